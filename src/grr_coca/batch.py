@@ -1,0 +1,41 @@
+"""The batch: everything that one training step sees."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Label of a position that counts in no loss."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Image-text pairs, padded to the longest caption.
+
+    Shapes: B pairs, T text positions.
+
+    `token_ids` rows are `[BOS] caption [EOS] [CLS]`, then padding; the [CLS] slot and the padding hold id 0,
+    and `lengths` (the [CLS] slot counted) alone decides what is real. `labels[:, t]` is the token that
+    position t must predict: the one shift of the whole code has been done. Pairs with equal `caption_ids`
+    or equal `image_ids` say the same and are never negatives of each other.
+    """
+
+    images: Float[Tensor, "B 3 H W"]
+    token_ids: Int[Tensor, "B T"]
+    lengths: Int[Tensor, " B"]
+    labels: Int[Tensor, "B T-2"]
+    caption_ids: Int[Tensor, " B"]
+    image_ids: Int[Tensor, " B"]
+    keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`."""
+        return Batch(
+            *(value.to(device, non_blocking=True) for value in vars(self).values() if isinstance(value, Tensor)),
+            keys=self.keys,
+        )

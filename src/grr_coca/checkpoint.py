@@ -1,0 +1,149 @@
+"""Checkpoints: a folder of safetensors and JSON that anyone may load.
+
+| file | holds |
+|---|---|
+| `model.safetensors` | the weights, under the names of the modules |
+| `config.json` | preset, step and the full model config |
+| `tokenizer.json` | the tokenizer, in Hugging Face's format |
+| `preprocess.json` | how images are resized and normalized |
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from grr_coca.config import CoCaConfig
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tokenizer import Tokenizer
+from grr_coca.errors import UserError
+from grr_coca.model import CoCa, build
+from grr_coca.structure import from_dict, to_dict
+
+FILES = ("model.safetensors", "config.json", "tokenizer.json", "preprocess.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with all that is needed to use it."""
+
+    model: CoCa
+    config: CoCaConfig
+    preset: str
+    tokenizer: Tokenizer
+    preprocess: Preprocess
+    step: int
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a checkpoint to a new folder; either all of it is there afterwards, or nothing.
+
+    Raises:
+        UserError: the disk is full or cannot be written to; names the folder.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, content in _contents(checkpoint).items():
+            _write_durably(partial / name, content)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        _sync(folder.parent)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
+
+
+def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
+    """Load a checkpoint folder, or the newest one of a run folder.
+
+    Raises:
+        UserError: nothing is there, a file is missing or damaged, or the weights are of another model.
+    """
+    folder = find_checkpoint(Path(path))
+    header = _read_json(folder / "config.json")
+    config = from_dict(CoCaConfig, header.get("model"), f"{folder / 'config.json'}: model")
+    model = build(config)
+    _load_weights(model, folder / "model.safetensors")
+    return Checkpoint(
+        model=model.to(device).eval(),
+        config=config,
+        preset=header.get("preset", "custom"),
+        tokenizer=Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8")),
+        preprocess=from_dict(Preprocess, _read_json(folder / "preprocess.json"), str(folder / "preprocess.json")),
+        step=header.get("step", 0),
+    )
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder itself if it is a checkpoint, or the newest of `path/checkpoints/`.
+
+    Raises:
+        UserError: neither is there; says what is missing.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; a checkpoint is a folder that holds {', '.join(FILES)}")
+    steps = sorted((path / "checkpoints").glob("step-*"))
+    folder = steps[-1] if steps else path
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder}: not a checkpoint: {', '.join(missing)} missing")
+    return folder
+
+
+def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
+    header = {"preset": checkpoint.preset, "step": checkpoint.step, "model": to_dict(checkpoint.config)}
+    weights = {name: tensor.contiguous() for name, tensor in checkpoint.model.state_dict().items()}
+    return {
+        "model.safetensors": save(weights, metadata={"format": "pt"}),
+        "config.json": json.dumps(header, indent=2).encode(),
+        "tokenizer.json": checkpoint.tokenizer.to_json().encode(),
+        "preprocess.json": json.dumps(to_dict(checkpoint.preprocess), indent=2).encode(),
+    }
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a JSON file that can be read ({error})") from error
+
+
+def _load_weights(model: CoCa, path: Path) -> None:
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: the weights are damaged ({error})") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f"{path}: the weights are not of the model in config.json: {len(wrong)} tensors differ, the first is "
+            f"'{name}' (expected {expected.get(name, 'none')}, found {found.get(name, 'none')})"
+        )
+    model.load_state_dict(weights)

@@ -1,0 +1,56 @@
+"""The command line: a table of verbs, each in its own file, imported when it is called."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+import grr_coca
+from grr_coca.errors import UserError, nearest
+
+VERBS = {
+    "demo": "pretrain, fine-tune and compare both models on the corpora that come with the code",
+    "pretrain": "train a new model on image-text pairs",
+    "finetune": "go on from a checkpoint on pairs of another domain",
+    "evaluate": "losses, perplexity and retrieval of a checkpoint on a split",
+    "compare": "two checkpoints side by side on the same splits",
+    "caption": "caption images with a checkpoint",
+    "info": "parts, parameters and FLOPs of a preset, or what two presets differ in",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code: 0, or 2 for wrong use, with one message and no traceback."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        return _dispatch(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(grr_coca.__version__)
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        raise UserError(f"there is no verb '{verb}'; {nearest(verb, VERBS)}")
+    import tyro
+
+    function = importlib.import_module(f"grr_coca.cli.{verb}").run
+    tyro.cli(function, args=rest, prog=f"grr-coca {verb}", description=VERBS[verb])
+    return 0
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items()]
+    return "\n".join(["usage: grr-coca VERB [options]    (grr-coca VERB --help tells its options)", "", *lines])

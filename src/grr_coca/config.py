@@ -1,0 +1,139 @@
+"""What a model is made of: nested frozen configs, each choice a closed `Literal`.
+
+Widths are in channels, image sizes in pixels. A parent never repeats a child's fields.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from grr_coca.errors import UserError
+
+Norm = Literal["rms", "layer"]
+FeedForward = Literal["geglu", "gelu"]
+Position = Literal["rope_2d", "rope_1d", "learned"]
+Arrangement = Literal["cascade", "parallel"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A stack of pre-norm blocks: the three choices that GRR-CoCa is about, and the widths."""
+
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    hidden_dim: int
+    norm: Norm
+    feed_forward: FeedForward
+    position: Position
+
+    def __post_init__(self) -> None:
+        _require(
+            self.embed_dim % self.num_heads == 0,
+            f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}",
+        )
+        channels = {"rope_2d": 4, "rope_1d": 2, "learned": 1}[self.position]
+        _require(
+            self.head_dim % channels == 0,
+            f"position '{self.position}' needs a head width divisible by {channels}, "
+            f"not embed_dim / num_heads = {self.head_dim}",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per attention head."""
+        return self.embed_dim // self.num_heads
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    """A vision transformer without a class token: pixels to patch tokens."""
+
+    image_size: int
+    patch_size: int
+    transformer: TransformerConfig
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            lower = self.image_size // self.patch_size * self.patch_size
+            raise UserError(
+                f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}; "
+                f"the nearest sizes that are: {lower or self.patch_size} and {lower + self.patch_size}"
+            )
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patch tokens per image."""
+        return self.grid_size**2
+
+
+def _require_text_position(transformer: TransformerConfig) -> None:
+    _require(transformer.position != "rope_2d", "position 'rope_2d' is for images; text takes 'rope_1d'")
+
+
+@dataclass(frozen=True)
+class TextDecoderConfig:
+    """The unimodal half of the text decoder. `context_length` counts [BOS], [EOS] and [CLS]."""
+
+    vocab_size: int
+    context_length: int
+    transformer: TransformerConfig
+
+    def __post_init__(self) -> None:
+        _require_text_position(self.transformer)
+        _require(self.context_length >= 4, f"context_length {self.context_length} holds no word; use 4 or more")
+
+
+@dataclass(frozen=True)
+class MultimodalDecoderConfig:
+    """The multimodal half: it goes on from the unimodal half's tokens, so it takes no positions of its own
+    but RoPE's, and must be of the same width."""
+
+    transformer: TransformerConfig
+
+    def __post_init__(self) -> None:
+        _require_text_position(self.transformer)
+
+
+@dataclass(frozen=True)
+class PoolersConfig:
+    """The attentional poolers. `num_queries` None: no captioning pooler, captions attend to the patch tokens.
+
+    cascade: the contrastive pooler reads the captioning pooler's tokens; parallel: it reads the patch tokens.
+    """
+
+    num_queries: int | None
+    num_heads: int
+    norm: Norm
+    arrangement: Arrangement
+
+
+@dataclass(frozen=True)
+class CoCaConfig:
+    """The whole model. `embed_dim` is the width of the joint image-text embedding space."""
+
+    embed_dim: int
+    image_encoder: ImageEncoderConfig
+    text_decoder: TextDecoderConfig
+    multimodal_decoder: MultimodalDecoderConfig
+    poolers: PoolersConfig
+
+    def __post_init__(self) -> None:
+        text, multimodal = self.text_decoder.transformer, self.multimodal_decoder.transformer
+        _require(
+            text.embed_dim == multimodal.embed_dim,
+            f"multimodal_decoder embed_dim {multimodal.embed_dim} must equal text_decoder embed_dim {text.embed_dim}",
+        )
+        _require(
+            text.embed_dim % self.poolers.num_heads == 0,
+            f"poolers num_heads {self.poolers.num_heads} must divide the text width {text.embed_dim}",
+        )

@@ -1,0 +1,156 @@
+"""Pairs as tensors, and batches of them."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from grr_coca.batch import IGNORE_INDEX, Batch
+from grr_coca.data.images import decode_image
+from grr_coca.data.order import SampleRef
+from grr_coca.data.pairs import PairSource
+from grr_coca.data.preprocess import Augmentation, Preprocess
+from grr_coca.data.tokenizer import CLS_SLOT, Tokenizer
+from grr_coca.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    """One pair, ready for a batch. `token_ids` is a row of `Tokenizer.encode_row`."""
+
+    key: str
+    image: Float[Tensor, "3 S S"]
+    token_ids: list[int]
+    caption_id: int
+    image_id: int
+
+
+class PairDataset(Dataset[Sample]):
+    """Decoded, augmented and tokenized pairs of a source.
+
+    Augmentation is a function of (seed, epoch, sample): neither the order of reading nor the number of workers
+    changes what a sample looks like.
+    """
+
+    def __init__(
+        self,
+        source: PairSource,
+        tokenizer: Tokenizer,
+        preprocess: Preprocess,
+        context_length: int,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.source = source
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.context_length = context_length
+        self.augmentation = augmentation
+        self.seed = seed
+        self._warned_of_length = False
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, ref: SampleRef) -> Sample:
+        """The sample of a position in the order.
+
+        Raises:
+            UserError: the image is broken or the caption empty; names the pair.
+        """
+        pair = self.source[ref.sample]
+        caption = clean_caption(pair.caption, pair.name)
+        image = self.preprocess.square(decode_image(pair.image, pair.name))
+        if self.augmentation is not None:
+            image = self.augmentation(image, np.random.default_rng((self.seed, ref.epoch, ref.sample)))
+        return Sample(
+            key=pair.key,
+            image=self.preprocess.to_tensor(image),
+            token_ids=self._tokens(caption, pair.name),
+            caption_id=stable_id(caption.lower()),
+            image_id=stable_id(pair.key),
+        )
+
+    def _tokens(self, caption: str, name: str) -> list[int]:
+        row = self.tokenizer.encode_row(caption, self.context_length)
+        if len(row) == self.context_length and not self._warned_of_length:
+            words = len(self.tokenizer.encode(caption))
+            if words + 3 > self.context_length:
+                self._warned_of_length = True
+                log.warning(
+                    "%s: caption of %d tokens cut to the context of %d (further ones are not reported)",
+                    name,
+                    words,
+                    self.context_length - 3,
+                )
+        return row
+
+
+def clean_caption(caption: str, name: str) -> str:
+    """The caption with single spaces.
+
+    Raises:
+        UserError: nothing is left; names the pair.
+    """
+    caption = " ".join(caption.split())
+    if not caption:
+        raise UserError(f"{name}: the caption is empty; give it a word or remove the pair")
+    return caption
+
+
+def stable_id(text: str) -> int:
+    """A 63-bit id of a text, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Pad to the longest caption, and shift the labels: the one place where that is done."""
+    token_ids, lengths = pad_rows([sample.token_ids for sample in samples])
+    return Batch(
+        images=torch.stack([sample.image for sample in samples]),
+        token_ids=token_ids,
+        lengths=lengths,
+        labels=next_token_labels(token_ids, lengths),
+        caption_ids=torch.tensor([sample.caption_id for sample in samples]),
+        image_ids=torch.tensor([sample.image_id for sample in samples]),
+        keys=tuple(sample.key for sample in samples),
+    )
+
+
+def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one tensor B T, and their lengths B."""
+    lengths = torch.tensor([len(row) for row in rows])
+    token_ids = torch.full((len(rows), int(lengths.max())), CLS_SLOT)
+    for padded, row in zip(token_ids, rows, strict=True):
+        padded[: len(row)] = torch.tensor(row)
+    return token_ids, lengths
+
+
+def next_token_labels(token_ids: Tensor, lengths: Tensor) -> Tensor:
+    """What each position must predict, B T-2: the next word, or the end token after the last word.
+
+    A row `[BOS] w₁ … wₙ [EOS] [CLS]` gives the labels `w₁ … wₙ [EOS]`; the rest is ignored.
+    """
+    labels = token_ids[:, 1:-1].clone()
+    positions = torch.arange(labels.shape[1])
+    labels[positions >= lengths[:, None] - 2] = IGNORE_INDEX
+    return labels
+
+
+def make_loader(dataset: PairDataset, order: Sequence[list[SampleRef]] | object, num_workers: int) -> DataLoader[Batch]:
+    """A loader of batches in a given order, see `grr_coca.data.order`."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=order,  # type: ignore[arg-type]
+        collate_fn=collate,  # type: ignore[arg-type]
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+    )

@@ -1,0 +1,53 @@
+"""The order of the data: a function of (seed, epoch, samples seen) and of nothing else."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+
+class SampleRef(NamedTuple):
+    """One visit of one sample."""
+
+    epoch: int
+    sample: int
+
+
+class TrainingOrder:
+    """Endless shuffled epochs, cut into batches. A batch may span two epochs, so no sample is ever dropped."""
+
+    def __init__(self, num_samples: int, batch_size: int, num_batches: int, seed: int) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.num_batches = num_batches
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[SampleRef]]:
+        stream = self._stream()
+        for _ in range(self.num_batches):
+            yield [next(stream) for _ in range(self.batch_size)]
+
+    def _stream(self) -> Iterator[SampleRef]:
+        epoch = 0
+        while True:
+            for index in np.random.default_rng((self.seed, epoch)).permutation(self.num_samples):
+                yield SampleRef(epoch, int(index))
+            epoch += 1
+
+
+class EvaluationOrder:
+    """Every sample once, in the source's order; the last batch may be smaller."""
+
+    def __init__(self, num_samples: int, batch_size: int) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleRef]]:
+        for start in range(0, self.num_samples, self.batch_size):
+            yield [SampleRef(0, index) for index in range(start, min(start + self.batch_size, self.num_samples))]

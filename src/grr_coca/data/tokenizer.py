@@ -1,0 +1,115 @@
+"""Captions to token ids and back: BPE trained on the captions at hand, or CLIP's vocabulary."""
+
+import gzip
+from collections.abc import Iterable, Sequence
+from importlib import resources
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from grr_coca.errors import UserError
+
+BOS, EOS = "[BOS]", "[EOS]"
+CLIP_BOS, CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
+CLS_SLOT = 0
+"""Id written where the model will put [CLS], and in padding: lengths, not ids, decide what is real."""
+
+# CLIP's word pattern (arXiv 2103.00020): contractions, letters, single digits, runs of anything else.
+CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+CLIP_MERGES = 49152 - 256 - 2
+
+
+class Tokenizer:
+    """A byte-level BPE with a begin and an end token. Any text can be encoded; case is folded."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._backend = backend
+        bos, eos = (BOS, EOS) if backend.token_to_id(BOS) is not None else (CLIP_BOS, CLIP_EOS)
+        bos_id, eos_id = backend.token_to_id(bos), backend.token_to_id(eos)
+        if bos_id is None or eos_id is None:
+            raise UserError(f"the tokenizer has neither {BOS} and {EOS} nor {CLIP_BOS} and {CLIP_EOS}")
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self._backend.get_vocab_size()
+
+    def encode(self, caption: str) -> list[int]:
+        """Ids of the words alone, without begin and end."""
+        return self._backend.encode(caption, add_special_tokens=False).ids
+
+    def encode_row(self, caption: str, context_length: int) -> list[int]:
+        """`[BOS] caption [EOS]` and the slot of [CLS]; a caption that is too long loses words, never its end token."""
+        words = self.encode(caption)[: context_length - 3]
+        return [self.bos_id, *words, self.eos_id, CLS_SLOT]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids up to the first end token."""
+        ids = list(ids)
+        if self.eos_id in ids:
+            ids = ids[: ids.index(self.eos_id)]
+        return self._backend.decode([i for i in ids if i != self.bos_id]).strip()
+
+    def to_json(self) -> str:
+        """Hugging Face's `tokenizer.json`."""
+        return self._backend.to_str(pretty=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """Read what `to_json` wrote, or any byte-level BPE of the same format."""
+        return cls(tokenizers.Tokenizer.from_str(text))
+
+
+def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` ids, trained on captions.
+
+    Raises:
+        UserError: fewer ids asked for than the 256 bytes and two special tokens need.
+    """
+    if vocab_size < 258:
+        raise UserError(f"vocab_size {vocab_size} is below 258, the bytes and the two special tokens")
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(captions, trainer)
+    return Tokenizer(backend)
+
+
+def clip_bpe() -> Tokenizer:
+    """CLIP's vocabulary of 49,408 ids, from the merges file that is part of this package."""
+    packed = resources.files("grr_coca.data").joinpath("clip_vocabulary.txt.gz").read_bytes()
+    lines = gzip.decompress(packed).decode().split("\n")[1 : CLIP_MERGES + 1]  # the first line is a version
+    merges = [(first, second) for first, second in (line.split() for line in lines)]
+    alphabet = _clip_alphabet()
+    words = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(merge) for merge in merges)]
+    vocabulary = {word: i for i, word in enumerate([*words, CLIP_BOS, CLIP_EOS])}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>"))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_WORDS), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.Sequence([decoders.Replace("</w>", "Ġ"), decoders.Fuse(), decoders.ByteLevel()])
+    backend.add_special_tokens([AddedToken(CLIP_BOS, special=True), AddedToken(CLIP_EOS, special=True)])
+    return Tokenizer(backend)
+
+
+def _clip_alphabet() -> list[str]:
+    """The 256 bytes as printable letters in CLIP's order: printable bytes first, then the others shifted by 256."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]

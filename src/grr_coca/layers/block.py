@@ -1,0 +1,52 @@
+"""Pre-norm transformer blocks, composed of parts that were built elsewhere.
+
+Shapes: B batch, T tokens, S context tokens, D width, C context width.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from grr_coca.layers.attention import CrossAttention, SelfAttention
+
+
+class Block(nn.Module):
+    """Self-attention, then feed-forward, each on the normalized input and added to it."""
+
+    def __init__(self, attn_norm: nn.Module, attn: SelfAttention, ffn_norm: nn.Module, feed_forward: nn.Module) -> None:
+        super().__init__()
+        self.attn_norm = attn_norm
+        self.attn = attn
+        self.ffn_norm = ffn_norm
+        self.feed_forward = feed_forward
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """One layer."""
+        x = x + self.attn(self.attn_norm(x))
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class CrossBlock(nn.Module):
+    """Self-attention, cross-attention to a context, then feed-forward."""
+
+    def __init__(
+        self,
+        attn_norm: nn.Module,
+        attn: SelfAttention,
+        cross_attn_norm: nn.Module,
+        cross_attn: CrossAttention,
+        ffn_norm: nn.Module,
+        feed_forward: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.attn_norm = attn_norm
+        self.attn = attn
+        self.cross_attn_norm = cross_attn_norm
+        self.cross_attn = cross_attn
+        self.ffn_norm = ffn_norm
+        self.feed_forward = feed_forward
+
+    def forward(self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S C"]) -> Float[Tensor, "B T D"]:
+        """One layer; the context is taken as it is, normalized by whoever made it."""
+        x = x + self.attn(self.attn_norm(x))
+        x = x + self.cross_attn(self.cross_attn_norm(x), context)
+        return x + self.feed_forward(self.ffn_norm(x))

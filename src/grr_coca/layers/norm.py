@@ -1,0 +1,22 @@
+"""Root mean squared normalization."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """`x / rms(x) * weight` over the last dimension (Zhang and Sennrich, arXiv 1910.07467).
+
+    The mean of squares is taken in fp32 whatever the input's type: eight bits of mantissa do not survive the sum.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """Normalize each vector of the last dimension; keeps shape and type."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).type_as(x)

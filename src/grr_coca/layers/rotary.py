@@ -1,0 +1,60 @@
+"""Rotary position embedding (RoFormer, arXiv 2104.09864), over a line or over a grid.
+
+Shapes: T positions, C = head width / 2 complex channels.
+
+Neighbouring channels (2c, 2c + 1) form the complex number that is turned: a complex product is three times
+faster than the rotate-half form in eager mode on a CPU.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Complex64, Float
+from torch import Tensor, nn
+
+LINE_BASE = 10_000.0
+"""RoFormer's base, for text and for patches in raster order."""
+GRID_BASE = 100.0
+"""Base for the rows and columns of an image: a few dozen positions, so no wavelength of thousands is of use."""
+
+
+def line_angles(num_positions: int, head_dim: int) -> Float[Tensor, "T C"]:
+    """Angles of positions 0 … T-1 along a line, in radians."""
+    return _angles(torch.arange(num_positions), head_dim // 2, LINE_BASE)
+
+
+def grid_angles(grid_size: int, head_dim: int) -> Float[Tensor, "T C"]:
+    """Angles of the patches of a square grid in raster order, in radians.
+
+    Axial: the first half of the channels turns with the row, the second half with the column.
+    """
+    steps = torch.arange(grid_size)
+    rows, columns = steps.repeat_interleave(grid_size), steps.repeat(grid_size)
+    channels = head_dim // 4
+    return torch.cat([_angles(rows, channels, GRID_BASE), _angles(columns, channels, GRID_BASE)], dim=1)
+
+
+def _angles(positions: Tensor, num_channels: int, base: float) -> Tensor:
+    frequencies = base ** -(torch.arange(num_channels, dtype=torch.float64) / num_channels)
+    return torch.outer(positions.double(), frequencies)
+
+
+class Rotary(nn.Module):
+    """Turns queries and keys by the angle of their position; values are never turned."""
+
+    table: Complex64[Tensor, "T C"]
+
+    def __init__(self, angles: Float[Tensor, "T C"]) -> None:
+        super().__init__()
+        table = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, x: Float[Tensor, "B T N H Dh"]) -> Float[Tensor, "B T N H Dh"]:
+        """Turn the vectors of every position, N projections (query, key) and H heads at once."""
+        turned = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * self.table[: x.shape[1], None, None]
+        return torch.view_as_real(turned).flatten(-2).type_as(x)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":  # noqa: ARG002
+        # `model.to(torch.bfloat16)` moves the table but must not round its angles.
+        self.table = self.table.to(fn(torch.empty(0, device=self.table.device)).device)
+        return self

@@ -1,0 +1,133 @@
+"""From config to model: the one place where parts are chosen."""
+
+from torch import nn
+
+from grr_coca.config import (
+    CoCaConfig,
+    ImageEncoderConfig,
+    MultimodalDecoderConfig,
+    Norm,
+    TextDecoderConfig,
+    TransformerConfig,
+)
+from grr_coca.layers.attention import CrossAttention, SelfAttention
+from grr_coca.layers.block import Block, CrossBlock
+from grr_coca.layers.feed_forward import GEGLU, MLP
+from grr_coca.layers.norm import RMSNorm
+from grr_coca.layers.pooler import AttentionalPooler
+from grr_coca.layers.position import LearnedPosition
+from grr_coca.layers.rotary import Rotary, grid_angles, line_angles
+from grr_coca.model.coca import CoCa
+from grr_coca.model.image_encoder import ImageEncoder
+from grr_coca.model.init import init_weights
+from grr_coca.model.multimodal_decoder import MultimodalDecoder
+from grr_coca.model.text_decoder import TextDecoder
+
+
+def build(config: CoCaConfig, seed: int = 0) -> CoCa:
+    """The model of a config, its weights drawn from `seed` and from nothing else."""
+    image, text, poolers = config.image_encoder, config.text_decoder, config.poolers
+    image_dim, text_dim = image.transformer.embed_dim, text.transformer.embed_dim
+
+    captioning_pooler: nn.Module = nn.Identity()
+    tokens_dim = image_dim  # width of what captions attend to
+    if poolers.num_queries is not None:
+        captioning_pooler = _pooler(config, poolers.num_queries, context_dim=image_dim)
+        tokens_dim = text_dim
+
+    model = CoCa(
+        image_encoder=_image_encoder(image),
+        captioning_pooler=captioning_pooler,
+        contrastive_pooler=_pooler(
+            config, 1, context_dim=tokens_dim if poolers.arrangement == "cascade" else image_dim
+        ),
+        arrangement=poolers.arrangement,
+        image_proj=nn.Linear(text_dim, config.embed_dim, bias=False),
+        text_decoder=_text_decoder(text),
+        text_proj=nn.Linear(text_dim, config.embed_dim, bias=False),
+        multimodal_decoder=_multimodal_decoder(config.multimodal_decoder, text, tokens_dim),
+    )
+    init_weights(model, seed)
+    return model
+
+
+def _image_encoder(config: ImageEncoderConfig) -> ImageEncoder:
+    t = config.transformer
+    rotary = None
+    if t.position == "rope_2d":
+        rotary = Rotary(grid_angles(config.grid_size, t.head_dim))
+    elif t.position == "rope_1d":
+        rotary = Rotary(line_angles(config.num_patches, t.head_dim))
+    return ImageEncoder(
+        patch_size=config.patch_size,
+        patch_embed=nn.Linear(3 * config.patch_size**2, t.embed_dim),
+        position=_position(t, config.num_patches),
+        blocks=nn.ModuleList(_block(t, causal=False, rotary=rotary) for _ in range(t.num_layers)),
+        norm=_norm(t.norm, t.embed_dim),
+    )
+
+
+def _text_decoder(config: TextDecoderConfig) -> TextDecoder:
+    t = config.transformer
+    rotary = _text_rotary(t, config.context_length)
+    return TextDecoder(
+        tok_embeddings=nn.Embedding(config.vocab_size, t.embed_dim),
+        position=_position(t, config.context_length),
+        blocks=nn.ModuleList(_block(t, causal=True, rotary=rotary) for _ in range(t.num_layers)),
+        cls_norm=_norm(t.norm, t.embed_dim),
+    )
+
+
+def _multimodal_decoder(
+    config: MultimodalDecoderConfig, text: TextDecoderConfig, context_dim: int
+) -> MultimodalDecoder:
+    t = config.transformer
+    rotary = _text_rotary(t, text.context_length)
+    return MultimodalDecoder(
+        blocks=nn.ModuleList(_cross_block(t, context_dim, rotary) for _ in range(t.num_layers)),
+        norm=_norm(t.norm, t.embed_dim),
+        lm_head=nn.Linear(t.embed_dim, text.vocab_size, bias=False),
+    )
+
+
+def _pooler(config: CoCaConfig, num_queries: int, context_dim: int) -> AttentionalPooler:
+    dim = config.text_decoder.transformer.embed_dim
+    attn = CrossAttention(dim, context_dim, config.poolers.num_heads)
+    return AttentionalPooler(num_queries, dim, attn, _norm(config.poolers.norm, dim))
+
+
+def _block(t: TransformerConfig, causal: bool, rotary: Rotary | None) -> Block:
+    return Block(
+        attn_norm=_norm(t.norm, t.embed_dim),
+        attn=SelfAttention(t.embed_dim, t.num_heads, causal, rotary),
+        ffn_norm=_norm(t.norm, t.embed_dim),
+        feed_forward=_feed_forward(t),
+    )
+
+
+def _cross_block(t: TransformerConfig, context_dim: int, rotary: Rotary | None) -> CrossBlock:
+    return CrossBlock(
+        attn_norm=_norm(t.norm, t.embed_dim),
+        attn=SelfAttention(t.embed_dim, t.num_heads, causal=True, rotary=rotary),
+        cross_attn_norm=_norm(t.norm, t.embed_dim),
+        cross_attn=CrossAttention(t.embed_dim, context_dim, t.num_heads),
+        ffn_norm=_norm(t.norm, t.embed_dim),
+        feed_forward=_feed_forward(t),
+    )
+
+
+def _norm(choice: Norm, dim: int) -> nn.Module:
+    return RMSNorm(dim) if choice == "rms" else nn.LayerNorm(dim, eps=1e-6)
+
+
+def _feed_forward(t: TransformerConfig) -> nn.Module:
+    part = GEGLU if t.feed_forward == "geglu" else MLP
+    return part(t.embed_dim, t.hidden_dim)
+
+
+def _position(t: TransformerConfig, num_positions: int) -> nn.Module:
+    return LearnedPosition(num_positions, t.embed_dim) if t.position == "learned" else nn.Identity()
+
+
+def _text_rotary(t: TransformerConfig, context_length: int) -> Rotary | None:
+    return Rotary(line_angles(context_length, t.head_dim)) if t.position == "rope_1d" else None

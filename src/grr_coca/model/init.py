@@ -1,0 +1,61 @@
+"""All initialisation, in one place. Every parameter is written here, whatever was in its memory before.
+
+| parameters | drawn from |
+|---|---|
+| matrices | N(0, 1 / fan_in) |
+| matrices that end a residual branch (`out_proj`, `down_proj` of blocks) | the same / sqrt(number of branches) |
+| token and [CLS] embeddings, learned queries, learned positions | N(0, 0.02²) |
+| norms | weight 1, bias 0 |
+| biases | 0 |
+| `logit_scale` | log(1 / 0.07), CoCa's temperature |
+
+The draws depend on the parameter's name and the seed alone, so parts that two models share start equal in both.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from grr_coca.model.coca import INITIAL_TEMPERATURE, CoCa
+
+EMBEDDING_STD = 0.02
+
+
+@torch.no_grad()
+def init_weights(model: CoCa, seed: int) -> None:
+    """Draw all weights of the model from `seed`, in place."""
+    branches = _residual_branches(model)
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    for name, parameter in model.named_parameters():
+        generator = torch.Generator().manual_seed(_name_seed(name, seed))
+        if id(parameter) in matrices:
+            ends_branch = ".blocks." in name and name.endswith(("out_proj.weight", "down_proj.weight"))
+            num_branches = branches[name.split(".")[0]] if ends_branch else 1
+            _normal(parameter, (parameter.shape[1] * num_branches) ** -0.5, generator)
+        elif name == "logit_scale":
+            parameter.fill_(-math.log(INITIAL_TEMPERATURE))
+        elif name.endswith(("embedding", "embeddings.weight", "queries")):
+            _normal(parameter, EMBEDDING_STD, generator)
+        elif name.endswith("norm.weight"):
+            parameter.fill_(1.0)
+        else:
+            assert name.endswith("bias"), f"no rule initialises {name}"
+            parameter.zero_()
+
+
+def _residual_branches(model: CoCa) -> dict[str, int]:
+    """How many branches add to the residual stream of each stack. The two halves of the text decoder are one."""
+    image = 2 * len(model.image_encoder.blocks)
+    text = 2 * len(model.text_decoder.blocks) + 3 * len(model.multimodal_decoder.blocks)
+    return {"image_encoder": image, "text_decoder": text, "multimodal_decoder": text}
+
+
+def _name_seed(name: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]) >> 1
+
+
+def _normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
+    # Drawn on the CPU so that one seed gives the same weights on every device.
+    parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

@@ -1,0 +1,26 @@
+"""The multimodal text decoder: goes on from the unimodal half, now looking at the image.
+
+Shapes: B batch, T text positions, D width, Q image tokens of width C, V vocabulary.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class MultimodalDecoder(nn.Module):
+    """Causal blocks with cross-attention to the image, final norm, and the head that predicts the next token."""
+
+    def __init__(self, blocks: nn.ModuleList, norm: nn.Module, lm_head: nn.Linear) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.norm = norm
+        self.lm_head = lm_head
+
+    def forward(
+        self, text_tokens: Float[Tensor, "B T D"], image_tokens: Float[Tensor, "B Q C"]
+    ) -> Float[Tensor, "B T V"]:
+        """Logits of the next token at each position."""
+        x = text_tokens
+        for block in self.blocks:
+            x = block(x, image_tokens)
+        return self.lm_head(self.norm(x))

@@ -1,0 +1,59 @@
+"""The unimodal text decoder: a caption by itself, no image in sight.
+
+Shapes: B batch, T text positions, D width.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class TextDecoderOutput(NamedTuple):
+    """`tokens`: the residual stream, for the multimodal decoder; `cls`: the normalized output at [CLS]."""
+
+    tokens: Float[Tensor, "B T D"]
+    cls: Float[Tensor, "B D"]
+
+
+class TextDecoder(nn.Module):
+    """Causal blocks over `[BOS] caption [EOS] [CLS] padding`.
+
+    [CLS] is a learned vector, not a word, and stands at the end, where it sees the whole caption. Padding comes
+    after it, so the causal mask alone keeps padding out: no other mask is needed, and nothing depends on how far
+    a batch is padded.
+    """
+
+    def __init__(
+        self,
+        tok_embeddings: nn.Embedding,
+        position: nn.Module,
+        blocks: nn.ModuleList,
+        cls_norm: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.tok_embeddings = tok_embeddings
+        self.cls_embedding = nn.Parameter(torch.zeros(tok_embeddings.embedding_dim))
+        self.position = position
+        self.blocks = blocks
+        self.cls_norm = cls_norm
+
+    def forward(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> TextDecoderOutput:
+        """Decode padded captions; [CLS] is put at position `lengths - 1` of each row."""
+        cls_position = lengths - 1
+        is_cls = torch.arange(token_ids.shape[1], device=token_ids.device) == cls_position[:, None]  # B T
+        x = torch.where(is_cls[..., None], self.cls_embedding, self.tok_embeddings(token_ids))
+        tokens = self._run_blocks(x)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        return TextDecoderOutput(tokens, cls=self.cls_norm(tokens[rows, cls_position]))
+
+    def prefix(self, token_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """The tokens of captions that have not ended, so have no [CLS] yet: for generation."""
+        return self._run_blocks(self.tok_embeddings(token_ids))
+
+    def _run_blocks(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        x = self.position(x)
+        for block in self.blocks:
+            x = block(x)
+        return x

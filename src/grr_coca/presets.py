@@ -1,0 +1,178 @@
+"""The models by name. A preset is a function from a size to a full config; an arm copies one and edits it.
+
+GRR-CoCa and Baseline CoCa differ in the image encoder alone. The arms between them change one part of it at a
+time. How wide, how deep, which RoPE: our choices, written in `docs/design.md`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from grr_coca.config import (
+    CoCaConfig,
+    ImageEncoderConfig,
+    MultimodalDecoderConfig,
+    PoolersConfig,
+    TextDecoderConfig,
+    TransformerConfig,
+)
+from grr_coca.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Size:
+    """Depths, widths and lengths of a model; what its parts are is the preset's matter."""
+
+    image_size: int
+    patch_size: int
+    image_layers: int
+    image_dim: int
+    image_heads: int
+    text_layers: int
+    """Layers of the unimodal half; the multimodal half has as many."""
+    text_dim: int
+    text_heads: int
+    vocab_size: int
+    context_length: int
+    num_queries: int
+    embed_dim: int
+    multimodal_mlp_ratio: int = 4
+    """Width of the multimodal decoder's GELU feed-forward, in units of `text_dim`."""
+
+
+SIZES = {
+    # Minutes on a CPU core.
+    "tiny": Size(64, 8, 4, 128, 4, 2, 128, 4, 2048, 40, 16, 128),
+    # Hours on one GPU.
+    "small": Size(224, 16, 12, 384, 6, 6, 384, 6, 16384, 64, 64, 384),
+    # CoCa-Base: arXiv 2205.01917, table 1.
+    "base": Size(288, 18, 12, 768, 12, 12, 768, 12, 64000, 64, 256, 768),
+    # open_clip's coca_ViT-B-32. Each of its multimodal layers has two feed-forwards of 4 x width, one behind the
+    # self-attention and one behind the cross-attention; ours has one, so it is twice as wide.
+    "b32": Size(224, 32, 12, 768, 12, 12, 512, 8, 49408, 76, 256, 512, multimodal_mlp_ratio=8),
+}
+
+
+def geglu_hidden_dim(embed_dim: int, mlp_ratio: int = 4) -> int:
+    """Hidden width at which GEGLU's three matrices hold as many parameters as an MLP's two.
+
+    2/3 of `mlp_ratio * embed_dim` (Shazeer, arXiv 2002.05202), rounded to a multiple of 64 channels, or of 8
+    below a width of 512 where 64 would miss the match.
+    """
+    multiple = 64 if embed_dim >= 512 else 8
+    return max(multiple, round(2 * mlp_ratio * embed_dim / 3 / multiple) * multiple)
+
+
+def coca(size: str) -> CoCaConfig:
+    """CoCa's original parts everywhere: LayerNorm, GELU feed-forwards, learned positions."""
+    s = _size(size)
+    image = TransformerConfig(s.image_layers, s.image_dim, s.image_heads, 4 * s.image_dim, "layer", "gelu", "learned")
+    text = TransformerConfig(s.text_layers, s.text_dim, s.text_heads, 4 * s.text_dim, "layer", "gelu", "learned")
+    multimodal = replace(text, hidden_dim=s.multimodal_mlp_ratio * s.text_dim)
+    return CoCaConfig(
+        embed_dim=s.embed_dim,
+        image_encoder=ImageEncoderConfig(s.image_size, s.patch_size, image),
+        text_decoder=TextDecoderConfig(s.vocab_size, s.context_length, text),
+        multimodal_decoder=MultimodalDecoderConfig(multimodal),
+        poolers=PoolersConfig(s.num_queries, s.text_heads, "layer", "cascade"),
+    )
+
+
+def baseline_coca(size: str) -> CoCaConfig:
+    """Baseline CoCa: GRR text decoders and poolers, CoCa's original image encoder."""
+    s, config = _size(size), coca(size)
+    text = replace(
+        config.text_decoder.transformer,
+        norm="rms",
+        feed_forward="geglu",
+        position="rope_1d",
+        hidden_dim=geglu_hidden_dim(s.text_dim),
+    )
+    multimodal = replace(text, hidden_dim=geglu_hidden_dim(s.text_dim, s.multimodal_mlp_ratio))
+    return replace(
+        config,
+        text_decoder=replace(config.text_decoder, transformer=text),
+        multimodal_decoder=MultimodalDecoderConfig(multimodal),
+        poolers=replace(config.poolers, norm="rms"),
+    )
+
+
+def baseline_rms(size: str) -> CoCaConfig:
+    """Baseline CoCa with RMSNorm in the image encoder."""
+    return _with_image_parts(baseline_coca(size), norm="rms")
+
+
+def baseline_geglu(size: str) -> CoCaConfig:
+    """Baseline CoCa with GEGLU in the image encoder, at matched parameters."""
+    config = baseline_coca(size)
+    hidden_dim = geglu_hidden_dim(config.image_encoder.transformer.embed_dim)
+    return _with_image_parts(config, feed_forward="geglu", hidden_dim=hidden_dim)
+
+
+def baseline_geglu_4x(size: str) -> CoCaConfig:
+    """Baseline CoCa with GEGLU in the image encoder, hidden width 4 x width: a third more parameters there."""
+    return _with_image_parts(baseline_coca(size), feed_forward="geglu")
+
+
+def baseline_rope_1d(size: str) -> CoCaConfig:
+    """Baseline CoCa with RoPE over the patches' raster order in the image encoder."""
+    return _with_image_parts(baseline_coca(size), position="rope_1d")
+
+
+def baseline_rope_2d(size: str) -> CoCaConfig:
+    """Baseline CoCa with axial RoPE (rows and columns) in the image encoder."""
+    return _with_image_parts(baseline_coca(size), position="rope_2d")
+
+
+def grr_coca(size: str) -> CoCaConfig:
+    """GRR-CoCa: GEGLU at matched parameters, RMSNorm and axial RoPE in the image encoder too."""
+    return _with_image_parts(baseline_geglu(size), norm="rms", position="rope_2d")
+
+
+def grr_coca_geglu_4x(size: str) -> CoCaConfig:
+    """GRR-CoCa with GEGLU's hidden width at 4 x width in the image encoder."""
+    return _with_image_parts(baseline_geglu_4x(size), norm="rms", position="rope_2d")
+
+
+def grr_coca_rope_1d(size: str) -> CoCaConfig:
+    """GRR-CoCa with RoPE over the patches' raster order."""
+    return _with_image_parts(grr_coca(size), position="rope_1d")
+
+
+PRESETS: dict[str, Callable[[str], CoCaConfig]] = {
+    preset.__name__: preset
+    for preset in (
+        grr_coca,
+        baseline_coca,
+        coca,
+        baseline_rms,
+        baseline_geglu,
+        baseline_geglu_4x,
+        baseline_rope_1d,
+        baseline_rope_2d,
+        grr_coca_geglu_4x,
+        grr_coca_rope_1d,
+    )
+}
+
+
+def get_preset(name: str, size: str) -> CoCaConfig:
+    """The config of a preset by name.
+
+    Raises:
+        UserError: the preset or the size does not exist; names the nearest.
+    """
+    if name not in PRESETS:
+        raise UserError(f"there is no preset '{name}'; {nearest(name, PRESETS)}")
+    return PRESETS[name](size)
+
+
+def _size(name: str) -> Size:
+    if name not in SIZES:
+        raise UserError(f"there is no size '{name}'; {nearest(name, SIZES)}")
+    return SIZES[name]
+
+
+def _with_image_parts(config: CoCaConfig, **parts: object) -> CoCaConfig:
+    image = config.image_encoder
+    transformer = replace(image.transformer, **parts)  # type: ignore[arg-type]
+    return replace(config, image_encoder=replace(image, transformer=transformer))

@@ -1,0 +1,99 @@
+"""Nested frozen dataclasses from plain mappings and back, strict about every key.
+
+A key that is accepted and ignored is the most expensive bug of an experiment, so an unknown key, a missing
+one and a value of the wrong type are all errors that name the key with its full path.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from grr_coca.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], data: object, where: str = "config") -> T:
+    """Build the dataclass `cls` from a mapping, children included.
+
+    Args:
+        cls: a dataclass type whose fields are scalars, Literals, tuples, dataclasses or `X | None`.
+        data: the mapping, as YAML or JSON gives it.
+        where: what the mapping is called in messages, e.g. the file's name.
+
+    Raises:
+        UserError: for an unknown key (names the nearest), a missing key, or a value of the wrong type.
+    """
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where}: expected a mapping of keys to values, found {data!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in fields:
+            raise UserError(f"{where}: unknown key '{key}'; {nearest(str(key), fields)}")
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _convert(hints[name], data[name], f"{where}: {name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}: key '{name}' is missing")
+    return cls(**values)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The plain nested dict of a dataclass, tuples as lists, ready for YAML or JSON."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (hint,) = (arg for arg in args if arg is not type(None))
+        return _convert(hint, value, where)
+    if origin is typing.Literal:
+        if value not in args:
+            raise UserError(f"{where}: {value!r} is not a choice; {nearest(str(value), map(str, args))}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(args, value, where)
+    if origin is dict:
+        return {key: _convert(args[1], item, f"{where}: {key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{where}: expected a list, found {value!r}")
+    if args[-1] is Ellipsis:
+        args = (args[0],) * len(value)
+    if len(args) != len(value):
+        raise UserError(f"{where}: expected {len(args)} values, found {len(value)}")
+    return tuple(_convert(arg, item, where) for arg, item in zip(args, value, strict=True))
+
+
+def _convert_scalar(hint: type, value: Any, where: str) -> Any:
+    # bool is an int to Python, and YAML reads `1e-3` as a string: both are settled here.
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise UserError(f"{where}: expected {hint.__name__}, found {value!r}")

@@ -1,0 +1,1 @@
+"""Comparisons of models: what each part costs, and what it is worth."""

@@ -1,0 +1,93 @@
+"""One arm of a comparison: a preset goes through pretraining, fine-tuning and evaluation."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.data.pairs import PairSource, Subset
+from grr_coca.data.sources import open_source
+from grr_coca.evaluate.split import Evaluation
+from grr_coca.study.anatomy import count_parameters, flops_per_pair
+from grr_coca.study.plan import Plan, stages
+from grr_coca.study.showcase import CaptionedImage, SearchHits, caption_some, search
+from grr_coca.train.recipe import Recipe
+from grr_coca.train.run import evaluate, new_checkpoint, train
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with the stage's name, the steps done in it and the steps it has."""
+
+
+@dataclass
+class ArmResult:
+    """All that a report needs to know of one arm. Splits are named `stage/split`; `seconds` are per stage."""
+
+    preset: str
+    parameters: int
+    image_encoder_parameters: int
+    flops_per_pair: int
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    captions: dict[str, list[CaptionedImage]] = field(default_factory=dict)
+    searches: list[SearchHits] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run_arm(plan: Plan, preset: str, out: Path, device: torch.device, on_progress: OnProgress) -> ArmResult:
+    """Train and evaluate one preset by the plan; its runs lie in `out/STAGE`.
+
+    Raises:
+        UserError: a recipe, the data or the disk is at fault.
+    """
+    recipes = stages(plan)
+    pretrain = _with_preset(recipes.pop("pretrain"), preset)
+    checkpoint = new_checkpoint(pretrain)
+    result = ArmResult(
+        preset=preset,
+        parameters=count_parameters(checkpoint.model),
+        image_encoder_parameters=count_parameters(checkpoint.model.image_encoder),
+        flops_per_pair=flops_per_pair(checkpoint.config),
+    )
+    checkpoint = _stage("pretrain", pretrain, checkpoint, out, device, on_progress, result)
+    showcase = open_source(pretrain.data.test[plan.showcase])
+    without = _without(showcase, plan.apart)
+    result.evaluations[f"pretrain/{plan.showcase} without {', '.join(plan.apart)}"] = evaluate(
+        checkpoint, without, pretrain
+    )
+    result.captions["pretrain"] = caption_some(checkpoint, showcase, plan.num_captions)
+    result.searches = search(checkpoint, showcase, plan.queries, plan.num_hits)
+    for name, recipe in recipes.items():
+        start = from_pretrained(out / "pretrain", device)
+        tuned = _stage(name, recipe, start, out, device, on_progress, result)
+        result.captions[name] = caption_some(tuned, open_source(recipe.data.test["test"]), plan.num_captions // 3)
+    return result
+
+
+def _stage(
+    name: str,
+    recipe: Recipe,
+    start: Checkpoint,
+    out: Path,
+    device: torch.device,
+    on_progress: OnProgress,
+    result: ArmResult,
+) -> Checkpoint:
+    began = time.monotonic()
+    steps = recipe.schedule.steps
+    trained = train(recipe, start, out / name, device, lambda done, _: on_progress(name, done, steps))
+    result.seconds[name] = time.monotonic() - began
+    for split, path in recipe.data.test.items():
+        result.evaluations[f"{name}/{split}"] = evaluate(trained, open_source(path), recipe)
+    return trained
+
+
+def _with_preset(recipe: Recipe, preset: str) -> Recipe:
+    assert recipe.model is not None
+    return replace(recipe, model=replace(recipe.model, preset=preset))
+
+
+def _without(source: PairSource, words: tuple[str, ...]) -> Subset:
+    kept = [i for i in range(len(source)) if not any(word in source.caption(i) for word in words)]
+    return Subset(source, kept)

@@ -1,0 +1,50 @@
+"""The plan of a comparison: two presets, one set of recipes, and what the report shows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from grr_coca.presets import get_preset
+from grr_coca.structure import from_dict
+from grr_coca.train.recipe import Recipe, load_recipe, read_yaml
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Both presets go through the same recipes: equal data in equal order, equal steps, equal settings.
+
+    `presets`: the model, then its baseline. `pretrain`, `finetune`: paths of recipes, relative to the plan's folder;
+    each fine-tuning starts from the pretrained model. `showcase`: the test split of the pretraining recipe whose
+    images the report shows, with `num_captions` of its images captioned and `queries` searched for in it.
+    `apart`: words; the showcase is measured a second time without captions that hold one of them.
+    """
+
+    presets: tuple[str, str]
+    pretrain: str
+    finetune: dict[str, str]
+    showcase: str
+    queries: tuple[str, ...]
+    apart: tuple[str, ...]
+    num_captions: int = 24
+    num_hits: int = 8
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan; the paths of its recipes become absolute.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key, or a preset that does not exist.
+    """
+    plan = from_dict(Plan, read_yaml(path), str(path))
+    for preset in plan.presets:
+        get_preset(preset, "tiny")
+    folder = path.resolve().parent
+    finetune = {name: str(folder / recipe) for name, recipe in plan.finetune.items()}
+    return Plan(**{**vars(plan), "pretrain": str(folder / plan.pretrain), "finetune": finetune})
+
+
+def stages(plan: Plan) -> dict[str, Recipe]:
+    """The recipes in the order in which they are run, by name: `pretrain`, then the domains."""
+    return {
+        "pretrain": load_recipe(Path(plan.pretrain)),
+        **{name: load_recipe(Path(recipe)) for name, recipe in plan.finetune.items()},
+    }

@@ -1,0 +1,63 @@
+"""What a report shows of a model: captions of some images, and the images it finds for some texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.dataset import make_loader, pad_rows
+from grr_coca.data.order import EvaluationOrder
+from grr_coca.data.pairs import PairSource, Subset
+from grr_coca.evaluate.checkpoint import as_dataset
+from grr_coca.evaluate.mode import evaluating
+from grr_coca.generate import caption_images
+
+BATCH_SIZE = 64
+SEED = 0
+"""Seed of the draw of images to caption: the same for every model, so that they can be shown side by side."""
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """An image of a source by index, its true caption and the model's."""
+
+    index: int
+    truth: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class SearchHits:
+    """A text and the indices of the images most like it, best first."""
+
+    query: str
+    indices: list[int]
+
+
+def caption_some(checkpoint: Checkpoint, source: PairSource, count: int) -> list[CaptionedImage]:
+    """Caption `count` images drawn at random, the same ones for every model."""
+    drawn = np.random.default_rng(SEED).permutation(len(source))[:count].tolist()
+    dataset = as_dataset(checkpoint, Subset(source, drawn))
+    captions: list[str] = []
+    for batch in make_loader(dataset, EvaluationOrder(len(drawn), BATCH_SIZE), num_workers=0):
+        captions += caption_images(checkpoint, batch.images)
+    return [
+        CaptionedImage(index, source.caption(index), caption) for index, caption in zip(drawn, captions, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def search(checkpoint: Checkpoint, source: PairSource, queries: Sequence[str], count: int) -> list[SearchHits]:
+    """The `count` images of a source that are most like each text."""
+    device = next(checkpoint.model.parameters()).device
+    dataset = as_dataset(checkpoint, source)
+    loader = make_loader(dataset, EvaluationOrder(len(dataset), BATCH_SIZE), num_workers=0)
+    context_length = checkpoint.config.text_decoder.context_length
+    token_ids, lengths = pad_rows([checkpoint.tokenizer.encode_row(query, context_length) for query in queries])
+    with evaluating(checkpoint.model):
+        images = torch.cat([checkpoint.model.encode_image(batch.images.to(device)).embedding for batch in loader])
+        texts = checkpoint.model.encode_text(token_ids.to(device), lengths.to(device)).embedding
+    best = (texts @ images.T).topk(min(count, len(images)), dim=1).indices.tolist()
+    return [SearchHits(query, indices) for query, indices in zip(queries, best, strict=True)]

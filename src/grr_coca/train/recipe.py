@@ -1,0 +1,149 @@
+"""A recipe: everything that a run depends on, in one YAML file that a person edits and every run writes back.
+
+Paths in a recipe are relative to the recipe's own folder, so it works from anywhere.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from grr_coca.config import CoCaConfig
+from grr_coca.data.preprocess import Augmentation
+from grr_coca.errors import UserError
+from grr_coca.presets import get_preset
+from grr_coca.structure import from_dict, to_dict
+
+FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimodal_decoder"]
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """A preset at a size; what is None stays as the size has it."""
+
+    preset: str
+    size: str
+    image_size: int | None = None
+    context_length: int | None = None
+
+    def config(self, vocab_size: int) -> CoCaConfig:
+        """The full config of the model with this vocabulary."""
+        config = get_preset(self.preset, self.size)
+        image = replace(config.image_encoder, image_size=self.image_size or config.image_encoder.image_size)
+        text = replace(
+            config.text_decoder,
+            vocab_size=vocab_size,
+            context_length=self.context_length or config.text_decoder.context_length,
+        )
+        return replace(config, image_encoder=image, text_decoder=text)
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """`bpe` is trained on the training captions, with at most `vocab_size` ids; `clip` is CLIP's, of 49,408."""
+
+    kind: Literal["bpe", "clip"] = "bpe"
+    vocab_size: int = 2048
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Where the pairs lie (see `open_source`) and how they are read. `test` is for evaluation alone, by name."""
+
+    train: str
+    val: str
+    test: dict[str, str] = field(default_factory=dict)
+    batch_size: int = 64
+    num_workers: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """AdamW, or Muon for the hidden matrices with AdamW for the rest. Decay is for matrices alone."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class ScheduleRecipe:
+    """Linear warm-up over `warmup_steps`, then cosine down to `final_lr_ratio` of the peak at the last step."""
+
+    steps: int
+    warmup_steps: int
+    final_lr_ratio: float = 0.0
+
+
+@dataclass(frozen=True)
+class LossRecipe:
+    """Weights of CoCa's two losses; the defaults are the paper's."""
+
+    contrastive_weight: float = 1.0
+    captioning_weight: float = 2.0
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe:
+    """Validation every `interval` steps. Contrastive losses are of batches of exactly `batch_size` pairs: they
+    grow with it, so it is stated wherever they are."""
+
+    interval: int = 500
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run. Pretraining needs `model` and `tokenizer`; fine-tuning takes both from its checkpoint."""
+
+    data: DataRecipe
+    schedule: ScheduleRecipe
+    model: ModelRecipe | None = None
+    tokenizer: TokenizerRecipe | None = None
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    losses: LossRecipe = field(default_factory=LossRecipe)
+    evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
+    freeze: tuple[FrozenPart, ...] = ()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe and make its data paths absolute.
+
+    Raises:
+        UserError: no such file, not YAML, or a key or value that a recipe does not have.
+    """
+    recipe = from_dict(Recipe, read_yaml(path), str(path))
+    folder = path.resolve().parent
+    data = replace(
+        recipe.data,
+        train=str(folder / recipe.data.train),
+        val=str(folder / recipe.data.val),
+        test={name: str(folder / split) for name, split in recipe.data.test.items()},
+    )
+    return replace(recipe, data=data)
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe, defaults included."""
+    path.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def read_yaml(path: Path) -> object:
+    """The content of a YAML file.
+
+    Raises:
+        UserError: no such file, or not YAML; names the file, and those beside it.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        beside = sorted(other.name for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such recipe" + (f"; there are {', '.join(beside)}" if beside else "")) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a YAML file that can be read ({error})") from error

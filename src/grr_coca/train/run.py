@@ -1,0 +1,157 @@
+"""A run: from a recipe to a checkpoint. Pretraining and fine-tuning differ in where the model comes from."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from grr_coca.checkpoint import Checkpoint, save_checkpoint
+from grr_coca.data.dataset import PairDataset, clean_caption, make_loader
+from grr_coca.data.order import TrainingOrder
+from grr_coca.data.pairs import PairSource
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.sources import open_source
+from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
+from grr_coca.errors import UserError
+from grr_coca.evaluate.checkpoint import evaluate_checkpoint
+from grr_coca.evaluate.split import Evaluation
+from grr_coca.model import build
+from grr_coca.train.logs import MetricLog
+from grr_coca.train.optimizer import Optimizers, freeze
+from grr_coca.train.recipe import Recipe, save_recipe
+from grr_coca.train.step import autocast, compute_losses
+
+LOG_INTERVAL = 10
+"""Steps whose mean makes one line of the log."""
+
+OnStep = Callable[[int, dict[str, float]], None]
+"""Called after every logged step with the number of steps done and the newest metrics."""
+
+
+def new_checkpoint(recipe: Recipe) -> Checkpoint:
+    """A fresh model with its tokenizer, as a pretraining recipe asks for.
+
+    Raises:
+        UserError: the recipe names no model or no tokenizer.
+    """
+    if recipe.model is None or recipe.tokenizer is None:
+        raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is one for fine-tuning")
+    tokenizer = _new_tokenizer(recipe)
+    config = recipe.model.config(tokenizer.vocab_size)
+    return Checkpoint(
+        model=build(config, recipe.seed),
+        config=config,
+        preset=recipe.model.preset,
+        tokenizer=tokenizer,
+        preprocess=Preprocess(config.image_encoder.image_size),
+        step=0,
+    )
+
+
+def check_start(start: Checkpoint, recipe: Recipe) -> None:
+    """Hold a fine-tuning recipe against the checkpoint that it is to start from.
+
+    Raises:
+        UserError: the recipe asks for another model, or for another tokenizer.
+    """
+    if recipe.tokenizer is not None:
+        raise UserError("fine-tuning keeps the tokenizer of its checkpoint; remove the key 'tokenizer' from the recipe")
+    if recipe.model is None:
+        return
+    wanted = recipe.model.config(start.tokenizer.vocab_size)
+    if wanted != start.config:
+        raise UserError(
+            f"the checkpoint holds a '{start.preset}', not the '{recipe.model.preset}' of size '{recipe.model.size}' "
+            "that the recipe asks for; remove the key 'model' from the recipe to take what the checkpoint holds"
+        )
+
+
+def train(recipe: Recipe, start: Checkpoint, out: Path, device: torch.device, on_step: OnStep) -> Checkpoint:
+    """Train from `start` to the recipe's last step; leaves recipe, log and checkpoint in `out`.
+
+    Raises:
+        UserError: data or disk are at fault, or the loss is not a number any more.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    save_recipe(recipe, out / "recipe.yaml")
+    model = start.model.to(device).train()
+    freeze(model, recipe.freeze)
+    optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
+    val = open_source(recipe.data.val)
+    steps = recipe.schedule.steps
+    with MetricLog(out) as log:
+        window: list[dict[str, torch.Tensor | float]] = []
+        began = time.monotonic()
+        for step, batch in enumerate(training_loader(recipe, start)):
+            with autocast(recipe.precision, device):
+                losses = compute_losses(model, batch.to(device), recipe.losses)
+            losses.coca.backward()
+            grad_norm, lr = optimizers.step(step)
+            model.clamp_logit_scale()
+            window.append({**losses._asdict(), "grad_norm": grad_norm, "lr": lr})
+            done = step + 1
+            if done % LOG_INTERVAL == 0 or done == steps:
+                metrics = _mean(window)
+                _require_finite(metrics, done)
+                window.clear()
+                seconds = time.monotonic() - began
+                metrics["pairs_per_second"] = done * recipe.data.batch_size / seconds
+                log.write(done, "train", metrics)
+                on_step(done, metrics)
+            if done % recipe.evaluation.interval == 0 or done == steps:
+                log.write(done, "val", evaluate(start, val, recipe).flat())
+                _save(replace(start, step=start.step + done), out)
+    return replace(start, step=start.step + steps)
+
+
+def training_loader(recipe: Recipe, start: Checkpoint) -> torch.utils.data.DataLoader:
+    """The batches of a run, in order."""
+    source = open_source(recipe.data.train)
+    dataset = PairDataset(
+        source,
+        start.tokenizer,
+        start.preprocess,
+        start.config.text_decoder.context_length,
+        recipe.data.augmentation,
+        recipe.seed,
+    )
+    order = TrainingOrder(len(dataset), recipe.data.batch_size, recipe.schedule.steps, recipe.seed)
+    return make_loader(dataset, order, recipe.data.num_workers)
+
+
+def evaluate(checkpoint: Checkpoint, source: PairSource, recipe: Recipe) -> Evaluation:
+    """Evaluate with a recipe's batch size and loss weights."""
+    weights = recipe.losses
+    return evaluate_checkpoint(
+        checkpoint, source, recipe.evaluation.batch_size, weights.contrastive_weight, weights.captioning_weight
+    )
+
+
+def _new_tokenizer(recipe: Recipe) -> Tokenizer:
+    assert recipe.tokenizer is not None
+    if recipe.tokenizer.kind == "clip":
+        return clip_bpe()
+    source = open_source(recipe.data.train)
+    captions = (clean_caption(source.caption(i), recipe.data.train) for i in range(len(source)))
+    return train_bpe(captions, recipe.tokenizer.vocab_size)
+
+
+def _mean(window: list[dict[str, torch.Tensor | float]]) -> dict[str, float]:
+    return {name: sum(float(row[name]) for row in window) / len(window) for name in window[0]}
+
+
+def _require_finite(metrics: dict[str, float], step: int) -> None:
+    if not math.isfinite(metrics["coca"]):
+        raise UserError(f"the loss is not a number at step {step}; lower optimizer: lr, or lengthen the warm-up")
+
+
+def _save(checkpoint: Checkpoint, out: Path) -> None:
+    folder = out / "checkpoints" / f"step-{checkpoint.step:09d}"
+    save_checkpoint(checkpoint, folder)
+    for older in folder.parent.glob("step-*"):
+        if older != folder:
+            shutil.rmtree(older)

@@ -35,7 +35,16 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
         return Batch(
-            *(value.to(device, non_blocking=True) for value in vars(self).values() if isinstance(value, Tensor)),
+            images=move(self.images),
+            token_ids=move(self.token_ids),
+            lengths=move(self.lengths),
+            labels=move(self.labels),
+            caption_ids=move(self.caption_ids),
+            image_ids=move(self.image_ids),
             keys=self.keys,
         )

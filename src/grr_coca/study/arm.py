@@ -17,6 +17,8 @@ from grr_coca.study.showcase import CaptionedImage, SearchHits, caption_some, se
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run import evaluate, new_checkpoint, train
 
+WITHOUT = " without "
+
 OnProgress = Callable[[str, int, int], None]
 """Called with the stage's name, the steps done in it and the steps it has."""
 
@@ -41,8 +43,8 @@ def run_arm(plan: Plan, preset: str, out: Path, device: torch.device, on_progres
     Raises:
         UserError: a recipe, the data or the disk is at fault.
     """
-    recipes = stages(plan)
-    pretrain = _with_preset(recipes.pop("pretrain"), preset)
+    (first, pretrain), *finetunes = stages(plan).items()
+    pretrain = _with_preset(pretrain, preset)
     checkpoint = new_checkpoint(pretrain)
     result = ArmResult(
         preset=preset,
@@ -50,16 +52,15 @@ def run_arm(plan: Plan, preset: str, out: Path, device: torch.device, on_progres
         image_encoder_parameters=count_parameters(checkpoint.model.image_encoder),
         flops_per_pair=flops_per_pair(checkpoint.config),
     )
-    checkpoint = _stage("pretrain", pretrain, checkpoint, out, device, on_progress, result)
+    checkpoint = _stage(first, pretrain, checkpoint, out, device, on_progress, result)
     showcase = open_source(pretrain.data.test[plan.showcase])
-    without = _without(showcase, plan.apart)
-    result.evaluations[f"pretrain/{plan.showcase} without {', '.join(plan.apart)}"] = evaluate(
-        checkpoint, without, pretrain
+    result.evaluations[f"{first}/{plan.showcase}{WITHOUT}{', '.join(plan.without)}"] = evaluate(
+        checkpoint, _without(showcase, plan.without), pretrain
     )
-    result.captions["pretrain"] = caption_some(checkpoint, showcase, plan.num_captions)
+    result.captions[first] = caption_some(checkpoint, showcase, plan.num_captions)
     result.searches = search(checkpoint, showcase, plan.queries, plan.num_hits)
-    for name, recipe in recipes.items():
-        start = from_pretrained(out / "pretrain", device)
+    for name, recipe in finetunes:
+        start = from_pretrained(out / first, device)
         tuned = _stage(name, recipe, start, out, device, on_progress, result)
         result.captions[name] = caption_some(tuned, open_source(recipe.data.test["test"]), plan.num_captions // 3)
     return result

@@ -1,6 +1,6 @@
 """The plan of a comparison: two presets, one set of recipes, and what the report shows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from grr_coca.presets import get_preset
@@ -15,15 +15,15 @@ class Plan:
     `presets`: the model, then its baseline. `pretrain`, `finetune`: paths of recipes, relative to the plan's folder;
     each fine-tuning starts from the pretrained model. `showcase`: the test split of the pretraining recipe whose
     images the report shows, with `num_captions` of its images captioned and `queries` searched for in it.
-    `apart`: words; the showcase is measured a second time without captions that hold one of them.
+    `without`: words; the showcase is measured a second time without captions that hold one of them.
     """
 
     presets: tuple[str, str]
     pretrain: str
-    finetune: dict[str, str]
+    finetune: tuple[str, ...]
     showcase: str
     queries: tuple[str, ...]
-    apart: tuple[str, ...]
+    without: tuple[str, ...]
     num_captions: int = 24
     num_hits: int = 8
 
@@ -38,13 +38,11 @@ def load_plan(path: Path) -> Plan:
     for preset in plan.presets:
         get_preset(preset, "tiny")
     folder = path.resolve().parent
-    finetune = {name: str(folder / recipe) for name, recipe in plan.finetune.items()}
-    return Plan(**{**vars(plan), "pretrain": str(folder / plan.pretrain), "finetune": finetune})
+    finetune = tuple(str(folder / recipe) for recipe in plan.finetune)
+    return replace(plan, pretrain=str(folder / plan.pretrain), finetune=finetune)
 
 
 def stages(plan: Plan) -> dict[str, Recipe]:
-    """The recipes in the order in which they are run, by name: `pretrain`, then the domains."""
-    return {
-        "pretrain": load_recipe(Path(plan.pretrain)),
-        **{name: load_recipe(Path(recipe)) for name, recipe in plan.finetune.items()},
-    }
+    """The recipes in the order in which they are run, pretraining first, each named by its file."""
+    paths = [Path(recipe) for recipe in (plan.pretrain, *plan.finetune)]
+    return {path.stem: load_recipe(path) for path in paths}

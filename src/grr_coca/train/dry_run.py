@@ -8,10 +8,9 @@ import time
 import torch
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.sources import open_source
 from grr_coca.train.optimizer import Optimizers, freeze
 from grr_coca.train.recipe import Recipe
-from grr_coca.train.run import training_loader
+from grr_coca.train.run import training_loader, training_sources
 from grr_coca.train.step import autocast, compute_losses
 
 TIMED_STEPS = 2
@@ -22,8 +21,9 @@ def dry_run(recipe: Recipe, start: Checkpoint, device: torch.device) -> str:
     model = start.model.to(device).train()
     freeze(model, recipe.freeze)
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
+    pairs, _ = training_sources(recipe)
     marks = [time.perf_counter()]
-    for step, batch in enumerate(itertools.islice(training_loader(recipe, start), 1 + TIMED_STEPS)):
+    for step, batch in enumerate(itertools.islice(training_loader(recipe, start, pairs), 1 + TIMED_STEPS)):
         with autocast(recipe.precision, device):
             losses = compute_losses(model, batch.to(device), recipe.losses)
         losses.coca.backward()
@@ -31,7 +31,7 @@ def dry_run(recipe: Recipe, start: Checkpoint, device: torch.device) -> str:
         losses.coca.item()  # waits for the device
         marks.append(time.perf_counter())
     seconds = (marks[-1] - marks[1]) / (len(marks) - 2) if len(marks) > 2 else marks[-1] - marks[0]
-    num_pairs, steps = len(open_source(recipe.data.train)), recipe.schedule.steps
+    num_pairs, steps = len(pairs), recipe.schedule.steps
     epochs = steps * recipe.data.batch_size / num_pairs
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return "\n".join(

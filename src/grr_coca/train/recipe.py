@@ -49,10 +49,13 @@ class TokenizerRecipe:
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Where the pairs lie (see `open_source`) and how they are read. `test` is for evaluation alone, by name."""
+    """Where the pairs lie (see `open_source`) and how they are read.
+
+    `val` None: every 20th training pair is kept for validation. `test` is for evaluation alone, by name.
+    """
 
     train: str
-    val: str
+    val: str | None = None
     test: dict[str, str] = field(default_factory=dict)
     batch_size: int = 64
     num_workers: int = 0
@@ -123,7 +126,7 @@ def load_recipe(path: Path) -> Recipe:
     data = replace(
         recipe.data,
         train=str(folder / recipe.data.train),
-        val=str(folder / recipe.data.val),
+        val=None if recipe.data.val is None else str(folder / recipe.data.val),
         test={name: str(folder / split) for name, split in recipe.data.test.items()},
     )
     return replace(recipe, data=data)

@@ -12,7 +12,7 @@ import torch
 from grr_coca.checkpoint import Checkpoint, save_checkpoint
 from grr_coca.data.dataset import PairDataset, clean_caption, make_loader
 from grr_coca.data.order import TrainingOrder
-from grr_coca.data.pairs import PairSource
+from grr_coca.data.pairs import PairSource, Subset
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import open_source
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
@@ -27,6 +27,9 @@ from grr_coca.train.step import autocast, compute_losses
 
 LOG_INTERVAL = 10
 """Steps whose mean makes one line of the log."""
+
+HOLD_OUT_EVERY = 20
+"""Where a recipe names no validation split, one pair in so many becomes it."""
 
 OnStep = Callable[[int, dict[str, float]], None]
 """Called after every logged step with the number of steps done and the newest metrics."""
@@ -81,12 +84,12 @@ def train(recipe: Recipe, start: Checkpoint, out: Path, device: torch.device, on
     model = start.model.to(device).train()
     freeze(model, recipe.freeze)
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
-    val = open_source(recipe.data.val)
+    pairs, val = training_sources(recipe)
     steps = recipe.schedule.steps
     with MetricLog(out) as log:
         window: list[dict[str, torch.Tensor | float]] = []
         began = time.monotonic()
-        for step, batch in enumerate(training_loader(recipe, start)):
+        for step, batch in enumerate(training_loader(recipe, start, pairs)):
             with autocast(recipe.precision, device):
                 losses = compute_losses(model, batch.to(device), recipe.losses)
             losses.coca.backward()
@@ -108,11 +111,20 @@ def train(recipe: Recipe, start: Checkpoint, out: Path, device: torch.device, on
     return replace(start, step=start.step + steps)
 
 
-def training_loader(recipe: Recipe, start: Checkpoint) -> torch.utils.data.DataLoader:
+def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
+    """The pairs to train on and those to validate on."""
+    pairs = open_source(recipe.data.train)
+    if recipe.data.val is not None:
+        return pairs, open_source(recipe.data.val)
+    held_out = range(0, len(pairs), HOLD_OUT_EVERY)
+    kept = [i for i in range(len(pairs)) if i % HOLD_OUT_EVERY]
+    return Subset(pairs, kept), Subset(pairs, held_out)
+
+
+def training_loader(recipe: Recipe, start: Checkpoint, pairs: PairSource) -> torch.utils.data.DataLoader:
     """The batches of a run, in order."""
-    source = open_source(recipe.data.train)
     dataset = PairDataset(
-        source,
+        pairs,
         start.tokenizer,
         start.preprocess,
         start.config.text_decoder.context_length,
@@ -135,7 +147,7 @@ def _new_tokenizer(recipe: Recipe) -> Tokenizer:
     assert recipe.tokenizer is not None
     if recipe.tokenizer.kind == "clip":
         return clip_bpe()
-    source = open_source(recipe.data.train)
+    source, _ = training_sources(recipe)
     captions = (clean_caption(source.caption(i), recipe.data.train) for i in range(len(source)))
     return train_bpe(captions, recipe.tokenizer.vocab_size)
 

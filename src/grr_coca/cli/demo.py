@@ -1,0 +1,121 @@
+"""`grr-coca demo`."""
+
+import json
+import multiprocessing
+import os
+import platform
+import queue
+import shutil
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from grr_coca.cli.progress import bars
+from grr_coca.errors import UserError
+from grr_coca.study.arm import ArmResult, run_arm
+from grr_coca.study.plan import Plan, load_plan, stages
+from grr_coca.study.report import comparison_rows, write_report
+from grr_coca.study.table import format_table
+
+Progress = multiprocessing.Queue
+_progress: Progress | None = None
+
+
+def run(
+    plan: Annotated[Path, tyro.conf.Positional] = Path("recipes/demo.yaml"),
+    out: Path = Path("runs/demo"),
+) -> None:
+    """Run the whole comparison: both models pretrained, fine-tuned on three domains, measured and shown.
+
+    Args:
+        plan: YAML file that names presets and recipes.
+        out: folder for runs, table and report; an earlier demo in it is replaced.
+    """
+    resolved = load_plan(plan)
+    _clear(out, resolved)
+    arms = _run_arms(resolved, out)
+    rows = comparison_rows(resolved, arms)
+    table = format_table(rows, resolved.presets)
+    (out / "table.txt").write_text(table + "\n", encoding="utf-8")
+    (out / "results.json").write_text(json.dumps([asdict(arm) for arm in arms], indent=2), encoding="utf-8")
+    runs = (out / resolved.presets[0], out / resolved.presets[1])
+    write_report(resolved, arms, runs, _machine(), out / "report.html")
+    print(f"\n{table}\n\n{_closing_words(resolved, out)}")
+
+
+def _run_arms(plan: Plan, out: Path) -> tuple[ArmResult, ArmResult]:
+    """Both arms side by side, one core each: two threads each would get in each other's way."""
+    # Set before the processes start: large tensors then stay with the process from step to step.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**34))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    progress: Progress = context.Queue()
+    recipes = stages(plan)
+    total = sum(recipe.schedule.steps for recipe in recipes.values())
+    offsets, offset = {}, 0
+    for name, recipe in recipes.items():
+        offsets[name], offset = offset, offset + recipe.schedule.steps
+    workers = min(2, os.cpu_count() or 1)
+    with (
+        bars(dict.fromkeys(plan.presets, total)) as shown,
+        ProcessPoolExecutor(workers, context, initializer=_connect, initargs=(progress,)) as pool,
+    ):
+        futures = [pool.submit(_arm, plan, preset, out / preset) for preset in plan.presets]
+        while not all(future.done() for future in futures):
+            _raise_early(futures)
+            try:
+                preset, stage, done, _ = progress.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            shown.update(preset, offsets[stage] + done, stage)
+        first, second = (future.result() for future in futures)
+    return first, second
+
+
+def _raise_early(futures: list[Future[ArmResult]]) -> None:
+    for future in futures:
+        if future.done():
+            future.result()
+
+
+def _connect(progress: Progress) -> None:
+    global _progress
+    _progress = progress
+    torch.set_num_threads(1)
+
+
+def _arm(plan: Plan, preset: str, out: Path) -> ArmResult:
+    assert _progress is not None
+    progress = _progress
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return run_arm(plan, preset, out, device, lambda *stage: progress.put((preset, *stage)))
+
+
+def _clear(out: Path, plan: Plan) -> None:
+    known = {*plan.presets, "table.txt", "results.json", "report.html"}
+    strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known) if out.is_dir() else []
+    if strange:
+        raise UserError(f"{out}: holds {strange[0]}, which is not a demo's; give another --out")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+
+
+def _machine() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+    return f"{platform.machine()}, {device}, torch {torch.__version__}, Python {platform.python_version()}."
+
+
+def _closing_words(plan: Plan, out: Path) -> str:
+    checkpoint = out / plan.presets[0] / Path(plan.pretrain).stem
+    return "\n".join(
+        [
+            f"Pictures, captions and searches: {out / 'report.html'}",
+            f"Caption an image of yours:       grr-coca caption --checkpoint {checkpoint} IMAGE.png",
+            f"Train on pairs of yours:         grr-coca pretrain {plan.pretrain} --data FOLDER_OR_SHARDS",
+        ]
+    )

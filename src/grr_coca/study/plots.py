@@ -1,0 +1,77 @@
+"""The report's plots, as SVG text."""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from grr_coca.study.table import LOSSES, Row
+
+COLOURS = ("#1b6ca8", "#d1741f")
+"""Model and baseline: told apart by every kind of colour vision, and in print."""
+LOSS_NAMES = {"contrastive_loss": "contrastive loss", "perplexity": "perplexity", "coca_loss": "CoCa loss"}
+
+Log = list[dict[str, float]]
+
+
+def learning_curves(names: tuple[str, str], train: tuple[Log, Log], val: tuple[Log, Log]) -> str:
+    """Training losses by step, faint, and validation losses on top of them."""
+    figure = _figure(3.2)
+    for axes, train_key, val_key, title in zip(
+        figure.subplots(1, 2),
+        ("contrastive", "captioning"),
+        ("contrastive_loss", "captioning_loss"),
+        ("contrastive loss", "captioning loss (nats per token)"),
+        strict=True,
+    ):
+        for name, colour, train_log, val_log in zip(names, COLOURS, train, val, strict=True):
+            axes.plot(*_series(train_log, train_key), color=colour, alpha=0.45, linewidth=1, label=f"{name}, train")
+            axes.plot(*_series(val_log, val_key), color=colour, marker="o", markersize=4, label=f"{name}, val")
+        _style(axes, title)
+        axes.set_xlabel("step")
+        axes.set_ylim(bottom=0)
+    figure.axes[-1].legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def improvement_bars(rows: Sequence[Row], names: tuple[str, str]) -> str:
+    """Change of each loss over the baseline in per cent, a group of bars per split."""
+    figure = _figure(3.0)
+    axes = figure.subplots()
+    width = 0.8 / len(LOSSES)
+    for i, (loss, shade) in enumerate(zip(LOSSES, ("#123f63", "#1b6ca8", "#7fb2d9"), strict=True)):
+        positions = [group + (i - 1) * width for group in range(len(rows))]
+        bars = axes.bar(positions, [100 * row.change(loss) for row in rows], width, color=shade, label=LOSS_NAMES[loss])
+        axes.bar_label(bars, fmt="%+.1f", fontsize=7, padding=2)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(rows)), [row.name for row in rows], fontsize=8)
+    axes.margins(y=0.18)
+    _style(axes, f"change of {names[0]} over {names[1]} in %, below zero is better")
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    return _svg(figure)
+
+
+def _figure(height: float) -> Figure:
+    return Figure(figsize=(9, height), layout="constrained")
+
+
+def _series(log: Log, key: str) -> tuple[list[float], list[float]]:
+    return [row["step"] for row in log], [row[key] for row in log]
+
+
+def _style(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.grid(axis="y", alpha=0.25)
+
+
+def _svg(figure: Figure) -> str:
+    # Text stays text, and ids do not depend on chance: equal results give equal files.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "grr-coca", "font.family": "sans-serif"}):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

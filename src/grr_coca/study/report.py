@@ -1,0 +1,120 @@
+"""The report of a comparison: one HTML file with everything in it."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+
+from grr_coca.data.images import decode_image
+from grr_coca.data.pairs import PairSource
+from grr_coca.data.sources import open_source
+from grr_coca.study.arm import WITHOUT, ArmResult
+from grr_coca.study.plan import Plan, stages
+from grr_coca.study.plots import COLOURS, improvement_bars, learning_curves
+from grr_coca.study.table import LOSSES, Row, average_row, row
+from grr_coca.train.logs import read_metrics
+from grr_coca.train.recipe import Recipe
+
+THUMBNAIL = 96
+
+Arms = tuple[ArmResult, ArmResult]
+
+
+@dataclass(frozen=True)
+class CaptionCard:
+    """An image with its true caption and both models'."""
+
+    image: str
+    truth: str
+    captions: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class SearchStrip:
+    """A text and the images that each model finds for it, as data addresses with their true captions."""
+
+    query: str
+    hits: tuple[list[tuple[str, str]], list[tuple[str, str]]]
+
+
+def comparison_rows(plan: Plan, arms: Arms) -> list[Row]:
+    """The table: the splits of the pretraining set, each domain's test split, and the average of the domains."""
+    model, baseline = arms
+    rows = {name: row(name, model.evaluations[name], baseline.evaluations[name]) for name in model.evaluations}
+    domains = [rows[f"{Path(recipe).stem}/test"] for recipe in plan.finetune]
+    return [*rows.values(), average_row(f"average of {len(domains)} domains", domains)]
+
+
+def write_report(plan: Plan, arms: Arms, runs: tuple[Path, Path], machine: str, out: Path) -> None:
+    """Write `report.html`; nothing in it is loaded from elsewhere.
+
+    Args:
+        plan: what was run.
+        arms: the results of the model and of its baseline.
+        runs: the folders in which their runs lie.
+        machine: one line on the machine, shown as it is.
+        out: the file to write.
+    """
+    recipes = stages(plan)
+    pretrain = next(iter(recipes.values()))
+    rows = comparison_rows(plan, arms)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["percent"] = lambda share: f"{share:+.2%}"
+    template = environment.from_string(resources.files("grr_coca.study").joinpath("report.html.j2").read_text("utf-8"))
+    html = template.render(
+        plan=plan,
+        names=plan.presets,
+        arms=arms,
+        recipes=recipes,
+        rows=rows,
+        losses=LOSSES,
+        colours=COLOURS,
+        machine=machine,
+        curves={name: _curves(plan.presets, runs, name) for name in recipes},
+        bars=improvement_bars([_short(r) for r in rows if WITHOUT not in r.name], plan.presets),
+        caption_grids={name: _caption_cards(plan, recipes[name], name, arms) for name in recipes},
+        strips=_search_strips(open_source(pretrain.data.test[plan.showcase]), arms),
+    )
+    partial = out.with_suffix(".partial")
+    partial.write_text(html, encoding="utf-8")
+    partial.replace(out)
+
+
+def _short(r: Row) -> Row:
+    return Row(r.name.replace("/", "\n"), r.model, r.baseline)
+
+
+def _curves(names: tuple[str, str], runs: tuple[Path, Path], stage: str) -> str:
+    train, val = ([read_metrics(run / stage, split) for run in runs] for split in ("train", "val"))
+    return learning_curves(names, (train[0], train[1]), (val[0], val[1]))
+
+
+def _caption_cards(plan: Plan, recipe: Recipe, stage: str, arms: Arms) -> list[CaptionCard]:
+    split = plan.showcase if plan.showcase in recipe.data.test else "test"
+    source = open_source(recipe.data.test[split])
+    pairs = zip(arms[0].captions[stage], arms[1].captions[stage], strict=True)
+    return [
+        CaptionCard(_data_address(source, first.index), first.truth, (first.caption, second.caption))
+        for first, second in pairs
+    ]
+
+
+def _search_strips(source: PairSource, arms: Arms) -> list[SearchStrip]:
+    def hits(indices: Sequence[int]) -> list[tuple[str, str]]:
+        return [(_data_address(source, index), source.caption(index)) for index in indices]
+
+    both = zip(arms[0].searches, arms[1].searches, strict=True)
+    return [SearchStrip(first.query, (hits(first.indices), hits(second.indices))) for first, second in both]
+
+
+def _data_address(source: PairSource, index: int) -> str:
+    pair = source[index]
+    image = decode_image(pair.image, pair.name)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "webp", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -20,6 +20,10 @@ class Losses(NamedTuple):
     captioning: Float[Tensor, ""]
     coca: Float[Tensor, ""]
 
+    def detached(self) -> dict[str, Tensor]:
+        """The values by name, without their graph."""
+        return {name: loss.detach() for name, loss in self._asdict().items()}
+
 
 def same_pair(caption_ids: Int[Tensor, " B"], image_ids: Int[Tensor, " B"]) -> Bool[Tensor, "B B"]:
     """Which pairs say the same: equal caption or equal image. They are not negatives of each other."""

@@ -3,6 +3,7 @@
 Paths in a recipe are relative to the recipe's own folder, so it works from anywhere.
 """
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -122,12 +123,16 @@ def load_recipe(path: Path) -> Recipe:
         UserError: no such file, not YAML, or a key or value that a recipe does not have.
     """
     recipe = from_dict(Recipe, read_yaml(path), str(path))
-    folder = path.resolve().parent
+    data = recipe.data
+
+    def absolute(split: str) -> str:
+        return os.path.normpath(path.resolve().parent / split)
+
     data = replace(
-        recipe.data,
-        train=str(folder / recipe.data.train),
-        val=None if recipe.data.val is None else str(folder / recipe.data.val),
-        test={name: str(folder / split) for name, split in recipe.data.test.items()},
+        data,
+        train=absolute(data.train),
+        val=None if data.val is None else absolute(data.val),
+        test={name: absolute(split) for name, split in data.test.items()},
     )
     return replace(recipe, data=data)
 

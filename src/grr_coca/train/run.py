@@ -95,7 +95,7 @@ def train(recipe: Recipe, start: Checkpoint, out: Path, device: torch.device, on
             losses.coca.backward()
             grad_norm, lr = optimizers.step(step)
             model.clamp_logit_scale()
-            window.append({**losses._asdict(), "grad_norm": grad_norm, "lr": lr})
+            window.append({**losses.detached(), "grad_norm": grad_norm, "lr": lr})
             done = step + 1
             if done % LOG_INTERVAL == 0 or done == steps:
                 metrics = _mean(window)

@@ -22,9 +22,10 @@ def dry_run(recipe: Recipe, start: Checkpoint, device: torch.device) -> str:
     freeze(model, recipe.freeze)
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
     pairs, _ = training_sources(recipe)
+    precision = autocast(recipe.precision, device, start.config.image_encoder.transformer.embed_dim)
     marks = [time.perf_counter()]
     for step, batch in enumerate(itertools.islice(training_loader(recipe, start, pairs), 1 + TIMED_STEPS)):
-        with autocast(recipe.precision, device):
+        with precision:
             losses = compute_losses(model, batch.to(device), recipe.losses)
         losses.coca.backward()
         optimizers.step(step)

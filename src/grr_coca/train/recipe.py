@@ -17,6 +17,7 @@ from grr_coca.presets import get_preset
 from grr_coca.structure import from_dict, to_dict
 
 FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimodal_decoder"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Recipe:
     losses: LossRecipe = field(default_factory=LossRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     freeze: tuple[FrozenPart, ...] = ()
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     seed: int = 0
 
 

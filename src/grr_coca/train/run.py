@@ -86,11 +86,12 @@ def train(recipe: Recipe, start: Checkpoint, out: Path, device: torch.device, on
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
     pairs, val = training_sources(recipe)
     steps = recipe.schedule.steps
+    precision = autocast(recipe.precision, device, start.config.image_encoder.transformer.embed_dim)
     with MetricLog(out) as log:
         window: list[dict[str, torch.Tensor | float]] = []
         began = time.monotonic()
         for step, batch in enumerate(training_loader(recipe, start, pairs)):
-            with autocast(recipe.precision, device):
+            with precision:
                 losses = compute_losses(model, batch.to(device), recipe.losses)
             losses.coca.backward()
             grad_norm, lr = optimizers.step(step)

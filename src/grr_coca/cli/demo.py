@@ -1,6 +1,7 @@
 """`grr-coca demo`."""
 
 import json
+import logging
 import multiprocessing
 import os
 import platform
@@ -8,6 +9,7 @@ import queue
 import shutil
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +23,7 @@ from grr_coca.study.plan import Plan, load_plan, stages
 from grr_coca.study.report import comparison_rows, write_report
 from grr_coca.study.table import format_table
 
-Progress = multiprocessing.Queue
-_progress: Progress | None = None
+_progress: Queue | None = None
 
 
 def run(
@@ -54,7 +55,7 @@ def _run_arms(plan: Plan, out: Path) -> tuple[ArmResult, ArmResult]:
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**34))
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
-    progress: Progress = context.Queue()
+    progress: Queue = context.Queue()
     recipes = stages(plan)
     total = sum(recipe.schedule.steps for recipe in recipes.values())
     offsets, offset = {}, 0
@@ -83,9 +84,10 @@ def _raise_early(futures: list[Future[ArmResult]]) -> None:
             future.result()
 
 
-def _connect(progress: Progress) -> None:
+def _connect(progress: Queue) -> None:
     global _progress
     _progress = progress
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     torch.set_num_threads(1)
 
 

@@ -4,6 +4,7 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.pairs import PairSource
+from grr_coca.errors import UserError
 from grr_coca.evaluate.split import Evaluation, evaluate_split
 
 
@@ -26,6 +27,11 @@ def evaluate_checkpoint(
     Raises:
         UserError: a pair is broken, or the split has fewer pairs than `batch_size`.
     """
+    if len(source) < batch_size:
+        raise UserError(
+            f"{source[0].name} and the pairs beside it: a contrastive loss at batch size {batch_size} needs as many "
+            f"pairs, here are {len(source)}; use a batch size of {len(source)} or less"
+        )
     dataset = as_dataset(checkpoint, source)
     loader = make_loader(dataset, EvaluationOrder(len(dataset), batch_size), num_workers=0)
     return evaluate_split(checkpoint.model, loader, batch_size, contrastive_weight, captioning_weight)

@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grr_coca.batch import IGNORE_INDEX, Batch
-from grr_coca.errors import UserError
 from grr_coca.evaluate.metrics import chance_recall_at_k, recall_at_k
 from grr_coca.evaluate.mode import evaluating
 from grr_coca.losses import contrastive_loss, same_pair
@@ -63,10 +62,9 @@ def evaluate_split(
     contrastive_weight: float,
     captioning_weight: float,
 ) -> Evaluation:
-    """Evaluate a model on the batches of a split. How they are batched changes nothing.
+    """Evaluate a model on the batches of a split, which has one contrastive batch of pairs at least.
 
-    Raises:
-        UserError: fewer pairs than one contrastive batch.
+    How the pairs come batched changes nothing.
     """
     embeddings, captioning = _run(model, batches)
     contrastive = split_contrastive_loss(embeddings, model.logit_scale.detach().cpu(), contrastive_batch_size)
@@ -89,16 +87,9 @@ def split_contrastive_loss(embeddings: Embeddings, logit_scale: Tensor, batch_si
     """Mean contrastive loss over batches of exactly `batch_size` pairs in a fixed random order.
 
     Every pair counts: where the last batch would be short, it is filled up with pairs from the one before.
-
-    Raises:
-        UserError: fewer pairs than one batch.
     """
     num_pairs = len(embeddings.image)
-    if num_pairs < batch_size:
-        raise UserError(
-            f"a contrastive loss at batch size {batch_size} needs as many pairs, the split has {num_pairs}; "
-            f"set evaluation: batch_size to {num_pairs} or less"
-        )
+    assert num_pairs >= batch_size, f"{num_pairs} pairs do not fill a batch of {batch_size}"
     order = torch.randperm(num_pairs, generator=torch.Generator().manual_seed(0))
     starts = [min(start, num_pairs - batch_size) for start in range(0, num_pairs, batch_size)]
     losses = []

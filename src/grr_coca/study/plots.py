@@ -32,7 +32,8 @@ def learning_curves(names: tuple[str, str], train: tuple[Log, Log], val: tuple[L
         _style(axes, title)
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)
-    figure.axes[-1].legend(frameon=False, fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=4, loc="outside lower center")
     return _svg(figure)
 
 

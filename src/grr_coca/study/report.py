@@ -15,7 +15,7 @@ from grr_coca.data.sources import open_source
 from grr_coca.study.arm import WITHOUT, ArmResult
 from grr_coca.study.plan import Plan, stages
 from grr_coca.study.plots import COLOURS, improvement_bars, learning_curves
-from grr_coca.study.table import LOSSES, Row, average_row, row
+from grr_coca.study.table import LOSSES, Row, average_row, row, short_names
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.recipe import Recipe
 
@@ -68,6 +68,7 @@ def write_report(plan: Plan, arms: Arms, runs: tuple[Path, Path], machine: str, 
     html = template.render(
         plan=plan,
         names=plan.presets,
+        short=short_names(plan.presets),
         arms=arms,
         recipes=recipes,
         rows=rows,

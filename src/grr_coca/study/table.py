@@ -35,20 +35,28 @@ def average_row(name: str, rows: Sequence[Row]) -> Row:
     return Row(name, model, baseline)
 
 
+def short_names(names: tuple[str, str]) -> tuple[str, str]:
+    """Preset names as the heads of columns have room for."""
+    return names[0].removesuffix("_coca"), names[1].removesuffix("_coca")
+
+
 def format_table(rows: Sequence[Row], names: tuple[str, str]) -> str:
     """The table as text: per loss both models and the change, then text-to-image R@1 with chance."""
-    short = tuple(name.removesuffix("_coca") for name in names)
-    head = ["split"]
-    for title in ("contrastive", "perplexity", "CoCa loss"):
-        head += [f"{title} {short[0]}", short[1], "change"]
-    head += [f"R@1 {short[0]}", short[1], "chance"]
-    body = [[r.name, *_loss_cells(r), *_recall_cells(r)] for r in rows]
-    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
-    lines = [
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        for line in [head, *body]
-    ]
-    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
+    titles = ["", "contrastive loss", "perplexity", "CoCa loss", "R@1 text to image"]
+    heads = [["split"], *[[*short_names(names), "change"] for _ in LOSSES], [*short_names(names), "chance"]]
+    groups = [[[r.name], *_loss_cells(r), _recall_cells(r)] for r in rows]
+    lines = [heads, *groups]
+    widths = [[max(len(line[g][c]) for line in lines) for c in range(len(heads[g]))] for g in range(len(heads))]
+    rendered = [" │ ".join(_join(cells, width) for cells, width in zip(line, widths, strict=True)) for line in lines]
+    spans = [len(_join(head, width)) for head, width in zip(heads, widths, strict=True)]
+    title = " │ ".join(title.center(span) for title, span in zip(titles, spans, strict=True))
+    return "\n".join([title, rendered[0], "─" * len(title), *rendered[1:]])
+
+
+def _join(cells: Sequence[str], widths: Sequence[int]) -> str:
+    # One cell is a name, several are numbers.
+    align = str.rjust if len(cells) > 1 else str.ljust
+    return "  ".join(align(cell, width) for cell, width in zip(cells, widths, strict=True))
 
 
 def _metrics(evaluation: Evaluation) -> dict[str, float]:
@@ -56,11 +64,8 @@ def _metrics(evaluation: Evaluation) -> dict[str, float]:
     return {**metrics, "R@1": evaluation.text_to_image["R@1"], "chance": evaluation.chance["R@1"]}
 
 
-def _loss_cells(r: Row) -> list[str]:
-    cells = []
-    for loss in LOSSES:
-        cells += [f"{r.model[loss]:.3f}", f"{r.baseline[loss]:.3f}", f"{r.change(loss):+.2%}"]
-    return cells
+def _loss_cells(r: Row) -> list[list[str]]:
+    return [[f"{r.model[loss]:.3f}", f"{r.baseline[loss]:.3f}", f"{r.change(loss):+.2%}"] for loss in LOSSES]
 
 
 def _recall_cells(r: Row) -> list[str]:

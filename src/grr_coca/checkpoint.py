@@ -30,6 +30,15 @@ FILES = ("model.safetensors", "config.json", "tokenizer.json", "preprocess.json"
 
 
 @dataclass(frozen=True)
+class _Header:
+    """The content of `config.json`."""
+
+    preset: str
+    step: int
+    model: CoCaConfig
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A model with all that is needed to use it."""
 
@@ -69,17 +78,16 @@ def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Che
         UserError: nothing is there, a file is missing or damaged, or the weights are of another model.
     """
     folder = find_checkpoint(Path(path))
-    header = _read_json(folder / "config.json")
-    config = from_dict(CoCaConfig, header.get("model"), f"{folder / 'config.json'}: model")
-    model = build(config)
+    header = from_dict(_Header, _read_json(folder / "config.json"), str(folder / "config.json"))
+    model = build(header.model)
     _load_weights(model, folder / "model.safetensors")
     return Checkpoint(
         model=model.to(device).eval(),
-        config=config,
-        preset=header.get("preset", "custom"),
-        tokenizer=Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8")),
+        config=header.model,
+        preset=header.preset,
+        tokenizer=_read_tokenizer(folder / "tokenizer.json"),
         preprocess=from_dict(Preprocess, _read_json(folder / "preprocess.json"), str(folder / "preprocess.json")),
-        step=header.get("step", 0),
+        step=header.step,
     )
 
 
@@ -127,9 +135,19 @@ def _sync(folder: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a JSON file that can be read ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, found {content!r}")
+    return content
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: the tokenizer is damaged ({error})") from error
 
 
 def _load_weights(model: CoCa, path: Path) -> None:

@@ -19,6 +19,12 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value is None or value >= 1, f"{name} {value} must be 1 or more")
+
+
 @dataclass(frozen=True)
 class TransformerConfig:
     """A stack of pre-norm blocks: the three choices that GRR-CoCa is about, and the widths."""
@@ -32,6 +38,7 @@ class TransformerConfig:
     position: Position
 
     def __post_init__(self) -> None:
+        _require_positive(self, "num_layers", "embed_dim", "num_heads", "hidden_dim")
         _require(
             self.embed_dim % self.num_heads == 0,
             f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}",
@@ -58,6 +65,7 @@ class ImageEncoderConfig:
     transformer: TransformerConfig
 
     def __post_init__(self) -> None:
+        _require_positive(self, "image_size", "patch_size")
         if self.image_size % self.patch_size:
             lower = self.image_size // self.patch_size * self.patch_size
             raise UserError(
@@ -115,6 +123,9 @@ class PoolersConfig:
     num_heads: int
     norm: Norm
     arrangement: Arrangement
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_queries", "num_heads")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from grr_coca.batch import IGNORE_INDEX
+from grr_coca.layers.precision import at_least_fp32
 
 
 class Losses(NamedTuple):
@@ -44,7 +45,9 @@ def contrastive_loss(
         logit_scale: the logarithm of the inverse temperature.
         same: pairs that say the same (`same_pair`); off the diagonal they are left out of both denominators.
     """
-    logits = logit_scale.exp() * image_embedding @ text_embedding.T  # image, text
+    # bf16 would round a similarity of 1 at temperature 0.01 by half a nat.
+    with torch.autocast(image_embedding.device.type, enabled=False):
+        logits = logit_scale.exp() * image_embedding @ text_embedding.T  # image, text
     itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     logits = logits.masked_fill(same & ~itself, float("-inf"))
     target = torch.arange(len(logits), device=logits.device)
@@ -53,7 +56,7 @@ def contrastive_loss(
 
 def captioning_loss(logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
     """Cross-entropy per real token, the end token included: the mean over the whole batch, not over rows."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX)
+    return F.cross_entropy(at_least_fp32(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORE_INDEX)
 
 
 def coca_loss(

@@ -41,7 +41,7 @@ class Size:
 
 SIZES = {
     # Minutes on a CPU core.
-    "tiny": Size(64, 8, 4, 128, 4, 2, 128, 4, 2048, 40, 16, 128),
+    "tiny": Size(64, 8, 4, 128, 4, 2, 128, 4, 2048, 48, 16, 128),
     # Hours on one GPU.
     "small": Size(224, 16, 12, 384, 6, 6, 384, 6, 16384, 64, 64, 384),
     # CoCa-Base: arXiv 2205.01917, table 1.
@@ -138,6 +138,18 @@ def grr_coca_rope_1d(size: str) -> CoCaConfig:
     return _with_image_parts(grr_coca(size), position="rope_1d")
 
 
+def grr_coca_parallel(size: str) -> CoCaConfig:
+    """GRR-CoCa whose contrastive pooler reads the patch tokens, beside the captioning pooler."""
+    config = grr_coca(size)
+    return replace(config, poolers=replace(config.poolers, arrangement="parallel"))
+
+
+def grr_coca_no_captioning_pooler(size: str) -> CoCaConfig:
+    """GRR-CoCa whose captions attend to the patch tokens: in CoCa's ablation that costs almost nothing."""
+    config = grr_coca(size)
+    return replace(config, poolers=replace(config.poolers, num_queries=None))
+
+
 PRESETS: dict[str, Callable[[str], CoCaConfig]] = {
     preset.__name__: preset
     for preset in (
@@ -151,6 +163,8 @@ PRESETS: dict[str, Callable[[str], CoCaConfig]] = {
         baseline_rope_2d,
         grr_coca_geglu_4x,
         grr_coca_rope_1d,
+        grr_coca_parallel,
+        grr_coca_no_captioning_pooler,
     )
 }
 

@@ -7,7 +7,7 @@ one and a value of the wrong type are all errors that name the key with its full
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from grr_coca.errors import UserError, nearest
@@ -47,6 +47,20 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
+def differences(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
+    """The keys, with their paths, in which two dataclasses of one type differ, each with both values."""
+    a, b = (dict(_flatten(to_dict(config), "")) for config in (first, second))
+    return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+def _flatten(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
@@ -71,6 +85,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         return _convert_tuple(args, value, where)
     if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}: expected a mapping of keys to values, found {value!r}")
         return {key: _convert(args[1], item, f"{where}: {key}") for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)

@@ -7,7 +7,8 @@ import tyro
 from grr_coca.config import CoCaConfig
 from grr_coca.model import CoCa, build
 from grr_coca.presets import get_preset
-from grr_coca.study.anatomy import config_differences, count_parameters, flops_per_pair, parts, share_that_differs
+from grr_coca.structure import differences
+from grr_coca.study.anatomy import count_parameters, flops_per_pair, parts, share_that_differs
 
 
 def run(
@@ -51,7 +52,7 @@ def _print_differences(names: tuple[str, str], size: str, configs: tuple[CoCaCon
     print(f"{'all parameters':<24}{totals[0]:>20,}{totals[1]:>20,}   ({totals[0] / totals[1] - 1:+.2%})")
     flops = [flops_per_pair(config) for config in configs]
     print(f"{'FLOPs per pair, forward':<24}{flops[0]:>20,}{flops[1]:>20,}   ({flops[0] / flops[1] - 1:+.2%})\n")
-    for key, first_value, second_value in config_differences(*configs):
+    for key, first_value, second_value in differences(*configs):
         print(f"{key:<44}{first_value!s:>12}{second_value!s:>12}")
     print(f"\n{_shares(names, models)}")
 

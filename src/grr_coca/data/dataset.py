@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
-from grr_coca.data.pairs import PairSource
-from grr_coca.data.preprocess import Augmentation, Preprocess
+from grr_coca.data.pairs import PairSource, RawPair
+from grr_coca.data.preprocess import Augmentation, Preprocess, to_pixels
 from grr_coca.data.tokenizer import CLS_SLOT, Tokenizer
 from grr_coca.errors import UserError
 
@@ -67,16 +67,21 @@ class PairDataset(Dataset[Sample]):
         """
         pair = self.source[ref.sample]
         caption = clean_caption(pair.caption, pair.name)
-        image = self.preprocess.square(decode_image(pair.image, pair.name))
-        if self.augmentation is not None:
-            image = self.augmentation(image, np.random.default_rng((self.seed, ref.epoch, ref.sample)))
         return Sample(
             key=pair.key,
-            image=self.preprocess.to_tensor(image),
+            image=self._image(pair, ref),
             token_ids=self._tokens(caption, pair.name),
             caption_id=stable_id(caption.lower()),
-            image_id=stable_id(pair.key),
+            image_id=stable_id(pair.name),
         )
+
+    def _image(self, pair: RawPair, ref: SampleRef) -> Float[Tensor, "3 S S"]:
+        image = self.preprocess.square(decode_image(pair.image, pair.name))
+        if self.augmentation is None:
+            return self.preprocess.normalize(to_pixels(image))
+        rng = np.random.default_rng((self.seed, ref.epoch, ref.sample))
+        pixels = to_pixels(self.augmentation.geometry(image, rng))
+        return self.preprocess.normalize(self.augmentation.colour(pixels, rng))
 
     def _tokens(self, caption: str, name: str) -> list[int]:
         row = self.tokenizer.encode_row(caption, self.context_length)
@@ -144,9 +149,20 @@ def next_token_labels(token_ids: Tensor, lengths: Tensor) -> Tensor:
     return labels
 
 
+class _Loader(DataLoader[Batch]):
+    """A worker's `UserError` comes through as it was raised, without the worker's traceback in its message."""
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            last = str(error).rstrip().rpartition("UserError: ")[2]
+            raise UserError(last) from error
+
+
 def make_loader(dataset: PairDataset, order: Sequence[list[SampleRef]] | object, num_workers: int) -> DataLoader[Batch]:
     """A loader of batches in a given order, see `grr_coca.data.order`."""
-    return DataLoader(
+    return _Loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=order,  # type: ignore[arg-type]
         collate_fn=collate,  # type: ignore[arg-type]

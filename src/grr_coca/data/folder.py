@@ -12,8 +12,7 @@ class ImageFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        files = (path for path in sorted(root.rglob("*")) if path.suffix[1:].lower() in IMAGE_SUFFIXES)
-        self._images = list(files)
+        self._images = [path for path in sorted(root.rglob("*")) if _is_image(path)]
         if not self._images:
             raise UserError(f"{root}: no images; expected NAME.jpg (or .png, .webp …) beside NAME.txt, or .tar shards")
         missing = next((path for path in self._images if not path.with_suffix(".txt").is_file()), None)
@@ -29,6 +28,10 @@ class ImageFolder:
         key = path.relative_to(self.root).with_suffix("").as_posix()
         return RawPair(key, str(path), path.read_bytes(), self.caption(index))
 
+    def name(self, index: int) -> str:
+        """Where a pair lies, for messages."""
+        return str(self._images[index])
+
     def caption(self, index: int) -> str:
         """Read one caption, and not its image."""
         path = self._images[index].with_suffix(".txt")
@@ -36,3 +39,7 @@ class ImageFolder:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 text ({error})") from error
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix[1:].lower() in IMAGE_SUFFIXES and path.is_file()

@@ -27,13 +27,14 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large images; ours is the decision, below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            # Pillow warns of large images and of odd metadata, without a file's name; ours is the decision, below.
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(io.BytesIO(data))
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UserError(_too_large(name, width, height))
             image.load()
+            image = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as error:
         raise UserError(_too_large(name)) from error
     except UnidentifiedImageError as error:
@@ -42,7 +43,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{name}: broken or truncated image ({error})") from error
-    return _to_rgb(ImageOps.exif_transpose(image))
+    return _to_rgb(image)
 
 
 def _too_large(name: str, width: int = 0, height: int = 0) -> str:
@@ -64,6 +65,8 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     if image.mode == "F":
         # Floating point has no agreed range: its own extremes become black and white.
-        low, high = np.nanmin(values), np.nanmax(values)
-        values = (np.nan_to_num(values, nan=low) - low) * (65535 / max(high - low, 1e-12))
+        finite = values[np.isfinite(values)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+        values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
+        values *= 65535 / max(high - low, 1e-12)
     return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))

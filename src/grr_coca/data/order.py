@@ -17,6 +17,8 @@ class TrainingOrder:
     """Endless shuffled epochs, cut into batches. A batch may span two epochs, so no sample is ever dropped."""
 
     def __init__(self, num_samples: int, batch_size: int, num_batches: int, seed: int) -> None:
+        if num_samples < 1:
+            raise ValueError("there is no sample to put in order")
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.num_batches = num_batches

@@ -30,6 +30,10 @@ class PairSource(Protocol):
         """Read one caption, and not its image."""
         ...
 
+    def name(self, index: int) -> str:
+        """Where a pair lies, for messages."""
+        ...
+
 
 class Subset:
     """Some pairs of a source, in the order of `indices`."""
@@ -48,3 +52,7 @@ class Subset:
     def caption(self, index: int) -> str:
         """Read one caption, and not its image."""
         return self._source.caption(self._indices[index])
+
+    def name(self, index: int) -> str:
+        """Where a pair lies, for messages."""
+        return self._source.name(self._indices[index])

@@ -13,6 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
+from grr_coca.errors import UserError
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R BT.601)."""
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -26,8 +31,8 @@ class Preprocess:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
-        """The tensor of an RGB image of any size."""
-        return self.to_tensor(self.square(image))
+        """The tensor of an RGB image of any size, about -1 … 1 by default."""
+        return self.normalize(to_pixels(self.square(image)))
 
     def square(self, image: Image.Image) -> Image.Image:
         """The image as a square of `image_size` pixels.
@@ -39,11 +44,15 @@ class Preprocess:
             image = F.resize(image, [self.image_size] * 2, InterpolationMode.BICUBIC, antialias=True)
         return image
 
-    def to_tensor(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
-        """Normalized values, about -1 … 1 by default."""
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    def normalize(self, pixels: Float[Tensor, "3 S S"]) -> Float[Tensor, "3 S S"]:
+        """Pixel values 0 … 1, shifted by the mean and divided by the deviation of their channel."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return ((pixels - mean) / std).contiguous()
+        return (pixels - mean) / std
+
+
+def to_pixels(image: Image.Image) -> Float[Tensor, "3 S S"]:
+    """Pixel values 0 … 1 of an RGB image."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 @dataclass(frozen=True)
@@ -60,17 +69,38 @@ class Augmentation:
     jitter: float = 0.0
     grey: float = 0.0
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """The image, changed at random; uncovered corners become white."""
+    def __post_init__(self) -> None:
+        valid = {
+            "scale": 0 < self.scale[0] <= self.scale[1],
+            "shift": 0 <= self.shift <= 1,
+            "rotate": 0 <= self.rotate <= 180,
+            "jitter": 0 <= self.jitter <= 1,
+            "grey": 0 <= self.grey <= 1,
+        }
+        for key in (key for key, is_valid in valid.items() if not is_valid):
+            raise UserError(f"augmentation: {key} {getattr(self, key)} is out of range")
+
+    def geometry(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """The square image, zoomed, shifted and turned at random; uncovered corners become white."""
         side = image.size[0]
         angle = float(rng.uniform(-self.rotate, self.rotate))
         shift = [round(float(rng.uniform(-self.shift, self.shift)) * side) for _ in range(2)]
         scale = float(rng.uniform(*self.scale))
         if angle or any(shift) or scale != 1.0:
             image = F.affine(image, angle, shift, scale, [0.0, 0.0], InterpolationMode.BILINEAR, fill=[255.0] * 3)
-        brightness, contrast, saturation = (float(f) for f in rng.uniform(1 - self.jitter, 1 + self.jitter, 3))
-        if self.jitter:
-            image = F.adjust_brightness(image, brightness)
-            image = F.adjust_contrast(image, contrast)
-            image = F.adjust_saturation(image, saturation)
-        return F.rgb_to_grayscale(image, 3) if rng.uniform() < self.grey else image
+        return image
+
+    def colour(self, pixels: Float[Tensor, "3 S S"], rng: np.random.Generator) -> Float[Tensor, "3 S S"]:
+        """Pixel values 0 … 1 with brightness, contrast and saturation changed at random, or without colour.
+
+        All of it is one affine map of colour space, so it costs one small matrix product.
+        """
+        brightness, contrast, saturation = rng.uniform(1 - self.jitter, 1 + self.jitter, 3)
+        if rng.uniform() < self.grey:
+            saturation = 0.0
+        elif not self.jitter:
+            return pixels
+        grey = torch.tensor(LUMA).expand(3, 3)
+        matrix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * grey)
+        # Contrast turns about mid-grey.
+        return torch.einsum("dc,chw->dhw", matrix, pixels).add_(0.5 * (1 - contrast)).clamp_(0, 1)

@@ -40,14 +40,17 @@ class TarShards:
 
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair."""
-        entry = self._entries[index]
-        name = f"{self.paths[entry.shard]}: {entry.key}"
+        entry, name = self._entries[index], self.name(index)
         return RawPair(entry.key, name, self._read(entry.shard, entry.image), self._text(entry, name))
 
     def caption(self, index: int) -> str:
         """Read one caption, and not its image."""
+        return self._text(self._entries[index], self.name(index))
+
+    def name(self, index: int) -> str:
+        """Where a pair lies, for messages."""
         entry = self._entries[index]
-        return self._text(entry, f"{self.paths[entry.shard]}: {entry.key}")
+        return f"{self.paths[entry.shard]}: {entry.key}"
 
     def __getstate__(self) -> dict[str, object]:
         # A descriptor means nothing in another process.
@@ -70,13 +73,18 @@ def _read_index(path: Path, shard: int) -> list[_Entry]:
     texts: dict[str, _Span] = {}
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
+            for member in filter(tarfile.TarInfo.isreg, tar):
                 key, _, suffix = member.name.rpartition(".")
                 span = _Span(member.offset_data, member.size)
                 if suffix.lower() in IMAGE_SUFFIXES:
                     images[key] = span
                 elif suffix == "txt":
                     texts[key] = span
+            with path.open("rb") as file:
+                file.seek(tar.offset)
+                is_whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+            if not is_whole:
+                raise UserError(f"{path}: the file ends before the tar does; copy or download it again")
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{path}: not an uncompressed tar file that can be read ({error})") from error
     if not images:

@@ -19,7 +19,7 @@ def open_source(path: str) -> PairSource:
     if folder.is_dir():
         shards = sorted(folder.glob("*.tar"))
         return TarShards(shards) if shards else ImageFolder(folder)
-    files = [Path(name) for name in sorted(glob(path))]  # noqa: PTH207 (an absolute pattern)
+    files = [folder] if folder.exists() else [Path(name) for name in sorted(glob(path))]  # noqa: PTH207 (an absolute pattern)
     if not files:
         raise UserError(f"{path}: no such file or folder, and no file matches it as a pattern{_what_is_there(folder)}")
     other = [file for file in files if file.suffix != ".tar"]

@@ -24,6 +24,7 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
+        backend.encode_special_tokens = True  # "[EOS]" written in a caption is text, not its end
         bos, eos = (BOS, EOS) if backend.token_to_id(BOS) is not None else (CLIP_BOS, CLIP_EOS)
         bos_id, eos_id = backend.token_to_id(bos), backend.token_to_id(eos)
         if bos_id is None or eos_id is None:
@@ -59,7 +60,11 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
         """Read what `to_json` wrote, or any byte-level BPE of the same format."""
-        return cls(tokenizers.Tokenizer.from_str(text))
+        try:
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"not a tokenizer.json that can be read ({error})") from error
+        return cls(backend)
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -95,7 +100,13 @@ def clip_bpe() -> Tokenizer:
     vocabulary = {word: i for i, word in enumerate([*words, CLIP_BOS, CLIP_EOS])}
     backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>"))
     backend.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        [
+            normalizers.NFC(),
+            normalizers.Replace(Regex("[‘’]"), "'"),  # CLIP straightens quotes
+            normalizers.Replace(Regex("[“”]"), '"'),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Lowercase(),
+        ]
     )
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -27,11 +27,7 @@ def evaluate_checkpoint(
     Raises:
         UserError: a pair is broken, or the split has fewer pairs than `batch_size`.
     """
-    if len(source) < batch_size:
-        raise UserError(
-            f"{source[0].name} and the pairs beside it: a contrastive loss at batch size {batch_size} needs as many "
-            f"pairs, here are {len(source)}; use a batch size of {len(source)} or less"
-        )
+    require_pairs(source, batch_size)
     dataset = as_dataset(checkpoint, source)
     loader = make_loader(dataset, EvaluationOrder(len(dataset), batch_size), num_workers=0)
     return evaluate_split(checkpoint.model, loader, batch_size, contrastive_weight, captioning_weight)
@@ -41,3 +37,19 @@ def as_dataset(checkpoint: Checkpoint, source: PairSource) -> PairDataset:
     """The pairs as the checkpoint's model takes them, without augmentation."""
     context_length = checkpoint.config.text_decoder.context_length
     return PairDataset(source, checkpoint.tokenizer, checkpoint.preprocess, context_length)
+
+
+def require_pairs(source: PairSource, batch_size: int) -> None:
+    """Make sure that a split fills one contrastive batch.
+
+    Raises:
+        UserError: it does not.
+    """
+    if batch_size < 1:
+        raise UserError(f"evaluation batch size {batch_size}: give 1 or more")
+    if len(source) < batch_size:
+        where = f"{source.name(0)} and the pairs beside it" if len(source) else "an empty split"
+        raise UserError(
+            f"{where}: a contrastive loss at batch size {batch_size} needs as many pairs, here are {len(source)}; "
+            f"give more, or set evaluation: batch_size lower"
+        )

@@ -29,4 +29,5 @@ def chance_recall_at_k(relevant: Bool[Tensor, "N M"], k: int) -> float:
 
 def _rank_of_first_hit(similarity: Tensor, relevant: Tensor) -> Tensor:
     best = similarity.masked_fill(~relevant, float("-inf")).amax(dim=1, keepdim=True)
-    return ((similarity >= best) & ~relevant).sum(dim=1)
+    # Not `similarity >= best`: that is false for NaN, and a model that has diverged would rank first.
+    return (~(similarity < best) & ~relevant).sum(dim=1)

@@ -16,6 +16,8 @@ from grr_coca.losses import contrastive_loss, same_pair
 from grr_coca.model import CoCa
 
 RECALLS = (1, 5, 10)
+MAX_LOG_PERPLEXITY = 700.0
+"""A model that has diverged still gets a finite perplexity: e⁷⁰⁹ is the largest double."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Evaluation:
     def flat(self) -> dict[str, float]:
         """All numbers under one level of names, such as `text_to_image/R@1`."""
         return {
-            f"{name}/{key}" if key else name: number
+            f"{name}/{key}" if key else name: float(number)
             for name, value in asdict(self).items()
             for key, number in (value.items() if isinstance(value, dict) else [("", value)])
         }
@@ -75,7 +77,7 @@ def evaluate_split(
         contrastive_batch_size=contrastive_batch_size,
         contrastive_loss=contrastive,
         captioning_loss=captioning,
-        perplexity=math.exp(captioning),
+        perplexity=math.exp(min(captioning, MAX_LOG_PERPLEXITY)),
         coca_loss=contrastive_weight * contrastive + captioning_weight * captioning,
         text_to_image={f"R@{k}": recall_at_k(similarity.T, relevant, k) for k in RECALLS},
         image_to_text={f"R@{k}": recall_at_k(similarity, relevant, k) for k in RECALLS},

@@ -5,11 +5,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from grr_coca.layers.precision import at_least_fp32
+
 
 class RMSNorm(nn.Module):
     """`x / rms(x) * weight` over the last dimension (Zhang and Sennrich, arXiv 1910.07467).
 
-    The mean of squares is taken in fp32 whatever the input's type: eight bits of mantissa do not survive the sum.
+    The mean of squares is taken in fp32 at least: eight bits of mantissa do not survive the sum.
     """
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
@@ -19,4 +21,5 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """Normalize each vector of the last dimension; keeps shape and type."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).type_as(x)
+        weight = at_least_fp32(self.weight)
+        return F.rms_norm(at_least_fp32(x), weight.shape, weight, self.eps).type_as(x)

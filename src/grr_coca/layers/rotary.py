@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Complex64, Float
 from torch import Tensor, nn
 
+from grr_coca.layers.precision import at_least_fp32
+
 LINE_BASE = 10_000.0
 """RoFormer's base, for text and for patches in raster order."""
 GRID_BASE = 100.0
@@ -51,7 +53,7 @@ class Rotary(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T N H Dh"]) -> Float[Tensor, "B T N H Dh"]:
         """Turn the vectors of every position, N projections (query, key) and H heads at once."""
-        turned = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * self.table[: x.shape[1], None, None]
+        turned = torch.view_as_complex(at_least_fp32(x).unflatten(-1, (-1, 2))) * self.table[: x.shape[1], None, None]
         return torch.view_as_real(turned).flatten(-2).type_as(x)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":  # noqa: ARG002

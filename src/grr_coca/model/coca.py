@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grr_coca.config import Arrangement
+from grr_coca.layers.precision import at_least_fp32
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.multimodal_decoder import MultimodalDecoder
 from grr_coca.model.text_decoder import TextDecoder
@@ -83,12 +84,12 @@ class CoCa(nn.Module):
         patches = self.image_encoder(images)
         tokens = self.captioning_pooler(patches)
         pooled = self.contrastive_pooler(tokens if self.arrangement == "cascade" else patches)[:, 0]
-        return EncodedImage(tokens, F.normalize(self.image_proj(pooled).float(), dim=-1))
+        return EncodedImage(tokens, F.normalize(at_least_fp32(self.image_proj(pooled)), dim=-1))
 
     def encode_text(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> EncodedText:
         """Padded captions to unimodal tokens and text embedding."""
         tokens, cls = self.text_decoder(token_ids, lengths)
-        return EncodedText(tokens, F.normalize(self.text_proj(cls).float(), dim=-1))
+        return EncodedText(tokens, F.normalize(at_least_fp32(self.text_proj(cls)), dim=-1))
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

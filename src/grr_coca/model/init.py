@@ -4,7 +4,9 @@
 |---|---|
 | matrices | N(0, 1 / fan_in) |
 | matrices that end a residual branch (`out_proj`, `down_proj` of blocks) | the same / sqrt(number of branches) |
-| token and [CLS] embeddings, learned queries, learned positions | N(0, 0.02²) |
+| token and [CLS] embeddings | N(0, 1 / width) |
+| learned queries | N(0, 1): as long as the normalized tokens that they are compared with, or all of them attend alike |
+| learned positions | N(0, 0.02²), ViT's |
 | norms | weight 1, bias 0 |
 | biases | 0 |
 | `logit_scale` | log(1 / 0.07), CoCa's temperature |
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from grr_coca.model.coca import INITIAL_TEMPERATURE, CoCa
 
-EMBEDDING_STD = 0.02
+POSITION_STD = 0.02
 
 
 @torch.no_grad()
@@ -36,8 +38,12 @@ def init_weights(model: CoCa, seed: int) -> None:
             _normal(parameter, (parameter.shape[1] * num_branches) ** -0.5, generator)
         elif name == "logit_scale":
             parameter.fill_(-math.log(INITIAL_TEMPERATURE))
-        elif name.endswith(("embedding", "embeddings.weight", "queries")):
-            _normal(parameter, EMBEDDING_STD, generator)
+        elif name.endswith(("cls_embedding", "tok_embeddings.weight")):
+            _normal(parameter, parameter.shape[-1] ** -0.5, generator)
+        elif name.endswith("queries"):
+            _normal(parameter, 1.0, generator)
+        elif name.endswith("position.embedding"):
+            _normal(parameter, POSITION_STD, generator)
         elif name.endswith("norm.weight"):
             parameter.fill_(1.0)
         else:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +13,6 @@ from grr_coca.model import CoCa, build
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.multimodal_decoder import MultimodalDecoder
 from grr_coca.model.text_decoder import TextDecoder
-from grr_coca.structure import to_dict
 
 CONTAINERS = (CoCa, ImageEncoder, TextDecoder, MultimodalDecoder, Block, CrossBlock)
 """What is opened in the tree of parts; everything else is a leaf of it."""
@@ -59,12 +57,6 @@ def parts(model: CoCa) -> list[Part]:
     return list(_walk(model, (), 1))[1:]
 
 
-def config_differences(first: CoCaConfig, second: CoCaConfig) -> list[tuple[str, Any, Any]]:
-    """The keys in which two configs differ, each with both values."""
-    a, b = (dict(_flatten(to_dict(config), "")) for config in (first, second))
-    return [(key, a[key], b[key]) for key in a if a[key] != b[key]]
-
-
 def share_that_differs(first: CoCa, second: CoCa) -> float:
     """Share of the first model's parameters that lie in leaves of another kind, or size, in the second."""
     a, b = ({part.path: (part.kind, part.num_parameters) for part in parts(m) if part.is_leaf} for m in (first, second))
@@ -82,11 +74,3 @@ def _walk(module: nn.Module, path: tuple[str, ...], times: int) -> Iterator[Part
     if not is_leaf:
         for name, child in module.named_children():
             yield from _walk(child, (*path, name), times)
-
-
-def _flatten(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from grr_coca.data.sources import open_source
+from grr_coca.errors import UserError, nearest
 from grr_coca.presets import get_preset
 from grr_coca.structure import from_dict
 from grr_coca.train.recipe import Recipe, load_recipe, read_yaml
@@ -39,7 +41,31 @@ def load_plan(path: Path) -> Plan:
         get_preset(preset, "tiny")
     folder = path.resolve().parent
     finetune = tuple(str(folder / recipe) for recipe in plan.finetune)
-    return replace(plan, pretrain=str(folder / plan.pretrain), finetune=finetune)
+    plan = replace(plan, pretrain=str(folder / plan.pretrain), finetune=finetune)
+    _check(plan, path)
+    return plan
+
+
+def _check(plan: Plan, path: Path) -> None:
+    """Find out before hours of training what would fail after them."""
+    if plan.presets[0] == plan.presets[1]:
+        raise UserError(f"{path}: presets: two different ones are needed to compare")
+    recipes = stages(plan)
+    if len(recipes) <= len(plan.finetune):
+        raise UserError(f"{path}: every recipe needs a name of its own, these are {', '.join(recipes)} and one again")
+    pretrain = recipes[Path(plan.pretrain).stem]
+    if pretrain.model is None or pretrain.tokenizer is None:
+        raise UserError(f"{plan.pretrain}: pretraining needs the keys 'model' and 'tokenizer'")
+    if plan.showcase not in pretrain.data.test:
+        hint = nearest(plan.showcase, pretrain.data.test)
+        raise UserError(f"{path}: showcase: no test split '{plan.showcase}'; {hint}")
+    if not plan.queries:
+        raise UserError(f"{path}: queries: give one or more")
+    for recipe in plan.finetune:
+        if "test" not in recipes[Path(recipe).stem].data.test:
+            raise UserError(f"{recipe}: data: test: a split named 'test' is needed")
+    for split in (split for recipe in recipes.values() for split in recipe.data.test.values()):
+        open_source(split)
 
 
 def stages(plan: Plan) -> dict[str, Recipe]:

@@ -11,7 +11,7 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.train.optimizer import Optimizers, freeze
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run import training_loader, training_sources
-from grr_coca.train.step import autocast, compute_losses
+from grr_coca.train.step import autocast, compute_losses, resolve_precision
 
 TIMED_STEPS = 2
 
@@ -22,7 +22,8 @@ def dry_run(recipe: Recipe, start: Checkpoint, device: torch.device) -> str:
     freeze(model, recipe.freeze)
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
     pairs, _ = training_sources(recipe)
-    precision = autocast(recipe.precision, device, start.config.image_encoder.transformer.embed_dim)
+    width = start.config.image_encoder.transformer.embed_dim
+    precision = autocast(resolve_precision(recipe.precision, device, width), device)
     marks = [time.perf_counter()]
     for step, batch in enumerate(itertools.islice(training_loader(recipe, start, pairs), 1 + TIMED_STEPS)):
         with precision:

@@ -1,7 +1,7 @@
 """Which parameter is updated how."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
@@ -20,7 +20,7 @@ FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
 }
 
 
-def freeze(model: CoCa, parts: Iterable[FrozenPart]) -> None:
+def freeze(model: CoCa, parts: Sequence[FrozenPart]) -> None:
     """Take the named parts out of training.
 
     Raises:
@@ -59,7 +59,7 @@ def lr_factor(step: int, schedule: ScheduleRecipe) -> float:
     """Share of the peak learning rate at a step, counted from 0."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
-    progress = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
+    progress = (step - schedule.warmup_steps) / max(1, schedule.steps - 1 - schedule.warmup_steps)
     cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
     return schedule.final_lr_ratio + (1 - schedule.final_lr_ratio) * cosine
 

@@ -20,6 +20,13 @@ FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimo
 Precision = Literal["auto", "fp32", "bf16"]
 
 
+def require_at_least(bound: float, **numbers: float) -> None:
+    """Refuse a number below its bound, or none at all; the key is its name."""
+    for name, number in numbers.items():
+        if not number >= bound:
+            raise UserError(f"{name} {number} is out of range; give {bound} or more")
+
+
 @dataclass(frozen=True)
 class ModelRecipe:
     """A preset at a size; what is None stays as the size has it."""
@@ -28,6 +35,11 @@ class ModelRecipe:
     size: str
     image_size: int | None = None
     context_length: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "context_length"):
+            if getattr(self, name) is not None:
+                require_at_least(1, **{name: getattr(self, name)})
 
     def config(self, vocab_size: int) -> CoCaConfig:
         """The full config of the model with this vocabulary."""
@@ -63,6 +75,10 @@ class DataRecipe:
     num_workers: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
+    def __post_init__(self) -> None:
+        require_at_least(1, batch_size=self.batch_size)
+        require_at_least(0, num_workers=self.num_workers)
+
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
@@ -74,6 +90,9 @@ class OptimizerRecipe:
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        require_at_least(0.0, lr=self.lr, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
+
 
 @dataclass(frozen=True)
 class ScheduleRecipe:
@@ -82,6 +101,10 @@ class ScheduleRecipe:
     steps: int
     warmup_steps: int
     final_lr_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_at_least(1, steps=self.steps)
+        require_at_least(0, warmup_steps=self.warmup_steps)
 
 
 @dataclass(frozen=True)
@@ -100,6 +123,9 @@ class EvaluationRecipe:
     interval: int = 500
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        require_at_least(1, interval=self.interval, batch_size=self.batch_size)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -115,6 +141,9 @@ class Recipe:
     freeze: tuple[FrozenPart, ...] = ()
     precision: Precision = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_at_least(0, seed=self.seed)
 
 
 def load_recipe(path: Path) -> Recipe:

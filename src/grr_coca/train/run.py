@@ -17,13 +17,14 @@ from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import open_source
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.errors import UserError
-from grr_coca.evaluate.checkpoint import evaluate_checkpoint
+from grr_coca.evaluate.checkpoint import evaluate_checkpoint, require_pairs
 from grr_coca.evaluate.split import Evaluation
 from grr_coca.model import build
+from grr_coca.structure import differences
 from grr_coca.train.logs import MetricLog
 from grr_coca.train.optimizer import Optimizers, freeze
 from grr_coca.train.recipe import Recipe, save_recipe
-from grr_coca.train.step import autocast, compute_losses
+from grr_coca.train.step import autocast, compute_losses, resolve_precision
 
 LOG_INTERVAL = 10
 """Steps whose mean makes one line of the log."""
@@ -65,11 +66,13 @@ def check_start(start: Checkpoint, recipe: Recipe) -> None:
         raise UserError("fine-tuning keeps the tokenizer of its checkpoint; remove the key 'tokenizer' from the recipe")
     if recipe.model is None:
         return
-    wanted = recipe.model.config(start.tokenizer.vocab_size)
-    if wanted != start.config:
+    differing = differences(recipe.model.config(start.tokenizer.vocab_size), start.config)
+    if differing:
+        key, wanted, found = differing[0]
         raise UserError(
             f"the checkpoint holds a '{start.preset}', not the '{recipe.model.preset}' of size '{recipe.model.size}' "
-            "that the recipe asks for; remove the key 'model' from the recipe to take what the checkpoint holds"
+            f"that the recipe asks for: {key} is {found}, not {wanted}; remove the key 'model' from the recipe to "
+            "take what the checkpoint holds"
         )
 
 
@@ -79,14 +82,22 @@ def train(recipe: Recipe, start: Checkpoint, out: Path, device: torch.device, on
     Raises:
         UserError: data or disk are at fault, or the loss is not a number any more.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    save_recipe(recipe, out / "recipe.yaml")
+    width = start.config.image_encoder.transformer.embed_dim
+    recipe = replace(recipe, precision=resolve_precision(recipe.precision, device, width))
+    pairs, val = training_sources(recipe)
+    if not len(pairs):
+        raise UserError(f"{recipe.data.train}: no pair is left to train on; give more pairs, or data: val")
+    require_pairs(val, recipe.evaluation.batch_size)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, out / "recipe.yaml")
+    except OSError as error:
+        raise UserError(f"{out}: the run folder cannot be written to ({error.strerror})") from error
     model = start.model.to(device).train()
     freeze(model, recipe.freeze)
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
-    pairs, val = training_sources(recipe)
     steps = recipe.schedule.steps
-    precision = autocast(recipe.precision, device, start.config.image_encoder.transformer.embed_dim)
+    precision = autocast(recipe.precision, device)
     with MetricLog(out) as log:
         window: list[dict[str, torch.Tensor | float]] = []
         began = time.monotonic()
@@ -98,7 +109,8 @@ def train(recipe: Recipe, start: Checkpoint, out: Path, device: torch.device, on
             model.clamp_logit_scale()
             window.append({**losses.detached(), "grad_norm": grad_norm, "lr": lr})
             done = step + 1
-            if done % LOG_INTERVAL == 0 or done == steps:
+            is_due = done % recipe.evaluation.interval == 0 or done == steps
+            if is_due or done % LOG_INTERVAL == 0:
                 metrics = _mean(window)
                 _require_finite(metrics, done)
                 window.clear()
@@ -106,9 +118,9 @@ def train(recipe: Recipe, start: Checkpoint, out: Path, device: torch.device, on
                 metrics["pairs_per_second"] = done * recipe.data.batch_size / seconds
                 log.write(done, "train", metrics)
                 on_step(done, metrics)
-            if done % recipe.evaluation.interval == 0 or done == steps:
-                log.write(done, "val", evaluate(start, val, recipe).flat())
+            if is_due:
                 _save(replace(start, step=start.step + done), out)
+                log.write(done, "val", evaluate(start, val, recipe).flat())
     return replace(start, step=start.step + steps)
 
 
@@ -149,7 +161,7 @@ def _new_tokenizer(recipe: Recipe) -> Tokenizer:
     if recipe.tokenizer.kind == "clip":
         return clip_bpe()
     source, _ = training_sources(recipe)
-    captions = (clean_caption(source.caption(i), recipe.data.train) for i in range(len(source)))
+    captions = (clean_caption(source.caption(i), source.name(i)) for i in range(len(source)))
     return train_bpe(captions, recipe.tokenizer.vocab_size)
 
 

@@ -24,16 +24,22 @@ def compute_losses(model: CoCa, batch: Batch, weights: LossRecipe) -> Losses:
     return coca_loss(contrastive, captioning, weights.contrastive_weight, weights.captioning_weight)
 
 
-def autocast(precision: Precision, device: torch.device, width: int) -> AbstractContextManager:
-    """The context of a run's forward passes: bf16 autocast, or nothing. Enter it as often as you like.
-
-    `auto` takes bf16 where the machine gains from it: on CUDA cards that have it, and on a CPU when one feed-forward
-    product of the model's width is faster in bf16 than in fp32, measured here and now.
-    """
-    if precision == "auto":
-        gains = torch.cuda.is_bf16_supported() if device.type == "cuda" else _bf16_is_faster(width)
-        precision = "bf16" if gains else "fp32"
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
+    """The context of a run's forward passes: bf16 autocast, or nothing. Enter it as often as you like."""
+    assert precision != "auto", "resolve_precision comes first"
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def resolve_precision(precision: Precision, device: torch.device, width: int) -> Precision:
+    """What `auto` means on this machine: bf16 where it gains from that, else fp32.
+
+    CUDA cards that have bf16 gain; a CPU gains when one feed-forward product of the model's width is faster in
+    bf16 than in fp32, measured here and now.
+    """
+    if precision != "auto":
+        return precision
+    gains = torch.cuda.is_bf16_supported() if device.type == "cuda" else _bf16_is_faster(width)
+    return "bf16" if gains else "fp32"
 
 
 def _bf16_is_faster(width: int) -> bool:

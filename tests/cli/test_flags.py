@@ -1,0 +1,113 @@
+"""The command line's surface: verbs and flags are a promise, so they are frozen here."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import grr_coca as package
+from grr_coca.cli import VERBS
+
+FLAGS = {
+    "caption": {"checkpoint": ..., "images": ()},
+    "compare": {"checkpoint": ..., "baseline": ..., "data": (), "batch_size": 64},
+    "demo": {"plan": "recipes/demo.yaml", "out": "runs/demo"},
+    "evaluate": {"checkpoint": ..., "data": (), "batch_size": 64, "json": False},
+    "finetune": {"recipe": ..., "checkpoint": None, "data": None, "out": None, "seed": None, "dry_run": False},
+    "info": {"preset": ..., "other": None, "size": "tiny"},
+    "pretrain": {"recipe": ..., "preset": None, "data": None, "out": None, "seed": None, "dry_run": False},
+}
+"""Each verb's flags with their defaults; `...` where there is none."""
+
+
+def plain(default: object) -> object:
+    if default is inspect.Parameter.empty:
+        return ...
+    return default if default is None or isinstance(default, bool | int | tuple) else str(default)
+
+
+def test_the_verbs_are_these():
+    assert sorted(VERBS) == sorted(FLAGS)
+
+
+@pytest.mark.parametrize("verb", sorted(FLAGS))
+def test_the_flags_of_a_verb_are_these(verb):
+    signature = inspect.signature(importlib.import_module(f"grr_coca.cli.{verb}").run)
+    assert {name: plain(parameter.default) for name, parameter in signature.parameters.items()} == FLAGS[verb]
+
+
+@pytest.mark.parametrize("verb", sorted(FLAGS))
+def test_every_flag_is_explained_in_the_help(grr_coca, verb):
+    said = grr_coca(verb, "--help")
+    assert said.code == 0
+    assert VERBS[verb] in " ".join(said.out.replace("│", " ").split())
+    described = importlib.import_module(f"grr_coca.cli.{verb}").run.__doc__.partition("Args:")[2]
+    shown = " ".join(said.out.replace("│", " ").split())
+    for flag in FLAGS[verb]:
+        explanation = described.partition(f"{flag}:")[2].partition("\n")[0]
+        assert explanation.split(";")[0].split(".")[0].strip() in shown
+        assert explanation
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"]])
+def test_help_lists_every_verb(grr_coca, arguments):
+    said = grr_coca(*arguments)
+    assert said.code == 0
+    for verb, summary in VERBS.items():
+        assert f"{verb} " in said.out
+        assert summary in said.out
+
+
+def test_no_verb_shows_the_help_and_fails(grr_coca):
+    said = grr_coca()
+    assert said.code == 2
+    assert "usage: grr-coca VERB" in said.out
+
+
+def test_the_version_is_the_packages(grr_coca):
+    assert grr_coca("--version").out.strip() == package.__version__
+
+
+@pytest.mark.parametrize(
+    ("verb", "meant"), [("pretrian", "pretrain"), ("captions", "caption"), ("fine-tune", "finetune")]
+)
+def test_a_wrong_verb_names_the_nearest(refused, verb, meant):
+    assert f"there is no verb '{verb}'; did you mean '{meant}'?" in refused(verb)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pretrain"],
+        ["pretrain", "recipe.yaml", "--epochs", "3"],
+        ["pretrain", "recipe.yaml", "--seed", "many"],
+        ["caption", "cat.png"],
+        ["evaluate"],
+        ["evaluate", "run", "--batch-size", "large"],
+        ["compare", "run"],
+        ["info"],
+        ["demo", "a.yaml", "b.yaml"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_flags_are_refused_without_a_traceback(grr_coca, arguments):
+    said = grr_coca(*arguments)
+    assert said.code == 2
+    assert "Traceback" not in said.err + said.out
+
+
+def test_the_installed_command_answers_in_one_line_without_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "grr_coca", "pretrain", "nowhere.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: nowhere.yaml: no such recipe\n"
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    code = "import sys, grr_coca.cli as cli; cli.main(['--help']); print({'torch', 'tyro'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"

@@ -1,0 +1,177 @@
+"""`grr-coca pretrain` and `grr-coca finetune`."""
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from grr_coca.checkpoint import from_pretrained
+from grr_coca.train.recipe import load_recipe, save_recipe
+from support import differing, finetuning, real_pairs, snapshot, tiny_recipe, weights, write_shard
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    """Write a recipe file of a run of three steps, with changes."""
+    shard = write_shard(tmp_path / "data" / "pairs.tar", real_pairs(24))
+
+    def write(name="mine.yaml", edit=lambda recipe: recipe, **changes):
+        path = tmp_path / name
+        save_recipe(edit(tiny_recipe(shard, steps=3, **changes)), path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def finetune_file(recipe_file):
+    return recipe_file("tune.yaml", finetuning)
+
+
+# --- Runs
+
+
+def test_pretraining_leaves_a_checkpoint_and_says_where(grr_coca, recipe_file, tmp_path):
+    said = grr_coca("pretrain", recipe_file(), "--out", tmp_path / "run")
+    assert said.code == 0, said.err
+    assert said.out == f"checkpoint, log and recipe are in {tmp_path / 'run'}\n"
+    assert from_pretrained(tmp_path / "run").step == 3
+
+
+def test_options_replace_what_the_recipe_says_and_are_written_back(grr_coca, recipe_file, tmp_path):
+    other = write_shard(tmp_path / "other.tar", real_pairs(165, "health"))
+    options = ["--preset", "baseline_coca", "--data", other, "--seed", 5, "--out", tmp_path / "run"]
+    said = grr_coca("pretrain", recipe_file(), *options)
+    assert said.code == 0, said.err
+    written = load_recipe(tmp_path / "run" / "recipe.yaml")
+    assert (written.model.preset, written.data.train, written.data.val, written.seed) == (
+        "baseline_coca",
+        str(other),
+        None,
+        5,
+    )
+    assert from_pretrained(tmp_path / "run").preset == "baseline_coca"
+
+
+def test_the_run_folder_is_named_after_recipe_and_preset(grr_coca, recipe_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grr_coca("pretrain", recipe_file("tiny.yaml"))
+    assert (tmp_path / "runs" / "tiny-grr_coca" / "checkpoints").is_dir()
+
+
+def test_fine_tuning_goes_on_from_the_checkpoint(grr_coca, finetune_file, run, tmp_path):
+    said = grr_coca("finetune", finetune_file, "--checkpoint", run.folder, "--out", tmp_path / "tuned")
+    assert said.code == 0, said.err
+    start, tuned = from_pretrained(run.folder), from_pretrained(tmp_path / "tuned")
+    assert tuned.step == start.step + 3
+    assert tuned.tokenizer.to_json() == start.tokenizer.to_json()
+    assert differing(weights(start), weights(tuned))
+
+
+def test_fine_tuning_leaves_its_checkpoint_as_it_was(grr_coca, finetune_file, run, tmp_path):
+    before = snapshot(run.folder)
+    grr_coca("finetune", finetune_file, "--checkpoint", run.folder, "--out", tmp_path / "tuned")
+    assert snapshot(run.folder) == before
+
+
+# --- Dry runs
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_a_dry_run_tells_memory_steps_and_time_and_writes_nothing(
+    grr_coca, recipe_file, finetune_file, run, tmp_path, verb
+):
+    path = recipe_file() if verb == "pretrain" else finetune_file
+    start = ["--checkpoint", run.folder] if verb == "finetune" else []
+    before = snapshot(tmp_path), snapshot(run.folder)
+    said = grr_coca(verb, path, *start, "--out", tmp_path / "run", "--dry-run")
+    assert said.code == 0, said.err
+    told = {line[:13].strip(): line[13:] for line in said.out.splitlines()}
+    assert told.keys() == {"model", "first loss", "data", "steps", "peak memory", "time"}
+    assert told["steps"].startswith("3, 1.0 epochs")
+    assert told["data"].startswith("24 pairs, 8 a batch")
+    assert "GiB" in told["peak memory"]
+    assert "s a step" in told["time"]
+    assert (snapshot(tmp_path), snapshot(run.folder)) == before
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_of_a_single_step_works(grr_coca, recipe_file, tmp_path):
+    path = recipe_file(edit=lambda recipe: replace(recipe, schedule=replace(recipe.schedule, steps=1)))
+    assert grr_coca("pretrain", path, "--dry-run").code == 0
+
+
+# --- Wrong use
+
+
+def test_a_missing_recipe_names_those_beside_it(refused, recipe_file, tmp_path):
+    recipe_file("mine.yaml")
+    assert "there are mine.yaml" in refused("pretrain", tmp_path / "mind.yaml")
+
+
+def test_a_wrong_preset_names_the_nearest(refused, recipe_file):
+    assert "did you mean 'grr_coca'?" in refused("pretrain", recipe_file(), "--preset", "grr_cocoa")
+
+
+def test_an_unknown_key_names_file_and_nearest_key(refused, recipe_file, tmp_path):
+    path = recipe_file()
+    content = yaml.safe_load(path.read_text())
+    content["optimizer"]["learning_rte"] = 1
+    path.write_text(yaml.safe_dump(content))
+    message = refused("pretrain", path)
+    assert str(path) in message
+    assert "learning_rte" in message
+
+
+def test_missing_data_lists_what_is_there(refused, recipe_file, tmp_path):
+    message = refused("pretrain", recipe_file(), "--data", tmp_path / "data" / "pears.tar")
+    assert "pears.tar: no such file or folder" in message
+    assert "holds pairs.tar" in message
+
+
+def test_a_run_folder_that_holds_a_run_is_not_written_over(refused, recipe_file, run):
+    before = snapshot(run.folder)
+    assert "holds a run already" in refused("pretrain", recipe_file(), "--out", run.folder)
+    assert snapshot(run.folder) == before
+
+
+def test_a_file_in_place_of_the_run_folder_is_named(refused, recipe_file, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert str(tmp_path / "file") in refused("pretrain", recipe_file(), "--out", tmp_path / "file")
+
+
+def test_own_pairs_too_few_for_the_recipes_validation_are_refused_before_training(refused, recipe_file, tmp_path):
+    few = write_shard(tmp_path / "few.tar", real_pairs(24, "health"))
+    message = refused("pretrain", recipe_file(), "--data", few, "--out", tmp_path / "run")
+    assert "evaluation: batch_size" in message
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_negative_seed_is_refused(refused, recipe_file, tmp_path):
+    assert "seed" in refused("pretrain", recipe_file(), "--seed", -1, "--out", tmp_path / "run")
+
+
+def test_pretraining_by_a_fine_tuning_recipe_is_refused(refused, finetune_file):
+    assert "this recipe is one for fine-tuning" in refused("pretrain", finetune_file)
+    assert "no key 'model' for --preset" in refused("pretrain", finetune_file, "--preset", "coca")
+
+
+def test_fine_tuning_without_a_checkpoint_is_refused(refused, finetune_file):
+    assert "give --checkpoint FOLDER" in refused("finetune", finetune_file)
+
+
+def test_fine_tuning_from_nowhere_is_refused(refused, finetune_file, tmp_path):
+    assert "no such folder" in refused("finetune", finetune_file, "--checkpoint", tmp_path / "nowhere")
+
+
+def test_fine_tuning_from_another_preset_names_both(refused, recipe_file, run):
+    other = recipe_file(
+        edit=lambda recipe: replace(recipe, tokenizer=None, model=replace(recipe.model, preset="baseline_coca"))
+    )
+    message = refused("finetune", other, "--checkpoint", run.folder)
+    assert "'grr_coca'" in message
+    assert "'baseline_coca'" in message
+
+
+def test_a_pretraining_recipe_is_refused_for_fine_tuning(refused, recipe_file, run):
+    assert "remove the key 'tokenizer'" in refused("finetune", recipe_file(), "--checkpoint", run.folder)

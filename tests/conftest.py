@@ -1,0 +1,84 @@
+"""Every tensor shape that the package declares is checked in every test; models are small enough for one core."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import settings
+
+# Before the first import of the package, or its annotations stay unchecked.
+ROOMS_OF_TENSORS = (
+    "batch",
+    "layers",
+    "losses",
+    "model",
+    "evaluate.metrics",
+    "evaluate.split",
+    "train.optimizer",
+    "train.step",
+)
+jaxtyping.install_import_hook([f"grr_coca.{room}" for room in ROOMS_OF_TENSORS], "beartype.beartype")
+
+from grr_coca.batch import Batch  # noqa: E402
+from grr_coca.config import CoCaConfig, TransformerConfig  # noqa: E402
+from grr_coca.data.dataset import next_token_labels, pad_rows  # noqa: E402
+from grr_coca.presets import get_preset  # noqa: E402
+
+torch.set_num_threads(1)
+settings.register_profile("one core", deadline=None, derandomize=True, max_examples=25, database=None)
+settings.load_profile("one core")
+
+BOS, EOS, CLS_SLOT = 1, 2, 0
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., CoCaConfig]:
+    """A preset's parts at a size that runs in milliseconds; images and text differ in width."""
+
+    def make(preset: str = "grr_coca", image_dim: int = 48, text_dim: int = 32, **poolers: object) -> CoCaConfig:
+        config = get_preset(preset, "tiny")
+        image, text = config.image_encoder, config.text_decoder
+        multimodal = config.multimodal_decoder
+        return replace(
+            config,
+            embed_dim=24,
+            image_encoder=replace(
+                image, image_size=16, patch_size=4, transformer=_shrunk(image.transformer, image_dim)
+            ),
+            text_decoder=replace(
+                text, vocab_size=60, context_length=40, transformer=_shrunk(text.transformer, text_dim)
+            ),
+            multimodal_decoder=replace(multimodal, transformer=_shrunk(multimodal.transformer, text_dim)),
+            poolers=replace(config.poolers, **{"num_queries": 5, "num_heads": 2, **poolers}),
+        )
+
+    return make
+
+
+def _shrunk(transformer: TransformerConfig, embed_dim: int) -> TransformerConfig:
+    hidden_dim = transformer.hidden_dim * embed_dim // transformer.embed_dim
+    return replace(transformer, num_layers=2, embed_dim=embed_dim, num_heads=embed_dim // 16, hidden_dim=hidden_dim)
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., Batch]:
+    """Random images and captions of given numbers of words, for a config."""
+
+    def make(config: CoCaConfig, num_words: Sequence[int] = (3, 7, 1, 5), seed: int = 0) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        side, vocab_size = config.image_encoder.image_size, config.text_decoder.vocab_size
+        words = [torch.randint(3, vocab_size, (n,), generator=generator).tolist() for n in num_words]
+        token_ids, lengths = pad_rows([[BOS, *row, EOS, CLS_SLOT] for row in words])
+        return Batch(
+            images=torch.randn(len(words), 3, side, side, generator=generator),
+            token_ids=token_ids,
+            lengths=lengths,
+            labels=next_token_labels(token_ids, lengths),
+            caption_ids=torch.arange(len(words)),
+            image_ids=torch.arange(len(words)),
+            keys=tuple(map(str, range(len(words)))),
+        )
+
+    return make

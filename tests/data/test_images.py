@@ -1,0 +1,239 @@
+"""Whatever a file holds becomes an RGB image, or an error that names the file."""
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from grr_coca.data.images import MAX_PIXELS, decode_image
+from grr_coca.errors import UserError
+from support import encode_image, real_pairs
+
+NAME = "photos/cat.jpg"
+
+
+def pictogram() -> Image.Image:
+    return decode_image(real_pairs(1)[0].image, "pictogram")
+
+
+def decode(image: Image.Image, kind: str = "png", **options: object) -> np.ndarray:
+    decoded = decode_image(encode_image(image, kind, **options), NAME)
+    assert decoded.mode == "RGB"
+    return np.asarray(decoded)
+
+
+def decode_array(values: np.ndarray, kind: str = "png") -> np.ndarray:
+    return decode(Image.fromarray(values), kind)
+
+
+def rgb_or_error_with_the_name(data: bytes) -> Image.Image | None:
+    """The image; none where the file was refused in the way that is promised."""
+    try:
+        image = decode_image(data, NAME)
+    except UserError as error:
+        message = str(error)
+    else:
+        assert image.mode == "RGB"
+        return image
+    assert message.startswith(f"{NAME}: ")
+    return None
+
+
+def png_header_of(width: int, height: int) -> bytes:
+    """A PNG that promises so many pixels and holds none of them."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+REAL_FILES = {kind: encode_image(pictogram(), kind) for kind in ("webp", "png", "jpeg", "gif", "bmp", "tiff")}
+
+
+# --- What cannot be read
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"a photo of a cat", id="text"),
+        pytest.param(b"<!doctype html><html><body>404 Not Found</body></html>", id="HTML"),
+        pytest.param(bytes(5000), id="zeros"),
+    ],
+)
+def test_what_is_not_an_image_is_an_error_that_names_the_file(data):
+    with pytest.raises(UserError, match=f"^{NAME}: not an image"):
+        decode_image(data, NAME)
+
+
+@pytest.mark.parametrize("kind", ["webp", "png", "jpeg", "gif", "bmp", "tiff"])
+def test_half_a_file_is_an_error_that_names_the_file(kind):
+    data = REAL_FILES[kind]
+    with pytest.raises(UserError, match=f"^{NAME}: "):
+        decode_image(data[: len(data) // 2], NAME)
+
+
+@given(st.sampled_from(sorted(REAL_FILES)), st.data())
+def test_a_damaged_file_gives_an_image_or_an_error_that_names_it(kind, draw):
+    data = bytearray(REAL_FILES[kind])
+    for position in draw.draw(st.lists(st.integers(0, len(data) - 1), min_size=1, max_size=8)):
+        data[position] = draw.draw(st.integers(0, 255))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("grr_coca.data.images.MAX_PIXELS", 10_000)  # a damaged size could be of seconds
+        rgb_or_error_with_the_name(bytes(data))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_metadata_that_is_garbage_does_not_crash(kind):
+    data = encode_image(pictogram(), kind, exif=b"Exif\0\0garbage that is no TIFF header")
+    image = rgb_or_error_with_the_name(data)
+    assert image is None or image.size == (64, 64)
+
+
+# --- Decompression bombs
+
+
+@pytest.mark.parametrize("side", [50_000, 12_000])
+def test_an_image_with_too_many_pixels_is_refused_with_file_and_limit(side):
+    with pytest.raises(UserError, match=f"^{NAME}: .*limit of {MAX_PIXELS:,}"):
+        decode_image(png_header_of(side, side), NAME)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit on memory is Linux's")
+def test_an_image_with_too_many_pixels_is_refused_before_memory_is_taken_for_them():
+    code = (
+        "import resource, sys\n"
+        "from grr_coca.data.images import decode_image\n"
+        "in_use = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**26, -1))\n"
+        "try: decode_image(sys.stdin.buffer.read(), 'bomb')\n"
+        "except ValueError as error: print(error)\n"
+    )
+    bomb = png_header_of(12_000, 12_000)  # 432 MB of pixels, where 64 MB are allowed
+    done = subprocess.run([sys.executable, "-c", code], input=bomb, capture_output=True, check=True)
+    assert "limit of" in done.stdout.decode()
+
+
+def test_an_image_of_the_largest_size_is_read():
+    side = int(MAX_PIXELS**0.5)
+    assert decode_image(encode_image(Image.new("1", (side, 1))), NAME).size == (side, 1)
+
+
+# --- Modes and depths
+
+
+def test_an_rgb_image_keeps_its_pixels():
+    image = pictogram()
+    np.testing.assert_array_equal(decode(image), np.asarray(image))
+
+
+def test_grey_becomes_three_equal_channels():
+    values = np.array([[0, 100], [200, 255]], np.uint8)
+    np.testing.assert_array_equal(decode_array(values), np.stack([values] * 3, axis=-1))
+
+
+def test_black_and_white_uses_the_whole_range():
+    image = Image.fromarray(np.array([[True, False]]))
+    np.testing.assert_array_equal(decode(image)[0, :, 0], [255, 0])
+
+
+@pytest.mark.parametrize(("red", "green", "blue"), [(255, 0, 0), (250, 250, 250), (10, 120, 60)])
+def test_a_cmyk_jpeg_keeps_its_colours(red, green, blue):
+    image = Image.new("RGB", (16, 16), (red, green, blue)).convert("CMYK")
+    pixels = decode(image, "jpeg", quality=100)
+    assert np.abs(pixels.astype(int) - [red, green, blue]).max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixel", "expected"),
+    [
+        ("RGBA", (0, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 255), (255, 0, 0)),
+        ("RGBA", (0, 0, 0, 128), (127, 127, 127)),
+        ("LA", (0, 0), (255, 255, 255)),
+        ("LA", (0, 128), (127, 127, 127)),
+    ],
+)
+def test_transparency_is_composited_over_white(mode, pixel, expected):
+    pixels = decode(Image.new(mode, (4, 4), pixel))
+    assert np.abs(pixels.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["png", "gif"])
+def test_a_transparent_palette_colour_becomes_white(kind):
+    image = Image.new("P", (4, 2), 0)
+    image.putpalette([10, 20, 30, 200, 0, 0])
+    image.paste(1, (2, 0, 4, 2))
+    pixels = decode(image, kind, transparency=0)
+    np.testing.assert_array_equal(pixels[0, 0], [255, 255, 255])
+    np.testing.assert_array_equal(pixels[0, 3], [200, 0, 0])
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped():
+    values = np.array([[0, 257, 12_850, 32_896, 65_535]], np.uint16)
+    np.testing.assert_array_equal(decode_array(values)[0, :, 1], [0, 1, 50, 128, 255])
+
+
+def test_thirty_two_bit_grey_does_not_wrap_around():
+    values = np.array([[0, 65_535, 2_000_000_000]], np.int32)
+    np.testing.assert_array_equal(decode_array(values, "tiff")[0, :, 0], [0, 255, 255])
+
+
+def test_floating_point_grey_spans_black_to_white():
+    values = np.array([[-1.5, 0.0, 1.5]], np.float32)
+    np.testing.assert_array_equal(decode_array(values, "tiff")[0, :, 2], [0, 128, 255])
+
+
+@pytest.mark.parametrize("value", [0.0, 3.5, np.nan], ids=["zero", "constant", "not a number"])
+def test_floating_point_grey_without_contrast_is_black(value):
+    assert decode_array(np.full((3, 3), value, np.float32), "tiff").max() == 0
+
+
+def test_infinite_grey_leaves_the_finite_pixels_distinct():
+    pixels = decode_array(np.array([[np.inf, 0.0], [1.0, 2.0]], np.float32), "tiff")[..., 0]
+    assert pixels[0, 1] < pixels[1, 0] < pixels[1, 1]
+
+
+# --- Size, frames, orientation
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_a_single_pixel_is_an_image(kind):
+    assert decode(Image.new("RGB", (1, 1), "red"), kind).shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_an_animation_gives_its_first_frame(kind):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+    options = {"lossless": True} if kind == "webp" else {}
+    pixels = decode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_array_equal(pixels[4, 4], [255, 0, 0])
+
+
+def test_exif_rotation_is_honoured():
+    image = Image.new("RGB", (30, 20), "white")
+    image.paste((255, 0, 0), (0, 0, 10, 20))  # left third
+    exif = image.getexif()
+    exif[0x0112] = 6  # shown turned clockwise by 90 degrees
+    pixels = decode(image, "png", exif=exif)
+    assert pixels.shape == (30, 20, 3)
+    np.testing.assert_array_equal(pixels[0, 10], [255, 0, 0])
+    np.testing.assert_array_equal(pixels[-1, 10], [255, 255, 255])
+
+
+def test_decoding_does_not_depend_on_the_files_name():
+    data = encode_image(pictogram())
+    assert decode_image(data, "a.jpg").tobytes() == decode_image(data, "b").tobytes()
+    assert Image.open(io.BytesIO(data)).format == "PNG"

@@ -1,0 +1,144 @@
+"""From an image to the tensor that the model sees."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from grr_coca.data.dataset import PairDataset
+from grr_coca.data.images import decode_image
+from grr_coca.data.order import SampleRef
+from grr_coca.data.preprocess import Augmentation, Preprocess
+from grr_coca.data.tokenizer import train_bpe
+from grr_coca.errors import UserError
+from support import real_pairs
+
+STRONG = Augmentation(scale=(0.8, 1.2), shift=0.1, rotate=15, jitter=0.3, grey=0.2)
+
+
+@pytest.fixture(scope="module")
+def image():
+    return decode_image(real_pairs(1)[0].image, "pictogram")
+
+
+@pytest.fixture
+def look():
+    """What a visit of a sample looks like."""
+    pairs = real_pairs(4)
+    tokenizer = train_bpe([pair.caption for pair in pairs], 300)
+
+    def make(seed: int, epoch: int, sample: int, augmentation: Augmentation = STRONG) -> torch.Tensor:
+        dataset = PairDataset(pairs, tokenizer, Preprocess(32), 24, augmentation, seed)
+        return dataset[SampleRef(epoch, sample)].image
+
+    return make
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (100, 37), (37, 100), (1, 10_000), (10_000, 1), (3, 2)])
+def test_every_size_becomes_a_square_between_minus_one_and_one(size):
+    pixels = Preprocess(32)(Image.effect_noise(size, 90).convert("RGB"))
+    assert pixels.shape == (3, 32, 32)
+    assert pixels.dtype == torch.float32
+    assert pixels.is_contiguous()
+    assert -1 <= pixels.min() <= pixels.max() <= 1
+
+
+def test_white_is_one_and_black_is_minus_one():
+    image = Image.new("RGB", (8, 8), "white")
+    image.paste((0, 0, 0), (0, 0, 8, 4))
+    pixels = Preprocess(8)(image)
+    assert pixels[:, :4].eq(-1).all()
+    assert pixels[:, 4:].eq(1).all()
+
+
+def test_channels_are_red_green_blue_with_their_own_mean_and_deviation():
+    preprocess = Preprocess(4, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
+    pixels = preprocess(Image.new("RGB", (4, 4), (255, 0, 255)))
+    torch.testing.assert_close(pixels[:, 0, 0], torch.tensor([1.0, -1.0, 0.5]))
+
+
+def test_an_image_of_the_right_size_keeps_every_pixel(image):
+    restored = (Preprocess(64)(image) * 0.5 + 0.5) * 255
+    np.testing.assert_array_equal(restored.round().byte().permute(1, 2, 0), np.asarray(image))
+
+
+def test_the_centre_is_kept():
+    image = Image.new("RGB", (300, 100), "white")
+    image.paste((255, 0, 0), (100, 0, 200, 100))
+    assert Preprocess(16).square(image).getcolors() == [(256, (255, 0, 0))]
+
+
+def test_equal_images_give_equal_tensors(image):
+    assert torch.equal(Preprocess(32)(image), Preprocess(32)(image.copy()))
+
+
+# --- Augmentation
+
+
+def test_the_default_augmentation_changes_nothing(image):
+    for seed in range(10):
+        assert Augmentation()(image, np.random.default_rng(seed)).tobytes() == image.tobytes()
+
+
+def test_the_look_of_a_sample_is_a_function_of_seed_epoch_and_sample(look):
+    assert torch.equal(look(3, 5, 1), look(3, 5, 1))
+    others = [look(4, 5, 1), look(3, 6, 1), look(3, 5, 2)]
+    assert not any(torch.equal(look(3, 5, 1), other) for other in others)
+
+
+def test_another_seed_draws_another_change_of_the_same_image(look):
+    looks = [look(seed, 0, 0) for seed in range(5)]
+    assert len({tuple(pixels.flatten().tolist()) for pixels in looks}) == 5
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        Augmentation(scale=(0.5, 0.5)),
+        Augmentation(shift=0.5),
+        Augmentation(rotate=45),
+        Augmentation(jitter=0.5),
+        Augmentation(grey=1.0),
+    ],
+    ids=["scale", "shift", "rotate", "jitter", "grey"],
+)
+def test_every_setting_has_an_effect(image, augmentation):
+    assert augmentation(image, np.random.default_rng(1)).tobytes() != image.tobytes()
+
+
+def test_uncovered_corners_are_white(image):
+    black = Image.new("RGB", image.size, "black")
+    shrunk = Augmentation(scale=(0.5, 0.5))(black, np.random.default_rng(0))
+    assert [shrunk.getpixel((x, y)) for x in (0, 63) for y in (0, 63)] == [(255, 255, 255)] * 4
+
+
+def test_a_grey_image_stays_rgb(image):
+    grey = Augmentation(grey=1.0)(image, np.random.default_rng(0))
+    assert grey.mode == "RGB"
+    red, green, blue = (np.asarray(channel) for channel in grey.split())
+    np.testing.assert_array_equal(red, green)
+    np.testing.assert_array_equal(red, blue)
+
+
+def test_augmented_values_stay_between_minus_one_and_one(look):
+    pixels = torch.stack([look(seed, 0, seed % 4) for seed in range(20)])
+    assert -1 <= pixels.min() <= pixels.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("scale", (0.0, 1.0)),
+        ("scale", (1.2, 0.8)),
+        ("scale", (-1.0, 1.0)),
+        ("shift", -0.1),
+        ("rotate", -5.0),
+        ("jitter", 1.5),
+        ("jitter", -0.1),
+        ("grey", 1.1),
+        ("grey", -0.1),
+    ],
+)
+def test_a_range_that_makes_no_sense_is_an_error_that_names_the_key(key, value):
+    with pytest.raises(UserError, match=key):
+        Augmentation(**{key: value})

@@ -1,0 +1,52 @@
+"""Attention against `torch.nn.MultiheadAttention` with the same weights, in fp64."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from grr_coca.layers.attention import CrossAttention, SelfAttention
+from grr_coca.layers.rotary import Rotary, line_angles
+
+
+def _random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("num_heads", [1, 4])
+def test_self_attention_equals_torchs(causal: bool, num_heads: int) -> None:
+    attn = SelfAttention(32, num_heads, causal, rotary=None).double()
+    reference = nn.MultiheadAttention(32, num_heads, bias=False, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        reference.in_proj_weight.copy_(attn.qkv_proj.weight)
+        reference.out_proj.weight.copy_(attn.out_proj.weight)
+    x = _random(2, 7, 32)
+    mask = torch.ones(7, 7, dtype=torch.bool).triu(1) if causal else None
+    expected, _ = reference(x, x, x, attn_mask=mask, need_weights=False)
+    torch.testing.assert_close(attn(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_cross_attention_to_a_context_of_another_width_equals_torchs() -> None:
+    attn = CrossAttention(32, 20, num_heads=4).double()
+    reference = nn.MultiheadAttention(32, 4, bias=False, kdim=20, vdim=20, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        reference.q_proj_weight.copy_(attn.q_proj.weight)
+        reference.k_proj_weight.copy_(attn.kv_proj.weight[:32])
+        reference.v_proj_weight.copy_(attn.kv_proj.weight[32:])
+        reference.out_proj.weight.copy_(attn.out_proj.weight)
+    x, context = _random(2, 7, 32), _random(2, 11, 20, seed=1)
+    expected, _ = reference(x, context, context, need_weights=False)
+    torch.testing.assert_close(attn(x, context), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_order_of_the_context_does_not_matter() -> None:
+    attn, x, context = CrossAttention(32, 20, 4).double(), _random(2, 7, 32), _random(2, 11, 20, seed=1)
+    torch.testing.assert_close(attn(x, context.flip(1)), attn(x, context))
+
+
+def test_without_positions_self_attention_is_blind_to_order_and_with_them_it_is_not() -> None:
+    x = _random(1, 6, 32).float()
+    blind = SelfAttention(32, 4, causal=False, rotary=None)
+    torch.testing.assert_close(blind(x.flip(1)), blind(x).flip(1))
+    seeing = SelfAttention(32, 4, causal=False, rotary=Rotary(line_angles(6, 8)))
+    assert (seeing(x.flip(1)) - seeing(x).flip(1)).abs().max() > 1e-3

@@ -1,0 +1,166 @@
+"""The composed model: what comes out in every arrangement, and what training can reach."""
+
+import math
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+
+from grr_coca.batch import Batch
+from grr_coca.config import CoCaConfig
+from grr_coca.layers.rotary import Rotary
+from grr_coca.model import build
+from grr_coca.train.optimizer import freeze
+from grr_coca.train.recipe import LossRecipe
+from grr_coca.train.step import autocast, compute_losses
+
+ARRANGEMENTS = list(product(("cascade", "parallel"), (None, 1, 5), ((48, 32), (32, 48), (32, 32))))
+
+
+@pytest.mark.parametrize(("arrangement", "num_queries", "widths"), ARRANGEMENTS, ids=str)
+@pytest.mark.parametrize("preset", ["grr_coca", "coca"])
+def test_shapes_are_the_same_in_every_arrangement_of_the_poolers(
+    tiny_config: Callable[..., CoCaConfig],
+    make_batch: Callable[..., Batch],
+    preset: str,
+    arrangement: str,
+    num_queries: int | None,
+    widths: tuple[int, int],
+) -> None:
+    image_dim, text_dim = widths
+    config = tiny_config(preset, image_dim, text_dim, num_queries=num_queries, arrangement=arrangement)
+    model, batch = build(config), make_batch(config, num_words=(3, 7))
+    output = model(batch.images, batch.token_ids, batch.lengths)
+    tokens = model.encode_image(batch.images).tokens
+    assert tokens.shape == ((2, 16, image_dim) if num_queries is None else (2, num_queries, text_dim))
+    assert output.image_embedding.shape == output.text_embedding.shape == (2, 24)
+    assert output.logits.shape == (2, 8, 60) == (*batch.labels.shape, 60)
+    for embedding in (output.image_embedding, output.text_embedding):
+        torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(2))
+
+
+def test_256_queries_give_256_caption_tokens(tiny_config: Callable[..., CoCaConfig]) -> None:
+    config = tiny_config(num_queries=256)
+    encoded = build(config).encode_image(torch.randn(1, 3, 16, 16))
+    assert encoded.tokens.shape == (1, 256, 32)
+    assert encoded.embedding.shape == (1, 24)
+
+
+def test_in_cascade_the_image_embedding_reads_the_caption_tokens_and_in_parallel_the_patches(
+    tiny_config: Callable[..., CoCaConfig],
+) -> None:
+    image = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for arrangement, reads_caption_tokens in (("cascade", True), ("parallel", False)):
+        model = build(tiny_config(arrangement=arrangement))
+        model.encode_image(image).embedding.sum().backward()
+        assert (model.captioning_pooler.queries.grad is not None) == reads_caption_tokens
+
+
+@pytest.mark.parametrize("poolers", [{}, {"arrangement": "parallel"}, {"num_queries": None}], ids=str)
+@pytest.mark.parametrize("weights", [LossRecipe(0.0, 2.0), LossRecipe(1.0, 0.0), LossRecipe()], ids=str)
+@pytest.mark.parametrize("preset", ["grr_coca", "coca"])
+def test_every_parameter_has_a_gradient_even_if_a_loss_counts_for_nothing(
+    tiny_config: Callable[..., CoCaConfig],
+    make_batch: Callable[..., Batch],
+    preset: str,
+    weights: LossRecipe,
+    poolers: dict[str, object],
+) -> None:
+    config = tiny_config(preset, **poolers)
+    model = build(config)
+    compute_losses(model, make_batch(config), weights).coca.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("preset", ["grr_coca", "coca"])
+def test_every_parameter_moves_the_loss(
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], preset: str
+) -> None:
+    """A part that is built and then bypassed has a gradient of zero."""
+    config = tiny_config(preset)
+    model = build(config)
+    compute_losses(model, make_batch(config), LossRecipe()).coca.backward()
+    assert [name for name, parameter in model.named_parameters() if not parameter.grad.abs().max() > 0] == []
+
+
+@pytest.mark.parametrize(
+    ("part", "stands", "moves"),
+    [
+        (
+            "image_encoder",
+            ["image_encoder", "captioning_pooler", "contrastive_pooler", "image_proj"],
+            ["text_decoder", "text_proj", "multimodal_decoder", "logit_scale"],
+        ),
+        ("image_backbone", ["image_encoder"], ["captioning_pooler", "contrastive_pooler", "image_proj"]),
+        ("text_decoder", ["text_decoder", "text_proj"], ["image_encoder", "multimodal_decoder"]),
+        ("multimodal_decoder", ["multimodal_decoder"], ["image_encoder", "text_decoder"]),
+    ],
+)
+def test_freezing_a_part_freezes_all_that_belongs_to_it_and_nothing_else(
+    tiny_config: Callable[..., CoCaConfig], part: str, stands: list[str], moves: list[str]
+) -> None:
+    model = build(tiny_config())
+    freeze(model, [part])
+    trainable = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable.isdisjoint(stands)
+    assert trainable >= set(moves)
+
+
+def test_logit_scale_is_clamped_between_1_and_100(tiny_config: Callable[..., CoCaConfig]) -> None:
+    model = build(tiny_config())
+    for value, expected in ((10.0, 100.0), (-1.0, 1.0), (2.0, math.exp(2))):
+        model.logit_scale.data.fill_(value)
+        model.clamp_logit_scale()
+        assert model.logit_scale.exp().item() == pytest.approx(expected, rel=1e-5)
+    assert model.logit_scale.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_change_of_type_leaves_every_rotary_table_exact(
+    tiny_config: Callable[..., CoCaConfig], dtype: torch.dtype
+) -> None:
+    before, model = build(tiny_config()), build(tiny_config()).to(dtype)
+    tables = [module.table for module in model.modules() if isinstance(module, Rotary)]
+    expected = [module.table for module in before.modules() if isinstance(module, Rotary)]
+    assert len(tables) == 3
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
+    for table, exact in zip(tables, expected, strict=True):
+        assert table.dtype == torch.complex64
+        assert torch.equal(table, exact)
+
+
+def test_a_bf16_model_stays_near_the_fp32_model(
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]
+) -> None:
+    config = tiny_config()
+    batch = make_batch(config)
+    exact = build(config)(batch.images, batch.token_ids, batch.lengths)
+    rounded = build(config).bfloat16()(batch.images.bfloat16(), batch.token_ids, batch.lengths)
+    assert rounded.image_embedding.dtype == rounded.text_embedding.dtype == torch.float32
+    torch.testing.assert_close(rounded.image_embedding, exact.image_embedding, rtol=0, atol=0.05)
+    torch.testing.assert_close(rounded.text_embedding, exact.text_embedding, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("preset", ["grr_coca", "coca"])
+def test_losses_under_bf16_autocast_stay_near_fp32(
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], preset: str
+) -> None:
+    config = tiny_config(preset)
+    model, batch, device = build(config), make_batch(config), torch.device("cpu")
+    width = config.image_encoder.transformer.embed_dim
+    exact = compute_losses(model, batch, LossRecipe())
+    for precision, tolerance in (("bf16", 0.02), ("fp32", 0.0), ("auto", 0.02)):
+        context = autocast(precision, device, width)
+        for _ in range(2):  # a run enters it at every step
+            with context:
+                losses = compute_losses(model, batch, LossRecipe())
+            torch.testing.assert_close(losses.coca.float(), exact.coca, rtol=tolerance, atol=0)
+
+
+def test_weights_survive_a_state_dict(tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]) -> None:
+    config = tiny_config()
+    model, other, batch = build(config, seed=0), build(config, seed=1), make_batch(config)
+    other.load_state_dict(model.state_dict())
+    for a, b in zip(*(m(batch.images, batch.token_ids, batch.lengths) for m in (model, other)), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,104 @@
+"""Every parameter is written, with the spread that the module documents, from the seed and its name alone."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from grr_coca.config import CoCaConfig
+from grr_coca.model import CoCa, build
+from grr_coca.model.init import init_weights
+from grr_coca.presets import PRESETS, get_preset
+
+
+@pytest.fixture(scope="module")
+def model() -> CoCa:
+    """Of real size, so that a standard deviation can be measured."""
+    return build(get_preset("coca", "tiny"), seed=0)
+
+
+@pytest.mark.parametrize("poolers", [{}, {"num_queries": None}, {"arrangement": "parallel"}], ids=str)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_parameter_keeps_what_was_in_its_memory(
+    tiny_config: Callable[..., CoCaConfig], preset: str, poolers: dict[str, object]
+) -> None:
+    model = build(tiny_config(preset, **poolers), seed=4)
+    drawn = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(math.nan)
+    init_weights(model, seed=4)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, drawn[name]), f"{name} is not what build made of it"
+
+
+def test_the_seed_alone_decides(tiny_config: Callable[..., CoCaConfig]) -> None:
+    torch.manual_seed(1)
+    first = build(tiny_config(), seed=7).state_dict()
+    torch.manual_seed(2)
+    again, other = build(tiny_config(), seed=7).state_dict(), build(tiny_config(), seed=8).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    drawn = [name for name in first if name.endswith("_proj.weight")]
+    assert drawn
+    assert not any(torch.equal(first[name], other[name]) for name in drawn)
+
+
+def test_building_leaves_the_global_random_state_of_the_weights_alone(tiny_config: Callable[..., CoCaConfig]) -> None:
+    with_noise = build(tiny_config(), seed=0)
+    torch.rand(1000)
+    again = build(tiny_config(), seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(with_noise.parameters(), again.parameters(), strict=True))
+
+
+def test_shared_parts_of_grr_and_baseline_start_equal(tiny_config: Callable[..., CoCaConfig]) -> None:
+    grr, baseline = (build(tiny_config(p), seed=0).state_dict() for p in ("grr_coca", "baseline_coca"))
+    shared = [name for name in grr if name in baseline and grr[name].shape == baseline[name].shape]
+    assert {name for name in grr if not name.startswith("image_encoder.")} <= set(shared)
+    assert "image_encoder.blocks.0.attn.qkv_proj.weight" in shared
+    for name in shared:
+        assert torch.equal(grr[name], baseline[name]), name
+
+
+def test_no_two_matrices_start_equal(model: CoCa) -> None:
+    matrices = [p for p in model.parameters() if p.dim() == 2 and p.shape == (128, 128)]
+    assert len(matrices) > 10
+    assert len({tuple(matrix[0].tolist()) for matrix in matrices}) == len(matrices)
+
+
+def test_embeddings_queries_and_positions_have_the_documented_deviation(model: CoCa) -> None:
+    expected = {
+        "text_decoder.tok_embeddings.weight": 128**-0.5,
+        "text_decoder.cls_embedding": 128**-0.5,
+        "text_decoder.position.embedding": 0.02,
+        "image_encoder.position.embedding": 0.02,
+        "captioning_pooler.queries": 1.0,
+        "contrastive_pooler.queries": 1.0,
+    }
+    for name, std in expected.items():
+        parameter = model.get_parameter(name)
+        assert parameter.std().item() == pytest.approx(std, rel=4 / math.sqrt(2 * parameter.numel())), name
+
+
+def test_matrices_keep_the_variance_of_their_input(model: CoCa) -> None:
+    branches = {
+        "image_encoder": 2 * len(model.image_encoder.blocks),
+        "text_decoder": 2 * len(model.text_decoder.blocks) + 3 * len(model.multimodal_decoder.blocks),
+    }
+    branches["multimodal_decoder"] = branches["text_decoder"]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            ends_branch = ".blocks." in name and name.endswith(("out_proj", "down_proj"))
+            num_branches = branches[name.split(".")[0]] if ends_branch else 1
+            expected = (module.in_features * num_branches) ** -0.5
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.05), name
+
+
+def test_norms_biases_and_temperature_start_neutral(model: CoCa) -> None:
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            assert torch.equal(parameter, torch.ones_like(parameter)), name
+        elif name.endswith("bias"):
+            assert torch.equal(parameter, torch.zeros_like(parameter)), name
+    assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07, rel=1e-6)

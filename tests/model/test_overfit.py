@@ -1,0 +1,37 @@
+"""A model that learns can learn one batch by heart: captions word for word, and every pair told from every other."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from grr_coca.batch import Batch
+from grr_coca.config import CoCaConfig
+from grr_coca.evaluate.metrics import recall_at_k
+from grr_coca.model import build
+from grr_coca.train.optimizer import Optimizers
+from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, ScheduleRecipe
+from grr_coca.train.step import compute_losses
+
+STEPS = 150
+
+
+@pytest.mark.parametrize(("preset", "name"), [("grr_coca", "adamw"), ("baseline_coca", "adamw"), ("grr_coca", "muon")])
+def test_one_batch_is_learned_by_heart(
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], preset: str, name: str
+) -> None:
+    config = tiny_config(preset)
+    model, batch = build(config), make_batch(config, num_words=[3, 6, 9, 5] * 4)
+    recipe = OptimizerRecipe(name=name, lr=4e-3, weight_decay=0.0)
+    optimizers = Optimizers(model, recipe, ScheduleRecipe(steps=STEPS, warmup_steps=10))
+    for step in range(STEPS):
+        compute_losses(model, batch, LossRecipe()).coca.backward()
+        optimizers.step(step)
+        model.clamp_logit_scale()
+    with torch.no_grad():
+        output = model(batch.images, batch.token_ids, batch.lengths)
+        losses = compute_losses(model, batch, LossRecipe())
+    similarity, itself = output.image_embedding @ output.text_embedding.T, torch.eye(16, dtype=torch.bool)
+    assert losses.captioning < 0.05
+    assert recall_at_k(similarity, itself, 1) == 1.0
+    assert recall_at_k(similarity.T, itself, 1) == 1.0

@@ -1,0 +1,79 @@
+"""What a model is made of: nothing is forgotten, nothing counted twice."""
+
+from dataclasses import replace
+
+import pytest
+
+from grr_coca.model import build
+from grr_coca.presets import PRESETS, get_preset
+from grr_coca.study.anatomy import config_differences, count_parameters, flops_per_pair, parts, share_that_differs
+
+
+def model_of(preset):
+    return build(get_preset(preset, "tiny"))
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_the_leaves_of_the_tree_add_up_to_the_whole(preset):
+    model = model_of(preset)
+    outside = sum(parameter.numel() for name, parameter in model.named_parameters() if is_bare(name))
+    leaves = sum(part.num_parameters for part in parts(model) if part.is_leaf)
+    assert leaves + outside == count_parameters(model)
+
+
+def is_bare(name: str) -> bool:
+    """A parameter that a container holds itself."""
+    return name in ("logit_scale", "text_decoder.cls_embedding")
+
+
+@pytest.mark.parametrize("preset", ["grr_coca", "baseline_coca"])
+def test_the_parts_at_the_top_add_up_to_the_whole(preset):
+    model = model_of(preset)
+    top = [part for part in parts(model) if len(part.path) == 1]
+    assert [part.path[0] for part in top] == [name for name, _ in model.named_children()]
+    assert sum(part.num_parameters for part in top) + model.logit_scale.numel() == count_parameters(model)
+
+
+def test_a_stack_of_equal_blocks_is_one_part():
+    blocks = next(part for part in parts(model_of("grr_coca")) if part.path == ("image_encoder", "blocks"))
+    assert (blocks.kind, blocks.count) == ("Block", 4)
+    assert blocks.num_parameters == count_parameters(model_of("grr_coca").image_encoder.blocks)
+
+
+def test_both_models_differ_in_the_image_encoder_alone():
+    differences = config_differences(get_preset("grr_coca", "base"), get_preset("baseline_coca", "base"))
+    keys = {key for key, _, _ in differences}
+    assert keys == {f"image_encoder.transformer.{key}" for key in ("norm", "feed_forward", "position", "hidden_dim")}
+    values = {key.rpartition(".")[2]: (first, second) for key, first, second in differences}
+    assert values["norm"] == ("rms", "layer")
+    assert values["feed_forward"] == ("geglu", "gelu")
+    assert values["position"] == ("rope_2d", "learned")
+
+
+def test_equal_configs_do_not_differ():
+    config = get_preset("grr_coca", "tiny")
+    assert config_differences(config, replace(config)) == []
+
+
+def test_a_model_does_not_differ_from_itself():
+    assert share_that_differs(model_of("grr_coca"), model_of("grr_coca")) == 0.0
+
+
+def test_the_share_that_differs_lies_in_the_image_encoder():
+    model, baseline = model_of("grr_coca"), model_of("baseline_coca")
+    share = share_that_differs(model, baseline)
+    assert 0 < share <= count_parameters(model.image_encoder) / count_parameters(model)
+
+
+def test_flops_grow_with_the_text_and_a_third_with_geglu_at_full_width():
+    config = get_preset("grr_coca", "tiny")
+    assert flops_per_pair(config, 10) < flops_per_pair(config, 20) < flops_per_pair(config)
+    assert flops_per_pair(config) < flops_per_pair(get_preset("grr_coca_geglu_4x", "tiny"))
+
+
+def test_flops_of_a_linear_map_are_two_per_weight_and_row():
+    small, large = (get_preset("coca", "tiny"), get_preset("coca", "tiny"))
+    text = replace(large.text_decoder, vocab_size=2 * small.text_decoder.vocab_size)
+    more = flops_per_pair(replace(large, text_decoder=text)) - flops_per_pair(small)
+    rows = small.text_decoder.context_length - 2  # the head predicts nothing after [EOS]
+    assert more == 2 * rows * small.text_decoder.transformer.embed_dim * small.text_decoder.vocab_size

@@ -1,0 +1,197 @@
+"""The whole comparison, from a plan to a report."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from grr_coca.checkpoint import from_pretrained
+from grr_coca.cli import main
+from grr_coca.data.dataset import PairDataset
+from grr_coca.errors import UserError
+from grr_coca.study.arm import run_arm
+from grr_coca.study.plan import load_plan, stages
+from grr_coca.train.logs import read_metrics
+from support import CPU, real_pairs, snapshot
+
+PRESETS = ("grr_coca", "baseline_coca")
+STAGES = ("pictograms", "health", "clipart", "glyphs")
+
+
+class References(HTMLParser):
+    """Everything in a page that a browser would load, and the elements that it has."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loaded += [value for name, value in attrs if name in ("src", "srcset", "href", "xlink:href", "data")]
+
+
+def assert_holds_everything_itself(report: str) -> None:
+    page = References(report)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert page.tags.count("img") > 10
+    assert all(address.startswith(("data:", "#")) for address in page.loaded)
+    assert re.findall(r"url\((?!#)|@import", report) == []
+
+
+def assert_tells_what_was_measured(out: Path) -> None:
+    arms = json.loads((out / "results.json").read_text())
+    assert [arm["preset"] for arm in arms] == list(PRESETS)
+    table = (out / "table.txt").read_text()
+    for name in ("pictograms/test", "pictograms/test_style", *(f"{domain}/test" for domain in STAGES[1:])):
+        first, second = (arm["evaluations"][name]["contrastive_loss"] for arm in arms)
+        (line,) = (line for line in table.splitlines() if line.split("  ")[0] == name)
+        assert line.replace("│", " ").split()[1:4] == [f"{first:.3f}", f"{second:.3f}", f"{first / second - 1:+.2%}"]
+    assert "average of 3 domains" in table
+    report = (out / "report.html").read_text()
+    for arm in arms:
+        assert f"{arm['parameters']:,}" in report
+        assert list(arm["seconds"]) == list(STAGES)
+        assert all(len(captions) in (6, 2) for captions in arm["captions"].values())
+
+
+def assert_runs_are_complete(out: Path) -> None:
+    for preset in PRESETS:
+        for stage in STAGES:
+            assert read_metrics(out / preset / stage, "val")
+            assert from_pretrained(out / preset / stage).preset == preset
+        steps = [from_pretrained(out / preset / stage).step for stage in STAGES]
+        assert steps == [6, 9, 9, 9], "every domain starts from the pretrained model"
+
+
+def test_a_demo_leaves_a_table_results_and_a_report_and_twice_the_same_ones(write_plan, tmp_path, capsys):
+    plan = write_plan()
+    out = tmp_path / "out"
+    tables = []
+    for _ in range(2):
+        assert main(["demo", str(plan), "--out", str(out)]) == 0
+        tables.append((out / "table.txt").read_text())
+        assert tables[-1].strip() in capsys.readouterr().out
+    assert tables[0] == tables[1]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*PRESETS, "report.html", "results.json", "table.txt"])
+    assert_runs_are_complete(out)
+    assert_tells_what_was_measured(out)
+    assert_holds_everything_itself((out / "report.html").read_text())
+
+
+def arm_of(plan, preset, out):
+    return run_arm(plan, preset, out, CPU, lambda stage, done, steps: None)
+
+
+def test_both_arms_see_the_same_data_in_the_same_order(write_plan, tmp_path, monkeypatch):
+    plan = load_plan(write_plan(finetune=["health.yaml"]))
+    read, original = [], PairDataset.__getitem__
+
+    def watched(dataset, ref):
+        sample = original(dataset, ref)
+        read.append((sample.key, ref, sample.image.sum().item(), tuple(sample.token_ids)))
+        return sample
+
+    monkeypatch.setattr(PairDataset, "__getitem__", watched)
+    seen = []
+    for preset in PRESETS:
+        arm_of(plan, preset, tmp_path / preset)
+        seen.append(tuple(read))
+        read.clear()
+    assert seen[0] == seen[1]
+    assert len({ref.epoch for _, ref, _, _ in seen[0]}) == 2
+
+
+def test_what_both_models_share_starts_from_the_same_weights(write_plan, tmp_path, monkeypatch):
+    started = {}
+
+    def stop(recipe, start, *rest):
+        started[start.preset] = {name: tensor.clone() for name, tensor in start.model.state_dict().items()}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grr_coca.study.arm.train", stop)
+    plan = load_plan(write_plan())
+    for preset in PRESETS:
+        with pytest.raises(KeyboardInterrupt):
+            arm_of(plan, preset, tmp_path / preset)
+    first, second = started.values()
+    for name in (name for name in first if not name.startswith("image_encoder.")):
+        assert torch.equal(first[name], second[name]), name
+
+
+# --- Wrong plans are found before anything is trained
+
+
+@pytest.fixture
+def refused(write_plan, tmp_path, monkeypatch, capsys):
+    """Run a demo by a wrong plan; returns the one message."""
+    monkeypatch.setattr("grr_coca.study.arm.train", lambda *args: pytest.fail("training began"))
+    monkeypatch.setattr("grr_coca.cli.demo._run_arms", lambda plan, out: arm_of(plan, plan.presets[0], out))
+
+    def run(**changes) -> str:
+        assert main(["demo", str(write_plan(**changes)), "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        return error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"presets": ["grr_coca", "baseline_cocoa"]}, "did you mean 'baseline_coca'?"),
+        ({"presets": ["grr_coca"]}, "expected 2 values, found 1"),
+        ({"presets": ["grr_coca", "grr_coca"]}, "presets"),
+        ({"pretrain": "pictogram.yaml"}, "there are clipart.yaml"),
+        ({"pretrain": "health.yaml", "finetune": ["clipart.yaml"]}, "model"),
+        ({"finetune": ["healt.yaml"]}, "there are clipart.yaml"),
+        ({"finetune": ["health.yaml", "health.yaml"]}, "health"),
+        ({"showcase": "test_stile"}, "did you mean 'test_style'?"),
+        ({"queries": []}, "queries"),
+        ({"query": ["cat"]}, "did you mean 'queries'?"),
+    ],
+    ids=str,
+)
+def test_a_wrong_plan_is_refused_before_anything_is_trained(refused, changes, named):
+    assert named in refused(**changes)
+
+
+def test_a_missing_plan_names_those_beside_it(write_plan, tmp_path, capsys):
+    write_plan()
+    assert main(["demo", str(tmp_path / "demo.yaml")]) == 2
+    assert "plan.yaml" in capsys.readouterr().err
+
+
+def test_a_missing_test_split_is_refused_before_anything_is_trained(write_plan, tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.study.arm.train", lambda *args: pytest.fail("training began"))
+    path = write_plan()
+    (tmp_path / "data" / "glyphs-test.tar").unlink()
+    with pytest.raises(UserError, match=r"glyphs-test\.tar"):
+        arm_of(load_plan(path), "grr_coca", tmp_path / "arm")
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(refused, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    assert "thesis.tex, which is not a demo's" in refused()
+    assert snapshot(tmp_path / "out") == {"thesis.tex": b"years of work"}
+
+
+def test_the_plan_that_comes_with_the_code_is_complete():
+    plan = load_plan(Path(__file__).parents[2] / "recipes" / "demo.yaml")
+    assert plan.presets == PRESETS
+    recipes = stages(plan)
+    assert tuple(recipes) == STAGES
+    assert plan.showcase in recipes["pictograms"].data.test
+    assert all("test" in recipe.data.test for recipe in recipes.values())
+
+
+def test_a_showcase_of_which_nothing_is_left_is_a_user_error(write_plan, tmp_path):
+    plan = load_plan(write_plan(without=[pair.caption for pair in real_pairs(16, "pictograms", "test_style")]))
+    with pytest.raises(UserError):
+        arm_of(plan, "grr_coca", tmp_path / "arm")

@@ -1,0 +1,154 @@
+"""Small real data and small runs, for the tests of the upper floors."""
+
+import io
+import logging
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.pairs import RawPair
+from grr_coca.data.shards import TarShards
+from grr_coca.train.recipe import (
+    DataRecipe,
+    EvaluationRecipe,
+    ModelRecipe,
+    Recipe,
+    ScheduleRecipe,
+    TokenizerRecipe,
+)
+from grr_coca.train.run import OnStep, new_checkpoint, train
+
+DATASETS = Path(__file__).parents[1] / "datasets"
+CPU = torch.device("cpu")
+BATCH_SIZE = 8
+
+
+@cache
+def real_pairs(count: int, corpus: str = "pictograms", split: str = "train") -> tuple[RawPair, ...]:
+    """The first pairs of a corpus that comes with the code."""
+    shard = TarShards([DATASETS / corpus / f"{split}-00000.tar"])
+    return tuple(shard[i] for i in range(count))
+
+
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    """A tar file of named contents, in the order given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def shard_members(pairs: Sequence[RawPair]) -> dict[str, bytes]:
+    """The members of a shard, as `datasets/` has them."""
+    members = {}
+    for pair in pairs:
+        members[f"{pair.key}.webp"] = pair.image
+        members[f"{pair.key}.txt"] = pair.caption.encode()
+    return members
+
+
+def write_shard(path: Path, pairs: Sequence[RawPair]) -> Path:
+    """A shard of pairs."""
+    return write_tar(path, shard_members(pairs))
+
+
+def with_caption(pair: RawPair, caption: str) -> RawPair:
+    return replace(pair, caption=caption)
+
+
+def encode_image(image: Image.Image, kind: str = "png", **options: object) -> bytes:
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def tiny_recipe(train_shard: Path, steps: int = 6, **changes: object) -> Recipe:
+    """A run of a second: four patches, short captions, a validation split equal to the training split."""
+    recipe = Recipe(
+        data=DataRecipe(train=str(train_shard), val=str(train_shard), batch_size=BATCH_SIZE),
+        schedule=ScheduleRecipe(steps=steps, warmup_steps=1),
+        model=ModelRecipe("grr_coca", "tiny", image_size=16, context_length=24),
+        tokenizer=TokenizerRecipe("bpe", 320),
+        evaluation=EvaluationRecipe(interval=100, batch_size=BATCH_SIZE),
+        precision="fp32",
+    )
+    return replace(recipe, **changes)
+
+
+def finetuning(recipe: Recipe, **changes: object) -> Recipe:
+    """The same run as a fine-tuning recipe."""
+    return replace(recipe, model=None, tokenizer=None, **changes)
+
+
+def silent(done: int, metrics: dict[str, float]) -> None:
+    """An `on_step` that tells nobody."""
+
+
+def pretrain(recipe: Recipe, out: Path, on_step: OnStep = silent) -> Checkpoint:
+    """Train a fresh model."""
+    return train(recipe, new_checkpoint(recipe), out, CPU, on_step)
+
+
+def weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """A copy of all weights."""
+    return {name: tensor.clone() for name, tensor in checkpoint.model.state_dict().items()}
+
+
+def differing(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
+    """Names of the tensors that are not bitwise equal."""
+    assert first.keys() == second.keys()
+    return [name for name in first if not torch.equal(first[name], second[name])]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run and what went in."""
+
+    folder: Path
+    recipe: Recipe
+    shard: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The one checkpoint of the run."""
+        (folder,) = (self.folder / "checkpoints").iterdir()
+        return folder
+
+
+def finished_run(folder: Path, steps: int = 6, num_pairs: int = 40, **changes: object) -> Run:
+    """Pretrain on the first real pairs."""
+    shard = write_shard(folder / "pairs.tar", real_pairs(num_pairs))
+    recipe = tiny_recipe(shard, steps, **changes)
+    pretrain(recipe, folder / "run")
+    return Run(folder / "run", recipe, shard)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@contextmanager
+def warnings_of(name: str) -> Iterator[list[str]]:
+    """Collect what a logger warns of, even where pytest's own capture is off."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)

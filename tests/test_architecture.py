@@ -1,0 +1,68 @@
+"""The house: imports go downward, files stay readable, the core stays small. See `docs/design.md`."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src"
+FILES = sorted(SRC.rglob("*.py"))
+
+FLOORS = [
+    ("config", "errors", "structure", "batch", ""),
+    ("layers", "losses", "data", "presets"),
+    ("model",),
+    ("checkpoint", "train", "generate", "evaluate", "study"),
+    ("cli", "__main__"),
+]
+"""Rooms by floor; the empty name is the package itself, which holds its version."""
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def _room(module: str) -> str:
+    """`grr_coca.layers.norm` lies in `layers`."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(SRC).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imported(source: str) -> list[str]:
+    """Modules of this package that a file imports, inside functions too."""
+    modules = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            # `from grr_coca import data` names a room in its alias.
+            parents = [node.module] if node.module != "grr_coca" else [f"grr_coca.{a.name}" for a in node.names]
+            modules += [str(parent) for parent in parents]
+    return [module for module in modules if module.split(".")[0] == "grr_coca"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
+def test_imports_go_downward_only(path: Path) -> None:
+    room = _room(_module(path))
+    assert room in FLOOR_OF, f"give '{room}' a floor in {Path(__file__).name}"
+    for module in _imported(path.read_text(encoding="utf-8")):
+        assert FLOOR_OF.get(_room(module), 0) <= FLOOR_OF[room], f"{path.name} may not know of {module}"
+
+
+def test_an_upward_import_would_be_seen() -> None:
+    source = "import grr_coca.cli\ndef f():\n    from grr_coca.train.run import train\nfrom grr_coca import data\n"
+    assert _imported(source) == ["grr_coca.cli", "grr_coca.data", "grr_coca.train.run"]
+    assert FLOOR_OF[_room("grr_coca.train.run")] > FLOOR_OF[_room("grr_coca.model.build")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
+def test_no_file_is_longer_than_400_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_the_numeric_core_is_at_most_900_lines() -> None:
+    core = [path for path in FILES if _room(_module(path)) in ("layers", "model", "losses")]
+    assert len(core) > 10
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in core) <= 900

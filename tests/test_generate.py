@@ -1,0 +1,173 @@
+"""Captioning: what one image gets does not depend on its neighbours, and nothing is left changed."""
+
+import pytest
+import torch
+
+from grr_coca import generate
+from grr_coca.data.images import decode_image
+from grr_coca.generate import caption_images, greedy, warn_if_repeated
+from grr_coca.train.recipe import EvaluationRecipe, ModelRecipe, OptimizerRecipe, ScheduleRecipe
+from support import BATCH_SIZE, pretrain, real_pairs, tiny_recipe, warnings_of, write_shard
+
+# The shortest captions: learned soonest.
+PAIRS = sorted(real_pairs(40), key=lambda pair: len(pair.caption))[:BATCH_SIZE]
+MAX_WORDS = 29
+LOGGER = "grr_coca.generate"
+
+
+@pytest.fixture(scope="module")
+def overfitted(tmp_path_factory):
+    """A model trained on eight pairs until it knows them by heart."""
+    folder = tmp_path_factory.mktemp("overfitted")
+    recipe = tiny_recipe(
+        write_shard(folder / "pairs.tar", PAIRS),
+        schedule=ScheduleRecipe(steps=45, warmup_steps=5),
+        model=ModelRecipe("grr_coca", "tiny", image_size=16, context_length=MAX_WORDS + 3),
+        optimizer=OptimizerRecipe("muon", lr=4e-3),
+        evaluation=EvaluationRecipe(interval=1000, batch_size=BATCH_SIZE),
+    )
+    return pretrain(recipe, folder / "run")
+
+
+@pytest.fixture(scope="module")
+def images(overfitted):
+    return torch.stack([overfitted.preprocess(decode_image(pair.image, pair.name)) for pair in PAIRS])
+
+
+@pytest.fixture
+def generated(overfitted):
+    """Greedy ids of images."""
+    tokenizer = overfitted.tokenizer
+
+    def run(images, max_words=MAX_WORDS):
+        return greedy(overfitted.model, images, tokenizer.bos_id, tokenizer.eos_id, max_words)
+
+    return run
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts the steps of decoding."""
+    original, steps = generate._next_logits, []
+
+    def counted(*args):
+        steps.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(generate, "_next_logits", counted)
+    return steps
+
+
+def test_a_model_that_knows_its_pairs_by_heart_captions_them_exactly(overfitted, images):
+    assert caption_images(overfitted, images) == [pair.caption for pair in PAIRS]
+
+
+def test_a_batch_gives_what_single_calls_give(overfitted, images):
+    alone = [caption_images(overfitted, image[None])[0] for image in images]
+    assert caption_images(overfitted, images) == alone
+    assert len(set(alone)) == len(alone)
+
+
+def test_the_order_within_a_batch_makes_no_difference(overfitted, images):
+    assert caption_images(overfitted, images.flip(0)) == caption_images(overfitted, images)[::-1]
+
+
+def test_rows_that_have_ended_are_padded_with_the_end_token(overfitted, images, generated):
+    eos = overfitted.tokenizer.eos_id
+    rows = generated(images).tolist()
+    ends = [row.index(eos) for row in rows]
+    assert len(set(ends)) > 1, "captions of one length cannot show padding"
+    for row, end in zip(rows, ends, strict=True):
+        assert set(row[end:]) == {eos}
+
+
+def test_decoding_stops_as_soon_as_all_rows_have_ended(overfitted, images, generated, calls):
+    eos = overfitted.tokenizer.eos_id
+    ids = generated(images)
+    longest = max(row.index(eos) for row in ids.tolist())
+    assert longest + 1 < MAX_WORDS
+    assert len(calls) == ids.shape[1] == longest + 1
+
+
+@pytest.mark.parametrize("max_words", [1, 3])
+def test_no_caption_is_longer_than_allowed(images, generated, max_words):
+    assert generated(images, max_words).shape == (len(images), max_words)
+
+
+def test_a_caption_may_fill_the_context_and_not_more(overfitted, images, monkeypatch):
+    def never_ends(model, ids, tokens):
+        logits = torch.zeros(len(ids), overfitted.tokenizer.vocab_size)
+        logits[:, overfitted.tokenizer.encode("cat")[0]] = 1
+        model.text_decoder.prefix(ids)
+        return logits
+
+    monkeypatch.setattr(generate, "_next_logits", never_ends)
+    caption = caption_images(overfitted, images[:1])[0]
+    context_length = overfitted.config.text_decoder.context_length
+    assert len(overfitted.tokenizer.encode_row(caption, 1000)) <= context_length
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_model_is_as_it_was(overfitted, images, training):
+    overfitted.model.train(training)
+    caption_images(overfitted, images)
+    assert overfitted.model.training is training
+    assert overfitted.model.image_encoder.training is training
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_model_is_as_it_was_even_after_an_exception(overfitted, images, training, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(generate, "_next_logits", fail)
+    overfitted.model.train(training)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        caption_images(overfitted, images)
+    assert overfitted.model.training is training
+
+
+def test_images_are_encoded_once_in_evaluation_mode_without_gradients(overfitted, images, monkeypatch):
+    original, seen = overfitted.model.encode_image, []
+
+    def watched(images):
+        seen.append((overfitted.model.training, torch.is_grad_enabled()))
+        return original(images)
+
+    monkeypatch.setattr(overfitted.model, "encode_image", watched)
+    overfitted.model.train()
+    caption_images(overfitted, images)
+    assert seen == [(False, False)]
+
+
+def test_captioning_changes_no_weight(overfitted, images):
+    before = {name: tensor.clone() for name, tensor in overfitted.model.state_dict().items()}
+    caption_images(overfitted, images)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in overfitted.model.state_dict().items())
+
+
+# --- One caption for all
+
+
+@pytest.mark.parametrize(
+    ("captions", "warned"),
+    [
+        (["a cat"] * 8, True),
+        (["a cat"] * 5 + ["b", "c", "d"], True),
+        (["a cat"] * 4 + ["b", "c", "d", "e"], False),
+        (["a cat"] * 7, False),
+        ([], False),
+    ],
+)
+def test_one_caption_for_most_of_many_images_is_warned_of(captions, warned):
+    with warnings_of(LOGGER) as messages:
+        warn_if_repeated(captions)
+    assert bool(messages) is warned
+    assert all("'a cat'" in message for message in messages)
+
+
+def test_equal_images_are_warned_of_when_they_are_captioned(overfitted, images):
+    with warnings_of(LOGGER) as messages:
+        caption_images(overfitted, images[:1].expand(9, -1, -1, -1))
+    assert len(messages) == 1
+    assert messages[0].startswith("9 of 9 images got the same caption")

@@ -1,0 +1,256 @@
+"""Checkpoints: all of it comes back bitwise, nothing half-written is left, nothing untrusted is run."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import grr_coca
+from grr_coca.checkpoint import FILES, from_pretrained, save_checkpoint
+from grr_coca.errors import UserError
+from support import differing, finished_run, real_pairs, snapshot, weights
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The checkpoint of a short run, as it lies on disk."""
+    return finished_run(tmp_path_factory.mktemp("saved"), steps=2, num_pairs=16).checkpoint
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of it to damage."""
+    return shutil.copytree(saved, tmp_path / "checkpoint")
+
+
+# --- The round trip
+
+
+def test_everything_comes_back_as_it_was_saved(saved, tmp_path):
+    first = from_pretrained(saved)
+    save_checkpoint(first, tmp_path / "again")
+    second = from_pretrained(tmp_path / "again")
+    assert differing(weights(first), weights(second)) == []
+    assert (second.config, second.preset, second.preprocess) == (first.config, first.preset, first.preprocess)
+    assert second.tokenizer.to_json() == first.tokenizer.to_json()
+    assert second.step == first.step == 2
+
+
+def test_saving_the_same_twice_gives_the_same_bytes(saved, tmp_path):
+    save_checkpoint(from_pretrained(saved), tmp_path / "again")
+    assert snapshot(tmp_path / "again") == snapshot(saved)
+
+
+def test_a_checkpoint_holds_what_its_description_says_and_nothing_else(saved):
+    assert sorted(path.name for path in saved.iterdir()) == sorted(FILES)
+
+
+def test_a_loaded_model_is_in_evaluation_mode(saved):
+    assert not from_pretrained(saved).model.training
+
+
+def test_a_loaded_checkpoint_captions_without_anything_else(saved):
+    checkpoint = from_pretrained(str(saved))
+    ids = checkpoint.tokenizer.encode(real_pairs(1)[0].caption)
+    assert max(ids) < checkpoint.config.text_decoder.vocab_size
+    assert checkpoint.preprocess.image_size == checkpoint.config.image_encoder.image_size
+
+
+def test_the_weights_are_plain_safetensors_under_the_modules_names(saved):
+    tensors = load_file(saved / "model.safetensors")
+    assert tensors.keys() == from_pretrained(saved).model.state_dict().keys()
+    assert all(name.replace(".", "").replace("_", "").isalnum() for name in tensors)
+
+
+def test_loading_does_not_touch_the_checkpoint(folder):
+    before = snapshot(folder)
+    from_pretrained(folder)
+    assert snapshot(folder) == before
+
+
+# --- Which folder
+
+
+def test_a_run_folder_stands_for_its_newest_checkpoint(saved, tmp_path):
+    checkpoint = from_pretrained(saved)
+    for step in (90, 100, 1000):
+        save_checkpoint(replace(checkpoint, step=step), tmp_path / "checkpoints" / f"step-{step:09d}")
+    (tmp_path / "checkpoints" / ".step-000002000.partial").mkdir()
+    assert from_pretrained(tmp_path).step == 1000
+
+
+def test_a_missing_folder_is_an_error_that_says_what_a_checkpoint_is(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; a checkpoint is a folder that holds model\.safe"):
+        from_pretrained(tmp_path / "nowhere")
+
+
+def test_a_folder_of_something_else_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"not a checkpoint: model\.safetensors, config\.json"):
+        from_pretrained(tmp_path)
+
+
+# --- Damage
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=rf"not a checkpoint: {re.escape(name)} missing"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+def test_a_truncated_file_is_named(folder, name, kept):
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(UserError, match=re.escape(str(folder / name))):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[1, 2]", b"null"], ids=["binary", "list", "null"])
+def test_a_file_of_something_else_is_named(folder, name, content):
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(str(folder / name))):
+        from_pretrained(folder)
+
+
+def edit_weights(folder, edit):
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (lambda t: t.update({"image_proj.weight": torch.zeros(3, 5)}), r"found \(3, 5\)"),
+        (lambda t: t.pop("image_proj.weight"), "found none"),
+    ],
+    ids=["shape", "missing"],
+)
+def test_a_wrong_tensor_is_named_with_both_shapes(folder, edit, found):
+    edit_weights(folder, edit)
+    with pytest.raises(UserError, match=rf"1 tensors differ.*'image_proj\.weight' \(expected \(128, 128\), {found}"):
+        from_pretrained(folder)
+
+
+def test_a_tensor_too_many_is_named(folder):
+    edit_weights(folder, lambda tensors: tensors.update({"extra.weight": torch.zeros(2)}))
+    with pytest.raises(UserError, match=r"'extra\.weight' \(expected none"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize("path", [("model", "embed_dims"), ("model", "image_encoder", "mlp_ratio"), ("modle",)])
+def test_an_unknown_key_in_the_config_is_named(folder, path):
+    header = json.loads((folder / "config.json").read_text())
+    parent = header
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = 4
+    (folder / "config.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match=rf"config\.json.*'{path[-1]}'"):
+        from_pretrained(folder)
+
+
+# --- A disk that is full
+
+
+# In a process of its own: pytest's own files would meet the limit too.
+SAVE_WITH_SMALL_FILES = """
+import resource, signal, sys
+from pathlib import Path
+from grr_coca.checkpoint import from_pretrained, save_checkpoint
+checkpoint, target = from_pretrained(sys.argv[1]), Path(sys.argv[2])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, -1))
+try:
+    save_checkpoint(checkpoint, target)
+except ValueError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@contextmanager
+def disk_of(num_bytes: int, folder: Path) -> Iterator[Path]:
+    """A small disk of its own, where this may be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted by root alone")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def assert_nothing_was_lost(target: Path, before: dict[str, bytes]) -> None:
+    assert snapshot(target) == before
+    assert from_pretrained(target).step == 2
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(saved, tmp_path):
+    target = shutil.copytree(saved, tmp_path / "checkpoints" / "step-000000002")
+    before = snapshot(target)
+    command = [sys.executable, "-c", SAVE_WITH_SMALL_FILES, str(saved), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.startswith(f"UserError {target}: the checkpoint could not be written")
+    assert_nothing_was_lost(target, before)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(saved, tmp_path):
+    checkpoint = replace(from_pretrained(saved), step=3)
+    size = sum(len(content) for content in snapshot(saved).values())
+    with disk_of(int(1.5 * size), tmp_path / "disk") as disk:
+        target = shutil.copytree(saved, disk / "step-000000002")
+        before = snapshot(target)
+        with pytest.raises(UserError, match=f"^{target}: the checkpoint could not be written"):
+            save_checkpoint(checkpoint, target)
+        assert_nothing_was_lost(target, before)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(saved, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="file/step-1: the checkpoint could not be written"):
+        save_checkpoint(from_pretrained(saved), tmp_path / "file" / "step-1")
+
+
+def test_a_partial_folder_of_a_run_that_was_killed_is_replaced(saved, tmp_path):
+    partial = tmp_path / ".step-000000002.partial"
+    partial.mkdir()
+    (partial / "rubbish").write_text("half")
+    save_checkpoint(from_pretrained(saved), tmp_path / "step-000000002")
+    assert snapshot(tmp_path / "step-000000002") == snapshot(saved)
+    assert not partial.exists()
+
+
+# --- Trust
+
+
+def test_nothing_in_the_package_unpickles_files():
+    forbidden = re.compile(r"\b(torch\.load|pickle|dill|joblib|yaml\.load\(|unsafe_load|np\.load|exec\()")
+    sources = Path(grr_coca.__file__).parent.rglob("*.py")
+    found = [(path.name, match.group()) for path in sources for match in forbidden.finditer(path.read_text())]
+    assert found == []
+
+
+def test_a_pickle_in_place_of_the_weights_is_refused_and_not_run(folder, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "was run",))
+
+    torch.save({"image_proj.weight": Bomb()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="the weights are damaged"):
+        from_pretrained(folder)
+    assert not (tmp_path / "was run").exists()

@@ -1,0 +1,259 @@
+"""Recipes: strict about every key and value, with messages that name file, key and way out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from grr_coca.data.preprocess import Augmentation
+from grr_coca.errors import UserError
+from grr_coca.presets import PRESETS
+from grr_coca.structure import from_dict, to_dict
+from grr_coca.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, load_recipe, save_recipe
+from support import tiny_recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+MINIMAL = """\
+data:
+  train: pairs.tar
+schedule:
+  steps: 6
+  warmup_steps: 1
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load a recipe of a given text."""
+
+    def from_text(text: str) -> Recipe:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_recipe(path)
+
+    return from_text
+
+
+def changed(*path: str, value: object) -> str:
+    """The minimal recipe with one key set."""
+    recipe = yaml.safe_load(MINIMAL)
+    parent = recipe
+    for key in path[:-1]:
+        parent = parent.setdefault(key, {})
+    parent[path[-1]] = value
+    return yaml.safe_dump(recipe)
+
+
+# --- Files
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    recipe = replace(
+        tiny_recipe(tmp_path / "a.tar"),
+        data=DataRecipe(
+            train=str(tmp_path / "ä.tar"),
+            test={"test": str(tmp_path / "t.tar")},
+            augmentation=Augmentation(scale=(0.8, 1.2), rotate=5.0),
+        ),
+        optimizer=OptimizerRecipe("muon", lr=3e-5),
+        freeze=("image_encoder",),
+        seed=7,
+    )
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+def test_a_saved_recipe_tells_every_setting_defaults_included(tmp_path, load):
+    save_recipe(load(MINIMAL), tmp_path / "recipe.yaml")
+    written = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    assert written["optimizer"] == to_dict(OptimizerRecipe())
+    assert written.keys() == to_dict(load(MINIMAL)).keys()
+
+
+def test_data_paths_are_relative_to_the_recipes_folder(load, tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    recipe = load("data: {train: sub/a-*.tar, val: ../v.tar, test: {t: t.tar}}\nschedule: {steps: 1, warmup_steps: 0}")
+    assert Path(recipe.data.train) == tmp_path / "sub/a-*.tar"
+    assert Path(recipe.data.val).resolve() == tmp_path.parent / "v.tar"
+    assert Path(recipe.data.test["t"]) == tmp_path / "t.tar"
+
+
+def test_an_absolute_data_path_stays_as_it_is(load):
+    assert load(changed("data", "train", value="/data/a.tar")).data.train == "/data/a.tar"
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if "demo" not in p.name], ids=lambda path: path.stem)
+def test_every_recipe_that_comes_with_the_code_loads(path):
+    recipe = load_recipe(path)
+    assert recipe.schedule.steps > 0
+
+
+def test_a_missing_file_lists_the_recipes_beside_it(tmp_path):
+    (tmp_path / "health.yaml").write_text(MINIMAL)
+    (tmp_path / "glyphs.yml").write_text(MINIMAL)
+    with pytest.raises(UserError, match=r"helth\.yaml: no such recipe; there are glyphs\.yml, health\.yaml"):
+        load_recipe(tmp_path / "helth.yaml")
+
+
+@pytest.mark.parametrize(
+    "content", [b"data: [unclosed", b"a: b: c", b"\xff\xfe\xfa", b"data: !!python/object:os.system x"]
+)
+def test_what_is_not_yaml_is_an_error_that_names_the_file(tmp_path, content):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"mine\.yaml: not a YAML file"):
+        load_recipe(path)
+
+
+def test_a_folder_in_place_of_a_recipe_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "just words", "- a\n- b"])
+def test_a_file_without_keys_is_an_error_that_names_it(load, text):
+    with pytest.raises(UserError, match=r"mine\.yaml: expected a mapping"):
+        load(text)
+
+
+# --- Keys
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "meant"),
+    [
+        ((), "shedule", "schedule"),
+        (("optimizer",), "learning_lr", "lr"),
+        (("data",), "batchsize", "batch_size"),
+        (("data", "augmentation"), "rotation", "rotate"),
+    ],
+)
+def test_an_unknown_key_is_an_error_with_file_and_nearest_key(load, path, key, meant):
+    with pytest.raises(UserError) as caught:
+        load(changed(*path, key, value=1))
+    message = str(caught.value)
+    assert "mine.yaml" in message
+    assert f"unknown key '{key}'" in message
+    assert meant in message
+    assert all(parent in message for parent in path)
+
+
+@pytest.mark.parametrize(("section", "key"), [("data", "train"), ("schedule", "steps")])
+def test_a_missing_key_is_an_error_that_names_it(load, section, key):
+    recipe = yaml.safe_load(MINIMAL)
+    del recipe[section][key]
+    with pytest.raises(UserError, match=rf"mine\.yaml: {section}: key '{key}' is missing"):
+        load(yaml.safe_dump(recipe))
+
+
+# --- Values
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("schedule", "steps"), "many"),
+        (("schedule", "steps"), 1.5),
+        (("schedule", "steps"), True),
+        (("optimizer", "lr"), "fast"),
+        (("optimizer", "lr"), None),
+        (("optimizer", "lr"), True),
+        (("optimizer", "name"), "sgd"),
+        (("optimizer", "betas"), [0.9]),
+        (("optimizer", "betas"), 0.9),
+        (("precision",), "fp16"),
+        (("freeze",), ["image_encodr"]),
+        (("freeze",), "image_encoder"),
+        (("data", "train"), 3),
+        (("data", "test"), "test.tar"),
+        (("data", "test"), ["test.tar"]),
+        (("data", "augmentation"), 3),
+        (("data",), None),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, value):
+    with pytest.raises(UserError) as caught:
+        load(changed(*path, value=value))
+    assert "mine.yaml" in str(caught.value)
+    assert path[-1] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("schedule", "steps"), 0),
+        (("schedule", "steps"), -3),
+        (("schedule", "warmup_steps"), -1),
+        (("data", "batch_size"), 0),
+        (("data", "num_workers"), -1),
+        (("evaluation", "interval"), 0),
+        (("evaluation", "batch_size"), 0),
+        (("optimizer", "lr"), -1.0),
+        (("optimizer", "lr"), "nan"),
+        (("seed",), -1),
+        (("data", "augmentation", "scale"), [0.0, 1.0]),
+    ],
+)
+def test_a_number_out_of_range_is_an_error_with_the_key(load, path, value):
+    with pytest.raises(UserError, match=path[-1]):
+        load(changed(*path, value=value))
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("3E-4", 3e-4), ("1", 1.0), ("0.5", 0.5)])
+def test_numbers_are_read_in_every_notation(load, text, value):
+    # YAML itself reads `1e-3` as a string.
+    assert load(MINIMAL + f"optimizer:\n  lr: {text}\n").optimizer.lr == value
+
+
+def test_a_section_that_is_left_out_has_its_defaults(load):
+    assert load(MINIMAL).optimizer == OptimizerRecipe()
+
+
+# --- The model that a recipe asks for
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_takes_the_recipes_sizes(name):
+    config = ModelRecipe(name, "tiny", image_size=32, context_length=12).config(vocab_size=300)
+    assert config.image_encoder.image_size == 32
+    assert config.text_decoder.context_length == 12
+    assert config.text_decoder.vocab_size == 300
+
+
+def test_what_a_recipe_leaves_out_stays_as_the_size_has_it():
+    config = ModelRecipe("grr_coca", "tiny").config(vocab_size=300)
+    assert (config.image_encoder.image_size, config.text_decoder.context_length) == (64, 40)
+
+
+def test_a_resolution_that_the_patch_does_not_divide_names_the_nearest_ones():
+    with pytest.raises(UserError, match=r"image_size 60 is not divisible by patch_size 8; .* 56 and 64"):
+        ModelRecipe("grr_coca", "tiny", image_size=60).config(300)
+
+
+@pytest.mark.parametrize(("image_size", "context_length"), [(0, None), (-8, None), (None, 0), (None, 3)])
+def test_a_size_that_holds_nothing_is_an_error_and_not_the_default(image_size, context_length):
+    with pytest.raises(UserError):
+        ModelRecipe("grr_coca", "tiny", image_size, context_length).config(300)
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "message"),
+    [
+        ("grr_cocoa", "tiny", r"no preset 'grr_cocoa'; did you mean 'grr_coca'"),
+        ("grr_coca", "tinny", r"no size 'tinny'; did you mean 'tiny'"),
+        ("xyz", "tiny", r"no preset 'xyz'; valid names: .*baseline_coca"),
+    ],
+)
+def test_a_wrong_preset_or_size_names_the_nearest(preset, size, message):
+    with pytest.raises(UserError, match=message):
+        ModelRecipe(preset, size).config(300)
+
+
+# --- Nested dataclasses from mappings
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_config_survives_the_way_through_plain_data(name):
+    config = PRESETS[name]("base")
+    assert from_dict(type(config), yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config

@@ -1,0 +1,346 @@
+"""A run: a function of its recipe, from the data to a checkpoint."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from grr_coca.checkpoint import from_pretrained
+from grr_coca.data.sources import open_source
+from grr_coca.errors import UserError
+from grr_coca.evaluate.split import Evaluation
+from grr_coca.losses import Losses
+from grr_coca.presets import PRESETS
+from grr_coca.train import run as run_module
+from grr_coca.train.logs import read_metrics
+from grr_coca.train.optimizer import FROZEN_MODULES
+from grr_coca.train.recipe import (
+    EvaluationRecipe,
+    LossRecipe,
+    OptimizerRecipe,
+    ScheduleRecipe,
+    TokenizerRecipe,
+    load_recipe,
+)
+from grr_coca.train.run import check_start, new_checkpoint, train, training_sources
+from support import (
+    BATCH_SIZE,
+    CPU,
+    differing,
+    finetuning,
+    finished_run,
+    pretrain,
+    real_pairs,
+    shard_members,
+    silent,
+    tiny_recipe,
+    weights,
+    with_caption,
+    write_shard,
+    write_tar,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished pretraining run of six steps."""
+    return finished_run(tmp_path_factory.mktemp("pretrained"))
+
+
+@pytest.fixture
+def shard(tmp_path):
+    return write_shard(tmp_path / "pairs.tar", real_pairs(40))
+
+
+def first_losses(recipe, start, out) -> dict[str, float]:
+    """The losses of the first step, before any weight has changed."""
+    once = replace(recipe, schedule=ScheduleRecipe(steps=1, warmup_steps=1))
+    train(once, start, out, CPU, silent)
+    return read_metrics(out, "train")[0]
+
+
+def without_speed(folder) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "pairs_per_second"} for row in rows]
+
+
+# --- What a run leaves
+
+
+def test_a_run_leaves_its_recipe_its_log_and_one_checkpoint(run):
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        "checkpoints",
+        "metrics.jsonl",
+        "recipe.yaml",
+        "tensorboard",
+    ]
+    assert any((run.folder / "tensorboard").iterdir())
+    assert run.checkpoint.name == "step-000000006"
+
+
+def test_the_log_names_every_loss_under_the_words_used_everywhere(run):
+    (trained,) = read_metrics(run.folder, "train")
+    (val,) = read_metrics(run.folder, "val")
+    assert trained["step"] == val["step"] == 6
+    assert {"contrastive", "captioning", "coca", "grad_norm", "lr", "pairs_per_second"} <= trained.keys()
+    assert {
+        field for field in Evaluation.__dataclass_fields__ if "image" not in field and field != "chance"
+    } <= val.keys()
+    assert {f"{way}/R@{k}" for way in ("text_to_image", "image_to_text", "chance") for k in (1, 5, 10)} <= val.keys()
+
+
+def test_training_makes_the_loss_fall(shard, tmp_path):
+    losses = []
+    pretrain(tiny_recipe(shard, steps=30), tmp_path / "run", lambda done, metrics: losses.append(metrics["coca"]))
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_the_run_tells_of_its_progress_up_to_the_last_step(shard, tmp_path):
+    told = []
+    pretrain(tiny_recipe(shard, steps=23), tmp_path / "run", lambda done, metrics: told.append(done))
+    assert told == [10, 20, 23]
+
+
+def test_validation_and_checkpoint_come_at_every_interval_and_at_the_end(shard, tmp_path):
+    recipe = tiny_recipe(shard, steps=5, evaluation=EvaluationRecipe(interval=2, batch_size=BATCH_SIZE))
+    pretrain(recipe, tmp_path / "run")
+    assert [row["step"] for row in read_metrics(tmp_path / "run", "val")] == [2, 4, 5]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000005"]
+
+
+def test_the_returned_checkpoint_is_the_one_on_disk(shard, tmp_path):
+    trained = pretrain(tiny_recipe(shard), tmp_path / "run")
+    assert differing(weights(trained), weights(from_pretrained(tmp_path / "run"))) == []
+
+
+# --- A run is a function of its recipe
+
+
+def test_one_seed_gives_the_same_weights_and_the_same_log_bit_for_bit(run, tmp_path):
+    pretrain(run.recipe, tmp_path / "again")
+    assert differing(weights(from_pretrained(run.folder)), weights(from_pretrained(tmp_path / "again"))) == []
+    assert without_speed(run.folder) == without_speed(tmp_path / "again")
+
+
+def test_the_recipe_that_a_run_wrote_gives_the_same_run_again(run, tmp_path):
+    written = load_recipe(run.folder / "recipe.yaml")
+    assert written == run.recipe
+    pretrain(written, tmp_path / "again")
+    assert differing(weights(from_pretrained(run.folder)), weights(from_pretrained(tmp_path / "again"))) == []
+
+
+def test_another_seed_gives_other_weights(run, tmp_path):
+    pretrain(replace(run.recipe, seed=1), tmp_path / "other")
+    assert differing(weights(from_pretrained(run.folder)), weights(from_pretrained(tmp_path / "other")))
+
+
+def test_validation_does_not_change_what_is_learned(run, tmp_path):
+    often = replace(run.recipe, evaluation=EvaluationRecipe(interval=1, batch_size=BATCH_SIZE))
+    pretrain(often, tmp_path / "often")
+    assert differing(weights(from_pretrained(run.folder)), weights(from_pretrained(tmp_path / "often"))) == []
+
+
+def test_workers_do_not_change_what_is_learned(run, tmp_path):
+    helped = replace(run.recipe, data=replace(run.recipe.data, num_workers=2))
+    pretrain(helped, tmp_path / "helped")
+    assert differing(weights(from_pretrained(run.folder)), weights(from_pretrained(tmp_path / "helped"))) == []
+
+
+def test_loss_weights_count(run, tmp_path):
+    recipe = replace(run.recipe, losses=LossRecipe(contrastive_weight=0.5, captioning_weight=3.0))
+    losses = first_losses(recipe, new_checkpoint(recipe), tmp_path / "run")
+    assert losses["coca"] == pytest.approx(0.5 * losses["contrastive"] + 3.0 * losses["captioning"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("losses", [LossRecipe(0.0, 2.0), LossRecipe(1.0, 0.0)], ids=["captions", "contrast"])
+def test_a_weight_of_zero_trains_on_the_other_loss(shard, tmp_path, name, losses):
+    recipe = tiny_recipe(shard, steps=2, losses=losses, optimizer=OptimizerRecipe(name))
+    pretrain(recipe, tmp_path / "run")
+    assert read_metrics(tmp_path / "run", "train")[0]["coca"] > 0
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_trains(shard, tmp_path, preset):
+    recipe = tiny_recipe(shard, steps=1)
+    recipe = replace(recipe, model=replace(recipe.model, preset=preset))
+    pretrain(recipe, tmp_path / "run")
+    assert from_pretrained(tmp_path / "run").preset == preset
+
+
+def test_a_model_with_clips_vocabulary_trains(shard, tmp_path):
+    recipe = tiny_recipe(shard, steps=1, tokenizer=TokenizerRecipe("clip"))
+    assert pretrain(recipe, tmp_path / "run").config.text_decoder.vocab_size == 49_408
+
+
+# --- What goes wrong
+
+
+@pytest.mark.parametrize("interval", [100, 4], ids=["at the log", "at a validation between two lines of the log"])
+def test_a_loss_that_is_not_a_number_stops_the_run_with_advice(shard, tmp_path, monkeypatch, interval):
+    compute, steps = run_module.compute_losses, iter(range(100))
+
+    def break_down(model, batch, loss_weights):
+        losses = compute(model, batch, loss_weights)
+        return Losses(*(loss * float("nan") for loss in losses)) if next(steps) == 2 else losses
+
+    monkeypatch.setattr(run_module, "compute_losses", break_down)
+    recipe = tiny_recipe(shard, steps=20, evaluation=EvaluationRecipe(interval, BATCH_SIZE))
+    with pytest.raises(UserError, match=r"the loss is not a number at step \d+; lower optimizer: lr"):
+        pretrain(recipe, tmp_path / "run")
+    assert not list(tmp_path.rglob("model.safetensors")), "weights that are not numbers were kept"
+
+
+def test_a_learning_rate_that_is_far_too_high_stops_the_run_with_advice(shard, tmp_path):
+    recipe = tiny_recipe(shard, steps=12, optimizer=OptimizerRecipe(lr=1e30))
+    with pytest.raises(UserError, match="lower optimizer: lr"):
+        pretrain(recipe, tmp_path / "run")
+
+
+def test_a_broken_image_stops_the_run_with_its_name(tmp_path):
+    members = shard_members(real_pairs(16))
+    key = real_pairs(16)[11].key
+    members[f"{key}.webp"] = b"<html>"
+    recipe = tiny_recipe(write_tar(tmp_path / "pairs.tar", members))
+    with pytest.raises(UserError, match=f"{key}: not an image"):
+        pretrain(recipe, tmp_path / "run")
+
+
+def test_an_empty_caption_stops_the_run_before_it_starts_with_the_pairs_name(tmp_path):
+    pairs = list(real_pairs(16))
+    pairs[5] = with_caption(pairs[5], " ")
+    with pytest.raises(UserError, match=f"{pairs[5].key}: the caption is empty"):
+        new_checkpoint(tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs)))
+
+
+def test_a_validation_split_that_is_too_small_is_found_before_the_first_step(shard, tmp_path):
+    told = []
+    recipe = tiny_recipe(shard, steps=11, evaluation=EvaluationRecipe(interval=100, batch_size=64))
+    with pytest.raises(UserError, match="40 or less"):
+        pretrain(recipe, tmp_path / "run", lambda done, metrics: told.append(done))
+    assert told == []
+
+
+def test_a_broken_validation_pair_does_not_cost_what_was_learned(shard, tmp_path):
+    members = shard_members(real_pairs(8))
+    members[f"{real_pairs(8)[3].key}.webp"] = b"<html>"
+    recipe = tiny_recipe(shard)
+    recipe = replace(recipe, data=replace(recipe.data, val=str(write_tar(tmp_path / "val.tar", members))))
+    with pytest.raises(UserError, match="not an image"):
+        pretrain(recipe, tmp_path / "run")
+    assert from_pretrained(tmp_path / "run").step == 6
+
+
+@pytest.mark.parametrize("num_pairs", [1, 2])
+@pytest.mark.timeout(20)
+def test_too_few_pairs_for_a_validation_split_is_an_error_and_not_an_endless_loop(tmp_path, num_pairs):
+    shard = write_shard(tmp_path / "pairs.tar", real_pairs(num_pairs))
+    recipe = tiny_recipe(shard)
+    recipe = replace(recipe, data=replace(recipe.data, val=None))
+    with pytest.raises(UserError):
+        pretrain(recipe, tmp_path / "run")
+
+
+def test_a_run_folder_that_cannot_be_made_is_an_error_that_names_it(shard, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="file"):
+        pretrain(tiny_recipe(shard), tmp_path / "file")
+
+
+# --- Validation pairs
+
+
+def test_without_a_validation_split_every_twentieth_pair_is_kept_for_it(shard):
+    recipe = tiny_recipe(shard)
+    pairs, val = training_sources(replace(recipe, data=replace(recipe.data, val=None)))
+    everything = open_source(str(shard))
+    assert [val[i].key for i in range(len(val))] == [everything[i].key for i in (0, 20)]
+    kept = [pairs[i].key for i in range(len(pairs))]
+    assert kept == [everything[i].key for i in range(40) if i not in (0, 20)]
+
+
+def test_a_validation_split_is_never_trained_on(shard, tmp_path):
+    val = write_shard(tmp_path / "val.tar", real_pairs(8, split="val"))
+    recipe = tiny_recipe(shard)
+    pairs, held_out = training_sources(replace(recipe, data=replace(recipe.data, val=str(val))))
+    assert len(pairs) == 40
+    assert len(held_out) == 8
+
+
+def test_the_tokenizer_is_trained_on_training_captions_alone(tmp_path):
+    pairs = list(real_pairs(40))
+    for held_out in (0, 20):
+        pairs[held_out] = with_caption(pairs[held_out], "zyzzyva zyzzyva zyzzyva zyzzyva")
+    recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs))
+    checkpoint = new_checkpoint(replace(recipe, data=replace(recipe.data, val=None)))
+    assert len(checkpoint.tokenizer.encode("zyzzyva")) > 5
+
+
+# --- Fine-tuning
+
+
+def test_fine_tuning_starts_from_the_checkpoints_weights(run, tmp_path):
+    recipe = finetuning(run.recipe)
+    from_checkpoint = first_losses(recipe, from_pretrained(run.folder), tmp_path / "a")
+    fresh = first_losses(recipe, new_checkpoint(run.recipe), tmp_path / "b")
+    assert from_checkpoint["captioning"] < fresh["captioning"] - 0.1
+    assert from_checkpoint["contrastive"] != fresh["contrastive"]
+
+
+def test_fine_tuning_takes_tokenizer_model_and_preprocessing_of_its_checkpoint(run, tmp_path):
+    start = from_pretrained(run.folder)
+    other = write_shard(tmp_path / "health.tar", real_pairs(16, "health"))
+    tuned = train(finetuning(tiny_recipe(other, steps=2)), start, tmp_path / "run", CPU, silent)
+    again = from_pretrained(tmp_path / "run")
+    assert again.tokenizer.to_json() == start.tokenizer.to_json()
+    assert (again.config, again.preprocess, again.preset) == (start.config, start.preprocess, start.preset)
+    assert again.step == tuned.step == start.step + 2
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"preset": "baseline_coca"}, "'grr_coca', not the 'baseline_coca'"),
+        ({"size": "small"}, "'small'"),
+        ({"context_length": 12}, "context_length"),
+    ],
+)
+def test_fine_tuning_of_another_model_is_an_error_that_names_both(run, change, named):
+    recipe = replace(run.recipe, tokenizer=None, model=replace(run.recipe.model, **change))
+    with pytest.raises(UserError, match=named):
+        check_start(from_pretrained(run.folder), recipe)
+
+
+def test_fine_tuning_with_another_tokenizer_is_an_error(run):
+    with pytest.raises(UserError, match="keeps the tokenizer of its checkpoint"):
+        check_start(from_pretrained(run.folder), replace(run.recipe, model=None))
+
+
+def test_a_recipe_that_names_the_checkpoints_own_model_is_taken(run):
+    check_start(from_pretrained(run.folder), replace(run.recipe, tokenizer=None))
+    check_start(from_pretrained(run.folder), finetuning(run.recipe))
+
+
+@pytest.mark.parametrize("missing", ["model", "tokenizer"])
+def test_pretraining_without_model_or_tokenizer_is_an_error(run, missing):
+    with pytest.raises(UserError, match="needs the keys 'model' and 'tokenizer'"):
+        new_checkpoint(replace(run.recipe, **{missing: None}))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("part", sorted(FROZEN_MODULES))
+def test_a_frozen_part_stays_bitwise_as_it_was_and_the_others_learn(run, tmp_path, part, name):
+    start = from_pretrained(run.folder)
+    before = weights(start)
+    optimizer = OptimizerRecipe(name, weight_decay=0.5)
+    recipe = finetuning(run.recipe, freeze=(part,), optimizer=optimizer, schedule=ScheduleRecipe(2, 0))
+    after = weights(train(recipe, start, tmp_path / "run", CPU, silent))
+    frozen = {key for key in before if key.split(".")[0] in FROZEN_MODULES[part]}
+    assert frozen
+    assert set(differing(before, after)) == before.keys() - frozen
+
+
+def test_freezing_everything_is_an_error(run, tmp_path):
+    recipe = finetuning(run.recipe, freeze=("image_encoder", "text_decoder", "multimodal_decoder"))
+    with pytest.raises(UserError, match="nothing is left to train"):
+        train(recipe, from_pretrained(run.folder), tmp_path / "run", CPU, silent)

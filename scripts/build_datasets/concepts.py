@@ -84,8 +84,7 @@ def read_concepts(sources: Sources) -> dict[str, Concept]:
     concepts = {}
     for entry in entries:
         if entry.get("group") != COMPONENT_GROUP and entry["hexcode"] not in SAME_FLAG:
-            caption = write_caption(entry["label"], entry.get("tags", []))
-            concepts[entry["hexcode"]] = Concept(entry["hexcode"], caption, entry["label"])
+            concepts[entry["hexcode"]] = Concept(entry["hexcode"], entry["label"].lower(), entry["label"])
     captions = [c.caption for c in concepts.values()]
     assert len(set(captions)) == len(captions), "two concepts share a caption"
     return concepts

@@ -17,7 +17,8 @@ TEST_STYLE_SHARE = 0.65  # of the held-out style: the rest would cost room and a
 
 ABOUT = (
     "Emoji as pictograms: each concept drawn in up to seven styles, with the same caption in all of them (the "
-    "Unicode label and up to three of emojibase's tags that add a word). It serves for pretraining at 64 × 64 and "
+    "Unicode label, in lower case; emojibase's tags are left out: after the label they follow without a look at the "
+    "image, and a captioner that learns them first learns the images late). It serves for pretraining and "
     "measures two kinds of generalisation apart: to a style and to concepts that were never seen."
 )
 SPLIT_RULE = (
@@ -34,7 +35,6 @@ FAULTS = [
     "fxemoji, streamline-emojis, noto-v1 and emojione carry no code points and are matched by name; a few drawings "
     "may show an older idea of the emoji (noto-v1's blobs, pistols that were revolvers).",
     "emojione draws 'man dancing' or 'detective' much as others do: the held-out style is a new hand, not a new world.",
-    "Tags are cut to three in alphabetical order, so the caption may miss the most telling one.",
     "Keys are `STYLE-HEXCODE`; the label of a regional indicator names a letter, not a country.",
 ]
 

@@ -41,7 +41,7 @@ class Size:
 
 SIZES = {
     # Minutes on a CPU core.
-    "tiny": Size(64, 8, 4, 128, 4, 2, 128, 4, 2048, 48, 16, 128),
+    "tiny": Size(64, 16, 4, 128, 4, 2, 128, 4, 2048, 48, 16, 128),
     # Hours on one GPU.
     "small": Size(224, 16, 12, 384, 6, 6, 384, 6, 16384, 64, 64, 384),
     # CoCa-Base: arXiv 2205.01917, table 1.

@@ -13,7 +13,7 @@ from grr_coca.layers.rotary import Rotary
 from grr_coca.model import build
 from grr_coca.train.optimizer import freeze
 from grr_coca.train.recipe import LossRecipe
-from grr_coca.train.step import autocast, compute_losses
+from grr_coca.train.step import autocast, compute_losses, resolve_precision
 
 ARRANGEMENTS = list(product(("cascade", "parallel"), (None, 1, 5), ((48, 32), (32, 48), (32, 32))))
 
@@ -151,7 +151,7 @@ def test_losses_under_bf16_autocast_stay_near_fp32(
     width = config.image_encoder.transformer.embed_dim
     exact = compute_losses(model, batch, LossRecipe())
     for precision, tolerance in (("bf16", 0.02), ("fp32", 0.0), ("auto", 0.02)):
-        context = autocast(precision, device, width)
+        context = autocast(resolve_precision(precision, device, width), device)
         for _ in range(2):  # a run enters it at every step
             with context:
                 losses = compute_losses(model, batch, LossRecipe())

@@ -102,3 +102,11 @@ def test_norms_biases_and_temperature_start_neutral(model: CoCa) -> None:
         elif name.endswith("bias"):
             assert torch.equal(parameter, torch.zeros_like(parameter)), name
     assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07, rel=1e-6)
+
+
+def test_learned_queries_start_apart_so_that_the_pooler_does_not_collapse() -> None:
+    model = build(get_preset("grr_coca", "tiny"))
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tokens = model.encode_image(images).tokens
+    assert tokens.std(dim=1).mean() > 0.1

@@ -6,7 +6,8 @@ import pytest
 
 from grr_coca.model import build
 from grr_coca.presets import PRESETS, get_preset
-from grr_coca.study.anatomy import config_differences, count_parameters, flops_per_pair, parts, share_that_differs
+from grr_coca.structure import differences
+from grr_coca.study.anatomy import count_parameters, flops_per_pair, parts, share_that_differs
 
 
 def model_of(preset):
@@ -41,7 +42,7 @@ def test_a_stack_of_equal_blocks_is_one_part():
 
 
 def test_both_models_differ_in_the_image_encoder_alone():
-    differences = config_differences(get_preset("grr_coca", "base"), get_preset("baseline_coca", "base"))
+    differences = differences(get_preset("grr_coca", "base"), get_preset("baseline_coca", "base"))
     keys = {key for key, _, _ in differences}
     assert keys == {f"image_encoder.transformer.{key}" for key in ("norm", "feed_forward", "position", "hidden_dim")}
     values = {key.rpartition(".")[2]: (first, second) for key, first, second in differences}
@@ -52,7 +53,7 @@ def test_both_models_differ_in_the_image_encoder_alone():
 
 def test_equal_configs_do_not_differ():
     config = get_preset("grr_coca", "tiny")
-    assert config_differences(config, replace(config)) == []
+    assert differences(config, replace(config)) == []
 
 
 def test_a_model_does_not_differ_from_itself():

@@ -15,7 +15,7 @@ from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
 from grr_coca.data.pairs import PairSource, RawPair
-from grr_coca.data.preprocess import Augmentation, Preprocess, to_pixels
+from grr_coca.data.preprocess import Augmentation, Preprocess
 from grr_coca.data.tokenizer import CLS_SLOT, Tokenizer
 from grr_coca.errors import UserError
 
@@ -76,12 +76,11 @@ class PairDataset(Dataset[Sample]):
         )
 
     def _image(self, pair: RawPair, ref: SampleRef) -> Float[Tensor, "3 S S"]:
-        image = self.preprocess.square(decode_image(pair.image, pair.name))
+        image = decode_image(pair.image, pair.name)
         if self.augmentation is None:
-            return self.preprocess.normalize(to_pixels(image))
+            return self.preprocess(image)
         rng = np.random.default_rng((self.seed, ref.epoch, ref.sample))
-        pixels = to_pixels(self.augmentation.geometry(image, rng))
-        return self.preprocess.normalize(self.augmentation.colour(pixels, rng))
+        return self.preprocess.normalize(self.augmentation(self.preprocess.square(image), rng))
 
     def _tokens(self, caption: str, name: str) -> list[int]:
         row = self.tokenizer.encode_row(caption, self.context_length)

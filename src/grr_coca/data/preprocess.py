@@ -52,7 +52,7 @@ class Preprocess:
 
 def to_pixels(image: Image.Image) -> Float[Tensor, "3 S S"]:
     """Pixel values 0 … 1 of an RGB image."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,12 @@ class Augmentation:
         for key in (key for key, is_valid in valid.items() if not is_valid):
             raise UserError(f"augmentation: {key} {getattr(self, key)} is out of range")
 
-    def geometry(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """The square image, zoomed, shifted and turned at random; uncovered corners become white."""
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Float[Tensor, "3 S S"]:
+        """Pixel values 0 … 1 of a square image, changed at random."""
+        return self._colour(to_pixels(self._geometry(image, rng)), rng)
+
+    def _geometry(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        # Uncovered corners become white.
         side = image.size[0]
         angle = float(rng.uniform(-self.rotate, self.rotate))
         shift = [round(float(rng.uniform(-self.shift, self.shift)) * side) for _ in range(2)]
@@ -90,11 +94,8 @@ class Augmentation:
             image = F.affine(image, angle, shift, scale, [0.0, 0.0], InterpolationMode.BILINEAR, fill=[255.0] * 3)
         return image
 
-    def colour(self, pixels: Float[Tensor, "3 S S"], rng: np.random.Generator) -> Float[Tensor, "3 S S"]:
-        """Pixel values 0 … 1 with brightness, contrast and saturation changed at random, or without colour.
-
-        All of it is one affine map of colour space, so it costs one small matrix product.
-        """
+    def _colour(self, pixels: Float[Tensor, "3 S S"], rng: np.random.Generator) -> Float[Tensor, "3 S S"]:
+        # Brightness, contrast, saturation and greyness are one affine map of colour space: one small product.
         brightness, contrast, saturation = rng.uniform(1 - self.jitter, 1 + self.jitter, 3)
         if rng.uniform() < self.grey:
             saturation = 0.0

@@ -51,5 +51,5 @@ def require_pairs(source: PairSource, batch_size: int) -> None:
         where = f"{source.name(0)} and the pairs beside it" if len(source) else "an empty split"
         raise UserError(
             f"{where}: a contrastive loss at batch size {batch_size} needs as many pairs, here are {len(source)}; "
-            f"give more, or set evaluation: batch_size lower"
+            f"use a batch size (in a recipe evaluation: batch_size) of {len(source)} or less"
         )

@@ -42,10 +42,10 @@ def test_a_stack_of_equal_blocks_is_one_part():
 
 
 def test_both_models_differ_in_the_image_encoder_alone():
-    differences = differences(get_preset("grr_coca", "base"), get_preset("baseline_coca", "base"))
-    keys = {key for key, _, _ in differences}
+    found = differences(get_preset("grr_coca", "base"), get_preset("baseline_coca", "base"))
+    keys = {key for key, _, _ in found}
     assert keys == {f"image_encoder.transformer.{key}" for key in ("norm", "feed_forward", "position", "hidden_dim")}
-    values = {key.rpartition(".")[2]: (first, second) for key, first, second in differences}
+    values = {key.rpartition(".")[2]: (first, second) for key, first, second in found}
     assert values["norm"] == ("rms", "layer")
     assert values["feed_forward"] == ("geglu", "gelu")
     assert values["position"] == ("rope_2d", "learned")

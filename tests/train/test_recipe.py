@@ -223,11 +223,11 @@ def test_every_preset_takes_the_recipes_sizes(name):
 
 def test_what_a_recipe_leaves_out_stays_as_the_size_has_it():
     config = ModelRecipe("grr_coca", "tiny").config(vocab_size=300)
-    assert (config.image_encoder.image_size, config.text_decoder.context_length) == (64, 40)
+    assert (config.image_encoder.image_size, config.text_decoder.context_length) == (64, 48)
 
 
 def test_a_resolution_that_the_patch_does_not_divide_names_the_nearest_ones():
-    with pytest.raises(UserError, match=r"image_size 60 is not divisible by patch_size 8; .* 56 and 64"):
+    with pytest.raises(UserError, match=r"image_size 60 is not divisible by patch_size 16; .* 48 and 64"):
         ModelRecipe("grr_coca", "tiny", image_size=60).config(300)
 
 

@@ -1,5 +1,6 @@
 """`grr-coca demo`."""
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -7,9 +8,12 @@ import os
 import platform
 import queue
 import shutil
+import signal
+import sys
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +27,7 @@ from grr_coca.study.plan import Plan, load_plan, stages
 from grr_coca.study.report import comparison_rows, write_report
 from grr_coca.study.table import format_table
 
-_progress: Queue | None = None
+_channel: tuple[Queue, Event] | None = None
 
 
 def run(
@@ -56,6 +60,7 @@ def _run_arms(plan: Plan, out: Path) -> tuple[ArmResult, ArmResult]:
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     progress: Queue = context.Queue()
+    stop = context.Event()
     recipes = stages(plan)
     total = sum(recipe.schedule.steps for recipe in recipes.values())
     offsets, offset = {}, 0
@@ -64,38 +69,47 @@ def _run_arms(plan: Plan, out: Path) -> tuple[ArmResult, ArmResult]:
     workers = min(2, os.cpu_count() or 1)
     with (
         bars(dict.fromkeys(plan.presets, total)) as shown,
-        ProcessPoolExecutor(workers, context, initializer=_connect, initargs=(progress,)) as pool,
+        ProcessPoolExecutor(workers, context, initializer=_connect, initargs=(progress, stop)) as pool,
     ):
         futures = [pool.submit(_arm, plan, preset, out / preset) for preset in plan.presets]
-        while not all(future.done() for future in futures):
-            _raise_early(futures)
-            try:
-                preset, stage, done, _ = progress.get(timeout=0.5)
-            except queue.Empty:
-                continue
-            shown.update(preset, offsets[stage] + done, stage)
+        try:
+            while not all(future.done() for future in futures):
+                _raise_errors(futures)
+                with contextlib.suppress(queue.Empty):
+                    preset, stage, done, _ = progress.get(timeout=0.5)
+                    shown.update(preset, offsets[stage] + done, stage)
+        finally:
+            stop.set()  # after an error or Ctrl-C in one arm, the other has nothing left to do
         first, second = (future.result() for future in futures)
     return first, second
 
 
-def _raise_early(futures: list[Future[ArmResult]]) -> None:
+def _raise_errors(futures: list[Future[ArmResult]]) -> None:
     for future in futures:
         if future.done():
             future.result()
 
 
-def _connect(progress: Queue) -> None:
-    global _progress
-    _progress = progress
+def _connect(progress: Queue, stop: Event) -> None:
+    """Set up a process that runs an arm."""
+    global _channel
+    _channel = (progress, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent sees to the others
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     torch.set_num_threads(1)
 
 
 def _arm(plan: Plan, preset: str, out: Path) -> ArmResult:
-    assert _progress is not None
-    progress = _progress
+    assert _channel is not None
+    progress, stop = _channel
+
+    def on_progress(stage: str, done: int, steps: int) -> None:
+        if stop.is_set():
+            raise UserError(f"{preset}: stopped, because the other arm was")
+        progress.put((preset, stage, done, steps))
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return run_arm(plan, preset, out, device, lambda *stage: progress.put((preset, *stage)))
+    return run_arm(plan, preset, out, device, on_progress)
 
 
 def _clear(out: Path, plan: Plan) -> None:
@@ -113,11 +127,12 @@ def _machine() -> str:
 
 
 def _closing_words(plan: Plan, out: Path) -> str:
+    program, recipe = sys.argv[0], os.path.relpath(plan.pretrain)
     checkpoint = out / plan.presets[0] / Path(plan.pretrain).stem
     return "\n".join(
         [
             f"Pictures, captions and searches: {out / 'report.html'}",
-            f"Caption an image of yours:       grr-coca caption --checkpoint {checkpoint} IMAGE.png",
-            f"Train on pairs of yours:         grr-coca pretrain {plan.pretrain} --data FOLDER_OR_SHARDS",
+            f"Caption an image of yours:       {program} caption --checkpoint {checkpoint} IMAGE.png",
+            f"Train on pairs of yours:         {program} pretrain {recipe} --data FOLDER_OR_SHARDS",
         ]
     )

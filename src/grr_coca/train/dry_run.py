@@ -11,7 +11,7 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.train.optimizer import Optimizers, freeze
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run import training_loader, training_sources
-from grr_coca.train.step import autocast, compute_losses, resolve_precision
+from grr_coca.train.step import autocast, resolve_precision, train_step
 
 TIMED_STEPS = 2
 
@@ -24,13 +24,11 @@ def dry_run(recipe: Recipe, start: Checkpoint, device: torch.device) -> str:
     pairs, _ = training_sources(recipe)
     width = start.config.image_encoder.transformer.embed_dim
     precision = autocast(resolve_precision(recipe.precision, device, width), device)
+    losses = []
     marks = [time.perf_counter()]
     for step, batch in enumerate(itertools.islice(training_loader(recipe, start, pairs), 1 + TIMED_STEPS)):
-        with precision:
-            losses = compute_losses(model, batch.to(device), recipe.losses)
-        losses.coca.backward()
-        optimizers.step(step)
-        losses.coca.item()  # waits for the device
+        metrics = train_step(model, batch.to(device), optimizers, recipe.losses, precision, step)
+        losses.append(float(metrics["coca"]))  # waits for the device
         marks.append(time.perf_counter())
     seconds = (marks[-1] - marks[1]) / (len(marks) - 2) if len(marks) > 2 else marks[-1] - marks[0]
     num_pairs, steps = len(pairs), recipe.schedule.steps
@@ -39,7 +37,7 @@ def dry_run(recipe: Recipe, start: Checkpoint, device: torch.device) -> str:
     return "\n".join(
         [
             f"model        {start.preset}, {parameters:,} parameters, {device.type}",
-            f"first loss   {losses.coca.item():.3f}",
+            f"first loss   {losses[0]:.3f}",
             f"data         {num_pairs:,} pairs, {recipe.data.batch_size} a batch",
             f"steps        {steps:,}, {epochs:.1f} epochs",
             f"peak memory  {_peak_memory(device) / 2**30:.2f} GiB",

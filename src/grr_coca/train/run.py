@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +20,10 @@ from grr_coca.evaluate.checkpoint import evaluate_checkpoint, require_pairs
 from grr_coca.evaluate.split import Evaluation
 from grr_coca.model import build
 from grr_coca.structure import differences
-from grr_coca.train.logs import MetricLog
+from grr_coca.train.logs import MetricLog, Window
 from grr_coca.train.optimizer import Optimizers, freeze
 from grr_coca.train.recipe import Recipe, save_recipe
-from grr_coca.train.step import autocast, compute_losses, resolve_precision
+from grr_coca.train.step import autocast, resolve_precision, train_step
 
 LOG_INTERVAL = 10
 """Steps whose mean makes one line of the log."""
@@ -88,34 +87,20 @@ def train(recipe: Recipe, start: Checkpoint, out: Path, device: torch.device, on
     if not len(pairs):
         raise UserError(f"{recipe.data.train}: no pair is left to train on; give more pairs, or data: val")
     require_pairs(val, recipe.evaluation.batch_size)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        save_recipe(recipe, out / "recipe.yaml")
-    except OSError as error:
-        raise UserError(f"{out}: the run folder cannot be written to ({error.strerror})") from error
+    _open_folder(out, recipe)
     model = start.model.to(device).train()
     freeze(model, recipe.freeze)
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
-    steps = recipe.schedule.steps
     precision = autocast(recipe.precision, device)
+    steps = recipe.schedule.steps
+    window = Window(recipe.data.batch_size)
     with MetricLog(out) as log:
-        window: list[dict[str, torch.Tensor | float]] = []
-        began = time.monotonic()
-        for step, batch in enumerate(training_loader(recipe, start, pairs)):
-            with precision:
-                losses = compute_losses(model, batch.to(device), recipe.losses)
-            losses.coca.backward()
-            grad_norm, lr = optimizers.step(step)
-            model.clamp_logit_scale()
-            window.append({**losses.detached(), "grad_norm": grad_norm, "lr": lr})
-            done = step + 1
+        for done, batch in enumerate(training_loader(recipe, start, pairs), start=1):
+            window.add(train_step(model, batch.to(device), optimizers, recipe.losses, precision, done - 1))
             is_due = done % recipe.evaluation.interval == 0 or done == steps
             if is_due or done % LOG_INTERVAL == 0:
-                metrics = _mean(window)
+                metrics = window.close()
                 _require_finite(metrics, done)
-                window.clear()
-                seconds = time.monotonic() - began
-                metrics["pairs_per_second"] = done * recipe.data.batch_size / seconds
                 log.write(done, "train", metrics)
                 on_step(done, metrics)
             if is_due:
@@ -165,8 +150,12 @@ def _new_tokenizer(recipe: Recipe) -> Tokenizer:
     return train_bpe(captions, recipe.tokenizer.vocab_size)
 
 
-def _mean(window: list[dict[str, torch.Tensor | float]]) -> dict[str, float]:
-    return {name: sum(float(row[name]) for row in window) / len(window) for name in window[0]}
+def _open_folder(out: Path, recipe: Recipe) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, out / "recipe.yaml")
+    except OSError as error:
+        raise UserError(f"{out}: the run folder cannot be written to ({error.strerror})") from error
 
 
 def _require_finite(metrics: dict[str, float], step: int) -> None:

@@ -6,10 +6,12 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from grr_coca.batch import Batch
 from grr_coca.losses import Losses, captioning_loss, coca_loss, contrastive_loss, same_pair
 from grr_coca.model import CoCa
+from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.recipe import LossRecipe, Precision
 
 PROBE_TOKENS = 1024
@@ -22,6 +24,23 @@ def compute_losses(model: CoCa, batch: Batch, weights: LossRecipe) -> Losses:
     contrastive = contrastive_loss(output.image_embedding, output.text_embedding, model.logit_scale, same)
     captioning = captioning_loss(output.logits, batch.labels)
     return coca_loss(contrastive, captioning, weights.contrastive_weight, weights.captioning_weight)
+
+
+def train_step(
+    model: CoCa,
+    batch: Batch,
+    optimizers: Optimizers,
+    weights: LossRecipe,
+    precision: AbstractContextManager,
+    step: int,
+) -> dict[str, Tensor | float]:
+    """Forward, backward, update; `step` counts from 0. The metrics stay on the device."""
+    with precision:
+        losses = compute_losses(model, batch, weights)
+    losses.coca.backward()
+    grad_norm, lr = optimizers.step(step)
+    model.clamp_logit_scale()
+    return {**losses.detached(), "grad_norm": grad_norm, "lr": lr}
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:

@@ -11,7 +11,7 @@ from grr_coca.errors import UserError
 from grr_coca.evaluate.split import Evaluation
 from grr_coca.losses import Losses
 from grr_coca.presets import PRESETS
-from grr_coca.train import run as run_module
+from grr_coca.train import step as step_module
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.optimizer import FROZEN_MODULES
 from grr_coca.train.recipe import (
@@ -178,13 +178,13 @@ def test_a_model_with_clips_vocabulary_trains(shard, tmp_path):
 
 @pytest.mark.parametrize("interval", [100, 4], ids=["at the log", "at a validation between two lines of the log"])
 def test_a_loss_that_is_not_a_number_stops_the_run_with_advice(shard, tmp_path, monkeypatch, interval):
-    compute, steps = run_module.compute_losses, iter(range(100))
+    compute, steps = step_module.compute_losses, iter(range(100))
 
     def break_down(model, batch, loss_weights):
         losses = compute(model, batch, loss_weights)
         return Losses(*(loss * float("nan") for loss in losses)) if next(steps) == 2 else losses
 
-    monkeypatch.setattr(run_module, "compute_losses", break_down)
+    monkeypatch.setattr(step_module, "compute_losses", break_down)
     recipe = tiny_recipe(shard, steps=20, evaluation=EvaluationRecipe(interval, BATCH_SIZE))
     with pytest.raises(UserError, match=r"the loss is not a number at step \d+; lower optimizer: lr"):
         pretrain(recipe, tmp_path / "run")

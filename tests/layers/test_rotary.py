@@ -139,3 +139,13 @@ def test_values_are_never_turned() -> None:
     turning.load_state_dict(plain.state_dict())
     x = _random(2, 9, 16)
     torch.testing.assert_close(turning(x), plain(x))
+
+
+def test_given_positions_turn_like_their_places_in_the_line() -> None:
+    rotary = Rotary(line_angles(10, 8))
+    x = torch.randn(2, 10, 2, 3, 8)
+    whole = rotary(x)
+    kept = torch.tensor([[1, 4, 9], [0, 2, 3]])
+    rows = torch.arange(2)[:, None]
+    assert torch.equal(rotary(x[rows, kept], kept), whole[rows, kept])
+    assert torch.equal(rotary(x[:, 5:7], torch.tensor([5, 6])), whole[:, 5:7])

@@ -6,7 +6,7 @@ No biases, in any model: the arms of a comparison differ in their named parts al
 """
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grr_coca.layers.rotary import Rotary
@@ -26,12 +26,14 @@ class SelfAttention(nn.Module):
         self.qkv_proj = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Mix the tokens of each sequence."""
+    def forward(
+        self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Mix the tokens of each sequence; `positions` as in `Rotary`."""
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1))  # B T 3 H Dh
         qk, v = qkv[:, :, :2], qkv[:, :, 2]
         if self.rotary is not None:
-            qk = self.rotary(qk)
+            qk = self.rotary(qk, positions)
         q, k = qk.unbind(2)
         return self.out_proj(_attend(q, k, v, self.causal))
 

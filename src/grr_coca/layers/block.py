@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, S context tokens, D width, C context width.
 """
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention, SelfAttention
@@ -19,9 +19,11 @@ class Block(nn.Module):
         self.ffn_norm = ffn_norm
         self.feed_forward = feed_forward
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """One layer."""
-        x = x + self.attn(self.attn_norm(x))
+    def forward(
+        self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """One layer; `positions` as in `Rotary`."""
+        x = x + self.attn(self.attn_norm(x), positions)
         return x + self.feed_forward(self.ffn_norm(x))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.pairs import RawPair
 from grr_coca.data.shards import TarShards
+from grr_coca.train.ranks import Ranks
 from grr_coca.train.recipe import (
     DataRecipe,
     EvaluationRecipe,
@@ -24,10 +25,12 @@ from grr_coca.train.recipe import (
     ScheduleRecipe,
     TokenizerRecipe,
 )
-from grr_coca.train.run import OnStep, new_checkpoint, train
+from grr_coca.train.run import OnStep, train
+from grr_coca.train.setup import new_checkpoint
 
 DATASETS = Path(__file__).parents[1] / "datasets"
 CPU = torch.device("cpu")
+ALONE = Ranks.here(CPU)
 BATCH_SIZE = 8
 
 
@@ -98,7 +101,7 @@ def silent(done: int, metrics: dict[str, float]) -> None:
 
 def pretrain(recipe: Recipe, out: Path, on_step: OnStep = silent) -> Checkpoint:
     """Train a fresh model."""
-    return train(recipe, new_checkpoint(recipe), out, CPU, on_step)
+    return train(recipe, new_checkpoint(recipe, ALONE), out, CPU, on_step)
 
 
 def weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -122,9 +125,8 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The one checkpoint of the run."""
-        (folder,) = (self.folder / "checkpoints").iterdir()
-        return folder
+        """The last checkpoint of the run."""
+        return sorted((self.folder / "checkpoints").iterdir())[-1]
 
 
 def finished_run(folder: Path, steps: int = 6, num_pairs: int = 40, **changes: object) -> Run:

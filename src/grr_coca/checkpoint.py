@@ -6,23 +6,26 @@
 | `config.json` | preset, step and the full model config |
 | `tokenizer.json` | the tokenizer, in Hugging Face's format |
 | `preprocess.json` | how images are resized and normalized |
+| `manifest.json` | size and SHA-256 of each file |
+| `training/` | what a run needs to go on; see `grr_coca.train.store` |
 """
 
 import json
-import os
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
+from grr_coca.files import MANIFEST, verify_folder, whole_folder
 from grr_coca.model import CoCa, build
 from grr_coca.structure import from_dict, to_dict
 
@@ -56,19 +59,53 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     Raises:
         UserError: the disk is full or cannot be written to; names the folder.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, content in _contents(checkpoint).items():
-            _write_durably(partial / name, content)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-        _sync(folder.parent)
+        with whole_folder(folder) as partial:
+            write_files(checkpoint, checkpoint.model.state_dict(), partial)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
+
+
+def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the files of a checkpoint into a folder that `whole_folder` looks after.
+
+    Args:
+        checkpoint: everything but the weights.
+        weights: whole tensors by name; not `checkpoint.model`'s own where these are sharded, or are not the average.
+        folder: where to.
+
+    Raises:
+        OSError: the disk is full or cannot be written to.
+    """
+    header = {"preset": checkpoint.preset, "step": checkpoint.step, "model": to_dict(checkpoint.config)}
+    save_tensors(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(header, indent=2), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
+    (folder / "preprocess.json").write_text(json.dumps(to_dict(checkpoint.preprocess), indent=2), encoding="utf-8")
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: the disk is full or cannot be written to.
+    """
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: the weights are damaged ({error})") from error
 
 
 def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
@@ -78,6 +115,8 @@ def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Che
         UserError: nothing is there, a file is missing or damaged, or the weights are of another model.
     """
     folder = find_checkpoint(Path(path))
+    if (folder / MANIFEST).exists():  # a checkpoint that someone else put together need not have one
+        verify_folder(folder)
     header = from_dict(_Header, _read_json(folder / "config.json"), str(folder / "config.json"))
     model = build(header.model)
     _load_weights(model, folder / "model.safetensors")
@@ -107,32 +146,6 @@ def find_checkpoint(path: Path) -> Path:
     return folder
 
 
-def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
-    header = {"preset": checkpoint.preset, "step": checkpoint.step, "model": to_dict(checkpoint.config)}
-    weights = {name: tensor.contiguous() for name, tensor in checkpoint.model.state_dict().items()}
-    return {
-        "model.safetensors": save(weights, metadata={"format": "pt"}),
-        "config.json": json.dumps(header, indent=2).encode(),
-        "tokenizer.json": checkpoint.tokenizer.to_json().encode(),
-        "preprocess.json": json.dumps(to_dict(checkpoint.preprocess), indent=2).encode(),
-    }
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -151,10 +164,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _load_weights(model: CoCa, path: Path) -> None:
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: the weights are damaged ({error})") from error
+    weights = load_tensors(path)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

@@ -11,6 +11,14 @@ class UserError(ValueError):
     """
 
 
+class Stopped(Exception):  # noqa: N818 (nothing went wrong)
+    """A run was asked to stop by a signal, and everything is saved. `number` is the signal's."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Say which valid name is meant: `did you mean 'x'?`, or list them all when none is near."""
     valid = sorted(valid)

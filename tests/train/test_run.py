@@ -1,6 +1,5 @@
 """A run: a function of its recipe, from the data to a checkpoint."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -22,8 +21,10 @@ from grr_coca.train.recipe import (
     TokenizerRecipe,
     load_recipe,
 )
-from grr_coca.train.run import check_start, new_checkpoint, train, training_sources
+from grr_coca.train.run import train
+from grr_coca.train.setup import check_start, new_checkpoint, training_sources
 from support import (
+    ALONE,
     BATCH_SIZE,
     CPU,
     differing,
@@ -59,11 +60,6 @@ def first_losses(recipe, start, out) -> dict[str, float]:
     return read_metrics(out, "train")[0]
 
 
-def without_speed(folder) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "pairs_per_second"} for row in rows]
-
-
 # --- What a run leaves
 
 
@@ -82,7 +78,8 @@ def test_the_log_names_every_loss_under_the_words_used_everywhere(run):
     (trained,) = read_metrics(run.folder, "train")
     (val,) = read_metrics(run.folder, "val")
     assert trained["step"] == val["step"] == 6
-    assert {"contrastive", "captioning", "coca", "grad_norm", "lr", "pairs_per_second"} <= trained.keys()
+    assert {"contrastive", "captioning", "coca", "grad_norm", "lr"} <= trained.keys()
+    assert "pairs_per_second" not in trained, "a log with times in it is never the same twice"
     assert {
         field for field in Evaluation.__dataclass_fields__ if "image" not in field and field != "chance"
     } <= val.keys()
@@ -105,7 +102,8 @@ def test_validation_and_checkpoint_come_at_every_interval_and_at_the_end(shard, 
     recipe = tiny_recipe(shard, steps=5, evaluation=EvaluationRecipe(interval=2, batch_size=BATCH_SIZE))
     pretrain(recipe, tmp_path / "run")
     assert [row["step"] for row in read_metrics(tmp_path / "run", "val")] == [2, 4, 5]
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000005"]
+    folders = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert sorted(folders) == ["step-000000004", "step-000000005"], "the newest two are kept"
 
 
 def test_the_returned_checkpoint_is_the_one_on_disk(shard, tmp_path):
@@ -119,7 +117,7 @@ def test_the_returned_checkpoint_is_the_one_on_disk(shard, tmp_path):
 def test_one_seed_gives_the_same_weights_and_the_same_log_bit_for_bit(run, tmp_path):
     pretrain(run.recipe, tmp_path / "again")
     assert differing(weights(from_pretrained(run.folder)), weights(from_pretrained(tmp_path / "again"))) == []
-    assert without_speed(run.folder) == without_speed(tmp_path / "again")
+    assert (run.folder / "metrics.jsonl").read_bytes() == (tmp_path / "again" / "metrics.jsonl").read_bytes()
 
 
 def test_the_recipe_that_a_run_wrote_gives_the_same_run_again(run, tmp_path):
@@ -148,7 +146,7 @@ def test_workers_do_not_change_what_is_learned(run, tmp_path):
 
 def test_loss_weights_count(run, tmp_path):
     recipe = replace(run.recipe, losses=LossRecipe(contrastive_weight=0.5, captioning_weight=3.0))
-    losses = first_losses(recipe, new_checkpoint(recipe), tmp_path / "run")
+    losses = first_losses(recipe, new_checkpoint(recipe, ALONE), tmp_path / "run")
     assert losses["coca"] == pytest.approx(0.5 * losses["contrastive"] + 3.0 * losses["captioning"])
 
 
@@ -176,21 +174,6 @@ def test_a_model_with_clips_vocabulary_trains(shard, tmp_path):
 # --- What goes wrong
 
 
-@pytest.mark.parametrize("interval", [100, 4], ids=["at the log", "at a validation between two lines of the log"])
-def test_a_loss_that_is_not_a_number_stops_the_run_with_advice(shard, tmp_path, monkeypatch, interval):
-    compute, steps = step_module.compute_losses, iter(range(100))
-
-    def break_down(model, batch, loss_weights):
-        losses = compute(model, batch, loss_weights)
-        return Losses(*(loss * float("nan") for loss in losses)) if next(steps) == 2 else losses
-
-    monkeypatch.setattr(step_module, "compute_losses", break_down)
-    recipe = tiny_recipe(shard, steps=20, evaluation=EvaluationRecipe(interval, BATCH_SIZE))
-    with pytest.raises(UserError, match=r"the loss is not a number at step \d+; lower optimizer: lr"):
-        pretrain(recipe, tmp_path / "run")
-    assert not list(tmp_path.rglob("model.safetensors")), "weights that are not numbers were kept"
-
-
 def test_a_learning_rate_that_is_far_too_high_stops_the_run_with_advice(shard, tmp_path):
     recipe = tiny_recipe(shard, steps=12, optimizer=OptimizerRecipe(lr=1e30))
     with pytest.raises(UserError, match="lower optimizer: lr"):
@@ -210,7 +193,7 @@ def test_an_empty_caption_stops_the_run_before_it_starts_with_the_pairs_name(tmp
     pairs = list(real_pairs(16))
     pairs[5] = with_caption(pairs[5], " ")
     with pytest.raises(UserError, match=f"{pairs[5].key}: the caption is empty"):
-        new_checkpoint(tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs)))
+        new_checkpoint(tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs)), ALONE)
 
 
 def test_a_validation_split_that_is_too_small_is_found_before_the_first_step(shard, tmp_path):
@@ -272,7 +255,7 @@ def test_the_tokenizer_is_trained_on_training_captions_alone(tmp_path):
     for held_out in (0, 20):
         pairs[held_out] = with_caption(pairs[held_out], "zyzzyva zyzzyva zyzzyva zyzzyva")
     recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs))
-    checkpoint = new_checkpoint(replace(recipe, data=replace(recipe.data, val=None)))
+    checkpoint = new_checkpoint(replace(recipe, data=replace(recipe.data, val=None)), ALONE)
     assert len(checkpoint.tokenizer.encode("zyzzyva")) > 5
 
 
@@ -282,7 +265,7 @@ def test_the_tokenizer_is_trained_on_training_captions_alone(tmp_path):
 def test_fine_tuning_starts_from_the_checkpoints_weights(run, tmp_path):
     recipe = finetuning(run.recipe)
     from_checkpoint = first_losses(recipe, from_pretrained(run.folder), tmp_path / "a")
-    fresh = first_losses(recipe, new_checkpoint(run.recipe), tmp_path / "b")
+    fresh = first_losses(recipe, new_checkpoint(run.recipe, ALONE), tmp_path / "b")
     assert from_checkpoint["captioning"] < fresh["captioning"] - 0.1
     assert from_checkpoint["contrastive"] != fresh["contrastive"]
 
@@ -324,7 +307,7 @@ def test_a_recipe_that_names_the_checkpoints_own_model_is_taken(run):
 @pytest.mark.parametrize("missing", ["model", "tokenizer"])
 def test_pretraining_without_model_or_tokenizer_is_an_error(run, missing):
     with pytest.raises(UserError, match="needs the keys 'model' and 'tokenizer'"):
-        new_checkpoint(replace(run.recipe, **{missing: None}))
+        new_checkpoint(replace(run.recipe, **{missing: None}), ALONE)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -2,11 +2,12 @@
 
 import importlib
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 
 import grr_coca
-from grr_coca.errors import UserError, nearest
+from grr_coca.errors import Stopped, UserError, nearest
 
 VERBS = {
     "demo": "pretrain, fine-tune and compare both models on the corpora that come with the code",
@@ -20,7 +21,8 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code: 0, or 2 for wrong use, with one message and no traceback."""
+    """Run a verb; returns the exit code: 0, 2 for wrong use, with one message and no traceback, or 128 and
+    a signal's number when a run was stopped by it and saved."""
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
@@ -28,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        name = signal.Signals(stopped.number).name
+        print(f"{name}: {stopped}; go on with --resume", file=sys.stderr)
+        return 128 + stopped.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

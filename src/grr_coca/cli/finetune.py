@@ -9,7 +9,7 @@ from grr_coca.checkpoint import from_pretrained
 from grr_coca.cli.training import default_out, run_training, with_options
 from grr_coca.errors import UserError
 from grr_coca.train.recipe import load_recipe
-from grr_coca.train.run import check_start
+from grr_coca.train.setup import check_start
 
 
 def run(
@@ -18,6 +18,7 @@ def run(
     data: str | None = None,
     out: Path | None = None,
     seed: int | None = None,
+    resume: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Go on from a checkpoint.
@@ -28,6 +29,7 @@ def run(
         data: train on these pairs (.tar shards or a folder) in place of the recipe's.
         out: run folder for log and checkpoint; runs/RECIPE-PRESET if not given.
         seed: use this seed in place of the recipe's.
+        resume: go on with the run in --out, if there is one: after a stop, or whenever a scheduler starts it again.
         dry_run: do one batch, then tell memory, steps and time to expect.
     """
     resolved = with_options(load_recipe(recipe), data, seed)
@@ -36,4 +38,4 @@ def run(
         raise UserError("fine-tuning starts from a checkpoint: give --checkpoint FOLDER, or use `grr-coca pretrain`")
     start = from_pretrained(checkpoint)
     check_start(start, resolved)
-    run_training(resolved, start, out or default_out(recipe, start.preset), dry_run)
+    run_training(resolved, lambda _: start, out or default_out(recipe, start.preset), resume, dry_run)

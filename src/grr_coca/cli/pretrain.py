@@ -1,6 +1,7 @@
 """`grr-coca pretrain`."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from grr_coca.cli.training import default_out, run_training, with_options
 from grr_coca.errors import UserError
 from grr_coca.presets import get_preset
 from grr_coca.train.recipe import load_recipe
-from grr_coca.train.run import new_checkpoint
+from grr_coca.train.setup import new_checkpoint
 
 
 def run(
@@ -19,6 +20,7 @@ def run(
     data: str | None = None,
     out: Path | None = None,
     seed: int | None = None,
+    resume: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Train a new model.
@@ -29,14 +31,16 @@ def run(
         data: train on these pairs (.tar shards or a folder) in place of the recipe's.
         out: run folder for log and checkpoint; runs/RECIPE-PRESET if not given.
         seed: use this seed in place of the recipe's.
+        resume: go on with the run in --out, if there is one: after a stop, or whenever a scheduler starts it again.
         dry_run: do one batch, then tell memory, steps and time to expect.
     """
     resolved = load_recipe(recipe)
+    if resolved.model is None:
+        raise UserError(f"{recipe}: has no key 'model'; it is a recipe for fine-tuning, see `grr-coca finetune`")
     if preset is not None:
-        if resolved.model is None:
-            raise UserError(f"{recipe}: has no key 'model' for --preset to change; it is a recipe for fine-tuning")
         get_preset(preset, resolved.model.size)
         resolved = replace(resolved, model=replace(resolved.model, preset=preset))
     resolved = with_options(resolved, data, seed)
-    start = new_checkpoint(resolved)
-    run_training(resolved, start, out or default_out(recipe, start.preset), dry_run)
+    assert resolved.model is not None
+    out = out or default_out(recipe, resolved.model.preset)
+    run_training(resolved, partial(new_checkpoint, resolved), out, resume, dry_run)

@@ -22,16 +22,18 @@ class Bars:
         self.progress = Progress(*columns, *times, console=self.console, disable=not self.console.is_terminal)
         self._tasks = {name: self.progress.add_task("", total=total, label=name) for name, total in totals.items()}
         self._totals = totals
-        self._began = self._spoke = time.monotonic()
+        self._spoke = time.monotonic()
+        self._first: dict[str, tuple[float, int]] = {}
 
     def update(self, name: str, done: int, description: str) -> None:
         """Tell that `done` steps of `name` are done."""
         self.progress.update(self._tasks[name], completed=done, description=description)
         now = time.monotonic()
+        began, first = self._first.setdefault(name, (now, done))  # a run that was resumed did not begin at 0
         if not self.console.is_terminal and now - self._spoke > SECONDS_BETWEEN_LINES:
             self._spoke = now
             total = self._totals[name]
-            left = (now - self._began) / max(done, 1) * (total - done)
+            left = (now - began) / max(done - first, 1) * (total - done)
             print(f"{name}: {done / total:.0%}, about {left / 60:.1f} min left  {description}", file=sys.stderr)
 
 

@@ -16,21 +16,32 @@ class SampleRef(NamedTuple):
 class TrainingOrder:
     """Endless shuffled epochs, cut into batches. A batch may span two epochs, so no sample is ever dropped."""
 
-    def __init__(self, num_samples: int, batch_size: int, num_batches: int, seed: int) -> None:
+    def __init__(
+        self, num_samples, batch_size, num_batches, seed, first_batch=0, rank=0, world_size=1, micro_batch_size=None
+    ) -> None:
         if num_samples < 1:
             raise ValueError("there is no sample to put in order")
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.num_batches = num_batches
         self.seed = seed
+        self.first_batch = first_batch
+        self.rank = rank
+        self.world_size = world_size
+        self.share = batch_size // world_size
+        self.micro = micro_batch_size or self.share
 
     def __len__(self) -> int:
-        return self.num_batches
+        return (self.num_batches - self.first_batch) * -(-self.share // self.micro)
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         stream = self._stream()
-        for _ in range(self.num_batches):
-            yield [next(stream) for _ in range(self.batch_size)]
+        for b in range(self.num_batches):
+            batch = [next(stream) for _ in range(self.batch_size)]
+            if b >= self.first_batch:
+                mine = batch[self.rank * self.share : (self.rank + 1) * self.share]
+                for i in range(0, self.share, self.micro):
+                    yield mine[i : i + self.micro]
 
     def _stream(self) -> Iterator[SampleRef]:
         epoch = 0

@@ -12,7 +12,7 @@ from torch import Tensor
 from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.evaluate.metrics import chance_recall_at_k, recall_at_k
 from grr_coca.evaluate.mode import evaluating
-from grr_coca.losses import contrastive_loss, same_pair
+from grr_coca.losses import EmbeddedPairs, contrastive_loss, same_pair
 from grr_coca.model import CoCa
 
 RECALLS = (1, 5, 10)
@@ -98,7 +98,8 @@ def split_contrastive_loss(embeddings: Embeddings, logit_scale: Tensor, batch_si
     for start in starts:
         rows = order[start : start + batch_size]
         same = same_pair(embeddings.caption_ids[rows], embeddings.image_ids[rows])
-        losses.append(contrastive_loss(embeddings.image[rows], embeddings.text[rows], logit_scale, same).item())
+        pairs = EmbeddedPairs(embeddings.image[rows], embeddings.text[rows])
+        losses.append(contrastive_loss(pairs, pairs, logit_scale, None, same, 0).item())
     return sum(losses) / len(losses)
 
 

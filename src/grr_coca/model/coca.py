@@ -67,6 +67,7 @@ class CoCa(nn.Module):
         self.text_decoder = text_decoder
         self.text_proj = text_proj
         self.multimodal_decoder = multimodal_decoder
+        self.logit_bias: nn.Parameter | None = None
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
 
     def forward(

@@ -14,8 +14,10 @@ from grr_coca.evaluate.split import Evaluation
 from grr_coca.study.anatomy import count_parameters, flops_per_pair
 from grr_coca.study.plan import Plan, stages
 from grr_coca.study.showcase import CaptionedImage, SearchHits, caption_some, search
+from grr_coca.train.ranks import Ranks
 from grr_coca.train.recipe import Recipe
-from grr_coca.train.run import evaluate, new_checkpoint, train
+from grr_coca.train.run import evaluate, train
+from grr_coca.train.setup import new_checkpoint
 
 WITHOUT = " without "
 
@@ -45,7 +47,7 @@ def run_arm(plan: Plan, preset: str, out: Path, device: torch.device, on_progres
     """
     (first, pretrain), *finetunes = stages(plan).items()
     pretrain = _with_preset(pretrain, preset)
-    checkpoint = new_checkpoint(pretrain)
+    checkpoint = new_checkpoint(pretrain, Ranks.here(device))
     result = ArmResult(
         preset=preset,
         parameters=count_parameters(checkpoint.model),

@@ -4,36 +4,37 @@ import itertools
 import resource
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.train.optimizer import Optimizers, freeze
+from grr_coca.train.ranks import Ranks
 from grr_coca.train.recipe import Recipe
-from grr_coca.train.run import training_loader, training_sources
-from grr_coca.train.step import autocast, resolve_precision, train_step
+from grr_coca.train.run import build_trainer
+from grr_coca.train.setup import training_batches, training_sources
+from grr_coca.train.step import count_tokens, resolve_precision
 
 TIMED_STEPS = 2
 
 
-def dry_run(recipe: Recipe, start: Checkpoint, device: torch.device) -> str:
+def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
     """Train on the first batches, the first untimed, keep nothing, and say what the whole run would take."""
-    model = start.model.to(device).train()
-    freeze(model, recipe.freeze)
-    optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
-    pairs, _ = training_sources(recipe)
+    device = ranks.device
     width = start.config.image_encoder.transformer.embed_dim
-    precision = autocast(resolve_precision(recipe.precision, device, width), device)
+    precision = ranks.on_first(lambda: resolve_precision(recipe.precision, device, width))
+    recipe = replace(recipe, precision=precision)
+    trainer = build_trainer(recipe, start, ranks)
+    pairs, _ = training_sources(recipe)
     losses = []
     marks = [time.perf_counter()]
-    for step, batch in enumerate(itertools.islice(training_loader(recipe, start, pairs), 1 + TIMED_STEPS)):
-        metrics = train_step(model, batch.to(device), optimizers, recipe.losses, precision, step)
-        losses.append(float(metrics["coca"]))  # waits for the device
+    for step, batches in enumerate(itertools.islice(training_batches(recipe, start, pairs, ranks), 1 + TIMED_STEPS)):
+        losses.append(trainer.step(batches, count_tokens(batches), step)["coca"])
         marks.append(time.perf_counter())
     seconds = (marks[-1] - marks[1]) / (len(marks) - 2) if len(marks) > 2 else marks[-1] - marks[0]
     num_pairs, steps = len(pairs), recipe.schedule.steps
     epochs = steps * recipe.data.batch_size / num_pairs
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(parameter.numel() for parameter in start.model.parameters())
     return "\n".join(
         [
             f"model        {start.preset}, {parameters:,} parameters, {device.type}",

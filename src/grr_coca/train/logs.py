@@ -1,27 +1,55 @@
 """The log of a run: JSON lines for programs, TensorBoard for eyes."""
 
 import json
+import os
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from grr_coca.train.progress import Progress
+
+LOG_FILE = "metrics.jsonl"
 
 
 class MetricLog:
-    """Writes `metrics.jsonl` and `tensorboard/` in a run folder."""
+    """Appends to `metrics.jsonl` and `tensorboard/` of a run folder; without a folder, it writes nothing.
 
-    def __init__(self, folder: Path) -> None:
-        self._lines = (folder / "metrics.jsonl").open("w", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+    The lines are a function of the run alone: no time is in them, so a run that was stopped and resumed leaves the
+    same bytes as one that was not. The pace goes to TensorBoard.
+    """
+
+    def __init__(self, folder: Path | None, progress: Progress) -> None:
+        """Go on where the run is; what was logged after that is dropped."""
+        self._file: BinaryIO | None = None
+        self._board: SummaryWriter | None = None
+        if folder is not None:
+            self._file = (folder / LOG_FILE).open("ab")
+            self._file.truncate(min(progress.log_bytes, self._file.tell()))
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=progress.step + 1)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Log the metrics of a split after `step` steps."""
-        self._lines.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
-        self._lines.flush()
+        self._append({"step": step, "split": split, **metrics})
+        self.show(step, split, metrics)
+
+    def event(self, step: int, kind: str, **details: object) -> None:
+        """Log something out of the ordinary."""
+        self._append({"step": step, "split": "events", "event": kind, **details})
+
+    def show(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Send metrics to TensorBoard alone."""
         for name, value in metrics.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+            if self._board is not None:
+                self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def make_durable(self) -> int:
+        """Write everything to disk; returns the number of bytes."""
+        assert self._file is not None, "the first rank has the log"
+        os.fsync(self._file.fileno())
+        return self._file.tell()
 
     def __enter__(self) -> "MetricLog":
         return self
@@ -29,32 +57,44 @@ class MetricLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._lines.close()
-        self._board.close()
+        if self._file and self._board:
+            self._file.close()
+            self._board.close()
+
+    def _append(self, row: dict[str, object]) -> None:
+        if self._file:
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.flush()
 
 
-class Window:
-    """The metrics of some steps, to be logged as one line: their means, and the pace of the steps."""
+class Pace:
+    """Pairs a second over the steps since the last line of the log; validation and saving do not count."""
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
-        self._rows: list[dict[str, Tensor | float]] = []
+        self._num_pairs = 0
+        self._seconds = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Time from here on counts as training."""
         self._began = time.monotonic()
 
-    def add(self, metrics: dict[str, Tensor | float]) -> None:
-        """Keep the metrics of one step, on the device where they are: reading them would wait for it."""
-        self._rows.append(metrics)
-
-    def close(self) -> dict[str, float]:
-        """The means, and a new window."""
-        means = {name: sum(float(row[name]) for row in self._rows) / len(self._rows) for name in self._rows[0]}
+    def add(self) -> None:
+        """One step was done."""
         now = time.monotonic()
-        means["pairs_per_second"] = len(self._rows) * self._batch_size / (now - self._began)
-        self._rows, self._began = [], now
-        return means
+        self._num_pairs += self._batch_size
+        self._seconds += now - self._began
+        self._began = now
+
+    def close(self) -> float:
+        """The pace, and a new start."""
+        pace = self._num_pairs / max(self._seconds, 1e-9)
+        self._num_pairs, self._seconds = 0, 0.0
+        return pace
 
 
 def read_metrics(folder: Path, split: str) -> list[dict[str, float]]:
-    """The lines of one split of a run's log, in order."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    """The lines of one split of a run's log, in order; `events` is one of them."""
+    lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
     return [row for row in map(json.loads, lines) if row["split"] == split]

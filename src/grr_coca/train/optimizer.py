@@ -8,6 +8,8 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa
+from grr_coca.train.clip import clip_gradients
+from grr_coca.train.ranks import Ranks
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, ScheduleRecipe
 
 FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
@@ -41,18 +43,28 @@ class Optimizers:
         self._schedule = schedule
         self._clip_norm = optimizer.clip_norm
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._optimizers = _build(model, optimizer)
+        self.optimizers = _build(model, optimizer)
 
-    def step(self, step: int) -> tuple[Tensor, float]:
-        """Clip, update and clear the gradients; returns the gradient's norm before clipping and the learning rate."""
-        grad_norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
-        lr = self._peak_lr * lr_factor(step, self._schedule)
-        for optimizer in self._optimizers:
+    def clip(self, ranks: Ranks) -> Tensor:
+        """Bound the gradients' norm; returns what it was."""
+        return clip_gradients(self._parameters, self._clip_norm, ranks)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return self._peak_lr * lr_factor(step, self._schedule)
+
+    def step(self, step: int) -> None:
+        """Update the parameters."""
+        lr = self.learning_rate(step)
+        for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return grad_norm, lr
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
 
 
 def lr_factor(step: int, schedule: ScheduleRecipe) -> float:

@@ -18,6 +18,10 @@ from grr_coca.structure import from_dict, to_dict
 
 FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimodal_decoder"]
 Precision = Literal["auto", "fp32", "bf16"]
+Parallelism = Literal["ddp", "fsdp"]
+Score = Literal[
+    "coca_loss", "contrastive_loss", "captioning_loss", "perplexity", "text_to_image/R@1", "image_to_text/R@1"
+]
 
 
 def require_at_least(bound: float, **numbers: float) -> None:
@@ -66,17 +70,22 @@ class DataRecipe:
     """Where the pairs lie (see `open_source`) and how they are read.
 
     `val` None: every 20th training pair is kept for validation. `test` is for evaluation alone, by name.
+    `batch_size` is that of the optimizer's step, over all processes. With `micro_batch_size` each process takes its
+    share in pieces of so many pairs: the same gradients in less memory, for a second forward pass.
     """
 
     train: str
     val: str | None = None
     test: dict[str, str] = field(default_factory=dict)
     batch_size: int = 64
+    micro_batch_size: int | None = None
     num_workers: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         require_at_least(1, batch_size=self.batch_size)
+        if self.micro_batch_size is not None:
+            require_at_least(1, micro_batch_size=self.micro_batch_size)
         require_at_least(0, num_workers=self.num_workers)
 
 
@@ -113,6 +122,7 @@ class LossRecipe:
 
     contrastive_weight: float = 1.0
     captioning_weight: float = 2.0
+    z_loss_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,36 @@ class EvaluationRecipe:
 
 
 @dataclass(frozen=True)
+class CheckpointRecipe:
+    """A checkpoint every `interval` steps (None: at every validation), every `minutes`, and at the end.
+
+    The newest `keep_last` stay, and the best by `keep_best`, a score of the validation split.
+    """
+
+    interval: int | None = None
+    minutes: float = 30.0
+    keep_last: int = 2
+    keep_best: Score | None = None
+
+    def __post_init__(self) -> None:
+        require_at_least(1, interval=1 if self.interval is None else self.interval, keep_last=self.keep_last)
+        require_at_least(0.0, minutes=self.minutes)
+
+
+@dataclass(frozen=True)
+class HealthRecipe:
+    """When a run gives up: so many steps in a row whose loss or gradient was not finite, and so had to be skipped;
+    so large a share of broken samples."""
+
+    max_skipped: int = 10
+    max_bad_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_at_least(1, max_skipped=self.max_skipped)
+        require_at_least(0.0, max_bad_share=self.max_bad_share)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A run. Pretraining needs `model` and `tokenizer`; fine-tuning takes both from its checkpoint."""
 
@@ -138,8 +178,11 @@ class Recipe:
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     losses: LossRecipe = field(default_factory=LossRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
+    checkpoints: CheckpointRecipe = field(default_factory=CheckpointRecipe)
+    health: HealthRecipe = field(default_factory=HealthRecipe)
     freeze: tuple[FrozenPart, ...] = ()
     precision: Precision = "auto"
+    parallelism: Parallelism = "ddp"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,136 +1,197 @@
 """A run: from a recipe to a checkpoint. Pretraining and fine-tuning differ in where the model comes from."""
 
 import math
-import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from grr_coca.checkpoint import Checkpoint, save_checkpoint
-from grr_coca.data.dataset import PairDataset, clean_caption, make_loader
-from grr_coca.data.order import TrainingOrder
-from grr_coca.data.pairs import PairSource, Subset
-from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.sources import open_source
-from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
-from grr_coca.errors import UserError
+from grr_coca.batch import Batch
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.pairs import PairSource
+from grr_coca.errors import Stopped, UserError
 from grr_coca.evaluate.checkpoint import evaluate_checkpoint, require_pairs
 from grr_coca.evaluate.split import Evaluation
-from grr_coca.model import build
-from grr_coca.structure import differences
-from grr_coca.train.logs import MetricLog, Window
+from grr_coca.train.logs import MetricLog, Pace
 from grr_coca.train.optimizer import Optimizers, freeze
+from grr_coca.train.parallel import ParallelModel
+from grr_coca.train.progress import LOG_INTERVAL, Progress
+from grr_coca.train.ranks import Ranks
 from grr_coca.train.recipe import Recipe, save_recipe
-from grr_coca.train.step import autocast, resolve_precision, train_step
-
-LOG_INTERVAL = 10
-"""Steps whose mean makes one line of the log."""
-
-HOLD_OUT_EVERY = 20
-"""Where a recipe names no validation split, one pair in so many becomes it."""
+from grr_coca.train.resume import with_its_precision
+from grr_coca.train.setup import training_batches, training_sources
+from grr_coca.train.signals import SIGNALS, StopSignals
+from grr_coca.train.snapshot import restore, save
+from grr_coca.train.step import Trainer, autocast, count_tokens, resolve_precision
+from grr_coca.train.store import CheckpointStore
 
 OnStep = Callable[[int, dict[str, float]], None]
-"""Called after every logged step with the number of steps done and the newest metrics."""
+"""Called on the first rank after every logged step, with the number of steps done and the newest metrics."""
 
 
-def new_checkpoint(recipe: Recipe) -> Checkpoint:
-    """A fresh model with its tokenizer, as a pretraining recipe asks for.
+def train(
+    recipe: Recipe,
+    start: Checkpoint,
+    out: Path,
+    device: torch.device,
+    on_step: OnStep,
+    resume_from: Path | None = None,
+) -> Checkpoint:
+    """Train from `start` to the recipe's last step; leaves recipe, log and checkpoints in `out`.
 
-    Raises:
-        UserError: the recipe names no model or no tokenizer.
-    """
-    if recipe.model is None or recipe.tokenizer is None:
-        raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is one for fine-tuning")
-    tokenizer = _new_tokenizer(recipe)
-    config = recipe.model.config(tokenizer.vocab_size)
-    return Checkpoint(
-        model=build(config, recipe.seed),
-        config=config,
-        preset=recipe.model.preset,
-        tokenizer=tokenizer,
-        preprocess=Preprocess(config.image_encoder.image_size),
-        step=0,
-    )
-
-
-def check_start(start: Checkpoint, recipe: Recipe) -> None:
-    """Hold a fine-tuning recipe against the checkpoint that it is to start from.
+    Args:
+        recipe: all that the run depends on.
+        start: the model to train, in place.
+        out: the run folder.
+        device: where this process computes.
+        on_step: told of progress.
+        resume_from: a checkpoint of this very run, see `resume_point`; `start` is then what that holds.
 
     Raises:
-        UserError: the recipe asks for another model, or for another tokenizer.
+        UserError: data or disk are at fault, or the loss is not a number any more; on every rank.
+        Stopped: a signal asked for it; the run is saved.
     """
-    if recipe.tokenizer is not None:
-        raise UserError("fine-tuning keeps the tokenizer of its checkpoint; remove the key 'tokenizer' from the recipe")
-    if recipe.model is None:
-        return
-    differing = differences(recipe.model.config(start.tokenizer.vocab_size), start.config)
-    if differing:
-        key, wanted, found = differing[0]
-        raise UserError(
-            f"the checkpoint holds a '{start.preset}', not the '{recipe.model.preset}' of size '{recipe.model.size}' "
-            f"that the recipe asks for: {key} is {found}, not {wanted}; remove the key 'model' from the recipe to "
-            "take what the checkpoint holds"
-        )
-
-
-def train(recipe: Recipe, start: Checkpoint, out: Path, device: torch.device, on_step: OnStep) -> Checkpoint:
-    """Train from `start` to the recipe's last step; leaves recipe, log and checkpoint in `out`.
-
-    Raises:
-        UserError: data or disk are at fault, or the loss is not a number any more.
-    """
-    width = start.config.image_encoder.transformer.embed_dim
-    recipe = replace(recipe, precision=resolve_precision(recipe.precision, device, width))
+    ranks = Ranks.here(device)
+    recipe = _resolve(recipe, start, out, ranks, resume_from)
     pairs, val = training_sources(recipe)
-    if not len(pairs):
-        raise UserError(f"{recipe.data.train}: no pair is left to train on; give more pairs, or data: val")
     require_pairs(val, recipe.evaluation.batch_size)
-    _open_folder(out, recipe)
-    model = start.model.to(device).train()
+    trainer = build_trainer(recipe, start, ranks)
+    progress = Progress() if resume_from is None else restore(resume_from, trainer)
+    start = replace(start, step=start.step - progress.step)
+    with StopSignals() as signals, MetricLog(out if ranks.is_first else None, progress) as log:
+        run = Run(recipe, start, val, out, trainer, progress, log, on_step)
+        for micro_batches in training_batches(recipe, start, pairs, ranks, first_step=progress.step):
+            run.step(micro_batches, signals)
+    return run.checkpoint
+
+
+class Agreement(NamedTuple):
+    """What all ranks know before a step: the tokens in the global batch, and what is to be done after it."""
+
+    num_tokens: int
+    save: bool
+    stop: int | None
+
+
+def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
+    """The model of a checkpoint, spread over the ranks, with what trains it."""
+    model = start.model.to(ranks.device).train()
     freeze(model, recipe.freeze)
+    parallel = ParallelModel(model, recipe.parallelism, ranks)
+    # After the model is spread: an optimizer's state lies where its parameters do.
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
-    precision = autocast(recipe.precision, device)
-    steps = recipe.schedule.steps
-    window = Window(recipe.data.batch_size)
-    with MetricLog(out) as log:
-        for done, batch in enumerate(training_loader(recipe, start, pairs), start=1):
-            window.add(train_step(model, batch.to(device), optimizers, recipe.losses, precision, done - 1))
-            is_due = done % recipe.evaluation.interval == 0 or done == steps
-            if is_due or done % LOG_INTERVAL == 0:
-                metrics = window.close()
-                _require_finite(metrics, done)
-                log.write(done, "train", metrics)
-                on_step(done, metrics)
-            if is_due:
-                _save(replace(start, step=start.step + done), out)
-                log.write(done, "val", evaluate(start, val, recipe).flat())
-    return replace(start, step=start.step + steps)
+    return Trainer(parallel, optimizers, recipe.losses, autocast(recipe.precision, ranks.device))
 
 
-def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
-    """The pairs to train on and those to validate on."""
-    pairs = open_source(recipe.data.train)
-    if recipe.data.val is not None:
-        return pairs, open_source(recipe.data.val)
-    held_out = range(0, len(pairs), HOLD_OUT_EVERY)
-    kept = [i for i in range(len(pairs)) if i % HOLD_OUT_EVERY]
-    return Subset(pairs, kept), Subset(pairs, held_out)
+class Run:
+    """A run in progress, on one of its ranks: what happens in and after each step."""
 
+    def __init__(
+        self,
+        recipe: Recipe,
+        start: Checkpoint,
+        val: PairSource,
+        out: Path,
+        trainer: Trainer,
+        progress: Progress,
+        log: MetricLog,
+        on_step: OnStep,
+    ) -> None:
+        self.recipe = recipe
+        self.start = start
+        self.val = val
+        self.trainer = trainer
+        self.ranks = trainer.model.ranks
+        self.progress = progress
+        self.log = log
+        self.on_step = on_step
+        self.store = CheckpointStore(out / "checkpoints", recipe.checkpoints.keep_last)
+        self.pace = Pace(recipe.data.batch_size)
+        self.saved_at = time.monotonic()
 
-def training_loader(recipe: Recipe, start: Checkpoint, pairs: PairSource) -> torch.utils.data.DataLoader:
-    """The batches of a run, in order."""
-    dataset = PairDataset(
-        pairs,
-        start.tokenizer,
-        start.preprocess,
-        start.config.text_decoder.context_length,
-        recipe.data.augmentation,
-        recipe.seed,
-    )
-    order = TrainingOrder(len(dataset), recipe.data.batch_size, recipe.schedule.steps, recipe.seed)
-    return make_loader(dataset, order, recipe.data.num_workers)
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The model as it is now."""
+        return replace(self.start, step=self.start.step + self.progress.step)
+
+    def step(self, micro_batches: Sequence[Batch], signals: StopSignals) -> None:
+        """One step of training, and what is due after it.
+
+        Raises:
+            UserError: too many steps in a row had to be skipped, or a checkpoint cannot be written.
+            Stopped: a signal came in before this step; the run is saved.
+        """
+        agreement = self._agree(micro_batches, signals)
+        metrics = self.trainer.step(micro_batches, agreement.num_tokens, self.progress.step)
+        self._note(metrics, micro_batches)
+        done, is_last = self.progress.step, self.progress.step == self.recipe.schedule.steps
+        validate = is_last or done % self.recipe.evaluation.interval == 0
+        if validate or done % LOG_INTERVAL == 0:
+            self._log_window()
+        is_best = validate and self._validate_or_save()
+        interval = self.recipe.checkpoints.interval
+        is_due = validate if interval is None else is_last or is_best or done % interval == 0
+        if is_due or agreement.save or agreement.stop is not None:
+            self._save()
+        if agreement.stop is not None and not is_last:
+            raise Stopped(agreement.stop, f"stopped after step {done} of {self.recipe.schedule.steps}, all of it saved")
+
+    def _agree(self, micro_batches: Sequence[Batch], signals: StopSignals) -> Agreement:
+        """The one exchange before a step: what each rank knows, so that all do the same after it."""
+        minutes = (time.monotonic() - self.saved_at) / 60
+        is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes  # clocks differ: one decides
+        known = [count_tokens(micro_batches), int(is_due), *signals.counts]
+        total, save_votes, *counts = self.ranks.sum(torch.tensor(known, device=self.ranks.device)).tolist()
+        stop = next((number for number, count in zip(SIGNALS, counts, strict=True) if count), None)
+        return Agreement(total, save_votes > 0, stop)
+
+    def _note(self, metrics: dict[str, float], micro_batches: Sequence[Batch]) -> None:
+        """Count the step, and report what was wrong with it, with the keys of its pairs."""
+        what = self.progress.add(metrics)
+        self.pace.add()
+        if what is None:
+            return
+        mine = [key for batch in micro_batches for key in batch.keys]
+        keys = [key for part in self.ranks.gather_objects(mine) for key in part]
+        shown = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+        self.log.event(self.progress.step, what, keys=keys, **shown)
+        if self.progress.skipped_in_a_row >= self.recipe.health.max_skipped:
+            raise UserError(
+                f"step {self.progress.step}: loss or gradient were not finite for {self.progress.skipped_in_a_row} "
+                "steps in a row (health: max_skipped); lower optimizer: lr, or lengthen the warm-up"
+            )
+
+    def _log_window(self) -> None:
+        metrics = self.progress.close_window()
+        self.log.write(self.progress.step, "train", metrics)
+        pace = {"pairs_per_second": self.pace.close()}
+        self.log.show(self.progress.step, "train", pace)
+        if self.ranks.is_first:
+            self.on_step(self.progress.step, {**metrics, **pace})
+
+    def _validate_or_save(self) -> bool:
+        try:
+            return self._validate()
+        except UserError:  # a broken pair in the validation split must not cost what was learned
+            self._save()
+            raise
+
+    def _validate(self) -> bool:
+        """Evaluate; returns whether the model is the best so far by the score that the recipe names."""
+        scores = evaluate(self.checkpoint, self.val, self.recipe).flat()
+        self.log.write(self.progress.step, "val", scores)
+        self.pace.restart()
+        name = self.recipe.checkpoints.keep_best
+        return name is not None and self.progress.beats_best(name, scores[name], self.checkpoint.step)
+
+    def _save(self) -> None:
+        self.progress.log_bytes = self.ranks.on_first(self.log.make_durable)
+        save(self.store, self.checkpoint, self.trainer, self.progress)
+        self.saved_at = time.monotonic()
+        self.pace.restart()
 
 
 def evaluate(checkpoint: Checkpoint, source: PairSource, recipe: Recipe) -> Evaluation:
@@ -141,13 +202,15 @@ def evaluate(checkpoint: Checkpoint, source: PairSource, recipe: Recipe) -> Eval
     )
 
 
-def _new_tokenizer(recipe: Recipe) -> Tokenizer:
-    assert recipe.tokenizer is not None
-    if recipe.tokenizer.kind == "clip":
-        return clip_bpe()
-    source, _ = training_sources(recipe)
-    captions = (clean_caption(source.caption(i), source.name(i)) for i in range(len(source)))
-    return train_bpe(captions, recipe.tokenizer.vocab_size)
+def _resolve(recipe: Recipe, start: Checkpoint, out: Path, ranks: Ranks, resume_from: Path | None) -> Recipe:
+    """The recipe with every `auto` decided, as it is written into the run folder."""
+    if resume_from is not None:
+        return with_its_precision(recipe, out)
+    width = start.config.image_encoder.transformer.embed_dim
+    precision = ranks.on_first(lambda: resolve_precision(recipe.precision, ranks.device, width))
+    recipe = replace(recipe, precision=precision)
+    ranks.on_first(lambda: _open_folder(out, recipe))
+    return recipe
 
 
 def _open_folder(out: Path, recipe: Recipe) -> None:
@@ -156,16 +219,3 @@ def _open_folder(out: Path, recipe: Recipe) -> None:
         save_recipe(recipe, out / "recipe.yaml")
     except OSError as error:
         raise UserError(f"{out}: the run folder cannot be written to ({error.strerror})") from error
-
-
-def _require_finite(metrics: dict[str, float], step: int) -> None:
-    if not math.isfinite(metrics["coca"]):
-        raise UserError(f"the loss is not a number at step {step}; lower optimizer: lr, or lengthen the warm-up")
-
-
-def _save(checkpoint: Checkpoint, out: Path) -> None:
-    folder = out / "checkpoints" / f"step-{checkpoint.step:09d}"
-    save_checkpoint(checkpoint, folder)
-    for older in folder.parent.glob("step-*"):
-        if older != folder:
-            shutil.rmtree(older)

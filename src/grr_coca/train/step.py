@@ -1,46 +1,57 @@
-"""The training step: batch to losses to gradients."""
+"""The training step: batch to gradients to new weights."""
 
+import math
 import timeit
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from grr_coca.batch import Batch
-from grr_coca.losses import Losses, captioning_loss, coca_loss, contrastive_loss, same_pair
-from grr_coca.model import CoCa
+from grr_coca.batch import IGNORE_INDEX, Batch
+from grr_coca.train.gradients import compute_gradients
 from grr_coca.train.optimizer import Optimizers
+from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import LossRecipe, Precision
 
 PROBE_TOKENS = 1024
 
 
-def compute_losses(model: CoCa, batch: Batch, weights: LossRecipe) -> Losses:
-    """Both losses of a batch and their weighted sum."""
-    output = model(batch.images, batch.token_ids, batch.lengths)
-    same = same_pair(batch.caption_ids, batch.image_ids)
-    contrastive = contrastive_loss(output.image_embedding, output.text_embedding, model.logit_scale, same)
-    captioning = captioning_loss(output.logits, batch.labels)
-    return coca_loss(contrastive, captioning, weights.contrastive_weight, weights.captioning_weight)
+@dataclass(frozen=True)
+class Trainer:
+    """All that a training step needs besides its batch."""
+
+    model: ParallelModel
+    optimizers: Optimizers
+    losses: LossRecipe
+    precision: AbstractContextManager
+
+    def step(self, micro_batches: Sequence[Batch], num_tokens: int, step: int) -> dict[str, float]:
+        """Forward, backward, update; the same numbers come out on every rank.
+
+        A loss or gradient that is not finite leaves the weights and the optimizer as they are, on every rank alike.
+
+        Args:
+            micro_batches: this rank's share of the global batch.
+            num_tokens: tokens to predict in the global batch.
+            step: counted from 0.
+        """
+        losses = compute_gradients(self.model, micro_batches, num_tokens, self.losses, self.precision)
+        grad_norm = self.optimizers.clip(self.model.ranks)
+        metrics = {**losses._asdict(), "grad_norm": grad_norm}
+        values = torch.stack([value.double() for value in metrics.values()]).tolist()  # waits for the device, once
+        if all(map(math.isfinite, values)):
+            self.optimizers.step(step)
+            self.model.raw.clamp_logit_scale()
+        self.optimizers.clear()
+        return {**dict(zip(metrics, values, strict=True)), "lr": self.optimizers.learning_rate(step)}
 
 
-def train_step(
-    model: CoCa,
-    batch: Batch,
-    optimizers: Optimizers,
-    weights: LossRecipe,
-    precision: AbstractContextManager,
-    step: int,
-) -> dict[str, Tensor | float]:
-    """Forward, backward, update; `step` counts from 0. The metrics stay on the device."""
-    with precision:
-        losses = compute_losses(model, batch, weights)
-    losses.coca.backward()
-    grad_norm, lr = optimizers.step(step)
-    model.clamp_logit_scale()
-    return {**losses.detached(), "grad_norm": grad_norm, "lr": lr}
+def count_tokens(batches: Sequence[Batch]) -> int:
+    """Tokens to predict in some batches."""
+    return sum(int((batch.labels != IGNORE_INDEX).sum()) for batch in batches)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:

@@ -1,0 +1,93 @@
+"""Files and folders that are there whole, or not at all, whenever the machine stops."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from grr_coca.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under another name, make it durable, and only then give it its own."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    _sync(partial)
+    partial.replace(path)
+    _sync(path.parent)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill; `folder` appears when it is full, with a manifest of sizes and hashes, or not at all.
+
+    Raises:
+        OSError: the disk is full or cannot be written to; nothing is left behind.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        _write_manifest(partial)
+        for path in (*partial.rglob("*"), partial):
+            _sync(path)
+        _put_in_place(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def verify_folder(folder: Path) -> None:
+    """Hold every file of a folder against its manifest.
+
+    Raises:
+        UserError: there is no manifest, or a file is missing, or one bit of it is not as it was written.
+    """
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / MANIFEST}: missing or damaged ({error})") from error
+    for name, (size, sha256) in expected.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing")
+        if path.stat().st_size != size or _sha256(path) != sha256:
+            raise UserError(f"{path}: damaged: not what was written; its checksum differs")
+
+
+def _write_manifest(folder: Path) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2), encoding="utf-8")
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    older = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        shutil.rmtree(older, ignore_errors=True)
+        folder.rename(older)
+    partial.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,77 @@
+"""How a model is spread over the ranks: a copy on each (DDP), or its weights sharded among them (FSDP2)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+from grr_coca.batch import Batch
+from grr_coca.losses import EmbeddedPairs
+from grr_coca.model import CoCa, CoCaOutput
+from grr_coca.train.ranks import Ranks
+from grr_coca.train.recipe import Parallelism
+
+
+class ParallelModel:
+    """A model in training on all ranks. `raw` is CoCa itself, under whose names weights are saved.
+
+    Both wrappers average gradients over the ranks; whoever calls `backward` multiplies its loss by their number, so
+    that what arrives is the sum. Scalars, such as the temperature, are left to the caller: FSDP cannot shard them,
+    and no forward pass uses them, which DDP would wait for.
+    """
+
+    def __init__(self, raw: CoCa, parallelism: Parallelism, ranks: Ranks) -> None:
+        self.raw = raw
+        self.ranks = ranks
+        self._forward: CoCa | DistributedDataParallel = raw
+        if ranks.size > 1 and parallelism == "fsdp":
+            _shard(raw, ranks)
+        elif ranks.size > 1:
+            names = [name for name, parameter in raw.named_parameters() if parameter.ndim == 0]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(raw, names)
+            # Every rank builds or loads equal weights, so there is nothing to send around at the start.
+            self._forward = DistributedDataParallel(
+                raw, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def __call__(self, batch: Batch) -> CoCaOutput:
+        """One forward pass over this rank's pairs."""
+        return self._forward(batch.images, batch.token_ids, batch.lengths)
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> EmbeddedPairs:
+        """Both embeddings, without a graph and without the multimodal decoder."""
+        image = self.raw.encode_image(batch.images)
+        text = self.raw.encode_text(batch.token_ids, batch.lengths)
+        return EmbeddedPairs(image.embedding, text.embedding)
+
+    @contextmanager
+    def exchange(self, gradients: bool) -> Iterator[None]:
+        """Whether backward passes in this context end in an exchange of gradients between the ranks."""
+        if isinstance(self._forward, DistributedDataParallel) and not gradients:
+            with self._forward.no_sync():
+                yield
+            return
+        if isinstance(self.raw, FSDPModule):
+            self.raw.set_requires_gradient_sync(gradients)
+        yield
+
+
+def scalar_parameters(model: CoCa) -> list[nn.Parameter]:
+    """The temperature, and the bias of the sigmoid loss where there is one."""
+    return [parameter for parameter in model.parameters() if parameter.ndim == 0]
+
+
+def _shard(model: CoCa, ranks: Ranks) -> None:
+    """Shard in place: each block is gathered when it is needed, the rest of the model is one unit."""
+    mesh = init_device_mesh(ranks.device.type, (ranks.size,))
+    for stack in (model.image_encoder, model.text_decoder, model.multimodal_decoder):
+        for block in stack.blocks:
+            fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh, ignored_params=set(scalar_parameters(model)))
+    register_fsdp_forward_method(model, "encode_image")
+    register_fsdp_forward_method(model, "encode_text")

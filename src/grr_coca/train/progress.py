@@ -1,0 +1,68 @@
+"""Where a run is: all that it knows besides weights and optimizer, so that it can go on as if never stopped.
+
+Random states are not among it, because nothing of a run draws from one: the order, the augmentation and the dropped
+patches of a sample are functions of (seed, epoch, sample).
+"""
+
+import math
+import statistics
+from dataclasses import dataclass
+
+LOG_INTERVAL = 10
+"""Steps whose mean makes one line of the log."""
+
+SPIKE_MEMORY = 100
+SPIKE_FACTOR = 6.0
+"""A loss is a spike when it is above the mean of so many steps before it by so many of their deviations."""
+
+
+@dataclass
+class Progress:
+    """The counters of a run. `step` counts the steps done, `log_bytes` the bytes of log that they wrote.
+
+    `window`: metrics of the steps since the last line of the log. `recent`: the newest losses. `best`: value and step
+    of the best checkpoint.
+    """
+
+    step: int = 0
+    log_bytes: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    window: tuple[dict[str, float], ...] = ()
+    recent: tuple[float, ...] = ()
+    best: float | None = None
+    best_step: int | None = None
+
+    def add(self, metrics: dict[str, float]) -> str | None:
+        """Count a step that was done; returns what was wrong with it, if anything was."""
+        self.step += 1
+        if not all(map(math.isfinite, metrics.values())):
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            return "not finite"
+        self.skipped_in_a_row = 0
+        is_spike = self._is_spike(metrics["coca"])
+        self.window = (*self.window, metrics)
+        self.recent = (*self.recent, metrics["coca"])[-SPIKE_MEMORY:]
+        return "spike" if is_spike else None
+
+    def close_window(self) -> dict[str, float]:
+        """The means since the last line of the log; how many steps had to be skipped so far, if any."""
+        rows, self.window = self.window, ()
+        means = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
+        return {**means, "skipped": float(self.skipped)} if self.skipped else means
+
+    def beats_best(self, name: str, value: float, step: int) -> bool:
+        """Whether a validation score is better than all before it; if so, it is the one to beat."""
+        lower_is_better = name.endswith(("loss", "perplexity"))
+        if not math.isfinite(value) or (
+            self.best is not None and (value >= self.best if lower_is_better else value <= self.best)
+        ):
+            return False
+        self.best, self.best_step = value, step
+        return True
+
+    def _is_spike(self, loss: float) -> bool:
+        if len(self.recent) < SPIKE_MEMORY:
+            return False
+        return loss > statistics.fmean(self.recent) + SPIKE_FACTOR * statistics.stdev(self.recent)

@@ -1,0 +1,33 @@
+"""Signals that ask a run to stop: it saves first."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What schedulers and people send: to end, to interrupt, and, by SLURM's `--signal`, to warn of the time limit."""
+
+
+class StopSignals:
+    """Within this context a signal is remembered and nothing else happens; the same one again acts at once."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * len(SIGNALS)
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # a parent may have seen to it
+                    self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.counts[SIGNALS.index(signal.Signals(number))] += 1
+        signal.signal(number, self._before[signal.Signals(number)])  # type: ignore[arg-type]

@@ -1,0 +1,67 @@
+"""Weights and optimizer as whole tensors by name, wherever they lie: what a checkpoint holds.
+
+A checkpoint does not depend on how many ranks wrote it, or on whether they sharded the model: every tensor in it is
+whole, under the name of its parameter. Models that are trained here fit into the memory of one machine.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from grr_coca.train.ranks import Ranks
+
+
+def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
+    """Copies of tensors on the CPU of the first rank; nothing on the others, which must all call this."""
+    copies = {}
+    for name, tensor in named:
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if ranks.is_first:
+            copies[name] = whole.detach().cpu().contiguous()
+    return copies
+
+
+def optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
+    """The state of the optimizers as `PARAMETER.STATE`, such as `text_proj.weight.exp_avg`."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return [
+        (f"{names[parameter]}.{key}", value)
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    ]
+
+
+@torch.no_grad()
+def load_tensors(named: Iterable[tuple[str, Tensor]], whole: dict[str, Tensor]) -> None:
+    """Write whole tensors into those of the same names, of which each rank may hold a shard."""
+    for name, tensor in named:
+        tensor.copy_(_laid_out_like(tensor, whole[name]))
+
+
+def load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], whole: dict[str, Tensor]) -> None:
+    """Give the optimizers the state that `optimizer_tensors` named."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in whole.items():
+        parameter_name, _, key = name.rpartition(".")
+        by_parameter.setdefault(parameter_name, {})[key] = tensor
+    for optimizer in optimizers:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state = {
+            i: {key: _laid_out_like(parameter, tensor) for key, tensor in by_parameter[names[parameter]].items()}
+            for i, parameter in enumerate(parameters)
+            if names[parameter] in by_parameter
+        }
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out_like(example: Tensor, whole: Tensor) -> Tensor:
+    """`whole`, sharded as the example is. A count, such as the number of updates, is not."""
+    if isinstance(example, DTensor) and whole.shape == example.shape:
+        whole = whole.to(example.device)
+        return distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)
+    return whole

@@ -4,7 +4,7 @@ import io
 import logging
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,13 +13,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.pairs import RawPair
 from grr_coca.data.shards import TarShards
+from grr_coca.losses import (
+    EmbeddedPairs,
+    Losses,
+    captioning_loss,
+    coca_loss,
+    contrastive_loss,
+    same_pair,
+)
+from grr_coca.model import CoCa
+from grr_coca.train.optimizer import Optimizers
+from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.ranks import Ranks
 from grr_coca.train.recipe import (
     DataRecipe,
     EvaluationRecipe,
+    LossRecipe,
     ModelRecipe,
     Recipe,
     ScheduleRecipe,
@@ -27,6 +40,7 @@ from grr_coca.train.recipe import (
 )
 from grr_coca.train.run import OnStep, train
 from grr_coca.train.setup import new_checkpoint
+from grr_coca.train.step import Trainer
 
 DATASETS = Path(__file__).parents[1] / "datasets"
 CPU = torch.device("cpu")
@@ -102,6 +116,21 @@ def silent(done: int, metrics: dict[str, float]) -> None:
 def pretrain(recipe: Recipe, out: Path, on_step: OnStep = silent) -> Checkpoint:
     """Train a fresh model."""
     return train(recipe, new_checkpoint(recipe, ALONE), out, CPU, on_step)
+
+
+def compute_losses(model: CoCa, batch: Batch, weights: LossRecipe) -> Losses:
+    """Both losses of a batch and their weighted sum as CoCa's paper writes them, on one process and in one piece."""
+    output = model(batch.images, batch.token_ids, batch.lengths)
+    pairs = EmbeddedPairs(output.image_embedding, output.text_embedding)
+    same = same_pair(batch.caption_ids, batch.image_ids)
+    contrastive = contrastive_loss(pairs, pairs, model.logit_scale, model.logit_bias, same, 0)
+    captioning = captioning_loss(output.logits, batch.labels)
+    return coca_loss(contrastive, captioning, weights.contrastive_weight, weights.captioning_weight)
+
+
+def make_trainer(model: CoCa, optimizers: Optimizers, weights: LossRecipe | None = None) -> Trainer:
+    """The training step of one process in fp32 or fp64."""
+    return Trainer(ParallelModel(model, "ddp", ALONE), optimizers, weights or LossRecipe(), nullcontext())
 
 
 def weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from grr_coca.data.tokenizer import train_bpe
 from grr_coca.losses import captioning_loss, coca_loss, contrastive_loss, same_pair
 from grr_coca.model import build
 from grr_coca.train.recipe import LossRecipe
-from grr_coca.train.step import compute_losses
+from support import compute_losses
 
 BOS, EOS, CLS_SLOT = 1, 2, 0
 

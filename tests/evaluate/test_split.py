@@ -13,8 +13,8 @@ from grr_coca.errors import UserError
 from grr_coca.evaluate.checkpoint import as_dataset, evaluate_checkpoint
 from grr_coca.evaluate.split import Embeddings, evaluate_split, split_contrastive_loss
 from grr_coca.losses import contrastive_loss, same_pair
-from grr_coca.train.run import new_checkpoint
-from support import BATCH_SIZE, real_pairs, tiny_recipe, with_caption, write_shard
+from grr_coca.train.setup import new_checkpoint
+from support import ALONE, BATCH_SIZE, real_pairs, tiny_recipe, with_caption, write_shard
 
 NUM_PAIRS = 20
 SCALE = torch.tensor(math.log(10.0))
@@ -28,7 +28,7 @@ def shard(tmp_path_factory):
 @pytest.fixture
 def checkpoint(shard):
     """A fresh model: what it says is noise, and differs from pair to pair."""
-    return new_checkpoint(tiny_recipe(shard))
+    return new_checkpoint(tiny_recipe(shard), ALONE)
 
 
 def evaluated(checkpoint, source, batch_size=NUM_PAIRS, contrastive_batch_size=BATCH_SIZE):

@@ -17,8 +17,9 @@ from grr_coca.data.dataset import next_token_labels, pad_rows
 from grr_coca.model import build
 from grr_coca.presets import get_preset
 from grr_coca.train.optimizer import Optimizers
-from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, ScheduleRecipe
-from grr_coca.train.step import compute_losses
+from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
+from grr_coca.train.step import count_tokens
+from support import make_trainer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PRESETS = ("grr_coca", "baseline_coca")
@@ -49,15 +50,14 @@ def train(preset: str) -> dict[str, list[float]]:
     config = get_preset(preset, "tiny")
     model = build(config, seed=0)
     optimizers = Optimizers(model, OptimizerRecipe(lr=3e-4), ScheduleRecipe(steps=STEPS, warmup_steps=4))
+    trainer = make_trainer(model, optimizers)
     generator = torch.Generator().manual_seed(0)
     history: dict[str, list[float]] = {"contrastive": [], "captioning": [], "coca": []}
     for step in range(STEPS):
-        losses = compute_losses(model, random_batch(config, generator), LossRecipe())
-        losses.coca.backward()
-        optimizers.step(step)
-        model.clamp_logit_scale()
-        for name, value in losses._asdict().items():
-            history[name].append(value.item())
+        batch = random_batch(config, generator)
+        metrics = trainer.step([batch], count_tokens([batch]), step)
+        for name, values in history.items():
+            values.append(metrics[name])
     return history
 
 

@@ -11,7 +11,7 @@ from grr_coca.evaluate.metrics import recall_at_k
 from grr_coca.model import build
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, ScheduleRecipe
-from grr_coca.train.step import compute_losses
+from support import compute_losses
 
 STEPS = 150
 

@@ -13,7 +13,7 @@ from grr_coca.errors import UserError
 from grr_coca.model import CoCa, build
 from grr_coca.train.optimizer import Optimizers, freeze, lr_factor, parameter_groups
 from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, ScheduleRecipe
-from grr_coca.train.step import compute_losses
+from support import compute_losses
 
 CONSTANT = ScheduleRecipe(steps=10, warmup_steps=0, final_lr_ratio=1.0)
 

@@ -8,9 +8,7 @@ from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.sources import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.split import Evaluation
-from grr_coca.losses import Losses
 from grr_coca.presets import PRESETS
-from grr_coca.train import step as step_module
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.optimizer import FROZEN_MODULES
 from grr_coca.train.recipe import (

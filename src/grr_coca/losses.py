@@ -26,37 +26,74 @@ class Losses(NamedTuple):
         return {name: loss.detach() for name, loss in self._asdict().items()}
 
 
-def same_pair(caption_ids: Int[Tensor, " B"], image_ids: Int[Tensor, " B"]) -> Bool[Tensor, "B B"]:
-    """Which pairs say the same: equal caption or equal image. They are not negatives of each other."""
-    return (caption_ids[:, None] == caption_ids) | (image_ids[:, None] == image_ids)
+class EmbeddedPairs(NamedTuple):
+    """Unit vectors; text i belongs to image i."""
+
+    image: Float[Tensor, "B E"]
+    text: Float[Tensor, "B E"]
+
+
+def same_pair(
+    caption_ids: Int[Tensor, " b"],
+    image_ids: Int[Tensor, " b"],
+    columns: tuple[Int[Tensor, " B"], Int[Tensor, " B"]] | None = None,
+) -> Bool[Tensor, "b B"]:
+    """Which pairs say the same: equal caption or equal image. They are not negatives of each other. `columns`:
+    caption and image ids of the whole batch, where the rows are but a share of it."""
+    all_caption_ids, all_image_ids = columns or (caption_ids, image_ids)
+    return (caption_ids[:, None] == all_caption_ids) | (image_ids[:, None] == all_image_ids)
 
 
 def contrastive_loss(
-    image_embedding: Float[Tensor, "B E"],
-    text_embedding: Float[Tensor, "B E"],
+    rows: EmbeddedPairs,
+    columns: EmbeddedPairs,
     logit_scale: Float[Tensor, ""],
-    same: Bool[Tensor, "B B"],
+    logit_bias: Float[Tensor, ""] | None,
+    same: Bool[Tensor, "b B"],
+    first_row: int,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of each image over the batch's texts and of each text over its images, averaged.
+    """What b rows contribute to the loss of a batch of B pairs: over all its rows, it adds up to that loss.
+
+    Without a bias, cross-entropy of each image over all texts and of each text over all images, averaged; with one,
+    SigLIP's loss (arXiv 2303.15343): any image and text match or do not, a sum over texts, averaged over images.
 
     Args:
-        image_embedding: of unit length.
-        text_embedding: of unit length, row i belonging to image i.
+        rows: the pairs at hand, which begin at `first_row` of the `columns`: all pairs of the batch.
         logit_scale: the logarithm of the inverse temperature.
-        same: pairs that say the same (`same_pair`); off the diagonal they are left out of both denominators.
+        same: pairs that say the same (`same_pair`); but for a pair and itself, they are left out.
     """
+    b, B = same.shape
+    target = torch.arange(first_row, first_row + b, device=same.device)
+    itself = target[:, None] == torch.arange(B, device=same.device)
+    others = same & ~itself
     # bf16 would round a similarity of 1 at temperature 0.01 by half a nat.
-    with torch.autocast(image_embedding.device.type, enabled=False):
-        logits = logit_scale.exp() * image_embedding @ text_embedding.T  # image, text
-    itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    logits = logits.masked_fill(same & ~itself, float("-inf"))
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    with torch.autocast(same.device.type, enabled=False):
+        by_image = logit_scale.exp() * rows.image @ columns.text.T  # b B
+        if logit_bias is not None:
+            logits = torch.where(itself, 1, -1) * (by_image + logit_bias)
+            return -F.logsigmoid(logits).masked_fill(others, 0.0).sum() / B
+        by_text = rows.text @ (logit_scale.exp() * columns.image).T  # b B
+    nll = [F.cross_entropy(x.masked_fill(others, -torch.inf), target, reduction="sum") for x in (by_image, by_text)]
+    return (nll[0] + nll[1]) / (2 * B)
 
 
-def captioning_loss(logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
-    """Cross-entropy per real token, the end token included: the mean over the whole batch, not over rows."""
-    return F.cross_entropy(at_least_fp32(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORE_INDEX)
+def captioning_loss(
+    logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"], num_tokens: Int[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
+    """Cross-entropy per real token, the end token included: the mean over the whole batch, not over rows. With the
+    `num_tokens` of a larger batch, it is what these rows contribute to that batch's loss."""
+    logits, labels = at_least_fp32(logits.flatten(0, 1)), labels.flatten()
+    nll = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return nll / ((labels != IGNORE_INDEX).sum() if num_tokens is None else num_tokens)
+
+
+def z_loss(
+    logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"], num_tokens: Int[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
+    """log² Z per real token, Z the denominator of its softmax (PaLM, arXiv 2204.02311, section 5); else the same."""
+    real = labels != IGNORE_INDEX
+    log_z = at_least_fp32(logits).logsumexp(-1).masked_fill(~real, 0.0)
+    return log_z.square().sum() / (real.sum() if num_tokens is None else num_tokens)
 
 
 def coca_loss(

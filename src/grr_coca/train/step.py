@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grr_coca.batch import Batch
-from grr_coca.losses import Losses, captioning_loss, coca_loss, contrastive_loss, same_pair
+from grr_coca.losses import EmbeddedPairs, Losses, captioning_loss, coca_loss, contrastive_loss, same_pair, z_loss
 from grr_coca.model import CoCa
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.recipe import LossRecipe, Precision
@@ -19,11 +19,15 @@ PROBE_TOKENS = 1024
 
 def compute_losses(model: CoCa, batch: Batch, weights: LossRecipe) -> Losses:
     """Both losses of a batch and their weighted sum."""
-    output = model(batch.images, batch.token_ids, batch.lengths)
+    output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
     same = same_pair(batch.caption_ids, batch.image_ids)
-    contrastive = contrastive_loss(output.image_embedding, output.text_embedding, model.logit_scale, same)
+    pairs = EmbeddedPairs(output.image_embedding, output.text_embedding)
+    contrastive = contrastive_loss(pairs, pairs, model.logit_scale, model.logit_bias, same, 0)
     captioning = captioning_loss(output.logits, batch.labels)
-    return coca_loss(contrastive, captioning, weights.contrastive_weight, weights.captioning_weight)
+    losses = coca_loss(contrastive, captioning, weights.contrastive_weight, weights.captioning_weight)
+    if not weights.z_loss_weight:
+        return losses
+    return losses._replace(coca=losses.coca + weights.z_loss_weight * z_loss(output.logits, batch.labels))
 
 
 def train_step(

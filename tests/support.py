@@ -130,7 +130,7 @@ def compute_losses(model: CoCa, batch: Batch, weights: LossRecipe) -> Losses:
 
 def make_trainer(model: CoCa, optimizers: Optimizers, weights: LossRecipe | None = None) -> Trainer:
     """The training step of one process in fp32 or fp64."""
-    return Trainer(ParallelModel(model, "ddp", ALONE), optimizers, weights or LossRecipe(), nullcontext())
+    return Trainer(ParallelModel(model, "ddp", ALONE), optimizers, weights or LossRecipe(), nullcontext(), ema=None)
 
 
 def weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

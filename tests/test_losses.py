@@ -12,7 +12,7 @@ from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.data.dataset import next_token_labels, pad_rows
 from grr_coca.data.tokenizer import train_bpe
-from grr_coca.losses import captioning_loss, coca_loss, contrastive_loss, same_pair
+from grr_coca.losses import EmbeddedPairs, captioning_loss, coca_loss, contrastive_loss, same_pair
 from grr_coca.model import build
 from grr_coca.train.recipe import LossRecipe
 from support import compute_losses
@@ -25,8 +25,12 @@ SCALE = 2.0
 
 
 def _contrastive(same: Tensor) -> float:
-    images = torch.tensor(IMAGES)
-    return contrastive_loss(images, torch.eye(3), torch.tensor(math.log(SCALE)), same).item()
+    return _whole_batch(torch.tensor(IMAGES), torch.eye(3), math.log(SCALE), same).item()
+
+
+def _whole_batch(images: Tensor, texts: Tensor, logit_scale: float, same: Tensor) -> Tensor:
+    pairs = EmbeddedPairs(images, texts)
+    return contrastive_loss(pairs, pairs, torch.tensor(logit_scale), None, same, first_row=0)
 
 
 def _cross_entropy_by_hand(similarity: list[list[float]], masked: set[tuple[int, int]]) -> float:
@@ -56,7 +60,7 @@ def test_contrastive_is_the_mean_of_both_directions() -> None:
 
 def test_contrastive_of_unrelated_embeddings_is_the_logarithm_of_the_batch_size() -> None:
     embedding = F.normalize(torch.ones(8, 4), dim=-1)
-    loss = contrastive_loss(embedding, embedding, torch.tensor(2.0), torch.eye(8, dtype=torch.bool))
+    loss = _whole_batch(embedding, embedding, 2.0, torch.eye(8, dtype=torch.bool))
     assert loss.item() == pytest.approx(math.log(8), rel=1e-5)
 
 
@@ -84,7 +88,7 @@ def test_an_equal_caption_is_pushed_away_from_no_image() -> None:
     images = torch.tensor(IMAGES, requires_grad=True)
     texts = torch.eye(3, requires_grad=True)
     same = same_pair(torch.tensor([7, 8, 7]), torch.tensor([1, 2, 3]))
-    contrastive_loss(images, texts, torch.tensor(0.0), same).backward()
+    _whole_batch(images, texts, 0.0, same).backward()
     assert images.grad is not None
     assert images.grad.isfinite().all()
     assert images.grad[0, 2] == 0

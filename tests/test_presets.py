@@ -8,10 +8,11 @@ from typing import get_args
 import pytest
 import torch
 
-from grr_coca.config import Arrangement, CoCaConfig, FeedForward, Norm, Position
+from grr_coca.config import Arrangement, CoCaConfig, Contrastive, FeedForward, Norm, Position, QKNorm
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa, build
-from grr_coca.presets import PRESETS, SIZES, geglu_hidden_dim, get_preset
+from grr_coca.presets import PRESETS, SIZES, geglu_hidden_dim, get_preset, with_qk_norm
+from grr_coca.structure import differences
 
 BuildEmpty = Callable[[CoCaConfig], CoCa]
 
@@ -67,12 +68,32 @@ def test_the_image_encoders_have_the_parts_of_their_names() -> None:
         "grr_coca_rope_1d": ("rms", "geglu", "rope_1d"),
         "grr_coca_parallel": ("rms", "geglu", "rope_2d"),
         "grr_coca_no_captioning_pooler": ("rms", "geglu", "rope_2d"),
+        "grr_coca_registers": ("rms", "geglu", "rope_2d"),
+        "grr_coca_qk_norm": ("rms", "geglu", "rope_2d"),
+        "grr_coca_sigmoid": ("rms", "geglu", "rope_2d"),
     }
+
+
+@pytest.mark.parametrize(
+    ("preset", "differing"),
+    [
+        ("grr_coca_registers", {"image_encoder.num_registers": 4}),
+        (
+            "grr_coca_qk_norm",
+            {f"{s}.transformer.qk_norm": "rms" for s in ("image_encoder", "text_decoder", "multimodal_decoder")},
+        ),
+        ("grr_coca_sigmoid", {"contrastive": "sigmoid"}),
+    ],
+)
+def test_an_arm_differs_from_grr_in_what_it_is_named_after_alone(preset: str, differing: dict[str, object]) -> None:
+    arm, grr = get_preset(preset, "base"), get_preset("grr_coca", "base")
+    assert {key: value for key, value, _ in differences(arm, grr)} == differing
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "coca"])
 def test_every_arm_has_the_text_decoders_of_grr(preset: str) -> None:
-    config, grr = get_preset(preset, "small"), get_preset("grr_coca", "small")
+    grr = get_preset("grr_coca", "small")
+    config = with_qk_norm(replace(get_preset(preset, "small"), contrastive="softmax"), "none")
     assert replace(config, image_encoder=grr.image_encoder, poolers=grr.poolers) == grr
     assert (config.poolers == grr.poolers) == (preset not in ("grr_coca_parallel", "grr_coca_no_captioning_pooler"))
     text = config.text_decoder.transformer
@@ -153,8 +174,20 @@ def test_b32_has_open_clips_numbers(build_empty: BuildEmpty) -> None:
         (Position, lambda c: {c.image_encoder.transformer.position, c.text_decoder.transformer.position}),
         (Arrangement, lambda c: {c.poolers.arrangement}),
         (bool, lambda c: {c.poolers.num_queries is None}),
+        (bool, lambda c: {c.image_encoder.num_registers > 0}),
+        (QKNorm, lambda c: {c.image_encoder.transformer.qk_norm}),
+        (Contrastive, lambda c: {c.contrastive}),
     ],
-    ids=["norm", "feed_forward", "position", "arrangement", "captioning pooler or none"],
+    ids=[
+        "norm",
+        "feed_forward",
+        "position",
+        "arrangement",
+        "captioning pooler or none",
+        "registers or none",
+        "qk_norm",
+        "contrastive",
+    ],
 )
 def test_every_choice_is_used_by_some_preset(choices: object, used: Callable[[CoCaConfig], set]) -> None:
     found = set().union(*(used(get_preset(preset, "tiny")) for preset in PRESETS))

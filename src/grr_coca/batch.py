@@ -29,6 +29,8 @@ class Batch:
     caption_ids: Int[Tensor, " B"]
     image_ids: Int[Tensor, " B"]
     keys: tuple[str, ...]
+    kept_patches: Int[Tensor, "B K"] | None = None
+    """Numbers of the K patches that patch dropout leaves of each image; None: all of them."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -47,4 +49,5 @@ class Batch:
             caption_ids=move(self.caption_ids),
             image_ids=move(self.image_ids),
             keys=self.keys,
+            kept_patches=None if self.kept_patches is None else move(self.kept_patches),
         )

@@ -12,6 +12,8 @@ Norm = Literal["rms", "layer"]
 FeedForward = Literal["geglu", "gelu"]
 Position = Literal["rope_2d", "rope_1d", "learned"]
 Arrangement = Literal["cascade", "parallel"]
+QKNorm = Literal["none", "rms"]
+Contrastive = Literal["softmax", "sigmoid"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -27,7 +29,11 @@ def _require_positive(config: object, *names: str) -> None:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """A stack of pre-norm blocks: the three choices that GRR-CoCa is about, and the widths."""
+    """A stack of pre-norm blocks: the three choices that GRR-CoCa is about, and the widths.
+
+    `qk_norm`: whether the self-attention normalizes queries and keys, and how: a choice and no switch, since the
+    literature has LayerNorm (arXiv 2302.05442) and unit length (arXiv 2010.04245) there too.
+    """
 
     num_layers: int
     embed_dim: int
@@ -36,6 +42,7 @@ class TransformerConfig:
     norm: Norm
     feed_forward: FeedForward
     position: Position
+    qk_norm: QKNorm = "none"
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_layers", "embed_dim", "num_heads", "hidden_dim")
@@ -58,14 +65,19 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """A vision transformer without a class token: pixels to patch tokens."""
+    """A vision transformer without a class token: pixels to patch tokens.
+
+    `num_registers`: learned tokens that run through the blocks beside the patches and are dropped behind them.
+    """
 
     image_size: int
     patch_size: int
     transformer: TransformerConfig
+    num_registers: int = 0
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "patch_size")
+        _require(self.num_registers >= 0, f"num_registers {self.num_registers} must be 0 or more")
         if self.image_size % self.patch_size:
             lower = self.image_size // self.patch_size * self.patch_size
             raise UserError(
@@ -130,13 +142,18 @@ class PoolersConfig:
 
 @dataclass(frozen=True)
 class CoCaConfig:
-    """The whole model. `embed_dim` is the width of the joint image-text embedding space."""
+    """The whole model. `embed_dim` is the width of the joint image-text embedding space.
+
+    `contrastive`: how pairs are told apart, by a softmax over the batch (CoCa) or each by a sigmoid (SigLIP). It is
+    the model's matter since a sigmoid needs a learned bias, and its own temperature to begin with.
+    """
 
     embed_dim: int
     image_encoder: ImageEncoderConfig
     text_decoder: TextDecoderConfig
     multimodal_decoder: MultimodalDecoderConfig
     poolers: PoolersConfig
+    contrastive: Contrastive = "softmax"
 
     def __post_init__(self) -> None:
         text, multimodal = self.text_decoder.transformer, self.multimodal_decoder.transformer

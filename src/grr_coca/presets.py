@@ -12,6 +12,7 @@ from grr_coca.config import (
     ImageEncoderConfig,
     MultimodalDecoderConfig,
     PoolersConfig,
+    QKNorm,
     TextDecoderConfig,
     TransformerConfig,
 )
@@ -150,6 +151,22 @@ def grr_coca_no_captioning_pooler(size: str) -> CoCaConfig:
     return replace(config, poolers=replace(config.poolers, num_queries=None))
 
 
+def grr_coca_registers(size: str) -> CoCaConfig:
+    """GRR-CoCa with four registers beside the patch tokens, as many as arXiv 2309.16588 settles on."""
+    config = grr_coca(size)
+    return replace(config, image_encoder=replace(config.image_encoder, num_registers=4))
+
+
+def grr_coca_qk_norm(size: str) -> CoCaConfig:
+    """GRR-CoCa with normalized queries and keys in every self-attention, of images and of text."""
+    return with_qk_norm(grr_coca(size), "rms")
+
+
+def grr_coca_sigmoid(size: str) -> CoCaConfig:
+    """GRR-CoCa with SigLIP's contrastive loss."""
+    return replace(grr_coca(size), contrastive="sigmoid")
+
+
 PRESETS: dict[str, Callable[[str], CoCaConfig]] = {
     preset.__name__: preset
     for preset in (
@@ -165,6 +182,9 @@ PRESETS: dict[str, Callable[[str], CoCaConfig]] = {
         grr_coca_rope_1d,
         grr_coca_parallel,
         grr_coca_no_captioning_pooler,
+        grr_coca_registers,
+        grr_coca_qk_norm,
+        grr_coca_sigmoid,
     )
 }
 
@@ -178,6 +198,17 @@ def get_preset(name: str, size: str) -> CoCaConfig:
     if name not in PRESETS:
         raise UserError(f"there is no preset '{name}'; {nearest(name, PRESETS)}")
     return PRESETS[name](size)
+
+
+def with_qk_norm(config: CoCaConfig, qk_norm: QKNorm) -> CoCaConfig:
+    """The config with this norm of queries and keys in all three stacks."""
+    image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
+    return replace(
+        config,
+        image_encoder=replace(image, transformer=replace(image.transformer, qk_norm=qk_norm)),
+        text_decoder=replace(text, transformer=replace(text.transformer, qk_norm=qk_norm)),
+        multimodal_decoder=replace(multimodal, transformer=replace(multimodal.transformer, qk_norm=qk_norm)),
+    )
 
 
 def _size(name: str) -> Size:

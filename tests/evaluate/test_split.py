@@ -12,7 +12,7 @@ from grr_coca.data.sources import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.checkpoint import as_dataset, evaluate_checkpoint
 from grr_coca.evaluate.split import Embeddings, evaluate_split, split_contrastive_loss
-from grr_coca.losses import contrastive_loss, same_pair
+from grr_coca.losses import EmbeddedPairs, contrastive_loss, same_pair
 from grr_coca.train.setup import new_checkpoint
 from support import ALONE, BATCH_SIZE, real_pairs, tiny_recipe, with_caption, write_shard
 
@@ -110,7 +110,8 @@ def test_all_numbers_are_reported_under_one_level_of_names(checkpoint, shard):
 
 def test_a_split_of_one_batch_has_that_batchs_loss():
     e = random_embeddings(8)
-    expected = contrastive_loss(e.image, e.text, SCALE, same_pair(e.caption_ids, e.image_ids))
+    pairs = EmbeddedPairs(e.image, e.text)
+    expected = contrastive_loss(pairs, pairs, SCALE, None, same_pair(e.caption_ids, e.image_ids), 0)
     assert split_contrastive_loss(e, SCALE, 8) == pytest.approx(expected.item())
 
 
@@ -118,8 +119,8 @@ def test_a_split_of_one_batch_has_that_batchs_loss():
 def test_every_pair_counts_and_every_batch_is_of_the_stated_size(monkeypatch, num_pairs):
     seen = []
 
-    def spy(image, text, scale, same):
-        seen.append(image[:, 0].tolist())
+    def spy(rows, columns, scale, bias, same, first_row):
+        seen.append(rows.image[:, 0].tolist())
         return torch.tensor(1.0)
 
     monkeypatch.setattr("grr_coca.evaluate.split.contrastive_loss", spy)

@@ -26,7 +26,7 @@ def test_one_batch_is_learned_by_heart(
     optimizers = Optimizers(model, recipe, ScheduleRecipe(steps=STEPS, warmup_steps=10))
     for step in range(STEPS):
         compute_losses(model, batch, LossRecipe()).coca.backward()
-        optimizers.step(step)
+        optimizers.update(step)
         model.clamp_logit_scale()
     with torch.no_grad():
         output = model(batch.images, batch.token_ids, batch.lengths)

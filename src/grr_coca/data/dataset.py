@@ -2,12 +2,12 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,6 +15,7 @@ from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
 from grr_coca.data.pairs import PairSource, RawPair
+from grr_coca.data.patch_dropout import STREAM
 from grr_coca.data.preprocess import Augmentation, Preprocess
 from grr_coca.data.tokenizer import CLS_SLOT, Tokenizer
 from grr_coca.errors import UserError
@@ -30,13 +31,14 @@ class Sample(NamedTuple):
     token_ids: list[int]
     caption_id: int
     image_id: int
+    kept_patches: Int[Tensor, " K"] | None = None
 
 
 class PairDataset(Dataset[Sample]):
     """Decoded, augmented and tokenized pairs of a source.
 
-    Augmentation is a function of (seed, epoch, sample): neither the order of reading nor the number of workers
-    changes what a sample looks like.
+    Augmentation and patch dropout are functions of (seed, epoch, sample): neither the order of reading nor the number
+    of workers changes what a sample looks like.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class PairDataset(Dataset[Sample]):
         context_length: int,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        keep_patches: Callable[[np.random.Generator], Tensor] | None = None,
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
@@ -54,6 +57,7 @@ class PairDataset(Dataset[Sample]):
         self.context_length = context_length
         self.augmentation = augmentation
         self.seed = seed
+        self.keep_patches = keep_patches
         self._warned_of_length = False
 
     def __len__(self) -> int:
@@ -73,7 +77,13 @@ class PairDataset(Dataset[Sample]):
             token_ids=self._tokens(caption, pair.name),
             caption_id=stable_id(caption.lower()),
             image_id=stable_id(pair.name),
+            kept_patches=self._kept_patches(ref),
         )
+
+    def _kept_patches(self, ref: SampleRef) -> Int[Tensor, " K"] | None:
+        if self.keep_patches is None:
+            return None
+        return self.keep_patches(np.random.default_rng((self.seed, ref.epoch, ref.sample, STREAM)))
 
     def _image(self, pair: RawPair, ref: SampleRef) -> Float[Tensor, "3 S S"]:
         image = decode_image(pair.image, pair.name)
@@ -117,6 +127,7 @@ def stable_id(text: str) -> int:
 def collate(samples: Sequence[Sample]) -> Batch:
     """Pad to the longest caption, and shift the labels: the one place where that is done."""
     token_ids, lengths = pad_rows([sample.token_ids for sample in samples])
+    kept_patches = [sample.kept_patches for sample in samples if sample.kept_patches is not None]
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
         token_ids=token_ids,
@@ -125,6 +136,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         caption_ids=torch.tensor([sample.caption_id for sample in samples]),
         image_ids=torch.tensor([sample.image_id for sample in samples]),
         keys=tuple(sample.key for sample in samples),
+        kept_patches=torch.stack(kept_patches) if kept_patches else None,
     )
 
 

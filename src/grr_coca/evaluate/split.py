@@ -69,7 +69,8 @@ def evaluate_split(
     How the pairs come batched changes nothing.
     """
     embeddings, captioning = _run(model, batches)
-    contrastive = split_contrastive_loss(embeddings, model.logit_scale.detach().cpu(), contrastive_batch_size)
+    bias = None if model.logit_bias is None else model.logit_bias.detach().cpu()
+    contrastive = split_contrastive_loss(embeddings, model.logit_scale.detach().cpu(), contrastive_batch_size, bias)
     similarity = embeddings.image @ embeddings.text.T
     relevant = same_pair(embeddings.caption_ids, embeddings.image_ids)
     return Evaluation(
@@ -85,7 +86,9 @@ def evaluate_split(
     )
 
 
-def split_contrastive_loss(embeddings: Embeddings, logit_scale: Tensor, batch_size: int) -> float:
+def split_contrastive_loss(
+    embeddings: Embeddings, logit_scale: Tensor, batch_size: int, logit_bias: Tensor | None = None
+) -> float:
     """Mean contrastive loss over batches of exactly `batch_size` pairs in a fixed random order.
 
     Every pair counts: where the last batch would be short, it is filled up with pairs from the one before.
@@ -99,7 +102,7 @@ def split_contrastive_loss(embeddings: Embeddings, logit_scale: Tensor, batch_si
         rows = order[start : start + batch_size]
         same = same_pair(embeddings.caption_ids[rows], embeddings.image_ids[rows])
         pairs = EmbeddedPairs(embeddings.image[rows], embeddings.text[rows])
-        losses.append(contrastive_loss(pairs, pairs, logit_scale, None, same, 0).item())
+        losses.append(contrastive_loss(pairs, pairs, logit_scale, logit_bias, same, 0).item())
     return sum(losses) / len(losses)
 
 

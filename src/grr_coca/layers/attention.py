@@ -15,14 +15,18 @@ from grr_coca.layers.rotary import Rotary
 class SelfAttention(nn.Module):
     """Attention of a sequence to itself; with `causal`, to no later token.
 
-    `rotary` turns queries and keys after their projection; None leaves positions to the embeddings.
+    `qk_norm` normalizes the queries and keys of each head (arXiv 2302.05442), or leaves them; then `rotary` turns
+    them; None leaves positions to the embeddings.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, causal: bool, rotary: Rotary | None) -> None:
+    def __init__(
+        self, embed_dim: int, num_heads: int, causal: bool, rotary: Rotary | None, qk_norm: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.causal = causal
         self.rotary = rotary
+        self.qk_norm = qk_norm or nn.Identity()
         self.qkv_proj = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
 
@@ -31,7 +35,7 @@ class SelfAttention(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Mix the tokens of each sequence; `positions` as in `Rotary`."""
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1))  # B T 3 H Dh
-        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        qk, v = self.qk_norm(qkv[:, :, :2]), qkv[:, :, 2]
         if self.rotary is not None:
             qk = self.rotary(qk, positions)
         q, k = qk.unbind(2)

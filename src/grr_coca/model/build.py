@@ -1,5 +1,6 @@
 """From config to model: the one place where parts are chosen."""
 
+import torch.nn.functional as F
 from torch import nn
 
 from grr_coca.config import (
@@ -38,14 +39,13 @@ def build(config: CoCaConfig, seed: int = 0) -> CoCa:
     model = CoCa(
         image_encoder=_image_encoder(image),
         captioning_pooler=captioning_pooler,
-        contrastive_pooler=_pooler(
-            config, 1, context_dim=tokens_dim if poolers.arrangement == "cascade" else image_dim
-        ),
+        contrastive_pooler=_pooler(config, 1, tokens_dim if poolers.arrangement == "cascade" else image_dim),
         arrangement=poolers.arrangement,
         image_proj=nn.Linear(text_dim, config.embed_dim, bias=False),
         text_decoder=_text_decoder(text),
         text_proj=nn.Linear(text_dim, config.embed_dim, bias=False),
         multimodal_decoder=_multimodal_decoder(config.multimodal_decoder, text, tokens_dim),
+        contrastive=config.contrastive,
     )
     init_weights(model, seed)
     return model
@@ -54,14 +54,15 @@ def build(config: CoCaConfig, seed: int = 0) -> CoCa:
 def _image_encoder(config: ImageEncoderConfig) -> ImageEncoder:
     t = config.transformer
     rotary = None
-    if t.position == "rope_2d":
-        rotary = Rotary(grid_angles(config.grid_size, t.head_dim))
-    elif t.position == "rope_1d":
-        rotary = Rotary(line_angles(config.num_patches, t.head_dim))
+    if t.position != "learned":
+        on_grid = t.position == "rope_2d"
+        angles = grid_angles(config.grid_size, t.head_dim) if on_grid else line_angles(config.num_patches, t.head_dim)
+        rotary = Rotary(F.pad(angles, (0, 0, 0, config.num_registers)))  # registers are turned by no angle
     return ImageEncoder(
         patch_size=config.patch_size,
         patch_embed=nn.Linear(3 * config.patch_size**2, t.embed_dim),
         position=_position(t, config.num_patches),
+        num_registers=config.num_registers,
         blocks=nn.ModuleList(_block(t, causal=False, rotary=rotary) for _ in range(t.num_layers)),
         norm=_norm(t.norm, t.embed_dim),
     )
@@ -99,7 +100,7 @@ def _pooler(config: CoCaConfig, num_queries: int, context_dim: int) -> Attention
 def _block(t: TransformerConfig, causal: bool, rotary: Rotary | None) -> Block:
     return Block(
         attn_norm=_norm(t.norm, t.embed_dim),
-        attn=SelfAttention(t.embed_dim, t.num_heads, causal, rotary),
+        attn=_self_attention(t, causal, rotary),
         ffn_norm=_norm(t.norm, t.embed_dim),
         feed_forward=_feed_forward(t),
     )
@@ -108,12 +109,18 @@ def _block(t: TransformerConfig, causal: bool, rotary: Rotary | None) -> Block:
 def _cross_block(t: TransformerConfig, context_dim: int, rotary: Rotary | None) -> CrossBlock:
     return CrossBlock(
         attn_norm=_norm(t.norm, t.embed_dim),
-        attn=SelfAttention(t.embed_dim, t.num_heads, causal=True, rotary=rotary),
+        attn=_self_attention(t, causal=True, rotary=rotary),
         cross_attn_norm=_norm(t.norm, t.embed_dim),
         cross_attn=CrossAttention(t.embed_dim, context_dim, t.num_heads),
         ffn_norm=_norm(t.norm, t.embed_dim),
         feed_forward=_feed_forward(t),
     )
+
+
+def _self_attention(t: TransformerConfig, causal: bool, rotary: Rotary | None) -> SelfAttention:
+    # Queries and keys share their scale: logits know but the product of the two.
+    qk_norm = RMSNorm(t.head_dim) if t.qk_norm == "rms" else nn.Identity()
+    return SelfAttention(t.embed_dim, t.num_heads, causal, rotary, qk_norm)
 
 
 def _norm(choice: Norm, dim: int) -> nn.Module:

@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.config import Arrangement
+from grr_coca.config import Arrangement, Contrastive
 from grr_coca.layers.precision import at_least_fp32
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.multimodal_decoder import MultimodalDecoder
 from grr_coca.model.text_decoder import TextDecoder
 
-INITIAL_TEMPERATURE = 0.07
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP's bound on the inverse temperature (arXiv 2103.00020): past it, training is no longer stable."""
 
@@ -57,6 +56,7 @@ class CoCa(nn.Module):
         text_decoder: TextDecoder,
         text_proj: nn.Linear,
         multimodal_decoder: MultimodalDecoder,
+        contrastive: Contrastive,
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
@@ -67,22 +67,28 @@ class CoCa(nn.Module):
         self.text_decoder = text_decoder
         self.text_proj = text_proj
         self.multimodal_decoder = multimodal_decoder
-        self.logit_bias: nn.Parameter | None = None
-        self.logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
+        self.logit_scale = nn.Parameter(torch.zeros(()))
+        self.logit_bias = nn.Parameter(torch.zeros(())) if contrastive == "sigmoid" else None
 
     def forward(
-        self, images: Float[Tensor, "B 3 H W"], token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        token_ids: Int[Tensor, "B T"],
+        lengths: Int[Tensor, " B"],
+        kept_patches: Int[Tensor, "B K"] | None = None,
     ) -> CoCaOutput:
         """Both embeddings and the caption's logits in one pass. See `Batch` for the layout of the text."""
-        image = self.encode_image(images)
+        image = self.encode_image(images, kept_patches)
         text = self.encode_text(token_ids, lengths)
         # Even in the longest caption, the last two positions ([EOS] and [CLS]) have no token left to predict.
         logits = self.multimodal_decoder(text.tokens[:, :-2], image.tokens)
         return CoCaOutput(image.embedding, text.embedding, logits)
 
-    def encode_image(self, images: Float[Tensor, "B 3 H W"]) -> EncodedImage:
-        """Pixels to captioning tokens and image embedding."""
-        patches = self.image_encoder(images)
+    def encode_image(
+        self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
+    ) -> EncodedImage:
+        """Pixels, of all patches or of those that are kept, to captioning tokens and image embedding."""
+        patches = self.image_encoder(images, kept_patches)
         tokens = self.captioning_pooler(patches)
         pooled = self.contrastive_pooler(tokens if self.arrangement == "cascade" else patches)[:, 0]
         return EncodedImage(tokens, F.normalize(at_least_fp32(self.image_proj(pooled)), dim=-1))

@@ -1,31 +1,52 @@
 """The image encoder: a vision transformer without a class token (arXiv 2010.11929).
 
-Shapes: B batch, P patch tokens in raster order, D width.
+Shapes: B batch, P patch tokens in raster order, K of them kept, R registers, D width.
 """
 
-from jaxtyping import Float
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
 class ImageEncoder(nn.Module):
-    """Pixels to patch tokens: embed the patches, add positions (or leave them to RoPE), blocks, final norm."""
+    """Pixels to patch tokens: embed the patches, add positions (or leave them to RoPE), blocks, final norm.
+
+    Registers (arXiv 2309.16588), learned tokens without a position, run through the blocks and are then dropped.
+    """
 
     def __init__(
-        self, patch_size: int, patch_embed: nn.Linear, position: nn.Module, blocks: nn.ModuleList, norm: nn.Module
+        self,
+        patch_size: int,
+        patch_embed: nn.Linear,
+        position: nn.Module,
+        num_registers: int,
+        blocks: nn.ModuleList,
+        norm: nn.Module,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.patch_embed = patch_embed
         self.position = position
+        self.num_registers = num_registers
+        self.registers = nn.Parameter(torch.zeros(num_registers, patch_embed.out_features)) if num_registers else None
         self.blocks = blocks
         self.norm = norm
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B P D"]:
-        """Encode images whose sides are the configured size."""
-        x = self.position(self.patch_embed(patchify(images, self.patch_size)))
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
+    ) -> Float[Tensor, "B P D"]:
+        """Encode images of the configured size, or K of their patches alone (FLIP, arXiv 2212.00794)."""
+        x, positions = self.position(self.patch_embed(patchify(images, self.patch_size))), None  # B P D
+        if kept_patches is not None:
+            positions = F.pad(kept_patches, (0, self.num_registers), value=x.shape[1])  # B K+R
+            x = x.take_along_dim(kept_patches[..., None], dim=1)  # B K D
+        num_patches = x.shape[1]
+        if self.registers is not None:
+            x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)  # B P+R D
         for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+            x = block(x, positions)
+        return self.norm(x[:, :num_patches])
 
 
 def patchify(images: Float[Tensor, "B 3 H W"], patch_size: int) -> Float[Tensor, "B P K"]:

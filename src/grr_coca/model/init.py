@@ -6,10 +6,9 @@
 | matrices that end a residual branch (`out_proj`, `down_proj` of blocks) | the same / sqrt(number of branches) |
 | token and [CLS] embeddings | N(0, 1 / width) |
 | learned queries | N(0, 1): as long as the normalized tokens that they are compared with, or all of them attend alike |
-| learned positions | N(0, 0.02²), ViT's |
-| norms | weight 1, bias 0 |
-| biases | 0 |
-| `logit_scale` | log(1 / 0.07), CoCa's temperature |
+| learned positions, registers | N(0, 0.02²), ViT's |
+| norms; biases | weight 1; 0 |
+| `logit_scale`, `logit_bias` | log(1 / 0.07), none: CoCa's temperature; with a sigmoid, SigLIP's log 10 and -10 |
 
 The draws depend on the parameter's name and the seed alone, so parts that two models share start equal in both.
 """
@@ -20,9 +19,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from grr_coca.model.coca import INITIAL_TEMPERATURE, CoCa
+from grr_coca.model.coca import CoCa
 
 POSITION_STD = 0.02
+INITIAL_TEMPERATURE = {"softmax": 0.07, "sigmoid": 0.1}
+INITIAL_LOGIT_BIAS = -10.0
 
 
 @torch.no_grad()
@@ -31,19 +32,20 @@ def init_weights(model: CoCa, seed: int) -> None:
     branches = _residual_branches(model)
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     for name, parameter in model.named_parameters():
-        generator = torch.Generator().manual_seed(_name_seed(name, seed))
         if id(parameter) in matrices:
             ends_branch = ".blocks." in name and name.endswith(("out_proj.weight", "down_proj.weight"))
             num_branches = branches[name.split(".")[0]] if ends_branch else 1
-            _normal(parameter, (parameter.shape[1] * num_branches) ** -0.5, generator)
+            _normal(parameter, (parameter.shape[1] * num_branches) ** -0.5, name, seed)
         elif name == "logit_scale":
-            parameter.fill_(-math.log(INITIAL_TEMPERATURE))
+            parameter.fill_(-math.log(INITIAL_TEMPERATURE["softmax" if model.logit_bias is None else "sigmoid"]))
+        elif name == "logit_bias":
+            parameter.fill_(INITIAL_LOGIT_BIAS)
         elif name.endswith(("cls_embedding", "tok_embeddings.weight")):
-            _normal(parameter, parameter.shape[-1] ** -0.5, generator)
+            _normal(parameter, parameter.shape[-1] ** -0.5, name, seed)
         elif name.endswith("queries"):
-            _normal(parameter, 1.0, generator)
-        elif name.endswith("position.embedding"):
-            _normal(parameter, POSITION_STD, generator)
+            _normal(parameter, 1.0, name, seed)
+        elif name.endswith(("position.embedding", "registers")):
+            _normal(parameter, POSITION_STD, name, seed)
         elif name.endswith("norm.weight"):
             parameter.fill_(1.0)
         else:
@@ -58,10 +60,8 @@ def _residual_branches(model: CoCa) -> dict[str, int]:
     return {"image_encoder": image, "text_decoder": text, "multimodal_decoder": text}
 
 
-def _name_seed(name: str, seed: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]) >> 1
-
-
-def _normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
+def _normal(parameter: Tensor, std: float, name: str, seed: int) -> None:
     # Drawn on the CPU so that one seed gives the same weights on every device.
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
     parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

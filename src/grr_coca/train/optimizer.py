@@ -31,40 +31,46 @@ def freeze(model: CoCa, parts: Sequence[FrozenPart]) -> None:
     for part in parts:
         for name in FROZEN_MODULES[part]:
             model.get_submodule(name).requires_grad_(False)
-    if not any(parameter.requires_grad for name, parameter in model.named_parameters() if name != "logit_scale"):
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not learns - {"logit_scale", "logit_bias"}:
         raise UserError(f"freeze {', '.join(parts)}: nothing is left to train")
 
 
 class Optimizers:
-    """One or two torch optimizers that step together under one learning-rate schedule."""
+    """One or two torch optimizers that step together under one learning-rate schedule.
+
+    `optimizers` are torch's, for their state. Every parameter group holds its `lr_scale`: the share of the learning
+    rate that layer-wise decay leaves it.
+    """
 
     def __init__(self, model: CoCa, optimizer: OptimizerRecipe, schedule: ScheduleRecipe) -> None:
+        self.optimizers = _build(model, optimizer)
         self._peak_lr = optimizer.lr
         self._schedule = schedule
         self._clip_norm = optimizer.clip_norm
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizers = _build(model, optimizer)
-
-    def clip(self, ranks: Ranks) -> Tensor:
-        """Bound the gradients' norm; returns what it was."""
-        return clip_gradients(self._parameters, self._clip_norm, ranks)
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """The learning rate of a step, counted from 0, where layer-wise decay leaves all of it."""
         return self._peak_lr * lr_factor(step, self._schedule)
 
-    def step(self, step: int) -> None:
-        """Update the parameters."""
+    def clip(self, ranks: Ranks) -> Tensor:
+        """Scale the gradients down to the norm of the recipe; returns their norm before."""
+        return clip_gradients(self._parameters, self._clip_norm, ranks)
+
+    def update(self, step: int) -> None:
+        """Apply the gradients as they are, and clear them."""
         lr = self.learning_rate(step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["lr_scale"]
             optimizer.step()
+        self.zero_grad()
 
-    def clear(self) -> None:
-        """Forget the gradients."""
-        for parameter in self._parameters:
-            parameter.grad = None
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
 
 def lr_factor(step: int, schedule: ScheduleRecipe) -> float:
@@ -92,15 +98,49 @@ def parameter_groups(model: CoCa) -> tuple[list[nn.Parameter], list[nn.Parameter
     return tuple(groups)  # type: ignore[return-value]
 
 
+def layer_depth(model: CoCa, name: str) -> int:
+    """Layers from a parameter to the nearest head (lm_head, text_proj, image_proj), 0 for the heads themselves.
+
+    Each stack is counted by itself from its last block down, what is embedded below its first. The poolers are one
+    layer on top of the image encoder. A final norm belongs to what it feeds.
+    """
+    part, _, inner = name.partition(".")
+    if part in ("captioning_pooler", "contrastive_pooler"):
+        return 1
+    if part not in ("image_encoder", "text_decoder", "multimodal_decoder"):
+        return 0
+    above = 1 if part == "image_encoder" else 0
+    if inner.startswith(("norm.", "cls_norm.", "lm_head.")):
+        return above
+    num_blocks = len(model.get_submodule(part).blocks)  # type: ignore[arg-type]
+    block = int(inner.split(".")[1]) if inner.startswith("blocks.") else -1
+    return above + num_blocks - block
+
+
 def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
     hidden, matrices, rest = parameter_groups(model)
     by_muon = hidden if recipe.name == "muon" else []
-    by_adamw = [
-        {"params": [*(hidden if recipe.name == "adamw" else []), *matrices], "weight_decay": recipe.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    optimizers: list[Optimizer] = [AdamW([g for g in by_adamw if g["params"]], lr=recipe.lr, betas=recipe.betas)]
+    lr_scales = {
+        parameter: recipe.layer_decay ** layer_depth(model, name) for name, parameter in model.named_parameters()
+    }
+    decayed = [*(hidden if recipe.name == "adamw" else []), *matrices]
+    by_adamw = _groups(decayed, lr_scales, recipe.weight_decay) + _groups(rest, lr_scales, 0.0)
+    optimizers: list[Optimizer] = [AdamW(by_adamw, lr=recipe.lr, betas=recipe.betas)]
     if by_muon:
         # This scaling gives Muon's update the size of AdamW's, so that one learning rate serves both.
-        optimizers.append(Muon(by_muon, lr=recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"))
+        groups = _groups(by_muon, lr_scales, recipe.weight_decay)
+        optimizers.append(Muon(groups, lr=recipe.lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
+
+
+def _groups(parameters: list[nn.Parameter], lr_scales: dict[nn.Parameter, float], weight_decay: float) -> list[dict]:
+    """Parameter groups as torch's optimizers take them, one for each scale of the learning rate."""
+    scales = sorted({lr_scales[parameter] for parameter in parameters})
+    return [
+        {
+            "params": [parameter for parameter in parameters if lr_scales[parameter] == scale],
+            "lr_scale": scale,
+            "weight_decay": weight_decay,
+        }
+        for scale in scales
+    ]

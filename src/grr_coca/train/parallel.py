@@ -40,12 +40,12 @@ class ParallelModel:
 
     def __call__(self, batch: Batch) -> CoCaOutput:
         """One forward pass over this rank's pairs."""
-        return self._forward(batch.images, batch.token_ids, batch.lengths)
+        return self._forward(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> EmbeddedPairs:
         """Both embeddings, without a graph and without the multimodal decoder."""
-        image = self.raw.encode_image(batch.images)
+        image = self.raw.encode_image(batch.images, batch.kept_patches)
         text = self.raw.encode_text(batch.token_ids, batch.lengths)
         return EmbeddedPairs(image.embedding, text.embedding)
 

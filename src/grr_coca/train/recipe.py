@@ -10,10 +10,10 @@ from typing import Literal
 
 import yaml
 
-from grr_coca.config import CoCaConfig
+from grr_coca.config import CoCaConfig, Contrastive, QKNorm
 from grr_coca.data.preprocess import Augmentation
 from grr_coca.errors import UserError
-from grr_coca.presets import get_preset
+from grr_coca.presets import get_preset, with_qk_norm
 from grr_coca.structure import from_dict, to_dict
 
 FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimodal_decoder"]
@@ -31,30 +31,52 @@ def require_at_least(bound: float, **numbers: float) -> None:
             raise UserError(f"{name} {number} is out of range; give {bound} or more")
 
 
+def require_share(**numbers: float) -> None:
+    """Refuse a number that is not at least 0 and below 1; the key is its name."""
+    for name, number in numbers.items():
+        if not 0 <= number < 1:
+            raise UserError(f"{name} {number} is out of range; give 0 or more, and less than 1")
+
+
 @dataclass(frozen=True)
 class ModelRecipe:
-    """A preset at a size; what is None stays as the size has it."""
+    """A preset at a size; what is None stays as preset and size have it.
+
+    `num_registers`: learned tokens beside the patches, 4 in arXiv 2309.16588. `qk_norm`: `rms` normalizes queries and
+    keys in the self-attention of all three stacks, for training that stays stable at high learning rates.
+    `contrastive`: `softmax`, or `sigmoid` for SigLIP's loss.
+    """
 
     preset: str
     size: str
     image_size: int | None = None
     context_length: int | None = None
+    num_registers: int | None = None
+    qk_norm: QKNorm | None = None
+    contrastive: Contrastive | None = None
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "context_length"):
+        for name, bound in (("image_size", 1), ("context_length", 1), ("num_registers", 0)):
             if getattr(self, name) is not None:
-                require_at_least(1, **{name: getattr(self, name)})
+                require_at_least(bound, **{name: getattr(self, name)})
 
     def config(self, vocab_size: int) -> CoCaConfig:
         """The full config of the model with this vocabulary."""
         config = get_preset(self.preset, self.size)
-        image = replace(config.image_encoder, image_size=self.image_size or config.image_encoder.image_size)
-        text = replace(
-            config.text_decoder,
-            vocab_size=vocab_size,
-            context_length=self.context_length or config.text_decoder.context_length,
+        image, text = config.image_encoder, config.text_decoder
+        config = replace(
+            config,
+            image_encoder=replace(
+                image,
+                image_size=self.image_size or image.image_size,
+                num_registers=image.num_registers if self.num_registers is None else self.num_registers,
+            ),
+            text_decoder=replace(
+                text, vocab_size=vocab_size, context_length=self.context_length or text.context_length
+            ),
+            contrastive=self.contrastive or config.contrastive,
         )
-        return replace(config, image_encoder=image, text_decoder=text)
+        return config if self.qk_norm is None else with_qk_norm(config, self.qk_norm)
 
 
 @dataclass(frozen=True)
@@ -72,6 +94,8 @@ class DataRecipe:
     `val` None: every 20th training pair is kept for validation. `test` is for evaluation alone, by name.
     `batch_size` is that of the optimizer's step, over all processes. With `micro_batch_size` each process takes its
     share in pieces of so many pairs: the same gradients in less memory, for a second forward pass.
+    `patch_dropout`: share of each image's patches that training leaves out (FLIP, arXiv 2212.00794), drawn from seed,
+    epoch and sample; evaluation sees all of them.
     """
 
     train: str
@@ -81,8 +105,10 @@ class DataRecipe:
     micro_batch_size: int | None = None
     num_workers: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
+    patch_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        require_share(patch_dropout=self.patch_dropout)
         require_at_least(1, batch_size=self.batch_size)
         if self.micro_batch_size is not None:
             require_at_least(1, micro_batch_size=self.micro_batch_size)
@@ -91,15 +117,22 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """AdamW, or Muon for the hidden matrices with AdamW for the rest. Decay is for matrices alone."""
+    """AdamW, or Muon for the hidden matrices with AdamW for the rest. Decay is for matrices alone.
+
+    `layer_decay`: factor on the learning rate per layer between a parameter and the nearest head (see
+    `layer_depth`), for fine-tuning that leaves the first layers nearly as they are; 1 for one rate for all.
+    """
 
     name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"layer_decay {self.layer_decay} is out of range; give more than 0, and 1 at most")
         require_at_least(0.0, lr=self.lr, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
 
 
@@ -118,11 +151,18 @@ class ScheduleRecipe:
 
 @dataclass(frozen=True)
 class LossRecipe:
-    """Weights of CoCa's two losses; the defaults are the paper's."""
+    """Weights of CoCa's two losses; the defaults are the paper's.
+
+    `z_loss_weight`: of log² Z per token of the captions, which keeps logits from drifting (PaLM, arXiv 2204.02311:
+    1e-4). It is part of the loss that is trained on, `coca` in the training log, and of no evaluation.
+    """
 
     contrastive_weight: float = 1.0
     captioning_weight: float = 2.0
     z_loss_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_at_least(0.0, z_loss_weight=self.z_loss_weight)
 
 
 @dataclass(frozen=True)
@@ -169,7 +209,13 @@ class HealthRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run. Pretraining needs `model` and `tokenizer`; fine-tuning takes both from its checkpoint."""
+    """A run. Pretraining needs `model` and `tokenizer`; fine-tuning takes both from its checkpoint.
+
+    `ema`: decay of a running average of the weights, which is then what is evaluated and kept (see `Ema`); None for
+    none. `gradient_checkpointing`: the insides of blocks are computed again for the backward pass and not kept: less
+    memory, a forward pass more. `compile`: blocks are compiled at the first steps, which takes a minute or two, a
+    C++ compiler on a CPU, and Triton on a GPU.
+    """
 
     data: DataRecipe
     schedule: ScheduleRecipe
@@ -183,9 +229,14 @@ class Recipe:
     freeze: tuple[FrozenPart, ...] = ()
     precision: Precision = "auto"
     parallelism: Parallelism = "ddp"
+    ema: float | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.ema is not None:
+            require_share(ema=self.ema)
         require_at_least(0, seed=self.seed)
 
 

@@ -15,6 +15,8 @@ from grr_coca.data.pairs import PairSource
 from grr_coca.errors import Stopped, UserError
 from grr_coca.evaluate.checkpoint import evaluate_checkpoint, require_pairs
 from grr_coca.evaluate.split import Evaluation
+from grr_coca.train.blocks import checkpoint_blocks, compile_blocks
+from grr_coca.train.ema import Ema
 from grr_coca.train.logs import MetricLog, Pace
 from grr_coca.train.optimizer import Optimizers, freeze
 from grr_coca.train.parallel import ParallelModel
@@ -65,6 +67,8 @@ def train(
         run = Run(recipe, start, val, out, trainer, progress, log, on_step)
         for micro_batches in training_batches(recipe, start, pairs, ranks, first_step=progress.step):
             run.step(micro_batches, signals)
+    if trainer.ema is not None:
+        trainer.ema.keep()
     return run.checkpoint
 
 
@@ -80,10 +84,15 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
     """The model of a checkpoint, spread over the ranks, with what trains it."""
     model = start.model.to(ranks.device).train()
     freeze(model, recipe.freeze)
+    if recipe.gradient_checkpointing:
+        checkpoint_blocks(model)
+    if recipe.compile:
+        compile_blocks(model)
     parallel = ParallelModel(model, recipe.parallelism, ranks)
-    # After the model is spread: an optimizer's state lies where its parameters do.
+    # After the model is spread: what belongs to a parameter lies where the parameter does.
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
-    return Trainer(parallel, optimizers, recipe.losses, autocast(recipe.precision, ranks.device))
+    ema = None if recipe.ema is None else Ema(model, recipe.ema)
+    return Trainer(parallel, optimizers, recipe.losses, autocast(recipe.precision, ranks.device), ema)
 
 
 class Run:
@@ -181,7 +190,8 @@ class Run:
 
     def _validate(self) -> bool:
         """Evaluate; returns whether the model is the best so far by the score that the recipe names."""
-        scores = evaluate(self.checkpoint, self.val, self.recipe).flat()
+        with self.trainer.averaged():
+            scores = evaluate(self.checkpoint, self.val, self.recipe).flat()
         self.log.write(self.progress.step, "val", scores)
         self.pace.restart()
         name = self.recipe.checkpoints.keep_best

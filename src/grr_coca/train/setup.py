@@ -1,6 +1,7 @@
 """What a run starts with: a model, pairs to train on, and their order."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 
 from grr_coca.batch import Batch
@@ -8,6 +9,7 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import PairDataset, clean_caption, make_loader
 from grr_coca.data.order import TrainingOrder
 from grr_coca.data.pairs import PairSource, Subset
+from grr_coca.data.patch_dropout import kept_patches
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import open_source
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
@@ -86,7 +88,8 @@ def training_batches(
     recipe: Recipe, start: Checkpoint, pairs: PairSource, ranks: Ranks, first_step: int = 0
 ) -> Iterator[list[Batch]]:
     """The share of a rank in each global batch from a step on, in micro-batches."""
-    data = recipe.data
+    data, num_patches = recipe.data, start.config.image_encoder.num_patches
+    keep_patches = partial(kept_patches, num_patches, data.patch_dropout) if data.patch_dropout else None
     dataset = PairDataset(
         pairs,
         start.tokenizer,
@@ -94,6 +97,9 @@ def training_batches(
         start.config.text_decoder.context_length,
         data.augmentation,
         recipe.seed,
+        partial(kept_patches, start.config.image_encoder.num_patches, data.patch_dropout)
+        if data.patch_dropout
+        else None,
     )
     order = TrainingOrder(
         len(dataset),

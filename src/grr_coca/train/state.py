@@ -4,9 +4,8 @@ A checkpoint does not depend on how many ranks wrote it, or on whether they shar
 whole, under the name of its parameter. Models that are trained here fit into the memory of one machine.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -35,11 +34,9 @@ def optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> list
     ]
 
 
-@torch.no_grad()
-def load_tensors(named: Iterable[tuple[str, Tensor]], whole: dict[str, Tensor]) -> None:
-    """Write whole tensors into those of the same names, of which each rank may hold a shard."""
-    for name, tensor in named:
-        tensor.copy_(_laid_out_like(tensor, whole[name]))
+def lay_out(whole: Mapping[str, Tensor], examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors, sharded as the examples of the same names are."""
+    return {name: _laid_out_like(examples[name], tensor) for name, tensor in whole.items()}
 
 
 def load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], whole: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from grr_coca.batch import IGNORE_INDEX, Batch
+from grr_coca.train.ema import Ema
 from grr_coca.train.gradients import compute_gradients
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.parallel import ParallelModel
@@ -27,6 +28,7 @@ class Trainer:
     optimizers: Optimizers
     losses: LossRecipe
     precision: AbstractContextManager
+    ema: Ema | None
 
     def step(self, micro_batches: Sequence[Batch], num_tokens: int, step: int) -> dict[str, float]:
         """Forward, backward, update; the same numbers come out on every rank.
@@ -43,10 +45,16 @@ class Trainer:
         metrics = {**losses._asdict(), "grad_norm": grad_norm}
         values = torch.stack([value.double() for value in metrics.values()]).tolist()  # waits for the device, once
         if all(map(math.isfinite, values)):
-            self.optimizers.step(step)
+            self.optimizers.update(step)
             self.model.raw.clamp_logit_scale()
-        self.optimizers.clear()
+            if self.ema is not None:
+                self.ema.update()
+        self.optimizers.zero_grad()
         return {**dict(zip(metrics, values, strict=True)), "lr": self.optimizers.learning_rate(step)}
+
+    def averaged(self) -> AbstractContextManager:
+        """The model as it is evaluated and kept: with its running average for weights, where there is one."""
+        return nullcontext() if self.ema is None else self.ema.applied()
 
 
 def count_tokens(batches: Sequence[Batch]) -> int:

@@ -1,0 +1,19 @@
+"""Patch dropout (FLIP, arXiv 2212.00794): a share of each image's patches is left out in training.
+
+The draw is made where the data is read, and travels with the batch: so a batch that is run twice drops the same
+patches both times, and neither workers, processes nor a resumed run change what is dropped.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+STREAM = 1
+"""Ends the seed of the draw, so that it is independent of the augmentation's, which has none at its end."""
+
+
+def kept_patches(num_patches: int, share: float, rng: np.random.Generator) -> Int[Tensor, " K"]:
+    """Numbers of the patches that are kept, ascending, when `share` of them is dropped: one at least."""
+    num_kept = max(1, num_patches - round(share * num_patches))
+    return torch.from_numpy(np.sort(rng.permutation(num_patches)[:num_kept]))

@@ -1,0 +1,62 @@
+"""What training does to the blocks of a model, which know nothing of it. Names of parameters stay as they are."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from os import environ
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from grr_coca.errors import UserError
+from grr_coca.model import CoCa
+
+CPP_COMPILERS = ("g++", "clang++", "c++")
+
+
+def checkpoint_blocks(model: CoCa) -> None:
+    """Keep but the inputs of blocks for the backward pass, and compute their insides again there.
+
+    Comes before `compile_blocks`, and before blocks are sharded.
+    """
+    for block in _blocks(model):
+        block.forward = _checkpointed(block.forward)  # type: ignore[method-assign]
+
+
+def compile_blocks(model: CoCa) -> None:
+    """Compile each block in place, when it first runs. Comes before blocks are sharded.
+
+    Lengths of captions change from batch to batch, so those of the text decoders are compiled for any shape.
+
+    Raises:
+        UserError: the model is on a CPU, and there is no C++ compiler.
+    """
+    if next(model.parameters()).device.type == "cpu":
+        _require_compiler()
+    for block in model.image_encoder.blocks:
+        block.compile()
+    for decoder in (model.text_decoder, model.multimodal_decoder):
+        for block in decoder.blocks:
+            block.compile(dynamic=True)
+
+
+def _blocks(model: CoCa) -> Iterator[nn.Module]:
+    for stack in (model.image_encoder, model.text_decoder, model.multimodal_decoder):
+        yield from stack.blocks
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        # No block draws random numbers, so there is no random state to keep.
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return recomputed
+
+
+def _require_compiler() -> None:
+    names = [environ["CXX"]] if "CXX" in environ else CPP_COMPILERS
+    if not any(map(shutil.which, names)):
+        raise UserError(f"compile: no C++ compiler found ({', '.join(names)}); install one, or set compile: false")

@@ -17,19 +17,23 @@ from safetensors.torch import load_file, save_file
 import grr_coca
 from grr_coca.checkpoint import FILES, from_pretrained, save_checkpoint
 from grr_coca.errors import UserError
+from grr_coca.files import MANIFEST
 from support import differing, finished_run, real_pairs, snapshot, weights
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The checkpoint of a short run, as it lies on disk."""
-    return finished_run(tmp_path_factory.mktemp("saved"), steps=2, num_pairs=16).checkpoint
+    """The model of a short run, as it lies on disk."""
+    folder = tmp_path_factory.mktemp("saved")
+    run = finished_run(folder, steps=2, num_pairs=16)
+    save_checkpoint(from_pretrained(run.checkpoint), folder / "saved")
+    return folder / "saved"
 
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    """A copy of it to damage."""
-    return shutil.copytree(saved, tmp_path / "checkpoint")
+    """A copy of it to damage, without the manifest: as someone else may have put it together."""
+    return shutil.copytree(saved, tmp_path / "checkpoint", ignore=shutil.ignore_patterns(MANIFEST))
 
 
 # --- The round trip
@@ -51,7 +55,7 @@ def test_saving_the_same_twice_gives_the_same_bytes(saved, tmp_path):
 
 
 def test_a_checkpoint_holds_what_its_description_says_and_nothing_else(saved):
-    assert sorted(path.name for path in saved.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in saved.iterdir()) == sorted([*FILES, MANIFEST])
 
 
 def test_a_loaded_model_is_in_evaluation_mode(saved):
@@ -123,6 +127,18 @@ def test_a_file_of_something_else_is_named(folder, name, content):
     (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(str(folder / name))):
         from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_one_flipped_bit_is_found_and_its_file_named(saved, tmp_path, name):
+    folder = shutil.copytree(saved, tmp_path / "checkpoint")
+    data = (folder / name).read_bytes()
+    for position in (len(data) // 3, len(data) - 2):
+        flipped = bytearray(data)
+        flipped[position] ^= 1
+        (folder / name).write_bytes(flipped)
+        with pytest.raises(UserError, match=re.escape(str(folder))):
+            from_pretrained(folder)
 
 
 def edit_weights(folder, edit):

@@ -31,12 +31,7 @@ class ParallelModel:
         if ranks.size > 1 and parallelism == "fsdp":
             _shard(raw, ranks)
         elif ranks.size > 1:
-            names = [name for name, parameter in raw.named_parameters() if parameter.ndim == 0]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(raw, names)
-            # Every rank builds or loads equal weights, so there is nothing to send around at the start.
-            self._forward = DistributedDataParallel(
-                raw, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self._forward = _replicate(raw)
 
     def __call__(self, batch: Batch) -> CoCaOutput:
         """One forward pass over this rank's pairs."""
@@ -64,6 +59,18 @@ class ParallelModel:
 def scalar_parameters(model: CoCa) -> list[nn.Parameter]:
     """The temperature, and the bias of the sigmoid loss where there is one."""
     return [parameter for parameter in model.parameters() if parameter.ndim == 0]
+
+
+def _replicate(model: CoCa) -> DistributedDataParallel:
+    # DDP looks after what requires a gradient while it is built.
+    scalars = [scalar for scalar in scalar_parameters(model) if scalar.requires_grad]
+    for scalar in scalars:
+        scalar.requires_grad_(False)
+    # Every rank builds or loads equal weights, so there is nothing to send around at the start.
+    replicated = DistributedDataParallel(model, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True)
+    for scalar in scalars:
+        scalar.requires_grad_(True)
+    return replicated
 
 
 def _shard(model: CoCa, ranks: Ranks) -> None:

@@ -97,9 +97,7 @@ def training_batches(
         start.config.text_decoder.context_length,
         data.augmentation,
         recipe.seed,
-        partial(kept_patches, start.config.image_encoder.num_patches, data.patch_dropout)
-        if data.patch_dropout
-        else None,
+        keep_patches,
     )
     order = TrainingOrder(
         len(dataset),

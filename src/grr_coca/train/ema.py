@@ -35,13 +35,17 @@ class Ema:
             torch._foreach_lerp_(average, weight, 1 - decay)
         self._num_updates += 1
 
+    def apply(self) -> None:
+        """Give the model the average for weights, for good."""
+        self._copy(self._average, self._weights)
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model with the average for weights, for evaluation and for keeping; afterwards with its own again, bit
         for bit, even after an exception."""
         own = {name: weight.detach().clone() for name, weight in self._weights.items()}
         try:
-            self._copy(self._average, self._weights)
+            self.apply()
             yield
         finally:
             self._copy(own, self._weights)

@@ -24,6 +24,7 @@ from grr_coca.losses import (
     coca_loss,
     contrastive_loss,
     same_pair,
+    z_loss,
 )
 from grr_coca.model import CoCa
 from grr_coca.train.optimizer import Optimizers
@@ -119,13 +120,17 @@ def pretrain(recipe: Recipe, out: Path, on_step: OnStep = silent) -> Checkpoint:
 
 
 def compute_losses(model: CoCa, batch: Batch, weights: LossRecipe) -> Losses:
-    """Both losses of a batch and their weighted sum as CoCa's paper writes them, on one process and in one piece."""
-    output = model(batch.images, batch.token_ids, batch.lengths)
+    """Both losses of a batch and their weighted sum as CoCa's paper writes them, on one process and in one piece; the
+    sum with the z-loss, where that has a weight."""
+    output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
     pairs = EmbeddedPairs(output.image_embedding, output.text_embedding)
     same = same_pair(batch.caption_ids, batch.image_ids)
     contrastive = contrastive_loss(pairs, pairs, model.logit_scale, model.logit_bias, same, 0)
     captioning = captioning_loss(output.logits, batch.labels)
-    return coca_loss(contrastive, captioning, weights.contrastive_weight, weights.captioning_weight)
+    losses = coca_loss(contrastive, captioning, weights.contrastive_weight, weights.captioning_weight)
+    if not weights.z_loss_weight:
+        return losses
+    return losses._replace(coca=losses.coca + weights.z_loss_weight * z_loss(output.logits, batch.labels))
 
 
 def make_trainer(model: CoCa, optimizers: Optimizers, weights: LossRecipe | None = None) -> Trainer:

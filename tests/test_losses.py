@@ -12,7 +12,8 @@ from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.data.dataset import next_token_labels, pad_rows
 from grr_coca.data.tokenizer import train_bpe
-from grr_coca.losses import EmbeddedPairs, captioning_loss, coca_loss, contrastive_loss, same_pair
+from grr_coca.evaluate.split import evaluate_split
+from grr_coca.losses import EmbeddedPairs, captioning_loss, coca_loss, contrastive_loss, same_pair, z_loss
 from grr_coca.model import build
 from grr_coca.train.recipe import LossRecipe
 from support import compute_losses
@@ -197,3 +198,135 @@ def test_a_caption_that_is_cut_keeps_its_end_token() -> None:
     assert labels[0].tolist() == row[1:-1]
     assert labels[0, -1] == tokenizer.eos_id
     assert tokenizer.eos_id in labels[1].tolist()
+
+
+# --- Shares of a batch ---
+
+NUM_PAIRS = 12
+SPLITS = [[12], [5, 7], [1, 2, 9], [3, 3, 3, 3], [1] * 12]
+
+
+def _unit(seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(NUM_PAIRS, 6, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def _in_shares(sizes: list[int], bias: float | None) -> list[Tensor]:
+    """The loss of a batch added up over shares of its rows, and its gradients."""
+    image, text = _unit(0).requires_grad_(), _unit(1).requires_grad_()
+    scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    logit_bias = None if bias is None else torch.tensor(bias, dtype=torch.float64, requires_grad=True)
+    captions, images = torch.tensor([0, 0, 2, 3, 4, 4, 4, 7, 8, 9, 10, 3]), torch.arange(NUM_PAIRS) // 2 * 2
+    total, first = torch.zeros((), dtype=torch.float64), 0
+    for size in sizes:
+        own = slice(first, first + size)
+        same = same_pair(captions[own], images[own], (captions, images))
+        rows = EmbeddedPairs(image[own], text[own])
+        total = total + contrastive_loss(rows, EmbeddedPairs(image, text), scale, logit_bias, same, first)
+        first += size
+    leaves = [leaf for leaf in (image, text, scale, logit_bias) if leaf is not None]
+    return [total, *torch.autograd.grad(total, leaves)]
+
+
+def _reference(bias: float | None) -> list[Tensor]:
+    """Pair by pair."""
+    image, text = _unit(0).requires_grad_(), _unit(1).requires_grad_()
+    scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    logit_bias = None if bias is None else torch.tensor(bias, dtype=torch.float64, requires_grad=True)
+    captions, images = [0, 0, 2, 3, 4, 4, 4, 7, 8, 9, 10, 3], [i // 2 * 2 for i in range(NUM_PAIRS)]
+    everyone = range(NUM_PAIRS)
+    total = torch.zeros((), dtype=torch.float64)
+    for i in everyone:
+        counted = [j for j in everyone if j == i or (captions[i] != captions[j] and images[i] != images[j])]
+        for a, b in ((image, text), (text, image)):
+            logits = {j: scale.exp() * (a[i] * b[j]).sum() for j in counted}
+            if logit_bias is None:
+                total = total + (torch.stack(list(logits.values())).logsumexp(0) - logits[i]) / 2
+            elif a is image:
+                signed = [logit + logit_bias if j == i else -(logit + logit_bias) for j, logit in logits.items()]
+                total = total + sum((1 + (-s).exp()).log() for s in signed)
+    leaves = [leaf for leaf in (image, text, scale, logit_bias) if leaf is not None]
+    return [total / NUM_PAIRS, *torch.autograd.grad(total / NUM_PAIRS, leaves)]
+
+
+@pytest.mark.parametrize("bias", [None, -3.0], ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize("sizes", SPLITS, ids=str)
+def test_shares_of_rows_add_up_to_the_loss_of_the_batch_and_to_its_gradients(
+    sizes: list[int], bias: float | None
+) -> None:
+    for found, expected in zip(_in_shares(sizes, bias), _reference(bias), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_sigmoid_by_hand() -> None:
+    # Similarities 1, 0 / 0, 1 at scale 2 and bias -1: two matches of logit 1, two negatives of logit -1.
+    pairs, same = EmbeddedPairs(torch.eye(2), torch.eye(2)), torch.eye(2, dtype=torch.bool)
+    loss = contrastive_loss(pairs, pairs, torch.tensor(math.log(2)), torch.tensor(-1.0), same, 0)
+    assert loss.item() == pytest.approx(2 * math.log(1 + math.exp(-1)), rel=1e-6)
+    all_same = torch.ones(2, 2, dtype=torch.bool)
+    masked = contrastive_loss(pairs, pairs, torch.tensor(math.log(2)), torch.tensor(-1.0), all_same, 0)
+    assert masked.item() == pytest.approx(math.log(1 + math.exp(-1)), rel=1e-6)
+
+
+def test_whether_rows_say_the_same_as_columns() -> None:
+    captions, images = torch.tensor([7, 8, 7, 9]), torch.tensor([1, 2, 3, 2])
+    whole = same_pair(captions, images)
+    assert torch.equal(same_pair(captions[1:3], images[1:3], (captions, images)), whole[1:3])
+
+
+def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]
+) -> None:
+    config = tiny_config("grr_coca_sigmoid")
+    model, batch = build(config), make_batch(config)
+    output = model(batch.images, batch.token_ids, batch.lengths)
+    similarity = 10 * output.image_embedding @ output.text_embedding.T - 10
+    signs = 2 * torch.eye(4) - 1
+    expected = (1 + (-signs * similarity).exp()).log().sum() / 4
+    losses = compute_losses(model, batch, LossRecipe())
+    assert losses.contrastive.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert evaluate_split(model, [batch], 4, 1.0, 2.0).contrastive_loss == pytest.approx(expected.item(), rel=1e-5)
+    losses.coca.backward()
+    assert model.logit_bias.grad.abs() > 0
+
+
+# --- z-loss ---
+
+
+def test_z_loss_is_the_mean_squared_log_of_the_denominator_over_real_tokens() -> None:
+    logits = torch.tensor([[[0.0, 0.0], [1.0, 3.0]], [[2.0, 2.0], [9.0, 9.0]]])
+    labels = torch.tensor([[0, 1], [1, -100]])
+    log_z = [math.log(2), math.log(math.e + math.exp(3)), math.log(2 * math.exp(2))]
+    assert z_loss(logits, labels).item() == pytest.approx(sum(z * z for z in log_z) / 3, rel=1e-6)
+
+
+def test_ignored_positions_have_no_gradient_of_the_z_loss_however_wild_they_are() -> None:
+    logits = torch.tensor([[[0.0, 1.0], [1e30, -1e30]]], requires_grad=True)
+    z_loss(logits, torch.tensor([[1, -100]])).backward()
+    assert torch.equal(logits.grad[0, 1], torch.zeros(2))
+    assert logits.grad[0, 0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("loss", [captioning_loss, z_loss])
+def test_shares_of_captions_add_up_to_the_loss_of_the_batch(loss: Callable[..., Tensor]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 5, 11, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 11, (6, 5), generator=generator)
+    labels[torch.arange(5) >= torch.tensor([[5], [1], [2], [4], [1], [3]])] = -100
+    num_tokens = (labels != -100).sum()
+    shares = [loss(logits[rows], labels[rows], num_tokens) for rows in (slice(0, 1), slice(1, 4), slice(4, 6))]
+    torch.testing.assert_close(torch.stack(shares).sum(), loss(logits, labels), rtol=1e-12, atol=1e-12)
+
+
+def test_the_z_loss_weight_adds_that_much_of_it_and_changes_the_gradient(
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]
+) -> None:
+    config = tiny_config()
+    model, batch = build(config), make_batch(config)
+    logits = model(batch.images, batch.token_ids, batch.lengths).logits
+    plain = compute_losses(model, batch, LossRecipe())
+    losses = compute_losses(model, batch, LossRecipe(z_loss_weight=0.5))
+    assert losses.coca.item() == pytest.approx((plain.coca + 0.5 * z_loss(logits, batch.labels)).item(), rel=1e-6)
+    assert (losses.contrastive, losses.captioning) == (plain.contrastive, plain.captioning)
+    grads = [torch.autograd.grad(x.coca, model.multimodal_decoder.lm_head.weight)[0] for x in (plain, losses)]
+    assert (grads[0] - grads[1]).abs().max() > 1e-4

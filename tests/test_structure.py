@@ -146,6 +146,7 @@ def _transformer(**keys: Any) -> TransformerConfig:
         (lambda: _transformer(embed_dim=8, num_heads=4, position="rope_2d"), "head width divisible by 4"),
         (lambda: ImageEncoderConfig(65, 8, IMAGE.transformer), "nearest sizes that are: 64 and 72"),
         (lambda: ImageEncoderConfig(5, 8, IMAGE.transformer), "nearest sizes that are: 8 and 8"),
+        (lambda: replace(IMAGE, num_registers=-1), "num_registers -1 must be 0 or more"),
         (lambda: TextDecoderConfig(100, 3, TEXT.transformer), "context_length 3 holds no word"),
         (lambda: TextDecoderConfig(100, 40, _transformer(position="rope_2d")), "text takes 'rope_1d'"),
         (lambda: MultimodalDecoderConfig(_transformer(position="rope_2d")), "text takes 'rope_1d'"),
@@ -172,3 +173,12 @@ def test_a_head_width_fits_what_its_position_needs_and_no_more() -> None:
     assert _transformer(embed_dim=12, num_heads=4, position="learned").head_dim == 3
     assert _transformer(embed_dim=8, num_heads=4).head_dim == 2
     assert (IMAGE.grid_size, IMAGE.num_patches) == (IMAGE.image_size // IMAGE.patch_size, IMAGE.grid_size**2)
+
+
+def test_a_config_from_before_an_option_was_there_is_one_without_it() -> None:
+    config = get_preset("grr_coca", "tiny")
+    data = to_dict(config)
+    del data["contrastive"], data["image_encoder"]["num_registers"]
+    for part in ("image_encoder", "text_decoder", "multimodal_decoder"):
+        del data[part]["transformer"]["qk_norm"]
+    assert from_dict(CoCaConfig, data) == config

@@ -52,18 +52,14 @@ def contrastive_loss(
     same: Bool[Tensor, "b B"],
     first_row: int,
 ) -> Float[Tensor, ""]:
-    """What b rows contribute to the loss of a batch of B pairs: over all its rows, it adds up to that loss.
+    """What b rows, from `first_row` on, contribute to the loss of B pairs; over all rows it adds up to that loss.
 
     Without a bias, cross-entropy of each image over all texts and of each text over all images, averaged; with one,
     SigLIP's loss (arXiv 2303.15343): any image and text match or do not, a sum over texts, averaged over images.
-
-    Args:
-        rows: the pairs at hand, which begin at `first_row` of the `columns`: all pairs of the batch.
-        logit_scale: the logarithm of the inverse temperature.
-        same: pairs that say the same (`same_pair`); but for a pair and itself, they are left out.
+    `logit_scale` is the logarithm of the inverse temperature. Others that say the `same` as a pair are left out.
     """
-    b, B = same.shape
-    target = torch.arange(first_row, first_row + b, device=same.device)
+    B = same.shape[1]
+    target = torch.arange(first_row, first_row + len(same), device=same.device)
     itself = target[:, None] == torch.arange(B, device=same.device)
     others = same & ~itself
     # bf16 would round a similarity of 1 at temperature 0.01 by half a nat.
@@ -97,10 +93,7 @@ def z_loss(
 
 
 def coca_loss(
-    contrastive: Float[Tensor, ""],
-    captioning: Float[Tensor, ""],
-    contrastive_weight: float,
-    captioning_weight: float,
+    contrastive: Float[Tensor, ""], captioning: Float[Tensor, ""], contrastive_weight: float, captioning_weight: float
 ) -> Losses:
     """The weighted sum that is trained on. A weight of zero keeps its branch in the graph, so no parameter is
     ever without a gradient."""

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention, SelfAttention
+from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.rotary import Rotary, line_angles
 
 
@@ -50,3 +51,42 @@ def test_without_positions_self_attention_is_blind_to_order_and_with_them_it_is_
     torch.testing.assert_close(blind(x.flip(1)), blind(x).flip(1))
     seeing = SelfAttention(32, 4, causal=False, rotary=Rotary(line_angles(6, 8)))
     assert (seeing(x.flip(1)) - seeing(x).flip(1)).abs().max() > 1e-3
+
+
+# --- Normalized queries and keys ---
+
+
+def _normalizing(scale: Tensor, rotary: Rotary | None = None) -> SelfAttention:
+    attn = SelfAttention(32, 4, causal=True, rotary=rotary, qk_norm=RMSNorm(8)).double()
+    with torch.no_grad():
+        attn.qk_norm.weight.copy_(scale)
+    return attn
+
+
+def test_queries_and_keys_are_normalized_per_head_and_scaled_before_they_are_turned() -> None:
+    rotary, x = Rotary(line_angles(7, 8)), _random(2, 7, 32)
+    attn = _normalizing(_random(8, seed=2), rotary)
+    q, k, v = (attn.qkv_proj(x)[..., 32 * i : 32 * (i + 1)].reshape(2, 7, 4, 8) for i in range(3))
+    q, k = (p / (p.square().mean(-1, keepdim=True) + 1e-6).sqrt() * attn.qk_norm.weight for p in (q, k))
+    q, k = (rotary(p[:, :, None])[:, :, 0] for p in (q, k))
+    logits = torch.einsum("bqhc,bkhc->bhqk", q, k) / 8**0.5
+    weights = logits.masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+    expected = attn.out_proj(torch.einsum("bhqk,bkhc->bqhc", weights, v).reshape(2, 7, 32))
+    # The rotary tables are of fp32.
+    torch.testing.assert_close(attn(x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_normalized_attention_does_not_sharpen_as_its_weights_grow() -> None:
+    x = _random(2, 7, 32)
+    for attn, is_normalized in (
+        (_normalizing(torch.ones(8)), True),
+        (SelfAttention(32, 4, True, None).double(), False),
+    ):
+        before = attn(x)
+        with torch.no_grad():
+            attn.qkv_proj.weight[:64] *= 30
+        assert torch.allclose(attn(x), before, rtol=0, atol=1e-4) is is_normalized
+
+
+def test_without_the_norm_there_is_no_parameter_of_it() -> None:
+    assert sorted(SelfAttention(32, 4, True, None).state_dict()) == ["out_proj.weight", "qkv_proj.weight"]

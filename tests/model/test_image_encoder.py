@@ -1,12 +1,16 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.model import build
-from grr_coca.model.image_encoder import patchify
+from grr_coca.model.image_encoder import ImageEncoder, patchify
+from grr_coca.train.recipe import LossRecipe
+from support import compute_losses
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 12), (8, 16)])
@@ -36,3 +40,112 @@ def test_every_kind_of_position_tells_patches_apart(tiny_config: Callable[..., C
     with torch.no_grad():
         moved = model.encode_image(image).embedding - model.encode_image(exchanged).embedding
     assert moved.abs().max() > 1e-5
+
+
+POSITIONS = ["grr_coca", "grr_coca_rope_1d", "baseline_coca"]
+
+
+def _encoder(config: CoCaConfig, num_registers: int = 0) -> ImageEncoder:
+    config = replace(config, image_encoder=replace(config.image_encoder, num_registers=num_registers))
+    return build(config).image_encoder.eval()
+
+
+def _images(count: int = 2, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+# --- Registers ---
+
+
+@pytest.mark.parametrize("preset", POSITIONS)
+def test_registers_are_read_by_the_patches_and_do_not_come_out(
+    tiny_config: Callable[..., CoCaConfig], preset: str
+) -> None:
+    encoder, images = _encoder(tiny_config(preset), num_registers=3), _images()
+    assert encoder.registers.shape == (3, 48)
+    before = encoder(images)
+    assert before.shape == (2, 16, 48)
+    with torch.no_grad():
+        encoder.registers[1, 0] += 1
+    assert (encoder(images) - before).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("preset", POSITIONS)
+def test_registers_have_no_position(tiny_config: Callable[..., CoCaConfig], preset: str) -> None:
+    encoder, images = _encoder(tiny_config(preset), num_registers=3), _images()
+    before = encoder(images)
+    with torch.no_grad():
+        encoder.registers.copy_(encoder.registers.flip(0))
+    torch.testing.assert_close(encoder(images), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", POSITIONS)
+def test_registers_that_nothing_attends_to_change_nothing(tiny_config: Callable[..., CoCaConfig], preset: str) -> None:
+    """Registers whose keys lose every comparison leave the patches as they are without registers."""
+    config, images = tiny_config(preset), _images()
+    with_registers, without = _encoder(config, num_registers=3), _encoder(config)
+    attend = F.scaled_dot_product_attention
+
+    def away_from_registers(q, k, v, is_causal):
+        mask = (torch.arange(k.shape[2]) < 16).expand(q.shape[2], -1)
+        return attend(q, k, v, attn_mask=mask)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", away_from_registers)
+        torch.testing.assert_close(with_registers(images), without(images), rtol=1e-4, atol=1e-5)
+
+
+def test_without_registers_there_is_no_parameter_of_them(tiny_config: Callable[..., CoCaConfig]) -> None:
+    assert not [name for name in build(tiny_config()).state_dict() if "registers" in name]
+
+
+# --- Patch dropout ---
+
+
+def _kept(*rows: list[int]) -> torch.Tensor:
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize("num_registers", [0, 2])
+@pytest.mark.parametrize("preset", POSITIONS)
+def test_kept_patches_keep_their_places_and_see_nothing_of_the_others(
+    tiny_config: Callable[..., CoCaConfig], preset: str, num_registers: int
+) -> None:
+    encoder, images = _encoder(tiny_config(preset), num_registers), _images()
+    kept = _kept([1, 4, 9, 15], [0, 2, 3, 8])
+    encoded = encoder(images, kept)
+    assert encoded.shape == (2, 4, 48)
+    attend = F.scaled_dot_product_attention
+
+    def within_kept(q, k, v, is_causal):
+        is_kept = torch.zeros(2, k.shape[2], dtype=torch.bool).scatter(1, kept, True)
+        is_kept[:, 16:] = True
+        return attend(q, k, v, attn_mask=is_kept[:, None, None, :])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", within_kept)
+        expected = encoder(images)[torch.arange(2)[:, None], kept]
+    torch.testing.assert_close(encoded, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_registers", [0, 2])
+def test_keeping_all_patches_is_dropping_none(tiny_config: Callable[..., CoCaConfig], num_registers: int) -> None:
+    encoder, images = _encoder(tiny_config(), num_registers), _images()
+    everything = torch.arange(16).expand(2, -1)
+    torch.testing.assert_close(encoder(images, everything), encoder(images), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("poolers", [{}, {"num_queries": None}, {"arrangement": "parallel"}], ids=str)
+def test_the_whole_model_trains_on_kept_patches(
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], poolers: dict[str, object]
+) -> None:
+    config = tiny_config(**poolers)
+    model, batch = build(config), make_batch(config, num_words=(3, 7))
+    whole, part, again = (
+        compute_losses(model, replace(batch, kept_patches=kept), LossRecipe()).coca
+        for kept in (None, _kept([0, 5, 9], [3, 4, 12]), _kept([0, 5, 9], [3, 4, 12]))
+    )
+    assert torch.equal(part, again)
+    assert not torch.equal(whole, part)
+    part.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []

@@ -110,3 +110,24 @@ def test_learned_queries_start_apart_so_that_the_pooler_does_not_collapse() -> N
     with torch.no_grad():
         tokens = model.encode_image(images).tokens
     assert tokens.std(dim=1).mean() > 0.1
+
+
+def test_registers_have_the_documented_deviation() -> None:
+    config = get_preset("grr_coca_registers", "tiny")
+    registers = build(config).image_encoder.registers
+    assert registers.std().item() == pytest.approx(0.02, rel=4 / math.sqrt(2 * registers.numel()))
+
+
+def test_a_sigmoid_starts_with_siglips_temperature_and_bias() -> None:
+    model = build(get_preset("grr_coca_sigmoid", "tiny"))
+    assert model.logit_scale.exp().item() == pytest.approx(10.0, rel=1e-6)
+    assert model.logit_bias.item() == -10.0
+    assert build(get_preset("grr_coca", "tiny")).logit_bias is None
+
+
+@pytest.mark.parametrize("preset", ["grr_coca_registers", "grr_coca_qk_norm", "grr_coca_sigmoid"])
+def test_an_option_leaves_every_other_weight_as_it_is(preset: str) -> None:
+    plain, other = (build(get_preset(name, "tiny")).state_dict() for name in ("grr_coca", preset))
+    assert len(other) > len(plain)
+    changed = {name for name in plain if not torch.equal(plain[name], other[name])}
+    assert changed == ({"logit_scale"} if preset == "grr_coca_sigmoid" else set())

@@ -2,18 +2,22 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa, build
-from grr_coca.train.optimizer import Optimizers, freeze, lr_factor, parameter_groups
+from grr_coca.train.optimizer import Optimizers, freeze, layer_depth, lr_factor, parameter_groups
 from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, ScheduleRecipe
-from support import ALONE, compute_losses
+from grr_coca.train.step import autocast, count_tokens
+from support import compute_losses, make_trainer
 
 CONSTANT = ScheduleRecipe(steps=10, warmup_steps=0, final_lr_ratio=1.0)
 
@@ -136,7 +140,7 @@ def test_gradients_are_clipped_and_their_norm_is_that_before(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", record)
     optimizers = Optimizers(model, OptimizerRecipe(lr=0.1, clip_norm=2.0), CONSTANT)
-    grad_norm = optimizers.clip(ALONE)
+    grad_norm = optimizers.clip()
     optimizers.update(0)
     assert grad_norm.item() == pytest.approx(3.0 * math.sqrt(sum(p.numel() for p in parameters)), rel=1e-4)
     assert seen == pytest.approx([2.0], rel=1e-4)
@@ -179,3 +183,154 @@ def test_the_learning_rate_of_a_step_follows_the_schedule(tiny_config: Callable[
         assert optimizers.learning_rate(step) == pytest.approx(0.2 * lr_factor(step, schedule))
         optimizers.update(step)
         assert optimizers.optimizers[0].param_groups[0]["lr"] == optimizers.learning_rate(step)
+
+
+# --- Layer-wise decay ---
+
+
+def test_depth_counts_the_layers_to_the_nearest_head(tiny_config: Callable[..., CoCaConfig]) -> None:
+    model = build(tiny_config("grr_coca_sigmoid"))  # two layers a stack
+    expected = {
+        "multimodal_decoder.lm_head.weight": 0,
+        "multimodal_decoder.norm.weight": 0,
+        "text_proj.weight": 0,
+        "image_proj.weight": 0,
+        "logit_scale": 0,
+        "logit_bias": 0,
+        "text_decoder.cls_norm.weight": 0,
+        "multimodal_decoder.blocks.1.cross_attn.q_proj.weight": 1,
+        "multimodal_decoder.blocks.0.attn.qkv_proj.weight": 2,
+        "text_decoder.blocks.1.attn_norm.weight": 1,
+        "text_decoder.blocks.0.attn_norm.weight": 2,
+        "text_decoder.tok_embeddings.weight": 3,
+        "text_decoder.cls_embedding": 3,
+        "contrastive_pooler.queries": 1,
+        "captioning_pooler.attn.q_proj.weight": 1,
+        "captioning_pooler.norm.weight": 1,
+        "image_encoder.norm.weight": 1,
+        "image_encoder.blocks.1.feed_forward.up_proj.weight": 2,
+        "image_encoder.blocks.0.attn.out_proj.weight": 3,
+        "image_encoder.patch_embed.weight": 4,
+        "image_encoder.patch_embed.bias": 4,
+    }
+    names = {name for name, _ in model.named_parameters()}
+    assert {name: layer_depth(model, name) for name in names & expected.keys()} == expected
+
+
+@pytest.mark.parametrize("preset", ["grr_coca_registers", "coca"])
+def test_positions_and_registers_are_as_deep_as_the_embeddings(
+    tiny_config: Callable[..., CoCaConfig], preset: str
+) -> None:
+    model = build(tiny_config(preset))
+    for name, _ in model.named_parameters():
+        if name.endswith(("position.embedding", "registers")):
+            assert layer_depth(model, name) == (4 if name.startswith("image_encoder") else 3)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_layer_decay_scales_what_a_step_does_to_a_layer(tiny_config: Callable[..., CoCaConfig], name: str) -> None:
+    """Two models, equal but for the decay, take one step with equal gradients."""
+    moved = {}
+    for decay in (1.0, 0.5):
+        model = build(tiny_config())
+        before = _copy(model)
+        optimizers = Optimizers(model, OptimizerRecipe(name=name, lr=0.01, layer_decay=decay), CONSTANT)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizers.update(0)
+        assert optimizers.learning_rate(0) == 0.01, "the rate that is told is that of the heads"
+        moved[decay] = {key: (parameter.detach() - before[key]) for key, parameter in model.named_parameters()}
+    for key, step in moved[1.0].items():
+        expected = step * 0.5 ** layer_depth(model, key)
+        torch.testing.assert_close(moved[0.5][key], expected, rtol=1e-2, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_without_layer_decay_there_are_no_more_groups_than_kinds_of_decay(
+    tiny_config: Callable[..., CoCaConfig], name: str
+) -> None:
+    groups = [len(o.param_groups) for o in Optimizers(build(tiny_config()), OptimizerRecipe(name), CONSTANT).optimizers]
+    assert groups == ([2] if name == "adamw" else [2, 1])
+
+
+def test_layer_decay_and_freezing_go_together(tiny_config: Callable[..., CoCaConfig]) -> None:
+    model = build(tiny_config())
+    freeze(model, ["image_encoder"])
+    optimizers = Optimizers(model, OptimizerRecipe("muon", layer_decay=0.5), CONSTANT)
+    groups = [group for optimizer in optimizers.optimizers for group in optimizer.param_groups]
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    assert {group["lr_scale"] for group in groups} == {1.0, 0.5, 0.25, 0.125}
+
+
+# --- Clipping by itself, and sharded parameters ---
+
+
+def test_an_update_applies_gradients_as_they_are(tiny_config: Callable[..., CoCaConfig]) -> None:
+    first, second = (build(tiny_config()) for _ in range(2))
+    for model in (first, second):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 0.01)
+    optimizers = Optimizers(first, OptimizerRecipe(clip_norm=0.1), CONSTANT)
+    norm = optimizers.clip()
+    clipped = nn.utils.get_total_norm([parameter.grad for parameter in first.parameters()])
+    assert (norm > 0.1).item()
+    assert clipped.item() == pytest.approx(0.1, rel=1e-4)
+    optimizers.update(0)
+    again = Optimizers(second, OptimizerRecipe(clip_norm=0.1), CONSTANT)
+    again.clip()
+    again.update(0)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_dropping_gradients_leaves_the_weights(tiny_config: Callable[..., CoCaConfig]) -> None:
+    model = build(tiny_config())
+    optimizers = Optimizers(model, OptimizerRecipe("muon"), CONSTANT)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimizers.zero_grad()
+    assert all(parameter.grad is None and parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_sharded_parameters_take_the_same_step(
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], one_process: None, name: str
+) -> None:
+    config = tiny_config()
+    batch, recipe = make_batch(config), OptimizerRecipe(name=name, layer_decay=0.7, clip_norm=0.5)
+    plain, sharded = build(config), build(config)
+    for stack in (sharded.image_encoder, sharded.text_decoder, sharded.multimodal_decoder):
+        for block in stack.blocks:
+            fully_shard(block)
+    fully_shard(sharded, ignored_params={sharded.logit_scale})  # FSDP2 takes no scalars
+    norms = []
+    for model in (plain, sharded):
+        optimizers = Optimizers(model, recipe, CONSTANT)
+        compute_losses(model, batch, LossRecipe()).coca.backward()
+        norms.append(optimizers.clip())
+        optimizers.update(0)
+    assert norms[0].item() == pytest.approx(norms[1].item(), rel=1e-5)
+    for (key, expected), found in zip(plain.named_parameters(), sharded.parameters(), strict=True):
+        assert isinstance(found, DTensor) == (key != "logit_scale")
+        whole = found.full_tensor() if isinstance(found, DTensor) else found
+        torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-6, msg=key)
+
+
+# --- Muon and bf16 train ---
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_both_optimizers_train_in_both_precisions(
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], name: str, precision: str
+) -> None:
+    config = tiny_config()
+    model, batch = build(config), make_batch(config)
+    optimizers = Optimizers(model, OptimizerRecipe(name=name, lr=3e-3), CONSTANT)
+    trainer = replace(make_trainer(model, optimizers), precision=autocast(precision, torch.device("cpu")))
+    losses = []
+    for step in range(25):
+        losses.append(trainer.step([batch], count_tokens([batch]), step)["coca"])
+    assert losses[-1] < losses[0] / 2
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())

@@ -8,7 +8,7 @@ import yaml
 
 from grr_coca.data.preprocess import Augmentation
 from grr_coca.errors import UserError
-from grr_coca.presets import PRESETS
+from grr_coca.presets import PRESETS, get_preset
 from grr_coca.structure import from_dict, to_dict
 from grr_coca.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, load_recipe, save_recipe
 from support import tiny_recipe
@@ -170,6 +170,9 @@ def test_a_missing_key_is_an_error_that_names_it(load, section, key):
         (("data", "test"), ["test.tar"]),
         (("data", "augmentation"), 3),
         (("data",), None),
+        (("ema",), True),
+        (("gradient_checkpointing",), 1),
+        (("compile",), "yes"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, value):
@@ -193,6 +196,15 @@ def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, val
         (("optimizer", "lr"), "nan"),
         (("seed",), -1),
         (("data", "augmentation", "scale"), [0.0, 1.0]),
+        (("data", "patch_dropout"), 1.0),
+        (("data", "patch_dropout"), -0.1),
+        (("data", "patch_dropout"), "nan"),
+        (("optimizer", "layer_decay"), 0.0),
+        (("optimizer", "layer_decay"), 1.1),
+        (("optimizer", "layer_decay"), "nan"),
+        (("losses", "z_loss_weight"), -1e-4),
+        (("ema",), 1.0),
+        (("ema",), -0.5),
     ],
 )
 def test_a_number_out_of_range_is_an_error_with_the_key(load, path, value):
@@ -224,6 +236,30 @@ def test_every_preset_takes_the_recipes_sizes(name):
 def test_what_a_recipe_leaves_out_stays_as_the_size_has_it():
     config = ModelRecipe("grr_coca", "tiny").config(vocab_size=300)
     assert (config.image_encoder.image_size, config.text_decoder.context_length) == (64, 48)
+
+
+def test_a_recipe_switches_the_models_options_on_and_off():
+    everything = ModelRecipe("grr_coca", "tiny", num_registers=2, qk_norm="rms", contrastive="sigmoid").config(300)
+    stacks = (everything.image_encoder, everything.text_decoder, everything.multimodal_decoder)
+    assert [stack.transformer.qk_norm for stack in stacks] == ["rms"] * 3
+    assert (everything.image_encoder.num_registers, everything.contrastive) == (2, "sigmoid")
+    plain = get_preset("grr_coca", "tiny")
+    for preset, off in (
+        ("grr_coca_registers", {"num_registers": 0}),
+        ("grr_coca_qk_norm", {"qk_norm": "none"}),
+        ("grr_coca_sigmoid", {"contrastive": "softmax"}),
+    ):
+        vocab_size = plain.text_decoder.vocab_size
+        assert ModelRecipe(preset, "tiny").config(vocab_size) == get_preset(preset, "tiny")
+        assert ModelRecipe(preset, "tiny", **off).config(vocab_size) == plain
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_registers", -1), ("qk_norm", "layer"), ("contrastive", "hinge"), ("num_registers", 1.5)]
+)
+def test_a_wrong_option_of_the_model_is_an_error_with_the_key(load, key, value):
+    with pytest.raises(UserError, match=key):
+        load(changed("model", value={"preset": "grr_coca", "size": "tiny", key: value}))
 
 
 def test_a_resolution_that_the_patch_does_not_divide_names_the_nearest_ones():

@@ -79,13 +79,11 @@ def _text_decoder(config: TextDecoderConfig) -> TextDecoder:
     )
 
 
-def _multimodal_decoder(
-    config: MultimodalDecoderConfig, text: TextDecoderConfig, context_dim: int
-) -> MultimodalDecoder:
+def _multimodal_decoder(config: MultimodalDecoderConfig, text: TextDecoderConfig, tokens_dim: int) -> MultimodalDecoder:
     t = config.transformer
     rotary = _text_rotary(t, text.context_length)
     return MultimodalDecoder(
-        blocks=nn.ModuleList(_cross_block(t, context_dim, rotary) for _ in range(t.num_layers)),
+        blocks=nn.ModuleList(_cross_block(t, tokens_dim, rotary) for _ in range(t.num_layers)),
         norm=_norm(t.norm, t.embed_dim),
         lm_head=nn.Linear(t.embed_dim, text.vocab_size, bias=False),
     )

@@ -39,7 +39,7 @@ class ImageEncoder(nn.Module):
         """Encode images of the configured size, or K of their patches alone (FLIP, arXiv 2212.00794)."""
         x, positions = self.position(self.patch_embed(patchify(images, self.patch_size))), None  # B P D
         if kept_patches is not None:
-            positions = F.pad(kept_patches, (0, self.num_registers), value=x.shape[1])  # B K+R
+            positions = F.pad(kept_patches, (0, self.num_registers), value=x.shape[1])  # B K+R, the table's end
             x = x.take_along_dim(kept_patches[..., None], dim=1)  # B K D
         num_patches = x.shape[1]
         if self.registers is not None:

@@ -1,6 +1,7 @@
 """What training does to the blocks of a model, which know nothing of it. Names of parameters stay as they are."""
 
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from os import environ
 from typing import Any
@@ -11,6 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa
+
+RECOMPILE_LIMIT = 32
+"""Blocks of all stacks share their code, and the compiler counts by that: three stacks, each in training, in
+evaluation, with fewer patches, and with the smaller batch at the end of a split. Past torch's 8 it would go on, slowly
+and silently, without compiling."""
 
 CPP_COMPILERS = ("g++", "clang++", "c++")
 
@@ -34,6 +40,9 @@ def compile_blocks(model: CoCa) -> None:
     """
     if next(model.parameters()).device.type == "cpu":
         _require_compiler()
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+    # The rotary embedding's product stays as it is, which is meant: the rest is where compiling gains.
+    warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex operators")
     for block in model.image_encoder.blocks:
         block.compile()
     for decoder in (model.text_decoder, model.multimodal_decoder):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from grr_coca.layers.precision import at_least_fp32
+from grr_coca.train.optimizer import by_kind
 
 NUM_UPDATES = "num_updates"
 
@@ -29,9 +30,14 @@ class Ema:
     def update(self) -> None:
         """Take the weights in as they are now; call it once after every step of the optimizer."""
         decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
-        weights = [at_least_fp32(weight.detach()) for weight in self._weights.values()]
-        torch._foreach_lerp_(list(self._average.values()), weights, 1 - decay)
+        weights = (at_least_fp32(weight.detach()) for weight in self._weights.values())
+        for average, weight in zip(by_kind(self._average.values()), by_kind(weights), strict=True):
+            torch._foreach_lerp_(average, weight, 1 - decay)
         self._num_updates += 1
+
+    def apply(self) -> None:
+        """Give the model the average for weights, for good."""
+        self._copy(self._average, self._weights)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -39,7 +45,7 @@ class Ema:
         for bit, even after an exception."""
         own = {name: weight.detach().clone() for name, weight in self._weights.items()}
         try:
-            self._copy(self._average, self._weights)
+            self.apply()
             yield
         finally:
             self._copy(own, self._weights)

@@ -1,15 +1,15 @@
 """Which parameter is updated how."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa
-from grr_coca.train.clip import clip_gradients
-from grr_coca.train.ranks import Ranks
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, ScheduleRecipe
 
 FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
@@ -54,9 +54,16 @@ class Optimizers:
         """The learning rate of a step, counted from 0, where layer-wise decay leaves all of it."""
         return self._peak_lr * lr_factor(step, self._schedule)
 
-    def clip(self, ranks: Ranks) -> Tensor:
-        """Scale the gradients down to the norm of the recipe; returns their norm before."""
-        return clip_gradients(self._parameters, self._clip_norm, ranks)
+    def clip(self) -> Tensor:
+        """Scale the gradients down to the norm of the recipe, taken over all shards where parameters are sharded;
+        returns their norm before."""
+        kinds = by_kind(self._parameters)
+        norms = [nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds]
+        norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+        norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+        for kind in kinds:
+            nn.utils.clip_grads_with_norm_(kind, self._clip_norm, norm)
+        return norm
 
     def update(self, step: int) -> None:
         """Apply the gradients as they are, and clear them."""
@@ -135,12 +142,19 @@ def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
 
 def _groups(parameters: list[nn.Parameter], lr_scales: dict[nn.Parameter, float], weight_decay: float) -> list[dict]:
     """Parameter groups as torch's optimizers take them, one for each scale of the learning rate."""
-    scales = sorted({lr_scales[parameter] for parameter in parameters})
+    by_scale = {scale: [p for p in parameters if lr_scales[p] == scale] for scale in sorted(set(lr_scales.values()))}
     return [
-        {
-            "params": [parameter for parameter in parameters if lr_scales[parameter] == scale],
-            "lr_scale": scale,
-            "weight_decay": weight_decay,
-        }
-        for scale in scales
+        {"params": kind, "lr_scale": scale, "weight_decay": weight_decay}
+        for scale, group in by_scale.items()
+        for kind in by_kind(group)
     ]
+
+
+def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Sharded tensors and whole ones, which no one operation takes together; a kind that is not there is left out.
+
+    FSDP2 does not shard scalars, so a sharded model has both.
+    """
+    tensors = list(tensors)
+    kinds = ([t for t in tensors if isinstance(t, DTensor) is is_sharded] for is_sharded in (True, False))
+    return [kind for kind in kinds if kind]

@@ -1,0 +1,88 @@
+"""Every option of a recipe, through a whole run: what it does is seen in what the run leaves.
+
+A key that is read and then forgotten is the worst defect that a recipe can have.
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from grr_coca.checkpoint import from_pretrained
+from grr_coca.structure import from_dict, to_dict
+from grr_coca.train.logs import read_metrics
+from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, Recipe
+from support import differing, pretrain, real_pairs, tiny_recipe, weights, write_shard
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run without any option: its recipe, its folder, its weights."""
+    folder = tmp_path_factory.mktemp("plain")
+    recipe = tiny_recipe(write_shard(folder / "pairs.tar", real_pairs(40)), steps=4)
+    return recipe, folder / "run", weights(pretrain(recipe, folder / "run"))
+
+
+def with_key(recipe: Recipe, path: str, value: object) -> Recipe:
+    """The recipe with one key changed, as if its file had been edited."""
+    data = to_dict(recipe)
+    *parents, key = path.split(".")
+    section = data
+    for parent in parents:
+        section = section[parent]
+    section[key] = value
+    return from_dict(Recipe, data)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("losses.z_loss_weight", 0.1),
+        ("optimizer.layer_decay", 0.5),
+        ("optimizer.name", "muon"),
+        ("precision", "bf16"),
+    ],
+)
+def test_an_option_of_training_changes_the_weights_that_come_out(plain, tmp_path, key, value):
+    recipe, _, expected = plain
+    trained = pretrain(with_key(recipe, key, value), tmp_path / "run")
+    assert len(differing(weights(trained), expected)) > len(expected) // 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "new"),
+    [
+        ("model.num_registers", 3, "image_encoder.registers"),
+        ("model.qk_norm", "rms", "multimodal_decoder.blocks.0.attn.qk_norm.weight"),
+        ("model.contrastive", "sigmoid", "logit_bias"),
+    ],
+)
+def test_an_option_of_the_model_is_trained_and_comes_back_from_disk(plain, tmp_path, key, value, new):
+    recipe, _, expected = plain
+    trained = weights(pretrain(with_key(recipe, key, value), tmp_path / "run"))
+    assert new in trained.keys() - expected.keys()
+    assert differing(trained, weights(from_pretrained(tmp_path / "run"))) == []
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_falls_with_either_optimizer_in_either_precision(plain, tmp_path, name, precision):
+    recipe = replace(plain[0], optimizer=OptimizerRecipe(name, lr=3e-3), precision=precision)
+    recipe = replace(recipe, schedule=replace(recipe.schedule, steps=30))
+    pretrain(recipe, tmp_path / "run")
+    first, *_, last = read_metrics(tmp_path / "run", "train")
+    assert last["coca"] < first["coca"] - 0.5
+
+
+def test_defaults_written_out_are_no_option_at_all(plain, tmp_path):
+    recipe, _, expected = plain
+    explicit = replace(
+        recipe,
+        model=replace(recipe.model, num_registers=0, qk_norm="none", contrastive="softmax"),
+        losses=LossRecipe(z_loss_weight=0.0),
+        optimizer=OptimizerRecipe(layer_decay=1.0),
+        data=replace(recipe.data, patch_dropout=0.0),
+        ema=None,
+        gradient_checkpointing=False,
+        compile=False,
+    )
+    assert differing(weights(pretrain(explicit, tmp_path / "run")), expected) == []

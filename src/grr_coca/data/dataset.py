@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -32,6 +33,10 @@ CAPTION_DRAW = MAX_REPLACEMENTS + 1
 
 PREFETCHED_BATCHES = 4
 """Batches that each worker has ready: enough to bridge a slow read."""
+
+
+RAISED = re.compile(r"^grr_coca\.[\w.]+: ", re.MULTILINE)
+"""What stands before the message of an error of ours in a worker's traceback."""
 
 
 class Sample(NamedTuple):
@@ -181,8 +186,7 @@ class _Loader(DataLoader[Batch]):
                     self._warn_of_cut_captions(batch)
                 yield batch
         except UserError as error:
-            last = str(error).rstrip().rpartition("Error: ")[2] if "Traceback" in str(error) else str(error)
-            raise UserError(last) from error
+            raise UserError(RAISED.split(str(error).rstrip())[-1]) from error
 
     def _warn_of_cut_captions(self, batch: Batch) -> None:
         context_length = self.dataset.context_length  # type: ignore[attr-defined]

@@ -57,7 +57,9 @@ def read_index(place: Path, shard: Path) -> ShardIndex | None:
         mapped = np.memmap(place, np.uint8, "r")
         header = json.loads(mapped[:HEADER_SIZE].tobytes())
         content = mapped[HEADER_SIZE:]
-        if any(header[key] != value for key, value in _state(shard).items()) or header["digest"] != _digest(content.data):
+        if any(header[key] != value for key, value in _state(shard).items()) or header["digest"] != _digest(
+            content.data
+        ):
             return None
         end = header["pairs"] * ROW.itemsize
         rows = content[:end].view(ROW)

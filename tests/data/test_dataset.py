@@ -90,20 +90,23 @@ def test_an_empty_caption_is_an_error_that_names_the_pair(tmp_path, caption):
         dataset_of(source)[SampleRef(0, 1)]
 
 
-def test_a_long_caption_is_cut_with_one_warning_that_names_the_first_pair():
-    dataset = dataset_of(captions("cat", "violin " * 30, "trumpet " * 30), context_length=12)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_long_captions_are_cut_counted_and_reported_once_whatever_the_number_of_workers(num_workers):
+    dataset = dataset_of(captions("cat", "violin " * 30, "trumpet " * 30, "dog", "drum " * 30), context_length=12)
     with warnings_of(LOGGER) as messages:
-        rows = [dataset[SampleRef(0, i)].token_ids for i in range(3)]
-    assert [len(row) for row in rows[1:]] == [12, 12]
-    assert all(row[-2:] == [TOKENIZER.eos_id, CLS_SLOT] for row in rows)
+        batches = list(make_loader(dataset, EvaluationOrder(5, 2), num_workers))
+    assert [batch.cut_captions for batch in batches] == [1, 1, 1]
+    rows = [row for batch in batches for row in batch.token_ids.tolist() if len(row) == 12]
+    assert [row[-2:] for row in rows if row[-2] == TOKENIZER.eos_id] == [[TOKENIZER.eos_id, CLS_SLOT]] * 3
     assert len(messages) == 1
-    assert messages[0].startswith(f"{PAIRS[1].name}: caption of ")
+    assert messages[0].startswith(f"1 of 2 captions, such as that of {PAIRS[1].key}, are cut to the context of 9 ")
 
 
 def test_a_caption_that_just_fits_is_not_warned_of():
     length = len(TOKENIZER.encode("crossed fingers")) + 3
     with warnings_of(LOGGER) as messages:
-        dataset_of(captions("crossed fingers"), context_length=length)[SampleRef(0, 0)]
+        (batch,) = batches_of(dataset_of(captions("crossed fingers"), context_length=length), num_workers=0)
+    assert batch.cut_captions == 0
     assert messages == []
 
 

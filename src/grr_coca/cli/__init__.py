@@ -16,6 +16,7 @@ VERBS = {
     "evaluate": "losses, perplexity and retrieval of a checkpoint on a split",
     "compare": "two checkpoints side by side on the same splits",
     "caption": "caption images with a checkpoint",
+    "data": "check image-text pairs, count them, or convert them to shards",
     "info": "parts, parameters and FLOPs of a preset, or what two presets differ in",
 }
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+import re
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from grr_coca.batch import IGNORE_INDEX, Batch
+from grr_coca.batch import IGNORE_INDEX, Batch, Replacement
+from grr_coca.data.bad import BadSample
+from grr_coca.data.captions import clean_caption as clean_caption
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
 from grr_coca.data.pairs import PairSource, RawPair
@@ -22,6 +26,19 @@ from grr_coca.errors import UserError
 
 log = logging.getLogger(__name__)
 
+MAX_REPLACEMENTS = 100
+"""Samples tried in the place of a bad one. All of them bad by chance: then hardly a sample of the source is good."""
+
+CAPTION_DRAW = MAX_REPLACEMENTS + 1
+"""Sets the draw of a caption apart from the other random choices of the same (seed, epoch, sample)."""
+
+PREFETCHED_BATCHES = 4
+"""Batches that each worker has ready: enough to bridge a slow read."""
+
+
+RAISED = re.compile(r"^grr_coca\.[\w.]+: ", re.MULTILINE)
+"""What stands before the message of an error of ours in a worker's traceback."""
+
 
 class Sample(NamedTuple):
     """One pair, ready for a batch. `token_ids` is a row of `Tokenizer.encode_row`."""
@@ -31,14 +48,18 @@ class Sample(NamedTuple):
     token_ids: list[int]
     caption_id: int
     image_id: int
+    is_cut: bool = False
+    replaced: Replacement | None = None
     kept_patches: Int[Tensor, " K"] | None = None
 
 
 class PairDataset(Dataset[Sample]):
     """Decoded, augmented and tokenized pairs of a source.
 
-    Augmentation and patch dropout are functions of (seed, epoch, sample): neither the order of reading nor the number
-    of workers changes what a sample looks like.
+    With an augmentation it is for training: which of an image's captions is taken, how the image is changed, and
+    which sample stands in for a bad one are functions of (seed, epoch, sample). Neither the order of reading nor the
+    number of workers changes what a sample looks like. Without one it is for evaluation: the first caption, the image
+    as it is, and a bad sample is an error, because numbers of a split that has silently shrunk compare with nothing.
     """
 
     def __init__(
@@ -58,25 +79,48 @@ class PairDataset(Dataset[Sample]):
         self.augmentation = augmentation
         self.seed = seed
         self.keep_patches = keep_patches
-        self._warned_of_length = False
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, ref: SampleRef) -> Sample:
-        """The sample of a position in the order.
+        """The sample of a position in the order, or, in training, what stands in for a bad one.
 
         Raises:
-            UserError: the image is broken or the caption empty; names the pair.
+            BadSample: in evaluation: the image is broken or the caption missing; names the pair.
+            UserError: in training: so many samples are bad that none was found to stand in.
         """
+        try:
+            return self._sample(ref)
+        except BadSample as error:
+            if self.augmentation is None:
+                raise
+            place = self.source.place(ref.sample)
+            replaced = Replacement(error.cause, self.source.name(ref.sample), place, ref.epoch, ref.sample)
+            return self._stand_in(ref, error)._replace(replaced=replaced)
+
+    def _stand_in(self, ref: SampleRef, first: BadSample) -> Sample:
+        for attempt in range(1, MAX_REPLACEMENTS + 1):
+            rng = np.random.default_rng((self.seed, ref.epoch, ref.sample, attempt))
+            try:
+                return self._sample(SampleRef(ref.epoch, int(rng.integers(len(self.source)))))
+            except BadSample:
+                continue
+        raise UserError(
+            f"{first}; nor was any of {MAX_REPLACEMENTS} other samples good; `grr-coca data check` tells what is wrong"
+        )
+
+    def _sample(self, ref: SampleRef) -> Sample:
         pair = self.source[ref.sample]
-        caption = clean_caption(pair.caption, pair.name)
+        caption = clean_caption(self._draw(pair.captions, ref), pair.name)
+        words = self.tokenizer.encode(caption)
         return Sample(
             key=pair.key,
             image=self._image(pair, ref),
-            token_ids=self._tokens(caption, pair.name),
+            token_ids=self.tokenizer.row(words, self.context_length),
             caption_id=stable_id(caption.lower()),
-            image_id=stable_id(pair.name),
+            image_id=stable_id(pair.image_name or pair.name),
+            is_cut=len(words) + 3 > self.context_length,
             kept_patches=self._kept_patches(ref),
         )
 
@@ -85,38 +129,18 @@ class PairDataset(Dataset[Sample]):
             return None
         return self.keep_patches(np.random.default_rng((self.seed, ref.epoch, ref.sample, STREAM)))
 
+    def _draw(self, captions: tuple[str, ...], ref: SampleRef) -> str:
+        if len(captions) == 1 or self.augmentation is None:
+            return captions[0]
+        rng = np.random.default_rng((self.seed, ref.epoch, ref.sample, CAPTION_DRAW))
+        return captions[rng.integers(len(captions))]
+
     def _image(self, pair: RawPair, ref: SampleRef) -> Float[Tensor, "3 S S"]:
         image = decode_image(pair.image, pair.name)
         if self.augmentation is None:
             return self.preprocess(image)
         rng = np.random.default_rng((self.seed, ref.epoch, ref.sample))
         return self.preprocess.normalize(self.augmentation(self.preprocess.square(image), rng))
-
-    def _tokens(self, caption: str, name: str) -> list[int]:
-        row = self.tokenizer.encode_row(caption, self.context_length)
-        if len(row) == self.context_length and not self._warned_of_length:
-            words = len(self.tokenizer.encode(caption))
-            if words + 3 > self.context_length:
-                self._warned_of_length = True
-                log.warning(
-                    "%s: caption of %d tokens cut to the context of %d (further ones are not reported)",
-                    name,
-                    words,
-                    self.context_length - 3,
-                )
-        return row
-
-
-def clean_caption(caption: str, name: str) -> str:
-    """The caption with single spaces.
-
-    Raises:
-        UserError: nothing is left; names the pair.
-    """
-    caption = " ".join(caption.split())
-    if not caption:
-        raise UserError(f"{name}: the caption is empty; give it a word or remove the pair")
-    return caption
 
 
 def stable_id(text: str) -> int:
@@ -136,6 +160,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         caption_ids=torch.tensor([sample.caption_id for sample in samples]),
         image_ids=torch.tensor([sample.image_id for sample in samples]),
         keys=tuple(sample.key for sample in samples),
+        replaced=tuple(sample.replaced for sample in samples if sample.replaced is not None),
+        cut_captions=sum(sample.is_cut for sample in samples),
         kept_patches=torch.stack(kept_patches) if kept_patches else None,
     )
 
@@ -161,23 +187,46 @@ def next_token_labels(token_ids: Tensor, lengths: Tensor) -> Tensor:
 
 
 class _Loader(DataLoader[Batch]):
-    """A worker's `UserError` comes through as it was raised, without the worker's traceback in its message."""
+    """A loader that speaks for its workers: of the first cut caption once, and of errors without their traceback."""
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        has_warned = False
         try:
-            yield from super().__iter__()
+            for batch in super().__iter__():
+                if batch.cut_captions and not has_warned:
+                    has_warned = True
+                    self._warn_of_cut_captions(batch)
+                yield batch
         except UserError as error:
-            last = str(error).rstrip().rpartition("UserError: ")[2]
-            raise UserError(last) from error
+            raise UserError(RAISED.split(str(error).rstrip())[-1]) from error
+
+    def _warn_of_cut_captions(self, batch: Batch) -> None:
+        context_length = self.dataset.context_length  # type: ignore[attr-defined]
+        longest = batch.keys[int(batch.lengths.argmax())]
+        log.warning(
+            "%d of %d captions, such as that of %s, are cut to the context of %d tokens (not reported again)",
+            batch.cut_captions,
+            len(batch),
+            longest,
+            context_length - 3,
+        )
 
 
 def make_loader(dataset: PairDataset, order: Sequence[list[SampleRef]] | object, num_workers: int) -> DataLoader[Batch]:
-    """A loader of batches in a given order, see `grr_coca.data.order`."""
+    """A loader of batches in a given order, see `grr_coca.data.order`. The workers leave signals to their parent."""
     return _Loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=order,  # type: ignore[arg-type]
         collate_fn=collate,  # type: ignore[arg-type]
         num_workers=num_workers,
+        prefetch_factor=PREFETCHED_BATCHES if num_workers else None,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
+        worker_init_fn=_ignore_signals,
     )
+
+
+def _ignore_signals(worker: int) -> None:  # noqa: ARG001 (torch passes it)
+    # They reach the whole process group. A worker that dies of one takes away the batches of a run that is saving.
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,19 +1,30 @@
 """Decoding of whatever a file holds into an RGB image, or an error that says what is wrong with it."""
 
 import io
+import struct
 import warnings
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from grr_coca.errors import UserError
+from grr_coca.data.bad import BadSample, Cause
+
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2"})
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused from their header, before a pixel is decoded."""
 
+MAX_BYTES = 2**28
+"""Larger files are refused before they are read."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+"""Formats that a pair's image may be of. Not all that Pillow reads: it runs Ghostscript for some."""
+
+_MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"))
+
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """An RGB image from the bytes of a file of any format that Pillow reads.
+    """An RGB image from the bytes of a file of one of `FORMATS`, whatever the file is called.
 
     Of an animation the first frame counts; EXIF rotation is honoured; transparency is composited over white;
     16-bit and floating-point grey is scaled to 8 bits.
@@ -23,32 +34,63 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         name: what to call it in messages.
 
     Raises:
-        UserError: not an image, truncated, or larger than `MAX_PIXELS`.
+        BadSample: not an image, truncated, or larger than `MAX_PIXELS`.
     """
+    if not data:
+        raise BadSample(f"{name}: not an image: the file is empty", Cause.EMPTY_FILE)
     try:
         with warnings.catch_warnings():
             # Pillow warns of large images and of odd metadata, without a file's name; ours is the decision, below.
             warnings.simplefilter("ignore")
-            image: Image.Image = Image.open(io.BytesIO(data))
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UserError(_too_large(name, width, height))
+            image = open_image(data, name)
             image.load()
             image = ImageOps.exif_transpose(image)
+    except BadSample:
+        raise
     except Image.DecompressionBombError as error:
-        raise UserError(_too_large(name)) from error
+        raise _too_large(name) from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{name}: not an image in a format that can be read") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{name}: broken or truncated image ({error})") from error
+        raise BadSample(f"{name}: not an image in a format that can be read", Cause.NOT_AN_IMAGE) from error
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        raise BadSample(f"{name}: broken or truncated image ({error})", Cause.BROKEN_IMAGE) from error
     return _to_rgb(image)
 
 
-def _too_large(name: str, width: int = 0, height: int = 0) -> str:
+def open_image(data: bytes, name: str) -> Image.Image:
+    """The image with its header read and no pixel decoded.
+
+    Raises:
+        BadSample: it has more than `MAX_PIXELS`.
+        OSError, ValueError, SyntaxError, EOFError: as Pillow raises them.
+    """
+    # A WebP decoder takes memory for its canvas when it is opened: its size must be known before.
+    _require_size(*_webp_size(data), name)
+    likely = tuple(kind for magic, kind in _MAGIC if data.startswith(magic))
+    image = Image.open(io.BytesIO(data), formats=likely or FORMATS)
+    _require_size(*image.size, name)
+    return image
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height of the canvas of an extended WebP file, as its header tells; zeros for any other file.
+
+    The format: https://developers.google.com/speed/webp/docs/riff_container#extended_file_format
+    """
+    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X" or len(data) < 30:
+        return 0, 0
+    return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+
+
+def _require_size(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise _too_large(name, width, height)
+
+
+def _too_large(name: str, width: int = 0, height: int = 0) -> BadSample:
     size = f"{width} × {height}" if width else "far too many"
-    return f"{name}: {size} pixels are more than the limit of {MAX_PIXELS:,}; scale the image down first"
+    return BadSample(
+        f"{name}: {size} pixels are more than the limit of {MAX_PIXELS:,}; scale the image down first", Cause.TOO_LARGE
+    )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

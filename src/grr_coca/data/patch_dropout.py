@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-STREAM = 1
-"""Ends the seed of the draw, so that it is independent of the augmentation's, which has none at its end."""
+STREAM = 1000
+"""Ends the seed of the draw, so that it is independent of all other draws for the same sample."""
 
 
 def kept_patches(num_patches: int, share: float, rng: np.random.Generator) -> Int[Tensor, " K"]:

@@ -43,8 +43,11 @@ class Tokenizer:
 
     def encode_row(self, caption: str, context_length: int) -> list[int]:
         """`[BOS] caption [EOS]` and the slot of [CLS]; a caption that is too long loses words, never its end token."""
-        words = self.encode(caption)[: context_length - 3]
-        return [self.bos_id, *words, self.eos_id, CLS_SLOT]
+        return self.row(self.encode(caption), context_length)
+
+    def row(self, words: Sequence[int], context_length: int) -> list[int]:
+        """The row of a caption that is encoded already."""
+        return [self.bos_id, *words[: context_length - 3], self.eos_id, CLS_SLOT]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids up to the first end token."""

@@ -50,10 +50,6 @@ class Ema:
         finally:
             self._copy(own, self._weights)
 
-    def keep(self) -> None:
-        """Leave the model with the average for weights: the end of a training."""
-        self._copy(self._average, self._weights)
-
     def state_dict(self) -> dict[str, Tensor]:
         """The average by the names of the parameters, and the number of updates: all of it tensors."""
         return {**self._average, NUM_UPDATES: torch.tensor(self._num_updates)}

@@ -6,7 +6,7 @@ patches of a sample are functions of (seed, epoch, sample).
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 LOG_INTERVAL = 10
 """Steps whose mean makes one line of the log."""
@@ -20,14 +20,15 @@ SPIKE_FACTOR = 6.0
 class Progress:
     """The counters of a run. `step` counts the steps done, `log_bytes` the bytes of log that they wrote.
 
-    `window`: metrics of the steps since the last line of the log. `recent`: the newest losses. `best`: value and step
-    of the best checkpoint.
+    `replaced`: bad samples by cause. `window`: metrics of the steps since the last line of the log. `recent`: the
+    newest losses. `best`: value and step of the best checkpoint.
     """
 
     step: int = 0
     log_bytes: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    replaced: dict[str, int] = field(default_factory=dict)
     window: tuple[dict[str, float], ...] = ()
     recent: tuple[float, ...] = ()
     best: float | None = None
@@ -47,10 +48,11 @@ class Progress:
         return "spike" if is_spike else None
 
     def close_window(self) -> dict[str, float]:
-        """The means since the last line of the log; how many steps had to be skipped so far, if any."""
+        """The means since the last line of the log; steps skipped and samples replaced so far, if any were."""
         rows, self.window = self.window, ()
         means = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
-        return {**means, "skipped": float(self.skipped)} if self.skipped else means
+        skipped = {"skipped": float(self.skipped)} if self.skipped else {}
+        return {**means, **skipped, **{f"replaced/{cause}": float(n) for cause, n in sorted(self.replaced.items())}}
 
     def beats_best(self, name: str, value: float, step: int) -> bool:
         """Whether a validation score is better than all before it; if so, it is the one to beat."""

@@ -11,6 +11,7 @@ import torch
 
 from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.bad import ReplacementLog
 from grr_coca.data.pairs import PairSource
 from grr_coca.errors import Stopped, UserError
 from grr_coca.evaluate.checkpoint import evaluate_checkpoint, require_pairs
@@ -68,14 +69,15 @@ def train(
         for micro_batches in training_batches(recipe, start, pairs, ranks, first_step=progress.step):
             run.step(micro_batches, signals)
     if trainer.ema is not None:
-        trainer.ema.keep()
+        trainer.ema.apply()
     return run.checkpoint
 
 
 class Agreement(NamedTuple):
-    """What all ranks know before a step: the tokens in the global batch, and what is to be done after it."""
+    """What all ranks know before a step: what is in the global batch, and what is to be done after it."""
 
     num_tokens: int
+    num_replaced: int
     save: bool
     stop: int | None
 
@@ -118,6 +120,7 @@ class Run:
         self.log = log
         self.on_step = on_step
         self.store = CheckpointStore(out / "checkpoints", recipe.checkpoints.keep_last)
+        self.replacements = ReplacementLog(recipe.health.max_bad_share, counts=progress.replaced)
         self.pace = Pace(recipe.data.batch_size)
         self.saved_at = time.monotonic()
 
@@ -134,6 +137,7 @@ class Run:
             Stopped: a signal came in before this step; the run is saved.
         """
         agreement = self._agree(micro_batches, signals)
+        self._count_replaced(micro_batches, agreement)
         metrics = self.trainer.step(micro_batches, agreement.num_tokens, self.progress.step)
         self._note(metrics, micro_batches)
         done, is_last = self.progress.step, self.progress.step == self.recipe.schedule.steps
@@ -152,10 +156,17 @@ class Run:
         """The one exchange before a step: what each rank knows, so that all do the same after it."""
         minutes = (time.monotonic() - self.saved_at) / 60
         is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes  # clocks differ: one decides
-        known = [count_tokens(micro_batches), int(is_due), *signals.counts]
-        total, save_votes, *counts = self.ranks.sum(torch.tensor(known, device=self.ranks.device)).tolist()
+        num_replaced = sum(len(batch.replaced) for batch in micro_batches)
+        known = [count_tokens(micro_batches), num_replaced, int(is_due), *signals.counts]
+        tokens, replaced, save_votes, *counts = self.ranks.sum(torch.tensor(known, device=self.ranks.device)).tolist()
         stop = next((number for number, count in zip(SIGNALS, counts, strict=True) if count), None)
-        return Agreement(total, save_votes > 0, stop)
+        return Agreement(tokens, replaced, save_votes > 0, stop)
+
+    def _count_replaced(self, micro_batches: Sequence[Batch], agreement: Agreement) -> None:
+        mine = [replacement for batch in micro_batches for replacement in batch.replaced]
+        everyone = self.ranks.gather_objects(mine) if agreement.num_replaced else []
+        self.replacements.add(self.recipe.data.batch_size, [one for part in everyone for one in part])
+        self.progress.replaced = dict(self.replacements.counts)
 
     def _note(self, metrics: dict[str, float], micro_batches: Sequence[Batch]) -> None:
         """Count the step, and report what was wrong with it, with the keys of its pairs."""

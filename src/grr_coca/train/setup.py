@@ -4,15 +4,18 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 
+import numpy as np
+
 from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.dataset import PairDataset, clean_caption, make_loader
+from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import TrainingOrder
 from grr_coca.data.pairs import PairSource, Subset
 from grr_coca.data.patch_dropout import kept_patches
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import open_source
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
+from grr_coca.data.views import caption_texts, every_caption
 from grr_coca.errors import UserError
 from grr_coca.model import build
 from grr_coca.structure import differences
@@ -22,8 +25,8 @@ from grr_coca.train.recipe import Recipe
 HOLD_OUT_EVERY = 20
 """Where a recipe names no validation split, one pair in so many becomes it."""
 
-MAX_TOKENIZER_CAPTIONS = 1_000_000
-"""A vocabulary is trained on so many captions at most, taken evenly from all."""
+MAX_TOKENIZER_IMAGES = 1_000_000
+"""A vocabulary is trained on the captions of so many images at most, spread evenly."""
 
 
 def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
@@ -76,12 +79,12 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
     if recipe.data.val is not None:
         val = open_source(recipe.data.val)
     else:
-        held_out = range(0, len(pairs), HOLD_OUT_EVERY)
-        kept = [i for i in range(len(pairs)) if i % HOLD_OUT_EVERY]
-        pairs, val = Subset(pairs, kept), Subset(pairs, held_out)
+        indices = np.arange(len(pairs))
+        is_held_out = indices % HOLD_OUT_EVERY == 0
+        pairs, val = Subset(pairs, indices[~is_held_out]), Subset(pairs, indices[is_held_out])
     if not len(pairs):
         raise UserError(f"{recipe.data.train}: no pair is left to train on; give more pairs, or data: val")
-    return pairs, val
+    return pairs, every_caption(val)
 
 
 def training_batches(
@@ -121,6 +124,4 @@ def _new_tokenizer(recipe: Recipe) -> Tokenizer:
     if recipe.tokenizer.kind == "clip":
         return clip_bpe()
     source, _ = training_sources(recipe)
-    every = -(-len(source) // MAX_TOKENIZER_CAPTIONS)
-    captions = (clean_caption(source.caption(i), source.name(i)) for i in range(0, len(source), every))
-    return train_bpe(captions, recipe.tokenizer.vocab_size)
+    return train_bpe(caption_texts(source, limit=MAX_TOKENIZER_IMAGES), recipe.tokenizer.vocab_size)

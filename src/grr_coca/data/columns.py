@@ -1,0 +1,43 @@
+"""Which column of a table is the image's path, and which its caption."""
+
+from collections.abc import Sequence
+
+from grr_coca.errors import UserError
+
+IMAGE_COLUMNS = (
+    "image_path", "image", "img_path", "img", "image_file", "image_filename", "image_name",
+    "filepath", "file_path", "file_name", "filename", "file", "path", "name", "image_id", "id",
+)  # fmt: skip
+CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "description", "comment", "sentence", "sentences")
+"""Names in use for both, the surest first; case, spaces and dashes make no difference."""
+
+
+def find_columns(names: Sequence[str], listing: str) -> tuple[str, str]:
+    """The names of the path's and the caption's column.
+
+    Raises:
+        UserError: one is missing; lists the columns that are there.
+    """
+    plain = {_plain(name): name for name in reversed(names)}
+    image = next((plain[name] for name in IMAGE_COLUMNS if name in plain), None)
+    caption = next((plain[name] for name in CAPTION_COLUMNS if name in plain), None)
+    if image is not None and caption is not None:
+        return image, caption
+    if image is None and "url" in plain:
+        raise UserError(f"{listing}: holds URLs, and nothing is fetched; make shards of it with img2dataset first")
+    what, usual = ("the image's path", IMAGE_COLUMNS) if image is None else ("the caption", CAPTION_COLUMNS)
+    found = ", ".join(map(str, names[:20])) or "none"
+    raise UserError(f"{listing}: no column of {what}; found {found}; expected one of {', '.join(usual)}")
+
+
+def as_captions(value: object) -> tuple[str, ...]:
+    """The captions in a cell: a text, a list of texts, or nothing."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list):
+        return tuple(text for text in value if isinstance(text, str))
+    return ()
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace(" ", "_").replace("-", "_")

@@ -1,0 +1,101 @@
+"""Image files that a listing names: found where they lie, never outside the folder that they belong in."""
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from grr_coca.data.bad import BadSample, Cause
+from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES
+from grr_coca.errors import UserError
+
+ADDED_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")
+"""What a listing may leave out at the end of a file's name (ROCO writes ids)."""
+
+SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
+"""`https:`, `s3:`, `pipe:`; a single letter is a drive of Windows."""
+
+
+class ImageFiles(NamedTuple):
+    """The folder that the paths of a listing start from, and what to add to each."""
+
+    folder: Path
+    suffix: str = ""
+
+    def path(self, written: str, name: str) -> Path:
+        """Where a file lies.
+
+        Raises:
+            BadSample: outside the folder, or not a path of a file at all.
+        """
+        if SCHEME.match(written) or "\0" in written:
+            message = f"{name}: not a path of a file; nothing is fetched or run, so get the files first (img2dataset)"
+            raise BadSample(message, Cause.FORBIDDEN_PATH)
+        path = os.path.normpath(self.folder / (written + self.suffix))
+        if not Path(path).is_relative_to(os.path.normpath(self.folder)):
+            message = f"{name}: the path leaves {self.folder}; put the listing in a folder that holds the images"
+            raise BadSample(message, Cause.FORBIDDEN_PATH)
+        return Path(path)
+
+
+def find_images(listing: Path, written: Iterable[str], folders: Sequence[Path]) -> ImageFiles:
+    """The first of some folders that holds one of the files that a listing names.
+
+    Args:
+        listing: for messages.
+        written: the first paths of the listing, as it has them; one that is there decides.
+        folders: where to look, in this order.
+
+    Raises:
+        UserError: none is anywhere; names the places looked at.
+    """
+    first, refused = None, None
+    for text in written:
+        first = first or text
+        for folder in folders:
+            for suffix in ("",) if _is_image_name(text) else ADDED_SUFFIXES:
+                files = ImageFiles(folder, suffix)
+                try:
+                    if files.path(text, f"{listing}: {text}").is_file():
+                        return files
+                except BadSample as error:
+                    refused = refused or error
+    if refused is not None:
+        raise UserError(str(refused))
+    if first is None:
+        raise UserError(f"{listing}: no pairs")
+    looked = ", ".join(str(folder) for folder in folders)
+    raise UserError(f"{listing}: the images are not there, such as {first}; looked in {looked}")
+
+
+def read_file(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
+    """The content of a file.
+
+    Raises:
+        BadSample: it is not there, no regular file, too large or cannot be read.
+    """
+    try:
+        # Not blocking: a named pipe without a writer would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadSample(f"{name}: not a file", Cause.UNREADABLE)
+            if status.st_size > limit:
+                raise BadSample(f"{name}: {status.st_size:,} bytes are more than the limit", Cause.TOO_LARGE)
+            return file.read()
+    except FileNotFoundError as error:
+        raise BadSample(f"{name}: the file {path} is not there", Cause.NO_IMAGE) from error
+    except OSError as error:
+        raise BadSample(f"{name}: cannot be read ({error.strerror})", Cause.UNREADABLE) from error
+
+
+def without_suffix(written: str) -> str:
+    """A path without the suffix of an image."""
+    return written.rpartition(".")[0] if _is_image_name(written) else written
+
+
+def _is_image_name(written: str) -> bool:
+    return written.rpartition(".")[2].lower() in IMAGE_SUFFIXES

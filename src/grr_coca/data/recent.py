@@ -1,0 +1,34 @@
+"""The things used last, up to a number of them."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Recent(Generic[T]):
+    """Opens things by number and keeps the `size` used last; `close` is called for those that are dropped.
+
+    A copy in another process starts empty: open files and maps mean nothing there.
+    """
+
+    def __init__(self, open_: Callable[[int], T], close: Callable[[T], None] | None, size: int) -> None:
+        self._open = open_
+        self._close = close
+        self._size = size
+        self._items: OrderedDict[int, T] = OrderedDict()
+
+    def __getitem__(self, number: int) -> T:
+        if number in self._items:
+            self._items.move_to_end(number)
+            return self._items[number]
+        item = self._items[number] = self._open(number)
+        if len(self._items) > self._size:
+            _, oldest = self._items.popitem(last=False)
+            if self._close is not None:
+                self._close(oldest)
+        return item
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_items": OrderedDict()}

@@ -1,0 +1,24 @@
+"""Many strings in little memory."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+
+class Strings:
+    """A fixed list of strings as one run of UTF-8 and the offsets in it: no object for each of millions of strings."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        content, ends = bytearray(), []
+        for string in strings:
+            content += string.encode("utf-8", "surrogatepass")
+            ends.append(len(content))
+        self._content = bytes(content)
+        self._ends = np.array(ends, dtype=np.uint64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = int(self._ends[index - 1]) if index else 0
+        return self._content[start : int(self._ends[index])].decode("utf-8", "surrogatepass")

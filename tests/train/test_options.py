@@ -6,9 +6,13 @@ A key that is read and then forgotten is the worst defect that a recipe can have
 from dataclasses import replace
 
 import pytest
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from grr_coca.checkpoint import from_pretrained
+from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.structure import from_dict, to_dict
+from grr_coca.train import blocks
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, Recipe
 from support import differing, pretrain, real_pairs, tiny_recipe, weights, write_shard
@@ -86,3 +90,50 @@ def test_defaults_written_out_are_no_option_at_all(plain, tmp_path):
         compile=False,
     )
     assert differing(weights(pretrain(explicit, tmp_path / "run")), expected) == []
+
+
+# --- Options that leave the numbers, or part of them, as they are
+
+
+def test_patch_dropout_leaves_out_patches_in_training_and_none_in_validation(plain, tmp_path, monkeypatch):
+    recipe = with_key(plain[0], "model.image_size", 64)
+    seen, forward = set(), ImageEncoder.forward
+
+    def spy(self, images, kept_patches=None):
+        seen.add((self.training, None if kept_patches is None else kept_patches.shape[1]))
+        return forward(self, images, kept_patches)
+
+    monkeypatch.setattr(ImageEncoder, "forward", spy)
+    half = with_key(recipe, "data.patch_dropout", 0.5)
+    dropped = [weights(pretrain(half, tmp_path / name)) for name in ("a", "b")]
+    assert seen == {(True, 8), (False, None)}
+    assert differing(*dropped) == []
+    assert differing(dropped[0], weights(pretrain(recipe, tmp_path / "all")))
+
+
+def test_ema_keeps_and_evaluates_the_average_and_trains_as_without(plain, tmp_path):
+    recipe, folder, expected = plain
+    averaged = weights(pretrain(with_key(recipe, "ema", 0.99), tmp_path / "run"))
+    assert len(differing(averaged, expected)) > len(expected) // 2
+    assert differing(averaged, weights(from_pretrained(tmp_path / "run"))) == []
+    (row,), (other,) = (read_metrics(run, "train") for run in (folder, tmp_path / "run"))
+    assert row["coca"] == other["coca"]
+    assert read_metrics(folder, "val")[0]["coca_loss"] != read_metrics(tmp_path / "run", "val")[0]["coca_loss"]
+    nothing = weights(pretrain(with_key(recipe, "ema", 0.0), tmp_path / "newest"))
+    assert differing(nothing, expected) == []
+
+
+def test_gradient_checkpointing_computes_blocks_again_and_changes_no_weight(plain, tmp_path, monkeypatch):
+    recipe, _, expected = plain
+    calls = []
+    monkeypatch.setattr(blocks, "checkpoint", lambda *args, **options: calls.append(1) or checkpoint(*args, **options))
+    trained = pretrain(with_key(recipe, "gradient_checkpointing", True), tmp_path / "run")
+    assert len(calls) == 4 * 8, "of four steps, eight blocks"
+    assert differing(weights(trained), expected) == []
+
+
+def test_compile_compiles_every_block(plain, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append(self))
+    pretrain(with_key(plain[0], "compile", True), tmp_path / "run")
+    assert len(set(compiled)) == 8

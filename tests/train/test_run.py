@@ -187,11 +187,18 @@ def test_a_broken_image_stops_the_run_with_its_name(tmp_path):
         pretrain(recipe, tmp_path / "run")
 
 
-def test_an_empty_caption_stops_the_run_before_it_starts_with_the_pairs_name(tmp_path):
+def test_bad_samples_are_replaced_and_counted_by_cause_in_the_log(tmp_path):
     pairs = list(real_pairs(16))
     pairs[5] = with_caption(pairs[5], " ")
-    with pytest.raises(UserError, match=f"{pairs[5].key}: the caption is empty"):
-        new_checkpoint(tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs)), ALONE)
+    members = shard_members(pairs)
+    members[f"{pairs[11].key}.webp"] = b"<html>"
+    shard = write_tar(tmp_path / "pairs.tar", members)
+    val = write_shard(tmp_path / "val.tar", real_pairs(8, split="val"))
+    recipe = tiny_recipe(shard, steps=4)  # of 8 pairs: two epochs
+    recipe = replace(recipe, data=replace(recipe.data, val=str(val)))
+    pretrain(recipe, tmp_path / "run")
+    (row,) = read_metrics(tmp_path / "run", "train")
+    assert (row["replaced/empty caption"], row["replaced/not an image"]) == (2, 2)
 
 
 def test_a_validation_split_that_is_too_small_is_found_before_the_first_step(shard, tmp_path):

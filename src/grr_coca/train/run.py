@@ -25,7 +25,7 @@ from grr_coca.train.progress import LOG_INTERVAL, Progress
 from grr_coca.train.ranks import Ranks
 from grr_coca.train.recipe import Recipe, save_recipe
 from grr_coca.train.resume import with_its_precision
-from grr_coca.train.setup import training_batches, training_sources
+from grr_coca.train.setup import sound_validation, training_batches, training_sources
 from grr_coca.train.signals import SIGNALS, StopSignals
 from grr_coca.train.snapshot import restore, save
 from grr_coca.train.step import Trainer, autocast, count_tokens, resolve_precision
@@ -60,6 +60,7 @@ def train(
     ranks = Ranks.here(device)
     recipe = _resolve(recipe, start, out, ranks, resume_from)
     pairs, val = training_sources(recipe)
+    val = sound_validation(val)
     require_pairs(val, recipe.evaluation.batch_size)
     trainer = build_trainer(recipe, start, ranks)
     progress = Progress() if resume_from is None else restore(resume_from, trainer)
@@ -144,7 +145,7 @@ class Run:
         validate = is_last or done % self.recipe.evaluation.interval == 0
         if validate or done % LOG_INTERVAL == 0:
             self._log_window()
-        is_best = validate and self._validate_or_save()
+        is_best = validate and self._validate()
         interval = self.recipe.checkpoints.interval
         is_due = validate if interval is None else is_last or is_best or done % interval == 0
         if is_due or agreement.save or agreement.stop is not None:
@@ -191,13 +192,6 @@ class Run:
         self.log.show(self.progress.step, "train", pace)
         if self.ranks.is_first:
             self.on_step(self.progress.step, {**metrics, **pace})
-
-    def _validate_or_save(self) -> bool:
-        try:
-            return self._validate()
-        except UserError:  # a broken pair in the validation split must not cost what was learned
-            self._save()
-            raise
 
     def _validate(self) -> bool:
         """Evaluate; returns whether the model is the best so far by the score that the recipe names."""

@@ -1,5 +1,6 @@
 """What a run starts with: a model, pairs to train on, and their order."""
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -15,15 +16,17 @@ from grr_coca.data.patch_dropout import kept_patches
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import open_source
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
-from grr_coca.data.views import caption_texts, every_caption
+from grr_coca.data.views import caption_texts, every_caption, sound_pairs
 from grr_coca.errors import UserError
 from grr_coca.model import build
 from grr_coca.structure import differences
 from grr_coca.train.ranks import Ranks
 from grr_coca.train.recipe import Recipe
 
-HOLD_OUT_EVERY = 20
-"""Where a recipe names no validation split, one pair in so many becomes it."""
+log = logging.getLogger(__name__)
+
+HOLD_OUT_EVERY, MAX_HELD_OUT = 20, 5000
+"""Where a recipe names no validation split, one pair in so many becomes it, but no more than so many."""
 
 MAX_TOKENIZER_IMAGES = 1_000_000
 """A vocabulary is trained on the captions of so many images at most, spread evenly."""
@@ -70,7 +73,7 @@ def check_start(start: Checkpoint, recipe: Recipe) -> None:
 
 
 def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
-    """The pairs to train on and those to validate on.
+    """The pairs to train on and those to validate on, of which each caption is one.
 
     Raises:
         UserError: no pair is left to train on.
@@ -80,11 +83,19 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
         val = open_source(recipe.data.val)
     else:
         indices = np.arange(len(pairs))
-        is_held_out = indices % HOLD_OUT_EVERY == 0
+        is_held_out = indices % max(HOLD_OUT_EVERY, -(-len(pairs) // MAX_HELD_OUT)) == 0
         pairs, val = Subset(pairs, indices[~is_held_out]), Subset(pairs, indices[is_held_out])
     if not len(pairs):
         raise UserError(f"{recipe.data.train}: no pair is left to train on; give more pairs, or data: val")
     return pairs, every_caption(val)
+
+
+def sound_validation(val: PairSource) -> PairSource:
+    """The validation pairs that can be read: a broken one must not end a long run at its first validation."""
+    sound, bad = sound_pairs(val)
+    if bad:
+        log.warning("%d of %d validation pairs are left out as broken, the first: %s", len(bad), len(val), bad[0])
+    return sound
 
 
 def training_batches(

@@ -1,0 +1,78 @@
+"""The model as a caption decoder sees it: token ids in, logits of the next token out, the past kept in caches.
+
+Shapes: B images, R rows of captions (R / B in a row belong to one image), T new tokens, S slots, Q image tokens,
+V vocabulary.
+"""
+
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from grr_coca.generate.absorbed import AbsorbedCrossAttention
+from grr_coca.generate.cache import KeyValueCache
+from grr_coca.layers.attention import CrossAttention, KeyValues
+from grr_coca.layers.precision import at_least_fp32
+from grr_coca.model import CoCa
+
+
+class CachedDecoder:
+    """Both text halves with their caches. What is read of an image is made once and never copied per caption.
+
+    `num_reads` is how many tokens will be decoded for each image: with few, `AbsorbedCrossAttention` is cheaper than
+    keys and values.
+    """
+
+    def __init__(self, model: CoCa, image_tokens: Float[Tensor, "B Q C"], num_slots: int, num_reads: int) -> None:
+        self.model = model
+        self.position = 0
+        self.contexts = [_context(block, image_tokens, num_reads) for block in model.multimodal_decoder.blocks]
+        self.text_caches = [KeyValueCache(num_slots) for _ in model.text_decoder.blocks]
+        self.multimodal_caches = [KeyValueCache(num_slots) for _ in model.multimodal_decoder.blocks]
+
+    @property
+    def num_images(self) -> int:
+        """Images that are still being captioned."""
+        return len(self.contexts[0][0]) if isinstance(self.contexts[0], KeyValues) else len(self.contexts[0])
+
+    def step(self, token_ids: Int[Tensor, "R T"], mask: Bool[Tensor, "#B 1 L S"] | None = None) -> Float[Tensor, "R V"]:
+        """Logits of what follows the last of the new tokens; `mask` as in `KeyValueCache`."""
+        num_tokens = token_ids.shape[1]
+        if num_tokens > 1:
+            assert self.position == 0, "several tokens at once only at the beginning"
+            mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=token_ids.device).tril()[None, None]
+        positions = torch.arange(self.position, self.position + num_tokens, device=token_ids.device)
+        for cache in (*self.text_caches, *self.multimodal_caches):
+            cache.positions, cache.mask = positions, mask
+        self.position += num_tokens
+        x = self.model.text_decoder.prefix(token_ids, self.text_caches)  # R T D
+        decoder = self.model.multimodal_decoder
+        for block, context, cache in zip(decoder.blocks, self.contexts, self.multimodal_caches, strict=True):
+            x = block(x, context, cache)
+        return at_least_fp32(decoder.lm_head(decoder.norm(x[:, -1])))
+
+    def repeat(self, count: int) -> None:
+        """Give each line of slots `count` copies in a row: several captions go on from one prompt."""
+        lines = torch.arange(self.num_images, device=next(self.model.parameters()).device).repeat_interleave(count)
+        self._select_lines(lines)
+
+    def keep(self, images: Int[Tensor, " B"], lines: Int[Tensor, " L"]) -> None:
+        """Go on with some images and their lines of slots alone."""
+        self.contexts = [
+            KeyValues(*(kept[images] for kept in context)) if isinstance(context, KeyValues) else context[images]
+            for context in self.contexts
+        ]
+        self._select_lines(lines)
+
+    def _select_lines(self, lines: Int[Tensor, " L"]) -> None:
+        for cache in (*self.text_caches, *self.multimodal_caches):
+            cache.select(lines)
+
+
+def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_reads: int) -> Tensor | KeyValues:
+    """What a block reads of the images: their tokens, or its keys and values, laid out head by head."""
+    attn = cast(CrossAttention | AbsorbedCrossAttention, block.cross_attn)
+    if isinstance(attn, AbsorbedCrossAttention) and attn.pays(num_reads, image_tokens.shape[1]):
+        return image_tokens
+    return KeyValues(*(kept.transpose(1, 2).contiguous().transpose(1, 2) for kept in attn.project(image_tokens)))

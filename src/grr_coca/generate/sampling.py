@@ -1,0 +1,74 @@
+"""Drawing the next token: pure functions on logits, and a source of chance of its own for each caption.
+
+Shapes: R rows of captions, V vocabulary. A token that cannot be drawn has logit -inf.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from grr_coca.generate.options import GenerationOptions
+from grr_coca.generate.topk import largest
+
+FIRST_LOOK = 128
+"""Tokens that the nucleus is looked for among at first."""
+
+
+def draw(
+    log_probs: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"], options: GenerationOptions
+) -> Int[Tensor, " R"]:
+    """One token for each row; `uniforms` in [0, 1) decide which."""
+    assert options.temperature is not None
+    logits, ids = log_probs / options.temperature, None
+    if options.top_k is not None:
+        logits, ids = largest(logits, options.top_k)
+    if options.top_p is not None:
+        logits, among = keep_top_p(logits, options.top_p)
+        ids = among if ids is None else ids.gather(1, among)
+    if options.min_p is not None:
+        logits = keep_min_p(logits, options.min_p)
+    drawn = inverse_cdf(logits, uniforms)
+    return drawn if ids is None else ids.gather(1, drawn[:, None])[:, 0]
+
+
+def keep_top_p(logits: Float[Tensor, "R V"], p: float) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
+    """The fewest tokens whose probabilities sum to at least p, likeliest first, and which they are.
+
+    Rows that keep fewer than others have logits of -inf behind them.
+    """
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    num_looked_at = FIRST_LOOK
+    while True:  # sorting all of a large vocabulary would take longer than the model
+        kept, ids = largest(logits, min(num_looked_at, logits.shape[1]))
+        probs = (kept - total).exp()
+        before = probs.cumsum(dim=-1) - probs
+        if kept.shape[1] == logits.shape[1] or (before[:, -1] >= p).all():
+            return kept.masked_fill(before >= p, -math.inf), ids
+        num_looked_at *= 8
+
+
+def keep_min_p(logits: Float[Tensor, "R V"], p: float) -> Float[Tensor, "R V"]:
+    """Keep the tokens that are at least p times as likely as the likeliest."""
+    return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), -math.inf)
+
+
+def inverse_cdf(logits: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
+    """The token at which the summed probability passes each uniform number."""
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    passed = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return passed.clamp(max=logits.shape[1] - 1)
+
+
+def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int) -> Float[Tensor, "R length"]:
+    """Numbers in [0, 1), fp64, on the CPU: a row for each draw of each key, from the seed, the key and no other row."""
+    rows = []
+    for key in keys:
+        for i in range(num_draws):
+            digest = hashlib.sha256(f"{seed}:{key}:{i}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+            rows.append(torch.rand(length, generator=generator, dtype=torch.float64))
+    return torch.stack(rows)

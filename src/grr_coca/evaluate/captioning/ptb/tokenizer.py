@@ -1,9 +1,18 @@
-"""The tokens that caption metrics count: the Penn Treebank tokenizer of the COCO caption evaluation."""
+"""The tokens that caption metrics count: those of the COCO caption evaluation, which runs Stanford's tokenizer of 2014.
+
+A rule is a pattern of a token and of what must follow it. At each place the rule wins that takes in most, what follows
+counted; of equals, the first. Letters are compared without regard to case, except where a rule says otherwise. Each
+caption stands alone here; there, the first word of the next one may decide over a letter with a point at the end.
+"""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
 
-from grr_coca.evaluate.captioning.ptb_rules import rules
+from grr_coca.evaluate.captioning.ptb.mark_rules import addresses, marks, numbers
+from grr_coca.evaluate.captioning.ptb.rewrite import Rewrite
+from grr_coca.evaluate.captioning.ptb.word_rules import abbreviations, compounds, words
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 """Tokens that are not counted. Brackets are: the evaluation lists them as -LRB- and meets them as -lrb-."""
@@ -14,16 +23,27 @@ CONTRACTED = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
 NEWLINES = re.compile("\r\n|[\n\r\x0b\x0c\x85\u2028\u2029]")
 
 
+class Rule(NamedTuple):
+    """`pattern`: group 1 is the token, the rest must follow; `rewrite`: how the token is written."""
+
+    pattern: re.Pattern[str]
+    rewrite: Rewrite
+
+
+@cache
+def rules() -> tuple[Rule, ...]:
+    """All rules in their order."""
+    parts = (words(), addresses(), numbers(), abbreviations(), marks(), compounds())
+    return tuple(
+        Rule(re.compile(pattern, re.IGNORECASE | re.ASCII), rewrite) for part in parts for pattern, rewrite in part
+    )
+
+
 def tokenize(caption: str) -> list[str]:
     """Lower-case tokens of a caption, without punctuation."""
     text = NEWLINES.sub(" ", caption).rstrip() + "\n"
     tokens = (token for written in _scan(text) for token in written.lower().split(" "))
     return [token for token in tokens if token and token not in PUNCTUATION]
-
-
-def tokenize_all(captions: Sequence[str]) -> list[list[str]]:
-    """The tokens of every caption."""
-    return [tokenize(caption) for caption in captions]
 
 
 def _scan(text: str) -> Iterator[str]:

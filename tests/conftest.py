@@ -15,6 +15,7 @@ ROOMS_OF_TENSORS = (
     "losses",
     "model",
     "evaluate.metrics",
+    "evaluate.retrieval",
     "evaluate.split",
     "generate",
     "train.optimizer",

@@ -12,7 +12,7 @@ VERBS = {
     "demo": "pretrain, fine-tune and compare both models on the corpora that come with the code",
     "pretrain": "train a new model on image-text pairs",
     "finetune": "go on from a checkpoint on pairs of another domain",
-    "evaluate": "losses, perplexity and retrieval of a checkpoint on a split",
+    "evaluate": "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split",
     "compare": "two checkpoints side by side on the same splits",
     "caption": "caption images with a checkpoint",
     "info": "parts, parameters and FLOPs of a preset, or what two presets differ in",

@@ -53,7 +53,7 @@ class Measure:
 
     def value(self) -> float:
         """The metric of the corpus itself."""
-        return float(self.aggregate(self.statistics.sum(axis=0)))
+        return float(self.aggregate(self.statistics.sum(axis=0, keepdims=True))[0])
 
     def interval(self, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
         """The metric with its 95 % interval."""

@@ -15,7 +15,7 @@ from grr_coca.evaluate.metrics import chance_recall, rank_of_first_hit
 RightAnswers = Literal["own", "equal"]
 """own: the captions of an image itself, as the literature counts; equal: also those that read the same."""
 
-SIMILARITIES_AT_ONCE = 16_000_000
+SIMILARITIES_AT_ONCE = 2_000_000
 TIE = 1e-6
 """Similarities that differ by less are a tie: rounding, which depends on the block, decides no rank."""
 
@@ -107,12 +107,12 @@ def retrieve(gallery: Gallery, right: RightAnswers) -> Retrieval:
         similarity, relevant = _block(gallery, captions, block, right)
         best = torch.maximum(best, similarity.masked_fill(~relevant, float("-inf")).amax(dim=0))
         text_right += relevant.sum(dim=0)
-        image_rank.append(rank_of_first_hit(similarity + TIE * ~relevant, relevant))
+        image_rank.append(rank_of_first_hit(similarity, relevant, TIE))
         image_right.append(relevant.sum(dim=1))
     text_rank = torch.zeros(num_texts, dtype=torch.long)
     for block in blocks:  # again: which image is best for a text is known only now
         similarity, relevant = _block(gallery, captions, block, right)
-        text_rank += (~(similarity + TIE < best) & ~relevant).sum(dim=0)
+        text_rank += (~(similarity < best - TIE) & ~relevant).sum(dim=0)
     return Retrieval(
         Ranks(text_rank, text_right, len(gallery.image)),
         Ranks(torch.cat(image_rank), torch.cat(image_right), num_texts),

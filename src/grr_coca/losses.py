@@ -21,10 +21,6 @@ class Losses(NamedTuple):
     captioning: Float[Tensor, ""]
     coca: Float[Tensor, ""]
 
-    def detached(self) -> dict[str, Tensor]:
-        """The values by name, without their graph."""
-        return {name: loss.detach() for name, loss in self._asdict().items()}
-
 
 class EmbeddedPairs(NamedTuple):
     """Unit vectors; text i belongs to image i."""

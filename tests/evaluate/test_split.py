@@ -11,13 +11,14 @@ from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.sources import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.checkpoint import as_dataset, evaluate_checkpoint
-from grr_coca.evaluate.split import Embeddings, evaluate_split, split_contrastive_loss
+from grr_coca.evaluate.split import Embeddings, Scaling, evaluate_split, split_contrastive_loss
 from grr_coca.losses import EmbeddedPairs, contrastive_loss, same_pair
 from grr_coca.train.setup import new_checkpoint
 from support import ALONE, BATCH_SIZE, real_pairs, tiny_recipe, with_caption, write_shard
 
 NUM_PAIRS = 20
 SCALE = torch.tensor(math.log(10.0))
+SCALING = Scaling(SCALE)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_a_split_of_one_batch_has_that_batchs_loss():
     e = random_embeddings(8)
     pairs = EmbeddedPairs(e.image, e.text)
     expected = contrastive_loss(pairs, pairs, SCALE, None, same_pair(e.caption_ids, e.image_ids), 0)
-    assert split_contrastive_loss(e, SCALE, 8) == pytest.approx(expected.item())
+    assert split_contrastive_loss(e, SCALING, 8) == pytest.approx(expected.item())
 
 
 @pytest.mark.parametrize("num_pairs", [9, 12, 15])
@@ -125,14 +126,14 @@ def test_every_pair_counts_and_every_batch_is_of_the_stated_size(monkeypatch, nu
 
     monkeypatch.setattr("grr_coca.evaluate.split.contrastive_loss", spy)
     e = random_embeddings(num_pairs)
-    assert split_contrastive_loss(e, SCALE, 4) == 1.0
+    assert split_contrastive_loss(e, SCALING, 4) == 1.0
     assert {len(batch) for batch in seen} == {4}
     assert {value for batch in seen for value in batch} == set(e.image[:, 0].tolist())
 
 
 def test_the_contrastive_loss_grows_with_the_batch_size():
     e = random_embeddings(64)
-    small, large = (split_contrastive_loss(e, SCALE, size) for size in (4, 32))
+    small, large = (split_contrastive_loss(e, SCALING, size) for size in (4, 32))
     assert large > small + 1
 
 
@@ -190,4 +191,4 @@ def test_a_model_that_has_diverged_still_gets_its_numbers(checkpoint, shard):
 def test_a_better_model_has_the_better_numbers():
     e = random_embeddings(16)
     perfect = replace(e, text=e.image)
-    assert split_contrastive_loss(perfect, SCALE, 8) < split_contrastive_loss(e, SCALE, 8)
+    assert split_contrastive_loss(perfect, SCALING, 8) < split_contrastive_loss(e, SCALING, 8)

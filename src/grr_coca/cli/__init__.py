@@ -13,7 +13,7 @@ VERBS = {
     "demo": "pretrain, fine-tune and compare both models on the corpora that come with the code",
     "pretrain": "train a new model on image-text pairs",
     "finetune": "go on from a checkpoint on pairs of another domain",
-    "evaluate": "losses, perplexity and retrieval of a checkpoint on a split",
+    "evaluate": "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split",
     "compare": "two checkpoints side by side on the same splits",
     "caption": "caption images with a checkpoint",
     "data": "check image-text pairs, count them, or convert them to shards",

@@ -5,8 +5,16 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.cli.splits import evaluate_paths, load
+from grr_coca.cli.splits import load, measure_paths
+from grr_coca.evaluate.checkpoint import Measured
 from grr_coca.study.table import average_row, format_table, row
+
+DIFFERENCES = {
+    "contrastive loss": "contrastive_loss",
+    "perplexity": "perplexity",
+    "CoCa loss": "coca_loss",
+    "R@1": "text_to_image/R@1",
+}
 
 
 def run(
@@ -24,9 +32,17 @@ def run(
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
     """
     models = (load(checkpoint), load(baseline))
-    first, second = (evaluate_paths(model, data, batch_size) for model in models)
-    rows = [row(name, first[name], second[name]) for name in first]
+    first, second = (measure_paths(model, data, batch_size) for model in models)
+    rows = [row(path, first[path].evaluation, second[path].evaluation) for path in first]
     if len(rows) > 1:
         rows.append(average_row("average", rows))
     print(format_table(rows, (models[0].preset, models[1].preset)))
     print(f"contrastive loss of batches of {batch_size} pairs; R@1 text to image; changes over {models[1].preset}")
+    print("differences, with intervals of level 0.95 over images of the split (not over seeds of training):")
+    for path in first:
+        print(f"{path}: {_differences(first[path], second[path])}")
+
+
+def _differences(first: Measured, second: Measured) -> str:
+    found = {title: first.measures[key].difference(second.measures[key]) for title, key in DIFFERENCES.items()}
+    return "; ".join(f"{title} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" for title, d in found.items())

@@ -7,8 +7,7 @@ import torch
 from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.data.sources import open_source
 from grr_coca.errors import UserError
-from grr_coca.evaluate.checkpoint import evaluate_checkpoint
-from grr_coca.evaluate.split import Evaluation
+from grr_coca.evaluate.checkpoint import Measured, measure_checkpoint
 from grr_coca.train.recipe import LossRecipe
 
 
@@ -17,13 +16,22 @@ def load(path: Path) -> Checkpoint:
     return from_pretrained(path, "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def evaluate_paths(checkpoint: Checkpoint, paths: tuple[str, ...], batch_size: int) -> dict[str, Evaluation]:
-    """Evaluate on each path, under the paper's loss weights; the path is the name."""
+def require_paths(paths: tuple[str, ...]) -> None:
+    """Make sure that there is something to evaluate on.
+
+    Raises:
+        UserError: there is not.
+    """
     if not paths:
         raise UserError("nothing to evaluate on; give --data PATH [PATH …], .tar shards or a folder")
+
+
+def measure_paths(checkpoint: Checkpoint, paths: tuple[str, ...], batch_size: int) -> dict[str, Measured]:
+    """Losses and retrieval on each path, under the paper's loss weights; the path is the name."""
+    require_paths(paths)
     weights = LossRecipe()
     return {
-        path: evaluate_checkpoint(
+        path: measure_checkpoint(
             checkpoint, open_source(path), batch_size, weights.contrastive_weight, weights.captioning_weight
         )
         for path in paths

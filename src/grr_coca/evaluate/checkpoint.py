@@ -1,11 +1,24 @@
 """Evaluation of a checkpoint on a source of pairs."""
 
+from dataclasses import dataclass
+
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.pairs import PairSource
 from grr_coca.errors import UserError
-from grr_coca.evaluate.split import Evaluation, evaluate_split
+from grr_coca.evaluate.bootstrap import Measure
+from grr_coca.evaluate.measures import loss_measures, retrieval_measures
+from grr_coca.evaluate.retrieval import Gallery, make_gallery, retrieve
+from grr_coca.evaluate.split import Evaluation, PairResults, aggregate, run_pairs, scaling_of
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The numbers of a split, and the same as measures: what intervals and paired comparisons are made of."""
+
+    evaluation: Evaluation
+    measures: dict[str, Measure]
 
 
 def evaluate_checkpoint(
@@ -28,9 +41,35 @@ def evaluate_checkpoint(
         UserError: a pair is broken, or the split has fewer pairs than `batch_size`.
     """
     require_pairs(source, batch_size)
+    results = pair_results(checkpoint, source, batch_size)
+    return aggregate(results, scaling_of(checkpoint.model), batch_size, contrastive_weight, captioning_weight)
+
+
+def measure_checkpoint(
+    checkpoint: Checkpoint,
+    source: PairSource,
+    batch_size: int,
+    contrastive_weight: float,
+    captioning_weight: float,
+) -> Measured:
+    """`evaluate_checkpoint`, and what its intervals are made of."""
+    require_pairs(source, batch_size)
+    results = pair_results(checkpoint, source, batch_size)
+    settings = (scaling_of(checkpoint.model), batch_size, contrastive_weight, captioning_weight)
+    found = retrieve(gallery_of(results), "equal")
+    return Measured(aggregate(results, *settings), {**loss_measures(results, *settings), **retrieval_measures(found)})
+
+
+def pair_results(checkpoint: Checkpoint, source: PairSource, batch_size: int) -> PairResults:
+    """What the checkpoint's model says of each pair, `batch_size` of them at a time."""
     dataset = as_dataset(checkpoint, source)
-    loader = make_loader(dataset, EvaluationOrder(len(dataset), batch_size), num_workers=0)
-    return evaluate_split(checkpoint.model, loader, batch_size, contrastive_weight, captioning_weight)
+    return run_pairs(checkpoint.model, make_loader(dataset, EvaluationOrder(len(dataset), batch_size), num_workers=0))
+
+
+def gallery_of(results: PairResults) -> Gallery:
+    """A split to search, each image once."""
+    e = results.embeddings
+    return make_gallery(e.image, e.text, e.caption_ids, e.image_ids)
 
 
 def as_dataset(checkpoint: Checkpoint, source: PairSource) -> PairDataset:

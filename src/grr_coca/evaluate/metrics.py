@@ -4,7 +4,7 @@ Shapes: N queries, M candidates.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -14,20 +14,27 @@ def recall_at_k(similarity: Float[Tensor, "N M"], relevant: Bool[Tensor, "N M"],
     A query may have several right answers: equal captions, several captions of one image. A tie counts against
     the right answer, so that a collapsed model, to which all is equal, scores nothing.
     """
-    return (_rank_of_first_hit(similarity, relevant) < k).double().mean().item()
+    return (rank_of_first_hit(similarity, relevant) < k).double().mean().item()
+
+
+def rank_of_first_hit(
+    similarity: Float[Tensor, "N M"], relevant: Bool[Tensor, "N M"], tie: float = 0.0
+) -> Int[Tensor, " N"]:
+    """How many wrong candidates come before the best right one, or level with it: not below it by more than `tie`."""
+    best = similarity.masked_fill(~relevant, float("-inf")).amax(dim=1, keepdim=True)
+    # Not `similarity >= best`: that is false for NaN, and a model that has diverged would rank first.
+    return (~(similarity < best - tie) & ~relevant).sum(dim=1)
 
 
 def chance_recall_at_k(relevant: Bool[Tensor, "N M"], k: int) -> float:
     """Expected recall at k of a random order of the candidates."""
-    num_candidates = relevant.shape[1]
-    wrong = num_candidates - relevant.sum(dim=1).double()
+    return chance_recall(relevant.sum(dim=1), relevant.shape[1], k)
+
+
+def chance_recall(num_right: Int[Tensor, " N"], num_candidates: int, k: int) -> float:
+    """Expected recall at k of a random order, from the number of right answers of each query."""
+    wrong = num_candidates - num_right.double()
     missed = torch.ones_like(wrong)
     for drawn in range(min(k, num_candidates)):
         missed *= (wrong - drawn).clamp(min=0) / (num_candidates - drawn)
     return (1 - missed).mean().item()
-
-
-def _rank_of_first_hit(similarity: Tensor, relevant: Tensor) -> Tensor:
-    best = similarity.masked_fill(~relevant, float("-inf")).amax(dim=1, keepdim=True)
-    # Not `similarity >= best`: that is false for NaN, and a model that has diverged would rank first.
-    return (~(similarity < best) & ~relevant).sum(dim=1)

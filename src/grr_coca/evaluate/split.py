@@ -1,8 +1,12 @@
-"""Losses and retrieval of a model on one split."""
+"""Losses and retrieval of a model on one split: what it says of each pair, and then the numbers.
+
+Shapes: N pairs, E embedding width.
+"""
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grr_coca.batch import IGNORE_INDEX, Batch
-from grr_coca.evaluate.metrics import chance_recall_at_k, recall_at_k
 from grr_coca.evaluate.mode import evaluating
+from grr_coca.evaluate.retrieval import Ranks, make_gallery, retrieve
 from grr_coca.losses import EmbeddedPairs, contrastive_loss, same_pair
 from grr_coca.model import CoCa
 
@@ -22,7 +26,7 @@ MAX_LOG_PERPLEXITY = 700.0
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A whole split, embedded. N pairs, E embedding width."""
+    """A whole split, embedded."""
 
     image: Float[Tensor, "N E"]
     text: Float[Tensor, "N E"]
@@ -30,12 +34,38 @@ class Embeddings:
     image_ids: Int[Tensor, " N"]
 
 
+class Scaling(NamedTuple):
+    """How a model makes logits of similarities; the bias is the sigmoid loss's."""
+
+    logit_scale: Float[Tensor, ""]
+    logit_bias: Float[Tensor, ""] | None = None
+
+
+def scaling_of(model: CoCa) -> Scaling:
+    """A model's scaling, on the CPU."""
+    bias = None if model.logit_bias is None else model.logit_bias.detach().cpu()
+    return Scaling(model.logit_scale.detach().cpu(), bias)
+
+
+@dataclass(frozen=True)
+class PairResults:
+    """What a model says of each pair: `nll` is the sum over a caption's tokens, in nats.
+
+    Nothing is aggregated: parts of a split, such as those of several processes, are joined by `concatenate`.
+    """
+
+    embeddings: Embeddings
+    nll: Float[Tensor, " N"]
+    num_tokens: Int[Tensor, " N"]
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What is reported of a split, always under these names.
 
     `contrastive_loss` is the mean over batches of exactly `contrastive_batch_size` pairs; `perplexity` is the
-    exponential of `captioning_loss`, per token; recalls are shares, `chance` that of a random order.
+    exponential of `captioning_loss`, per token; recalls are shares, `chance` that of a random order of images.
+    Captions that read the same are right answers for each other's images.
     """
 
     num_pairs: int
@@ -47,6 +77,7 @@ class Evaluation:
     text_to_image: dict[str, float]
     image_to_text: dict[str, float]
     chance: dict[str, float]
+    median_rank: dict[str, float] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
         """All numbers under one level of names, such as `text_to_image/R@1`."""
@@ -68,11 +99,54 @@ def evaluate_split(
 
     How the pairs come batched changes nothing.
     """
-    embeddings, captioning = _run(model, batches)
-    bias = None if model.logit_bias is None else model.logit_bias.detach().cpu()
-    contrastive = split_contrastive_loss(embeddings, model.logit_scale.detach().cpu(), contrastive_batch_size, bias)
-    similarity = embeddings.image @ embeddings.text.T
-    relevant = same_pair(embeddings.caption_ids, embeddings.image_ids)
+    results = run_pairs(model, batches)
+    return aggregate(results, scaling_of(model), contrastive_batch_size, contrastive_weight, captioning_weight)
+
+
+@torch.inference_mode()
+def run_pairs(model: CoCa, batches: Iterable[Batch]) -> PairResults:
+    """What a model, in evaluation mode, says of each pair; the results are on the CPU."""
+    device = next(model.parameters()).device
+    parts = []
+    with evaluating(model):
+        for batch in batches:
+            batch = batch.to(device)
+            output = model(batch.images, batch.token_ids, batch.lengths)
+            nll = F.cross_entropy(output.logits.mT.float(), batch.labels, ignore_index=IGNORE_INDEX, reduction="none")
+            tensors = (output.image_embedding, output.text_embedding, batch.caption_ids, batch.image_ids)
+            parts.append(
+                PairResults(
+                    Embeddings(*(tensor.cpu() for tensor in tensors)),
+                    nll.double().sum(dim=1).cpu(),
+                    (batch.labels != IGNORE_INDEX).sum(dim=1).cpu(),
+                )
+            )
+    return concatenate(parts)
+
+
+def concatenate(parts: Sequence[PairResults]) -> PairResults:
+    """The results of several parts of a split, in their order."""
+    columns = [
+        (p.embeddings.image, p.embeddings.text, p.embeddings.caption_ids, p.embeddings.image_ids, p.nll, p.num_tokens)
+        for p in parts
+    ]
+    image, text, caption_ids, image_ids, nll, num_tokens = (torch.cat(column) for column in zip(*columns, strict=True))
+    return PairResults(Embeddings(image, text, caption_ids, image_ids), nll, num_tokens)
+
+
+def aggregate(
+    results: PairResults,
+    scaling: Scaling,
+    contrastive_batch_size: int,
+    contrastive_weight: float,
+    captioning_weight: float,
+) -> Evaluation:
+    """The numbers of a split from what a model says of its pairs."""
+    embeddings = results.embeddings
+    contrastive = split_contrastive_loss(embeddings, scaling, contrastive_batch_size)
+    captioning = (results.nll.sum() / results.num_tokens.sum()).item()
+    gallery = make_gallery(embeddings.image, embeddings.text, embeddings.caption_ids, embeddings.image_ids)
+    found = retrieve(gallery, "equal")
     return Evaluation(
         num_pairs=len(embeddings.image),
         contrastive_batch_size=contrastive_batch_size,
@@ -80,45 +154,37 @@ def evaluate_split(
         captioning_loss=captioning,
         perplexity=math.exp(min(captioning, MAX_LOG_PERPLEXITY)),
         coca_loss=contrastive_weight * contrastive + captioning_weight * captioning,
-        text_to_image={f"R@{k}": recall_at_k(similarity.T, relevant, k) for k in RECALLS},
-        image_to_text={f"R@{k}": recall_at_k(similarity, relevant, k) for k in RECALLS},
-        chance={f"R@{k}": chance_recall_at_k(relevant, k) for k in RECALLS},
+        text_to_image=recalls(found.text_to_image),
+        image_to_text=recalls(found.image_to_text),
+        chance={f"R@{k}": found.text_to_image.chance(k) for k in RECALLS},
+        median_rank={
+            "text_to_image": found.text_to_image.median(),
+            "image_to_text": found.image_to_text.median(),
+        },
     )
 
 
-def split_contrastive_loss(
-    embeddings: Embeddings, logit_scale: Tensor, batch_size: int, logit_bias: Tensor | None = None
-) -> float:
+def recalls(ranks: Ranks) -> dict[str, float]:
+    """R@1, R@5 and R@10."""
+    return {f"R@{k}": ranks.recall(k) for k in RECALLS}
+
+
+def split_contrastive_loss(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> float:
     """Mean contrastive loss over batches of exactly `batch_size` pairs in a fixed random order.
 
     Every pair counts: where the last batch would be short, it is filled up with pairs from the one before.
     """
-    num_pairs = len(embeddings.image)
-    assert num_pairs >= batch_size, f"{num_pairs} pairs do not fill a batch of {batch_size}"
-    order = torch.randperm(num_pairs, generator=torch.Generator().manual_seed(0))
-    starts = [min(start, num_pairs - batch_size) for start in range(0, num_pairs, batch_size)]
     losses = []
-    for start in starts:
-        rows = order[start : start + batch_size]
+    for rows in contrastive_batches(len(embeddings.image), batch_size):
         same = same_pair(embeddings.caption_ids[rows], embeddings.image_ids[rows])
         pairs = EmbeddedPairs(embeddings.image[rows], embeddings.text[rows])
-        losses.append(contrastive_loss(pairs, pairs, logit_scale, logit_bias, same, 0).item())
+        losses.append(contrastive_loss(pairs, pairs, *scaling, same, 0).item())
     return sum(losses) / len(losses)
 
 
-@torch.inference_mode()
-def _run(model: CoCa, batches: Iterable[Batch]) -> tuple[Embeddings, float]:
-    device = next(model.parameters()).device
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    nll, num_tokens = 0.0, 0
-    with evaluating(model):
-        for batch in batches:
-            batch = batch.to(device)
-            output = model(batch.images, batch.token_ids, batch.lengths)
-            logits = output.logits.flatten(0, 1).float()
-            nll += F.cross_entropy(logits, batch.labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum").item()
-            num_tokens += int((batch.labels != IGNORE_INDEX).sum())
-            tensors = (output.image_embedding, output.text_embedding, batch.caption_ids, batch.image_ids)
-            parts.append(tuple(tensor.cpu() for tensor in tensors))  # type: ignore[arg-type]
-    image, text, caption_ids, image_ids = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Embeddings(image, text, caption_ids, image_ids), nll / num_tokens
+def contrastive_batches(num_pairs: int, batch_size: int) -> list[Int[Tensor, " B"]]:
+    """The fixed random batches of exactly `batch_size` pairs that the contrastive loss is of."""
+    assert num_pairs >= batch_size, f"{num_pairs} pairs do not fill a batch of {batch_size}"
+    order = torch.randperm(num_pairs, generator=torch.Generator().manual_seed(0))
+    starts = [min(start, num_pairs - batch_size) for start in range(0, num_pairs, batch_size)]
+    return [order[start : start + batch_size] for start in starts]

@@ -1,0 +1,115 @@
+"""Captions of a split, and what they are worth."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.dataset import clean_caption
+from grr_coca.data.images import decode_image
+from grr_coca.data.pairs import PairSource
+from grr_coca.errors import UserError
+from grr_coca.evaluate.captioning.scores import CaptionScores, score_captions
+from grr_coca.generate import GenerationOptions, generate, warn_if_repeated
+
+GREEDY = GenerationOptions()
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """The images of a split, each once: where it lies, what the model says of it, and its reference captions."""
+
+    names: tuple[str, ...]
+    hypotheses: tuple[str, ...]
+    references: tuple[tuple[str, ...], ...]
+
+    def scores(self) -> CaptionScores:
+        """All caption metrics."""
+        return score_captions(self.hypotheses, self.references)
+
+
+def caption_split(
+    checkpoint: Checkpoint,
+    source: PairSource,
+    options: GenerationOptions = GREEDY,
+    batch_size: int = 64,
+    max_images: int | None = None,
+) -> Captioned:
+    """Caption every image of a split once, in the source's order.
+
+    Args:
+        checkpoint: the model; its training mode is left as it was.
+        source: the split; pairs of the same image are one image with several references.
+        options: how to decode.
+        batch_size: images at a time.
+        max_images: caption so many, spread evenly over the split; None: all.
+
+    Raises:
+        UserError: the split is empty, or a pair is broken.
+    """
+    images = list(images_of(source).items())
+    if not images:
+        raise UserError("an empty split: there is no image to caption")
+    if max_images is not None and max_images < len(images):
+        images = [images[index * len(images) // max_images] for index in range(max_images)]
+    hypotheses: list[str] = []
+    for start in range(0, len(images), batch_size):
+        files = [source[pairs[0]] for _, pairs in images[start : start + batch_size]]
+        pixels = torch.stack([checkpoint.preprocess(decode_image(file.image, file.name)) for file in files])
+        found = generate(checkpoint.model, checkpoint.tokenizer, pixels, options)
+        hypotheses += [best.text for best, *_ in found.captions]
+    warn_if_repeated(hypotheses)
+    return Captioned(
+        names=tuple(name for name, _ in images),
+        hypotheses=tuple(hypotheses),
+        references=tuple(tuple(_references(source, pairs)) for _, pairs in images),
+    )
+
+
+def caption_scores(checkpoint: Checkpoint, source: PairSource, max_images: int = 200) -> dict[str, float]:
+    """CIDEr, CIDEr-D, BLEU and ROUGE-L of greedy captions of a fixed subset of a split: cheap enough for validation
+    during training. They compare with scores of the same subset alone, since CIDEr depends on the set of images."""
+    return caption_split(checkpoint, source, max_images=max_images).scores().corpus()
+
+
+def images_of(source: PairSource) -> dict[str, list[int]]:
+    """The pairs of each image, by its name, in the order in which it first comes."""
+    images: dict[str, list[int]] = {}
+    for index in range(len(source)):
+        images.setdefault(source.name(index), []).append(index)
+    return images
+
+
+def write_captions(captioned: Captioned, path: Path) -> None:
+    """Write one JSON object a line: image, caption and references. The file is whole or not there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    rows = zip(captioned.names, captioned.hypotheses, captioned.references, strict=True)
+    lines = [
+        json.dumps({"image": name, "caption": caption, "references": references}, ensure_ascii=False) + "\n"
+        for name, caption, references in rows
+    ]
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: the captions could not be written ({error.strerror or error})") from error
+
+
+def _references(source: PairSource, pairs: Sequence[int]) -> Iterator[str]:
+    for index in pairs:
+        # A source whose images have several captions each tells them all at once.
+        several = getattr(source, "captions", None)
+        for caption in (source.caption(index),) if several is None else several(index):
+            yield clean_caption(caption, source.name(index))

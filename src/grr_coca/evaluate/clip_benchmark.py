@@ -1,0 +1,147 @@
+"""Our checkpoints under clip_benchmark (`pip install clip-benchmark webdataset`).
+
+    python -m grr_coca.evaluate.clip_benchmark eval --pretrained runs/mine --dataset wds/NAME --dataset_root FOLDER \\
+        --task zeroshot_classification --output result.json
+
+All of its own options work. It has no registry to add a model to from outside, so this module adds one to its table of
+model types and hands over to its command line.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.data.dataset import pad_rows
+from grr_coca.data.tokenizer import Tokenizer
+from grr_coca.errors import UserError
+from grr_coca.model import CoCa
+
+MODEL_TYPE = "grr_coca"
+Transform = Callable[[Image.Image], Tensor]
+Tokenize = Callable[[Sequence[str]], Tensor]
+
+
+class ClipModel(nn.Module):
+    """A CoCa with CLIP's two methods. Texts are rows of ids alone: their end token tells how long they are."""
+
+    def __init__(self, coca: CoCa, eos_id: int) -> None:
+        super().__init__()
+        self.coca = coca
+        self.eos_id = eos_id
+
+    def encode_image(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
+        """Embeddings of unit length."""
+        return self.coca.encode_image(images).embedding
+
+    def encode_text(self, token_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B E"]:
+        """Embeddings of unit length."""
+        lengths = (token_ids == self.eos_id).int().argmax(dim=1) + 2  # [EOS] and the [CLS] slot behind it
+        return self.coca.encode_text(token_ids[:, : int(lengths.max())], lengths).embedding
+
+
+def load_grr_coca(
+    model_name: str, pretrained: str, cache_dir: str | None = None, device: str = "cpu"
+) -> tuple[ClipModel, Transform, Tokenize]:
+    """Model, transform and tokenizer in clip_benchmark's convention.
+
+    Args:
+        model_name: for its records alone; the checkpoint says what it holds.
+        pretrained: checkpoint or run folder.
+        cache_dir: not needed, nothing is downloaded.
+        device: where the model runs.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    del model_name, cache_dir
+    checkpoint = from_pretrained(Path(pretrained), device)
+    return (
+        ClipModel(checkpoint.model, checkpoint.tokenizer.eos_id).eval(),
+        make_transform(checkpoint),
+        make_tokenize(checkpoint.tokenizer, checkpoint.config.text_decoder.context_length),
+    )
+
+
+def make_transform(checkpoint: Checkpoint) -> Transform:
+    """An image of any mode to what the model takes; transparency is composited over white, as in training."""
+
+    def transform(image: Image.Image) -> Tensor:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return checkpoint.preprocess(image.convert("RGB"))
+
+    return transform
+
+
+def make_tokenize(tokenizer: Tokenizer, context_length: int) -> Tokenize:
+    """Texts to rows of ids, B × T, padded to the longest."""
+
+    def tokenize(texts: Sequence[str]) -> Tensor:
+        return pad_rows([tokenizer.encode_row(text, context_length) for text in texts])[0]
+
+    return tokenize
+
+
+def register() -> None:
+    """Add the model type to clip_benchmark's table.
+
+    Raises:
+        UserError: clip_benchmark is not installed.
+    """
+    models = _clip_benchmark_models()
+    models.TYPE2FUNC[MODEL_TYPE] = load_grr_coca
+    if MODEL_TYPE not in models.MODEL_TYPES:
+        models.MODEL_TYPES.append(MODEL_TYPE)
+
+
+def repair_accuracy() -> None:
+    """Put a top-k accuracy in place of clip_benchmark's own, which NumPy 2.4 refuses: it asks for the float of an
+    array of one element."""
+    from clip_benchmark.metrics import zeroshot_classification
+
+    zeroshot_classification.accuracy = top_k_accuracy
+
+
+def top_k_accuracy(output: Float[Tensor, "N C"], target: Int[Tensor, " N"], topk: Sequence[int] = (1,)) -> list[float]:
+    """Share of rows whose target is among their k largest outputs, for each k."""
+    ranked = output.topk(max(topk), dim=1).indices == target[:, None]
+    return [ranked[:, :k].any(dim=1).double().mean().item() for k in topk]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """clip_benchmark's command line, with our model type where none is named."""
+    register()
+    repair_accuracy()
+    from clip_benchmark import cli
+
+    defaults = {"--model_type": MODEL_TYPE, "--model": MODEL_TYPE} if arguments[:1] == ["eval"] else {}
+    missing = [word for flag, value in defaults.items() if flag not in arguments for word in (flag, value)]
+    before = sys.argv
+    sys.argv = ["clip_benchmark", *arguments, *missing]
+    try:
+        cli.main()
+    finally:
+        sys.argv = before
+
+
+def _clip_benchmark_models() -> Any:
+    try:
+        from clip_benchmark import models
+    except ImportError as error:
+        raise UserError(f"clip_benchmark needs: pip install clip-benchmark webdataset ({error})") from error
+    return models
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,111 @@
+"""Images with the class of each, for classification and probes."""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.images import decode_image
+from grr_coca.data.shards import IMAGE_SUFFIXES
+from grr_coca.data.sources import open_source
+from grr_coca.errors import UserError
+from grr_coca.evaluate.labels import check_labels, find_label, label_index
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """`read(i)` gives the file and the name of image i; `targets[i]` is the number of its class in `classes`."""
+
+    read: Callable[[int], tuple[bytes, str]]
+    targets: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batches(self, checkpoint: Checkpoint, batch_size: int) -> Iterator[Float[Tensor, "B 3 S S"]]:
+        """All images as the checkpoint's model takes them."""
+        for start in range(0, len(self), batch_size):
+            files = [self.read(index) for index in range(start, min(start + batch_size, len(self)))]
+            yield torch.stack([checkpoint.preprocess(decode_image(data, name)) for data, name in files])
+
+
+def open_labelled(path: str, classes: Sequence[str] | None = None) -> LabelledImages:
+    """Open a folder with a folder for each class, a .csv file of path and label, or pairs whose captions are labels.
+
+    Args:
+        path: the folder, file, shards or pattern.
+        classes: all classes, in order; None: those that occur, sorted.
+
+    Raises:
+        UserError: nothing is there that can be read, or an image's label is none of the classes.
+    """
+    root = Path(path)
+    if root.suffix == ".csv":
+        return _from_files(_csv_rows(root), classes, path)
+    folders = _class_folders(root)
+    if folders:
+        return _from_files(
+            [(file, folder.name.replace("_", " ")) for folder in folders for file in _images(folder)], classes, path
+        )
+    source = open_source(path)
+    labels = [" ".join(source.caption(index).split()) for index in range(len(source))]
+    names = [source.name(index) for index in range(len(source))]
+    return _labelled(lambda index: (source[index].image, names[index]), labels, names, classes, path)
+
+
+def _from_files(rows: Sequence[tuple[Path, str]], classes: Sequence[str] | None, path: str) -> LabelledImages:
+    files = [file for file, _ in rows]
+    return _labelled(lambda i: (_read(files[i]), str(files[i])), [label for _, label in rows], files, classes, path)
+
+
+def _labelled(
+    read: Callable[[int], tuple[bytes, str]],
+    labels: Sequence[str],
+    names: Sequence[object],
+    classes: Sequence[str] | None,
+    path: str,
+) -> LabelledImages:
+    known = check_labels(sorted(set(labels)) if classes is None else classes, path)
+    index = label_index(known)
+    targets = tuple(find_label(label, index, str(name)) for label, name in zip(labels, names, strict=True))
+    return LabelledImages(read, targets, known)
+
+
+def _class_folders(root: Path) -> list[Path]:
+    # Images beside captions, or shards, are pairs; a folder per class has images in its folders alone.
+    if not root.is_dir() or _images(root) or any(root.rglob("*.tar")) or any(root.rglob("*.txt")):
+        return []
+    return [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _images(folder)]
+
+
+def _images(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if file.suffix[1:].lower() in IMAGE_SUFFIXES and file.is_file()]
+
+
+def _csv_rows(path: Path) -> list[tuple[Path, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file that can be read ({error})") from error
+    short = next((number for number, row in enumerate(rows, start=1) if len(row) < 2), None)
+    if short is not None:
+        raise UserError(f"{path}, row {short}: expected the path of an image and its label")
+    if rows and Path(rows[0][0]).suffix[1:].lower() not in IMAGE_SUFFIXES:
+        rows = rows[1:]  # a head
+    return [(path.parent / image, " ".join(label.split())) for image, label, *_ in rows]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,62 @@
+"""Linear probe: what a linear classifier reads off frozen image embeddings (arXiv 2103.00020, section 3.2).
+
+Shapes: N images, E embedding width.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from grr_coca.errors import UserError
+
+STRENGTHS = tuple(float(c) for c in np.logspace(-4, 6, 11))
+"""Inverse regularization strengths to choose from."""
+MAX_ITERATIONS = 1000
+VALIDATION_EVERY = 5
+
+
+class LinearProbe(NamedTuple):
+    """What the probe predicts for the test images, N, and the strength that was best on the validation part."""
+
+    predicted: np.ndarray
+    strength: float
+
+
+def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed: int = 0) -> LinearProbe:
+    """Logistic regression on N × E features: strength chosen on a part of the training images, then fitted on all.
+
+    Raises:
+        UserError: scikit-learn is not installed, or the training images are of fewer than two classes.
+    """
+    regression = _logistic_regression()
+    if len(np.unique(targets)) < 2:
+        raise UserError("a probe needs training images of two classes or more")
+    fit, held_out = split_for_validation(targets, seed)
+    scores = {}
+    for strength in STRENGTHS:
+        model = regression(C=strength, max_iter=MAX_ITERATIONS).fit(train[fit], targets[fit])
+        scores[strength] = float((model.predict(train[held_out]) == targets[held_out]).mean())
+    best = max(STRENGTHS, key=lambda strength: (scores[strength], -strength))
+    model = regression(C=best, max_iter=MAX_ITERATIONS).fit(train, targets)
+    return LinearProbe(model.predict(test), best)
+
+
+def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to fit on and to validate on: of every class a fifth, so that classes of fewer than five stay whole."""
+    rng = np.random.default_rng(seed)
+    held_out = []
+    for target in np.unique(targets):
+        members = rng.permutation(np.flatnonzero(targets == target))
+        held_out.append(members[: len(members) // VALIDATION_EVERY])
+    validation = np.sort(np.concatenate(held_out))
+    if not len(validation):
+        raise UserError(f"no class has {VALIDATION_EVERY} training images or more, so none can be kept for validation")
+    return np.setdiff1d(np.arange(len(targets)), validation), validation
+
+
+def _logistic_regression() -> Any:
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise UserError("a linear probe needs scikit-learn: pip install 'grr-coca[probe]'") from error
+    return LogisticRegression

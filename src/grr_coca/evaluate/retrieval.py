@@ -1,0 +1,135 @@
+"""Retrieval over a whole split, each image once, in blocks that fit memory.
+
+Shapes: N pairs, I images, C captions, E embedding width, B images of a block.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from grr_coca.evaluate.metrics import chance_recall, rank_of_first_hit
+
+RightAnswers = Literal["own", "equal"]
+"""own: the captions of an image itself, as the literature counts; equal: also those that read the same."""
+
+SIMILARITIES_AT_ONCE = 2_000_000
+TIE = 1e-6
+"""Similarities that differ by less are a tie: rounding, which depends on the block, decides no rank."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A split to search: every image once, in the order in which it first came, and every caption."""
+
+    image: Float[Tensor, "I E"]
+    text: Float[Tensor, "C E"]
+    image_of: Int[Tensor, " C"]
+    caption_ids: Int[Tensor, " C"]
+
+
+class Ranks(NamedTuple):
+    """Per query: how many wrong candidates come before the first right one, and how many right ones there are."""
+
+    rank: Int[Tensor, " Q"]
+    num_right: Int[Tensor, " Q"]
+    num_candidates: int
+
+    def recall(self, k: int) -> float:
+        """Share of queries with a right answer among their k best candidates."""
+        return (self.rank < k).double().mean().item()
+
+    def chance(self, k: int) -> float:
+        """Expected recall at k of a random order."""
+        return chance_recall(self.num_right, self.num_candidates, k)
+
+    def median(self) -> float:
+        """Median rank of the first right answer; the best is 1."""
+        return self.rank.double().quantile(0.5).item() + 1
+
+
+class Retrieval(NamedTuple):
+    """Ranks of both directions; `image_of` says which image a text query belongs to."""
+
+    text_to_image: Ranks
+    image_to_text: Ranks
+    image_of: Int[Tensor, " C"]
+
+
+def make_gallery(
+    image: Float[Tensor, "N E"],
+    text: Float[Tensor, "N E"],
+    caption_ids: Int[Tensor, " N"],
+    image_ids: Int[Tensor, " N"],
+) -> Gallery:
+    """Pairs as a gallery: of pairs with the same image id, the image of the first stands for all."""
+    _, inverse = torch.unique(image_ids, return_inverse=True)
+    num_images = int(inverse.max()) + 1
+    pairs = torch.arange(len(image_ids))
+    first = torch.full((num_images,), len(image_ids)).scatter_reduce(0, inverse, pairs, "amin")
+    order = first.argsort()
+    return Gallery(image[first[order]], text, order.argsort()[inverse], caption_ids)
+
+
+def folds(gallery: Gallery, count: int) -> list[Gallery]:
+    """The gallery cut into `count` parts of as many images each (COCO's 1k protocol: 5,000 images, 5 folds).
+
+    Images that do not fill a part are left out.
+    """
+    size = len(gallery.image) // count
+    assert size, f"{len(gallery.image)} images do not make {count} folds"
+    parts = []
+    for start in range(0, size * count, size):
+        mine = (gallery.image_of >= start) & (gallery.image_of < start + size)
+        parts.append(
+            Gallery(
+                gallery.image[start : start + size],
+                gallery.text[mine],
+                gallery.image_of[mine] - start,
+                gallery.caption_ids[mine],
+            )
+        )
+    return parts
+
+
+def retrieve(gallery: Gallery, right: RightAnswers) -> Retrieval:
+    """The rank of the first right answer of every caption and of every image. A tie counts against."""
+    _, captions = torch.unique(gallery.caption_ids, return_inverse=True)
+    num_texts = len(gallery.text)
+    step = max(1, SIMILARITIES_AT_ONCE // num_texts)
+    blocks = [slice(start, start + step) for start in range(0, len(gallery.image), step)]
+    best = torch.full((num_texts,), float("-inf"))
+    text_right = torch.zeros(num_texts, dtype=torch.long)
+    image_rank, image_right = [], []
+    for block in blocks:
+        similarity, relevant = _block(gallery, captions, block, right)
+        best = torch.maximum(best, similarity.masked_fill(~relevant, float("-inf")).amax(dim=0))
+        text_right += relevant.sum(dim=0)
+        image_rank.append(rank_of_first_hit(similarity, relevant, TIE))
+        image_right.append(relevant.sum(dim=1))
+    text_rank = torch.zeros(num_texts, dtype=torch.long)
+    for block in blocks:  # again: which image is best for a text is known only now
+        similarity, relevant = _block(gallery, captions, block, right)
+        text_rank += (~(similarity < best - TIE) & ~relevant).sum(dim=0)
+    return Retrieval(
+        Ranks(text_rank, text_right, len(gallery.image)),
+        Ranks(torch.cat(image_rank), torch.cat(image_right), num_texts),
+        gallery.image_of,
+    )
+
+
+def _block(
+    gallery: Gallery, captions: Int[Tensor, " C"], block: slice, right: RightAnswers
+) -> tuple[Float[Tensor, "B C"], Bool[Tensor, "B C"]]:
+    similarity = gallery.image[block] @ gallery.text.T
+    row = gallery.image_of - block.start
+    mine = (row >= 0) & (row < len(similarity))
+    if right == "own":
+        relevant = torch.zeros_like(similarity, dtype=torch.bool)
+        relevant[row[mine], mine.nonzero().squeeze(1)] = True
+        return similarity, relevant
+    says = torch.zeros(len(similarity), int(captions.max()) + 1, dtype=torch.bool)
+    says[row[mine], captions[mine]] = True
+    return similarity, says[:, captions]

@@ -1,0 +1,154 @@
+"""What a checkpoint can be measured at, one function a task: numbers with intervals, and what they depend on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.pairs import PairSource
+from grr_coca.errors import UserError
+from grr_coca.evaluate.attention_probe import AttentionProbeOptions, attention_probe, patch_tokens
+from grr_coca.evaluate.bootstrap import Interval, Measure
+from grr_coca.evaluate.captions import Captioned
+from grr_coca.evaluate.checkpoint import gallery_of, pair_results
+from grr_coca.evaluate.labelled import LabelledImages
+from grr_coca.evaluate.linear_probe import linear_probe
+from grr_coca.evaluate.measures import retrieval_measures
+from grr_coca.evaluate.retrieval import Gallery, Ranks, Retrieval, RightAnswers, folds, retrieve
+from grr_coca.evaluate.split import RECALLS
+from grr_coca.evaluate.zeroshot import classify, embed_classes, embed_labelled
+
+
+@dataclass(frozen=True)
+class Report:
+    """Numbers of one task on one split.
+
+    `depends_on`: what must be equal where these numbers are compared with others; `plain`: numbers without interval.
+    """
+
+    task: str
+    depends_on: Mapping[str, int | str]
+    metrics: Mapping[str, Interval]
+    plain: Mapping[str, float]
+
+
+def measure_retrieval(
+    checkpoint: Checkpoint, source: PairSource, batch_size: int, num_folds: int, right: RightAnswers
+) -> Report:
+    """Recall both ways. With folds, each is searched alone and the numbers are those of all queries together.
+
+    Raises:
+        UserError: there are fewer images than folds, or a pair is broken.
+    """
+    if not len(source):
+        raise UserError("an empty split: there is nothing to search")
+    gallery = gallery_of(pair_results(checkpoint, source, batch_size))
+    if not 1 <= num_folds <= len(gallery.image):
+        raise UserError(f"{num_folds} folds of {len(gallery.image)} images: give 1 fold to {len(gallery.image)}")
+    parts = folds(gallery, num_folds)
+    found = _joined([retrieve(part, right) for part in parts], parts)
+    directions = {"text_to_image": found.text_to_image, "image_to_text": found.image_to_text}
+    return Report(
+        task="retrieval",
+        depends_on={
+            "images": sum(len(part.image) for part in parts),
+            "captions": sum(len(part.text) for part in parts),
+            "folds": num_folds,
+            "right answers": "an image's own captions" + (" and equal ones" if right == "equal" else " alone"),
+        },
+        metrics=intervals(retrieval_measures(found)),
+        plain={f"{name}/median_rank": ranks.median() for name, ranks in directions.items()}
+        | {f"{name}/chance/R@{k}": ranks.chance(k) for name, ranks in directions.items() for k in RECALLS},
+    )
+
+
+def measure_captions(captioned: Captioned) -> Report:
+    """CIDEr, CIDEr-D, BLEU and ROUGE-L of captions."""
+    return Report(
+        task="captioning",
+        depends_on={
+            "images": len(captioned.names),
+            "references": sum(map(len, captioned.references)),
+            "decoding": "greedy",
+            "note": "CIDEr-D is what the literature calls CIDEr; both depend on the set of images",
+        },
+        metrics=intervals(captioned.scores().measures()),
+        plain={},
+    )
+
+
+def measure_zeroshot(
+    checkpoint: Checkpoint, images: LabelledImages, templates: Sequence[str], batch_size: int
+) -> Report:
+    """Accuracy of the nearest class name."""
+    classes = embed_classes(checkpoint, images.classes, templates)
+    found = classify(embed_labelled(checkpoint, images, batch_size), classes, images.targets)
+    return Report(
+        task="zeroshot",
+        depends_on={"images": len(images), "classes": len(images.classes), "templates": len(templates)},
+        metrics=intervals(found.measures()),
+        plain={"chance": 1 / len(images.classes)},
+    )
+
+
+def measure_probe(
+    checkpoint: Checkpoint,
+    train: LabelledImages,
+    test: LabelledImages,
+    batch_size: int,
+    options: AttentionProbeOptions,
+) -> Report:
+    """Accuracy of a linear probe on image embeddings and of an attention-pool probe on patch tokens.
+
+    Raises:
+        UserError: scikit-learn is not installed, or the training images are too few.
+    """
+    targets, expected = np.array(train.targets), np.array(test.targets)
+    features = [embed_labelled(checkpoint, images, batch_size).numpy() for images in (train, test)]
+    linear = linear_probe(features[0], targets, features[1], options.seed)
+    tokens = [patch_tokens(checkpoint, images, batch_size) for images in (train, test)]
+    device = next(checkpoint.model.parameters()).device
+    num_heads = checkpoint.config.image_encoder.transformer.num_heads
+    pooled = attention_probe(
+        tokens[0], torch.from_numpy(targets), tokens[1], len(train.classes), num_heads, options, device
+    )
+    most = np.bincount(targets).argmax()
+    return Report(
+        task="probe",
+        depends_on={
+            "images": len(test),
+            "training images": len(train),
+            "classes": len(train.classes),
+            "linear probe": f"image embedding, C {linear.strength:g} of a validation fifth",
+            "attention probe": f"patch tokens, {options.epochs} epochs, learning rate {options.lr:g}",
+        },
+        metrics=intervals(
+            {
+                "linear probe": Measure.mean(linear.predicted == expected),
+                "attention probe": Measure.mean(pooled.numpy() == expected),
+            }
+        ),
+        plain={"most frequent class": float((expected == most).mean())},
+    )
+
+
+def intervals(measures: Mapping[str, Measure]) -> dict[str, Interval]:
+    """Each metric with its interval."""
+    return {name: measure.interval() for name, measure in measures.items()}
+
+
+def _joined(found: Sequence[Retrieval], parts: Sequence[Gallery]) -> Retrieval:
+    starts = np.cumsum([0, *(len(part.image) for part in parts)])
+    return Retrieval(
+        _joined_ranks([each.text_to_image for each in found]),
+        _joined_ranks([each.image_to_text for each in found]),
+        torch.cat([each.image_of + int(start) for each, start in zip(found, starts, strict=False)]),
+    )
+
+
+def _joined_ranks(ranks: Sequence[Ranks]) -> Ranks:
+    # Folds have as many images each; of captions, the mean number is what chance is reckoned with.
+    candidates = round(sum(each.num_candidates for each in ranks) / len(ranks))
+    return Ranks(torch.cat([each.rank for each in ranks]), torch.cat([each.num_right for each in ranks]), candidates)

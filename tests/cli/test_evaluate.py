@@ -1,0 +1,161 @@
+"""`grr-coca evaluate --task …` and the intervals of `compare`."""
+
+import json
+
+import pytest
+
+from support import real_pairs, with_caption, write_shard
+
+LABELS = ("cat", "heart", "star")
+
+
+@pytest.fixture
+def split(tmp_path):
+    return write_shard(tmp_path / "test.tar", real_pairs(16, split="test"))
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Sixteen images, each captioned with one of three labels."""
+    pairs = [with_caption(pair, LABELS[i % 3]) for i, pair in enumerate(real_pairs(16, split="test"))]
+    return write_shard(tmp_path / "labelled.tar", pairs)
+
+
+@pytest.fixture
+def evaluate(grr_coca, run):
+    """Evaluate and read the JSON of one split."""
+
+    def evaluated(task, path, *options):
+        said = grr_coca("evaluate", run.folder, "--task", task, "--data", path, *options, "--json")
+        assert said.code == 0, said.err
+        return json.loads(said.out)[str(path)]
+
+    return evaluated
+
+
+def is_interval(found) -> bool:
+    return found.keys() == {"value", "low", "high"} and found["low"] <= found["high"]
+
+
+# --- loss
+
+
+def test_losses_have_intervals(evaluate, split):
+    found = evaluate("loss", split, "--batch-size", 8)
+    assert found["intervals"]["perplexity"]["value"] == pytest.approx(found["perplexity"], rel=1e-5)
+    assert all(map(is_interval, found["intervals"].values()))
+    assert found["median_rank"].keys() == {"text_to_image", "image_to_text"}
+
+
+# --- retrieval
+
+
+def test_retrieval_says_what_it_depends_on(evaluate, split):
+    found = evaluate("retrieval", split, "--folds", 2)
+    assert found["task"] == "retrieval"
+    assert found["depends_on"] == {
+        "images": 16,
+        "captions": 16,
+        "folds": 2,
+        "right answers": "an image's own captions alone",
+    }
+    assert found["plain"]["text_to_image/chance/R@1"] == pytest.approx(1 / 8)
+    assert all(map(is_interval, found["metrics"].values()))
+    assert len(found["metrics"]) == 6
+
+
+def test_folds_make_retrieval_no_harder(evaluate, split):
+    whole, parts = (evaluate("retrieval", split, *options)["metrics"] for options in ((), ("--folds", 4)))
+    assert parts["text_to_image/R@5"]["value"] >= whole["text_to_image/R@5"]["value"]
+
+
+def test_too_many_folds_are_refused(refused, run, split):
+    message = refused("evaluate", run.folder, "--task", "retrieval", "--data", split, "--folds", 17)
+    assert "17 folds of 16 images" in message
+
+
+# --- captioning
+
+
+def test_captioning_prints_every_metric_and_writes_what_was_said(grr_coca, run, split, tmp_path):
+    out = tmp_path / "captions.jsonl"
+    said = grr_coca("evaluate", run.folder, "--task", "captioning", "--data", split, "--out", out)
+    assert said.code == 0, said.err
+    for words in ("CIDEr ", "CIDEr-D", "BLEU-1", "BLEU-4", "ROUGE-L", "(images: 16)", "(decoding: greedy)", "95 %"):
+        assert words in said.out
+    assert len(out.read_text().splitlines()) == 16
+
+
+def test_captions_of_two_splits_do_not_go_into_one_file(refused, run, split, tmp_path):
+    options = ["--task", "captioning", "--data", split, run.shard, "--out", tmp_path / "c.jsonl"]
+    assert "one split" in refused("evaluate", run.folder, *options)
+
+
+# --- zeroshot
+
+
+def test_zeroshot_takes_labels_and_templates_from_files(evaluate, labelled, tmp_path):
+    (tmp_path / "labels.txt").write_text("\n".join([*LABELS, "moon", "sun", "dog"]))
+    (tmp_path / "templates.txt").write_text("{}\na {}.\n")
+    options = ["--labels", tmp_path / "labels.txt", "--templates", tmp_path / "templates.txt"]
+    found = evaluate("zeroshot", labelled, *options)
+    assert found["depends_on"] == {"images": 16, "classes": 6, "templates": 2}
+    assert found["metrics"].keys() == {"top-1", "top-5", "mean_per_class"}
+    assert found["plain"] == {"chance": pytest.approx(1 / 6)}
+
+
+def test_without_a_file_the_classes_are_those_that_occur(evaluate, labelled):
+    assert evaluate("zeroshot", labelled)["depends_on"]["classes"] == 3
+
+
+def test_a_labels_file_with_duplicates_is_refused(refused, run, labelled, tmp_path):
+    (tmp_path / "labels.txt").write_text("cat\ncat\n")
+    options = ["--task", "zeroshot", "--data", labelled, "--labels", tmp_path / "labels.txt"]
+    assert "'cat' comes twice" in refused("evaluate", run.folder, *options)
+
+
+# --- probe
+
+
+def test_probes_are_trained_on_one_split_and_tested_on_another(evaluate, labelled, tmp_path):
+    train = write_shard(
+        tmp_path / "train.tar", [with_caption(pair, LABELS[i % 3]) for i, pair in enumerate(real_pairs(24))]
+    )
+    found = evaluate("probe", labelled, "--train", train)
+    assert found["metrics"].keys() == {"linear probe", "attention probe"}
+    assert found["depends_on"]["training images"] == 24
+    assert found["plain"]["most frequent class"] == pytest.approx(6 / 16)
+
+
+def test_a_probe_without_training_images_is_refused(refused, run, labelled):
+    assert "give --train PATH" in refused("evaluate", run.folder, "--task", "probe", "--data", labelled)
+
+
+# --- options of other tasks
+
+
+@pytest.mark.parametrize(
+    ("option", "owner"),
+    [("--folds", "retrieval"), ("--out", "captioning"), ("--labels", "zeroshot"), ("--train", "probe")],
+)
+def test_an_option_of_another_task_is_refused(refused, run, split, option, owner):
+    message = refused("evaluate", run.folder, "--data", split, option, "2")
+    assert f"{option} belongs to --task {owner}, not to --task loss" in message
+
+
+def test_a_task_that_does_not_exist_is_refused(grr_coca, run, split):
+    said = grr_coca("evaluate", run.folder, "--data", split, "--task", "accuracy")
+    assert said.code == 2
+    assert "zeroshot" in said.err + said.out
+
+
+# --- compare
+
+
+def test_a_comparison_has_paired_differences(grr_coca, run, baseline, split):
+    said = grr_coca("compare", run.folder, baseline.folder, "--data", split, "--batch-size", 8)
+    line = said.out.splitlines()[-1]
+    assert line.startswith(f"{split}: contrastive loss ")
+    assert line.count("[") == 4
+    same = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 8).out.splitlines()[-1]
+    assert same.count("+0.000 [+0.000, +0.000]") == 4

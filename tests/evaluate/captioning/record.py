@@ -1,0 +1,43 @@
+"""Records what the references say: `python tests/evaluate/captioning/record.py`, with pycocoevalcap and Java.
+
+The tokenizer's table is made anew from the inputs that it has.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from caption_sets import JAVA_TABLE, SCORES, all_sets, java_table, reference_scores
+
+
+def java_tokens(captions: Sequence[str]) -> list[str]:
+    """The output of Stanford's tokenizer as pycocoevalcap calls it, with a line between captions."""
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
+        file.write("".join(f"{caption}\nx\n" for caption in captions))
+        file.flush()
+        command = ["java", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-cp", str(jar)]
+        command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", file.name]
+        done = subprocess.run(command, capture_output=True, check=True)
+    lines = done.stdout.decode().split("\n")
+    assert lines[1::2] == ["x"] * len(captions), "the lines are out of step"
+    return lines[:-1:2]
+
+
+if __name__ == "__main__":
+    inputs = [text for text, _ in java_table()]
+    rows = [f"{text}\t{said}\n" for text, said in zip(inputs, java_tokens(inputs), strict=True)]
+    JAVA_TABLE.write_text("".join(rows), encoding="utf-8")
+    recorded = {
+        f"{name}_{key}": value for name, sets in all_sets().items() for key, value in reference_scores(sets).items()
+    }
+    np.savez_compressed(SCORES, **recorded)
+    print(f"{len(inputs)} captions tokenized, {sum(map(len, all_sets().values()))} sets scored")

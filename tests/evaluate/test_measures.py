@@ -1,0 +1,77 @@
+"""Measures have the values that the evaluation reports, and resample whole images."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from grr_coca.data.sources import open_source
+from grr_coca.evaluate.checkpoint import gallery_of, measure_checkpoint, pair_results
+from grr_coca.evaluate.measures import loss_measures
+from grr_coca.evaluate.retrieval import retrieve
+from grr_coca.evaluate.split import Scaling, aggregate, concatenate
+from grr_coca.train.run import new_checkpoint
+from support import real_pairs, tiny_recipe, write_shard
+
+NUM_PAIRS = 22
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory):
+    return write_shard(tmp_path_factory.mktemp("measures") / "pairs.tar", real_pairs(NUM_PAIRS))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shard):
+    return new_checkpoint(tiny_recipe(shard))
+
+
+@pytest.fixture(scope="module")
+def results(checkpoint, shard):
+    return pair_results(checkpoint, open_source(str(shard)), 8)
+
+
+def test_every_measure_has_the_value_of_the_evaluation(checkpoint, shard):
+    measured = measure_checkpoint(checkpoint, open_source(str(shard)), 8, 1.0, 2.0)
+    flat = measured.evaluation.flat()
+    assert len(measured.measures) == 9
+    for name, measure in measured.measures.items():
+        assert measure.value() == pytest.approx(flat[name], rel=1e-5), name
+        interval = measure.interval()
+        assert interval.low <= interval.value <= interval.high or name.endswith("R@1")
+
+
+def test_pairs_of_one_image_are_drawn_together(results):
+    scale = Scaling(torch.tensor(2.0))
+    together = replace(results, embeddings=replace(results.embeddings, image_ids=torch.arange(NUM_PAIRS) // 11))
+    measures = loss_measures(together, scale, 8, 1.0, 2.0)
+    assert len(measures["perplexity"].statistics) == 2
+    assert measures["perplexity"].value() == pytest.approx(
+        loss_measures(results, scale, 8, 1.0, 2.0)["perplexity"].value()
+    )
+
+
+def test_parts_of_a_split_joined_give_the_numbers_of_the_whole(checkpoint, shard, results):
+    source = open_source(str(shard))
+    whole = aggregate(results, Scaling(torch.tensor(2.0)), 8, 1.0, 2.0)
+    e = results.embeddings
+
+    def part(rows):
+        embeddings = replace(
+            e, image=e.image[rows], text=e.text[rows], caption_ids=e.caption_ids[rows], image_ids=e.image_ids[rows]
+        )
+        return replace(results, embeddings=embeddings, nll=results.nll[rows], num_tokens=results.num_tokens[rows])
+
+    parts = [part(slice(0, 5)), part(slice(5, NUM_PAIRS))]
+    assert aggregate(concatenate(parts), Scaling(torch.tensor(2.0)), 8, 1.0, 2.0) == whole
+    assert len(source) == whole.num_pairs
+
+
+def test_median_ranks_are_reported(results):
+    found = retrieve(gallery_of(results), "equal")
+    evaluation = aggregate(results, Scaling(torch.tensor(2.0)), 8, 1.0, 2.0)
+    assert evaluation.median_rank == {
+        "text_to_image": found.text_to_image.median(),
+        "image_to_text": found.image_to_text.median(),
+    }
+    assert evaluation.flat()["median_rank/text_to_image"] >= 1

@@ -1,0 +1,124 @@
+"""Retrieval over a whole split against a search of one query at a time, and by hand."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grr_coca.evaluate import retrieval
+from grr_coca.evaluate.retrieval import Gallery, folds, make_gallery, retrieve
+
+
+def unit(rows: int, width: int = 5, seed: int = 0) -> torch.Tensor:
+    return torch.nn.functional.normalize(
+        torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=-1
+    )
+
+
+def naive(gallery: Gallery, right: str) -> tuple[list[int], list[int]]:
+    """Ranks of both directions, one query at a time."""
+    similarity = gallery.image.double() @ gallery.text.double().T
+    num_images, num_texts = similarity.shape
+    says = [
+        {int(gallery.caption_ids[t]) for t in range(num_texts) if gallery.image_of[t] == i} for i in range(num_images)
+    ]
+
+    def is_right(image: int, text: int) -> bool:
+        return bool(gallery.image_of[text] == image) or (
+            right == "equal" and int(gallery.caption_ids[text]) in says[image]
+        )
+
+    def rank(scores, answers) -> int:
+        best = max(score for score, answer in zip(scores, answers, strict=True) if answer)
+        return sum(score >= best - 1e-6 and not answer for score, answer in zip(scores, answers, strict=True))
+
+    texts = [rank(similarity[:, t].tolist(), [is_right(i, t) for i in range(num_images)]) for t in range(num_texts)]
+    images = [rank(similarity[i].tolist(), [is_right(i, t) for t in range(num_texts)]) for i in range(num_images)]
+    return texts, images
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), min_size=1, max_size=20),
+    st.sampled_from(["own", "equal"]),
+    st.sampled_from([1, 40, 10**6]),
+    st.integers(0, 99),
+)
+def test_blocks_of_any_size_give_what_one_query_at_a_time_gives(pairs, right, at_once, seed):
+    image_ids, caption_ids = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    by_id = unit(6, seed=seed)
+    gallery = make_gallery(by_id[image_ids], unit(len(pairs), seed=seed + 1), caption_ids, image_ids)
+    before, retrieval.SIMILARITIES_AT_ONCE = retrieval.SIMILARITIES_AT_ONCE, at_once
+    try:
+        found = retrieve(gallery, right)
+    finally:
+        retrieval.SIMILARITIES_AT_ONCE = before
+    assert (found.text_to_image.rank.tolist(), found.image_to_text.rank.tolist()) == naive(gallery, right)
+
+
+def test_an_image_with_five_captions_is_one_image():
+    image_ids = torch.tensor([7, 7, 7, 7, 7, 3, 3])
+    gallery = make_gallery(unit(7), unit(7, seed=1), torch.arange(7), image_ids)
+    assert torch.equal(gallery.image, unit(7)[[0, 5]])
+    assert gallery.image_of.tolist() == [0, 0, 0, 0, 0, 1, 1]
+    found = retrieve(gallery, "own")
+    assert found.image_to_text.num_right.tolist() == [5, 2]
+    assert found.text_to_image.num_candidates == 2
+    assert found.image_to_text.num_candidates == 7
+
+
+def test_any_caption_of_an_image_is_a_hit_and_not_the_one_on_the_diagonal_alone():
+    image = torch.eye(2)
+    text = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])  # the first caption of image 0 is a bad one
+    found = retrieve(Gallery(image, text, torch.tensor([0, 0, 1]), torch.arange(3)), "own")
+    assert found.image_to_text.recall(1) == 0.5  # image 1: its caption ties with that of image 0, which counts against
+    assert found.image_to_text.rank.tolist() == [0, 1]
+    assert found.text_to_image.rank.tolist() == [1, 0, 0]
+
+
+def test_equal_captions_are_right_where_they_are_asked_for_alone():
+    gallery = Gallery(torch.eye(2), torch.eye(2).flip(0), torch.arange(2), torch.tensor([4, 4]))
+    assert retrieve(gallery, "equal").text_to_image.recall(1) == 1.0
+    assert retrieve(gallery, "own").text_to_image.recall(1) == 0.0
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
+@pytest.mark.parametrize("at_once", [1, 7, 10**6])
+def test_a_collapsed_model_finds_nothing(monkeypatch, value, at_once):
+    monkeypatch.setattr(retrieval, "SIMILARITIES_AT_ONCE", at_once)
+    same = torch.full((9, 4), value)
+    found = retrieve(Gallery(same, same, torch.arange(9), torch.arange(9)), "own")
+    assert found.text_to_image.rank.tolist() == found.image_to_text.rank.tolist() == [8] * 9
+    assert found.text_to_image.recall(5) == 0.0
+
+
+def test_rounding_breaks_no_tie():
+    image = torch.tensor([[1.0, 0.0], [1.0, 1e-8]])
+    found = retrieve(Gallery(image, torch.tensor([[1.0, 1.0]]), torch.tensor([0]), torch.tensor([0])), "own")
+    assert found.text_to_image.rank.tolist() == [1]
+
+
+def test_the_median_rank_is_one_at_best():
+    perfect = retrieve(Gallery(torch.eye(4), torch.eye(4), torch.arange(4), torch.arange(4)), "own")
+    assert perfect.text_to_image.median() == perfect.image_to_text.median() == 1.0
+    assert perfect.text_to_image.chance(1) == 0.25
+
+
+def test_folds_are_searched_apart():
+    image_ids = torch.arange(10).repeat_interleave(2)
+    whole = make_gallery(unit(10)[image_ids], unit(20, seed=3), torch.arange(20), image_ids)
+    first, second = folds(whole, 2)
+    assert torch.equal(first.image, whole.image[:5])
+    assert torch.equal(second.text, whole.text[10:])
+    assert second.image_of.tolist() == first.image_of.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert retrieve(second, "own").text_to_image.num_candidates == 5
+
+
+def test_folds_of_another_order_of_pairs_hold_the_same():
+    image_ids = torch.arange(6).repeat(2)  # all first captions, then all second ones
+    parts = folds(make_gallery(unit(6)[image_ids], unit(12), torch.arange(12), image_ids), 3)
+    assert [part.caption_ids.tolist() for part in parts] == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
+
+
+def test_images_that_fill_no_fold_are_left_out():
+    gallery = Gallery(unit(7), unit(7), torch.arange(7), torch.arange(7))
+    assert [len(part.image) for part in folds(gallery, 3)] == [2, 2, 2]

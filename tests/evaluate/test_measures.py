@@ -10,8 +10,8 @@ from grr_coca.evaluate.checkpoint import gallery_of, measure_checkpoint, pair_re
 from grr_coca.evaluate.measures import loss_measures
 from grr_coca.evaluate.retrieval import retrieve
 from grr_coca.evaluate.split import Scaling, aggregate, concatenate
-from grr_coca.train.run import new_checkpoint
-from support import real_pairs, tiny_recipe, write_shard
+from grr_coca.train.setup import new_checkpoint
+from support import ALONE, real_pairs, tiny_recipe, write_shard
 
 NUM_PAIRS = 22
 
@@ -23,7 +23,7 @@ def shard(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(shard):
-    return new_checkpoint(tiny_recipe(shard))
+    return new_checkpoint(tiny_recipe(shard), ALONE)
 
 
 @pytest.fixture(scope="module")

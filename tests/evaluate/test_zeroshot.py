@@ -7,13 +7,13 @@ from grr_coca.errors import UserError
 from grr_coca.evaluate.labelled import open_labelled
 from grr_coca.evaluate.labels import TEMPLATES, check_labels, read_labels, read_templates
 from grr_coca.evaluate.zeroshot import classify, embed_classes, embed_texts
-from grr_coca.train.run import new_checkpoint
-from support import real_pairs, tiny_recipe, with_caption, write_shard
+from grr_coca.train.setup import new_checkpoint
+from support import ALONE, real_pairs, tiny_recipe, with_caption, write_shard
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return new_checkpoint(tiny_recipe(write_shard(tmp_path_factory.mktemp("zero") / "pairs.tar", real_pairs(20))))
+    return new_checkpoint(tiny_recipe(write_shard(tmp_path_factory.mktemp("zero") / "pairs.tar", real_pairs(20))), ALONE)
 
 
 # --- Accuracies

@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.images import decode_image
-from grr_coca.data.shards import IMAGE_SUFFIXES
+from grr_coca.data.images import IMAGE_SUFFIXES, decode_image
 from grr_coca.data.sources import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.labels import check_labels, find_label, label_index

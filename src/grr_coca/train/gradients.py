@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grr_coca.batch import Batch
-from grr_coca.losses import EmbeddedPairs, captioning_loss, contrastive_loss, same_pair, z_loss
+from grr_coca.losses import EmbeddedPairs, captioning_loss, coca_loss, contrastive_loss, same_pair, z_loss
 from grr_coca.model import CoCa, CoCaOutput
 from grr_coca.train.parallel import ParallelModel, scalar_parameters
 from grr_coca.train.ranks import Ranks
@@ -77,8 +77,8 @@ def compute_gradients(
         with model.exchange(gradients=batch is micro_batches[-1]):
             shares += _backward(model, batch.to(ranks.device), kept, gradient, tokens, weights, precision)
     captioning, z = ranks.sum(shares)
-    coca = weights.contrastive_weight * contrast.loss + weights.captioning_weight * captioning
-    return BatchLosses(contrast.loss, captioning, coca, z)
+    losses = coca_loss(contrast.loss, captioning, weights.contrastive_weight, weights.captioning_weight)
+    return BatchLosses(*losses, z)
 
 
 def contrastive_gradient(

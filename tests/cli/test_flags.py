@@ -13,6 +13,7 @@ from grr_coca.cli import VERBS
 FLAGS = {
     "caption": {"checkpoint": ..., "images": ()},
     "compare": {"checkpoint": ..., "baseline": ..., "data": (), "batch_size": 64},
+    "data": {"action": ...},
     "demo": {"plan": "recipes/demo.yaml", "out": "runs/demo"},
     "evaluate": {
         "checkpoint": ...,
@@ -47,6 +48,25 @@ def test_the_verbs_are_these():
 def test_the_flags_of_a_verb_are_these(verb):
     signature = inspect.signature(importlib.import_module(f"grr_coca.cli.{verb}").run)
     assert {name: plain(parameter.default) for name, parameter in signature.parameters.items()} == FLAGS[verb]
+
+
+DATA_FLAGS = {
+    "check": {"path": ..., "sheet": "contact-sheet.png", "json": False},
+    "convert": {"path": ..., "out": ..., "pairs_per_shard": 10_000, "image_size": None},
+    "stats": {"path": ..., "json": False},
+}
+"""The flags of what `data` can do."""
+
+
+@pytest.mark.parametrize("action", sorted(DATA_FLAGS))
+def test_the_flags_of_a_data_action_are_these_and_explained(grr_coca, action):
+    signature = inspect.signature(getattr(importlib.import_module("grr_coca.cli.data"), action.capitalize()))
+    flags = {name: plain(parameter.default) for name, parameter in signature.parameters.items()}
+    assert flags == DATA_FLAGS[action]
+    said = grr_coca("data", action, "--help")
+    assert said.code == 0
+    for flag in flags.keys() - {"path", "out"}:
+        assert f"--{flag.replace('_', '-')} " in said.out.replace(",", " ")
 
 
 @pytest.mark.parametrize("verb", sorted(FLAGS))
@@ -95,6 +115,10 @@ def test_a_wrong_verb_names_the_nearest(refused, verb, meant):
         ["pretrain", "recipe.yaml", "--epochs", "3"],
         ["pretrain", "recipe.yaml", "--seed", "many"],
         ["caption", "cat.png"],
+        ["data"],
+        ["data", "check"],
+        ["data", "shuffle", "a.tar"],
+        ["data", "convert", "a.tar"],
         ["evaluate"],
         ["evaluate", "run", "--batch-size", "large"],
         ["compare", "run"],

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.images import MAX_PIXELS, decode_image
 from grr_coca.errors import UserError
 from support import encode_image, real_pairs
@@ -237,3 +238,71 @@ def test_decoding_does_not_depend_on_the_files_name():
     data = encode_image(pictogram())
     assert decode_image(data, "a.jpg").tobytes() == decode_image(data, "b").tobytes()
     assert Image.open(io.BytesIO(data)).format == "PNG"
+
+
+def crafted(kind: str, width: int, height: int) -> bytes:
+    """A file whose header promises so many pixels."""
+    image = Image.new("RGB", (4, 4))
+    if kind == "webp":  # the extended format's canvas: each side less one, in 24 bits
+        canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+        chunks = b"VP8X" + struct.pack("<I", 10) + bytes(4) + canvas + encode_image(image, "webp")[12:]
+        return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
+    data = bytearray(encode_image(image, kind))
+    if kind == "gif":
+        data[6:10] = struct.pack("<HH", width, height)
+    elif kind == "bmp":
+        data[18:26] = struct.pack("<II", width, height)
+    else:
+        start = data.index(b"\xff\xc0") + 5
+        data[start : start + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit on memory is Linux's")
+def test_a_bomb_of_any_format_is_refused_from_its_header_within_50_mb():
+    code = (
+        "import resource, sys\n"
+        "from grr_coca.data.images import decode_image, open_image\n"
+        "bombs = eval(sys.stdin.read())\n"
+        "decode_image(bombs.pop('warm'), 'warm')\n"
+        "in_use = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (in_use + 50 * 2**20, -1))\n"
+        "for name, data in bombs.items():\n"
+        "    try: decode_image(data, name)\n"
+        "    except ValueError as error: print(error.cause, error)\n"
+    )
+    bombs = {
+        f"{kind} {side}": crafted(kind, side, side)
+        for kind in ("gif", "bmp", "jpeg", "webp")
+        for side in (11_000, 16_000)
+    }
+    bombs["png"] = png_header_of(60_000, 60_000)
+    source = repr({"warm": REAL_FILES["webp"], **bombs})
+    done = subprocess.run([sys.executable, "-c", code], input=source.encode(), capture_output=True, check=True)
+    lines = done.stdout.decode().splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [f"too large {name}" for name in bombs]
+    assert all("limit of" in line for line in lines)
+
+
+def test_nothing_is_run_to_decode_an_image(monkeypatch):
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    with pytest.raises(UserError, match="not an image in a format"):
+        decode_image(postscript, NAME)
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"", Cause.EMPTY_FILE),
+        (b"<html></html>", Cause.NOT_AN_IMAGE),
+        (REAL_FILES["webp"][:200], Cause.BROKEN_IMAGE),
+        (REAL_FILES["png"][:200], Cause.BROKEN_IMAGE),
+        (REAL_FILES["jpeg"][:800], Cause.BROKEN_IMAGE),
+        (png_header_of(50_000, 50_000), Cause.TOO_LARGE),
+    ],
+)
+def test_the_error_tells_the_cause(data, cause):
+    with pytest.raises(BadSample) as caught:
+        decode_image(data, NAME)
+    assert caught.value.cause is cause

@@ -2,11 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grr_coca.data.order import EvaluationOrder, SampleRef, TrainingOrder
+from grr_coca.data import order as order_module
+from grr_coca.data.order import EvaluationOrder, SampleRef, Shuffle, TrainingOrder
+from grr_coca.errors import UserError
 
 SIZES = st.integers(1, 30)
 
@@ -64,3 +67,112 @@ def test_evaluation_sees_every_sample_once_in_the_sources_order(num_samples, bat
     assert flat(order) == [SampleRef(0, i) for i in range(num_samples)]
     assert len(order) == len(list(order))
     assert all(len(batch) == batch_size for batch in list(order)[:-1])
+
+
+# --- Large sources: blocks
+
+
+def in_small_blocks(function):
+    """Run a property with blocks of 4 samples and windows of 3 blocks."""
+
+    def run(*arguments, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(order_module, "PLAIN_SHUFFLE", 0)
+            patch.setattr(order_module, "BLOCK", 4)
+            patch.setattr(order_module, "BLOCKS_PER_WINDOW", 3)
+            function(*arguments, **options)
+
+    return run
+
+
+@given(num_samples=st.integers(1, 90), seed=st.integers(0, 2**40))
+def test_in_blocks_too_every_epoch_is_a_permutation_of_its_own(num_samples, seed):
+    @in_small_blocks
+    def check():
+        shuffle = Shuffle(num_samples, seed)
+        epochs = [[shuffle.at(epoch * num_samples + i) for i in range(num_samples)] for epoch in range(3)]
+        for epoch, refs in enumerate(epochs):
+            assert {ref.epoch for ref in refs} == {epoch}
+            assert sorted(ref.sample for ref in refs) == list(range(num_samples))
+        if num_samples > 20:
+            assert len({tuple(ref.sample for ref in refs) for refs in epochs}) == 3
+
+    check()
+
+
+def test_a_window_holds_the_samples_of_its_blocks_alone_and_mixes_them():
+    @in_small_blocks
+    def check():
+        shuffle = Shuffle(48, seed=5)
+        windows = [[shuffle.at(12 * w + i).sample for i in range(12)] for w in range(4)]
+        for window in windows:
+            blocks = sorted({sample // 4 for sample in window})
+            assert len(blocks) == 3
+            assert sorted(window) == [4 * block + i for block in blocks for i in range(4)]
+        assert all(window != sorted(window) for window in windows)
+        assert len({tuple(sorted(window)) for window in windows}) == 4
+
+    check()
+
+
+def test_small_sources_keep_the_plain_permutation():
+    refs = flat(TrainingOrder(100, 10, 20, seed=3))
+    for epoch in range(2):
+        expected = np.random.default_rng((3, epoch)).permutation(100).tolist()
+        assert [ref.sample for ref in refs[100 * epoch : 100 * epoch + 100]] == expected
+
+
+@pytest.mark.parametrize("num_samples", [order_module.PLAIN_SHUFFLE, order_module.PLAIN_SHUFFLE + 1, 200_003])
+def test_at_full_size_an_epoch_is_a_permutation_whose_neighbours_come_from_all_over(num_samples):
+    shuffle = Shuffle(num_samples, seed=0)
+    samples = np.array([shuffle.at(i).sample for i in range(num_samples)])
+    assert np.array_equal(np.sort(samples), np.arange(num_samples))
+    batch = samples[:4096]
+    assert len(np.unique(batch // 128)) > 240, "a batch has samples of nearly all blocks of its window"
+    assert np.std(batch) > 0.25 * num_samples
+
+
+# --- Shares, micro-batches, and going on
+
+
+@given(
+    num_samples=st.integers(1, 60),
+    share=st.integers(1, 7),
+    world_size=st.integers(1, 4),
+    micro=st.one_of(st.none(), st.integers(1, 9)),
+    first=st.integers(0, 6),
+)
+def test_the_shares_of_all_ranks_in_any_micro_batches_are_the_global_batches(
+    num_samples, share, world_size, micro, first
+):
+    batch_size = share * world_size
+    whole = list(TrainingOrder(num_samples, batch_size, 8, 1))
+    ranks = [TrainingOrder(num_samples, batch_size, 8, 1, first, rank, world_size, micro) for rank in range(world_size)]
+    parts = [list(order) for order in ranks]
+    assert [len(order) for order in ranks] == [len(part) for part in parts]
+    size = micro or share
+    per_batch = -(-share // size)
+    for number, batch in enumerate(whole[first:]):
+        mine = [part[number * per_batch : (number + 1) * per_batch] for part in parts]
+        assert [len(piece) for pieces in mine for piece in pieces[:-1]] == [size] * world_size * (per_batch - 1)
+        assert [flat(pieces) for pieces in mine] == [batch[r * share : (r + 1) * share] for r in range(world_size)]
+
+
+@given(num_samples=st.integers(1, 90), batch_size=st.integers(1, 20), first=st.integers(0, 30))
+def test_to_seek_is_to_skip(num_samples, batch_size, first):
+    @in_small_blocks
+    def check():
+        whole = list(TrainingOrder(num_samples, batch_size, 30, 7))
+        assert list(TrainingOrder(num_samples, batch_size, 30, 7, first_batch=first)) == whole[first:]
+
+    check()
+    whole = list(TrainingOrder(num_samples, batch_size, 30, 7))
+    assert list(TrainingOrder(num_samples, batch_size, 30, 7, first_batch=first)) == whole[first:]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "fitting"), [(10, 4, "8 or 12"), (3, 4, "4"), (7, 2, "6 or 8"), (1, 8, "8")]
+)
+def test_a_batch_that_cannot_be_shared_evenly_is_an_error_with_sizes_that_can(batch_size, world_size, fitting):
+    with pytest.raises(UserError, match=rf"batch_size {batch_size} cannot be shared .* {world_size} .*give {fitting}$"):
+        TrainingOrder(100, batch_size, 1, 0, world_size=world_size)

@@ -6,12 +6,13 @@ import tarfile
 
 import pytest
 
+from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.folder import ImageFolder
 from grr_coca.data.pairs import RawPair, Subset
 from grr_coca.data.shards import TarShards
 from grr_coca.data.sources import open_source
 from grr_coca.errors import UserError
-from support import real_pairs, shard_members, with_caption, write_shard, write_tar
+from support import real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar
 
 PAIRS = real_pairs(12)
 
@@ -141,11 +142,15 @@ def test_several_shards_follow_each_other(tmp_path):
     assert [source[i].key for i in range(12)] == [pair.key for pair in PAIRS]
 
 
-def test_an_image_without_a_caption_is_an_error_that_names_it(tmp_path):
+def test_an_image_without_a_caption_is_a_bad_sample_that_names_it(tmp_path):
     members = shard_members(PAIRS[:3])
     del members[f"{PAIRS[1].key}.txt"]
-    with pytest.raises(UserError, match=rf"a\.tar: {PAIRS[1].key}: an image without a caption"):
-        TarShards([write_tar(tmp_path / "a.tar", members)])
+    shard = TarShards([write_tar(tmp_path / "a.tar", members)])
+    assert len(shard) == 3
+    assert (shard[0].key, shard[2].key) == (PAIRS[0].key, PAIRS[2].key)
+    with pytest.raises(BadSample, match=rf"a\.tar: {PAIRS[1].key}: an image without a caption") as caught:
+        shard[1]
+    assert caught.value.cause is Cause.NO_CAPTION
 
 
 def test_a_shard_without_images_is_an_error(tmp_path):
@@ -170,20 +175,42 @@ def test_a_compressed_tar_is_an_error_that_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_part_of_a_shard_is_an_error_that_names_it(tmp_path, share):
+def test_of_a_truncated_shard_the_intact_pairs_are_kept_and_the_shard_is_named(tmp_path, share):
     path = write_shard(tmp_path / "a.tar", PAIRS)
-    path.write_bytes(path.read_bytes()[: int(tar_end(path) * share) | 1])
-    with pytest.raises(UserError, match=r"a\.tar"):
-        TarShards([path])
+    with tarfile.open(path) as tar:
+        ends = [member.offset_data + member.size for member in tar]  # image, text, image, text …
+    size = int(tar_end(path) * share) | 1
+    path.write_bytes(path.read_bytes()[:size])
+    num_intact = sum(end <= size for end in ends[1::2])
+    with warnings_of("grr_coca.data.shards") as messages:
+        shard = TarShards([path])
+    assert [shard[i].image for i in range(num_intact)] == [pair.image for pair in PAIRS[:num_intact]]
+    for i in range(num_intact, len(shard)):
+        with pytest.raises(BadSample, match=r"a\.tar: ") as caught:
+            shard[i]
+        assert caught.value.cause in (Cause.CUT_OFF, Cause.NO_CAPTION)
+    assert len(shard) - num_intact <= 1
+    assert shard.truncated == [path]
+    (message,) = messages
+    assert message.startswith(f"{path}: the file ends before the tar does; the {num_intact} pairs before that")
 
 
-def test_a_shard_cut_between_two_pairs_is_an_error_too(tmp_path):
+def test_a_shard_cut_between_two_pairs_is_named_too(tmp_path):
     path = write_shard(tmp_path / "a.tar", PAIRS[:6])
     end = tar_end(path)
     longer = write_shard(path, PAIRS)
     longer.write_bytes(longer.read_bytes()[:end])
-    with pytest.raises(UserError, match=r"a\.tar"):
-        TarShards([path])
+    with warnings_of("grr_coca.data.shards") as messages:
+        shard = TarShards([path])
+    assert len(shard) == 6
+    assert shard.truncated == [path]
+    assert len(messages) == 1
+
+
+def test_a_whole_shard_is_not_called_truncated(tmp_path):
+    with warnings_of("grr_coca.data.shards") as messages:
+        assert TarShards([write_shard(tmp_path / "a.tar", PAIRS)]).truncated == []
+    assert messages == []
 
 
 def test_a_folder_in_a_shard_whose_name_looks_like_an_image_is_no_pair(tmp_path):
@@ -206,11 +233,14 @@ def test_a_folder_is_read_with_the_folders_in_it_in_sorted_order(tmp_path):
     assert [source[i].key for i in range(3)] == ["a/2", "b/1", "c"]
 
 
-def test_an_image_file_without_a_caption_is_an_error_that_names_both(tmp_path):
+def test_an_image_file_without_a_caption_is_a_bad_sample_that_names_both(tmp_path):
     folder = as_folder(tmp_path, PAIRS[:2])
     (folder / f"{PAIRS[0].key}.txt").unlink()
-    with pytest.raises(UserError, match=rf"{PAIRS[0].key}\.webp: no caption; expected it in {PAIRS[0].key}\.txt"):
-        ImageFolder(folder)
+    source = ImageFolder(folder)
+    bad = next(i for i in range(2) if PAIRS[0].key in source.name(i))
+    with pytest.raises(BadSample, match=rf"{PAIRS[0].key}\.webp: no caption; expected it in {PAIRS[0].key}\.txt"):
+        source[bad]
+    assert source[1 - bad].key == PAIRS[1].key
 
 
 def test_an_empty_folder_is_an_error_that_says_what_is_expected(tmp_path):
@@ -253,9 +283,9 @@ def test_a_missing_path_in_a_missing_folder_is_an_error(tmp_path):
 
 
 def test_a_file_of_another_kind_is_an_error_that_names_it(tmp_path):
-    (tmp_path / "pairs.csv").write_text("path,caption")
-    with pytest.raises(UserError, match=r"pairs\.csv: not a tar shard"):
-        open_source(str(tmp_path / "pairs.csv"))
+    (tmp_path / "pairs.xlsx").write_text("path,caption")
+    with pytest.raises(UserError, match=r"pairs\.xlsx: not a tar shard"):
+        open_source(str(tmp_path / "pairs.xlsx"))
 
 
 @pytest.mark.parametrize("folder", ["set [2024]", "what?", "a*b"])

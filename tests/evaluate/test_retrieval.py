@@ -53,6 +53,9 @@ def test_blocks_of_any_size_give_what_one_query_at_a_time_gives(pairs, right, at
     finally:
         retrieval.SIMILARITIES_AT_ONCE = before
     assert (found.text_to_image.rank.tolist(), found.image_to_text.rank.tolist()) == naive(gallery, right)
+    assert found.text_to_image.num_right.sum() == found.image_to_text.num_right.sum(), "right is right both ways"
+    if right == "own":
+        assert found.text_to_image.num_right.tolist() == [1] * len(pairs)
 
 
 def test_an_image_with_five_captions_is_one_image():
@@ -92,8 +95,9 @@ def test_a_collapsed_model_finds_nothing(monkeypatch, value, at_once):
 
 
 def test_rounding_breaks_no_tie():
-    image = torch.tensor([[1.0, 0.0], [1.0, 1e-8]])
-    found = retrieve(Gallery(image, torch.tensor([[1.0, 1.0]]), torch.tensor([0]), torch.tensor([0])), "own")
+    image, text = torch.tensor([[1.0], [1.0 - 1e-7]]), torch.tensor([[1.0]])
+    assert (image @ text.T)[0] > (image @ text.T)[1]
+    found = retrieve(Gallery(image, text, torch.tensor([0]), torch.tensor([0])), "own")
     assert found.text_to_image.rank.tolist() == [1]
 
 

@@ -142,6 +142,7 @@ def _sampled(survey: Survey) -> str:
 
 def _as_json(survey: Survey) -> str:
     content = asdict(survey)
+    content["broken"] = dict(survey.broken)  # dataclasses take a Counter for a list of its items
     content["caption_words"] = survey.word_histogram()
     content["image_sizes"] = {f"{w}x{h}": number for (w, h), number in survey.image_sizes.most_common()}
     return json_module.dumps(content, indent=2, ensure_ascii=False)

@@ -3,7 +3,9 @@
 Shapes: S image size in pixels.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ from grr_coca.errors import UserError
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
+
+IDENTITY, GREY = torch.eye(3), torch.tensor(LUMA).expand(3, 3)
+"""Colour matrices that keep all of the colour, and none."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +51,17 @@ class Preprocess:
 
     def normalize(self, pixels: Float[Tensor, "3 S S"]) -> Float[Tensor, "3 S S"]:
         """Pixel values 0 … 1, shifted by the mean and divided by the deviation of their channel."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (pixels - mean) / std
+        return (pixels - _by_channel(self.mean)).div_(_by_channel(self.std))
 
 
 def to_pixels(image: Image.Image) -> Float[Tensor, "3 S S"]:
     """Pixel values 0 … 1 of an RGB image."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
+
+
+@cache
+def _by_channel(values: tuple[float, float, float]) -> Float[Tensor, "3 1 1"]:
+    return torch.tensor(values)[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,10 @@ class Augmentation:
         shift = [round(float(rng.uniform(-self.shift, self.shift)) * side) for _ in range(2)]
         scale = float(rng.uniform(*self.scale))
         if angle or any(shift) or scale != 1.0:
-            image = F.affine(image, angle, shift, scale, [0.0, 0.0], InterpolationMode.BILINEAR, fill=[255.0] * 3)
+            matrix = _inverse_affine(side, angle, shift, scale)
+            image = image.transform(
+                image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(255, 255, 255)
+            )
         return image
 
     def _colour(self, pixels: Float[Tensor, "3 S S"], rng: np.random.Generator) -> Float[Tensor, "3 S S"]:
@@ -101,7 +113,17 @@ class Augmentation:
             saturation = 0.0
         elif not self.jitter:
             return pixels
-        grey = torch.tensor(LUMA).expand(3, 3)
-        matrix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * grey)
+        matrix = brightness * contrast * (saturation * IDENTITY + (1 - saturation) * GREY)
         # Contrast turns about mid-grey.
-        return torch.einsum("dc,chw->dhw", matrix, pixels).add_(0.5 * (1 - contrast)).clamp_(0, 1)
+        return (matrix @ pixels.flatten(1)).add_(0.5 * (1 - contrast)).clamp_(0, 1).view_as(pixels)
+
+
+def _inverse_affine(side: int, angle: float, shift: list[int], scale: float) -> tuple[float, ...]:
+    """Where each pixel of the changed image lies in the original, as Pillow's six numbers.
+
+    The image is turned clockwise by `angle` degrees about its centre, zoomed, then shifted.
+    """
+    cos, sin = math.cos(math.radians(angle)) / scale, math.sin(math.radians(angle)) / scale
+    centre = side * 0.5
+    x, y = (-centre - distance for distance in shift)
+    return cos, sin, cos * x + sin * y + centre, -sin, cos, -sin * x + cos * y + centre

@@ -30,5 +30,10 @@ class Recent(Generic[T]):
                 self._close(oldest)
         return item
 
+    def __del__(self) -> None:
+        if self._close is not None:
+            for item in self._items.values():
+                self._close(item)
+
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_items": OrderedDict()}

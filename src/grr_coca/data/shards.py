@@ -24,7 +24,7 @@ from grr_coca.data.tar_scan import CAUSES, ShardIndex
 log = logging.getLogger(__name__)
 
 MAX_OPEN = 256
-"""Shards that a process keeps open; a window of the training order reads from no more blocks."""
+"""Shards that a process keeps open, each with two descriptors: a window of the training order has no more blocks."""
 
 MAX_TEXT = 2**20
 """Bytes of a caption, or of the captions of an image; no caption is longer."""

@@ -1,0 +1,84 @@
+"""State, time to seek and memory of index and order for 12 million samples: `python benchmarks/order.py`.
+
+The index is that of 1,200 shards of 10,000 pairs each. It is written to a temporary folder without the shards, in
+whose place lie empty files of a shard's size that take no room on disk. About 500 MB are written there.
+"""
+
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from machine import report
+
+from grr_coca.data.order import TrainingOrder
+from grr_coca.data.shard_index import MIN_SHARD_SIZE, write_index
+from grr_coca.data.shards import TarShards
+from grr_coca.data.tar_scan import ROW, ShardIndex
+
+NUM_SHARDS, PAIRS_PER_SHARD, BATCH_SIZE = 1_200, 10_000, 4_096
+TARGETS = {"state, bytes": 1024, "seek, s": 1.0, "memory, MB": 200}
+
+
+def write_set(folder: Path) -> list[Path]:
+    """Shards of nothing, each with an index beside it."""
+    rows = np.zeros(PAIRS_PER_SHARD, ROW)
+    number = np.arange(PAIRS_PER_SHARD)
+    rows["image_block"], rows["image_size"] = 1 + 80 * number, 30_000
+    rows["text_block"], rows["text_size"] = 70 + 80 * number, 60
+    rows["key_end"] = 9 * (number + 1)
+    paths = []
+    for shard in range(NUM_SHARDS):
+        path = folder / f"{shard:05d}.tar"
+        path.touch()
+        os.truncate(path, MIN_SHARD_SIZE + 512 * 80 * PAIRS_PER_SHARD)
+        keys = b"".join(b"%05d%04d" % (shard, i) for i in range(PAIRS_PER_SHARD))
+        write_index(ShardIndex(rows, keys, True), path.with_name(path.name + ".index"), path)
+        paths.append(path)
+    return paths
+
+
+def memory() -> float:
+    """Megabytes that this process has in memory, shared pages of files counted."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def main() -> None:
+    """Measure; the seek is the worst of 20 to random batches of 100 epochs."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_set(Path(folder))
+        before = memory()
+        began = time.perf_counter()
+        source = TarShards(paths)
+        opened = time.perf_counter() - began
+        num_samples = len(source)
+        seeks = []
+        rng = np.random.default_rng(0)
+        for first in rng.integers(0, 100 * num_samples // BATCH_SIZE, 20):
+            began = time.perf_counter()
+            order = TrainingOrder(num_samples, BATCH_SIZE, int(first) + 10, seed=0, first_batch=int(first))
+            next(iter(order))
+            seeks.append(time.perf_counter() - began)
+        # A stretch of training: every sample's place is looked up, as a worker does before it reads.
+        order = TrainingOrder(num_samples, BATCH_SIZE, 40, seed=0)
+        began = time.perf_counter()
+        for batch in order:
+            for ref in batch:
+                source.name(ref.sample)
+        looked_up = (time.perf_counter() - began) / (40 * BATCH_SIZE)
+        rows = [
+            {"what": "samples", "measured": num_samples, "target": ""},
+            {"what": "state, bytes", "measured": len(str(int(first))), "target": f"<= {TARGETS['state, bytes']}"},
+            {"what": "seek, s", "measured": round(max(seeks), 4), "target": f"<= {TARGETS['seek, s']}"},
+            {"what": "memory, MB", "measured": round(memory() - before, 1), "target": f"<= {TARGETS['memory, MB']}"},
+            {"what": "open with index, s", "measured": round(opened, 2), "target": ""},
+            {"what": "look-up of a sample, us", "measured": round(1e6 * looked_up, 1), "target": ""},
+        ]
+        report("order", rows)
+
+
+if __name__ == "__main__":
+    main()

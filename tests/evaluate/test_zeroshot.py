@@ -13,7 +13,9 @@ from support import ALONE, real_pairs, tiny_recipe, with_caption, write_shard
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return new_checkpoint(tiny_recipe(write_shard(tmp_path_factory.mktemp("zero") / "pairs.tar", real_pairs(20))), ALONE)
+    return new_checkpoint(
+        tiny_recipe(write_shard(tmp_path_factory.mktemp("zero") / "pairs.tar", real_pairs(20))), ALONE
+    )
 
 
 # --- Accuracies

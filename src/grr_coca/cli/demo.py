@@ -22,6 +22,7 @@ import tyro
 
 from grr_coca.cli.progress import bars
 from grr_coca.errors import UserError
+from grr_coca.files import write_whole
 from grr_coca.study.arm import ArmResult, run_arm
 from grr_coca.study.plan import Plan, load_plan, stages
 from grr_coca.study.report import comparison_rows, write_report
@@ -45,8 +46,8 @@ def run(
     arms = _run_arms(resolved, out)
     rows = comparison_rows(resolved, arms)
     table = format_table(rows, resolved.presets)
-    (out / "table.txt").write_text(table + "\n", encoding="utf-8")
-    (out / "results.json").write_text(json.dumps([asdict(arm) for arm in arms], indent=2), encoding="utf-8")
+    write_whole(out / "table.txt", f"{table}\n".encode())
+    write_whole(out / "results.json", json.dumps([asdict(arm) for arm in arms], indent=2).encode())
     runs = (out / resolved.presets[0], out / resolved.presets[1])
     write_report(resolved, arms, runs, _machine(), out / "report.html")
     print(f"\n{table}\n\n{_closing_words(resolved, out)}")

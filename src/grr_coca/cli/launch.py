@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from grr_coca.train.ranks import Ranks
+from grr_coca.ranks import Ranks
 
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others before it gives up. A rank that died is noticed at once, by its connection."""

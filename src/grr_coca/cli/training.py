@@ -8,8 +8,8 @@ from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.cli.launch import launched
 from grr_coca.cli.progress import bars
 from grr_coca.errors import UserError
+from grr_coca.ranks import Ranks
 from grr_coca.train.dry_run import dry_run as expect
-from grr_coca.train.ranks import Ranks
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.resume import resume_point
 from grr_coca.train.run import train

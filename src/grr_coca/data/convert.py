@@ -18,11 +18,11 @@ from pathlib import Path
 from PIL import Image
 
 from grr_coca.data.bad import BadSample
-from grr_coca.data.files import write_whole
 from grr_coca.data.images import decode_image, open_image
 from grr_coca.data.pairs import PairSource, RawPair
 from grr_coca.data.views import read_sound
 from grr_coca.errors import UserError
+from grr_coca.files import write_whole
 
 PLAN_NAME = "convert.json"
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "PPM": "ppm"}

@@ -127,15 +127,27 @@ class TrainingOrder:
 
 
 class EvaluationOrder:
-    """Every sample once, in the source's order; the last batch may be smaller."""
+    """Every sample once, in the source's order; the last batch may be smaller.
 
-    def __init__(self, num_samples: int, batch_size: int) -> None:
+    Ranks take turns, batch by batch, and all of them have as many: where the batches do not divide, the first ones
+    come once more at the end.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
 
-    def __len__(self) -> int:
+    @property
+    def num_batches(self) -> int:
+        """Batches of all ranks, none counted twice."""
         return -(-self.num_samples // self.batch_size)
 
+    def __len__(self) -> int:
+        return -(-self.num_batches // self.world_size)
+
     def __iter__(self) -> Iterator[list[SampleRef]]:
-        for start in range(0, self.num_samples, self.batch_size):
+        for turn in range(len(self)):
+            start = (turn * self.world_size + self.rank) % self.num_batches * self.batch_size
             yield [SampleRef(0, index) for index in range(start, min(start + self.batch_size, self.num_samples))]

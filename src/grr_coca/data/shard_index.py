@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from grr_coca.data.files import write_whole
 from grr_coca.data.tar_scan import CAUSES, ROW, ShardIndex, scan_shard
+from grr_coca.files import write_whole
 
 VERSION = 1
 HEADER_SIZE = 512

@@ -1,7 +1,6 @@
 """Captions of a split, and what they are worth."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from grr_coca.data.images import decode_image
 from grr_coca.data.pairs import PairSource
 from grr_coca.errors import UserError
 from grr_coca.evaluate.captioning.scores import CaptionScores, score_captions
+from grr_coca.files import write_whole
 from grr_coca.generate import GenerationOptions, generate, warn_if_repeated
 
 GREEDY = GenerationOptions()
@@ -70,12 +70,6 @@ def caption_split(
     )
 
 
-def caption_scores(checkpoint: Checkpoint, source: PairSource, max_images: int = 200) -> dict[str, float]:
-    """CIDEr, CIDEr-D, BLEU and ROUGE-L of greedy captions of a fixed subset of a split: cheap enough for validation
-    during training. They compare with scores of the same subset alone, since CIDEr depends on the set of images."""
-    return caption_split(checkpoint, source, max_images=max_images).scores().corpus()
-
-
 def images_of(source: PairSource) -> dict[str, list[int]]:
     """The pairs of each image, by its name, in the order in which it first comes."""
     images: dict[str, list[int]] = {}
@@ -95,21 +89,13 @@ def write_captions(captioned: Captioned, path: Path) -> None:
         json.dumps({"image": name, "caption": caption, "references": references}, ensure_ascii=False) + "\n"
         for name, caption, references in rows
     ]
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, "".join(lines).encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path}: the captions could not be written ({error.strerror or error})") from error
 
 
 def _references(source: PairSource, pairs: Sequence[int]) -> Iterator[str]:
     for index in pairs:
-        # A source whose images have several captions each tells them all at once.
-        several = getattr(source, "captions", None)
-        for caption in (source.caption(index),) if several is None else several(index):
+        for caption in source.captions(index):
             yield clean_caption(caption, source.name(index))

@@ -6,11 +6,13 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.pairs import PairSource
+from grr_coca.data.views import every_caption
 from grr_coca.errors import UserError
 from grr_coca.evaluate.bootstrap import Measure
 from grr_coca.evaluate.measures import loss_measures, retrieval_measures
 from grr_coca.evaluate.retrieval import Gallery, make_gallery, retrieve
-from grr_coca.evaluate.split import Evaluation, PairResults, aggregate, run_pairs, scaling_of
+from grr_coca.evaluate.split import Evaluation, PairResults, aggregate, concatenate, run_pairs, scaling_of
+from grr_coca.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ def evaluate_checkpoint(
     batch_size: int,
     contrastive_weight: float,
     captioning_weight: float,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Losses and retrieval on a split, seen through the checkpoint's own tokenizer and preprocessing.
 
@@ -36,12 +39,13 @@ def evaluate_checkpoint(
         batch_size: pairs per contrastive batch; the contrastive loss depends on it.
         contrastive_weight: weight in `coca_loss`.
         captioning_weight: weight in `coca_loss`.
+        ranks: share the work among them; every rank must call this, and gets the same numbers.
 
     Raises:
         UserError: a pair is broken, or the split has fewer pairs than `batch_size`.
     """
     require_pairs(source, batch_size)
-    results = pair_results(checkpoint, source, batch_size)
+    results = pair_results(checkpoint, source, batch_size, ranks)
     return aggregate(results, scaling_of(checkpoint.model), batch_size, contrastive_weight, captioning_weight)
 
 
@@ -60,10 +64,18 @@ def measure_checkpoint(
     return Measured(aggregate(results, *settings), {**loss_measures(results, *settings), **retrieval_measures(found)})
 
 
-def pair_results(checkpoint: Checkpoint, source: PairSource, batch_size: int) -> PairResults:
-    """What the checkpoint's model says of each pair, `batch_size` of them at a time."""
-    dataset = as_dataset(checkpoint, source)
-    return run_pairs(checkpoint.model, make_loader(dataset, EvaluationOrder(len(dataset), batch_size), num_workers=0))
+def pair_results(
+    checkpoint: Checkpoint, source: PairSource, batch_size: int, ranks: Ranks | None = None
+) -> PairResults:
+    """What the checkpoint's model says of each pair, `batch_size` at a time; every caption of an image is one."""
+    dataset = as_dataset(checkpoint, every_caption(source))
+    rank, world_size = (0, 1) if ranks is None else (ranks.rank, ranks.size)
+    order = EvaluationOrder(len(dataset), batch_size, rank, world_size)
+    mine = run_pairs(checkpoint.model, make_loader(dataset, order, num_workers=0))
+    if ranks is None:
+        return concatenate(mine)
+    in_turn = [part for turn in zip(*ranks.gather_objects(mine), strict=True) for part in turn]
+    return concatenate(in_turn[: order.num_batches])
 
 
 def gallery_of(results: PairResults) -> Gallery:

@@ -30,7 +30,7 @@ class Gallery:
     caption_ids: Int[Tensor, " C"]
 
 
-class Ranks(NamedTuple):
+class QueryRanks(NamedTuple):
     """Per query: how many wrong candidates come before the first right one, and how many right ones there are."""
 
     rank: Int[Tensor, " Q"]
@@ -53,8 +53,8 @@ class Ranks(NamedTuple):
 class Retrieval(NamedTuple):
     """Ranks of both directions; `image_of` says which image a text query belongs to."""
 
-    text_to_image: Ranks
-    image_to_text: Ranks
+    text_to_image: QueryRanks
+    image_to_text: QueryRanks
     image_of: Int[Tensor, " C"]
 
 
@@ -114,8 +114,8 @@ def retrieve(gallery: Gallery, right: RightAnswers) -> Retrieval:
         similarity, relevant = _block(gallery, captions, block, right)
         text_rank += (~(similarity < best - TIE) & ~relevant).sum(dim=0)
     return Retrieval(
-        Ranks(text_rank, text_right, len(gallery.image)),
-        Ranks(torch.cat(image_rank), torch.cat(image_right), num_texts),
+        QueryRanks(text_rank, text_right, len(gallery.image)),
+        QueryRanks(torch.cat(image_rank), torch.cat(image_right), num_texts),
         gallery.image_of,
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.evaluate.mode import evaluating
-from grr_coca.evaluate.retrieval import Ranks, make_gallery, retrieve
+from grr_coca.evaluate.retrieval import QueryRanks, make_gallery, retrieve
 from grr_coca.losses import EmbeddedPairs, contrastive_loss, same_pair
 from grr_coca.model import CoCa
 
@@ -99,13 +99,13 @@ def evaluate_split(
 
     How the pairs come batched changes nothing.
     """
-    results = run_pairs(model, batches)
+    results = concatenate(run_pairs(model, batches))
     return aggregate(results, scaling_of(model), contrastive_batch_size, contrastive_weight, captioning_weight)
 
 
 @torch.inference_mode()
-def run_pairs(model: CoCa, batches: Iterable[Batch]) -> PairResults:
-    """What a model, in evaluation mode, says of each pair; the results are on the CPU."""
+def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
+    """What a model, in evaluation mode, says of each pair, batch by batch; the results are on the CPU."""
     device = next(model.parameters()).device
     parts = []
     with evaluating(model):
@@ -121,7 +121,7 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> PairResults:
                     (batch.labels != IGNORE_INDEX).sum(dim=1).cpu(),
                 )
             )
-    return concatenate(parts)
+    return parts
 
 
 def concatenate(parts: Sequence[PairResults]) -> PairResults:
@@ -164,7 +164,7 @@ def aggregate(
     )
 
 
-def recalls(ranks: Ranks) -> dict[str, float]:
+def recalls(ranks: QueryRanks) -> dict[str, float]:
     """R@1, R@5 and R@10."""
     return {f"R@{k}": ranks.recall(k) for k in RECALLS}
 

@@ -16,7 +16,7 @@ from grr_coca.evaluate.checkpoint import gallery_of, pair_results
 from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.evaluate.linear_probe import linear_probe
 from grr_coca.evaluate.measures import retrieval_measures
-from grr_coca.evaluate.retrieval import Gallery, Ranks, Retrieval, RightAnswers, folds, retrieve
+from grr_coca.evaluate.retrieval import Gallery, QueryRanks, Retrieval, RightAnswers, folds, retrieve
 from grr_coca.evaluate.split import RECALLS
 from grr_coca.evaluate.zeroshot import classify, embed_classes, embed_labelled
 
@@ -148,7 +148,9 @@ def _joined(found: Sequence[Retrieval], parts: Sequence[Gallery]) -> Retrieval:
     )
 
 
-def _joined_ranks(ranks: Sequence[Ranks]) -> Ranks:
+def _joined_ranks(ranks: Sequence[QueryRanks]) -> QueryRanks:
     # Folds have as many images each; of captions, the mean number is what chance is reckoned with.
     candidates = round(sum(each.num_candidates for each in ranks) / len(ranks))
-    return Ranks(torch.cat([each.rank for each in ranks]), torch.cat([each.num_right for each in ranks]), candidates)
+    return QueryRanks(
+        torch.cat([each.rank for each in ranks]), torch.cat([each.num_right for each in ranks]), candidates
+    )

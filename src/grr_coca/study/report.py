@@ -12,6 +12,7 @@ import jinja2
 from grr_coca.data.images import decode_image
 from grr_coca.data.pairs import PairSource
 from grr_coca.data.sources import open_source
+from grr_coca.files import write_whole
 from grr_coca.study.arm import WITHOUT, ArmResult
 from grr_coca.study.plan import Plan, stages
 from grr_coca.study.plots import COLOURS, improvement_bars, learning_curves
@@ -80,9 +81,7 @@ def write_report(plan: Plan, arms: Arms, runs: tuple[Path, Path], machine: str, 
         caption_grids={name: _caption_cards(plan, recipes[name], name, arms) for name in recipes},
         strips=_search_strips(open_source(pretrain.data.test[plan.showcase]), arms),
     )
-    partial = out.with_suffix(".partial")
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(out)
+    write_whole(out, html.encode())
 
 
 def _short(r: Row) -> Row:

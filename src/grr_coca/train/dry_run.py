@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.train.ranks import Ranks
+from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run import build_trainer
 from grr_coca.train.setup import training_batches, training_sources

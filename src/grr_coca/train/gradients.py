@@ -19,8 +19,8 @@ from torch import Tensor
 from grr_coca.batch import Batch
 from grr_coca.losses import EmbeddedPairs, captioning_loss, coca_loss, contrastive_loss, same_pair, z_loss
 from grr_coca.model import CoCa, CoCaOutput
+from grr_coca.ranks import Ranks
 from grr_coca.train.parallel import ParallelModel, scalar_parameters
-from grr_coca.train.ranks import Ranks
 from grr_coca.train.recipe import LossRecipe
 
 

@@ -9,9 +9,13 @@ from typing import BinaryIO
 
 from torch.utils.tensorboard import SummaryWriter
 
+from grr_coca.evaluate.captions import Captioned
 from grr_coca.train.progress import Progress
 
 LOG_FILE = "metrics.jsonl"
+
+SHOWN_CAPTIONS = 16
+"""Captions that each validation shows, of the same images every time."""
 
 
 class MetricLog:
@@ -44,6 +48,16 @@ class MetricLog:
         for name, value in metrics.items():
             if self._board is not None:
                 self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def captions(self, step: int, captioned: Captioned) -> None:
+        """Log what the model says of the first few of some images, beside what people said."""
+        shown = range(min(SHOWN_CAPTIONS, len(captioned.names)))
+        rows = [(captioned.names[i], captioned.hypotheses[i], captioned.references[i][0]) for i in shown]
+        self._append({"step": step, "split": "captions", "captions": rows})
+        if self._board is not None:
+            lines = [f"| {Path(name).name} | {said} | {truth} |" for name, said, truth in rows]
+            table = "\n".join(["| image | caption | reference |", "|---|---|---|", *lines])
+            self._board.add_text("captions", table, step)
 
     def make_durable(self) -> int:
         """Write everything to disk; returns the number of bytes."""

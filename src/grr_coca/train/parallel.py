@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from grr_coca.batch import Batch
 from grr_coca.losses import EmbeddedPairs
 from grr_coca.model import CoCa, CoCaOutput
-from grr_coca.train.ranks import Ranks
+from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Parallelism
 
 

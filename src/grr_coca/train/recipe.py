@@ -13,6 +13,7 @@ import yaml
 from grr_coca.config import CoCaConfig, Contrastive, QKNorm
 from grr_coca.data.preprocess import Augmentation
 from grr_coca.errors import UserError
+from grr_coca.files import write_whole
 from grr_coca.presets import get_preset, with_qk_norm
 from grr_coca.structure import from_dict, to_dict
 
@@ -20,8 +21,18 @@ FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimo
 Precision = Literal["auto", "fp32", "bf16"]
 Parallelism = Literal["ddp", "fsdp"]
 Score = Literal[
-    "coca_loss", "contrastive_loss", "captioning_loss", "perplexity", "text_to_image/R@1", "image_to_text/R@1"
+    "coca_loss",
+    "contrastive_loss",
+    "captioning_loss",
+    "perplexity",
+    "text_to_image/R@1",
+    "image_to_text/R@1",
+    "CIDEr",
+    "CIDEr-D",
+    "BLEU-4",
+    "ROUGE-L",
 ]
+CAPTION_SCORES = ("CIDEr", "CIDEr-D", "BLEU-4", "ROUGE-L")
 
 
 def require_at_least(bound: float, **numbers: float) -> None:
@@ -168,13 +179,16 @@ class LossRecipe:
 @dataclass(frozen=True)
 class EvaluationRecipe:
     """Validation every `interval` steps. Contrastive losses are of batches of exactly `batch_size` pairs: they
-    grow with it, so it is stated wherever they are."""
+    grow with it, so it is stated wherever they are. `num_captions` images are captioned each time, always the same
+    ones, and the captions scored (CIDEr and others, which compare on the same images alone); 0: none."""
 
     interval: int = 500
     batch_size: int = 64
+    num_captions: int = 0
 
     def __post_init__(self) -> None:
         require_at_least(1, interval=self.interval, batch_size=self.batch_size)
+        require_at_least(0, num_captions=self.num_captions)
 
 
 @dataclass(frozen=True)
@@ -238,6 +252,11 @@ class Recipe:
         if self.ema is not None:
             require_share(ema=self.ema)
         require_at_least(0, seed=self.seed)
+        if self.checkpoints.keep_best in CAPTION_SCORES and not self.evaluation.num_captions:
+            raise UserError(
+                f"checkpoints: keep_best {self.checkpoints.keep_best} scores captions, and there are none: "
+                "set evaluation: num_captions"
+            )
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -263,7 +282,7 @@ def load_recipe(path: Path) -> Recipe:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, defaults included."""
-    path.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_whole(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True).encode())
 
 
 def read_yaml(path: Path) -> object:

@@ -14,20 +14,23 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.bad import ReplacementLog
 from grr_coca.data.pairs import PairSource
 from grr_coca.errors import Stopped, UserError
+from grr_coca.evaluate.captions import caption_split
 from grr_coca.evaluate.checkpoint import evaluate_checkpoint, require_pairs
 from grr_coca.evaluate.split import Evaluation
+from grr_coca.model import build
+from grr_coca.ranks import Ranks
 from grr_coca.train.blocks import checkpoint_blocks, compile_blocks
 from grr_coca.train.ema import Ema
 from grr_coca.train.logs import MetricLog, Pace
 from grr_coca.train.optimizer import Optimizers, freeze
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.progress import LOG_INTERVAL, Progress
-from grr_coca.train.ranks import Ranks
 from grr_coca.train.recipe import Recipe, save_recipe
 from grr_coca.train.resume import with_its_precision
 from grr_coca.train.setup import sound_validation, training_batches, training_sources
 from grr_coca.train.signals import SIGNALS, StopSignals
 from grr_coca.train.snapshot import restore, save
+from grr_coca.train.state import whole_tensors
 from grr_coca.train.step import Trainer, autocast, count_tokens, resolve_precision
 from grr_coca.train.store import CheckpointStore
 
@@ -196,11 +199,29 @@ class Run:
     def _validate(self) -> bool:
         """Evaluate; returns whether the model is the best so far by the score that the recipe names."""
         with self.trainer.averaged():
-            scores = evaluate(self.checkpoint, self.val, self.recipe).flat()
+            scores = evaluate(self.checkpoint, self.val, self.recipe, self.ranks).flat()
+            scores |= self._caption()
         self.log.write(self.progress.step, "val", scores)
         self.pace.restart()
         name = self.recipe.checkpoints.keep_best
         return name is not None and self.progress.beats_best(name, scores[name], self.checkpoint.step)
+
+    def _caption(self) -> dict[str, float]:
+        """Caption a fixed part of the validation images, and score the captions."""
+        num_images = self.recipe.evaluation.num_captions
+        if not num_images:
+            return {}
+        weights = whole_tensors(self.trainer.model.raw.state_dict().items(), self.ranks)
+
+        def caption() -> dict[str, float]:
+            # On the first rank alone, and so with a model that is not spread over all of them.
+            model = build(self.start.config).to(self.ranks.device)
+            model.load_state_dict(weights)
+            captioned = caption_split(replace(self.checkpoint, model=model), self.val, max_images=num_images)
+            self.log.captions(self.progress.step, captioned)
+            return captioned.scores().corpus()
+
+        return self.ranks.on_first(caption)
 
     def _save(self) -> None:
         self.progress.log_bytes = self.ranks.on_first(self.log.make_durable)
@@ -209,12 +230,10 @@ class Run:
         self.pace.restart()
 
 
-def evaluate(checkpoint: Checkpoint, source: PairSource, recipe: Recipe) -> Evaluation:
-    """Evaluate with a recipe's batch size and loss weights."""
-    weights = recipe.losses
-    return evaluate_checkpoint(
-        checkpoint, source, recipe.evaluation.batch_size, weights.contrastive_weight, weights.captioning_weight
-    )
+def evaluate(checkpoint: Checkpoint, source: PairSource, recipe: Recipe, ranks: Ranks | None = None) -> Evaluation:
+    """Evaluate with a recipe's batch size and loss weights; with ranks, all of them together."""
+    weights, size = recipe.losses, recipe.evaluation.batch_size
+    return evaluate_checkpoint(checkpoint, source, size, weights.contrastive_weight, weights.captioning_weight, ranks)
 
 
 def _resolve(recipe: Recipe, start: Checkpoint, out: Path, ranks: Ranks, resume_from: Path | None) -> Recipe:

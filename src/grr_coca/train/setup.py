@@ -19,8 +19,8 @@ from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.data.views import caption_texts, every_caption, sound_pairs
 from grr_coca.errors import UserError
 from grr_coca.model import build
+from grr_coca.ranks import Ranks
 from grr_coca.structure import differences
-from grr_coca.train.ranks import Ranks
 from grr_coca.train.recipe import Recipe
 
 log = logging.getLogger(__name__)

@@ -43,7 +43,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{name}: broken or truncated image ({error})") from error
-    return _to_rgb(image)
+    return to_rgb(image)
 
 
 def _too_large(name: str, width: int = 0, height: int = 0) -> str:
@@ -51,7 +51,8 @@ def _too_large(name: str, width: int = 0, height: int = 0) -> str:
     return f"{name}: {size} pixels are more than the limit of {MAX_PIXELS:,}; scale the image down first"
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An RGB image of one of any mode: transparency composited over white, deeper grey scaled to 8 bits."""
     if image.mode.startswith(("I", "F")):
         image = _to_eight_bits(image)
     if image.has_transparency_data:

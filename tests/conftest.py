@@ -16,6 +16,7 @@ ROOMS_OF_TENSORS = (
     "model",
     "evaluate.metrics",
     "evaluate.split",
+    "generate",
     "train.optimizer",
     "train.step",
 )

@@ -1,15 +1,33 @@
 """Multi-head attention: of a sequence to itself, and to a context.
 
-Shapes: B batch, T tokens, S context tokens, D width, C context width, H heads, Dh = D / H.
+Shapes: B batch, T tokens, S tokens attended to, D width, C context width, H heads, Dh = D / H, R rows of a decoder.
 
 No biases, in any model: the arms of a comparison differ in their named parts alone.
 """
 
+from typing import NamedTuple, Protocol, runtime_checkable
+
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from grr_coca.layers.rotary import Rotary
+
+
+class KeyValues(NamedTuple):
+    """What is attended to, projected."""
+
+    keys: Float[Tensor, "B S H Dh"]
+    values: Float[Tensor, "B S H Dh"]
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """Keeps the keys and values of the tokens that one layer has seen, so that each is projected once."""
+
+    def extend(self, new: KeyValues) -> tuple[KeyValues, Bool[Tensor, "#B 1 #T S"] | None]:
+        """Add those of new tokens; all that there are, and which of them each new token may see (None: all)."""
+        ...
 
 
 class SelfAttention(nn.Module):
@@ -27,15 +45,18 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"] | None = None
+        self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"] | None = None, cache: Cache | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Mix the tokens of each sequence; `positions` as in `Rotary`."""
+        """Mix the tokens of each sequence; `positions` as in `Rotary`. With a cache they see what it lets them see."""
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1))  # B T 3 H Dh
         qk, v = qkv[:, :, :2], qkv[:, :, 2]
         if self.rotary is not None:
             qk = self.rotary(qk, positions)
         q, k = qk.unbind(2)
-        return self.out_proj(_attend(q, k, v, self.causal))
+        if cache is None:
+            return self.out_proj(_attend(q, KeyValues(k, v), causal=self.causal))
+        seen, mask = cache.extend(KeyValues(k, v))
+        return self.out_proj(_attend(q, seen, mask=mask))
 
 
 class CrossAttention(nn.Module):
@@ -48,16 +69,24 @@ class CrossAttention(nn.Module):
         self.kv_proj = nn.Linear(context_dim, 2 * embed_dim, bias=False)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
 
-    def forward(self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S C"]) -> Float[Tensor, "B T D"]:
-        """Every token reads the whole context."""
-        q = self.q_proj(x).unflatten(-1, (self.num_heads, -1))  # B T H Dh
-        k, v = self.kv_proj(context).unflatten(-1, (2, self.num_heads, -1)).unbind(2)  # B S H Dh
-        return self.out_proj(_attend(q, k, v, causal=False))
+    def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
+        """Keys and values of a context that will be read more than once."""
+        return KeyValues(*self.kv_proj(context).unflatten(-1, (2, self.num_heads, -1)).unbind(2))  # B S H Dh
+
+    def forward(self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues) -> Float[Tensor, "R T D"]:
+        """Every token reads the whole context; R / B rows in a row share one, where there are fewer contexts."""
+        q = self.q_proj(x).unflatten(-1, (self.num_heads, -1))  # R T H Dh
+        return self.out_proj(_attend(q, context if isinstance(context, KeyValues) else self.project(context)))
 
 
 def _attend(
-    q: Float[Tensor, "B T H Dh"], k: Float[Tensor, "B S H Dh"], v: Float[Tensor, "B S H Dh"], causal: bool
-) -> Float[Tensor, "B T D"]:
-    q, k, v = (projected.transpose(1, 2) for projected in (q, k, v))  # B H T Dh
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    return mixed.transpose(1, 2).flatten(2)
+    q: Float[Tensor, "R T H Dh"],
+    seen: KeyValues,
+    causal: bool = False,
+    mask: Bool[Tensor, "#B 1 #L S"] | None = None,
+) -> Float[Tensor, "R T D"]:
+    # Rows that share a context become queries of one row: nothing is copied. L = R / B * T.
+    queries = q.reshape(len(seen.keys), -1, *q.shape[2:])  # B L H Dh
+    q_, k, v = (projected.transpose(1, 2) for projected in (queries, *seen))  # B H · Dh
+    mixed = F.scaled_dot_product_attention(q_, k, v, attn_mask=mask, is_causal=causal)
+    return mixed.transpose(1, 2).reshape(*q.shape[:2], -1)

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, S context tokens, D width, C context width.
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.layers.attention import CrossAttention, SelfAttention
+from grr_coca.layers.attention import Cache, CrossAttention, KeyValues, SelfAttention
 
 
 class Block(nn.Module):
@@ -20,10 +20,10 @@ class Block(nn.Module):
         self.feed_forward = feed_forward
 
     def forward(
-        self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"] | None = None
+        self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"] | None = None, cache: Cache | None = None
     ) -> Float[Tensor, "B T D"]:
-        """One layer; `positions` as in `Rotary`."""
-        x = x + self.attn(self.attn_norm(x), positions)
+        """One layer; `positions` as in `Rotary`, `cache` as in `SelfAttention`."""
+        x = x + self.attn(self.attn_norm(x), positions, cache)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -47,8 +47,14 @@ class CrossBlock(nn.Module):
         self.ffn_norm = ffn_norm
         self.feed_forward = feed_forward
 
-    def forward(self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S C"]) -> Float[Tensor, "B T D"]:
-        """One layer; the context is taken as it is, normalized by whoever made it."""
-        x = x + self.attn(self.attn_norm(x))
+    def forward(
+        self,
+        x: Float[Tensor, "R T D"],
+        context: Float[Tensor, "B S C"] | KeyValues,
+        positions: Int[Tensor, " T"] | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "R T D"]:
+        """One layer; the context is taken as it is, normalized by whoever made it. The rest as in `Block`."""
+        x = x + self.attn(self.attn_norm(x), positions, cache)
         x = x + self.cross_attn(self.cross_attn_norm(x), context)
         return x + self.feed_forward(self.ffn_norm(x))

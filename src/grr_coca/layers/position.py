@@ -1,7 +1,7 @@
 """Learned absolute positions, the part that RoPE replaces."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -12,6 +12,18 @@ class LearnedPosition(nn.Module):
         super().__init__()
         self.embedding = nn.Parameter(torch.zeros(num_positions, embed_dim))
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """x plus the embedding of positions 0 … T-1."""
-        return x + self.embedding[: x.shape[1]]
+    def forward(self, x: Float[Tensor, "B T D"], positions: Int[Tensor, " T"] | None = None) -> Float[Tensor, "B T D"]:
+        """x plus the embedding of its positions, 0 … T-1 if none are given."""
+        return x + (self.embedding[: x.shape[1]] if positions is None else self.embedding[positions])
+
+
+class NoPosition(nn.Module):
+    """Leaves positions to RoPE."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        positions: Int[Tensor, " T"] | None = None,  # noqa: ARG002
+    ) -> Float[Tensor, "B T D"]:
+        """x."""
+        return x

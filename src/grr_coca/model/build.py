@@ -15,7 +15,7 @@ from grr_coca.layers.block import Block, CrossBlock
 from grr_coca.layers.feed_forward import GEGLU, MLP
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.pooler import AttentionalPooler
-from grr_coca.layers.position import LearnedPosition
+from grr_coca.layers.position import LearnedPosition, NoPosition
 from grr_coca.layers.rotary import Rotary, grid_angles, line_angles
 from grr_coca.model.coca import CoCa
 from grr_coca.model.image_encoder import ImageEncoder
@@ -71,6 +71,7 @@ def _text_decoder(config: TextDecoderConfig) -> TextDecoder:
     t = config.transformer
     rotary = _text_rotary(t, config.context_length)
     return TextDecoder(
+        context_length=config.context_length,
         tok_embeddings=nn.Embedding(config.vocab_size, t.embed_dim),
         position=_position(t, config.context_length),
         blocks=nn.ModuleList(_block(t, causal=True, rotary=rotary) for _ in range(t.num_layers)),
@@ -126,7 +127,7 @@ def _feed_forward(t: TransformerConfig) -> nn.Module:
 
 
 def _position(t: TransformerConfig, num_positions: int) -> nn.Module:
-    return LearnedPosition(num_positions, t.embed_dim) if t.position == "learned" else nn.Identity()
+    return LearnedPosition(num_positions, t.embed_dim) if t.position == "learned" else NoPosition()
 
 
 def _text_rotary(t: TransformerConfig, context_length: int) -> Rotary | None:

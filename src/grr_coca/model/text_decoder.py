@@ -3,11 +3,15 @@
 Shapes: B batch, T text positions, D width.
 """
 
+from collections.abc import Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from grr_coca.layers.attention import Cache
 
 
 class TextDecoderOutput(NamedTuple):
@@ -27,12 +31,14 @@ class TextDecoder(nn.Module):
 
     def __init__(
         self,
+        context_length: int,
         tok_embeddings: nn.Embedding,
         position: nn.Module,
         blocks: nn.ModuleList,
         cls_norm: nn.Module,
     ) -> None:
         super().__init__()
+        self.context_length = context_length
         self.tok_embeddings = tok_embeddings
         self.cls_embedding = nn.Parameter(torch.zeros(tok_embeddings.embedding_dim))
         self.position = position
@@ -48,12 +54,25 @@ class TextDecoder(nn.Module):
         rows = torch.arange(len(tokens), device=tokens.device)
         return TextDecoderOutput(tokens, cls=self.cls_norm(tokens[rows, cls_position]))
 
-    def prefix(self, token_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """The tokens of captions that have not ended, so have no [CLS] yet: for generation."""
-        return self._run_blocks(self.tok_embeddings(token_ids))
+    def prefix(
+        self,
+        token_ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, " T"] | None = None,
+        caches: Sequence[Cache] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The tokens of captions that have not ended, so have no [CLS] yet: for generation.
 
-    def _run_blocks(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        x = self.position(x)
-        for block in self.blocks:
-            x = block(x)
+        With caches, one for each block, `token_ids` are those that follow what the caches have seen.
+        """
+        return self._run_blocks(self.tok_embeddings(token_ids), positions, caches)
+
+    def _run_blocks(
+        self,
+        x: Float[Tensor, "B T D"],
+        positions: Int[Tensor, " T"] | None = None,
+        caches: Sequence[Cache] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        x = self.position(x, positions)
+        for block, cache in zip(self.blocks, caches or repeat(None)):  # noqa: B905
+            x = block(x, positions, cache)
         return x

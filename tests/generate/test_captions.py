@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from grr_coca import generate
 from grr_coca.data.images import decode_image
-from grr_coca.generate import caption_images, greedy, warn_if_repeated
+from grr_coca.generate import GenerationOptions, caption_images, generate, warn_if_repeated
+from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.train.recipe import EvaluationRecipe, ModelRecipe, OptimizerRecipe, ScheduleRecipe
 from support import BATCH_SIZE, pretrain, real_pairs, tiny_recipe, warnings_of, write_shard
 
 # The shortest captions: learned soonest.
 PAIRS = sorted(real_pairs(40), key=lambda pair: len(pair.caption))[:BATCH_SIZE]
 MAX_WORDS = 29
-LOGGER = "grr_coca.generate"
+LOGGER = "grr_coca.generate.captions"
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +36,25 @@ def images(overfitted):
 
 @pytest.fixture
 def generated(overfitted):
-    """Greedy ids of images."""
-    tokenizer = overfitted.tokenizer
+    """The token ids of images, greedily."""
 
-    def run(images, max_words=MAX_WORDS):
-        return greedy(overfitted.model, images, tokenizer.bos_id, tokenizer.eos_id, max_words)
+    def run(images, **options):
+        found = generate(overfitted.model, overfitted.tokenizer, images, GenerationOptions(**options)).captions
+        return [caption.token_ids for (caption,) in found]
 
     return run
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Counts the steps of decoding."""
-    original, steps = generate._next_logits, []
+    """The number of rows at each step of decoding."""
+    original, steps = CachedDecoder.step, []
 
-    def counted(*args):
-        steps.append(1)
-        return original(*args)
+    def counted(self, token_ids, mask=None):
+        steps.append(len(token_ids))
+        return original(self, token_ids, mask)
 
-    monkeypatch.setattr(generate, "_next_logits", counted)
+    monkeypatch.setattr(CachedDecoder, "step", counted)
     return steps
 
 
@@ -72,39 +72,27 @@ def test_the_order_within_a_batch_makes_no_difference(overfitted, images):
     assert caption_images(overfitted, images.flip(0)) == caption_images(overfitted, images)[::-1]
 
 
-def test_rows_that_have_ended_are_padded_with_the_end_token(overfitted, images, generated):
-    eos = overfitted.tokenizer.eos_id
-    rows = generated(images).tolist()
-    ends = [row.index(eos) for row in rows]
-    assert len(set(ends)) > 1, "captions of one length cannot show padding"
-    for row, end in zip(rows, ends, strict=True):
-        assert set(row[end:]) == {eos}
+def test_a_caption_stops_with_its_end_token_and_decoding_when_all_have_ended(overfitted, images, generated, calls):
+    rows = generated(images)
+    lengths = [len(row) for row in rows]
+    assert all(row.index(overfitted.tokenizer.eos_id) == len(row) - 1 for row in rows)
+    assert len(calls) == max(lengths) < MAX_WORDS
+    assert min(lengths) < max(lengths), "captions of one length cannot show rows that end early"
+    assert calls[0] == len(images)
+    assert calls[-1] <= len(images) * 0.75, "those that have ended leave the batch"
 
 
-def test_decoding_stops_as_soon_as_all_rows_have_ended(overfitted, images, generated, calls):
-    eos = overfitted.tokenizer.eos_id
-    ids = generated(images)
-    longest = max(row.index(eos) for row in ids.tolist())
-    assert longest + 1 < MAX_WORDS
-    assert len(calls) == ids.shape[1] == longest + 1
+@pytest.mark.parametrize("max_length", [1, 3])
+def test_no_caption_is_longer_than_allowed(images, generated, max_length):
+    assert {len(row) for row in generated(images, max_length=max_length)} == {max_length}
 
 
-@pytest.mark.parametrize("max_words", [1, 3])
-def test_no_caption_is_longer_than_allowed(images, generated, max_words):
-    assert generated(images, max_words).shape == (len(images), max_words)
-
-
-def test_a_caption_may_fill_the_context_and_not_more(overfitted, images, monkeypatch):
-    def never_ends(model, ids, tokens):
-        logits = torch.zeros(len(ids), overfitted.tokenizer.vocab_size)
-        logits[:, overfitted.tokenizer.encode("cat")[0]] = 1
-        model.text_decoder.prefix(ids)
-        return logits
-
-    monkeypatch.setattr(generate, "_next_logits", never_ends)
-    caption = caption_images(overfitted, images[:1])[0]
-    context_length = overfitted.config.text_decoder.context_length
-    assert len(overfitted.tokenizer.encode_row(caption, 1000)) <= context_length
+def test_a_caption_may_fill_the_context_and_not_more(overfitted, images, generated):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(overfitted.tokenizer, "eos_id", overfitted.tokenizer.vocab_size - 1)  # never said
+        (row,) = generated(images[:1])
+    assert len(row) == MAX_WORDS
+    assert len(overfitted.tokenizer.encode("cat " * 3)) >= 1
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -120,7 +108,7 @@ def test_the_mode_of_the_model_is_as_it_was_even_after_an_exception(overfitted, 
     def fail(*args):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(generate, "_next_logits", fail)
+    monkeypatch.setattr(CachedDecoder, "step", fail)
     overfitted.model.train(training)
     with pytest.raises(RuntimeError, match="out of memory"):
         caption_images(overfitted, images)

@@ -1,0 +1,165 @@
+"""Beam search, in groups that keep apart from each other (diverse beam search, arXiv 1610.02424).
+
+Shapes: B images, K beams of an image (G groups of N in a row), T new tokens so far, P prompt tokens, S slots of the
+caches, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from grr_coca.errors import UserError
+from grr_coca.generate.decoder import CachedDecoder
+from grr_coca.generate.hypothesis import Hypothesis
+from grr_coca.generate.options import GenerationOptions
+from grr_coca.generate.pool import Pool
+from grr_coca.generate.rules import NOTHING_LEFT, apply_rules
+
+
+class Beams(NamedTuple):
+    """Captions that go on. `scores`: summed log-probabilities under the rules, -inf where there is no beam."""
+
+    token_ids: Int[Tensor, "B K T"]
+    log_probs: Float[Tensor, "B K T"]
+    scores: Float[Tensor, "B K"]
+    visible: Bool[Tensor, "B K S"]
+    """Which slots of the image's caches hold a beam's own past."""
+
+
+class Choice(NamedTuple):
+    """The best continuations of a group, best first: which beam, which token, and the new summed score."""
+
+    parents: Int[Tensor, "B C"]
+    token_ids: Int[Tensor, "B C"]
+    scores: Float[Tensor, "B C"]
+
+    def take(self, columns: Int[Tensor, "B N"]) -> "Choice":
+        """Some of them."""
+        return Choice(*(field.gather(1, columns) for field in self))
+
+
+class BeamSearch:
+    """The beams of all images side by side. No image looks at another."""
+
+    def __init__(
+        self,
+        decoder: CachedDecoder,
+        prompt_ids: Int[Tensor, " P"],
+        options: GenerationOptions,
+        max_length: int,
+        eos_id: int,
+    ) -> None:
+        self.decoder, self.options, self.max_length, self.eos_id = decoder, options, max_length, eos_id
+        self.num_beams, self.num_groups = options.num_beams, options.num_beam_groups
+        self.group_size = self.num_beams // self.num_groups
+        num_images, device = decoder.num_images, prompt_ids.device
+        self.logits = decoder.step(prompt_ids.expand(num_images, -1)).repeat_interleave(self.num_beams, dim=0)
+        # All beams are equal at first, so one of each group is enough.
+        first = torch.arange(self.num_beams, device=device) % self.group_size == 0
+        self.beams = Beams(
+            token_ids=torch.zeros(num_images, self.num_beams, 0, dtype=torch.long, device=device),
+            log_probs=torch.zeros(num_images, self.num_beams, 0, device=device),
+            scores=torch.where(first, 0.0, -torch.inf).expand(num_images, -1),
+            visible=torch.ones(num_images, self.num_beams, len(prompt_ids), dtype=torch.bool, device=device),
+        )
+        self.pools = [
+            [Pool(self.group_size, options.length_penalty) for _ in range(self.num_groups)] for _ in range(num_images)
+        ]
+        self.running = list(range(num_images))
+
+    def run(self) -> list[list[Hypothesis]]:
+        """The best `num_captions` of each image, best first."""
+        for step in range(self.max_length):
+            self._advance(last=step + 1 == self.max_length)
+            if step + 1 == self.max_length:
+                break
+            self._let_go()
+            if not self.running:
+                break
+            self.logits = self.decoder.step(self.beams.token_ids[..., -1].reshape(-1, 1), self.beams.visible[:, None])
+        return [self._best(pools) for pools in self.pools]
+
+    def _advance(self, last: bool) -> None:
+        """Choose the next tokens, group by group; ends go to the pools, and with the last step all the rest."""
+        beams, num_vocab = self.beams, self.logits.shape[-1]
+        log_probs = self.logits.log_softmax(dim=-1)
+        allowed = apply_rules(log_probs, beams.token_ids.flatten(0, 1), self.options, self.eos_id)
+        scores = allowed.unflatten(0, (-1, self.num_beams)) + beams.scores[..., None]  # B K V
+        taken = scores.new_zeros(len(scores), num_vocab)  # how many beams of earlier groups took each token
+        chosen = []
+        for group in range(self.num_groups):
+            choice = self._best_of_group(scores, taken, group)
+            self._collect(choice, log_probs, group)
+            going_on = (choice.token_ids == self.eos_id).int().argsort(dim=1, stable=True)[:, : self.group_size]
+            choice = choice.take(going_on)
+            taken.scatter_add_(1, choice.token_ids, choice.scores.isfinite().float())
+            chosen.append(choice)
+        self._go_on(Choice(*(torch.cat(parts, dim=1) for parts in zip(*chosen, strict=True))), log_probs)
+        if last:
+            self._collect_the_rest()
+
+    def _best_of_group(self, scores: Float[Tensor, "B K V"], taken: Float[Tensor, "B V"], group: int) -> Choice:
+        """Twice as many continuations as beams: at most one of each beam ends it, so enough go on."""
+        start, num_vocab = group * self.group_size, scores.shape[-1]
+        scores = scores[:, start : start + self.group_size]
+        ranked = scores
+        if self.options.diversity_penalty and group:
+            ranked = scores - self.options.diversity_penalty * taken[:, None]
+        best = ranked.flatten(1).topk(min(2 * self.group_size, self.group_size * num_vocab)).indices  # B C
+        return Choice(best // num_vocab + start, best % num_vocab, scores.flatten(1).gather(1, best))
+
+    def _collect(self, choice: Choice, log_probs: Float[Tensor, "R V"], group: int) -> None:
+        """Ends among the first N continuations are finished captions."""
+        ends = (choice.token_ids == self.eos_id) & choice.scores.isfinite()
+        for image, rank in ends[:, : self.group_size].nonzero().tolist():
+            parent = int(choice.parents[image, rank])
+            ids = [*self.beams.token_ids[image, parent].tolist(), self.eos_id]
+            end = float(log_probs[image * self.num_beams + parent, self.eos_id])
+            probs = [*self.beams.log_probs[image, parent].tolist(), end]
+            self.pools[self.running[image]][group].add(ids, probs, float(choice.scores[image, rank]))
+
+    def _go_on(self, choice: Choice, log_probs: Float[Tensor, "R V"]) -> None:
+        """Each beam becomes its parent with one more token. Keys and values stay where they are."""
+        beams, parents = self.beams, choice.parents
+        images = torch.arange(len(parents), device=parents.device)[:, None]
+        own = log_probs.unflatten(0, (-1, self.num_beams))[images, parents, choice.token_ids]
+        new_slots = torch.eye(self.num_beams, dtype=torch.bool, device=parents.device).expand(len(parents), -1, -1)
+        self.beams = Beams(
+            token_ids=torch.cat([beams.token_ids[images, parents], choice.token_ids[..., None]], dim=2),
+            log_probs=torch.cat([beams.log_probs[images, parents], own[..., None]], dim=2),
+            scores=choice.scores,
+            visible=torch.cat([beams.visible[images, parents], new_slots], dim=2),
+        )
+
+    def _collect_the_rest(self) -> None:
+        """At the greatest length, captions without an end are finished too."""
+        for image, beam in self.beams.scores.isfinite().nonzero().tolist():
+            ids, log_probs, scores, _ = (field[image, beam] for field in self.beams)
+            pool = self.pools[self.running[image]][beam // self.group_size]
+            pool.add(ids.tolist(), log_probs.tolist(), float(scores))
+
+    def _let_go(self) -> None:
+        """Groups that nothing can improve stop; images whose groups have all stopped leave the batch."""
+        scores = self.beams.scores.clone().unflatten(1, (self.num_groups, -1))  # B G N
+        length = self.beams.token_ids.shape[2]
+        for i, image in enumerate(self.running):
+            for group, pool in enumerate(self.pools[image]):
+                if not pool.can_improve(float(scores[i, group].max()), length + 1, self.max_length):
+                    scores[i, group] = -torch.inf
+        self.beams = self.beams._replace(scores=scores.flatten(1))
+        going_on = scores.isfinite().flatten(1).any(dim=1)
+        if going_on.all():
+            return
+        stay = going_on.nonzero()[:, 0]
+        self.running = [self.running[i] for i in stay.tolist()]
+        self.beams = Beams(*(field[stay] for field in self.beams))
+        if self.running:
+            self.decoder.keep(stay, stay)
+
+    def _best(self, pools: list[Pool]) -> list[Hypothesis]:
+        found = sorted((h for pool in pools for h in pool.hypotheses), key=lambda hypothesis: -hypothesis.score)
+        if len(found) < self.options.num_captions:
+            raise UserError(NOTHING_LEFT)
+        return found[: self.options.num_captions]

@@ -1,0 +1,158 @@
+"""Images to captions.
+
+Shapes: B images, S image size in pixels, E joint embedding width.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.tokenizer import Tokenizer
+from grr_coca.errors import UserError
+from grr_coca.evaluate.mode import evaluating
+from grr_coca.generate.beams import BeamSearch
+from grr_coca.generate.decoder import CachedDecoder
+from grr_coca.generate.hypothesis import Hypothesis
+from grr_coca.generate.options import GenerationOptions
+from grr_coca.generate.rows import decode_rows
+from grr_coca.generate.sampling import uniform_draws
+from grr_coca.model import CoCa
+from grr_coca.model.coca import EncodedImage
+
+log = logging.getLogger(__name__)
+
+GREEDY = GenerationOptions()
+
+
+class Caption(NamedTuple):
+    """`text`: the prompt and what follows; `token_ids`: the new tokens, the end token included if there is one;
+    `log_probs`: of each of them, under the model's own distribution, whatever the options made of it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+
+
+class Generated(NamedTuple):
+    """What one pass over the images gives: the captions of each, best first, and their embeddings, of unit length.
+
+    Draws are ranked by log-probability per token, beams by `GenerationOptions.length_penalty`.
+    """
+
+    captions: list[list[Caption]]
+    image_embedding: Float[Tensor, "B E"]
+
+
+def generate(
+    model: CoCa,
+    tokenizer: Tokenizer,
+    images: Float[Tensor, "B 3 S S"],
+    options: GenerationOptions = GREEDY,
+    prompt: str = "",
+    keys: Sequence[object] | None = None,
+) -> Generated:
+    """Caption preprocessed images, in evaluation mode; the model's mode is restored.
+
+    Args:
+        model: any CoCa.
+        tokenizer: the one that the model was trained with.
+        images: on any device.
+        options: how to decode.
+        prompt: what every caption begins with.
+        keys: a name for each image, by which its random draws are seeded; None: its index in `images`. Where images
+            come in batches, keys make what is drawn independent of how they were batched.
+
+    Raises:
+        UserError: the prompt or `max_length` does not fit the context, or the rules leave no token.
+    """
+    device = next(model.parameters()).device
+    with torch.inference_mode(), evaluating(model):
+        image = model.encode_image(images.to(device))
+        captions = caption_encoded(model, tokenizer, image, options, prompt, keys)
+    return Generated(captions, image.embedding.clone())  # no inference tensor leaves, so probes may be trained on it
+
+
+def caption_encoded(
+    model: CoCa,
+    tokenizer: Tokenizer,
+    image: EncodedImage,
+    options: GenerationOptions = GREEDY,
+    prompt: str = "",
+    keys: Sequence[object] | None = None,
+) -> list[list[Caption]]:
+    """`generate` from images that are encoded already."""
+    prompt_ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    max_length = _max_length(options, model.text_decoder.context_length, len(prompt_ids))
+    num_images = len(image.tokens)
+    keys = range(num_images) if keys is None else keys
+    if len(keys) != num_images:
+        raise UserError(f"{len(keys)} keys for {num_images} images; give one for each")
+    if num_images == 0:
+        return []
+    with torch.inference_mode(), evaluating(model):
+        found = _search(model, image, torch.tensor(prompt_ids), options, max_length, tokenizer.eos_id, keys)
+    return [[_caption(tokenizer, prompt_ids, hypothesis) for hypothesis in hypotheses] for hypotheses in found]
+
+
+def _search(
+    model: CoCa,
+    image: EncodedImage,
+    prompt_ids: Tensor,
+    options: GenerationOptions,
+    max_length: int,
+    eos_id: int,
+    keys: Sequence[object],
+) -> list[list[Hypothesis]]:
+    prompt_ids = prompt_ids.to(image.tokens.device)
+    decoder = CachedDecoder(model, image.tokens, len(prompt_ids) + options.num_beams * (max_length - 1))
+    if options.num_beams > 1:
+        return BeamSearch(decoder, prompt_ids, options, max_length, eos_id).run()
+    uniforms = None
+    if options.temperature is not None:
+        uniforms = uniform_draws(options.seed, keys, options.num_captions, max_length).to(prompt_ids.device)
+    return decode_rows(decoder, prompt_ids, options, max_length, eos_id, uniforms)
+
+
+def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids: int) -> int:
+    """New tokens that may follow: [BOS], the prompt, [EOS] and [CLS] take their places in the context."""
+    room = context_length - num_prompt_ids - 2
+    if room < 1:
+        raise UserError(f"the prompt has {num_prompt_ids - 1} tokens, at most {context_length - 4} leave room for more")
+    if options.max_length is not None and options.max_length > room:
+        raise UserError(
+            f"max_length {options.max_length} is more than the {room} tokens that the context of {context_length} "
+            f"holds after a prompt of {num_prompt_ids - 1}"
+        )
+    if options.min_length > room:
+        raise UserError(f"min_length {options.min_length} is more than the {room} tokens that the context holds")
+    return options.max_length or room
+
+
+def _caption(tokenizer: Tokenizer, prompt_ids: Sequence[int], hypothesis: Hypothesis) -> Caption:
+    text = tokenizer.decode([*prompt_ids, *hypothesis.token_ids])
+    return Caption(text, hypothesis.token_ids, hypothesis.log_probs)
+
+
+def caption_images(checkpoint: Checkpoint, images: Float[Tensor, "B 3 S S"]) -> list[str]:
+    """The most likely caption, word by word, of each preprocessed image."""
+    generated = generate(checkpoint.model, checkpoint.tokenizer, images)
+    captions = [best.text for best, *_ in generated.captions]
+    warn_if_repeated(captions)
+    return captions
+
+
+def warn_if_repeated(captions: Sequence[str]) -> None:
+    """Warn when most of many images got one and the same caption: the sign of weights that were never trained."""
+    if len(captions) < 8:
+        return
+    caption, count = Counter(captions).most_common(1)[0]
+    if count > len(captions) / 2:
+        log.warning(
+            "%d of %d images got the same caption, '%s': is this the right checkpoint?", count, len(captions), caption
+        )

@@ -1,0 +1,103 @@
+"""How captions are decoded. Every length counts new tokens only, never the prompt."""
+
+from dataclasses import dataclass, fields
+
+from grr_coca.errors import UserError
+
+_ONLY_SAMPLING = ("top_k", "top_p", "min_p")
+_ONLY_BEAMS = ("num_beam_groups", "diversity_penalty", "length_penalty")
+_AT_LEAST = {
+    "max_length": 1,
+    "min_length": 0,
+    "top_k": 1,
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0,
+    "no_repeat_ngram": 0,
+    "num_captions": 1,
+}
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """Greedy by default; sampling with a `temperature`; beam search with `num_beams`.
+
+    The rules (`min_length`, `repetition_penalty`, `no_repeat_ngram`) look at new tokens, never at the prompt.
+
+    Raises:
+        UserError: a value is out of range, or two options contradict each other; names them.
+    """
+
+    max_length: int | None = None
+    """New tokens at most, the end token among them; None: as many as the context holds."""
+    min_length: int = 0
+    """New tokens that come before the end at least."""
+    temperature: float | None = None
+    """Draw from the softmax of logits / temperature; None: no draw."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens."""
+    top_p: float | None = None
+    """Draw from the fewest tokens that hold this probability (nucleus, arXiv 1904.09751)."""
+    min_p: float | None = None
+    """Draw from tokens at least this probable in units of the likeliest one's probability (arXiv 2407.01082)."""
+    num_beams: int = 1
+    num_beam_groups: int = 1
+    """Groups that the beams are divided into; they search one after the other (arXiv 1610.02424)."""
+    diversity_penalty: float = 0.0
+    """Taken from a token's score for each beam of an earlier group that has just chosen it."""
+    length_penalty: float = 1.0
+    """Captions are ranked by log-probability / length ** length_penalty; above 1 favours long ones."""
+    repetition_penalty: float = 1.0
+    """Log-probabilities of tokens that the caption already has are multiplied by it (CTRL, arXiv 1909.05858)."""
+    no_repeat_ngram: int = 0
+    """No n tokens in a row come twice; 0: they may."""
+    num_captions: int = 1
+    """Captions per image: draws, or the best beams."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_ranges()
+        self._check_conflicts()
+
+    def _check_ranges(self) -> None:
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise UserError(f"{name} {value} must be {least} or more")
+        for name in ("temperature", "repetition_penalty"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UserError(f"{name} {value} must be above 0" + self._greedy_hint(name))
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UserError(f"{name} {value} must be above 0 and at most 1")
+        if self.max_length is not None and self.min_length > self.max_length:
+            raise UserError(f"min_length {self.min_length} is above max_length {self.max_length}")
+
+    @staticmethod
+    def _greedy_hint(name: str) -> str:
+        return "; leave it out for the likeliest caption" if name == "temperature" else ""
+
+    def _check_conflicts(self) -> None:
+        given = [name for name in ("temperature", *_ONLY_SAMPLING) if getattr(self, name) is not None]
+        if self.num_beams > 1 and given:
+            raise UserError(f"num_beams {self.num_beams} conflicts with {', '.join(given)}: beams draw nothing")
+        if self.temperature is None and given:
+            raise UserError(f"{', '.join(given)} without temperature: nothing is drawn; set temperature, e.g. 1.0")
+        if self.num_beams == 1:
+            given = [name for name in _ONLY_BEAMS if getattr(self, name) != _DEFAULTS[name]]
+            if given:
+                raise UserError(f"{', '.join(given)} without beams: set num_beams")
+        if self.num_beams % self.num_beam_groups:
+            raise UserError(f"num_beams {self.num_beams} cannot be divided into {self.num_beam_groups} num_beam_groups")
+        if self.diversity_penalty and self.num_beam_groups == 1:
+            raise UserError(f"diversity_penalty {self.diversity_penalty} without groups: set num_beam_groups")
+        if self.temperature is None and self.num_captions > self.num_beams:
+            raise UserError(
+                f"num_captions {self.num_captions} is more than num_beams {self.num_beams}: "
+                "set num_beams as high, or temperature to draw them"
+            )
+
+
+_DEFAULTS = {field.name: field.default for field in fields(GenerationOptions)}

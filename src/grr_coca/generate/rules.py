@@ -1,0 +1,66 @@
+"""Rules on what may follow: pure functions on log-probabilities.
+
+Shapes: R rows of captions, T new tokens so far, V vocabulary. A token that is ruled out has log-probability -inf.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from grr_coca.errors import UserError
+from grr_coca.generate.options import GenerationOptions
+
+NOTHING_LEFT = "the rules leave no token to go on with: lower min_length, or raise no_repeat_ngram or set it to 0"
+
+
+def apply_rules(
+    log_probs: Float[Tensor, "R V"], new_ids: Int[Tensor, "R T"], options: GenerationOptions, eos_id: int
+) -> Float[Tensor, "R V"]:
+    """All rules of the options; the input itself where there are none."""
+    if options.repetition_penalty != 1:
+        log_probs = penalize_repetition(log_probs, new_ids, options.repetition_penalty)
+    if new_ids.shape[1] < options.min_length:
+        log_probs = without_end(log_probs, eos_id)
+    if options.no_repeat_ngram:
+        log_probs = without_repeated_ngrams(log_probs, new_ids, options.no_repeat_ngram)
+    return log_probs
+
+
+def require_a_choice(log_probs: Float[Tensor, "R V"], going_on: Bool[Tensor, " R"]) -> None:
+    """Rows that go on must have a token to go on with.
+
+    Raises:
+        UserError: the rules have left none.
+    """
+    if (log_probs.amax(dim=-1).isneginf() & going_on).any():
+        raise UserError(NOTHING_LEFT)
+
+
+def penalize_repetition(
+    log_probs: Float[Tensor, "R V"], new_ids: Int[Tensor, "R T"], penalty: float
+) -> Float[Tensor, "R V"]:
+    """Multiply the log-probability of each token that a row has by `penalty`, once, however often it came.
+
+    On log-probabilities, not on logits as in CTRL: logits may be shifted at will, so their sign means nothing.
+    """
+    return log_probs.scatter(1, new_ids, log_probs.gather(1, new_ids) * penalty)
+
+
+def without_end(log_probs: Float[Tensor, "R V"], eos_id: int) -> Float[Tensor, "R V"]:
+    """Rule the end token out."""
+    return log_probs.index_fill(1, torch.tensor([eos_id], device=log_probs.device), -torch.inf)
+
+
+def without_repeated_ngrams(
+    log_probs: Float[Tensor, "R V"], new_ids: Int[Tensor, "R T"], n: int
+) -> Float[Tensor, "R V"]:
+    """Rule out what would complete n tokens in a row that the row already has."""
+    if new_ids.shape[1] < n:
+        return log_probs
+    ngrams = new_ids.unfold(1, n, 1)  # R, T - n + 1, n
+    last = new_ids[:, new_ids.shape[1] - n + 1 :]  # the n - 1 tokens that a new one would follow
+    repeated = (ngrams[..., :-1] == last[:, None]).all(dim=-1)
+    rows, starts = repeated.nonzero(as_tuple=True)
+    log_probs = log_probs.clone()
+    log_probs[rows, ngrams[rows, starts, -1]] = -torch.inf
+    return log_probs

@@ -16,7 +16,9 @@ ROOMS_OF_TENSORS = (
     "model",
     "evaluate.metrics",
     "evaluate.split",
+    "explain",
     "generate",
+    "inference.model",
     "train.optimizer",
     "train.step",
 )

@@ -1,9 +1,9 @@
 """GRR-CoCa: a compact model that captions and searches images.
 
-    import grr_coca
+import grr_coca
 
-    model = grr_coca.load("runs/demo/grr_coca/pictograms")
-    model.caption("cat.png")
+model = grr_coca.load("runs/demo/grr_coca/pictograms")
+model.caption("cat.png")
 """
 
 from pathlib import Path

@@ -15,12 +15,18 @@ VERBS = {
     "evaluate": "losses, perplexity and retrieval of a checkpoint on a split",
     "compare": "two checkpoints side by side on the same splits",
     "caption": "caption images with a checkpoint",
+    "embed": "embed images or texts as vectors that can be compared",
+    "classify": "say which of some labels fit images best",
+    "explain": "show where a model looks for each word of a caption, or for a text",
     "info": "parts, parameters and FLOPs of a preset, or what two presets differ in",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code: 0, or 2 for wrong use, with one message and no traceback."""
+    """Run a verb; returns the exit code: 0, or 2 for wrong use, with one message and no traceback.
+
+    Verbs that work through many files give 1 if not a single one could be read.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
@@ -46,8 +52,8 @@ def _dispatch(argv: list[str]) -> int:
     import tyro
 
     function = importlib.import_module(f"grr_coca.cli.{verb}").run
-    tyro.cli(function, args=rest, prog=f"grr-coca {verb}", description=VERBS[verb])
-    return 0
+    code: int | None = tyro.cli(function, args=rest, prog=f"grr-coca {verb}", description=VERBS[verb])
+    return code or 0
 
 
 def _usage() -> str:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from grr_coca.data.images import IMAGE_SUFFIXES
 from grr_coca.data.pairs import RawPair
-from grr_coca.data.shards import IMAGE_SUFFIXES
 from grr_coca.errors import UserError
 
 

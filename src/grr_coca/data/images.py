@@ -8,6 +8,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from grr_coca.errors import UserError
 
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
+
 MAX_PIXELS = 100_000_000
 """Larger images are refused from their header, before a pixel is decoded."""
 
@@ -43,7 +45,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{name}: broken or truncated image ({error})") from error
-    return to_rgb(image)
+    return _to_rgb(image)
 
 
 def _too_large(name: str, width: int = 0, height: int = 0) -> str:
@@ -51,8 +53,7 @@ def _too_large(name: str, width: int = 0, height: int = 0) -> str:
     return f"{name}: {size} pixels are more than the limit of {MAX_PIXELS:,}; scale the image down first"
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An RGB image of one of any mode: transparency composited over white, deeper grey scaled to 8 bits."""
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         image = _to_eight_bits(image)
     if image.has_transparency_data:
@@ -71,3 +72,8 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
         values *= 65535 / max(high - low, 1e-12)
     return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An RGB image of one that Pillow has opened, treated as `decode_image` treats a file."""
+    return _to_rgb(ImageOps.exif_transpose(image))

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from grr_coca.data.images import IMAGE_SUFFIXES
 from grr_coca.data.pairs import RawPair
 from grr_coca.errors import UserError
-
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 
 
 class _Span(NamedTuple):

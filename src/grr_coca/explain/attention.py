@@ -46,7 +46,7 @@ def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Mod
 def attend(module: CrossAttention, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S C"]) -> Attended:
     """The weights and values with which a module answers its inputs."""
     queries = module.q_proj(x).unflatten(-1, (module.num_heads, -1))  # B T H Dh
-    keys, values = module.kv_proj(context).unflatten(-1, (2, module.num_heads, -1)).unbind(2)  # B S H Dh
+    keys, values = module.project(context)  # B S H Dh
     scores = torch.einsum("bthd,bshd->bhts", queries * queries.shape[-1] ** -0.5, keys)
     return Attended(scores.softmax(dim=-1), values)
 

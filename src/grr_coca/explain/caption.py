@@ -3,12 +3,13 @@
 Shapes: T caption tokens, P patches, G patches along a side, S image size.
 
 Words attend to captioning tokens, which attend to patches. A patch's relevance to a word is the attention that it
-gets, times the gradient of the word's log-probability with respect to that attention, where that is above zero,
-summed over heads and queries (Chefer et al., arXiv 2103.15679, equation 5; they take the mean over heads). The
-gradient carries the word back through the cross-attention of every layer.
+gets, times the gradient of the word's logit with respect to that attention, where that is above zero, summed over
+heads and queries (Chefer et al., arXiv 2103.15679, equation 5; they take the mean over heads). The gradient carries
+the word back through the cross-attention of every layer.
 
 The plain product of attention matrices (rollout, Abnar and Zuidema, arXiv 2005.00928) is nearly the same for every
-word of a caption, and tells less: see `docs/experiments.md`.
+word of a caption, and hiding the patches that it names costs a word less. The gradient of the log-probability in place of
+the logit misses the place where the model is sure of the word. Both were measured: see `docs/experiments.md`.
 
 What it cannot tell: the gradient is of first order, and a patch token has seen the other patches in the image
 encoder, so the map is of tokens, not of pixels.
@@ -55,9 +56,7 @@ def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_i
     return [WordMap(word, heat[tokens].mean(dim=0)) for word, tokens in group_words(checkpoint.tokenizer, words)]
 
 
-def patch_relevance(
-    model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]
-) -> Float[Tensor, "T P"]:
+def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> Float[Tensor, "T P"]:
     """The share of each patch in the relevance to each token but the first, on the CPU."""
     ids = torch.tensor([list(token_ids)], device=model.logit_scale.device)
     readers = _readers_of_patches(model)
@@ -66,11 +65,11 @@ def patch_relevance(
         text_tokens = model.text_decoder.prefix(ids[:, :-1])
     with evaluating(model), torch.enable_grad(), visible_attention(readers) as seen:
         logits = model.multimodal_decoder(text_tokens, model.captioning_pooler(patches))
-    log_probs = logits[0].float().log_softmax(dim=-1).gather(1, ids[0, 1:, None])[:, 0]  # T
+    logits = logits[0].gather(1, ids[0, 1:, None])[:, 0]  # T, of the caption's own tokens
     weights = [seen[reader].weights for reader in readers]
     rows = []
-    for log_prob in log_probs:
-        gradients = torch.autograd.grad(log_prob, weights, retain_graph=True)
+    for logit in logits:
+        gradients = torch.autograd.grad(logit, weights, retain_graph=True)
         shares = [(w * g).clamp(min=0).sum(dim=(0, 1, 2)) for w, g in zip(weights, gradients, strict=True)]
         rows.append(torch.stack(shares).sum(dim=0))
     relevance = torch.stack(rows).detach().float().cpu()
@@ -81,4 +80,4 @@ def _readers_of_patches(model: CoCa) -> list[CrossAttention]:
     """The attentions that the words look at patches with: the captioning pooler's, or without one the decoder's own."""
     if isinstance(model.captioning_pooler, AttentionalPooler):
         return [model.captioning_pooler.attn]
-    return [block.cross_attn for block in model.multimodal_decoder.blocks]
+    return [block.cross_attn for block in model.multimodal_decoder.blocks]  # type: ignore[misc]

@@ -24,6 +24,7 @@ from grr_coca.evaluate.mode import evaluating
 from grr_coca.explain.attention import Attended, attend, mix
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.pooler import AttentionalPooler
+from grr_coca.layers.precision import at_least_fp32
 from grr_coca.model import CoCa
 
 
@@ -70,7 +71,7 @@ def _embed(model: CoCa, patches: Float[Tensor, "1 P D"]) -> Float[Tensor, "1 E"]
     if model.arrangement == "cascade" and isinstance(model.captioning_pooler, AttentionalPooler):
         tokens = _pool(model.captioning_pooler, patches)
     assert isinstance(model.contrastive_pooler, AttentionalPooler)
-    embedding = model.image_proj(_pool(model.contrastive_pooler, tokens)[:, 0]).float()
+    embedding = at_least_fp32(model.image_proj(_pool(model.contrastive_pooler, tokens)[:, 0]))
     return embedding / embedding.detach().norm(dim=-1, keepdim=True)
 
 

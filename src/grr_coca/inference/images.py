@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from grr_coca.data.images import decode_image, to_rgb
+from grr_coca.data.images import decode_image, upright_rgb
 from grr_coca.errors import UserError
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
@@ -72,7 +72,7 @@ def open_image(image: ImageInput, name: str) -> Image.Image:
 
 def _from_pillow(image: Image.Image, name: str) -> Image.Image:
     try:
-        return to_rgb(ImageOps.exif_transpose(image))
+        return upright_rgb(image)
     except (OSError, ValueError) as error:  # opened lazily, and the file is truncated or closed
         raise UserError(f"{name}: broken, truncated or closed image ({error})") from error
 
@@ -90,7 +90,7 @@ def _from_array(image: np.ndarray, name: str) -> Image.Image:
     if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in CHANNELS):
         raise UserError(f"{name}: an array is H W or H W C with 1, 3 or 4 channels; this one is {_size(image.shape)}")
     pixels = _to_uint8(image, name)
-    return to_rgb(Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
+    return upright_rgb(Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
 
 
 def _to_uint8(image: np.ndarray, name: str) -> np.ndarray:

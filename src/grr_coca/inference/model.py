@@ -6,7 +6,6 @@ Shapes: N images, M texts, L labels, E joint embedding width, S image size.
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.data.dataset import clean_caption, pad_rows
 from grr_coca.errors import UserError, nearest
 from grr_coca.evaluate.mode import evaluating
-from grr_coca.generate import Caption, GenerationOptions, generate
+from grr_coca.generate import Caption, GenerationOptions, generate, warn_if_repeated
 from grr_coca.inference.batches import Batches, OnProgress
 from grr_coca.inference.device import choose_device
 from grr_coca.inference.hub import local_folder
@@ -26,6 +25,7 @@ from grr_coca.inference.images import ImageInput, ImagesInput, as_list, open_ima
 from grr_coca.inference.labels import LABEL_ALONE, check_labels, fill_templates
 
 BATCH_SIZE = 32
+GREEDY = GenerationOptions()
 
 Numbered = Sequence[tuple[int, ImageInput]]
 """Images with their number in the call, from 1, which names those that have no path."""
@@ -82,7 +82,7 @@ class ImageTextModel:
         images: ImagesInput,
         prompt: str = "",
         *,
-        options: GenerationOptions | None = None,
+        options: GenerationOptions = GREEDY,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress | None = None,
         **changes: object,
@@ -101,8 +101,9 @@ class ImageTextModel:
             UserError: an unknown option, or options that contradict each other.
         """
         many, is_single = as_list(images)
-        options = with_changes(options or GenerationOptions(), changes)
-        described = self._describe(many, prompt, options, batch_size, on_progress)
+        options = with_changes(options, changes)
+        described = self.describe_many(many, prompt, options, batch_size, on_progress)
+        warn_if_repeated([description.captions[0].text for description in described])
         captions = [[caption.text for caption in description.captions] for description in described]
         if options.num_captions > 1:
             return captions[0] if is_single else captions
@@ -113,7 +114,7 @@ class ImageTextModel:
         images: ImagesInput,
         prompt: str = "",
         *,
-        options: GenerationOptions | None = None,
+        options: GenerationOptions = GREEDY,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress | None = None,
         **changes: object,
@@ -123,9 +124,39 @@ class ImageTextModel:
         Takes what `caption` takes.
         """
         many, is_single = as_list(images)
-        options = with_changes(options or GenerationOptions(), changes)
-        described = self._describe(many, prompt, options, batch_size, on_progress)
+        options = with_changes(options, changes)
+        described = self.describe_many(many, prompt, options, batch_size, on_progress)
         return described[0] if is_single else described
+
+    def describe_many(
+        self,
+        images: Sequence[ImageInput],
+        prompt: str = "",
+        options: GenerationOptions = GREEDY,
+        batch_size: int = BATCH_SIZE,
+        on_progress: OnProgress | None = None,
+        keys: Sequence[object] | None = None,
+    ) -> list[Description]:
+        """`describe` of a list, for programs: one result for each image, of a type that is known.
+
+        Args:
+            images: any number of them.
+            prompt: words that every caption begins with.
+            options: how to generate.
+            batch_size: the most images at once.
+            on_progress: called with the number of images done, and of all.
+            keys: a name for each image, by which its random draws are seeded, so that they do not depend on the other
+                images of the call; None: its number in the call.
+        """
+
+        def work(batch: Numbered) -> list[Description]:
+            names = [number if keys is None else keys[number - 1] for number, _ in batch]
+            checkpoint, pixels = self.checkpoint, self._pixels(batch)
+            generated = generate(checkpoint.model, checkpoint.tokenizer, pixels, options, prompt, names)
+            embeddings = generated.image_embedding.float().cpu()
+            return [Description(*row) for row in zip(generated.captions, embeddings, strict=True)]
+
+        return self._batches.run("captioning", _numbered(images), batch_size, work, on_progress)
 
     def embed_images(
         self, images: ImagesInput, *, batch_size: int = BATCH_SIZE, on_progress: OnProgress | None = None
@@ -202,23 +233,6 @@ class ImageTextModel:
             [LabelProbability(labels[index], share) for index, share in zip(indices, shares, strict=True)]
             for indices, shares in zip(order.tolist(), probabilities.tolist(), strict=True)
         ]
-
-    def _describe(
-        self,
-        images: list,
-        prompt: str,
-        options: GenerationOptions,
-        batch_size: int,
-        on_progress: OnProgress | None,
-    ) -> list[Description]:
-        work = partial(self._description_rows, prompt=prompt, options=options)
-        return self._batches.run("captioning", _numbered(images), batch_size, work, on_progress)
-
-    def _description_rows(self, images: Numbered, prompt: str, options: GenerationOptions) -> list[Description]:
-        model, tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
-        generated = generate(model, tokenizer, self._pixels(images), options, prompt)
-        embeddings = generated.image_embedding.float().cpu()
-        return [Description(*row) for row in zip(generated.captions, embeddings, strict=True)]
 
     @torch.inference_mode()
     def _image_rows(self, images: Numbered) -> list[Tensor]:

@@ -6,6 +6,7 @@ import torch
 from grr_coca.data.images import decode_image
 from grr_coca.generate import GenerationOptions, caption_images, generate, warn_if_repeated
 from grr_coca.generate.decoder import CachedDecoder
+from grr_coca.model import CoCa
 from grr_coca.train.recipe import EvaluationRecipe, ModelRecipe, OptimizerRecipe, ScheduleRecipe
 from support import BATCH_SIZE, pretrain, real_pairs, tiny_recipe, warnings_of, write_shard
 
@@ -116,13 +117,13 @@ def test_the_mode_of_the_model_is_as_it_was_even_after_an_exception(overfitted, 
 
 
 def test_images_are_encoded_once_in_evaluation_mode_without_gradients(overfitted, images, monkeypatch):
-    original, seen = overfitted.model.encode_image, []
+    original, seen = CoCa.encode_image, []
 
-    def watched(images):
-        seen.append((overfitted.model.training, torch.is_grad_enabled()))
-        return original(images)
+    def watched(model, images):
+        seen.append((overfitted.model.training or model.training, torch.is_grad_enabled()))
+        return original(model, images)
 
-    monkeypatch.setattr(overfitted.model, "encode_image", watched)
+    monkeypatch.setattr(CoCa, "encode_image", watched)
     overfitted.model.train()
     caption_images(overfitted, images)
     assert seen == [(False, False)]

@@ -16,6 +16,7 @@ from grr_coca.generate.hypothesis import Hypothesis
 from grr_coca.generate.options import GenerationOptions
 from grr_coca.generate.pool import Pool
 from grr_coca.generate.rules import NOTHING_LEFT, apply_rules
+from grr_coca.generate.topk import largest
 
 
 class Beams(NamedTuple):
@@ -86,11 +87,14 @@ class BeamSearch:
         beams, num_vocab = self.beams, self.logits.shape[-1]
         log_probs = self.logits.log_softmax(dim=-1)
         allowed = apply_rules(log_probs, beams.token_ids.flatten(0, 1), self.options, self.eos_id)
-        scores = allowed.unflatten(0, (-1, self.num_beams)) + beams.scores[..., None]  # B K V
+        # Other groups can spoil as many tokens as there are beams, so with that many more the best are among these.
+        scores, ids = largest(allowed, min(2 * self.group_size + self.num_beams, num_vocab))
+        scores = scores.unflatten(0, (-1, self.num_beams)) + beams.scores[..., None]  # B K C
+        ids = ids.view_as(scores)
         taken = scores.new_zeros(len(scores), num_vocab)  # how many beams of earlier groups took each token
         chosen = []
         for group in range(self.num_groups):
-            choice = self._best_of_group(scores, taken, group)
+            choice = self._best_of_group(scores, ids, taken, group)
             self._collect(choice, log_probs, group)
             going_on = (choice.token_ids == self.eos_id).int().argsort(dim=1, stable=True)[:, : self.group_size]
             choice = choice.take(going_on)
@@ -100,15 +104,17 @@ class BeamSearch:
         if last:
             self._collect_the_rest()
 
-    def _best_of_group(self, scores: Float[Tensor, "B K V"], taken: Float[Tensor, "B V"], group: int) -> Choice:
+    def _best_of_group(
+        self, scores: Float[Tensor, "B K C"], ids: Int[Tensor, "B K C"], taken: Float[Tensor, "B V"], group: int
+    ) -> Choice:
         """Twice as many continuations as beams: at most one of each beam ends it, so enough go on."""
-        start, num_vocab = group * self.group_size, scores.shape[-1]
-        scores = scores[:, start : start + self.group_size]
+        start, num_candidates = group * self.group_size, scores.shape[-1]
+        scores, ids = (field[:, start : start + self.group_size].flatten(1) for field in (scores, ids))
         ranked = scores
         if self.options.diversity_penalty and group:
-            ranked = scores - self.options.diversity_penalty * taken[:, None]
-        best = ranked.flatten(1).topk(min(2 * self.group_size, self.group_size * num_vocab)).indices  # B C
-        return Choice(best // num_vocab + start, best % num_vocab, scores.flatten(1).gather(1, best))
+            ranked = scores - self.options.diversity_penalty * taken.gather(1, ids)
+        best = ranked.topk(min(2 * self.group_size, ranked.shape[1])).indices
+        return Choice(best // num_candidates + start, ids.gather(1, best), scores.gather(1, best))
 
     def _collect(self, choice: Choice, log_probs: Float[Tensor, "R V"], group: int) -> None:
         """Ends among the first N continuations are finished captions."""

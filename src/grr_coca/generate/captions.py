@@ -20,6 +20,7 @@ from grr_coca.generate.beams import BeamSearch
 from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.generate.hypothesis import Hypothesis
 from grr_coca.generate.options import GenerationOptions
+from grr_coca.generate.packing import packed
 from grr_coca.generate.rows import decode_rows
 from grr_coca.generate.sampling import uniform_draws
 from grr_coca.model import CoCa
@@ -71,10 +72,11 @@ def generate(
     Raises:
         UserError: the prompt or `max_length` does not fit the context, or the rules leave no token.
     """
-    device = next(model.parameters()).device
+    device, keep = next(model.parameters()).device, not model.training
     with torch.inference_mode(), evaluating(model):
-        image = model.encode_image(images.to(device))
-        captions = caption_encoded(model, tokenizer, image, options, prompt, keys)
+        fast = packed(model, keep)
+        image = fast.encode_image(images.to(device))
+        captions = _caption_encoded(fast, tokenizer, image, options, prompt, keys)
     return Generated(captions, image.embedding.clone())  # no inference tensor leaves, so probes may be trained on it
 
 
@@ -87,6 +89,19 @@ def caption_encoded(
     keys: Sequence[object] | None = None,
 ) -> list[list[Caption]]:
     """`generate` from images that are encoded already."""
+    keep = not model.training
+    with torch.inference_mode(), evaluating(model):
+        return _caption_encoded(packed(model, keep), tokenizer, image, options, prompt, keys)
+
+
+def _caption_encoded(
+    model: CoCa,
+    tokenizer: Tokenizer,
+    image: EncodedImage,
+    options: GenerationOptions,
+    prompt: str,
+    keys: Sequence[object] | None,
+) -> list[list[Caption]]:
     prompt_ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
     max_length = _max_length(options, model.text_decoder.context_length, len(prompt_ids))
     num_images = len(image.tokens)
@@ -95,8 +110,7 @@ def caption_encoded(
         raise UserError(f"{len(keys)} keys for {num_images} images; give one for each")
     if num_images == 0:
         return []
-    with torch.inference_mode(), evaluating(model):
-        found = _search(model, image, torch.tensor(prompt_ids), options, max_length, tokenizer.eos_id, keys)
+    found = _search(model, image, torch.tensor(prompt_ids), options, max_length, tokenizer.eos_id, keys)
     return [[_caption(tokenizer, prompt_ids, hypothesis) for hypothesis in hypotheses] for hypotheses in found]
 
 
@@ -110,7 +124,9 @@ def _search(
     keys: Sequence[object],
 ) -> list[list[Hypothesis]]:
     prompt_ids = prompt_ids.to(image.tokens.device)
-    decoder = CachedDecoder(model, image.tokens, len(prompt_ids) + options.num_beams * (max_length - 1))
+    num_slots = len(prompt_ids) + options.num_beams * (max_length - 1)
+    num_reads = len(prompt_ids) + max(options.num_beams, options.num_captions) * (max_length - 1)
+    decoder = CachedDecoder(model, image.tokens, num_slots, num_reads)
     if options.num_beams > 1:
         return BeamSearch(decoder, prompt_ids, options, max_length, eos_id).run()
     uniforms = None

@@ -4,30 +4,37 @@ Shapes: B images, R rows of captions (R / B in a row belong to one image), T new
 V vocabulary.
 """
 
+from typing import cast
+
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from grr_coca.generate.absorbed import AbsorbedCrossAttention
 from grr_coca.generate.cache import KeyValueCache
-from grr_coca.layers.attention import KeyValues
+from grr_coca.layers.attention import CrossAttention, KeyValues
 from grr_coca.layers.precision import at_least_fp32
 from grr_coca.model import CoCa
 
 
 class CachedDecoder:
-    """Both text halves with their caches. The image's keys and values are projected once and never copied per row."""
+    """Both text halves with their caches. What is read of an image is made once and never copied per caption.
 
-    def __init__(self, model: CoCa, image_tokens: Float[Tensor, "B Q C"], num_slots: int) -> None:
+    `num_reads` is how many tokens will be decoded for each image: with few, `AbsorbedCrossAttention` is cheaper than
+    keys and values.
+    """
+
+    def __init__(self, model: CoCa, image_tokens: Float[Tensor, "B Q C"], num_slots: int, num_reads: int) -> None:
         self.model = model
         self.position = 0
-        self.contexts = model.multimodal_decoder.project(image_tokens)
+        self.contexts = [_context(block, image_tokens, num_reads) for block in model.multimodal_decoder.blocks]
         self.text_caches = [KeyValueCache(num_slots) for _ in model.text_decoder.blocks]
         self.multimodal_caches = [KeyValueCache(num_slots) for _ in model.multimodal_decoder.blocks]
 
     @property
     def num_images(self) -> int:
         """Images that are still being captioned."""
-        return len(self.contexts[0].keys)
+        return len(self.contexts[0][0]) if isinstance(self.contexts[0], KeyValues) else len(self.contexts[0])
 
     def step(
         self, token_ids: Int[Tensor, "R T"], mask: Bool[Tensor, "#B 1 #T S"] | None = None
@@ -48,14 +55,25 @@ class CachedDecoder:
 
     def repeat(self, count: int) -> None:
         """Give each line of slots `count` copies in a row: several captions go on from one prompt."""
-        lines = torch.arange(self.num_images, device=self.contexts[0].keys.device).repeat_interleave(count)
+        lines = torch.arange(self.num_images, device=next(self.model.parameters()).device).repeat_interleave(count)
         self._select_lines(lines)
 
     def keep(self, images: Int[Tensor, " B"], lines: Int[Tensor, " L"]) -> None:
         """Go on with some images and their lines of slots alone."""
-        self.contexts = [KeyValues(keys[images], values[images]) for keys, values in self.contexts]
+        self.contexts = [
+            KeyValues(*(kept[images] for kept in context)) if isinstance(context, KeyValues) else context[images]
+            for context in self.contexts
+        ]
         self._select_lines(lines)
 
     def _select_lines(self, lines: Int[Tensor, " L"]) -> None:
         for cache in (*self.text_caches, *self.multimodal_caches):
             cache.select(lines)
+
+
+def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_reads: int) -> Tensor | KeyValues:
+    """What a block reads of the images: their tokens, or its keys and values, laid out head by head."""
+    attn = cast(CrossAttention | AbsorbedCrossAttention, block.cross_attn)
+    if isinstance(attn, AbsorbedCrossAttention) and attn.pays(num_reads, image_tokens.shape[1]):
+        return image_tokens
+    return KeyValues(*(kept.transpose(1, 2).contiguous().transpose(1, 2) for kept in attn.project(image_tokens)))

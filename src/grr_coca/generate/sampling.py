@@ -12,6 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grr_coca.generate.options import GenerationOptions
+from grr_coca.generate.topk import largest
+
+FIRST_LOOK = 128
+"""Tokens that the nucleus is looked for among at first."""
 
 
 def draw(
@@ -19,29 +23,32 @@ def draw(
 ) -> Int[Tensor, " R"]:
     """One token for each row; `uniforms` in [0, 1) decide which."""
     assert options.temperature is not None
-    logits = log_probs / options.temperature
+    logits, ids = log_probs / options.temperature, None
     if options.top_k is not None:
-        logits = keep_top_k(logits, options.top_k)
+        logits, ids = largest(logits, options.top_k)
     if options.top_p is not None:
-        logits = keep_top_p(logits, options.top_p)
+        logits, among = keep_top_p(logits, options.top_p)
+        ids = among if ids is None else ids.gather(1, among)
     if options.min_p is not None:
         logits = keep_min_p(logits, options.min_p)
-    return inverse_cdf(logits, uniforms)
+    drawn = inverse_cdf(logits, uniforms)
+    return drawn if ids is None else ids.gather(1, drawn[:, None])[:, 0]
 
 
-def keep_top_k(logits: Float[Tensor, "R V"], k: int) -> Float[Tensor, "R V"]:
-    """Keep the k likeliest tokens, and those that are as likely as the last of them."""
-    least = logits.topk(min(k, logits.shape[1])).values[:, -1:]
-    return logits.masked_fill(logits < least, -math.inf)
+def keep_top_p(logits: Float[Tensor, "R V"], p: float) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
+    """The fewest tokens whose probabilities sum to at least p, likeliest first, and which they are.
 
-
-def keep_top_p(logits: Float[Tensor, "R V"], p: float) -> Float[Tensor, "R V"]:
-    """Keep the fewest tokens whose probabilities sum to at least p, and those as likely as the last of them."""
-    probs = logits.softmax(dim=-1)
-    ordered = probs.sort(dim=-1, descending=True).values
-    before = ordered.cumsum(dim=-1) - ordered
-    least = ordered.masked_fill(before >= p, math.inf).amin(dim=-1, keepdim=True)
-    return logits.masked_fill(probs < least, -math.inf)
+    Rows that keep fewer than others have logits of -inf behind them.
+    """
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    num_looked_at = FIRST_LOOK
+    while True:  # sorting all of a large vocabulary would take longer than the model
+        kept, ids = largest(logits, min(num_looked_at, logits.shape[1]))
+        probs = (kept - total).exp()
+        before = probs.cumsum(dim=-1) - probs
+        if kept.shape[1] == logits.shape[1] or (before[:, -1] >= p).all():
+            return kept.masked_fill(before >= p, -math.inf), ids
+        num_looked_at *= 8
 
 
 def keep_min_p(logits: Float[Tensor, "R V"], p: float) -> Float[Tensor, "R V"]:

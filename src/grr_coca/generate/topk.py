@@ -1,0 +1,28 @@
+"""The largest of very many numbers.
+
+Shapes: R rows, V numbers in a row, K of them.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK = 64
+
+
+def largest(values: Float[Tensor, "R V"], k: int) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
+    """The k largest numbers of each row, in descending order, and where they are.
+
+    The same as `topk`, which on a CPU goes through a vocabulary of 50,000 ten times as slowly: the k largest numbers
+    lie in the k blocks with the largest maxima, so nothing is ranked but the blocks and what is in those k.
+    """
+    num_blocks = -(-values.shape[1] // BLOCK)
+    if 2 * k >= num_blocks:
+        top, where = values.topk(min(k, values.shape[1]))
+        return top, where
+    blocks = F.pad(values, (0, num_blocks * BLOCK - values.shape[1]), value=-torch.inf).unflatten(1, (-1, BLOCK))
+    best_blocks = blocks.amax(dim=-1).topk(k).indices  # R K
+    within = blocks.gather(1, best_blocks[..., None].expand(-1, -1, BLOCK)).flatten(1)  # R, K · BLOCK
+    top, where = within.topk(k)
+    return top, best_blocks.gather(1, where // BLOCK) * BLOCK + where % BLOCK

@@ -14,6 +14,7 @@ from grr_coca.data.images import decode_image
 from grr_coca.errors import UserError
 from grr_coca.generate import GenerationOptions, caption_images, generate
 from grr_coca.inference import ImageTextModel, LabelProbability
+from grr_coca.model import CoCa
 from support import real_pairs, warnings_of
 
 
@@ -81,7 +82,7 @@ def test_one_image_in_one_caption_out(model, files):
 
 
 def test_several_captions_are_a_list_for_each_image(model, files):
-    options = {"num_beams": 3, "num_captions": 2, "max_length": 5}
+    options = {"temperature": 1.0, "num_captions": 2, "max_length": 5}
     captions = model.caption(files, **options)
     assert [len(of_image) for of_image in captions] == [2] * 5
     assert model.caption(files[0], **options) == captions[0]
@@ -102,8 +103,8 @@ def test_keywords_change_the_options_that_are_given(model, files):
 
 def test_one_pass_gives_captions_and_embedding(model, files, pixels, expected, monkeypatch):
     passes = []
-    original = model.checkpoint.model.encode_image
-    monkeypatch.setattr(model.checkpoint.model, "encode_image", lambda x: passes.append(len(x)) or original(x))
+    original = CoCa.encode_image
+    monkeypatch.setattr(CoCa, "encode_image", lambda self, x: passes.append(len(x)) or original(self, x))
     described = model.describe(files)
     assert passes == [5]
     generated = generate(model.checkpoint.model, model.checkpoint.tokenizer, pixels)
@@ -257,14 +258,14 @@ def test_labels_and_templates_that_cannot_be_meant_are_refused(model, files, lab
 
 def test_short_memory_halves_the_batch_and_gives_the_same(model, files, monkeypatch):
     captions, embeddings = model.caption(files), model.embed_images(files)
-    original = model.checkpoint.model.encode_image
+    original = CoCa.encode_image
 
-    def encode(images):
+    def encode(self, images):
         if len(images) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return original(images)
+        return original(self, images)
 
-    monkeypatch.setattr(model.checkpoint.model, "encode_image", encode)
+    monkeypatch.setattr(CoCa, "encode_image", encode)
     fresh = ImageTextModel(model.checkpoint)
     with warnings_of("grr_coca.inference.batches") as messages:
         assert fresh.caption(files) == captions

@@ -8,8 +8,8 @@ heads and queries (Chefer et al., arXiv 2103.15679, equation 5; they take the me
 the word back through the cross-attention of every layer.
 
 The plain product of attention matrices (rollout, Abnar and Zuidema, arXiv 2005.00928) is nearly the same for every
-word of a caption, and hiding the patches that it names costs a word less. The gradient of the log-probability in place of
-the logit misses the place where the model is sure of the word. Both were measured: see `docs/experiments.md`.
+word of a caption, and hiding the patches that it names costs a word less. The gradient of the log-probability, in
+place of the logit, misses where the model looks when it is sure of the word. See `docs/experiments.md`.
 
 What it cannot tell: the gradient is of first order, and a patch token has seen the other patches in the image
 encoder, so the map is of tokens, not of pixels.

@@ -4,16 +4,38 @@ import importlib
 import inspect
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
 import grr_coca as package
 from grr_coca.cli import VERBS
+from grr_coca.generate import GenerationOptions
 
 FLAGS = {
-    "caption": {"checkpoint": ..., "images": ()},
+    "caption": {
+        "checkpoint": ...,
+        "images": (),
+        "out": None,
+        "sidecar": False,
+        "json": False,
+        "prompt": "",
+        "batch_size": 32,
+        "decoding": str(GenerationOptions()).replace("GenerationOptions", "Decoding"),
+    },
+    "classify": {
+        "checkpoint": ...,
+        "labels": ...,
+        "images": (),
+        "templates": ("{}",),
+        "top": 5,
+        "json": False,
+        "batch_size": 32,
+    },
     "compare": {"checkpoint": ..., "baseline": ..., "data": (), "batch_size": 64},
     "demo": {"plan": "recipes/demo.yaml", "out": "runs/demo"},
+    "embed": {"checkpoint": ..., "out": ..., "images": (), "texts": None, "batch_size": 32},
+    "explain": {"image": ..., "checkpoint": ..., "text": None, "out": None},
     "evaluate": {"checkpoint": ..., "data": (), "batch_size": 64, "json": False},
     "finetune": {"recipe": ..., "checkpoint": None, "data": None, "out": None, "seed": None, "dry_run": False},
     "info": {"preset": ..., "other": None, "size": "tiny"},
@@ -51,6 +73,12 @@ def test_every_flag_is_explained_in_the_help(grr_coca, verb):
         assert explanation
 
 
+def test_every_option_of_generation_is_a_flag_of_captioning(grr_coca):
+    shown = grr_coca("caption", "--help").out
+    for field in fields(GenerationOptions):
+        assert f"--{field.name.replace('_', '-')} " in shown
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"]])
 def test_help_lists_every_verb(grr_coca, arguments):
     said = grr_coca(*arguments)
@@ -84,6 +112,10 @@ def test_a_wrong_verb_names_the_nearest(refused, verb, meant):
         ["pretrain", "recipe.yaml", "--epochs", "3"],
         ["pretrain", "recipe.yaml", "--seed", "many"],
         ["caption", "cat.png"],
+        ["caption", "cat.png", "-c", "run", "--top-k", "few"],
+        ["embed", "cat.png", "-c", "run"],
+        ["classify", "cat.png", "-c", "run"],
+        ["explain", "-c", "run"],
         ["evaluate"],
         ["evaluate", "run", "--batch-size", "large"],
         ["compare", "run"],

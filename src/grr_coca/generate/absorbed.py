@@ -7,24 +7,20 @@ The result is the same but for rounding.
 Shapes: R rows of captions, B images, T queries of width D, S context tokens of width C, H heads, Dh = D / H.
 """
 
-from typing import TypeGuard
-
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention, KeyValues
 
-PARTS = {"q_proj", "kv_proj", "out_proj"}
-
 
 class AbsorbedCrossAttention(nn.Module):
     """A `CrossAttention` that projects its queries instead of its context where that takes fewer products."""
 
-    def __init__(self, attn: CrossAttention, kv_weight: Float[Tensor, "KV C"]) -> None:
+    def __init__(self, attn: CrossAttention) -> None:
         super().__init__()
         self.attn = attn
-        self.kv_weight = kv_weight.detach().unflatten(0, (2, attn.num_heads, -1))  # 2 H Dh C
+        self.kv_weight = attn.kv_proj.weight.detach().unflatten(0, (2, attn.num_heads, -1))  # 2 H Dh C
 
     def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
         """As in `CrossAttention`."""
@@ -51,8 +47,3 @@ class AbsorbedCrossAttention(nn.Module):
         project_queries = 2 * context_dim * width
         wider_attention = 2 * num_tokens * (num_heads * context_dim - width)
         return num_queries * (project_queries + wider_attention) < num_tokens * 2 * width * context_dim
-
-
-def absorbable(module: nn.Module) -> TypeGuard[CrossAttention]:
-    """Plain cross-attention: what normalizes its keys must project them first."""
-    return type(module) is CrossAttention and {name for name, _ in module.named_children()} == PARTS

@@ -3,6 +3,7 @@
 Shapes: B lines of slots, R rows of captions, T new tokens, S slots that are filled, H heads, Dh head width.
 """
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -20,10 +21,11 @@ class KeyValueCache:
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
         self.filled = 0
-        self.mask: Bool[Tensor, "#B 1 #T S"] | None = None
+        self.positions: Int[Tensor, " T"] = torch.arange(0)
+        self.mask: Bool[Tensor, "#B 1 L S"] | None = None
         self._buffer: Tensor | None = None
 
-    def extend(self, new: KeyValues) -> tuple[KeyValues, Bool[Tensor, "#B 1 #T S"] | None]:
+    def extend(self, new: KeyValues) -> tuple[KeyValues, Bool[Tensor, "#B 1 L S"] | None]:
         """Fill the next slots; rows of new tokens beyond the lines lie side by side in a line."""
         if self._buffer is None:
             num_lines, _, num_heads, head_dim = new.keys.shape

@@ -36,22 +36,21 @@ class CachedDecoder:
         """Images that are still being captioned."""
         return len(self.contexts[0][0]) if isinstance(self.contexts[0], KeyValues) else len(self.contexts[0])
 
-    def step(
-        self, token_ids: Int[Tensor, "R T"], mask: Bool[Tensor, "#B 1 #T S"] | None = None
-    ) -> Float[Tensor, "R V"]:
+    def step(self, token_ids: Int[Tensor, "R T"], mask: Bool[Tensor, "#B 1 L S"] | None = None) -> Float[Tensor, "R V"]:
         """Logits of what follows the last of the new tokens; `mask` as in `KeyValueCache`."""
         num_tokens = token_ids.shape[1]
         if num_tokens > 1:
             assert self.position == 0, "several tokens at once only at the beginning"
             mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=token_ids.device).tril()[None, None]
-        for cache in (*self.text_caches, *self.multimodal_caches):
-            cache.mask = mask
         positions = torch.arange(self.position, self.position + num_tokens, device=token_ids.device)
-        tokens = self.model.text_decoder.prefix(token_ids, positions, self.text_caches)
-        decoder = self.model.multimodal_decoder
-        states = decoder.states(tokens, self.contexts, positions, self.multimodal_caches)
+        for cache in (*self.text_caches, *self.multimodal_caches):
+            cache.positions, cache.mask = positions, mask
         self.position += num_tokens
-        return at_least_fp32(decoder.lm_head(states[:, -1]))
+        x = self.model.text_decoder.prefix(token_ids, self.text_caches)  # R T D
+        decoder = self.model.multimodal_decoder
+        for block, context, cache in zip(decoder.blocks, self.contexts, self.multimodal_caches, strict=True):
+            x = block(x, context, cache)
+        return at_least_fp32(decoder.lm_head(decoder.norm(x[:, -1])))
 
     def repeat(self, count: int) -> None:
         """Give each line of slots `count` copies in a row: several captions go on from one prompt."""

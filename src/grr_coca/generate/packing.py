@@ -1,39 +1,34 @@
-"""Weights laid out for the CPU's matrix kernels.
+"""The model laid out for inference on a CPU.
 
 Decoding multiplies few rows with large matrices. There oneDNN is two to three times as fast on a weight that lies in
-the blocks that its kernels read than PyTorch's own product on a plain one (`benchmarks/captioning.py`).
-
-Shapes: D input channels, O output channels.
+the blocks that its kernels read than PyTorch's own product on a plain one, and it applies what follows a product
+while the result is in registers (`benchmarks/captioning.py`). The numbers are the same but for rounding.
 """
 
 import copy
 import weakref
-from typing import TypeGuard, TypeVar, cast
+from typing import TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.generate.absorbed import AbsorbedCrossAttention, absorbable
+from grr_coca.generate.absorbed import AbsorbedCrossAttention
+from grr_coca.generate.fused import FusedGEGLU, FusedRMSNorm, PackedLinear
 from grr_coca.layers.attention import CrossAttention
+from grr_coca.layers.feed_forward import GEGLU
+from grr_coca.layers.norm import RMSNorm
 
 Module = TypeVar("Module", bound=nn.Module)
 Fingerprint = list[tuple[int, int, float]]
 
+PARTS = {
+    CrossAttention: {"q_proj", "kv_proj", "out_proj"},
+    GEGLU: {"gate_proj", "up_proj", "down_proj"},
+    RMSNorm: set(),
+}
+"""What is replaced, and the children that it must have: with any other, it stays as it is."""
+
 _kept: "weakref.WeakKeyDictionary[nn.Module, tuple[Fingerprint, nn.Module]]" = weakref.WeakKeyDictionary()
-
-
-class PackedLinear(nn.Module):
-    """An `nn.Linear` that cannot be trained, its weight in oneDNN's own layout."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
-        self.bias = None if linear.bias is None else linear.bias.detach()
-
-    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B O"]:
-        """`x W^T + b`."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
 def packed(model: Module, keep: bool) -> Module:
@@ -41,10 +36,10 @@ def packed(model: Module, keep: bool) -> Module:
 
     The copy shares all that is not a weight matrix. With `keep`, it serves again until a weight changes.
     """
-    linears = [module for module in model.modules() if _packable(module)]
-    if not linears:
+    linears = [module for module in model.modules() if _is_plain(module, nn.Linear)]
+    if not linears or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
         return model
-    now = [_fingerprint(linear.weight) for linear in linears]
+    now = [_fingerprint(weight) for linear in linears for weight in linear.parameters()]
     before, copied = _kept.pop(model, (None, model))
     if before != now:
         copied = _packed_copy(model)
@@ -53,17 +48,30 @@ def packed(model: Module, keep: bool) -> Module:
     return copied  # type: ignore[return-value]
 
 
-def _packable(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Plain fp32 linears on the CPU; not those that something watches, shards or replaces."""
+def _packed_copy(module: nn.Module) -> nn.Module:
+    if _is_plain(module, nn.Linear):
+        return PackedLinear(module)  # type: ignore[arg-type]
+    copied = copy.copy(module)
+    copied._modules = {name: child and _packed_copy(child) for name, child in module._modules.items()}
+    for kind, make in ((CrossAttention, AbsorbedCrossAttention), (GEGLU, FusedGEGLU), (RMSNorm, FusedRMSNorm)):
+        children = dict(copied.named_children())
+        if _is_plain(module, kind) and children.keys() == PARTS[kind] and _all_packed(children):
+            return make(copied)  # type: ignore[arg-type]
+    return copied
+
+
+def _all_packed(children: dict[str, nn.Module]) -> bool:
+    return all(type(child) is PackedLinear for child in children.values())
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Of this very class, fp32 on the CPU, not sharded, and nothing watches it or stands in for its forward pass."""
     return (
-        type(module) is nn.Linear
-        and type(module.weight) is nn.Parameter
-        and module.weight.dtype == torch.float32
-        and module.weight.device.type == "cpu"
+        type(module) is kind
+        and all(type(parameter) is nn.Parameter for parameter in module.parameters())
+        and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in module.parameters())
         and not (module._forward_hooks or module._forward_pre_hooks)
         and "forward" not in vars(module)
-        and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
     )
 
 
@@ -71,13 +79,3 @@ def _fingerprint(weight: Tensor) -> tuple[int, int, float]:
     """Where a weight lies, how often it was written to, and a sample, for what is written past the counter."""
     version = 0 if weight.is_inference() else weight._version
     return weight.data_ptr(), version, float(weight.detach().flatten()[::4097].sum())
-
-
-def _packed_copy(module: nn.Module) -> nn.Module:
-    if _packable(module):
-        return PackedLinear(module)
-    copied = copy.copy(module)
-    copied._modules = {name: child and _packed_copy(child) for name, child in module._modules.items()}
-    if absorbable(module) and _packable(module.kv_proj):
-        return AbsorbedCrossAttention(cast(CrossAttention, copied), module.kv_proj.weight)
-    return copied

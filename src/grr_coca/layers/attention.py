@@ -23,11 +23,12 @@ class KeyValues(NamedTuple):
 
 @runtime_checkable
 class Cache(Protocol):
-    """Keeps the keys and values of the tokens that one layer has seen, so that each is projected once."""
+    """Keys and values of what one layer has seen. `positions`: where the new tokens stand."""
 
-    def extend(self, new: KeyValues) -> tuple[KeyValues, Bool[Tensor, "#B 1 #T S"] | None]:
-        """Add those of new tokens; all that there are, and which of them each new token may see (None: all)."""
-        ...
+    positions: Int[Tensor, " T"]
+
+    def extend(self, new: KeyValues) -> tuple[KeyValues, Bool[Tensor, "#B 1 L S"] | None]:
+        """Add those of the new tokens; all that there are, and which of them each token may see (None: all)."""
 
 
 class SelfAttention(nn.Module):
@@ -47,16 +48,14 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"] | None = None, cache: Cache | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Mix the tokens of each sequence; `positions` as in `Rotary`. With a cache they see what it lets them see."""
+        """Mix the tokens of each sequence; `positions` as in `Rotary`, or the cache's, which says who sees what."""
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1))  # B T 3 H Dh
         qk, v = qkv[:, :, :2], qkv[:, :, 2]
         if self.rotary is not None:
-            qk = self.rotary(qk, positions)
+            qk = self.rotary(qk, positions if cache is None else cache.positions)
         q, k = qk.unbind(2)
-        if cache is None:
-            return self.out_proj(_attend(q, KeyValues(k, v), causal=self.causal))
-        seen, mask = cache.extend(KeyValues(k, v))
-        return self.out_proj(_attend(q, seen, mask=mask))
+        seen, mask = (KeyValues(k, v), None) if cache is None else cache.extend(KeyValues(k, v))
+        return self.out_proj(_attend(q, seen, mask, self.causal and cache is None))
 
 
 class CrossAttention(nn.Module):
@@ -80,10 +79,7 @@ class CrossAttention(nn.Module):
 
 
 def _attend(
-    q: Float[Tensor, "R T H Dh"],
-    seen: KeyValues,
-    causal: bool = False,
-    mask: Bool[Tensor, "#B 1 #L S"] | None = None,
+    q: Float[Tensor, "R T H Dh"], seen: KeyValues, mask: Bool[Tensor, "#B 1 L S"] | None = None, causal: bool = False
 ) -> Float[Tensor, "R T D"]:
     # Rows that share a context become queries of one row: nothing is copied. L = R / B * T.
     queries = q.reshape(len(seen.keys), -1, *q.shape[2:])  # B L H Dh

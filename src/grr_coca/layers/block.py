@@ -51,10 +51,9 @@ class CrossBlock(nn.Module):
         self,
         x: Float[Tensor, "R T D"],
         context: Float[Tensor, "B S C"] | KeyValues,
-        positions: Int[Tensor, " T"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "R T D"]:
-        """One layer; the context is taken as it is, normalized by whoever made it. The rest as in `Block`."""
-        x = x + self.attn(self.attn_norm(x), positions, cache)
+        """One layer; the context is taken as it is, normalized by whoever made it."""
+        x = x + self.attn(self.attn_norm(x), cache=cache)
         x = x + self.cross_attn(self.cross_attn_norm(x), context)
         return x + self.feed_forward(self.ffn_norm(x))

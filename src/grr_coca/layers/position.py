@@ -20,10 +20,6 @@ class LearnedPosition(nn.Module):
 class NoPosition(nn.Module):
     """Leaves positions to RoPE."""
 
-    def forward(
-        self,
-        x: Float[Tensor, "B T D"],
-        positions: Int[Tensor, " T"] | None = None,  # noqa: ARG002
-    ) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], *_: object) -> Float[Tensor, "B T D"]:
         """x."""
         return x

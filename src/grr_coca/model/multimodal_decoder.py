@@ -3,13 +3,8 @@
 Shapes: B batch, T text positions, D width, Q image tokens of width C, V vocabulary.
 """
 
-from collections.abc import Sequence
-from itertools import repeat
-
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-
-from grr_coca.layers.attention import Cache, KeyValues
 
 
 class MultimodalDecoder(nn.Module):
@@ -25,21 +20,7 @@ class MultimodalDecoder(nn.Module):
         self, text_tokens: Float[Tensor, "B T D"], image_tokens: Float[Tensor, "B Q C"]
     ) -> Float[Tensor, "B T V"]:
         """Logits of the next token at each position."""
-        return self.lm_head(self.states(text_tokens, [image_tokens] * len(self.blocks)))
-
-    def project(self, image_tokens: Float[Tensor, "B Q C"]) -> list[KeyValues]:
-        """Each block's keys and values of the images, for `states`: once per image, however long its captions."""
-        return [block.cross_attn.project(image_tokens) for block in self.blocks]  # type: ignore[union-attr, operator]
-
-    def states(
-        self,
-        text_tokens: Float[Tensor, "R T D"],
-        contexts: Sequence[Float[Tensor, "B Q C"] | KeyValues],
-        positions: Int[Tensor, " T"] | None = None,
-        caches: Sequence[Cache] | None = None,
-    ) -> Float[Tensor, "R T D"]:
-        """What the head reads, normalized; R / B captions in a row belong to one image. Caches as in `prefix`."""
         x = text_tokens
-        for block, context, cache in zip(self.blocks, contexts, caches or repeat(None)):  # noqa: B905
-            x = block(x, context, positions, cache)
-        return self.norm(x)
+        for block in self.blocks:
+            x = block(x, image_tokens)
+        return self.lm_head(self.norm(x))

@@ -54,25 +54,15 @@ class TextDecoder(nn.Module):
         rows = torch.arange(len(tokens), device=tokens.device)
         return TextDecoderOutput(tokens, cls=self.cls_norm(tokens[rows, cls_position]))
 
-    def prefix(
-        self,
-        token_ids: Int[Tensor, "B T"],
-        positions: Int[Tensor, " T"] | None = None,
-        caches: Sequence[Cache] | None = None,
-    ) -> Float[Tensor, "B T D"]:
+    def prefix(self, token_ids: Int[Tensor, "B T"], caches: Sequence[Cache] | None = None) -> Float[Tensor, "B T D"]:
         """The tokens of captions that have not ended, so have no [CLS] yet: for generation.
 
-        With caches, one for each block, `token_ids` are those that follow what the caches have seen.
+        With caches, one for each block, `token_ids` follow what these have seen.
         """
-        return self._run_blocks(self.tok_embeddings(token_ids), positions, caches)
+        return self._run_blocks(self.tok_embeddings(token_ids), caches)
 
-    def _run_blocks(
-        self,
-        x: Float[Tensor, "B T D"],
-        positions: Int[Tensor, " T"] | None = None,
-        caches: Sequence[Cache] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        x = self.position(x, positions)
+    def _run_blocks(self, x: Float[Tensor, "B T D"], caches: Sequence[Cache] | None = None) -> Float[Tensor, "B T D"]:
+        x = self.position(x, caches[0].positions if caches else None)
         for block, cache in zip(self.blocks, caches or repeat(None)):  # noqa: B905
-            x = block(x, positions, cache)
+            x = block(x, cache=cache)
         return x

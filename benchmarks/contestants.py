@@ -1,0 +1,165 @@
+"""One contestant of `captioning.py`, in a process and perhaps an environment of its own.
+
+Reads a cell a line from standard input, as JSON, and answers each with the seconds that it took.
+"""
+
+import importlib.metadata
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+NUM_BEAMS, NUM_GROUPS = 6, 3
+TOP_K = 50
+Cell = dict[str, Any]
+"""`method`: sampling, beam or greedy; `batch`: images; `tokens`: new tokens of each caption."""
+
+
+class Ours:
+    """GRR-CoCa, size `b32`."""
+
+    packages = ("grr-coca",)
+
+    def __init__(self) -> None:
+        from grr_coca.data.tokenizer import clip_bpe
+        from grr_coca.model import build
+        from grr_coca.presets import get_preset
+
+        self.tokenizer = clip_bpe()
+        self.model = build(get_preset("grr_coca", "b32")).eval()
+
+    def run(self, cell: Cell, images: torch.Tensor) -> int:
+        """Caption the images; the number of new tokens of each."""
+        from grr_coca.generate import GenerationOptions, generate
+
+        how: dict[str, Any] = {
+            "sampling": {"temperature": 1.0, "top_k": TOP_K},
+            "beam": {"num_beams": NUM_BEAMS, "num_beam_groups": NUM_GROUPS},
+            "greedy": {},
+        }[cell["method"]]
+        options = GenerationOptions(max_length=cell["tokens"], min_length=cell["tokens"], **how)
+        captions = generate(self.model, self.tokenizer, images, options).captions
+        (length,) = {len(caption.token_ids) for image in captions for caption in image}
+        return length
+
+    def steps(self, batch: int, num_steps: int) -> list[float]:
+        """Milliseconds of each step of decoding one caption of each image."""
+        from grr_coca.generate.decoder import CachedDecoder
+        from grr_coca.generate.packing import packed
+
+        with torch.inference_mode():
+            model = packed(self.model, keep=True)
+            tokens = model.encode_image(torch.zeros(batch, 3, 224, 224)).tokens
+            decoder = CachedDecoder(model, tokens, num_steps, num_reads=num_steps)
+            ids = torch.full((batch, 1), self.tokenizer.bos_id)
+            times = []
+            for _ in range(num_steps):
+                start = time.perf_counter()
+                decoder.step(ids)
+                times.append((time.perf_counter() - start) * 1e3)
+        return times
+
+
+class OpenClip:
+    """`coca_ViT-B-32` of open_clip."""
+
+    packages = ("open_clip_torch", "transformers")
+
+    def __init__(self) -> None:
+        import open_clip
+
+        self.model = open_clip.create_model("coca_ViT-B-32", pretrained=None).eval()
+
+    def run(self, cell: Cell, images: torch.Tensor) -> int:
+        """Its length counts the begin token; its last token is an end token that it sets without looking."""
+        how = {
+            "sampling": {"generation_type": "top_k", "top_k": TOP_K},
+            "beam": {"generation_type": "beam_search", "num_beams": NUM_BEAMS, "num_beam_groups": NUM_GROUPS},
+        }[cell["method"]]
+        tokens = cell["tokens"]
+        with torch.inference_mode():
+            ids = self.model.generate(images, seq_len=tokens + 1, min_seq_len=tokens, **how)
+        return ids.shape[1] - 1
+
+
+class Blip:
+    """`BlipForConditionalGeneration` of transformers with a ViT-B/32 and 12 text layers of 768, all with
+    cross-attention, and as many words as the others."""
+
+    packages = ("transformers",)
+
+    def __init__(self) -> None:
+        from transformers import BlipConfig, BlipForConditionalGeneration
+
+        torch.manual_seed(0)
+        config = BlipConfig(
+            vision_config={"hidden_size": 768, "num_hidden_layers": 12, "image_size": 224, "patch_size": 32},
+            text_config={
+                "hidden_size": 768,
+                "encoder_hidden_size": 768,
+                "intermediate_size": 3072,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 12,
+                "vocab_size": 49408,
+                "bos_token_id": 49406,
+                "eos_token_id": 49407,
+                "sep_token_id": 49407,
+                "pad_token_id": 0,
+            },
+        )
+        self.model = BlipForConditionalGeneration(config).eval()
+
+    def run(self, cell: Cell, images: torch.Tensor) -> int:
+        """Greedy, with its cache."""
+        tokens = cell["tokens"]
+        with torch.inference_mode():
+            ids = self.model.generate(
+                images, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, num_beams=1, use_cache=True
+            )
+        return ids.shape[1] - 1
+
+
+CONTESTANTS: dict[str, Callable[[], Any]] = {"ours": Ours, "open_clip": OpenClip, "blip": Blip}
+
+
+@contextmanager
+def standard_output_for_answers() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What libraries print goes to standard error."""
+    out, sys.stdout = sys.stdout, sys.stderr
+    try:
+        yield lambda answer: print(json.dumps(answer), file=out, flush=True)
+    finally:
+        sys.stdout = out
+
+
+def main(name: str, num_threads: int) -> None:
+    """Answer until the input ends."""
+    torch.set_num_threads(num_threads)
+    with standard_output_for_answers() as answer:
+        try:
+            contestant = CONTESTANTS[name]()
+        except ImportError as error:
+            answer({"missing": str(error)})
+            return
+        versions = {package: importlib.metadata.version(package) for package in ("torch", *contestant.packages)}
+        parameters = sum(parameter.numel() for parameter in contestant.model.parameters())
+        answer({"versions": versions, "parameters": parameters})
+        for line in sys.stdin:
+            cell = json.loads(line)
+            if cell["method"] == "steps":
+                answer({"milliseconds": contestant.steps(cell["batch"], cell["tokens"])})
+                continue
+            images = torch.randn(cell["batch"], 3, 224, 224, generator=torch.Generator().manual_seed(0))
+            start = time.perf_counter()
+            made = contestant.run(cell, images)
+            seconds = time.perf_counter() - start
+            assert made == cell["tokens"], f"{name} made {made} tokens, not {cell['tokens']}"
+            answer({"seconds": seconds})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

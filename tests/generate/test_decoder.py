@@ -1,0 +1,109 @@
+"""Cached decoding against the model's own forward pass over the whole caption, for every preset."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from grr_coca.config import CoCaConfig
+from grr_coca.generate.decoder import CachedDecoder
+from grr_coca.generate.packing import packed
+from grr_coca.model import CoCa, build
+from grr_coca.presets import PRESETS
+
+NUM_IMAGES = 3
+FEW, MANY = 1, 10**6
+"""Reads of an image: few leave its keys and values unprojected, many do not."""
+
+
+@pytest.fixture(scope="module", params=PRESETS)
+def model(request: pytest.FixtureRequest, tiny_config: Callable[..., CoCaConfig]) -> CoCa:
+    # More image tokens than channels, or there is nothing to gain from leaving them unprojected.
+    model = build(tiny_config(request.param, num_queries=None if "no_captioning" in request.param else 40), seed=3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embedding" in name:
+                parameter.mul_(20)  # at their initial size, a wrong position would hide behind rounding
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def image_tokens(model: CoCa) -> Tensor:
+    images = torch.randn(NUM_IMAGES, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return model.encode_image(images).tokens
+
+
+def _ids(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 60, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _uncached(model: CoCa, token_ids: Tensor, image_tokens: Tensor) -> Tensor:
+    return model.multimodal_decoder(model.text_decoder.prefix(token_ids), image_tokens)[:, -1]
+
+
+def _assert_equal(cached: Tensor, uncached: Tensor) -> None:
+    assert uncached.std() > 0.1
+    torch.testing.assert_close(cached, uncached, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("num_reads", [FEW, MANY])
+def test_cached_logits_are_those_of_the_whole_caption(
+    model: CoCa, image_tokens: Tensor, num_reads: int, pack: bool
+) -> None:
+    decoder = CachedDecoder(packed(model, keep=True) if pack else model, image_tokens, 37, num_reads)
+    ids = _ids(NUM_IMAGES, 37)
+    whole = model.multimodal_decoder(model.text_decoder.prefix(ids), image_tokens)
+    _assert_equal(decoder.step(ids[:, :3]), whole[:, 2])
+    for position in range(3, 37):
+        _assert_equal(decoder.step(ids[:, position : position + 1]), whole[:, position])
+
+
+@pytest.mark.parametrize("num_reads", [FEW, MANY])
+def test_rows_that_leave_and_multiply_keep_their_past(model: CoCa, image_tokens: Tensor, num_reads: int) -> None:
+    decoder = CachedDecoder(packed(model, keep=True), image_tokens, 20, num_reads)
+    prompt = _ids(NUM_IMAGES, 4)
+    decoder.step(prompt)
+    decoder.repeat(2)
+    past = torch.cat([prompt.repeat_interleave(2, dim=0), _ids(2 * NUM_IMAGES, 2, seed=1)], dim=1)
+    for position in (4, 5):
+        logits = decoder.step(past[:, position : position + 1])
+    _assert_equal(logits, _uncached(model, past, image_tokens.repeat_interleave(2, dim=0)))
+    decoder.keep(torch.tensor([0, 2]), torch.tensor([0, 1, 4, 5]))
+    past = torch.cat([past[[0, 1, 4, 5]], _ids(4, 1, seed=2)], dim=1)
+    logits = decoder.step(past[:, -1:])
+    _assert_equal(logits, _uncached(model, past, image_tokens[[0, 0, 2, 2]]))
+
+
+@pytest.mark.parametrize("num_reads", [FEW, MANY])
+def test_beams_that_change_places_keep_their_past(model: CoCa, image_tokens: Tensor, num_reads: int) -> None:
+    num_beams, num_steps = 4, 8
+    decoder = CachedDecoder(packed(model, keep=True), image_tokens, 3 + num_beams * num_steps, num_reads)
+    prompt = _ids(NUM_IMAGES, 3)
+    decoder.step(prompt)
+    past = prompt[:, None].expand(-1, num_beams, -1)  # B K T
+    visible = torch.ones(NUM_IMAGES, num_beams, 3, dtype=torch.bool)
+    slots = torch.eye(num_beams, dtype=torch.bool).expand(NUM_IMAGES, -1, -1)
+    images = torch.arange(NUM_IMAGES)[:, None]
+    for step in range(num_steps):
+        parents = torch.randint(0, num_beams, (NUM_IMAGES, num_beams), generator=torch.Generator().manual_seed(step))
+        past = torch.cat([past[images, parents], _ids(NUM_IMAGES, num_beams, 1, seed=step)], dim=2)
+        visible = torch.cat([visible[images, parents], slots], dim=2)
+        logits = decoder.step(past[..., -1].reshape(-1, 1), visible[:, None])
+        rows = image_tokens.repeat_interleave(num_beams, dim=0)
+        _assert_equal(logits, _uncached(model, past.flatten(0, 1), rows))
+
+
+def test_an_image_is_projected_once(model: CoCa, image_tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    projected = []
+    for block in model.multimodal_decoder.blocks:
+        block.cross_attn.kv_proj.register_forward_hook(lambda *_: projected.append(1))
+    try:
+        decoder = CachedDecoder(model, image_tokens, 8, MANY)
+        for _ in range(8):
+            decoder.step(_ids(2 * NUM_IMAGES, 1))
+    finally:
+        for block in model.multimodal_decoder.blocks:
+            block.cross_attn.kv_proj._forward_hooks.clear()
+    assert len(projected) == len(model.multimodal_decoder.blocks)

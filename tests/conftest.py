@@ -20,7 +20,9 @@ ROOMS_OF_TENSORS = (
     "evaluate.zeroshot",
     "evaluate.attention_probe",
     "evaluate.split",
+    "explain",
     "generate",
+    "inference.model",
     "train.optimizer",
     "train.step",
 )

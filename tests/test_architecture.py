@@ -9,13 +9,13 @@ SRC = Path(__file__).parents[1] / "src"
 FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = [
-    ("config", "errors", "structure", "files", "ranks", "batch", ""),
+    ("config", "errors", "structure", "files", "ranks", "batch"),
     ("layers", "losses", "data", "presets"),
     ("model",),
-    ("checkpoint", "train", "generate", "evaluate", "study"),
-    ("cli", "__main__"),
+    ("checkpoint", "train", "generate", "evaluate", "explain", "inference", "study"),
+    ("cli", "__main__", ""),
 ]
-"""Rooms by floor; the empty name is the package itself, which holds its version."""
+"""Rooms by floor; the empty name is the package itself: its version, and `load`."""
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 

@@ -1,3 +1,32 @@
-"""GRR-CoCa: a compact model that captions and searches images."""
+"""GRR-CoCa: a compact model that captions and searches images.
+
+import grr_coca
+
+model = grr_coca.load("runs/demo/grr_coca/pictograms")
+model.caption("cat.png")
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from grr_coca.inference import ImageTextModel
 
 __version__ = "0.1.0"
+
+
+def load(path_or_hub_id: str | Path, device: "str | torch.device | None" = None) -> "ImageTextModel":
+    """Load a checkpoint to caption, embed, classify and compare images with; see `grr_coca.inference`.
+
+    Args:
+        path_or_hub_id: a checkpoint folder, a run folder, or `owner/name` on the Hugging Face hub.
+        device: where to run; None takes CUDA, Apple's MPS or the CPU, the first that is here.
+
+    Raises:
+        UserError: nothing is there, a file is missing or damaged, or there is no such device.
+    """
+    from grr_coca.inference.model import load as load_model  # late: `import grr_coca` stays quick
+
+    return load_model(path_or_hub_id, device)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from grr_coca.cli import main
-from support import finished_run
+from support import finished_run, real_pairs
 
 
 class Said(NamedTuple):
@@ -60,3 +60,14 @@ def baseline(tmp_path_factory, run):
 
     model = replace(run.recipe.model, preset="baseline_coca")
     return finished_run(tmp_path_factory.mktemp("baseline"), steps=3, model=model)
+
+
+@pytest.fixture
+def image_files(tmp_path):
+    """Three image files in a folder of their own."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    paths = [folder / f"{number}.webp" for number in range(3)]
+    for path, pair in zip(paths, real_pairs(3), strict=True):
+        path.write_bytes(pair.image)
+    return paths

@@ -4,17 +4,38 @@ import importlib
 import inspect
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
 import grr_coca as package
 from grr_coca.cli import VERBS
+from grr_coca.generate import GenerationOptions
 
 FLAGS = {
-    "caption": {"checkpoint": ..., "images": ()},
+    "caption": {
+        "checkpoint": ...,
+        "images": (),
+        "out": None,
+        "sidecar": False,
+        "json": False,
+        "prompt": "",
+        "batch_size": 32,
+        "decoding": str(GenerationOptions()).replace("GenerationOptions", "Decoding"),
+    },
+    "classify": {
+        "checkpoint": ...,
+        "labels": ...,
+        "images": (),
+        "templates": ("{}",),
+        "top": 5,
+        "json": False,
+        "batch_size": 32,
+    },
     "compare": {"checkpoint": ..., "baseline": ..., "data": (), "batch_size": 64},
     "data": {"action": ...},
     "demo": {"plan": "recipes/demo.yaml", "out": "runs/demo"},
+    "embed": {"checkpoint": ..., "out": ..., "images": (), "texts": None, "batch_size": 32},
     "evaluate": {
         "checkpoint": ...,
         "data": (),
@@ -27,9 +48,26 @@ FLAGS = {
         "train": None,
         "json": False,
     },
-    "finetune": {"recipe": ..., "checkpoint": None, "data": None, "out": None, "seed": None, "dry_run": False},
+    "explain": {"image": ..., "checkpoint": ..., "text": None, "out": None},
+    "finetune": {
+        "recipe": ...,
+        "checkpoint": None,
+        "data": None,
+        "out": None,
+        "seed": None,
+        "resume": False,
+        "dry_run": False,
+    },
     "info": {"preset": ..., "other": None, "size": "tiny"},
-    "pretrain": {"recipe": ..., "preset": None, "data": None, "out": None, "seed": None, "dry_run": False},
+    "pretrain": {
+        "recipe": ...,
+        "preset": None,
+        "data": None,
+        "out": None,
+        "seed": None,
+        "resume": False,
+        "dry_run": False,
+    },
 }
 """Each verb's flags with their defaults; `...` where there is none."""
 
@@ -82,6 +120,12 @@ def test_every_flag_is_explained_in_the_help(grr_coca, verb):
         assert explanation
 
 
+def test_every_option_of_generation_is_a_flag_of_captioning(grr_coca):
+    shown = grr_coca("caption", "--help").out
+    for field in fields(GenerationOptions):
+        assert f"--{field.name.replace('_', '-')} " in shown
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"]])
 def test_help_lists_every_verb(grr_coca, arguments):
     said = grr_coca(*arguments)
@@ -119,6 +163,10 @@ def test_a_wrong_verb_names_the_nearest(refused, verb, meant):
         ["data", "check"],
         ["data", "shuffle", "a.tar"],
         ["data", "convert", "a.tar"],
+        ["caption", "cat.png", "-c", "run", "--top-k", "few"],
+        ["embed", "cat.png", "-c", "run"],
+        ["classify", "cat.png", "-c", "run"],
+        ["explain", "-c", "run"],
         ["evaluate"],
         ["evaluate", "run", "--batch-size", "large"],
         ["compare", "run"],

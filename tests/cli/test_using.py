@@ -1,72 +1,16 @@
-"""`grr-coca caption`, `evaluate`, `compare` and `info`: what is done with what was trained."""
+"""`grr-coca evaluate`, `compare` and `info`: how good what was trained is."""
 
 import json
 
 import pytest
 
-from grr_coca.cli import caption
 from grr_coca.presets import PRESETS
 from support import real_pairs, write_shard
 
 
 @pytest.fixture
-def image_files(tmp_path):
-    paths = [tmp_path / f"{pair.key}.webp" for pair in real_pairs(3)]
-    for path, pair in zip(paths, real_pairs(3), strict=True):
-        path.write_bytes(pair.image)
-    return paths
-
-
-@pytest.fixture
 def split(tmp_path):
     return write_shard(tmp_path / "test.tar", real_pairs(16, split="test"))
-
-
-# --- caption
-
-
-def test_each_image_gets_a_line_with_its_path_and_its_caption(grr_coca, run, image_files):
-    said = grr_coca("caption", "--checkpoint", run.folder, *image_files)
-    assert said.code == 0, said.err
-    lines = [line.split("\t") for line in said.out.splitlines()]
-    assert [line[0] for line in lines] == [str(path) for path in image_files]
-    assert all(len(line) == 2 for line in lines)
-
-
-def test_the_short_flag_and_the_checkpoint_folder_itself_work_too(grr_coca, run, image_files):
-    long = grr_coca("caption", "--checkpoint", run.folder, *image_files)
-    assert grr_coca("caption", "-c", run.checkpoint, *image_files).out == long.out
-
-
-def test_more_images_than_a_batch_give_the_same_captions(grr_coca, run, image_files, monkeypatch):
-    together = grr_coca("caption", "-c", run.folder, *image_files).out
-    monkeypatch.setattr(caption, "BATCH_SIZE", 2)
-    assert grr_coca("caption", "-c", run.folder, *image_files).out == together
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"<html>404</html>", real_pairs(1)[0].image[:200]], ids=["empty", "HTML", "half"]
-)
-def test_a_bad_image_is_named(refused, run, image_files, content):
-    image_files[1].write_bytes(content)
-    assert str(image_files[1]) in refused("caption", "-c", run.folder, *image_files)
-
-
-def test_a_missing_image_is_named(refused, run, tmp_path):
-    assert f"{tmp_path / 'cat.png'}: no such file" in refused("caption", "-c", run.folder, tmp_path / "cat.png")
-
-
-def test_a_folder_in_place_of_an_image_is_named(refused, run, tmp_path):
-    assert str(tmp_path) in refused("caption", "-c", run.folder, tmp_path)
-
-
-def test_no_image_is_refused(refused, run):
-    assert "give one or more image files" in refused("caption", "-c", run.folder)
-
-
-def test_a_missing_checkpoint_is_named(refused, tmp_path, image_files):
-    message = refused("caption", "-c", tmp_path / "nowhere", *image_files)
-    assert f"{tmp_path / 'nowhere'}: no such folder" in message
 
 
 # --- evaluate

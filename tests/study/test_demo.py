@@ -57,6 +57,15 @@ def assert_tells_what_was_measured(out: Path) -> None:
         assert f"{arm['parameters']:,}" in report
         assert list(arm["seconds"]) == list(STAGES)
         assert all(len(captions) in (6, 2) for captions in arm["captions"].values())
+        assert_maps_are_shares(arm["heat_maps"])
+        assert report.count(f'alt="where {arm["preset"]} looks"') == len(arm["heat_maps"]) == 4
+
+
+def assert_maps_are_shares(heat_maps: list) -> None:
+    for explained in heat_maps:
+        assert len(explained["words"]) == len(explained["heat"])
+        for heat in explained["heat"]:
+            assert sum(map(sum, heat)) == pytest.approx(1.0)
 
 
 def assert_runs_are_complete(out: Path) -> None:

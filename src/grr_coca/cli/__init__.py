@@ -16,14 +16,20 @@ VERBS = {
     "evaluate": "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split",
     "compare": "two checkpoints side by side on the same splits",
     "caption": "caption images with a checkpoint",
+    "embed": "embed images or texts as vectors that can be compared",
+    "classify": "say which of some labels fit images best",
+    "explain": "show where a model looks for each word of a caption, or for a text",
     "data": "check image-text pairs, count them, or convert them to shards",
     "info": "parts, parameters and FLOPs of a preset, or what two presets differ in",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code: 0, 2 for wrong use, with one message and no traceback, or 128 and
-    a signal's number when a run was stopped by it and saved."""
+    """Run a verb; returns the exit code: 0, or 2 for wrong use, with one message and no traceback.
+
+    Verbs that work through many files give 1 if not a single one could be read; a run that a signal stopped, and that
+    was saved, gives 128 and the signal's number.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
@@ -53,8 +59,8 @@ def _dispatch(argv: list[str]) -> int:
     import tyro
 
     function = importlib.import_module(f"grr_coca.cli.{verb}").run
-    tyro.cli(function, args=rest, prog=f"grr-coca {verb}", description=VERBS[verb])
-    return 0
+    code: int | None = tyro.cli(function, args=rest, prog=f"grr-coca {verb}", description=VERBS[verb])
+    return code or 0
 
 
 def _usage() -> str:

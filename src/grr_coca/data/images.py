@@ -112,3 +112,8 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
         values *= 65535 / max(high - low, 1e-12)
     return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An RGB image of one that Pillow has opened, treated as `decode_image` treats a file."""
+    return _to_rgb(ImageOps.exif_transpose(image))

@@ -14,12 +14,13 @@ from grr_coca.evaluate.split import Evaluation
 from grr_coca.ranks import Ranks
 from grr_coca.study.anatomy import count_parameters, flops_per_pair
 from grr_coca.study.plan import Plan, stages
-from grr_coca.study.showcase import CaptionedImage, SearchHits, caption_some, search
+from grr_coca.study.showcase import CaptionedImage, ExplainedImage, SearchHits, caption_some, explain_some, search
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run import evaluate, train
 from grr_coca.train.setup import new_checkpoint
 
 WITHOUT = " without "
+NUM_EXPLAINED = 4
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the stage's name, the steps done in it and the steps it has."""
@@ -35,6 +36,7 @@ class ArmResult:
     flops_per_pair: int
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     captions: dict[str, list[CaptionedImage]] = field(default_factory=dict)
+    heat_maps: list[ExplainedImage] = field(default_factory=list)
     searches: list[SearchHits] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -60,6 +62,7 @@ def run_arm(plan: Plan, preset: str, out: Path, device: torch.device, on_progres
         checkpoint, _without(showcase, plan.without), pretrain
     )
     result.captions[first] = caption_some(checkpoint, showcase, plan.num_captions)
+    result.heat_maps = explain_some(checkpoint, showcase, NUM_EXPLAINED)
     result.searches = search(checkpoint, showcase, plan.queries, plan.num_hits)
     for name, recipe in finetunes:
         start = from_pretrained(out / first, device)

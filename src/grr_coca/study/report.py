@@ -8,10 +8,13 @@ from importlib import resources
 from pathlib import Path
 
 import jinja2
+import torch
+from PIL import Image
 
 from grr_coca.data.images import decode_image
 from grr_coca.data.pairs import PairSource
 from grr_coca.data.sources import open_source
+from grr_coca.explain import WordMap, caption_picture
 from grr_coca.files import write_whole
 from grr_coca.study.arm import WITHOUT, ArmResult
 from grr_coca.study.plan import Plan, stages
@@ -21,6 +24,7 @@ from grr_coca.train.logs import read_metrics
 from grr_coca.train.recipe import Recipe
 
 THUMBNAIL = 96
+HEAT_MAP_DPI = 70
 
 Arms = tuple[ArmResult, ArmResult]
 
@@ -32,6 +36,14 @@ class CaptionCard:
     image: str
     truth: str
     captions: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class HeatCard:
+    """The true caption of an image and, as data addresses, where each model looks for the words of its own."""
+
+    truth: str
+    pictures: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,7 @@ def write_report(plan: Plan, arms: Arms, runs: tuple[Path, Path], machine: str, 
         curves={name: _curves(plan.presets, runs, name) for name in recipes},
         bars=improvement_bars([_short(r) for r in rows if WITHOUT not in r.name], plan.presets),
         caption_grids={name: _caption_cards(plan, recipes[name], name, arms) for name in recipes},
+        heat_maps=_heat_maps(open_source(pretrain.data.test[plan.showcase]), arms),
         strips=_search_strips(open_source(pretrain.data.test[plan.showcase]), arms),
     )
     write_whole(out, html.encode())
@@ -103,6 +116,20 @@ def _caption_cards(plan: Plan, recipe: Recipe, stage: str, arms: Arms) -> list[C
     ]
 
 
+def _heat_maps(source: PairSource, arms: Arms) -> list[HeatCard]:
+    cards = []
+    for both in zip(arms[0].heat_maps, arms[1].heat_maps, strict=True):
+        pair = source[both[0].index]
+        image = decode_image(pair.image, pair.name)
+        pictures = []
+        for explained in both:
+            words = zip(explained.words, explained.heat, strict=True)
+            png = caption_picture(image, [WordMap(word, torch.tensor(heat)) for word, heat in words], HEAT_MAP_DPI)
+            pictures.append(_webp_address(Image.open(io.BytesIO(png)).convert("RGB")))
+        cards.append(HeatCard(pair.caption, (pictures[0], pictures[1])))
+    return cards
+
+
 def _search_strips(source: PairSource, arms: Arms) -> list[SearchStrip]:
     def hits(indices: Sequence[int]) -> list[tuple[str, str]]:
         return [(_data_address(source, index), source.caption(index)) for index in indices]
@@ -115,6 +142,10 @@ def _data_address(source: PairSource, index: int) -> str:
     pair = source[index]
     image = decode_image(pair.image, pair.name)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return _webp_address(image)
+
+
+def _webp_address(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "webp", quality=80)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

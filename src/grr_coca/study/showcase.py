@@ -12,7 +12,8 @@ from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.pairs import PairSource, Subset
 from grr_coca.evaluate.checkpoint import as_dataset
 from grr_coca.evaluate.mode import evaluating
-from grr_coca.generate import caption_images
+from grr_coca.explain import caption_maps
+from grr_coca.generate import caption_images, generate
 
 BATCH_SIZE = 64
 SEED = 0
@@ -36,9 +37,18 @@ class SearchHits:
     indices: list[int]
 
 
+@dataclass(frozen=True)
+class ExplainedImage:
+    """An image of a source by index, and for each word of its caption a heat map of the patches, row by row."""
+
+    index: int
+    words: list[str]
+    heat: list[list[list[float]]]
+
+
 def caption_some(checkpoint: Checkpoint, source: PairSource, count: int) -> list[CaptionedImage]:
     """Caption `count` images drawn at random, the same ones for every model."""
-    drawn = np.random.default_rng(SEED).permutation(len(source))[:count].tolist()
+    drawn = _draw(source, count)
     dataset = as_dataset(checkpoint, Subset(source, drawn))
     captions: list[str] = []
     for batch in make_loader(dataset, EvaluationOrder(len(drawn), BATCH_SIZE), num_workers=0):
@@ -46,6 +56,24 @@ def caption_some(checkpoint: Checkpoint, source: PairSource, count: int) -> list
     return [
         CaptionedImage(index, source.caption(index), caption) for index, caption in zip(drawn, captions, strict=True)
     ]
+
+
+def explain_some(checkpoint: Checkpoint, source: PairSource, count: int) -> list[ExplainedImage]:
+    """Where the model looks in the first `count` of the images that `caption_some` draws."""
+    drawn = _draw(source, count)
+    dataset = as_dataset(checkpoint, Subset(source, drawn))
+    explained: list[ExplainedImage] = []
+    for batch in make_loader(dataset, EvaluationOrder(len(drawn), BATCH_SIZE), num_workers=0):
+        generated = generate(checkpoint.model, checkpoint.tokenizer, batch.images)
+        for pixels, (caption, *_) in zip(batch.images, generated.captions, strict=True):
+            maps = caption_maps(checkpoint, pixels, caption.token_ids)
+            heat = [word_map.heat.tolist() for word_map in maps]
+            explained.append(ExplainedImage(drawn[len(explained)], [word_map.word for word_map in maps], heat))
+    return explained
+
+
+def _draw(source: PairSource, count: int) -> list[int]:
+    return np.random.default_rng(SEED).permutation(len(source))[:count].tolist()
 
 
 @torch.inference_mode()

@@ -1,0 +1,49 @@
+"""Files that are there as a whole or not at all."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from grr_coca.errors import UserError, nearest
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the system has against writing `path` into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under a temporary name beside it, and rename it when all of it is on the disk.
+
+    Raises:
+        UserError: the disk is full or cannot be written to.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def require_suffix(path: Path, suffixes: tuple[str, ...]) -> str:
+    """The suffix of an output file, which says its format.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in suffixes:
+        raise UserError(f"{path}: the suffix says the format, and '{suffix}' is none; {nearest(suffix, suffixes)}")
+    return suffix

@@ -1,0 +1,56 @@
+"""Cross-attention with its weights in sight, without a model that has a mode for it.
+
+Shapes: B batch, T queries, S context tokens, D width, C context width, H heads, Dh head width.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from grr_coca.layers.attention import CrossAttention
+
+
+class Attended(NamedTuple):
+    """The attention weights of one pass (each row sums to 1), and the values that they mix."""
+
+    weights: Float[Tensor, "B H T S"]
+    values: Float[Tensor, "B S H Dh"]
+
+
+@contextmanager
+def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Module, Attended]]:
+    """Let modules compute through weights that are kept, which fused attention never forms, until the context ends.
+
+    What they give is the same but for rounding, and depends on the kept weights: gradients reach them. Only the last
+    pass through each module is kept.
+    """
+    seen: dict[nn.Module, Attended] = {}
+
+    def recompute(module: nn.Module, inputs: tuple, _output: Tensor) -> Tensor:
+        assert isinstance(module, CrossAttention)
+        seen[module] = attend(module, *inputs)
+        return module.out_proj(mix(seen[module]))
+
+    hooks = [module.register_forward_hook(recompute) for module in modules]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def attend(module: CrossAttention, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S C"]) -> Attended:
+    """The weights and values with which a module answers its inputs."""
+    queries = module.q_proj(x).unflatten(-1, (module.num_heads, -1))  # B T H Dh
+    keys, values = module.project(context)  # B S H Dh
+    scores = torch.einsum("bthd,bshd->bhts", queries * queries.shape[-1] ** -0.5, keys)
+    return Attended(scores.softmax(dim=-1), values)
+
+
+def mix(attended: Attended) -> Float[Tensor, "B T D"]:
+    """Values by their weights, heads side by side: what goes into the output projection."""
+    return torch.einsum("bhts,bshd->bthd", *attended).flatten(2)

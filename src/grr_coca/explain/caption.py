@@ -1,0 +1,83 @@
+"""Which patches a model looks at for each word of a caption.
+
+Shapes: T caption tokens, P patches, G patches along a side, S image size.
+
+Words attend to captioning tokens, which attend to patches. A patch's relevance to a word is the attention that it
+gets, times the gradient of the word's logit with respect to that attention, where that is above zero, summed over
+heads and queries (Chefer et al., arXiv 2103.15679, equation 5; they take the mean over heads). The gradient carries
+the word back through the cross-attention of every layer.
+
+The plain product of attention matrices (rollout, Abnar and Zuidema, arXiv 2005.00928) is nearly the same for every
+word of a caption, and hiding the patches that it names costs a word less. The gradient of the log-probability, in
+place of the logit, misses where the model looks when it is sure of the word. See `docs/experiments.md`.
+
+What it cannot tell: the gradient is of first order, and a patch token has seen the other patches in the image
+encoder, so the map is of tokens, not of pixels.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.evaluate.mode import evaluating
+from grr_coca.explain.attention import visible_attention
+from grr_coca.explain.words import group_words
+from grr_coca.layers.attention import CrossAttention
+from grr_coca.layers.pooler import AttentionalPooler
+from grr_coca.model import CoCa
+
+
+class WordMap(NamedTuple):
+    """A word and the share of each patch in its relevance: not negative, of sum 1 (or 0: nothing speaks for it)."""
+
+    word: str
+    heat: Float[Tensor, "G G"]
+
+
+def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> list[WordMap]:
+    """One map for each word of a caption; of a word of several tokens the mean.
+
+    Args:
+        checkpoint: the model.
+        pixels: the image as the model sees it.
+        token_ids: the caption without its begin token; what comes from the end token on is left out.
+    """
+    eos = checkpoint.tokenizer.eos_id
+    words = list(token_ids[: list(token_ids).index(eos)] if eos in token_ids else token_ids)
+    if not words:
+        return []
+    relevance = patch_relevance(checkpoint.model, pixels, [checkpoint.tokenizer.bos_id, *words])
+    side = checkpoint.config.image_encoder.grid_size
+    heat = relevance.unflatten(1, (side, side))
+    return [WordMap(word, heat[tokens].mean(dim=0)) for word, tokens in group_words(checkpoint.tokenizer, words)]
+
+
+def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> Float[Tensor, "T P"]:
+    """The share of each patch in the relevance to each token but the first, on the CPU."""
+    ids = torch.tensor([list(token_ids)], device=model.logit_scale.device)
+    readers = _readers_of_patches(model)
+    with evaluating(model), torch.no_grad():
+        patches = model.image_encoder(pixels[None].to(ids.device))
+        text_tokens = model.text_decoder.prefix(ids[:, :-1])
+    with evaluating(model), torch.enable_grad(), visible_attention(readers) as seen:
+        logits = model.multimodal_decoder(text_tokens, model.captioning_pooler(patches))
+    logits = logits[0].gather(1, ids[0, 1:, None])[:, 0]  # T, of the caption's own tokens
+    weights = [seen[reader].weights for reader in readers]
+    rows = []
+    for logit in logits:
+        gradients = torch.autograd.grad(logit, weights, retain_graph=True)
+        shares = [(w * g).clamp(min=0).sum(dim=(0, 1, 2)) for w, g in zip(weights, gradients, strict=True)]
+        rows.append(torch.stack(shares).sum(dim=0))
+    relevance = torch.stack(rows).detach().float().cpu()
+    return relevance / relevance.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _readers_of_patches(model: CoCa) -> list[CrossAttention]:
+    """The attentions that the words look at patches with: the captioning pooler's, or without one the decoder's own."""
+    if isinstance(model.captioning_pooler, AttentionalPooler):
+        return [model.captioning_pooler.attn]
+    return [block.cross_attn for block in model.multimodal_decoder.blocks]  # type: ignore[misc]

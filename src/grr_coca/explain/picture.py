@@ -1,0 +1,72 @@
+"""Heat maps as pictures."""
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.explain.caption import WordMap
+from grr_coca.explain.text import TextMap
+
+SIDE = 224
+"""Pixels of the image in each panel, before the figure is drawn."""
+COLUMNS = 6
+INCHES = 1.9
+OPACITY = 0.6
+
+
+def caption_picture(image: Image.Image, maps: Sequence[WordMap], dpi: int = 110) -> bytes:
+    """A PNG of the image as the model sees it, and of what it looks at for each word: white to red, up to the most."""
+    figure, panels = _panels(image, 1 + len(maps), dpi)
+    _title(panels[0], "image")
+    for axes, (word, heat) in zip(panels[1:], maps, strict=True):
+        _title(axes, word)
+        _lay_over(axes, heat.numpy(), "Reds", 0.0, max(float(heat.max()), 1e-12))
+    return _png(figure)
+
+
+def text_picture(image: Image.Image, text: str, text_map: TextMap, dpi: int = 110) -> bytes:
+    """A PNG of the image as the model sees it, and of the patches that speak for (red) and against (blue) a text."""
+    figure, panels = _panels(image, 2, dpi)
+    _title(panels[0], "image")
+    _title(panels[1], f"{text}\ncosine {text_map.similarity:.3f}")
+    most = max(float(text_map.heat.abs().max()), 1e-12)
+    _lay_over(panels[1], text_map.heat.numpy(), "RdBu_r", -most, most)
+    return _png(figure)
+
+
+def _panels(image: Image.Image, count: int, dpi: int) -> tuple[Figure, list[Axes]]:
+    """Axes of which each shows the image, faded but for the first."""
+    columns = min(count, COLUMNS)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(columns * INCHES, rows * (INCHES + 0.3)), dpi=dpi, layout="constrained")
+    pixels = np.asarray(Preprocess(SIDE).square(image))
+    grey = np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))
+    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for number, axes in enumerate(all_axes):
+        axes.set_axis_off()
+        if number < count:
+            axes.imshow(grey if number else pixels, extent=(0, 1, 0, 1))
+    return figure, all_axes[:count]
+
+
+def _lay_over(axes: Axes, heat: np.ndarray, colours: str, low: float, high: float) -> None:
+    # One square a patch, not blurred into each other: the picture shows as much as is known.
+    axes.imshow(heat, cmap=colours, vmin=low, vmax=high, alpha=OPACITY, extent=(0, 1, 0, 1), interpolation="nearest")
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, fontsize=10, parse_math=False, wrap=True)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of a script that the font lacks: boxes are drawn
+        figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,90 @@
+"""Which patches speak for a text, and which against it.
+
+Shapes: P patches, G patches along a side, Q pooled tokens, D width, E joint embedding width, S image size.
+
+Between the patch tokens and the image embedding lie attentional poolers and projections alone. With the attention
+weights and the norms' statistics held as they are, that path is linear in the patches' values, so the cosine of image
+and text is a sum over patches: each patch's share is its value, weighted by the attention that it gets, compared with
+the text (values weighted by attention: Kobayashi et al., arXiv 2004.10102; CLIP's score as a sum over patches:
+Gandelsman et al., arXiv 2310.05916). Below zero, a patch speaks against the text.
+
+What it cannot tell: how a patch changes the attention that others get, and what the image encoder moved between
+patches before.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.dataset import clean_caption, pad_rows
+from grr_coca.evaluate.mode import evaluating
+from grr_coca.explain.attention import Attended, attend, mix
+from grr_coca.layers.norm import RMSNorm
+from grr_coca.layers.pooler import AttentionalPooler
+from grr_coca.layers.precision import at_least_fp32
+from grr_coca.model import CoCa
+
+
+class TextMap(NamedTuple):
+    """The share of each patch in the similarity of image and text.
+
+    The shares sum to the cosine `similarity`; with LayerNorm less what its biases alone give, whatever the image.
+    """
+
+    heat: Float[Tensor, "G G"]
+    similarity: float
+
+
+def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) -> TextMap:
+    """The map of an image, as the model sees it, and a text.
+
+    Raises:
+        UserError: the text is empty.
+    """
+    model, side = checkpoint.model, checkpoint.config.image_encoder.grid_size
+    row = checkpoint.tokenizer.encode_row(clean_caption(text, "text"), checkpoint.config.text_decoder.context_length)
+    token_ids, lengths = (tensor.to(model.logit_scale.device) for tensor in pad_rows([row]))
+    with evaluating(model), torch.no_grad():
+        wanted = model.encode_text(token_ids, lengths).embedding
+        patches = model.image_encoder(pixels[None].to(model.logit_scale.device))
+        similarity = (_embed(model, patches) * wanted).sum().item()
+    shares = patch_shares(model, patches, wanted)
+    return TextMap(shares.unflatten(0, (side, side)).float().cpu(), similarity)
+
+
+def patch_shares(model: CoCa, patches: Float[Tensor, "1 P D"], wanted: Float[Tensor, "1 E"]) -> Float[Tensor, " P"]:
+    """Each patch's summand of the image embedding's product with `wanted`."""
+    with torch.enable_grad():
+        patches = patches.detach().requires_grad_()
+        score = (_embed(model, patches) * wanted.detach()).sum()
+        # Of a sum that is linear in its inputs, input times gradient is the share of each.
+        (gradient,) = torch.autograd.grad(score, patches)
+    return (gradient * patches.detach()).sum(dim=-1)[0]
+
+
+def _embed(model: CoCa, patches: Float[Tensor, "1 P D"]) -> Float[Tensor, "1 E"]:
+    """`CoCa.encode_image` from the patches on; its gradient takes attention and norms for constants."""
+    tokens = patches
+    if model.arrangement == "cascade" and isinstance(model.captioning_pooler, AttentionalPooler):
+        tokens = _pool(model.captioning_pooler, patches)
+    assert isinstance(model.contrastive_pooler, AttentionalPooler)
+    embedding = at_least_fp32(model.image_proj(_pool(model.contrastive_pooler, tokens)[:, 0]))
+    return embedding / embedding.detach().norm(dim=-1, keepdim=True)
+
+
+def _pool(pooler: AttentionalPooler, context: Float[Tensor, "1 S C"]) -> Float[Tensor, "1 Q D"]:
+    weights, values = attend(pooler.attn, pooler.queries[None], context)
+    return _norm(pooler.norm, pooler.attn.out_proj(mix(Attended(weights.detach(), values))))
+
+
+def _norm(norm: nn.Module, x: Float[Tensor, "1 Q D"]) -> Float[Tensor, "1 Q D"]:
+    """The norm with its statistics held as they are."""
+    if isinstance(norm, RMSNorm):
+        return x * (x.detach().square().mean(dim=-1, keepdim=True) + norm.eps).rsqrt() * norm.weight
+    assert isinstance(norm, nn.LayerNorm)
+    centred = x - x.mean(dim=-1, keepdim=True)
+    variance = centred.detach().square().mean(dim=-1, keepdim=True)
+    return centred * (variance + norm.eps).rsqrt() * norm.weight + norm.bias

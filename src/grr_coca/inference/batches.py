@@ -1,0 +1,86 @@
+"""Work in batches, of a size that the memory bears."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from grr_coca.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+OnProgress = Callable[[int, int], None]
+"""Called after each batch with the number of items done, and of all."""
+
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+"""How the CPU's and Apple's allocators say it: they raise a plain `RuntimeError`."""
+
+
+class Batches:
+    """Runs work in batches; when the memory is short, in half as large ones from then on, and says so.
+
+    What was learned of one kind of work holds for the next call of the same kind.
+    """
+
+    def __init__(self) -> None:
+        self._limits: dict[str, int] = {}
+
+    def run(
+        self,
+        kind: str,
+        items: Sequence[Item],
+        batch_size: int,
+        work: Callable[[Sequence[Item]], Sequence[Result]],
+        on_progress: OnProgress | None = None,
+    ) -> list[Result]:
+        """The results of all items, in order.
+
+        Args:
+            kind: names the work in messages, such as "captioning".
+            items: what to work on.
+            batch_size: the most items at once.
+            work: gives one result for each item of a batch.
+            on_progress: called after each batch.
+
+        Raises:
+            UserError: the batch size is below 1, or the memory does not do for a single item.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: give 1 or more")
+        results: list[Result] = []
+        while len(results) < len(items):
+            size = min(batch_size, self._limits.get(kind, batch_size))
+            batch = items[len(results) : len(results) + size]
+            done = _attempt(work, batch)
+            if done is None:
+                self._halve(kind, len(batch))
+                continue
+            assert len(done) == len(batch)
+            results += done
+            if on_progress is not None:
+                on_progress(len(results), len(items))
+        return results
+
+    def _halve(self, kind: str, size: int) -> None:
+        # Here the failed attempt's exception is gone, and with it the tensors that its frames held.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if size == 1:
+            raise UserError(f"{kind}: out of memory with a batch of one; use a machine with more, or a smaller model")
+        self._limits[kind] = size // 2
+        log.warning("%s: out of memory with a batch of %d; going on with batches of %d", kind, size, size // 2)
+
+
+def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:
+    """The work's results, or None when the memory was short."""
+    try:
+        return work(batch)
+    except (torch.OutOfMemoryError, MemoryError):
+        return None
+    except RuntimeError as error:
+        if any(words in str(error).lower() for words in OUT_OF_MEMORY):
+            return None
+        raise

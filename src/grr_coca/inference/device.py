@@ -1,0 +1,27 @@
+"""Where a model runs."""
+
+import torch
+
+from grr_coca.errors import UserError
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device that is asked for, or the best one that is here: CUDA, Apple's MPS, else the CPU.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if device is None:
+        return torch.device(_best())
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device '{device}' cannot be used here; the best one that can is '{_best()}'") from error
+    return chosen
+
+
+def _best() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,111 @@
+"""Images as people have them (paths, Pillow images, arrays, tensors) to RGB images.
+
+Shapes: H height, W width, C channels: 1 grey, 3 RGB, 4 RGB and alpha.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from grr_coca.data.images import decode_image, upright_rgb
+from grr_coca.errors import UserError
+
+ImageInput = str | Path | Image.Image | np.ndarray | Tensor
+"""One image: a path, a Pillow image, an array H W or H W C, a tensor H W or C H W; uint8, or floating point 0 … 1."""
+ImagesInput = ImageInput | Iterable[ImageInput]
+"""One image or many; an array or a tensor of four dimensions is many."""
+
+CHANNELS = (1, 3, 4)
+
+
+def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
+    """The images one by one, and whether a single one was meant."""
+    if isinstance(images, np.ndarray | Tensor):
+        return (list(images), False) if images.ndim == 4 else ([images], True)
+    if isinstance(images, str | Path | Image.Image):
+        return [images], True
+    return list(images), False
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        UserError: it is not there, or not a file that can be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:  # a null byte in a path
+        raise UserError(f"{path!r}: not a path ({error})") from error
+
+
+def open_image(image: ImageInput, name: str) -> Image.Image:
+    """An RGB image of any of the forms that an image comes in.
+
+    Args:
+        image: see `ImageInput`. Pillow's are treated like files: EXIF rotation is honoured, alpha composited.
+        name: what to call an image without a path in messages.
+
+    Raises:
+        UserError: a file is missing or broken, or an array is of another shape, type or range.
+    """
+    if isinstance(image, str | Path):
+        return decode_image(read_file(image), str(image))
+    if isinstance(image, Image.Image):
+        return _from_pillow(image, name)
+    if isinstance(image, np.ndarray):
+        return _from_array(image, name)
+    if isinstance(image, Tensor):
+        return _from_tensor(image, name)
+    raise UserError(
+        f"{name}: of type {type(image).__name__}; give a path, a Pillow image, a NumPy array or a torch tensor"
+    )
+
+
+def _from_pillow(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return upright_rgb(image)
+    except (OSError, ValueError) as error:  # opened lazily, and the file is truncated or closed
+        raise UserError(f"{name}: broken, truncated or closed image ({error})") from error
+
+
+def _from_tensor(image: Tensor, name: str) -> Image.Image:
+    image = image.detach().cpu()
+    if image.dtype == torch.bfloat16:
+        image = image.float()  # NumPy has no bfloat16
+    if image.ndim == 3 and image.shape[0] not in CHANNELS:
+        raise UserError(f"{name}: a tensor is C H W with 1, 3 or 4 channels; this one is {_size(image.shape)}")
+    return _from_array(image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy(), name)
+
+
+def _from_array(image: np.ndarray, name: str) -> Image.Image:
+    if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in CHANNELS):
+        raise UserError(f"{name}: an array is H W or H W C with 1, 3 or 4 channels; this one is {_size(image.shape)}")
+    pixels = _to_uint8(image, name)
+    return upright_rgb(Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
+
+
+def _to_uint8(image: np.ndarray, name: str) -> np.ndarray:
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image)
+    if not np.issubdtype(image.dtype, np.floating):
+        raise UserError(f"{name}: values are {image.dtype}; give uint8 of 0 … 255, or floating point of 0 … 1")
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0 and high <= 1):  # false for NaN too
+        raise UserError(
+            f"{name}: floating point values must lie in 0 … 1, these in {low:g} … {high:g}; the model normalizes "
+            f"images itself, so give them as they are"
+        )
+    return np.ascontiguousarray((image * 255).round().astype(np.uint8))
+
+
+def _size(shape: Iterable[int]) -> str:
+    return " × ".join(map(str, shape)) or "a single number"

@@ -1,0 +1,278 @@
+"""One object that does with images and texts what a trained model can.
+
+Shapes: N images, M texts, L labels, E joint embedding width, S image size.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.data.dataset import clean_caption, pad_rows
+from grr_coca.errors import UserError, nearest
+from grr_coca.evaluate.mode import evaluating
+from grr_coca.generate import Caption, GenerationOptions, generate, warn_if_repeated
+from grr_coca.inference.batches import Batches, OnProgress
+from grr_coca.inference.device import choose_device
+from grr_coca.inference.hub import local_folder
+from grr_coca.inference.images import ImageInput, ImagesInput, as_list, open_image
+from grr_coca.inference.labels import LABEL_ALONE, check_labels, fill_templates
+
+BATCH_SIZE = 32
+GREEDY = GenerationOptions()
+
+Numbered = Sequence[tuple[int, ImageInput]]
+"""Images with their number in the call, from 1, which names those that have no path."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What one pass over an image gives: its captions, best first, and its embedding of unit length."""
+
+    captions: list[Caption]
+    embedding: Float[Tensor, " E"]
+
+
+class LabelProbability(NamedTuple):
+    """A label and the share of the probability that it gets among all labels."""
+
+    label: str
+    probability: float
+
+
+def load(path_or_hub_id: str | Path, device: str | torch.device | None = None) -> "ImageTextModel":
+    """Load a checkpoint to use it.
+
+    Args:
+        path_or_hub_id: a checkpoint folder, a run folder, or `owner/name` on the Hugging Face hub.
+        device: where to run; None takes CUDA, Apple's MPS or the CPU, the first that is here.
+
+    Raises:
+        UserError: nothing is there, a file is missing or damaged, or there is no such device.
+    """
+    return ImageTextModel(from_pretrained(local_folder(path_or_hub_id), choose_device(device)))
+
+
+class ImageTextModel:
+    """Captions, embeds, classifies and compares images and texts.
+
+    Images are paths, Pillow images, arrays (H W or H W C) or tensors (C H W), of any size; see
+    `grr_coca.inference.images`. One image, or text, gives one result, many give many. Work is done `batch_size` at
+    a time; when the memory is short, in smaller batches. Every method raises `UserError` for an image that cannot
+    be read, naming it.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._batches = Batches()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.checkpoint.model.logit_scale.device
+
+    def caption(
+        self,
+        images: ImagesInput,
+        prompt: str = "",
+        *,
+        options: GenerationOptions = GREEDY,
+        batch_size: int = BATCH_SIZE,
+        on_progress: OnProgress | None = None,
+        **changes: object,
+    ) -> str | list[str] | list[list[str]]:
+        """Caption images: a string each, or a list of strings if `num_captions` is above 1.
+
+        Args:
+            images: one or many.
+            prompt: words that every caption begins with.
+            options: how to generate.
+            batch_size: the most images at once.
+            on_progress: called with the number of images done, and of all.
+            **changes: fields of `GenerationOptions` by name, such as `num_beams=4`.
+
+        Raises:
+            UserError: an unknown option, or options that contradict each other.
+        """
+        many, is_single = as_list(images)
+        options = with_changes(options, changes)
+        described = self.describe_many(many, prompt, options, batch_size, on_progress)
+        warn_if_repeated([description.captions[0].text for description in described])
+        captions = [[caption.text for caption in description.captions] for description in described]
+        if options.num_captions > 1:
+            return captions[0] if is_single else captions
+        return captions[0][0] if is_single else [caption for (caption,) in captions]
+
+    def describe(
+        self,
+        images: ImagesInput,
+        prompt: str = "",
+        *,
+        options: GenerationOptions = GREEDY,
+        batch_size: int = BATCH_SIZE,
+        on_progress: OnProgress | None = None,
+        **changes: object,
+    ) -> Description | list[Description]:
+        """Captions with their tokens and log-probabilities, and the embedding, of one pass over each image.
+
+        Takes what `caption` takes.
+        """
+        many, is_single = as_list(images)
+        options = with_changes(options, changes)
+        described = self.describe_many(many, prompt, options, batch_size, on_progress)
+        return described[0] if is_single else described
+
+    def describe_many(
+        self,
+        images: Sequence[ImageInput],
+        prompt: str = "",
+        options: GenerationOptions = GREEDY,
+        batch_size: int = BATCH_SIZE,
+        on_progress: OnProgress | None = None,
+        keys: Sequence[object] | None = None,
+    ) -> list[Description]:
+        """`describe` of a list, for programs: one result for each image, of a type that is known.
+
+        Args:
+            images: any number of them.
+            prompt: words that every caption begins with.
+            options: how to generate.
+            batch_size: the most images at once.
+            on_progress: called with the number of images done, and of all.
+            keys: a name for each image, by which its random draws are seeded, so that they do not depend on the other
+                images of the call; None: its number in the call.
+        """
+
+        def work(batch: Numbered) -> list[Description]:
+            names = [number if keys is None else keys[number - 1] for number, _ in batch]
+            checkpoint, pixels = self.checkpoint, self._pixels(batch)
+            generated = generate(checkpoint.model, checkpoint.tokenizer, pixels, options, prompt, names)
+            embeddings = generated.image_embedding.float().cpu()
+            return [Description(*row) for row in zip(generated.captions, embeddings, strict=True)]
+
+        return self._batches.run("captioning", _numbered(images), batch_size, work, on_progress)
+
+    def embed_images(
+        self, images: ImagesInput, *, batch_size: int = BATCH_SIZE, on_progress: OnProgress | None = None
+    ) -> Float[Tensor, "*N E"]:
+        """Embeddings of unit length, on the CPU: N E, or E of a single image."""
+        many, is_single = as_list(images)
+        rows = self._batches.run("embedding images", _numbered(many), batch_size, self._image_rows, on_progress)
+        return rows[0] if is_single else self._stack(rows)
+
+    def embed_texts(
+        self, texts: str | Iterable[str], *, batch_size: int = BATCH_SIZE, on_progress: OnProgress | None = None
+    ) -> Float[Tensor, "*M E"]:
+        """Embeddings of unit length, on the CPU: M E, or E of a single text.
+
+        Raises:
+            UserError: a text is empty.
+        """
+        is_single = isinstance(texts, str)
+        many = [texts] if isinstance(texts, str) else list(texts)
+        cleaned = [clean_caption(text, f"text {number}") for number, text in enumerate(many, 1)]
+        rows = self._batches.run("embedding texts", cleaned, batch_size, self._text_rows, on_progress)
+        return rows[0] if is_single else self._stack(rows)
+
+    def similarity(
+        self, images: ImagesInput, texts: str | Iterable[str], *, batch_size: int = BATCH_SIZE
+    ) -> Float[Tensor, "N M"]:
+        """Cosines of every image and every text, N M even if there is one of either."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        image_rows = self.embed_images(as_list(images)[0], batch_size=batch_size)
+        return image_rows @ self.embed_texts(texts, batch_size=batch_size).T
+
+    def classify(
+        self,
+        images: ImagesInput,
+        labels: Sequence[str],
+        *,
+        templates: Sequence[str] = LABEL_ALONE,
+        batch_size: int = BATCH_SIZE,
+        on_progress: OnProgress | None = None,
+    ) -> list[LabelProbability] | list[list[LabelProbability]]:
+        """Share out probability among labels that the model was not trained for, the likeliest first.
+
+        A label's embedding is the mean over templates (CLIP, arXiv 2103.00020, section 3.1.4); its probability the
+        softmax of cosines times the model's logit scale.
+
+        Args:
+            images: one or many.
+            labels: two or more, each once.
+            templates: texts in which `{}` stands for the label, such as "a drawing of a {}".
+            batch_size: the most images at once.
+            on_progress: called with the number of images done, and of all.
+
+        Raises:
+            UserError: labels are repeated or too few, or a template has no `{}`.
+        """
+        many, is_single = as_list(images)
+        classifier = self.embed_labels(labels, templates)
+        cosines = self.embed_images(many, batch_size=batch_size, on_progress=on_progress) @ classifier.T
+        ranked = self.rank_labels(cosines, labels)
+        return ranked[0] if is_single else ranked
+
+    def embed_labels(self, labels: Sequence[str], templates: Sequence[str] = LABEL_ALONE) -> Float[Tensor, "L E"]:
+        """One embedding of unit length for each label, the mean over templates."""
+        check_labels(labels)
+        texts = fill_templates(labels, templates)
+        rows = self.embed_texts(texts).unflatten(0, (len(labels), len(templates)))
+        return torch.nn.functional.normalize(rows.mean(dim=1), dim=-1)
+
+    def rank_labels(self, cosines: Float[Tensor, "N L"], labels: Sequence[str]) -> list[list[LabelProbability]]:
+        """Probabilities of labels from an image's cosines to them, the likeliest first."""
+        scale = self.checkpoint.model.logit_scale.detach().float().exp().cpu()
+        probabilities, order = (scale * cosines).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+        return [
+            [LabelProbability(labels[index], share) for index, share in zip(indices, shares, strict=True)]
+            for indices, shares in zip(order.tolist(), probabilities.tolist(), strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _image_rows(self, images: Numbered) -> list[Tensor]:
+        model = self.checkpoint.model
+        with evaluating(model):
+            return list(model.encode_image(self._pixels(images)).embedding.float().cpu())
+
+    @torch.inference_mode()
+    def _text_rows(self, texts: Sequence[str]) -> list[Tensor]:
+        model, tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
+        context_length = self.checkpoint.config.text_decoder.context_length
+        token_ids, lengths = pad_rows([tokenizer.encode_row(text, context_length) for text in texts])
+        with evaluating(model):
+            return list(model.encode_text(token_ids.to(self.device), lengths.to(self.device)).embedding.float().cpu())
+
+    def _pixels(self, images: Numbered) -> Float[Tensor, "B 3 S S"]:
+        with ThreadPoolExecutor() as pool:  # decoding and resizing leave the interpreter free
+            rows = list(pool.map(self._preprocess, images))
+        return torch.stack(rows).to(self.device, self.checkpoint.model.logit_scale.dtype)
+
+    def _preprocess(self, numbered: tuple[int, ImageInput]) -> Float[Tensor, "3 S S"]:
+        number, image = numbered
+        return self.checkpoint.preprocess(open_image(image, f"image {number}"))
+
+    def _stack(self, rows: list[Tensor]) -> Float[Tensor, "N E"]:
+        return torch.stack(rows) if rows else torch.empty(0, self.checkpoint.config.embed_dim)
+
+
+def _numbered(images: Sequence[ImageInput]) -> Numbered:
+    return list(enumerate(images, 1))
+
+
+def with_changes(options: GenerationOptions, changes: dict[str, object]) -> GenerationOptions:
+    """Options with some fields changed.
+
+    Raises:
+        UserError: a field does not exist; names the nearest.
+    """
+    names = [field.name for field in fields(options)]
+    for name in changes:
+        if name not in names:
+            raise UserError(f"there is no option '{name}' of captioning; {nearest(name, names)}")
+    return replace(options, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,280 @@
+"""`grr-coca caption`."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from grr_coca.cli import image_work
+from grr_coca.inference import ImageTextModel, load
+from support import encode_image, real_pairs, snapshot, write_tar
+
+
+@pytest.fixture
+def captions(run, image_files):
+    """What the model says of the image files, by path."""
+    return dict(zip(map(str, image_files), load(run.folder).caption(image_files), strict=True))
+
+
+def lines_of(text):
+    return dict(line.split("\t") for line in text.splitlines())
+
+
+# --- Output
+
+
+def test_each_image_gets_a_line_with_its_path_and_its_caption(grr_coca, run, image_files, captions):
+    said = grr_coca("caption", "--checkpoint", run.folder, *image_files)
+    assert said.code == 0, said.err
+    assert lines_of(said.out) == captions
+
+
+def test_the_short_flag_and_the_checkpoint_folder_itself_work_too(grr_coca, run, image_files):
+    long = grr_coca("caption", "--checkpoint", run.folder, *image_files)
+    assert grr_coca("caption", "-c", run.checkpoint, *image_files).out == long.out
+
+
+@pytest.mark.parametrize("options", [[], ["--temperature", 1, "--max-length", 5]], ids=["greedy", "sampling"])
+def test_the_batch_size_changes_nothing(grr_coca, run, image_files, options):
+    together = grr_coca("caption", "-c", run.folder, *image_files, *options).out
+    assert grr_coca("caption", "-c", run.folder, *image_files, *options, "--batch-size", 2).out == together
+    assert grr_coca("caption", "-c", run.folder, image_files[1], *options).out == together.splitlines(True)[1]
+
+
+def test_json_lines_hold_image_caption_and_log_probability(grr_coca, run, image_files, captions):
+    said = grr_coca("caption", "-c", run.folder, *image_files, "--json")
+    records = [json.loads(line) for line in said.out.splitlines()]
+    assert {record["image"]: record["caption"] for record in records} == captions
+    described = load(run.folder).describe(image_files)
+    expected = [sum(description.captions[0].log_probs) for description in described]
+    assert [record["log_prob"] for record in records] == pytest.approx(expected, abs=1e-3)
+
+
+def test_rows_are_the_same_in_json_and_csv(grr_coca, run, image_files, captions, tmp_path):
+    for name in ("out.jsonl", "new/out.csv"):
+        said = grr_coca("caption", "-c", run.folder, *image_files, "--out", tmp_path / name)
+        assert (said.code, said.out) == (0, "")
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "new" / "out.csv").read_text())))
+    assert [{**record, "log_prob": str(record["log_prob"])} for record in records] == rows
+    assert {row["image"]: row["caption"] for row in rows} == captions
+
+
+def test_several_captions_have_a_line_each(grr_coca, run, image_files):
+    options = ["--temperature", "1", "--num-captions", "3", "--max-length", "4"]
+    lines = grr_coca("caption", "-c", run.folder, *image_files, *options).out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(path) for path in image_files for _ in range(3)]
+
+
+def test_a_prompt_begins_each_caption(grr_coca, run, image_files):
+    said = grr_coca("caption", "-c", run.folder, *image_files, "--prompt", "red", "--max-length", "3")
+    assert all(caption.startswith("red") for caption in lines_of(said.out).values())
+
+
+def test_side_cars_lie_beside_the_images_and_are_never_written_over(grr_coca, run, image_files, captions):
+    image_files[1].with_suffix(".txt").write_text("written by hand")
+    said = grr_coca("caption", "-c", run.folder, image_files[0].parent, "--sidecar")
+    assert (said.code, said.out) == (0, "")
+    assert "1 of 3 images have captions already" in said.err
+    written = [path.with_suffix(".txt").read_text() for path in image_files]
+    assert written[1] == "written by hand"
+    assert [written[0], written[2]] == [f"{captions[str(image_files[i])]}\n" for i in (0, 2)]
+    assert len(list(image_files[0].parent.iterdir())) == 6
+
+
+# --- Going on
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
+@pytest.mark.parametrize("cut", [0, 1, 25, 60, 110])
+def test_an_interrupted_job_goes_on_where_it_was(grr_coca, run, image_files, tmp_path, name, cut):
+    whole, path = tmp_path / f"whole-{name}", tmp_path / name
+    command = ["caption", "-c", run.folder, *image_files, "--temperature", 1, "--num-captions", 2, "--max-length", 4]
+    assert grr_coca(*command, "--out", whole).code == 0
+    content = whole.read_bytes()
+    path.write_bytes(content[: len(content) - cut])
+    assert grr_coca(*command, "--out", path).code == 0
+    assert path.read_bytes() == content
+
+
+def test_only_what_is_missing_is_captioned(grr_coca, run, image_files, tmp_path, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    grr_coca("caption", "-c", run.folder, *image_files[:2], "--out", out)
+    before, decoded = out.read_text(), []
+    original = image_work.decode_image
+    monkeypatch.setattr(image_work, "decode_image", lambda data, name: decoded.append(name) or original(data, name))
+    said = grr_coca("caption", "-c", run.folder, *image_files, "--out", out)
+    assert "2 of 3 images have captions already" in said.err
+    assert decoded == [str(image_files[2])]
+    assert out.read_text().startswith(before)
+    assert len(out.read_text().splitlines()) == 3
+
+
+def test_rows_are_on_the_disk_as_soon_as_their_batch_is_done(grr_coca, run, image_files, tmp_path, monkeypatch):
+    out, seen = tmp_path / "out.jsonl", []
+    describe = ImageTextModel.describe_many
+
+    def watched(self, *args, **kwargs):
+        seen.append(len(out.read_text().splitlines()))
+        return describe(self, *args, **kwargs)
+
+    monkeypatch.setattr(ImageTextModel, "describe_many", watched)
+    assert grr_coca("caption", "-c", run.folder, *image_files, "--out", out, "--batch-size", 1).code == 0
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("out.jsonl", "some notes\n"),
+        ("out.jsonl", '{"path": "a"}\n'),
+        ("out.jsonl", "[1]\n"),
+        ("out.csv", "a,b\n1,2\n"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_left_as_it_is(refused, run, image_files, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert str(tmp_path / name) in refused("caption", "-c", run.folder, *image_files, "--out", tmp_path / name)
+    assert (tmp_path / name).read_text() == content
+
+
+# --- Images that cannot be read
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>404</html>", real_pairs(1)[0].image[:200]], ids=["empty", "HTML", "half"]
+)
+def test_a_bad_image_is_listed_at_the_end_and_the_rest_goes_on(grr_coca, run, image_files, captions, content):
+    image_files[1].write_bytes(content)
+    said = grr_coca("caption", "-c", run.folder, *image_files)
+    assert said.code == 0
+    assert lines_of(said.out) == {path: text for path, text in captions.items() if path != str(image_files[1])}
+    told = said.err.splitlines()
+    assert told[0] == "1 of 3 images failed:"
+    assert told[1].startswith(f"  {image_files[1]}: ")
+    assert len(told) == 2
+
+
+def test_when_all_fail_the_exit_code_says_so(grr_coca, run, tmp_path):
+    said = grr_coca("caption", "-c", run.folder, tmp_path / "cat.png", tmp_path / "dog.png")
+    assert (said.code, said.out) == (1, "")
+    assert "2 of 2 images failed" in said.err
+    assert f"{tmp_path / 'cat.png'}: no such file" in said.err
+
+
+def test_odd_images_are_captioned_like_what_they_show(grr_coca, run, tmp_path):
+    """First frame, rotation, transparency, depth: each gives the caption of the plain image, and its probability."""
+    with Image.open(io.BytesIO(real_pairs(2)[1].image)) as opened:
+        plain = opened.convert("RGB").quantize(32).convert("RGB")
+    clear = plain.convert("RGBA")
+    turned = plain.rotate(90, expand=True)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    grey = plain.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    files = {
+        "plain.png": encode_image(plain),
+        "frames.gif": encode_image(plain.quantize(32), "gif", save_all=True, append_images=[turned.quantize(32)] * 30),
+        "turned.png": encode_image(turned, exif=exif),
+        "clear.png": encode_image(clear),
+        "grey.png": encode_image(grey),
+        "deep.png": encode_image(deep),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    said = grr_coca("caption", "-c", run.folder, tmp_path, "--json")
+    assert said.err == ""
+    found = {Path(record["image"]).name: record for record in map(json.loads, said.out.splitlines())}
+    for odd, same in (
+        ("frames.gif", "plain.png"),
+        ("turned.png", "plain.png"),
+        ("clear.png", "plain.png"),
+        ("deep.png", "grey.png"),
+    ):
+        assert found[odd]["caption"] == found[same]["caption"]
+        assert found[odd]["log_prob"] == pytest.approx(found[same]["log_prob"], abs=1e-3)
+    assert found["grey.png"]["log_prob"] != found["plain.png"]["log_prob"], "or the comparison could not fail"
+
+
+def test_a_name_that_is_not_utf8_comes_out_as_it_is(grr_coca, run, image_files, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(image_files[0].parent) + b"/caf\xe9.webp"))
+    image_files[0].rename(path)
+    # In a process of its own: pytest's capture is no stream of bytes.
+    command = [sys.executable, "-m", "grr_coca", "caption", "-c", str(run.folder), str(path)]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stdout.startswith(os.fsencode(path) + b"\t")
+    record = json.loads(grr_coca("caption", "-c", run.folder, path, "--json").out)
+    assert record["image"] == str(path)
+    for out in (tmp_path / "out.jsonl", tmp_path / "out.csv"):
+        assert grr_coca("caption", "-c", run.folder, path, "--out", out).code == 0
+        again = grr_coca("caption", "-c", run.folder, path, "--out", out)
+        assert "1 of 1 images have captions already" in again.err
+    assert os.fsencode(path) + b"," in (tmp_path / "out.csv").read_bytes()
+
+
+def test_a_reader_that_has_seen_enough_ends_the_job_quietly(run, image_files):
+    command = [sys.executable, "-m", "grr_coca", "caption", "-c", str(run.folder), str(image_files[0].parent)]
+    process = subprocess.Popen([*command, "--batch-size", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 141
+
+
+# --- Wrong use
+
+
+def test_no_image_is_refused(refused, run):
+    assert "no images; give image files, folders" in refused("caption", "-c", run.folder)
+
+
+def test_a_missing_checkpoint_is_named(refused, tmp_path, image_files):
+    message = refused("caption", "-c", tmp_path / "nowhere", *image_files)
+    assert f"{tmp_path / 'nowhere'}: no such folder" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--num-beams", "3", "--temperature", "1"], "num_beams 3 conflicts with temperature"),
+        (["--top-k", "3"], "top_k without temperature"),
+        (["--max-length", "1000"], "max_length 1000 is more than"),
+        (["--prompt", "word " * 50], "the prompt has"),
+        (["--num-captions", "2"], "num_captions 2 is more than num_beams 1"),
+        (["--batch-size", "0"], "batch size 0: give 1 or more"),
+        (["--json", "--sidecar"], "--sidecar and --json are different places"),
+        (["--json", "--out", "a.csv"], "--out and --json are different places"),
+        (["--out", "a.txt"], "a.txt: the suffix says the format"),
+        (["--out", "a.jsnol"], "did you mean '.jsonl'?"),
+    ],
+    ids=lambda value: "",
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(refused, run, image_files, monkeypatch, tmp_path, options, told):
+    monkeypatch.chdir(tmp_path)
+    before = snapshot(tmp_path)
+    assert told in refused("caption", "-c", run.folder, *image_files, *options)
+    assert snapshot(tmp_path) == before
+
+
+def test_side_cars_that_two_images_would_share_are_refused(refused, run, image_files):
+    image_files[0].with_suffix(".png").write_bytes(image_files[0].read_bytes())
+    message = refused("caption", "-c", run.folder, image_files[0].parent, "--sidecar")
+    assert "0.png and" in message
+    assert "would share 0.txt" in message
+    assert not list(image_files[0].parent.glob("*.txt"))
+
+
+def test_side_cars_of_a_shard_are_refused(refused, run, tmp_path):
+    shard = write_tar(tmp_path / "a.tar", {"1.webp": real_pairs(1)[0].image})
+    assert "use --out FILE" in refused("caption", "-c", run.folder, shard, "--sidecar")
+
+
+def test_a_full_disk_is_told_in_one_line(refused, run, image_files):
+    assert "/dev/full" in refused("caption", "-c", run.folder, *image_files, "--out", "/dev/full/out.jsonl")

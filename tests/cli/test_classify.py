@@ -1,0 +1,81 @@
+"""`grr-coca classify`."""
+
+import json
+
+import pytest
+
+from grr_coca.inference import load
+
+LABELS = ["cat", "red heart", "dog", "flag"]
+
+
+@pytest.fixture
+def labels_file(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_text("\n".join(LABELS) + "\n\n")
+    return path
+
+
+def test_labels_are_shown_likeliest_first(grr_coca, run, image_files, labels_file):
+    said = grr_coca("classify", *image_files, "-c", run.folder, "--labels", labels_file, "--top", 2, "--json")
+    assert said.code == 0, said.err
+    records = [json.loads(line) for line in said.out.splitlines()]
+    expected = load(run.folder).classify(image_files, LABELS)
+    assert [record["image"] for record in records] == [str(path) for path in image_files]
+    for record, choices in zip(records, expected, strict=True):
+        assert [label["label"] for label in record["labels"]] == [choice.label for choice in choices[:2]]
+        shares = [label["probability"] for label in record["labels"]]
+        assert shares == pytest.approx([choice.probability for choice in choices[:2]], abs=1e-5)
+
+
+def test_lines_for_people_hold_the_same(grr_coca, run, image_files):
+    options = ["classify", *image_files, "-c", run.folder, "--labels", ",".join(LABELS), "--batch-size", 2]
+    lines = grr_coca(*options).out.splitlines()
+    for line, record in zip(lines, map(json.loads, grr_coca(*options, "--json").out.splitlines()), strict=True):
+        path, _, shown = line.partition("\t")
+        assert path == record["image"]
+        assert shown.split("   ") == [f"{c['probability']:.1%} {c['label']}" for c in record["labels"]]
+        assert len(record["labels"]) == 4
+
+
+def test_templates_change_the_answer(grr_coca, run, image_files):
+    options = ["classify", image_files[0], "-c", run.folder, "--labels", "cat,dog", "--json"]
+    templates = ("a drawing of a {}", "many {}")
+    found = json.loads(grr_coca(*options, "--templates", *templates).out)["labels"]
+    expected = load(run.folder).classify(image_files[0], ["cat", "dog"], templates=templates)
+    assert {c["label"]: c["probability"] for c in found} == pytest.approx(dict(expected), abs=1e-5)
+    assert found != json.loads(grr_coca(*options).out)["labels"]
+
+
+def test_bad_images_are_listed(grr_coca, run, image_files, tmp_path):
+    said = grr_coca("classify", image_files[0], tmp_path / "cat.png", "-c", run.folder, "--labels", "cat,dog")
+    assert said.code == 0
+    assert "1 of 2 images failed" in said.err
+    assert grr_coca("classify", tmp_path / "cat.png", "-c", run.folder, "--labels", "cat,dog").code == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ("cat,dog, CAT", "more than once (case and spaces do not count): cat"),
+        ("cat", "--labels 'cat': no such file, and not two labels or more"),
+        ("lables.txt", "no such file"),
+        (",", "not two labels"),
+    ],
+)
+def test_labels_that_are_no_choice_are_refused(refused, run, image_files, labels, told):
+    assert told in refused("classify", *image_files, "-c", run.folder, "--labels", labels)
+
+
+def test_a_file_with_duplicates_is_named_with_them(refused, run, image_files, labels_file):
+    labels_file.write_text("cat\ndog\nCat\nred  heart\nred heart\nbird\n")
+    message = refused("classify", *image_files, "-c", run.folder, "--labels", labels_file)
+    assert str(labels_file) in message
+    assert message.rstrip().endswith(": cat, red heart")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"), [("--top", 0, "give 1 or more"), ("--templates", "a photo", "has no {}")]
+)
+def test_other_options_are_checked(refused, run, image_files, option, value, told):
+    assert told in refused("classify", *image_files, "-c", run.folder, "--labels", "cat,dog", option, value)

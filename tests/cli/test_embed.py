@@ -1,0 +1,128 @@
+"""`grr-coca embed`."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from grr_coca.inference import load
+from support import snapshot
+
+
+def read(path):
+    """Keys and vectors, as another program would read them."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["keys"]), file.get_tensor("embeddings")
+    if path.suffix == ".npy":
+        keys = path.with_suffix(".keys.txt").read_bytes().decode("utf-8", "surrogateescape").splitlines()
+        return keys, torch.from_numpy(np.load(path))
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    return table["key"].to_pylist(), torch.tensor(table["embedding"].to_pylist())
+
+
+FORMATS = [".safetensors", ".npy", ".parquet"]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_images_are_embedded_with_their_paths_as_keys(grr_coca, run, image_files, tmp_path, suffix):
+    out = tmp_path / "new" / f"vectors{suffix}"
+    said = grr_coca("embed", *image_files, "-c", run.folder, "--out", out, "--batch-size", 2)
+    assert said.code == 0, said.err
+    assert said.out == f"3 embeddings of 128 numbers are in {out}\n"
+    keys, vectors = read(out)
+    assert keys == [str(path) for path in image_files]
+    torch.testing.assert_close(vectors, load(run.folder).embed_images(image_files))
+    assert vectors.dtype == torch.float32
+    assert len(list(out.parent.iterdir())) == (2 if suffix == ".npy" else 1)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_texts_are_embedded_with_themselves_as_keys(grr_coca, run, tmp_path, suffix):
+    (tmp_path / "texts.txt").write_text("\ufeffa cat\n\n  red   heart\ncafé\n", encoding="utf-8")
+    out = tmp_path / f"vectors{suffix}"
+    said = grr_coca("embed", "--texts", tmp_path / "texts.txt", "-c", run.folder, "--out", out)
+    assert said.code == 0, said.err
+    keys, vectors = read(out)
+    assert keys == ["a cat", "red heart", "café"]
+    torch.testing.assert_close(vectors, load(run.folder).embed_texts(keys))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_keys_that_are_not_utf8_can_be_written(grr_coca, run, image_files, tmp_path, suffix):
+    name = os.fsencode(image_files[0].parent) + b"/caf\xe9.webp"
+    image_files[0].rename(os.fsdecode(name))
+    out = tmp_path / f"vectors{suffix}"
+    assert grr_coca("embed", os.fsdecode(name), "-c", run.folder, "--out", out).code == 0
+    (key,), _ = read(out)
+    assert os.fsencode(key) == name or (suffix == ".parquet" and key.endswith(r"caf\udce9.webp"))
+
+
+def test_bad_images_leave_no_row(grr_coca, run, image_files, tmp_path):
+    image_files[1].write_bytes(b"no image")
+    said = grr_coca("embed", *image_files, "-c", run.folder, "--out", tmp_path / "v.npy")
+    assert said.code == 0
+    assert f"1 of 3 images failed:\n  {image_files[1]}: not an image" in said.err
+    keys, vectors = read(tmp_path / "v.npy")
+    assert keys == [str(image_files[0]), str(image_files[2])]
+    assert len(vectors) == 2
+
+
+def test_when_all_fail_nothing_is_written(grr_coca, run, tmp_path):
+    said = grr_coca("embed", tmp_path / "cat.png", "-c", run.folder, "--out", tmp_path / "v.npy")
+    assert (said.code, said.out) == (1, "")
+    assert snapshot(tmp_path) == {}
+
+
+def test_a_failed_write_leaves_what_was_there(refused, grr_coca, run, image_files, tmp_path, monkeypatch):
+    out = tmp_path / "v.safetensors"
+    grr_coca("embed", image_files[0], "-c", run.folder, "--out", out)
+    before = snapshot(tmp_path)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert f"{out}: cannot be written (No space left on device)" in refused(
+        "embed", *image_files, "-c", run.folder, "--out", out
+    )
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--out", "v.npy"], "give either images or --texts FILE to embed"),
+        (["cat.png", "--texts", "t.txt", "--out", "v.npy"], "not both"),
+        (["cat.png", "--out", "v.pt"], "v.pt: the suffix says the format"),
+        (["cat.png", "--out", "v.safetensor"], "did you mean '.safetensors'?"),
+        (["cat.png", "--out", "folder.npy"], "is a folder"),
+        (["--texts", "empty.txt", "--out", "v.npy"], "empty.txt: holds no text"),
+        (["--texts", "latin.txt", "--out", "v.npy"], "latin.txt: not UTF-8"),
+        (["--texts", "nowhere.txt", "--out", "v.npy"], "nowhere.txt: no such file"),
+    ],
+    ids=lambda value: "",
+)
+def test_what_cannot_be_meant_is_refused(refused, run, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    assert told in refused("embed", "-c", run.folder, *arguments)
+
+
+def test_parquet_without_its_package_says_how_to_install_it(refused, run, image_files, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    message = refused("embed", *image_files, "-c", run.folder, "--out", "v.parquet")
+    assert "pip install 'grr-coca[parquet]'" in message
+
+
+def test_more_keys_than_safetensors_holds_are_refused(refused, run, image_files, tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.cli.vectors.MAX_HEADER", 100)
+    message = refused("embed", *image_files, "-c", run.folder, "--out", tmp_path / "v.safetensors")
+    assert "use .parquet or .npy" in message

@@ -1,0 +1,51 @@
+"""A model that has learned which of a few patches lies in an image, at any place of it."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scenes import COLOURS, PATCH, SIDE, scene
+
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.dataset import next_token_labels, pad_rows
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tokenizer import CLS_SLOT, train_bpe
+from grr_coca.losses import captioning_loss, contrastive_loss
+from grr_coca.model import build
+
+STEPS = 150
+
+
+@pytest.fixture(scope="session")
+def finder(tiny_config):
+    """Trained on "a red spot" and the like; its image encoder moves nothing between patches, so a map has one truth."""
+    captions = {colour: f"a {colour} spot" for colour in COLOURS}
+    tokenizer = train_bpe([*captions.values()] * 3, 300)
+    config = tiny_config()
+    config = replace(config, text_decoder=replace(config.text_decoder, vocab_size=tokenizer.vocab_size))
+    model = build(config)
+    for block in model.image_encoder.blocks:
+        block.attn.out_proj.weight.data.zero_()
+        block.attn.requires_grad_(False)
+    _train(model, tokenizer, captions)
+    checkpoint = Checkpoint(model.eval(), config, "grr_coca", tokenizer, Preprocess(SIDE * PATCH), 0)
+    return SimpleNamespace(checkpoint=checkpoint, captions=captions)
+
+
+def _train(model, tokenizer, captions) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id, CLS_SLOT] for text in captions.values()]
+    token_ids, lengths = pad_rows(rows)
+    labels = next_token_labels(token_ids, lengths)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    for _ in range(STEPS):
+        places = torch.randint(SIDE**2, (len(captions),), generator=generator).tolist()
+        images = torch.stack([scene(place, colour) for place, colour in zip(places, captions, strict=True)])
+        output = model(images, token_ids, lengths)
+        same = torch.eye(len(images), dtype=torch.bool)
+        loss = contrastive_loss(output.image_embedding, output.text_embedding, model.logit_scale, same)
+        loss = loss + 2 * captioning_loss(output.logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()

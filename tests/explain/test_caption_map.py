@@ -1,0 +1,107 @@
+"""Maps of a caption's words."""
+
+import pytest
+import torch
+from scenes import COLOURS, SIDE, scene
+
+from grr_coca.data.tokenizer import clip_bpe, train_bpe
+from grr_coca.explain import caption_maps
+from grr_coca.explain.caption import patch_relevance
+from grr_coca.explain.words import group_words
+from grr_coca.model import build
+
+
+def colour_word(finder, place, colour):
+    """The map of the word that names the colour of the one spot."""
+    tokenizer = finder.checkpoint.tokenizer
+    maps = caption_maps(finder.checkpoint, scene(place, colour), tokenizer.encode(finder.captions[colour]))
+    assert [word for word, _ in maps] == ["a", colour, "spot"]
+    return maps[1].heat
+
+
+def test_the_colour_is_looked_for_where_it_is(finder):
+    found = [
+        int(colour_word(finder, place, colour).argmax()) == place for place in range(SIDE**2) for colour in COLOURS
+    ]
+    assert sum(found) >= 0.95 * len(found)
+
+
+def test_shares_are_not_negative_and_sum_to_one(finder):
+    heat = colour_word(finder, 6, "red")
+    assert heat.shape == (SIDE, SIDE)
+    assert (heat >= 0).all()
+    assert heat.sum().item() == pytest.approx(1.0)
+
+
+def test_what_follows_the_end_token_is_left_out(finder):
+    tokenizer, image = finder.checkpoint.tokenizer, scene(3, "blue")
+    ids = tokenizer.encode("a blue spot")
+    expected = caption_maps(finder.checkpoint, image, ids)
+    ended = caption_maps(finder.checkpoint, image, [*ids, tokenizer.eos_id, tokenizer.eos_id])
+    assert [word for word, _ in ended] == [word for word, _ in expected]
+    assert all(torch.equal(first.heat, second.heat) for first, second in zip(ended, expected, strict=True))
+    assert caption_maps(finder.checkpoint, image, [tokenizer.eos_id]) == []
+
+
+def test_explaining_leaves_the_model_as_it_was(finder):
+    model = finder.checkpoint.model
+    model.train()
+    try:
+        colour_word(finder, 0, "red")
+        assert model.training
+    finally:
+        model.eval()
+    assert all(not module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("preset", ["grr_coca", "baseline_coca", "coca", "grr_coca_parallel"])
+@pytest.mark.parametrize("num_queries", [5, None])
+def test_every_model_can_be_explained(tiny_config, make_batch, preset, num_queries):
+    config = tiny_config(preset, num_queries=num_queries)
+    model = build(config)
+    relevance = patch_relevance(model, make_batch(config).images[0], [1, 7, 9, 4])
+    assert relevance.shape == (3, config.image_encoder.num_patches)
+    torch.testing.assert_close(relevance.sum(dim=1), torch.ones(3))
+    assert not relevance.requires_grad
+
+
+def test_relevance_is_attention_times_gradient_by_finite_differences(tiny_config, make_batch):
+    """An independent way to the gradient: nudge one weight of the pooler's attention, and see the logit."""
+    from grr_coca.explain.attention import attend, mix
+
+    config = tiny_config()
+    model = build(config).double().eval()
+    image, ids = make_batch(config).images[:1].double(), torch.tensor([[1, 7, 9]])
+    pooler = model.captioning_pooler
+    with torch.no_grad():
+        patches, text = model.image_encoder(image), model.text_decoder.prefix(ids[:, :-1])
+        attended = attend(pooler.attn, pooler.queries[None], patches)
+
+        def logit(weights):
+            tokens = pooler.norm(pooler.attn.out_proj(mix(attended._replace(weights=weights))))
+            return model.multimodal_decoder(text, tokens)[0, 1, ids[0, 2]].item()
+
+        shares = torch.zeros(config.image_encoder.num_patches, dtype=torch.float64)
+        for place in attended.weights.nonzero().tolist():
+            nudged = [attended.weights.clone() for _ in range(2)]
+            for weights, step in zip(nudged, (1e-5, -1e-5), strict=True):
+                weights[tuple(place)] += step
+            slope = (logit(nudged[0]) - logit(nudged[1])) / 2e-5
+            shares[place[-1]] += max(attended.weights[tuple(place)].item() * slope, 0.0)
+    relevance = patch_relevance(model, image[0], ids[0].tolist())
+    torch.testing.assert_close(relevance[1].double(), shares / shares.sum(), atol=1e-4, rtol=1e-3)
+
+
+# --- Words
+
+
+@pytest.mark.parametrize("tokenizer", [train_bpe(["a cat and a dog"] * 3, 270), clip_bpe()], ids=["trained", "CLIP's"])
+@pytest.mark.parametrize("caption", ["a cat and an extraordinary dog", "red-hot \u201ccafé\u201d 東京 ok", "cat", ""])
+def test_every_token_belongs_to_the_word_that_it_is_part_of(tokenizer, caption):
+    ids = tokenizer.encode(caption)
+    words = group_words(tokenizer, ids)
+    assert " ".join(word for word, _ in words) == tokenizer.decode(ids)
+    assert [position for _, positions in words for position in positions] == list(range(len(ids)))
+    for word, positions in words:
+        if word.isascii():
+            assert tokenizer.decode([ids[position] for position in positions]) == word

@@ -1,0 +1,73 @@
+"""Maps of a text: the shares are those of a sum."""
+
+import pytest
+import torch
+from scenes import COLOURS, SIDE, scene
+
+from grr_coca.errors import UserError
+from grr_coca.explain import text_map
+from grr_coca.explain.text import _embed, patch_shares
+from grr_coca.model import build
+
+
+@pytest.mark.parametrize("arrangement", ["cascade", "parallel"])
+@pytest.mark.parametrize("num_queries", [5, None])
+@pytest.mark.parametrize("preset", ["grr_coca", "coca"])
+def test_shares_sum_to_the_product_with_the_embedding(tiny_config, make_batch, preset, arrangement, num_queries):
+    config = tiny_config(preset, arrangement=arrangement, num_queries=num_queries)
+    model = build(config).double()
+    wanted = torch.randn(1, config.embed_dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    image = make_batch(config).images[:1].double()
+    with torch.no_grad():
+        expected = model.encode_image(image).embedding
+        patches = model.image_encoder(image)
+        torch.testing.assert_close(_embed(model, patches), expected, atol=1e-6, rtol=1e-5)
+    shares = patch_shares(model, patches, wanted)
+    # The norms' biases are still zero in a model that has not been trained.
+    assert shares.sum().item() == pytest.approx((expected * wanted).sum().item(), abs=1e-5)
+
+
+def test_the_share_of_a_patch_is_linear_in_its_values(tiny_config, make_batch):
+    """With attention and norms held, a patch that is twice as long would count twice: so says an explicit sum."""
+    config = tiny_config(num_queries=None)
+    model = build(config).double()
+    wanted = torch.randn(1, config.embed_dim, dtype=torch.float64)
+    patches = model.image_encoder(make_batch(config).images[:1].double()).detach()
+    pooler = model.contrastive_pooler
+    attn, dim = pooler.attn, pooler.attn.q_proj.weight.shape[0]
+    head = dim // attn.num_heads
+    keys, values = attn.kv_proj(patches[0]).split(dim, dim=-1)
+    query = attn.q_proj(pooler.queries)[0]
+    summands = torch.zeros(len(values), dim, dtype=torch.float64)
+    for h in range(attn.num_heads):
+        part = slice(h * head, (h + 1) * head)
+        weights = (keys[:, part] @ query[part] / head**0.5).softmax(dim=0)
+        summands[:, part] = weights[:, None] * values[:, part]
+    mixed = summands @ attn.out_proj.weight.T
+    rms = (mixed.sum(dim=0).square().mean() + pooler.norm.eps).sqrt()
+    embedded = (mixed / rms * pooler.norm.weight) @ model.image_proj.weight.T
+    expected = embedded @ wanted[0] / embedded.sum(dim=0).norm()
+    torch.testing.assert_close(patch_shares(model, patches, wanted), expected.detach(), atol=1e-6, rtol=1e-5)
+
+
+def test_the_spot_speaks_most_for_the_text_that_names_it(finder):
+    places = [(place, colour) for place in range(SIDE**2) for colour in COLOURS]
+    found = [
+        int(text_map(finder.checkpoint, scene(place, colour), finder.captions[colour]).heat.argmax()) == place
+        for place, colour in places
+    ]
+    assert sum(found) >= 0.95 * len(found)
+
+
+def test_the_map_tells_the_similarity_of_the_model(finder):
+    checkpoint = finder.checkpoint
+    found = text_map(checkpoint, scene(5, "green"), "a green spot")
+    wrong = text_map(checkpoint, scene(5, "green"), "a blue spot")
+    assert found.heat.sum().item() == pytest.approx(found.similarity, abs=1e-5)
+    assert found.similarity > wrong.similarity
+    assert found.heat.shape == (SIDE, SIDE)
+
+
+def test_an_empty_text_is_refused(finder):
+    with pytest.raises(UserError, match="empty"):
+        text_map(finder.checkpoint, scene(0, "red"), " ")

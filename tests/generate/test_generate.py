@@ -79,7 +79,7 @@ def test_log_probs_are_those_of_the_model_reading_the_caption(
 
 @ways
 def test_a_batch_gives_what_single_calls_give(model: CoCa, tokenizer: Tokenizer, images: Tensor, way: dict) -> None:
-    options = GenerationOptions(**way)
+    options = GenerationOptions(max_length=12, **way)
     together = _ids(generate(model, tokenizer, images, options))
     alone = [generate(model, tokenizer, images[i : i + 1], options, keys=[i]) for i in range(NUM_IMAGES)]
     assert together == [_ids(one)[0] for one in alone]
@@ -139,7 +139,7 @@ def test_lengths_count_new_tokens_and_not_the_prompt(
         if min_length:
             assert min(lengths) > min_length, "the end token comes behind min_length others"
         else:
-            assert min(lengths) < 4
+            assert min(lengths) < 6
 
 
 def test_a_caption_begins_with_its_prompt_and_goes_on_from_it(
@@ -164,14 +164,14 @@ def test_one_pass_gives_captions_and_embeddings(
     assert len(passes) == 1
     torch.testing.assert_close(generated.image_embedding, encoded.embedding, rtol=0, atol=1e-5)
     assert not generated.image_embedding.is_inference()
-    assert caption_encoded(model, tokenizer, encoded) == generated.captions
+    again = caption_encoded(model, tokenizer, encoded)
+    assert [caption.text for (caption,) in again] == [caption.text for (caption,) in generated.captions]
     assert len(passes) == 1
 
 
 def test_no_image_no_caption(model: CoCa, tokenizer: Tokenizer, images: Tensor) -> None:
-    generated = generate(model, tokenizer, images[:0])
-    assert generated.captions == []
-    assert generated.image_embedding.shape == (0, 24)
+    with pytest.raises(UserError, match="no image"):
+        generate(model, tokenizer, images[:0])
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_no_image_no_caption(model: CoCa, tokenizer: Tokenizer, images: Tensor) 
     [
         ({}, "x " * 60, None, "the prompt has .* tokens, at most 36"),
         ({"max_length": CONTEXT}, "", None, "max_length 40 is more than the 37 .* context of 40"),
-        ({"max_length": 36}, "photo", None, "max_length 36 is more than .* prompt of [1-9]"),
+        ({"max_length": 37}, "a", None, "max_length 37 is more than .* prompt of [1-9]"),
         ({"min_length": 38}, "", None, "min_length 38 is more than the 37"),
         ({"no_repeat_ngram": 1, "min_length": 37}, "", [0] * 3, "3 keys for 16 images"),
     ],
@@ -192,7 +192,8 @@ def test_what_does_not_fit_is_named(
 
 
 def test_the_longest_prompt_leaves_room_for_one_token(model: CoCa, tokenizer: Tokenizer, images: Tensor) -> None:
-    prompt = "x " * ((CONTEXT - 4) // len(tokenizer.encode("x")))
-    num_tokens = len(tokenizer.encode(prompt))
-    generated = generate(model, tokenizer, images, GenerationOptions(num_beams=2), prompt)
-    assert {len(c.token_ids) for (c,) in generated.captions} <= set(range(1, CONTEXT - 3 - num_tokens + 1))
+    prompt = "x" * (CONTEXT - 4 - (len(tokenizer.encode("x")) - 1))
+    assert len(tokenizer.encode(prompt)) == CONTEXT - 4
+    for options in (GenerationOptions(), GenerationOptions(num_beams=2)):
+        generated = generate(model, tokenizer, images, options, prompt)
+        assert {len(caption.token_ids) for (caption,) in generated.captions} == {1}

@@ -12,7 +12,7 @@ from grr_coca.generate.packing import packed
 from grr_coca.model import CoCa, build
 from grr_coca.presets import PRESETS
 
-NUM_IMAGES = 3
+NUM_IMAGES = 4
 FEW, MANY = 1, 10**6
 """Reads of an image: few leave its keys and values unprojected, many do not."""
 

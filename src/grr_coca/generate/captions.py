@@ -70,8 +70,10 @@ def generate(
             come in batches, keys make what is drawn independent of how they were batched.
 
     Raises:
-        UserError: the prompt or `max_length` does not fit the context, or the rules leave no token.
+        UserError: the prompt or `max_length` does not fit the context, the rules leave no token, there is no image.
     """
+    if len(images) == 0:
+        raise UserError("there is no image to caption")
     device, keep = next(model.parameters()).device, not model.training
     with torch.inference_mode(), evaluating(model):
         fast = packed(model, keep)
@@ -108,8 +110,6 @@ def _caption_encoded(
     keys = range(num_images) if keys is None else keys
     if len(keys) != num_images:
         raise UserError(f"{len(keys)} keys for {num_images} images; give one for each")
-    if num_images == 0:
-        return []
     found = _search(model, image, torch.tensor(prompt_ids), options, max_length, tokenizer.eos_id, keys)
     return [[_caption(tokenizer, prompt_ids, hypothesis) for hypothesis in hypotheses] for hypotheses in found]
 

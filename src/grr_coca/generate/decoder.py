@@ -16,6 +16,9 @@ from grr_coca.layers.attention import CrossAttention, KeyValues
 from grr_coca.layers.precision import at_least_fp32
 from grr_coca.model import CoCa
 
+FEWEST_IMAGES = 4
+"""With fewer, reading the projections' weights at each step takes longer than projecting once."""
+
 
 class CachedDecoder:
     """Both text halves with their caches. What is read of an image is made once and never copied per caption.
@@ -73,6 +76,7 @@ class CachedDecoder:
 def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_reads: int) -> Tensor | KeyValues:
     """What a block reads of the images: their tokens, or its keys and values, laid out head by head."""
     attn = cast(CrossAttention | AbsorbedCrossAttention, block.cross_attn)
-    if isinstance(attn, AbsorbedCrossAttention) and attn.pays(num_reads, image_tokens.shape[1]):
+    enough = len(image_tokens) >= FEWEST_IMAGES
+    if enough and isinstance(attn, AbsorbedCrossAttention) and attn.pays(num_reads, image_tokens.shape[1]):
         return image_tokens
     return KeyValues(*(kept.transpose(1, 2).contiguous().transpose(1, 2) for kept in attn.project(image_tokens)))

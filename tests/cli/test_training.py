@@ -153,7 +153,7 @@ def test_a_negative_seed_is_refused(refused, recipe_file, tmp_path):
 
 def test_pretraining_by_a_fine_tuning_recipe_is_refused(refused, finetune_file):
     assert "it is a recipe for fine-tuning" in refused("pretrain", finetune_file)
-    assert "no key 'model' for --preset" in refused("pretrain", finetune_file, "--preset", "coca")
+    assert "no key 'model'" in refused("pretrain", finetune_file, "--preset", "coca")
 
 
 def test_fine_tuning_without_a_checkpoint_is_refused(refused, finetune_file):

@@ -234,7 +234,7 @@ def test_above_the_share_of_a_window_the_run_stops_and_names_the_shard_with_most
     with pytest.raises(UserError) as caught:
         log.add(100, replacements(1, "good.tar"))
     message = str(caught.value)
-    assert message.startswith("10% of the last 1,000 samples are bad, more than data: max_bad_share 0.1; ")
+    assert message.startswith("10% of the last 1,000 samples are bad, more than health: max_bad_share 0.1; ")
     assert "most of them, 90, lie in rotten.tar" in message
     assert "broken or truncated image: 90, not an image: 11" in message
 

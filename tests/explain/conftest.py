@@ -11,7 +11,7 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import next_token_labels, pad_rows
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import CLS_SLOT, train_bpe
-from grr_coca.losses import captioning_loss, contrastive_loss
+from grr_coca.losses import EmbeddedPairs, captioning_loss, contrastive_loss
 from grr_coca.model import build
 
 STEPS = 150
@@ -44,7 +44,8 @@ def _train(model, tokenizer, captions) -> None:
         images = torch.stack([scene(place, colour) for place, colour in zip(places, captions, strict=True)])
         output = model(images, token_ids, lengths)
         same = torch.eye(len(images), dtype=torch.bool)
-        loss = contrastive_loss(output.image_embedding, output.text_embedding, model.logit_scale, same)
+        pairs = EmbeddedPairs(output.image_embedding, output.text_embedding)
+        loss = contrastive_loss(pairs, pairs, model.logit_scale, None, same, 0)
         loss = loss + 2 * captioning_loss(output.logits, labels)
         optimizer.zero_grad()
         loss.backward()

@@ -86,7 +86,7 @@ def test_registers_that_nothing_attends_to_change_nothing(tiny_config: Callable[
     with_registers, without = _encoder(config, num_registers=3), _encoder(config)
     attend = F.scaled_dot_product_attention
 
-    def away_from_registers(q, k, v, is_causal):
+    def away_from_registers(q, k, v, attn_mask, is_causal):
         mask = (torch.arange(k.shape[2]) < 16).expand(q.shape[2], -1)
         return attend(q, k, v, attn_mask=mask)
 
@@ -117,7 +117,7 @@ def test_kept_patches_keep_their_places_and_see_nothing_of_the_others(
     assert encoded.shape == (2, 4, 48)
     attend = F.scaled_dot_product_attention
 
-    def within_kept(q, k, v, is_causal):
+    def within_kept(q, k, v, attn_mask, is_causal):
         is_kept = torch.zeros(2, k.shape[2], dtype=torch.bool).scatter(1, kept, True)
         is_kept[:, 16:] = True
         return attend(q, k, v, attn_mask=is_kept[:, None, None, :])

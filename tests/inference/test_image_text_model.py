@@ -81,8 +81,9 @@ def test_one_image_in_one_caption_out(model, files):
     assert model.caption([]) == []
 
 
-def test_several_captions_are_a_list_for_each_image(model, files):
-    options = {"temperature": 1.0, "num_captions": 2, "max_length": 5}
+@pytest.mark.parametrize("way", [{"temperature": 1.0}, {"num_beams": 3}], ids=["draws", "beams"])
+def test_several_captions_are_a_list_for_each_image(model, files, way):
+    options = {**way, "num_captions": 2, "max_length": 5}
     captions = model.caption(files, **options)
     assert [len(of_image) for of_image in captions] == [2] * 5
     assert model.caption(files[0], **options) == captions[0]

@@ -13,7 +13,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 def local_folder(path_or_hub_id: str | Path) -> Path:
     """The folder of a checkpoint: the one that is named, or, where none is, a copy of the hub's.
 
-    Of the hub's files only those of a checkpoint are fetched: safetensors and JSON, nothing that could run.
+    Of the hub's files only those of a checkpoint are fetched: safetensors and JSON, nothing that could run code.
 
     Raises:
         UserError: no such folder, and no such repository that can be fetched.

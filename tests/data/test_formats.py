@@ -243,8 +243,7 @@ ODD = ['a "quoted" cat', "two\nlines", "comma, and; more | bars", "ein KÃ¤se ðŸ§
 @pytest.mark.parametrize("delimiter", [",", ";", "|"])
 @pytest.mark.parametrize(
     "header",
-    [["image_path", "caption"], ["id", "File Name", "TEXT"], ["title", "img"], ["x", "filename", "id", "Caption"]],
-    ids=" ".join,
+    [("image_path", "caption"), ("File Name", "TEXT"), ("title", "img"), ("id", "x", "filename", "captions")],
 )
 def test_a_table_is_read_by_the_usual_names_of_its_columns(tmp_path, delimiter, header):
     names = [f"images/{i}.jpg" for i in range(NUM)]

@@ -19,7 +19,7 @@ def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str
     for name, tensor in named:
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if ranks.is_first:
-            copies[name] = whole.detach().cpu().contiguous()
+            copies[name] = whole.detach().to("cpu", copy=True).contiguous()
     return copies
 
 

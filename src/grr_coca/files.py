@@ -66,9 +66,11 @@ def verify_folder(folder: Path) -> None:
         raise UserError(f"{folder / MANIFEST}: missing or damaged ({error})") from error
     for name, (size, sha256) in expected.items():
         path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path}: missing")
-        if path.stat().st_size != size or _sha256(path) != sha256:
+        try:
+            is_whole = path.stat().st_size == size and _sha256(path) == sha256
+        except OSError as error:
+            raise UserError(f"{path}: missing, or cannot be read ({error.strerror})") from error
+        if not is_whole:
             raise UserError(f"{path}: damaged: not what was written; its checksum differs")
 
 

@@ -29,7 +29,8 @@ def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
     losses = []
     marks = [time.perf_counter()]
     for step, batches in enumerate(itertools.islice(training_batches(recipe, start, pairs, ranks), 1 + TIMED_STEPS)):
-        losses.append(trainer.step(batches, count_tokens(batches), step)["coca"])
+        num_tokens = int(ranks.sum(torch.tensor(count_tokens(batches), device=device)))
+        losses.append(trainer.step(batches, num_tokens, step)["coca"])
         marks.append(time.perf_counter())
     seconds = (marks[-1] - marks[1]) / (len(marks) - 2) if len(marks) > 2 else marks[-1] - marks[0]
     num_pairs, steps = len(pairs), recipe.schedule.steps

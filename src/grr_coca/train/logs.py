@@ -3,12 +3,15 @@
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from torch.utils.tensorboard import SummaryWriter
 
+from grr_coca.errors import UserError
 from grr_coca.evaluate.captions import Captioned
 from grr_coca.train.progress import Progress
 
@@ -23,16 +26,20 @@ class MetricLog:
 
     The lines are a function of the run alone: no time is in them, so a run that was stopped and resumed leaves the
     same bytes as one that was not. The pace goes to TensorBoard.
+
+    Every method raises a UserError that names the folder when the disk is full or cannot be written to.
     """
 
     def __init__(self, folder: Path | None, progress: Progress) -> None:
         """Go on where the run is; what was logged after that is dropped."""
+        self._folder = folder
         self._file: BinaryIO | None = None
         self._board: SummaryWriter | None = None
         if folder is not None:
-            self._file = (folder / LOG_FILE).open("ab")
-            self._file.truncate(min(progress.log_bytes, self._file.tell()))
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=progress.step + 1)
+            with self._writing():
+                self._file = (folder / LOG_FILE).open("ab")
+                self._file.truncate(min(progress.log_bytes, self._file.tell()))
+                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=progress.step + 1)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Log the metrics of a split after `step` steps."""
@@ -47,7 +54,8 @@ class MetricLog:
         """Send metrics to TensorBoard alone."""
         for name, value in metrics.items():
             if self._board is not None:
-                self._board.add_scalar(f"{split}/{name}", value, step)
+                with self._writing():
+                    self._board.add_scalar(f"{split}/{name}", value, step)
 
     def captions(self, step: int, captioned: Captioned) -> None:
         """Log what the model says of the first few of some images, beside what people said."""
@@ -57,13 +65,15 @@ class MetricLog:
         if self._board is not None:
             lines = [f"| {Path(name).name} | {said} | {truth} |" for name, said, truth in rows]
             table = "\n".join(["| image | caption | reference |", "|---|---|---|", *lines])
-            self._board.add_text("captions", table, step)
+            with self._writing():
+                self._board.add_text("captions", table, step)
 
     def make_durable(self) -> int:
         """Write everything to disk; returns the number of bytes."""
         assert self._file is not None, "the first rank has the log"
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with self._writing():
+            os.fsync(self._file.fileno())
+            return self._file.tell()
 
     def __enter__(self) -> "MetricLog":
         return self
@@ -71,14 +81,23 @@ class MetricLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._file and self._board:
-            self._file.close()
-            self._board.close()
+        for part in (self._file, self._board):
+            if part is not None:
+                with suppress(OSError):  # what could not be written was reported when it was
+                    part.close()
 
     def _append(self, row: dict[str, object]) -> None:
         if self._file:
-            self._file.write(json.dumps(row).encode() + b"\n")
-            self._file.flush()
+            with self._writing():
+                self._file.write(json.dumps(row).encode() + b"\n")
+                self._file.flush()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self._folder}: the log cannot be written ({error.strerror or error})") from error
 
 
 class Pace:

@@ -1,5 +1,6 @@
 """How a model is spread over the ranks: a copy on each (DDP), or its weights sharded among them (FSDP2)."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -66,8 +67,13 @@ def _replicate(model: CoCa) -> DistributedDataParallel:
     scalars = [scalar for scalar in scalar_parameters(model) if scalar.requires_grad]
     for scalar in scalars:
         scalar.requires_grad_(False)
-    # Every rank builds or loads equal weights, so there is nothing to send around at the start.
-    replicated = DistributedDataParallel(model, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        # torch 2.13 has another name for `broadcast_buffers`, and torch 2.10 has not.
+        warnings.simplefilter("ignore", FutureWarning)
+        # Every rank builds or loads equal weights and tables, so there is nothing to send around.
+        replicated = DistributedDataParallel(
+            model, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
     for scalar in scalars:
         scalar.requires_grad_(True)
     return replicated

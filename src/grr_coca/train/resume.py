@@ -8,7 +8,16 @@ from grr_coca.structure import differences
 from grr_coca.train.recipe import Recipe, load_recipe
 from grr_coca.train.store import CheckpointStore
 
-FREE_KEYS = ("data.num_workers", "data.micro_batch_size", "data.test", "parallelism", "checkpoints", "health")
+FREE_KEYS = (
+    "data.num_workers",
+    "data.micro_batch_size",
+    "data.test",
+    "parallelism",
+    "checkpoints.interval",
+    "checkpoints.minutes",
+    "checkpoints.keep_last",
+    "health",
+)
 """What may change between a run and its continuation: nothing of it changes what is learned from which pair."""
 
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -181,7 +182,7 @@ class Run:
         mine = [key for batch in micro_batches for key in batch.keys]
         keys = [key for part in self.ranks.gather_objects(mine) for key in part]
         shown = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
-        self.log.event(self.progress.step, what, keys=keys, **shown)
+        self.ranks.on_first(partial(self.log.event, self.progress.step, what, keys=keys, **shown))
         if self.progress.skipped_in_a_row >= self.recipe.health.max_skipped:
             raise UserError(
                 f"step {self.progress.step}: loss or gradient were not finite for {self.progress.skipped_in_a_row} "
@@ -189,19 +190,22 @@ class Run:
             )
 
     def _log_window(self) -> None:
-        metrics = self.progress.close_window()
-        self.log.write(self.progress.step, "train", metrics)
+        metrics, step = self.progress.close_window(), self.progress.step
         pace = {"pairs_per_second": self.pace.close()}
-        self.log.show(self.progress.step, "train", pace)
-        if self.ranks.is_first:
-            self.on_step(self.progress.step, {**metrics, **pace})
+
+        def tell() -> None:
+            self.log.write(step, "train", metrics)
+            self.log.show(step, "train", pace)
+            self.on_step(step, {**metrics, **pace})
+
+        self.ranks.on_first(tell)
 
     def _validate(self) -> bool:
         """Evaluate; returns whether the model is the best so far by the score that the recipe names."""
         with self.trainer.averaged():
             scores = evaluate(self.checkpoint, self.val, self.recipe, self.ranks).flat()
             scores |= self._caption()
-        self.log.write(self.progress.step, "val", scores)
+        self.ranks.on_first(partial(self.log.write, self.progress.step, "val", scores))
         self.pace.restart()
         name = self.recipe.checkpoints.keep_best
         return name is not None and self.progress.beats_best(name, scores[name], self.checkpoint.step)

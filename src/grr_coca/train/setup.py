@@ -22,6 +22,7 @@ from grr_coca.model import build
 from grr_coca.ranks import Ranks
 from grr_coca.structure import differences
 from grr_coca.train.recipe import Recipe
+from grr_coca.train.signals import leave_to_the_run
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,9 @@ def training_batches(
     )
     share = data.batch_size // ranks.size
     num_pieces = -(-share // (data.micro_batch_size or share))
-    batches = iter(make_loader(dataset, order, data.num_workers))
+    loader = make_loader(dataset, order, data.num_workers)
+    loader.worker_init_fn = leave_to_the_run
+    batches = iter(loader)
     while pieces := list(islice(batches, num_pieces)):
         yield pieces
 

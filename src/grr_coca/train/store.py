@@ -32,7 +32,7 @@ class CheckpointStore:
                 fill(partial)
             if best_step is not None:
                 write_whole(self.folder / BEST_FILE, f'{{"step": {best_step}}}\n'.encode())
-            self._remove_all_but(best_step)
+            self._tidy(step, best_step)
         except OSError as error:
             raise UserError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
 
@@ -47,11 +47,13 @@ class CheckpointStore:
                 return folder
         return None
 
-    def _remove_all_but(self, best_step: int | None) -> None:
-        folders = sorted(self.folder.glob("step-*"))
-        best = None if best_step is None else self.folder / f"step-{best_step:09d}"
-        for folder in folders[: -self._keep_last]:
-            if folder != best:
+    def _tidy(self, step: int, best_step: int | None) -> None:
+        """Remove what need not be kept: old checkpoints, and damaged ones of later steps, which this run went back
+        from and would otherwise take the place of whole ones."""
+        folders = {int(folder.name.removeprefix("step-")): folder for folder in self.folder.glob("step-*")}
+        kept = {*sorted(number for number in folders if number <= step)[-self._keep_last :], best_step}
+        for number, folder in folders.items():
+            if number not in kept:
                 folder.rename(folder.with_name(f".{folder.name}.old"))  # half a checkpoint must never look like one
         for leftover in self.folder.glob(".step-*"):  # of this, or of a save that was killed
             shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,213 @@
+"""Models, batches and losses whose gradients are compared, and what a rank makes of them."""
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from grr_coca.batch import Batch
+from grr_coca.config import CoCaConfig, TransformerConfig
+from grr_coca.data.dataset import next_token_labels, pad_rows
+from grr_coca.model import CoCa, build
+from grr_coca.presets import get_preset
+from grr_coca.ranks import Ranks
+from grr_coca.train.blocks import checkpoint_blocks
+from grr_coca.train.gradients import compute_gradients
+from grr_coca.train.optimizer import freeze
+from grr_coca.train.parallel import ParallelModel
+from grr_coca.train.recipe import FrozenPart, LossRecipe, Parallelism
+from grr_coca.train.state import whole_tensors
+from grr_coca.train.step import count_tokens
+
+NUM_WORDS = (3, 9, 1, 2, 12, 5, 2, 20)
+"""Words of each caption: the second half, which a second rank gets, has more than twice as many as the first."""
+
+CAPTION_IDS = (0, 1, 2, 3, 4, 1, 6, 7)
+"""The same caption on both halves."""
+
+IMAGE_IDS = (0, 1, 2, 2, 4, 5, 6, 0)
+"""The same image twice in a half, and on both."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, and how."""
+
+    preset: str = "grr_coca"
+    losses: LossRecipe = field(default_factory=LossRecipe)
+    contrastive: str = "softmax"
+    patch_dropout: bool = False
+    checkpointing: bool = False
+    frozen: tuple[FrozenPart, ...] = ()
+
+
+CASES = {
+    "grr_coca": Case(),
+    "coca": Case("coca"),
+    "z-loss": Case(losses=LossRecipe(1.0, 2.0, 0.1)),
+    "sigmoid": Case(contrastive="sigmoid"),
+    "patch dropout": Case(patch_dropout=True),
+    "checkpointed blocks": Case(checkpointing=True),
+    "captioning alone": Case(losses=LossRecipe(0.0, 2.0)),
+    "contrast alone": Case(losses=LossRecipe(1.0, 0.0)),
+    "frozen image encoder": Case(frozen=("image_encoder",)),
+    "frozen text decoder, checkpointed": Case(frozen=("text_decoder",), checkpointing=True),
+}
+
+
+class Task(NamedTuple):
+    """One thing that ranks are to compute: a case, in micro-batches of `size`."""
+
+    parallelism: Parallelism
+    case: str
+    dtype: torch.dtype
+    size: int
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self))
+
+
+def make_model(case: Case, dtype: torch.dtype) -> CoCa:
+    """A model of some thousand weights, images and text of different width, none of its weights at zero."""
+    model = build(_config(case), seed=0).to(dtype).train()
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.parameters():
+            parameter += (0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)).to(dtype)
+    freeze(model, case.frozen)
+    if case.checkpointing:
+        checkpoint_blocks(model)
+    return model
+
+
+def make_batch(case: Case, dtype: torch.dtype) -> Batch:
+    """Eight pairs."""
+    generator = torch.Generator().manual_seed(2)
+    rows = [[1, *torch.randint(3, 60, (n,), generator=generator).tolist(), 2, 0] for n in NUM_WORDS]
+    token_ids, lengths = pad_rows(rows)
+    order = torch.rand(len(rows), 16, generator=generator).argsort()
+    return Batch(
+        images=torch.randn(len(rows), 3, 16, 16, generator=generator, dtype=torch.float64).to(dtype),
+        token_ids=token_ids,
+        lengths=lengths,
+        labels=next_token_labels(token_ids, lengths),
+        caption_ids=torch.tensor(CAPTION_IDS),
+        image_ids=torch.tensor(IMAGE_IDS),
+        keys=tuple(map(str, range(len(rows)))),
+        kept_patches=order[:, :9].sort().values if case.patch_dropout else None,
+    )
+
+
+def cut(batch: Batch, first: int, last: int) -> Batch:
+    """Some rows of a batch, padded to the longest caption among them, as a loader would have it."""
+    rows = slice(first, last)
+    longest = int(batch.lengths[rows].max())
+    return Batch(
+        images=batch.images[rows],
+        token_ids=batch.token_ids[rows, :longest],
+        lengths=batch.lengths[rows],
+        labels=batch.labels[rows, : longest - 2],
+        caption_ids=batch.caption_ids[rows],
+        image_ids=batch.image_ids[rows],
+        keys=batch.keys[rows],
+        kept_patches=None if batch.kept_patches is None else batch.kept_patches[rows],
+    )
+
+
+def pieces(batch: Batch, size: int) -> list[Batch]:
+    """Micro-batches of so many pairs, of which the last may be smaller."""
+    return [cut(batch, first, min(first + size, len(batch))) for first in range(0, len(batch), size)]
+
+
+def gradients_of(model: CoCa) -> dict[str, Tensor]:
+    """Those of a plain model, by parameter."""
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def reference(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Gradients and losses of the whole batch on one process, the losses written out again from their papers."""
+    model, batch = make_model(case, dtype), make_batch(case, dtype)
+    output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
+    count = len(batch)
+
+    others = torch.zeros(count, count, dtype=torch.bool)
+    for i in range(count):
+        for j in range(count):
+            others[i, j] = i != j and (CAPTION_IDS[i] == CAPTION_IDS[j] or IMAGE_IDS[i] == IMAGE_IDS[j])
+    similarity = output.image_embedding @ output.text_embedding.T * model.logit_scale.exp()
+    if model.logit_bias is not None:
+        signs = 2 * torch.eye(count, dtype=dtype) - 1
+        contrastive = -(F.logsigmoid(signs * (similarity + model.logit_bias)) * ~others).sum() / count
+    else:
+        kept = similarity.masked_fill(others, -torch.inf)
+        contrastive = -(kept.log_softmax(1).diag().mean() + kept.log_softmax(0).diag().mean()) / 2
+
+    nll, z, num_tokens = torch.zeros((), dtype=dtype), torch.zeros((), dtype=dtype), 0
+    for row, length in enumerate(batch.lengths.tolist()):
+        for position in range(length - 2):
+            logits = output.logits[row, position]
+            nll = nll - logits.log_softmax(0)[batch.token_ids[row, position + 1]]
+            z = z + logits.logsumexp(0) ** 2
+            num_tokens += 1
+    captioning, z = nll / num_tokens, z / num_tokens
+    weights = case.losses
+    captions = weights.captioning_weight * captioning + weights.z_loss_weight * z
+    (weights.contrastive_weight * contrastive + captions).backward()
+    return gradients_of(model), {"contrastive": contrastive.item(), "captioning": captioning.item()}
+
+
+def computed(case: Case, dtype: torch.dtype, size: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Gradients and losses as the engine has them on one process, in micro-batches."""
+    model, batches = make_model(case, dtype), pieces(make_batch(case, dtype), size)
+    parallel = ParallelModel(model, "ddp", Ranks.here(torch.device("cpu")))
+    losses = compute_gradients(parallel, batches, count_tokens(batches), case.losses, nullcontext())
+    return gradients_of(model), {name: value.item() for name, value in losses._asdict().items()}
+
+
+def on_a_rank(tasks: Sequence[Task], folder: Path) -> None:
+    """What this rank makes of its share of the batch: whole gradients, and the losses that it sees."""
+    dist.init_process_group("gloo")
+    ranks = Ranks.here(torch.device("cpu"))
+    seen = {}
+    for task in tasks:
+        case = CASES[task.case]
+        batch, model = make_batch(case, task.dtype), make_model(case, task.dtype)
+        share = len(batch) // ranks.size
+        batches = pieces(cut(batch, ranks.rank * share, (ranks.rank + 1) * share), task.size)
+        num_tokens = int(ranks.sum(torch.tensor(count_tokens(batches))))
+        parallel = ParallelModel(model, task.parallelism, ranks)
+        losses = compute_gradients(parallel, batches, num_tokens, case.losses, nullcontext())
+        whole = whole_tensors([(name, p.grad) for name, p in model.named_parameters() if p.grad is not None], ranks)
+        if ranks.is_first:
+            save_file(whole, folder / f"{task}.safetensors")
+        seen[str(task)] = {key: value.item() for key, value in losses._asdict().items()}
+    (folder / f"losses-{ranks.rank}.json").write_text(json.dumps(seen))
+    dist.destroy_process_group()
+
+
+def _config(case: Case) -> CoCaConfig:
+    config = get_preset(case.preset, "tiny")
+    image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
+    return replace(
+        config,
+        embed_dim=24,
+        image_encoder=replace(image, image_size=16, patch_size=4, transformer=_shrunk(image.transformer, 2, 48)),
+        text_decoder=replace(text, vocab_size=60, context_length=40, transformer=_shrunk(text.transformer, 1, 32)),
+        multimodal_decoder=replace(multimodal, transformer=_shrunk(multimodal.transformer, 1, 32)),
+        poolers=replace(config.poolers, num_queries=5, num_heads=2),
+        contrastive=case.contrastive,
+    )
+
+
+def _shrunk(transformer: TransformerConfig, num_layers: int, embed_dim: int) -> TransformerConfig:
+    return replace(
+        transformer, num_layers=num_layers, embed_dim=embed_dim, num_heads=embed_dim // 16, hidden_dim=2 * embed_dim
+    )

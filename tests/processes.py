@@ -1,0 +1,130 @@
+"""Runs of the command line in processes that can be killed, forked from one that has imported everything once."""
+
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import drivers
+from grr_coca.cli import main
+
+TESTS = Path(__file__).parent
+PRELOADED = ["processes", "drivers", "support", "gradient_cases", "grr_coca.cli.pretrain", "torch.distributed.fsdp"]
+
+
+@functools.cache
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), *([before] if before else [])])
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    forkserver.ensure_running()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+    return context
+
+
+def cli(*arguments: object, driver: Callable[[], None] | None = None) -> int:
+    """`grr-coca ARGUMENTS` with the smallest of models, after what a driver has done to the code."""
+    drivers.shrink()
+    if driver is not None:
+        driver()
+    return main([str(argument) for argument in arguments])
+
+
+class Launch:
+    """One process, or some ranks of a process group; `said` holds a file of each with what it wrote."""
+
+    def __init__(self, said: list[Path], function: Callable[..., Any], *arguments: Any, ranks: int = 1) -> None:
+        # As torchrun does, the store lies in none of the ranks, and its port is one that is free.
+        self._store = None
+        environments: list[dict[str, str]] = [{}]
+        if ranks > 1:
+            self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            environments = [_environment(rank, ranks, self._store.port) for rank in range(ranks)]
+        self.said = said
+        self.processes = [
+            _context().Process(target=_child, args=(environment, str(path), function, *arguments))
+            for environment, path in zip(environments, said, strict=True)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def signal(self, number: int, rank: int = 0) -> None:
+        """Send a signal to one process."""
+        os.kill(self.processes[rank].pid, number)
+
+    def kill(self) -> None:
+        """End all at once, as a power cut would."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+    def wait(self, timeout: float = 120) -> list[int]:
+        """The exit codes; a negative one is the signal that ended the process."""
+        deadline = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        late = [process for process in self.processes if process.exitcode is None]
+        if late:
+            self.kill()
+            raise AssertionError(f"{len(late)} of {len(self.processes)} did not end in {timeout} s: {self.text()}")
+        return [process.exitcode for process in self.processes]
+
+    def wait_until(self, happened: Callable[[], bool], timeout: float = 60) -> None:
+        """Wait for something that these processes do."""
+        deadline = time.monotonic() + timeout
+        while not happened():
+            assert time.monotonic() < deadline, f"it did not happen: {self.text()}"
+            assert any(process.is_alive() for process in self.processes), f"all ended before: {self.text()}"
+            time.sleep(0.002)
+
+    def text(self, rank: int | None = None) -> str:
+        """What one wrote, or all."""
+        paths = self.said if rank is None else [self.said[rank]]
+        return "".join(path.read_text() for path in paths if path.exists())
+
+    def finish(self, timeout: float = 120) -> None:
+        """Wait for an end without any error."""
+        codes = self.wait(timeout)
+        assert not any(codes), f"exit codes {codes}: {self.text()}"
+
+
+def launch(folder: Path, function: Callable[..., Any], *arguments: Any, ranks: int = 1) -> Launch:
+    """Start a function in processes of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = len(list(folder.glob("said-*-0")))
+    return Launch([folder / f"said-{number}-{rank}" for rank in range(ranks)], function, *arguments, ranks=ranks)
+
+
+def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    agent = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    return {**agent, **{name: str(number) for name, number in numbers.items()}}
+
+
+def _child(environment: Mapping[str, str], said: str, function: Callable[..., Any], *arguments: Any) -> None:
+    os.environ.update(environment)
+    descriptor = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of the shell, for the loader's workers
+    torch.set_num_threads(1)
+    sys.exit(function(*arguments))

@@ -1,0 +1,81 @@
+"""Gradients of the global batch: the same in one piece, in several, and on several ranks (traps 17 and 19).
+
+In fp64 the error is that of the worst parameter: the norm of the difference of its gradients, relative to the norm of
+its gradient in the reference (or to a millionth of the norm of all gradients, where that is more: a bias of keys moves
+no attention). In fp32, where one pass is itself 1e-6 away from fp64, it is that of all gradients as one vector.
+"""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gradient_cases import CASES, Task, computed, on_a_rank, reference
+from grr_coca.train.recipe import Parallelism
+from processes import launch
+
+BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-6}
+
+
+def error_of(gradients: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    assert gradients.keys() == wanted.keys()
+    norms = torch.stack([gradient.double().norm() for gradient in wanted.values()])
+    errors = torch.stack([(gradients[name].double() - wanted[name].double()).norm() for name in wanted])
+    if all(gradient.dtype == torch.float64 for gradient in gradients.values()):
+        return float((errors / norms.clamp(min=1e-6 * norms.norm())).max())
+    return float(errors.norm() / norms.norm())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_micro_batches_give_the_gradients_of_the_whole_batch(case):
+    wanted, wanted_losses = reference(CASES[case], torch.float64)
+    for size in (1, 3, 8):
+        gradients, losses = computed(CASES[case], torch.float64, size)
+        assert error_of(gradients, wanted) <= BOUNDS[torch.float64]
+        assert {name: losses[name] for name in wanted_losses} == pytest.approx(wanted_losses, rel=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_micro_batches_give_the_gradients_of_the_whole_batch_in_fp32(case):
+    wanted, _ = computed(CASES[case], torch.float32, 8)
+    for size in (1, 3):
+        gradients, _ = computed(CASES[case], torch.float32, size)
+        assert error_of(gradients, wanted) <= BOUNDS[torch.float32]
+
+
+KINDS: tuple[Parallelism, ...] = ("ddp", "fsdp")
+TASKS = [
+    *(Task(kind, case, torch.float64, size) for kind in KINDS for case in CASES for size in (3, 4)),
+    *(Task(kind, case, torch.float32, 3) for kind in KINDS for case in ("grr_coca", "sigmoid")),
+]
+"""Each rank has four pairs: it takes them in two pieces, of which the last is smaller, and in one."""
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory):
+    """The folder of the gradients of two ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launch(folder, on_a_rank, TASKS, folder, ranks=2).finish()
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_give_the_gradients_of_one(on_two_ranks, case, kind):
+    for task in TASKS:
+        if (task.parallelism, task.case) == (kind, case):
+            exact = task.dtype == torch.float64
+            wanted, _ = reference(CASES[case], task.dtype) if exact else computed(CASES[case], task.dtype, 8)
+            gradients = load_file(on_two_ranks / f"{task}.safetensors")
+            assert error_of(gradients, wanted) <= BOUNDS[task.dtype]
+
+
+def test_every_rank_sees_the_losses_of_the_whole_batch(on_two_ranks):
+    first, second = (json.loads((on_two_ranks / f"losses-{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    for case in CASES:
+        _, wanted = reference(CASES[case], torch.float64)
+        for losses in (first[str(task)] for task in TASKS if task.case == case and task.dtype == torch.float64):
+            assert {name: losses[name] for name in wanted} == pytest.approx(wanted, rel=1e-12)

@@ -1,0 +1,204 @@
+"""A run that was ended, however and whenever, goes on as if it had not been: the same bytes at its end."""
+
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+import drivers
+from grr_coca.errors import UserError
+from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, LossRecipe
+from grr_coca.train.resume import resume_point
+from jobs import INTERVAL, STEPS, Job, differing_files, small_recipe
+from support import finished_run
+
+ONE, DDP, FSDP = (1, "ddp"), (2, "ddp"), (2, "fsdp")
+
+
+@pytest.fixture(scope="module")
+def make_job(tmp_path_factory):
+    """A job of so many ranks and a parallelism, with changes to its recipe."""
+    data = tmp_path_factory.mktemp("data")
+
+    def make(kind, **changes):
+        ranks, parallelism = kind
+        return Job(small_recipe(data, parallelism=parallelism, **changes), tmp_path_factory.mktemp("job"), ranks)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_job):
+    """What a run leaves that nothing happened to, and how long it took; by kind, made when first asked for."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            began = time.monotonic()
+            made[kind] = make_job(kind).finish(), time.monotonic() - began
+        return made[kind]
+
+    return get
+
+
+def killed_at_random(job, seconds, rng):
+    """Start or go on, and kill all ranks some time later, if they have not ended by then."""
+    launched = job.start()
+    time.sleep(rng.uniform(0, seconds))
+    launched.kill()
+
+
+# --- Killed
+
+
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(make_job, undisturbed):
+    whole, seconds = undisturbed(ONE)
+    job = make_job(ONE)
+    job.start(partial(drivers.die_before, "micro-batch", 2)).wait()
+    assert job.steps() == [], "killed in the middle of the first step"
+    job.start(partial(drivers.die_before, "micro-batch", 3 * INTERVAL + 2)).wait()
+    assert job.steps() == [INTERVAL], "killed in the middle of an accumulation"
+    job.start(partial(drivers.die_before, "sync", 15)).wait()
+    assert list(job.out.glob("checkpoints/.step-*.partial")), "killed in the middle of a save"
+    killed_at_random(job, seconds, random.Random(0))
+    assert differing_files(job.finish(), whole) == []
+
+
+@pytest.mark.parametrize("kind", [DDP, FSDP], ids=["ddp", "fsdp"])
+def test_two_ranks_that_are_killed_end_in_the_same_bytes(make_job, undisturbed, kind):
+    job = make_job(kind)
+    launched = job.start()
+    launched.wait_until(lambda: job.steps() != [])
+    launched.kill()
+    assert job.steps()[-1] < STEPS
+    assert differing_files(job.finish(), undisturbed(kind)[0]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "times"), [(ONE, 20), (DDP, 10), (FSDP, 10)], ids=["alone", "ddp", "fsdp"])
+def test_killed_at_random_moments_a_run_ends_in_the_same_bytes_each_time(make_job, undisturbed, kind, times):
+    rng = random.Random(1)
+    whole, seconds = undisturbed(kind)
+    equal, moments = 0, []
+    for _ in range(times):
+        job = make_job(kind)
+        killed_at_random(job, seconds, rng)
+        leftovers = [path.name for path in job.out.glob("checkpoints/.*")]
+        moments.append((job.steps()[-1:], leftovers))
+        equal += differing_files(job.finish(), whole) == []
+    print(f"{kind}: {equal} of {times}; newest checkpoint and leftovers at the kills: {moments}")
+    assert equal == times
+
+
+# --- Stopped
+
+
+def stopped(job, number, step, group=False):
+    """Send a signal while a step is computed; the exit code and what was said."""
+    for name in ("paused", "go"):
+        (job.folder / name).unlink(missing_ok=True)
+    launched = job.start(partial(drivers.pause, step, job.folder))
+    launched.wait_until((job.folder / "paused").exists)
+    pid = launched.processes[0].pid
+    os.killpg(pid, number) if group else os.kill(pid, number)
+    (job.folder / "go").touch()
+    return launched.wait()[0], launched.text()
+
+
+def test_signals_save_and_leave_with_a_clear_word(make_job, undisturbed):
+    job = make_job(ONE, checkpoints=CheckpointRecipe(interval=100))
+    for step, number in ((2, signal.SIGTERM), (5, signal.SIGINT), (8, signal.SIGUSR1)):
+        code, said = stopped(job, number, step)
+        assert code == 128 + number
+        assert said == (
+            f"{number.name}: stopped after step {step + 2} of {STEPS}, all of it saved; go on with --resume\n"
+        ), "a signal during a step, counted from 0, is heard of before the next"
+        assert job.steps()[-1] == step + 2
+    assert differing_files(job.finish(), undisturbed(ONE)[0]) == []
+
+
+def test_a_signal_to_the_whole_process_group_leaves_the_loaders_workers_at_work(make_job, undisturbed):
+    job = make_job(ONE, checkpoints=CheckpointRecipe(interval=100))
+    job.recipe = replace(job.recipe, data=replace(job.recipe.data, num_workers=2))
+    for step, number in ((2, signal.SIGTERM), (6, signal.SIGINT)):
+        code, said = stopped(job, number, step, group=True)
+        assert code == 128 + number, said
+        assert job.steps()[-1] == step + 2
+    assert differing_files(job.finish(), undisturbed(ONE)[0]) == []
+
+
+def test_the_second_interrupt_acts_at_once(make_job):
+    job = make_job(ONE)
+    launched = job.start(partial(drivers.pause, 3, job.folder))
+    launched.wait_until((job.folder / "paused").exists)
+    launched.signal(signal.SIGINT)
+    time.sleep(0.2)
+    assert launched.processes[0].is_alive()
+    launched.signal(signal.SIGINT)
+    assert launched.wait(20) == [130]
+    assert launched.text() == "interrupted\n"
+    assert job.steps() == [INTERVAL]
+
+
+# --- Resuming what, and by what
+
+
+def test_a_finished_run_is_left_as_it_is(make_job, undisturbed):
+    job = make_job(ONE)
+    first = job.finish()
+    before = {path.name: path.stat().st_mtime_ns for path in job.out.glob("checkpoints/*/*")}
+    assert differing_files(job.finish(), first) == []
+    assert {path.name: path.stat().st_mtime_ns for path in job.out.glob("checkpoints/*/*")} == before
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return finished_run(tmp_path_factory.mktemp("finished"), steps=2, num_pairs=16)
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("seed", {"seed": 3}),
+        ("losses.z_loss_weight", {"losses": LossRecipe(z_loss_weight=1e-4)}),
+        ("evaluation.interval", {"evaluation": EvaluationRecipe(interval=7, batch_size=8)}),
+        ("checkpoints.keep_best", {"checkpoints": CheckpointRecipe(keep_best="coca_loss")}),
+        ("ema", {"ema": 0.9}),
+        ("freeze", {"freeze": ("text_decoder",)}),
+    ],
+)
+def test_another_recipe_is_refused_by_the_name_of_the_key(finished, key, changes):
+    with pytest.raises(UserError, match=rf"recipe\.yaml: the run there has {key} "):
+        resume_point(finished.folder, replace(finished.recipe, **changes))
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 4), ("train", "/elsewhere.tar"), ("patch_dropout", 0.5)])
+def test_other_data_is_refused_by_the_name_of_the_key(finished, name, value):
+    with pytest.raises(UserError, match=rf"recipe\.yaml: the run there has data\.{name} "):
+        resume_point(finished.folder, replace(finished.recipe, data=replace(finished.recipe.data, **{name: value})))
+
+
+def test_how_the_work_is_spread_and_kept_may_change(finished):
+    recipe = finished.recipe
+    changed = replace(
+        recipe,
+        data=replace(recipe.data, num_workers=3, micro_batch_size=2),
+        parallelism="fsdp",
+        checkpoints=CheckpointRecipe(interval=1, minutes=5, keep_last=7),
+        health=replace(recipe.health, max_skipped=3),
+    )
+    assert resume_point(finished.folder, changed) == finished.checkpoint
+
+
+def test_a_run_that_began_in_another_spread_goes_on(make_job, undisturbed):
+    job = make_job(ONE)
+    job.start(partial(drivers.die_before, "micro-batch", 20)).wait()
+    other = replace(job.recipe, data=replace(job.recipe.data, micro_batch_size=None, num_workers=1))
+    job.start(recipe=other).finish()
+    assert job.steps()[-1] == STEPS
+    whole = undisturbed(ONE)[0]
+    assert job.state()["tokenizer.json"] == whole["tokenizer.json"]

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from machine import report
 
-from grr_coca.train.optimizer import Optimizers
+from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import load_recipe
-from grr_coca.train.run import new_checkpoint, training_loader, training_sources
-from grr_coca.train.step import autocast, train_step
+from grr_coca.train.run import build_trainer
+from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
+from grr_coca.train.step import count_tokens
 
 ROUNDS, WARM_UP = 12, 2
 TARGET = 5.0
@@ -24,17 +25,17 @@ def main() -> None:
     """Measure a few batches."""
     torch.set_num_threads(1)
     recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "pictograms.yaml")
-    start = new_checkpoint(recipe)
-    optimizers = Optimizers(start.model.train(), recipe.optimizer, recipe.schedule)
-    precision = autocast(recipe.precision, torch.device("cpu"))
+    alone = Ranks.here(torch.device("cpu"))
+    start = new_checkpoint(recipe, alone)
+    trainer = build_trainer(recipe, start, alone)
     pairs, _ = training_sources(recipe)
-    batches = iter(training_loader(recipe, start, pairs))
+    batches = training_batches(recipe, start, pairs, alone)
     loading, stepping = [], []
     for step in range(WARM_UP + ROUNDS):
         began = time.perf_counter()
-        batch = next(batches)
+        (batch,) = next(batches)
         loaded = time.perf_counter()
-        train_step(start.model, batch, optimizers, recipe.losses, precision, step)
+        trainer.step([batch], count_tokens([batch]), step)
         stepped = time.perf_counter()
         loading.append(len(batch) / (loaded - began))
         stepping.append(len(batch) / (stepped - loaded))

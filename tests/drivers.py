@@ -3,15 +3,24 @@
 A driver is a function without arguments, or a `functools.partial` of one, as `processes.cli` takes it.
 """
 
+import json
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from grr_coca import files, presets
+from grr_coca.batch import Batch
+from grr_coca.model import CoCa
 from grr_coca.train import gradients
+from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.step import Trainer
 
 WEE = presets.Size(64, 16, 2, 32, 2, 1, 32, 2, 2048, 48, 4, 32)
@@ -64,3 +73,75 @@ def pause(step: int, folder: Path) -> None:
                 time.sleep(0.005)
 
     before(Trainer, "step", wait)
+
+
+def rank() -> int:
+    """This process's rank."""
+    return int(os.environ.get("RANK", 0))
+
+
+def record_keys(folder: Path) -> None:
+    """Append the number and the keys of each step that this rank does to `keys-RANK`."""
+
+    def record(trainer: Trainer, micro_batches: Sequence[Batch], num_tokens: int, step: int) -> None:
+        line = {"step": step, "keys": [key for batch in micro_batches for key in batch.keys]}
+        with (folder / f"keys-{rank()}").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    before(Trainer, "step", record)
+
+
+def together(*drivers: Callable[[], None]) -> None:
+    """Several drivers."""
+    for driver in drivers:
+        driver()
+
+
+def stop_after(step: int | None) -> None:
+    """Ask for a stop by a signal to oneself, in time for so many steps to be done."""
+
+    def ask(trainer: Trainer, micro_batches: object, num_tokens: int, number: int) -> None:
+        if step is not None and number == step - 2 and rank() == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before(Trainer, "step", ask)
+
+
+def spoil(sample: int, loss: int, gradient: int | None) -> None:
+    """On the last rank, nothing is a number any more: in the steps of these numbers, one image, the captioning loss,
+    and the gradient of one weight."""
+    if rank() != int(os.environ.get("WORLD_SIZE", 1)) - 1:
+        return
+    now = -1
+
+    def note(trainer: Trainer, micro_batches: Sequence[Batch], num_tokens: int, step: int) -> None:
+        nonlocal now
+        now = step
+        if step == sample:
+            micro_batches[-1].images[0, 0, 3, 3] = torch.nan
+
+    def spoiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args: function(*args) * (torch.nan if now == loss else 1.0)
+
+    def hook(model: ParallelModel, raw: CoCa, *_: object) -> None:
+        raw.text_proj.weight.register_hook(lambda grad: grad * torch.nan if now == gradient else grad)
+
+    before(Trainer, "step", note)
+    gradients.captioning_loss = spoiled(gradients.captioning_loss)  # type: ignore[assignment]
+    if gradient is not None:
+        before(ParallelModel, "__init__", hook)
+
+
+def die_once(number: int, folder: Path) -> None:
+    """On rank 1 of the first launch by torchrun, die before a micro-batch; leaves when, and when the next began."""
+    life = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    (folder / f"began-{life}-{rank()}").write_text(str(time.time()))
+    if life == "0" and rank() == 1:
+        before(sys.modules[__name__], "die", lambda: (folder / "died").write_text(str(time.time())))
+        die_before("micro-batch", number)
+
+
+if __name__ == "__main__":  # by torchrun: FOLDER and the command line
+    from processes import cli
+
+    sys.exit(cli(*sys.argv[2:], driver=partial(die_once, 16, Path(sys.argv[1]))))

@@ -5,8 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import grr_coca
 from grr_coca.checkpoint import FILES, from_pretrained, save_checkpoint
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST
-from support import differing, finished_run, real_pairs, snapshot, weights
+from support import differing, disk_of, finished_run, real_pairs, snapshot, weights
 
 
 @pytest.fixture(scope="module")
@@ -195,19 +193,6 @@ try:
 except ValueError as error:
     print(type(error).__name__, error)
 """
-
-
-@contextmanager
-def disk_of(num_bytes: int, folder: Path) -> Iterator[Path]:
-    """A small disk of its own, where this may be mounted."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small disk can be mounted by root alone")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def assert_nothing_was_lost(target: Path, before: dict[str, bytes]) -> None:

@@ -7,6 +7,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from grr_coca.errors import Stopped, UserError
 from grr_coca.ranks import Ranks
@@ -30,10 +32,23 @@ def launched() -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    _join("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks.here(device)
     except Stopped:  # on all ranks, after the same step
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()  # not after an error: another rank may never come to it
+
+
+def _join(backend: str) -> None:
+    """Meet the other ranks.
+
+    torchrun keeps one store for all its restarts, in which those that died have left their addresses: under another
+    prefix, none of them is found. Several nodes do not count restarts alike; for them, torchrun makes new stores where
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)

@@ -1,0 +1,200 @@
+"""What happens on one rank, and what all of them make of it."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import drivers
+from grr_coca.files import verify_folder
+from grr_coca.presets import SIZES
+from grr_coca.train import progress
+from grr_coca.train.logs import read_metrics
+from grr_coca.train.progress import SPIKE_MEMORY, Progress
+from grr_coca.train.recipe import CheckpointRecipe, HealthRecipe, ScheduleRecipe
+from grr_coca.train.step import Trainer
+from jobs import STEPS, Job, differing_files, small_recipe
+from support import disk_of, pretrain
+
+
+@pytest.fixture(scope="module")
+def make_job(tmp_path_factory):
+    """A job of two ranks, with changes to its recipe."""
+    data = tmp_path_factory.mktemp("data")
+
+    def make(ranks=2, **changes):
+        return Job(small_recipe(data, **changes), tmp_path_factory.mktemp("job"), ranks)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_job):
+    """What a run on two ranks leaves that nothing happened to."""
+    return make_job().finish()
+
+
+# --- Signals
+
+
+def test_a_signal_to_one_rank_stops_both_after_the_same_step_with_nothing_lost(make_job, undisturbed):
+    job = make_job(checkpoints=CheckpointRecipe(interval=100))
+    launched = job.start(partial(drivers.pause, 4, job.folder))
+    launched.wait_until((job.folder / "paused").exists)
+    launched.signal(signal.SIGTERM, rank=1)
+    (job.folder / "go").touch()
+    began = time.monotonic()
+    assert launched.wait(30) == [143, 143]
+    print(f"both ranks left {time.monotonic() - began:.1f} s after the signal")
+    said = f"SIGTERM: stopped after step 6 of {STEPS}, all of it saved; go on with --resume\n"
+    assert [launched.text(rank) for rank in range(2)] == [said, said]
+    assert job.steps() == [6]
+    assert differing_files(job.finish(), undisturbed) == []
+
+
+# --- Numbers that are none
+
+
+@pytest.mark.parametrize(("kind", "gradient"), [("ddp", 6), ("fsdp", None)], ids=["ddp", "fsdp"])
+def test_what_is_not_a_number_on_one_rank_reaches_no_weight_on_any(make_job, kind, gradient):
+    spoiled = {1, 3, *([] if gradient is None else [gradient])}
+    job = make_job(
+        parallelism=kind,
+        schedule=ScheduleRecipe(8, 1, final_lr_ratio=0.1),
+        checkpoints=CheckpointRecipe(interval=1, keep_last=99),
+    )
+    drive = partial(drivers.spoil, sample=1, loss=3, gradient=gradient)
+    record = partial(drivers.record_keys, job.folder)
+    job.start(partial(drivers.together, drive, record)).finish()
+
+    states = {}
+    for step in job.steps():
+        folder = job.out / "checkpoints" / f"step-{step:09d}"
+        states[step] = {path.name: load_file(path) for path in folder.rglob("*.safetensors")}
+        assert all(tensor.isfinite().all() for tensors in states[step].values() for tensor in tensors.values())
+    for step in range(2, 9):  # the step that was counted from 0 as `step - 1`
+        first, second = states[step - 1]["weights.safetensors"], states[step]["weights.safetensors"]
+        assert all(torch.equal(first[name], second[name]) for name in first) == (step - 1 in spoiled)
+        if step - 1 in spoiled:
+            pairs = [(states[step - 1][name], states[step][name]) for name in states[step]]
+            assert all(torch.equal(a[key], b[key]) for a, b in pairs for key in a), "optimizer and average too"
+
+    events = read_metrics(job.out, "events")
+    assert [(row["step"], row["event"]) for row in events] == [(step + 1, "not finite") for step in sorted(spoiled)]
+    assert [row["keys"] for row in events] == [keys for step, keys in global_order(job) if step in spoiled]
+    assert all(set(row) > {"contrastive", "captioning", "grad_norm"} for row in events)
+    assert read_metrics(job.out, "train")[-1]["skipped"] == len(spoiled)
+
+
+def test_too_many_steps_in_a_row_that_are_not_finite_stop_all_ranks(make_job):
+    job = make_job(health=HealthRecipe(max_skipped=2))
+    launched = job.start(partial(drivers.spoil, sample=4, loss=5, gradient=None))
+    assert launched.wait(60) == [2, 2]
+    for rank in range(2):
+        assert re.fullmatch(r"error: step 6: .* for 2 steps in a row \(health: max_skipped\).*\n", launched.text(rank))
+    assert [row["step"] for row in read_metrics(job.out, "events")] == [5, 6]
+
+
+def test_a_spike_of_the_loss_is_seen():
+    def steady(step):
+        return {"coca": 4.0 + 0.01 * (step % 7)}
+
+    counted = Progress()
+    assert [counted.add(steady(step)) for step in range(SPIKE_MEMORY)] == [None] * SPIKE_MEMORY
+    assert counted.add({"coca": 5.0}) == "spike"
+    assert counted.add(steady(0)) is None
+    assert counted.add({"coca": float("inf")}) == "not finite"
+
+
+def test_a_spike_is_reported_with_the_keys_of_its_batch(make_job, tmp_path, monkeypatch):
+    monkeypatch.setitem(SIZES, "tiny", drivers.WEE)
+    monkeypatch.setattr(progress, "SPIKE_MEMORY", 3)
+    take_step = Trainer.step
+
+    def step(trainer, micro_batches, num_tokens, number):
+        metrics = take_step(trainer, micro_batches, num_tokens, number)
+        return {**metrics, "coca": 1e6} if number == 4 else metrics
+
+    monkeypatch.setattr(Trainer, "step", step)
+    pretrain(make_job().recipe, tmp_path / "run")
+    (event,) = read_metrics(tmp_path / "run", "events")
+    assert (event["step"], event["event"], event["coca"], len(event["keys"])) == (5, "spike", 1e6, 8)
+
+
+# --- A rank that dies, a disk that is full
+
+
+def test_a_dead_rank_ends_the_other_and_torchruns_restart_resumes(make_job, undisturbed):
+    job = make_job()
+    job.start().kill()  # writes the recipe
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = ["pretrain", job.folder / "recipe.yaml", "--out", job.out, "--resume"]
+    done = subprocess.run(
+        [*command, "--max-restarts", "1", drivers.__file__, job.folder, *run], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert differing_files(job.state(), undisturbed) == []
+    died = float((job.folder / "died").read_text())
+    restarted = max(float((job.folder / f"began-1-{rank}").read_text()) for rank in range(2))
+    print(f"{restarted - died:.1f} s from the death of a rank to the start of the next two")
+    assert 0 < restarted - died < 60
+
+
+def test_a_disk_that_is_full_is_a_clear_error_on_all_ranks(make_job, undisturbed, tmp_path):
+    size = sum(map(len, undisturbed.values()))
+    with disk_of(int(2.5 * size), tmp_path / "disk") as disk:
+        job = make_job(checkpoints=CheckpointRecipe(interval=1))
+        job.out = disk / "run"
+        began = time.monotonic()
+        launched = job.start()
+        assert launched.wait(60) == [2, 2]
+        print(f"both ranks left {time.monotonic() - began:.1f} s after the start")
+        said = re.compile(r"error: \S+step-\d+: the checkpoint could not be written \(.*No space left on device.*\)\n")
+        assert all(said.fullmatch(launched.text(rank)) for rank in range(2)), launched.text()
+        for step in job.steps():
+            verify_folder(job.out / "checkpoints" / f"step-{step:09d}")
+        assert len(job.steps()) == 2
+
+
+# --- The order of the data
+
+
+def global_order(job):
+    """The keys of each step that was done, in the order of ranks; of a step that was done again, the last time."""
+    by_step = {}
+    ranks = sorted(job.folder.glob("keys-*"))
+    for path in ranks:
+        for row in map(json.loads, path.read_text().splitlines()):
+            by_step.setdefault(row["step"], {})[path.name] = row["keys"]
+    return [(step, [key for name in sorted(parts) for key in parts[name]]) for step, parts in sorted(by_step.items())]
+
+
+def test_other_numbers_of_workers_and_ranks_change_nothing_of_the_order(make_job):
+    alone = make_job(ranks=1)
+    alone.start(partial(drivers.record_keys, alone.folder)).finish()
+    wanted = global_order(alone)
+    keys = [key for _, batch in wanted for key in batch]
+    assert len(keys) == 8 * STEPS
+    assert len(set(keys[:40])) == len(set(keys[40:80])) == 40, "each epoch has every pair once"
+
+    job = make_job()
+    seen = []
+    for ranks, workers, parallelism, last in ((1, 0, "ddp", 4), (2, 2, "fsdp", 8), (1, 4, "ddp", None)):
+        data = replace(job.recipe.data, num_workers=workers)
+        recipe = replace(job.recipe, data=data, parallelism=parallelism)
+        record = partial(drivers.record_keys, job.folder)
+        stop = partial(drivers.stop_after, last)
+        launched = job.start(partial(drivers.together, record, stop), recipe, ranks)
+        assert launched.wait() == [0 if last is None else 143] * ranks, launched.text()
+        seen += global_order(job)
+        for path in job.folder.glob("keys-*"):
+            path.unlink()
+    assert seen == wanted

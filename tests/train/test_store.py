@@ -239,11 +239,11 @@ def test_a_damaged_checkpoint_of_a_later_step_does_not_push_out_a_whole_one(tmp_
     assert store.newest() == folder_of(store, 15)
 
 
-HIGHER_IS_BETTER = {"text_to_image/R@1", "image_to_text/R@1"}
+HIGHER_IS_BETTER = {"text_to_image/R@1", "image_to_text/R@1", "CIDEr", "CIDEr-D", "BLEU-4", "ROUGE-L"}
 
 
 @pytest.mark.parametrize("score", get_args(Score))
-def test_better_is_lower_for_losses_and_higher_for_recalls(score):
+def test_better_is_lower_for_losses_and_higher_for_all_others(score):
     progress, sign = Progress(), 1 if score in HIGHER_IS_BETTER else -1
     told = [progress.beats_best(score, sign * value, step) for step, value in enumerate([1.0, 2.0, 2.0, 1.5, 3.0])]
     assert told == [True, True, False, False, True]

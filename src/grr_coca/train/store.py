@@ -55,5 +55,8 @@ class CheckpointStore:
         for number, folder in folders.items():
             if number not in kept:
                 folder.rename(folder.with_name(f".{folder.name}.old"))  # half a checkpoint must never look like one
-        for leftover in self.folder.glob(".step-*"):  # of this, or of a save that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in self.folder.glob(".*"):  # of this, or of a save that was killed
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)

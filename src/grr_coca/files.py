@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from grr_coca.errors import UserError
 
@@ -14,6 +15,11 @@ MANIFEST = "manifest.json"
 
 
 def write_whole(path: Path, content: bytes) -> None:
+    """`fill_whole` with bytes."""
+    fill_whole(path, lambda file: file.write(content))
+
+
+def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under another name, make it durable, and only then give it its own.
 
     Writers of the same file at the same time do not harm each other: the last one wins.
@@ -23,7 +29,8 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
     try:
-        partial.write_bytes(content)
+        with partial.open("wb") as file:
+            write(file)
         _sync(partial)
         partial.replace(path)
         _sync(path.parent)

@@ -1,12 +1,12 @@
-"""Files that are there as a whole or not at all."""
+"""Output files: whole or not there, and errors that name them."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from grr_coca.errors import UserError, nearest
+from grr_coca.files import fill_whole
 
 
 @contextmanager
@@ -24,17 +24,9 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         UserError: the disk is full or cannot be written to.
     """
-    partial = path.with_name(f".{path.name}.partial")
     with disk_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fill_whole(path, write)
 
 
 def require_suffix(path: Path, suffixes: tuple[str, ...]) -> str:

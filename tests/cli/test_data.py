@@ -70,6 +70,15 @@ def test_the_contact_sheet_shows_the_images(grr_coca, tmp_path):
     assert 0.4 < counts[(255, 0, 0)] / 144**2 < 0.55, "half of the square cell, at its own aspect"
 
 
+@pytest.mark.parametrize(("image", "text"), [(b"<html>", b"a cat"), (PAIRS[0].image, b" \n"), (b"", b"a cat")])
+def test_the_contact_sheet_marks_what_is_broken(grr_coca, tmp_path, image, text):
+    path = write_tar(tmp_path / "a.tar", {"0.webp": image, "0.txt": text})
+    grr_coca("data", "check", path, "--sheet", tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        colours = {colour for _, colour in sheet.convert("RGB").getcolors(2**24)}
+    assert (178, 34, 34) in colours, "a firebrick frame"
+
+
 def test_a_sheet_that_cannot_be_written_is_refused_before_the_work(refused, spoiled, tmp_path):
     assert "its folder is not there" in refused("data", "check", spoiled, "--sheet", tmp_path / "no" / "a.png")
 

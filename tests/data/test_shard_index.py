@@ -89,12 +89,28 @@ def test_a_damaged_index_is_made_anew_wherever_the_damage_is(shard, scans):
         index.write_bytes(damaged)
         assert pairs_of(shard) == EXPECTED, place
         assert len(scans) <= number + 2
+    for field, other in ((b'"pairs": 12', b'"pairs": 11'), (b'"is_whole": true', b'"is_whole": 0   ')):
+        index.write_bytes(good.replace(field, other))
+        assert len(good.replace(field, other)) == len(good)
+        assert pairs_of(shard) == EXPECTED
+        assert index.read_bytes() == good
     for size in (0, 1, 511, 512, 600, len(good) - 1):
         index.write_bytes(good[:size])
         assert pairs_of(shard) == EXPECTED
     index.write_bytes(good + b"more")
     assert pairs_of(shard) == EXPECTED
     assert index.read_bytes() == good
+
+
+def test_no_index_is_kept_of_a_shard_that_changes_while_it_is_read(shard, monkeypatch):
+    def slow(path):
+        index = scan_shard(path)
+        os.utime(path, ns=(5, 5))
+        return index
+
+    monkeypatch.setattr(shard_index, "scan_shard", slow)
+    assert pairs_of(shard) == EXPECTED
+    assert [path.name for path in shard.parent.iterdir()] == ["a.tar"]
 
 
 def test_an_index_of_another_version_is_made_anew(shard, scans, monkeypatch):

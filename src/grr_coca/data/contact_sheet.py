@@ -10,6 +10,7 @@ from grr_coca.data.bad import BadSample
 from grr_coca.data.images import decode_image
 from grr_coca.data.pairs import PairSource
 from grr_coca.data.survey import spread
+from grr_coca.data.views import read_sound
 
 COLUMNS, ROWS = 8, 6
 IMAGE_SIDE, MARGIN, LINE_HEIGHT, MAX_LINES, LETTERS_A_LINE = 144, 8, 14, 3, 24
@@ -32,7 +33,7 @@ def _cell(source: PairSource, index: int, font: ImageFont.FreeTypeFont) -> Image
     draw = ImageDraw.Draw(cell)
     frame = (MARGIN, MARGIN, MARGIN + IMAGE_SIDE, MARGIN + IMAGE_SIDE)
     try:
-        pair = source[index]
+        pair = read_sound(source, index)
         image = ImageOps.contain(decode_image(pair.image, pair.name), (IMAGE_SIDE, IMAGE_SIDE))
         cell.paste(image, (MARGIN + (IMAGE_SIDE - image.width) // 2, MARGIN + (IMAGE_SIDE - image.height) // 2))
         text, colour = pair.caption, "black"

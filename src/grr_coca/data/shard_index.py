@@ -26,14 +26,17 @@ def open_index(path: Path) -> tuple[ShardIndex, Path | None]:
     Raises:
         UserError: the shard cannot be indexed.
     """
-    if path.is_file() and path.stat().st_size < MIN_SHARD_SIZE:
+    if not path.is_file() or path.stat().st_size < MIN_SHARD_SIZE:
         return scan_shard(path), None
-    places = (path.with_name(path.name + ".index"), _cache_folder() / f"{_digest(str(path.absolute()).encode())}.index")
+    places = (path.with_name(path.name + ".index"), _cache_folder() / _cache_name(path))
     for place in places:
         index = read_index(place, path)
         if index is not None:
             return index, place
+    state = _state(path)
     index = scan_shard(path)
+    if _state(path) != state:
+        return index, None  # still being written: what was read is good for this run at most
     for place in places:
         with contextlib.suppress(OSError):
             write_index(index, place, path)
@@ -46,7 +49,8 @@ def write_index(index: ShardIndex, place: Path, shard: Path) -> None:
     if place.parent != shard.parent:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = index.rows.tobytes() + index.keys
-    header = {**_state(shard), "pairs": len(index), "is_whole": index.is_whole, "digest": _digest(content)}
+    header: dict[str, object] = {**_state(shard), "pairs": len(index), "is_whole": index.is_whole}
+    header["digest"] = _digest(header, content)
     line = json.dumps(header).encode().ljust(HEADER_SIZE - 1) + b"\n"
     write_whole(place, line + content)
 
@@ -57,16 +61,16 @@ def read_index(place: Path, shard: Path) -> ShardIndex | None:
         mapped = np.memmap(place, np.uint8, "r")
         header = json.loads(mapped[:HEADER_SIZE].tobytes())
         content = mapped[HEADER_SIZE:]
-        if any(header[key] != value for key, value in _state(shard).items()) or header["digest"] != _digest(
-            content.data
-        ):
+        digest = header.pop("digest")
+        is_of_shard = all(header[key] == value for key, value in _state(shard).items())
+        if not is_of_shard or digest != _digest(header, content.data):
             return None
         end = header["pairs"] * ROW.itemsize
         rows = content[:end].view(ROW)
         if len(rows) and rows["cause"].max() > len(CAUSES):
             return None
         return ShardIndex(rows, content[end:].tobytes(), bool(header["is_whole"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -79,5 +83,12 @@ def _cache_folder() -> Path:
     return Path.home() / ".cache" / "grr-coca"
 
 
-def _digest(content: bytes | memoryview) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+def _cache_name(path: Path) -> str:
+    whole = str(path.absolute()).encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(whole, digest_size=16).hexdigest() + ".index"
+
+
+def _digest(header: dict[str, object], content: bytes | memoryview) -> str:
+    digest = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16)
+    digest.update(content)
+    return digest.hexdigest()

@@ -34,6 +34,9 @@ def _x(*shape: int) -> torch.Tensor:
     [
         (nn.Linear(24, 40), PackedLinear, (_x(3, 5, 24),)),
         (nn.Linear(24, 40, bias=False), PackedLinear, (_x(1, 24),)),
+        (nn.Linear(24, 40), PackedLinear, (_x(1, 1, 24),)),
+        (nn.Linear(24, 41), PackedLinear, (_x(1, 1, 24),)),
+        (GEGLU(24, 40), FusedGEGLU, (_x(1, 1, 24),)),
         (GEGLU(24, 40), FusedGEGLU, (_x(3, 5, 24),)),
         (RMSNorm(24), FusedRMSNorm, (_x(3, 5, 24) * 10,)),
         (CrossAttention(24, 32, 2), AbsorbedCrossAttention, (_x(3, 1, 24), _x(3, 50, 32))),

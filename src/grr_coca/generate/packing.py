@@ -34,12 +34,12 @@ _kept: "weakref.WeakKeyDictionary[nn.Module, tuple[Fingerprint, nn.Module]]" = w
 def packed(model: Module, keep: bool) -> Module:
     """The model to infer with: a copy with packed weights, or the model itself where there is nothing to pack.
 
-    The copy shares all that is not a weight matrix. With `keep`, it serves again until a weight changes.
+    The copy shares all that is not laid out anew. With `keep`, it serves again until a weight changes.
     """
     linears = [module for module in model.modules() if _is_plain(module, nn.Linear)]
     if not linears or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
         return model
-    now = [_fingerprint(weight) for linear in linears for weight in linear.parameters()]
+    now = [_fingerprint(parameter) for parameter in model.parameters()]
     before, copied = _kept.pop(model, (None, model))
     if before != now:
         copied = _packed_copy(model)

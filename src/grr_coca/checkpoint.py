@@ -117,7 +117,7 @@ def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Che
     folder = find_checkpoint(Path(path))
     if (folder / MANIFEST).exists():  # a checkpoint that someone else put together need not have one
         verify_folder(folder)
-    header = from_dict(_Header, _read_json(folder / "config.json"), str(folder / "config.json"))
+    header = from_dict(_Header, read_json(folder / "config.json"), str(folder / "config.json"))
     model = build(header.model)
     _load_weights(model, folder / "model.safetensors")
     return Checkpoint(
@@ -125,7 +125,7 @@ def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Che
         config=header.model,
         preset=header.preset,
         tokenizer=_read_tokenizer(folder / "tokenizer.json"),
-        preprocess=from_dict(Preprocess, _read_json(folder / "preprocess.json"), str(folder / "preprocess.json")),
+        preprocess=from_dict(Preprocess, read_json(folder / "preprocess.json"), str(folder / "preprocess.json")),
         step=header.step,
     )
 
@@ -146,10 +146,15 @@ def find_checkpoint(path: Path) -> Path:
     return folder
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file of one JSON object.
+
+    Raises:
+        UserError: it is missing, or holds anything else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file that can be read ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, found {content!r}")

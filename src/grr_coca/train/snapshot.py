@@ -11,7 +11,7 @@
 import json
 from pathlib import Path
 
-from grr_coca.checkpoint import Checkpoint, load_tensors, save_tensors, write_files
+from grr_coca.checkpoint import Checkpoint, load_tensors, read_json, save_tensors, write_files
 from grr_coca.structure import from_dict, to_dict
 from grr_coca.train.progress import Progress
 from grr_coca.train.state import lay_out, load_optimizers, optimizer_tensors, whole_tensors
@@ -46,11 +46,15 @@ def save(store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progr
 
 
 def restore(point: Path, trainer: Trainer) -> Progress:
-    """Give a trainer, whose model was loaded from the checkpoint, the rest of what `save` wrote there."""
+    """Give a trainer, whose model was loaded from the checkpoint, the rest of what `save` wrote there.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
     folder, raw = point / FOLDER, trainer.model.raw
     load_optimizers(raw, trainer.optimizers.optimizers, load_tensors(folder / "optimizer.safetensors"))
     if trainer.ema is not None:
         trainer.ema.load_state_dict(lay_out(load_tensors(folder / "ema.safetensors"), trainer.ema.state_dict()))
         raw.load_state_dict(lay_out(load_tensors(folder / "weights.safetensors"), raw.state_dict()))
     path = folder / "progress.json"
-    return from_dict(Progress, json.loads(path.read_text(encoding="utf-8")), str(path))
+    return from_dict(Progress, read_json(path), str(path))

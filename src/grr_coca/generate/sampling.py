@@ -14,8 +14,8 @@ from torch import Tensor
 from grr_coca.generate.options import GenerationOptions
 from grr_coca.generate.topk import largest
 
-FIRST_LOOK = 128
-"""Tokens that the nucleus is looked for among at first."""
+LOOKS = (128, 1024)
+"""Tokens that the nucleus is looked for among, before all are."""
 
 
 def draw(
@@ -23,9 +23,8 @@ def draw(
 ) -> Int[Tensor, " R"]:
     """One token for each row; `uniforms` in [0, 1) decide which."""
     assert options.temperature is not None
-    logits, ids = log_probs / options.temperature, None
-    if options.top_k is not None:
-        logits, ids = largest(logits, options.top_k)
+    logits, ids = (log_probs, None) if options.top_k is None else largest(log_probs, options.top_k)
+    logits = logits / options.temperature
     if options.top_p is not None:
         logits, among = keep_top_p(logits, options.top_p)
         ids = among if ids is None else ids.gather(1, among)
@@ -41,14 +40,13 @@ def keep_top_p(logits: Float[Tensor, "R V"], p: float) -> tuple[Float[Tensor, "R
     Rows that keep fewer than others have logits of -inf behind them.
     """
     total = logits.logsumexp(dim=-1, keepdim=True)
-    num_looked_at = FIRST_LOOK
-    while True:  # sorting all of a large vocabulary would take longer than the model
-        kept, ids = largest(logits, min(num_looked_at, logits.shape[1]))
+    for num_looked_at in (*LOOKS, logits.shape[1]):  # to sort a large vocabulary would take longer than the model
+        kept, ids = largest(logits, num_looked_at)
         probs = (kept - total).exp()
         before = probs.cumsum(dim=-1) - probs
-        if kept.shape[1] == logits.shape[1] or (before[:, -1] >= p).all():
-            return kept.masked_fill(before >= p, -math.inf), ids
-        num_looked_at *= 8
+        if (before[:, -1] >= p).all():
+            break
+    return kept.masked_fill(before >= p, -math.inf), ids
 
 
 def keep_min_p(logits: Float[Tensor, "R V"], p: float) -> Float[Tensor, "R V"]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from grr_coca import files, presets
 from grr_coca.batch import Batch
+from grr_coca.data.dataset import PairDataset
 from grr_coca.model import CoCa
 from grr_coca.train import gradients
 from grr_coca.train.parallel import ParallelModel
@@ -62,6 +63,29 @@ def die_before(what: str, number: int) -> None:
     before(owner, name, count)
 
 
+def at_moment(number: int, seconds: float, counted: Path) -> None:
+    """Die some time after the so-manyth of all moments: pairs read, micro-batches, files made durable. On the first
+    rank alone; `counted` tells how many moments there were."""
+    if rank() != 0:
+        return
+    moments = 0
+
+    def count(*_: Any) -> None:
+        nonlocal moments
+        moments += 1
+        counted.write_text(str(moments))
+        if moments == number:
+            signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))  # nobody handles it: it ends the process
+
+    for owner, name in ((PairDataset, "__getitem__"), (gradients, "_backward"), (files, "_sync")):
+        before(owner, name, count)
+
+
+def rank() -> int:
+    """This process's rank."""
+    return int(os.environ.get("RANK", 0))
+
+
 def pause(step: int, folder: Path) -> None:
     """Before a step, say so by a file `paused`, and wait for a file `go`. In a process group of its own."""
     os.setpgid(0, 0)
@@ -73,11 +97,6 @@ def pause(step: int, folder: Path) -> None:
                 time.sleep(0.005)
 
     before(Trainer, "step", wait)
-
-
-def rank() -> int:
-    """This process's rank."""
-    return int(os.environ.get("RANK", 0))
 
 
 def record_keys(folder: Path) -> None:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
+from safetensors.torch import load
 
 import drivers
 from grr_coca.errors import UserError
@@ -33,30 +35,33 @@ def make_job(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(make_job):
-    """What a run leaves that nothing happened to, and how long it took; by kind, made when first asked for."""
+    """What a run leaves that nothing happened to, and how many moments it has; by kind, made when first asked for."""
     made = {}
 
     def get(kind):
         if kind not in made:
-            began = time.monotonic()
-            made[kind] = make_job(kind).finish(), time.monotonic() - began
+            job = make_job(kind)
+            job.start(partial(drivers.at_moment, 0, 0.0, job.folder / "moments")).finish()
+            made[kind] = job.state(), int((job.folder / "moments").read_text())
         return made[kind]
 
     return get
 
 
-def killed_at_random(job, seconds, rng):
-    """Start or go on, and kill all ranks some time later, if they have not ended by then."""
-    launched = job.start()
-    time.sleep(rng.uniform(0, seconds))
+def killed_at_random(job, moments, rng):
+    """Start or go on, and end all ranks at a random moment, if they have not come to their end by then."""
+    moment, seconds = rng.randint(1, moments), rng.uniform(0, 0.02)
+    launched = job.start(partial(drivers.at_moment, moment, seconds, job.folder / "moments"))
+    launched.processes[0].join(120)
     launched.kill()
+    return launched.processes[0].exitcode
 
 
 # --- Killed
 
 
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(make_job, undisturbed):
-    whole, seconds = undisturbed(ONE)
+    whole, moments = undisturbed(ONE)
     job = make_job(ONE)
     job.start(partial(drivers.die_before, "micro-batch", 2)).wait()
     assert job.steps() == [], "killed in the middle of the first step"
@@ -64,7 +69,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(make_job, u
     assert job.steps() == [INTERVAL], "killed in the middle of an accumulation"
     job.start(partial(drivers.die_before, "sync", 15)).wait()
     assert list(job.out.glob("checkpoints/.step-*.partial")), "killed in the middle of a save"
-    killed_at_random(job, seconds, random.Random(0))
+    killed_at_random(job, moments // 4, random.Random(0))
     assert differing_files(job.finish(), whole) == []
 
 
@@ -82,16 +87,25 @@ def test_two_ranks_that_are_killed_end_in_the_same_bytes(make_job, undisturbed, 
 @pytest.mark.parametrize(("kind", "times"), [(ONE, 20), (DDP, 10), (FSDP, 10)], ids=["alone", "ddp", "fsdp"])
 def test_killed_at_random_moments_a_run_ends_in_the_same_bytes_each_time(make_job, undisturbed, kind, times):
     rng = random.Random(1)
-    whole, seconds = undisturbed(kind)
-    equal, moments = 0, []
+    whole, moments = undisturbed(kind)
+    equal, seen = 0, []
     for _ in range(times):
         job = make_job(kind)
-        killed_at_random(job, seconds, rng)
-        leftovers = [path.name for path in job.out.glob("checkpoints/.*")]
-        moments.append((job.steps()[-1:], leftovers))
+        code = killed_at_random(job, moments, rng)
+        seen.append((code, job.steps()[-1:], [path.name for path in job.out.glob("checkpoints/.*")]))
         equal += differing_files(job.finish(), whole) == []
-    print(f"{kind}: {equal} of {times}; newest checkpoint and leftovers at the kills: {moments}")
+    print(f"{kind}: {equal} of {times}; exit code, newest checkpoint and leftovers at each kill: {seen}")
     assert equal == times
+
+
+@pytest.mark.parametrize("kind", [ONE, FSDP], ids=["alone", "fsdp"])
+def test_what_a_run_with_a_running_average_keeps_is_the_average(undisturbed, kind):
+    files = undisturbed(kind)[0]
+    kept, weights, average = (
+        load(files[f"{name}.safetensors"]) for name in ("model", "training/weights", "training/ema")
+    )
+    assert all(torch.equal(kept[name], average[name]) for name in kept)
+    assert len([name for name in kept if not torch.equal(kept[name], weights[name])]) > len(kept) - 3
 
 
 # --- Stopped

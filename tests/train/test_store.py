@@ -123,6 +123,21 @@ def test_killed_at_any_stage_while_a_damaged_checkpoint_is_replaced_there_is_a_w
             assert store.newest() in (folder_of(store, 2), folder_of(store, 3))
 
 
+def test_everything_is_durable_before_the_checkpoint_has_its_name(make_store, monkeypatch):
+    store, done = make_store(), []
+    sync, rename = os.fsync, os.rename
+    opened = Path("/proc/self/fd")
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(("sync", str((opened / str(fd)).readlink()))), sync(fd)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (done.append(("rename", str(b))), rename(a, b)))
+    save(store, 4)
+    placed = done.index(("rename", str(folder_of(store, 4))))
+    partial_folder = store.folder / ".step-000000004.partial"
+    files = [path.relative_to(folder_of(store, 4)) for path in folder_of(store, 4).rglob("*")]
+    assert {path for what, path in done[:placed]} == {str(partial_folder), *(str(partial_folder / f) for f in files)}
+    assert done[placed + 1] == ("sync", str(store.folder))
+    assert done[placed + 2 :], "and only then are older ones renamed away"
+
+
 # --- A full disk
 
 
@@ -144,12 +159,11 @@ def test_a_full_disk_is_an_error_and_the_earlier_checkpoints_stay(tmp_path):
 
 def test_every_flipped_bit_is_found(tmp_path):
     with whole_folder(tmp_path / "small") as partial_folder:
-        (partial_folder / "model").write_bytes(b"\x00\xff weights")
         (partial_folder / "training").mkdir()
-        (partial_folder / "training" / "progress.json").write_text('{"step": 1}')
+        (partial_folder / "training" / "w").write_bytes(b"\x00\xff weights")
     verify_folder(tmp_path / "small")
     files = [path for path in (tmp_path / "small").rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {"model", "progress.json", MANIFEST}
+    assert {path.name for path in files} == {"w", MANIFEST}
     for path in files:
         for bit in range(8 * path.stat().st_size):
             flip(path, bit)

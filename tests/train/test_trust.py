@@ -128,11 +128,11 @@ def test_tags_in_a_recipe_are_refused_and_not_run(run, trace, tag):
 @pytest.mark.parametrize("path", ["pipe:touch '{}'", "pipe:touch '{}' #.tar", "|touch '{}'", "$(touch '{}').tar"])
 def test_a_path_that_is_a_command_is_a_path_to_nowhere(trace, tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="(no such|not a) file or folder"):
+    with pytest.raises(UserError, match=r"(no such|not a) file or folder"):
         open_source(path.format(trace))
     recipe = {"data": {"train": path.format(trace)}, "schedule": {"steps": 1, "warmup_steps": 0}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(UserError, match="(no such|not a) file or folder"):
+    with pytest.raises(UserError, match=r"(no such|not a) file or folder"):
         open_source(load_recipe(tmp_path / "recipe.yaml").data.train)
 
 

@@ -71,7 +71,10 @@ class OpenClip:
 
     def __init__(self) -> None:
         import open_clip
+        from open_clip.coca_model import _has_transformers
 
+        if not _has_transformers:
+            raise ImportError("open_clip cannot caption with this version of transformers")
         self.model = open_clip.create_model("coca_ViT-B-32", pretrained=None).eval()
 
     def run(self, cell: Cell, images: torch.Tensor) -> int:

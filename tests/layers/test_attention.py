@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grr_coca.layers.attention import CrossAttention, SelfAttention
+from grr_coca.layers.attention import CrossAttention, KeyValues, SelfAttention
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.rotary import Rotary, line_angles
 
@@ -90,3 +90,34 @@ def test_normalized_attention_does_not_sharpen_as_its_weights_grow() -> None:
 
 def test_without_the_norm_there_is_no_parameter_of_it() -> None:
     assert sorted(SelfAttention(32, 4, True, None).state_dict()) == ["out_proj.weight", "qkv_proj.weight"]
+
+
+def test_rows_in_a_row_share_a_context_as_if_each_had_its_own() -> None:
+    attn, x, context = CrossAttention(32, 20, 4).double(), _random(6, 3, 32), _random(2, 11, 20, seed=1)
+    torch.testing.assert_close(attn(x, context), attn(x, context.repeat_interleave(3, dim=0)))
+
+
+def test_a_context_may_be_projected_beforehand() -> None:
+    attn, x, context = CrossAttention(32, 20, 4).double(), _random(2, 3, 32), _random(2, 11, 20, seed=1)
+    assert torch.equal(attn(x, attn.project(context)), attn(x, context))
+
+
+class _Growing:
+    """The least that a cache can be."""
+
+    def __init__(self) -> None:
+        self.seen: list[KeyValues] = []
+        self.positions = torch.arange(0)
+
+    def extend(self, new: KeyValues) -> tuple[KeyValues, None]:
+        self.seen.append(new)
+        return KeyValues(*(torch.cat(parts, dim=1) for parts in zip(*self.seen, strict=True))), None
+
+
+@pytest.mark.parametrize("rotary", [None, Rotary(line_angles(9, 8))])
+def test_token_by_token_with_a_cache_is_causal_attention(rotary: Rotary | None) -> None:
+    attn, x, cache = SelfAttention(32, 4, causal=True, rotary=rotary), _random(2, 9, 32).float(), _Growing()
+    whole = attn(x)
+    for t in range(9):
+        cache.positions = torch.tensor([t])
+        torch.testing.assert_close(attn(x[:, t : t + 1], cache=cache), whole[:, t : t + 1], rtol=0, atol=1e-6)

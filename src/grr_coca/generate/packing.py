@@ -37,7 +37,7 @@ def packed(model: Module, keep: bool) -> Module:
     The copy shares all that is not laid out anew. With `keep`, it serves again until a weight changes.
     """
     linears = [module for module in model.modules() if _is_plain(module, nn.Linear)]
-    if not linears or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
+    if not linears or torch.is_autocast_enabled("cpu") or not _has_kernels():
         return model
     now = [_fingerprint(parameter) for parameter in model.parameters()]
     before, copied = _kept.pop(model, (None, model))
@@ -46,6 +46,12 @@ def packed(model: Module, keep: bool) -> Module:
     if keep:
         _kept[model] = now, copied
     return copied  # type: ignore[return-value]
+
+
+def _has_kernels() -> bool:
+    # Not part of PyTorch's public interface: a release without them decodes as it is, and slower.
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
 def _packed_copy(module: nn.Module) -> nn.Module:

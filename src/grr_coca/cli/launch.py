@@ -13,7 +13,7 @@ from torch.distributed.rendezvous import rendezvous
 from grr_coca.errors import Stopped, UserError
 from grr_coca.ranks import Ranks
 
-TIMEOUT = timedelta(minutes=10)
+TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others before it gives up. A rank that died is noticed at once, by its connection."""
 
 

@@ -1,6 +1,7 @@
 """The place of this process in a launch by `torchrun`, read from the environment that it sets."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -36,9 +37,16 @@ def launched() -> Iterator[Ranks]:
     try:
         yield Ranks.here(device)
     except Stopped:  # on all ranks, after the same step
-        dist.destroy_process_group()
+        _leave()
         raise
-    dist.destroy_process_group()  # not after an error: another rank may never come to it
+    _leave()  # not after an error: another rank may never come to it
+
+
+def _leave() -> None:
+    # gloo's threads may still wait for the interpreter, to drop the tensors of the last exchange. Whoever then destroys
+    # the group with the interpreter in hand waits for them, and they for it. Asleep, this thread lets them finish.
+    time.sleep(0.2)
+    dist.destroy_process_group()
 
 
 def _join(backend: str) -> None:

@@ -51,12 +51,18 @@ def test_any_number_of_words_has_its_panels(count):
     assert Image.open(io.BytesIO(png)).format == "PNG"
 
 
+def assert_drawn(png):
+    """A PNG that is not of one colour."""
+    low, high = Image.open(io.BytesIO(png)).convert("L").getextrema()
+    assert high - low > 50
+
+
 @pytest.mark.parametrize("word", ["$x$", "$", "東京", "\\frac", "a" * 200, ""])
 def test_any_word_can_be_a_title(word):
-    caption_picture(GREY, [WordMap(word, at(0, 0))], dpi=40)
-    text_picture(GREY, word, TextMap(at(0, 0), 0.5), dpi=40)
+    assert_drawn(caption_picture(GREY, [WordMap(word, at(0, 0))], dpi=40))
+    assert_drawn(text_picture(GREY, word, TextMap(at(0, 0), 0.5), dpi=40))
 
 
 def test_a_map_of_nothing_can_be_drawn():
-    caption_picture(GREY, [WordMap("cat", torch.zeros(2, 2))], dpi=40)
-    text_picture(GREY, "cat", TextMap(torch.zeros(2, 2), 0.0), dpi=40)
+    assert_drawn(caption_picture(GREY, [WordMap("cat", torch.zeros(2, 2))], dpi=40))
+    assert_drawn(text_picture(GREY, "cat", TextMap(torch.zeros(2, 2), 0.0), dpi=40))

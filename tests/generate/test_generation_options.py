@@ -1,6 +1,7 @@
 """Options that are out of range or contradict each other are named in one line."""
 
 import re
+from dataclasses import asdict
 
 import pytest
 
@@ -50,4 +51,4 @@ def test_wrong_options_are_named_in_one_line(options: dict, message: str) -> Non
     ],
 )
 def test_good_options_are_taken(options: dict) -> None:
-    GenerationOptions(**options)
+    assert asdict(GenerationOptions(**options)) == {**asdict(GenerationOptions()), **options}

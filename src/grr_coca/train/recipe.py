@@ -102,7 +102,7 @@ class TokenizerRecipe:
 class DataRecipe:
     """Where the pairs lie (see `open_source`) and how they are read.
 
-    `val` None: every 20th training pair is kept for validation. `test` is for evaluation alone, by name.
+    `val` None: every 20th training pair, 5,000 at most, is kept for validation. `test`: for evaluation alone, by name.
     `batch_size` is that of the optimizer's step, over all processes. With `micro_batch_size` each process takes its
     share in pieces of so many pairs: the same gradients in less memory, for a second forward pass.
     `patch_dropout`: share of each image's patches that training leaves out (FLIP, arXiv 2212.00794), drawn from seed,
@@ -165,7 +165,7 @@ class LossRecipe:
     """Weights of CoCa's two losses; the defaults are the paper's.
 
     `z_loss_weight`: of log² Z per token of the captions, which keeps logits from drifting (PaLM, arXiv 2204.02311:
-    1e-4). It is part of the loss that is trained on, `coca` in the training log, and of no evaluation.
+    1e-4). It is trained on and logged as `z`; `coca` is the paper's loss without it, in the log and in evaluation.
     """
 
     contrastive_weight: float = 1.0

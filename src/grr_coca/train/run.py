@@ -1,5 +1,6 @@
 """A run: from a recipe to a checkpoint. Pretraining and fine-tuning differ in where the model comes from."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ from grr_coca.train.snapshot import restore, save
 from grr_coca.train.state import whole_tensors
 from grr_coca.train.step import Trainer, autocast, count_tokens, resolve_precision
 from grr_coca.train.store import CheckpointStore
+
+log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, dict[str, float]], None]
 """Called on the first rank after every logged step, with the number of steps done and the newest metrics."""
@@ -183,6 +186,9 @@ class Run:
         keys = [key for part in self.ranks.gather_objects(mine) for key in part]
         shown = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
         self.ranks.on_first(partial(self.log.event, self.progress.step, what, keys=keys, **shown))
+        if self.ranks.is_first:
+            outcome = "skipped, loss or gradient not finite" if what == "not finite" else "a spike of the loss"
+            log.warning("step %d: %s; metrics.jsonl has the keys of its pairs", self.progress.step, outcome)
         if self.progress.skipped_in_a_row >= self.recipe.health.max_skipped:
             raise UserError(
                 f"step {self.progress.step}: loss or gradient were not finite for {self.progress.skipped_in_a_row} "

@@ -22,7 +22,6 @@ from grr_coca.model import build
 from grr_coca.ranks import Ranks
 from grr_coca.structure import differences
 from grr_coca.train.recipe import Recipe
-from grr_coca.train.signals import leave_to_the_run
 
 log = logging.getLogger(__name__)
 
@@ -126,9 +125,7 @@ def training_batches(
     )
     share = data.batch_size // ranks.size
     num_pieces = -(-share // (data.micro_batch_size or share))
-    loader = make_loader(dataset, order, data.num_workers)
-    loader.worker_init_fn = leave_to_the_run
-    batches = iter(loader)
+    batches = iter(make_loader(dataset, order, data.num_workers))
     while pieces := list(islice(batches, num_pieces)):
         yield pieces
 

@@ -8,13 +8,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What schedulers and people send: to end, to interrupt, and, by SLURM's `--signal`, to warn of the time limit."""
 
 
-def leave_to_the_run(worker: int) -> None:  # noqa: ARG001
-    """Make a loader's worker deaf to these signals: schedulers and terminals send them to all processes of a run,
-    which needs its workers to finish the step and to save. When the run ends, so do they."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 class StopSignals:
     """Within this context a signal is remembered and nothing else happens; the same one again acts at once."""
 

@@ -43,12 +43,10 @@ def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
     """
     length = text_length or config.text_decoder.context_length
     side = config.image_encoder.image_size
-    model = build(config).to("meta")
-    images = torch.empty(1, 3, side, side, device="meta")
-    token_ids = torch.empty(1, length, dtype=torch.long, device="meta")
-    lengths = torch.empty(1, dtype=torch.long, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        model(images, token_ids, lengths)
+    model = build(config)
+    token_ids = torch.zeros(1, length, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, side, side), token_ids, torch.tensor([length])).logits
     return counter.get_total_flops()
 
 

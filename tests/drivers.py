@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-
 from grr_coca import files, presets
 from grr_coca.batch import Batch
 from grr_coca.data.dataset import PairDataset

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grr_coca.layers.attention import CrossAttention, KeyValues, SelfAttention
+from grr_coca.layers.attention import CrossAttention, KeyValues, Layout, SelfAttention
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.rotary import Rotary, line_angles
 
@@ -120,4 +120,6 @@ def test_token_by_token_with_a_cache_is_causal_attention(rotary: Rotary | None) 
     whole = attn(x)
     for t in range(9):
         cache.positions = torch.tensor([t])
-        torch.testing.assert_close(attn(x[:, t : t + 1], cache=cache), whole[:, t : t + 1], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            attn(x[:, t : t + 1], Layout(cache.positions, cache)), whole[:, t : t + 1], rtol=0, atol=1e-6
+        )

@@ -315,7 +315,7 @@ def test_sharded_parameters_take_the_same_step(
         assert isinstance(found, DTensor) == (key != "logit_scale")
         whole = found.full_tensor() if isinstance(found, DTensor) else found
         # Muon orthogonalizes in bf16, where kernels round by how a matrix lies in memory.
-            torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-5, msg=key)
+        torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-5, msg=key)
 
 
 # --- Muon and bf16 train ---

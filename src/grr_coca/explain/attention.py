@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention
-from grr_coca.layers.packing import Packing
+from grr_coca.packing import Packing
 
 
 class Attended(NamedTuple):
@@ -33,8 +33,8 @@ def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Mod
 
     def recompute(module: nn.Module, inputs: tuple, _output: Tensor) -> Tensor:
         assert isinstance(module, CrossAttention)
-        x, context, *rest = inputs
-        packing: Packing | None = rest[0] if rest else None
+        x, context, *layout = inputs
+        packing = layout[0].packing if layout else None
         seen[module] = attend(module, x, context, packing)
         mixed = mix(seen[module])
         return module.out_proj(mixed if packing is None else packing.pack(mixed))

@@ -24,8 +24,8 @@ from grr_coca.evaluate.mode import evaluating
 from grr_coca.explain.attention import Attended, attend, mix
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.pooler import AttentionalPooler
-from grr_coca.layers.precision import at_least_fp32
 from grr_coca.model import CoCa
+from grr_coca.precision import at_least_fp32
 
 
 class TextMap(NamedTuple):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from grr_coca.generate.absorbed import AbsorbedCrossAttention
 from grr_coca.generate.cache import KeyValueCache
-from grr_coca.layers.attention import CrossAttention, KeyValues
-from grr_coca.layers.precision import at_least_fp32
+from grr_coca.layers.attention import CrossAttention, KeyValues, Layout
 from grr_coca.model import CoCa
+from grr_coca.precision import at_least_fp32
 
 FEWEST_IMAGES = 4
 """With fewer, reading the projections' weights at each step takes longer than projecting once."""
@@ -49,10 +49,10 @@ class CachedDecoder:
         for cache in (*self.text_caches, *self.multimodal_caches):
             cache.positions, cache.mask = positions, mask
         self.position += num_tokens
-        x = self.model.text_decoder.prefix(token_ids, self.text_caches)  # R T D
+        x = self.model.text_decoder.prefix(token_ids, [Layout(positions, cache) for cache in self.text_caches])  # R T D
         decoder = self.model.multimodal_decoder
         for block, context, cache in zip(decoder.blocks, self.contexts, self.multimodal_caches, strict=True):
-            x = block(x, context, cache)
+            x = block(x, context, Layout(positions, cache))
         return at_least_fp32(decoder.lm_head(decoder.norm(x[:, -1])))
 
     def repeat(self, count: int) -> None:

@@ -1,7 +1,6 @@
 """Multi-head attention: of a sequence to itself, and to a context.
 
 Shapes: B batch, T tokens, S tokens attended to, D width, C context width, H heads, Dh = D / H, R rows of a decoder.
-With a `Packing` the tokens of all sequences come, and go, as one row.
 
 No biases, in any model: the arms of a comparison differ in their named parts alone.
 """
@@ -12,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from grr_coca.layers.packing import Packing
 from grr_coca.layers.rotary import Rotary
+from grr_coca.packing import Packing
 
 
 class KeyValues(NamedTuple):
@@ -25,12 +24,22 @@ class KeyValues(NamedTuple):
 
 @runtime_checkable
 class Cache(Protocol):
-    """Keys and values of what one layer has seen. `positions`: where the new tokens stand."""
-
-    positions: Int[Tensor, " T"]
+    """Keys and values of what one layer has seen."""
 
     def extend(self, new: KeyValues) -> tuple[KeyValues, Bool[Tensor, "#B 1 L S"] | None]:
         """Add those of the new tokens; all that there are, and which of them each token may see (None: all)."""
+
+
+class Layout(NamedTuple):
+    """How tokens lie. `positions`: where they stand, if not at 0 … T-1; `cache`: what came before them; `packing`: they
+    are those of many sequences, in a single row, and are so given back."""
+
+    positions: Int[Tensor, "*B T"] | None = None
+    cache: Cache | None = None
+    packing: Packing | None = None
+
+
+PLAIN = Layout()
 
 
 class SelfAttention(nn.Module):
@@ -51,21 +60,13 @@ class SelfAttention(nn.Module):
         self.qkv_proj = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
 
-    def forward(
-        self,
-        x: Float[Tensor, "B T D"],
-        positions: Int[Tensor, "*B T"] | None = None,
-        cache: Cache | None = None,
-        packing: Packing | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Mix the tokens of each sequence; `positions` as in `Rotary`, or those that a cache or a packing has.
-
-        A cache says who sees what. Packed sequences are told apart by a causal mask alone.
-        """
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout = PLAIN) -> Float[Tensor, "B T D"]:
+        """Mix the tokens of each sequence. A cache says who sees what."""
+        positions, cache, packing = layout
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1))  # B T 3 H Dh
         qk, v = self.qk_norm(qkv[:, :, :2]), qkv[:, :, 2]
         if self.rotary is not None:
-            qk = self.rotary(qk, _positions(positions, cache, packing))
+            qk = self.rotary(qk, positions)
         if packing is not None:
             assert self.causal, "padding would be seen"
             qk, v = packing.pad(qk), packing.pad(v)
@@ -90,22 +91,14 @@ class CrossAttention(nn.Module):
         return KeyValues(*self.kv_proj(context).unflatten(-1, (2, self.num_heads, -1)).unbind(2))  # B S H Dh
 
     def forward(
-        self,
-        x: Float[Tensor, "R T D"],
-        context: Float[Tensor, "B S C"] | KeyValues,
-        packing: Packing | None = None,
+        self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout = PLAIN
     ) -> Float[Tensor, "R T D"]:
         """Every token reads the whole context; R / B rows in a row share one, where there are fewer contexts."""
+        packing = layout.packing
         q = self.q_proj(x).unflatten(-1, (self.num_heads, -1))  # R T H Dh
         seen = context if isinstance(context, KeyValues) else self.project(context)
         mixed = _attend(q if packing is None else packing.pad(q), seen)
         return self.out_proj(mixed if packing is None else packing.pack(mixed))
-
-
-def _positions(positions: Tensor | None, cache: Cache | None, packing: Packing | None) -> Int[Tensor, "*B T"] | None:
-    if packing is not None:
-        return packing.positions
-    return positions if cache is None else cache.positions
 
 
 def _attend(

@@ -1,14 +1,12 @@
 """Pre-norm transformer blocks, composed of parts that were built elsewhere.
 
-Shapes: B batch, T tokens, S context tokens, D width, C context width. With a `Packing` the tokens of all sequences
-come, and go, as one row.
+Shapes: B batch, T tokens, S context tokens, D width, C context width.
 """
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.layers.attention import Cache, CrossAttention, KeyValues, SelfAttention
-from grr_coca.layers.packing import Packing
+from grr_coca.layers.attention import PLAIN, CrossAttention, KeyValues, Layout, SelfAttention
 
 
 class Block(nn.Module):
@@ -21,15 +19,9 @@ class Block(nn.Module):
         self.ffn_norm = ffn_norm
         self.feed_forward = feed_forward
 
-    def forward(
-        self,
-        x: Float[Tensor, "B T D"],
-        positions: Int[Tensor, "*B T"] | None = None,
-        cache: Cache | None = None,
-        packing: Packing | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """One layer; `positions`, `cache` and `packing` as in `SelfAttention`."""
-        x = x + self.attn(self.attn_norm(x), positions, cache, packing)
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout = PLAIN) -> Float[Tensor, "B T D"]:
+        """One layer."""
+        x = x + self.attn(self.attn_norm(x), layout)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -54,13 +46,9 @@ class CrossBlock(nn.Module):
         self.feed_forward = feed_forward
 
     def forward(
-        self,
-        x: Float[Tensor, "R T D"],
-        context: Float[Tensor, "B S C"] | KeyValues,
-        cache: Cache | None = None,
-        packing: Packing | None = None,
+        self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout = PLAIN
     ) -> Float[Tensor, "R T D"]:
         """One layer; the context is taken as it is, normalized by whoever made it."""
-        x = x + self.attn(self.attn_norm(x), cache=cache, packing=packing)
-        x = x + self.cross_attn(self.cross_attn_norm(x), context, packing)
+        x = x + self.attn(self.attn_norm(x), layout)
+        x = x + self.cross_attn(self.cross_attn_norm(x), context, layout)
         return x + self.feed_forward(self.ffn_norm(x))

@@ -13,11 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grr_coca.config import Arrangement, Contrastive
-from grr_coca.layers.packing import pack_lengths
-from grr_coca.layers.precision import at_least_fp32
+from grr_coca.layers.attention import Layout
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.multimodal_decoder import MultimodalDecoder
 from grr_coca.model.text_decoder import TextDecoder
+from grr_coca.packing import pack_lengths
+from grr_coca.precision import at_least_fp32
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP's bound on the inverse temperature (arXiv 2103.00020): past it, training is no longer stable."""
@@ -92,7 +93,9 @@ class CoCa(nn.Module):
         # The last two positions of each caption, [EOS] and [CLS], have no token left to predict.
         packing = pack_lengths(lengths - 2, token_ids.shape[1] - 2)
         predicting = pack_lengths(lengths, token_ids.shape[1]).pad(text.tokens)[:, :-2]
-        states = self.multimodal_decoder.states(packing.pack(predicting), image.tokens, packing)
+        states = self.multimodal_decoder.states(
+            packing.pack(predicting), image.tokens, Layout(packing.positions, packing=packing)
+        )
         return CoCaOutput(image.embedding, text.embedding, states, self.multimodal_decoder.lm_head)
 
     def encode_image(

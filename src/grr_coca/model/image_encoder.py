@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from grr_coca.layers.attention import Layout
+
 
 class ImageEncoder(nn.Module):
     """Pixels to patch tokens: embed the patches, add positions (or leave them to RoPE), blocks, final norm.
@@ -45,7 +47,7 @@ class ImageEncoder(nn.Module):
         if self.registers is not None:
             x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)  # B P+R D
         for block in self.blocks:
-            x = block(x, positions)
+            x = block(x, Layout(positions))
         return self.norm(x[:, :num_patches])
 
 

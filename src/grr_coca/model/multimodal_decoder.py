@@ -6,7 +6,7 @@ Shapes: B batch, T text positions, D width, Q image tokens of width C, V vocabul
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.layers.packing import Packing
+from grr_coca.layers.attention import PLAIN, Layout
 
 
 class MultimodalDecoder(nn.Module):
@@ -25,12 +25,12 @@ class MultimodalDecoder(nn.Module):
         return self.lm_head(self.norm(self._run_blocks(text_tokens, image_tokens)))
 
     def states(
-        self, text_tokens: Float[Tensor, "1 M D"], image_tokens: Float[Tensor, "B Q C"], packing: Packing
+        self, text_tokens: Float[Tensor, "1 M D"], image_tokens: Float[Tensor, "B Q C"], layout: Layout
     ) -> Float[Tensor, "M D"]:
         """What the head makes logits of, for packed captions."""
-        return self.norm(self._run_blocks(text_tokens, image_tokens, packing)[0])
+        return self.norm(self._run_blocks(text_tokens, image_tokens, layout)[0])
 
-    def _run_blocks(self, x: Tensor, image_tokens: Tensor, packing: Packing | None = None) -> Float[Tensor, "R T D"]:
+    def _run_blocks(self, x: Tensor, image_tokens: Tensor, layout: Layout = PLAIN) -> Float[Tensor, "R T D"]:
         for block in self.blocks:
-            x = block(x, image_tokens, packing=packing)
+            x = block(x, image_tokens, layout)
         return x

@@ -3,7 +3,7 @@
 Shapes: B batch, T text positions, D width, N tokens of all captions without padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import repeat
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.layers.attention import Cache
-from grr_coca.layers.packing import Packing, pack_lengths
+from grr_coca.layers.attention import PLAIN, Layout
+from grr_coca.packing import pack_lengths
 
 
 class TextDecoderOutput(NamedTuple):
@@ -52,25 +52,17 @@ class TextDecoder(nn.Module):
         cls_tokens = lengths.cumsum(0) - 1  # where the [CLS] of each caption is among all tokens
         x = self.tok_embeddings(packing.pack(token_ids))  # 1 N D
         x = x.index_copy(1, cls_tokens, self.cls_embedding.to(x.dtype).expand(1, len(lengths), -1))
-        tokens = self._run_blocks(x, packing.positions, packing=packing)
+        tokens = self._run_blocks(x, repeat(Layout(packing.positions, packing=packing)))
         return TextDecoderOutput(tokens, cls=self.cls_norm(tokens[0, cls_tokens]))
 
-    def prefix(self, token_ids: Int[Tensor, "B T"], caches: Sequence[Cache] | None = None) -> Float[Tensor, "B T D"]:
+    def prefix(self, token_ids: Int[Tensor, "B T"], layouts: Iterable[Layout] | None = None) -> Float[Tensor, "B T D"]:
         """The tokens of captions that have not ended, so have no [CLS] yet: for generation.
 
-        With caches, one for each block, `token_ids` follow what these have seen.
+        With layouts that have caches, one for each block, `token_ids` follow what these have seen.
         """
-        positions = caches[0].positions if caches else None
-        return self._run_blocks(self.tok_embeddings(token_ids), positions, caches)
+        return self._run_blocks(self.tok_embeddings(token_ids), layouts or repeat(PLAIN))
 
-    def _run_blocks(
-        self,
-        x: Float[Tensor, "B T D"],
-        positions: Int[Tensor, " T"] | None,
-        caches: Sequence[Cache] | None = None,
-        packing: Packing | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        x = self.position(x, positions)
-        for block, cache in zip(self.blocks, caches or repeat(None)):  # noqa: B905
-            x = block(x, cache=cache, packing=packing)
+    def _run_blocks(self, x: Float[Tensor, "B T D"], layouts: Iterable[Layout]) -> Float[Tensor, "B T D"]:
+        for i, (block, layout) in enumerate(zip(self.blocks, layouts)):  # noqa: B905
+            x = block(self.position(x, layout.positions) if i == 0 else x, layout)
         return x

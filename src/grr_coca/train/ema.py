@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from grr_coca.layers.precision import at_least_fp32
+from grr_coca.precision import at_least_fp32
 from grr_coca.train.optimizer import by_kind
 
 NUM_UPDATES = "num_updates"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from grr_coca.generate.cache import KeyValueCache
 from grr_coca.layers.attention import Cache, SelfAttention
+from grr_coca.layers.packing import Packing
 
 
 class FusedSelfAttention(nn.Module):
@@ -24,11 +25,15 @@ class FusedSelfAttention(nn.Module):
         self.turns = None if attn.rotary is None else attn.rotary.table[:, None, None]  # T 1 1 C
 
     def forward(
-        self, x: Float[Tensor, "R T D"], positions: Int[Tensor, "*R T"] | None = None, cache: Cache | None = None
+        self,
+        x: Float[Tensor, "R T D"],
+        positions: Int[Tensor, "*R T"] | None = None,
+        cache: Cache | None = None,
+        packing: Packing | None = None,
     ) -> Float[Tensor, "R T D"]:
         """As in `SelfAttention`."""
         if not isinstance(cache, KeyValueCache):
-            return self.attn(x, positions, cache)
+            return self.attn(x, positions, cache, packing)
         num_rows, num_tokens, _ = x.shape
         qkv = self.attn.qkv_proj(x).view(num_rows, num_tokens, 3, self.attn.num_heads, -1)
         if self.qk_norm is not None:

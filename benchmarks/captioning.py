@@ -9,8 +9,10 @@ own, with the same torch:
     peers/bin/pip install torch open_clip_torch==3.3.0 "transformers>=4.50,<4.56"
     python benchmarks/captioning.py --peer-python peers/bin/python
 
-Writes `benchmarks/results/captioning.json` and `.md`. On a quiet machine of two cores it takes about a quarter of an
-hour, most of it open_clip's.
+Writes `captioning.json`, `.md` and `.png` in `benchmarks/results/`, anew after each cell, so that a run cut short
+loses nothing. On a quiet machine of two cores it takes about 20 minutes, most of it open_clip's: a run of it that lasts
+longer than `--limit` seconds is stopped, which bounds the ratio from below. `--precision bf16` casts the weights and
+images of every contestant, and writes `captioning-bf16.*`.
 """
 
 import argparse
@@ -22,40 +24,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from captioning_report import Cell, plot, row, table
 
 HERE = Path(__file__).parent
 RUNS = 3
 SLOW = 15.0
 """Seconds; a contestant whose run takes longer runs once."""
-
-
-@dataclass
-class Cell:
-    """A row of the table: what is decoded, who against whom, and the seconds that each run took."""
-
-    method: str
-    batch: int
-    tokens: int
-    peer: str
-    goal: float
-    """How many times as fast as the peer we mean to be."""
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    stopped: bool = False
-    """The peer's run was stopped at the limit: the ratio is a lower bound."""
-
-    def median(self, name: str) -> float | None:
-        """Seconds."""
-        times = self.seconds.get(name)
-        return statistics.median(times) if times else None
-
-    @property
-    def ratio(self) -> float | None:
-        """Our captions per second in units of the peer's."""
-        ours, peers = self.median("ours"), self.median(self.peer)
-        return peers / ours if ours and peers else None
 
 
 def all_cells() -> list[Cell]:
@@ -76,34 +54,38 @@ def all_cells() -> list[Cell]:
 class Contestant:
     """A process that answers."""
 
-    def __init__(self, name: str, python: str, threads: int) -> None:
+    def __init__(self, name: str, python: str, threads: int, precision: str) -> None:
         self.name = name
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
-            [python, str(HERE / "contestants.py"), name, str(threads)],
+            [python, str(HERE / "contestants.py"), name, str(threads), precision],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
         )
+        self.stopped = False
         self.about = self._read() or {"missing": f"{python} could not run it"}
 
     def ask(self, limit: float | None = None, **cell: Any) -> dict[str, Any] | None:
-        """The answer, or None when it was stopped after `limit` seconds. A contestant that fails ends the run: its
+        """The answer, or None when it was stopped after `limit` seconds. A contestant that dies ends the run: its
         time would be counted as slowness."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(cell) + "\n")
         self.process.stdin.flush()
-        stopped = threading.Event()
-        timer = threading.Timer(limit or 0, lambda: (stopped.set(), self.process.kill()))
+        timer = threading.Timer(limit or 0, self._stop)
         if limit:
             timer.start()
         answer = self._read()
         timer.cancel()
-        if answer is None and not stopped.is_set():
+        if answer is None and not self.stopped:
             sys.exit(f"{self.name} failed at {cell}: run {Path(__file__).with_name('contestants.py').name} by hand")
         return answer
+
+    def _stop(self) -> None:
+        self.stopped = True
+        self.process.kill()
 
     def _read(self) -> dict[str, Any] | None:
         assert self.process.stdout is not None
@@ -129,6 +111,9 @@ def measure(cell: Cell, contestants: Sequence[Contestant], limit: float) -> None
                 cell.stopped = True
                 times.append(limit)
                 return
+            if "failed" in answer:
+                cell.failed = f"{contestant.name}: {answer['failed']}"
+                return
             times.append(answer["seconds"])
 
 
@@ -140,100 +125,75 @@ def growth(ours: Contestant, batch: int = 8) -> dict[str, float]:
     return {"batch": batch, "ms_at_5": at[5], "ms_at_60": at[60], "ratio": at[60] / at[5]}
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(threads: int, precision: str) -> dict[str, Any]:
     """What it was measured on."""
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
         cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "python": platform.python_version()}
-
-
-def table(report: dict[str, Any], cells: Sequence[Cell]) -> str:
-    """Markdown."""
-    about = report["machine"]
-    lines = [
-        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads; random weights, fp32; medians.",
-        "",
-        *(f"- {name}: {_describe(contestant)}" for name, contestant in report["contestants"].items()),
-        "",
-        "| decoding | batch | tokens | captions/s | peer | its captions/s | ratio | goal | runs (ours, peer) |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(_row(cell) for cell in cells),
-        "",
-    ]
-    steps = report["step"]
-    lines.append(
-        f"One step at batch {steps['batch']}: {steps['ms_at_5']:.1f} ms at length 5, {steps['ms_at_60']:.1f} ms at "
-        f"length 60, {steps['ratio']:.2f} × (goal: at most 1.15 ×)."
-    )
-    if any(cell.stopped for cell in cells):
-        lines.append(f"\n≥: the peer was stopped after {report['limit_s']:.0f} s, which counts as its time.")
-    return "\n".join(lines) + "\n"
-
-
-def _describe(contestant: dict[str, Any]) -> str:
-    if "missing" in contestant:
-        return f"not measured ({contestant['missing']})"
-    versions = ", ".join(f"{name} {version}" for name, version in contestant["versions"].items())
-    return f"{contestant['parameters'] / 1e6:.1f} M parameters; {versions}"
-
-
-def _row(cell: Cell) -> str:
-    ours, peer = cell.median("ours"), cell.median(cell.peer)
-    speed = [f"{cell.batch / seconds:.3g}" if seconds else "–" for seconds in (ours, peer)]
-    bound = "≥ " if cell.stopped else ""
-    ratio = f"{bound}{cell.ratio:.1f} ×" if cell.ratio else "–"
-    runs = ", ".join(str(len(cell.seconds.get(name, []))) for name in ("ours", cell.peer))
-    goal = f"{cell.goal:g} ×"
-    return (
-        f"| {cell.method} | {cell.batch} | {cell.tokens} | {speed[0]} | {cell.peer} | {speed[1]} | {ratio} "
-        f"| {goal} | {runs} |"
-    )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "precision": precision,
+        "python": platform.python_version(),
+    }
 
 
 def main() -> None:
     """Measure all cells, or those asked for, and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peers")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=330, help="seconds after which a run is stopped")
-    parser.add_argument("--only", default="", help="cells to run, e.g. sampling-8-20,beam-8-20")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    options = parser.parse_args()
-
+    options = _options()
     cells = [cell for cell in all_cells() if not options.only or _name(cell) in options.only.split(",")]
     pythons = {"ours": sys.executable, "open_clip": options.peer_python, "blip": options.peer_python}
-    contestants = {name: Contestant(name, python, options.threads) for name, python in pythons.items()}
+
+    def start(name: str) -> Contestant:
+        return Contestant(name, pythons[name], options.threads, options.precision)
+
+    contestants = {name: start(name) for name in ("ours", *dict.fromkeys(cell.peer for cell in cells))}
     abouts = {name: contestant.about for name, contestant in contestants.items()}
     for name, about in abouts.items():
         if "missing" in about:
             print(f"{name} is not measured: {about['missing']}; see the top of {Path(__file__).name}", file=sys.stderr)
     if "missing" in abouts["ours"]:
         sys.exit(2)
-    contestants["ours"].ask(method="sampling", batch=1, tokens=2)  # packs the weights, once for a model
-
-    for cell in cells:
-        present = [contestants[name] for name in ("ours", cell.peer) if "missing" not in abouts[name]]
-        measure(cell, present, options.limit)
-        print(_row(cell), flush=True)
-        if cell.stopped:
-            contestants[cell.peer].close()
-            contestants[cell.peer] = Contestant(cell.peer, options.peer_python, options.threads)
+    for batch in (1, 2):  # lays the weights out, once for a model
+        contestants["ours"].ask(method="sampling", batch=batch, tokens=2)
     report = {
-        "machine": machine(options.threads),
+        "machine": machine(options.threads, options.precision),
         "contestants": abouts,
         "limit_s": options.limit,
         "step": growth(contestants["ours"]),
-        "cells": [{**asdict(cell), "ratio": cell.ratio} for cell in cells],
     }
+    for cell in cells:
+        peer = contestants[cell.peer]
+        if peer.stopped:
+            peer = contestants[cell.peer] = start(cell.peer)
+        present = [contestant for contestant in (contestants["ours"], peer) if "missing" not in contestant.about]
+        measure(cell, present, options.limit)
+        print(row(cell), flush=True)
+        _write(report, cells, options.out, "captioning" if options.precision == "fp32" else "captioning-bf16")
     for contestant in contestants.values():
         contestant.close()
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "captioning.json").write_text(json.dumps(report, indent=2) + "\n")
-    text = table(report, cells)
-    (options.out / "captioning.md").write_text(text)
-    print("\n" + text)
+    print("\n" + table(report, cells))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peers")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of all contestants")
+    parser.add_argument("--limit", type=float, default=400, help="seconds after which a peer's run is stopped")
+    parser.add_argument("--only", default="", help="cells to run, e.g. sampling-8-20,beam-8-20")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    return parser.parse_args()
+
+
+def _write(report: dict[str, Any], cells: Sequence[Cell], out: Path, name: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    whole = {**report, "cells": [{**asdict(cell), "ratio": cell.ratio} for cell in cells]}
+    (out / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n")
+    (out / f"{name}.md").write_text(table(report, cells))
+    plot(cells, out / f"{name}.png")
 
 
 def _name(cell: Cell) -> str:

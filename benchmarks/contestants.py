@@ -53,8 +53,9 @@ class Ours:
 
         with torch.inference_mode():
             model = packed(self.model, keep=True)
-            tokens = model.encode_image(torch.zeros(batch, 3, 224, 224)).tokens
-            decoder = CachedDecoder(model, tokens, num_steps, num_reads=num_steps)
+            dtype = next(model.parameters()).dtype
+            tokens = model.encode_image(torch.zeros(batch, 3, 224, 224, dtype=dtype)).tokens
+            decoder = CachedDecoder(model, tokens, num_steps, num_captions=1, num_reads=num_steps)
             ids = torch.full((batch, 1), self.tokenizer.bos_id)
             times = []
             for _ in range(num_steps):
@@ -139,12 +140,17 @@ def standard_output_for_answers() -> Iterator[Callable[[dict[str, Any]], None]]:
         sys.stdout = out
 
 
-def main(name: str, num_threads: int) -> None:
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def main(name: str, num_threads: int, precision: str) -> None:
     """Answer until the input ends."""
     torch.set_num_threads(num_threads)
+    dtype = PRECISIONS[precision]
     with standard_output_for_answers() as answer:
         try:
             contestant = CONTESTANTS[name]()
+            contestant.model.to(dtype)
         except ImportError as error:
             answer({"missing": str(error)})
             return
@@ -156,13 +162,20 @@ def main(name: str, num_threads: int) -> None:
             if cell["method"] == "steps":
                 answer({"milliseconds": contestant.steps(cell["batch"], cell["tokens"])})
                 continue
-            images = torch.randn(cell["batch"], 3, 224, 224, generator=torch.Generator().manual_seed(0))
-            start = time.perf_counter()
-            made = contestant.run(cell, images)
-            seconds = time.perf_counter() - start
-            assert made == cell["tokens"], f"{name} made {made} tokens, not {cell['tokens']}"
-            answer({"seconds": seconds})
+            answer(_timed(contestant, cell, dtype))
+
+
+def _timed(contestant: Any, cell: Cell, dtype: torch.dtype) -> dict[str, Any]:
+    images = torch.randn(cell["batch"], 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(dtype)
+    start = time.perf_counter()
+    try:
+        made = contestant.run(cell, images)
+    except (RuntimeError, TypeError, ValueError) as error:  # a precision that it does not support
+        return {"failed": f"{type(error).__name__}: {error}"[:200]}
+    seconds = time.perf_counter() - start
+    assert made == cell["tokens"], f"made {made} tokens, not {cell['tokens']}"
+    return {"seconds": seconds}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -9,6 +9,7 @@ from torch import Tensor
 from grr_coca.config import CoCaConfig
 from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.generate.packing import packed
+from grr_coca.layers.attention import KeyValues
 from grr_coca.model import CoCa, build
 from grr_coca.presets import PRESETS
 
@@ -52,7 +53,7 @@ def _assert_equal(cached: Tensor, uncached: Tensor) -> None:
 def test_cached_logits_are_those_of_the_whole_caption(
     model: CoCa, image_tokens: Tensor, num_reads: int, pack: bool
 ) -> None:
-    decoder = CachedDecoder(packed(model, keep=True) if pack else model, image_tokens, 37, num_reads)
+    decoder = CachedDecoder(packed(model, keep=True) if pack else model, image_tokens, 37, 1 + num_reads, num_reads)
     ids = _ids(NUM_IMAGES, 37)
     whole = model.multimodal_decoder(model.text_decoder.prefix(ids), image_tokens)
     _assert_equal(decoder.step(ids[:, :3]), whole[:, 2])
@@ -62,7 +63,7 @@ def test_cached_logits_are_those_of_the_whole_caption(
 
 @pytest.mark.parametrize("num_reads", [FEW, MANY])
 def test_rows_that_leave_and_multiply_keep_their_past(model: CoCa, image_tokens: Tensor, num_reads: int) -> None:
-    decoder = CachedDecoder(packed(model, keep=True), image_tokens, 20, num_reads)
+    decoder = CachedDecoder(packed(model, keep=True), image_tokens, 20, 1 + num_reads, num_reads)
     prompt = _ids(NUM_IMAGES, 4)
     decoder.step(prompt)
     decoder.repeat(2)
@@ -79,7 +80,7 @@ def test_rows_that_leave_and_multiply_keep_their_past(model: CoCa, image_tokens:
 @pytest.mark.parametrize("num_reads", [FEW, MANY])
 def test_beams_that_change_places_keep_their_past(model: CoCa, image_tokens: Tensor, num_reads: int) -> None:
     num_beams, num_steps = 4, 8
-    decoder = CachedDecoder(packed(model, keep=True), image_tokens, 3 + num_beams * num_steps, num_reads)
+    decoder = CachedDecoder(packed(model, keep=True), image_tokens, 3 + num_beams * num_steps, num_beams, num_reads)
     prompt = _ids(NUM_IMAGES, 3)
     decoder.step(prompt)
     past = prompt[:, None].expand(-1, num_beams, -1)  # B K T
@@ -100,10 +101,21 @@ def test_an_image_is_projected_once(model: CoCa, image_tokens: Tensor, monkeypat
     for block in model.multimodal_decoder.blocks:
         block.cross_attn.kv_proj.register_forward_hook(lambda *_: projected.append(1))
     try:
-        decoder = CachedDecoder(model, image_tokens, 8, MANY)
+        decoder = CachedDecoder(model, image_tokens, 8, 2, MANY)
         for _ in range(8):
             decoder.step(_ids(2 * NUM_IMAGES, 1))
     finally:
         for block in model.multimodal_decoder.blocks:
             block.cross_attn.kv_proj._forward_hooks.clear()
     assert len(projected) == len(model.multimodal_decoder.blocks)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_captions", "num_reads", "projects"),
+    [(4, 1, MANY, False), (4, 2, FEW, False), (4, 2, MANY, True), (1, 1, FEW, True)],
+)
+def test_what_is_read_of_an_image_depends_on_how_often(
+    model: CoCa, image_tokens: Tensor, num_images: int, num_captions: int, num_reads: int, projects: bool
+) -> None:
+    decoder = CachedDecoder(packed(model, keep=True), image_tokens[:num_images], 8, num_captions, num_reads)
+    assert all(isinstance(context, KeyValues) is projects for context in decoder.contexts)

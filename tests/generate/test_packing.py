@@ -12,11 +12,14 @@ from torch import nn
 from grr_coca.config import CoCaConfig
 from grr_coca.generate import packing
 from grr_coca.generate.absorbed import AbsorbedCrossAttention
+from grr_coca.generate.cache import KeyValueCache
 from grr_coca.generate.fused import FusedGEGLU, FusedRMSNorm, PackedLinear
 from grr_coca.generate.packing import packed
-from grr_coca.layers.attention import CrossAttention
+from grr_coca.generate.self_attention import FusedSelfAttention
+from grr_coca.layers.attention import CrossAttention, KeyValues, SelfAttention
 from grr_coca.layers.feed_forward import GEGLU
 from grr_coca.layers.norm import RMSNorm
+from grr_coca.layers.rotary import Rotary, line_angles
 from grr_coca.model import CoCa, build
 
 
@@ -53,6 +56,46 @@ def test_every_fast_layer_is_the_function_of_its_layer(layer: nn.Module, fast: t
         copied = packed(nn.Sequential(layer, nn.Linear(1, 1)), keep=False)[0]
         assert type(copied) is fast
         torch.testing.assert_close(copied(*inputs), layer(*inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("qk_norm", [None, RMSNorm(12)])
+@pytest.mark.parametrize("rotary", [None, Rotary(line_angles(9, 12))])
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_fused_self_attention_is_that_of_its_layer(
+    qk_norm: nn.Module | None, rotary: Rotary | None, num_rows: int
+) -> None:
+    layer = SelfAttention(24, 2, causal=True, rotary=rotary, qk_norm=qk_norm)
+    fused = packed(nn.Sequential(layer), keep=False)[0]
+    assert type(fused) is FusedSelfAttention
+    x, (old, new) = _x(num_rows, 9, 24), (KeyValueCache(9), KeyValueCache(9))
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(x), layer(x), rtol=1e-5, atol=1e-6)
+        for start, end in ((0, 1), (1, 2), (2, 3), (3, 9)):
+            for cache in (old, new):
+                cache.start, cache.positions = start, torch.arange(start, end)
+                cache.mask = torch.ones(end - start, end, dtype=torch.bool).tril(start)[None, None]
+            args = x[:, start:end], None
+            torch.testing.assert_close(fused(*args, new), layer(*args, old), rtol=1e-5, atol=1e-6)
+        assert torch.equal(x, _x(num_rows, 9, 24))
+
+
+def test_a_cache_takes_keys_and_values_joined_or_not() -> None:
+    joined, apart, new = KeyValueCache(8), KeyValueCache(8), _x(2, 1, 2, 3, 5)
+    for rows in (new, new.repeat_interleave(3, dim=0)):  # one of each line, then three side by side
+        found = joined.write(rows)
+        seen, _ = apart.extend(KeyValues(rows[:, :, 0], rows[:, :, 1]))
+        for ours, theirs in zip(found, seen, strict=True):
+            assert torch.equal(ours.transpose(1, 2), theirs)
+    assert joined.filled == apart.filled == 4
+
+
+def test_each_layout_is_made_when_it_is_needed() -> None:
+    layer = packed(nn.Sequential(nn.Linear(24, 40)), keep=False)[0]
+    with torch.inference_mode():
+        layer(_x(1, 24))
+        assert "packed_weight" not in vars(layer)
+        layer(_x(2, 24))
+    assert "packed_weight" in vars(layer)
 
 
 def test_few_queries_leave_the_context_unprojected() -> None:
@@ -123,6 +166,9 @@ def test_what_is_watched_replaced_or_not_fp32_stays_as_it_is(model: CoCa) -> Non
     watched[0].register_forward_hook(lambda *_: None)
     copied = packed(watched, keep=False)
     assert [type(layer) for layer in copied] == [nn.Linear, PackedLinear]
+    turning = SelfAttention(24, 2, causal=True, rotary=Rotary(line_angles(9, 12)))
+    turning.rotary.register_forward_hook(lambda *_: None)
+    assert type(packed(nn.Sequential(turning), keep=False)[0]) is SelfAttention
     attn = CrossAttention(24, 32, 2)
     attn.k_norm = RMSNorm(12)  # keys that are normalized must be projected
     assert type(packed(nn.Sequential(attn), keep=False)[0]) is CrossAttention

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention, KeyValues
+from grr_coca.layers.packing import Packing
 
 
 class AbsorbedCrossAttention(nn.Module):
@@ -26,9 +27,16 @@ class AbsorbedCrossAttention(nn.Module):
         """As in `CrossAttention`."""
         return self.attn.project(context)
 
-    def forward(self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues) -> Float[Tensor, "R T D"]:
+    def forward(
+        self,
+        x: Float[Tensor, "R T D"],
+        context: Float[Tensor, "B S C"] | KeyValues,
+        packing: Packing | None = None,
+    ) -> Float[Tensor, "R T D"]:
         """As in `CrossAttention`."""
-        if isinstance(context, KeyValues) or not self.pays(x.shape[0] * x.shape[1] // len(context), context.shape[1]):
+        if isinstance(context, KeyValues) or packing is not None:
+            return self.attn(x, context, packing)
+        if not self.pays(x.shape[0] * x.shape[1] // len(context), context.shape[1]):
             return self.attn(x, context)
         key_weight, value_weight = self.kv_weight
         q = self.attn.q_proj(x).unflatten(-1, (self.attn.num_heads, -1))  # R T H Dh

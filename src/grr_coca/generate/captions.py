@@ -125,8 +125,9 @@ def _search(
 ) -> list[list[Hypothesis]]:
     prompt_ids = prompt_ids.to(image.tokens.device)
     num_slots = len(prompt_ids) + options.num_beams * (max_length - 1)
-    num_reads = len(prompt_ids) + max(options.num_beams, options.num_captions) * (max_length - 1)
-    decoder = CachedDecoder(model, image.tokens, num_slots, num_reads)
+    num_captions = max(options.num_beams, options.num_captions)
+    num_reads = len(prompt_ids) + num_captions * (max_length - 1)
+    decoder = CachedDecoder(model, image.tokens, num_slots, num_captions, num_reads)
     if options.num_beams > 1:
         return BeamSearch(decoder, prompt_ids, options, max_length, eos_id).run()
     uniforms = None

@@ -16,6 +16,8 @@ from grr_coca.layers.attention import CrossAttention, KeyValues, Layout
 from grr_coca.model import CoCa
 from grr_coca.precision import at_least_fp32
 
+Context = Float[Tensor, "B Q C"] | KeyValues
+
 FEWEST_IMAGES = 4
 """With fewer, reading the projections' weights at each step takes longer than projecting once."""
 
@@ -23,16 +25,19 @@ FEWEST_IMAGES = 4
 class CachedDecoder:
     """Both text halves with their caches. What is read of an image is made once and never copied per caption.
 
-    `num_reads` is how many tokens will be decoded for each image: with few, `AbsorbedCrossAttention` is cheaper than
-    keys and values.
+    `num_captions` of each image will be decoded, `num_reads` tokens in all: with few of either,
+    `AbsorbedCrossAttention` is cheaper than keys and values.
     """
 
-    def __init__(self, model: CoCa, image_tokens: Float[Tensor, "B Q C"], num_slots: int, num_reads: int) -> None:
+    def __init__(
+        self, model: CoCa, image_tokens: Float[Tensor, "B Q C"], num_slots: int, num_captions: int, num_reads: int
+    ) -> None:
         self.model = model
         self.position = 0
-        self.contexts = [_context(block, image_tokens, num_reads) for block in model.multimodal_decoder.blocks]
+        blocks = model.multimodal_decoder.blocks
+        self.contexts = [_context(block, image_tokens, num_captions, num_reads) for block in blocks]
         self.text_caches = [KeyValueCache(num_slots) for _ in model.text_decoder.blocks]
-        self.multimodal_caches = [KeyValueCache(num_slots) for _ in model.multimodal_decoder.blocks]
+        self.multimodal_caches = [KeyValueCache(num_slots) for _ in blocks]
 
     @property
     def num_images(self) -> int:
@@ -47,7 +52,7 @@ class CachedDecoder:
             mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=token_ids.device).tril()[None, None]
         positions = torch.arange(self.position, self.position + num_tokens, device=token_ids.device)
         for cache in (*self.text_caches, *self.multimodal_caches):
-            cache.positions, cache.mask = positions, mask
+            cache.start, cache.positions, cache.mask = self.position, positions, mask
         self.position += num_tokens
         x = self.model.text_decoder.prefix(token_ids, [Layout(positions, cache) for cache in self.text_caches])  # R T D
         decoder = self.model.multimodal_decoder
@@ -73,10 +78,15 @@ class CachedDecoder:
             cache.select(lines)
 
 
-def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_reads: int) -> Tensor | KeyValues:
+def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_captions: int, num_reads: int) -> Context:
     """What a block reads of the images: their tokens, or its keys and values, laid out head by head."""
     attn = cast(CrossAttention | AbsorbedCrossAttention, block.cross_attn)
     enough = len(image_tokens) >= FEWEST_IMAGES
-    if enough and isinstance(attn, AbsorbedCrossAttention) and attn.pays(num_reads, image_tokens.shape[1]):
+    # One query at a time waits for memory, and all blocks read the same tokens, half of what keys and values are.
+    if (
+        enough
+        and isinstance(attn, AbsorbedCrossAttention)
+        and (num_captions == 1 or attn.pays(num_reads, image_tokens.shape[1]))
+    ):
         return image_tokens
     return KeyValues(*(kept.transpose(1, 2).contiguous().transpose(1, 2) for kept in attn.project(image_tokens)))

@@ -3,28 +3,28 @@
 Shapes: D input channels, O output channels.
 """
 
+from functools import cached_property
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from grr_coca.generate.row import RowProduct, is_intel, row_product
 from grr_coca.layers.feed_forward import GEGLU
 from grr_coca.layers.norm import RMSNorm
 
-PARTS = 8
-"""A single row is multiplied with this many parts of the weight as a batch of products: that kernel reads plain
-weights as fast as the memory gives them, twice as fast as any other here."""
-
 
 class PackedLinear(nn.Module):
-    """An `nn.Linear` that cannot be trained, its weight in oneDNN's own layout too: for two rows or more."""
+    """An `nn.Linear` that cannot be trained, its weight laid out for one row and for more.
+
+    Each layout is made when it is first needed: who decodes one caption at a time does not pay for the other.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight = linear.weight
         self.bias = linear.bias
-        weight = linear.weight.detach()
-        self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-        self.parts = weight.unflatten(0, (PARTS, -1)) if len(weight) % PARTS == 0 else None
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B O"]:
         """`x W^T + b`."""
@@ -37,8 +37,7 @@ class PackedLinear(nn.Module):
         """GELU of it, in one go."""
         row = self._row(x)
         if row is not None:
-            # F.gelu spends longer on starting a oneDNN kernel than on so few numbers.
-            return row.mul_(torch.erf(row * 0.5**0.5).add_(1)).mul_(0.5)
+            return F.gelu(row)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed_weight, self.bias, "gelu", [], "none")
 
     def times(self, x: Float[Tensor, "*B D"], factor: Float[Tensor, "*B O"]) -> Float[Tensor, "*B O"]:
@@ -48,12 +47,21 @@ class PackedLinear(nn.Module):
             return row.mul_(factor)
         return torch.ops.mkldnn._linear_pointwise.binary(x, factor, self.packed_weight, self.bias, "mul")
 
+    @cached_property
+    def packed_weight(self) -> Tensor:
+        """The weight in the blocks that oneDNN's kernels read."""
+        return torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+
+    @cached_property
+    def row_product(self) -> RowProduct | None:
+        """What multiplies a single row."""
+        return row_product(self.weight.detach(), is_intel())
+
     def _row(self, x: Tensor) -> Tensor | None:
         """The result for a single row, None for more."""
-        if self.parts is None or x.numel() != x.shape[-1]:
+        if x.numel() != x.shape[-1] or self.row_product is None:
             return None
-        column = x.reshape(1, 1, -1).expand(PARTS, -1, -1).mT  # a transposed row: another layout is six times as slow
-        product = torch.bmm(self.parts, column).view(*x.shape[:-1], -1)
+        product = self.row_product(x)
         return product if self.bias is None else product.add_(self.bias)
 
 

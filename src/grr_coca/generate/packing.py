@@ -7,26 +7,46 @@ while the result is in registers (`benchmarks/captioning.py`). The numbers are t
 
 import copy
 import weakref
-from typing import TypeVar
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from grr_coca.generate.absorbed import AbsorbedCrossAttention
 from grr_coca.generate.fused import FusedGEGLU, FusedRMSNorm, PackedLinear
-from grr_coca.layers.attention import CrossAttention
+from grr_coca.generate.self_attention import FusedSelfAttention
+from grr_coca.layers.attention import CrossAttention, SelfAttention
 from grr_coca.layers.feed_forward import GEGLU
 from grr_coca.layers.norm import RMSNorm
+from grr_coca.layers.rotary import Rotary
 
 Module = TypeVar("Module", bound=nn.Module)
 Fingerprint = list[tuple[int, int, float]]
 
-PARTS = {
-    CrossAttention: {"q_proj", "kv_proj", "out_proj"},
-    GEGLU: {"gate_proj", "up_proj", "down_proj"},
-    RMSNorm: set(),
+
+class Fast(NamedTuple):
+    """What stands in for a layer, and of which classes its children must be: with any other, it stays as it is."""
+
+    make: Callable[..., nn.Module]
+    children: dict[str, frozenset[type[nn.Module]]]
+
+
+LINEAR = frozenset({PackedLinear})
+FAST = {
+    CrossAttention: Fast(AbsorbedCrossAttention, {"q_proj": LINEAR, "kv_proj": LINEAR, "out_proj": LINEAR}),
+    GEGLU: Fast(FusedGEGLU, {"gate_proj": LINEAR, "up_proj": LINEAR, "down_proj": LINEAR}),
+    RMSNorm: Fast(FusedRMSNorm, {}),
+    SelfAttention: Fast(
+        FusedSelfAttention,
+        {
+            "qkv_proj": LINEAR,
+            "out_proj": LINEAR,
+            "qk_norm": frozenset({nn.Identity, FusedRMSNorm}),
+            "rotary": frozenset({Rotary}),
+        },
+    ),
 }
-"""What is replaced, and the children that it must have: with any other, it stays as it is."""
 
 _kept: "weakref.WeakKeyDictionary[nn.Module, tuple[Fingerprint, nn.Module]]" = weakref.WeakKeyDictionary()
 
@@ -59,15 +79,12 @@ def _packed_copy(module: nn.Module) -> nn.Module:
         return PackedLinear(module)  # type: ignore[arg-type]
     copied = copy.copy(module)
     copied._modules = {name: child and _packed_copy(child) for name, child in module._modules.items()}
-    for kind, make in ((CrossAttention, AbsorbedCrossAttention), (GEGLU, FusedGEGLU), (RMSNorm, FusedRMSNorm)):
-        children = dict(copied.named_children())
-        if _is_plain(module, kind) and children.keys() == PARTS[kind] and _all_packed(children):
-            return make(copied)  # type: ignore[arg-type]
+    kind = type(module)
+    if kind in FAST and _is_plain(module, kind):
+        make, expected = FAST[kind]
+        if all(type(child) in expected.get(name, ()) and _is_bare(child) for name, child in copied.named_children()):
+            return make(copied)
     return copied
-
-
-def _all_packed(children: dict[str, nn.Module]) -> bool:
-    return all(type(child) is PackedLinear for child in children.values())
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -76,9 +93,12 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         type(module) is kind
         and all(type(parameter) is nn.Parameter for parameter in module.parameters())
         and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in module.parameters())
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and "forward" not in vars(module)
+        and _is_bare(module)
     )
+
+
+def _is_bare(module: nn.Module) -> bool:
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _fingerprint(weight: Tensor) -> tuple[int, int, float]:

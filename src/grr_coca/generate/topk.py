@@ -21,8 +21,10 @@ def largest(values: Float[Tensor, "R V"], k: int) -> tuple[Float[Tensor, "R K"],
     if 2 * k >= num_blocks:
         top, where = values.topk(min(k, values.shape[1]))
         return top, where
-    blocks = F.pad(values, (0, num_blocks * BLOCK - values.shape[1]), value=-torch.inf).unflatten(1, (-1, BLOCK))
-    best_blocks = blocks.amax(dim=-1).topk(k).indices  # R K
+    missing = num_blocks * BLOCK - values.shape[1]
+    padded = F.pad(values, (0, missing), value=-torch.inf) if missing else values  # padding copies, even by nothing
+    blocks = padded.unflatten(1, (-1, BLOCK))
+    best_blocks = blocks.amax(dim=-1).topk(k, sorted=False).indices  # R K
     within = blocks.gather(1, best_blocks[..., None].expand(-1, -1, BLOCK)).flatten(1)  # R, K · BLOCK
     top, where = within.topk(k)
     return top, best_blocks.gather(1, where // BLOCK) * BLOCK + where % BLOCK

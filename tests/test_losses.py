@@ -156,7 +156,7 @@ def test_no_stretch_has_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch)
     shapes = []
 
     class Shapes(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             shapes.append(out.shape if isinstance(out, Tensor) else ())
             return out

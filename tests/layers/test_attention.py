@@ -107,7 +107,6 @@ class _Growing:
 
     def __init__(self) -> None:
         self.seen: list[KeyValues] = []
-        self.positions = torch.arange(0)
 
     def extend(self, new: KeyValues) -> tuple[KeyValues, None]:
         self.seen.append(new)
@@ -119,7 +118,5 @@ def test_token_by_token_with_a_cache_is_causal_attention(rotary: Rotary | None) 
     attn, x, cache = SelfAttention(32, 4, causal=True, rotary=rotary), _random(2, 9, 32).float(), _Growing()
     whole = attn(x)
     for t in range(9):
-        cache.positions = torch.tensor([t])
-        torch.testing.assert_close(
-            attn(x[:, t : t + 1], Layout(cache.positions, cache)), whole[:, t : t + 1], rtol=0, atol=1e-6
-        )
+        layout = Layout(torch.tensor([t]), cache)
+        torch.testing.assert_close(attn(x[:, t : t + 1], layout), whole[:, t : t + 1], rtol=0, atol=1e-6)

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.layers.attention import CrossAttention, KeyValues
-from grr_coca.layers.packing import Packing
+from grr_coca.layers.attention import PLAIN, CrossAttention, KeyValues, Layout
 
 
 class AbsorbedCrossAttention(nn.Module):
@@ -28,14 +27,11 @@ class AbsorbedCrossAttention(nn.Module):
         return self.attn.project(context)
 
     def forward(
-        self,
-        x: Float[Tensor, "R T D"],
-        context: Float[Tensor, "B S C"] | KeyValues,
-        packing: Packing | None = None,
+        self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout = PLAIN
     ) -> Float[Tensor, "R T D"]:
         """As in `CrossAttention`."""
-        if isinstance(context, KeyValues) or packing is not None:
-            return self.attn(x, context, packing)
+        if isinstance(context, KeyValues) or layout.packing is not None:
+            return self.attn(x, context, layout)
         if not self.pays(x.shape[0] * x.shape[1] // len(context), context.shape[1]):
             return self.attn(x, context)
         key_weight, value_weight = self.kv_weight

@@ -15,15 +15,14 @@ class KeyValueCache:
 
     Captions that search together (the beams of an image) write into one line of slots, side by side, and `mask`
     tells which slots are a caption's own past. So a beam that changes its past changes a row of the mask, and no key
-    or value moves. Without a mask, each caption has a line and sees all of it. The new tokens stand at `positions`,
-    `start` and following, which are not their slots where several captions share a line.
+    or value moves. Without a mask, each caption has a line and sees all of it. The new tokens stand at `start` and
+    following, which are not their slots where several captions share a line.
     """
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
         self.filled = 0
         self.start = 0
-        self.positions: Int[Tensor, " T"] = torch.arange(0)
         self.mask: Bool[Tensor, "#B 1 L S"] | None = None
         self._buffer: Tensor | None = None
 

@@ -52,9 +52,10 @@ class CachedDecoder:
             mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=token_ids.device).tril()[None, None]
         positions = torch.arange(self.position, self.position + num_tokens, device=token_ids.device)
         for cache in (*self.text_caches, *self.multimodal_caches):
-            cache.start, cache.positions, cache.mask = self.position, positions, mask
+            cache.start, cache.mask = self.position, mask
         self.position += num_tokens
-        x = self.model.text_decoder.prefix(token_ids, [Layout(positions, cache) for cache in self.text_caches])  # R T D
+        layouts = (Layout(positions, cache) for cache in self.text_caches)
+        x = self.model.text_decoder.prefix(token_ids, layouts)  # R T D
         decoder = self.model.multimodal_decoder
         for block, context, cache in zip(decoder.blocks, self.contexts, self.multimodal_caches, strict=True):
             x = block(x, context, Layout(positions, cache))

@@ -7,12 +7,11 @@ Shapes: R rows of captions, T new tokens, B lines of slots, L = R / B * T, S slo
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.generate.cache import KeyValueCache
-from grr_coca.layers.attention import Cache, SelfAttention
-from grr_coca.layers.packing import Packing
+from grr_coca.layers.attention import PLAIN, Layout, SelfAttention
 
 
 class FusedSelfAttention(nn.Module):
@@ -24,16 +23,11 @@ class FusedSelfAttention(nn.Module):
         self.qk_norm = None if isinstance(attn.qk_norm, nn.Identity) else attn.qk_norm
         self.turns = None if attn.rotary is None else attn.rotary.table[:, None, None]  # T 1 1 C
 
-    def forward(
-        self,
-        x: Float[Tensor, "R T D"],
-        positions: Int[Tensor, "*R T"] | None = None,
-        cache: Cache | None = None,
-        packing: Packing | None = None,
-    ) -> Float[Tensor, "R T D"]:
+    def forward(self, x: Float[Tensor, "R T D"], layout: Layout = PLAIN) -> Float[Tensor, "R T D"]:
         """As in `SelfAttention`."""
+        cache = layout.cache
         if not isinstance(cache, KeyValueCache):
-            return self.attn(x, positions, cache, packing)
+            return self.attn(x, layout)
         num_rows, num_tokens, _ = x.shape
         qkv = self.attn.qkv_proj(x).view(num_rows, num_tokens, 3, self.attn.num_heads, -1)
         if self.qk_norm is not None:

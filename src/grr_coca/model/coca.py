@@ -87,7 +87,7 @@ class CoCa(nn.Module):
         lengths: Int[Tensor, " B"],
         kept_patches: Int[Tensor, "B K"] | None = None,
     ) -> CoCaOutput:
-        """Both embeddings, and what captions are predicted from, in one pass. See `Batch` for the layout of the text."""
+        """Both embeddings, and what captions are predicted from, in one pass; see `Batch` for the layout of text."""
         image = self.encode_image(images, kept_patches)
         text = self.encode_text(token_ids, lengths)
         # The last two positions of each caption, [EOS] and [CLS], have no token left to predict.

@@ -85,7 +85,7 @@ def table(report: dict[str, Any], before: dict[str, Any] | None) -> str:
     for title, run in (("Slowest operations", report), ("Slowest operations before", before)):
         if run is None:
             continue
-        lines += ["", f"## {title}", "", "| operation | calls | ms | share |", "|---|---|---|---|"]
+        lines += ["", f"**{title}**", "", "| operation | calls | ms | share |", "|---|---|---|---|"]
         lines += [
             f"| `{op['name'][:70]}` | {op['calls']} | {op['ms']:.1f} | {100 * op['share']:.1f} % |"
             for op in run["operations"]

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from grr_coca.config import CoCaConfig
 from grr_coca.layers.block import Block, CrossBlock
-from grr_coca.model import CoCa, build
+from grr_coca.model import CoCa, CoCaOutput, build
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.multimodal_decoder import MultimodalDecoder
 from grr_coca.model.text_decoder import TextDecoder
@@ -34,6 +35,11 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def num_parameters(config: CoCaConfig) -> int:
+    """Number of parameters of a model that need not be there."""
+    return count_parameters(_without_numbers(config))
+
+
 def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
     """Counted FLOPs of one forward pass over one pair; a training step costs three times that.
 
@@ -41,15 +47,51 @@ def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
         config: the model.
         text_length: tokens of the caption, [BOS], [EOS] and [CLS] included; the whole context if None.
     """
+    with FlopCounterMode(display=False) as counter:
+        _forward(config, 1, text_length)
+    return counter.get_total_flops()
+
+
+def saved_bytes_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
+    """Bytes in fp32 that a forward pass keeps of each pair for its backward pass, and the logits' gradient.
+
+    Args:
+        config: the model.
+        text_length: as in `flops_per_pair`.
+    """
+    kept = [_saved_bytes(config, batch, text_length) for batch in (2, 3)]
+    return kept[1] - kept[0]
+
+
+def _saved_bytes(config: CoCaConfig, batch: int, text_length: int | None) -> int:
+    """Bytes of all storages that autograd holds on to, each counted once; weights are among them."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = _forward(config, batch, text_length)
+    logits = output.logits
+    return sum(storage.nbytes() for storage in storages.values()) + 2 * logits.numel() * logits.element_size()
+
+
+@lru_cache(maxsize=2)
+def _without_numbers(config: CoCaConfig) -> CoCa:
+    """The model's shapes, on the meta device; drawing the weights of a large one takes seconds."""
+    return build(config).to("meta")
+
+
+def _forward(config: CoCaConfig, batch: int, text_length: int | None) -> CoCaOutput:
+    """A pass without numbers."""
     length = text_length or config.text_decoder.context_length
     side = config.image_encoder.image_size
-    model = build(config).to("meta")
-    images = torch.empty(1, 3, side, side, device="meta")
-    token_ids = torch.empty(1, length, dtype=torch.long, device="meta")
-    lengths = torch.empty(1, dtype=torch.long, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        model(images, token_ids, lengths)
-    return counter.get_total_flops()
+    images = torch.empty(batch, 3, side, side, device="meta")
+    token_ids = torch.empty(batch, length, dtype=torch.long, device="meta")
+    lengths = torch.empty(batch, dtype=torch.long, device="meta")
+    return _without_numbers(config)(images, token_ids, lengths)
 
 
 def parts(model: CoCa) -> list[Part]:

@@ -57,13 +57,15 @@ def scaling_plot(report: dict[str, Any], path: Path) -> None:
         time.set_xlim(left=0)
         time.set_ylim(bottom=0)
         time.set_xlabel("GFLOP a step", fontsize=8)
-        _style(time, f"{name}: off the line by {fit['largest_deviation']:.1%} at most".replace("%", " %"))
+        _style(
+            time, f"{name.replace('_', ' ')}: off the line by {fit['largest_deviation']:.1%} at most".replace("%", " %")
+        )
         memory.plot(
             range(len(points)), [p["peak_bytes"] / 2**30 for p in points], "o-", color=COLOURS["ours"], markersize=4
         )
         memory.set_xticks(range(len(points)), [str(point["value"]) for point in points], fontsize=7)
         memory.set_ylim(bottom=0)
-        memory.set_xlabel(name, fontsize=8)
+        memory.set_xlabel(name.replace("_", " "), fontsize=8)
         _style(memory, "peak memory, GiB")
     grid[0][0].set_ylabel("seconds a step", fontsize=8)
     where = report["machine"]

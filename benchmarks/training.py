@@ -16,6 +16,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,50 +159,41 @@ class Benchmark:
         return worker
 
     def _take_turns(self, row: Row, workers: dict[str, Worker]) -> None:
-        for name, worker in list(workers.items()):
-            self._try(row, name, workers, lambda side, name=name, worker=worker: self._warm_up(row, name, worker, side))
-        for number in range(self.options.steps):
+        measured = [partial(self._measure, number=number) for number in range(self.options.steps)]
+        for turn in (self._warm_up, *measured, self._end):
             for name, worker in list(workers.items()):
-                self._try(
-                    row,
-                    name,
-                    workers,
-                    lambda side, worker=worker, number=number: side.seconds.append(
-                        self._step(row, worker, number)["seconds"]
-                    ),
-                )
-        for name, worker in list(workers.items()):
-            self._try(row, name, workers, lambda side, name=name, worker=worker: self._end(row, name, worker, side))
+                try:
+                    turn(row, worker)
+                except WorkerError as error:
+                    self._fail(row, name, error)
+                    workers.pop(name).close()
         for worker in workers.values():
             worker.close()
-
-    def _try(self, row: Row, name: str, workers: dict[str, Worker], action: Any) -> None:
-        try:
-            action(row.sides[name])
-        except WorkerError as error:
-            self._fail(row, name, error)
-            workers.pop(name).close()
 
     def _fail(self, row: Row, name: str, error: WorkerError) -> None:
         row.sides[name].error = str(error)
         print(f"{row.name}: {name} failed\n{error}", file=sys.stderr, flush=True)
 
-    def _warm_up(self, row: Row, name: str, worker: Worker, side: Side) -> None:
-        for number in range(WARM_UP.get(name, 1)):
-            offset = 0.5 if number else OTHER_QUANTILES
-            answer = self._step(row, worker, number, offset)
+    def _warm_up(self, row: Row, worker: Worker) -> None:
+        side = row.sides[worker.name]
+        for number in range(WARM_UP.get(worker.name, 1)):
+            answer = self._step(row, worker, number, 0.5 if number else OTHER_QUANTILES)
             side.first_seconds = side.first_seconds or answer["seconds"]
-            print(f"  {name} warm-up {answer['seconds']:.1f} s, loss {answer['loss']:.2f}", flush=True)
+            print(f"  {worker.name} warm-up {answer['seconds']:.1f} s, loss {answer['loss']:.2f}", flush=True)
         worker.ask(self.options.limit, what="forget")
+
+    def _measure(self, row: Row, worker: Worker, number: int) -> None:
+        row.sides[worker.name].seconds.append(self._step(row, worker, number)["seconds"])
 
     def _step(self, row: Row, worker: Worker, number: int, offset: float = 0.5) -> dict[str, Any]:
         lengths = batch_lengths(row.lengths, row.batch, number, offset)
         return worker.ask(self.options.limit, what="step", lengths=lengths, seed=number)
 
-    def _end(self, row: Row, name: str, worker: Worker, side: Side) -> None:
+    def _end(self, row: Row, worker: Worker) -> None:
+        side = row.sides[worker.name]
         side.peak_bytes = worker.ask(self.options.limit, what="peak")["bytes"]
         always_full = worker.about["padding"].startswith("always")
-        key = (name, row.batch, "full" if always_full else row.lengths)
+        key = (worker.name, row.batch, "full" if always_full else row.lengths)
         if key not in self.counted:
             lengths = batch_lengths(row.lengths, row.batch, 0)
             self.counted[key] = worker.ask(self.options.limit, what="flops", lengths=lengths, seed=0)["flops"]
@@ -262,7 +254,8 @@ def main() -> None:
             report["rows"] = {name: report["rows"][name] for name in order if name in report["rows"]}
             write(report, options.out)
             for name, side in row.sides.items():
-                print(f"  {name}: {side.median or float('nan'):.2f} s a step", flush=True)
+                outcome = f"{side.median:.2f} s a step" if side.median else "failed"
+                print(f"  {name}: {outcome}", flush=True)
     print(f"{(time.monotonic() - began) / 60:.0f} min\n\n" + table(report))
     if any(side.error for row in rows for side in row.sides.values()):
         sys.exit(1)

@@ -40,14 +40,17 @@ class Worker:
     ) -> None:
         self.name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        self._process = subprocess.Popen(
-            [python, str(HERE / script), json.dumps(setup)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, **(environment or {})},
-        )
+        try:
+            self._process = subprocess.Popen(
+                [python, str(HERE / script), json.dumps(setup)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env={**os.environ, **(environment or {})},
+            )
+        except OSError as error:
+            raise WorkerError(f"{name}: {python} cannot be run ({error.strerror}); see `make bench`") from error
         self.about = self._read(limit)
 
     def ask(self, limit: float, **question: Any) -> Answer:

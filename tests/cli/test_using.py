@@ -5,7 +5,7 @@ import json
 import pytest
 
 from grr_coca.presets import PRESETS
-from grr_coca.study.forecast import MFU
+from grr_coca.study.forecast import MFU_OF_NARROW
 from support import real_pairs, write_shard
 
 
@@ -100,19 +100,13 @@ def test_info_of_a_batch_foretells_a_training_step_on_this_machine(grr_coca, mon
     monkeypatch.setattr("grr_coca.cli.step_forecast.matmul_rate", lambda *_: 100e9)
     said = grr_coca("info", "grr_coca", "--batch", 256, "--text-length", 12)
     assert said.code == 0, said.err
-    for words in (
-        "a training step of 256 pairs",
-        "100 GFLOP/s just now; assumed",
-        "48 tokens",
-        "12 tokens",
-        "images/s",
-    ):
+    for words in ("a training step of 256 pairs", "fp32 100 GFLOP/s", "assumed", "fp32, 48 tokens", "bf16, 12 tokens"):
         assert words in said.out
     assert said.out.count("GFLOP forward") == 2
-    rows = [line.split() for line in said.out.splitlines() if " GFLOP  " in line]
+    rows = [line.split() for line in said.out.splitlines() if "images/s" in line]
     assert len(rows) == 4
-    flops, seconds, rate = (float(rows[0][i].replace(",", "")) for i in (2, 4, 9))
-    assert seconds == pytest.approx(flops / (100 * MFU["fp32", True].assumed), rel=0.01)
+    flops, seconds, rate = (float(rows[0][i].replace(",", "")) for i in (3, 5, 10))
+    assert seconds == pytest.approx(flops / (100 * MFU_OF_NARROW.assumed), rel=0.01)
     assert rate == pytest.approx(256 / seconds, rel=0.01)
 
 

@@ -1,10 +1,13 @@
-"""What a training step should take on this machine: counted FLOPs over a rate that is measured here and now.
+"""What a training step should take on this machine: counted FLOPs over rates that are measured here and now.
 
-A step of a batch costs three forward passes over its pairs, a share of the best matrix product's rate turns that into
-seconds, and both are put down in `docs/performance.md`, where the straight lines of time against FLOPs are shown.
+A step costs three forward passes over its pairs. In fp32 it reaches a share of the best matrix product's rate, the
+model FLOPs utilization (MFU), which is assumed. What it does besides matrix products takes as long in bf16, whose
+products may be many times as fast: so the MFU in bf16 follows. `docs/performance.md` shows how straight the lines of
+time against FLOPs are that this relies on.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,21 +30,15 @@ NARROW = 256
 
 
 @dataclass(frozen=True)
-class Share:
-    """Of the best matrix product's rate that a training step reaches: what is assumed, and within which range."""
+class Mfu:
+    """Share of the best matrix product's rate that a step reaches in fp32: what is assumed, and within which range."""
 
     low: float
     assumed: float
     high: float
 
 
-MFU: dict[tuple[Precision, bool], Share] = {
-    ("fp32", False): Share(0.5, 0.65, 0.85),
-    ("bf16", False): Share(0.2, 0.4, 0.75),
-    ("fp32", True): Share(0.15, 0.3, 0.5),
-    ("bf16", True): Share(0.03, 0.1, 0.3),
-}
-"""By precision, and whether the model is narrow."""
+MFU_OF_NARROW, MFU_OF_WIDE = Mfu(0.2, 0.3, 0.5), Mfu(0.5, 0.65, 0.85)
 
 BYTES_PER_PARAMETER = {"parameters": 4, "gradients": 4, "optimizer": 8}
 """Weights, gradients and both of AdamW's moments are kept in fp32."""
@@ -51,23 +48,32 @@ ACTIVATION_BYTES = {"fp32": 1.0, "bf16": 0.55}
 
 @dataclass(frozen=True)
 class Forecast:
-    """A training step. `seconds` are those of the assumed share, with the range's fastest and slowest."""
+    """A training step. `rate`: FLOP/s of a matrix product in its precision; `fp32_rate`: in fp32."""
 
+    batch: int
     flops: int
     rate: float
-    """FLOP/s of a matrix product, measured."""
-    share: Share
-    batch: int
+    fp32_rate: float
+    mfu_in_fp32: Mfu
+
+    def seconds_at(self, mfu_in_fp32: float) -> float:
+        """Matrix products at full rate, and the rest, which is what keeps a step in fp32 from that rate."""
+        return self.flops / self.rate + (1 / mfu_in_fp32 - 1) * self.flops / self.fp32_rate
 
     @property
     def seconds(self) -> float:
         """With the assumed share."""
-        return self.flops / (self.rate * self.share.assumed)
+        return self.seconds_at(self.mfu_in_fp32.assumed)
 
     @property
-    def range(self) -> tuple[float, float]:
-        """Fastest and slowest, in seconds."""
-        return self.flops / (self.rate * self.share.high), self.flops / (self.rate * self.share.low)
+    def fastest_and_slowest(self) -> tuple[float, float]:
+        """In seconds."""
+        return self.seconds_at(self.mfu_in_fp32.high), self.seconds_at(self.mfu_in_fp32.low)
+
+    @property
+    def mfu(self) -> float:
+        """In the precision of the step."""
+        return self.flops / self.seconds / self.rate
 
     @property
     def images_per_second(self) -> float:
@@ -80,12 +86,18 @@ def training_flops(config: CoCaConfig, batch: int, text_length: int | None = Non
     return TRAINING_PASSES * batch * flops_per_pair(config, text_length)
 
 
-def forecast(
-    config: CoCaConfig, batch: int, rate: float, precision: Precision, text_length: int | None = None
-) -> Forecast:
-    """A step of `batch` pairs where a matrix product reaches `rate` FLOP/s."""
+def mfu_in_fp32(config: CoCaConfig) -> Mfu:
+    """What is assumed of a model."""
     width = min(config.image_encoder.transformer.embed_dim, config.text_decoder.transformer.embed_dim)
-    return Forecast(training_flops(config, batch, text_length), rate, MFU[precision, width < NARROW], batch)
+    return MFU_OF_NARROW if width < NARROW else MFU_OF_WIDE
+
+
+def forecast(
+    config: CoCaConfig, batch: int, rates: Mapping[Precision, float], precision: Precision, text_length: int
+) -> Forecast:
+    """A step of `batch` pairs where matrix products reach `rates`, FLOP/s by precision."""
+    flops = training_flops(config, batch, text_length)
+    return Forecast(batch, flops, rates[precision], rates["fp32"], mfu_in_fp32(config))
 
 
 def memory(config: CoCaConfig, batch: int, precision: Precision, text_length: int | None = None) -> dict[str, int]:

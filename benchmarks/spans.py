@@ -19,11 +19,12 @@ PARTS = {
     "image encoder": ("image_encoder",),
     "poolers": ("captioning_pooler", "contrastive_pooler", "image_proj"),
     "unimodal text": ("text_decoder", "text_proj"),
-    "multimodal text": ("multimodal_decoder",),
+    "multimodal text": (),
     HEAD: (),
     UPDATE: (),
 }
-"""Modules by part. The head's begins at the multimodal decoder's final norm; both losses count to it."""
+"""Modules by part. The multimodal half begins behind the unimodal one, the head at the final norm; both losses count
+to the head."""
 
 
 class Spans:
@@ -48,6 +49,7 @@ class Spans:
         """Steps in here are taken apart."""
         model, optimizers = self._trainer.model.raw, self._trainer.optimizers
         handles = [hook for part, names in PARTS.items() for hook in self._hooks(part, model, names)]
+        handles.append(model.text_proj.register_forward_hook(lambda *_: self.begin("multimodal text")))
         norm = model.multimodal_decoder.norm
         handles.append(norm.register_forward_pre_hook(self._at_head, with_kwargs=True))
         clip = optimizers.clip
@@ -63,8 +65,7 @@ class Spans:
         for name in names:
             module = model.get_submodule(name)
             yield module.register_forward_pre_hook(lambda *_: self.begin(part))
-            if part != "multimodal text":  # which hands on to the head within its own forward
-                yield module.register_forward_hook(lambda _, __, output: self._on_gradient(output, part))
+            yield module.register_forward_hook(lambda _, __, output: self._on_gradient(output, part))
 
     def _at_head(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.begin(HEAD)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from grr_coca import files, presets
 from grr_coca.batch import Batch
 from grr_coca.data.dataset import PairDataset
+from grr_coca.losses import CaptioningLoss
 from grr_coca.model import CoCa
-from grr_coca.train import gradients
+from grr_coca.train import parallel
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.step import Trainer
 
@@ -139,14 +139,17 @@ def spoil(sample: int, loss: int, gradient: int | None) -> None:
         if step == sample:
             micro_batches[-1].images[0, 0, 3, 3] = torch.nan
 
-    def spoiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *args: function(*args) * (torch.nan if now == loss else 1.0)
+    def spoiled(function: Callable[..., CaptioningLoss]) -> Callable[..., CaptioningLoss]:
+        def poisoned(*args: object) -> CaptioningLoss:
+            return CaptioningLoss(*(part * (torch.nan if now == loss else 1.0) for part in function(*args)))
+
+        return poisoned
 
     def hook(model: ParallelModel, raw: CoCa, *_: object) -> None:
         raw.text_proj.weight.register_hook(lambda grad: grad * torch.nan if now == gradient else grad)
 
     before(Trainer, "step", note)
-    gradients.captioning_loss = spoiled(gradients.captioning_loss)  # type: ignore[assignment]
+    parallel.captioning_loss = spoiled(parallel.captioning_loss)  # type: ignore[assignment]
     if gradient is not None:
         before(ParallelModel, "__init__", hook)
 

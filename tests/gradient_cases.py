@@ -26,6 +26,7 @@ from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import FrozenPart, LossRecipe, Parallelism
 from grr_coca.train.state import whole_tensors
 from grr_coca.train.step import count_tokens
+from support import by_caption
 
 NUM_WORDS = (3, 9, 1, 2, 12, 5, 2, 20)
 """Words of each caption: the second half, which a second rank gets, has more than twice as many as the first."""
@@ -153,7 +154,7 @@ def reference(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[s
     nll, z, num_tokens = torch.zeros((), dtype=dtype), torch.zeros((), dtype=dtype), 0
     for row, length in enumerate(batch.lengths.tolist()):
         for position in range(length - 2):
-            logits = output.logits[row, position]
+            logits = by_caption(output, batch.lengths)[row][position]
             nll = nll - logits.log_softmax(0)[batch.token_ids[row, position + 1]]
             z = z + logits.logsumexp(0) ** 2
             num_tokens += 1

@@ -13,23 +13,22 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from grr_coca.batch import Batch
+from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.pairs import RawPair
 from grr_coca.data.shards import TarShards
 from grr_coca.losses import (
     EmbeddedPairs,
     Losses,
-    captioning_loss,
     coca_loss,
     contrastive_loss,
     same_pair,
-    z_loss,
 )
-from grr_coca.model import CoCa
+from grr_coca.model import CoCa, CoCaOutput
 from grr_coca.ranks import Ranks
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.parallel import ParallelModel
@@ -129,11 +128,17 @@ def compute_losses(model: CoCa, batch: Batch, weights: LossRecipe) -> Losses:
     pairs = EmbeddedPairs(output.image_embedding, output.text_embedding)
     same = same_pair(batch.caption_ids, batch.image_ids)
     contrastive = contrastive_loss(pairs, pairs, model.logit_scale, model.logit_bias, same, 0)
-    captioning = captioning_loss(output.logits, batch.labels)
+    logits = output.logits
+    captioning = F.cross_entropy(logits, batch.labels[batch.labels != IGNORE_INDEX])
     losses = coca_loss(contrastive, captioning, weights.contrastive_weight, weights.captioning_weight)
     if not weights.z_loss_weight:
         return losses
-    return losses._replace(coca=losses.coca + weights.z_loss_weight * z_loss(output.logits, batch.labels))
+    return losses._replace(coca=losses.coca + weights.z_loss_weight * logits.logsumexp(-1).square().mean())
+
+
+def by_caption(output: CoCaOutput, lengths: Tensor) -> list[Tensor]:
+    """The logits of each caption, of its length less [EOS] and [CLS]."""
+    return list(output.logits.split((lengths - 2).tolist()))
 
 
 def make_trainer(model: CoCa, optimizers: Optimizers, weights: LossRecipe | None = None) -> Trainer:

@@ -7,16 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from grr_coca import losses
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.data.dataset import next_token_labels, pad_rows
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.evaluate.split import evaluate_split
-from grr_coca.losses import EmbeddedPairs, captioning_loss, coca_loss, contrastive_loss, same_pair, z_loss
+from grr_coca.losses import CaptioningLoss, EmbeddedPairs, captioning_loss, coca_loss, contrastive_loss, same_pair
 from grr_coca.model import build
 from grr_coca.train.recipe import LossRecipe
-from support import compute_losses
+from support import by_caption, compute_losses
 
 BOS, EOS, CLS_SLOT = 1, 2, 0
 
@@ -99,35 +101,79 @@ def test_an_equal_caption_is_pushed_away_from_no_image() -> None:
 # --- Captioning ---
 
 
-def test_captioning_is_the_mean_over_tokens_and_not_over_rows() -> None:
-    # Row 0 has one token of probability 1/2, row 1 three tokens of probability 1/4.
-    logits = torch.full((2, 3, 4), 0.0)
-    logits[0] = torch.tensor([math.log(3), 0.0, 0.0, 0.0])
-    labels = torch.tensor([[0, -100, -100], [0, 1, 2]])
-    over_tokens = (math.log(2) + 3 * math.log(4)) / 4
-    over_rows = (math.log(2) + math.log(4)) / 2
-    assert captioning_loss(logits, labels).item() == pytest.approx(over_tokens, rel=1e-6)
-    assert abs(over_tokens - over_rows) > 0.1
+def _of_logits(logits: Tensor, labels: Tensor, *args: object) -> CaptioningLoss:
+    """With the unit matrix for a head, states are logits."""
+    return captioning_loss(logits, torch.eye(logits.shape[-1], dtype=logits.dtype), labels, *args)
 
 
-def test_ignored_positions_have_neither_value_nor_gradient() -> None:
-    logits = torch.zeros(1, 3, 4, requires_grad=True)
-    labels = torch.tensor([[1, -100, 3]])
-    captioning_loss(logits, labels).backward()
-    assert logits.grad is not None
-    assert torch.equal(logits.grad[0, 1], torch.zeros(4))
-    assert logits.grad[0, 0].abs().sum() > 0
-    wild = logits.detach().clone()
-    wild[0, 1] = torch.tensor([1e4, -1e4, 0.0, 5.0])
-    assert captioning_loss(wild, labels).item() == pytest.approx(math.log(4))
+def test_captioning_is_the_mean_over_tokens() -> None:
+    # One token of probability 1/2, three of probability 1/4.
+    logits = torch.zeros(4, 4)
+    logits[0, 0] = math.log(3)
+    loss = _of_logits(logits, torch.tensor([0, 0, 1, 2]))
+    assert loss.captioning.item() == pytest.approx((math.log(2) + 3 * math.log(4)) / 4, rel=1e-6)
+    assert loss.trained == loss.captioning
 
 
-def test_captioning_of_bf16_logits_is_taken_in_fp32() -> None:
-    logits = torch.randn(2, 5, 100, generator=torch.Generator().manual_seed(0)).bfloat16()
-    labels = torch.arange(10).reshape(2, 5)
-    loss = captioning_loss(logits, labels)
+def test_captioning_in_bf16_is_taken_in_fp32() -> None:
+    logits = torch.randn(10, 100, generator=torch.Generator().manual_seed(0)).bfloat16()
+    loss, wider = (_of_logits(x, torch.arange(10)).trained for x in (logits, logits.float()))
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(captioning_loss(logits.float(), labels).item(), rel=1e-6)
+    assert loss.item() == pytest.approx(wider.item(), rel=1e-6)
+
+
+def test_z_loss_is_the_mean_squared_log_of_the_denominator() -> None:
+    loss = _of_logits(torch.tensor([[0.0, 0.0], [1.0, 3.0], [2.0, 2.0]]), torch.tensor([0, 1, 1]), None, 0.5)
+    log_z = [math.log(2), math.log(math.e + math.exp(3)), math.log(2 * math.exp(2))]
+    assert loss.z.item() == pytest.approx(sum(z * z for z in log_z) / 3, rel=1e-6)
+    assert loss.trained.item() == pytest.approx((loss.captioning + 0.5 * loss.z).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("z_weight", [0.0, 0.3])
+@pytest.mark.parametrize("at_once", [1, 7 * 11, 10**6])
+def test_head_and_loss_in_stretches_have_the_gradients_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, z_weight: float, at_once: int
+) -> None:
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(0)
+    states, head = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (20, 11))
+    labels = torch.randint(0, 11, (20,), generator=generator)
+    states.requires_grad_()
+    head.requires_grad_()
+    logits = states @ head.T
+    expected = F.cross_entropy(logits, labels) + z_weight * logits.logsumexp(1).square().mean()
+    loss = captioning_loss(states, head, labels, z_weight=z_weight)
+    torch.testing.assert_close(loss.trained, expected, rtol=1e-12, atol=0)
+    grads = [torch.autograd.grad(3 * x, (states, head)) for x in (loss.trained, expected)]
+    for found, wanted in zip(*grads, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-14)
+    assert not loss.captioning.requires_grad
+    assert not loss.z.requires_grad
+
+
+def test_no_stretch_has_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 33)
+    shapes = []
+
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN
+            out = func(*args, **(kwargs or {}))
+            shapes.append(out.shape if isinstance(out, Tensor) else ())
+            return out
+
+    with Shapes():
+        captioning_loss(torch.randn(20, 5, requires_grad=True), torch.randn(11, 5), torch.arange(20) % 11)
+    assert (3, 11) in shapes
+    assert (20, 11) not in shapes
+
+
+def test_shares_of_captions_add_up_to_the_loss_of_the_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(16, 11, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 11, (16,), generator=generator)
+    shares = [_of_logits(logits[rows], labels[rows], 16, 0.1) for rows in (slice(0, 1), slice(1, 9), slice(9, 16))]
+    for whole, *parts in zip(_of_logits(logits, labels, None, 0.1), *shares, strict=True):
+        torch.testing.assert_close(torch.stack(parts).sum(), whole, rtol=1e-12, atol=1e-12)
 
 
 # --- CoCa ---
@@ -135,8 +181,8 @@ def test_captioning_of_bf16_logits_is_taken_in_fp32() -> None:
 
 @pytest.mark.parametrize(("weights", "expected"), [((1.0, 2.0), 13.0), ((0.0, 2.0), 10.0), ((1.0, 0.0), 3.0)])
 def test_coca_is_the_weighted_sum(weights: tuple[float, float], expected: float) -> None:
-    losses = coca_loss(torch.tensor(3.0), torch.tensor(5.0), *weights)
-    assert (losses.contrastive.item(), losses.captioning.item(), losses.coca.item()) == (3.0, 5.0, expected)
+    found = coca_loss(torch.tensor(3.0), torch.tensor(5.0), *weights)
+    assert (found.contrastive.item(), found.captioning.item(), found.coca.item()) == (3.0, 5.0, expected)
 
 
 def test_a_step_combines_the_losses_of_its_batch(
@@ -145,18 +191,18 @@ def test_a_step_combines_the_losses_of_its_batch(
     config = tiny_config()
     model, batch = build(config), make_batch(config, num_words=(2, 6, 4))
     output = model(batch.images, batch.token_ids, batch.lengths)
-    losses = compute_losses(model, batch, LossRecipe(contrastive_weight=0.5, captioning_weight=3.0))
+    found = compute_losses(model, batch, LossRecipe(contrastive_weight=0.5, captioning_weight=3.0))
     similarity = output.image_embedding @ output.text_embedding.T / 0.07
     contrastive = -(similarity.log_softmax(1).diag().mean() + similarity.log_softmax(0).diag().mean()) / 2
     picked = [
-        output.logits[i, t].log_softmax(-1)[batch.token_ids[i, t + 1]]
-        for i, length in enumerate(batch.lengths.tolist())
-        for t in range(length - 2)
+        logits[t].log_softmax(-1)[batch.token_ids[i, t + 1]]
+        for i, logits in enumerate(by_caption(output, batch.lengths))
+        for t in range(len(logits))
     ]
     captioning = -torch.stack(picked).mean()
-    torch.testing.assert_close(losses.contrastive, contrastive, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(losses.captioning, captioning, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(losses.coca, 0.5 * contrastive + 3 * captioning, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.contrastive, contrastive, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.captioning, captioning, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.coca, 0.5 * contrastive + 3 * captioning, rtol=1e-5, atol=1e-5)
 
 
 # --- Labels ---
@@ -283,39 +329,14 @@ def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(
     similarity = 10 * output.image_embedding @ output.text_embedding.T - 10
     signs = 2 * torch.eye(4) - 1
     expected = (1 + (-signs * similarity).exp()).log().sum() / 4
-    losses = compute_losses(model, batch, LossRecipe())
-    assert losses.contrastive.item() == pytest.approx(expected.item(), rel=1e-5)
+    found = compute_losses(model, batch, LossRecipe())
+    assert found.contrastive.item() == pytest.approx(expected.item(), rel=1e-5)
     assert evaluate_split(model, [batch], 4, 1.0, 2.0).contrastive_loss == pytest.approx(expected.item(), rel=1e-5)
-    losses.coca.backward()
+    found.coca.backward()
     assert model.logit_bias.grad.abs() > 0
 
 
 # --- z-loss ---
-
-
-def test_z_loss_is_the_mean_squared_log_of_the_denominator_over_real_tokens() -> None:
-    logits = torch.tensor([[[0.0, 0.0], [1.0, 3.0]], [[2.0, 2.0], [9.0, 9.0]]])
-    labels = torch.tensor([[0, 1], [1, -100]])
-    log_z = [math.log(2), math.log(math.e + math.exp(3)), math.log(2 * math.exp(2))]
-    assert z_loss(logits, labels).item() == pytest.approx(sum(z * z for z in log_z) / 3, rel=1e-6)
-
-
-def test_ignored_positions_have_no_gradient_of_the_z_loss_however_wild_they_are() -> None:
-    logits = torch.tensor([[[0.0, 1.0], [1e30, -1e30]]], requires_grad=True)
-    z_loss(logits, torch.tensor([[1, -100]])).backward()
-    assert torch.equal(logits.grad[0, 1], torch.zeros(2))
-    assert logits.grad[0, 0].abs().sum() > 0
-
-
-@pytest.mark.parametrize("loss", [captioning_loss, z_loss])
-def test_shares_of_captions_add_up_to_the_loss_of_the_batch(loss: Callable[..., Tensor]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, 5, 11, generator=generator, dtype=torch.float64)
-    labels = torch.randint(0, 11, (6, 5), generator=generator)
-    labels[torch.arange(5) >= torch.tensor([[5], [1], [2], [4], [1], [3]])] = -100
-    num_tokens = (labels != -100).sum()
-    shares = [loss(logits[rows], labels[rows], num_tokens) for rows in (slice(0, 1), slice(1, 4), slice(4, 6))]
-    torch.testing.assert_close(torch.stack(shares).sum(), loss(logits, labels), rtol=1e-12, atol=1e-12)
 
 
 def test_the_z_loss_weight_adds_that_much_of_it_and_changes_the_gradient(
@@ -323,10 +344,10 @@ def test_the_z_loss_weight_adds_that_much_of_it_and_changes_the_gradient(
 ) -> None:
     config = tiny_config()
     model, batch = build(config), make_batch(config)
-    logits = model(batch.images, batch.token_ids, batch.lengths).logits
+    log_z = model(batch.images, batch.token_ids, batch.lengths).logits.logsumexp(-1)
     plain = compute_losses(model, batch, LossRecipe())
-    losses = compute_losses(model, batch, LossRecipe(z_loss_weight=0.5))
-    assert losses.coca.item() == pytest.approx((plain.coca + 0.5 * z_loss(logits, batch.labels)).item(), rel=1e-6)
-    assert (losses.contrastive, losses.captioning) == (plain.contrastive, plain.captioning)
-    grads = [torch.autograd.grad(x.coca, model.multimodal_decoder.lm_head.weight)[0] for x in (plain, losses)]
+    found = compute_losses(model, batch, LossRecipe(z_loss_weight=0.5))
+    assert found.coca.item() == pytest.approx((plain.coca + 0.5 * log_z.square().mean()).item(), rel=1e-6)
+    assert (found.contrastive, found.captioning) == (plain.contrastive, plain.captioning)
+    grads = [torch.autograd.grad(x.coca, model.multimodal_decoder.lm_head.weight)[0] for x in (plain, found)]
     assert (grads[0] - grads[1]).abs().max() > 1e-4

@@ -1,6 +1,6 @@
 """CoCa's losses, pure functions of tensors (arXiv 2205.01917, section 3.1).
 
-Shapes: B pairs, T text positions, E embedding width, V vocabulary.
+Shapes: B pairs, E embedding width, M tokens to predict, D width of what they are predicted from, V vocabulary.
 """
 
 from typing import NamedTuple
@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from grr_coca.batch import IGNORE_INDEX
 from grr_coca.layers.precision import at_least_fp32
+
+LOGITS_AT_ONCE = 2**25
+"""128 MB of them in fp32: a stretch of 679 tokens with CLIP's vocabulary, long enough for full speed."""
 
 
 class Losses(NamedTuple):
@@ -69,23 +71,58 @@ def contrastive_loss(
     return (nll[0] + nll[1]) / (2 * B)
 
 
+class CaptioningLoss(NamedTuple):
+    """Means over the whole batch's tokens, in nats. `trained`: `captioning` + weight · `z`, the one with a gradient."""
+
+    trained: Float[Tensor, ""]
+    captioning: Float[Tensor, ""]
+    z: Float[Tensor, ""]
+
+
 def captioning_loss(
-    logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"], num_tokens: Int[Tensor, ""] | None = None
-) -> Float[Tensor, ""]:
-    """Cross-entropy per real token, the end token included: the mean over the whole batch, not over rows. With the
-    `num_tokens` of a larger batch, it is what these rows contribute to that batch's loss."""
-    logits, labels = at_least_fp32(logits.flatten(0, 1)), labels.flatten()
-    nll = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return nll / ((labels != IGNORE_INDEX).sum() if num_tokens is None else num_tokens)
+    states: Float[Tensor, "M D"],
+    lm_head: Float[Tensor, "V D"],
+    labels: Int[Tensor, " M"],
+    num_tokens: Int[Tensor, ""] | int | None = None,
+    z_weight: float = 0.0,
+) -> CaptioningLoss:
+    """Cross-entropy per token, the end token included, the logits being `states` · `lm_head`ᵀ; and with a weight the
+    z-loss, log² Z of the softmax's denominator Z (PaLM, arXiv 2204.02311, section 5). With the `num_tokens` of a
+    larger batch, it is what these tokens contribute to that batch's loss."""
+    sums = _HeadAndCrossEntropy.apply(states, lm_head, labels, z_weight)
+    return CaptioningLoss(*(part / (len(labels) if num_tokens is None else num_tokens) for part in sums))
 
 
-def z_loss(
-    logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"], num_tokens: Int[Tensor, ""] | None = None
-) -> Float[Tensor, ""]:
-    """log² Z per real token, Z the denominator of its softmax (PaLM, arXiv 2204.02311, section 5); else the same."""
-    real = labels != IGNORE_INDEX
-    log_z = at_least_fp32(logits).logsumexp(-1).masked_fill(~real, 0.0)
-    return log_z.square().sum() / (real.sum() if num_tokens is None else num_tokens)
+class _HeadAndCrossEntropy(torch.autograd.Function):
+    """The head and its loss over a stretch of tokens at a time. Gradients are made on the way forward, where a
+    stretch's logits turn into them in place: neither are all logits kept, nor any made twice."""
+
+    @staticmethod
+    def forward(ctx, states, lm_head, labels, z_weight):  # type: ignore[no-untyped-def]  # noqa: ANN
+        stretch = max(1, LOGITS_AT_ONCE // len(lm_head))
+        by_state, by_head = torch.empty_like(states), torch.zeros_like(lm_head)
+        nll = z = at_least_fp32(states.new_zeros(()))
+        for x, label, by_x in zip(*(t.split(stretch) for t in (states, labels[:, None], by_state)), strict=True):
+            logits = at_least_fp32(F.linear(x, lm_head))  # m V
+            log_probs = logits.log_softmax(-1)
+            nll_x = -log_probs.gather(1, label)
+            log_z = logits.gather(1, label) + nll_x
+            nll, z = nll + nll_x.sum(), z + log_z.square().sum()
+            if any(ctx.needs_input_grad):
+                gradient = log_probs.exp_()  # of nll: the probabilities, less 1 at the label
+                if z_weight:
+                    gradient *= 1 + 2 * z_weight * log_z
+                gradient.scatter_add_(1, label, torch.full_like(nll_x, -1.0))
+                by_x.copy_(gradient.type_as(x) @ lm_head)
+                by_head += gradient.type_as(x).T @ x
+        ctx.save_for_backward(by_state, by_head)
+        ctx.mark_non_differentiable(nll, z)
+        return nll + z_weight * z, nll, z
+
+    @staticmethod
+    def backward(ctx, by_sum, *_):  # type: ignore[no-untyped-def]  # noqa: ANN
+        by_state, by_head = ctx.saved_tensors
+        return by_sum * by_state, by_sum * by_head, None, None
 
 
 def coca_loss(

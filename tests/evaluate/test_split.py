@@ -14,7 +14,7 @@ from grr_coca.evaluate.checkpoint import as_dataset, evaluate_checkpoint
 from grr_coca.evaluate.split import Embeddings, Scaling, evaluate_split, split_contrastive_loss
 from grr_coca.losses import EmbeddedPairs, contrastive_loss, same_pair
 from grr_coca.train.setup import new_checkpoint
-from support import ALONE, BATCH_SIZE, real_pairs, tiny_recipe, with_caption, write_shard
+from support import ALONE, BATCH_SIZE, by_caption, real_pairs, tiny_recipe, with_caption, write_shard
 
 NUM_PAIRS = 20
 SCALE = torch.tensor(math.log(10.0))
@@ -63,13 +63,12 @@ def test_perplexity_is_per_token_and_not_per_caption_or_batch(checkpoint, shard)
     dataset = as_dataset(checkpoint, source)
     (batch,) = make_loader(dataset, EvaluationOrder(NUM_PAIRS, NUM_PAIRS), num_workers=0)
     with torch.inference_mode():
-        logits = checkpoint.model.eval()(batch.images, batch.token_ids, batch.lengths).logits
+        captions = by_caption(checkpoint.model.eval()(batch.images, batch.token_ids, batch.lengths), batch.lengths)
     nll, count = 0.0, 0
-    for row, labels in zip(logits.log_softmax(-1), batch.labels, strict=True):
-        for token, label in zip(row, labels.tolist(), strict=True):
-            if label >= 0:
-                nll -= token[label].item()
-                count += 1
+    for logits, ids in zip(captions, batch.token_ids.tolist(), strict=True):
+        for token, label in zip(logits.log_softmax(-1), ids[1:]):  # noqa: B905
+            nll -= token[label].item()
+            count += 1
     result = evaluated(checkpoint, source, batch_size=3)
     assert result.captioning_loss == pytest.approx(nll / count, rel=1e-5)
     assert result.perplexity == pytest.approx(math.exp(nll / count), rel=1e-4)

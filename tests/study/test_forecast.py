@@ -74,6 +74,11 @@ def test_memory_is_sixteen_bytes_a_parameter_and_activations_by_the_pair():
     assert activations / 2 < memory(config, 8, "bf16")["activations"] < activations
 
 
+def test_longer_captions_keep_more():
+    config = get_preset("grr_coca", "tiny")
+    assert saved_bytes_per_pair(config, 10) < saved_bytes_per_pair(config, 20) < saved_bytes_per_pair(config)
+
+
 def test_a_layer_more_keeps_as_much_as_any_other():
     def deep(num_layers):
         config = get_preset("grr_coca", "tiny")
@@ -82,24 +87,6 @@ def test_a_layer_more_keeps_as_much_as_any_other():
         return saved_bytes_per_pair(replace(config, image_encoder=replace(image, transformer=transformer)))
 
     assert deep(4) - deep(3) == deep(3) - deep(2) > 0
-
-
-def test_the_estimate_is_near_what_a_real_pass_keeps(tiny_config, make_batch):
-    config = tiny_config()
-    length = config.text_decoder.context_length
-
-    def kept(num_pairs):
-        batch, storages = make_batch(config, [length - 3] * num_pairs), {}
-
-        def keep(tensor):
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = build(config)(batch.images, batch.token_ids, batch.lengths)
-        return sum(storage.nbytes() for storage in storages.values()) + 2 * output.logits.numel() * 4
-
-    assert saved_bytes_per_pair(config, length) == pytest.approx(kept(3) - kept(2), rel=0.35)
 
 
 def test_a_rate_is_two_flops_per_multiplication_over_the_best_time(monkeypatch):

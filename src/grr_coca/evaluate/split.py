@@ -112,13 +112,15 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
         for batch in batches:
             batch = batch.to(device)
             output = model(batch.images, batch.token_ids, batch.lengths)
-            nll = F.cross_entropy(output.logits.mT.float(), batch.labels, ignore_index=IGNORE_INDEX, reduction="none")
+            is_real = batch.labels != IGNORE_INDEX  # B T, in the order of the logits
+            nll = torch.zeros(is_real.shape, dtype=torch.double, device=device)
+            nll[is_real] = F.cross_entropy(output.logits.float(), batch.labels[is_real], reduction="none").double()
             tensors = (output.image_embedding, output.text_embedding, batch.caption_ids, batch.image_ids)
             parts.append(
                 PairResults(
                     Embeddings(*(tensor.cpu() for tensor in tensors)),
-                    nll.double().sum(dim=1).cpu(),
-                    (batch.labels != IGNORE_INDEX).sum(dim=1).cpu(),
+                    nll.sum(dim=1).cpu(),
+                    is_real.sum(dim=1).cpu(),
                 )
             )
     return parts

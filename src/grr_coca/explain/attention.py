@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention
+from grr_coca.layers.packing import Packing
 
 
 class Attended(NamedTuple):
@@ -32,8 +33,11 @@ def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Mod
 
     def recompute(module: nn.Module, inputs: tuple, _output: Tensor) -> Tensor:
         assert isinstance(module, CrossAttention)
-        seen[module] = attend(module, *inputs)
-        return module.out_proj(mix(seen[module]))
+        x, context, *rest = inputs
+        packing: Packing | None = rest[0] if rest else None
+        seen[module] = attend(module, x, context, packing)
+        mixed = mix(seen[module])
+        return module.out_proj(mixed if packing is None else packing.pack(mixed))
 
     hooks = [module.register_forward_hook(recompute) for module in modules]
     try:
@@ -43,9 +47,12 @@ def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Mod
             hook.remove()
 
 
-def attend(module: CrossAttention, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S C"]) -> Attended:
-    """The weights and values with which a module answers its inputs."""
-    queries = module.q_proj(x).unflatten(-1, (module.num_heads, -1))  # B T H Dh
+def attend(
+    module: CrossAttention, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"], packing: Packing | None = None
+) -> Attended:
+    """The weights and values with which a module answers its inputs; padding has some weights too."""
+    queries = module.q_proj(x).unflatten(-1, (module.num_heads, -1))
+    queries = queries if packing is None else packing.pad(queries)  # B T H Dh
     keys, values = module.project(context)  # B S H Dh
     scores = torch.einsum("bthd,bshd->bhts", queries * queries.shape[-1] ** -0.5, keys)
     return Attended(scores.softmax(dim=-1), values)

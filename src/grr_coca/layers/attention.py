@@ -1,6 +1,7 @@
 """Multi-head attention: of a sequence to itself, and to a context.
 
 Shapes: B batch, T tokens, S tokens attended to, D width, C context width, H heads, Dh = D / H, R rows of a decoder.
+With a `Packing` the tokens of all sequences come, and go, as one row.
 
 No biases, in any model: the arms of a comparison differ in their named parts alone.
 """
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from grr_coca.layers.packing import Packing
 from grr_coca.layers.rotary import Rotary
 
 
@@ -50,16 +52,27 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"] | None = None, cache: Cache | None = None
+        self,
+        x: Float[Tensor, "B T D"],
+        positions: Int[Tensor, "*B T"] | None = None,
+        cache: Cache | None = None,
+        packing: Packing | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Mix the tokens of each sequence; `positions` as in `Rotary`, or the cache's, which says who sees what."""
+        """Mix the tokens of each sequence; `positions` as in `Rotary`, or those that a cache or a packing has.
+
+        A cache says who sees what. Packed sequences are told apart by a causal mask alone.
+        """
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1))  # B T 3 H Dh
         qk, v = self.qk_norm(qkv[:, :, :2]), qkv[:, :, 2]
         if self.rotary is not None:
-            qk = self.rotary(qk, positions if cache is None else cache.positions)
+            qk = self.rotary(qk, _positions(positions, cache, packing))
+        if packing is not None:
+            assert self.causal, "padding would be seen"
+            qk, v = packing.pad(qk), packing.pad(v)
         q, k = qk.unbind(2)
         seen, mask = (KeyValues(k, v), None) if cache is None else cache.extend(KeyValues(k, v))
-        return self.out_proj(_attend(q, seen, mask, self.causal and cache is None))
+        mixed = _attend(q, seen, mask, self.causal and cache is None)
+        return self.out_proj(mixed if packing is None else packing.pack(mixed))
 
 
 class CrossAttention(nn.Module):
@@ -76,10 +89,23 @@ class CrossAttention(nn.Module):
         """Keys and values of a context that will be read more than once."""
         return KeyValues(*self.kv_proj(context).unflatten(-1, (2, self.num_heads, -1)).unbind(2))  # B S H Dh
 
-    def forward(self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues) -> Float[Tensor, "R T D"]:
+    def forward(
+        self,
+        x: Float[Tensor, "R T D"],
+        context: Float[Tensor, "B S C"] | KeyValues,
+        packing: Packing | None = None,
+    ) -> Float[Tensor, "R T D"]:
         """Every token reads the whole context; R / B rows in a row share one, where there are fewer contexts."""
         q = self.q_proj(x).unflatten(-1, (self.num_heads, -1))  # R T H Dh
-        return self.out_proj(_attend(q, context if isinstance(context, KeyValues) else self.project(context)))
+        seen = context if isinstance(context, KeyValues) else self.project(context)
+        mixed = _attend(q if packing is None else packing.pad(q), seen)
+        return self.out_proj(mixed if packing is None else packing.pack(mixed))
+
+
+def _positions(positions: Tensor | None, cache: Cache | None, packing: Packing | None) -> Int[Tensor, "*B T"] | None:
+    if packing is not None:
+        return packing.positions
+    return positions if cache is None else cache.positions
 
 
 def _attend(

@@ -1,12 +1,14 @@
 """Pre-norm transformer blocks, composed of parts that were built elsewhere.
 
-Shapes: B batch, T tokens, S context tokens, D width, C context width.
+Shapes: B batch, T tokens, S context tokens, D width, C context width. With a `Packing` the tokens of all sequences
+come, and go, as one row.
 """
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import Cache, CrossAttention, KeyValues, SelfAttention
+from grr_coca.layers.packing import Packing
 
 
 class Block(nn.Module):
@@ -20,10 +22,14 @@ class Block(nn.Module):
         self.feed_forward = feed_forward
 
     def forward(
-        self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"] | None = None, cache: Cache | None = None
+        self,
+        x: Float[Tensor, "B T D"],
+        positions: Int[Tensor, "*B T"] | None = None,
+        cache: Cache | None = None,
+        packing: Packing | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """One layer; `positions` as in `Rotary`, `cache` as in `SelfAttention`."""
-        x = x + self.attn(self.attn_norm(x), positions, cache)
+        """One layer; `positions`, `cache` and `packing` as in `SelfAttention`."""
+        x = x + self.attn(self.attn_norm(x), positions, cache, packing)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -52,8 +58,9 @@ class CrossBlock(nn.Module):
         x: Float[Tensor, "R T D"],
         context: Float[Tensor, "B S C"] | KeyValues,
         cache: Cache | None = None,
+        packing: Packing | None = None,
     ) -> Float[Tensor, "R T D"]:
         """One layer; the context is taken as it is, normalized by whoever made it."""
-        x = x + self.attn(self.attn_norm(x), cache=cache)
-        x = x + self.cross_attn(self.cross_attn_norm(x), context)
+        x = x + self.attn(self.attn_norm(x), cache=cache, packing=packing)
+        x = x + self.cross_attn(self.cross_attn_norm(x), context, packing)
         return x + self.feed_forward(self.ffn_norm(x))

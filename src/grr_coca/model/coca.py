@@ -1,6 +1,7 @@
 """CoCa: one model, trained at once to tell pairs apart and to caption (arXiv 2205.01917, figure 2).
 
-Shapes: B pairs, P patch tokens, T text positions, Q captioning tokens, D width, E joint embedding width, V vocabulary.
+Shapes: B pairs, P patch tokens, T text positions, Q captioning tokens, D width, E joint embedding width, V vocabulary,
+N tokens of all captions without padding, M of them that have a next token to predict: M = N - 2 B.
 """
 
 import math
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grr_coca.config import Arrangement, Contrastive
+from grr_coca.layers.packing import pack_lengths
 from grr_coca.layers.precision import at_least_fp32
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.multimodal_decoder import MultimodalDecoder
@@ -29,18 +31,25 @@ class EncodedImage(NamedTuple):
 
 
 class EncodedText(NamedTuple):
-    """`tokens`: what the multimodal decoder goes on from; `embedding`: of unit length."""
+    """`tokens`: what the multimodal decoder goes on from, caption after caption; `embedding`: of unit length."""
 
-    tokens: Float[Tensor, "B T D"]
+    tokens: Float[Tensor, "1 N D"]
     embedding: Float[Tensor, "B E"]
 
 
 class CoCaOutput(NamedTuple):
-    """What the losses need. `logits[:, t]` predicts the token after position t."""
+    """What the losses need. `states`: what the head predicts from, at every position that has a next token, caption
+    after caption: the order of the labels that are not ignored."""
 
     image_embedding: Float[Tensor, "B E"]
     text_embedding: Float[Tensor, "B E"]
-    logits: Float[Tensor, "B T-2 V"]
+    states: Float[Tensor, "M D"]
+    lm_head: nn.Linear
+
+    @property
+    def logits(self) -> Float[Tensor, "M V"]:
+        """Of the next tokens. Large: the losses do without."""
+        return self.lm_head(self.states)
 
 
 class CoCa(nn.Module):
@@ -77,12 +86,14 @@ class CoCa(nn.Module):
         lengths: Int[Tensor, " B"],
         kept_patches: Int[Tensor, "B K"] | None = None,
     ) -> CoCaOutput:
-        """Both embeddings and the caption's logits in one pass. See `Batch` for the layout of the text."""
+        """Both embeddings, and what captions are predicted from, in one pass. See `Batch` for the layout of the text."""
         image = self.encode_image(images, kept_patches)
         text = self.encode_text(token_ids, lengths)
-        # Even in the longest caption, the last two positions ([EOS] and [CLS]) have no token left to predict.
-        logits = self.multimodal_decoder(text.tokens[:, :-2], image.tokens)
-        return CoCaOutput(image.embedding, text.embedding, logits)
+        # The last two positions of each caption, [EOS] and [CLS], have no token left to predict.
+        packing = pack_lengths(lengths - 2, token_ids.shape[1] - 2)
+        predicting = pack_lengths(lengths, token_ids.shape[1]).pad(text.tokens)[:, :-2]
+        states = self.multimodal_decoder.states(packing.pack(predicting), image.tokens, packing)
+        return CoCaOutput(image.embedding, text.embedding, states, self.multimodal_decoder.lm_head)
 
     def encode_image(
         self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
@@ -94,7 +105,7 @@ class CoCa(nn.Module):
         return EncodedImage(tokens, F.normalize(at_least_fp32(self.image_proj(pooled)), dim=-1))
 
     def encode_text(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> EncodedText:
-        """Padded captions to unimodal tokens and text embedding."""
+        """Padded captions to unimodal tokens, without the padding, and text embedding."""
         tokens, cls = self.text_decoder(token_ids, lengths)
         return EncodedText(tokens, F.normalize(at_least_fp32(self.text_proj(cls)), dim=-1))
 

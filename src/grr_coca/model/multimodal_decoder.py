@@ -6,6 +6,8 @@ Shapes: B batch, T text positions, D width, Q image tokens of width C, V vocabul
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from grr_coca.layers.packing import Packing
+
 
 class MultimodalDecoder(nn.Module):
     """Causal blocks with cross-attention to the image, final norm, and the head that predicts the next token."""
@@ -20,7 +22,15 @@ class MultimodalDecoder(nn.Module):
         self, text_tokens: Float[Tensor, "B T D"], image_tokens: Float[Tensor, "B Q C"]
     ) -> Float[Tensor, "B T V"]:
         """Logits of the next token at each position."""
-        x = text_tokens
+        return self.lm_head(self.norm(self._run_blocks(text_tokens, image_tokens)))
+
+    def states(
+        self, text_tokens: Float[Tensor, "1 M D"], image_tokens: Float[Tensor, "B Q C"], packing: Packing
+    ) -> Float[Tensor, "M D"]:
+        """What the head makes logits of, for packed captions."""
+        return self.norm(self._run_blocks(text_tokens, image_tokens, packing)[0])
+
+    def _run_blocks(self, x: Tensor, image_tokens: Tensor, packing: Packing | None = None) -> Float[Tensor, "R T D"]:
         for block in self.blocks:
-            x = block(x, image_tokens)
-        return self.lm_head(self.norm(x))
+            x = block(x, image_tokens, packing=packing)
+        return x

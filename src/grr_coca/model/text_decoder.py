@@ -1,6 +1,6 @@
 """The unimodal text decoder: a caption by itself, no image in sight.
 
-Shapes: B batch, T text positions, D width.
+Shapes: B batch, T text positions, D width, N tokens of all captions without padding.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import Cache
+from grr_coca.layers.packing import Packing, pack_lengths
 
 
 class TextDecoderOutput(NamedTuple):
-    """`tokens`: the residual stream, for the multimodal decoder; `cls`: the normalized output at [CLS]."""
+    """`tokens`: the residual stream of all captions, one after another; `cls`: the normalized output at [CLS]."""
 
-    tokens: Float[Tensor, "B T D"]
+    tokens: Float[Tensor, "1 N D"]
     cls: Float[Tensor, "B D"]
 
 
@@ -46,23 +47,30 @@ class TextDecoder(nn.Module):
         self.cls_norm = cls_norm
 
     def forward(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> TextDecoderOutput:
-        """Decode padded captions; [CLS] is put at position `lengths - 1` of each row."""
-        cls_position = lengths - 1
-        is_cls = torch.arange(token_ids.shape[1], device=token_ids.device) == cls_position[:, None]  # B T
-        x = torch.where(is_cls[..., None], self.cls_embedding, self.tok_embeddings(token_ids))
-        tokens = self._run_blocks(x)
-        rows = torch.arange(len(tokens), device=tokens.device)
-        return TextDecoderOutput(tokens, cls=self.cls_norm(tokens[rows, cls_position]))
+        """Decode padded captions; [CLS] is put at position `lengths - 1` of each row. Padding is never computed."""
+        packing = pack_lengths(lengths, token_ids.shape[1])
+        cls_tokens = lengths.cumsum(0) - 1  # where the [CLS] of each caption is among all tokens
+        x = self.tok_embeddings(packing.pack(token_ids))  # 1 N D
+        x = x.index_copy(1, cls_tokens, self.cls_embedding.to(x.dtype).expand(1, len(lengths), -1))
+        tokens = self._run_blocks(x, packing.positions, packing=packing)
+        return TextDecoderOutput(tokens, cls=self.cls_norm(tokens[0, cls_tokens]))
 
     def prefix(self, token_ids: Int[Tensor, "B T"], caches: Sequence[Cache] | None = None) -> Float[Tensor, "B T D"]:
         """The tokens of captions that have not ended, so have no [CLS] yet: for generation.
 
         With caches, one for each block, `token_ids` follow what these have seen.
         """
-        return self._run_blocks(self.tok_embeddings(token_ids), caches)
+        positions = caches[0].positions if caches else None
+        return self._run_blocks(self.tok_embeddings(token_ids), positions, caches)
 
-    def _run_blocks(self, x: Float[Tensor, "B T D"], caches: Sequence[Cache] | None = None) -> Float[Tensor, "B T D"]:
-        x = self.position(x, caches[0].positions if caches else None)
+    def _run_blocks(
+        self,
+        x: Float[Tensor, "B T D"],
+        positions: Int[Tensor, " T"] | None,
+        caches: Sequence[Cache] | None = None,
+        packing: Packing | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        x = self.position(x, positions)
         for block, cache in zip(self.blocks, caches or repeat(None)):  # noqa: B905
-            x = block(x, cache=cache)
+            x = block(x, cache=cache, packing=packing)
         return x

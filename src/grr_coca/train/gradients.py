@@ -17,15 +17,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grr_coca.batch import Batch
-from grr_coca.losses import EmbeddedPairs, captioning_loss, coca_loss, contrastive_loss, same_pair, z_loss
-from grr_coca.model import CoCa, CoCaOutput
+from grr_coca.losses import EmbeddedPairs, coca_loss, contrastive_loss, same_pair
+from grr_coca.model import CoCa
 from grr_coca.ranks import Ranks
-from grr_coca.train.parallel import ParallelModel, scalar_parameters
+from grr_coca.train.parallel import ParallelModel, Pass, scalar_parameters
 from grr_coca.train.recipe import LossRecipe
 
 
 class BatchLosses(NamedTuple):
-    """The losses of the global batch, in nats, without their graph. `z` is 0 where it is not trained on."""
+    """The losses of the global batch, in nats, without their graph."""
 
     contrastive: Float[Tensor, ""]
     captioning: Float[Tensor, ""]
@@ -59,10 +59,11 @@ def compute_gradients(
         precision: the context of forward passes.
     """
     ranks = model.ranks
+    tokens = torch.tensor(num_tokens, device=ranks.device)
     kept = None
     with precision:
         if len(micro_batches) == 1:
-            kept = model(micro_batches[0].to(ranks.device))
+            kept = model(micro_batches[0].to(ranks.device), tokens, weights.z_per_captioning)
             pieces = [EmbeddedPairs(kept.image_embedding, kept.text_embedding)]
         else:
             pieces = [model.embed(batch.to(ranks.device)) for batch in micro_batches]
@@ -72,7 +73,6 @@ def compute_gradients(
     sizes = [len(batch) for batch in micro_batches]
     gradients = map(EmbeddedPairs, contrast.image.split(sizes), contrast.text.split(sizes))
     shares = torch.zeros(2, device=ranks.device, dtype=contrast.loss.dtype)
-    tokens = torch.tensor(num_tokens, device=ranks.device)
     for batch, gradient in zip(micro_batches, gradients, strict=True):
         with model.exchange(gradients=batch is micro_batches[-1]):
             shares += _backward(model, batch.to(ranks.device), kept, gradient, tokens, weights, precision)
@@ -107,7 +107,7 @@ def contrastive_gradient(
 def _backward(
     model: ParallelModel,
     batch: Batch,
-    output: CoCaOutput | None,
+    kept: Pass | None,
     wanted: EmbeddedPairs,
     num_tokens: Int[Tensor, ""],
     weights: LossRecipe,
@@ -115,12 +115,10 @@ def _backward(
 ) -> Float[Tensor, "2"]:
     """One piece; returns its shares of the captioning loss and the z-loss. `wanted`: gradients of its embeddings."""
     with precision:
-        output = output or model(batch)
-        captioning = captioning_loss(output.logits, batch.labels, num_tokens)
-        z = z_loss(output.logits, batch.labels, num_tokens) if weights.z_loss_weight else torch.zeros_like(captioning)
+        output = kept or model(batch, num_tokens, weights.z_per_captioning)
     # A weight of zero keeps its branch in the graph, so no parameter is ever without a gradient.
     contrastive = (output.image_embedding * wanted.image).sum() + (output.text_embedding * wanted.text).sum()
-    loss = weights.contrastive_weight * contrastive + weights.captioning_weight * captioning + weights.z_loss_weight * z
+    loss = weights.contrastive_weight * contrastive + weights.captioning_weight * output.captioning.trained
     # Gradients are averaged over the ranks when they are exchanged, and the sum is wanted.
     (model.ranks.size * loss).backward()
-    return torch.stack([captioning.detach(), z.detach()])
+    return torch.stack([output.captioning.captioning, output.captioning.z])

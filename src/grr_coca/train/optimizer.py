@@ -61,8 +61,9 @@ class Optimizers:
         norms = [nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds]
         norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
-        for kind in kinds:
-            nn.utils.clip_grads_with_norm_(kind, self._clip_norm, norm)
+        if norm > self._clip_norm:  # else a pass over all gradients would multiply them by one
+            for kind in kinds:
+                nn.utils.clip_grads_with_norm_(kind, self._clip_norm, norm)
         return norm
 
     def update(self, step: int) -> None:
@@ -132,7 +133,8 @@ def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
     }
     decayed = [*(hidden if recipe.name == "adamw" else []), *matrices]
     by_adamw = _groups(decayed, lr_scales, recipe.weight_decay) + _groups(rest, lr_scales, 0.0)
-    optimizers: list[Optimizer] = [AdamW(by_adamw, lr=recipe.lr, betas=recipe.betas)]
+    # Fused: one pass over weights, gradients and state, where the plain form makes a dozen.
+    optimizers: list[Optimizer] = [AdamW(by_adamw, lr=recipe.lr, betas=recipe.betas, fused=True)]
     if by_muon:
         # This scaling gives Muon's update the size of AdamW's, so that one learning rate serves both.
         groups = _groups(by_muon, lr_scales, recipe.weight_decay)

@@ -1,20 +1,55 @@
-"""How a model is spread over the ranks: a copy on each (DDP), or its weights sharded among them (FSDP2)."""
+"""How a model is spread over the ranks: a copy on each (DDP), or its weights sharded among them (FSDP2).
+
+Shapes: b pairs of this rank, E embedding width.
+"""
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
-from grr_coca.batch import Batch
-from grr_coca.losses import EmbeddedPairs
-from grr_coca.model import CoCa, CoCaOutput
+from grr_coca.batch import IGNORE_INDEX, Batch
+from grr_coca.losses import CaptioningLoss, EmbeddedPairs, captioning_loss
+from grr_coca.model import CoCa
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Parallelism
+
+
+class Pass(NamedTuple):
+    """What one forward pass of training gives."""
+
+    image_embedding: Float[Tensor, "b E"]
+    text_embedding: Float[Tensor, "b E"]
+    captioning: CaptioningLoss
+
+
+class TrainedCoCa(nn.Module):
+    """CoCa up to the captioning loss: the head's weight is whole only while its module runs, where it is sharded."""
+
+    def __init__(self, model: CoCa) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, num_tokens: Int[Tensor, ""], z_weight: float) -> Pass:
+        """One pass over some pairs of a batch that has `num_tokens` to predict; see `captioning_loss`."""
+        output = self.model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
+        labels = batch.labels[batch.labels != IGNORE_INDEX]
+        captioning = captioning_loss(output.states, output.lm_head.weight, labels, num_tokens, z_weight)
+        return Pass(output.image_embedding, output.text_embedding, captioning)
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> EmbeddedPairs:
+        """Both embeddings, without a graph and without the multimodal decoder."""
+        image = self.model.encode_image(batch.images, batch.kept_patches)
+        text = self.model.encode_text(batch.token_ids, batch.lengths)
+        return EmbeddedPairs(image.embedding, text.embedding)
 
 
 class ParallelModel:
@@ -28,22 +63,20 @@ class ParallelModel:
     def __init__(self, raw: CoCa, parallelism: Parallelism, ranks: Ranks) -> None:
         self.raw = raw
         self.ranks = ranks
-        self._forward: CoCa | DistributedDataParallel = raw
+        self._trained = TrainedCoCa(raw)
+        self._forward: TrainedCoCa | DistributedDataParallel = self._trained
         if ranks.size > 1 and parallelism == "fsdp":
-            _shard(raw, ranks)
+            _shard(self._trained, ranks)
         elif ranks.size > 1:
-            self._forward = _replicate(raw)
+            self._forward = _replicate(self._trained)
 
-    def __call__(self, batch: Batch) -> CoCaOutput:
-        """One forward pass over this rank's pairs."""
-        return self._forward(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
+    def __call__(self, batch: Batch, num_tokens: Int[Tensor, ""], z_weight: float) -> Pass:
+        """One forward pass over this rank's pairs, see `TrainedCoCa`."""
+        return self._forward(batch, num_tokens, z_weight)
 
-    @torch.no_grad()
     def embed(self, batch: Batch) -> EmbeddedPairs:
         """Both embeddings, without a graph and without the multimodal decoder."""
-        image = self.raw.encode_image(batch.images, batch.kept_patches)
-        text = self.raw.encode_text(batch.token_ids, batch.lengths)
-        return EmbeddedPairs(image.embedding, text.embedding)
+        return self._trained.embed(batch)
 
     @contextmanager
     def exchange(self, gradients: bool) -> Iterator[None]:
@@ -52,19 +85,19 @@ class ParallelModel:
             with self._forward.no_sync():
                 yield
             return
-        if isinstance(self.raw, FSDPModule):
-            self.raw.set_requires_gradient_sync(gradients)
+        if isinstance(self._trained, FSDPModule):
+            self._trained.set_requires_gradient_sync(gradients)
         yield
 
 
-def scalar_parameters(model: CoCa) -> list[nn.Parameter]:
+def scalar_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The temperature, and the bias of the sigmoid loss where there is one."""
     return [parameter for parameter in model.parameters() if parameter.ndim == 0]
 
 
-def _replicate(model: CoCa) -> DistributedDataParallel:
+def _replicate(trained: TrainedCoCa) -> DistributedDataParallel:
     # DDP looks after what requires a gradient while it is built.
-    scalars = [scalar for scalar in scalar_parameters(model) if scalar.requires_grad]
+    scalars = [scalar for scalar in scalar_parameters(trained) if scalar.requires_grad]
     for scalar in scalars:
         scalar.requires_grad_(False)
     with warnings.catch_warnings():
@@ -72,19 +105,19 @@ def _replicate(model: CoCa) -> DistributedDataParallel:
         warnings.simplefilter("ignore", FutureWarning)
         # Every rank builds or loads equal weights and tables, so there is nothing to send around.
         replicated = DistributedDataParallel(
-            model, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
+            trained, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
         )
     for scalar in scalars:
         scalar.requires_grad_(True)
     return replicated
 
 
-def _shard(model: CoCa, ranks: Ranks) -> None:
+def _shard(trained: TrainedCoCa, ranks: Ranks) -> None:
     """Shard in place: each block is gathered when it is needed, the rest of the model is one unit."""
+    model = trained.model
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for stack in (model.image_encoder, model.text_decoder, model.multimodal_decoder):
         for block in stack.blocks:
             fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh, ignored_params=set(scalar_parameters(model)))
-    register_fsdp_forward_method(model, "encode_image")
-    register_fsdp_forward_method(model, "encode_text")
+    fully_shard(trained, mesh=mesh, ignored_params=set(scalar_parameters(model)))
+    register_fsdp_forward_method(trained, "embed")

@@ -174,6 +174,13 @@ class LossRecipe:
 
     def __post_init__(self) -> None:
         require_at_least(0.0, z_loss_weight=self.z_loss_weight)
+        if self.z_loss_weight and not self.captioning_weight:
+            raise UserError("z_loss_weight steadies the captioning loss, whose captioning_weight is 0; set it to 0 too")
+
+    @property
+    def z_per_captioning(self) -> float:
+        """The z-loss in units of the captioning loss."""
+        return self.z_loss_weight and self.z_loss_weight / self.captioning_weight
 
 
 @dataclass(frozen=True)

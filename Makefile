@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up everything they need on first use: Python 3.11 or newer, make and a C compiler do.
+# `make demo`, `make test` and `make bench` set up everything they need on first use: Python 3.11 or newer, make and a C compiler do.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,11 @@ BIN := $(VENV)/bin
 SINGLE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 JOBS ?= 2
 
-.PHONY: demo test test-slow lint coverage datasets clean
+# What we are measured against, which needs other versions of what we need.
+PEERS := .venv-peers
+BENCHMARKS := training scaling parts demo captioning loader order
+
+.PHONY: demo test test-slow lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets clean
 
 demo: $(VENV)/.demo
 	$(BIN)/grr-coca demo
@@ -25,12 +29,32 @@ lint: $(VENV)/.dev
 coverage: $(VENV)/.dev
 	$(SINGLE) $(BIN)/python -m pytest -n $(JOBS) -m "not slow" --cov --cov-report term-missing
 
+# One after the other, on an otherwise idle machine; one that fails does not keep the others from being run.
+bench: $(VENV)/.demo $(PEERS)/.installed
+	$(MAKE) --keep-going --jobs 1 $(BENCHMARKS:%=bench-%) bench-docs
+
+bench-training: $(VENV)/.demo $(PEERS)/.installed
+	$(BIN)/python benchmarks/training.py --peer-python $(PEERS)/bin/python
+
+bench-captioning: $(VENV)/.demo $(PEERS)/.installed
+	$(BIN)/python benchmarks/captioning.py --peer-python $(PEERS)/bin/python
+
+bench-scaling bench-parts bench-loader bench-order: bench-%: $(VENV)/.demo
+	$(BIN)/python benchmarks/$*.py
+
+bench-demo: $(VENV)/.demo
+	$(BIN)/python benchmarks/demo_step.py
+
+# The tables that were measured, put into docs/performance.md.
+bench-docs: $(VENV)/.demo
+	$(BIN)/python benchmarks/publish.py
+
 datasets: $(VENV)/.dev
 	$(BIN)/pip install --quiet -r scripts/build_datasets/requirements.txt
 	$(BIN)/python scripts/build_datasets --out datasets
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
@@ -43,3 +67,9 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml
 $(VENV)/.dev: $(VENV)/.python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@ $(VENV)/.demo
+
+$(PEERS)/.installed: $(VENV)/.demo benchmarks/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt \
+		"torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.partition("+")[0])')"
+	touch $@

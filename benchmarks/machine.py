@@ -23,6 +23,12 @@ def machine() -> dict[str, str | int | None]:
     }
 
 
+def has_amx() -> bool:
+    """Whether the processor multiplies bf16 matrices in tiles."""
+    info = Path("/proc/cpuinfo")
+    return info.exists() and "amx_bf16" in info.read_text()
+
+
 def report(name: str, rows: list[dict[str, object]]) -> None:
     """Print a table and write `results/NAME.json`."""
     where = machine()

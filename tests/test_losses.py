@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from grr_coca import losses
+from grr_coca import linear_cross_entropy
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.data.dataset import next_token_labels, pad_rows
@@ -134,7 +134,7 @@ def test_z_loss_is_the_mean_squared_log_of_the_denominator() -> None:
 def test_head_and_loss_in_stretches_have_the_gradients_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, z_weight: float, at_once: int
 ) -> None:
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(linear_cross_entropy, "LOGITS_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     states, head = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (20, 11))
     labels = torch.randint(0, 11, (20,), generator=generator)
@@ -152,7 +152,7 @@ def test_head_and_loss_in_stretches_have_the_gradients_of_the_whole(
 
 
 def test_no_stretch_has_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 33)
+    monkeypatch.setattr(linear_cross_entropy, "LOGITS_AT_ONCE", 33)
     shapes = []
 
     class Shapes(TorchDispatchMode):

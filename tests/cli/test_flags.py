@@ -58,7 +58,7 @@ FLAGS = {
         "resume": False,
         "dry_run": False,
     },
-    "info": {"preset": ..., "other": None, "size": "tiny"},
+    "info": {"preset": ..., "other": None, "size": "tiny", "batch": None, "text_length": None},
     "pretrain": {
         "recipe": ...,
         "preset": None,

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from grr_coca.presets import PRESETS
+from grr_coca.study.forecast import MFU_OF_NARROW
 from support import real_pairs, write_shard
 
 
@@ -93,6 +94,33 @@ def test_info_of_two_presets_shows_what_they_differ_in(grr_coca):
     for words in ("grr_coca against baseline_coca", "image_encoder", "all parameters", "FLOPs per pair", "rope_2d"):
         assert words in said.out
     assert "text_decoder." not in said.out
+
+
+def test_info_of_a_batch_foretells_a_training_step_on_this_machine(grr_coca, monkeypatch):
+    monkeypatch.setattr("grr_coca.cli.step_forecast.matmul_rate", lambda *_: 100e9)
+    said = grr_coca("info", "grr_coca", "--batch", 256, "--text-length", 12)
+    assert said.code == 0, said.err
+    for words in ("a training step of 256 pairs", "fp32 100 GFLOP/s", "assumed", "fp32, 48 tokens", "bf16, 12 tokens"):
+        assert words in said.out
+    assert said.out.count("GFLOP forward") == 2
+    rows = [line.split() for line in said.out.splitlines() if "images/s" in line]
+    assert len(rows) == 4
+    flops, seconds, rate = (float(rows[0][i].replace(",", "")) for i in (3, 5, 10))
+    assert seconds == pytest.approx(flops / (100 * MFU_OF_NARROW.assumed), rel=0.01)
+    assert rate == pytest.approx(256 / seconds, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "way_out"),
+    [
+        (["--batch", 0], "--batch 0 is out of range; give 1 or more"),
+        (["--text-length", 3], "give 4 to 48"),
+        (["--text-length", 49], "give 4 to 48"),
+        (["baseline_coca", "--batch", 8], "name one"),
+    ],
+)
+def test_info_of_a_step_that_cannot_be_names_the_way_out(refused, arguments, way_out):
+    assert way_out in refused("info", "grr_coca", *arguments)
 
 
 @pytest.mark.parametrize("arguments", [["grr_coc"], ["grr_coca", "baselin_coca"], ["grr_coca", "--size", "tini"]])

@@ -16,7 +16,7 @@ from grr_coca.generate.cache import KeyValueCache
 from grr_coca.generate.fused import FusedGEGLU, FusedRMSNorm, PackedLinear
 from grr_coca.generate.packing import packed
 from grr_coca.generate.self_attention import FusedSelfAttention
-from grr_coca.layers.attention import CrossAttention, KeyValues, SelfAttention
+from grr_coca.layers.attention import CrossAttention, KeyValues, Layout, SelfAttention
 from grr_coca.layers.feed_forward import GEGLU
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.rotary import Rotary, line_angles
@@ -72,10 +72,11 @@ def test_fused_self_attention_is_that_of_its_layer(
         torch.testing.assert_close(fused(x), layer(x), rtol=1e-5, atol=1e-6)
         for start, end in ((0, 1), (1, 2), (2, 3), (3, 9)):
             for cache in (old, new):
-                cache.start, cache.positions = start, torch.arange(start, end)
+                cache.start = start
                 cache.mask = torch.ones(end - start, end, dtype=torch.bool).tril(start)[None, None]
-            args = x[:, start:end], None
-            torch.testing.assert_close(fused(*args, new), layer(*args, old), rtol=1e-5, atol=1e-6)
+            ours, theirs = (Layout(torch.arange(start, end), cache) for cache in (new, old))
+            rows = x[:, start:end]
+            torch.testing.assert_close(fused(rows, ours), layer(rows, theirs), rtol=1e-5, atol=1e-6)
         assert torch.equal(x, _x(num_rows, 9, 24))
 
 

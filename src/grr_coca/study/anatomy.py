@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from grr_coca.config import CoCaConfig
 from grr_coca.layers.block import Block, CrossBlock
-from grr_coca.model import CoCa, build
+from grr_coca.model import CoCa, CoCaOutput, build
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.multimodal_decoder import MultimodalDecoder
 from grr_coca.model.text_decoder import TextDecoder
@@ -34,20 +36,68 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+"""What torch's counter leaves out."""
+
+
+def num_parameters(config: CoCaConfig) -> int:
+    """Number of parameters of a model."""
+    return count_parameters(_some_model(config))
+
+
 def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
-    """Counted FLOPs of one forward pass over one pair; a training step costs three times that.
+    """Counted FLOPs of one forward pass over one pair, head included; a training step costs three times that.
 
     Args:
         config: the model.
         text_length: tokens of the caption, [BOS], [EOS] and [CLS] included; the whole context if None.
     """
+    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
+        _forward(config, 1, text_length).logits  # noqa: B018 (computed when asked for)
+    return counter.get_total_flops()
+
+
+def saved_bytes_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
+    """Bytes in fp32 that a forward pass keeps of each pair for its backward pass. The losses keep no logits.
+
+    Args:
+        config: the model.
+        text_length: as in `flops_per_pair`.
+    """
+    return _saved_bytes(config, 3, text_length) - _saved_bytes(config, 2, text_length)
+
+
+def _saved_bytes(config: CoCaConfig, batch: int, text_length: int | None) -> int:
+    """Bytes of all storages that autograd holds on to, each counted once; weights are among them."""
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = _forward(config, batch, text_length)
+    del output  # until here, no storage could take another's place
+    return sum(storages.values())
+
+
+@lru_cache(maxsize=2)
+def _some_model(config: CoCaConfig) -> CoCa:
+    """Drawing the weights of a large one takes seconds."""
+    return build(config)
+
+
+def _forward(config: CoCaConfig, batch: int, text_length: int | None) -> CoCaOutput:
+    """A real pass over blank pairs: padding is found by looking at lengths, so shapes alone will not do."""
     length = text_length or config.text_decoder.context_length
     side = config.image_encoder.image_size
-    model = build(config)
-    token_ids = torch.zeros(1, length, dtype=torch.long)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, side, side), token_ids, torch.tensor([length])).logits
-    return counter.get_total_flops()
+    token_ids = torch.zeros(batch, length, dtype=torch.long)
+    return _some_model(config)(torch.zeros(batch, 3, side, side), token_ids, torch.full((batch,), length))
 
 
 def parts(model: CoCa) -> list[Part]:

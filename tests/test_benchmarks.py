@@ -1,0 +1,78 @@
+"""What the benchmarks conclude, on inputs worked out by hand; what they measure needs a quiet machine."""
+
+import statistics
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+
+
+@pytest.mark.parametrize(("distribution", "mean_words"), [("coco", 10.5), ("cc12m", 20.2)])
+def test_a_batch_has_the_lengths_of_its_distribution(distribution, mean_words):
+    from lengths import CONTEXT, batch_lengths
+
+    lengths = batch_lengths(distribution, 32, seed=0)
+    words = [(length - 2) / 1.25 for length in lengths]
+    assert statistics.mean(words) == pytest.approx(mean_words, rel=0.06)
+    assert max(lengths) <= CONTEXT
+    assert lengths != batch_lengths(distribution, 32, seed=1)
+    assert sorted(lengths) == sorted(batch_lengths(distribution, 32, seed=1))
+
+
+def test_the_worst_case_is_all_of_the_context():
+    from lengths import batch_lengths
+
+    assert batch_lengths("full", 3, seed=0) == [76, 76, 76]
+
+
+def test_the_demos_captions_are_short():
+    from lengths import batch_lengths
+
+    assert 5 < statistics.mean(batch_lengths("demo", 32, seed=0)) < 15
+
+
+def test_a_straight_line_is_found():
+    from scaling import fit_line
+
+    fit = fit_line([1e9, 2e9, 4e9], [1.5, 2.5, 4.5])  # half a second, and one for each GFLOP
+    assert (fit.intercept, fit.slope) == (pytest.approx(0.5), pytest.approx(1e-9))
+    assert fit.r_squared == pytest.approx(1)
+    assert fit.largest_deviation == pytest.approx(0, abs=1e-9)
+
+
+def test_what_is_off_the_line_is_seen():
+    from scaling import fit_line
+
+    assert fit_line([1e9, 2e9, 3e9, 4e9], [1.0, 2.0, 4.5, 4.0]).largest_deviation > 0.1
+
+
+def test_the_parts_of_a_step_add_up_to_the_whole(tiny_config, make_batch):
+    import torch
+    from flops import flop_counter
+    from spans import PARTS, UPDATE, Spans
+
+    from grr_coca.checkpoint import Checkpoint
+    from grr_coca.data.preprocess import Preprocess
+    from grr_coca.data.tokenizer import clip_bpe
+    from grr_coca.model import build
+    from grr_coca.ranks import Ranks
+    from grr_coca.train.recipe import DataRecipe, Recipe, ScheduleRecipe
+    from grr_coca.train.run import build_trainer
+    from grr_coca.train.step import count_tokens
+
+    config = tiny_config()
+    start = Checkpoint(build(config), config, "grr_coca", clip_bpe(), Preprocess(16), step=0)
+    recipe = Recipe(data=DataRecipe(train=""), schedule=ScheduleRecipe(steps=2, warmup_steps=1), precision="fp32")
+    trainer = build_trainer(recipe, start, Ranks.here(torch.device("cpu")))
+    batch = make_batch(config)
+    with flop_counter() as counter:
+        spans = Spans(trainer, counter.get_total_flops)
+        with spans.watching():
+            trainer.step([batch], count_tokens([batch]), 0)
+            spans.begin(None)
+    assert sum(spans.total.values()) == counter.get_total_flops()
+    assert {part for part in PARTS if spans.total[part] > 0} == PARTS.keys() - {UPDATE}

@@ -144,8 +144,9 @@ class TrainingOrder:
             size = self.length_groups * self.batch_size
             refs = [self.shuffle.at(position) for position in range(group * size, (group + 1) * size)]
             turns = np.arange(self.length_groups)
-            if self.lengths is not None:
-                refs.sort(key=lambda ref: self.lengths[ref.sample])  # stable: equal lengths stay shuffled
+            lengths = self.lengths
+            if lengths is not None:
+                refs.sort(key=lambda ref: lengths[ref.sample])  # stable: equal lengths stay shuffled
                 turns = np.random.default_rng((self.seed, group, GROUPS_STREAM)).permutation(self.length_groups)
             self._group = (group, [refs[turn * self.batch_size : (turn + 1) * self.batch_size] for turn in turns])
         return self._group[1][number]

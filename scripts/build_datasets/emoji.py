@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concepts import Concept, concept_groups, match_icons, read_concepts, read_icon_set
 from packages import Sources
-from raster import encode_webp, render_icon
+from raster import encode_webp, render_cropped
 from shards import Corpus, Sample, drop_identical, drop_near_train, unit_hash
 
 STYLES = ("noto", "noto-v1", "twemoji", "fluent-emoji-flat", "fxemoji", "streamline-emojis", "emojione")
@@ -19,7 +19,8 @@ ABOUT = (
     "Emoji as pictograms: each concept drawn in up to seven styles, with the same caption in all of them (the "
     "Unicode label, in lower case; emojibase's tags are left out: after the label they follow without a look at the "
     "image, and a captioner that learns them first learns the images late). It serves for pretraining and "
-    "measures two kinds of generalisation apart: to a style and to concepts that were never seen."
+    "measures two kinds of generalisation apart: to a style and to concepts that were never seen. Drawings are cut to "
+    "what is visible and have one narrow margin."
 )
 SPLIT_RULE = (
     "`test_concept` holds every style's drawings of about 5 % of the concept groups, drawn by hash; a group "
@@ -46,7 +47,7 @@ def draw(sources: Sources, concepts: dict[str, Concept]) -> list[Sample]:
     samples = []
     for style in STYLES:
         for hexcode in (h for h in concepts if h in matched[style]):
-            image = render_icon(sets[style].svg(matched[style][hexcode]))
+            image = render_cropped(sets[style].svg(matched[style][hexcode]))
             if image is not None:
                 webp = encode_webp(image, QUALITY)
                 key = f"{style}-{hexcode.lower()}"

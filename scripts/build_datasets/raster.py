@@ -9,6 +9,8 @@ import resvg_py
 from PIL import Image
 
 SIZE = 64
+DRAWN = 4 * SIZE  # pixels of the longest side before cropping
+VISIBLE = 32  # opacity, of 255; what is below it are faint shadows
 Pixels = np.ndarray  # uint8, (SIZE, SIZE, 3)
 
 
@@ -36,6 +38,16 @@ def render_icon(svg: str) -> Image.Image | None:
     canvas = Image.new("RGBA", (SIZE, SIZE), (255, 255, 255, 0))
     canvas.paste(image, ((SIZE - image.width) // 2, (SIZE - image.height) // 2))
     return on_white(canvas)
+
+
+def render_cropped(svg: str) -> Image.Image | None:
+    """Draw an icon, cut it to what is visible and centre that with a narrow margin; None where nothing is.
+
+    Icon sets differ in their margins; cut, two drawings of a thing have their parts in the same places.
+    """
+    image = render_svg(svg, DRAWN, DRAWN)
+    box = image and image.getchannel("A").point(lambda alpha: 255 * (alpha >= VISIBLE)).getbbox()
+    return fit_square(on_white(image), box) if image and box else None
 
 
 def ink_box(image: Image.Image, threshold: int = 12) -> tuple[int, int, int, int] | None:

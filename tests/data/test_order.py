@@ -176,3 +176,41 @@ def test_to_seek_is_to_skip(num_samples, batch_size, first):
 def test_a_batch_that_cannot_be_shared_evenly_is_an_error_with_sizes_that_can(batch_size, world_size, fitting):
     with pytest.raises(UserError, match=rf"batch_size {batch_size} cannot be shared .* {world_size} .*give {fitting}$"):
         TrainingOrder(100, batch_size, 1, 0, world_size=world_size)
+
+
+# --- Batches of captions of equal length
+
+
+@given(
+    num_samples=st.integers(10, 30), groups=st.integers(2, 5), first=st.integers(0, 7), ranks=st.sampled_from([1, 2])
+)
+def test_groups_of_equal_length_hold_the_same_samples_and_go_on_where_they_stopped(num_samples, groups, first, ranks):
+    lengths = np.random.default_rng(0).integers(1, 9, num_samples)
+
+    def order(first_batch: int = 0, rank: int = 0, world_size: int = 1) -> list[list[SampleRef]]:
+        return list(TrainingOrder(num_samples, 4, 20, 3, first_batch, rank, world_size, None, groups, lengths))
+
+    whole = order()
+    for start in range(0, 20 - groups, groups):
+        plain = flat(TrainingOrder(num_samples, 4, 20, 3))[start * 4 : (start + groups) * 4]
+        assert sorted(flat(whole[start : start + groups])) == sorted(plain)
+    assert order(first) == whole[first:]
+    shares = zip(*(order(0, rank, ranks) for rank in range(ranks)), strict=True)
+    assert [flat(share) for share in shares] == whole
+
+
+def test_captions_of_a_batch_are_about_equally_long():
+    lengths = np.random.default_rng(0).integers(1, 100, 400)
+    spread = [
+        np.mean([np.ptp([lengths[ref.sample] for ref in batch]) for batch in order])
+        for order in (TrainingOrder(400, 8, 48, 0), TrainingOrder(400, 8, 48, 0, length_groups=8, lengths=lengths))
+    ]
+    assert spread[1] < spread[0] / 5
+
+
+def test_batches_of_a_group_come_in_random_order():
+    lengths = np.arange(64)
+    order = TrainingOrder(64, 8, 64, 0, length_groups=8, lengths=lengths)
+    means = np.array([np.mean([lengths[ref.sample] for ref in batch]) for batch in order]).reshape(8, 8)
+    assert all(sorted(row) != list(row) for row in means)
+    assert len({tuple(np.argsort(row)) for row in means}) == 8

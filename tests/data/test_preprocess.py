@@ -106,6 +106,39 @@ def test_every_setting_has_an_effect(image, augmentation):
     assert not torch.equal(augmentation(image, np.random.default_rng(1)), to_pixels(image))
 
 
+# --- Mixing images of equal captions
+
+
+@pytest.fixture
+def black_and_white():
+    return torch.zeros(3, 8, 8, dtype=torch.uint8), torch.full((3, 8, 8), 255, dtype=torch.uint8)
+
+
+def mixtures(augmentation: Augmentation, images) -> list[np.ndarray]:
+    return [augmentation.mix(*images, np.random.default_rng(seed)).numpy() for seed in range(50)]
+
+
+def test_a_blend_is_even_and_keeps_at_least_half_of_the_image(black_and_white):
+    mixed = mixtures(Augmentation(blend=1.0), black_and_white)
+    assert all(pixels.min() == pixels.max() <= 128 for pixels in mixed)
+    assert len({int(pixels.max()) for pixels in mixed}) > 20
+
+
+def test_a_swap_takes_whole_cells_of_the_other_image(black_and_white):
+    mixed = mixtures(Augmentation(swap=1.0), black_and_white)
+    for pixels in mixed:
+        assert set(np.unique(pixels)) <= {0, 255}
+        np.testing.assert_array_equal(pixels, pixels[:, ::2, ::2].repeat(2, 1).repeat(2, 2))
+    assert 0.4 < np.mean([pixels.mean() / 255 for pixels in mixed]) < 0.6
+
+
+def test_the_shares_of_mixtures_are_as_asked_for(black_and_white):
+    augmentation = Augmentation(blend=0.3, swap=0.3)
+    rng = np.random.default_rng(0)
+    unmixed = [augmentation.mix(*black_and_white, rng).max() == 0 for _ in range(500)]
+    assert 0.33 < np.mean(unmixed) < 0.47
+
+
 def test_uncovered_corners_are_white(image):
     black = Image.new("RGB", image.size, "black")
     shrunk = Augmentation(scale=(0.5, 0.5))(black, np.random.default_rng(0))
@@ -138,6 +171,8 @@ def test_augmented_values_stay_between_minus_one_and_one(look):
         ("jitter", -0.1),
         ("grey", 1.1),
         ("grey", -0.1),
+        ("blend", -0.1),
+        ("swap", 1.1),
     ],
 )
 def test_a_range_that_makes_no_sense_is_an_error_that_names_the_key(key, value):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grr_coca.data.preprocess import Augmentation
+from grr_coca.data.preprocess import Augmentation, Preprocess
 from grr_coca.errors import UserError
 from grr_coca.presets import PRESETS, get_preset
 from grr_coca.structure import from_dict, to_dict
@@ -254,8 +254,33 @@ def test_a_recipe_switches_the_models_options_on_and_off():
         assert ModelRecipe(preset, "tiny", **off).config(vocab_size) == plain
 
 
+def test_captions_of_any_preset_can_attend_to_the_patches():
+    preset = get_preset("grr_coca_no_captioning_pooler", "tiny")
+    vocab_size = preset.text_decoder.vocab_size
+    assert ModelRecipe("grr_coca", "tiny", captions_from="patches").config(vocab_size) == preset
+    assert ModelRecipe("baseline_coca", "tiny", captions_from="patches").config(300).poolers.num_queries is None
+    assert ModelRecipe("baseline_coca", "tiny", captions_from="queries").config(300).poolers.num_queries == 16
+
+
+def test_fewer_than_one_length_group_is_an_error_with_the_key():
+    with pytest.raises(UserError, match="length_groups"):
+        DataRecipe("pairs", length_groups=0)
+
+
+def test_pixels_are_scaled_as_the_recipe_says():
+    model = ModelRecipe("grr_coca", "tiny", pixel_mean=1.0, pixel_std=0.4)
+    assert model.preprocess(model.config(300)) == Preprocess(64, (1.0,) * 3, (0.4,) * 3)
+
+
 @pytest.mark.parametrize(
-    ("key", "value"), [("num_registers", -1), ("qk_norm", "layer"), ("contrastive", "hinge"), ("num_registers", 1.5)]
+    ("key", "value"),
+    [
+        ("num_registers", -1),
+        ("qk_norm", "layer"),
+        ("contrastive", "hinge"),
+        ("num_registers", 1.5),
+        ("pixel_std", 0.0),
+    ],
 )
 def test_a_wrong_option_of_the_model_is_an_error_with_the_key(load, key, value):
     with pytest.raises(UserError, match=key):

@@ -5,11 +5,12 @@ import logging
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,7 +21,8 @@ from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
 from grr_coca.data.pairs import PairSource, RawPair
 from grr_coca.data.patch_dropout import STREAM
-from grr_coca.data.preprocess import Augmentation, Preprocess
+from grr_coca.data.preprocess import Augmentation, Change, Preprocess, change_images, to_bytes
+from grr_coca.data.siblings import MIX_STREAM, Siblings
 from grr_coca.data.tokenizer import CLS_SLOT, Tokenizer
 from grr_coca.errors import UserError
 
@@ -32,6 +34,9 @@ MAX_REPLACEMENTS = 100
 CAPTION_DRAW = MAX_REPLACEMENTS + 1
 """Sets the draw of a caption apart from the other random choices of the same (seed, epoch, sample)."""
 
+MAX_KEPT_PIXELS = 2**26
+"""Training pairs stay decoded in memory where all images together have no more pixels: 192 MiB in each worker."""
+
 PREFETCHED_BATCHES = 4
 """Batches that each worker has ready: enough to bridge a slow read."""
 
@@ -41,16 +46,18 @@ RAISED = re.compile(r"^grr_coca\.[\w.]+: ", re.MULTILINE)
 
 
 class Sample(NamedTuple):
-    """One pair, ready for a batch. `token_ids` is a row of `Tokenizer.encode_row`."""
+    """One pair, ready for a batch. `token_ids` is a row of `Tokenizer.encode_row`; while there is a `change`, the image
+    is of bytes, and has it still before it."""
 
     key: str
-    image: Float[Tensor, "3 S S"]
+    image: Float[Tensor, "3 S S"] | UInt8[Tensor, "3 S S"]
     token_ids: list[int]
     caption_id: int
     image_id: int
     is_cut: bool = False
     replaced: Replacement | None = None
     kept_patches: Int[Tensor, " K"] | None = None
+    change: Change | None = None
 
 
 class PairDataset(Dataset[Sample]):
@@ -79,6 +86,10 @@ class PairDataset(Dataset[Sample]):
         self.augmentation = augmentation
         self.seed = seed
         self.keep_patches = keep_patches
+        self._siblings = Siblings(source) if augmentation is not None and augmentation.mixes else None
+        self._keeps_all = augmentation is not None and len(source) * preprocess.image_size**2 <= MAX_KEPT_PIXELS
+        self._squares: dict[int, UInt8[Tensor, "3 S S"]] = {}
+        self._words: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -90,6 +101,18 @@ class PairDataset(Dataset[Sample]):
             BadSample: in evaluation: the image is broken or the caption missing; names the pair.
             UserError: in training: so many samples are bad that none was found to stand in.
         """
+        return self.__getitems__([ref])[0]
+
+    def __getitems__(self, refs: Sequence[SampleRef]) -> list[Sample]:
+        """The samples of a batch, which torch's loader asks for at once: their images are changed together."""
+        samples = [self._sound_sample(ref) for ref in refs]
+        changes = [sample.change for sample in samples if sample.change is not None]
+        if not changes:
+            return samples
+        images = self.preprocess.normalize(change_images(torch.stack([sample.image for sample in samples]), changes))
+        return [sample._replace(image=image, change=None) for sample, image in zip(samples, images, strict=True)]
+
+    def _sound_sample(self, ref: SampleRef) -> Sample:
         try:
             return self._sample(ref)
         except BadSample as error:
@@ -113,10 +136,11 @@ class PairDataset(Dataset[Sample]):
     def _sample(self, ref: SampleRef) -> Sample:
         pair = self.source[ref.sample]
         caption = clean_caption(self._draw(pair.captions, ref), pair.name)
-        words = self.tokenizer.encode(caption)
+        words = self._encode(caption)
         return Sample(
             key=pair.key,
             image=self._image(pair, ref),
+            change=self._change(ref),
             token_ids=self.tokenizer.row(words, self.context_length),
             caption_id=stable_id(caption.lower()),
             image_id=stable_id(pair.image_name or pair.name),
@@ -135,12 +159,49 @@ class PairDataset(Dataset[Sample]):
         rng = np.random.default_rng((self.seed, ref.epoch, ref.sample, CAPTION_DRAW))
         return captions[rng.integers(len(captions))]
 
-    def _image(self, pair: RawPair, ref: SampleRef) -> Float[Tensor, "3 S S"]:
-        image = decode_image(pair.image, pair.name)
+    def _encode(self, caption: str) -> list[int]:
+        words = self._words.get(caption) or self.tokenizer.encode(caption)
+        if self._keeps_all:
+            self._words[caption] = words
+        return words
+
+    def caption_lengths(self) -> Int[np.ndarray, " N"]:
+        """Tokens of the first caption of every sample; 0 where it is missing."""
+        lengths = np.zeros(len(self), dtype=np.int64)
+        for index in range(len(self)):
+            with suppress(BadSample):
+                caption = clean_caption(self.source.caption(index), self.source.name(index))
+                lengths[index] = len(self.tokenizer.encode(caption))
+        return lengths
+
+    def _image(self, pair: RawPair, ref: SampleRef) -> Tensor:
         if self.augmentation is None:
-            return self.preprocess(image)
-        rng = np.random.default_rng((self.seed, ref.epoch, ref.sample))
-        return self.preprocess.normalize(self.augmentation(self.preprocess.square(image), rng))
+            return self.preprocess(decode_image(pair.image, pair.name))
+        return self._mixed(self._square(ref.sample, pair), ref)
+
+    def _change(self, ref: SampleRef) -> Change | None:
+        if self.augmentation is None:
+            return None
+        return self.augmentation.draw(np.random.default_rng((self.seed, ref.epoch, ref.sample)))
+
+    def _square(self, sample: int, pair: RawPair | None = None) -> UInt8[Tensor, "3 S S"]:
+        square = self._squares.get(sample)
+        if square is None:
+            pair = pair or self.source[sample]
+            square = to_bytes(self.preprocess.square(decode_image(pair.image, pair.name)))
+        if self._keeps_all:
+            self._squares[sample] = square
+        return square
+
+    def _mixed(self, image: UInt8[Tensor, "3 S S"], ref: SampleRef) -> UInt8[Tensor, "3 S S"]:
+        if self.augmentation is None or self._siblings is None:
+            return image
+        rng = np.random.default_rng((self.seed, ref.epoch, ref.sample, MIX_STREAM))
+        sibling = self._siblings.draw(ref.sample, rng)
+        try:
+            return image if sibling is None else self.augmentation.mix(image, self._square(sibling), rng)
+        except BadSample:  # the sibling is reported when its own turn comes
+            return image
 
 
 def stable_id(text: str) -> int:

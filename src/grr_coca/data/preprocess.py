@@ -1,18 +1,21 @@
 """From an image to the tensor that the model sees, with or without augmentation.
 
-Shapes: S image size in pixels.
+Shapes: B images, S image size in pixels.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 from torchvision.transforms.v2 import InterpolationMode
 
 from grr_coca.errors import UserError
@@ -20,7 +23,10 @@ from grr_coca.errors import UserError
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
-IDENTITY, GREY = torch.eye(3), torch.tensor(LUMA).expand(3, 3)
+SWAP_CELLS = 4
+"""Cells along a side of the grid in which images are swapped."""
+
+IDENTITY, GREY = np.eye(3), np.tile(LUMA, (3, 1))
 """Colour matrices that keep all of the colour, and none."""
 
 
@@ -49,19 +55,33 @@ class Preprocess:
             image = F.resize(image, [self.image_size] * 2, InterpolationMode.BICUBIC, antialias=True)
         return image
 
-    def normalize(self, pixels: Float[Tensor, "3 S S"]) -> Float[Tensor, "3 S S"]:
+    def normalize(self, pixels: Float[Tensor, "*B 3 S S"]) -> Float[Tensor, "*B 3 S S"]:
         """Pixel values 0 … 1, shifted by the mean and divided by the deviation of their channel."""
         return (pixels - _by_channel(self.mean)).div_(_by_channel(self.std))
 
 
+def to_bytes(image: Image.Image) -> UInt8[Tensor, "3 S S"]:
+    """Pixel values 0 … 255 of an RGB image."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
 def to_pixels(image: Image.Image) -> Float[Tensor, "3 S S"]:
     """Pixel values 0 … 1 of an RGB image."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
+    return to_bytes(image).float().div_(255)
 
 
 @cache
 def _by_channel(values: tuple[float, float, float]) -> Float[Tensor, "3 1 1"]:
     return torch.tensor(values)[:, None, None]
+
+
+class Change(NamedTuple):
+    """A random change of one image: where each pixel of the changed image lies in the original (in coordinates of
+    -1 … 1, as `affine_grid` takes them), what its colours are multiplied by, and what is added to them."""
+
+    inverse: Float[np.ndarray, "2 3"]
+    colour: Float[np.ndarray, "3 3"]
+    offset: float
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,9 @@ class Augmentation:
 
     `scale`: zoom factors; `shift`: largest shift as a share of the side; `rotate`: largest angle in degrees;
     `jitter`: largest relative change of brightness, contrast and saturation; `grey`: share of images without colour.
+    `blend` and `swap` are shares of images that are mixed, before all else, with another image of the same caption,
+    where there is one: `blend` adds up to half of it, `swap` takes half of the cells of a 4 × 4 grid from it. The
+    captions stay true, and no one hand's way of drawing is in all of the image.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -77,6 +100,8 @@ class Augmentation:
     rotate: float = 0.0
     jitter: float = 0.0
     grey: float = 0.0
+    blend: float = 0.0
+    swap: float = 0.0
 
     def __post_init__(self) -> None:
         valid = {
@@ -85,45 +110,57 @@ class Augmentation:
             "rotate": 0 <= self.rotate <= 180,
             "jitter": 0 <= self.jitter <= 1,
             "grey": 0 <= self.grey <= 1,
+            "blend": 0 <= self.blend <= 1,
+            "swap": 0 <= self.swap <= 1 - self.blend,
         }
         for key in (key for key, is_valid in valid.items() if not is_valid):
             raise UserError(f"augmentation: {key} {getattr(self, key)} is out of range")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Float[Tensor, "3 S S"]:
         """Pixel values 0 … 1 of a square image, changed at random."""
-        return self._colour(to_pixels(self._geometry(image, rng)), rng)
+        return change_images(to_bytes(image)[None], [self.draw(rng)])[0]
 
-    def _geometry(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        # Uncovered corners become white.
-        side = image.size[0]
-        angle = float(rng.uniform(-self.rotate, self.rotate))
-        shift = [round(float(rng.uniform(-self.shift, self.shift)) * side) for _ in range(2)]
-        scale = float(rng.uniform(*self.scale))
-        if angle or any(shift) or scale != 1.0:
-            matrix = _inverse_affine(side, angle, shift, scale)
-            image = image.transform(
-                image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(255, 255, 255)
-            )
-        return image
-
-    def _colour(self, pixels: Float[Tensor, "3 S S"], rng: np.random.Generator) -> Float[Tensor, "3 S S"]:
-        # Brightness, contrast, saturation and greyness are one affine map of colour space: one small product.
+    def draw(self, rng: np.random.Generator) -> Change:
+        """A random change of geometry and colour."""
+        angle = math.radians(rng.uniform(-self.rotate, self.rotate))
+        x, y = rng.uniform(-2 * self.shift, 2 * self.shift, 2)
+        scale = rng.uniform(*self.scale)
+        # Turned clockwise about the centre, zoomed, then shifted.
+        cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+        inverse = np.array([[cos, sin, -cos * x - sin * y], [-sin, cos, sin * x - cos * y]], np.float32)
         brightness, contrast, saturation = rng.uniform(1 - self.jitter, 1 + self.jitter, 3)
         if rng.uniform() < self.grey:
             saturation = 0.0
-        elif not self.jitter:
-            return pixels
-        matrix = brightness * contrast * (saturation * IDENTITY + (1 - saturation) * GREY)
-        # Contrast turns about mid-grey.
-        return (matrix @ pixels.flatten(1)).add_(0.5 * (1 - contrast)).clamp_(0, 1).view_as(pixels)
+        # Brightness, contrast about mid-grey, saturation and greyness are one affine map of colour space.
+        colour = brightness * contrast * (saturation * IDENTITY + (1 - saturation) * GREY)
+        return Change(inverse, colour.astype(np.float32), 0.5 * (1 - contrast))
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of equal captions are mixed."""
+        return self.blend + self.swap > 0
+
+    def mix(
+        self, image: UInt8[Tensor, "3 S S"], other: UInt8[Tensor, "3 S S"], rng: np.random.Generator
+    ) -> UInt8[Tensor, "3 S S"]:
+        """A square image, or a random mixture of it and another of its size."""
+        draw = rng.uniform()
+        if draw < self.blend:
+            return torch.lerp(image.float(), other.float(), rng.uniform(0, 0.5)).round_().byte()
+        if draw < self.blend + self.swap:
+            cell = torch.arange(image.shape[-1]) * SWAP_CELLS // image.shape[-1]
+            is_swapped = torch.from_numpy(rng.integers(0, 2, (SWAP_CELLS, SWAP_CELLS))).bool()
+            return torch.where(is_swapped[cell][:, cell], other, image)
+        return image
 
 
-def _inverse_affine(side: int, angle: float, shift: list[int], scale: float) -> tuple[float, ...]:
-    """Where each pixel of the changed image lies in the original, as Pillow's six numbers.
-
-    The image is turned clockwise by `angle` degrees about its centre, zoomed, then shifted.
-    """
-    cos, sin = math.cos(math.radians(angle)) / scale, math.sin(math.radians(angle)) / scale
-    centre = side * 0.5
-    x, y = (-centre - distance for distance in shift)
-    return cos, sin, cos * x + sin * y + centre, -sin, cos, -sin * x + cos * y + centre
+def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[Change]) -> Float[Tensor, "B 3 S S"]:
+    """Pixel values 0 … 1 of images, each with its change. Uncovered corners become white."""
+    pixels = images.float().div_(255)
+    inverse = torch.from_numpy(np.stack([change.inverse for change in changes]))
+    if not inverse.eq(torch.eye(2, 3)).all():
+        grid = affine_grid(inverse, list(pixels.shape), align_corners=False)
+        pixels = grid_sample(pixels.sub_(1), grid, align_corners=False).add_(1)  # white is 0, the padding's colour
+    colour = torch.from_numpy(np.stack([change.colour for change in changes]))
+    offset = torch.tensor([change.offset for change in changes])[:, None, None]
+    return torch.bmm(colour, pixels.flatten(2)).add_(offset).clamp_(0, 1).view_as(pixels)

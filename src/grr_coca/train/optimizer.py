@@ -94,9 +94,10 @@ def parameter_groups(model: CoCa) -> tuple[list[nn.Parameter], list[nn.Parameter
     """Trainable parameters as (hidden matrices, other matrices, the rest).
 
     Matrices, the weights of linear maps, are decayed; embeddings, queries, norms, biases and the temperature are
-    not. The hidden ones lie between the patch embedding and the head: those are Muon's.
+    not. The hidden ones are all but the head's: those are Muon's. The patch embedding is among them, because its
+    inputs, neighbouring pixels, are so alike that steps of one size for each weight all but repeat each other.
     """
-    outer = (model.image_encoder.patch_embed, model.multimodal_decoder.lm_head)
+    outer = (model.multimodal_decoder.lm_head,)
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     hidden = [module.weight for module in linears if module not in outer]
     matrices = [module.weight for module in outer]

@@ -11,7 +11,7 @@ from typing import Literal
 import yaml
 
 from grr_coca.config import CoCaConfig, Contrastive, QKNorm
-from grr_coca.data.preprocess import Augmentation
+from grr_coca.data.preprocess import Augmentation, Preprocess
 from grr_coca.errors import UserError
 from grr_coca.files import write_whole
 from grr_coca.presets import get_preset, with_qk_norm
@@ -20,6 +20,7 @@ from grr_coca.structure import from_dict, to_dict
 FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimodal_decoder"]
 Precision = Literal["auto", "fp32", "bf16"]
 Parallelism = Literal["ddp", "fsdp"]
+CaptionsFrom = Literal["queries", "patches"]
 Score = Literal[
     "coca_loss",
     "contrastive_loss",
@@ -55,7 +56,9 @@ class ModelRecipe:
 
     `num_registers`: learned tokens beside the patches, 4 in arXiv 2309.16588. `qk_norm`: `rms` normalizes queries and
     keys in the self-attention of all three stacks, for training that stays stable at high learning rates.
-    `contrastive`: `softmax`, or `sigmoid` for SigLIP's loss.
+    `contrastive`: `softmax`, or `sigmoid` for SigLIP's loss. `captions_from`: what captions attend to, the
+    captioning pooler's `queries`, or the `patches` themselves, which in CoCa's ablation costs almost nothing.
+    `pixel_mean`, `pixel_std`: what pixels of 0 … 1 are shifted and divided by; with a mean of 1, white is 0.
     """
 
     preset: str
@@ -65,15 +68,22 @@ class ModelRecipe:
     num_registers: int | None = None
     qk_norm: QKNorm | None = None
     contrastive: Contrastive | None = None
+    captions_from: CaptionsFrom | None = None
+    pixel_mean: float = 0.5
+    pixel_std: float = 0.5
 
     def __post_init__(self) -> None:
         for name, bound in (("image_size", 1), ("context_length", 1), ("num_registers", 0)):
             if getattr(self, name) is not None:
                 require_at_least(bound, **{name: getattr(self, name)})
+        if not self.pixel_std > 0:
+            raise UserError(f"pixel_std {self.pixel_std} is out of range; give more than 0")
 
     def config(self, vocab_size: int) -> CoCaConfig:
         """The full config of the model with this vocabulary."""
         config = get_preset(self.preset, self.size)
+        if self.captions_from == "patches":
+            config = replace(config, poolers=replace(config.poolers, num_queries=None))
         image, text = config.image_encoder, config.text_decoder
         config = replace(
             config,
@@ -88,6 +98,10 @@ class ModelRecipe:
             contrastive=self.contrastive or config.contrastive,
         )
         return config if self.qk_norm is None else with_qk_norm(config, self.qk_norm)
+
+    def preprocess(self, config: CoCaConfig) -> Preprocess:
+        """What images go through before they reach the model."""
+        return Preprocess(config.image_encoder.image_size, (self.pixel_mean,) * 3, (self.pixel_std,) * 3)
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,8 @@ class DataRecipe:
     `batch_size` is that of the optimizer's step, over all processes. With `micro_batch_size` each process takes its
     share in pieces of so many pairs: the same gradients in less memory, for a second forward pass.
     `patch_dropout`: share of each image's patches that training leaves out (FLIP, arXiv 2212.00794), drawn from seed,
-    epoch and sample; evaluation sees all of them.
+    epoch and sample; evaluation sees all of them. `length_groups`: so many batches at a time are sorted by the length
+    of their captions, which saves most of the padding (see `TrainingOrder`); 1: none.
     """
 
     train: str
@@ -117,10 +132,11 @@ class DataRecipe:
     num_workers: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
     patch_dropout: float = 0.0
+    length_groups: int = 1
 
     def __post_init__(self) -> None:
         require_share(patch_dropout=self.patch_dropout)
-        require_at_least(1, batch_size=self.batch_size)
+        require_at_least(1, batch_size=self.batch_size, length_groups=self.length_groups)
         if self.micro_batch_size is not None:
             require_at_least(1, micro_batch_size=self.micro_batch_size)
         require_at_least(0, num_workers=self.num_workers)
@@ -128,7 +144,7 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """AdamW, or Muon for the hidden matrices with AdamW for the rest. Decay is for matrices alone.
+    """AdamW, or Muon for all matrices but the head's with AdamW for the rest. Decay is for matrices alone.
 
     `layer_decay`: factor on the learning rate per layer between a parameter and the nearest head (see
     `layer_depth`), for fine-tuning that leaves the first layers nearly as they are; 1 for one rate for all.

@@ -13,7 +13,6 @@ from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import TrainingOrder
 from grr_coca.data.pairs import PairSource, Subset
 from grr_coca.data.patch_dropout import kept_patches
-from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import open_source
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.data.views import caption_texts, every_caption, sound_pairs
@@ -47,7 +46,7 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
         config=config,
         preset=recipe.model.preset,
         tokenizer=tokenizer,
-        preprocess=Preprocess(config.image_encoder.image_size),
+        preprocess=recipe.model.preprocess(config),
         step=0,
     )
 
@@ -62,7 +61,8 @@ def check_start(start: Checkpoint, recipe: Recipe) -> None:
         raise UserError("fine-tuning keeps the tokenizer of its checkpoint; remove the key 'tokenizer' from the recipe")
     if recipe.model is None:
         return
-    differing = differences(recipe.model.config(start.tokenizer.vocab_size), start.config)
+    config = recipe.model.config(start.tokenizer.vocab_size)
+    differing = differences(config, start.config) + differences(recipe.model.preprocess(config), start.preprocess)
     if differing:
         key, wanted, found = differing[0]
         raise UserError(
@@ -122,6 +122,8 @@ def training_batches(
         ranks.rank,
         ranks.size,
         data.micro_batch_size,
+        data.length_groups,
+        dataset.caption_lengths() if data.length_groups > 1 else None,
     )
     share = data.batch_size // ranks.size
     num_pieces = -(-share // (data.micro_batch_size or share))

@@ -262,11 +262,6 @@ def test_captions_of_any_preset_can_attend_to_the_patches():
     assert ModelRecipe("baseline_coca", "tiny", captions_from="queries").config(300).poolers.num_queries == 16
 
 
-def test_fewer_than_one_length_group_is_an_error_with_the_key():
-    with pytest.raises(UserError, match="length_groups"):
-        DataRecipe("pairs", length_groups=0)
-
-
 def test_pixels_are_scaled_as_the_recipe_says():
     model = ModelRecipe("grr_coca", "tiny", pixel_mean=1.0, pixel_std=0.4)
     assert model.preprocess(model.config(300)) == Preprocess(64, (1.0,) * 3, (0.4,) * 3)

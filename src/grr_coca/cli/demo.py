@@ -55,9 +55,6 @@ def run(
 
 def _run_arms(plan: Plan, out: Path) -> tuple[ArmResult, ArmResult]:
     """Both arms side by side, one core each: two threads each would get in each other's way."""
-    # Set before the processes start: large tensors then stay with the process from step to step.
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**34))
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     progress: Queue = context.Queue()

@@ -1,11 +1,9 @@
 """Pairs as tensors, and batches of them."""
 
-import hashlib
 import logging
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +21,7 @@ from grr_coca.data.pairs import PairSource, RawPair
 from grr_coca.data.patch_dropout import STREAM
 from grr_coca.data.preprocess import Augmentation, Change, Preprocess, change_images, to_bytes
 from grr_coca.data.siblings import MIX_STREAM, Siblings
+from grr_coca.data.strings import stable_id
 from grr_coca.data.tokenizer import CLS_SLOT, Tokenizer
 from grr_coca.errors import UserError
 
@@ -165,15 +164,6 @@ class PairDataset(Dataset[Sample]):
             self._words[caption] = words
         return words
 
-    def caption_lengths(self) -> Int[np.ndarray, " N"]:
-        """Tokens of the first caption of every sample; 0 where it is missing."""
-        lengths = np.zeros(len(self), dtype=np.int64)
-        for index in range(len(self)):
-            with suppress(BadSample):
-                caption = clean_caption(self.source.caption(index), self.source.name(index))
-                lengths[index] = len(self.tokenizer.encode(caption))
-        return lengths
-
     def _image(self, pair: RawPair, ref: SampleRef) -> Tensor:
         if self.augmentation is None:
             return self.preprocess(decode_image(pair.image, pair.name))
@@ -202,11 +192,6 @@ class PairDataset(Dataset[Sample]):
             return image if sibling is None else self.augmentation.mix(image, self._square(sibling), rng)
         except BadSample:  # the sibling is reported when its own turn comes
             return image
-
-
-def stable_id(text: str) -> int:
-    """A 63-bit id of a text, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

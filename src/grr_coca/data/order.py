@@ -15,10 +15,6 @@ BLOCK, BLOCKS_PER_WINDOW = 128, 256
 in random order, and the samples within a window of so many blocks are shuffled."""
 
 
-GROUPS_STREAM = 1
-"""Ends the seed that orders the batches of a group, so that it is independent of the epochs' permutations."""
-
-
 class SampleRef(NamedTuple):
     """One visit of one sample."""
 
@@ -88,9 +84,6 @@ class TrainingOrder:
         rank: which contiguous share of each global batch is given.
         world_size: number of shares.
         micro_batch_size: pairs that are given at a time, the last ones of a batch may be fewer; None: the share whole.
-        length_groups: with `lengths`, so many batches at a time are sorted by length and then visited in random order,
-            so that the captions of a batch are about equally long.
-        lengths: of each sample.
 
     Raises:
         UserError: the batch cannot be shared evenly among the ranks.
@@ -106,8 +99,6 @@ class TrainingOrder:
         rank: int = 0,
         world_size: int = 1,
         micro_batch_size: int | None = None,
-        length_groups: int = 1,
-        lengths: np.ndarray | None = None,
     ) -> None:
         if batch_size % world_size:
             lower = batch_size // world_size * world_size
@@ -123,33 +114,16 @@ class TrainingOrder:
         self.share = batch_size // world_size
         self.rank = rank
         self.micro_batch_size = micro_batch_size or self.share
-        self.seed = seed
-        self.length_groups = length_groups if lengths is not None else 1
-        self.lengths = lengths
-        self._group: tuple[int, list[list[SampleRef]]] = (-1, [])
 
     def __len__(self) -> int:
         return max(self.num_batches - self.first_batch, 0) * -(-self.share // self.micro_batch_size)
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         for batch in range(self.first_batch, self.num_batches):
-            start = self.rank * self.share
-            share = self._global_batch(batch)[start : start + self.share]
-            for position in range(0, self.share, self.micro_batch_size):
-                yield share[position : position + self.micro_batch_size]
-
-    def _global_batch(self, batch: int) -> list[SampleRef]:
-        group, number = divmod(batch, self.length_groups)
-        if group != self._group[0]:
-            size = self.length_groups * self.batch_size
-            refs = [self.shuffle.at(position) for position in range(group * size, (group + 1) * size)]
-            turns = np.arange(self.length_groups)
-            lengths = self.lengths
-            if lengths is not None:
-                refs.sort(key=lambda ref: lengths[ref.sample])  # stable: equal lengths stay shuffled
-                turns = np.random.default_rng((self.seed, group, GROUPS_STREAM)).permutation(self.length_groups)
-            self._group = (group, [refs[turn * self.batch_size : (turn + 1) * self.batch_size] for turn in turns])
-        return self._group[1][number]
+            start = batch * self.batch_size + self.rank * self.share
+            for position in range(start, start + self.share, self.micro_batch_size):
+                stop = min(position + self.micro_batch_size, start + self.share)
+                yield [self.shuffle.at(i) for i in range(position, stop)]
 
 
 class EvaluationOrder:

@@ -1,5 +1,6 @@
-"""Many strings in little memory."""
+"""Many strings in little memory, and numbers in their place."""
 
+import hashlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -22,3 +23,8 @@ class Strings:
     def __getitem__(self, index: int) -> str:
         start = int(self._ends[index - 1]) if index else 0
         return self._content[start : int(self._ends[index])].decode("utf-8", "surrogatepass")
+
+
+def stable_id(text: str) -> int:
+    """A 63-bit id of a text, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1

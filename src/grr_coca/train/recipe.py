@@ -120,8 +120,7 @@ class DataRecipe:
     `batch_size` is that of the optimizer's step, over all processes. With `micro_batch_size` each process takes its
     share in pieces of so many pairs: the same gradients in less memory, for a second forward pass.
     `patch_dropout`: share of each image's patches that training leaves out (FLIP, arXiv 2212.00794), drawn from seed,
-    epoch and sample; evaluation sees all of them. `length_groups`: so many batches at a time are sorted by the length
-    of their captions, which saves most of the padding (see `TrainingOrder`); 1: none.
+    epoch and sample; evaluation sees all of them.
     """
 
     train: str
@@ -132,11 +131,10 @@ class DataRecipe:
     num_workers: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
     patch_dropout: float = 0.0
-    length_groups: int = 1
 
     def __post_init__(self) -> None:
         require_share(patch_dropout=self.patch_dropout)
-        require_at_least(1, batch_size=self.batch_size, length_groups=self.length_groups)
+        require_at_least(1, batch_size=self.batch_size)
         if self.micro_batch_size is not None:
             require_at_least(1, micro_batch_size=self.micro_batch_size)
         require_at_least(0, num_workers=self.num_workers)

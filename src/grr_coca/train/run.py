@@ -24,6 +24,7 @@ from grr_coca.ranks import Ranks
 from grr_coca.train.blocks import checkpoint_blocks, compile_blocks
 from grr_coca.train.ema import Ema
 from grr_coca.train.logs import MetricLog, Pace
+from grr_coca.train.memory import keep_freed_memory
 from grr_coca.train.optimizer import Optimizers, freeze
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.progress import LOG_INTERVAL, Progress
@@ -92,6 +93,8 @@ class Agreement(NamedTuple):
 
 def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
     """The model of a checkpoint, spread over the ranks, with what trains it."""
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     model = start.model.to(ranks.device).train()
     freeze(model, recipe.freeze)
     if recipe.gradient_checkpointing:

@@ -122,8 +122,6 @@ def training_batches(
         ranks.rank,
         ranks.size,
         data.micro_batch_size,
-        data.length_groups,
-        dataset.caption_lengths() if data.length_groups > 1 else None,
     )
     share = data.batch_size // ranks.size
     num_pieces = -(-share // (data.micro_batch_size or share))

@@ -20,7 +20,7 @@ from grr_coca.batch import Batch
 from grr_coca.data.dataset import PairDataset
 from grr_coca.losses import CaptioningLoss
 from grr_coca.model import CoCa
-from grr_coca.train import parallel
+from grr_coca.train import gradients, parallel
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.step import Trainer
 
@@ -77,7 +77,7 @@ def at_moment(number: int, seconds: float, counted: Path) -> None:
         if moments == number:
             signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))  # nobody handles it: it ends the process
 
-    for owner, name in ((PairDataset, "__getitem__"), (gradients, "_backward"), (files, "_sync")):
+    for owner, name in ((PairDataset, "_sound_sample"), (gradients, "_backward"), (files, "_sync")):
         before(owner, name, count)
 
 

@@ -98,14 +98,14 @@ def arm_of(plan, preset, out):
 
 def test_both_arms_see_the_same_data_in_the_same_order(write_plan, tmp_path, monkeypatch):
     plan = load_plan(write_plan(finetune=["health.yaml"]))
-    read, original = [], PairDataset.__getitem__
+    read, original = [], PairDataset._sound_sample
 
     def watched(dataset, ref):
         sample = original(dataset, ref)
-        read.append((sample.key, ref, sample.image.sum().item(), tuple(sample.token_ids)))
+        read.append((sample.key, ref, sample.image.float().sum().item(), tuple(sample.token_ids)))
         return sample
 
-    monkeypatch.setattr(PairDataset, "__getitem__", watched)
+    monkeypatch.setattr(PairDataset, "_sound_sample", watched)
     seen = []
     for preset in PRESETS:
         arm_of(plan, preset, tmp_path / preset)

@@ -31,7 +31,7 @@ class Pass(NamedTuple):
 
 
 class TrainedCoCa(nn.Module):
-    """CoCa up to the captioning loss: the head's weight is whole only while its module runs, where it is sharded."""
+    """CoCa up to the captioning loss, so that all parameters are used within one forward pass, as DDP wants it."""
 
     def __init__(self, model: CoCa) -> None:
         super().__init__()
@@ -41,6 +41,8 @@ class TrainedCoCa(nn.Module):
         """One pass over some pairs of a batch that has `num_tokens` to predict; see `captioning_loss`."""
         output = self.model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
         labels = batch.labels[batch.labels != IGNORE_INDEX]
+        if isinstance(output.lm_head, FSDPModule):
+            output.lm_head.unshard()  # its weight is taken without its forward pass, which would gather it
         captioning = captioning_loss(output.states, output.lm_head.weight, labels, num_tokens, z_weight)
         return Pass(output.image_embedding, output.text_embedding, captioning)
 
@@ -66,7 +68,7 @@ class ParallelModel:
         self._trained = TrainedCoCa(raw)
         self._forward: TrainedCoCa | DistributedDataParallel = self._trained
         if ranks.size > 1 and parallelism == "fsdp":
-            _shard(self._trained, ranks)
+            _shard(raw, ranks)
         elif ranks.size > 1:
             self._forward = _replicate(self._trained)
 
@@ -85,8 +87,8 @@ class ParallelModel:
             with self._forward.no_sync():
                 yield
             return
-        if isinstance(self._trained, FSDPModule):
-            self._trained.set_requires_gradient_sync(gradients)
+        if isinstance(self.raw, FSDPModule):
+            self.raw.set_requires_gradient_sync(gradients)
         yield
 
 
@@ -112,12 +114,13 @@ def _replicate(trained: TrainedCoCa) -> DistributedDataParallel:
     return replicated
 
 
-def _shard(trained: TrainedCoCa, ranks: Ranks) -> None:
-    """Shard in place: each block is gathered when it is needed, the rest of the model is one unit."""
-    model = trained.model
+def _shard(model: CoCa, ranks: Ranks) -> None:
+    """Shard in place: blocks and head are gathered when they are needed, the rest of the model is one unit."""
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for stack in (model.image_encoder, model.text_decoder, model.multimodal_decoder):
         for block in stack.blocks:
             fully_shard(block, mesh=mesh)
-    fully_shard(trained, mesh=mesh, ignored_params=set(scalar_parameters(model)))
-    register_fsdp_forward_method(trained, "embed")
+    fully_shard(model.multimodal_decoder.lm_head, mesh=mesh)
+    fully_shard(model, mesh=mesh, ignored_params=set(scalar_parameters(model)))
+    register_fsdp_forward_method(model, "encode_image")
+    register_fsdp_forward_method(model, "encode_text")

@@ -16,10 +16,11 @@ from grr_coca.generate.cache import KeyValueCache
 from grr_coca.generate.fused import FusedGEGLU, FusedRMSNorm, PackedLinear
 from grr_coca.generate.packing import packed
 from grr_coca.generate.self_attention import FusedSelfAttention
-from grr_coca.layers.attention import CrossAttention, KeyValues, Layout, SelfAttention
+from grr_coca.layers.attention import CrossAttention, SelfAttention
 from grr_coca.layers.feed_forward import GEGLU
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.rotary import Rotary, line_angles
+from grr_coca.layout import KeyValues, Layout
 from grr_coca.model import CoCa, build
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grr_coca.layers.attention import CrossAttention, KeyValues, Layout, SelfAttention
+from grr_coca.layers.attention import CrossAttention, SelfAttention
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.rotary import Rotary, line_angles
+from grr_coca.layout import KeyValues, Layout
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:

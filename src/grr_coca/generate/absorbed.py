@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.layers.attention import PLAIN, CrossAttention, KeyValues, Layout
+from grr_coca.layers.attention import CrossAttention
+from grr_coca.layout import PLAIN, KeyValues, Layout
 
 
 class AbsorbedCrossAttention(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from grr_coca.layers.attention import KeyValues
+from grr_coca.layout import KeyValues
 
 
 class KeyValueCache:

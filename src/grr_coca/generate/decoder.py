@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from grr_coca.generate.absorbed import AbsorbedCrossAttention
 from grr_coca.generate.cache import KeyValueCache
-from grr_coca.layers.attention import CrossAttention, KeyValues, Layout
+from grr_coca.layers.attention import CrossAttention
+from grr_coca.layout import KeyValues, Layout
 from grr_coca.model import CoCa
 from grr_coca.precision import at_least_fp32
 
@@ -54,7 +55,7 @@ class CachedDecoder:
         for cache in (*self.text_caches, *self.multimodal_caches):
             cache.start, cache.mask = self.position, mask
         self.position += num_tokens
-        layouts = (Layout(positions, cache) for cache in self.text_caches)
+        layouts = [Layout(positions, cache) for cache in self.text_caches]
         x = self.model.text_decoder.prefix(token_ids, layouts)  # R T D
         decoder = self.model.multimodal_decoder
         for block, context, cache in zip(decoder.blocks, self.contexts, self.multimodal_caches, strict=True):

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.generate.cache import KeyValueCache
-from grr_coca.layers.attention import PLAIN, Layout, SelfAttention
+from grr_coca.layers.attention import SelfAttention
+from grr_coca.layout import PLAIN, Layout
 
 
 class FusedSelfAttention(nn.Module):

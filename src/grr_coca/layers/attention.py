@@ -5,41 +5,12 @@ Shapes: B batch, T tokens, S tokens attended to, D width, C context width, H hea
 No biases, in any model: the arms of a comparison differ in their named parts alone.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
-
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from grr_coca.layers.rotary import Rotary
-from grr_coca.packing import Packing
-
-
-class KeyValues(NamedTuple):
-    """What is attended to, projected."""
-
-    keys: Float[Tensor, "B S H Dh"]
-    values: Float[Tensor, "B S H Dh"]
-
-
-@runtime_checkable
-class Cache(Protocol):
-    """Keys and values of what one layer has seen."""
-
-    def extend(self, new: KeyValues) -> tuple[KeyValues, Bool[Tensor, "#B 1 L S"] | None]:
-        """Add those of the new tokens; all that there are, and which of them each token may see (None: all)."""
-
-
-class Layout(NamedTuple):
-    """How tokens lie. `positions`: where they stand, if not at 0 … T-1; `cache`: what came before them; `packing`: they
-    are those of many sequences, in a single row, and are so given back."""
-
-    positions: Int[Tensor, "*B T"] | None = None
-    cache: Cache | None = None
-    packing: Packing | None = None
-
-
-PLAIN = Layout()
+from grr_coca.layout import PLAIN, KeyValues, Layout
 
 
 class SelfAttention(nn.Module):

@@ -6,7 +6,8 @@ Shapes: B batch, T tokens, S context tokens, D width, C context width.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.layers.attention import PLAIN, CrossAttention, KeyValues, Layout, SelfAttention
+from grr_coca.layers.attention import CrossAttention, SelfAttention
+from grr_coca.layout import PLAIN, KeyValues, Layout
 
 
 class Block(nn.Module):

@@ -6,7 +6,7 @@ Shapes: B batch, T text positions, D width, Q image tokens of width C, V vocabul
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.layers.attention import PLAIN, Layout
+from grr_coca.layout import PLAIN, Layout
 
 
 class MultimodalDecoder(nn.Module):

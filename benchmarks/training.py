@@ -101,7 +101,7 @@ class Row:
 
 
 def all_rows(batch: int) -> list[Row]:
-    """The figures of the issue first; what they do not ask for last."""
+    """Those with an aim first."""
     rows = [
         Row("full-fp32", "full", "fp32", batch, goal=1.35, mfu_goal=0.8, memory_goal=0.6),
         Row("full-bf16", "full", "bf16", batch, goal=1.35, mfu_goal=0.7),

@@ -100,7 +100,7 @@ class Ours(Contestant):
     """GRR-CoCa, trained as `grr-coca pretrain` does: clipping and schedule included."""
 
     packages = ("grr-coca",)
-    padding = "by length"
+    padding = "nothing"
 
     def __init__(self, setup: dict[str, Any]) -> None:
         super().__init__(setup)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,7 +102,16 @@ def test_an_interrupted_job_goes_on_where_it_was(grr_coca, run, image_files, tmp
     content = whole.read_bytes()
     path.write_bytes(content[: len(content) - cut])
     assert grr_coca(*command, "--out", path).code == 0
-    assert path.read_bytes() == content
+    # Fewer rows at a time are multiplied by other kernels, whose last bits differ: in log-probabilities, not in words.
+    (words, numbers), (expected, wanted) = (_apart(text) for text in (path.read_text(), content.decode()))
+    assert words == expected
+    assert numbers == pytest.approx(wanted, abs=2e-4)
+
+
+def _apart(text: str) -> tuple[list[str], list[float]]:
+    """What lies between decimal numbers, and those."""
+    pieces = re.split(r"(-?\d+\.\d+)", text)
+    return pieces[::2], [float(number) for number in pieces[1::2]]
 
 
 def test_only_what_is_missing_is_captioned(grr_coca, run, image_files, tmp_path, monkeypatch):

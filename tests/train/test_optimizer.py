@@ -314,8 +314,8 @@ def test_sharded_parameters_take_the_same_step(
     for (key, expected), found in zip(plain.named_parameters(), sharded.parameters(), strict=True):
         assert isinstance(found, DTensor) == (key != "logit_scale")
         whole = found.full_tensor() if isinstance(found, DTensor) else found
-        # Muon orthogonalizes in bf16, where kernels round by how a matrix lies in memory.
-        torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-5, msg=key)
+        # Muon orthogonalizes in bf16: with AMX a sharded step was seen 3e-6 from a whole one, of equal gradients.
+        torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-5 if name == "muon" else 1e-6, msg=key)
 
 
 # --- Muon and bf16 train ---

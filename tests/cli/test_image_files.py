@@ -101,7 +101,7 @@ def test_shards_in_a_folder_are_opened(tmp_path):
     assert len(find_images([str(tmp_path)])) == len(find_images([f"{tmp_path}/*.tar"])) == 5
 
 
-@pytest.mark.parametrize("keep", [0.32, 0.9])
+@pytest.mark.parametrize("keep", [0.3, 0.32, 0.4, 0.9])
 def test_a_shard_that_breaks_off_gives_what_it_has_and_says_so(tmp_path, keep):
     path = write_shard(tmp_path / "a.tar", real_pairs(8))
     content = path.read_bytes()

@@ -95,6 +95,8 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
                     count += 1
                     read = partial(_read_span, path, member.offset_data, member.size)
                     yield ImageFile(f"{path}: {member.name}", read)
+            if 0 < path.stat().st_size - tar.offset < tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("it ends within a header")  # which tarfile takes for its end
     except (tarfile.TarError, OSError) as error:
         yield ImageFile(f"{path}", partial(_refuse, f"{path}: not a whole uncompressed tar file ({error})"))
     else:

@@ -20,7 +20,7 @@ CONTEXT = 77
 """open_clip puts its [CLS] behind 76 tokens; our context counts ours, so 77 holds the same captions."""
 
 
-def training_recipe(precision: str, compiled: bool) -> Recipe:
+def training_recipe(precision: str, compiled: bool, gradient_checkpointing: float) -> Recipe:
     """`b32` with CLIP's vocabulary and AdamW."""
     return Recipe(
         data=DataRecipe(train="random"),
@@ -29,6 +29,7 @@ def training_recipe(precision: str, compiled: bool) -> Recipe:
         tokenizer=TokenizerRecipe("clip"),
         precision=precision,  # type: ignore[arg-type]
         compile=compiled,
+        gradient_checkpointing=gradient_checkpointing,
     )
 
 

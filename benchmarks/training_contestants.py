@@ -1,7 +1,7 @@
 """One contestant of the training benchmarks, in a process and perhaps an environment of its own.
 
-Setup: `name`, `threads`, `precision`, and for ours `compile` and the `size` of the model. A step is asked for with
-the lengths of its captions; words and pixels are random, the same for all.
+Setup: `name`, `threads`, `precision`, and for ours `compile`, `gradient_checkpointing` and the `size` of the model.
+A step is asked for with the lengths of its captions; words and pixels are random, the same for all.
 """
 
 import importlib.metadata
@@ -109,7 +109,7 @@ class Ours(Contestant):
         from grr_coca.ranks import Ranks
         from grr_coca.train.run import build_trainer
 
-        recipe = training_recipe(setup["precision"], setup["compile"])
+        recipe = training_recipe(setup["precision"], setup["compile"], setup.get("gradient_checkpointing", 0.0))
         start = fresh_checkpoint(recipe, setup.get("size"))
         self.image_size = start.config.image_encoder.image_size
         self.vocab_size = start.config.text_decoder.vocab_size

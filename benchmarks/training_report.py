@@ -36,7 +36,9 @@ def table(report: dict[str, Any]) -> str:
 def label(row: dict[str, Any]) -> str:
     """What is trained on, in words."""
     without = " without AMX" if row["environment"] else ""
-    return f"{LENGTHS[row['lengths']]}{without}"
+    share = row.get("gradient_checkpointing")
+    recomputed = f", {share:.0%} of what blocks keep computed again".replace("%", " %") if share else ""
+    return f"{LENGTHS[row['lengths']]}{without}{recomputed}"
 
 
 def _row(row: dict[str, Any]) -> str:

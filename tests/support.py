@@ -136,6 +136,23 @@ def compute_losses(model: CoCa, batch: Batch, weights: LossRecipe) -> Losses:
     return losses._replace(coca=losses.coca + weights.z_loss_weight * logits.logsumexp(-1).square().mean())
 
 
+def saved_bytes(model: CoCa, batch: Batch) -> int:
+    """What autograd keeps of a forward pass, weights not counted."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = compute_losses(model, batch, LossRecipe())
+    assert losses.coca.requires_grad
+    return sum(saved.values())
+
+
 def by_caption(output: CoCaOutput, lengths: Tensor) -> list[Tensor]:
     """The logits of each caption, of its length less [EOS] and [CLS]."""
     return list(output.logits.split((lengths - 2).tolist()))

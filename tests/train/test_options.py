@@ -6,6 +6,7 @@ A key that is read and then forgotten is the worst defect that a recipe can have
 from dataclasses import replace
 
 import pytest
+import torch._functorch.config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -86,7 +87,7 @@ def test_defaults_written_out_are_no_option_at_all(plain, tmp_path):
         optimizer=OptimizerRecipe(layer_decay=1.0),
         data=replace(recipe.data, patch_dropout=0.0),
         ema=None,
-        gradient_checkpointing=False,
+        gradient_checkpointing=0.0,
         compile=False,
     )
     assert differing(weights(pretrain(explicit, tmp_path / "run")), expected) == []
@@ -127,7 +128,7 @@ def test_gradient_checkpointing_computes_blocks_again_and_changes_no_weight(plai
     recipe, _, expected = plain
     calls = []
     monkeypatch.setattr(blocks, "checkpoint", lambda *args, **options: calls.append(1) or checkpoint(*args, **options))
-    trained = pretrain(with_key(recipe, "gradient_checkpointing", True), tmp_path / "run")
+    trained = pretrain(with_key(recipe, "gradient_checkpointing", 1.0), tmp_path / "run")
     assert len(calls) == 4 * 8, "of four steps, eight blocks"
     assert differing(weights(trained), expected) == []
 
@@ -137,3 +138,11 @@ def test_compile_compiles_every_block(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append(self))
     pretrain(with_key(plain[0], "compile", True), tmp_path / "run")
     assert len(set(compiled)) == 8
+
+
+def test_the_compiler_is_told_how_much_to_compute_again(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: None)
+    shared = replace(plain[0], compile=True, gradient_checkpointing=0.75)
+    with torch._functorch.config.patch(activation_memory_budget=1.0):
+        pretrain(shared, tmp_path / "run")
+        assert torch._functorch.config.activation_memory_budget == 0.25

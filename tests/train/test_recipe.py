@@ -171,7 +171,7 @@ def test_a_missing_key_is_an_error_that_names_it(load, section, key):
         (("data", "augmentation"), 3),
         (("data",), None),
         (("ema",), True),
-        (("gradient_checkpointing",), 1),
+        (("gradient_checkpointing",), True),
         (("compile",), "yes"),
     ],
 )
@@ -198,6 +198,8 @@ def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, val
         (("data", "augmentation", "scale"), [0.0, 1.0]),
         (("data", "patch_dropout"), 1.0),
         (("data", "patch_dropout"), -0.1),
+        (("gradient_checkpointing",), -0.5),
+        (("gradient_checkpointing",), 1.5),
         (("data", "patch_dropout"), "nan"),
         (("optimizer", "layer_decay"), 0.0),
         (("optimizer", "layer_decay"), 1.1),
@@ -210,6 +212,13 @@ def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, val
 def test_a_number_out_of_range_is_an_error_with_the_key(load, path, value):
     with pytest.raises(UserError, match=path[-1]):
         load(changed(*path, value=value))
+
+
+def test_a_share_of_blocks_computed_again_takes_the_compiler(load):
+    with pytest.raises(UserError, match=r"gradient_checkpointing 0\.5: .*compile: true"):
+        load(changed("gradient_checkpointing", value=0.5))
+    assert load(MINIMAL + "compile: true\ngradient_checkpointing: 0.5\n").gradient_checkpointing == 0.5
+    assert load(changed("gradient_checkpointing", value=1)).gradient_checkpointing == 1
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("3E-4", 3e-4), ("1", 1.0), ("0.5", 0.5)])

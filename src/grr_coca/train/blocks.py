@@ -7,6 +7,7 @@ from os import environ
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,16 +25,21 @@ CPP_COMPILERS = ("g++", "clang++", "c++")
 def checkpoint_blocks(model: CoCa) -> None:
     """Keep but the inputs of blocks for the backward pass, and compute their insides again there.
 
-    Comes before `compile_blocks`, and before blocks are sharded.
+    Comes before blocks are sharded. Compiled blocks do it by themselves, see `compile_blocks`.
     """
     for block in _blocks(model):
         block.forward = _checkpointed(block.forward)  # type: ignore[method-assign]
 
 
-def compile_blocks(model: CoCa) -> None:
+def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
     """Compile each block in place, when it first runs. Comes before blocks are sharded.
 
     Lengths of captions change from batch to batch, so those of the text decoders are compiled for any shape.
+
+    Args:
+        model: changed in place.
+        recomputed: how much of what a block would keep for the backward pass is computed again there: 1 is all but its
+            inputs, less is what the compiler finds cheapest.
 
     Raises:
         UserError: the model is on a CPU, and there is no C++ compiler.
@@ -41,6 +47,8 @@ def compile_blocks(model: CoCa) -> None:
     if next(model.parameters()).device.type == "cpu":
         _require_compiler()
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+    # Read at the first steps, so it is set for good. The public way, a context within the forward pass, came with 2.13.
+    torch._functorch.config.activation_memory_budget = 1 - recomputed
     # The rotary embedding's product stays as it is, which is meant: the rest is where compiling gains.
     warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex operators")
     for block in model.image_encoder.blocks:

@@ -247,9 +247,10 @@ class Recipe:
     """A run. Pretraining needs `model` and `tokenizer`; fine-tuning takes both from its checkpoint.
 
     `ema`: decay of a running average of the weights, which is then what is evaluated and kept (see `Ema`); None for
-    none. `gradient_checkpointing`: the insides of blocks are computed again for the backward pass and not kept: less
-    memory, a forward pass more. `compile`: blocks are compiled at the first steps, which takes a minute or two, a
-    C++ compiler on a CPU, and Triton on a GPU.
+    none. `compile`: blocks are compiled at the first steps, which takes a minute or two, a C++ compiler on a CPU, and
+    Triton on a GPU. `gradient_checkpointing`: how much of what blocks would keep for the backward pass is computed
+    again there, and not kept. At 1 that is all but their inputs: the least memory, for a forward pass more. Less takes
+    `compile`, whose compiler gives up first what costs least to compute; 0.75 is a good bargain.
     """
 
     data: DataRecipe
@@ -265,18 +266,29 @@ class Recipe:
     precision: Precision = "auto"
     parallelism: Parallelism = "ddp"
     ema: float | None = None
-    gradient_checkpointing: bool = False
     compile: bool = False
+    gradient_checkpointing: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.ema is not None:
             require_share(ema=self.ema)
+        self._check_gradient_checkpointing()
         require_at_least(0, seed=self.seed)
         if self.checkpoints.keep_best in CAPTION_SCORES and not self.evaluation.num_captions:
             raise UserError(
                 f"checkpoints: keep_best {self.checkpoints.keep_best} scores captions, and there are none: "
                 "set evaluation: num_captions"
+            )
+
+    def _check_gradient_checkpointing(self) -> None:
+        share = self.gradient_checkpointing
+        if not 0 <= share <= 1:
+            raise UserError(f"gradient_checkpointing {share} is out of range; give 0 to 1")
+        if 0 < share < 1 and not self.compile:
+            raise UserError(
+                f"gradient_checkpointing {share}: what to compute again is the compiler's choice; set compile: true, "
+                "or gradient_checkpointing: 1, which keeps but the inputs of blocks"
             )
 
 

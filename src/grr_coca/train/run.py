@@ -97,10 +97,10 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
         keep_freed_memory()
     model = start.model.to(ranks.device).train()
     freeze(model, recipe.freeze)
-    if recipe.gradient_checkpointing:
-        checkpoint_blocks(model)
     if recipe.compile:
-        compile_blocks(model)
+        compile_blocks(model, recipe.gradient_checkpointing)
+    elif recipe.gradient_checkpointing:
+        checkpoint_blocks(model)
     parallel = ParallelModel(model, recipe.parallelism, ranks)
     # After the model is spread: what belongs to a parameter lies where the parameter does.
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)

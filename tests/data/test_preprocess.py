@@ -95,15 +95,25 @@ def test_another_seed_draws_another_change_of_the_same_image(look):
     "augmentation",
     [
         Augmentation(scale=(0.5, 0.5)),
+        Augmentation(crop=1.0),
         Augmentation(shift=0.5),
         Augmentation(rotate=45),
         Augmentation(jitter=0.5),
         Augmentation(grey=1.0),
     ],
-    ids=["scale", "shift", "rotate", "jitter", "grey"],
+    ids=["scale", "crop", "shift", "rotate", "jitter", "grey"],
 )
 def test_every_setting_has_an_effect(image, augmentation):
     assert not torch.equal(augmentation(image, np.random.default_rng(1)), to_pixels(image))
+
+
+def test_so_many_images_are_cropped_and_all_others_scaled():
+    augmentation = Augmentation(scale=(0.9, 1.0), crop=0.25)
+    scales = np.array([1 / augmentation.draw(np.random.default_rng(seed)).inverse[0, 0] for seed in range(400)])
+    assert 0.18 < np.mean(scales > 1.05) < 0.32
+    assert scales[scales > 1.05].min() > 1.099
+    assert 1.4 < scales.max() < 1.501
+    assert scales.min() < 0.92
 
 
 # --- Mixing images of equal captions

@@ -23,6 +23,9 @@ from grr_coca.errors import UserError
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
+CROP_SCALE = (1.1, 1.5)
+"""Zoom factors of an image that is cropped."""
+
 SWAP_CELLS = 4
 """Cells along a side of the grid in which images are swapped."""
 
@@ -88,7 +91,7 @@ class Change(NamedTuple):
 class Augmentation:
     """Random geometry and colour, each a range; the defaults change nothing.
 
-    `scale`: zoom factors; `shift`: largest shift as a share of the side; `rotate`: largest angle in degrees;
+    `scale`: zoom factors; `crop`: share of images of which the edges are cut off, enlarged up to 1.5 times; `shift`: largest shift as a share of the side; `rotate`: largest angle in degrees;
     `jitter`: largest relative change of brightness, contrast and saturation; `grey`: share of images without colour.
     `blend` and `swap` are shares of images that are mixed, before all else, with another image of the same caption,
     where there is one: `blend` adds up to half of it, `swap` takes half of the cells of a 4 × 4 grid from it. The
@@ -96,6 +99,7 @@ class Augmentation:
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
+    crop: float = 0.0
     shift: float = 0.0
     rotate: float = 0.0
     jitter: float = 0.0
@@ -106,6 +110,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         valid = {
             "scale": 0 < self.scale[0] <= self.scale[1],
+            "crop": 0 <= self.crop <= 1,
             "shift": 0 <= self.shift <= 1,
             "rotate": 0 <= self.rotate <= 180,
             "jitter": 0 <= self.jitter <= 1,
@@ -124,7 +129,8 @@ class Augmentation:
         """A random change of geometry and colour."""
         angle = math.radians(rng.uniform(-self.rotate, self.rotate))
         x, y = rng.uniform(-2 * self.shift, 2 * self.shift, 2)
-        scale = rng.uniform(*self.scale)
+        is_cropped = self.crop and rng.uniform() < self.crop
+        scale = rng.uniform(*(CROP_SCALE if is_cropped else self.scale))
         # Turned clockwise about the centre, zoomed, then shifted.
         cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
         inverse = np.array([[cos, sin, -cos * x - sin * y], [-sin, cos, sin * x - cos * y]], np.float32)

@@ -91,8 +91,9 @@ class Change(NamedTuple):
 class Augmentation:
     """Random geometry and colour, each a range; the defaults change nothing.
 
-    `scale`: zoom factors; `crop`: share of images of which the edges are cut off, enlarged up to 1.5 times; `shift`: largest shift as a share of the side; `rotate`: largest angle in degrees;
-    `jitter`: largest relative change of brightness, contrast and saturation; `grey`: share of images without colour.
+    `scale`: zoom factors; `crop`: share of images that are enlarged 1.1 to 1.5 times instead, so that their edges are
+    cut off; `shift`: largest shift as a share of the side; `rotate`: largest angle in degrees; `jitter`: largest
+    relative change of brightness, contrast and saturation; `grey`: share of images without colour.
     `blend` and `swap` are shares of images that are mixed, before all else, with another image of the same caption,
     where there is one: `blend` adds up to half of it, `swap` takes half of the cells of a 4 × 4 grid from it. The
     captions stay true, and no one hand's way of drawing is in all of the image.
@@ -168,5 +169,6 @@ def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[Change]) -
         grid = affine_grid(inverse, list(pixels.shape), align_corners=False)
         pixels = grid_sample(pixels.sub_(1), grid, align_corners=False).add_(1)  # white is 0, the padding's colour
     colour = torch.from_numpy(np.stack([change.colour for change in changes]))
-    offset = torch.tensor([change.offset for change in changes])[:, None, None]
+    # In fp64, which numpy's numbers are, the sum below would take twenty times as long.
+    offset = torch.tensor([change.offset for change in changes], dtype=torch.float32)[:, None, None]
     return torch.bmm(colour, pixels.flatten(2)).add_(offset).clamp_(0, 1).view_as(pixels)

@@ -2,6 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -90,6 +94,40 @@ def test_a_demo_leaves_a_table_results_and_a_report_and_twice_the_same_ones(writ
     assert_runs_are_complete(out)
     assert_tells_what_was_measured(out)
     assert_holds_everything_itself((out / "report.html").read_text())
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's list of processes")
+def test_a_demo_that_is_killed_leaves_no_process_behind(write_plan, tmp_path):
+    plan, out = write_plan(), tmp_path / "out"
+    recipe = plan.with_name("pictograms.yaml")
+    recipe.write_text(recipe.read_text().replace("steps: 6", "steps: 100000"))
+    command = [sys.executable, "-m", "grr_coca", "demo", str(plan), "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as demo:
+        try:
+            wait_until(lambda: all((out / preset / "pictograms" / "metrics.jsonl").exists() for preset in PRESETS))
+            arms = children_of(demo.pid)
+            assert len(arms) >= 2
+        finally:
+            demo.kill()
+    wait_until(lambda: not any(map(runs, arms)))
 
 
 def arm_of(plan, preset, out):

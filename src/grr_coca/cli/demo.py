@@ -10,6 +10,7 @@ import queue
 import shutil
 import signal
 import sys
+import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing.queues import Queue
@@ -95,6 +96,15 @@ def _connect(progress: Queue, stop: Event) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent sees to the others
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that shows the progress: nobody needs the arms of a demo that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _arm(plan: Plan, preset: str, out: Path) -> ArmResult:

@@ -37,7 +37,7 @@ def label(row: dict[str, Any]) -> str:
     """What is trained on, in words."""
     without = " without AMX" if row["environment"] else ""
     share = row.get("gradient_checkpointing")
-    recomputed = f", {share:.0%} of what blocks keep computed again".replace("%", " %") if share else ""
+    recomputed = f", {share:.0%} recomputed".replace("%", " %") if share else ""
     return f"{LENGTHS[row['lengths']]}{without}{recomputed}"
 
 

@@ -5,7 +5,7 @@
 Each row has two processes, ours and a peer, that take turns, a step each; only one computes at a time. Medians of the
 steps after the warm-up; compiling is not counted but reported. The ceiling of matrix products in the row's precision
 is measured before and after its steps. Writes `results/training.json`, `.md` and `.png`, anew after every row; with
---only, rows that the same machine measured before stay. On two cores all rows take about 40 minutes.
+--only, rows that the same machine measured before stay. On two cores all rows take about 45 minutes.
 """
 
 import argparse

@@ -9,7 +9,10 @@ SRC = Path(__file__).parents[1] / "src"
 FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = [
-    ("config", "errors", "structure", "files", "ranks", "batch", "layout", "precision", "linear_cross_entropy"),
+    (
+        *("config", "errors", "structure", "files", "ranks", "batch", "layout", "precision"),
+        *("linear_cross_entropy", "scaled_attention"),
+    ),
     ("layers", "losses", "data", "presets"),
     ("model",),
     ("checkpoint", "train", "generate", "evaluate", "explain", "inference", "study"),

@@ -2,7 +2,7 @@
 
 If a change *should* alter them, say why in its commit and record them anew:
 
-    python tests/model/test_golden.py
+    PYTHONPATH=tests python tests/model/test_golden.py
 """
 
 import json

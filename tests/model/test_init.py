@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.model import CoCa, build
 from grr_coca.model.init import init_weights
 from grr_coca.presets import PRESETS, get_preset
+from grr_coca.train.recipe import LossRecipe
+from support import compute_losses
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,7 @@ def test_embeddings_queries_and_positions_have_the_documented_deviation(model: C
         "text_decoder.cls_embedding": 128**-0.5,
         "text_decoder.position.embedding": 0.02,
         "image_encoder.position.embedding": 0.02,
+        "image_encoder.patch_embed.bias": 0.02,
         "captioning_pooler.queries": 1.0,
         "contrastive_pooler.queries": 1.0,
     }
@@ -99,7 +104,7 @@ def test_norms_biases_and_temperature_start_neutral(model: CoCa) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             assert torch.equal(parameter, torch.ones_like(parameter)), name
-        elif name.endswith("bias"):
+        elif name.endswith("bias") and name != "image_encoder.patch_embed.bias":
             assert torch.equal(parameter, torch.zeros_like(parameter)), name
     assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07, rel=1e-6)
 
@@ -131,3 +136,15 @@ def test_an_option_leaves_every_other_weight_as_it_is(preset: str) -> None:
     assert len(other) > len(plain)
     changed = {name for name in plain if not torch.equal(plain[name], other[name])}
     assert changed == ({"logit_scale"} if preset == "grr_coca_sigmoid" else set())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_blank_images_have_gradients_like_others(preset: str, make_batch: Callable[..., Batch]) -> None:
+    """Were their patches zero vectors, each norm would make the gradient a thousand times as large: 1e25 in all."""
+    config = get_preset(preset, "tiny")
+    norms = []
+    for scale in (1.0, 0.0):
+        model, batch = build(config, seed=0), make_batch(config)
+        compute_losses(model, replace(batch, images=batch.images * scale), LossRecipe()).coca.backward()
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    assert norms[1] < 100 * norms[0]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from grr_coca.cli import main
 from grr_coca.data.dataset import PairDataset
 from grr_coca.errors import UserError
 from grr_coca.study.arm import run_arm
-from grr_coca.study.plan import load_plan, stages
+from grr_coca.study.plan import load_plan, stages, with_precision
 from grr_coca.train.logs import read_metrics
 from support import CPU, real_pairs, snapshot
 
@@ -242,3 +243,16 @@ def test_a_showcase_of_which_nothing_is_left_is_a_user_error(write_plan, tmp_pat
     plan = load_plan(write_plan(without=[pair.caption for pair in real_pairs(16, "pictograms", "test_style")]))
     with pytest.raises(UserError):
         arm_of(plan, "grr_coca", tmp_path / "arm")
+
+
+def test_auto_is_decided_once_and_holds_for_all_stages(monkeypatch):
+    decided = []
+    monkeypatch.setattr("grr_coca.study.plan.resolve_precision", lambda *args: decided.append(args) or "bf16")
+    plan = with_precision(load_plan(Path(__file__).parents[2] / "recipes" / "demo.yaml"), CPU)
+    assert decided == [("auto", CPU, 128)]
+    assert {recipe.precision for recipe in stages(plan).values()} == {"bf16"}
+
+
+def test_a_recipe_that_names_its_precision_keeps_it(write_plan):
+    plan = replace(load_plan(write_plan()), precision="bf16")
+    assert {recipe.precision for recipe in stages(plan).values()} == {"fp32"}

@@ -25,7 +25,7 @@ from grr_coca.cli.progress import bars
 from grr_coca.errors import UserError
 from grr_coca.files import write_whole
 from grr_coca.study.arm import ArmResult, run_arm
-from grr_coca.study.plan import Plan, load_plan, stages
+from grr_coca.study.plan import Plan, load_plan, stages, with_precision
 from grr_coca.study.report import comparison_rows, write_report
 from grr_coca.study.table import format_table
 
@@ -42,7 +42,7 @@ def run(
         plan: YAML file that names presets and recipes.
         out: folder for runs, table and report; an earlier demo in it is replaced.
     """
-    resolved = load_plan(plan)
+    resolved = with_precision(load_plan(plan), _device())
     _clear(out, resolved)
     arms = _run_arms(resolved, out)
     rows = comparison_rows(resolved, arms)
@@ -116,8 +116,11 @@ def _arm(plan: Plan, preset: str, out: Path) -> ArmResult:
             raise UserError(f"{preset}: stopped, because the other arm was")
         progress.put((preset, stage, done, steps))
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return run_arm(plan, preset, out, device, on_progress)
+    return run_arm(plan, preset, out, _device(), on_progress)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _clear(out: Path, plan: Plan) -> None:

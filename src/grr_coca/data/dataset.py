@@ -4,6 +4,7 @@ import logging
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -87,6 +88,7 @@ class PairDataset(Dataset[Sample]):
         self.keep_patches = keep_patches
         self._siblings = Siblings(source) if augmentation is not None and augmentation.mixes else None
         self._keeps_all = augmentation is not None and len(source) * preprocess.image_size**2 <= MAX_KEPT_PIXELS
+        self._pairs: dict[int, RawPair] = {}  # without their images, which are kept as squares
         self._squares: dict[int, UInt8[Tensor, "3 S S"]] = {}
         self._words: dict[str, list[int]] = {}
 
@@ -133,12 +135,15 @@ class PairDataset(Dataset[Sample]):
         )
 
     def _sample(self, ref: SampleRef) -> Sample:
-        pair = self.source[ref.sample]
+        pair = self._pairs.get(ref.sample) or self.source[ref.sample]
         caption = clean_caption(self._draw(pair.captions, ref), pair.name)
         words = self._encode(caption)
+        image = self._image(pair, ref)
+        if self._keeps_all and ref.sample not in self._pairs:
+            self._pairs[ref.sample] = replace(pair, image=b"")
         return Sample(
             key=pair.key,
-            image=self._image(pair, ref),
+            image=image,
             change=self._change(ref),
             token_ids=self.tokenizer.row(words, self.context_length),
             caption_id=stable_id(caption.lower()),

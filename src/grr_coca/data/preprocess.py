@@ -15,7 +15,7 @@ import torchvision.transforms.v2.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import grid_sample
 from torchvision.transforms.v2 import InterpolationMode
 
 from grr_coca.errors import UserError
@@ -166,9 +166,16 @@ def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[Change]) -
     pixels = images.float().div_(255)
     inverse = torch.from_numpy(np.stack([change.inverse for change in changes]))
     if not inverse.eq(torch.eye(2, 3)).all():
-        grid = affine_grid(inverse, list(pixels.shape), align_corners=False)
-        pixels = grid_sample(pixels.sub_(1), grid, align_corners=False).add_(1)  # white is 0, the padding's colour
+        # White is 0, the padding's colour.
+        pixels = grid_sample(pixels.sub_(1), _affine_grid(inverse, pixels.shape[-1]), align_corners=False).add_(1)
     colour = torch.from_numpy(np.stack([change.colour for change in changes]))
     # In fp64, which numpy's numbers are, the sum below would take twenty times as long.
     offset = torch.tensor([change.offset for change in changes], dtype=torch.float32)[:, None, None]
     return torch.bmm(colour, pixels.flatten(2)).add_(offset).clamp_(0, 1).view_as(pixels)
+
+
+def _affine_grid(inverse: Float[Tensor, "B 2 3"], size: int) -> Float[Tensor, "B S S 2"]:
+    """PyTorch's `affine_grid` for squares, in a third of its time: a sum of what each column and each row adds."""
+    centres = (torch.arange(size) * 2 + 1).div(size).sub_(1)[:, None]  # of pixels, -1 … 1
+    columns, rows, shift = (part[:, None] for part in inverse.unbind(-1))  # B 1 2
+    return (centres * columns)[:, None] + (centres * rows + shift)[:, :, None]

@@ -5,12 +5,12 @@ Shapes: B batch, T tokens, S tokens attended to, D width, C context width, H hea
 No biases, in any model: the arms of a comparison differ in their named parts alone.
 """
 
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from grr_coca.layers.rotary import Rotary
 from grr_coca.layout import PLAIN, KeyValues, Layout
+from grr_coca.scaled_attention import attend
 
 
 class SelfAttention(nn.Module):
@@ -78,5 +78,5 @@ def _attend(
     # Rows that share a context become queries of one row: nothing is copied. L = R / B * T.
     queries = q.reshape(len(seen.keys), -1, *q.shape[2:])  # B L H Dh
     q_, k, v = (projected.transpose(1, 2) for projected in (queries, *seen))  # B H · Dh
-    mixed = F.scaled_dot_product_attention(q_, k, v, attn_mask=mask, is_causal=causal)
+    mixed = attend(q_, k, v, mask, causal)
     return mixed.transpose(1, 2).reshape(*q.shape[:2], -1)

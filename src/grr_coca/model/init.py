@@ -6,8 +6,8 @@
 | matrices that end a residual branch (`out_proj`, `down_proj` of blocks) | the same / sqrt(number of branches) |
 | token and [CLS] embeddings | N(0, 1 / width) |
 | learned queries | N(0, 1): as long as the normalized tokens that they are compared with, or all of them attend alike |
-| learned positions, registers | N(0, 0.02²), ViT's |
-| norms; biases | weight 1; 0 |
+| learned positions, registers, bias of patches | N(0, 0.02²), ViT's; a blank patch must not become a zero vector |
+| norms; other biases | weight 1; 0 |
 | `logit_scale`, `logit_bias` | log(1 / 0.07), none: CoCa's temperature; with a sigmoid, SigLIP's log 10 and -10 |
 
 The draws depend on the parameter's name and the seed alone, so parts that two models share start equal in both.
@@ -44,7 +44,7 @@ def init_weights(model: CoCa, seed: int) -> None:
             _normal(parameter, parameter.shape[-1] ** -0.5, name, seed)
         elif name.endswith("queries"):
             _normal(parameter, 1.0, name, seed)
-        elif name.endswith(("position.embedding", "registers")):
+        elif name.endswith(("position.embedding", "registers", "patch_embed.bias")):
             _normal(parameter, POSITION_STD, name, seed)
         elif name.endswith("norm.weight"):
             parameter.fill_(1.0)

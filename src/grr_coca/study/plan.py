@@ -3,11 +3,14 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from grr_coca.data.sources import open_source
 from grr_coca.errors import UserError, nearest
 from grr_coca.presets import get_preset
 from grr_coca.structure import from_dict
-from grr_coca.train.recipe import Recipe, load_recipe, read_yaml
+from grr_coca.train.recipe import Precision, Recipe, load_recipe, read_yaml
+from grr_coca.train.step import resolve_precision
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class Plan:
     each fine-tuning starts from the pretrained model. `showcase`: the test split of the pretraining recipe whose
     images the report shows, with `num_captions` of its images captioned and `queries` searched for in it.
     `without`: words; the showcase is measured a second time without captions that hold one of them.
+    `precision`: what `auto` in the recipes means, see `with_precision`.
     """
 
     presets: tuple[str, str]
@@ -28,6 +32,7 @@ class Plan:
     without: tuple[str, ...]
     num_captions: int = 24
     num_hits: int = 8
+    precision: Precision = "auto"
 
 
 def load_plan(path: Path) -> Plan:
@@ -71,4 +76,16 @@ def _check(plan: Plan, path: Path) -> None:
 def stages(plan: Plan) -> dict[str, Recipe]:
     """The recipes in the order in which they are run, pretraining first, each named by its file."""
     paths = [Path(recipe) for recipe in (plan.pretrain, *plan.finetune)]
-    return {path.stem: load_recipe(path) for path in paths}
+    recipes = {path.stem: load_recipe(path) for path in paths}
+    return {
+        name: replace(recipe, precision=plan.precision) if recipe.precision == "auto" else recipe
+        for name, recipe in recipes.items()
+    }
+
+
+def with_precision(plan: Plan, device: torch.device) -> Plan:
+    """The plan with `auto` decided for both arms at once; each by itself might decide otherwise on a busy machine."""
+    model = next(iter(stages(plan).values())).model
+    assert model is not None, "load_plan has seen to that"
+    width = get_preset(plan.presets[0], model.size).image_encoder.transformer.embed_dim
+    return replace(plan, precision=resolve_precision(plan.precision, device, width))

@@ -1,7 +1,7 @@
 """Bad samples: replaced in training by a function of (seed, epoch, index), counted exactly, named; errors elsewhere."""
 
-import os
-import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -263,14 +263,32 @@ def test_workers_leave_signals_to_their_parent(spoiled, name):
     keys = [next(loader).keys]
     children = worker_pids()
     assert len(children) == 2
-    for pid in children:
-        os.kill(pid, getattr(signal, name))
+    for pid in children:  # as a shell or a scheduler does it, who is not their parent
+        subprocess.run(["kill", f"-{name[3:]}", str(pid)], check=True)
     keys += [batch.keys for batch in loader]
     assert keys == [batch.keys for batch in make_loader(training(source), order, 0)]
     deadline = time.monotonic() + 10
     while worker_pids() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert worker_pids() == []
+
+
+def test_workers_end_with_a_program_that_leaves_its_loader_open(tmp_path):
+    """Python terminates them at its exit and waits for that."""
+    shard = write_tar(tmp_path / "00000.tar", shard_members(PAIRS[:20]))
+    program = f"""
+from grr_coca.data.dataset import PairDataset, make_loader
+from grr_coca.data.order import TrainingOrder
+from grr_coca.data.preprocess import Augmentation, Preprocess
+from grr_coca.data.sources import open_source
+from grr_coca.data.tokenizer import train_bpe
+
+dataset = PairDataset(open_source({str(shard)!r}), train_bpe(["a"], 300), Preprocess(64), 32, Augmentation())
+left_open = iter(make_loader(dataset, TrainingOrder(20, 4, 100, seed=0), 2))
+print(len(next(left_open)))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "4\n"
 
 
 def worker_pids() -> list[int]:

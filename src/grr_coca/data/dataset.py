@@ -1,8 +1,10 @@
 """Pairs as tensors, and batches of them."""
 
 import logging
+import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -272,12 +274,22 @@ def make_loader(dataset: PairDataset, order: Sequence[list[SampleRef]] | object,
         num_workers=num_workers,
         prefetch_factor=PREFETCHED_BATCHES if num_workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_leave_signals_to_parent,
     )
 
 
-def _ignore_signals(worker: int) -> None:  # noqa: ARG001 (torch passes it)
+def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001 (torch passes it)
     # They reach the whole process group. A worker that dies of one takes away the batches of a run that is saving.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_parent_says_so, daemon=True).start()
+
+
+def _end_when_parent_says_so() -> None:
+    # Python terminates, and waits for, the workers that are left at its exit.
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -38,6 +38,8 @@ MATRIX_KERNELS = (
     "aten::scaled_dot_product_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+    "aten::_softmax",  # of attention as plain products: no other is there
+    "aten::_softmax_backward_data",
     "mkldnn::_linear_pointwise",
     "mkl::_mkl_linear",
 )
@@ -56,17 +58,20 @@ class Arm:
         from grr_coca.train.recipe import load_recipe
         from grr_coca.train.run import build_trainer
         from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
+        from grr_coca.train.step import resolve_precision
 
         torch.set_num_threads(1)
         recipe = load_recipe(RECIPE)
         recipe = replace(recipe, model=replace(recipe.model, preset=setup["preset"]))
         ranks = Ranks.here(torch.device("cpu"))
         start = new_checkpoint(recipe, ranks)
+        width = start.config.image_encoder.transformer.embed_dim
+        recipe = replace(recipe, precision=resolve_precision(recipe.precision, ranks.device, width))
         self.trainer = build_trainer(recipe, start, ranks)
         loader = training_batches(recipe, start, training_sources(recipe)[0], ranks)
         self.batches = [next(loader) for _ in range(BATCHES)]
         self.done = 0
-        self.about = {"batch": recipe.data.batch_size}
+        self.about = {"batch": recipe.data.batch_size, "precision": recipe.precision}
 
     def steps(self, count: int) -> dict[str, list[float]]:
         """Seconds of each."""

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grr_coca.config import Arrangement, Contrastive
-from grr_coca.layout import Layout, pack_lengths
+from grr_coca.layout import pack_lengths
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.multimodal_decoder import MultimodalDecoder
 from grr_coca.model.text_decoder import TextDecoder
@@ -92,7 +92,7 @@ class CoCa(nn.Module):
         # The last two positions of each caption, [EOS] and [CLS], have no token left to predict.
         packing = pack_lengths(lengths - 2, token_ids.shape[1] - 2)
         predicting = pack_lengths(lengths, token_ids.shape[1]).pad(text.tokens)[:, :-2]
-        states = self.multimodal_decoder.states(packing.pack(predicting), image.tokens, Layout.packed(packing))
+        states = self.multimodal_decoder.states(packing.pack(predicting), image.tokens, packing)
         return CoCaOutput(image.embedding, text.embedding, states, self.multimodal_decoder.lm_head)
 
     def encode_image(

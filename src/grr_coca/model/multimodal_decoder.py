@@ -1,12 +1,12 @@
 """The multimodal text decoder: goes on from the unimodal half, now looking at the image.
 
-Shapes: B batch, T text positions, D width, Q image tokens of width C, V vocabulary.
+Shapes: B batch, T text positions, N of a packed row, M of them real, D width, Q image tokens of width C, V vocabulary.
 """
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.layout import PLAIN, Layout
+from grr_coca.layout import PLAIN, Layout, Packing
 
 
 class MultimodalDecoder(nn.Module):
@@ -25,10 +25,10 @@ class MultimodalDecoder(nn.Module):
         return self.lm_head(self.norm(self._run_blocks(text_tokens, image_tokens)))
 
     def states(
-        self, text_tokens: Float[Tensor, "1 M D"], image_tokens: Float[Tensor, "B Q C"], layout: Layout
+        self, text_tokens: Float[Tensor, "1 N D"], image_tokens: Float[Tensor, "B Q C"], packing: Packing
     ) -> Float[Tensor, "M D"]:
         """What the head makes logits of, for packed captions."""
-        return self.norm(self._run_blocks(text_tokens, image_tokens, layout)[0])
+        return self.norm(self._run_blocks(text_tokens, image_tokens, Layout.packed(packing))[0, : packing.num_tokens])
 
     def _run_blocks(self, x: Tensor, image_tokens: Tensor, layout: Layout = PLAIN) -> Float[Tensor, "R T D"]:
         for block in self.blocks:

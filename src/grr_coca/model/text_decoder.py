@@ -49,7 +49,7 @@ class TextDecoder(nn.Module):
         cls_tokens = lengths.cumsum(0) - 1  # where the [CLS] of each caption is among all tokens
         x = self.tok_embeddings(packing.pack(token_ids))  # 1 N D
         x = x.index_copy(1, cls_tokens, self.cls_embedding.to(x.dtype).expand(1, len(lengths), -1))
-        tokens = self._run_blocks(x, [Layout.packed(packing)] * len(self.blocks))
+        tokens = self._run_blocks(x, [Layout.packed(packing)] * len(self.blocks))[:, : packing.num_tokens]
         return TextDecoderOutput(tokens, cls=self.cls_norm(tokens[0, cls_tokens]))
 
     def prefix(self, token_ids: Int[Tensor, "B T"], layouts: Sequence[Layout] | None = None) -> Float[Tensor, "B T D"]:

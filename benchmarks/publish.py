@@ -9,7 +9,7 @@ from pathlib import Path
 from machine import RESULTS
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
-PLACE = re.compile(r"(?P<begin><!-- results/(?P<name>[\w.]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(?P<begin><!-- results/(?P<name>[\w./]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 
 
 def filled(place: re.Match[str]) -> str:

@@ -50,7 +50,7 @@ def improvement_bars(rows: Sequence[Row], names: tuple[str, str]) -> str:
     axes.set_xticks(range(len(rows)), [row.name for row in rows], fontsize=8)
     axes.margins(y=0.18)
     _style(axes, f"change of {names[0]} over {names[1]} in %, below zero is better")
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower center")
     return _svg(figure)
 
 

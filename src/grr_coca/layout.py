@@ -34,8 +34,8 @@ class Packing(NamedTuple):
     """Sequences of different lengths in one row, without padding: whatever looks at each token by itself does no work
     for it. Attention alone needs the sequences apart, and gets them padded.
 
-    A few copies of the first token end the row, behind the `num_tokens` that count: a row of every length would have
-    every product planned anew, which oneDNN's in bf16 take a seventh of the demo's step for.
+    Copies of the first token fill the row, behind the `num_tokens` that count, up to a multiple of 16: for each number
+    of rows that it has not seen, oneDNN plans its products in bf16 anew, a seventh of the demo's step.
 
     `places`: of each packed token in the padded form, flattened, B · T places; `tokens`: the other way round, with
     any token in the place of padding; `positions`: of each packed token in its sequence.

@@ -264,7 +264,7 @@ def test_workers_leave_signals_to_their_parent(spoiled, name):
     children = worker_pids()
     assert len(children) == 2
     for pid in children:  # as a shell or a scheduler does it, who is not their parent
-        subprocess.run(["kill", f"-{name[3:]}", str(pid)], check=True)
+        subprocess.run(["sh", "-c", f"kill -{name[3:]} {pid}"], check=True)
     keys += [batch.keys for batch in loader]
     assert keys == [batch.keys for batch in make_loader(training(source), order, 0)]
     deadline = time.monotonic() + 10

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
-from grr_coca.data.preprocess import LUMA, Augmentation, Preprocess, to_pixels
+from grr_coca.data.preprocess import LUMA, Augmentation, Change, Preprocess, change_images, to_pixels
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.errors import UserError
 from support import real_pairs
@@ -188,3 +189,14 @@ def test_augmented_values_stay_between_minus_one_and_one(look):
 def test_a_range_that_makes_no_sense_is_an_error_that_names_the_key(key, value):
     with pytest.raises(UserError, match=key):
         Augmentation(**{key: value})
+
+
+@pytest.mark.parametrize("size", [4, 7, 64])
+def test_a_change_takes_its_pixels_from_where_pytorchs_affine_grid_says(size):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 3, size, size), generator=generator, dtype=torch.uint8)
+    inverse = torch.eye(2, 3) + 0.3 * torch.randn(3, 2, 3, generator=generator)
+    changed = change_images(images, [Change(matrix.numpy(), np.eye(3, dtype=np.float32), 0.0) for matrix in inverse])
+    grid = F.affine_grid(inverse, [3, 3, size, size], align_corners=False)
+    expected = 1 - F.grid_sample(1 - images / 255, grid, align_corners=False)
+    torch.testing.assert_close(changed, expected, rtol=0, atol=1e-4)

@@ -283,7 +283,7 @@ def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001 (torch passes
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none: SIGTERM ends workers there, whoever sends it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_parent_says_so, daemon=True).start()
 

@@ -38,7 +38,7 @@ class Mfu:
     high: float
 
 
-MFU_OF_NARROW, MFU_OF_WIDE = Mfu(0.2, 0.3, 0.5), Mfu(0.5, 0.65, 0.85)
+MFU_OF_NARROW, MFU_OF_WIDE = Mfu(0.2, 0.3, 0.5), Mfu(0.5, 0.65, 0.9)
 
 BYTES_PER_PARAMETER = {"parameters": 4, "gradients": 4, "optimizer": 8}
 """Weights, gradients and both of AdamW's moments are kept in fp32."""

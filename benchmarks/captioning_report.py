@@ -96,14 +96,16 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
         return
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(measured) + 1.2), layout="constrained")
     places = range(len(measured))
-    bars = axes.barh(places, [cell.ratio or 0 for cell in measured], color="#4c78a8")
-    axes.bar_label(bars, [_ratio(cell) for cell in measured], padding=3)
+    axes.barh(places, [cell.ratio or 0 for cell in measured], color="#4c78a8")
+    for place, cell in zip(places, measured, strict=True):  # behind the aim, where that is further out
+        end = (max(cell.ratio or 0, cell.goal), place)
+        axes.annotate(_ratio(cell), end, xytext=(5, 0), textcoords="offset points", va="center")
     axes.scatter([cell.goal for cell in measured], places, marker="|", s=300, color="black", label="aim", zorder=3)
     names = [f"{cell.method} {cell.batch} × {cell.tokens}, {cell.peer}" for cell in measured]
     axes.set_yticks(places, names)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(0.8, 1.6 * max(max(cell.ratio or 0, cell.goal) for cell in measured))
+    axes.set_xlim(0.8, 2 * max(max(cell.ratio or 0, cell.goal) for cell in measured))
     axes.set_xlabel("captions per second, in units of the peer's")
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)

@@ -48,8 +48,8 @@ class Ours:
 
     def steps(self, batch: int, num_steps: int) -> list[float]:
         """Milliseconds of each step of decoding one caption of each image."""
+        from grr_coca.fast.weights import packed
         from grr_coca.generate.decoder import CachedDecoder
-        from grr_coca.generate.packing import packed
 
         with torch.inference_mode():
             model = packed(self.model, keep=True)

@@ -64,7 +64,7 @@ def _tokens(words: float) -> int:
 
 @cache
 def _demo_lengths() -> list[int]:
-    from grr_coca.data.sources import open_source
+    from grr_coca.data.sources.open import open_source
     from grr_coca.data.tokenizer import clip_bpe
 
     tokenizer, lengths = clip_bpe(), []

@@ -21,8 +21,8 @@ from grr_coca.data.dataset import PairDataset
 from grr_coca.losses import CaptioningLoss
 from grr_coca.model import CoCa
 from grr_coca.train import gradients, parallel
-from grr_coca.train.parallel import ParallelModel
-from grr_coca.train.step import Trainer
+from grr_coca.train.step.parallel import ParallelModel
+from grr_coca.train.step.trainer import Trainer
 
 WEE = presets.Size(64, 16, 2, 32, 2, 1, 32, 2, 2048, 48, 4, 32)
 """Some thousand weights: a step takes milliseconds, and so does a checkpoint."""

@@ -19,13 +19,13 @@ from grr_coca.data.dataset import next_token_labels, pad_rows
 from grr_coca.model import CoCa, build
 from grr_coca.presets import get_preset
 from grr_coca.ranks import Ranks
-from grr_coca.train.blocks import checkpoint_blocks
-from grr_coca.train.gradients import compute_gradients
-from grr_coca.train.optimizer import freeze
-from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import FrozenPart, LossRecipe, Parallelism
-from grr_coca.train.state import whole_tensors
-from grr_coca.train.step import count_tokens
+from grr_coca.train.step.blocks import checkpoint_blocks
+from grr_coca.train.step.gradients import compute_gradients
+from grr_coca.train.step.optimizer import freeze
+from grr_coca.train.step.parallel import ParallelModel
+from grr_coca.train.step.trainer import count_tokens
+from grr_coca.train.survival.state import whole_tensors
 from support import by_caption
 
 NUM_WORDS = (3, 9, 1, 2, 12, 5, 2, 20)

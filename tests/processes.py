@@ -18,7 +18,14 @@ import drivers
 from grr_coca.cli import main
 
 TESTS = Path(__file__).parent
-PRELOADED = ["processes", "drivers", "support", "gradient_cases", "grr_coca.cli.pretrain", "torch.distributed.fsdp"]
+PRELOADED = [
+    "processes",
+    "drivers",
+    "support",
+    "gradient_cases",
+    "grr_coca.cli.training.pretrain",
+    "torch.distributed.fsdp",
+]
 
 
 @functools.cache

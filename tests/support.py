@@ -19,8 +19,8 @@ from torch import Tensor
 
 from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.pairs import RawPair
-from grr_coca.data.shards import TarShards
+from grr_coca.data.sources.pairs import RawPair
+from grr_coca.data.sources.shards.source import TarShards
 from grr_coca.losses import (
     EmbeddedPairs,
     Losses,
@@ -30,8 +30,6 @@ from grr_coca.losses import (
 )
 from grr_coca.model import CoCa, CoCaOutput
 from grr_coca.ranks import Ranks
-from grr_coca.train.optimizer import Optimizers
-from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import (
     DataRecipe,
     EvaluationRecipe,
@@ -41,9 +39,11 @@ from grr_coca.train.recipe import (
     ScheduleRecipe,
     TokenizerRecipe,
 )
-from grr_coca.train.run import OnStep, train
-from grr_coca.train.setup import new_checkpoint
-from grr_coca.train.step import Trainer
+from grr_coca.train.run.loop import OnStep, train
+from grr_coca.train.run.setup import new_checkpoint
+from grr_coca.train.step.optimizer import Optimizers
+from grr_coca.train.step.parallel import ParallelModel
+from grr_coca.train.step.trainer import Trainer
 
 DATASETS = Path(__file__).parents[1] / "datasets"
 CPU = torch.device("cpu")

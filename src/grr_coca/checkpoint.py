@@ -7,7 +7,7 @@
 | `tokenizer.json` | the tokenizer, in Hugging Face's format |
 | `preprocess.json` | how images are resized and normalized |
 | `manifest.json` | size and SHA-256 of each file |
-| `training/` | what a run needs to go on; see `grr_coca.train.store` |
+| `training/` | what a run needs to go on; see `grr_coca.train.survival.store` |
 """
 
 import json

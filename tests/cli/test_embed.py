@@ -123,6 +123,6 @@ def test_parquet_without_its_package_says_how_to_install_it(refused, run, image_
 
 
 def test_more_keys_than_safetensors_holds_are_refused(refused, run, image_files, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.cli.vectors.MAX_HEADER", 100)
+    monkeypatch.setattr("grr_coca.cli.output.vectors.MAX_HEADER", 100)
     message = refused("embed", *image_files, "-c", run.folder, "--out", tmp_path / "v.safetensors")
     assert "use .parquet or .npy" in message

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from grr_coca.cli.image_files import find_images
+from grr_coca.cli.using.image_files import find_images
 from grr_coca.errors import UserError
 from support import real_pairs, shard_members, write_shard, write_tar
 
@@ -127,7 +127,7 @@ def test_a_shard_without_images_is_an_image_that_fails(tmp_path, members):
 @pytest.mark.parametrize("name", ["pairs.csv", "coco.json#val", "pairs.parquet", "pairs.jsonl"])
 def test_tables_are_read_as_training_data_are(tmp_path, monkeypatch, name):
     from grr_coca.cli import image_files
-    from grr_coca.data.shards import TarShards
+    from grr_coca.data.sources.shards.source import TarShards
 
     asked = []
     source = TarShards([write_shard(tmp_path / "a.tar", real_pairs(2))])

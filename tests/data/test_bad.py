@@ -16,11 +16,11 @@ from grr_coca.data.captions import clean_caption
 from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import EvaluationOrder, SampleRef, TrainingOrder
-from grr_coca.data.pairs import Subset
 from grr_coca.data.preprocess import Augmentation, Preprocess
-from grr_coca.data.sources import open_source
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.pairs import Subset
+from grr_coca.data.sources.views import Chain, caption_texts, every_caption, sound_pairs
 from grr_coca.data.tokenizer import train_bpe
-from grr_coca.data.views import Chain, caption_texts, every_caption, sound_pairs
 from grr_coca.errors import UserError
 from support import encode_image, real_pairs, shard_members, warnings_of, write_tar
 
@@ -77,7 +77,7 @@ def spoiled(tmp_path):
     Returns the source and the cause of each bad sample by index.
     """
     expected = {}
-    with warnings_of("grr_coca.data.shards"):
+    with warnings_of("grr_coca.data.sources.shards.source"):
         for shard in range(2):
             pairs = list(PAIRS[100 * shard : 100 * shard + 100])
             members = shard_members(pairs)
@@ -280,7 +280,7 @@ def test_workers_end_with_a_program_that_leaves_its_loader_open(tmp_path):
 from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import TrainingOrder
 from grr_coca.data.preprocess import Augmentation, Preprocess
-from grr_coca.data.sources import open_source
+from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import train_bpe
 
 dataset = PairDataset(open_source({str(shard)!r}), train_bpe(["a"], 300), Preprocess(64), 32, Augmentation())

@@ -9,7 +9,7 @@ from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.data.dataset import PairDataset, collate, make_loader
 from grr_coca.data.order import EvaluationOrder, SampleRef, TrainingOrder
 from grr_coca.data.preprocess import Augmentation, Preprocess
-from grr_coca.data.sources import open_source
+from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import CLS_SLOT, train_bpe
 from grr_coca.errors import UserError
 from support import real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar

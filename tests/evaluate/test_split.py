@@ -8,12 +8,12 @@ import torch
 
 from grr_coca.data.dataset import make_loader
 from grr_coca.data.order import EvaluationOrder
-from grr_coca.data.sources import open_source
+from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.checkpoint import as_dataset, evaluate_checkpoint
 from grr_coca.evaluate.split import Embeddings, Scaling, evaluate_split, split_contrastive_loss
 from grr_coca.losses import EmbeddedPairs, contrastive_loss, same_pair
-from grr_coca.train.setup import new_checkpoint
+from grr_coca.train.run.setup import new_checkpoint
 from support import ALONE, BATCH_SIZE, by_caption, real_pairs, tiny_recipe, with_caption, write_shard
 
 NUM_PAIRS = 20

@@ -7,7 +7,7 @@ from grr_coca.errors import UserError
 from grr_coca.evaluate.labelled import open_labelled
 from grr_coca.evaluate.labels import TEMPLATES, check_labels, read_labels, read_templates
 from grr_coca.evaluate.zeroshot import classify, embed_classes, embed_texts
-from grr_coca.train.setup import new_checkpoint
+from grr_coca.train.run.setup import new_checkpoint
 from support import ALONE, real_pairs, tiny_recipe, with_caption, write_shard
 
 

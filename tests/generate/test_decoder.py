@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from grr_coca.config import CoCaConfig
+from grr_coca.fast.weights import packed
 from grr_coca.generate.decoder import CachedDecoder
-from grr_coca.generate.packing import packed
-from grr_coca.layout import KeyValues
+from grr_coca.layers.layout import KeyValues
 from grr_coca.model import CoCa, build
 from grr_coca.presets import PRESETS
 

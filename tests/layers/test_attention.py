@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention, SelfAttention
+from grr_coca.layers.layout import KeyValues, Layout
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.rotary import Rotary, line_angles
-from grr_coca.layout import KeyValues, Layout
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:

@@ -11,9 +11,9 @@ from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.layers.rotary import Rotary
 from grr_coca.model import build
-from grr_coca.train.optimizer import freeze
 from grr_coca.train.recipe import LossRecipe
-from grr_coca.train.step import autocast, resolve_precision
+from grr_coca.train.step.optimizer import freeze
+from grr_coca.train.step.trainer import autocast, resolve_precision
 from support import compute_losses
 
 ARRANGEMENTS = list(product(("cascade", "parallel"), (None, 1, 5), ((48, 32), (32, 48), (32, 32))))

@@ -9,8 +9,8 @@ from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.evaluate.metrics import recall_at_k
 from grr_coca.model import build
-from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, ScheduleRecipe
+from grr_coca.train.step.optimizer import Optimizers
 from support import compute_losses
 
 STEPS = 150

@@ -19,7 +19,7 @@ from grr_coca.data.dataset import PairDataset
 from grr_coca.errors import UserError
 from grr_coca.study.arm import run_arm
 from grr_coca.study.plan import load_plan, stages, with_precision
-from grr_coca.train.logs import read_metrics
+from grr_coca.train.run.logs import read_metrics
 from support import CPU, real_pairs, snapshot
 
 PRESETS = ("grr_coca", "baseline_coca")
@@ -178,7 +178,7 @@ def test_what_both_models_share_starts_from_the_same_weights(write_plan, tmp_pat
 def refused(write_plan, tmp_path, monkeypatch, capsys):
     """Run a demo by a wrong plan; returns the one message."""
     monkeypatch.setattr("grr_coca.study.arm.train", lambda *args: pytest.fail("training began"))
-    monkeypatch.setattr("grr_coca.cli.demo._run_arms", lambda plan, out: arm_of(plan, plan.presets[0], out))
+    monkeypatch.setattr("grr_coca.cli.training.demo._run_arms", lambda plan, out: arm_of(plan, plan.presets[0], out))
 
     def run(**changes) -> str:
         assert main(["demo", str(write_plan(**changes)), "--out", str(tmp_path / "out")]) == 2

@@ -15,8 +15,8 @@ from grr_coca.errors import UserError
 from grr_coca.generate import generate
 from grr_coca.model import CoCa, build
 from grr_coca.train import blocks
-from grr_coca.train.blocks import checkpoint_blocks, compile_blocks
 from grr_coca.train.recipe import LossRecipe
+from grr_coca.train.step.blocks import checkpoint_blocks, compile_blocks
 from support import compute_losses, saved_bytes
 
 PRESETS = ["grr_coca", "coca", "grr_coca_registers", "grr_coca_qk_norm"]
@@ -87,7 +87,7 @@ torch.set_num_threads(1)
 
 import conftest
 from grr_coca.model import build
-from grr_coca.train.blocks import compile_blocks
+from grr_coca.train.step.blocks import compile_blocks
 from grr_coca.train.recipe import LossRecipe
 from support import compute_losses, saved_bytes
 

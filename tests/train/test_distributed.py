@@ -17,10 +17,10 @@ import drivers
 from grr_coca.files import verify_folder
 from grr_coca.presets import SIZES
 from grr_coca.train import progress
-from grr_coca.train.logs import read_metrics
-from grr_coca.train.progress import SPIKE_MEMORY, Progress
 from grr_coca.train.recipe import CheckpointRecipe, HealthRecipe, ScheduleRecipe
-from grr_coca.train.step import Trainer
+from grr_coca.train.run.logs import read_metrics
+from grr_coca.train.run.progress import SPIKE_MEMORY, Progress
+from grr_coca.train.step.trainer import Trainer
 from jobs import STEPS, Job, differing_files, small_recipe
 from support import disk_of, pretrain
 

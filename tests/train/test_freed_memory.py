@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = """
 import sys, torch
-from grr_coca.train.memory import keep_freed_memory
+from grr_coca.train.run.memory import keep_freed_memory
 
 def resident():
     line = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))

@@ -14,7 +14,7 @@ from safetensors.torch import load
 import drivers
 from grr_coca.errors import UserError
 from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, LossRecipe
-from grr_coca.train.resume import resume_point
+from grr_coca.train.survival.resume import resume_point
 from jobs import INTERVAL, STEPS, Job, differing_files, small_recipe
 from support import finished_run
 

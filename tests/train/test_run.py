@@ -5,12 +5,10 @@ from dataclasses import replace
 import pytest
 
 from grr_coca.checkpoint import from_pretrained
-from grr_coca.data.sources import open_source
+from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.split import Evaluation
 from grr_coca.presets import PRESETS
-from grr_coca.train.logs import read_metrics
-from grr_coca.train.optimizer import FROZEN_MODULES
 from grr_coca.train.recipe import (
     EvaluationRecipe,
     LossRecipe,
@@ -19,8 +17,10 @@ from grr_coca.train.recipe import (
     TokenizerRecipe,
     load_recipe,
 )
-from grr_coca.train.run import train
-from grr_coca.train.setup import check_start, new_checkpoint, training_sources
+from grr_coca.train.run.logs import read_metrics
+from grr_coca.train.run.loop import train
+from grr_coca.train.run.setup import check_start, new_checkpoint, training_sources
+from grr_coca.train.step.optimizer import FROZEN_MODULES
 from support import (
     ALONE,
     BATCH_SIZE,
@@ -207,7 +207,7 @@ def test_a_broken_validation_pair_is_left_out_and_the_run_goes_on(shard, tmp_pat
     members[f"{key}.webp"] = b"<html>"
     recipe = tiny_recipe(shard)
     recipe = replace(recipe, data=replace(recipe.data, val=str(write_tar(tmp_path / "val.tar", members))))
-    with warnings_of("grr_coca.train.setup") as messages:
+    with warnings_of("grr_coca.train.run.setup") as messages:
         pretrain(recipe, tmp_path / "run")
     assert read_metrics(tmp_path / "run", "val")[0]["num_pairs"] == 8
     assert len(messages) == 1

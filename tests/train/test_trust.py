@@ -11,12 +11,12 @@ import torch
 import yaml
 
 from grr_coca.checkpoint import from_pretrained
-from grr_coca.data.sources import open_source
+from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST
 from grr_coca.train.recipe import CheckpointRecipe, load_recipe
-from grr_coca.train.resume import resume_point
-from grr_coca.train.run import train
+from grr_coca.train.run.loop import train
+from grr_coca.train.survival.resume import resume_point
 from support import CPU, finished_run, silent, warnings_of
 
 
@@ -89,7 +89,7 @@ def test_a_pickle_in_place_of_any_file_of_a_checkpoint_is_refused_and_not_run(ru
         path.write_bytes(write(Bomb(trace)))
     else:
         torch.save({"weight": Bomb(trace)}, path)
-    with warnings_of("grr_coca.train.store") as warned:
+    with warnings_of("grr_coca.train.survival.store") as warned:
         assert resume_point(run.folder, run.recipe) is None
     assert str(run.checkpoint) in warned[0]
     if name != MANIFEST:

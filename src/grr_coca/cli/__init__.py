@@ -5,22 +5,33 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import grr_coca
 from grr_coca.errors import Stopped, UserError, nearest
 
+
+class Verb(NamedTuple):
+    """`module`: where its function `run` stands, below this package; `summary`: what it does."""
+
+    module: str
+    summary: str
+
+
 VERBS = {
-    "demo": "pretrain, fine-tune and compare both models on the corpora that come with the code",
-    "pretrain": "train a new model on image-text pairs",
-    "finetune": "go on from a checkpoint on pairs of another domain",
-    "evaluate": "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split",
-    "compare": "two checkpoints side by side on the same splits",
-    "caption": "caption images with a checkpoint",
-    "embed": "embed images or texts as vectors that can be compared",
-    "classify": "say which of some labels fit images best",
-    "explain": "show where a model looks for each word of a caption, or for a text",
-    "data": "check image-text pairs, count them, or convert them to shards",
-    "info": "parts, parameters and FLOPs of a preset, or what two presets differ in",
+    "demo": Verb("training.demo", "pretrain, fine-tune and compare both models on the corpora that come with the code"),
+    "pretrain": Verb("training.pretrain", "train a new model on image-text pairs"),
+    "finetune": Verb("training.finetune", "go on from a checkpoint on pairs of another domain"),
+    "evaluate": Verb(
+        "measuring.evaluate", "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split"
+    ),
+    "compare": Verb("measuring.compare", "two checkpoints side by side on the same splits"),
+    "caption": Verb("using.caption", "caption images with a checkpoint"),
+    "embed": Verb("using.embed", "embed images or texts as vectors that can be compared"),
+    "classify": Verb("using.classify", "say which of some labels fit images best"),
+    "explain": Verb("using.explain", "show where a model looks for each word of a caption, or for a text"),
+    "data": Verb("data.pairs", "check image-text pairs, count them, or convert them to shards"),
+    "info": Verb("measuring.info", "parts, parameters and FLOPs of a preset, or what two presets differ in"),
 }
 
 
@@ -58,12 +69,13 @@ def _dispatch(argv: list[str]) -> int:
         raise UserError(f"there is no verb '{verb}'; {nearest(verb, VERBS)}")
     import tyro
 
-    function = importlib.import_module(f"grr_coca.cli.{verb}").run
-    code: int | None = tyro.cli(function, args=rest, prog=f"grr-coca {verb}", description=VERBS[verb])
+    module, summary = VERBS[verb]
+    function = importlib.import_module(f"grr_coca.cli.{module}").run
+    code: int | None = tyro.cli(function, args=rest, prog=f"grr-coca {verb}", description=summary)
     return code or 0
 
 
 def _usage() -> str:
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items()]
+    lines = [f"  {verb:<{width}}  {summary}" for verb, (_, summary) in VERBS.items()]
     return "\n".join(["usage: grr-coca VERB [options]    (grr-coca VERB --help tells its options)", "", *lines])

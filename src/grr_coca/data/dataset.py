@@ -20,11 +20,11 @@ from grr_coca.data.bad import BadSample
 from grr_coca.data.captions import clean_caption as clean_caption
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
-from grr_coca.data.pairs import PairSource, RawPair
 from grr_coca.data.patch_dropout import STREAM
 from grr_coca.data.preprocess import Augmentation, Change, Preprocess, change_images, to_bytes
 from grr_coca.data.siblings import MIX_STREAM, Siblings
-from grr_coca.data.strings import stable_id
+from grr_coca.data.sources.pairs import PairSource, RawPair
+from grr_coca.data.sources.strings import stable_id
 from grr_coca.data.tokenizer import CLS_SLOT, Tokenizer
 from grr_coca.errors import UserError
 

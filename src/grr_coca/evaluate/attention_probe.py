@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.evaluate.labelled import LabelledImages
-from grr_coca.evaluate.mode import evaluating
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.pooler import AttentionalPooler
+from grr_coca.model.mode import evaluating
 
 
 @dataclass(frozen=True)

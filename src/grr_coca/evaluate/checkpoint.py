@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import EvaluationOrder
-from grr_coca.data.pairs import PairSource
-from grr_coca.data.views import every_caption
+from grr_coca.data.sources.pairs import PairSource
+from grr_coca.data.sources.views import every_caption
 from grr_coca.errors import UserError
 from grr_coca.evaluate.bootstrap import Measure
 from grr_coca.evaluate.measures import loss_measures, retrieval_measures

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.images import IMAGE_SUFFIXES, decode_image
-from grr_coca.data.sources import open_source
+from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.labels import check_labels, find_label, label_index
 

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grr_coca.batch import IGNORE_INDEX, Batch
-from grr_coca.evaluate.mode import evaluating
 from grr_coca.evaluate.retrieval import QueryRanks, make_gallery, retrieve
 from grr_coca.losses import EmbeddedPairs, contrastive_loss, same_pair
 from grr_coca.model import CoCa
+from grr_coca.model.mode import evaluating
 
 RECALLS = (1, 5, 10)
 MAX_LOG_PERPLEXITY = 700.0

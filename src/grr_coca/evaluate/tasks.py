@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.pairs import PairSource
+from grr_coca.data.sources.pairs import PairSource
 from grr_coca.errors import UserError
 from grr_coca.evaluate.attention_probe import AttentionProbeOptions, attention_probe, patch_tokens
 from grr_coca.evaluate.bootstrap import Interval, Measure

@@ -18,7 +18,7 @@ from grr_coca.evaluate.bootstrap import Measure
 from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.evaluate.labels import PLACE
 from grr_coca.evaluate.metrics import rank_of_first_hit
-from grr_coca.evaluate.mode import evaluating
+from grr_coca.model.mode import evaluating
 
 TEXTS_AT_ONCE = 512
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention
-from grr_coca.layout import Packing
+from grr_coca.layers.layout import Packing
 
 
 class Attended(NamedTuple):

@@ -23,12 +23,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.evaluate.mode import evaluating
 from grr_coca.explain.attention import visible_attention
 from grr_coca.explain.words import group_words
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.pooler import AttentionalPooler
 from grr_coca.model import CoCa
+from grr_coca.model.mode import evaluating
 
 
 class WordMap(NamedTuple):

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import clean_caption, pad_rows
-from grr_coca.evaluate.mode import evaluating
 from grr_coca.explain.attention import Attended, attend, mix
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.pooler import AttentionalPooler
+from grr_coca.layers.precision import at_least_fp32
 from grr_coca.model import CoCa
-from grr_coca.precision import at_least_fp32
+from grr_coca.model.mode import evaluating
 
 
 class TextMap(NamedTuple):

@@ -15,16 +15,16 @@ from torch import Tensor
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
-from grr_coca.evaluate.mode import evaluating
+from grr_coca.fast.weights import packed
 from grr_coca.generate.beams import BeamSearch
 from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.generate.hypothesis import Hypothesis
 from grr_coca.generate.options import GenerationOptions
-from grr_coca.generate.packing import packed
 from grr_coca.generate.rows import decode_rows
 from grr_coca.generate.sampling import uniform_draws
 from grr_coca.model import CoCa
 from grr_coca.model.coca import EncodedImage
+from grr_coca.model.mode import evaluating
 
 log = logging.getLogger(__name__)
 

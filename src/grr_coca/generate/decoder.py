@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from grr_coca.generate.absorbed import AbsorbedCrossAttention
-from grr_coca.generate.cache import KeyValueCache
+from grr_coca.fast.absorbed import AbsorbedCrossAttention
 from grr_coca.layers.attention import CrossAttention
-from grr_coca.layout import KeyValues, Layout
+from grr_coca.layers.cache import KeyValueCache
+from grr_coca.layers.layout import KeyValues, Layout
+from grr_coca.layers.precision import at_least_fp32
 from grr_coca.model import CoCa
-from grr_coca.precision import at_least_fp32
 
 Context = Float[Tensor, "B Q C"] | KeyValues
 

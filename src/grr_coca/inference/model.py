@@ -16,13 +16,13 @@ from torch import Tensor
 from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.data.dataset import clean_caption, pad_rows
 from grr_coca.errors import UserError, nearest
-from grr_coca.evaluate.mode import evaluating
 from grr_coca.generate import Caption, GenerationOptions, generate, warn_if_repeated
 from grr_coca.inference.batches import Batches, OnProgress
 from grr_coca.inference.device import choose_device
 from grr_coca.inference.hub import local_folder
 from grr_coca.inference.images import ImageInput, ImagesInput, as_list, open_image
 from grr_coca.inference.labels import LABEL_ALONE, check_labels, fill_templates
+from grr_coca.model.mode import evaluating
 
 BATCH_SIZE = 32
 GREEDY = GenerationOptions()

@@ -8,9 +8,9 @@ No biases, in any model: the arms of a comparison differ in their named parts al
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from grr_coca.layers.layout import PLAIN, KeyValues, Layout
 from grr_coca.layers.rotary import Rotary
-from grr_coca.layout import PLAIN, KeyValues, Layout
-from grr_coca.scaled_attention import attend
+from grr_coca.layers.scaled_attention import attend
 
 
 class SelfAttention(nn.Module):

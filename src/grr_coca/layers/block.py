@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention, SelfAttention
-from grr_coca.layout import PLAIN, KeyValues, Layout
+from grr_coca.layers.layout import PLAIN, KeyValues, Layout
 
 
 class Block(nn.Module):

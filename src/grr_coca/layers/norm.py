@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.precision import at_least_fp32
+from grr_coca.layers.precision import at_least_fp32
 
 
 class RMSNorm(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Complex64, Float, Int
 from torch import Tensor, nn
 
-from grr_coca.precision import at_least_fp32
+from grr_coca.layers.precision import at_least_fp32
 
 LINE_BASE = 10_000.0
 """RoFormer's base, for text and for patches in raster order."""

@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grr_coca.config import Arrangement, Contrastive
-from grr_coca.layout import pack_lengths
+from grr_coca.layers.layout import pack_lengths
+from grr_coca.layers.precision import at_least_fp32
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.multimodal_decoder import MultimodalDecoder
 from grr_coca.model.text_decoder import TextDecoder
-from grr_coca.precision import at_least_fp32
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP's bound on the inverse temperature (arXiv 2103.00020): past it, training is no longer stable."""

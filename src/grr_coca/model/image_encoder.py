@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.layout import Layout
+from grr_coca.layers.layout import Layout
 
 
 class ImageEncoder(nn.Module):

@@ -6,7 +6,7 @@ Shapes: B batch, T text positions, N of a packed row, M of them real, D width, Q
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.layout import PLAIN, Layout, Packing
+from grr_coca.layers.layout import PLAIN, Layout, Packing
 
 
 class MultimodalDecoder(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.layout import PLAIN, Layout, pack_lengths
+from grr_coca.layers.layout import PLAIN, Layout, pack_lengths
 
 
 class TextDecoderOutput(NamedTuple):

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
-from grr_coca.data.pairs import PairSource, Subset
-from grr_coca.data.sources import open_source
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.pairs import PairSource, Subset
 from grr_coca.evaluate.split import Evaluation
 from grr_coca.ranks import Ranks
 from grr_coca.study.anatomy import count_parameters, flops_per_pair
 from grr_coca.study.plan import Plan, stages
 from grr_coca.study.showcase import CaptionedImage, ExplainedImage, SearchHits, caption_some, explain_some, search
 from grr_coca.train.recipe import Recipe
-from grr_coca.train.run import evaluate, train
-from grr_coca.train.setup import new_checkpoint
+from grr_coca.train.run.loop import evaluate, train
+from grr_coca.train.run.setup import new_checkpoint
 
 WITHOUT = " without "
 NUM_EXPLAINED = 4

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from grr_coca.data.sources import open_source
+from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError, nearest
 from grr_coca.presets import get_preset
 from grr_coca.structure import from_dict
 from grr_coca.train.recipe import Precision, Recipe, load_recipe, read_yaml
-from grr_coca.train.step import resolve_precision
+from grr_coca.train.step.trainer import resolve_precision
 
 
 @dataclass(frozen=True)

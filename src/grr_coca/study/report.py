@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 
 from grr_coca.data.images import decode_image
-from grr_coca.data.pairs import PairSource
-from grr_coca.data.sources import open_source
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.pairs import PairSource
 from grr_coca.explain import WordMap, caption_picture
 from grr_coca.files import write_whole
 from grr_coca.study.arm import WITHOUT, ArmResult
 from grr_coca.study.plan import Plan, stages
 from grr_coca.study.plots import COLOURS, improvement_bars, learning_curves
 from grr_coca.study.table import LOSSES, Row, average_row, row, short_names
-from grr_coca.train.logs import read_metrics
 from grr_coca.train.recipe import Recipe
+from grr_coca.train.run.logs import read_metrics
 
 THUMBNAIL = 96
 HEAT_MAP_DPI = 70

@@ -9,11 +9,11 @@ import torch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import make_loader, pad_rows
 from grr_coca.data.order import EvaluationOrder
-from grr_coca.data.pairs import PairSource, Subset
+from grr_coca.data.sources.pairs import PairSource, Subset
 from grr_coca.evaluate.checkpoint import as_dataset
-from grr_coca.evaluate.mode import evaluating
 from grr_coca.explain import caption_maps
 from grr_coca.generate import caption_images, generate
+from grr_coca.model.mode import evaluating
 
 BATCH_SIZE = 64
 SEED = 0

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.data.shards import TarShards
+from grr_coca.data.sources.shards.source import TarShards
 from support import DATASETS
 
 HERE = Path(__file__).parent

@@ -1,0 +1,148 @@
+"""`grr-coca data`: check, stats and convert."""
+
+import json as json_module
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from grr_coca.cli.output.progress import bars
+from grr_coca.data.corpus.contact_sheet import contact_sheet
+from grr_coca.data.corpus.convert import Plan, convert
+from grr_coca.data.corpus.survey import Survey, check_source, sample_source
+from grr_coca.data.sources.open import open_source
+from grr_coca.errors import UserError
+
+SIZES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Check:
+    """Read and decode every pair: broken ones by cause, caption lengths, duplicates, a contact sheet.
+
+    Args:
+        path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
+            ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
+        sheet: where the contact sheet goes, a PNG.
+        json: print JSON.
+    """
+
+    path: tyro.conf.Positional[str]
+    sheet: Path = Path("contact-sheet.png")
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Count pairs, words and image sizes from a sample, in seconds.
+
+    Args:
+        path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
+            ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
+        json: print JSON.
+    """
+
+    path: tyro.conf.Positional[str]
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write tar shards as img2dataset does; what was interrupted goes on. Bad pairs are left out and counted.
+
+    Args:
+        path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
+            ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
+        out: a new folder for the shards.
+        pairs_per_shard: images of the source that a shard is made from.
+        image_size: scale larger images down to this shorter side, as JPEG; images stay as they are if not given.
+    """
+
+    path: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[Path]
+    pairs_per_shard: int = 10_000
+    image_size: int | None = None
+
+
+def run(
+    action: Annotated[
+        Annotated[Check, tyro.conf.subcommand("check")]
+        | Annotated[Stats, tyro.conf.subcommand("stats")]
+        | Annotated[Convert, tyro.conf.subcommand("convert")],
+        tyro.conf.arg(name=""),
+    ],
+) -> None:
+    """Look at pairs, or convert them.
+
+    Args:
+        action: what to do.
+    """
+    if isinstance(action, Check):
+        _check(action)
+    elif isinstance(action, Stats):
+        survey = sample_source(open_source(action.path))
+        print(_as_json(survey) if action.json else describe(survey))
+    else:
+        _convert(action)
+
+
+def _check(action: Check) -> None:
+    source = open_source(action.path)
+    if not action.sheet.parent.is_dir():
+        raise UserError(f"{action.sheet}: its folder is not there; give another --sheet")
+    with bars({"check": len(source)}) as shown:
+        survey = check_source(source, lambda done: shown.update("check", done, ""))
+    contact_sheet(source).save(action.sheet, "PNG")
+    print(_as_json(survey) if action.json else f"{describe(survey)}\ncontact sheet     {action.sheet}")
+
+
+def _convert(action: Convert) -> None:
+    for name in ("pairs_per_shard", "image_size"):
+        value: int | None = getattr(action, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+    source = open_source(action.path)
+    plan = Plan(str(Path(action.path).absolute()), len(source), action.pairs_per_shard, action.image_size)
+    with bars({"convert": len(source)}) as shown:
+        counts = convert(source, plan, action.out, lambda done: shown.update("convert", done, ""))
+    written = counts.pop("written", 0)
+    left_out = ", ".join(f"{number:,} {cause}" for cause, number in counts.most_common())
+    print(f"{written:,} images written to {action.out}" + (f"; left out: {left_out}" if left_out else ""))
+
+
+def describe(survey: Survey) -> str:
+    """A survey for people."""
+    lines = [f"images            {survey.num_images:,}" + _sampled(survey)]
+    lines.append(f"captions          {survey.num_captions:,}")
+    if survey.shards is not None:
+        lines.append(f"shards            {survey.shards:,}, truncated: {', '.join(survey.truncated_shards) or 'none'}")
+    for cause, count in survey.broken.most_common():
+        lines.append(f"broken            {count:,} × {cause}")
+        lines += [f"                  {example}" for example in survey.examples[cause]]
+    if not survey.broken:
+        lines.append("broken            none")
+    for name, number in (("captions", survey.duplicate_captions), ("images", survey.duplicate_images)):
+        if number is not None:
+            lines.append(f"duplicate {name:<8} {number:,}")
+    if survey.vocabulary is not None:
+        lines.append(f"different words   {survey.vocabulary:,}")
+    lines.append("words a caption")
+    most = max(survey.word_histogram().values(), default=1)
+    for words, count in survey.word_histogram().items():
+        lines.append(f"  {words:>7}  {count:>9,}  {'█' * round(40 * count / max(most, 1))}")
+    sizes = ", ".join(f"{w}×{h} ({number:,})" for (w, h), number in survey.image_sizes.most_common(SIZES_SHOWN))
+    lines.append(f"image sizes       {len(survey.image_sizes):,} different; most frequent {sizes or 'none'}")
+    return "\n".join(lines)
+
+
+def _sampled(survey: Survey) -> str:
+    return "" if survey.num_read == survey.num_images else f", {survey.num_read:,} of them looked at"
+
+
+def _as_json(survey: Survey) -> str:
+    content = asdict(survey)
+    content["broken"] = dict(survey.broken)  # dataclasses take a Counter for a list of its items
+    content["caption_words"] = survey.word_histogram()
+    content["image_sizes"] = {f"{w}x{h}": number for (w, h), number in survey.image_sizes.most_common()}
+    return json_module.dumps(content, indent=2, ensure_ascii=False)

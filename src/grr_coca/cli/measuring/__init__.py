@@ -1,0 +1,1 @@
+"""Verbs that measure: evaluate and compare checkpoints, tell what a model costs."""

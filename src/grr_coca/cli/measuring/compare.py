@@ -1,0 +1,48 @@
+"""`grr-coca compare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from grr_coca.cli.measuring.splits import load, measure_paths
+from grr_coca.evaluate.checkpoint import Measured
+from grr_coca.study.table import average_row, format_table, row
+
+DIFFERENCES = {
+    "contrastive loss": "contrastive_loss",
+    "perplexity": "perplexity",
+    "CoCa loss": "coca_loss",
+    "R@1": "text_to_image/R@1",
+}
+
+
+def run(
+    checkpoint: Annotated[Path, tyro.conf.Positional],
+    baseline: Annotated[Path, tyro.conf.Positional],
+    data: tuple[str, ...] = (),
+    batch_size: int = 64,
+) -> None:
+    """Hold one checkpoint against another; changes are shares of the second's losses.
+
+    Args:
+        checkpoint: checkpoint or run folder.
+        baseline: checkpoint or run folder to compare with.
+        data: splits to evaluate on: .tar shards, patterns, or folders.
+        batch_size: pairs per contrastive batch; the contrastive loss grows with it.
+    """
+    models = (load(checkpoint), load(baseline))
+    first, second = (measure_paths(model, data, batch_size) for model in models)
+    rows = [row(path, first[path].evaluation, second[path].evaluation) for path in first]
+    if len(rows) > 1:
+        rows.append(average_row("average", rows))
+    print(format_table(rows, (models[0].preset, models[1].preset)))
+    print(f"contrastive loss of batches of {batch_size} pairs; R@1 text to image; changes over {models[1].preset}")
+    print("differences, with intervals of level 0.95 over images of the split (not over seeds of training):")
+    for path in first:
+        print(f"{path}: {_differences(first[path], second[path])}")
+
+
+def _differences(first: Measured, second: Measured) -> str:
+    found = {title: first.measures[key].difference(second.measures[key]) for title, key in DIFFERENCES.items()}
+    return "; ".join(f"{title} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" for title, d in found.items())

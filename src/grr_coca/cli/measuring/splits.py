@@ -1,0 +1,38 @@
+"""What the evaluating verbs share."""
+
+from pathlib import Path
+
+import torch
+
+from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.data.sources.open import open_source
+from grr_coca.errors import UserError
+from grr_coca.evaluate.checkpoint import Measured, measure_checkpoint
+from grr_coca.train.recipe import LossRecipe
+
+
+def load(path: Path) -> Checkpoint:
+    """A checkpoint on the best device that is here."""
+    return from_pretrained(path, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def require_paths(paths: tuple[str, ...]) -> None:
+    """Make sure that there is something to evaluate on.
+
+    Raises:
+        UserError: there is not.
+    """
+    if not paths:
+        raise UserError("nothing to evaluate on; give --data PATH [PATH …], .tar shards or a folder")
+
+
+def measure_paths(checkpoint: Checkpoint, paths: tuple[str, ...], batch_size: int) -> dict[str, Measured]:
+    """Losses and retrieval on each path, under the paper's loss weights; the path is the name."""
+    require_paths(paths)
+    weights = LossRecipe()
+    return {
+        path: measure_checkpoint(
+            checkpoint, open_source(path), batch_size, weights.contrastive_weight, weights.captioning_weight
+        )
+        for path in paths
+    }

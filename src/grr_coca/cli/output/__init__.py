@@ -1,0 +1,1 @@
+"""What verbs write: progress, lines, tables, files of captions and vectors."""

@@ -1,0 +1,105 @@
+"""Files of captions that grow row by row, and that an interrupted job goes on with."""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple, TextIO
+
+from grr_coca.cli.output.say import to_json
+from grr_coca.cli.output.writing import disk_errors, require_suffix, write_whole
+from grr_coca.errors import UserError
+
+
+class CaptionRow(NamedTuple):
+    """One caption of an image; `log_prob`: of the whole caption, natural logarithm."""
+
+    image: str
+    caption: str
+    log_prob: float
+
+
+class RowFile:
+    """A JSON lines or CSV file of `CaptionRow`s, told by its suffix.
+
+    Of a file that is there already, the images that have all their captions are in `done`. A line that an
+    interruption cut off is removed, and so are the rows of an image that lacks some.
+
+    Raises:
+        UserError: the suffix says no format, the file is something else, or cannot be written to.
+    """
+
+    def __init__(self, path: Path, rows_per_image: int) -> None:
+        self.path = path
+        self._is_csv = require_suffix(path, (".jsonl", ".csv")) == ".csv"
+        counts = Counter(row.image for row in self._rows()) if path.exists() else Counter()
+        self.done = {image for image, count in counts.items() if count >= rows_per_image}
+        if path.exists() and (len(self.done) < len(counts) or _is_torn(path)):
+            write_whole(path, self._write_complete)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: TextIO = path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
+            if self._is_csv and path.stat().st_size == 0:
+                self._file.write(_csv_line(CaptionRow._fields))
+                self._file.flush()
+
+    def append(self, rows: Sequence[CaptionRow]) -> None:
+        """Add rows, and hand them to the system at once."""
+        with disk_errors(self.path):
+            self._file.write("".join(self._line(row) for row in rows))
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        with disk_errors(self.path):
+            self._file.close()
+
+    def _line(self, row: CaptionRow) -> str:
+        return _csv_line(row) if self._is_csv else to_json(row._asdict()) + "\n"
+
+    def _write_complete(self, file: IO[bytes]) -> None:
+        if self._is_csv:
+            file.write(_csv_line(CaptionRow._fields).encode())
+        for row in self._rows():
+            if row.image in self.done:
+                file.write(self._line(row).encode("utf-8", "surrogateescape"))
+
+    def _rows(self) -> Iterator[CaptionRow]:
+        """The rows of the file, without the last if it was cut off."""
+        with self.path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            whole = (line for line in file if line.endswith("\n"))
+            for number, record in enumerate(self._records(whole), 1):
+                try:
+                    yield CaptionRow(str(record["image"]), str(record["caption"]), float(record["log_prob"]))  # type: ignore[arg-type]
+                except (KeyError, TypeError, ValueError) as error:
+                    raise self._not_ours(number) from error
+
+    def _records(self, lines: Iterable[str]) -> Iterator[dict[str, object]]:
+        if self._is_csv:
+            yield from csv.DictReader(lines)
+            return
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise self._not_ours(number) from error
+
+    def _not_ours(self, number: int) -> UserError:
+        columns = ", ".join(CaptionRow._fields)
+        return UserError(f"{self.path}: row {number} has no {columns}, so captions are not added to it; use another")
+
+
+def _is_torn(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, io.SEEK_END) == 0:
+            return False
+        file.seek(-1, io.SEEK_END)
+        return file.read() != b"\n"
+
+
+def _csv_line(values: Sequence[object]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(values)
+    return buffer.getvalue()

@@ -1,0 +1,79 @@
+"""Files of embeddings with their keys, in the formats that other programs read.
+
+Shapes: N rows, E embedding width.
+"""
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from safetensors.torch import save
+from torch import Tensor
+
+from grr_coca.cli.output.writing import require_suffix, write_whole
+from grr_coca.errors import UserError
+
+SUFFIXES = (".safetensors", ".npy", ".parquet")
+MAX_HEADER = 100_000_000
+"""Bytes that a safetensors reader takes for names and metadata."""
+
+
+def check_format(path: Path) -> None:
+    """Make sure before the work begins that `write_vectors` can write this file.
+
+    Raises:
+        UserError: the suffix says no format, or a package is missing for it.
+    """
+    if require_suffix(path, SUFFIXES) == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"{path}: writing Parquet needs pyarrow; pip install 'grr-coca[parquet]', or use .npy")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file")
+
+
+def write_vectors(path: Path, keys: Sequence[str], vectors: Tensor) -> None:
+    """Write N vectors of width E in 32-bit floating point, with the key of each.
+
+    | suffix | vectors | keys |
+    |---|---|---|
+    | `.safetensors` | tensor `embeddings` N E | metadata `keys`, a JSON list |
+    | `.npy` | array N E | `NAME.keys.txt` beside it, one a line |
+    | `.parquet` | column `embedding`, lists of E | column `key` |
+
+    Raises:
+        UserError: the disk is full, or there are too many keys for the format.
+    """
+    suffix = require_suffix(path, SUFFIXES)
+    if suffix == ".safetensors":
+        _write_safetensors(path, keys, vectors)
+    elif suffix == ".npy":
+        # Bytes of a file name that are not UTF-8 stay as they are; a key stays on its line.
+        lines = "".join(key.replace("\n", "\\n") + "\n" for key in keys).encode("utf-8", "surrogateescape")
+        write_whole(path.with_suffix(".keys.txt"), lambda file: file.write(lines))
+        write_whole(path, lambda file: np.save(file, vectors.numpy()))
+    else:
+        _write_parquet(path, keys, vectors)
+
+
+def _write_safetensors(path: Path, keys: Sequence[str], vectors: Tensor) -> None:
+    metadata = json.dumps(list(keys))  # ASCII: a file name that is not UTF-8 is escaped
+    if len(metadata) > MAX_HEADER // 2:
+        raise UserError(f"{path}: {len(keys)} keys are more than a safetensors file holds; use .parquet or .npy")
+    content = save({"embeddings": vectors.contiguous()}, metadata={"keys": metadata})
+    write_whole(path, lambda file: file.write(content))
+
+
+def _write_parquet(path: Path, keys: Sequence[str], vectors: Tensor) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    def write(file: IO[bytes]) -> Any:
+        # Parquet's strings are UTF-8: other bytes of a file name are written as \udc… escapes.
+        names = [key.encode("utf-8", "backslashreplace").decode() for key in keys]
+        flat = pyarrow.array(vectors.numpy().reshape(-1))
+        rows = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        pyarrow.parquet.write_table(pyarrow.table({"key": names, "embedding": rows}), file)
+
+    write_whole(path, write)

@@ -1,0 +1,46 @@
+"""`grr-coca pretrain`."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from grr_coca.cli.training.shared import default_out, run_training, with_options
+from grr_coca.errors import UserError
+from grr_coca.presets import get_preset
+from grr_coca.train.recipe import load_recipe
+from grr_coca.train.run.setup import new_checkpoint
+
+
+def run(
+    recipe: Annotated[Path, tyro.conf.Positional],
+    preset: str | None = None,
+    data: str | None = None,
+    out: Path | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Train a new model.
+
+    Args:
+        recipe: YAML file with all that the run needs; see recipes/.
+        preset: train this preset in place of the recipe's.
+        data: train on these pairs (.tar shards or a folder) in place of the recipe's.
+        out: run folder for log and checkpoint; runs/RECIPE-PRESET if not given.
+        seed: use this seed in place of the recipe's.
+        resume: go on with the run in --out, if there is one: after a stop, or whenever a scheduler starts it again.
+        dry_run: do one batch, then tell memory, steps and time to expect.
+    """
+    resolved = load_recipe(recipe)
+    if resolved.model is None:
+        raise UserError(f"{recipe}: has no key 'model'; it is a recipe for fine-tuning, see `grr-coca finetune`")
+    if preset is not None:
+        get_preset(preset, resolved.model.size)
+        resolved = replace(resolved, model=replace(resolved.model, preset=preset))
+    resolved = with_options(resolved, data, seed)
+    assert resolved.model is not None
+    out = out or default_out(recipe, resolved.model.preset)
+    run_training(resolved, partial(new_checkpoint, resolved), out, resume, dry_run)

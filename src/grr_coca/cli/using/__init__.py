@@ -1,0 +1,1 @@
+"""Verbs that use a model: caption, embed, classify, explain."""

@@ -1,0 +1,80 @@
+"""`grr-coca caption`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import grr_coca
+from grr_coca.cli.output.caption_outputs import open_output
+from grr_coca.cli.using.image_files import ImageFile, find_images
+from grr_coca.cli.using.image_work import shows_progress, work_through
+from grr_coca.generate import GenerationOptions, warn_if_repeated
+
+
+@dataclass(frozen=True)
+class Decoding(GenerationOptions):
+    """The options as flags. They are checked when all of the command line is known, and not by its parser, which
+    would tell a conflict in a frame of its own."""
+
+    def __post_init__(self) -> None: ...
+
+    def checked(self) -> GenerationOptions:
+        """The options.
+
+        Raises:
+            UserError: a value is out of range, or two options contradict each other.
+        """
+        return GenerationOptions(**vars(self))
+
+
+def run(
+    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="DIR")],
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    sidecar: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    prompt: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
+    batch_size: int = 32,
+    decoding: Annotated[Decoding, tyro.conf.OmitArgPrefixes] = Decoding(),
+) -> int:
+    """Caption images, a line for each: the image, a tab, the caption.
+
+    Images that cannot be read are listed at the end, and the rest is captioned; the exit code is 1 only if none was.
+
+    Args:
+        checkpoint: checkpoint or run folder, or OWNER/NAME on the Hugging Face hub.
+        images: image files, folders, patterns, .tar shards, or tables of images.
+        out: write rows to this .jsonl or .csv file; what is in it already is not captioned again.
+        sidecar: write NAME.txt beside each image that has none.
+        json: print JSON lines.
+        prompt: words that every caption begins with.
+        batch_size: images at once.
+        decoding: Greedy, unless told otherwise. Lengths are in tokens and do not count the prompt.
+    """
+    options = decoding.checked()
+    found = find_images(images)
+    with open_output(out, sidecar, json, found, options.num_captions) as output:
+        wanted = [image for image in found if image.name not in output.done]
+        if len(wanted) < len(found):
+            print(f"{len(found) - len(wanted)} of {len(found)} images have captions already", file=sys.stderr)
+        if not wanted:
+            return 0
+        model = grr_coca.load(checkpoint)
+        best: list[str] = []
+
+        def caption(files: list[ImageFile], pictures: list) -> None:
+            names = [file.name for file in files]
+            described = model.describe_many(pictures, prompt, options, batch_size, keys=names)
+            for file, description in zip(files, described, strict=True):
+                output.write(file, description.captions)
+                best.append(description.captions[0].text)
+
+        prints = out is None and not sidecar
+        code = work_through(
+            wanted, model.checkpoint.preprocess, batch_size, "captions", caption, shows_progress(prints)
+        )
+    warn_if_repeated(best)
+    return code if len(wanted) == len(found) else 0

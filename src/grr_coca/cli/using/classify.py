@@ -1,0 +1,69 @@
+"""`grr-coca classify`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import grr_coca
+from grr_coca.cli.output.say import say, to_json
+from grr_coca.cli.using.image_files import ImageFile, find_images
+from grr_coca.cli.using.image_work import shows_progress, work_through
+from grr_coca.cli.using.text_lines import read_lines
+from grr_coca.errors import UserError
+from grr_coca.inference.labels import LABEL_ALONE, check_labels
+
+
+def run(
+    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="DIR")],
+    labels: Annotated[str, tyro.conf.arg(metavar="A,B,…|FILE")],
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
+    templates: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT")] = LABEL_ALONE,
+    top: int = 5,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    batch_size: int = 32,
+) -> int:
+    """Say which of some labels fit images best, though the model was not trained for these labels.
+
+    Images that cannot be read are listed at the end, and the rest is classified; the exit code is 1 only if none was.
+
+    Args:
+        checkpoint: checkpoint or run folder, or OWNER/NAME on the Hugging Face hub.
+        labels: two labels or more with commas between them, or a text file with one a line.
+        images: image files, folders, patterns, .tar shards, or tables of images.
+        templates: texts in which {} stands for the label, such as "a drawing of a {}"; their mean counts.
+        top: how many labels to show of each image, the likeliest first.
+        json: print JSON lines.
+        batch_size: images at once.
+    """
+    if top < 1:
+        raise UserError(f"--top {top}: give 1 or more")
+    names = _labels(labels)
+    found = find_images(images)
+    model = grr_coca.load(checkpoint)
+    classifier = model.embed_labels(names, templates)
+
+    def classify(files: list[ImageFile], pictures: list) -> None:
+        ranked = model.rank_labels(model.embed_images(pictures, batch_size=batch_size) @ classifier.T, names)
+        for file, all_labels in zip(files, ranked, strict=True):
+            best = all_labels[:top]
+            shown = "   ".join(f"{share:.1%} {label}" for label, share in best)
+            record = {"image": file.name, "labels": [choice._asdict() for choice in best]}
+            say(to_json(record) if json else f"{file.name}\t{shown}")
+
+    return work_through(
+        found, model.checkpoint.preprocess, batch_size, "classified", classify, shows_progress(prints=True)
+    )
+
+
+def _labels(argument: str) -> list[str]:
+    path = Path(argument)
+    is_file = "," not in argument and path.is_file()
+    labels = read_lines(path) if is_file else [label.strip() for label in argument.split(",") if label.strip()]
+    if len(labels) < 2 and not is_file:
+        raise UserError(f"--labels '{argument}': no such file, and not two labels or more with commas between them")
+    try:
+        check_labels(labels)
+    except UserError as error:
+        raise UserError(f"{path if is_file else '--labels'}: {error}") from error
+    return labels

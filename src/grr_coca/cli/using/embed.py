@@ -1,0 +1,70 @@
+"""`grr-coca embed`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+import grr_coca
+from grr_coca.cli.output.progress import bars
+from grr_coca.cli.output.vectors import check_format, write_vectors
+from grr_coca.cli.using.image_files import ImageFile, find_images
+from grr_coca.cli.using.image_work import shows_progress, work_through
+from grr_coca.cli.using.text_lines import read_lines
+from grr_coca.errors import UserError
+from grr_coca.inference import ImageTextModel
+
+
+def run(
+    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="DIR")],
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
+    texts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    batch_size: int = 32,
+) -> int:
+    """Embed images or texts: a vector of unit length each, in one space, compared by their product.
+
+    Images that cannot be read are listed at the end, and the rest is embedded; the exit code is 1 only if none was.
+
+    Args:
+        checkpoint: checkpoint or run folder, or OWNER/NAME on the Hugging Face hub.
+        out: file to write: .safetensors or .parquet with keys inside, or .npy with keys in NAME.keys.txt beside it.
+        images: image files, folders, patterns, .tar shards, or tables of images.
+        texts: text file with one a line, to embed these and no images.
+        batch_size: images or texts at once.
+    """
+    if bool(images) == bool(texts):
+        raise UserError("give either images or --texts FILE" + (", not both" if texts else " to embed"))
+    check_format(out)
+    if texts is None:
+        keys, vectors, code = _embed_images(find_images(images), checkpoint, batch_size)
+    else:
+        keys, vectors, code = *_embed_texts(read_lines(texts), checkpoint, batch_size), 0
+    if keys:
+        write_vectors(out, keys, vectors)
+        print(f"{len(vectors)} embeddings of {vectors.shape[1]} numbers are in {out}")
+    return code
+
+
+def _embed_images(found: list[ImageFile], checkpoint: str, batch_size: int) -> tuple[list[str], Tensor, int]:
+    model = grr_coca.load(checkpoint)
+    keys: list[str] = []
+    rows: list[Tensor] = []
+
+    def embed(files: list[ImageFile], pictures: list) -> None:
+        rows.append(model.embed_images(pictures, batch_size=batch_size))
+        keys.extend(file.name for file in files)
+
+    code = work_through(found, model.checkpoint.preprocess, batch_size, "embedded", embed, shows_progress(prints=False))
+    return keys, torch.cat(rows) if rows else torch.empty(0, 0), code
+
+
+def _embed_texts(lines: list[str], checkpoint: str, batch_size: int) -> tuple[list[str], Tensor]:
+    model: ImageTextModel = grr_coca.load(checkpoint)
+    with bars({"embedded": len(lines)}) as shown:
+        vectors = model.embed_texts(
+            lines, batch_size=batch_size, on_progress=lambda done, _: shown.update("embedded", done, "")
+        )
+    return lines, vectors

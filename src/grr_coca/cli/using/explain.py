@@ -1,0 +1,44 @@
+"""`grr-coca explain`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import grr_coca
+from grr_coca.cli.output.writing import require_suffix, write_whole
+from grr_coca.data.images import decode_image
+from grr_coca.explain import caption_maps, caption_picture, text_map, text_picture
+from grr_coca.inference.images import read_file
+
+
+def run(
+    image: Annotated[Path, tyro.conf.Positional],
+    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="DIR")],
+    text: Annotated[str | None, tyro.conf.arg(metavar="QUERY")] = None,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+) -> None:
+    """Draw where a model looks: a heat map for each word of its caption, or one for a text.
+
+    Args:
+        image: image file.
+        checkpoint: checkpoint or run folder, or OWNER/NAME on the Hugging Face hub.
+        text: show which patches speak for this text (red) and against it (blue), in place of the caption's words.
+        out: .png file to write; NAME-explained.png in this folder if not given.
+    """
+    out = out or Path(f"{image.stem}-explained.png")
+    require_suffix(out, (".png",))
+    picture = decode_image(read_file(image), str(image))
+    model = grr_coca.load(checkpoint)
+    pixels = model.checkpoint.preprocess(picture)
+    if text is None:
+        (described,) = model.describe_many([picture])
+        caption = described.captions[0]
+        said = f"caption: {caption.text}"
+        png = caption_picture(picture, caption_maps(model.checkpoint, pixels, caption.token_ids))
+    else:
+        found = text_map(model.checkpoint, pixels, text)
+        said = f"cosine with '{text}': {found.similarity:.3f}"
+        png = text_picture(picture, text, found)
+    write_whole(out, lambda file: file.write(png))
+    print(f"{said}\nheat maps are in {out}")

@@ -1,0 +1,81 @@
+"""Work through many images: decoded in the background, with progress, past those that cannot be read."""
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+
+from PIL import Image
+
+from grr_coca.cli.output.progress import bars
+from grr_coca.cli.using.image_files import ImageFile
+from grr_coca.data.images import decode_image
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.errors import UserError
+
+Decoded = tuple[ImageFile, Image.Image | UserError]
+Work = Callable[[list[ImageFile], list[Image.Image]], None]
+"""What is done with a batch of images."""
+
+
+def work_through(
+    files: Sequence[ImageFile], preprocess: Preprocess, batch_size: int, label: str, work: Work, show_progress: bool
+) -> int:
+    """Do the work on all images; those that cannot be read are listed on standard error at the end.
+
+    Returns:
+        The exit code: 1 if not a single image could be read, else 0.
+
+    Raises:
+        UserError: the batch size is below 1, or the work itself fails.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size}: give 1 or more")
+    failures: list[UserError] = []
+    done = 0
+    with bars({label: len(files)}) if files and show_progress else nullcontext() as shown:
+        for batch in _decoded(files, preprocess, batch_size):
+            read = [(file, image) for file, image in batch if isinstance(image, Image.Image)]
+            failures += [image for _, image in batch if isinstance(image, UserError)]
+            if read:
+                work([file for file, _ in read], [image for _, image in read])
+            done += len(batch)
+            if shown is not None:
+                shown.update(label, done, f"{len(failures)} failed" if failures else "")
+    return _report(failures, len(files))
+
+
+def shows_progress(prints: bool) -> bool:
+    """Whether a bar has a place: not where results are printed to a terminal, and show the progress themselves."""
+    return not (prints and sys.stdout.isatty())
+
+
+def _report(failures: Sequence[UserError], total: int) -> int:
+    sys.stdout.flush()
+    if failures:
+        print(f"{len(failures)} of {total} images failed:", file=sys.stderr)
+        for failure in failures:
+            print(f"  {failure}", file=sys.stderr)
+    return 1 if failures and len(failures) == total else 0
+
+
+def _decoded(files: Sequence[ImageFile], preprocess: Preprocess, batch_size: int) -> Iterator[list[Decoded]]:
+    """Batches in order; the next one is decoded while one is worked on."""
+    waiting: deque[list[Future[Decoded]]] = deque()
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(files), batch_size):
+            batch = files[start : start + batch_size]
+            waiting.append([pool.submit(_decode, file, preprocess) for file in batch])
+            if len(waiting) > 1:
+                yield [future.result() for future in waiting.popleft()]
+        while waiting:
+            yield [future.result() for future in waiting.popleft()]
+
+
+def _decode(file: ImageFile, preprocess: Preprocess) -> Decoded:
+    try:
+        # Cut to the model's size at once: two batches of large photographs would fill the memory.
+        return file, preprocess.square(decode_image(file.read(), file.name))
+    except UserError as error:
+        return file, error

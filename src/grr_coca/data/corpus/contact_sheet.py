@@ -1,0 +1,46 @@
+"""A contact sheet: some images of a source with their captions, as a person looks at a data set."""
+
+import textwrap
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from grr_coca.data.bad import BadSample
+from grr_coca.data.corpus.survey import spread
+from grr_coca.data.images import decode_image
+from grr_coca.data.sources.pairs import PairSource
+from grr_coca.data.sources.views import read_sound
+
+COLUMNS, ROWS = 8, 6
+IMAGE_SIDE, MARGIN, LINE_HEIGHT, MAX_LINES, LETTERS_A_LINE = 144, 8, 14, 3, 24
+CELL = (IMAGE_SIDE + 2 * MARGIN, IMAGE_SIDE + 3 * MARGIN + MAX_LINES * LINE_HEIGHT)
+
+
+def contact_sheet(source: PairSource) -> Image.Image:
+    """Images spread evenly over a source; a pair that is bad has its cause in the place of its image."""
+    indices = list(spread(len(source), COLUMNS * ROWS))
+    sheet = Image.new("RGB", (COLUMNS * CELL[0], -(-len(indices) // COLUMNS) * CELL[1]), "white")
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 11)
+    for number, index in enumerate(indices):
+        row, column = divmod(number, COLUMNS)
+        sheet.paste(_cell(source, index, font), (column * CELL[0], row * CELL[1]))
+    return sheet
+
+
+def _cell(source: PairSource, index: int, font: ImageFont.FreeTypeFont) -> Image.Image:
+    cell = Image.new("RGB", CELL, "white")
+    draw = ImageDraw.Draw(cell)
+    frame = (MARGIN, MARGIN, MARGIN + IMAGE_SIDE, MARGIN + IMAGE_SIDE)
+    try:
+        pair = read_sound(source, index)
+        image = ImageOps.contain(decode_image(pair.image, pair.name), (IMAGE_SIDE, IMAGE_SIDE))
+        cell.paste(image, (MARGIN + (IMAGE_SIDE - image.width) // 2, MARGIN + (IMAGE_SIDE - image.height) // 2))
+        text, colour = pair.caption, "black"
+    except BadSample as error:
+        text, colour = str(error.cause), "firebrick"
+        draw.line((*frame[:2], *frame[2:]), fill=colour)
+    draw.rectangle(frame, outline="lightgrey" if colour == "black" else colour)
+    lines = textwrap.wrap(text, LETTERS_A_LINE, max_lines=MAX_LINES, placeholder=" …")
+    draw.multiline_text((MARGIN, IMAGE_SIDE + 2 * MARGIN), "\n".join(lines), colour, font, spacing=2)
+    return cell

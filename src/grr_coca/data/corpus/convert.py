@@ -1,0 +1,150 @@
+"""Any source as tar shards, in the layout of img2dataset.
+
+A pair is `KEY.jpg` (or `.png`, `.webp` …: the file as it was), `KEY.txt` with the first caption, and `KEY.json` with
+the key and caption of the source. Where an image of a shard has several captions, each `KEY.json` of the shard has
+all of its image's as a list under `captions`, which `TarShards` reads back. A shard holds the good pairs of a fixed
+range of the source, and appears under its name when it is whole: what was interrupted goes on where it stopped.
+"""
+
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from grr_coca.data.bad import BadSample
+from grr_coca.data.images import decode_image, open_image
+from grr_coca.data.sources.pairs import PairSource, RawPair
+from grr_coca.data.sources.views import read_sound
+from grr_coca.errors import UserError
+from grr_coca.files import write_whole
+
+PLAN_NAME = "convert.json"
+SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "PPM": "ppm"}
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion does; kept in the folder, so that only the same one goes on in it."""
+
+    source: str
+    num_images: int
+    pairs_per_shard: int
+    image_size: int | None
+
+
+def convert(source: PairSource, plan: Plan, out: Path, on_pair: Callable[[int], None]) -> Counter[str]:
+    """Write shards `00000.tar` … into a folder.
+
+    Args:
+        source: the pairs; bad ones are left out.
+        plan: how.
+        out: an empty or new folder, or one in which the same conversion was interrupted.
+        on_pair: called with the number of images done.
+
+    Returns:
+        number of images written under `written`, and of those left out under their causes.
+
+    Raises:
+        UserError: the folder holds something else, or cannot be written to.
+    """
+    try:
+        _open_folder(out, plan)
+        total: Counter[str] = Counter()
+        for shard, start in enumerate(range(0, len(source), plan.pairs_per_shard)):
+            indices = range(start, min(start + plan.pairs_per_shard, len(source)))
+            total += _read_stats(out, shard) or _write_shard(source, indices, plan, out, shard, on_pair)
+            on_pair(indices.stop)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written to ({error.strerror})") from error
+    return total
+
+
+def _open_folder(out: Path, plan: Plan) -> None:
+    wanted = json.dumps(asdict(plan), indent=2, ensure_ascii=False).encode()
+    out.mkdir(parents=True, exist_ok=True)
+    there = sorted(path.name for path in out.iterdir() if not path.name.endswith(".tmp"))
+    if not there:
+        write_whole(out / PLAN_NAME, wanted)
+    elif PLAN_NAME not in there:
+        raise UserError(f"{out}: is not empty, it holds {there[0]}; give a new folder")
+    elif (out / PLAN_NAME).read_bytes() != wanted:
+        raise UserError(f"{out}: holds another conversion, see {PLAN_NAME}; give a new folder")
+
+
+def _read_stats(out: Path, shard: int) -> Counter[str] | None:
+    """The counts of a shard that is there as a whole."""
+    try:
+        return Counter(json.loads((out / f"{shard:05d}_stats.json").read_bytes()))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _write_shard(
+    source: PairSource, indices: range, plan: Plan, out: Path, shard: int, on_pair: Callable[[int], None]
+) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    has_several = any(_num_captions(source, index) > 1 for index in indices)
+    temporary = out / f".{shard:05d}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                for index in indices:
+                    try:
+                        _add(tar, f"{index:09d}", read_sound(source, index), has_several, plan.image_size)
+                        counts["written"] += 1
+                    except BadSample as error:
+                        counts[str(error.cause)] += 1
+                    on_pair(index + 1)
+            file.flush()
+            os.fsync(file.fileno())
+        if counts["written"]:
+            temporary.replace(out / f"{shard:05d}.tar")
+    finally:
+        temporary.unlink(missing_ok=True)
+    # After the shard: its presence says that the shard is whole.
+    write_whole(out / f"{shard:05d}_stats.json", json.dumps(counts, indent=2).encode())
+    return counts
+
+
+def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image_size: int | None) -> None:
+    image, suffix = _image_file(pair, image_size)
+    about: dict[str, object] = {"key": pair.key, "caption": pair.caption}
+    if has_several:
+        about["captions"] = pair.captions
+    members = {
+        suffix: image,
+        "txt": pair.caption.encode("utf-8", "replace"),
+        "json": json.dumps(about, ensure_ascii=False).encode("utf-8", "replace"),
+    }
+    for name, content in members.items():
+        info = tarfile.TarInfo(f"{key}.{name}")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+
+
+def _image_file(pair: RawPair, image_size: int | None) -> tuple[bytes, str]:
+    """The file as it was, or, where its shorter side is larger than asked for, a smaller JPEG."""
+    header = open_image(pair.image, pair.name)
+    if image_size is None or min(header.size) <= image_size:
+        kind = str(header.format)
+        return pair.image, SUFFIXES.get(kind, kind.lower())
+    image = decode_image(pair.image, pair.name)
+    scale = image_size / min(image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue(), "jpg"
+
+
+def _num_captions(source: PairSource, index: int) -> int:
+    try:
+        return len(source.captions(index))
+    except BadSample:
+        return 0

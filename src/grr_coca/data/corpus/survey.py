@@ -1,0 +1,138 @@
+"""What a source holds, and what is wrong with it."""
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from grr_coca.data.bad import BadSample
+from grr_coca.data.images import open_image
+from grr_coca.data.sources.pairs import PairSource
+from grr_coca.data.sources.shards.source import TarShards
+from grr_coca.data.sources.views import read_sound
+
+NUM_EXAMPLES = 5
+"""Bad pairs that are named for each cause."""
+
+NUM_CAPTIONS, NUM_HEADERS = 100_000, 1_000
+"""Images whose captions, and images whose headers, the quick survey reads; spread evenly."""
+
+WORD_BOUNDS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
+"""Lower bounds of the classes of caption lengths, in words."""
+
+
+@dataclass
+class Survey:
+    """Counts over a source; `num_read` of its `num_images` images were looked at.
+
+    `broken` counts bad pairs by cause and `examples` names the first of each. Of captions and images that occur more
+    than once, all but the first are duplicates, whatever case and spaces the captions have.
+    """
+
+    num_images: int
+    num_read: int = 0
+    num_captions: int = 0
+    broken: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    caption_words: Counter[int] = field(default_factory=Counter)
+    duplicate_captions: int | None = None
+    duplicate_images: int | None = None
+    vocabulary: int | None = None
+    image_sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    shards: int | None = None
+    truncated_shards: list[str] = field(default_factory=list)
+
+    def add_broken(self, error: BadSample) -> None:
+        """Count a bad pair."""
+        self.broken[str(error.cause)] += 1
+        examples = self.examples.setdefault(str(error.cause), [])
+        if len(examples) < NUM_EXAMPLES:
+            examples.append(str(error))
+
+    def add_captions(self, captions: tuple[str, ...]) -> None:
+        """Count the captions of an image."""
+        self.num_captions += len(captions)
+        self.caption_words.update(len(caption.split()) for caption in captions)
+
+    def word_histogram(self) -> dict[str, int]:
+        """Captions by class of length, such as `3-4` words."""
+        counts: Counter[int] = Counter()
+        for words, number in self.caption_words.items():
+            counts[int(np.searchsorted(WORD_BOUNDS, words, side="right"))] += number
+        return {_class_name(number): counts[number] for number in range(1, 1 + max(counts, default=0))}
+
+
+def check_source(source: PairSource, on_pair: Callable[[int], None]) -> Survey:
+    """Read and decode every pair once.
+
+    Args:
+        source: the pairs.
+        on_pair: called with the number of pairs done.
+    """
+    survey = _new_survey(source)
+    captions, images = array("Q"), array("Q")
+    for index in range(len(source)):
+        try:
+            pair = read_sound(source, index)
+        except BadSample as error:
+            survey.add_broken(error)
+        else:
+            survey.add_captions(pair.captions)
+            survey.image_sizes[open_image(pair.image, pair.name).size] += 1
+            captions.extend(_hash(" ".join(caption.lower().split()).encode()) for caption in pair.captions)
+            images.append(_hash(pair.image))
+        on_pair(index + 1)
+    survey.num_read = len(source)
+    survey.duplicate_captions = len(captions) - len(np.unique(np.frombuffer(captions, np.uint64)))
+    survey.duplicate_images = len(images) - len(np.unique(np.frombuffer(images, np.uint64)))
+    return survey
+
+
+def sample_source(source: PairSource) -> Survey:
+    """Read captions and headers of some pairs, spread evenly, and decode no image."""
+    survey = _new_survey(source)
+    words: set[str] = set()
+    for index in spread(len(source), NUM_CAPTIONS):
+        survey.num_read += 1
+        try:
+            captions = source.captions(index)
+        except BadSample as error:
+            survey.add_broken(error)
+            continue
+        survey.add_captions(captions)
+        words.update(word for caption in captions for word in caption.lower().split())
+    survey.vocabulary = len(words)
+    for index in spread(len(source), NUM_HEADERS):
+        try:
+            pair = source[index]
+            survey.image_sizes[open_image(pair.image, pair.name).size] += 1
+        except (OSError, ValueError, SyntaxError, EOFError):
+            continue  # a bad pair, or a header that cannot be read: the full check names it
+    return survey
+
+
+def spread(length: int, count: int) -> Iterator[int]:
+    """At most `count` indices below `length`, evenly apart."""
+    count = min(count, length)
+    return (number * length // count for number in range(count))
+
+
+def _new_survey(source: PairSource) -> Survey:
+    if not isinstance(source, TarShards):
+        return Survey(len(source))
+    return Survey(len(source), shards=len(source.paths), truncated_shards=[str(path) for path in source.truncated])
+
+
+def _class_name(number: int) -> str:
+    low = WORD_BOUNDS[number - 1]
+    if number == len(WORD_BOUNDS):
+        return f"{low}+"
+    high = WORD_BOUNDS[number] - 1
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())

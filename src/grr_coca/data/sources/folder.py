@@ -1,0 +1,68 @@
+"""A folder of images, each with its caption in a text file of the same name beside it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from grr_coca.data.bad import BadSample, Cause
+from grr_coca.data.captions import decode_text
+from grr_coca.data.images import IMAGE_SUFFIXES
+from grr_coca.data.sources.located import read_file
+from grr_coca.data.sources.pairs import RawPair
+from grr_coca.data.sources.strings import Strings
+from grr_coca.errors import UserError
+
+
+class ImageFolder:
+    """Pairs `NAME.jpg` and `NAME.txt` of a folder and the folders in it, sorted by path."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._images = Strings(sorted(_image_names(root), key=lambda name: name.split("/")))
+        if not len(self._images):
+            raise UserError(
+                f"{root}: no images; expected NAME.jpg (or .png, .webp …) beside NAME.txt, or .tar shards, or a table "
+                "metadata.csv, .jsonl or .parquet"
+            )
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> RawPair:
+        """Read one pair."""
+        caption, path = self.caption(index), self._path(index)
+        key = path.relative_to(self.root).with_suffix("").as_posix()
+        return RawPair(key, str(path), read_file(path, str(path)), caption)
+
+    def caption(self, index: int) -> str:
+        """Read one caption, and not its image."""
+        image = self._path(index)
+        path = image.with_suffix(".txt")
+        if not path.is_file():
+            message = f"{image}: no caption; expected it in {path.name} beside it"
+            raise BadSample(message, Cause.NO_CAPTION)
+        return decode_text(read_file(path, str(path)), str(path))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The one caption of an image."""
+        return (self.caption(index),)
+
+    def name(self, index: int) -> str:
+        """Where a pair lies, for messages."""
+        return str(self._path(index))
+
+    def place(self, index: int) -> str:
+        """The folder that the image lies in."""
+        return str(self._path(index).parent)
+
+    def _path(self, index: int) -> Path:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.root / self._images[index]
+
+
+def _image_names(root: Path) -> Iterator[str]:
+    for folder, _, files in os.walk(root):
+        for name in files:
+            if name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
+                yield Path(folder, name).relative_to(root).as_posix()

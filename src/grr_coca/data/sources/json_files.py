@@ -1,0 +1,106 @@
+"""Annotation files that are one JSON: COCO's captions, Karpathy's splits, or a list of objects."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from grr_coca.data.sources.columns import as_captions, find_columns
+from grr_coca.data.sources.listed import ListedPairs, Row, StoredRows, first_paths
+from grr_coca.data.sources.located import find_images
+from grr_coca.errors import UserError, nearest
+
+
+def open_json(path: Path, split: str | None) -> ListedPairs:
+    """Pairs of a JSON file, told apart by its keys.
+
+    Args:
+        path: `captions_train2017.json`, `dataset_coco.json`, `dataset_flickr30k.json`, or a list of objects with an
+            image's path and its caption or captions.
+        split: of Karpathy's files, such as `val`, or `train+restval`, the two that are trained on together.
+
+    Raises:
+        UserError: none of these, no such split, or no image where the format puts them.
+    """
+    content = _read(path)
+    try:
+        if isinstance(content, dict) and "annotations" in content and "images" in content:
+            rows, folders = _coco_rows(content), _coco_folders(path)
+        elif isinstance(content, dict) and "images" in content:
+            rows, folders = _karpathy_rows(content, path, split), _karpathy_folders(path)
+            split = None
+        elif isinstance(content, list) and content and isinstance(content[0], dict):
+            rows, folders = list(_object_rows(content, path)), [path.parent, path.parent / "images"]
+        else:
+            raise UserError(f"{path}: neither COCO's captions, Karpathy's splits nor a list of objects")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not as the format has it ({type(error).__name__}: {error})") from error
+    if split is not None:
+        raise UserError(f"{path}: has no splits to choose '{split}' from; only Karpathy's files have")
+    stored = StoredRows(rows)
+    return ListedPairs(path, stored, find_images(path, first_paths(stored), folders))
+
+
+def _read(path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file that can be read ({error})") from error
+
+
+def _coco_rows(content: dict[str, Any]) -> list[Row]:
+    captions = defaultdict(list)
+    for annotation in content["annotations"]:
+        captions[annotation["image_id"]].append(str(annotation["caption"]))
+    return [Row(str(image["file_name"]), tuple(captions[image["id"]])) for image in content["images"]]
+
+
+def _coco_folders(path: Path) -> list[Path]:
+    """`captions_train2017.json` lies in `annotations/`, and its images beside that in `train2017/`."""
+    part = path.stem.removeprefix("captions_")
+    bases = [path.parent, path.parent.parent] if path.parent.name == "annotations" else [path.parent]
+    return [base / inner for base in bases for inner in (part, f"images/{part}", "images", "")]
+
+
+def _karpathy_rows(content: dict[str, Any], path: Path, split: str | None) -> list[Row]:
+    splits = sorted({str(image["split"]) for image in content["images"]})
+    wanted = _wanted_splits(path, split, splits)
+    return [
+        # Flickr's files have no `filepath`.
+        Row("/".join(filter(None, (image.get("filepath"), image["filename"]))), _sentences(image))
+        for image in content["images"]
+        if image["split"] in wanted
+    ]
+
+
+def _wanted_splits(path: Path, split: str | None, splits: list[str]) -> set[str]:
+    if split is None:
+        if len(splits) == 1:
+            return set(splits)
+        # Never all of them: that would train on what is for testing.
+        raise UserError(f"{path}: has the splits {', '.join(splits)}; say which, such as {path.name}#{splits[0]}")
+    for name in split.split("+"):
+        if name not in splits:
+            raise UserError(
+                f"{path}: has no split '{name}'; {nearest(name, splits)}; it has {', '.join(splits)}, and two together "
+                f"are written {'+'.join(splits[:2])}"
+            )
+    return set(split.split("+"))
+
+
+def _sentences(image: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(sentence["raw"]) for sentence in image["sentences"])
+
+
+def _karpathy_folders(path: Path) -> list[Path]:
+    """COCO's images in `train2014/` and `val2014/`, which `filepath` names; Flickr's in `flickr30k-images/`."""
+    inner = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "coco", "mscoco")
+    return [base / name for base in (path.parent, path.parent.parent) for name in inner]
+
+
+def _object_rows(content: list[Any], path: Path) -> Iterator[Row]:
+    image, caption = find_columns(list(content[0]), str(path))
+    for record in content:
+        written = record.get(image)
+        yield Row(written if isinstance(written, str) else "", as_captions(record.get(caption)))

@@ -1,0 +1,201 @@
+"""Tables whose rows are lines: CSV, TSV and JSON lines. Of each row the offset is kept, and nothing else."""
+
+import csv
+import io
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from grr_coca.data.bad import BadSample, Cause
+from grr_coca.data.captions import decode_text
+from grr_coca.data.sources.columns import as_captions, find_columns
+from grr_coca.data.sources.listed import ListedPairs, Row, first_paths
+from grr_coca.data.sources.located import ImageFiles, find_images, without_suffix
+from grr_coca.errors import UserError
+
+CHUNK = 2**24
+MAX_ROW = 2**24
+Quoting = Literal[0, 3]
+"""`csv.QUOTE_MINIMAL`, or `csv.QUOTE_NONE` where quotes are letters like any other."""
+
+DELIMITERS = (",", "\t", ";", "|")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class LineRows:
+    """Rows of a file, each read when it is asked for.
+
+    Args:
+        path: the file.
+        starts: offset of each row, and of the end of the last.
+        parse: a row from its text; raises ValueError where it is broken.
+    """
+
+    def __init__(self, path: Path, starts: np.ndarray, parse: Callable[[str], Row]) -> None:
+        self._path = path
+        self._starts = starts
+        self._parse = parse
+        self._file: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: int) -> Row:
+        """One row."""
+        name = f"{self._path}: row {index + 1}"
+        start, end = int(self._starts[index]), int(self._starts[index + 1])
+        if end - start > MAX_ROW:
+            raise BadSample(f"{name}: a row of {end - start:,} bytes", Cause.TOO_LARGE)
+        if self._file is None:
+            self._file = os.open(self._path, os.O_RDONLY)
+        text = decode_text(os.pread(self._file, end - start, start), name)
+        try:
+            return self._parse(text)
+        except (ValueError, IndexError, csv.Error, RecursionError) as error:
+            raise BadSample(f"{name}: not a row of the table ({error})", Cause.BAD_RECORD) from error
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_file": None}
+
+
+def open_json_lines(path: Path) -> ListedPairs:
+    """JSON lines: an object a line, with an image's path and a caption or a list of captions."""
+    starts = line_starts(path, _mark_size(path))
+    first = LineRows(path, starts, lambda text: Row(text, ()))
+    names = next(filter(None, (_keys(first, index) for index in range(min(len(first), 50)))), [])
+    image, caption = find_columns(names, str(path))
+    rows = LineRows(path, starts, JsonParser(image, caption))
+    return ListedPairs(path, rows, find_images(path, first_paths(rows), [path.parent, path.parent / "images"]))
+
+
+def open_delimited(path: Path) -> ListedPairs:
+    """A table with a line of column names; without one, the first column must be the images' paths."""
+    with path.open("rb") as file:
+        header = file.readline(MAX_ROW)
+    text = decode_text(header.removeprefix(BYTE_ORDER_MARK), f"{path}: first line").rstrip("\r\n")
+    delimiter = _delimiter(text, path)
+    quoting: Quoting = csv.QUOTE_NONE if delimiter == "\t" and not text.startswith('"') else csv.QUOTE_MINIMAL
+    cells = next(csv.reader([text], delimiter=delimiter, quoting=quoting), [])
+    if len(cells) == 2 and without_suffix(cells[0]) != cells[0]:
+        image, caption, start = 0, 1, _mark_size(path)
+    else:
+        names = find_columns(cells, str(path))
+        image, caption, start = cells.index(names[0]), cells.index(names[1]), len(header)
+    starts = line_starts(path, start) if quoting == csv.QUOTE_NONE else csv_starts(path, start, delimiter)
+    rows = LineRows(path, starts, DelimitedParser(image, caption, delimiter, quoting))
+    return ListedPairs(path, rows, _find_table_images(path, rows))
+
+
+class JsonParser:
+    """A row from a JSON object."""
+
+    def __init__(self, image: str, caption: str) -> None:
+        self._names = (image, caption)
+
+    def __call__(self, text: str) -> Row:
+        """The two fields of the object."""
+        record = json.loads(text)
+        if not isinstance(record, dict):
+            raise ValueError("no object")
+        image, caption = (record.get(name) for name in self._names)
+        return Row(image if isinstance(image, str) else "", as_captions(caption))
+
+
+class DelimitedParser:
+    """A row from cells between delimiters."""
+
+    def __init__(self, image: int, caption: int, delimiter: str, quoting: Quoting) -> None:
+        self._image = image
+        self._caption = caption
+        self._delimiter = delimiter
+        self._quoting = quoting
+
+    def __call__(self, text: str) -> Row:
+        """The two cells of the row."""
+        lines = io.StringIO(text, newline="")
+        cells = next(csv.reader(lines, delimiter=self._delimiter, quoting=self._quoting), [])
+        if len(cells) <= max(self._image, self._caption):
+            raise ValueError(f"{len(cells)} cells")
+        return Row(cells[self._image].strip(), (cells[self._caption],))
+
+
+def line_starts(path: Path, start: int) -> np.ndarray:
+    """Offsets of the lines from `start` on, and of the end. Empty lines belong to the row before."""
+    pieces = [np.array([start], dtype=np.int64)]
+    with path.open("rb") as file:
+        file.seek(start)
+        offset = start
+        while chunk := file.read(CHUNK):
+            found = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
+            pieces.append(found + offset + 1)
+            offset += len(chunk)
+    starts = np.concatenate(pieces)
+    starts = starts if starts[-1] == offset else np.append(starts, offset)
+    return np.append(starts[:-1][np.diff(starts) > len(b"\r\n")], starts[-1])
+
+
+def csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
+    """Offsets of the rows of a CSV file, in which a quoted cell may hold line ends.
+
+    Raises:
+        UserError: a quote is opened and not closed.
+    """
+    if not _has_quotes(path):
+        return line_starts(path, start)
+    offset = start
+
+    def lines() -> Iterator[str]:
+        nonlocal offset
+        with path.open("rb") as file:
+            file.seek(start)
+            for line in file:
+                offset += len(line)
+                yield line.decode("latin-1")  # quotes and delimiters are what counts here
+
+    starts = array("q", [start])
+    try:
+        for cells in csv.reader(lines(), delimiter=delimiter):
+            if cells:
+                starts.append(offset)
+            else:
+                starts[-1] = offset
+    except csv.Error as error:
+        raise UserError(f"{path}: row {len(starts)}: a quote is opened and not closed ({error})") from error
+    return np.array(starts, dtype=np.int64)
+
+
+def _has_quotes(path: Path) -> bool:
+    with path.open("rb") as file:
+        return any(b'"' in chunk for chunk in iter(lambda: file.read(CHUNK), b""))
+
+
+def _delimiter(header: str, path: Path) -> str:
+    """Tabs in a file that is called so; else what makes the most of the first line."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    return max(DELIMITERS, key=header.count)
+
+
+def _find_table_images(path: Path, rows: LineRows) -> ImageFiles:
+    """Beside the table, in `images`, or, as ROCO v2 has it for `train_captions.csv`, in `train` or `train_images`."""
+    root, part = path.parent, path.stem.removesuffix("_captions")
+    folders = [root, root / "images", root / part, root / f"{part}_images", root / f"{part}_images" / part]
+    return find_images(path, first_paths(rows), [*folders, root / "images" / part])
+
+
+def _keys(rows: LineRows, index: int) -> list[str]:
+    try:
+        record = json.loads(rows[index].path)
+    except (ValueError, RecursionError):
+        return []
+    return list(record) if isinstance(record, dict) else []
+
+
+def _mark_size(path: Path) -> int:
+    with path.open("rb") as file:
+        return len(BYTE_ORDER_MARK) if file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK else 0

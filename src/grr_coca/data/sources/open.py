@@ -1,0 +1,111 @@
+"""Which reader a path asks for."""
+
+from glob import glob
+from pathlib import Path
+
+from grr_coca.data.sources.folder import ImageFolder
+from grr_coca.data.sources.json_files import open_json
+from grr_coca.data.sources.line_tables import open_delimited, open_json_lines
+from grr_coca.data.sources.located import SCHEME
+from grr_coca.data.sources.pairs import PairSource
+from grr_coca.data.sources.parquet import open_parquet
+from grr_coca.data.sources.shards.source import TarShards
+from grr_coca.data.sources.text_files import open_flickr_tokens, open_roco
+from grr_coca.data.sources.views import Chain
+from grr_coca.errors import UserError
+
+READERS = {
+    ".csv": open_delimited,
+    ".tsv": open_delimited,
+    ".jsonl": open_json_lines,
+    ".ndjson": open_json_lines,
+    ".parquet": open_parquet,
+    ".token": open_flickr_tokens,
+}
+"""Readers of one file by its suffix. `.tar` and `.json` and ROCO's `captions.txt` are seen to apart."""
+
+LISTINGS = (
+    "metadata.csv",
+    "metadata.jsonl",
+    "metadata.parquet",
+    "captions.txt",
+    "radiology/captions.txt",
+    "results_20130124.token",
+)
+"""What makes a folder more than images beside text files, the surest sign first."""
+
+
+def open_source(path: str) -> PairSource:
+    """Open pairs in any of the formats that are in use, told by path and content.
+
+    - tar shards as img2dataset writes them: a file, a pattern such as `data/*.tar`, or a folder of them
+    - COCO's `captions_train2017.json`, Karpathy's `dataset_coco.json#val` and `dataset_flickr30k.json#test`
+      (`#train+restval` joins two splits), Flickr30K's `results_20130124.token`
+    - ROCO: v1's folder with `captions.txt` and `images/`, v2's `train_captions.csv`
+    - a table of paths and captions: CSV, TSV, Parquet, JSON lines, a JSON list; a pattern joins several
+    - a folder of images beside `.txt` files
+
+    Nothing is fetched and nothing executed; no image is read before its turn.
+
+    Raises:
+        UserError: nothing is there, or nothing that can be read.
+    """
+    files, split = _files(path)
+    if not files:
+        where = Path(path)
+        raise UserError(f"{path}: no such file or folder, and no file matches it as a pattern{_what_is_there(where)}")
+    if split is None and all(file.suffix == ".tar" and not file.is_dir() for file in files):
+        return TarShards(files)
+    sources = [_open_one(file, split) for file in files]
+    return sources[0] if len(sources) == 1 else Chain(sources)
+
+
+def _files(path: str) -> tuple[list[Path], str | None]:
+    """The files or the folder that a path means, and the split that follows `#`."""
+    if Path(path).exists():
+        return [Path(path)], None
+    if SCHEME.match(path):
+        raise UserError(f"{path}: not a file or folder; nothing is fetched or run, so give a path on this machine")
+    found = [Path(name) for name in sorted(glob(path))]  # noqa: PTH207 (an absolute pattern)
+    if found or "#" not in path:
+        return found, None
+    path, _, split = path.rpartition("#")
+    return [Path(path)] if Path(path).is_file() else [], split
+
+
+def _open_one(path: Path, split: str | None) -> PairSource:
+    if path.is_dir():
+        return _open_folder(path)
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return open_json(path, split)
+    if split is not None:
+        raise _no_splits(path, split)
+    if path.name == "captions.txt":
+        return open_roco(path)
+    if suffix not in READERS:
+        known = ", ".join([".tar", ".json", *READERS])
+        raise UserError(f"{path}: not a tar shard, nor any other format that can be read ({known}, or a folder)")
+    return READERS[suffix](path)
+
+
+def _open_folder(folder: Path) -> PairSource:
+    shards = sorted(folder.glob("*.tar"))
+    if shards:
+        return TarShards(shards)
+    listing = next((folder / name for name in LISTINGS if _is_listing(folder / name)), None)
+    return ImageFolder(folder) if listing is None else _open_one(listing, None)
+
+
+def _is_listing(path: Path) -> bool:
+    # `captions.txt` may also be what a picture `captions.jpg` shows.
+    return path.is_file() and (path.name != "captions.txt" or (path.parent / "images").is_dir())
+
+
+def _no_splits(path: Path, split: str) -> UserError:
+    return UserError(f"{path}: has no splits to choose '{split}' from; only Karpathy's JSON files have")
+
+
+def _what_is_there(path: Path) -> str:
+    siblings = sorted(entry.name for entry in path.parent.glob("*")) if path.parent.is_dir() else []
+    return f"; {path.parent} holds {', '.join(siblings[:8])}" if siblings else ""

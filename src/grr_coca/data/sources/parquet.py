@@ -1,0 +1,52 @@
+"""Parquet tables. The two columns that count are held in memory, as Arrow packs them."""
+
+from pathlib import Path
+from typing import Any
+
+from grr_coca.data.bad import BadSample, Cause
+from grr_coca.data.sources.columns import as_captions, find_columns
+from grr_coca.data.sources.listed import ListedPairs, Row, first_paths
+from grr_coca.data.sources.located import find_images
+from grr_coca.errors import UserError
+
+
+class ParquetRows:
+    """Rows of two Arrow columns."""
+
+    def __init__(self, path: Path, images: Any, captions: Any) -> None:
+        self._path = path
+        self._images = images
+        self._captions = captions
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Row:
+        """One row."""
+        try:
+            image, caption = self._images[index].as_py(), self._captions[index].as_py()
+        except UnicodeDecodeError as error:
+            message = f"{self._path}: row {index + 1}: not UTF-8 text ({error})"
+            raise BadSample(message, Cause.BAD_TEXT) from error
+        return Row(image if isinstance(image, str) else "", as_captions(caption))
+
+
+def open_parquet(path: Path) -> ListedPairs:
+    """A Parquet table of paths and captions (a text or a list of texts).
+
+    Raises:
+        UserError: pyarrow is not installed, the file is broken, or a column is missing.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(f"{path}: reading Parquet needs pyarrow; pip install 'grr-coca[parquet]'") from error
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        image, caption = find_columns(file.schema_arrow.names, str(path))
+        table = file.read([image, caption])
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a Parquet file that can be read ({error})") from error
+    rows = ParquetRows(path, table[image], table[caption])
+    return ListedPairs(path, rows, find_images(path, first_paths(rows), [path.parent, path.parent / "images"]))

@@ -1,0 +1,1 @@
+"""Tar shards: their index by byte offset, and random access to their pairs."""

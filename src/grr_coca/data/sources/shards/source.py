@@ -1,0 +1,163 @@
+"""Tar shards as img2dataset writes them: members `KEY.jpg`, `KEY.txt` and others side by side.
+
+An index tells where each part lies; every pair is then one or two reads at a known offset, in any order. Nothing is
+ever extracted.
+"""
+
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from grr_coca.data.bad import BadSample, Cause
+from grr_coca.data.captions import decode_text
+from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE
+from grr_coca.data.sources.pairs import RawPair
+from grr_coca.data.sources.shards.index import open_index, read_index
+from grr_coca.data.sources.shards.recent import Recent
+from grr_coca.data.sources.shards.tar_scan import CAUSES, ShardIndex
+
+log = logging.getLogger(__name__)
+
+MAX_OPEN = 256
+"""Shards that a process keeps open, each with two descriptors: a window of the training order has no more blocks."""
+
+MAX_TEXT = 2**20
+"""Bytes of a caption, or of the captions of an image; no caption is longer."""
+
+WRONG = {
+    Cause.NO_IMAGE: "a caption without an image; expected a member {key}.jpg (or .png, .webp …)",
+    Cause.NO_CAPTION: "an image without a caption; expected a member {key}.txt",
+    Cause.DUPLICATE_KEY: "the key is taken by an earlier pair of the shard",
+    Cause.CUT_OFF: "the file ends in the middle of this pair; copy or download the shard again",
+    Cause.EMPTY_FILE: "not an image: the file is empty",
+    Cause.TOO_LARGE: "the image's file is too large",
+    Cause.FORBIDDEN_PATH: "the name leads out of the shard",
+}
+
+
+class TarShards:
+    """Pairs of one or more uncompressed tar files, in the order in which they lie there."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+        self.truncated: list[Path] = []
+        self._kept: dict[int, ShardIndex] = {}
+        self._places: dict[int, Path] = {}
+        counts = [self._index_shard(shard) for shard in range(len(self.paths))]
+        self._ends = np.cumsum(np.asarray(counts, dtype=np.int64))
+        self._indices = Recent(self._load_index, None, MAX_OPEN)
+        self._files = Recent(self._open, os.close, MAX_OPEN)
+        self._advised = Recent(self._advise, None, 2 * MAX_OPEN)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> RawPair:
+        """Read one pair."""
+        shard, row = self._locate(index)
+        self._require_sound(shard, row)
+        if len(self) > PLAIN_SHUFFLE:
+            _ = self._advised[index // BLOCK]
+        captions = self._captions(shard, row)
+        image = self._read(shard, row, "image")
+        return RawPair(self._indices[shard].key(row), self._name(shard, row), image, captions[0], captions[1:])
+
+    def caption(self, index: int) -> str:
+        """Read one caption, the first, and not its image."""
+        return self.captions(index)[0]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Read all captions of one image, and not the image."""
+        shard, row = self._locate(index)
+        self._require_sound(shard, row)
+        return self._captions(shard, row)
+
+    def name(self, index: int) -> str:
+        """Where a pair lies, for messages."""
+        return self._name(*self._locate(index))
+
+    def place(self, index: int) -> str:
+        """The shard that a pair lies in."""
+        return str(self.paths[self._locate(index)[0]])
+
+    def _index_shard(self, shard: int) -> int:
+        index, place = open_index(self.paths[shard])
+        if not index.is_whole:
+            self.truncated.append(self.paths[shard])
+            log.warning(
+                "%s: the file ends before the tar does; the %d pairs before that are used; copy or download it again",
+                self.paths[shard],
+                int((index.rows["cause"] == 0).sum()),
+            )
+        if place is None:
+            self._kept[shard] = index
+        else:
+            self._places[shard] = place
+        return len(index)
+
+    def _load_index(self, shard: int) -> ShardIndex:
+        if shard in self._kept:
+            return self._kept[shard]
+        index = read_index(self._places[shard], self.paths[shard]) or open_index(self.paths[shard])[0]
+        if len(index) != self._ends[shard] - (self._ends[shard - 1] if shard else 0):
+            raise BadSample(f"{self.paths[shard]}: has changed since the start; start again", Cause.UNREADABLE)
+        return index
+
+    def _open(self, shard: int) -> int:
+        return os.open(self.paths[shard], os.O_RDONLY)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
+
+    def _name(self, shard: int, row: int) -> str:
+        return f"{self.paths[shard]}: {self._indices[shard].key(row)}"
+
+    def _require_sound(self, shard: int, row: int) -> None:
+        code = int(self._indices[shard].rows[row]["cause"])
+        if code:
+            cause, key = CAUSES[code - 1], self._indices[shard].key(row)
+            raise BadSample(f"{self._name(shard, row)}: {WRONG.get(cause, cause).format(key=key)}", cause)
+
+    def _captions(self, shard: int, row: int) -> tuple[str, ...]:
+        if self._indices[shard].rows[row]["json_size"]:
+            try:
+                captions = json.loads(self._read(shard, row, "json"))["captions"]
+                if captions and all(isinstance(caption, str) for caption in captions):
+                    return tuple(captions)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                pass  # then the one in KEY.txt counts
+        return (decode_text(self._read(shard, row, "text"), f"{self._name(shard, row)}.txt"),)
+
+    def _read(self, shard: int, row: int, part: str) -> bytes:
+        entry = self._indices[shard].rows[row]
+        offset, size = int(entry[f"{part}_block"]) * tarfile.BLOCKSIZE, int(entry[f"{part}_size"])
+        if part != "image" and size > MAX_TEXT:
+            raise BadSample(f"{self._name(shard, row)}: a caption of {size:,} bytes", Cause.TOO_LARGE)
+        try:
+            content = os.pread(self._files[shard], size, offset)
+        except OSError as error:
+            message = f"{self._name(shard, row)}: cannot be read ({error.strerror})"
+            raise BadSample(message, Cause.UNREADABLE) from error
+        if len(content) != size:
+            raise BadSample(f"{self._name(shard, row)}: the shard has become shorter", Cause.UNREADABLE)
+        return content
+
+    def _advise(self, block: int) -> None:
+        """Have the system read a block of the training order ahead as a whole: its other pairs are wanted soon."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        shard, first = self._locate(block * BLOCK)
+        rows = self._indices[shard].rows
+        last = min(first + BLOCK, len(rows)) - 1
+        start = int(rows[first]["image_block"]) * tarfile.BLOCKSIZE
+        end = int(rows[last]["image_block"]) * tarfile.BLOCKSIZE + int(rows[last]["image_size"])
+        if end > start:
+            os.posix_fadvise(self._files[shard], start, end - start, os.POSIX_FADV_WILLNEED)

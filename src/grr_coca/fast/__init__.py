@@ -1,0 +1,1 @@
+"""The model as a CPU computes it fastest: weights laid out once, fused layers, the step of a single row."""

@@ -1,0 +1,54 @@
+"""Cross-attention of few queries, without projecting the context.
+
+q · (W_k c) = (W_k^T q) · c and sum_s a_s (W_v c_s) = W_v (sum_s a_s c_s): the projections can be moved from the
+context's many tokens to the few queries, as DeepSeek-V2 does with its latent vectors (arXiv 2405.04434, section 2.1).
+The result is the same but for rounding.
+
+Shapes: R rows of captions, B images, T queries of width D, S context tokens of width C, H heads, Dh = D / H.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from grr_coca.layers.attention import CrossAttention
+from grr_coca.layers.layout import PLAIN, KeyValues, Layout
+
+
+class AbsorbedCrossAttention(nn.Module):
+    """A `CrossAttention` that projects its queries instead of its context where that takes fewer products."""
+
+    def __init__(self, attn: CrossAttention) -> None:
+        super().__init__()
+        self.attn = attn
+        self.kv_weight = attn.kv_proj.weight.detach().unflatten(0, (2, attn.num_heads, -1))  # 2 H Dh C
+
+    def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
+        """As in `CrossAttention`."""
+        return self.attn.project(context)
+
+    def forward(
+        self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout = PLAIN
+    ) -> Float[Tensor, "R T D"]:
+        """As in `CrossAttention`."""
+        if isinstance(context, KeyValues) or layout.packing is not None:
+            return self.attn(x, context, layout)
+        if not self.pays(x.shape[0] * x.shape[1] // len(context), context.shape[1]):
+            return self.attn(x, context)
+        key_weight, value_weight = self.kv_weight
+        q = self.attn.q_proj(x).unflatten(-1, (self.attn.num_heads, -1))  # R T H Dh
+        q = q.flatten(0, 1).transpose(0, 1) @ key_weight  # H R·T C
+        # Every head of every query becomes a query of one wide head: H · L queries for each image.
+        q = q.transpose(0, 1).reshape(len(context), 1, -1, context.shape[-1])  # B 1 L·H C
+        c = context[:, None]
+        mixed = F.scaled_dot_product_attention(q, c, c, scale=key_weight.shape[1] ** -0.5)
+        mixed = mixed.reshape(-1, len(key_weight), context.shape[-1]).transpose(0, 1) @ value_weight.mT  # H R·T Dh
+        return self.attn.out_proj(mixed.transpose(0, 1).reshape(x.shape))
+
+    def pays(self, num_queries: int, num_tokens: int) -> bool:
+        """Whether that many queries of one context take fewer products so than with the context projected."""
+        _, num_heads, head_dim, context_dim = self.kv_weight.shape
+        width = num_heads * head_dim
+        project_queries = 2 * context_dim * width
+        wider_attention = 2 * num_tokens * (num_heads * context_dim - width)
+        return num_queries * (project_queries + wider_attention) < num_tokens * 2 * width * context_dim

@@ -1,0 +1,51 @@
+"""What decoding keeps of the tokens that it has seen.
+
+Shapes: B lines of slots, R rows of captions, T new tokens, S slots that are filled, H heads, Dh head width.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from grr_coca.layers.layout import KeyValues
+
+
+class KeyValueCache:
+    """Keys and values of one attention layer, in buffers of a fixed size (2 B H num_slots Dh).
+
+    Captions that search together (the beams of an image) write into one line of slots, side by side, and `mask`
+    tells which slots are a caption's own past. So a beam that changes its past changes a row of the mask, and no key
+    or value moves. Without a mask, each caption has a line and sees all of it. The new tokens stand at `start` and
+    following, which are not their slots where several captions share a line.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self.filled = 0
+        self.start = 0
+        self.mask: Bool[Tensor, "#B 1 L S"] | None = None
+        self._buffer: Tensor | None = None
+
+    def extend(self, new: KeyValues) -> tuple[KeyValues, Bool[Tensor, "#B 1 L S"] | None]:
+        """Fill the next slots; rows of new tokens beyond the lines lie side by side in a line."""
+        keys, values = self.write(torch.stack(new, dim=2))
+        return KeyValues(keys.transpose(1, 2), values.transpose(1, 2)), self.mask
+
+    def write(self, new: Float[Tensor, "R T 2 H Dh"]) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
+        """`extend`, for keys and values that lie side by side; gives all of them head by head."""
+        if self._buffer is None:
+            num_lines, _, _, num_heads, head_dim = new.shape
+            self._buffer = new.new_empty(2, num_lines, num_heads, self.num_slots, head_dim)
+        _, num_lines, num_heads, _, head_dim = self._buffer.shape
+        rows = new.reshape(num_lines, -1, 2, num_heads, head_dim)  # B L 2 H Dh
+        start, self.filled = self.filled, self.filled + rows.shape[1]
+        self._buffer[:, :, :, start : self.filled] = rows.permute(2, 0, 3, 1, 4)
+        keys, values = self._buffer[:, :, :, : self.filled].unbind(0)
+        return keys, values
+
+    def select(self, lines: Int[Tensor, " B"]) -> None:
+        """Keep some lines, in a new order; a line may be taken more than once."""
+        if self._buffer is not None:
+            old = self._buffer
+            self._buffer = old.new_empty(2, len(lines), *old.shape[2:])
+            self._buffer[:, :, :, : self.filled] = old[:, :, :, : self.filled].index_select(1, lines)

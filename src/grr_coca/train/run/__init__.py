@@ -1,0 +1,1 @@
+"""A run: what it starts with, the one loop, its log and its forecast."""

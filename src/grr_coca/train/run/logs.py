@@ -1,0 +1,133 @@
+"""The log of a run: JSON lines for programs, TensorBoard for eyes."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from torch.utils.tensorboard import SummaryWriter
+
+from grr_coca.errors import UserError
+from grr_coca.evaluate.captions import Captioned
+from grr_coca.train.run.progress import Progress
+
+LOG_FILE = "metrics.jsonl"
+
+SHOWN_CAPTIONS = 16
+"""Captions that each validation shows, of the same images every time."""
+
+
+class MetricLog:
+    """Appends to `metrics.jsonl` and `tensorboard/` of a run folder; without a folder, it writes nothing.
+
+    The lines are a function of the run alone: no time is in them, so a run that was stopped and resumed leaves the
+    same bytes as one that was not. The pace goes to TensorBoard.
+
+    Every method raises a UserError that names the folder when the disk is full or cannot be written to.
+    """
+
+    def __init__(self, folder: Path | None, progress: Progress) -> None:
+        """Go on where the run is; what was logged after that is dropped."""
+        self._folder = folder
+        self._file: BinaryIO | None = None
+        self._board: SummaryWriter | None = None
+        if folder is not None:
+            with self._writing():
+                self._file = (folder / LOG_FILE).open("ab")
+                self._file.truncate(min(progress.log_bytes, self._file.tell()))
+                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=progress.step + 1)
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Log the metrics of a split after `step` steps."""
+        self._append({"step": step, "split": split, **metrics})
+        self.show(step, split, metrics)
+
+    def event(self, step: int, kind: str, **details: object) -> None:
+        """Log something out of the ordinary."""
+        self._append({"step": step, "split": "events", "event": kind, **details})
+
+    def show(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Send metrics to TensorBoard alone."""
+        for name, value in metrics.items():
+            if self._board is not None:
+                with self._writing():
+                    self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def captions(self, step: int, captioned: Captioned) -> None:
+        """Log what the model says of the first few of some images, beside what people said."""
+        shown = range(min(SHOWN_CAPTIONS, len(captioned.names)))
+        rows = [(captioned.names[i], captioned.hypotheses[i], captioned.references[i][0]) for i in shown]
+        self._append({"step": step, "split": "captions", "captions": rows})
+        if self._board is not None:
+            lines = [f"| {Path(name).name} | {said} | {truth} |" for name, said, truth in rows]
+            table = "\n".join(["| image | caption | reference |", "|---|---|---|", *lines])
+            with self._writing():
+                self._board.add_text("captions", table, step)
+
+    def make_durable(self) -> int:
+        """Write everything to disk; returns the number of bytes."""
+        assert self._file is not None, "the first rank has the log"
+        with self._writing():
+            os.fsync(self._file.fileno())
+            return self._file.tell()
+
+    def __enter__(self) -> "MetricLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for part in (self._file, self._board):
+            if part is not None:
+                with suppress(OSError):  # what could not be written was reported when it was
+                    part.close()
+
+    def _append(self, row: dict[str, object]) -> None:
+        if self._file:
+            with self._writing():
+                self._file.write(json.dumps(row).encode() + b"\n")
+                self._file.flush()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self._folder}: the log cannot be written ({error.strerror or error})") from error
+
+
+class Pace:
+    """Pairs a second over the steps since the last line of the log; validation and saving do not count."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._num_pairs = 0
+        self._seconds = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Time from here on counts as training."""
+        self._began = time.monotonic()
+
+    def add(self) -> None:
+        """One step was done."""
+        now = time.monotonic()
+        self._num_pairs += self._batch_size
+        self._seconds += now - self._began
+        self._began = now
+
+    def close(self) -> float:
+        """The pace, and a new start."""
+        pace = self._num_pairs / max(self._seconds, 1e-9)
+        self._num_pairs, self._seconds = 0, 0.0
+        return pace
+
+
+def read_metrics(folder: Path, split: str) -> list[dict[str, float]]:
+    """The lines of one split of a run's log, in order; `events` is one of them."""
+    lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]

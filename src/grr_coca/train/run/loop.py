@@ -1,0 +1,268 @@
+"""A run: from a recipe to a checkpoint. Pretraining and fine-tuning differ in where the model comes from."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from grr_coca.batch import Batch
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.bad import ReplacementLog
+from grr_coca.data.sources.pairs import PairSource
+from grr_coca.errors import Stopped, UserError
+from grr_coca.evaluate.captions import caption_split
+from grr_coca.evaluate.checkpoint import evaluate_checkpoint, require_pairs
+from grr_coca.evaluate.split import Evaluation
+from grr_coca.model import build
+from grr_coca.ranks import Ranks
+from grr_coca.train.recipe import Recipe, save_recipe
+from grr_coca.train.run.logs import MetricLog, Pace
+from grr_coca.train.run.memory import keep_freed_memory
+from grr_coca.train.run.progress import LOG_INTERVAL, Progress
+from grr_coca.train.run.setup import sound_validation, training_batches, training_sources
+from grr_coca.train.step.blocks import checkpoint_blocks, compile_blocks
+from grr_coca.train.step.ema import Ema
+from grr_coca.train.step.optimizer import Optimizers, freeze
+from grr_coca.train.step.parallel import ParallelModel
+from grr_coca.train.step.trainer import Trainer, autocast, count_tokens, resolve_precision
+from grr_coca.train.survival.resume import with_its_precision
+from grr_coca.train.survival.signals import SIGNALS, StopSignals
+from grr_coca.train.survival.snapshot import restore, save
+from grr_coca.train.survival.state import whole_tensors
+from grr_coca.train.survival.store import CheckpointStore
+
+log = logging.getLogger(__name__)
+
+OnStep = Callable[[int, dict[str, float]], None]
+"""Called on the first rank after every logged step, with the number of steps done and the newest metrics."""
+
+
+def train(
+    recipe: Recipe,
+    start: Checkpoint,
+    out: Path,
+    device: torch.device,
+    on_step: OnStep,
+    resume_from: Path | None = None,
+) -> Checkpoint:
+    """Train from `start` to the recipe's last step; leaves recipe, log and checkpoints in `out`.
+
+    Args:
+        recipe: all that the run depends on.
+        start: the model to train, in place.
+        out: the run folder.
+        device: where this process computes.
+        on_step: told of progress.
+        resume_from: a checkpoint of this very run, see `resume_point`; `start` is then what that holds.
+
+    Raises:
+        UserError: data or disk are at fault, or the loss is not a number any more; on every rank.
+        Stopped: a signal asked for it; the run is saved.
+    """
+    ranks = Ranks.here(device)
+    recipe = _resolve(recipe, start, out, ranks, resume_from)
+    pairs, val = training_sources(recipe)
+    val = sound_validation(val)
+    require_pairs(val, recipe.evaluation.batch_size)
+    trainer = build_trainer(recipe, start, ranks)
+    progress = Progress() if resume_from is None else restore(resume_from, trainer)
+    start = replace(start, step=start.step - progress.step)
+    with StopSignals() as signals, MetricLog(out if ranks.is_first else None, progress) as log:
+        run = Run(recipe, start, val, out, trainer, progress, log, on_step)
+        for micro_batches in training_batches(recipe, start, pairs, ranks, first_step=progress.step):
+            run.step(micro_batches, signals)
+    if trainer.ema is not None:
+        trainer.ema.apply()
+    return run.checkpoint
+
+
+class Agreement(NamedTuple):
+    """What all ranks know before a step: what is in the global batch, and what is to be done after it."""
+
+    num_tokens: int
+    num_replaced: int
+    save: bool
+    stop: int | None
+
+
+def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
+    """The model of a checkpoint, spread over the ranks, with what trains it."""
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
+    model = start.model.to(ranks.device).train()
+    freeze(model, recipe.freeze)
+    if recipe.compile:
+        compile_blocks(model, recipe.gradient_checkpointing)
+    elif recipe.gradient_checkpointing:
+        checkpoint_blocks(model)
+    parallel = ParallelModel(model, recipe.parallelism, ranks)
+    # After the model is spread: what belongs to a parameter lies where the parameter does.
+    optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
+    ema = None if recipe.ema is None else Ema(model, recipe.ema)
+    return Trainer(parallel, optimizers, recipe.losses, autocast(recipe.precision, ranks.device), ema)
+
+
+class Run:
+    """A run in progress, on one of its ranks: what happens in and after each step."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        start: Checkpoint,
+        val: PairSource,
+        out: Path,
+        trainer: Trainer,
+        progress: Progress,
+        log: MetricLog,
+        on_step: OnStep,
+    ) -> None:
+        self.recipe = recipe
+        self.start = start
+        self.val = val
+        self.trainer = trainer
+        self.ranks = trainer.model.ranks
+        self.progress = progress
+        self.log = log
+        self.on_step = on_step
+        self.store = CheckpointStore(out / "checkpoints", recipe.checkpoints.keep_last)
+        self.replacements = ReplacementLog(recipe.health.max_bad_share, counts=progress.replaced)
+        self.pace = Pace(recipe.data.batch_size)
+        self.saved_at = time.monotonic()
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The model as it is now."""
+        return replace(self.start, step=self.start.step + self.progress.step)
+
+    def step(self, micro_batches: Sequence[Batch], signals: StopSignals) -> None:
+        """One step of training, and what is due after it.
+
+        Raises:
+            UserError: too many steps in a row had to be skipped, or a checkpoint cannot be written.
+            Stopped: a signal came in before this step; the run is saved.
+        """
+        agreement = self._agree(micro_batches, signals)
+        self._count_replaced(micro_batches, agreement)
+        metrics = self.trainer.step(micro_batches, agreement.num_tokens, self.progress.step)
+        self._note(metrics, micro_batches)
+        done, is_last = self.progress.step, self.progress.step == self.recipe.schedule.steps
+        validate = is_last or done % self.recipe.evaluation.interval == 0
+        if validate or done % LOG_INTERVAL == 0:
+            self._log_window()
+        is_best = validate and self._validate()
+        interval = self.recipe.checkpoints.interval
+        is_due = validate if interval is None else is_last or is_best or done % interval == 0
+        if is_due or agreement.save or agreement.stop is not None:
+            self._save()
+        if agreement.stop is not None and not is_last:
+            raise Stopped(agreement.stop, f"stopped after step {done} of {self.recipe.schedule.steps}, all of it saved")
+
+    def _agree(self, micro_batches: Sequence[Batch], signals: StopSignals) -> Agreement:
+        """The one exchange before a step: what each rank knows, so that all do the same after it."""
+        minutes = (time.monotonic() - self.saved_at) / 60
+        is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes  # clocks differ: one decides
+        num_replaced = sum(len(batch.replaced) for batch in micro_batches)
+        known = [count_tokens(micro_batches), num_replaced, int(is_due), *signals.counts]
+        tokens, replaced, save_votes, *counts = self.ranks.sum(torch.tensor(known, device=self.ranks.device)).tolist()
+        stop = next((number for number, count in zip(SIGNALS, counts, strict=True) if count), None)
+        return Agreement(tokens, replaced, save_votes > 0, stop)
+
+    def _count_replaced(self, micro_batches: Sequence[Batch], agreement: Agreement) -> None:
+        mine = [replacement for batch in micro_batches for replacement in batch.replaced]
+        everyone = self.ranks.gather_objects(mine) if agreement.num_replaced else []
+        self.replacements.add(self.recipe.data.batch_size, [one for part in everyone for one in part])
+        self.progress.replaced = dict(self.replacements.counts)
+
+    def _note(self, metrics: dict[str, float], micro_batches: Sequence[Batch]) -> None:
+        """Count the step, and report what was wrong with it, with the keys of its pairs."""
+        what = self.progress.add(metrics)
+        self.pace.add()
+        if what is None:
+            return
+        mine = [key for batch in micro_batches for key in batch.keys]
+        keys = [key for part in self.ranks.gather_objects(mine) for key in part]
+        shown = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+        self.ranks.on_first(partial(self.log.event, self.progress.step, what, keys=keys, **shown))
+        if self.ranks.is_first:
+            outcome = "skipped, loss or gradient not finite" if what == "not finite" else "a spike of the loss"
+            log.warning("step %d: %s; metrics.jsonl has the keys of its pairs", self.progress.step, outcome)
+        if self.progress.skipped_in_a_row >= self.recipe.health.max_skipped:
+            raise UserError(
+                f"step {self.progress.step}: loss or gradient were not finite for {self.progress.skipped_in_a_row} "
+                "steps in a row (health: max_skipped); lower optimizer: lr, or lengthen the warm-up"
+            )
+
+    def _log_window(self) -> None:
+        metrics, step = self.progress.close_window(), self.progress.step
+        pace = {"pairs_per_second": self.pace.close()}
+
+        def tell() -> None:
+            self.log.write(step, "train", metrics)
+            self.log.show(step, "train", pace)
+            self.on_step(step, {**metrics, **pace})
+
+        self.ranks.on_first(tell)
+
+    def _validate(self) -> bool:
+        """Evaluate; returns whether the model is the best so far by the score that the recipe names."""
+        with self.trainer.averaged():
+            scores = evaluate(self.checkpoint, self.val, self.recipe, self.ranks).flat()
+            scores |= self._caption()
+        self.ranks.on_first(partial(self.log.write, self.progress.step, "val", scores))
+        self.pace.restart()
+        name = self.recipe.checkpoints.keep_best
+        return name is not None and self.progress.beats_best(name, scores[name], self.checkpoint.step)
+
+    def _caption(self) -> dict[str, float]:
+        """Caption a fixed part of the validation images, and score the captions."""
+        num_images = self.recipe.evaluation.num_captions
+        if not num_images:
+            return {}
+        weights = whole_tensors(self.trainer.model.raw.state_dict().items(), self.ranks)
+
+        def caption() -> dict[str, float]:
+            # On the first rank alone, and so with a model that is not spread over all of them.
+            model = build(self.start.config).to(self.ranks.device)
+            model.load_state_dict(weights)
+            captioned = caption_split(replace(self.checkpoint, model=model), self.val, max_images=num_images)
+            self.log.captions(self.progress.step, captioned)
+            return captioned.scores().corpus()
+
+        return self.ranks.on_first(caption)
+
+    def _save(self) -> None:
+        self.progress.log_bytes = self.ranks.on_first(self.log.make_durable)
+        save(self.store, self.checkpoint, self.trainer, self.progress)
+        self.saved_at = time.monotonic()
+        self.pace.restart()
+
+
+def evaluate(checkpoint: Checkpoint, source: PairSource, recipe: Recipe, ranks: Ranks | None = None) -> Evaluation:
+    """Evaluate with a recipe's batch size and loss weights; with ranks, all of them together."""
+    weights, size = recipe.losses, recipe.evaluation.batch_size
+    return evaluate_checkpoint(checkpoint, source, size, weights.contrastive_weight, weights.captioning_weight, ranks)
+
+
+def _resolve(recipe: Recipe, start: Checkpoint, out: Path, ranks: Ranks, resume_from: Path | None) -> Recipe:
+    """The recipe with every `auto` decided, as it is written into the run folder."""
+    if resume_from is not None:
+        return with_its_precision(recipe, out)
+    width = start.config.image_encoder.transformer.embed_dim
+    precision = ranks.on_first(lambda: resolve_precision(recipe.precision, ranks.device, width))
+    recipe = replace(recipe, precision=precision)
+    ranks.on_first(lambda: _open_folder(out, recipe))
+    return recipe
+
+
+def _open_folder(out: Path, recipe: Recipe) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, out / "recipe.yaml")
+    except OSError as error:
+        raise UserError(f"{out}: the run folder cannot be written to ({error.strerror})") from error

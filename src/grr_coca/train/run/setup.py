@@ -1,0 +1,138 @@
+"""What a run starts with: a model, pairs to train on, and their order."""
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+
+import numpy as np
+
+from grr_coca.batch import Batch
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.dataset import PairDataset, make_loader
+from grr_coca.data.order import TrainingOrder
+from grr_coca.data.patch_dropout import kept_patches
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.pairs import PairSource, Subset
+from grr_coca.data.sources.views import caption_texts, every_caption, sound_pairs
+from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
+from grr_coca.errors import UserError
+from grr_coca.model import build
+from grr_coca.ranks import Ranks
+from grr_coca.structure import differences
+from grr_coca.train.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+HOLD_OUT_EVERY, MAX_HELD_OUT = 20, 5000
+"""Where a recipe names no validation split, one pair in so many becomes it, but no more than so many."""
+
+MAX_TOKENIZER_IMAGES = 1_000_000
+"""A vocabulary is trained on the captions of so many images at most, spread evenly."""
+
+
+def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
+    """A fresh model with its tokenizer, as a pretraining recipe asks for.
+
+    Raises:
+        UserError: the recipe names no model or no tokenizer.
+    """
+    if recipe.model is None or recipe.tokenizer is None:
+        raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is one for fine-tuning")
+    tokenizer = Tokenizer.from_json(ranks.on_first(lambda: _new_tokenizer(recipe).to_json()))
+    config = recipe.model.config(tokenizer.vocab_size)
+    return Checkpoint(
+        model=build(config, recipe.seed),
+        config=config,
+        preset=recipe.model.preset,
+        tokenizer=tokenizer,
+        preprocess=recipe.model.preprocess(config),
+        step=0,
+    )
+
+
+def check_start(start: Checkpoint, recipe: Recipe) -> None:
+    """Hold a fine-tuning recipe against the checkpoint that it is to start from.
+
+    Raises:
+        UserError: the recipe asks for another model, or for another tokenizer.
+    """
+    if recipe.tokenizer is not None:
+        raise UserError("fine-tuning keeps the tokenizer of its checkpoint; remove the key 'tokenizer' from the recipe")
+    if recipe.model is None:
+        return
+    config = recipe.model.config(start.tokenizer.vocab_size)
+    differing = differences(config, start.config) + differences(recipe.model.preprocess(config), start.preprocess)
+    if differing:
+        key, wanted, found = differing[0]
+        raise UserError(
+            f"the checkpoint holds a '{start.preset}', not the '{recipe.model.preset}' of size '{recipe.model.size}' "
+            f"that the recipe asks for: {key} is {found}, not {wanted}; remove the key 'model' from the recipe to "
+            "take what the checkpoint holds"
+        )
+
+
+def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
+    """The pairs to train on and those to validate on, of which each caption is one.
+
+    Raises:
+        UserError: no pair is left to train on.
+    """
+    pairs = open_source(recipe.data.train)
+    if recipe.data.val is not None:
+        val = open_source(recipe.data.val)
+    else:
+        indices = np.arange(len(pairs))
+        is_held_out = indices % max(HOLD_OUT_EVERY, -(-len(pairs) // MAX_HELD_OUT)) == 0
+        pairs, val = Subset(pairs, indices[~is_held_out]), Subset(pairs, indices[is_held_out])
+    if not len(pairs):
+        raise UserError(f"{recipe.data.train}: no pair is left to train on; give more pairs, or data: val")
+    return pairs, every_caption(val)
+
+
+def sound_validation(val: PairSource) -> PairSource:
+    """The validation pairs that can be read: a broken one must not end a long run at its first validation."""
+    sound, bad = sound_pairs(val)
+    if bad:
+        log.warning("%d of %d validation pairs are left out as broken, the first: %s", len(bad), len(val), bad[0])
+    return sound
+
+
+def training_batches(
+    recipe: Recipe, start: Checkpoint, pairs: PairSource, ranks: Ranks, first_step: int = 0
+) -> Iterator[list[Batch]]:
+    """The share of a rank in each global batch from a step on, in micro-batches."""
+    data, num_patches = recipe.data, start.config.image_encoder.num_patches
+    keep_patches = partial(kept_patches, num_patches, data.patch_dropout) if data.patch_dropout else None
+    dataset = PairDataset(
+        pairs,
+        start.tokenizer,
+        start.preprocess,
+        start.config.text_decoder.context_length,
+        data.augmentation,
+        recipe.seed,
+        keep_patches,
+    )
+    order = TrainingOrder(
+        len(dataset),
+        data.batch_size,
+        recipe.schedule.steps,
+        recipe.seed,
+        first_step,
+        ranks.rank,
+        ranks.size,
+        data.micro_batch_size,
+    )
+    share = data.batch_size // ranks.size
+    num_pieces = -(-share // (data.micro_batch_size or share))
+    batches = iter(make_loader(dataset, order, data.num_workers))
+    while pieces := list(islice(batches, num_pieces)):
+        yield pieces
+
+
+def _new_tokenizer(recipe: Recipe) -> Tokenizer:
+    assert recipe.tokenizer is not None
+    if recipe.tokenizer.kind == "clip":
+        return clip_bpe()
+    source, _ = training_sources(recipe)
+    return train_bpe(caption_texts(source, limit=MAX_TOKENIZER_IMAGES), recipe.tokenizer.vocab_size)

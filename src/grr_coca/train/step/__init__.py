@@ -1,0 +1,1 @@
+"""One training step: forward passes, exact gradients, optimizers, on one rank or many."""

@@ -1,0 +1,73 @@
+"""A running average of the weights: often better than the weights themselves, above all before the rate has fallen."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from grr_coca.layers.precision import at_least_fp32
+from grr_coca.train.step.optimizer import by_kind
+
+NUM_UPDATES = "num_updates"
+
+
+class Ema:
+    """Exponential moving average of a model's trainable parameters, kept in fp32 at least.
+
+    After each update, average ← d · average + (1 - d) · weights. The decay d starts low, or the random weights of the
+    beginning would stay in the average for 1 / (1 - decay) steps: the n-th update, from 0, has
+    d = min(decay, (1 + n) / (10 + n)). Works on plain parameters and on sharded ones (DTensor).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._num_updates = 0
+        self._weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._average = {name: at_least_fp32(weight.detach()).clone() for name, weight in self._weights.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the weights in as they are now; call it once after every step of the optimizer."""
+        decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
+        weights = (at_least_fp32(weight.detach()) for weight in self._weights.values())
+        for average, weight in zip(by_kind(self._average.values()), by_kind(weights), strict=True):
+            torch._foreach_lerp_(average, weight, 1 - decay)
+        self._num_updates += 1
+
+    def apply(self) -> None:
+        """Give the model the average for weights, for good."""
+        self._copy(self._average, self._weights)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model with the average for weights, for evaluation and for keeping; afterwards with its own again, bit
+        for bit, even after an exception."""
+        own = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        try:
+            self.apply()
+            yield
+        finally:
+            self._copy(own, self._weights)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average by the names of the parameters, and the number of updates: all of it tensors."""
+        return {**self._average, NUM_UPDATES: torch.tensor(self._num_updates)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `state_dict` of the same model.
+
+        Raises:
+            ValueError: the state is of other parameters; names the first.
+        """
+        differing = sorted(state.keys() ^ {*self._average, NUM_UPDATES})
+        if differing:
+            raise ValueError(f"the average is of other parameters: {differing[0]}")
+        self._copy(state, self._average)
+        self._num_updates = int(state[NUM_UPDATES])
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+        for name, tensor in target.items():
+            tensor.copy_(source[name])

@@ -1,0 +1,124 @@
+"""The gradients of both losses over the global batch: exact, in however many pieces and on however many ranks.
+
+The captioning loss is a sum over tokens, so the pieces of a batch just add up. The contrastive loss is not: it
+compares every pair with every other. So it is cut at the embeddings (Gao et al., arXiv 2101.06983): first all
+embeddings, then the loss with its gradient with respect to them, and then, piece by piece, `<embedding, gradient>`,
+a sum over pairs that has the same gradient with respect to the weights.
+
+Shapes: b pairs of this rank, B pairs of the global batch, E embedding width.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from grr_coca.batch import Batch
+from grr_coca.losses import EmbeddedPairs, coca_loss, contrastive_loss, same_pair
+from grr_coca.model import CoCa
+from grr_coca.ranks import Ranks
+from grr_coca.train.recipe import LossRecipe
+from grr_coca.train.step.parallel import ParallelModel, Pass, scalar_parameters
+
+
+class BatchLosses(NamedTuple):
+    """The losses of the global batch, in nats, without their graph."""
+
+    contrastive: Float[Tensor, ""]
+    captioning: Float[Tensor, ""]
+    coca: Float[Tensor, ""]
+    z: Float[Tensor, ""]
+
+
+class ContrastiveGradient(NamedTuple):
+    """The contrastive loss of the global batch, and its gradient with respect to this rank's embeddings."""
+
+    loss: Float[Tensor, ""]
+    image: Float[Tensor, "b E"]
+    text: Float[Tensor, "b E"]
+
+
+def compute_gradients(
+    model: ParallelModel,
+    micro_batches: Sequence[Batch],
+    num_tokens: int,
+    weights: LossRecipe,
+    precision: AbstractContextManager,
+) -> BatchLosses:
+    """Add the gradients of the global batch's CoCa loss to those of the parameters.
+
+    Args:
+        model: the model on all ranks.
+        micro_batches: this rank's share of the batch, of as many pairs on every rank. A single one is run once; more
+            of them are run twice, the first time without a graph, so that the memory needed is that of one.
+        num_tokens: tokens to predict in the global batch.
+        weights: of the losses.
+        precision: the context of forward passes.
+    """
+    ranks = model.ranks
+    tokens = torch.tensor(num_tokens, device=ranks.device)
+    kept = None
+    with precision:
+        if len(micro_batches) == 1:
+            kept = model(micro_batches[0].to(ranks.device), tokens, weights.z_per_captioning)
+            pieces = [EmbeddedPairs(kept.image_embedding, kept.text_embedding)]
+        else:
+            pieces = [model.embed(batch.to(ranks.device)) for batch in micro_batches]
+    embedded = EmbeddedPairs(*(torch.cat(column) for column in zip(*pieces, strict=True)))
+    contrast = contrastive_gradient(model.raw, embedded, micro_batches, weights.contrastive_weight, ranks)
+
+    sizes = [len(batch) for batch in micro_batches]
+    gradients = map(EmbeddedPairs, contrast.image.split(sizes), contrast.text.split(sizes))
+    shares = torch.zeros(2, device=ranks.device, dtype=contrast.loss.dtype)
+    for batch, gradient in zip(micro_batches, gradients, strict=True):
+        with model.exchange(gradients=batch is micro_batches[-1]):
+            shares += _backward(model, batch.to(ranks.device), kept, gradient, tokens, weights, precision)
+    captioning, z = ranks.sum(shares)
+    losses = coca_loss(contrast.loss, captioning, weights.contrastive_weight, weights.captioning_weight)
+    return BatchLosses(*losses, z)
+
+
+def contrastive_gradient(
+    model: CoCa, local: EmbeddedPairs, batches: Sequence[Batch], weight: float, ranks: Ranks
+) -> ContrastiveGradient:
+    """The loss of the global batch and its gradients, those of the temperature (and bias) put in their place.
+
+    Each rank compares its own pairs with all, which takes b · B similarities, and no rank computes another's. The
+    embeddings of all ranks are gathered once; their gradients are summed on the way back.
+    """
+    num_local, first_row = len(local.image), ranks.rank * len(local.image)
+    columns = EmbeddedPairs(*(ranks.gather(embedding.detach()).requires_grad_() for embedding in local))
+    rows = EmbeddedPairs(*(embedding[first_row : first_row + num_local] for embedding in columns))
+    ids = [torch.cat([getattr(b, name) for b in batches]).to(ranks.device) for name in ("caption_ids", "image_ids")]
+    same = same_pair(ids[0], ids[1], columns=(ranks.gather(ids[0]), ranks.gather(ids[1])))
+    share = contrastive_loss(rows, columns, model.logit_scale, model.logit_bias, same, first_row)
+
+    scalars = [scalar for scalar in scalar_parameters(model) if scalar.requires_grad]
+    image, text, *by_scalar = torch.autograd.grad(share, [*columns, *scalars])
+    loss, *by_scalar = ranks.sum(torch.stack([share.detach(), *by_scalar]))
+    for scalar, gradient in zip(scalars, by_scalar, strict=True):
+        scalar.grad = weight * gradient
+    return ContrastiveGradient(loss, ranks.scatter_sum(image), ranks.scatter_sum(text))
+
+
+def _backward(
+    model: ParallelModel,
+    batch: Batch,
+    kept: Pass | None,
+    wanted: EmbeddedPairs,
+    num_tokens: Int[Tensor, ""],
+    weights: LossRecipe,
+    precision: AbstractContextManager,
+) -> Float[Tensor, "2"]:
+    """One piece; returns its shares of the captioning loss and the z-loss. `wanted`: gradients of its embeddings."""
+    with precision:
+        output = kept or model(batch, num_tokens, weights.z_per_captioning)
+    # A weight of zero keeps its branch in the graph, so no parameter is ever without a gradient.
+    contrastive = (output.image_embedding * wanted.image).sum() + (output.text_embedding * wanted.text).sum()
+    loss = weights.contrastive_weight * contrastive + weights.captioning_weight * output.captioning.trained
+    # Gradients are averaged over the ranks when they are exchanged, and the sum is wanted.
+    (model.ranks.size * loss).backward()
+    return torch.stack([output.captioning.captioning, output.captioning.z])

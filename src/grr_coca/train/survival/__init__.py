@@ -1,0 +1,1 @@
+"""What lets a run be stopped and go on: checkpoints, their store, signals."""

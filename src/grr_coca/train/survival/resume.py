@@ -1,0 +1,47 @@
+"""Where a stopped run goes on from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from grr_coca.errors import UserError
+from grr_coca.structure import differences
+from grr_coca.train.recipe import Recipe, load_recipe
+from grr_coca.train.survival.store import CheckpointStore
+
+FREE_KEYS = (
+    "data.num_workers",
+    "data.micro_batch_size",
+    "data.test",
+    "parallelism",
+    "checkpoints.interval",
+    "checkpoints.minutes",
+    "checkpoints.keep_last",
+    "health",
+)
+"""What may change between a run and its continuation: nothing of it changes what is learned from which pair."""
+
+
+def resume_point(out: Path, recipe: Recipe) -> Path | None:
+    """The newest whole checkpoint of a run folder; None if the run has none yet.
+
+    Raises:
+        UserError: the folder holds the run of another recipe; names the first key that differs.
+    """
+    point = CheckpointStore(out / "checkpoints", keep_last=1).newest()
+    if point is None:
+        return None
+    path = out / "recipe.yaml"
+    for key, wanted, found in differences(with_its_precision(recipe, out), load_recipe(path)):
+        if not key.startswith(FREE_KEYS):
+            raise UserError(
+                f"{path}: the run there has {key} {found}, not {wanted}; to go on with it, give it the same recipe, "
+                "to start another, give another --out"
+            )
+    return point
+
+
+def with_its_precision(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe with what `auto` meant when the run of this folder began: its resolved recipe says so."""
+    if recipe.precision != "auto":
+        return recipe
+    return replace(recipe, precision=load_recipe(out / "recipe.yaml").precision)

@@ -1,0 +1,60 @@
+"""What a checkpoint of a run holds besides the model, in its folder `training`.
+
+| file | holds |
+|---|---|
+| `progress.json` | the counters, see `Progress` |
+| `optimizer.safetensors` | the optimizers' state, by parameter |
+| `weights.safetensors` | the weights, where `model.safetensors` holds their running average |
+| `ema.safetensors` | the state of that average |
+"""
+
+import json
+from pathlib import Path
+
+from grr_coca.checkpoint import Checkpoint, load_tensors, read_json, save_tensors, write_files
+from grr_coca.structure import from_dict, to_dict
+from grr_coca.train.run.progress import Progress
+from grr_coca.train.step.trainer import Trainer
+from grr_coca.train.survival.state import lay_out, load_optimizers, optimizer_tensors, whole_tensors
+from grr_coca.train.survival.store import CheckpointStore
+
+FOLDER = "training"
+
+
+def save(store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progress: Progress) -> None:
+    """Write everything that is needed to use the model, and to go on training it. Every rank must call this.
+
+    Raises:
+        UserError: the disk is full or cannot be written to; on every rank.
+    """
+    raw, ranks = trainer.model.raw, trainer.model.ranks
+    with trainer.averaged():
+        weights = whole_tensors(raw.state_dict().items(), ranks)
+    training = {"optimizer": whole_tensors(optimizer_tensors(raw, trainer.optimizers.optimizers), ranks)}
+    if trainer.ema is not None:
+        training["weights"] = whole_tensors(raw.state_dict().items(), ranks)
+        training["ema"] = whole_tensors(trainer.ema.state_dict().items(), ranks)
+
+    def fill(folder: Path) -> None:
+        write_files(checkpoint, weights, folder)
+        (folder / FOLDER).mkdir()
+        for name, tensors in training.items():
+            save_tensors(tensors, folder / FOLDER / f"{name}.safetensors")
+        (folder / FOLDER / "progress.json").write_text(json.dumps(to_dict(progress)), encoding="utf-8")
+
+    ranks.on_first(lambda: store.save(checkpoint.step, fill, progress.best_step))
+
+
+def restore(point: Path, trainer: Trainer) -> Progress:
+    """Give a trainer, whose model was loaded from the checkpoint, the rest of what `save` wrote there.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    folder, raw = point / FOLDER, trainer.model.raw
+    load_optimizers(raw, trainer.optimizers.optimizers, load_tensors(folder / "optimizer.safetensors"))
+    if trainer.ema is not None:
+        trainer.ema.load_state_dict(lay_out(load_tensors(folder / "ema.safetensors"), trainer.ema.state_dict()))
+        raw.load_state_dict(lay_out(load_tensors(folder / "weights.safetensors"), raw.state_dict()))
+    path = folder / "progress.json"
+    return from_dict(Progress, read_json(path), str(path))

@@ -1,0 +1,492 @@
+"""Every format that pairs come in, laid out as its makers do, from real images."""
+
+import csv
+import io
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from grr_coca.data import line_tables
+from grr_coca.data.bad import BadSample, Cause
+from grr_coca.data.dataset import PairDataset
+from grr_coca.data.images import decode_image
+from grr_coca.data.order import SampleRef
+from grr_coca.data.preprocess import Augmentation, Preprocess
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.views import every_caption
+from grr_coca.data.tokenizer import train_bpe
+from grr_coca.errors import UserError
+from support import encode_image, real_pairs, write_tar
+
+NUM = 6
+JPEGS = [encode_image(decode_image(pair.image, pair.name), "jpeg") for pair in real_pairs(NUM)]
+FIVE = [
+    tuple(f"{pair.caption}, seen {way}." for way in ("once", "twice", "near", "far", "now")) for pair in real_pairs(NUM)
+]
+ONE = [texts[0] for texts in FIVE]
+
+
+def lay(folder, names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, image in zip(names, JPEGS, strict=False):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(image)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+def assert_pairs(source, captions, images=JPEGS):
+    pairs = [source[i] for i in range(len(source))]
+    assert [pair.image for pair in pairs] == list(images)
+    assert [pair.captions for pair in pairs] == [(c,) if isinstance(c, str) else c for c in captions]
+    assert [source.captions(i) for i in range(len(source))] == [pair.captions for pair in pairs]
+    assert [source.caption(i) for i in range(len(source))] == [pair.caption for pair in pairs]
+    assert [source.name(i) for i in range(len(source))] == [pair.name for pair in pairs]
+    again = pickle.loads(pickle.dumps(source))
+    assert [again[i] for i in range(len(again))] == pairs
+    for index in (-1, len(source)):
+        with pytest.raises(IndexError):
+            source[index]
+
+
+# --- img2dataset
+
+
+def img2dataset_members(several=False):
+    members = {}
+    for i in range(NUM):
+        about = {"caption": ONE[i], "url": f"https://example.org/{i}.jpg", "key": f"{i:09d}", "status": "success",
+                 "error_message": None, "width": 64, "height": 64, "exif": "{}", "sha256": "0"}  # fmt: skip
+        if several:
+            about["captions"] = FIVE[i]
+        members |= {f"{i:09d}.jpg": JPEGS[i], f"{i:09d}.txt": ONE[i].encode()}
+        members[f"{i:09d}.json"] = json.dumps(about, indent=4).encode()
+    return members
+
+
+def test_img2dataset_shards_have_the_caption_of_the_txt(tmp_path):
+    write_tar(tmp_path / "00000.tar", img2dataset_members())
+    (tmp_path / "00000.parquet").write_bytes(b"img2dataset's table of what it fetched")
+    (tmp_path / "00000_stats.json").write_text("{}")
+    assert_pairs(open_source(str(tmp_path)), ONE)
+
+
+def test_shards_whose_json_holds_several_captions_give_them_all(tmp_path):
+    assert_pairs(open_source(str(write_tar(tmp_path / "00000.tar", img2dataset_members(several=True)))), FIVE)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b'{"captions": []}', b'{"captions": [1]}', b"[" * 100_000])
+def test_where_the_json_of_a_pair_is_broken_the_txt_counts(tmp_path, damage):
+    members = img2dataset_members(several=True) | {"000000002.json": damage}
+    assert open_source(str(write_tar(tmp_path / "00000.tar", members)))[2].captions == (ONE[2],)
+
+
+# --- COCO
+
+
+def coco(names, captions=FIVE):
+    images = [{"license": 1, "file_name": name, "coco_url": "http://…", "height": 64, "width": 64, "id": 900 - i}
+              for i, name in enumerate(names)]  # fmt: skip
+    annotations = [{"image_id": 900 - i, "id": 10 * k + i, "caption": texts[k]}
+                   for k in range(5) for i, texts in enumerate(captions)]  # fmt: skip
+    return json.dumps({"info": {}, "licenses": [], "images": images, "annotations": annotations})
+
+
+@pytest.mark.parametrize("images", ["train2017", "images/train2017", "annotations/train2017", "images"])
+def test_coco_captions_find_the_images_where_people_put_them(tmp_path, images):
+    names = [f"{391895 + i:012d}.jpg" for i in range(NUM)]
+    lay(tmp_path / images, names)
+    source = open_source(str(write(tmp_path / "annotations" / "captions_train2017.json", coco(names))))
+    assert_pairs(source, FIVE)
+
+
+def test_images_that_are_nowhere_are_an_error_that_says_where_was_looked(tmp_path):
+    path = write(tmp_path / "annotations" / "captions_val2017.json", coco(["1.jpg"], FIVE[:1]))
+    with pytest.raises(UserError, match=r"images are not there, such as 1\.jpg; looked in .*val2017") as caught:
+        open_source(str(path))
+    assert str(tmp_path / "images" / "val2017") in str(caught.value)
+
+
+def test_a_coco_image_without_annotation_is_a_bad_sample(tmp_path):
+    lay(tmp_path / "train2017", ["1.jpg", "2.jpg"])
+    source = open_source(str(write(tmp_path / "captions_train2017.json", coco(["1.jpg", "2.jpg"], FIVE[:1]))))
+    with pytest.raises(BadSample) as caught:
+        source[1]
+    assert caught.value.cause is Cause.NO_CAPTION
+
+
+# --- Karpathy
+
+
+SPLITS = ["train", "restval", "val", "test", "train", "val"]
+
+
+def karpathy(dataset, names, folders=None):
+    images = []
+    for i, name in enumerate(names):
+        sentences = [{"tokens": text.lower().split(), "raw": text, "imgid": i, "sentid": 5 * i + k}
+                     for k, text in enumerate(FIVE[i])]  # fmt: skip
+        image = {"filename": name, "imgid": i, "split": SPLITS[i], "sentences": sentences,
+                 "sentids": [sentence["sentid"] for sentence in sentences]}  # fmt: skip
+        images.append(image | ({"filepath": folders[i], "cocoid": i} if folders else {}))
+    return json.dumps({"images": images, "dataset": dataset})
+
+
+@pytest.fixture
+def karpathy_coco(tmp_path):
+    folders = ["train2014", "val2014", "val2014", "val2014", "train2014", "val2014"]
+    names = [f"COCO_{folder}_{i:012d}.jpg" for i, folder in enumerate(folders)]
+    lay(tmp_path / "coco", [f"{folder}/{name}" for folder, name in zip(folders, names, strict=True)])
+    return write(tmp_path / "coco" / "dataset_coco.json", karpathy("coco", names, folders))
+
+
+@pytest.mark.parametrize(
+    ("split", "kept"), [("val", [2, 5]), ("test", [3]), ("train", [0, 4]), ("train+restval", [0, 1, 4])]
+)
+def test_a_split_of_karpathys_coco_is_chosen_after_a_sharp(karpathy_coco, split, kept):
+    source = open_source(f"{karpathy_coco}#{split}")
+    assert_pairs(source, [FIVE[i] for i in kept], [JPEGS[i] for i in kept])
+
+
+def test_karpathys_flickr30k_has_no_folders_in_its_paths(tmp_path):
+    names = [f"{1000092795 + i}.jpg" for i in range(NUM)]
+    lay(tmp_path / "flickr30k-images", names)
+    path = write(tmp_path / "dataset_flickr30k.json", karpathy("flickr30k", names))
+    assert_pairs(open_source(f"{path}#test"), [FIVE[3]], [JPEGS[3]])
+
+
+def test_without_a_split_karpathys_file_is_an_error_that_names_the_splits(karpathy_coco):
+    with pytest.raises(UserError, match=r"has the splits restval, test, train, val; say which, .*dataset_coco\.json#"):
+        open_source(str(karpathy_coco))
+
+
+def test_a_wrong_split_is_an_error_that_names_the_nearest(karpathy_coco):
+    with pytest.raises(UserError, match=r"no split 'vall'; did you mean 'val'\?; it has restval, test, train, val"):
+        open_source(f"{karpathy_coco}#vall")
+
+
+def test_a_split_of_what_has_none_is_an_error(tmp_path):
+    lay(tmp_path / "images", ["1.jpg"])
+    for path in (
+        write(tmp_path / "captions_train2017.json", coco(["1.jpg"], FIVE[:1])),
+        write(tmp_path / "pairs.csv", "path,caption\n1.jpg,a"),
+    ):
+        with pytest.raises(UserError, match="has no splits"):
+            open_source(f"{path}#val")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "3", "[]", "[3]", "{}", '{"images": [3]}', '{"images": [{}], "annotations": [{}]}']
+)
+def test_a_json_of_another_kind_is_an_error_that_names_it(tmp_path, content):
+    with pytest.raises(UserError, match=r"data\.json: "):
+        open_source(str(write(tmp_path / "data.json", content)))
+
+
+# --- Flickr30K
+
+
+@pytest.mark.parametrize("folder", ["flickr30k-images", "flickr30k_images"])
+@pytest.mark.parametrize("asked", ["results_20130124.token", "."])
+def test_flickr30ks_token_file_has_five_captions_an_image(tmp_path, folder, asked):
+    names = [f"{1000092795 + i}.jpg" for i in range(NUM)]
+    lay(tmp_path / folder, names)
+    lines = [f"{name}#{k}\t{FIVE[i][k]}\n" for i, name in enumerate(names) for k in range(5)]
+    write(tmp_path / "results_20130124.token", "".join(lines))
+    assert_pairs(open_source(str(tmp_path / asked)), FIVE)
+
+
+def test_a_line_that_is_no_token_line_is_an_error_with_its_number(tmp_path):
+    with pytest.raises(UserError, match=r"token: line 2: expected"):
+        open_source(str(write(tmp_path / "results_20130124.token", "1.jpg#0\ta\nno tab\n")))
+
+
+# --- ROCO
+
+
+@pytest.mark.parametrize("asked", ["", "radiology", "radiology/captions.txt"])
+@pytest.mark.parametrize("naming", ["by id", "by article"])
+def test_roco_v1_is_read_from_its_folder(tmp_path, asked, naming):
+    root = tmp_path / "train" / "radiology"
+    identities = [f"ROCO_{i:05d}" for i in range(20, 20 + NUM)]
+    articles = [f"PMC39702{i}_CRIONM2014-931546.00{i}.jpg" for i in range(NUM)]
+    lay(root / "images", [f"{identity}.jpg" for identity in identities] if naming == "by id" else articles)
+    write(root / "captions.txt", "".join(f"{i}\t {text}\n" for i, text in zip(identities, ONE, strict=True)))
+    rows = [f"{i},{name},CC BY\n" for i, name in zip(identities, articles, strict=True)]
+    write(root / "licences.txt", "".join(["ROCO_ID,PMC_ID,CC\n", *rows]))
+    assert_pairs(open_source(str(tmp_path / "train" / asked)), [f" {text}" for text in ONE])
+
+
+@pytest.mark.parametrize("folder", ["train", "train_images", "train_images/train", "images/train", "."])
+def test_roco_v2s_table_names_images_without_suffix(tmp_path, folder):
+    identities = [f"ROCOv2_2023_train_{i:06d}" for i in range(NUM)]
+    lay(tmp_path / folder, [f"{identity}.jpg" for identity in identities])
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows([["ID", "Caption"], *zip(identities, ONE, strict=True)])
+    assert_pairs(open_source(str(write(tmp_path / "train_captions.csv", buffer.getvalue()))), ONE)
+
+
+# --- Tables
+
+
+ODD = ['a "quoted" cat', "two\nlines", "comma, and; more | bars", "ein Käse 🧀", "'", '5" pipe']
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "|"])
+@pytest.mark.parametrize(
+    "header",
+    [("image_path", "caption"), ("File Name", "TEXT"), ("title", "img"), ("id", "x", "filename", "captions")],
+)
+def test_a_table_is_read_by_the_usual_names_of_its_columns(tmp_path, delimiter, header):
+    names = [f"images/{i}.jpg" for i in range(NUM)]
+    lay(tmp_path, names)
+    rows = [header]
+    for name, caption in zip(names, ODD, strict=True):
+        cells = {"image_path": name, "File Name": name, "img": name, "filename": name, "id": "7", "x": "y"}
+        rows.append([cells.get(column, caption) for column in header])
+    buffer = io.StringIO()
+    csv.writer(buffer, delimiter=delimiter).writerows(rows)
+    assert_pairs(open_source(str(write(tmp_path / "pairs.csv", "\ufeff" + buffer.getvalue()))), ODD)
+
+
+def test_a_tsv_takes_quotes_as_they_are(tmp_path):
+    lay(tmp_path / "images", [f"{i}.jpg" for i in range(NUM)])
+    captions = [text.replace("\n", " ") for text in ODD]
+    rows = "".join(f"{i}.jpg\t{text}\r\n" for i, text in enumerate(captions))
+    assert_pairs(open_source(str(write(tmp_path / "pairs.tsv", f"filepath\ttitle\r\n{rows}"))), captions)
+
+
+def test_a_table_without_column_names_is_read_where_the_first_column_is_of_images(tmp_path):
+    lay(tmp_path, ["0.jpg", "1.jpg"])
+    source = open_source(str(write(tmp_path / "pairs.csv", "0.jpg,a cat\n1.jpg,a dog\n")))
+    assert_pairs(source, ["a cat", "a dog"], JPEGS[:2])
+
+
+def test_json_lines_hold_one_caption_or_several(tmp_path):
+    lay(tmp_path, [f"{i}.jpg" for i in range(NUM)])
+    captions = [*ODD[:3], *FIVE[3:]]
+    lines = [json.dumps({"file_name": f"{i}.jpg", "text": caption}) for i, caption in enumerate(captions)]
+    text = "\n".join(["", *lines[:2], "", *lines[2:], "", ""])
+    assert_pairs(open_source(str(write(tmp_path / "pairs.jsonl", text))), captions)
+    (tmp_path / "pairs.jsonl").rename(tmp_path / "metadata.jsonl")
+    assert_pairs(open_source(str(tmp_path)), captions)
+
+
+def test_a_json_list_of_objects_is_read(tmp_path):
+    lay(tmp_path / "images", [f"{i}.jpg" for i in range(NUM)])
+    records = [
+        {"image_id": f"coco_{i}", "image": f"{i}.jpg", "caption": text} for i, text in enumerate([*ONE[:3], *FIVE[3:]])
+    ]
+    assert_pairs(open_source(str(write(tmp_path / "train.json", json.dumps(records)))), [*ONE[:3], *FIVE[3:]])
+
+
+def test_parquet_tables_are_read_and_a_pattern_joins_them(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    lay(tmp_path / "images", [f"{i}.jpg" for i in range(NUM)])
+    for part in range(2):
+        rows = range(3 * part, 3 * part + 3)
+        captions = [list(FIVE[i]) for i in rows] if part else [ODD[i] for i in rows]
+        table = pyarrow.table({"path": [f"images/{i}.jpg" for i in rows], "caption": captions})
+        parquet.write_table(table, tmp_path / f"part-{part}.parquet")
+    assert_pairs(open_source(str(tmp_path / "part-*.parquet")), [*ODD[:3], *FIVE[3:]])
+
+
+def test_parquet_without_pyarrow_is_an_error_that_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"needs pyarrow; pip install 'grr-coca\[parquet\]'"):
+        open_source(str(tmp_path / "a.parquet"))
+
+
+def test_a_broken_parquet_file_is_an_error_that_names_it(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(UserError, match=r"a\.parquet: not a Parquet file"):
+        open_source(str(tmp_path / "a.parquet"))
+
+
+def test_rows_of_one_image_have_one_image_id(tmp_path):
+    lay(tmp_path, ["0.jpg", "1.jpg"])
+    source = open_source(str(write(tmp_path / "pairs.csv", "image,comment\n0.jpg,a cat\n0.jpg,a pet\n1.jpg,a dog\n")))
+    dataset = PairDataset(source, train_bpe(ONE, 300), Preprocess(16), 24)
+    ids = [dataset[SampleRef(0, i)].image_id for i in range(3)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "picture,words\n", "no column of the image's path; found picture, words; expected one of image_path"),
+        ("a.csv", "image,words\n", "no column of the caption; found image, words; expected one of caption"),
+        ("a.tsv", "url\tcaption\nhttp://a/b.jpg\tx\n", "holds URLs, and nothing is fetched"),
+        ("a.jsonl", '{"picture": 1}\n', "no column of the image's path; found picture"),
+        ("a.jsonl", "no json\n", "no column of the image's path; found none"),
+        ("a.csv", "", "no column"),
+        ("a.csv", "image,caption\n", "no pairs"),
+        (
+            "a.csv",
+            'image,caption\na.jpg,"never closed\n' + "b.jpg,x\n" * 20_000,
+            "row 1: a quote is opened and not closed",
+        ),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_an_error_that_says_what_was_found(tmp_path, name, text, message):
+    with pytest.raises(UserError) as caught:
+        open_source(str(write(tmp_path / name, text)))
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    assert message in str(caught.value)
+
+
+def test_broken_rows_are_bad_samples_and_the_others_are_read(tmp_path):
+    lay(tmp_path, ["0.jpg"])
+    rows = [b"0.jpg,a cat", b"only one cell", b"0.jpg,K\xe4se", b"gone.jpg,a dog", b",a bird", b"0.jpg,  "]
+    (tmp_path / "a.csv").write_bytes(b"path,caption\n" + b"\n".join(rows) + b"\n")
+    source = open_source(str(tmp_path / "a.csv"))
+    assert source[0].image == JPEGS[0]
+    causes = []
+    for index in range(1, 5):
+        with pytest.raises(BadSample, match=rf"a\.csv: row {index + 1}") as caught:
+            source[index]
+        causes.append(caught.value.cause)
+        assert f"row {index + 1}" in source.name(index)
+    assert causes == [Cause.BAD_RECORD, Cause.BAD_TEXT, Cause.NO_IMAGE, Cause.NO_IMAGE]
+    assert source[5].caption == "  "
+
+
+def test_a_table_keeps_eight_bytes_a_row(tmp_path, monkeypatch):
+    lay(tmp_path, ["0.jpg"])
+    monkeypatch.setattr(line_tables, "CHUNK", 1000)
+    path = write(tmp_path / "a.tsv", "path\tcaption\n" + "0.jpg\ta cat\n" * 5000)
+    starts = open_source(str(path))._rows._starts
+    assert starts.dtype == np.int64
+    np.testing.assert_array_equal(np.diff(starts), 12)
+    assert len(starts) == 5001
+
+
+# --- Nothing is executed, nothing is fetched, nothing outside the folder is read
+
+
+@pytest.mark.parametrize(
+    "path", ["pipe:touch pwned", "https://example.org/a.tar", "s3://bucket/a.tar", "file:///etc/passwd"]
+)
+def test_a_path_that_is_none_is_refused_and_nothing_is_run(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="nothing is fetched or run"):
+        open_source(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "written", ["../secret.jpg", "/etc/hostname", "a/../../secret.jpg", "pipe:touch pwned", "http://a/b.jpg"]
+)
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "coco"])
+def test_a_listing_reads_nothing_outside_its_folder(tmp_path, monkeypatch, written, kind):
+    root = tmp_path / "set"
+    lay(root, ["0.jpg"])
+    (tmp_path / "secret.jpg").write_bytes(JPEGS[1])
+    monkeypatch.chdir(root)
+    if kind == "csv":
+        path = write(root / "a.csv", f"path,caption\n0.jpg,a\n{written},b\n")
+    elif kind == "jsonl":
+        path = write(root / "a.jsonl", "\n".join(json.dumps({"path": p, "text": "a"}) for p in ("0.jpg", written)))
+    else:
+        path = write(root / "captions_x.json", coco(["0.jpg", written], FIVE[:2]))
+    source = open_source(str(path))
+    assert source[0].image == JPEGS[0]
+    with pytest.raises(BadSample) as caught:
+        source[1]
+    assert caught.value.cause is Cause.FORBIDDEN_PATH
+    assert not (root / "pwned").exists()
+
+
+def test_a_listing_of_forbidden_paths_alone_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"the path leaves"):
+        open_source(str(write(tmp_path / "set" / "a.csv", "path,caption\n../a.jpg,a\n")))
+
+
+def test_paths_within_the_folder_may_be_absolute_or_go_up_and_down(tmp_path):
+    lay(tmp_path, ["x/0.jpg", "1.jpg"])
+    text = f"path,caption\n{tmp_path / 'x' / '0.jpg'},a\nx/../1.jpg,b\n"
+    assert_pairs(open_source(str(write(tmp_path / "a.csv", text))), ["a", "b"], JPEGS[:2])
+
+
+def test_a_named_pipe_is_no_image_and_is_not_waited_for(tmp_path):
+    lay(tmp_path, ["0.jpg"])
+    subprocess.run(["mkfifo", str(tmp_path / "1.jpg")], check=True)
+    source = open_source(str(write(tmp_path / "a.csv", "path,caption\n0.jpg,a\n1.jpg,b\n")))
+    with pytest.raises(BadSample) as caught:
+        source[1]
+    assert caught.value.cause is Cause.UNREADABLE
+
+
+def test_a_members_name_that_leads_out_of_the_shard_is_refused(tmp_path):
+    members = {
+        "0.jpg": JPEGS[0],
+        "0.txt": b"a",
+        "../1.jpg": JPEGS[1],
+        "../1.txt": b"b",
+        "/2.jpg": JPEGS[2],
+        "/2.txt": b"c",
+    }
+    source = open_source(str(write_tar(tmp_path / "a.tar", members)))
+    assert source[0].image == JPEGS[0]
+    for index in (1, 2):
+        with pytest.raises(BadSample) as caught:
+            source[index]
+        assert caught.value.cause is Cause.FORBIDDEN_PATH
+
+
+# --- Several captions an image
+
+
+@pytest.fixture
+def several(tmp_path):
+    return open_source(str(write_tar(tmp_path / "00000.tar", img2dataset_members(several=True))))
+
+
+def test_training_draws_one_caption_an_epoch_as_a_function_of_seed_epoch_and_index(several):
+    tokenizer = train_bpe([text for texts in FIVE for text in texts], 300)
+
+    def drawn(seed):
+        dataset = PairDataset(several, tokenizer, Preprocess(16), 60, Augmentation(), seed)
+        rows = [[dataset[SampleRef(epoch, i)].token_ids for i in range(NUM)] for epoch in range(40)]
+        return [[tokenizer.decode(row).strip() for row in epoch] for epoch in rows]
+
+    first = drawn(1)
+    assert first == drawn(1) != drawn(2)
+    for i in range(NUM):
+        assert {epoch[i] for epoch in first} == {text.lower() for text in FIVE[i]}
+    assert (
+        len(
+            {
+                tuple(FIVE[i].index(next(t for t in FIVE[i] if t.lower() == text)) for i, text in enumerate(epoch))
+                for epoch in first
+            }
+        )
+        > 20
+    )
+
+
+def test_evaluation_sees_every_caption_with_one_image_id_an_image(several):
+    view = every_caption(several)
+    assert [view.caption(i) for i in range(len(view))] == [text for texts in FIVE for text in texts]
+    dataset = PairDataset(view, train_bpe(ONE, 300), Preprocess(16), 60)
+    samples = [dataset[SampleRef(0, i)] for i in range(len(dataset))]
+    assert [len({sample.image_id for sample in samples[5 * i : 5 * i + 5]}) for i in range(NUM)] == [1] * NUM
+    assert len({sample.image_id for sample in samples}) == NUM
+    assert len({sample.caption_id for sample in samples}) == 5 * NUM
+    assert samples[5].image.equal(samples[9].image)
+
+
+def test_a_source_of_one_caption_an_image_is_its_own_every_caption(tmp_path):
+    source = open_source(str(write_tar(tmp_path / "00000.tar", img2dataset_members())))
+    assert every_caption(source) is source

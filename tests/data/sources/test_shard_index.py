@@ -1,0 +1,217 @@
+"""The index of a shard: built once, reused, rebuilt where it is stale or damaged, and never trusted blindly."""
+
+import gc
+import json
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from grr_coca.data import shard_index, shards
+from grr_coca.data.bad import BadSample, Cause
+from grr_coca.data.sources.shards.source import TarShards
+from grr_coca.data.sources.shards.tar_scan import ROW, scan_shard
+from support import real_pairs, shard_members, write_shard, write_tar
+
+PAIRS = real_pairs(12)
+
+
+@pytest.fixture(autouse=True)
+def every_shard_is_large(monkeypatch, tmp_path):
+    monkeypatch.setattr(shard_index, "MIN_SHARD_SIZE", 0)
+    monkeypatch.setattr(shard_index, "_cache_folder", lambda: tmp_path / "cache" / "grr-coca")
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    """The shards whose headers were read."""
+    scanned = []
+
+    def watched(path):
+        scanned.append(path.name)
+        return scan_shard(path)
+
+    monkeypatch.setattr(shard_index, "scan_shard", watched)
+    return scanned
+
+
+@pytest.fixture
+def shard(tmp_path):
+    return write_shard(tmp_path / "set" / "a.tar", PAIRS)
+
+
+def num_descriptors():
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def pairs_of(path):
+    source = TarShards([path])
+    return [(source[i].key, source[i].image, source[i].caption) for i in range(len(source))]
+
+
+EXPECTED = [(pair.key, pair.image, pair.caption) for pair in PAIRS]
+
+
+def test_an_index_is_built_once_and_gives_the_same_pairs(shard, scans):
+    assert pairs_of(shard) == pairs_of(shard) == EXPECTED
+    assert scans == ["a.tar"]
+    assert sorted(path.name for path in shard.parent.iterdir()) == ["a.tar", "a.tar.index"]
+
+
+def test_a_small_shard_gets_no_file_beside_it(shard, scans, monkeypatch):
+    monkeypatch.setattr(shard_index, "MIN_SHARD_SIZE", 2**24)
+    assert pairs_of(shard) == EXPECTED
+    assert [path.name for path in shard.parent.iterdir()] == ["a.tar"]
+
+
+def test_a_shard_that_changed_is_indexed_anew(shard, scans):
+    pairs_of(shard)
+    write_shard(shard, PAIRS[::-1])
+    assert pairs_of(shard) == EXPECTED[::-1]
+    os.utime(shard, ns=(1, 1))
+    assert pairs_of(shard) == EXPECTED[::-1]
+    assert scans == ["a.tar"] * 3
+
+
+def test_a_damaged_index_is_made_anew_wherever_the_damage_is(shard, scans):
+    pairs_of(shard)
+    index = shard.with_name("a.tar.index")
+    good = index.read_bytes()
+    rng = np.random.default_rng(0)
+    state = len(json.loads(good[: shard_index.HEADER_SIZE].decode()).__repr__())
+    places = [*rng.integers(0, state, 20), *rng.integers(shard_index.HEADER_SIZE, len(good), 20)]
+    for number, place in enumerate(places):
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << rng.integers(8)
+        index.write_bytes(damaged)
+        assert pairs_of(shard) == EXPECTED, place
+        assert len(scans) <= number + 2
+    for field, other in ((b'"pairs": 12', b'"pairs": 11'), (b'"is_whole": true', b'"is_whole": 0   ')):
+        index.write_bytes(good.replace(field, other))
+        assert len(good.replace(field, other)) == len(good)
+        assert pairs_of(shard) == EXPECTED
+        assert index.read_bytes() == good
+    for size in (0, 1, 511, 512, 600, len(good) - 1):
+        index.write_bytes(good[:size])
+        assert pairs_of(shard) == EXPECTED
+    index.write_bytes(good + b"more")
+    assert pairs_of(shard) == EXPECTED
+    assert index.read_bytes() == good
+
+
+def test_no_index_is_kept_of_a_shard_that_changes_while_it_is_read(shard, monkeypatch):
+    def slow(path):
+        index = scan_shard(path)
+        os.utime(path, ns=(5, 5))
+        return index
+
+    monkeypatch.setattr(shard_index, "scan_shard", slow)
+    assert pairs_of(shard) == EXPECTED
+    assert [path.name for path in shard.parent.iterdir()] == ["a.tar"]
+
+
+def test_an_index_of_another_version_is_made_anew(shard, scans, monkeypatch):
+    pairs_of(shard)
+    monkeypatch.setattr(shard_index, "VERSION", 2)
+    assert pairs_of(shard) == EXPECTED
+    assert len(scans) == 2
+
+
+def test_where_the_folder_is_not_writable_the_index_goes_to_a_cache(shard, scans, tmp_path, monkeypatch):
+    write = shard_index.write_whole
+
+    def refusing(path, content):
+        if path.parent == shard.parent:
+            raise PermissionError(13, "Permission denied")
+        write(path, content)
+
+    monkeypatch.setattr(shard_index, "write_whole", refusing)
+    assert pairs_of(shard) == pairs_of(shard) == EXPECTED
+    assert scans == ["a.tar"]
+    assert [path.name for path in shard.parent.iterdir()] == ["a.tar"]
+    assert len(list((tmp_path / "cache" / "grr-coca").iterdir())) == 1
+
+
+def test_where_nothing_is_writable_the_index_stays_in_memory(shard, monkeypatch):
+    def refusing(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard_index, "write_whole", refusing)
+    assert pairs_of(shard) == EXPECTED
+
+
+def test_builders_at_the_same_time_do_not_harm_each_other(shard):
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(pairs_of(shard))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [EXPECTED] * 8
+    assert sorted(path.name for path in shard.parent.iterdir()) == ["a.tar", "a.tar.index"]
+
+
+def test_a_process_keeps_few_shards_open_and_reads_them_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "MAX_OPEN", 3)
+    paths = [write_shard(tmp_path / "set" / f"{i:02d}.tar", [pair]) for i, pair in enumerate(PAIRS)]
+    before = num_descriptors()
+    source = TarShards(paths)
+    for _ in range(2):
+        assert [source[i].image for i in range(12)] == [pair.image for pair in PAIRS]
+    assert num_descriptors() - before <= 2 * 3
+    del source
+    assert num_descriptors() == before
+
+
+def test_a_shard_that_shrinks_under_the_run_gives_bad_samples(shard):
+    source = TarShards([shard])
+    source[0]
+    with shard.open("r+b") as file:
+        file.truncate(1024)
+    with pytest.raises(BadSample, match="has become shorter") as caught:
+        source[11]
+    assert caught.value.cause is Cause.UNREADABLE
+
+
+def test_a_pair_takes_29_bytes_and_its_key(shard):
+    pairs_of(shard)
+    size = shard.with_name("a.tar.index").stat().st_size
+    assert size == shard_index.HEADER_SIZE + 12 * ROW.itemsize + sum(len(pair.key) for pair in PAIRS)
+
+
+def test_what_is_wrong_with_a_shard_is_in_its_index(tmp_path, scans):
+    members = shard_members(PAIRS[:6])
+    keys = [pair.key for pair in PAIRS[:6]]
+    del members[f"{keys[1]}.txt"], members[f"{keys[2]}.webp"]
+    members[f"{keys[3]}.png"] = PAIRS[7].image  # a second image under the key
+    members[f"{keys[4]}.webp"] = b""
+    path = write_tar(tmp_path / "set" / "a.tar", members)
+    for _ in range(2):
+        source = TarShards([path])
+        causes = []
+        for i in range(len(source)):
+            try:
+                source[i]
+                causes.append(None)
+            except BadSample as error:
+                causes.append(error.cause)
+        expected = [None, Cause.NO_CAPTION, Cause.NO_IMAGE, None, Cause.DUPLICATE_KEY, Cause.EMPTY_FILE, None]
+        assert causes == expected
+        assert source[3].image == PAIRS[3].image
+    assert scans == ["a.tar"]
+
+
+def test_blocks_of_a_large_source_are_read_ahead_as_a_whole(shard, monkeypatch):
+    advised = []
+    monkeypatch.setattr(shards, "BLOCK", 4)
+    monkeypatch.setattr(shards, "PLAIN_SHUFFLE", 5)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: advised.append(arguments[1:3]))
+    source = TarShards([shard])
+    for index in (5, 4, 7, 6, 0):
+        source[index]
+    rows = scan_shard(shard).rows
+    starts, sizes = rows["image_block"].astype(int) * 512, rows["image_size"].astype(int)
+    assert advised == [(starts[4], starts[7] + sizes[7] - starts[4]), (0 + starts[0], starts[3] + sizes[3] - starts[0])]

@@ -1,0 +1,310 @@
+"""Pairs from tar shards and from folders: by index, in any process, or an error that says what is wrong."""
+
+import gzip
+import pickle
+import tarfile
+
+import pytest
+
+from grr_coca.data.bad import BadSample, Cause
+from grr_coca.data.sources.folder import ImageFolder
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.pairs import RawPair, Subset
+from grr_coca.data.sources.shards.source import TarShards
+from grr_coca.errors import UserError
+from support import real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar
+
+PAIRS = real_pairs(12)
+
+
+def as_folder(path, pairs):
+    for pair in pairs:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / f"{pair.key}.webp").write_bytes(pair.image)
+        (path / f"{pair.key}.txt").write_bytes(pair.caption.encode())
+    return path
+
+
+@pytest.fixture(params=["shards", "folder"])
+def store(request, tmp_path):
+    """Lay pairs out on disk in either form; returns the path to open."""
+
+    def lay_out(pairs, name="set"):
+        if request.param == "folder":
+            return as_folder(tmp_path / name, pairs)
+        return write_shard(tmp_path / f"{name}.tar", pairs)
+
+    return lay_out
+
+
+def tar_end(path) -> int:
+    """Where a tar file's last member ends and its end marks begin."""
+    with tarfile.open(path) as tar:
+        tar.getmembers()
+        return tar.offset
+
+
+def contents(source) -> set[tuple[str, bytes, str]]:
+    return {(pair.key, pair.image, pair.caption) for pair in (source[i] for i in range(len(source)))}
+
+
+# --- Both forms
+
+
+def test_every_pair_comes_back_as_it_was_written(store):
+    assert contents(open_source(str(store(PAIRS)))) == {(p.key, p.image, p.caption) for p in PAIRS}
+
+
+def test_pairs_can_be_read_in_any_order_and_again(store):
+    source = open_source(str(store(PAIRS)))
+    forward = [source[i] for i in range(len(source))]
+    assert [source[i] for i in reversed(range(len(source)))] == forward[::-1]
+    assert source[3] == source[3] == forward[3]
+
+
+def test_captions_are_those_of_the_pairs(store):
+    source = open_source(str(store(PAIRS)))
+    assert [source.caption(i) for i in range(len(source))] == [source[i].caption for i in range(len(source))]
+
+
+def test_a_source_travels_to_a_spawned_worker(store):
+    source = open_source(str(store(PAIRS)))
+    before = source[0]
+    again = pickle.loads(pickle.dumps(source))
+    assert len(again) == len(PAIRS)
+    assert again[0] == before
+    assert again[len(again) - 1] == source[len(source) - 1]
+
+
+def test_a_pairs_name_tells_where_it_lies(store):
+    path = store(PAIRS)
+    source = open_source(str(path))
+    assert str(path) in source[5].name
+    assert source[5].key in source[5].name
+
+
+def test_a_caption_that_is_not_utf8_is_an_error_that_names_the_pair(tmp_path):
+    members = shard_members(PAIRS[:2])
+    members[f"{PAIRS[1].key}.txt"] = "Käse".encode("latin-1")
+    folder = as_folder(tmp_path / "set", PAIRS[:2])
+    (folder / f"{PAIRS[1].key}.txt").write_bytes("Käse".encode("latin-1"))
+    for source in (open_source(str(write_tar(tmp_path / "set.tar", members))), open_source(str(folder))):
+        with pytest.raises(UserError, match=rf"{PAIRS[1].key}\.txt: not UTF-8"):
+            [source.caption(i) for i in range(2)]
+
+
+def test_a_key_may_hold_dots(store):
+    pair = RawPair("a.b", "", PAIRS[0].image, "a cat")
+    assert open_source(str(store([pair])))[0].key == "a.b"
+
+
+@pytest.mark.parametrize("suffix", ["JPG", "Jpeg", "PNG", "webp", "gif", "bmp", "TIF", "tiff"])
+def test_image_suffixes_of_any_case_are_found(tmp_path, suffix):
+    shard = write_tar(tmp_path / "a.tar", {f"cat.{suffix}": b"pixels", "cat.txt": b"a cat"})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / f"cat.{suffix}").write_bytes(b"pixels")
+    (folder / "cat.txt").write_bytes(b"a cat")
+    for path in (shard, folder):
+        source = open_source(str(path))
+        assert (source[0].key, source[0].image, source[0].caption) == ("cat", b"pixels", "a cat")
+
+
+def test_other_files_beside_the_pairs_are_left_alone(tmp_path):
+    extra = {"cat.json": b"{}", "README": b"", "cat.npy": b"123"}
+    shard = write_tar(tmp_path / "a.tar", {**extra, **shard_members(PAIRS[:3])})
+    folder = as_folder(tmp_path / "folder", PAIRS[:3])
+    for name, content in extra.items():
+        (folder / name).write_bytes(content)
+    assert len(open_source(str(shard))) == len(open_source(str(folder))) == 3
+
+
+# --- Shards
+
+
+def test_members_of_a_pair_may_lie_apart_and_in_any_order(tmp_path):
+    members = shard_members(PAIRS)
+    shuffled = dict(sorted(members.items(), key=lambda member: member[0][::-1]))
+    assert contents(TarShards([write_tar(tmp_path / "a.tar", shuffled)])) == {
+        (p.key, p.image, p.caption) for p in PAIRS
+    }
+
+
+def test_long_names_and_folders_inside_a_shard_are_read(tmp_path):
+    key = "sub/" + "long-name-" * 20
+    pair = RawPair(key, "", PAIRS[0].image, "a cat")
+    assert TarShards([write_shard(tmp_path / "a.tar", [pair])])[0].image == PAIRS[0].image
+
+
+def test_several_shards_follow_each_other(tmp_path):
+    paths = [write_shard(tmp_path / f"{i}.tar", PAIRS[4 * i : 4 * i + 4]) for i in range(3)]
+    source = TarShards(paths)
+    assert [source[i].key for i in range(12)] == [pair.key for pair in PAIRS]
+
+
+def test_an_image_without_a_caption_is_a_bad_sample_that_names_it(tmp_path):
+    members = shard_members(PAIRS[:3])
+    del members[f"{PAIRS[1].key}.txt"]
+    shard = TarShards([write_tar(tmp_path / "a.tar", members)])
+    assert len(shard) == 3
+    assert (shard[0].key, shard[2].key) == (PAIRS[0].key, PAIRS[2].key)
+    with pytest.raises(BadSample, match=rf"a\.tar: {PAIRS[1].key}: an image without a caption") as caught:
+        shard[1]
+    assert caught.value.cause is Cause.NO_CAPTION
+
+
+def test_a_shard_without_images_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"a\.tar: no pairs"):
+        TarShards([write_tar(tmp_path / "a.tar", {"cat.txt": b"a cat"})])
+
+
+def test_what_is_not_a_tar_file_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "a.tar"
+    for content in (b"this is no tar file" * 100, b"", PAIRS[0].image):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.tar: no"):
+            TarShards([path])
+
+
+def test_a_compressed_tar_is_an_error_that_says_so(tmp_path):
+    path = write_shard(tmp_path / "plain.tar", PAIRS)
+    packed = tmp_path / "packed.tar"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(UserError, match=r"packed\.tar: not an uncompressed tar"):
+        TarShards([packed])
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_of_a_truncated_shard_the_intact_pairs_are_kept_and_the_shard_is_named(tmp_path, share):
+    path = write_shard(tmp_path / "a.tar", PAIRS)
+    with tarfile.open(path) as tar:
+        ends = [member.offset_data + member.size for member in tar]  # image, text, image, text …
+    size = int(tar_end(path) * share) | 1
+    path.write_bytes(path.read_bytes()[:size])
+    num_intact = sum(end <= size for end in ends[1::2])
+    with warnings_of("grr_coca.data.sources.shards.source") as messages:
+        shard = TarShards([path])
+    assert [shard[i].image for i in range(num_intact)] == [pair.image for pair in PAIRS[:num_intact]]
+    for i in range(num_intact, len(shard)):
+        with pytest.raises(BadSample, match=r"a\.tar: ") as caught:
+            shard[i]
+        assert caught.value.cause in (Cause.CUT_OFF, Cause.NO_CAPTION)
+    assert len(shard) - num_intact <= 1
+    assert shard.truncated == [path]
+    (message,) = messages
+    assert message.startswith(f"{path}: the file ends before the tar does; the {num_intact} pairs before that")
+
+
+def test_a_shard_cut_between_two_pairs_is_named_too(tmp_path):
+    path = write_shard(tmp_path / "a.tar", PAIRS[:6])
+    end = tar_end(path)
+    longer = write_shard(path, PAIRS)
+    longer.write_bytes(longer.read_bytes()[:end])
+    with warnings_of("grr_coca.data.sources.shards.source") as messages:
+        shard = TarShards([path])
+    assert len(shard) == 6
+    assert shard.truncated == [path]
+    assert len(messages) == 1
+
+
+def test_a_whole_shard_is_not_called_truncated(tmp_path):
+    with warnings_of("grr_coca.data.sources.shards.source") as messages:
+        assert TarShards([write_shard(tmp_path / "a.tar", PAIRS)]).truncated == []
+    assert messages == []
+
+
+def test_a_folder_in_a_shard_whose_name_looks_like_an_image_is_no_pair(tmp_path):
+    path = write_shard(tmp_path / "a.tar", PAIRS[:1])
+    with tarfile.open(path, "a") as tar:
+        info = tarfile.TarInfo("photos.jpg")
+        info.type = tarfile.DIRTYPE
+        tar.addfile(info)
+    assert len(TarShards([path])) == 1
+
+
+# --- Folders
+
+
+def test_a_folder_is_read_with_the_folders_in_it_in_sorted_order(tmp_path):
+    as_folder(tmp_path / "b", [RawPair("1", "", b"1", "one")])
+    as_folder(tmp_path / "a", [RawPair("2", "", b"2", "two")])
+    as_folder(tmp_path, [RawPair("c", "", b"3", "three")])
+    source = ImageFolder(tmp_path)
+    assert [source[i].key for i in range(3)] == ["a/2", "b/1", "c"]
+
+
+def test_an_image_file_without_a_caption_is_a_bad_sample_that_names_both(tmp_path):
+    folder = as_folder(tmp_path, PAIRS[:2])
+    (folder / f"{PAIRS[0].key}.txt").unlink()
+    source = ImageFolder(folder)
+    bad = next(i for i in range(2) if PAIRS[0].key in source.name(i))
+    with pytest.raises(BadSample, match=rf"{PAIRS[0].key}\.webp: no caption; expected it in {PAIRS[0].key}\.txt"):
+        source[bad]
+    assert source[1 - bad].key == PAIRS[1].key
+
+
+def test_an_empty_folder_is_an_error_that_says_what_is_expected(tmp_path):
+    with pytest.raises(UserError, match=r"no images; expected NAME\.jpg .* beside NAME\.txt, or \.tar shards"):
+        open_source(str(tmp_path))
+
+
+def test_a_folder_whose_name_looks_like_an_image_is_no_pair(tmp_path):
+    folder = as_folder(tmp_path / "set", PAIRS[:1])
+    as_folder(folder / "more.png", PAIRS[1:2])
+    assert len(ImageFolder(folder)) == 2
+
+
+# --- Which reader a path asks for
+
+
+def test_a_pattern_opens_all_shards_that_match_in_sorted_order(tmp_path):
+    for i in (2, 0, 1):
+        write_shard(tmp_path / f"train-{i}.tar", PAIRS[i : i + 1])
+    write_shard(tmp_path / "val-0.tar", PAIRS[5:6])
+    source = open_source(str(tmp_path / "train-*.tar"))
+    assert [source[i].key for i in range(len(source))] == [pair.key for pair in PAIRS[:3]]
+
+
+def test_a_folder_of_shards_opens_the_shards(tmp_path):
+    write_shard(tmp_path / "0.tar", PAIRS[:2])
+    write_shard(tmp_path / "1.tar", PAIRS[2:4])
+    assert len(open_source(str(tmp_path))) == 4
+
+
+def test_a_missing_path_is_an_error_that_lists_what_is_there(tmp_path):
+    write_shard(tmp_path / "train-00000.tar", PAIRS[:1])
+    with pytest.raises(UserError, match=r"tran\.tar: no such file or folder.* holds train-00000\.tar"):
+        open_source(str(tmp_path / "tran.tar"))
+
+
+def test_a_missing_path_in_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        open_source(str(tmp_path / "no" / "such" / "*.tar"))
+
+
+def test_a_file_of_another_kind_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "pairs.xlsx").write_text("path,caption")
+    with pytest.raises(UserError, match=r"pairs\.xlsx: not a tar shard"):
+        open_source(str(tmp_path / "pairs.xlsx"))
+
+
+@pytest.mark.parametrize("folder", ["set [2024]", "what?", "a*b"])
+def test_a_path_that_exists_is_opened_whatever_characters_it_holds(tmp_path, folder):
+    shard = write_shard(tmp_path / folder / "train [1].tar", PAIRS[:2])
+    assert len(open_source(str(shard))) == 2
+
+
+# --- Subsets
+
+
+def test_a_subset_holds_the_pairs_asked_for_in_their_order(store):
+    source = open_source(str(store(PAIRS)))
+    subset = Subset(source, [7, 0, 3])
+    assert [subset[i] for i in range(len(subset))] == [source[7], source[0], source[3]]
+    assert subset.caption(0) == source.caption(7)
+
+
+def test_a_caption_may_hold_any_letters(store):
+    pair = with_caption(PAIRS[0], "ein Käse 🧀\n")
+    source = open_source(str(store([pair])))
+    assert source[0].caption == "ein Käse 🧀\n"

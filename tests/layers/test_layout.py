@@ -1,0 +1,41 @@
+"""Sequences in one row and apart again."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grr_coca.layers.layout import ROUND_TO, Layout, pack_lengths
+
+
+@given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=6), room=st.integers(0, 3))
+def test_packing_drops_the_padding_and_puts_it_back(lengths: list[int], room: int) -> None:
+    longest = max(lengths) + room
+    packing = pack_lengths(torch.tensor(lengths), longest)
+    padded = torch.arange(len(lengths) * longest * 2.0).reshape(len(lengths), longest, 2)
+    packed = packing.pack(padded)
+    real, more = packed[0].split([packing.num_tokens, packed.shape[1] - packing.num_tokens])
+    assert torch.equal(real, torch.cat([row[:length] for row, length in zip(padded, lengths, strict=True)]))
+    assert packed.shape[1] % ROUND_TO == 0
+    assert len(more) < ROUND_TO
+    assert torch.equal(more, padded[0, 0].expand_as(more))
+    apart = packing.pad(packed)
+    assert apart.shape == padded.shape
+    for row, original, length in zip(apart, padded, lengths, strict=True):
+        assert torch.equal(row[:length], original[:length])
+        assert torch.equal(row[length:], original[length - 1].expand(longest - length, -1)), "its own last token"
+    positions = packing.positions[: packing.num_tokens].tolist()
+    assert positions == [t for length in lengths for t in range(length)]
+    assert torch.equal(packing.pack(apart), packed)
+
+
+def test_padding_has_no_part_in_gradients() -> None:
+    packing = pack_lengths(torch.tensor([1, 3]), 3)
+    packed = torch.randn(1, ROUND_TO, 2, requires_grad=True)
+    packing.pack(packing.pad(packed) * torch.tensor(2.0))[:, : packing.num_tokens].sum().backward()
+    assert torch.equal(packed.grad[:, :4], torch.full((1, 4, 2), 2.0))
+    assert torch.equal(packed.grad[:, 4:], torch.zeros(1, ROUND_TO - 4, 2))
+
+
+def test_the_layout_of_a_packing_has_its_positions() -> None:
+    packing = pack_lengths(torch.tensor([2, 1]), 2)
+    assert Layout.packed(packing).positions is packing.positions

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from grr_coca.batch import IGNORE_INDEX, Batch
+from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset, collate, make_loader
 from grr_coca.data.order import EvaluationOrder, SampleRef, TrainingOrder
-from grr_coca.data.preprocess import Augmentation, Preprocess
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import CLS_SLOT, train_bpe
 from grr_coca.errors import UserError

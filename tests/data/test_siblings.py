@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.order import SampleRef
-from grr_coca.data.preprocess import Augmentation, Preprocess
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.siblings import Siblings
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import train_bpe

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grr_coca.data.preprocess import Augmentation, Preprocess
+from grr_coca.data.augmentation import Augmentation
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.errors import UserError
 from grr_coca.presets import PRESETS, get_preset
 from grr_coca.structure import from_dict, to_dict

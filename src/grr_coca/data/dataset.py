@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from grr_coca.batch import IGNORE_INDEX, Batch, Replacement
+from grr_coca.data.augmentation import Augmentation, Change
 from grr_coca.data.bad import BadSample
 from grr_coca.data.captions import clean_caption as clean_caption
+from grr_coca.data.changes import change_images, mix
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
 from grr_coca.data.patch_dropout import STREAM
-from grr_coca.data.preprocess import Augmentation, Change, Preprocess, change_images, to_bytes
+from grr_coca.data.preprocess import Preprocess, to_bytes
 from grr_coca.data.siblings import MIX_STREAM, Siblings
 from grr_coca.data.sources.pairs import PairSource, RawPair
 from grr_coca.data.sources.strings import stable_id
@@ -196,7 +198,7 @@ class PairDataset(Dataset[Sample]):
         rng = np.random.default_rng((self.seed, ref.epoch, ref.sample, MIX_STREAM))
         sibling = self._siblings.draw(ref.sample, rng)
         try:
-            return image if sibling is None else self.augmentation.mix(image, self._square(sibling), rng)
+            return image if sibling is None else mix(self.augmentation, image, self._square(sibling), rng)
         except BadSample:  # the sibling is reported when its own turn comes
             return image
 

@@ -6,16 +6,19 @@ Paths in a recipe are relative to the recipe's own folder, so it works from anyw
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
 from grr_coca.config import CoCaConfig, Contrastive, QKNorm
-from grr_coca.data.preprocess import Augmentation, Preprocess
+from grr_coca.data.augmentation import Augmentation
 from grr_coca.errors import UserError
 from grr_coca.files import write_whole
 from grr_coca.presets import get_preset, with_qk_norm
 from grr_coca.structure import from_dict, to_dict
+
+if TYPE_CHECKING:
+    from grr_coca.data.preprocess import Preprocess
 
 FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimodal_decoder"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -99,8 +102,10 @@ class ModelRecipe:
         )
         return config if self.qk_norm is None else with_qk_norm(config, self.qk_norm)
 
-    def preprocess(self, config: CoCaConfig) -> Preprocess:
+    def preprocess(self, config: CoCaConfig) -> "Preprocess":
         """What images go through before they reach the model."""
+        from grr_coca.data.preprocess import Preprocess  # late: reading a recipe takes no torch
+
         return Preprocess(config.image_encoder.image_size, (self.pixel_mean,) * 3, (self.pixel_std,) * 3)
 
 

@@ -16,19 +16,20 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from caption_sets import JAVA_TABLE, SCORES, all_sets, java_table, reference_scores
 
 
-def java_tokens(captions: Sequence[str]) -> list[str]:
-    """The output of Stanford's tokenizer as pycocoevalcap calls it, with a line between captions."""
+def java_tokens(captions: Sequence[str], between: str = "x") -> list[str]:
+    """The output of Stanford's tokenizer as pycocoevalcap calls it, with the line `between` after each caption."""
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
-        file.write("".join(f"{caption}\nx\n" for caption in captions))
+        file.write("".join(f"{caption}\n{between}\n" for caption in captions))
         file.flush()
         command = ["java", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-cp", str(jar)]
         command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", file.name]
         done = subprocess.run(command, capture_output=True, check=True)
     lines = done.stdout.decode().split("\n")
-    assert lines[1::2] == ["x"] * len(captions), "the lines are out of step"
+    assert len(set(lines[1::2])) == 1, "the lines are out of step"
+    assert len(lines) == 2 * len(captions) + 1, "the lines are out of step"
     return lines[:-1:2]
 
 

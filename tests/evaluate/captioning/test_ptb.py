@@ -8,14 +8,67 @@ from hypothesis import given
 from hypothesis import strategies as st
 from record import java_tokens
 
-from grr_coca.evaluate.captioning.ptb.tokenizer import tokenize
+from grr_coca.evaluate.captioning.ptb import rule, tokenizer, vocabulary
+from grr_coca.evaluate.captioning.ptb.tokenizer import rules, tokenize
+
+WORD_LISTS = [name for name in vars(vocabulary) if name.isupper()]
+TABLES = ["BRACKETS", "FRACTIONS", "CURRENCIES", "ENTITIES"]
+
+
+def broken_probes(containing: str = "") -> list[str]:
+    """Recorded inputs, of those that contain a text, whose tokens are no longer the reference's."""
+    probes = [(text, said) for text, said in java_table() if containing.lower() in text.lower()]
+    return [text for text, said in probes if tokenize(text) != said]
 
 
 def test_the_recorded_table_holds_line_by_line():
     table = java_table()
-    assert len(table) >= 300
+    assert len(table) >= 450
     wrong = {text: (tokenize(text), said) for text, said in table if tokenize(text) != said}
     assert not wrong
+
+
+# --- Nothing in it that no probe shows
+
+
+@pytest.mark.parametrize("name", [each.name for each in rules()])
+def test_without_any_one_rule_a_probe_fails(name, monkeypatch):
+    others = tuple(each for each in rules() if each.name != name)
+    assert len(others) == len(rules()) - 1, "the name is that of one rule"
+    monkeypatch.setattr(tokenizer, "rules", lambda: others)
+    assert broken_probes()
+
+
+@pytest.mark.parametrize("name", WORD_LISTS)
+def test_without_any_one_word_of_a_list_a_probe_fails(name, monkeypatch):
+    words = getattr(vocabulary, name).split()
+    try:
+        for word in words:
+            monkeypatch.setattr(vocabulary, name, " ".join(other for other in words if other != word))
+            rules.cache_clear()
+            assert broken_probes(word.replace("-", "")), word
+    finally:
+        monkeypatch.undo()
+        rules.cache_clear()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_without_any_one_entry_of_a_table_a_probe_fails(name, monkeypatch):
+    table = getattr(rule, name)
+    for key in table:
+        with monkeypatch.context() as patch:
+            patch.setitem(table, key, "?other")
+            assert broken_probes(key), key
+
+
+def test_without_any_one_mark_that_does_not_count_a_probe_fails(monkeypatch):
+    for mark in tokenizer.PUNCTUATION:
+        with monkeypatch.context() as patch:
+            patch.setattr(tokenizer, "PUNCTUATION", tokenizer.PUNCTUATION - {mark})
+            assert broken_probes(), mark
+
+
+# --- Examples
 
 
 @pytest.mark.parametrize(
@@ -55,6 +108,9 @@ def test_a_line_break_is_a_space(newline):
     assert tokenize(f"a red{newline}cat{newline}") == ["a", "red", "cat"]
 
 
+# --- Any text
+
+
 @given(st.text(max_size=60))
 def test_any_text_gives_lower_case_tokens_without_spaces(text):
     for token in tokenize(text):
@@ -68,9 +124,25 @@ def test_plain_words_are_their_own_tokens(words):
     assert tokenize(" ".join(words)) == [word.lower() for word in words]
 
 
+# --- In Java
+
+
+def counted(said: str) -> list[str]:
+    return [token for token in said.split(" ") if token and token not in PUNCTUATION]
+
+
 @pytest.mark.skipif(shutil.which("java") is None, reason="no Java")
 def test_java_says_the_same_of_every_caption_of_the_corpora():
     pytest.importorskip("pycocoevalcap")
     captions = real_captions()
     for caption, said in zip(captions, java_tokens(captions), strict=True):
-        assert tokenize(caption) == [token for token in said.split(" ") if token and token not in PUNCTUATION]
+        assert tokenize(caption) == counted(said)
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="no Java")
+def test_in_java_the_next_line_decides_over_a_letter_with_a_point():
+    pytest.importorskip("pycocoevalcap")
+    captions = ["the letter A.", "at 5 p.m.", "etc.", "a dog."]
+    alone, before_the = (list(map(counted, java_tokens(captions, between))) for between in ("x", "The cat"))
+    assert list(map(tokenize, captions)) == alone
+    assert before_the == [["the", "letter", "a"], *alone[1:]]

@@ -3,71 +3,65 @@
 from collections.abc import Iterator
 
 from grr_coca.evaluate.captioning.ptb import vocabulary
-from grr_coca.evaluate.captioning.ptb.characters import MARKS_IN_WORDS, char_class, digits, expand, letters
-from grr_coca.evaluate.captioning.ptb.rewrite import Rewrite, keep, plain, straight
+from grr_coca.evaluate.captioning.ptb.rule import Rewrite, keep, plain, straight
 from grr_coca.evaluate.captioning.ptb.vocabulary import any_of
 
-SPACE = "[ \t\u00a0\u2000-\u200a\u3000]"
-APOSTROPHE = "(?:['\u0092\u2019]|&apos;)"
-ANY_APOSTROPHE = f"(?:{APOSTROPHE}|[`\u0091\u2018\u201b])"
+Draft = tuple[str, str, Rewrite]
+"""A rule before its pattern is compiled: name, pattern, rewrite."""
+
+LETTER = r"[^\W\d_²³¹¼-¾\u2070-\u209c\u2150-\u2bff]"
+"""A letter. Superscripts, fractions and numbers in circles are none, though `\\w` matches them."""
+IN_WORD = f"(?:{LETTER}|[\u0300-\u036f\u093e-\u094e\u00ad]|&eacute;)"
+"""A letter, an accent or a Devanagari vowel sign that combines with the letter before, or a soft hyphen."""
+RUN = rf"{IN_WORD}(?:{IN_WORD}|\d)*"
+WORD = f"{RUN}(?:[.!?]{RUN})*"
+"""Letters and digits that begin with a letter. Marks inside join two words."""
+
+APOSTROPHE = "(?:['’]|&apos;)"
 AUXILIARY = f"{APOSTROPHE}(?:s|m|d|ll|re|ve)"
-NEGATION = f"n{ANY_APOSTROPHE}t"
-POINTED = "[.])[,;:\u3001]"
-"""The end of a token with a point that a comma or the like follows."""
+NEGATION = f"n(?:{APOSTROPHE}|[`‘])t"
+BEFORE_MARK = "[,;:]"
+"""What follows where the point before it belongs to its word."""
 
 
-def letter() -> str:
-    """One letter of a word."""
-    return f"(?:[{letters()}{char_class(expand(MARKS_IN_WORDS))}\u00ad]|&[aeiou](?:acute|grave|uml);)"
-
-
-def word() -> str:
-    """Letters, then letters and digits; points and marks inside join words."""
-    run = f"{letter()}(?:{letter()}|[{digits()}])*"
-    return f"{run}(?:[.!?]{run})*"
-
-
-def words() -> Iterator[tuple[str, Rewrite]]:
+def words() -> Iterator[Draft]:
     """Words, what contractions are cut into, and apostrophes that stay."""
-    a = f"[{letters()}]"
-    yield r"(c\+\+|[cf]#)", keep
+    yield "programming language", r"(c\+\+|[cf]#)", keep
     for first, second in (pair.split("-") for pair in vocabulary.TWO_WORDS.split()):
-        yield f"({first}){second}", keep
-    yield f"({word()}){AUXILIARY}", plain
-    yield f"([a-z\u00ad]*[a-mo-z]\u00ad*){NEGATION}", plain
-    yield f"({word()})", plain
-    yield f"({APOSTROPHE}(?:n{APOSTROPHE}?|em|till?|cause|[2-9]0s))", keep
-    yield f"((?:[ldj]|dunkin|somethin|ol){APOSTROPHE})", keep
-    yield f"((?-i:[A-HJ-XZn]){ANY_APOSTROPHE}{a}{a}+)", keep
-    yield f"({a}+?[aeiouy]{ANY_APOSTROPHE}(?-i:[aeiouA-Z]){a}*)", keep
-    yield f"(cont'd[.]?|{any_of(vocabulary.KEPT_APOSTROPHES)})", keep
-    yield f"(y{APOSTROPHE}){a}", keep
-    yield f"({AUXILIARY}|{NEGATION})[^a-z]", straight
+        yield f"{first} {second}", f"({first}){second}", keep
+    yield "word before an auxiliary", f"({WORD}){AUXILIARY}", plain
+    yield "word before n't", f"([a-z]*[a-mo-z]){NEGATION}", keep
+    yield "word", f"({WORD})", plain
+    yield "shortened word", f"({APOSTROPHE}(?:n{APOSTROPHE}?|em|till?|cause|[2-9]0s))", keep
+    yield "dropped ending", f"((?:[dj]|dunkin|somethin|ol){APOSTROPHE})", keep
+    yield "name with an apostrophe", f"((?-i:[A-HJ-Xn]){APOSTROPHE}{LETTER}{LETTER}+)", keep
+    yield "apostrophe between vowels", f"({LETTER}+?[aeiou]{APOSTROPHE}(?-i:[aeiA-Z]){LETTER}*)", keep
+    yield "kept apostrophe", f"({any_of(vocabulary.KEPT_APOSTROPHES)})", keep
+    yield "y'all", f"(y{APOSTROPHE}){LETTER}", keep
+    yield "auxiliary", f"({AUXILIARY})[^a-z]", straight
+    yield "n't", f"({NEGATION})", straight
 
 
-def abbreviations() -> Iterator[tuple[str, Rewrite]]:
+def abbreviations() -> Iterator[Draft]:
     """Words that keep their point."""
+    before_words = f"{vocabulary.MONTHS_AND_DAYS} {vocabulary.STATES} {vocabulary.COMPANIES}"
     states = f"(?-i:{any_of(vocabulary.CAPITALIZED_STATES)})"
-    initials = "[a-z](?:[.][a-z])*|(?:canada|sino|korean|eu|japan|non)-u[.]s|u[.]s[.]-u(?:[.]s[.]s[.]r|[.]k)"
-    yield f"([a-z])[.]{SPACE}+(?-i:{any_of(vocabulary.SENTENCE_STARTS)})(?:{SPACE}|[?!\n])", keep
-    yield f"((?:{any_of(vocabulary.BEFORE_NUMBERS)})[.]){SPACE}?[0-9]", keep
-    yield f"((?:{any_of(vocabulary.BEFORE_WORDS)}|{states})[.])[\\s\\S]{{0,2}}", keep
-    yield f"((?:{any_of(vocabulary.TITLES)}|{initials})[.])", keep
-    yield f"([a-z0-9]+(?:[.][a-z0-9]+)*[.](?:{any_of(vocabulary.FILE_ENDINGS)}))(?:{SPACE}|[.?!,\"'<]|$)", keep
-    yield f"({word()}{POINTED}", plain
+    yield "letter at the end of a sentence", f"([a-z])[.] +(?-i:{any_of(vocabulary.SENTENCE_STARTS)})[ \n]", keep
+    yield "abbreviation before a number", f"((?:{any_of(vocabulary.BEFORE_NUMBERS)})[.]) ?[0-9]", keep
+    yield "abbreviation before anything", rf"((?:{any_of(before_words)}|{states})[.])[\s\S]{{0,2}}", keep
+    yield "title", f"((?:{any_of(vocabulary.TITLES)})[.])", keep
+    yield "initials", "([a-z](?:[.][a-z])*[.])", keep
+    yield "word before its point and a mark", f"({WORD}[.]){BEFORE_MARK}", plain
 
 
-def compounds() -> Iterator[tuple[str, Rewrite]]:
+def compounds() -> Iterator[Draft]:
     """Words joined by hyphens, slashes and ampersands."""
-    both = f"[{letters()}{digits()}]"
     part = "[a-z0-9]+(?:-[a-z]+){0,2}"
-    yield f"({part}(?:\\\\?/{part}){{1,2}})", keep
-    french = f"(?:[dol]{ANY_APOSTROPHE}{both})?"
-    patterns = (
-        "[a-z0-9][a-z0-9.,\u00ad]*(?:-(?:[a-z](?:[.][a-z])+[.]|[a-z0-9\u00ad]+))+",
-        f"{french}{both}+(?:[-_\u058a\u2010\u2011]{french}{both}+)*",
-        "(?-i:[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+)",
-    )
-    for pattern in patterns:
-        yield f"({pattern}{POINTED}", plain
-        yield f"({pattern})", plain
+    yield "words with slashes", rf"({part}(?:\\?/{part}){{1,2}})", keep
+    yield "words with hyphens", "([a-z0-9][a-z0-9.,]*(?:-(?:[a-z](?:[.][a-z])+[.]|[a-z0-9]+))+)", keep
+    both = rf"(?:{LETTER}|\d)"
+    mixed = f"(?:[dol]{APOSTROPHE}{both})?{both}+(?:[-_]{both}+)*"
+    capitals = "(?-i:[A-Z]+(?:[+&][A-Z]+)+)"
+    for name, pattern in {"letters and digits": mixed, "capitals with an ampersand": capitals}.items():
+        yield f"{name} before their point and a mark", f"({pattern}[.]){BEFORE_MARK}", keep
+        yield name, f"({pattern})", keep

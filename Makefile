@@ -61,7 +61,7 @@ $(VENV)/.python:
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.python pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[train,report]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml

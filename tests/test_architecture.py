@@ -10,7 +10,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = [
     ("errors",),
-    ("config", "structure", "files", "ranks", "batch", "layers"),
+    ("config", "structure", "files", "checkpoint_files", "extras", "ranks", "batch", "layers"),
     ("losses", "data", "presets", "fast"),
     ("model",),
     ("checkpoint",),

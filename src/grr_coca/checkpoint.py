@@ -14,13 +14,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from grr_coca.checkpoint_files import find_checkpoint, read_json
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import Tokenizer
@@ -28,8 +28,6 @@ from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, verify_folder, whole_folder
 from grr_coca.model import CoCa, build
 from grr_coca.structure import from_dict, to_dict
-
-FILES = ("model.safetensors", "config.json", "tokenizer.json", "preprocess.json")
 
 
 @dataclass(frozen=True)
@@ -128,37 +126,6 @@ def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Che
         preprocess=from_dict(Preprocess, read_json(folder / "preprocess.json"), str(folder / "preprocess.json")),
         step=header.step,
     )
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The folder itself if it is a checkpoint, or the newest of `path/checkpoints/`.
-
-    Raises:
-        UserError: neither is there; says what is missing.
-    """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; a checkpoint is a folder that holds {', '.join(FILES)}")
-    steps = sorted((path / "checkpoints").glob("step-*"))
-    folder = steps[-1] if steps else path
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{folder}: not a checkpoint: {', '.join(missing)} missing")
-    return folder
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file of one JSON object.
-
-    Raises:
-        UserError: it is missing, or holds anything else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file that can be read ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values, found {content!r}")
-    return content
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

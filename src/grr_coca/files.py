@@ -14,6 +14,22 @@ from grr_coca.errors import UserError
 MANIFEST = "manifest.json"
 
 
+def read_whole(path: str | Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        UserError: it is not there, or not a file that can be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:  # a null byte in a path
+        raise UserError(f"{path!r}: not a path ({error})") from error
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """`fill_whole` with bytes."""
     fill_whole(path, lambda file: file.write(content))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grr_coca.cli import image_work
+from grr_coca.cli.using import image_work
 from grr_coca.inference import ImageTextModel, load
 from support import encode_image, real_pairs, snapshot, write_tar
 

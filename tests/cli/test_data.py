@@ -6,7 +6,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from grr_coca.data import convert as convert_module
+from grr_coca.data.corpus import convert as convert_module
 from grr_coca.data.corpus.convert import Plan, convert
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.open import open_source

@@ -116,12 +116,6 @@ def test_what_cannot_be_meant_is_refused(refused, run, tmp_path, monkeypatch, ar
     assert told in refused("embed", "-c", run.folder, *arguments)
 
 
-def test_parquet_without_its_package_says_how_to_install_it(refused, run, image_files, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    message = refused("embed", *image_files, "-c", run.folder, "--out", "v.parquet")
-    assert "pip install 'grr-coca[parquet]'" in message
-
-
 def test_more_keys_than_safetensors_holds_are_refused(refused, run, image_files, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca.cli.output.vectors.MAX_HEADER", 100)
     message = refused("embed", *image_files, "-c", run.folder, "--out", tmp_path / "v.safetensors")

@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 from dataclasses import fields
+from types import ModuleType
 
 import pytest
 
@@ -72,6 +73,10 @@ FLAGS = {
 """Each verb's flags with their defaults; `...` where there is none."""
 
 
+def verb_module(verb: str) -> ModuleType:
+    return importlib.import_module(f"grr_coca.cli.{VERBS[verb].module}")
+
+
 def plain(default: object) -> object:
     if default is inspect.Parameter.empty:
         return ...
@@ -84,7 +89,7 @@ def test_the_verbs_are_these():
 
 @pytest.mark.parametrize("verb", sorted(FLAGS))
 def test_the_flags_of_a_verb_are_these(verb):
-    signature = inspect.signature(importlib.import_module(f"grr_coca.cli.{verb}").run)
+    signature = inspect.signature(verb_module(verb).run)
     assert {name: plain(parameter.default) for name, parameter in signature.parameters.items()} == FLAGS[verb]
 
 
@@ -111,8 +116,8 @@ def test_the_flags_of_a_data_action_are_these_and_explained(grr_coca, action):
 def test_every_flag_is_explained_in_the_help(grr_coca, verb):
     said = grr_coca(verb, "--help")
     assert said.code == 0
-    assert VERBS[verb] in " ".join(said.out.replace("│", " ").split())
-    described = importlib.import_module(f"grr_coca.cli.{verb}").run.__doc__.partition("Args:")[2]
+    assert VERBS[verb].summary in " ".join(said.out.replace("│", " ").split())
+    described = verb_module(verb).run.__doc__.partition("Args:")[2]
     shown = " ".join(said.out.replace("│", " ").split())
     for flag in FLAGS[verb]:
         explanation = described.partition(f"{flag}:")[2].partition("\n")[0]
@@ -130,7 +135,7 @@ def test_every_option_of_generation_is_a_flag_of_captioning(grr_coca):
 def test_help_lists_every_verb(grr_coca, arguments):
     said = grr_coca(*arguments)
     assert said.code == 0
-    for verb, summary in VERBS.items():
+    for verb, (_, summary) in VERBS.items():
         assert f"{verb} " in said.out
         assert summary in said.out
 
@@ -188,9 +193,3 @@ def test_the_installed_command_answers_in_one_line_without_a_traceback(tmp_path)
     assert done.stderr == "error: nowhere.yaml: no such recipe\n"
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
-
-
-def test_help_is_quick_because_nothing_heavy_is_imported():
-    code = "import sys, grr_coca.cli as cli; cli.main(['--help']); print({'torch', 'tyro'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "set()"

@@ -126,7 +126,7 @@ def test_a_shard_without_images_is_an_image_that_fails(tmp_path, members):
 
 @pytest.mark.parametrize("name", ["pairs.csv", "coco.json#val", "pairs.parquet", "pairs.jsonl"])
 def test_tables_are_read_as_training_data_are(tmp_path, monkeypatch, name):
-    from grr_coca.cli import image_files
+    from grr_coca.cli.using import image_files
     from grr_coca.data.sources.shards.source import TarShards
 
     asked = []

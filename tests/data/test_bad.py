@@ -12,12 +12,13 @@ import torch
 
 from grr_coca.batch import Replacement
 from grr_coca.data.augmentation import Augmentation
-from grr_coca.data.bad import BadSample, Cause, ReplacementLog
+from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.captions import clean_caption
 from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import EvaluationOrder, SampleRef, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.replacements import ReplacementLog
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import Subset
 from grr_coca.data.sources.views import Chain, caption_texts, every_caption, sound_pairs

@@ -1,6 +1,6 @@
 """Probes find what is there, and nothing where nothing is."""
 
-import builtins
+import sys
 
 import numpy as np
 import pytest
@@ -64,14 +64,7 @@ def test_too_few_training_images_are_refused():
 
 
 def test_without_scikit_learn_the_way_to_get_it_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def fail(name, *arguments, **options):
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", fail)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match=r"pip install 'grr-coca\[probe\]'"):
         linear_probe(np.ones((9, 2)), np.arange(9) % 2, np.ones((2, 2)))
 

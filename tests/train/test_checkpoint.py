@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import grr_coca
-from grr_coca.checkpoint import FILES, from_pretrained, save_checkpoint
+from grr_coca.checkpoint import from_pretrained, save_checkpoint
+from grr_coca.checkpoint_files import FILES
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST
 from support import differing, disk_of, finished_run, real_pairs, snapshot, weights

@@ -11,7 +11,8 @@ from typing import get_args
 
 import pytest
 
-from grr_coca.checkpoint import FILES, find_checkpoint, from_pretrained
+from grr_coca.checkpoint import from_pretrained
+from grr_coca.checkpoint_files import FILES, find_checkpoint
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, verify_folder, whole_folder
 from grr_coca.train.recipe import CheckpointRecipe, Score

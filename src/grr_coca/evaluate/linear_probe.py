@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 6, 11))
 """Inverse regularization strengths to choose from."""
@@ -55,8 +56,7 @@ def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np
 
 
 def _logistic_regression() -> Any:
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise UserError("a linear probe needs scikit-learn: pip install 'grr-coca[probe]'") from error
+    require_extra("probe", "a linear probe")
+    from sklearn.linear_model import LogisticRegression
+
     return LogisticRegression

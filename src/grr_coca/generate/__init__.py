@@ -1,14 +1,19 @@
 """Captioning: greedy decoding, sampling and beam search, with keys and values cached."""
 
-from grr_coca.generate.captions import (
-    Caption,
-    Generated,
-    caption_encoded,
-    caption_images,
-    generate,
-    warn_if_repeated,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from grr_coca.generate.options import GenerationOptions
+
+if TYPE_CHECKING:
+    from grr_coca.generate.captions import (
+        Caption,
+        Generated,
+        caption_encoded,
+        caption_images,
+        generate,
+        warn_if_repeated,
+    )
 
 __all__ = [
     "Caption",
@@ -19,3 +24,10 @@ __all__ = [
     "generate",
     "warn_if_repeated",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """A name of `__all__`, imported when it is first asked for: torch comes with all but the options."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.captions"), name)

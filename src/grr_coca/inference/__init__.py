@@ -1,6 +1,17 @@
 """The Python face: a checkpoint that captions, embeds, classifies and compares images as people have them."""
 
-from grr_coca.inference.images import ImageInput, ImagesInput
-from grr_coca.inference.model import Description, ImageTextModel, LabelProbability, load
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grr_coca.inference.images import ImageInput, ImagesInput
+    from grr_coca.inference.model import Description, ImageTextModel, LabelProbability, load
 
 __all__ = ["Description", "ImageInput", "ImageTextModel", "ImagesInput", "LabelProbability", "load"]
+
+
+def __getattr__(name: str) -> object:
+    """A name of `__all__`, imported when it is first asked for: torch comes with it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.model"), name)

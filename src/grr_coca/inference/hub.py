@@ -3,11 +3,21 @@
 import re
 from pathlib import Path
 
-from grr_coca.checkpoint import FILES
+from grr_coca.checkpoint_files import FILES, find_checkpoint
 from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 """`owner/name`."""
+
+
+def locate_checkpoint(path_or_hub_id: str | Path) -> Path:
+    """The folder with the files of a checkpoint, see `local_folder` and `find_checkpoint`. Nothing is loaded.
+
+    Raises:
+        UserError: there is none.
+    """
+    return find_checkpoint(local_folder(path_or_hub_id))
 
 
 def local_folder(path_or_hub_id: str | Path) -> Path:
@@ -25,13 +35,10 @@ def local_folder(path_or_hub_id: str | Path) -> Path:
 
 
 def _fetch(hub_id: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    except ImportError as error:
-        raise UserError(
-            f"{hub_id}: no such folder; to fetch it from the Hugging Face hub, pip install 'grr-coca[hub]'"
-        ) from error
+    require_extra("hub", f"{hub_id}: no such folder, and fetching it from the Hugging Face hub")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(FILES)))
     except HFValidationError as error:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grr_coca.data.images import decode_image, upright_rgb
 from grr_coca.errors import UserError
+from grr_coca.files import read_whole
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 """One image: a path, a Pillow image, an array H W or H W C, a tensor H W or C H W; uint8, or floating point 0 … 1."""
@@ -31,22 +32,6 @@ def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
     return list(images), False
 
 
-def read_file(path: str | Path) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        UserError: it is not there, or not a file that can be read.
-    """
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:  # a null byte in a path
-        raise UserError(f"{path!r}: not a path ({error})") from error
-
-
 def open_image(image: ImageInput, name: str) -> Image.Image:
     """An RGB image of any of the forms that an image comes in.
 
@@ -58,7 +43,7 @@ def open_image(image: ImageInput, name: str) -> Image.Image:
         UserError: a file is missing or broken, or an array is of another shape, type or range.
     """
     if isinstance(image, str | Path):
-        return decode_image(read_file(image), str(image))
+        return decode_image(read_whole(image), str(image))
     if isinstance(image, Image.Image):
         return _from_pillow(image, name)
     if isinstance(image, np.ndarray):

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import yaml
-
 from grr_coca.config import CoCaConfig, Contrastive, QKNorm
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.errors import UserError
@@ -320,6 +318,8 @@ def load_recipe(path: Path) -> Recipe:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, defaults included."""
+    import yaml  # late, here and below: it comes with the extra [train], and settings alone do without it
+
     write_whole(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True).encode())
 
 
@@ -329,6 +329,8 @@ def read_yaml(path: Path) -> object:
     Raises:
         UserError: no such file, or not YAML; names the file, and those beside it.
     """
+    import yaml
+
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

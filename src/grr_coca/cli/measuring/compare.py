@@ -1,13 +1,15 @@
 """`grr-coca compare`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.cli.measuring.splits import load, measure_paths
-from grr_coca.evaluate.checkpoint import Measured
-from grr_coca.study.table import average_row, format_table, row
+from grr_coca.checkpoint_files import find_checkpoint
+from grr_coca.cli.measuring.splits import require_paths
+
+if TYPE_CHECKING:
+    from grr_coca.evaluate.checkpoint import Measured
 
 DIFFERENCES = {
     "contrastive loss": "contrastive_loss",
@@ -31,7 +33,13 @@ def run(
         data: splits to evaluate on: .tar shards, patterns, or folders.
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
     """
-    models = (load(checkpoint), load(baseline))
+    require_paths(data)
+    folders = (find_checkpoint(checkpoint), find_checkpoint(baseline))
+
+    from grr_coca.cli.measuring.losses import load, measure_paths  # late: torch comes with it
+    from grr_coca.study.table import average_row, format_table, row
+
+    models = (load(folders[0]), load(folders[1]))
     first, second = (measure_paths(model, data, batch_size) for model in models)
     rows = [row(path, first[path].evaluation, second[path].evaluation) for path in first]
     if len(rows) > 1:
@@ -43,6 +51,6 @@ def run(
         print(f"{path}: {_differences(first[path], second[path])}")
 
 
-def _differences(first: Measured, second: Measured) -> str:
+def _differences(first: "Measured", second: "Measured") -> str:
     found = {title: first.measures[key].difference(second.measures[key]) for title, key in DIFFERENCES.items()}
     return "; ".join(f"{title} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" for title, d in found.items())

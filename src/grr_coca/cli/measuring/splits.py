@@ -1,38 +1,38 @@
-"""What the evaluating verbs share."""
+"""What the evaluating verbs ask for. It needs no torch, so that what is wrong is said at once."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import torch
-
-from grr_coca.checkpoint import Checkpoint, from_pretrained
-from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.open import require_there
 from grr_coca.errors import UserError
-from grr_coca.evaluate.checkpoint import Measured, measure_checkpoint
-from grr_coca.train.recipe import LossRecipe
+
+Task = Literal["loss", "retrieval", "captioning", "zeroshot", "probe"]
 
 
-def load(path: Path) -> Checkpoint:
-    """A checkpoint on the best device that is here."""
-    return from_pretrained(path, "cuda" if torch.cuda.is_available() else "cpu")
+@dataclass(frozen=True)
+class TaskOptions:
+    """The options of all tasks but `loss`.
+
+    `folds` belongs to retrieval; `out`, a file for the captions, to captioning; `classes` (None: those that occur) and
+    `templates` to zeroshot; `train`, the images that are trained on, to probe.
+    """
+
+    batch_size: int
+    folds: int
+    out: Path | None
+    classes: tuple[str, ...] | None
+    templates: tuple[str, ...]
+    train: str | None
 
 
 def require_paths(paths: tuple[str, ...]) -> None:
-    """Make sure that there is something to evaluate on.
+    """Make sure that there is something to evaluate on, before anything is loaded.
 
     Raises:
-        UserError: there is not.
+        UserError: no path is given, or nothing is there.
     """
     if not paths:
         raise UserError("nothing to evaluate on; give --data PATH [PATH …], .tar shards or a folder")
-
-
-def measure_paths(checkpoint: Checkpoint, paths: tuple[str, ...], batch_size: int) -> dict[str, Measured]:
-    """Losses and retrieval on each path, under the paper's loss weights; the path is the name."""
-    require_paths(paths)
-    weights = LossRecipe()
-    return {
-        path: measure_checkpoint(
-            checkpoint, open_source(path), batch_size, weights.contrastive_weight, weights.captioning_weight
-        )
-        for path in paths
-    }
+    for path in paths:
+        require_there(path)

@@ -3,14 +3,16 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from grr_coca.cli.output.caption_rows import CaptionRow, RowFile
 from grr_coca.cli.output.say import say, to_json
 from grr_coca.cli.output.writing import write_whole
 from grr_coca.cli.using.image_files import ImageFile
 from grr_coca.errors import UserError
-from grr_coca.generate import Caption
+
+if TYPE_CHECKING:
+    from grr_coca.generate import Caption
 
 
 class CaptionOutput(Protocol):
@@ -21,7 +23,7 @@ class CaptionOutput(Protocol):
         """Names of the images that have captions already."""
         ...
 
-    def write(self, image: ImageFile, captions: Sequence[Caption]) -> None:
+    def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:
         """Keep the captions of an image."""
         ...
 
@@ -65,7 +67,7 @@ class Lines(_NothingToClose):
     def __init__(self, json: bool) -> None:
         self._json = json
 
-    def write(self, image: ImageFile, captions: Sequence[Caption]) -> None:
+    def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:
         """Print the captions of an image."""
         for row in _rows(image, captions):
             say(to_json(row._asdict()) if self._json else f"{row.image}\t{row.caption}")
@@ -78,7 +80,7 @@ class RowOutput:
         self._file = RowFile(path, num_captions)
         self.done = self._file.done
 
-    def write(self, image: ImageFile, captions: Sequence[Caption]) -> None:
+    def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:
         """Append the captions of an image."""
         self._file.append(_rows(image, captions))
 
@@ -111,13 +113,13 @@ class Sidecars(_NothingToClose):
             if text.exists():
                 self.done.add(image.name)
 
-    def write(self, image: ImageFile, captions: Sequence[Caption]) -> None:
+    def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:
         """Write the captions of an image beside it."""
         assert image.path is not None
         text = "".join(f"{row.caption}\n" for row in _rows(image, captions))
         write_whole(image.path.with_suffix(".txt"), lambda file: file.write(text.encode()))
 
 
-def _rows(image: ImageFile, captions: Sequence[Caption]) -> list[CaptionRow]:
+def _rows(image: ImageFile, captions: "Sequence[Caption]") -> list[CaptionRow]:
     # A caption stays on its line, whatever the model writes.
     return [CaptionRow(image.name, " ".join(c.text.split()), round(sum(c.log_probs), 4)) for c in captions]

@@ -3,18 +3,19 @@
 Shapes: N rows, E embedding width.
 """
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.torch import save
-from torch import Tensor
 
 from grr_coca.cli.output.writing import require_suffix, write_whole
 from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = (".safetensors", ".npy", ".parquet")
 MAX_HEADER = 100_000_000
@@ -27,13 +28,13 @@ def check_format(path: Path) -> None:
     Raises:
         UserError: the suffix says no format, or a package is missing for it.
     """
-    if require_suffix(path, SUFFIXES) == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UserError(f"{path}: writing Parquet needs pyarrow; pip install 'grr-coca[parquet]', or use .npy")
+    if require_suffix(path, SUFFIXES) == ".parquet":
+        require_extra("parquet", f"{path}: writing Parquet")
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give the name of a file")
 
 
-def write_vectors(path: Path, keys: Sequence[str], vectors: Tensor) -> None:
+def write_vectors(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
     """Write N vectors of width E in 32-bit floating point, with the key of each.
 
     | suffix | vectors | keys |
@@ -57,7 +58,9 @@ def write_vectors(path: Path, keys: Sequence[str], vectors: Tensor) -> None:
         _write_parquet(path, keys, vectors)
 
 
-def _write_safetensors(path: Path, keys: Sequence[str], vectors: Tensor) -> None:
+def _write_safetensors(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
+    from safetensors.torch import save
+
     metadata = json.dumps(list(keys))  # ASCII: a file name that is not UTF-8 is escaped
     if len(metadata) > MAX_HEADER // 2:
         raise UserError(f"{path}: {len(keys)} keys are more than a safetensors file holds; use .parquet or .npy")
@@ -65,7 +68,7 @@ def _write_safetensors(path: Path, keys: Sequence[str], vectors: Tensor) -> None
     write_whole(path, lambda file: file.write(content))
 
 
-def _write_parquet(path: Path, keys: Sequence[str], vectors: Tensor) -> None:
+def _write_parquet(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
     import pyarrow
     import pyarrow.parquet
 

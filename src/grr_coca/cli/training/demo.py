@@ -7,18 +7,18 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import tyro
 
 from grr_coca.cli.output.progress import bars
 from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
 from grr_coca.files import write_whole
-from grr_coca.study.plan import Plan, load_plan, stages, with_precision
-from grr_coca.study.processes import device, run_arms
-from grr_coca.study.report import comparison_rows, write_report
-from grr_coca.study.table import format_table
+from grr_coca.train.recipe import read_yaml
+
+if TYPE_CHECKING:
+    from grr_coca.study.plan import Plan
 
 
 def run(
@@ -31,6 +31,15 @@ def run(
         plan: YAML file that names presets and recipes.
         out: folder for runs, table and report; an earlier demo in it is replaced.
     """
+    require_extra("train", "training")
+    require_extra("report", "the report")
+    read_yaml(plan)  # a name that is wrong is told at once
+
+    from grr_coca.study.plan import load_plan, stages, with_precision  # late: torch comes with it
+    from grr_coca.study.processes import device, run_arms
+    from grr_coca.study.report import comparison_rows, write_report
+    from grr_coca.study.table import format_table
+
     resolved = with_precision(load_plan(plan), device())
     _clear(out, resolved)
     total = sum(recipe.schedule.steps for recipe in stages(resolved).values())
@@ -45,7 +54,7 @@ def run(
     print(f"\n{table}\n\n{_closing_words(resolved, out)}")
 
 
-def _clear(out: Path, plan: Plan) -> None:
+def _clear(out: Path, plan: "Plan") -> None:
     known = {*plan.presets, "table.txt", "results.json", "report.html"}
     strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known) if out.is_dir() else []
     if strange:
@@ -55,11 +64,13 @@ def _clear(out: Path, plan: Plan) -> None:
 
 
 def _machine() -> str:
+    import torch
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     return f"{platform.machine()}, {device}, torch {torch.__version__}, Python {platform.python_version()}."
 
 
-def _closing_words(plan: Plan, out: Path) -> str:
+def _closing_words(plan: "Plan", out: Path) -> str:
     program, recipe = sys.argv[0], os.path.relpath(plan.pretrain)
     checkpoint = out / plan.presets[0] / Path(plan.pretrain).stem
     return "\n".join(

@@ -5,11 +5,9 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.checkpoint import from_pretrained
-from grr_coca.cli.training.shared import default_out, run_training, with_options
+from grr_coca.checkpoint_files import find_checkpoint
+from grr_coca.cli.training.shared import default_out, read_recipe
 from grr_coca.errors import UserError
-from grr_coca.train.recipe import load_recipe
-from grr_coca.train.run.setup import check_start
 
 
 def run(
@@ -32,10 +30,16 @@ def run(
         resume: go on with the run in --out, if there is one: after a stop, or whenever a scheduler starts it again.
         dry_run: do one batch, then tell memory, steps and time to expect.
     """
-    resolved = with_options(load_recipe(recipe), data, seed)
+    resolved = read_recipe(recipe, data, seed)
     if checkpoint is None:
         # A silent fresh start is how models end up with one caption for every image.
         raise UserError("fine-tuning starts from a checkpoint: give --checkpoint FOLDER, or use `grr-coca pretrain`")
-    start = from_pretrained(checkpoint)
+    folder = find_checkpoint(checkpoint)
+
+    from grr_coca.checkpoint import from_pretrained  # late: torch comes with it
+    from grr_coca.cli.training.work import run_training
+    from grr_coca.train.run.setup import check_start
+
+    start = from_pretrained(folder)
     check_start(start, resolved)
     run_training(resolved, lambda _: start, out or default_out(recipe, start.preset), resume, dry_run)

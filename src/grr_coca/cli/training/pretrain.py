@@ -7,11 +7,9 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.cli.training.shared import default_out, run_training, with_options
+from grr_coca.cli.training.shared import default_out, read_recipe
 from grr_coca.errors import UserError
 from grr_coca.presets import get_preset
-from grr_coca.train.recipe import load_recipe
-from grr_coca.train.run.setup import new_checkpoint
 
 
 def run(
@@ -34,13 +32,17 @@ def run(
         resume: go on with the run in --out, if there is one: after a stop, or whenever a scheduler starts it again.
         dry_run: do one batch, then tell memory, steps and time to expect.
     """
-    resolved = load_recipe(recipe)
-    if resolved.model is None:
+    resolved = read_recipe(recipe, data, seed)
+    model = resolved.model
+    if model is None:
         raise UserError(f"{recipe}: has no key 'model'; it is a recipe for fine-tuning, see `grr-coca finetune`")
     if preset is not None:
-        get_preset(preset, resolved.model.size)
-        resolved = replace(resolved, model=replace(resolved.model, preset=preset))
-    resolved = with_options(resolved, data, seed)
-    assert resolved.model is not None
-    out = out or default_out(recipe, resolved.model.preset)
+        model = replace(model, preset=preset)
+    get_preset(model.preset, model.size)
+    resolved = replace(resolved, model=model)
+
+    from grr_coca.cli.training.work import run_training  # late: torch comes with it
+    from grr_coca.train.run.setup import new_checkpoint
+
+    out = out or default_out(recipe, model.preset)
     run_training(resolved, partial(new_checkpoint, resolved), out, resume, dry_run)

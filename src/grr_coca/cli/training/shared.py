@@ -1,70 +1,29 @@
-"""What the two training verbs share."""
+"""What the two training verbs check and resolve. It needs no torch, so that what is wrong is said at once."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from grr_coca.checkpoint import Checkpoint, from_pretrained
-from grr_coca.cli.output.progress import bars
-from grr_coca.errors import UserError
-from grr_coca.ranks import Ranks
-from grr_coca.train.recipe import Recipe
-from grr_coca.train.run.dry_run import dry_run as expect
-from grr_coca.train.run.launch import launched
-from grr_coca.train.run.loop import train
-from grr_coca.train.survival.resume import resume_point
+from grr_coca.data.sources.open import require_there
+from grr_coca.extras import require_extra
+from grr_coca.train.recipe import Recipe, load_recipe
 
 
-def with_options(recipe: Recipe, data: str | None, seed: int | None) -> Recipe:
-    """The recipe with what the command line says instead. Other pairs come with a validation split of their own."""
+def read_recipe(path: Path, data: str | None, seed: int | None) -> Recipe:
+    """The recipe with what the command line says instead. Other pairs come with a validation split of their own.
+
+    Raises:
+        UserError: the recipe cannot be read, its pairs are not there, or a package for training is missing.
+    """
+    require_extra("train", "training")
+    recipe = load_recipe(path)
     if data is not None:
         recipe = replace(recipe, data=replace(recipe.data, train=str(Path(data).absolute()), val=None, test={}))
+    for split in (recipe.data.train, recipe.data.val):
+        if split is not None:
+            require_there(split)
     return recipe if seed is None else replace(recipe, seed=seed)
 
 
 def default_out(recipe: Path, preset: str) -> Path:
     """The run folder when none is given."""
     return Path("runs") / f"{recipe.stem}-{preset}"
-
-
-def run_training(
-    recipe: Recipe, make_start: Callable[[Ranks], Checkpoint], out: Path, resume: bool, dry_run: bool
-) -> None:
-    """Train with a progress bar, or tell what training would take.
-
-    Args:
-        recipe: the run.
-        make_start: the model that a run begins with, where none has begun.
-        out: the run folder.
-        resume: go on with the run in `out`, if there is one.
-        dry_run: only tell.
-    """
-    with launched() as ranks:
-        if dry_run:
-            told = expect(recipe, make_start(ranks), ranks)
-            if ranks.is_first:
-                print(told)
-            return
-        point = ranks.on_first(lambda: _point_to_go_on_from(out, recipe, resume))
-        start = make_start(ranks) if point is None else from_pretrained(point)
-        if not ranks.is_first:
-            train(recipe, start, out, ranks.device, lambda *_: None, point)
-            return
-        with bars({start.preset: recipe.schedule.steps}) as shown:
-
-            def on_step(done: int, metrics: dict[str, float]) -> None:
-                losses = ", ".join(
-                    f"{name} {metrics[name]:.3f}" for name in ("contrastive", "captioning") if name in metrics
-                )
-                shown.update(start.preset, done, losses)
-
-            train(recipe, start, out, ranks.device, on_step, point)
-        print(f"checkpoint, log and recipe are in {out}")
-
-
-def _point_to_go_on_from(out: Path, recipe: Recipe, resume: bool) -> Path | None:
-    if resume:
-        return resume_point(out, recipe)
-    if (out / "checkpoints").exists():
-        raise UserError(f"{out}: holds a run already; go on with it by --resume, or give another --out")
-    return None

@@ -10,8 +10,9 @@ import tyro
 import grr_coca
 from grr_coca.cli.output.caption_outputs import open_output
 from grr_coca.cli.using.image_files import ImageFile, find_images
-from grr_coca.cli.using.image_work import shows_progress, work_through
-from grr_coca.generate import GenerationOptions, warn_if_repeated
+from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
+from grr_coca.generate.options import GenerationOptions
+from grr_coca.inference.hub import locate_checkpoint
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,17 @@ def run(
     """
     options = decoding.checked()
     found = find_images(images)
+    folder = locate_checkpoint(checkpoint)
+    code = report_if_none_exists(found)
+    if code is not None:
+        return code
     with open_output(out, sidecar, json, found, options.num_captions) as output:
         wanted = [image for image in found if image.name not in output.done]
         if len(wanted) < len(found):
             print(f"{len(found) - len(wanted)} of {len(found)} images have captions already", file=sys.stderr)
         if not wanted:
             return 0
-        model = grr_coca.load(checkpoint)
+        model = grr_coca.load(folder)
         best: list[str] = []
 
         def caption(files: list[ImageFile], pictures: list) -> None:
@@ -76,5 +81,7 @@ def run(
         code = work_through(
             wanted, model.checkpoint.preprocess, batch_size, "captions", caption, shows_progress(prints)
         )
+    from grr_coca.generate import warn_if_repeated  # late, as `load` is: torch comes with it
+
     warn_if_repeated(best)
     return code if len(wanted) == len(found) else 0

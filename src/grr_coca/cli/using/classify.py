@@ -8,9 +8,10 @@ import tyro
 import grr_coca
 from grr_coca.cli.output.say import say, to_json
 from grr_coca.cli.using.image_files import ImageFile, find_images
-from grr_coca.cli.using.image_work import shows_progress, work_through
+from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
 from grr_coca.cli.using.text_lines import read_lines
 from grr_coca.errors import UserError
+from grr_coca.inference.hub import locate_checkpoint
 from grr_coca.inference.labels import LABEL_ALONE, check_labels
 
 
@@ -40,7 +41,11 @@ def run(
         raise UserError(f"--top {top}: give 1 or more")
     names = _labels(labels)
     found = find_images(images)
-    model = grr_coca.load(checkpoint)
+    folder = locate_checkpoint(checkpoint)
+    code = report_if_none_exists(found)
+    if code is not None:
+        return code
+    model = grr_coca.load(folder)
     classifier = model.embed_labels(names, templates)
 
     def classify(files: list[ImageFile], pictures: list) -> None:

@@ -1,20 +1,21 @@
 """`grr-coca embed`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import tyro
-from torch import Tensor
 
 import grr_coca
 from grr_coca.cli.output.progress import bars
 from grr_coca.cli.output.vectors import check_format, write_vectors
 from grr_coca.cli.using.image_files import ImageFile, find_images
-from grr_coca.cli.using.image_work import shows_progress, work_through
+from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
 from grr_coca.cli.using.text_lines import read_lines
 from grr_coca.errors import UserError
-from grr_coca.inference import ImageTextModel
+from grr_coca.inference.hub import locate_checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def run(
@@ -39,16 +40,23 @@ def run(
         raise UserError("give either images or --texts FILE" + (", not both" if texts else " to embed"))
     check_format(out)
     if texts is None:
-        keys, vectors, code = _embed_images(find_images(images), checkpoint, batch_size)
+        found = find_images(images)
+        folder = locate_checkpoint(checkpoint)
+        code = report_if_none_exists(found)
+        if code is not None:
+            return code
+        keys, vectors, code = _embed_images(found, folder, batch_size)
     else:
-        keys, vectors, code = *_embed_texts(read_lines(texts), checkpoint, batch_size), 0
+        keys, vectors, code = *_embed_texts(read_lines(texts), locate_checkpoint(checkpoint), batch_size), 0
     if keys:
         write_vectors(out, keys, vectors)
         print(f"{len(vectors)} embeddings of {vectors.shape[1]} numbers are in {out}")
     return code
 
 
-def _embed_images(found: list[ImageFile], checkpoint: str, batch_size: int) -> tuple[list[str], Tensor, int]:
+def _embed_images(found: list[ImageFile], checkpoint: Path, batch_size: int) -> "tuple[list[str], Tensor, int]":
+    import torch  # late: the command line answers without it where it can
+
     model = grr_coca.load(checkpoint)
     keys: list[str] = []
     rows: list[Tensor] = []
@@ -61,8 +69,8 @@ def _embed_images(found: list[ImageFile], checkpoint: str, batch_size: int) -> t
     return keys, torch.cat(rows) if rows else torch.empty(0, 0), code
 
 
-def _embed_texts(lines: list[str], checkpoint: str, batch_size: int) -> tuple[list[str], Tensor]:
-    model: ImageTextModel = grr_coca.load(checkpoint)
+def _embed_texts(lines: list[str], checkpoint: Path, batch_size: int) -> "tuple[list[str], Tensor]":
+    model = grr_coca.load(checkpoint)
     with bars({"embedded": len(lines)}) as shown:
         vectors = model.embed_texts(
             lines, batch_size=batch_size, on_progress=lambda done, _: shown.update("embedded", done, "")

@@ -8,8 +8,9 @@ import tyro
 import grr_coca
 from grr_coca.cli.output.writing import require_suffix, write_whole
 from grr_coca.data.images import decode_image
-from grr_coca.explain import caption_maps, caption_picture, text_map, text_picture
-from grr_coca.inference.images import read_file
+from grr_coca.extras import require_extra
+from grr_coca.files import read_whole
+from grr_coca.inference.hub import locate_checkpoint
 
 
 def run(
@@ -28,8 +29,13 @@ def run(
     """
     out = out or Path(f"{image.stem}-explained.png")
     require_suffix(out, (".png",))
-    picture = decode_image(read_file(image), str(image))
-    model = grr_coca.load(checkpoint)
+    require_extra("report", "drawing heat maps")
+    picture = decode_image(read_whole(image), str(image))
+    folder = locate_checkpoint(checkpoint)
+
+    from grr_coca.explain import caption_maps, caption_picture, text_map, text_picture  # late: torch comes with it
+
+    model = grr_coca.load(folder)
     pixels = model.checkpoint.preprocess(picture)
     if text is None:
         (described,) = model.describe_many([picture])

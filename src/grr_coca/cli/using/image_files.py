@@ -11,7 +11,7 @@ from grr_coca.data.images import IMAGE_SUFFIXES
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.errors import UserError
-from grr_coca.inference.images import read_file
+from grr_coca.files import read_whole
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token"})
 """Files that list images, and are read as training data are."""
@@ -82,7 +82,7 @@ def _is_wanted(file: Path) -> bool:
 def _open(path: Path) -> list[ImageFile]:
     if path.suffix.lower() == ".tar" and path.is_file():
         return list(_of_tar(path))
-    return [ImageFile(str(path), partial(read_file, path), path)]
+    return [ImageFile(str(path), partial(read_whole, path), path)]
 
 
 def _of_tar(path: Path) -> Iterator[ImageFile]:

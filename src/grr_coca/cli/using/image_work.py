@@ -5,14 +5,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from grr_coca.cli.output.progress import bars
 from grr_coca.cli.using.image_files import ImageFile
 from grr_coca.data.images import decode_image
-from grr_coca.data.preprocess import Preprocess
 from grr_coca.errors import UserError
+
+if TYPE_CHECKING:
+    from grr_coca.data.preprocess import Preprocess
 
 Decoded = tuple[ImageFile, Image.Image | UserError]
 Work = Callable[[list[ImageFile], list[Image.Image]], None]
@@ -20,7 +23,7 @@ Work = Callable[[list[ImageFile], list[Image.Image]], None]
 
 
 def work_through(
-    files: Sequence[ImageFile], preprocess: Preprocess, batch_size: int, label: str, work: Work, show_progress: bool
+    files: Sequence[ImageFile], preprocess: "Preprocess", batch_size: int, label: str, work: Work, show_progress: bool
 ) -> int:
     """Do the work on all images; those that cannot be read are listed on standard error at the end.
 
@@ -46,6 +49,22 @@ def work_through(
     return _report(failures, len(files))
 
 
+def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
+    """The exit code where not a single image file exists, with each of them reported; None if there is work to do.
+
+    It takes no model, so whoever mistyped a name has not to wait for one.
+    """
+    failures = []
+    for file in files:
+        if file.path is None or file.path.exists():
+            return None
+        try:
+            file.read()
+        except UserError as error:
+            failures.append(error)
+    return _report(failures, len(files))
+
+
 def shows_progress(prints: bool) -> bool:
     """Whether a bar has a place: not where results are printed to a terminal, and show the progress themselves."""
     return not (prints and sys.stdout.isatty())
@@ -60,7 +79,7 @@ def _report(failures: Sequence[UserError], total: int) -> int:
     return 1 if failures and len(failures) == total else 0
 
 
-def _decoded(files: Sequence[ImageFile], preprocess: Preprocess, batch_size: int) -> Iterator[list[Decoded]]:
+def _decoded(files: Sequence[ImageFile], preprocess: "Preprocess", batch_size: int) -> Iterator[list[Decoded]]:
     """Batches in order; the next one is decoded while one is worked on."""
     waiting: deque[list[Future[Decoded]]] = deque()
     with ThreadPoolExecutor() as pool:
@@ -73,7 +92,7 @@ def _decoded(files: Sequence[ImageFile], preprocess: Preprocess, batch_size: int
             yield [future.result() for future in waiting.popleft()]
 
 
-def _decode(file: ImageFile, preprocess: Preprocess) -> Decoded:
+def _decode(file: ImageFile, preprocess: "Preprocess") -> Decoded:
     try:
         # Cut to the model's size at once: two batches of large photographs would fill the memory.
         return file, preprocess.square(decode_image(file.read(), file.name))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from grr_coca.errors import UserError
-from grr_coca.inference.images import read_file
+from grr_coca.files import read_whole
 
 
 def read_lines(path: Path) -> list[str]:
@@ -13,7 +13,7 @@ def read_lines(path: Path) -> list[str]:
         UserError: it cannot be read, is not UTF-8, or holds no text.
     """
     try:
-        text = read_file(path).decode("utf-8-sig")
+        text = read_whole(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error})") from error
     lines = [" ".join(line.split()) for line in text.splitlines()]

@@ -1,9 +1,9 @@
 """A contact sheet: some images of a source with their captions, as a person looks at a data set."""
 
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from grr_coca.data.bad import BadSample
@@ -14,21 +14,34 @@ from grr_coca.data.sources.views import read_sound
 
 COLUMNS, ROWS = 8, 6
 IMAGE_SIDE, MARGIN, LINE_HEIGHT, MAX_LINES, LETTERS_A_LINE = 144, 8, 14, 3, 24
+FONT_SIZE = 11
 CELL = (IMAGE_SIDE + 2 * MARGIN, IMAGE_SIDE + 3 * MARGIN + MAX_LINES * LINE_HEIGHT)
+
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def contact_sheet(source: PairSource) -> Image.Image:
     """Images spread evenly over a source; a pair that is bad has its cause in the place of its image."""
     indices = list(spread(len(source), COLUMNS * ROWS))
     sheet = Image.new("RGB", (COLUMNS * CELL[0], -(-len(indices) // COLUMNS) * CELL[1]), "white")
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 11)
+    font = _font()
     for number, index in enumerate(indices):
         row, column = divmod(number, COLUMNS)
         sheet.paste(_cell(source, index, font), (column * CELL[0], row * CELL[1]))
     return sheet
 
 
-def _cell(source: PairSource, index: int, font: ImageFont.FreeTypeFont) -> Image.Image:
+def _font() -> Font:
+    """DejaVu Sans, which comes with matplotlib and knows most alphabets; without it Pillow's own, of Latin letters."""
+    if find_spec("matplotlib") is None:
+        return ImageFont.load_default(FONT_SIZE)
+    import matplotlib
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
+
+
+def _cell(source: PairSource, index: int, font: Font) -> Image.Image:
     cell = Image.new("RGB", CELL, "white")
     draw = ImageDraw.Draw(cell)
     frame = (MARGIN, MARGIN, MARGIN + IMAGE_SIDE, MARGIN + IMAGE_SIDE)

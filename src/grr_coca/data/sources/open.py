@@ -50,14 +50,28 @@ def open_source(path: str) -> PairSource:
     Raises:
         UserError: nothing is there, or nothing that can be read.
     """
-    files, split = _files(path)
-    if not files:
-        where = Path(path)
-        raise UserError(f"{path}: no such file or folder, and no file matches it as a pattern{_what_is_there(where)}")
+    files, split = _existing(path)
     if split is None and all(file.suffix == ".tar" and not file.is_dir() for file in files):
         return TarShards(files)
     sources = [_open_one(file, split) for file in files]
     return sources[0] if len(sources) == 1 else Chain(sources)
+
+
+def require_there(path: str) -> None:
+    """Make sure that `open_source` would find something to open. Nothing is read.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    _existing(path)
+
+
+def _existing(path: str) -> tuple[list[Path], str | None]:
+    files, split = _files(path)
+    if not files:
+        where = Path(path)
+        raise UserError(f"{path}: no such file or folder, and no file matches it as a pattern{_what_is_there(where)}")
+    return files, split
 
 
 def _files(path: str) -> tuple[list[Path], str | None]:

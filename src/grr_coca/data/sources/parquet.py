@@ -8,6 +8,7 @@ from grr_coca.data.sources.columns import as_captions, find_columns
 from grr_coca.data.sources.listed import ListedPairs, Row, first_paths
 from grr_coca.data.sources.located import find_images
 from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
 
 
 class ParquetRows:
@@ -37,11 +38,10 @@ def open_parquet(path: Path) -> ListedPairs:
     Raises:
         UserError: pyarrow is not installed, the file is broken, or a column is missing.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{path}: reading Parquet needs pyarrow; pip install 'grr-coca[parquet]'") from error
+    require_extra("parquet", f"{path}: reading Parquet")
+    import pyarrow
+    import pyarrow.parquet
+
     try:
         file = pyarrow.parquet.ParquetFile(path)
         image, caption = find_columns(file.schema_arrow.names, str(path))

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import TYPE_CHECKING, BinaryIO
 
 from grr_coca.errors import UserError
 from grr_coca.evaluate.captions import Captioned
+from grr_coca.extras import require_extra
 from grr_coca.train.run.progress import Progress
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 LOG_FILE = "metrics.jsonl"
 
@@ -39,7 +41,7 @@ class MetricLog:
             with self._writing():
                 self._file = (folder / LOG_FILE).open("ab")
                 self._file.truncate(min(progress.log_bytes, self._file.tell()))
-                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=progress.step + 1)
+                self._board = _open_board(folder, progress.step)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Log the metrics of a split after `step` steps."""
@@ -98,6 +100,13 @@ class MetricLog:
             yield
         except OSError as error:
             raise UserError(f"{self._folder}: the log cannot be written ({error.strerror or error})") from error
+
+
+def _open_board(folder: Path, step: int) -> "SummaryWriter":
+    require_extra("train", "the log of a run")
+    from torch.utils.tensorboard import SummaryWriter  # late: whoever uses a trained model does without it
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 
 class Pace:

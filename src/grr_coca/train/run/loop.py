@@ -13,7 +13,7 @@ import torch
 
 from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.bad import ReplacementLog
+from grr_coca.data.replacements import ReplacementLog
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.errors import Stopped, UserError
 from grr_coca.evaluate.captions import caption_split

@@ -11,7 +11,8 @@
 import json
 from pathlib import Path
 
-from grr_coca.checkpoint import Checkpoint, load_tensors, read_json, save_tensors, write_files
+from grr_coca.checkpoint import Checkpoint, load_tensors, save_tensors, write_files
+from grr_coca.checkpoint_files import read_json
 from grr_coca.structure import from_dict, to_dict
 from grr_coca.train.run.progress import Progress
 from grr_coca.train.step.trainer import Trainer

@@ -1,0 +1,40 @@
+"""Which files a checkpoint is made of, and where one lies. This needs no torch; `grr_coca.checkpoint` loads them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from grr_coca.errors import UserError
+
+FILES = ("model.safetensors", "config.json", "tokenizer.json", "preprocess.json")
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder itself if it is a checkpoint, or the newest of `path/checkpoints/`.
+
+    Raises:
+        UserError: neither is there; says what is missing.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; a checkpoint is a folder that holds {', '.join(FILES)}")
+    steps = sorted((path / "checkpoints").glob("step-*"))
+    folder = steps[-1] if steps else path
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder}: not a checkpoint: {', '.join(missing)} missing")
+    return folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file of one JSON object.
+
+    Raises:
+        UserError: it is missing, or holds anything else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file that can be read ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, found {content!r}")
+    return content

@@ -1,0 +1,51 @@
+"""What `grr-coca info` prints of models: parts, parameters, FLOPs and differences."""
+
+from collections.abc import Sequence
+
+from grr_coca.config import CoCaConfig
+from grr_coca.model import CoCa, build
+from grr_coca.structure import differences
+from grr_coca.study.anatomy import count_parameters, flops_per_pair, parts, share_that_differs
+
+
+def print_tree(preset: str, size: str, config: CoCaConfig, lengths: Sequence[int]) -> None:
+    """Print the parts of a preset, their parameters, and the FLOPs of a pair by length of its caption."""
+    model = build(config)
+    total = count_parameters(model)
+    print(f"{preset}, size {size}")
+    for part in parts(model):
+        name = "  " * len(part.path) + part.path[-1] + (f" × {part.count}" if part.count > 1 else "")
+        print(f"{name:<34}{part.kind:<20}{part.num_parameters:>13,}  {part.num_parameters / total:6.1%}")
+    print(f"{'total':<54}{total:>13,}")
+    for length in lengths:
+        print(_flops_line(config, length))
+
+
+def print_differences(names: tuple[str, str], size: str, configs: tuple[CoCaConfig, CoCaConfig]) -> None:
+    """Print what two presets differ in."""
+    models = (build(configs[0]), build(configs[1]))
+    print(f"{names[0]} against {names[1]}, size {size}\n")
+    print(f"{'part':<24}{names[0]:>20}{names[1]:>20}")
+    for name, first in models[0].named_children():
+        counts = (count_parameters(first), count_parameters(models[1].get_submodule(name)))
+        print(f"{name:<24}{counts[0]:>20,}{counts[1]:>20,}")
+    totals = [count_parameters(model) for model in models]
+    print(f"{'all parameters':<24}{totals[0]:>20,}{totals[1]:>20,}   ({totals[0] / totals[1] - 1:+.2%})")
+    flops = [flops_per_pair(config) for config in configs]
+    print(f"{'FLOPs per pair, forward':<24}{flops[0]:>20,}{flops[1]:>20,}   ({flops[0] / flops[1] - 1:+.2%})\n")
+    for key, first_value, second_value in differences(*configs):
+        print(f"{key:<44}{first_value!s:>12}{second_value!s:>12}")
+    print(f"\n{_shares(names, models)}")
+
+
+def _shares(names: tuple[str, str], models: tuple[CoCa, CoCa]) -> str:
+    shares = (share_that_differs(*models), share_that_differs(*reversed(models)))
+    return f"parameters in parts that differ: {shares[0]:.1%} of {names[0]}, {shares[1]:.1%} of {names[1]}"
+
+
+def _flops_line(config: CoCaConfig, text_length: int) -> str:
+    forward = flops_per_pair(config, text_length)
+    return (
+        f"FLOPs per pair, caption of {text_length} tokens: "
+        f"{forward / 1e9:.3f} GFLOP forward, {3 * forward / 1e9:.3f} in training"
+    )

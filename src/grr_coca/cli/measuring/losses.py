@@ -1,0 +1,26 @@
+"""Losses and retrieval of a checkpoint on several splits, for `evaluate` and `compare`."""
+
+from pathlib import Path
+
+import torch
+
+from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.data.sources.open import open_source
+from grr_coca.evaluate.checkpoint import Measured, measure_checkpoint
+from grr_coca.train.recipe import LossRecipe
+
+
+def load(folder: Path) -> Checkpoint:
+    """A checkpoint on the best device that is here."""
+    return from_pretrained(folder, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def measure_paths(checkpoint: Checkpoint, paths: tuple[str, ...], batch_size: int) -> dict[str, Measured]:
+    """Losses and retrieval on each path, under the paper's loss weights; the path is the name."""
+    weights = LossRecipe()
+    return {
+        path: measure_checkpoint(
+            checkpoint, open_source(path), batch_size, weights.contrastive_weight, weights.captioning_weight
+        )
+        for path in paths
+    }

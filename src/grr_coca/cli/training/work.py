@@ -1,0 +1,57 @@
+"""Training as the command line does it: with a bar, or only a forecast."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.cli.output.progress import bars
+from grr_coca.errors import UserError
+from grr_coca.ranks import Ranks
+from grr_coca.train.recipe import Recipe
+from grr_coca.train.run.dry_run import dry_run as expect
+from grr_coca.train.run.launch import launched
+from grr_coca.train.run.loop import train
+from grr_coca.train.survival.resume import resume_point
+
+
+def run_training(
+    recipe: Recipe, make_start: Callable[[Ranks], Checkpoint], out: Path, resume: bool, dry_run: bool
+) -> None:
+    """Train with a progress bar, or tell what training would take.
+
+    Args:
+        recipe: the run.
+        make_start: the model that a run begins with, where none has begun.
+        out: the run folder.
+        resume: go on with the run in `out`, if there is one.
+        dry_run: only tell.
+    """
+    with launched() as ranks:
+        if dry_run:
+            told = expect(recipe, make_start(ranks), ranks)
+            if ranks.is_first:
+                print(told)
+            return
+        point = ranks.on_first(lambda: _point_to_go_on_from(out, recipe, resume))
+        start = make_start(ranks) if point is None else from_pretrained(point)
+        if not ranks.is_first:
+            train(recipe, start, out, ranks.device, lambda *_: None, point)
+            return
+        with bars({start.preset: recipe.schedule.steps}) as shown:
+
+            def on_step(done: int, metrics: dict[str, float]) -> None:
+                losses = ", ".join(
+                    f"{name} {metrics[name]:.3f}" for name in ("contrastive", "captioning") if name in metrics
+                )
+                shown.update(start.preset, done, losses)
+
+            train(recipe, start, out, ranks.device, on_step, point)
+        print(f"checkpoint, log and recipe are in {out}")
+
+
+def _point_to_go_on_from(out: Path, recipe: Recipe, resume: bool) -> Path | None:
+    if resume:
+        return resume_point(out, recipe)
+    if (out / "checkpoints").exists():
+        raise UserError(f"{out}: holds a run already; go on with it by --resume, or give another --out")
+    return None

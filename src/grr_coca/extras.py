@@ -1,0 +1,35 @@
+"""Packages that only some uses need, and the commands that install them.
+
+`pip install grr-coca` brings what captions, embeds and classifies. The other packages come with an extra.
+"""
+
+from importlib.util import find_spec
+from typing import Literal
+
+from grr_coca.errors import UserError
+
+Extra = Literal["train", "report", "hub", "parquet", "probe"]
+
+PACKAGES: dict[Extra, dict[str, str]] = {
+    "train": {"tensorboard": "tensorboard", "yaml": "pyyaml"},
+    "report": {"matplotlib": "matplotlib", "jinja2": "jinja2"},
+    "hub": {"huggingface_hub": "huggingface-hub"},
+    "parquet": {"pyarrow": "pyarrow"},
+    "probe": {"sklearn": "scikit-learn"},
+}
+"""The packages of each extra: the name to import and the name to install."""
+
+
+def require_extra(extra: Extra, purpose: str) -> None:
+    """Make sure that the packages of an extra are installed. Nothing is imported.
+
+    Args:
+        extra: the name of the extra.
+        purpose: what needs it, the subject of the message, such as "training".
+
+    Raises:
+        UserError: a package is missing; names it, and the command that installs it.
+    """
+    missing = [name for module, name in PACKAGES[extra].items() if find_spec(module) is None]
+    if missing:
+        raise UserError(f"{purpose} needs {' and '.join(missing)}; pip install 'grr-coca[{extra}]'")

@@ -1,0 +1,58 @@
+"""Packages that only some uses need: each use says in one line which command brings what is missing."""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from grr_coca.extras import PACKAGES
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def names(requirements: list[str]) -> set[str]:
+    """Names of packages, without their versions."""
+    return {re.split(r"[<>=!\[;]", requirement)[0].strip() for requirement in requirements}
+
+
+@pytest.mark.parametrize("extra", sorted(PACKAGES))
+def test_an_extra_brings_the_packages_that_are_asked_for(extra):
+    assert names(PROJECT["optional-dependencies"][extra]) == set(PACKAGES[extra].values())
+
+
+def test_what_an_extra_brings_is_not_installed_without_it():
+    optional = {name for packages in PACKAGES.values() for name in packages.values()}
+    assert optional.isdisjoint(names(PROJECT["dependencies"]))
+
+
+def test_developers_get_every_extra():
+    (everything,) = (line for line in PROJECT["optional-dependencies"]["dev"] if line.startswith("grr-coca["))
+    assert PACKAGES.keys() <= set(everything.removeprefix("grr-coca[").rstrip("]").split(","))
+
+
+CALLS = [
+    ("train", "tensorboard", "pretrain {recipe}"),
+    ("train", "tensorboard", "finetune {recipe} --checkpoint {run}"),
+    ("train", "yaml", "demo"),
+    ("report", "jinja2", "demo"),
+    ("report", "matplotlib", "explain {image} -c {run}"),
+    ("hub", "huggingface_hub", "caption {image} -c someone/somewhere"),
+    ("parquet", "pyarrow", "embed {image} -c {run} --out vectors.parquet"),
+    ("parquet", "pyarrow", "data stats {table}"),
+    ("probe", "sklearn", "evaluate {run} --data {image} --task probe --train {image}"),
+]
+
+
+@pytest.mark.parametrize(("extra", "module", "call"), CALLS, ids=[call for *_, call in CALLS])
+def test_a_missing_package_is_one_line_with_the_command_that_brings_it(
+    refused, run, image_files, tmp_path, monkeypatch, extra, module, call
+):
+    table = tmp_path / "pairs.parquet"
+    table.touch()
+    places = {"recipe": run.folder / "recipe.yaml", "run": run.folder, "image": image_files[0], "table": table}
+    monkeypatch.setitem(sys.modules, module, None)
+    message = refused(*(word.format(**places) for word in call.split()))
+    assert f"needs {PACKAGES[extra][module]}; pip install 'grr-coca[{extra}]'" in message

@@ -1,0 +1,110 @@
+"""The command line answers at once: what needs no model is said without torch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from grr_coca.checkpoint_files import FILES
+from grr_coca.cli import VERBS
+
+ANSWER = """
+import contextlib, io, json, sys
+from grr_coca.cli import main
+
+def answer(arguments):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = stop.code
+    return code, said.getvalue(), "torch" in sys.modules
+
+print(json.dumps([answer(arguments) for arguments in json.loads(sys.argv[1])]))
+"""
+RECIPE = """
+data: {train: pairs.tar}
+schedule: {steps: 1, warmup_steps: 0}
+model: {preset: grr_coca, size: tiny}
+tokenizer: {kind: bpe}
+"""
+
+
+def answers(commands: list[list[str]], cwd) -> list[tuple[int, str, bool]]:
+    """Exit code, output, and whether torch has been imported by then, of commands run one after the other."""
+    command = [sys.executable, "-c", ANSWER, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=True)
+    return [tuple(row) for row in json.loads(done.stdout)]
+
+
+@pytest.fixture
+def there(tmp_path):
+    """A folder with pairs, labels, recipes and a checkpoint, of which the names alone are looked at."""
+    (tmp_path / "checkpoint").mkdir()
+    for name in (*(f"checkpoint/{name}" for name in FILES), "pairs.tar"):
+        (tmp_path / name).touch()
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "finetune.yaml").write_text(RECIPE.partition("model:")[0])
+    return tmp_path
+
+
+def test_help_of_every_verb_is_given_without_torch(tmp_path):
+    commands = [["--help"], [], *([verb, "--help"] for verb in VERBS)]
+    for arguments, (code, said, has_torch) in zip(commands, answers(commands, tmp_path), strict=True):
+        assert not has_torch, arguments
+        assert code == (0 if arguments else 2), arguments
+        assert "usage: grr-coca" in said, arguments
+
+
+def test_wrong_flags_of_every_verb_are_refused_without_torch(tmp_path):
+    commands = [["captoin"], *([verb, "--no-such-flag"] for verb in VERBS)]
+    for arguments, (code, _, has_torch) in zip(commands, answers(commands, tmp_path), strict=True):
+        assert (code, has_torch) == (2, False), arguments
+
+
+MISSING = [
+    "demo nowhere.yaml",
+    "pretrain nowhere.yaml",
+    "pretrain recipe.yaml --data nowhere",
+    "pretrain recipe.yaml --preset nowhere",
+    "finetune nowhere.yaml --checkpoint checkpoint",
+    "finetune finetune.yaml --checkpoint nowhere",
+    "evaluate nowhere --data pairs.tar",
+    "evaluate checkpoint --data nowhere",
+    "evaluate checkpoint --data pairs.tar --task zeroshot --labels nowhere",
+    "evaluate checkpoint --data pairs.tar --task zeroshot --templates nowhere",
+    "evaluate checkpoint --data pairs.tar --task probe --train nowhere",
+    "compare nowhere checkpoint --data pairs.tar",
+    "compare checkpoint nowhere --data pairs.tar",
+    "compare checkpoint checkpoint --data nowhere",
+    "caption nowhere.png -c checkpoint",
+    "caption pairs.tar -c nowhere",
+    "embed nowhere.png -c checkpoint --out a.npy",
+    "embed pairs.tar -c nowhere --out a.npy",
+    "embed --texts nowhere -c checkpoint --out a.npy",
+    "embed --texts labels.txt -c nowhere --out a.npy",
+    "classify nowhere.png -c checkpoint --labels a,b",
+    "classify pairs.tar -c nowhere --labels a,b",
+    "classify pairs.tar -c checkpoint --labels nowhere",
+    "explain nowhere.png -c checkpoint",
+    "data check nowhere",
+    "data stats nowhere",
+    "data convert nowhere out",
+    "info nowhere",
+    "info grr_coca nowhere",
+]
+
+
+def test_what_is_not_there_is_named_without_torch(there):
+    assert {line.split()[0] for line in MISSING} == VERBS.keys()
+    before = sorted(path.name for path in there.iterdir())
+    found = answers([line.split() for line in MISSING], there)
+    for line, (code, said, has_torch) in zip(MISSING, found, strict=True):
+        assert not has_torch, line
+        assert code == (1 if "nowhere.png" in line and "explain" not in line else 2), (line, said)
+        assert "nowhere" in said, line
+        assert "Traceback" not in said, line
+    assert sorted(path.name for path in there.iterdir()) == before

@@ -20,7 +20,7 @@ from grr_coca.batch import Batch
 from grr_coca.data.dataset import PairDataset
 from grr_coca.losses import CaptioningLoss
 from grr_coca.model import CoCa
-from grr_coca.train import gradients, parallel
+from grr_coca.train.step import gradients, parallel
 from grr_coca.train.step.parallel import ParallelModel
 from grr_coca.train.step.trainer import Trainer
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig, TransformerConfig
 from grr_coca.data.dataset import next_token_labels, pad_rows
+from grr_coca.losses import LossWeights
 from grr_coca.model import CoCa, build
 from grr_coca.presets import get_preset
 from grr_coca.ranks import Ranks
-from grr_coca.train.recipe import FrozenPart, LossRecipe, Parallelism
+from grr_coca.train.recipe import FrozenPart, Parallelism
 from grr_coca.train.step.blocks import checkpoint_blocks
 from grr_coca.train.step.gradients import compute_gradients
 from grr_coca.train.step.optimizer import freeze
@@ -43,7 +44,7 @@ class Case:
     """What is trained, and how."""
 
     preset: str = "grr_coca"
-    losses: LossRecipe = field(default_factory=LossRecipe)
+    losses: LossWeights = field(default_factory=LossWeights)
     contrastive: str = "softmax"
     patch_dropout: bool = False
     checkpointing: bool = False
@@ -53,12 +54,12 @@ class Case:
 CASES = {
     "grr_coca": Case(),
     "coca": Case("coca"),
-    "z-loss": Case(losses=LossRecipe(1.0, 2.0, 0.1)),
+    "z-loss": Case(losses=LossWeights(1.0, 2.0, 0.1)),
     "sigmoid": Case(contrastive="sigmoid"),
     "patch dropout": Case(patch_dropout=True),
     "checkpointed blocks": Case(checkpointing=True),
-    "captioning alone": Case(losses=LossRecipe(0.0, 2.0)),
-    "contrast alone": Case(losses=LossRecipe(1.0, 0.0)),
+    "captioning alone": Case(losses=LossWeights(0.0, 2.0)),
+    "contrast alone": Case(losses=LossWeights(1.0, 0.0)),
     "frozen image encoder": Case(frozen=("image_encoder",)),
     "frozen text decoder, checkpointed": Case(frozen=("text_decoder",), checkpointing=True),
 }
@@ -154,14 +155,14 @@ def reference(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[s
     nll, z, num_tokens = torch.zeros((), dtype=dtype), torch.zeros((), dtype=dtype), 0
     for row, length in enumerate(batch.lengths.tolist()):
         for position in range(length - 2):
-            logits = by_caption(output, batch.lengths)[row][position]
+            logits = by_caption(model, output, batch.lengths)[row][position]
             nll = nll - logits.log_softmax(0)[batch.token_ids[row, position + 1]]
             z = z + logits.logsumexp(0) ** 2
             num_tokens += 1
     captioning, z = nll / num_tokens, z / num_tokens
     weights = case.losses
-    captions = weights.captioning_weight * captioning + weights.z_loss_weight * z
-    (weights.contrastive_weight * contrastive + captions).backward()
+    captions = weights.captioning * captioning + weights.z * z
+    (weights.contrastive * contrastive + captions).backward()
     return gradients_of(model), {"contrastive": contrastive.item(), "captioning": captioning.item()}
 
 

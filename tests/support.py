@@ -17,23 +17,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from grr_coca.batch import IGNORE_INDEX, Batch
+from grr_coca.batch import Batch, CoCaOutput
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.pairs import RawPair
 from grr_coca.data.sources.shards.source import TarShards
-from grr_coca.losses import (
-    EmbeddedPairs,
-    Losses,
-    coca_loss,
-    contrastive_loss,
-    same_pair,
-)
-from grr_coca.model import CoCa, CoCaOutput
+from grr_coca.losses import Losses, LossWeights, batch_loss
+from grr_coca.model import CoCa
+from grr_coca.model.packed_text import pack_text
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import (
     DataRecipe,
     EvaluationRecipe,
-    LossRecipe,
     ModelRecipe,
     Recipe,
     ScheduleRecipe,
@@ -121,19 +115,11 @@ def pretrain(recipe: Recipe, out: Path, on_step: OnStep = silent) -> Checkpoint:
     return train(recipe, new_checkpoint(recipe, ALONE), out, CPU, on_step)
 
 
-def compute_losses(model: CoCa, batch: Batch, weights: LossRecipe) -> Losses:
-    """Both losses of a batch and their weighted sum as CoCa's paper writes them, on one process and in one piece; the
-    sum with the z-loss, where that has a weight."""
+def compute_losses(model: CoCa, batch: Batch, weights: LossWeights | None = None) -> Losses:
+    """The losses of one pass of a model over a batch."""
     output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
-    pairs = EmbeddedPairs(output.image_embedding, output.text_embedding)
-    same = same_pair(batch.caption_ids, batch.image_ids)
-    contrastive = contrastive_loss(pairs, pairs, model.logit_scale, model.logit_bias, same, 0)
-    logits = output.logits
-    captioning = F.cross_entropy(logits, batch.labels[batch.labels != IGNORE_INDEX])
-    losses = coca_loss(contrastive, captioning, weights.contrastive_weight, weights.captioning_weight)
-    if not weights.z_loss_weight:
-        return losses
-    return losses._replace(coca=losses.coca + weights.z_loss_weight * logits.logsumexp(-1).square().mean())
+    lm_head = model.multimodal_decoder.lm_head.weight
+    return batch_loss(output, batch, lm_head, model.logit_scale, model.logit_bias, weights or LossWeights())
 
 
 def saved_bytes(model: CoCa, batch: Batch) -> int:
@@ -148,19 +134,27 @@ def saved_bytes(model: CoCa, batch: Batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        losses = compute_losses(model, batch, LossRecipe())
-    assert losses.coca.requires_grad
+        losses = compute_losses(model, batch)
+    assert losses.trained.requires_grad
     return sum(saved.values())
 
 
-def by_caption(output: CoCaOutput, lengths: Tensor) -> list[Tensor]:
+def by_caption(model: CoCa, output: CoCaOutput, lengths: Tensor) -> list[Tensor]:
     """The logits of each caption, of its length less [EOS] and [CLS]."""
-    return list(output.logits.split((lengths - 2).tolist()))
+    return list(model.multimodal_decoder.lm_head(output.states).split((lengths - 2).tolist()))
 
 
-def make_trainer(model: CoCa, optimizers: Optimizers, weights: LossRecipe | None = None) -> Trainer:
+def next_token_logits(model: CoCa, token_ids: Tensor, image_tokens: Tensor) -> Tensor:
+    """Logits after each token of captions that have not ended, without a cache: R T V."""
+    num_captions, num_tokens = token_ids.shape
+    text = pack_text(F.pad(token_ids, (0, 2)), torch.full((num_captions,), num_tokens + 2))
+    states = model.multimodal_decoder(model.text_decoder(text).tokens, image_tokens, text.predicting_layout)
+    return model.multimodal_decoder.lm_head(states).unflatten(0, token_ids.shape)
+
+
+def make_trainer(model: CoCa, optimizers: Optimizers, weights: LossWeights | None = None) -> Trainer:
     """The training step of one process in fp32 or fp64."""
-    return Trainer(ParallelModel(model, "ddp", ALONE), optimizers, weights or LossRecipe(), nullcontext(), ema=None)
+    return Trainer(ParallelModel(model, "ddp", ALONE), optimizers, weights or LossWeights(), nullcontext(), ema=None)
 
 
 def weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The batch: everything that one training step sees."""
+"""What one training step sees: the batch that goes into the model, and what the model returns for the losses."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -69,3 +69,17 @@ class Batch:
             image_ids=move(self.image_ids),
             kept_patches=None if self.kept_patches is None else move(self.kept_patches),
         )
+
+
+class CoCaOutput(NamedTuple):
+    """What the losses need of a forward pass over a batch.
+
+    Shapes: B pairs, E joint embedding width, D width, M tokens of all captions that have a next token.
+
+    Embeddings are of unit length. `states` are what the model's `lm_head` predicts next tokens from, caption after
+    caption: in the order of the batch's labels that are not ignored.
+    """
+
+    image_embedding: Float[Tensor, "B E"]
+    text_embedding: Float[Tensor, "B E"]
+    states: Float[Tensor, "M D"]

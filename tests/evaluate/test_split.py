@@ -63,7 +63,8 @@ def test_perplexity_is_per_token_and_not_per_caption_or_batch(checkpoint, shard)
     dataset = as_dataset(checkpoint, source)
     (batch,) = make_loader(dataset, EvaluationOrder(NUM_PAIRS, NUM_PAIRS), num_workers=0)
     with torch.inference_mode():
-        captions = by_caption(checkpoint.model.eval()(batch.images, batch.token_ids, batch.lengths), batch.lengths)
+        output = checkpoint.model.eval()(batch.images, batch.token_ids, batch.lengths)
+        captions = by_caption(checkpoint.model, output, batch.lengths)
     nll, count = 0.0, 0
     for logits, ids in zip(captions, batch.token_ids.tolist(), strict=True):
         for token, label in zip(logits.log_softmax(-1), ids[1:]):  # noqa: B905

@@ -46,7 +46,10 @@ def _train(model, tokenizer, captions) -> None:
         same = torch.eye(len(images), dtype=torch.bool)
         pairs = EmbeddedPairs(output.image_embedding, output.text_embedding)
         loss = contrastive_loss(pairs, pairs, model.logit_scale, None, same, 0)
-        loss = loss + 2 * captioning_loss(output.states, output.lm_head.weight, labels[labels >= 0]).trained
+        loss = (
+            loss
+            + 2 * captioning_loss(output.states, model.multimodal_decoder.lm_head.weight, labels[labels >= 0]).trained
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

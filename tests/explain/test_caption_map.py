@@ -9,6 +9,7 @@ from grr_coca.explain import caption_maps
 from grr_coca.explain.caption import patch_relevance
 from grr_coca.explain.words import group_words
 from grr_coca.model import build
+from support import next_token_logits
 
 
 def colour_word(finder, place, colour):
@@ -67,19 +68,19 @@ def test_every_model_can_be_explained(tiny_config, make_batch, preset, num_queri
 
 def test_relevance_is_attention_times_gradient_by_finite_differences(tiny_config, make_batch):
     """An independent way to the gradient: nudge one weight of the pooler's attention, and see the logit."""
-    from grr_coca.explain.attention import attend, mix
+    from grr_coca.explain.attention import attention_weights, mix
 
     config = tiny_config()
     model = build(config).double().eval()
     image, ids = make_batch(config).images[:1].double(), torch.tensor([[1, 7, 9]])
     pooler = model.captioning_pooler
     with torch.no_grad():
-        patches, text = model.image_encoder(image), model.text_decoder.prefix(ids[:, :-1])
-        attended = attend(pooler.attn, pooler.queries[None], patches)
+        patches = model.image_encoder(image)
+        attended = attention_weights(pooler.attn, pooler.queries[None], patches)
 
         def logit(weights):
             tokens = pooler.norm(pooler.attn.out_proj(mix(attended._replace(weights=weights))))
-            return model.multimodal_decoder(text, tokens)[0, 1, ids[0, 2]].item()
+            return next_token_logits(model, ids[:, :-1], tokens)[0, 1, ids[0, 2]].item()
 
         shares = torch.zeros(config.image_encoder.num_patches, dtype=torch.float64)
         for place in attended.weights.nonzero().tolist():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grr_coca.explain.attention import attend, mix, visible_attention
+from grr_coca.explain.attention import attention_weights, mix, visible_attention
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.model import build
 
@@ -15,7 +15,7 @@ def test_values_mixed_by_the_weights_are_the_modules_output(num_heads):
     torch.manual_seed(0)
     module = CrossAttention(16, 24, num_heads)
     x, context = torch.randn(3, 5, 16) * 3, torch.randn(3, 7, 24)
-    attended = attend(module, x, context)
+    attended = attention_weights(module, x, context)
     assert attended.weights.shape == (3, num_heads, 5, 7)
     torch.testing.assert_close(attended.weights.sum(dim=-1), torch.ones(3, num_heads, 5))
     torch.testing.assert_close(module.out_proj(mix(attended)), module(x, context))
@@ -26,7 +26,7 @@ def test_weights_are_the_softmax_of_scaled_products_by_hand():
     with torch.no_grad():
         module.q_proj.weight.copy_(torch.eye(2))
         module.kv_proj.weight.copy_(torch.cat([torch.eye(2), torch.eye(2)]))
-    weights = attend(module, torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[2.0, 5.0], [0.0, 9.0]]])).weights
+    weights = attention_weights(module, torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[2.0, 5.0], [0.0, 9.0]]])).weights
     torch.testing.assert_close(weights[0, 0, 0], torch.tensor([2 / 2**0.5, 0.0]).softmax(dim=0))
 
 
@@ -39,13 +39,13 @@ def test_a_model_seen_through_gives_what_it_gives_unseen(tiny_config, make_batch
     expected = model(batch.images, batch.token_ids, batch.lengths)
     with visible_attention(modules) as seen:
         output = model(batch.images, batch.token_ids, batch.lengths)
-    torch.testing.assert_close(output.logits, expected.logits)
+    torch.testing.assert_close(output.states, expected.states)
     torch.testing.assert_close(output.image_embedding, expected.image_embedding)
     assert seen.keys() == set(modules)
     for attended in seen.values():
         torch.testing.assert_close(attended.weights.sum(dim=-1), torch.ones(attended.weights.shape[:-1]))
     first = seen[model.multimodal_decoder.blocks[0].cross_attn].weights
-    assert torch.autograd.grad(output.logits.sum(), first)[0].abs().sum() > 0
+    assert torch.autograd.grad(output.states.sum(), first)[0].abs().sum() > 0
 
 
 def test_the_model_is_left_without_hooks_even_after_an_error():

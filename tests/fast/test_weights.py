@@ -10,18 +10,20 @@ import torch
 from torch import nn
 
 from grr_coca.config import CoCaConfig
+from grr_coca.fast import weights as packing
 from grr_coca.fast.absorbed import AbsorbedCrossAttention
 from grr_coca.fast.fused import FusedGEGLU, FusedRMSNorm, PackedLinear
 from grr_coca.fast.self_attention import FusedSelfAttention
 from grr_coca.fast.weights import packed
-from grr_coca.generate import packing
 from grr_coca.layers.attention import CrossAttention, SelfAttention
 from grr_coca.layers.cache import KeyValueCache
 from grr_coca.layers.feed_forward import GEGLU
-from grr_coca.layers.layout import KeyValues, Layout
+from grr_coca.layers.layout import PLAIN, Cached
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.rotary import Rotary, line_angles
+from grr_coca.layers.scaled_attention import KeyValues
 from grr_coca.model import CoCa, build
+from support import next_token_logits
 
 
 @pytest.fixture
@@ -65,17 +67,15 @@ def test_every_fast_layer_is_the_function_of_its_layer(layer: nn.Module, fast: t
 def test_fused_self_attention_is_that_of_its_layer(
     qk_norm: nn.Module | None, rotary: Rotary | None, num_rows: int
 ) -> None:
-    layer = SelfAttention(24, 2, causal=True, rotary=rotary, qk_norm=qk_norm)
+    layer = SelfAttention(24, 2, rotary=rotary, qk_norm=qk_norm)
     fused = packed(nn.Sequential(layer), keep=False)[0]
     assert type(fused) is FusedSelfAttention
     x, (old, new) = _x(num_rows, 9, 24), (KeyValueCache(9), KeyValueCache(9))
     with torch.inference_mode():
-        torch.testing.assert_close(fused(x), layer(x), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(fused(x, PLAIN), layer(x, PLAIN), rtol=1e-5, atol=1e-6)
         for start, end in ((0, 1), (1, 2), (2, 3), (3, 9)):
-            for cache in (old, new):
-                cache.start = start
-                cache.mask = torch.ones(end - start, end, dtype=torch.bool).tril(start)[None, None]
-            ours, theirs = (Layout(torch.arange(start, end), cache) for cache in (new, old))
+            sees = torch.ones(end - start, end, dtype=torch.bool).tril(start)[None, None]
+            ours, theirs = (Cached(cache, slice(start, end), sees) for cache in (new, old))
             rows = x[:, start:end]
             torch.testing.assert_close(fused(rows, ours), layer(rows, theirs), rtol=1e-5, atol=1e-6)
         assert torch.equal(x, _x(num_rows, 9, 24))
@@ -85,7 +85,7 @@ def test_a_cache_takes_keys_and_values_joined_or_not() -> None:
     joined, apart, new = KeyValueCache(8), KeyValueCache(8), _x(2, 1, 2, 3, 5)
     for rows in (new, new.repeat_interleave(3, dim=0)):  # one of each line, then three side by side
         found = joined.write(rows)
-        seen, _ = apart.extend(KeyValues(rows[:, :, 0], rows[:, :, 1]))
+        seen = apart.extend(KeyValues(rows[:, :, 0], rows[:, :, 1]))
         for ours, theirs in zip(found, seen, strict=True):
             assert torch.equal(ours.transpose(1, 2), theirs)
     assert joined.filled == apart.filled == 4
@@ -129,9 +129,8 @@ def test_a_copy_serves_until_a_weight_changes(model: CoCa) -> None:
     ids, tokens = torch.tensor([[1, 2, 3]]), model.encode_image(_x(1, 3, 16, 16)).tokens
     fresh = packed(model, keep=True)
     with torch.inference_mode():
-        states = model.text_decoder.prefix(ids)
-        expected = model.multimodal_decoder(states, tokens)
-        torch.testing.assert_close(fresh.multimodal_decoder(states, tokens), expected, rtol=0, atol=1e-4)
+        expected = next_token_logits(model, ids, tokens)
+        torch.testing.assert_close(next_token_logits(fresh, ids, tokens), expected, rtol=0, atol=1e-4)
 
 
 def test_a_copy_that_is_not_kept_is_made_anew(model: CoCa) -> None:
@@ -168,7 +167,7 @@ def test_what_is_watched_replaced_or_not_fp32_stays_as_it_is(model: CoCa) -> Non
     watched[0].register_forward_hook(lambda *_: None)
     copied = packed(watched, keep=False)
     assert [type(layer) for layer in copied] == [nn.Linear, PackedLinear]
-    turning = SelfAttention(24, 2, causal=True, rotary=Rotary(line_angles(9, 12)))
+    turning = SelfAttention(24, 2, rotary=Rotary(line_angles(9, 12)))
     turning.rotary.register_forward_hook(lambda *_: None)
     assert type(packed(nn.Sequential(turning), keep=False)[0]) is SelfAttention
     attn = CrossAttention(24, 32, 2)

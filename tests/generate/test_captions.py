@@ -51,9 +51,9 @@ def calls(monkeypatch):
     """The number of rows at each step of decoding."""
     original, steps = CachedDecoder.step, []
 
-    def counted(self, token_ids, mask=None):
+    def counted(self, token_ids, *sees):
         steps.append(len(token_ids))
-        return original(self, token_ids, mask)
+        return original(self, token_ids, *sees)
 
     monkeypatch.setattr(CachedDecoder, "step", counted)
     return steps

@@ -9,9 +9,10 @@ from torch import Tensor
 from grr_coca.config import CoCaConfig
 from grr_coca.fast.weights import packed
 from grr_coca.generate.decoder import CachedDecoder
-from grr_coca.layers.layout import KeyValues
+from grr_coca.layers.scaled_attention import KeyValues
 from grr_coca.model import CoCa, build
 from grr_coca.presets import PRESETS
+from support import next_token_logits
 
 NUM_IMAGES = 4
 FEW, MANY = 1, 10**6
@@ -40,7 +41,7 @@ def _ids(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _uncached(model: CoCa, token_ids: Tensor, image_tokens: Tensor) -> Tensor:
-    return model.multimodal_decoder(model.text_decoder.prefix(token_ids), image_tokens)[:, -1]
+    return next_token_logits(model, token_ids, image_tokens)[:, -1]
 
 
 def _assert_equal(cached: Tensor, uncached: Tensor) -> None:
@@ -55,7 +56,7 @@ def test_cached_logits_are_those_of_the_whole_caption(
 ) -> None:
     decoder = CachedDecoder(packed(model, keep=True) if pack else model, image_tokens, 37, 1 + num_reads, num_reads)
     ids = _ids(NUM_IMAGES, 37)
-    whole = model.multimodal_decoder(model.text_decoder.prefix(ids), image_tokens)
+    whole = next_token_logits(model, ids, image_tokens)
     _assert_equal(decoder.step(ids[:, :3]), whole[:, 2])
     for position in range(3, 37):
         _assert_equal(decoder.step(ids[:, position : position + 1]), whole[:, position])

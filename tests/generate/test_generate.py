@@ -12,6 +12,7 @@ from grr_coca.data.tokenizer import Tokenizer, train_bpe
 from grr_coca.errors import UserError
 from grr_coca.generate import Generated, GenerationOptions, caption_encoded, generate
 from grr_coca.model import CoCa, build
+from support import next_token_logits
 
 NUM_IMAGES = 16
 CONTEXT = 40
@@ -55,8 +56,7 @@ def test_greedy_is_the_loop_that_anybody_would_write(model: CoCa, tokenizer: Tok
         tokens = model.encode_image(image[None]).tokens
         row = [tokenizer.bos_id]
         while len(row) < CONTEXT - 2 and row[-1] != tokenizer.eos_id:
-            states = model.text_decoder.prefix(torch.tensor([row]))
-            row.append(int(model.multimodal_decoder(states, tokens)[0, -1].argmax()))
+            row.append(int(next_token_logits(model, torch.tensor([row]), tokens)[0, -1].argmax()))
         assert list(ids) == row[1:]
 
 
@@ -71,7 +71,7 @@ def test_log_probs_are_those_of_the_model_reading_the_caption(
     for i, image in enumerate(captions):
         for caption in image:
             row = torch.tensor([[*before, *caption.token_ids]])
-            logits = model.multimodal_decoder(model.text_decoder.prefix(row), encoded.tokens[i : i + 1])[0]
+            logits = next_token_logits(model, row, encoded.tokens[i : i + 1])[0]
             log_probs = logits.log_softmax(dim=-1)[len(before) - 1 : -1]
             expected = log_probs.gather(1, torch.tensor(caption.token_ids)[:, None])[:, 0]
             torch.testing.assert_close(torch.tensor(caption.log_probs), expected, rtol=0, atol=1e-4)

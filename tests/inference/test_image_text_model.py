@@ -37,7 +37,7 @@ def unequal(first, second):
 def embed_text(model, text):
     row = model.checkpoint.tokenizer.encode_row(text, model.checkpoint.config.text_decoder.context_length)
     with torch.inference_mode():
-        return model.checkpoint.model.encode_text(*pad_rows([row])).embedding[0]
+        return model.checkpoint.model.encode_text(*pad_rows([row]))[0]
 
 
 # --- Loading

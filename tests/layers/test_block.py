@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from grr_coca.layers.attention import CrossAttention, SelfAttention
 from grr_coca.layers.block import Block, CrossBlock
 from grr_coca.layers.feed_forward import MLP
+from grr_coca.layers.layout import PLAIN
 
 
 def _x(*shape: int) -> Tensor:
@@ -13,19 +14,17 @@ def _x(*shape: int) -> Tensor:
 
 
 def test_block_adds_attention_then_feed_forward() -> None:
-    block = Block(nn.LayerNorm(16), SelfAttention(16, 2, False, None), nn.LayerNorm(16), MLP(16, 32))
+    block = Block(nn.LayerNorm(16), SelfAttention(16, 2, None), nn.LayerNorm(16), MLP(16, 32))
     x = _x(2, 5, 16)
-    middle = x + block.attn(block.attn_norm(x))
-    assert torch.equal(block(x), middle + block.feed_forward(block.ffn_norm(middle)))
-    assert not torch.allclose(block(x), block.attn_norm(block(x)), atol=1e-2)
+    middle = x + block.attn(block.attn_norm(x), PLAIN)
+    assert torch.equal(block(x, PLAIN), middle + block.feed_forward(block.ffn_norm(middle)))
+    assert not torch.allclose(block(x, PLAIN), block.attn_norm(block(x, PLAIN)), atol=1e-2)
 
 
 def test_cross_block_reads_the_context_between_attention_and_feed_forward() -> None:
     norms = [nn.LayerNorm(16) for _ in range(3)]
-    block = CrossBlock(
-        norms[0], SelfAttention(16, 2, True, None), norms[1], CrossAttention(16, 12, 2), norms[2], MLP(16, 32)
-    )
+    block = CrossBlock(norms[0], SelfAttention(16, 2, None), norms[1], CrossAttention(16, 12, 2), norms[2], MLP(16, 32))
     x, context = _x(2, 5, 16), _x(2, 7, 12)
-    x1 = x + block.attn(norms[0](x))
+    x1 = x + block.attn(norms[0](x), PLAIN)
     x2 = x1 + block.cross_attn(norms[1](x1), context)
-    assert torch.equal(block(x, context), x2 + block.feed_forward(norms[2](x2)))
+    assert torch.equal(block(x, context, PLAIN), x2 + block.feed_forward(norms[2](x2)))

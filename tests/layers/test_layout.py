@@ -4,38 +4,42 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grr_coca.layers.layout import ROUND_TO, Layout, pack_lengths
+from grr_coca.layers.layout import ROUND_TO, pack_lengths
 
 
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=6), room=st.integers(0, 3))
 def test_packing_drops_the_padding_and_puts_it_back(lengths: list[int], room: int) -> None:
     longest = max(lengths) + room
-    packing = pack_lengths(torch.tensor(lengths), longest)
-    padded = torch.arange(len(lengths) * longest * 2.0).reshape(len(lengths), longest, 2)
-    packed = packing.pack(padded)
-    real, more = packed[0].split([packing.num_tokens, packed.shape[1] - packing.num_tokens])
+    layout = pack_lengths(torch.tensor(lengths), longest)
+    padded = torch.arange(len(lengths) * longest * 2.0).reshape(len(lengths), longest, 1, 2)
+    packed = layout.gather(padded)
+    real, more = packed[0].split([layout.num_tokens, packed.shape[1] - layout.num_tokens])
     assert torch.equal(real, torch.cat([row[:length] for row, length in zip(padded, lengths, strict=True)]))
     assert packed.shape[1] % ROUND_TO == 0
     assert len(more) < ROUND_TO
     assert torch.equal(more, padded[0, 0].expand_as(more))
-    apart = packing.pad(packed)
+    apart = layout.spread_queries(packed)
     assert apart.shape == padded.shape
     for row, original, length in zip(apart, padded, lengths, strict=True):
         assert torch.equal(row[:length], original[:length])
-        assert torch.equal(row[length:], original[length - 1].expand(longest - length, -1)), "its own last token"
-    positions = packing.positions[: packing.num_tokens].tolist()
+        assert torch.equal(row[length:], original[length - 1].expand(longest - length, 1, 2)), "its own last token"
+    positions = layout.positions[: layout.num_tokens].tolist()
     assert positions == [t for length in lengths for t in range(length)]
-    assert torch.equal(packing.pack(apart), packed)
+    assert torch.equal(layout.gather(apart), packed)
 
 
 def test_padding_has_no_part_in_gradients() -> None:
-    packing = pack_lengths(torch.tensor([1, 3]), 3)
-    packed = torch.randn(1, ROUND_TO, 2, requires_grad=True)
-    packing.pack(packing.pad(packed) * torch.tensor(2.0))[:, : packing.num_tokens].sum().backward()
-    assert torch.equal(packed.grad[:, :4], torch.full((1, 4, 2), 2.0))
-    assert torch.equal(packed.grad[:, 4:], torch.zeros(1, ROUND_TO - 4, 2))
+    layout = pack_lengths(torch.tensor([1, 3]), 3)
+    packed = torch.randn(1, ROUND_TO, 1, 2, requires_grad=True)
+    layout.gather(layout.spread_queries(packed) * torch.tensor(2.0))[:, : layout.num_tokens].sum().backward()
+    assert torch.equal(packed.grad[:, :4], torch.full((1, 4, 1, 2), 2.0))
+    assert torch.equal(packed.grad[:, 4:], torch.zeros(1, ROUND_TO - 4, 1, 2))
 
 
-def test_the_layout_of_a_packing_has_its_positions() -> None:
-    packing = pack_lengths(torch.tensor([2, 1]), 2)
-    assert Layout.packed(packing).positions is packing.positions
+def test_queries_keys_and_values_are_spread_alike() -> None:
+    layout = pack_lengths(torch.tensor([1, 3]), 3)
+    q, k, v = (torch.randn(1, ROUND_TO, 2, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    queries, seen, sees = layout.spread(torch.stack([q, k], dim=2), v)
+    for spread, packed in zip((queries, *seen), (q, k, v), strict=True):
+        assert torch.equal(spread, layout.spread_queries(packed))
+    assert sees == "past"

@@ -10,7 +10,7 @@ def test_adds_the_vector_of_each_position(length: int) -> None:
     position = LearnedPosition(6, 8)
     nn.init.normal_(position.embedding)
     x = torch.randn(2, length, 8)
-    y = position(x)
+    y = position(x, slice(length))
     for t in range(length):
         assert torch.equal(y[:, t], x[:, t] + position.embedding[t])
 
@@ -20,6 +20,7 @@ def test_adds_the_vectors_of_given_positions() -> None:
     nn.init.normal_(position.embedding)
     x = torch.randn(2, 2, 8)
     assert torch.equal(position(x, torch.tensor([3, 5])), x + position.embedding[[3, 5]])
+    assert torch.equal(position(x, slice(3, 5)), x + position.embedding[[3, 4]])
 
 
 def test_without_positions_nothing_is_added() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from grr_coca.layers.attention import SelfAttention
+from grr_coca.layers.layout import PLAIN
 from grr_coca.layers.rotary import Rotary, grid_angles, line_angles
 
 HEAD_DIM = 8
@@ -40,7 +41,7 @@ def _grid_angles_naively(row: int, column: int) -> list[float]:
 
 def _assert_turns(rotary: Rotary, expected_angles: list[list[float]]) -> None:
     x = _random(2, len(expected_angles), 2, 3, HEAD_DIM)
-    turned = rotary(x)
+    turned = rotary(x, slice(len(expected_angles)))
     expected = torch.empty(x.shape, dtype=torch.float64)
     for b, t, n, h in torch.cartesian_prod(*(torch.arange(size) for size in x.shape[:4])).tolist():
         expected[b, t, n, h] = torch.tensor(_turn_naively(x[b, t, n, h].tolist(), expected_angles[t])).double()
@@ -62,14 +63,14 @@ def test_a_grid_turns_the_first_half_by_row_and_the_second_by_column() -> None:
 
 def test_the_first_position_is_not_turned() -> None:
     x = _random(1, 1, 2, 1, HEAD_DIM)
-    assert torch.equal(Rotary(line_angles(3, HEAD_DIM))(x), x)
+    assert torch.equal(Rotary(line_angles(3, HEAD_DIM))(x, slice(1)), x)
 
 
 def _dot_products(rotary: Rotary, seed: int) -> Tensor:
     """Of one query and one key, each put at every position: row = position of the query."""
     num_positions = len(rotary.table)
     qk = _random(1, 1, 2, 1, HEAD_DIM, seed=seed).expand(1, num_positions, 2, 1, HEAD_DIM)
-    q, k = rotary(qk)[0, :, :, 0].unbind(1)
+    q, k = rotary(qk, PLAIN.positions)[0, :, :, 0].unbind(1)
     return q @ k.T
 
 
@@ -103,7 +104,7 @@ def test_on_a_grid_rows_and_columns_are_told_apart() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_change_of_type_does_not_touch_the_angles(dtype: torch.dtype) -> None:
-    attn = SelfAttention(16, 2, causal=True, rotary=Rotary(line_angles(500, HEAD_DIM)))
+    attn = SelfAttention(16, 2, rotary=Rotary(line_angles(500, HEAD_DIM)))
     assert attn.rotary is not None
     before = attn.rotary.table.clone()
     attn.to(dtype)
@@ -122,7 +123,7 @@ def test_the_table_is_exact_far_from_the_start() -> None:
 def test_bf16_vectors_are_turned_in_fp32_and_rounded_once() -> None:
     rotary = Rotary(line_angles(300, HEAD_DIM))
     x = _random(1, 300, 2, 1, HEAD_DIM).bfloat16()
-    assert torch.equal(rotary(x), rotary(x.float()).bfloat16())
+    assert torch.equal(rotary(x, PLAIN.positions), rotary(x.float(), PLAIN.positions).bfloat16())
 
 
 def test_the_table_follows_the_model_to_its_device_and_is_no_weight() -> None:
@@ -132,20 +133,21 @@ def test_the_table_follows_the_model_to_its_device_and_is_no_weight() -> None:
 
 
 def test_values_are_never_turned() -> None:
-    plain = SelfAttention(16, 2, causal=False, rotary=None)
-    turning = SelfAttention(16, 2, causal=False, rotary=Rotary(line_angles(9, HEAD_DIM)))
+    plain = SelfAttention(16, 2, rotary=None)
+    turning = SelfAttention(16, 2, rotary=Rotary(line_angles(9, HEAD_DIM)))
     with torch.no_grad():
         plain.qkv_proj.weight[:32] = 0  # queries and keys of zero: every token reads the mean of all values
     turning.load_state_dict(plain.state_dict())
     x = _random(2, 9, 16)
-    torch.testing.assert_close(turning(x), plain(x))
+    torch.testing.assert_close(turning(x, PLAIN), plain(x, PLAIN))
 
 
 def test_given_positions_turn_like_their_places_in_the_line() -> None:
     rotary = Rotary(line_angles(10, 8))
     x = torch.randn(2, 10, 2, 3, 8)
-    whole = rotary(x)
+    whole = rotary(x, slice(10))
     kept = torch.tensor([[1, 4, 9], [0, 2, 3]])
     rows = torch.arange(2)[:, None]
     assert torch.equal(rotary(x[rows, kept], kept), whole[rows, kept])
-    assert torch.equal(rotary(x[:, 5:7], torch.tensor([5, 6])), whole[:, 5:7])
+    for positions in (torch.tensor([5, 6]), slice(5, 7)):
+        assert torch.equal(rotary(x[:, 5:7], positions), whole[:, 5:7])

@@ -17,14 +17,15 @@ from grr_coca.evaluate.split import evaluate_split
 from grr_coca.losses import (
     CaptioningLoss,
     EmbeddedPairs,
+    LossWeights,
     captioning_loss,
     coca_loss,
     contrastive_loss,
     linear_cross_entropy,
     same_pair,
+    token_losses,
 )
 from grr_coca.model import build
-from grr_coca.train.recipe import LossRecipe
 from support import by_caption, compute_losses
 
 BOS, EOS, CLS_SLOT = 1, 2, 0
@@ -174,6 +175,20 @@ def test_no_stretch_has_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch)
     assert (20, 11) not in shapes
 
 
+@pytest.mark.parametrize("at_once", [1, 7 * 11, 10**6])
+def test_the_losses_of_tokens_have_the_captioning_loss_for_their_mean(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(linear_cross_entropy, "LOGITS_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(0)
+    states, head = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (20, 11))
+    labels = torch.randint(0, 11, (20,), generator=generator)
+    found = token_losses(states, head, labels)
+    log_probs = (states @ head.T).log_softmax(1)
+    torch.testing.assert_close(found, -torch.stack([log_probs[t, label] for t, label in enumerate(labels)]))
+    torch.testing.assert_close(found.mean(), captioning_loss(states, head, labels).captioning)
+
+
 def test_shares_of_captions_add_up_to_the_loss_of_the_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(16, 11, generator=generator, dtype=torch.float64)
@@ -188,8 +203,7 @@ def test_shares_of_captions_add_up_to_the_loss_of_the_batch() -> None:
 
 @pytest.mark.parametrize(("weights", "expected"), [((1.0, 2.0), 13.0), ((0.0, 2.0), 10.0), ((1.0, 0.0), 3.0)])
 def test_coca_is_the_weighted_sum(weights: tuple[float, float], expected: float) -> None:
-    found = coca_loss(torch.tensor(3.0), torch.tensor(5.0), *weights)
-    assert (found.contrastive.item(), found.captioning.item(), found.coca.item()) == (3.0, 5.0, expected)
+    assert coca_loss(3.0, 5.0, LossWeights(*weights)) == expected
 
 
 def test_a_step_combines_the_losses_of_its_batch(
@@ -198,12 +212,12 @@ def test_a_step_combines_the_losses_of_its_batch(
     config = tiny_config()
     model, batch = build(config), make_batch(config, num_words=(2, 6, 4))
     output = model(batch.images, batch.token_ids, batch.lengths)
-    found = compute_losses(model, batch, LossRecipe(contrastive_weight=0.5, captioning_weight=3.0))
+    found = compute_losses(model, batch, LossWeights(contrastive=0.5, captioning=3.0))
     similarity = output.image_embedding @ output.text_embedding.T / 0.07
     contrastive = -(similarity.log_softmax(1).diag().mean() + similarity.log_softmax(0).diag().mean()) / 2
     picked = [
         logits[t].log_softmax(-1)[batch.token_ids[i, t + 1]]
-        for i, logits in enumerate(by_caption(output, batch.lengths))
+        for i, logits in enumerate(by_caption(model, output, batch.lengths))
         for t in range(len(logits))
     ]
     captioning = -torch.stack(picked).mean()
@@ -336,10 +350,10 @@ def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(
     similarity = 10 * output.image_embedding @ output.text_embedding.T - 10
     signs = 2 * torch.eye(4) - 1
     expected = (1 + (-signs * similarity).exp()).log().sum() / 4
-    found = compute_losses(model, batch, LossRecipe())
+    found = compute_losses(model, batch)
     assert found.contrastive.item() == pytest.approx(expected.item(), rel=1e-5)
     assert evaluate_split(model, [batch], 4, 1.0, 2.0).contrastive_loss == pytest.approx(expected.item(), rel=1e-5)
-    found.coca.backward()
+    found.trained.backward()
     assert model.logit_bias.grad.abs() > 0
 
 
@@ -351,10 +365,11 @@ def test_the_z_loss_weight_adds_that_much_of_it_and_changes_the_gradient(
 ) -> None:
     config = tiny_config()
     model, batch = build(config), make_batch(config)
-    log_z = model(batch.images, batch.token_ids, batch.lengths).logits.logsumexp(-1)
-    plain = compute_losses(model, batch, LossRecipe())
-    found = compute_losses(model, batch, LossRecipe(z_loss_weight=0.5))
-    assert found.coca.item() == pytest.approx((plain.coca + 0.5 * log_z.square().mean()).item(), rel=1e-6)
-    assert (found.contrastive, found.captioning) == (plain.contrastive, plain.captioning)
-    grads = [torch.autograd.grad(x.coca, model.multimodal_decoder.lm_head.weight)[0] for x in (plain, found)]
+    output = model(batch.images, batch.token_ids, batch.lengths)
+    log_z = model.multimodal_decoder.lm_head(output.states).logsumexp(-1)
+    plain = compute_losses(model, batch)
+    found = compute_losses(model, batch, LossWeights(z=0.5))
+    assert found.trained.item() == pytest.approx((plain.trained + 0.5 * log_z.square().mean()).item(), rel=1e-6)
+    assert (found.contrastive, found.captioning, found.coca) == (plain.contrastive, plain.captioning, plain.coca)
+    grads = [torch.autograd.grad(x.trained, model.multimodal_decoder.lm_head.weight)[0] for x in (plain, found)]
     assert (grads[0] - grads[1]).abs().max() > 1e-4

@@ -10,8 +10,8 @@ import torch
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.layers.rotary import Rotary
+from grr_coca.losses import LossWeights
 from grr_coca.model import build
-from grr_coca.train.recipe import LossRecipe
 from grr_coca.train.step.optimizer import freeze
 from grr_coca.train.step.trainer import autocast, resolve_precision
 from support import compute_losses
@@ -36,7 +36,7 @@ def test_shapes_are_the_same_in_every_arrangement_of_the_poolers(
     tokens = model.encode_image(batch.images).tokens
     assert tokens.shape == ((2, 16, image_dim) if num_queries is None else (2, num_queries, text_dim))
     assert output.image_embedding.shape == output.text_embedding.shape == (2, 24)
-    assert output.logits.shape == (4 + 8, 60) == ((batch.labels >= 0).sum(), 60)
+    assert output.states.shape == (4 + 8, text_dim) == ((batch.labels >= 0).sum(), text_dim)
     for embedding in (output.image_embedding, output.text_embedding):
         torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(2))
 
@@ -59,18 +59,18 @@ def test_in_cascade_the_image_embedding_reads_the_caption_tokens_and_in_parallel
 
 
 @pytest.mark.parametrize("poolers", [{}, {"arrangement": "parallel"}, {"num_queries": None}], ids=str)
-@pytest.mark.parametrize("weights", [LossRecipe(0.0, 2.0), LossRecipe(1.0, 0.0), LossRecipe()], ids=str)
+@pytest.mark.parametrize("weights", [LossWeights(0.0, 2.0), LossWeights(1.0, 0.0), LossWeights()], ids=str)
 @pytest.mark.parametrize("preset", ["grr_coca", "coca"])
 def test_every_parameter_has_a_gradient_even_if_a_loss_counts_for_nothing(
     tiny_config: Callable[..., CoCaConfig],
     make_batch: Callable[..., Batch],
     preset: str,
-    weights: LossRecipe,
+    weights: LossWeights,
     poolers: dict[str, object],
 ) -> None:
     config = tiny_config(preset, **poolers)
     model = build(config)
-    compute_losses(model, make_batch(config), weights).coca.backward()
+    compute_losses(model, make_batch(config), weights).trained.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
@@ -81,7 +81,7 @@ def test_every_parameter_moves_the_loss(
     """A part that is built and then bypassed has a gradient of zero."""
     config = tiny_config(preset)
     model = build(config)
-    compute_losses(model, make_batch(config), LossRecipe()).coca.backward()
+    compute_losses(model, make_batch(config)).trained.backward()
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.abs().max() > 0] == []
 
 
@@ -150,19 +150,19 @@ def test_losses_under_bf16_autocast_stay_near_fp32(
     config = tiny_config(preset)
     model, batch, device = build(config), make_batch(config), torch.device("cpu")
     width = config.image_encoder.transformer.embed_dim
-    exact = compute_losses(model, batch, LossRecipe())
+    exact = compute_losses(model, batch)
     for precision, tolerance in (("bf16", 0.02), ("fp32", 0.0), ("auto", 0.02)):
         context = autocast(resolve_precision(precision, device, width), device)
         for _ in range(2):  # a run enters it at every step
             with context:
-                losses = compute_losses(model, batch, LossRecipe())
-            torch.testing.assert_close(losses.coca.float(), exact.coca, rtol=tolerance, atol=0)
+                losses = compute_losses(model, batch)
+            torch.testing.assert_close(losses.trained.float(), exact.trained, rtol=tolerance, atol=0)
 
 
 def test_weights_survive_a_state_dict(tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]) -> None:
     config = tiny_config()
     model, other, batch = build(config, seed=0), build(config, seed=1), make_batch(config)
     other.load_state_dict(model.state_dict())
-    outputs = (m(batch.images, batch.token_ids, batch.lengths)[:3] for m in (model, other))
+    outputs = (m(batch.images, batch.token_ids, batch.lengths) for m in (model, other))
     for a, b in zip(*outputs, strict=True):
         assert torch.equal(a, b)

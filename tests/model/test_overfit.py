@@ -9,7 +9,7 @@ from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.evaluate.metrics import recall_at_k
 from grr_coca.model import build
-from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, ScheduleRecipe
+from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
 from grr_coca.train.step.optimizer import Optimizers
 from support import compute_losses
 
@@ -25,12 +25,12 @@ def test_one_batch_is_learned_by_heart(
     recipe = OptimizerRecipe(name=name, lr=4e-3, weight_decay=0.0)
     optimizers = Optimizers(model, recipe, ScheduleRecipe(steps=STEPS, warmup_steps=10))
     for step in range(STEPS):
-        compute_losses(model, batch, LossRecipe()).coca.backward()
+        compute_losses(model, batch).trained.backward()
         optimizers.update(step)
         model.clamp_logit_scale()
     with torch.no_grad():
         output = model(batch.images, batch.token_ids, batch.lengths)
-        losses = compute_losses(model, batch, LossRecipe())
+        losses = compute_losses(model, batch)
     similarity, itself = output.image_embedding @ output.text_embedding.T, torch.eye(16, dtype=torch.bool)
     assert losses.captioning < 0.05
     assert recall_at_k(similarity, itself, 1) == 1.0

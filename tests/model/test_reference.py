@@ -194,4 +194,4 @@ def test_model_equals_the_naive_reference(
         torch.testing.assert_close(output.image_embedding[i].double(), image_embedding, rtol=0, atol=2e-6)
         torch.testing.assert_close(output.text_embedding[i].double(), text_embedding, rtol=0, atol=2e-6)
         assert logits.abs().max() > 0.5
-        torch.testing.assert_close(by_caption(output, batch.lengths)[i].double(), logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(by_caption(model, output, batch.lengths)[i].double(), logits, rtol=1e-5, atol=1e-5)

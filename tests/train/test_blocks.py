@@ -14,8 +14,7 @@ from grr_coca.data.tokenizer import train_bpe
 from grr_coca.errors import UserError
 from grr_coca.generate import generate
 from grr_coca.model import CoCa, build
-from grr_coca.train import blocks
-from grr_coca.train.recipe import LossRecipe
+from grr_coca.train.step import blocks
 from grr_coca.train.step.blocks import checkpoint_blocks, compile_blocks
 from support import compute_losses, saved_bytes
 
@@ -23,7 +22,7 @@ PRESETS = ["grr_coca", "coca", "grr_coca_registers", "grr_coca_qk_norm"]
 
 
 def _gradients(model: CoCa, batch: Batch) -> dict[str, torch.Tensor]:
-    compute_losses(model, batch, LossRecipe()).coca.backward()
+    compute_losses(model, batch).trained.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
@@ -88,7 +87,6 @@ torch.set_num_threads(1)
 import conftest
 from grr_coca.model import build
 from grr_coca.train.step.blocks import compile_blocks
-from grr_coca.train.recipe import LossRecipe
 from support import compute_losses, saved_bytes
 
 make_batch = conftest.make_batch.__wrapped__()
@@ -99,7 +97,7 @@ assert compiled.state_dict().keys() == plain.state_dict().keys()
 
 def gradients(model, batch):
     model.zero_grad()
-    compute_losses(model, batch, LossRecipe()).coca.backward()
+    compute_losses(model, batch).trained.backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 def check(batch):
@@ -122,7 +120,7 @@ for count in (4, 3):  # the last batch of a split is smaller
     batch = make_batch(config, (3, 7, 1, 5)[:count])
     with torch.inference_mode():
         outputs = (model.eval()(batch.images, batch.token_ids, batch.lengths) for model in (plain, compiled))
-        expected, found = (output.logits for output in outputs)
+        expected, found = (output.states for output in outputs)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 print("graphs", after_first, graphs())
 print("kept", saved_bytes(compiled, make_batch(config, (12, 12, 12, 12))))

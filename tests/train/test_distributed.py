@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 import drivers
 from grr_coca.files import verify_folder
 from grr_coca.presets import SIZES
-from grr_coca.train import progress
 from grr_coca.train.recipe import CheckpointRecipe, HealthRecipe, ScheduleRecipe
+from grr_coca.train.run import progress
 from grr_coca.train.run.logs import read_metrics
 from grr_coca.train.run.progress import SPIKE_MEMORY, Progress
 from grr_coca.train.step.trainer import Trainer

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gradient_cases import CASES, Task, computed, on_a_rank, reference
+from gradient_cases import CASES, Task, computed, gradients_of, make_batch, make_model, on_a_rank, reference
 from grr_coca.train.recipe import Parallelism
 from processes import launch
+from support import compute_losses
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-6}
 
@@ -35,6 +36,16 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(case):
         gradients, losses = computed(CASES[case], torch.float64, size)
         assert error_of(gradients, wanted) <= BOUNDS[torch.float64]
         assert {name: losses[name] for name in wanted_losses} == pytest.approx(wanted_losses, rel=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_loss_of_one_batch_has_the_losses_and_the_gradients_of_the_engine(case):
+    wanted, wanted_losses = computed(CASES[case], torch.float64, 3)
+    model, batch = make_model(CASES[case], torch.float64), make_batch(CASES[case], torch.float64)
+    losses = compute_losses(model, batch, CASES[case].losses)
+    losses.trained.backward()
+    assert error_of(gradients_of(model), wanted) <= BOUNDS[torch.float64]
+    assert {name: getattr(losses, name).item() for name in wanted_losses} == pytest.approx(wanted_losses, rel=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -15,10 +15,11 @@ import torch
 
 from grr_coca.batch import Batch
 from grr_coca.data.dataset import next_token_labels, pad_rows
+from grr_coca.losses import LossWeights
 from grr_coca.model import build
 from grr_coca.presets import get_preset
 from grr_coca.ranks import Ranks
-from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, ScheduleRecipe
+from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
 from grr_coca.train.step.optimizer import Optimizers
 from grr_coca.train.step.parallel import ParallelModel
 from grr_coca.train.step.trainer import Trainer, count_tokens
@@ -46,7 +47,7 @@ def measure(image_size: int, num_pieces: int, size: int, steps: int, file: Path)
     model = build(config, seed=0)
     optimizers = Optimizers(model, OptimizerRecipe(), ScheduleRecipe(steps, 0))
     parallel = ParallelModel(model, "ddp", Ranks.here(torch.device("cpu")))
-    trainer = Trainer(parallel, optimizers, LossRecipe(), nullcontext(), ema=None)
+    trainer = Trainer(parallel, optimizers, LossWeights(), nullcontext(), ema=None)
     began = time.monotonic()
     for step in range(steps):
         trainer.step(pieces, count_tokens(pieces), step)

@@ -14,7 +14,7 @@ from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa, build
-from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, ScheduleRecipe
+from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
 from grr_coca.train.step.optimizer import Optimizers, freeze, layer_depth, lr_factor, parameter_groups
 from grr_coca.train.step.trainer import autocast, count_tokens
 from support import compute_losses, make_trainer
@@ -96,7 +96,7 @@ def test_a_frozen_image_encoder_keeps_its_embeddings_through_training(
     optimizers = Optimizers(model, OptimizerRecipe(name=name, lr=0.01, weight_decay=0.5), CONSTANT)
     text_before = model.text_decoder.tok_embeddings.weight.detach().clone()
     for step in range(3):
-        compute_losses(model, batch, LossRecipe()).coca.backward()
+        compute_losses(model, batch).trained.backward()
         optimizers.update(step)
     with torch.no_grad():
         after = model.encode_image(batch.images)
@@ -118,7 +118,7 @@ def test_a_step_moves_every_parameter_and_clears_the_gradients(
     model = build(config)
     before = _copy(model)
     optimizers = Optimizers(model, OptimizerRecipe(name=name), CONSTANT)
-    compute_losses(model, make_batch(config), LossRecipe()).coca.backward()
+    compute_losses(model, make_batch(config)).trained.backward()
     optimizers.update(0)
     for key, parameter in model.named_parameters():
         assert not torch.equal(before[key], parameter), f"{key} did not move"
@@ -314,7 +314,7 @@ def test_sharded_parameters_take_the_same_step(
     norms = []
     for model in (plain, sharded):
         optimizers = Optimizers(model, recipe, CONSTANT)
-        compute_losses(model, batch, LossRecipe()).coca.backward()
+        compute_losses(model, batch).trained.backward()
         norms.append(optimizers.clip())
         optimizers.update(0)
     assert norms[0].item() == pytest.approx(norms[1].item(), rel=1e-5)

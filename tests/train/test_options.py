@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from grr_coca.checkpoint import from_pretrained
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.structure import from_dict, to_dict
-from grr_coca.train import blocks
 from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, Recipe
 from grr_coca.train.run.logs import read_metrics
+from grr_coca.train.step import blocks
 from support import differing, pretrain, real_pairs, tiny_recipe, weights, write_shard
 
 

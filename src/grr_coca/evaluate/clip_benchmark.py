@@ -42,7 +42,7 @@ class ClipModel(nn.Module):
     def encode_text(self, token_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B E"]:
         """Embeddings of unit length."""
         lengths = (token_ids == self.eos_id).int().argmax(dim=1) + 2  # [EOS] and the [CLS] slot behind it
-        return self.coca.encode_text(token_ids[:, : int(lengths.max())], lengths).embedding
+        return self.coca.encode_text(token_ids[:, : int(lengths.max())], lengths)
 
 
 def load_grr_coca(

@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.evaluate.retrieval import QueryRanks, make_gallery, retrieve
-from grr_coca.losses import EmbeddedPairs, contrastive_loss, same_pair
+from grr_coca.losses import EmbeddedPairs, contrastive_loss, same_pair, token_losses
 from grr_coca.model import CoCa
 from grr_coca.model.mode import evaluating
 
@@ -112,9 +111,10 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
         for batch in batches:
             batch = batch.to(device)
             output = model(batch.images, batch.token_ids, batch.lengths)
-            is_real = batch.labels != IGNORE_INDEX  # B T, in the order of the logits
+            is_real = batch.labels != IGNORE_INDEX  # B T, in the order of the states
             nll = torch.zeros(is_real.shape, dtype=torch.double, device=device)
-            nll[is_real] = F.cross_entropy(output.logits.float(), batch.labels[is_real], reduction="none").double()
+            lm_head = model.multimodal_decoder.lm_head.weight
+            nll[is_real] = token_losses(output.states, lm_head, batch.labels[is_real]).double()
             tensors = (output.image_embedding, output.text_embedding, batch.caption_ids, batch.image_ids)
             parts.append(
                 PairResults(

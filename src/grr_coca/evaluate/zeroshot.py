@@ -60,7 +60,7 @@ def embed_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Float[Tensor, "
                 checkpoint.tokenizer.encode_row(text, context_length) for text in texts[start : start + TEXTS_AT_ONCE]
             ]
             token_ids, lengths = pad_rows(rows)
-            parts.append(checkpoint.model.encode_text(token_ids.to(device), lengths.to(device)).embedding.cpu())
+            parts.append(checkpoint.model.encode_text(token_ids.to(device), lengths.to(device)).cpu())
     return torch.cat(parts)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention
-from grr_coca.layers.layout import Packing
+from grr_coca.layers.layout import PLAIN, Layout
 
 
 class Attended(NamedTuple):
@@ -26,18 +26,16 @@ class Attended(NamedTuple):
 def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Module, Attended]]:
     """Let modules compute through weights that are kept, which fused attention never forms, until the context ends.
 
-    What they give is the same but for rounding, and depends on the kept weights: gradients reach them. Only the last
-    pass through each module is kept.
+    Their results are the same but for rounding, and depend on the kept weights, so that gradients reach these. Only
+    the last pass through each module is kept.
     """
     seen: dict[nn.Module, Attended] = {}
 
     def recompute(module: nn.Module, inputs: tuple, _output: Tensor) -> Tensor:
         assert isinstance(module, CrossAttention)
-        x, context, *layout = inputs
-        packing = layout[0].packing if layout else None
-        seen[module] = attend(module, x, context, packing)
-        mixed = mix(seen[module])
-        return module.out_proj(mixed if packing is None else packing.pack(mixed))
+        x, context, layout = (*inputs, PLAIN)[:3]
+        seen[module] = attention_weights(module, x, context, layout)
+        return module.out_proj(layout.gather(mix(seen[module])))
 
     hooks = [module.register_forward_hook(recompute) for module in modules]
     try:
@@ -47,12 +45,11 @@ def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Mod
             hook.remove()
 
 
-def attend(
-    module: CrossAttention, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"], packing: Packing | None = None
+def attention_weights(
+    module: CrossAttention, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"], layout: Layout = PLAIN
 ) -> Attended:
-    """The weights and values with which a module answers its inputs; padding has some weights too."""
-    queries = module.q_proj(x).unflatten(-1, (module.num_heads, -1))
-    queries = queries if packing is None else packing.pad(queries)  # B T H Dh
+    """The weights and values with which a module answers its inputs. Padding of packed sequences has weights too."""
+    queries = layout.spread_queries(module.q_proj(x).unflatten(-1, (module.num_heads, -1)))  # B T H Dh
     keys, values = module.project(context)  # B S H Dh
     scores = torch.einsum("bthd,bshd->bhts", queries * queries.shape[-1] ** -0.5, keys)
     return Attended(scores.softmax(dim=-1), values)

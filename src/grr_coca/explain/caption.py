@@ -23,12 +23,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.tokenizer import CLS_SLOT
 from grr_coca.explain.attention import visible_attention
 from grr_coca.explain.words import group_words
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.pooler import AttentionalPooler
 from grr_coca.model import CoCa
 from grr_coca.model.mode import evaluating
+from grr_coca.model.packed_text import pack_text
 
 
 class WordMap(NamedTuple):
@@ -58,14 +60,18 @@ def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_i
 
 def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> Float[Tensor, "T P"]:
     """The share of each patch in the relevance to each token but the first, on the CPU."""
-    ids = torch.tensor([list(token_ids)], device=model.logit_scale.device)
+    device = model.logit_scale.device
+    ids = torch.tensor([[*token_ids, CLS_SLOT]], device=device)
+    # The last token takes the place of the end token: nothing is predicted from it.
+    text = pack_text(ids, torch.tensor([ids.shape[1]], device=device))
     readers = _readers_of_patches(model)
     with evaluating(model), torch.no_grad():
-        patches = model.image_encoder(pixels[None].to(ids.device))
-        text_tokens = model.text_decoder.prefix(ids[:, :-1])
+        patches = model.image_encoder(pixels[None].to(device))
+        text_tokens = model.text_decoder(text).tokens
     with evaluating(model), torch.enable_grad(), visible_attention(readers) as seen:
-        logits = model.multimodal_decoder(text_tokens, model.captioning_pooler(patches))
-    logits = logits[0].gather(1, ids[0, 1:, None])[:, 0]  # T, of the caption's own tokens
+        states = model.multimodal_decoder(text_tokens, model.captioning_pooler(patches), text.predicting_layout)
+        logits = model.multimodal_decoder.lm_head(states)
+    logits = logits.gather(1, ids[0, 1:-1, None])[:, 0]  # T, of the caption's own tokens
     weights = [seen[reader].weights for reader in readers]
     rows = []
     for logit in logits:

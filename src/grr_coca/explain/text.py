@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import clean_caption, pad_rows
-from grr_coca.explain.attention import Attended, attend, mix
+from grr_coca.explain.attention import Attended, attention_weights, mix
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.pooler import AttentionalPooler
 from grr_coca.layers.precision import at_least_fp32
@@ -48,7 +48,7 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
     row = checkpoint.tokenizer.encode_row(clean_caption(text, "text"), checkpoint.config.text_decoder.context_length)
     token_ids, lengths = (tensor.to(model.logit_scale.device) for tensor in pad_rows([row]))
     with evaluating(model), torch.no_grad():
-        wanted = model.encode_text(token_ids, lengths).embedding
+        wanted = model.encode_text(token_ids, lengths)
         patches = model.image_encoder(pixels[None].to(model.logit_scale.device))
         similarity = (_embed(model, patches) * wanted).sum().item()
     shares = patch_shares(model, patches, wanted)
@@ -76,7 +76,7 @@ def _embed(model: CoCa, patches: Float[Tensor, "1 P D"]) -> Float[Tensor, "1 E"]
 
 
 def _pool(pooler: AttentionalPooler, context: Float[Tensor, "1 S C"]) -> Float[Tensor, "1 Q D"]:
-    weights, values = attend(pooler.attn, pooler.queries[None], context)
+    weights, values = attention_weights(pooler.attn, pooler.queries[None], context)
     return _norm(pooler.norm, pooler.attn.out_proj(mix(Attended(weights.detach(), values))))
 
 

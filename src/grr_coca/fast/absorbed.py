@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention
-from grr_coca.layers.layout import PLAIN, KeyValues, Layout
+from grr_coca.layers.layout import PLAIN, Layout, Packed
+from grr_coca.layers.scaled_attention import KeyValues
 
 
 class AbsorbedCrossAttention(nn.Module):
@@ -31,7 +32,7 @@ class AbsorbedCrossAttention(nn.Module):
         self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout = PLAIN
     ) -> Float[Tensor, "R T D"]:
         """As in `CrossAttention`."""
-        if isinstance(context, KeyValues) or layout.packing is not None:
+        if isinstance(context, KeyValues) or isinstance(layout, Packed):
             return self.attn(x, context, layout)
         if not self.pays(x.shape[0] * x.shape[1] // len(context), context.shape[1]):
             return self.attn(x, context)

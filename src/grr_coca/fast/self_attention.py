@@ -6,13 +6,12 @@ Shapes: R rows of captions, T new tokens, B lines of slots, L = R / B * T, S slo
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import SelfAttention
-from grr_coca.layers.cache import KeyValueCache
-from grr_coca.layers.layout import PLAIN, Layout
+from grr_coca.layers.layout import Cached, Layout
+from grr_coca.layers.scaled_attention import scaled_attention
 
 
 class FusedSelfAttention(nn.Module):
@@ -24,10 +23,9 @@ class FusedSelfAttention(nn.Module):
         self.qk_norm = None if isinstance(attn.qk_norm, nn.Identity) else attn.qk_norm
         self.turns = None if attn.rotary is None else attn.rotary.table[:, None, None]  # T 1 1 C
 
-    def forward(self, x: Float[Tensor, "R T D"], layout: Layout = PLAIN) -> Float[Tensor, "R T D"]:
+    def forward(self, x: Float[Tensor, "R T D"], layout: Layout) -> Float[Tensor, "R T D"]:
         """As in `SelfAttention`."""
-        cache = layout.cache
-        if not isinstance(cache, KeyValueCache):
+        if not isinstance(layout, Cached):
             return self.attn(x, layout)
         num_rows, num_tokens, _ = x.shape
         qkv = self.attn.qkv_proj(x).view(num_rows, num_tokens, 3, self.attn.num_heads, -1)
@@ -35,8 +33,8 @@ class FusedSelfAttention(nn.Module):
             qkv[:, :, :2] = self.qk_norm(qkv[:, :, :2])
         if self.turns is not None:
             pairs = torch.view_as_complex(qkv.view(*qkv.shape[:-1], -1, 2))  # R T 3 H C
-            pairs[:, :, :2].mul_(self.turns[cache.start : cache.start + num_tokens])
-        keys, values = cache.write(qkv[:, :, 1:])  # B H S Dh
+            pairs[:, :, :2].mul_(self.turns[layout.positions])
+        keys, values = layout.cache.write(qkv[:, :, 1:])  # B H S Dh
         q = qkv[:, :, 0].reshape(len(keys), -1, *qkv.shape[3:]).transpose(1, 2)  # B H L Dh
-        mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=cache.mask)
+        mixed = scaled_attention(q, keys, values, layout.sees)
         return self.attn.out_proj(mixed.transpose(1, 2).reshape(x.shape))

@@ -7,14 +7,15 @@ V vocabulary.
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grr_coca.fast.absorbed import AbsorbedCrossAttention
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.cache import KeyValueCache
-from grr_coca.layers.layout import KeyValues, Layout
+from grr_coca.layers.layout import Cached
 from grr_coca.layers.precision import at_least_fp32
+from grr_coca.layers.scaled_attention import KeyValues, Sees
 from grr_coca.model import CoCa
 
 Context = Float[Tensor, "B Q C"] | KeyValues
@@ -45,22 +46,26 @@ class CachedDecoder:
         """Images that are still being captioned."""
         return len(self.contexts[0][0]) if isinstance(self.contexts[0], KeyValues) else len(self.contexts[0])
 
-    def step(self, token_ids: Int[Tensor, "R T"], mask: Bool[Tensor, "#B 1 L S"] | None = None) -> Float[Tensor, "R V"]:
-        """Logits of what follows the last of the new tokens; `mask` as in `KeyValueCache`."""
+    def step(self, token_ids: Int[Tensor, "R T"], sees: Sees = "all") -> Float[Tensor, "R V"]:
+        """Logits of the token that follows the last of the new tokens.
+
+        Args:
+            token_ids: the prompt first, then one token of each caption at every step.
+            sees: which of the caches' slots each token sees, where captions share their lines (see `KeyValueCache`).
+        """
         num_tokens = token_ids.shape[1]
         if num_tokens > 1:
             assert self.position == 0, "several tokens at once only at the beginning"
-            mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=token_ids.device).tril()[None, None]
-        positions = torch.arange(self.position, self.position + num_tokens, device=token_ids.device)
-        for cache in (*self.text_caches, *self.multimodal_caches):
-            cache.start, cache.mask = self.position, mask
+            sees = "past"
+        positions = slice(self.position, self.position + num_tokens)
         self.position += num_tokens
-        layouts = [Layout(positions, cache) for cache in self.text_caches]
-        x = self.model.text_decoder.prefix(token_ids, layouts)  # R T D
-        decoder = self.model.multimodal_decoder
-        for block, context, cache in zip(decoder.blocks, self.contexts, self.multimodal_caches, strict=True):
-            x = block(x, context, Layout(positions, cache))
-        return at_least_fp32(decoder.lm_head(decoder.norm(x[:, -1])))
+        text, multimodal = self.model.text_decoder, self.model.multimodal_decoder
+        x = text.position(text.tok_embeddings(token_ids), positions)  # R T D
+        for block, cache in zip(text.blocks, self.text_caches, strict=True):
+            x = block(x, Cached(cache, positions, sees))
+        for block, context, cache in zip(multimodal.blocks, self.contexts, self.multimodal_caches, strict=True):
+            x = block(x, context, Cached(cache, positions, sees))
+        return at_least_fp32(multimodal.lm_head(multimodal.norm(x[:, -1])))
 
     def repeat(self, count: int) -> None:
         """Give each line of slots `count` copies in a row: several captions go on from one prompt."""

@@ -246,7 +246,7 @@ class ImageTextModel:
         context_length = self.checkpoint.config.text_decoder.context_length
         token_ids, lengths = pad_rows([tokenizer.encode_row(text, context_length) for text in texts])
         with evaluating(model):
-            return list(model.encode_text(token_ids.to(self.device), lengths.to(self.device)).embedding.float().cpu())
+            return list(model.encode_text(token_ids.to(self.device), lengths.to(self.device)).float().cpu())
 
     def _pixels(self, images: Numbered) -> Float[Tensor, "B 3 S S"]:
         with ThreadPoolExecutor() as pool:  # decoding and resizing leave the interpreter free

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention, SelfAttention
-from grr_coca.layers.layout import PLAIN, KeyValues, Layout
+from grr_coca.layers.layout import Layout
+from grr_coca.layers.scaled_attention import KeyValues
 
 
 class Block(nn.Module):
@@ -20,7 +21,7 @@ class Block(nn.Module):
         self.ffn_norm = ffn_norm
         self.feed_forward = feed_forward
 
-    def forward(self, x: Float[Tensor, "B T D"], layout: Layout = PLAIN) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """One layer."""
         x = x + self.attn(self.attn_norm(x), layout)
         return x + self.feed_forward(self.ffn_norm(x))
@@ -47,9 +48,9 @@ class CrossBlock(nn.Module):
         self.feed_forward = feed_forward
 
     def forward(
-        self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout = PLAIN
+        self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout
     ) -> Float[Tensor, "R T D"]:
-        """One layer; the context is taken as it is, normalized by whoever made it."""
+        """One layer. The context is not normalized here: whoever makes it has done so."""
         x = x + self.attn(self.attn_norm(x), layout)
         x = x + self.cross_attn(self.cross_attn_norm(x), context, layout)
         return x + self.feed_forward(self.ffn_norm(x))

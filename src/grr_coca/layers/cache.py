@@ -1,38 +1,36 @@
-"""What decoding keeps of the tokens that it has seen.
+"""Keys and values of the tokens that a decoder has seen.
 
 Shapes: B lines of slots, R rows of captions, T new tokens, S slots that are filled, H heads, Dh head width.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from grr_coca.layers.layout import KeyValues
+from grr_coca.layers.scaled_attention import KeyValues
 
 
 class KeyValueCache:
     """Keys and values of one attention layer, in buffers of a fixed size (2 B H num_slots Dh).
 
-    Captions that search together (the beams of an image) write into one line of slots, side by side, and `mask`
-    tells which slots are a caption's own past. So a beam that changes its past changes a row of the mask, and no key
-    or value moves. Without a mask, each caption has a line and sees all of it. The new tokens stand at `start` and
-    following, which are not their slots where several captions share a line.
+    A caption that is decoded by itself has a line of slots, one for each of its tokens. Captions that are searched for
+    together (the beams of an image) share a line: their new tokens take the next slots, side by side, and a mask tells
+    which slots are a caption's own past. So a beam that changes its past changes a row of the mask, and no key or
+    value moves.
     """
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
         self.filled = 0
-        self.start = 0
-        self.mask: Bool[Tensor, "#B 1 L S"] | None = None
         self._buffer: Tensor | None = None
 
-    def extend(self, new: KeyValues) -> tuple[KeyValues, Bool[Tensor, "#B 1 L S"] | None]:
-        """Fill the next slots; rows of new tokens beyond the lines lie side by side in a line."""
+    def extend(self, new: KeyValues) -> KeyValues:
+        """Fill the next slots, and return all that are filled. Rows beyond the lines lie side by side in a line."""
         keys, values = self.write(torch.stack(new, dim=2))
-        return KeyValues(keys.transpose(1, 2), values.transpose(1, 2)), self.mask
+        return KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
 
     def write(self, new: Float[Tensor, "R T 2 H Dh"]) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
-        """`extend`, for keys and values that lie side by side; gives all of them head by head."""
+        """`extend` for keys and values that lie side by side; returns them head by head."""
         if self._buffer is None:
             num_lines, _, _, num_heads, head_dim = new.shape
             self._buffer = new.new_empty(2, num_lines, num_heads, self.num_slots, head_dim)

@@ -9,9 +9,10 @@ faster than the rotate-half form in eager mode on a CPU.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Complex64, Float, Int
+from jaxtyping import Complex64, Float
 from torch import Tensor, nn
 
+from grr_coca.layers.layout import Positions
 from grr_coca.layers.precision import at_least_fp32
 
 LINE_BASE = 10_000.0
@@ -51,14 +52,9 @@ class Rotary(nn.Module):
         table = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
         self.register_buffer("table", table, persistent=False)
 
-    def forward(
-        self, x: Float[Tensor, "B T N H Dh"], positions: Int[Tensor, "*B T"] | None = None
-    ) -> Float[Tensor, "B T N H Dh"]:
-        """Turn the vectors of every position, N projections (query, key) and H heads at once.
-
-        `positions`: where the tokens stand, where that is not 0 … T-1; one line for all rows of the batch or one each.
-        """
-        turns = self.table[: x.shape[1]] if positions is None else self.table[positions]  # T C, or B T C
+    def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
+        """Turn the vectors of every token by its position, N projections (query, key) and H heads at once."""
+        turns = self.table[positions]  # T C, or B T C where every row has positions of its own
         turned = torch.view_as_complex(at_least_fp32(x).unflatten(-1, (-1, 2))) * turns[..., None, None, :]
         return torch.view_as_real(turned).flatten(-2).type_as(x)
 

@@ -1,22 +1,79 @@
-"""The CoCa loss: the weighted sum of both (arXiv 2205.01917, section 3.1)."""
+"""The loss that CoCa is trained on (arXiv 2205.01917, section 3.1): L = λ_con · L_con + λ_cap · L_cap.
 
-from typing import NamedTuple
+Shapes: D width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from grr_coca.batch import IGNORE_INDEX, Batch, CoCaOutput
+from grr_coca.losses.captioning import captioning_loss
+from grr_coca.losses.contrastive import EmbeddedPairs, contrastive_loss, same_pair
+
+Scalar = TypeVar("Scalar", float, Tensor)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """λ_con and λ_cap, the defaults being the paper's, and the weight of the z-loss (see `captioning_loss`), which
+    needs a captioning weight above 0."""
+
+    contrastive: float = 1.0
+    captioning: float = 2.0
+    z: float = 0.0
+
+    @property
+    def z_per_captioning(self) -> float:
+        """The z-loss in units of the captioning loss."""
+        return self.z and self.z / self.captioning
+
 
 class Losses(NamedTuple):
-    """The parts and the weighted sum, each a scalar in nats."""
+    """The losses of one batch, in nats. `trained` is what to differentiate: `coca`, and the z-loss where it has a
+    weight. The others are for the log."""
 
+    trained: Float[Tensor, ""]
     contrastive: Float[Tensor, ""]
     captioning: Float[Tensor, ""]
     coca: Float[Tensor, ""]
+    z: Float[Tensor, ""]
 
 
-def coca_loss(
-    contrastive: Float[Tensor, ""], captioning: Float[Tensor, ""], contrastive_weight: float, captioning_weight: float
+def batch_loss(
+    output: CoCaOutput,
+    batch: Batch,
+    lm_head: Float[Tensor, "V D"],
+    logit_scale: Float[Tensor, ""],
+    logit_bias: Float[Tensor, ""] | None,
+    weights: LossWeights = LossWeights(),
 ) -> Losses:
-    """The weighted sum that is trained on. A weight of zero keeps its branch in the graph, so no parameter is
-    ever without a gradient."""
-    return Losses(contrastive, captioning, contrastive_weight * contrastive + captioning_weight * captioning)
+    """CoCa's loss of one batch, in one piece and on one process.
+
+    Training computes the same in pieces and on many processes (`grr_coca.train.step.gradients`).
+
+    Args:
+        output: what the model returned for the batch.
+        batch: the pairs.
+        lm_head: the weight of the model's head.
+        logit_scale: logarithm of the inverse temperature.
+        logit_bias: that of the sigmoid loss; None: the softmax loss.
+        weights: of the parts.
+    """
+    pairs = EmbeddedPairs(output.image_embedding, output.text_embedding)
+    same = same_pair(batch.caption_ids, batch.image_ids)
+    contrastive = contrastive_loss(pairs, pairs, logit_scale, logit_bias, same, first_row=0)
+
+    labels = batch.labels[batch.labels != IGNORE_INDEX]
+    captions = captioning_loss(output.states, lm_head, labels, z_weight=weights.z_per_captioning)
+
+    trained = coca_loss(contrastive, captions.trained, weights)
+    coca = coca_loss(contrastive, captions.captioning, weights)
+    return Losses(trained, contrastive.detach(), captions.captioning, coca.detach(), captions.z)
+
+
+def coca_loss(contrastive: Scalar, captioning: Scalar, weights: LossWeights) -> Scalar:
+    """The weighted sum. A weight of zero keeps its part in the graph, so no parameter is ever without a gradient."""
+    return weights.contrastive * contrastive + weights.captioning * captioning

@@ -23,8 +23,10 @@ def same_pair(
     image_ids: Int[Tensor, " b"],
     columns: tuple[Int[Tensor, " B"], Int[Tensor, " B"]] | None = None,
 ) -> Bool[Tensor, "b B"]:
-    """Which pairs say the same: equal caption or equal image. They are not negatives of each other. `columns`:
-    caption and image ids of the whole batch, where the rows are but a share of it."""
+    """Which pairs have the same caption or the same image, so are no negatives of each other.
+
+    `columns`: caption and image ids of the whole batch, if the rows are only a part of it.
+    """
     all_caption_ids, all_image_ids = columns or (caption_ids, image_ids)
     return (caption_ids[:, None] == all_caption_ids) | (image_ids[:, None] == all_image_ids)
 
@@ -37,11 +39,19 @@ def contrastive_loss(
     same: Bool[Tensor, "b B"],
     first_row: int,
 ) -> Float[Tensor, ""]:
-    """What b rows, from `first_row` on, contribute to the loss of B pairs; over all rows it adds up to that loss.
+    """What b rows contribute to the contrastive loss of a batch of B pairs. Over all rows it adds up to that loss.
 
-    Without a bias, cross-entropy of each image over all texts and of each text over all images, averaged; with one,
-    SigLIP's loss (arXiv 2303.15343): any image and text match or do not, a sum over texts, averaged over images.
-    `logit_scale` is the logarithm of the inverse temperature. Others that say the `same` as a pair are left out.
+    Without a bias it is CLIP's loss: the cross-entropy of each image over all texts, and of each text over all images,
+    averaged. With one it is SigLIP's (arXiv 2303.15343): every image and every text match or do not; the sum over texts
+    is averaged over images.
+
+    Args:
+        rows: the pairs that contribute.
+        columns: all pairs of the batch, with which they are compared.
+        logit_scale: logarithm of the inverse temperature.
+        logit_bias: that of the sigmoid loss, or None.
+        same: pairs with the same caption or image, see `same_pair`; they are left out of the comparison.
+        first_row: the place of the first row among the columns.
     """
     B = same.shape[1]
     target = torch.arange(first_row, first_row + len(same), device=same.device)

@@ -1,14 +1,15 @@
-"""A linear map and the cross-entropy behind it, in one.
+"""A linear map and the cross-entropy of its result, in one function.
 
-Shapes: M tokens, m of them in a stretch, D width, V vocabulary.
+Shapes: M tokens, m of them at a time (a stretch), D width, V vocabulary.
 
-PyTorch's own `linear_cross_entropy` (2.13) takes six times as long in stretches on a CPU, or else all logits at once.
+PyTorch's own `linear_cross_entropy` (2.13) either makes all logits at once, or takes six times as long on a CPU.
 """
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from grr_coca.layers.precision import at_least_fp32
@@ -17,17 +18,23 @@ LOGITS_AT_ONCE = 2**25
 """128 MB of them in fp32: a stretch of 679 tokens with CLIP's vocabulary, long enough for full speed."""
 
 
-class LinearCrossEntropy(torch.autograd.Function):
-    """Sums over tokens: of nll + `z_weight` · log² Z, which has a gradient, of nll, and of log² Z.
+def tokens_at_once(lm_head: Float[Tensor, "V D"]) -> int:
+    """Tokens whose logits may be in memory at the same time."""
+    return max(1, LOGITS_AT_ONCE // len(lm_head))
 
-    It goes over a stretch of tokens at a time, and makes gradients on the way forward, where a stretch's logits turn
-    into them in place: neither are all logits kept, nor any made twice. So it can be differentiated once.
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Three sums over tokens: nll + `z_weight` · log² Z, which has a gradient, nll, and log² Z.
+
+    The forward pass takes one stretch of tokens after the other. It also makes the gradients, in the memory of the
+    stretch's logits. So the logits of all tokens are never in memory together, and none are computed twice. The result
+    can be differentiated once only.
     """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, lm_head: Tensor, labels: Tensor, z_weight: float) -> tuple[Tensor, ...]:
         """Shapes: `states` M D, `lm_head` V D, `labels` M."""
-        stretch = max(1, LOGITS_AT_ONCE // len(lm_head))
+        stretch = tokens_at_once(lm_head)
         by_state, by_head = torch.empty_like(states), torch.zeros_like(lm_head)
         nll = z = at_least_fp32(states.new_zeros(()))
         for x, label, by_x in zip(*(t.split(stretch) for t in (states, labels[:, None], by_state)), strict=True):
@@ -49,6 +56,6 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, by_sum: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Scale what `forward` has made."""
+        """Scale the gradients that `forward` has made."""
         by_state, by_head = ctx.saved_tensors
         return by_sum * by_state, by_sum * by_head, None, None

@@ -63,7 +63,7 @@ def _image_encoder(config: ImageEncoderConfig) -> ImageEncoder:
         patch_embed=nn.Linear(3 * config.patch_size**2, t.embed_dim),
         position=_position(t, config.num_patches),
         num_registers=config.num_registers,
-        blocks=nn.ModuleList(_block(t, causal=False, rotary=rotary) for _ in range(t.num_layers)),
+        blocks=nn.ModuleList(_block(t, rotary) for _ in range(t.num_layers)),
         norm=_norm(t.norm, t.embed_dim),
     )
 
@@ -75,7 +75,7 @@ def _text_decoder(config: TextDecoderConfig) -> TextDecoder:
         context_length=config.context_length,
         tok_embeddings=nn.Embedding(config.vocab_size, t.embed_dim),
         position=_position(t, config.context_length),
-        blocks=nn.ModuleList(_block(t, causal=True, rotary=rotary) for _ in range(t.num_layers)),
+        blocks=nn.ModuleList(_block(t, rotary) for _ in range(t.num_layers)),
         cls_norm=_norm(t.norm, t.embed_dim),
     )
 
@@ -96,10 +96,10 @@ def _pooler(config: CoCaConfig, num_queries: int, context_dim: int) -> Attention
     return AttentionalPooler(num_queries, dim, attn, _norm(config.poolers.norm, dim))
 
 
-def _block(t: TransformerConfig, causal: bool, rotary: Rotary | None) -> Block:
+def _block(t: TransformerConfig, rotary: Rotary | None) -> Block:
     return Block(
         attn_norm=_norm(t.norm, t.embed_dim),
-        attn=_self_attention(t, causal, rotary),
+        attn=_self_attention(t, rotary),
         ffn_norm=_norm(t.norm, t.embed_dim),
         feed_forward=_feed_forward(t),
     )
@@ -108,7 +108,7 @@ def _block(t: TransformerConfig, causal: bool, rotary: Rotary | None) -> Block:
 def _cross_block(t: TransformerConfig, context_dim: int, rotary: Rotary | None) -> CrossBlock:
     return CrossBlock(
         attn_norm=_norm(t.norm, t.embed_dim),
-        attn=_self_attention(t, causal=True, rotary=rotary),
+        attn=_self_attention(t, rotary),
         cross_attn_norm=_norm(t.norm, t.embed_dim),
         cross_attn=CrossAttention(t.embed_dim, context_dim, t.num_heads),
         ffn_norm=_norm(t.norm, t.embed_dim),
@@ -116,10 +116,10 @@ def _cross_block(t: TransformerConfig, context_dim: int, rotary: Rotary | None) 
     )
 
 
-def _self_attention(t: TransformerConfig, causal: bool, rotary: Rotary | None) -> SelfAttention:
-    # Queries and keys share their scale: logits know but the product of the two.
+def _self_attention(t: TransformerConfig, rotary: Rotary | None) -> SelfAttention:
+    # Queries and keys share one scale: only the product of the two has an effect.
     qk_norm = RMSNorm(t.head_dim) if t.qk_norm == "rms" else nn.Identity()
-    return SelfAttention(t.embed_dim, t.num_heads, causal, rotary, qk_norm)
+    return SelfAttention(t.embed_dim, t.num_heads, rotary, qk_norm)
 
 
 def _norm(choice: Norm, dim: int) -> nn.Module:

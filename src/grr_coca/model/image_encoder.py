@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.layers.layout import Layout
+from grr_coca.layers.layout import PLAIN, Plain
 
 
 class ImageEncoder(nn.Module):
@@ -39,15 +39,17 @@ class ImageEncoder(nn.Module):
         self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B P D"]:
         """Encode images of the configured size, or K of their patches alone (FLIP, arXiv 2212.00794)."""
-        x, positions = self.position(self.patch_embed(patchify(images, self.patch_size))), None  # B P D
+        x = self.patch_embed(patchify(images, self.patch_size))  # B P D
+        x, layout = self.position(x, PLAIN.positions), PLAIN
         if kept_patches is not None:
-            positions = F.pad(kept_patches, (0, self.num_registers), value=x.shape[1])  # B K+R, the table's end
+            # Registers stand behind the P patches, where RoPE's table turns by no angle.
+            layout = Plain(F.pad(kept_patches, (0, self.num_registers), value=x.shape[1]))  # B K+R
             x = x.take_along_dim(kept_patches[..., None], dim=1)  # B K D
         num_patches = x.shape[1]
         if self.registers is not None:
             x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)  # B P+R D
         for block in self.blocks:
-            x = block(x, Layout(positions))
+            x = block(x, layout)
         return self.norm(x[:, :num_patches])
 
 

@@ -1,30 +1,29 @@
-"""The unimodal text decoder: a caption by itself, no image in sight.
+"""The unimodal half of the text decoder: it reads captions, and no image.
 
-Shapes: B batch, T text positions, D width, N tokens of all captions without padding.
+Shapes: B captions, D width, M tokens that have a next token, of all captions (rounded up).
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.layers.layout import PLAIN, Layout, pack_lengths
+from grr_coca.model.packed_text import PackedText
 
 
 class TextDecoderOutput(NamedTuple):
-    """`tokens`: the residual stream of all captions, one after another; `cls`: the normalized output at [CLS]."""
+    """`cls`: the normalized output at [CLS] of each caption; `tokens`: the residual stream of all tokens that have a
+    next token, from which the multimodal half goes on."""
 
-    tokens: Float[Tensor, "1 N D"]
     cls: Float[Tensor, "B D"]
+    tokens: Float[Tensor, "1 M D"]
 
 
 class TextDecoder(nn.Module):
-    """Causal blocks over `[BOS] caption [EOS] [CLS] padding`.
+    """Causal blocks over `[BOS] caption [EOS] [CLS]`.
 
-    [CLS] is a learned vector, not a word, and stands at the end, where it sees the whole caption. Padding comes after
-    it and is never computed, so nothing depends on how far a batch is padded.
+    [CLS] is a learned vector, not a word. It stands at the end, where it sees the whole caption.
     """
 
     def __init__(
@@ -43,24 +42,11 @@ class TextDecoder(nn.Module):
         self.blocks = blocks
         self.cls_norm = cls_norm
 
-    def forward(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> TextDecoderOutput:
-        """Decode padded captions; [CLS] is put at position `lengths - 1` of each row."""
-        packing = pack_lengths(lengths, token_ids.shape[1])
-        cls_tokens = lengths.cumsum(0) - 1  # where the [CLS] of each caption is among all tokens
-        x = self.tok_embeddings(packing.pack(token_ids))  # 1 N D
-        x = x.index_copy(1, cls_tokens, self.cls_embedding.to(x.dtype).expand(1, len(lengths), -1))
-        tokens = self._run_blocks(x, [Layout.packed(packing)] * len(self.blocks))[:, : packing.num_tokens]
-        return TextDecoderOutput(tokens, cls=self.cls_norm(tokens[0, cls_tokens]))
-
-    def prefix(self, token_ids: Int[Tensor, "B T"], layouts: Sequence[Layout] | None = None) -> Float[Tensor, "B T D"]:
-        """The tokens of captions that have not ended, so have no [CLS] yet: for generation.
-
-        With layouts that have caches, one for each block, `token_ids` follow what these have seen.
-        """
-        return self._run_blocks(self.tok_embeddings(token_ids), layouts or [PLAIN] * len(self.blocks))
-
-    def _run_blocks(self, x: Float[Tensor, "B T D"], layouts: Sequence[Layout]) -> Float[Tensor, "B T D"]:
-        x = self.position(x, layouts[0].positions)
-        for block, layout in zip(self.blocks, layouts, strict=True):
-            x = block(x, layout)
-        return x
+    def forward(self, text: PackedText) -> TextDecoderOutput:
+        """Decode the captions of a batch."""
+        x = self.tok_embeddings(text.token_ids)  # 1 N D
+        x = x.index_copy(1, text.cls, self.cls_embedding.to(x.dtype).expand(1, len(text.cls), -1))
+        x = self.position(x, text.layout.positions)
+        for block in self.blocks:
+            x = block(x, text.layout)
+        return TextDecoderOutput(self.cls_norm(x[0].index_select(0, text.cls)), x.index_select(1, text.predicting))

@@ -86,6 +86,6 @@ def search(checkpoint: Checkpoint, source: PairSource, queries: Sequence[str], c
     token_ids, lengths = pad_rows([checkpoint.tokenizer.encode_row(query, context_length) for query in queries])
     with evaluating(checkpoint.model):
         images = torch.cat([checkpoint.model.encode_image(batch.images.to(device)).embedding for batch in loader])
-        texts = checkpoint.model.encode_text(token_ids.to(device), lengths.to(device)).embedding
+        texts = checkpoint.model.encode_text(token_ids.to(device), lengths.to(device))
     best = (texts @ images.T).topk(min(count, len(images)), dim=1).indices.tolist()
     return [SearchHits(query, indices) for query, indices in zip(queries, best, strict=True)]

@@ -17,6 +17,7 @@ from grr_coca.structure import from_dict, to_dict
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
+    from grr_coca.losses import LossWeights
 
 FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimodal_decoder"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -195,9 +196,11 @@ class LossRecipe:
             raise UserError("z_loss_weight steadies the captioning loss, whose captioning_weight is 0; set it to 0 too")
 
     @property
-    def z_per_captioning(self) -> float:
-        """The z-loss in units of the captioning loss."""
-        return self.z_loss_weight and self.z_loss_weight / self.captioning_weight
+    def weights(self) -> "LossWeights":
+        """The same, as the losses take them."""
+        from grr_coca.losses import LossWeights  # late: reading a recipe takes no torch
+
+        return LossWeights(self.contrastive_weight, self.captioning_weight, self.z_loss_weight)
 
 
 @dataclass(frozen=True)

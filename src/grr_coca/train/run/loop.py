@@ -105,7 +105,7 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
     # After the model is spread: what belongs to a parameter lies where the parameter does.
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
     ema = None if recipe.ema is None else Ema(model, recipe.ema)
-    return Trainer(parallel, optimizers, recipe.losses, autocast(recipe.precision, ranks.device), ema)
+    return Trainer(parallel, optimizers, recipe.losses.weights, autocast(recipe.precision, ranks.device), ema)
 
 
 class Run:

@@ -1,4 +1,7 @@
-"""The gradients of both losses over the global batch: exact, in however many pieces and on however many ranks.
+"""The gradients of CoCa's loss over the global batch: exact, in however many pieces and on however many ranks.
+
+The loss itself is `grr_coca.losses.batch_loss`, which takes a batch in one piece on one process. A test holds the
+gradients made here equal to its own.
 
 The captioning loss is a sum over tokens, so the pieces of a batch just add up. The contrastive loss is not: it
 compares every pair with every other. So it is cut at the embeddings (Gao et al., arXiv 2101.06983): first all
@@ -17,10 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grr_coca.batch import Batch
-from grr_coca.losses import EmbeddedPairs, coca_loss, contrastive_loss, same_pair
+from grr_coca.losses import EmbeddedPairs, LossWeights, coca_loss, contrastive_loss, same_pair
 from grr_coca.model import CoCa
 from grr_coca.ranks import Ranks
-from grr_coca.train.recipe import LossRecipe
 from grr_coca.train.step.parallel import ParallelModel, Pass, scalar_parameters
 
 
@@ -45,7 +47,7 @@ def compute_gradients(
     model: ParallelModel,
     micro_batches: Sequence[Batch],
     num_tokens: int,
-    weights: LossRecipe,
+    weights: LossWeights,
     precision: AbstractContextManager,
 ) -> BatchLosses:
     """Add the gradients of the global batch's CoCa loss to those of the parameters.
@@ -68,7 +70,7 @@ def compute_gradients(
         else:
             pieces = [model.embed(batch.to(ranks.device)) for batch in micro_batches]
     embedded = EmbeddedPairs(*(torch.cat(column) for column in zip(*pieces, strict=True)))
-    contrast = contrastive_gradient(model.raw, embedded, micro_batches, weights.contrastive_weight, ranks)
+    contrast = contrastive_gradient(model.raw, embedded, micro_batches, weights.contrastive, ranks)
 
     sizes = [len(batch) for batch in micro_batches]
     gradients = map(EmbeddedPairs, contrast.image.split(sizes), contrast.text.split(sizes))
@@ -77,8 +79,7 @@ def compute_gradients(
         with model.exchange(gradients=batch is micro_batches[-1]):
             shares += _backward(model, batch.to(ranks.device), kept, gradient, tokens, weights, precision)
     captioning, z = ranks.sum(shares)
-    losses = coca_loss(contrast.loss, captioning, weights.contrastive_weight, weights.captioning_weight)
-    return BatchLosses(*losses, z)
+    return BatchLosses(contrast.loss, captioning, coca_loss(contrast.loss, captioning, weights), z)
 
 
 def contrastive_gradient(
@@ -110,15 +111,14 @@ def _backward(
     kept: Pass | None,
     wanted: EmbeddedPairs,
     num_tokens: Int[Tensor, ""],
-    weights: LossRecipe,
+    weights: LossWeights,
     precision: AbstractContextManager,
 ) -> Float[Tensor, "2"]:
     """One piece; returns its shares of the captioning loss and the z-loss. `wanted`: gradients of its embeddings."""
     with precision:
         output = kept or model(batch, num_tokens, weights.z_per_captioning)
-    # A weight of zero keeps its branch in the graph, so no parameter is ever without a gradient.
     contrastive = (output.image_embedding * wanted.image).sum() + (output.text_embedding * wanted.text).sum()
-    loss = weights.contrastive_weight * contrastive + weights.captioning_weight * output.captioning.trained
+    loss = coca_loss(contrastive, output.captioning.trained, weights)
     # Gradients are averaged over the ranks when they are exchanged, and the sum is wanted.
     (model.ranks.size * loss).backward()
     return torch.stack([output.captioning.captioning, output.captioning.z])

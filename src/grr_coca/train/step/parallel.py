@@ -41,17 +41,16 @@ class TrainedCoCa(nn.Module):
         """One pass over some pairs of a batch that has `num_tokens` to predict; see `captioning_loss`."""
         output = self.model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
         labels = batch.labels[batch.labels != IGNORE_INDEX]
-        if isinstance(output.lm_head, FSDPModule):
-            output.lm_head.unshard()  # its weight is taken without its forward pass, which would gather it
-        captioning = captioning_loss(output.states, output.lm_head.weight, labels, num_tokens, z_weight)
+        # With FSDP, the head's weight is whole: it belongs to the root, which stays gathered after its forward pass.
+        lm_head = self.model.multimodal_decoder.lm_head.weight
+        captioning = captioning_loss(output.states, lm_head, labels, num_tokens, z_weight)
         return Pass(output.image_embedding, output.text_embedding, captioning)
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> EmbeddedPairs:
         """Both embeddings, without a graph and without the multimodal decoder."""
-        image = self.model.encode_image(batch.images, batch.kept_patches)
-        text = self.model.encode_text(batch.token_ids, batch.lengths)
-        return EmbeddedPairs(image.embedding, text.embedding)
+        image = self.model.encode_image(batch.images, batch.kept_patches).embedding
+        return EmbeddedPairs(image, self.model.encode_text(batch.token_ids, batch.lengths))
 
 
 class ParallelModel:
@@ -115,12 +114,13 @@ def _replicate(trained: TrainedCoCa) -> DistributedDataParallel:
 
 
 def _shard(model: CoCa, ranks: Ranks) -> None:
-    """Shard in place: blocks and head are gathered when they are needed, the rest of the model is one unit."""
+    """Shard in place. Each block is gathered when it is needed. The rest of the model is one unit, the root: gathered
+    at the start of its forward pass and kept so until the end of the backward pass, as losses read the head's weight
+    outside of both."""
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for stack in (model.image_encoder, model.text_decoder, model.multimodal_decoder):
         for block in stack.blocks:
             fully_shard(block, mesh=mesh)
-    fully_shard(model.multimodal_decoder.lm_head, mesh=mesh)
     fully_shard(model, mesh=mesh, ignored_params=set(scalar_parameters(model)))
     register_fsdp_forward_method(model, "encode_image")
     register_fsdp_forward_method(model, "encode_text")

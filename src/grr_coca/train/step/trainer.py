@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from grr_coca.batch import IGNORE_INDEX, Batch
-from grr_coca.train.recipe import LossRecipe, Precision
+from grr_coca.losses import LossWeights
+from grr_coca.train.recipe import Precision
 from grr_coca.train.step.ema import Ema
 from grr_coca.train.step.gradients import compute_gradients
 from grr_coca.train.step.optimizer import Optimizers
@@ -26,7 +27,7 @@ class Trainer:
 
     model: ParallelModel
     optimizers: Optimizers
-    losses: LossRecipe
+    losses: LossWeights
     precision: AbstractContextManager
     ema: Ema | None
 

@@ -57,21 +57,24 @@ class Arm:
         from grr_coca.ranks import Ranks
         from grr_coca.train.recipe import load_recipe
         from grr_coca.train.run.loop import build_trainer
+        from grr_coca.train.run.numerics import decide
         from grr_coca.train.run.setup import new_checkpoint, training_batches, training_sources
-        from grr_coca.train.step.trainer import resolve_precision
 
         torch.set_num_threads(1)
         recipe = load_recipe(RECIPE)
         recipe = replace(recipe, model=replace(recipe.model, preset=setup["preset"]))
         ranks = Ranks.here(torch.device("cpu"))
         start = new_checkpoint(recipe, ranks)
-        width = start.config.image_encoder.transformer.embed_dim
-        recipe = replace(recipe, precision=resolve_precision(recipe.precision, ranks.device, width))
+        recipe = decide(recipe, start.model, ranks.device).for_autos_of(recipe)
         self.trainer = build_trainer(recipe, start, ranks)
         loader = training_batches(recipe, start, training_sources(recipe)[0], ranks)
         self.batches = [next(loader) for _ in range(BATCHES)]
         self.done = 0
-        self.about = {"batch": recipe.data.batch_size, "precision": recipe.precision}
+        self.about = {
+            "batch": recipe.data.batch_size,
+            "precision": recipe.precision,
+            "muon_precision": recipe.optimizer.muon_precision,
+        }
 
     def steps(self, count: int) -> dict[str, list[float]]:
         """Seconds of each."""

@@ -35,7 +35,15 @@ FLAGS = {
     },
     "compare": {"checkpoint": ..., "baseline": ..., "data": (), "batch_size": 64},
     "data": {"action": ...},
-    "demo": {"plan": "recipes/demo.yaml", "out": "runs/demo"},
+    "demo": {
+        "plan": "recipes/demo.yaml",
+        "out": "runs/demo",
+        "minutes": "10.0",
+        "steps": None,
+        "fresh": False,
+        "dry_run": False,
+        "json": False,
+    },
     "embed": {"checkpoint": ..., "out": ..., "images": (), "texts": None, "batch_size": 32},
     "evaluate": {
         "checkpoint": ...,

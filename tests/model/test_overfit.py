@@ -22,7 +22,7 @@ def test_one_batch_is_learned_by_heart(
 ) -> None:
     config = tiny_config(preset)
     model, batch = build(config), make_batch(config, num_words=[3, 6, 9, 5] * 4)
-    recipe = OptimizerRecipe(name=name, lr=4e-3, weight_decay=0.0)
+    recipe = OptimizerRecipe(name=name, lr=4e-3, weight_decay=0.0, muon_precision="fp32")
     optimizers = Optimizers(model, recipe, ScheduleRecipe(steps=STEPS, warmup_steps=10))
     for step in range(STEPS):
         compute_losses(model, batch).trained.backward()

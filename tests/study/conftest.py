@@ -8,7 +8,7 @@ import yaml
 from grr_coca.train.recipe import save_recipe
 from support import finetuning, real_pairs, tiny_recipe, write_shard
 
-DOMAINS = ("health", "clipart", "glyphs")
+DOMAINS = ("health", "glyphs")
 SHOWCASE = "test_style"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,12 +19,14 @@ from grr_coca.cli import main
 from grr_coca.data.dataset import PairDataset
 from grr_coca.errors import UserError
 from grr_coca.study.arm import run_arm
-from grr_coca.study.plan import load_plan, stages, with_precision
+from grr_coca.study.comparison import begin, make_folder
+from grr_coca.study.plan import load_plan, stages, with_numerics
 from grr_coca.train.run.logs import read_metrics
+from grr_coca.train.run.numerics import Numerics
 from support import CPU, real_pairs, snapshot
 
 PRESETS = ("grr_coca", "baseline_coca")
-STAGES = ("pictograms", "health", "clipart", "glyphs")
+STAGES = ("pictograms", "health", "glyphs")
 
 
 class References(HTMLParser):
@@ -56,7 +59,7 @@ def assert_tells_what_was_measured(out: Path) -> None:
         first, second = (arm["evaluations"][name]["contrastive_loss"] for arm in arms)
         (line,) = (line for line in table.splitlines() if line.split("  ")[0] == name)
         assert line.replace("│", " ").split()[1:4] == [f"{first:.3f}", f"{second:.3f}", f"{first / second - 1:+.2%}"]
-    assert "average of 3 domains" in table
+    assert "average of 2 domains" in table
     report = (out / "report.html").read_text()
     for arm in arms:
         assert f"{arm['parameters']:,}" in report
@@ -79,22 +82,7 @@ def assert_runs_are_complete(out: Path) -> None:
             assert read_metrics(out / preset / stage, "val")
             assert from_pretrained(out / preset / stage).preset == preset
         steps = [from_pretrained(out / preset / stage).step for stage in STAGES]
-        assert steps == [6, 9, 9, 9], "every domain starts from the pretrained model"
-
-
-def test_a_demo_leaves_a_table_results_and_a_report_and_twice_the_same_ones(write_plan, tmp_path, capsys):
-    plan = write_plan()
-    out = tmp_path / "out"
-    tables = []
-    for _ in range(2):
-        assert main(["demo", str(plan), "--out", str(out)]) == 0
-        tables.append((out / "table.txt").read_text())
-        assert tables[-1].strip() in capsys.readouterr().out
-    assert tables[0] == tables[1]
-    assert sorted(path.name for path in out.iterdir()) == sorted([*PRESETS, "report.html", "results.json", "table.txt"])
-    assert_runs_are_complete(out)
-    assert_tells_what_was_measured(out)
-    assert_holds_everything_itself((out / "report.html").read_text())
+        assert steps == [60, 63, 63], "every domain starts from the pretrained model"
 
 
 def children_of(pid: int) -> list[int]:
@@ -112,27 +100,55 @@ def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.1)
+        time.sleep(0.05)
+
+
+def steps_saved(out: Path) -> list[str]:
+    return sorted(str(point.relative_to(out)) for point in out.glob("*/*/checkpoints/step-*"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's list of processes")
-def test_a_demo_that_is_killed_leaves_no_process_behind(write_plan, tmp_path):
-    plan, out = write_plan(), tmp_path / "out"
-    recipe = plan.with_name("pictograms.yaml")
-    recipe.write_text(recipe.read_text().replace("steps: 6", "steps: 100000"))
-    command = [sys.executable, "-m", "grr_coca", "demo", str(plan), "--out", str(out)]
+def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(write_plan, tmp_path, capfd):
+    plan = write_plan()
+    recipe, out, other = plan.with_name("pictograms.yaml"), tmp_path / "out", tmp_path / "other"
+    recipe.write_text(recipe.read_text().replace("steps: 6", "steps: 60"))
+    command = [sys.executable, "-m", "grr_coca", "demo", str(plan), "--out", str(out), "--steps", "60"]
+
+    def trains() -> bool:
+        return all((out / preset / "pictograms" / "metrics.jsonl").exists() for preset in PRESETS)
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        wait_until(trains)
+        demo.send_signal(signal.SIGINT)
+        _, said = demo.communicate(timeout=120)
+    assert demo.returncode == 130
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "interrupted"
+    saved = steps_saved(out)
+    assert any("step-" in point for point in saved), "what was trained is kept"
+
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as demo:
         try:
-            wait_until(lambda: all((out / preset / "pictograms" / "metrics.jsonl").exists() for preset in PRESETS))
+            wait_until(lambda: len(children_of(demo.pid)) >= 3)  # both arms, and a tracker of resources
             arms = children_of(demo.pid)
-            assert len(arms) >= 2
         finally:
             demo.kill()
     wait_until(lambda: not any(map(runs, arms)))
 
+    assert main(command[3:]) == 0
+    assert "it goes on" in capfd.readouterr().out
+    assert main([*command[3:-4], "--steps", "60", "--out", str(other)]) == 0
+    assert (out / "table.txt").read_text() == (other / "table.txt").read_text()
+    assert (other / "table.txt").read_text().strip() in capfd.readouterr().out
+    files = sorted(["plan.yaml", *PRESETS, "report.html", "results.json", "table.txt"])
+    assert sorted(path.name for path in other.iterdir()) == files
+    assert_runs_are_complete(other)
+    assert_tells_what_was_measured(other)
+    assert_holds_everything_itself((other / "report.html").read_text())
+
 
 def arm_of(plan, preset, out):
-    return run_arm(plan, preset, out, CPU, lambda stage, done, steps: None)
+    return run_arm(plan, preset, out, CPU, lambda stage, done: None)
 
 
 def test_both_arms_see_the_same_data_in_the_same_order(write_plan, tmp_path, monkeypatch):
@@ -177,8 +193,7 @@ def test_what_both_models_share_starts_from_the_same_weights(write_plan, tmp_pat
 @pytest.fixture
 def refused(write_plan, tmp_path, monkeypatch, capsys):
     """Run a demo by a wrong plan; returns the one message."""
-    monkeypatch.setattr("grr_coca.study.arm.train", lambda *args: pytest.fail("training began"))
-    monkeypatch.setattr("grr_coca.cli.training.demo._run_arms", lambda plan, out: arm_of(plan, plan.presets[0], out))
+    monkeypatch.setattr("grr_coca.study.processes.arm_processes", lambda: pytest.fail("processes were started"))
 
     def run(**changes) -> str:
         assert main(["demo", str(write_plan(**changes)), "--out", str(tmp_path / "out")]) == 2
@@ -195,9 +210,9 @@ def refused(write_plan, tmp_path, monkeypatch, capsys):
         ({"presets": ["grr_coca", "baseline_cocoa"]}, "did you mean 'baseline_coca'?"),
         ({"presets": ["grr_coca"]}, "expected 2 values, found 1"),
         ({"presets": ["grr_coca", "grr_coca"]}, "presets"),
-        ({"pretrain": "pictogram.yaml"}, "there are clipart.yaml"),
-        ({"pretrain": "health.yaml", "finetune": ["clipart.yaml"]}, "model"),
-        ({"finetune": ["healt.yaml"]}, "there are clipart.yaml"),
+        ({"pretrain": "pictogram.yaml"}, "there are glyphs.yaml"),
+        ({"pretrain": "health.yaml", "finetune": ["glyphs.yaml"]}, "model"),
+        ({"finetune": ["healt.yaml"]}, "there are glyphs.yaml"),
         ({"finetune": ["health.yaml", "health.yaml"]}, "health"),
         ({"showcase": "test_stile"}, "did you mean 'test_style'?"),
         ({"queries": []}, "queries"),
@@ -213,6 +228,37 @@ def test_a_missing_plan_names_those_beside_it(write_plan, tmp_path, capsys):
     write_plan()
     assert main(["demo", str(tmp_path / "demo.yaml")]) == 2
     assert "plan.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--minutes", "0"], "--minutes 0 is no time"),
+        (["--minutes", "nan"], "--minutes nan is no time"),
+        (["--steps", "0"], "--steps 0 is out of range"),
+        (["--json"], "--dry-run"),
+    ],
+    ids=str,
+)
+def test_wrong_flags_are_refused_at_once(write_plan, capsys, flags, named):
+    assert main(["demo", str(write_plan()), *flags]) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_user_error(refused, tmp_path):
+    (tmp_path / "out").write_text("a file, where a folder is to be")
+    assert "cannot be written to" in refused()
+
+
+def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys):
+    out = tmp_path / "out"
+    plan = load_plan(write_plan(num_hits=3))
+    make_folder(out, plan)
+    begin(replace(plan, steps=4), out)
+    assert main(["demo", str(write_plan(num_hits=4)), "--out", str(out)]) == 2
+    assert "num_hits is 3 there, not 4; start anew by --fresh" in capsys.readouterr().err
+    assert main(["demo", str(write_plan(num_hits=3)), "--out", str(out), "--steps", "5"]) == 2
+    assert "holds a demo of 4 steps, not 5" in capsys.readouterr().err
 
 
 def test_a_missing_test_split_is_refused_before_anything_is_trained(write_plan, tmp_path, monkeypatch):
@@ -234,7 +280,7 @@ def test_the_plan_that_comes_with_the_code_is_complete():
     plan = load_plan(Path(__file__).parents[2] / "recipes" / "demo.yaml")
     assert plan.presets == PRESETS
     recipes = stages(plan)
-    assert tuple(recipes) == STAGES
+    assert tuple(recipes) == ("pictograms", "health", "clipart", "glyphs")
     assert plan.showcase in recipes["pictograms"].data.test
     assert all("test" in recipe.data.test for recipe in recipes.values())
 
@@ -247,12 +293,15 @@ def test_a_showcase_of_which_nothing_is_left_is_a_user_error(write_plan, tmp_pat
 
 def test_auto_is_decided_once_and_holds_for_all_stages(monkeypatch):
     decided = []
-    monkeypatch.setattr("grr_coca.study.plan.resolve_precision", lambda *args: decided.append(args) or "bf16")
-    plan = with_precision(load_plan(Path(__file__).parents[2] / "recipes" / "demo.yaml"), CPU)
-    assert decided == [("auto", CPU, 128)]
+    monkeypatch.setattr(
+        "grr_coca.study.plan.decide", lambda *args: decided.append(args) or Numerics("bf16", muon_precision="fp32")
+    )
+    plan = with_numerics(load_plan(Path(__file__).parents[2] / "recipes" / "demo.yaml"), CPU)
+    assert len(decided) == 1
     assert {recipe.precision for recipe in stages(plan).values()} == {"bf16"}
+    assert {recipe.optimizer.muon_precision for recipe in stages(plan).values()} == {"fp32"}
 
 
 def test_a_recipe_that_names_its_precision_keeps_it(write_plan):
-    plan = replace(load_plan(write_plan()), precision="bf16")
+    plan = replace(load_plan(write_plan()), numerics=Numerics("bf16", "bf16"))
     assert {recipe.precision for recipe in stages(plan).values()} == {"fp32"}

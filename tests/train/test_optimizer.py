@@ -46,7 +46,7 @@ def test_decay_is_for_matrices_alone(tiny_config: Callable[..., CoCaConfig], pre
         for parameter in model.parameters():
             parameter.add_(0.1)
     before = _copy(model)
-    _step_with_gradients_of_zero(model, OptimizerRecipe(name=name, lr=0.1, weight_decay=0.5))
+    _step_with_gradients_of_zero(model, OptimizerRecipe(name=name, muon_precision="fp32", lr=0.1, weight_decay=0.5))
     matrices = _linear_weights(model)
     assert len(matrices) > 20
     for key, parameter in model.named_parameters():
@@ -93,7 +93,9 @@ def test_a_frozen_image_encoder_keeps_its_embeddings_through_training(
     freeze(model, ["image_encoder"])
     with torch.no_grad():
         before = model.encode_image(batch.images)
-    optimizers = Optimizers(model, OptimizerRecipe(name=name, lr=0.01, weight_decay=0.5), CONSTANT)
+    optimizers = Optimizers(
+        model, OptimizerRecipe(name=name, muon_precision="fp32", lr=0.01, weight_decay=0.5), CONSTANT
+    )
     text_before = model.text_decoder.tok_embeddings.weight.detach().clone()
     for step in range(3):
         compute_losses(model, batch).trained.backward()
@@ -117,7 +119,7 @@ def test_a_step_moves_every_parameter_and_clears_the_gradients(
     config = tiny_config()
     model = build(config)
     before = _copy(model)
-    optimizers = Optimizers(model, OptimizerRecipe(name=name), CONSTANT)
+    optimizers = Optimizers(model, OptimizerRecipe(name=name, muon_precision="fp32"), CONSTANT)
     compute_losses(model, make_batch(config)).trained.backward()
     optimizers.update(0)
     for key, parameter in model.named_parameters():
@@ -234,7 +236,9 @@ def test_layer_decay_scales_what_a_step_does_to_a_layer(tiny_config: Callable[..
     for decay in (1.0, 0.5):
         model = build(tiny_config())
         before = _copy(model)
-        optimizers = Optimizers(model, OptimizerRecipe(name=name, lr=0.01, layer_decay=decay), CONSTANT)
+        optimizers = Optimizers(
+            model, OptimizerRecipe(name=name, muon_precision="fp32", lr=0.01, layer_decay=decay), CONSTANT
+        )
         generator = torch.Generator().manual_seed(0)
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -250,14 +254,15 @@ def test_layer_decay_scales_what_a_step_does_to_a_layer(tiny_config: Callable[..
 def test_without_layer_decay_there_are_no_more_groups_than_kinds_of_decay(
     tiny_config: Callable[..., CoCaConfig], name: str
 ) -> None:
-    groups = [len(o.param_groups) for o in Optimizers(build(tiny_config()), OptimizerRecipe(name), CONSTANT).optimizers]
+    optimizers = Optimizers(build(tiny_config()), OptimizerRecipe(name, muon_precision="fp32"), CONSTANT)
+    groups = [len(optimizer.param_groups) for optimizer in optimizers.optimizers]
     assert groups == ([2] if name == "adamw" else [2, 1])
 
 
 def test_layer_decay_and_freezing_go_together(tiny_config: Callable[..., CoCaConfig]) -> None:
     model = build(tiny_config())
     freeze(model, ["image_encoder"])
-    optimizers = Optimizers(model, OptimizerRecipe("muon", layer_decay=0.5), CONSTANT)
+    optimizers = Optimizers(model, OptimizerRecipe("muon", muon_precision="fp32", layer_decay=0.5), CONSTANT)
     groups = [group for optimizer in optimizers.optimizers for group in optimizer.param_groups]
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
@@ -286,7 +291,7 @@ def test_an_update_applies_gradients_as_they_are(tiny_config: Callable[..., CoCa
 
 def test_dropping_gradients_leaves_the_weights(tiny_config: Callable[..., CoCaConfig]) -> None:
     model = build(tiny_config())
-    optimizers = Optimizers(model, OptimizerRecipe("muon"), CONSTANT)
+    optimizers = Optimizers(model, OptimizerRecipe("muon", muon_precision="fp32"), CONSTANT)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, float("nan"))
     optimizers.zero_grad()
@@ -298,14 +303,11 @@ def test_sharded_parameters_take_the_same_step(
     tiny_config: Callable[..., CoCaConfig],
     make_batch: Callable[..., Batch],
     one_process: None,
-    monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
-    # Muon orthogonalizes in bf16, where products of whole and of sharded matrices are rounded differently: steps of
-    # equal gradients were up to 1e-5 apart. In fp32 they must agree.
-    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
     config = tiny_config()
-    batch, recipe = make_batch(config), OptimizerRecipe(name=name, layer_decay=0.7, clip_norm=0.5)
+    batch = make_batch(config)
+    recipe = OptimizerRecipe(name=name, muon_precision="fp32", layer_decay=0.7, clip_norm=0.5)
     plain, sharded = build(config), build(config)
     for stack in (sharded.image_encoder, sharded.text_decoder, sharded.multimodal_decoder):
         for block in stack.blocks:
@@ -334,7 +336,7 @@ def test_both_optimizers_train_in_both_precisions(
 ) -> None:
     config = tiny_config()
     model, batch = build(config), make_batch(config)
-    optimizers = Optimizers(model, OptimizerRecipe(name=name, lr=3e-3), CONSTANT)
+    optimizers = Optimizers(model, OptimizerRecipe(name=name, muon_precision="fp32", lr=3e-3), CONSTANT)
     trainer = replace(make_trainer(model, optimizers), precision=autocast(precision, torch.device("cpu")))
     losses = []
     for step in range(25):

@@ -1,16 +1,20 @@
 """One arm of a comparison: a preset goes through pretraining, fine-tuning and evaluation."""
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.checkpoint_files import read_json
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource, Subset
 from grr_coca.evaluate.split import Evaluation
+from grr_coca.files import write_whole
 from grr_coca.ranks import Ranks
 from grr_coca.study.anatomy import count_parameters, flops_per_pair
 from grr_coca.study.plan import Plan, stages
@@ -18,12 +22,14 @@ from grr_coca.study.showcase import CaptionedImage, ExplainedImage, SearchHits, 
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.loop import evaluate, train
 from grr_coca.train.run.setup import new_checkpoint
+from grr_coca.train.survival.resume import resume_point
 
 WITHOUT = " without "
 NUM_EXPLAINED = 4
+SECONDS_FILE = "seconds.json"
 
-OnProgress = Callable[[str, int, int], None]
-"""Called with the stage's name, the steps done in it and the steps it has."""
+OnProgress = Callable[[str, int], None]
+"""Called with the stage's name and the steps done in it."""
 
 
 @dataclass
@@ -42,10 +48,11 @@ class ArmResult:
 
 
 def run_arm(plan: Plan, preset: str, out: Path, device: torch.device, on_progress: OnProgress) -> ArmResult:
-    """Train and evaluate one preset by the plan; its runs lie in `out/STAGE`.
+    """Train and evaluate one preset by the plan; its runs lie in `out/STAGE`. Runs that are there go on.
 
     Raises:
-        UserError: a recipe, the data or the disk is at fault.
+        UserError: a recipe, the data or the disk is at fault, or a run that is there is of another recipe.
+        Stopped: a signal asked for it; the run is saved.
     """
     (first, pretrain), *finetunes = stages(plan).items()
     pretrain = _with_preset(pretrain, preset)
@@ -80,13 +87,31 @@ def _stage(
     on_progress: OnProgress,
     result: ArmResult,
 ) -> Checkpoint:
-    began = time.monotonic()
-    steps = recipe.schedule.steps
-    trained = train(recipe, start, out / name, device, lambda done, _: on_progress(name, done, steps))
-    result.seconds[name] = time.monotonic() - began
+    folder = out / name
+    point = resume_point(folder, recipe)
+    if point is not None:
+        start = from_pretrained(point, device)
+    with _stopwatch(folder / SECONDS_FILE):
+        trained = train(recipe, start, folder, device, lambda done, _: on_progress(name, done), point)
+    result.seconds[name] = _seconds(folder / SECONDS_FILE)
     for split, path in recipe.data.test.items():
         result.evaluations[f"{name}/{split}"] = evaluate(trained, open_source(path), recipe)
     return trained
+
+
+@contextmanager
+def _stopwatch(path: Path) -> Iterator[None]:
+    """Add the seconds of this context to those in a file, however it ends."""
+    began, before = time.monotonic(), _seconds(path)
+    try:
+        yield
+    finally:
+        if path.parent.is_dir():
+            write_whole(path, json.dumps({"seconds": before + time.monotonic() - began}).encode())
+
+
+def _seconds(path: Path) -> float:
+    return float(read_json(path)["seconds"]) if path.exists() else 0.0
 
 
 def _with_preset(recipe: Recipe, preset: str) -> Recipe:

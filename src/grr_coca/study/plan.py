@@ -1,16 +1,17 @@
 """The plan of a comparison: two presets, one set of recipes, and what the report shows."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError, nearest
+from grr_coca.model import build
 from grr_coca.presets import get_preset
 from grr_coca.structure import from_dict
-from grr_coca.train.recipe import Precision, Recipe, load_recipe, read_yaml
-from grr_coca.train.step.trainer import resolve_precision
+from grr_coca.train.recipe import Recipe, load_recipe, read_yaml
+from grr_coca.train.run.numerics import UNDECIDED, Numerics, decide
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class Plan:
     each fine-tuning starts from the pretrained model. `showcase`: the test split of the pretraining recipe whose
     images the report shows, with `num_captions` of its images captioned and `queries` searched for in it.
     `without`: words; the showcase is measured a second time without captions that hold one of them.
-    `precision`: what `auto` in the recipes means, see `with_precision`.
+    `schedules`: steps of pretraining, from few to many, of which the longest that fits the time is taken
+    (`study.schedule`), each with the R@1 on the showcase that it was found to reach; none: the recipe's own steps.
+    `steps`: those that were taken. `numerics`: what `auto` in the recipes means, see `with_numerics`.
     """
 
     presets: tuple[str, str]
@@ -30,9 +33,11 @@ class Plan:
     showcase: str
     queries: tuple[str, ...]
     without: tuple[str, ...]
+    schedules: dict[int, float | None] = field(default_factory=dict)
+    steps: int | None = None
     num_captions: int = 24
     num_hits: int = 8
-    precision: Precision = "auto"
+    numerics: Numerics = UNDECIDED
 
 
 def load_plan(path: Path) -> Plan:
@@ -64,6 +69,8 @@ def _check(plan: Plan, path: Path) -> None:
     if plan.showcase not in pretrain.data.test:
         hint = nearest(plan.showcase, pretrain.data.test)
         raise UserError(f"{path}: showcase: no test split '{plan.showcase}'; {hint}")
+    if any(steps < 1 for steps in plan.schedules) or list(plan.schedules) != sorted(set(plan.schedules)):
+        raise UserError(f"{path}: schedules: give numbers of steps, from the shortest to the longest")
     if not plan.queries:
         raise UserError(f"{path}: queries: give one or more")
     for recipe in plan.finetune:
@@ -77,15 +84,27 @@ def stages(plan: Plan) -> dict[str, Recipe]:
     """The recipes in the order in which they are run, pretraining first, each named by its file."""
     paths = [Path(recipe) for recipe in (plan.pretrain, *plan.finetune)]
     recipes = {path.stem: load_recipe(path) for path in paths}
-    return {
-        name: replace(recipe, precision=plan.precision) if recipe.precision == "auto" else recipe
-        for name, recipe in recipes.items()
-    }
+    first = Path(plan.pretrain).stem
+    recipes[first] = _with_steps(recipes[first], plan.steps)
+    return {name: plan.numerics.for_autos_of(recipe) for name, recipe in recipes.items()}
 
 
-def with_precision(plan: Plan, device: torch.device) -> Plan:
+def _with_steps(recipe: Recipe, steps: int | None) -> Recipe:
+    """A shorter or longer run of the same kind, validated as often."""
+    if steps is None:
+        return recipe
+    share = recipe.evaluation.interval / recipe.schedule.steps
+    warmup_steps = min(recipe.schedule.warmup_steps, steps)
+    return replace(
+        recipe,
+        schedule=replace(recipe.schedule, steps=steps, warmup_steps=warmup_steps),
+        evaluation=replace(recipe.evaluation, interval=max(1, round(share * steps))),
+    )
+
+
+def with_numerics(plan: Plan, device: torch.device) -> Plan:
     """The plan with `auto` decided for both arms at once; each by itself might decide otherwise on a busy machine."""
-    model = next(iter(stages(plan).values())).model
-    assert model is not None, "load_plan has seen to that"
-    width = get_preset(plan.presets[0], model.size).image_encoder.transformer.embed_dim
-    return replace(plan, precision=resolve_precision(plan.precision, device, width))
+    pretrain = next(iter(stages(plan).values()))
+    assert pretrain.model is not None, "load_plan has seen to that"
+    model = build(get_preset(plan.presets[0], pretrain.model.size))
+    return replace(plan, numerics=decide(pretrain, model, device))

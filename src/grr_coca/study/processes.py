@@ -10,56 +10,88 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from grr_coca.errors import UserError
 from grr_coca.study.arm import ArmResult, run_arm
-from grr_coca.study.plan import Plan, stages
+from grr_coca.study.pace import Pace, measure_pace
+from grr_coca.study.plan import Plan, stages, with_numerics
 
+T = TypeVar("T")
 Show = Callable[[str, int, str], None]
 """Called with the preset, its steps done over all stages, and the name of the stage."""
 
 _channel: tuple[Queue, Event] | None = None
 
 
-def run_arms(plan: Plan, out: Path, show: Show) -> tuple[ArmResult, ArmResult]:
-    """Train and evaluate both arms; their runs lie in `out/PRESET`.
+class Arms:
+    """One process for each arm of a plan, as many at once as there are cores, but two at most."""
 
-    Raises:
-        UserError: an arm failed; the other is stopped.
-    """
+    def __init__(self, pool: ProcessPoolExecutor, progress: Queue) -> None:
+        self._pool = pool
+        self._progress = progress
+
+    def with_numerics(self, plan: Plan) -> Plan:
+        """The plan with `auto` decided, measured on one core, as an arm has it."""
+        return self._pool.submit(_numerics, plan).result()
+
+    def paces(self, plan: Plan) -> list[Pace]:
+        """How fast both arms train, measured side by side, as they will run."""
+        return self._all([self._pool.submit(_pace, plan, preset) for preset in plan.presets], lambda *_: None)
+
+    def run(self, plan: Plan, out: Path, show: Show) -> tuple[ArmResult, ArmResult]:
+        """Train and evaluate both arms, or go on with them; their runs lie in `out/PRESET`.
+
+        Raises:
+            UserError: an arm failed; the other is stopped.
+        """
+        offsets, offset = {}, 0
+        for name, recipe in stages(plan).items():
+            offsets[name], offset = offset, offset + recipe.schedule.steps
+
+        def show_all(preset: str, stage: str, done: int) -> None:
+            show(preset, offsets[stage] + done, stage)
+
+        futures = [self._pool.submit(_arm, plan, preset, out / preset) for preset in plan.presets]
+        first, second = self._all(futures, show_all)
+        return first, second
+
+    def _all(self, futures: list[Future[T]], tell: Callable[[str, str, int], None]) -> list[T]:
+        while not all(future.done() for future in futures):
+            for future in futures:
+                if future.done():
+                    future.result()  # an error of one arm ends both
+            with contextlib.suppress(queue.Empty):
+                tell(*self._progress.get(timeout=0.5))
+        return [future.result() for future in futures]
+
+
+@contextlib.contextmanager
+def arm_processes() -> Iterator[Arms]:
+    """Processes for the arms. Whatever ends this context asks them to save and stop, and waits until they have."""
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     progress: Queue = context.Queue()
     stop = context.Event()
-    offsets, offset = {}, 0
-    for name, recipe in stages(plan).items():
-        offsets[name], offset = offset, offset + recipe.schedule.steps
     workers = min(2, os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, context, initializer=_connect, initargs=(progress, stop)) as pool:
-        futures = [pool.submit(_arm, plan, preset, out / preset) for preset in plan.presets]
         try:
-            while not all(future.done() for future in futures):
-                _raise_errors(futures)
-                with contextlib.suppress(queue.Empty):
-                    preset, stage, done, _ = progress.get(timeout=0.5)
-                    show(preset, offsets[stage] + done, stage)
+            yield Arms(pool, progress)
         finally:
-            stop.set()  # after an error or Ctrl-C in one arm, the other has nothing left to do
-        first, second = (future.result() for future in futures)
-    return first, second
+            stop.set()
 
 
-def _raise_errors(futures: list[Future[ArmResult]]) -> None:
-    for future in futures:
-        if future.done():
-            future.result()
+def device() -> torch.device:
+    """Where arms are trained."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _connect(progress: Queue, stop: Event) -> None:
@@ -80,18 +112,27 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _numerics(plan: Plan) -> Plan:
+    return with_numerics(plan, device())
+
+
+def _pace(plan: Plan, preset: str) -> Pace:
+    assert _channel is not None
+    return measure_pace(plan, preset, device(), partial(_go_on, _channel[1]))
+
+
+def _go_on(stop: Event) -> None:
+    if stop.is_set():
+        raise UserError("stopped")
+
+
 def _arm(plan: Plan, preset: str, out: Path) -> ArmResult:
     assert _channel is not None
     progress, stop = _channel
 
-    def on_progress(stage: str, done: int, steps: int) -> None:
+    def on_progress(stage: str, done: int) -> None:
         if stop.is_set():
-            raise UserError(f"{preset}: stopped, because the other arm was")
-        progress.put((preset, stage, done, steps))
+            signal.raise_signal(signal.SIGTERM)  # the run saves and ends, as at any such signal
+        progress.put((preset, stage, done))
 
     return run_arm(plan, preset, out, device(), on_progress)
-
-
-def device() -> torch.device:
-    """Where arms are trained."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

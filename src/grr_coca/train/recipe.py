@@ -150,6 +150,7 @@ class OptimizerRecipe:
 
     `layer_decay`: factor on the learning rate per layer between a parameter and the nearest head (see
     `layer_depth`), for fine-tuning that leaves the first layers nearly as they are; 1 for one rate for all.
+    `muon_precision`: of Muon's orthogonalization; `auto` is what this machine computes faster (see `faster_precision`).
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -158,6 +159,7 @@ class OptimizerRecipe:
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
     layer_decay: float = 1.0
+    muon_precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:

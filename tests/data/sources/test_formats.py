@@ -10,13 +10,13 @@ import sys
 import numpy as np
 import pytest
 
-from grr_coca.data import line_tables
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.sources import line_tables
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import every_caption
 from grr_coca.data.tokenizer import train_bpe

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grr_coca.data import shard_index, shards
 from grr_coca.data.bad import BadSample, Cause
+from grr_coca.data.sources.shards import index as shard_index
+from grr_coca.data.sources.shards import source as shards
 from grr_coca.data.sources.shards.source import TarShards
 from grr_coca.data.sources.shards.tar_scan import ROW, scan_shard
 from support import real_pairs, shard_members, write_shard, write_tar

@@ -1,73 +1,142 @@
 """`grr-coca demo`."""
 
-import json
+import json as json_format
+import math
 import os
-import platform
-import shutil
 import sys
-from dataclasses import asdict
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.cli.output.progress import bars
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
-from grr_coca.files import write_whole
 from grr_coca.train.recipe import read_yaml
 
 if TYPE_CHECKING:
+    from grr_coca.study.arm import ArmResult
     from grr_coca.study.plan import Plan
+    from grr_coca.study.processes import Arms
+    from grr_coca.study.schedule import Schedule
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 def run(
     plan: Annotated[Path, tyro.conf.Positional] = Path("recipes/demo.yaml"),
     out: Path = Path("runs/demo"),
+    minutes: float = 10.0,
+    steps: int | None = None,
+    fresh: Flag = False,
+    dry_run: Flag = False,
+    json: Flag = False,
 ) -> None:
     """Run the whole comparison: both models pretrained, fine-tuned on three domains, measured and shown.
 
+    The pace of this machine decides how long both are pretrained. A demo that was stopped goes on with the same
+    command.
+
     Args:
-        plan: YAML file that names presets and recipes.
-        out: folder for runs, table and report; an earlier demo in it is replaced.
+        plan: YAML file that names presets, recipes and schedules.
+        out: folder for runs, table and report.
+        minutes: take the longest schedule of the plan that ends within this time.
+        steps: pretrain for so many steps, however long that takes.
+        fresh: start anew in place of the demo that is in --out.
+        dry_run: tell the schedule that would be taken, and end.
+        json: with --dry-run, tell it as JSON.
     """
+    _check(plan, minutes, steps, dry_run, json)
+    from grr_coca.study.comparison import begin, begun_in, finish, make_folder
+    from grr_coca.study.plan import load_plan
+    from grr_coca.study.processes import arm_processes
+
+    asked = load_plan(plan)
+    if not dry_run:
+        make_folder(out, asked)
+    begun = None if fresh or dry_run else _begun(begun_in(out, asked), out, steps)
+    with arm_processes() as arms:
+        decided = begun or _decide(asked, arms, minutes, steps, dry_run, json)
+        if dry_run:
+            return
+        if begun is None:
+            begin(decided, out)
+        results = _train(arms, decided, out)
+    print(f"\n{finish(decided, results, out)}\n\n{_closing_words(decided, out)}")
+
+
+def _check(plan: Path, minutes: float, steps: int | None, dry_run: bool, json: bool) -> None:
+    if not minutes > 0:
+        raise UserError(f"--minutes {minutes:g} is no time; give more than 0")
+    if steps is not None and steps < 1:
+        raise UserError(f"--steps {steps} is out of range; give 1 or more")
+    if json and not dry_run:
+        raise UserError("--json tells what --dry-run finds; give both")
     require_extra("train", "training")
     require_extra("report", "the report")
     read_yaml(plan)  # a name that is wrong is told at once
 
-    from grr_coca.study.plan import load_plan, stages, with_precision  # late: torch comes with it
-    from grr_coca.study.processes import device, run_arms
-    from grr_coca.study.report import comparison_rows, write_report
-    from grr_coca.study.table import format_table
 
-    resolved = with_precision(load_plan(plan), device())
-    _clear(out, resolved)
-    total = sum(recipe.schedule.steps for recipe in stages(resolved).values())
-    with bars(dict.fromkeys(resolved.presets, total)) as shown:
-        arms = run_arms(resolved, out, shown.update)
-    rows = comparison_rows(resolved, arms)
-    table = format_table(rows, resolved.presets)
-    write_whole(out / "table.txt", f"{table}\n".encode())
-    write_whole(out / "results.json", json.dumps([asdict(arm) for arm in arms], indent=2).encode())
-    runs = (out / resolved.presets[0], out / resolved.presets[1])
-    write_report(resolved, arms, runs, _machine(), out / "report.html")
-    print(f"\n{table}\n\n{_closing_words(resolved, out)}")
+def _begun(begun: "Plan | None", out: Path, steps: int | None) -> "Plan | None":
+    """The demo to go on with, if there is one."""
+    if begun is None:
+        return None
+    if steps not in (None, begun.steps):
+        raise UserError(f"{out}: holds a demo of {begun.steps:,} steps, not {steps:,}; start anew by --fresh")
+    print(f"{out} holds this demo, of {begun.steps:,} steps: it goes on (--fresh starts anew)")
+    return begun
 
 
-def _clear(out: Path, plan: "Plan") -> None:
-    known = {*plan.presets, "table.txt", "results.json", "report.html"}
-    strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known) if out.is_dir() else []
-    if strange:
-        raise UserError(f"{out}: holds {strange[0]}, which is not a demo's; give another --out")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+def _decide(plan: "Plan", arms: "Arms", minutes: float, steps: int | None, dry_run: bool, json: bool) -> "Plan":
+    """The plan with the numbers of steps and the precisions that suit this machine."""
+    from grr_coca.study.schedule import choose, forecast
+
+    began = time.monotonic()
+    if not json:
+        print("Measuring the pace of this machine …", file=sys.stderr)
+    plan = arms.with_numerics(plan)
+    if steps is not None:
+        plan, minutes = replace(plan, steps=steps, schedules={steps: plan.schedules.get(steps)}), math.inf
+    if steps is not None and not dry_run:
+        return plan
+    paces = arms.paces(plan)
+    schedules = forecast(plan, paces, time.monotonic() - began)
+    taken = choose(schedules, minutes)
+    numerics = plan.numerics
+    if json:
+        found = {"steps": taken.steps, "minutes": round(taken.minutes, 1)}
+        print(json_format.dumps({**found, "precision": numerics.precision, "muon_precision": numerics.muon_precision}))
+    else:
+        step = max(pace.step for pace in paces)
+        print(f"A step takes {step:.2f} s, in {numerics.precision}, with Muon in {numerics.muon_precision}.")
+        print(_table(schedules, taken, minutes))
+    return replace(plan, steps=taken.steps)
 
 
-def _machine() -> str:
-    import torch
+def _table(schedules: Sequence["Schedule"], taken: "Schedule", minutes: float) -> str:
+    """Every schedule on a line, the one that is taken marked, with what a longer one would bring."""
+    lines = []
+    for schedule in schedules:
+        mark = "→" if schedule is taken else " "
+        reached = "" if schedule.reached is None else f"   R@1 about {schedule.reached:.0%}"
+        why = f"   taken: the longest within {minutes:g} minutes" if schedule is taken and minutes < math.inf else ""
+        lines.append(f"{mark} {schedule.steps:>6,} steps {schedule.minutes:>6.1f} min{reached}{why}")
+    return "\n".join(lines)
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
-    return f"{platform.machine()}, {device}, torch {torch.__version__}, Python {platform.python_version()}."
+
+def _train(arms: "Arms", plan: "Plan", out: Path) -> "tuple[ArmResult, ArmResult]":
+    from grr_coca.cli.output.progress import bars
+    from grr_coca.study.plan import stages
+
+    total = sum(recipe.schedule.steps for recipe in stages(plan).values())
+    try:
+        with bars(dict.fromkeys(plan.presets, total)) as shown:
+            return arms.run(plan, out, shown.update)
+    except KeyboardInterrupt:
+        print("stopping: both arms save first", file=sys.stderr)
+        raise
 
 
 def _closing_words(plan: "Plan", out: Path) -> str:
@@ -76,6 +145,7 @@ def _closing_words(plan: "Plan", out: Path) -> str:
     return "\n".join(
         [
             f"Pictures, captions and searches: {out / 'report.html'}",
+            f"The same once more:              {program} demo --fresh --steps {plan.steps}",
             f"Caption an image of yours:       {program} caption --checkpoint {checkpoint} IMAGE.png",
             f"Train on pairs of yours:         {program} pretrain {recipe} --data FOLDER_OR_SHARDS",
         ]

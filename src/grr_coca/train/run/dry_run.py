@@ -4,7 +4,6 @@ import itertools
 import resource
 import sys
 import time
-from dataclasses import replace
 
 import torch
 
@@ -12,8 +11,9 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.loop import build_trainer
+from grr_coca.train.run.numerics import decide
 from grr_coca.train.run.setup import training_batches, training_sources
-from grr_coca.train.step.trainer import count_tokens, resolve_precision
+from grr_coca.train.step.trainer import count_tokens
 
 TIMED_STEPS = 2
 
@@ -21,9 +21,7 @@ TIMED_STEPS = 2
 def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
     """Train on the first batches, the first untimed, keep nothing, and say what the whole run would take."""
     device = ranks.device
-    width = start.config.image_encoder.transformer.embed_dim
-    precision = ranks.on_first(lambda: resolve_precision(recipe.precision, device, width))
-    recipe = replace(recipe, precision=precision)
+    recipe = ranks.on_first(lambda: decide(recipe, start.model, device)).for_autos_of(recipe)
     trainer = build_trainer(recipe, start, ranks)
     pairs, _ = training_sources(recipe)
     losses = []

@@ -24,14 +24,15 @@ from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe, save_recipe
 from grr_coca.train.run.logs import MetricLog, Pace
 from grr_coca.train.run.memory import keep_freed_memory
+from grr_coca.train.run.numerics import Numerics, decide
 from grr_coca.train.run.progress import LOG_INTERVAL, Progress
 from grr_coca.train.run.setup import sound_validation, training_batches, training_sources
 from grr_coca.train.step.blocks import checkpoint_blocks, compile_blocks
 from grr_coca.train.step.ema import Ema
 from grr_coca.train.step.optimizer import Optimizers, freeze
 from grr_coca.train.step.parallel import ParallelModel
-from grr_coca.train.step.trainer import Trainer, autocast, count_tokens, resolve_precision
-from grr_coca.train.survival.resume import with_its_precision
+from grr_coca.train.step.trainer import Trainer, autocast, count_tokens
+from grr_coca.train.survival.resume import with_its_numerics
 from grr_coca.train.survival.signals import SIGNALS, StopSignals
 from grr_coca.train.survival.snapshot import restore, save
 from grr_coca.train.survival.state import whole_tensors
@@ -238,7 +239,8 @@ class Run:
 
     def _save(self) -> None:
         self.progress.log_bytes = self.ranks.on_first(self.log.make_durable)
-        save(self.store, self.checkpoint, self.trainer, self.progress)
+        numerics = Numerics(self.recipe.precision, self.recipe.optimizer.muon_precision)
+        save(self.store, self.checkpoint, self.trainer, self.progress, numerics)
         self.saved_at = time.monotonic()
         self.pace.restart()
 
@@ -252,10 +254,8 @@ def evaluate(checkpoint: Checkpoint, source: PairSource, recipe: Recipe, ranks: 
 def _resolve(recipe: Recipe, start: Checkpoint, out: Path, ranks: Ranks, resume_from: Path | None) -> Recipe:
     """The recipe with every `auto` decided, as it is written into the run folder."""
     if resume_from is not None:
-        return with_its_precision(recipe, out)
-    width = start.config.image_encoder.transformer.embed_dim
-    precision = ranks.on_first(lambda: resolve_precision(recipe.precision, ranks.device, width))
-    recipe = replace(recipe, precision=precision)
+        return with_its_numerics(recipe, resume_from)
+    recipe = ranks.on_first(lambda: decide(recipe, start.model, ranks.device)).for_autos_of(recipe)
     ranks.on_first(lambda: _open_folder(out, recipe))
     return recipe
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, ScheduleRecipe
+from grr_coca.train.step.muon import Muon
 
 FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
     # A frozen image encoder whose poolers still learn is not frozen: its embeddings drift.
@@ -137,9 +138,9 @@ def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
     # Fused: one pass over weights, gradients and state, where the plain form makes a dozen.
     optimizers: list[Optimizer] = [AdamW(by_adamw, lr=recipe.lr, betas=recipe.betas, fused=True)]
     if by_muon:
-        # This scaling gives Muon's update the size of AdamW's, so that one learning rate serves both.
+        assert recipe.muon_precision != "auto", "it is decided before"
         groups = _groups(by_muon, lr_scales, recipe.weight_decay)
-        optimizers.append(Muon(groups, lr=recipe.lr, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(Muon(groups, lr=recipe.lr, precision=recipe.muon_precision))
     return optimizers
 
 

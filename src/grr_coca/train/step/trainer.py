@@ -1,14 +1,11 @@
 """The training step: batch to gradients to new weights."""
 
 import math
-import timeit
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.losses import LossWeights
@@ -17,8 +14,6 @@ from grr_coca.train.step.ema import Ema
 from grr_coca.train.step.gradients import compute_gradients
 from grr_coca.train.step.optimizer import Optimizers
 from grr_coca.train.step.parallel import ParallelModel
-
-PROBE_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -65,26 +60,5 @@ def count_tokens(batches: Sequence[Batch]) -> int:
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
     """The context of a run's forward passes: bf16 autocast, or nothing. Enter it as often as you like."""
-    assert precision != "auto", "resolve_precision comes first"
+    assert precision != "auto", "it is decided before"
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def resolve_precision(precision: Precision, device: torch.device, width: int) -> Precision:
-    """What `auto` means on this machine: bf16 where it gains from that, else fp32.
-
-    CUDA cards that have bf16 gain; a CPU gains when one feed-forward product of the model's width is faster in
-    bf16 than in fp32, measured here and now.
-    """
-    if precision != "auto":
-        return precision
-    gains = torch.cuda.is_bf16_supported() if device.type == "cuda" else _bf16_is_faster(width)
-    return "bf16" if gains else "fp32"
-
-
-def _bf16_is_faster(width: int) -> bool:
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x, weight = torch.randn(PROBE_TOKENS, width, dtype=dtype), torch.randn(4 * width, width, dtype=dtype)
-        seconds[dtype] = min(timeit.repeat(partial(F.linear, x, weight), number=1, repeat=5))
-    # Casts and copies around each product eat small gains.
-    return seconds[torch.bfloat16] < seconds[torch.float32] / 1.5

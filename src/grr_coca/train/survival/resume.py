@@ -1,11 +1,11 @@
 """Where a stopped run goes on from."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from grr_coca.errors import UserError
 from grr_coca.structure import differences
 from grr_coca.train.recipe import Recipe, load_recipe
+from grr_coca.train.survival.snapshot import read_numerics
 from grr_coca.train.survival.store import CheckpointStore
 
 FREE_KEYS = (
@@ -31,7 +31,7 @@ def resume_point(out: Path, recipe: Recipe) -> Path | None:
     if point is None:
         return None
     path = out / "recipe.yaml"
-    for key, wanted, found in differences(with_its_precision(recipe, out), load_recipe(path)):
+    for key, wanted, found in differences(with_its_numerics(recipe, point), load_recipe(path)):
         if not key.startswith(FREE_KEYS):
             raise UserError(
                 f"{path}: the run there has {key} {found}, not {wanted}; to go on with it, give it the same recipe, "
@@ -40,8 +40,6 @@ def resume_point(out: Path, recipe: Recipe) -> Path | None:
     return point
 
 
-def with_its_precision(recipe: Recipe, out: Path) -> Recipe:
-    """The recipe with what `auto` meant when the run of this folder began: its resolved recipe says so."""
-    if recipe.precision != "auto":
-        return recipe
-    return replace(recipe, precision=load_recipe(out / "recipe.yaml").precision)
+def with_its_numerics(recipe: Recipe, point: Path) -> Recipe:
+    """The recipe with what each `auto` meant when the run of this checkpoint began."""
+    return read_numerics(point).for_autos_of(recipe)

@@ -3,6 +3,7 @@
 | file | holds |
 |---|---|
 | `progress.json` | the counters, see `Progress` |
+| `numerics.json` | the precisions that were decided on when the run began, see `Numerics` |
 | `optimizer.safetensors` | the optimizers' state, by parameter |
 | `weights.safetensors` | the weights, where `model.safetensors` holds their running average |
 | `ema.safetensors` | the state of that average |
@@ -14,6 +15,7 @@ from pathlib import Path
 from grr_coca.checkpoint import Checkpoint, load_tensors, save_tensors, write_files
 from grr_coca.checkpoint_files import read_json
 from grr_coca.structure import from_dict, to_dict
+from grr_coca.train.run.numerics import Numerics
 from grr_coca.train.run.progress import Progress
 from grr_coca.train.step.trainer import Trainer
 from grr_coca.train.survival.state import lay_out, load_optimizers, optimizer_tensors, whole_tensors
@@ -22,7 +24,9 @@ from grr_coca.train.survival.store import CheckpointStore
 FOLDER = "training"
 
 
-def save(store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progress: Progress) -> None:
+def save(
+    store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progress: Progress, numerics: Numerics
+) -> None:
     """Write everything that is needed to use the model, and to go on training it. Every rank must call this.
 
     Raises:
@@ -41,7 +45,8 @@ def save(store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progr
         (folder / FOLDER).mkdir()
         for name, tensors in training.items():
             save_tensors(tensors, folder / FOLDER / f"{name}.safetensors")
-        (folder / FOLDER / "progress.json").write_text(json.dumps(to_dict(progress)), encoding="utf-8")
+        for name, content in (("progress", progress), ("numerics", numerics)):
+            (folder / FOLDER / f"{name}.json").write_text(json.dumps(to_dict(content)), encoding="utf-8")
 
     ranks.on_first(lambda: store.save(checkpoint.step, fill, progress.best_step))
 
@@ -59,3 +64,13 @@ def restore(point: Path, trainer: Trainer) -> Progress:
         raw.load_state_dict(lay_out(load_tensors(folder / "weights.safetensors"), raw.state_dict()))
     path = folder / "progress.json"
     return from_dict(Progress, read_json(path), str(path))
+
+
+def read_numerics(point: Path) -> Numerics:
+    """The precisions of the run that wrote a checkpoint.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = point / FOLDER / "numerics.json"
+    return from_dict(Numerics, read_json(path), str(path))

@@ -1,0 +1,101 @@
+"""The folder of a comparison: what was decided, the runs of both arms, and what came out.
+
+| file | holds |
+|---|---|
+| `plan.yaml` | the plan with every decision: steps, precisions |
+| `PRESET/STAGE/` | the run of an arm in a stage |
+| `table.txt`, `results.json`, `report.html` | the outcome, when both arms have ended |
+"""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import yaml
+
+from grr_coca.errors import UserError
+from grr_coca.files import write_whole
+from grr_coca.structure import differences, from_dict, to_dict
+from grr_coca.study.arm import ArmResult
+from grr_coca.study.plan import Plan
+from grr_coca.study.report import comparison_rows, write_report
+from grr_coca.study.table import format_table
+from grr_coca.train.recipe import read_yaml
+
+PLAN_FILE = "plan.yaml"
+OUTCOME = ("table.txt", "results.json", "report.html")
+
+
+def begun_in(out: Path, plan: Plan) -> Plan | None:
+    """The comparison of a folder with its decisions, if one has begun there.
+
+    Raises:
+        UserError: the one there is of another plan; names the first key that differs.
+    """
+    path = out / PLAN_FILE
+    if not path.exists():
+        return None
+    begun = from_dict(Plan, read_yaml(path), str(path))
+    undecided = replace(begun, steps=plan.steps, numerics=plan.numerics)
+    for key, wanted, found in differences(plan, undecided):
+        raise UserError(f"{path}: {key} is {found} there, not {wanted}; start anew by --fresh, or give another --out")
+    return begun
+
+
+def make_folder(out: Path, plan: Plan) -> None:
+    """Make the folder of a comparison, or see that what it holds is one.
+
+    Raises:
+        UserError: it holds something else, or cannot be written to.
+    """
+    known = {*plan.presets, PLAN_FILE, *OUTCOME}
+    with _disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
+    if strange:
+        raise UserError(f"{out}: holds {strange[0]}, which is not a demo's; give another --out")
+    if not os.access(out, os.W_OK):
+        raise UserError(f"{out}: cannot be written to; give another --out")
+
+
+def begin(plan: Plan, out: Path) -> None:
+    """Begin a comparison, in place of an earlier one.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    with _disk_errors(out):
+        (out / PLAN_FILE).unlink(missing_ok=True)  # first: without it, the rest is no comparison to go on with
+        for entry in out.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        write_whole(out / PLAN_FILE, yaml.safe_dump(to_dict(plan), sort_keys=False).encode())
+
+
+def finish(plan: Plan, arms: tuple[ArmResult, ArmResult], out: Path) -> str:
+    """Write the outcome; returns the table."""
+    rows = comparison_rows(plan, arms)
+    table = format_table(rows, plan.presets)
+    write_whole(out / "table.txt", f"{table}\n".encode())
+    write_whole(out / "results.json", json.dumps([asdict(arm) for arm in arms], indent=2).encode())
+    runs = (out / plan.presets[0], out / plan.presets[1])
+    write_report(plan, arms, runs, _machine(), out / "report.html")
+    return table
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written to ({error.strerror}); give another --out") from error
+
+
+def _machine() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+    return f"{platform.machine()}, {device}, torch {torch.__version__}, Python {platform.python_version()}."

@@ -1,0 +1,69 @@
+"""How long a comparison takes on a machine, and the schedule that is chosen for a time."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from grr_coca.cli import main
+from grr_coca.errors import UserError
+from grr_coca.study.pace import Pace, measure_pace
+from grr_coca.study.plan import load_plan, stages
+from grr_coca.study.schedule import RESERVE, SECONDS_BESIDES, Schedule, choose, forecast
+from grr_coca.train.run.numerics import Numerics
+
+SCHEDULES = [Schedule(300, 4.0, 0.1), Schedule(600, 7.0, 0.2), Schedule(900, 10.0, None)]
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(4.0, 300), (9.9, 600), (10.0, 900), (1e6, 900)])
+def test_the_longest_schedule_that_fits_is_chosen(minutes, steps):
+    assert choose(SCHEDULES, minutes).steps == steps
+
+
+def test_less_time_than_the_shortest_takes_says_what_would_do():
+    with pytest.raises(UserError, match=r"--minutes 3: the shortest schedule, 300 steps, .* give --minutes 5"):
+        choose(SCHEDULES, 3.0)
+
+
+def test_a_forecast_counts_steps_of_all_stages_and_every_evaluated_pair(write_plan):
+    plan = load_plan(write_plan(schedules={100: 0.5, 200: None}))
+    short, long = forecast(plan, [Pace(0.1, 0.01), Pace(0.2, 0.02)], seconds_spent=7.0)
+    # Two domains of 3 steps; of pretraining one validation of 24 pairs and 2 tests of 16, of each domain one and one.
+    evaluated = (24 + 2 * 16) + 2 * (24 + 16)
+    assert 60 * short.minutes == pytest.approx(7 + SECONDS_BESIDES + evaluated * 0.02 + RESERVE * 0.2 * (100 + 6))
+    assert 60 * (long.minutes - short.minutes) == pytest.approx(RESERVE * 0.2 * 100)
+    assert (short.reached, long.reached) == (0.5, None)
+
+
+def test_without_schedules_the_recipes_own_steps_are_the_only_one(write_plan):
+    assert [schedule.steps for schedule in forecast(load_plan(write_plan()), [Pace(0.1, 0.01)])] == [6]
+
+
+def test_steps_that_were_taken_keep_the_share_of_validations(write_plan):
+    plan = load_plan(write_plan())
+    recipe = stages(plan)["pictograms"]
+    longer = stages(replace(plan, steps=60))["pictograms"]
+    assert longer.schedule == replace(recipe.schedule, steps=60)
+    assert longer.evaluation.interval / 60 == pytest.approx(recipe.evaluation.interval / recipe.schedule.steps, rel=0.1)
+    assert stages(replace(plan, steps=60))["health"] == stages(plan)["health"], "other stages stay as they are"
+
+
+def test_a_pace_is_measured_by_training_and_evaluating(write_plan):
+    plan = replace(load_plan(write_plan()), numerics=Numerics("fp32", "fp32"))
+    calls = []
+    pace = measure_pace(plan, "grr_coca", torch.device("cpu"), lambda: calls.append(None))
+    assert 0 < pace.step < 10
+    assert 0 < pace.pair < 1
+    assert len(calls) == 6 + 1, "a recipe of six steps is not trained beyond its end"
+
+
+def test_a_dry_run_tells_what_would_be_taken_and_leaves_nothing(write_plan, tmp_path, capfd):
+    plan = write_plan(schedules={3: 0.25, 10**9: 0.9})
+    assert main(["demo", str(plan), "--out", str(tmp_path / "out"), "--dry-run", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert list(found) == ["steps", "minutes", "precision", "muon_precision"]
+    assert found["steps"] == 3
+    assert 0 < found["minutes"] <= 10
+    assert found["precision"] == "fp32"
+    assert not (tmp_path / "out").exists()

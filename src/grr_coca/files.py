@@ -1,4 +1,4 @@
-"""Files and folders that are there whole, or not at all, whenever the machine stops."""
+"""Files: read with errors for people, and written whole or not at all, whenever the machine stops."""
 
 import hashlib
 import json
@@ -28,6 +28,22 @@ def read_whole(path: str | Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:  # a null byte in a path
         raise UserError(f"{path!r}: not a path ({error})") from error
+
+
+def read_lines(path: Path) -> dict[int, str]:
+    """The lines of a UTF-8 file that hold text, by their number from 1. Runs of spaces become one space.
+
+    Raises:
+        UserError: the file cannot be read, is not UTF-8, or holds no text.
+    """
+    try:
+        text = read_whole(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from error
+    lines = {number: " ".join(line.split()) for number, line in enumerate(text.splitlines(), start=1)}
+    if not any(lines.values()):
+        raise UserError(f"{path}: holds no text; expected one a line")
+    return {number: line for number, line in lines.items() if line}
 
 
 def write_whole(path: Path, content: bytes) -> None:

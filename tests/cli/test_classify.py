@@ -57,7 +57,7 @@ def test_bad_images_are_listed(grr_coca, run, image_files, tmp_path):
 @pytest.mark.parametrize(
     ("labels", "told"),
     [
-        ("cat,dog, CAT", "more than once (case and spaces do not count): cat"),
+        ("cat,dog, CAT", "more than once (case and spaces do not count): 'cat' (1 and 3)"),
         ("cat", "--labels 'cat': no such file, and not two labels or more"),
         ("lables.txt", "no such file"),
         (",", "not two labels"),
@@ -71,7 +71,7 @@ def test_a_file_with_duplicates_is_named_with_them(refused, run, image_files, la
     labels_file.write_text("cat\ndog\nCat\nred  heart\nred heart\nbird\n")
     message = refused("classify", *image_files, "-c", run.folder, "--labels", labels_file)
     assert str(labels_file) in message
-    assert message.rstrip().endswith(": cat, red heart")
+    assert message.rstrip().endswith(": 'cat' (1 and 3), 'red heart' (4 and 5)")
 
 
 @pytest.mark.parametrize(

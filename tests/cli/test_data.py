@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from grr_coca.data.corpus import convert as convert_module
-from grr_coca.data.corpus.convert import Plan, convert
+from grr_coca.data.corpus.convert import Conversion, convert
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.open import open_source
 from support import encode_image, real_pairs, shard_members, with_caption, write_shard, write_tar
@@ -151,18 +151,18 @@ def test_large_images_are_scaled_down_and_small_ones_left_alone(grr_coca, tmp_pa
 def test_an_interrupted_conversion_goes_on_and_ends_up_the_same(tmp_path):
     path = write_shard(tmp_path / "a.tar", PAIRS)
     source = open_source(str(path))
-    plan = Plan(str(path), len(source), 6, None)
+    conversion = Conversion(str(path), len(source), 6, None)
 
     def stop_at_13(done):
         if done == 13:
             raise KeyboardInterrupt
 
-    convert(source, plan, tmp_path / "whole", lambda done: None)
+    convert(source, conversion, tmp_path / "whole", lambda done: None)
     with pytest.raises(KeyboardInterrupt):
-        convert(source, plan, tmp_path / "out", stop_at_13)
+        convert(source, conversion, tmp_path / "out", stop_at_13)
     assert [path.name for path in sorted((tmp_path / "out").glob("*.tar"))] == ["00000.tar", "00001.tar"]
     first = (tmp_path / "out" / "00000.tar").stat().st_mtime_ns
-    counts = convert(source, plan, tmp_path / "out", lambda done: None)
+    counts = convert(source, conversion, tmp_path / "out", lambda done: None)
     assert counts == {"written": 20}
     assert (tmp_path / "out" / "00000.tar").stat().st_mtime_ns == first
     files = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("whole", "out")]
@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
 
     monkeypatch.setattr(convert_module.os, "fsync", full)
     with pytest.raises(ValueError, match="cannot be written to \\(No space left on device\\)"):
-        convert(source, Plan("a", 20, 6, None), tmp_path / "out", lambda done: None)
+        convert(source, Conversion("a", 20, 6, None), tmp_path / "out", lambda done: None)
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -111,7 +111,7 @@ def test_without_a_file_the_classes_are_those_that_occur(evaluate, labelled):
 def test_a_labels_file_with_duplicates_is_refused(refused, run, labelled, tmp_path):
     (tmp_path / "labels.txt").write_text("cat\ncat\n")
     options = ["--task", "zeroshot", "--data", labelled, "--labels", tmp_path / "labels.txt"]
-    assert "'cat' comes twice" in refused("evaluate", run.folder, *options)
+    assert "more than once (case and spaces do not count): 'cat' (1 and 2)" in refused("evaluate", run.folder, *options)
 
 
 # --- probe

@@ -13,7 +13,6 @@ import torch
 from grr_coca.batch import Replacement
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.captions import clean_caption
 from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import EvaluationOrder, SampleRef, TrainingOrder
@@ -22,6 +21,7 @@ from grr_coca.data.replacements import ReplacementLog
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import Subset
 from grr_coca.data.sources.views import Chain, caption_texts, every_caption, sound_pairs
+from grr_coca.data.text import clean_caption
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.errors import UserError
 from support import encode_image, real_pairs, shard_members, warnings_of, write_tar

@@ -262,7 +262,7 @@ def crafted(kind: str, width: int, height: int) -> bytes:
 def test_a_bomb_of_any_format_is_refused_from_its_header_within_50_mb():
     code = (
         "import resource, sys\n"
-        "from grr_coca.data.images import decode_image, open_image\n"
+        "from grr_coca.data.images import decode_image, open_header\n"
         "bombs = eval(sys.stdin.read())\n"
         "decode_image(bombs.pop('warm'), 'warm')\n"
         "in_use = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"

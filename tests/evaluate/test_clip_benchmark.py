@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from grr_coca.evaluate.clip_benchmark import (
     top_k_accuracy,
 )
 from grr_coca.evaluate.retrieval import make_gallery, retrieve
-from grr_coca.evaluate.zeroshot import classify, embed_classes, embed_texts
+from grr_coca.evaluate.zeroshot import embed_texts, make_classifier
 from support import finished_run, real_pairs, write_tar
 
 CLASSES = ("heart", "star", "face", "flag", "hand", "moon")
@@ -90,7 +91,8 @@ def test_their_zero_shot_accuracy_is_ours(loaded, checkpoint, sets):
     )
     templates = [template.replace("{c}", "{}") for template in TEMPLATES]
     targets = [number % len(CLASSES) for number in range(NUM_IMAGES)]
-    found = classify(embedded_images(checkpoint), embed_classes(checkpoint, CLASSES, templates), targets).measures()
+    classifier = make_classifier(partial(embed_texts, checkpoint), CLASSES, templates)
+    found = classifier.classify(embedded_images(checkpoint), targets).measures()
     assert metrics["acc1"] == pytest.approx(found["top-1"].value())
     assert metrics["acc5"] == pytest.approx(found["top-5"].value())
     assert metrics["mean_per_class_recall"] == pytest.approx(found["mean_per_class"].value())

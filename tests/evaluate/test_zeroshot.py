@@ -1,12 +1,14 @@
 """Zero-shot classification: by hand, and what its files may hold."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from grr_coca.errors import UserError
+from grr_coca.evaluate.class_names import TEMPLATES, check_class_names, read_class_names, read_templates
 from grr_coca.evaluate.labelled import open_labelled
-from grr_coca.evaluate.labels import TEMPLATES, check_labels, read_labels, read_templates
-from grr_coca.evaluate.zeroshot import classify, embed_classes, embed_texts
+from grr_coca.evaluate.zeroshot import ZeroShotClassifier, embed_texts, make_classifier
 from grr_coca.train.run.setup import new_checkpoint
 from support import ALONE, real_pairs, tiny_recipe, with_caption, write_shard
 
@@ -18,34 +20,39 @@ def checkpoint(tmp_path_factory):
     )
 
 
+def classifier_of(classes) -> ZeroShotClassifier:
+    return ZeroShotClassifier(tuple(map(str, range(len(classes)))), classes)
+
+
 # --- Accuracies
 
 
 def test_accuracies_by_hand():
     classes = torch.eye(6)
     images = torch.stack([classes[0], classes[0], classes[1] * 0.9 + classes[2], torch.linspace(1, 0, 6)])
-    found = classify(images, classes, [0, 0, 1, 5]).measures()
+    found = classifier_of(classes).classify(images, [0, 0, 1, 5]).measures()
     assert found["top-1"].value() == 0.5  # images 0 and 1
     assert found["top-5"].value() == 0.75  # image 2 is second, image 3 last of six
     assert found["mean_per_class"].value() == pytest.approx((1.0 + 0.0 + 0.0) / 3)
 
 
 def test_a_tie_counts_against_the_right_class():
-    found = classify(torch.ones(3, 4), torch.ones(5, 4), [0, 1, 2]).measures()
+    found = classifier_of(torch.ones(5, 4)).classify(torch.ones(3, 4), [0, 1, 2]).measures()
     assert found["top-1"].value() == 0.0
     assert "top-5" not in found, "of five classes, five are no choice"
 
 
 def test_a_class_embedding_is_the_mean_of_unit_vectors_made_a_unit_again(checkpoint):
-    found = embed_classes(checkpoint, ["cat", "dog"], ["{}", "a picture of a {}."])
+    found = make_classifier(partial(embed_texts, checkpoint), ["cat", "dog"], ["{}", "a picture of a {}."]).embedding
     by_hand = [embed_texts(checkpoint, [name, f"a picture of a {name}."]).mean(dim=0) for name in ("cat", "dog")]
     expected = torch.stack([mean / mean.norm() for mean in by_hand])
     assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_one_template_is_the_embedding_of_its_sentence(checkpoint):
-    found = embed_classes(checkpoint, ["cat"], ["one {} in the middle."])
-    assert torch.allclose(found, embed_texts(checkpoint, ["one cat in the middle."]), atol=1e-6)
+    found = make_classifier(partial(embed_texts, checkpoint), ["cat", "dog"], ["one {} in the middle."])
+    sentences = ["one cat in the middle.", "one dog in the middle."]
+    assert torch.allclose(found.embedding, embed_texts(checkpoint, sentences), atol=1e-6)
 
 
 def test_many_texts_are_embedded_as_few(checkpoint, monkeypatch):
@@ -60,36 +67,36 @@ def test_many_texts_are_embedded_as_few(checkpoint, monkeypatch):
 
 def test_labels_are_lines_and_empty_lines_are_none(tmp_path):
     (tmp_path / "labels.txt").write_text("a cat\n\n  red   heart \n")
-    assert read_labels(tmp_path / "labels.txt") == ("a cat", "red heart")
+    assert read_class_names(tmp_path / "labels.txt") == ("a cat", "red heart")
 
 
 def test_a_label_that_comes_twice_is_named_with_both_places(tmp_path):
-    (tmp_path / "labels.txt").write_text("cat\ndog\ncat\n")
-    with pytest.raises(UserError, match=r"labels.txt: the label 'cat' comes twice, as number 1 and 3"):
-        read_labels(tmp_path / "labels.txt")
+    (tmp_path / "labels.txt").write_text("cat\ndog\nCat\n")
+    with pytest.raises(UserError, match=r"labels.txt: labels given more than once .*: 'cat' \(1 and 3\)"):
+        read_class_names(tmp_path / "labels.txt")
 
 
-@pytest.mark.parametrize("content", ["", "cat\n"])
-def test_fewer_than_two_labels_are_refused(tmp_path, content):
+@pytest.mark.parametrize(("content", "told"), [("", "no text"), ("cat\n", "two labels or more")])
+def test_fewer_than_two_labels_are_refused(tmp_path, content, told):
     (tmp_path / "labels.txt").write_text(content)
-    with pytest.raises(UserError, match="two or more"):
-        read_labels(tmp_path / "labels.txt")
+    with pytest.raises(UserError, match=told):
+        read_class_names(tmp_path / "labels.txt")
 
 
 def test_a_template_without_a_place_is_named_with_its_line(tmp_path):
     (tmp_path / "t.txt").write_text("a {}\n\na picture\n")
-    with pytest.raises(UserError, match=r"t.txt, line 3: 'a picture' has no single \{\}"):
+    with pytest.raises(UserError, match=r"t.txt, line 3: template 'a picture' has no \{\}"):
         read_templates(tmp_path / "t.txt")
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        read_labels(tmp_path / "nowhere.txt")
+        read_class_names(tmp_path / "nowhere.txt")
     (tmp_path / "t.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="not a UTF-8"):
+    with pytest.raises(UserError, match="not UTF-8"):
         read_templates(tmp_path / "t.txt")
     (tmp_path / "t.txt").write_text("\n")
-    with pytest.raises(UserError, match="no template"):
+    with pytest.raises(UserError, match="holds no text"):
         read_templates(tmp_path / "t.txt")
 
 
@@ -111,7 +118,7 @@ def lay_out(root, names=("cat", "red_heart")):
 
 def test_a_folder_per_class(tmp_path):
     images = open_labelled(str(lay_out(tmp_path)))
-    assert images.classes == ("cat", "red heart")
+    assert images.class_names == ("cat", "red heart")
     assert images.targets == (0, 0, 1, 1)
     assert images.read(2) == (real_pairs(4)[1].image, str(tmp_path / "red_heart" / "1.webp"))
 
@@ -130,7 +137,7 @@ def test_a_table_of_paths_and_labels(tmp_path):
     lay_out(tmp_path)
     (tmp_path / "all.csv").write_text("path,label\ncat/0.webp,cat\nred_heart/1.webp,heart\n")
     images = open_labelled(str(tmp_path / "all.csv"))
-    assert (images.classes, images.targets) == (("cat", "heart"), (0, 1))
+    assert (images.class_names, images.targets) == (("cat", "heart"), (0, 1))
     assert images.read(1)[0] == real_pairs(4)[1].image
 
 
@@ -144,14 +151,14 @@ def test_a_bad_table_is_named(tmp_path, content, said):
 
 def test_a_missing_image_is_named_when_it_is_read(tmp_path):
     (tmp_path / "all.csv").write_text("a.png,cat\nb.png,dog\n")
-    with pytest.raises(UserError, match=r"b\.png: cannot be read"):
+    with pytest.raises(UserError, match=r"b\.png: no such file"):
         open_labelled(str(tmp_path / "all.csv")).read(1)
 
 
 def test_captions_of_shards_are_labels(tmp_path):
     pairs = [with_caption(pair, ("cat", "dog")[i % 2]) for i, pair in enumerate(real_pairs(5))]
     images = open_labelled(str(write_shard(tmp_path / "a.tar", pairs)))
-    assert (images.classes, images.targets) == (("cat", "dog"), (0, 1, 0, 1, 0))
+    assert (images.class_names, images.targets) == (("cat", "dog"), (0, 1, 0, 1, 0))
 
 
 def test_batches_hold_all_images(tmp_path, checkpoint):
@@ -160,9 +167,9 @@ def test_batches_hold_all_images(tmp_path, checkpoint):
 
 
 def test_one_class_alone_is_refused(tmp_path):
-    with pytest.raises(UserError, match="two or more"):
+    with pytest.raises(UserError, match="two labels or more"):
         open_labelled(str(lay_out(tmp_path, ("cat",))))
 
 
 def test_labels_can_be_given_in_python_too():
-    assert check_labels(["a", "b"], "here") == ("a", "b")
+    assert check_class_names(["a", "b"], "here") == ("a", "b")

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from grr_coca.errors import UserError
-from grr_coca.inference.images import as_list, open_image
+from grr_coca.inference.images import as_list, to_rgb
 from support import encode_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -14,7 +14,7 @@ GREY = RGB[:, :, 0]
 
 
 def pixels(image, name="image 1"):
-    opened = open_image(image, name)
+    opened = to_rgb(image, name)
     assert opened.mode == "RGB"
     return np.asarray(opened)
 
@@ -101,7 +101,7 @@ def test_deep_grey_is_scaled_and_not_cut():
 )
 def test_what_is_no_image_is_named(image, told):
     with pytest.raises(UserError) as error:
-        open_image(image, "image 3")
+        to_rgb(image, "image 3")
     assert told in str(error.value)
     assert "image 3" in str(error.value) or isinstance(image, str)
 
@@ -109,7 +109,7 @@ def test_what_is_no_image_is_named(image, told):
 def test_a_truncated_file_that_pillow_has_opened_is_named(tmp_path):
     (tmp_path / "half.png").write_bytes(encode_image(Image.fromarray(np.tile(RGB, (20, 20, 1))))[:-400])
     with Image.open(tmp_path / "half.png") as half, pytest.raises(UserError, match="image 2: broken"):
-        open_image(half, "image 2")
+        to_rgb(half, "image 2")
 
 
 @pytest.mark.parametrize(

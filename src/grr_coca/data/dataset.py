@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset
 from grr_coca.batch import IGNORE_INDEX, Batch, Replacement
 from grr_coca.data.augmentation import Augmentation, Change
 from grr_coca.data.bad import BadSample
-from grr_coca.data.captions import clean_caption as clean_caption
 from grr_coca.data.changes import change_images, mix
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
@@ -27,6 +26,7 @@ from grr_coca.data.preprocess import Preprocess, to_bytes
 from grr_coca.data.siblings import MIX_STREAM, Siblings
 from grr_coca.data.sources.pairs import PairSource, RawPair
 from grr_coca.data.sources.strings import stable_id
+from grr_coca.data.text import clean_caption
 from grr_coca.data.tokenizer import CLS_SLOT, Tokenizer
 from grr_coca.errors import UserError
 

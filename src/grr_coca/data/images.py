@@ -42,7 +42,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns of large images and of odd metadata, without a file's name; ours is the decision, below.
             warnings.simplefilter("ignore")
-            image = open_image(data, name)
+            image = open_header(data, name)
             image.load()
             image = ImageOps.exif_transpose(image)
     except BadSample:
@@ -56,7 +56,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     return _to_rgb(image)
 
 
-def open_image(data: bytes, name: str) -> Image.Image:
+def open_header(data: bytes, name: str) -> Image.Image:
     """The image with its header read and no pixel decoded.
 
     Raises:

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Int
 
 from grr_coca.data.bad import BadSample
-from grr_coca.data.captions import clean_caption
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.data.sources.strings import stable_id
+from grr_coca.data.text import clean_caption
 
 MIX_STREAM = 1001
 """Ends the seed of the draw of a sibling, so that it is independent of all other draws for the same sample."""

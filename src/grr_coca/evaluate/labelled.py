@@ -13,16 +13,17 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.images import IMAGE_SUFFIXES, decode_image
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
-from grr_coca.evaluate.labels import check_labels, find_label, label_index
+from grr_coca.evaluate.class_names import check_class_names, find_class
+from grr_coca.files import read_whole
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """`read(i)` gives the file and the name of image i; `targets[i]` is the number of its class in `classes`."""
+    """`read(i)` gives the file and the name of image i; `targets[i]` is the number of its class in `class_names`."""
 
     read: Callable[[int], tuple[bytes, str]]
     targets: tuple[int, ...]
-    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -34,45 +35,47 @@ class LabelledImages:
             yield torch.stack([checkpoint.preprocess(decode_image(data, name)) for data, name in files])
 
 
-def open_labelled(path: str, classes: Sequence[str] | None = None) -> LabelledImages:
+def open_labelled(path: str, class_names: Sequence[str] | None = None) -> LabelledImages:
     """Open a folder with a folder for each class, a .csv file of path and label, or pairs whose captions are labels.
 
     Args:
         path: the folder, file, shards or pattern.
-        classes: all classes, in order; None: those that occur, sorted.
+        class_names: all classes, in order; None: those that occur, sorted.
 
     Raises:
         UserError: nothing is there that can be read, or an image's label is none of the classes.
     """
     root = Path(path)
     if root.suffix == ".csv":
-        return _from_files(_csv_rows(root), classes, path)
+        return _from_files(_csv_rows(root), class_names, path)
     folders = _class_folders(root)
     if folders:
         return _from_files(
-            [(file, folder.name.replace("_", " ")) for folder in folders for file in _images(folder)], classes, path
+            [(file, folder.name.replace("_", " ")) for folder in folders for file in _images(folder)], class_names, path
         )
     source = open_source(path)
     labels = [" ".join(source.caption(index).split()) for index in range(len(source))]
     names = [source.name(index) for index in range(len(source))]
-    return _labelled(lambda index: (source[index].image, names[index]), labels, names, classes, path)
+    return _labelled(lambda index: (source[index].image, names[index]), labels, names, class_names, path)
 
 
-def _from_files(rows: Sequence[tuple[Path, str]], classes: Sequence[str] | None, path: str) -> LabelledImages:
+def _from_files(rows: Sequence[tuple[Path, str]], class_names: Sequence[str] | None, path: str) -> LabelledImages:
     files = [file for file, _ in rows]
-    return _labelled(lambda i: (_read(files[i]), str(files[i])), [label for _, label in rows], files, classes, path)
+    return _labelled(
+        lambda i: (read_whole(files[i]), str(files[i])), [label for _, label in rows], files, class_names, path
+    )
 
 
 def _labelled(
     read: Callable[[int], tuple[bytes, str]],
     labels: Sequence[str],
     names: Sequence[object],
-    classes: Sequence[str] | None,
+    class_names: Sequence[str] | None,
     path: str,
 ) -> LabelledImages:
-    known = check_labels(sorted(set(labels)) if classes is None else classes, path)
-    index = label_index(known)
-    targets = tuple(find_label(label, index, str(name)) for label, name in zip(labels, names, strict=True))
+    known = check_class_names(sorted(set(labels)) if class_names is None else class_names, path)
+    index = {name: number for number, name in enumerate(known)}
+    targets = tuple(find_class(label, index, str(name)) for label, name in zip(labels, names, strict=True))
     return LabelledImages(read, targets, known)
 
 
@@ -101,10 +104,3 @@ def _csv_rows(path: Path) -> list[tuple[Path, str]]:
     if rows and Path(rows[0][0]).suffix[1:].lower() not in IMAGE_SUFFIXES:
         rows = rows[1:]  # a head
     return [(path.parent / image, " ".join(label.split())) for image, label, *_ in rows]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,14 +12,14 @@ from grr_coca.data.sources.pairs import PairSource
 from grr_coca.errors import UserError
 from grr_coca.evaluate.attention_probe import AttentionProbeOptions, attention_probe, patch_tokens
 from grr_coca.evaluate.bootstrap import Interval, Measure
-from grr_coca.evaluate.captions import Captioned
+from grr_coca.evaluate.caption_split import Captioned
 from grr_coca.evaluate.checkpoint import gallery_of, pair_results
 from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.evaluate.linear_probe import linear_probe
 from grr_coca.evaluate.measures import retrieval_measures
 from grr_coca.evaluate.retrieval import Gallery, QueryRanks, Retrieval, RightAnswers, folds, retrieve
 from grr_coca.evaluate.split import RECALLS
-from grr_coca.evaluate.zeroshot import classify, embed_classes, embed_labelled
+from grr_coca.evaluate.zeroshot import embed_labelled, embed_texts, make_classifier
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,13 @@ def measure_zeroshot(
     checkpoint: Checkpoint, images: LabelledImages, templates: Sequence[str], batch_size: int
 ) -> Report:
     """Accuracy of the nearest class name."""
-    classes = embed_classes(checkpoint, images.classes, templates)
-    found = classify(embed_labelled(checkpoint, images, batch_size), classes, images.targets)
+    classifier = make_classifier(partial(embed_texts, checkpoint), images.class_names, templates)
+    found = classifier.classify(embed_labelled(checkpoint, images, batch_size), images.targets)
     return Report(
         task="zeroshot",
-        depends_on={"images": len(images), "classes": len(images.classes), "templates": len(templates)},
+        depends_on={"images": len(images), "classes": len(images.class_names), "templates": len(templates)},
         metrics=intervals(found.measures()),
-        plain={"chance": 1 / len(images.classes)},
+        plain={"chance": 1 / len(images.class_names)},
     )
 
 
@@ -112,7 +113,7 @@ def measure_probe(
     device = next(checkpoint.model.parameters()).device
     num_heads = checkpoint.config.image_encoder.transformer.num_heads
     pooled = attention_probe(
-        tokens[0], torch.from_numpy(targets), tokens[1], len(train.classes), num_heads, options, device
+        tokens[0], torch.from_numpy(targets), tokens[1], len(train.class_names), num_heads, options, device
     )
     most = np.bincount(targets).argmax()
     return Report(
@@ -120,7 +121,7 @@ def measure_probe(
         depends_on={
             "images": len(test),
             "training images": len(train),
-            "classes": len(train.classes),
+            "classes": len(train.class_names),
             "linear probe": f"image embedding, C {linear.strength:g} of a validation fifth",
             "attention probe": f"patch tokens, {options.epochs} epochs, learning rate {options.lr:g}",
         },

@@ -1,9 +1,9 @@
 """Zero-shot classification: an image is of the class whose name is nearest to it (arXiv 2103.00020, section 3.1).
 
-Shapes: N images, C classes, E embedding width, K templates.
+Shapes: N images, C classes, E embedding width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,24 +15,27 @@ from torch import Tensor
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import pad_rows
 from grr_coca.evaluate.bootstrap import Measure
+from grr_coca.evaluate.class_names import check_class_names, fill_templates
 from grr_coca.evaluate.labelled import LabelledImages
-from grr_coca.evaluate.labels import PLACE
 from grr_coca.evaluate.metrics import rank_of_first_hit
 from grr_coca.model.mode import evaluating
 
 TEXTS_AT_ONCE = 512
 
+EmbedTexts = Callable[[list[str]], Tensor]
+"""Gives the embeddings of N texts, N E, each of unit length."""
+
 
 @dataclass(frozen=True)
 class Classification:
-    """How many wrong classes come before the right one, or level with it, for every image; and its class."""
+    """For every image: its class, and how many wrong classes are as near to the image as the right one, or nearer."""
 
     rank: Int[Tensor, " N"]
     target: Int[Tensor, " N"]
     num_classes: int
 
     def measures(self) -> dict[str, Measure]:
-        """Accuracies by name. `mean_per_class` counts every class that occurs alike, however many images it has."""
+        """Accuracies by name. In `mean_per_class` every class that occurs counts alike, however many images it has."""
         right = (self.rank < 1).double()
         hits = {f"top-{k}": Measure.mean((self.rank < k).double().numpy()) for k in (1, 5) if k < self.num_classes}
         share = F.one_hot(self.target, self.num_classes).double()
@@ -40,12 +43,41 @@ class Classification:
         return {**hits, "mean_per_class": Measure(statistics, _mean_per_class)}
 
 
-@torch.inference_mode()
-def embed_classes(checkpoint: Checkpoint, classes: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "C E"]:
-    """The embedding of each class: the mean over templates of unit vectors, of unit length again."""
-    sentences = [template.replace(PLACE, label) for label in classes for template in templates]
-    embedded = embed_texts(checkpoint, sentences).unflatten(0, (len(classes), len(templates)))
-    return F.normalize(embedded.mean(dim=1), dim=-1)
+@dataclass(frozen=True)
+class ZeroShotClassifier:
+    """Compares images with the names of classes, which the model need not have been trained for.
+
+    `embedding` holds the embedding of each class, of unit length.
+    """
+
+    class_names: tuple[str, ...]
+    embedding: Float[Tensor, "C E"]
+
+    def probabilities(self, images: Float[Tensor, "N E"], scale: Float[Tensor, ""]) -> Float[Tensor, "N C"]:
+        """Softmax over the classes of the cosines times the model's `scale`, the inverse temperature."""
+        return (scale * (images @ self.embedding.T)).softmax(dim=-1)
+
+    def classify(self, images: Float[Tensor, "N E"], targets: Sequence[int]) -> Classification:
+        """Compare embedded images with their right classes, given by number. A tie counts against the right class."""
+        target = torch.tensor(targets)
+        rank = rank_of_first_hit(images @ self.embedding.T, F.one_hot(target, len(self.class_names)).bool())
+        return Classification(rank, target, len(self.class_names))
+
+
+def make_classifier(embed: EmbedTexts, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
+    """Build a classifier. The embedding of a class is the mean over templates, made of unit length again.
+
+    Args:
+        embed: embeds the sentences.
+        class_names: two or more, each once.
+        templates: sentences in which `{}` stands for the name of the class.
+
+    Raises:
+        UserError: names are repeated or too few, or a template has no `{}`.
+    """
+    names = check_class_names(class_names, "labels")
+    embedded = embed(fill_templates(names, templates)).unflatten(0, (len(names), len(templates)))
+    return ZeroShotClassifier(names, F.normalize(embedded.mean(dim=1), dim=-1))
 
 
 @torch.inference_mode()
@@ -71,13 +103,6 @@ def embed_labelled(checkpoint: Checkpoint, images: LabelledImages, batch_size: i
     with evaluating(checkpoint.model):
         batches = images.batches(checkpoint, batch_size)
         return torch.cat([checkpoint.model.encode_image(batch.to(device)).embedding.cpu() for batch in batches])
-
-
-def classify(images: Float[Tensor, "N E"], classes: Float[Tensor, "C E"], targets: Sequence[int]) -> Classification:
-    """Classify embedded images; a tie counts against the right class."""
-    target = torch.tensor(targets)
-    rank = rank_of_first_hit(images @ classes.T, F.one_hot(target, len(classes)).bool())
-    return Classification(rank, target, len(classes))
 
 
 def _mean_per_class(summed: np.ndarray) -> np.ndarray:

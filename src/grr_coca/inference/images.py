@@ -32,7 +32,7 @@ def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
     return list(images), False
 
 
-def open_image(image: ImageInput, name: str) -> Image.Image:
+def to_rgb(image: ImageInput, name: str) -> Image.Image:
     """An RGB image of any of the forms that an image comes in.
 
     Args:

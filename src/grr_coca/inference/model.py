@@ -1,6 +1,6 @@
 """One object that does with images and texts what a trained model can.
 
-Shapes: N images, M texts, L labels, E joint embedding width, S image size.
+Shapes: N images, M texts, E joint embedding width, S image size.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,14 +14,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
-from grr_coca.data.dataset import clean_caption, pad_rows
+from grr_coca.data.dataset import pad_rows
+from grr_coca.data.text import clean_caption
 from grr_coca.errors import UserError, nearest
+from grr_coca.evaluate.class_names import NAME_ALONE
+from grr_coca.evaluate.zeroshot import ZeroShotClassifier, make_classifier
 from grr_coca.generate import Caption, GenerationOptions, generate, warn_if_repeated
 from grr_coca.inference.batches import Batches, OnProgress
 from grr_coca.inference.device import choose_device
 from grr_coca.inference.hub import local_folder
-from grr_coca.inference.images import ImageInput, ImagesInput, as_list, open_image
-from grr_coca.inference.labels import LABEL_ALONE, check_labels, fill_templates
+from grr_coca.inference.images import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.model.mode import evaluating
 
 BATCH_SIZE = 32
@@ -193,7 +195,7 @@ class ImageTextModel:
         images: ImagesInput,
         labels: Sequence[str],
         *,
-        templates: Sequence[str] = LABEL_ALONE,
+        templates: Sequence[str] = NAME_ALONE,
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress | None = None,
     ) -> list[LabelProbability] | list[list[LabelProbability]]:
@@ -213,25 +215,28 @@ class ImageTextModel:
             UserError: labels are repeated or too few, or a template has no `{}`.
         """
         many, is_single = as_list(images)
-        classifier = self.embed_labels(labels, templates)
-        cosines = self.embed_images(many, batch_size=batch_size, on_progress=on_progress) @ classifier.T
-        ranked = self.rank_labels(cosines, labels)
+        classifier = self.classifier(labels, templates)
+        ranked = self.rank_labels(classifier, self.embed_images(many, batch_size=batch_size, on_progress=on_progress))
         return ranked[0] if is_single else ranked
 
-    def embed_labels(self, labels: Sequence[str], templates: Sequence[str] = LABEL_ALONE) -> Float[Tensor, "L E"]:
-        """One embedding of unit length for each label, the mean over templates."""
-        check_labels(labels)
-        texts = fill_templates(labels, templates)
-        rows = self.embed_texts(texts).unflatten(0, (len(labels), len(templates)))
-        return torch.nn.functional.normalize(rows.mean(dim=1), dim=-1)
+    def classifier(self, labels: Sequence[str], templates: Sequence[str] = NAME_ALONE) -> ZeroShotClassifier:
+        """The classifier of `classify`, to use with many calls of `rank_labels`.
 
-    def rank_labels(self, cosines: Float[Tensor, "N L"], labels: Sequence[str]) -> list[list[LabelProbability]]:
-        """Probabilities of labels from an image's cosines to them, the likeliest first."""
+        Raises:
+            UserError: as `classify` does.
+        """
+        return make_classifier(self.embed_texts, labels, templates)
+
+    def rank_labels(
+        self, classifier: ZeroShotClassifier, embeddings: Float[Tensor, "N E"]
+    ) -> list[list[LabelProbability]]:
+        """For each embedded image, all labels with their probabilities, the likeliest first."""
         scale = self.checkpoint.model.logit_scale.detach().float().exp().cpu()
-        probabilities, order = (scale * cosines).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+        shares, order = classifier.probabilities(embeddings, scale).sort(dim=-1, descending=True, stable=True)
+        names = classifier.class_names
         return [
-            [LabelProbability(labels[index], share) for index, share in zip(indices, shares, strict=True)]
-            for indices, shares in zip(order.tolist(), probabilities.tolist(), strict=True)
+            [LabelProbability(names[index], share) for index, share in zip(*row, strict=True)]
+            for row in zip(order.tolist(), shares.tolist(), strict=True)
         ]
 
     @torch.inference_mode()
@@ -255,7 +260,7 @@ class ImageTextModel:
 
     def _preprocess(self, numbered: tuple[int, ImageInput]) -> Float[Tensor, "3 S S"]:
         number, image = numbered
-        return self.checkpoint.preprocess(open_image(image, f"image {number}"))
+        return self.checkpoint.preprocess(to_rgb(image, f"image {number}"))
 
     def _stack(self, rows: list[Tensor]) -> Float[Tensor, "N E"]:
         return torch.stack(rows) if rows else torch.empty(0, self.checkpoint.config.embed_dim)

@@ -9,7 +9,7 @@ import tyro
 
 from grr_coca.cli.output.progress import bars
 from grr_coca.data.corpus.contact_sheet import contact_sheet
-from grr_coca.data.corpus.convert import Plan, convert
+from grr_coca.data.corpus.convert import Conversion, convert
 from grr_coca.data.corpus.survey import Survey, check_source, sample_source
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
@@ -103,9 +103,9 @@ def _convert(action: Convert) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: give 1 or more")
     source = open_source(action.path)
-    plan = Plan(str(Path(action.path).absolute()), len(source), action.pairs_per_shard, action.image_size)
+    conversion = Conversion(str(Path(action.path).absolute()), len(source), action.pairs_per_shard, action.image_size)
     with bars({"convert": len(source)}) as shown:
-        counts = convert(source, plan, action.out, lambda done: shown.update("convert", done, ""))
+        counts = convert(source, conversion, action.out, lambda done: shown.update("convert", done, ""))
     written = counts.pop("written", 0)
     left_out = ", ".join(f"{number:,} {cause}" for cause, number in counts.most_common())
     print(f"{written:,} images written to {action.out}" + (f"; left out: {left_out}" if left_out else ""))

@@ -36,10 +36,10 @@ def run(
     require_paths(data)
     folders = (find_checkpoint(checkpoint), find_checkpoint(baseline))
 
-    from grr_coca.cli.measuring.losses import load, measure_paths  # late: torch comes with it
+    from grr_coca.cli.measuring.losses import load_checkpoint, measure_paths  # late: torch comes with it
     from grr_coca.study.table import average_row, format_table, row
 
-    models = (load(folders[0]), load(folders[1]))
+    models = (load_checkpoint(folders[0]), load_checkpoint(folders[1]))
     first, second = (measure_paths(model, data, batch_size) for model in models)
     rows = [row(path, first[path].evaluation, second[path].evaluation) for path in first]
     if len(rows) > 1:

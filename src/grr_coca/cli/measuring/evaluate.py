@@ -9,7 +9,7 @@ from grr_coca.checkpoint_files import find_checkpoint
 from grr_coca.cli.measuring.splits import Task, TaskOptions, require_paths
 from grr_coca.data.sources.open import require_there
 from grr_coca.errors import UserError
-from grr_coca.evaluate.labels import TEMPLATES, read_labels, read_templates
+from grr_coca.evaluate.class_names import TEMPLATES, read_class_names, read_templates
 from grr_coca.extras import require_extra
 
 TASK_OF = {"folds": "retrieval", "out": "captioning", "labels": "zeroshot", "templates": "zeroshot", "train": "probe"}
@@ -47,13 +47,13 @@ def run(
     if train is not None:
         require_there(train)
     folder = find_checkpoint(checkpoint)
-    classes = None if labels is None else read_labels(labels)
+    classes = None if labels is None else read_class_names(labels)
     sentences = TEMPLATES if templates is None else read_templates(templates)
 
-    from grr_coca.cli.measuring.losses import load, measure_paths  # late: torch comes with it
+    from grr_coca.cli.measuring.losses import load_checkpoint, measure_paths  # late: torch comes with it
     from grr_coca.cli.measuring.tasks import measure, say_losses, say_reports
 
-    model = load(folder)
+    model = load_checkpoint(folder)
     if task == "loss":
         say_losses(measure_paths(model, data, batch_size), json)
         return

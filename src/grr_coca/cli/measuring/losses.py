@@ -10,7 +10,7 @@ from grr_coca.evaluate.checkpoint import Measured, measure_checkpoint
 from grr_coca.train.recipe import LossRecipe
 
 
-def load(folder: Path) -> Checkpoint:
+def load_checkpoint(folder: Path) -> Checkpoint:
     """A checkpoint on the best device that is here."""
     return from_pretrained(folder, "cuda" if torch.cuda.is_available() else "cpu")
 

@@ -14,14 +14,14 @@ Task = Literal["loss", "retrieval", "captioning", "zeroshot", "probe"]
 class TaskOptions:
     """The options of all tasks but `loss`.
 
-    `folds` belongs to retrieval; `out`, a file for the captions, to captioning; `classes` (None: those that occur) and
-    `templates` to zeroshot; `train`, the images that are trained on, to probe.
+    `folds` belongs to retrieval; `out`, a file for the captions, to captioning; `class_names` (None: those that
+    occur) and `templates` to zeroshot; `train`, the images that are trained on, to probe.
     """
 
     batch_size: int
     folds: int
     out: Path | None
-    classes: tuple[str, ...] | None
+    class_names: tuple[str, ...] | None
     templates: tuple[str, ...]
     train: str | None
 

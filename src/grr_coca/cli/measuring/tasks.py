@@ -8,7 +8,7 @@ from grr_coca.cli.measuring.splits import Task, TaskOptions
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.attention_probe import AttentionProbeOptions
 from grr_coca.evaluate.bootstrap import Interval
-from grr_coca.evaluate.captions import caption_split, write_captions
+from grr_coca.evaluate.caption_split import caption_split, write_captions
 from grr_coca.evaluate.checkpoint import Measured
 from grr_coca.evaluate.labelled import open_labelled
 from grr_coca.evaluate.tasks import (
@@ -35,11 +35,11 @@ def measure(task: Task, checkpoint: Checkpoint, path: str, options: TaskOptions)
             write_captions(captioned, options.out)
         return measure_captions(captioned)
     if task == "zeroshot":
-        images = open_labelled(path, options.classes)
+        images = open_labelled(path, options.class_names)
         return measure_zeroshot(checkpoint, images, options.templates, options.batch_size)
     assert options.train is not None
     images = open_labelled(options.train)
-    tested = open_labelled(path, images.classes)
+    tested = open_labelled(path, images.class_names)
     return measure_probe(checkpoint, images, tested, options.batch_size, AttentionProbeOptions())
 
 

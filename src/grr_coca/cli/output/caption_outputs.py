@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from grr_coca.cli.output.caption_rows import CaptionRow, RowFile
 from grr_coca.cli.output.say import say, to_json
-from grr_coca.cli.output.writing import write_whole
+from grr_coca.cli.output.writing import write_output
 from grr_coca.cli.using.image_files import ImageFile
 from grr_coca.errors import UserError
 
@@ -117,7 +117,7 @@ class Sidecars(_NothingToClose):
         """Write the captions of an image beside it."""
         assert image.path is not None
         text = "".join(f"{row.caption}\n" for row in _rows(image, captions))
-        write_whole(image.path.with_suffix(".txt"), lambda file: file.write(text.encode()))
+        write_output(image.path.with_suffix(".txt"), lambda file: file.write(text.encode()))
 
 
 def _rows(image: ImageFile, captions: "Sequence[Caption]") -> list[CaptionRow]:

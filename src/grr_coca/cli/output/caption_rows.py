@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, TextIO
 
 from grr_coca.cli.output.say import to_json
-from grr_coca.cli.output.writing import disk_errors, require_suffix, write_whole
+from grr_coca.cli.output.writing import disk_errors, require_suffix, write_output
 from grr_coca.errors import UserError
 
 
@@ -37,7 +37,7 @@ class RowFile:
         counts = Counter(row.image for row in self._rows()) if path.exists() else Counter()
         self.done = {image for image, count in counts.items() if count >= rows_per_image}
         if path.exists() and (len(self.done) < len(counts) or _is_torn(path)):
-            write_whole(path, self._write_complete)
+            write_output(path, self._write_complete)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: TextIO = path.open("a", encoding="utf-8", errors="surrogateescape", newline="")

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from grr_coca.cli.output.writing import require_suffix, write_whole
+from grr_coca.cli.output.writing import require_suffix, write_output
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 
@@ -52,8 +52,8 @@ def write_vectors(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
     elif suffix == ".npy":
         # Bytes of a file name that are not UTF-8 stay as they are; a key stays on its line.
         lines = "".join(key.replace("\n", "\\n") + "\n" for key in keys).encode("utf-8", "surrogateescape")
-        write_whole(path.with_suffix(".keys.txt"), lambda file: file.write(lines))
-        write_whole(path, lambda file: np.save(file, vectors.numpy()))
+        write_output(path.with_suffix(".keys.txt"), lambda file: file.write(lines))
+        write_output(path, lambda file: np.save(file, vectors.numpy()))
     else:
         _write_parquet(path, keys, vectors)
 
@@ -65,7 +65,7 @@ def _write_safetensors(path: Path, keys: Sequence[str], vectors: "Tensor") -> No
     if len(metadata) > MAX_HEADER // 2:
         raise UserError(f"{path}: {len(keys)} keys are more than a safetensors file holds; use .parquet or .npy")
     content = save({"embeddings": vectors.contiguous()}, metadata={"keys": metadata})
-    write_whole(path, lambda file: file.write(content))
+    write_output(path, lambda file: file.write(content))
 
 
 def _write_parquet(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
@@ -79,4 +79,4 @@ def _write_parquet(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
         rows = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         pyarrow.parquet.write_table(pyarrow.table({"key": names, "embedding": rows}), file)
 
-    write_whole(path, write)
+    write_output(path, write)

@@ -18,7 +18,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name beside it, and rename it when all of it is on the disk.
 
     Raises:

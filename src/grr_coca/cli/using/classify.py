@@ -9,17 +9,16 @@ import grr_coca
 from grr_coca.cli.output.say import say, to_json
 from grr_coca.cli.using.image_files import ImageFile, find_images
 from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
-from grr_coca.cli.using.text_lines import read_lines
 from grr_coca.errors import UserError
+from grr_coca.evaluate.class_names import NAME_ALONE, check_class_names, read_class_names
 from grr_coca.inference.hub import locate_checkpoint
-from grr_coca.inference.labels import LABEL_ALONE, check_labels
 
 
 def run(
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="DIR")],
     labels: Annotated[str, tyro.conf.arg(metavar="A,B,…|FILE")],
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
-    templates: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT")] = LABEL_ALONE,
+    templates: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT")] = NAME_ALONE,
     top: int = 5,
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     batch_size: int = 32,
@@ -39,17 +38,17 @@ def run(
     """
     if top < 1:
         raise UserError(f"--top {top}: give 1 or more")
-    names = _labels(labels)
+    names = _class_names(labels)
     found = find_images(images)
     folder = locate_checkpoint(checkpoint)
     code = report_if_none_exists(found)
     if code is not None:
         return code
     model = grr_coca.load(folder)
-    classifier = model.embed_labels(names, templates)
+    classifier = model.classifier(names, templates)
 
     def classify(files: list[ImageFile], pictures: list) -> None:
-        ranked = model.rank_labels(model.embed_images(pictures, batch_size=batch_size) @ classifier.T, names)
+        ranked = model.rank_labels(classifier, model.embed_images(pictures, batch_size=batch_size))
         for file, all_labels in zip(files, ranked, strict=True):
             best = all_labels[:top]
             shown = "   ".join(f"{share:.1%} {label}" for label, share in best)
@@ -61,14 +60,11 @@ def run(
     )
 
 
-def _labels(argument: str) -> list[str]:
+def _class_names(argument: str) -> tuple[str, ...]:
     path = Path(argument)
-    is_file = "," not in argument and path.is_file()
-    labels = read_lines(path) if is_file else [label.strip() for label in argument.split(",") if label.strip()]
-    if len(labels) < 2 and not is_file:
+    if "," not in argument and path.is_file():
+        return read_class_names(path)
+    names = [name.strip() for name in argument.split(",") if name.strip()]
+    if len(names) < 2:
         raise UserError(f"--labels '{argument}': no such file, and not two labels or more with commas between them")
-    try:
-        check_labels(labels)
-    except UserError as error:
-        raise UserError(f"{path if is_file else '--labels'}: {error}") from error
-    return labels
+    return check_class_names(names, "--labels")

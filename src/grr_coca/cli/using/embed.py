@@ -10,8 +10,8 @@ from grr_coca.cli.output.progress import bars
 from grr_coca.cli.output.vectors import check_format, write_vectors
 from grr_coca.cli.using.image_files import ImageFile, find_images
 from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
-from grr_coca.cli.using.text_lines import read_lines
 from grr_coca.errors import UserError
+from grr_coca.files import read_lines
 from grr_coca.inference.hub import locate_checkpoint
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def run(
             return code
         keys, vectors, code = _embed_images(found, folder, batch_size)
     else:
-        keys, vectors, code = *_embed_texts(read_lines(texts), locate_checkpoint(checkpoint), batch_size), 0
+        lines = list(read_lines(texts).values())
+        keys, vectors, code = *_embed_texts(lines, locate_checkpoint(checkpoint), batch_size), 0
     if keys:
         write_vectors(out, keys, vectors)
         print(f"{len(vectors)} embeddings of {vectors.shape[1]} numbers are in {out}")

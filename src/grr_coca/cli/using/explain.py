@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 import grr_coca
-from grr_coca.cli.output.writing import require_suffix, write_whole
+from grr_coca.cli.output.writing import require_suffix, write_output
 from grr_coca.data.images import decode_image
 from grr_coca.extras import require_extra
 from grr_coca.files import read_whole
@@ -46,5 +46,5 @@ def run(
         found = text_map(model.checkpoint, pixels, text)
         said = f"cosine with '{text}': {found.similarity:.3f}"
         png = text_picture(picture, text, found)
-    write_whole(out, lambda file: file.write(png))
+    write_output(out, lambda file: file.write(png))
     print(f"{said}\nheat maps are in {out}")

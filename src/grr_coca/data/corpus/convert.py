@@ -18,19 +18,19 @@ from pathlib import Path
 from PIL import Image
 
 from grr_coca.data.bad import BadSample
-from grr_coca.data.images import decode_image, open_image
+from grr_coca.data.images import decode_image, open_header
 from grr_coca.data.sources.pairs import PairSource, RawPair
-from grr_coca.data.sources.views import read_sound
+from grr_coca.data.sources.views import num_captions, read_sound
 from grr_coca.errors import UserError
 from grr_coca.files import write_whole
 
-PLAN_NAME = "convert.json"
+CONVERSION_NAME = "convert.json"
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "PPM": "ppm"}
 JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
-class Plan:
+class Conversion:
     """What a conversion does; kept in the folder, so that only the same one goes on in it."""
 
     source: str
@@ -39,12 +39,12 @@ class Plan:
     image_size: int | None
 
 
-def convert(source: PairSource, plan: Plan, out: Path, on_pair: Callable[[int], None]) -> Counter[str]:
+def convert(source: PairSource, conversion: Conversion, out: Path, on_pair: Callable[[int], None]) -> Counter[str]:
     """Write shards `00000.tar` … into a folder.
 
     Args:
         source: the pairs; bad ones are left out.
-        plan: how.
+        conversion: how.
         out: an empty or new folder, or one in which the same conversion was interrupted.
         on_pair: called with the number of images done.
 
@@ -55,27 +55,27 @@ def convert(source: PairSource, plan: Plan, out: Path, on_pair: Callable[[int], 
         UserError: the folder holds something else, or cannot be written to.
     """
     try:
-        _open_folder(out, plan)
+        _open_folder(out, conversion)
         total: Counter[str] = Counter()
-        for shard, start in enumerate(range(0, len(source), plan.pairs_per_shard)):
-            indices = range(start, min(start + plan.pairs_per_shard, len(source)))
-            total += _read_stats(out, shard) or _write_shard(source, indices, plan, out, shard, on_pair)
+        for shard, start in enumerate(range(0, len(source), conversion.pairs_per_shard)):
+            indices = range(start, min(start + conversion.pairs_per_shard, len(source)))
+            total += _read_stats(out, shard) or _write_shard(source, indices, conversion, out, shard, on_pair)
             on_pair(indices.stop)
     except OSError as error:
         raise UserError(f"{out}: cannot be written to ({error.strerror})") from error
     return total
 
 
-def _open_folder(out: Path, plan: Plan) -> None:
-    wanted = json.dumps(asdict(plan), indent=2, ensure_ascii=False).encode()
+def _open_folder(out: Path, conversion: Conversion) -> None:
+    wanted = json.dumps(asdict(conversion), indent=2, ensure_ascii=False).encode()
     out.mkdir(parents=True, exist_ok=True)
     there = sorted(path.name for path in out.iterdir() if not path.name.endswith(".tmp"))
     if not there:
-        write_whole(out / PLAN_NAME, wanted)
-    elif PLAN_NAME not in there:
+        write_whole(out / CONVERSION_NAME, wanted)
+    elif CONVERSION_NAME not in there:
         raise UserError(f"{out}: is not empty, it holds {there[0]}; give a new folder")
-    elif (out / PLAN_NAME).read_bytes() != wanted:
-        raise UserError(f"{out}: holds another conversion, see {PLAN_NAME}; give a new folder")
+    elif (out / CONVERSION_NAME).read_bytes() != wanted:
+        raise UserError(f"{out}: holds another conversion, see {CONVERSION_NAME}; give a new folder")
 
 
 def _read_stats(out: Path, shard: int) -> Counter[str] | None:
@@ -87,17 +87,17 @@ def _read_stats(out: Path, shard: int) -> Counter[str] | None:
 
 
 def _write_shard(
-    source: PairSource, indices: range, plan: Plan, out: Path, shard: int, on_pair: Callable[[int], None]
+    source: PairSource, indices: range, conversion: Conversion, out: Path, shard: int, on_pair: Callable[[int], None]
 ) -> Counter[str]:
     counts: Counter[str] = Counter()
-    has_several = any(_num_captions(source, index) > 1 for index in indices)
+    has_several = any(num_captions(source, index) > 1 for index in indices)
     temporary = out / f".{shard:05d}.{os.getpid()}.tmp"
     try:
         with temporary.open("wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 for index in indices:
                     try:
-                        _add(tar, f"{index:09d}", read_sound(source, index), has_several, plan.image_size)
+                        _add(tar, f"{index:09d}", read_sound(source, index), has_several, conversion.image_size)
                         counts["written"] += 1
                     except BadSample as error:
                         counts[str(error.cause)] += 1
@@ -131,7 +131,7 @@ def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image
 
 def _image_file(pair: RawPair, image_size: int | None) -> tuple[bytes, str]:
     """The file as it was, or, where its shorter side is larger than asked for, a smaller JPEG."""
-    header = open_image(pair.image, pair.name)
+    header = open_header(pair.image, pair.name)
     if image_size is None or min(header.size) <= image_size:
         kind = str(header.format)
         return pair.image, SUFFIXES.get(kind, kind.lower())
@@ -141,10 +141,3 @@ def _image_file(pair: RawPair, image_size: int | None) -> tuple[bytes, str]:
     buffer = io.BytesIO()
     image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue(), "jpg"
-
-
-def _num_captions(source: PairSource, index: int) -> int:
-    try:
-        return len(source.captions(index))
-    except BadSample:
-        return 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from grr_coca.data.bad import BadSample
-from grr_coca.data.images import open_image
+from grr_coca.data.images import open_header
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.data.sources.shards.source import TarShards
 from grr_coca.data.sources.views import read_sound
@@ -81,7 +81,7 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> Survey:
             survey.add_broken(error)
         else:
             survey.add_captions(pair.captions)
-            survey.image_sizes[open_image(pair.image, pair.name).size] += 1
+            survey.image_sizes[open_header(pair.image, pair.name).size] += 1
             captions.extend(_hash(" ".join(caption.lower().split()).encode()) for caption in pair.captions)
             images.append(_hash(pair.image))
         on_pair(index + 1)
@@ -108,7 +108,7 @@ def sample_source(source: PairSource) -> Survey:
     for index in spread(len(source), NUM_HEADERS):
         try:
             pair = source[index]
-            survey.image_sizes[open_image(pair.image, pair.name).size] += 1
+            survey.image_sizes[open_header(pair.image, pair.name).size] += 1
         except (OSError, ValueError, SyntaxError, EOFError):
             continue  # a bad pair, or a header that cannot be read: the full check names it
     return survey

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.captions import decode_text
 from grr_coca.data.images import IMAGE_SUFFIXES
-from grr_coca.data.sources.located import read_file
+from grr_coca.data.sources.located import read_image_file
 from grr_coca.data.sources.pairs import RawPair
 from grr_coca.data.sources.strings import Strings
+from grr_coca.data.text import decode_text
 from grr_coca.errors import UserError
 
 
@@ -32,7 +32,7 @@ class ImageFolder:
         """Read one pair."""
         caption, path = self.caption(index), self._path(index)
         key = path.relative_to(self.root).with_suffix("").as_posix()
-        return RawPair(key, str(path), read_file(path, str(path)), caption)
+        return RawPair(key, str(path), read_image_file(path, str(path)), caption)
 
     def caption(self, index: int) -> str:
         """Read one caption, and not its image."""
@@ -41,7 +41,7 @@ class ImageFolder:
         if not path.is_file():
             message = f"{image}: no caption; expected it in {path.name} beside it"
             raise BadSample(message, Cause.NO_CAPTION)
-        return decode_text(read_file(path, str(path)), str(path))
+        return decode_text(read_image_file(path, str(path)), str(path))
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The one caption of an image."""

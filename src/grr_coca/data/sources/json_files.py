@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from grr_coca.data.sources.columns import as_captions, find_columns
-from grr_coca.data.sources.listed import ListedPairs, Row, StoredRows, first_paths
-from grr_coca.data.sources.located import find_images
+from grr_coca.data.sources.listed import ListedPairs, ListedRow, StoredRows, first_paths
+from grr_coca.data.sources.located import locate_images
 from grr_coca.errors import UserError, nearest
 
 
@@ -39,7 +39,7 @@ def open_json(path: Path, split: str | None) -> ListedPairs:
     if split is not None:
         raise UserError(f"{path}: has no splits to choose '{split}' from; only Karpathy's files have")
     stored = StoredRows(rows)
-    return ListedPairs(path, stored, find_images(path, first_paths(stored), folders))
+    return ListedPairs(path, stored, locate_images(path, first_paths(stored), folders))
 
 
 def _read(path: Path) -> object:
@@ -49,11 +49,11 @@ def _read(path: Path) -> object:
         raise UserError(f"{path}: not a JSON file that can be read ({error})") from error
 
 
-def _coco_rows(content: dict[str, Any]) -> list[Row]:
+def _coco_rows(content: dict[str, Any]) -> list[ListedRow]:
     captions = defaultdict(list)
     for annotation in content["annotations"]:
         captions[annotation["image_id"]].append(str(annotation["caption"]))
-    return [Row(str(image["file_name"]), tuple(captions[image["id"]])) for image in content["images"]]
+    return [ListedRow(str(image["file_name"]), tuple(captions[image["id"]])) for image in content["images"]]
 
 
 def _coco_folders(path: Path) -> list[Path]:
@@ -63,12 +63,12 @@ def _coco_folders(path: Path) -> list[Path]:
     return [base / inner for base in bases for inner in (part, f"images/{part}", "images", "")]
 
 
-def _karpathy_rows(content: dict[str, Any], path: Path, split: str | None) -> list[Row]:
+def _karpathy_rows(content: dict[str, Any], path: Path, split: str | None) -> list[ListedRow]:
     splits = sorted({str(image["split"]) for image in content["images"]})
     wanted = _wanted_splits(path, split, splits)
     return [
         # Flickr's files have no `filepath`.
-        Row("/".join(filter(None, (image.get("filepath"), image["filename"]))), _sentences(image))
+        ListedRow("/".join(filter(None, (image.get("filepath"), image["filename"]))), _sentences(image))
         for image in content["images"]
         if image["split"] in wanted
     ]
@@ -99,8 +99,8 @@ def _karpathy_folders(path: Path) -> list[Path]:
     return [base / name for base in (path.parent, path.parent.parent) for name in inner]
 
 
-def _object_rows(content: list[Any], path: Path) -> Iterator[Row]:
+def _object_rows(content: list[Any], path: Path) -> Iterator[ListedRow]:
     image, caption = find_columns(list(content[0]), str(path))
     for record in content:
         written = record.get(image)
-        yield Row(written if isinstance(written, str) else "", as_captions(record.get(caption)))
+        yield ListedRow(written if isinstance(written, str) else "", as_captions(record.get(caption)))

@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 
 from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.captions import decode_text
 from grr_coca.data.sources.columns import as_captions, find_columns
-from grr_coca.data.sources.listed import ListedPairs, Row, first_paths
-from grr_coca.data.sources.located import ImageFiles, find_images, without_suffix
+from grr_coca.data.sources.listed import ListedPairs, ListedRow, first_paths
+from grr_coca.data.sources.located import ImageFiles, locate_images, without_suffix
+from grr_coca.data.text import decode_text
 from grr_coca.errors import UserError
 
 CHUNK = 2**24
@@ -36,7 +36,7 @@ class LineRows:
         parse: a row from its text; raises ValueError where it is broken.
     """
 
-    def __init__(self, path: Path, starts: np.ndarray, parse: Callable[[str], Row]) -> None:
+    def __init__(self, path: Path, starts: np.ndarray, parse: Callable[[str], ListedRow]) -> None:
         self._path = path
         self._starts = starts
         self._parse = parse
@@ -45,7 +45,7 @@ class LineRows:
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> ListedRow:
         """One row."""
         name = f"{self._path}: row {index + 1}"
         start, end = int(self._starts[index]), int(self._starts[index + 1])
@@ -66,11 +66,11 @@ class LineRows:
 def open_json_lines(path: Path) -> ListedPairs:
     """JSON lines: an object a line, with an image's path and a caption or a list of captions."""
     starts = line_starts(path, _mark_size(path))
-    first = LineRows(path, starts, lambda text: Row(text, ()))
+    first = LineRows(path, starts, lambda text: ListedRow(text, ()))
     names = next(filter(None, (_keys(first, index) for index in range(min(len(first), 50)))), [])
     image, caption = find_columns(names, str(path))
     rows = LineRows(path, starts, JsonParser(image, caption))
-    return ListedPairs(path, rows, find_images(path, first_paths(rows), [path.parent, path.parent / "images"]))
+    return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))
 
 
 def open_delimited(path: Path) -> ListedPairs:
@@ -97,13 +97,13 @@ class JsonParser:
     def __init__(self, image: str, caption: str) -> None:
         self._names = (image, caption)
 
-    def __call__(self, text: str) -> Row:
+    def __call__(self, text: str) -> ListedRow:
         """The two fields of the object."""
         record = json.loads(text)
         if not isinstance(record, dict):
             raise ValueError("no object")
         image, caption = (record.get(name) for name in self._names)
-        return Row(image if isinstance(image, str) else "", as_captions(caption))
+        return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
 
 
 class DelimitedParser:
@@ -115,13 +115,13 @@ class DelimitedParser:
         self._delimiter = delimiter
         self._quoting = quoting
 
-    def __call__(self, text: str) -> Row:
+    def __call__(self, text: str) -> ListedRow:
         """The two cells of the row."""
         lines = io.StringIO(text, newline="")
         cells = next(csv.reader(lines, delimiter=self._delimiter, quoting=self._quoting), [])
         if len(cells) <= max(self._image, self._caption):
             raise ValueError(f"{len(cells)} cells")
-        return Row(cells[self._image].strip(), (cells[self._caption],))
+        return ListedRow(cells[self._image].strip(), (cells[self._caption],))
 
 
 def line_starts(path: Path, start: int) -> np.ndarray:
@@ -185,7 +185,7 @@ def _find_table_images(path: Path, rows: LineRows) -> ImageFiles:
     """Beside the table, in `images`, or, as ROCO v2 has it for `train_captions.csv`, in `train` or `train_images`."""
     root, part = path.parent, path.stem.removesuffix("_captions")
     folders = [root, root / "images", root / part, root / f"{part}_images", root / f"{part}_images" / part]
-    return find_images(path, first_paths(rows), [*folders, root / "images" / part])
+    return locate_images(path, first_paths(rows), [*folders, root / "images" / part])
 
 
 def _keys(rows: LineRows, index: int) -> list[str]:

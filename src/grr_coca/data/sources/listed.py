@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.sources.located import ImageFiles, read_file, without_suffix
+from grr_coca.data.sources.located import ImageFiles, read_image_file, without_suffix
 from grr_coca.data.sources.pairs import RawPair
 from grr_coca.data.sources.strings import Strings
 
@@ -15,19 +15,19 @@ NUM_PROBES = 50
 """Rows looked at to find out where the images lie: some of the first may be missing."""
 
 
-class Row(NamedTuple):
+class ListedRow(NamedTuple):
     """The path of an image, as written, and its captions."""
 
     path: str
     captions: tuple[str, ...]
 
 
-class Rows(Protocol):
+class ListedRows(Protocol):
     """The content of a listing by row."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> ListedRow:
         """One row; raises `BadSample` where it is broken."""
         ...
 
@@ -35,7 +35,7 @@ class Rows(Protocol):
 class StoredRows:
     """Rows of a listing that has to be read as a whole, such as JSON; kept compactly."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[ListedRow]) -> None:
         rows = list(rows)
         self._paths = Strings(row.path for row in rows)
         self._captions = Strings(caption for row in rows for caption in row.captions)
@@ -44,17 +44,17 @@ class StoredRows:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> ListedRow:
         """One row."""
         start = int(self._ends[index - 1]) if index else 0
         captions = tuple(self._captions[caption] for caption in range(start, int(self._ends[index])))
-        return Row(self._paths[index], captions)
+        return ListedRow(self._paths[index], captions)
 
 
 class ListedPairs:
     """Pairs in the order of their listing. A row is a pair; rows that name the same file are of the same image."""
 
-    def __init__(self, listing: Path, rows: Rows, images: ImageFiles) -> None:
+    def __init__(self, listing: Path, rows: ListedRows, images: ImageFiles) -> None:
         self.listing = listing
         self.images = images
         self._rows = rows
@@ -68,7 +68,7 @@ class ListedPairs:
         name = self._name(index, row)
         path = self.images.path(row.path, name)
         key = without_suffix(row.path)
-        return RawPair(key, name, read_file(path, name), row.captions[0], row.captions[1:], str(path))
+        return RawPair(key, name, read_image_file(path, name), row.captions[0], row.captions[1:], str(path))
 
     def caption(self, index: int) -> str:
         """Read one caption, the first, and not its image."""
@@ -89,7 +89,7 @@ class ListedPairs:
         """The listing."""
         return str(self.listing)
 
-    def _row(self, index: int) -> Row:
+    def _row(self, index: int) -> ListedRow:
         if not 0 <= index < len(self):
             raise IndexError(index)
         row = self._rows[index]
@@ -99,11 +99,11 @@ class ListedPairs:
             raise BadSample(f"{self._name(index, row)}: a caption without an image", Cause.NO_IMAGE)
         return row
 
-    def _name(self, index: int, row: Row) -> str:
+    def _name(self, index: int, row: ListedRow) -> str:
         return f"{self.listing}: row {index + 1}, {row.path}"
 
 
-def first_paths(rows: Rows) -> Iterator[str]:
+def first_paths(rows: ListedRows) -> Iterator[str]:
     """The paths of the first rows, to find out where the images lie."""
     for index in range(min(len(rows), NUM_PROBES)):
         try:

@@ -40,7 +40,7 @@ class ImageFiles(NamedTuple):
         return Path(path)
 
 
-def find_images(listing: Path, written: Iterable[str], folders: Sequence[Path]) -> ImageFiles:
+def locate_images(listing: Path, written: Iterable[str], folders: Sequence[Path]) -> ImageFiles:
     """The first of some folders that holds one of the files that a listing names.
 
     Args:
@@ -70,7 +70,7 @@ def find_images(listing: Path, written: Iterable[str], folders: Sequence[Path]) 
     raise UserError(f"{listing}: the images are not there, such as {first}; looked in {looked}")
 
 
-def read_file(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
+def read_image_file(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
     """The content of a file.
 
     Raises:

@@ -5,8 +5,8 @@ from typing import Any
 
 from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.sources.columns import as_captions, find_columns
-from grr_coca.data.sources.listed import ListedPairs, Row, first_paths
-from grr_coca.data.sources.located import find_images
+from grr_coca.data.sources.listed import ListedPairs, ListedRow, first_paths
+from grr_coca.data.sources.located import locate_images
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 
@@ -22,14 +22,14 @@ class ParquetRows:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> ListedRow:
         """One row."""
         try:
             image, caption = self._images[index].as_py(), self._captions[index].as_py()
         except UnicodeDecodeError as error:
             message = f"{self._path}: row {index + 1}: not UTF-8 text ({error})"
             raise BadSample(message, Cause.BAD_TEXT) from error
-        return Row(image if isinstance(image, str) else "", as_captions(caption))
+        return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
 
 
 def open_parquet(path: Path) -> ListedPairs:
@@ -49,4 +49,4 @@ def open_parquet(path: Path) -> ListedPairs:
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read ({error})") from error
     rows = ParquetRows(path, table[image], table[caption])
-    return ListedPairs(path, rows, find_images(path, first_paths(rows), [path.parent, path.parent / "images"]))
+    return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))

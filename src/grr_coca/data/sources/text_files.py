@@ -4,9 +4,9 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from grr_coca.data.captions import decode_text
-from grr_coca.data.sources.listed import ListedPairs, Row, StoredRows, first_paths
-from grr_coca.data.sources.located import find_images
+from grr_coca.data.sources.listed import ListedPairs, ListedRow, StoredRows, first_paths
+from grr_coca.data.sources.located import locate_images
+from grr_coca.data.text import decode_text
 from grr_coca.errors import UserError
 
 
@@ -21,10 +21,10 @@ def open_flickr_tokens(path: Path) -> ListedPairs:
         if not sharp:
             raise UserError(f"{path}: line {number}: expected IMAGE.jpg#NUMBER, a tab and a caption")
         captions.setdefault(name, []).append(caption)
-    rows = StoredRows(Row(name, tuple(texts)) for name, texts in captions.items())
+    rows = StoredRows(ListedRow(name, tuple(texts)) for name, texts in captions.items())
     inner = ("flickr30k-images", "flickr30k_images", "images", "Images", "")
     folders = [base / name for base in (path.parent, path.parent.parent) for name in inner]
-    return ListedPairs(path, rows, find_images(path, first_paths(rows), folders))
+    return ListedPairs(path, rows, locate_images(path, first_paths(rows), folders))
 
 
 def open_roco(path: Path) -> ListedPairs:
@@ -36,14 +36,14 @@ def open_roco(path: Path) -> ListedPairs:
     listed = [(identity, caption) for _, identity, caption in _tabbed_lines(path)]
     names = _file_names(path.parent)
     folders = [path.parent / "images", path.parent]
-    rows = StoredRows(Row(identity, (caption,)) for identity, caption in listed)
+    rows = StoredRows(ListedRow(identity, (caption,)) for identity, caption in listed)
     try:
-        return ListedPairs(path, rows, find_images(path, first_paths(rows), folders))
+        return ListedPairs(path, rows, locate_images(path, first_paths(rows), folders))
     except UserError:
         if not names:
             raise
-    rows = StoredRows(Row(names.get(identity, identity), (caption,)) for identity, caption in listed)
-    return ListedPairs(path, rows, find_images(path, first_paths(rows), folders))
+    rows = StoredRows(ListedRow(names.get(identity, identity), (caption,)) for identity, caption in listed)
+    return ListedPairs(path, rows, locate_images(path, first_paths(rows), folders))
 
 
 def _file_names(folder: Path) -> dict[str, str]:

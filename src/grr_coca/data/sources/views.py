@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from grr_coca.data.bad import BadSample
-from grr_coca.data.captions import clean_caption
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.pairs import PairSource, RawPair, Subset
+from grr_coca.data.text import clean_caption
 
 
 class Chain:
@@ -62,7 +62,7 @@ class EveryCaption:
 
     def __init__(self, source: PairSource) -> None:
         self._source = source
-        counts = [_num_captions(source, index) for index in range(len(source))]
+        counts = [num_captions(source, index) for index in range(len(source))]
         self._ends = np.cumsum(np.asarray(counts, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -158,8 +158,9 @@ def caption_texts(source: PairSource, limit: int | None = None) -> Iterator[str]
         yield from captions
 
 
-def _num_captions(source: PairSource, index: int) -> int:
+def num_captions(source: PairSource, index: int) -> int:
+    """How many captions an image has; 1 if they cannot be read, which is said when the pair is."""
     try:
         return len(source.captions(index))
     except BadSample:
-        return 1  # raised again when the pair is read
+        return 1

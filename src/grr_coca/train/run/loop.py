@@ -16,7 +16,7 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.replacements import ReplacementLog
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.errors import Stopped, UserError
-from grr_coca.evaluate.captions import caption_split
+from grr_coca.evaluate.caption_split import caption_split
 from grr_coca.evaluate.checkpoint import evaluate_checkpoint, require_pairs
 from grr_coca.evaluate.split import Evaluation
 from grr_coca.model import build

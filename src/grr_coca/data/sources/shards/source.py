@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.captions import decode_text
 from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE
 from grr_coca.data.sources.pairs import RawPair
 from grr_coca.data.sources.shards.index import open_index, read_index
 from grr_coca.data.sources.shards.recent import Recent
 from grr_coca.data.sources.shards.tar_scan import CAUSES, ShardIndex
+from grr_coca.data.text import decode_text
 
 log = logging.getLogger(__name__)
 

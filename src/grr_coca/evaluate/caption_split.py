@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.dataset import clean_caption
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.pairs import PairSource
+from grr_coca.data.text import clean_caption
 from grr_coca.errors import UserError
 from grr_coca.evaluate.captioning.scores import CaptionScores, score_captions
 from grr_coca.files import write_whole

@@ -1,0 +1,112 @@
+"""Names of classes, and templates: sentences with a place for the name of a class."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from grr_coca.errors import UserError, nearest
+from grr_coca.files import read_lines
+
+PLACE = "{}"
+NAME_ALONE = (PLACE,)
+"""The template of a model whose captions are names of classes."""
+TEMPLATES = (
+    "{}",
+    "a picture of a {}.",
+    "a photo of a {}.",
+    "a drawing of a {}.",
+    "an icon of a {}.",
+    "a small image of the {}.",
+    "one {} in the middle.",
+)
+"""Sentences whose embeddings are averaged to look for a class (arXiv 2103.00020, section 3.1.4)."""
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Read names of classes, one a line.
+
+    Raises:
+        UserError: the file cannot be read, or `check_class_names` refuses the names.
+    """
+    return check_class_names(list(read_lines(path).values()), str(path))
+
+
+def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Make sure that there are two classes or more, each with a name of its own.
+
+    Args:
+        names: the names.
+        where: what to call their source in messages.
+
+    Raises:
+        UserError: fewer than two names, an empty one, or two that are equal but for case and spaces.
+    """
+    if isinstance(names, str):
+        raise UserError(f"{where}: give a list of texts, not the one text '{names}'")
+    if len(names) < 2:
+        raise UserError(f"{where}: classification needs two labels or more; here are {len(names)}")
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(names, start=1):
+        numbers.setdefault(" ".join(name.split()).lower(), []).append(number)
+    if "" in numbers:
+        raise UserError(f"{where}: label {numbers[''][0]} is empty")
+    repeated = {name: at for name, at in numbers.items() if len(at) > 1}
+    if repeated:
+        listed = ", ".join(f"'{name}' ({' and '.join(map(str, at))})" for name, at in repeated.items())
+        raise UserError(f"{where}: labels given more than once (case and spaces do not count): {listed}")
+    return tuple(names)
+
+
+def read_templates(path: Path) -> tuple[str, ...]:
+    """Read templates, one a line.
+
+    Raises:
+        UserError: the file cannot be read, or a template has no place for the name; names the line.
+    """
+    lines = read_lines(path)
+    for number, template in lines.items():
+        _require_place(template, f"{path}, line {number}: ")
+    return tuple(lines.values())
+
+
+def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every name in every template: all sentences of the first name, then those of the second, and so on.
+
+    Raises:
+        UserError: there is no template, or one without a place for the name.
+    """
+    if isinstance(templates, str):
+        raise UserError(f"templates must be a list of texts, not the one text '{templates}'")
+    if not templates:
+        raise UserError(f"there is no template; '{PLACE}' is the label alone")
+    for template in templates:
+        _require_place(template, "")
+    # Not `str.format`: names and templates may hold other braces.
+    return [template.replace(PLACE, name) for name in names for template in templates]
+
+
+def find_class(name: str, index: dict[str, int], where: str) -> int:
+    """The number of a class.
+
+    Args:
+        name: the name of a class.
+        index: the number of each class by its name.
+        where: what to call the image in messages.
+
+    Raises:
+        UserError: there is no class of this name.
+    """
+    if name not in index:
+        raise UserError(f"{where}: the label '{name}' is none of the {len(index)} classes; {_hint(name, index)}")
+    return index[name]
+
+
+def _require_place(template: str, where: str) -> None:
+    if PLACE not in template:
+        raise UserError(
+            f"{where}template '{template}' has no {PLACE} where the label goes, as in 'a photo of a {PLACE}'"
+        )
+
+
+def _hint(name: str, index: dict[str, int]) -> str:
+    hint = nearest(name, index)
+    return hint if len(hint) < 200 else f"they are '{next(iter(index))}' and others"

@@ -10,7 +10,7 @@ JOBS ?= 2
 PEERS := .venv-peers
 BENCHMARKS := training scaling parts demo captioning loader order
 
-.PHONY: demo test test-slow lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets clean
+.PHONY: demo test test-slow lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets weights clean
 
 demo: $(VENV)/.demo
 	$(BIN)/grr-coca demo
@@ -48,6 +48,11 @@ bench-demo: $(VENV)/.demo
 # The tables that were measured, put into docs/performance.md.
 bench-docs: $(VENV)/.demo
 	$(BIN)/python benchmarks/publish.py
+
+# The model that ships under a name: trained by its recipe, measured, and written into the package with its card.
+weights: $(VENV)/.demo
+	OMP_NUM_THREADS=1 $(BIN)/grr-coca pretrain recipes/weights/$(NAME).yaml --out runs/weights-$(NAME) --resume
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/ship_weights.py runs/weights-$(NAME) $(NAME)
 
 datasets: $(VENV)/.dev
 	$(BIN)/pip install --quiet -r scripts/build_datasets/requirements.txt

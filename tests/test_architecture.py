@@ -11,7 +11,7 @@ FILES = sorted(SRC.rglob("*.py"))
 FLOORS = [
     ("errors",),
     ("config", "structure", "files", "checkpoint_files", "extras", "ranks", "batch", "layers"),
-    ("losses", "data", "presets", "fast"),
+    ("losses", "data", "presets", "fast", "registry"),
     ("model",),
     ("checkpoint",),
     ("generate",),

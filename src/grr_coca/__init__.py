@@ -2,7 +2,7 @@
 
 import grr_coca
 
-model = grr_coca.load("runs/demo/grr_coca/pictograms")
+model = grr_coca.load("pictograms")
 model.caption("cat.png")
 """
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path_or_hub_id: str | Path, device: "str | torch.device | None" = None) -> "ImageTextModel":
+def load(name: str | Path, device: "str | torch.device | None" = None) -> "ImageTextModel":
     """Load a checkpoint to caption, embed, classify and compare images with; see `grr_coca.inference`.
 
     Args:
-        path_or_hub_id: a checkpoint folder, a run folder, or `owner/name` on the Hugging Face hub.
+        name: a checkpoint or run folder, the name of a shipped model such as `pictograms`, or `owner/name` on the
+            Hugging Face hub.
         device: where to run; None takes CUDA, Apple's MPS or the CPU, the first that is here.
 
     Raises:
@@ -29,4 +30,4 @@ def load(path_or_hub_id: str | Path, device: "str | torch.device | None" = None)
     """
     from grr_coca.inference.model import load as load_model  # late: `import grr_coca` stays quick
 
-    return load_model(path_or_hub_id, device)
+    return load_model(name, device)

@@ -14,8 +14,9 @@ from grr_coca.cli import VERBS
 from grr_coca.generate import GenerationOptions
 
 FLAGS = {
+    "models": {"json": False},
     "caption": {
-        "checkpoint": ...,
+        "checkpoint": "pictograms",
         "images": (),
         "out": None,
         "sidecar": False,
@@ -25,7 +26,7 @@ FLAGS = {
         "decoding": str(GenerationOptions()).replace("GenerationOptions", "Decoding"),
     },
     "classify": {
-        "checkpoint": ...,
+        "checkpoint": "pictograms",
         "labels": ...,
         "images": (),
         "templates": ("{}",),
@@ -44,7 +45,7 @@ FLAGS = {
         "dry_run": False,
         "json": False,
     },
-    "embed": {"checkpoint": ..., "out": ..., "images": (), "texts": None, "batch_size": 32},
+    "embed": {"checkpoint": "pictograms", "out": ..., "images": (), "texts": None, "batch_size": 32},
     "evaluate": {
         "checkpoint": ...,
         "data": (),
@@ -57,7 +58,7 @@ FLAGS = {
         "train": None,
         "json": False,
     },
-    "explain": {"image": ..., "checkpoint": ..., "text": None, "out": None},
+    "explain": {"image": ..., "checkpoint": "pictograms", "text": None, "out": None},
     "finetune": {
         "recipe": ...,
         "checkpoint": None,
@@ -171,7 +172,6 @@ def test_a_wrong_verb_names_the_nearest(refused, verb, meant):
         ["pretrain"],
         ["pretrain", "recipe.yaml", "--epochs", "3"],
         ["pretrain", "recipe.yaml", "--seed", "many"],
-        ["caption", "cat.png"],
         ["data"],
         ["data", "check"],
         ["data", "shuffle", "a.tar"],

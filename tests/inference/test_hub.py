@@ -9,7 +9,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from grr_coca.errors import UserError
 from grr_coca.inference import load
-from grr_coca.inference.hub import local_folder
+from grr_coca.inference.locate import locate_checkpoint
 
 
 @pytest.fixture
@@ -48,7 +48,8 @@ def test_a_folder_of_the_same_name_is_nearer_than_the_hub(hub, tmp_path, monkeyp
     calls = hub(tmp_path)
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert str(local_folder("runs/mine")) == "runs/mine"
+    with pytest.raises(UserError, match=r"runs/mine: not a checkpoint"):
+        locate_checkpoint("runs/mine")
     assert calls == []
 
 

@@ -30,6 +30,7 @@ VERBS = {
     "embed": Verb("using.embed", "embed images or texts as vectors that can be compared"),
     "classify": Verb("using.classify", "say which of some labels fit images best"),
     "explain": Verb("using.explain", "show where a model looks for each word of a caption, or for a text"),
+    "models": Verb("using.models", "list the models that come with the code"),
     "data": Verb("data.pairs", "check image-text pairs, count them, or convert them to shards"),
     "info": Verb("measuring.info", "parts, parameters and FLOPs of a preset, or what two presets differ in"),
 }

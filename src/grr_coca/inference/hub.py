@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from grr_coca.checkpoint_files import FILES, find_checkpoint
+from grr_coca.checkpoint_files import FILES
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 
@@ -11,30 +11,14 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 """`owner/name`."""
 
 
-def locate_checkpoint(path_or_hub_id: str | Path) -> Path:
-    """The folder with the files of a checkpoint, see `local_folder` and `find_checkpoint`. Nothing is loaded.
-
-    Raises:
-        UserError: there is none.
-    """
-    return find_checkpoint(local_folder(path_or_hub_id))
-
-
-def local_folder(path_or_hub_id: str | Path) -> Path:
-    """The folder of a checkpoint: the one that is named, or, where none is, a copy of the hub's.
+def fetch(hub_id: str) -> Path:
+    """The folder with a copy of the hub's checkpoint.
 
     Of the hub's files only those of a checkpoint are fetched: safetensors and JSON, nothing that could run code.
 
     Raises:
-        UserError: no such folder, and no such repository that can be fetched.
+        UserError: no such repository can be fetched.
     """
-    path = Path(path_or_hub_id)
-    if path.exists() or not HUB_ID.fullmatch(str(path_or_hub_id)):
-        return path
-    return _fetch(str(path_or_hub_id))
-
-
-def _fetch(hub_id: str) -> Path:
     require_extra("hub", f"{hub_id}: no such folder, and fetching it from the Hugging Face hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

@@ -22,7 +22,7 @@ from grr_coca.evaluate.zeroshot import ZeroShotClassifier, make_classifier
 from grr_coca.generate import Caption, GenerationOptions, generate, warn_if_repeated
 from grr_coca.inference.batches import Batches, OnProgress
 from grr_coca.inference.device import choose_device
-from grr_coca.inference.hub import local_folder
+from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.inference.images import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.model.mode import evaluating
 
@@ -48,17 +48,18 @@ class LabelProbability(NamedTuple):
     probability: float
 
 
-def load(path_or_hub_id: str | Path, device: str | torch.device | None = None) -> "ImageTextModel":
+def load(name: str | Path, device: str | torch.device | None = None) -> "ImageTextModel":
     """Load a checkpoint to use it.
 
     Args:
-        path_or_hub_id: a checkpoint folder, a run folder, or `owner/name` on the Hugging Face hub.
+        name: a checkpoint or run folder, the name of a shipped model such as `pictograms`, or `owner/name` on the
+            Hugging Face hub.
         device: where to run; None takes CUDA, Apple's MPS or the CPU, the first that is here.
 
     Raises:
         UserError: nothing is there, a file is missing or damaged, or there is no such device.
     """
-    return ImageTextModel(from_pretrained(local_folder(path_or_hub_id), choose_device(device)))
+    return ImageTextModel(from_pretrained(locate_checkpoint(name), choose_device(device)))
 
 
 class ImageTextModel:

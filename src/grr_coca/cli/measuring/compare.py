@@ -1,12 +1,11 @@
 """`grr-coca compare`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.checkpoint_files import find_checkpoint
 from grr_coca.cli.measuring.splits import require_paths
+from grr_coca.inference.locate import locate_checkpoint
 
 if TYPE_CHECKING:
     from grr_coca.evaluate.checkpoint import Measured
@@ -20,21 +19,21 @@ DIFFERENCES = {
 
 
 def run(
-    checkpoint: Annotated[Path, tyro.conf.Positional],
-    baseline: Annotated[Path, tyro.conf.Positional],
+    checkpoint: Annotated[str, tyro.conf.Positional],
+    baseline: Annotated[str, tyro.conf.Positional],
     data: tuple[str, ...] = (),
     batch_size: int = 64,
 ) -> None:
     """Hold one checkpoint against another; changes are shares of the second's losses.
 
     Args:
-        checkpoint: checkpoint or run folder.
-        baseline: checkpoint or run folder to compare with.
+        checkpoint: folder, or name of a model (see `grr-coca models`).
+        baseline: folder or name of the one to compare with.
         data: splits to evaluate on: .tar shards, patterns, or folders.
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
     """
     require_paths(data)
-    folders = (find_checkpoint(checkpoint), find_checkpoint(baseline))
+    folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))
 
     from grr_coca.cli.measuring.losses import load_checkpoint, measure_paths  # late: torch comes with it
     from grr_coca.study.table import average_row, format_table, row

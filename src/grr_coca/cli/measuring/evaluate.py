@@ -5,19 +5,19 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.checkpoint_files import find_checkpoint
 from grr_coca.cli.measuring.splits import Task, TaskOptions, require_paths
 from grr_coca.data.sources.open import require_there
 from grr_coca.errors import UserError
 from grr_coca.evaluate.class_names import TEMPLATES, read_class_names, read_templates
 from grr_coca.extras import require_extra
+from grr_coca.inference.locate import locate_checkpoint
 
 TASK_OF = {"folds": "retrieval", "out": "captioning", "labels": "zeroshot", "templates": "zeroshot", "train": "probe"}
 """Options that belong to one task."""
 
 
 def run(
-    checkpoint: Annotated[Path, tyro.conf.Positional],
+    checkpoint: Annotated[str, tyro.conf.Positional],
     data: tuple[str, ...] = (),
     task: Task = "loss",
     batch_size: int = 64,
@@ -31,7 +31,7 @@ def run(
     """Measure a checkpoint on splits, with 95 % intervals over images.
 
     Args:
-        checkpoint: checkpoint or run folder.
+        checkpoint: folder, or name of a model (see `grr-coca models`).
         data: splits to evaluate on: .tar shards, patterns, or folders; for zeroshot and probe also a folder per class.
         task: loss (with retrieval as in training), retrieval as the literature counts it, captioning, zeroshot, probe.
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
@@ -46,7 +46,7 @@ def run(
     _check(task, data, batch_size, {name for name, value in given.items() if value is not None})
     if train is not None:
         require_there(train)
-    folder = find_checkpoint(checkpoint)
+    folder = locate_checkpoint(checkpoint)
     classes = None if labels is None else read_class_names(labels)
     sentences = TEMPLATES if templates is None else read_templates(templates)
 

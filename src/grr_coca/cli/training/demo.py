@@ -49,6 +49,7 @@ def run(
         json: with --dry-run, tell it as JSON.
     """
     _check(plan, minutes, steps, dry_run, json)
+    from grr_coca.cli.training.opening import opening_lines
     from grr_coca.study.comparison import begin, begun_in, finish, make_folder
     from grr_coca.study.plan import load_plan
     from grr_coca.study.processes import arm_processes
@@ -57,6 +58,8 @@ def run(
     if not dry_run:
         make_folder(out, asked)
     begun = None if fresh or dry_run else _begun(begun_in(out, asked), out, steps)
+    if begun is None and not dry_run:
+        print("\n".join(opening_lines(asked)))
     with arm_processes() as arms:
         decided = begun or _decide(asked, arms, minutes, steps, dry_run, json)
         if dry_run:

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.checkpoint_files import find_checkpoint
 from grr_coca.cli.training.shared import default_out, read_recipe
 from grr_coca.errors import UserError
+from grr_coca.inference.locate import locate_checkpoint
 
 
 def run(
     recipe: Annotated[Path, tyro.conf.Positional],
-    checkpoint: Path | None = None,
+    checkpoint: str | None = None,
     data: str | None = None,
     out: Path | None = None,
     seed: int | None = None,
@@ -23,7 +23,7 @@ def run(
 
     Args:
         recipe: YAML file with all that the run needs but the model; see recipes/.
-        checkpoint: checkpoint or run folder to start from.
+        checkpoint: folder to start from, or name of a model (see `grr-coca models`).
         data: train on these pairs (.tar shards or a folder) in place of the recipe's.
         out: run folder for log and checkpoint; runs/RECIPE-PRESET if not given.
         seed: use this seed in place of the recipe's.
@@ -34,7 +34,7 @@ def run(
     if checkpoint is None:
         # A silent fresh start is how models end up with one caption for every image.
         raise UserError("fine-tuning starts from a checkpoint: give --checkpoint FOLDER, or use `grr-coca pretrain`")
-    folder = find_checkpoint(checkpoint)
+    folder = locate_checkpoint(checkpoint)
 
     from grr_coca.checkpoint import from_pretrained  # late: torch comes with it
     from grr_coca.cli.training.work import run_training

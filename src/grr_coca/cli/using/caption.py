@@ -12,7 +12,8 @@ from grr_coca.cli.output.caption_outputs import open_output
 from grr_coca.cli.using.image_files import ImageFile, find_images
 from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
 from grr_coca.generate.options import GenerationOptions
-from grr_coca.inference.hub import locate_checkpoint
+from grr_coca.inference.locate import locate_checkpoint
+from grr_coca.registry import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Decoding(GenerationOptions):
 
 
 def run(
-    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="DIR")],
+    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = DEFAULT,
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     sidecar: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
@@ -46,7 +47,7 @@ def run(
     Images that cannot be read are listed at the end, and the rest is captioned; the exit code is 1 only if none was.
 
     Args:
-        checkpoint: checkpoint or run folder, or OWNER/NAME on the Hugging Face hub.
+        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
         images: image files, folders, patterns, .tar shards, or tables of images.
         out: write rows to this .jsonl or .csv file; what is in it already is not captioned again.
         sidecar: write NAME.txt beside each image that has none.

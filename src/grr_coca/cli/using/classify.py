@@ -11,12 +11,13 @@ from grr_coca.cli.using.image_files import ImageFile, find_images
 from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
 from grr_coca.errors import UserError
 from grr_coca.evaluate.class_names import NAME_ALONE, check_class_names, read_class_names
-from grr_coca.inference.hub import locate_checkpoint
+from grr_coca.inference.locate import locate_checkpoint
+from grr_coca.registry import DEFAULT
 
 
 def run(
-    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="DIR")],
     labels: Annotated[str, tyro.conf.arg(metavar="A,B,…|FILE")],
+    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = DEFAULT,
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
     templates: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT")] = NAME_ALONE,
     top: int = 5,
@@ -28,7 +29,7 @@ def run(
     Images that cannot be read are listed at the end, and the rest is classified; the exit code is 1 only if none was.
 
     Args:
-        checkpoint: checkpoint or run folder, or OWNER/NAME on the Hugging Face hub.
+        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
         labels: two labels or more with commas between them, or a text file with one a line.
         images: image files, folders, patterns, .tar shards, or tables of images.
         templates: texts in which {} stands for the label, such as "a drawing of a {}"; their mean counts.

@@ -12,15 +12,16 @@ from grr_coca.cli.using.image_files import ImageFile, find_images
 from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
 from grr_coca.errors import UserError
 from grr_coca.files import read_lines
-from grr_coca.inference.hub import locate_checkpoint
+from grr_coca.inference.locate import locate_checkpoint
+from grr_coca.registry import DEFAULT
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def run(
-    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="DIR")],
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = DEFAULT,
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
     texts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     batch_size: int = 32,
@@ -30,7 +31,7 @@ def run(
     Images that cannot be read are listed at the end, and the rest is embedded; the exit code is 1 only if none was.
 
     Args:
-        checkpoint: checkpoint or run folder, or OWNER/NAME on the Hugging Face hub.
+        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
         out: file to write: .safetensors or .parquet with keys inside, or .npy with keys in NAME.keys.txt beside it.
         images: image files, folders, patterns, .tar shards, or tables of images.
         texts: text file with one a line, to embed these and no images.

@@ -10,12 +10,13 @@ from grr_coca.cli.output.writing import require_suffix, write_output
 from grr_coca.data.images import decode_image
 from grr_coca.extras import require_extra
 from grr_coca.files import read_whole
-from grr_coca.inference.hub import locate_checkpoint
+from grr_coca.inference.locate import locate_checkpoint
+from grr_coca.registry import DEFAULT
 
 
 def run(
     image: Annotated[Path, tyro.conf.Positional],
-    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="DIR")],
+    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = DEFAULT,
     text: Annotated[str | None, tyro.conf.arg(metavar="QUERY")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
 ) -> None:
@@ -23,7 +24,7 @@ def run(
 
     Args:
         image: image file.
-        checkpoint: checkpoint or run folder, or OWNER/NAME on the Hugging Face hub.
+        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
         text: show which patches speak for this text (red) and against it (blue), in place of the caption's words.
         out: .png file to write; NAME-explained.png in this folder if not given.
     """

@@ -1,0 +1,129 @@
+"""Make a run's last checkpoint a model that ships with the package: half precision, measured, with a card.
+
+    python scripts/ship_weights.py RUN NAME
+
+writes `src/grr_coca/weights/NAME/`. The text of the card is `scripts/cards/NAME.yaml`. Its figures are measured here,
+on every split that the run's recipe names and on those that the card adds, with the weights that ship: rounded ones.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from grr_coca.evaluate.captions import caption_split
+from grr_coca.registry import FOLDER, Figure, ModelCard
+
+from grr_coca.checkpoint import Checkpoint, from_pretrained, write_files
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.pairs import PairSource
+from grr_coca.evaluate.bootstrap import Measure
+from grr_coca.evaluate.checkpoint import measure_checkpoint
+from grr_coca.files import whole_folder
+from grr_coca.structure import to_dict
+from grr_coca.train.recipe import load_recipe
+
+BATCH_SIZE = 32
+"""Pairs of a contrastive loss, as in the recipes."""
+METRICS = ("contrastive_loss", "perplexity", "coca_loss", "text_to_image/R@1", "text_to_image/R@10")
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    """Write the folder of a shipped model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("name", help="of the shipped model")
+    options = parser.parse_args()
+    text = yaml.safe_load((ROOT / "scripts" / "cards" / f"{options.name}.yaml").read_text(encoding="utf-8"))
+    recipe = load_recipe(options.run / "recipe.yaml")
+    checkpoint = in_half_precision(from_pretrained(options.run))
+    splits = {"val": recipe.data.val or recipe.data.train, **recipe.data.test}
+    splits |= {name: str(ROOT / path) for name, path in text.pop("other_splits").items()}
+    card = ModelCard(
+        name=options.name,
+        preset=checkpoint.preset,
+        parameters=sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+        steps=checkpoint.step,
+        figures={split: figures(checkpoint, open_source(path)) for split, path in splits.items()},
+        **{key: text[key] for key in ("summary", "data", "licence", "recipe")},
+    )
+    weights = {name: tensor.half() for name, tensor in checkpoint.model.state_dict().items()}
+    with whole_folder(FOLDER / options.name) as folder:
+        write_files(checkpoint, weights, folder)
+        (folder / "card.json").write_text(json.dumps(to_dict(card), indent=1) + "\n", encoding="utf-8")
+        (folder / "card.md").write_text(card_page(card, text), encoding="utf-8")
+    print(f"{FOLDER / options.name}: {sum(path.stat().st_size for path in (FOLDER / options.name).iterdir()):,} bytes")
+
+
+def in_half_precision(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its weights rounded to fp16, which is what ships."""
+    with torch.no_grad():
+        for parameter in checkpoint.model.parameters():
+            parameter.copy_(parameter.half())
+    return replace(checkpoint, model=checkpoint.model.eval())
+
+
+def figures(checkpoint: Checkpoint, source: PairSource) -> dict[str, Figure]:
+    """What the card says of a split."""
+    measured = measure_checkpoint(checkpoint, source, BATCH_SIZE, 1.0, 2.0)
+    captioned = caption_split(checkpoint, source)
+    pairs = zip(captioned.hypotheses, captioned.references, strict=True)
+    exact = np.array([float(said in truths) for said, truths in pairs])
+    measures = {name: measured.measures[name] for name in METRICS} | {"exact_captions": Measure.mean(exact)}
+    found = {name: Figure(*(float(number) for number in measure.interval())) for name, measure in measures.items()}
+    chance = measured.evaluation.chance["R@1"]
+    return {**found, "chance R@1": Figure(chance, chance, chance)}
+
+
+def card_page(card: ModelCard, text: dict[str, str]) -> str:
+    """`card.md`."""
+    heads = {"text_to_image/R@1": "R@1, text to image", "exact_captions": "captions exactly right"}
+    rows = []
+    for split, found in card.figures.items():
+        shares = [f"{100 * f.value:.1f} % ({100 * f.low:.1f} to {100 * f.high:.1f})" for f in map(found.get, heads)]
+        perplexity = found["perplexity"]
+        numbers = f"{perplexity.value:.3g} ({perplexity.low:.3g} to {perplexity.high:.3g})"
+        rows.append(f"| {split} | {' | '.join(shares)} | {100 * found['chance R@1'].value:.2f} % | {numbers} |")
+    table = [f"| split | {' | '.join(heads.values())} | chance | perplexity |", "|---|---|---|---|---|", *rows]
+    return "\n".join(
+        [
+            f"# {card.name}",
+            "",
+            f"{card.summary} {card.preset}, {card.parameters:,} parameters in half precision.",
+            "",
+            "```python",
+            "import grr_coca",
+            "",
+            f'model = grr_coca.load("{card.name}")',
+            'model.caption("drawing.png")',
+            "```",
+            "",
+            "## Figures",
+            "",
+            "With 95 % intervals, bootstraps over the images of a split (one model, so they do not tell how much",
+            "training again would change). R@1: how often a caption finds its image among all of the split.",
+            "",
+            *table,
+            "",
+            *(f"## {title}\n\n{text[key].strip()}\n" for key, title in SECTIONS.items()),
+            "## Reproduce",
+            "",
+            "```",
+            f"make weights NAME={card.name}",
+            "```",
+            "",
+            f"trains {card.steps:,} steps by `{card.recipe}` and writes this folder.",
+            "",
+        ]
+    )
+
+
+SECTIONS = {"training": "Training", "uses": "What it can do, and what it cannot", "licences": "Data and licences"}
+
+
+if __name__ == "__main__":
+    main()

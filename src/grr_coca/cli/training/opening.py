@@ -1,0 +1,57 @@
+"""What a demo shows before it trains: a few captions and a search by the model that ships with the code."""
+
+import sys
+from collections.abc import Iterator
+
+from PIL import Image
+
+import grr_coca
+from grr_coca.data.images import decode_image
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.pairs import PairSource
+from grr_coca.inference.model import ImageTextModel
+from grr_coca.registry import DEFAULT
+from grr_coca.study.plan import Plan, stages
+
+NUM_CAPTIONED, NUM_QUERIES, NUM_HITS = 6, 5, 3
+
+
+def opening_lines(plan: Plan) -> Iterator[str]:
+    """Captions of some drawings of the plan's showcase, and the drawings that its first queries find."""
+    pretrain = next(iter(stages(plan).values()))
+    source = open_source(pretrain.data.test[plan.showcase])
+    model = grr_coca.load(DEFAULT, "cpu")
+    yield f"The model that comes with the code, '{DEFAULT}', on drawings of {plan.showcase}, which it never saw:"
+    yield from _captions(model, source)
+    yield f"Searched for among all {len(source)} of them:"
+    yield from _searches(model, source, plan.queries[:NUM_QUERIES])
+
+
+def _captions(model: ImageTextModel, source: PairSource) -> Iterator[str]:
+    step = max(1, len(source) // NUM_CAPTIONED)
+    indices = range(0, len(source), step)[:NUM_CAPTIONED]
+    pictures = [_picture(source, index) for index in indices]
+    for index, said in zip(indices, model.caption(pictures), strict=True):
+        yield f"  {_symbol(source[index].key)}  {said}"
+
+
+def _searches(model: ImageTextModel, source: PairSource, queries: tuple[str, ...]) -> Iterator[str]:
+    cosines = model.similarity([_picture(source, index) for index in range(len(source))], queries)  # N M
+    best = cosines.topk(min(NUM_HITS, len(source)), dim=0).indices.T.tolist()
+    for query, hits in zip(queries, best, strict=True):
+        yield f"  {query}: {'  '.join(_symbol(source[index].key) for index in hits)}"
+
+
+def _picture(source: PairSource, index: int) -> Image.Image:
+    pair = source[index]
+    return decode_image(pair.image, pair.name)
+
+
+def _symbol(key: str) -> str:
+    """The emoji that the drawing `STYLE-CODES` shows, where the terminal can write it; else the key itself."""
+    try:
+        symbol = "".join(chr(int(code, 16)) for code in key.partition("-")[2].split("-"))
+        symbol.encode(sys.stdout.encoding or "ascii")
+    except (ValueError, OverflowError):
+        return key
+    return symbol or key

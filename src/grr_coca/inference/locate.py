@@ -1,0 +1,44 @@
+"""Where a checkpoint lies: in a folder, in this package or on the hub, by the name it is given. This needs no torch."""
+
+import logging
+from pathlib import Path
+
+from grr_coca.checkpoint_files import find_checkpoint
+from grr_coca.errors import UserError, nearest
+from grr_coca.inference.hub import HUB_ID, fetch
+from grr_coca.registry import shipped_folder, shipped_models
+
+log = logging.getLogger(__name__)
+
+
+def locate_checkpoint(named: str | Path) -> Path:
+    """The folder with the files of a checkpoint. Nothing is loaded.
+
+    A folder that holds a checkpoint comes before a shipped model of the same name, and that is said; a shipped model
+    comes before the Hugging Face hub.
+
+    Args:
+        named: a checkpoint or run folder, the name of a shipped model, or `owner/name` on the Hugging Face hub.
+
+    Raises:
+        UserError: there is none; says what is missing, or the nearest name.
+    """
+    path, name = Path(named), str(named)
+    shipped = shipped_folder(name)
+    if shipped is not None and not _holds_checkpoint(path):
+        return shipped
+    if shipped is not None:
+        log.warning("%s: this folder is used, not the model of the same name that comes with the code", path)
+    if path.exists() or len(path.parts) > 2:
+        return find_checkpoint(path)
+    if HUB_ID.fullmatch(name):
+        return find_checkpoint(fetch(name))
+    raise UserError(f"{name}: no such folder, and no model of this name; {nearest(name, shipped_models())}")
+
+
+def _holds_checkpoint(path: Path) -> bool:
+    try:
+        find_checkpoint(path)
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,55 @@
+"""The models that come with the code, by name. This needs no torch.
+
+Each lies in `weights/NAME/`: a checkpoint in half precision with a manifest, `card.json` for programs and `card.md` for
+people. `scripts/ship_weights.py` writes all of it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from grr_coca.checkpoint_files import read_json
+from grr_coca.structure import from_dict
+
+FOLDER = Path(__file__).parent / "weights"
+DEFAULT = "pictograms"
+"""The model of verbs that are given none."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured number with its 95 % interval, a bootstrap over the images of the split."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a shipped model is.
+
+    `figures`: by split, then by metric (`perplexity`, `text_to_image/R@1`, `exact_captions` …); `chance` stands among
+    them, without a width.
+    """
+
+    name: str
+    summary: str
+    preset: str
+    parameters: int
+    data: str
+    licence: str
+    recipe: str
+    steps: int
+    figures: dict[str, dict[str, Figure]]
+
+
+def shipped_models() -> dict[str, ModelCard]:
+    """The cards of all models that come with the code, by name."""
+    cards = (from_dict(ModelCard, read_json(path), str(path)) for path in sorted(FOLDER.glob("*/card.json")))
+    return {card.name: card for card in cards}
+
+
+def shipped_folder(name: str) -> Path | None:
+    """The checkpoint of a shipped model; None if there is none of this name."""
+    folder = FOLDER / name
+    return folder if name in shipped_models() else None

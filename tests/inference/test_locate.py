@@ -1,0 +1,60 @@
+"""Names of checkpoints: a folder before a shipped model, a shipped model before the hub."""
+
+import json
+import shutil
+
+import pytest
+from grr_coca.registry import DEFAULT, FOLDER, shipped_models
+
+import grr_coca
+from grr_coca.errors import UserError
+from grr_coca.inference.locate import locate_checkpoint
+from support import snapshot
+
+
+def test_a_shipped_model_is_found_by_its_name():
+    assert locate_checkpoint(DEFAULT) == FOLDER / DEFAULT
+
+
+def test_a_folder_that_holds_a_checkpoint_wins_over_the_name_and_that_is_said(run, tmp_path, monkeypatch, caplog):
+    shutil.copytree(run.checkpoint, tmp_path / DEFAULT)
+    monkeypatch.chdir(tmp_path)
+    assert str(locate_checkpoint(DEFAULT)) == DEFAULT
+    assert "this folder is used, not the model of the same name" in caplog.text
+
+
+def test_a_folder_that_holds_none_does_not(tmp_path, monkeypatch):
+    (tmp_path / DEFAULT).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert locate_checkpoint(DEFAULT) == FOLDER / DEFAULT
+
+
+def test_a_name_that_does_not_exist_tells_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"pictogram: no such folder, and no model .* did you mean 'pictograms'\?"):
+        grr_coca.load("pictogram")
+
+
+def test_weights_that_were_tampered_with_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.registry.FOLDER", tmp_path)
+    shutil.copytree(FOLDER / DEFAULT, tmp_path / DEFAULT)
+    weights = tmp_path / DEFAULT / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match="its checksum differs"):
+        grr_coca.load(DEFAULT)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_models()))
+def test_a_shipped_model_is_small_and_its_card_is_complete(name):
+    card, folder = shipped_models()[name], FOLDER / name
+    assert sum(len(content) for content in snapshot(folder).values()) <= 6_000_000
+    page = (folder / "card.md").read_text()
+    for split, figures in card.figures.items():
+        assert f"| {split} |" in page
+        assert all(figure.low <= figure.value <= figure.high for figure in figures.values())
+    model = grr_coca.load(name)
+    assert sum(parameter.numel() for parameter in model.checkpoint.model.parameters()) == card.parameters
+    assert model.checkpoint.step == card.steps
+    assert json.loads((folder / "config.json").read_text())["preset"] == card.preset

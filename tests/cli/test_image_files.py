@@ -126,12 +126,11 @@ def test_a_shard_without_images_is_an_image_that_fails(tmp_path, members):
 
 @pytest.mark.parametrize("name", ["pairs.csv", "coco.json#val", "pairs.parquet", "pairs.jsonl"])
 def test_tables_are_read_as_training_data_are(tmp_path, monkeypatch, name):
-    from grr_coca.cli.using import image_files
     from grr_coca.data.sources.shards.source import TarShards
 
     asked = []
     source = TarShards([write_shard(tmp_path / "a.tar", real_pairs(2))])
-    monkeypatch.setattr(image_files, "open_source", lambda path: asked.append(path) or source)
+    monkeypatch.setattr("grr_coca.data.sources.open.open_source", lambda path: asked.append(path) or source)
     images = find_images([str(tmp_path / name)])
     assert asked == [str(tmp_path / name)]
     assert [image.read() for image in images] == [pair.image for pair in real_pairs(2)]

@@ -24,6 +24,10 @@ def answer(arguments):
 
 print(json.dumps([answer(arguments) for arguments in json.loads(sys.argv[1])]))
 """
+UNUSED = {"torchvision", "matplotlib", "tensorboard", "sklearn", "pandas", "pyarrow", "yaml", "rich", "huggingface_hub"}
+"""Packages that a caption does without."""
+HEAVY = {"torch._dynamo", "torch._inductor", "torch.utils.tensorboard"}
+"""Modules of torch that take long, and that `import torch` alone does not import."""
 RECIPE = """
 data: {train: pairs.tar}
 schedule: {steps: 1, warmup_steps: 0}
@@ -108,3 +112,22 @@ def test_what_is_not_there_is_named_without_torch(there):
         assert "nowhere" in said, line
         assert "Traceback" not in said, line
     assert sorted(path.name for path in there.iterdir()) == before
+
+
+def test_a_caption_imports_only_what_it_needs(run, image_files, tmp_path):
+    code = """if True:
+        import sys
+        from grr_coca.cli import main
+        assert main(sys.argv[1:]) == 0
+        print(*sys.modules)
+    """
+    command = [sys.executable, "-c", code, "caption", str(image_files[0]), "-c", str(run.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    caption, modules = done.stdout.splitlines()
+    assert caption.startswith(str(image_files[0]))
+    imported = set(modules.split())
+    assert "torch" in imported
+    assert imported.isdisjoint(UNUSED | HEAVY)
+    assert {
+        name for name in imported if name.startswith(("grr_coca.train", "grr_coca.evaluate", "grr_coca.study"))
+    } == set()

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
-from grr_coca.data.dataset import next_token_labels, pad_rows
+from grr_coca.data.dataset import next_token_labels
+from grr_coca.data.rows import pad_rows
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.evaluate.split import evaluate_split
 from grr_coca.losses import (

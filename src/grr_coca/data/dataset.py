@@ -23,11 +23,12 @@ from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
 from grr_coca.data.patch_dropout import STREAM
 from grr_coca.data.preprocess import Preprocess, to_bytes
+from grr_coca.data.rows import pad_rows
 from grr_coca.data.siblings import MIX_STREAM, Siblings
 from grr_coca.data.sources.pairs import PairSource, RawPair
 from grr_coca.data.sources.strings import stable_id
 from grr_coca.data.text import clean_caption
-from grr_coca.data.tokenizer import CLS_SLOT, Tokenizer
+from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -219,15 +220,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         cut_captions=sum(sample.is_cut for sample in samples),
         kept_patches=torch.stack(kept_patches) if kept_patches else None,
     )
-
-
-def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of ids as one tensor B T, and their lengths B."""
-    lengths = torch.tensor([len(row) for row in rows])
-    token_ids = torch.full((len(rows), int(lengths.max())), CLS_SLOT)
-    for padded, row in zip(token_ids, rows, strict=True):
-        padded[: len(row)] = torch.tensor(row)
-    return token_ids, lengths
 
 
 def next_token_labels(token_ids: Tensor, lengths: Tensor) -> Tensor:

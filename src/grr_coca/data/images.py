@@ -5,6 +5,7 @@ import struct
 import warnings
 
 import numpy as np
+import PIL.WebPImagePlugin  # noqa: F401 (or the first WebP file makes Pillow load its forty plugins)
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from grr_coca.data.bad import BadSample, Cause

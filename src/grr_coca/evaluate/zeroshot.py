@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.dataset import pad_rows
+from grr_coca.data.rows import pad_rows
 from grr_coca.evaluate.bootstrap import Measure
 from grr_coca.evaluate.class_names import check_class_names, fill_templates
 from grr_coca.evaluate.labelled import LabelledImages

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.dataset import pad_rows
+from grr_coca.data.rows import pad_rows
 from grr_coca.data.text import clean_caption
 from grr_coca.explain.attention import Attended, attention_weights, mix
 from grr_coca.layers.norm import RMSNorm

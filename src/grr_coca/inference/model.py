@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
-from grr_coca.data.dataset import pad_rows
+from grr_coca.data.rows import pad_rows
 from grr_coca.data.text import clean_caption
 from grr_coca.errors import UserError, nearest
 from grr_coca.evaluate.class_names import NAME_ALONE

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.dataset import make_loader, pad_rows
+from grr_coca.data.dataset import make_loader
 from grr_coca.data.order import EvaluationOrder
+from grr_coca.data.rows import pad_rows
 from grr_coca.data.sources.pairs import PairSource, Subset
 from grr_coca.evaluate.checkpoint import as_dataset
 from grr_coca.explain import caption_maps

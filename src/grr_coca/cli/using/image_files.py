@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from grr_coca.data.images import IMAGE_SUFFIXES
-from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.pairs import PairSource
 from grr_coca.errors import UserError
 from grr_coca.files import read_whole
+
+if TYPE_CHECKING:
+    from grr_coca.data.sources.pairs import PairSource
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token"})
 """Files that list images, and are read as training data are."""
@@ -55,6 +57,8 @@ def _find(argument: str) -> list[ImageFile]:
     if not path.exists() and has_magic(argument):
         return _matches(argument)
     if Path(argument.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES:
+        from grr_coca.data.sources.open import open_source  # late: most images are files of their own
+
         return list(_of_table(open_source(argument)))
     return _open(path)
 
@@ -104,12 +108,12 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
             yield ImageFile(f"{path}", partial(_refuse, f"{path}: holds no images ({_suffixes()})"))
 
 
-def _of_table(source: PairSource) -> Iterator[ImageFile]:
+def _of_table(source: "PairSource") -> Iterator[ImageFile]:
     for index in range(len(source)):
         yield ImageFile(source.name(index), partial(_read_pair, source, index))
 
 
-def _read_pair(source: PairSource, index: int) -> bytes:
+def _read_pair(source: "PairSource", index: int) -> bytes:
     return source[index].image
 
 

@@ -103,7 +103,7 @@ MISSING = [
 
 
 def test_what_is_not_there_is_named_without_torch(there):
-    assert {line.split()[0] for line in MISSING} == VERBS.keys()
+    assert {line.split()[0] for line in MISSING} == VERBS.keys() - {"models"}, "models takes no name"
     before = sorted(path.name for path in there.iterdir())
     found = answers([line.split() for line in MISSING], there)
     for line, (code, said, has_torch) in zip(MISSING, found, strict=True):

@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from grr_coca.registry import DEFAULT, FOLDER, shipped_models
 
 import grr_coca
 from grr_coca.errors import UserError
 from grr_coca.inference.locate import locate_checkpoint
+from grr_coca.registry import DEFAULT, FOLDER, shipped_models
 from support import snapshot
 
 

@@ -22,8 +22,8 @@ from grr_coca.evaluate.zeroshot import ZeroShotClassifier, make_classifier
 from grr_coca.generate import Caption, GenerationOptions, generate, warn_if_repeated
 from grr_coca.inference.batches import Batches, OnProgress
 from grr_coca.inference.device import choose_device
-from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.inference.images import ImageInput, ImagesInput, as_list, to_rgb
+from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.model.mode import evaluating
 
 BATCH_SIZE = 32

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import yaml
 from grr_coca.evaluate.captions import caption_split
-from grr_coca.registry import FOLDER, Figure, ModelCard
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained, write_files
 from grr_coca.data.sources.open import open_source
@@ -23,6 +22,7 @@ from grr_coca.data.sources.pairs import PairSource
 from grr_coca.evaluate.bootstrap import Measure
 from grr_coca.evaluate.checkpoint import measure_checkpoint
 from grr_coca.files import whole_folder
+from grr_coca.registry import FOLDER, Figure, ModelCard
 from grr_coca.structure import to_dict
 from grr_coca.train.recipe import load_recipe
 

@@ -8,7 +8,8 @@ import torch
 
 from grr_coca.cli import main
 from grr_coca.errors import UserError
-from grr_coca.study.pace import Pace, measure_pace
+from grr_coca.study import pace as pace_module
+from grr_coca.study.pace import FEWEST_STEPS, WARM_UP, Pace, measure_pace
 from grr_coca.study.plan import load_plan, stages
 from grr_coca.study.schedule import RESERVE, SECONDS_BESIDES, Schedule, choose, forecast
 from grr_coca.train.run.numerics import Numerics
@@ -28,16 +29,17 @@ def test_less_time_than_the_shortest_takes_says_what_would_do():
 
 def test_a_forecast_counts_steps_of_all_stages_and_every_evaluated_pair(write_plan):
     plan = load_plan(write_plan(schedules={100: 0.5, 200: None}))
-    short, long = forecast(plan, [Pace(0.1, 0.01), Pace(0.2, 0.02)], seconds_spent=7.0)
+    short, long = forecast(plan, [Pace(0.1, 0.003, 0.01), Pace(0.2, 0.001, 0.02)], seconds_spent=7.0)
     # Two domains of 3 steps; of pretraining one validation of 24 pairs and 2 tests of 16, of each domain one and one.
     evaluated = (24 + 2 * 16) + 2 * (24 + 16)
-    assert 60 * short.minutes == pytest.approx(7 + SECONDS_BESIDES + evaluated * 0.02 + RESERVE * 0.2 * (100 + 6))
+    besides = 7 + SECONDS_BESIDES + 3 * 24 * 0.003 + evaluated * 0.02
+    assert 60 * short.minutes == pytest.approx(besides + RESERVE * 0.2 * (100 + 6))
     assert 60 * (long.minutes - short.minutes) == pytest.approx(RESERVE * 0.2 * 100)
     assert (short.reached, long.reached) == (0.5, None)
 
 
 def test_without_schedules_the_recipes_own_steps_are_the_only_one(write_plan):
-    assert [schedule.steps for schedule in forecast(load_plan(write_plan()), [Pace(0.1, 0.01)])] == [6]
+    assert [schedule.steps for schedule in forecast(load_plan(write_plan()), [Pace(0.1, 0.01, 0.01)])] == [6]
 
 
 def test_steps_that_were_taken_keep_the_share_of_validations(write_plan):
@@ -49,13 +51,15 @@ def test_steps_that_were_taken_keep_the_share_of_validations(write_plan):
     assert stages(replace(plan, steps=60))["health"] == stages(plan)["health"], "other stages stay as they are"
 
 
-def test_a_pace_is_measured_by_training_and_evaluating(write_plan):
+def test_a_pace_is_measured_by_training_and_evaluating(write_plan, monkeypatch):
+    monkeypatch.setattr(pace_module, "SECONDS", 0.2)
     plan = replace(load_plan(write_plan()), numerics=Numerics("fp32", "fp32"))
     calls = []
     pace = measure_pace(plan, "grr_coca", torch.device("cpu"), lambda: calls.append(None))
     assert 0 < pace.step < 10
-    assert 0 < pace.pair < 1
-    assert len(calls) == 6 + 1, "a recipe of six steps is not trained beyond its end"
+    assert 0 <= pace.reading < 1
+    assert 0 < pace.evaluation < 1
+    assert len(calls) > WARM_UP + FEWEST_STEPS
 
 
 def test_a_dry_run_tells_what_would_be_taken_and_leaves_nothing(write_plan, tmp_path, capfd):

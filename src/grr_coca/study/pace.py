@@ -1,13 +1,13 @@
 """How fast a preset trains and is evaluated on this machine, found by doing both for some seconds."""
 
-import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
+from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import Subset
@@ -18,19 +18,21 @@ from grr_coca.train.run.loop import build_trainer, evaluate
 from grr_coca.train.run.setup import new_checkpoint, training_batches, training_sources
 from grr_coca.train.step.trainer import count_tokens
 
-WARM_UP = 6
-"""Steps that are not timed: kernels are prepared for shapes that they have not seen."""
-SECONDS = 8.0
+WARM_UP = 8
+"""Steps that are not timed: images are read and decoded, and kernels prepared for shapes that they have not seen."""
+SECONDS, MOST_STEPS = 8.0, 10_000
 FEWEST_STEPS = 5
 EVALUATED_PAIRS = 128
 
 
 @dataclass(frozen=True)
 class Pace:
-    """`step`: seconds of a step of pretraining, the reading of its batch included; `pair`: of evaluating one pair."""
+    """Seconds that things take: `step`, a step of pretraining on images that were read before; `reading`, reading a
+    pair for the first time; `evaluation`, evaluating a pair."""
 
     step: float
-    pair: float
+    reading: float
+    evaluation: float
 
 
 def measure_pace(plan: Plan, preset: str, device: torch.device, go_on: Callable[[], None]) -> Pace:
@@ -46,30 +48,45 @@ def measure_pace(plan: Plan, preset: str, device: torch.device, go_on: Callable[
     assert recipe.model is not None, "load_plan has seen to that"
     recipe = replace(recipe, model=replace(recipe.model, preset=preset))
     start = new_checkpoint(recipe, Ranks.here(device))
-    step = _seconds_per_step(recipe, start, device, go_on)
+    reading, step = _training_seconds(recipe, start, device, go_on)
     go_on()
-    return Pace(step, _seconds_per_pair(recipe, start))
+    return Pace(step, reading, _evaluation_seconds(recipe, start))
 
 
-def _seconds_per_step(recipe: Recipe, start: Checkpoint, device: torch.device, go_on: Callable[[], None]) -> float:
+def _training_seconds(
+    recipe: Recipe, start: Checkpoint, device: torch.device, go_on: Callable[[], None]
+) -> tuple[float, float]:
+    """Of reading a pair for the first time, and of a step. The pairs of the warm-up come again and again."""
     ranks = Ranks.here(device)
     trainer = build_trainer(recipe, start, ranks)
-    batches = training_batches(recipe, start, training_sources(recipe)[0], ranks)
-    seconds: list[float] = []
-    for step in itertools.count():
+    pairs, _ = training_sources(recipe)
+    size = recipe.data.batch_size
+    pairs = Subset(pairs, list(range(min(WARM_UP * size, len(pairs)))))
+    endless = replace(recipe, schedule=replace(recipe.schedule, steps=MOST_STEPS))
+    readings: list[float] = []
+    steps: list[float] = []
+    for number, micro_batches in enumerate(_timed(training_batches(endless, start, pairs, ranks), readings)):
         go_on()
         began = time.perf_counter()
-        micro_batches = next(batches)
-        trainer.step(micro_batches, count_tokens(micro_batches), step)
-        if step >= WARM_UP:
-            seconds.append(time.perf_counter() - began)
-        is_last = step + 1 == recipe.schedule.steps
-        if is_last or (sum(seconds) > SECONDS and len(seconds) >= FEWEST_STEPS):
-            return statistics.fmean(seconds or [time.perf_counter() - began])
-    raise AssertionError("the loop ends by itself")
+        trainer.step(micro_batches, count_tokens(micro_batches), number)
+        if number >= WARM_UP:
+            steps.append(readings[-1] + time.perf_counter() - began)
+        if sum(steps) > SECONDS and len(steps) >= FEWEST_STEPS:
+            break
+    first = (statistics.fmean(readings[:WARM_UP]) - statistics.fmean(readings[WARM_UP:])) / size
+    return max(0.0, first), statistics.fmean(steps)
 
 
-def _seconds_per_pair(recipe: Recipe, start: Checkpoint) -> float:
+def _timed(batches: Iterator[list[Batch]], seconds: list[float]) -> Iterator[list[Batch]]:
+    """The batches; how long each took to come goes into `seconds`."""
+    began = time.perf_counter()
+    for batch in batches:
+        seconds.append(time.perf_counter() - began)
+        yield batch
+        began = time.perf_counter()
+
+
+def _evaluation_seconds(recipe: Recipe, start: Checkpoint) -> float:
     val = open_source(recipe.data.val or recipe.data.train)
     count = min(max(EVALUATED_PAIRS, recipe.evaluation.batch_size), len(val))
     began = time.perf_counter()

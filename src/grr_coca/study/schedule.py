@@ -32,15 +32,17 @@ def forecast(plan: Plan, paces: Sequence[Pace], seconds_spent: float = 0.0) -> l
         paces: of the arms, measured side by side; the slower one counts.
         seconds_spent: what the measurement itself took.
     """
-    step, pair = max(pace.step for pace in paces), max(pace.pair for pace in paces)
+    step = max(pace.step for pace in paces)
+    evaluation, reading = max(pace.evaluation for pace in paces), max(pace.reading for pace in paces)
     pretrain, *finetunes = stages(plan).values()
     others = sum(recipe.schedule.steps * recipe.data.batch_size for recipe in finetunes) / pretrain.data.batch_size
-    evaluated = 0
+    read = evaluated = 0
     for recipe in (pretrain, *finetunes):
+        read += min(len(open_source(recipe.data.train)), recipe.schedule.steps * recipe.data.batch_size)
         val, tests = (recipe.data.val or recipe.data.train), recipe.data.test.values()
         validations = -(-recipe.schedule.steps // recipe.evaluation.interval)
         evaluated += validations * len(open_source(val)) + sum(len(open_source(test)) for test in tests)
-    besides = seconds_spent + SECONDS_BESIDES + evaluated * pair
+    besides = seconds_spent + SECONDS_BESIDES + read * reading + evaluated * evaluation
     schedules = plan.schedules or {pretrain.schedule.steps: None}
     return [
         Schedule(steps, (besides + RESERVE * step * (steps + others)) / 60, reached)

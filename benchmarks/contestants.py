@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,6 +33,13 @@ class Ours:
         self.tokenizer = clip_bpe()
         self.model = build(get_preset("grr_coca", "b32")).eval()
 
+    @cached_property
+    def fast(self) -> Any:
+        """The copy that serves all cells, made when the model has its precision."""
+        from grr_coca.fast.model_copy import fast_copy
+
+        return fast_copy(self.model)
+
     def run(self, cell: Cell, images: torch.Tensor) -> int:
         """Caption the images; the number of new tokens of each."""
         from grr_coca.generate import GenerationOptions, generate
@@ -42,17 +50,16 @@ class Ours:
             "greedy": {},
         }[cell["method"]]
         options = GenerationOptions(max_length=cell["tokens"], min_length=cell["tokens"], **how)
-        captions = generate(self.model, self.tokenizer, images, options).captions
+        captions = generate(self.fast, self.tokenizer, images, options).captions
         (length,) = {len(caption.token_ids) for image in captions for caption in image}
         return length
 
     def steps(self, batch: int, num_steps: int) -> list[float]:
         """Milliseconds of each step of decoding one caption of each image."""
-        from grr_coca.fast.weights import packed
         from grr_coca.generate.decoder import CachedDecoder
 
         with torch.inference_mode():
-            model = packed(self.model, keep=True)
+            model = self.fast
             dtype = next(model.parameters()).dtype
             tokens = model.encode_image(torch.zeros(batch, 3, 224, 224, dtype=dtype)).tokens
             decoder = CachedDecoder(model, tokens, num_steps, num_captions=1, num_reads=num_steps)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from grr_coca.config import CoCaConfig
-from grr_coca.fast.weights import packed
+from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.layers.scaled_attention import KeyValues
 from grr_coca.model import CoCa, build
@@ -54,7 +54,7 @@ def _assert_equal(cached: Tensor, uncached: Tensor) -> None:
 def test_cached_logits_are_those_of_the_whole_caption(
     model: CoCa, image_tokens: Tensor, num_reads: int, pack: bool
 ) -> None:
-    decoder = CachedDecoder(packed(model, keep=True) if pack else model, image_tokens, 37, 1 + num_reads, num_reads)
+    decoder = CachedDecoder(fast_copy(model) if pack else model, image_tokens, 37, 1 + num_reads, num_reads)
     ids = _ids(NUM_IMAGES, 37)
     whole = next_token_logits(model, ids, image_tokens)
     _assert_equal(decoder.step(ids[:, :3]), whole[:, 2])
@@ -64,7 +64,7 @@ def test_cached_logits_are_those_of_the_whole_caption(
 
 @pytest.mark.parametrize("num_reads", [FEW, MANY])
 def test_rows_that_leave_and_multiply_keep_their_past(model: CoCa, image_tokens: Tensor, num_reads: int) -> None:
-    decoder = CachedDecoder(packed(model, keep=True), image_tokens, 20, 1 + num_reads, num_reads)
+    decoder = CachedDecoder(fast_copy(model), image_tokens, 20, 1 + num_reads, num_reads)
     prompt = _ids(NUM_IMAGES, 4)
     decoder.step(prompt)
     decoder.repeat(2)
@@ -81,7 +81,7 @@ def test_rows_that_leave_and_multiply_keep_their_past(model: CoCa, image_tokens:
 @pytest.mark.parametrize("num_reads", [FEW, MANY])
 def test_beams_that_change_places_keep_their_past(model: CoCa, image_tokens: Tensor, num_reads: int) -> None:
     num_beams, num_steps = 4, 8
-    decoder = CachedDecoder(packed(model, keep=True), image_tokens, 3 + num_beams * num_steps, num_beams, num_reads)
+    decoder = CachedDecoder(fast_copy(model), image_tokens, 3 + num_beams * num_steps, num_beams, num_reads)
     prompt = _ids(NUM_IMAGES, 3)
     decoder.step(prompt)
     past = prompt[:, None].expand(-1, num_beams, -1)  # B K T
@@ -118,5 +118,5 @@ def test_an_image_is_projected_once(model: CoCa, image_tokens: Tensor, monkeypat
 def test_what_is_read_of_an_image_depends_on_how_often(
     model: CoCa, image_tokens: Tensor, num_images: int, num_captions: int, num_reads: int, projects: bool
 ) -> None:
-    decoder = CachedDecoder(packed(model, keep=True), image_tokens[:num_images], 8, num_captions, num_reads)
+    decoder = CachedDecoder(fast_copy(model), image_tokens[:num_images], 8, num_captions, num_reads)
     assert all(isinstance(context, KeyValues) is projects for context in decoder.contexts)

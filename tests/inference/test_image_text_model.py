@@ -12,8 +12,9 @@ import grr_coca
 from grr_coca.data.images import decode_image
 from grr_coca.data.rows import pad_rows
 from grr_coca.errors import UserError
+from grr_coca.fast.linear import FastLinear
 from grr_coca.generate import GenerationOptions, caption_images, generate
-from grr_coca.inference import ImageTextModel, LabelProbability
+from grr_coca.inference import ImageTextModel, LabelProbability, load
 from grr_coca.model import CoCa
 from support import real_pairs, warnings_of
 
@@ -272,3 +273,41 @@ def test_short_memory_halves_the_batch_and_gives_the_same(model, files, monkeypa
         assert fresh.caption(files) == captions
         assert unequal(fresh.embed_images(files), embeddings) < 1e-5
     assert [message.split(":")[0] for message in messages] == ["captioning", "embedding images"]
+
+
+# --- The copy for speed
+
+
+def test_one_copy_of_the_model_serves_captions_embeddings_and_classes(run, files, monkeypatch):
+    model, made = load(run.folder, "cpu"), []
+    for name in ("encode_image", "encode_text"):
+        original = getattr(CoCa, name)
+        monkeypatch.setattr(
+            CoCa, name, lambda self, *args, original=original: made.append(self) or original(self, *args)
+        )
+    model.caption(files)
+    model.embed_images(files)
+    model.embed_texts(["a red circle"])
+    model.classify(files, ["a circle", "a square"])
+    assert {id(used) for used in made} == {id(made[0])}
+    assert any(isinstance(module, FastLinear) for module in made[0].modules())
+
+
+def test_after_a_change_of_weights_refresh_takes_the_new_ones(run, files):
+    model = load(run.folder, "cpu")
+    before = model.describe_many(files)
+    with torch.no_grad():
+        for parameter in model.checkpoint.model.parameters():
+            parameter.mul_(1.2)
+    model.refresh()
+    expected = ImageTextModel(model.checkpoint).describe_many(files)
+    for old, new, fresh in zip(before, model.describe_many(files), expected, strict=True):
+        assert new.captions == fresh.captions
+        assert torch.equal(new.embedding, fresh.embedding)
+        assert unequal(new.embedding, old.embedding) > 1e-3
+
+
+def test_within_autocast_the_model_itself_computes(model, files, expected):
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model.embed_images(files)
+    assert 1e-5 < unequal(rounded, expected) < 0.1

@@ -13,6 +13,7 @@ from grr_coca.data.sources.pairs import PairSource
 from grr_coca.data.text import clean_caption
 from grr_coca.errors import UserError
 from grr_coca.evaluate.captioning.scores import CaptionScores, score_captions
+from grr_coca.fast.model_copy import fast_copy
 from grr_coca.files import write_whole
 from grr_coca.generate import GenerationOptions, generate, warn_if_repeated
 
@@ -56,11 +57,12 @@ def caption_split(
         raise UserError("an empty split: there is no image to caption")
     if max_images is not None and max_images < len(images):
         images = [images[index * len(images) // max_images] for index in range(max_images)]
+    model = fast_copy(checkpoint.model)
     hypotheses: list[str] = []
     for start in range(0, len(images), batch_size):
         files = [source[pairs[0]] for _, pairs in images[start : start + batch_size]]
         pixels = torch.stack([checkpoint.preprocess(decode_image(file.image, file.name)) for file in files])
-        found = generate(checkpoint.model, checkpoint.tokenizer, pixels, options)
+        found = generate(model, checkpoint.tokenizer, pixels, options)
         hypotheses += [best.text for best, *_ in found.captions]
     warn_if_repeated(hypotheses)
     return Captioned(

@@ -1,1 +1,1 @@
-"""The model as a CPU computes it fastest: weights laid out once, fused layers, the step of a single row."""
+"""Layers as a CPU computes them fastest, and the copy of a model that is made of them. For inference alone."""

@@ -1,6 +1,6 @@
 """Self-attention of the few tokens of a decoding step, in as few operations as there can be.
 
-A step of one caption is a hundred products of a fraction of a millisecond each: what lies between them counts.
+One step of one caption is a hundred products of a fraction of a millisecond each, so the time between them counts.
 
 Shapes: R rows of captions, T new tokens, B lines of slots, L = R / B * T, S slots, D width, H heads, Dh = D / H.
 """
@@ -14,8 +14,8 @@ from grr_coca.layers.layout import Cached, Layout
 from grr_coca.layers.scaled_attention import scaled_attention
 
 
-class FusedSelfAttention(nn.Module):
-    """A `SelfAttention` that turns its queries and keys where they lie, and writes keys and values at once."""
+class FastSelfAttention(nn.Module):
+    """A `SelfAttention` that turns queries and keys in place, and writes keys and values into the cache together."""
 
     def __init__(self, attn: SelfAttention) -> None:
         super().__init__()

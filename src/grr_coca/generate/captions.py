@@ -15,7 +15,7 @@ from torch import Tensor
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
-from grr_coca.fast.weights import packed
+from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate.beams import BeamSearch
 from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.generate.hypothesis import Hypothesis
@@ -32,8 +32,8 @@ GREEDY = GenerationOptions()
 
 
 class Caption(NamedTuple):
-    """`text`: the prompt and what follows; `token_ids`: the new tokens, the end token included if there is one;
-    `log_probs`: of each of them, under the model's own distribution, whatever the options made of it."""
+    """`text`: the prompt and the new words; `token_ids`: the new tokens, with the end token if there is one;
+    `log_probs`: log-probability of each of them under the model's own distribution, before any option changes it."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -41,7 +41,7 @@ class Caption(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """What one pass over the images gives: the captions of each, best first, and their embeddings, of unit length.
+    """Captions (best first) and the unit-length embedding of each image, from one forward pass.
 
     Draws are ranked by log-probability per token, beams by `GenerationOptions.length_penalty`.
     """
@@ -61,7 +61,8 @@ def generate(
     """Caption preprocessed images, in evaluation mode; the model's mode is restored.
 
     Args:
-        model: any CoCa.
+        model: any CoCa. On a CPU, a fast copy of it is made for this call; whoever calls more than once makes it
+            beforehand, and gives it in the model's place (`grr_coca.fast.model_copy.fast_copy`).
         tokenizer: the one that the model was trained with.
         images: on any device.
         options: how to decode.
@@ -74,26 +75,12 @@ def generate(
     """
     if len(images) == 0:
         raise UserError("there is no image to caption")
-    device, keep = next(model.parameters()).device, not model.training
+    device = next(model.parameters()).device
     with torch.inference_mode(), evaluating(model):
-        fast = packed(model, keep)
+        fast = fast_copy(model)
         image = fast.encode_image(images.to(device))
         captions = _caption_encoded(fast, tokenizer, image, options, prompt, keys)
     return Generated(captions, image.embedding.clone())  # no inference tensor leaves, so probes may be trained on it
-
-
-def caption_encoded(
-    model: CoCa,
-    tokenizer: Tokenizer,
-    image: EncodedImage,
-    options: GenerationOptions = GREEDY,
-    prompt: str = "",
-    keys: Sequence[object] | None = None,
-) -> list[list[Caption]]:
-    """`generate` from images that are encoded already."""
-    keep = not model.training
-    with torch.inference_mode(), evaluating(model):
-        return _caption_encoded(packed(model, keep), tokenizer, image, options, prompt, keys)
 
 
 def _caption_encoded(

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.fast.absorbed import AbsorbedCrossAttention
+from grr_coca.fast.cross_attention import AbsorbedCrossAttention
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.cache import KeyValueCache
 from grr_coca.layers.layout import Cached

@@ -19,11 +19,13 @@ from grr_coca.data.text import clean_caption
 from grr_coca.errors import UserError, nearest
 from grr_coca.evaluate.class_names import NAME_ALONE
 from grr_coca.evaluate.zeroshot import ZeroShotClassifier, make_classifier
+from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate import Caption, GenerationOptions, generate, warn_if_repeated
 from grr_coca.inference.batches import Batches, OnProgress
 from grr_coca.inference.device import choose_device
 from grr_coca.inference.images import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.inference.locate import locate_checkpoint
+from grr_coca.model import CoCa
 from grr_coca.model.mode import evaluating
 
 BATCH_SIZE = 32
@@ -69,11 +71,20 @@ class ImageTextModel:
     `grr_coca.inference.images`. One image, or text, gives one result, many give many. Work is done `batch_size` at
     a time; when the memory is short, in smaller batches. Every method raises `UserError` for an image that cannot
     be read, naming it.
+
+    On a CPU all of it is computed with a copy of the model that has its weights laid out for speed. Whoever changes
+    weights of `checkpoint.model` calls `refresh`.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self._batches = Batches()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take the weights of the checkpoint's model as they are now. Until then, results after a change of weights are
+        of neither the old nor the new ones."""
+        self._fast = fast_copy(self.checkpoint.model)
 
     @property
     def device(self) -> torch.device:
@@ -154,8 +165,8 @@ class ImageTextModel:
 
         def work(batch: Numbered) -> list[Description]:
             names = [number if keys is None else keys[number - 1] for number, _ in batch]
-            checkpoint, pixels = self.checkpoint, self._pixels(batch)
-            generated = generate(checkpoint.model, checkpoint.tokenizer, pixels, options, prompt, names)
+            pixels, tokenizer = self._pixels(batch), self.checkpoint.tokenizer
+            generated = generate(self._model, tokenizer, pixels, options, prompt, names)
             embeddings = generated.image_embedding.float().cpu()
             return [Description(*row) for row in zip(generated.captions, embeddings, strict=True)]
 
@@ -240,15 +251,20 @@ class ImageTextModel:
             for row in zip(order.tolist(), shares.tolist(), strict=True)
         ]
 
+    @property
+    def _model(self) -> CoCa:
+        """The copy for speed. It does not follow autocast, so there the model itself computes."""
+        return self.checkpoint.model if torch.is_autocast_enabled("cpu") else self._fast
+
     @torch.inference_mode()
     def _image_rows(self, images: Numbered) -> list[Tensor]:
-        model = self.checkpoint.model
+        model = self._model
         with evaluating(model):
             return list(model.encode_image(self._pixels(images)).embedding.float().cpu())
 
     @torch.inference_mode()
     def _text_rows(self, texts: Sequence[str]) -> list[Tensor]:
-        model, tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
+        model, tokenizer = self._model, self.checkpoint.tokenizer
         context_length = self.checkpoint.config.text_decoder.context_length
         token_ids, lengths = pad_rows([tokenizer.encode_row(text, context_length) for text in texts])
         with evaluating(model):

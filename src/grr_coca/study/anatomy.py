@@ -16,6 +16,7 @@ from grr_coca.model import CoCa, build
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.multimodal_decoder import MultimodalDecoder
 from grr_coca.model.text_decoder import TextDecoder
+from grr_coca.torch_private import flash_attention_of_cpu
 
 CONTAINERS = (CoCa, ImageEncoder, TextDecoder, MultimodalDecoder, Block, CrossBlock)
 """What is opened in the tree of parts; everything else is a leaf of it."""
@@ -41,7 +42,7 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+UNCOUNTED = {flash_attention_of_cpu(): _attention}
 """What torch's counter leaves out."""
 
 

@@ -1,4 +1,7 @@
-"""What training does to the blocks of a model, which know nothing of it. Names of parameters stay as they are."""
+"""Blocks that are computed again in the backward pass, and blocks that are compiled.
+
+The model knows of neither. Names of parameters stay as they are.
+"""
 
 import shutil
 import warnings
@@ -7,34 +10,34 @@ from os import environ
 from typing import Any
 
 import torch
-import torch._functorch.config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa
+from grr_coca.torch_private import allow_recompiles, keep_for_backward
 
 RECOMPILE_LIMIT = 32
-"""Blocks of all stacks share their code, and the compiler counts by that: three stacks, each in training, in
-evaluation, with fewer patches, and with the smaller batch at the end of a split. Past torch's 8 it would go on, slowly
-and silently, without compiling."""
+"""Kinds of inputs that one function is compiled for. All blocks share their code: they stand in three stacks, which run
+in training, in evaluation, with fewer patches, and with the smaller batch at the end of a split. Past torch's own
+limit of 8, the compiler would silently go on without compiling."""
 
 CPP_COMPILERS = ("g++", "clang++", "c++")
 
 
 def checkpoint_blocks(model: CoCa) -> None:
-    """Keep but the inputs of blocks for the backward pass, and compute their insides again there.
+    """Keep only the inputs of blocks for the backward pass, and compute the rest again there.
 
-    Comes before blocks are sharded. Compiled blocks do it by themselves, see `compile_blocks`.
+    Call it before the model is sharded. For compiled blocks use `compile_blocks` alone.
     """
     for block in _blocks(model):
         block.forward = _checkpointed(block.forward)  # type: ignore[method-assign]
 
 
 def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
-    """Compile each block in place, when it first runs. Comes before blocks are sharded.
+    """Have each block compiled when it first runs. Call it before the model is sharded.
 
-    Lengths of captions change from batch to batch, so those of the text decoders are compiled for any shape.
+    Lengths of captions change from batch to batch, so blocks of the text decoders are compiled for any shape.
 
     Args:
         model: changed in place.
@@ -46,9 +49,8 @@ def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
     """
     if next(model.parameters()).device.type == "cpu":
         _require_compiler()
-    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
-    # Read at the first steps, so it is set for good. The public way, a context within the forward pass, came with 2.13.
-    torch._functorch.config.activation_memory_budget = 1 - recomputed
+    allow_recompiles(RECOMPILE_LIMIT)
+    keep_for_backward(1 - recomputed)
     # The rotary embedding's product stays as it is, which is meant: the rest is where compiling gains.
     warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex operators")
     for block in model.image_encoder.blocks:

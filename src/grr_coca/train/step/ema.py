@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from grr_coca.layers.precision import at_least_fp32
+from grr_coca.torch_private import lerp_each
 from grr_coca.train.step.optimizer import by_kind
 
 NUM_UPDATES = "num_updates"
@@ -32,7 +33,7 @@ class Ema:
         decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
         weights = (at_least_fp32(weight.detach()) for weight in self._weights.values())
         for average, weight in zip(by_kind(self._average.values()), by_kind(weights), strict=True):
-            torch._foreach_lerp_(average, weight, 1 - decay)
+            lerp_each(average, weight, 1 - decay)
         self._num_updates += 1
 
     def apply(self) -> None:

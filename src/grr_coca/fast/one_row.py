@@ -1,6 +1,7 @@
-"""A single row times a weight matrix: reading the weight is all the work, so the kernel that reads fastest wins.
+"""Products of a single row and a weight matrix.
 
-Which one that is depends on whose processor it is, measured with weights that no cache holds (docs/performance.md).
+Reading the weight is all the work, so the kernel that reads fastest wins. Which one that is depends on the maker of the
+processor. It was measured with weights that no cache holds (docs/performance.md).
 
 Shapes: D input channels, O output channels.
 """
@@ -12,21 +13,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 PARTS = 8
-"""Parts of the weight in a batch of products: that kernel of PyTorch reads plain weights twice as fast as any other on
-AMD's processors, and half as fast as MKL on Intel's."""
+"""Parts of the weight in a batch of products. PyTorch's kernel for batches reads plain weights twice as fast as any
+other on AMD's processors, and half as fast as MKL on Intel's."""
 
 RowProduct = Callable[[Float[Tensor, "*B D"]], Float[Tensor, "*B O"]]
 
 
 def row_product(weight: Float[Tensor, "O D"], intel: bool) -> RowProduct | None:
-    """The function that multiplies a row with the weight, laid out for it; None if no such kernel fits."""
+    """The function that multiplies a row with the weight, which it lays out once. None if no kernel fits the weight."""
     if intel:
         return _by_vector(weight)
     return _by_parts(weight) if len(weight) % PARTS == 0 else None
 
 
 def is_intel() -> bool:
-    """Whether MKL runs here on a processor that it was made for."""
+    """Whether this is an Intel processor, and MKL is here."""
     capabilities: dict[str, object] = getattr(
         torch.cpu, "get_capabilities", dict
     )()  # newer than the oldest PyTorch that we take

@@ -17,7 +17,7 @@ from grr_coca.layers.scaled_attention import KeyValues
 
 
 class AbsorbedCrossAttention(nn.Module):
-    """A `CrossAttention` that projects its queries instead of its context where that takes fewer products."""
+    """A `CrossAttention` that projects its queries instead of its context where that takes fewer multiplications."""
 
     def __init__(self, attn: CrossAttention) -> None:
         super().__init__()
@@ -47,7 +47,8 @@ class AbsorbedCrossAttention(nn.Module):
         return self.attn.out_proj(mixed.transpose(0, 1).reshape(x.shape))
 
     def pays(self, num_queries: int, num_tokens: int) -> bool:
-        """Whether that many queries of one context take fewer products so than with the context projected."""
+        """True if, for this many queries per context, absorbing the projection into the query takes fewer
+        multiplications than projecting the context."""
         _, num_heads, head_dim, context_dim = self.kv_weight.shape
         width = num_heads * head_dim
         project_queries = 2 * context_dim * width

@@ -1,0 +1,58 @@
+"""A linear layer with its weight laid out once, for many rows and for a single one.
+
+Decoding multiplies few rows with large matrices. There oneDNN is two to three times as fast on a weight that lies in
+the blocks that its kernels read than PyTorch's own product on a plain one, and it applies what follows the product
+while the result is in registers (`benchmarks/captioning.py`).
+
+Shapes: D input channels, O output channels.
+"""
+
+from functools import cached_property
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from grr_coca.fast.one_row import RowProduct, is_intel, row_product
+from grr_coca.torch_private import block_weight, blocked_linear, blocked_linear_gelu, blocked_linear_times
+
+
+class FastLinear(nn.Module):
+    """An `nn.Linear` for inference. Each layout of its weight is made when it is first needed."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B O"]:
+        """`x W^T + b`."""
+        row = self._row(x)
+        return blocked_linear(x, self.blocked_weight, self.bias) if row is None else row
+
+    def gelu(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B O"]:
+        """GELU of the result, in one go."""
+        row = self._row(x)
+        return blocked_linear_gelu(x, self.blocked_weight, self.bias) if row is None else F.gelu(row)
+
+    def times(self, x: Float[Tensor, "*B D"], factor: Float[Tensor, "*B O"]) -> Float[Tensor, "*B O"]:
+        """The result times a factor, in one go."""
+        row = self._row(x)
+        return blocked_linear_times(x, factor, self.blocked_weight, self.bias) if row is None else row.mul_(factor)
+
+    @cached_property
+    def blocked_weight(self) -> Tensor:
+        """The weight in the blocks that oneDNN's kernels read."""
+        return block_weight(self.weight)
+
+    @cached_property
+    def row_product(self) -> RowProduct | None:
+        """The function that multiplies a single row."""
+        return row_product(self.weight.detach(), is_intel())
+
+    def _row(self, x: Tensor) -> Tensor | None:
+        """The result for a single row, None for more."""
+        if x.numel() != x.shape[-1] or self.row_product is None:
+            return None
+        product = self.row_product(x)
+        return product if self.bias is None else product.add_(self.bias)

@@ -1,0 +1,89 @@
+"""A copy of a model, made of the layers that a CPU computes fastest."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from grr_coca.fast.cross_attention import AbsorbedCrossAttention
+from grr_coca.fast.geglu import FastGEGLU
+from grr_coca.fast.linear import FastLinear
+from grr_coca.fast.norm import FastRMSNorm
+from grr_coca.fast.self_attention import FastSelfAttention
+from grr_coca.layers.attention import CrossAttention, SelfAttention
+from grr_coca.layers.feed_forward import GEGLU
+from grr_coca.layers.norm import RMSNorm
+from grr_coca.layers.rotary import Rotary
+from grr_coca.torch_private import children_of, copy_with_children, has_blocked_linear, is_watched
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class FastLayer(NamedTuple):
+    """Fast replacement for a layer class, and the child classes that it supports. Layers with other children are left
+    as they are."""
+
+    make: Callable[..., nn.Module]
+    children: dict[str, frozenset[type[nn.Module]]]
+
+
+LINEAR = frozenset({FastLinear})
+FAST_LAYERS = {
+    CrossAttention: FastLayer(AbsorbedCrossAttention, {"q_proj": LINEAR, "kv_proj": LINEAR, "out_proj": LINEAR}),
+    GEGLU: FastLayer(FastGEGLU, {"gate_proj": LINEAR, "up_proj": LINEAR, "down_proj": LINEAR}),
+    RMSNorm: FastLayer(FastRMSNorm, {}),
+    SelfAttention: FastLayer(
+        FastSelfAttention,
+        {
+            "qkv_proj": LINEAR,
+            "out_proj": LINEAR,
+            "qk_norm": frozenset({nn.Identity, FastRMSNorm}),
+            "rotary": frozenset({Rotary}),
+        },
+    ),
+}
+
+
+def fast_copy(model: Module) -> Module:
+    """A copy for inference that gives the same numbers but for rounding, faster.
+
+    The copy belongs to whoever makes it: keep it for as long as it is of use. It shares the parameters of the model and
+    holds some of them a second time, laid out anew, so it is good for the weights as they are now. After they changed,
+    make a new one. The model itself is returned where nothing can be made faster: on other devices, in other
+    precisions, within autocast, and if it is such a copy already.
+    """
+    modules = list(model.modules())
+    is_copy = any(isinstance(module, FastLinear) for module in modules)
+    if is_copy or torch.is_autocast_enabled("cpu") or not has_blocked_linear():
+        return model
+    if not any(_is_plain(module, nn.Linear) for module in modules):
+        return model
+    return _copied(model)  # type: ignore[return-value]
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    if _is_plain(module, nn.Linear):
+        return FastLinear(module)  # type: ignore[arg-type]
+    copied = copy_with_children(module, {name: child and _copied(child) for name, child in children_of(module).items()})
+    kind = type(module)
+    if kind in FAST_LAYERS and _is_plain(module, kind):
+        make, supported = FAST_LAYERS[kind]
+        if all(type(child) in supported.get(name, ()) and _is_bare(child) for name, child in copied.named_children()):
+            return make(copied)
+    return copied
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Of this very class, in fp32 on the CPU, not sharded, and neither watched nor changed from outside."""
+    return (
+        type(module) is kind
+        and all(type(parameter) is nn.Parameter for parameter in module.parameters())
+        and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in module.parameters())
+        and _is_bare(module)
+    )
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """No hook watches the module, and no other function stands in for its forward pass."""
+    return not is_watched(module) and "forward" not in vars(module)

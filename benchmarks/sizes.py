@@ -40,7 +40,14 @@ def fresh_checkpoint(recipe: Recipe, size: dict[str, Any] | None) -> Checkpoint:
     tokenizer = clip_bpe()
     config = recipe.model.config(tokenizer.vocab_size) if size is None else sized(**size)
     preprocess = Preprocess(config.image_encoder.image_size)
-    return Checkpoint(build(config), config, recipe.model.preset, tokenizer, preprocess, step=0)
+    return Checkpoint(
+        model=build(config),
+        config=config,
+        preset=recipe.model.preset,
+        tokenizer=tokenizer,
+        preprocess=preprocess,
+        step=0,
+    )
 
 
 def sized(width: int, depth: int, image_size: int, patch_size: int = 32, vocab_size: int = 8192) -> CoCaConfig:

@@ -24,7 +24,20 @@ from grr_coca.train.step import gradients, parallel
 from grr_coca.train.step.parallel import ParallelModel
 from grr_coca.train.step.trainer import Trainer
 
-WEE = presets.Size(64, 16, 2, 32, 2, 1, 32, 2, 2048, 48, 4, 32)
+WEE = presets.Size(
+    image_size=64,
+    patch_size=16,
+    image_layers=2,
+    image_dim=32,
+    image_heads=2,
+    text_layers=1,
+    text_dim=32,
+    text_heads=2,
+    vocab_size=2048,
+    context_length=48,
+    num_queries=4,
+    embed_dim=32,
+)
 """Some thousand weights: a step takes milliseconds, and so does a checkpoint."""
 
 

@@ -78,3 +78,50 @@ def test_no_folder_holds_more_than_sixteen_files() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
 def test_no_file_is_longer_than_400_lines(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+# --- Arguments
+
+MOST_POSITIONAL = 5
+
+
+def _positional_of_constructor(node: ast.ClassDef) -> int:
+    """How many arguments the constructor that a class writes down, or is given as a dataclass, takes by position."""
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return len(item.args.posonlyargs + item.args.args) - 1  # self
+    is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+    is_named_tuple = any("NamedTuple" in ast.unparse(base) for base in node.bases)
+    if not (is_dataclass or is_named_tuple) or any("kw_only=True" in ast.unparse(d) for d in node.decorator_list):
+        return 0
+    fields = [ast.unparse(item.annotation) for item in node.body if isinstance(item, ast.AnnAssign)]
+    return fields.index("KW_ONLY") if "KW_ONLY" in fields else len(fields)
+
+
+def _classes(source: str) -> list[ast.ClassDef]:
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+
+
+def test_constructors_take_five_arguments_by_position_at_most() -> None:
+    counts = {
+        f"{path.relative_to(SRC).as_posix()}: {node.name}": _positional_of_constructor(node)
+        for path in FILES
+        for node in _classes(path.read_text(encoding="utf-8"))
+    }
+    assert {name: count for name, count in counts.items() if count > MOST_POSITIONAL} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("class A:\n    def __init__(self, a, b=1, *, c=2): ...", 2),
+        ("class A:\n    def __init__(self, a, /, *b): ...", 1),
+        ("@dataclass(frozen=True)\nclass A:\n    a: int\n    b: int = 0\n    def f(self, c): ...", 2),
+        ("@dataclass(frozen=True, kw_only=True)\nclass A:\n    a: int", 0),
+        ("@dataclass\nclass A:\n    a: int\n    _: KW_ONLY\n    b: int", 1),
+        ("class A(NamedTuple):\n    a: int\n    b: int", 2),
+        ("class A:\n    a: int", 0),
+    ],
+)
+def test_arguments_by_position_are_counted(source: str, count: int) -> None:
+    assert [_positional_of_constructor(node) for node in _classes(source)] == [count]

@@ -65,7 +65,14 @@ def test_the_parts_of_a_step_add_up_to_the_whole(tiny_config, make_batch):
     from grr_coca.train.step.trainer import count_tokens
 
     config = tiny_config()
-    start = Checkpoint(build(config), config, "grr_coca", clip_bpe(), Preprocess(16), step=0)
+    start = Checkpoint(
+        model=build(config),
+        config=config,
+        preset="grr_coca",
+        tokenizer=clip_bpe(),
+        preprocess=Preprocess(16),
+        step=0,
+    )
     recipe = Recipe(data=DataRecipe(train=""), schedule=ScheduleRecipe(steps=2, warmup_steps=1), precision="fp32")
     trainer = build_trainer(recipe, start, Ranks.here(torch.device("cpu")))
     batch = make_batch(config)

@@ -25,7 +25,7 @@ class Replacement(NamedTuple):
     sample: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Image-text pairs, padded to the longest caption.
 

@@ -39,7 +39,7 @@ class _Header:
     model: CoCaConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A model with all that is needed to use it."""
 

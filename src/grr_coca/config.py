@@ -27,7 +27,7 @@ def _require_positive(config: object, *names: str) -> None:
         _require(value is None or value >= 1, f"{name} {value} must be 1 or more")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """A stack of pre-norm blocks: the three choices that GRR-CoCa is about, and the widths.
 
@@ -140,7 +140,7 @@ class PoolersConfig:
         _require_positive(self, "num_queries", "num_heads")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CoCaConfig:
     """The whole model. `embed_dim` is the width of the joint image-text embedding space.
 

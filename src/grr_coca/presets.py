@@ -19,7 +19,7 @@ from grr_coca.config import (
 from grr_coca.errors import UserError, nearest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Size:
     """Depths, widths and lengths of a model; what its parts are is the preset's matter."""
 
@@ -42,15 +42,80 @@ class Size:
 
 SIZES = {
     # Minutes on a CPU core.
-    "tiny": Size(64, 16, 4, 128, 4, 2, 128, 4, 2048, 48, 16, 128),
+    "tiny": Size(
+        image_size=64,
+        patch_size=16,
+        image_layers=4,
+        image_dim=128,
+        image_heads=4,
+        text_layers=2,
+        text_dim=128,
+        text_heads=4,
+        vocab_size=2048,
+        context_length=48,
+        num_queries=16,
+        embed_dim=128,
+    ),
     # Hours on one GPU.
-    "small": Size(224, 16, 12, 384, 6, 6, 384, 6, 16384, 64, 64, 384),
+    "small": Size(
+        image_size=224,
+        patch_size=16,
+        image_layers=12,
+        image_dim=384,
+        image_heads=6,
+        text_layers=6,
+        text_dim=384,
+        text_heads=6,
+        vocab_size=16384,
+        context_length=64,
+        num_queries=64,
+        embed_dim=384,
+    ),
     # CoCa-Base: arXiv 2205.01917, table 1.
-    "base": Size(288, 18, 12, 768, 12, 12, 768, 12, 64000, 64, 256, 768),
+    "base": Size(
+        image_size=288,
+        patch_size=18,
+        image_layers=12,
+        image_dim=768,
+        image_heads=12,
+        text_layers=12,
+        text_dim=768,
+        text_heads=12,
+        vocab_size=64000,
+        context_length=64,
+        num_queries=256,
+        embed_dim=768,
+    ),
     # open_clip's coca_ViT-B-32. Each of its multimodal layers has two feed-forwards of 4 x width, one behind the
     # self-attention and one behind the cross-attention; ours has one, so it is twice as wide.
-    "b32": Size(224, 32, 12, 768, 12, 12, 512, 8, 49408, 76, 256, 512, multimodal_mlp_ratio=8),
+    "b32": Size(
+        image_size=224,
+        patch_size=32,
+        image_layers=12,
+        image_dim=768,
+        image_heads=12,
+        text_layers=12,
+        text_dim=512,
+        text_heads=8,
+        vocab_size=49408,
+        context_length=76,
+        num_queries=256,
+        embed_dim=512,
+        multimodal_mlp_ratio=8,
+    ),
 }
+
+
+def _original_parts(num_layers: int, embed_dim: int, num_heads: int) -> TransformerConfig:
+    return TransformerConfig(
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        hidden_dim=4 * embed_dim,
+        norm="layer",
+        feed_forward="gelu",
+        position="learned",
+    )
 
 
 def geglu_hidden_dim(embed_dim: int, mlp_ratio: int = 4) -> int:
@@ -66,8 +131,8 @@ def geglu_hidden_dim(embed_dim: int, mlp_ratio: int = 4) -> int:
 def coca(size: str) -> CoCaConfig:
     """CoCa's original parts everywhere: LayerNorm, GELU feed-forwards, learned positions."""
     s = _size(size)
-    image = TransformerConfig(s.image_layers, s.image_dim, s.image_heads, 4 * s.image_dim, "layer", "gelu", "learned")
-    text = TransformerConfig(s.text_layers, s.text_dim, s.text_heads, 4 * s.text_dim, "layer", "gelu", "learned")
+    image = _original_parts(s.image_layers, s.image_dim, s.image_heads)
+    text = _original_parts(s.text_layers, s.text_dim, s.text_heads)
     multimodal = replace(text, hidden_dim=s.multimodal_mlp_ratio * s.text_dim)
     return CoCaConfig(
         embed_dim=s.embed_dim,

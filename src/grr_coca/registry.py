@@ -24,7 +24,7 @@ class Figure:
     high: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """What a shipped model is.
 

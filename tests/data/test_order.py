@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grr_coca.data import order as order_module
-from grr_coca.data.order import EvaluationOrder, SampleRef, Shuffle, TrainingOrder
+from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Share, Shuffle, TrainingOrder
 from grr_coca.errors import UserError
 
 SIZES = st.integers(1, 30)
@@ -21,7 +21,7 @@ def flat(order) -> list[SampleRef]:
 @given(num_samples=SIZES, batch_size=SIZES, seed=st.integers(0, 2**32))
 def test_each_epoch_visits_every_sample_once_even_where_a_batch_spans_two(num_samples, batch_size, seed):
     num_batches = -(-3 * num_samples // batch_size)
-    refs = flat(TrainingOrder(num_samples, batch_size, num_batches, seed))
+    refs = flat(TrainingOrder(num_samples, GlobalBatches(batch_size, num_batches, seed)))
     for epoch in range(3):
         visits = refs[epoch * num_samples : (epoch + 1) * num_samples]
         assert {ref.epoch for ref in visits} == {epoch}
@@ -30,26 +30,26 @@ def test_each_epoch_visits_every_sample_once_even_where_a_batch_spans_two(num_sa
 
 @given(num_samples=SIZES, batch_size=SIZES, num_batches=st.integers(0, 9))
 def test_there_are_as_many_full_batches_as_asked_for(num_samples, batch_size, num_batches):
-    order = TrainingOrder(num_samples, batch_size, num_batches, seed=0)
+    order = TrainingOrder(num_samples, GlobalBatches(batch_size, num_batches, seed=0))
     assert len(order) == num_batches
     assert [len(batch) for batch in order] == [batch_size] * num_batches
 
 
 def test_the_order_is_the_same_each_time_it_is_asked_for():
-    order = TrainingOrder(10, 3, 9, seed=4)
-    assert flat(order) == flat(order) == flat(TrainingOrder(10, 3, 9, seed=4))
+    order = TrainingOrder(10, GlobalBatches(3, 9, seed=4))
+    assert flat(order) == flat(order) == flat(TrainingOrder(10, GlobalBatches(3, 9, seed=4)))
 
 
 @given(batch_size=st.integers(1, 20))
 def test_the_batch_size_does_not_change_the_order(batch_size):
-    refs = flat(TrainingOrder(10, batch_size, 100 // batch_size, seed=4))
-    assert refs == flat(TrainingOrder(10, 1, 100, seed=4))[: len(refs)]
+    refs = flat(TrainingOrder(10, GlobalBatches(batch_size, 100 // batch_size, seed=4)))
+    assert refs == flat(TrainingOrder(10, GlobalBatches(1, 100, seed=4)))[: len(refs)]
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    refs = flat(TrainingOrder(50, 50, 2, seed=0))
+    refs = flat(TrainingOrder(50, GlobalBatches(50, 2, seed=0)))
     first, second = ([ref.sample for ref in refs[start : start + 50]] for start in (0, 50))
-    other_seed = [ref.sample for ref in flat(TrainingOrder(50, 50, 1, seed=1))]
+    other_seed = [ref.sample for ref in flat(TrainingOrder(50, GlobalBatches(50, 1, seed=1)))]
     assert first != second
     assert first != other_seed
     assert first != list(range(50))
@@ -58,7 +58,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 @pytest.mark.timeout(5)
 def test_an_order_over_nothing_is_an_error_and_not_an_endless_loop():
     with pytest.raises(ValueError):
-        next(iter(TrainingOrder(0, 4, 1, seed=0)))
+        next(iter(TrainingOrder(0, GlobalBatches(4, 1, seed=0))))
 
 
 @given(num_samples=SIZES, batch_size=SIZES)
@@ -116,7 +116,7 @@ def test_a_window_holds_the_samples_of_its_blocks_alone_and_mixes_them():
 
 
 def test_small_sources_keep_the_plain_permutation():
-    refs = flat(TrainingOrder(100, 10, 20, seed=3))
+    refs = flat(TrainingOrder(100, GlobalBatches(10, 20, seed=3)))
     for epoch in range(2):
         expected = np.random.default_rng((3, epoch)).permutation(100).tolist()
         assert [ref.sample for ref in refs[100 * epoch : 100 * epoch + 100]] == expected
@@ -146,8 +146,11 @@ def test_the_shares_of_all_ranks_in_any_micro_batches_are_the_global_batches(
     num_samples, share, world_size, micro, first
 ):
     batch_size = share * world_size
-    whole = list(TrainingOrder(num_samples, batch_size, 8, 1))
-    ranks = [TrainingOrder(num_samples, batch_size, 8, 1, first, rank, world_size, micro) for rank in range(world_size)]
+    whole = list(TrainingOrder(num_samples, GlobalBatches(batch_size, 8, 1)))
+    ranks = [
+        TrainingOrder(num_samples, GlobalBatches(batch_size, 8, 1, first), Share(rank, world_size), micro)
+        for rank in range(world_size)
+    ]
     parts = [list(order) for order in ranks]
     assert [len(order) for order in ranks] == [len(part) for part in parts]
     size = micro or share
@@ -162,12 +165,12 @@ def test_the_shares_of_all_ranks_in_any_micro_batches_are_the_global_batches(
 def test_to_seek_is_to_skip(num_samples, batch_size, first):
     @in_small_blocks
     def check():
-        whole = list(TrainingOrder(num_samples, batch_size, 30, 7))
-        assert list(TrainingOrder(num_samples, batch_size, 30, 7, first_batch=first)) == whole[first:]
+        whole = list(TrainingOrder(num_samples, GlobalBatches(batch_size, 30, 7)))
+        assert list(TrainingOrder(num_samples, GlobalBatches(batch_size, 30, 7, first=first))) == whole[first:]
 
     check()
-    whole = list(TrainingOrder(num_samples, batch_size, 30, 7))
-    assert list(TrainingOrder(num_samples, batch_size, 30, 7, first_batch=first)) == whole[first:]
+    whole = list(TrainingOrder(num_samples, GlobalBatches(batch_size, 30, 7)))
+    assert list(TrainingOrder(num_samples, GlobalBatches(batch_size, 30, 7, first=first))) == whole[first:]
 
 
 @pytest.mark.parametrize(
@@ -175,4 +178,4 @@ def test_to_seek_is_to_skip(num_samples, batch_size, first):
 )
 def test_a_batch_that_cannot_be_shared_evenly_is_an_error_with_sizes_that_can(batch_size, world_size, fitting):
     with pytest.raises(UserError, match=rf"batch_size {batch_size} cannot be shared .* {world_size} .*give {fitting}$"):
-        TrainingOrder(100, batch_size, 1, 0, world_size=world_size)
+        TrainingOrder(100, GlobalBatches(batch_size, 1, 0), Share(0, world_size))

@@ -33,7 +33,7 @@ def look():
     tokenizer = train_bpe([pair.caption for pair in pairs], 300)
 
     def make(seed: int, epoch: int, sample: int, augmentation: Augmentation = STRONG) -> torch.Tensor:
-        dataset = PairDataset(pairs, tokenizer, Preprocess(32), 24, augmentation, seed)
+        dataset = PairDataset(pairs, tokenizer, Preprocess(32), 24, augmentation=augmentation, seed=seed)
         return dataset[SampleRef(epoch, sample)].image
 
     return make

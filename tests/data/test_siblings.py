@@ -27,7 +27,7 @@ def source(tmp_path):
 
 
 def dataset_of(source, augmentation: Augmentation = SWAPS, seed: int = 0) -> PairDataset:
-    return PairDataset(source, TOKENIZER, Preprocess(16), 12, augmentation, seed)
+    return PairDataset(source, TOKENIZER, Preprocess(16), 12, augmentation=augmentation, seed=seed)
 
 
 def look(source, sample: int, augmentation: Augmentation = SWAPS, seed: int = 0) -> torch.Tensor:

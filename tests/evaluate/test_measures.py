@@ -10,6 +10,7 @@ from grr_coca.evaluate.checkpoint import gallery_of, measure_checkpoint, pair_re
 from grr_coca.evaluate.measures import loss_measures
 from grr_coca.evaluate.retrieval import retrieve
 from grr_coca.evaluate.split import Scaling, aggregate, concatenate
+from grr_coca.losses import LossWeights
 from grr_coca.train.run.setup import new_checkpoint
 from support import ALONE, real_pairs, tiny_recipe, write_shard
 
@@ -32,7 +33,7 @@ def results(checkpoint, shard):
 
 
 def test_every_measure_has_the_value_of_the_evaluation(checkpoint, shard):
-    measured = measure_checkpoint(checkpoint, open_source(str(shard)), 8, 1.0, 2.0)
+    measured = measure_checkpoint(checkpoint, open_source(str(shard)), 8, LossWeights())
     flat = measured.evaluation.flat()
     assert len(measured.measures) == 9
     for name, measure in measured.measures.items():
@@ -44,16 +45,16 @@ def test_every_measure_has_the_value_of_the_evaluation(checkpoint, shard):
 def test_pairs_of_one_image_are_drawn_together(results):
     scale = Scaling(torch.tensor(2.0))
     together = replace(results, embeddings=replace(results.embeddings, image_ids=torch.arange(NUM_PAIRS) // 11))
-    measures = loss_measures(together, scale, 8, 1.0, 2.0)
+    measures = loss_measures(together, scale, 8, LossWeights())
     assert len(measures["perplexity"].statistics) == 2
     assert measures["perplexity"].value() == pytest.approx(
-        loss_measures(results, scale, 8, 1.0, 2.0)["perplexity"].value()
+        loss_measures(results, scale, 8, LossWeights())["perplexity"].value()
     )
 
 
 def test_parts_of_a_split_joined_give_the_numbers_of_the_whole(checkpoint, shard, results):
     source = open_source(str(shard))
-    whole = aggregate(results, Scaling(torch.tensor(2.0)), 8, 1.0, 2.0)
+    whole = aggregate(results, Scaling(torch.tensor(2.0)), 8, LossWeights())
     e = results.embeddings
 
     def part(rows):
@@ -63,13 +64,13 @@ def test_parts_of_a_split_joined_give_the_numbers_of_the_whole(checkpoint, shard
         return replace(results, embeddings=embeddings, nll=results.nll[rows], num_tokens=results.num_tokens[rows])
 
     parts = [part(slice(0, 5)), part(slice(5, NUM_PAIRS))]
-    assert aggregate(concatenate(parts), Scaling(torch.tensor(2.0)), 8, 1.0, 2.0) == whole
+    assert aggregate(concatenate(parts), Scaling(torch.tensor(2.0)), 8, LossWeights()) == whole
     assert len(source) == whole.num_pairs
 
 
 def test_median_ranks_are_reported(results):
     found = retrieve(gallery_of(results), "equal")
-    evaluation = aggregate(results, Scaling(torch.tensor(2.0)), 8, 1.0, 2.0)
+    evaluation = aggregate(results, Scaling(torch.tensor(2.0)), 8, LossWeights())
     assert evaluation.median_rank == {
         "text_to_image": found.text_to_image.median(),
         "image_to_text": found.image_to_text.median(),

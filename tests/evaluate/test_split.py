@@ -12,7 +12,7 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.checkpoint import as_dataset, evaluate_checkpoint
 from grr_coca.evaluate.split import Embeddings, Scaling, evaluate_split, split_contrastive_loss
-from grr_coca.losses import EmbeddedPairs, contrastive_loss, same_pair
+from grr_coca.losses import EmbeddedPairs, LossWeights, contrastive_loss, same_pair
 from grr_coca.train.run.setup import new_checkpoint
 from support import ALONE, BATCH_SIZE, by_caption, real_pairs, tiny_recipe, with_caption, write_shard
 
@@ -35,7 +35,7 @@ def checkpoint(shard):
 def evaluated(checkpoint, source, batch_size=NUM_PAIRS, contrastive_batch_size=BATCH_SIZE):
     dataset = as_dataset(checkpoint, source)
     loader = make_loader(dataset, EvaluationOrder(len(dataset), batch_size), num_workers=0)
-    return evaluate_split(checkpoint.model, loader, contrastive_batch_size, 1.0, 2.0)
+    return evaluate_split(checkpoint.model, loader, contrastive_batch_size, LossWeights())
 
 
 def unit(*rows) -> torch.Tensor:
@@ -76,13 +76,13 @@ def test_perplexity_is_per_token_and_not_per_caption_or_batch(checkpoint, shard)
 
 
 def test_the_coca_loss_is_the_weighted_sum(checkpoint, shard):
-    result = evaluate_checkpoint(checkpoint, open_source(str(shard)), BATCH_SIZE, 0.5, 3.0)
+    result = evaluate_checkpoint(checkpoint, open_source(str(shard)), BATCH_SIZE, LossWeights(0.5, 3.0))
     assert result.coca_loss == pytest.approx(0.5 * result.contrastive_loss + 3.0 * result.captioning_loss)
 
 
 def test_a_split_smaller_than_a_contrastive_batch_is_an_error_with_the_way_out(checkpoint, shard):
     with pytest.raises(UserError, match=r"batch size 64 needs as many pairs.* 20 or less"):
-        evaluate_checkpoint(checkpoint, open_source(str(shard)), 64, 1.0, 2.0)
+        evaluate_checkpoint(checkpoint, open_source(str(shard)), 64, LossWeights())
 
 
 @pytest.mark.parametrize("training", [True, False])

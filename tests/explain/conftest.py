@@ -30,7 +30,14 @@ def finder(tiny_config):
         block.attn.out_proj.weight.data.zero_()
         block.attn.requires_grad_(False)
     _train(model, tokenizer, captions)
-    checkpoint = Checkpoint(model.eval(), config, "grr_coca", tokenizer, Preprocess(SIDE * PATCH), 0)
+    checkpoint = Checkpoint(
+        model=model.eval(),
+        config=config,
+        preset="grr_coca",
+        tokenizer=tokenizer,
+        preprocess=Preprocess(SIDE * PATCH),
+        step=0,
+    )
     return SimpleNamespace(checkpoint=checkpoint, captions=captions)
 
 

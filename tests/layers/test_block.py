@@ -23,7 +23,14 @@ def test_block_adds_attention_then_feed_forward() -> None:
 
 def test_cross_block_reads_the_context_between_attention_and_feed_forward() -> None:
     norms = [nn.LayerNorm(16) for _ in range(3)]
-    block = CrossBlock(norms[0], SelfAttention(16, 2, None), norms[1], CrossAttention(16, 12, 2), norms[2], MLP(16, 32))
+    block = CrossBlock(
+        attn_norm=norms[0],
+        attn=SelfAttention(16, 2, None),
+        cross_attn_norm=norms[1],
+        cross_attn=CrossAttention(16, 12, 2),
+        ffn_norm=norms[2],
+        feed_forward=MLP(16, 32),
+    )
     x, context = _x(2, 5, 16), _x(2, 7, 12)
     x1 = x + block.attn(norms[0](x), PLAIN)
     x2 = x1 + block.cross_attn(norms[1](x1), context)

@@ -353,7 +353,7 @@ def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(
     expected = (1 + (-signs * similarity).exp()).log().sum() / 4
     found = compute_losses(model, batch)
     assert found.contrastive.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert evaluate_split(model, [batch], 4, 1.0, 2.0).contrastive_loss == pytest.approx(expected.item(), rel=1e-5)
+    assert evaluate_split(model, [batch], 4, LossWeights()).contrastive_loss == pytest.approx(expected.item(), rel=1e-5)
     found.trained.backward()
     assert model.logit_bias.grad.abs() > 0
 

@@ -41,7 +41,15 @@ def measure(image_size: int, num_pieces: int, size: int, steps: int, file: Path)
         token_ids, lengths = pad_rows([[1, *row, 2, 0] for row in words])
         ids = torch.randint(1 << 40, (size,), generator=generator)
         labels, images = next_token_labels(token_ids, lengths), torch.rand(size, 3, side, side, generator=generator)
-        return Batch(images, token_ids, lengths, labels, ids, ids, keys=("",) * size)
+        return Batch(
+            images=images,
+            token_ids=token_ids,
+            lengths=lengths,
+            labels=labels,
+            caption_ids=ids,
+            image_ids=ids,
+            keys=("",) * size,
+        )
 
     before = peak()
     pieces = [piece() for _ in range(num_pieces)]

@@ -300,7 +300,7 @@ def test_a_resolution_that_the_patch_does_not_divide_names_the_nearest_ones():
 @pytest.mark.parametrize(("image_size", "context_length"), [(0, None), (-8, None), (None, 0), (None, 3)])
 def test_a_size_that_holds_nothing_is_an_error_and_not_the_default(image_size, context_length):
     with pytest.raises(UserError):
-        ModelRecipe("grr_coca", "tiny", image_size, context_length).config(300)
+        ModelRecipe("grr_coca", "tiny", image_size=image_size, context_length=context_length).config(300)
 
 
 @pytest.mark.parametrize(

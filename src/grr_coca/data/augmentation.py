@@ -31,7 +31,7 @@ class Change(NamedTuple):
     offset: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """Random geometry and colour, each a range; the defaults change nothing.
 
@@ -84,5 +84,5 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """Whether images of equal captions are mixed."""
+        """True if images of equal captions are mixed."""
         return self.blend + self.swap > 0

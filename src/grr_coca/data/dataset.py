@@ -6,8 +6,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,12 +46,15 @@ PREFETCHED_BATCHES = 4
 
 
 RAISED = re.compile(r"^grr_coca\.[\w.]+: ", re.MULTILINE)
-"""What stands before the message of an error of ours in a worker's traceback."""
+"""Prefix of one of our error messages in the traceback of a worker."""
 
 
-class Sample(NamedTuple):
-    """One pair, ready for a batch. `token_ids` is a row of `Tokenizer.encode_row`; while there is a `change`, the image
-    is of bytes, and has it still before it."""
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One pair, ready for a batch. `token_ids` is a row of `Tokenizer.encode_row`.
+
+    A `change` has yet to be made to the image, which is of bytes until then.
+    """
 
     key: str
     image: Float[Tensor, "3 S S"] | UInt8[Tensor, "3 S S"]
@@ -80,6 +82,7 @@ class PairDataset(Dataset[Sample]):
         tokenizer: Tokenizer,
         preprocess: Preprocess,
         context_length: int,
+        *,
         augmentation: Augmentation | None = None,
         seed: int = 0,
         keep_patches: Callable[[np.random.Generator], Tensor] | None = None,
@@ -116,7 +119,7 @@ class PairDataset(Dataset[Sample]):
         if not changes:
             return samples
         images = self.preprocess.normalize(change_images(torch.stack([sample.image for sample in samples]), changes))
-        return [sample._replace(image=image, change=None) for sample, image in zip(samples, images, strict=True)]
+        return [replace(sample, image=image, change=None) for sample, image in zip(samples, images, strict=True)]
 
     def _sound_sample(self, ref: SampleRef) -> Sample:
         try:
@@ -126,7 +129,7 @@ class PairDataset(Dataset[Sample]):
                 raise
             place = self.source.place(ref.sample)
             replaced = Replacement(error.cause, self.source.name(ref.sample), place, ref.epoch, ref.sample)
-            return self._stand_in(ref, error)._replace(replaced=replaced)
+            return replace(self._stand_in(ref, error), replaced=replaced)
 
     def _stand_in(self, ref: SampleRef, first: BadSample) -> Sample:
         for attempt in range(1, MAX_REPLACEMENTS + 1):
@@ -223,7 +226,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def next_token_labels(token_ids: Tensor, lengths: Tensor) -> Tensor:
-    """What each position must predict, B T-2: the next word, or the end token after the last word.
+    """Target of each position, B T-2: the next word, or the end token after the last word.
 
     A row `[BOS] w₁ … wₙ [EOS] [CLS]` gives the labels `w₁ … wₙ [EOS]`; the rest is ignored.
     """
@@ -234,7 +237,7 @@ def next_token_labels(token_ids: Tensor, lengths: Tensor) -> Tensor:
 
 
 class _Loader(DataLoader[Batch]):
-    """A loader that speaks for its workers: of the first cut caption once, and of errors without their traceback."""
+    """A loader that reports for its workers: it warns once of cut captions and raises errors without traceback."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         has_warned = False

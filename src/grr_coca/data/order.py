@@ -1,6 +1,7 @@
 """The order of the data: a function of (seed, epoch, samples seen) and of nothing else."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -68,61 +69,74 @@ class Shuffle:
         self._samples = np.random.default_rng((self.seed, epoch, 1 + window)).permutation(samples)
 
 
+@dataclass(frozen=True)
+class GlobalBatches:
+    """The batches of a run, each over all ranks. With the number of samples, they fix the order of the data.
+
+    `size` counts the samples of a batch; `count` the batches of the whole run, those before `first` included.
+    """
+
+    size: int
+    count: int
+    seed: int
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the work that one process takes: number `rank` of `world_size` processes."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+ALL = Share()
+"""The share of a process that works alone."""
+
+
 class TrainingOrder:
     """Endless shuffled epochs, cut into global batches. A batch may span two epochs, so no sample is ever dropped.
 
-    Iterating gives this rank's part of the global batches `first_batch` … `num_batches` - 1, in micro-batches. The
-    global sequence depends on number of samples, seed and batch size alone, so a run goes on exactly where it
-    stopped, on whatever number of ranks and workers and in whatever micro-batches.
+    Iterating gives this rank's contiguous share of each global batch from the first on, in micro-batches. The global
+    sequence depends on the number of samples and on `batches` alone. A run therefore goes on exactly where it
+    stopped, on any number of ranks and workers and with any micro-batches.
 
     Args:
-        num_samples: of the source.
-        batch_size: of the global batch.
-        num_batches: global batches of the whole run, those before `first_batch` counted.
-        seed: of the order.
-        first_batch: where to begin.
-        rank: which contiguous share of each global batch is given.
-        world_size: number of shares.
-        micro_batch_size: pairs that are given at a time, the last ones of a batch may be fewer; None: the share whole.
+        num_samples: number of samples of the source.
+        batches: the global batches.
+        share: which part of each batch is given.
+        micro_batch_size: samples that are given at a time (the last ones of a batch may be fewer); None: the whole
+            share.
 
     Raises:
         UserError: the batch cannot be shared evenly among the ranks.
     """
 
     def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        num_batches: int,
-        seed: int,
-        first_batch: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        micro_batch_size: int | None = None,
+        self, num_samples: int, batches: GlobalBatches, share: Share = ALL, micro_batch_size: int | None = None
     ) -> None:
-        if batch_size % world_size:
-            lower = batch_size // world_size * world_size
-            fitting = " or ".join(str(size) for size in (lower, lower + world_size) if size)
+        if batches.size % share.world_size:
+            lower = batches.size // share.world_size * share.world_size
+            fitting = " or ".join(str(size) for size in (lower, lower + share.world_size) if size)
             raise UserError(
-                f"data: batch_size {batch_size} cannot be shared evenly among {world_size} processes; give {fitting}"
+                f"data: batch_size {batches.size} cannot be shared evenly among {share.world_size} processes; "
+                f"give {fitting}"
             )
-        assert 0 <= rank < world_size
-        self.shuffle = Shuffle(num_samples, seed)
-        self.batch_size = batch_size
-        self.num_batches = num_batches
-        self.first_batch = first_batch
-        self.share = batch_size // world_size
-        self.rank = rank
-        self.micro_batch_size = micro_batch_size or self.share
+        assert 0 <= share.rank < share.world_size
+        self.shuffle = Shuffle(num_samples, batches.seed)
+        self.batches = batches
+        self.rank = share.rank
+        self.share_size = batches.size // share.world_size
+        self.micro_batch_size = micro_batch_size or self.share_size
 
     def __len__(self) -> int:
-        return max(self.num_batches - self.first_batch, 0) * -(-self.share // self.micro_batch_size)
+        return max(self.batches.count - self.batches.first, 0) * -(-self.share_size // self.micro_batch_size)
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
-        for batch in range(self.first_batch, self.num_batches):
-            start = batch * self.batch_size + self.rank * self.share
-            for position in range(start, start + self.share, self.micro_batch_size):
-                stop = min(position + self.micro_batch_size, start + self.share)
+        for batch in range(self.batches.first, self.batches.count):
+            start = batch * self.batches.size + self.rank * self.share_size
+            for position in range(start, start + self.share_size, self.micro_batch_size):
+                stop = min(position + self.micro_batch_size, start + self.share_size)
                 yield [self.shuffle.at(i) for i in range(position, stop)]
 
 
@@ -133,11 +147,10 @@ class EvaluationOrder:
     come once more at the end.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, num_samples: int, batch_size: int, share: Share = ALL) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
+        self.share = share
 
     @property
     def num_batches(self) -> int:
@@ -145,9 +158,9 @@ class EvaluationOrder:
         return -(-self.num_samples // self.batch_size)
 
     def __len__(self) -> int:
-        return -(-self.num_batches // self.world_size)
+        return -(-self.num_batches // self.share.world_size)
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         for turn in range(len(self)):
-            start = (turn * self.world_size + self.rank) % self.num_batches * self.batch_size
+            start = (turn * self.share.world_size + self.share.rank) % self.num_batches * self.batch_size
             yield [SampleRef(0, index) for index in range(start, min(start + self.batch_size, self.num_samples))]

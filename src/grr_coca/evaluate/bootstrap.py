@@ -1,4 +1,4 @@
-"""How far a measured number may be trusted: bootstrap over images (Efron and Tibshirani, 1993).
+"""Confidence intervals of measured numbers: bootstrap over images (Efron and Tibshirani, 1993).
 
 Images are drawn with replacement, as many as there are; what belongs to one image is drawn together. What a metric
 takes from the whole corpus, such as the document frequency of CIDEr or the candidates of retrieval, stays as it is.
@@ -77,7 +77,7 @@ class Measure:
 
 
 def draws(num_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image is drawn, R × N, in parts that fit memory; the same for the same seed."""
+    """Counts of the draws of each image, R × N, in parts that fit memory. The same seed gives the same draws."""
     rng = np.random.default_rng(seed)
     step = max(1, DRAWS_AT_ONCE // num_images)
     for start in range(0, resamples, step):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import PairDataset, make_loader
-from grr_coca.data.order import EvaluationOrder
+from grr_coca.data.order import ALL, EvaluationOrder, Share
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.data.sources.views import every_caption
 from grr_coca.errors import UserError
@@ -12,12 +12,13 @@ from grr_coca.evaluate.bootstrap import Measure
 from grr_coca.evaluate.measures import loss_measures, retrieval_measures
 from grr_coca.evaluate.retrieval import Gallery, make_gallery, retrieve
 from grr_coca.evaluate.split import Evaluation, PairResults, aggregate, concatenate, run_pairs, scaling_of
+from grr_coca.losses import LossWeights
 from grr_coca.ranks import Ranks
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of a split, and the same as measures: what intervals and paired comparisons are made of."""
+    """The numbers of a split, and the same numbers as measures, which give intervals and paired differences."""
 
     evaluation: Evaluation
     measures: dict[str, Measure]
@@ -27,8 +28,7 @@ def evaluate_checkpoint(
     checkpoint: Checkpoint,
     source: PairSource,
     batch_size: int,
-    contrastive_weight: float,
-    captioning_weight: float,
+    weights: LossWeights,
     ranks: Ranks | None = None,
 ) -> Evaluation:
     """Losses and retrieval on a split, seen through the checkpoint's own tokenizer and preprocessing.
@@ -37,8 +37,7 @@ def evaluate_checkpoint(
         checkpoint: the model; its training mode is left as it was.
         source: the split.
         batch_size: pairs per contrastive batch; the contrastive loss depends on it.
-        contrastive_weight: weight in `coca_loss`.
-        captioning_weight: weight in `coca_loss`.
+        weights: those of the parts of `coca_loss`.
         ranks: share the work among them; every rank must call this, and gets the same numbers.
 
     Raises:
@@ -46,20 +45,19 @@ def evaluate_checkpoint(
     """
     require_pairs(source, batch_size)
     results = pair_results(checkpoint, source, batch_size, ranks)
-    return aggregate(results, scaling_of(checkpoint.model), batch_size, contrastive_weight, captioning_weight)
+    return aggregate(results, scaling_of(checkpoint.model), batch_size, weights)
 
 
 def measure_checkpoint(
     checkpoint: Checkpoint,
     source: PairSource,
     batch_size: int,
-    contrastive_weight: float,
-    captioning_weight: float,
+    weights: LossWeights,
 ) -> Measured:
-    """`evaluate_checkpoint`, and what its intervals are made of."""
+    """`evaluate_checkpoint`, with measures for intervals."""
     require_pairs(source, batch_size)
     results = pair_results(checkpoint, source, batch_size)
-    settings = (scaling_of(checkpoint.model), batch_size, contrastive_weight, captioning_weight)
+    settings = (scaling_of(checkpoint.model), batch_size, weights)
     found = retrieve(gallery_of(results), "equal")
     return Measured(aggregate(results, *settings), {**loss_measures(results, *settings), **retrieval_measures(found)})
 
@@ -67,10 +65,10 @@ def measure_checkpoint(
 def pair_results(
     checkpoint: Checkpoint, source: PairSource, batch_size: int, ranks: Ranks | None = None
 ) -> PairResults:
-    """What the checkpoint's model says of each pair, `batch_size` at a time; every caption of an image is one."""
+    """Run a checkpoint's model on all pairs, `batch_size` at a time. Each caption of an image makes a pair."""
     dataset = as_dataset(checkpoint, every_caption(source))
-    rank, world_size = (0, 1) if ranks is None else (ranks.rank, ranks.size)
-    order = EvaluationOrder(len(dataset), batch_size, rank, world_size)
+    share = ALL if ranks is None else Share(ranks.rank, ranks.size)
+    order = EvaluationOrder(len(dataset), batch_size, share)
     mine = run_pairs(checkpoint.model, make_loader(dataset, order, num_workers=0))
     if ranks is None:
         return concatenate(mine)

@@ -17,7 +17,7 @@ VALIDATION_EVERY = 5
 
 
 class LinearProbe(NamedTuple):
-    """What the probe predicts for the test images, N, and the strength that was best on the validation part."""
+    """Predicted classes of the test images, N, and the strength that was best on the validation part."""
 
     predicted: np.ndarray
     strength: float

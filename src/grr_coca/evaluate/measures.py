@@ -9,22 +9,20 @@ from torch import Tensor
 from grr_coca.evaluate.bootstrap import Measure, by_image
 from grr_coca.evaluate.retrieval import Retrieval
 from grr_coca.evaluate.split import MAX_LOG_PERPLEXITY, RECALLS, PairResults, Scaling, contrastive_batches
-from grr_coca.losses import EmbeddedPairs, contrastive_loss, same_pair
+from grr_coca.losses import EmbeddedPairs, LossWeights, contrastive_loss, same_pair
 
 
 def loss_measures(
     results: PairResults,
     scaling: Scaling,
     contrastive_batch_size: int,
-    contrastive_weight: float,
-    captioning_weight: float,
+    weights: LossWeights,
 ) -> dict[str, Measure]:
     """The losses under the names of `Evaluation`, whose values they have."""
     contrastive, visits = _contrastive_per_pair(results, scaling, contrastive_batch_size)
     columns = (contrastive, visits, results.nll, results.num_tokens)
     rows = torch.stack([column.double() for column in columns], dim=1).numpy()
     statistics = by_image(rows, results.embeddings.image_ids.numpy())
-    weights = (contrastive_weight, captioning_weight)
     return {
         "contrastive_loss": Measure(statistics, _contrastive),
         "perplexity": Measure(statistics, _perplexity),
@@ -71,5 +69,5 @@ def _perplexity(summed: np.ndarray) -> np.ndarray:
     return np.exp(np.minimum(_captioning(summed), MAX_LOG_PERPLEXITY))
 
 
-def _coca(weights: tuple[float, float], summed: np.ndarray) -> np.ndarray:
-    return weights[0] * _contrastive(summed) + weights[1] * _captioning(summed)
+def _coca(weights: LossWeights, summed: np.ndarray) -> np.ndarray:
+    return weights.contrastive * _contrastive(summed) + weights.captioning * _captioning(summed)

@@ -20,7 +20,7 @@ def recall_at_k(similarity: Float[Tensor, "N M"], relevant: Bool[Tensor, "N M"],
 def rank_of_first_hit(
     similarity: Float[Tensor, "N M"], relevant: Bool[Tensor, "N M"], tie: float = 0.0
 ) -> Int[Tensor, " N"]:
-    """How many wrong candidates come before the best right one, or level with it: not below it by more than `tie`."""
+    """Number of wrong candidates before the best right one, or level with it: at most `tie` below."""
     best = similarity.masked_fill(~relevant, float("-inf")).amax(dim=1, keepdim=True)
     # Not `similarity >= best`: that is false for NaN, and a model that has diverged would rank first.
     return (~(similarity < best - tie) & ~relevant).sum(dim=1)

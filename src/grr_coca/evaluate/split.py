@@ -14,7 +14,7 @@ from torch import Tensor
 
 from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.evaluate.retrieval import QueryRanks, make_gallery, retrieve
-from grr_coca.losses import EmbeddedPairs, contrastive_loss, same_pair, token_losses
+from grr_coca.losses import EmbeddedPairs, LossWeights, coca_loss, contrastive_loss, same_pair, token_losses
 from grr_coca.model import CoCa
 from grr_coca.model.mode import evaluating
 
@@ -34,7 +34,7 @@ class Embeddings:
 
 
 class Scaling(NamedTuple):
-    """How a model makes logits of similarities; the bias is the sigmoid loss's."""
+    """Scale and bias that turn similarities into logits. Only the sigmoid loss has a bias."""
 
     logit_scale: Float[Tensor, ""]
     logit_bias: Float[Tensor, ""] | None = None
@@ -48,7 +48,7 @@ def scaling_of(model: CoCa) -> Scaling:
 
 @dataclass(frozen=True)
 class PairResults:
-    """What a model says of each pair: `nll` is the sum over a caption's tokens, in nats.
+    """Embeddings and losses of each pair. `nll` is summed over the tokens of a caption, in nats.
 
     Nothing is aggregated: parts of a split, such as those of several processes, are joined by `concatenate`.
     """
@@ -58,9 +58,9 @@ class PairResults:
     num_tokens: Int[Tensor, " N"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is reported of a split, always under these names.
+    """The reported numbers of a split, always under these names.
 
     `contrastive_loss` is the mean over batches of exactly `contrastive_batch_size` pairs; `perplexity` is the
     exponential of `captioning_loss`, per token; recalls are shares, `chance` that of a random order of images.
@@ -91,20 +91,19 @@ def evaluate_split(
     model: CoCa,
     batches: Iterable[Batch],
     contrastive_batch_size: int,
-    contrastive_weight: float,
-    captioning_weight: float,
+    weights: LossWeights,
 ) -> Evaluation:
     """Evaluate a model on the batches of a split, which has one contrastive batch of pairs at least.
 
     How the pairs come batched changes nothing.
     """
     results = concatenate(run_pairs(model, batches))
-    return aggregate(results, scaling_of(model), contrastive_batch_size, contrastive_weight, captioning_weight)
+    return aggregate(results, scaling_of(model), contrastive_batch_size, weights)
 
 
 @torch.inference_mode()
 def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
-    """What a model, in evaluation mode, says of each pair, batch by batch; the results are on the CPU."""
+    """Run a model, in evaluation mode, on each batch. The results of each batch are on the CPU."""
     device = next(model.parameters()).device
     parts = []
     with evaluating(model):
@@ -140,10 +139,9 @@ def aggregate(
     results: PairResults,
     scaling: Scaling,
     contrastive_batch_size: int,
-    contrastive_weight: float,
-    captioning_weight: float,
+    weights: LossWeights,
 ) -> Evaluation:
-    """The numbers of a split from what a model says of its pairs."""
+    """Compute the numbers of a split from the results of its pairs."""
     embeddings = results.embeddings
     contrastive = split_contrastive_loss(embeddings, scaling, contrastive_batch_size)
     captioning = (results.nll.sum() / results.num_tokens.sum()).item()
@@ -155,7 +153,7 @@ def aggregate(
         contrastive_loss=contrastive,
         captioning_loss=captioning,
         perplexity=math.exp(min(captioning, MAX_LOG_PERPLEXITY)),
-        coca_loss=contrastive_weight * contrastive + captioning_weight * captioning,
+        coca_loss=coca_loss(contrastive, captioning, weights),
         text_to_image=recalls(found.text_to_image),
         image_to_text=recalls(found.image_to_text),
         chance={f"R@{k}": found.text_to_image.chance(k) for k in RECALLS},

@@ -1,4 +1,4 @@
-"""What a checkpoint can be measured at, one function a task: numbers with intervals, and what they depend on."""
+"""The tasks of evaluation, one function each: numbers with intervals, and the settings that they depend on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which patches a model looks at for each word of a caption.
+"""Heat maps of a caption: the patches that a model looks at for each word.
 
 Shapes: T caption tokens, P patches, G patches along a side, S image size.
 

@@ -1,4 +1,4 @@
-"""Which patches speak for a text, and which against it.
+"""Heat map of a text: the share of each patch in the similarity of image and text.
 
 Shapes: P patches, G patches along a side, Q pooled tokens, D width, E joint embedding width, S image size.
 

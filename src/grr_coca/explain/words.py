@@ -1,4 +1,4 @@
-"""Which tokens form which word."""
+"""Groups the tokens of a caption into words."""
 
 from collections.abc import Sequence
 

@@ -18,7 +18,7 @@ _AT_LEAST = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
     """Greedy by default; sampling with a `temperature`; beam search with `num_beams`.
 

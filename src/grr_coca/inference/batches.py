@@ -1,4 +1,4 @@
-"""Work in batches, of a size that the memory bears."""
+"""Work in batches of a size that fits memory."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ OnProgress = Callable[[int, int], None]
 """Called after each batch with the number of items done, and of all."""
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
-"""How the CPU's and Apple's allocators say it: they raise a plain `RuntimeError`."""
+"""Messages of the allocators of CPUs and of Apple's GPUs, which raise a plain `RuntimeError`."""
 
 
 class Batches:

@@ -1,4 +1,4 @@
-"""Where a model runs."""
+"""Choice of the device that a model runs on."""
 
 import torch
 

@@ -37,7 +37,7 @@ Numbered = Sequence[tuple[int, ImageInput]]
 
 @dataclass(frozen=True)
 class Description:
-    """What one pass over an image gives: its captions, best first, and its embedding of unit length."""
+    """Captions (best first) and the unit-length embedding of an image, from one forward pass."""
 
     captions: list[Caption]
     embedding: Float[Tensor, " E"]
@@ -88,7 +88,7 @@ class ImageTextModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that the model is on."""
         return self.checkpoint.model.logit_scale.device
 
     def caption(

@@ -32,6 +32,7 @@ class CrossBlock(nn.Module):
 
     def __init__(
         self,
+        *,
         attn_norm: nn.Module,
         attn: SelfAttention,
         cross_attn_norm: nn.Module,

@@ -42,6 +42,7 @@ class CoCa(nn.Module):
 
     def __init__(
         self,
+        *,
         image_encoder: ImageEncoder,
         captioning_pooler: nn.Module,
         contrastive_pooler: nn.Module,

@@ -19,6 +19,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(
         self,
+        *,
         patch_size: int,
         patch_embed: nn.Linear,
         position: nn.Module,

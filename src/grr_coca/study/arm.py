@@ -32,7 +32,7 @@ OnProgress = Callable[[str, int], None]
 """Called with the stage's name and the steps done in it."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ArmResult:
     """All that a report needs to know of one arm. Splits are named `stage/split`; `seconds` are per stage."""
 

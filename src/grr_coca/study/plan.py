@@ -14,7 +14,7 @@ from grr_coca.train.recipe import Recipe, load_recipe, read_yaml
 from grr_coca.train.run.numerics import UNDECIDED, Numerics, decide
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Both presets go through the same recipes: equal data in equal order, equal steps, equal settings.
 

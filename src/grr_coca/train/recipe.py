@@ -4,7 +4,7 @@ Paths in a recipe are relative to the recipe's own folder, so it works from anyw
 """
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -65,6 +65,7 @@ class ModelRecipe:
 
     preset: str
     size: str
+    _: KW_ONLY
     image_size: int | None = None
     context_length: int | None = None
     num_registers: int | None = None
@@ -102,7 +103,7 @@ class ModelRecipe:
         return config if self.qk_norm is None else with_qk_norm(config, self.qk_norm)
 
     def preprocess(self, config: CoCaConfig) -> "Preprocess":
-        """What images go through before they reach the model."""
+        """Resizing and normalization of the images."""
         from grr_coca.data.preprocess import Preprocess  # late: reading a recipe takes no torch
 
         return Preprocess(config.image_encoder.image_size, (self.pixel_mean,) * 3, (self.pixel_std,) * 3)
@@ -116,7 +117,7 @@ class TokenizerRecipe:
     vocab_size: int = 2048
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataRecipe:
     """Where the pairs lie (see `open_source`) and how they are read.
 
@@ -154,6 +155,7 @@ class OptimizerRecipe:
     """
 
     name: Literal["adamw", "muon"] = "adamw"
+    _: KW_ONLY
     lr: float = 1e-3
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
@@ -239,8 +241,8 @@ class CheckpointRecipe:
 
 @dataclass(frozen=True)
 class HealthRecipe:
-    """When a run gives up: so many steps in a row whose loss or gradient was not finite, and so had to be skipped;
-    so large a share of broken samples."""
+    """Limits at which a run gives up: `max_skipped` steps in a row that were skipped because loss or gradient was not
+    finite, or a larger share of broken samples than `max_bad_share`."""
 
     max_skipped: int = 10
     max_bad_share: float = 0.1
@@ -250,7 +252,7 @@ class HealthRecipe:
         require_at_least(0.0, max_bad_share=self.max_bad_share)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A run. Pretraining needs `model` and `tokenizer`; fine-tuning takes both from its checkpoint.
 

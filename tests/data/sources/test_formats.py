@@ -458,7 +458,7 @@ def test_training_draws_one_caption_an_epoch_as_a_function_of_seed_epoch_and_ind
     tokenizer = train_bpe([text for texts in FIVE for text in texts], 300)
 
     def drawn(seed):
-        dataset = PairDataset(several, tokenizer, Preprocess(16), 60, Augmentation(), seed)
+        dataset = PairDataset(several, tokenizer, Preprocess(16), 60, augmentation=Augmentation(), seed=seed)
         rows = [[dataset[SampleRef(epoch, i)].token_ids for i in range(NUM)] for epoch in range(40)]
         return [[tokenizer.decode(row).strip() for row in epoch] for epoch in rows]
 

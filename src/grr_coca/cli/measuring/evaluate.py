@@ -47,7 +47,7 @@ def run(
     if train is not None:
         require_there(train)
     folder = locate_checkpoint(checkpoint)
-    classes = None if labels is None else read_class_names(labels)
+    class_names = None if labels is None else read_class_names(labels)
     sentences = TEMPLATES if templates is None else read_templates(templates)
 
     from grr_coca.cli.measuring.losses import load_checkpoint, measure_paths  # late: torch comes with it
@@ -57,7 +57,9 @@ def run(
     if task == "loss":
         say_losses(measure_paths(model, data, batch_size), json)
         return
-    options = TaskOptions(batch_size, folds or 1, out, classes, sentences, train)
+    options = TaskOptions(
+        batch_size=batch_size, folds=folds or 1, out=out, class_names=class_names, templates=sentences, train=train
+    )
     say_reports({path: measure(task, model, path, options) for path in data}, json)
 
 

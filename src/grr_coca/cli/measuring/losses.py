@@ -7,7 +7,7 @@ import torch
 from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.checkpoint import Measured, measure_checkpoint
-from grr_coca.train.recipe import LossRecipe
+from grr_coca.losses import LossWeights
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -17,10 +17,4 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 def measure_paths(checkpoint: Checkpoint, paths: tuple[str, ...], batch_size: int) -> dict[str, Measured]:
     """Losses and retrieval on each path, under the paper's loss weights; the path is the name."""
-    weights = LossRecipe()
-    return {
-        path: measure_checkpoint(
-            checkpoint, open_source(path), batch_size, weights.contrastive_weight, weights.captioning_weight
-        )
-        for path in paths
-    }
+    return {path: measure_checkpoint(checkpoint, open_source(path), batch_size, LossWeights()) for path in paths}

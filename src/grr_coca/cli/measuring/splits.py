@@ -10,7 +10,7 @@ from grr_coca.errors import UserError
 Task = Literal["loss", "retrieval", "captioning", "zeroshot", "probe"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskOptions:
     """The options of all tasks but `loss`.
 

@@ -31,7 +31,7 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion does; kept in the folder, so that only the same one goes on in it."""
+    """Settings of a conversion. Kept in its folder, where only a conversion with equal settings goes on."""
 
     source: str
     num_images: int

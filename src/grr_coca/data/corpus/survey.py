@@ -1,10 +1,10 @@
-"""What a source holds, and what is wrong with it."""
+"""Survey of a source: counts of images, captions and duplicates, and the pairs that are broken."""
 
 import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Survey:
     """
 
     num_images: int
+    _: KW_ONLY
     num_read: int = 0
     num_captions: int = 0
     broken: Counter[str] = field(default_factory=Counter)

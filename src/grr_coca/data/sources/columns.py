@@ -1,4 +1,4 @@
-"""Which column of a table is the image's path, and which its caption."""
+"""Finds the columns of a table that hold the path of the image and its caption."""
 
 from collections.abc import Sequence
 

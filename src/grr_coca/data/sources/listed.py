@@ -68,7 +68,14 @@ class ListedPairs:
         name = self._name(index, row)
         path = self.images.path(row.path, name)
         key = without_suffix(row.path)
-        return RawPair(key, name, read_image_file(path, name), row.captions[0], row.captions[1:], str(path))
+        return RawPair(
+            key,
+            name,
+            read_image_file(path, name),
+            row.captions[0],
+            more_captions=row.captions[1:],
+            image_name=str(path),
+        )
 
     def caption(self, index: int) -> str:
         """Read one caption, the first, and not its image."""

@@ -12,7 +12,7 @@ from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES
 from grr_coca.errors import UserError
 
 ADDED_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")
-"""What a listing may leave out at the end of a file's name (ROCO writes ids)."""
+"""Suffixes that a listing may leave out of the names of files (ROCO writes ids)."""
 
 SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 """`https:`, `s3:`, `pipe:`; a single letter is a drive of Windows."""

@@ -1,4 +1,4 @@
-"""Which reader a path asks for."""
+"""Opens a source: finds the reader for a path."""
 
 from glob import glob
 from pathlib import Path
@@ -32,7 +32,7 @@ LISTINGS = (
     "radiology/captions.txt",
     "results_20130124.token",
 )
-"""What makes a folder more than images beside text files, the surest sign first."""
+"""Files that tell the format of a folder, the surest sign first. A folder without them holds images and text files."""
 
 
 def open_source(path: str) -> PairSource:

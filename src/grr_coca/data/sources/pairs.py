@@ -1,7 +1,7 @@
 """The protocol of a source: random access, so that any order can be drawn over it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ class RawPair:
     name: str
     image: bytes
     caption: str
+    _: KW_ONLY
     more_captions: tuple[str, ...] = ()
     image_name: str = ""
 

@@ -11,12 +11,12 @@ import numpy as np
 from grr_coca.evaluate.captioning.ngrams import MAX_ORDER, Ngram, count_ngrams
 
 TINY, SMALL = 1e-15, 1e-9
-"""What pycocoevalcap adds above and below a fraction, so that nothing is divided by zero."""
+"""Added by pycocoevalcap to numerator and denominator, so that nothing is divided by zero."""
 Tokens = Sequence[str]
 
 
 def bleu_statistics(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
-    """What BLEU needs to know of each caption, N × 10: matches and n-grams of 4 orders, both lengths.
+    """Counts of each caption for BLEU, N × 10: matches and n-grams of 4 orders, and both lengths.
 
     Their sums over a corpus are all that its score depends on.
     """

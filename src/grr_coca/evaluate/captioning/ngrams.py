@@ -8,7 +8,7 @@ Ngram = tuple[str, ...]
 
 
 def count_ngrams(tokens: Sequence[str]) -> list[Counter[Ngram]]:
-    """How often each run of n tokens occurs, for n = 1 … 4."""
+    """Count the occurrences of each run of n tokens, for n = 1 … 4."""
     return [
         Counter(tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1))
         for order in range(1, MAX_ORDER + 1)

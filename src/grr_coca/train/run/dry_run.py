@@ -1,4 +1,4 @@
-"""What a run would take, measured on one batch."""
+"""Forecast of the time and memory of a run, measured on its first batches."""
 
 import itertools
 import resource

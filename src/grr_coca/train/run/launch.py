@@ -15,7 +15,7 @@ from grr_coca.errors import Stopped, UserError
 from grr_coca.ranks import Ranks
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others before it gives up. A rank that died is noticed at once, by its connection."""
+"""Time after which a rank no longer waits for the others. A rank that died is noticed at once, by its connection."""
 
 
 @contextmanager

@@ -75,7 +75,16 @@ def train(
     progress = Progress() if resume_from is None else restore(resume_from, trainer)
     start = replace(start, step=start.step - progress.step)
     with StopSignals() as signals, MetricLog(out if ranks.is_first else None, progress) as log:
-        run = Run(recipe, start, val, out, trainer, progress, log, on_step)
+        run = Run(
+            recipe=recipe,
+            start=start,
+            val=val,
+            out=out,
+            trainer=trainer,
+            progress=progress,
+            log=log,
+            on_step=on_step,
+        )
         for micro_batches in training_batches(recipe, start, pairs, ranks, first_step=progress.step):
             run.step(micro_batches, signals)
     if trainer.ema is not None:
@@ -84,7 +93,7 @@ def train(
 
 
 class Agreement(NamedTuple):
-    """What all ranks know before a step: what is in the global batch, and what is to be done after it."""
+    """State of the global batch that all ranks agree on before a step, and what they do after it."""
 
     num_tokens: int
     num_replaced: int
@@ -114,6 +123,7 @@ class Run:
 
     def __init__(
         self,
+        *,
         recipe: Recipe,
         start: Checkpoint,
         val: PairSource,
@@ -165,7 +175,7 @@ class Run:
             raise Stopped(agreement.stop, f"stopped after step {done} of {self.recipe.schedule.steps}, all of it saved")
 
     def _agree(self, micro_batches: Sequence[Batch], signals: StopSignals) -> Agreement:
-        """The one exchange before a step: what each rank knows, so that all do the same after it."""
+        """Exchange the state of all ranks before a step, so that every rank takes the same decisions."""
         minutes = (time.monotonic() - self.saved_at) / 60
         is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes  # clocks differ: one decides
         num_replaced = sum(len(batch.replaced) for batch in micro_batches)
@@ -247,8 +257,7 @@ class Run:
 
 def evaluate(checkpoint: Checkpoint, source: PairSource, recipe: Recipe, ranks: Ranks | None = None) -> Evaluation:
     """Evaluate with a recipe's batch size and loss weights; with ranks, all of them together."""
-    weights, size = recipe.losses, recipe.evaluation.batch_size
-    return evaluate_checkpoint(checkpoint, source, size, weights.contrastive_weight, weights.captioning_weight, ranks)
+    return evaluate_checkpoint(checkpoint, source, recipe.evaluation.batch_size, recipe.losses.weights, ranks)
 
 
 def _resolve(recipe: Recipe, start: Checkpoint, out: Path, ranks: Ranks, resume_from: Path | None) -> Recipe:

@@ -1,4 +1,4 @@
-"""Where a run is: all that it knows besides weights and optimizer, so that it can go on as if never stopped.
+"""Progress of a run: its state besides weights and optimizer, so that it can go on as if never stopped.
 
 Random states are not among it, because nothing of a run draws from one: the order, the augmentation and the dropped
 patches of a sample are functions of (seed, epoch, sample).
@@ -16,7 +16,7 @@ SPIKE_FACTOR = 6.0
 """A loss is a spike when it is above the mean of so many steps before it by so many of their deviations."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Progress:
     """The counters of a run. `step` counts the steps done, `log_bytes` the bytes of log that they wrote.
 
@@ -55,7 +55,7 @@ class Progress:
         return {**means, **skipped, **{f"replaced/{cause}": float(n) for cause, n in sorted(self.replaced.items())}}
 
     def beats_best(self, name: str, value: float, step: int) -> bool:
-        """Whether a validation score is better than all before it; if so, it is the one to beat."""
+        """True if a validation score is better than all before it. The score is then the best so far."""
         lower_is_better = name.endswith(("loss", "perplexity"))
         if not math.isfinite(value) or (
             self.best is not None and (value >= self.best if lower_is_better else value <= self.best)

@@ -1,4 +1,4 @@
-"""What a run starts with: a model, pairs to train on, and their order."""
+"""The start of a run: its model, the pairs to train on, and their order."""
 
 import logging
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import numpy as np
 from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import PairDataset, make_loader
-from grr_coca.data.order import TrainingOrder
+from grr_coca.data.order import GlobalBatches, Share, TrainingOrder
 from grr_coca.data.patch_dropout import kept_patches
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource, Subset
@@ -25,10 +25,11 @@ from grr_coca.train.recipe import Recipe
 log = logging.getLogger(__name__)
 
 HOLD_OUT_EVERY, MAX_HELD_OUT = 20, 5000
-"""Where a recipe names no validation split, one pair in so many becomes it, but no more than so many."""
+"""A recipe without a validation split keeps every `HOLD_OUT_EVERY`-th pair for validation, but at most
+`MAX_HELD_OUT` pairs."""
 
 MAX_TOKENIZER_IMAGES = 1_000_000
-"""A vocabulary is trained on the captions of so many images at most, spread evenly."""
+"""A vocabulary is trained on the captions of at most so many images, spread evenly over the source."""
 
 
 def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
@@ -109,20 +110,12 @@ def training_batches(
         start.tokenizer,
         start.preprocess,
         start.config.text_decoder.context_length,
-        data.augmentation,
-        recipe.seed,
-        keep_patches,
+        augmentation=data.augmentation,
+        seed=recipe.seed,
+        keep_patches=keep_patches,
     )
-    order = TrainingOrder(
-        len(dataset),
-        data.batch_size,
-        recipe.schedule.steps,
-        recipe.seed,
-        first_step,
-        ranks.rank,
-        ranks.size,
-        data.micro_batch_size,
-    )
+    global_batches = GlobalBatches(data.batch_size, recipe.schedule.steps, recipe.seed, first_step)
+    order = TrainingOrder(len(dataset), global_batches, Share(ranks.rank, ranks.size), data.micro_batch_size)
     share = data.batch_size // ranks.size
     num_pieces = -(-share // (data.micro_batch_size or share))
     batches = iter(make_loader(dataset, order, data.num_workers))

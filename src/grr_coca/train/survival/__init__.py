@@ -1,1 +1,1 @@
-"""What lets a run be stopped and go on: checkpoints, their store, signals."""
+"""Stopping and resuming a run: checkpoints, their store, signals."""

@@ -1,4 +1,4 @@
-"""Where a stopped run goes on from."""
+"""Finds the checkpoint from which a stopped run goes on."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ FREE_KEYS = (
     "checkpoints.keep_last",
     "health",
 )
-"""What may change between a run and its continuation: nothing of it changes what is learned from which pair."""
+"""Keys of a recipe that may change when a run goes on, because they do not change what is learned from which pair."""
 
 
 def resume_point(out: Path, recipe: Recipe) -> Path | None:

@@ -5,7 +5,7 @@ import threading
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What schedulers and people send: to end, to interrupt, and, by SLURM's `--signal`, to warn of the time limit."""
+"""Signals that schedulers and people send: to end, to interrupt, and (SLURM's `--signal`) to warn of the time limit."""
 
 
 class StopSignals:

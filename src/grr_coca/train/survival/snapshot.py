@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds besides the model, in its folder `training`.
+"""The folder `training` of a checkpoint: the state of a run besides its model.
 
 | file | holds |
 |---|---|

@@ -65,7 +65,8 @@ class TarShards:
             _ = self._advised[index // BLOCK]
         captions = self._captions(shard, row)
         image = self._read(shard, row, "image")
-        return RawPair(self._indices[shard].key(row), self._name(shard, row), image, captions[0], captions[1:])
+        key, name = self._indices[shard].key(row), self._name(shard, row)
+        return RawPair(key, name, image, captions[0], more_captions=captions[1:])
 
     def caption(self, index: int) -> str:
         """Read one caption, the first, and not its image."""

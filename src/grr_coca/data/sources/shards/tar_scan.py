@@ -119,7 +119,7 @@ def _add(entries: dict[str, _Entry], member: tarfile.TarInfo, file_size: int) ->
 
 
 def _has_several_captions(entries: dict[str, _Entry], file: BinaryIO) -> bool:
-    """Whether the `KEY.json` hold `captions`, as `grr-coca data convert` writes them; those of img2dataset do not."""
+    """True if `KEY.json` files hold `captions`, as `grr-coca data convert` writes them. Those of img2dataset do not."""
     span = next((entry.parts["json"] for entry in entries.values() if "json" in entry.parts), None)
     if span is None:
         return False

@@ -6,11 +6,17 @@ BIN := $(VENV)/bin
 SINGLE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 JOBS ?= 2
 
+# Versions that were tried; see constraints.txt.
+INSTALL := pip install --quiet --disable-pip-version-check
+LOCKED := -c constraints.txt
+OLDEST := .venv-oldest
+LOCK := .venv-lock
+
 # What we are measured against, which needs other versions of what we need.
 PEERS := .venv-peers
 BENCHMARKS := training scaling parts demo captioning loader order
 
-.PHONY: demo test test-slow lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets weights clean
+.PHONY: demo test test-slow test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets weights clean
 
 demo: $(VENV)/.demo
 	$(BIN)/grr-coca demo
@@ -20,6 +26,21 @@ test: $(VENV)/.dev lint
 
 test-slow: $(VENV)/.dev
 	$(SINGLE) $(BIN)/python -m pytest -m slow --timeout 3600
+
+# By hand: smoke tests with the oldest versions that pyproject.toml allows, but for torch.
+test-oldest:
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(PYTHON) scripts/oldest_pins.py > $(OLDEST)/pins.txt
+	$(OLDEST)/bin/$(INSTALL) -c $(OLDEST)/pins.txt -e ".[train,report,hub,parquet,probe,test]"
+	$(SINGLE) $(OLDEST)/bin/python -m pytest tests/test_smoke.py -W default
+
+# By hand: the newest versions of everything, written into constraints.txt.
+lock:
+	$(PYTHON) -m venv --clear $(LOCK)
+	$(LOCK)/bin/$(INSTALL) -e ".[dev]"
+	grep -E "^(#|torch)" constraints.txt > $(LOCK)/constraints.txt
+	$(LOCK)/bin/pip freeze --exclude-editable --exclude torch --exclude torchvision >> $(LOCK)/constraints.txt
+	mv $(LOCK)/constraints.txt constraints.txt
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -59,22 +80,22 @@ datasets: $(VENV)/.dev
 	$(BIN)/python scripts/build_datasets --out datasets
 
 clean:
-	rm -rf $(VENV) $(PEERS) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(OLDEST) $(LOCK) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.python pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[train,report]"
+$(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/$(INSTALL) $(LOCKED) -e ".[train,report]"
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.python pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+$(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/$(INSTALL) $(LOCKED) -e ".[dev]"
 	touch $@ $(VENV)/.demo
 
 $(PEERS)/.installed: $(VENV)/.demo benchmarks/peers.txt
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt \
+	$(PEERS)/bin/$(INSTALL) -r benchmarks/peers.txt \
 		"torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.partition("+")[0])')"
 	touch $@

@@ -24,7 +24,7 @@ def answer(arguments):
 
 print(json.dumps([answer(arguments) for arguments in json.loads(sys.argv[1])]))
 """
-UNUSED = {"torchvision", "matplotlib", "tensorboard", "sklearn", "pandas", "pyarrow", "yaml", "rich", "huggingface_hub"}
+UNUSED = {"torchvision", "matplotlib", "tensorboard", "sklearn", "pandas", "pyarrow", "yaml", "huggingface_hub"}
 """Packages that a caption does without."""
 HEAVY = {"torch._dynamo", "torch._inductor", "torch.utils.tensorboard"}
 """Modules of torch that take long, and that `import torch` alone does not import."""

@@ -1,0 +1,55 @@
+"""One look at each thing that people do: train, load, caption, embed, classify. `make test-oldest` runs it too."""
+
+import json
+
+import pytest
+import torch
+
+import grr_coca
+from grr_coca.cli import main
+from support import finished_run, real_pairs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return finished_run(tmp_path_factory.mktemp("smoke"), steps=3)
+
+
+@pytest.fixture(scope="module")
+def image(run):
+    path = run.folder / "image.webp"
+    path.write_bytes(real_pairs(1)[0].image)
+    return path
+
+
+def test_three_steps_of_training_leave_a_checkpoint_and_a_log(run):
+    losses = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert any(row["split"] == "val" and row["step"] == 3 for row in losses)
+    assert any((run.folder / "tensorboard").iterdir())
+
+
+def test_a_loaded_model_captions_embeds_and_classifies(run, image):
+    model = grr_coca.load(run.folder)
+    assert isinstance(model.caption(image), str)
+    torch.testing.assert_close(model.embed_images(image).norm(), torch.tensor(1.0))
+    shares = [share for _, share in model.classify(image, ["cat", "dog"])]
+    assert sum(shares) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "caption {image} -c {run}",
+        "embed {image} -c {run} --out {run}/vectors.npy",
+        "embed {image} -c {run} --out {run}/vectors.parquet",
+        "classify {image} -c {run} --labels cat,dog",
+        "explain {image} -c {run} --out {run}/where.png",
+        "evaluate {run} --data {shard} --batch-size 8",
+        "data stats {shard}",
+        "pretrain {run}/recipe.yaml --out {run}/again",
+    ],
+    ids=lambda arguments: arguments.split()[0],
+)
+def test_the_command_line_does_it_too(run, image, arguments):
+    places = {"run": run.folder, "image": image, "shard": run.shard}
+    assert main([word.format(**places) for word in arguments.split()]) == 0

@@ -16,7 +16,11 @@ LOCK := .venv-lock
 PEERS := .venv-peers
 BENCHMARKS := training scaling parts demo captioning loader order
 
-.PHONY: demo test test-slow test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets weights clean
+.PHONY: try demo test test-slow test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets weights clean
+
+# A caption of each drawing by the model that comes with the code.
+try: $(VENV)/.use
+	$(BIN)/grr-coca caption docs/drawings
 
 demo: $(VENV)/.demo
 	$(BIN)/grr-coca demo
@@ -86,13 +90,17 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
+$(VENV)/.use: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/$(INSTALL) $(LOCKED) -e .
+	touch $@
+
 $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/$(INSTALL) $(LOCKED) -e ".[train,report]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/$(INSTALL) $(LOCKED) -e ".[dev]"
-	touch $@ $(VENV)/.demo
+	touch $@ $(VENV)/.demo $(VENV)/.use
 
 $(PEERS)/.installed: $(VENV)/.demo benchmarks/peers.txt
 	$(PYTHON) -m venv $(PEERS)

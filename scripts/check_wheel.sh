@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Build the wheel, install it in a new environment outside of the tree, without extras, and use it there: help, and a
-# caption of the image that is given, if one is, by the model that comes with the code.
-# Usage: scripts/check_wheel.sh [IMAGE]
+# caption of an image by the model that comes with the code.
+# Usage: scripts/check_wheel.sh IMAGE
 set -euo pipefail
 cd "$(dirname "$0")/.."
-image=${1:+$(realpath "$1")}
+image=$(realpath "$1")
 constraints=$(realpath constraints.txt)
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
@@ -18,4 +18,4 @@ cd "$place"
 venv/bin/grr-coca --help
 venv/bin/grr-coca caption --help > caption-help.txt
 grep -q "usage: grr-coca caption" caption-help.txt
-[ -z "$image" ] || venv/bin/grr-coca caption "$image"
+venv/bin/grr-coca caption "$image"

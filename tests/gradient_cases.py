@@ -21,12 +21,13 @@ from grr_coca.losses import LossWeights
 from grr_coca.model import CoCa, build
 from grr_coca.presets import get_preset
 from grr_coca.ranks import Ranks
-from grr_coca.train.recipe import FrozenPart, Parallelism
+from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, Parallelism, ScheduleRecipe
 from grr_coca.train.step.blocks import checkpoint_blocks
+from grr_coca.train.step.ema import Ema
 from grr_coca.train.step.gradients import compute_gradients
-from grr_coca.train.step.optimizer import freeze
+from grr_coca.train.step.optimizer import Optimizers, freeze
 from grr_coca.train.step.parallel import ParallelModel
-from grr_coca.train.step.trainer import count_tokens
+from grr_coca.train.step.trainer import Trainer, count_tokens
 from grr_coca.train.survival.state import whole_tensors
 from support import by_caption
 
@@ -193,6 +194,26 @@ def on_a_rank(tasks: Sequence[Task], folder: Path) -> None:
             save_file(whole, folder / f"{task}.safetensors")
         seen[str(task)] = {key: value.item() for key, value in losses._asdict().items()}
     (folder / f"losses-{ranks.rank}.json").write_text(json.dumps(seen))
+    dist.destroy_process_group()
+
+
+def evaluated_with_the_average(folder: Path) -> None:
+    """What this rank's sharded model computes before, during and after it has its running average for weights."""
+    dist.init_process_group("gloo")
+    ranks, case = Ranks.here(torch.device("cpu")), CASES["grr_coca"]
+    model, batch = make_model(case, torch.float64), make_batch(case, torch.float64)
+    parallel = ParallelModel(model, "fsdp", ranks)
+    ema = Ema(model, 0.9)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    optimizers = Optimizers(model, OptimizerRecipe(), ScheduleRecipe(steps=1, warmup_steps=0))
+    trainer = Trainer(parallel, optimizers, case.losses, nullcontext(), ema)
+    passes = {"before": parallel.embed(batch).image}
+    with trainer.averaged():
+        passes["during"] = parallel.embed(batch).image
+    passes["after"] = parallel.embed(batch).image
+    save_file(passes, folder / f"passes-{ranks.rank}.safetensors")
     dist.destroy_process_group()
 
 

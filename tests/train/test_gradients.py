@@ -12,7 +12,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gradient_cases import CASES, Task, computed, gradients_of, make_batch, make_model, on_a_rank, reference
+from gradient_cases import (
+    CASES,
+    Task,
+    computed,
+    evaluated_with_the_average,
+    gradients_of,
+    make_batch,
+    make_model,
+    on_a_rank,
+    reference,
+)
 from grr_coca.train.recipe import Parallelism
 from processes import launch
 from support import compute_losses
@@ -85,6 +95,19 @@ def test_two_ranks_give_the_gradients_of_one(on_two_ranks, case, kind):
             wanted, _ = reference(CASES[case], task.dtype) if exact else computed(CASES[case], task.dtype, 8)
             gradients = load_file(on_two_ranks / f"{task}.safetensors")
             assert error_of(gradients, wanted) <= BOUNDS[task.dtype]
+
+
+def test_fsdp_has_nothing_to_warn_of(on_two_ranks):
+    """It warns of outputs that are views: an operation in place on one would lose the hook that gathers weights."""
+    for rank in range(2):
+        assert "FSDP" not in (on_two_ranks / f"said-0-{rank}").read_text()
+
+
+def test_sharded_weights_are_gathered_anew_after_an_evaluation_with_their_average(tmp_path):
+    launch(tmp_path, evaluated_with_the_average, tmp_path, ranks=2).finish()
+    passes = load_file(tmp_path / "passes-0.safetensors")
+    assert torch.equal(passes["after"], passes["before"])
+    assert not torch.allclose(passes["during"], passes["before"], atol=1e-3)
 
 
 def test_every_rank_sees_the_losses_of_the_whole_batch(on_two_ranks):

@@ -79,6 +79,14 @@ class ParallelModel:
         """Both embeddings, without a graph and without the multimodal decoder."""
         return self._trained.embed(batch)
 
+    def forget_gathered(self) -> None:
+        """Have the next pass gather the weights anew. Call it after weights were changed other than by an optimizer.
+
+        FSDP's root stays gathered after a pass without a backward pass, and would go on with the weights of that time.
+        """
+        if isinstance(self.raw, FSDPModule):
+            self.raw.reshard()
+
     @contextmanager
     def exchange(self, gradients: bool) -> Iterator[None]:
         """Whether backward passes in this context end in an exchange of gradients between the ranks."""

@@ -1,8 +1,8 @@
 """The training step: batch to gradients to new weights."""
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -48,9 +48,18 @@ class Trainer:
         self.optimizers.zero_grad()
         return {**dict(zip(metrics, values, strict=True)), "lr": self.optimizers.learning_rate(step)}
 
-    def averaged(self) -> AbstractContextManager:
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
         """The model as it is evaluated and kept: with its running average for weights, where there is one."""
-        return nullcontext() if self.ema is None else self.ema.applied()
+        if self.ema is None:
+            yield
+            return
+        try:
+            with self.ema.applied():
+                self.model.forget_gathered()
+                yield
+        finally:
+            self.model.forget_gathered()
 
 
 def count_tokens(batches: Sequence[Batch]) -> int:

@@ -6,10 +6,11 @@ model = grr_coca.load("pictograms")
 model.caption("cat.png")
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from grr_coca.inference import ImageTextModel
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(name: str | Path, device: "str | torch.device | None" = None) -> "ImageTextModel":
+def load(name: "str | Path", device: "str | torch.device | None" = None) -> "ImageTextModel":
     """Load a checkpoint to caption, embed, classify and compare images with; see `grr_coca.inference`.
 
     Args:

@@ -1,6 +1,7 @@
 """The command line answers at once: what needs no model is said without torch."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -28,6 +29,8 @@ UNUSED = {"torchvision", "matplotlib", "tensorboard", "sklearn", "pandas", "pyar
 """Packages that a caption does without."""
 HEAVY = {"torch._dynamo", "torch._inductor", "torch.utils.tensorboard"}
 """Modules of torch that take long, and that `import torch` alone does not import."""
+ESCAPE = "\x1b"
+"""Begins a control code, which only a terminal understands."""
 RECIPE = """
 data: {train: pairs.tar}
 schedule: {steps: 1, warmup_steps: 0}
@@ -61,12 +64,14 @@ def test_help_of_every_verb_is_given_without_torch(tmp_path):
         assert not has_torch, arguments
         assert code == (0 if arguments else 2), arguments
         assert "usage: grr-coca" in said, arguments
+        assert ESCAPE not in said, arguments
 
 
 def test_wrong_flags_of_every_verb_are_refused_without_torch(tmp_path):
     commands = [["captoin"], *([verb, "--no-such-flag"] for verb in VERBS)]
-    for arguments, (code, _, has_torch) in zip(commands, answers(commands, tmp_path), strict=True):
+    for arguments, (code, said, has_torch) in zip(commands, answers(commands, tmp_path), strict=True):
         assert (code, has_torch) == (2, False), arguments
+        assert ESCAPE not in said, arguments
 
 
 MISSING = [
@@ -129,3 +134,20 @@ def test_a_caption_imports_only_what_it_needs(run, image_files, tmp_path):
     assert "torch" in imported
     assert imported & (UNUSED | HEAVY) == set()
     assert [name for name in imported if name.startswith(("grr_coca.train", "grr_coca.study"))] == []
+
+
+@pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1"}], ids=["plain", "forced"])
+def test_progress_sends_no_control_codes_to_what_is_no_terminal(tmp_path, environment):
+    code = """if True:
+        from grr_coca.cli.output import progress
+        progress.SECONDS_BETWEEN_LINES = 0
+        with progress.bars({"captions": 10}) as shown:
+            for done in range(10):
+                shown.update("captions", done, "")
+    """
+    env = {**os.environ, **environment}
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env, check=True
+    )
+    assert ESCAPE not in said.stderr
+    assert said.stderr.splitlines()[-1].startswith("captions: 90%, about ")

@@ -53,9 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = signal.Signals(stopped.number).name
         print(f"{name}: {stopped}; go on with --resume", file=sys.stderr)
         return 128 + stopped.number
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
 
 
 def _dispatch(argv: list[str]) -> int:

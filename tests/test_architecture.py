@@ -125,3 +125,17 @@ def test_constructors_take_five_arguments_by_position_at_most() -> None:
 )
 def test_arguments_by_position_are_counted(source: str, count: int) -> None:
     assert [_positional_of_constructor(node) for node in _classes(source)] == [count]
+
+
+ONE_NAME_OF_MANY = {"run", "main", "load"}
+"""A verb's function, the two entrances, and `load`, which the package hands on from `inference`."""
+
+
+def test_one_name_means_one_thing() -> None:
+    names = [
+        node.name
+        for path in FILES
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+    ]
+    assert {name for name in names if names.count(name) > 1} <= ONE_NAME_OF_MANY

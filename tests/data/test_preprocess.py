@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from grr_coca.data.augmentation import LUMA, Augmentation, Change
-from grr_coca.data.changes import change_images, mix
+from grr_coca.data.changes import change_images, mix_images
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
@@ -146,7 +146,7 @@ def black_and_white():
 
 
 def mixtures(augmentation: Augmentation, images) -> list[np.ndarray]:
-    return [mix(augmentation, *images, np.random.default_rng(seed)).numpy() for seed in range(50)]
+    return [mix_images(augmentation, *images, np.random.default_rng(seed)).numpy() for seed in range(50)]
 
 
 def test_a_blend_is_even_and_keeps_at_least_half_of_the_image(black_and_white):
@@ -166,7 +166,7 @@ def test_a_swap_takes_whole_cells_of_the_other_image(black_and_white):
 def test_the_shares_of_mixtures_are_as_asked_for(black_and_white):
     augmentation = Augmentation(blend=0.3, swap=0.3)
     rng = np.random.default_rng(0)
-    unmixed = [mix(augmentation, *black_and_white, rng).max() == 0 for _ in range(500)]
+    unmixed = [mix_images(augmentation, *black_and_white, rng).max() == 0 for _ in range(500)]
     assert 0.33 < np.mean(unmixed) < 0.47
 
 

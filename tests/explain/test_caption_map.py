@@ -68,7 +68,7 @@ def test_every_model_can_be_explained(tiny_config, make_batch, preset, num_queri
 
 def test_relevance_is_attention_times_gradient_by_finite_differences(tiny_config, make_batch):
     """An independent way to the gradient: nudge one weight of the pooler's attention, and see the logit."""
-    from grr_coca.explain.attention import attention_weights, mix
+    from grr_coca.explain.attention import attention_weights, mix_values
 
     config = tiny_config()
     model = build(config).double().eval()
@@ -79,7 +79,7 @@ def test_relevance_is_attention_times_gradient_by_finite_differences(tiny_config
         attended = attention_weights(pooler.attn, pooler.queries[None], patches)
 
         def logit(weights):
-            tokens = pooler.norm(pooler.attn.out_proj(mix(attended._replace(weights=weights))))
+            tokens = pooler.norm(pooler.attn.out_proj(mix_values(attended._replace(weights=weights))))
             return next_token_logits(model, ids[:, :-1], tokens)[0, 1, ids[0, 2]].item()
 
         shares = torch.zeros(config.image_encoder.num_patches, dtype=torch.float64)

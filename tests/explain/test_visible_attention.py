@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grr_coca.explain.attention import attention_weights, mix, visible_attention
+from grr_coca.explain.attention import attention_weights, mix_values, visible_attention
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.model import build
 
@@ -18,7 +18,7 @@ def test_values_mixed_by_the_weights_are_the_modules_output(num_heads):
     attended = attention_weights(module, x, context)
     assert attended.weights.shape == (3, num_heads, 5, 7)
     torch.testing.assert_close(attended.weights.sum(dim=-1), torch.ones(3, num_heads, 5))
-    torch.testing.assert_close(module.out_proj(mix(attended)), module(x, context))
+    torch.testing.assert_close(module.out_proj(mix_values(attended)), module(x, context))
 
 
 def test_weights_are_the_softmax_of_scaled_products_by_hand():

@@ -11,7 +11,7 @@ from grr_coca.errors import UserError
 from grr_coca.study import pace as pace_module
 from grr_coca.study.pace import FEWEST_STEPS, WARM_UP, Pace, measure_pace
 from grr_coca.study.plan import load_plan, stages
-from grr_coca.study.schedule import RESERVE, SECONDS_BESIDES, Schedule, choose, forecast
+from grr_coca.study.schedule import RESERVE, SECONDS_BESIDES, Schedule, choose, timed_schedules
 from grr_coca.train.run.numerics import Numerics
 
 SCHEDULES = [Schedule(300, 4.0, 0.1), Schedule(600, 7.0, 0.2), Schedule(900, 10.0, None)]
@@ -29,7 +29,7 @@ def test_less_time_than_the_shortest_takes_says_what_would_do():
 
 def test_a_forecast_counts_steps_of_all_stages_and_every_evaluated_pair(write_plan):
     plan = load_plan(write_plan(schedules={100: 0.5, 200: None}))
-    short, long = forecast(plan, [Pace(0.1, 0.003, 0.01), Pace(0.2, 0.001, 0.02)], seconds_spent=7.0)
+    short, long = timed_schedules(plan, [Pace(0.1, 0.003, 0.01), Pace(0.2, 0.001, 0.02)], seconds_spent=7.0)
     # Two domains of 3 steps; of pretraining one validation of 24 pairs and 2 tests of 16, of each domain one and one.
     evaluated = (24 + 2 * 16) + 2 * (24 + 16)
     besides = 7 + SECONDS_BESIDES + 3 * 24 * 0.003 + evaluated * 0.02
@@ -39,7 +39,7 @@ def test_a_forecast_counts_steps_of_all_stages_and_every_evaluated_pair(write_pl
 
 
 def test_without_schedules_the_recipes_own_steps_are_the_only_one(write_plan):
-    assert [schedule.steps for schedule in forecast(load_plan(write_plan()), [Pace(0.1, 0.01, 0.01)])] == [6]
+    assert [schedule.steps for schedule in timed_schedules(load_plan(write_plan()), [Pace(0.1, 0.01, 0.01)])] == [6]
 
 
 def test_steps_that_were_taken_keep_the_share_of_validations(write_plan):

@@ -17,7 +17,7 @@ SWAP_CELLS = 4
 """Cells along a side of the grid in which images are swapped."""
 
 
-def mix(
+def mix_images(
     augmentation: Augmentation,
     image: UInt8[Tensor, "3 S S"],
     other: UInt8[Tensor, "3 S S"],

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from grr_coca.batch import IGNORE_INDEX, Batch, Replacement
 from grr_coca.data.augmentation import Augmentation, Change
 from grr_coca.data.bad import BadSample
-from grr_coca.data.changes import change_images, mix
+from grr_coca.data.changes import change_images, mix_images
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
 from grr_coca.data.patch_dropout import STREAM
@@ -202,7 +202,7 @@ class PairDataset(Dataset[Sample]):
         rng = np.random.default_rng((self.seed, ref.epoch, ref.sample, MIX_STREAM))
         sibling = self._siblings.draw(ref.sample, rng)
         try:
-            return image if sibling is None else mix(self.augmentation, image, self._square(sibling), rng)
+            return image if sibling is None else mix_images(self.augmentation, image, self._square(sibling), rng)
         except BadSample:  # the sibling is reported when its own turn comes
             return image
 

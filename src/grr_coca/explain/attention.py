@@ -35,7 +35,7 @@ def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Mod
         assert isinstance(module, CrossAttention)
         x, context, layout = (*inputs, PLAIN)[:3]
         seen[module] = attention_weights(module, x, context, layout)
-        return module.out_proj(layout.gather(mix(seen[module])))
+        return module.out_proj(layout.gather(mix_values(seen[module])))
 
     hooks = [module.register_forward_hook(recompute) for module in modules]
     try:
@@ -55,6 +55,6 @@ def attention_weights(
     return Attended(scores.softmax(dim=-1), values)
 
 
-def mix(attended: Attended) -> Float[Tensor, "B T D"]:
+def mix_values(attended: Attended) -> Float[Tensor, "B T D"]:
     """Values by their weights, heads side by side: what goes into the output projection."""
     return torch.einsum("bhts,bshd->bthd", *attended).flatten(2)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.rows import pad_rows
 from grr_coca.data.text import clean_caption
-from grr_coca.explain.attention import Attended, attention_weights, mix
+from grr_coca.explain.attention import Attended, attention_weights, mix_values
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.pooler import AttentionalPooler
 from grr_coca.layers.precision import at_least_fp32
@@ -78,7 +78,7 @@ def _embed(model: CoCa, patches: Float[Tensor, "1 P D"]) -> Float[Tensor, "1 E"]
 
 def _pool(pooler: AttentionalPooler, context: Float[Tensor, "1 S C"]) -> Float[Tensor, "1 Q D"]:
     weights, values = attention_weights(pooler.attn, pooler.queries[None], context)
-    return _norm(pooler.norm, pooler.attn.out_proj(mix(Attended(weights.detach(), values))))
+    return _norm(pooler.norm, pooler.attn.out_proj(mix_values(Attended(weights.detach(), values))))
 
 
 def _norm(norm: nn.Module, x: Float[Tensor, "1 Q D"]) -> Float[Tensor, "1 Q D"]:

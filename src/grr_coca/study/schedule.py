@@ -24,7 +24,7 @@ class Schedule:
     reached: float | None
 
 
-def forecast(plan: Plan, paces: Sequence[Pace], seconds_spent: float = 0.0) -> list[Schedule]:
+def timed_schedules(plan: Plan, paces: Sequence[Pace], seconds_spent: float = 0.0) -> list[Schedule]:
     """Every schedule of the plan with its time, shortest first.
 
     Args:

@@ -47,7 +47,7 @@ def open_output(
         raise UserError(f"{' and '.join(asked)} are different places for captions; give one of them")
     if out is not None:
         return RowOutput(out, num_captions)
-    return Sidecars(images) if sidecar else Lines(json)
+    return Sidecars(images) if sidecar else CaptionLines(json)
 
 
 class _NothingToClose:
@@ -59,7 +59,7 @@ class _NothingToClose:
     ) -> None: ...
 
 
-class Lines(_NothingToClose):
+class CaptionLines(_NothingToClose):
     """One line for each caption on standard output: image, tab, caption; or JSON."""
 
     done = frozenset[str]()

@@ -9,7 +9,7 @@ from typing import Protocol
 SECONDS_BETWEEN_LINES = 15.0
 
 
-class Progress(Protocol):
+class JobProgress(Protocol):
     """Is told how far each of some named jobs is."""
 
     def update(self, name: str, done: int, description: str) -> None:
@@ -17,7 +17,7 @@ class Progress(Protocol):
         ...
 
 
-class Lines:
+class ProgressLines:
     """A line of plain text now and then, for logs and pipes; no control codes."""
 
     def __init__(self, totals: dict[str, int]) -> None:
@@ -37,14 +37,14 @@ class Lines:
 
 
 @contextmanager
-def bars(totals: dict[str, int]) -> Iterator[Progress]:
+def bars(totals: dict[str, int]) -> Iterator[JobProgress]:
     """Progress on standard error until the context ends.
 
     Args:
         totals: the number of steps of each job, by its name.
     """
     if not sys.stderr.isatty():
-        yield Lines(totals)
+        yield ProgressLines(totals)
         return
     from grr_coca.cli.output.terminal import Bars  # late: rich takes time that pipes need not wait for
 

@@ -94,7 +94,7 @@ def _begun(begun: "Plan | None", out: Path, steps: int | None) -> "Plan | None":
 
 def _decide(plan: "Plan", arms: "Arms", minutes: float, steps: int | None, dry_run: bool, json: bool) -> "Plan":
     """The plan with the numbers of steps and the precisions that suit this machine."""
-    from grr_coca.study.schedule import choose, forecast
+    from grr_coca.study.schedule import choose, timed_schedules
 
     began = time.monotonic()
     if not json:
@@ -105,7 +105,7 @@ def _decide(plan: "Plan", arms: "Arms", minutes: float, steps: int | None, dry_r
     if steps is not None and not dry_run:
         return plan
     paces = arms.paces(plan)
-    schedules = forecast(plan, paces, time.monotonic() - began)
+    schedules = timed_schedules(plan, paces, time.monotonic() - began)
     taken = choose(schedules, minutes)
     numerics = plan.numerics
     if json:

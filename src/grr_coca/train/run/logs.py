@@ -109,7 +109,7 @@ def _open_board(folder: Path, step: int) -> "SummaryWriter":
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 
-class Pace:
+class Throughput:
     """Pairs a second over the steps since the last line of the log; validation and saving do not count."""
 
     def __init__(self, batch_size: int) -> None:

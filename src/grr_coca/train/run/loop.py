@@ -22,7 +22,7 @@ from grr_coca.evaluate.split import Evaluation
 from grr_coca.model import build
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe, save_recipe
-from grr_coca.train.run.logs import MetricLog, Pace
+from grr_coca.train.run.logs import MetricLog, Throughput
 from grr_coca.train.run.memory import keep_freed_memory
 from grr_coca.train.run.numerics import Numerics, decide
 from grr_coca.train.run.progress import LOG_INTERVAL, Progress
@@ -143,7 +143,7 @@ class Run:
         self.on_step = on_step
         self.store = CheckpointStore(out / "checkpoints", recipe.checkpoints.keep_last)
         self.replacements = ReplacementLog(recipe.health.max_bad_share, counts=progress.replaced)
-        self.pace = Pace(recipe.data.batch_size)
+        self.throughput = Throughput(recipe.data.batch_size)
         self.saved_at = time.monotonic()
 
     @property
@@ -193,7 +193,7 @@ class Run:
     def _note(self, metrics: dict[str, float], micro_batches: Sequence[Batch]) -> None:
         """Count the step, and report what was wrong with it, with the keys of its pairs."""
         what = self.progress.add(metrics)
-        self.pace.add()
+        self.throughput.add()
         if what is None:
             return
         mine = [key for batch in micro_batches for key in batch.keys]
@@ -211,7 +211,7 @@ class Run:
 
     def _log_window(self) -> None:
         metrics, step = self.progress.close_window(), self.progress.step
-        pace = {"pairs_per_second": self.pace.close()}
+        pace = {"pairs_per_second": self.throughput.close()}
 
         def tell() -> None:
             self.log.write(step, "train", metrics)
@@ -226,7 +226,7 @@ class Run:
             scores = evaluate(self.checkpoint, self.val, self.recipe, self.ranks).flat()
             scores |= self._caption()
         self.ranks.on_first(partial(self.log.write, self.progress.step, "val", scores))
-        self.pace.restart()
+        self.throughput.restart()
         name = self.recipe.checkpoints.keep_best
         return name is not None and self.progress.beats_best(name, scores[name], self.checkpoint.step)
 
@@ -252,7 +252,7 @@ class Run:
         numerics = Numerics(self.recipe.precision, self.recipe.optimizer.muon_precision)
         save(self.store, self.checkpoint, self.trainer, self.progress, numerics)
         self.saved_at = time.monotonic()
-        self.pace.restart()
+        self.throughput.restart()
 
 
 def evaluate(checkpoint: Checkpoint, source: PairSource, recipe: Recipe, ranks: Ranks | None = None) -> Evaluation:

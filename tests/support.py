@@ -48,8 +48,14 @@ BATCH_SIZE = 8
 @cache
 def real_pairs(count: int, corpus: str = "pictograms", split: str = "train") -> tuple[RawPair, ...]:
     """The first pairs of a corpus that comes with the code."""
-    shard = TarShards([DATASETS / corpus / f"{split}-00000.tar"])
+    shard = _shard(corpus, split)
     return tuple(shard[i] for i in range(count))
+
+
+@cache
+def _shard(corpus: str, split: str) -> TarShards:
+    """The first shard of a split, whose many members are looked for once."""
+    return TarShards([DATASETS / corpus / f"{split}-00000.tar"])
 
 
 def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:

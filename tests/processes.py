@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
@@ -25,6 +26,10 @@ PRELOADED = [
     "gradient_cases",
     "grr_coca.cli.training.pretrain",
     "torch.distributed.fsdp",
+    # Imported by the first step, the log, and the reading of flags: a second of each process's life.
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "tyro",
 ]
 
 
@@ -124,8 +129,17 @@ def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     return {**agent, **{name: str(number) for name, number in numbers.items()}}
 
 
+def _end_with_pytest() -> None:
+    """Ranks that wait for one another would outlive a pytest that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _child(environment: Mapping[str, str], said: str, function: Callable[..., Any], *arguments: Any) -> None:
     os.environ.update(environment)
+    threading.Thread(target=_end_with_pytest, daemon=True).start()
     descriptor = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from grr_coca.cli.using import image_work
 from grr_coca.inference import ImageTextModel, load
+from processes import cli, launch
 from support import encode_image, real_pairs, snapshot, write_tar
 
 
@@ -217,9 +218,9 @@ def test_a_name_that_is_not_utf8_comes_out_as_it_is(grr_coca, run, image_files, 
     path = Path(os.fsdecode(os.fsencode(image_files[0].parent) + b"/caf\xe9.webp"))
     image_files[0].rename(path)
     # In a process of its own: pytest's capture is no stream of bytes.
-    command = [sys.executable, "-m", "grr_coca", "caption", "-c", str(run.folder), str(path)]
-    done = subprocess.run(command, capture_output=True, check=True)
-    assert done.stdout.startswith(os.fsencode(path) + b"\t")
+    launched = launch(tmp_path / "said", cli, "caption", "-c", run.folder, path)
+    launched.finish()
+    assert launched.said[0].read_bytes().startswith(os.fsencode(path) + b"\t")
     record = json.loads(grr_coca("caption", "-c", run.folder, path, "--json").out)
     assert record["image"] == str(path)
     for out in (tmp_path / "out.jsonl", tmp_path / "out.csv"):

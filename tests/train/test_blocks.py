@@ -1,12 +1,18 @@
 """Blocks that are computed again, and compiled blocks: the same numbers under the same names."""
 
-import subprocess
-import sys
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
+from torch import nn
+from torch._dynamo.utils import counters
 
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
@@ -15,13 +21,15 @@ from grr_coca.errors import UserError
 from grr_coca.generate import generate
 from grr_coca.model import CoCa, build
 from grr_coca.train.step import blocks
-from grr_coca.train.step.blocks import checkpoint_blocks, compile_blocks
+from grr_coca.train.step.blocks import CPP_COMPILERS, checkpoint_blocks, compile_blocks
+from processes import launch
 from support import compute_losses, saved_bytes
 
 PRESETS = ["grr_coca", "coca", "grr_coca_registers", "grr_coca_qk_norm"]
 
 
 def _gradients(model: CoCa, batch: Batch) -> dict[str, torch.Tensor]:
+    model.zero_grad()
     compute_losses(model, batch).trained.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -69,87 +77,62 @@ def test_captioning_takes_no_notice_of_checkpointed_blocks(
 
 # --- Compiled blocks ---
 
-SCRIPT = """
-import sys
-import torch
-import torch._dynamo
-from dataclasses import replace
-from functools import partial
-from torch import nn
-from torch._dynamo.utils import counters
-
-backend = sys.argv[1]
-compile = nn.Module.compile
-nn.Module.compile = lambda self, **options: compile(self, backend=backend, **options)
-torch._dynamo.config.fail_on_recompile_limit_hit = True
-torch.set_num_threads(1)
-
-import conftest
-from grr_coca.model import build
-from grr_coca.train.step.blocks import compile_blocks
-from support import compute_losses, saved_bytes
-
-make_batch = conftest.make_batch.__wrapped__()
-config = conftest.tiny_config.__wrapped__()("grr_coca_registers")
-plain, compiled = build(config), build(config)
-compile_blocks(compiled, float(sys.argv[2]))
-assert compiled.state_dict().keys() == plain.state_dict().keys()
-
-def gradients(model, batch):
-    model.zero_grad()
-    compute_losses(model, batch).trained.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-
-def check(batch):
-    expected, found = (gradients(model, batch) for model in (plain, compiled))
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
-
-def graphs():
-    return counters["stats"]["unique_graphs"]
-
-check(make_batch(config, (3, 7, 1, 5)))
-after_first = graphs()
-for words in ((2, 9, 4, 1), (12, 1, 1, 6), (5, 5, 4, 2)):
-    check(make_batch(config, words))
-assert graphs() == after_first, "captions of another length are compiled anew"
-
-kept = torch.tensor([[0, 3, 4, 9]] * 4)
-check(replace(make_batch(config, (3, 7, 1, 5)), kept_patches=kept))
-for count in (4, 3):  # the last batch of a split is smaller
-    batch = make_batch(config, (3, 7, 1, 5)[:count])
-    with torch.inference_mode():
-        outputs = (model.eval()(batch.images, batch.token_ids, batch.lengths) for model in (plain, compiled))
-        expected, found = (output.states for output in outputs)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-print("graphs", after_first, graphs())
-print("kept", saved_bytes(compiled, make_batch(config, (12, 12, 12, 12))))
-"""
-"""Runs in a process of its own: the compiler cannot see through the checks of shapes that tests have."""
+# In a process of its own: the compiler cannot see through the checks of shapes that tests have.
 
 
-def _run_compiled(backend: str, recomputed: float = 0.0) -> subprocess.CompletedProcess[str]:
-    tests = Path(__file__).parents[1]
-    hook_free = "import jaxtyping; jaxtyping.install_import_hook = lambda *args: None"
-    code = f"import sys; sys.path.insert(0, {str(tests)!r})\n{hook_free}\n{SCRIPT}"
-    command = [sys.executable, "-c", code, backend, str(recomputed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done
+def compare(
+    backend: str, recomputed: float, config: CoCaConfig, batches: list[Batch], evaluated: list[Batch], file: Path
+) -> None:
+    """Compiled blocks beside plain ones, trained and evaluated; writes the graphs after each batch, and bytes kept."""
+    compile_block = nn.Module.compile
+    nn.Module.compile = partialmethod(compile_block, backend=backend)  # type: ignore[method-assign]
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    plain, compiled = build(config), build(config)
+    compile_blocks(compiled, recomputed)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    graphs = []
+    for batch in batches:
+        expected = _gradients(plain, batch)
+        for name, gradient in _gradients(compiled, batch).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+        graphs.append(counters["stats"]["unique_graphs"])
+    for batch in evaluated:
+        with torch.inference_mode():
+            outputs = (model.eval()(batch.images, batch.token_ids, batch.lengths) for model in (plain, compiled))
+            expected_states, states = (output.states for output in outputs)
+        torch.testing.assert_close(states, expected_states, rtol=1e-4, atol=1e-4)
+    kept = {"plain": saved_bytes(plain, batches[0]), "compiled": saved_bytes(compiled, batches[0])}
+    file.write_text(json.dumps({"graphs": graphs, "kept": kept}))
 
 
-def test_compiled_blocks_are_traced_once_for_all_lengths_and_give_the_same_gradients() -> None:
-    kept = [int(_run_compiled("aot_eager", share).stdout.split("kept ")[1]) for share in (0.0, 0.75)]
-    assert kept[1] < 0.7 * kept[0], "what is computed again is kept all the same"
+def _compared(folder: Path, *arguments: object) -> dict[str, Any]:
+    launch(folder, compare, *arguments, folder / "compared.json").finish(600)
+    return json.loads((folder / "compared.json").read_text())
+
+
+def test_compiled_blocks_are_traced_once_for_all_lengths_give_the_same_gradients_and_keep_less(
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], tmp_path: Path
+) -> None:
+    config = tiny_config("grr_coca_registers")
+    batches = [make_batch(config, words) for words in ((3, 7, 1, 5), (12, 1, 1, 6), (5, 5, 4, 2))]
+    found = _compared(tmp_path, "aot_eager", 0.75, config, batches, [])
+    assert len(set(found["graphs"])) == 1, "captions of another length are compiled anew"
+    assert found["kept"]["compiled"] < 0.7 * found["kept"]["plain"], "what is computed again is kept all the same"
 
 
 @pytest.mark.slow
-def test_compiled_blocks_give_the_same_gradients_in_machine_code() -> None:
-    try:
-        blocks._require_compiler()
-    except UserError as error:
-        pytest.skip(str(error))
-    assert "complex operators" not in _run_compiled("inductor", 0.5).stderr
+def test_compiled_blocks_are_the_same_in_machine_code_with_fewer_patches_and_in_evaluation(
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], tmp_path: Path
+) -> None:
+    if not any(map(shutil.which, CPP_COMPILERS)):
+        pytest.skip("there is no C++ compiler")
+    config = tiny_config("grr_coca_registers")
+    batches = [make_batch(config, words) for words in ((3, 7, 1, 5), (2, 9, 4, 1), (12, 1, 1, 6), (5, 5, 4, 2))]
+    batches.append(replace(batches[0], kept_patches=torch.tensor([[0, 3, 4, 9]] * 4)))
+    evaluated = [make_batch(config, words) for words in ((3, 7, 1, 5), (3, 7, 1))]  # the last of a split is smaller
+    _compared(tmp_path, "inductor", 0.5, config, batches, evaluated)
+    said = "".join(path.read_text() for path in tmp_path.glob("said-*"))
+    assert "complex operators" not in said
 
 
 def test_every_block_is_compiled(tiny_config: Callable[..., CoCaConfig], monkeypatch: pytest.MonkeyPatch) -> None:

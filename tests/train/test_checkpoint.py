@@ -2,9 +2,9 @@
 
 import json
 import re
+import resource
 import shutil
-import subprocess
-import sys
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from grr_coca.checkpoint import from_pretrained, save_checkpoint
 from grr_coca.checkpoint_files import FILES
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST
+from processes import launch
 from support import differing, disk_of, finished_run, real_pairs, snapshot, weights
 
 
@@ -181,19 +182,13 @@ def test_an_unknown_key_in_the_config_is_named(folder, path):
 # --- A disk that is full
 
 
-# In a process of its own: pytest's own files would meet the limit too.
-SAVE_WITH_SMALL_FILES = """
-import resource, signal, sys
-from pathlib import Path
-from grr_coca.checkpoint import from_pretrained, save_checkpoint
-checkpoint, target = from_pretrained(sys.argv[1]), Path(sys.argv[2])
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, -1))
-try:
-    save_checkpoint(checkpoint, target)
-except ValueError as error:
-    print(type(error).__name__, error)
-"""
+def save_with_small_files(source: Path, target: Path) -> None:
+    """In a process of its own: pytest's own files would meet the limit too."""
+    checkpoint = from_pretrained(source)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, -1))
+    with pytest.raises(UserError, match=f"^{target}: the checkpoint could not be written"):
+        save_checkpoint(checkpoint, target)
 
 
 def assert_nothing_was_lost(target: Path, before: dict[str, bytes]) -> None:
@@ -205,9 +200,7 @@ def assert_nothing_was_lost(target: Path, before: dict[str, bytes]) -> None:
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(saved, tmp_path):
     target = shutil.copytree(saved, tmp_path / "checkpoints" / "step-000000002")
     before = snapshot(target)
-    command = [sys.executable, "-c", SAVE_WITH_SMALL_FILES, str(saved), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"UserError {target}: the checkpoint could not be written")
+    launch(tmp_path, save_with_small_files, saved, target).finish()
     assert_nothing_was_lost(target, before)
 
 

@@ -1,35 +1,35 @@
 """Memory that stays with the process, seen from outside of it."""
 
 import platform
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-SCRIPT = """
-import sys, torch
 from grr_coca.train.run.memory import keep_freed_memory
+from processes import launch
 
-def resident():
-    line = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
+
+def resident() -> int:
+    """MiB of this process that lie in memory."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) // 1024
 
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-before = resident()
-tensors = [torch.ones(2**22) for _ in range(20)]  # 16 MiB each
-del tensors
-print(resident() - before)
-"""
 
-
-def _left_over(how: str) -> int:
-    """MiB of 320 that are still there once they are freed."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+def measure(keep: bool, file: Path) -> None:
+    """Write the MiB of 320 that are still there once they are freed."""
+    if keep:
+        keep_freed_memory()
+    before = resident()
+    tensors = [torch.ones(2**22) for _ in range(20)]  # 16 MiB each
+    del tensors
+    file.write_text(str(resident() - before))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is another one")
-def test_freed_memory_stays_with_the_process() -> None:
-    assert _left_over("give back") < 100
-    assert _left_over("keep") > 250
+def test_freed_memory_stays_with_the_process(tmp_path: Path) -> None:
+    for keep in (False, True):
+        launch(tmp_path, measure, keep, tmp_path / str(keep)).finish()
+    given_back, kept = (int((tmp_path / str(keep)).read_text()) for keep in (False, True))
+    assert given_back < 100
+    assert kept > 250

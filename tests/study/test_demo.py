@@ -1,6 +1,7 @@
 """The whole comparison, from a plan to a report."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -117,9 +118,10 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
     def trains() -> bool:
         return all((out / preset / "pictograms" / "metrics.jsonl").exists() for preset in PRESETS)
 
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, start_new_session=True) as demo:
         wait_until(trains)
-        demo.send_signal(signal.SIGINT)
+        os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
         _, said = demo.communicate(timeout=120)
     assert demo.returncode == 130
     assert "Traceback" not in said

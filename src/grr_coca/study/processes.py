@@ -10,13 +10,13 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -41,11 +41,13 @@ class Arms:
 
     def with_numerics(self, plan: Plan) -> Plan:
         """The plan with `auto` decided, measured on one core, as an arm has it."""
-        return self._pool.submit(_numerics, plan).result()
+        (future,) = self._submit([(_numerics, plan)])
+        return future.result()
 
     def paces(self, plan: Plan) -> list[Pace]:
         """How fast both arms train, measured side by side, as they will run."""
-        return self._all([self._pool.submit(_pace, plan, preset) for preset in plan.presets], lambda *_: None)
+        futures = self._submit([(_pace, plan, preset) for preset in plan.presets])
+        return self._all(futures, lambda *_: None)
 
     def run(self, plan: Plan, out: Path, show: Show) -> tuple[ArmResult, ArmResult]:
         """Train and evaluate both arms, or go on with them; their runs lie in `out/PRESET`.
@@ -60,9 +62,18 @@ class Arms:
         def show_all(preset: str, stage: str, done: int) -> None:
             show(preset, offsets[stage] + done, stage)
 
-        futures = [self._pool.submit(_arm, plan, preset, out / preset) for preset in plan.presets]
+        futures = self._submit([(_arm, plan, preset, out / preset) for preset in plan.presets])
         first, second = self._all(futures, show_all)
         return first, second
+
+    def _submit(self, calls: Sequence[tuple[Callable[..., T], *tuple[Any, ...]]]) -> list[Future[T]]:
+        """Start calls in the processes, which come into being here and inherit that Ctrl-C is ignored: it reaches every
+        process of a terminal, and the parent sees to the others."""
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            return [self._pool.submit(function, *arguments) for function, *arguments in calls]
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def _all(self, futures: list[Future[T]], tell: Callable[[str, str, int], None]) -> list[T]:
         while not all(future.done() for future in futures):
@@ -98,7 +109,6 @@ def _connect(progress: Queue, stop: Event) -> None:
     """Set up a process that runs an arm."""
     global _channel
     _channel = (progress, stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent sees to the others
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -12,13 +12,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import cards
 import clipart
 import emoji
 import glyphs
 import health
 from packages import PACKAGES, Sources, fetch
 from shards import Corpus, write_shards
+
+import cards
 
 BUILDERS: dict[str, Callable[[Sources], Corpus]] = {
     "pictograms": emoji.build,

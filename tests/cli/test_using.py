@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from grr_coca.presets import PRESETS
 from grr_coca.study.forecast import MFU_OF_NARROW
 from support import real_pairs, write_shard
 
@@ -80,8 +79,8 @@ def test_comparing_on_nothing_is_refused(refused, run, baseline):
 # --- info
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_info_shows_parts_parameters_and_flops_of_every_preset(grr_coca, preset):
+@pytest.mark.parametrize("preset", ["baseline_coca", "grr_coca", "grr_coca_no_captioning_pooler"])
+def test_info_shows_parts_parameters_and_flops_of_a_preset(grr_coca, preset):
     said = grr_coca("info", preset)
     assert said.code == 0, said.err
     for words in (f"{preset}, size tiny", "image_encoder", "blocks × 4", "captioning_pooler", "total", "GFLOP forward"):

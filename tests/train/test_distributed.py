@@ -8,20 +8,23 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import drivers
 from grr_coca.files import verify_folder
 from grr_coca.presets import SIZES
-from grr_coca.train.recipe import CheckpointRecipe, HealthRecipe, ScheduleRecipe
+from grr_coca.train.recipe import CheckpointRecipe, HealthRecipe, ScheduleRecipe, save_recipe
 from grr_coca.train.run import progress
 from grr_coca.train.run.logs import read_metrics
 from grr_coca.train.run.progress import SPIKE_MEMORY, Progress
 from grr_coca.train.step.trainer import Trainer
 from jobs import STEPS, Job, differing_files, small_recipe
+from processes import cli, launch
 from support import disk_of, pretrain
 
 
@@ -136,15 +139,37 @@ def test_a_spike_is_reported_with_the_keys_of_its_batch(make_job, tmp_path, monk
 # --- A rank that dies, a disk that is full
 
 
-def test_a_dead_rank_ends_the_other_and_torchruns_restart_resumes(make_job, undisturbed):
-    job = make_job()
-    job.start().kill()  # writes the recipe
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run = ["pretrain", job.folder / "recipe.yaml", "--out", job.out, "--resume"]
-    done = subprocess.run(
-        [*command, "--max-restarts", "1", drivers.__file__, job.folder, *run], capture_output=True, text=True
+def torchrun(folder: Path, *arguments: object) -> None:
+    """What torchrun does with two ranks and one restart; its ranks are forked, and need to import nothing."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        run_id=folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=1,
+        monitor_interval=0.1,
+        start_method="fork",
     )
-    assert done.returncode == 0, done.stderr
+    elastic_launch(config, rank_that_dies_once)(folder, *arguments)
+
+
+def rank_that_dies_once(folder: Path, *arguments: object) -> None:
+    code = cli(*arguments, driver=partial(drivers.die_once, 16, folder))
+    assert code == 0
+
+
+def torchrun_of_the_shell(folder: Path, *arguments: object) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*command, "--max-restarts", "1", drivers.__file__, str(folder), *map(str, arguments)], check=True)
+
+
+@pytest.mark.parametrize("run", [torchrun, pytest.param(torchrun_of_the_shell, marks=pytest.mark.slow)])
+def test_a_dead_rank_ends_the_other_and_torchruns_restart_resumes(make_job, undisturbed, run):
+    job = make_job()
+    save_recipe(job.recipe, job.folder / "recipe.yaml")
+    launch(job.folder, run, job.folder, "pretrain", job.folder / "recipe.yaml", "--out", job.out, "--resume").finish()
     assert differing_files(job.state(), undisturbed) == []
     died = float((job.folder / "died").read_text())
     restarted = max(float((job.folder / f"began-1-{rank}").read_text()) for rank in range(2))

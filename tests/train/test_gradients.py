@@ -58,7 +58,7 @@ def test_the_loss_of_one_batch_has_the_losses_and_the_gradients_of_the_engine(ca
     assert {name: getattr(losses, name).item() for name in wanted_losses} == pytest.approx(wanted_losses, rel=1e-12)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["grr_coca", "coca", "z-loss", "sigmoid"])
 def test_micro_batches_give_the_gradients_of_the_whole_batch_in_fp32(case):
     wanted, _ = computed(CASES[case], torch.float32, 8)
     for size in (1, 3):

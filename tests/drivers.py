@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from grr_coca import files, presets
+from grr_coca import presets
 from grr_coca.batch import Batch
 from grr_coca.data.dataset import PairDataset
 from grr_coca.losses import CaptioningLoss
 from grr_coca.model import CoCa
-from grr_coca.train.step import gradients, parallel
+from grr_coca.train.step import parallel
 from grr_coca.train.step.parallel import ParallelModel
 from grr_coca.train.step.trainer import Trainer
 
@@ -63,13 +63,13 @@ def die() -> None:
 
 
 def die_before(what: str, number: int) -> None:
-    """Die before the so-manyth micro-batch, counted from 1, or before a file or folder is so-manyth made durable."""
-    owner, name = {"micro-batch": (gradients, "_backward"), "sync": (files, "_sync")}[what]
+    """Die before the so-manyth micro-batch, counted from 1, or before so many parts of a checkpoint are durable."""
+    owner, name = {"micro-batch": (ParallelModel, "__call__"), "sync": (os, "fsync")}[what]
     calls = 0
 
-    def count(*_: Any) -> None:
+    def count(first: Any, *_: Any) -> None:
         nonlocal calls
-        calls += 1
+        calls += what != "sync" or ".partial" in str(Path(f"/proc/self/fd/{first}").readlink())
         if calls == number:
             die()
 
@@ -77,7 +77,7 @@ def die_before(what: str, number: int) -> None:
 
 
 def at_moment(number: int, seconds: float, counted: Path) -> None:
-    """Die some time after the so-manyth of all moments: pairs read, micro-batches, files made durable. On the first
+    """Die some time after the so-manyth of all moments: batches read, micro-batches, files made durable. On the first
     rank alone; `counted` tells how many moments there were."""
     if rank() != 0:
         return
@@ -90,7 +90,7 @@ def at_moment(number: int, seconds: float, counted: Path) -> None:
         if moments == number:
             signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))  # nobody handles it: it ends the process
 
-    for owner, name in ((PairDataset, "_sound_sample"), (gradients, "_backward"), (files, "_sync")):
+    for owner, name in ((PairDataset, "__getitems__"), (ParallelModel, "__call__"), (os, "fsync")):
         before(owner, name, count)
 
 

@@ -67,7 +67,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(make_job, u
     assert job.steps() == [], "killed in the middle of the first step"
     job.start(partial(drivers.die_before, "micro-batch", 3 * INTERVAL + 2)).wait()
     assert job.steps() == [INTERVAL], "killed in the middle of an accumulation"
-    job.start(partial(drivers.die_before, "sync", 15)).wait()
+    job.start(partial(drivers.die_before, "sync", 8)).wait()
     assert list(job.out.glob("checkpoints/.step-*.partial")), "killed in the middle of a save"
     killed_at_random(job, moments // 4, random.Random(0))
     assert differing_files(job.finish(), whole) == []

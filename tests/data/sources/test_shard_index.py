@@ -22,7 +22,7 @@ PAIRS = real_pairs(12)
 @pytest.fixture(autouse=True)
 def every_shard_is_large(monkeypatch, tmp_path):
     monkeypatch.setattr(shard_index, "MIN_SHARD_SIZE", 0)
-    monkeypatch.setattr(shard_index, "_cache_folder", lambda: tmp_path / "cache" / "grr-coca")
+    monkeypatch.setenv("HOME", str(tmp_path))
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_where_the_folder_is_not_writable_the_index_goes_to_a_cache(shard, scans
     assert pairs_of(shard) == pairs_of(shard) == EXPECTED
     assert scans == ["a.tar"]
     assert [path.name for path in shard.parent.iterdir()] == ["a.tar"]
-    assert len(list((tmp_path / "cache" / "grr-coca").iterdir())) == 1
+    assert len(list((tmp_path / ".cache" / "grr-coca").iterdir())) == 1
 
 
 def test_where_nothing_is_writable_the_index_stays_in_memory(shard, monkeypatch):

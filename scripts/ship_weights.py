@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from grr_coca.evaluate.captions import caption_split
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained, write_files
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.evaluate.bootstrap import Measure
+from grr_coca.evaluate.caption_split import caption_split
 from grr_coca.evaluate.checkpoint import measure_checkpoint
 from grr_coca.files import whole_folder
+from grr_coca.losses import LossWeights
 from grr_coca.registry import FOLDER, Figure, ModelCard
 from grr_coca.structure import to_dict
 from grr_coca.train.recipe import load_recipe
@@ -69,7 +70,7 @@ def in_half_precision(checkpoint: Checkpoint) -> Checkpoint:
 
 def figures(checkpoint: Checkpoint, source: PairSource) -> dict[str, Figure]:
     """What the card says of a split."""
-    measured = measure_checkpoint(checkpoint, source, BATCH_SIZE, 1.0, 2.0)
+    measured = measure_checkpoint(checkpoint, source, BATCH_SIZE, LossWeights())
     captioned = caption_split(checkpoint, source)
     pairs = zip(captioned.hypotheses, captioned.references, strict=True)
     exact = np.array([float(said in truths) for said, truths in pairs])

@@ -1,0 +1,36 @@
+"""The script that makes a run a shipped model."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+from grr_coca.checkpoint import from_pretrained
+from grr_coca.registry import shipped_models
+from support import finished_run
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "ship_weights.py"
+WORDS = {key: f"the {key}" for key in ("summary", "data", "licence", "recipe", "training", "uses", "licences")}
+
+
+def test_a_run_becomes_a_model_with_a_card(tmp_path, monkeypatch):
+    run = finished_run(tmp_path, steps=2)
+    spec = importlib.util.spec_from_file_location("ship_weights", SCRIPT)
+    ship_weights = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ship_weights)
+    (tmp_path / "scripts" / "cards").mkdir(parents=True)
+    words = {**WORDS, "other_splits": {"elsewhere": "pairs.tar"}}
+    (tmp_path / "scripts" / "cards" / "mine.yaml").write_text(yaml.safe_dump(words))
+    monkeypatch.setattr(ship_weights, "ROOT", tmp_path)
+    monkeypatch.setattr(ship_weights, "FOLDER", tmp_path / "weights")
+    monkeypatch.setattr("grr_coca.registry.FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(sys, "argv", ["ship_weights.py", str(run.folder), "mine"])
+    ship_weights.main()
+    card = shipped_models()["mine"]
+    assert list(card.figures) == ["val", "elsewhere"]
+    assert card.figures["val"]["perplexity"] == card.figures["elsewhere"]["perplexity"], "the same pairs"
+    assert "| elsewhere |" in (tmp_path / "weights" / "mine" / "card.md").read_text()
+    shipped, trained = (from_pretrained(path).model.state_dict() for path in (tmp_path / "weights/mine", run.folder))
+    assert all(torch.equal(shipped[name], tensor.half().float()) for name, tensor in trained.items())

@@ -142,8 +142,8 @@ def _transformer(**keys: Any) -> TransformerConfig:
     ("make", "message"),
     [
         (lambda: _transformer(num_heads=3), "embed_dim 128 is not divisible by num_heads 3"),
-        (lambda: _transformer(embed_dim=12, num_heads=4), "'rope_1d' needs a head width divisible by 2"),
-        (lambda: _transformer(embed_dim=8, num_heads=4, position="rope_2d"), "head width divisible by 4"),
+        (lambda: _transformer(embed_dim=12, num_heads=4), "divisible by 2, not 3"),
+        (lambda: _transformer(embed_dim=8, num_heads=4, position="rope_2d"), "divisible by 4, not 2"),
         (lambda: ImageEncoderConfig(65, 8, IMAGE.transformer), "nearest sizes that are: 64 and 72"),
         (lambda: ImageEncoderConfig(5, 8, IMAGE.transformer), "nearest sizes that are: 8 and 8"),
         (lambda: replace(IMAGE, num_registers=-1), "num_registers -1 must be 0 or more"),

@@ -50,11 +50,11 @@ class TransformerConfig:
             self.embed_dim % self.num_heads == 0,
             f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}",
         )
-        channels = {"rope_2d": 4, "rope_1d": 2, "learned": 1}[self.position]
+        channels = {"rope_2d": 4, "rope_1d": 2}.get(self.position, 1)
         _require(
             self.head_dim % channels == 0,
-            f"position '{self.position}' needs a head width divisible by {channels}, "
-            f"not embed_dim / num_heads = {self.head_dim}",
+            f"position '{self.position}' needs head_dim (embed_dim / num_heads) divisible by {channels}, "
+            f"not {self.head_dim}",
         )
 
     @property

@@ -52,12 +52,7 @@ def build(config: CoCaConfig, seed: int = 0) -> CoCa:
 
 
 def _image_encoder(config: ImageEncoderConfig) -> ImageEncoder:
-    t = config.transformer
-    rotary = None
-    if t.position != "learned":
-        on_grid = t.position == "rope_2d"
-        angles = grid_angles(config.grid_size, t.head_dim) if on_grid else line_angles(config.num_patches, t.head_dim)
-        rotary = Rotary(F.pad(angles, (0, 0, 0, config.num_registers)))  # registers are turned by no angle
+    t, rotary = config.transformer, _image_rotary(config)
     return ImageEncoder(
         patch_size=config.patch_size,
         patch_embed=nn.Linear(3 * config.patch_size**2, t.embed_dim),
@@ -123,16 +118,40 @@ def _self_attention(t: TransformerConfig, rotary: Rotary | None) -> SelfAttentio
 
 
 def _norm(choice: Norm, dim: int) -> nn.Module:
-    return RMSNorm(dim) if choice == "rms" else nn.LayerNorm(dim, eps=1e-6)
+    match choice:
+        case "rms":
+            return RMSNorm(dim)
+        case "layer":
+            return nn.LayerNorm(dim, eps=1e-6)
 
 
 def _feed_forward(t: TransformerConfig) -> nn.Module:
-    part = GEGLU if t.feed_forward == "geglu" else MLP
-    return part(t.embed_dim, t.hidden_dim)
+    match t.feed_forward:
+        case "geglu":
+            return GEGLU(t.embed_dim, t.hidden_dim)
+        case "gelu":
+            return MLP(t.embed_dim, t.hidden_dim)
 
 
 def _position(t: TransformerConfig, num_positions: int) -> nn.Module:
-    return LearnedPosition(num_positions, t.embed_dim) if t.position == "learned" else NoPosition()
+    """What is added to the tokens before the first block. RoPE adds nothing: it turns queries and keys."""
+    match t.position:
+        case "learned":
+            return LearnedPosition(num_positions, t.embed_dim)
+        case "rope_1d" | "rope_2d":
+            return NoPosition()
+
+
+def _image_rotary(config: ImageEncoderConfig) -> Rotary | None:
+    t = config.transformer
+    match t.position:
+        case "rope_1d":
+            angles = line_angles(config.num_patches, t.head_dim)
+        case "rope_2d":
+            angles = grid_angles(config.grid_size, t.head_dim)
+        case _:
+            return None
+    return Rotary(F.pad(angles, (0, 0, 0, config.num_registers)))  # registers are turned by no angle
 
 
 def _text_rotary(t: TransformerConfig, context_length: int) -> Rotary | None:

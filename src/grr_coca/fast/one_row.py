@@ -1,7 +1,7 @@
 """Products of a single row and a weight matrix.
 
 Reading the weight is all the work, so the kernel that reads fastest wins. Which one that is depends on the maker of the
-processor. It was measured with weights that no cache holds (docs/performance.md).
+processor. It was measured with weights that no cache holds (docs/performance-log.md).
 
 Shapes: D input channels, O output channels.
 """

@@ -36,7 +36,7 @@ def _as_products(q: Tensor, k: Tensor, v: Tensor, sees: Sees) -> Tensor:
     """Plain products of matrices. Scores are rounded to bf16.
 
     At CoCa's short sequences in bf16 on a CPU they take about two thirds of the time of PyTorch's fused kernel
-    forward, and a tenth to a half backward (`docs/performance.md`). In fp32 both are level.
+    forward, and a tenth to a half backward (`docs/performance-log.md`). In fp32 both are level.
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if isinstance(sees, Tensor):

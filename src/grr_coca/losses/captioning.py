@@ -30,7 +30,7 @@ def captioning_loss(
     num_tokens: Int[Tensor, ""] | int | None = None,
     z_weight: float = 0.0,
 ) -> CaptioningLoss:
-    """Mean cross-entropy of tokens, predicted with the logits `states` · `lm_head`ᵀ.
+    """Mean cross-entropy of tokens, predicted with the logits `states @ lm_head.T`.
 
     Args:
         states: what each token is predicted from.

@@ -9,7 +9,7 @@ from grr_coca.study.pace import Pace
 from grr_coca.study.plan import Plan, stages
 
 SECONDS_BESIDES = 25.0
-"""Start of the processes, captions, heat maps, report: measured on the slow machine of `docs/performance.md`."""
+"""Start of the processes, captions, heat maps, report: measured on two cores without AVX-512."""
 RESERVE = 1.04
 """A pace that is measured for seconds is not kept for minutes to the per cent."""
 

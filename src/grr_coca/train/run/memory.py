@@ -11,7 +11,7 @@ def keep_freed_memory() -> None:
     """Let the allocator keep what is freed, where it is glibc's.
 
     It would give each large tensor back to the system, which zeroes the pages of the next one: at every step all
-    activations and gradients anew. Measured in `docs/performance.md`.
+    activations and gradients anew. Measured in `docs/performance-log.md`.
     """
     if sys.platform != "linux":
         return

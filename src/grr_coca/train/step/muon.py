@@ -2,7 +2,7 @@
 
 The same as `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, but for one thing: the precision of the
 orthogonalization is an argument. PyTorch's is always bf16, in which a CPU without bf16 instructions multiplies eighteen
-times as slowly as in fp32 (`docs/performance.md`).
+times as slowly as in fp32.
 
 Shapes: R rows, C columns of a matrix; N matrices of one shape.
 """

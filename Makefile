@@ -20,7 +20,7 @@ LOCK := .venv-lock
 PEERS := .venv-peers
 BENCHMARKS := training scaling parts demo captioning loader order
 
-.PHONY: try demo test test-slow test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets weights clean
+.PHONY: try demo test test-slow test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets docs notebook weights clean
 
 # A caption of each drawing by the model that comes with the code.
 try: $(VENV)/.use
@@ -32,7 +32,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev lint
 	$(PYTEST) $(WORKERS) -m "not slow"
 
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.docs
 	$(PYTEST) -m slow --timeout 3600
 
 # By hand: smoke tests with the oldest versions that pyproject.toml allows, but for torch.
@@ -45,7 +45,7 @@ test-oldest:
 # By hand: the newest versions of everything, written into constraints.txt.
 lock:
 	$(PYTHON) -m venv --clear $(LOCK)
-	$(LOCK)/bin/$(INSTALL) -e ".[dev]"
+	$(LOCK)/bin/$(INSTALL) -e ".[dev,docs]"
 	grep -E "^(#|torch)" constraints.txt > $(LOCK)/constraints.txt
 	$(LOCK)/bin/pip freeze --exclude-editable --exclude torch --exclude torchvision >> $(LOCK)/constraints.txt
 	mv $(LOCK)/constraints.txt constraints.txt
@@ -57,6 +57,14 @@ lint: $(VENV)/.dev
 
 coverage: $(VENV)/.dev
 	$(PYTEST) $(WORKERS) -m "not slow" -p pytest_cov --cov --cov-report term-missing
+
+# The site, in docs/_build/html; a warning is an error.
+docs: $(VENV)/.docs
+	$(SINGLE) $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+# The notebook with the outputs of a new run.
+notebook: $(VENV)/.docs
+	$(SINGLE) PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/run_notebook.py
 
 # One after the other, on an otherwise idle machine; one that fails does not keep the others from being run.
 bench: $(VENV)/.demo $(PEERS)/.installed
@@ -74,7 +82,7 @@ bench-scaling bench-parts bench-loader bench-order: bench-%: $(VENV)/.demo
 bench-demo: $(VENV)/.demo
 	$(BIN)/python benchmarks/demo_step.py
 
-# The tables that were measured, put into docs/performance.md.
+# The tables and figures that were measured, put into the README and the pages of docs/.
 bench-docs: $(VENV)/.demo
 	$(BIN)/python benchmarks/publish.py
 
@@ -88,7 +96,7 @@ datasets: $(VENV)/.dev
 	$(BIN)/python scripts/build_datasets --out datasets
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(OLDEST) $(LOCK) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(OLDEST) $(LOCK) runs docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
@@ -105,6 +113,10 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/$(INSTALL) $(LOCKED) -e ".[dev]"
 	touch $@ $(VENV)/.demo $(VENV)/.use
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/$(INSTALL) $(LOCKED) -e ".[dev,docs]"
+	touch $@
 
 $(PEERS)/.installed: $(VENV)/.demo benchmarks/peers.txt
 	$(PYTHON) -m venv $(PEERS)

@@ -1,0 +1,74 @@
+"""Sphinx builds the site from the pages of this folder: `make docs`."""
+
+import re
+
+import grr_coca
+
+project = "GRR-CoCa"
+author = "the authors of GRR-CoCa"
+project_copyright = author
+release = version = grr_coca.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"GRR-CoCa {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+pygments_style = "friendly"
+pygments_dark_style = "native"
+html_show_sphinx = False
+html_show_copyright = False
+
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+myst_links_external_new_tab = False
+# The notebook was run before; `make test-slow` runs it anew.
+nb_execution_mode = "off"
+
+# Docstrings put code between single backticks, and their sections are Google's.
+default_role = "code"
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_preserve_defaults = True
+autodoc_typehints = "signature"
+maximum_signature_line_length = 80
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+python_use_unqualified_type_names = True
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+SHAPE = re.compile(r"~?(?:jaxtyping\.)?(\w+)\[(?:~?torch\.)?Tensor, '([^']*)'\]")
+IMAGE = "str | ~pathlib.Path | ~PIL.Image.Image | ~numpy.ndarray | ~torch.Tensor"
+ALIASES = {f"{IMAGE} | ~collections.abc.Iterable[{IMAGE}]": "ImagesInput", IMAGE: "ImageInput"}
+
+
+def _shorten(_app: object, _what: str, _name: str, _obj: object, _options: object, signature: str, returns: str):
+    """Write `Float[Tensor, 'B 3 H W']` and `ImagesInput` as our source does."""
+
+    def short(text: str | None) -> str | None:
+        for long, alias in ALIASES.items():
+            text = text and text.replace(long, alias)
+        return text and SHAPE.sub(r"\1[Tensor, '\2']", text)
+
+    return short(signature), short(returns)
+
+
+def _markdown_to_rst(_app: object, _what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
+    """Show Markdown tables and drawings of characters, which docstrings have, as they stand."""
+    shown: list[str] = []
+    was_verbatim = False
+    for line in lines:
+        is_table = line.startswith("|")
+        is_verbatim = is_table or (line.startswith(" ") and (was_verbatim or "─" in line))
+        if is_verbatim and not was_verbatim:
+            shown += ["::", ""]
+        shown.append(f"    {line}" if is_table else line)
+        was_verbatim = is_verbatim
+    lines[:] = shown
+
+
+def setup(app):
+    """Connect to Sphinx."""
+    app.connect("autodoc-process-signature", _shorten)
+    app.connect("autodoc-process-docstring", _markdown_to_rst)

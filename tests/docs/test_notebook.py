@@ -1,0 +1,25 @@
+"""The notebook runs from its first cell to its last."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+NOTEBOOK = DOCS / "notebook.ipynb"
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    from run_notebook import executed
+
+    said = json.dumps(executed(NOTEBOOK))
+    assert "captions are exactly right" in said
+    assert "image/png" in said
+
+
+def test_the_notebook_is_kept_with_small_outputs() -> None:
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["execution_count"] for cell in cells)
+    assert NOTEBOOK.stat().st_size < 300_000

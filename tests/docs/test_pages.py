@@ -1,0 +1,120 @@
+"""What the pages say of the code is true of it: commands, files, figures and recipes."""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from grr_coca.structure import from_dict, to_dict
+from grr_coca.train.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+SRC = ROOT / "src" / "grr_coca"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def words(text: str) -> list[str]:
+    """A text without what a terminal's width changes."""
+    return [word for word in text.split() if not re.fullmatch("[-─│╭╮╰╯]+", word)]
+
+
+@pytest.fixture
+def _scripts(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+@pytest.mark.usefixtures("_scripts")
+def test_the_page_of_commands_is_their_help() -> None:
+    from cli_page import PAGE, page
+
+    assert words(PAGE.read_text(encoding="utf-8")) == words(page()), "run `python docs/cli_page.py`"
+
+
+@pytest.mark.usefixtures("_scripts")
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_tables_and_figures_are_the_newest(path: Path) -> None:
+    from publish import FIGURE, TABLE, published
+
+    text = path.read_text(encoding="utf-8")
+    places = len(FIGURE.findall(text)) + len(TABLE.findall(text))
+    assert places == text.count("<!-- figure ") + text.count("<!-- results/"), "a place is cut by the end of a line"
+    assert published(text) == text, "run `make bench-docs`"
+
+
+@pytest.mark.usefixtures("_scripts")
+def test_a_figure_is_written_as_its_place_asks() -> None:
+    from publish import published
+
+    place = "<!-- figure training.json rows:full-bf16:ratios:speed {} -->?<!-- end -->"
+    assert published(place.format(".2f")) == place.format(".2f").replace("?", "2.19")
+    assert published(place.format(".0%")) == place.format(".0%").replace("?", "219 %")
+    picked = "<!-- figure captioning.json cells:method=beam,batch=8,tokens=20:ratio .1f -->?<!-- end -->"
+    assert published(picked) == picked.replace("?", "30.4")
+
+
+WALK = re.compile(r"^###? (?P<title>.+)\n\n(?P<steps>(?:\d+\. .+\n(?: .+\n)*)+)", re.MULTILINE)
+STEP = re.compile(r"^\d+\. `(?P<file>[\w/]+\.py)`: (?P<sentence>(?:[^.]|\.\b)+\.)$", re.MULTILINE)
+
+
+def walks() -> dict[str, list[str]]:
+    """The files of each walk through the code, in order."""
+    page = (DOCS / "how-it-works.md").read_text(encoding="utf-8")
+    found = {}
+    for walk in WALK.finditer(page):
+        steps = re.sub(r"\n +", " ", walk["steps"])
+        found[walk["title"]] = [step["file"] for step in STEP.finditer(steps)]
+        assert len(found[walk["title"]]) == len(steps.splitlines()), "a file and one sentence each"
+    return found
+
+
+def test_the_walks_name_files_that_exist() -> None:
+    files = [file for walk in walks().values() for file in walk]
+    assert len(walks()) == 4
+    assert [file for file in files if not (SRC / file).is_file()] == []
+    assert len(set(files)) == len(files), "none is read twice"
+
+
+def test_from_a_batch_to_its_loss_are_ten_files_at_most() -> None:
+    walk = walks()["From a batch to its loss"]
+    assert len(walk) <= 10
+    imported = re.findall(r"^from grr_coca\.((?:model|losses)\.\w+) import", _source(walk), re.MULTILINE)
+    assert {f"{module.replace('.', '/')}.py" for module in imported} <= {*walk, "losses/linear_cross_entropy.py"}
+
+
+def _source(files: list[str]) -> str:
+    return "\n".join((SRC / file).read_text(encoding="utf-8") for file in files)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_paths_between_backticks_exist(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    named = re.findall(r"`((?:src/|tests/|docs/|benchmarks/|recipes/|scripts/|datasets/)[\w./-]+)`", text)
+    added = {"src/grr_coca/layers/sine.py", "tests/layers/test_sine.py"} if path.name == "adding-a-part.md" else set()
+    assert [name for name in named if not (ROOT / name).exists() and name not in added] == []
+
+
+def test_the_tree_of_the_readme_is_the_package() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = readme.partition("src/grr_coca/\n")[2].partition("\nrecipes/")[0]
+    named = re.findall(r"^[├└]── ([\w.]+/?)", tree, re.MULTILINE)
+    there = [path.name + ("/" if path.is_dir() else "") for path in SRC.iterdir() if not path.name.startswith("__")]
+    assert sorted(named) == sorted(name for name in there if name != "py.typed")
+    assert len(re.findall(r"^[├└]── [\w.]+/? +\S", tree, re.MULTILINE)) == len(named), "each with what it holds"
+
+
+def test_the_recipe_of_the_training_page_is_one() -> None:
+    page = (DOCS / "training.md").read_text(encoding="utf-8")
+    whole, *parts = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    recipe = from_dict(Recipe, whole, "training.md")
+    assert asdict(recipe)["model"]["preset"] == "grr_coca"
+    for part in parts:
+        from_dict(Recipe, {**to_dict(recipe), **part}, "training.md")
+
+
+def test_the_glossary_has_the_names_that_a_reader_meets_first() -> None:
+    terms = set(re.findall(r"^(.+)\n: ", (DOCS / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"caption", "`Batch`", "`Checkpoint`", "`Recipe`", "split", "contrastive loss", "R@k, recall at k"} <= terms

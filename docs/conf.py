@@ -2,11 +2,11 @@
 
 import re
 
+from sphinx.application import Sphinx
+
 import grr_coca
 
 project = "GRR-CoCa"
-author = "the authors of GRR-CoCa"
-project_copyright = author
 release = version = grr_coca.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -22,7 +22,6 @@ html_show_copyright = False
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
-myst_links_external_new_tab = False
 # The notebook was run before; `make test-slow` runs it anew.
 nb_execution_mode = "off"
 
@@ -43,7 +42,9 @@ IMAGE = "str | ~pathlib.Path | ~PIL.Image.Image | ~numpy.ndarray | ~torch.Tensor
 ALIASES = {f"{IMAGE} | ~collections.abc.Iterable[{IMAGE}]": "ImagesInput", IMAGE: "ImageInput"}
 
 
-def _shorten(_app: object, _what: str, _name: str, _obj: object, _options: object, signature: str, returns: str):
+def _shorten(
+    _app: Sphinx, _what: str, _name: str, _obj: object, _options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
     """Write `Float[Tensor, 'B 3 H W']` and `ImagesInput` as our source does."""
 
     def short(text: str | None) -> str | None:
@@ -54,7 +55,7 @@ def _shorten(_app: object, _what: str, _name: str, _obj: object, _options: objec
     return short(signature), short(returns)
 
 
-def _markdown_to_rst(_app: object, _what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
+def _markdown_to_rst(_app: Sphinx, _what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
     """Show Markdown tables and drawings of characters, which docstrings have, as they stand."""
     shown: list[str] = []
     was_verbatim = False
@@ -68,7 +69,7 @@ def _markdown_to_rst(_app: object, _what: str, _name: str, _obj: object, _option
     lines[:] = shown
 
 
-def setup(app):
+def setup(app: Sphinx) -> None:
     """Connect to Sphinx."""
     app.connect("autodoc-process-signature", _shorten)
     app.connect("autodoc-process-docstring", _markdown_to_rst)

@@ -45,7 +45,8 @@ def test_a_model_seen_through_gives_what_it_gives_unseen(tiny_config, make_batch
     for attended in seen.values():
         torch.testing.assert_close(attended.weights.sum(dim=-1), torch.ones(attended.weights.shape[:-1]))
     first = seen[model.multimodal_decoder.blocks[0].cross_attn].weights
-    assert torch.autograd.grad(output.states.sum(), first)[0].abs().sum() > 0
+    one_channel = output.states[..., 0].sum()  # a layer norm makes the sum of all channels a constant
+    assert torch.autograd.grad(one_channel, first)[0].abs().sum() > 1e-3
 
 
 def test_the_model_is_left_without_hooks_even_after_an_error():

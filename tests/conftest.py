@@ -2,31 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
 
+SRC = Path(__file__).parents[1] / "src"
+
+
+def modules_with_shapes() -> list[str]:
+    """The modules that declare shapes of tensors."""
+    files = [path for path in (SRC / "grr_coca").rglob("*.py") if "jaxtyping" in path.read_text(encoding="utf-8")]
+    return [".".join(path.relative_to(SRC).with_suffix("").parts) for path in files]
+
+
 # Before the first import of the package, or its annotations stay unchecked.
-ROOMS_OF_TENSORS = (
-    "batch",
-    "layers",
-    "losses",
-    "model",
-    "evaluate.metrics",
-    "evaluate.measures",
-    "evaluate.retrieval",
-    "evaluate.zeroshot",
-    "evaluate.attention_probe",
-    "evaluate.split",
-    "explain",
-    "generate",
-    "inference.model",
-    "train.optimizer",
-    "train.step",
-)
-jaxtyping.install_import_hook([f"grr_coca.{room}" for room in ROOMS_OF_TENSORS], "beartype.beartype")
+jaxtyping.install_import_hook(modules_with_shapes(), "shape_check.check")
 
 from grr_coca.batch import Batch  # noqa: E402
 from grr_coca.config import CoCaConfig, TransformerConfig  # noqa: E402

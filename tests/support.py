@@ -58,6 +58,31 @@ def _shard(corpus: str, split: str) -> TarShards:
     return TarShards([DATASETS / corpus / f"{split}-00000.tar"])
 
 
+@dataclass(frozen=True)
+class PairsInMemory:
+    """A source of pairs that are there already."""
+
+    pairs: Sequence[RawPair]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> RawPair:
+        return self.pairs[index]
+
+    def caption(self, index: int) -> str:
+        return self.pairs[index].caption
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.pairs[index].captions
+
+    def name(self, index: int) -> str:
+        return self.pairs[index].name
+
+    def place(self, index: int) -> str:
+        return "memory"
+
+
 def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
     """A tar file of named contents, in the order given."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import CLS_SLOT, train_bpe
 from grr_coca.errors import UserError
-from support import real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar
+from support import PairsInMemory, real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar
 
 PAIRS = real_pairs(20)
 TOKENIZER = train_bpe([pair.caption for pair in PAIRS], 320)
@@ -34,7 +34,7 @@ def shard(tmp_path):
 
 
 def captions(*texts: str):
-    return [with_caption(pair, text) for pair, text in zip(PAIRS, texts, strict=False)]
+    return PairsInMemory([with_caption(pair, text) for pair, text in zip(PAIRS, texts, strict=False)])
 
 
 # --- The same samples, whatever reads them

@@ -16,7 +16,7 @@ from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess, to_bytes, to_pixels
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.errors import UserError
-from support import real_pairs
+from support import PairsInMemory, real_pairs
 
 STRONG = Augmentation(scale=(0.8, 1.2), shift=0.1, rotate=15, jitter=0.3, grey=0.2)
 
@@ -33,7 +33,7 @@ def look():
     tokenizer = train_bpe([pair.caption for pair in pairs], 300)
 
     def make(seed: int, epoch: int, sample: int, augmentation: Augmentation = STRONG) -> torch.Tensor:
-        dataset = PairDataset(pairs, tokenizer, Preprocess(32), 24, augmentation=augmentation, seed=seed)
+        dataset = PairDataset(PairsInMemory(pairs), tokenizer, Preprocess(32), 24, augmentation=augmentation, seed=seed)
         return dataset[SampleRef(epoch, sample)].image
 
     return make

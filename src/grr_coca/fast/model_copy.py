@@ -48,10 +48,12 @@ FAST_LAYERS = {
 def fast_copy(model: Module) -> Module:
     """A copy for inference that gives the same numbers but for rounding, faster.
 
-    The copy belongs to whoever makes it: keep it for as long as it is of use. It shares the parameters of the model and
-    holds some of them a second time, laid out anew, so it is good for the weights as they are now. After they changed,
-    make a new one. The model itself is returned where nothing can be made faster: on other devices, in other
-    precisions, within autocast, and if it is such a copy already.
+    The caller owns the copy, and keeps it for as long as it is of use. The copy shares the parameters of the model and
+    holds some of them a second time in another layout, so it is valid for the weights as they are now. After the
+    weights changed, make a new one.
+
+    The model itself is returned where nothing can be made faster: on other devices, in other precisions, within
+    autocast, and if it is such a copy already.
     """
     modules = list(model.modules())
     is_copy = any(isinstance(module, FastLinear) for module in modules)

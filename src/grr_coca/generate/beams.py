@@ -1,6 +1,6 @@
-"""Beam search, in groups that keep apart from each other (diverse beam search, arXiv 1610.02424).
+"""Beam search in groups that avoid each other's tokens (diverse beam search, arXiv 1610.02424).
 
-Shapes: B images, K beams of an image (G groups of N in a row), T new tokens so far, P prompt tokens, S slots of the
+Shapes: B images, K beams of an image (G groups of N neighbours), T new tokens so far, P prompt tokens, S slots of the
 caches, V vocabulary.
 """
 
@@ -20,17 +20,17 @@ from grr_coca.generate.topk import largest
 
 
 class Beams(NamedTuple):
-    """Captions that go on. `scores`: summed log-probabilities under the rules, -inf where there is no beam."""
+    """Captions that have not ended. `scores`: sums of log-probabilities under the rules, -inf without a beam."""
 
     token_ids: Int[Tensor, "B K T"]
     log_probs: Float[Tensor, "B K T"]
     scores: Float[Tensor, "B K"]
     visible: Bool[Tensor, "B K S"]
-    """Which slots of the image's caches hold a beam's own past."""
+    """Slots of the image's caches that hold the past of each beam."""
 
 
 class Choice(NamedTuple):
-    """The best continuations of a group, best first: which beam, which token, and the new summed score."""
+    """The best continuations of a group, best first: the beam, the token, and the new sum of scores."""
 
     parents: Int[Tensor, "B C"]
     token_ids: Int[Tensor, "B C"]
@@ -42,7 +42,7 @@ class Choice(NamedTuple):
 
 
 class BeamSearch:
-    """The beams of all images side by side. No image looks at another."""
+    """Beam search of all images of a batch together. The beams of one image do not depend on the other images."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class BeamSearch:
         return [self._best(pools) for pools in self.pools]
 
     def _advance(self, last: bool) -> None:
-        """Choose the next tokens, group by group; ends go to the pools, and with the last step all the rest."""
+        """Choose the next tokens, group by group. Captions that end go to the pools; at the last step all do."""
         beams, num_vocab = self.beams, self.logits.shape[-1]
         log_probs = self.logits.log_softmax(dim=-1)
         allowed = apply_rules(log_probs, beams.token_ids.flatten(0, 1), self.options, self.eos_id)
@@ -107,7 +107,7 @@ class BeamSearch:
     def _best_of_group(
         self, scores: Float[Tensor, "B K C"], ids: Int[Tensor, "B K C"], taken: Float[Tensor, "B V"], group: int
     ) -> Choice:
-        """Twice as many continuations as beams: at most one of each beam ends it, so enough go on."""
+        """The best continuations, twice as many as there are beams. At most one per beam ends it, so enough do not."""
         start, num_candidates = group * self.group_size, scores.shape[-1]
         scores, ids = (field[:, start : start + self.group_size].flatten(1) for field in (scores, ids))
         ranked = scores
@@ -117,7 +117,7 @@ class BeamSearch:
         return Choice(best // num_candidates + start, ids.gather(1, best), scores.gather(1, best))
 
     def _collect(self, choice: Choice, log_probs: Float[Tensor, "R V"], group: int) -> None:
-        """Ends among the first N continuations are finished captions."""
+        """Add the captions that end, among the first N continuations, to the pool."""
         ends = (choice.token_ids == self.eos_id) & choice.scores.isfinite()
         for image, rank in ends[:, : self.group_size].nonzero().tolist():
             parent = int(choice.parents[image, rank])
@@ -127,7 +127,7 @@ class BeamSearch:
             self.pools[self.running[image]][group].add(ids, probs, float(choice.scores[image, rank]))
 
     def _go_on(self, choice: Choice, log_probs: Float[Tensor, "R V"]) -> None:
-        """Each beam becomes its parent with one more token. Keys and values stay where they are."""
+        """Replace each beam by its parent with one more token. Keys and values stay where they are."""
         beams, parents = self.beams, choice.parents
         images = torch.arange(len(parents), device=parents.device)[:, None]
         own = log_probs.unflatten(0, (-1, self.num_beams))[images, parents, choice.token_ids]
@@ -140,14 +140,14 @@ class BeamSearch:
         )
 
     def _collect_the_rest(self) -> None:
-        """At the greatest length, captions without an end are finished too."""
+        """Add the captions that have not ended to the pools, as they have reached the greatest length."""
         for image, beam in self.beams.scores.isfinite().nonzero().tolist():
             ids, log_probs, scores, _ = (field[image, beam] for field in self.beams)
             pool = self.pools[self.running[image]][beam // self.group_size]
             pool.add(ids.tolist(), log_probs.tolist(), float(scores))
 
     def _let_go(self) -> None:
-        """Groups that nothing can improve stop; images whose groups have all stopped leave the batch."""
+        """Stop groups whose pool cannot improve. Images whose groups have all stopped leave the batch."""
         scores = self.beams.scores.clone().unflatten(1, (self.num_groups, -1))  # B G N
         length = self.beams.token_ids.shape[2]
         for i, image in enumerate(self.running):

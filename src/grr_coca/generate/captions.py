@@ -19,8 +19,8 @@ from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate.beams import BeamSearch
 from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.generate.hypothesis import Hypothesis
+from grr_coca.generate.independent import decode_independently
 from grr_coca.generate.options import GenerationOptions
-from grr_coca.generate.rows import decode_rows
 from grr_coca.generate.sampling import uniform_draws
 from grr_coca.model import CoCa
 from grr_coca.model.coca import EncodedImage
@@ -61,8 +61,8 @@ def generate(
     """Caption preprocessed images, in evaluation mode; the model's mode is restored.
 
     Args:
-        model: any CoCa. On a CPU, a fast copy of it is made for this call; whoever calls more than once makes it
-            beforehand, and gives it in the model's place (`grr_coca.fast.model_copy.fast_copy`).
+        model: any CoCa. On a CPU, a fast copy of it is made for this call. A caller of many batches makes the copy
+            itself, and passes it in place of the model (`grr_coca.fast.model_copy.fast_copy`).
         tokenizer: the one that the model was trained with.
         images: on any device.
         options: how to decode.
@@ -120,11 +120,11 @@ def _search(
     uniforms = None
     if options.temperature is not None:
         uniforms = uniform_draws(options.seed, keys, options.num_captions, max_length).to(prompt_ids.device)
-    return decode_rows(decoder, prompt_ids, options, max_length, eos_id, uniforms)
+    return decode_independently(decoder, prompt_ids, options, max_length, eos_id, uniforms)
 
 
 def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids: int) -> int:
-    """New tokens that may follow: [BOS], the prompt, [EOS] and [CLS] take their places in the context."""
+    """New tokens that the context has room for, besides [BOS], the prompt, [EOS] and [CLS]."""
     room = context_length - num_prompt_ids - 2
     if room < 1:
         raise UserError(f"the prompt has {num_prompt_ids - 1} tokens, at most {context_length - 4} leave room for more")
@@ -144,7 +144,7 @@ def _caption(tokenizer: Tokenizer, prompt_ids: Sequence[int], hypothesis: Hypoth
 
 
 def caption_images(checkpoint: Checkpoint, images: Float[Tensor, "B 3 S S"]) -> list[str]:
-    """The most likely caption, word by word, of each preprocessed image."""
+    """The caption of each preprocessed image by greedy decoding: the likeliest token at every step."""
     generated = generate(checkpoint.model, checkpoint.tokenizer, images)
     captions = [best.text for best, *_ in generated.captions]
     warn_if_repeated(captions)
@@ -152,7 +152,7 @@ def caption_images(checkpoint: Checkpoint, images: Float[Tensor, "B 3 S S"]) -> 
 
 
 def warn_if_repeated(captions: Sequence[str]) -> None:
-    """Warn when most of many images got one and the same caption: the sign of weights that were never trained."""
+    """Warn if more than half of eight or more images got one caption: weights that were never trained give that."""
     if len(captions) < 8:
         return
     caption, count = Counter(captions).most_common(1)[0]

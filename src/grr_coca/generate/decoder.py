@@ -1,6 +1,6 @@
-"""The model as a caption decoder sees it: token ids in, logits of the next token out, the past kept in caches.
+"""One step of decoding: token ids in, logits of the next token out. Keys and values of earlier tokens are cached.
 
-Shapes: B images, R rows of captions (R / B in a row belong to one image), T new tokens, S slots, Q image tokens,
+Shapes: B images, R rows of captions (R / B neighbours belong to one image), T new tokens, S slots, Q image tokens,
 V vocabulary.
 """
 
@@ -21,14 +21,14 @@ from grr_coca.model import CoCa
 Context = Float[Tensor, "B Q C"] | KeyValues
 
 FEWEST_IMAGES = 4
-"""With fewer, reading the projections' weights at each step takes longer than projecting once."""
+"""With fewer images, reading the weights of the projections at each step takes longer than projecting them once."""
 
 
 class CachedDecoder:
-    """Both text halves with their caches. What is read of an image is made once and never copied per caption.
+    """Both halves of the text decoder with their caches. Captions of one image share what they read of it.
 
-    `num_captions` of each image will be decoded, `num_reads` tokens in all: with few of either,
-    `AbsorbedCrossAttention` is cheaper than keys and values.
+    `num_captions`: how many captions of each image will be decoded; `num_reads`: how many tokens they have together.
+    With few of either, `AbsorbedCrossAttention` is cheaper than keys and values.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class CachedDecoder:
         return at_least_fp32(multimodal.lm_head(multimodal.norm(x[:, -1])))
 
     def repeat(self, count: int) -> None:
-        """Give each line of slots `count` copies in a row: several captions go on from one prompt."""
+        """Copy each line of slots `count` times, so that several captions continue one prompt."""
         lines = torch.arange(self.num_images, device=next(self.model.parameters()).device).repeat_interleave(count)
         self._select_lines(lines)
 
     def keep(self, images: Int[Tensor, " B"], lines: Int[Tensor, " L"]) -> None:
-        """Go on with some images and their lines of slots alone."""
+        """Keep only these images and these lines of slots."""
         self.contexts = [
             KeyValues(*(kept[images] for kept in context)) if isinstance(context, KeyValues) else context[images]
             for context in self.contexts
@@ -86,7 +86,7 @@ class CachedDecoder:
 
 
 def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_captions: int, num_reads: int) -> Context:
-    """What a block reads of the images: their tokens, or its keys and values, laid out head by head."""
+    """What a block reads of the images: their tokens, or its own keys and values of them, laid out head by head."""
     attn = cast(CrossAttention | AbsorbedCrossAttention, block.cross_attn)
     enough = len(image_tokens) >= FEWEST_IMAGES
     # One query at a time waits for memory, and all blocks read the same tokens, half of what keys and values are.

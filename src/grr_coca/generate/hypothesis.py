@@ -1,10 +1,11 @@
-"""A caption in token ids, as the searches hand it on."""
+"""A caption in token ids, the result of decoding."""
 
 from typing import NamedTuple
 
 
 class Hypothesis(NamedTuple):
-    """New tokens, the end token included if there is one; the model's own log-probability of each; the rank's score."""
+    """The new tokens, with the end token if there is one; the model's own log-probability of each; the score by which
+    captions are ranked."""
 
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...]

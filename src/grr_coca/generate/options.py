@@ -31,28 +31,29 @@ class GenerationOptions:
     max_length: int | None = None
     """New tokens at most, the end token among them; None: as many as the context holds."""
     min_length: int = 0
-    """New tokens that come before the end at least."""
+    """New tokens before the end token, at least."""
     temperature: float | None = None
-    """Draw from the softmax of logits / temperature; None: no draw."""
+    """Sample from the softmax of logits / temperature; None: no sampling."""
     top_k: int | None = None
-    """Draw from the k likeliest tokens."""
+    """Sample from the k likeliest tokens."""
     top_p: float | None = None
-    """Draw from the fewest tokens that hold this probability (nucleus, arXiv 1904.09751)."""
+    """Sample from the smallest set of tokens whose probabilities sum to at least this (nucleus sampling, arXiv
+    1904.09751)."""
     min_p: float | None = None
-    """Draw from tokens at least this probable in units of the likeliest one's probability (arXiv 2407.01082)."""
+    """Sample from tokens whose probability is at least this share of the likeliest one's (arXiv 2407.01082)."""
     num_beams: int = 1
     num_beam_groups: int = 1
-    """Groups that the beams are divided into; they search one after the other (arXiv 1610.02424)."""
+    """Groups of equal size that the beams are divided into (diverse beam search, arXiv 1610.02424)."""
     diversity_penalty: float = 0.0
-    """Taken from a token's score for each beam of an earlier group that has just chosen it."""
+    """Penalty subtracted from a token's score for every beam of an earlier group that chose the token at this step."""
     length_penalty: float = 1.0
     """Captions are ranked by log-probability / length ** length_penalty; above 1 favours long ones."""
     repetition_penalty: float = 1.0
-    """Log-probabilities of tokens that the caption already has are multiplied by it (CTRL, arXiv 1909.05858)."""
+    """The log-probabilities of tokens that the caption already has are multiplied by this (CTRL, arXiv 1909.05858)."""
     no_repeat_ngram: int = 0
-    """No n tokens in a row come twice; 0: they may."""
+    """No sequence of n tokens occurs twice; 0: no such rule."""
     num_captions: int = 1
-    """Captions per image: draws, or the best beams."""
+    """Captions per image: samples, or the best beams."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -14,15 +14,16 @@ class Pool:
         self.hypotheses: list[Hypothesis] = []
 
     def add(self, token_ids: Sequence[int], log_probs: Sequence[float], summed: float) -> None:
-        """Take a finished caption in; the worst one leaves if there are too many."""
+        """Add a finished caption. If there are too many, drop the worst."""
         score = self._normalized(summed, len(token_ids))
         self.hypotheses.append(Hypothesis(tuple(token_ids), tuple(log_probs), score))
         self.hypotheses = sorted(self.hypotheses, key=lambda hypothesis: -hypothesis.score)[: self.size]
 
     def can_improve(self, summed: float, next_length: int, max_length: int) -> bool:
-        """Whether a caption that goes on with this summed score may still come in.
+        """Whether a caption with this sum of scores, if it is continued, may still be among the best.
 
-        A sum of log-probabilities only falls, so it is the bound of all that follow, at the length that suits it best.
+        Log-probabilities are negative, so no continuation has a greater sum. It is divided by the length that suits it
+        best.
         """
         if len(self.hypotheses) < self.size:
             return summed > -float("inf")

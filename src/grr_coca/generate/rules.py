@@ -1,4 +1,4 @@
-"""Rules on what may follow: pure functions on log-probabilities.
+"""Rules on the next token: pure functions of log-probabilities.
 
 Shapes: R rows of captions, T new tokens so far, V vocabulary. A token that is ruled out has log-probability -inf.
 """
@@ -16,7 +16,7 @@ NOTHING_LEFT = "the rules leave no token to go on with: lower min_length, or rai
 def apply_rules(
     log_probs: Float[Tensor, "R V"], new_ids: Int[Tensor, "R T"], options: GenerationOptions, eos_id: int
 ) -> Float[Tensor, "R V"]:
-    """All rules of the options; the input itself where there are none."""
+    """Apply all rules of the options. Without rules, the input itself is returned."""
     if options.repetition_penalty != 1:
         log_probs = penalize_repetition(log_probs, new_ids, options.repetition_penalty)
     if new_ids.shape[1] < options.min_length:
@@ -27,10 +27,10 @@ def apply_rules(
 
 
 def require_a_choice(log_probs: Float[Tensor, "R V"], going_on: Bool[Tensor, " R"]) -> None:
-    """Rows that go on must have a token to go on with.
+    """Make sure that the rules leave at least one token for every caption that has not ended.
 
     Raises:
-        UserError: the rules have left none.
+        UserError: they do not.
     """
     if (log_probs.amax(dim=-1).isneginf() & going_on).any():
         raise UserError(NOTHING_LEFT)
@@ -39,22 +39,23 @@ def require_a_choice(log_probs: Float[Tensor, "R V"], going_on: Bool[Tensor, " R
 def penalize_repetition(
     log_probs: Float[Tensor, "R V"], new_ids: Int[Tensor, "R T"], penalty: float
 ) -> Float[Tensor, "R V"]:
-    """Multiply the log-probability of each token that a row has by `penalty`, once, however often it came.
+    """Multiply the log-probability of each token that a row already has by `penalty`, once per token.
 
-    On log-probabilities, not on logits as in CTRL: logits may be shifted at will, so their sign means nothing.
+    CTRL multiplies logits. Adding a constant to all logits changes no probability but the sign of some, so
+    log-probabilities are used here.
     """
     return log_probs.scatter(1, new_ids, log_probs.gather(1, new_ids) * penalty)
 
 
 def without_end(log_probs: Float[Tensor, "R V"], eos_id: int) -> Float[Tensor, "R V"]:
-    """Rule the end token out."""
+    """Rule out the end token."""
     return log_probs.index_fill(1, torch.tensor([eos_id], device=log_probs.device), -torch.inf)
 
 
 def without_repeated_ngrams(
     log_probs: Float[Tensor, "R V"], new_ids: Int[Tensor, "R T"], n: int
 ) -> Float[Tensor, "R V"]:
-    """Rule out what would complete n tokens in a row that the row already has."""
+    """Rule out every token that would repeat a sequence of n tokens of its row."""
     if new_ids.shape[1] < n:
         return log_probs
     ngrams = new_ids.unfold(1, n, 1)  # R, T - n + 1, n

@@ -1,4 +1,4 @@
-"""Drawing the next token: pure functions on logits, and a source of chance of its own for each caption.
+"""Sampling of the next token: pure functions of logits, and random numbers of its own for each caption.
 
 Shapes: R rows of captions, V vocabulary. A token that cannot be drawn has logit -inf.
 """
@@ -15,7 +15,7 @@ from grr_coca.generate.options import GenerationOptions
 from grr_coca.generate.topk import largest
 
 LOOKS = (128, 1024)
-"""Tokens that the nucleus is looked for among, before all are."""
+"""The nucleus is searched for among so many of the likeliest tokens first, and then among all."""
 
 
 def draw(
@@ -35,9 +35,9 @@ def draw(
 
 
 def keep_top_p(logits: Float[Tensor, "R V"], p: float) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
-    """The fewest tokens whose probabilities sum to at least p, likeliest first, and which they are.
+    """The logits and ids of the smallest set of tokens whose probabilities sum to at least p, likeliest first.
 
-    Rows that keep fewer than others have logits of -inf behind them.
+    Rows that keep fewer tokens than others are filled up with logits of -inf.
     """
     total = logits.logsumexp(dim=-1, keepdim=True)
     for num_looked_at in (*LOOKS, logits.shape[1]):  # to sort a large vocabulary would take longer than the model
@@ -50,19 +50,20 @@ def keep_top_p(logits: Float[Tensor, "R V"], p: float) -> tuple[Float[Tensor, "R
 
 
 def keep_min_p(logits: Float[Tensor, "R V"], p: float) -> Float[Tensor, "R V"]:
-    """Keep the tokens that are at least p times as likely as the likeliest."""
+    """Rule out tokens less than p times as probable as the likeliest one."""
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), -math.inf)
 
 
 def inverse_cdf(logits: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
-    """The token at which the summed probability passes each uniform number."""
+    """The first token at which the cumulative probability exceeds the uniform number of its row."""
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
     passed = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
     return passed.clamp(max=logits.shape[1] - 1)
 
 
 def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int) -> Float[Tensor, "R length"]:
-    """Numbers in [0, 1), fp64, on the CPU: a row for each draw of each key, from the seed, the key and no other row."""
+    """Random numbers in [0, 1), fp64, on the CPU: a row for each draw of each key. A row depends on the seed, its key
+    and its number only."""
     rows = []
     for key in keys:
         for i in range(num_draws):

@@ -1,1 +1,1 @@
-"""The parts of a transformer, each in one file, none of which knows of a model."""
+"""The parts of a transformer, one in each file. None of them knows a model."""

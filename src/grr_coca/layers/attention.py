@@ -17,7 +17,7 @@ class SelfAttention(nn.Module):
     """Attention of a sequence to itself. The layout of the tokens says which of them see each other.
 
     `qk_norm` normalizes the queries and keys of each head (arXiv 2302.05442), or leaves them as they are. Then `rotary`
-    turns them by their positions; None leaves positions to the embeddings.
+    rotates them by their positions; None leaves positions to the embeddings.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, rotary: Rotary | None, qk_norm: nn.Module | None = None) -> None:
@@ -48,7 +48,7 @@ class CrossAttention(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
 
     def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
-        """Keys and values of a context that will be read more than once."""
+        """Keys and values of a context. A caller that reads it more than once gives them in its place."""
         return KeyValues(*self.kv_proj(context).unflatten(-1, (2, self.num_heads, -1)).unbind(2))  # B S H Dh
 
     def forward(

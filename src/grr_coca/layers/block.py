@@ -51,7 +51,7 @@ class CrossBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout
     ) -> Float[Tensor, "R T D"]:
-        """One layer. The context is not normalized here: whoever makes it has done so."""
+        """One layer. The context must be normalized already."""
         x = x + self.attn(self.attn_norm(x), layout)
         x = x + self.cross_attn(self.cross_attn_norm(x), context, layout)
         return x + self.feed_forward(self.ffn_norm(x))

@@ -1,4 +1,4 @@
-"""The feed-forward of a block: GEGLU, or the GELU MLP that it replaces.
+"""The feed-forward part of a block: GEGLU, or the GELU MLP that it replaces.
 
 Shapes: B batch, T tokens, D width.
 """
@@ -18,7 +18,7 @@ class GEGLU(nn.Module):
         self.down_proj = nn.Linear(hidden_dim, embed_dim, bias=False)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Each token by itself."""
+        """Apply it to every token separately."""
         return self.down_proj(F.gelu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -31,5 +31,5 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(hidden_dim, embed_dim)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Each token by itself."""
+        """Apply it to every token separately."""
         return self.down_proj(F.gelu(self.up_proj(x)))

@@ -11,7 +11,7 @@ from grr_coca.layers.precision import at_least_fp32
 class RMSNorm(nn.Module):
     """`x / rms(x) * weight` over the last dimension (Zhang and Sennrich, arXiv 1910.07467).
 
-    The mean of squares is taken in fp32 at least: eight bits of mantissa do not survive the sum.
+    The mean of squares is computed in fp32 or better: with the eight bits of bf16 the sum would lose most of them.
     """
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:

@@ -1,4 +1,4 @@
-"""The attentional pooler: learned queries read a sequence of any length."""
+"""The attentional pooler: learned queries attend to a sequence of any length."""
 
 import torch
 from jaxtyping import Float

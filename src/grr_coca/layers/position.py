@@ -1,4 +1,4 @@
-"""Learned absolute positions, the part that RoPE replaces."""
+"""Learned absolute positions, which RoPE replaces."""
 
 import torch
 from jaxtyping import Float
@@ -20,8 +20,8 @@ class LearnedPosition(nn.Module):
 
 
 class NoPosition(nn.Module):
-    """Leaves positions to RoPE."""
+    """Adds nothing: positions are left to RoPE."""
 
     def forward(self, x: Float[Tensor, "B T D"], _: Positions) -> Float[Tensor, "B T D"]:
-        """x."""
+        """x as it is."""
         return x

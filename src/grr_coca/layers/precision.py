@@ -1,9 +1,9 @@
-"""Where eight bits of mantissa are not enough."""
+"""For computations in which the precision of bf16 is not enough."""
 
 import torch
 from torch import Tensor
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """The tensor in fp32 if it is of less precision, else as it is."""
+    """The tensor in fp32, or as it is if its precision is that or higher."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

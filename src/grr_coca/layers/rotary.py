@@ -2,8 +2,8 @@
 
 Shapes: T positions, C = head width / 2 complex channels.
 
-Neighbouring channels (2c, 2c + 1) form the complex number that is turned: a complex product is three times
-faster than the rotate-half form in eager mode on a CPU.
+Neighbouring channels (2c, 2c + 1) form the complex number that is rotated. In eager mode on a CPU, a complex product is
+three times as fast as the rotate-half form.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,8 @@ from grr_coca.layers.precision import at_least_fp32
 LINE_BASE = 10_000.0
 """RoFormer's base, for text and for patches in raster order."""
 GRID_BASE = 100.0
-"""Base for the rows and columns of an image: a few dozen positions, so no wavelength of thousands is of use."""
+"""Base for the rows and columns of an image, which has a few dozen of them: wavelengths of thousands would be of no
+use."""
 
 
 def line_angles(num_positions: int, head_dim: int) -> Float[Tensor, "T C"]:
@@ -29,7 +30,7 @@ def line_angles(num_positions: int, head_dim: int) -> Float[Tensor, "T C"]:
 def grid_angles(grid_size: int, head_dim: int) -> Float[Tensor, "T C"]:
     """Angles of the patches of a square grid in raster order, in radians.
 
-    Axial: the first half of the channels turns with the row, the second half with the column.
+    Axial: the first half of the channels is rotated by the row, the second half by the column.
     """
     steps = torch.arange(grid_size)
     rows, columns = steps.repeat_interleave(grid_size), steps.repeat(grid_size)
@@ -43,7 +44,7 @@ def _angles(positions: Tensor, num_channels: int, base: float) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Turns queries and keys by the angle of their position; values are never turned."""
+    """Rotates queries and keys by the angle of their position."""
 
     table: Complex64[Tensor, "T C"]
 
@@ -53,7 +54,7 @@ class Rotary(nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
-        """Turn the vectors of every token by its position, N projections (query, key) and H heads at once."""
+        """Rotate the vectors of every token by its position, N projections (query, key) and H heads at once."""
         turns = self.table[positions]  # T C, or B T C where every row has positions of its own
         turned = torch.view_as_complex(at_least_fp32(x).unflatten(-1, (-1, 2))) * turns[..., None, None, :]
         return torch.view_as_real(turned).flatten(-2).type_as(x)

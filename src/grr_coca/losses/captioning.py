@@ -1,6 +1,6 @@
 """The captioning loss: cross-entropy of each next token, the end token included.
 
-Shapes: M tokens to predict, D width of what they are predicted from, V vocabulary.
+Shapes: M tokens to predict, D width of the states that they are predicted from, V vocabulary.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The contrastive loss: image and text of a pair are drawn together, those of different pairs apart.
+"""The contrastive loss: it draws image and text of a pair together, and those of different pairs apart.
 
 Shapes: B pairs of the batch, b of them on this rank, E embedding width.
 """

@@ -1,4 +1,4 @@
-"""The model, one file per box of CoCa's figure; `build` is the one place that chooses parts."""
+"""The model: one file for each box of CoCa's figure, and `build`, which chooses the parts."""
 
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa

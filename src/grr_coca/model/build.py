@@ -1,4 +1,4 @@
-"""From config to model: the one place where parts are chosen."""
+"""Builds a model from its config. This is the one place where parts are chosen."""
 
 import torch.nn.functional as F
 from torch import nn
@@ -26,7 +26,7 @@ from grr_coca.model.text_decoder import TextDecoder
 
 
 def build(config: CoCaConfig, seed: int = 0) -> CoCa:
-    """The model of a config, its weights drawn from `seed` and from nothing else."""
+    """The model of a config. Its weights depend on `seed` only."""
     image, text, poolers = config.image_encoder, config.text_decoder, config.poolers
     image_dim, text_dim = image.transformer.embed_dim, text.transformer.embed_dim
 

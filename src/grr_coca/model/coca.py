@@ -31,7 +31,7 @@ MAX_LOGIT_SCALE = math.log(100.0)
 
 
 class EncodedImage(NamedTuple):
-    """`tokens`: what captions attend to; `embedding`: of unit length, what texts are compared with."""
+    """`tokens`: what captions attend to; `embedding`: of unit length, compared with those of texts."""
 
     tokens: Float[Tensor, "B Q D"]
     embedding: Float[Tensor, "B E"]

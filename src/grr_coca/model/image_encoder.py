@@ -14,7 +14,8 @@ from grr_coca.layers.layout import PLAIN, Plain
 class ImageEncoder(nn.Module):
     """Pixels to patch tokens: embed the patches, add positions (or leave them to RoPE), blocks, final norm.
 
-    Registers (arXiv 2309.16588), learned tokens without a position, run through the blocks and are then dropped.
+    Registers (arXiv 2309.16588) are learned tokens without a position. They pass through the blocks, then they
+    are dropped.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class ImageEncoder(nn.Module):
     def forward(
         self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B P D"]:
-        """Encode images of the configured size, or K of their patches alone (FLIP, arXiv 2212.00794)."""
+        """Encode images of the configured size, or only K patches of each (FLIP, arXiv 2212.00794)."""
         x = self.patch_embed(patchify(images, self.patch_size))  # B P D
         x, layout = self.position(x, PLAIN.positions), PLAIN
         if kept_patches is not None:

@@ -1,16 +1,16 @@
-"""All initialisation, in one place. Every parameter is written here, whatever was in its memory before.
+"""Initialisation of all weights, in one place. Every parameter is written here.
 
 | parameters | drawn from |
 |---|---|
 | matrices | N(0, 1 / fan_in) |
 | matrices that end a residual branch (`out_proj`, `down_proj` of blocks) | the same / sqrt(number of branches) |
 | token and [CLS] embeddings | N(0, 1 / width) |
-| learned queries | N(0, 1): as long as the normalized tokens that they are compared with, or all of them attend alike |
+| learned queries | N(0, 1): as long as the normalized tokens that they attend to; shorter ones would all attend alike |
 | learned positions, registers, bias of patches | N(0, 0.02²), ViT's; a blank patch must not become a zero vector |
 | norms; other biases | weight 1; 0 |
 | `logit_scale`, `logit_bias` | log(1 / 0.07), none: CoCa's temperature; with a sigmoid, SigLIP's log 10 and -10 |
 
-The draws depend on the parameter's name and the seed alone, so parts that two models share start equal in both.
+The draws depend on the name of the parameter and the seed only, so parts that two models share start equal.
 """
 
 import hashlib
@@ -54,7 +54,8 @@ def init_weights(model: CoCa, seed: int) -> None:
 
 
 def _residual_branches(model: CoCa) -> dict[str, int]:
-    """How many branches add to the residual stream of each stack. The two halves of the text decoder are one."""
+    """The number of branches that add to the residual stream of each stack. Both halves of the text decoder are one
+    stack."""
     image = 2 * len(model.image_encoder.blocks)
     text = 2 * len(model.text_decoder.blocks) + 3 * len(model.multimodal_decoder.blocks)
     return {"image_encoder": image, "text_decoder": text, "multimodal_decoder": text}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class RawPair:
         return (self.caption, *self.more_captions)
 
 
+@runtime_checkable
 class PairSource(Protocol):
     """Pairs by index. What is wrong with one pair is raised as a `BadSample` when that pair is read."""
 

@@ -1,4 +1,4 @@
-"""A running average of the weights: often better than the weights themselves, above all before the rate has fallen."""
+"""A running average of the weights. It is often better than the weights, above all while the learning rate is high."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ NUM_UPDATES = "num_updates"
 class Ema:
     """Exponential moving average of a model's trainable parameters, kept in fp32 at least.
 
-    After each update, average ← d · average + (1 - d) · weights. The decay d starts low, or the random weights of the
-    beginning would stay in the average for 1 / (1 - decay) steps: the n-th update, from 0, has
-    d = min(decay, (1 + n) / (10 + n)). Works on plain parameters and on sharded ones (DTensor).
+    After each update, average ← d · average + (1 - d) · weights. The n-th update, counted from 0, has
+    d = min(decay, (1 + n) / (10 + n)). With a d that starts low, the random weights of the beginning soon leave the
+    average. Works on plain parameters and on sharded ones (DTensor).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -29,7 +29,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights in as they are now; call it once after every step of the optimizer."""
+        """Add the weights as they are now. Call it once after every step of the optimizer."""
         decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
         weights = (at_least_fp32(weight.detach()) for weight in self._weights.values())
         for average, weight in zip(by_kind(self._average.values()), by_kind(weights), strict=True):
@@ -37,13 +37,13 @@ class Ema:
         self._num_updates += 1
 
     def apply(self) -> None:
-        """Give the model the average for weights, for good."""
+        """Replace the weights of the model by their average, for good."""
         self._copy(self._average, self._weights)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model with the average for weights, for evaluation and for keeping; afterwards with its own again, bit
-        for bit, even after an exception."""
+        """Replace the weights by their average within the context. Afterwards, even after an exception, they are what
+        they were, bit for bit."""
         own = {name: weight.detach().clone() for name, weight in self._weights.items()}
         try:
             self.apply()

@@ -1,12 +1,15 @@
-"""The gradients of CoCa's loss over the global batch: exact, in however many pieces and on however many ranks.
+"""The exact gradients of CoCa's loss over the global batch, computed in pieces and on several ranks.
 
 The loss itself is `grr_coca.losses.batch_loss`, which takes a batch in one piece on one process. A test holds the
 gradients made here equal to its own.
 
-The captioning loss is a sum over tokens, so the pieces of a batch just add up. The contrastive loss is not: it
-compares every pair with every other. So it is cut at the embeddings (Gao et al., arXiv 2101.06983): first all
-embeddings, then the loss with its gradient with respect to them, and then, piece by piece, `<embedding, gradient>`,
-a sum over pairs that has the same gradient with respect to the weights.
+The captioning loss is a sum over tokens, so the gradients of the pieces add up. The contrastive loss compares every
+pair with every other, so it is cut at the embeddings (Gao et al., arXiv 2101.06983):
+
+1. Compute the embeddings of all pieces.
+2. Compute the loss, and its gradient with respect to the embeddings.
+3. For each piece, differentiate `<embedding, gradient>`, a sum over pairs. It has the same gradient with respect to the
+   weights as the loss.
 
 Shapes: b pairs of this rank, B pairs of the global batch, E embedding width.
 """
@@ -54,8 +57,8 @@ def compute_gradients(
 
     Args:
         model: the model on all ranks.
-        micro_batches: this rank's share of the batch, of as many pairs on every rank. A single one is run once; more
-            of them are run twice, the first time without a graph, so that the memory needed is that of one.
+        micro_batches: this rank's share of the batch, as many pairs as every other rank has. A single one is run once.
+            Several are run twice each, the first time without a graph, so that they need the memory of one.
         num_tokens: tokens to predict in the global batch.
         weights: of the losses.
         precision: the context of forward passes.
@@ -85,10 +88,10 @@ def compute_gradients(
 def contrastive_gradient(
     model: CoCa, local: EmbeddedPairs, batches: Sequence[Batch], weight: float, ranks: Ranks
 ) -> ContrastiveGradient:
-    """The loss of the global batch and its gradients, those of the temperature (and bias) put in their place.
+    """The loss of the global batch and its gradients. Those of temperature and bias are written to their parameters.
 
-    Each rank compares its own pairs with all, which takes b · B similarities, and no rank computes another's. The
-    embeddings of all ranks are gathered once; their gradients are summed on the way back.
+    Each rank compares its own pairs with those of all ranks, b · B similarities. The embeddings are gathered once, and
+    their gradients are summed over the ranks on the way back.
     """
     num_local, first_row = len(local.image), ranks.rank * len(local.image)
     columns = EmbeddedPairs(*(ranks.gather(embedding.detach()).requires_grad_() for embedding in local))
@@ -114,7 +117,10 @@ def _backward(
     weights: LossWeights,
     precision: AbstractContextManager,
 ) -> Float[Tensor, "2"]:
-    """One piece; returns its shares of the captioning loss and the z-loss. `wanted`: gradients of its embeddings."""
+    """The backward pass of one piece; returns its shares of the captioning loss and the z-loss.
+
+    `kept`: its forward pass, if there was one with a graph; `wanted`: the gradients of its embeddings.
+    """
     with precision:
         output = kept or model(batch, num_tokens, weights.z_per_captioning)
     contrastive = (output.image_embedding * wanted.image).sum() + (output.text_embedding * wanted.text).sum()

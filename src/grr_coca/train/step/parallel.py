@@ -1,4 +1,4 @@
-"""How a model is spread over the ranks: a copy on each (DDP), or its weights sharded among them (FSDP2).
+"""A model on several ranks: a copy on each (DDP), or its weights sharded among them (FSDP2).
 
 Shapes: b pairs of this rank, E embedding width.
 """
@@ -23,7 +23,7 @@ from grr_coca.train.recipe import Parallelism
 
 
 class Pass(NamedTuple):
-    """What one forward pass of training gives."""
+    """The result of one forward pass of training."""
 
     image_embedding: Float[Tensor, "b E"]
     text_embedding: Float[Tensor, "b E"]
@@ -31,14 +31,14 @@ class Pass(NamedTuple):
 
 
 class TrainedCoCa(nn.Module):
-    """CoCa up to the captioning loss, so that all parameters are used within one forward pass, as DDP wants it."""
+    """CoCa and its captioning loss in one forward pass, as DDP requires all parameters to be used within it."""
 
     def __init__(self, model: CoCa) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Batch, num_tokens: Int[Tensor, ""], z_weight: float) -> Pass:
-        """One pass over some pairs of a batch that has `num_tokens` to predict; see `captioning_loss`."""
+        """A forward pass over some pairs of a batch of `num_tokens` tokens to predict; see `captioning_loss`."""
         output = self.model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
         labels = batch.labels[batch.labels != IGNORE_INDEX]
         # With FSDP, the head's weight is whole: it belongs to the root, which stays gathered after its forward pass.
@@ -56,9 +56,9 @@ class TrainedCoCa(nn.Module):
 class ParallelModel:
     """A model in training on all ranks. `raw` is CoCa itself, under whose names weights are saved.
 
-    Both wrappers average gradients over the ranks; whoever calls `backward` multiplies its loss by their number, so
-    that what arrives is the sum. Scalars, such as the temperature, are left to the caller: FSDP cannot shard them,
-    and no forward pass uses them, which DDP would wait for.
+    Both wrappers average gradients over the ranks. The caller of `backward` multiplies its loss by the number of ranks
+    to get the sum. Gradients of scalars, such as the temperature, are left to the caller: FSDP cannot shard scalars,
+    and DDP would wait for their use in the forward pass.
     """
 
     def __init__(self, raw: CoCa, parallelism: Parallelism, ranks: Ranks) -> None:
@@ -89,7 +89,7 @@ class ParallelModel:
 
     @contextmanager
     def exchange(self, gradients: bool) -> Iterator[None]:
-        """Whether backward passes in this context end in an exchange of gradients between the ranks."""
+        """Whether backward passes within this context exchange gradients between the ranks."""
         if isinstance(self._forward, DistributedDataParallel) and not gradients:
             with self._forward.no_sync():
                 yield

@@ -18,7 +18,7 @@ from grr_coca.train.step.parallel import ParallelModel
 
 @dataclass(frozen=True)
 class Trainer:
-    """All that a training step needs besides its batch."""
+    """Everything that a training step needs besides its batch."""
 
     model: ParallelModel
     optimizers: Optimizers
@@ -27,9 +27,9 @@ class Trainer:
     ema: Ema | None
 
     def step(self, micro_batches: Sequence[Batch], num_tokens: int, step: int) -> dict[str, float]:
-        """Forward, backward, update; the same numbers come out on every rank.
+        """Forward pass, backward pass and update. Every rank returns the same numbers.
 
-        A loss or gradient that is not finite leaves the weights and the optimizer as they are, on every rank alike.
+        If the loss or a gradient is not finite, all ranks leave the weights and the optimizer as they are.
 
         Args:
             micro_batches: this rank's share of the global batch.
@@ -50,7 +50,7 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model as it is evaluated and kept: with its running average for weights, where there is one."""
+        """The model as it is evaluated and saved: with the running average of its weights, if there is one."""
         if self.ema is None:
             yield
             return

@@ -7,8 +7,8 @@ SINGLE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 # No plugins but those of pyproject.toml, whose sources pytest would rewrite; and each module is compiled once for all
 # processes. Each worker goes through its half of the tests in order, so that what a module shares is made once.
 PYTEST := $(SINGLE) PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
-WORKERS := -n $(JOBS) --dist worksteal
 JOBS ?= 2
+WORKERS := -n $(JOBS) --dist worksteal
 
 # Versions that were tried; see constraints.txt.
 INSTALL := pip install --quiet --disable-pip-version-check

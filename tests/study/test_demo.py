@@ -110,7 +110,7 @@ def steps_saved(out: Path) -> list[str]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's list of processes")
 def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(write_plan, tmp_path, capfd):
-    plan = write_plan()
+    plan = write_plan(schedules={6: 0.5, 600: None})
     recipe, out, other = plan.with_name("pictograms.yaml"), tmp_path / "out", tmp_path / "other"
     recipe.write_text(recipe.read_text().replace("steps: 6", "steps: 60"))
     command = [sys.executable, "-m", "grr_coca", "demo", str(plan), "--out", str(out), "--steps", "60"]

@@ -8,7 +8,7 @@ from grr_coca.errors import UserError
 from grr_coca.study.pace import Pace
 from grr_coca.study.plan import Plan, stages
 
-SECONDS_BESIDES = 25.0
+SECONDS_BESIDES = 30.0
 """Start of the processes, captions, heat maps, report: measured on two cores without AVX-512."""
 RESERVE = 1.04
 """A pace that is measured for seconds is not kept for minutes to the per cent."""
@@ -30,7 +30,7 @@ def timed_schedules(plan: Plan, paces: Sequence[Pace], seconds_spent: float = 0.
     Args:
         plan: with its numerics decided.
         paces: of the arms, measured side by side; the slower one counts.
-        seconds_spent: what the measurement itself took.
+        seconds_spent: what the demo took before, the measurement with it.
     """
     step = max(pace.step for pace in paces)
     evaluation, reading = max(pace.evaluation for pace in paces), max(pace.reading for pace in paces)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
 
@@ -48,6 +48,7 @@ def run(
         dry_run: tell the schedule that would be taken, and end.
         json: with --dry-run, tell it as JSON.
     """
+    began = time.monotonic()
     _check(plan, minutes, steps, dry_run, json)
     from grr_coca.cli.training.opening import opening_lines
     from grr_coca.study.comparison import begin, begun_in, finish, make_folder
@@ -61,7 +62,7 @@ def run(
     if begun is None and not dry_run:
         print("\n".join(opening_lines(asked)))
     with arm_processes() as arms:
-        decided = begun or _decide(asked, arms, minutes, steps, dry_run, json)
+        decided = begun or _decide(asked, arms, _Wishes(minutes, steps, dry_run, json, began))
         if dry_run:
             return
         if begun is None:
@@ -92,23 +93,33 @@ def _begun(begun: "Plan | None", out: Path, steps: int | None) -> "Plan | None":
     return begun
 
 
-def _decide(plan: "Plan", arms: "Arms", minutes: float, steps: int | None, dry_run: bool, json: bool) -> "Plan":
+class _Wishes(NamedTuple):
+    """What the command line asks for, and when the demo began, on the monotonic clock."""
+
+    minutes: float
+    steps: int | None
+    dry_run: bool
+    json: bool
+    began: float
+
+
+def _decide(plan: "Plan", arms: "Arms", wishes: _Wishes) -> "Plan":
     """The plan with the numbers of steps and the precisions that suit this machine."""
     from grr_coca.study.schedule import choose, timed_schedules
 
-    began = time.monotonic()
-    if not json:
+    steps = wishes.steps
+    if not wishes.json:
         print("Measuring the pace of this machine …", file=sys.stderr)
     plan = arms.with_numerics(plan)
-    if steps is not None:
-        plan, minutes = replace(plan, steps=steps, schedules={steps: plan.schedules.get(steps)}), math.inf
-    if steps is not None and not dry_run:
-        return plan
+    if steps is not None and not wishes.dry_run:
+        return replace(plan, steps=steps)
     paces = arms.paces(plan)
-    schedules = timed_schedules(plan, paces, time.monotonic() - began)
+    timed = plan if steps is None else replace(plan, schedules={steps: plan.schedules.get(steps)})
+    minutes = wishes.minutes if steps is None else math.inf
+    schedules = timed_schedules(timed, paces, time.monotonic() - wishes.began)
     taken = choose(schedules, minutes)
     numerics = plan.numerics
-    if json:
+    if wishes.json:
         found = {"steps": taken.steps, "minutes": round(taken.minutes, 1)}
         print(json_format.dumps({**found, "precision": numerics.precision, "muon_precision": numerics.muon_precision}))
     else:

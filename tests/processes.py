@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 import drivers
-from grr_coca.cli import main
+from grr_coca.__main__ import run
 
 TESTS = Path(__file__).parent
 PRELOADED = [
@@ -54,7 +54,11 @@ def cli(*arguments: object, driver: Callable[[], None] | None = None) -> int:
     drivers.shrink()
     if driver is not None:
         driver()
-    return main([str(argument) for argument in arguments])
+    sys.argv = ["grr-coca", *map(str, arguments)]
+    try:
+        run()
+    except SystemExit as end:
+        return int(end.code or 0)
 
 
 class Launch:

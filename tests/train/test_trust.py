@@ -73,6 +73,7 @@ HOSTILE = [
     "training/weights.safetensors",
     "training/ema.safetensors",
     "training/progress.json",
+    "training/numerics.json",
 ]
 
 

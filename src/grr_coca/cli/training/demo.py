@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from grr_coca.study.processes import Arms
     from grr_coca.study.schedule import Schedule
 
+INTERRUPTED = 130
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -33,7 +34,7 @@ def run(
     fresh: Flag = False,
     dry_run: Flag = False,
     json: Flag = False,
-) -> None:
+) -> int:
     """Run the whole comparison: both models pretrained, fine-tuned on three domains, measured and shown.
 
     The pace of this machine decides how long both are pretrained. A demo that was stopped goes on with the same
@@ -61,14 +62,19 @@ def run(
     begun = None if fresh or dry_run else _begun(begun_in(out, asked), out, steps)
     if begun is None and not dry_run:
         print("\n".join(opening_lines(asked)))
-    with arm_processes() as arms:
-        decided = begun or _decide(asked, arms, _Wishes(minutes, steps, dry_run, json, began))
-        if dry_run:
-            return
-        if begun is None:
-            begin(decided, out)
-        results = _train(arms, decided, out)
+    try:
+        with arm_processes() as arms:
+            decided = begun or _decide(asked, arms, _Wishes(minutes, steps, dry_run, json, began))
+            if dry_run:
+                return 0
+            if begun is None:
+                begin(decided, out)
+            results = _train(arms, decided, out)
+    except KeyboardInterrupt:
+        print("interrupted; what was trained is saved, and the same command goes on with it", file=sys.stderr)
+        return INTERRUPTED
     print(f"\n{finish(decided, results, out)}\n\n{_closing_words(decided, out)}")
+    return 0
 
 
 def _check(plan: Path, minutes: float, steps: int | None, dry_run: bool, json: bool) -> None:

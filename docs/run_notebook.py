@@ -2,6 +2,8 @@
 
 import base64
 import io
+import os
+import sys
 from pathlib import Path
 
 import nbformat
@@ -15,6 +17,8 @@ SECONDS = 1800
 def executed(path: Path) -> nbformat.NotebookNode:
     """A notebook with the outputs of a run in its own folder; a cell that fails is an error."""
     notebook = nbformat.read(path, as_version=4)
+    # Its cells call `grr-coca`, which lies beside the Python that runs this, in an environment that need not be active.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     where = {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=SECONDS, resources=where, coalesce_streams=True).execute()
     for cell in notebook.cells:

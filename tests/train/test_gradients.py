@@ -6,6 +6,7 @@ no attention). In fp32, where one pass is itself 1e-6 away from fp64, it is that
 """
 
 import json
+import signal
 
 import pytest
 import torch
@@ -82,7 +83,11 @@ TASKS = [
 def on_two_ranks(tmp_path_factory):
     """The folder of the gradients of two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    launch(folder, on_a_rank, TASKS, folder, ranks=2).finish()
+    launched = launch(folder, on_a_rank, TASKS, folder, ranks=2)
+    if -signal.SIGSEGV in launched.wait():
+        # gloo's own thread died in malloc once in some dozens of runs; what is tested here are gradients.
+        launched = launch(folder, on_a_rank, TASKS, folder, ranks=2)
+    launched.finish()
     return folder
 
 

@@ -21,6 +21,8 @@ from grr_coca.batch import Batch, CoCaOutput
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.pairs import RawPair
 from grr_coca.data.sources.shards.source import TarShards
+from grr_coca.evaluate.metrics import rank_of_first_hit
+from grr_coca.evaluate.retrieval import QueryRanks
 from grr_coca.losses import Losses, LossWeights, batch_loss
 from grr_coca.model import CoCa
 from grr_coca.model.packed_text import pack_text
@@ -186,6 +188,11 @@ def next_token_logits(model: CoCa, token_ids: Tensor, image_tokens: Tensor) -> T
 def make_trainer(model: CoCa, optimizers: Optimizers, weights: LossWeights | None = None) -> Trainer:
     """The training step of one process in fp32 or fp64."""
     return Trainer(ParallelModel(model, "ddp", ALONE), optimizers, weights or LossWeights(), nullcontext(), ema=None)
+
+
+def query_ranks(similarity: Tensor, relevant: Tensor) -> QueryRanks:
+    """What retrieval makes of similarities (queries × candidates), of which some candidates are right."""
+    return QueryRanks(rank_of_first_hit(similarity, relevant), relevant.sum(dim=1), relevant.shape[1])
 
 
 def weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import NoReturn
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -11,6 +12,8 @@ INTERRUPTED = 128 + signal.SIGINT
 
 def run() -> NoReturn:
     """Run the command line, and end the process with its exit code."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a console without an arrow gets a question mark, and no traceback
     try:
         from grr_coca.cli import main  # here: Ctrl-C may come while it is imported
 

@@ -15,8 +15,12 @@ class Stopped(Exception):  # noqa: N818 (nothing went wrong)
     """A run was asked to stop by a signal, and everything is saved. `number` is the signal's."""
 
     def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
+        super().__init__(number, message)  # what pickle gives it back with, from one process to another
         self.number = number
+        self._message = message
+
+    def __str__(self) -> str:
+        return self._message
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

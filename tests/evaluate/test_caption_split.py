@@ -6,32 +6,18 @@ from dataclasses import replace
 import pytest
 
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.pairs import RawPair
 from grr_coca.errors import UserError
 from grr_coca.evaluate.caption_split import Captioned, caption_split, write_captions
-from support import BATCH_SIZE, finished_run, real_pairs
+from support import BATCH_SIZE, PairsInMemory, finished_run, real_pairs
 
 
-class SeveralCaptions:
+class SeveralCaptions(PairsInMemory):
     """Pairs of which the first three are of one image."""
 
     def __init__(self, count: int) -> None:
-        self.pairs = [replace(pair, name="one" if i < 3 else pair.name) for i, pair in enumerate(real_pairs(count))]
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> RawPair:
-        return self.pairs[index]
-
-    def caption(self, index: int) -> str:
-        return self.pairs[index].caption
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return (self.caption(index),)
-
-    def name(self, index: int) -> str:
-        return self.pairs[index].name
+        super().__init__(
+            [replace(pair, name="one" if i < 3 else pair.name) for i, pair in enumerate(real_pairs(count))]
+        )
 
 
 class AllAtOnce(SeveralCaptions):

@@ -11,7 +11,15 @@ from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.checkpoint import as_dataset, evaluate_checkpoint
-from grr_coca.evaluate.split import Embeddings, Scaling, evaluate_split, split_contrastive_loss
+from grr_coca.evaluate.split import (
+    Embeddings,
+    Scaling,
+    aggregate,
+    concatenate,
+    run_pairs,
+    scaling_of,
+    split_contrastive_loss,
+)
 from grr_coca.losses import EmbeddedPairs, LossWeights, contrastive_loss, same_pair
 from grr_coca.train.run.setup import new_checkpoint
 from support import ALONE, BATCH_SIZE, by_caption, real_pairs, tiny_recipe, with_caption, write_shard
@@ -35,7 +43,8 @@ def checkpoint(shard):
 def evaluated(checkpoint, source, batch_size=NUM_PAIRS, contrastive_batch_size=BATCH_SIZE):
     dataset = as_dataset(checkpoint, source)
     loader = make_loader(dataset, EvaluationOrder(len(dataset), batch_size), num_workers=0)
-    return evaluate_split(checkpoint.model, loader, contrastive_batch_size, LossWeights())
+    results = concatenate(run_pairs(checkpoint.model, loader))
+    return aggregate(results, scaling_of(checkpoint.model), contrastive_batch_size, LossWeights())
 
 
 def unit(*rows) -> torch.Tensor:

@@ -14,7 +14,7 @@ from grr_coca.config import CoCaConfig
 from grr_coca.data.dataset import next_token_labels
 from grr_coca.data.rows import pad_rows
 from grr_coca.data.tokenizer import train_bpe
-from grr_coca.evaluate.split import evaluate_split
+from grr_coca.evaluate.split import aggregate, concatenate, run_pairs, scaling_of
 from grr_coca.losses import (
     CaptioningLoss,
     EmbeddedPairs,
@@ -353,7 +353,8 @@ def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(
     expected = (1 + (-signs * similarity).exp()).log().sum() / 4
     found = compute_losses(model, batch)
     assert found.contrastive.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert evaluate_split(model, [batch], 4, LossWeights()).contrastive_loss == pytest.approx(expected.item(), rel=1e-5)
+    evaluation = aggregate(concatenate(run_pairs(model, [batch])), scaling_of(model), 4, LossWeights())
+    assert evaluation.contrastive_loss == pytest.approx(expected.item(), rel=1e-5)
     found.trained.backward()
     assert model.logit_bias.grad.abs() > 0
 

@@ -7,11 +7,10 @@ import torch
 
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
-from grr_coca.evaluate.metrics import recall_at_k
 from grr_coca.model import build
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
 from grr_coca.train.step.optimizer import Optimizers
-from support import compute_losses
+from support import compute_losses, query_ranks
 
 STEPS = 80
 
@@ -33,5 +32,5 @@ def test_one_batch_is_learned_by_heart(
         losses = compute_losses(model, batch)
     similarity, itself = output.image_embedding @ output.text_embedding.T, torch.eye(8, dtype=torch.bool)
     assert losses.captioning < 0.05
-    assert recall_at_k(similarity, itself, 1) == 1.0
-    assert recall_at_k(similarity.T, itself, 1) == 1.0
+    assert query_ranks(similarity, itself).recall(1) == 1.0
+    assert query_ranks(similarity.T, itself).recall(1) == 1.0

@@ -125,9 +125,8 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
         _, said = demo.communicate(timeout=120)
     assert demo.returncode == 130
     assert "Traceback" not in said
-    assert said.splitlines()[-1] == "interrupted; what was trained is saved, and the same command goes on with it"
-    saved = steps_saved(out)
-    assert any("step-" in point for point in saved), "what was trained is kept"
+    assert said.splitlines()[-1] == "SIGINT: what was trained is saved, and the same command goes on with it"
+    assert {point.split("/")[0] for point in steps_saved(out)} == set(PRESETS), "both arms have saved"
 
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as demo:
         try:
@@ -147,6 +146,37 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
     assert_runs_are_complete(other)
     assert_tells_what_was_measured(other)
     assert_holds_everything_itself((other / "report.html").read_text())
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's list of processes")
+def test_a_terminated_demo_saves_and_a_dead_arm_ends_it_with_a_word(write_plan, tmp_path):
+    plan, out = write_plan(), tmp_path / "out"
+    recipe = plan.with_name("pictograms.yaml")
+    recipe.write_text(recipe.read_text().replace("steps: 6", "steps: 100000"))
+    command = [sys.executable, "-m", "grr_coca", "demo", str(plan), "--out", str(out), "--steps", "100000"]
+    logs = [out / preset / "pictograms" / "metrics.jsonl" for preset in PRESETS]
+
+    def ended(end: Callable[[subprocess.Popen], None], begun: int) -> tuple[int, str]:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as demo:
+            wait_until(lambda: all(log.exists() and log.stat().st_size > begun for log in logs))
+            end(demo)
+            _, said = demo.communicate(timeout=120)
+        return demo.returncode, said.splitlines()[-1]
+
+    code, said = ended(lambda demo: demo.terminate(), begun=0)
+    assert (code, said) == (143, "SIGTERM: what was trained is saved, and the same command goes on with it")
+    assert {point.split("/")[0] for point in steps_saved(out)} == set(PRESETS)
+    code, said = ended(
+        lambda demo: os.kill(arms_of(demo.pid)[0], signal.SIGKILL), max(log.stat().st_size for log in logs)
+    )
+    assert code == 2
+    assert said.startswith("error: the process of an arm was ended from outside")
+
+
+def arms_of(pid: int) -> list[int]:
+    """The processes of a demo that train: all but the one that keeps account of resources."""
+    command = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children_of(pid)}
+    return [child for child, line in command.items() if "spawn_main" in line]
 
 
 def arm_of(plan, preset, out):
@@ -250,6 +280,13 @@ def test_wrong_flags_are_refused_at_once(write_plan, capsys, flags, named):
 def test_a_folder_that_cannot_be_written_to_is_a_user_error(refused, tmp_path):
     (tmp_path / "out").write_text("a file, where a folder is to be")
     assert "cannot be written to" in refused()
+
+
+def test_a_demo_that_does_not_say_its_plan_is_left_alone(refused, tmp_path):
+    (tmp_path / "out" / PRESETS[0]).mkdir(parents=True)
+    (tmp_path / "out" / PRESETS[0] / "weights").write_text("hours of work")
+    assert "holds a demo without its plan.yaml; replace it by --fresh" in refused()
+    assert snapshot(tmp_path / "out") == {f"{PRESETS[0]}/weights": b"hours of work"}
 
 
 def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys):

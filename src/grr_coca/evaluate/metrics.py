@@ -8,27 +8,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def recall_at_k(similarity: Float[Tensor, "N M"], relevant: Bool[Tensor, "N M"], k: int) -> float:
-    """Share of queries with a right answer among their k best candidates.
-
-    A query may have several right answers: equal captions, several captions of one image. A tie counts against
-    the right answer, so that a collapsed model, to which all is equal, scores nothing.
-    """
-    return (rank_of_first_hit(similarity, relevant) < k).double().mean().item()
-
-
 def rank_of_first_hit(
     similarity: Float[Tensor, "N M"], relevant: Bool[Tensor, "N M"], tie: float = 0.0
 ) -> Int[Tensor, " N"]:
-    """Number of wrong candidates before the best right one, or level with it: at most `tie` below."""
+    """Number of wrong candidates before the best right one, or level with it: at most `tie` below.
+
+    A query may have several right answers: equal captions, several captions of one image. A tie counts against the
+    right answer, so that a collapsed model, to which all is equal, scores nothing.
+    """
     best = similarity.masked_fill(~relevant, float("-inf")).amax(dim=1, keepdim=True)
     # Not `similarity >= best`: that is false for NaN, and a model that has diverged would rank first.
     return (~(similarity < best - tie) & ~relevant).sum(dim=1)
-
-
-def chance_recall_at_k(relevant: Bool[Tensor, "N M"], k: int) -> float:
-    """Expected recall at k of a random order of the candidates."""
-    return chance_recall(relevant.sum(dim=1), relevant.shape[1], k)
 
 
 def chance_recall(num_right: Int[Tensor, " N"], num_candidates: int, k: int) -> float:

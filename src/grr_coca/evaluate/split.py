@@ -87,20 +87,6 @@ class Evaluation:
         }
 
 
-def evaluate_split(
-    model: CoCa,
-    batches: Iterable[Batch],
-    contrastive_batch_size: int,
-    weights: LossWeights,
-) -> Evaluation:
-    """Evaluate a model on the batches of a split, which has one contrastive batch of pairs at least.
-
-    How the pairs come batched changes nothing.
-    """
-    results = concatenate(run_pairs(model, batches))
-    return aggregate(results, scaling_of(model), contrastive_batch_size, weights)
-
-
 @torch.inference_mode()
 def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
     """Run a model, in evaluation mode, on each batch. The results of each batch are on the CPU."""

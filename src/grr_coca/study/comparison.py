@@ -36,10 +36,14 @@ def begun_in(out: Path, plan: Plan) -> Plan | None:
     """The comparison of a folder with its decisions, if one has begun there.
 
     Raises:
-        UserError: the one there is of another plan; names the first key that differs.
+        UserError: the one there is of another plan, or does not say of which; names the first key that differs.
     """
     path = out / PLAN_FILE
     if not path.exists():
+        if any(out.iterdir()):
+            raise UserError(
+                f"{out}: holds a demo without its {PLAN_FILE}; replace it by --fresh, or give another --out"
+            )
         return None
     begun = from_dict(Plan, read_yaml(path), str(path))
     undecided = replace(begun, steps=plan.steps, numerics=plan.numerics)

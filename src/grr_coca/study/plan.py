@@ -106,5 +106,6 @@ def with_numerics(plan: Plan, device: torch.device) -> Plan:
     """The plan with `auto` decided for both arms at once; each by itself might decide otherwise on a busy machine."""
     pretrain = next(iter(stages(plan).values()))
     assert pretrain.model is not None, "load_plan has seen to that"
-    model = build(get_preset(plan.presets[0], pretrain.model.size))
-    return replace(plan, numerics=decide(pretrain, model, device))
+    assert pretrain.tokenizer is not None, "and to that"
+    model = replace(pretrain.model, preset=plan.presets[0])
+    return replace(plan, numerics=decide(pretrain, build(model.config(pretrain.tokenizer.vocab_size)), device))

@@ -12,15 +12,17 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
 
-from grr_coca.errors import UserError
+from grr_coca.errors import Stopped, UserError
 from grr_coca.study.arm import ArmResult, run_arm
 from grr_coca.study.pace import Pace, measure_pace
 from grr_coca.study.plan import Plan, stages, with_numerics
@@ -79,15 +81,30 @@ class Arms:
         while not all(future.done() for future in futures):
             for future in futures:
                 if future.done():
-                    future.result()  # an error of one arm ends both
+                    _result(future)  # an error of one arm ends both
             with contextlib.suppress(queue.Empty):
                 tell(*self._progress.get(timeout=0.5))
-        return [future.result() for future in futures]
+        return [_result(future) for future in futures]
+
+
+def _result(future: Future[T]) -> T:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "the process of an arm was ended from outside, as a system does that is short of memory; the same command "
+            "goes on from what was saved"
+        ) from error
 
 
 @contextlib.contextmanager
 def arm_processes() -> Iterator[Arms]:
-    """Processes for the arms. Whatever ends this context asks them to save and stop, and waits until they have."""
+    """Processes for the arms. Whatever ends this context asks them to save and stop, and waits until they have.
+
+    Raises:
+        Stopped: SIGTERM came; Ctrl-C raises a KeyboardInterrupt as ever.
+    """
+    before = signal.signal(signal.SIGTERM, _stop)
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     progress: Queue = context.Queue()
@@ -98,6 +115,11 @@ def arm_processes() -> Iterator[Arms]:
             yield Arms(pool, progress)
         finally:
             stop.set()
+            signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise Stopped(number, "the demo was asked to stop")
 
 
 def device() -> torch.device:

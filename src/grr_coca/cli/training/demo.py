@@ -3,6 +3,7 @@
 import json as json_format
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
 
-from grr_coca.errors import UserError
+from grr_coca.errors import Stopped, UserError
 from grr_coca.extras import require_extra
 from grr_coca.train.recipe import read_yaml
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from grr_coca.study.processes import Arms
     from grr_coca.study.schedule import Schedule
 
-INTERRUPTED = 130
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -70,9 +70,11 @@ def run(
             if begun is None:
                 begin(decided, out)
             results = _train(arms, decided, out)
-    except KeyboardInterrupt:
-        print("interrupted; what was trained is saved, and the same command goes on with it", file=sys.stderr)
-        return INTERRUPTED
+    except (KeyboardInterrupt, Stopped) as stop:
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        name = signal.Signals(number).name
+        print(f"{name}: what was trained is saved, and the same command goes on with it", file=sys.stderr)
+        return 128 + number
     print(f"\n{finish(decided, results, out)}\n\n{_closing_words(decided, out)}")
     return 0
 
@@ -154,7 +156,7 @@ def _train(arms: "Arms", plan: "Plan", out: Path) -> "tuple[ArmResult, ArmResult
     try:
         with bars(dict.fromkeys(plan.presets, total)) as shown:
             return arms.run(plan, out, shown.update)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         print("stopping: both arms save first", file=sys.stderr)
         raise
 

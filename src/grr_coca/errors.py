@@ -15,7 +15,7 @@ class Stopped(Exception):  # noqa: N818 (nothing went wrong)
     """A run was asked to stop by a signal, and everything is saved. `number` is the signal's."""
 
     def __init__(self, number: int, message: str) -> None:
-        super().__init__(number, message)  # what pickle gives it back with, from one process to another
+        super().__init__(number, message)  # the arguments it is built from again in another process
         self.number = number
         self._message = message
 

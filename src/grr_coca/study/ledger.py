@@ -1,0 +1,282 @@
+"""The ledger of a study: one row for each stage that has ended, in files that are only ever appended to.
+
+| file | holds |
+|---|---|
+| `runs.jsonl` | the rows, a JSON object a line; `runs-I-of-N.jsonl` those of a shard |
+| `plan.yaml` | the plan of the study |
+| `digests.json` | what a row must be made of to count: recipe by arm and stage, data by stage |
+
+A report reads these three and nothing else.
+"""
+
+import fcntl
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from grr_coca.checkpoint_files import read_json
+from grr_coca.errors import UserError
+from grr_coca.files import read_whole, write_whole
+from grr_coca.structure import from_dict, to_dict
+
+LEDGER_FILE = "runs.jsonl"
+PLAN_FILE = "plan.yaml"
+DIGESTS_FILE = "digests.json"
+SHARD_FILE = re.compile(r"runs-(\d+)-of-(\d+)\.jsonl")
+
+Kind = Literal["run", "trial", "choice"]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The losses of a run after `step` steps: `train`, means over the steps since the point before, and `val`."""
+
+    step: int
+    train: dict[str, float]
+    val: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CaptionedExample:
+    """An image of the showcase by its key, what people say of it, and what the model says."""
+
+    image: str
+    references: tuple[str, ...]
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerRow:
+    """A stage that has ended: what was run, where, and every number that a report needs of it.
+
+    `kind`: a `run` counts for the study; a `trial` is one point of an arm's tuning grid, measured on `val` alone; a
+    `choice` is the best of these trials.
+    `seed`, `stage`: the stage is named by its recipe's file, such as `health`.
+    `recipe_digest`, `data_digest`: of all that the run depends on; rows with other digests than the plan's are not
+    counted.
+    `commit`: of the code, with a `+` behind it if files had been changed since.
+    `precision`: of forward and backward passes, and of Muon's products if that is another one.
+    `settings`: the tuned keys of the recipe with their values.
+    `seconds`: of training and evaluation, over all lives of the run.
+    `flops_per_pair`: of one forward pass, with captions as long as they can be.
+    `curve`: a point for each validation.
+    `metrics`: by split, `val` and the test splits: `contrastive_loss`, `contrastive_loss_refitted` (with the
+    temperature that is best on `val`), `captioning_loss`, `perplexity`, `coca_loss`, `R@1`, `R@5` and `R@10` from text
+    to image, `image_to_text/R@1` …, `chance/R@1` …, `num_pairs`; and of captions `CIDEr`, `CIDEr-D`, `BLEU-4`,
+    `ROUGE-L`. A number that is not finite is left out.
+    `values`: by test split, what intervals over images are made of: `contrastive_batches` and
+    `contrastive_batches_refitted`, the loss of each batch; `nll` and `tokens`, of each caption; `rank`, of each text
+    query: wrong images before the first right one; `cider_d`, of each image.
+    `captions`: the same few images for every arm and seed, where the stage has the showcase.
+    """
+
+    kind: Kind = "run"
+    arm: str
+    seed: int
+    stage: str
+    recipe_digest: str
+    data_digest: str
+    commit: str
+    machine: str
+    precision: str
+    settings: dict[str, object] = field(default_factory=dict)
+    steps: int
+    seconds: float
+    parameters: int
+    image_encoder_parameters: int
+    flops_per_pair: int
+    curve: tuple[CurvePoint, ...] = ()
+    metrics: dict[str, dict[str, float]]
+    values: dict[str, dict[str, list]] = field(default_factory=dict)
+    captions: tuple[CaptionedExample, ...] = ()
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What rows must be made of: the digest of each arm's recipe by stage, and of each stage's data. An arm whose
+    tuning has not ended is not among the recipes."""
+
+    recipes: dict[str, dict[str, str]]
+    data: dict[str, str]
+
+    def fault(self, row: LedgerRow) -> str | None:
+        """Why a run does not count; None if it does."""
+        recipe = self.recipes.get(row.arm, {}).get(row.stage)
+        if recipe is None:
+            return "the plan has no such run"
+        if row.recipe_digest != recipe:
+            return f"another recipe ({row.recipe_digest}, not {recipe})"
+        if row.data_digest != self.data[row.stage]:
+            return f"other data ({row.data_digest}, not {self.data[row.stage]})"
+        return None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The rows of a study by what they are, and `notes`: one sentence on each thing that was not counted, and on what a
+    reader should know of those that were."""
+
+    rows: tuple[LedgerRow, ...]
+    trials: tuple[LedgerRow, ...]
+    choices: tuple[LedgerRow, ...]
+    notes: tuple[str, ...]
+
+
+def read_ledger(folder: Path, digests: Digests | None = None) -> Ledger:
+    """Read all ledgers of a study's folder.
+
+    Args:
+        folder: of the study.
+        digests: what rows must be made of; None: what the folder's own file says.
+
+    Raises:
+        UserError: the folder has no ledger, or a file cannot be read.
+    """
+    paths = ledger_files(folder)
+    if not paths:
+        raise UserError(f"{folder}: holds no study: {LEDGER_FILE} is missing; `grr-coca study run` writes it")
+    notes: list[str] = []
+    rows = [row for path in paths for row in _read_rows(path, notes)]
+    runs = _counted([row for row in rows if row.kind == "run"], digests or read_digests(folder), notes)
+    commits = Counter(row.commit for row in runs)
+    if len(commits) > 1:
+        told = ", ".join(f"{count} of {commit}" for commit, count in commits.most_common())
+        notes.append(f"rows come from {len(commits)} commits: {told}")
+    return Ledger(
+        rows=tuple(runs),
+        trials=tuple(row for row in rows if row.kind == "trial"),
+        choices=tuple(row for row in rows if row.kind == "choice"),
+        notes=tuple(notes),
+    )
+
+
+def ledger_files(folder: Path) -> list[Path]:
+    """The ledgers that are in a folder, the whole study's first."""
+    shards = sorted(path for path in folder.glob("runs-*.jsonl") if SHARD_FILE.fullmatch(path.name))
+    whole = folder / LEDGER_FILE
+    return [whole, *shards] if whole.exists() else shards
+
+
+def read_digests(folder: Path) -> Digests:
+    """What the rows of a study must be made of.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = folder / DIGESTS_FILE
+    return from_dict(Digests, read_json(path), str(path))
+
+
+def write_digests(folder: Path, digests: Digests) -> None:
+    """Write them, whole or not at all."""
+    write_whole(folder / DIGESTS_FILE, (json.dumps(to_dict(digests), indent=2) + "\n").encode())
+
+
+def finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The numbers that are any."""
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}
+
+
+class LedgerWriter:
+    """Appends rows to one ledger, which no other process writes to meanwhile. A context.
+
+    A row is on disk when `append` returns. What a killed process left of a row is cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = -1
+
+    def __enter__(self) -> "LedgerWriter":
+        """Take the ledger.
+
+        Raises:
+            UserError: another process has it, or it cannot be written to.
+        """
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._file, _whole_lines(os.pread(self._file, os.fstat(self._file).st_size, 0)))
+        except BlockingIOError as error:
+            os.close(self._file)
+            raise UserError(
+                f"{self.path}: another process is running this study; wait until it has ended, or give every process "
+                "a part of its own with --shard I/N"
+            ) from error
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written to ({error.strerror or error})") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+
+    def append(self, row: LedgerRow) -> None:
+        """Write a row to the disk.
+
+        Raises:
+            UserError: the disk is full or cannot be written to; no part of the row stays behind.
+        """
+        line = json.dumps(to_dict(row), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        before = os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, line) < len(line):
+                raise OSError("the disk is full")
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, before)
+            raise UserError(
+                f"{self.path}: the row of {row.arm}, seed {row.seed}, {row.stage} could not be written "
+                f"({error.strerror or error}); its run is saved, and the same command goes on with it"
+            ) from error
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process is writing to a ledger."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _whole_lines(content: bytes) -> int:
+    """Bytes up to the end of the last whole line."""
+    return content.rfind(b"\n") + 1
+
+
+def _read_rows(path: Path, notes: list[str]) -> Iterator[LedgerRow]:
+    content = read_whole(path)
+    end = _whole_lines(content)
+    if end < len(content):
+        notes.append(f"{path.name}: the last line is torn, as a kill leaves it; it is dropped, and its run done again")
+    for number, line in enumerate(content[:end].splitlines(), start=1):
+        try:
+            yield from_dict(LedgerRow, json.loads(line), f"line {number}")
+        except ValueError as error:  # not JSON, or no row
+            notes.append(f"{path.name}: line {number} is not a row and not counted ({error})")
+
+
+def _counted(rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> list[LedgerRow]:
+    """The runs that count: of a run that is there twice, the newer row."""
+    found: dict[tuple[str, int, str], LedgerRow] = {}
+    for row in rows:
+        name = f"{row.arm}, seed {row.seed}, {row.stage}"
+        fault = digests.fault(row)
+        if fault is not None:
+            notes.append(f"{name}: not counted: {fault}")
+            continue
+        key = (row.arm, row.seed, row.stage)
+        if key in found:
+            notes.append(f"{name}: is there twice; the newer row counts")
+        found[key] = row
+    return list(found.values())

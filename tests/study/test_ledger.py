@@ -1,0 +1,184 @@
+"""The ledger: what was written is there, once, and nothing else counts."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from grr_coca.errors import UserError
+from grr_coca.study.ledger import (
+    LEDGER_FILE,
+    CaptionedExample,
+    CurvePoint,
+    Digests,
+    LedgerRow,
+    LedgerWriter,
+    finite,
+    is_locked,
+    read_ledger,
+    write_digests,
+)
+
+DIGESTS = Digests(recipes={"grr_coca": {"emoji": "r1"}, "baseline_coca": {"emoji": "r2"}}, data={"emoji": "d"})
+
+
+def a_row(arm: str = "grr_coca", seed: int = 0, **changes: object) -> LedgerRow:
+    row = LedgerRow(
+        arm=arm,
+        seed=seed,
+        stage="emoji",
+        recipe_digest=DIGESTS.recipes.get(arm, {}).get("emoji", "none"),
+        data_digest="d",
+        commit="abc",
+        machine="a machine",
+        precision="fp32",
+        settings={"optimizer.lr": 0.003, "optimizer.name": "muon"},
+        steps=6,
+        seconds=1.5,
+        parameters=10,
+        image_encoder_parameters=4,
+        flops_per_pair=100,
+        curve=(CurvePoint(3, {"contrastive": 2.0}, {"coca_loss": 4.0}),),
+        metrics={"test": {"coca_loss": 2.5, "R@1": 0.5}},
+        values={"test": {"nll": [1.5, 2.25], "rank": [0, 3]}},
+        captions=(CaptionedExample("grin", ("grinning face", "smile"), "smiling face ☺"),),
+    )
+    return replace(row, **changes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_digests(tmp_path, DIGESTS)
+    return tmp_path
+
+
+def write(folder, *rows, name: str = LEDGER_FILE):
+    with LedgerWriter(folder / name) as ledger:
+        for row in rows:
+            ledger.append(row)
+    return folder / name
+
+
+def test_rows_come_back_as_they_were_written(folder):
+    rows = (a_row(), a_row("baseline_coca"), a_row(seed=1))
+    write(folder, *rows[:2])
+    write(folder, rows[2])
+    ledger = read_ledger(folder)
+    assert ledger.rows == rows
+    assert ledger.notes == ()
+
+
+def test_a_line_has_the_keys_that_programs_look_for(folder):
+    (line,) = write(folder, a_row()).read_text().splitlines()
+    keys = ["arm", "seed", "stage", "recipe_digest", "data_digest", "steps", "seconds", "machine", "precision"]
+    assert {*keys, "metrics"} <= json.loads(line).keys()
+
+
+def test_trials_and_choices_are_kept_apart(folder):
+    write(folder, a_row(kind="trial"), a_row(kind="choice"), a_row())
+    ledger = read_ledger(folder)
+    assert [len(part) for part in (ledger.rows, ledger.trials, ledger.choices)] == [1, 1, 1]
+
+
+def test_a_torn_last_line_is_dropped_and_named_and_the_next_row_is_whole(folder):
+    path = write(folder, a_row(), a_row("baseline_coca"))
+    torn = path.read_bytes()[:-20]
+    path.write_bytes(torn)
+    ledger = read_ledger(folder)
+    assert [row.arm for row in ledger.rows] == ["grr_coca"]
+    assert ledger.notes == (
+        "runs.jsonl: the last line is torn, as a kill leaves it; it is dropped, and its run done again",
+    )
+    write(folder, a_row(seed=1))
+    ledger = read_ledger(folder)
+    assert [(row.arm, row.seed) for row in ledger.rows] == [("grr_coca", 0), ("grr_coca", 1)]
+    assert ledger.notes == ()
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"arm": "grr_coca"}', '{"flavour": 1}'], ids=str)
+def test_a_line_that_is_no_row_is_named(folder, line):
+    path = write(folder, a_row())
+    path.write_text(line + "\n" + path.read_text())
+    ledger = read_ledger(folder)
+    assert len(ledger.rows) == 1
+    assert "line 1 is not a row" in ledger.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"recipe_digest": "other"}, "another recipe (other, not r1)"),
+        ({"data_digest": "other"}, "other data (other, not d)"),
+        ({"arm": "coca"}, "the plan has no such run"),
+        ({"stage": "stage"}, "the plan has no such run"),
+    ],
+    ids=str,
+)
+def test_rows_of_something_else_are_named_and_not_counted(folder, changes, why):
+    write(folder, a_row(), a_row(seed=1, **changes))
+    ledger = read_ledger(folder)
+    assert [row.seed for row in ledger.rows] == [0]
+    assert why in ledger.notes[0]
+
+
+def test_the_newer_of_two_rows_counts(folder):
+    write(folder, a_row(steps=1), a_row(steps=2))
+    ledger = read_ledger(folder)
+    assert [row.steps for row in ledger.rows] == [2]
+    assert "is there twice" in ledger.notes[0]
+
+
+def test_rows_of_several_commits_are_counted_and_told(folder):
+    write(folder, a_row(), a_row(seed=1), a_row(seed=2, commit="def+"))
+    ledger = read_ledger(folder)
+    assert len(ledger.rows) == 3
+    assert ledger.notes == ("rows come from 2 commits: 2 of abc, 1 of def+",)
+
+
+def test_the_ledgers_of_shards_are_read_as_one(folder):
+    write(folder, a_row(), name="runs-1-of-2.jsonl")
+    write(folder, a_row(seed=1), name="runs-2-of-2.jsonl")
+    assert [row.seed for row in read_ledger(folder).rows] == [0, 1]
+
+
+def test_a_folder_without_a_ledger_is_a_user_error(folder):
+    with pytest.raises(UserError, match=r"runs\.jsonl is missing"):
+        read_ledger(folder)
+
+
+HOLD = """
+import sys, pathlib
+from grr_coca.study.ledger import LedgerWriter
+with LedgerWriter(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_on_a_ledger_says_so(folder):
+    path = folder / LEDGER_FILE
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        assert is_locked(path)
+        with pytest.raises(UserError, match="another process is running this study"), LedgerWriter(path):
+            pass
+        other.kill()
+    assert not is_locked(path)
+    write(folder, a_row())
+
+
+def test_a_full_disk_leaves_no_part_of_a_row(folder, monkeypatch):
+    path = write(folder, a_row())
+    before, real = path.read_bytes(), os.write
+    monkeypatch.setattr("grr_coca.study.ledger.os.write", lambda file, line: real(file, line[: len(line) // 2]))
+    with pytest.raises(UserError, match=r"seed 1, emoji could not be written \(the disk is full\)"):
+        write(folder, a_row(seed=1))
+    assert path.read_bytes() == before
+
+
+def test_numbers_that_are_none_are_left_out():
+    assert finite({"a": 1.0, "b": float("nan"), "c": float("inf")}) == {"a": 1.0}

@@ -8,11 +8,12 @@ from typing import Literal
 
 from grr_coca.errors import UserError
 
-Extra = Literal["train", "report", "hub", "parquet", "probe"]
+Extra = Literal["train", "report", "study", "hub", "parquet", "probe"]
 
 PACKAGES: dict[Extra, dict[str, str]] = {
     "train": {"tensorboard": "tensorboard", "yaml": "pyyaml"},
     "report": {"matplotlib": "matplotlib", "jinja2": "jinja2"},
+    "study": {"scipy": "scipy", "matplotlib": "matplotlib", "jinja2": "jinja2", "yaml": "pyyaml"},
     "hub": {"huggingface_hub": "huggingface-hub"},
     "parquet": {"pyarrow": "pyarrow"},
     "probe": {"sklearn": "scikit-learn"},

@@ -39,7 +39,7 @@ test-slow: $(VENV)/.docs
 test-oldest:
 	$(PYTHON) -m venv --clear $(OLDEST)
 	$(PYTHON) scripts/oldest_pins.py > $(OLDEST)/pins.txt
-	$(OLDEST)/bin/$(INSTALL) -c $(OLDEST)/pins.txt -e ".[train,report,study,hub,parquet,probe,test]"
+	$(OLDEST)/bin/$(INSTALL) -c $(OLDEST)/pins.txt -e ".[train,report,study,hub,parquet,probe,open-clip,test]"
 	$(SINGLE) $(OLDEST)/bin/python -m pytest tests/test_smoke.py -W default
 
 # By hand: the newest versions of everything, written into constraints.txt.

@@ -56,6 +56,7 @@ class Case:
 CASES = {
     "grr_coca": Case(),
     "coca": Case("coca"),
+    "open_clip_coca": Case("open_clip_coca"),
     "z-loss": Case(losses=LossWeights(1.0, 2.0, 0.1)),
     "sigmoid": Case(contrastive="sigmoid"),
     "patch dropout": Case(patch_dropout=True),

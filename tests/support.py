@@ -25,7 +25,6 @@ from grr_coca.evaluate.metrics import rank_of_first_hit
 from grr_coca.evaluate.retrieval import QueryRanks
 from grr_coca.losses import Losses, LossWeights, batch_loss
 from grr_coca.model import CoCa
-from grr_coca.model.packed_text import pack_text
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import (
     DataRecipe,
@@ -180,7 +179,7 @@ def by_caption(model: CoCa, output: CoCaOutput, lengths: Tensor) -> list[Tensor]
 def next_token_logits(model: CoCa, token_ids: Tensor, image_tokens: Tensor) -> Tensor:
     """Logits after each token of captions that have not ended, without a cache: R T V."""
     num_captions, num_tokens = token_ids.shape
-    text = pack_text(F.pad(token_ids, (0, 2)), torch.full((num_captions,), num_tokens + 2))
+    text = model.text_decoder.pack(F.pad(token_ids, (0, 2)), torch.full((num_captions,), num_tokens + 2))
     states = model.multimodal_decoder(model.text_decoder(text).tokens, image_tokens, text.predicting_layout)
     return model.multimodal_decoder.lm_head(states).unflatten(0, token_ids.shape)
 

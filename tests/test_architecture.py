@@ -18,7 +18,7 @@ FLOORS = [
     ("generate",),
     ("evaluate",),  # 3
     ("train", "explain", "inference"),
-    ("study",),  # 4
+    ("study", "interop"),  # 4
     ("",),
     ("cli",),  # 5
     ("__main__",),

@@ -8,7 +8,22 @@ from typing import get_args
 import pytest
 import torch
 
-from grr_coca.config import Arrangement, CoCaConfig, Contrastive, FeedForward, Norm, Position, QKNorm
+from grr_coca.config import (
+    Arrangement,
+    AttentionBias,
+    ClassToken,
+    ClsPlace,
+    CoCaConfig,
+    Contrastive,
+    CrossLayer,
+    FeedForward,
+    ImageTokens,
+    Norm,
+    Position,
+    PreNorm,
+    QKNorm,
+    Queries,
+)
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa, build
 from grr_coca.presets import PRESETS, SIZES, geglu_hidden_dim, get_preset, with_qk_norm
@@ -71,6 +86,7 @@ def test_the_image_encoders_have_the_parts_of_their_names() -> None:
         "grr_coca_registers": ("rms", "geglu", "rope_2d"),
         "grr_coca_qk_norm": ("rms", "geglu", "rope_2d"),
         "grr_coca_sigmoid": ("rms", "geglu", "rope_2d"),
+        "open_clip_coca": ("layer_1e-5", "gelu", "learned"),
     }
 
 
@@ -90,7 +106,7 @@ def test_an_arm_differs_from_grr_in_what_it_is_named_after_alone(preset: str, di
     assert {key: value for key, value, _ in differences(arm, grr)} == differing
 
 
-@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "coca"])
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name not in ("coca", "open_clip_coca")])
 def test_every_arm_has_the_text_decoders_of_grr(preset: str) -> None:
     grr = get_preset("grr_coca", "small")
     config = with_qk_norm(replace(get_preset(preset, "small"), contrastive="softmax"), "none")
@@ -166,6 +182,16 @@ def test_b32_has_open_clips_numbers(build_empty: BuildEmpty) -> None:
     assert _count(build_empty(config)) == pytest.approx(253.56e6, rel=0.01)
 
 
+@pytest.mark.parametrize(("size", "millions"), [("b32", 253.56), ("l14", 638.45)])
+def test_open_clips_models_have_their_numbers_of_parameters(
+    build_empty: BuildEmpty, size: str, millions: float
+) -> None:
+    """open_clip's docs/model_profile.csv; its patches are embedded without our bias."""
+    config = get_preset("open_clip_coca", size)
+    bias = config.image_encoder.transformer.embed_dim
+    assert round((_count(build_empty(config)) - bias) / 1e6, 2) == millions
+
+
 @pytest.mark.parametrize(
     ("choices", "used"),
     [
@@ -177,6 +203,13 @@ def test_b32_has_open_clips_numbers(build_empty: BuildEmpty) -> None:
         (bool, lambda c: {c.image_encoder.num_registers > 0}),
         (QKNorm, lambda c: {c.image_encoder.transformer.qk_norm}),
         (Contrastive, lambda c: {c.contrastive}),
+        (AttentionBias, lambda c: {c.text_decoder.transformer.attention_bias, c.poolers.attention_bias}),
+        (ClassToken, lambda c: {c.image_encoder.class_token}),
+        (PreNorm, lambda c: {c.image_encoder.pre_norm}),
+        (ClsPlace, lambda c: {c.text_decoder.cls}),
+        (CrossLayer, lambda c: {c.multimodal_decoder.layer}),
+        (ImageTokens, lambda c: {c.multimodal_decoder.image_tokens}),
+        (Queries, lambda c: {c.poolers.queries}),
     ],
     ids=[
         "norm",
@@ -187,6 +220,13 @@ def test_b32_has_open_clips_numbers(build_empty: BuildEmpty) -> None:
         "registers or none",
         "qk_norm",
         "contrastive",
+        "attention_bias",
+        "class_token",
+        "pre_norm",
+        "cls",
+        "layer",
+        "image_tokens",
+        "queries",
     ],
 )
 def test_every_choice_is_used_by_some_preset(choices: object, used: Callable[[CoCaConfig], set]) -> None:

@@ -3,7 +3,7 @@
 | file | holds |
 |---|---|
 | `model.safetensors` | the weights, under the names of the modules |
-| `config.json` | preset, step and the full model config |
+| `config.json` | preset, step, the full model config, how texts are cleaned, and what to be warned of |
 | `tokenizer.json` | the tokenizer, in Hugging Face's format |
 | `preprocess.json` | how images are resized and normalized |
 | `manifest.json` | size and SHA-256 of each file |
@@ -23,7 +23,7 @@ from torch import Tensor
 from grr_coca.checkpoint_files import find_checkpoint, read_json
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.tokenizer import Tokenizer
+from grr_coca.data.tokenizer import Cleaning, Tokenizer
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, verify_folder, whole_folder
 from grr_coca.model import CoCa, build
@@ -37,11 +37,16 @@ class _Header:
     preset: str
     step: int
     model: CoCaConfig
+    text_cleaning: Cleaning = "none"
+    caution: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model with all that is needed to use it."""
+    """A model with all that is needed to use it.
+
+    `caution`: why its embeddings may not be fit for search and zero-shot classification; empty: no reason is known.
+    """
 
     model: CoCa
     config: CoCaConfig
@@ -49,6 +54,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     preprocess: Preprocess
     step: int
+    caution: str = ""
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
@@ -75,9 +81,11 @@ def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: P
     Raises:
         OSError: the disk is full or cannot be written to.
     """
-    header = {"preset": checkpoint.preset, "step": checkpoint.step, "model": to_dict(checkpoint.config)}
+    header = _Header(
+        checkpoint.preset, checkpoint.step, checkpoint.config, checkpoint.tokenizer.cleaning, checkpoint.caution
+    )
     save_tensors(weights, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(header, indent=2), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(to_dict(header), indent=2), encoding="utf-8")
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
     (folder / "preprocess.json").write_text(json.dumps(to_dict(checkpoint.preprocess), indent=2), encoding="utf-8")
 
@@ -122,15 +130,16 @@ def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Che
         model=model.to(device).eval(),
         config=header.model,
         preset=header.preset,
-        tokenizer=_read_tokenizer(folder / "tokenizer.json"),
+        tokenizer=_read_tokenizer(folder / "tokenizer.json", header.text_cleaning),
         preprocess=from_dict(Preprocess, read_json(folder / "preprocess.json"), str(folder / "preprocess.json")),
         step=header.step,
+        caution=header.caution,
     )
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
+def _read_tokenizer(path: Path, cleaning: Cleaning) -> Tokenizer:
     try:
-        return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+        return Tokenizer.from_json(path.read_text(encoding="utf-8"), cleaning)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the tokenizer is damaged ({error})") from error
 

@@ -3,17 +3,26 @@
 Widths are in channels, image sizes in pixels. A parent never repeats a child's fields.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from grr_coca.errors import UserError
 
-Norm = Literal["rms", "layer"]
+Norm = Literal["rms", "layer", "layer_1e-5"]
 FeedForward = Literal["geglu", "gelu"]
 Position = Literal["rope_2d", "rope_1d", "learned"]
-Arrangement = Literal["cascade", "parallel"]
+Arrangement = Literal["cascade", "parallel", "shared"]
 QKNorm = Literal["none", "rms"]
 Contrastive = Literal["softmax", "sigmoid"]
+
+# Choices of open_clip's CoCa, which stand beside ours so that its checkpoints can be read.
+AttentionBias = Literal["none", "all"]
+ClassToken = Literal["none", "kept"]
+PreNorm = Literal["none", "before_blocks"]
+ClsPlace = Literal["after_caption", "last_position"]
+CrossLayer = Literal["one_feed_forward", "two_feed_forwards"]
+ImageTokens = Literal["as_given", "normalized"]
+Queries = Literal["free", "normalized"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -31,8 +40,10 @@ def _require_positive(config: object, *names: str) -> None:
 class TransformerConfig:
     """A stack of pre-norm blocks: the three choices that GRR-CoCa is about, and the widths.
 
-    `qk_norm`: whether the self-attention normalizes queries and keys, and how: a choice and no switch, since the
-    literature has LayerNorm (arXiv 2302.05442) and unit length (arXiv 2010.04245) there too.
+    `norm`: `layer_1e-5` is a LayerNorm that adds 1e-5 to the variance, where ours adds 1e-6. `qk_norm`: whether the
+    self-attention normalizes queries and keys, and how: a choice and no switch, since the literature has LayerNorm
+    (arXiv 2302.05442) and unit length (arXiv 2010.04245) there too. `attention_bias`: `all` gives every projection of
+    the attentions a bias.
     """
 
     num_layers: int
@@ -43,6 +54,7 @@ class TransformerConfig:
     feed_forward: FeedForward
     position: Position
     qk_norm: QKNorm = "none"
+    attention_bias: AttentionBias = "none"
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_layers", "embed_dim", "num_heads", "hidden_dim")
@@ -65,15 +77,20 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """A vision transformer without a class token: pixels to patch tokens.
+    """A vision transformer: pixels to patch tokens.
 
     `num_registers`: learned tokens that run through the blocks beside the patches and are dropped behind them.
+    `class_token`: `kept` is one more learned token, with a position of its own, that the poolers read too.
+    `pre_norm`: a norm `before_blocks`, besides the one behind them.
     """
 
     image_size: int
     patch_size: int
     transformer: TransformerConfig
     num_registers: int = 0
+    _: KW_ONLY
+    class_token: ClassToken = "none"
+    pre_norm: PreNorm = "none"
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "patch_size")
@@ -102,11 +119,15 @@ def _require_text_position(transformer: TransformerConfig) -> None:
 
 @dataclass(frozen=True)
 class TextDecoderConfig:
-    """The unimodal half of the text decoder. `context_length` counts [BOS], [EOS] and [CLS]."""
+    """The unimodal half of the text decoder. `context_length` counts [BOS], [EOS] and [CLS].
+
+    `cls`: where [CLS] stands, `after_caption` or at the `last_position`; see `grr_coca.model.packed_text`.
+    """
 
     vocab_size: int
     context_length: int
     transformer: TransformerConfig
+    cls: ClsPlace = "after_caption"
 
     def __post_init__(self) -> None:
         _require_text_position(self.transformer)
@@ -116,28 +137,42 @@ class TextDecoderConfig:
 @dataclass(frozen=True)
 class MultimodalDecoderConfig:
     """The multimodal half: it goes on from the unimodal half's tokens, so it takes no positions of its own
-    but RoPE's, and must be of the same width."""
+    but RoPE's, and must be of the same width.
+
+    `layer`: `one_feed_forward` behind self- and cross-attention, or `two_feed_forwards`, one behind each.
+    `image_tokens`: cross-attention reads them `as_given`, or `normalized`, then scaled and shifted by each layer.
+    """
 
     transformer: TransformerConfig
+    layer: CrossLayer = "one_feed_forward"
+    image_tokens: ImageTokens = "as_given"
 
     def __post_init__(self) -> None:
         _require_text_position(self.transformer)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PoolersConfig:
     """The attentional poolers. `num_queries` None: no captioning pooler, captions attend to the patch tokens.
 
-    cascade: the contrastive pooler reads the captioning pooler's tokens; parallel: it reads the patch tokens.
+    cascade: the contrastive pooler reads the captioning pooler's tokens; parallel: it reads the patch tokens; shared:
+    there is one pooler, whose first query gives the image embedding, and the others what captions attend to.
+    `queries`: learned `free`, or learned and then `normalized`.
     """
 
     num_queries: int | None
     num_heads: int
     norm: Norm
     arrangement: Arrangement
+    queries: Queries = "free"
+    attention_bias: AttentionBias = "none"
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_queries", "num_heads")
+        _require(
+            self.arrangement != "shared" or (self.num_queries or 0) > 1,
+            f"arrangement 'shared' needs two queries or more, not {self.num_queries}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

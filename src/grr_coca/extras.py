@@ -8,7 +8,7 @@ from typing import Literal
 
 from grr_coca.errors import UserError
 
-Extra = Literal["train", "report", "study", "hub", "parquet", "probe"]
+Extra = Literal["train", "report", "study", "hub", "parquet", "probe", "open-clip"]
 
 PACKAGES: dict[Extra, dict[str, str]] = {
     "train": {"tensorboard": "tensorboard", "yaml": "pyyaml"},
@@ -17,6 +17,7 @@ PACKAGES: dict[Extra, dict[str, str]] = {
     "hub": {"huggingface_hub": "huggingface-hub"},
     "parquet": {"pyarrow": "pyarrow"},
     "probe": {"sklearn": "scikit-learn"},
+    "open-clip": {"ftfy": "ftfy"},
 }
 """The packages of each extra: the name to import and the name to install."""
 

@@ -103,7 +103,25 @@ SIZES = {
         embed_dim=512,
         multimodal_mlp_ratio=8,
     ),
+    # open_clip's coca_ViT-L-14.
+    "l14": Size(
+        image_size=224,
+        patch_size=14,
+        image_layers=24,
+        image_dim=1024,
+        image_heads=16,
+        text_layers=12,
+        text_dim=768,
+        text_heads=12,
+        vocab_size=49408,
+        context_length=76,
+        num_queries=256,
+        embed_dim=768,
+        multimodal_mlp_ratio=8,
+    ),
 }
+
+OPEN_CLIP_POOLER_HEADS = 8
 
 
 def _original_parts(num_layers: int, embed_dim: int, num_heads: int) -> TransformerConfig:
@@ -139,7 +157,7 @@ def coca(size: str) -> CoCaConfig:
         image_encoder=ImageEncoderConfig(s.image_size, s.patch_size, image),
         text_decoder=TextDecoderConfig(s.vocab_size, s.context_length, text),
         multimodal_decoder=MultimodalDecoderConfig(multimodal),
-        poolers=PoolersConfig(s.num_queries, s.text_heads, "layer", "cascade"),
+        poolers=PoolersConfig(num_queries=s.num_queries, num_heads=s.text_heads, norm="layer", arrangement="cascade"),
     )
 
 
@@ -232,6 +250,32 @@ def grr_coca_sigmoid(size: str) -> CoCaConfig:
     return replace(grr_coca(size), contrastive="sigmoid")
 
 
+def open_clip_coca(size: str) -> CoCaConfig:
+    """open_clip's CoCa, for its checkpoints: `b32` is its `coca_ViT-B-32`, `l14` its `coca_ViT-L-14`.
+
+    Where it differs from `coca` is in `docs/open-clip.md`. Its context counts no [CLS], so ours is one longer.
+    """
+    s, config = _size(size), coca(size)
+    image, text = config.image_encoder, config.text_decoder
+    text_parts = _open_clip_parts(text.transformer)
+    return replace(
+        config,
+        image_encoder=replace(
+            image, transformer=_open_clip_parts(image.transformer), class_token="kept", pre_norm="before_blocks"
+        ),
+        text_decoder=replace(text, context_length=s.context_length + 1, transformer=text_parts, cls="last_position"),
+        multimodal_decoder=MultimodalDecoderConfig(text_parts, "two_feed_forwards", "normalized"),
+        poolers=PoolersConfig(
+            num_queries=s.num_queries,
+            num_heads=OPEN_CLIP_POOLER_HEADS,
+            norm="layer_1e-5",
+            arrangement="shared",
+            queries="normalized",
+            attention_bias="all",
+        ),
+    )
+
+
 PRESETS: dict[str, Callable[[str], CoCaConfig]] = {
     preset.__name__: preset
     for preset in (
@@ -250,6 +294,7 @@ PRESETS: dict[str, Callable[[str], CoCaConfig]] = {
         grr_coca_registers,
         grr_coca_qk_norm,
         grr_coca_sigmoid,
+        open_clip_coca,
     )
 }
 
@@ -274,6 +319,10 @@ def with_qk_norm(config: CoCaConfig, qk_norm: QKNorm) -> CoCaConfig:
         text_decoder=replace(text, transformer=replace(text.transformer, qk_norm=qk_norm)),
         multimodal_decoder=replace(multimodal, transformer=replace(multimodal.transformer, qk_norm=qk_norm)),
     )
+
+
+def _open_clip_parts(transformer: TransformerConfig) -> TransformerConfig:
+    return replace(transformer, norm="layer_1e-5", attention_bias="all")
 
 
 def _size(name: str) -> Size:

@@ -1,5 +1,7 @@
 """Maps of a caption's words."""
 
+from itertools import product
+
 import pytest
 import torch
 from scenes import COLOURS, SIDE, scene
@@ -55,8 +57,10 @@ def test_explaining_leaves_the_model_as_it_was(finder):
     assert all(not module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("preset", ["grr_coca", "baseline_coca", "coca", "grr_coca_parallel"])
-@pytest.mark.parametrize("num_queries", [5, None])
+@pytest.mark.parametrize(
+    ("preset", "num_queries"),
+    [*product(["grr_coca", "baseline_coca", "coca", "grr_coca_parallel"], [5, None]), ("open_clip_coca", 5)],
+)
 def test_every_model_can_be_explained(tiny_config, make_batch, preset, num_queries):
     config = tiny_config(preset, num_queries=num_queries)
     model = build(config)

@@ -1,5 +1,7 @@
 """Maps of a text: the shares are those of a sum."""
 
+from itertools import product
+
 import pytest
 import torch
 from scenes import COLOURS, SIDE, scene
@@ -10,9 +12,10 @@ from grr_coca.explain.text import _embed, patch_shares
 from grr_coca.model import build
 
 
-@pytest.mark.parametrize("arrangement", ["cascade", "parallel"])
-@pytest.mark.parametrize("num_queries", [5, None])
-@pytest.mark.parametrize("preset", ["grr_coca", "coca"])
+@pytest.mark.parametrize(
+    ("preset", "arrangement", "num_queries"),
+    [*product(["grr_coca", "coca"], ["cascade", "parallel"], [5, None]), ("open_clip_coca", "shared", 5)],
+)
 def test_shares_sum_to_the_product_with_the_embedding(tiny_config, make_batch, preset, arrangement, num_queries):
     config = tiny_config(preset, arrangement=arrangement, num_queries=num_queries)
     model = build(config).double()

@@ -7,7 +7,7 @@ from grr_coca.explain.attention import attention_weights, mix_values, visible_at
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.model import build
 
-PRESETS = ["grr_coca", "baseline_coca", "coca", "grr_coca_no_captioning_pooler", "grr_coca_parallel"]
+PRESETS = ["grr_coca", "baseline_coca", "coca", "grr_coca_no_captioning_pooler", "grr_coca_parallel", "open_clip_coca"]
 
 
 @pytest.mark.parametrize("num_heads", [1, 4])

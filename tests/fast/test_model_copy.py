@@ -20,7 +20,7 @@ from grr_coca.layers.attention import CrossAttention, SelfAttention
 from grr_coca.layers.cache import KeyValueCache
 from grr_coca.layers.feed_forward import GEGLU
 from grr_coca.layers.layout import PLAIN, Cached
-from grr_coca.layers.norm import RMSNorm
+from grr_coca.layers.norm import ChannelAffine, RMSNorm
 from grr_coca.layers.rotary import Rotary, line_angles
 from grr_coca.layers.scaled_attention import KeyValues
 from grr_coca.model import CoCa, build
@@ -50,6 +50,18 @@ def _x(*shape: int) -> torch.Tensor:
         (CrossAttention(24, 32, 2), AbsorbedCrossAttention, (_x(3, 2, 24), _x(3, 50, 32))),
         (CrossAttention(24, 32, 2), AbsorbedCrossAttention, (_x(6, 1, 24), _x(3, 50, 32))),
         (CrossAttention(24, 32, 2), AbsorbedCrossAttention, (_x(3, 60, 24), _x(3, 50, 32))),
+        (CrossAttention(24, 32, 2, bias=True), AbsorbedCrossAttention, (_x(6, 1, 24), _x(3, 50, 32))),
+        (CrossAttention(24, 32, 2, ChannelAffine(32)), AbsorbedCrossAttention, (_x(6, 1, 24), _x(3, 50, 32))),
+        (
+            CrossAttention(24, 32, 2, ChannelAffine(32), bias=True),
+            AbsorbedCrossAttention,
+            (_x(3, 2, 24), _x(3, 50, 32)),
+        ),
+        (
+            CrossAttention(24, 32, 2, ChannelAffine(32), bias=True),
+            AbsorbedCrossAttention,
+            (_x(3, 60, 24), _x(3, 50, 32)),
+        ),
     ],
 )
 def test_every_fast_layer_is_the_function_of_its_layer(layer: nn.Module, fast: type, inputs: tuple) -> None:

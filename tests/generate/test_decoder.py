@@ -18,7 +18,7 @@ FEW, MANY = 1, 10**6
 """Reads of an image: few leave its keys and values unprojected, many do not."""
 
 
-PRESETS = ("grr_coca", "coca", "grr_coca_qk_norm", "grr_coca_no_captioning_pooler")
+PRESETS = ("grr_coca", "coca", "grr_coca_qk_norm", "grr_coca_no_captioning_pooler", "open_clip_coca")
 """Those whose decoders differ, or what they read: the other presets differ in their image encoders."""
 
 
@@ -40,7 +40,7 @@ def image_tokens(model: CoCa) -> Tensor:
 
 
 def _ids(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 60, shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(1, 60, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _uncached(model: CoCa, token_ids: Tensor, image_tokens: Tensor) -> Tensor:

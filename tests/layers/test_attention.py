@@ -21,14 +21,18 @@ def _packed(attn: SelfAttention, x: Tensor) -> Tensor:
     return attn(layout.gather(x), layout)[0, : layout.num_tokens].view_as(x)
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("num_heads", [1, 4])
-def test_self_attention_equals_torchs(causal: bool, num_heads: int) -> None:
-    attn = SelfAttention(32, num_heads, rotary=None).double()
-    reference = nn.MultiheadAttention(32, num_heads, bias=False, batch_first=True, dtype=torch.float64)
+def test_self_attention_equals_torchs(causal: bool, num_heads: int, bias: bool) -> None:
+    attn = SelfAttention(32, num_heads, rotary=None, bias=bias).double()
+    reference = nn.MultiheadAttention(32, num_heads, bias=bias, batch_first=True, dtype=torch.float64)
     with torch.no_grad():
         reference.in_proj_weight.copy_(attn.qkv_proj.weight)
         reference.out_proj.weight.copy_(attn.out_proj.weight)
+        if bias:
+            reference.in_proj_bias.copy_(attn.qkv_proj.bias)
+            reference.out_proj.bias.copy_(attn.out_proj.bias)
     x = _random(2, 7, 32)
     mask = torch.ones(7, 7, dtype=torch.bool).triu(1) if causal else None
     expected, _ = reference(x, x, x, attn_mask=mask, need_weights=False)
@@ -36,10 +40,14 @@ def test_self_attention_equals_torchs(causal: bool, num_heads: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_cross_attention_to_a_context_of_another_width_equals_torchs() -> None:
-    attn = CrossAttention(32, 20, num_heads=4).double()
-    reference = nn.MultiheadAttention(32, 4, bias=False, kdim=20, vdim=20, batch_first=True, dtype=torch.float64)
+@pytest.mark.parametrize("bias", [False, True])
+def test_cross_attention_to_a_context_of_another_width_equals_torchs(bias: bool) -> None:
+    attn = CrossAttention(32, 20, num_heads=4, bias=bias).double()
+    reference = nn.MultiheadAttention(32, 4, bias=bias, kdim=20, vdim=20, batch_first=True, dtype=torch.float64)
     with torch.no_grad():
+        if bias:
+            reference.in_proj_bias.copy_(torch.cat([attn.q_proj.bias, attn.kv_proj.bias]))
+            reference.out_proj.bias.copy_(attn.out_proj.bias)
         reference.q_proj_weight.copy_(attn.q_proj.weight)
         reference.k_proj_weight.copy_(attn.kv_proj.weight[:32])
         reference.v_proj_weight.copy_(attn.kv_proj.weight[32:])

@@ -75,7 +75,7 @@ def test_every_parameter_has_a_gradient_even_if_a_loss_counts_for_nothing(
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-@pytest.mark.parametrize("preset", ["grr_coca", "coca"])
+@pytest.mark.parametrize("preset", ["grr_coca", "coca", "open_clip_coca"])
 def test_every_parameter_moves_the_loss(
     tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], preset: str
 ) -> None:

@@ -5,7 +5,7 @@ loops over heads, positions and patches, and computes in fp64. No module of torc
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -27,11 +27,15 @@ def linear(w: Weights, name: str, x: Tensor) -> Tensor:
     return y + w[f"{name}.bias"] if f"{name}.bias" in w else y
 
 
-def norm(w: Weights, name: str, kind: str, x: Tensor) -> Tensor:
-    if kind == "layer":
+def standardized(kind: str, x: Tensor) -> Tensor:
+    if kind != "rms":
         x = x - x.mean(-1, keepdim=True)
-    y = x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * w[f"{name}.weight"]
-    return y + w[f"{name}.bias"] if kind == "layer" else y
+    return x / (x.pow(2).mean(-1, keepdim=True) + (1e-5 if kind == "layer_1e-5" else 1e-6)).sqrt()
+
+
+def norm(w: Weights, name: str, kind: str, x: Tensor) -> Tensor:
+    y = standardized(kind, x) * w[f"{name}.weight"]
+    return y if kind == "rms" else y + w[f"{name}.bias"]
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -44,15 +48,15 @@ def feed_forward(w: Weights, name: str, kind: str, x: Tensor) -> Tensor:
     return linear(w, f"{name}.down_proj", hidden)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> Tensor:
-    """q: T D; k and v: S D."""
+def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False, hidden: Sequence[int] = ()) -> Tensor:
+    """q: T D; k and v: S D; `hidden`: keys that no query sees."""
     width = q.shape[1] // num_heads
     heads = []
     for h in range(num_heads):
         channels = slice(h * width, (h + 1) * width)
         mixed = []
         for t in range(len(q)):
-            visible = slice(0, t + 1) if causal else slice(0, len(k))
+            visible = [s for s in range(t + 1 if causal else len(k)) if s not in hidden]
             scores = (k[visible, channels] @ q[t, channels] / math.sqrt(width)).exp()
             mixed.append(scores / scores.sum() @ v[visible, channels])
         heads.append(torch.stack(mixed))
@@ -80,13 +84,23 @@ def turn(x: Tensor, num_heads: int, position: str, grid_size: int) -> Tensor:
     return y
 
 
-def self_attention(w: Weights, name: str, t: TransformerConfig, x: Tensor, causal: bool, grid_size: int = 0) -> Tensor:
+def self_attention(
+    w: Weights,
+    name: str,
+    t: TransformerConfig,
+    x: Tensor,
+    causal: bool,
+    grid_size: int = 0,
+    hidden: Sequence[int] = (),
+) -> Tensor:
     q, k, v = linear(w, f"{name}.qkv_proj", x).split(t.embed_dim, dim=1)
     q, k = (turn(projected, t.num_heads, t.position, grid_size) for projected in (q, k))
-    return linear(w, f"{name}.out_proj", attend(q, k, v, t.num_heads, causal))
+    return linear(w, f"{name}.out_proj", attend(q, k, v, t.num_heads, causal, hidden))
 
 
 def cross_attention(w: Weights, name: str, num_heads: int, x: Tensor, context: Tensor) -> Tensor:
+    if f"{name}.context_affine.weight" in w:
+        context = context * w[f"{name}.context_affine.weight"] + w[f"{name}.context_affine.bias"]
     k, v = linear(w, f"{name}.kv_proj", context).split(x.shape[1], dim=1)
     return linear(w, f"{name}.out_proj", attend(linear(w, f"{name}.q_proj", x), k, v, num_heads))
 
@@ -106,6 +120,11 @@ def encode_patches(w: Weights, config: CoCaConfig, image: Tensor) -> Tensor:
     x = linear(w, "image_encoder.patch_embed", x)
     if t.position == "learned":
         x = x + w["image_encoder.position.embedding"]
+    if config.image_encoder.class_token == "kept":
+        token = w["image_encoder.class_token.embedding"] + w["image_encoder.class_token.position"]
+        x = torch.cat([x, token[None]])
+    if config.image_encoder.pre_norm == "before_blocks":
+        x = norm(w, "image_encoder.pre_norm", t.norm, x)
     for i in range(t.num_layers):
         name = f"image_encoder.blocks.{i}"
         h = norm(w, f"{name}.attn_norm", t.norm, x)
@@ -116,7 +135,10 @@ def encode_patches(w: Weights, config: CoCaConfig, image: Tensor) -> Tensor:
 
 
 def pool(w: Weights, config: CoCaConfig, name: str, context: Tensor) -> Tensor:
-    pooled = cross_attention(w, f"{name}.attn", config.poolers.num_heads, w[f"{name}.queries"], context)
+    queries = w[f"{name}.queries"]
+    if config.poolers.queries == "normalized":
+        queries = norm(w, f"{name}.query_norm", config.poolers.norm, queries)
+    pooled = cross_attention(w, f"{name}.attn", config.poolers.num_heads, queries, context)
     return norm(w, f"{name}.norm", config.poolers.norm, pooled)
 
 
@@ -128,25 +150,40 @@ def reference(w: Weights, config: CoCaConfig, image: Tensor, caption: list[int])
     """Image embedding, text embedding, and the logits of one pair; `caption` is [BOS] words [EOS], without [CLS]."""
     patches = encode_patches(w, config, image)
     tokens = patches if config.poolers.num_queries is None else pool(w, config, "captioning_pooler", patches)
-    source = tokens if config.poolers.arrangement == "cascade" else patches
-    image_embedding = unit(linear(w, "image_proj", pool(w, config, "contrastive_pooler", source)[0]))
+    if config.poolers.arrangement == "shared":
+        contrastive, tokens = tokens[0], tokens[1:]
+    else:
+        source = tokens if config.poolers.arrangement == "cascade" else patches
+        contrastive = pool(w, config, "contrastive_pooler", source)[0]
+    image_embedding = unit(linear(w, "image_proj", contrastive))
 
-    t = config.text_decoder.transformer
+    t, num_tokens, context_length = config.text_decoder.transformer, len(caption), config.text_decoder.context_length
+    positions, hidden = [*range(num_tokens + 1)], []
+    if config.text_decoder.cls == "last_position":
+        # Padding is 0, all of the context is there, and what follows a 0 is hidden.
+        caption = caption + [0] * (context_length - 1 - num_tokens)
+        positions, hidden = [*range(context_length)], [i + 1 for i, token in enumerate(caption) if token == 0]
     words = [w["text_decoder.tok_embeddings.weight"][i] for i in caption]
     x = torch.stack([*words, w["text_decoder.cls_embedding"]])
     if t.position == "learned":
-        x = x + w["text_decoder.position.embedding"][: len(x)]
+        x = x + w["text_decoder.position.embedding"][positions]
     for i in range(t.num_layers):
         name = f"text_decoder.blocks.{i}"
-        x = x + self_attention(w, f"{name}.attn", t, norm(w, f"{name}.attn_norm", t.norm, x), causal=True)
+        h = norm(w, f"{name}.attn_norm", t.norm, x)
+        x = x + self_attention(w, f"{name}.attn", t, h, causal=True, hidden=hidden)
         x = x + feed_forward(w, f"{name}.feed_forward", t.feed_forward, norm(w, f"{name}.ffn_norm", t.norm, x))
     text_embedding = unit(linear(w, "text_proj", norm(w, "text_decoder.cls_norm", t.norm, x[-1])))
 
     t = config.multimodal_decoder.transformer
-    x = x[:-2]
+    x = x[: num_tokens - 1]
+    if config.multimodal_decoder.image_tokens == "normalized":
+        tokens = standardized("layer_1e-5", tokens)
     for i in range(t.num_layers):
         name = f"multimodal_decoder.blocks.{i}"
-        x = x + self_attention(w, f"{name}.attn", t, norm(w, f"{name}.attn_norm", t.norm, x), causal=True)
+        first = f"{name}.block" if config.multimodal_decoder.layer == "two_feed_forwards" else name
+        x = x + self_attention(w, f"{first}.attn", t, norm(w, f"{first}.attn_norm", t.norm, x), causal=True)
+        if config.multimodal_decoder.layer == "two_feed_forwards":
+            x = x + feed_forward(w, f"{first}.feed_forward", t.feed_forward, norm(w, f"{first}.ffn_norm", t.norm, x))
         h = norm(w, f"{name}.cross_attn_norm", t.norm, x)
         x = x + cross_attention(w, f"{name}.cross_attn", t.num_heads, h, tokens)
         x = x + feed_forward(w, f"{name}.feed_forward", t.feed_forward, norm(w, f"{name}.ffn_norm", t.norm, x))
@@ -177,6 +214,7 @@ def _with_every_parameter_moved(config: CoCaConfig) -> CoCa:
         ("grr_coca", {"arrangement": "parallel"}),
         ("coca", {"arrangement": "parallel"}),
         ("grr_coca", {"num_queries": None}),
+        ("open_clip_coca", {}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(f"{k}={v}" for k, v in value.items()) or "default",
 )

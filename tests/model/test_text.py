@@ -14,7 +14,7 @@ from grr_coca.model import CoCa, build
 from support import by_caption
 
 BOS, EOS, CLS_SLOT = 1, 2, 0
-PRESETS = ("grr_coca", "coca")  # RoPE and learned positions in the text
+PRESETS = ("grr_coca", "coca", "open_clip_coca")  # RoPE, learned positions, and [CLS] at the last position
 words = st.lists(st.integers(3, 59), min_size=1, max_size=20)
 
 

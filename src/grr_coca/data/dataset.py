@@ -18,7 +18,6 @@ from grr_coca.batch import IGNORE_INDEX, Batch, Replacement
 from grr_coca.data.augmentation import Augmentation, Change
 from grr_coca.data.bad import BadSample
 from grr_coca.data.changes import change_images, mix_images
-from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
 from grr_coca.data.patch_dropout import STREAM
 from grr_coca.data.preprocess import Preprocess, to_bytes
@@ -179,7 +178,7 @@ class PairDataset(Dataset[Sample]):
 
     def _image(self, pair: RawPair, ref: SampleRef) -> Tensor:
         if self.augmentation is None:
-            return self.preprocess(decode_image(pair.image, pair.name))
+            return self.preprocess(self.preprocess.decode(pair.image, pair.name))
         return self._mixed(self._square(ref.sample, pair), ref)
 
     def _change(self, ref: SampleRef) -> Change | None:
@@ -191,7 +190,7 @@ class PairDataset(Dataset[Sample]):
         square = self._squares.get(sample)
         if square is None:
             pair = pair or self.source[sample]
-            square = to_bytes(self.preprocess.square(decode_image(pair.image, pair.name)))
+            square = to_bytes(self.preprocess.square(self.preprocess.decode(pair.image, pair.name)))
         if self._keeps_all:
             self._squares[sample] = square
         return square

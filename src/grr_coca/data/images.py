@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+from typing import Literal
 
 import numpy as np
 import PIL.WebPImagePlugin  # noqa: F401 (or the first WebP file makes Pillow load its forty plugins)
@@ -21,10 +22,14 @@ MAX_BYTES = 2**28
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """Formats that a pair's image may be of. Not all that Pillow reads: it runs Ghostscript for some."""
 
+Opening = Literal["upright_on_white", "as_stored"]
+"""How an image is opened: turned upright by its EXIF data and laid over white where it is transparent, or with its
+pixels as they are stored, as open_clip does."""
+
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"))
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
+def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white") -> Image.Image:
     """An RGB image from the bytes of a file of one of `FORMATS`, whatever the file is called.
 
     Of an animation the first frame counts; EXIF rotation is honoured; transparency is composited over white;
@@ -33,6 +38,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     Args:
         data: the file's content.
         name: what to call it in messages.
+        opening: `as_stored` leaves EXIF rotation and transparency alone.
 
     Raises:
         BadSample: not an image, truncated, or larger than `MAX_PIXELS`.
@@ -45,7 +51,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
             warnings.simplefilter("ignore")
             image = open_header(data, name)
             image.load()
-            image = ImageOps.exif_transpose(image)
+            image = open_rgb(image, opening)
     except BadSample:
         raise
     except Image.DecompressionBombError as error:
@@ -54,7 +60,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise BadSample(f"{name}: not an image in a format that can be read", Cause.NOT_AN_IMAGE) from error
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
         raise BadSample(f"{name}: broken or truncated image ({error})", Cause.BROKEN_IMAGE) from error
-    return _to_rgb(image)
+    return image
 
 
 def open_header(data: bytes, name: str) -> Image.Image:
@@ -94,10 +100,10 @@ def _too_large(name: str, width: int = 0, height: int = 0) -> BadSample:
     )
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, opening: Opening) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         image = _to_eight_bits(image)
-    if image.has_transparency_data:
+    if image.has_transparency_data and opening == "upright_on_white":
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image)
@@ -115,6 +121,6 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def open_rgb(image: Image.Image, opening: Opening = "upright_on_white") -> Image.Image:
     """An RGB image of one that Pillow has opened, treated as `decode_image` treats a file."""
-    return _to_rgb(ImageOps.exif_transpose(image))
+    return _to_rgb(ImageOps.exif_transpose(image) if opening == "upright_on_white" else image, opening)

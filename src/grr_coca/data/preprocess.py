@@ -5,6 +5,7 @@ Shapes: B images, S image size in pixels.
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,37 +13,74 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from grr_coca.data.images import Opening, decode_image
+
+Order = Literal["crop_then_resize", "resize_then_crop"]
+
+MAX_RESIZED_PIXELS = 10_000_000
+"""Of a longer image, only what the crop leaves is resized."""
+
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize the shorter side, cut the centre square, scale to mean 0.5 and deviation 0.5.
+    """Cut the centre square, resize it, scale to mean 0.5 and deviation 0.5.
 
-    Stored in every checkpoint: a model is worth nothing with another one's preprocessing.
+    Stored in every checkpoint: a model is worth nothing with another one's preprocessing. `order` is open_clip's where
+    the image is resized first: at the edges of the square, other pixels are read then. `opening`: how image files are
+    opened.
     """
 
     image_size: int
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    order: Order = "crop_then_resize"
+    opening: Opening = "upright_on_white"
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
         """The tensor of an RGB image of any size, about -1 … 1 by default."""
         return self.normalize(to_pixels(self.square(image)))
+
+    def decode(self, data: bytes, name: str) -> Image.Image:
+        """The RGB image in a file's bytes, see `decode_image`; `name` is for messages.
+
+        Raises:
+            BadSample: there is none.
+        """
+        return decode_image(data, name, self.opening)
 
     def square(self, image: Image.Image) -> Image.Image:
         """The image as a square of `image_size` pixels.
 
         An extreme aspect ratio is cut before it is resized, so that 1 × 10,000 pixels do not become 64 × 640,000.
         """
-        if image.size != (self.image_size, self.image_size):
-            side = min(image.size)
-            left, top = (round((length - side) / 2) for length in image.size)
-            image = image.crop((left, top, left + side, top + side))
-            image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
-        return image
+        if image.size == (self.image_size, self.image_size):
+            return image
+        if self.order == "resize_then_crop":
+            return _resize_then_crop(image, self.image_size)
+        square, size = _centre(image.size, min(image.size)), (self.image_size, self.image_size)
+        return image.crop(square).resize(size, Image.Resampling.BICUBIC)
 
     def normalize(self, pixels: Float[Tensor, "*B 3 S S"]) -> Float[Tensor, "*B 3 S S"]:
         """Pixel values 0 … 1, shifted by the mean and divided by the deviation of their channel."""
         return (pixels - _by_channel(self.mean)).div_(_by_channel(self.std))
+
+
+def _centre(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
+    """The square of this side in the middle of an image: left, upper, right and lower edge."""
+    left, top = (round((length - side) / 2) for length in size)
+    return left, top, left + side, top + side
+
+
+def _resize_then_crop(image: Image.Image, side: int) -> Image.Image:
+    """torchvision's `Resize` of the shorter side, then its `CenterCrop`."""
+    width, height = (int(side * length / min(image.size)) for length in image.size)
+    square = _centre((width, height), side)
+    if width * height <= MAX_RESIZED_PIXELS:
+        return image.resize((width, height), Image.Resampling.BICUBIC).crop(square)
+    across, down = image.width / width, image.height / height
+    left, top, right, bottom = square
+    box = (left * across, top * down, right * across, bottom * down)
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
 
 def to_bytes(image: Image.Image) -> UInt8[Tensor, "3 S S"]:

@@ -3,11 +3,16 @@
 import gzip
 from collections.abc import Iterable, Sequence
 from importlib import resources
+from typing import Literal
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from grr_coca.data.mend import mend_text
 from grr_coca.errors import UserError
+
+Cleaning = Literal["none", "ftfy"]
+"""What is done to a text before it is cut into tokens: nothing, or what open_clip does (see `mend_text`)."""
 
 BOS, EOS = "[BOS]", "[EOS]"
 CLIP_BOS, CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
@@ -22,8 +27,9 @@ CLIP_MERGES = 49152 - 256 - 2
 class Tokenizer:
     """A byte-level BPE with a begin and an end token. Any text can be encoded; case is folded."""
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, cleaning: Cleaning = "none") -> None:
         self._backend = backend
+        self.cleaning = cleaning
         backend.encode_special_tokens = True  # "[EOS]" written in a caption is text, not its end
         bos, eos = (BOS, EOS) if backend.token_to_id(BOS) is not None else (CLIP_BOS, CLIP_EOS)
         bos_id, eos_id = backend.token_to_id(bos), backend.token_to_id(eos)
@@ -39,7 +45,8 @@ class Tokenizer:
 
     def encode(self, caption: str) -> list[int]:
         """Ids of the words alone, without begin and end."""
-        return self._backend.encode(caption, add_special_tokens=False).ids
+        text = mend_text(caption) if self.cleaning == "ftfy" else caption
+        return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_row(self, caption: str, context_length: int) -> list[int]:
         """`[BOS] caption [EOS]` and the slot of [CLS]; a caption that is too long loses words, never its end token."""
@@ -61,13 +68,13 @@ class Tokenizer:
         return self._backend.to_str(pretty=True)
 
     @classmethod
-    def from_json(cls, text: str) -> "Tokenizer":
+    def from_json(cls, text: str, cleaning: Cleaning = "none") -> "Tokenizer":
         """Read what `to_json` wrote, or any byte-level BPE of the same format."""
         try:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing narrower
             raise UserError(f"not a tokenizer.json that can be read ({error})") from error
-        return cls(backend)
+        return cls(backend, cleaning)
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -93,7 +100,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(backend)
 
 
-def clip_bpe() -> Tokenizer:
+def clip_bpe(cleaning: Cleaning = "none") -> Tokenizer:
     """CLIP's vocabulary of 49,408 ids, from the merges file that is part of this package."""
     packed = resources.files("grr_coca.data").joinpath("clip_vocabulary.txt.gz").read_bytes()
     lines = gzip.decompress(packed).decode().split("\n")[1 : CLIP_MERGES + 1]  # the first line is a version
@@ -119,7 +126,7 @@ def clip_bpe() -> Tokenizer:
     )
     backend.decoder = decoders.Sequence([decoders.Replace("</w>", "Ġ"), decoders.Fuse(), decoders.ByteLevel()])
     backend.add_special_tokens([AddedToken(CLIP_BOS, special=True), AddedToken(CLIP_EOS, special=True)])
-    return Tokenizer(backend)
+    return Tokenizer(backend, cleaning)
 
 
 def _clip_alphabet() -> list[str]:

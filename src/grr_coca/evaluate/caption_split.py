@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.images import decode_image
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.data.text import clean_caption
 from grr_coca.errors import UserError
@@ -61,7 +60,8 @@ def caption_split(
     hypotheses: list[str] = []
     for start in range(0, len(images), batch_size):
         files = [source[pairs[0]] for _, pairs in images[start : start + batch_size]]
-        pixels = torch.stack([checkpoint.preprocess(decode_image(file.image, file.name)) for file in files])
+        preprocess = checkpoint.preprocess
+        pixels = torch.stack([preprocess(preprocess.decode(file.image, file.name)) for file in files])
         found = generate(model, checkpoint.tokenizer, pixels, options)
         hypotheses += [best.text for best, *_ in found.captions]
     warn_if_repeated(hypotheses)

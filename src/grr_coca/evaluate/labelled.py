@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.images import IMAGE_SUFFIXES, decode_image
+from grr_coca.data.images import IMAGE_SUFFIXES
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.class_names import check_class_names, find_class
@@ -32,7 +32,7 @@ class LabelledImages:
         """All images as the checkpoint's model takes them."""
         for start in range(0, len(self), batch_size):
             files = [self.read(index) for index in range(start, min(start + batch_size, len(self)))]
-            yield torch.stack([checkpoint.preprocess(decode_image(data, name)) for data, name in files])
+            yield torch.stack([checkpoint.preprocess(checkpoint.preprocess.decode(data, name)) for data, name in files])
 
 
 def open_labelled(path: str, class_names: Sequence[str] | None = None) -> LabelledImages:

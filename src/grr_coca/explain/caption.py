@@ -30,7 +30,6 @@ from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.pooler import AttentionalPooler
 from grr_coca.model import CoCa
 from grr_coca.model.mode import evaluating
-from grr_coca.model.packed_text import pack_text
 
 
 class WordMap(NamedTuple):
@@ -63,13 +62,14 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
     device = model.logit_scale.device
     ids = torch.tensor([[*token_ids, CLS_SLOT]], device=device)
     # The last token takes the place of the end token: nothing is predicted from it.
-    text = pack_text(ids, torch.tensor([ids.shape[1]], device=device))
+    text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]], device=device))
     readers = _readers_of_patches(model)
     with evaluating(model), torch.no_grad():
         patches = model.image_encoder(pixels[None].to(device))
         text_tokens = model.text_decoder(text).tokens
     with evaluating(model), torch.enable_grad(), visible_attention(readers) as seen:
-        states = model.multimodal_decoder(text_tokens, model.captioning_pooler(patches), text.predicting_layout)
+        image_tokens = model.arrange(model.captioning_pooler, model.contrastive_pooler, patches).tokens
+        states = model.multimodal_decoder(text_tokens, image_tokens, text.predicting_layout)
         logits = model.multimodal_decoder.lm_head(states)
     logits = logits.gather(1, ids[0, 1:-1, None])[:, 0]  # T, of the caption's own tokens
     weights = [seen[reader].weights for reader in readers]
@@ -78,7 +78,8 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
         gradients = torch.autograd.grad(logit, weights, retain_graph=True)
         shares = [(w * g).clamp(min=0).sum(dim=(0, 1, 2)) for w, g in zip(weights, gradients, strict=True)]
         rows.append(torch.stack(shares).sum(dim=0))
-    relevance = torch.stack(rows).detach().float().cpu()
+    num_patches = (pixels.shape[-1] // model.image_encoder.patch_size) ** 2  # a class token may stand behind them
+    relevance = torch.stack(rows)[:, :num_patches].detach().float().cpu()
     return relevance / relevance.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
 

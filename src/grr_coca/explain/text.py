@@ -12,6 +12,7 @@ What it cannot tell: how a patch changes the attention that others get, and what
 patches before.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -32,7 +33,8 @@ from grr_coca.model.mode import evaluating
 class TextMap(NamedTuple):
     """The share of each patch in the similarity of image and text.
 
-    The shares sum to the cosine `similarity`; with LayerNorm less what its biases alone give, whatever the image.
+    The shares sum to the cosine `similarity`; with LayerNorm less what its biases alone give, whatever the image, and
+    with a class token less its share.
     """
 
     heat: Float[Tensor, "G G"]
@@ -52,12 +54,12 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
         wanted = model.encode_text(token_ids, lengths)
         patches = model.image_encoder(pixels[None].to(model.logit_scale.device))
         similarity = (_embed(model, patches) * wanted).sum().item()
-    shares = patch_shares(model, patches, wanted)
+    shares = patch_shares(model, patches, wanted)[: side**2]
     return TextMap(shares.unflatten(0, (side, side)).float().cpu(), similarity)
 
 
 def patch_shares(model: CoCa, patches: Float[Tensor, "1 P D"], wanted: Float[Tensor, "1 E"]) -> Float[Tensor, " P"]:
-    """Each patch's summand of the image embedding's product with `wanted`."""
+    """Each patch's summand of the image embedding's product with `wanted`; a class token behind them has one too."""
     with torch.enable_grad():
         patches = patches.detach().requires_grad_()
         score = (_embed(model, patches) * wanted.detach()).sum()
@@ -68,16 +70,15 @@ def patch_shares(model: CoCa, patches: Float[Tensor, "1 P D"], wanted: Float[Ten
 
 def _embed(model: CoCa, patches: Float[Tensor, "1 P D"]) -> Float[Tensor, "1 E"]:
     """`CoCa.encode_image` from the patches on; its gradient takes attention and norms for constants."""
-    tokens = patches
-    if model.arrangement == "cascade" and isinstance(model.captioning_pooler, AttentionalPooler):
-        tokens = _pool(model.captioning_pooler, patches)
-    assert isinstance(model.contrastive_pooler, AttentionalPooler)
-    embedding = at_least_fp32(model.image_proj(_pool(model.contrastive_pooler, tokens)[:, 0]))
+    captioning, contrastive = (partial(_pool, pooler) for pooler in (model.captioning_pooler, model.contrastive_pooler))
+    embedding = at_least_fp32(model.image_proj(model.arrange(captioning, contrastive, patches).contrastive[:, 0]))
     return embedding / embedding.detach().norm(dim=-1, keepdim=True)
 
 
-def _pool(pooler: AttentionalPooler, context: Float[Tensor, "1 S C"]) -> Float[Tensor, "1 Q D"]:
-    weights, values = attention_weights(pooler.attn, pooler.queries[None], context)
+def _pool(pooler: nn.Module, context: Float[Tensor, "1 S C"]) -> Float[Tensor, "1 Q D"]:
+    if not isinstance(pooler, AttentionalPooler):  # there is none, and the tokens stay as they are
+        return context
+    weights, values = attention_weights(pooler.attn, pooler.query_norm(pooler.queries)[None], context)
     return _norm(pooler.norm, pooler.attn.out_proj(mix_values(Attended(weights.detach(), values))))
 
 

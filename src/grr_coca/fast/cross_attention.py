@@ -4,6 +4,9 @@ q · (W_k c) = (W_k^T q) · c and sum_s a_s (W_v c_s) = W_v (sum_s a_s c_s): the
 context's many tokens to the few queries, as DeepSeek-V2 does with its latent vectors (arXiv 2405.04434, section 2.1).
 The result is the same but for rounding.
 
+Biases: b_k adds the same to all scores of a query, which the softmax does not see, and b_v is added once, as weights
+sum to 1. A scale and shift of the context's channels is one with the projection behind it.
+
 Shapes: R rows of captions, B images, T queries of width D, S context tokens of width C, H heads, Dh = D / H.
 """
 
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.layout import PLAIN, Layout, Packed
+from grr_coca.layers.norm import ChannelAffine
 from grr_coca.layers.scaled_attention import KeyValues
 
 
@@ -22,7 +26,9 @@ class AbsorbedCrossAttention(nn.Module):
     def __init__(self, attn: CrossAttention) -> None:
         super().__init__()
         self.attn = attn
-        self.kv_weight = attn.kv_proj.weight.detach().unflatten(0, (2, attn.num_heads, -1))  # 2 H Dh C
+        weight, bias = _folded(attn)
+        self.kv_weight = weight.unflatten(0, (2, attn.num_heads, -1))  # 2 H Dh C
+        self.value_bias = None if bias is None else bias[len(bias) // 2 :]
 
     def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
         """As in `CrossAttention`."""
@@ -44,7 +50,8 @@ class AbsorbedCrossAttention(nn.Module):
         c = context[:, None]
         mixed = F.scaled_dot_product_attention(q, c, c, scale=key_weight.shape[1] ** -0.5)
         mixed = mixed.reshape(-1, len(key_weight), context.shape[-1]).transpose(0, 1) @ value_weight.mT  # H R·T Dh
-        return self.attn.out_proj(mixed.transpose(0, 1).reshape(x.shape))
+        mixed = mixed.transpose(0, 1).reshape(x.shape)
+        return self.attn.out_proj(mixed if self.value_bias is None else mixed.add_(self.value_bias))
 
     def pays(self, num_queries: int, num_tokens: int) -> bool:
         """True if, for this many queries per context, absorbing the projection into the query takes fewer
@@ -54,3 +61,13 @@ class AbsorbedCrossAttention(nn.Module):
         project_queries = 2 * context_dim * width
         wider_attention = 2 * num_tokens * (num_heads * context_dim - width)
         return num_queries * (project_queries + wider_attention) < num_tokens * 2 * width * context_dim
+
+
+def _folded(attn: CrossAttention) -> tuple[Float[Tensor, "O C"], Float[Tensor, " O"] | None]:
+    """Weight and bias of the projection of the context, with the scale and shift before it."""
+    weight, affine = attn.kv_proj.weight.detach(), attn.context_affine
+    bias = None if attn.kv_proj.bias is None else attn.kv_proj.bias.detach()
+    if not isinstance(affine, ChannelAffine):
+        return weight, bias
+    shift = weight @ affine.bias.detach()
+    return weight * affine.weight.detach(), shift if bias is None else bias + shift

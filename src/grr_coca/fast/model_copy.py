@@ -13,7 +13,7 @@ from grr_coca.fast.norm import FastRMSNorm
 from grr_coca.fast.self_attention import FastSelfAttention
 from grr_coca.layers.attention import CrossAttention, SelfAttention
 from grr_coca.layers.feed_forward import GEGLU
-from grr_coca.layers.norm import RMSNorm
+from grr_coca.layers.norm import ChannelAffine, RMSNorm
 from grr_coca.layers.rotary import Rotary
 from grr_coca.torch_private import children_of, copy_with_children, has_blocked_linear, is_watched
 
@@ -30,7 +30,15 @@ class FastLayer(NamedTuple):
 
 LINEAR = frozenset({FastLinear})
 FAST_LAYERS = {
-    CrossAttention: FastLayer(AbsorbedCrossAttention, {"q_proj": LINEAR, "kv_proj": LINEAR, "out_proj": LINEAR}),
+    CrossAttention: FastLayer(
+        AbsorbedCrossAttention,
+        {
+            "context_affine": frozenset({nn.Identity, ChannelAffine}),
+            "q_proj": LINEAR,
+            "kv_proj": LINEAR,
+            "out_proj": LINEAR,
+        },
+    ),
     GEGLU: FastLayer(FastGEGLU, {"gate_proj": LINEAR, "up_proj": LINEAR, "down_proj": LINEAR}),
     RMSNorm: FastLayer(FastRMSNorm, {}),
     SelfAttention: FastLayer(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from grr_coca.data.images import decode_image, upright_rgb
+from grr_coca.data.images import Opening, decode_image, open_rgb
 from grr_coca.errors import UserError
 from grr_coca.files import read_whole
 
@@ -32,20 +32,21 @@ def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
     return list(images), False
 
 
-def to_rgb(image: ImageInput, name: str) -> Image.Image:
+def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") -> Image.Image:
     """An RGB image of any of the forms that an image comes in.
 
     Args:
         image: see `ImageInput`. Pillow's are treated like files: EXIF rotation is honoured, alpha composited.
         name: what to call an image without a path in messages.
+        opening: `as_stored` leaves EXIF rotation and alpha of files and Pillow's images alone.
 
     Raises:
         UserError: a file is missing or broken, or an array is of another shape, type or range.
     """
     if isinstance(image, str | Path):
-        return decode_image(read_whole(image), str(image))
+        return decode_image(read_whole(image), str(image), opening)
     if isinstance(image, Image.Image):
-        return _from_pillow(image, name)
+        return _from_pillow(image, name, opening)
     if isinstance(image, np.ndarray):
         return _from_array(image, name)
     if isinstance(image, Tensor):
@@ -55,9 +56,9 @@ def to_rgb(image: ImageInput, name: str) -> Image.Image:
     )
 
 
-def _from_pillow(image: Image.Image, name: str) -> Image.Image:
+def _from_pillow(image: Image.Image, name: str, opening: Opening) -> Image.Image:
     try:
-        return upright_rgb(image)
+        return open_rgb(image, opening)
     except (OSError, ValueError) as error:  # opened lazily, and the file is truncated or closed
         raise UserError(f"{name}: broken, truncated or closed image ({error})") from error
 
@@ -75,7 +76,7 @@ def _from_array(image: np.ndarray, name: str) -> Image.Image:
     if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in CHANNELS):
         raise UserError(f"{name}: an array is H W or H W C with 1, 3 or 4 channels; this one is {_size(image.shape)}")
     pixels = _to_uint8(image, name)
-    return upright_rgb(Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
+    return open_rgb(Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
 
 
 def _to_uint8(image: np.ndarray, name: str) -> np.ndarray:

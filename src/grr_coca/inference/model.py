@@ -277,7 +277,8 @@ class ImageTextModel:
 
     def _preprocess(self, numbered: tuple[int, ImageInput]) -> Float[Tensor, "3 S S"]:
         number, image = numbered
-        return self.checkpoint.preprocess(to_rgb(image, f"image {number}"))
+        preprocess = self.checkpoint.preprocess
+        return preprocess(to_rgb(image, f"image {number}", preprocess.opening))
 
     def _stack(self, rows: list[Tensor]) -> Float[Tensor, "N E"]:
         return torch.stack(rows) if rows else torch.empty(0, self.checkpoint.config.embed_dim)

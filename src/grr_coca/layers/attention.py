@@ -2,7 +2,7 @@
 
 Shapes: B batch, T tokens, S tokens attended to, D width, C context width, H heads, Dh = D / H, R rows of a decoder.
 
-No biases, in any model: the arms of a comparison differ in their named parts alone.
+Biases are open_clip's. Ours has none, in any model: the arms of a comparison differ in their named parts alone.
 """
 
 from jaxtyping import Float
@@ -20,13 +20,21 @@ class SelfAttention(nn.Module):
     rotates them by their positions; None leaves positions to the embeddings.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, rotary: Rotary | None, qk_norm: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        rotary: Rotary | None,
+        qk_norm: nn.Module | None = None,
+        *,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.rotary = rotary
         self.qk_norm = qk_norm or nn.Identity()
-        self.qkv_proj = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.qkv_proj = nn.Linear(embed_dim, 3 * embed_dim, bias=bias)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
 
     def forward(self, x: Float[Tensor, "R T D"], layout: Layout) -> Float[Tensor, "R T D"]:
         """Mix the tokens of each sequence."""
@@ -38,18 +46,31 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of a sequence, or of learned queries, to a context of another width."""
+    """Attention of a sequence, or of learned queries, to a context of another width.
 
-    def __init__(self, embed_dim: int, context_dim: int, num_heads: int) -> None:
+    `context_affine` scales and shifts a context that comes normalized; None takes it as it is.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        context_dim: int,
+        num_heads: int,
+        context_affine: nn.Module | None = None,
+        *,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.kv_proj = nn.Linear(context_dim, 2 * embed_dim, bias=False)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.context_affine = context_affine or nn.Identity()
+        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.kv_proj = nn.Linear(context_dim, 2 * embed_dim, bias=bias)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
 
     def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
         """Keys and values of a context. A caller that reads it more than once gives them in its place."""
-        return KeyValues(*self.kv_proj(context).unflatten(-1, (2, self.num_heads, -1)).unbind(2))  # B S H Dh
+        kv = self.kv_proj(self.context_affine(context)).unflatten(-1, (2, self.num_heads, -1))  # B S 2 H Dh
+        return KeyValues(*kv.unbind(2))
 
     def forward(
         self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout = PLAIN

@@ -60,7 +60,7 @@ PLAIN = Plain(slice(None))
 @final
 class Packed(NamedTuple):
     """Sequences of different lengths, concatenated into one row without padding. Every token sees its own sequence up
-    to itself.
+    to itself, unless `sees` says otherwise.
 
     Token-wise layers run on the row as it is; only attention pads the sequences again. The row is filled up to a
     multiple of 16 with copies of its first token: oneDNN prepares each bf16 product anew for every row count that it
@@ -75,11 +75,12 @@ class Packed(NamedTuple):
     tokens: Int[Tensor, "B T"]
     positions: Int[Tensor, " N"]
     num_tokens: int
+    sees: Sees = "past"
 
     def spread(self, qk: Float[Tensor, "1 N 2 H Dh"], v: Float[Tensor, "1 N H Dh"]) -> Spread:
         """Pad the sequences. Padding comes after the tokens of its sequence, so none of them sees it."""
         queries, keys = self._pad(qk).unbind(2)
-        return Spread(queries, KeyValues(keys, self._pad(v)), "past")
+        return Spread(queries, KeyValues(keys, self._pad(v)), self.sees)
 
     def spread_queries(self, q: Float[Tensor, "1 N H Dh"]) -> Float[Tensor, "B T H Dh"]:
         """Pad the sequences."""

@@ -1,4 +1,4 @@
-"""Root mean squared normalization."""
+"""Normalization, and what follows it."""
 
 import torch
 import torch.nn.functional as F
@@ -23,3 +23,16 @@ class RMSNorm(nn.Module):
         """Normalize each vector of the last dimension; keeps shape and type."""
         weight = at_least_fp32(self.weight)
         return F.rms_norm(at_least_fp32(x), weight.shape, weight, self.eps).type_as(x)
+
+
+class ChannelAffine(nn.Module):
+    """`x * weight + bias` by channel: the second half of a LayerNorm, where the first half is done elsewhere."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """Scale and shift every channel."""
+        return x * self.weight + self.bias

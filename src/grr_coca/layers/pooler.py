@@ -1,4 +1,10 @@
-"""The attentional pooler: learned queries attend to a sequence of any length."""
+"""The attentional pooler: learned queries attend to a sequence of any length. And three ways to arrange two of them.
+
+Shapes: B batch, S context tokens of width C, P patch tokens, Q queries of width D.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -10,16 +16,56 @@ from grr_coca.layers.attention import CrossAttention
 class AttentionalPooler(nn.Module):
     """One multi-head attention whose queries are learned (CoCa, arXiv 2205.01917, section 3.2).
 
-    Shapes: B batch, S context tokens of width C, Q queries of width D. The output is B Q D for every Q, 1 included.
+    The output is B Q D for every Q, 1 included. `query_norm` normalizes the queries (open_clip); None takes them as
+    they were learned.
     """
 
-    def __init__(self, num_queries: int, embed_dim: int, attn: CrossAttention, norm: nn.Module) -> None:
+    def __init__(
+        self,
+        num_queries: int,
+        embed_dim: int,
+        attn: CrossAttention,
+        norm: nn.Module,
+        query_norm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.zeros(num_queries, embed_dim))
+        self.query_norm = query_norm or nn.Identity()
         self.attn = attn
         self.norm = norm
 
     def forward(self, context: Float[Tensor, "B S C"]) -> Float[Tensor, "B Q D"]:
         """Pool the context into Q normalized tokens."""
-        queries = self.queries.expand(len(context), -1, -1)
+        queries = self.query_norm(self.queries).expand(len(context), -1, -1)
         return self.norm(self.attn(queries, context))
+
+
+Pooler = Callable[[Tensor], Tensor]
+
+
+class Pooled(NamedTuple):
+    """`tokens`: what captions attend to; `contrastive`: what the image embedding is made of."""
+
+    tokens: Float[Tensor, "B Q D"]
+    contrastive: Float[Tensor, "B 1 D"]
+
+
+Arrange = Callable[[Pooler, Pooler, Tensor], Pooled]
+"""From the captioning pooler, the contrastive pooler and the patches to what they make of these."""
+
+
+def cascade(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> Pooled:
+    """The contrastive pooler reads the captioning pooler's tokens (CoCa)."""
+    tokens = captioning_pooler(patches)
+    return Pooled(tokens, contrastive_pooler(tokens))
+
+
+def parallel(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> Pooled:
+    """Both poolers read the patches."""
+    return Pooled(captioning_pooler(patches), contrastive_pooler(patches))
+
+
+def shared(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> Pooled:
+    """The contrastive pooler is the first query of the captioning pooler (open_clip)."""
+    tokens = captioning_pooler(patches)
+    return Pooled(tokens[:, 1:], contrastive_pooler(tokens[:, :1]))

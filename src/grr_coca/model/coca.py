@@ -19,11 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grr_coca.batch import CoCaOutput
-from grr_coca.config import Arrangement, Contrastive
+from grr_coca.config import Contrastive
+from grr_coca.layers.pooler import Arrange
 from grr_coca.layers.precision import at_least_fp32
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.multimodal_decoder import MultimodalDecoder
-from grr_coca.model.packed_text import pack_text
 from grr_coca.model.text_decoder import TextDecoder
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -46,7 +46,7 @@ class CoCa(nn.Module):
         image_encoder: ImageEncoder,
         captioning_pooler: nn.Module,
         contrastive_pooler: nn.Module,
-        arrangement: Arrangement,
+        arrange: Arrange,
         image_proj: nn.Linear,
         text_decoder: TextDecoder,
         text_proj: nn.Linear,
@@ -57,7 +57,7 @@ class CoCa(nn.Module):
         self.image_encoder = image_encoder
         self.captioning_pooler = captioning_pooler
         self.contrastive_pooler = contrastive_pooler
-        self.arrangement = arrangement
+        self.arrange = arrange
         self.image_proj = image_proj
         self.text_decoder = text_decoder
         self.text_proj = text_proj
@@ -74,11 +74,10 @@ class CoCa(nn.Module):
     ) -> CoCaOutput:
         """Embeddings of images and texts, and what the next tokens are predicted from; see `Batch` for the inputs."""
         patches = self.image_encoder(images, kept_patches)  # B P D
-        image_tokens = self.captioning_pooler(patches)  # B Q D
-        pooled = self.contrastive_pooler(image_tokens if self.arrangement == "cascade" else patches)  # B 1 D
+        image_tokens, pooled = self.arrange(self.captioning_pooler, self.contrastive_pooler, patches)  # B Q D, B 1 D
         image_embedding = _unit(self.image_proj(pooled[:, 0]))  # B E
 
-        text = pack_text(token_ids, lengths)
+        text = self.text_decoder.pack(token_ids, lengths)
         cls, text_tokens = self.text_decoder(text)  # B D, 1 M D
         text_embedding = _unit(self.text_proj(cls))  # B E
 
@@ -90,13 +89,12 @@ class CoCa(nn.Module):
     ) -> EncodedImage:
         """The image's part of `forward`: what captions attend to, and the embedding."""
         patches = self.image_encoder(images, kept_patches)
-        tokens = self.captioning_pooler(patches)
-        pooled = self.contrastive_pooler(tokens if self.arrangement == "cascade" else patches)
+        tokens, pooled = self.arrange(self.captioning_pooler, self.contrastive_pooler, patches)
         return EncodedImage(tokens, _unit(self.image_proj(pooled[:, 0])))
 
     def encode_text(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
         """The text's part of `forward`: embeddings of unit length."""
-        return _unit(self.text_proj(self.text_decoder(pack_text(token_ids, lengths)).cls))
+        return _unit(self.text_proj(self.text_decoder(self.text_decoder.pack(token_ids, lengths)).cls))
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

@@ -1,6 +1,7 @@
-"""The image encoder: a vision transformer without a class token (arXiv 2010.11929).
+"""The image encoder: a vision transformer (arXiv 2010.11929).
 
-Shapes: B batch, P patch tokens in raster order, K of them kept, R registers, D width.
+Shapes: B batch, P patch tokens in raster order (and the class token behind them, where there is one), K of them kept,
+R registers, D width.
 """
 
 import torch
@@ -15,7 +16,8 @@ class ImageEncoder(nn.Module):
     """Pixels to patch tokens: embed the patches, add positions (or leave them to RoPE), blocks, final norm.
 
     Registers (arXiv 2309.16588) are learned tokens without a position. They pass through the blocks, then they
-    are dropped.
+    are dropped. `class_token` appends a token that stays, and `pre_norm` stands before the blocks: open_clip's CoCa
+    has both, in ours they leave the tokens as they are.
     """
 
     def __init__(
@@ -24,7 +26,9 @@ class ImageEncoder(nn.Module):
         patch_size: int,
         patch_embed: nn.Linear,
         position: nn.Module,
+        class_token: nn.Module,
         num_registers: int,
+        pre_norm: nn.Module,
         blocks: nn.ModuleList,
         norm: nn.Module,
     ) -> None:
@@ -32,8 +36,9 @@ class ImageEncoder(nn.Module):
         self.patch_size = patch_size
         self.patch_embed = patch_embed
         self.position = position
-        self.num_registers = num_registers
+        self.class_token = class_token
         self.registers = nn.Parameter(torch.zeros(num_registers, patch_embed.out_features)) if num_registers else None
+        self.pre_norm = pre_norm
         self.blocks = blocks
         self.norm = norm
 
@@ -41,18 +46,23 @@ class ImageEncoder(nn.Module):
         self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B P D"]:
         """Encode images of the configured size, or only K patches of each (FLIP, arXiv 2212.00794)."""
-        x = self.patch_embed(patchify(images, self.patch_size))  # B P D
-        x, layout = self.position(x, PLAIN.positions), PLAIN
+        patches = self.patch_embed(patchify(images, self.patch_size))
+        x = self.position(patches, PLAIN.positions)  # B P D
         if kept_patches is not None:
-            # Registers stand behind the P patches, where RoPE's table turns by no angle.
-            layout = Plain(F.pad(kept_patches, (0, self.num_registers), value=x.shape[1]))  # B K+R
             x = x.take_along_dim(kept_patches[..., None], dim=1)  # B K D
-        num_patches = x.shape[1]
+        x = self.class_token(x)
+        num_tokens = x.shape[1]
         if self.registers is not None:
             x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)  # B P+R D
+        layout = PLAIN
+        if kept_patches is not None:
+            # What stands behind the P patches has no place among them: there RoPE's table turns by no angle.
+            num_others = x.shape[1] - kept_patches.shape[1]
+            layout = Plain(F.pad(kept_patches, (0, num_others), value=patches.shape[1]))  # B K+R
+        x = self.pre_norm(x)
         for block in self.blocks:
             x = block(x, layout)
-        return self.norm(x[:, :num_patches])
+        return self.norm(x[:, :num_tokens])
 
 
 def patchify(images: Float[Tensor, "B 3 H W"], patch_size: int) -> Float[Tensor, "B P K"]:

@@ -6,7 +6,8 @@
 | matrices that end a residual branch (`out_proj`, `down_proj` of blocks) | the same / sqrt(number of branches) |
 | token and [CLS] embeddings | N(0, 1 / width) |
 | learned queries | N(0, 1): as long as the normalized tokens that they attend to; shorter ones would all attend alike |
-| learned positions, registers, bias of patches | N(0, 0.02²), ViT's; a blank patch must not become a zero vector |
+| learned positions, registers, class token | N(0, 0.02²), ViT's |
+| bias of patches | the same; a blank patch must not become a zero vector |
 | norms; other biases | weight 1; 0 |
 | `logit_scale`, `logit_bias` | log(1 / 0.07), none: CoCa's temperature; with a sigmoid, SigLIP's log 10 and -10 |
 
@@ -44,9 +45,9 @@ def init_weights(model: CoCa, seed: int) -> None:
             _normal(parameter, parameter.shape[-1] ** -0.5, name, seed)
         elif name.endswith("queries"):
             _normal(parameter, 1.0, name, seed)
-        elif name.endswith(("position.embedding", "registers", "patch_embed.bias")):
+        elif name.endswith(("position.embedding", "registers", "patch_embed.bias")) or ".class_token." in name:
             _normal(parameter, POSITION_STD, name, seed)
-        elif name.endswith("norm.weight"):
+        elif name.endswith(("norm.weight", "affine.weight")):
             parameter.fill_(1.0)
         else:
             assert name.endswith("bias"), f"no rule initialises {name}"
@@ -56,9 +57,14 @@ def init_weights(model: CoCa, seed: int) -> None:
 def _residual_branches(model: CoCa) -> dict[str, int]:
     """The number of branches that add to the residual stream of each stack. Both halves of the text decoder are one
     stack."""
-    image = 2 * len(model.image_encoder.blocks)
-    text = 2 * len(model.text_decoder.blocks) + 3 * len(model.multimodal_decoder.blocks)
+    image = _count_branches(model.image_encoder.blocks)
+    text = _count_branches(model.text_decoder.blocks) + _count_branches(model.multimodal_decoder.blocks)
     return {"image_encoder": image, "text_decoder": text, "multimodal_decoder": text}
+
+
+def _count_branches(blocks: nn.ModuleList) -> int:
+    """Every branch ends in a layer of one of these names."""
+    return sum(name.endswith(("out_proj", "down_proj")) for name, _ in blocks.named_modules())
 
 
 def _normal(parameter: Tensor, std: float, name: str, seed: int) -> None:

@@ -13,12 +13,15 @@ from grr_coca.layers.layout import Packed
 class MultimodalDecoder(nn.Module):
     """Causal blocks with cross-attention to the image, a final norm, and the head that predicts the next token.
 
+    `image_norm` normalizes what the blocks read of the image, or leaves it as it is.
+
     `forward` stops before the head: the M V logits are the largest tensor of a training step, so the loss makes
     them a stretch at a time.
     """
 
-    def __init__(self, blocks: nn.ModuleList, norm: nn.Module, lm_head: nn.Linear) -> None:
+    def __init__(self, image_norm: nn.Module, blocks: nn.ModuleList, norm: nn.Module, lm_head: nn.Linear) -> None:
         super().__init__()
+        self.image_norm = image_norm
         self.blocks = blocks
         self.norm = norm
         self.lm_head = lm_head
@@ -27,7 +30,7 @@ class MultimodalDecoder(nn.Module):
         self, text_tokens: Float[Tensor, "1 N D"], image_tokens: Float[Tensor, "B Q C"], layout: Packed
     ) -> Float[Tensor, "M D"]:
         """States from which `lm_head` predicts the next tokens, caption after caption."""
-        x = text_tokens
+        x, context = text_tokens, self.image_norm(image_tokens)
         for block in self.blocks:
-            x = block(x, image_tokens, layout)
+            x = block(x, context, layout)
         return self.norm(x[0, : layout.num_tokens])

@@ -4,8 +4,11 @@ Shapes: B captions, T positions of the longest, N tokens of all captions, M of t
 [EOS] and [CLS] of each caption. N and M are rounded up, see `grr_coca.layers.layout.Packed`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
@@ -27,9 +30,40 @@ class PackedText(NamedTuple):
     predicting_layout: Packed
 
 
+PackText = Callable[[Int[Tensor, "B T"], Int[Tensor, " B"]], PackedText]
+"""Packs captions, given their token ids and their lengths, which count [BOS], [EOS] and the [CLS] slot."""
+
+
 def pack_text(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> PackedText:
     """Drop the padding of captions. `lengths` count [BOS], [EOS] and the [CLS] slot."""
     longest = token_ids.shape[1]
     layout, predicting_layout = pack_lengths(lengths, longest), pack_lengths(lengths - 2, longest - 2)
     predicting = predicting_layout.gather(layout.tokens[:, :-2])[0]
     return PackedText(layout.gather(token_ids), layout, lengths.cumsum(0) - 1, predicting, predicting_layout)
+
+
+PADDING = 0
+"""Id that fills the rows of captions, the [CLS] slot among them. In CLIP's vocabulary it is also a token, "!" before a
+symbol."""
+
+
+def pack_text_cls_last(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], context_length: int) -> PackedText:
+    """`pack_text` as open_clip's CoCa was trained: captions are padded to the context, whose last position is [CLS].
+
+    Its mask is off by one: every token that follows a padding token is hidden, where the padding itself was meant. So
+    [CLS] sees the first padding token and not itself, unless the caption fills the context. That token is kept, and
+    no other padding. A word of id 0 hides what follows it in the same way (as in open_clip 3).
+    """
+    longest = min(token_ids.shape[1] + 1, context_length)
+    steps = torch.arange(longest, device=token_ids.device)
+    token_ids = F.pad(token_ids, (0, 1))[:, :longest].masked_fill(steps >= lengths[:, None] - 1, PADDING)
+    with_padding = (lengths + 1).clamp(max=context_length)
+    layout, predicting_layout = pack_lengths(with_padding, longest), pack_lengths(lengths - 2, longest - 2)
+    predicting = predicting_layout.gather(layout.tokens[:, :-2])[0]
+    cls = with_padding.cumsum(0) - 1
+    hidden = F.pad(token_ids[:, :-1] == PADDING, (1, 0))  # B T
+    past = steps <= steps[:, None]  # T T
+    layout = layout._replace(
+        positions=layout.positions.index_fill(0, cls, context_length - 1), sees=past & ~hidden[:, None, None]
+    )
+    return PackedText(layout.gather(token_ids), layout, cls, predicting, predicting_layout)

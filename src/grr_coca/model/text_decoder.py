@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.model.packed_text import PackedText
+from grr_coca.model.packed_text import PackedText, PackText
 
 
 class TextDecoderOutput(NamedTuple):
@@ -23,12 +23,15 @@ class TextDecoderOutput(NamedTuple):
 class TextDecoder(nn.Module):
     """Causal blocks over `[BOS] caption [EOS] [CLS]`.
 
-    [CLS] is a learned vector, not a word. It stands at the end, where it sees the whole caption.
+    [CLS] is a learned vector, not a word. It stands at the end, where it sees the whole caption. `pack` puts captions
+    into the form that `forward` takes.
     """
 
     def __init__(
         self,
+        *,
         context_length: int,
+        pack: PackText,
         tok_embeddings: nn.Embedding,
         position: nn.Module,
         blocks: nn.ModuleList,
@@ -36,6 +39,7 @@ class TextDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.context_length = context_length
+        self.pack = pack
         self.tok_embeddings = tok_embeddings
         self.cls_embedding = nn.Parameter(torch.zeros(tok_embeddings.embedding_dim))
         self.position = position

@@ -11,14 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from grr_coca.batch import CoCaOutput
 from grr_coca.config import CoCaConfig
-from grr_coca.layers.block import Block, CrossBlock
+from grr_coca.layers.block import Block, CrossBlock, TwoStepCrossBlock
 from grr_coca.model import CoCa, build
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.multimodal_decoder import MultimodalDecoder
 from grr_coca.model.text_decoder import TextDecoder
 from grr_coca.torch_private import flash_attention_of_cpu
 
-CONTAINERS = (CoCa, ImageEncoder, TextDecoder, MultimodalDecoder, Block, CrossBlock)
+CONTAINERS = (CoCa, ImageEncoder, TextDecoder, MultimodalDecoder, Block, CrossBlock, TwoStepCrossBlock)
 """What is opened in the tree of parts; everything else is a leaf of it."""
 
 

@@ -24,7 +24,7 @@ def run(
     Args:
         preset: name of a preset.
         other: a second one to hold against it.
-        size: tiny, small, base or b32.
+        size: tiny, small, base, b32 or l14.
         batch: pairs of a training step whose time and memory on this machine shall be foretold.
         text_length: tokens of a caption to count for too, begin, end and class token included.
     """

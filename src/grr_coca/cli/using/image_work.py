@@ -11,7 +11,6 @@ from PIL import Image
 
 from grr_coca.cli.output.progress import bars
 from grr_coca.cli.using.image_files import ImageFile
-from grr_coca.data.images import decode_image
 from grr_coca.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,6 +94,6 @@ def _decoded(files: Sequence[ImageFile], preprocess: "Preprocess", batch_size: i
 def _decode(file: ImageFile, preprocess: "Preprocess") -> Decoded:
     try:
         # Cut to the model's size at once: two batches of large photographs would fill the memory.
-        return file, preprocess.square(decode_image(file.read(), file.name))
+        return file, preprocess.square(preprocess.decode(file.read(), file.name))
     except UserError as error:
         return file, error

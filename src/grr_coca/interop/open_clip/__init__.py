@@ -1,0 +1,1 @@
+"""open_clip's CoCa checkpoints, read into our model and written back. `docs/open-clip.md` says what differs."""

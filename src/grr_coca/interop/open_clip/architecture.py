@@ -1,0 +1,113 @@
+"""The architecture of an open_clip CoCa: what the shapes of its tensors say, and what they cannot say."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from grr_coca.config import CoCaConfig, TransformerConfig
+from grr_coca.errors import UserError
+from grr_coca.presets import get_preset
+
+HEAD_DIM = 64
+"""Channels of a head in both published models, but for the pooler's."""
+POOLER_HEADS = 8
+
+FOREIGN = {
+    "visual.trunk.": "an image tower of timm",
+    "visual.attn_pool_contrastive.": "two poolers (vision_cfg: attentional_pool 'parallel' or 'cascade')",
+    "visual.head.": "an image tower of timm",
+    "text.transformer.embeddings.": "a text tower of Hugging Face (as in coca_roberta)",
+    "text.transformer.encoder.": "a text tower of Hugging Face (as in coca_roberta)",
+    "visual.layer1.": "a ResNet as image tower",
+}
+"""Beginnings of names in models that ours cannot hold."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Numbers of attention heads, which no shape tells. None: 64 channels a head, and 8 heads in the pooler."""
+
+    image: int | None = None
+    text: int | None = None
+    multimodal: int | None = None
+    pooler: int = POOLER_HEADS
+
+
+def infer_config(tensors: Mapping[str, Tensor], heads: Heads, name: str) -> CoCaConfig:
+    """The config of the model that has these tensors.
+
+    Args:
+        tensors: open_clip's, by name.
+        heads: numbers of heads.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: the tensors are not a CoCa of open_clip, or one that our model cannot hold.
+    """
+    _refuse_foreign(tensors, name)
+    shapes = _Shapes(tensors, name)
+    image_dim, _, patch_size, _ = shapes.of("visual.conv1.weight", 4)
+    num_positions = shapes.of("visual.positional_embedding", 2)[0]
+    grid_size = math.isqrt(num_positions - 1)
+    if grid_size**2 != num_positions - 1:
+        raise UserError(f"{name}: visual.positional_embedding has {num_positions} rows: not a square and a class token")
+    num_queries, pooled_dim = shapes.of("visual.attn_pool.query", 2)
+    vocab_size, text_dim = shapes.of("text.token_embedding.weight", 2)
+    if pooled_dim != text_dim:
+        raise UserError(
+            f"{name}: visual.attn_pool.query is {pooled_dim} wide and the text {text_dim}: not one width, as it must be"
+        )
+    config = get_preset("open_clip_coca", "b32")
+    image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
+    return replace(
+        config,
+        embed_dim=shapes.of("visual.proj", 2)[1],
+        image_encoder=replace(
+            image,
+            image_size=grid_size * patch_size,
+            patch_size=patch_size,
+            transformer=shapes.stack(image.transformer, "visual.transformer.resblocks", image_dim, heads.image),
+        ),
+        text_decoder=replace(
+            text,
+            vocab_size=vocab_size,
+            context_length=shapes.of("text.positional_embedding", 2)[0],
+            transformer=shapes.stack(text.transformer, "text.transformer.resblocks", text_dim, heads.text),
+        ),
+        multimodal_decoder=replace(
+            multimodal,
+            transformer=shapes.stack(multimodal.transformer, "text_decoder.resblocks", text_dim, heads.multimodal),
+        ),
+        poolers=replace(config.poolers, num_queries=num_queries, num_heads=heads.pooler),
+    )
+
+
+class _Shapes:
+    def __init__(self, tensors: Mapping[str, Tensor], name: str) -> None:
+        self._tensors, self._name = tensors, name
+
+    def of(self, tensor: str, ndim: int) -> tuple[int, ...]:
+        if tensor not in self._tensors:
+            raise UserError(f"{self._name}: tensor '{tensor}' is missing: not a CoCa of open_clip with its pooler")
+        shape = tuple(self._tensors[tensor].shape)
+        if len(shape) != ndim:
+            raise UserError(f"{self._name}: tensor '{tensor}' has the shape {shape}, not {ndim} dimensions")
+        return shape
+
+    def stack(self, parts: TransformerConfig, prefix: str, width: int, num_heads: int | None) -> TransformerConfig:
+        """Depth and widths of a stack of blocks."""
+        pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+        blocks = {int(match[1]) for match in map(pattern.match, self._tensors) if match}
+        hidden_dim = self.of(f"{prefix}.0.mlp.c_fc.weight", 2)[0]
+        num_heads = num_heads or max(1, width // HEAD_DIM)
+        return replace(parts, num_layers=max(blocks) + 1, embed_dim=width, num_heads=num_heads, hidden_dim=hidden_dim)
+
+
+def _refuse_foreign(tensors: Mapping[str, Tensor], name: str) -> None:
+    for tensor in tensors:
+        for prefix, what in FOREIGN.items():
+            if tensor.startswith(prefix):
+                raise UserError(f"{name}: tensor '{tensor}': {what} is not supported")

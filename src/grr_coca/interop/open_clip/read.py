@@ -1,0 +1,95 @@
+"""A checkpoint of open_clip's CoCa as one of ours."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.config import CoCaConfig
+from grr_coca.data.tokenizer import clip_bpe
+from grr_coca.errors import UserError
+from grr_coca.interop.open_clip.architecture import infer_config
+from grr_coca.interop.open_clip.names import links, to_ours, to_theirs
+from grr_coca.interop.open_clip.settings import FILE, NOTHING_SAID, Settings, named_settings, read_settings
+from grr_coca.interop.open_clip.weights import find_weights, read_weights
+from grr_coca.model import build
+
+PRESET = "open_clip_coca"
+
+COCO_TUNED = (
+    "open_clip's CoCa, fine-tuned on COCO for captions, is no zero-shot model any more: its B/32 names 0.8 % of "
+    "ImageNet's images right, where the model that it was tuned from names 63.3 %"
+)
+
+
+def read_open_clip(path: Path, model: str | None = None, device: str | torch.device = "cpu") -> Checkpoint:
+    """Read a checkpoint of open_clip.
+
+    Args:
+        path: a folder as the hub lays it out, or its file of weights. `open_clip_config.json` beside the weights tells
+            the architecture; without it, the shapes of the tensors do, but for the numbers of heads: those are of 64
+            channels, and 8 in the pooler, as in both published models.
+        model: open_clip's name of the architecture, such as `coca_ViT-B-32`.
+        device: where the model goes.
+
+    Raises:
+        UserError: it cannot be read, or our model cannot be it; names the tensor or the key.
+    """
+    weights_path = find_weights(path)
+    settings = _settings(weights_path.parent / FILE, model)
+    theirs = read_weights(weights_path)
+    config = infer_config(theirs, settings.heads, str(weights_path))
+    settings.check(config)
+    ours = build(config)
+    _require_same_tensors(theirs, ours.state_dict(), config, weights_path)
+    ours.load_state_dict(to_ours(theirs, config))
+    tokenizer = clip_bpe(cleaning="ftfy")
+    if tokenizer.vocab_size != config.text_decoder.vocab_size:
+        raise UserError(
+            f"{weights_path}: text.token_embedding.weight has {config.text_decoder.vocab_size} rows, and CLIP's "
+            f"vocabulary {tokenizer.vocab_size}: another vocabulary is not supported"
+        )
+    return Checkpoint(
+        model=ours.to(device).eval(),
+        config=config,
+        preset=PRESET,
+        tokenizer=tokenizer,
+        preprocess=settings.make_preprocess(config.image_encoder.image_size),
+        step=0,
+        caution=COCO_TUNED if _is_coco_tuned(path) else "",
+    )
+
+
+def _settings(path: Path, model: str | None) -> Settings:
+    said = read_settings(path) if path.exists() else NOTHING_SAID
+    if model is None:
+        return said
+    named = named_settings(model)
+    return Settings(named.where, named.model, said.preprocess)
+
+
+def _require_same_tensors(
+    theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], config: CoCaConfig, path: Path
+) -> None:
+    """Make sure that every tensor of theirs has its place in our model, and every one of ours its source."""
+    on_meta = {name: tensor.to("meta") for name, tensor in ours.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in to_theirs(on_meta, config).items()}
+    assert len(expected) == sum(len(link.theirs) for link in links(config)), "each tensor once"
+    for name in expected:
+        if name not in theirs:
+            raise UserError(f"{path}: tensor '{name}' is missing")
+    for name, tensor in theirs.items():
+        if name not in expected:
+            raise UserError(f"{path}: tensor '{name}' is left over: a model that has it is not supported")
+        if tuple(tensor.shape) != expected[name]:
+            raise UserError(
+                f"{path}: tensor '{name}' has the shape {tuple(tensor.shape)}, where the other tensors leave place for "
+                f"{expected[name]}"
+            )
+
+
+def _is_coco_tuned(path: Path) -> bool:
+    """Told by the name under which it is published; the weights do not say it."""
+    return any("mscoco" in part.lower() or "coco_finetuned" in part.lower() for part in path.absolute().parts)

@@ -1,0 +1,309 @@
+"""`open_clip_config.json`: what it says of a CoCa, and whether our model can be that."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grr_coca.checkpoint_files import read_json
+from grr_coca.config import CoCaConfig
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.errors import UserError, nearest
+from grr_coca.interop.open_clip.architecture import Heads
+
+FILE = "open_clip_config.json"
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's mean and deviation of the pixels (arXiv 2103.00020), open_clip's where a checkpoint names none."""
+
+_B32: dict[str, Any] = {
+    "embed_dim": 512,
+    "vision_cfg": {
+        "image_size": 224,
+        "layers": 12,
+        "width": 768,
+        "patch_size": 32,
+        "attentional_pool": True,
+        "attn_pooler_heads": 8,
+        "output_tokens": True,
+    },
+    "text_cfg": {
+        "context_length": 76,
+        "vocab_size": 49408,
+        "width": 512,
+        "heads": 8,
+        "layers": 12,
+        "embed_cls": True,
+        "output_tokens": True,
+    },
+    "multimodal_cfg": {"context_length": 76, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
+}
+_L14: dict[str, Any] = {
+    "embed_dim": 768,
+    "vision_cfg": {**_B32["vision_cfg"], "layers": 24, "width": 1024, "patch_size": 14},
+    "text_cfg": {**_B32["text_cfg"], "width": 768, "heads": 12},
+    "multimodal_cfg": {**_B32["multimodal_cfg"], "width": 768, "heads": 12},
+}
+MODELS = {"coca_ViT-B-32": _B32, "coca_ViT-L-14": _L14}
+"""The published models by open_clip's names."""
+REFUSED_MODELS = {
+    "coca_base": "it has no pooler",
+    "coca_roberta-ViT-B-32": "its text tower is one of Hugging Face",
+}
+
+SHAPES = {
+    "vision_cfg": {"image_size", "layers", "width", "patch_size", "mlp_ratio", "attn_pooler_queries"},
+    "text_cfg": {"context_length", "vocab_size", "width", "layers", "mlp_ratio"},
+    "multimodal_cfg": {"context_length", "vocab_size", "width", "layers"},
+}
+"""Keys that the shapes of tensors tell too."""
+HEADS = {
+    "vision_cfg": {"head_width", "attn_pooler_heads"},
+    "text_cfg": {"heads"},
+    "multimodal_cfg": {"heads"},
+}
+_COMMON: dict[str, Any] = {
+    "ls_init_value": None,
+    "act_kwargs": None,
+    "norm_kwargs": None,
+    "block_type": None,
+    "qk_norm": False,
+    "scaled_cosine_attn": False,
+    "scale_heads": False,
+    "scale_attn_inner": False,
+    "scale_attn": False,
+    "scale_fc": False,
+}
+FIXED: dict[str, dict[str, Any]] = {
+    "vision_cfg": {
+        **_COMMON,
+        "attentional_pool": True,
+        "output_tokens": True,
+        "no_ln_pre": False,
+        "pos_embed_type": "learnable",
+        "pool_type": "tok",
+        "timm_model_name": None,
+    },
+    "text_cfg": {
+        **_COMMON,
+        "embed_cls": True,
+        "output_tokens": True,
+        "pad_id": 0,
+        "no_causal_mask": False,
+        "correct_cls_mask": False,
+        "proj_type": "linear",
+        "proj_bias": False,
+        "hf_model_name": None,
+        "hf_tokenizer_name": None,
+        "tokenizer_kwargs": None,
+        "tokenizer_mode": None,
+    },
+    "multimodal_cfg": {"ls_init_value": None},
+    "model_cfg": {"quick_gelu": False, "init_logit_bias": None, "pad_id": 0},
+}
+"""Keys that may have one value alone: with another, the model would be another."""
+WITHOUT_EFFECT = {
+    "vision_cfg": {
+        "patch_dropout",
+        "final_ln_after_pool",
+        "timm_model_pretrained",
+        "timm_pool",
+        "timm_proj",
+        "timm_proj_bias",
+        "timm_drop",
+        "timm_drop_path",
+    },
+    "text_cfg": {
+        "eos_id",
+        "use_pad_mask",
+        "final_ln_after_pool",
+        "pool_type",
+        "hf_model_pretrained",
+        "hf_proj_type",
+        "hf_pooler_type",
+    },
+    "multimodal_cfg": {
+        *_COMMON,
+        "attn_pooler_heads",
+        "n_queries",
+        "dim_head",
+        "mlp_ratio",
+        "embed_cls",
+        "output_tokens",
+        "pad_id",
+        "eos_id",
+    },
+    "model_cfg": {
+        "embed_dim",
+        "vision_cfg",
+        "text_cfg",
+        "multimodal_cfg",
+        "custom_text",
+        "init_logit_scale",
+        "nonscalar_logit_scale",
+        "cast_dtype",
+    },
+}
+"""Keys that CoCa ignores, or that matter in training alone, and those that are looked at elsewhere."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a checkpoint of open_clip says besides its tensors. `where`: the file or the name that says it."""
+
+    where: str
+    model: Mapping[str, Any]
+    preprocess: Mapping[str, Any]
+
+    @property
+    def heads(self) -> Heads:
+        """Numbers of heads."""
+        vision, text, multimodal = (self._part(name) for name in ("vision_cfg", "text_cfg", "multimodal_cfg"))
+        image = None if "width" not in vision else int(vision["width"]) // int(vision.get("head_width", 64))
+        return Heads(image, text.get("heads"), multimodal.get("heads"), vision.get("attn_pooler_heads", 8))
+
+    def check(self, config: CoCaConfig) -> None:
+        """Hold what is said against the model that the tensors make.
+
+        Raises:
+            UserError: a key contradicts the tensors.
+        """
+        for part, found in _said_by_shapes(config).items():
+            said = self.model if part == "model_cfg" else self._part(part)
+            for key, value in found.items():
+                if key in said and said[key] != value:
+                    raise UserError(
+                        f"{self.where}: {part}: {key} is {said[key]}, but the tensors say {value}; "
+                        "the weights are of another model"
+                    )
+
+    def make_preprocess(self, image_size: int) -> Preprocess:
+        """How open_clip treats images.
+
+        Raises:
+            UserError: in a way that ours cannot.
+        """
+        said = dict(self.preprocess)
+        for key, only in (("mode", "RGB"), ("interpolation", "bicubic"), ("resize_mode", "shortest")):
+            if said.get(key, only) != only:
+                raise UserError(f"{self.where}: preprocess_cfg: {key} '{said[key]}' is not supported, only '{only}'")
+        size = said.get("size", image_size)
+        if size not in (image_size, [image_size, image_size]):
+            raise UserError(f"{self.where}: preprocess_cfg: size is {size}, but the model's images have {image_size}")
+        mean, std = (_channels(said.get(key, usual)) for key, usual in (("mean", MEAN), ("std", STD)))
+        return Preprocess(image_size, mean, std, order="resize_then_crop")
+
+    def _part(self, name: str) -> Mapping[str, Any]:
+        return self.model.get(name, {})
+
+
+NOTHING_SAID = Settings("", {}, {})
+
+
+def named_settings(name: str) -> Settings:
+    """The settings of a published model.
+
+    Raises:
+        UserError: there is none of this name, or ours cannot be it.
+    """
+    if name in REFUSED_MODELS:
+        raise UserError(f"--model {name}: not supported: {REFUSED_MODELS[name]}")
+    if name not in MODELS:
+        raise UserError(f"--model {name}: no CoCa of open_clip; {nearest(name, MODELS)}")
+    return Settings(f"--model {name}", MODELS[name], {})
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in a file.
+
+    Raises:
+        UserError: it cannot be read, or is of a model that ours cannot be; names the key.
+    """
+    content = read_json(path)
+    model = content.get("model_cfg", content)
+    if not isinstance(model, dict) or "embed_dim" not in model:
+        raise UserError(f"{path}: no 'model_cfg' in it")
+    settings = Settings(str(path), model, content.get("preprocess_cfg") or {})
+    if "multimodal_cfg" not in model:
+        raise UserError(f"{path}: 'multimodal_cfg' is missing: a CLIP, which has no text to write, not a CoCa")
+    _refuse_unsupported(path, "model_cfg", model)
+    for part in ("vision_cfg", "text_cfg", "multimodal_cfg"):
+        if not isinstance(model.get(part), dict):
+            raise UserError(f"{path}: {part} is {model.get(part)!r}, not a mapping of keys to values")
+        _refuse_unsupported(path, part, model[part])
+    return settings
+
+
+def _refuse_unsupported(path: Path, part: str, said: Mapping[str, Any]) -> None:
+    if part in ("vision_cfg", "text_cfg") and not said.get("attentional_pool" if part == "vision_cfg" else "embed_cls"):
+        key, what = ("attentional_pool", "pooler") if part == "vision_cfg" else ("embed_cls", "class token")
+        if not any(said.get(other) for other in ("timm_model_name", "hf_model_name")):
+            raise UserError(f"{path}: {part}: {key} is not set; a CoCa without its {what} is not supported")
+    fixed, shapes = FIXED[part], SHAPES.get(part, set()) | HEADS.get(part, set())
+    for key, value in said.items():
+        if key in fixed and value != fixed[key] and not (value in (None, {}) and not fixed[key]):
+            raise UserError(f"{path}: {part}: {key} {value!r} is not supported, only {fixed[key]!r}")
+        if key not in fixed and key not in shapes and key not in WITHOUT_EFFECT[part]:
+            raise UserError(f"{path}: {part}: {key} is not known, so not supported")
+
+
+def _said_by_shapes(config: CoCaConfig) -> dict[str, dict[str, Any]]:
+    """What the tensors say of the keys in `SHAPES`."""
+    image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
+    return {
+        "model_cfg": {"embed_dim": config.embed_dim},
+        "vision_cfg": {
+            "image_size": image.image_size,
+            "patch_size": image.patch_size,
+            "layers": image.transformer.num_layers,
+            "width": image.transformer.embed_dim,
+            "mlp_ratio": image.transformer.hidden_dim / image.transformer.embed_dim,
+            "attn_pooler_queries": config.poolers.num_queries,
+        },
+        "text_cfg": {
+            "context_length": text.context_length - 1,
+            "vocab_size": text.vocab_size,
+            "layers": text.transformer.num_layers,
+            "width": text.transformer.embed_dim,
+            "mlp_ratio": text.transformer.hidden_dim / text.transformer.embed_dim,
+        },
+        "multimodal_cfg": {
+            "context_length": text.context_length - 1,
+            "layers": multimodal.transformer.num_layers,
+            "width": multimodal.transformer.embed_dim,
+        },
+    }
+
+
+def make_model_cfg(config: CoCaConfig) -> dict[str, Any]:
+    """The `model_cfg` of a model of ours."""
+    said = _said_by_shapes(config)
+    image = config.image_encoder.transformer
+    return {
+        **said["model_cfg"],
+        "vision_cfg": {
+            **said["vision_cfg"],
+            "head_width": image.head_dim,
+            "attentional_pool": True,
+            "attn_pooler_heads": config.poolers.num_heads,
+            "output_tokens": True,
+        },
+        "text_cfg": {
+            **said["text_cfg"],
+            "heads": config.text_decoder.transformer.num_heads,
+            "embed_cls": True,
+            "output_tokens": True,
+        },
+        "multimodal_cfg": {
+            **said["multimodal_cfg"],
+            "vocab_size": config.text_decoder.vocab_size,
+            "heads": config.multimodal_decoder.transformer.num_heads,
+        },
+        "custom_text": True,
+    }
+
+
+def _channels(values: Any) -> tuple[float, float, float]:
+    red, green, blue = values if isinstance(values, (list, tuple)) else (values,) * 3
+    return float(red), float(green), float(blue)

@@ -1,0 +1,100 @@
+"""Tensors from the files that open_clip's checkpoints come in. Nothing of a file is ever executed."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from grr_coca.errors import UserError
+
+NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+)
+"""Names of the weights in a folder of the hub, the best first."""
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def find_weights(path: Path) -> Path:
+    """The file itself, or the one in a folder; safetensors before what is pickled.
+
+    Raises:
+        UserError: there is none, or several and none of a usual name.
+    """
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"{path}: not a file of weights; give one of {', '.join(SUFFIXES)}, or a folder with one")
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder")
+    for name in NAMES:
+        if (path / name).is_file():
+            return path / name
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    if len(files) != 1:
+        what = f"{len(files)} files of weights, of which none is of a usual name" if files else "no file of weights"
+        raise UserError(f"{path}: {what}; expected {NAMES[0]} or {NAMES[2]}")
+    return files[0]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors in fp32 by open_clip's names, whatever they are wrapped in.
+
+    A `state_dict` among a training's other things, `module.` before names and another floating-point type make no
+    difference.
+
+    Raises:
+        UserError: the file is damaged, cut off, or holds anything but tensors.
+    """
+    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    state = found.get("state_dict", found)
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f"{path}: no tensors in it")
+    strange = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise UserError(f"{path}: '{strange[0]}' is no tensor, so these are not the weights of a model")
+    named = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    if len(named) < len(state):
+        raise UserError(f"{path}: tensors are there twice, with and without 'module.' before their names")
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
+    if "logit_scale" in tensors and tensors["logit_scale"].numel() == 1:
+        tensors["logit_scale"] = tensors["logit_scale"].reshape(())
+    return tensors
+
+
+def _read_safetensors(path: Path) -> Mapping[str, object]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: damaged, or its download was cut off ({error})") from error
+
+
+def _read_pickled(path: Path) -> Mapping[str, object]:
+    try:
+        # Only tensors and plain containers are made, whatever the file asks for.
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: refused: it asks for more than tensors to be made ({_first_line(error)}); nothing of it was run"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: damaged, or its download was cut off ({_first_line(error)})") from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path}: holds {type(found).__name__}, not tensors by name")
+    return found
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """A zip file, as PyTorch writes since 1.6; older ones are read whole."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

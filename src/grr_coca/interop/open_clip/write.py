@@ -1,0 +1,59 @@
+"""A checkpoint of ours as one of open_clip's, for models of the preset `open_clip_coca`."""
+
+import json
+from pathlib import Path
+
+from grr_coca.checkpoint import Checkpoint, save_tensors
+from grr_coca.errors import UserError
+from grr_coca.files import whole_folder
+from grr_coca.interop.open_clip.names import to_theirs
+from grr_coca.interop.open_clip.settings import FILE, make_model_cfg
+from grr_coca.interop.open_clip.weights import NAMES
+from grr_coca.presets import get_preset
+from grr_coca.structure import differences
+
+SIZES = frozenset(
+    f"{stack}.transformer.{key}"
+    for stack in ("image_encoder", "text_decoder", "multimodal_decoder")
+    for key in ("num_layers", "embed_dim", "num_heads", "hidden_dim")
+) | {
+    "embed_dim",
+    "image_encoder.image_size",
+    "image_encoder.patch_size",
+    "text_decoder.vocab_size",
+    "text_decoder.context_length",
+    "poolers.num_queries",
+    "poolers.num_heads",
+}
+"""What may be other than in the published models."""
+
+
+def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a folder that open_clip loads as `local-dir:FOLDER`.
+
+    Raises:
+        UserError: the model has parts that open_clip's has not, or the disk cannot be written to.
+    """
+    _require_open_clips(checkpoint)
+    pre = checkpoint.preprocess
+    settings = {
+        "model_cfg": make_model_cfg(checkpoint.config),
+        "preprocess_cfg": {"mean": list(pre.mean), "std": list(pre.std)},
+    }
+    tensors = to_theirs(checkpoint.model.state_dict(), checkpoint.config)
+    try:
+        with whole_folder(folder) as partial:
+            save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, partial / NAMES[0])
+            (partial / FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder}: could not be written ({error.strerror or error})") from error
+
+
+def _require_open_clips(checkpoint: Checkpoint) -> None:
+    wanted = get_preset("open_clip_coca", "b32")
+    for key, value, expected in differences(checkpoint.config, wanted):
+        if key not in SIZES:
+            raise UserError(
+                f"open_clip has no model like this '{checkpoint.preset}': {key} is {value}, where its CoCa has "
+                f"{expected}; models that were imported from open_clip, or trained as open_clip_coca, can be exported"
+            )

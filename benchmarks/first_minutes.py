@@ -23,8 +23,8 @@ from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import caption_split
 from grr_coca.structure import from_dict
-from grr_coca.study.comparison import PLAN_FILE
-from grr_coca.study.plan import Plan, stages
+from grr_coca.study.demo.comparison import PLAN_FILE
+from grr_coca.study.demo.plan import DemoPlan, stages
 from grr_coca.train.recipe import read_yaml
 
 DRAWING = Path(__file__).parents[1] / "docs" / "drawings" / "guitar.webp"
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--test-minutes", type=float, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    plan = from_dict(Plan, read_yaml(options.demo / PLAN_FILE), str(options.demo / PLAN_FILE))
+    plan = from_dict(DemoPlan, read_yaml(options.demo / PLAN_FILE), str(options.demo / PLAN_FILE))
     results = json.loads((options.demo / "results.json").read_text(encoding="utf-8"))
     entry = {
         "machine": {**machine(), "capability": torch.backends.cpu.get_cpu_capability()},
@@ -60,7 +60,7 @@ def main() -> None:
     print(json.dumps(entry, indent=2))
 
 
-def figures(demo: Path, plan: Plan, arm: dict) -> dict[str, float]:
+def figures(demo: Path, plan: DemoPlan, arm: dict) -> dict[str, float]:
     """R@1 on the showcase, and the share of its captions that are exactly right."""
     stage, recipe = next(iter(stages(plan).items()))
     source = open_source(recipe.data.test[plan.showcase])

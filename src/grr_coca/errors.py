@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class DivergedError(UserError):
+    """Training came to numbers that are none, and gave up."""
+
+
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
     """A run was asked to stop by a signal, and everything is saved. `number` is the signal's."""
 

@@ -1,7 +1,8 @@
 """The models by name. A preset is a function from a size to a full config; an arm copies one and edits it.
 
-GRR-CoCa and Baseline CoCa differ in the image encoder alone. The arms between them change one part of it at a
-time. How wide, how deep, which RoPE: our choices, written in `docs/design.md`.
+GRR-CoCa and Baseline CoCa differ in the image encoder alone, in three parts. The arms between them have one or two of
+the three, so that all eight combinations are there. How wide, how deep, which RoPE: our choices, written in
+`docs/design.md`.
 """
 
 from collections.abc import Callable
@@ -207,6 +208,21 @@ def baseline_rope_2d(size: str) -> CoCaConfig:
     return _with_image_parts(baseline_coca(size), position="rope_2d")
 
 
+def baseline_rms_geglu(size: str) -> CoCaConfig:
+    """Baseline CoCa with RMSNorm and GEGLU in the image encoder: GRR-CoCa but for the positions."""
+    return _with_image_parts(baseline_geglu(size), norm="rms")
+
+
+def baseline_rms_rope_2d(size: str) -> CoCaConfig:
+    """Baseline CoCa with RMSNorm and axial RoPE in the image encoder: GRR-CoCa but for the feed-forwards."""
+    return _with_image_parts(baseline_coca(size), norm="rms", position="rope_2d")
+
+
+def baseline_geglu_rope_2d(size: str) -> CoCaConfig:
+    """Baseline CoCa with GEGLU and axial RoPE in the image encoder: GRR-CoCa but for the norms."""
+    return _with_image_parts(baseline_geglu(size), position="rope_2d")
+
+
 def grr_coca(size: str) -> CoCaConfig:
     """GRR-CoCa: GEGLU at matched parameters, RMSNorm and axial RoPE in the image encoder too."""
     return _with_image_parts(baseline_geglu(size), norm="rms", position="rope_2d")
@@ -287,6 +303,9 @@ PRESETS: dict[str, Callable[[str], CoCaConfig]] = {
         baseline_geglu_4x,
         baseline_rope_1d,
         baseline_rope_2d,
+        baseline_rms_geglu,
+        baseline_rms_rope_2d,
+        baseline_geglu_rope_2d,
         grr_coca_geglu_4x,
         grr_coca_rope_1d,
         grr_coca_parallel,

@@ -45,6 +45,7 @@ FLAGS = {
         "dry_run": False,
         "json": False,
     },
+    "study": {"action": ...},
     "embed": {"checkpoint": "pictograms", "out": ..., "images": (), "texts": None, "batch_size": 32},
     "evaluate": {
         "checkpoint": ...,

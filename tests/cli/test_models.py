@@ -7,7 +7,7 @@ import pytest
 
 from grr_coca.cli.training.opening import _symbol, opening_lines
 from grr_coca.registry import DEFAULT, shipped_models
-from grr_coca.study.plan import load_plan
+from grr_coca.study.demo.plan import load_plan
 from support import real_pairs
 
 

@@ -76,6 +76,8 @@ def test_wrong_flags_of_every_verb_are_refused_without_torch(tmp_path):
 
 MISSING = [
     "demo nowhere.yaml",
+    "study run nowhere.yaml",
+    "study status nowhere",
     "pretrain nowhere.yaml",
     "pretrain recipe.yaml --data nowhere",
     "pretrain recipe.yaml --preset nowhere",

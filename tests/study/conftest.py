@@ -1,4 +1,4 @@
-"""A whole comparison, small enough for a test."""
+"""A whole study, small enough for a test."""
 
 from dataclasses import replace
 
@@ -13,8 +13,8 @@ SHOWCASE = "test_style"
 
 
 @pytest.fixture
-def write_plan(tmp_path):
-    """Lay out shards, recipes and a plan of few steps; returns the plan's path."""
+def write_recipes(tmp_path):
+    """Lay out shards and recipes of few steps, pretraining and two fine-tunings."""
 
     def shard(corpus: str, split: str, count: int):
         return str(write_shard(tmp_path / "data" / f"{corpus}-{split}.tar", real_pairs(count, corpus, split)))
@@ -23,10 +23,45 @@ def write_plan(tmp_path):
         recipe = tiny_recipe(shard(corpus, "train", 24), steps)
         return replace(recipe, data=replace(recipe.data, test={name: shard(corpus, name, 16) for name in tests}))
 
-    def write(**changes):
+    def write():
         save_recipe(recipe_of("pictograms", ("test", SHOWCASE), 6), tmp_path / "pictograms.yaml")
         for domain in DOMAINS:
             save_recipe(finetuning(recipe_of(domain, ("test",), 3)), tmp_path / f"{domain}.yaml")
+
+    return write
+
+
+@pytest.fixture
+def write_study(write_recipes, tmp_path):
+    """Lay out a study of two arms; returns the path of its plan."""
+
+    def write(**changes):
+        write_recipes()
+        plan = {
+            "arms": ["baseline_coca", "grr_coca"],
+            "baseline": "baseline_coca",
+            "seeds": [0, 1],
+            "pretrain": "pictograms.yaml",
+            "finetune": [f"{domain}.yaml" for domain in DOMAINS],
+            "endpoints": {"primary": ["pretraining/coca_loss", "finetuning/coca_loss"]},
+            "showcase": SHOWCASE,
+            "precision": "fp32",
+            "muon_precision": "fp32",
+            **changes,
+        }
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(plan))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_plan(write_recipes, tmp_path):
+    """Lay out a demo; returns the path of its plan."""
+
+    def write(**changes):
+        write_recipes()
         plan = {
             "presets": ["grr_coca", "baseline_coca"],
             "pretrain": "pictograms.yaml",

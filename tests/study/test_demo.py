@@ -19,9 +19,9 @@ from grr_coca.checkpoint import from_pretrained
 from grr_coca.cli import main
 from grr_coca.data.dataset import PairDataset
 from grr_coca.errors import UserError
-from grr_coca.study.arm import run_arm
-from grr_coca.study.comparison import begin, make_folder
-from grr_coca.study.plan import load_plan, stages, with_numerics
+from grr_coca.study.demo.arm import run_arm
+from grr_coca.study.demo.comparison import begin, make_folder
+from grr_coca.study.demo.plan import load_plan, stages, with_numerics
 from grr_coca.train.run.logs import read_metrics
 from grr_coca.train.run.numerics import Numerics
 from support import CPU, real_pairs, snapshot
@@ -209,7 +209,7 @@ def test_what_both_models_share_starts_from_the_same_weights(write_plan, tmp_pat
         started[start.preset] = {name: tensor.clone() for name, tensor in start.model.state_dict().items()}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("grr_coca.study.arm.train", stop)
+    monkeypatch.setattr("grr_coca.study.demo.arm.train", stop)
     plan = load_plan(write_plan())
     for preset in PRESETS:
         with pytest.raises(KeyboardInterrupt):
@@ -225,7 +225,7 @@ def test_what_both_models_share_starts_from_the_same_weights(write_plan, tmp_pat
 @pytest.fixture
 def refused(write_plan, tmp_path, monkeypatch, capsys):
     """Run a demo by a wrong plan; returns the one message."""
-    monkeypatch.setattr("grr_coca.study.processes.arm_processes", lambda: pytest.fail("processes were started"))
+    monkeypatch.setattr("grr_coca.study.demo.processes.arm_processes", lambda: pytest.fail("processes were started"))
 
     def run(**changes) -> str:
         assert main(["demo", str(write_plan(**changes)), "--out", str(tmp_path / "out")]) == 2
@@ -301,7 +301,7 @@ def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys
 
 
 def test_a_missing_test_split_is_refused_before_anything_is_trained(write_plan, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.study.arm.train", lambda *args: pytest.fail("training began"))
+    monkeypatch.setattr("grr_coca.study.demo.arm.train", lambda *args: pytest.fail("training began"))
     path = write_plan()
     (tmp_path / "data" / "glyphs-test.tar").unlink()
     with pytest.raises(UserError, match=r"glyphs-test\.tar"):
@@ -333,7 +333,7 @@ def test_a_showcase_of_which_nothing_is_left_is_a_user_error(write_plan, tmp_pat
 def test_auto_is_decided_once_and_holds_for_all_stages(monkeypatch):
     decided = []
     monkeypatch.setattr(
-        "grr_coca.study.plan.decide", lambda *args: decided.append(args) or Numerics("bf16", muon_precision="fp32")
+        "grr_coca.study.demo.plan.decide", lambda *args: decided.append(args) or Numerics("bf16", muon_precision="fp32")
     )
     plan = with_numerics(load_plan(Path(__file__).parents[2] / "recipes" / "demo.yaml"), CPU)
     assert len(decided) == 1

@@ -8,10 +8,10 @@ import torch
 
 from grr_coca.cli import main
 from grr_coca.errors import UserError
-from grr_coca.study import pace as pace_module
-from grr_coca.study.pace import FEWEST_STEPS, WARM_UP, Pace, measure_pace
-from grr_coca.study.plan import load_plan, stages
-from grr_coca.study.schedule import RESERVE, SECONDS_BESIDES, Schedule, choose, timed_schedules
+from grr_coca.study.demo import pace as pace_module
+from grr_coca.study.demo.pace import FEWEST_STEPS, WARM_UP, Pace, measure_pace
+from grr_coca.study.demo.plan import load_plan, stages
+from grr_coca.study.demo.schedule import RESERVE, SECONDS_BESIDES, Schedule, choose, timed_schedules
 from grr_coca.train.run.numerics import Numerics
 
 SCHEDULES = [Schedule(300, 4.0, 0.1), Schedule(600, 7.0, 0.2), Schedule(900, 10.0, None)]

@@ -4,7 +4,7 @@ Shapes: N pairs, E embedding width.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
@@ -160,12 +160,16 @@ def split_contrastive_loss(embeddings: Embeddings, scaling: Scaling, batch_size:
 
     Every pair counts: where the last batch would be short, it is filled up with pairs from the one before.
     """
-    losses = []
+    losses = [loss.item() for loss in batch_contrastive_losses(embeddings, scaling, batch_size)]
+    return sum(losses) / len(losses)
+
+
+def batch_contrastive_losses(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Iterator[Float[Tensor, ""]]:
+    """The losses that `split_contrastive_loss` is the mean of, one by one."""
     for rows in contrastive_batches(len(embeddings.image), batch_size):
         same = same_pair(embeddings.caption_ids[rows], embeddings.image_ids[rows])
         pairs = EmbeddedPairs(embeddings.image[rows], embeddings.text[rows])
-        losses.append(contrastive_loss(pairs, pairs, *scaling, same, 0).item())
-    return sum(losses) / len(losses)
+        yield contrastive_loss(pairs, pairs, *scaling, same, 0)
 
 
 def contrastive_batches(num_pairs: int, batch_size: int) -> list[Int[Tensor, " B"]]:

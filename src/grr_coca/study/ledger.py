@@ -139,11 +139,10 @@ def read_ledger(folder: Path, digests: Digests | None = None) -> Ledger:
     Raises:
         UserError: the folder has no ledger, or a file cannot be read.
     """
-    paths = ledger_files(folder)
-    if not paths:
-        raise UserError(f"{folder}: holds no study: {LEDGER_FILE} is missing; `grr-coca study run` writes it")
     notes: list[str] = []
-    rows = [row for path in paths for row in _read_rows(path, notes)]
+    rows = read_rows(folder, notes)
+    if not rows and not ledger_files(folder):
+        raise UserError(f"{folder}: holds no study: {LEDGER_FILE} is missing; `grr-coca study run` writes it")
     runs = _counted([row for row in rows if row.kind == "run"], digests or read_digests(folder), notes)
     commits = Counter(row.commit for row in runs)
     if len(commits) > 1:
@@ -155,6 +154,16 @@ def read_ledger(folder: Path, digests: Digests | None = None) -> Ledger:
         choices=tuple(row for row in rows if row.kind == "choice"),
         notes=tuple(notes),
     )
+
+
+def read_rows(folder: Path, notes: list[str]) -> list[LedgerRow]:
+    """All rows of a folder's ledgers, whatever they are made of.
+
+    Args:
+        folder: of the study.
+        notes: what could not be read is told here.
+    """
+    return [row for path in ledger_files(folder) for row in _rows_of_file(path, notes)]
 
 
 def ledger_files(folder: Path) -> list[Path]:
@@ -254,7 +263,7 @@ def _whole_lines(content: bytes) -> int:
     return content.rfind(b"\n") + 1
 
 
-def _read_rows(path: Path, notes: list[str]) -> Iterator[LedgerRow]:
+def _rows_of_file(path: Path, notes: list[str]) -> Iterator[LedgerRow]:
     content = read_whole(path)
     end = _whole_lines(content)
     if end < len(content):

@@ -56,6 +56,7 @@ def require_share(**numbers: float) -> None:
 class ModelRecipe:
     """A preset at a size; what is None stays as preset and size have it.
 
+    `patch_size`: pixels along a side of a patch; half of it gives four times the patch tokens.
     `num_registers`: learned tokens beside the patches, 4 in arXiv 2309.16588. `qk_norm`: `rms` normalizes queries and
     keys in the self-attention of all three stacks, for training that stays stable at high learning rates.
     `contrastive`: `softmax`, or `sigmoid` for SigLIP's loss. `captions_from`: what captions attend to, the
@@ -67,6 +68,7 @@ class ModelRecipe:
     size: str
     _: KW_ONLY
     image_size: int | None = None
+    patch_size: int | None = None
     context_length: int | None = None
     num_registers: int | None = None
     qk_norm: QKNorm | None = None
@@ -76,7 +78,7 @@ class ModelRecipe:
     pixel_std: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, bound in (("image_size", 1), ("context_length", 1), ("num_registers", 0)):
+        for name, bound in (("image_size", 1), ("patch_size", 1), ("context_length", 1), ("num_registers", 0)):
             if getattr(self, name) is not None:
                 require_at_least(bound, **{name: getattr(self, name)})
         if not self.pixel_std > 0:
@@ -93,6 +95,7 @@ class ModelRecipe:
             image_encoder=replace(
                 image,
                 image_size=self.image_size or image.image_size,
+                patch_size=self.patch_size or image.patch_size,
                 num_registers=image.num_registers if self.num_registers is None else self.num_registers,
             ),
             text_decoder=replace(

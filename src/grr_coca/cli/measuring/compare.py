@@ -36,7 +36,7 @@ def run(
     folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))
 
     from grr_coca.cli.measuring.losses import load_checkpoint, measure_paths  # late: torch comes with it
-    from grr_coca.study.table import average_row, format_table, row
+    from grr_coca.study.demo.table import average_row, format_table, row
 
     models = (load_checkpoint(folders[0]), load_checkpoint(folders[1]))
     first, second = (measure_paths(model, data, batch_size) for model in models)

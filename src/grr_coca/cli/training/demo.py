@@ -18,10 +18,10 @@ from grr_coca.extras import require_extra
 from grr_coca.train.recipe import read_yaml
 
 if TYPE_CHECKING:
-    from grr_coca.study.arm import ArmResult
-    from grr_coca.study.plan import Plan
-    from grr_coca.study.processes import Arms
-    from grr_coca.study.schedule import Schedule
+    from grr_coca.study.demo.arm import ArmResult
+    from grr_coca.study.demo.plan import DemoPlan
+    from grr_coca.study.demo.processes import Arms
+    from grr_coca.study.demo.schedule import Schedule
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -52,9 +52,9 @@ def run(
     began = time.monotonic()
     _check(plan, minutes, steps, dry_run, json)
     from grr_coca.cli.training.opening import opening_lines
-    from grr_coca.study.comparison import begin, begun_in, finish, make_folder
-    from grr_coca.study.plan import load_plan
-    from grr_coca.study.processes import arm_processes
+    from grr_coca.study.demo.comparison import begin, begun_in, finish, make_folder
+    from grr_coca.study.demo.plan import load_plan
+    from grr_coca.study.demo.processes import arm_processes
 
     asked = load_plan(plan)
     if not dry_run:
@@ -91,7 +91,7 @@ def _check(plan: Path, minutes: float, steps: int | None, dry_run: bool, json: b
     read_yaml(plan)  # a name that is wrong is told at once
 
 
-def _begun(begun: "Plan | None", out: Path, steps: int | None) -> "Plan | None":
+def _begun(begun: "DemoPlan | None", out: Path, steps: int | None) -> "DemoPlan | None":
     """The demo to go on with, if there is one."""
     if begun is None:
         return None
@@ -111,9 +111,9 @@ class _Wishes(NamedTuple):
     began: float
 
 
-def _decide(plan: "Plan", arms: "Arms", wishes: _Wishes) -> "Plan":
+def _decide(plan: "DemoPlan", arms: "Arms", wishes: _Wishes) -> "DemoPlan":
     """The plan with the numbers of steps and the precisions that suit this machine."""
-    from grr_coca.study.schedule import choose, timed_schedules
+    from grr_coca.study.demo.schedule import choose, timed_schedules
 
     steps = wishes.steps
     if not wishes.json:
@@ -148,9 +148,9 @@ def _table(schedules: Sequence["Schedule"], taken: "Schedule", minutes: float) -
     return "\n".join(lines)
 
 
-def _train(arms: "Arms", plan: "Plan", out: Path) -> "tuple[ArmResult, ArmResult]":
+def _train(arms: "Arms", plan: "DemoPlan", out: Path) -> "tuple[ArmResult, ArmResult]":
     from grr_coca.cli.output.progress import bars
-    from grr_coca.study.plan import stages
+    from grr_coca.study.demo.plan import stages
 
     total = sum(recipe.schedule.steps for recipe in stages(plan).values())
     try:
@@ -161,7 +161,7 @@ def _train(arms: "Arms", plan: "Plan", out: Path) -> "tuple[ArmResult, ArmResult
         raise
 
 
-def _closing_words(plan: "Plan", out: Path) -> str:
+def _closing_words(plan: "DemoPlan", out: Path) -> str:
     program, recipe = sys.argv[0], os.path.relpath(plan.pretrain)
     checkpoint = out / plan.presets[0] / Path(plan.pretrain).stem
     return "\n".join(

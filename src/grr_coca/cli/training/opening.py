@@ -11,12 +11,12 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.inference.model import ImageTextModel
 from grr_coca.registry import DEFAULT
-from grr_coca.study.plan import Plan, stages
+from grr_coca.study.demo.plan import DemoPlan, stages
 
 NUM_CAPTIONED, NUM_QUERIES, NUM_HITS = 6, 5, 3
 
 
-def opening_lines(plan: Plan) -> Iterator[str]:
+def opening_lines(plan: DemoPlan) -> Iterator[str]:
     """Captions of some drawings of the plan's showcase, and the drawings that its first queries find."""
     pretrain = next(iter(stages(plan).values()))
     source = open_source(pretrain.data.test[plan.showcase])

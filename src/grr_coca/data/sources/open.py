@@ -50,7 +50,7 @@ def open_source(path: str) -> PairSource:
     Raises:
         UserError: nothing is there, or nothing that can be read.
     """
-    files, split = _existing(path)
+    files, split = find_files(path)
     if split is None and all(file.suffix == ".tar" and not file.is_dir() for file in files):
         return TarShards(files)
     sources = [_open_one(file, split) for file in files]
@@ -63,10 +63,15 @@ def require_there(path: str) -> None:
     Raises:
         UserError: nothing is there.
     """
-    _existing(path)
+    find_files(path)
 
 
-def _existing(path: str) -> tuple[list[Path], str | None]:
+def find_files(path: str) -> tuple[list[Path], str | None]:
+    """The files, or the folder, that `open_source` would open for a path, and the split that follows `#`.
+
+    Raises:
+        UserError: nothing is there.
+    """
     files, split = _files(path)
     if not files:
         where = Path(path)

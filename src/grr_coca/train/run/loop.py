@@ -15,7 +15,7 @@ from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.replacements import ReplacementLog
 from grr_coca.data.sources.pairs import PairSource
-from grr_coca.errors import Stopped, UserError
+from grr_coca.errors import DivergedError, Stopped, UserError
 from grr_coca.evaluate.caption_split import caption_split
 from grr_coca.evaluate.checkpoint import evaluate_checkpoint, require_pairs
 from grr_coca.evaluate.split import Evaluation
@@ -204,7 +204,7 @@ class Run:
             outcome = "skipped, loss or gradient not finite" if what == "not finite" else "a spike of the loss"
             log.warning("step %d: %s; metrics.jsonl has the keys of its pairs", self.progress.step, outcome)
         if self.progress.skipped_in_a_row >= self.recipe.health.max_skipped:
-            raise UserError(
+            raise DivergedError(
                 f"step {self.progress.step}: loss or gradient were not finite for {self.progress.skipped_in_a_row} "
                 "steps in a row (health: max_skipped); lower optimizer: lr, or lengthen the warm-up"
             )

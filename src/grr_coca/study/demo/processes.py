@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 import torch
 
 from grr_coca.errors import Stopped, UserError
-from grr_coca.study.arm import ArmResult, run_arm
-from grr_coca.study.pace import Pace, measure_pace
-from grr_coca.study.plan import Plan, stages, with_numerics
+from grr_coca.study.demo.arm import ArmResult, run_arm
+from grr_coca.study.demo.pace import Pace, measure_pace
+from grr_coca.study.demo.plan import DemoPlan, stages, with_numerics
 
 T = TypeVar("T")
 Show = Callable[[str, int, str], None]
@@ -41,17 +41,17 @@ class Arms:
         self._pool = pool
         self._progress = progress
 
-    def with_numerics(self, plan: Plan) -> Plan:
+    def with_numerics(self, plan: DemoPlan) -> DemoPlan:
         """The plan with `auto` decided, measured on one core, as an arm has it."""
         (future,) = self._submit([(_numerics, plan)])
         return future.result()
 
-    def paces(self, plan: Plan) -> list[Pace]:
+    def paces(self, plan: DemoPlan) -> list[Pace]:
         """How fast both arms train, measured side by side, as they will run."""
         futures = self._submit([(_pace, plan, preset) for preset in plan.presets])
         return self._all(futures, lambda *_: None)
 
-    def run(self, plan: Plan, out: Path, show: Show) -> tuple[ArmResult, ArmResult]:
+    def run(self, plan: DemoPlan, out: Path, show: Show) -> tuple[ArmResult, ArmResult]:
         """Train and evaluate both arms, or go on with them; their runs lie in `out/PRESET`.
 
         Raises:
@@ -144,11 +144,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _numerics(plan: Plan) -> Plan:
+def _numerics(plan: DemoPlan) -> DemoPlan:
     return with_numerics(plan, device())
 
 
-def _pace(plan: Plan, preset: str) -> Pace:
+def _pace(plan: DemoPlan, preset: str) -> Pace:
     assert _channel is not None
     return measure_pace(plan, preset, device(), partial(_go_on, _channel[1]))
 
@@ -158,7 +158,7 @@ def _go_on(stop: Event) -> None:
         raise UserError("stopped")
 
 
-def _arm(plan: Plan, preset: str, out: Path) -> ArmResult:
+def _arm(plan: DemoPlan, preset: str, out: Path) -> ArmResult:
     assert _channel is not None
     progress, stop = _channel
 

@@ -22,17 +22,17 @@ import yaml
 from grr_coca.errors import UserError
 from grr_coca.files import write_whole
 from grr_coca.structure import differences, from_dict, to_dict
-from grr_coca.study.arm import ArmResult
-from grr_coca.study.plan import Plan
-from grr_coca.study.report import comparison_rows, write_report
-from grr_coca.study.table import format_table
+from grr_coca.study.demo.arm import ArmResult
+from grr_coca.study.demo.plan import DemoPlan
+from grr_coca.study.demo.report import comparison_rows, write_report
+from grr_coca.study.demo.table import format_table
 from grr_coca.train.recipe import read_yaml
 
 PLAN_FILE = "plan.yaml"
 OUTCOME = ("table.txt", "results.json", "report.html")
 
 
-def begun_in(out: Path, plan: Plan) -> Plan | None:
+def begun_in(out: Path, plan: DemoPlan) -> DemoPlan | None:
     """The comparison of a folder with its decisions, if one has begun there.
 
     Raises:
@@ -45,14 +45,14 @@ def begun_in(out: Path, plan: Plan) -> Plan | None:
                 f"{out}: holds a demo without its {PLAN_FILE}; replace it by --fresh, or give another --out"
             )
         return None
-    begun = from_dict(Plan, read_yaml(path), str(path))
+    begun = from_dict(DemoPlan, read_yaml(path), str(path))
     undecided = replace(begun, steps=plan.steps, numerics=plan.numerics)
     for key, wanted, found in differences(plan, undecided):
         raise UserError(f"{path}: {key} is {found} there, not {wanted}; start anew by --fresh, or give another --out")
     return begun
 
 
-def make_folder(out: Path, plan: Plan) -> None:
+def make_folder(out: Path, plan: DemoPlan) -> None:
     """Make the folder of a comparison, or see that what it holds is one.
 
     Raises:
@@ -68,7 +68,7 @@ def make_folder(out: Path, plan: Plan) -> None:
         raise UserError(f"{out}: cannot be written to; give another --out")
 
 
-def begin(plan: Plan, out: Path) -> None:
+def begin(plan: DemoPlan, out: Path) -> None:
     """Begin a comparison, in place of an earlier one.
 
     Raises:
@@ -81,7 +81,7 @@ def begin(plan: Plan, out: Path) -> None:
         write_whole(out / PLAN_FILE, yaml.safe_dump(to_dict(plan), sort_keys=False).encode())
 
 
-def finish(plan: Plan, arms: tuple[ArmResult, ArmResult], out: Path) -> str:
+def finish(plan: DemoPlan, arms: tuple[ArmResult, ArmResult], out: Path) -> str:
     """Write the outcome; returns the table."""
     rows = comparison_rows(plan, arms)
     table = format_table(rows, plan.presets)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
-from grr_coca.study.pace import Pace
-from grr_coca.study.plan import Plan, stages
+from grr_coca.study.demo.pace import Pace
+from grr_coca.study.demo.plan import DemoPlan, stages
 
 SECONDS_BESIDES = 30.0
 """Start of the processes, captions, heat maps, report: measured on two cores without AVX-512."""
@@ -24,7 +24,7 @@ class Schedule:
     reached: float | None
 
 
-def timed_schedules(plan: Plan, paces: Sequence[Pace], seconds_spent: float = 0.0) -> list[Schedule]:
+def timed_schedules(plan: DemoPlan, paces: Sequence[Pace], seconds_spent: float = 0.0) -> list[Schedule]:
     """Every schedule of the plan with its time, shortest first.
 
     Args:

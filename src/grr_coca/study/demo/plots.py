@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from grr_coca.study.table import LOSSES, Row
+from grr_coca.study.demo.table import LOSSES, Row
 
 COLOURS = ("#1b6ca8", "#d1741f")
 """Model and baseline: told apart by every kind of colour vision, and in print."""

@@ -15,7 +15,7 @@ from grr_coca.train.run.numerics import UNDECIDED, Numerics, decide
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class DemoPlan:
     """Both presets go through the same recipes: equal data in equal order, equal steps, equal settings.
 
     `presets`: the model, then its baseline. `pretrain`, `finetune`: paths of recipes, relative to the plan's folder;
@@ -40,13 +40,13 @@ class Plan:
     numerics: Numerics = UNDECIDED
 
 
-def load_plan(path: Path) -> Plan:
+def load_plan(path: Path) -> DemoPlan:
     """Read a plan; the paths of its recipes become absolute.
 
     Raises:
         UserError: no such file, not YAML, an unknown key, or a preset that does not exist.
     """
-    plan = from_dict(Plan, read_yaml(path), str(path))
+    plan = from_dict(DemoPlan, read_yaml(path), str(path))
     for preset in plan.presets:
         get_preset(preset, "tiny")
     folder = path.resolve().parent
@@ -56,7 +56,7 @@ def load_plan(path: Path) -> Plan:
     return plan
 
 
-def _check(plan: Plan, path: Path) -> None:
+def _check(plan: DemoPlan, path: Path) -> None:
     """Find out before hours of training what would fail after them."""
     if plan.presets[0] == plan.presets[1]:
         raise UserError(f"{path}: presets: two different ones are needed to compare")
@@ -80,7 +80,7 @@ def _check(plan: Plan, path: Path) -> None:
         open_source(split)
 
 
-def stages(plan: Plan) -> dict[str, Recipe]:
+def stages(plan: DemoPlan) -> dict[str, Recipe]:
     """The recipes in the order in which they are run, pretraining first, each named by its file."""
     paths = [Path(recipe) for recipe in (plan.pretrain, *plan.finetune)]
     recipes = {path.stem: load_recipe(path) for path in paths}
@@ -102,7 +102,7 @@ def _with_steps(recipe: Recipe, steps: int | None) -> Recipe:
     )
 
 
-def with_numerics(plan: Plan, device: torch.device) -> Plan:
+def with_numerics(plan: DemoPlan, device: torch.device) -> DemoPlan:
     """The plan with `auto` decided for both arms at once; each by itself might decide otherwise on a busy machine."""
     pretrain = next(iter(stages(plan).values()))
     assert pretrain.model is not None, "load_plan has seen to that"

@@ -12,7 +12,7 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import Subset
 from grr_coca.ranks import Ranks
-from grr_coca.study.plan import Plan, stages
+from grr_coca.study.demo.plan import DemoPlan, stages
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.loop import build_trainer, evaluate
 from grr_coca.train.run.setup import new_checkpoint, training_batches, training_sources
@@ -35,7 +35,7 @@ class Pace:
     evaluation: float
 
 
-def measure_pace(plan: Plan, preset: str, device: torch.device, go_on: Callable[[], None]) -> Pace:
+def measure_pace(plan: DemoPlan, preset: str, device: torch.device, go_on: Callable[[], None]) -> Pace:
     """Train a preset for some steps, evaluate some pairs, and keep nothing.
 
     Args:

@@ -17,8 +17,8 @@ from grr_coca.evaluate.split import Evaluation
 from grr_coca.files import write_whole
 from grr_coca.ranks import Ranks
 from grr_coca.study.anatomy import count_parameters, flops_per_pair
-from grr_coca.study.plan import Plan, stages
-from grr_coca.study.showcase import CaptionedImage, ExplainedImage, SearchHits, caption_some, explain_some, search
+from grr_coca.study.demo.plan import DemoPlan, stages
+from grr_coca.study.demo.showcase import CaptionedImage, ExplainedImage, SearchHits, caption_some, explain_some, search
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.loop import evaluate, train
 from grr_coca.train.run.setup import new_checkpoint
@@ -47,7 +47,7 @@ class ArmResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run_arm(plan: Plan, preset: str, out: Path, device: torch.device, on_progress: OnProgress) -> ArmResult:
+def run_arm(plan: DemoPlan, preset: str, out: Path, device: torch.device, on_progress: OnProgress) -> ArmResult:
     """Train and evaluate one preset by the plan; its runs lie in `out/STAGE`. Runs that are there go on.
 
     Raises:

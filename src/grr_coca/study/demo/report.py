@@ -16,10 +16,10 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.explain import WordMap, caption_picture
 from grr_coca.files import write_whole
-from grr_coca.study.arm import WITHOUT, ArmResult
-from grr_coca.study.plan import Plan, stages
-from grr_coca.study.plots import COLOURS, improvement_bars, learning_curves
-from grr_coca.study.table import LOSSES, Row, average_row, row, short_names
+from grr_coca.study.demo.arm import WITHOUT, ArmResult
+from grr_coca.study.demo.plan import DemoPlan, stages
+from grr_coca.study.demo.plots import COLOURS, improvement_bars, learning_curves
+from grr_coca.study.demo.table import LOSSES, Row, average_row, row, short_names
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.logs import read_metrics
 
@@ -54,7 +54,7 @@ class SearchStrip:
     hits: tuple[list[tuple[str, str]], list[tuple[str, str]]]
 
 
-def comparison_rows(plan: Plan, arms: Arms) -> list[Row]:
+def comparison_rows(plan: DemoPlan, arms: Arms) -> list[Row]:
     """The table: the splits of the pretraining set, each domain's test split, and the average of the domains."""
     model, baseline = arms
     rows = {name: row(name, model.evaluations[name], baseline.evaluations[name]) for name in model.evaluations}
@@ -62,7 +62,7 @@ def comparison_rows(plan: Plan, arms: Arms) -> list[Row]:
     return [*rows.values(), average_row(f"average of {len(domains)} domains", domains)]
 
 
-def write_report(plan: Plan, arms: Arms, runs: tuple[Path, Path], machine: str, out: Path) -> None:
+def write_report(plan: DemoPlan, arms: Arms, runs: tuple[Path, Path], machine: str, out: Path) -> None:
     """Write `report.html`; nothing in it is loaded from elsewhere.
 
     Args:
@@ -77,7 +77,9 @@ def write_report(plan: Plan, arms: Arms, runs: tuple[Path, Path], machine: str, 
     rows = comparison_rows(plan, arms)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["percent"] = lambda share: f"{share:+.2%}"
-    template = environment.from_string(resources.files("grr_coca.study").joinpath("report.html.j2").read_text("utf-8"))
+    template = environment.from_string(
+        resources.files("grr_coca.study.demo").joinpath("report.html.j2").read_text("utf-8")
+    )
     html = template.render(
         plan=plan,
         names=plan.presets,
@@ -106,7 +108,7 @@ def _curves(names: tuple[str, str], runs: tuple[Path, Path], stage: str) -> str:
     return learning_curves(names, (train[0], train[1]), (val[0], val[1]))
 
 
-def _caption_cards(plan: Plan, recipe: Recipe, stage: str, arms: Arms) -> list[CaptionCard]:
+def _caption_cards(plan: DemoPlan, recipe: Recipe, stage: str, arms: Arms) -> list[CaptionCard]:
     split = plan.showcase if plan.showcase in recipe.data.test else "test"
     source = open_source(recipe.data.test[split])
     pairs = zip(arms[0].captions[stage], arms[1].captions[stage], strict=True)

@@ -1,0 +1,28 @@
+"""What a study has and what it lacks."""
+
+from pathlib import Path
+
+from grr_coca.study.ledger import PLAN_FILE, Ledger, read_ledger
+from grr_coca.study.plan.plan import Plan, read_plan, stage_names
+
+
+def print_status(folder: Path) -> int:
+    """Print it."""
+    plan, ledger = read_plan(folder / PLAN_FILE, Plan), read_ledger(folder)
+    stages = stage_names(plan)
+    width = max(len(arm.name) for arm in plan.arms)
+    print(f"{'arm':<{width}}  {'  '.join(stages)}   rows of {len(plan.seeds)} seeds")
+    for arm in plan.arms:
+        counts = [str(_count(ledger, arm.name, stage)).rjust(len(stage)) for stage in stages]
+        print(f"{arm.name:<{width}}  {'  '.join(counts)}")
+    for row in ledger.choices:
+        print(
+            f"chosen for {row.arm}, {row.stage}: {', '.join(f'{key} {value}' for key, value in row.settings.items())}"
+        )
+    for note in ledger.notes:
+        print(note)
+    return 0
+
+
+def _count(ledger: Ledger, arm: str, stage: str) -> int:
+    return sum(row.arm == arm and row.stage == stage for row in ledger.rows)

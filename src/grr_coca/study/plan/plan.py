@@ -1,0 +1,200 @@
+"""The plan of a study, as a person writes it. Reading it needs neither the data nor torch."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from grr_coca.errors import UserError, nearest
+from grr_coca.presets import get_preset
+from grr_coca.structure import from_dict
+from grr_coca.train.recipe import CAPTION_SCORES, Precision, Score, read_yaml
+
+PHASES = ("pretraining", "finetuning")
+RANKING_METRICS = tuple(f"{way}R@{k}" for way in ("", "image_to_text/") for k in (1, 5, 10))
+LOSS_METRICS = ("contrastive_loss", "contrastive_loss_refitted", "captioning_loss", "perplexity", "coca_loss")
+METRICS = (*LOSS_METRICS, *RANKING_METRICS, *CAPTION_SCORES)
+"""What an endpoint may be, under the names that rows of the ledger have."""
+
+AnyPlan = TypeVar("AnyPlan", bound="Plan")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the models that are compared: a preset, perhaps with other values for some keys of the pretraining
+    recipe, such as `model.qk_norm: rms`. `preset` None: the arm has the preset's name."""
+
+    name: str
+    preset: str | None = None
+    overrides: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def preset_name(self) -> str:
+        """The preset that the arm is made of."""
+        return self.preset or self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """The same search for every arm: each combination of the values that `pretrain` gives for keys of the pretraining
+    recipe, trained with `seed`, and the best by `score` on the validation split; then the same with `finetune` for each
+    fine-tuning, from the best pretrained model. Test splits are not looked at. `steps`: of pretraining in a trial;
+    None: as many as the study has."""
+
+    seed: int
+    steps: int | None = None
+    pretrain: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    finetune: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    score: Score = "coca_loss"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoints:
+    """What the study is about, named before it is run: `PHASE/METRIC`, where the phase is `pretraining`, or
+    `finetuning` for the mean of all fine-tunings. Holm's correction is over the primary ones. `split`: the test split
+    that they are read from."""
+
+    primary: tuple[str, ...]
+    secondary: tuple[str, ...] = ()
+    split: str = "test"
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Primary and secondary ones."""
+        return (*self.primary, *self.secondary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A study: every arm with every seed goes through pretraining and then, from that model, each fine-tuning. All arms
+    have the same data in the same order, the same steps, and settings from the same search.
+
+    `arms`: in the order in which they are run, by seed; `baseline`: the one that the others are held against.
+    `seeds`: none, if the plan is only to find settings.
+    `pretrain`, `finetune`: recipes, relative to the plan's folder; each stage has the name of its file.
+    `steps`: of pretraining, in place of the recipe's.
+    `precision`, `muon_precision`: in place of every `auto` of the recipes; rows of different precisions are not of the
+    same study.
+    `showcase`: a test split of the pretraining recipe, of which `num_captions` images are shown with what each model
+    says. `without`: words; the showcase is measured once more without captions that hold one of them.
+    """
+
+    arms: tuple[Arm, ...]
+    baseline: str
+    seeds: tuple[int, ...]
+    pretrain: str
+    finetune: tuple[str, ...] = ()
+    endpoints: Endpoints
+    tuning: Tuning | None = None
+    steps: int | None = None
+    precision: Precision = "auto"
+    muon_precision: Precision = "auto"
+    showcase: str
+    num_captions: int = 6
+    without: tuple[str, ...] = ()
+
+
+def stage_names(plan: Plan) -> tuple[str, ...]:
+    """The stages, pretraining first."""
+    return tuple(Path(recipe).stem for recipe in (plan.pretrain, *plan.finetune))
+
+
+def arm_named(plan: Plan, name: str) -> Arm:
+    """An arm by its name.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    arms = {arm.name: arm for arm in plan.arms}
+    if name not in arms:
+        raise UserError(f"the plan has no arm '{name}'; {nearest(name, arms)}")
+    return arms[name]
+
+
+def split_endpoint(endpoint: str) -> tuple[str, str]:
+    """Phase and metric."""
+    phase, _, metric = endpoint.partition("/")
+    return phase, metric
+
+
+def scores_captions(plan: Plan) -> bool:
+    """Whether an endpoint needs the test splits to be captioned."""
+    return any(split_endpoint(endpoint)[1] in CAPTION_SCORES for endpoint in plan.endpoints.all)
+
+
+def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
+    """Read a plan; the paths of its recipes become absolute. Neither recipes nor data are looked at.
+
+    Args:
+        path: a YAML file.
+        kind: `Plan`, or a kind of it that has more keys.
+
+    Raises:
+        UserError: no such file, not YAML, or a key or value that a plan does not have.
+    """
+    plan = from_dict(kind, _with_arms_spelled_out(read_yaml(path)), str(path))
+    _check(plan, path)
+    folder = path.resolve().parent
+    recipes = [os.path.normpath(folder / recipe) for recipe in (plan.pretrain, *plan.finetune)]
+    return replace(plan, pretrain=recipes[0], finetune=tuple(recipes[1:]))
+
+
+def _with_arms_spelled_out(content: object) -> object:
+    """An arm that is its preset and nothing else is written as a name."""
+    if not isinstance(content, Mapping) or not isinstance(content.get("arms"), list):
+        return content
+    arms = [{"name": arm} if isinstance(arm, str) else arm for arm in content["arms"]]
+    return {**content, "arms": arms}
+
+
+def _check(plan: Plan, path: Path) -> None:
+    """What can be wrong with a plan by itself."""
+    names = [arm.name for arm in plan.arms]
+    _require_once(names, f"{path}: arms")
+    _require_once(plan.seeds, f"{path}: seeds")
+    _require_once(stage_names(plan), f"{path}: every recipe needs a file name of its own")
+    for arm in plan.arms:
+        get_preset(arm.preset_name, "tiny")
+    if plan.baseline not in names:
+        raise UserError(f"{path}: baseline: the plan has no arm '{plan.baseline}'; {nearest(plan.baseline, names)}")
+    if len(names) < 2:
+        raise UserError(f"{path}: arms: two or more are needed to compare")
+    if min(plan.seeds, default=0) < 0 or not (plan.seeds or plan.tuning):
+        raise UserError(f"{path}: seeds: give one or more, each 0 or more")
+    _check_endpoints(plan, path)
+    if plan.tuning is not None:
+        _check_tuning(plan, plan.tuning, path)
+
+
+def _check_endpoints(plan: Plan, path: Path) -> None:
+    _require_once(plan.endpoints.all, f"{path}: endpoints")
+    if not plan.endpoints.primary:
+        raise UserError(f"{path}: endpoints: primary: name one or more")
+    phases = PHASES if plan.finetune else PHASES[:1]
+    known = [f"{phase}/{metric}" for phase in phases for metric in METRICS]
+    for endpoint in plan.endpoints.all:
+        if endpoint not in known:
+            raise UserError(f"{path}: endpoints: there is no '{endpoint}'; {nearest(endpoint, known)}")
+
+
+def _check_tuning(plan: Plan, tuning: Tuning, path: Path) -> None:
+    if tuning.seed in plan.seeds:
+        raise UserError(f"{path}: tuning: seed {tuning.seed} is one of the study's; give another, so that it is unseen")
+    if tuning.score in CAPTION_SCORES:
+        raise UserError(f"{path}: tuning: score {tuning.score} is not measured in trials; use coca_loss, or a recall")
+    for name, grid in (("pretrain", tuning.pretrain), ("finetune", tuning.finetune)):
+        for key, values in grid.items():
+            _require_once(values, f"{path}: tuning: {name}: {key}")
+            if not values:
+                raise UserError(f"{path}: tuning: {name}: {key}: give one or more values")
+    if tuning.finetune and not plan.finetune:
+        raise UserError(f"{path}: tuning: finetune: the plan has no fine-tuning")
+
+
+def _require_once(items: Iterable[Any], where: str) -> None:
+    seen = set()
+    for item in items:
+        if item in seen:
+            raise UserError(f"{where}: {item} is there twice")
+        seen.add(item)

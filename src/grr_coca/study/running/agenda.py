@@ -1,0 +1,234 @@
+"""What a study still lacks, and which of it can be done now: a function of the plan and of the rows that are there."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from grr_coca.study.ledger import Digests, Kind, LedgerRow
+from grr_coca.study.plan.digest import data_digest, recipe_digest
+from grr_coca.study.plan.plan import Arm, Plan, Tuning, arm_named, scores_captions, stage_names
+from grr_coca.study.plan.stages import Settings, grid_of, settings_of, stage_recipe, with_steps
+from grr_coca.study.running.task import Task, is_finished
+
+FolderOf = Callable[[str, int, str, str], Path]
+"""The folder of a run, by arm, seed, stage and digest."""
+
+
+class StudyPart(NamedTuple):
+    """The share of a study that one process does: the arms by name, and shard `shard` of `num_shards`, from 1."""
+
+    arms: tuple[str, ...]
+    shard: int = 1
+    num_shards: int = 1
+
+    def has(self, index: int) -> bool:
+        """Whether the thing of this number is in this shard."""
+        return index % self.num_shards == self.shard - 1
+
+
+class Agenda:
+    """Knows the plan and all rows; says what can be done next."""
+
+    def __init__(self, plan: Plan, part: StudyPart, folder_of: FolderOf, rows: Iterable[LedgerRow]) -> None:
+        self._plan = plan
+        self._part = part
+        self._folder_of = folder_of
+        self._stages = stage_names(plan)
+        first = plan.arms[0]
+        self._data = {stage: data_digest(stage_recipe(plan, first, stage, 0, {})) for stage in self._stages}
+        self._rows: dict[tuple[Kind, str, int, str, str, str], LedgerRow] = {}
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: LedgerRow) -> None:
+        """Take note of a row that is in the ledger."""
+        key = (row.kind, row.arm, row.seed, row.stage, row.recipe_digest, row.data_digest)
+        self._rows[key] = row
+
+    @property
+    def digests(self) -> Digests:
+        """What rows must be made of to count, as far as tuning has come."""
+        recipes: dict[str, dict[str, str]] = {}
+        for arm in self._plan.arms:
+            digests = {stage: self._digest(arm, stage) for stage in self._stages}
+            recipes[arm.name] = {stage: digest for stage, digest in digests.items() if digest is not None}
+        return Digests({arm: found for arm, found in recipes.items() if found}, self._data)
+
+    def lacking_choices(self) -> list[LedgerRow]:
+        """A row for each choice that the trials allow, and that is not in the ledger."""
+        rows = []
+        for arm in self._arms:
+            for stage in self._stages:
+                best = self._best(arm, stage)
+                if best is not None and self._find("choice", arm, best.seed, stage, best.recipe_digest) is None:
+                    rows.append(replace(best, kind="choice", curve=()))
+        return rows
+
+    def open_tasks(self) -> list[Task]:
+        """All that can be done now, in the order in which it should be: tuning, then run after run, by seed."""
+        tasks = [task for index, arm in enumerate(self._plan.arms) for task in self._open_trials(index, arm)]
+        for place, seed in enumerate(self._plan.seeds):
+            for index, arm in enumerate(self._plan.arms):
+                if arm in self._arms and self._part.has(place * len(self._plan.arms) + index):
+                    tasks += self._open_stages(arm, seed)
+        return tasks
+
+    def lacking(self) -> Counter[tuple[str, str]]:
+        """How many rows of each arm and stage this part lacks, trials among them."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for index, arm in enumerate(self._plan.arms):
+            if arm in self._arms:
+                counts.update({(arm.name, stage): self._num_lacking(index, arm, stage) for stage in self._stages})
+        return +counts
+
+    def spent_folders(self, row: LedgerRow) -> list[Path]:
+        """Folders of runs that no run to come will need, now that a row is in the ledger."""
+        arm = arm_named(self._plan, row.arm)
+        if row.kind == "trial":
+            return self._spent_trials(arm)
+        chain = [(stage, self._digest(arm, stage)) for stage in self._stages]
+        if any(digest is None or self._find("run", arm, row.seed, stage, digest) is None for stage, digest in chain):
+            is_start = row.stage == self._stages[0]
+            return [] if is_start else [self._folder_of(arm.name, row.seed, row.stage, row.recipe_digest)]
+        return [self._folder_of(arm.name, row.seed, stage, str(digest)) for stage, digest in chain]
+
+    @property
+    def _arms(self) -> list[Arm]:
+        return [arm for arm in self._plan.arms if arm.name in self._part.arms]
+
+    def _num_lacking(self, index: int, arm: Arm, stage: str) -> int:
+        trials = self._num_open_points(arm, stage) if self._part.has(index) else 0
+        places = range(index, len(self._plan.seeds) * len(self._plan.arms), len(self._plan.arms))
+        mine = [seed for place, seed in zip(places, self._plan.seeds, strict=True) if self._part.has(place)]
+        return trials + sum(not self._is_done(arm, seed, stage) for seed in mine)
+
+    def _num_open_points(self, arm: Arm, stage: str) -> int:
+        points = self._points(arm, stage)
+        if points is None:
+            return len(grid_of(self._plan, stage))
+        return sum(row is None for _, row in points)
+
+    def _points(self, arm: Arm, stage: str) -> list[tuple[Task, LedgerRow | None]] | None:
+        """The trials of a grid with their rows; None where what they start from has not been chosen. Where there is
+        nothing to choose, there are none."""
+        grid = grid_of(self._plan, stage)
+        if len(grid) == 1:
+            return []
+        start = None if stage == self._stages[0] else self._pretraining("trial", arm, self._tuning.seed)
+        if stage != self._stages[0] and start is None:
+            return None
+        tasks = [self._task("trial", arm, self._tuning.seed, stage, settings, start) for settings in grid]
+        return [(task, self._find("trial", arm, task.seed, stage, task.recipe_digest)) for task in tasks]
+
+    @property
+    def _tuning(self) -> Tuning:
+        assert self._plan.tuning is not None, "without tuning, there is nothing to choose"
+        return self._plan.tuning
+
+    def _open_trials(self, index: int, arm: Arm) -> list[Task]:
+        if arm not in self._arms or not self._part.has(index):
+            return []
+        tasks: list[Task] = []
+        for stage in self._stages:
+            tasks += [task for task, row in self._points(arm, stage) or () if row is None]
+        missing_start = self._lost_start(tasks)
+        return [missing_start] if missing_start is not None else tasks
+
+    def _lost_start(self, tasks: Sequence[Task]) -> Task | None:
+        """The trial that others start from, if its row is there but its model is not any more."""
+        if all(task.start is None or is_finished(task.start) for task in tasks):
+            return None
+        return self._pretraining("trial", arm_named(self._plan, tasks[0].arm), self._tuning.seed)
+
+    def _open_stages(self, arm: Arm, seed: int) -> list[Task]:
+        first, *others = self._stages
+        pretraining = self._pretraining("run", arm, seed)
+        if pretraining is None:
+            return []
+        lacking = [stage for stage in others if not self._is_done(arm, seed, stage)]
+        if not self._is_done(arm, seed, first) or (lacking and not is_finished(pretraining.folder)):
+            return [pretraining]
+        chosen = [(stage, self._chosen(arm, stage)) for stage in lacking]
+        return [
+            self._task("run", arm, seed, stage, settings, pretraining)
+            for stage, settings in chosen
+            if settings is not None
+        ]
+
+    def _pretraining(self, kind: Kind, arm: Arm, seed: int) -> Task | None:
+        """Of an arm with the settings that were chosen; None where they have not been."""
+        settings = self._chosen(arm, self._stages[0])
+        return None if settings is None else self._task(kind, arm, seed, self._stages[0], settings, None)
+
+    def _is_done(self, arm: Arm, seed: int, stage: str) -> bool:
+        digest = self._digest(arm, stage)
+        return digest is not None and self._find("run", arm, seed, stage, digest) is not None
+
+    def _chosen(self, arm: Arm, stage: str) -> Settings | None:
+        """The settings of a stage; None where the trials have not ended."""
+        grid = grid_of(self._plan, stage)
+        if len(grid) == 1:
+            return grid[0]
+        best = self._best(arm, stage)
+        return None if best is None else best.settings
+
+    def _best(self, arm: Arm, stage: str) -> LedgerRow | None:
+        """The best trial of a grid of which all are done; of equals the first. None also where there is no grid."""
+        points = self._points(arm, stage)
+        rows = [row for _, row in points or ()]
+        if not rows or any(row is None for row in rows):
+            return None
+        return min((row for row in rows if row is not None), key=self._badness)
+
+    def _badness(self, row: LedgerRow) -> float:
+        """A trial that diverged has no score, and is the worst."""
+        score = self._tuning.score.removeprefix("text_to_image/")
+        value = row.metrics.get("val", {}).get(score, math.nan)
+        if math.isnan(value):
+            return math.inf
+        return value if score.endswith(("loss", "perplexity")) else -value
+
+    def _digest(self, arm: Arm, stage: str) -> str | None:
+        """Of a run, whatever its seed; None where its settings have not been chosen."""
+        pretraining, settings = self._pretraining("run", arm, 0), self._chosen(arm, stage)
+        if pretraining is None or settings is None:
+            return None
+        if stage == self._stages[0]:
+            return pretraining.recipe_digest
+        return self._task("run", arm, 0, stage, settings, pretraining).recipe_digest
+
+    def _find(self, kind: Kind, arm: Arm, seed: int, stage: str, digest: str) -> LedgerRow | None:
+        return self._rows.get((kind, arm.name, seed, stage, digest, self._data[stage]))
+
+    def _task(self, kind: Kind, arm: Arm, seed: int, stage: str, settings: Settings, start: Task | None) -> Task:
+        plan = self._plan
+        recipe = stage_recipe(plan, arm, stage, seed, settings)
+        if kind == "trial" and start is None:
+            recipe = with_steps(recipe, self._tuning.steps)
+        digest = recipe_digest(recipe, None if start is None else start.recipe_digest)
+        is_first = stage == self._stages[0]
+        return Task(
+            kind=kind,
+            arm=arm.name,
+            seed=seed,
+            stage=stage,
+            recipe=recipe,
+            settings=settings_of(recipe, settings),
+            recipe_digest=digest,
+            data_digest=self._data[stage],
+            folder=self._folder_of(arm.name, seed, stage, digest),
+            start=None if start is None else start.folder,
+            showcase=plan.showcase if is_first else plan.endpoints.split,
+            num_captions=plan.num_captions if is_first else plan.num_captions // 3,
+            without=plan.without if is_first else (),
+            scores_captions=scores_captions(plan),
+        )
+
+    def _spent_trials(self, arm: Arm) -> list[Path]:
+        """Of pretraining trials when all tuning of the arm has ended, of others at once."""
+        done = [(task, row) for stage in self._stages for task, row in self._points(arm, stage) or ()]
+        has_ended = all(self._chosen(arm, stage) is not None for stage in self._stages)
+        return [task.folder for task, row in done if row is not None and (has_ended or task.stage != self._stages[0])]

@@ -1,0 +1,178 @@
+"""Runs what the ledger of a study lacks."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from grr_coca.errors import UserError
+from grr_coca.files import write_whole
+from grr_coca.structure import to_dict
+from grr_coca.study.ledger import (
+    LEDGER_FILE,
+    PLAN_FILE,
+    SHARD_FILE,
+    LedgerRow,
+    LedgerWriter,
+    is_locked,
+    ledger_files,
+    read_rows,
+    write_digests,
+)
+from grr_coca.study.plan.plan import Plan, read_plan
+from grr_coca.study.running.agenda import Agenda, StudyPart
+from grr_coca.study.running.stage import run_stage
+from grr_coca.study.running.task import Task
+from grr_coca.study.running.workers import Workers, outcome, tell_progress, usable_device, worker_processes
+
+WRITTEN = "# Written by grr-coca study run."
+"""Begins a plan that no person wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a study lies: `out` has its ledger, `runs` the models in training. `keeps_models`: they stay there when
+    their rows are written."""
+
+    out: Path
+    runs: Path
+    keeps_models: bool
+
+    def folder_of(self, arm: str, seed: int, stage: str, digest: str) -> Path:
+        """Of a run. A recipe that was changed has a folder of its own."""
+        return self.runs / arm / f"seed-{seed}" / f"{stage}-{digest[:8]}"
+
+
+def run_study(plan: Plan, place: Place, part: StudyPart, num_jobs: int, watch: "Watch") -> None:
+    """Run all that can be run of a part of a study, or go on with it.
+
+    Raises:
+        UserError: a run failed, the disk is full, or another process has the ledger; what was done is in it.
+        Stopped: SIGTERM came; all runs are saved.
+    """
+    with taken_ledger(place.out, part) as ledger, worker_processes(num_jobs) as workers:
+        study = Study(plan, place, part, ledger)
+        study.run(workers, watch)
+
+
+class Watch:
+    """Is told of what happens; does nothing by itself."""
+
+    def begins(self, agenda: Agenda) -> None:
+        """The study begins, or goes on, with this left to do."""
+
+    def step(self, task: Task, done: int) -> None:
+        """So many steps of a task are done."""
+
+    def row(self, row: LedgerRow) -> None:
+        """A row was written."""
+
+
+class Study:
+    """A study in progress, in the process that has its ledger."""
+
+    def __init__(self, plan: Plan, place: Place, part: StudyPart, ledger: LedgerWriter) -> None:
+        self._place = place
+        self._ledger = ledger
+        self._known: set[tuple[str, str, int, str, str, str]] = set()
+        self.agenda = Agenda(plan, part, place.folder_of, ())
+        write_plan(plan, place.out)
+        self._read()
+
+    def run(self, workers: Workers, watch: Watch) -> None:
+        """Until nothing is left that can be done."""
+        running: dict[Future[LedgerRow], Task] = {}
+        names: dict[str, Task] = {}
+        watch.begins(self.agenda)
+        while True:
+            self._write_choices(watch)
+            for task in self.agenda.open_tasks():
+                if len(running) < workers.count and task.name not in names:
+                    running[workers.submit(_in_worker, task)] = task
+                    names[task.name] = task
+            if not running:
+                return
+            workers.listen(lambda name, done: watch.step(names[name], done) if name in names else None)
+            for future in [future for future in running if future.done()]:
+                row = outcome(future)
+                del names[running.pop(future).name]
+                self._take(row, watch)
+
+    def _take(self, row: LedgerRow, watch: Watch) -> None:
+        if _identity(row) not in self._known:  # a model that was lost is trained again, its row stays
+            self._ledger.append(row)
+        self._note(row)
+        if not self._place.keeps_models:
+            for folder in self.agenda.spent_folders(row):
+                shutil.rmtree(folder, ignore_errors=True)
+        watch.row(row)
+
+    def _write_choices(self, watch: Watch) -> None:
+        for row in self.agenda.lacking_choices():
+            self._take(row, watch)
+            write_digests(self._place.out, self.agenda.digests)
+
+    def _read(self) -> None:
+        for row in read_rows(self._place.out, []):
+            self._note(row)
+        write_digests(self._place.out, self.agenda.digests)
+
+    def _note(self, row: LedgerRow) -> None:
+        self.agenda.add(row)
+        self._known.add(_identity(row))
+
+
+def write_plan(plan: Plan, out: Path) -> None:
+    """Write the plan beside the ledger, for the report, unless it is there.
+
+    Raises:
+        UserError: another plan is there that a person wrote.
+    """
+    path = out / PLAN_FILE
+    if path.exists() and read_plan(path, type(plan)) == plan:
+        return
+    if path.exists() and not path.read_text(encoding="utf-8").startswith(WRITTEN):
+        raise UserError(f"{path}: is another plan than the one to run; give another --out")
+    content = to_dict(plan)
+    content["pretrain"] = os.path.relpath(plan.pretrain, out)
+    content["finetune"] = [os.path.relpath(recipe, out) for recipe in plan.finetune]
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    write_whole(path, f"{WRITTEN}\n{text}".encode())
+
+
+@contextmanager
+def taken_ledger(out: Path, part: StudyPart) -> Iterator[LedgerWriter]:
+    """The ledger of a part, which no other process has, and whose runs no other process does.
+
+    Raises:
+        UserError: another process does.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written to ({error.strerror}); give another --out") from error
+    name = LEDGER_FILE if part.num_shards == 1 else f"runs-{part.shard}-of-{part.num_shards}.jsonl"
+    for path in ledger_files(out):
+        other = SHARD_FILE.fullmatch(path.name)
+        is_of_other_cut = (int(other[2]) if other else 1) != part.num_shards
+        if is_of_other_cut and is_locked(path):
+            raise UserError(
+                f"{path}: another process is running this study in another number of shards, so that both would do the "
+                "same runs; wait until it has ended, or give every process the same N in --shard I/N"
+            )
+    with LedgerWriter(out / name) as ledger:
+        yield ledger
+
+
+def _in_worker(task: Task) -> LedgerRow:
+    return run_stage(task, usable_device(), partial(tell_progress, task.name))
+
+
+def _identity(row: LedgerRow) -> tuple[str, str, int, str, str, str]:
+    return (row.kind, row.arm, row.seed, row.stage, row.recipe_digest, row.data_digest)

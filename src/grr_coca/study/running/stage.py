@@ -1,0 +1,156 @@
+"""Runs one stage: trains, measures, and makes its row."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.pairs import PairSource
+from grr_coca.errors import DivergedError
+from grr_coca.files import write_whole
+from grr_coca.ranks import Ranks
+from grr_coca.study.anatomy import count_parameters, flops_per_pair
+from grr_coca.study.ledger import CaptionedExample, CurvePoint, LedgerRow, finite
+from grr_coca.study.running.measured import (
+    Numbers,
+    Values,
+    examples,
+    measure_test,
+    measure_validation,
+    without_words,
+)
+from grr_coca.study.running.provenance import code_commit, machine_name, precision_name
+from grr_coca.study.running.stopwatch import Stopwatch
+from grr_coca.study.running.task import FINISHED, Task
+from grr_coca.train.run.logs import read_metrics
+from grr_coca.train.run.loop import train
+from grr_coca.train.run.setup import new_checkpoint, training_sources
+from grr_coca.train.survival.resume import resume_point
+
+MINUTES_BETWEEN_SAVES = 3.0
+"""What a kill may cost."""
+CURVE_METRICS = ("contrastive_loss", "captioning_loss", "coca_loss", "R@1")
+
+OnProgress = Callable[[int], None]
+"""Called with the steps done."""
+
+
+def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> LedgerRow:
+    """Train, or go on with a run that was stopped, and measure.
+
+    Raises:
+        UserError: the data or the disk is at fault.
+        DivergedError: the loss is not a number any more; of a trial, that is its result, and no error.
+        Stopped: a signal asked for it; the run is saved.
+    """
+    with Stopwatch(task.folder) as watch:
+
+        def tell(done: int) -> None:
+            watch.tick()
+            on_progress(done)
+
+        try:
+            trained = _trained(task, device, tell)
+        except DivergedError:
+            if task.kind != "trial":
+                raise
+            trained, found = _start(task, device, None), Findings()
+        else:
+            found = _findings(task, trained)
+    write_whole(task.folder / FINISHED, b"")
+    return _row(task, trained, found, watch.seconds)
+
+
+def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Checkpoint:
+    minutes = min(task.recipe.checkpoints.minutes, MINUTES_BETWEEN_SAVES)
+    recipe = replace(task.recipe, checkpoints=replace(task.recipe.checkpoints, minutes=minutes, keep_last=1))
+    point = resume_point(task.folder, recipe)
+    start = _start(task, device, point)
+    return train(recipe, start, task.folder, device, lambda done, _: on_progress(done), point)
+
+
+def _start(task: Task, device: torch.device, point: Path | None) -> Checkpoint:
+    if point is None and task.start is None:
+        return new_checkpoint(task.recipe, Ranks.here(device))
+    return from_pretrained(point or task.start or task.folder, device)
+
+
+@dataclass
+class Findings:
+    """What is measured of a trained model: metrics of all splits, values of the test splits, and some captions."""
+
+    metrics: dict[str, Numbers] = field(default_factory=dict)
+    values: dict[str, Values] = field(default_factory=dict)
+    captions: tuple[CaptionedExample, ...] = ()
+
+
+def _findings(task: Task, trained: Checkpoint) -> Findings:
+    """A trial is measured on `val` alone."""
+    _, val = training_sources(task.recipe)
+    on_val, refitted = measure_validation(trained, val, task.recipe)
+    found = Findings({"val": on_val})
+    if task.kind == "trial":
+        return found
+    for split, source in _test_splits(task).items():
+        found.metrics[split], found.values[split] = measure_test(
+            trained, source, task.recipe, refitted, task.scores_captions
+        )
+    shown = task.recipe.data.test.get(task.showcase)
+    if shown is not None:
+        found.captions = examples(trained, open_source(shown), task.num_captions)
+    return found
+
+
+def _test_splits(task: Task) -> dict[str, PairSource]:
+    splits = {name: open_source(path) for name, path in task.recipe.data.test.items()}
+    if task.without and task.showcase in splits:
+        name = f"{task.showcase} without {', '.join(task.without)}"
+        splits[name] = without_words(splits[task.showcase], task.without)
+    return splits
+
+
+def _row(task: Task, trained: Checkpoint, found: Findings, seconds: float) -> LedgerRow:
+    recipe = task.recipe
+    return LedgerRow(
+        kind=task.kind,
+        arm=task.arm,
+        seed=task.seed,
+        stage=task.stage,
+        recipe_digest=task.recipe_digest,
+        data_digest=task.data_digest,
+        commit=code_commit(),
+        machine=machine_name(),
+        precision=precision_name(recipe),
+        settings=task.settings,
+        steps=recipe.schedule.steps,
+        seconds=round(seconds, 1),
+        parameters=count_parameters(trained.model),
+        image_encoder_parameters=count_parameters(trained.model.image_encoder),
+        flops_per_pair=flops_per_pair(trained.config),
+        curve=_curve(task.folder),
+        metrics=found.metrics,
+        values=found.values,
+        captions=found.captions,
+    )
+
+
+def _curve(folder: Path) -> tuple[CurvePoint, ...]:
+    """A point for each validation, with the mean of the training losses since the one before."""
+    points, since = [], 0.0
+    train_lines = read_metrics(folder, "train")
+    for line in read_metrics(folder, "val"):
+        step = line["step"]
+        lines = [row for row in train_lines if since < row["step"] <= step]
+        names = ("contrastive", "captioning")
+        train_means = {name: sum(row[name] for row in lines) / len(lines) for name in names if lines}
+        val = {name: line["text_to_image/R@1" if name == "R@1" else name] for name in CURVE_METRICS}
+        points.append(CurvePoint(int(step), _short(train_means), _short(val)))
+        since = step
+    return tuple(points)
+
+
+def _short(numbers: Numbers) -> Numbers:
+    return {name: round(number, 5) for name, number in finite(numbers).items()}

@@ -1,0 +1,46 @@
+"""One stage of a study for one arm and seed: all that a process must know to run it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from grr_coca.study.ledger import Kind
+from grr_coca.train.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """`recipe` with every setting, `folder` of the run, `start`: the folder of the run that this one goes on from.
+
+    `showcase`: the test split that examples are taken from, `num_captions` of them; `without`: see `Plan`;
+    `scores_captions`: whether the test splits are captioned.
+    """
+
+    kind: Kind
+    arm: str
+    seed: int
+    stage: str
+    recipe: Recipe
+    settings: dict[str, object]
+    recipe_digest: str
+    data_digest: str
+    folder: Path
+    start: Path | None
+    showcase: str
+    num_captions: int
+    without: tuple[str, ...]
+    scores_captions: bool
+
+    @property
+    def name(self) -> str:
+        """As people are told of it."""
+        tried = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.settings.items())
+        return f"{self.arm}, {self.stage}, " + (f"trial of {tried}" if self.kind == "trial" else f"seed {self.seed}")
+
+
+FINISHED = "finished"
+"""A file that says that a run's folder holds its last checkpoint, and that it was measured."""
+
+
+def is_finished(folder: Path | None) -> bool:
+    """Whether the run of a folder has ended."""
+    return folder is not None and (folder / FINISHED).exists()

@@ -1,0 +1,148 @@
+"""Processes that do the work of a study, one core each.
+
+Two threads each would get in each other's way: two such jobs on two cores slow each other tenfold.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+
+from grr_coca.errors import Stopped, UserError
+
+T = TypeVar("T")
+
+Tell = Callable[[str, int], None]
+"""Called with the name of a task and the steps done in it."""
+
+_channel: tuple[Queue, Event] | None = None
+
+
+class Workers:
+    """A pool of processes, and what they tell of their progress."""
+
+    def __init__(self, pool: ProcessPoolExecutor, progress: Queue, count: int) -> None:
+        self._pool = pool
+        self._progress = progress
+        self.count = count
+
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Start a call. The processes come into being here, and inherit that Ctrl-C is ignored: it reaches every
+        process of a terminal, and the parent sees to the others."""
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            return self._pool.submit(function, *arguments)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def listen(self, tell: Tell, seconds: float = 0.5) -> None:
+        """Pass on one message of a process, if one comes within this time."""
+        with contextlib.suppress(queue.Empty):
+            tell(*self._progress.get(timeout=seconds))
+
+    def all(self, futures: list[Future[T]], tell: Tell) -> list[T]:
+        """The results of calls, in their order.
+
+        Raises:
+            UserError: a call failed; the others are stopped when the pool ends.
+        """
+        while not all(future.done() for future in futures):
+            for future in futures:
+                if future.done():
+                    outcome(future)  # an error of one ends all
+            self.listen(tell)
+        return [outcome(future) for future in futures]
+
+
+def outcome(future: Future[T]) -> T:
+    """The result of a call that has ended.
+
+    Raises:
+        UserError: it failed, or its process was ended from outside.
+    """
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "the process of an arm was ended from outside, as a system does that is short of memory; the same command "
+            "goes on from what was saved"
+        ) from error
+
+
+@contextlib.contextmanager
+def worker_processes(count: int) -> Iterator[Workers]:
+    """Processes for tasks. Whatever ends this context asks them to save and stop, and waits until they have.
+
+    Raises:
+        Stopped: SIGTERM came; Ctrl-C raises a KeyboardInterrupt as ever.
+    """
+    before = signal.signal(signal.SIGTERM, _stop)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    progress: Queue = context.Queue()
+    stop = context.Event()
+    with ProcessPoolExecutor(count, context, initializer=_connect, initargs=(progress, stop)) as pool:
+        try:
+            yield Workers(pool, progress, count)
+        finally:
+            stop.set()
+            signal.signal(signal.SIGTERM, before)
+
+
+def usable_device() -> torch.device:
+    """Where a worker trains."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def tell_progress(name: str, done: int) -> None:
+    """Of a task, from within its process. If it was asked to stop, its run gets a signal, saves and ends, as at any
+    such signal."""
+    assert _channel is not None, "in a worker process"
+    progress, stop = _channel
+    if stop.is_set():
+        signal.raise_signal(signal.SIGTERM)
+    progress.put((name, done))
+
+
+def go_on() -> None:
+    """Within a worker process.
+
+    Raises:
+        UserError: it was asked to stop.
+    """
+    assert _channel is not None, "in a worker process"
+    if _channel[1].is_set():
+        raise UserError("stopped")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise Stopped(number, "asked to stop")
+
+
+def _connect(progress: Queue, stop: Event) -> None:
+    """Set up a process of the pool."""
+    global _channel
+    _channel = (progress, stop)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that shows the progress: nobody needs the workers of a study that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,202 @@
+"""A study is run: tuned, trained, measured, and gone on with, each thing once."""
+
+import json
+
+import pytest
+
+from grr_coca.errors import UserError
+from grr_coca.study.ledger import LEDGER_FILE, LedgerRow, LedgerWriter, read_ledger
+from grr_coca.study.plan.plan import Plan, read_plan
+from grr_coca.study.running import run as running
+from grr_coca.study.running.agenda import Agenda, StudyPart
+from grr_coca.study.running.run import Place, Study, Watch
+from grr_coca.study.running.stage import run_stage
+from grr_coca.study.running.task import Task
+from support import CPU
+
+TUNED = {
+    "seeds": [0],
+    "finetune": ["health.yaml"],
+    "tuning": {
+        "seed": 9,
+        "steps": 2,
+        "pretrain": {"optimizer.lr": [0.001, 0.01]},
+        "finetune": {"optimizer.lr": [0.001, 0.01]},
+    },
+    "endpoints": {"primary": ["pretraining/coca_loss"], "secondary": ["pretraining/CIDEr-D"]},
+}
+
+
+class Here:
+    """Stands in for the pool: does a task at once, in this process."""
+
+    count = 1
+
+    def __init__(self, stop_after: int = 1000) -> None:
+        self.left = stop_after
+        self.done: list[str] = []
+
+    def submit(self, function, task: Task):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        self.done.append(task.name)
+        return Done(run_stage(task, CPU, lambda _: None))
+
+    def listen(self, tell) -> None:
+        pass
+
+
+class Done:
+    def __init__(self, row: LedgerRow) -> None:
+        self._row = row
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> LedgerRow:
+        return self._row
+
+
+def run(path, out, workers: Here | None = None, keeps_models: bool = False, part: StudyPart | None = None) -> Here:
+    plan, workers = read_plan(path, Plan), workers or Here()
+    place = Place(out=out, runs=out / "runs", keeps_models=keeps_models)
+    with running.taken_ledger(out, part or StudyPart(("baseline_coca", "grr_coca"))) as ledger:
+        Study(plan, place, part or StudyPart(("baseline_coca", "grr_coca")), ledger).run(workers, Watch())
+    return workers
+
+
+def test_a_study_is_tuned_and_run_and_goes_on_where_it_was_stopped(write_study, tmp_path):
+    path, out = write_study(**TUNED), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(path, out, Here(stop_after=3))
+    first = read_ledger(out)
+    assert [len(part) for part in (first.trials, first.choices, first.rows)] == [3, 1, 0]
+    second = run(path, out)
+    assert len(second.done) == 2 * (2 + 2 + 2) - 3, "nothing is done twice"
+    ledger = read_ledger(out)
+    assert ledger.notes == ()
+    assert [(row.arm, row.stage) for row in ledger.rows] == [
+        ("baseline_coca", "pictograms"),
+        ("baseline_coca", "health"),
+        ("grr_coca", "pictograms"),
+        ("grr_coca", "health"),
+    ]
+    assert len(ledger.trials) == 8
+    assert len(ledger.choices) == 4
+    for choice in ledger.choices:
+        scores = {
+            row.settings["optimizer.lr"]: row.metrics["val"]["coca_loss"]
+            for row in ledger.trials
+            if (row.arm, row.stage) == (choice.arm, choice.stage)
+        }
+        assert set(scores) == {0.001, 0.01}
+        assert choice.settings["optimizer.lr"] == min(scores, key=scores.__getitem__)
+        (row,) = (row for row in ledger.rows if (row.arm, row.stage) == (choice.arm, choice.stage))
+        assert row.settings == choice.settings
+    assert {row.steps for row in ledger.trials if row.stage == "pictograms"} == {2}
+    assert {tuple(row.metrics) for row in (*ledger.trials, *ledger.choices)} == {("val",)}, "test splits are unseen"
+    assert list((out / "runs").rglob("*.safetensors")) == [], "models that were measured are gone"
+    assert run(path, out).done == []
+    assert_a_row_says_what_was_measured(ledger.rows[0])
+
+
+def assert_a_row_says_what_was_measured(row: LedgerRow) -> None:
+    assert set(row.metrics) == {"val", "test", "test_style"}
+    assert {"contrastive_loss", "contrastive_loss_refitted", "perplexity", "coca_loss", "R@1", "CIDEr-D"} <= set(
+        row.metrics["test"]
+    )
+    on_val = row.metrics["val"]
+    assert on_val["contrastive_loss_refitted"] <= on_val["contrastive_loss"] + 1e-6
+    assert set(row.values) == {"test", "test_style"}
+    values = row.values["test"]
+    assert {name: len(numbers) for name, numbers in values.items()} == {
+        "contrastive_batches": 2,
+        "contrastive_batches_refitted": 2,
+        "nll": 16,
+        "tokens": 16,
+        "rank": 16,
+        "cider_d": 16,
+    }
+    metrics = row.metrics["test"]
+    assert sum(values["contrastive_batches"]) / 2 == pytest.approx(metrics["contrastive_loss"], abs=1e-4)
+    assert sum(values["nll"]) / sum(values["tokens"]) == pytest.approx(metrics["captioning_loss"], abs=1e-4)
+    assert sum(rank == 0 for rank in values["rank"]) / 16 == metrics["R@1"]
+    assert [point.step for point in row.curve] == [6]
+    assert set(row.curve[0].train) == {"contrastive", "captioning"}
+    assert len(row.captions) == 6
+    assert row.precision == "fp32"
+    assert row.seconds > 0
+    assert row.parameters > row.image_encoder_parameters > 0
+
+
+def test_a_model_that_was_lost_is_trained_again_and_its_row_stays(write_study, tmp_path):
+    path, out = write_study(seeds=[0], finetune=["health.yaml"]), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(path, out, Here(stop_after=1))
+    for checkpoint in (out / "runs").rglob("finished"):
+        checkpoint.unlink()
+    assert run(path, out).done == [
+        "baseline_coca, pictograms, seed 0",
+        "baseline_coca, health, seed 0",
+        "grr_coca, pictograms, seed 0",
+        "grr_coca, health, seed 0",
+    ]
+    assert len(read_ledger(out).rows) == 4
+    assert read_ledger(out).notes == ()
+
+
+def test_rows_of_an_earlier_recipe_are_named_and_run_again(write_study, tmp_path):
+    path, out = write_study(seeds=[0], finetune=[]), tmp_path / "out"
+    plan = {"endpoints": {"primary": ["pretraining/coca_loss"]}, "seeds": [0], "finetune": []}
+    path = write_study(**plan)
+    run(path, out)
+    assert len(run(write_study(**plan, steps=4), out).done) == 2
+    ledger = read_ledger(out)
+    assert {row.steps for row in ledger.rows} == {4}
+    assert len(ledger.notes) == 2
+    assert "another recipe" in ledger.notes[0]
+
+
+def test_shards_do_each_run_once(write_study, tmp_path):
+    plan = read_plan(write_study(), Plan)
+    names = []
+    for shard in (1, 2, 3):
+        part = StudyPart(("baseline_coca", "grr_coca"), shard, 3)
+        agenda = Agenda(plan, part, lambda *_: tmp_path / "nowhere", ())
+        names += [task.name for task in agenda.open_tasks()]
+        assert sum(agenda.lacking().values()) == 3 * len(agenda.open_tasks())
+    assert sorted(names) == sorted(
+        f"{arm}, pictograms, seed {seed}" for arm in ("baseline_coca", "grr_coca") for seed in (0, 1)
+    )
+
+
+def test_shards_that_overlap_are_refused(tmp_path):
+    with (
+        LedgerWriter(tmp_path / "runs-1-of-2.jsonl"),
+        pytest.raises(UserError, match="in another number of shards"),
+        running.taken_ledger(tmp_path, StudyPart((), 1, 3)),
+    ):
+        pass
+    with running.taken_ledger(tmp_path, StudyPart((), 1, 2)), running.taken_ledger(tmp_path, StudyPart((), 2, 2)):
+        pass
+
+
+def test_another_plan_that_a_person_wrote_is_not_overwritten(write_study, tmp_path):
+    path = write_study(seeds=[0], finetune=[], endpoints={"primary": ["pretraining/coca_loss"]})
+    out = tmp_path / "out"
+    run(path, out)
+    written = (out / "plan.yaml").read_text()
+    assert str(tmp_path) not in written, "it can be committed"
+    (out / "plan.yaml").write_text(written.replace("# Written by", "# By hand, after"))
+    assert run(path, out).done == []
+    with pytest.raises(UserError, match="another plan"):
+        run(write_study(seeds=[1], finetune=[], endpoints={"primary": ["pretraining/coca_loss"]}), out)
+
+
+def test_lines_of_the_ledger_are_plain_json(write_study, tmp_path):
+    path = write_study(seeds=[0], finetune=[], endpoints={"primary": ["pretraining/coca_loss"]})
+    run(path, tmp_path / "out")
+    lines = (tmp_path / "out" / LEDGER_FILE).read_text().splitlines()
+    rows = [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in lines]
+    assert [row["arm"] for row in rows] == ["baseline_coca", "grr_coca"]

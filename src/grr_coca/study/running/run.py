@@ -91,14 +91,15 @@ class Study:
         names: dict[str, Task] = {}
         watch.begins(self.agenda)
         while True:
-            self._write_choices(watch)
-            for task in self.agenda.open_tasks():
-                if len(running) < workers.count and task.name not in names:
-                    running[workers.submit(_in_worker, task)] = task
-                    names[task.name] = task
+            if len(running) < workers.count:
+                self._write_choices(watch)
+                free = [task for task in self.agenda.open_tasks() if task.name not in names]
+                for task in free[: workers.count - len(running)]:
+                    running[workers.submit(_in_worker, task)] = names[task.name] = task
             if not running:
                 return
-            workers.listen(lambda name, done: watch.step(names[name], done) if name in names else None)
+            while not any(future.done() for future in running):
+                workers.listen(lambda name, done: watch.step(names[name], done) if name in names else None)
             for future in [future for future in running if future.done()]:
                 row = outcome(future)
                 del names[running.pop(future).name]

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from grr_coca.torch_private import flash_attention_of_cpu, flash_attention_of_cpu_backward
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -15,8 +16,8 @@ def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **
 
 
 CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    flash_attention_of_cpu(): _attention,
+    flash_attention_of_cpu_backward(): _attention_backward,
 }
 
 

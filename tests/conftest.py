@@ -1,6 +1,6 @@
 """Every tensor shape that the package declares is checked in every test; models are small enough for one core."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +61,14 @@ def tiny_config() -> Callable[..., CoCaConfig]:
 def _shrunk(transformer: TransformerConfig, embed_dim: int) -> TransformerConfig:
     hidden_dim = transformer.hidden_dim * embed_dim // transformer.embed_dim
     return replace(transformer, num_layers=2, embed_dim=embed_dim, num_heads=embed_dim // 16, hidden_dim=hidden_dim)
+
+
+@pytest.fixture
+def filled_with_nan() -> Iterator[None]:
+    """Memory of new tensors holds NaN until something is written there, so whatever is left unwritten is seen."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

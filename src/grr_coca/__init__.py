@@ -24,10 +24,10 @@ def load(name: "str | Path", device: "str | torch.device | None" = None) -> "Ima
     Args:
         name: a checkpoint or run folder, the name of a shipped model such as `pictograms`, or `owner/name` on the
             Hugging Face hub.
-        device: where to run; None takes CUDA, Apple's MPS or the CPU, the first that is here.
+        device: where to run; None: CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: nothing is there, a file is missing or damaged, or there is no such device.
+        UserError: there is no such checkpoint, a file is missing or damaged, or there is no such device.
     """
     from grr_coca.inference.model import load as load_model  # late: `import grr_coca` stays quick
 

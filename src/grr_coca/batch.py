@@ -1,4 +1,5 @@
-"""What one training step sees: the batch that goes into the model, and what the model returns for the losses."""
+"""The input and output of a training step: the batch that goes into the model, and the model's output for the
+losses."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -8,14 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 IGNORE_INDEX = -100
-"""Label of a position that counts in no loss."""
+"""Label of a position that is left out of the loss."""
 
 
 class Replacement(NamedTuple):
-    """A bad sample in whose place another one was trained on.
+    """A bad sample that was replaced by another one in training.
 
-    `cause` is one of `grr_coca.data.bad.Cause`; `name` tells the pair, `place` the shard, table or folder that it lies
-    in; `sample` is its index in the source.
+    `cause` is one of `grr_coca.data.bad.Cause`. `name` is the name of the pair, `place` the shard, table or folder that
+    it lies in, and `sample` its index in the source.
     """
 
     cause: str
@@ -31,11 +32,11 @@ class Batch:
 
     Shapes: B pairs, T text positions.
 
-    `token_ids` rows are `[BOS] caption [EOS] [CLS]`, then padding; the [CLS] slot and the padding hold id 0,
-    and `lengths` (the [CLS] slot counted) alone decides what is real. `labels[:, t]` is the token that
-    position t must predict: the one shift of the whole code has been done. Pairs with equal `caption_ids`
-    or equal `image_ids` say the same and are never negatives of each other. `replaced` are bad samples that others
-    stand in for, `cut_captions` counts the captions that lost words to the context length.
+    A row of `token_ids` is `[BOS] caption [EOS] [CLS]`, then padding. The [CLS] slot and the padding hold id 0. Only
+    `lengths`, which include the [CLS] slot, say which tokens are real. `labels[:, t]` is the token that position t must
+    predict: labels are already shifted, and nothing shifts them again. Pairs with equal `caption_ids` or equal
+    `image_ids` are never negatives of each other. `replaced`: the bad samples that were replaced by others.
+    `cut_captions`: how many captions were cut to the context length.
     """
 
     images: Float[Tensor, "B 3 H W"]
@@ -48,7 +49,7 @@ class Batch:
     replaced: tuple[Replacement, ...] = ()
     cut_captions: int = 0
     kept_patches: Int[Tensor, "B K"] | None = None
-    """Numbers of the K patches that patch dropout leaves of each image; None: all of them."""
+    """The numbers of the K patches that patch dropout keeps of each image; None: all patches are kept."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -72,12 +73,12 @@ class Batch:
 
 
 class CoCaOutput(NamedTuple):
-    """What the losses need of a forward pass over a batch.
+    """The output of a forward pass over a batch, as the losses need it.
 
-    Shapes: B pairs, E joint embedding width, D width, M tokens of all captions that have a next token.
+    Shapes: B pairs, E joint embedding width, D width, M tokens (of all captions) that have a next token.
 
-    Embeddings are of unit length. `states` are what the model's `lm_head` predicts next tokens from, caption after
-    caption: in the order of the batch's labels that are not ignored.
+    Embeddings are of unit length. `lm_head` predicts the next tokens from `states`. The states are in the order of the
+    batch's labels that are not ignored, caption after caption.
     """
 
     image_embedding: Float[Tensor, "B E"]

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of safetensors and JSON that anyone may load.
+"""Checkpoints: folders of safetensors and JSON, which anyone can load.
 
 | file | holds |
 |---|---|
@@ -7,7 +7,7 @@
 | `tokenizer.json` | the tokenizer, in Hugging Face's format |
 | `preprocess.json` | how images are resized and normalized |
 | `manifest.json` | size and SHA-256 of each file |
-| `training/` | what a run needs to go on; see `grr_coca.train.survival.store` |
+| `training/` | what a run needs to continue; see `grr_coca.train.survival.snapshot` |
 """
 
 import json
@@ -26,7 +26,7 @@ from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import Cleaning, Tokenizer
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, verify_folder, whole_folder
-from grr_coca.model import CoCa, build
+from grr_coca.model import CoCa, build_without_weights
 from grr_coca.structure import from_dict, to_dict
 
 
@@ -58,10 +58,10 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write a checkpoint to a new folder; either all of it is there afterwards, or nothing.
+    """Write a checkpoint to a folder, completely or not at all. Call it at the end of a training loop of your own.
 
     Raises:
-        UserError: the disk is full or cannot be written to; names the folder.
+        UserError: the disk is full or cannot be written to; the message names the folder.
     """
     try:
         with whole_folder(folder) as partial:
@@ -74,9 +74,10 @@ def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: P
     """Write the files of a checkpoint into a folder that `whole_folder` looks after.
 
     Args:
-        checkpoint: everything but the weights.
-        weights: whole tensors by name; not `checkpoint.model`'s own where these are sharded, or are not the average.
-        folder: where to.
+        checkpoint: everything except the weights.
+        weights: whole tensors by name. They differ from those of `checkpoint.model` if it is sharded, or if a running
+            average is saved.
+        folder: the folder to write to.
 
     Raises:
         OSError: the disk is full or cannot be written to.
@@ -115,16 +116,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Load a checkpoint folder, or the newest one of a run folder.
+    """Load a checkpoint folder, or the newest checkpoint of a run folder.
 
     Raises:
-        UserError: nothing is there, a file is missing or damaged, or the weights are of another model.
+        UserError: there is no checkpoint, a file is missing or damaged, or the weights do not fit the config.
     """
     folder = find_checkpoint(Path(path))
-    if (folder / MANIFEST).exists():  # a checkpoint that someone else put together need not have one
+    if (folder / MANIFEST).exists():  # a checkpoint that was put together by hand may have none
         verify_folder(folder)
     header = from_dict(_Header, read_json(folder / "config.json"), str(folder / "config.json"))
-    model = build(header.model)
+    model = build_without_weights(header.model)
     _load_weights(model, folder / "model.safetensors")
     return Checkpoint(
         model=model.to(device).eval(),

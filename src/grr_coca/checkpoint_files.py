@@ -1,4 +1,4 @@
-"""Which files a checkpoint is made of, and where one lies. This needs no torch; `grr_coca.checkpoint` loads them."""
+"""The files of a checkpoint, and where to find one. This module does not import torch; `grr_coca.checkpoint` loads."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ FILES = ("model.safetensors", "config.json", "tokenizer.json", "preprocess.json"
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The folder itself if it is a checkpoint, or the newest of `path/checkpoints/`.
+    """The newest checkpoint in `path/checkpoints/`, or, without that, the folder itself.
 
     Raises:
-        UserError: neither is there; says what is missing.
+        UserError: there is no checkpoint; the message says what is missing.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; a checkpoint is a folder that holds {', '.join(FILES)}")
@@ -26,10 +26,10 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file of one JSON object.
+    """Read a file that holds one JSON object.
 
     Raises:
-        UserError: it is missing, or holds anything else.
+        UserError: the file is missing, or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

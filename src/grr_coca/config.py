@@ -1,6 +1,6 @@
-"""What a model is made of: nested frozen configs, each choice a closed `Literal`.
+"""The configuration of a model: nested frozen dataclasses, in which each choice of a part is a closed `Literal`.
 
-Widths are in channels, image sizes in pixels. A parent never repeats a child's fields.
+Widths are in channels, image sizes in pixels. A parent never repeats a field of its child.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -153,7 +153,8 @@ class MultimodalDecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolersConfig:
-    """The attentional poolers. `num_queries` None: no captioning pooler, captions attend to the patch tokens.
+    """The attentional poolers. `num_queries` None: there is no captioning pooler, and captions attend to the patch
+    tokens.
 
     cascade: the contrastive pooler reads the captioning pooler's tokens; parallel: it reads the patch tokens; shared:
     there is one pooler, whose first query gives the image embedding, and the others what captions attend to.
@@ -177,10 +178,10 @@ class PoolersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CoCaConfig:
-    """The whole model. `embed_dim` is the width of the joint image-text embedding space.
+    """The whole model. `embed_dim` is the width of the joint embedding space of images and texts.
 
-    `contrastive`: how pairs are told apart, by a softmax over the batch (CoCa) or each by a sigmoid (SigLIP). It is
-    the model's matter since a sigmoid needs a learned bias, and its own temperature to begin with.
+    `contrastive`: the kind of contrastive loss, a softmax over the batch (CoCa) or a sigmoid for each pair (SigLIP). It
+    belongs to the model, because the sigmoid needs a learned bias and starts from another temperature.
     """
 
     embed_dim: int

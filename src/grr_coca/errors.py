@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Wrong input or wrong use. The message names the file, key or value, and the way out.
+    """Wrong input or wrong use. The message names the file, key or value, and what to do about it.
 
-    The command line prints the message alone, without a traceback, and exits with code 2.
+    The command line prints only the message, without a traceback, and exits with code 2.
     """
 
 
@@ -16,10 +16,10 @@ class DivergedError(UserError):
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
-    """A run was asked to stop by a signal, and everything is saved. `number` is the signal's."""
+    """A run has stopped because a signal asked for it, and everything is saved. `number`: of the signal."""
 
     def __init__(self, number: int, message: str) -> None:
-        super().__init__(number, message)  # the arguments it is built from again in another process
+        super().__init__(number, message)  # another process builds the exception again from these arguments
         self.number = number
         self._message = message
 
@@ -28,9 +28,8 @@ class Stopped(Exception):  # noqa: N818 (nothing went wrong)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Say which valid name is meant: `did you mean 'x'?`, or list them all when none is near."""
+    """A hint at the valid name that was probably meant, `did you mean 'x'?`, or at all of them if none is similar."""
     valid = sorted(valid)
-    # No cutoff: a key that shares little with any other still deserves a best guess, and the list.
     guess = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     if guess:
         return f"did you mean '{guess[0]}'?"

@@ -1,6 +1,6 @@
 """Packages that only some uses need, and the commands that install them.
 
-`pip install grr-coca` brings what captions, embeds and classifies. The other packages come with an extra.
+`pip install grr-coca` installs what captioning, embedding and classification need. Extras install the other packages.
 """
 
 from importlib.util import find_spec
@@ -19,18 +19,18 @@ PACKAGES: dict[Extra, dict[str, str]] = {
     "probe": {"sklearn": "scikit-learn"},
     "open-clip": {"ftfy": "ftfy"},
 }
-"""The packages of each extra: the name to import and the name to install."""
+"""The packages of each extra, by their import names, with the names to install."""
 
 
 def require_extra(extra: Extra, purpose: str) -> None:
-    """Make sure that the packages of an extra are installed. Nothing is imported.
+    """Make sure that the packages of an extra are installed. They are not imported.
 
     Args:
         extra: the name of the extra.
-        purpose: what needs it, the subject of the message, such as "training".
+        purpose: the use that needs it, as the subject of the message, such as "training".
 
     Raises:
-        UserError: a package is missing; names it, and the command that installs it.
+        UserError: a package is missing; the message names it and the command that installs it.
     """
     missing = [name for module, name in PACKAGES[extra].items() if find_spec(module) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""Files: read with errors for people, and written whole or not at all, whenever the machine stops."""
+"""Files: read with errors for people, and written completely or not at all, even if the machine stops."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ def read_whole(path: str | Path) -> bytes:
     """The bytes of a file.
 
     Raises:
-        UserError: it is not there, or not a file that can be read.
+        UserError: the file does not exist, or cannot be read.
     """
     try:
         return Path(path).read_bytes()
@@ -31,7 +31,7 @@ def read_whole(path: str | Path) -> bytes:
 
 
 def read_lines(path: Path) -> dict[int, str]:
-    """The lines of a UTF-8 file that hold text, by their number from 1. Runs of spaces become one space.
+    """The lines of a UTF-8 file that are not empty, by their number (from 1). Runs of spaces become one space.
 
     Raises:
         UserError: the file cannot be read, is not UTF-8, or holds no text.
@@ -52,12 +52,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under another name, make it durable, and only then give it its own.
+    """Write a file under a temporary name, flush it to disk, and only then rename it to `path`.
 
-    Writers of the same file at the same time do not harm each other: the last one wins.
+    Several processes may write the same file at the same time: the last one wins.
 
     Raises:
-        OSError: the disk is full, or the folder not writable; no part of the file stays behind.
+        OSError: the disk is full, or the folder is not writable. No part of the file stays behind.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
     try:
@@ -73,10 +73,12 @@ def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill; `folder` appears when it is full, with a manifest of sizes and hashes, or not at all.
+    """A temporary folder to fill. When the context ends, it becomes `folder`, with a manifest of sizes and hashes.
+
+    If the context ends with an exception, `folder` stays as it was before.
 
     Raises:
-        OSError: the disk is full or cannot be written to; nothing is left behind.
+        OSError: the disk is full or cannot be written to. Nothing is left behind.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -93,10 +95,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def verify_folder(folder: Path) -> None:
-    """Hold every file of a folder against its manifest.
+    """Compare every file of a folder with its manifest.
 
     Raises:
-        UserError: there is no manifest, or a file is missing, or one bit of it is not as it was written.
+        UserError: there is no manifest, or a file is missing or differs by a single bit.
     """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]

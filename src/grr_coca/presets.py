@@ -1,4 +1,4 @@
-"""The models by name. A preset is a function from a size to a full config; an arm copies one and edits it.
+"""The models by name. A preset is a function from a size to a full config. An arm copies a preset and changes a part.
 
 GRR-CoCa and Baseline CoCa differ in the image encoder alone, in three parts. The arms between them have one or two of
 the three, so that all eight combinations are there. How wide, how deep, which RoPE: our choices, written in
@@ -22,7 +22,7 @@ from grr_coca.errors import UserError, nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Depths, widths and lengths of a model; what its parts are is the preset's matter."""
+    """Depths, widths and lengths of a model. The preset says which parts it has."""
 
     image_size: int
     patch_size: int
@@ -87,8 +87,8 @@ SIZES = {
         num_queries=256,
         embed_dim=768,
     ),
-    # open_clip's coca_ViT-B-32. Each of its multimodal layers has two feed-forwards of 4 x width, one behind the
-    # self-attention and one behind the cross-attention; ours has one, so it is twice as wide.
+    # open_clip's coca_ViT-B-32. Each of its multimodal layers has two feed-forwards of 4 x width, one after the
+    # self-attention and one after the cross-attention. Ours has one, so it is twice as wide.
     "b32": Size(
         image_size=224,
         patch_size=32,
@@ -140,8 +140,8 @@ def _original_parts(num_layers: int, embed_dim: int, num_heads: int) -> Transfor
 def geglu_hidden_dim(embed_dim: int, mlp_ratio: int = 4) -> int:
     """Hidden width at which GEGLU's three matrices hold as many parameters as an MLP's two.
 
-    2/3 of `mlp_ratio * embed_dim` (Shazeer, arXiv 2002.05202), rounded to a multiple of 64 channels, or of 8
-    below a width of 512 where 64 would miss the match.
+    2/3 of `mlp_ratio * embed_dim` (Shazeer, arXiv 2002.05202), rounded to a multiple of 64 channels. Below a width of
+    512, multiples of 64 would be too coarse, so it is a multiple of 8.
     """
     multiple = 64 if embed_dim >= 512 else 8
     return max(multiple, round(2 * mlp_ratio * embed_dim / 3 / multiple) * multiple)
@@ -239,25 +239,25 @@ def grr_coca_rope_1d(size: str) -> CoCaConfig:
 
 
 def grr_coca_parallel(size: str) -> CoCaConfig:
-    """GRR-CoCa whose contrastive pooler reads the patch tokens, beside the captioning pooler."""
+    """GRR-CoCa whose contrastive pooler reads the patch tokens, in parallel with the captioning pooler."""
     config = grr_coca(size)
     return replace(config, poolers=replace(config.poolers, arrangement="parallel"))
 
 
 def grr_coca_no_captioning_pooler(size: str) -> CoCaConfig:
-    """GRR-CoCa whose captions attend to the patch tokens: in CoCa's ablation that costs almost nothing."""
+    """GRR-CoCa whose captions attend to the patch tokens. In CoCa's ablation that costs almost nothing."""
     config = grr_coca(size)
     return replace(config, poolers=replace(config.poolers, num_queries=None))
 
 
 def grr_coca_registers(size: str) -> CoCaConfig:
-    """GRR-CoCa with four registers beside the patch tokens, as many as arXiv 2309.16588 settles on."""
+    """GRR-CoCa with four registers beside the patch tokens, the number that arXiv 2309.16588 recommends."""
     config = grr_coca(size)
     return replace(config, image_encoder=replace(config.image_encoder, num_registers=4))
 
 
 def grr_coca_qk_norm(size: str) -> CoCaConfig:
-    """GRR-CoCa with normalized queries and keys in every self-attention, of images and of text."""
+    """GRR-CoCa with normalized queries and keys in every self-attention, in images and in text."""
     return with_qk_norm(grr_coca(size), "rms")
 
 
@@ -322,7 +322,7 @@ def get_preset(name: str, size: str) -> CoCaConfig:
     """The config of a preset by name.
 
     Raises:
-        UserError: the preset or the size does not exist; names the nearest.
+        UserError: the preset or the size does not exist; the message names the nearest.
     """
     if name not in PRESETS:
         raise UserError(f"there is no preset '{name}'; {nearest(name, PRESETS)}")
@@ -330,7 +330,7 @@ def get_preset(name: str, size: str) -> CoCaConfig:
 
 
 def with_qk_norm(config: CoCaConfig, qk_norm: QKNorm) -> CoCaConfig:
-    """The config with this norm of queries and keys in all three stacks."""
+    """The config with this normalization of queries and keys in all three stacks."""
     image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
     return replace(
         config,

@@ -1,6 +1,6 @@
-"""The processes of a run: which of them I am, and what they tell each other.
+"""The processes of a run (ranks), and the exchanges between them.
 
-One process is a run of one rank, in which every exchange returns what it was given.
+A run of one process has one rank. Then every exchange returns its own input.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank `rank` of `size`; its tensors lie on `device`."""
+    """The process with number `rank` of `size` processes. Its tensors lie on `device`."""
 
     rank: int
     size: int
@@ -26,14 +26,14 @@ class Ranks:
 
     @classmethod
     def here(cls, device: torch.device) -> "Ranks":
-        """This process's place in the process group, if there is one."""
+        """This process in its process group. Without a group, it is the only rank."""
         if not dist.is_initialized():
             return cls(0, 1, device)
         return cls(dist.get_rank(), dist.get_world_size(), device)
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and speaks to people."""
+        """True for the rank that writes files and prints."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -43,7 +43,10 @@ class Ranks:
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The rows of all ranks, b … to B …, in the order of ranks. Every rank has as many; no gradient flows."""
+        """Concatenate the rows of all ranks, b … to B …, in the order of ranks.
+
+        Every rank must have the same number of rows. No gradient flows through it.
+        """
         if self.size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -51,7 +54,7 @@ class Ranks:
         return torch.cat(parts)
 
     def scatter_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, of which each keeps its own rows, B … to b …."""
+        """The sum over all ranks. Each rank keeps only its own rows of it, B … to b …."""
         if self.size == 1:
             return tensor
         parts = [part.contiguous() for part in tensor.chunk(self.size)]
@@ -60,7 +63,7 @@ class Ranks:
         return mine
 
     def gather_objects(self, item: object) -> list:
-        """Small Python objects of all ranks, for rare events."""
+        """The Python objects of all ranks. It is slow, so use it for small objects and rare events."""
         items: list = [item]
         if self.size > 1:
             items = [None] * self.size
@@ -68,10 +71,10 @@ class Ranks:
         return items
 
     def on_first(self, function: Callable[[], T]) -> T:
-        """Let the first rank do something, and all ranks have its result, or its error.
+        """Call a function on the first rank, and give all ranks its result or its error.
 
         Raises:
-            UserError: on every rank, if the function raised one; no rank is left waiting for another.
+            UserError: on every rank, if the function raised one. So no rank waits for another forever.
         """
         outcome: list = [None, None]
         if self.is_first:

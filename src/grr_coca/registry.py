@@ -1,4 +1,4 @@
-"""The models that come with the code, by name. This needs no torch.
+"""The models that come with the code, by name. This module does not import torch.
 
 Each lies in `weights/NAME/`: a checkpoint in half precision with a manifest, `card.json` for programs and `card.md` for
 people. `scripts/ship_weights.py` writes all of it.
@@ -12,12 +12,12 @@ from grr_coca.structure import from_dict
 
 FOLDER = Path(__file__).parent / "weights"
 DEFAULT = "pictograms"
-"""The model of verbs that are given none."""
+"""The model that verbs use if none is given."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured number with its 95 % interval, a bootstrap over the images of the split."""
+    """A measured number with its 95 % interval, from a bootstrap over the images of the split."""
 
     value: float
     low: float
@@ -26,10 +26,10 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a shipped model is.
+    """The description of a shipped model.
 
-    `figures`: by split, then by metric (`perplexity`, `text_to_image/R@1`, `exact_captions` …); `chance` stands among
-    them, without a width.
+    `figures`: by split, then by metric (`perplexity`, `text_to_image/R@1`, `exact_captions` …). They include `chance`,
+    whose interval has no width.
     """
 
     name: str
@@ -50,6 +50,6 @@ def shipped_models() -> dict[str, ModelCard]:
 
 
 def shipped_folder(name: str) -> Path | None:
-    """The checkpoint of a shipped model; None if there is none of this name."""
+    """The checkpoint folder of a shipped model; None if there is no model of this name."""
     folder = FOLDER / name
     return folder if name in shipped_models() else None

@@ -1,7 +1,7 @@
 """Nested frozen dataclasses from plain mappings and back, strict about every key.
 
-A key that is accepted and ignored is the most expensive bug of an experiment, so an unknown key, a missing
-one and a value of the wrong type are all errors that name the key with its full path.
+A key that is accepted and ignored is the most expensive bug of an experiment. So unknown keys, missing keys and values
+of a wrong type are errors, which name the key with its full path.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ T = TypeVar("T")
 
 
 def from_dict(cls: type[T], data: object, where: str = "config") -> T:
-    """Build the dataclass `cls` from a mapping, children included.
+    """Build the dataclass `cls` from a mapping, its nested dataclasses included.
 
     Args:
         cls: a dataclass type whose fields are scalars, Literals, tuples, dataclasses or `X | None`.
-        data: the mapping, as YAML or JSON gives it.
-        where: what the mapping is called in messages, e.g. the file's name.
+        data: the mapping, as read from YAML or JSON.
+        where: how messages call the mapping, such as the name of its file.
 
     Raises:
-        UserError: for an unknown key (names the nearest), a missing key, or a value of the wrong type.
+        UserError: a key is unknown (the message names the nearest) or missing, or a value has the wrong type.
     """
     if not isinstance(data, Mapping):
         raise UserError(f"{where}: expected a mapping of keys to values, found {data!r}")
@@ -43,12 +43,12 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The plain nested dict of a dataclass, tuples as lists, ready for YAML or JSON."""
+    """A dataclass as nested dicts, with lists for tuples, ready for YAML or JSON."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def differences(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
-    """The keys, with their paths, in which two dataclasses of one type differ, each with both values."""
+    """The differences between two dataclasses of one type: the path of the key, and both values."""
     a, b = (dict(_flatten(to_dict(config), "")) for config in (first, second))
     return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
 
@@ -104,7 +104,7 @@ def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
 
 
 def _convert_scalar(hint: type, value: Any, where: str) -> Any:
-    # bool is an int to Python, and YAML reads `1e-3` as a string: both are settled here.
+    # In Python, bool is a kind of int, and YAML reads `1e-3` as a string. Both cases are handled here.
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)

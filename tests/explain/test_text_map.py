@@ -1,11 +1,13 @@
 """Maps of a text: the shares are those of a sum."""
 
 from itertools import product
+from typing import get_args
 
 import pytest
 import torch
 from scenes import COLOURS, SIDE, scene
 
+from grr_coca.config import Norm
 from grr_coca.errors import UserError
 from grr_coca.explain import text_map
 from grr_coca.explain.text import _embed, patch_shares
@@ -28,6 +30,23 @@ def test_shares_sum_to_the_product_with_the_embedding(tiny_config, make_batch, p
     shares = patch_shares(model, patches, wanted)
     # The norms' biases are still zero in a model that has not been trained.
     assert shares.sum().item() == pytest.approx((expected * wanted).sum().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("norm", get_args(Norm))
+def test_every_norm_of_the_poolers_has_its_map(tiny_config, make_batch, norm):
+    model = build(tiny_config(norm=norm))
+    patches = model.image_encoder(make_batch(tiny_config()).images[:1])
+    wanted = torch.randn(1, 24, generator=torch.Generator().manual_seed(0))
+    expected = (_embed(model, patches) * wanted).sum()
+    torch.testing.assert_close(patch_shares(model, patches, wanted).sum(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_norm_without_its_map_says_where_it_goes(tiny_config, make_batch):
+    model = build(tiny_config())
+    model.contrastive_pooler.norm = torch.nn.Identity()
+    patches = model.image_encoder(make_batch(tiny_config()).images[:1])
+    with pytest.raises(NotImplementedError, match=r"norm Identity: add it to grr_coca.explain.text"):
+        patch_shares(model, patches, torch.zeros(1, 24))
 
 
 def test_the_share_of_a_patch_is_linear_in_its_values(tiny_config, make_batch):

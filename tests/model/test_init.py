@@ -10,7 +10,7 @@ from torch import nn
 
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
-from grr_coca.model import CoCa, build
+from grr_coca.model import CoCa, build, build_without_weights
 from grr_coca.model.init import init_weights
 from grr_coca.presets import PRESETS, get_preset
 from support import compute_losses
@@ -38,6 +38,17 @@ def test_no_parameter_keeps_what_was_in_its_memory(
     init_weights(model, seed=4)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, drawn[name]), f"{name} is not what build made of it"
+
+
+def test_torch_draws_no_weights_of_its_own_before(
+    tiny_config: Callable[..., CoCaConfig], filled_with_nan: None
+) -> None:
+    before = torch.get_rng_state()
+    for preset in PRESETS:
+        model = build(tiny_config(preset))
+        assert not any(tensor.isnan().any() for tensor in (*model.parameters(), *model.buffers()))
+        assert build_without_weights(tiny_config(preset)).image_proj.weight.isnan().all()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_seed_alone_decides(tiny_config: Callable[..., CoCaConfig]) -> None:

@@ -17,6 +17,7 @@ from grr_coca.checkpoint import from_pretrained, save_checkpoint
 from grr_coca.checkpoint_files import FILES
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST
+from grr_coca.model import build_without_weights
 from processes import launch
 from support import differing, disk_of, finished_run, real_pairs, snapshot, weights
 
@@ -47,6 +48,17 @@ def test_everything_comes_back_as_it_was_saved(saved, tmp_path):
     assert (second.config, second.preset, second.preprocess) == (first.config, first.preset, first.preprocess)
     assert second.tokenizer.to_json() == first.tokenizer.to_json()
     assert second.step == first.step == 2
+
+
+def test_every_weight_is_loaded_though_none_was_drawn_before(saved, filled_with_nan):
+    loaded = from_pretrained(saved)
+    built = build_without_weights(loaded.config)
+    assert any(parameter.isnan().all() for parameter in built.parameters()), "the memory was filled"
+    assert differing(weights(loaded), load_file(saved / "model.safetensors")) == []
+    assert not any(parameter.isnan().any() for parameter in loaded.model.parameters())
+    for (name, ours), (_, theirs) in zip(loaded.model.named_buffers(), built.named_buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+        assert not ours.isnan().any(), name
 
 
 def test_saving_the_same_twice_gives_the_same_bytes(saved, tmp_path):

@@ -1,4 +1,4 @@
-"""The command line: a table of verbs, each in its own file, imported when it is called."""
+"""The command line: a table of verbs. Each verb has its own file, which is imported when the verb is called."""
 
 import importlib
 import logging
@@ -12,7 +12,7 @@ from grr_coca.errors import Stopped, UserError, nearest
 
 
 class Verb(NamedTuple):
-    """`module`: where its function `run` stands, below this package; `summary`: what it does."""
+    """`module`: the module with the verb's function `run`, relative to this package. `summary`: what the verb does."""
 
     module: str
     summary: str
@@ -38,10 +38,10 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code: 0, or 2 for wrong use, with one message and no traceback.
+    """Run a verb, and return the exit code. 0: success. 2: wrong use, with one message and no traceback.
 
-    Verbs that work through many files give 1 if not a single one could be read; a run that a signal stopped, and that
-    was saved, gives 128 and the signal's number.
+    1: a verb for many files could not read any of them. 128 + the number of a signal: the signal stopped a run, which
+    is saved.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)

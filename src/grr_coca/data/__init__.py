@@ -1,1 +1,1 @@
-"""From files to batches: sources of pairs, image decoding and preprocessing, tokenizer, order, collation."""
+"""From files to batches: sources of pairs, decoding and preprocessing of images, tokenizer, order, and collation."""

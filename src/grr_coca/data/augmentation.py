@@ -1,6 +1,6 @@
-"""Augmentation: which random changes of training images are allowed, and what is drawn for one image.
+"""Augmentation: the allowed random changes of training images, and the random change that is drawn for one image.
 
-`grr_coca.data.changes` applies what was drawn. This file needs no torch, so that a recipe can be read without it.
+`grr_coca.data.changes` applies the drawn change. This module does not import torch, so a recipe can be read without it.
 """
 
 import math
@@ -16,15 +16,18 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
 CROP_SCALE = (1.1, 1.5)
-"""Zoom factors of an image that is cropped."""
+"""Range of zoom factors of a cropped image."""
 
 IDENTITY, GREY = np.eye(3), np.tile(LUMA, (3, 1))
-"""Colour matrices that keep all of the colour, and none."""
+"""Colour matrices: one keeps all colour, the other removes it."""
 
 
 class Change(NamedTuple):
-    """A random change of one image: where each pixel of the changed image lies in the original (in coordinates of
-    -1 … 1, as `affine_grid` takes them), what its colours are multiplied by, and what is added to them."""
+    """A random change of one image.
+
+    `inverse`: for each pixel of the changed image, its place in the original, in coordinates -1 … 1 as in
+    `affine_grid`. `colour`: the matrix that multiplies its colour. `offset`: added to the colour after that.
+    """
 
     inverse: Float[np.ndarray, "2 3"]
     colour: Float[np.ndarray, "3 3"]
@@ -33,14 +36,19 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random geometry and colour, each a range; the defaults change nothing.
+    """Random changes of geometry and colour. The defaults change nothing.
 
-    `scale`: zoom factors; `crop`: share of images that are enlarged 1.1 to 1.5 times instead, so that their edges are
-    cut off; `shift`: largest shift as a share of the side; `rotate`: largest angle in degrees; `jitter`: largest
-    relative change of brightness, contrast and saturation; `grey`: share of images without colour.
-    `blend` and `swap` are shares of images that are mixed, before all else, with another image of the same caption,
-    where there is one: `blend` adds up to half of it, `swap` takes half of the cells of a 4 × 4 grid from it. The
-    captions stay true, and no one hand's way of drawing is in all of the image.
+    - `scale`: range of zoom factors
+    - `crop`: share of images that are enlarged 1.1 to 1.5 times instead, so that their edges are cut off
+    - `shift`: largest shift, as a share of the side
+    - `rotate`: largest angle, in degrees
+    - `jitter`: largest relative change of brightness, contrast and saturation
+    - `grey`: share of images that lose their colour
+    - `blend`: share of images to which up to half of another image of the same caption is added
+    - `swap`: share of images in which half of the cells of a 4 × 4 grid come from another image of the same caption
+
+    `blend` and `swap` come before all other changes. They need another image of the same caption, so the caption stays
+    true, while the image has more than one style.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -72,17 +80,17 @@ class Augmentation:
         x, y = rng.uniform(-2 * self.shift, 2 * self.shift, 2)
         is_cropped = self.crop and rng.uniform() < self.crop
         scale = rng.uniform(*(CROP_SCALE if is_cropped else self.scale))
-        # Turned clockwise about the centre, zoomed, then shifted.
+        # Rotated clockwise about the centre, zoomed, then shifted.
         cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
         inverse = np.array([[cos, sin, -cos * x - sin * y], [-sin, cos, sin * x - cos * y]], np.float32)
         brightness, contrast, saturation = rng.uniform(1 - self.jitter, 1 + self.jitter, 3)
         if rng.uniform() < self.grey:
             saturation = 0.0
-        # Brightness, contrast about mid-grey, saturation and greyness are one affine map of colour space.
+        # Brightness, contrast about mid-grey, and saturation together are one affine map of colours.
         colour = brightness * contrast * (saturation * IDENTITY + (1 - saturation) * GREY)
         return Change(inverse, colour.astype(np.float32), 0.5 * (1 - contrast))
 
     @property
     def mixes(self) -> bool:
-        """True if images of equal captions are mixed."""
+        """True if images of the same caption are mixed."""
         return self.blend + self.swap > 0

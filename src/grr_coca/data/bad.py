@@ -1,4 +1,4 @@
-"""Bad samples: what can be wrong with one."""
+"""Bad samples, and the causes for which a sample is bad."""
 
 from enum import StrEnum
 
@@ -27,6 +27,6 @@ class BadSample(UserError):  # noqa: N818 (it is the sample that is bad)
     """A pair that cannot be used. The message names it."""
 
     def __init__(self, message: str, cause: Cause = Cause.UNREADABLE) -> None:
-        # A cause by default: torch carries an error from a worker to its parent as its message alone.
+        # The cause has a default, because torch passes only the message of an error from a worker to its parent.
         super().__init__(message)
         self.cause = cause

@@ -1,4 +1,4 @@
-"""Random changes of training images, applied to tensors: geometry, colour, and mixtures of two images.
+"""Applies random changes to training images: geometry, colour, and mixtures of two images.
 
 Shapes: B images, S image size in pixels.
 """
@@ -14,7 +14,7 @@ from torch.nn.functional import grid_sample
 from grr_coca.data.augmentation import Augmentation, Change
 
 SWAP_CELLS = 4
-"""Cells along a side of the grid in which images are swapped."""
+"""Number of cells along each side of the grid whose cells are swapped."""
 
 
 def mix_images(
@@ -23,7 +23,7 @@ def mix_images(
     other: UInt8[Tensor, "3 S S"],
     rng: np.random.Generator,
 ) -> UInt8[Tensor, "3 S S"]:
-    """A square image, or, as often as the augmentation says, a random mixture of it and another of its size."""
+    """With the augmentation's probability, a random mixture of two images of the same size; else the first image."""
     draw = rng.uniform()
     if draw < augmentation.blend:
         return torch.lerp(image.float(), other.float(), rng.uniform(0, 0.5)).round_().byte()
@@ -35,20 +35,21 @@ def mix_images(
 
 
 def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[Change]) -> Float[Tensor, "B 3 S S"]:
-    """Pixel values 0 … 1 of images, each with its change. Uncovered corners become white."""
+    """Apply a change to each image. The result has pixel values 0 … 1. Uncovered corners become white."""
     pixels = images.float().div_(255)
     inverse = torch.from_numpy(np.stack([change.inverse for change in changes]))
     if not inverse.eq(torch.eye(2, 3)).all():
-        # White is 0, the padding's colour.
+        # Padding has the value 0, so pixels are shifted to make white 0.
         pixels = grid_sample(pixels.sub_(1), _affine_grid(inverse, pixels.shape[-1]), align_corners=False).add_(1)
     colour = torch.from_numpy(np.stack([change.colour for change in changes]))
-    # In fp64, which numpy's numbers are, the sum below would take twenty times as long.
+    # NumPy's numbers are fp64, in which the sum below would take twenty times as long.
     offset = torch.tensor([change.offset for change in changes], dtype=torch.float32)[:, None, None]
     return torch.bmm(colour, pixels.flatten(2)).add_(offset).clamp_(0, 1).view_as(pixels)
 
 
 def _affine_grid(inverse: Float[Tensor, "B 2 3"], size: int) -> Float[Tensor, "B S S 2"]:
-    """PyTorch's `affine_grid` for squares, in a third of its time: a sum of what each column and each row adds."""
+    """PyTorch's `affine_grid` for squares, in a third of its time: the sum of a term for the column and one for the
+    row."""
     centres = (torch.arange(size) * 2 + 1).div(size).sub_(1)[:, None]  # of pixels, -1 … 1
     columns, rows, shift = (part[:, None] for part in inverse.unbind(-1))  # B 1 2
     return (centres * columns)[:, None] + (centres * rows + shift)[:, :, None]

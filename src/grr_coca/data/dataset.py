@@ -1,4 +1,4 @@
-"""Pairs as tensors, and batches of them."""
+"""From pairs to tensors, and to batches of tensors."""
 
 import logging
 import os
@@ -32,27 +32,28 @@ from grr_coca.errors import UserError
 log = logging.getLogger(__name__)
 
 MAX_REPLACEMENTS = 100
-"""Samples tried in the place of a bad one. All of them bad by chance: then hardly a sample of the source is good."""
+"""Samples that are tried to replace a bad one. If all of them are bad, hardly any sample of the source is good."""
 
 CAPTION_DRAW = MAX_REPLACEMENTS + 1
-"""Sets the draw of a caption apart from the other random choices of the same (seed, epoch, sample)."""
+"""Ends the seed of the choice of a caption, so that it is independent of all other choices for the same sample."""
 
 MAX_KEPT_PIXELS = 2**26
-"""Training pairs stay decoded in memory where all images together have no more pixels: 192 MiB in each worker."""
+"""If all training images together have at most this many pixels, they stay decoded in memory: 192 MiB in each
+worker."""
 
 PREFETCHED_BATCHES = 4
-"""Batches that each worker has ready: enough to bridge a slow read."""
+"""Batches that each worker prepares ahead, which is enough to bridge a slow read."""
 
 
 RAISED = re.compile(r"^grr_coca\.[\w.]+: ", re.MULTILINE)
-"""Prefix of one of our error messages in the traceback of a worker."""
+"""The prefix of our own error message within the traceback of a worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One pair, ready for a batch. `token_ids` is a row of `Tokenizer.encode_row`.
 
-    A `change` has yet to be made to the image, which is of bytes until then.
+    If there is a `change`, it has not been applied yet, and the image consists of bytes.
     """
 
     key: str
@@ -69,10 +70,12 @@ class Sample:
 class PairDataset(Dataset[Sample]):
     """Decoded, augmented and tokenized pairs of a source.
 
-    With an augmentation it is for training: which of an image's captions is taken, how the image is changed, and
-    which sample stands in for a bad one are functions of (seed, epoch, sample). Neither the order of reading nor the
-    number of workers changes what a sample looks like. Without one it is for evaluation: the first caption, the image
-    as it is, and a bad sample is an error, because numbers of a split that has silently shrunk compare with nothing.
+    With an augmentation, it is for training. The chosen caption of an image, the change of the image, and the sample
+    that replaces a bad one are functions of (seed, epoch, sample). So a sample does not depend on the order of reading
+    or on the number of workers.
+
+    Without an augmentation, it is for evaluation. It takes the first caption and the unchanged image, and a bad sample
+    is an error: the numbers of a split that has silently become smaller cannot be compared.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class PairDataset(Dataset[Sample]):
         self.keep_patches = keep_patches
         self._siblings = Siblings(source) if augmentation is not None and augmentation.mixes else None
         self._keeps_all = augmentation is not None and len(source) * preprocess.image_size**2 <= MAX_KEPT_PIXELS
-        self._pairs: dict[int, RawPair] = {}  # without their images, which are kept as squares
+        self._pairs: dict[int, RawPair] = {}  # without their image bytes: `_squares` has the decoded images
         self._squares: dict[int, UInt8[Tensor, "3 S S"]] = {}
         self._words: dict[str, list[int]] = {}
 
@@ -103,16 +106,16 @@ class PairDataset(Dataset[Sample]):
         return len(self.source)
 
     def __getitem__(self, ref: SampleRef) -> Sample:
-        """The sample of a position in the order, or, in training, what stands in for a bad one.
+        """One sample. In training, a bad sample is replaced by another one.
 
         Raises:
-            BadSample: in evaluation: the image is broken or the caption missing; names the pair.
-            UserError: in training: so many samples are bad that none was found to stand in.
+            BadSample: in evaluation, the image is broken or the caption is missing; the message names the pair.
+            UserError: in training, too many samples are bad to find a good one.
         """
         return self.__getitems__([ref])[0]
 
     def __getitems__(self, refs: Sequence[SampleRef]) -> list[Sample]:
-        """The samples of a batch, which torch's loader asks for at once: their images are changed together."""
+        """The samples of a batch. torch's loader asks for all of them at once, so their images are changed together."""
         samples = [self._sound_sample(ref) for ref in refs]
         changes = [sample.change for sample in samples if sample.change is not None]
         if not changes:
@@ -202,12 +205,12 @@ class PairDataset(Dataset[Sample]):
         sibling = self._siblings.draw(ref.sample, rng)
         try:
             return image if sibling is None else mix_images(self.augmentation, image, self._square(sibling), rng)
-        except BadSample:  # the sibling is reported when its own turn comes
+        except BadSample:  # the other image is reported when its own turn comes
             return image
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Pad to the longest caption, and shift the labels: the one place where that is done."""
+    """Make a batch: pad to the longest caption, and shift the labels. No other code shifts labels."""
     token_ids, lengths = pad_rows([sample.token_ids for sample in samples])
     kept_patches = [sample.kept_patches for sample in samples if sample.kept_patches is not None]
     return Batch(
@@ -225,9 +228,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def next_token_labels(token_ids: Tensor, lengths: Tensor) -> Tensor:
-    """Target of each position, B T-2: the next word, or the end token after the last word.
+    """The label of each position, B T-2: the next word, or the end token after the last word.
 
-    A row `[BOS] w₁ … wₙ [EOS] [CLS]` gives the labels `w₁ … wₙ [EOS]`; the rest is ignored.
+    A row `[BOS] w₁ … wₙ [EOS] [CLS]` has the labels `w₁ … wₙ [EOS]`. Padding gets `IGNORE_INDEX`.
     """
     labels = token_ids[:, 1:-1].clone()
     positions = torch.arange(labels.shape[1])
@@ -236,7 +239,7 @@ def next_token_labels(token_ids: Tensor, lengths: Tensor) -> Tensor:
 
 
 class _Loader(DataLoader[Batch]):
-    """A loader that reports for its workers: it warns once of cut captions and raises errors without traceback."""
+    """A loader that reports for its workers: it warns once about cut captions, and raises errors without traceback."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         has_warned = False
@@ -262,7 +265,7 @@ class _Loader(DataLoader[Batch]):
 
 
 def make_loader(dataset: PairDataset, order: Sequence[list[SampleRef]] | object, num_workers: int) -> DataLoader[Batch]:
-    """A loader of batches in a given order, see `grr_coca.data.order`. The workers leave signals to their parent."""
+    """A loader of batches in a given order, see `grr_coca.data.order`. Its workers ignore signals that stop a run."""
     return _Loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=order,  # type: ignore[arg-type]
@@ -275,17 +278,17 @@ def make_loader(dataset: PairDataset, order: Sequence[list[SampleRef]] | object,
 
 
 def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001 (torch passes it)
-    # They reach the whole process group. A worker that dies of one takes away the batches of a run that is saving.
+    # Signals reach the whole process group. If a worker died of one, the run that is saving would lose its batches.
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS has none: SIGTERM ends workers there, whoever sends it
+    if hasattr(signal, "sigwaitinfo"):  # macOS does not have it: any SIGTERM ends workers there
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_parent_says_so, daemon=True).start()
 
 
 def _end_when_parent_says_so() -> None:
-    # Python terminates, and waits for, the workers that are left at its exit.
+    # At its exit, Python sends SIGTERM to the workers that are left, and waits for them.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Decoding of whatever a file holds into an RGB image, or an error that says what is wrong with it."""
+"""Decodes image files into RGB images. Errors say what is wrong with a file."""
 
 import io
 import struct
@@ -6,7 +6,7 @@ import warnings
 from typing import Literal
 
 import numpy as np
-import PIL.WebPImagePlugin  # noqa: F401 (or the first WebP file makes Pillow load its forty plugins)
+import PIL.WebPImagePlugin  # noqa: F401 (otherwise the first WebP file makes Pillow load all forty plugins)
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from grr_coca.data.bad import BadSample, Cause
@@ -14,13 +14,13 @@ from grr_coca.data.bad import BadSample, Cause
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2"})
 
 MAX_PIXELS = 100_000_000
-"""Larger images are refused from their header, before a pixel is decoded."""
+"""Larger images are refused after reading the header, before any pixel is decoded."""
 
 MAX_BYTES = 2**28
 """Larger files are refused before they are read."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-"""Formats that a pair's image may be of. Not all that Pillow reads: it runs Ghostscript for some."""
+"""Accepted image formats. Pillow reads more, but runs Ghostscript for some of them."""
 
 Opening = Literal["upright_on_white", "as_stored"]
 """How an image is opened: turned upright by its EXIF data and laid over white where it is transparent, or with its
@@ -32,8 +32,8 @@ _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"))
 def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white") -> Image.Image:
     """An RGB image from the bytes of a file of one of `FORMATS`, whatever the file is called.
 
-    Of an animation the first frame counts; EXIF rotation is honoured; transparency is composited over white;
-    16-bit and floating-point grey is scaled to 8 bits.
+    The first frame of an animation is taken. EXIF rotation is applied. Transparency is composited over white. 16-bit
+    and floating-point grey is scaled to 8 bits.
 
     Args:
         data: the file's content.
@@ -41,13 +41,13 @@ def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white") 
         opening: `as_stored` leaves EXIF rotation and transparency alone.
 
     Raises:
-        BadSample: not an image, truncated, or larger than `MAX_PIXELS`.
+        BadSample: the file is not an image, is truncated, or has more than `MAX_PIXELS`.
     """
     if not data:
         raise BadSample(f"{name}: not an image: the file is empty", Cause.EMPTY_FILE)
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large images and of odd metadata, without a file's name; ours is the decision, below.
+            # Pillow's warnings about large images and odd metadata do not name the file. We decide below.
             warnings.simplefilter("ignore")
             image = open_header(data, name)
             image.load()
@@ -64,13 +64,13 @@ def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white") 
 
 
 def open_header(data: bytes, name: str) -> Image.Image:
-    """The image with its header read and no pixel decoded.
+    """Open an image and read its header. No pixel is decoded.
 
     Raises:
-        BadSample: it has more than `MAX_PIXELS`.
-        OSError, ValueError, SyntaxError, EOFError: as Pillow raises them.
+        BadSample: the image has more than `MAX_PIXELS`.
+        OSError, ValueError, SyntaxError, EOFError: raised by Pillow for broken files.
     """
-    # A WebP decoder takes memory for its canvas when it is opened: its size must be known before.
+    # A WebP decoder allocates its whole canvas when it is opened, so the size is checked before.
     _require_size(*_webp_size(data), name)
     likely = tuple(kind for magic, kind in _MAGIC if data.startswith(magic))
     image = Image.open(io.BytesIO(data), formats=likely or FORMATS)
@@ -79,7 +79,7 @@ def open_header(data: bytes, name: str) -> Image.Image:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height of the canvas of an extended WebP file, as its header tells; zeros for any other file.
+    """Width and height of the canvas of an extended WebP file, read from its header; zeros for any other file.
 
     The format: https://developers.google.com/speed/webp/docs/riff_container#extended_file_format
     """
@@ -113,7 +113,7 @@ def _to_rgb(image: Image.Image, opening: Opening) -> Image.Image:
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     if image.mode == "F":
-        # Floating point has no agreed range: its own extremes become black and white.
+        # Floating-point images have no agreed range, so the smallest value becomes black and the largest white.
         finite = values[np.isfinite(values)]
         low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
         values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
@@ -122,5 +122,5 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def open_rgb(image: Image.Image, opening: Opening = "upright_on_white") -> Image.Image:
-    """An RGB image of one that Pillow has opened, treated as `decode_image` treats a file."""
+    """Convert an image that Pillow has opened to RGB, in the same way as `decode_image` does for a file."""
     return _to_rgb(ImageOps.exif_transpose(image) if opening == "upright_on_white" else image, opening)

@@ -1,4 +1,4 @@
-"""The order of the data: a function of (seed, epoch, samples seen) and of nothing else."""
+"""The order of the data. It is a function of (seed, epoch, samples seen), and depends on nothing else."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import numpy as np
 from grr_coca.errors import UserError
 
 PLAIN_SHUFFLE = 65_536
-"""Up to so many samples an epoch is one random permutation."""
+"""Up to this many samples, an epoch is one random permutation."""
 
 BLOCK, BLOCKS_PER_WINDOW = 128, 256
-"""Larger sources are shuffled in two steps, so that disks read mostly in order: blocks of consecutive samples are put
-in random order, and the samples within a window of so many blocks are shuffled."""
+"""Larger sources are shuffled in two steps, so that disks read mostly in order. First, blocks of `BLOCK` consecutive
+samples are put in random order. Then the samples within each window of `BLOCKS_PER_WINDOW` blocks are shuffled."""
 
 
 class SampleRef(NamedTuple):
@@ -24,9 +24,9 @@ class SampleRef(NamedTuple):
 
 
 class Shuffle:
-    """Endless shuffled epochs, with the sample at any position found at once.
+    """Endless shuffled epochs. The sample at any position can be computed directly.
 
-    All of its state is the position: what it keeps of the epoch and the window at hand is there to be quick.
+    It has no state: the fields for the current epoch and window are only a cache.
     """
 
     def __init__(self, num_samples: int, seed: int) -> None:
@@ -71,9 +71,9 @@ class Shuffle:
 
 @dataclass(frozen=True)
 class GlobalBatches:
-    """The batches of a run, each over all ranks. With the number of samples, they fix the order of the data.
+    """The batches of a run, each over all ranks. Together with the number of samples, they determine the order.
 
-    `size` counts the samples of a batch; `count` the batches of the whole run, those before `first` included.
+    `size`: samples of a batch. `count`: batches of the whole run, including those before `first`.
     """
 
     size: int
@@ -84,7 +84,7 @@ class GlobalBatches:
 
 @dataclass(frozen=True)
 class Share:
-    """The part of the work that one process takes: number `rank` of `world_size` processes."""
+    """The part of the work of process number `rank` of `world_size` processes."""
 
     rank: int = 0
     world_size: int = 1
@@ -97,16 +97,15 @@ ALL = Share()
 class TrainingOrder:
     """Endless shuffled epochs, cut into global batches. A batch may span two epochs, so no sample is ever dropped.
 
-    Iterating gives this rank's contiguous share of each global batch from the first on, in micro-batches. The global
-    sequence depends on the number of samples and on `batches` alone. A run therefore goes on exactly where it
-    stopped, on any number of ranks and workers and with any micro-batches.
+    Iterating yields this rank's contiguous share of each global batch, from `batches.first` on, in micro-batches. The
+    global sequence depends only on the number of samples and on `batches`. So a run continues exactly where it stopped,
+    with any number of ranks and workers and any size of micro-batches.
 
     Args:
         num_samples: number of samples of the source.
         batches: the global batches.
-        share: which part of each batch is given.
-        micro_batch_size: samples that are given at a time (the last ones of a batch may be fewer); None: the whole
-            share.
+        share: the part of each batch that is yielded.
+        micro_batch_size: samples of a micro-batch (the last one of a batch may be smaller); None: the whole share.
 
     Raises:
         UserError: the batch cannot be shared evenly among the ranks.
@@ -141,10 +140,10 @@ class TrainingOrder:
 
 
 class EvaluationOrder:
-    """Every sample once, in the source's order; the last batch may be smaller.
+    """Every sample once, in the order of the source. The last batch may be smaller.
 
-    Ranks take turns, batch by batch, and all of them have as many: where the batches do not divide, the first ones
-    come once more at the end.
+    Ranks take turns, batch by batch, and every rank gets the same number of batches. If the number of batches is not
+    divisible by the number of ranks, the first batches come once more at the end.
     """
 
     def __init__(self, num_samples: int, batch_size: int, share: Share = ALL) -> None:
@@ -154,7 +153,7 @@ class EvaluationOrder:
 
     @property
     def num_batches(self) -> int:
-        """Batches of all ranks, none counted twice."""
+        """Number of batches of all ranks, without the repeated ones."""
         return -(-self.num_samples // self.batch_size)
 
     def __len__(self) -> int:

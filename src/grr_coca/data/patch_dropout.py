@@ -1,7 +1,7 @@
 """Patch dropout (FLIP, arXiv 2212.00794): a share of each image's patches is left out in training.
 
-The draw is made where the data is read, and travels with the batch: so a batch that is run twice drops the same
-patches both times, and neither workers, processes nor a resumed run change what is dropped.
+The choice is made when the data is read, and travels with the batch. So a batch that is run twice drops the same
+patches both times. Workers, ranks and a resumed run make no difference either.
 """
 
 import numpy as np
@@ -14,6 +14,7 @@ STREAM = 1000
 
 
 def kept_patches(num_patches: int, share: float, rng: np.random.Generator) -> Int[Tensor, " K"]:
-    """Numbers of the patches that are kept, ascending, when `share` of them is dropped: one at least."""
+    """The numbers of the patches that are kept if `share` of them is dropped, in ascending order. At least one is
+    kept."""
     num_kept = max(1, num_patches - round(share * num_patches))
     return torch.from_numpy(np.sort(rng.permutation(num_patches)[:num_kept]))

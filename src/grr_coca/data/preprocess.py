@@ -1,4 +1,4 @@
-"""From an image to the tensor that the model sees.
+"""From an image to the input tensor of the model.
 
 Shapes: B images, S image size in pixels.
 """
@@ -37,7 +37,7 @@ class Preprocess:
     opening: Opening = "upright_on_white"
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
-        """The tensor of an RGB image of any size, about -1 … 1 by default."""
+        """The input tensor for an RGB image of any size. Its values are in -1 … 1 by default."""
         return self.normalize(to_pixels(self.square(image)))
 
     def decode(self, data: bytes, name: str) -> Image.Image:
@@ -49,9 +49,9 @@ class Preprocess:
         return decode_image(data, name, self.opening)
 
     def square(self, image: Image.Image) -> Image.Image:
-        """The image as a square of `image_size` pixels.
+        """The image as a square with a side of `image_size` pixels.
 
-        An extreme aspect ratio is cut before it is resized, so that 1 × 10,000 pixels do not become 64 × 640,000.
+        The image is cut before it is resized. Otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
         """
         if image.size == (self.image_size, self.image_size):
             return image

@@ -1,4 +1,4 @@
-"""The count of bad samples that training replaced by others."""
+"""Counts the bad samples that training replaced by others."""
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,10 @@ from grr_coca.errors import UserError
 
 
 class ReplacementLog:
-    """Counts replacements, and stops a run whose data have become too bad.
+    """Counts replacements, and stops a run if too many samples are bad.
 
-    The share is that of the last `window` samples, so that a shard that rots in the middle of a long run is noticed,
-    and one bad batch at the start is not taken for the whole. `counts` are those of a run that goes on.
+    The share is taken over the last `window` samples. So damage in the middle of a long run is noticed, and a single
+    bad batch at the start does not stop the run. `counts`: the counts so far, of a run that continues.
     """
 
     def __init__(self, max_share: float, window: int = 10_000, counts: Mapping[str, int] | None = None) -> None:
@@ -25,14 +25,15 @@ class ReplacementLog:
 
     @property
     def share(self) -> float:
-        """Share of bad samples among the last ones."""
+        """Share of bad samples in the window."""
         return self._recent_places.total() / max(self._recent_samples, 1)
 
     def add(self, num_samples: int, replaced: Sequence[Replacement]) -> None:
         """Count a batch of `num_samples` samples.
 
         Raises:
-            UserError: more than the largest share of a full window is bad; names the place with most of them.
+            UserError: the window is full, and its share of bad samples is too large. The message names the place with
+                most of them.
         """
         places = tuple(replacement.place for replacement in replaced)
         self.counts.update(replacement.cause for replacement in replaced)

@@ -12,7 +12,7 @@ from grr_coca.data.tokenizer import CLS_SLOT
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of ids as one tensor B T, and their lengths B."""
+    """Pad rows of ids to one tensor, B T. Also returns their lengths, B."""
     lengths = torch.tensor([len(row) for row in rows])
     token_ids = torch.full((len(rows), int(lengths.max())), CLS_SLOT)
     for padded, row in zip(token_ids, rows, strict=True):

@@ -1,4 +1,4 @@
-"""Samples of equal captions: other images of the same thing.
+"""Siblings: samples with the same caption, so other images of the same thing.
 
 Shapes: N samples of a source.
 """
@@ -16,20 +16,20 @@ MIX_STREAM = 1001
 
 
 class Siblings:
-    """For each sample of a source, the others whose first caption is the same.
+    """For each sample of a source, the other samples with the same first caption.
 
-    All captions are read once; what is kept of them is 24 bytes a sample.
+    All captions are read once. 24 bytes per sample are kept.
     """
 
     def __init__(self, source: PairSource) -> None:
         captions = np.fromiter((_caption_id(source, index) for index in range(len(source))), np.int64, len(source))
-        # Equal captions lie side by side; a group is what is between its first and the next one's.
+        # Sorted by caption, the samples of one caption lie side by side.
         self._order: Int[np.ndarray, " N"] = np.argsort(captions, kind="stable")
         self._captions = captions
         self._sorted = captions[self._order]
 
     def draw(self, sample: int, rng: np.random.Generator) -> int | None:
-        """One of the siblings of a sample, or None where it has none."""
+        """A random sibling of a sample; None if it has none."""
         caption = self._captions[sample]
         if caption < 0:
             return None
@@ -43,4 +43,4 @@ def _caption_id(source: PairSource, index: int) -> int:
     try:
         return stable_id(clean_caption(source.caption(index), source.name(index)).lower())
     except BadSample:
-        return -1  # raised again when the pair is read
+        return -1  # the error is raised again when the pair is read

@@ -4,10 +4,10 @@ from grr_coca.data.bad import BadSample, Cause
 
 
 def clean_caption(caption: str, name: str) -> str:
-    """The caption with single spaces.
+    """The caption with single spaces between words.
 
     Raises:
-        BadSample: nothing is left; names the pair.
+        BadSample: the caption is empty; the message names the pair.
     """
     caption = " ".join(caption.split())
     if not caption:
@@ -16,10 +16,10 @@ def clean_caption(caption: str, name: str) -> str:
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Text from the bytes of a file.
+    """Decode the bytes of a text file.
 
     Raises:
-        BadSample: not UTF-8; names the file.
+        BadSample: the file is not UTF-8; the message names it.
     """
     try:
         return data.decode()

@@ -1,4 +1,4 @@
-"""Captions to token ids and back: BPE trained on the captions at hand, or CLIP's vocabulary."""
+"""Captions to token ids and back, by a BPE that is trained on the training captions, or by CLIP's vocabulary."""
 
 import gzip
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ Cleaning = Literal["none", "ftfy"]
 BOS, EOS = "[BOS]", "[EOS]"
 CLIP_BOS, CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
 CLS_SLOT = 0
-"""Id written where the model will put [CLS], and in padding: lengths, not ids, decide what is real."""
+"""Id in the place where the model puts [CLS], and in padding. Lengths, not ids, say which tokens are real."""
 
 # CLIP's word pattern (arXiv 2103.00020): contractions, letters, single digits, runs of anything else.
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -25,7 +25,7 @@ CLIP_MERGES = 49152 - 256 - 2
 
 
 class Tokenizer:
-    """A byte-level BPE with a begin and an end token. Any text can be encoded; case is folded."""
+    """A byte-level BPE with a begin and an end token. It can encode any text, and ignores case."""
 
     def __init__(self, backend: tokenizers.Tokenizer, cleaning: Cleaning = "none") -> None:
         self._backend = backend
@@ -44,20 +44,20 @@ class Tokenizer:
         return self._backend.get_vocab_size()
 
     def encode(self, caption: str) -> list[int]:
-        """Ids of the words alone, without begin and end."""
+        """Ids of the words, without begin and end token."""
         text = mend_text(caption) if self.cleaning == "ftfy" else caption
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_row(self, caption: str, context_length: int) -> list[int]:
-        """`[BOS] caption [EOS]` and the slot of [CLS]; a caption that is too long loses words, never its end token."""
+        """`[BOS] caption [EOS]` and the slot of [CLS]. A caption that is too long loses words, never its end token."""
         return self.row(self.encode(caption), context_length)
 
     def row(self, words: Sequence[int], context_length: int) -> list[int]:
-        """The row of a caption that is encoded already."""
+        """`encode_row` for a caption that is already encoded."""
         return [self.bos_id, *words[: context_length - 3], self.eos_id, CLS_SLOT]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids up to the first end token."""
+        """The text of the ids before the first end token."""
         ids = list(ids)
         if self.eos_id in ids:
             ids = ids[: ids.index(self.eos_id)]
@@ -72,16 +72,16 @@ class Tokenizer:
         """Read what `to_json` wrote, or any byte-level BPE of the same format."""
         try:
             backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # the library raises no narrower class
             raise UserError(f"not a tokenizer.json that can be read ({error})") from error
         return cls(backend, cleaning)
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` ids, trained on captions.
+    """Train a byte-level BPE with at most `vocab_size` ids on captions.
 
     Raises:
-        UserError: fewer ids asked for than the 256 bytes and two special tokens need.
+        UserError: `vocab_size` is too small for the 256 bytes and two special tokens.
     """
     if vocab_size < 258:
         raise UserError(f"vocab_size {vocab_size} is below 258, the bytes and the two special tokens")

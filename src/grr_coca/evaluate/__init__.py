@@ -1,1 +1,1 @@
-"""Evaluation: metrics as pure functions, and their run over a split."""
+"""Evaluation: metrics as pure functions, and code that runs a model over a split."""

@@ -1,6 +1,7 @@
 """Attention-pool probe: CoCa's frozen-feature protocol (arXiv 2205.01917, section 4.2).
 
-The image encoder is frozen; a new attentional pooler of one query and a linear head are trained on its patch tokens.
+The image encoder is frozen. A new attentional pooler with one query, and a linear head, are trained on its patch
+tokens.
 
 Shapes: N images, P patch tokens, W their width, C classes.
 """
@@ -21,7 +22,7 @@ from grr_coca.model.mode import evaluating
 
 @dataclass(frozen=True)
 class AttentionProbeOptions:
-    """How the probe is trained: AdamW with a cosine schedule."""
+    """Training of the probe, with AdamW and a cosine schedule."""
 
     epochs: int = 30
     batch_size: int = 64
@@ -31,7 +32,7 @@ class AttentionProbeOptions:
 
 
 class AttentionProbe(nn.Module):
-    """One learned query reads the tokens; a linear layer reads what it found."""
+    """One learned query pools the patch tokens, and a linear layer classifies the result."""
 
     def __init__(self, width: int, num_heads: int, num_classes: int) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class AttentionProbe(nn.Module):
 
 @torch.inference_mode()
 def patch_tokens(checkpoint: Checkpoint, images: LabelledImages, batch_size: int) -> Float[Tensor, "N P W"]:
-    """The frozen features of images, on the CPU in half precision: 2 bytes × P × W each."""
+    """The frozen features of images, on the CPU in half precision. Each image takes 2 · P · W bytes."""
     device = next(checkpoint.model.parameters()).device
     with evaluating(checkpoint.model):
         batches = images.batches(checkpoint, batch_size)
@@ -67,7 +68,7 @@ def attention_probe(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         probe = AttentionProbe(train.shape[-1], num_heads, num_classes).to(device)
-    _fit(probe, train.clone(), targets, options, device)  # an inference tensor can be in no graph
+    _fit(probe, train.clone(), targets, options, device)  # cloned, because inference tensors cannot be in a graph
     with torch.inference_mode(), evaluating(probe):
         parts = test.split(options.batch_size)
         return torch.cat([probe(part.to(device).float()).argmax(dim=-1).cpu() for part in parts])

@@ -1,7 +1,7 @@
-"""Confidence intervals of measured numbers: bootstrap over images (Efron and Tibshirani, 1993).
+"""Confidence intervals of measured numbers, by a bootstrap over images (Efron and Tibshirani, 1993).
 
-Images are drawn with replacement, as many as there are; what belongs to one image is drawn together. What a metric
-takes from the whole corpus, such as the document frequency of CIDEr or the candidates of retrieval, stays as it is.
+As many images as the split has are drawn with replacement. All pairs of an image are drawn together. Quantities of the
+whole corpus, such as the document frequencies of CIDEr or the candidates of retrieval, stay the same.
 
 Shapes: N images, S statistics, R resamples.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from grr_coca.errors import UserError
 
 Aggregate = Callable[[np.ndarray], np.ndarray]
-"""From statistics summed over images, … × S, to the metric, …"""
+"""A function from statistics that are summed over images, … × S, to the metric, …"""
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -35,24 +35,24 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric of a corpus as a function of the sum of what each image contributes, N × S."""
+    """A metric of a corpus, as a function (`aggregate`) of the sum of the statistics of its images, N × S."""
 
     statistics: np.ndarray
     aggregate: Aggregate
 
     @classmethod
     def mean(cls, values: np.ndarray) -> "Measure":
-        """The mean of a score per image, N."""
+        """The mean of a score of each image, N."""
         return cls.ratio(values, np.ones(len(values)))
 
     @classmethod
     def ratio(cls, sums: np.ndarray, counts: np.ndarray, transform: Aggregate | None = None) -> "Measure":
-        """Sum over count of all images, such as a loss per token, and a function of it, such as its exponential."""
+        """The sum of all images divided by their count, such as a loss per token, or a function of that quotient."""
         statistics = np.stack([sums, counts], axis=1).astype(np.float64)
         return cls(statistics, _quotient if transform is None else lambda summed: transform(_quotient(summed)))
 
     def value(self) -> float:
-        """The metric of the corpus itself."""
+        """The metric of the whole corpus."""
         return float(self.aggregate(self.statistics.sum(axis=0, keepdims=True))[0])
 
     def interval(self, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -60,10 +60,10 @@ class Measure:
         return _interval(self.value(), self._resampled(resamples, seed))
 
     def difference(self, other: "Measure", resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-        """This metric less another model's on the same images, with the 95 % interval of the paired difference.
+        """This metric minus that of another model on the same images, with the 95 % interval of the paired difference.
 
         Raises:
-            UserError: the two are of different numbers of images.
+            UserError: the numbers of images differ.
         """
         mine, theirs = len(self.statistics), len(other.statistics)
         if mine != theirs:
@@ -77,7 +77,7 @@ class Measure:
 
 
 def draws(num_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Counts of the draws of each image, R × N, in parts that fit memory. The same seed gives the same draws."""
+    """How often each image is drawn, R × N, in parts that fit into memory. The same seed gives the same draws."""
     rng = np.random.default_rng(seed)
     step = max(1, DRAWS_AT_ONCE // num_images)
     for start in range(0, resamples, step):
@@ -89,7 +89,7 @@ def draws(num_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def by_image(values: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
-    """Sums of what belongs to the same image, in ascending order of ids: N × … from rows of pairs."""
+    """Sum the rows of pairs that belong to the same image. The result, N × …, is in ascending order of image ids."""
     _, inverse = np.unique(image_ids, return_inverse=True)
     sums = np.zeros((inverse.max() + 1, *values.shape[1:]))
     np.add.at(sums, inverse, values)

@@ -1,4 +1,4 @@
-"""Captions of a split, and what they are worth."""
+"""Captions of a split, and their scores."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ GREEDY = GenerationOptions()
 
 @dataclass(frozen=True)
 class Captioned:
-    """The images of a split, each once: where it lies, what the model says of it, and its reference captions."""
+    """The images of a split, each once: its name, the model's caption (hypothesis), and its reference captions."""
 
     names: tuple[str, ...]
     hypotheses: tuple[str, ...]
@@ -39,14 +39,14 @@ def caption_split(
     batch_size: int = 64,
     max_images: int | None = None,
 ) -> Captioned:
-    """Caption every image of a split once, in the source's order.
+    """Caption every image of a split once, in the order of the source.
 
     Args:
-        checkpoint: the model; its training mode is left as it was.
-        source: the split; pairs of the same image are one image with several references.
+        checkpoint: the model. Its training mode is restored.
+        source: the split. Pairs of the same image become one image with several references.
         options: how to decode.
-        batch_size: images at a time.
-        max_images: caption so many, spread evenly over the split; None: all.
+        batch_size: images at once.
+        max_images: caption only this many images, evenly spread over the split; None: all.
 
     Raises:
         UserError: the split is empty, or a pair is broken.
@@ -73,7 +73,7 @@ def caption_split(
 
 
 def images_of(source: PairSource) -> dict[str, list[int]]:
-    """The pairs of each image, by its name, in the order in which it first comes."""
+    """The indices of the pairs of each image, by its name. Images are in the order of their first pair."""
     images: dict[str, list[int]] = {}
     for index in range(len(source)):
         images.setdefault(source.name(index), []).append(index)
@@ -81,10 +81,10 @@ def images_of(source: PairSource) -> dict[str, list[int]]:
 
 
 def write_captions(captioned: Captioned, path: Path) -> None:
-    """Write one JSON object a line: image, caption and references. The file is whole or not there.
+    """Write one JSON object per line: image, caption and references. The file is written completely or not at all.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     rows = zip(captioned.names, captioned.hypotheses, captioned.references, strict=True)
     lines = [

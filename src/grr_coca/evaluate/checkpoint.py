@@ -18,7 +18,7 @@ from grr_coca.ranks import Ranks
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of a split, and the same numbers as measures, which give intervals and paired differences."""
+    """The numbers of a split, and the same numbers as measures, for intervals and paired differences."""
 
     evaluation: Evaluation
     measures: dict[str, Measure]
@@ -31,14 +31,14 @@ def evaluate_checkpoint(
     weights: LossWeights,
     ranks: Ranks | None = None,
 ) -> Evaluation:
-    """Losses and retrieval on a split, seen through the checkpoint's own tokenizer and preprocessing.
+    """Losses and retrieval on a split, with the checkpoint's own tokenizer and preprocessing.
 
     Args:
-        checkpoint: the model; its training mode is left as it was.
+        checkpoint: the model. Its training mode is restored.
         source: the split.
-        batch_size: pairs per contrastive batch; the contrastive loss depends on it.
-        weights: those of the parts of `coca_loss`.
-        ranks: share the work among them; every rank must call this, and gets the same numbers.
+        batch_size: pairs per contrastive batch. The contrastive loss depends on it.
+        weights: weights of the parts of `coca_loss`.
+        ranks: ranks that share the work. Every rank must call this, and gets the same numbers.
 
     Raises:
         UserError: a pair is broken, or the split has fewer pairs than `batch_size`.
@@ -65,7 +65,7 @@ def measure_checkpoint(
 def pair_results(
     checkpoint: Checkpoint, source: PairSource, batch_size: int, ranks: Ranks | None = None
 ) -> PairResults:
-    """Run a checkpoint's model on all pairs, `batch_size` at a time. Each caption of an image makes a pair."""
+    """Run a checkpoint's model on all pairs, `batch_size` at a time. Each caption of an image is a pair."""
     dataset = as_dataset(checkpoint, every_caption(source))
     share = ALL if ranks is None else Share(ranks.rank, ranks.size)
     order = EvaluationOrder(len(dataset), batch_size, share)
@@ -77,22 +77,22 @@ def pair_results(
 
 
 def gallery_of(results: PairResults) -> Gallery:
-    """A split to search, each image once."""
+    """A split as a gallery to search, with each image once."""
     e = results.embeddings
     return make_gallery(e.image, e.text, e.caption_ids, e.image_ids)
 
 
 def as_dataset(checkpoint: Checkpoint, source: PairSource) -> PairDataset:
-    """The pairs as the checkpoint's model takes them, without augmentation."""
+    """The pairs as inputs of the checkpoint's model, without augmentation."""
     context_length = checkpoint.config.text_decoder.context_length
     return PairDataset(source, checkpoint.tokenizer, checkpoint.preprocess, context_length)
 
 
 def require_pairs(source: PairSource, batch_size: int) -> None:
-    """Make sure that a split fills one contrastive batch.
+    """Make sure that a split has enough pairs for one contrastive batch.
 
     Raises:
-        UserError: it does not.
+        UserError: it has too few pairs.
     """
     if batch_size < 1:
         raise UserError(f"evaluation batch size {batch_size}: give 1 or more")

@@ -1,4 +1,4 @@
-"""Names of classes, and templates: sentences with a place for the name of a class."""
+"""Names of classes, and templates: sentences with a placeholder for the name of a class."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from grr_coca.files import read_lines
 
 PLACE = "{}"
 NAME_ALONE = (PLACE,)
-"""The template of a model whose captions are names of classes."""
+"""The template for a model whose captions are names of classes."""
 TEMPLATES = (
     "{}",
     "a picture of a {}.",
@@ -18,11 +18,11 @@ TEMPLATES = (
     "a small image of the {}.",
     "one {} in the middle.",
 )
-"""Sentences whose embeddings are averaged to look for a class (arXiv 2103.00020, section 3.1.4)."""
+"""Templates for classes. The embedding of a class is the mean over its sentences (arXiv 2103.00020, section 3.1.4)."""
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read names of classes, one a line.
+    """Read names of classes, one per line.
 
     Raises:
         UserError: the file cannot be read, or `check_class_names` refuses the names.
@@ -31,14 +31,14 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Make sure that there are two classes or more, each with a name of its own.
+    """Make sure that there are two or more classes with different names.
 
     Args:
         names: the names.
-        where: what to call their source in messages.
+        where: how messages call the source of the names.
 
     Raises:
-        UserError: fewer than two names, an empty one, or two that are equal but for case and spaces.
+        UserError: there are fewer than two names, an empty name, or two names that differ only in case and spaces.
     """
     if isinstance(names, str):
         raise UserError(f"{where}: give a list of texts, not the one text '{names}'")
@@ -57,10 +57,10 @@ def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
 
 
 def read_templates(path: Path) -> tuple[str, ...]:
-    """Read templates, one a line.
+    """Read templates, one per line.
 
     Raises:
-        UserError: the file cannot be read, or a template has no place for the name; names the line.
+        UserError: the file cannot be read, or a template has no placeholder; the message names the line.
     """
     lines = read_lines(path)
     for number, template in lines.items():
@@ -72,7 +72,7 @@ def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Every name in every template: all sentences of the first name, then those of the second, and so on.
 
     Raises:
-        UserError: there is no template, or one without a place for the name.
+        UserError: there is no template, or a template has no placeholder.
     """
     if isinstance(templates, str):
         raise UserError(f"templates must be a list of texts, not the one text '{templates}'")
@@ -80,7 +80,7 @@ def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
         raise UserError(f"there is no template; '{PLACE}' is the label alone")
     for template in templates:
         _require_place(template, "")
-    # Not `str.format`: names and templates may hold other braces.
+    # Not `str.format`, because names and templates may contain other braces.
     return [template.replace(PLACE, name) for name in names for template in templates]
 
 
@@ -90,10 +90,10 @@ def find_class(name: str, index: dict[str, int], where: str) -> int:
     Args:
         name: the name of a class.
         index: the number of each class by its name.
-        where: what to call the image in messages.
+        where: how messages call the image.
 
     Raises:
-        UserError: there is no class of this name.
+        UserError: there is no class with this name.
     """
     if name not in index:
         raise UserError(f"{where}: the label '{name}' is none of the {len(index)} classes; {_hint(name, index)}")

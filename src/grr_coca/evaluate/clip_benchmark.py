@@ -1,10 +1,10 @@
-"""Our checkpoints under clip_benchmark (`pip install clip-benchmark webdataset`).
+"""Runs our checkpoints in clip_benchmark (`pip install clip-benchmark webdataset`).
 
     python -m grr_coca.evaluate.clip_benchmark eval --pretrained runs/mine --dataset wds/NAME --dataset_root FOLDER \\
         --task zeroshot_classification --output result.json
 
-All of its own options work. It has no registry to add a model to from outside, so this module adds one to its table of
-model types and hands over to its command line.
+All options of clip_benchmark work. It has no public way to register a model, so this module adds one to its table of
+model types, and then calls its command line.
 """
 
 import sys
@@ -28,7 +28,7 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 
 
 class ClipModel(nn.Module):
-    """A CoCa with CLIP's two methods. Texts are rows of ids alone: their end token tells how long they are."""
+    """A CoCa with the two methods of CLIP. Texts are rows of ids without lengths: the end token marks the length."""
 
     def __init__(self, coca: CoCa, eos_id: int) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ def load_grr_coca(
     """Model, transform and tokenizer in clip_benchmark's convention.
 
     Args:
-        model_name: for its records alone; the checkpoint says what it holds.
+        model_name: not used here; clip_benchmark records it.
         pretrained: checkpoint or run folder.
-        cache_dir: not needed, nothing is downloaded.
-        device: where the model runs.
+        cache_dir: not used, because nothing is downloaded.
+        device: device of the model.
 
     Raises:
         UserError: there is no checkpoint.
@@ -69,7 +69,8 @@ def load_grr_coca(
 
 
 def make_transform(checkpoint: Checkpoint) -> Transform:
-    """An image of any mode to what the model takes; transparency is composited over white, as in training."""
+    """The transform from an image of any mode to the model's input. Transparency is composited over white, as in
+    training."""
 
     def transform(image: Image.Image) -> Tensor:
         if image.has_transparency_data:
@@ -81,7 +82,7 @@ def make_transform(checkpoint: Checkpoint) -> Transform:
 
 
 def make_tokenize(tokenizer: Tokenizer, context_length: int) -> Tokenize:
-    """Texts to rows of ids, B × T, padded to the longest."""
+    """The function from texts to rows of ids, B × T, padded to the longest text."""
 
     def tokenize(texts: Sequence[str]) -> Tensor:
         return pad_rows([tokenizer.encode_row(text, context_length) for text in texts])[0]
@@ -102,21 +103,21 @@ def register() -> None:
 
 
 def repair_accuracy() -> None:
-    """Put a top-k accuracy in place of clip_benchmark's own, which NumPy 2.4 refuses: it asks for the float of an
-    array of one element."""
+    """Replace clip_benchmark's top-k accuracy. It converts an array of one element to a float, which NumPy 2.4
+    refuses."""
     from clip_benchmark.metrics import zeroshot_classification
 
     zeroshot_classification.accuracy = top_k_accuracy
 
 
 def top_k_accuracy(output: Float[Tensor, "N C"], target: Int[Tensor, " N"], topk: Sequence[int] = (1,)) -> list[float]:
-    """Share of rows whose target is among their k largest outputs, for each k."""
+    """For each k, the share of rows whose target is among the k largest outputs."""
     ranked = output.topk(max(topk), dim=1).indices == target[:, None]
     return [ranked[:, :k].any(dim=1).double().mean().item() for k in topk]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """clip_benchmark's command line, with our model type where none is named."""
+    """clip_benchmark's command line. Its default model type is ours."""
     register()
     repair_accuracy()
     from clip_benchmark import cli

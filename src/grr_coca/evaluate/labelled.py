@@ -1,4 +1,4 @@
-"""Images with the class of each, for classification and probes."""
+"""Images with their classes, for classification and probes."""
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from grr_coca.files import read_whole
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """`read(i)` gives the file and the name of image i; `targets[i]` is the number of its class in `class_names`."""
+    """`read(i)` returns the bytes and the name of image i. `targets[i]` is the index of its class in `class_names`."""
 
     read: Callable[[int], tuple[bytes, str]]
     targets: tuple[int, ...]
@@ -29,21 +29,22 @@ class LabelledImages:
         return len(self.targets)
 
     def batches(self, checkpoint: Checkpoint, batch_size: int) -> Iterator[Float[Tensor, "B 3 S S"]]:
-        """All images as the checkpoint's model takes them."""
+        """All images as inputs of the checkpoint's model, in batches."""
         for start in range(0, len(self), batch_size):
             files = [self.read(index) for index in range(start, min(start + batch_size, len(self)))]
             yield torch.stack([checkpoint.preprocess(checkpoint.preprocess.decode(data, name)) for data, name in files])
 
 
 def open_labelled(path: str, class_names: Sequence[str] | None = None) -> LabelledImages:
-    """Open a folder with a folder for each class, a .csv file of path and label, or pairs whose captions are labels.
+    """Open a folder with a subfolder for each class, a .csv file of paths and labels, or pairs whose captions are
+    labels.
 
     Args:
         path: the folder, file, shards or pattern.
-        class_names: all classes, in order; None: those that occur, sorted.
+        class_names: all classes, in order; None: the classes that occur, sorted.
 
     Raises:
-        UserError: nothing is there that can be read, or an image's label is none of the classes.
+        UserError: nothing can be read, or the label of an image is not one of the classes.
     """
     root = Path(path)
     if root.suffix == ".csv":
@@ -80,7 +81,7 @@ def _labelled(
 
 
 def _class_folders(root: Path) -> list[Path]:
-    # Images beside captions, or shards, are pairs; a folder per class has images in its folders alone.
+    # A folder with images at its top, with captions or with shards holds pairs. Otherwise each subfolder is a class.
     if not root.is_dir() or _images(root) or any(root.rglob("*.tar")) or any(root.rglob("*.txt")):
         return []
     return [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _images(folder)]
@@ -102,5 +103,5 @@ def _csv_rows(path: Path) -> list[tuple[Path, str]]:
     if short is not None:
         raise UserError(f"{path}, row {short}: expected the path of an image and its label")
     if rows and Path(rows[0][0]).suffix[1:].lower() not in IMAGE_SUFFIXES:
-        rows = rows[1:]  # a head
+        rows = rows[1:]  # the line of column names
     return [(path.parent / image, " ".join(label.split())) for image, label, *_ in rows]

@@ -1,4 +1,4 @@
-"""Linear probe: what a linear classifier reads off frozen image embeddings (arXiv 2103.00020, section 3.2).
+"""Linear probe: a linear classifier on frozen image embeddings (arXiv 2103.00020, section 3.2).
 
 Shapes: N images, E embedding width.
 """
@@ -11,23 +11,23 @@ from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 6, 11))
-"""Inverse regularization strengths to choose from."""
+"""The inverse regularization strengths that are tried."""
 MAX_ITERATIONS = 1000
 VALIDATION_EVERY = 5
 
 
 class LinearProbe(NamedTuple):
-    """Predicted classes of the test images, N, and the strength that was best on the validation part."""
+    """The predicted classes of the test images, N, and the strength that was best in validation."""
 
     predicted: np.ndarray
     strength: float
 
 
 def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed: int = 0) -> LinearProbe:
-    """Logistic regression on N × E features: strength chosen on a part of the training images, then fitted on all.
+    """Logistic regression on features, N × E. A part of the training images selects the strength; then all are fitted.
 
     Raises:
-        UserError: scikit-learn is not installed, or the training images are of fewer than two classes.
+        UserError: scikit-learn is not installed, or the training images have fewer than two classes.
     """
     regression = _logistic_regression()
     if len(np.unique(targets)) < 2:
@@ -43,7 +43,8 @@ def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed:
 
 
 def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to fit on and to validate on: of every class a fifth, so that classes of fewer than five stay whole."""
+    """Indices to fit on, and indices to validate on: a fifth of every class. Classes with fewer than five images are
+    not split."""
     rng = np.random.default_rng(seed)
     held_out = []
     for target in np.unique(targets):

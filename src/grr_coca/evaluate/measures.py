@@ -1,4 +1,4 @@
-"""Losses and recalls as measures that can be resampled over images."""
+"""Losses and recalls as measures, which can be resampled over images."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ def loss_measures(
     contrastive_batch_size: int,
     weights: LossWeights,
 ) -> dict[str, Measure]:
-    """The losses under the names of `Evaluation`, whose values they have."""
+    """The losses as measures. Names and values are those of `Evaluation`."""
     contrastive, visits = _contrastive_per_pair(results, scaling, contrastive_batch_size)
     columns = (contrastive, visits, results.nll, results.num_tokens)
     rows = torch.stack([column.double() for column in columns], dim=1).numpy()
@@ -31,7 +31,7 @@ def loss_measures(
 
 
 def retrieval_measures(found: Retrieval) -> dict[str, Measure]:
-    """Recalls by name, such as `text_to_image/R@1`. What is searched stays whole, whichever queries are drawn."""
+    """Recalls by name, such as `text_to_image/R@1`. Only the queries are resampled; the candidates stay the same."""
     image_of = found.image_of.numpy()
     measures = {}
     for k in RECALLS:
@@ -44,7 +44,8 @@ def retrieval_measures(found: Retrieval) -> dict[str, Measure]:
 
 
 def _contrastive_per_pair(results: PairResults, scaling: Scaling, batch_size: int) -> tuple[Tensor, Tensor]:
-    # Summed over the batches that a pair is in, and how many these are: most are in one, the fillers in two.
+    # For each pair, its loss summed over its batches, and the number of its batches. Most pairs are in one batch; the
+    # pairs that fill up the last batch are in two.
     e = results.embeddings
     losses, visits = torch.zeros(len(e.image)), torch.zeros(len(e.image))
     for rows in contrastive_batches(len(e.image), batch_size):

@@ -1,6 +1,6 @@
-"""Retrieval over a whole split, each image once, in blocks that fit memory.
+"""Retrieval over a whole split, with each image once, in blocks that fit into memory.
 
-Shapes: N pairs, I images, C captions, E embedding width, B images of a block.
+Shapes: N pairs, I images, C captions, E embedding width, B images of a block, Q queries.
 """
 
 from dataclasses import dataclass
@@ -13,16 +13,17 @@ from torch import Tensor
 from grr_coca.evaluate.metrics import chance_recall, rank_of_first_hit
 
 RightAnswers = Literal["own", "equal"]
-"""own: the captions of an image itself, as the literature counts; equal: also those that read the same."""
+"""own: the right answers are the image's own captions, as in the literature. equal: also captions with the same
+text."""
 
 SIMILARITIES_AT_ONCE = 2_000_000
 TIE = 1e-6
-"""Similarities that differ by less are a tie: rounding, which depends on the block, decides no rank."""
+"""Similarities that differ by less count as a tie. Rounding depends on the block, so it must not decide a rank."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """A split to search: every image once, in the order in which it first came, and every caption."""
+    """A split to search: every image once, in the order of its first pair, and every caption."""
 
     image: Float[Tensor, "I E"]
     text: Float[Tensor, "C E"]
@@ -31,27 +32,27 @@ class Gallery:
 
 
 class QueryRanks(NamedTuple):
-    """Per query: how many wrong candidates come before the first right one, and how many right ones there are."""
+    """For each query: the number of wrong candidates before the first right one, and the number of right answers."""
 
     rank: Int[Tensor, " Q"]
     num_right: Int[Tensor, " Q"]
     num_candidates: int
 
     def recall(self, k: int) -> float:
-        """Share of queries with a right answer among their k best candidates."""
+        """The share of queries that have a right answer among their k best candidates."""
         return (self.rank < k).double().mean().item()
 
     def chance(self, k: int) -> float:
-        """Expected recall at k of a random order."""
+        """The expected recall at k of a random order."""
         return chance_recall(self.num_right, self.num_candidates, k)
 
     def median(self) -> float:
-        """Median rank of the first right answer; the best is 1."""
+        """The median rank of the first right answer, counted from 1."""
         return self.rank.double().quantile(0.5).item() + 1
 
 
 class Retrieval(NamedTuple):
-    """Ranks of both directions; `image_of` says which image a text query belongs to."""
+    """Ranks of both directions. `image_of`: the image of each text query."""
 
     text_to_image: QueryRanks
     image_to_text: QueryRanks
@@ -64,7 +65,7 @@ def make_gallery(
     caption_ids: Int[Tensor, " N"],
     image_ids: Int[Tensor, " N"],
 ) -> Gallery:
-    """Pairs as a gallery: of pairs with the same image id, the image of the first stands for all."""
+    """Make a gallery of pairs. If several pairs have the same image id, the image of the first pair is taken."""
     _, inverse = torch.unique(image_ids, return_inverse=True)
     num_images = int(inverse.max()) + 1
     pairs = torch.arange(len(image_ids))
@@ -74,9 +75,9 @@ def make_gallery(
 
 
 def folds(gallery: Gallery, count: int) -> list[Gallery]:
-    """The gallery cut into `count` parts of as many images each (COCO's 1k protocol: 5,000 images, 5 folds).
+    """Cut the gallery into `count` parts with the same number of images (COCO's 1k protocol: 5,000 images in 5 folds).
 
-    Images that do not fill a part are left out.
+    Images that are left over are dropped.
     """
     size = len(gallery.image) // count
     assert size, f"{len(gallery.image)} images do not make {count} folds"
@@ -95,7 +96,7 @@ def folds(gallery: Gallery, count: int) -> list[Gallery]:
 
 
 def retrieve(gallery: Gallery, right: RightAnswers) -> Retrieval:
-    """The rank of the first right answer of every caption and of every image. A tie counts against."""
+    """The rank of the first right answer for every caption and every image. A tie counts against the right answer."""
     _, captions = torch.unique(gallery.caption_ids, return_inverse=True)
     num_texts = len(gallery.text)
     step = max(1, SIMILARITIES_AT_ONCE // num_texts)
@@ -110,7 +111,7 @@ def retrieve(gallery: Gallery, right: RightAnswers) -> Retrieval:
         image_rank.append(rank_of_first_hit(similarity, relevant, TIE))
         image_right.append(relevant.sum(dim=1))
     text_rank = torch.zeros(num_texts, dtype=torch.long)
-    for block in blocks:  # again: which image is best for a text is known only now
+    for block in blocks:  # a second pass, because the best right image of each text is known only now
         similarity, relevant = _block(gallery, captions, block, right)
         text_rank += (~(similarity < best - TIE) & ~relevant).sum(dim=0)
     return Retrieval(

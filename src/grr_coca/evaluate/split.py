@@ -1,4 +1,4 @@
-"""Losses and retrieval of a model on one split: what it says of each pair, and then the numbers.
+"""Losses and retrieval of a model on one split: first the results of each pair, then the numbers of the split.
 
 Shapes: N pairs, E embedding width.
 """
@@ -20,12 +20,12 @@ from grr_coca.model.mode import evaluating
 
 RECALLS = (1, 5, 10)
 MAX_LOG_PERPLEXITY = 700.0
-"""A model that has diverged still gets a finite perplexity: e⁷⁰⁹ is the largest double."""
+"""Bound that keeps the perplexity of a diverged model finite: the largest double is about e⁷⁰⁹."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A whole split, embedded."""
+    """The embeddings of a whole split, with the ids of captions and images."""
 
     image: Float[Tensor, "N E"]
     text: Float[Tensor, "N E"]
@@ -50,7 +50,7 @@ def scaling_of(model: CoCa) -> Scaling:
 class PairResults:
     """Embeddings and losses of each pair. `nll` is summed over the tokens of a caption, in nats.
 
-    Nothing is aggregated: parts of a split, such as those of several processes, are joined by `concatenate`.
+    Nothing is aggregated yet. `concatenate` joins the results of parts of a split, such as those of several processes.
     """
 
     embeddings: Embeddings
@@ -62,9 +62,9 @@ class PairResults:
 class Evaluation:
     """The reported numbers of a split, always under these names.
 
-    `contrastive_loss` is the mean over batches of exactly `contrastive_batch_size` pairs; `perplexity` is the
-    exponential of `captioning_loss`, per token; recalls are shares, `chance` that of a random order of images.
-    Captions that read the same are right answers for each other's images.
+    `contrastive_loss` is the mean over batches of exactly `contrastive_batch_size` pairs. `perplexity` is the
+    exponential of `captioning_loss`, the loss per token. Recalls are shares of queries, and `chance` is the recall of a
+    random order of images. Captions with the same text are right answers for each other's images.
     """
 
     num_pairs: int
@@ -89,7 +89,7 @@ class Evaluation:
 
 @torch.inference_mode()
 def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
-    """Run a model, in evaluation mode, on each batch. The results of each batch are on the CPU."""
+    """Run a model in evaluation mode on each batch. The results are on the CPU, one `PairResults` for each batch."""
     device = next(model.parameters()).device
     parts = []
     with evaluating(model):
@@ -112,7 +112,7 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
 
 
 def concatenate(parts: Sequence[PairResults]) -> PairResults:
-    """The results of several parts of a split, in their order."""
+    """Join the results of several parts of a split, in order."""
     columns = [
         (p.embeddings.image, p.embeddings.text, p.embeddings.caption_ids, p.embeddings.image_ids, p.nll, p.num_tokens)
         for p in parts
@@ -156,9 +156,9 @@ def recalls(ranks: QueryRanks) -> dict[str, float]:
 
 
 def split_contrastive_loss(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> float:
-    """Mean contrastive loss over batches of exactly `batch_size` pairs in a fixed random order.
+    """The mean contrastive loss over batches of exactly `batch_size` pairs, in a fixed random order.
 
-    Every pair counts: where the last batch would be short, it is filled up with pairs from the one before.
+    Every pair counts. If the last batch is too short, it is filled up with pairs from the batch before.
     """
     losses = [loss.item() for loss in batch_contrastive_losses(embeddings, scaling, batch_size)]
     return sum(losses) / len(losses)
@@ -173,7 +173,7 @@ def batch_contrastive_losses(embeddings: Embeddings, scaling: Scaling, batch_siz
 
 
 def contrastive_batches(num_pairs: int, batch_size: int) -> list[Int[Tensor, " B"]]:
-    """The fixed random batches of exactly `batch_size` pairs that the contrastive loss is of."""
+    """The batches for the contrastive loss: fixed, random, and of exactly `batch_size` pairs."""
     assert num_pairs >= batch_size, f"{num_pairs} pairs do not fill a batch of {batch_size}"
     order = torch.randperm(num_pairs, generator=torch.Generator().manual_seed(0))
     starts = [min(start, num_pairs - batch_size) for start in range(0, num_pairs, batch_size)]

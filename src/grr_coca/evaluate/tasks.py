@@ -1,4 +1,4 @@
-"""The tasks of evaluation, one function each: numbers with intervals, and the settings that they depend on."""
+"""The tasks of evaluation, one function for each: numbers with intervals, and the settings that they depend on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +24,10 @@ from grr_coca.evaluate.zeroshot import embed_labelled, embed_texts, make_classif
 
 @dataclass(frozen=True)
 class Report:
-    """Numbers of one task on one split.
+    """The numbers of one task on one split.
 
-    `depends_on`: what must be equal where these numbers are compared with others; `plain`: numbers without interval.
+    `depends_on`: settings that must be equal to compare these numbers with others. `plain`: numbers without an
+    interval.
     """
 
     task: str
@@ -38,7 +39,7 @@ class Report:
 def measure_retrieval(
     checkpoint: Checkpoint, source: PairSource, batch_size: int, num_folds: int, right: RightAnswers
 ) -> Report:
-    """Recall both ways. With folds, each is searched alone and the numbers are those of all queries together.
+    """Recall in both directions. With folds, each fold is searched separately, and the numbers are over all queries.
 
     Raises:
         UserError: there are fewer images than folds, or a pair is broken.
@@ -83,7 +84,7 @@ def measure_captions(captioned: Captioned) -> Report:
 def measure_zeroshot(
     checkpoint: Checkpoint, images: LabelledImages, templates: Sequence[str], batch_size: int
 ) -> Report:
-    """Accuracy of the nearest class name."""
+    """Zero-shot accuracy: how often the nearest class name is the right one."""
     classifier = make_classifier(partial(embed_texts, checkpoint), images.class_names, templates)
     found = classifier.classify(embed_labelled(checkpoint, images, batch_size), images.targets)
     return Report(
@@ -150,7 +151,7 @@ def _joined(found: Sequence[Retrieval], parts: Sequence[Gallery]) -> Retrieval:
 
 
 def _joined_ranks(ranks: Sequence[QueryRanks]) -> QueryRanks:
-    # Folds have as many images each; of captions, the mean number is what chance is reckoned with.
+    # All folds have the same number of images. The chance of image-to-text uses the mean number of captions.
     candidates = round(sum(each.num_candidates for each in ranks) / len(ranks))
     return QueryRanks(
         torch.cat([each.rank for each in ranks]), torch.cat([each.num_right for each in ranks]), candidates

@@ -1,4 +1,4 @@
-"""Zero-shot classification: an image is of the class whose name is nearest to it (arXiv 2103.00020, section 3.1).
+"""Zero-shot classification: an image gets the class whose name is nearest to it (arXiv 2103.00020, section 3.1).
 
 Shapes: N images, C classes, E embedding width.
 """
@@ -23,19 +23,19 @@ from grr_coca.model.mode import evaluating
 TEXTS_AT_ONCE = 512
 
 EmbedTexts = Callable[[list[str]], Tensor]
-"""Gives the embeddings of N texts, N E, each of unit length."""
+"""A function from N texts to their embeddings, N E, each of unit length."""
 
 
 @dataclass(frozen=True)
 class Classification:
-    """For every image: its class, and how many wrong classes are as near to the image as the right one, or nearer."""
+    """For every image: its class, and how many wrong classes are at least as near to the image as the right one."""
 
     rank: Int[Tensor, " N"]
     target: Int[Tensor, " N"]
     num_classes: int
 
     def measures(self) -> dict[str, Measure]:
-        """Accuracies by name. In `mean_per_class` every class that occurs counts alike, however many images it has."""
+        """Accuracies by name. In `mean_per_class`, every class that occurs has the same weight."""
         right = (self.rank < 1).double()
         hits = {f"top-{k}": Measure.mean((self.rank < k).double().numpy()) for k in (1, 5) if k < self.num_classes}
         share = F.one_hot(self.target, self.num_classes).double()
@@ -45,31 +45,32 @@ class Classification:
 
 @dataclass(frozen=True)
 class ZeroShotClassifier:
-    """Compares images with the names of classes, which the model need not have been trained for.
+    """Compares images with the names of classes. The model need not have been trained on these classes.
 
-    `embedding` holds the embedding of each class, of unit length.
+    `embedding`: the unit-length embedding of each class.
     """
 
     class_names: tuple[str, ...]
     embedding: Float[Tensor, "C E"]
 
     def probabilities(self, images: Float[Tensor, "N E"], scale: Float[Tensor, ""]) -> Float[Tensor, "N C"]:
-        """Softmax over the classes of the cosines times the model's `scale`, the inverse temperature."""
+        """The softmax over classes of the cosines times `scale`, the model's inverse temperature."""
         return (scale * (images @ self.embedding.T)).softmax(dim=-1)
 
     def classify(self, images: Float[Tensor, "N E"], targets: Sequence[int]) -> Classification:
-        """Compare embedded images with their right classes, given by number. A tie counts against the right class."""
+        """Classify embedded images. `targets`: the right class of each, by index. A tie counts against the right
+        class."""
         target = torch.tensor(targets)
         rank = rank_of_first_hit(images @ self.embedding.T, F.one_hot(target, len(self.class_names)).bool())
         return Classification(rank, target, len(self.class_names))
 
 
 def make_classifier(embed: EmbedTexts, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
-    """Build a classifier. The embedding of a class is the mean over templates, made of unit length again.
+    """Build a classifier. The embedding of a class is the mean over templates, scaled to unit length again.
 
     Args:
-        embed: embeds the sentences.
-        class_names: two or more, each once.
+        embed: embeds sentences.
+        class_names: two or more, without repetition.
         templates: sentences in which `{}` stands for the name of the class.
 
     Raises:

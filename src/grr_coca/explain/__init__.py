@@ -1,4 +1,4 @@
-"""Heat maps: where a model looks for each word of a caption, and which patches speak for a text."""
+"""Heat maps: where a model looks for each word of a caption, and which patches support a text."""
 
 from grr_coca.explain.caption import WordMap, caption_maps
 from grr_coca.explain.picture import caption_picture, text_picture

@@ -1,4 +1,4 @@
-"""Cross-attention with its weights in sight, without a model that has a mode for it.
+"""Cross-attention whose weights can be read, without a special mode of the model.
 
 Shapes: B batch, T queries, S context tokens, D width, C context width, H heads, Dh head width.
 """
@@ -16,7 +16,7 @@ from grr_coca.layers.layout import PLAIN, Layout
 
 
 class Attended(NamedTuple):
-    """The attention weights of one pass (each row sums to 1), and the values that they mix."""
+    """The attention weights of one forward pass (each row sums to 1), and the values that they mix."""
 
     weights: Float[Tensor, "B H T S"]
     values: Float[Tensor, "B S H Dh"]
@@ -24,10 +24,11 @@ class Attended(NamedTuple):
 
 @contextmanager
 def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Module, Attended]]:
-    """Let modules compute through weights that are kept, which fused attention never forms, until the context ends.
+    """Within the context, let modules compute attention through explicit weights, and collect these.
 
-    Their results are the same but for rounding, and depend on the kept weights, so that gradients reach these. Only
-    the last pass through each module is kept.
+    Fused attention never forms the weights. Here the modules' results are the same up to rounding, and they are
+    computed from the collected weights, so gradients with respect to the weights exist. Only the last pass through each
+    module is kept.
     """
     seen: dict[nn.Module, Attended] = {}
 
@@ -48,7 +49,7 @@ def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Mod
 def attention_weights(
     module: CrossAttention, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"], layout: Layout = PLAIN
 ) -> Attended:
-    """The weights and values with which a module answers its inputs. Padding of packed sequences has weights too."""
+    """The attention weights and values of a module for these inputs. Padding of packed sequences has weights too."""
     queries = layout.spread_queries(module.q_proj(x).unflatten(-1, (module.num_heads, -1)))  # B T H Dh
     keys, values = module.project(context)  # B S H Dh
     scores = torch.einsum("bthd,bshd->bhts", queries * queries.shape[-1] ** -0.5, keys)
@@ -56,5 +57,5 @@ def attention_weights(
 
 
 def mix_values(attended: Attended) -> Float[Tensor, "B T D"]:
-    """Values by their weights, heads side by side: what goes into the output projection."""
+    """The weighted sum of the values, with heads side by side: the input of the output projection."""
     return torch.einsum("bhts,bshd->bthd", *attended).flatten(2)

@@ -2,17 +2,17 @@
 
 Shapes: T caption tokens, P patches, G patches along a side, S image size.
 
-Words attend to captioning tokens, which attend to patches. A patch's relevance to a word is the attention that it
-gets, times the gradient of the word's logit with respect to that attention, where that is above zero, summed over
-heads and queries (Chefer et al., arXiv 2103.15679, equation 5; they take the mean over heads). The gradient carries
-the word back through the cross-attention of every layer.
+Words attend to image tokens, and image tokens attend to patches. The relevance of a patch to a word is the attention
+that the patch gets, times the gradient of the word's logit with respect to that attention, if the product is positive,
+summed over heads and queries (Chefer et al., arXiv 2103.15679, equation 5; they take the mean over heads). The gradient
+leads from the word back through the cross-attention of every layer.
 
-The plain product of attention matrices (rollout, Abnar and Zuidema, arXiv 2005.00928) is nearly the same for every
-word of a caption, and hiding the patches that it names costs a word less. The gradient of the log-probability, in
-place of the logit, misses where the model looks when it is sure of the word. See `docs/experiments.md`.
+Two other maps were tried (`docs/experiments.md`). The product of attention matrices (rollout, Abnar and Zuidema, arXiv
+2005.00928) is nearly the same for every word of a caption, and hiding the patches that it names lowers a word's
+probability less. The gradient of the log-probability, instead of the logit, is wrong if the model is sure of the word.
 
-What it cannot tell: the gradient is of first order, and a patch token has seen the other patches in the image
-encoder, so the map is of tokens, not of pixels.
+Limits: the gradient is of first order. And a patch token has seen the other patches in the image encoder, so the map is
+about tokens, not about pixels.
 """
 
 from collections.abc import Sequence
@@ -33,19 +33,19 @@ from grr_coca.model.mode import evaluating
 
 
 class WordMap(NamedTuple):
-    """A word and the share of each patch in its relevance: not negative, of sum 1 (or 0: nothing speaks for it)."""
+    """A word, and the relevance of each patch to it: not negative, with sum 1 (or 0 if no patch is relevant)."""
 
     word: str
     heat: Float[Tensor, "G G"]
 
 
 def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> list[WordMap]:
-    """One map for each word of a caption; of a word of several tokens the mean.
+    """One map for each word of a caption. A word of several tokens has the mean of their maps.
 
     Args:
         checkpoint: the model.
-        pixels: the image as the model sees it.
-        token_ids: the caption without its begin token; what comes from the end token on is left out.
+        pixels: the preprocessed image.
+        token_ids: the caption without its begin token. The end token and everything after it is ignored.
     """
     eos = checkpoint.tokenizer.eos_id
     words = list(token_ids[: list(token_ids).index(eos)] if eos in token_ids else token_ids)
@@ -58,10 +58,10 @@ def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_i
 
 
 def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> Float[Tensor, "T P"]:
-    """The share of each patch in the relevance to each token but the first, on the CPU."""
+    """The relevance of each patch to each token except the first, on the CPU. The relevances of a token sum to 1."""
     device = model.logit_scale.device
     ids = torch.tensor([[*token_ids, CLS_SLOT]], device=device)
-    # The last token takes the place of the end token: nothing is predicted from it.
+    # The last token stands where the end token would be: it predicts nothing.
     text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]], device=device))
     readers = _readers_of_patches(model)
     with evaluating(model), torch.no_grad():
@@ -84,7 +84,7 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
 
 
 def _readers_of_patches(model: CoCa) -> list[CrossAttention]:
-    """The attentions that the words look at patches with: the captioning pooler's, or without one the decoder's own."""
+    """The attention layers that read patches for the words: the captioning pooler's, or without one the decoder's."""
     if isinstance(model.captioning_pooler, AttentionalPooler):
         return [model.captioning_pooler.attn]
     return [block.cross_attn for block in model.multimodal_decoder.blocks]  # type: ignore[misc]

@@ -21,7 +21,7 @@ OPACITY = 0.6
 
 
 def caption_picture(image: Image.Image, maps: Sequence[WordMap], dpi: int = 110) -> bytes:
-    """A PNG of the image as the model sees it, and of what it looks at for each word: white to red, up to the most."""
+    """A PNG: the image as the model sees it, and a map for each word, from white to red (the word's largest value)."""
     figure, panels = _panels(image, 1 + len(maps), dpi)
     _title(panels[0], "image")
     for axes, (word, heat) in zip(panels[1:], maps, strict=True):
@@ -31,7 +31,7 @@ def caption_picture(image: Image.Image, maps: Sequence[WordMap], dpi: int = 110)
 
 
 def text_picture(image: Image.Image, text: str, text_map: TextMap, dpi: int = 110) -> bytes:
-    """A PNG of the image as the model sees it, and of the patches that speak for (red) and against (blue) a text."""
+    """A PNG: the image as the model sees it, and the patches that support a text (red) or speak against it (blue)."""
     figure, panels = _panels(image, 2, dpi)
     _title(panels[0], "image")
     _title(panels[1], f"{text}\ncosine {text_map.similarity:.3f}")
@@ -41,7 +41,7 @@ def text_picture(image: Image.Image, text: str, text_map: TextMap, dpi: int = 11
 
 
 def _panels(image: Image.Image, count: int, dpi: int) -> tuple[Figure, list[Axes]]:
-    """Axes of which each shows the image, faded but for the first."""
+    """Axes that show the image: the first in colour, the others in grey."""
     columns = min(count, COLUMNS)
     rows = -(-count // columns)
     figure = Figure(figsize=(columns * INCHES, rows * (INCHES + 0.3)), dpi=dpi, layout="constrained")
@@ -56,7 +56,7 @@ def _panels(image: Image.Image, count: int, dpi: int) -> tuple[Figure, list[Axes
 
 
 def _lay_over(axes: Axes, heat: np.ndarray, colours: str, low: float, high: float) -> None:
-    # One square a patch, not blurred into each other: the picture shows as much as is known.
+    # One square for each patch, without blurring: nothing is known about the pixels within a patch.
     axes.imshow(heat, cmap=colours, vmin=low, vmax=high, alpha=OPACITY, extent=(0, 1, 0, 1), interpolation="nearest")
 
 
@@ -67,6 +67,6 @@ def _title(axes: Axes, text: str) -> None:
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of a script that the font lacks: boxes are drawn
+        warnings.filterwarnings("ignore", message="Glyph")  # the font lacks a script: boxes are drawn
         figure.savefig(buffer, format="png")
     return buffer.getvalue()

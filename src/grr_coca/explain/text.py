@@ -1,15 +1,16 @@
 """Heat map of a text: the share of each patch in the similarity of image and text.
 
-Shapes: P patches, G patches along a side, Q pooled tokens, D width, E joint embedding width, S image size.
+Shapes: P patches, G patches along a side, S image size in pixels, Q pooled tokens, D width, E joint embedding width.
+A pooler reads a context of S tokens of width C: patches or image tokens.
 
-Between the patch tokens and the image embedding lie attentional poolers and projections alone. With the attention
-weights and the norms' statistics held as they are, that path is linear in the patches' values, so the cosine of image
-and text is a sum over patches: each patch's share is its value, weighted by the attention that it gets, compared with
-the text (values weighted by attention: Kobayashi et al., arXiv 2004.10102; CLIP's score as a sum over patches:
-Gandelsman et al., arXiv 2310.05916). Below zero, a patch speaks against the text.
+Only attentional poolers and projections lie between the patch tokens and the image embedding. If the attention weights
+and the statistics of the norms are held constant, this path is linear in the patch tokens. Then the cosine of image and
+text is a sum over patches. The share of a patch is its value, weighted by its attention and compared with the text
+(values weighted by attention: Kobayashi et al., arXiv 2004.10102; CLIP's score as a sum over patches: Gandelsman et
+al., arXiv 2310.05916). A patch with a share below zero speaks against the text.
 
-What it cannot tell: how a patch changes the attention that others get, and what the image encoder moved between
-patches before.
+Limits: the map does not show how a patch changes the attention that other patches get, nor what the image encoder has
+moved between patches.
 """
 
 from functools import partial
@@ -42,7 +43,7 @@ class TextMap(NamedTuple):
 
 
 def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) -> TextMap:
-    """The map of an image, as the model sees it, and a text.
+    """The map of a preprocessed image and a text.
 
     Raises:
         UserError: the text is empty.
@@ -63,13 +64,14 @@ def patch_shares(model: CoCa, patches: Float[Tensor, "1 P D"], wanted: Float[Ten
     with torch.enable_grad():
         patches = patches.detach().requires_grad_()
         score = (_embed(model, patches) * wanted.detach()).sum()
-        # Of a sum that is linear in its inputs, input times gradient is the share of each.
+        # The score is linear in the patches, so the share of a patch is its value times its gradient.
         (gradient,) = torch.autograd.grad(score, patches)
     return (gradient * patches.detach()).sum(dim=-1)[0]
 
 
 def _embed(model: CoCa, patches: Float[Tensor, "1 P D"]) -> Float[Tensor, "1 E"]:
-    """`CoCa.encode_image` from the patches on; its gradient takes attention and norms for constants."""
+    """`CoCa.encode_image` from the patches on. Its gradient treats attention weights and norm statistics as
+    constants."""
     captioning, contrastive = (partial(_pool, pooler) for pooler in (model.captioning_pooler, model.contrastive_pooler))
     embedding = at_least_fp32(model.image_proj(model.arrange(captioning, contrastive, patches).contrastive[:, 0]))
     return embedding / embedding.detach().norm(dim=-1, keepdim=True)
@@ -83,10 +85,11 @@ def _pool(pooler: nn.Module, context: Float[Tensor, "1 S C"]) -> Float[Tensor, "
 
 
 def _norm(norm: nn.Module, x: Float[Tensor, "1 Q D"]) -> Float[Tensor, "1 Q D"]:
-    """The norm with its statistics held as they are."""
+    """The norm with constant statistics: a function that is linear in `x` but for the norm's bias."""
     if isinstance(norm, RMSNorm):
         return x * (x.detach().square().mean(dim=-1, keepdim=True) + norm.eps).rsqrt() * norm.weight
-    assert isinstance(norm, nn.LayerNorm)
-    centred = x - x.mean(dim=-1, keepdim=True)
-    variance = centred.detach().square().mean(dim=-1, keepdim=True)
-    return centred * (variance + norm.eps).rsqrt() * norm.weight + norm.bias
+    if isinstance(norm, nn.LayerNorm):
+        centred = x - x.mean(dim=-1, keepdim=True)
+        variance = centred.detach().square().mean(dim=-1, keepdim=True)
+        return centred * (variance + norm.eps).rsqrt() * norm.weight + norm.bias
+    raise NotImplementedError(f"no heat map of a text for the norm {type(norm).__name__}: add it to {__name__}._norm")

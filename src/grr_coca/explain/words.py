@@ -8,8 +8,8 @@ from grr_coca.data.tokenizer import Tokenizer
 def group_words(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[tuple[str, list[int]]]:
     """The words of a caption, each with the positions of its tokens.
 
-    A token begins a word where the text up to it has one word more than the text before it: that holds for every
-    vocabulary, whatever mark it puts between words.
+    A token begins a new word if the text up to and including it has one word more than the text before it. That holds
+    for every vocabulary, however it marks the space between words.
     """
     words: list[list[int]] = []
     for position in range(len(token_ids)):

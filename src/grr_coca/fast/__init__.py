@@ -1,1 +1,1 @@
-"""Layers as a CPU computes them fastest, and the copy of a model that is made of them. For inference alone."""
+"""Fast versions of layers for inference on a CPU, and the copy of a model that is built from them."""

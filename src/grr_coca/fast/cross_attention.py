@@ -1,8 +1,8 @@
 """Cross-attention of few queries, without projecting the context.
 
-q · (W_k c) = (W_k^T q) · c and sum_s a_s (W_v c_s) = W_v (sum_s a_s c_s): the projections can be moved from the
-context's many tokens to the few queries, as DeepSeek-V2 does with its latent vectors (arXiv 2405.04434, section 2.1).
-The result is the same but for rounding.
+q · (W_k c) = (W_k^T q) · c and sum_s a_s (W_v c_s) = W_v (sum_s a_s c_s). So the projections can be moved from the many
+tokens of the context to the few queries, as DeepSeek-V2 does with its latent vectors (arXiv 2405.04434, section 2.1).
+The result is the same up to rounding.
 
 Biases: b_k adds the same to all scores of a query, which the softmax does not see, and b_v is added once, as weights
 sum to 1. A scale and shift of the context's channels is one with the projection behind it.

@@ -1,4 +1,4 @@
-"""GEGLU, its activation and its product of two branches computed together with the linear layers before them."""
+"""GEGLU whose activation and product of two branches are computed within the linear layers before them."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from grr_coca.layers.feed_forward import GEGLU
 
 
 class FastGEGLU(nn.Module):
-    """`GEGLU` without a pass over memory for its activation and none for its product."""
+    """`GEGLU` with no extra pass over memory for its activation and its product."""
 
     def __init__(self, feed_forward: GEGLU) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""A linear layer with its weight laid out once, for many rows and for a single one.
+"""A linear layer whose weight is laid out once for its kernels: one layout for many rows, one for a single row.
 
-Decoding multiplies few rows with large matrices. There oneDNN is two to three times as fast on a weight that lies in
-the blocks that its kernels read than PyTorch's own product on a plain one, and it applies what follows the product
-while the result is in registers (`benchmarks/captioning.py`).
+Decoding multiplies few rows by large matrices. For that, oneDNN on a weight in its own blocked layout is two to three
+times as fast as PyTorch's product on a plain weight. It also applies the operation that follows (GELU, a factor) while
+the result is in registers (`benchmarks/captioning.py`).
 
 Shapes: D input channels, O output channels.
 """
@@ -18,7 +18,7 @@ from grr_coca.torch_private import block_weight, blocked_linear, blocked_linear_
 
 
 class FastLinear(nn.Module):
-    """An `nn.Linear` for inference. Each layout of its weight is made when it is first needed."""
+    """`nn.Linear` for inference. Each layout of the weight is made when it is first needed."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -31,12 +31,12 @@ class FastLinear(nn.Module):
         return blocked_linear(x, self.blocked_weight, self.bias) if row is None else row
 
     def gelu(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B O"]:
-        """GELU of the result, in one go."""
+        """GELU of the result, computed together with the product."""
         row = self._row(x)
         return blocked_linear_gelu(x, self.blocked_weight, self.bias) if row is None else F.gelu(row)
 
     def times(self, x: Float[Tensor, "*B D"], factor: Float[Tensor, "*B O"]) -> Float[Tensor, "*B O"]:
-        """The result times a factor, in one go."""
+        """The result times a factor, computed together with the product."""
         row = self._row(x)
         return blocked_linear_times(x, factor, self.blocked_weight, self.bias) if row is None else row.mul_(factor)
 
@@ -51,7 +51,7 @@ class FastLinear(nn.Module):
         return row_product(self.weight.detach(), is_intel())
 
     def _row(self, x: Tensor) -> Tensor | None:
-        """The result for a single row, None for more."""
+        """The result for a single row; None if there are more rows, or no kernel for one."""
         if x.numel() != x.shape[-1] or self.row_product is None:
             return None
         product = self.row_product(x)

@@ -1,4 +1,4 @@
-"""A copy of a model, made of the layers that a CPU computes fastest."""
+"""A copy of a model that is built from the fast layers."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -54,14 +54,14 @@ FAST_LAYERS = {
 
 
 def fast_copy(model: Module) -> Module:
-    """A copy for inference that gives the same numbers but for rounding, faster.
+    """A faster copy of a model, for inference. Its results are the same up to rounding.
 
-    The caller owns the copy, and keeps it for as long as it is of use. The copy shares the parameters of the model and
-    holds some of them a second time in another layout, so it is valid for the weights as they are now. After the
-    weights changed, make a new one.
+    The caller owns the copy, and keeps it as long as it is useful. The copy shares the parameters of the model, and
+    also holds some of them in another layout. So it is valid only for the present weights: after a change of weights,
+    make a new copy.
 
-    The model itself is returned where nothing can be made faster: on other devices, in other precisions, within
-    autocast, and if it is such a copy already.
+    The model itself is returned if nothing can be made faster: on other devices than a CPU, in other precisions than
+    fp32, within autocast, and if the model is such a copy already.
     """
     modules = list(model.modules())
     is_copy = any(isinstance(module, FastLinear) for module in modules)
@@ -85,7 +85,8 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Of this very class, in fp32 on the CPU, not sharded, and neither watched nor changed from outside."""
+    """True if the module is of exactly this class, in fp32 on the CPU, not sharded, without hooks, and with the class's
+    own forward pass."""
     return (
         type(module) is kind
         and all(type(parameter) is nn.Parameter for parameter in module.parameters())
@@ -95,5 +96,5 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def _is_bare(module: nn.Module) -> bool:
-    """No hook watches the module, and no other function stands in for its forward pass."""
+    """True if the module has no hooks, and its forward pass was not replaced by another function."""
     return not is_watched(module) and "forward" not in vars(module)

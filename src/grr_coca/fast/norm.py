@@ -1,4 +1,4 @@
-"""Root mean squared normalization that takes little memory."""
+"""Root mean squared normalization that needs little memory."""
 
 import torch
 from jaxtyping import Float
@@ -8,9 +8,9 @@ from grr_coca.layers.norm import RMSNorm
 
 
 class FastRMSNorm(nn.Module):
-    """`RMSNorm` with one new tensor of the input's size in place of four, each of which is fetched from the system.
+    """`RMSNorm` that allocates one tensor of the input's size instead of four. Each would be requested from the system.
 
-    x / sqrt(mean(x²) + eps) = sqrt(D) x / sqrt(|x|² + D eps), and `hypot` takes the latter root.
+    x / sqrt(mean(x²) + eps) = sqrt(D) x / sqrt(|x|² + D eps), and `hypot` computes the last root.
     """
 
     def __init__(self, norm: RMSNorm) -> None:

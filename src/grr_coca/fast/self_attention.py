@@ -1,6 +1,7 @@
-"""Self-attention of the few tokens of a decoding step, in as few operations as there can be.
+"""Self-attention for the few tokens of a decoding step, in as few operations as possible.
 
-One step of one caption is a hundred products of a fraction of a millisecond each, so the time between them counts.
+One decoding step of one caption takes a hundred products, each a fraction of a millisecond long. So the time between
+the products matters too.
 
 Shapes: R rows of captions, T new tokens, B lines of slots, L = R / B * T, S slots, D width, H heads, Dh = D / H.
 """
@@ -15,7 +16,7 @@ from grr_coca.layers.scaled_attention import scaled_attention
 
 
 class FastSelfAttention(nn.Module):
-    """A `SelfAttention` that turns queries and keys in place, and writes keys and values into the cache together."""
+    """`SelfAttention` that rotates queries and keys in place, and writes keys and values into the cache together."""
 
     def __init__(self, attn: SelfAttention) -> None:
         super().__init__()

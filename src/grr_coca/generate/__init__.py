@@ -25,7 +25,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """A name of `__all__`, imported when it is first asked for: torch comes with all but the options."""
+    """A name of `__all__`, imported when it is first used: all names but `GenerationOptions` need torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.captions"), name)

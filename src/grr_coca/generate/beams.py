@@ -1,7 +1,7 @@
-"""Beam search in groups that avoid each other's tokens (diverse beam search, arXiv 1610.02424).
+"""Beam search, also in groups that avoid each other's tokens (diverse beam search, arXiv 1610.02424).
 
-Shapes: B images, K beams of an image (G groups of N neighbours), T new tokens so far, P prompt tokens, S slots of the
-caches, V vocabulary.
+Shapes: B images, K beams of an image (G groups of N neighbouring beams), T new tokens so far, P prompt tokens, S slots
+of the caches, C candidates, V vocabulary, R = B · K rows.
 """
 
 from typing import NamedTuple
@@ -20,29 +20,29 @@ from grr_coca.generate.topk import largest
 
 
 class Beams(NamedTuple):
-    """Captions that have not ended. `scores`: sums of log-probabilities under the rules, -inf without a beam."""
+    """Captions that have not ended. `scores`: sums of log-probabilities after the rules; -inf in an unused place."""
 
     token_ids: Int[Tensor, "B K T"]
     log_probs: Float[Tensor, "B K T"]
     scores: Float[Tensor, "B K"]
     visible: Bool[Tensor, "B K S"]
-    """Slots of the image's caches that hold the past of each beam."""
+    """The slots of the image's line in the caches that hold the past of each beam."""
 
 
 class Choice(NamedTuple):
-    """The best continuations of a group, best first: the beam, the token, and the new sum of scores."""
+    """The best continuations of a group, best first: the beam that is continued, the token, and the new score."""
 
     parents: Int[Tensor, "B C"]
     token_ids: Int[Tensor, "B C"]
     scores: Float[Tensor, "B C"]
 
     def take(self, columns: Int[Tensor, "B N"]) -> "Choice":
-        """Some of them."""
+        """The continuations at these columns."""
         return Choice(*(field.gather(1, columns) for field in self))
 
 
 class BeamSearch:
-    """Beam search of all images of a batch together. The beams of one image do not depend on the other images."""
+    """Beam search for all images of a batch together. The beams of one image do not depend on the other images."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class BeamSearch:
         self.group_size = self.num_beams // self.num_groups
         num_images, device = decoder.num_images, prompt_ids.device
         self.logits = decoder.step(prompt_ids.expand(num_images, -1)).repeat_interleave(self.num_beams, dim=0)
-        # All beams are equal at first, so one of each group is enough.
+        # All beams are equal at the start, so one beam of each group is enough.
         first = torch.arange(self.num_beams, device=device) % self.group_size == 0
         self.beams = Beams(
             token_ids=torch.zeros(num_images, self.num_beams, 0, dtype=torch.long, device=device),
@@ -71,7 +71,7 @@ class BeamSearch:
         self.running = list(range(num_images))
 
     def run(self) -> list[list[Hypothesis]]:
-        """The best `num_captions` of each image, best first."""
+        """The best `num_captions` captions of each image, best first."""
         for step in range(self.max_length):
             self._advance(last=step + 1 == self.max_length)
             if step + 1 == self.max_length:
@@ -83,11 +83,13 @@ class BeamSearch:
         return [self._best(pools) for pools in self.pools]
 
     def _advance(self, last: bool) -> None:
-        """Choose the next tokens, group by group. Captions that end go to the pools; at the last step all do."""
+        """Choose the next tokens, group by group. Captions that end go to the pools. At the last step all captions
+        do."""
         beams, num_vocab = self.beams, self.logits.shape[-1]
         log_probs = self.logits.log_softmax(dim=-1)
         allowed = apply_rules(log_probs, beams.token_ids.flatten(0, 1), self.options, self.eos_id)
-        # Other groups can spoil as many tokens as there are beams, so with that many more the best are among these.
+        # The penalty can spoil at most as many tokens as there are beams. With that many more candidates, the best
+        # continuations are certainly among them.
         scores, ids = largest(allowed, min(2 * self.group_size + self.num_beams, num_vocab))
         scores = scores.unflatten(0, (-1, self.num_beams)) + beams.scores[..., None]  # B K C
         ids = ids.view_as(scores)
@@ -107,7 +109,8 @@ class BeamSearch:
     def _best_of_group(
         self, scores: Float[Tensor, "B K C"], ids: Int[Tensor, "B K C"], taken: Float[Tensor, "B V"], group: int
     ) -> Choice:
-        """The best continuations, twice as many as there are beams. At most one per beam ends it, so enough do not."""
+        """The best continuations, twice as many as there are beams. At most one continuation of a beam is the end
+        token, so enough of them go on."""
         start, num_candidates = group * self.group_size, scores.shape[-1]
         scores, ids = (field[:, start : start + self.group_size].flatten(1) for field in (scores, ids))
         ranked = scores
@@ -117,7 +120,7 @@ class BeamSearch:
         return Choice(best // num_candidates + start, ids.gather(1, best), scores.gather(1, best))
 
     def _collect(self, choice: Choice, log_probs: Float[Tensor, "R V"], group: int) -> None:
-        """Add the captions that end, among the first N continuations, to the pool."""
+        """Add the captions that end among the first N continuations to the pool."""
         ends = (choice.token_ids == self.eos_id) & choice.scores.isfinite()
         for image, rank in ends[:, : self.group_size].nonzero().tolist():
             parent = int(choice.parents[image, rank])
@@ -140,14 +143,14 @@ class BeamSearch:
         )
 
     def _collect_the_rest(self) -> None:
-        """Add the captions that have not ended to the pools, as they have reached the greatest length."""
+        """Add the captions that have not ended to the pools, because they have reached the greatest length."""
         for image, beam in self.beams.scores.isfinite().nonzero().tolist():
             ids, log_probs, scores, _ = (field[image, beam] for field in self.beams)
             pool = self.pools[self.running[image]][beam // self.group_size]
             pool.add(ids.tolist(), log_probs.tolist(), float(scores))
 
     def _let_go(self) -> None:
-        """Stop groups whose pool cannot improve. Images whose groups have all stopped leave the batch."""
+        """Stop the groups whose pool cannot improve. An image leaves the batch when all of its groups have stopped."""
         scores = self.beams.scores.clone().unflatten(1, (self.num_groups, -1))  # B G N
         length = self.beams.token_ids.shape[2]
         for i, image in enumerate(self.running):

@@ -1,4 +1,4 @@
-"""Images to captions.
+"""From images to captions.
 
 Shapes: B images, S image size in pixels, E joint embedding width.
 """
@@ -32,8 +32,8 @@ GREEDY = GenerationOptions()
 
 
 class Caption(NamedTuple):
-    """`text`: the prompt and the new words; `token_ids`: the new tokens, with the end token if there is one;
-    `log_probs`: log-probability of each of them under the model's own distribution, before any option changes it."""
+    """`text`: the prompt and the new words. `token_ids`: the new tokens, with the end token if there is one.
+    `log_probs`: the log-probability of each new token in the model's own distribution, before options change it."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -43,7 +43,7 @@ class Caption(NamedTuple):
 class Generated(NamedTuple):
     """Captions (best first) and the unit-length embedding of each image, from one forward pass.
 
-    Draws are ranked by log-probability per token, beams by `GenerationOptions.length_penalty`.
+    Sampled captions are ranked by log-probability per token, beams by `GenerationOptions.length_penalty`.
     """
 
     captions: list[list[Caption]]
@@ -58,20 +58,20 @@ def generate(
     prompt: str = "",
     keys: Sequence[object] | None = None,
 ) -> Generated:
-    """Caption preprocessed images, in evaluation mode; the model's mode is restored.
+    """Caption preprocessed images, in evaluation mode. The model's mode is restored.
 
     Args:
-        model: any CoCa. On a CPU, a fast copy of it is made for this call. A caller of many batches makes the copy
-            itself, and passes it in place of the model (`grr_coca.fast.model_copy.fast_copy`).
-        tokenizer: the one that the model was trained with.
+        model: any CoCa. On a CPU, a fast copy of it is made for this call. A caller with many batches makes the copy
+            once, and passes it in place of the model (`grr_coca.fast.model_copy.fast_copy`).
+        tokenizer: the tokenizer that the model was trained with.
         images: on any device.
         options: how to decode.
-        prompt: what every caption begins with.
-        keys: a name for each image, by which its random draws are seeded; None: its index in `images`. Where images
-            come in batches, keys make what is drawn independent of how they were batched.
+        prompt: the words that every caption begins with.
+        keys: a name for each image, which seeds its random numbers; None: its index in `images`. With keys, sampled
+            captions do not depend on how the images were put into batches.
 
     Raises:
-        UserError: the prompt or `max_length` does not fit the context, the rules leave no token, there is no image.
+        UserError: the prompt or `max_length` does not fit the context, the rules leave no token, or there is no image.
     """
     if len(images) == 0:
         raise UserError("there is no image to caption")
@@ -80,7 +80,8 @@ def generate(
         fast = fast_copy(model)
         image = fast.encode_image(images.to(device))
         captions = _caption_encoded(fast, tokenizer, image, options, prompt, keys)
-    return Generated(captions, image.embedding.clone())  # no inference tensor leaves, so probes may be trained on it
+    # A copy is no inference tensor, so the caller may train on it.
+    return Generated(captions, image.embedding.clone())
 
 
 def _caption_encoded(
@@ -124,7 +125,7 @@ def _search(
 
 
 def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids: int) -> int:
-    """New tokens that the context has room for, besides [BOS], the prompt, [EOS] and [CLS]."""
+    """The greatest number of new tokens. The context must also hold [BOS], the prompt, [EOS] and [CLS]."""
     room = context_length - num_prompt_ids - 2
     if room < 1:
         raise UserError(f"the prompt has {num_prompt_ids - 1} tokens, at most {context_length - 4} leave room for more")
@@ -144,7 +145,7 @@ def _caption(tokenizer: Tokenizer, prompt_ids: Sequence[int], hypothesis: Hypoth
 
 
 def caption_images(checkpoint: Checkpoint, images: Float[Tensor, "B 3 S S"]) -> list[str]:
-    """The caption of each preprocessed image by greedy decoding: the likeliest token at every step."""
+    """The caption of each preprocessed image, by greedy decoding (the likeliest token at every step)."""
     generated = generate(checkpoint.model, checkpoint.tokenizer, images)
     captions = [best.text for best, *_ in generated.captions]
     warn_if_repeated(captions)
@@ -152,7 +153,7 @@ def caption_images(checkpoint: Checkpoint, images: Float[Tensor, "B 3 S S"]) -> 
 
 
 def warn_if_repeated(captions: Sequence[str]) -> None:
-    """Warn if more than half of eight or more images got one caption: weights that were never trained give that."""
+    """Warn if more than half of eight or more images got the same caption, as with weights that were never trained."""
     if len(captions) < 8:
         return
     caption, count = Counter(captions).most_common(1)[0]

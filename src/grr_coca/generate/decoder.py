@@ -1,7 +1,7 @@
 """One step of decoding: token ids in, logits of the next token out. Keys and values of earlier tokens are cached.
 
-Shapes: B images, R rows of captions (R / B neighbours belong to one image), T new tokens, S slots, Q image tokens,
-V vocabulary.
+Shapes: B images, R rows of captions (R / B neighbouring rows belong to one image), T new tokens, S slots, Q image
+tokens, V vocabulary.
 """
 
 from typing import cast
@@ -21,14 +21,15 @@ from grr_coca.model import CoCa
 Context = Float[Tensor, "B Q C"] | KeyValues
 
 FEWEST_IMAGES = 4
-"""With fewer images, reading the weights of the projections at each step takes longer than projecting them once."""
+"""Fewest images for which image tokens stay unprojected. With fewer, reading the projections' weights at each step
+takes longer than projecting the image tokens once."""
 
 
 class CachedDecoder:
-    """Both halves of the text decoder with their caches. Captions of one image share what they read of it.
+    """Both halves of the text decoder with their caches. The captions of one image share its keys and values.
 
-    `num_captions`: how many captions of each image will be decoded; `num_reads`: how many tokens they have together.
-    With few of either, `AbsorbedCrossAttention` is cheaper than keys and values.
+    `num_captions`: how many captions of each image will be decoded. `num_reads`: how many tokens they have together. If
+    there are few captions or few tokens, `AbsorbedCrossAttention` is cheaper than keys and values.
     """
 
     def __init__(
@@ -51,12 +52,12 @@ class CachedDecoder:
         """Logits of the token that follows the last of the new tokens.
 
         Args:
-            token_ids: the prompt first, then one token of each caption at every step.
-            sees: which of the caches' slots each token sees, where captions share their lines (see `KeyValueCache`).
+            token_ids: the prompt at the first step, then one token of each caption at every step.
+            sees: which slots of the caches each token sees, if captions share a line (see `KeyValueCache`).
         """
         num_tokens = token_ids.shape[1]
         if num_tokens > 1:
-            assert self.position == 0, "several tokens at once only at the beginning"
+            assert self.position == 0, "several tokens at once are allowed only at the beginning"
             sees = "past"
         positions = slice(self.position, self.position + num_tokens)
         self.position += num_tokens
@@ -87,10 +88,11 @@ class CachedDecoder:
 
 
 def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_captions: int, num_reads: int) -> Context:
-    """What a block reads of the images: their tokens, or its own keys and values of them, laid out head by head."""
+    """The context of a block's cross-attention: the image tokens, or keys and values made of them, head by head."""
     attn = cast(CrossAttention | AbsorbedCrossAttention, block.cross_attn)
     enough = len(image_tokens) >= FEWEST_IMAGES
-    # One query at a time waits for memory, and all blocks read the same tokens, half of what keys and values are.
+    # With one query at a time, reading memory takes the time. All blocks read the same image tokens, which are half
+    # as large as the keys and values of one block.
     if (
         enough
         and isinstance(attn, AbsorbedCrossAttention)

@@ -1,7 +1,7 @@
 """Greedy decoding and sampling. Each caption of the batch is decoded independently.
 
-Shapes: B images, R rows of captions (those of an image are neighbours), T new tokens at most, P prompt tokens, V
-vocabulary.
+Shapes: B images, R rows of captions (the captions of one image are neighbours), T new tokens at most, P prompt tokens,
+V vocabulary.
 """
 
 import torch
@@ -15,19 +15,19 @@ from grr_coca.generate.rules import apply_rules, require_a_choice
 from grr_coca.generate.sampling import draw
 
 KEPT_AT_MOST = 0.75
-"""Images whose captions have all ended leave the batch as soon as no more than this share of it is unfinished. Leaving
-copies the caches of those that stay, which pays for itself within a step or two of fewer rows."""
+"""Images whose captions have all ended leave the batch when at most this share of the batch is unfinished. That copies
+the caches of the images that stay. One or two steps with fewer rows make up for the copy."""
 
 
 class CaptionsInProgress:
-    """The tokens of all captions so far. A caption whose row has left the batch keeps its place here."""
+    """The tokens of all captions so far. A caption stays here after its row has left the batch."""
 
     def __init__(self, num_rows: int, max_length: int, device: torch.device) -> None:
         self.token_ids = torch.zeros(num_rows, max_length, dtype=torch.long, device=device)
         self.log_probs = torch.zeros(num_rows, max_length, device=device)
         self.lengths = torch.full((num_rows,), max_length, device=device)
         self.running = torch.arange(num_rows, device=device)
-        """Captions whose rows are in the batch, ended or not."""
+        """Numbers of the captions whose rows are in the batch, ended or not."""
         self.ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
         """Which captions of the batch have ended."""
 
@@ -63,11 +63,11 @@ def decode_independently(
 
     Args:
         decoder: the model with empty caches.
-        prompt_ids: what every caption begins with.
+        prompt_ids: the tokens that every caption begins with.
         options: how to decode.
         max_length: new tokens at most.
         eos_id: the end token.
-        uniforms: numbers in [0, 1) that decide which tokens are drawn; None: the likeliest one is taken.
+        uniforms: random numbers in [0, 1) that decide which tokens are sampled; None: take the likeliest token.
     """
     num_captions = options.num_captions
     logits = decoder.step(prompt_ids.expand(decoder.num_images, -1)).repeat_interleave(num_captions, dim=0)
@@ -92,7 +92,8 @@ def decode_independently(
 def _compact(
     decoder: CachedDecoder, captions: CaptionsInProgress, next_ids: Int[Tensor, " R"], num_captions: int
 ) -> Int[Tensor, " _"]:
-    """Remove images whose captions have all ended, if enough have. Returns the tokens of the rows that stay."""
+    """Remove the images whose captions have all ended, if there are enough of them. Returns the tokens of the rows that
+    stay."""
     going_on = ~captions.ended.unflatten(0, (-1, num_captions)).all(dim=1)  # B
     if going_on.sum() > KEPT_AT_MOST * len(going_on):
         return next_ids

@@ -1,4 +1,4 @@
-"""How captions are decoded. Every length counts new tokens only, never the prompt."""
+"""Options of decoding. Every length counts new tokens only, not the prompt."""
 
 from dataclasses import dataclass, fields
 
@@ -22,16 +22,16 @@ _AT_LEAST = {
 class GenerationOptions:
     """Greedy by default; sampling with a `temperature`; beam search with `num_beams`.
 
-    The rules (`min_length`, `repetition_penalty`, `no_repeat_ngram`) look at new tokens, never at the prompt.
+    The rules (`min_length`, `repetition_penalty`, `no_repeat_ngram`) look at new tokens, not at the prompt.
 
     Raises:
         UserError: a value is out of range, or two options contradict each other; names them.
     """
 
     max_length: int | None = None
-    """New tokens at most, the end token among them; None: as many as the context holds."""
+    """The most new tokens, the end token included; None: as many as the context holds."""
     min_length: int = 0
-    """New tokens before the end token, at least."""
+    """The fewest new tokens before the end token."""
     temperature: float | None = None
     """Sample from the softmax of logits / temperature; None: no sampling."""
     top_k: int | None = None
@@ -47,11 +47,11 @@ class GenerationOptions:
     diversity_penalty: float = 0.0
     """Penalty subtracted from a token's score for every beam of an earlier group that chose the token at this step."""
     length_penalty: float = 1.0
-    """Captions are ranked by log-probability / length ** length_penalty; above 1 favours long ones."""
+    """Captions are ranked by log-probability / length ** length_penalty. A value above 1 favours long captions."""
     repetition_penalty: float = 1.0
     """The log-probabilities of tokens that the caption already has are multiplied by this (CTRL, arXiv 1909.05858)."""
     no_repeat_ngram: int = 0
-    """No sequence of n tokens occurs twice; 0: no such rule."""
+    """No sequence of n tokens may occur twice; 0: no such rule."""
     num_captions: int = 1
     """Captions per image: samples, or the best beams."""
     seed: int = 0

@@ -20,10 +20,10 @@ class Pool:
         self.hypotheses = sorted(self.hypotheses, key=lambda hypothesis: -hypothesis.score)[: self.size]
 
     def can_improve(self, summed: float, next_length: int, max_length: int) -> bool:
-        """Whether a caption with this sum of scores, if it is continued, may still be among the best.
+        """True if a continuation of a caption with this sum of scores may still be among the best.
 
-        Log-probabilities are negative, so no continuation has a greater sum. It is divided by the length that suits it
-        best.
+        Log-probabilities are negative, so no continuation has a greater sum. The bound divides the sum by the most
+        favourable length.
         """
         if len(self.hypotheses) < self.size:
             return summed > -float("inf")

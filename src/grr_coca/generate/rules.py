@@ -1,4 +1,4 @@
-"""Rules on the next token: pure functions of log-probabilities.
+"""Rules for the next token, as pure functions of log-probabilities.
 
 Shapes: R rows of captions, T new tokens so far, V vocabulary. A token that is ruled out has log-probability -inf.
 """
@@ -16,7 +16,7 @@ NOTHING_LEFT = "the rules leave no token to go on with: lower min_length, or rai
 def apply_rules(
     log_probs: Float[Tensor, "R V"], new_ids: Int[Tensor, "R T"], options: GenerationOptions, eos_id: int
 ) -> Float[Tensor, "R V"]:
-    """Apply all rules of the options. Without rules, the input itself is returned."""
+    """Apply all rules of the options. If there are none, the input itself is returned."""
     if options.repetition_penalty != 1:
         log_probs = penalize_repetition(log_probs, new_ids, options.repetition_penalty)
     if new_ids.shape[1] < options.min_length:
@@ -30,7 +30,7 @@ def require_a_choice(log_probs: Float[Tensor, "R V"], going_on: Bool[Tensor, " R
     """Make sure that the rules leave at least one token for every caption that has not ended.
 
     Raises:
-        UserError: they do not.
+        UserError: a caption has no token left.
     """
     if (log_probs.amax(dim=-1).isneginf() & going_on).any():
         raise UserError(NOTHING_LEFT)
@@ -41,8 +41,8 @@ def penalize_repetition(
 ) -> Float[Tensor, "R V"]:
     """Multiply the log-probability of each token that a row already has by `penalty`, once per token.
 
-    CTRL multiplies logits. Adding a constant to all logits changes no probability but the sign of some, so
-    log-probabilities are used here.
+    CTRL multiplies logits. A constant that is added to all logits changes no probability, but it changes the sign of
+    some logits and so the result. So log-probabilities are used here.
     """
     return log_probs.scatter(1, new_ids, log_probs.gather(1, new_ids) * penalty)
 

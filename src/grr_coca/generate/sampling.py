@@ -1,6 +1,6 @@
-"""Sampling of the next token: pure functions of logits, and random numbers of its own for each caption.
+"""Sampling of the next token, as pure functions of logits, and separate random numbers for each caption.
 
-Shapes: R rows of captions, V vocabulary. A token that cannot be drawn has logit -inf.
+Shapes: R rows of captions, K tokens that are kept, V vocabulary. A token that cannot be sampled has logit -inf.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ from grr_coca.generate.options import GenerationOptions
 from grr_coca.generate.topk import largest
 
 LOOKS = (128, 1024)
-"""The nucleus is searched for among so many of the likeliest tokens first, and then among all."""
+"""The nucleus is first searched among this many of the likeliest tokens, and then among all."""
 
 
 def draw(
     log_probs: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"], options: GenerationOptions
 ) -> Int[Tensor, " R"]:
-    """One token for each row; `uniforms` in [0, 1) decide which."""
+    """Sample one token for each row. `uniforms`, in [0, 1), decide which."""
     assert options.temperature is not None
     logits, ids = (log_probs, None) if options.top_k is None else largest(log_probs, options.top_k)
     logits = logits / options.temperature
@@ -40,7 +40,7 @@ def keep_top_p(logits: Float[Tensor, "R V"], p: float) -> tuple[Float[Tensor, "R
     Rows that keep fewer tokens than others are filled up with logits of -inf.
     """
     total = logits.logsumexp(dim=-1, keepdim=True)
-    for num_looked_at in (*LOOKS, logits.shape[1]):  # to sort a large vocabulary would take longer than the model
+    for num_looked_at in (*LOOKS, logits.shape[1]):  # sorting a large vocabulary would take longer than the model
         kept, ids = largest(logits, num_looked_at)
         probs = (kept - total).exp()
         before = probs.cumsum(dim=-1) - probs
@@ -50,7 +50,7 @@ def keep_top_p(logits: Float[Tensor, "R V"], p: float) -> tuple[Float[Tensor, "R
 
 
 def keep_min_p(logits: Float[Tensor, "R V"], p: float) -> Float[Tensor, "R V"]:
-    """Rule out tokens less than p times as probable as the likeliest one."""
+    """Rule out tokens whose probability is less than p times that of the likeliest token."""
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), -math.inf)
 
 
@@ -62,8 +62,8 @@ def inverse_cdf(logits: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"]) -> 
 
 
 def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int) -> Float[Tensor, "R length"]:
-    """Random numbers in [0, 1), fp64, on the CPU: a row for each draw of each key. A row depends on the seed, its key
-    and its number only."""
+    """Random numbers in [0, 1), in fp64 on the CPU, with one row for each draw of each key. A row depends only on the
+    seed, its key and the number of the draw."""
     rows = []
     for key in keys:
         for i in range(num_draws):

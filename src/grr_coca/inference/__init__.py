@@ -1,4 +1,4 @@
-"""The Python face: a checkpoint that captions, embeds, classifies and compares images as people have them."""
+"""The Python interface: a model that captions, embeds, classifies and compares images of any common form."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ __all__ = ["Description", "ImageInput", "ImageTextModel", "ImagesInput", "LabelP
 
 
 def __getattr__(name: str) -> object:
-    """A name of `__all__`, imported when it is first asked for: torch comes with it."""
+    """A name of `__all__`, imported when it is first used, because it needs torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.model"), name)

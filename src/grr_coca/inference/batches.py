@@ -1,4 +1,4 @@
-"""Work in batches of a size that fits memory."""
+"""Work in batches that fit into memory."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,16 +13,17 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 OnProgress = Callable[[int, int], None]
-"""Called after each batch with the number of items done, and of all."""
+"""Called after each batch with the number of items done and the number of all items."""
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
-"""Messages of the allocators of CPUs and of Apple's GPUs, which raise a plain `RuntimeError`."""
+"""Parts of the messages of the allocators that raise a plain `RuntimeError`: those of CPUs and of Apple's GPUs."""
 
 
 class Batches:
-    """Runs work in batches; when the memory is short, in half as large ones from then on, and says so.
+    """Runs work in batches. If a batch does not fit into memory, later batches are half as large, and a warning says
+    so.
 
-    What was learned of one kind of work holds for the next call of the same kind.
+    The size that was found for one kind of work also holds for later calls of the same kind.
     """
 
     def __init__(self) -> None:
@@ -39,14 +40,14 @@ class Batches:
         """The results of all items, in order.
 
         Args:
-            kind: names the work in messages, such as "captioning".
-            items: what to work on.
+            kind: the name of the work in messages, such as "captioning".
+            items: the items to work on.
             batch_size: the most items at once.
-            work: gives one result for each item of a batch.
+            work: returns one result for each item of a batch.
             on_progress: called after each batch.
 
         Raises:
-            UserError: the batch size is below 1, or the memory does not do for a single item.
+            UserError: the batch size is below 1, or a single item does not fit into memory.
         """
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: give 1 or more")
@@ -65,7 +66,7 @@ class Batches:
         return results
 
     def _halve(self, kind: str, size: int) -> None:
-        # Here the failed attempt's exception is gone, and with it the tensors that its frames held.
+        # By now the exception of the failed attempt is gone, and with it the tensors that its frames held.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:
@@ -75,7 +76,7 @@ class Batches:
 
 
 def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:
-    """The work's results, or None when the memory was short."""
+    """The results of the work, or None if it did not fit into memory."""
     try:
         return work(batch)
     except (torch.OutOfMemoryError, MemoryError):

@@ -6,7 +6,7 @@ from grr_coca.errors import UserError
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device that is asked for, or the best one that is here: CUDA, Apple's MPS, else the CPU.
+    """The named device; None: the best device of this machine (CUDA, else Apple's MPS, else the CPU).
 
     Raises:
         UserError: there is no such device.

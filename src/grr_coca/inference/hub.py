@@ -1,4 +1,4 @@
-"""Checkpoints by the name that they have on the Hugging Face hub."""
+"""Checkpoints by their name on the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -12,12 +12,12 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def fetch(hub_id: str) -> Path:
-    """The folder with a copy of the hub's checkpoint.
+    """Fetch a checkpoint from the hub, and return the folder with the copy.
 
-    Of the hub's files only those of a checkpoint are fetched: safetensors and JSON, nothing that could run code.
+    Only the files of a checkpoint are fetched. They are safetensors and JSON, so nothing in them can run code.
 
     Raises:
-        UserError: no such repository can be fetched.
+        UserError: the repository cannot be fetched.
     """
     require_extra("hub", f"{hub_id}: no such folder, and fetching it from the Hugging Face hub")
     from huggingface_hub import snapshot_download

@@ -1,4 +1,4 @@
-"""Images as people have them (paths, Pillow images, arrays, tensors) to RGB images.
+"""Conversion of images in any common form (paths, Pillow images, arrays, tensors) to RGB images.
 
 Shapes: H height, W width, C channels: 1 grey, 3 RGB, 4 RGB and alpha.
 """
@@ -18,13 +18,13 @@ from grr_coca.files import read_whole
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 """One image: a path, a Pillow image, an array H W or H W C, a tensor H W or C H W; uint8, or floating point 0 … 1."""
 ImagesInput = ImageInput | Iterable[ImageInput]
-"""One image or many; an array or a tensor of four dimensions is many."""
+"""One image or many. An array or a tensor with four dimensions counts as many."""
 
 CHANNELS = (1, 3, 4)
 
 
 def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
-    """The images one by one, and whether a single one was meant."""
+    """The images as a list, and whether the input was a single image."""
     if isinstance(images, np.ndarray | Tensor):
         return (list(images), False) if images.ndim == 4 else ([images], True)
     if isinstance(images, str | Path | Image.Image):
@@ -41,7 +41,7 @@ def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") 
         opening: `as_stored` leaves EXIF rotation and alpha of files and Pillow's images alone.
 
     Raises:
-        UserError: a file is missing or broken, or an array is of another shape, type or range.
+        UserError: a file is missing or broken, or an array has a wrong shape, type or range.
     """
     if isinstance(image, str | Path):
         return decode_image(read_whole(image), str(image), opening)

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: in a folder, in this package or on the hub, by the name it is given. This needs no torch."""
+"""Finds a checkpoint by its name: in a folder, in this package or on the hub. This module does not import torch."""
 
 import logging
 from pathlib import Path
@@ -12,16 +12,16 @@ log = logging.getLogger(__name__)
 
 
 def locate_checkpoint(named: str | Path) -> Path:
-    """The folder with the files of a checkpoint. Nothing is loaded.
+    """The folder with the files of a checkpoint. No weights are loaded.
 
-    A folder that holds a checkpoint comes before a shipped model of the same name, and that is said; a shipped model
-    comes before the Hugging Face hub.
+    If a folder that holds a checkpoint has the name of a shipped model, the folder is taken, and a warning says so. A
+    shipped model is taken before one of the Hugging Face hub.
 
     Args:
         named: a checkpoint or run folder, the name of a shipped model, or `owner/name` on the Hugging Face hub.
 
     Raises:
-        UserError: there is none; says what is missing, or the nearest name.
+        UserError: there is no such checkpoint; the message says what is missing, or gives the nearest name.
     """
     path, name = Path(named), str(named)
     shipped = shipped_folder(name)

@@ -1,6 +1,6 @@
-"""One object that does with images and texts what a trained model can.
+"""One object for all uses of a trained model: captions, embeddings, similarities and labels.
 
-Shapes: N images, M texts, E joint embedding width, S image size.
+Shapes: N images, M texts, E joint embedding width, S image size, B images of a batch.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,7 +32,7 @@ BATCH_SIZE = 32
 GREEDY = GenerationOptions()
 
 Numbered = Sequence[tuple[int, ImageInput]]
-"""Images with their number in the call, from 1, which names those that have no path."""
+"""Images with their number in the call, counted from 1. Messages call an image without a path by its number."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Description:
 
 
 class LabelProbability(NamedTuple):
-    """A label and the share of the probability that it gets among all labels."""
+    """A label and its probability. The probabilities of all labels of an image sum to 1."""
 
     label: str
     probability: float
@@ -56,10 +56,10 @@ def load(name: str | Path, device: str | torch.device | None = None) -> "ImageTe
     Args:
         name: a checkpoint or run folder, the name of a shipped model such as `pictograms`, or `owner/name` on the
             Hugging Face hub.
-        device: where to run; None takes CUDA, Apple's MPS or the CPU, the first that is here.
+        device: where to run; None: CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: nothing is there, a file is missing or damaged, or there is no such device.
+        UserError: there is no such checkpoint, a file is missing or damaged, or there is no such device.
     """
     return ImageTextModel(from_pretrained(locate_checkpoint(name), choose_device(device)))
 
@@ -68,12 +68,12 @@ class ImageTextModel:
     """Captions, embeds, classifies and compares images and texts.
 
     Images are paths, Pillow images, arrays (H W or H W C) or tensors (C H W), of any size; see
-    `grr_coca.inference.images`. One image, or text, gives one result, many give many. Work is done `batch_size` at
-    a time; when the memory is short, in smaller batches. Every method raises `UserError` for an image that cannot
-    be read, naming it.
+    `grr_coca.inference.images`. One image or text gives one result. A list gives a list. Work is done in batches of
+    `batch_size`, or smaller ones if they do not fit into memory. If an image cannot be read, every method raises a
+    `UserError` that names it.
 
-    On a CPU all of it is computed with a copy of the model that has its weights laid out for speed. Whoever changes
-    weights of `checkpoint.model` calls `refresh`.
+    On a CPU, everything is computed with a faster copy of the model. If you change weights of `checkpoint.model`, call
+    `refresh`.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -82,13 +82,13 @@ class ImageTextModel:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take the weights of the checkpoint's model as they are now. Until then, results after a change of weights are
-        of neither the old nor the new ones."""
+        """Use the present weights of `checkpoint.model`. After a change of weights, results before this call are wrong:
+        they mix old and new weights."""
         self._fast = fast_copy(self.checkpoint.model)
 
     @property
     def device(self) -> torch.device:
-        """The device that the model is on."""
+        """The device of the model."""
         return self.checkpoint.model.logit_scale.device
 
     def caption(
@@ -101,18 +101,18 @@ class ImageTextModel:
         on_progress: OnProgress | None = None,
         **changes: object,
     ) -> str | list[str] | list[list[str]]:
-        """Caption images: a string each, or a list of strings if `num_captions` is above 1.
+        """Caption images: one string for each image, or a list of strings if `num_captions` is above 1.
 
         Args:
             images: one or many.
             prompt: words that every caption begins with.
-            options: how to generate.
+            options: how to decode.
             batch_size: the most images at once.
-            on_progress: called with the number of images done, and of all.
+            on_progress: called with the number of images done and the number of all images.
             **changes: fields of `GenerationOptions` by name, such as `num_beams=4`.
 
         Raises:
-            UserError: an unknown option, or options that contradict each other.
+            UserError: an option does not exist, or options contradict each other.
         """
         many, is_single = as_list(images)
         options = with_changes(options, changes)
@@ -133,9 +133,9 @@ class ImageTextModel:
         on_progress: OnProgress | None = None,
         **changes: object,
     ) -> Description | list[Description]:
-        """Captions with their tokens and log-probabilities, and the embedding, of one pass over each image.
+        """Captions with their tokens and log-probabilities, and the embedding, from one forward pass of each image.
 
-        Takes what `caption` takes.
+        The arguments are those of `caption`.
         """
         many, is_single = as_list(images)
         options = with_changes(options, changes)
@@ -151,16 +151,16 @@ class ImageTextModel:
         on_progress: OnProgress | None = None,
         keys: Sequence[object] | None = None,
     ) -> list[Description]:
-        """`describe` of a list, for programs: one result for each image, of a type that is known.
+        """`describe` for programs: takes a list, and always returns a list with one result for each image.
 
         Args:
-            images: any number of them.
+            images: any number of images.
             prompt: words that every caption begins with.
-            options: how to generate.
+            options: how to decode.
             batch_size: the most images at once.
-            on_progress: called with the number of images done, and of all.
-            keys: a name for each image, by which its random draws are seeded, so that they do not depend on the other
-                images of the call; None: its number in the call.
+            on_progress: called with the number of images done and the number of all images.
+            keys: a name for each image, which seeds its random numbers, so that sampled captions do not depend on the
+                other images of the call; None: its number in the call.
         """
 
         def work(batch: Numbered) -> list[Description]:
@@ -175,7 +175,7 @@ class ImageTextModel:
     def embed_images(
         self, images: ImagesInput, *, batch_size: int = BATCH_SIZE, on_progress: OnProgress | None = None
     ) -> Float[Tensor, "*N E"]:
-        """Embeddings of unit length, on the CPU: N E, or E of a single image."""
+        """Embeddings of unit length, on the CPU. Shape N E, or E for a single image."""
         many, is_single = as_list(images)
         rows = self._batches.run("embedding images", _numbered(many), batch_size, self._image_rows, on_progress)
         return rows[0] if is_single else self._stack(rows)
@@ -183,7 +183,7 @@ class ImageTextModel:
     def embed_texts(
         self, texts: str | Iterable[str], *, batch_size: int = BATCH_SIZE, on_progress: OnProgress | None = None
     ) -> Float[Tensor, "*M E"]:
-        """Embeddings of unit length, on the CPU: M E, or E of a single text.
+        """Embeddings of unit length, on the CPU. Shape M E, or E for a single text.
 
         Raises:
             UserError: a text is empty.
@@ -197,7 +197,7 @@ class ImageTextModel:
     def similarity(
         self, images: ImagesInput, texts: str | Iterable[str], *, batch_size: int = BATCH_SIZE
     ) -> Float[Tensor, "N M"]:
-        """Cosines of every image and every text, N M even if there is one of either."""
+        """The cosine of every image and every text. The shape is N M, also for a single image or text."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         image_rows = self.embed_images(as_list(images)[0], batch_size=batch_size)
         return image_rows @ self.embed_texts(texts, batch_size=batch_size).T
@@ -211,17 +211,17 @@ class ImageTextModel:
         batch_size: int = BATCH_SIZE,
         on_progress: OnProgress | None = None,
     ) -> list[LabelProbability] | list[list[LabelProbability]]:
-        """Share out probability among labels that the model was not trained for, the likeliest first.
+        """The probability of each label for each image, likeliest first. The labels are free to choose (zero-shot).
 
-        A label's embedding is the mean over templates (CLIP, arXiv 2103.00020, section 3.1.4); its probability the
-        softmax of cosines times the model's logit scale.
+        The embedding of a label is the mean over templates (CLIP, arXiv 2103.00020, section 3.1.4). The probabilities
+        are the softmax of the cosines times the model's inverse temperature.
 
         Args:
             images: one or many.
-            labels: two or more, each once.
+            labels: two or more, without repetition.
             templates: texts in which `{}` stands for the label, such as "a drawing of a {}".
             batch_size: the most images at once.
-            on_progress: called with the number of images done, and of all.
+            on_progress: called with the number of images done and the number of all images.
 
         Raises:
             UserError: labels are repeated or too few, or a template has no `{}`.
@@ -232,17 +232,17 @@ class ImageTextModel:
         return ranked[0] if is_single else ranked
 
     def classifier(self, labels: Sequence[str], templates: Sequence[str] = NAME_ALONE) -> ZeroShotClassifier:
-        """The classifier of `classify`, to use with many calls of `rank_labels`.
+        """The classifier of `classify`. Build it once to call `rank_labels` many times.
 
         Raises:
-            UserError: as `classify` does.
+            UserError: labels are repeated or too few, or a template has no `{}`.
         """
         return make_classifier(self.embed_texts, labels, templates)
 
     def rank_labels(
         self, classifier: ZeroShotClassifier, embeddings: Float[Tensor, "N E"]
     ) -> list[list[LabelProbability]]:
-        """For each embedded image, all labels with their probabilities, the likeliest first."""
+        """For each embedded image, all labels with their probabilities, likeliest first."""
         scale = self.checkpoint.model.logit_scale.detach().float().exp().cpu()
         shares, order = classifier.probabilities(embeddings, scale).sort(dim=-1, descending=True, stable=True)
         names = classifier.class_names
@@ -253,7 +253,7 @@ class ImageTextModel:
 
     @property
     def _model(self) -> CoCa:
-        """The copy for speed. It does not follow autocast, so there the model itself computes."""
+        """The fast copy. It does not follow autocast, so under autocast this is the model itself."""
         return self.checkpoint.model if torch.is_autocast_enabled("cpu") else self._fast
 
     @torch.inference_mode()
@@ -271,7 +271,7 @@ class ImageTextModel:
             return list(model.encode_text(token_ids.to(self.device), lengths.to(self.device)).float().cpu())
 
     def _pixels(self, images: Numbered) -> Float[Tensor, "B 3 S S"]:
-        with ThreadPoolExecutor() as pool:  # decoding and resizing leave the interpreter free
+        with ThreadPoolExecutor() as pool:  # decoding and resizing run without the interpreter's lock
             rows = list(pool.map(self._preprocess, images))
         return torch.stack(rows).to(self.device, self.checkpoint.model.logit_scale.dtype)
 
@@ -289,10 +289,10 @@ def _numbered(images: Sequence[ImageInput]) -> Numbered:
 
 
 def with_changes(options: GenerationOptions, changes: dict[str, object]) -> GenerationOptions:
-    """Options with some fields changed.
+    """A copy of the options with some fields changed.
 
     Raises:
-        UserError: a field does not exist; names the nearest.
+        UserError: a field does not exist; the message names the nearest.
     """
     names = [field.name for field in fields(options)]
     for name in changes:

@@ -14,10 +14,10 @@ from grr_coca.layers.scaled_attention import KeyValues, scaled_attention
 
 
 class SelfAttention(nn.Module):
-    """Attention of a sequence to itself. The layout of the tokens says which of them see each other.
+    """Attention of a sequence to itself. The layout of the tokens says which tokens see each other.
 
-    `qk_norm` normalizes the queries and keys of each head (arXiv 2302.05442), or leaves them as they are. Then `rotary`
-    rotates them by their positions; None leaves positions to the embeddings.
+    `qk_norm` normalizes the queries and keys of each head (arXiv 2302.05442); None leaves them as they are. `rotary`
+    then rotates them by their positions; None means that positions were added to the embeddings.
     """
 
     def __init__(
@@ -68,24 +68,25 @@ class CrossAttention(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
 
     def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
-        """Keys and values of a context. A caller that reads it more than once gives them in its place."""
+        """Keys and values of a context. A caller that reads a context several times projects it once, and passes the
+        result to `forward` in its place."""
         kv = self.kv_proj(self.context_affine(context)).unflatten(-1, (2, self.num_heads, -1))  # B S 2 H Dh
         return KeyValues(*kv.unbind(2))
 
     def forward(
         self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout = PLAIN
     ) -> Float[Tensor, "R T D"]:
-        """Every token reads its whole context. With fewer contexts than sequences, R / B sequences in a row share
-        one."""
+        """Let every token read its whole context. If there are fewer contexts than sequences, each context is shared by
+        R / B neighbouring sequences."""
         q = layout.spread_queries(self.q_proj(x).unflatten(-1, (self.num_heads, -1)))  # R T H Dh
         seen = context if isinstance(context, KeyValues) else self.project(context)
         return self.out_proj(layout.gather(_mix(Spread(q, seen, "all"))))
 
 
 def _mix(spread: Spread) -> Float[Tensor, "R T D"]:
-    """The values that each query sees, mixed, with the heads side by side."""
+    """Mix the values that each query sees. The heads of the result lie side by side."""
     q, seen, sees = spread
-    # Rows that share keys become queries of one row: nothing is copied. L = R / B * T.
+    # The queries of rows that share keys become one row of queries, so no key is copied. L = R / B * T.
     queries = q.reshape(len(seen.keys), -1, *q.shape[2:])  # B L H Dh
     q_, k, v = (projected.transpose(1, 2) for projected in (queries, *seen))  # B H · Dh
     mixed = scaled_attention(q_, k, v, sees)

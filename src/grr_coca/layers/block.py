@@ -1,4 +1,4 @@
-"""Pre-norm transformer blocks, composed of parts that were built elsewhere.
+"""Pre-norm transformer blocks. Their parts are built elsewhere and passed in.
 
 Shapes: B batch, T tokens, S context tokens, D width, C context width.
 """
@@ -12,7 +12,7 @@ from grr_coca.layers.scaled_attention import KeyValues
 
 
 class Block(nn.Module):
-    """Self-attention, then feed-forward, each on the normalized input and added to it."""
+    """Self-attention, then feed-forward. Each reads the normalized tokens and adds its result to the tokens."""
 
     def __init__(self, attn_norm: nn.Module, attn: SelfAttention, ffn_norm: nn.Module, feed_forward: nn.Module) -> None:
         super().__init__()

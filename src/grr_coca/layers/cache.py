@@ -1,6 +1,6 @@
-"""Keys and values of the tokens that a decoder has seen.
+"""Keys and values of the tokens that a decoder has already seen.
 
-Shapes: B lines of slots, R rows of captions, T new tokens, S slots that are filled, H heads, Dh head width.
+Shapes: B lines of slots, R rows of captions, T new tokens, S filled slots, H heads, Dh head width.
 """
 
 import torch
@@ -13,10 +13,9 @@ from grr_coca.layers.scaled_attention import KeyValues
 class KeyValueCache:
     """Keys and values of one attention layer, in buffers of a fixed size (2 B H num_slots Dh).
 
-    A caption that is decoded by itself has a line of slots, one for each of its tokens. Captions that are searched for
-    together (the beams of an image) share a line: their new tokens take the next slots, side by side, and a mask tells
-    which slots are a caption's own past. So a beam that changes its past changes a row of the mask, and no key or
-    value moves.
+    A caption that is decoded independently has its own line of slots, one slot for each token. The beams of an image
+    share one line: their new tokens take the next slots, side by side, and a mask says which slots are the past of
+    each beam. When a beam continues another beam, only a row of the mask changes. No key or value moves.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -25,12 +24,13 @@ class KeyValueCache:
         self._buffer: Tensor | None = None
 
     def extend(self, new: KeyValues) -> KeyValues:
-        """Fill the next slots, and return all that are filled. Rows beyond the lines lie side by side in a line."""
+        """Fill the next slots, and return all filled slots. If there are more rows than lines, the neighbouring rows of
+        a line fill its slots side by side."""
         keys, values = self.write(torch.stack(new, dim=2))
         return KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
 
     def write(self, new: Float[Tensor, "R T 2 H Dh"]) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
-        """`extend` for keys and values that lie side by side; returns them head by head."""
+        """`extend` for keys and values in one tensor. The result has the head dimension before the slots."""
         if self._buffer is None:
             num_lines, _, _, num_heads, head_dim = new.shape
             self._buffer = new.new_empty(2, num_lines, num_heads, self.num_slots, head_dim)
@@ -42,7 +42,7 @@ class KeyValueCache:
         return keys, values
 
     def select(self, lines: Int[Tensor, " B"]) -> None:
-        """Keep some lines, in a new order; a line may be taken more than once."""
+        """Keep some lines, in a new order. A line may be taken more than once."""
         if self._buffer is not None:
             old = self._buffer
             self._buffer = old.new_empty(2, len(lines), *old.shape[2:])

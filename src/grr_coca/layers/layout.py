@@ -1,11 +1,15 @@
-"""How the tokens of a batch lie, and so where each stands in its sequence and which tokens it sees.
+"""The layout of the tokens of a batch: where each token lies, its position in its sequence, and which tokens it sees.
 
-Blocks work on tokens as they lie; only self-attention needs the sequences apart. Every layout has the same two
-operations for it: `spread` takes projected tokens to where attention is computed (`spread_queries` does so with
-queries alone, for cross-attention), and `gather` brings the result back to where the tokens lie.
+Token-wise layers work on the tokens as they lie. Only attention needs the sequences separated. Every layout has the
+same two operations for it: spread moves projected tokens to the form in which attention is computed, and gather
+brings the result back.
 
-Shapes: B sequences, T tokens of the longest, N tokens in all, S tokens that are seen, H heads, Dh width of a head,
-* whatever a token is made of.
+Spread has two forms, because the two kinds of attention have different keys. In self-attention the keys and values are
+those of the same tokens, so `spread` moves all three together, and a cache takes them in. In cross-attention they are
+the image's, whatever the layout of the text, so `spread_queries` moves the queries alone.
+
+Shapes: B sequences, T tokens of the longest sequence, N tokens in all, S tokens that are seen, H heads, Dh width of a
+head, * any dimensions of a token.
 """
 
 from typing import NamedTuple, final
@@ -19,14 +23,14 @@ from grr_coca.layers.cache import KeyValueCache
 from grr_coca.layers.scaled_attention import KeyValues, Sees
 
 ROUND_TO = 16
-"""Tokens of a packed row come in multiples of this."""
+"""The number of tokens of a packed row is a multiple of this."""
 
 Positions = slice | Int[Tensor, "*B T"]
-"""Where tokens stand in their sequences: an index into a table that has a row for every position."""
+"""Positions of tokens in their sequences: an index into a table that has a row for every position."""
 
 
 class Spread(NamedTuple):
-    """What attention is computed of: queries, the keys and values that they may see, and which of them they see."""
+    """The inputs of attention: queries, keys and values, and which keys each query sees."""
 
     queries: Float[Tensor, "B T H Dh"]
     seen: KeyValues
@@ -40,7 +44,7 @@ class Plain(NamedTuple):
     positions: Positions
 
     def spread(self, qk: Float[Tensor, "B T 2 H Dh"], v: Float[Tensor, "B T H Dh"]) -> Spread:
-        """The tokens lie where attention is computed; queries and keys come side by side."""
+        """Separate queries and keys, which come in one tensor. The tokens stay where they are."""
         queries, keys = qk.unbind(2)
         return Spread(queries, KeyValues(keys, v), "all")
 
@@ -66,9 +70,9 @@ class Packed(NamedTuple):
     multiple of 16 with copies of its first token: oneDNN prepares each bf16 product anew for every row count that it
     has not seen, which took a seventh of the demo's step.
 
-    `places`: of each packed token in the padded form, flattened, B · T places; `tokens`: the other way round, with the
-    last token of a sequence in the place of its padding; `positions`: of each packed token in its sequence;
-    `num_tokens`: how many there are without the copies.
+    `places`: the place of each packed token among the B · T places of the padded form. `tokens`: the packed token at
+    each place of the padded form; padding repeats the last token of its sequence. `positions`: the position of each
+    packed token in its sequence. `num_tokens`: the number of packed tokens, without the copies.
     """
 
     places: Int[Tensor, " N"]
@@ -78,7 +82,8 @@ class Packed(NamedTuple):
     sees: Sees = "past"
 
     def spread(self, qk: Float[Tensor, "1 N 2 H Dh"], v: Float[Tensor, "1 N H Dh"]) -> Spread:
-        """Pad the sequences. Padding comes after the tokens of its sequence, so none of them sees it."""
+        """Pad the sequences. Padding comes after the tokens of its sequence, and attention is causal, so no token sees
+        padding."""
         queries, keys = self._pad(qk).unbind(2)
         return Spread(queries, KeyValues(keys, self._pad(v)), self.sees)
 
@@ -95,7 +100,7 @@ class Packed(NamedTuple):
 
 
 def pack_lengths(lengths: Int[Tensor, " B"], longest: int) -> Packed:
-    """The layout of sequences of these lengths, at most `longest`, in one row."""
+    """The packed layout of sequences of these lengths, none of them longer than `longest`."""
     steps = torch.arange(longest, device=lengths.device)
     places = (steps < lengths[:, None]).flatten().nonzero()[:, 0]
     num_tokens = len(places)
@@ -106,15 +111,15 @@ def pack_lengths(lengths: Int[Tensor, " B"], longest: int) -> Packed:
 
 @final
 class Cached(NamedTuple):
-    """The next tokens of sequences whose earlier tokens are in the cache of this layer. `sees`: which of the cache's
-    slots each new token sees, those of the new tokens among them."""
+    """The next tokens of sequences whose earlier tokens are in the cache of this layer. `sees`: which slots of the
+    cache each new token sees, after the new tokens were written into it."""
 
     cache: KeyValueCache
     positions: slice
     sees: Sees
 
     def spread(self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"]) -> Spread:
-        """Write keys and values into the cache; the new queries may see all that is in it."""
+        """Write the new keys and values into the cache. The new queries may see everything in it."""
         queries, keys = qk.unbind(2)
         return Spread(queries, self.cache.extend(KeyValues(keys, v)), self.sees)
 

@@ -11,7 +11,7 @@ from grr_coca.layers.precision import at_least_fp32
 class RMSNorm(nn.Module):
     """`x / rms(x) * weight` over the last dimension (Zhang and Sennrich, arXiv 1910.07467).
 
-    The mean of squares is computed in fp32 or better: with the eight bits of bf16 the sum would lose most of them.
+    The mean of squares is computed in fp32 or better, because a sum in bf16 has only eight bits of precision.
     """
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
@@ -20,7 +20,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """Normalize each vector of the last dimension; keeps shape and type."""
+        """Normalize each vector of the last dimension. Shape and dtype stay the same."""
         weight = at_least_fp32(self.weight)
         return F.rms_norm(at_least_fp32(x), weight.shape, weight, self.eps).type_as(x)
 

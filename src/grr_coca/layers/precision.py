@@ -1,4 +1,4 @@
-"""For computations in which the precision of bf16 is not enough."""
+"""Conversion for computations that need more precision than bf16 has."""
 
 import torch
 from torch import Tensor

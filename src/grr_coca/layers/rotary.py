@@ -18,19 +18,19 @@ from grr_coca.layers.precision import at_least_fp32
 LINE_BASE = 10_000.0
 """RoFormer's base, for text and for patches in raster order."""
 GRID_BASE = 100.0
-"""Base for the rows and columns of an image, which has a few dozen of them: wavelengths of thousands would be of no
+"""Base for the rows and columns of an image. There are a few dozen of them, so wavelengths of thousands are of no
 use."""
 
 
 def line_angles(num_positions: int, head_dim: int) -> Float[Tensor, "T C"]:
-    """Angles of positions 0 … T-1 along a line, in radians."""
+    """Angles of the positions 0 … T-1 of a sequence, in radians."""
     return _angles(torch.arange(num_positions), head_dim // 2, LINE_BASE)
 
 
 def grid_angles(grid_size: int, head_dim: int) -> Float[Tensor, "T C"]:
-    """Angles of the patches of a square grid in raster order, in radians.
+    """Angles of the patches of a square grid, in raster order and in radians.
 
-    Axial: the first half of the channels is rotated by the row, the second half by the column.
+    They are axial: the row rotates the first half of the channels, and the column the second half.
     """
     steps = torch.arange(grid_size)
     rows, columns = steps.repeat_interleave(grid_size), steps.repeat(grid_size)
@@ -54,8 +54,8 @@ class Rotary(nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
-        """Rotate the vectors of every token by its position, N projections (query, key) and H heads at once."""
-        turns = self.table[positions]  # T C, or B T C where every row has positions of its own
+        """Rotate the vectors of every token by its position. N counts projections (query and key), H heads."""
+        turns = self.table[positions]  # T C, or B T C if every row has its own positions
         turned = torch.view_as_complex(at_least_fp32(x).unflatten(-1, (-1, 2))) * turns[..., None, None, :]
         return torch.view_as_real(turned).flatten(-2).type_as(x)
 

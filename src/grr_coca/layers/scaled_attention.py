@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, by the kernel that is fast where the tensors lie.
+"""Scaled dot-product attention, by the kernel that is fastest for the device and dtype of the tensors.
 
 Shapes: B batch, H heads, L queries, S keys, Dh width of a head.
 """
@@ -19,13 +19,13 @@ class KeyValues(NamedTuple):
 
 
 Sees = Literal["all", "past"] | Bool[Tensor, "#B 1 #L S"]
-"""Which keys a query sees: all of them, those up to its own place (L = S then), or those where a mask is True."""
+"""Which keys a query sees: all of them, those up to its own position (then L = S), or those where a mask is True."""
 
 
 def scaled_attention(
     q: Float[Tensor, "B H L Dh"], k: Float[Tensor, "B H S Dh"], v: Float[Tensor, "B H S Dh"], sees: Sees
 ) -> Float[Tensor, "B H L Dh"]:
-    """For every query the mean of the values that it sees, weighted by the softmax of q · k / √Dh."""
+    """For every query, the mean of the values that it sees, weighted by the softmax of q · k / √Dh."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return _as_products(q, k, v, sees)
     mask = sees if isinstance(sees, Tensor) else None
@@ -33,10 +33,10 @@ def scaled_attention(
 
 
 def _as_products(q: Tensor, k: Tensor, v: Tensor, sees: Sees) -> Tensor:
-    """Plain products of matrices. Scores are rounded to bf16.
+    """Attention as plain matrix products. Scores are rounded to bf16.
 
-    At CoCa's short sequences in bf16 on a CPU they take about two thirds of the time of PyTorch's fused kernel
-    forward, and a tenth to a half backward (`docs/performance-log.md`). In fp32 both are level.
+    For CoCa's short sequences in bf16 on a CPU, the forward pass takes about two thirds of the time of PyTorch's fused
+    kernel, and the backward pass a tenth to a half (`docs/performance-log.md`). In fp32 both take the same time.
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if isinstance(sees, Tensor):

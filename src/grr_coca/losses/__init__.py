@@ -1,4 +1,4 @@
-"""CoCa's losses, pure functions of tensors (arXiv 2205.01917, section 3.1)."""
+"""CoCa's losses, as pure functions of tensors (arXiv 2205.01917, section 3.1)."""
 
 from grr_coca.losses.captioning import CaptioningLoss, captioning_loss, token_losses
 from grr_coca.losses.coca import Losses, LossWeights, batch_loss, coca_loss

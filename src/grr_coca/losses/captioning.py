@@ -1,6 +1,6 @@
 """The captioning loss: cross-entropy of each next token, the end token included.
 
-Shapes: M tokens to predict, D width of the states that they are predicted from, V vocabulary.
+Shapes: M tokens to predict, D width of the states that predict them, V vocabulary.
 """
 
 from typing import NamedTuple
@@ -15,8 +15,8 @@ from grr_coca.losses.linear_cross_entropy import LinearCrossEntropy, tokens_at_o
 
 
 class CaptioningLoss(NamedTuple):
-    """Means over the whole batch's tokens, in nats. `trained` = `captioning` + z_weight · `z` is the one to
-    differentiate; the others are for the log."""
+    """Means over the tokens of the whole batch, in nats. Differentiate `trained`, which is `captioning` + z_weight ·
+    `z`. The other two are for the log."""
 
     trained: Float[Tensor, ""]
     captioning: Float[Tensor, ""]
@@ -33,12 +33,13 @@ def captioning_loss(
     """Mean cross-entropy of tokens, predicted with the logits `states @ lm_head.T`.
 
     Args:
-        states: what each token is predicted from.
+        states: the state that predicts each token.
         lm_head: the weight of the head.
-        labels: the tokens, end tokens among them.
-        num_tokens: those of a larger batch, whose loss is the sum of what its parts give; None: these tokens alone.
-        z_weight: weight of the z-loss, the mean of log² Z for the softmax's denominator Z, which keeps logits from
-            drifting (PaLM, arXiv 2204.02311, section 5).
+        labels: the tokens, end tokens included.
+        num_tokens: number of tokens to divide the sum by; None: the tokens given here. Pass the number of a larger
+            batch to get this part's share of its loss: the shares of all parts add up to the loss.
+        z_weight: weight of the z-loss, the mean of log² Z, where Z is the denominator of the softmax. It keeps logits
+            from drifting (PaLM, arXiv 2204.02311, section 5).
     """
     sums = LinearCrossEntropy.apply(states, lm_head, labels, z_weight)
     return CaptioningLoss(*(part / (len(labels) if num_tokens is None else num_tokens) for part in sums))
@@ -48,7 +49,7 @@ def captioning_loss(
 def token_losses(
     states: Float[Tensor, "M D"], lm_head: Float[Tensor, "V D"], labels: Int[Tensor, " M"]
 ) -> Float[Tensor, " M"]:
-    """Cross-entropy of each token, in nats, without a gradient: what `captioning_loss` is the mean of."""
+    """Cross-entropy of each token, in nats, without a gradient. `captioning_loss` is its mean."""
     stretch = tokens_at_once(lm_head)
     parts = [
         F.cross_entropy(at_least_fp32(F.linear(x, lm_head)), label, reduction="none")

@@ -18,8 +18,8 @@ Scalar = TypeVar("Scalar", float, Tensor)
 
 @dataclass(frozen=True)
 class LossWeights:
-    """λ_con and λ_cap, the defaults being the paper's, and the weight of the z-loss (see `captioning_loss`), which
-    needs a captioning weight above 0."""
+    """λ_con, λ_cap and the weight of the z-loss (see `captioning_loss`). The defaults are the paper's. A z-loss needs a
+    captioning weight above 0."""
 
     contrastive: float = 1.0
     captioning: float = 2.0
@@ -27,13 +27,13 @@ class LossWeights:
 
     @property
     def z_per_captioning(self) -> float:
-        """The z-loss in units of the captioning loss."""
+        """The weight of the z-loss, relative to that of the captioning loss."""
         return self.z and self.z / self.captioning
 
 
 class Losses(NamedTuple):
-    """The losses of one batch, in nats. `trained` is what to differentiate: `coca`, and the z-loss where it has a
-    weight. The others are for the log."""
+    """The losses of one batch, in nats. Differentiate `trained`, which is `coca` plus the weighted z-loss. The others
+    are for the log."""
 
     trained: Float[Tensor, ""]
     contrastive: Float[Tensor, ""]
@@ -52,15 +52,15 @@ def batch_loss(
 ) -> Losses:
     """CoCa's loss of one batch, in one piece and on one process.
 
-    Training computes the same in pieces and on many processes (`grr_coca.train.step.gradients`).
+    Training computes the same loss in pieces and on many processes (`grr_coca.train.step.gradients`).
 
     Args:
-        output: what the model returned for the batch.
+        output: the model's output for the batch.
         batch: the pairs.
         lm_head: the weight of the model's head.
         logit_scale: logarithm of the inverse temperature.
-        logit_bias: that of the sigmoid loss; None: the softmax loss.
-        weights: of the parts.
+        logit_bias: bias of the sigmoid loss; None: the softmax loss.
+        weights: weights of the parts.
     """
     pairs = EmbeddedPairs(output.image_embedding, output.text_embedding)
     same = same_pair(batch.caption_ids, batch.image_ids)
@@ -75,5 +75,5 @@ def batch_loss(
 
 
 def coca_loss(contrastive: Scalar, captioning: Scalar, weights: LossWeights) -> Scalar:
-    """The weighted sum. A weight of zero keeps its part in the graph, so no parameter is ever without a gradient."""
+    """The weighted sum. A part with weight zero stays in the graph, so every parameter always has a gradient."""
     return weights.contrastive * contrastive + weights.captioning * captioning

@@ -1,6 +1,6 @@
-"""The contrastive loss: it draws image and text of a pair together, and those of different pairs apart.
+"""The contrastive loss: it pulls the image and text of a pair together, and pushes different pairs apart.
 
-Shapes: B pairs of the batch, b of them on this rank, E embedding width.
+Shapes: B pairs of the batch, b pairs of this rank, E embedding width.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class EmbeddedPairs(NamedTuple):
-    """Unit vectors; text i belongs to image i."""
+    """Embeddings of unit length. Text i belongs to image i."""
 
     image: Float[Tensor, "B E"]
     text: Float[Tensor, "B E"]
@@ -23,9 +23,9 @@ def same_pair(
     image_ids: Int[Tensor, " b"],
     columns: tuple[Int[Tensor, " B"], Int[Tensor, " B"]] | None = None,
 ) -> Bool[Tensor, "b B"]:
-    """Which pairs have the same caption or the same image, so are no negatives of each other.
+    """Which pairs have the same caption or the same image. Such pairs are not negatives of each other.
 
-    `columns`: caption and image ids of the whole batch, if the rows are only a part of it.
+    `columns`: caption and image ids of the whole batch; None: the batch is the rows themselves.
     """
     all_caption_ids, all_image_ids = columns or (caption_ids, image_ids)
     return (caption_ids[:, None] == all_caption_ids) | (image_ids[:, None] == all_image_ids)
@@ -39,19 +39,19 @@ def contrastive_loss(
     same: Bool[Tensor, "b B"],
     first_row: int,
 ) -> Float[Tensor, ""]:
-    """What b rows contribute to the contrastive loss of a batch of B pairs. Over all rows it adds up to that loss.
+    """The share of b rows in the contrastive loss of a batch of B pairs. The shares of all rows add up to the loss.
 
-    Without a bias it is CLIP's loss: the cross-entropy of each image over all texts, and of each text over all images,
-    averaged. With one it is SigLIP's (arXiv 2303.15343): every image and every text match or do not; the sum over texts
-    is averaged over images.
+    Without a bias this is CLIP's loss: the mean of the cross-entropy of each image over all texts and of each text over
+    all images. With a bias it is SigLIP's (arXiv 2303.15343): for every image and every text, a binary classification
+    of whether they match, summed over texts and averaged over images.
 
     Args:
-        rows: the pairs that contribute.
-        columns: all pairs of the batch, with which they are compared.
+        rows: the pairs whose share is computed.
+        columns: all pairs of the batch. The rows are compared with them.
         logit_scale: logarithm of the inverse temperature.
-        logit_bias: that of the sigmoid loss, or None.
-        same: pairs with the same caption or image, see `same_pair`; they are left out of the comparison.
-        first_row: the place of the first row among the columns.
+        logit_bias: bias of the sigmoid loss; None: the softmax loss.
+        same: pairs with the same caption or image, see `same_pair`. They are left out of the comparison.
+        first_row: index of the first row among the columns.
     """
     B = same.shape[1]
     target = torch.arange(first_row, first_row + len(same), device=same.device)

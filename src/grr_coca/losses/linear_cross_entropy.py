@@ -1,8 +1,8 @@
 """A linear map and the cross-entropy of its result, in one function.
 
-Shapes: M tokens, m of them at a time (a stretch), D width, V vocabulary.
+Shapes: M tokens, processed m at a time (a stretch), D width, V vocabulary.
 
-PyTorch's own `linear_cross_entropy` (2.13) either makes all logits at once, or takes six times as long on a CPU.
+PyTorch's own `linear_cross_entropy` (2.13) either computes all logits at once, or takes six times as long on a CPU.
 """
 
 from typing import Any
@@ -15,20 +15,21 @@ from torch import Tensor
 from grr_coca.layers.precision import at_least_fp32
 
 LOGITS_AT_ONCE = 2**25
-"""128 MB of them in fp32: a stretch of 679 tokens with CLIP's vocabulary, long enough for full speed."""
+"""Logits that may be in memory at the same time: 128 MB in fp32. With CLIP's vocabulary, a stretch has 679 tokens,
+which is long enough for full speed."""
 
 
 def tokens_at_once(lm_head: Float[Tensor, "V D"]) -> int:
-    """Tokens whose logits may be in memory at the same time."""
+    """Number of tokens of a stretch."""
     return max(1, LOGITS_AT_ONCE // len(lm_head))
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Three sums over tokens: nll + `z_weight` · log² Z, which has a gradient, nll, and log² Z.
+    """Three sums over tokens: nll + `z_weight` · log² Z, nll, and log² Z. Only the first has a gradient.
 
-    The forward pass takes one stretch of tokens after the other. It also makes the gradients, in the memory of the
-    stretch's logits. So the logits of all tokens are never in memory together, and none are computed twice. The result
-    can be differentiated once only.
+    The forward pass takes one stretch of tokens after the other. For each, it computes the gradients too, in the memory
+    of the stretch's logits. So the logits of all tokens are never in memory together, and none is computed twice. The
+    result can be differentiated only once.
     """
 
     @staticmethod
@@ -44,7 +45,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             log_z = logits.gather(1, label) + nll_x
             nll, z = nll + nll_x.sum(), z + log_z.square().sum()
             if any(ctx.needs_input_grad):
-                gradient = log_probs.exp_()  # of nll: the probabilities, less 1 at the label
+                gradient = log_probs.exp_()  # of nll: the probabilities, minus 1 at the label
                 if z_weight:
                     gradient *= 1 + 2 * z_weight * log_z
                 gradient.scatter_add_(1, label, torch.full_like(nll_x, -1.0))
@@ -56,6 +57,6 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, by_sum: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Scale the gradients that `forward` has made."""
+        """Scale the gradients that `forward` has computed."""
         by_state, by_head = ctx.saved_tensors
         return by_sum * by_state, by_sum * by_head, None, None

@@ -1,9 +1,12 @@
-"""Builds a model from its config. This is the one place where parts are chosen."""
+"""Builds a model from its config. Parts are chosen here and nowhere else."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from grr_coca.config import (
     Arrangement,
@@ -31,17 +34,44 @@ from grr_coca.model.text_decoder import TextDecoder
 
 
 def build(config: CoCaConfig, seed: int = 0) -> CoCa:
-    """The model of a config. Its weights depend on `seed` only."""
+    """Build the model of a config. Its random weights depend on `seed` alone."""
+    model = build_without_weights(config)
+    init_weights(model, seed)
+    return model
+
+
+def build_without_weights(config: CoCaConfig) -> CoCa:
+    """Build the model of a config with weights that have no values yet. The caller must write or load all of them."""
+    with _NoDefaultInit():
+        return _model(config)
+
+
+class _NoDefaultInit(TorchFunctionMode):
+    """Within this context, PyTorch's layers do not draw first values for their weights.
+
+    `init_weights` or a checkpoint overwrites all of them, and drawing 400 million numbers takes seconds.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def _model(config: CoCaConfig) -> CoCa:
     image, text, poolers = config.image_encoder, config.text_decoder, config.poolers
     image_dim, text_dim = image.transformer.embed_dim, text.transformer.embed_dim
 
     captioning_pooler: nn.Module = nn.Identity()
-    tokens_dim = image_dim  # width of what captions attend to
+    tokens_dim = image_dim  # width of the tokens that captions attend to
     if poolers.num_queries is not None:
         captioning_pooler = _pooler(config, poolers.num_queries, context_dim=image_dim)
         tokens_dim = text_dim
 
-    model = CoCa(
+    return CoCa(
         image_encoder=_image_encoder(image),
         captioning_pooler=captioning_pooler,
         contrastive_pooler=_contrastive_pooler(config, tokens_dim, image_dim),
@@ -52,8 +82,6 @@ def build(config: CoCaConfig, seed: int = 0) -> CoCa:
         multimodal_decoder=_multimodal_decoder(config.multimodal_decoder, text, tokens_dim),
         contrastive=config.contrastive,
     )
-    init_weights(model, seed)
-    return model
 
 
 def _image_encoder(config: ImageEncoderConfig) -> ImageEncoder:
@@ -172,7 +200,7 @@ def _cross_block(config: MultimodalDecoderConfig, context_dim: int, rotary: Rota
 
 
 def _self_attention(t: TransformerConfig, rotary: Rotary | None) -> SelfAttention:
-    # Queries and keys share one scale: only the product of the two has an effect.
+    # Queries and keys share one scale, because only the product of their scales has an effect.
     qk_norm = RMSNorm(t.head_dim) if t.qk_norm == "rms" else nn.Identity()
     return SelfAttention(t.embed_dim, t.num_heads, rotary, qk_norm, bias=t.attention_bias == "all")
 
@@ -196,7 +224,8 @@ def _feed_forward(t: TransformerConfig) -> nn.Module:
 
 
 def _position(t: TransformerConfig, num_positions: int) -> nn.Module:
-    """What is added to the tokens before the first block. RoPE adds nothing: it turns queries and keys."""
+    """The layer that adds positions to the tokens before the first block. RoPE adds none: it rotates queries and
+    keys."""
     match t.position:
         case "learned":
             return LearnedPosition(num_positions, t.embed_dim)

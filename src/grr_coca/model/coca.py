@@ -1,4 +1,4 @@
-"""CoCa: one model, trained at once to tell pairs apart and to caption (arXiv 2205.01917, figure 2).
+"""CoCa: one model, trained at the same time to match images with texts and to caption (arXiv 2205.01917, figure 2).
 
     images ─ image_encoder ─ captioning_pooler ─┬─ contrastive_pooler ─ image_proj ─ image embedding
                                                 │
@@ -27,18 +27,18 @@ from grr_coca.model.multimodal_decoder import MultimodalDecoder
 from grr_coca.model.text_decoder import TextDecoder
 
 MAX_LOGIT_SCALE = math.log(100.0)
-"""CLIP's bound on the inverse temperature (arXiv 2103.00020): past it, training is no longer stable."""
+"""CLIP's bound on the inverse temperature (arXiv 2103.00020). Above it, training becomes unstable."""
 
 
 class EncodedImage(NamedTuple):
-    """`tokens`: what captions attend to; `embedding`: of unit length, compared with those of texts."""
+    """`tokens`: the image tokens that captions attend to. `embedding`: of unit length, compared with texts."""
 
     tokens: Float[Tensor, "B Q D"]
     embedding: Float[Tensor, "B E"]
 
 
 class CoCa(nn.Module):
-    """The composed model; its parts are chosen in `build`."""
+    """The whole model. Its parts are chosen in `build` and passed in."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class CoCa(nn.Module):
         lengths: Int[Tensor, " B"],
         kept_patches: Int[Tensor, "B K"] | None = None,
     ) -> CoCaOutput:
-        """Embeddings of images and texts, and what the next tokens are predicted from; see `Batch` for the inputs."""
+        """Embeddings of images and texts, and the states that predict the next tokens. `Batch` describes the inputs."""
         patches = self.image_encoder(images, kept_patches)  # B P D
         image_tokens, pooled = self.arrange(self.captioning_pooler, self.contrastive_pooler, patches)  # B Q D, B 1 D
         image_embedding = _unit(self.image_proj(pooled[:, 0]))  # B E
@@ -87,7 +87,7 @@ class CoCa(nn.Module):
     def encode_image(
         self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
     ) -> EncodedImage:
-        """The image's part of `forward`: what captions attend to, and the embedding."""
+        """The image's part of `forward`: the tokens that captions attend to, and the embedding."""
         patches = self.image_encoder(images, kept_patches)
         tokens, pooled = self.arrange(self.captioning_pooler, self.contrastive_pooler, patches)
         return EncodedImage(tokens, _unit(self.image_proj(pooled[:, 0])))
@@ -98,7 +98,7 @@ class CoCa(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Bound the learned temperature; the training step calls it after each update."""
+        """Bound the learned temperature. The training step calls this after each update."""
         self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
 
 

@@ -45,7 +45,8 @@ class ImageEncoder(nn.Module):
     def forward(
         self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B P D"]:
-        """Encode images of the configured size, or only K patches of each (FLIP, arXiv 2212.00794)."""
+        """Encode images of the configured size. With `kept_patches`, encode only these K patches of each image (FLIP,
+        arXiv 2212.00794)."""
         patches = self.patch_embed(patchify(images, self.patch_size))
         x = self.position(patches, PLAIN.positions)  # B P D
         if kept_patches is not None:
@@ -66,6 +67,6 @@ class ImageEncoder(nn.Module):
 
 
 def patchify(images: Float[Tensor, "B 3 H W"], patch_size: int) -> Float[Tensor, "B P K"]:
-    """Cut images into square patches, raster order; K = 3 · patch_size² pixels in the order channel, row, column."""
+    """Cut images into square patches, in raster order. Each has K = 3 · patch_size² values: channel, row, column."""
     rows = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # B 3 Gh p Gw p
     return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

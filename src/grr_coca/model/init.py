@@ -1,4 +1,4 @@
-"""Initialisation of all weights, in one place. Every parameter is written here.
+"""Initialisation of all weights, in one place. Every parameter gets its first value here.
 
 | parameters | drawn from |
 |---|---|
@@ -9,9 +9,9 @@
 | learned positions, registers, class token | N(0, 0.02²), ViT's |
 | bias of patches | the same; a blank patch must not become a zero vector |
 | norms; other biases | weight 1; 0 |
-| `logit_scale`, `logit_bias` | log(1 / 0.07), none: CoCa's temperature; with a sigmoid, SigLIP's log 10 and -10 |
+| `logit_scale`, `logit_bias` | softmax: CoCa's log(1 / 0.07), no bias; sigmoid: SigLIP's log 10 and -10 |
 
-The draws depend on the name of the parameter and the seed only, so parts that two models share start equal.
+Random values depend only on the seed and the name of the parameter. So parts that two models share start equal.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ INITIAL_LOGIT_BIAS = -10.0
 
 @torch.no_grad()
 def init_weights(model: CoCa, seed: int) -> None:
-    """Draw all weights of the model from `seed`, in place."""
+    """Give all weights of the model their first values, in place."""
     branches = _residual_branches(model)
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     for name, parameter in model.named_parameters():
@@ -55,7 +55,7 @@ def init_weights(model: CoCa, seed: int) -> None:
 
 
 def _residual_branches(model: CoCa) -> dict[str, int]:
-    """The number of branches that add to the residual stream of each stack. Both halves of the text decoder are one
+    """For each stack, the number of branches that add to its residual stream. Both halves of the text decoder form one
     stack."""
     image = _count_branches(model.image_encoder.blocks)
     text = _count_branches(model.text_decoder.blocks) + _count_branches(model.multimodal_decoder.blocks)

@@ -1,4 +1,4 @@
-"""Evaluation mode for the length of a `with` block."""
+"""Evaluation mode within a `with` block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode, and afterwards back into its mode, even after an exception."""
+    """Put the model into evaluation mode. Afterwards its mode is restored, even after an exception."""
     was_training = model.training
     model.eval()
     try:

@@ -1,7 +1,7 @@
-"""The multimodal half of the text decoder: it goes on from the unimodal half, and looks at the image.
+"""The multimodal half of the text decoder: it continues from the unimodal half, and attends to the image.
 
-Shapes: B captions, M tokens of all captions that have a next token, N = M rounded up, D width, Q image tokens of width
-C, V vocabulary.
+Shapes: B captions, M tokens (of all captions) that have a next token, N = M rounded up, D width, Q image tokens of
+width C, V vocabulary.
 """
 
 from jaxtyping import Float

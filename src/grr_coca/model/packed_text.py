@@ -1,7 +1,7 @@
-"""The captions of a batch without their padding, as both halves of the text decoder run on them.
+"""The captions of a batch without their padding. Both halves of the text decoder run on this form.
 
-Shapes: B captions, T positions of the longest, N tokens of all captions, M of them that have a next token: N less
-[EOS] and [CLS] of each caption. N and M are rounded up, see `grr_coca.layers.layout.Packed`.
+Shapes: B captions, T positions of the longest caption, N tokens of all captions, M tokens that have a next token (all
+but [EOS] and [CLS] of each caption). N and M are rounded up, see `grr_coca.layers.layout.Packed`.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,13 @@ from grr_coca.layers.layout import Packed, pack_lengths
 
 
 class PackedText(NamedTuple):
-    """Captions, concatenated into one row. It is made once for a batch and serves both halves.
+    """Captions, concatenated into one row. Made once for a batch; both halves of the text decoder use it.
 
-    `token_ids`: `[BOS] caption [EOS] [CLS]` of each caption; `layout`: that of these N tokens, for the unimodal half;
-    `cls`: which of the N tokens is the [CLS] of each caption; `predicting`: which of them have a next token, so go on
-    into the multimodal half; `predicting_layout`: the layout of those M tokens.
+    - `token_ids`: `[BOS] caption [EOS] [CLS]` of each caption
+    - `layout`: the layout of these N tokens, for the unimodal half
+    - `cls`: the index of each caption's [CLS] among the N tokens
+    - `predicting`: the indices of the M tokens that have a next token. They go on into the multimodal half
+    - `predicting_layout`: the layout of these M tokens
     """
 
     token_ids: Int[Tensor, "1 N"]
@@ -35,7 +37,7 @@ PackText = Callable[[Int[Tensor, "B T"], Int[Tensor, " B"]], PackedText]
 
 
 def pack_text(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> PackedText:
-    """Drop the padding of captions. `lengths` count [BOS], [EOS] and the [CLS] slot."""
+    """Pack padded captions. `lengths` include [BOS], [EOS] and the [CLS] slot."""
     longest = token_ids.shape[1]
     layout, predicting_layout = pack_lengths(lengths, longest), pack_lengths(lengths - 2, longest - 2)
     predicting = predicting_layout.gather(layout.tokens[:, :-2])[0]

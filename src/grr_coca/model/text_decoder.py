@@ -1,6 +1,6 @@
-"""The unimodal half of the text decoder: it reads captions, and no image.
+"""The unimodal half of the text decoder: it reads captions and does not see the image.
 
-Shapes: B captions, D width, M tokens that have a next token, of all captions (rounded up).
+Shapes: B captions, D width, M tokens (of all captions, rounded up) that have a next token.
 """
 
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from grr_coca.model.packed_text import PackedText, PackText
 
 
 class TextDecoderOutput(NamedTuple):
-    """`cls`: the normalized output at [CLS] of each caption; `tokens`: the residual stream of all tokens that have a
-    next token, from which the multimodal half goes on."""
+    """`cls`: the normalized output at the [CLS] of each caption. `tokens`: the residual stream of all tokens that have
+    a next token. The multimodal half continues from it."""
 
     cls: Float[Tensor, "B D"]
     tokens: Float[Tensor, "1 M D"]
@@ -47,7 +47,7 @@ class TextDecoder(nn.Module):
         self.cls_norm = cls_norm
 
     def forward(self, text: PackedText) -> TextDecoderOutput:
-        """Decode the captions of a batch."""
+        """Run the captions of a batch through all blocks."""
         x = self.tok_embeddings(text.token_ids)  # 1 N D
         x = x.index_copy(1, text.cls, self.cls_embedding.to(x.dtype).expand(1, len(text.cls), -1))
         x = self.position(x, text.layout.positions)

@@ -1,6 +1,6 @@
-"""A recipe: everything that a run depends on, in one YAML file that a person edits and every run writes back.
+"""A recipe: everything that a run depends on, in one YAML file. People edit it, and every run writes it back in full.
 
-Paths in a recipe are relative to the recipe's own folder, so it works from anywhere.
+Paths in a recipe are relative to the recipe's own folder, so the recipe works from any working directory.
 """
 
 import os
@@ -39,14 +39,14 @@ CAPTION_SCORES = ("CIDEr", "CIDEr-D", "BLEU-4", "ROUGE-L")
 
 
 def require_at_least(bound: float, **numbers: float) -> None:
-    """Refuse a number below its bound, or none at all; the key is its name."""
+    """Refuse numbers below the bound, and NaN. Each number is passed under the name of its key."""
     for name, number in numbers.items():
         if not number >= bound:
             raise UserError(f"{name} {number} is out of range; give {bound} or more")
 
 
 def require_share(**numbers: float) -> None:
-    """Refuse a number that is not at least 0 and below 1; the key is its name."""
+    """Refuse numbers that are not in [0, 1). Each number is passed under the name of its key."""
     for name, number in numbers.items():
         if not 0 <= number < 1:
             raise UserError(f"{name} {number} is out of range; give 0 or more, and less than 1")
@@ -54,7 +54,7 @@ def require_share(**numbers: float) -> None:
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """A preset at a size; what is None stays as preset and size have it.
+    """A preset and a size. A key that is None keeps the value of preset and size.
 
     `patch_size`: pixels along a side of a patch; half of it gives four times the patch tokens.
     `num_registers`: learned tokens beside the patches, 4 in arXiv 2309.16588. `qk_norm`: `rms` normalizes queries and
@@ -85,7 +85,7 @@ class ModelRecipe:
             raise UserError(f"pixel_std {self.pixel_std} is out of range; give more than 0")
 
     def config(self, vocab_size: int) -> CoCaConfig:
-        """The full config of the model with this vocabulary."""
+        """The full config of the model with a vocabulary of this size."""
         config = get_preset(self.preset, self.size)
         if self.captions_from == "patches":
             config = replace(config, poolers=replace(config.poolers, num_queries=None))
@@ -107,14 +107,14 @@ class ModelRecipe:
 
     def preprocess(self, config: CoCaConfig) -> "Preprocess":
         """Resizing and normalization of the images."""
-        from grr_coca.data.preprocess import Preprocess  # late: reading a recipe takes no torch
+        from grr_coca.data.preprocess import Preprocess  # late: a recipe can be read without torch
 
         return Preprocess(config.image_encoder.image_size, (self.pixel_mean,) * 3, (self.pixel_std,) * 3)
 
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """`bpe` is trained on the training captions, with at most `vocab_size` ids; `clip` is CLIP's, of 49,408."""
+    """`bpe` is trained on the training captions, with at most `vocab_size` ids. `clip` is CLIP's, with 49,408 ids."""
 
     kind: Literal["bpe", "clip"] = "bpe"
     vocab_size: int = 2048
@@ -124,11 +124,13 @@ class TokenizerRecipe:
 class DataRecipe:
     """Where the pairs lie (see `open_source`) and how they are read.
 
-    `val` None: every 20th training pair, 5,000 at most, is kept for validation. `test`: for evaluation alone, by name.
-    `batch_size` is that of the optimizer's step, over all processes. With `micro_batch_size` each process takes its
-    share in pieces of so many pairs: the same gradients in less memory, for a second forward pass.
-    `patch_dropout`: share of each image's patches that training leaves out (FLIP, arXiv 2212.00794), drawn from seed,
-    epoch and sample; evaluation sees all of them.
+    - `val`: None keeps every 20th training pair, at most 5,000, for validation
+    - `test`: splits by name, which are used for evaluation only
+    - `batch_size`: pairs of one step of the optimizer, over all processes
+    - `micro_batch_size`: each process works on its share in pieces of so many pairs; the gradients are the same, with
+      less memory, at the cost of a second forward pass
+    - `patch_dropout`: share of each image's patches that training leaves out (FLIP, arXiv 2212.00794), drawn from seed,
+      epoch and sample; evaluation sees all patches
     """
 
     train: str
@@ -150,11 +152,13 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """AdamW, or Muon for all matrices but the head's with AdamW for the rest. Decay is for matrices alone.
+    """`adamw`, or `muon`: Muon for all matrices but the head's, and AdamW for the rest. Only matrices have weight
+    decay.
 
-    `layer_decay`: factor on the learning rate per layer between a parameter and the nearest head (see
-    `layer_depth`), for fine-tuning that leaves the first layers nearly as they are; 1 for one rate for all.
-    `muon_precision`: of Muon's orthogonalization; `auto` is what this machine computes faster (see `faster_precision`).
+    - `layer_decay`: the learning rate is multiplied by this for each layer between a parameter and the nearest head
+      (see `layer_depth`). Fine-tuning with a value below 1 changes the first layers least. 1: one rate for all
+    - `muon_precision`: precision of Muon's orthogonalization. `auto`: the precision that is faster on this machine (see
+      `faster_precision`)
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -174,7 +178,7 @@ class OptimizerRecipe:
 
 @dataclass(frozen=True)
 class ScheduleRecipe:
-    """Linear warm-up over `warmup_steps`, then cosine down to `final_lr_ratio` of the peak at the last step."""
+    """Linear warm-up over `warmup_steps`, then a cosine down to `final_lr_ratio` times the peak at the last step."""
 
     steps: int
     warmup_steps: int
@@ -187,10 +191,11 @@ class ScheduleRecipe:
 
 @dataclass(frozen=True)
 class LossRecipe:
-    """Weights of CoCa's two losses; the defaults are the paper's.
+    """Weights of CoCa's two losses. The defaults are the paper's.
 
-    `z_loss_weight`: of log² Z per token of the captions, which keeps logits from drifting (PaLM, arXiv 2204.02311:
-    1e-4). It is trained on and logged as `z`; `coca` is the paper's loss without it, in the log and in evaluation.
+    `z_loss_weight`: weight of log² Z per token, which keeps logits from drifting (PaLM, arXiv 2204.02311, uses 1e-4).
+    The z-loss is part of the loss that is trained on, and logged as `z`. In the log and in evaluation, `coca` is the
+    paper's loss, without it.
     """
 
     contrastive_weight: float = 1.0
@@ -204,17 +209,21 @@ class LossRecipe:
 
     @property
     def weights(self) -> "LossWeights":
-        """The same, as the losses take them."""
-        from grr_coca.losses import LossWeights  # late: reading a recipe takes no torch
+        """The weights in the form that `grr_coca.losses` takes."""
+        from grr_coca.losses import LossWeights  # late: a recipe can be read without torch
 
         return LossWeights(self.contrastive_weight, self.captioning_weight, self.z_loss_weight)
 
 
 @dataclass(frozen=True)
 class EvaluationRecipe:
-    """Validation every `interval` steps. Contrastive losses are of batches of exactly `batch_size` pairs: they
-    grow with it, so it is stated wherever they are. `num_captions` images are captioned each time, always the same
-    ones, and the captions scored (CIDEr and others, which compare on the same images alone); 0: none."""
+    """Validation every `interval` steps.
+
+    - `batch_size`: contrastive losses are computed on batches of exactly so many pairs. They grow with the batch size,
+      so it is stated wherever a contrastive loss is
+    - `num_captions`: so many images, always the same ones, are captioned at each validation, and the captions are
+      scored (CIDEr and others). Such scores can be compared only on the same images. 0: no captions
+    """
 
     interval: int = 500
     batch_size: int = 64
@@ -229,7 +238,7 @@ class EvaluationRecipe:
 class CheckpointRecipe:
     """A checkpoint every `interval` steps (None: at every validation), every `minutes`, and at the end.
 
-    The newest `keep_last` stay, and the best by `keep_best`, a score of the validation split.
+    The newest `keep_last` checkpoints are kept, and the best one by `keep_best`, a score on the validation split.
     """
 
     interval: int | None = None
@@ -244,8 +253,11 @@ class CheckpointRecipe:
 
 @dataclass(frozen=True)
 class HealthRecipe:
-    """Limits at which a run gives up: `max_skipped` steps in a row that were skipped because loss or gradient was not
-    finite, or a larger share of broken samples than `max_bad_share`."""
+    """Limits at which a run gives up.
+
+    `max_skipped`: steps in a row that were skipped because the loss or a gradient was not finite. `max_bad_share`:
+    share of broken samples.
+    """
 
     max_skipped: int = 10
     max_bad_share: float = 0.1
@@ -257,13 +269,19 @@ class HealthRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A run. Pretraining needs `model` and `tokenizer`; fine-tuning takes both from its checkpoint.
+    """A run. Pretraining needs `model` and `tokenizer`. Fine-tuning takes both from its checkpoint.
 
-    `ema`: decay of a running average of the weights, which is then what is evaluated and kept (see `Ema`); None for
-    none. `compile`: blocks are compiled at the first steps, which takes a minute or two, a C++ compiler on a CPU, and
-    Triton on a GPU. `gradient_checkpointing`: how much of what blocks would keep for the backward pass is computed
-    again there, and not kept. At 1 that is all but their inputs: the least memory, for a forward pass more. Less takes
-    `compile`, whose compiler gives up first what costs least to compute; 0.75 is a good bargain.
+    - `freeze`: parts whose weights stay as they are
+    - `precision`: of the forward and backward passes. `auto`: bf16 if this machine is faster in it, else fp32
+    - `parallelism`: `ddp` copies the model to every process, `fsdp` shards it
+    - `ema`: decay of a running average of the weights (see `Ema`); the average is then evaluated and saved. None: no
+      average
+    - `compile`: compile the blocks at the first steps. That takes one or two minutes, and needs a C++ compiler on a
+      CPU, or Triton on a GPU
+    - `gradient_checkpointing`: share of the blocks' intermediate results that are not kept for the backward pass, but
+      computed again there. 1: only the inputs of blocks are kept, which takes the least memory and one more forward
+      pass. A value between 0 and 1 needs `compile`: the compiler drops first what is cheapest to compute again. 0.75 is
+      a good value
     """
 
     data: DataRecipe
@@ -309,7 +327,7 @@ def load_recipe(path: Path) -> Recipe:
     """Read a recipe and make its data paths absolute.
 
     Raises:
-        UserError: no such file, not YAML, or a key or value that a recipe does not have.
+        UserError: there is no such file, it is not YAML, or it has a key or a value that is not valid.
     """
     recipe = from_dict(Recipe, read_yaml(path), str(path))
     data = recipe.data
@@ -328,7 +346,7 @@ def load_recipe(path: Path) -> Recipe:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, defaults included."""
-    import yaml  # late, here and below: it comes with the extra [train], and settings alone do without it
+    import yaml  # late, here and below: yaml comes with the extra [train], and this module is also used without it
 
     write_whole(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True).encode())
 
@@ -337,7 +355,7 @@ def read_yaml(path: Path) -> object:
     """The content of a YAML file.
 
     Raises:
-        UserError: no such file, or not YAML; names the file, and those beside it.
+        UserError: there is no such file (the message lists those beside it), or it is not YAML.
     """
     import yaml
 

@@ -1,1 +1,1 @@
-"""Verbs that work on files of pairs."""
+"""Verbs for files of image-text pairs."""

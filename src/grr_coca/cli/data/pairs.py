@@ -19,12 +19,13 @@ SIZES_SHOWN = 5
 
 @dataclass(frozen=True)
 class Check:
-    """Read and decode every pair: broken ones by cause, caption lengths, duplicates, a contact sheet.
+    """Read and decode every pair, and report broken pairs by cause, caption lengths and duplicates. Draw a contact
+    sheet.
 
     Args:
         path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
             ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
-        sheet: where the contact sheet goes, a PNG.
+        sheet: PNG file to write the contact sheet to.
         json: print JSON.
     """
 
@@ -49,14 +50,15 @@ class Stats:
 
 @dataclass(frozen=True)
 class Convert:
-    """Write tar shards as img2dataset does; what was interrupted goes on. Bad pairs are left out and counted.
+    """Write tar shards in the layout of img2dataset. Bad pairs are left out and counted. An interrupted conversion goes
+    on.
 
     Args:
         path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
             ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
         out: a new folder for the shards.
-        pairs_per_shard: images of the source that a shard is made from.
-        image_size: scale larger images down to this shorter side, as JPEG; images stay as they are if not given.
+        pairs_per_shard: number of the source's images for each shard.
+        image_size: scale larger images down to this shorter side, as JPEG; if not given, images stay as they are.
     """
 
     path: tyro.conf.Positional[str]
@@ -142,7 +144,7 @@ def _sampled(survey: Survey) -> str:
 
 def _as_json(survey: Survey) -> str:
     content = asdict(survey)
-    content["broken"] = dict(survey.broken)  # dataclasses take a Counter for a list of its items
+    content["broken"] = dict(survey.broken)  # `asdict` spoils a Counter
     content["caption_words"] = survey.word_histogram()
     content["image_sizes"] = {f"{w}x{h}": number for (w, h), number in survey.image_sizes.most_common()}
     return json_module.dumps(content, indent=2, ensure_ascii=False)

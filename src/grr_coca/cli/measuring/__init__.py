@@ -1,1 +1,1 @@
-"""Verbs that measure: evaluate and compare checkpoints, tell what a model costs."""
+"""Verbs that measure: evaluate and compare checkpoints, and show what a model costs."""

@@ -1,16 +1,16 @@
-"""What `grr-coca info` prints of models: parts, parameters, FLOPs and differences."""
+"""Prints parts, parameters, FLOPs and differences of models, for `grr-coca info`."""
 
 from collections.abc import Sequence
 
 from grr_coca.config import CoCaConfig
-from grr_coca.model import CoCa, build
+from grr_coca.model import CoCa, build_without_weights
 from grr_coca.structure import differences
 from grr_coca.study.anatomy import count_parameters, flops_per_pair, parts, share_that_differs
 
 
 def print_tree(preset: str, size: str, config: CoCaConfig, lengths: Sequence[int]) -> None:
-    """Print the parts of a preset, their parameters, and the FLOPs of a pair by length of its caption."""
-    model = build(config)
+    """Print the parts of a preset, their parameters, and the FLOPs of a pair for each length of its caption."""
+    model = build_without_weights(config)
     total = count_parameters(model)
     print(f"{preset}, size {size}")
     for part in parts(model):
@@ -22,8 +22,8 @@ def print_tree(preset: str, size: str, config: CoCaConfig, lengths: Sequence[int
 
 
 def print_differences(names: tuple[str, str], size: str, configs: tuple[CoCaConfig, CoCaConfig]) -> None:
-    """Print what two presets differ in."""
-    models = (build(configs[0]), build(configs[1]))
+    """Print the differences between two presets."""
+    models = (build_without_weights(configs[0]), build_without_weights(configs[1]))
     print(f"{names[0]} against {names[1]}, size {size}\n")
     print(f"{'part':<24}{names[0]:>20}{names[1]:>20}")
     for name, first in models[0].named_children():

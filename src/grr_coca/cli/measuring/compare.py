@@ -24,11 +24,11 @@ def run(
     data: tuple[str, ...] = (),
     batch_size: int = 64,
 ) -> None:
-    """Hold one checkpoint against another; changes are shares of the second's losses.
+    """Compare one checkpoint with another. Changes are relative to the second one's losses.
 
     Args:
         checkpoint: folder, or name of a model (see `grr-coca models`).
-        baseline: folder or name of the one to compare with.
+        baseline: folder or name of the checkpoint to compare with.
         data: splits to evaluate on: .tar shards, patterns, or folders.
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
     """

@@ -13,7 +13,7 @@ from grr_coca.extras import require_extra
 from grr_coca.inference.locate import locate_checkpoint
 
 TASK_OF = {"folds": "retrieval", "out": "captioning", "labels": "zeroshot", "templates": "zeroshot", "train": "probe"}
-"""Options that belong to one task."""
+"""Options that belong to a single task."""
 
 
 def run(
@@ -33,13 +33,13 @@ def run(
     Args:
         checkpoint: folder, or name of a model (see `grr-coca models`).
         data: splits to evaluate on: .tar shards, patterns, or folders; for zeroshot and probe also a folder per class.
-        task: loss (with retrieval as in training), retrieval as the literature counts it, captioning, zeroshot, probe.
+        task: loss (with retrieval as in training), retrieval (as in the literature), captioning, zeroshot, or probe.
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
-        folds: retrieval in as many parts of the split; COCO's 1k protocol is 5,000 images in 5.
-        out: captioning writes its captions here; JSON lines.
-        labels: zeroshot classes, one a line; those that occur if not given.
-        templates: zeroshot sentences with {} for the class, one a line.
-        train: probe's training images with their classes.
+        folds: for retrieval, cut the split into this number of parts; COCO's 1k protocol cuts 5,000 images into 5.
+        out: for captioning, write the captions to this file of JSON lines.
+        labels: for zeroshot, a file of classes, one per line; if not given, the classes that occur.
+        templates: for zeroshot, a file of sentences with {} for the class, one per line.
+        train: for probe, the training images with their classes.
         json: print JSON.
     """
     given = {"folds": folds, "out": out, "labels": labels, "templates": templates, "train": train}

@@ -9,7 +9,7 @@ from grr_coca.errors import UserError
 from grr_coca.presets import get_preset
 
 SHORTEST = 4
-"""Tokens: a word between begin, end and class token."""
+"""The fewest tokens of a caption: a word, and the begin, end and class tokens."""
 
 
 def run(
@@ -19,7 +19,7 @@ def run(
     batch: int | None = None,
     text_length: int | None = None,
 ) -> None:
-    """Show what a preset is made of, and what a training step should take here, or what two presets differ in.
+    """Show the parts of a preset and a forecast of its training step, or the differences between two presets.
 
     Args:
         preset: name of a preset.

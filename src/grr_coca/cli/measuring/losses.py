@@ -11,10 +11,10 @@ from grr_coca.losses import LossWeights
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """A checkpoint on the best device that is here."""
+    """Load a checkpoint on the GPU if there is one, else on the CPU."""
     return from_pretrained(folder, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def measure_paths(checkpoint: Checkpoint, paths: tuple[str, ...], batch_size: int) -> dict[str, Measured]:
-    """Losses and retrieval on each path, under the paper's loss weights; the path is the name."""
+    """Losses and retrieval on each path, by path, with the paper's loss weights."""
     return {path: measure_checkpoint(checkpoint, open_source(path), batch_size, LossWeights()) for path in paths}

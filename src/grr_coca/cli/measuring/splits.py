@@ -1,4 +1,4 @@
-"""What the evaluating verbs ask for. It needs no torch, so that what is wrong is said at once."""
+"""Options of the evaluating verbs. This module does not import torch, so that errors are reported at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,12 @@ Task = Literal["loss", "retrieval", "captioning", "zeroshot", "probe"]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """The options of all tasks but `loss`.
+    """The options of all tasks except `loss`.
 
-    `folds` belongs to retrieval; `out`, a file for the captions, to captioning; `class_names` (None: those that
-    occur) and `templates` to zeroshot; `train`, the images that are trained on, to probe.
+    - `folds`: for retrieval
+    - `out`: for captioning, the file for the captions
+    - `class_names` (None: the classes that occur) and `templates`: for zeroshot
+    - `train`: for probe, the images to train on
     """
 
     batch_size: int
@@ -30,7 +32,7 @@ def require_paths(paths: tuple[str, ...]) -> None:
     """Make sure that there is something to evaluate on, before anything is loaded.
 
     Raises:
-        UserError: no path is given, or nothing is there.
+        UserError: no path is given, or there is nothing at a path.
     """
     if not paths:
         raise UserError("nothing to evaluate on; give --data PATH [PATH …], .tar shards or a folder")

@@ -1,4 +1,4 @@
-"""What `grr-coca info --batch` says of a training step on this machine."""
+"""The forecast of a training step on this machine, for `grr-coca info --batch`."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ GIB = 2**30
 
 
 def step_forecast(config: CoCaConfig, batch: int, lengths: Sequence[int]) -> str:
-    """A line for each precision and length of captions, with what was assumed, and the memory."""
+    """A line for each precision and length of captions, after the assumptions and before the memory."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     rates = {precision: matmul_rate(precision, device) for precision in DTYPES}

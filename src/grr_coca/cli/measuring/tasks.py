@@ -1,4 +1,4 @@
-"""The tasks of `grr-coca evaluate`: measured, and printed."""
+"""Runs the tasks of `grr-coca evaluate`, and prints their results."""
 
 import json as json_module
 from dataclasses import asdict
@@ -22,10 +22,10 @@ from grr_coca.evaluate.tasks import (
 
 
 def measure(task: Task, checkpoint: Checkpoint, path: str, options: TaskOptions) -> Report:
-    """Measure a checkpoint at one task on one split.
+    """Measure a checkpoint in one task on one split.
 
     Raises:
-        UserError: the split cannot be read, or does not suit the task.
+        UserError: the split cannot be read, or does not fit the task.
     """
     if task == "retrieval":
         return measure_retrieval(checkpoint, open_source(path), options.batch_size, options.folds, "own")

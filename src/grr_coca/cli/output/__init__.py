@@ -1,1 +1,1 @@
-"""What verbs write: progress, lines, tables, files of captions and vectors."""
+"""The output of verbs: progress, lines, and files of captions and vectors."""

@@ -1,4 +1,4 @@
-"""Where captions go: lines on standard output, rows of a file, or a text file beside each image."""
+"""The places that captions are written to: standard output, a file of rows, or a text file beside each image."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 class CaptionOutput(Protocol):
-    """Takes the captions of one image after the other, as soon as they are there."""
+    """Takes the captions of one image after the other, as soon as they are generated."""
 
     @property
     def done(self) -> Collection[str]:
-        """Names of the images that have captions already."""
+        """Names of the images that already have captions."""
         ...
 
     def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:
-        """Keep the captions of an image."""
+        """Write the captions of an image."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -37,10 +37,10 @@ class CaptionOutput(Protocol):
 def open_output(
     out: Path | None, sidecar: bool, json: bool, images: Sequence[ImageFile], num_captions: int
 ) -> CaptionOutput:
-    """The output that the flags ask for.
+    """The output for these flags.
 
     Raises:
-        UserError: they ask for two, or for one that these images cannot have.
+        UserError: the flags ask for two outputs, or for one that does not work for these images.
     """
     asked = [name for name, is_asked in (("--out", out), ("--sidecar", sidecar), ("--json", json)) if is_asked]
     if len(asked) > 1:
@@ -94,10 +94,10 @@ class RowOutput:
 
 
 class Sidecars(_NothingToClose):
-    """`NAME.txt` beside each image, one caption a line. A file that is there is never written over.
+    """`NAME.txt` beside each image, with one caption per line. A file that exists is never overwritten.
 
     Raises:
-        UserError: an image is no file of its own, or two would share a text file.
+        UserError: an image is not a separate file, or two images would share a text file.
     """
 
     def __init__(self, images: Sequence[ImageFile]) -> None:
@@ -121,5 +121,5 @@ class Sidecars(_NothingToClose):
 
 
 def _rows(image: ImageFile, captions: "Sequence[Caption]") -> list[CaptionRow]:
-    # A caption stays on its line, whatever the model writes.
+    # A model may write a line end, but a caption must stay on one line.
     return [CaptionRow(image.name, " ".join(c.text.split()), round(sum(c.log_probs), 4)) for c in captions]

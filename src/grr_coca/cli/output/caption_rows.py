@@ -1,4 +1,4 @@
-"""Files of captions that grow row by row, and that an interrupted job goes on with."""
+"""Files of captions that grow row by row, so that an interrupted job can continue."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from grr_coca.errors import UserError
 
 
 class CaptionRow(NamedTuple):
-    """One caption of an image; `log_prob`: of the whole caption, natural logarithm."""
+    """One caption of an image. `log_prob`: natural logarithm of the probability of the whole caption."""
 
     image: str
     caption: str
@@ -22,13 +22,13 @@ class CaptionRow(NamedTuple):
 
 
 class RowFile:
-    """A JSON lines or CSV file of `CaptionRow`s, told by its suffix.
+    """A file of `CaptionRow`s: JSON lines or CSV, by its suffix.
 
-    Of a file that is there already, the images that have all their captions are in `done`. A line that an
-    interruption cut off is removed, and so are the rows of an image that lacks some.
+    If the file exists, `done` holds the images that have all their captions in it. A line that was cut off is removed,
+    and so are the rows of images that lack some of their captions.
 
     Raises:
-        UserError: the suffix says no format, the file is something else, or cannot be written to.
+        UserError: the suffix is not that of a format, the file holds something else, or it cannot be written to.
     """
 
     def __init__(self, path: Path, rows_per_image: int) -> None:
@@ -46,7 +46,7 @@ class RowFile:
                 self._file.flush()
 
     def append(self, rows: Sequence[CaptionRow]) -> None:
-        """Add rows, and hand them to the system at once."""
+        """Add rows, and flush them at once."""
         with disk_errors(self.path):
             self._file.write("".join(self._line(row) for row in rows))
             self._file.flush()
@@ -67,7 +67,7 @@ class RowFile:
                 file.write(self._line(row).encode("utf-8", "surrogateescape"))
 
     def _rows(self) -> Iterator[CaptionRow]:
-        """The rows of the file, without the last if it was cut off."""
+        """The rows of the file. A last row that was cut off is left out."""
         with self.path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             whole = (line for line in file if line.endswith("\n"))
             for number, record in enumerate(self._records(whole), 1):

@@ -1,4 +1,4 @@
-"""Progress of long work, with the time that is left: bars on a terminal, a line now and then elsewhere."""
+"""Progress of long work, with the time that is left: bars on a terminal, otherwise an occasional line."""
 
 import sys
 import time
@@ -10,15 +10,15 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class JobProgress(Protocol):
-    """Is told how far each of some named jobs is."""
+    """Shows the progress of one or more named jobs."""
 
     def update(self, name: str, done: int, description: str) -> None:
-        """Tell that `done` steps of the job `name` are done."""
+        """Report that `done` steps of the job `name` are finished."""
         ...
 
 
 class ProgressLines:
-    """A line of plain text now and then, for logs and pipes; no control codes."""
+    """Occasional lines of plain text without control codes, for logs and pipes."""
 
     def __init__(self, totals: dict[str, int]) -> None:
         self._totals = totals
@@ -26,9 +26,9 @@ class ProgressLines:
         self._first: dict[str, tuple[float, int]] = {}
 
     def update(self, name: str, done: int, description: str) -> None:
-        """Tell that `done` steps of the job `name` are done."""
+        """Report that `done` steps of the job `name` are finished."""
         now = time.monotonic()
-        began, first = self._first.setdefault(name, (now, done))  # a run that was resumed did not begin at 0
+        began, first = self._first.setdefault(name, (now, done))  # a resumed run did not begin at 0
         if now - self._spoke > SECONDS_BETWEEN_LINES:
             self._spoke = now
             total = self._totals[name]
@@ -38,7 +38,7 @@ class ProgressLines:
 
 @contextmanager
 def bars(totals: dict[str, int]) -> Iterator[JobProgress]:
-    """Progress on standard error until the context ends.
+    """Show progress on standard error within the context.
 
     Args:
         totals: the number of steps of each job, by its name.
@@ -46,7 +46,7 @@ def bars(totals: dict[str, int]) -> Iterator[JobProgress]:
     if not sys.stderr.isatty():
         yield ProgressLines(totals)
         return
-    from grr_coca.cli.output.terminal import Bars  # late: rich takes time that pipes need not wait for
+    from grr_coca.cli.output.terminal import Bars  # late: importing rich takes time, and only terminals need it
 
     shown = Bars(totals)
     with shown.display:

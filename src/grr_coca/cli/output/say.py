@@ -8,25 +8,25 @@ from collections.abc import Mapping
 
 
 def say(line: str) -> None:
-    """Print a line; bytes of a file name that are not UTF-8 come out as they are.
+    """Print a line. Bytes of a file name that are not UTF-8 are printed unchanged.
 
     Raises:
-        SystemExit: whoever reads it has seen enough, as in `… | head`.
+        SystemExit: the reader of the output has closed it, as in `… | head`.
     """
     try:
         sys.stdout.flush()
         sys.stdout.buffer.write(f"{line}\n".encode("utf-8", "surrogateescape"))
         sys.stdout.buffer.flush()
     except BrokenPipeError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush at exit fails once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails again
         raise SystemExit(128 + signal.SIGPIPE) from error
 
 
 def to_json(record: Mapping[str, object]) -> str:
-    """A record as one line of JSON, in UTF-8 where that can hold it, else escaped."""
+    """A record as one line of JSON: as text if UTF-8 can encode it, else with escapes."""
     line = json.dumps(record, ensure_ascii=False)
     try:
         line.encode()
     except UnicodeEncodeError:
-        return json.dumps(record)  # a file name that is not UTF-8: Python's `os.fsencode` gives it back
+        return json.dumps(record)  # a file name that is not UTF-8; Python's `os.fsencode` restores its bytes
     return line

@@ -5,7 +5,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 class Bars:
-    """One bar per job on standard error, each with a total number of steps. `display` is a context that shows them."""
+    """One bar for each job on standard error. `display` is the context in which they are shown."""
 
     def __init__(self, totals: dict[str, int]) -> None:
         width = max(map(len, totals))
@@ -15,5 +15,5 @@ class Bars:
         self._tasks = {name: self.display.add_task("", total=total, label=name) for name, total in totals.items()}
 
     def update(self, name: str, done: int, description: str) -> None:
-        """Tell that `done` steps of the job `name` are done."""
+        """Report that `done` steps of the job `name` are finished."""
         self.display.update(self._tasks[name], completed=done, description=description)

@@ -1,4 +1,4 @@
-"""Files of embeddings with their keys, in the formats that other programs read.
+"""Files of embeddings with their keys, in formats that other programs can read.
 
 Shapes: N rows, E embedding width.
 """
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".safetensors", ".npy", ".parquet")
 MAX_HEADER = 100_000_000
-"""Bytes that a safetensors reader takes for names and metadata."""
+"""The most bytes of names and metadata that a safetensors reader accepts."""
 
 
 def check_format(path: Path) -> None:
-    """Make sure before the work begins that `write_vectors` can write this file.
+    """Make sure, before the work begins, that `write_vectors` can write this file.
 
     Raises:
-        UserError: the suffix says no format, or a package is missing for it.
+        UserError: the suffix is not that of a format, or a package for the format is missing.
     """
     if require_suffix(path, SUFFIXES) == ".parquet":
         require_extra("parquet", f"{path}: writing Parquet")
@@ -35,12 +35,12 @@ def check_format(path: Path) -> None:
 
 
 def write_vectors(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
-    """Write N vectors of width E in 32-bit floating point, with the key of each.
+    """Write N vectors of width E in 32-bit floating point, each with its key.
 
     | suffix | vectors | keys |
     |---|---|---|
     | `.safetensors` | tensor `embeddings` N E | metadata `keys`, a JSON list |
-    | `.npy` | array N E | `NAME.keys.txt` beside it, one a line |
+    | `.npy` | array N E | `NAME.keys.txt` beside it, one per line |
     | `.parquet` | column `embedding`, lists of E | column `key` |
 
     Raises:
@@ -50,7 +50,8 @@ def write_vectors(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
     if suffix == ".safetensors":
         _write_safetensors(path, keys, vectors)
     elif suffix == ".npy":
-        # Bytes of a file name that are not UTF-8 stay as they are; a key stays on its line.
+        # Bytes of a file name that are not UTF-8 stay unchanged. A line end is escaped, so that a key stays on its
+        # line.
         lines = "".join(key.replace("\n", "\\n") + "\n" for key in keys).encode("utf-8", "surrogateescape")
         write_output(path.with_suffix(".keys.txt"), lambda file: file.write(lines))
         write_output(path, lambda file: np.save(file, vectors.numpy()))

@@ -1,4 +1,4 @@
-"""Output files: whole or not there, and errors that name them."""
+"""Output files that are written completely or not at all, with errors that name the file."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from grr_coca.files import fill_whole
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the system has against writing `path` into a `UserError`."""
+    """Turn an `OSError` while writing `path` into a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -19,7 +19,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under a temporary name beside it, and rename it when all of it is on the disk.
+    """Write a file under a temporary name beside it, and rename it when it is completely on the disk.
 
     Raises:
         UserError: the disk is full or cannot be written to.
@@ -33,7 +33,7 @@ def require_suffix(path: Path, suffixes: tuple[str, ...]) -> str:
     """The suffix of an output file, which says its format.
 
     Raises:
-        UserError: it is none of them.
+        UserError: it is not one of `suffixes`.
     """
     suffix = path.suffix.lower()
     if suffix not in suffixes:

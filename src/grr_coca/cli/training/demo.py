@@ -35,19 +35,18 @@ def run(
     dry_run: Flag = False,
     json: Flag = False,
 ) -> int:
-    """Run the whole comparison: both models pretrained, fine-tuned on three domains, measured and shown.
+    """Run the whole comparison: pretrain both models, fine-tune them on three domains, measure them, write a report.
 
-    The pace of this machine decides how long both are pretrained. A demo that was stopped goes on with the same
-    command.
+    The pace of this machine decides how long they are pretrained. The same command continues a demo that was stopped.
 
     Args:
         plan: YAML file that names presets, recipes and schedules.
         out: folder for runs, table and report.
         minutes: take the longest schedule of the plan that ends within this time.
-        steps: pretrain for so many steps, however long that takes.
-        fresh: start anew in place of the demo that is in --out.
-        dry_run: tell the schedule that would be taken, and end.
-        json: with --dry-run, tell it as JSON.
+        steps: pretrain for this number of steps, however long that takes.
+        fresh: start again, and replace the demo in --out.
+        dry_run: print the schedule that would be taken, and end.
+        json: with --dry-run, print it as JSON.
     """
     began = time.monotonic()
     _check(plan, minutes, steps, dry_run, json)
@@ -88,11 +87,11 @@ def _check(plan: Path, minutes: float, steps: int | None, dry_run: bool, json: b
         raise UserError("--json tells what --dry-run finds; give both")
     require_extra("train", "training")
     require_extra("report", "the report")
-    read_yaml(plan)  # a name that is wrong is told at once
+    read_yaml(plan)  # so that a wrong name is reported at once
 
 
 def _begun(begun: "DemoPlan | None", out: Path, steps: int | None) -> "DemoPlan | None":
-    """The demo to go on with, if there is one."""
+    """The demo to continue, if there is one."""
     if begun is None:
         return None
     if steps not in (None, begun.steps):
@@ -102,7 +101,7 @@ def _begun(begun: "DemoPlan | None", out: Path, steps: int | None) -> "DemoPlan 
 
 
 class _Wishes(NamedTuple):
-    """What the command line asks for, and when the demo began, on the monotonic clock."""
+    """The options of the command line, and when the demo began, by the monotonic clock."""
 
     minutes: float
     steps: int | None
@@ -112,7 +111,7 @@ class _Wishes(NamedTuple):
 
 
 def _decide(plan: "DemoPlan", arms: "Arms", wishes: _Wishes) -> "DemoPlan":
-    """The plan with the numbers of steps and the precisions that suit this machine."""
+    """The plan with the number of steps and the precisions for this machine."""
     from grr_coca.study.demo.schedule import choose, timed_schedules
 
     steps = wishes.steps
@@ -138,7 +137,7 @@ def _decide(plan: "DemoPlan", arms: "Arms", wishes: _Wishes) -> "DemoPlan":
 
 
 def _table(schedules: Sequence["Schedule"], taken: "Schedule", minutes: float) -> str:
-    """Every schedule on a line, the one that is taken marked, with what a longer one would bring."""
+    """One line for each schedule, with its time and expected result. The one that is taken is marked."""
     lines = []
     for schedule in schedules:
         mark = "→" if schedule is taken else " "

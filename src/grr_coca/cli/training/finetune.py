@@ -19,20 +19,20 @@ def run(
     resume: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Go on from a checkpoint.
+    """Train a checkpoint further, on other pairs.
 
     Args:
-        recipe: YAML file with all that the run needs but the model; see recipes/.
+        recipe: YAML file with everything that the run needs except the model; see recipes/.
         checkpoint: folder to start from, or name of a model (see `grr-coca models`).
-        data: train on these pairs (.tar shards or a folder) in place of the recipe's.
+        data: train on these pairs (.tar shards or a folder) instead of the recipe's.
         out: run folder for log and checkpoint; runs/RECIPE-PRESET if not given.
-        seed: use this seed in place of the recipe's.
-        resume: go on with the run in --out, if there is one: after a stop, or whenever a scheduler starts it again.
-        dry_run: do one batch, then tell memory, steps and time to expect.
+        seed: use this seed instead of the recipe's.
+        resume: continue the run in --out, if there is one: after a stop, or whenever a scheduler starts it again.
+        dry_run: run a few batches, then print the memory, steps and time to expect.
     """
     resolved = read_recipe(recipe, data, seed)
     if checkpoint is None:
-        # A silent fresh start is how models end up with one caption for every image.
+        # Fine-tuning must not silently start from random weights: such models give every image the same caption.
         raise UserError("fine-tuning starts from a checkpoint: give --checkpoint FOLDER, or use `grr-coca pretrain`")
     folder = locate_checkpoint(checkpoint)
 

@@ -1,4 +1,4 @@
-"""What a demo shows before it trains: a few captions and a search by the model that ships with the code."""
+"""The opening of a demo, before it trains: a few captions and searches by the model that comes with the code."""
 
 import sys
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ NUM_CAPTIONED, NUM_QUERIES, NUM_HITS = 6, 5, 3
 
 
 def opening_lines(plan: DemoPlan) -> Iterator[str]:
-    """Captions of some drawings of the plan's showcase, and the drawings that its first queries find."""
+    """Lines with captions of some drawings of the plan's showcase, and with the drawings that some queries find."""
     pretrain = next(iter(stages(plan).values()))
     source = open_source(pretrain.data.test[plan.showcase])
     model = grr_coca.load(DEFAULT, "cpu")
@@ -48,7 +48,7 @@ def _picture(source: PairSource, index: int) -> Image.Image:
 
 
 def _symbol(key: str) -> str:
-    """The emoji that the drawing `STYLE-CODES` shows, where the terminal can write it; else the key itself."""
+    """The emoji that the drawing `STYLE-CODES` shows, if the terminal can print it; else the key itself."""
     try:
         symbol = "".join(chr(int(code, 16)) for code in key.partition("-")[2].split("-"))
         symbol.encode(sys.stdout.encoding or "ascii")

@@ -24,13 +24,13 @@ def run(
     """Train a new model.
 
     Args:
-        recipe: YAML file with all that the run needs; see recipes/.
-        preset: train this preset in place of the recipe's.
-        data: train on these pairs (.tar shards or a folder) in place of the recipe's.
+        recipe: YAML file with everything that the run needs; see recipes/.
+        preset: train this preset instead of the recipe's.
+        data: train on these pairs (.tar shards or a folder) instead of the recipe's.
         out: run folder for log and checkpoint; runs/RECIPE-PRESET if not given.
-        seed: use this seed in place of the recipe's.
-        resume: go on with the run in --out, if there is one: after a stop, or whenever a scheduler starts it again.
-        dry_run: do one batch, then tell memory, steps and time to expect.
+        seed: use this seed instead of the recipe's.
+        resume: continue the run in --out, if there is one: after a stop, or whenever a scheduler starts it again.
+        dry_run: run a few batches, then print the memory, steps and time to expect.
     """
     resolved = read_recipe(recipe, data, seed)
     model = resolved.model

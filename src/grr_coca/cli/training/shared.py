@@ -1,4 +1,4 @@
-"""What the two training verbs check and resolve. It needs no torch, so that what is wrong is said at once."""
+"""Checks that both training verbs share. This module does not import torch, so that errors are reported at once."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +9,10 @@ from grr_coca.train.recipe import Recipe, load_recipe
 
 
 def read_recipe(path: Path, data: str | None, seed: int | None) -> Recipe:
-    """The recipe with what the command line says instead. Other pairs come with a validation split of their own.
+    """Read a recipe, and replace what the command line gives. With other pairs, some of them are kept for validation.
 
     Raises:
-        UserError: the recipe cannot be read, its pairs are not there, or a package for training is missing.
+        UserError: the recipe cannot be read, its pairs do not exist, or a package for training is missing.
     """
     require_extra("train", "training")
     recipe = load_recipe(path)
@@ -25,5 +25,5 @@ def read_recipe(path: Path, data: str | None, seed: int | None) -> Recipe:
 
 
 def default_out(recipe: Path, preset: str) -> Path:
-    """The run folder when none is given."""
+    """The run folder if none is given."""
     return Path("runs") / f"{recipe.stem}-{preset}"

@@ -1,4 +1,4 @@
-"""Training as the command line does it: with a bar, or only a forecast."""
+"""Training from the command line: with a progress bar, or as a forecast only."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +17,14 @@ from grr_coca.train.survival.resume import resume_point
 def run_training(
     recipe: Recipe, make_start: Callable[[Ranks], Checkpoint], out: Path, resume: bool, dry_run: bool
 ) -> None:
-    """Train with a progress bar, or tell what training would take.
+    """Train with a progress bar, or print what training would take.
 
     Args:
-        recipe: the run.
-        make_start: the model that a run begins with, where none has begun.
+        recipe: the recipe of the run.
+        make_start: makes the start model of a new run.
         out: the run folder.
-        resume: go on with the run in `out`, if there is one.
-        dry_run: only tell.
+        resume: continue the run in `out`, if there is one.
+        dry_run: only print what training would take.
     """
     with launched() as ranks:
         if dry_run:

@@ -18,8 +18,8 @@ from grr_coca.registry import DEFAULT
 
 @dataclass(frozen=True)
 class Decoding(GenerationOptions):
-    """The options as flags. They are checked when all of the command line is known, and not by its parser, which
-    would tell a conflict in a frame of its own."""
+    """The options as flags. They are checked after parsing, because the parser would print a conflict in its own
+    style."""
 
     def __post_init__(self) -> None: ...
 
@@ -42,19 +42,19 @@ def run(
     batch_size: int = 32,
     decoding: Annotated[Decoding, tyro.conf.OmitArgPrefixes] = Decoding(),
 ) -> int:
-    """Caption images, a line for each: the image, a tab, the caption.
+    """Caption images, with a line for each: the image, a tab, the caption.
 
-    Images that cannot be read are listed at the end, and the rest is captioned; the exit code is 1 only if none was.
+    Images that cannot be read are listed at the end. The exit code is 1 only if no image was captioned.
 
     Args:
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
         images: image files, folders, patterns, .tar shards, or tables of images.
-        out: write rows to this .jsonl or .csv file; what is in it already is not captioned again.
-        sidecar: write NAME.txt beside each image that has none.
+        out: write rows to this .jsonl or .csv file; images that are in it already are not captioned again.
+        sidecar: write NAME.txt beside each image that does not have one.
         json: print JSON lines.
         prompt: words that every caption begins with.
         batch_size: images at once.
-        decoding: Greedy, unless told otherwise. Lengths are in tokens and do not count the prompt.
+        decoding: Greedy by default. Lengths are in tokens and do not count the prompt.
     """
     options = decoding.checked()
     found = find_images(images)

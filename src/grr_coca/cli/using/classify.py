@@ -24,16 +24,16 @@ def run(
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     batch_size: int = 32,
 ) -> int:
-    """Say which of some labels fit images best, though the model was not trained for these labels.
+    """Say which labels fit images best. The labels are free to choose: the model need not have been trained on them.
 
-    Images that cannot be read are listed at the end, and the rest is classified; the exit code is 1 only if none was.
+    Images that cannot be read are listed at the end. The exit code is 1 only if no image was classified.
 
     Args:
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
-        labels: two labels or more with commas between them, or a text file with one a line.
+        labels: two or more labels with commas between them, or a text file with one label per line.
         images: image files, folders, patterns, .tar shards, or tables of images.
-        templates: texts in which {} stands for the label, such as "a drawing of a {}"; their mean counts.
-        top: how many labels to show of each image, the likeliest first.
+        templates: texts in which {} stands for the label, such as "a drawing of a {}"; their mean is used.
+        top: number of labels to show for each image, likeliest first.
         json: print JSON lines.
         batch_size: images at once.
     """

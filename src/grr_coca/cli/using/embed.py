@@ -26,15 +26,15 @@ def run(
     texts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     batch_size: int = 32,
 ) -> int:
-    """Embed images or texts: a vector of unit length each, in one space, compared by their product.
+    """Embed images or texts as vectors of unit length. The dot product of two vectors is their similarity.
 
-    Images that cannot be read are listed at the end, and the rest is embedded; the exit code is 1 only if none was.
+    Images that cannot be read are listed at the end. The exit code is 1 only if no image was embedded.
 
     Args:
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
         out: file to write: .safetensors or .parquet with keys inside, or .npy with keys in NAME.keys.txt beside it.
         images: image files, folders, patterns, .tar shards, or tables of images.
-        texts: text file with one a line, to embed these and no images.
+        texts: text file with one text per line, to embed texts instead of images.
         batch_size: images or texts at once.
     """
     if bool(images) == bool(texts):
@@ -57,7 +57,7 @@ def run(
 
 
 def _embed_images(found: list[ImageFile], checkpoint: Path, batch_size: int) -> "tuple[list[str], Tensor, int]":
-    import torch  # late: the command line answers without it where it can
+    import torch  # late: the command line answers without it if it can
 
     model = grr_coca.load(checkpoint)
     keys: list[str] = []

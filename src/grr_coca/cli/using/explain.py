@@ -25,8 +25,8 @@ def run(
     Args:
         image: image file.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
-        text: show which patches speak for this text (red) and against it (blue), in place of the caption's words.
-        out: .png file to write; NAME-explained.png in this folder if not given.
+        text: instead of the caption's words, show which patches support this text (red) or speak against it (blue).
+        out: .png file to write; if not given, NAME-explained.png in the current folder.
     """
     out = out or Path(f"{image.stem}-explained.png")
     require_suffix(out, (".png",))

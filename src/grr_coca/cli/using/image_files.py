@@ -1,4 +1,4 @@
-"""Which images the arguments of a verb mean: files, folders, patterns, tar shards and tables of pairs."""
+"""Finds the images that the arguments of a verb name: files, folders, patterns, tar shards and tables of pairs."""
 
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from grr_coca.data.sources.pairs import PairSource
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token"})
-"""Files that list images, and are read as training data are."""
+"""Suffixes of files that list images. They are read like training data."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image that will be read in its turn.
+    """An image that will be read later.
 
-    `name` is what results are filed under; `path` is None for an image that is no file of its own. `read` raises
-    `UserError` where there is nothing to read.
+    Results carry its `name`. `path` is None if the image is not a separate file. `read` returns its bytes, and raises
+    `UserError` if it cannot be read.
     """
 
     name: str
@@ -33,10 +33,10 @@ class ImageFile:
 
 
 def find_images(arguments: Sequence[str]) -> list[ImageFile]:
-    """The images that the arguments mean, in their order, each once.
+    """The images that the arguments name, in order and without repetition.
 
-    Folders are searched with all the folders in them, and other files there are passed over by their suffix. A file
-    that is named itself counts as an image, whatever it holds.
+    Folders are searched with all their subfolders. Files without the suffix of an image are skipped there. A file that
+    is named directly counts as an image, whatever its suffix.
 
     Raises:
         UserError: there is no argument, or a folder or pattern without an image.
@@ -73,7 +73,7 @@ def _matches(pattern: str) -> list[ImageFile]:
 
 def _files_below(folder: Path) -> Iterator[Path]:
     for file in sorted(folder.rglob("*")):
-        # Hidden files are no one's images: macOS leaves `._NAME.jpg` beside every NAME.jpg.
+        # Hidden files are skipped: macOS writes `._NAME.jpg` beside every NAME.jpg.
         is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
         if not is_hidden and _is_wanted(file):
             yield file
@@ -90,7 +90,8 @@ def _open(path: Path) -> list[ImageFile]:
 
 
 def _of_tar(path: Path) -> Iterator[ImageFile]:
-    """The images of a shard, captioned or not. Where it breaks off, an image stands that tells so when it is read."""
+    """The images of a shard, with or without captions. If the shard is damaged, the last one raises an error that says
+    so when it is read."""
     count = 0
     try:
         with tarfile.open(path, "r:") as tar:
@@ -100,7 +101,7 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
                     read = partial(_read_span, path, member.offset_data, member.size)
                     yield ImageFile(f"{path}: {member.name}", read)
             if 0 < path.stat().st_size - tar.offset < tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("it ends within a header")  # which tarfile takes for its end
+                raise tarfile.ReadError("it ends within a header")  # tarfile takes that for the end of the tar
     except (tarfile.TarError, OSError) as error:
         yield ImageFile(f"{path}", partial(_refuse, f"{path}: not a whole uncompressed tar file ({error})"))
     else:

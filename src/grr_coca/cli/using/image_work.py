@@ -1,4 +1,4 @@
-"""Work through many images: decoded in the background, with progress, past those that cannot be read."""
+"""Works through many images with progress. Images are decoded in the background; unreadable ones are skipped."""
 
 import sys
 from collections import deque
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 Decoded = tuple[ImageFile, Image.Image | UserError]
 Work = Callable[[list[ImageFile], list[Image.Image]], None]
-"""What is done with a batch of images."""
+"""The work on a batch of images."""
 
 
 def work_through(
     files: Sequence[ImageFile], preprocess: "Preprocess", batch_size: int, label: str, work: Work, show_progress: bool
 ) -> int:
-    """Do the work on all images; those that cannot be read are listed on standard error at the end.
+    """Do the work on all images. Images that cannot be read are listed on standard error at the end.
 
     Returns:
-        The exit code: 1 if not a single image could be read, else 0.
+        The exit code: 1 if no image could be read, else 0.
 
     Raises:
         UserError: the batch size is below 1, or the work itself fails.
@@ -49,9 +49,9 @@ def work_through(
 
 
 def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
-    """The exit code where not a single image file exists, with each of them reported; None if there is work to do.
+    """If no image file exists, report that and return the exit code. None if there is work to do.
 
-    It takes no model, so whoever mistyped a name has not to wait for one.
+    It is called before the model is loaded, so that a mistyped name is reported at once.
     """
     failures = []
     for file in files:
@@ -65,7 +65,8 @@ def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
 
 
 def shows_progress(prints: bool) -> bool:
-    """Whether a bar has a place: not where results are printed to a terminal, and show the progress themselves."""
+    """True if a progress bar is useful. It is not if the results are printed to a terminal, and so show the
+    progress."""
     return not (prints and sys.stdout.isatty())
 
 
@@ -79,7 +80,7 @@ def _report(failures: Sequence[UserError], total: int) -> int:
 
 
 def _decoded(files: Sequence[ImageFile], preprocess: "Preprocess", batch_size: int) -> Iterator[list[Decoded]]:
-    """Batches in order; the next one is decoded while one is worked on."""
+    """The batches in order. The next batch is decoded during the work on the present one."""
     waiting: deque[list[Future[Decoded]]] = deque()
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(files), batch_size):
@@ -93,7 +94,7 @@ def _decoded(files: Sequence[ImageFile], preprocess: "Preprocess", batch_size: i
 
 def _decode(file: ImageFile, preprocess: "Preprocess") -> Decoded:
     try:
-        # Cut to the model's size at once: two batches of large photographs would fill the memory.
+        # Scaled to the model's size at once, because two batches of large photographs would fill the memory.
         return file, preprocess.square(preprocess.decode(file.read(), file.name))
     except UserError as error:
         return file, error

@@ -1,1 +1,1 @@
-"""Work on a whole corpus: survey it, convert it to shards, draw a contact sheet."""
+"""Work on a whole corpus: survey it, convert it to shards, or draw a contact sheet."""

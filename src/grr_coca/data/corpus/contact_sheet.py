@@ -1,4 +1,4 @@
-"""A contact sheet: some images of a source with their captions, as a person looks at a data set."""
+"""A contact sheet: one picture with some images of a source and their captions."""
 
 import textwrap
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def contact_sheet(source: PairSource) -> Image.Image:
-    """Images spread evenly over a source; a pair that is bad has its cause in the place of its image."""
+    """Draw images that are evenly spread over a source. For a bad pair, its cell names the cause."""
     indices = list(spread(len(source), COLUMNS * ROWS))
     sheet = Image.new("RGB", (COLUMNS * CELL[0], -(-len(indices) // COLUMNS) * CELL[1]), "white")
     font = _font()
@@ -33,7 +33,7 @@ def contact_sheet(source: PairSource) -> Image.Image:
 
 
 def _font() -> Font:
-    """DejaVu Sans, which comes with matplotlib and knows most alphabets; without it Pillow's own, of Latin letters."""
+    """DejaVu Sans, which comes with matplotlib and has most alphabets; else Pillow's font, which has Latin letters."""
     if find_spec("matplotlib") is None:
         return ImageFont.load_default(FONT_SIZE)
     import matplotlib

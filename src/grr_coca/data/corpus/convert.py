@@ -1,9 +1,9 @@
-"""Any source as tar shards, in the layout of img2dataset.
+"""Converts any source to tar shards, in the layout of img2dataset.
 
 A pair is `KEY.jpg` (or `.png`, `.webp` …: the file as it was), `KEY.txt` with the first caption, and `KEY.json` with
-the key and caption of the source. Where an image of a shard has several captions, each `KEY.json` of the shard has
-all of its image's as a list under `captions`, which `TarShards` reads back. A shard holds the good pairs of a fixed
-range of the source, and appears under its name when it is whole: what was interrupted goes on where it stopped.
+the key and caption of the source. If an image of a shard has several captions, each `KEY.json` of that shard also lists
+all captions of its image under `captions`, and `TarShards` reads them. A shard holds the good pairs of a fixed range of
+the source. It gets its name only when it is complete, so an interrupted conversion continues where it stopped.
 """
 
 import io
@@ -31,7 +31,7 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class Conversion:
-    """Settings of a conversion. Kept in its folder, where only a conversion with equal settings goes on."""
+    """Settings of a conversion. They are saved in its folder: a conversion continues only with the same settings."""
 
     source: str
     num_images: int
@@ -43,13 +43,13 @@ def convert(source: PairSource, conversion: Conversion, out: Path, on_pair: Call
     """Write shards `00000.tar` … into a folder.
 
     Args:
-        source: the pairs; bad ones are left out.
-        conversion: how.
-        out: an empty or new folder, or one in which the same conversion was interrupted.
-        on_pair: called with the number of images done.
+        source: the pairs. Bad ones are left out.
+        conversion: the settings.
+        out: an empty or new folder, or the folder of the same conversion that was interrupted.
+        on_pair: called with the number of finished images.
 
     Returns:
-        number of images written under `written`, and of those left out under their causes.
+        The number of written images under `written`, and the numbers of images that were left out, by cause.
 
     Raises:
         UserError: the folder holds something else, or cannot be written to.
@@ -79,7 +79,7 @@ def _open_folder(out: Path, conversion: Conversion) -> None:
 
 
 def _read_stats(out: Path, shard: int) -> Counter[str] | None:
-    """The counts of a shard that is there as a whole."""
+    """The counts of a complete shard; None if it is not complete."""
     try:
         return Counter(json.loads((out / f"{shard:05d}_stats.json").read_bytes()))
     except (FileNotFoundError, ValueError):
@@ -108,7 +108,7 @@ def _write_shard(
             temporary.replace(out / f"{shard:05d}.tar")
     finally:
         temporary.unlink(missing_ok=True)
-    # After the shard: its presence says that the shard is whole.
+    # Written after the shard, because its presence means that the shard is complete.
     write_whole(out / f"{shard:05d}_stats.json", json.dumps(counts, indent=2).encode())
     return counts
 
@@ -130,7 +130,7 @@ def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image
 
 
 def _image_file(pair: RawPair, image_size: int | None) -> tuple[bytes, str]:
-    """The file as it was, or, where its shorter side is larger than asked for, a smaller JPEG."""
+    """The file as it was, or a smaller JPEG if its shorter side is longer than `image_size`. Also its suffix."""
     header = open_header(pair.image, pair.name)
     if image_size is None or min(header.size) <= image_size:
         kind = str(header.format)

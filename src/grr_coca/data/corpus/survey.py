@@ -1,4 +1,4 @@
-"""Survey of a source: counts of images, captions and duplicates, and the pairs that are broken."""
+"""Survey of a source: counts of images, captions and duplicates, and a list of broken pairs."""
 
 import hashlib
 from array import array
@@ -15,21 +15,21 @@ from grr_coca.data.sources.shards.source import TarShards
 from grr_coca.data.sources.views import read_sound
 
 NUM_EXAMPLES = 5
-"""Bad pairs that are named for each cause."""
+"""Number of bad pairs that are named for each cause."""
 
 NUM_CAPTIONS, NUM_HEADERS = 100_000, 1_000
-"""Images whose captions, and images whose headers, the quick survey reads; spread evenly."""
+"""The quick survey reads the captions of `NUM_CAPTIONS` images and the headers of `NUM_HEADERS`, evenly spread."""
 
 WORD_BOUNDS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
-"""Lower bounds of the classes of caption lengths, in words."""
+"""Lower bounds of the bins of caption lengths, in words."""
 
 
 @dataclass
 class Survey:
-    """Counts over a source; `num_read` of its `num_images` images were looked at.
+    """Counts over a source. `num_read` of its `num_images` images were read.
 
-    `broken` counts bad pairs by cause and `examples` names the first of each. Of captions and images that occur more
-    than once, all but the first are duplicates, whatever case and spaces the captions have.
+    `broken` counts bad pairs by cause, and `examples` names the first of each cause. If a caption or an image occurs
+    more than once, all but the first are duplicates. Case and spaces of captions do not matter.
     """
 
     num_images: int
@@ -59,7 +59,7 @@ class Survey:
         self.caption_words.update(len(caption.split()) for caption in captions)
 
     def word_histogram(self) -> dict[str, int]:
-        """Captions by class of length, such as `3-4` words."""
+        """Number of captions in each bin of lengths, such as `3-4` words."""
         counts: Counter[int] = Counter()
         for words, number in self.caption_words.items():
             counts[int(np.searchsorted(WORD_BOUNDS, words, side="right"))] += number
@@ -71,7 +71,7 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> Survey:
 
     Args:
         source: the pairs.
-        on_pair: called with the number of pairs done.
+        on_pair: called with the number of finished pairs.
     """
     survey = _new_survey(source)
     captions, images = array("Q"), array("Q")
@@ -93,7 +93,7 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> Survey:
 
 
 def sample_source(source: PairSource) -> Survey:
-    """Read captions and headers of some pairs, spread evenly, and decode no image."""
+    """Read captions and headers of some pairs, evenly spread. No image is decoded."""
     survey = _new_survey(source)
     words: set[str] = set()
     for index in spread(len(source), NUM_CAPTIONS):
@@ -111,12 +111,12 @@ def sample_source(source: PairSource) -> Survey:
             pair = source[index]
             survey.image_sizes[open_header(pair.image, pair.name).size] += 1
         except (OSError, ValueError, SyntaxError, EOFError):
-            continue  # a bad pair, or a header that cannot be read: the full check names it
+            continue  # a bad pair, or a header that cannot be read: `check_source` names it
     return survey
 
 
 def spread(length: int, count: int) -> Iterator[int]:
-    """At most `count` indices below `length`, evenly apart."""
+    """At most `count` indices below `length`, evenly spaced."""
     count = min(count, length)
     return (number * length // count for number in range(count))
 

@@ -1,1 +1,1 @@
-"""Readers of image-text pairs, one file format each; `open.py` chooses."""
+"""Readers of image-text pairs, one for each file format. `open.py` chooses the reader."""

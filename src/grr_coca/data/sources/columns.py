@@ -1,4 +1,4 @@
-"""Finds the columns of a table that hold the path of the image and its caption."""
+"""Finds the columns of a table that hold the paths of images and the captions."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ IMAGE_COLUMNS = (
     "filepath", "file_path", "file_name", "filename", "file", "path", "name", "image_id", "id",
 )  # fmt: skip
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "description", "comment", "sentence", "sentences")
-"""Names in use for both, the surest first; case, spaces and dashes make no difference."""
+"""Common names of the two columns, the surest first. Case, spaces and dashes do not matter."""
 
 
 def find_columns(names: Sequence[str], listing: str) -> tuple[str, str]:
-    """The names of the path's and the caption's column.
+    """The names of the column of paths and of the column of captions.
 
     Raises:
-        UserError: one is missing; lists the columns that are there.
+        UserError: one of them is missing; the message lists the columns of the table.
     """
     plain = {_plain(name): name for name in reversed(names)}
     image = next((plain[name] for name in IMAGE_COLUMNS if name in plain), None)
@@ -31,7 +31,7 @@ def find_columns(names: Sequence[str], listing: str) -> tuple[str, str]:
 
 
 def as_captions(value: object) -> tuple[str, ...]:
-    """The captions in a cell: a text, a list of texts, or nothing."""
+    """The captions in a cell, which holds a text, a list of texts, or neither (no captions)."""
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""A folder of images, each with its caption in a text file of the same name beside it."""
+"""A folder of images. The caption of each image is in a text file of the same name beside it."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from grr_coca.errors import UserError
 
 
 class ImageFolder:
-    """Pairs `NAME.jpg` and `NAME.txt` of a folder and the folders in it, sorted by path."""
+    """The pairs `NAME.jpg` and `NAME.txt` of a folder and its subfolders, sorted by path."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -35,7 +35,7 @@ class ImageFolder:
         return RawPair(key, str(path), read_image_file(path, str(path)), caption)
 
     def caption(self, index: int) -> str:
-        """Read one caption, and not its image."""
+        """Read one caption, without its image."""
         image = self._path(index)
         path = image.with_suffix(".txt")
         if not path.is_file():
@@ -48,7 +48,7 @@ class ImageFolder:
         return (self.caption(index),)
 
     def name(self, index: int) -> str:
-        """Where a pair lies, for messages."""
+        """The name of a pair in messages."""
         return str(self._path(index))
 
     def place(self, index: int) -> str:

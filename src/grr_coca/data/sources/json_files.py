@@ -1,4 +1,4 @@
-"""Annotation files that are one JSON: COCO's captions, Karpathy's splits, or a list of objects."""
+"""Annotations in one JSON file: COCO's captions, Karpathy's splits, or a list of objects."""
 
 import json
 from collections import defaultdict
@@ -13,15 +13,15 @@ from grr_coca.errors import UserError, nearest
 
 
 def open_json(path: Path, split: str | None) -> ListedPairs:
-    """Pairs of a JSON file, told apart by its keys.
+    """The pairs of a JSON file. Its keys tell which of the formats it has.
 
     Args:
-        path: `captions_train2017.json`, `dataset_coco.json`, `dataset_flickr30k.json`, or a list of objects with an
-            image's path and its caption or captions.
-        split: of Karpathy's files, such as `val`, or `train+restval`, the two that are trained on together.
+        path: `captions_train2017.json`, `dataset_coco.json`, `dataset_flickr30k.json`, or a list of objects with the
+            path of an image and its caption or captions.
+        split: a split of Karpathy's files, such as `val`, or `train+restval`, which are usually trained on together.
 
     Raises:
-        UserError: none of these, no such split, or no image where the format puts them.
+        UserError: the file has none of these formats or no such split, or no images are in the places of the format.
     """
     content = _read(path)
     try:
@@ -57,7 +57,7 @@ def _coco_rows(content: dict[str, Any]) -> list[ListedRow]:
 
 
 def _coco_folders(path: Path) -> list[Path]:
-    """`captions_train2017.json` lies in `annotations/`, and its images beside that in `train2017/`."""
+    """`captions_train2017.json` lies in `annotations/`, and its images in `train2017/` beside that folder."""
     part = path.stem.removeprefix("captions_")
     bases = [path.parent, path.parent.parent] if path.parent.name == "annotations" else [path.parent]
     return [base / inner for base in bases for inner in (part, f"images/{part}", "images", "")]
@@ -67,7 +67,7 @@ def _karpathy_rows(content: dict[str, Any], path: Path, split: str | None) -> li
     splits = sorted({str(image["split"]) for image in content["images"]})
     wanted = _wanted_splits(path, split, splits)
     return [
-        # Flickr's files have no `filepath`.
+        # The files of Flickr have no `filepath`.
         ListedRow("/".join(filter(None, (image.get("filepath"), image["filename"]))), _sentences(image))
         for image in content["images"]
         if image["split"] in wanted
@@ -78,7 +78,7 @@ def _wanted_splits(path: Path, split: str | None, splits: list[str]) -> set[str]
     if split is None:
         if len(splits) == 1:
             return set(splits)
-        # Never all of them: that would train on what is for testing.
+        # All splits together would train on test images.
         raise UserError(f"{path}: has the splits {', '.join(splits)}; say which, such as {path.name}#{splits[0]}")
     for name in split.split("+"):
         if name not in splits:
@@ -94,7 +94,7 @@ def _sentences(image: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _karpathy_folders(path: Path) -> list[Path]:
-    """COCO's images in `train2014/` and `val2014/`, which `filepath` names; Flickr's in `flickr30k-images/`."""
+    """COCO's images lie in `train2014/` and `val2014/`, as `filepath` says; Flickr's in `flickr30k-images/`."""
     inner = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "coco", "mscoco")
     return [base / name for base in (path.parent, path.parent.parent) for name in inner]
 

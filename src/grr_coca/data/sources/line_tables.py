@@ -1,4 +1,4 @@
-"""Tables whose rows are lines: CSV, TSV and JSON lines. Of each row the offset is kept, and nothing else."""
+"""Tables whose rows are lines: CSV, TSV and JSON lines. Only the offset of each row is kept in memory."""
 
 import csv
 import io
@@ -21,19 +21,19 @@ from grr_coca.errors import UserError
 CHUNK = 2**24
 MAX_ROW = 2**24
 Quoting = Literal[0, 3]
-"""`csv.QUOTE_MINIMAL`, or `csv.QUOTE_NONE` where quotes are letters like any other."""
+"""`csv.QUOTE_MINIMAL`, or `csv.QUOTE_NONE` if quotes are ordinary characters."""
 
 DELIMITERS = (",", "\t", ";", "|")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class LineRows:
-    """Rows of a file, each read when it is asked for.
+    """The rows of a file. Each row is read when it is asked for.
 
     Args:
         path: the file.
-        starts: offset of each row, and of the end of the last.
-        parse: a row from its text; raises ValueError where it is broken.
+        starts: the offset of each row, and the end of the last row.
+        parse: makes a row from its text, and raises ValueError if it is broken.
     """
 
     def __init__(self, path: Path, starts: np.ndarray, parse: Callable[[str], ListedRow]) -> None:
@@ -64,7 +64,7 @@ class LineRows:
 
 
 def open_json_lines(path: Path) -> ListedPairs:
-    """JSON lines: an object a line, with an image's path and a caption or a list of captions."""
+    """JSON lines: one object per line, with the path of an image and a caption or a list of captions."""
     starts = line_starts(path, _mark_size(path))
     first = LineRows(path, starts, lambda text: ListedRow(text, ()))
     names = next(filter(None, (_keys(first, index) for index in range(min(len(first), 50)))), [])
@@ -74,7 +74,7 @@ def open_json_lines(path: Path) -> ListedPairs:
 
 
 def open_delimited(path: Path) -> ListedPairs:
-    """A table with a line of column names; without one, the first column must be the images' paths."""
+    """A table with a line of column names. Without one, the table must have two columns: paths and captions."""
     with path.open("rb") as file:
         header = file.readline(MAX_ROW)
     text = decode_text(header.removeprefix(BYTE_ORDER_MARK), f"{path}: first line").rstrip("\r\n")
@@ -92,13 +92,13 @@ def open_delimited(path: Path) -> ListedPairs:
 
 
 class JsonParser:
-    """A row from a JSON object."""
+    """Makes a row from a JSON object."""
 
     def __init__(self, image: str, caption: str) -> None:
         self._names = (image, caption)
 
     def __call__(self, text: str) -> ListedRow:
-        """The two fields of the object."""
+        """The row of one object."""
         record = json.loads(text)
         if not isinstance(record, dict):
             raise ValueError("no object")
@@ -107,7 +107,7 @@ class JsonParser:
 
 
 class DelimitedParser:
-    """A row from cells between delimiters."""
+    """Makes a row from a line of delimited cells."""
 
     def __init__(self, image: int, caption: int, delimiter: str, quoting: Quoting) -> None:
         self._image = image
@@ -116,7 +116,7 @@ class DelimitedParser:
         self._quoting = quoting
 
     def __call__(self, text: str) -> ListedRow:
-        """The two cells of the row."""
+        """The row of one line."""
         lines = io.StringIO(text, newline="")
         cells = next(csv.reader(lines, delimiter=self._delimiter, quoting=self._quoting), [])
         if len(cells) <= max(self._image, self._caption):
@@ -125,7 +125,7 @@ class DelimitedParser:
 
 
 def line_starts(path: Path, start: int) -> np.ndarray:
-    """Offsets of the lines from `start` on, and of the end. Empty lines belong to the row before."""
+    """Offsets of the lines from `start` on, and of the end of the file. Empty lines belong to the row before."""
     pieces = [np.array([start], dtype=np.int64)]
     with path.open("rb") as file:
         file.seek(start)
@@ -140,7 +140,7 @@ def line_starts(path: Path, start: int) -> np.ndarray:
 
 
 def csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
-    """Offsets of the rows of a CSV file, in which a quoted cell may hold line ends.
+    """Offsets of the rows of a CSV file. A quoted cell may contain line ends.
 
     Raises:
         UserError: a quote is opened and not closed.
@@ -155,7 +155,7 @@ def csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
             file.seek(start)
             for line in file:
                 offset += len(line)
-                yield line.decode("latin-1")  # quotes and delimiters are what counts here
+                yield line.decode("latin-1")  # any encoding will do: only quotes and delimiters matter here
 
     starts = array("q", [start])
     try:
@@ -175,14 +175,14 @@ def _has_quotes(path: Path) -> bool:
 
 
 def _delimiter(header: str, path: Path) -> str:
-    """Tabs in a file that is called so; else what makes the most of the first line."""
+    """A tab if the suffix is `.tsv`, else the delimiter that occurs most often in the first line."""
     if path.suffix.lower() == ".tsv":
         return "\t"
     return max(DELIMITERS, key=header.count)
 
 
 def _find_table_images(path: Path, rows: LineRows) -> ImageFiles:
-    """Beside the table, in `images`, or, as ROCO v2 has it for `train_captions.csv`, in `train` or `train_images`."""
+    """Images may lie beside the table, in `images`, or, as in ROCO v2 for `train_captions.csv`, in `train_images`."""
     root, part = path.parent, path.stem.removesuffix("_captions")
     folders = [root, root / "images", root / part, root / f"{part}_images", root / f"{part}_images" / part]
     return locate_images(path, first_paths(rows), [*folders, root / "images" / part])

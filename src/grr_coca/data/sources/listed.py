@@ -1,4 +1,4 @@
-"""Pairs that a listing names: a table or an annotation file beside folders of images."""
+"""Pairs named by a listing: a table or an annotation file beside folders of images."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,28 +12,28 @@ from grr_coca.data.sources.pairs import RawPair
 from grr_coca.data.sources.strings import Strings
 
 NUM_PROBES = 50
-"""Rows looked at to find out where the images lie: some of the first may be missing."""
+"""Number of rows that are read to find out where the images lie. The first few images may be missing."""
 
 
 class ListedRow(NamedTuple):
-    """The path of an image, as written, and its captions."""
+    """The path of an image, as the listing has it, and its captions."""
 
     path: str
     captions: tuple[str, ...]
 
 
 class ListedRows(Protocol):
-    """The content of a listing by row."""
+    """The rows of a listing."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> ListedRow:
-        """One row; raises `BadSample` where it is broken."""
+        """One row. Raises `BadSample` if it is broken."""
         ...
 
 
 class StoredRows:
-    """Rows of a listing that has to be read as a whole, such as JSON; kept compactly."""
+    """The rows of a listing that must be read as a whole, such as JSON. They are kept in little memory."""
 
     def __init__(self, rows: Iterable[ListedRow]) -> None:
         rows = list(rows)
@@ -52,7 +52,7 @@ class StoredRows:
 
 
 class ListedPairs:
-    """Pairs in the order of their listing. A row is a pair; rows that name the same file are of the same image."""
+    """The pairs of a listing, in its order. Each row is a pair. Rows that name the same file belong to one image."""
 
     def __init__(self, listing: Path, rows: ListedRows, images: ImageFiles) -> None:
         self.listing = listing
@@ -78,22 +78,22 @@ class ListedPairs:
         )
 
     def caption(self, index: int) -> str:
-        """Read one caption, the first, and not its image."""
+        """Read the first caption of an image, without the image."""
         return self._row(index).captions[0]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Read all captions of one image, and not the image."""
+        """Read all captions of an image, without the image."""
         return self._row(index).captions
 
     def name(self, index: int) -> str:
-        """Where a pair lies, for messages."""
+        """The name of a pair in messages."""
         try:
             return self._name(index, self._rows[index])
         except BadSample:
             return f"{self.listing}: row {index + 1}"
 
-    def place(self, index: int) -> str:  # noqa: ARG002 (the protocol's)
-        """The listing."""
+    def place(self, index: int) -> str:  # noqa: ARG002 (the protocol has it)
+        """The path of the listing."""
         return str(self.listing)
 
     def _row(self, index: int) -> ListedRow:
@@ -111,7 +111,7 @@ class ListedPairs:
 
 
 def first_paths(rows: ListedRows) -> Iterator[str]:
-    """The paths of the first rows, to find out where the images lie."""
+    """The paths in the first rows, to find out where the images lie."""
     for index in range(min(len(rows), NUM_PROBES)):
         try:
             path = rows[index].path

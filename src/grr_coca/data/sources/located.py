@@ -1,4 +1,4 @@
-"""Image files that a listing names: found where they lie, never outside the folder that they belong in."""
+"""Finds and reads the image files that a listing names. Paths that lead out of the images' folder are refused."""
 
 import os
 import re
@@ -12,23 +12,23 @@ from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES
 from grr_coca.errors import UserError
 
 ADDED_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")
-"""Suffixes that a listing may leave out of the names of files (ROCO writes ids)."""
+"""Suffixes that a listing may omit from file names (ROCO lists ids)."""
 
 SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
-"""`https:`, `s3:`, `pipe:`; a single letter is a drive of Windows."""
+"""`https:`, `s3:`, `pipe:` and others. A single letter does not match, because it is a drive of Windows."""
 
 
 class ImageFiles(NamedTuple):
-    """The folder that the paths of a listing start from, and what to add to each."""
+    """The folder that the paths of a listing are relative to, and the suffix to add to each path."""
 
     folder: Path
     suffix: str = ""
 
     def path(self, written: str, name: str) -> Path:
-        """Where a file lies.
+        """The full path of a file.
 
         Raises:
-            BadSample: outside the folder, or not a path of a file at all.
+            BadSample: the path leads out of the folder, or is not a path of a file.
         """
         if SCHEME.match(written) or "\0" in written:
             message = f"{name}: not a path of a file; nothing is fetched or run, so get the files first (img2dataset)"
@@ -41,15 +41,15 @@ class ImageFiles(NamedTuple):
 
 
 def locate_images(listing: Path, written: Iterable[str], folders: Sequence[Path]) -> ImageFiles:
-    """The first of some folders that holds one of the files that a listing names.
+    """Find the first folder that holds one of the files that a listing names.
 
     Args:
-        listing: for messages.
-        written: the first paths of the listing, as it has them; one that is there decides.
-        folders: where to look, in this order.
+        listing: the path of the listing, for messages.
+        written: the first paths of the listing. The first file that is found decides.
+        folders: the folders to look in, in this order.
 
     Raises:
-        UserError: none is anywhere; names the places looked at.
+        UserError: no file is found; the message names the folders.
     """
     first, refused = None, None
     for text in written:
@@ -74,10 +74,10 @@ def read_image_file(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
     """The content of a file.
 
     Raises:
-        BadSample: it is not there, no regular file, too large or cannot be read.
+        BadSample: the file does not exist, is not a regular file, is too large, or cannot be read.
     """
     try:
-        # Not blocking: a named pipe without a writer would wait for ever.
+        # Non-blocking, because opening a named pipe without a writer would wait forever.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor)
             status = os.fstat(descriptor)
@@ -93,7 +93,7 @@ def read_image_file(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
 
 
 def without_suffix(written: str) -> str:
-    """A path without the suffix of an image."""
+    """A path without its suffix, if that is the suffix of an image."""
     return written.rpartition(".")[0] if _is_image_name(written) else written
 
 

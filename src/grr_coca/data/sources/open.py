@@ -1,4 +1,4 @@
-"""Opens a source: finds the reader for a path."""
+"""Opens a source of pairs: finds the right reader for a path."""
 
 from glob import glob
 from pathlib import Path
@@ -22,7 +22,7 @@ READERS = {
     ".parquet": open_parquet,
     ".token": open_flickr_tokens,
 }
-"""Readers of one file by its suffix. `.tar` and `.json` and ROCO's `captions.txt` are seen to apart."""
+"""Readers of a single file, by its suffix. `.tar`, `.json` and ROCO's `captions.txt` are handled separately."""
 
 LISTINGS = (
     "metadata.csv",
@@ -32,23 +32,23 @@ LISTINGS = (
     "radiology/captions.txt",
     "results_20130124.token",
 )
-"""Files that tell the format of a folder, the surest sign first. A folder without them holds images and text files."""
+"""Files that reveal the format of a folder, the surest first. A folder without them holds images and text files."""
 
 
 def open_source(path: str) -> PairSource:
-    """Open pairs in any of the formats that are in use, told by path and content.
+    """Open pairs in any of these formats. Path and content tell which.
 
-    - tar shards as img2dataset writes them: a file, a pattern such as `data/*.tar`, or a folder of them
+    - tar shards as img2dataset writes them: a file, a pattern such as `data/*.tar`, or a folder of shards
     - COCO's `captions_train2017.json`, Karpathy's `dataset_coco.json#val` and `dataset_flickr30k.json#test`
       (`#train+restval` joins two splits), Flickr30K's `results_20130124.token`
     - ROCO: v1's folder with `captions.txt` and `images/`, v2's `train_captions.csv`
-    - a table of paths and captions: CSV, TSV, Parquet, JSON lines, a JSON list; a pattern joins several
+    - a table of paths and captions: CSV, TSV, Parquet, JSON lines, or a JSON list; a pattern joins several tables
     - a folder of images beside `.txt` files
 
-    Nothing is fetched and nothing executed; no image is read before its turn.
+    Nothing is downloaded or executed. Images are read only when they are needed.
 
     Raises:
-        UserError: nothing is there, or nothing that can be read.
+        UserError: there is nothing at the path, or nothing that can be read.
     """
     files, split = find_files(path)
     if split is None and all(file.suffix == ".tar" and not file.is_dir() for file in files):
@@ -61,7 +61,7 @@ def require_there(path: str) -> None:
     """Make sure that `open_source` would find something to open. Nothing is read.
 
     Raises:
-        UserError: nothing is there.
+        UserError: there is nothing at the path.
     """
     find_files(path)
 
@@ -80,7 +80,7 @@ def find_files(path: str) -> tuple[list[Path], str | None]:
 
 
 def _files(path: str) -> tuple[list[Path], str | None]:
-    """The files or the folder that a path means, and the split that follows `#`."""
+    """The files or the folder of a path, and the split after `#`, if there is one."""
     if Path(path).exists():
         return [Path(path)], None
     if SCHEME.match(path):
@@ -117,7 +117,7 @@ def _open_folder(folder: Path) -> PairSource:
 
 
 def _is_listing(path: Path) -> bool:
-    # `captions.txt` may also be what a picture `captions.jpg` shows.
+    # `captions.txt` may also be the caption of an image `captions.jpg`.
     return path.is_file() and (path.name != "captions.txt" or (path.parent / "images").is_dir())
 
 

@@ -1,4 +1,4 @@
-"""The protocol of a source: random access, so that any order can be drawn over it."""
+"""The protocol of a source of pairs. It has random access, so pairs can be read in any order."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -9,10 +9,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RawPair:
-    """One image as it lies on disk, undecoded, and its caption. `name` tells a person where.
+    """The bytes of one image file, and its caption. `name` tells people where the pair comes from.
 
-    An image with several captions has the others in `more_captions`. Pairs of the same image have the same
-    `image_name`, which is `name` where nothing else is given.
+    If an image has several captions, `more_captions` holds the others. Pairs of the same image have the same
+    `image_name`. If it is empty, `name` is used for it.
     """
 
     key: str
@@ -25,13 +25,13 @@ class RawPair:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """One caption or more."""
+        """All captions of the image, at least one."""
         return (self.caption, *self.more_captions)
 
 
 @runtime_checkable
 class PairSource(Protocol):
-    """Pairs by index. What is wrong with one pair is raised as a `BadSample` when that pair is read."""
+    """Pairs by index. If a pair is bad, reading it raises a `BadSample`."""
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -42,19 +42,19 @@ class PairSource(Protocol):
         ...
 
     def caption(self, index: int) -> str:
-        """Read one caption, the first, and not its image."""
+        """Read the first caption of an image, without the image."""
         ...
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Read all captions of one image, and not the image."""
+        """Read all captions of an image, without the image."""
         ...
 
     def name(self, index: int) -> str:
-        """Where a pair lies, for messages."""
+        """The name of a pair in messages."""
         ...
 
     def place(self, index: int) -> str:
-        """The shard, table or folder that a pair lies in, for counts."""
+        """The shard, table or folder that a pair lies in. Bad pairs are counted by place."""
         ...
 
 
@@ -73,15 +73,15 @@ class Subset:
         return self._source[int(self._indices[index])]
 
     def caption(self, index: int) -> str:
-        """Read one caption, the first, and not its image."""
+        """Read the first caption of an image, without the image."""
         return self._source.caption(int(self._indices[index]))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Read all captions of one image, and not the image."""
+        """Read all captions of an image, without the image."""
         return self._source.captions(int(self._indices[index]))
 
     def name(self, index: int) -> str:
-        """Where a pair lies, for messages."""
+        """The name of a pair in messages."""
         return self._source.name(int(self._indices[index]))
 
     def place(self, index: int) -> str:

@@ -1,4 +1,4 @@
-"""Parquet tables. The two columns that count are held in memory, as Arrow packs them."""
+"""Parquet tables. The columns of paths and captions are kept in memory, in Arrow's compact form."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from grr_coca.extras import require_extra
 
 
 class ParquetRows:
-    """Rows of two Arrow columns."""
+    """Rows made of two Arrow columns."""
 
     def __init__(self, path: Path, images: Any, captions: Any) -> None:
         self._path = path
@@ -33,7 +33,7 @@ class ParquetRows:
 
 
 def open_parquet(path: Path) -> ListedPairs:
-    """A Parquet table of paths and captions (a text or a list of texts).
+    """A Parquet table of paths and captions. A caption cell holds a text or a list of texts.
 
     Raises:
         UserError: pyarrow is not installed, the file is broken, or a column is missing.

@@ -1,4 +1,4 @@
-"""Many strings in little memory, and numbers in their place."""
+"""Many strings in little memory, and stable numeric ids of strings."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Strings:
-    """A fixed list of strings as one run of UTF-8 and the offsets in it: no object for each of millions of strings."""
+    """A fixed list of strings, kept as one block of UTF-8 with offsets. Millions of strings need no object each."""
 
     def __init__(self, strings: Iterable[str]) -> None:
         content, ends = bytearray(), []

@@ -1,4 +1,4 @@
-"""Listings of text lines that come with one data set: Flickr30K's token file, ROCO v1's captions."""
+"""Text listings of two data sets: Flickr30K's token file and ROCO v1's captions."""
 
 import csv
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from grr_coca.errors import UserError
 
 
 def open_flickr_tokens(path: Path) -> ListedPairs:
-    """Flickr30K's `results_20130124.token`: lines of `1000092795.jpg#0`, a tab, and a caption; five an image.
+    """Flickr30K's `results_20130124.token`. Each line is `1000092795.jpg#0`, a tab, and a caption; an image has five.
 
     The images lie in `flickr30k-images`.
     """
@@ -28,10 +28,10 @@ def open_flickr_tokens(path: Path) -> ListedPairs:
 
 
 def open_roco(path: Path) -> ListedPairs:
-    """ROCO v1's `captions.txt`: lines of `ROCO_00020`, a tab, and a caption; images beside it in `images/`.
+    """ROCO v1's `captions.txt`. Each line is `ROCO_00020`, a tab, and a caption. The images lie in `images/` beside it.
 
-    The images are called by that id, or, as the set's older fetching script named them, as `licences.txt` beside the
-    captions tells.
+    The files are named by that id. Files that the data set's older download script wrote have other names, which
+    `licences.txt` beside the captions lists.
     """
     listed = [(identity, caption) for _, identity, caption in _tabbed_lines(path)]
     names = _file_names(path.parent)
@@ -47,7 +47,7 @@ def open_roco(path: Path) -> ListedPairs:
 
 
 def _file_names(folder: Path) -> dict[str, str]:
-    """Ids and names of ROCO's files from `licences.txt`, whose first columns are `ROCO_ID,PMC_ID`."""
+    """The file name of each id, from `licences.txt`. Its first columns are `ROCO_ID,PMC_ID`."""
     path = folder / "licences.txt"
     if not path.is_file():
         return {}
@@ -56,7 +56,7 @@ def _file_names(folder: Path) -> dict[str, str]:
 
 
 def _tabbed_lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Number and the two cells of each line."""
+    """The number of each line, and its two cells."""
     text = decode_text(path.read_bytes(), str(path))
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         first, tab, second = line.rstrip("\r").partition("\t")

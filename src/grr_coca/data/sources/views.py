@@ -1,4 +1,4 @@
-"""Views of sources: several as one, every caption on its own, the sound pairs alone, captions as text."""
+"""Views of sources: several sources as one, every caption as a pair, only the sound pairs, and captions as text."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -27,17 +27,17 @@ class Chain:
         return source[inner]
 
     def caption(self, index: int) -> str:
-        """Read one caption, the first, and not its image."""
+        """Read the first caption of an image, without the image."""
         source, inner = self._locate(index)
         return source.caption(inner)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Read all captions of one image, and not the image."""
+        """Read all captions of an image, without the image."""
         source, inner = self._locate(index)
         return source.captions(inner)
 
     def name(self, index: int) -> str:
-        """Where a pair lies, for messages."""
+        """The name of a pair in messages."""
         source, inner = self._locate(index)
         return source.name(inner)
 
@@ -54,10 +54,10 @@ class Chain:
 
 
 class EveryCaption:
-    """A source in which each caption of an image makes a pair of its own, those of one image one after another.
+    """A source in which each caption of an image is a separate pair. The pairs of one image follow one another.
 
-    For evaluation: all captions count in the losses, and as pairs of one image they have one image id, so that
-    retrieval takes any of them as right and none as a negative of another.
+    It is for evaluation. All captions count in the losses. The pairs of one image share its image id, so in retrieval
+    each of its captions is a right answer, and they are not negatives of each other.
     """
 
     def __init__(self, source: PairSource) -> None:
@@ -75,7 +75,7 @@ class EveryCaption:
         return replace(pair, caption=pair.captions[caption], more_captions=())
 
     def caption(self, index: int) -> str:
-        """Read one caption, and not its image."""
+        """Read one caption, without its image."""
         image, caption = self._locate(index)
         return self._source.captions(image)[caption]
 
@@ -84,7 +84,7 @@ class EveryCaption:
         return (self.caption(index),)
 
     def name(self, index: int) -> str:
-        """Where a pair lies, for messages."""
+        """The name of a pair in messages."""
         return self._source.name(self._locate(index)[0])
 
     def place(self, index: int) -> str:
@@ -99,23 +99,23 @@ class EveryCaption:
 
 
 def every_caption(source: PairSource) -> PairSource:
-    """The source with each caption as a pair of its own; the source itself where no image has more than one.
+    """The source with each caption as a separate pair. If no image has more than one caption, the source itself.
 
-    Reads all captions.
+    This reads all captions.
     """
     view = EveryCaption(source)
     return source if len(view) == len(source) else view
 
 
 def sound_pairs(source: PairSource, on_pair: Callable[[int], None] = lambda _: None) -> tuple[Subset, list[BadSample]]:
-    """The pairs whose image decodes and whose captions are there, and what is wrong with the others.
+    """The pairs that can be read and decoded, and the errors of the others.
 
-    Evaluation stops at a bad pair, because numbers of a split that has silently shrunk compare with nothing. What
-    must go on all the same, such as the validation of a long run, evaluates on this, and says how many are missing.
+    Evaluation stops at a bad pair, because the numbers of a split that has silently become smaller cannot be compared.
+    The validation of a long run must not stop: it evaluates on these pairs, and says how many are missing.
 
     Args:
-        source: read and decoded once, from the first pair to the last.
-        on_pair: called with the number of pairs done.
+        source: the pairs. All of them are read and decoded once.
+        on_pair: called with the number of finished pairs.
     """
     sound, bad = [], []
     for index in range(len(source)):
@@ -129,10 +129,10 @@ def sound_pairs(source: PairSource, on_pair: Callable[[int], None] = lambda _: N
 
 
 def read_sound(source: PairSource, index: int) -> RawPair:
-    """One pair that has been decoded and found sound.
+    """Read one pair, and make sure that its image can be decoded and its captions are not empty.
 
     Raises:
-        BadSample: it is not.
+        BadSample: the pair is bad.
     """
     pair = source[index]
     for caption in pair.captions:
@@ -142,11 +142,11 @@ def read_sound(source: PairSource, index: int) -> RawPair:
 
 
 def caption_texts(source: PairSource, limit: int | None = None) -> Iterator[str]:
-    """Clean captions of a source, all that an image has, for training a tokenizer; those of bad pairs are left out.
+    """All captions of a source, cleaned, for training a tokenizer. The captions of bad pairs are left out.
 
     Args:
-        source: its captions are read, and no image.
-        limit: read those of so many images, spread evenly; None: of all.
+        source: the pairs. Images are not read.
+        limit: read the captions of at most this many images, evenly spread; None: of all images.
     """
     count = len(source) if limit is None else min(limit, len(source))
     for number in range(count):
@@ -159,7 +159,7 @@ def caption_texts(source: PairSource, limit: int | None = None) -> Iterator[str]
 
 
 def num_captions(source: PairSource, index: int) -> int:
-    """How many captions an image has; 1 if they cannot be read, which is said when the pair is."""
+    """The number of captions of an image; 1 if they cannot be read. That error is raised when the pair is read."""
     try:
         return len(source.captions(index))
     except BadSample:

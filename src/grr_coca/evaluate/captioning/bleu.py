@@ -1,4 +1,4 @@
-"""BLEU-1 … BLEU-4 (Papineni et al., 2002) of a corpus, with the closest reference length.
+"""BLEU-1 … BLEU-4 (Papineni et al., 2002) of a corpus. The reference length is the closest one.
 
 Shapes: N captions, R resamples.
 """
@@ -11,21 +11,21 @@ import numpy as np
 from grr_coca.evaluate.captioning.ngrams import MAX_ORDER, Ngram, count_ngrams
 
 TINY, SMALL = 1e-15, 1e-9
-"""Added by pycocoevalcap to numerator and denominator, so that nothing is divided by zero."""
+"""pycocoevalcap adds these to numerators and denominators, so that nothing is divided by zero."""
 Tokens = Sequence[str]
 
 
 def bleu_statistics(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
-    """Counts of each caption for BLEU, N × 10: matches and n-grams of 4 orders, and both lengths.
+    """The counts of each caption for BLEU, N × 10: matches and n-grams of 4 orders, and both lengths.
 
-    Their sums over a corpus are all that its score depends on.
+    The score of a corpus depends only on their sums.
     """
     rows = [_statistics(hypothesis, refs) for hypothesis, refs in zip(hypotheses, references, strict=True)]
     return np.array(rows, dtype=np.float64).reshape(-1, 2 * MAX_ORDER + 2)
 
 
 def bleu(sums: np.ndarray) -> np.ndarray:
-    """BLEU-1 … BLEU-4 from statistics of a caption or summed over a corpus, … × 10 to … × 4."""
+    """BLEU-1 … BLEU-4 from the statistics of a caption, or their sums over a corpus: … × 10 to … × 4."""
     matches, guesses = sums[..., :MAX_ORDER], sums[..., MAX_ORDER : 2 * MAX_ORDER]
     length, reference = sums[..., -2:-1], sums[..., -1:]
     precisions = (matches + TINY) / (guesses + SMALL)

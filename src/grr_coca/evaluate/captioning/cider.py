@@ -1,8 +1,8 @@
-"""CIDEr and CIDEr-D (Vedantam et al., arXiv 1411.5726): agreement in n-grams that tell images apart.
+"""CIDEr and CIDEr-D (Vedantam et al., arXiv 1411.5726): agreement in n-grams that distinguish images.
 
-CIDEr is the mean cosine between the tf-idf vectors of a caption and of its references, over n = 1 … 4. CIDEr-D clips
-what a caption repeats and takes off for a difference in length (σ = 6). pycocoevalcap, the COCO server and so the
-literature call CIDEr-D "CIDEr". Both are times 10, as there; neither stems words, as there.
+CIDEr is the mean cosine between the tf-idf vectors of a caption and of its references, over n = 1 … 4. CIDEr-D also
+clips repeated n-grams, and penalizes a difference in length (σ = 6). pycocoevalcap and the COCO server, and so the
+literature, call CIDEr-D "CIDEr". As there, both scores are multiplied by 10, and words are not stemmed.
 """
 
 import math
@@ -20,7 +20,7 @@ Tokens = Sequence[str]
 
 
 class CiderScores(NamedTuple):
-    """Per caption, N each; the corpus's score is the mean."""
+    """The two scores of each caption, N. The score of the corpus is their mean."""
 
     cider: np.ndarray
     cider_d: np.ndarray
@@ -33,7 +33,7 @@ class _Vector(NamedTuple):
 
 
 def cider(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> CiderScores:
-    """Both scores of every caption; how common an n-gram is counts over all images' references."""
+    """Both scores of every caption. Document frequencies are counted over the references of all images."""
     counts = [[count_ngrams(reference) for reference in refs] for refs in references]
     frequency = _document_frequency(counts)
     log_images = math.log(len(references)) if references else 0.0

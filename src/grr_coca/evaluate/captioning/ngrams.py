@@ -1,4 +1,4 @@
-"""Runs of tokens."""
+"""Counts of n-grams (runs of n tokens)."""
 
 from collections import Counter
 from collections.abc import Sequence

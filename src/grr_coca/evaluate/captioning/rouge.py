@@ -1,4 +1,4 @@
-"""ROUGE-L (Lin, 2004): the longest common subsequence of a caption and its references."""
+"""ROUGE-L (Lin, 2004): based on the longest common subsequence of a caption and its references."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,12 @@ Tokens = Sequence[str]
 
 
 def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
-    """The score of every caption, N: F of the best precision and the best recall among its references."""
+    """The score of every caption, N: the F-measure of the best precision and the best recall over its references."""
     return np.array([_score(mine, refs) for mine, refs in zip(hypotheses, references, strict=True)])
 
 
 def _score(hypothesis: Tokens, references: Sequence[Tokens]) -> float:
-    # pycocoevalcap takes an empty caption for one empty token, which matches an empty reference.
+    # pycocoevalcap treats an empty caption as one empty token, which matches an empty reference.
     mine = hypothesis or [""]
     common = [(longest_common_subsequence(mine, reference or [""]), len(reference) or 1) for reference in references]
     precision = max(length for length, _ in common) / len(mine)
@@ -26,7 +26,7 @@ def _score(hypothesis: Tokens, references: Sequence[Tokens]) -> float:
 
 
 def longest_common_subsequence(first: Tokens, second: Tokens) -> int:
-    """Its length."""
+    """The length of the longest common subsequence."""
     row = [0] * (len(second) + 1)
     for token in first:
         diagonal = 0

@@ -1,4 +1,4 @@
-"""All caption metrics of a set of images at once."""
+"""All caption metrics of a set of images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,10 @@ from grr_coca.evaluate.captioning.rouge import rouge_l
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Per image: CIDEr, CIDEr-D and ROUGE-L, N each, whose means are the corpus's scores; and what BLEU is made of."""
+    """For each image: CIDEr, CIDEr-D and ROUGE-L, N, and the statistics of BLEU, N × 10.
+
+    The scores of the corpus are the means of the first three, and BLEU of the summed statistics.
+    """
 
     cider: np.ndarray
     cider_d: np.ndarray
@@ -25,11 +28,11 @@ class CaptionScores:
     bleu_statistics: np.ndarray
 
     def bleu(self) -> np.ndarray:
-        """BLEU-1 … BLEU-4 of every caption on its own, N × 4."""
+        """BLEU-1 … BLEU-4 of every single caption, N × 4."""
         return bleu(self.bleu_statistics)
 
     def measures(self) -> dict[str, Measure]:
-        """The corpus's metrics by name, each with what it is made of per image."""
+        """The corpus's metrics by name, as measures over images."""
         orders = range(1, MAX_ORDER + 1)
         return {
             "CIDEr": Measure.mean(self.cider),
@@ -44,10 +47,10 @@ class CaptionScores:
 
 
 def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
-    """Score one caption per image against the image's references, all raw text.
+    """Score one caption per image against the references of the image. All texts are raw.
 
     Raises:
-        UserError: nothing to score, or an image without a reference.
+        UserError: there is nothing to score, or an image has no reference.
     """
     if not hypotheses:
         raise UserError("there is no caption to score")
@@ -68,7 +71,7 @@ def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]
 
 
 def _words(tokens: Sequence[str]) -> list[str]:
-    # A token may hold an unbreakable space, as in 1 1/2: two words to all but ROUGE-L in pycocoevalcap.
+    # A token may contain an unbreakable space, as in 1 1/2. In pycocoevalcap, only ROUGE-L counts it as one word.
     return " ".join(tokens).split()
 
 

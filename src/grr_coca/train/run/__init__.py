@@ -1,1 +1,1 @@
-"""A run: what it starts with, the one loop, its log and its forecast."""
+"""A run: its start, its loop, its log, and the forecast of its time and memory."""

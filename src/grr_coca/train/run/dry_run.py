@@ -19,7 +19,8 @@ TIMED_STEPS = 2
 
 
 def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
-    """Train on the first batches, the first untimed, keep nothing, and say what the whole run would take."""
+    """Train on the first batches, and say what the whole run would take. The first batch is not timed; nothing is
+    saved."""
     device = ranks.device
     recipe = ranks.on_first(lambda: decide(recipe, start.model, device)).for_autos_of(recipe)
     trainer = build_trainer(recipe, start, ranks)

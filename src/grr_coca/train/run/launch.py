@@ -1,4 +1,4 @@
-"""The place of this process in a launch by `torchrun`, read from the environment that it sets."""
+"""The place of this process in a launch by `torchrun`, read from the environment variables that it sets."""
 
 import os
 import time
@@ -15,12 +15,12 @@ from grr_coca.errors import Stopped, UserError
 from grr_coca.ranks import Ranks
 
 TIMEOUT = timedelta(minutes=30)
-"""Time after which a rank no longer waits for the others. A rank that died is noticed at once, by its connection."""
+"""How long a rank waits for the others. If a rank dies, its connection breaks, so the others notice that at once."""
 
 
 @contextmanager
 def launched() -> Iterator[Ranks]:
-    """This process among those of its launch, alone if there was none."""
+    """Join the other processes of the launch. A process that was started without `torchrun` is alone."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda" and local_rank >= torch.cuda.device_count():
@@ -36,10 +36,10 @@ def launched() -> Iterator[Ranks]:
     _join("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks.here(device)
-    except Stopped:  # on all ranks, after the same step
+    except Stopped:  # raised on all ranks, after the same step
         _leave()
         raise
-    _leave()  # not after an error: another rank may never come to it
+    _leave()  # not after other errors: another rank may never get here
 
 
 def _leave() -> None:
@@ -50,11 +50,11 @@ def _leave() -> None:
 
 
 def _join(backend: str) -> None:
-    """Meet the other ranks.
+    """Join the other ranks in a process group.
 
-    torchrun keeps one store for all its restarts, in which those that died have left their addresses: under another
-    prefix, none of them is found. Several nodes do not count restarts alike; for them, torchrun makes new stores where
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set.
+    torchrun keeps one store for all its restarts. The addresses of dead processes are still in it, so each restart uses
+    another prefix, under which they are not found. Nodes do not agree on the number of restarts, so with several nodes
+    there is no prefix: torchrun makes a new store for each restart if TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set.
     """
     store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":

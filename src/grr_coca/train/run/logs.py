@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines for programs, TensorBoard for eyes."""
+"""The log of a run: JSON lines for programs, TensorBoard for people."""
 
 import json
 import os
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 LOG_FILE = "metrics.jsonl"
 
 SHOWN_CAPTIONS = 16
-"""Captions that each validation shows, of the same images every time."""
+"""Number of captions that each validation logs, always of the same images."""
 
 
 class MetricLog:
-    """Appends to `metrics.jsonl` and `tensorboard/` of a run folder; without a folder, it writes nothing.
+    """Appends to `metrics.jsonl` and `tensorboard/` of a run folder. Without a folder, it writes nothing.
 
-    The lines are a function of the run alone: no time is in them, so a run that was stopped and resumed leaves the
-    same bytes as one that was not. The pace goes to TensorBoard.
+    The lines of `metrics.jsonl` hold no times. So a run that was stopped and resumed leaves the same bytes as a run
+    that was not. The pace is logged to TensorBoard only.
 
-    Every method raises a UserError that names the folder when the disk is full or cannot be written to.
+    Every method raises a UserError that names the folder if the disk is full or cannot be written to.
     """
 
     def __init__(self, folder: Path | None, progress: Progress) -> None:
-        """Go on where the run is; what was logged after that is dropped."""
+        """Open the log at the progress of the run. Everything that was logged after that is dropped."""
         self._folder = folder
         self._file: BinaryIO | None = None
         self._board: SummaryWriter | None = None
@@ -49,18 +49,18 @@ class MetricLog:
         self.show(step, split, metrics)
 
     def event(self, step: int, kind: str, **details: object) -> None:
-        """Log something out of the ordinary."""
+        """Log an unusual event."""
         self._append({"step": step, "split": "events", "event": kind, **details})
 
     def show(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Send metrics to TensorBoard alone."""
+        """Log metrics to TensorBoard only."""
         for name, value in metrics.items():
             if self._board is not None:
                 with self._writing():
                     self._board.add_scalar(f"{split}/{name}", value, step)
 
     def captions(self, step: int, captioned: Captioned) -> None:
-        """Log what the model says of the first few of some images, beside what people said."""
+        """Log the model's captions of the first few images, beside a reference caption of each."""
         shown = range(min(SHOWN_CAPTIONS, len(captioned.names)))
         rows = [(captioned.names[i], captioned.hypotheses[i], captioned.references[i][0]) for i in shown]
         self._append({"step": step, "split": "captions", "captions": rows})
@@ -71,7 +71,7 @@ class MetricLog:
                 self._board.add_text("captions", table, step)
 
     def make_durable(self) -> int:
-        """Write everything to disk; returns the number of bytes."""
+        """Flush the log to disk, and return its size in bytes."""
         assert self._file is not None, "the first rank has the log"
         with self._writing():
             os.fsync(self._file.fileno())
@@ -104,13 +104,13 @@ class MetricLog:
 
 def _open_board(folder: Path, step: int) -> "SummaryWriter":
     require_extra("train", "the log of a run")
-    from torch.utils.tensorboard import SummaryWriter  # late: whoever uses a trained model does without it
+    from torch.utils.tensorboard import SummaryWriter  # late: only training needs it
 
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 
 class Throughput:
-    """Pairs a second over the steps since the last line of the log; validation and saving do not count."""
+    """Pairs per second since the last line of the log. The time of validation and saving does not count."""
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
@@ -119,24 +119,24 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Time from here on counts as training."""
+        """Count the time from now on."""
         self._began = time.monotonic()
 
     def add(self) -> None:
-        """One step was done."""
+        """Count a finished step."""
         now = time.monotonic()
         self._num_pairs += self._batch_size
         self._seconds += now - self._began
         self._began = now
 
     def close(self) -> float:
-        """The pace, and a new start."""
+        """Return the pace, and start again from zero."""
         pace = self._num_pairs / max(self._seconds, 1e-9)
         self._num_pairs, self._seconds = 0, 0.0
         return pace
 
 
 def read_metrics(folder: Path, split: str) -> list[dict[str, float]]:
-    """The lines of one split of a run's log, in order; `events` is one of them."""
+    """The lines of one split of a run's log, in order. Events have the split `events`."""
     lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
     return [row for row in map(json.loads, lines) if row["split"] == split]

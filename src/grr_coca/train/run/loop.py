@@ -1,4 +1,4 @@
-"""A run: from a recipe to a checkpoint. Pretraining and fine-tuning differ in where the model comes from."""
+"""The training loop: from a recipe to a checkpoint. Pretraining and fine-tuning differ only in their start model."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ from grr_coca.errors import DivergedError, Stopped, UserError
 from grr_coca.evaluate.caption_split import caption_split
 from grr_coca.evaluate.checkpoint import evaluate_checkpoint, require_pairs
 from grr_coca.evaluate.split import Evaluation
-from grr_coca.model import build
+from grr_coca.model import build_without_weights
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe, save_recipe
 from grr_coca.train.run.logs import MetricLog, Throughput
@@ -41,7 +41,7 @@ from grr_coca.train.survival.store import CheckpointStore
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, dict[str, float]], None]
-"""Called on the first rank after every logged step, with the number of steps done and the newest metrics."""
+"""Called on the first rank after every logged step, with the number of finished steps and the newest metrics."""
 
 
 def train(
@@ -52,19 +52,19 @@ def train(
     on_step: OnStep,
     resume_from: Path | None = None,
 ) -> Checkpoint:
-    """Train from `start` to the recipe's last step; leaves recipe, log and checkpoints in `out`.
+    """Train from `start` to the last step of the recipe. Recipe, log and checkpoints are written to `out`.
 
     Args:
-        recipe: all that the run depends on.
-        start: the model to train, in place.
+        recipe: everything that the run depends on.
+        start: the model to train. It is changed in place.
         out: the run folder.
-        device: where this process computes.
-        on_step: told of progress.
-        resume_from: a checkpoint of this very run, see `resume_point`; `start` is then what that holds.
+        device: the device of this process.
+        on_step: called to report progress.
+        resume_from: a checkpoint of the same run, see `resume_point`. Then `start` must be loaded from it.
 
     Raises:
-        UserError: data or disk are at fault, or the loss is not a number any more; on every rank.
-        Stopped: a signal asked for it; the run is saved.
+        UserError: a problem with the data or the disk, or a loss that stays not finite. It is raised on every rank.
+        Stopped: a signal asked the run to stop. The run is saved.
     """
     ranks = Ranks.here(device)
     recipe = _resolve(recipe, start, out, ranks, resume_from)
@@ -93,7 +93,7 @@ def train(
 
 
 class Agreement(NamedTuple):
-    """State of the global batch that all ranks agree on before a step, and what they do after it."""
+    """Totals over the global batch, and what all ranks do after the step: save, and stop by a signal."""
 
     num_tokens: int
     num_replaced: int
@@ -102,7 +102,7 @@ class Agreement(NamedTuple):
 
 
 def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
-    """The model of a checkpoint, spread over the ranks, with what trains it."""
+    """The trainer of a checkpoint's model, which is copied to or sharded over the ranks."""
     if ranks.device.type == "cpu":
         keep_freed_memory()
     model = start.model.to(ranks.device).train()
@@ -112,14 +112,14 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
     elif recipe.gradient_checkpointing:
         checkpoint_blocks(model)
     parallel = ParallelModel(model, recipe.parallelism, ranks)
-    # After the model is spread: what belongs to a parameter lies where the parameter does.
+    # After the model is sharded, so that the state of a parameter is sharded as the parameter is.
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
     ema = None if recipe.ema is None else Ema(model, recipe.ema)
     return Trainer(parallel, optimizers, recipe.losses.weights, autocast(recipe.precision, ranks.device), ema)
 
 
 class Run:
-    """A run in progress, on one of its ranks: what happens in and after each step."""
+    """A run in progress, on one of its ranks: each step, and what follows it."""
 
     def __init__(
         self,
@@ -152,11 +152,11 @@ class Run:
         return replace(self.start, step=self.start.step + self.progress.step)
 
     def step(self, micro_batches: Sequence[Batch], signals: StopSignals) -> None:
-        """One step of training, and what is due after it.
+        """One step of training. Validation, log and checkpoint follow if they are due.
 
         Raises:
             UserError: too many steps in a row had to be skipped, or a checkpoint cannot be written.
-            Stopped: a signal came in before this step; the run is saved.
+            Stopped: a signal came before this step. The run is saved.
         """
         agreement = self._agree(micro_batches, signals)
         self._count_replaced(micro_batches, agreement)
@@ -177,7 +177,7 @@ class Run:
     def _agree(self, micro_batches: Sequence[Batch], signals: StopSignals) -> Agreement:
         """Exchange the state of all ranks before a step, so that every rank takes the same decisions."""
         minutes = (time.monotonic() - self.saved_at) / 60
-        is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes  # clocks differ: one decides
+        is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes  # clocks differ: one rank decides
         num_replaced = sum(len(batch.replaced) for batch in micro_batches)
         known = [count_tokens(micro_batches), num_replaced, int(is_due), *signals.counts]
         tokens, replaced, save_votes, *counts = self.ranks.sum(torch.tensor(known, device=self.ranks.device)).tolist()
@@ -191,7 +191,7 @@ class Run:
         self.progress.replaced = dict(self.replacements.counts)
 
     def _note(self, metrics: dict[str, float], micro_batches: Sequence[Batch]) -> None:
-        """Count the step, and report what was wrong with it, with the keys of its pairs."""
+        """Count the step. If something was wrong with it, report that with the keys of its pairs."""
         what = self.progress.add(metrics)
         self.throughput.add()
         if what is None:
@@ -221,7 +221,7 @@ class Run:
         self.ranks.on_first(tell)
 
     def _validate(self) -> bool:
-        """Evaluate; returns whether the model is the best so far by the score that the recipe names."""
+        """Evaluate. Returns True if the model is the best so far, by the score that the recipe names."""
         with self.trainer.averaged():
             scores = evaluate(self.checkpoint, self.val, self.recipe, self.ranks).flat()
             scores |= self._caption()
@@ -231,15 +231,15 @@ class Run:
         return name is not None and self.progress.beats_best(name, scores[name], self.checkpoint.step)
 
     def _caption(self) -> dict[str, float]:
-        """Caption a fixed part of the validation images, and score the captions."""
+        """Caption some validation images, always the same ones, and score the captions."""
         num_images = self.recipe.evaluation.num_captions
         if not num_images:
             return {}
         weights = whole_tensors(self.trainer.model.raw.state_dict().items(), self.ranks)
 
         def caption() -> dict[str, float]:
-            # On the first rank alone, and so with a model that is not spread over all of them.
-            model = build(self.start.config).to(self.ranks.device)
+            # Only the first rank captions, so it needs a model that is not sharded.
+            model = build_without_weights(self.start.config).to(self.ranks.device)
             model.load_state_dict(weights)
             captioned = caption_split(replace(self.checkpoint, model=model), self.val, max_images=num_images)
             self.log.captions(self.progress.step, captioned)
@@ -256,12 +256,12 @@ class Run:
 
 
 def evaluate(checkpoint: Checkpoint, source: PairSource, recipe: Recipe, ranks: Ranks | None = None) -> Evaluation:
-    """Evaluate with a recipe's batch size and loss weights; with ranks, all of them together."""
+    """Evaluate with a recipe's batch size and loss weights. If `ranks` is given, all ranks share the work."""
     return evaluate_checkpoint(checkpoint, source, recipe.evaluation.batch_size, recipe.losses.weights, ranks)
 
 
 def _resolve(recipe: Recipe, start: Checkpoint, out: Path, ranks: Ranks, resume_from: Path | None) -> Recipe:
-    """The recipe with every `auto` decided, as it is written into the run folder."""
+    """The recipe with a decision for every `auto`. A new run also gets its folder, with this recipe in it."""
     if resume_from is not None:
         return with_its_numerics(recipe, resume_from)
     recipe = ranks.on_first(lambda: decide(recipe, start.model, ranks.device)).for_autos_of(recipe)

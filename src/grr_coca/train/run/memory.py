@@ -8,14 +8,14 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator keep what is freed, where it is glibc's.
+    """Let glibc's allocator keep freed memory. Other allocators are left as they are.
 
-    It would give each large tensor back to the system, which zeroes the pages of the next one: at every step all
-    activations and gradients anew. Measured in `docs/performance-log.md`.
+    By default it returns each large tensor to the system, and the system zeroes the pages of the next one. At every
+    step that happens to all activations and gradients. `docs/performance-log.md` has the measurement.
     """
     if sys.platform != "linux":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none, and no need of it
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries do not have it
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)  # never

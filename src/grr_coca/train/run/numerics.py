@@ -1,4 +1,4 @@
-"""How a run computes: what `auto` means on this machine, decided once and kept for the whole of a run."""
+"""The precisions of a run: what `auto` means on this machine, decided once and kept for the whole run."""
 
 import timeit
 from dataclasses import dataclass, replace
@@ -14,21 +14,22 @@ from grr_coca.train.step.optimizer import parameter_groups
 
 PROBE_TOKENS = 1024
 GAIN = 1.5
-"""How much faster products in bf16 must be for autocast: casts and copies around each of them eat small gains."""
+"""How many times as fast products in bf16 must be for autocast to pay. Casts and copies around them use up small
+gains."""
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """`precision`: of forward and backward passes; `muon_precision`: of Muon's orthogonalization. `fp32` or `bf16`.
+    """`precision` of forward and backward passes, and `muon_precision` of Muon's orthogonalization: `fp32` or `bf16`.
 
-    With AdamW `muon_precision` stays `auto`: there is nothing to decide.
+    With AdamW `muon_precision` stays `auto`, because there is nothing to decide.
     """
 
     precision: Precision
     muon_precision: Precision
 
     def for_autos_of(self, recipe: Recipe) -> Recipe:
-        """The recipe with this in place of every `auto`; what it names stays."""
+        """The recipe with these precisions instead of `auto`. A precision that the recipe names stays."""
         optimizer = recipe.optimizer
         if optimizer.muon_precision == "auto":
             recipe = replace(recipe, optimizer=replace(optimizer, muon_precision=self.muon_precision))
@@ -39,12 +40,12 @@ UNDECIDED = Numerics("auto", "auto")
 
 
 def decide(recipe: Recipe, model: CoCa, device: torch.device) -> Numerics:
-    """What the recipe asks for; where it says `auto`, what is faster on this machine, measured here and now.
+    """The precisions of a recipe. For `auto`, both precisions are timed now, and the faster one is taken.
 
     Args:
-        recipe: the run.
-        model: its model, for the shapes of its matrices.
-        device: where it computes.
+        recipe: the recipe of the run.
+        model: the model of the run, for the shapes of its matrices.
+        device: the device of the run.
     """
     precision, muon_precision = recipe.precision, recipe.optimizer.muon_precision
     if precision == "auto":
@@ -55,9 +56,9 @@ def decide(recipe: Recipe, model: CoCa, device: torch.device) -> Numerics:
 
 
 def faster_for_passes(width: int, device: torch.device) -> Precision:
-    """bf16 where forward and backward passes gain from it, else fp32.
+    """bf16 if it makes forward and backward passes faster, else fp32.
 
-    CUDA cards that have bf16 gain; a CPU gains when one feed-forward product of the model's width does.
+    A CUDA card gains if it supports bf16. A CPU gains if a feed-forward product of the model's width gains.
     """
     gains = torch.cuda.is_bf16_supported() if device.type == "cuda" else _bf16_is_faster(width)
     return "bf16" if gains else "fp32"

@@ -1,7 +1,8 @@
-"""Progress of a run: its state besides weights and optimizer, so that it can go on as if never stopped.
+"""Progress of a run: its state besides weights and optimizer. With it, a stopped run goes on as if it had never
+stopped.
 
-Random states are not among it, because nothing of a run draws from one: the order, the augmentation and the dropped
-patches of a sample are functions of (seed, epoch, sample).
+It holds no random state. The order, the augmentation and the dropped patches of a sample are functions of (seed, epoch,
+sample), so there is none to keep.
 """
 
 import math
@@ -9,19 +10,21 @@ import statistics
 from dataclasses import dataclass, field
 
 LOG_INTERVAL = 10
-"""Steps whose mean makes one line of the log."""
+"""One line of the log is the mean of so many steps."""
 
 SPIKE_MEMORY = 100
 SPIKE_FACTOR = 6.0
-"""A loss is a spike when it is above the mean of so many steps before it by so many of their deviations."""
+"""A loss is a spike if it is more than `SPIKE_FACTOR` standard deviations above the mean of the `SPIKE_MEMORY` losses
+before it."""
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """The counters of a run. `step` counts the steps done, `log_bytes` the bytes of log that they wrote.
+    """The counters of a run.
 
-    `replaced`: bad samples by cause. `window`: metrics of the steps since the last line of the log. `recent`: the
-    newest losses. `best`: value and step of the best checkpoint.
+    `step`: finished steps. `log_bytes`: bytes of log that they wrote. `skipped`: steps that were skipped. `replaced`:
+    bad samples by cause. `window`: metrics of the steps since the last line of the log. `recent`: the newest losses.
+    `best` and `best_step`: score and step of the best checkpoint.
     """
 
     step: int = 0
@@ -35,7 +38,7 @@ class Progress:
     best_step: int | None = None
 
     def add(self, metrics: dict[str, float]) -> str | None:
-        """Count a step that was done; returns what was wrong with it, if anything was."""
+        """Count a finished step. Returns what was wrong with it (`not finite` or `spike`), or None."""
         self.step += 1
         if not all(map(math.isfinite, metrics.values())):
             self.skipped += 1
@@ -48,14 +51,14 @@ class Progress:
         return "spike" if is_spike else None
 
     def close_window(self) -> dict[str, float]:
-        """The means since the last line of the log; steps skipped and samples replaced so far, if any were."""
+        """The means since the last line of the log, and the numbers of skipped steps and replaced samples if not 0."""
         rows, self.window = self.window, ()
         means = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
         skipped = {"skipped": float(self.skipped)} if self.skipped else {}
         return {**means, **skipped, **{f"replaced/{cause}": float(n) for cause, n in sorted(self.replaced.items())}}
 
     def beats_best(self, name: str, value: float, step: int) -> bool:
-        """True if a validation score is better than all before it. The score is then the best so far."""
+        """True if a validation score is better than all before it. The score is then kept as the best."""
         lower_is_better = name.endswith(("loss", "perplexity"))
         if not math.isfinite(value) or (
             self.best is not None and (value >= self.best if lower_is_better else value <= self.best)

@@ -1,4 +1,4 @@
-"""The start of a run: its model, the pairs to train on, and their order."""
+"""The start of a run: its model, its pairs, and their order."""
 
 import logging
 from collections.abc import Iterator
@@ -25,15 +25,15 @@ from grr_coca.train.recipe import Recipe
 log = logging.getLogger(__name__)
 
 HOLD_OUT_EVERY, MAX_HELD_OUT = 20, 5000
-"""A recipe without a validation split keeps every `HOLD_OUT_EVERY`-th pair for validation, but at most
-`MAX_HELD_OUT` pairs."""
+"""If a recipe has no validation split, every `HOLD_OUT_EVERY`-th pair is kept for validation, at most
+`MAX_HELD_OUT`."""
 
 MAX_TOKENIZER_IMAGES = 1_000_000
-"""A vocabulary is trained on the captions of at most so many images, spread evenly over the source."""
+"""A vocabulary is trained on the captions of at most this many images, evenly spread over the source."""
 
 
 def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
-    """A fresh model with its tokenizer, as a pretraining recipe asks for.
+    """A new model with its tokenizer, as a pretraining recipe describes them.
 
     Raises:
         UserError: the recipe names no model or no tokenizer.
@@ -53,10 +53,10 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
 
 
 def check_start(start: Checkpoint, recipe: Recipe) -> None:
-    """Hold a fine-tuning recipe against the checkpoint that it is to start from.
+    """Check that a fine-tuning recipe fits the checkpoint that it starts from.
 
     Raises:
-        UserError: the recipe asks for another model, or for another tokenizer.
+        UserError: the recipe names another model, or a tokenizer.
     """
     if recipe.tokenizer is not None:
         raise UserError("fine-tuning keeps the tokenizer of its checkpoint; remove the key 'tokenizer' from the recipe")
@@ -74,7 +74,7 @@ def check_start(start: Checkpoint, recipe: Recipe) -> None:
 
 
 def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
-    """The pairs to train on and those to validate on, of which each caption is one.
+    """The pairs to train on, and the pairs to validate on. In validation, every caption of an image is a pair.
 
     Raises:
         UserError: no pair is left to train on.
@@ -92,7 +92,7 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
 
 
 def sound_validation(val: PairSource) -> PairSource:
-    """The validation pairs that can be read: a broken one must not end a long run at its first validation."""
+    """The validation pairs that can be read. Otherwise a broken pair would end a long run at its first validation."""
     sound, bad = sound_pairs(val)
     if bad:
         log.warning("%d of %d validation pairs are left out as broken, the first: %s", len(bad), len(val), bad[0])
@@ -102,7 +102,7 @@ def sound_validation(val: PairSource) -> PairSource:
 def training_batches(
     recipe: Recipe, start: Checkpoint, pairs: PairSource, ranks: Ranks, first_step: int = 0
 ) -> Iterator[list[Batch]]:
-    """The share of a rank in each global batch from a step on, in micro-batches."""
+    """For each step from `first_step` on, the share of a rank in the global batch, in micro-batches."""
     data, num_patches = recipe.data, start.config.image_encoder.num_patches
     keep_patches = partial(kept_patches, num_patches, data.patch_dropout) if data.patch_dropout else None
     dataset = PairDataset(

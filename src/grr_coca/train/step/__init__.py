@@ -1,1 +1,1 @@
-"""One training step: forward passes, exact gradients, optimizers, on one rank or many."""
+"""One training step: forward passes, exact gradients and optimizers, on one rank or many."""

@@ -1,6 +1,6 @@
-"""Blocks that are computed again in the backward pass, and blocks that are compiled.
+"""Gradient checkpointing and compilation of blocks.
 
-The model knows of neither. Names of parameters stay as they are.
+The model's code knows nothing of either. The names of parameters stay the same.
 """
 
 import shutil
@@ -18,31 +18,31 @@ from grr_coca.model import CoCa
 from grr_coca.torch_private import allow_recompiles, keep_for_backward
 
 RECOMPILE_LIMIT = 32
-"""Kinds of inputs that one function is compiled for. All blocks share their code: they stand in three stacks, which run
-in training, in evaluation, with fewer patches, and with the smaller batch at the end of a split. Past torch's own
-limit of 8, the compiler would silently go on without compiling."""
+"""Kinds of inputs that one function may be compiled for. All blocks share their code. They are in three stacks, which
+run in training and in evaluation, with fewer patches, and with a smaller batch at the end of a split. At torch's own
+limit of 8, the compiler would silently stop compiling."""
 
 CPP_COMPILERS = ("g++", "clang++", "c++")
 
 
 def checkpoint_blocks(model: CoCa) -> None:
-    """Keep only the inputs of blocks for the backward pass, and compute the rest again there.
+    """Keep only the inputs of blocks for the backward pass, and compute everything else again there.
 
-    Call it before the model is sharded. For compiled blocks use `compile_blocks` alone.
+    Call it before the model is sharded. For compiled blocks, use only `compile_blocks`.
     """
     for block in _blocks(model):
         block.forward = _checkpointed(block.forward)  # type: ignore[method-assign]
 
 
 def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
-    """Have each block compiled when it first runs. Call it before the model is sharded.
+    """Let each block be compiled when it first runs. Call it before the model is sharded.
 
-    Lengths of captions change from batch to batch, so blocks of the text decoders are compiled for any shape.
+    The lengths of captions change from batch to batch, so blocks of the text decoders are compiled for any shape.
 
     Args:
         model: changed in place.
-        recomputed: how much of what a block would keep for the backward pass is computed again there: 1 is all but its
-            inputs, less is what the compiler finds cheapest.
+        recomputed: share of a block's intermediate results that are not kept for the backward pass, but computed again.
+            1: only the inputs are kept. Below 1, the compiler drops what is cheapest to compute again.
 
     Raises:
         UserError: the model is on a CPU, and there is no C++ compiler.
@@ -51,7 +51,7 @@ def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
         _require_compiler()
     allow_recompiles(RECOMPILE_LIMIT)
     keep_for_backward(1 - recomputed)
-    # The rotary embedding's product stays as it is, which is meant: the rest is where compiling gains.
+    # The complex product of RoPE is not compiled. That is intended: the gain comes from the rest of the block.
     warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex operators")
     for block in model.image_encoder.blocks:
         block.compile()
@@ -69,7 +69,7 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def recomputed(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        # No block draws random numbers, so there is no random state to keep.
+        # Blocks use no random numbers, so no random state must be preserved.
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     return recomputed

@@ -1,4 +1,4 @@
-"""A running average of the weights. It is often better than the weights, above all while the learning rate is high."""
+"""A running average of the weights. It is often better than the weights, especially while the learning rate is high."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ NUM_UPDATES = "num_updates"
 class Ema:
     """Exponential moving average of a model's trainable parameters, kept in fp32 at least.
 
-    After each update, average ← d · average + (1 - d) · weights. The n-th update, counted from 0, has
-    d = min(decay, (1 + n) / (10 + n)). With a d that starts low, the random weights of the beginning soon leave the
-    average. Works on plain parameters and on sharded ones (DTensor).
+    After each step, average ← d · average + (1 - d) · weights. Update n, counted from 0, has
+    d = min(decay, (1 + n) / (10 + n)). Because d starts low, the random weights of the beginning soon leave the
+    average. It works on plain parameters and on sharded ones (DTensor).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -29,7 +29,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Add the weights as they are now. Call it once after every step of the optimizer."""
+        """Add the present weights to the average. Call it once after every step of the optimizer."""
         decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
         weights = (at_least_fp32(weight.detach()) for weight in self._weights.values())
         for average, weight in zip(by_kind(self._average.values()), by_kind(weights), strict=True):
@@ -37,13 +37,13 @@ class Ema:
         self._num_updates += 1
 
     def apply(self) -> None:
-        """Replace the weights of the model by their average, for good."""
+        """Replace the weights of the model by their average, permanently."""
         self._copy(self._average, self._weights)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Replace the weights by their average within the context. Afterwards, even after an exception, they are what
-        they were, bit for bit."""
+        """Replace the weights by their average within the context. Afterwards, even after an exception, the weights are
+        restored bit for bit."""
         own = {name: weight.detach().clone() for name, weight in self._weights.items()}
         try:
             self.apply()
@@ -52,14 +52,14 @@ class Ema:
             self._copy(own, self._weights)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The average by the names of the parameters, and the number of updates: all of it tensors."""
+        """The average by the names of the parameters, and the number of updates. All values are tensors."""
         return {**self._average, NUM_UPDATES: torch.tensor(self._num_updates)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a `state_dict` of the same model.
+        """Continue from a `state_dict` of the same model.
 
         Raises:
-            ValueError: the state is of other parameters; names the first.
+            ValueError: the state has other parameters; the message names the first.
         """
         differing = sorted(state.keys() ^ {*self._average, NUM_UPDATES})
         if differing:

@@ -1,15 +1,15 @@
 """The exact gradients of CoCa's loss over the global batch, computed in pieces and on several ranks.
 
-The loss itself is `grr_coca.losses.batch_loss`, which takes a batch in one piece on one process. A test holds the
-gradients made here equal to its own.
+The loss itself is `grr_coca.losses.batch_loss`, for a batch in one piece on one process. A test checks that its
+gradients are equal to those computed here.
 
 The captioning loss is a sum over tokens, so the gradients of the pieces add up. The contrastive loss compares every
 pair with every other, so it is cut at the embeddings (Gao et al., arXiv 2101.06983):
 
 1. Compute the embeddings of all pieces.
-2. Compute the loss, and its gradient with respect to the embeddings.
-3. For each piece, differentiate `<embedding, gradient>`, a sum over pairs. It has the same gradient with respect to the
-   weights as the loss.
+2. Compute the contrastive loss, and its gradient with respect to the embeddings.
+3. For each piece, differentiate `<embedding, gradient>`, a sum over pairs. Its gradient with respect to the weights is
+   that of the loss.
 
 Shapes: b pairs of this rank, B pairs of the global batch, E embedding width.
 """
@@ -30,7 +30,7 @@ from grr_coca.train.step.parallel import ParallelModel, Pass, scalar_parameters
 
 
 class BatchLosses(NamedTuple):
-    """The losses of the global batch, in nats, without their graph."""
+    """The losses of the global batch, in nats, detached from the graph."""
 
     contrastive: Float[Tensor, ""]
     captioning: Float[Tensor, ""]
@@ -57,11 +57,11 @@ def compute_gradients(
 
     Args:
         model: the model on all ranks.
-        micro_batches: this rank's share of the batch, as many pairs as every other rank has. A single one is run once.
-            Several are run twice each, the first time without a graph, so that they need the memory of one.
+        micro_batches: this rank's share of the batch. All ranks have the same number of pairs. A single micro-batch is
+            run once. Several are each run twice, the first time without a graph, so that they need the memory of one.
         num_tokens: tokens to predict in the global batch.
-        weights: of the losses.
-        precision: the context of forward passes.
+        weights: weights of the losses.
+        precision: context of the forward passes.
     """
     ranks = model.ranks
     tokens = torch.tensor(num_tokens, device=ranks.device)
@@ -88,10 +88,11 @@ def compute_gradients(
 def contrastive_gradient(
     model: CoCa, local: EmbeddedPairs, batches: Sequence[Batch], weight: float, ranks: Ranks
 ) -> ContrastiveGradient:
-    """The loss of the global batch and its gradients. Those of temperature and bias are written to their parameters.
+    """The contrastive loss of the global batch and its gradients. The gradients of temperature and bias are written to
+    their parameters.
 
-    Each rank compares its own pairs with those of all ranks, b · B similarities. The embeddings are gathered once, and
-    their gradients are summed over the ranks on the way back.
+    Each rank compares its own pairs with those of all ranks, which makes b · B similarities. The embeddings are
+    gathered once. On the way back, their gradients are summed over the ranks.
     """
     num_local, first_row = len(local.image), ranks.rank * len(local.image)
     columns = EmbeddedPairs(*(ranks.gather(embedding.detach()).requires_grad_() for embedding in local))
@@ -117,14 +118,14 @@ def _backward(
     weights: LossWeights,
     precision: AbstractContextManager,
 ) -> Float[Tensor, "2"]:
-    """The backward pass of one piece; returns its shares of the captioning loss and the z-loss.
+    """The backward pass of one piece. Returns the piece's shares of the captioning loss and the z-loss.
 
-    `kept`: its forward pass, if there was one with a graph; `wanted`: the gradients of its embeddings.
+    `kept`: its forward pass, if that was run with a graph. `wanted`: the gradients of its embeddings.
     """
     with precision:
         output = kept or model(batch, num_tokens, weights.z_per_captioning)
     contrastive = (output.image_embedding * wanted.image).sum() + (output.text_embedding * wanted.text).sum()
     loss = coca_loss(contrastive, output.captioning.trained, weights)
-    # Gradients are averaged over the ranks when they are exchanged, and the sum is wanted.
+    # The exchange averages gradients over the ranks, but their sum is needed.
     (model.ranks.size * loss).backward()
     return torch.stack([output.captioning.captioning, output.captioning.z])

@@ -1,8 +1,8 @@
 """Muon: momentum whose update of a matrix is orthogonalized (Jordan, kellerjordan.github.io/posts/muon, 2024).
 
-The same as `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, but for one thing: the precision of the
-orthogonalization is an argument. PyTorch's is always bf16, in which a CPU without bf16 instructions multiplies eighteen
-times as slowly as in fp32.
+It is the same as `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, except for one thing: the precision of the
+orthogonalization is an argument. PyTorch's is always bf16. A CPU without bf16 instructions multiplies eighteen times as
+slowly in bf16 as in fp32.
 
 Shapes: R rows, C columns of a matrix; N matrices of one shape.
 """
@@ -25,18 +25,19 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic Newton-Schulz iteration: singular values end between 0.7 and 1.2, in few iterations."""
+"""Coefficients of the quintic Newton-Schulz iteration. After few iterations, singular values are between 0.7 and
+1.2."""
 EPS = 1e-7
 GAIN = 1.1
-"""How much faster bf16 must be: where both are level, the decision is not left to noise."""
+"""How many times as fast bf16 must be. If both are about equally fast, noise must not decide."""
 RMS_OF_ADAMW = 0.2
-"""Root mean square of AdamW's usual update, which Muon's is scaled to (Liu et al., arXiv 2502.16982, section 2.2)."""
+"""The usual root mean square of AdamW's update. Muon's is scaled to it (Liu et al., arXiv 2502.16982, section 2.2)."""
 
 
 class Muon(Optimizer):
-    """Muon for matrices. Each parameter group may set `lr` and `weight_decay`; the decay is decoupled.
+    """Muon for matrices. Each parameter group may set `lr` and `weight_decay`. The decay is decoupled.
 
-    A sharded matrix (DTensor) is gathered, orthogonalized whole on every rank, and sharded again, so that a step is the
+    A sharded matrix (DTensor) is gathered, orthogonalized as a whole on every rank, and sharded again. So a step is the
     same on any number of ranks.
     """
 
@@ -61,7 +62,7 @@ class Muon(Optimizer):
         return loss
 
     def _momentum_update(self, matrix: Tensor) -> Tensor:
-        """Nesterov's momentum: the gradient, moved towards the mean of those before it."""
+        """Nesterov's momentum: the gradient, moved towards the running mean of all gradients."""
         state, gradient = self.state[matrix], matrix.grad
         assert gradient is not None, "matrices without a gradient are left out"
         if not state:
@@ -77,7 +78,7 @@ def orthogonalize_all(matrices: Sequence[Float[Tensor, "R C"]], dtype: torch.dty
     if whole[0].device.type == "cpu":
         done = [orthogonalize(matrix, dtype) for matrix in whole]  # a batched product takes 1.2 to 1.4 times as long
     else:
-        done = orthogonalize(torch.stack(whole), dtype)  # one launch for all of them
+        done = orthogonalize(torch.stack(whole), dtype)  # one kernel launch for all of them
     return [_laid_out_like(matrix, result) for matrix, result in zip(matrices, done, strict=True)]
 
 
@@ -100,7 +101,7 @@ def _iterate(x: Tensor) -> Tensor:
 
 
 def faster_precision(matrices: Iterable[nn.Parameter], device: torch.device) -> Precision:
-    """The precision in which this machine orthogonalizes matrices of these shapes faster, measured here and now."""
+    """Measure in which precision this machine orthogonalizes matrices of these shapes faster."""
     seconds = dict.fromkeys(DTYPES, 0.0)
     for (short, long), count in Counter(tuple(sorted(matrix.shape)) for matrix in matrices).items():
         for precision, dtype in DTYPES.items():

@@ -1,4 +1,4 @@
-"""Which parameter is updated how."""
+"""The optimizers: which parameter is updated by which rule, and at which learning rate."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,9 +14,9 @@ from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, ScheduleRecipe
 from grr_coca.train.step.muon import Muon
 
 FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
-    # A frozen image encoder whose poolers still learn is not frozen: its embeddings drift.
+    # The poolers are frozen too: if they learned, the image embeddings would drift.
     "image_encoder": ("image_encoder", "captioning_pooler", "contrastive_pooler", "image_proj"),
-    # CoCa's frozen-feature protocol (section 4.2.1): the backbone stands, the poolers adapt.
+    # CoCa's frozen-feature protocol (section 4.2.1): the backbone is frozen, the poolers learn.
     "image_backbone": ("image_encoder",),
     "text_decoder": ("text_decoder", "text_proj"),
     "multimodal_decoder": ("multimodal_decoder",),
@@ -24,7 +24,7 @@ FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
 
 
 def freeze(model: CoCa, parts: Sequence[FrozenPart]) -> None:
-    """Take the named parts out of training.
+    """Exclude the named parts from training.
 
     Raises:
         UserError: nothing would be left to train.
@@ -38,10 +38,10 @@ def freeze(model: CoCa, parts: Sequence[FrozenPart]) -> None:
 
 
 class Optimizers:
-    """One or two torch optimizers that step together under one learning-rate schedule.
+    """One or two torch optimizers that step together with one learning-rate schedule.
 
-    `optimizers` are torch's, for their state. Every parameter group holds its `lr_scale`: the share of the learning
-    rate that layer-wise decay leaves it.
+    `optimizers`: the torch optimizers, for saving and loading their state. Every parameter group has an `lr_scale`, the
+    factor that layer-wise decay puts on its learning rate.
     """
 
     def __init__(self, model: CoCa, optimizer: OptimizerRecipe, schedule: ScheduleRecipe) -> None:
@@ -52,23 +52,23 @@ class Optimizers:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0, where layer-wise decay leaves all of it."""
+        """The learning rate of a step, counted from 0, before layer-wise decay."""
         return self._peak_lr * lr_factor(step, self._schedule)
 
     def clip(self) -> Tensor:
-        """Scale the gradients down to the norm of the recipe, taken over all shards where parameters are sharded;
-        returns their norm before."""
+        """Scale the gradients down to the recipe's norm. Returns their norm before. The norm is taken over all
+        shards."""
         kinds = by_kind(self._parameters)
         norms = [nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds]
         norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
-        if norm > self._clip_norm:  # else a pass over all gradients would multiply them by one
+        if norm > self._clip_norm:  # otherwise, a pass over all gradients would only multiply by 1
             for kind in kinds:
                 nn.utils.clip_grads_with_norm_(kind, self._clip_norm, norm)
         return norm
 
     def update(self, step: int) -> None:
-        """Apply the gradients as they are, and clear them."""
+        """Update the weights by the gradients, and clear the gradients."""
         lr = self.learning_rate(step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -77,13 +77,13 @@ class Optimizers:
         self.zero_grad()
 
     def zero_grad(self) -> None:
-        """Drop the gradients."""
+        """Clear the gradients."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
 
 def lr_factor(step: int, schedule: ScheduleRecipe) -> float:
-    """Share of the peak learning rate at a step, counted from 0."""
+    """The learning rate of a step (counted from 0) as a share of the peak."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     progress = (step - schedule.warmup_steps) / max(1, schedule.steps - 1 - schedule.warmup_steps)
@@ -94,9 +94,10 @@ def lr_factor(step: int, schedule: ScheduleRecipe) -> float:
 def parameter_groups(model: CoCa) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """Trainable parameters as (hidden matrices, other matrices, the rest).
 
-    Matrices, the weights of linear maps, are decayed; embeddings, queries, norms, biases and the temperature are
-    not. The hidden ones are all but the head's: those are Muon's. The patch embedding is among them, because its
-    inputs, neighbouring pixels, are so alike that steps of one size for each weight all but repeat each other.
+    Matrices are the weights of linear maps. They have weight decay; embeddings, queries, norms, biases and the
+    temperature do not. The hidden matrices are all but the head's, and Muon updates them. The patch embedding is one of
+    them: its inputs are neighbouring pixels, which are so similar that AdamW, with a step of about the same size for
+    each weight, would move them all in the same way.
     """
     outer = (model.multimodal_decoder.lm_head,)
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -109,10 +110,10 @@ def parameter_groups(model: CoCa) -> tuple[list[nn.Parameter], list[nn.Parameter
 
 
 def layer_depth(model: CoCa, name: str) -> int:
-    """Layers from a parameter to the nearest head (lm_head, text_proj, image_proj), 0 for the heads themselves.
+    """Number of layers from a parameter to the nearest head (lm_head, text_proj, image_proj); 0 for the heads.
 
-    Each stack is counted by itself from its last block down, what is embedded below its first. The poolers are one
-    layer on top of the image encoder. A final norm belongs to what it feeds.
+    Each stack is counted separately, from its last block down. Embeddings count as one layer below the first block. The
+    poolers are one layer above the image encoder. A final norm counts with the layer that it feeds.
     """
     part, _, inner = name.partition(".")
     if part in ("captioning_pooler", "contrastive_pooler"):
@@ -135,17 +136,17 @@ def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
     }
     decayed = [*(hidden if recipe.name == "adamw" else []), *matrices]
     by_adamw = _groups(decayed, lr_scales, recipe.weight_decay) + _groups(rest, lr_scales, 0.0)
-    # Fused: one pass over weights, gradients and state, where the plain form makes a dozen.
+    # Fused: one pass over weights, gradients and state, instead of a dozen.
     optimizers: list[Optimizer] = [AdamW(by_adamw, lr=recipe.lr, betas=recipe.betas, fused=True)]
     if by_muon:
-        assert recipe.muon_precision != "auto", "it is decided before"
+        assert recipe.muon_precision != "auto", "`decide` replaces it before"
         groups = _groups(by_muon, lr_scales, recipe.weight_decay)
         optimizers.append(Muon(groups, lr=recipe.lr, precision=recipe.muon_precision))
     return optimizers
 
 
 def _groups(parameters: list[nn.Parameter], lr_scales: dict[nn.Parameter, float], weight_decay: float) -> list[dict]:
-    """Parameter groups as torch's optimizers take them, one for each scale of the learning rate."""
+    """Parameter groups for torch's optimizers, one for each scale of the learning rate."""
     by_scale = {scale: [p for p in parameters if lr_scales[p] == scale] for scale in sorted(set(lr_scales.values()))}
     return [
         {"params": kind, "lr_scale": scale, "weight_decay": weight_decay}
@@ -155,9 +156,9 @@ def _groups(parameters: list[nn.Parameter], lr_scales: dict[nn.Parameter, float]
 
 
 def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Sharded tensors and whole ones, which no one operation takes together; a kind that is not there is left out.
+    """The tensors in up to two lists: sharded ones and whole ones. An empty list is left out.
 
-    FSDP2 does not shard scalars, so a sharded model has both.
+    No operation on many tensors takes both kinds together. FSDP2 does not shard scalars, so a sharded model has both.
     """
     tensors = list(tensors)
     kinds = ([t for t in tensors if isinstance(t, DTensor) is is_sharded] for is_sharded in (True, False))

@@ -1,4 +1,4 @@
-"""A model on several ranks: a copy on each (DDP), or its weights sharded among them (FSDP2).
+"""A model on several ranks: a copy on each rank (DDP), or its weights sharded over the ranks (FSDP2).
 
 Shapes: b pairs of this rank, E embedding width.
 """
@@ -31,34 +31,36 @@ class Pass(NamedTuple):
 
 
 class TrainedCoCa(nn.Module):
-    """CoCa and its captioning loss in one forward pass, as DDP requires all parameters to be used within it."""
+    """CoCa and its captioning loss in one forward pass. DDP needs all parameters to be used within its forward pass."""
 
     def __init__(self, model: CoCa) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Batch, num_tokens: Int[Tensor, ""], z_weight: float) -> Pass:
-        """A forward pass over some pairs of a batch of `num_tokens` tokens to predict; see `captioning_loss`."""
+        """A forward pass over some pairs. `num_tokens`: tokens to predict in the global batch; see
+        `captioning_loss`."""
         output = self.model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
         labels = batch.labels[batch.labels != IGNORE_INDEX]
-        # With FSDP, the head's weight is whole: it belongs to the root, which stays gathered after its forward pass.
+        # With FSDP, the head's weight is not sharded here: it belongs to the root, which stays gathered after its
+        # forward pass.
         lm_head = self.model.multimodal_decoder.lm_head.weight
         captioning = captioning_loss(output.states, lm_head, labels, num_tokens, z_weight)
         return Pass(output.image_embedding, output.text_embedding, captioning)
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> EmbeddedPairs:
-        """Both embeddings, without a graph and without the multimodal decoder."""
+        """Both embeddings, without a graph. The multimodal decoder does not run."""
         image = self.model.encode_image(batch.images, batch.kept_patches).embedding
         return EmbeddedPairs(image, self.model.encode_text(batch.token_ids, batch.lengths))
 
 
 class ParallelModel:
-    """A model in training on all ranks. `raw` is CoCa itself, under whose names weights are saved.
+    """A model in training on all ranks. `raw` is the CoCa itself; weights are saved under its names.
 
-    Both wrappers average gradients over the ranks. The caller of `backward` multiplies its loss by the number of ranks
-    to get the sum. Gradients of scalars, such as the temperature, are left to the caller: FSDP cannot shard scalars,
-    and DDP would wait for their use in the forward pass.
+    Both wrappers (DDP and FSDP) average gradients over the ranks. To get the sum, the caller multiplies the loss by the
+    number of ranks before `backward`. The caller also computes the gradients of scalars such as the temperature: FSDP
+    cannot shard scalars, and DDP would wait for their use in the forward pass.
     """
 
     def __init__(self, raw: CoCa, parallelism: Parallelism, ranks: Ranks) -> None:
@@ -72,24 +74,25 @@ class ParallelModel:
             self._forward = _replicate(self._trained)
 
     def __call__(self, batch: Batch, num_tokens: Int[Tensor, ""], z_weight: float) -> Pass:
-        """One forward pass over this rank's pairs, see `TrainedCoCa`."""
+        """One forward pass over this rank's pairs; see `TrainedCoCa.forward`."""
         return self._forward(batch, num_tokens, z_weight)
 
     def embed(self, batch: Batch) -> EmbeddedPairs:
-        """Both embeddings, without a graph and without the multimodal decoder."""
+        """Both embeddings, without a graph. The multimodal decoder does not run."""
         return self._trained.embed(batch)
 
     def forget_gathered(self) -> None:
-        """Have the next pass gather the weights anew. Call it after weights were changed other than by an optimizer.
+        """Make the next pass gather the weights again. Call it after anything but an optimizer has changed the weights.
 
-        FSDP's root stays gathered after a pass without a backward pass, and would go on with the weights of that time.
+        FSDP's root stays gathered after a pass without a backward pass, and would use these old weights in the next
+        one.
         """
         if isinstance(self.raw, FSDPModule):
             self.raw.reshard()
 
     @contextmanager
     def exchange(self, gradients: bool) -> Iterator[None]:
-        """Whether backward passes within this context exchange gradients between the ranks."""
+        """Within this context, backward passes exchange gradients between the ranks, or do not."""
         if isinstance(self._forward, DistributedDataParallel) and not gradients:
             with self._forward.no_sync():
                 yield
@@ -100,19 +103,19 @@ class ParallelModel:
 
 
 def scalar_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The temperature, and the bias of the sigmoid loss where there is one."""
+    """The temperature, and the bias of the sigmoid loss if there is one."""
     return [parameter for parameter in model.parameters() if parameter.ndim == 0]
 
 
 def _replicate(trained: TrainedCoCa) -> DistributedDataParallel:
-    # DDP looks after what requires a gradient while it is built.
+    # DDP manages the parameters that require a gradient when it is constructed, so scalars must not require one then.
     scalars = [scalar for scalar in scalar_parameters(trained) if scalar.requires_grad]
     for scalar in scalars:
         scalar.requires_grad_(False)
     with warnings.catch_warnings():
-        # torch 2.13 has another name for `broadcast_buffers`, and torch 2.10 has not.
+        # torch 2.13 has a new name for `broadcast_buffers`, which torch 2.10 does not know.
         warnings.simplefilter("ignore", FutureWarning)
-        # Every rank builds or loads equal weights and tables, so there is nothing to send around.
+        # Every rank builds or loads the same weights and tables, so none must be broadcast.
         replicated = DistributedDataParallel(
             trained, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
         )
@@ -122,9 +125,11 @@ def _replicate(trained: TrainedCoCa) -> DistributedDataParallel:
 
 
 def _shard(model: CoCa, ranks: Ranks) -> None:
-    """Shard in place. Each block is gathered when it is needed. The rest of the model is one unit, the root: gathered
-    at the start of its forward pass and kept so until the end of the backward pass, as losses read the head's weight
-    outside of both."""
+    """Shard the model in place. Each block is a unit that is gathered when it is needed.
+
+    The rest of the model is one unit, the root. It is gathered at the start of the forward pass, and stays so until the
+    end of the backward pass, because the losses read the head's weight between the two.
+    """
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for stack in (model.image_encoder, model.text_decoder, model.multimodal_decoder):
         for block in stack.blocks:

@@ -1,4 +1,4 @@
-"""The training step: batch to gradients to new weights."""
+"""The training step: from a batch to gradients to new weights."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -27,19 +27,19 @@ class Trainer:
     ema: Ema | None
 
     def step(self, micro_batches: Sequence[Batch], num_tokens: int, step: int) -> dict[str, float]:
-        """Forward pass, backward pass and update. Every rank returns the same numbers.
+        """Forward pass, backward pass and update. Returns the metrics of the step, which are the same on every rank.
 
-        If the loss or a gradient is not finite, all ranks leave the weights and the optimizer as they are.
+        If the loss or a gradient is not finite, weights and optimizer stay as they are, on all ranks.
 
         Args:
             micro_batches: this rank's share of the global batch.
             num_tokens: tokens to predict in the global batch.
-            step: counted from 0.
+            step: number of the step, counted from 0.
         """
         losses = compute_gradients(self.model, micro_batches, num_tokens, self.losses, self.precision)
         grad_norm = self.optimizers.clip()
         metrics = {**losses._asdict(), "grad_norm": grad_norm}
-        values = torch.stack([value.double() for value in metrics.values()]).tolist()  # waits for the device, once
+        values = torch.stack([value.double() for value in metrics.values()]).tolist()  # waits for the device only once
         if all(map(math.isfinite, values)):
             self.optimizers.update(step)
             self.model.raw.clamp_logit_scale()
@@ -50,7 +50,8 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model as it is evaluated and saved: with the running average of its weights, if there is one."""
+        """Within this context, the model has the running average of its weights, if there is one. So it is evaluated
+        and saved."""
         if self.ema is None:
             yield
             return
@@ -63,11 +64,11 @@ class Trainer:
 
 
 def count_tokens(batches: Sequence[Batch]) -> int:
-    """Tokens to predict in some batches."""
+    """Number of tokens to predict in these batches."""
     return sum(int((batch.labels != IGNORE_INDEX).sum()) for batch in batches)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
-    """The context of a run's forward passes: bf16 autocast, or nothing. Enter it as often as you like."""
-    assert precision != "auto", "it is decided before"
+    """The context of a run's forward passes: bf16 autocast, or nothing. It can be entered again and again."""
+    assert precision != "auto", "`decide` replaces it before"
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

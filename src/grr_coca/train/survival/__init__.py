@@ -1,1 +1,1 @@
-"""Stopping and resuming a run: checkpoints, their store, signals."""
+"""Stopping and resuming a run: checkpoints, their store, and signals."""

@@ -1,4 +1,4 @@
-"""Finds the checkpoint from which a stopped run goes on."""
+"""Finds the checkpoint from which a stopped run continues."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ FREE_KEYS = (
     "checkpoints.keep_last",
     "health",
 )
-"""Keys of a recipe that may change when a run goes on, because they do not change what is learned from which pair."""
+"""Keys of a recipe that may change when a run continues, because they do not change what the model learns."""
 
 
 def resume_point(out: Path, recipe: Recipe) -> Path | None:
-    """The newest whole checkpoint of a run folder; None if the run has none yet.
+    """The newest undamaged checkpoint of a run folder; None if there is none yet.
 
     Raises:
-        UserError: the folder holds the run of another recipe; names the first key that differs.
+        UserError: the folder holds the run of another recipe; the message names the first key that differs.
     """
     point = CheckpointStore(out / "checkpoints", keep_last=1).newest()
     if point is None:
@@ -41,5 +41,5 @@ def resume_point(out: Path, recipe: Recipe) -> Path | None:
 
 
 def with_its_numerics(recipe: Recipe, point: Path) -> Recipe:
-    """The recipe with what each `auto` meant when the run of this checkpoint began."""
+    """The recipe, with the precisions that were decided for each `auto` when the run of this checkpoint began."""
     return read_numerics(point).for_autos_of(recipe)

@@ -1,15 +1,15 @@
-"""Signals that ask a run to stop: it saves first."""
+"""Signals that ask a run to stop. The run saves before it stops."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Signals that schedulers and people send: to end, to interrupt, and (SLURM's `--signal`) to warn of the time limit."""
+"""Signals that schedulers and people send: to end a run, to interrupt it, and to warn it of SLURM's time limit."""
 
 
 class StopSignals:
-    """Within this context a signal is remembered and nothing else happens; the same one again acts at once."""
+    """Within this context, a signal is only remembered. A second signal of the same kind acts at once."""
 
     def __init__(self) -> None:
         self.counts = [0] * len(SIGNALS)
@@ -18,7 +18,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # a parent may have seen to it
+                if signal.getsignal(number) is not signal.SIG_IGN:  # the parent process may want it ignored
                     self._before[number] = signal.signal(number, self._remember)
         return self
 

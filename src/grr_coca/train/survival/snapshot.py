@@ -1,11 +1,11 @@
-"""The folder `training` of a checkpoint: the state of a run besides its model.
+"""The folder `training` of a checkpoint: the state of a run, without its model.
 
 | file | holds |
 |---|---|
 | `progress.json` | the counters, see `Progress` |
-| `numerics.json` | the precisions that were decided on when the run began, see `Numerics` |
+| `numerics.json` | the precisions that were decided when the run began, see `Numerics` |
 | `optimizer.safetensors` | the optimizers' state, by parameter |
-| `weights.safetensors` | the weights, where `model.safetensors` holds their running average |
+| `weights.safetensors` | the weights, if `model.safetensors` holds their running average |
 | `ema.safetensors` | the state of that average |
 """
 
@@ -27,10 +27,10 @@ FOLDER = "training"
 def save(
     store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progress: Progress, numerics: Numerics
 ) -> None:
-    """Write everything that is needed to use the model, and to go on training it. Every rank must call this.
+    """Write everything that is needed to use the model and to continue training it. Every rank must call this.
 
     Raises:
-        UserError: the disk is full or cannot be written to; on every rank.
+        UserError: the disk is full or cannot be written to. It is raised on every rank.
     """
     raw, ranks = trainer.model.raw, trainer.model.ranks
     with trainer.averaged():
@@ -52,7 +52,7 @@ def save(
 
 
 def restore(point: Path, trainer: Trainer) -> Progress:
-    """Give a trainer, whose model was loaded from the checkpoint, the rest of what `save` wrote there.
+    """Load the state that `save` wrote into a trainer. Its model must already be loaded from the checkpoint.
 
     Raises:
         UserError: a file is missing or damaged.

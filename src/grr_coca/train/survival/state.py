@@ -1,7 +1,7 @@
-"""Weights and optimizer as whole tensors by name, wherever they lie: what a checkpoint holds.
+"""Weights and optimizer state as whole tensors by name, as a checkpoint holds them.
 
-A checkpoint does not depend on how many ranks wrote it, or on whether they sharded the model: every tensor in it is
-whole, under the name of its parameter. Models that are trained here fit into the memory of one machine.
+A checkpoint does not depend on the number of ranks that wrote it, or on whether they sharded the model. Every tensor in
+it is whole, under the name of its parameter. So a model must fit into the memory of one machine.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from grr_coca.ranks import Ranks
 
 
 def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
-    """Copies of tensors on the CPU of the first rank; nothing on the others, which must all call this."""
+    """Whole copies of tensors, on the CPU of the first rank. Other ranks get nothing, but all ranks must call this."""
     copies = {}
     for name, tensor in named:
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -35,12 +35,12 @@ def optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> list
 
 
 def lay_out(whole: Mapping[str, Tensor], examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors, sharded as the examples of the same names are."""
+    """Shard whole tensors like the examples of the same names."""
     return {name: _laid_out_like(examples[name], tensor) for name, tensor in whole.items()}
 
 
 def load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], whole: dict[str, Tensor]) -> None:
-    """Give the optimizers the state that `optimizer_tensors` named."""
+    """Load into the optimizers a state with the names of `optimizer_tensors`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for name, tensor in whole.items():
@@ -57,7 +57,7 @@ def load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], whole: di
 
 
 def _laid_out_like(example: Tensor, whole: Tensor) -> Tensor:
-    """`whole`, sharded as the example is. A count, such as the number of updates, is not."""
+    """`whole`, sharded like the example. A tensor of another shape, such as the number of updates, stays whole."""
     if isinstance(example, DTensor) and whole.shape == example.shape:
         whole = whole.to(example.device)
         return distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)

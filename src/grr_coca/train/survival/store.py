@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which are written, which are kept, and which one a resumed run goes on from."""
+"""The checkpoints of a run: writing them, removing old ones, and finding the one that a resumed run continues from."""
 
 import logging
 import shutil
@@ -14,17 +14,17 @@ BEST_FILE = "best.json"
 
 
 class CheckpointStore:
-    """The folder `checkpoints` of a run, with a folder `step-N` for each."""
+    """The folder `checkpoints` of a run. It holds a folder `step-N` for each checkpoint."""
 
     def __init__(self, folder: Path, keep_last: int) -> None:
         self.folder = folder
         self._keep_last = keep_last
 
     def save(self, step: int, fill: Callable[[Path], None], best_step: int | None) -> None:
-        """Write a checkpoint, all of it or nothing, and only then remove those that need not be kept.
+        """Write a checkpoint completely or not at all. Only after that, remove those that need not be kept.
 
         Raises:
-            UserError: the disk is full or cannot be written to; the checkpoints that were there are still there.
+            UserError: the disk is full or cannot be written to. The checkpoints that were there are still there.
         """
         folder = self.folder / f"step-{step:09d}"
         try:
@@ -37,7 +37,7 @@ class CheckpointStore:
             raise UserError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is as it was written, to the bit. A damaged one is passed over with a warning."""
+        """The newest checkpoint whose files match their manifest. A damaged one is skipped with a warning."""
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             try:
                 verify_folder(folder)
@@ -48,14 +48,14 @@ class CheckpointStore:
         return None
 
     def _tidy(self, step: int, best_step: int | None) -> None:
-        """Remove what need not be kept: old checkpoints, and damaged ones of later steps, which this run went back
-        from and would otherwise take the place of whole ones."""
+        """Remove checkpoints that need not be kept: old ones, and those of later steps. A run that went back behind a
+        damaged checkpoint leaves it as a later step, where it would be counted among the newest."""
         folders = {int(folder.name.removeprefix("step-")): folder for folder in self.folder.glob("step-*")}
         kept = {*sorted(number for number in folders if number <= step)[-self._keep_last :], best_step}
         for number, folder in folders.items():
             if number not in kept:
-                folder.rename(folder.with_name(f".{folder.name}.old"))  # half a checkpoint must never look like one
-        for leftover in self.folder.glob(".*"):  # of this, or of a save that was killed
+                folder.rename(folder.with_name(f".{folder.name}.old"))  # a half-removed one must not look whole
+        for leftover in self.folder.glob(".*"):  # from this save, or from one that was killed
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:

@@ -1,7 +1,7 @@
-"""The index of a shard, read once from its headers and kept in a small file for the next start.
+"""The index of a shard. It is made once from the shard's headers, and kept in a small file for the next start.
 
-The file lies beside the shard, or, where that folder is not writable, in a cache of the user's. It is a line of JSON
-that says which state of the shard it describes, and two raw arrays: nothing in it can be executed.
+The file lies beside the shard, or in the user's cache if that folder is not writable. It is a line of JSON, which says
+which state of the shard it describes, and two raw arrays. Nothing in it can be executed.
 """
 
 import contextlib
@@ -17,11 +17,13 @@ from grr_coca.files import write_whole
 VERSION = 1
 HEADER_SIZE = 512
 MIN_SHARD_SIZE = 2**24
-"""Smaller shards are indexed anew at each start: that takes a fraction of a second, and no file beside them."""
+"""Smaller shards are indexed again at each start. That takes a fraction of a second, and leaves no file."""
 
 
 def open_index(path: Path) -> tuple[ShardIndex, Path | None]:
-    """The index of a shard and the file that holds it, if any does; made now where it is missing, stale or damaged.
+    """The index of a shard, and the file that holds it, if there is one.
+
+    The index is made now if the file is missing, outdated or damaged.
 
     Raises:
         UserError: the shard cannot be indexed.
@@ -36,7 +38,7 @@ def open_index(path: Path) -> tuple[ShardIndex, Path | None]:
     state = _state(path)
     index = scan_shard(path)
     if _state(path) != state:
-        return index, None  # still being written: what was read is good for this run at most
+        return index, None  # the shard is still being written, so its index is not kept
     for place in places:
         with contextlib.suppress(OSError):
             write_index(index, place, path)
@@ -45,7 +47,7 @@ def open_index(path: Path) -> tuple[ShardIndex, Path | None]:
 
 
 def write_index(index: ShardIndex, place: Path, shard: Path) -> None:
-    """Keep an index; `read_index` maps it into memory."""
+    """Write an index to a file, for `read_index`."""
     if place.parent != shard.parent:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = index.rows.tobytes() + index.keys
@@ -56,7 +58,8 @@ def write_index(index: ShardIndex, place: Path, shard: Path) -> None:
 
 
 def read_index(place: Path, shard: Path) -> ShardIndex | None:
-    """The index in a file, mapped into memory; none where it is missing, damaged, or of another state of the shard."""
+    """The index in a file, mapped into memory. None if it is missing, damaged, or describes another state of the
+    shard."""
     try:
         mapped = np.memmap(place, np.uint8, "r")
         header = json.loads(mapped[:HEADER_SIZE].tobytes())

@@ -1,4 +1,4 @@
-"""The things used last, up to a number of them."""
+"""A cache of the most recently used items."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -8,9 +8,9 @@ T = TypeVar("T")
 
 
 class Recent(Generic[T]):
-    """Opens things by number and keeps the `size` used last; `close` is called for those that are dropped.
+    """Opens items by number, and keeps the `size` most recently used ones. `close` is called for dropped items.
 
-    A copy in another process starts empty: open files and maps mean nothing there.
+    A copy in another process starts empty, because open files and memory maps are not valid there.
     """
 
     def __init__(self, open_: Callable[[int], T], close: Callable[[T], None] | None, size: int) -> None:

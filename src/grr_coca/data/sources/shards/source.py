@@ -1,7 +1,7 @@
-"""Tar shards as img2dataset writes them: members `KEY.jpg`, `KEY.txt` and others side by side.
+"""Tar shards as img2dataset writes them: the members `KEY.jpg`, `KEY.txt` and others lie side by side.
 
-An index tells where each part lies; every pair is then one or two reads at a known offset, in any order. Nothing is
-ever extracted.
+An index says where each part lies. So every pair takes one or two reads at a known offset, in any order, and nothing is
+extracted.
 """
 
 import json
@@ -24,10 +24,10 @@ from grr_coca.data.text import decode_text
 log = logging.getLogger(__name__)
 
 MAX_OPEN = 256
-"""Shards that a process keeps open, each with two descriptors: a window of the training order has no more blocks."""
+"""Shards that a process keeps open, each with two descriptors. A window of the training order has as many blocks."""
 
 MAX_TEXT = 2**20
-"""Bytes of a caption, or of the captions of an image; no caption is longer."""
+"""The most bytes of a caption, or of all captions of an image."""
 
 WRONG = {
     Cause.NO_IMAGE: "a caption without an image; expected a member {key}.jpg (or .png, .webp …)",
@@ -41,7 +41,7 @@ WRONG = {
 
 
 class TarShards:
-    """Pairs of one or more uncompressed tar files, in the order in which they lie there."""
+    """Pairs of one or more uncompressed tar files, in the order of the files."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
@@ -69,17 +69,17 @@ class TarShards:
         return RawPair(key, name, image, captions[0], more_captions=captions[1:])
 
     def caption(self, index: int) -> str:
-        """Read one caption, the first, and not its image."""
+        """Read the first caption of an image, without the image."""
         return self.captions(index)[0]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Read all captions of one image, and not the image."""
+        """Read all captions of an image, without the image."""
         shard, row = self._locate(index)
         self._require_sound(shard, row)
         return self._captions(shard, row)
 
     def name(self, index: int) -> str:
-        """Where a pair lies, for messages."""
+        """The name of a pair in messages."""
         return self._name(*self._locate(index))
 
     def place(self, index: int) -> str:
@@ -134,7 +134,7 @@ class TarShards:
                 if captions and all(isinstance(caption, str) for caption in captions):
                     return tuple(captions)
             except (ValueError, KeyError, TypeError, RecursionError):
-                pass  # then the one in KEY.txt counts
+                pass  # the caption in KEY.txt is taken
         return (decode_text(self._read(shard, row, "text"), f"{self._name(shard, row)}.txt"),)
 
     def _read(self, shard: int, row: int, part: str) -> bytes:
@@ -152,7 +152,7 @@ class TarShards:
         return content
 
     def _advise(self, block: int) -> None:
-        """Have the system read a block of the training order ahead as a whole: its other pairs are wanted soon."""
+        """Let the system read a block of the training order ahead, because its other pairs are needed soon."""
         if not hasattr(os, "posix_fadvise"):
             return
         shard, first = self._locate(block * BLOCK)

@@ -1,4 +1,4 @@
-"""One pass over the headers of a tar shard: where the parts of each pair lie."""
+"""One pass over the headers of a tar shard finds where the parts of each pair lie."""
 
 import json
 import tarfile
@@ -18,15 +18,15 @@ ROW = np.dtype(
     [(f"{part}_{what}", "<u4") for part in ("image", "text", "json") for what in ("block", "size")]
     + [("key_end", "<u4"), ("cause", "u1")]
 )
-"""A pair of a shard: block of 512 bytes and size of each part (size 0: there is none), end of its key in the string
-of all keys, and 0 or 1 + the place in `Cause` of what is wrong with it."""
+"""One pair of a shard. For each part: its first block of 512 bytes, and its size (0: the part is missing). `key_end`:
+end of its key in the string of all keys. `cause`: 0 for a sound pair, else 1 + the index of its cause in `Cause`."""
 
 CAUSES = tuple(Cause)
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the pairs of a shard lie. `is_whole` is false where the file ends before the tar does."""
+    """Where the pairs of a shard lie. `is_whole` is False if the file ends before the tar does."""
 
     rows: np.ndarray
     keys: bytes
@@ -36,7 +36,7 @@ class ShardIndex:
         return len(self.rows)
 
     def key(self, row: int) -> str:
-        """The name that the members of a pair share."""
+        """The common name of the members of a pair."""
         start = int(self.rows[row - 1]["key_end"]) if row else 0
         return self.keys[start : int(self.rows[row]["key_end"])].decode("utf-8", "surrogateescape")
 
@@ -66,12 +66,12 @@ class _Entry:
 
 
 def scan_shard(path: Path) -> ShardIndex:
-    """Read the headers of a shard, and of its `KEY.json` the first alone.
+    """Read the headers of a shard, and the content of its first `KEY.json`.
 
-    A pair that lacks a part, and a second one under a key that is taken, are in the index too, with their cause.
+    Bad pairs are in the index too, with their cause: a missing part, or a key that an earlier pair has.
 
     Raises:
-        UserError: not an uncompressed tar file, or without any image.
+        UserError: the file is not an uncompressed tar file, or holds no image.
     """
     entries: dict[str, _Entry] = {}
     try:
@@ -92,7 +92,7 @@ def scan_shard(path: Path) -> ShardIndex:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a tar, up to where it is cut off."""
+    """The regular files of a tar, up to the place where it is cut off."""
     while True:
         try:
             member = tar.next()
@@ -119,7 +119,7 @@ def _add(entries: dict[str, _Entry], member: tarfile.TarInfo, file_size: int) ->
 
 
 def _has_several_captions(entries: dict[str, _Entry], file: BinaryIO) -> bool:
-    """True if `KEY.json` files hold `captions`, as `grr-coca data convert` writes them. Those of img2dataset do not."""
+    """True if `KEY.json` files have the key `captions`. `grr-coca data convert` writes it, img2dataset does not."""
     span = next((entry.parts["json"] for entry in entries.values() if "json" in entry.parts), None)
     if span is None:
         return False

@@ -1,4 +1,4 @@
-"""Rules for numbers, addresses, brackets, quotes and symbols. See `tokenizer` for how they compete."""
+"""Rules for numbers, addresses, brackets, quotes and symbols. `tokenizer` says which rule wins."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ GAP = "[- ]"
 
 
 def addresses() -> Iterator[Draft]:
-    """Tags, web and mail addresses, names and hashtags."""
+    """Rules for tags, web and mail addresses, user names and hashtags."""
     attribute = ' [a-z]+(?:="[^"]*")?'
     yield "tag", f"(<(?:[!?][^>]*|[a-z]+(?:{attribute})*|/[a-z]+)>)", unbroken
     yield "web address", "(https?://[^ ()\n]+[^ .,!?)\n])", keep
@@ -31,7 +31,7 @@ def addresses() -> Iterator[Draft]:
 
 
 def numbers() -> Iterator[Draft]:
-    """Numbers and times, fractions, telephone numbers."""
+    """Rules for numbers and times, fractions, and telephone numbers."""
     joint = r"[.:,]\d+"
     yield "number", rf"([-+]?(?:\d+(?:{joint})*|(?:{joint})+))", keep
     yield "superscript", "([⁻]?[⁰¹²³⁴-⁹]+|[₀-₉]+)", keep
@@ -44,7 +44,7 @@ def numbers() -> Iterator[Draft]:
 
 
 def marks() -> Iterator[Draft]:
-    """Everything else."""
+    """Rules for all other marks."""
     yield "entity that is dropped", "(&(?:nbsp|mdash|quot);)", drop
     yield "numbered entity", "(&#[0-9]+;)", keep
     yield "entity", f"({'|'.join(ENTITIES)})", mapped(ENTITIES)

@@ -1,4 +1,4 @@
-"""One rule of the tokenizer, and the ways in which a rule writes its token."""
+"""One rule of the tokenizer, and the functions by which a rule rewrites its token."""
 
 import re
 from collections.abc import Callable
@@ -13,10 +13,10 @@ ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">"}
 
 
 class Rule(NamedTuple):
-    """A kind of token.
+    """A rule for one kind of token.
 
-    `name` says what the rule is for. Group 1 of `pattern` is the token; what the pattern matches after the group must
-    follow the token, and is left for the next rule. `rewrite` gives the token as it is written.
+    `name` says what the rule is for. Group 1 of `pattern` is the token. The part of the pattern after the group must
+    follow the token, and stays in the text for the next rule. `rewrite` returns the token as it is written.
     """
 
     name: str
@@ -25,12 +25,12 @@ class Rule(NamedTuple):
 
 
 def keep(token: str) -> str:
-    """The token as it stands."""
+    """The token, unchanged."""
     return token
 
 
 def drop(_: str) -> str:
-    """No token."""
+    """Nothing: the token is dropped."""
     return ""
 
 
@@ -45,15 +45,15 @@ def plain(token: str) -> str:
 
 
 def bracketed(token: str) -> str:
-    """The token with its round brackets spelled out. Other brackets stay as they are in a smiley."""
+    """The token with its round brackets spelled out. Other brackets, as in a smiley, stay."""
     return token.replace("(", BRACKETS["("]).replace(")", BRACKETS[")"])
 
 
 def unbroken(token: str) -> str:
-    """The token with unbreakable spaces in the place of its spaces, and its round brackets spelled out."""
+    """The token with unbreakable spaces instead of spaces, and with its round brackets spelled out."""
     return bracketed(token).replace(" ", "\u00a0")
 
 
 def mapped(table: dict[str, str]) -> Rewrite:
-    """A rewrite that looks the token up in a table. A token that the table does not hold stays as it is."""
+    """A rewrite by a table. A token that is not in the table stays unchanged."""
     return lambda token: table.get(token.lower(), token)

@@ -1,8 +1,10 @@
-"""The tokens that caption metrics count: those of the COCO caption evaluation, which runs Stanford's tokenizer of 2014.
+"""The tokens that caption metrics count. The COCO caption evaluation runs Stanford's tokenizer of 2014, and these are
+its tokens.
 
-The rules were derived from its behaviour; `docs/caption-metrics.md` says how. At each place of the text, the rule wins
-that matches most characters, those that must follow its token included. Of rules that match as many, the first wins.
-Upper and lower case are alike, unless a rule says otherwise. A character that no rule takes is left out.
+The rules were derived from its behaviour; `docs/caption-metrics.md` says how. At each place of the text, the rule that
+matches the most characters wins, including the characters that must follow its token. If several rules match equally
+many, the first one wins. Case does not matter, unless a rule says otherwise. A character that no rule matches is
+dropped.
 """
 
 import re
@@ -14,13 +16,14 @@ from grr_coca.evaluate.captioning.ptb.rule import Rule
 from grr_coca.evaluate.captioning.ptb.word_rules import abbreviations, compounds, words
 
 PUNCTUATION = frozenset(["'", ".", "?", "!", ",", ":", "-", "--"])
-"""Tokens that are not counted. Brackets are: the evaluation lists them as -LRB- and meets them as -lrb-."""
+"""Tokens that are not counted. Brackets are counted: the evaluation's list has -LRB-, but its tokens are -lrb-."""
 
 PLAIN = re.compile("([A-Za-z]+),?(?=[ \n])")
-"""A word that no rule but the one for words can take."""
+"""A word that can match only the rule for words."""
 CONTRACTED = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
 BREAKS = re.compile("\r\n|[\n\r\x0b\x0c\x85\u2028\u2029\U00010000-\U0010ffff]")
-"""Line breaks, and characters beyond the basic plane such as emoji, which the reference does not know."""
+"""Line breaks, and characters beyond the basic plane such as emoji, which the reference does not know. They become
+spaces."""
 
 
 @cache
@@ -53,7 +56,7 @@ def _scan(text: str) -> Iterator[str]:
             if found and len(found[0]) > best:
                 best, taken, token, rewrite = len(found[0]), len(found[1]), found[1], rule.rewrite
         if rewrite is None:
-            at += 1  # a space, or a character that no rule takes
+            at += 1  # a space, or a character that no rule matches
             continue
         yield rewrite(token)
         at += taken

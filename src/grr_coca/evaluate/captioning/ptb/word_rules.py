@@ -1,4 +1,4 @@
-"""Rules for words, abbreviations and what is joined by hyphens and slashes. See `tokenizer` for how they compete."""
+"""Rules for words, abbreviations, and words joined by hyphens or slashes. `tokenizer` says which rule wins."""
 
 from collections.abc import Iterator
 
@@ -10,22 +10,22 @@ Draft = tuple[str, str, Rewrite]
 """A rule before its pattern is compiled: name, pattern, rewrite."""
 
 LETTER = r"[^\W\d_²³¹¼-¾\u2070-\u209c\u2150-\u2bff]"
-"""A letter. Superscripts, fractions and numbers in circles are none, though `\\w` matches them."""
+"""A letter. Superscripts, fractions and numbers in circles are excluded, though `\\w` matches them."""
 IN_WORD = f"(?:{LETTER}|[\u0300-\u036f\u093e-\u094e\u00ad]|&eacute;)"
-"""A letter, an accent or a Devanagari vowel sign that combines with the letter before, or a soft hyphen."""
+"""A letter, a combining accent or Devanagari vowel sign, or a soft hyphen."""
 RUN = rf"{IN_WORD}(?:{IN_WORD}|\d)*"
 WORD = f"{RUN}(?:[.!?]{RUN})*"
-"""Letters and digits that begin with a letter. Marks inside join two words."""
+"""Letters and digits, beginning with a letter. Marks between two such runs join them to one word."""
 
 APOSTROPHE = "(?:['’]|&apos;)"
 AUXILIARY = f"{APOSTROPHE}(?:s|m|d|ll|re|ve)"
 NEGATION = f"n(?:{APOSTROPHE}|[`‘])t"
 BEFORE_MARK = "[,;:]"
-"""What follows where the point before it belongs to its word."""
+"""If one of these marks follows a point, the point belongs to the word before."""
 
 
 def words() -> Iterator[Draft]:
-    """Words, what contractions are cut into, and apostrophes that stay."""
+    """Rules for words, the parts of contractions, and words that keep an apostrophe."""
     yield "programming language", r"(c\+\+|[cf]#)", keep
     for first, second in (pair.split("-") for pair in vocabulary.TWO_WORDS.split()):
         yield f"{first} {second}", f"({first}){second}", keep
@@ -43,7 +43,7 @@ def words() -> Iterator[Draft]:
 
 
 def abbreviations() -> Iterator[Draft]:
-    """Words that keep their point."""
+    """Rules for words that keep their point."""
     before_words = f"{vocabulary.MONTHS_AND_DAYS} {vocabulary.STATES} {vocabulary.COMPANIES}"
     states = f"(?-i:{any_of(vocabulary.CAPITALIZED_STATES)})"
     yield "letter at the end of a sentence", f"([a-z])[.] +(?-i:{any_of(vocabulary.SENTENCE_STARTS)})[ \n]", keep
@@ -55,7 +55,7 @@ def abbreviations() -> Iterator[Draft]:
 
 
 def compounds() -> Iterator[Draft]:
-    """Words joined by hyphens, slashes and ampersands."""
+    """Rules for words joined by hyphens, slashes and ampersands."""
     part = "[a-z0-9]+(?:-[a-z]+){0,2}"
     yield "words with slashes", rf"({part}(?:\\?/{part}){{1,2}})", keep
     yield "words with hyphens", "([a-z0-9][a-z0-9.,]*(?:-(?:[a-z](?:[.][a-z])+[.]|[a-z0-9]+))+)", keep

@@ -41,7 +41,7 @@ def page() -> str:
     """The whole page."""
     parts = [HEAD, f"```text\n{help_of()}\n```\n"]
     for verb in VERBS:
-        parts.append(f"## {verb}\n\n```text\n{help_of(verb)}\n```\n")
+        parts.append(f"## {verb}\n\n```text\n{help_of(*verb.split())}\n```\n")
         parts += [f"### {verb} {action}\n\n```text\n{help_of(verb, action)}\n```\n" for action in ACTIONS.get(verb, ())]
     return "\n".join(parts)
 

@@ -6,29 +6,38 @@ model = grr_coca.load("pictograms")
 model.caption("cat.png")
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from grr_coca.inference import ImageTextModel
 
 __version__ = "0.1.0"
 
+OPEN_CLIP = "open_clip"
+"""`open_clip:PATH` names a checkpoint of open_clip."""
 
-def load(name: "str | Path", device: "str | torch.device | None" = None) -> "ImageTextModel":
+
+def load(name: str | Path, device: "str | torch.device | None" = None) -> "ImageTextModel":
     """Load a checkpoint to caption, embed, classify and compare images with; see `grr_coca.inference`.
 
     Args:
         name: a checkpoint or run folder, the name of a shipped model such as `pictograms`, or `owner/name` on the
-            Hugging Face hub.
+            Hugging Face hub; `open_clip:PATH` is a CoCa of open_clip (see `grr_coca.interop.open_clip`).
         device: where to run; None: CUDA, else Apple's MPS, else the CPU.
 
     Raises:
         UserError: there is no such checkpoint, a file is missing or damaged, or there is no such device.
     """
-    from grr_coca.inference.model import load as load_model  # late: `import grr_coca` stays quick
+    from grr_coca.inference.model import ImageTextModel  # late: `import grr_coca` stays quick
+    from grr_coca.inference.model import load as load_model
 
-    return load_model(name, device)
+    scheme, _, path = str(name).partition(":")
+    if scheme != OPEN_CLIP:
+        return load_model(name, device)
+    from grr_coca.inference.device import choose_device
+    from grr_coca.interop.open_clip.read import read_open_clip
+
+    return ImageTextModel(read_open_clip(Path(path), device=choose_device(device)))

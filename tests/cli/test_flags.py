@@ -69,6 +69,8 @@ FLAGS = {
         "resume": False,
         "dry_run": False,
     },
+    "export open_clip": {"checkpoint": ..., "out": ...},
+    "import open_clip": {"path": ..., "out": ..., "model": None, "as_stored": False},
     "info": {"preset": ..., "other": None, "size": "tiny", "batch": None, "text_length": None},
     "pretrain": {
         "recipe": ...,
@@ -124,7 +126,7 @@ def test_the_flags_of_a_data_action_are_these_and_explained(grr_coca, action):
 
 @pytest.mark.parametrize("verb", sorted(FLAGS))
 def test_every_flag_is_explained_in_the_help(grr_coca, verb):
-    said = grr_coca(verb, "--help")
+    said = grr_coca(*verb.split(), "--help")
     assert said.code == 0
     assert VERBS[verb].summary in " ".join(said.out.replace("│", " ").split())
     described = verb_module(verb).run.__doc__.partition("Args:")[2]
@@ -167,9 +169,21 @@ def test_a_wrong_verb_names_the_nearest(refused, verb, meant):
     assert f"there is no verb '{verb}'; did you mean '{meant}'?" in refused(verb)
 
 
+def test_a_verb_of_two_words_tells_its_kinds(grr_coca, refused):
+    for arguments, code in ((["import", "--help"], 0), (["import"], 2)):
+        said = grr_coca(*arguments)
+        assert said.code == code
+        assert "import open_clip" in said.out
+        assert "pretrain" not in said.out
+    assert "there is no 'import open_klip'; did you mean 'import open_clip'?" in refused("import", "open_klip", "x")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
+        ["import", "open_clip"],
+        ["import", "open_clip", "weights.bin"],
+        ["export", "open_clip", "-c", "run"],
         ["pretrain"],
         ["pretrain", "recipe.yaml", "--epochs", "3"],
         ["pretrain", "recipe.yaml", "--seed", "many"],

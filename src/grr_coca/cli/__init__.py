@@ -12,7 +12,10 @@ from grr_coca.errors import Stopped, UserError, nearest
 
 
 class Verb(NamedTuple):
-    """`module`: the module with the verb's function `run`, relative to this package. `summary`: what the verb does."""
+    """`module`: the module with the verb's function `run`, relative to this package. `summary`: what the verb does.
+
+    A verb of two words is one kind of its first word, such as `import open_clip`.
+    """
 
     module: str
     summary: str
@@ -34,6 +37,8 @@ VERBS = {
     "models": Verb("using.models", "list the models that come with the code"),
     "data": Verb("data.pairs", "check image-text pairs, count them, or convert them to shards"),
     "info": Verb("measuring.info", "parts, parameters and FLOPs of a preset, or what two presets differ in"),
+    "import open_clip": Verb("exchange.import_open_clip", "make a checkpoint of one of open_clip's CoCa"),
+    "export open_clip": Verb("exchange.export_open_clip", "write a checkpoint that open_clip loads"),
 }
 
 
@@ -63,9 +68,10 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(grr_coca.__version__)
         return 0
-    verb, *rest = argv
-    if verb not in VERBS:
-        raise UserError(f"there is no verb '{verb}'; {nearest(verb, VERBS)}")
+    verb, rest = _split(argv)
+    if verb not in VERBS:  # the first of two words
+        print(_usage(verb))
+        return 0 if rest else 2
     import tyro
 
     module, summary = VERBS[verb]
@@ -74,7 +80,29 @@ def _dispatch(argv: list[str]) -> int:
     return code or 0
 
 
-def _usage() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {summary}" for verb, (_, summary) in VERBS.items()]
+def _split(argv: list[str]) -> tuple[str, list[str]]:
+    """The verb, and what follows it. A verb whose second word is missing, or asks for help, comes as one word.
+
+    Raises:
+        UserError: there is no such verb; names the nearest.
+    """
+    first, *rest = argv
+    if first in VERBS:
+        return first, rest
+    kinds = [verb for verb in VERBS if verb.startswith(f"{first} ")]
+    if not kinds:
+        raise UserError(f"there is no verb '{first}'; {nearest(first, VERBS)}")
+    if not rest or rest[0] in ("-h", "--help"):
+        return first, rest
+    verb = f"{first} {rest[0]}"
+    if verb not in kinds:
+        raise UserError(f"there is no '{verb}'; {nearest(verb, kinds)}")
+    return verb, rest[1:]
+
+
+def _usage(first: str = "") -> str:
+    """All verbs, or those of a first word."""
+    verbs = {verb: summary for verb, (_, summary) in VERBS.items() if not first or verb.startswith(f"{first} ")}
+    width = max(map(len, verbs))
+    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in verbs.items()]
     return "\n".join(["usage: grr-coca VERB [options]    (grr-coca VERB --help tells its options)", "", *lines])

@@ -24,6 +24,8 @@ def locate_checkpoint(named: str | Path) -> Path:
         UserError: there is no such checkpoint; the message says what is missing, or gives the nearest name.
     """
     path, name = Path(named), str(named)
+    if name.startswith("open_clip:") and not path.exists():
+        raise UserError(f"{name}: first make a checkpoint of it: grr-coca import {name.replace(':', ' ', 1)} --out DIR")
     shipped = shipped_folder(name)
     if shipped is not None and not _holds_checkpoint(path):
         return shipped

@@ -3,6 +3,7 @@
 Shapes: N images, M texts, E joint embedding width, S image size, B images of a batch.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -27,6 +28,8 @@ from grr_coca.inference.images import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.model import CoCa
 from grr_coca.model.mode import evaluating
+
+log = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 GREEDY = GenerationOptions()
@@ -79,6 +82,7 @@ class ImageTextModel:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self._batches = Batches()
+        self._has_warned = False
         self.refresh()
 
     def refresh(self) -> None:
@@ -172,10 +176,17 @@ class ImageTextModel:
 
         return self._batches.run("captioning", _numbered(images), batch_size, work, on_progress)
 
+    def _caution(self) -> None:
+        """Warn once, if this model is known to be unfit for what its embeddings are used for."""
+        if self.checkpoint.caution and not self._has_warned:
+            self._has_warned = True
+            log.warning("%s", self.checkpoint.caution)
+
     def embed_images(
         self, images: ImagesInput, *, batch_size: int = BATCH_SIZE, on_progress: OnProgress | None = None
     ) -> Float[Tensor, "*N E"]:
         """Embeddings of unit length, on the CPU. Shape N E, or E for a single image."""
+        self._caution()
         many, is_single = as_list(images)
         rows = self._batches.run("embedding images", _numbered(many), batch_size, self._image_rows, on_progress)
         return rows[0] if is_single else self._stack(rows)
@@ -188,6 +199,7 @@ class ImageTextModel:
         Raises:
             UserError: a text is empty.
         """
+        self._caution()
         is_single = isinstance(texts, str)
         many = [texts] if isinstance(texts, str) else list(texts)
         cleaned = [clean_caption(text, f"text {number}") for number, text in enumerate(many, 1)]

@@ -39,3 +39,15 @@ def require_suffix(path: Path, suffixes: tuple[str, ...]) -> str:
     if suffix not in suffixes:
         raise UserError(f"{path}: the suffix says the format, and '{suffix}' is none; {nearest(suffix, suffixes)}")
     return suffix
+
+
+def require_free(folder: Path) -> None:
+    """Make sure that a new folder can be written under a name, before the work for it begins.
+
+    Raises:
+        UserError: something is there that is no empty folder.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists():
+        raise UserError(f"{folder}: is there already; give another --out, or remove it first")

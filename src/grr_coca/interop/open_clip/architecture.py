@@ -103,6 +103,8 @@ class _Shapes:
         blocks = {int(match[1]) for match in map(pattern.match, self._tensors) if match}
         hidden_dim = self.of(f"{prefix}.0.mlp.c_fc.weight", 2)[0]
         num_heads = num_heads or max(1, width // HEAD_DIM)
+        if width % num_heads:
+            raise UserError(f"{self._name}: {prefix} is {width} wide, which {num_heads} heads do not divide")
         return replace(parts, num_layers=max(blocks) + 1, embed_dim=width, num_heads=num_heads, hidden_dim=hidden_dim)
 
 

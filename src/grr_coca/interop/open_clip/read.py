@@ -10,13 +10,17 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.config import CoCaConfig
 from grr_coca.data.tokenizer import clip_bpe
 from grr_coca.errors import UserError
-from grr_coca.interop.open_clip.architecture import infer_config
+from grr_coca.interop.open_clip.architecture import Heads, infer_config
+from grr_coca.interop.open_clip.files import SETTINGS, find_weights
 from grr_coca.interop.open_clip.names import links, to_ours, to_theirs
-from grr_coca.interop.open_clip.settings import FILE, NOTHING_SAID, Settings, named_settings, read_settings
-from grr_coca.interop.open_clip.weights import find_weights, read_weights
-from grr_coca.model import build
+from grr_coca.interop.open_clip.settings import NOTHING_SAID, Settings, named_settings, read_settings
+from grr_coca.interop.open_clip.weights import read_weights
+from grr_coca.model import build_without_weights
 
 PRESET = "open_clip_coca"
+
+ONE_HEAD = Heads(image=1, text=1, multimodal=1, pooler=1)
+"""Fits every width: what is said of widths is looked at before heads are."""
 
 COCO_TUNED = (
     "open_clip's CoCa, fine-tuned on COCO for captions, is no zero-shot model any more: its B/32 names 0.8 % of "
@@ -38,11 +42,11 @@ def read_open_clip(path: Path, model: str | None = None, device: str | torch.dev
         UserError: it cannot be read, or our model cannot be it; names the tensor or the key.
     """
     weights_path = find_weights(path)
-    settings = _settings(weights_path.parent / FILE, model)
+    settings = _settings(weights_path.parent / SETTINGS, model)
     theirs = read_weights(weights_path)
+    settings.check(infer_config(theirs, ONE_HEAD, str(weights_path)))
     config = infer_config(theirs, settings.heads, str(weights_path))
-    settings.check(config)
-    ours = build(config)
+    ours = build_without_weights(config)
     _require_same_tensors(theirs, ours.state_dict(), config, weights_path)
     ours.load_state_dict(to_ours(theirs, config))
     tokenizer = clip_bpe(cleaning="ftfy")

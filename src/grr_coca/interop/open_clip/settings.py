@@ -11,8 +11,6 @@ from grr_coca.data.preprocess import Preprocess
 from grr_coca.errors import UserError, nearest
 from grr_coca.interop.open_clip.architecture import Heads
 
-FILE = "open_clip_config.json"
-
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's mean and deviation of the pixels (arXiv 2103.00020), open_clip's where a checkpoint names none."""

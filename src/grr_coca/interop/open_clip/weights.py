@@ -11,37 +11,6 @@ from torch import Tensor
 
 from grr_coca.errors import UserError
 
-NAMES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-)
-"""Names of the weights in a folder of the hub, the best first."""
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-
-
-def find_weights(path: Path) -> Path:
-    """The file itself, or the one in a folder; safetensors before what is pickled.
-
-    Raises:
-        UserError: there is none, or several and none of a usual name.
-    """
-    if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise UserError(f"{path}: not a file of weights; give one of {', '.join(SUFFIXES)}, or a folder with one")
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder")
-    for name in NAMES:
-        if (path / name).is_file():
-            return path / name
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
-    if len(files) != 1:
-        what = f"{len(files)} files of weights, of which none is of a usual name" if files else "no file of weights"
-        raise UserError(f"{path}: {what}; expected {NAMES[0]} or {NAMES[2]}")
-    return files[0]
-
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors in fp32 by open_clip's names, whatever they are wrapped in.

@@ -1,0 +1,25 @@
+"""Checkpoints of open_clip to read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from open_clip_files import random_checkpoint, write_hub_folder
+
+
+@pytest.fixture(scope="session")
+def theirs() -> SimpleNamespace:
+    return random_checkpoint()
+
+
+@pytest.fixture
+def write(theirs: SimpleNamespace, tmp_path: Path) -> Callable[..., Path]:
+    """Write a folder with these tensors and settings, or others."""
+
+    def write_folder(name: str = "hub", tensors: dict | None = None, settings: dict | None = None) -> Path:
+        changed = SimpleNamespace(tensors=tensors or theirs.tensors, settings=settings or theirs.settings)
+        return write_hub_folder(changed, tmp_path / name)
+
+    return write_folder

@@ -44,10 +44,11 @@ test-oldest:
 
 # By hand: the newest versions of everything, written into constraints.txt.
 lock:
-	$(PYTHON) -m venv --clear $(LOCK)
+	$(PYTHON) -m venv --clear --upgrade-deps $(LOCK)
 	$(LOCK)/bin/$(INSTALL) -e ".[dev,docs]"
 	grep -E "^(#|torch)" constraints.txt > $(LOCK)/constraints.txt
-	$(LOCK)/bin/pip freeze --exclude-editable --exclude torch --exclude torchvision >> $(LOCK)/constraints.txt
+	$(LOCK)/bin/pip freeze --all --exclude-editable --exclude pip --exclude torch --exclude torchvision \
+		| tr A-Z a-z | sort >> $(LOCK)/constraints.txt
 	mv $(LOCK)/constraints.txt constraints.txt
 
 lint: $(VENV)/.dev

@@ -3,10 +3,13 @@
 import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
+import grr_coca
 from grr_coca.structure import from_dict, to_dict
 from grr_coca.train.recipe import Recipe
 
@@ -114,6 +117,20 @@ def test_the_recipe_of_the_training_page_is_one() -> None:
     assert asdict(recipe)["model"]["preset"] == "grr_coca"
     for part in parts:
         from_dict(Recipe, {**to_dict(recipe), **part}, "training.md")
+
+
+def test_the_training_loop_of_the_training_page_works(make_batch, tmp_path: Path) -> None:
+    page = (DOCS / "training.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    before = grr_coca.load("pictograms").checkpoint
+    batches = [make_batch(before.config, num_words=[1, 3], seed=seed) for seed in range(2)]
+    names["train"](batches, tmp_path / "trained")
+    after = grr_coca.load(tmp_path / "trained").checkpoint
+    assert after.step == before.step + 2
+    weights = (checkpoint.model.image_proj.weight for checkpoint in (before, after))
+    assert not torch.equal(*weights)
 
 
 def test_the_glossary_has_the_names_that_a_reader_meets_first() -> None:

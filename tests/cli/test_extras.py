@@ -39,6 +39,7 @@ CALLS = [
     ("train", "yaml", "demo"),
     ("report", "jinja2", "demo"),
     ("report", "matplotlib", "explain {image} -c {run}"),
+    ("study", "scipy", "study report {run}"),
     ("hub", "huggingface_hub", "caption {image} -c someone/somewhere"),
     ("parquet", "pyarrow", "embed {image} -c {run} --out vectors.parquet"),
     ("parquet", "pyarrow", "data stats {table}"),

@@ -78,6 +78,7 @@ MISSING = [
     "demo nowhere.yaml",
     "study run nowhere.yaml",
     "study status nowhere",
+    "study report nowhere",
     "pretrain nowhere.yaml",
     "pretrain recipe.yaml --data nowhere",
     "pretrain recipe.yaml --preset nowhere",

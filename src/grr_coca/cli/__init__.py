@@ -23,7 +23,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "demo": Verb("training.demo", "pretrain, fine-tune and compare both models on the corpora that come with the code"),
-    "study": Verb("studying.study", "compare models over several seeds: run a plan, or tell what it lacks"),
+    "study": Verb("studying.study", "compare models over several seeds: run a plan, see what it lacks and found"),
     "pretrain": Verb("training.pretrain", "train a new model on image-text pairs"),
     "finetune": Verb("training.finetune", "go on from a checkpoint on pairs of another domain"),
     "evaluate": Verb(

@@ -1,4 +1,4 @@
-"""`grr-coca study`: run and status."""
+"""`grr-coca study`: run, status and report."""
 
 import signal
 import sys
@@ -49,9 +49,24 @@ class Status:
     folder: tyro.conf.Positional[Path]
 
 
+@dataclass(frozen=True)
+class ReportStudy:
+    """Say what a study found, finished or not: results.json, table.md and report.html, from its folder alone.
+
+    Args:
+        folder: of the ledger.
+        out: folder for the three files; the study's own if not given.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    out: Path | None = None
+
+
 def run(
     action: Annotated[
-        Annotated[RunStudy, tyro.conf.subcommand("run")] | Annotated[Status, tyro.conf.subcommand("status")],
+        Annotated[RunStudy, tyro.conf.subcommand("run")]
+        | Annotated[Status, tyro.conf.subcommand("status")]
+        | Annotated[ReportStudy, tyro.conf.subcommand("report")],
         tyro.conf.arg(name=""),
     ],
 ) -> int:
@@ -64,6 +79,10 @@ def run(
         from grr_coca.cli.studying.status import print_status
 
         return print_status(action.folder)
+    if isinstance(action, ReportStudy):
+        from grr_coca.cli.studying.report import report_on
+
+        return report_on(action.folder, action.out or action.folder)
     return _run(action)
 
 

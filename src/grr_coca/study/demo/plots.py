@@ -1,16 +1,10 @@
 """The report's plots, as SVG text."""
 
-import io
 from collections.abc import Sequence
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from grr_coca.study.demo.table import LOSSES, Row
+from grr_coca.study.drawing import COLOURS, new_figure, style_axes, svg_text
 
-COLOURS = ("#1b6ca8", "#d1741f")
-"""Model and baseline: told apart by every kind of colour vision, and in print."""
 LOSS_NAMES = {"contrastive_loss": "contrastive loss", "perplexity": "perplexity", "coca_loss": "CoCa loss"}
 
 Log = list[dict[str, float]]
@@ -18,7 +12,7 @@ Log = list[dict[str, float]]
 
 def learning_curves(names: tuple[str, str], train: tuple[Log, Log], val: tuple[Log, Log]) -> str:
     """Training losses by step, faint, and validation losses on top of them."""
-    figure = _figure(3.2)
+    figure = new_figure(3.2)
     for axes, train_key, val_key, title in zip(
         figure.subplots(1, 2),
         ("contrastive", "captioning"),
@@ -29,17 +23,17 @@ def learning_curves(names: tuple[str, str], train: tuple[Log, Log], val: tuple[L
         for name, colour, train_log, val_log in zip(names, COLOURS, train, val, strict=True):
             axes.plot(*_series(train_log, train_key), color=colour, alpha=0.45, linewidth=1, label=f"{name}, train")
             axes.plot(*_series(val_log, val_key), color=colour, marker="o", markersize=4, label=f"{name}, val")
-        _style(axes, title)
+        style_axes(axes, title)
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8, ncols=4, loc="outside lower center")
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def improvement_bars(rows: Sequence[Row], names: tuple[str, str]) -> str:
     """Change of each loss over the baseline in per cent, a group of bars per split."""
-    figure = _figure(3.0)
+    figure = new_figure(3.0)
     axes = figure.subplots()
     width = 0.8 / len(LOSSES)
     for i, (loss, shade) in enumerate(zip(LOSSES, ("#123f63", "#1b6ca8", "#7fb2d9"), strict=True)):
@@ -49,30 +43,10 @@ def improvement_bars(rows: Sequence[Row], names: tuple[str, str]) -> str:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(rows)), [row.name for row in rows], fontsize=8)
     axes.margins(y=0.18)
-    _style(axes, f"change of {names[0]} over {names[1]} in %, below zero is better")
+    style_axes(axes, f"change of {names[0]} over {names[1]} in %, below zero is better")
     figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower center")
-    return _svg(figure)
-
-
-def _figure(height: float) -> Figure:
-    return Figure(figsize=(9, height), layout="constrained")
+    return svg_text(figure)
 
 
 def _series(log: Log, key: str) -> tuple[list[float], list[float]]:
     return [row["step"] for row in log], [row[key] for row in log]
-
-
-def _style(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
-    axes.grid(axis="y", alpha=0.25)
-
-
-def _svg(figure: Figure) -> str:
-    # Text stays text, and ids do not depend on chance: equal results give equal files.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "grr-coca", "font.family": "sans-serif"}):
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

@@ -4,10 +4,8 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-import jinja2
 import torch
 from PIL import Image
 
@@ -18,8 +16,9 @@ from grr_coca.explain import WordMap, caption_picture
 from grr_coca.files import write_whole
 from grr_coca.study.demo.arm import WITHOUT, ArmResult
 from grr_coca.study.demo.plan import DemoPlan, stages
-from grr_coca.study.demo.plots import COLOURS, improvement_bars, learning_curves
+from grr_coca.study.demo.plots import improvement_bars, learning_curves
 from grr_coca.study.demo.table import LOSSES, Row, average_row, row, short_names
+from grr_coca.study.page import render_page
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.logs import read_metrics
 
@@ -75,12 +74,9 @@ def write_report(plan: DemoPlan, arms: Arms, runs: tuple[Path, Path], machine: s
     recipes = stages(plan)
     pretrain = next(iter(recipes.values()))
     rows = comparison_rows(plan, arms)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["percent"] = lambda share: f"{share:+.2%}"
-    template = environment.from_string(
-        resources.files("grr_coca.study.demo").joinpath("report.html.j2").read_text("utf-8")
-    )
-    html = template.render(
+    html = render_page(
+        "grr_coca.study.demo",
+        "report.html.j2",
         plan=plan,
         names=plan.presets,
         short=short_names(plan.presets),
@@ -88,7 +84,6 @@ def write_report(plan: DemoPlan, arms: Arms, runs: tuple[Path, Path], machine: s
         recipes=recipes,
         rows=rows,
         losses=LOSSES,
-        colours=COLOURS,
         machine=machine,
         curves={name: _curves(plan.presets, runs, name) for name in recipes},
         bars=improvement_bars([_short(r) for r in rows if WITHOUT not in r.name], plan.presets),

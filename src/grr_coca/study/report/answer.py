@@ -1,0 +1,166 @@
+"""The answer of a study in sentences."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from grr_coca.study.plan.plan import Plan
+from grr_coca.study.report.metrics import PHASE_TITLES, Endpoint
+from grr_coca.study.report.paper import Agreement, agreement, reported_change
+from grr_coca.study.report.results import ArmResults, EndpointResult, StudyResults
+from grr_coca.study.report.verdict import Verdict, fewest_seeds, verdict
+from grr_coca.study.report.words import arm_titles, change_in_words, endpoints_in_words, interval_in_words, listed
+
+Names = tuple[str, str]
+"""The arm that is asked about, and the baseline."""
+
+DECISIONS: dict[Verdict, str] = {
+    "better": "{name} is better in {endpoints}",
+    "worse": "{name} is worse in {endpoints}",
+    "equal": "the two differ by less than 2 % in {endpoints}",
+    "open": "nothing is decided on {endpoints}",
+    "missing": "not measured yet: {endpoints}",
+}
+AGREEMENTS: dict[Agreement, str] = {
+    "excluded": "as large a gain as the paper reports is excluded at this scale for {endpoints}",
+    "within": "a gain like the paper's lies within the interval for {endpoints}",
+    "exceeded": "the paper's gain is exceeded for {endpoints}",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question, its answer in one line, and the sentences that say how much and why."""
+
+    question: str
+    headline: str
+    sentences: tuple[str, ...]
+
+
+def answer(plan: Plan, results: StudyResults) -> Answer:
+    """Say what a study found of its first arm against the baseline."""
+    titles = arm_titles(plan)
+    main = results.arms[0]
+    names = titles[main.arm], titles[results.baseline]
+    sentences = [
+        *_amounts(plan, main, names),
+        _decisions(main, names[0]),
+        _parts(plan, results),
+        _paper(results, main),
+        _too_few_seeds(main),
+    ]
+    headline = _capitalized(_headline(results, main, names))
+    return Answer(f"Is {names[0]} better than {names[1]}?", headline, tuple(filter(None, sentences)))
+
+
+def headline_endpoint(plan: Plan, phase: str) -> Endpoint | None:
+    """The primary endpoint that stands for a phase: CoCa loss, which is what is trained, or else the first."""
+    found = [endpoint for endpoint in map(Endpoint, plan.endpoints.primary) if endpoint.phase == phase]
+    return next((endpoint for endpoint in found if endpoint.metric == "coca_loss"), found[0] if found else None)
+
+
+def _primary(main: ArmResults) -> list[EndpointResult]:
+    return [result for result in main.endpoints if result.is_primary]
+
+
+def _headline(results: StudyResults, main: ArmResults, names: Names) -> str:
+    verdicts = [verdict(result) for result in _primary(main)]
+    if set(verdicts) == {"missing"}:
+        return f"No answer yet: no seed has both {names[0]} and {names[1]}"
+    begins = ""
+    if results.num_seeds < results.num_planned_seeds:
+        begins = f"So far, with {results.num_seeds} of {results.num_planned_seeds} seeds complete: "
+    better, worse, equal = (verdicts.count(kind) for kind in ("better", "worse", "equal"))
+    of_all = f"of {len(verdicts)} primary endpoints"
+    if better and worse:
+        return f"{begins}{names[0]} is better than {names[1]} in {better} {of_all} and worse in {worse}"
+    if better or worse:
+        kind, count = ("better", better) if better else ("worse", worse)
+        where = f"all {of_all[3:]}" if count == len(verdicts) else f"{count} {of_all}"
+        return f"{begins}{names[0]} is {kind} than {names[1]} in {where}"
+    if equal == len(verdicts):
+        return f"{begins}{names[0]} and {names[1]} are equal within ±2 % in all {of_all[3:]}"
+    if _too_few_seeds(main):
+        return f"{begins}not enough seeds to decide whether {names[0]} is better than {names[1]}"
+    return f"{begins}no difference between {names[0]} and {names[1]} is shown in any {of_all}"
+
+
+def _amounts(plan: Plan, main: ArmResults, names: Names) -> list[str]:
+    shown = [headline_endpoint(plan, phase) for phase in PHASE_TITLES]
+    return [_amount(r, names) for e in shown for r in _primary(main) if e and r.endpoint == e.name and r.effect]
+
+
+def _amount(result: EndpointResult, names: Names) -> str:
+    effect = result.effect
+    assert effect is not None
+    change = change_in_words(effect.change)
+    than = "as" if change == "the same" else "than"
+    begins = "" if effect.low is None else "95 % interval: "
+    told = f"{begins}{interval_in_words(effect)}"
+    return f"{names[0]}'s {Endpoint(result.endpoint).full_title} is {change} {than} {names[1]}'s ({told})."
+
+
+def _decisions(main: ArmResults, name: str) -> str:
+    """Which endpoints are decided, and how."""
+    decided: dict[Verdict, list[EndpointResult]] = {}
+    for result in _primary(main):
+        decided.setdefault(verdict(result), []).append(result)
+    return _clauses(
+        template.format(name=name, endpoints=_in_words(decided[kind]))
+        for kind, template in DECISIONS.items()
+        if kind in decided
+    )
+
+
+def _parts(plan: Plan, results: StudyResults) -> str:
+    """Which part the change comes from, by the main effects on the pretraining's headline endpoint."""
+    endpoint = headline_endpoint(plan, "pretraining")
+    if results.num_factorial_seeds < 2 or endpoint is None or endpoint.name not in results.factorial[0].effects:
+        return ""
+    main_effects = [(f.factors[0], f.effects[endpoint.name]) for f in results.factorial if len(f.factors) == 1]
+    main_effects.sort(key=lambda named: named[1].change)
+    told = [f"{name} {change_in_words(effect.change)} ({interval_in_words(effect)})" for name, effect in main_effects]
+    return f"What each part does to the {endpoint.full_title}, on average over the others: {listed(told)}."
+
+
+def _paper(results: StudyResults, main: ArmResults) -> str:
+    agreeing: dict[Agreement, list[EndpointResult]] = {}
+    for result in main.endpoints:
+        reported = reported_change(result.endpoint, main.arm, results.baseline)
+        if reported is not None and result.effect is not None:
+            found = agreement(result.effect, reported)
+            if found is not None:
+                agreeing.setdefault(found, []).append(result)
+    return _clauses(
+        template.format(endpoints=_in_words(agreeing[kind]))
+        for kind, template in AGREEMENTS.items()
+        if kind in agreeing
+    )
+
+
+def _too_few_seeds(main: ArmResults) -> str:
+    primary = _primary(main)
+    needed = fewest_seeds(len(primary))
+    seeds = min((result.effect.num_seeds for result in primary if result.effect), default=0)
+    if not 0 < seeds < needed:
+        return ""
+    return (
+        f"With {_counted(seeds, 'seed')} the exact test cannot decide anything: it takes {needed} to pass the "
+        f"correction for {_counted(len(primary), 'endpoint')}."
+    )
+
+
+def _in_words(results: Sequence[EndpointResult]) -> str:
+    return endpoints_in_words([Endpoint(result.endpoint) for result in results])
+
+
+def _clauses(clauses: Iterable[str]) -> str:
+    text = "; ".join(clauses)
+    return f"{_capitalized(text)}." if text else ""
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")

@@ -1,0 +1,52 @@
+"""What each arm costs: parameters, FLOPs, seconds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from grr_coca.study.ledger import LedgerRow
+from grr_coca.study.plan.plan import Plan, stage_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmCost:
+    """Costs of one arm; `flops_per_pair` of one forward pass, captions as long as they can be.
+
+    `seconds`: of training and evaluation of a stage, median over seeds.
+    `seconds_over_baseline`: of pretraining, as a multiple of the baseline's with the same seed on the same kind of
+    machine, median over seeds; None where no such pair is there.
+    """
+
+    arm: str
+    parameters: int
+    image_encoder_parameters: int
+    flops_per_pair: int
+    seconds: dict[str, float]
+    seconds_over_baseline: float | None
+
+
+def arm_costs(plan: Plan, rows: Sequence[LedgerRow]) -> tuple[ArmCost, ...]:
+    """Costs of the arms that have rows, in the plan's order."""
+    return tuple(_cost(plan, arm.name, rows) for arm in plan.arms if any(row.arm == arm.name for row in rows))
+
+
+def _cost(plan: Plan, arm: str, rows: Sequence[LedgerRow]) -> ArmCost:
+    own = [row for row in rows if row.arm == arm]
+    stages = {stage: [row for row in own if row.stage == stage] for stage in stage_names(plan)}
+    pretraining = stage_names(plan)[0]
+    baseline = {
+        (row.seed, row.machine): row.seconds for row in rows if row.arm == plan.baseline and row.stage == pretraining
+    }
+    ratios = [
+        row.seconds / baseline[row.seed, row.machine]
+        for row in stages[pretraining]
+        if baseline.get((row.seed, row.machine))
+    ]
+    return ArmCost(
+        arm=arm,
+        parameters=own[0].parameters,
+        image_encoder_parameters=own[0].image_encoder_parameters,
+        flops_per_pair=own[0].flops_per_pair,
+        seconds={stage: median(row.seconds for row in found) for stage, found in stages.items() if found},
+        seconds_over_baseline=median(ratios) if ratios else None,
+    )

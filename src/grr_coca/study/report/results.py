@@ -1,0 +1,176 @@
+"""The results of a study: numbers alone, from its plan and its ledger."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from grr_coca.study.ledger import Ledger
+from grr_coca.study.plan.plan import Plan, stage_names
+from grr_coca.study.report.cost import ArmCost, arm_costs
+from grr_coca.study.report.effect import Effect, effect_of
+from grr_coca.study.report.factors import FactorResults, factor_results
+from grr_coca.study.report.metrics import Endpoint, Rows, endpoint_values, rows_by_run, stages_of
+from grr_coca.study.statistics.paired import bootstrap_coverage, log_ratios
+from grr_coca.study.statistics.significance import holm
+
+LEVEL_OF_TESTS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointResult:
+    """An endpoint of one arm against the baseline, over the seeds that both have.
+
+    `arm_value`, `baseline_value`: geometric means over seeds. `effect` None: no seed has both.
+    `p_holm`: of the sign-flip test, corrected for all primary endpoints of the plan; None for secondary ones.
+    """
+
+    endpoint: str
+    is_primary: bool
+    arm_value: float | None
+    baseline_value: float | None
+    effect: Effect | None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmResults:
+    """All endpoints of one arm against the baseline, the primary ones first."""
+
+    arm: str
+    endpoints: tuple[EndpointResult, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResults:
+    """Everything that a study says in numbers; `results.json` is this.
+
+    `num_rows`, `num_planned_rows`: stages that are done, and that the plan has.
+    `num_seeds`: seeds with all stages of the first arm and of the baseline; `num_planned_seeds` of the plan.
+    `missing`: stages that lack, by arm and seed, in words.
+    `factorial`: effects over the seeds that have every corner; empty where the plan has no factorial.
+    `bootstrap_coverage`: the share of studies with so many seeds in which the bootstrap's intervals hold the truth.
+    `notes`: what was not counted, and why.
+    """
+
+    baseline: str
+    stages: tuple[str, ...]
+    split: str
+    num_rows: int
+    num_planned_rows: int
+    num_seeds: int
+    num_planned_seeds: int
+    missing: tuple[str, ...]
+    arms: tuple[ArmResults, ...]
+    factorial: tuple[FactorResults, ...]
+    num_factorial_seeds: int
+    costs: tuple[ArmCost, ...]
+    machines: tuple[str, ...]
+    precisions: tuple[str, ...]
+    commits: tuple[str, ...]
+    bootstrap_coverage: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned stage is there."""
+        return self.num_rows == self.num_planned_rows
+
+
+def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
+    """Compare every arm with the baseline, and work out the factorial if there is one."""
+    rows = rows_by_run(ledger.rows)
+    others = [arm.name for arm in plan.arms if arm.name != plan.baseline]
+    stages = stage_names(plan)
+    planned = [(arm.name, seed, stage) for arm in plan.arms for seed in plan.seeds for stage in stages]
+    complete = [s for s in plan.seeds if all((arm, s, t) in rows for arm in (others[0], plan.baseline) for t in stages)]
+    factorial = factor_results(rows, plan)
+    return StudyResults(
+        baseline=plan.baseline,
+        stages=stages,
+        split=plan.endpoints.split,
+        num_rows=sum(key in rows for key in planned),
+        num_planned_rows=len(planned),
+        num_seeds=len(complete),
+        num_planned_seeds=len(plan.seeds),
+        missing=_missing(rows, plan),
+        arms=tuple(ArmResults(arm=arm, endpoints=_endpoints(rows, plan, arm)) for arm in others),
+        factorial=factorial,
+        num_factorial_seeds=min((e.num_seeds for f in factorial for e in f.effects.values()), default=0),
+        costs=arm_costs(plan, ledger.rows),
+        machines=_distinct(row.machine for row in ledger.rows),
+        precisions=_distinct(row.precision for row in ledger.rows),
+        commits=_distinct(row.commit for row in ledger.rows),
+        bootstrap_coverage=bootstrap_coverage(len(complete)) if len(complete) > 1 else None,
+        notes=(*ledger.notes, *_without_ratio(rows, plan)),
+    )
+
+
+def _endpoints(rows: Rows, plan: Plan, arm: str) -> tuple[EndpointResult, ...]:
+    primary = [_endpoint(rows, plan, arm, name, is_primary=True) for name in plan.endpoints.primary]
+    found = [result.effect.p_sign_flip if result.effect else np.nan for result in primary]
+    adjusted = holm(np.array(found))
+    corrected = [replace(result, p_holm=_number(p)) for result, p in zip(primary, adjusted, strict=True)]
+    secondary = [_endpoint(rows, plan, arm, name, is_primary=False) for name in plan.endpoints.secondary]
+    return (*corrected, *secondary)
+
+
+def _endpoint(rows: Rows, plan: Plan, arm: str, name: str, *, is_primary: bool) -> EndpointResult:
+    values, baseline = (endpoint_values(rows, plan, Endpoint(name), side) for side in (arm, plan.baseline))
+    seeds = [seed for seed in values if seed in baseline]
+    sides = [np.array([side[seed] for seed in seeds]) for side in (values, baseline)]
+    ratios = log_ratios(sides[0], sides[1])
+    return EndpointResult(
+        endpoint=name,
+        is_primary=is_primary,
+        arm_value=_geometric_mean(sides[0]),
+        baseline_value=_geometric_mean(sides[1]),
+        effect=effect_of(dict(zip(seeds, ratios.tolist(), strict=True))),
+    )
+
+
+def _missing(rows: Rows, plan: Plan) -> tuple[str, ...]:
+    """Stages that lack, a line for each arm."""
+    lines = []
+    for arm in plan.arms:
+        lacking = {s: [t for t in stage_names(plan) if (arm.name, s, t) not in rows] for s in plan.seeds}
+        groups: dict[str, list[str]] = {}
+        for seed, stages in lacking.items():
+            if stages:
+                told = "all stages" if len(stages) == len(stage_names(plan)) else ", ".join(stages)
+                groups.setdefault(told, []).append(str(seed))
+        lines += [
+            f"{arm.name}: {told} of seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+            for told, seeds in groups.items()
+        ]
+    return tuple(lines)
+
+
+def _without_ratio(rows: Rows, plan: Plan) -> list[str]:
+    """Values that are there, or should be, and have no logarithm."""
+    notes = []
+    for name in plan.endpoints.all:
+        endpoint = Endpoint(name)
+        for arm in plan.arms:
+            values = endpoint_values(rows, plan, endpoint, arm.name)
+            phase = stages_of(plan, endpoint)
+            done = [seed for seed in plan.seeds if all((arm.name, seed, stage) in rows for stage in phase)]
+            lacking = ", ".join(str(seed) for seed in done if seed not in values)
+            if lacking:
+                notes.append(
+                    f"{arm.name}, {endpoint.full_title}: no value above zero with seeds {lacking}, so no ratio; these "
+                    "seeds are left out of this endpoint"
+                )
+    return notes
+
+
+def _geometric_mean(values: np.ndarray) -> float | None:
+    return float(np.exp(np.log(values).mean())) if len(values) else None
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _distinct(items: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(items))

@@ -1,0 +1,204 @@
+"""The tables of a study: built once, shown as Markdown and as HTML."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from grr_coca.study.ledger import Ledger
+from grr_coca.study.plan.plan import Plan
+from grr_coca.study.report.effect import Effect
+from grr_coca.study.report.metrics import PHASE_TITLES, Endpoint
+from grr_coca.study.report.paper import reported_change
+from grr_coca.study.report.results import LEVEL_OF_TESTS, EndpointResult, StudyResults
+from grr_coca.study.report.verdict import VERDICT_TITLES, verdict
+from grr_coca.study.report.words import arm_titles, interval_in_signs, p_in_words, signed
+
+
+@dataclass(frozen=True)
+class Table:
+    """Heads and rows of text. The first column names the row; `note` says what the numbers are."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def as_markdown(table: Table) -> str:
+    """The table with columns under each other, numbers at the right."""
+    lines = [table.heads, *table.rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(table.heads))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    padded = [
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (padded[0], rule, *padded[1:])) + "\n"
+
+
+def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table:
+    """The endpoints of the arm that is asked about."""
+    main, titles = results.arms[0], arm_titles(plan)
+    chosen = [result for result in main.endpoints if result.is_primary is primary]
+    heads = ["endpoint", titles[main.arm], titles[results.baseline], "change, %", "95 % interval", "seeds", "p, exact"]
+    rows = [[Endpoint(r.endpoint).full_title, *_values(r), *_change(r), _seeds(r), _p_exact(r)] for r in chosen]
+    if primary:
+        heads += ["p, corrected", "verdict", "shown from, %"]
+        rows = [
+            [*row, p_in_words(r.p_holm), VERDICT_TITLES[verdict(r)], _smallest(r)]
+            for row, r in zip(rows, chosen, strict=True)
+        ]
+    reported = [reported_change(r.endpoint, main.arm, results.baseline) for r in chosen]
+    if any(change is not None for change in reported):
+        heads.append("paper, %")
+        rows = [[*row, signed(change, 2)] for row, change in zip(rows, reported, strict=True)]
+    note = f"Values: geometric means over seeds, of fine-tuning over its stages too, on the split {results.split}. "
+    if primary:
+        note += (
+            "p, exact: sign-flip test; corrected: by Holm for all primary endpoints, which were named before the study "
+            "was run. Shown from: the true change that so many seeds find in four studies of five."
+        )
+    else:
+        note += "Nothing is decided by these: no correction covers them."
+    return Table("Primary endpoints" if primary else "Secondary endpoints", tuple(heads), _tuples(rows), note)
+
+
+def arms_tables(plan: Plan, results: StudyResults) -> list[Table]:
+    """Every arm against the baseline on the primary endpoints, a table for each phase."""
+    titles = arm_titles(plan)
+    note = (
+        f"Change over {titles[results.baseline]} in %, with 95 % interval. Star: the exact test passes Holm's "
+        "correction for the primary endpoints of this arm."
+    )
+    tables = []
+    for phase, endpoints in _by_phase(plan).items():
+        heads = ("arm", "seeds", *(endpoint.title for endpoint in endpoints))
+        rows = []
+        for arm in results.arms:
+            found = [result for e in endpoints for result in arm.endpoints if result.endpoint == e.name]
+            cells = [_effect_cell(result.effect, verdict(result) in ("better", "worse")) for result in found]
+            rows.append((titles[arm.arm], _seed_range(found), *cells))
+        tables.append(Table(f"Every arm, {phase}", heads, tuple(rows), note))
+    return tables
+
+
+def factorial_tables(plan: Plan, results: StudyResults) -> list[Table]:
+    """Main effects and interactions on the primary endpoints, a table for each phase; none without a factorial."""
+    note = (
+        f"In %, over {results.num_factorial_seeds} seeds with every corner; the seed is the block. A main effect is "
+        "what a part changes on average over all combinations of the others; an interaction of two is half of how much "
+        "more one changes with the other than without. Star: the t test passes Holm's correction for the effects of a "
+        "column."
+    )
+    tables = []
+    for phase, endpoints in _by_phase(plan).items() if results.factorial else ():
+        heads = ("effect", *(endpoint.title for endpoint in endpoints))
+        rows = []
+        for found in results.factorial:
+            is_found = [found.p_holm.get(endpoint.name, 1.0) <= LEVEL_OF_TESTS for endpoint in endpoints]
+            effects = [found.effects.get(endpoint.name) for endpoint in endpoints]
+            rows.append((effect_title(found.factors), *map(_effect_cell, effects, is_found)))
+        tables.append(Table(f"What each part does, {phase}", heads, tuple(rows), note))
+    return tables
+
+
+def cost_table(plan: Plan, results: StudyResults) -> Table:
+    """Parameters, FLOPs and seconds of each arm."""
+    titles = arm_titles(plan)
+    heads = (
+        "arm",
+        "parameters",
+        "in the image encoder",
+        "MFLOP a pair",
+        *(f"s, {stage}" for stage in results.stages),
+        "time over baseline",
+    )
+    rows = [
+        (
+            titles[cost.arm],
+            f"{cost.parameters:,}",
+            f"{cost.image_encoder_parameters:,}",
+            f"{cost.flops_per_pair / 1e6:,.1f}",
+            *(f"{cost.seconds[stage]:,.0f}" if stage in cost.seconds else "–" for stage in results.stages),
+            "–" if cost.seconds_over_baseline is None else f"{cost.seconds_over_baseline:.2f} ×",
+        )
+        for cost in results.costs
+    ]
+    note = (
+        "MFLOP of one forward pass over a pair, with the longest caption. Seconds of training and evaluation, median "
+        "over seeds and machines; the ratio is of pretraining, seed by seed on the same kind of machine, other work on "
+        "it not excluded."
+    )
+    return Table("Cost", heads, tuple(rows), note)
+
+
+def tuning_table(plan: Plan, ledger: Ledger) -> Table:
+    """Settings that were tried on `val` for each arm and stage, and the one that was taken."""
+    score = plan.tuning.score if plan.tuning is not None else "coca_loss"
+    titles = arm_titles(plan)
+    rows = []
+    for arm in plan.arms:
+        for stage in dict.fromkeys(row.stage for row in ledger.trials if row.arm == arm.name):
+            trials = [row for row in ledger.trials if (row.arm, row.stage) == (arm.name, stage)]
+            chosen = [row.settings for row in ledger.choices if (row.arm, row.stage) == (arm.name, stage)]
+            tried = "; ".join(
+                f"{_settings(row.settings)}: {row.metrics.get('val', {}).get(score, float('nan')):.4g}"
+                for row in trials
+            )
+            rows.append((titles[arm.name], stage, str(len(trials)), _settings(chosen[-1]) if chosen else "–", tried))
+    note = (
+        f"{score} on the validation split with a seed that is not one of the study's; test splits were not looked at."
+    )
+    return Table("Tuning", ("arm", "stage", "trials", "taken", "tried"), tuple(rows), note)
+
+
+def effect_title(factors: Sequence[str]) -> str:
+    """A main effect by its factor, an interaction as `GEGLU × RoPE`."""
+    return " × ".join(factors)
+
+
+def _settings(settings: dict[str, object]) -> str:
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
+
+
+def _values(result: EndpointResult) -> list[str]:
+    return ["–" if value is None else f"{value:.4g}" for value in (result.arm_value, result.baseline_value)]
+
+
+def _change(result: EndpointResult) -> list[str]:
+    return [signed(result.effect.change) if result.effect else "–", interval_in_signs(result.effect)]
+
+
+def _seeds(result: EndpointResult) -> str:
+    return str(result.effect.num_seeds) if result.effect else "0"
+
+
+def _p_exact(result: EndpointResult) -> str:
+    return p_in_words(result.effect.p_sign_flip if result.effect else None)
+
+
+def _smallest(result: EndpointResult) -> str:
+    smallest = result.effect.smallest_shown if result.effect else None
+    return "–" if smallest is None else f"{smallest:.1f}"
+
+
+def _by_phase(plan: Plan) -> dict[str, list[Endpoint]]:
+    """Primary endpoints by the title of their phase."""
+    endpoints: dict[str, list[Endpoint]] = {}
+    for endpoint in map(Endpoint, plan.endpoints.primary):
+        endpoints.setdefault(PHASE_TITLES[endpoint.phase], []).append(endpoint)
+    return endpoints
+
+
+def _seed_range(results: Sequence[EndpointResult]) -> str:
+    counts = sorted({int(_seeds(result)) for result in results})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _effect_cell(effect: Effect | None, is_starred: bool) -> str:
+    if effect is None:
+        return "–"
+    return f"{signed(effect.change)} ({interval_in_signs(effect)})" + ("*" if is_starred else "")
+
+
+def _tuples(rows: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(map(tuple, rows))

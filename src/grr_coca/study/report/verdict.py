@@ -1,0 +1,38 @@
+"""What a study may say of an endpoint."""
+
+from typing import Literal
+
+from grr_coca.study.report.metrics import Endpoint
+from grr_coca.study.report.results import LEVEL_OF_TESTS, EndpointResult
+
+Verdict = Literal["better", "worse", "equal", "open", "missing"]
+
+VERDICT_TITLES: dict[Verdict, str] = {
+    "better": "better",
+    "worse": "worse",
+    "equal": "equal within ±2 %",
+    "open": "undecided",
+    "missing": "not measured yet",
+}
+
+
+def verdict(result: EndpointResult) -> Verdict:
+    """Better or worse if the exact test passes Holm's correction; else equal if the interval lies within ± 2 %.
+
+    Secondary endpoints are never called better or worse: no correction covers them.
+    """
+    effect = result.effect
+    if effect is None:
+        return "missing"
+    if result.p_holm is not None and result.p_holm <= LEVEL_OF_TESTS:
+        is_lower = effect.change < 0
+        return "better" if is_lower == Endpoint(result.endpoint).lower_is_better else "worse"
+    return "equal" if effect.is_equivalent else "open"
+
+
+def fewest_seeds(num_endpoints: int) -> int:
+    """Seeds with which the exact test can pass Holm's correction at all: its smallest p is 2 / 2^seeds."""
+    seeds = 2
+    while num_endpoints * 2.0 ** (1 - seeds) > LEVEL_OF_TESTS:
+        seeds += 1
+    return seeds

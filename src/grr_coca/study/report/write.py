@@ -1,0 +1,68 @@
+"""Write what a study says: `results.json`, `table.md` and `report.html`."""
+
+import json
+from pathlib import Path
+
+from grr_coca.files import write_whole
+from grr_coca.structure import to_dict
+from grr_coca.study.ledger import PLAN_FILE, read_ledger
+from grr_coca.study.plan.plan import Plan, read_plan
+from grr_coca.study.report.answer import answer
+from grr_coca.study.report.page import study_page
+from grr_coca.study.report.results import StudyResults, study_results
+from grr_coca.study.report.tables import Table, arms_tables, as_markdown, cost_table, endpoint_table, factorial_tables
+
+RESULTS_FILE = "results.json"
+TABLE_FILE = "table.md"
+PAGE_FILE = "report.html"
+
+
+def write_study_report(folder: Path, out: Path) -> str:
+    """Report on the study in a folder, from its plan and ledger alone.
+
+    Args:
+        folder: of the study.
+        out: a folder that is there; three files are written to it.
+
+    Returns:
+        The answer and the table of primary endpoints, for a terminal.
+
+    Raises:
+        UserError: the folder holds no study, or its plan or ledger cannot be read.
+    """
+    plan, ledger = read_plan(folder / PLAN_FILE, Plan), read_ledger(folder)
+    results = study_results(plan, ledger)
+    content = json.dumps(to_dict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(out / RESULTS_FILE, content.encode())
+    write_whole(out / TABLE_FILE, study_tables(plan, results).encode())
+    write_whole(out / PAGE_FILE, study_page(plan, ledger, results, folder).encode())
+    return _for_terminal(plan, results)
+
+
+def study_tables(plan: Plan, results: StudyResults) -> str:
+    """The answer and all tables as Markdown."""
+    found = answer(plan, results)
+    tables = [endpoint_table(plan, results, primary=True), endpoint_table(plan, results, primary=False)]
+    tables += arms_tables(plan, results) if len(results.arms) > 1 else []
+    tables += [*factorial_tables(plan, results), cost_table(plan, results)]
+    answered = "\n".join(f"- {sentence}" for sentence in found.sentences)
+    sections = [f"# {found.question}\n\n**{found.headline}.**\n\n{answered}\n", *map(_section, tables)]
+    if results.missing:
+        sections.append("## Missing\n\n" + "\n".join(f"- {line}" for line in results.missing) + "\n")
+    if results.notes:
+        sections.append("## Notes on the ledger\n\n" + "\n".join(f"- {note}" for note in results.notes) + "\n")
+    return "\n".join(sections)
+
+
+def _section(table: Table) -> str:
+    return f"## {table.title}\n\n{as_markdown(table)}\n{table.note}\n"
+
+
+def _for_terminal(plan: Plan, results: StudyResults) -> str:
+    found = answer(plan, results)
+    lines = [found.question, f"{found.headline}.", "", *found.sentences, ""]
+    lines.append(as_markdown(endpoint_table(plan, results, primary=True)))
+    if not results.is_complete:
+        lines.append(f"not finished: {results.num_rows} of {results.num_planned_rows} stages are done; missing:")
+        lines += [f"  {line}" for line in results.missing]
+    return "\n".join([*lines, *results.notes])

@@ -1,0 +1,145 @@
+"""What a study says in words, with the sign that a person expects."""
+
+import math
+
+import pytest
+
+from grr_coca.study.ledger import read_ledger
+from grr_coca.study.plan.plan import Plan, read_plan
+from grr_coca.study.report.answer import answer
+from grr_coca.study.report.effect import effect_of
+from grr_coca.study.report.metrics import Endpoint
+from grr_coca.study.report.paper import agreement
+from grr_coca.study.report.results import EndpointResult, study_results
+from grr_coca.study.report.verdict import fewest_seeds, verdict
+from grr_coca.study.report.words import change_in_words, endpoints_in_words, interval_in_words, p_in_words, signed
+from synthetic_study import plan, rows_of, write_study
+
+PAIR = ("baseline_coca", "grr_coca")
+
+
+def effect(*percents: float):
+    return effect_of({seed: math.log1p(percent / 100) for seed, percent in enumerate(percents)})
+
+
+def said(folder, content, rows):
+    write_study(folder, content, rows)
+    made = read_plan(folder / "plan.yaml", Plan)
+    return answer(made, study_results(made, read_ledger(folder)))
+
+
+def result(name: str, p_holm: float | None, *percents: float) -> EndpointResult:
+    is_primary = p_holm is not None
+    return EndpointResult(
+        endpoint=name, is_primary=is_primary, arm_value=1.0, baseline_value=1.0, effect=effect(*percents), p_holm=p_holm
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "p_holm", "percents", "expected"),
+    [
+        ("pretraining/coca_loss", 0.047, (-3, -4, -5), "better"),
+        ("pretraining/coca_loss", 0.047, (3, 4, 5), "worse"),
+        ("pretraining/R@1", 0.047, (3, 4, 5), "better"),
+        ("pretraining/CIDEr-D", 0.01, (-3, -4, -5), "worse"),
+        ("pretraining/coca_loss", 0.06, (-3, -4, -5), "open"),
+        ("pretraining/coca_loss", 0.06, (-0.3, 0.1, 0.2), "equal"),
+        ("pretraining/coca_loss", 0.04, (-0.3, -0.2, -0.25), "better"),
+        ("pretraining/R@1", None, (30, 31, 32), "open"),
+    ],
+)
+def test_verdicts(name, p_holm, percents, expected):
+    assert verdict(result(name, p_holm, *percents)) == expected
+
+
+def test_lower_is_better_for_losses_alone():
+    names = ("coca_loss", "perplexity", "contrastive_loss_refitted", "R@1", "image_to_text/R@5", "CIDEr-D")
+    better_low = {name for name in names if Endpoint(f"pretraining/{name}").lower_is_better}
+    assert better_low == {"coca_loss", "perplexity", "contrastive_loss_refitted"}
+    assert Endpoint("pretraining/image_to_text/R@5").full_title == "R@5, image to text after pretraining"
+
+
+@pytest.mark.parametrize(
+    ("percents", "words"),
+    [
+        ((-2.0, -3.0, -4.0), "0.5 to 5.5 % lower"),
+        ((2.0, 3.0, 4.0), "0.5 to 5.5 % higher"),
+        ((-2.0, 1.0, 1.0), "4.2 % lower to 4.4 % higher"),
+        ((-2.0,), "one seed, so no interval"),
+    ],
+)
+def test_intervals_begin_with_the_end_near_zero(percents, words):
+    assert interval_in_words(effect(*percents)) == words
+
+
+def test_numbers_are_told_with_a_direction_or_a_sign():
+    assert [change_in_words(x) for x in (-2.44, 0.31, 0.04)] == ["2.4 % lower", "0.3 % higher", "the same"]
+    assert [signed(x) for x in (-2.44, 0.31, -0.04, None)] == ["−2.4", "+0.3", "0.0", "–"]
+    assert [p_in_words(p) for p in (0.0004, 2 / 256, None)] == ["< 0.001", "0.008", "–"]
+
+
+def test_endpoints_are_told_by_phase():
+    names = ["pretraining/perplexity", "pretraining/coca_loss", "finetuning/coca_loss"]
+    assert endpoints_in_words([Endpoint(name) for name in names]) == (
+        "perplexity and CoCa loss after pretraining, and CoCa loss after fine-tuning"
+    )
+    assert endpoints_in_words([Endpoint(name) for name in names[1:]]) == (
+        "CoCa loss after pretraining and after fine-tuning"
+    )
+
+
+def test_a_gain_of_the_paper_is_excluded_held_or_exceeded():
+    found = effect(-2.0, -3.0, -4.0)  # 0.5 to 5.5 % lower
+    assert [agreement(found, reported) for reported in (-7.15, -5.18, -0.4)] == ["excluded", "within", "exceeded"]
+    assert agreement(effect(-2.0), -7.15) is None
+
+
+def test_eight_seeds_are_needed_for_six_endpoints():
+    assert [fewest_seeds(count) for count in (1, 2, 6, 7)] == [6, 7, 8, 9]
+
+
+def test_a_gain_is_told_as_a_person_would(tmp_path):
+    found = said(tmp_path, plan(PAIR), rows_of(PAIR, range(8)))
+    assert found.question == "Is GRR-CoCa better than Baseline CoCa?"
+    assert found.headline == "GRR-CoCa is better than Baseline CoCa in all 6 primary endpoints"
+    assert found.sentences[0].startswith(
+        "GRR-CoCa's CoCa loss after pretraining is 2.5 % lower than Baseline CoCa's (95 %"
+    )
+    assert found.sentences[0].endswith(" % lower).")
+    assert any(
+        "as the paper reports is excluded at this scale for contrastive loss" in line for line in found.sentences
+    )
+
+
+def test_a_loss_is_told_whoever_wins(tmp_path):
+    turned = plan(PAIR, baseline="grr_coca")
+    found = said(tmp_path, turned, rows_of(PAIR, range(8)))
+    assert found.question == "Is Baseline CoCa better than GRR-CoCa?"
+    assert found.headline == "Baseline CoCa is worse than GRR-CoCa in all 6 primary endpoints"
+    assert "Baseline CoCa's CoCa loss after pretraining is 2." in found.sentences[0]
+    assert "% higher than GRR-CoCa's" in found.sentences[0]
+    assert not any("paper" in line for line in found.sentences), "it says nothing of this"
+
+
+def test_noise_is_not_taken_for_an_answer(tmp_path):
+    rows = [*rows_of(["baseline_coca"], range(8)), *rows_of(["coca"], range(8))]  # neither has any part
+    found = said(tmp_path, plan(("baseline_coca", "coca")), rows)
+    assert found.headline in (
+        "No difference between coca and Baseline CoCa is shown in any of 6 primary endpoints",
+        "Coca and Baseline CoCa are equal within ±2 % in all 6 primary endpoints",
+    )
+
+
+def test_few_seeds_cannot_decide(tmp_path):
+    found = said(tmp_path, plan(PAIR), rows_of(PAIR, range(3), deviation=0.02))
+    assert found.headline == (
+        "So far, with 3 of 8 seeds complete: not enough seeds to decide whether GRR-CoCa is better than Baseline CoCa"
+    )
+    assert found.sentences[-1] == (
+        "With 3 seeds the exact test cannot decide anything: it takes 8 to pass the correction for 6 endpoints."
+    )
+
+
+def test_no_pair_is_no_answer(tmp_path):
+    found = said(tmp_path, plan(PAIR), rows_of(PAIR[:1], range(3)))
+    assert found.headline == "No answer yet: no seed has both GRR-CoCa and Baseline CoCa"

@@ -1,0 +1,160 @@
+"""The report as files: from the ledger alone, whole, and readable without anything else."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from grr_coca.cli import main
+from grr_coca.study.ledger import CurvePoint
+from grr_coca.study.report.figures.curves import late_fall
+from grr_coca.study.report.tables import Table, as_markdown
+from grr_coca.study.report.write import write_study_report
+from synthetic_study import plan, rows_of, write_study
+
+ARMS = ("baseline_coca", "grr_coca", "baseline_rope_2d", "baseline_rms_geglu")
+FILES = ("report.html", "results.json", "table.md")
+
+
+class Page(HTMLParser):
+    """Tags, addresses and text of a page; every tag that is opened is closed."""
+
+    VOID = ("meta", "img", "br", "path", "use", "link")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A finished study of four arms with its report."""
+    folder = tmp_path_factory.mktemp("study")
+    trials = [
+        r
+        for lr in (0.003, 0.006)
+        for r in rows_of(ARMS, [100], kind="trial", settings={"optimizer.lr": lr})
+        if r.stage == "pictograms"
+    ]
+    choices = [r for r in rows_of(ARMS, [100], kind="choice") if r.stage == "pictograms"]
+    write_study(folder, plan(ARMS), [*trials, *choices, *rows_of(ARMS, range(8))])
+    (folder / "showcase").mkdir()
+    Image.new("RGB", (64, 64), "red").save(folder / "showcase" / "snowman.png.webp")
+    before = sorted(path.name for path in folder.iterdir())
+    said = write_study_report(folder, folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*before, *FILES])
+    return folder, said
+
+
+def test_the_page_begins_with_the_answer(reported):
+    folder, said = reported
+    text = (folder / "report.html").read_text()
+    body = text.partition("<body>")[2]
+    begins = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body[:3000])).strip()
+    assert begins.startswith("Is GRR-CoCa better than Baseline CoCa? GRR-CoCa is better than Baseline CoCa in all 6")
+    assert "CoCa loss after pretraining is 2.5 % lower than Baseline CoCa" in begins
+    assert said.splitlines()[1] == "GRR-CoCa is better than Baseline CoCa in all 6 primary endpoints."
+
+
+def test_the_page_needs_nothing_else(reported):
+    page = Page((reported[0] / "report.html").read_text())
+    assert page.open == []
+    assert [address for address in page.addresses if not address.startswith(("#", "data:"))] == []
+
+
+def test_the_page_has_every_figure_and_table(reported):
+    text = (reported[0] / "report.html").read_text()
+    # Forests of both kinds of endpoints and of both phases, dots, interactions, curves of four stages.
+    assert text.count("<svg") == text.count("<figure") == 2 + 2 + 1 + 1 + 4
+    for title in ("Seed by seed", "Which part", "Learning curves", "What it took", "Captions side by side", "Tuning"):
+        assert title in text
+    assert "not finished" not in text.lower()
+    assert "lr 0.003: 3." in text, "every trial is told with its score"
+
+
+def test_captions_of_both_models_stand_side_by_side_with_the_image(reported):
+    text = (reported[0] / "report.html").read_text()
+    rows = re.findall(r'<tr class="example">(.*?)</tr>', text, re.DOTALL)
+    cells = [re.findall(r"<td>(.*?)</td>", row) for row in rows]
+    assert cells[1] == ["red heart.png", "red heart", "red heart", "heart suit"]
+    assert cells[0][0].startswith('<img src="data:image/webp;base64,')
+    assert cells[0][1:] == ["snowman", "snow", "snowman"]
+
+
+def test_equal_ledgers_give_equal_files(reported, tmp_path):
+    folder, _ = reported
+    write_study_report(folder, tmp_path)
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_results_are_for_programs(reported):
+    results = json.loads((reported[0] / "results.json").read_text())
+    main_arm = results["arms"][0]
+    assert (main_arm["arm"], results["baseline"], results["num_seeds"]) == ("grr_coca", "baseline_coca", 8)
+    (found,) = (r for r in main_arm["endpoints"] if r["endpoint"] == "pretraining/coca_loss")
+    assert found["effect"]["low"] < found["effect"]["change"] < found["effect"]["high"] < 0
+    assert [effect["factors"] for effect in results["factorial"]][:2] == [["RMSNorm + GEGLU"], ["RoPE"]]
+
+
+def test_tables_are_markdown(reported):
+    lines = (reported[0] / "table.md").read_text().splitlines()
+    tables = [line for line in lines if line.startswith("|")]
+    assert any(line.startswith("| CoCa loss after pretraining") and "better" in line for line in tables)
+    made = as_markdown(Table("", ("arm", "change"), (("one", "−1.0"), ("three", "+10.0"))))
+    assert made == "| arm   | change |\n| ----- | -----: |\n| one   |   −1.0 |\n| three |  +10.0 |\n"
+
+
+def test_the_command_reports_on_half_a_study(tmp_path, capsys):
+    pair = ARMS[:2]
+    folder = write_study(tmp_path / "half", plan(pair), rows_of(pair, range(2)))
+    with (folder / "runs.jsonl").open("a") as file:
+        file.write('{"kind": "run", "arm"')
+    assert main(["study", "report", str(folder), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "So far, with 2 of 8 seeds complete" in said
+    assert "grr_coca: all stages of seeds 2, 3, 4, 5, 6, 7" in said
+    assert "the last line is torn" in said
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "<b>Not finished:</b> 16 of 64 stages are done" in text
+    assert "the last line is torn" in text
+
+
+def test_a_study_without_a_pair_still_has_a_page(tmp_path):
+    folder = write_study(tmp_path, plan(ARMS[:2]), rows_of(ARMS[:1], [0]))
+    assert "No answer yet" in write_study_report(folder, folder)
+    assert Page((folder / "report.html").read_text()).open == []
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path, capsys):
+    assert main(["study", "report", str(tmp_path / "nowhere")]) == 2
+    assert main(["study", "report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "no such folder" in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_curve_past_its_knee_falls_little():
+    (row,) = (r for r in rows_of(["grr_coca"], [0]) if r.stage == "pictograms")
+    curve = tuple(CurvePoint(step, {}, {"coca_loss": loss}) for step, loss in ((200, 8.0), (400, 5.0), (800, 4.0)))
+    assert late_fall([replace(row, curve=curve)], "grr_coca") == pytest.approx(100 * (1 - 4.0 / 4.5))
+    assert late_fall([replace(row, curve=curve[:1])], "grr_coca") is None
+    assert late_fall([], "grr_coca") is None

@@ -1,0 +1,117 @@
+"""Folders of studies that nobody ran: numbers are drawn at random around a truth that a test knows."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from grr_coca.structure import to_dict
+from grr_coca.study.ledger import CaptionedExample, CurvePoint, Digests, LedgerRow, write_digests
+from grr_coca.study.report.corners import PARTS_OF_PRESET
+
+STAGES = ("pictograms", "health", "clipart", "glyphs")
+STEPS = (600, 60, 60, 100)
+LEVELS = {"pictograms": (1.5, 1.1), "health": (3.5, 3.4), "clipart": (3.7, 3.9), "glyphs": (2.0, 1.4)}
+"""Contrastive and captioning loss of the baseline on `test`."""
+EFFECTS = {"RMSNorm": 0.002, "GEGLU": -0.006, "RoPE": -0.022}
+"""What each part adds to the log of every loss."""
+PRIMARY = tuple(
+    f"{phase}/{m}" for phase in ("pretraining", "finetuning") for m in ("contrastive_loss", "perplexity", "coca_loss")
+)
+SECONDARY = tuple(
+    f"{phase}/{metric}"
+    for phase in ("pretraining", "finetuning")
+    for metric in ("contrastive_loss_refitted", "R@1", "CIDEr-D")
+)
+CAPTIONS = (("snowman", "snowman", "snow"), ("red heart", "heart suit", "red heart"), ("cat", "dog", "cat"))
+"""What people say, and what Baseline CoCa and the other arms say."""
+
+
+def plan(arms: Iterable[str] = tuple(PARTS_OF_PRESET), num_seeds: int = 8, **changes: object) -> dict[str, object]:
+    """The content of a plan."""
+    return {
+        "arms": list(arms),
+        "baseline": "baseline_coca",
+        "seeds": list(range(num_seeds)),
+        "pretrain": "pictograms.yaml",
+        "finetune": ["health.yaml", "clipart.yaml", "glyphs.yaml"],
+        "endpoints": {"split": "test", "primary": list(PRIMARY), "secondary": list(SECONDARY)},
+        "showcase": "test_style",
+        **changes,
+    }
+
+
+def write_study(folder: Path, content: dict[str, object], rows: Iterable[LedgerRow]) -> Path:
+    """Lay out a study's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.yaml").write_text(yaml.safe_dump(content))
+    arms = [arm if isinstance(arm, str) else arm["name"] for arm in content["arms"]]
+    recipes = {arm: dict.fromkeys(STAGES, "0" * 16) for arm in arms}
+    write_digests(folder, Digests(recipes, dict.fromkeys(STAGES, "d" * 16)))
+    lines = [json.dumps(to_dict(row)) + "\n" for row in rows]
+    (folder / "runs.jsonl").write_text("".join(lines))
+    return folder
+
+
+def rows_of(arms: Iterable[str], seeds: Iterable[int], deviation: float = 0.008, **changes: object) -> list[LedgerRow]:
+    """Rows of all stages of some arms and seeds; `deviation` of what is an arm's own in a seed."""
+    return [_row(arm, seed, stage, deviation, changes) for arm in arms for seed in seeds for stage in STAGES]
+
+
+def _row(arm: str, seed: int, stage: str, deviation: float, changes: dict[str, object]) -> LedgerRow:
+    shared = np.random.default_rng([seed, STAGES.index(stage)])
+    own = np.random.default_rng([1, seed, STAGES.index(stage), *arm.encode()])
+    parts = PARTS_OF_PRESET.get(arm, frozenset())
+    shift = sum(EFFECTS[part] for part in parts) * (1 if stage == "pictograms" else 0.4)
+    factors = np.exp(shared.normal(0, 0.03, 2) + own.normal(0, deviation, 2) + shift)
+    steps = STEPS[STAGES.index(stage)]
+    values: dict[str, object] = {
+        "arm": arm,
+        "seed": seed,
+        "stage": stage,
+        "recipe_digest": "0" * 16,
+        "data_digest": "d" * 16,
+        "commit": "1a2b3c4",
+        "machine": "synthetic processor, 2 cores, torch 2.13.0",
+        "precision": "fp32",
+        "settings": {"optimizer.lr": 0.006},
+        "steps": steps,
+        "seconds": steps * (1.0 + 0.04 * len(parts)) * float(own.uniform(0.98, 1.02)),
+        "parameters": 3_000_000 + 1_000 * len(parts),
+        "image_encoder_parameters": 800_000 + 1_000 * len(parts),
+        "flops_per_pair": 410_000_000,
+        "curve": tuple(_point(stage, step, steps, factors, own) for step in range(steps // 6, steps + 1, steps // 6)),
+        "metrics": {split: _metrics(stage, factors, own) for split in ("val", "test")},
+        "captions": _captions(arm) if stage == "pictograms" else (),
+    }
+    return LedgerRow(**{**values, **changes})
+
+
+def _metrics(stage: str, factors: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+    contrastive, captioning = (float(x) for x in np.array(LEVELS[stage]) * factors)
+    return {
+        "contrastive_loss": contrastive,
+        "contrastive_loss_refitted": 0.98 * contrastive,
+        "captioning_loss": captioning,
+        "perplexity": math.exp(captioning),
+        "coca_loss": contrastive + 2 * captioning,
+        "R@1": float(min(1.0, 0.5 / contrastive * rng.uniform(0.95, 1.05))),
+        "CIDEr-D": float(3 / captioning * rng.uniform(0.95, 1.05)),
+        "num_pairs": 360,
+    }
+
+
+def _point(stage: str, step: int, steps: int, factors: np.ndarray, rng: np.random.Generator) -> CurvePoint:
+    far = 1 + 1.8 * math.exp(-4 * step / steps)
+    contrastive, captioning = (float(x) * far for x in np.array(LEVELS[stage]) * factors * rng.uniform(0.98, 1.02, 2))
+    val = {"contrastive_loss": contrastive, "captioning_loss": captioning, "coca_loss": contrastive + 2 * captioning}
+    train = {"contrastive": 1.4 * contrastive, "captioning": 0.8 * captioning}
+    return CurvePoint(step, train, {**val, "perplexity": math.exp(captioning)})
+
+
+def _captions(arm: str) -> tuple[CaptionedExample, ...]:
+    said = 1 if arm == "baseline_coca" else 2
+    return tuple(CaptionedExample(f"{row[0]}.png", (row[0],), row[said]) for row in CAPTIONS)

@@ -20,7 +20,7 @@ LOCK := .venv-lock
 PEERS := .venv-peers
 BENCHMARKS := training scaling parts demo captioning loader order
 
-.PHONY: try demo test test-slow test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets docs notebook weights clean
+.PHONY: try demo test test-slow test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets icons docs notebook weights clean
 
 # A caption of each drawing by the model that comes with the code.
 try: $(VENV)/.use
@@ -91,6 +91,11 @@ bench-docs: $(VENV)/.demo
 weights: $(VENV)/.demo
 	OMP_NUM_THREADS=1 $(BIN)/grr-coca pretrain recipes/weights/$(NAME).yaml --out runs/weights-$(NAME) --resume
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/ship_weights.py runs/weights-$(NAME) $(NAME)
+
+# The large corpus, in the user's cache, and the model `icons` trained on it.
+icons: $(VENV)/.dev
+	$(BIN)/grr-coca data fetch icons
+	$(MAKE) weights NAME=icons
 
 datasets: $(VENV)/.dev
 	$(BIN)/pip install --quiet -r scripts/build_datasets/requirements.txt

@@ -2,6 +2,7 @@
 
 python scripts/build_datasets --out datasets            # fetch what is missing, write all four
 python scripts/build_datasets --out datasets --check    # rebuild elsewhere, exit 1 naming what differs
+python scripts/build_datasets --only icons              # the large one, into the user's cache: `grr-coca data fetch`
 """
 
 from __future__ import annotations
@@ -59,12 +60,22 @@ def differing(names: list[str], expected: Path, found: Path) -> list[str]:
 def main() -> int:
     """Parse the few flags and build or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the corpora")
+    parser.add_argument("--out", type=Path, help="folder of the corpora")
     parser.add_argument("--packages", type=Path, help="folder of archives that were fetched before; fetches none")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/grr_coca/packages")
-    parser.add_argument("--only", nargs="+", choices=BUILDERS, default=list(BUILDERS), help="corpora to build")
+    names = [*BUILDERS, "icons"]
+    parser.add_argument("--only", nargs="+", choices=names, default=list(BUILDERS), help="corpora to build")
     parser.add_argument("--check", action="store_true", help="compare a fresh build with --out byte for byte")
     args = parser.parse_args()
+    if "icons" in args.only:
+        from grr_coca.cli.data.fetch import Fetch, fetch  # late: the other corpora are built without the package
+
+        args.only.remove("icons")
+        fetch(Fetch("icons"))
+        if not args.only:
+            return 0
+    if args.out is None:
+        parser.error("--out is missing: the folder of the corpora")
     if args.packages is None:
         for package in PACKAGES.values():
             fetch(package, args.cache)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from grr_coca.errors import UserError
 
-Extra = Literal["train", "report", "study", "hub", "parquet", "probe", "open-clip"]
+Extra = Literal["train", "report", "study", "hub", "parquet", "probe", "open-clip", "icons"]
 
 PACKAGES: dict[Extra, dict[str, str]] = {
     "train": {"tensorboard": "tensorboard", "yaml": "pyyaml"},
@@ -18,6 +18,7 @@ PACKAGES: dict[Extra, dict[str, str]] = {
     "parquet": {"pyarrow": "pyarrow"},
     "probe": {"sklearn": "scikit-learn"},
     "open-clip": {"ftfy": "ftfy"},
+    "icons": {"resvg_py": "resvg-py"},
 }
 """The packages of each extra, by their import names, with the names to install."""
 

@@ -13,6 +13,19 @@ from grr_coca.errors import UserError
 
 MANIFEST = "manifest.json"
 
+CACHE = "cache:"
+"""Begins paths in the user's cache."""
+
+
+def user_cache() -> Path:
+    """The folder of what can be made again: `$XDG_CACHE_HOME/grr-coca`, or `~/.cache/grr-coca`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grr-coca"
+
+
+def in_cache(path: str) -> str:
+    """The place that `cache:NAME` means, in the user's cache; any other path as it is."""
+    return str(user_cache() / path.removeprefix(CACHE)) if path.startswith(CACHE) else path
+
 
 def read_whole(path: str | Path) -> bytes:
     """The bytes of a file.

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grr_coca.data import order as order_module
-from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Share, Shuffle, TrainingOrder
+from grr_coca.data.order import (
+    ALL,
+    PERIOD,
+    EvaluationOrder,
+    GlobalBatches,
+    Mixture,
+    SampleRef,
+    Share,
+    Shuffle,
+    TrainingOrder,
+)
 from grr_coca.errors import UserError
 
 SIZES = st.integers(1, 30)
@@ -179,3 +189,39 @@ def test_to_seek_is_to_skip(num_samples, batch_size, first):
 def test_a_batch_that_cannot_be_shared_evenly_is_an_error_with_sizes_that_can(batch_size, world_size, fitting):
     with pytest.raises(UserError, match=rf"batch_size {batch_size} cannot be shared .* {world_size} .*give {fitting}$"):
         TrainingOrder(100, GlobalBatches(batch_size, 1, 0), Share(0, world_size))
+
+
+# --- mixtures
+
+
+def test_a_mixture_meets_its_shares_in_every_period_and_each_source_in_epochs_of_its_own():
+    mixture = Mixture([700, 40], [0.9, 0.1], seed=3)
+    visits = [mixture.at(position) for position in range(2 * PERIOD)]
+    for period in (visits[:PERIOD], visits[PERIOD:]):
+        assert sum(visit.sample >= 700 for visit in period) == 100
+    small = [visit for visit in visits if visit.sample >= 700]
+    assert [visit.epoch for visit in small] == [number // 40 for number in range(200)]
+    for epoch in range(5):
+        assert {visit.sample for visit in small[40 * epoch : 40 * (epoch + 1)]} == set(range(700, 740))
+    large = [visit for visit in visits if visit.sample < 700]
+    assert {visit.sample for visit in large[:700]} == set(range(700))
+    assert max(position for position, visit in enumerate(visits[:PERIOD]) if visit.sample >= 700) > 800
+
+
+def test_a_mixture_is_a_function_of_the_position():
+    mixture = Mixture([700, 40], [0.95, 0.05], seed=1)
+    ahead = [mixture.at(position) for position in range(2 * PERIOD)]
+    again = Mixture([700, 40], [0.95, 0.05], seed=1)
+    for position in (5, 1999, 1000, 0):
+        assert again.at(position) == ahead[position]
+    other = Mixture([700, 40], [0.95, 0.05], seed=2)
+    assert [other.at(position) for position in range(100)] != ahead[:100]
+
+
+def test_ranks_and_a_resumed_run_share_the_order_of_a_mixture():
+    def order(first: int = 0, share: Share = ALL) -> list[list[SampleRef]]:
+        return list(TrainingOrder(Mixture([90, 9], [0.8, 0.2], 0), GlobalBatches(8, 6, 0, first), share))
+
+    assert order(first=4) == order()[4:]
+    halves = zip(order(share=Share(0, 2)), order(share=Share(1, 2)), strict=True)
+    assert [first + second for first, second in halves] == order()

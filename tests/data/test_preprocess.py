@@ -121,8 +121,11 @@ def test_another_seed_draws_another_change_of_the_same_image(look):
         Augmentation(rotate=45),
         Augmentation(jitter=0.5),
         Augmentation(grey=1.0),
+        Augmentation(recolour=1.0),
+        Augmentation(tint=1.0),
+        Augmentation(coarse=1.0),
     ],
-    ids=["scale", "crop", "shift", "rotate", "jitter", "grey"],
+    ids=["scale", "crop", "shift", "rotate", "jitter", "grey", "recolour", "tint", "coarse"],
 )
 def test_every_setting_has_an_effect(image, augmentation):
     assert not torch.equal(augmented(augmentation, image, 1), to_pixels(image))
@@ -135,6 +138,61 @@ def test_so_many_images_are_cropped_and_all_others_scaled():
     assert scales[scales > 1.05].min() > 1.099
     assert 1.4 < scales.max() < 1.501
     assert scales.min() < 0.92
+
+
+# --- Drawings on any ground
+
+
+@pytest.fixture
+def drawing():
+    """A black square on white."""
+    image = Image.new("RGB", (64, 64), "white")
+    image.paste("black", (16, 16, 48, 48))
+    return image
+
+
+def ink_and_ground(pixels) -> tuple[torch.Tensor, torch.Tensor]:
+    return pixels[:, 32, 32], pixels[:, 2, 2]
+
+
+def test_a_recoloured_drawing_has_two_colours_light_on_dark_as_often_as_dark_on_light(drawing):
+    luma = torch.tensor(LUMA)
+    lighter = []
+    for seed in range(60):
+        pixels = augmented(Augmentation(recolour=1.0), drawing, seed)
+        ink, ground = ink_and_ground(pixels)
+        assert len(torch.unique((pixels * 255).round().flatten(1), dim=1).T) == 2
+        assert abs((ink - ground) @ luma) > 0.34
+        lighter.append(bool((ink - ground) @ luma > 0))
+    assert 15 < sum(lighter) < 45
+
+
+def test_a_tinted_drawing_keeps_its_black_and_has_a_light_coloured_ground(drawing):
+    for seed in range(20):
+        ink, ground = ink_and_ground(augmented(Augmentation(tint=1.0), drawing, seed))
+        assert ink.max() < 1e-6
+        assert 0.59 < ground.min() <= ground.max() <= 1
+
+
+def test_the_margin_of_a_recoloured_drawing_is_of_its_ground(drawing):
+    pixels = augmented(Augmentation(recolour=1.0, scale=(0.5, 0.5)), drawing, 3)
+    assert torch.allclose(pixels[:, 0, 0], pixels[:, 20, 20])
+
+
+def test_a_coarse_drawing_is_as_large_and_less_sharp(drawing):
+    pixels = augmented(Augmentation(coarse=1.0), drawing, 2)
+    assert pixels.shape == (3, 64, 64)
+    assert ((pixels > 0.1) & (pixels < 0.9)).any()
+    assert pixels[:, 32, 32].max() < 0.01
+    assert pixels[:, 2, 2].min() > 0.99
+
+
+def test_new_changes_leave_the_draws_of_older_ones_as_they_were():
+    plain, more = Augmentation(scale=(0.8, 1.2), jitter=0.3), Augmentation(scale=(0.8, 1.2), jitter=0.3, coarse=1.0)
+    for seed in range(5):
+        first, second = (augmentation.draw(np.random.default_rng(seed)) for augmentation in (plain, more))
+        assert np.array_equal(first.inverse, second.inverse)
+        assert np.array_equal(first.colour, second.colour)
 
 
 # --- Mixing images of equal captions

@@ -8,6 +8,7 @@ import yaml
 
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.errors import UserError
 from grr_coca.presets import PRESETS, get_preset
 from grr_coca.structure import from_dict, to_dict
@@ -78,6 +79,21 @@ def test_data_paths_are_relative_to_the_recipes_folder(load, tmp_path, monkeypat
     assert Path(recipe.data.train) == tmp_path / "sub/a-*.tar"
     assert Path(recipe.data.val).resolve() == tmp_path.parent / "v.tar"
     assert Path(recipe.data.test["t"]) == tmp_path / "t.tar"
+
+
+def test_sources_that_are_mixed_in_have_paths_like_all_others(load, tmp_path):
+    recipe = load(changed("data", "mix", value={"sub/b-*.tar": 0.25}))
+    assert recipe.data.mix == {str(tmp_path / "sub/b-*.tar"): 0.25}
+
+
+def test_a_path_in_the_cache_lies_where_corpora_are_fetched_to(load, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    recipe = load(changed("data", "train", value="cache:icons/train-*.tar"))
+    assert recipe.data.train == "/somewhere/grr-coca/icons/train-*.tar"
+    with pytest.raises(UserError, match=r"`grr-coca data fetch icons` puts it there"):
+        require_there(recipe.data.train)
+    with pytest.raises(UserError, match=r"no such file or folder.*`grr-coca data fetch icons` puts it there"):
+        open_source("cache:icons/val-*.tar")
 
 
 def test_an_absolute_data_path_stays_as_it_is(load):
@@ -198,6 +214,12 @@ def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, val
         (("seed",), -1),
         (("data", "augmentation", "scale"), [0.0, 1.0]),
         (("data", "patch_dropout"), 1.0),
+        (("data", "first_caption"), 1.0),
+        (("data", "mix"), {"mix.tar": 1.0}),
+        (("data", "mix"), {"mix.tar": 0.6, "more.tar": 0.4}),
+        (("data", "augmentation", "recolour"), 1.1),
+        (("data", "augmentation", "tint"), -0.1),
+        (("data", "augmentation", "coarse"), 2.0),
         (("data", "patch_dropout"), -0.1),
         (("gradient_checkpointing",), -0.5),
         (("gradient_checkpointing",), 1.5),

@@ -16,7 +16,7 @@ from grr_coca.errors import UserError
 from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, LossRecipe
 from grr_coca.train.survival.resume import resume_point
 from jobs import INTERVAL, STEPS, Job, differing_files, small_recipe
-from support import finished_run
+from support import finished_run, real_pairs, write_shard
 
 ONE, DDP, FSDP = (1, "ddp"), (2, "ddp"), (2, "fsdp")
 
@@ -71,6 +71,17 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(make_job, u
     assert list(job.out.glob("checkpoints/.step-*.partial")), "killed in the middle of a save"
     killed_at_random(job, moments // 4, random.Random(0))
     assert differing_files(job.finish(), whole) == []
+
+
+@pytest.mark.slow
+def test_a_run_over_mixed_sources_goes_on_with_the_same_pairs(make_job, tmp_path):
+    more = write_shard(tmp_path / "more.tar", real_pairs(50)[40:])
+    job, other = make_job(ONE), make_job(ONE)
+    for each in (job, other):
+        each.recipe = replace(each.recipe, data=replace(each.recipe.data, mix={str(more): 0.3}))
+    job.start(partial(drivers.die_before, "micro-batch", 3 * INTERVAL + 2)).wait()
+    assert job.steps() != []
+    assert differing_files(job.finish(), other.finish()) == []
 
 
 @pytest.mark.parametrize("kind", [DDP, FSDP], ids=["ddp", "fsdp"])

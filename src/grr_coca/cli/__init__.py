@@ -35,7 +35,7 @@ VERBS = {
     "classify": Verb("using.classify", "say which of some labels fit images best"),
     "explain": Verb("using.explain", "show where a model looks for each word of a caption, or for a text"),
     "models": Verb("using.models", "list the models that come with the code"),
-    "data": Verb("data.pairs", "check image-text pairs, count them, or convert them to shards"),
+    "data": Verb("data.pairs", "check image-text pairs, count them, convert them to shards, or get a large corpus"),
     "info": Verb("measuring.info", "parts, parameters and FLOPs of a preset, or what two presets differ in"),
     "import open_clip": Verb("exchange.import_open_clip", "make a checkpoint of one of open_clip's CoCa"),
     "export open_clip": Verb("exchange.export_open_clip", "write a checkpoint that open_clip loads"),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import grid_sample, interpolate
 
 from grr_coca.data.augmentation import Augmentation, Change
 
@@ -37,14 +37,24 @@ def mix_images(
 def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[Change]) -> Float[Tensor, "B 3 S S"]:
     """Apply a change to each image. The result has pixel values 0 … 1. Uncovered corners become white."""
     pixels = images.float().div_(255)
+    for number, change in enumerate(changes):
+        if change.side is not None:
+            pixels[number] = _coarse(pixels[number], change.side)
     inverse = torch.from_numpy(np.stack([change.inverse for change in changes]))
     if not inverse.eq(torch.eye(2, 3)).all():
         # Padding has the value 0, so pixels are shifted to make white 0.
         pixels = grid_sample(pixels.sub_(1), _affine_grid(inverse, pixels.shape[-1]), align_corners=False).add_(1)
     colour = torch.from_numpy(np.stack([change.colour for change in changes]))
-    # NumPy's numbers are fp64, in which the sum below would take twenty times as long.
-    offset = torch.tensor([change.offset for change in changes], dtype=torch.float32)[:, None, None]
+    offset = torch.from_numpy(np.stack([change.offset for change in changes]))[:, :, None]
     return torch.bmm(colour, pixels.flatten(2)).add_(offset).clamp_(0, 1).view_as(pixels)
+
+
+def _coarse(image: Float[Tensor, "3 S S"], side: int) -> Float[Tensor, "3 S S"]:
+    """An image scaled down to `side` pixels, if it is larger, and up again."""
+    if side >= image.shape[-1]:
+        return image
+    small = interpolate(image[None], size=(side, side), mode="area")
+    return interpolate(small, size=image.shape[-2:], mode="bilinear", align_corners=False)[0]
 
 
 def _affine_grid(inverse: Float[Tensor, "B 2 3"], size: int) -> Float[Tensor, "B S S 2"]:

@@ -88,6 +88,7 @@ class PairDataset(Dataset[Sample]):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         keep_patches: Callable[[np.random.Generator], Tensor] | None = None,
+        first_caption: float = 0.0,
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
@@ -96,6 +97,7 @@ class PairDataset(Dataset[Sample]):
         self.augmentation = augmentation
         self.seed = seed
         self.keep_patches = keep_patches
+        self.first_caption = first_caption
         self._siblings = Siblings(source) if augmentation is not None and augmentation.mixes else None
         self._keeps_all = augmentation is not None and len(source) * preprocess.image_size**2 <= MAX_KEPT_PIXELS
         self._pairs: dict[int, RawPair] = {}  # without their image bytes: `_squares` has the decoded images
@@ -171,6 +173,8 @@ class PairDataset(Dataset[Sample]):
         if len(captions) == 1 or self.augmentation is None:
             return captions[0]
         rng = np.random.default_rng((self.seed, ref.epoch, ref.sample, CAPTION_DRAW))
+        if self.first_caption and rng.uniform() < self.first_caption:
+            return captions[0]
         return captions[rng.integers(len(captions))]
 
     def _encode(self, caption: str) -> list[int]:

@@ -1,6 +1,6 @@
 """The order of the data. It is a function of (seed, epoch, samples seen), and depends on nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,10 @@ PLAIN_SHUFFLE = 65_536
 BLOCK, BLOCKS_PER_WINDOW = 128, 256
 """Larger sources are shuffled in two steps, so that disks read mostly in order. First, blocks of `BLOCK` consecutive
 samples are put in random order. Then the samples within each window of `BLOCKS_PER_WINDOW` blocks are shuffled."""
+
+
+PERIOD = 1_000
+"""Visits of a mixture within which each source has its share."""
 
 
 class SampleRef(NamedTuple):
@@ -69,6 +73,45 @@ class Shuffle:
         self._samples = np.random.default_rng((self.seed, epoch, 1 + window)).permutation(samples)
 
 
+class Mixture:
+    """Endless visits of several sources in fixed shares, each source in shuffled epochs of its own.
+
+    Samples are numbered through all sources, in their order. Each PERIOD of visits holds as many of each source as its
+    share says, in random order, so the visit at a position is found at once: position is all the state there is.
+
+    Args:
+        num_samples: of each source.
+        shares: of each source, summing to 1; they are met to one in PERIOD.
+        seed: of all that is random.
+    """
+
+    def __init__(self, num_samples: Sequence[int], shares: Sequence[float], seed: int) -> None:
+        self.seed = seed
+        self._shuffles = [Shuffle(number, seed) for number in num_samples]
+        self._starts = np.concatenate([[0], np.cumsum(num_samples)])
+        ends = np.rint(np.cumsum(shares) * PERIOD).astype(np.int64)
+        self._quotas = np.diff(ends, prepend=0)
+        self._period = -1
+        self._sources = self._turns = np.zeros(0, dtype=np.int64)
+
+    def at(self, position: int) -> SampleRef:
+        """The visit at a position in the endless sequence."""
+        period, offset = divmod(position, PERIOD)
+        if period != self._period:
+            self._enter(period)
+        source = int(self._sources[offset])
+        visit = self._shuffles[source].at(period * int(self._quotas[source]) + int(self._turns[offset]))
+        return SampleRef(visit.epoch, int(self._starts[source]) + visit.sample)
+
+    def _enter(self, period: int) -> None:
+        self._period = period
+        rng = np.random.default_rng((self.seed, period, len(self._quotas)))
+        self._sources = rng.permutation(np.repeat(np.arange(len(self._quotas)), self._quotas))
+        self._turns = np.zeros(PERIOD, dtype=np.int64)
+        for source, quota in enumerate(self._quotas):
+            self._turns[self._sources == source] = np.arange(quota)
+
+
 @dataclass(frozen=True)
 class GlobalBatches:
     """The batches of a run, each over all ranks. Together with the number of samples, they determine the order.
@@ -102,7 +145,7 @@ class TrainingOrder:
     with any number of ranks and workers and any size of micro-batches.
 
     Args:
-        num_samples: number of samples of the source.
+        num_samples: number of samples of the source, or a mixture of several.
         batches: the global batches.
         share: the part of each batch that is yielded.
         micro_batch_size: samples of a micro-batch (the last one of a batch may be smaller); None: the whole share.
@@ -112,7 +155,11 @@ class TrainingOrder:
     """
 
     def __init__(
-        self, num_samples: int, batches: GlobalBatches, share: Share = ALL, micro_batch_size: int | None = None
+        self,
+        num_samples: int | Mixture,
+        batches: GlobalBatches,
+        share: Share = ALL,
+        micro_batch_size: int | None = None,
     ) -> None:
         if batches.size % share.world_size:
             lower = batches.size // share.world_size * share.world_size
@@ -122,7 +169,7 @@ class TrainingOrder:
                 f"give {fitting}"
             )
         assert 0 <= share.rank < share.world_size
-        self.shuffle = Shuffle(num_samples, batches.seed)
+        self.visits = Shuffle(num_samples, batches.seed) if isinstance(num_samples, int) else num_samples
         self.batches = batches
         self.rank = share.rank
         self.share_size = batches.size // share.world_size
@@ -136,7 +183,7 @@ class TrainingOrder:
             start = batch * self.batches.size + self.rank * self.share_size
             for position in range(start, start + self.share_size, self.micro_batch_size):
                 stop = min(position + self.micro_batch_size, start + self.share_size)
-                yield [self.shuffle.at(i) for i in range(position, stop)]
+                yield [self.visits.at(i) for i in range(position, stop)]
 
 
 class EvaluationOrder:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from grr_coca.config import CoCaConfig, Contrastive, QKNorm
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.errors import UserError
-from grr_coca.files import write_whole
+from grr_coca.files import in_cache, write_whole
 from grr_coca.presets import get_preset, with_qk_norm
 from grr_coca.structure import from_dict, to_dict
 
@@ -124,6 +124,10 @@ class TokenizerRecipe:
 class DataRecipe:
     """Where the pairs lie (see `open_source`) and how they are read.
 
+    - `mix`: further pairs to train on, by path: the share of the samples that comes from them. Each source has epochs of
+      its own; the rest comes from `train`
+    - `first_caption`: share of the visits of an image with several captions that take its first one; the others take
+      any of them
     - `val`: None keeps every 20th training pair, at most 5,000, for validation
     - `test`: splits by name, which are used for evaluation only
     - `batch_size`: pairs of one step of the optimizer, over all processes
@@ -131,11 +135,15 @@ class DataRecipe:
       less memory, at the cost of a second forward pass
     - `patch_dropout`: share of each image's patches that training leaves out (FLIP, arXiv 2212.00794), drawn from seed,
       epoch and sample; evaluation sees all patches
+
+    A path that begins with `cache:` lies in the user's cache, where `grr-coca data fetch` puts corpora.
     """
 
     train: str
+    mix: dict[str, float] = field(default_factory=dict)
     val: str | None = None
     test: dict[str, str] = field(default_factory=dict)
+    first_caption: float = 0.0
     batch_size: int = 64
     micro_batch_size: int | None = None
     num_workers: int = 0
@@ -143,7 +151,9 @@ class DataRecipe:
     patch_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        require_share(patch_dropout=self.patch_dropout)
+        require_share(patch_dropout=self.patch_dropout, first_caption=self.first_caption)
+        require_share(**{f"mix: {path}": share for path, share in self.mix.items()})
+        require_share(mix=sum(self.mix.values()))
         require_at_least(1, batch_size=self.batch_size)
         if self.micro_batch_size is not None:
             require_at_least(1, micro_batch_size=self.micro_batch_size)
@@ -333,11 +343,12 @@ def load_recipe(path: Path) -> Recipe:
     data = recipe.data
 
     def absolute(split: str) -> str:
-        return os.path.normpath(path.resolve().parent / split)
+        return os.path.normpath(path.resolve().parent / in_cache(split))
 
     data = replace(
         data,
         train=absolute(data.train),
+        mix={absolute(source): share for source, share in data.mix.items()},
         val=None if data.val is None else absolute(data.val),
         test={name: absolute(split) for name, split in data.test.items()},
     )

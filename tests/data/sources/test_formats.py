@@ -477,6 +477,20 @@ def test_training_draws_one_caption_an_epoch_as_a_function_of_seed_epoch_and_ind
     )
 
 
+def test_the_first_caption_is_drawn_as_often_as_asked_for_and_otherwise_any(several):
+    tokenizer = train_bpe([text for texts in FIVE for text in texts], 300)
+
+    def share(first_caption: float) -> float:
+        dataset = PairDataset(
+            several, tokenizer, Preprocess(16), 60, augmentation=Augmentation(), first_caption=first_caption
+        )
+        rows = [dataset[SampleRef(epoch, 0)].token_ids for epoch in range(300)]
+        return np.mean([tokenizer.decode(row).strip() == FIVE[0][0].lower() for row in rows])
+
+    assert share(0.0) == pytest.approx(1 / 5, abs=0.08)
+    assert share(0.75) == pytest.approx(0.75 + 0.25 / 5, abs=0.08)
+
+
 def test_evaluation_sees_every_caption_with_one_image_id_an_image(several):
     view = every_caption(several)
     assert [view.caption(i) for i in range(len(view))] == [text for texts in FIVE for text in texts]

@@ -1,4 +1,4 @@
-"""`grr-coca data`: check, stats and convert."""
+"""`grr-coca data`: check, stats, convert and fetch."""
 
 import json as json_module
 from dataclasses import asdict, dataclass
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from grr_coca.cli.data.fetch import Fetch, fetch
 from grr_coca.cli.output.progress import bars
 from grr_coca.data.corpus.contact_sheet import contact_sheet
 from grr_coca.data.corpus.convert import Conversion, convert
@@ -71,11 +72,12 @@ def run(
     action: Annotated[
         Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[Stats, tyro.conf.subcommand("stats")]
-        | Annotated[Convert, tyro.conf.subcommand("convert")],
+        | Annotated[Convert, tyro.conf.subcommand("convert")]
+        | Annotated[Fetch, tyro.conf.subcommand("fetch")],
         tyro.conf.arg(name=""),
     ],
 ) -> None:
-    """Look at pairs, or convert them.
+    """Look at pairs, convert them, or get some.
 
     Args:
         action: what to do.
@@ -85,6 +87,8 @@ def run(
     elif isinstance(action, Stats):
         survey = sample_source(open_source(action.path))
         print(_as_json(survey) if action.json else describe(survey))
+    elif isinstance(action, Fetch):
+        fetch(action)
     else:
         _convert(action)
 

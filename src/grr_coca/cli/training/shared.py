@@ -17,8 +17,8 @@ def read_recipe(path: Path, data: str | None, seed: int | None) -> Recipe:
     require_extra("train", "training")
     recipe = load_recipe(path)
     if data is not None:
-        recipe = replace(recipe, data=replace(recipe.data, train=str(Path(data).absolute()), val=None, test={}))
-    for split in (recipe.data.train, recipe.data.val):
+        recipe = replace(recipe, data=replace(recipe.data, train=str(Path(data).absolute()), mix={}, val=None, test={}))
+    for split in (recipe.data.train, *recipe.data.mix, recipe.data.val):
         if split is not None:
             require_there(split)
     return recipe if seed is None else replace(recipe, seed=seed)

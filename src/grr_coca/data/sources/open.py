@@ -13,6 +13,7 @@ from grr_coca.data.sources.shards.source import TarShards
 from grr_coca.data.sources.text_files import open_flickr_tokens, open_roco
 from grr_coca.data.sources.views import Chain
 from grr_coca.errors import UserError
+from grr_coca.files import in_cache, user_cache
 
 READERS = {
     ".csv": open_delimited,
@@ -44,6 +45,7 @@ def open_source(path: str) -> PairSource:
     - ROCO: v1's folder with `captions.txt` and `images/`, v2's `train_captions.csv`
     - a table of paths and captions: CSV, TSV, Parquet, JSON lines, or a JSON list; a pattern joins several tables
     - a folder of images beside `.txt` files
+    - `cache:icons/train-*.tar`: what `grr-coca data fetch` put into the user's cache
 
     Nothing is downloaded or executed. Images are read only when they are needed.
 
@@ -74,13 +76,14 @@ def find_files(path: str) -> tuple[list[Path], str | None]:
     """
     files, split = _files(path)
     if not files:
-        where = Path(path)
+        where = Path(in_cache(path))
         raise UserError(f"{path}: no such file or folder, and no file matches it as a pattern{_what_is_there(where)}")
     return files, split
 
 
 def _files(path: str) -> tuple[list[Path], str | None]:
     """The files or the folder of a path, and the split after `#`, if there is one."""
+    path = in_cache(path)
     if Path(path).exists():
         return [Path(path)], None
     if SCHEME.match(path):
@@ -126,5 +129,7 @@ def _no_splits(path: Path, split: str) -> UserError:
 
 
 def _what_is_there(path: Path) -> str:
+    if path.is_relative_to(user_cache()) and not path.parent.is_dir():
+        return f"; `grr-coca data fetch {path.relative_to(user_cache()).parts[0]}` puts it there"
     siblings = sorted(entry.name for entry in path.parent.glob("*")) if path.parent.is_dir() else []
     return f"; {path.parent} holds {', '.join(siblings[:8])}" if siblings else ""

@@ -21,6 +21,11 @@ class Chain:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Number of pairs of each source."""
+        return tuple(len(source) for source in self._sources)
+
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair."""
         source, inner = self._locate(index)

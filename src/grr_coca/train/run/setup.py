@@ -10,11 +10,11 @@ import numpy as np
 from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import PairDataset, make_loader
-from grr_coca.data.order import GlobalBatches, Share, TrainingOrder
+from grr_coca.data.order import GlobalBatches, Mixture, Share, TrainingOrder
 from grr_coca.data.patch_dropout import kept_patches
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource, Subset
-from grr_coca.data.sources.views import caption_texts, every_caption, sound_pairs
+from grr_coca.data.sources.views import Chain, caption_texts, every_caption, sound_pairs
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.errors import UserError
 from grr_coca.model import build
@@ -88,6 +88,8 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
         pairs, val = Subset(pairs, indices[~is_held_out]), Subset(pairs, indices[is_held_out])
     if not len(pairs):
         raise UserError(f"{recipe.data.train}: no pair is left to train on; give more pairs, or data: val")
+    if recipe.data.mix:
+        pairs = Chain([pairs, *map(open_source, recipe.data.mix)])
     return pairs, every_caption(val)
 
 
@@ -113,14 +115,24 @@ def training_batches(
         augmentation=data.augmentation,
         seed=recipe.seed,
         keep_patches=keep_patches,
+        first_caption=data.first_caption,
     )
     global_batches = GlobalBatches(data.batch_size, recipe.schedule.steps, recipe.seed, first_step)
-    order = TrainingOrder(len(dataset), global_batches, Share(ranks.rank, ranks.size), data.micro_batch_size)
+    order = TrainingOrder(_visits(recipe, pairs), global_batches, Share(ranks.rank, ranks.size), data.micro_batch_size)
     share = data.batch_size // ranks.size
     num_pieces = -(-share // (data.micro_batch_size or share))
     batches = iter(make_loader(dataset, order, data.num_workers))
     while pieces := list(islice(batches, num_pieces)):
         yield pieces
+
+
+def _visits(recipe: Recipe, pairs: PairSource) -> int | Mixture:
+    """What the training order is over: the pairs, or the mixture of several sources that the recipe asks for."""
+    if not recipe.data.mix:
+        return len(pairs)
+    assert isinstance(pairs, Chain)
+    shares = list(recipe.data.mix.values())
+    return Mixture(pairs.lengths, [1 - sum(shares), *shares], recipe.seed)
 
 
 def _new_tokenizer(recipe: Recipe) -> Tokenizer:

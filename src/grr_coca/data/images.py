@@ -10,8 +10,9 @@ import PIL.WebPImagePlugin  # noqa: F401 (otherwise the first WebP file makes Pi
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from grr_coca.data.bad import BadSample, Cause
+from grr_coca.data.svg import draw_svg, is_svg
 
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2"})
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "svg"})
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused after reading the header, before any pixel is decoded."""
@@ -30,7 +31,7 @@ _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"))
 
 
 def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white") -> Image.Image:
-    """An RGB image from the bytes of a file of one of `FORMATS`, whatever the file is called.
+    """An RGB image from the bytes of a file of one of `FORMATS`, or of SVG, whatever the file is called.
 
     The first frame of an animation is taken. EXIF rotation is applied. Transparency is composited over white. 16-bit
     and floating-point grey is scaled to 8 bits.
@@ -64,12 +65,14 @@ def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white") 
 
 
 def open_header(data: bytes, name: str) -> Image.Image:
-    """Open an image and read its header. No pixel is decoded.
+    """Open an image and read its header. No pixel is decoded, but SVG is drawn.
 
     Raises:
         BadSample: the image has more than `MAX_PIXELS`.
         OSError, ValueError, SyntaxError, EOFError: raised by Pillow for broken files.
     """
+    if is_svg(data):
+        return draw_svg(data, name)
     # A WebP decoder allocates its whole canvas when it is opened, so the size is checked before.
     _require_size(*_webp_size(data), name)
     likely = tuple(kind for magic, kind in _MAGIC if data.startswith(magic))

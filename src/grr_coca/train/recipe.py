@@ -124,8 +124,8 @@ class TokenizerRecipe:
 class DataRecipe:
     """Where the pairs lie (see `open_source`) and how they are read.
 
-    - `mix`: further pairs to train on, by path: the share of the samples that comes from them. Each source has epochs of
-      its own; the rest comes from `train`
+    - `mix`: further pairs to train on, by path: the share of the samples that comes from them. Each source has epochs
+      of its own; the rest comes from `train`
     - `first_caption`: share of the visits of an image with several captions that take its first one; the others take
       any of them
     - `val`: None keeps every 20th training pair, at most 5,000, for validation

@@ -17,7 +17,7 @@ from PIL import Image
 
 from grr_coca.data.corpus.icons import build
 from grr_coca.data.corpus.icons.build import build_icons, odd_versions
-from grr_coca.data.corpus.icons.drawing import draw, icon_svg
+from grr_coca.data.corpus.icons.drawing import draw_icon, icon_svg
 from grr_coca.data.corpus.icons.drawn import read_drawn
 from grr_coca.data.corpus.icons.held_out import TEST, VAL, HeldOut
 from grr_coca.data.corpus.icons.packages import PACKAGES, Archives
@@ -173,7 +173,7 @@ def _require_as_drawn(archives: Archives, work: Path) -> None:
     """A set that was kept holds what its icons look like."""
     kept = read_drawn(work, "bi")
     about = archives.json("iconify", "json/bi.json")
-    assert kept.picture(3) == draw(icon_svg(about["icons"][kept.names[3]], about)).webp
+    assert kept.picture(3) == draw_icon(icon_svg(about["icons"][kept.names[3]], about)).webp
 
 
 def test_bytes_are_those_that_other_machines_have(corpus):
@@ -248,11 +248,11 @@ def test_a_disk_without_room_is_said_before_anything_is_fetched(tmp_path, monkey
 
 def test_a_drawing_is_black_on_white_as_the_set_means_it():
     icon = {"body": '<path fill="currentColor" d="M0 0h5v10H0z"/>', "width": 10}
-    drawing = draw(icon_svg(icon, {"height": 10}))
+    drawing = draw_icon(icon_svg(icon, {"height": 10}))
     image = Image.open(io.BytesIO(drawing.webp)).convert("RGB")
     assert (image.getpixel((10, 32)), image.getpixel((50, 32))) == ((0, 0, 0), (255, 255, 255))
     assert drawing.signature.shape == (16, 16)
-    assert draw(icon_svg({"body": "<g/>"}, {})) is None
+    assert draw_icon(icon_svg({"body": "<g/>"}, {})) is None
 
 
 def test_every_set_has_a_family_and_a_notice():

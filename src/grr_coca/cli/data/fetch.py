@@ -26,7 +26,7 @@ class Fetch:
     out: Path | None = None
 
 
-def fetch(action: Fetch) -> None:
+def fetch_corpus(action: Fetch) -> None:
     """Build the corpus, with progress, and say where it lies."""
     with bars(STAGES) as shown:
         folder = build_icons(lambda stage, done: shown.update(stage, done, ""), action.out)

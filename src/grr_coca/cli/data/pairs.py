@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.cli.data.fetch import Fetch, fetch
+from grr_coca.cli.data.fetch import Fetch, fetch_corpus
 from grr_coca.cli.output.progress import bars
 from grr_coca.data.corpus.contact_sheet import contact_sheet
 from grr_coca.data.corpus.convert import Conversion, convert
@@ -88,7 +88,7 @@ def run(
         survey = sample_source(open_source(action.path))
         print(_as_json(survey) if action.json else describe(survey))
     elif isinstance(action, Fetch):
-        fetch(action)
+        fetch_corpus(action)
     else:
         _convert(action)
 

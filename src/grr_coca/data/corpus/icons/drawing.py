@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from grr_coca.data.svg import render_svg
+
 SIZE = 64
 GREY_LEVELS = 16
 QUALITY = 75
@@ -40,21 +42,17 @@ def icon_svg(icon: Mapping, defaults: Mapping) -> str:
     return f"<svg {names} {view}>{icon['body']}</svg>"
 
 
-def draw(svg: str) -> Drawing | None:
+def draw_icon(svg: str) -> Drawing | None:
     """Draw over white, oblong pictures in the middle; None where nothing is to be seen.
 
     Raises:
         ValueError: it is no SVG that can be drawn.
     """
-    import resvg_py  # late: it comes with the extra [icons]
-
-    # No fonts of the system: they differ from machine to machine.
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, dpi=96, skip_system_fonts=True)
-    image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    image = render_svg(svg, SIZE)
     if image.getchannel("A").getbbox() is None:
         return None
     canvas = Image.new("RGBA", (SIZE, SIZE), (255, 255, 255, 255))
-    canvas.alpha_composite(image, ((SIZE - image.width) // 2, (SIZE - image.height) // 2))
+    canvas.alpha_composite(image)
     webp, pixels = _compress(canvas.convert("RGB"))
     signature = picture_signature(pixels)
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()

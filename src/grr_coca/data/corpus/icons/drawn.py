@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grr_coca.data.corpus.icons.drawing import draw, icon_svg
+from grr_coca.data.corpus.icons.drawing import draw_icon, icon_svg
 from grr_coca.data.corpus.icons.packages import Archives
 from grr_coca.data.corpus.icons.sets import LOGO_SETS, IconSet
 from grr_coca.files import write_whole
@@ -18,7 +18,7 @@ VERSION = "1"
 """Changes whenever what is drawn, or how it is kept, does: work of another version is not gone on with."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DrawnSet:
     """Drawn icons of a set, side by side, and what of them was left out and why.
 
@@ -83,7 +83,7 @@ def _draw_set(about: dict, on_icon: Callable[[int], None]) -> DrawnSet:
             left_out["hidden"] += 1
             continue
         try:
-            drawing = draw(icon_svg(icon, about))
+            drawing = draw_icon(icon_svg(icon, about))
         except ValueError:
             left_out["not drawn"] += 1
             continue

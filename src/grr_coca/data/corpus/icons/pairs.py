@@ -22,7 +22,7 @@ MAX_EVALUATED = 2_000
 """Pictures of an evaluation split, each with another caption, drawn by hash."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class IconPair:
     """A picture of the corpus, by its place in the drawn set, and its captions.
 
@@ -101,7 +101,7 @@ def _captioned(
             continue
         aliases = (further_caption(alias) for alias in drawn.aliases.get(name, []))
         tags = tuple(dict.fromkeys(word for word in (*aliases, *own.get(caption, ())) if word and word != caption))
-        yield IconPair(prefix, index, name, caption, tags, family_split)
+        yield IconPair(prefix=prefix, index=index, name=name, caption=caption, tags=tags, split=family_split)
 
 
 def _drop_identical(selection: Selection, digests: list[bytes]) -> None:

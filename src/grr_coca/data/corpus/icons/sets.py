@@ -17,7 +17,7 @@ LOGO_SETS = ("simple-icons", "logos", "cib", "fa7-brands", "bxl", "streamline-lo
 """Sets of logos whose names tell which icons of other sets are logos."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class IconSet:
     """One set: its prefix in Iconify, and what a notice of it must say."""
 
@@ -26,14 +26,18 @@ class IconSet:
     author: str
     url: str
     licence: str
-    is_coloured: bool
 
     @classmethod
     def of(cls, prefix: str, about: Mapping) -> "IconSet":
         """The set of an entry of Iconify's `collections.json`."""
         author = about["author"]
-        licence = about["license"]["spdx"]
-        return cls(prefix, about["name"], author["name"], author.get("url", ""), licence, bool(about.get("palette")))
+        return cls(
+            prefix=prefix,
+            title=about["name"],
+            author=author["name"],
+            url=author.get("url", ""),
+            licence=about["license"]["spdx"],
+        )
 
 
 def why_left_out(prefix: str, about: Mapping) -> str | None:

@@ -1,0 +1,57 @@
+"""Draws SVG files, with resvg. It comes with the extra `[icons]`."""
+
+import io
+from importlib.util import find_spec
+
+from PIL import Image
+
+from grr_coca.data.bad import BadSample, Cause
+
+SIDE = 256
+"""Pixels of the longer side of a drawing, which has no size of its own. Models see it scaled down."""
+
+HEAD_BYTES = 4096
+"""Where the first tag of an SVG file must begin, after comments and declarations."""
+
+
+def is_svg(data: bytes) -> bool:
+    """True if the bytes of a file are SVG, whatever the file is called."""
+    head = data[:HEAD_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip()
+    return head.startswith(b"<svg") or (head.startswith((b"<?xml", b"<!")) and b"<svg" in head)
+
+
+def draw_svg(data: bytes, name: str) -> Image.Image:
+    """An SVG file as a square of `SIDE` pixels, drawn over transparency, oblong ones in the middle.
+
+    Nothing is read besides it: no fonts of the system, and no other image.
+
+    Raises:
+        BadSample: it cannot be drawn, or resvg is not installed.
+    """
+    if find_spec("resvg_py") is None:
+        raise BadSample(f"{name}: an SVG file, which needs resvg-py; pip install 'grr-coca[icons]'", Cause.NOT_AN_IMAGE)
+    try:
+        image = render_svg(data.decode("utf-8-sig"), SIDE)
+    except ValueError as error:
+        raise BadSample(f"{name}: an SVG file that cannot be drawn ({error})", Cause.BROKEN_IMAGE) from error
+    image.format = "SVG"
+    return image
+
+
+def render_svg(svg: str, side: int) -> Image.Image:
+    """An SVG as an RGBA square of `side` pixels, in the middle if it is oblong.
+
+    Raises:
+        ValueError: it cannot be drawn.
+    """
+    import resvg_py  # late: it comes with an extra
+
+    if "<image" in svg:
+        raise ValueError("it shows another image; give that one")
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True)
+    drawn = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    if drawn.size == (side, side):
+        return drawn
+    square = Image.new("RGBA", (side, side), (255, 255, 255, 0))
+    square.paste(drawn, ((side - drawn.width) // 2, (side - drawn.height) // 2))
+    return square

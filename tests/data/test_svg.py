@@ -1,0 +1,64 @@
+"""SVG files are images like others."""
+
+import importlib.util
+
+import pytest
+
+from grr_coca.data import svg as svg_module
+from grr_coca.data.bad import BadSample
+from grr_coca.data.images import decode_image, open_header
+from grr_coca.data.svg import SIDE, is_svg
+
+pytest.importorskip("resvg_py")
+
+SQUARE = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><path d="M0 0h4v8H0z"/></svg>'
+OBLONG = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 4"><path fill="red" d="M0 0h8v4H0z"/></svg>'
+
+
+def test_an_svg_file_is_drawn_black_on_white():
+    image = decode_image(SQUARE, "a.svg")
+    assert (image.size, image.mode) == ((SIDE, SIDE), "RGB")
+    assert (image.getpixel((10, 100)), image.getpixel((200, 100))) == ((0, 0, 0), (255, 255, 255))
+    assert open_header(SQUARE, "a.svg").format == "SVG"
+
+
+def test_an_oblong_one_is_shown_whole_in_the_middle_of_a_square():
+    image = decode_image(OBLONG, "a.svg")
+    assert image.size == (SIDE, SIDE)
+    assert [image.getpixel((SIDE // 2, y)) for y in (10, SIDE // 2, SIDE - 10)] == [
+        (255, 255, 255),
+        (255, 0, 0),
+        (255, 255, 255),
+    ]
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"\xef\xbb\xbf", b"\n ", b'<?xml version="1.0"?>\n', b"<!-- by hand -->", b"<!DOCTYPE svg>"]
+)
+def test_svg_is_told_by_its_content(head):
+    assert is_svg(head + SQUARE)
+
+
+@pytest.mark.parametrize("data", [b"", b"<html><svg/></html>", b"\x89PNG<svg", b"<?xml version='1.0'?><rss/>"])
+def test_other_content_is_not_svg(data):
+    assert not is_svg(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (SQUARE[:60], r"a\.svg: an SVG file that cannot be drawn"),
+        (SQUARE.replace(b"M0", b"\xff"), r"a\.svg: an SVG file that cannot be drawn"),
+        (SQUARE.replace(b"<path", b'<image href="/etc/hostname.png"/><path'), "shows another image"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(data, says):
+    with pytest.raises(BadSample, match=says):
+        decode_image(data, "a.svg")
+
+
+def test_without_resvg_the_command_that_installs_it_is_said(monkeypatch):
+    monkeypatch.setattr(svg_module, "find_spec", lambda _: None)
+    with pytest.raises(BadSample, match=r"a\.svg: an SVG file, which needs resvg-py; pip install 'grr-coca\[icons\]'"):
+        decode_image(SQUARE, "a.svg")
+    assert importlib.util.find_spec("resvg_py") is not None

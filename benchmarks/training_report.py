@@ -1,6 +1,6 @@
 """The table of the training benchmark."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 NAMES = {"ours": "GRR-CoCa b32", "open_clip": "open_clip", "coca_pytorch": "CoCa-pytorch", "blip": "BLIP"}
@@ -9,24 +9,23 @@ GIB = 2**30
 
 
 def table(report: dict[str, Any]) -> str:
-    """Markdown: a row a comparison, a line a contestant, what was measured against."""
+    """Markdown: tables of speed, of MFU and memory, and of what they were made of; then a line for each contestant."""
     where, memory, rows = report["machine"], report["memory"], report["rows"]
     lines = [
         f"{where['processor']}, {where['cores']} cores, {report['threads']} threads, torch {where['torch']}; "
         f"memory {memory['read'] / 1e9:.0f} GB/s read, {memory['copy'] / 1e9:.0f} GB/s copied.",
         "",
-        "| captions | precision | batch | peer | images/s, ours | peer | ratio | aim | MFU, ours | peer | aim "
-        "| peak GiB, ours | peer | ratio | aim |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-        *(_row(row) for row in rows.values()),
+        *_table(("images/s, ours", "its", "ratio", "aim"), _speed, rows),
+        "MFU, and peak memory in GiB:",
         "",
-        "MFU: counted FLOPs of a step / its time / the best rate of a matrix product in that row's precision:",
+        *_table(("MFU, ours", "its", "aim", "memory, ours", "its", "ratio", "aim"), _mfu_and_memory, rows),
+        "MFU is counted FLOPs of a step / its time / the best rate of a matrix product in that row's precision. These "
+        "are the rates, for 4096³ and for a feed-forward's shape, in GFLOP/s, and the FLOPs:",
         "",
-        "| row | matrix products, GFLOP/s: 4096³ | feed-forward's shape | GFLOP a step, ours | peer | ratio "
-        "| s a step, ours (all) | peer (all) | first step, ours |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(_details(name, row) for name, row in rows.items()),
+        *_table(("rates", "GFLOP per step, ours", "its", "ratio", "first step, ours"), _flops, rows),
+        "Seconds per step: the median, and in brackets all of them.",
         "",
+        *_table(("ours", "its"), _all_seconds, rows),
         *_contestants(rows.values()),
         *_errors(rows),
     ]
@@ -41,42 +40,49 @@ def label(row: dict[str, Any]) -> str:
     return f"{LENGTHS[row['lengths']]}{without}{recomputed}"
 
 
-def _row(row: dict[str, Any]) -> str:
-    ours, peer = row["sides"].get("ours", {}), row["sides"].get(row["peer"], {})
-    cells = [
-        label(row),
-        row["precision"],
-        str(row["batch"]),
-        NAMES[row["peer"]],
-        _number(ours.get("images_per_second")),
-        _number(peer.get("images_per_second")),
-        _times(row["ratios"]["speed"]),
-        _aim("≥", row["goal"], " ×"),
-        _percent(ours.get("mfu")),
-        _percent(peer.get("mfu")),
+def _table(
+    titles: Sequence[str], cells: Callable[[dict[str, Any]], Sequence[str]], rows: Mapping[str, dict[str, Any]]
+) -> list[str]:
+    lines = [("captions, precision, batch", "peer", *titles), ["---"] * (2 + len(titles))]
+    for row in rows.values():
+        lines.append((f"{label(row)}, {row['precision']}, {row['batch']}", NAMES[row["peer"]], *cells(row)))
+    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+def _sides(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return row["sides"].get("ours", {}), row["sides"].get(row["peer"], {})
+
+
+def _speed(row: dict[str, Any]) -> list[str]:
+    speeds = [_number(side.get("images_per_second")) for side in _sides(row)]
+    return [*speeds, _times(row["ratios"]["speed"]), _aim("≥", row["goal"], " ×")]
+
+
+def _mfu_and_memory(row: dict[str, Any]) -> list[str]:
+    sides = _sides(row)
+    return [
+        *(_percent(side.get("mfu")) for side in sides),
         _aim("≥", row["mfu_goal"] and round(100 * row["mfu_goal"]), " %"),
-        _number(ours.get("peak_bytes"), GIB),
-        _number(peer.get("peak_bytes"), GIB),
+        *(_number(side.get("peak_bytes"), GIB) for side in sides),
         _times(row["ratios"]["memory"]),
         _aim("≤", row["memory_goal"], " ×"),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
-def _details(name: str, row: dict[str, Any]) -> str:
-    ours, peer = row["sides"].get("ours", {}), row["sides"].get(row["peer"], {})
+def _flops(row: dict[str, Any]) -> list[str]:
+    ours, peer = _sides(row)
     rates = [max(gemm[shape] for gemm in row["gemm"]) for shape in row["gemm"][0]]
-    cells = [
-        name,
-        *(f"{rate / 1e9:.0f}" for rate in rates),
+    return [
+        ", ".join(f"{rate / 1e9:.0f}" for rate in rates),
         _number(ours.get("flops"), 1e9),
         _number(peer.get("flops"), 1e9),
         _times(row["ratios"]["flops"], 3),
-        _seconds(ours),
-        _seconds(peer),
         f"{ours['first_seconds']:.0f} s" if ours.get("first_seconds") else "–",
     ]
-    return f"| {' | '.join(cells)} |"
+
+
+def _all_seconds(row: dict[str, Any]) -> list[str]:
+    return [*map(_seconds, _sides(row))]
 
 
 def _contestants(rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -88,7 +94,7 @@ def _contestants(rows: Iterable[dict[str, Any]]) -> list[str]:
             f"- {NAMES[name]}: {about['parameters'] / 1e6:.1f} M parameters, pads {about['padding']}; {versions}"
         )
     if "blip" in abouts:
-        lines.append("- BLIP's model has a captioning loss alone, no contrastive one.")
+        lines.append("- BLIP's model has only a captioning loss, and no contrastive loss.")
     return lines
 
 

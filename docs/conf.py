@@ -2,6 +2,7 @@
 
 import re
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 import grr_coca
@@ -39,6 +40,7 @@ toc_object_entries_show_parents = "hide"
 
 SHAPE = re.compile(r"~?(?:jaxtyping\.)?(\w+)\[(?:~?torch\.)?Tensor, '([^']*)'\]")
 IMAGE = "str | ~pathlib.Path | ~PIL.Image.Image | ~numpy.ndarray | ~torch.Tensor"
+UNIT = re.compile(r"(?<=[\d)]) (?=[%×])|(?<=[≥≤]) (?=\d)")
 ALIASES = {f"{IMAGE} | ~collections.abc.Iterable[{IMAGE}]": "ImagesInput", IMAGE: "ImageInput"}
 
 
@@ -69,7 +71,15 @@ def _markdown_to_rst(_app: Sphinx, _what: str, _name: str, _obj: object, _option
     lines[:] = shown
 
 
+def _keep_units(_app: Sphinx, page: nodes.document) -> None:
+    """Let no line end between a number and its `%` or `×`."""
+    for text in list(page.findall(nodes.Text)):
+        if not isinstance(text.parent, nodes.literal | nodes.literal_block):
+            text.parent.replace(text, nodes.Text(UNIT.sub("\u00a0", text)))
+
+
 def setup(app: Sphinx) -> None:
     """Connect to Sphinx."""
     app.connect("autodoc-process-signature", _shorten)
     app.connect("autodoc-process-docstring", _markdown_to_rst)
+    app.connect("doctree-read", _keep_units)

@@ -43,9 +43,9 @@ class _Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model with all that is needed to use it.
+    """A model with everything that is needed to use it.
 
-    `caution`: why its embeddings may not be fit for search and zero-shot classification; empty: no reason is known.
+    `caution`: why its embeddings may not be good for search and zero-shot classification. Empty if no reason is known.
     """
 
     model: CoCa

@@ -15,7 +15,7 @@ Arrangement = Literal["cascade", "parallel", "shared"]
 QKNorm = Literal["none", "rms"]
 Contrastive = Literal["softmax", "sigmoid"]
 
-# Choices of open_clip's CoCa, which stand beside ours so that its checkpoints can be read.
+# Choices that open_clip's CoCa needs, so that its checkpoints can be read.
 AttentionBias = Literal["none", "all"]
 ClassToken = Literal["none", "kept"]
 PreNorm = Literal["none", "before_blocks"]
@@ -40,10 +40,10 @@ def _require_positive(config: object, *names: str) -> None:
 class TransformerConfig:
     """A stack of pre-norm blocks: the three choices that GRR-CoCa is about, and the widths.
 
-    `norm`: `layer_1e-5` is a LayerNorm that adds 1e-5 to the variance, where ours adds 1e-6. `qk_norm`: whether the
-    self-attention normalizes queries and keys, and how: a choice and no switch, since the literature has LayerNorm
-    (arXiv 2302.05442) and unit length (arXiv 2010.04245) there too. `attention_bias`: `all` gives every projection of
-    the attentions a bias.
+    - `norm`: `layer_1e-5` is a LayerNorm that adds 1e-5 to the variance; `layer` adds 1e-6
+    - `qk_norm`: how the self-attention normalizes queries and keys. It is a choice and not a boolean, because the
+      literature also uses LayerNorm (arXiv 2302.05442) and unit length (arXiv 2010.04245)
+    - `attention_bias`: `all` gives every projection of the attentions a bias
     """
 
     num_layers: int
@@ -79,9 +79,9 @@ class TransformerConfig:
 class ImageEncoderConfig:
     """A vision transformer: pixels to patch tokens.
 
-    `num_registers`: learned tokens that run through the blocks beside the patches and are dropped behind them.
-    `class_token`: `kept` is one more learned token, with a position of its own, that the poolers read too.
-    `pre_norm`: a norm `before_blocks`, besides the one behind them.
+    - `num_registers`: learned tokens that go through the blocks with the patches, and are dropped after the last block
+    - `class_token`: `kept` adds a learned token with its own position, which the poolers read too
+    - `pre_norm`: `before_blocks` adds a norm before the blocks; there is always one after them
     """
 
     image_size: int
@@ -121,7 +121,7 @@ def _require_text_position(transformer: TransformerConfig) -> None:
 class TextDecoderConfig:
     """The unimodal half of the text decoder. `context_length` counts [BOS], [EOS] and [CLS].
 
-    `cls`: where [CLS] stands, `after_caption` or at the `last_position`; see `grr_coca.model.packed_text`.
+    `cls`: the place of [CLS], `after_caption` or at the `last_position`; see `grr_coca.model.packed_text`.
     """
 
     vocab_size: int
@@ -136,11 +136,11 @@ class TextDecoderConfig:
 
 @dataclass(frozen=True)
 class MultimodalDecoderConfig:
-    """The multimodal half: it goes on from the unimodal half's tokens, so it takes no positions of its own
-    but RoPE's, and must be of the same width.
+    """The multimodal half. It continues from the tokens of the unimodal half, so it must have the same width. Of all
+    positions it uses only RoPE; learned ones were added in the unimodal half.
 
-    `layer`: `one_feed_forward` behind self- and cross-attention, or `two_feed_forwards`, one behind each.
-    `image_tokens`: cross-attention reads them `as_given`, or `normalized`, then scaled and shifted by each layer.
+    - `layer`: `one_feed_forward` after self- and cross-attention, or `two_feed_forwards`, one after each
+    - `image_tokens`: cross-attention reads them `as_given`, or `normalized` and then scaled and shifted by each layer
     """
 
     transformer: TransformerConfig
@@ -156,9 +156,10 @@ class PoolersConfig:
     """The attentional poolers. `num_queries` None: there is no captioning pooler, and captions attend to the patch
     tokens.
 
-    cascade: the contrastive pooler reads the captioning pooler's tokens; parallel: it reads the patch tokens; shared:
-    there is one pooler, whose first query gives the image embedding, and the others what captions attend to.
-    `queries`: learned `free`, or learned and then `normalized`.
+    - `arrangement`: in a `cascade`, the contrastive pooler reads the tokens of the captioning pooler. In `parallel`, it
+      reads the patch tokens. `shared`: there is only one pooler; its first query gives the image embedding, and the
+      others give the image tokens
+    - `queries`: learned queries are used as they are (`free`), or `normalized`
     """
 
     num_queries: int | None

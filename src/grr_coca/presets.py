@@ -1,8 +1,8 @@
 """The models by name. A preset is a function from a size to a full config. An arm copies a preset and changes a part.
 
-GRR-CoCa and Baseline CoCa differ in the image encoder alone, in three parts. The arms between them have one or two of
-the three, so that all eight combinations are there. How wide, how deep, which RoPE: our choices, written in
-`docs/design.md`.
+GRR-CoCa and Baseline CoCa differ only in three parts of the image encoder. The arms between them have one or two of
+these parts, so that there are all eight combinations. Widths, depths and the kind of RoPE are our choices, as
+`docs/design.md` says.
 """
 
 from collections.abc import Callable

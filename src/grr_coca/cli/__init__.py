@@ -14,7 +14,7 @@ from grr_coca.errors import Stopped, UserError, nearest
 class Verb(NamedTuple):
     """`module`: the module with the verb's function `run`, relative to this package. `summary`: what the verb does.
 
-    A verb of two words is one kind of its first word, such as `import open_clip`.
+    A verb may have two words, such as `import open_clip`.
     """
 
     module: str

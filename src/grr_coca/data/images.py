@@ -31,15 +31,15 @@ _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"))
 
 
 def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white") -> Image.Image:
-    """An RGB image from the bytes of a file of one of `FORMATS`, or of SVG, whatever the file is called.
+    """Decode the bytes of a file in one of `FORMATS`, or of an SVG, into an RGB image. The suffix does not matter.
 
     The first frame of an animation is taken. EXIF rotation is applied. Transparency is composited over white. 16-bit
     and floating-point grey is scaled to 8 bits.
 
     Args:
-        data: the file's content.
-        name: what to call it in messages.
-        opening: `as_stored` leaves EXIF rotation and transparency alone.
+        data: the content of the file.
+        name: how messages call the file.
+        opening: `as_stored` ignores EXIF rotation and transparency.
 
     Raises:
         BadSample: the file is not an image, is truncated, or has more than `MAX_PIXELS`.

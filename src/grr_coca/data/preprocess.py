@@ -18,16 +18,16 @@ from grr_coca.data.images import Opening, decode_image
 Order = Literal["crop_then_resize", "resize_then_crop"]
 
 MAX_RESIZED_PIXELS = 10_000_000
-"""Of a longer image, only what the crop leaves is resized."""
+"""If the resized image would have more pixels, only the part that the crop leaves is resized."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Cut the centre square, resize it, scale to mean 0.5 and deviation 0.5.
+    """Cut the centre square, resize it, and normalize pixels by mean and deviation (0.5 by default).
 
-    Stored in every checkpoint: a model is worth nothing with another one's preprocessing. `order` is open_clip's where
-    the image is resized first: at the edges of the square, other pixels are read then. `opening`: how image files are
-    opened.
+    It is stored in every checkpoint, because a model needs the preprocessing that it was trained with. `order`:
+    open_clip resizes the image before it is cut, which changes pixels at the edges of the square. `opening`: how image
+    files are opened.
     """
 
     image_size: int
@@ -41,10 +41,10 @@ class Preprocess:
         return self.normalize(to_pixels(self.square(image)))
 
     def decode(self, data: bytes, name: str) -> Image.Image:
-        """The RGB image in a file's bytes, see `decode_image`; `name` is for messages.
+        """Decode the bytes of an image file, see `decode_image`. `name`: how messages call the file.
 
         Raises:
-            BadSample: there is none.
+            BadSample: the file cannot be decoded.
         """
         return decode_image(data, name, self.opening)
 

@@ -34,8 +34,8 @@ from grr_coca.model.mode import evaluating
 class TextMap(NamedTuple):
     """The share of each patch in the similarity of image and text.
 
-    The shares sum to the cosine `similarity`; with LayerNorm less what its biases alone give, whatever the image, and
-    with a class token less its share.
+    The shares sum to the cosine `similarity`, minus two parts that belong to no patch: that of the biases of a
+    LayerNorm, and that of a class token.
     """
 
     heat: Float[Tensor, "G G"]
@@ -60,7 +60,8 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
 
 
 def patch_shares(model: CoCa, patches: Float[Tensor, "1 P D"], wanted: Float[Tensor, "1 E"]) -> Float[Tensor, " P"]:
-    """Each patch's summand of the image embedding's product with `wanted`; a class token behind them has one too."""
+    """The share of each patch in the product of the image embedding and `wanted`. A class token, if there is one, comes
+    last."""
     with torch.enable_grad():
         patches = patches.detach().requires_grad_()
         score = (_embed(model, patches) * wanted.detach()).sum()

@@ -33,12 +33,13 @@ def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
 
 
 def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") -> Image.Image:
-    """An RGB image of any of the forms that an image comes in.
+    """Convert an image of any accepted form to RGB.
 
     Args:
-        image: see `ImageInput`. Pillow's are treated like files: EXIF rotation is honoured, alpha composited.
-        name: what to call an image without a path in messages.
-        opening: `as_stored` leaves EXIF rotation and alpha of files and Pillow's images alone.
+        image: see `ImageInput`. Pillow images are treated like files: EXIF rotation is applied, and transparency is
+            composited over white.
+        name: how messages call an image that has no path.
+        opening: `as_stored` ignores EXIF rotation and transparency of files and Pillow images.
 
     Raises:
         UserError: a file is missing or broken, or an array has a wrong shape, type or range.

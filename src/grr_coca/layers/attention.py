@@ -2,7 +2,8 @@
 
 Shapes: B batch, T tokens, S tokens attended to, D width, C context width, H heads, Dh = D / H, R rows of a decoder.
 
-Biases are open_clip's. Ours has none, in any model: the arms of a comparison differ in their named parts alone.
+Only open_clip's models have biases here. Ours have none, so that the models of a comparison differ only in the parts
+that they are named after.
 """
 
 from jaxtyping import Float

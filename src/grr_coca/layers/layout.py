@@ -63,8 +63,8 @@ PLAIN = Plain(slice(None))
 
 @final
 class Packed(NamedTuple):
-    """Sequences of different lengths, concatenated into one row without padding. Every token sees its own sequence up
-    to itself, unless `sees` says otherwise.
+    """Sequences of different lengths, concatenated into one row without padding. Every token sees the tokens of its own
+    sequence up to and including itself, unless `sees` says otherwise.
 
     Token-wise layers run on the row as it is; only attention pads the sequences again. The row is filled up to a
     multiple of 16 with copies of its first token: oneDNN prepares each bf16 product anew for every row count that it

@@ -1,4 +1,4 @@
-"""Normalization, and what follows it."""
+"""Normalization, and a scale and shift by channel."""
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ class RMSNorm(nn.Module):
 
 
 class ChannelAffine(nn.Module):
-    """`x * weight + bias` by channel: the second half of a LayerNorm, where the first half is done elsewhere."""
+    """`x * weight + bias` by channel: the second half of a LayerNorm, for inputs that are normalized already."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

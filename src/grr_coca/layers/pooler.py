@@ -1,4 +1,5 @@
-"""The attentional pooler: learned queries attend to a sequence of any length. And three ways to arrange two of them.
+"""The attentional pooler: learned queries attend to a sequence of any length. There are three ways to arrange two of
+them.
 
 Shapes: B batch, S context tokens of width C, P patch tokens, Q queries of width D.
 """
@@ -16,8 +17,8 @@ from grr_coca.layers.attention import CrossAttention
 class AttentionalPooler(nn.Module):
     """One multi-head attention whose queries are learned (CoCa, arXiv 2205.01917, section 3.2).
 
-    The output is B Q D for every Q, 1 included. `query_norm` normalizes the queries (open_clip); None takes them as
-    they were learned.
+    The output is B Q D for every Q, 1 included. `query_norm` normalizes the queries (open_clip); None uses them as they
+    are.
     """
 
     def __init__(
@@ -44,14 +45,14 @@ Pooler = Callable[[Tensor], Tensor]
 
 
 class Pooled(NamedTuple):
-    """`tokens`: what captions attend to; `contrastive`: what the image embedding is made of."""
+    """`tokens`: the image tokens that captions attend to. `contrastive`: the token that becomes the image embedding."""
 
     tokens: Float[Tensor, "B Q D"]
     contrastive: Float[Tensor, "B 1 D"]
 
 
 Arrange = Callable[[Pooler, Pooler, Tensor], Pooled]
-"""From the captioning pooler, the contrastive pooler and the patches to what they make of these."""
+"""A function that applies a captioning pooler and a contrastive pooler to the patches."""
 
 
 def cascade(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> Pooled:
@@ -66,6 +67,6 @@ def parallel(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Flo
 
 
 def shared(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> Pooled:
-    """The contrastive pooler is the first query of the captioning pooler (open_clip)."""
+    """The first query of the captioning pooler also serves as the contrastive pooler (open_clip)."""
     tokens = captioning_pooler(patches)
     return Pooled(tokens[:, 1:], contrastive_pooler(tokens[:, :1]))

@@ -243,7 +243,7 @@ def _image_rotary(config: ImageEncoderConfig) -> Rotary | None:
         case _:
             return None
     others = config.num_registers + (config.class_token == "kept")
-    return Rotary(F.pad(angles, (0, 0, 0, others)))  # registers and class token are turned by no angle
+    return Rotary(F.pad(angles, (0, 0, 0, others)))  # angle 0 for registers and class token, which have no position
 
 
 def _text_rotary(t: TransformerConfig, context_length: int) -> Rotary | None:

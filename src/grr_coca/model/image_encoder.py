@@ -1,7 +1,7 @@
 """The image encoder: a vision transformer (arXiv 2010.11929).
 
-Shapes: B batch, P patch tokens in raster order (and the class token behind them, where there is one), K of them kept,
-R registers, D width.
+Shapes: B batch, P patch tokens in raster order (with a class token after them, if there is one), K patches that patch
+dropout keeps, R registers, D width.
 """
 
 import torch
@@ -15,9 +15,9 @@ from grr_coca.layers.layout import PLAIN, Plain
 class ImageEncoder(nn.Module):
     """Pixels to patch tokens: embed the patches, add positions (or leave them to RoPE), blocks, final norm.
 
-    Registers (arXiv 2309.16588) are learned tokens without a position. They pass through the blocks, then they
-    are dropped. `class_token` appends a token that stays, and `pre_norm` stands before the blocks: open_clip's CoCa
-    has both, in ours they leave the tokens as they are.
+    Registers (arXiv 2309.16588) are learned tokens without a position. They go through the blocks with the patches, and
+    are dropped after the last block. `class_token` appends a token that is kept, and `pre_norm` is a norm before the
+    blocks. Only open_clip's CoCa has these two; in ours they change nothing.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ImageEncoder(nn.Module):
             x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)  # B P+R D
         layout = PLAIN
         if kept_patches is not None:
-            # What stands behind the P patches has no place among them: there RoPE's table turns by no angle.
+            # Tokens after the P patches have no position: at index P, the angles of RoPE's table are 0.
             num_others = x.shape[1] - kept_patches.shape[1]
             layout = Plain(F.pad(kept_patches, (0, num_others), value=patches.shape[1]))  # B K+R
         x = self.pre_norm(x)

@@ -5,9 +5,9 @@
 | matrices | N(0, 1 / fan_in) |
 | matrices that end a residual branch (`out_proj`, `down_proj` of blocks) | the same / sqrt(number of branches) |
 | token and [CLS] embeddings | N(0, 1 / width) |
-| learned queries | N(0, 1): as long as the normalized tokens that they attend to; shorter ones would all attend alike |
-| learned positions, registers, class token | N(0, 0.02²), ViT's |
-| bias of patches | the same; a blank patch must not become a zero vector |
+| learned queries | N(0, 1): as long as the normalized tokens that they attend to. Short ones would all attend alike |
+| learned positions, registers, class token | N(0, 0.02²), as in ViT |
+| bias of patches | the same. A blank patch must not become a zero vector |
 | norms; other biases | weight 1; 0 |
 | `logit_scale`, `logit_bias` | softmax: CoCa's log(1 / 0.07), no bias; sigmoid: SigLIP's log 10 and -10 |
 

@@ -13,10 +13,10 @@ from grr_coca.layers.layout import Packed
 class MultimodalDecoder(nn.Module):
     """Causal blocks with cross-attention to the image, a final norm, and the head that predicts the next token.
 
-    `image_norm` normalizes what the blocks read of the image, or leaves it as it is.
+    `image_norm` normalizes the image tokens for the blocks, or leaves them as they are.
 
-    `forward` stops before the head: the M V logits are the largest tensor of a training step, so the loss makes
-    them a stretch at a time.
+    `forward` stops before the head. The M × V logits would be the largest tensor of a training step, so the loss
+    computes them for some tokens at a time.
     """
 
     def __init__(self, image_norm: nn.Module, blocks: nn.ModuleList, norm: nn.Module, lm_head: nn.Linear) -> None:

@@ -33,7 +33,7 @@ class PackedText(NamedTuple):
 
 
 PackText = Callable[[Int[Tensor, "B T"], Int[Tensor, " B"]], PackedText]
-"""Packs captions, given their token ids and their lengths, which count [BOS], [EOS] and the [CLS] slot."""
+"""A function that packs padded captions, given their token ids and lengths. Lengths include [BOS], [EOS] and [CLS]."""
 
 
 def pack_text(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> PackedText:
@@ -45,16 +45,17 @@ def pack_text(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Pack
 
 
 PADDING = 0
-"""Id that fills the rows of captions, the [CLS] slot among them. In CLIP's vocabulary it is also a token, "!" before a
+"""Id that fills the rows of captions, also in the [CLS] slot. In CLIP's vocabulary it is also a token: "!" before a
 symbol."""
 
 
 def pack_text_cls_last(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], context_length: int) -> PackedText:
-    """`pack_text` as open_clip's CoCa was trained: captions are padded to the context, whose last position is [CLS].
+    """`pack_text` for open_clip's CoCa, which was trained with captions padded to the context and [CLS] at its end.
 
-    Its mask is off by one: every token that follows a padding token is hidden, where the padding itself was meant. So
-    [CLS] sees the first padding token and not itself, unless the caption fills the context. That token is kept, and
-    no other padding. A word of id 0 hides what follows it in the same way (as in open_clip 3).
+    Its mask is off by one: it hides every token that follows a padding token, instead of the padding itself. So [CLS]
+    sees the first padding token, and does not see itself, unless the caption fills the context. This padding token is
+    kept here, and all other padding is dropped. A word with id 0 hides the token after it in the same way (as in
+    open_clip 3).
     """
     longest = min(token_ids.shape[1] + 1, context_length)
     steps = torch.arange(longest, device=token_ids.device)

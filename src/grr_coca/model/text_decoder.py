@@ -23,8 +23,8 @@ class TextDecoderOutput(NamedTuple):
 class TextDecoder(nn.Module):
     """Causal blocks over `[BOS] caption [EOS] [CLS]`.
 
-    [CLS] is a learned vector, not a word. It stands at the end, where it sees the whole caption. `pack` puts captions
-    into the form that `forward` takes.
+    [CLS] is a learned vector, not a word. It comes last, where it sees the whole caption. `pack` converts captions to
+    the form that `forward` takes.
     """
 
     def __init__(

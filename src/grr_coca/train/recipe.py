@@ -56,12 +56,15 @@ def require_share(**numbers: float) -> None:
 class ModelRecipe:
     """A preset and a size. A key that is None keeps the value of preset and size.
 
-    `patch_size`: pixels along a side of a patch; half of it gives four times the patch tokens.
-    `num_registers`: learned tokens beside the patches, 4 in arXiv 2309.16588. `qk_norm`: `rms` normalizes queries and
-    keys in the self-attention of all three stacks, for training that stays stable at high learning rates.
-    `contrastive`: `softmax`, or `sigmoid` for SigLIP's loss. `captions_from`: what captions attend to, the
-    captioning pooler's `queries`, or the `patches` themselves, which in CoCa's ablation costs almost nothing.
-    `pixel_mean`, `pixel_std`: what pixels of 0 … 1 are shifted and divided by; with a mean of 1, white is 0.
+    - `patch_size`: pixels along a side of a patch; half of it gives four times as many patch tokens
+    - `num_registers`: learned tokens beside the patches; arXiv 2309.16588 uses 4
+    - `qk_norm`: `rms` normalizes queries and keys in the self-attention of all three stacks, which keeps training
+      stable at high learning rates
+    - `contrastive`: `softmax`, or `sigmoid` for SigLIP's loss
+    - `captions_from`: captions attend to the outputs of the captioning pooler (`queries`), or to the patch tokens
+      (`patches`), which in CoCa's ablation costs almost nothing
+    - `pixel_mean`, `pixel_std`: normalization of pixels, which are in 0 … 1 before it; with a mean of 1, white becomes
+      0
     """
 
     preset: str

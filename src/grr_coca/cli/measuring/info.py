@@ -23,10 +23,10 @@ def run(
 
     Args:
         preset: name of a preset.
-        other: a second one to hold against it.
+        other: a second preset to compare with.
         size: tiny, small, base, b32 or l14.
-        batch: pairs of a training step whose time and memory on this machine shall be foretold.
-        text_length: tokens of a caption to count for too, begin, end and class token included.
+        batch: forecast time and memory of a training step of this many pairs on this machine.
+        text_length: also count for captions of this many tokens, including the begin, end and class tokens.
     """
     config = get_preset(preset, size)
     other_config = None if other is None else get_preset(other, size)

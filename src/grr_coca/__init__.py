@@ -25,7 +25,8 @@ def load(name: str | Path, device: "str | torch.device | None" = None) -> "Image
 
     Args:
         name: a checkpoint or run folder, the name of a shipped model such as `pictograms`, or `owner/name` on the
-            Hugging Face hub; `open_clip:PATH` is a CoCa of open_clip (see `grr_coca.interop.open_clip`).
+            Hugging Face hub, also with `@revision`; `open_clip:PATH` is a CoCa of open_clip, see
+            `grr_coca.interop.open_clip`.
         device: where to run; None: CUDA, else Apple's MPS, else the CPU.
 
     Raises:

@@ -72,6 +72,16 @@ FLAGS = {
     "export open_clip": {"checkpoint": ..., "out": ...},
     "import open_clip": {"path": ..., "out": ..., "model": None, "as_stored": False},
     "info": {"preset": ..., "other": None, "size": "tiny", "batch": None, "text_length": None},
+    "push": {
+        "checkpoint": ...,
+        "hub_id": ...,
+        "licence": None,
+        "data": None,
+        "figures": None,
+        "private": False,
+        "update": False,
+        "dry_run": False,
+    },
     "pretrain": {
         "recipe": ...,
         "preset": None,

@@ -39,6 +39,7 @@ VERBS = {
     "info": Verb("measuring.info", "parts, parameters and FLOPs of a preset, or what two presets differ in"),
     "import open_clip": Verb("exchange.import_open_clip", "make a checkpoint of one of open_clip's CoCa"),
     "export open_clip": Verb("exchange.export_open_clip", "write a checkpoint that open_clip loads"),
+    "push": Verb("exchange.push", "put a checkpoint on the Hugging Face hub, with a model card"),
 }
 
 

@@ -9,10 +9,12 @@ from grr_coca.extras import require_extra
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 """`owner/name`."""
+HUB_NAME = re.compile(rf"(?P<id>{HUB_ID.pattern})(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
+"""`owner/name`, or `owner/name@revision`: a branch, a tag or a commit."""
 
 
 def fetch(hub_id: str) -> Path:
-    """Fetch a checkpoint from the hub, and return the folder with the copy.
+    """Fetch a checkpoint from the hub by its `HUB_NAME`, and return the folder with the copy.
 
     Only the files of a checkpoint are fetched. They are safetensors and JSON, so nothing in them can run code.
 
@@ -23,8 +25,10 @@ def fetch(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    repository, _, at = hub_id.partition("@")
+    revision = at or None
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(FILES)))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
     except HFValidationError as error:
         raise UserError(f"{hub_id}: no such folder, and not a name that the Hugging Face hub takes") from error
     except (HfHubHTTPError, OSError) as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from grr_coca.checkpoint_files import find_checkpoint
 from grr_coca.errors import UserError, nearest
-from grr_coca.inference.hub import HUB_ID, fetch
+from grr_coca.inference.hub import HUB_NAME, fetch
 from grr_coca.registry import shipped_folder, shipped_models
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,8 @@ def locate_checkpoint(named: str | Path) -> Path:
     shipped model is taken before one of the Hugging Face hub.
 
     Args:
-        named: a checkpoint or run folder, the name of a shipped model, or `owner/name` on the Hugging Face hub.
+        named: a checkpoint or run folder, the name of a shipped model, or `owner/name` or `owner/name@revision` on the
+            Hugging Face hub.
 
     Raises:
         UserError: there is no such checkpoint; the message says what is missing, or gives the nearest name.
@@ -31,9 +32,9 @@ def locate_checkpoint(named: str | Path) -> Path:
         return shipped
     if shipped is not None:
         log.warning("%s: this folder is used, not the model of the same name that comes with the code", path)
-    if path.exists() or len(path.parts) > 2:
+    if path.exists() or len(Path(name.partition("@")[0]).parts) > 2:
         return find_checkpoint(path)
-    if HUB_ID.fullmatch(name):
+    if HUB_NAME.fullmatch(name):
         return find_checkpoint(fetch(name))
     raise UserError(f"{name}: no such folder, and no model of this name; {nearest(name, shipped_models())}")
 

@@ -1,0 +1,168 @@
+"""The model card of a checkpoint, made of what its files say. This needs no torch.
+
+| what | from |
+|---|---|
+| architecture, step, what to be warned of | `config.json` |
+| parameters | the header of `model.safetensors` |
+| data, licence, figures | `card.json` (see `grr_coca.registry.ModelCard`) beside them, else what the caller knows |
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from grr_coca.checkpoint_files import read_json
+from grr_coca.errors import UserError
+from grr_coca.registry import Figure, ModelCard
+from grr_coca.structure import from_dict
+
+CARD = "card.json"
+
+Figures = Mapping[str, Mapping[str, Figure]]
+"""By split, then by metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What a card says. `data` and `licence` are for people; `licence` may be one of the hub's, such as `mit`."""
+
+    name: str
+    preset: str
+    step: int
+    parameters: int
+    image_size: int
+    data: str
+    licence: str
+    figures: Figures
+    caution: str
+
+
+def gather_facts(
+    folder: Path, name: str, data: str | None = None, licence: str | None = None, figures: Figures | None = None
+) -> CardFacts:
+    """What the files of a checkpoint say, and what is given in their place.
+
+    Args:
+        folder: the checkpoint.
+        name: `owner/name` that it will have.
+        data: what the model was trained on.
+        licence: under which the weights are given.
+        figures: measured numbers.
+
+    Raises:
+        UserError: nobody says under which licence, or a file is damaged.
+    """
+    config, card = read_json(folder / "config.json"), _shipped_card(folder)
+    licence = licence or (card.licence if card else None)
+    if licence is None:
+        raise UserError(f"{folder}: under which licence? Give --licence, such as apache-2.0, mit or cc-by-4.0")
+    try:
+        preset, step, model = str(config["preset"]), int(config["step"]), config["model"]
+        image_size = int(model["image_encoder"]["image_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: not that of a checkpoint ({error} is missing or wrong)") from error
+    return CardFacts(
+        name=name,
+        preset=preset,
+        step=step,
+        parameters=count_in_header(folder / "model.safetensors"),
+        image_size=image_size,
+        data=data or (card.data if card else ""),
+        licence=licence,
+        figures=figures or (card.figures if card else {}),
+        caution=str(config.get("caution", "")),
+    )
+
+
+def read_figures(path: Path) -> Figures:
+    """Measured numbers as `grr-coca evaluate --json` writes them, by the last part of the splits' paths.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    found: dict[str, dict[str, Figure]] = {}
+    for split, report in read_json(path).items():
+        intervals = report.get("intervals") or report.get("metrics") if isinstance(report, dict) else None
+        if not isinstance(intervals, dict):
+            raise UserError(f"{path}: not what `grr-coca evaluate --json` writes: no intervals of '{split}'")
+        where = f"{path}: {split}"
+        found[Path(split).name] = {key: from_dict(Figure, value, where) for key, value in intervals.items()}
+    return found
+
+
+def count_in_header(path: Path) -> int:
+    """Numbers in a safetensors file, of which only the header is read.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+        raise UserError(f"{path}: the weights are damaged ({error})") from error
+
+
+def model_card(facts: CardFacts) -> str:
+    """`README.md`, with what the hub reads at its head."""
+    return "\n".join([*_head(facts), *_body(facts), ""])
+
+
+def _head(facts: CardFacts) -> Iterator[str]:
+    licence = facts.licence.lower()
+    known = licence.replace("-", "").replace(".", "").isalnum()
+    yield from ("---", "library_name: grr-coca", "pipeline_tag: image-to-text")
+    yield from (f"license: {licence}",) if known else ("license: other", f"license_name: {json.dumps(facts.licence)}")
+    yield from ("tags:", "- image-captioning", "- zero-shot-image-classification", f"- {facts.preset}", "---", "")
+
+
+def _body(facts: CardFacts) -> Iterator[str]:
+    yield f"# {facts.name}"
+    yield ""
+    yield (
+        f"A CoCa (Contrastive Captioner) that captions and searches images: `{facts.preset}`, "
+        f"{facts.parameters:,} parameters, images of {facts.image_size} px, {facts.step:,} steps of training."
+    )
+    yield from ("", "## Use", "", "```python", "import grr_coca  # pip install 'grr-coca[hub]'", "")
+    yield f'model = grr_coca.load("{facts.name}")'
+    yield from ('model.caption("image.jpg")', 'model.similarity("image.jpg", ["a cat", "a dog"])', "```", "")
+    yield from ("## Data", "", f"{facts.data or 'Not stated.'}", "")
+    yield from ("## Figures", "", *_figures(facts.figures), "")
+    yield from ("## Limits", "")
+    if facts.caution:
+        yield f"- {facts.caution[0].upper()}{facts.caution[1:]}."
+    yield "- It knows what its training pairs show, with their errors and prejudices, and may write what is not there."
+    yield "- No one has looked for how it treats people of different groups: do not let it decide about people."
+    yield from ("", "## Licence", "", facts.licence, "", "## Citation", "", "```bibtex", CITATION, "```")
+
+
+CITATION = """\
+@misc{yu2022coca,
+  title = {CoCa: Contrastive Captioners are Image-Text Foundation Models},
+  author = {Yu, Jiahui and Wang, Zirui and Vasudevan, Vijay and Yeung, Legg and Seyedhosseini, Mojtaba and Wu, Yonghui},
+  year = {2022},
+  eprint = {2205.01917},
+  archivePrefix = {arXiv}
+}"""
+
+
+def _figures(figures: Figures) -> Iterator[str]:
+    if not figures:
+        yield "None were measured."
+        return
+    yield "With 95 % intervals: bootstraps over the images of a split, not over seeds."
+    yield from ("", "| split | metric | value |", "|---|---|---|")
+    for split, measured in figures.items():
+        for metric, figure in measured.items():
+            spread = "" if figure.low == figure.high else f" ({figure.low:.3g} to {figure.high:.3g})"
+            yield f"| {split} | {metric} | {figure.value:.3g}{spread} |"
+
+
+def _shipped_card(folder: Path) -> ModelCard | None:
+    path: Path = folder / CARD
+    content: dict[str, Any] | None = read_json(path) if path.exists() else None
+    return None if content is None else from_dict(ModelCard, content, str(path))

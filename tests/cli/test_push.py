@@ -1,0 +1,147 @@
+"""`grr-coca push`, and loading what was pushed, against a hub of our own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fake_hub import OWNER, TOKEN, fake_hub
+from grr_coca.checkpoint_files import FILES
+from grr_coca.registry import FOLDER
+
+PICTOGRAMS = FOLDER / "pictograms"
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with fake_hub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def python(hub, home):
+    """Runs Python in a process whose hub is ours: the client reads its address once, when it is imported."""
+
+    def run(*arguments: str, token: str = TOKEN, address: str | None = None) -> subprocess.CompletedProcess:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+        environment |= {"HF_ENDPOINT": address or hub.address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+        if token:
+            environment["HF_TOKEN"] = token
+        return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=home)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def push(python):
+    return lambda *arguments, **options: python("-m", "grr_coca", "push", *map(str, arguments), **options)
+
+
+def test_what_was_pushed_is_loaded_at_every_revision(hub, push, python, image_files):
+    first = push(PICTOGRAMS, f"{OWNER}/emoji")
+    assert first.returncode == 0, first.stderr
+    assert f'grr_coca.load("{OWNER}/emoji") loads it' in first.stdout
+    (files,) = hub.repositories[f"{OWNER}/emoji"]
+    assert sorted(files) == sorted([*FILES, "README.md"])
+    for name in FILES:
+        assert files[name] == (PICTOGRAMS / name).read_bytes()
+    old, config = hub.revision(f"{OWNER}/emoji", 0), json.loads(files["config.json"])
+    hub.commit(f"{OWNER}/emoji", {"config.json": json.dumps({**config, "step": 77}).encode()})
+    code = """if True:
+        import sys, grr_coca
+        for name in sys.argv[2:]:
+            model = grr_coca.load(name, "cpu")
+            print(model.checkpoint.step, model.caption(sys.argv[1]))
+    """
+    names = [f"{OWNER}/emoji", f"{OWNER}/emoji@{old}", f"{OWNER}/emoji@main"]
+    done = python("-c", code, str(image_files[0]), *names, token="")
+    assert done.returncode == 0, done.stderr
+    steps = [line.split()[0] for line in done.stdout.splitlines()]
+    assert steps == ["77", str(config["step"]), "77"]
+    assert len({line.partition(" ")[2] for line in done.stdout.splitlines()}) == 1
+    unknown = python("-m", "grr_coca", "caption", str(image_files[0]), "-c", f"{OWNER}/emoji@v9")
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith(f"error: {OWNER}/emoji@v9: no such folder, and nothing came")
+
+
+def test_the_card_says_what_the_manifest_says(hub, push):
+    push(PICTOGRAMS, f"{OWNER}/card", "--private")
+    card = hub.repositories[f"{OWNER}/card"][0]["README.md"].decode()
+    assert hub.private[f"{OWNER}/card"]
+    assert f'grr_coca.load("{OWNER}/card")' in card
+    assert "6,597 drawings of 1,650 concepts" in card
+    assert "| test_style | text_to_image/R@1 | 0.47 (0.435 to 0.505) |" in card
+    assert 'license_name: "weights Apache-2.0' in card
+    for heading in ("Data", "Figures", "Limits", "Licence", "Citation"):
+        assert f"\n## {heading}\n" in card
+
+
+def test_a_dry_run_tells_what_would_go_up_and_sends_nothing(grr_coca, monkeypatch):
+    monkeypatch.setattr("grr_coca.cli.exchange.push.push_files", None)
+    said = grr_coca("push", "pictograms", f"{OWNER}/dry", "--dry-run", "--licence", "mit", "--data", "drawings")
+    assert said.code == 0
+    assert "license: mit" in said.out
+    assert "would go up to me/dry; nothing was sent" in said.out
+    for name in (*FILES, "README.md"):
+        assert name in said.out
+
+
+def test_a_name_that_is_taken_is_told_and_taken_if_meant(hub, push):
+    hub.repositories[f"{OWNER}/taken"] = [{"README.md": b"before"}]
+    said = push(PICTOGRAMS, f"{OWNER}/taken")
+    assert said.returncode == 2
+    assert said.stderr == (
+        "error: me/taken: there is a repository of this name; give another, or --update to add a commit to it\n"
+    )
+    assert len(hub.repositories[f"{OWNER}/taken"]) == 1
+    assert push(PICTOGRAMS, f"{OWNER}/taken", "--update").returncode == 0
+    assert len(hub.repositories[f"{OWNER}/taken"]) == 2
+
+
+@pytest.mark.parametrize(("name", "token"), [("somebody/else", TOKEN), (f"{OWNER}/mine", "")])
+def test_without_permission_nothing_goes_up(hub, push, name, token):
+    said = push(PICTOGRAMS, name, token=token)
+    assert said.returncode == 2
+    assert said.stderr.startswith(f"error: {name}: no permission to write to")
+    assert said.stderr.count("\n") == 1
+    assert name not in hub.repositories
+
+
+def test_a_hub_that_cannot_be_reached_is_told(push):
+    said = push(PICTOGRAMS, f"{OWNER}/far", address="http://127.0.0.1:9")
+    assert said.returncode == 2
+    assert said.stderr.startswith(f"error: {OWNER}/far: nothing went up to the Hugging Face hub")
+    assert said.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "me/x"], "nowhere: no such folder"),
+        (["{run}", "me/x"], "under which licence? Give --licence"),
+        (["{run}", "name-alone", "--licence", "mit"], "'name-alone' is no name on the Hugging Face hub"),
+        (["{run}", "me/x", "--licence", "mit", "--figures", "{figures}"], "no intervals of 'split'"),
+    ],
+)
+def test_what_cannot_go_up_is_told_before_anything_does(refused, run, tmp_path, arguments, message):
+    figures = tmp_path / "figures.json"
+    figures.write_text('{"split": {}}')
+    assert message in refused("push", *(word.format(run=run.folder, figures=figures) for word in arguments))
+
+
+def test_figures_of_an_evaluation_are_on_the_card(grr_coca, run, tmp_path):
+    figures = tmp_path / "figures.json"
+    measured = {"CIDEr": {"value": 0.5, "low": 0.25, "high": 0.75}}
+    figures.write_text(json.dumps({"pairs/test.tar": {"metrics": measured}}))
+    said = grr_coca("push", str(run.folder), "me/x", "--licence", "mit", "--figures", str(figures), "--dry-run")
+    assert said.code == 0
+    assert "| test.tar | CIDEr | 0.5 (0.25 to 0.75) |" in said.out
+    assert str(Path(run.folder).parent) not in said.out

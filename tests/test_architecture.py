@@ -18,7 +18,7 @@ FLOORS = [
     ("generate",),
     ("evaluate",),  # 3
     ("train", "explain", "inference"),
-    ("study", "interop"),  # 4
+    ("study", "interop", "search"),  # 4
     ("",),
     ("cli",),  # 5
     ("__main__",),

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import torch
 
     from grr_coca.inference import ImageTextModel
+    from grr_coca.search import Index
 
+__all__ = ["Index", "__version__", "load"]
 __version__ = "0.1.0"
 
 OPEN_CLIP = "open_clip"
@@ -42,3 +44,12 @@ def load(name: str | Path, device: "str | torch.device | None" = None) -> "Image
     from grr_coca.interop.open_clip.read import read_open_clip
 
     return ImageTextModel(read_open_clip(Path(path), device=choose_device(device)))
+
+
+def __getattr__(name: str) -> object:
+    """`Index`, imported when it is first asked for."""
+    if name != "Index":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from grr_coca.search.index import Index as Opened
+
+    return Opened

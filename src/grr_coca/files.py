@@ -121,7 +121,7 @@ def verify_folder(folder: Path) -> None:
     for name, (size, sha256) in expected.items():
         path = folder / name
         try:
-            is_whole = path.stat().st_size == size and _sha256(path) == sha256
+            is_whole = path.stat().st_size == size and file_sha256(path) == sha256
         except OSError as error:
             raise UserError(f"{path}: missing, or cannot be read ({error.strerror})") from error
         if not is_whole:
@@ -131,7 +131,8 @@ def verify_folder(folder: Path) -> None:
 def _write_manifest(folder: Path) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in paths
     }
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2), encoding="utf-8")
 
@@ -146,7 +147,8 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     shutil.rmtree(older, ignore_errors=True)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -48,11 +48,19 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
     Raises:
         UserError: the text is empty.
     """
-    model, side = checkpoint.model, checkpoint.config.image_encoder.grid_size
+    model = checkpoint.model
     row = checkpoint.tokenizer.encode_row(clean_caption(text, "text"), checkpoint.config.text_decoder.context_length)
     token_ids, lengths = (tensor.to(model.logit_scale.device) for tensor in pad_rows([row]))
     with evaluating(model), torch.no_grad():
         wanted = model.encode_text(token_ids, lengths)
+    return embedding_map(checkpoint, pixels, wanted[0])
+
+
+def embedding_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], wanted: Float[Tensor, " E"]) -> TextMap:
+    """The map of an image, as the model sees it, and an embedding of unit length: of a text, an image or both."""
+    model, side = checkpoint.model, checkpoint.config.image_encoder.grid_size
+    wanted = wanted[None].to(model.logit_scale.device)
+    with evaluating(model), torch.no_grad():
         patches = model.image_encoder(pixels[None].to(model.logit_scale.device))
         similarity = (_embed(model, patches) * wanted).sum().item()
     shares = patch_shares(model, patches, wanted)[: side**2]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from grr_coca.cli.output.caption_rows import CaptionRow, RowFile
 from grr_coca.cli.output.say import say, to_json
 from grr_coca.cli.output.writing import write_output
-from grr_coca.cli.using.image_files import ImageFile
+from grr_coca.data.image_files.find import ImageFile
 from grr_coca.errors import UserError
 
 if TYPE_CHECKING:

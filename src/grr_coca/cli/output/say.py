@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 def say(line: str) -> None:
@@ -13,17 +13,22 @@ def say(line: str) -> None:
     Raises:
         SystemExit: the reader of the output has closed it, as in `… | head`.
     """
+    say_raw(line, "\n")
+
+
+def say_raw(text: str, end: str) -> None:
+    """Print a text and its end, as `say` does a line."""
     try:
         sys.stdout.flush()
-        sys.stdout.buffer.write(f"{line}\n".encode("utf-8", "surrogateescape"))
+        sys.stdout.buffer.write(f"{text}{end}".encode("utf-8", "surrogateescape"))
         sys.stdout.buffer.flush()
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails again
         raise SystemExit(128 + signal.SIGPIPE) from error
 
 
-def to_json(record: Mapping[str, object]) -> str:
-    """A record as one line of JSON: as text if UTF-8 can encode it, else with escapes."""
+def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]]) -> str:
+    """A record, or a list of some, as one line of JSON: as text if UTF-8 can encode it, else with escapes."""
     line = json.dumps(record, ensure_ascii=False)
     try:
         line.encode()

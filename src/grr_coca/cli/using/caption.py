@@ -9,8 +9,8 @@ import tyro
 
 import grr_coca
 from grr_coca.cli.output.caption_outputs import open_output
-from grr_coca.cli.using.image_files import ImageFile, find_images
 from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
+from grr_coca.data.image_files.find import ImageFile, find_images
 from grr_coca.generate.options import GenerationOptions
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.registry import DEFAULT

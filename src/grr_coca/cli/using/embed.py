@@ -8,8 +8,8 @@ import tyro
 import grr_coca
 from grr_coca.cli.output.progress import bars
 from grr_coca.cli.output.vectors import check_format, write_vectors
-from grr_coca.cli.using.image_files import ImageFile, find_images
 from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
+from grr_coca.data.image_files.find import ImageFile, find_images
 from grr_coca.errors import UserError
 from grr_coca.files import read_lines
 from grr_coca.inference.locate import locate_checkpoint

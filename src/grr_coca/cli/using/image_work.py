@@ -1,22 +1,20 @@
 """Works through many images with progress. Images are decoded in the background; unreadable ones are skipped."""
 
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from grr_coca.cli.output.progress import bars
-from grr_coca.cli.using.image_files import ImageFile
+from grr_coca.data.image_files.decode import decoded
+from grr_coca.data.image_files.find import ImageFile
 from grr_coca.errors import UserError
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
 
-Decoded = tuple[ImageFile, Image.Image | UserError]
 Work = Callable[[list[ImageFile], list[Image.Image]], None]
 """The work on a batch of images."""
 
@@ -37,7 +35,7 @@ def work_through(
     failures: list[UserError] = []
     done = 0
     with bars({label: len(files)}) if files and show_progress else nullcontext() as shown:
-        for batch in _decoded(files, preprocess, batch_size):
+        for batch in decoded(files, preprocess, batch_size):
             read = [(file, image) for file, image in batch if isinstance(image, Image.Image)]
             failures += [image for _, image in batch if isinstance(image, UserError)]
             if read:
@@ -77,24 +75,3 @@ def _report(failures: Sequence[UserError], total: int) -> int:
         for failure in failures:
             print(f"  {failure}", file=sys.stderr)
     return 1 if failures and len(failures) == total else 0
-
-
-def _decoded(files: Sequence[ImageFile], preprocess: "Preprocess", batch_size: int) -> Iterator[list[Decoded]]:
-    """The batches in order. The next batch is decoded during the work on the present one."""
-    waiting: deque[list[Future[Decoded]]] = deque()
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), batch_size):
-            batch = files[start : start + batch_size]
-            waiting.append([pool.submit(_decode, file, preprocess) for file in batch])
-            if len(waiting) > 1:
-                yield [future.result() for future in waiting.popleft()]
-        while waiting:
-            yield [future.result() for future in waiting.popleft()]
-
-
-def _decode(file: ImageFile, preprocess: "Preprocess") -> Decoded:
-    try:
-        # Scaled to the model's size at once, because two batches of large photographs would fill the memory.
-        return file, preprocess.square(preprocess.decode(file.read(), file.name))
-    except UserError as error:
-        return file, error

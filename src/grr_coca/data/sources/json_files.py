@@ -24,6 +24,7 @@ def open_json(path: Path, split: str | None) -> ListedPairs:
         UserError: the file has none of these formats or no such split, or no images are in the places of the format.
     """
     content = _read(path)
+    fields: Iterator[dict[str, Any]] | None = None
     try:
         if isinstance(content, dict) and "annotations" in content and "images" in content:
             rows, folders = _coco_rows(content), _coco_folders(path)
@@ -32,13 +33,14 @@ def open_json(path: Path, split: str | None) -> ListedPairs:
             split = None
         elif isinstance(content, list) and content and isinstance(content[0], dict):
             rows, folders = list(_object_rows(content, path)), [path.parent, path.parent / "images"]
+            fields = _other_fields(content, path)
         else:
             raise UserError(f"{path}: neither COCO's captions, Karpathy's splits nor a list of objects")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not as the format has it ({type(error).__name__}: {error})") from error
     if split is not None:
         raise UserError(f"{path}: has no splits to choose '{split}' from; only Karpathy's files have")
-    stored = StoredRows(rows)
+    stored = StoredRows(rows, fields)
     return ListedPairs(path, stored, locate_images(path, first_paths(stored), folders))
 
 
@@ -104,3 +106,8 @@ def _object_rows(content: list[Any], path: Path) -> Iterator[ListedRow]:
     for record in content:
         written = record.get(image)
         yield ListedRow(written if isinstance(written, str) else "", as_captions(record.get(caption)))
+
+
+def _other_fields(content: list[Any], path: Path) -> Iterator[dict[str, Any]]:
+    image, _ = find_columns(list(content[0]), str(path))
+    return ({name: value for name, value in record.items() if name != image} for record in content)

@@ -5,9 +5,9 @@ import io
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -27,19 +27,30 @@ DELIMITERS = (",", "\t", ";", "|")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+Parsed = TypeVar("Parsed")
+
+
 class LineRows:
     """The rows of a file. Each row is read when it is asked for.
 
     Args:
         path: the file.
-        starts: the offset of each row, and the end of the last row.
-        parse: makes a row from its text, and raises ValueError if it is broken.
+        starts: offset of each row, and of the end of the last.
+        parse: a row from its text; raises ValueError where it is broken.
+        parse_fields: the other columns of a row from its text, as `parse`.
     """
 
-    def __init__(self, path: Path, starts: np.ndarray, parse: Callable[[str], ListedRow]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        starts: np.ndarray,
+        parse: Callable[[str], ListedRow],
+        parse_fields: Callable[[str], Mapping[str, object]],
+    ) -> None:
         self._path = path
         self._starts = starts
         self._parse = parse
+        self._parse_fields = parse_fields
         self._file: int | None = None
 
     def __len__(self) -> int:
@@ -47,6 +58,13 @@ class LineRows:
 
     def __getitem__(self, index: int) -> ListedRow:
         """One row."""
+        return self._parsed(index, self._parse)
+
+    def fields(self, index: int) -> Mapping[str, object]:
+        """The other columns of a row by name."""
+        return self._parsed(index, self._parse_fields)
+
+    def _parsed(self, index: int, parse: Callable[[str], Parsed]) -> Parsed:
         name = f"{self._path}: row {index + 1}"
         start, end = int(self._starts[index]), int(self._starts[index + 1])
         if end - start > MAX_ROW:
@@ -55,7 +73,7 @@ class LineRows:
             self._file = os.open(self._path, os.O_RDONLY)
         text = decode_text(os.pread(self._file, end - start, start), name)
         try:
-            return self._parse(text)
+            return parse(text)
         except (ValueError, IndexError, csv.Error, RecursionError) as error:
             raise BadSample(f"{name}: not a row of the table ({error})", Cause.BAD_RECORD) from error
 
@@ -66,10 +84,11 @@ class LineRows:
 def open_json_lines(path: Path) -> ListedPairs:
     """JSON lines: one object per line, with the path of an image and a caption or a list of captions."""
     starts = line_starts(path, _mark_size(path))
-    first = LineRows(path, starts, lambda text: ListedRow(text, ()))
+    first = LineRows(path, starts, lambda text: ListedRow(text, ()), lambda _: {})
     names = next(filter(None, (_keys(first, index) for index in range(min(len(first), 50)))), [])
     image, caption = find_columns(names, str(path))
-    rows = LineRows(path, starts, JsonParser(image, caption))
+    parser = JsonParser(image, caption)
+    rows = LineRows(path, starts, parser, parser.fields)
     return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))
 
 
@@ -82,12 +101,13 @@ def open_delimited(path: Path) -> ListedPairs:
     quoting: Quoting = csv.QUOTE_NONE if delimiter == "\t" and not text.startswith('"') else csv.QUOTE_MINIMAL
     cells = next(csv.reader([text], delimiter=delimiter, quoting=quoting), [])
     if len(cells) == 2 and without_suffix(cells[0]) != cells[0]:
-        image, caption, start = 0, 1, _mark_size(path)
+        names, image, caption, start = ["image", "caption"], 0, 1, _mark_size(path)
     else:
-        names = find_columns(cells, str(path))
-        image, caption, start = cells.index(names[0]), cells.index(names[1]), len(header)
+        names, start = cells, len(header)
+        image, caption = map(cells.index, find_columns(cells, str(path)))
     starts = line_starts(path, start) if quoting == csv.QUOTE_NONE else csv_starts(path, start, delimiter)
-    rows = LineRows(path, starts, DelimitedParser(image, caption, delimiter, quoting))
+    parser = DelimitedParser(names, (image, caption), delimiter, quoting)
+    rows = LineRows(path, starts, parser, parser.fields)
     return ListedPairs(path, rows, _find_table_images(path, rows))
 
 
@@ -98,30 +118,54 @@ class JsonParser:
         self._names = (image, caption)
 
     def __call__(self, text: str) -> ListedRow:
-        """The row of one object."""
-        record = json.loads(text)
-        if not isinstance(record, dict):
-            raise ValueError("no object")
+        """The two fields of the object."""
+        record = _object(text)
         image, caption = (record.get(name) for name in self._names)
         return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
 
+    def fields(self, text: str) -> Mapping[str, object]:
+        """All fields of the object but the image's."""
+        return {name: value for name, value in _object(text).items() if name != self._names[0]}
+
+
+def _object(text: str) -> dict[str, object]:
+    record = json.loads(text)
+    if not isinstance(record, dict):
+        raise ValueError("no object")
+    return record
+
 
 class DelimitedParser:
-    """Makes a row from a line of delimited cells."""
+    """A row from cells between delimiters.
 
-    def __init__(self, image: int, caption: int, delimiter: str, quoting: Quoting) -> None:
-        self._image = image
-        self._caption = caption
+    Args:
+        names: of the columns.
+        columns: the numbers of the image's and the caption's column.
+        delimiter: what stands between cells.
+        quoting: what quotes mean.
+    """
+
+    def __init__(self, names: Sequence[str], columns: tuple[int, int], delimiter: str, quoting: Quoting) -> None:
+        self._names = tuple(names)
+        self._image, self._caption = columns
         self._delimiter = delimiter
         self._quoting = quoting
 
     def __call__(self, text: str) -> ListedRow:
-        """The row of one line."""
-        lines = io.StringIO(text, newline="")
-        cells = next(csv.reader(lines, delimiter=self._delimiter, quoting=self._quoting), [])
+        """The two cells of the row."""
+        cells = self._cells(text)
         if len(cells) <= max(self._image, self._caption):
             raise ValueError(f"{len(cells)} cells")
         return ListedRow(cells[self._image].strip(), (cells[self._caption],))
+
+    def fields(self, text: str) -> Mapping[str, object]:
+        """The cells of the row by column, but the image's."""
+        named = zip(self._names, self._cells(text), strict=False)
+        return {name: cell for column, (name, cell) in enumerate(named) if column != self._image}
+
+    def _cells(self, text: str) -> list[str]:
+        lines = io.StringIO(text, newline="")
+        return next(csv.reader(lines, delimiter=self._delimiter, quoting=self._quoting), [])
 
 
 def line_starts(path: Path, start: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Pairs named by a listing: a table or an annotation file beside folders of images."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -31,12 +32,22 @@ class ListedRows(Protocol):
         """One row. Raises `BadSample` if it is broken."""
         ...
 
+    def fields(self, index: int) -> Mapping[str, object]:
+        """The other columns of a row by name, as far as the listing has them."""
+        ...
+
 
 class StoredRows:
-    """The rows of a listing that must be read as a whole, such as JSON. They are kept in little memory."""
+    """Rows of a listing that has to be read as a whole, such as JSON; kept compactly.
 
-    def __init__(self, rows: Iterable[ListedRow]) -> None:
+    Args:
+        rows: path and captions of each.
+        fields: the other columns of each row; None: the format has none.
+    """
+
+    def __init__(self, rows: Iterable[ListedRow], fields: Iterable[Mapping[str, object]] | None = None) -> None:
         rows = list(rows)
+        self._fields = None if fields is None else Strings(json.dumps(dict(record)) for record in fields)
         self._paths = Strings(row.path for row in rows)
         self._captions = Strings(caption for row in rows for caption in row.captions)
         self._ends = np.cumsum([len(row.captions) for row in rows], dtype=np.int64)
@@ -49,6 +60,13 @@ class StoredRows:
         start = int(self._ends[index - 1]) if index else 0
         captions = tuple(self._captions[caption] for caption in range(start, int(self._ends[index])))
         return ListedRow(self._paths[index], captions)
+
+    def fields(self, index: int) -> Mapping[str, object]:
+        """The other columns of a row by name; the caption where the format has no others."""
+        if self._fields is not None:
+            return json.loads(self._fields[index])
+        captions = self[index].captions
+        return {"text": captions[0]} if captions else {}
 
 
 class ListedPairs:
@@ -95,6 +113,22 @@ class ListedPairs:
     def place(self, index: int) -> str:  # noqa: ARG002 (the protocol has it)
         """The path of the listing."""
         return str(self.listing)
+
+    def image_path(self, index: int) -> Path | None:
+        """Where the image of a row lies, whether it is there or not; None where the row names no such place."""
+        try:
+            row = self._rows[index]
+            return self.images.path(row.path, self._name(index, row)) if row.path else None
+        except BadSample:
+            return None
+
+    def fields(self, index: int) -> Mapping[str, object]:
+        """The columns of a row but for the image's, by name.
+
+        Raises:
+            BadSample: the row is broken.
+        """
+        return self._rows.fields(index)
 
     def _row(self, index: int) -> ListedRow:
         if not 0 <= index < len(self):

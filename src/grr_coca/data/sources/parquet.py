@@ -1,5 +1,7 @@
 """Parquet tables. The columns of paths and captions are kept in memory, in Arrow's compact form."""
 
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ from grr_coca.extras import require_extra
 
 
 class ParquetRows:
-    """Rows made of two Arrow columns."""
+    """Rows of two Arrow columns. The others are read when they are first asked for."""
 
-    def __init__(self, path: Path, images: Any, captions: Any) -> None:
+    def __init__(self, path: Path, images: Any, captions: Any, others: Sequence[str]) -> None:
         self._path = path
+        self._others = others
         self._images = images
         self._captions = captions
 
@@ -30,6 +33,17 @@ class ParquetRows:
             message = f"{self._path}: row {index + 1}: not UTF-8 text ({error})"
             raise BadSample(message, Cause.BAD_TEXT) from error
         return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
+
+    def fields(self, index: int) -> Mapping[str, object]:
+        """The other columns of a row by name."""
+        return {name: column[index].as_py() for name, column in self._columns.items()}
+
+    @cached_property
+    def _columns(self) -> dict[str, Any]:
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(self._path, columns=list(self._others))
+        return {name: table[name] for name in self._others}
 
 
 def open_parquet(path: Path) -> ListedPairs:
@@ -48,5 +62,6 @@ def open_parquet(path: Path) -> ListedPairs:
         table = file.read([image, caption])
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read ({error})") from error
-    rows = ParquetRows(path, table[image], table[caption])
+    others = [name for name in file.schema_arrow.names if name != image]
+    rows = ParquetRows(path, table[image], table[caption], others)
     return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))

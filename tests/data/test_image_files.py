@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from grr_coca.cli.using.image_files import find_images
+from grr_coca.data.image_files.find import find_images
 from grr_coca.errors import UserError
 from support import real_pairs, shard_members, write_shard, write_tar
 

@@ -1,0 +1,1 @@
+"""Verbs of an index of pictures: index, search, duplicates."""

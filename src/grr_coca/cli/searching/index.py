@@ -1,0 +1,99 @@
+"""`grr-coca index`."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Annotated
+
+import tyro
+
+from grr_coca.cli.output.progress import JobProgress, bars
+from grr_coca.errors import UserError
+from grr_coca.registry import DEFAULT
+from grr_coca.search.index import Index
+from grr_coca.search.locate import open_store
+from grr_coca.search.updating.update import Update, require_arguments
+
+SECONDS_BETWEEN_LOOKS = 2.0
+SHARE_OF_LOOKING = 10
+"""A look that takes long is followed by so many times its own time of rest."""
+SHOWN_FAILURES = 20
+
+
+def run(
+    out: Annotated[str, tyro.conf.arg(metavar="INDEX")],
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
+    checkpoint: Annotated[str | None, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = None,
+    watch: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    batch_size: int = 32,
+) -> int:
+    """Make an index of pictures to search in, or bring it up to date: each is captioned and embedded in one pass.
+
+    What is in the index already is not read again unless its size or time has changed. Stopped at any moment, the same
+    command goes on. Pictures that cannot be read are listed at the end; the exit code is 1 only if none could.
+
+    Args:
+        out: folder of the index, or http://HOST:PORT/NAME of a Milvus server.
+        images: image files, folders, patterns, .tar shards, or tables of images; without any, all that the index
+            was made of is looked through again.
+        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub. None: the
+            model of the index, and of a new one the model that ships.
+        watch: keep the index current until Ctrl-C.
+        batch_size: images at once.
+    """
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: give 1 or more")
+    with _opened(out, images, checkpoint, batch_size) as index:
+        began = time.monotonic()
+        update = _looked_through(index, images)
+        _tell(update, index, time.monotonic() - began)
+        while watch:
+            _wait(time.monotonic() - began)
+            began = time.monotonic()
+            update = _looked_through(index, images)
+            if update.new or update.changed or update.moved or update.removed:
+                _tell(update, index, time.monotonic() - began)
+    return 1 if update.failures and len(update.failures) >= update.found else 0
+
+
+@contextmanager
+def _opened(out: str, images: Sequence[str], checkpoint: str | None, batch_size: int) -> Iterator[Index]:
+    store = open_store(out, is_optional=True)
+    if store is None:
+        if not images:
+            raise UserError(f"{out}: no index yet; give the images to make it of")
+        require_arguments(images)  # before a model is looked for, or anything made
+    else:
+        store.close()
+    model = checkpoint or (DEFAULT if store is None else None)
+    with Index.open(out, model, create=True, batch_size=batch_size) as index:
+        yield index
+
+
+def _looked_through(index: Index, images: Sequence[str]) -> Update:
+    with ExitStack() as stack:
+        shown: list[JobProgress] = []
+
+        def on_progress(done: int, total: int, failed: int) -> None:
+            if not shown:
+                shown.append(stack.enter_context(bars({"indexed": total})))
+            shown[0].update("indexed", done, f"{failed} failed" if failed else "")
+
+        return index.add(images, on_progress) if images else index.refresh(on_progress)
+
+
+def _tell(update: Update, index: Index, seconds: float) -> None:
+    counts = ((name, getattr(update, name)) for name in ("new", "changed", "moved", "removed"))
+    said = ", ".join(f"{count:,} {name}" for name, count in counts if count) or "nothing new"
+    print(f"{index.store.location}: {len(index):,} pictures ({said}) in {seconds:.1f} s", flush=True)
+    if update.failures:
+        print(f"{len(update.failures):,} of {update.found:,} images cannot be read:", file=sys.stderr)
+        for failure in update.failures[:SHOWN_FAILURES]:
+            print(f"  {failure.message}", file=sys.stderr)
+        if len(update.failures) > SHOWN_FAILURES:
+            print(f"  … and {len(update.failures) - SHOWN_FAILURES:,} more", file=sys.stderr)
+
+
+def _wait(took: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    sleep(max(SECONDS_BETWEEN_LOOKS, SHARE_OF_LOOKING * took))

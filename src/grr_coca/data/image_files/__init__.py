@@ -1,0 +1,1 @@
+"""Images as the arguments of a verb name them: found, read and decoded."""

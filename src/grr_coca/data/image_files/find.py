@@ -1,0 +1,194 @@
+"""Which images some arguments mean: files, folders, patterns, tar shards and tables of pairs."""
+
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from glob import glob, has_magic
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from grr_coca.data.images import IMAGE_SUFFIXES
+from grr_coca.errors import UserError
+from grr_coca.files import read_whole
+
+if TYPE_CHECKING:
+    from grr_coca.data.sources.pairs import PairSource
+
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token"})
+"""Files that list images, and are read as training data are."""
+
+
+class Span(NamedTuple):
+    """Where the bytes of an image lie: in `file`, from `offset` on, or all of it where `offset` is None."""
+
+    file: Path
+    offset: int | None = None
+    size: int | None = None
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            UserError: the file is not there, or cannot be read.
+        """
+        if self.offset is None:
+            return read_whole(self.file)
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.offset)
+                return file.read(-1 if self.size is None else self.size)
+        except OSError as error:
+            raise UserError(f"{self.file}: cannot be read ({error.strerror or error})") from error
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image that will be read in its turn.
+
+    `name` is what results are filed under; `path` is None for an image that is no file of its own. `read` raises
+    `UserError` where there is nothing to read. `span` is None where the bytes lie in no file as they are; `fields`
+    gives the other columns of the image's row in a table.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+    path: Path | None = None
+    span: Span | None = None
+    fields: Callable[[], Mapping[str, object]] = dict
+
+
+def find_images(arguments: Sequence[str]) -> list[ImageFile]:
+    """The images that the arguments mean, in their order, each once.
+
+    Raises:
+        UserError: there is no argument, or a folder or pattern without an image.
+    """
+    if not arguments:
+        raise UserError("no images; give image files, folders, patterns, .tar shards or tables of pairs")
+    found = (image for argument in arguments for image in iterate_images(argument))
+    return list({image.name: image for image in found}.values())
+
+
+def iterate_images(argument: str) -> Iterator[ImageFile]:
+    """The images that one argument means, one after the other; no list of them is made.
+
+    Folders are searched with all the folders in them, and other files there are passed over by their suffix. A file
+    that is named itself counts as an image, whatever it holds.
+
+    Raises:
+        UserError: a folder or pattern without an image, or a table that cannot be read.
+    """
+    path = Path(argument)
+    if path.is_dir():
+        yield from _not_none(_in_folder(path), f"{argument}: no images in this folder (looked for {_suffixes()}, .tar)")
+    elif not path.exists() and has_magic(argument):
+        yield from _not_none(_matches(argument), f"{argument}: no image matches this pattern")
+    elif Path(argument.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES:
+        yield from _of_table(argument)
+    else:
+        yield from _open(path)
+
+
+def _not_none(images: Iterator[ImageFile], message: str) -> Iterator[ImageFile]:
+    first = next(images, None)
+    if first is None:
+        raise UserError(message)
+    yield first
+    yield from images
+
+
+def _matches(pattern: str) -> Iterator[ImageFile]:
+    for name in sorted(glob(pattern, recursive=True)):  # noqa: PTH207 (an absolute pattern)
+        if _is_wanted(Path(name)):
+            yield from _open(Path(name))
+
+
+def _in_folder(root: Path) -> Iterator[ImageFile]:
+    for folder, folders, files in os.walk(root):
+        # Hidden files are no one's images: macOS leaves `._NAME.jpg` beside every NAME.jpg.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(folder, name)
+            if not name.startswith(".") and _is_wanted(path):
+                yield from _open(path)
+
+
+def _is_wanted(file: Path) -> bool:
+    return file.suffix[1:].lower() in IMAGE_SUFFIXES | {"tar"} and file.is_file()
+
+
+def _open(path: Path) -> Iterator[ImageFile]:
+    if path.suffix.lower() == ".tar" and path.is_file():
+        yield from _of_tar(path)
+    else:
+        yield ImageFile(str(path), partial(read_whole, path), path, Span(path))
+
+
+def _of_tar(path: Path) -> Iterator[ImageFile]:
+    """The images of a shard, captioned or not. Where it breaks off, an image stands that tells so when it is read."""
+    count = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # or it keeps what it knows of every member
+                if member.isreg() and member.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
+                    count += 1
+                    span = Span(path, member.offset_data, member.size)
+                    yield ImageFile(f"{path}: {member.name}", span.read, None, span)
+            if 0 < path.stat().st_size - tar.offset < tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("it ends within a header")  # which tarfile takes for its end
+    except (tarfile.TarError, OSError) as error:
+        yield ImageFile(f"{path}", partial(_refuse, f"{path}: not a whole uncompressed tar file ({error})"))
+    else:
+        if not count:
+            yield ImageFile(f"{path}", partial(_refuse, f"{path}: holds no images ({_suffixes()})"))
+
+
+def _of_table(argument: str) -> Iterator[ImageFile]:
+    table = _Table(argument)
+    for index in range(len(table.source)):
+        yield ImageFile(
+            table.source.name(index), partial(table.read, index), None, table.span(index), partial(table.fields, index)
+        )
+
+
+class _Table:
+    """A table of images. What another process gets of it is its name, by which it is opened there, once."""
+
+    def __init__(self, argument: str) -> None:
+        from grr_coca.data.sources.open import open_source  # late: most images are files of their own
+
+        self.argument = argument
+        self.source: PairSource = open_source(argument)
+
+    def __reduce__(self) -> tuple[Callable[[str], "_Table"], tuple[str]]:
+        return _opened, (self.argument,)
+
+    def read(self, index: int) -> bytes:
+        return self.source[index].image
+
+    def span(self, index: int) -> Span | None:
+        from grr_coca.data.sources.listed import ListedPairs
+
+        path = self.source.image_path(index) if isinstance(self.source, ListedPairs) else None
+        return Span(path) if path else None
+
+    def fields(self, index: int) -> Mapping[str, object]:
+        from grr_coca.data.sources.listed import ListedPairs
+
+        return self.source.fields(index) if isinstance(self.source, ListedPairs) else {}
+
+
+@lru_cache(maxsize=4)
+def _opened(argument: str) -> _Table:
+    return _Table(argument)
+
+
+def _refuse(message: str) -> bytes:
+    raise UserError(message)
+
+
+def _suffixes() -> str:
+    return ", ".join(f".{suffix}" for suffix in sorted(IMAGE_SUFFIXES))

@@ -1,0 +1,19 @@
+"""Search: pictures with their captions and embeddings in an index, in a folder or on a Milvus server."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grr_coca.search.answering.result import SearchResult, Hit
+    from grr_coca.search.index import Index
+
+MODULES = {"SearchResult": "answering.result", "Hit": "answering.result", "Index": "index"}
+
+__all__ = ["SearchResult", "Hit", "Index"]
+
+
+def __getattr__(name: str) -> object:
+    """A name of `__all__`, imported when it is first asked for."""
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)

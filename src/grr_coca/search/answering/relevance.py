@@ -1,0 +1,52 @@
+"""How likely a hit is what was asked for.
+
+A cosine means nothing by itself: its height depends on the model, the query and the library. Two things tell more.
+One is how far the picture stands out: its score, in deviations above the median of a sample of the library. The other
+is what the model itself says of the picture: how close its caption is to the query, next to captions of other pictures.
+Both together give a probability by a logistic curve, whose three numbers were fitted once, to queries whose answers are
+known (`benchmarks/search_relevance.py`, which also measures how often it is right).
+
+Shapes: H hits, S pictures of the sample, E embedding width.
+"""
+
+import numpy as np
+
+PER_DEVIATION = 0.57
+PER_AGREEMENT = 8.53
+OFFSET = -9.47
+NOTHING = 0.25
+"""If no hit is at least as likely as this, nothing in the library looks like what was asked for."""
+
+
+def relevances(
+    vector: np.ndarray,
+    scores: np.ndarray,
+    sample: np.ndarray,
+    asked: np.ndarray,
+    captions: np.ndarray,
+    others: np.ndarray,
+) -> np.ndarray:
+    """A probability for each hit.
+
+    Args:
+        vector: the query, E.
+        scores: products of the hits with it, H.
+        sample: embeddings of some pictures of the library, S E.
+        asked: embeddings of the query's texts, each as long as 1; the closest one counts.
+        captions: embeddings of the captions of the hits, H E.
+        others: embeddings of captions of some pictures of the library.
+    """
+    background = sample @ vector
+    middle = float(np.median(background))
+    # Of the lower half alone: in a small library what was asked for may be a good part of the upper one.
+    lower = background[background <= middle] - middle
+    stands_out = (scores - middle) / max(float(np.sqrt(np.square(lower).mean())), 1e-6)
+    usual = float(np.median(others @ asked.T))
+    # 0: as close as the captions of any pictures are; 1: the same words.
+    agreement = ((captions @ asked.T).max(axis=1) - usual) / max(1 - usual, 1e-6)
+    return 1 / (1 + np.exp(-(PER_DEVIATION * stands_out + PER_AGREEMENT * agreement + OFFSET)))
+
+
+def share_below(vector: np.ndarray, score: float, sample: np.ndarray) -> float:
+    """The share of the library, by its sample, that matches a query less than a score."""
+    return float((sample @ vector < score).mean()) if len(sample) else 0.0

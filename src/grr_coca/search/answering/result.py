@@ -1,0 +1,155 @@
+"""Answers a query: the nearest pictures, near-duplicates folded, each with how likely it is what was asked for."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+
+from grr_coca.search.answering.fusion import fused
+from grr_coca.search.answering.query import Query, query_vector
+from grr_coca.search.answering.relevance import NOTHING, relevances, share_below
+from grr_coca.search.duplicates import folded
+from grr_coca.search.entry import Entry
+from grr_coca.search.filters.parse import parse_filter
+from grr_coca.search.filters.tree import Filter
+from grr_coca.search.model import IndexModel
+from grr_coca.search.store import Store
+
+LOOKED_AT = 10
+"""Hits that decide whether anything looks like what was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """A picture that was found.
+
+    `path`: where it is; `score`: cosine of its embedding and the query; `relevance`: how likely it is what was asked
+    for; `copies`: paths of its near-duplicates; `is_there`: false if its file is gone since it was indexed.
+    """
+
+    path: str
+    score: float
+    relevance: float
+    caption: str
+    copies: tuple[str, ...]
+    is_there: bool
+    entry: Entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult(Sequence[Hit]):
+    """Hits, the best first.
+
+    `vector`: the query; `searched`: pictures of the index; `share_below`: the share of them that match less than the
+    best hit.
+    """
+
+    hits: tuple[Hit, ...]
+    vector: np.ndarray
+    searched: int
+    share_below: float
+
+    @property
+    def is_likely(self) -> bool:
+        """Whether any of the first hits is likely what was asked for; if not, nothing here looks like that."""
+        return any(hit.relevance >= NOTHING for hit in self.hits[:LOOKED_AT])
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Hit]: ...
+    def __getitem__(self, index: int | slice) -> Hit | Sequence[Hit]:
+        """A hit, or some."""
+        return self.hits[index]
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """How many hits, of which pictures (a filter), by embeddings alone or by words too, folded or not."""
+
+    n: int
+    where: str | None
+    hybrid: bool
+    fold: bool
+
+
+def search_store(query: Query, store: Store, model: IndexModel, wishes: Wishes) -> SearchResult:
+    """Search a store.
+
+    Raises:
+        UserError: the filter is none, a picture of the query cannot be read, or the store cannot be read.
+    """
+    tree = None if wishes.where is None else parse_filter(wishes.where, store.columns())
+    asked = _asked(query, model)
+    with store.snapshot():
+        sample = store.sample()
+        vector = query_vector(query, model, sample.vectors)
+        groups, vectors = _groups(query, vector, store, tree, wishes)
+        entries = [store.entries(group) for group in groups]
+        searched = len(store)
+    scores = vectors @ vector
+    texts = [group[0].caption for group in entries]
+    if not texts:
+        return SearchResult(hits=(), vector=vector, searched=searched, share_below=0.0)
+    captions = model.embed_captions(texts)
+    others = model.embed_captions(sample.captions)
+    likely = relevances(vector, scores, sample.vectors, asked=asked, captions=captions, others=others)
+    hits = tuple(
+        Hit(
+            path=best.name,
+            score=round(float(score), 6),
+            relevance=round(float(chance), 4),
+            caption=best.caption,
+            copies=tuple(copy.name for copy in copies),
+            is_there=best.is_there,
+            entry=best,
+        )
+        for (best, *copies), score, chance in zip(entries, scores, likely, strict=True)
+    )
+    return SearchResult(
+        hits=hits,
+        vector=vector,
+        searched=searched,
+        share_below=share_below(vector, float(scores.max()), sample.vectors),
+    )
+
+
+def _asked(query: Query, model: IndexModel) -> np.ndarray:
+    """What the captions of hits are compared with: the texts, or what the model says of the picture that is given."""
+    texts = list(query.texts) or [caption for caption, _ in model.describe_images(list(query.images))]
+    return model.embed_captions(texts)
+
+
+def _groups(
+    query: Query, vector: np.ndarray, store: Store, tree: Filter | None, wishes: Wishes
+) -> tuple[list[list[int]], np.ndarray]:
+    """Ids of the hits, each with its near-duplicates behind it, and the embeddings of the hits."""
+    count = wishes.n
+    while True:
+        ids = _ranked(query, vector, store, tree, wishes, count)
+        vectors = store.vectors(ids)
+        if not wishes.fold:
+            return [[identity] for identity in ids[: wishes.n]], vectors[: wishes.n]
+        hashes = np.array([entry.phash for entry in store.entries(ids)], np.int64)
+        places = folded(vectors, hashes)
+        if len(places) > wishes.n or len(ids) < count:
+            places = places[: wishes.n]
+            return [[ids[place] for place in group] for group in places], vectors[[group[0] for group in places]]
+        count *= 2
+
+
+def _ranked(
+    query: Query, vector: np.ndarray, store: Store, tree: Filter | None, wishes: Wishes, count: int
+) -> list[int]:
+    nearest = [match.id for match in store.nearest(vector, count, tree)]
+    if not (wishes.hybrid and query.texts):
+        return nearest
+    by_words = [match.id for match in store.word_matches(query.words, count, tree)]
+    return fused([nearest, by_words])[:count]

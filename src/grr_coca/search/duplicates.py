@@ -1,0 +1,98 @@
+"""Near-duplicates: pictures whose perceptual hashes and embeddings are both nearly equal.
+
+The hash alone takes thin drawings on white for one another, the embedding alone two drawings of one thing; together
+they mean the same picture, scaled, recompressed or retouched.
+
+Shapes: N pictures.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from grr_coca.search.entry import Entry
+from grr_coca.search.phash import differing_bits
+from grr_coca.search.store import Store
+from grr_coca.search.words import pieces
+
+MOST_BITS = 6
+"""Of 64 that may differ."""
+LEAST_COSINE = 0.95
+BANDS = MOST_BITS + 1
+"""Hashes are cut into so many bands: of two that differ in fewer bits than there are bands, one band is equal."""
+LARGEST_BUCKET = 5000
+"""Pictures that share a band and are held against each other; of more, such as blank ones, each against so many."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pictures that look the same; the largest in pixels comes first."""
+
+    entries: list[Entry]
+
+
+def duplicate_groups(store: Store) -> list[Group]:
+    """All groups of near-duplicates, the largest first."""
+    with store.snapshot():
+        ids, hashes = store.hashes()
+        parents = np.arange(len(ids))
+        for first, second in _alike(hashes):
+            for piece in pieces(zip(first.tolist(), second.tolist(), strict=True), 4096):
+                a, b = np.array(piece).T
+                cosines = (store.vectors(ids[a].tolist()) * store.vectors(ids[b].tolist())).sum(axis=1)
+                for one, other in zip(a[cosines >= LEAST_COSINE], b[cosines >= LEAST_COSINE], strict=True):
+                    _join(parents, int(one), int(other))
+        groups: dict[int, list[int]] = {}
+        for place in range(len(ids)):
+            groups.setdefault(_root(parents, place), []).append(int(ids[place]))
+        several = sorted((group for group in groups.values() if len(group) > 1), key=len, reverse=True)
+        return [Group(_largest_first(store.entries(group))) for group in several]
+
+
+def folded(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
+    """Places of N hits in groups of near-duplicates, in the order of the best of each."""
+    groups: list[list[int]] = []
+    for place in range(len(hashes)):
+        for group in groups:
+            best = group[0]
+            is_like = differing_bits(hashes[best], hashes[place]) <= MOST_BITS
+            if is_like and float(vectors[best] @ vectors[place]) >= LEAST_COSINE:
+                group.append(place)
+                break
+        else:
+            groups.append([place])
+    return groups
+
+
+def _alike(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of places whose hashes differ in few bits; a pair may come more than once."""
+    bits = np.unpackbits(np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, 8), axis=1)
+    for band in np.array_split(np.arange(64), BANDS):
+        keys = bits[:, band] @ (2 ** np.arange(len(band)))
+        order = np.argsort(keys, kind="stable")
+        # Places with one key lie side by side: hold each against the next, the one after it, and so on.
+        for distance in range(1, LARGEST_BUCKET):
+            same = np.flatnonzero(keys[order[distance:]] == keys[order[:-distance]])
+            if not len(same):
+                break
+            first, second = order[same], order[same + distance]
+            near = differing_bits(hashes[first], hashes[second]) <= MOST_BITS
+            if near.any():
+                yield first[near], second[near]
+
+
+def _largest_first(entries: Iterable[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda entry: (-entry.width * entry.height, entry.name))
+
+
+def _root(parents: np.ndarray, place: int) -> int:
+    while parents[place] != place:
+        parents[place] = parents[parents[place]]
+        place = int(parents[place])
+    return place
+
+
+def _join(parents: np.ndarray, one: int, other: int) -> None:
+    a, b = sorted((_root(parents, one), _root(parents, other)))
+    parents[b] = a

@@ -1,0 +1,157 @@
+"""Opens `index.sqlite`, and turns its rows into entries."""
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from grr_coca.errors import UserError
+from grr_coca.search.embedded.schema import APPLICATION_ID, SCHEMA
+from grr_coca.search.entry import VERSION, Entry, Header, Stamp, os_bytes
+
+FILE = "index.sqlite"
+SECONDS_TO_WAIT = 30.0
+"""For another process's commit, which takes milliseconds."""
+
+
+def create_database(folder: Path, header: Header) -> None:
+    """Make a new one, which is there whole or not at all.
+
+    Raises:
+        UserError: the disk is full or cannot be written to.
+    """
+    partial = folder / f".{FILE}.{os.getpid()}.partial"
+    with database_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+        database = _connected(str(partial), read_only=False)
+        try:
+            database.executescript(f"PRAGMA journal_mode = DELETE; BEGIN; {SCHEMA}")
+            database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            database.execute(f"PRAGMA user_version = {header.version}")
+            values = {"model": header.model, "fingerprint": header.fingerprint, "embed_dim": str(header.embed_dim)}
+            database.executemany("INSERT INTO header VALUES (?, ?)", values.items())
+            database.execute("COMMIT")
+            database.execute("PRAGMA journal_mode = WAL")  # readers beside a writer
+        finally:
+            database.close()
+        partial.replace(folder / FILE)
+
+
+def open_database(folder: Path) -> sqlite3.Connection:
+    """A connection to the database of an index, without a transaction.
+
+    Raises:
+        UserError: there is none, it is something else or damaged, or a newer version of this code wrote it.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        why = "no such folder" if not folder.exists() else f"not an index: it holds no {FILE}"
+        raise UserError(f"{folder}: {why}; make one by grr-coca index IMAGES… --out {folder}")
+    with database_errors(folder):
+        database = _connected(str(path), read_only=not os.access(folder, os.W_OK))
+        try:
+            _check(database, folder)
+        except BaseException:
+            database.close()
+            raise
+    return database
+
+
+def read_header(database: sqlite3.Connection) -> Header:
+    """Which model the index is of."""
+    values = dict(database.execute("SELECT key, value FROM header"))
+    return Header(values["model"], values["fingerprint"], int(values["embed_dim"]))
+
+
+@contextmanager
+def database_errors(folder: Path) -> Iterator[None]:
+    """Turn what SQLite or the system has against the files of an index into a `UserError`."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        words = str(error)
+        if "full" in words or "disk I/O" in words:
+            raise UserError(f"{folder}: cannot be written ({words}); what was committed before is kept") from error
+        if "locked" in words or "busy" in words:
+            raise UserError(f"{folder}: another process holds the index; try again when it is done") from error
+        raise UserError(f"{folder / FILE}: damaged, or not an index ({words})") from error
+    except OSError as error:
+        message = f"{folder}: cannot be read or written ({error.strerror or error}); what was committed before is kept"
+        raise UserError(message) from error
+
+
+def as_bytes(text: str) -> str | bytes:
+    """A text to bind to a parameter; a file name that is not UTF-8 as its bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os_bytes(text)
+    return text
+
+
+def to_row(entry: Entry) -> tuple[object, ...]:
+    """The values of `schema.ADD` but for the id."""
+    texts = (as_bytes(text) for text in (entry.name, entry.title, entry.root, entry.file))
+    return (
+        *texts,
+        entry.offset,
+        *entry.stamp,
+        entry.date,
+        as_bytes(entry.folder),
+        entry.digest,
+        entry.phash,
+        entry.width,
+        entry.height,
+        as_bytes(entry.caption),
+        entry.draw,
+        json.dumps(dict(entry.fields)) if entry.fields else None,
+    )
+
+
+def from_row(row: tuple) -> Entry:
+    """The entry of a row of `schema.READ`."""
+    _, name, root, file, offset, size, mtime_ns, digest, phash, width, height, caption, fields = row
+    return Entry(
+        name=name,
+        root=root,
+        file=file,
+        offset=offset,
+        stamp=Stamp(size, mtime_ns),
+        digest=digest,
+        phash=phash,
+        width=width,
+        height=height,
+        caption=caption,
+        fields=json.loads(fields) if fields else {},
+    )
+
+
+def _connected(path: str, read_only: bool) -> sqlite3.Connection:
+    # Where nothing can be written, SQLite cannot make the files that it keeps beside a database that is written to.
+    options = "?mode=ro&immutable=1" if read_only else ""
+    database = sqlite3.connect(
+        f"{Path(path).absolute().as_uri()}{options}",
+        uri=True,
+        timeout=SECONDS_TO_WAIT,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    database.text_factory = lambda content: content.decode("utf-8", "surrogateescape")
+    # A commit is durable when it returns, after a power cut too.
+    database.execute("PRAGMA synchronous = FULL")
+    return database
+
+
+def _check(database: sqlite3.Connection, folder: Path) -> None:
+    (identity,) = database.execute("PRAGMA application_id").fetchone()
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if identity != APPLICATION_ID:
+        raise UserError(f"{folder / FILE}: an SQLite database, and not an index of grr-coca")
+    if version > VERSION:
+        raise UserError(
+            f"{folder}: written by a newer grr-coca (format {version}; this one reads {VERSION}); "
+            "pip install --upgrade grr-coca"
+        )

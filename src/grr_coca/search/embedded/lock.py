@@ -1,0 +1,35 @@
+"""One writer at a time: a lock that its process takes along when it ends, however that happens."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from grr_coca.errors import UserError
+
+LOCK = "writer.lock"
+
+
+class WriterLock:
+    """Held from its construction until `release`.
+
+    Raises:
+        UserError: another process writes; names it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            writer = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "?"
+            os.close(self._descriptor)
+            raise UserError(
+                f"{folder}: another process ({writer}) writes to this index; wait until it is done, or stop it; "
+                "searching goes on meanwhile"
+            ) from error
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let another process write."""
+        os.close(self._descriptor)

@@ -1,0 +1,98 @@
+"""The file of embeddings: rows in half precision, one after the other, never changed once they are committed.
+
+Shapes: N rows, E embedding width, Q queries.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from grr_coca.errors import UserError
+
+CHUNK_BYTES = 2**20
+"""Of a block in 32 bits, which then stays in the processor's cache while it is multiplied."""
+
+
+def vectors_file(folder: Path, generation: int) -> Path:
+    """`vectors.f16`; written anew without the rows of pictures that are gone, `vectors-1.f16` and so on."""
+    return folder / (f"vectors-{generation}.f16" if generation else "vectors.f16")
+
+
+def map_rows(path: Path, rows: int, width: int) -> np.ndarray:
+    """The first rows of a file, mapped into memory: N E.
+
+    Raises:
+        FileNotFoundError: a newer generation has taken its place.
+        UserError: the file is shorter than what was committed.
+    """
+    if rows == 0:
+        return np.empty((0, width), np.float16)
+    _require_size(path, path.stat().st_size, rows * width * 2)
+    # Copied on write: torch takes no array that is read-only, and nothing writes.
+    return np.memmap(path, np.float16, "c", shape=(rows, width))
+
+
+def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
+    """Write N E vectors behind the first `rows` rows, and wait until they are on the disk.
+
+    What lies behind these rows was never committed, and is cut off.
+
+    Raises:
+        OSError: the disk is full or cannot be written to; nothing is left behind the first rows.
+        UserError: the file is shorter than these.
+    """
+    start = rows * vectors.shape[1] * 2
+    content = np.ascontiguousarray(vectors, np.float16).tobytes()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _require_size(path, os.fstat(descriptor).st_size, start)
+        os.ftruncate(descriptor, start)
+        try:
+            written = 0
+            while written < len(content):
+                written += os.pwrite(descriptor, content[written:], start + written)
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, start)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _require_size(path: Path, size: int, committed: int) -> None:
+    if size < committed:
+        raise UserError(
+            f"{path}: damaged: {size:,} bytes, of {committed:,} that were committed; "
+            "make the index anew, or take it from a copy"
+        )
+
+
+def products(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Products of all rows with all queries, in 32 bits: N Q of N E and Q E."""
+    import torch  # late: it converts halves many times as fast as NumPy
+
+    with torch.inference_mode():
+        transposed = torch.from_numpy(np.ascontiguousarray(queries, np.float32)).T.contiguous()
+        scores = torch.empty(len(vectors), len(queries))
+        step = max(1, CHUNK_BYTES // (4 * max(1, vectors.shape[1])))
+        for start in range(0, len(vectors), step):
+            block = torch.from_numpy(vectors[start : start + step])
+            torch.matmul(block.float(), transposed, out=scores[start : start + step])
+    return scores.numpy()
+
+
+def best_rows(scores: np.ndarray, count: int) -> np.ndarray:
+    """The rows of the highest of N scores, the best first; of equal ones the first; never minus infinity."""
+    count = min(count, int(np.isfinite(scores).sum()))
+    if count == 0:
+        return np.empty(0, np.int64)
+    least = np.partition(scores, len(scores) - count)[len(scores) - count]
+    candidates = np.flatnonzero(scores >= least)
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:count]
+
+
+def rows_of(vectors: np.ndarray, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Some rows in 32 bits."""
+    return np.asarray(vectors[np.asarray(rows, np.int64)], np.float32)

@@ -1,0 +1,149 @@
+"""Writes an index: vectors first, then the transaction of SQLite that makes them count.
+
+Whatever happens in between, the state is that of the last transaction. Vectors that none tells of are cut off by the
+next that are written.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from grr_coca.search.embedded.database import as_bytes, to_row
+from grr_coca.search.embedded.lock import WriterLock
+from grr_coca.search.embedded.schema import ADD
+from grr_coca.search.embedded.vectors import append_rows, map_rows, vectors_file
+from grr_coca.search.entry import Entry
+from grr_coca.search.store import Changes
+
+LEAST_GONE = 1000
+"""Rows; fewer are not worth writing the file of vectors anew."""
+
+
+class _Written(NamedTuple):
+    """The row of the table `state`."""
+
+    revision: int
+    generation: int
+    rows: int
+    live: int
+
+
+class Writer:
+    """The one that may write, until `release`.
+
+    Raises:
+        UserError: another process writes.
+    """
+
+    def __init__(self, folder: Path, database: sqlite3.Connection, width: int) -> None:
+        self._folder = folder
+        self._database = database
+        self._width = width
+        self._lock = WriterLock(folder)
+        self._tidy()
+
+    def release(self) -> None:
+        """Let another process write."""
+        self._lock.release()
+
+    def commit(self, changes: Changes) -> None:
+        """Make changes durable."""
+        before = self._written()
+        added = list({entry.name: (entry, vector) for entry, vector in changes.added}.values())
+        if added:
+            vectors = np.stack([vector for _, vector in added])
+            append_rows(vectors_file(self._folder, before.generation), before.rows, vectors)
+        names = [as_bytes(name) for name in (*changes.removed, *(entry.name for entry, _ in added))]
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            revision = before.revision + 1
+            removed = self._remove(names + [as_bytes(failure.name) for failure in changes.failed], revision)
+            self._touch(changes)
+            first = before.rows + 1
+            self._add([entry for entry, _ in added], first)
+            self._database.executemany(
+                "INSERT INTO failures VALUES (CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, CAST(? AS TEXT))",
+                (
+                    (as_bytes(name), as_bytes(root), *(stamp or (None, None)), as_bytes(message))
+                    for name, root, stamp, message in {failure.name: failure for failure in changes.failed}.values()
+                ),
+            )
+            after = (revision, before.rows + len(added), before.live + len(added) - removed)
+            self._database.execute("UPDATE state SET revision = ?, rows = ?, live = ?", after)
+            self._database.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _remove(self, names: Sequence[str | bytes], revision: int) -> int:
+        one = [(name,) for name in names]
+        self._database.executemany(
+            f"INSERT INTO gone SELECT id, {revision} FROM pictures WHERE name = CAST(? AS TEXT)", one
+        )
+        removed = self._database.executemany("DELETE FROM pictures WHERE name = CAST(? AS TEXT)", one).rowcount
+        self._database.executemany("DELETE FROM failures WHERE name = CAST(? AS TEXT)", one)
+        return max(removed, 0)
+
+    def _touch(self, changes: Changes) -> None:
+        self._database.executemany(
+            "UPDATE pictures SET size = ?, mtime_ns = ?, "
+            "date = strftime('%Y-%m-%dT%H:%M:%S', ? / 1000000000, 'unixepoch') WHERE name = CAST(? AS TEXT)",
+            ((*stamp, stamp.mtime_ns, as_bytes(name)) for name, stamp in changes.touched),
+        )
+
+    def _add(self, entries: Sequence[Entry], first: int) -> None:
+        self._database.executemany(ADD, ((first + i, *to_row(entry)) for i, entry in enumerate(entries)))
+        columns = {name for entry in entries for name in entry.fields}
+        self._database.executemany("INSERT OR IGNORE INTO columns VALUES (?)", ((name,) for name in columns))
+
+    def compact(self) -> bool:
+        """Leave out the rows of pictures that are gone, if they are more than half; returns whether it was done."""
+        before = self._written()
+        gone = before.rows - before.live
+        if gone < LEAST_GONE or gone <= before.rows // 2:
+            return False
+        ids = np.array([row for (row,) in self._database.execute("SELECT id FROM pictures ORDER BY id")], np.int64)
+        old = vectors_file(self._folder, before.generation)
+        new = vectors_file(self._folder, before.generation + 1)
+        vectors = map_rows(old, before.rows, self._width)
+        step = 2**16
+        append_rows(new, 0, np.empty((0, self._width), np.float16))
+        for start in range(0, len(ids), step):
+            append_rows(new, start, vectors[ids[start : start + step] - 1])
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            # In this order no new id is taken: each is at most the old one, and those before it have moved.
+            self._database.executemany("UPDATE pictures SET id = ? WHERE id = ?", _moves(ids))
+            self._database.execute("INSERT INTO words (words) VALUES ('rebuild')")
+            self._database.execute("DELETE FROM gone")
+            after = (before.revision + 1, before.generation + 1, len(ids))
+            self._database.execute("UPDATE state SET revision = ?, generation = ?, rows = ?", after)
+            self._database.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        old.unlink(missing_ok=True)
+        return True
+
+    def _tidy(self) -> None:
+        """Remove what a writer that was killed left behind: a file of vectors of another generation, a torn tail."""
+        written = self._written()
+        current = vectors_file(self._folder, written.generation)
+        for path in self._folder.glob("vectors*.f16"):
+            if path != current:
+                path.unlink(missing_ok=True)
+        append_rows(current, written.rows, np.empty((0, self._width), np.float16))
+
+    def _written(self) -> _Written:
+        return _Written(*self._database.execute("SELECT revision, generation, rows, live FROM state").fetchone())
+
+    def _roll_back(self) -> None:
+        if self._database.in_transaction:
+            self._database.execute("ROLLBACK")
+
+
+def _moves(ids: Iterable[int]) -> Iterable[tuple[int, int]]:
+    return ((new, int(old)) for new, old in enumerate(ids, 1))

@@ -1,0 +1,50 @@
+"""A filter as a condition of SQLite, every value a parameter of it."""
+
+from grr_coca.search.entry import FieldValue
+from grr_coca.search.filters.fields import OWN_FIELDS
+from grr_coca.search.filters.tree import And, Comparison, Filter, Like, Not, OneOf, Or
+
+COLUMNS = {"path": "name"}
+"""Columns that are called otherwise than their field."""
+
+
+def to_sql(tree: Filter) -> tuple[str, list[FieldValue]]:
+    """The condition and the values of its question marks."""
+    values: list[FieldValue] = []
+    return _condition(tree, values), values
+
+
+def _condition(tree: Filter, values: list[FieldValue]) -> str:
+    if isinstance(tree, And | Or):
+        word = " AND " if isinstance(tree, And) else " OR "
+        return "(" + word.join(_condition(part, values) for part in tree.parts) + ")"
+    if isinstance(tree, Not):
+        return f"NOT {_condition(tree.inner, values)}"
+    if isinstance(tree, Comparison):
+        return _test(tree.field, tree.operator, tree.value, values)
+    if isinstance(tree, OneOf):
+        return "(" + " OR ".join(_test(tree.field, "=", value, values) for value in tree.values) + ")"
+    assert isinstance(tree, Like)
+    column = _column(tree.field, values)
+    values += [len(tree.prefix), tree.prefix]
+    return f"IFNULL(substr({column}, 1, ?) = ?, 0)"
+
+
+def _test(field: str, operator: str, value: FieldValue, values: list[FieldValue]) -> str:
+    """False, and not unknown, for a picture without the field; false for a text that is compared with a number."""
+    column = _column(field, values)
+    values.append(value)
+    test = f"{column} {operator} ?"
+    if field in OWN_FIELDS:
+        return f"({test})"
+    kinds = "'text'" if isinstance(value, str) else "'integer', 'real'"
+    typed = _column(field, values)
+    return f"IFNULL({test} AND typeof({typed}) IN ({kinds}), 0)"
+
+
+def _column(field: str, values: list[FieldValue]) -> str:
+    if field in OWN_FIELDS:
+        return f"pictures.{COLUMNS.get(field, field)}"
+    # A parameter too: the name of a field is checked against those that the index has, and still never written out.
+    values.append(f"$.{field}")
+    return "json_extract(pictures.fields, ?)"

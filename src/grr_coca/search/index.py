@@ -1,0 +1,163 @@
+"""An index: pictures by what they show. `grr_coca.Index.open` opens one, in a folder or on a Milvus server."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from grr_coca.errors import UserError
+from grr_coca.registry import DEFAULT
+from grr_coca.search.answering.result import SearchResult, Wishes, search_store
+from grr_coca.search.answering.query import Query
+from grr_coca.search.duplicates import Group, duplicate_groups
+from grr_coca.search.filters.parse import parse_filter
+from grr_coca.search.locate import make_store, open_store
+from grr_coca.search.model import IndexModel
+from grr_coca.search.store import Changes, Store
+from grr_coca.search.updating.update import OnProgress, Update, absolute_arguments, update_store
+from grr_coca.search.words import pieces
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MOST_HITS = 10_000
+
+
+class Index:
+    """Pictures with their captions and embeddings, to be searched by words and pictures.
+
+    Any number of processes read it; the first change takes the lock of the one that writes, and keeps it until the
+    index is closed. Use it as a context, or call `close`.
+    """
+
+    def __init__(self, store: Store, model: IndexModel) -> None:
+        self.store = store
+        self.model = model
+
+    @classmethod
+    def open(
+        cls, location: str | Path, model: str | Path | None = None, *, create: bool = False, batch_size: int = 32
+    ) -> Self:
+        """Open an index.
+
+        Args:
+            location: its folder, `http://HOST:PORT/NAME` of a Milvus server, or `milvus:FILE`.
+            model: checkpoint folder, name of a shipped model or `OWNER/NAME` on the hub; None: the one that the index
+                was made with, or for a new one the one that ships.
+            create: make it if it is not there.
+            batch_size: pictures described at once.
+
+        Raises:
+            UserError: there is no index, it is one of another model, or a newer version wrote it.
+        """
+        store = open_store(str(location), is_optional=create)
+        if store is None:
+            chosen = IndexModel(str(model if model is not None else DEFAULT), batch_size)
+            store = make_store(str(location), chosen.header)
+        try:
+            chosen = IndexModel(str(model) if model is not None else store.header.model, batch_size)
+            chosen.require(store.header, store.location)
+        except BaseException:
+            store.close()
+            raise
+        return cls(store, chosen)
+
+    def close(self) -> None:
+        """Let go of files, connections and the writer's lock."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.store)
+
+    def add(self, images: str | Path | Iterable[str | Path], on_progress: OnProgress = lambda *_: None) -> Update:
+        """Add pictures, or bring those that are there up to date.
+
+        What is there already is not read again, as long as its size and time are the same. Of a folder, shard, table or
+        pattern that was added before, pictures that are gone are removed.
+
+        Args:
+            images: files, folders, patterns, tar shards, tables of pairs; see `grr-coca index`.
+            on_progress: called with the number of pictures done, of all, and of those that failed.
+
+        Raises:
+            UserError: one is not there or holds no picture, another process writes, or the disk is full.
+        """
+        arguments = [images] if isinstance(images, str | Path) else list(images)
+        return update_store(
+            self.store, list(map(str, arguments)), lambda: self.model, self.model.batch_size, on_progress
+        )
+
+    def refresh(self, on_progress: OnProgress = lambda *_: None) -> Update:
+        """`add` everything that was added before once more."""
+        return self.add(self.store.roots(), on_progress)
+
+    def delete(self, names: str | Path | Iterable[str | Path] = (), *, where: str | None = None) -> int:
+        """Remove pictures; the files stay. Returns how many were there.
+
+        Args:
+            names: paths, or names as hits have them.
+            where: remove all that a filter picks.
+
+        Raises:
+            UserError: the filter is none, or another process writes.
+        """
+        given = [names] if isinstance(names, str | Path) else list(names)
+        wanted = {*map(str, given), *absolute_arguments(list(map(str, given)))}
+        if where is not None:
+            tree = parse_filter(where, self.store.columns())
+            wanted |= {entry.name for entry in self.store.matching(tree)}
+        before = len(self)
+        for piece in pieces(sorted(wanted), 1000):
+            self.store.commit(Changes(removed=piece))
+        return before - len(self)
+
+    def search(
+        self,
+        texts: str | Sequence[str] = (),
+        n: int = 20,
+        *,
+        image: "str | Path | Image.Image | Sequence[str | Path | Image.Image]" = (),
+        without: str | Sequence[str] = (),
+        weights: Sequence[float] = (),
+        where: str | None = None,
+        hybrid: bool = False,
+        fold: bool = True,
+    ) -> SearchResult:
+        """Find pictures.
+
+        Args:
+            texts: what they show, in words; several are all looked for.
+            n: the most hits.
+            image: a picture, or several, that they are like.
+            without: texts of what they must not show.
+            weights: how much each text counts.
+            where: a filter such as `folder = 'logos' and width > 64`; see `grr_coca.search.filters`.
+            hybrid: fuse the nearest embeddings with the best of the full-text index of captions and file names.
+            fold: make one hit of pictures that look the same.
+
+        Raises:
+            UserError: nothing is asked for, the filter is none, or a picture cannot be read.
+        """
+        if not 1 <= n <= MOST_HITS:
+            raise UserError(f"{n} hits: give a number from 1 to {MOST_HITS:,}")
+        query = Query(texts=_many(texts), images=_many(image), without=_many(without), weights=tuple(weights))
+        return search_store(query, self.store, self.model, Wishes(n=n, where=where, hybrid=hybrid, fold=fold))
+
+    def duplicates(self) -> list[Group]:
+        """Groups of pictures that look the same, the largest first."""
+        return duplicate_groups(self.store)
+
+
+def _many(one_or_many: object) -> tuple:
+    if isinstance(one_or_many, list | tuple):
+        return tuple(one_or_many)
+    return (one_or_many,)

@@ -1,0 +1,37 @@
+"""Opens the store that a location means."""
+
+from pathlib import Path
+
+from grr_coca.errors import UserError
+from grr_coca.search.embedded.database import FILE, create_database
+from grr_coca.search.embedded.store import EmbeddedStore
+from grr_coca.search.entry import Header
+from grr_coca.search.store import Store
+
+
+def open_store(location: str, is_optional: bool = False) -> Store | None:
+    """The store of an index.
+
+    Args:
+        location: a folder.
+        is_optional: give None where nothing is yet, in place of an error.
+
+    Raises:
+        UserError: nothing is there, it is no index, or it cannot be reached.
+    """
+    folder = Path(location)
+    if is_optional and not (folder / FILE).exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder}: holds other files, and is not an index; give a folder that is empty or new")
+        return None
+    return EmbeddedStore(folder)
+
+
+def make_store(location: str, header: Header) -> Store:
+    """A new store without pictures.
+
+    Raises:
+        UserError: it cannot be made there.
+    """
+    create_database(Path(location), header)
+    return EmbeddedStore(Path(location))

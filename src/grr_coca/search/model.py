@@ -1,0 +1,109 @@
+"""The model of an index: found by its name, and loaded when something has to be described or embedded."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from grr_coca.errors import UserError
+from grr_coca.inference.locate import locate_checkpoint
+from grr_coca.registry import shipped_folder
+from grr_coca.search.entry import Header
+from grr_coca.search.fingerprint import fingerprint
+from grr_coca.search.updating.describe import DescribeSquares, with_model
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from grr_coca.data.preprocess import Preprocess
+    from grr_coca.inference import ImageTextModel
+
+
+class IndexModel:
+    """A checkpoint by name, loaded when it is first needed.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+
+    def __init__(self, name: str, batch_size: int = 32) -> None:
+        self.folder = locate_checkpoint(name)
+        # What others find it by too: a shipped name, or a whole path.
+        is_name = shipped_folder(name) == self.folder or not Path(name).exists()
+        self.name = name if is_name else str(Path(name).resolve())
+        self.batch_size = batch_size
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of its files; nothing is loaded."""
+        return fingerprint(self.folder)
+
+    @cached_property
+    def loaded(self) -> "ImageTextModel":
+        """The model itself."""
+        from grr_coca.inference.model import load  # late: torch comes with it
+
+        return load(self.folder)
+
+    @property
+    def preprocess(self) -> "Preprocess":
+        """How it takes pictures."""
+        return self.loaded.checkpoint.preprocess
+
+    @property
+    def header(self) -> Header:
+        """The header of an index of this model."""
+        return Header(self.name, self.fingerprint, self.loaded.checkpoint.config.embed_dim)
+
+    @cached_property
+    def describe(self) -> DescribeSquares:
+        """Captions and embeddings of one pass."""
+        return with_model(self.loaded, self.batch_size)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of texts, M E.
+
+        Raises:
+            UserError: a text is empty.
+        """
+        return self.loaded.embed_texts(list(texts)).numpy()
+
+    def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
+        """Embeddings of captions, M E; of an empty one zeros."""
+        vectors = np.zeros((len(captions), self.loaded.checkpoint.config.embed_dim), np.float32)
+        places = [place for place, caption in enumerate(captions) if caption.strip()]
+        if places:
+            vectors[places] = self.embed_texts([captions[place] for place in places])
+        return vectors
+
+    def describe_images(self, images: "Sequence[Image.Image | Path | str]") -> list[tuple[str, np.ndarray]]:
+        """Caption and embedding of each picture.
+
+        Raises:
+            UserError: a picture cannot be read.
+        """
+        described = self.loaded.describe_many(list(images))
+        return [(one.captions[0].text, one.embedding.numpy()) for one in described]
+
+    def embed_images(self, images: "Sequence[Image.Image | Path | str]") -> np.ndarray:
+        """Embeddings of pictures, M E.
+
+        Raises:
+            UserError: a picture cannot be read.
+        """
+        return self.loaded.embed_images(list(images)).numpy()
+
+    def require(self, header: Header, location: str) -> None:
+        """Make sure that an index is of this model.
+
+        Raises:
+            UserError: it is of another; names both.
+        """
+        if header.fingerprint != self.fingerprint:
+            raise UserError(
+                f"{location}: an index of the model '{header.model}' ({header.fingerprint[:8]}), and not of "
+                f"'{self.name}' ({self.fingerprint[:8]}), whose embeddings mean something else; search it with its own "
+                "model, or make another index with --out"
+            )

@@ -1,0 +1,169 @@
+"""What keeps an index: in a folder here, or on a Milvus server. Both do the same.
+
+Shapes: N pictures, E embedding width.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from grr_coca.search.entry import Entry, Failure, Header, Stamp
+from grr_coca.search.filters.tree import Filter
+
+SAMPLE = 4096
+"""Pictures that a query is compared with to see how far a hit stands out."""
+SAMPLE_CAPTIONS = 64
+"""Captions among them that tell how close any two captions are."""
+
+
+class Known(NamedTuple):
+    """What an index knows of a picture: its stamp, and the digest of its bytes (empty: it could not be read)."""
+
+    stamp: Stamp
+    digest: str
+
+
+class Match(NamedTuple):
+    """A picture's id and its score. An id is valid within a snapshot."""
+
+    id: int
+    score: float
+
+
+class LibrarySample(NamedTuple):
+    """Embeddings in 32 bits of at most `SAMPLE` pictures, and captions of at most `SAMPLE_CAPTIONS`."""
+
+    vectors: np.ndarray
+    captions: tuple[str, ...]
+
+
+class Described(NamedTuple):
+    """What a model said of a picture, and what was measured of its pixels."""
+
+    caption: str
+    embedding: np.ndarray
+    phash: int
+    width: int
+    height: int
+
+
+@dataclass
+class Changes:
+    """One step from a committed state to the next.
+
+    `added`: with the embedding of each; one of a name that is there takes its place. `touched`: pictures whose bytes
+    are as they were under a new stamp. `removed`: names of pictures or failures.
+    """
+
+    added: list[tuple[Entry, np.ndarray]] = field(default_factory=list)
+    touched: list[tuple[str, Stamp]] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.added) + len(self.touched) + len(self.removed) + len(self.failed)
+
+
+class Store(Protocol):
+    """Pictures by name, each with an embedding of unit length that is kept in half precision.
+
+    Reading is done within `snapshot`: all of it sees one committed state. Writing is for one process at a time.
+    """
+
+    header: Header
+    location: str
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        ...
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """The newest committed state, held until the context ends."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        ...
+
+    # --- reading
+
+    def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
+        """The pictures of highest product with a vector of width E, the best first; exact."""
+        ...
+
+    def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
+        """The pictures whose captions and titles hold words of a text, the best first (BM25).
+
+        Raises:
+            UserError: this store has no full-text index.
+        """
+        ...
+
+    def entries(self, ids: Sequence[int]) -> list[Entry]:
+        """The entries of some ids, in their order."""
+        ...
+
+    def vectors(self, ids: Sequence[int]) -> np.ndarray:
+        """Embeddings in 32 bits: N E, in the order of the ids."""
+        ...
+
+    def sample(self) -> LibrarySample:
+        """Some pictures of the library, drawn by their names; the same as long as the state is."""
+        ...
+
+    def columns(self) -> frozenset[str]:
+        """The fields that some picture has besides those that all have."""
+        ...
+
+    def matching(self, where: Filter) -> Iterator[Entry]:
+        """All pictures that a filter picks."""
+        ...
+
+    def hashes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and perceptual hashes (as 64-bit numbers) of all pictures."""
+        ...
+
+    def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
+        """All entries with their embeddings in half precision."""
+        ...
+
+    def failures(self) -> list[Failure]:
+        """Pictures that could not be read when they were last tried."""
+        ...
+
+    def known(self, names: Sequence[str]) -> dict[str, Known]:
+        """What is known of some pictures, those that could not be read among them."""
+        ...
+
+    def twins(self, digests: Sequence[str]) -> dict[str, Described]:
+        """What was said of pictures of the same bytes, by digest."""
+        ...
+
+    def roots(self) -> list[str]:
+        """The arguments that pictures or failures were found by."""
+        ...
+
+    def names(self, root: str) -> Iterator[str]:
+        """Names of the pictures and failures that were found by an argument."""
+        ...
+
+    # --- writing
+
+    def claim(self) -> None:
+        """Become the one that writes, until the store is closed.
+
+        Raises:
+            UserError: another process writes; names it.
+        """
+        ...
+
+    def commit(self, changes: Changes) -> None:
+        """Write changes: all of them are durable when this returns, or none is.
+
+        Raises:
+            UserError: another process writes, or the disk is full or the server gone; what was committed before stays.
+        """
+        ...

@@ -1,0 +1,100 @@
+"""From the bytes of a picture to what the index keeps of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from grr_coca.data.image_files.find import ImageFile
+from grr_coca.errors import UserError
+from grr_coca.search.entry import Entry, Failure, Stamp, digest_of, plain_fields, stamp_of
+from grr_coca.search.phash import perceptual_hash
+from grr_coca.search.store import Described
+
+if TYPE_CHECKING:
+    from grr_coca.data.preprocess import Preprocess
+    from grr_coca.inference import ImageTextModel
+
+DescribeSquares = Callable[[Sequence[Image.Image]], list[tuple[str, np.ndarray]]]
+"""Caption and embedding of each picture, cut to the model's size."""
+
+
+class Found(NamedTuple):
+    """A picture where it was found, with its stamp; None where it is not there."""
+
+    file: ImageFile
+    root: str
+    stamp: Stamp | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedPicture:
+    """A picture that was read: its digest, its size in pixels, its hash, and the square that the model sees."""
+
+    found: Found
+    digest: str
+    width: int
+    height: int
+    phash: int
+    square: Image.Image
+
+
+def decode_found(found: Found, preprocess: "Preprocess") -> DecodedPicture | Failure:
+    """Read and decode a picture. Its stamp is taken anew: it may have been written since it was found."""
+    try:
+        stamp = stamp_of(found.file)
+        content = found.file.read()
+        image = preprocess.decode(content, found.file.name)
+    except UserError as error:
+        return Failure(found.file.name, found.root, stamp_of(found.file), str(error))
+    if stamp is None or stamp.size != len(content):
+        stamp = Stamp(len(content), 0 if stamp is None else stamp.mtime_ns)
+    found = found._replace(stamp=stamp)
+    return DecodedPicture(
+        found=found,
+        digest=digest_of(content),
+        width=image.width,
+        height=image.height,
+        phash=perceptual_hash(image),
+        square=preprocess.square(image),
+    )
+
+
+def make_entry(decoded: DecodedPicture, caption: str) -> Entry:
+    """The entry of a decoded picture.
+
+    Raises:
+        UserError: two columns of its table cannot be told apart.
+    """
+    file, root, stamp = decoded.found
+    assert stamp is not None
+    return Entry(
+        name=file.name,
+        root=root,
+        file="" if file.span is None else str(file.span.file),
+        offset=None if file.span is None else file.span.offset,
+        stamp=stamp,
+        digest=decoded.digest,
+        phash=decoded.phash,
+        width=decoded.width,
+        height=decoded.height,
+        caption=caption,
+        fields=plain_fields(file.fields()),
+    )
+
+
+def with_model(model: "ImageTextModel", batch_size: int) -> DescribeSquares:
+    """Captions and embeddings of one pass of a model."""
+
+    def describe(squares: Sequence[Image.Image]) -> list[tuple[str, np.ndarray]]:
+        described = model.describe_many(list(squares), batch_size=batch_size)
+        return [(" ".join(one.captions[0].text.split()), one.embedding.numpy()) for one in described]
+
+    return describe
+
+
+def from_twin(decoded: DecodedPicture, twin: Described) -> tuple[Entry, np.ndarray]:
+    """The entry of a picture whose bytes have been described under another name."""
+    return make_entry(decoded, twin.caption), twin.embedding

@@ -1,0 +1,35 @@
+"""Names that were met, on disk where they are many: memory does not grow with them."""
+
+import sqlite3
+from collections.abc import Iterable
+
+from grr_coca.search.entry import name_id
+from grr_coca.search.words import pieces
+
+
+class Seen:
+    """A set of texts, by numbers of 63 bits."""
+
+    def __init__(self) -> None:
+        # A database without a name lies in memory until it is large, then in a file that nobody else sees.
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute("CREATE TABLE seen (id INTEGER PRIMARY KEY)")
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Add texts."""
+        self._database.execute("BEGIN")
+        self._database.executemany("INSERT OR IGNORE INTO seen VALUES (?)", ((name_id(text),) for text in texts))
+        self._database.execute("COMMIT")
+
+    def missing(self, texts: Iterable[str]) -> Iterable[str]:
+        """Those that were never added."""
+        for piece in pieces(texts, 500):
+            marks = ", ".join("?" * len(piece))
+            ids = [name_id(text) for text in piece]
+            found = {row for (row,) in self._database.execute(f"SELECT id FROM seen WHERE id IN ({marks})", ids)}
+            yield from (text for text, identity in zip(piece, ids, strict=True) if identity not in found)
+
+    def close(self) -> None:
+        """Forget them."""
+        self._database.close()

@@ -1,0 +1,258 @@
+"""Brings an index up to date with what some arguments mean: files, folders, patterns, shards, tables.
+
+First everything is found and held against what the index knows, by name, size and time. Then what is new or changed is
+read; bytes that the index knows under another name are not described again; the rest goes through the model. Work is
+committed every few seconds, so what an interruption costs is the work since the last commit. In the end, pictures that
+an argument once brought and does not bring any more are removed.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from glob import has_magic
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from grr_coca.data.image_files.decode import done_ahead
+from grr_coca.data.image_files.find import TABLE_SUFFIXES, iterate_images
+from grr_coca.errors import UserError
+from grr_coca.search.entry import Failure, stamp_of
+from grr_coca.search.store import Changes, Store
+from grr_coca.search.updating.describe import (
+    DecodedPicture,
+    DescribeSquares,
+    Found,
+    decode_found,
+    from_twin,
+    make_entry,
+)
+from grr_coca.search.updating.seen import Seen
+from grr_coca.search.words import pieces
+
+if TYPE_CHECKING:
+    from grr_coca.data.preprocess import Preprocess
+
+LOOKED_UP_AT_ONCE = 1000
+SECONDS_BETWEEN_COMMITS = 5.0
+MOST_UNCOMMITTED = 2000
+OnProgress = Callable[[int, int, int], None]
+"""Called with the number of pictures done, of all that there are to do, and of those that failed."""
+
+
+class Describer(Protocol):
+    """What describes pictures. It is made when there is one to describe, and not before."""
+
+    @property
+    def preprocess(self) -> "Preprocess":
+        """How it takes pictures."""
+        ...
+
+    @property
+    def describe(self) -> DescribeSquares:
+        """Captions and embeddings of pictures."""
+        ...
+
+
+@dataclass(kw_only=True)
+class Update:
+    """What an update did, in numbers of pictures. `failures`: those that cannot be read, known before or not."""
+
+    found: int = 0
+    new: int = 0
+    changed: int = 0
+    moved: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+
+def absolute_arguments(arguments: Sequence[str]) -> list[str]:
+    """Arguments as an index keeps them: valid wherever it is used from."""
+    return list(dict.fromkeys(os.path.abspath(argument) for argument in arguments))  # noqa: PTH100 (a pattern)
+
+
+def require_arguments(arguments: Sequence[str]) -> None:
+    """Make sure that there is something behind each argument. Nothing is read.
+
+    Raises:
+        UserError: there is not; names it.
+    """
+    for argument in arguments:
+        if not _is_there(argument):
+            raise UserError(f"{argument}: no such file or folder, and no file matches it as a pattern")
+
+
+def update_store(
+    store: Store,
+    arguments: Sequence[str],
+    make_describer: Callable[[], Describer],
+    batch_size: int = 32,
+    on_progress: OnProgress = lambda *_: None,
+) -> Update:
+    """Bring a store up to date.
+
+    Args:
+        store: written to.
+        arguments: what `grr_coca.data.image_files.find` takes; pictures that were found by others stay as they are.
+        make_describer: loads the model, if there is anything for it.
+        batch_size: pictures described at once.
+        on_progress: called now and then.
+
+    Raises:
+        UserError: an argument is not there, or without pictures, or the store cannot be written to. What was
+            committed before stays.
+    """
+    run = _Run(store, absolute_arguments(arguments), on_progress)
+    try:
+        run.require_there()
+        store.claim()
+        todo = sum(1 for _ in run.unknown(is_first=True))
+        if todo:
+            run.describe(todo, make_describer(), batch_size)
+        run.sweep()
+    finally:
+        run.close()
+    run.update.failures = [failure for failure in store.failures() if failure.root in run.roots]
+    return run.update
+
+
+class _Run:
+    def __init__(self, store: Store, arguments: Sequence[str], on_progress: OnProgress) -> None:
+        self._store = store
+        self._arguments = arguments
+        self._on_progress = on_progress
+        self._seen, self._copied = Seen(), Seen()
+        self._pending = Changes()
+        self._committed = time.monotonic()
+        self.update = Update()
+        self.roots = set(_roots_within(store.roots(), arguments)) | set(arguments)
+
+    def close(self) -> None:
+        self._seen.close()
+        self._copied.close()
+
+    def require_there(self) -> None:
+        """A folder that was indexed and is gone may be a disk that is not mounted: its pictures are not forgotten."""
+        for argument in self._arguments:
+            if _is_there(argument):
+                continue
+            if any(name != argument for name in self._store.names(argument)):
+                raise UserError(
+                    f"{argument}: is not there, and the index holds pictures of it; bring it back, "
+                    "or remove them in Python by index.delete"
+                )
+            if not self._store.known([argument]):
+                require_arguments([argument])
+
+    def unknown(self, is_first: bool = False) -> Iterator[Found]:
+        """Pictures that the index does not know as they are now."""
+        met = Seen()
+        for piece in pieces(self._found(), LOOKED_UP_AT_ONCE):
+            once = {found.file.name: found for found in piece}
+            new = set(met.missing(once))
+            met.add(new)
+            known = self._store.known(list(once))
+            if is_first:
+                self._seen.add(once)
+                self.update.found += len(new)
+            for name in (name for name in once if name in new):
+                stamp = once[name].stamp
+                if stamp is not None and name in known and known[name].stamp == stamp:
+                    self.update.unchanged += is_first
+                else:
+                    yield once[name]
+        met.close()
+
+    def _found(self) -> Iterator[Found]:
+        for argument in self._arguments:
+            for file in iterate_images(argument):
+                yield Found(file, argument, stamp_of(file))
+
+    def describe(self, todo: int, describer: Describer, batch_size: int) -> None:
+        done = failed = 0
+        decode = lambda found: decode_found(found, describer.preprocess)  # noqa: E731
+        try:
+            for batch in done_ahead(self.unknown(), decode, batch_size):
+                failures = [one for one in batch if isinstance(one, Failure)]
+                self._add_failures(failures)
+                self._add([one for one in batch if isinstance(one, DecodedPicture)], describer.describe)
+                done, failed = done + len(batch), failed + len(failures)
+                if self._is_due():
+                    self._commit()
+                self._on_progress(done, max(todo, done), failed)
+        finally:
+            self._commit()
+
+    def _add(self, decoded: Sequence[DecodedPicture], describe: DescribeSquares) -> None:
+        names = [one.found.file.name for one in decoded]
+        known = self._store.known(names)
+        twins = self._store.twins(list({one.digest for one in decoded}))
+        fresh = []
+        for one, name in zip(decoded, names, strict=True):
+            assert one.found.stamp is not None
+            if name in known and known[name].digest == one.digest:
+                self._pending.touched.append((name, one.found.stamp))
+                self.update.unchanged += 1
+                continue
+            is_known = name in known and bool(known[name].digest)
+            self.update.changed += is_known
+            self.update.new += not is_known
+            if one.digest in twins:
+                self._copied.add([one.digest])
+                self._pending.added.append(from_twin(one, twins[one.digest]))
+            else:
+                fresh.append(one)
+        if fresh:
+            described = describe([one.square for one in fresh])
+            for one, (caption, embedding) in zip(fresh, described, strict=True):
+                self._pending.added.append((make_entry(one, caption), embedding))
+
+    def _add_failures(self, failures: Iterable[Failure]) -> None:
+        self._pending.failed.extend(failures)
+
+    def _is_due(self) -> bool:
+        late = time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS
+        return late or len(self._pending) >= MOST_UNCOMMITTED
+
+    def _commit(self) -> None:
+        pending, self._pending = self._pending, Changes()
+        self._committed = time.monotonic()
+        if len(pending):
+            self._store.commit(pending)
+
+    def sweep(self) -> None:
+        """Remove what was found once by these arguments, and was not found now."""
+        for root in sorted(self.roots):
+            for gone in pieces(self._seen.missing(self._names(root)), LOOKED_UP_AT_ONCE):
+                known = self._store.known(gone)
+                for name in gone:
+                    digest = known[name].digest if name in known else ""
+                    is_moved = bool(digest) and not list(self._copied.missing([digest]))
+                    self.update.moved += is_moved
+                    self.update.new -= is_moved
+                    self.update.removed += bool(digest) and not is_moved
+                self._store.commit(Changes(removed=gone))
+
+    def _names(self, root: str) -> Iterator[str]:
+        """Names below a root; of one that is wider than the arguments, those that lie in these alone."""
+        folders = [f"{argument.rstrip('/')}/" for argument in self._arguments]
+        for name in self._store.names(root):
+            is_whole = root in self._arguments or any(root.startswith(folder) for folder in folders)
+            if is_whole or any(name.startswith(folder) for folder in folders):
+                yield name
+
+
+def _is_there(argument: str) -> bool:
+    return has_magic(argument) or Path(argument).exists() or Path(argument.partition("#")[0]).exists()
+
+
+def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:
+    """The roots whose pictures an argument brings, or some of them: folders above it, and what lies below it."""
+    for root in roots:
+        is_table = Path(root.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES
+        for argument in arguments:
+            is_below = root.startswith(f"{argument.rstrip('/')}/") and not is_table and not has_magic(root)
+            is_above = argument.startswith(f"{root.rstrip('/')}/")
+            if is_below or is_above:
+                yield root

@@ -1,0 +1,326 @@
+"""`grr-coca index`, `search` and `duplicates`."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import grr_coca as package
+from grr_coca.cli import main
+from grr_coca.cli.output.thumbnails import thumbnail_kind, thumbnail_lines
+from grr_coca.data.image_files.find import Span
+
+DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    """An index of six drawings and two smaller copies, by the model that ships."""
+    folder = tmp_path_factory.mktemp("search")
+    for path in DRAWINGS.glob("*.webp"):
+        (folder / "drawings" / path.name).parent.mkdir(exist_ok=True)
+        (folder / "drawings" / path.name).write_bytes(path.read_bytes())
+    for name in ("guitar", "snowman"):
+        with Image.open(DRAWINGS / f"{name}.webp") as image:
+            image.convert("RGB").resize((48, 48)).save(folder / "drawings" / f"{name}-small.png")
+    (folder / "drawings" / "broken.png").write_bytes(b"no picture")
+    assert main(["index", str(folder / "drawings"), "--out", str(folder / "index")]) == 0
+    return folder
+
+
+@pytest.fixture
+def search(grr_coca, drawings):
+    """Search, and read what programs are told."""
+
+    def run(*arguments):
+        said = grr_coca("search", drawings / "index", *arguments, "--json")
+        assert said.code == 0, said.err
+        return json.loads(said.out)
+
+    return run
+
+
+def stems(hits):
+    return [Path(hit["path"]).stem for hit in hits]
+
+
+# --- index
+
+
+def test_an_index_is_made_and_brought_up_to_date(grr_coca, tmp_path, drawings):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for path in sorted((drawings / "drawings").iterdir())[:3]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    said = grr_coca("index", folder, "--out", tmp_path / "index")
+    assert said.code == 0, said.err
+    assert re.match(rf"{tmp_path}/index: 2 pictures \(2 new\) in [\d.]+ s\n", said.out)
+    assert "1 of 3 images cannot be read:\n" in said.err
+    assert "broken.png: not an image" in said.err
+    (folder / "cat-face.webp").unlink()
+    said = grr_coca("index", "--out", tmp_path / "index")
+    assert said.code == 0
+    assert "1 pictures (1 removed)" in said.out
+    assert "(nothing new)" in grr_coca("index", folder, "--out", tmp_path / "index").out
+
+
+def test_an_index_without_any_picture_that_can_be_read_fails(grr_coca, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"x")
+    assert grr_coca("index", tmp_path / "bad.png", "--out", tmp_path / "index").code == 1
+
+
+def test_an_index_of_another_model_is_refused_by_name(refused, drawings, run, image_files):
+    for command in (["index", *image_files, "--out", drawings / "index"], ["search", drawings / "index", "cat"]):
+        message = refused(*command, "-c", run.folder)
+        assert "an index of the model 'pictograms'" in message
+        assert f"not of '{run.folder}'" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["index", "--out", "new"], "no index yet; give the images"),
+        (["index", "nowhere", "--out", "new"], "nowhere: no such file or folder"),
+        (["index", "a.png", "--out", "new", "--batch-size", "0"], "give 1 or more"),
+        (["search", "{index}"], "the query is empty"),
+        (["search", "{index}", " "], "the query is empty"),
+        (["search", "{index}", "cat", "-n", "0"], "give a number from 1"),
+        (["search", "{index}", "cat", "--where", "widht > 1"], "no field 'widht'; did you mean 'width'?"),
+        (["search", "{index}", "cat", "--where", "1=1; DROP TABLE pictures"], "--where"),
+        (["search", "{index}", "cat", "--weights", "1", "2"], "2 weights for 1 texts"),
+        (["search", "{index}", "cat", "--weights=-1"], "a weight must be above 0"),
+        (["search", "{index}", "--image", "nowhere.png"], "nowhere.png: no such file"),
+        (["search", "{index}", "cat", "--explain"], "give it a name by --out"),
+        (["search", "{index}", "cat", "--out", "page.pdf"], "the suffix says the format"),
+        (["search", "{index}", "cat", "--json", "-0"], "different ways"),
+        (["search", "{index}", "cat", "--without", "cat", "--weights", "0.5"], "nothing is left to look for"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_use_is_told_in_one_line(refused, drawings, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").touch()
+    assert message in refused(*(word.format(index=drawings / "index") for word in arguments))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_killed_index_goes_on_where_it_was(grr_coca, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(60):
+        Image.new("RGB", (40, 40), (number * 4, 0, 255 - number)).save(folder / f"{number}.png")
+    code = """if True:
+        import sys
+        from grr_coca.search.updating import update
+        update.SECONDS_BETWEEN_COMMITS = 0
+        from grr_coca.cli import main
+        sys.exit(main(sys.argv[1:]))
+    """
+    arguments = ["index", str(folder), "--out", str(tmp_path / "index"), "--batch-size", "2"]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
+    vectors = tmp_path / "index" / "vectors.f16"
+    deadline = time.monotonic() + 60
+    while not (vectors.exists() and vectors.stat().st_size > 5 * 256) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    with package.Index.open(tmp_path / "index") as index:
+        before = len(index)
+    assert 0 < before < 60
+    said = grr_coca(*arguments)
+    assert f"60 pictures ({60 - before} new)" in said.out
+    with package.Index.open(tmp_path / "index") as index:
+        assert sorted(entry.title for entry, _ in index.store.everything()) == sorted(map(str, range(60)))
+
+
+def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.webp").write_bytes((DRAWINGS / "guitar.webp").read_bytes())
+    command = [sys.executable, "-m", "grr_coca", "index", str(folder), "--out", str(tmp_path / "index"), "--watch"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert "1 pictures (1 new)" in process.stdout.readline()
+            (folder / "b.webp").write_bytes((DRAWINGS / "snowman.webp").read_bytes())
+            assert "2 pictures (1 new)" in process.stdout.readline()
+        finally:
+            process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
+
+
+# --- search
+
+
+def test_words_find_the_picture_that_is_meant(search):
+    hits = search("guitar", "-n", 3)
+    assert hits[0].keys() == {"path", "score", "relevance", "caption", "copies", "is_there"}
+    assert Path(hits[0]["path"]).stem.startswith("guitar")
+    assert hits[0]["relevance"] > 0.5 > hits[1]["relevance"]
+    assert len(hits) == 3
+
+
+def test_a_picture_finds_itself_and_both_together_what_fits_both(search):
+    assert stems(search("--image", DRAWINGS / "sailboat.webp", "-n", 1)) == ["sailboat"]
+    assert stems(search("a red apple", "--image", DRAWINGS / "red-apple.webp", "-n", 1)) == ["red-apple"]
+
+
+def test_what_must_not_be_there_comes_later(search):
+    asked = ["guitar", "snowman", "--weights", 1, 1]
+    both = stems(search(*asked))
+    assert {both[0].partition("-")[0], both[1].partition("-")[0]} == {"guitar", "snowman"}
+    assert search("guitar", "snowman", "--weights", 10, 1)[0]["caption"] == "guitar"
+    ranks = [
+        stems(search(*words)).index("red-apple") for words in (["red apple"], ["guitar", "--without", "red apple"])
+    ]
+    assert ranks[0] == 0 < ranks[1]
+
+
+def test_a_filter_keeps_to_what_it_picks(search):
+    assert stems(search("guitar", "--where", "width < 50")) == ["guitar-small", "snowman-small"]
+    assert search("guitar", "--where", "folder = 'nothing'") == []
+
+
+def test_pictures_that_look_the_same_are_one_hit(search, grr_coca, drawings):
+    (hit,) = search("guitar", "-n", 1)
+    assert len(hit["copies"]) == 1
+    assert {Path(hit["path"]).stem, Path(hit["copies"][0]).stem} == {"guitar", "guitar-small"}
+    said = grr_coca("duplicates", drawings / "index", "--json")
+    groups = [sorted(Path(path).stem for path in json.loads(line)["paths"]) for line in said.out.splitlines()]
+    assert sorted(groups) == [["guitar", "guitar-small"], ["snowman", "snowman-small"]]
+    said = grr_coca("duplicates", drawings / "index")
+    assert said.out.endswith("2 groups, 2 pictures more than needed in index\n")
+    assert re.search(r"guitar\.webp\n    \S*guitar-small\.png\n", said.out), "the larger one first"
+
+
+def test_a_hit_for_people_has_rank_relevance_caption_and_path(grr_coca, drawings, monkeypatch):
+    monkeypatch.chdir(drawings)
+    said = grr_coca("search", "index", "guitar", "-n", 2)
+    first, second = said.out.splitlines()
+    assert re.fullmatch(r"  1  +\d+%  guitar +drawings/guitar\S+  \(1 more that look the same\)", first)
+    assert second.startswith("  2  ")
+    assert said.err == ""
+
+
+def test_it_is_said_if_nothing_looks_like_that(grr_coca, drawings):
+    said = grr_coca("search", drawings / "index", "tax return form")
+    assert said.err == "nothing here looks like that; the nearest of 8 pictures:\n"
+    assert grr_coca("search", drawings / "index", "guitar", "--where", "width > 9999").err.startswith("no hit among 8")
+
+
+def test_paths_for_pipes_end_with_null_bytes(grr_coca, drawings):
+    said = grr_coca("search", drawings / "index", "guitar", "-0", "-n", 2)
+    assert said.out.count("\0") == 2
+    assert said.out.endswith("\0")
+    assert said.out == grr_coca("search", drawings / "index", "guitar", "--null", "-n", 2).out
+
+
+def test_words_are_looked_for_in_names_too(search):
+    assert "sailboat" in stems(search("sailboat", "--hybrid", "-n", 2))
+
+
+def test_a_page_has_the_pictures_and_why_they_were_found(grr_coca, drawings, tmp_path):
+    page = tmp_path / "page.html"
+    said = grr_coca("search", drawings / "index", "guitar <b>", "-n", 2, "--out", page, "--explain")
+    assert said.code == 0
+    assert f"2 pictures are in {page}" in said.err
+    text = page.read_text()
+    assert "<h1>guitar &lt;b&gt;</h1>" in text
+    assert text.count("data:image/webp;base64,") == 4
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_a_picture_that_vanished_is_shown_as_such(grr_coca, tmp_path):
+    picture = tmp_path / "guitar.webp"
+    picture.write_bytes((DRAWINGS / "guitar.webp").read_bytes())
+    grr_coca("index", picture, "--out", tmp_path / "index")
+    picture.unlink()
+    assert "(gone since it was indexed)" in grr_coca("search", tmp_path / "index", "guitar").out
+    assert json.loads(grr_coca("search", tmp_path / "index", "guitar", "--json").out)[0]["is_there"] is False
+    assert grr_coca("search", tmp_path / "index", "guitar", "--out", tmp_path / "a.html", "--explain").code == 0
+    assert "gone since it was indexed" in (tmp_path / "a.html").read_text()
+
+
+# --- Thumbnails
+
+
+@pytest.mark.parametrize(
+    ("environment", "kind"),
+    [
+        ({"TERM": "xterm-kitty"}, "kitty"),
+        ({"TERM_PROGRAM": "iTerm.app"}, "iterm"),
+        ({"TERM": "foot"}, "sixel"),
+        ({"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8"}, "blocks"),
+        ({"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8", "NO_COLOR": "1"}, None),
+        ({"TERM": "xterm-256color"}, None),
+        ({"TERM": "xterm-kitty", "TMUX": "/tmp/tmux"}, None),
+    ],
+)
+def test_a_terminal_says_what_it_can_show(environment, kind):
+    assert thumbnail_kind(environment, is_terminal=True) == kind
+    assert thumbnail_kind(environment, is_terminal=False) is None
+
+
+def test_a_sixel_picture_is_decoded_to_its_colours():
+    (text,) = thumbnail_lines(Span(DRAWINGS / "guitar.webp"), "guitar", "sixel")
+    palette = {int(n): [int(c) for c in rgb.split(";")] for n, rgb in re.findall(r"#(\d+);2;(\d+;\d+;\d+)", text)}
+    body = re.sub(r"#\d+;2;\d+;\d+;\d+", "", text.removeprefix("\x1bPq").removesuffix("\x1b\\"))
+    rows = []
+    for band in body.split("-")[:-1]:
+        pixels = [{} for _ in range(6)]
+        for colour, sixels in re.findall(r"#(\d+)([?-~]+)\$", band):
+            for column, sixel in enumerate(sixels):
+                for row in range(6):
+                    if (ord(sixel) - 63) >> row & 1:
+                        assert column not in pixels[row], "each pixel has one colour"
+                        pixels[row][column] = palette[int(colour)]
+        rows += pixels
+    with Image.open(DRAWINGS / "guitar.webp") as image:
+        shown, height, width = image.convert("RGB"), image.height, image.width
+    assert all(len(row) == width for row in rows[:height])
+    differences = [
+        abs(rows[y][x][c] * 2.55 - shown.getpixel((x, y))[c])
+        for y in range(0, height, 7)
+        for x in range(0, width, 7)
+        for c in range(3)
+    ]
+    assert sum(differences) / len(differences) < 10
+
+
+@pytest.mark.parametrize(("kind", "start"), [("kitty", "\x1b_Ga=T,f=100"), ("iterm", "\x1b]1337;File=inline=1")])
+def test_pictures_of_other_terminals_hold_a_png(kind, start):
+    (text,) = thumbnail_lines(Span(DRAWINGS / "guitar.webp"), "guitar", kind)
+    assert text.startswith(start)
+    assert "iVBORw0KGgo" in text
+
+
+def test_half_blocks_are_lines_of_text():
+    lines = list(thumbnail_lines(Span(DRAWINGS / "guitar.webp"), "guitar", "blocks"))
+    assert 5 <= len(lines) <= 12
+    assert all(line.count("▀") == 20 and line.endswith("\x1b[0m") for line in lines)
+    assert list(thumbnail_lines(Span(Path("nowhere.png")), "x", "blocks")) == []
+
+
+# --- Python
+
+
+def test_in_python_an_index_is_a_context_that_is_searched_and_changed(tmp_path):
+    with package.Index.open(tmp_path / "index", create=True) as index:
+        assert index.add(DRAWINGS).new == 6
+        assert len(index) == 6
+        (hit,) = index.search("guitar", n=1)
+        assert hit.path == str(DRAWINGS / "guitar.webp")
+        assert (hit.caption, hit.is_there, hit.copies) == ("guitar", True, ())
+        assert index.search(image=Image.open(DRAWINGS / "sailboat.webp"), n=1)[0].entry.title == "sailboat"
+        assert index.delete(DRAWINGS / "guitar.webp") == 1
+        assert index.delete(where="title like 's%'") == 2
+        assert len(index) == 3
+        assert index.refresh().new == 3
+    with package.Index.open(tmp_path / "index") as index:
+        assert len(index) == 6
+        assert not index.search("tax return form").is_likely

@@ -1,0 +1,265 @@
+"""An index in a folder: whatever happens, its state is one that was committed."""
+
+import multiprocessing
+import os
+import sqlite3
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import pytest
+from library import HEADER, WIDTH, fill, make_picture, make_vectors
+
+from grr_coca.errors import UserError
+from grr_coca.search.embedded.store import EmbeddedStore
+from grr_coca.search.embedded.vectors import products
+from grr_coca.search.entry import VERSION
+from grr_coca.search.locate import make_store, open_store
+from grr_coca.search.store import Changes
+from support import disk_of
+
+BYTES = WIDTH * 2
+
+
+def folder_of(store: EmbeddedStore) -> Path:
+    return Path(store.location)
+
+
+def test_products_of_halves_are_those_of_numpy():
+    vectors, queries = make_vectors(5000).astype(np.float16), make_vectors(3, seed=1)
+    np.testing.assert_allclose(products(vectors, queries), np.float32(vectors) @ queries.T, atol=1e-6)
+
+
+# --- Bad input
+
+
+def test_a_folder_that_is_not_there_or_no_index_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder; make one by grr-coca index"):
+        open_store(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"not an index: it holds no index\.sqlite"):
+        open_store(str(tmp_path))
+    (tmp_path / "photo.png").touch()
+    with pytest.raises(UserError, match="holds other files, and is not an index"):
+        open_store(str(tmp_path), is_optional=True)
+
+
+def test_another_database_and_other_bytes_are_no_index(tmp_path):
+    database = sqlite3.connect(tmp_path / "index.sqlite")
+    database.execute("CREATE TABLE a (b)")
+    database.close()
+    with pytest.raises(UserError, match="an SQLite database, and not an index of grr-coca"):
+        open_store(str(tmp_path))
+    (tmp_path / "index.sqlite").write_bytes(b"not a database at all, but some text" * 50)
+    with pytest.raises(UserError, match="damaged, or not an index"):
+        open_store(str(tmp_path))
+
+
+def test_an_index_of_a_newer_version_is_refused(store):
+    database = sqlite3.connect(folder_of(store) / "index.sqlite")
+    database.execute(f"PRAGMA user_version = {VERSION + 1}")
+    database.close()
+    with pytest.raises(UserError, match=r"written by a newer grr-coca \(format 2; this one reads 1\)"):
+        open_store(store.location)
+
+
+def test_one_process_writes_and_the_other_is_told_which(store, reopened):
+    fill(store, 1)
+    other = reopened()
+    assert len(other) == 1
+    with pytest.raises(UserError, match=rf"another process \({os.getpid()}\) writes to this index"):
+        other.commit(Changes(removed=["a"]))
+    store.close()
+    other.commit(Changes(removed=[make_picture(0).name]))
+    assert len(other) == 0
+
+
+def test_vectors_that_are_shorter_than_what_was_committed_are_told_and_not_filled_up(store, reopened):
+    fill(store, 10)
+    store.close()
+    path = folder_of(store) / "vectors.f16"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"vectors\.f16: damaged: 639 bytes, of 640"):
+        len(reopened())
+    with pytest.raises(UserError, match="damaged"):
+        reopened().commit(Changes(removed=["a"]))
+    assert path.stat().st_size == 639
+
+
+def test_a_full_disk_keeps_what_was_committed(tmp_path):
+    with disk_of(2_000_000, tmp_path / "small") as small:
+        store = make_store(str(small / "index"), HEADER)
+        starts = iter(range(0, 100_000, 500))
+        with pytest.raises(UserError, match="what was committed before is kept"):
+            deque((fill(store, 500, first=start) for start in starts), maxlen=0)
+        kept = len(store)
+        assert kept > 0
+        assert kept % 500 == 0
+        assert len(store.nearest(make_vectors(1)[0], 10)) == 10
+        store.close()
+        again = open_store(str(small / "index"))
+        assert len(again) == kept
+        again.close()
+
+
+# --- Tears
+
+
+def test_a_torn_tail_is_cut_to_what_was_committed(store, reopened):
+    _, vectors = fill(store, 10)
+    store.close()
+    path = folder_of(store) / "vectors.f16"
+    with path.open("ab") as file:
+        file.write(b"\xff" * (3 * BYTES + 7))
+    again = reopened()
+    assert again.nearest(vectors[4], 1)[0].id == 5
+    assert len(again) == 10
+    again.claim()
+    assert path.stat().st_size == 10 * BYTES
+    fill(again, 5, first=10)
+    assert path.stat().st_size == 15 * BYTES
+
+
+def test_an_index_that_cannot_be_written_to_is_read(store, monkeypatch):
+    fill(store, 3)
+    store.close()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    again = open_store(store.location)
+    assert len(again) == 3
+    again.close()
+
+
+def test_the_file_of_vectors_is_written_anew_when_most_of_it_is_gone(store, reopened):
+    entries, vectors = fill(store, 2400)
+    reader = reopened()
+    assert len(reader) == 2400
+    store.commit(Changes(removed=[entry.name for entry in entries[:1500]]))
+    with reader.snapshot():
+        held = [match.id for match in reader.nearest(vectors[2000], 3)]
+        assert store.compact()
+        # The reader's state is that before, whole.
+        assert held == [match.id for match in reader.nearest(vectors[2000], 3)]
+        assert reader.entries(held)[0].name == entries[2000].name
+    folder = folder_of(store)
+    assert [path.name for path in folder.glob("*.f16")] == ["vectors-1.f16"]
+    for one in (store, reader):
+        assert len(one) == 900
+        (best, *_) = one.nearest(vectors[2000], 3)
+        assert one.entries([best.id])[0] == entries[2000]
+        assert one.entries([one.word_matches(entries[2000].caption, 900)[0].id])[0].caption == entries[2000].caption
+    assert not store.compact()
+    fill(store, 10, first=5000)
+    assert len(reader) == 910
+
+
+# --- Words
+
+
+def test_words_are_found_in_captions_and_titles_whatever_the_query_language_makes_of_them(store):
+    titles = ["arrow-left", "house", "Café_au_lait", "near"]
+    captions = ["a left pointing arrow", "two houses", "a cup", "a tree"]
+    entries = [
+        make_picture(n, name=f"/a/{title}.png", file=f"/a/{title}.png", caption=caption)
+        for n, (title, caption) in enumerate(zip(titles, captions, strict=True))
+    ]
+    store.commit(Changes(added=list(zip(entries, make_vectors(4), strict=True))))
+
+    def titles_of(text):
+        return [entry.title for entry in store.entries([match.id for match in store.word_matches(text, 9)])]
+
+    assert titles_of("arrow") == ["arrow-left"]
+    assert titles_of("HOUSE") == ["house"]
+    assert titles_of("cafe") == ["Café_au_lait"]
+    assert titles_of('NEAR("tree" OR *') == ["near"]
+    assert titles_of("?!") == titles_of("zebra") == []
+    store.commit(Changes(removed=[entries[1].name]))
+    assert titles_of("house") == []
+
+
+# --- Kills, and readers beside a writer
+
+
+def write_for_ever(location: str) -> None:
+    """Add, replace and remove, each commit a state that can be told by its captions."""
+    store = open_store(location)
+    number = 0
+    while True:
+        number += 1
+        vectors = make_vectors(20, seed=number)
+        added = [make_picture(n, caption=f"state {number}") for n in range(20)]
+        store.commit(Changes(added=list(zip(added, vectors, strict=True)), removed=[]))
+        if number % 60 == 0:
+            store.compact()
+
+
+def require_committed(store) -> int:
+    """The number of the state that a reader sees: all of it is of one commit."""
+    with store.snapshot():
+        matches = store.nearest(make_vectors(1, seed=9)[0], 50)
+        entries = store.entries([match.id for match in matches])
+        states = {entry.caption for entry in entries}
+        assert len(store) == len(matches) in (0, 20), len(matches)
+        assert len({entry.name for entry in entries}) == len(entries)
+        assert len(states) <= 1, states
+        number = int(states.pop().split()[1]) if states else 0
+        if number:
+            vectors = make_vectors(20, seed=number)
+            kept = store.vectors([match.id for match in matches])
+            rows = [int(entry.title) for entry in entries]
+            assert np.array_equal(kept, vectors[rows])
+    return number
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_writer_that_is_killed_leaves_a_state_that_was_committed(store, reopened, kills):
+    store.close()
+    context = multiprocessing.get_context("fork")
+    random = np.random.default_rng(0)
+    before = 0
+    for _ in range(kills):
+        writer = context.Process(target=write_for_ever, args=(store.location,))
+        writer.start()
+        time.sleep(0.1 + 0.3 * random.random())
+        writer.kill()
+        writer.join()
+        reader = reopened()
+        number = require_committed(reader)
+        reader.claim()
+        assert (folder_of(store) / "vectors.f16").exists() or list(folder_of(store).glob("vectors-*.f16"))
+        before = max(before, number)
+        reader.close()
+    assert before > 0
+
+
+def read_until(location: str, seconds: float, errors: list) -> None:
+    store = open_store(location)
+    ends, last, seen = time.monotonic() + seconds, 0, 0
+    try:
+        while time.monotonic() < ends:
+            number = require_committed(store)
+            assert number >= last, "a reader never goes back"
+            seen += number > last
+            last = number
+        assert seen > 3, f"saw {seen} states"
+    except BaseException as error:
+        errors.append(repr(error))
+        raise
+
+
+@pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.slow)])
+def test_two_readers_beside_a_writer_see_committed_states_alone(store, seconds):
+    store.close()
+    context = multiprocessing.get_context("fork")
+    with context.Manager() as manager:
+        errors = manager.list()
+        writer = context.Process(target=write_for_ever, args=(store.location,))
+        readers = [context.Process(target=read_until, args=(store.location, seconds, errors)) for _ in range(2)]
+        for process in (writer, *readers):
+            process.start()
+        for reader in readers:
+            reader.join(seconds + 60)
+        assert writer.is_alive()
+        writer.kill()
+        writer.join()
+        assert list(errors) == []
+        assert [reader.exitcode for reader in readers] == [0, 0]

@@ -1,0 +1,75 @@
+"""The language of filters."""
+
+import pytest
+
+from grr_coca.errors import UserError
+from grr_coca.search.filters.parse import parse_filter
+from grr_coca.search.filters.sql import to_sql
+from grr_coca.search.filters.tree import And, Comparison, Like, Not, OneOf, Or
+
+A, B, C = (Comparison("width", "=", number) for number in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("text", "tree"),
+    [
+        ("width = 1", A),
+        ("WIDTH == 1", A),
+        ("width <> 1", Comparison("width", "!=", 1)),
+        ("width > -1.5e3", Comparison("width", ">", -1500.0)),
+        ("folder='it''s'", Comparison("folder", "=", "it's")),
+        ('folder = "say ""a"""', Comparison("folder", "=", 'say "a"')),
+        ("width=1 or width=2 and width=3", Or((A, And((B, C))))),
+        ("(width=1 or width=2) and width=3", And((Or((A, B)), C))),
+        ("not width=1 and width=2", And((Not(A), B))),
+        ("not (width=1 AND width=2)", Not(And((A, B)))),
+        ("width in (1)", OneOf("width", (1,))),
+        ("folder not in ('a', 'b')", Not(OneOf("folder", ("a", "b")))),
+        ("path like '/a/%'", Like("path", "/a/")),
+        ("path not like '%'", Not(Like("path", ""))),
+    ],
+)
+def test_a_filter_is_a_tree(text, tree):
+    assert parse_filter(text) == tree
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("widht > 3", "there is no field 'widht'; did you mean 'width'?"),
+        ("prise > 3", "there is no field 'prise'; did you mean 'price'?"),
+        ("", "the filter is empty"),
+        ("width >", "expected a number, or a text between quotes at character 8, found the end"),
+        ("width 3", "expected one of = != < <= > >= in like not at character 7, found '3'"),
+        ("folder = 'a", "a quote is opened and not closed, at character 10"),
+        ("width = 1 width = 2", "expected 'and', 'or' or the end at character 11, found 'width'"),
+        ("(width = 1", "expected ')' at character 11"),
+        ("width = 'a'", "'width' is a number, and 'a' is none"),
+        ("folder in ('a', 3)", "'folder' is a text, and 3 is none"),
+        ("folder like 'a%b'", "'like' takes a text whose end is its only %"),
+        ("and = 3", "expected the name of a field"),
+        ("width = 99999999999999999999", "out of range"),
+        ("not " * 60 + "width = 1", "more than 50 brackets"),
+    ],
+)
+def test_what_is_no_filter_is_told(text, message):
+    with pytest.raises(UserError) as error:
+        parse_filter(text, ["price"])
+    assert str(error.value).startswith("--where: ")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1=1; DROP TABLE pictures", "width = 1; DELETE FROM pictures", "width = 1 -- ", "width = (SELECT 1)", "1 = 1",
+     "width = 1 UNION SELECT * FROM header", "randomblob(1e9) = 1", "pictures.width = 1", "width = width"],
+)  # fmt: skip
+def test_sql_is_no_filter(text):
+    with pytest.raises(UserError, match="--where"):
+        parse_filter(text)
+
+
+def test_no_value_and_no_column_of_a_table_is_written_into_the_statement():
+    condition, values = to_sql(parse_filter("price > 'secret' and folder like 'hidden%' and size = 5", ["price"]))
+    assert not any(word in condition for word in ("secret", "hidden", "price", "5"))
+    assert {"$.price", "secret", "hidden", 5} <= set(values)

@@ -1,0 +1,200 @@
+"""What every store does: exact search, filters, changes. `make test-milvus` runs the same on a server."""
+
+import numpy as np
+import pytest
+from library import fill, make_picture, make_vectors
+
+from grr_coca.search.entry import Failure, Stamp
+from grr_coca.search.filters.parse import parse_filter
+from grr_coca.search.store import SAMPLE_CAPTIONS, Changes, Known
+
+TIE = 1e-5
+FILTERS = {
+    "folder = 'logos'": lambda e: e.folder == "logos",
+    "folder != 'logos'": lambda e: e.folder != "logos",
+    "folder = 'logos' and width > 64": lambda e: e.folder == "logos" and e.width > 64,
+    "width <= 32 or width >= 144 and not folder = 'icons'": (
+        lambda e: e.width <= 32 or (e.width >= 144 and e.folder != "icons")
+    ),
+    "(width <= 32 or width >= 144) and not folder = 'icons'": (
+        lambda e: (e.width <= 32 or e.width >= 144) and e.folder != "icons"
+    ),
+    "folder in ('logos', 'photos')": lambda e: e.folder in ("logos", "photos"),
+    "width not in (16, 32)": lambda e: e.width not in (16, 32),
+    "path like '/pictures/ph%'": lambda e: e.name.startswith("/pictures/ph"),
+    "path not like '/pictures/ph%'": lambda e: not e.name.startswith("/pictures/ph"),
+    "date >= '2023-12-01' and date < '2024-01-01'": lambda e: "2023-12-01" <= e.date < "2024-01-01",
+    "size > 1100.5": lambda e: e.stamp.size > 1100.5,
+    "title = '00007'": lambda e: e.title == "00007",
+    "caption = 'red thing number0'": lambda e: e.caption == "red thing number0",
+    "price > 40": lambda e: e.fields.get("price", -1) > 40,
+    "price < 40.5": lambda e: e.fields.get("price", 99) < 40.5,
+    "price = 7": lambda e: e.fields.get("price") == 7,
+    "price != 7": lambda e: e.fields.get("price", 7) != 7,
+    "not price = 7": lambda e: e.fields.get("price") != 7,
+    "price in (1, 3, 49)": lambda e: e.fields.get("price") in (1, 3, 49),
+    "brand = 'maker 3'": lambda e: e.fields.get("brand") == "maker 3",
+    "brand like 'maker%'": lambda e: "brand" in e.fields,
+    "brand > 5": lambda e: False,
+    "price = '7'": lambda e: False,
+}
+"""Each filter and what it means in Python: a comparison with what is not there, or of another kind, is false."""
+
+
+def expected(entries, vectors, query, count, keep=lambda e: True):
+    """The names and scores of the nearest by NumPy."""
+    scores = np.where([keep(entry) for entry in entries], vectors @ query, -np.inf)
+    order = np.argsort(-scores, kind="stable")[:count]
+    return [(entries[place].name, scores[place]) for place in order if np.isfinite(scores[place])]
+
+
+def found(store, query, count, where=None):
+    with store.snapshot():
+        matches = store.nearest(query, count, where)
+        entries = store.entries([match.id for match in matches])
+        return [(entry.name, match.score) for entry, match in zip(entries, matches, strict=True)]
+
+
+def same_hits(ours, theirs):
+    """Equal scores, and equal names wherever a score is no tie."""
+    assert len(ours) == len(theirs)
+    np.testing.assert_allclose([s for _, s in ours], [s for _, s in theirs], atol=TIE)
+    for place, ((name, score), (other, _)) in enumerate(zip(ours, theirs, strict=True)):
+        tied = [n for n, s in theirs if abs(s - score) <= 2 * TIE]
+        assert name == other or name in tied or place == len(ours) - 1, place
+
+
+def test_the_nearest_are_those_of_numpy(store):
+    entries, vectors = fill(store, 700)
+    for query in make_vectors(100, seed=1):
+        same_hits(found(store, query, 12), expected(entries, vectors, query, 12))
+
+
+@pytest.mark.parametrize("text", FILTERS)
+def test_filters_mean_what_python_means(store, text):
+    entries, vectors = fill(store, 300)
+    tree, query = parse_filter(text, store.columns()), make_vectors(1, seed=2)[0]
+    same_hits(found(store, query, 20, tree), expected(entries, vectors, query, 20, FILTERS[text]))
+    assert sorted(e.name for e in store.matching(tree)) == sorted(e.name for e in entries if FILTERS[text](e))
+
+
+def test_values_of_a_filter_are_values_whatever_they_hold(store):
+    odd = ["it's", 'a "quote"', "back\\slash", "%", "'; DROP TABLE pictures; --", "ünï"]
+    entries = [make_picture(number, fields={"brand": text}) for number, text in enumerate(odd)]
+    store.commit(Changes(added=list(zip(entries, make_vectors(len(odd)), strict=True))))
+    for number, text in enumerate(odd):
+        written = text.replace("'", "''")
+        tree = parse_filter(f"brand = '{written}'", store.columns())
+        assert [entry.name for entry in store.matching(tree)] == [entries[number].name]
+    assert len(store) == len(odd)
+
+
+def test_an_empty_index_answers_nothing(store):
+    assert len(store) == 0
+    assert found(store, make_vectors(1)[0], 5) == []
+    assert store.sample().vectors.shape[0] == 0
+    assert store.failures() == [] == store.roots()
+
+
+def test_entries_come_back_as_they_were(store, reopened):
+    entries, vectors = fill(store, 20)
+    again = reopened()
+    assert again.header == store.header
+    kept = sorted(again.everything(), key=lambda pair: pair[0].name)
+    assert [entry for entry, _ in kept] == sorted(entries, key=lambda entry: entry.name)
+    by_name = {entry.name: vector for entry, vector in zip(entries, vectors, strict=True)}
+    assert all(np.array_equal(np.float32(vector), by_name[entry.name]) for entry, vector in kept)
+    assert again.columns() == {"price", "brand"}
+
+
+def test_a_picture_of_a_name_takes_the_place_of_the_one_before(store):
+    fill(store, 10)
+    (vector,) = make_vectors(1, seed=5)
+    store.commit(Changes(added=[(make_picture(3, caption="a new one"), vector)]))
+    assert len(store) == 10
+    (name, score), *_ = found(store, vector, 1)
+    assert name == make_picture(3).name
+    assert score == pytest.approx(1, abs=1e-3)
+    with store.snapshot():
+        (match,) = store.nearest(vector, 1)
+        assert store.entries([match.id])[0].caption == "a new one"
+
+
+def test_removed_pictures_are_found_no_more(store):
+    entries, vectors = fill(store, 60)
+    gone = [entry.name for entry in entries[::3]]
+    store.commit(Changes(removed=gone))
+    kept = [place for place in range(60) if place % 3]
+    assert len(store) == 40
+    query = make_vectors(1, seed=3)[0]
+    same_hits(found(store, query, 60), expected([entries[k] for k in kept], vectors[kept], query, 60))
+    assert store.known(gone) == {}
+
+
+def test_what_is_known_of_pictures_and_failures(store):
+    entries, _ = fill(store, 5)
+    failure = Failure("/pictures/bad.png", "/pictures", Stamp(7, 8), "/pictures/bad.png: not an image")
+    vanished = Failure("/other/gone.png", "/other", None, "/other/gone.png: no such file")
+    store.commit(Changes(failed=[failure, vanished]))
+    assert store.failures() == [vanished, failure]
+    names = [entries[0].name, failure.name, vanished.name, "/pictures/unknown.png"]
+    assert store.known(names) == {
+        entries[0].name: Known(entries[0].stamp, entries[0].digest),
+        failure.name: Known(failure.stamp, ""),
+    }
+    assert store.roots() == ["/other", "/pictures"]
+    assert sorted(store.names("/pictures")) == sorted([failure.name, *(entry.name for entry in entries)])
+    store.commit(Changes(added=[(make_picture(9, name=failure.name), make_vectors(1)[0])], removed=[vanished.name]))
+    assert store.failures() == []
+    assert len(store) == 6
+
+
+def test_a_touched_picture_keeps_all_but_its_stamp(store):
+    fill(store, 3)
+    store.commit(Changes(touched=[(make_picture(1).name, Stamp(5, 86_400 * 10**9))]))
+    (entry,) = (entry for entry, _ in store.everything() if entry.name == make_picture(1).name)
+    assert entry == make_picture(1, stamp=Stamp(5, 86_400 * 10**9))
+    tree = parse_filter("date = '1970-01-02T00:00:00'")
+    assert [found.name for found in store.matching(tree)] == [entry.name]
+
+
+def test_twins_are_found_by_their_bytes(store):
+    entries, vectors = fill(store, 5)
+    twins = store.twins([entries[2].digest, "0" * 31 + "f"])
+    assert twins.keys() == {entries[2].digest}
+    twin = twins[entries[2].digest]
+    assert (twin.caption, twin.phash, twin.width) == (entries[2].caption, entries[2].phash, entries[2].width)
+    assert np.array_equal(np.float32(twin.embedding), vectors[2])
+
+
+def test_hashes_and_vectors_go_together(store):
+    entries, vectors = fill(store, 30)
+    with store.snapshot():
+        ids, hashes = store.hashes()
+        kept = store.entries(ids.tolist())
+        order = {entry.name: place for place, entry in enumerate(entries)}
+        assert [entry.phash for entry in kept] == hashes.tolist()
+        assert np.array_equal(store.vectors(ids.tolist()), vectors[[order[entry.name] for entry in kept]])
+
+
+def test_the_sample_is_the_same_in_every_process(store, reopened):
+    fill(store, 200)
+    ours, theirs = store.sample(), reopened().sample()
+    assert len(ours.vectors) == 200
+    assert len(ours.captions) == SAMPLE_CAPTIONS
+    assert sorted(map(tuple, ours.vectors.tolist())) == sorted(map(tuple, theirs.vectors.tolist()))
+    assert sorted(ours.captions) == sorted(theirs.captions)
+
+
+@pytest.mark.slow
+def test_ten_thousand_queries_with_filters_and_deletes(store):
+    entries, vectors = fill(store, 3000)
+    store.commit(Changes(removed=[entry.name for entry in entries[::5]]))
+    kept = [place for place in range(3000) if place % 5]
+    entries, vectors = [entries[place] for place in kept], vectors[kept]
+    texts = [None, *list(FILTERS)[:6]]
+    for number, query in enumerate(make_vectors(10_000, seed=4)):
+        text = texts[number % len(texts)]
+        tree = text and parse_filter(text, store.columns())
+        keep = FILTERS.get(text, lambda entry: True)
+        same_hits(found(store, query, 10, tree), expected(entries, vectors, query, 10, keep))

@@ -1,0 +1,216 @@
+"""An index follows its pictures: new, changed, moved, removed, unreadable."""
+
+import os
+from pathlib import Path
+
+import pytest
+from library import ColourModel, paint
+
+from grr_coca.errors import UserError
+from grr_coca.search.filters.parse import parse_filter
+from grr_coca.search.updating.update import update_store
+from support import real_pairs, shard_members, write_tar
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Four pictures in a folder and one below it."""
+    monkeypatch.chdir(tmp_path)
+    for number, colour in enumerate(("red", "green", "blue")):
+        paint(tmp_path / "photos" / f"{number}.png", colour, seconds=1000)
+    paint(tmp_path / "photos" / "deep" / "3.png", "red", seconds=1000)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def model():
+    return ColourModel()
+
+
+@pytest.fixture
+def look(store, model):
+    """Bring the index up to date; returns the counts that are not 0."""
+
+    def run(*arguments):
+        update = update_store(store, list(map(str, arguments)), lambda: model, batch_size=2)
+        counts = {name: getattr(update, name) for name in ("new", "changed", "moved", "removed", "unchanged")}
+        return {name: count for name, count in counts.items() if count}
+
+    return run
+
+
+def kept(store):
+    return {entry.name: entry for entry, _ in store.everything()}
+
+
+def test_new_pictures_are_described_with_all_that_is_kept_of_them(store, look, photos):
+    assert look("photos") == {"new": 4}
+    entry = kept(store)[str(photos / "deep" / "3.png")]
+    assert (entry.caption, entry.folder, entry.title) == ("a red square", "deep", "3")
+    assert (entry.width, entry.height, entry.date) == (12, 12, "1970-01-01T00:16:40")
+    assert entry.stamp.size == (photos / "deep" / "3.png").stat().st_size
+    assert entry.is_there
+
+
+def test_what_is_known_is_not_read_again(store, look, photos, model):
+    look("photos")
+    assert look("photos") == look(photos) == look("photos/") == {"unchanged": 4}
+    assert model.described == 4
+
+
+def test_a_changed_picture_is_described_anew(store, look, photos, model):
+    look("photos")
+    paint(photos / "0.png", "green", seconds=2000)
+    assert look("photos") == {"changed": 1, "unchanged": 3}
+    assert kept(store)[str(photos / "0.png")].caption == "a green square"
+    assert len(store) == 4
+
+
+def test_a_new_time_alone_is_no_change(store, look, photos, model):
+    look("photos")
+    os.utime(photos / "0.png", (3000, 3000))
+    assert look("photos") == {"unchanged": 4}
+    assert model.described == 4
+    assert kept(store)[str(photos / "0.png")].date == "1970-01-01T00:50:00"
+
+
+def test_a_moved_picture_is_found_by_its_bytes_and_not_described_again(store, look, photos, model):
+    look("photos")
+    (photos / "0.png").rename(photos / "deep" / "renamed.png")
+    assert look("photos") == {"moved": 1, "unchanged": 3}
+    assert model.described == 4
+    assert str(photos / "0.png") not in kept(store)
+    assert kept(store)[str(photos / "deep" / "renamed.png")].caption == "a red square"
+
+
+def test_a_copy_is_a_picture_of_its_own_that_is_not_described_again(store, look, photos, model):
+    look("photos")
+    (photos / "copy.png").write_bytes((photos / "0.png").read_bytes())
+    assert look("photos") == {"new": 1, "unchanged": 4}
+    assert model.described == 4
+
+
+def test_a_removed_picture_is_removed_if_its_argument_was_looked_through(store, look, photos, tmp_path):
+    other = paint(tmp_path / "other" / "x.png", "blue")
+    look("photos", "other")
+    (photos / "1.png").unlink()
+    (photos / "deep" / "3.png").unlink()
+    assert look(other.parent) == {"unchanged": 1}
+    assert look(photos / "deep", "other") if any((photos / "deep").iterdir()) else True
+    assert look("photos") == {"removed": 2, "unchanged": 2}
+    assert len(store) == 3
+
+
+def test_a_folder_within_a_folder_that_was_looked_through_is_a_part_of_it(store, look, photos):
+    paint(photos / "deep" / "4.png", "blue")
+    look("photos")
+    (photos / "deep" / "3.png").unlink()
+    (photos / "1.png").unlink()
+    assert look("photos/deep") == {"removed": 1, "unchanged": 1}
+    assert len(store) == 4
+
+
+def test_a_wider_folder_takes_in_what_a_narrower_one_brought(store, look, photos):
+    paint(photos / "deep" / "4.png", "blue")
+    look("photos/deep")
+    look("photos")
+    (photos / "deep" / "3.png").unlink()
+    assert look("photos") == {"removed": 1, "unchanged": 4}
+
+
+def test_a_folder_that_is_gone_is_no_reason_to_forget_it(store, look, photos):
+    look("photos")
+    photos.rename(photos.with_name("elsewhere"))
+    with pytest.raises(UserError, match="photos: is not there, and the index holds pictures of it"):
+        look("photos")
+    photos.mkdir()
+    with pytest.raises(UserError, match="no images in this folder"):
+        look("photos")
+    assert len(store) == 4
+
+
+def test_an_argument_that_means_nothing_is_named(look, tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        look(tmp_path / "nowhere")
+
+
+def test_pictures_that_cannot_be_read_are_listed_and_tried_again_when_they_change(store, look, photos, model):
+    (photos / "bad.png").write_bytes(b"no picture")
+    paint(photos / "0.png", "red")
+    update = update_store(store, [str(photos)], lambda: model)
+    assert [failure.name for failure in update.failures] == [str(photos / "bad.png")]
+    assert "bad.png: not an image" in update.failures[0].message
+    assert (update.found, update.new, len(store)) == (5, 4, 4)
+    again = update_store(store, [str(photos)], lambda: pytest.fail("there is nothing to describe"))
+    assert [failure.name for failure in again.failures] == [str(photos / "bad.png")]
+    paint(photos / "bad.png", "grey")
+    assert look("photos") == {"new": 1, "unchanged": 4}
+    assert store.failures() == []
+    (photos / "bad.png").write_bytes(b"broken now")
+    look("photos")
+    assert len(store) == 4, "a picture that has become unreadable is none any more"
+    (photos / "bad.png").unlink()
+    look("photos")
+    assert store.failures() == []
+
+
+def test_members_of_a_shard_are_pictures(store, look, tmp_path, model):
+    members = shard_members(real_pairs(3))
+    shard = write_tar(tmp_path / "some.tar", members)
+    assert look(shard) == {"new": 3}
+    assert look(shard) == {"unchanged": 3}
+    entry = next(iter(kept(store).values()))
+    assert entry.span.read() == members[f"{entry.title}.webp"]
+    assert entry.folder == "some"
+    write_tar(shard, dict(list(members.items())[:4]))
+    os.utime(shard, (5000, 5000))
+    assert look(shard) == {"removed": 1, "unchanged": 2}
+    assert model.described == 3
+
+
+def test_columns_of_a_table_become_fields(store, look, photos):
+    (photos.parent / "table.csv").write_text(
+        'path,caption,price,Brand name,code,width\nphotos/0.png,a car,12.5,Acme,007,9\nphotos/1.png,a hat,,"A, B",x,9\n'
+    )
+    assert look("table.csv") == {"new": 2}
+    first, second = sorted(kept(store).values(), key=lambda entry: entry.name)
+    assert first.fields == {
+        "table_caption": "a car",
+        "price": 12.5,
+        "brand_name": "Acme",
+        "code": "007",
+        "table_width": 9,
+    }
+    assert second.fields["brand_name"] == "A, B"
+    assert "price" not in second.fields
+    assert (first.title, first.folder, first.is_there) == ("0", "photos", True)
+    tree = parse_filter("price > 10 and code = '007'", store.columns())
+    assert [entry.name for entry in store.matching(tree)] == [first.name]
+
+
+def test_names_that_are_not_utf8_are_kept(store, look, photos):
+    odd = os.fsdecode(os.fsencode(photos) + b"/caf\xe9.png")
+    paint(photos / "4.png", "blue").rename(odd)
+    assert look("photos") == {"new": 5}
+    assert look("photos") == {"unchanged": 5}
+    assert kept(store)[odd].is_there
+    Path(odd).unlink()
+    assert look("photos") == {"removed": 1, "unchanged": 4}
+
+
+def test_what_was_done_before_an_interruption_stays(store, photos, model, monkeypatch):
+    monkeypatch.setattr("grr_coca.search.updating.update.SECONDS_BETWEEN_COMMITS", 0.0)
+    described = model.describe
+
+    def interrupted(squares):
+        if model.described >= 2:
+            raise KeyboardInterrupt
+        return described(squares)
+
+    monkeypatch.setattr(model, "describe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        update_store(store, [str(photos)], lambda: model, batch_size=2)
+    assert len(store) == 2
+    model.describe = described
+    assert update_store(store, [str(photos)], lambda: model).new == 2
+    assert len(store) == 4

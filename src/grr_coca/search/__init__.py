@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from grr_coca.search.answering.result import SearchResult, Hit
+    from grr_coca.search.answering.result import Hit, SearchResult
     from grr_coca.search.index import Index
 
 MODULES = {"SearchResult": "answering.result", "Hit": "answering.result", "Index": "index"}
 
-__all__ = ["SearchResult", "Hit", "Index"]
+__all__ = ["Hit", "Index", "SearchResult"]
 
 
 def __getattr__(name: str) -> object:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Self
 
 from grr_coca.errors import UserError
 from grr_coca.registry import DEFAULT
-from grr_coca.search.answering.result import SearchResult, Wishes, search_store
 from grr_coca.search.answering.query import Query
+from grr_coca.search.answering.result import SearchResult, Wishes, search_store
 from grr_coca.search.duplicates import Group, duplicate_groups
 from grr_coca.search.filters.parse import parse_filter
 from grr_coca.search.locate import make_store, open_store

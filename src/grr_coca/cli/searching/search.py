@@ -11,8 +11,8 @@ from grr_coca.cli.output.thumbnails import thumbnail_kind, thumbnail_lines
 from grr_coca.cli.output.writing import require_suffix, write_output
 from grr_coca.cli.searching.shown import hit_lines, opening_line
 from grr_coca.errors import UserError
-from grr_coca.search.answering.result import SearchResult, Hit
 from grr_coca.search.answering.query import Query
+from grr_coca.search.answering.result import Hit, SearchResult
 from grr_coca.search.index import Index
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 
-from grr_coca.search.answering.result import SearchResult, Hit
+from grr_coca.search.answering.result import Hit, SearchResult
 
 LONGEST_CAPTION = 40
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from grr_coca.data.images import decode_image
 from grr_coca.errors import UserError
-from grr_coca.search.answering.result import SearchResult, Hit
 from grr_coca.search.answering.query import Query
+from grr_coca.search.answering.result import Hit, SearchResult
 
 if TYPE_CHECKING:
     from grr_coca.search.model import IndexModel

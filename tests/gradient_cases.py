@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,6 +21,7 @@ from grr_coca.model import CoCa, build
 from grr_coca.presets import get_preset
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, Parallelism, ScheduleRecipe
+from grr_coca.train.run.launch import launched
 from grr_coca.train.step.blocks import checkpoint_blocks
 from grr_coca.train.step.ema import Ema
 from grr_coca.train.step.gradients import compute_gradients
@@ -179,43 +179,51 @@ def computed(case: Case, dtype: torch.dtype, size: int) -> tuple[dict[str, Tenso
 
 def on_a_rank(tasks: Sequence[Task], folder: Path) -> None:
     """What this rank makes of its share of the batch: whole gradients, and the losses that it sees."""
-    dist.init_process_group("gloo")
-    ranks = Ranks.here(torch.device("cpu"))
-    seen = {}
-    for task in tasks:
-        case = CASES[task.case]
-        batch, model = make_batch(case, task.dtype), make_model(case, task.dtype)
-        share = len(batch) // ranks.size
-        batches = pieces(cut(batch, ranks.rank * share, (ranks.rank + 1) * share), task.size)
-        num_tokens = int(ranks.sum(torch.tensor(count_tokens(batches))))
-        parallel = ParallelModel(model, task.parallelism, ranks)
-        losses = compute_gradients(parallel, batches, num_tokens, case.losses, nullcontext())
-        whole = whole_tensors([(name, p.grad) for name, p in model.named_parameters() if p.grad is not None], ranks)
-        if ranks.is_first:
-            save_file(whole, folder / f"{task}.safetensors")
-        seen[str(task)] = {key: value.item() for key, value in losses._asdict().items()}
-    (folder / f"losses-{ranks.rank}.json").write_text(json.dumps(seen))
-    dist.destroy_process_group()
+    with launched() as ranks:
+        seen = {}
+        for task in tasks:
+            whole, seen[str(task)] = _gradients_on(ranks, task)
+            if ranks.is_first:
+                save_file(whole, folder / f"{task}.safetensors")
+        (folder / f"losses-{ranks.rank}.json").write_text(json.dumps(seen))
+        _meet(ranks)
+
+
+def _gradients_on(ranks: Ranks, task: Task) -> tuple[dict[str, Tensor], dict[str, float]]:
+    case = CASES[task.case]
+    batch, model = make_batch(case, task.dtype), make_model(case, task.dtype)
+    share = len(batch) // ranks.size
+    batches = pieces(cut(batch, ranks.rank * share, (ranks.rank + 1) * share), task.size)
+    num_tokens = int(ranks.sum(torch.tensor(count_tokens(batches))))
+    parallel = ParallelModel(model, task.parallelism, ranks)
+    losses = compute_gradients(parallel, batches, num_tokens, case.losses, nullcontext())
+    whole = whole_tensors([(name, p.grad) for name, p in model.named_parameters() if p.grad is not None], ranks)
+    return whole, {key: value.item() for key, value in losses._asdict().items()}
 
 
 def evaluated_with_the_average(folder: Path) -> None:
     """What this rank's sharded model computes before, during and after it has its running average for weights."""
-    dist.init_process_group("gloo")
-    ranks, case = Ranks.here(torch.device("cpu")), CASES["grr_coca"]
-    model, batch = make_model(case, torch.float64), make_batch(case, torch.float64)
-    parallel = ParallelModel(model, "fsdp", ranks)
-    ema = Ema(model, 0.9)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.1)
-    optimizers = Optimizers(model, OptimizerRecipe(), ScheduleRecipe(steps=1, warmup_steps=0))
-    trainer = Trainer(parallel, optimizers, case.losses, nullcontext(), ema)
-    passes = {"before": parallel.embed(batch).image}
-    with trainer.averaged():
-        passes["during"] = parallel.embed(batch).image
-    passes["after"] = parallel.embed(batch).image
-    save_file(passes, folder / f"passes-{ranks.rank}.safetensors")
-    dist.destroy_process_group()
+    with launched() as ranks:
+        case = CASES["grr_coca"]
+        model, batch = make_model(case, torch.float64), make_batch(case, torch.float64)
+        parallel = ParallelModel(model, "fsdp", ranks)
+        ema = Ema(model, 0.9)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+        optimizers = Optimizers(model, OptimizerRecipe(), ScheduleRecipe(steps=1, warmup_steps=0))
+        trainer = Trainer(parallel, optimizers, case.losses, nullcontext(), ema)
+        passes = {"before": parallel.embed(batch).image}
+        with trainer.averaged():
+            passes["during"] = parallel.embed(batch).image
+        passes["after"] = parallel.embed(batch).image
+        save_file(passes, folder / f"passes-{ranks.rank}.safetensors")
+        _meet(ranks)
+
+
+def _meet(ranks: Ranks) -> None:
+    """Wait for the other ranks, so that none closes its connections while another still works."""
+    ranks.sum(torch.zeros(1))
 
 
 def _config(case: Case) -> CoCaConfig:

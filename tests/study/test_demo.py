@@ -185,14 +185,15 @@ def arm_of(plan, preset, out):
 
 def test_both_arms_see_the_same_data_in_the_same_order(write_plan, tmp_path, monkeypatch):
     plan = load_plan(write_plan(finetune=["health.yaml"]))
-    read, original = [], PairDataset._sound_sample
+    read, original = [], PairDataset.__getitems__
 
-    def watched(dataset, ref):
-        sample = original(dataset, ref)
-        read.append((sample.key, ref, sample.image.float().sum().item(), tuple(sample.token_ids)))
-        return sample
+    def watched(dataset, refs):
+        samples = original(dataset, refs)
+        for sample, ref in zip(samples, refs, strict=True):
+            read.append((sample.key, ref, sample.image.sum().item(), tuple(sample.token_ids)))
+        return samples
 
-    monkeypatch.setattr(PairDataset, "_sound_sample", watched)
+    monkeypatch.setattr(PairDataset, "__getitems__", watched)
     seen = []
     for preset in PRESETS:
         arm_of(plan, preset, tmp_path / preset)

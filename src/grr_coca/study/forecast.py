@@ -7,7 +7,7 @@ of time against FLOPs are that this relies on.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,18 +109,21 @@ def memory(config: CoCaConfig, batch: int, precision: Precision, text_length: in
     return {**held, "activations": round(saved * ACTIVATION_BYTES[precision])}
 
 
-def matmul_rate(precision: Precision, device: torch.device) -> float:
-    """FLOP/s of a square matrix product here and now: the best of as many as fit in a moment, two at least."""
+def matmul_rate(precision: Precision, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
+    """The rate of a square matrix product on this machine, in FLOP/s: the best of at least two within `PROBE_SECONDS`.
+
+    `clock`: gives the time in seconds.
+    """
     size = PROBE_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device).to(DTYPES[precision]) for _ in range(2))
-    _timed(a, b)  # the first one sets up kernels and threads
-    times = [_timed(a, b), _timed(a, b)]
+    _timed(a, b, clock)  # the first one sets up kernels and threads
+    times = [_timed(a, b, clock), _timed(a, b, clock)]
     while sum(times) < PROBE_SECONDS:
-        times.append(_timed(a, b))
+        times.append(_timed(a, b, clock))
     return 2 * size**3 / min(times)
 
 
-def _timed(a: Tensor, b: Tensor) -> float:
-    started = time.perf_counter()
+def _timed(a: Tensor, b: Tensor, clock: Callable[[], float]) -> float:
+    started = clock()
     (a @ b)[0, 0].item()  # waits for the device
-    return time.perf_counter() - started
+    return clock() - started

@@ -40,6 +40,7 @@ toc_object_entries_show_parents = "hide"
 
 SHAPE = re.compile(r"~?(?:jaxtyping\.)?(\w+)\[(?:~?torch\.)?Tensor, '([^']*)'\]")
 IMAGE = "str | ~pathlib.Path | ~PIL.Image.Image | ~numpy.ndarray | ~torch.Tensor"
+KEPT_DOCSTRINGS: dict[str, list[str]] = {}
 UNIT = re.compile(r"(?<=[\d)]) (?=[%×])|(?<=[≥≤]) (?=\d)")
 ALIASES = {f"{IMAGE} | ~collections.abc.Iterable[{IMAGE}]": "ImagesInput", IMAGE: "ImageInput"}
 
@@ -47,18 +48,25 @@ ALIASES = {f"{IMAGE} | ~collections.abc.Iterable[{IMAGE}]": "ImagesInput", IMAGE
 def _shorten(
     _app: Sphinx, _what: str, _name: str, _obj: object, _options: object, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Write `Float[Tensor, 'B 3 H W']` and `ImagesInput` as our source does."""
+    """Write `Float[Tensor, 'B 3 H W']` and `ImagesInput` as our source does. Sphinx cannot read `<factory>`."""
 
     def short(text: str | None) -> str | None:
         for long, alias in ALIASES.items():
             text = text and text.replace(long, alias)
-        return text and SHAPE.sub(r"\1[Tensor, '\2']", text)
+        return text and SHAPE.sub(r"\1[Tensor, '\2']", text).replace("<factory>", "...")
 
     return short(signature), short(returns)
 
 
-def _markdown_to_rst(_app: Sphinx, _what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
+def _keep_docstring(_app: Sphinx, what: str, name: str, _obj: object, _options: object, lines: list[str]) -> None:
+    """Keep the docstring of a constant or field. Napoleon would take what stands before its first colon for a type."""
+    if what in ("attribute", "data", "property"):
+        KEPT_DOCSTRINGS[name] = list(lines)
+
+
+def _markdown_to_rst(_app: Sphinx, _what: str, name: str, _obj: object, _options: object, lines: list[str]) -> None:
     """Show Markdown tables and drawings of characters, which docstrings have, as they stand."""
+    lines[:] = KEPT_DOCSTRINGS.pop(name, lines)
     shown: list[str] = []
     was_verbatim = False
     for line in lines:
@@ -81,5 +89,6 @@ def _keep_units(_app: Sphinx, page: nodes.document) -> None:
 def setup(app: Sphinx) -> None:
     """Connect to Sphinx."""
     app.connect("autodoc-process-signature", _shorten)
+    app.connect("autodoc-process-docstring", _keep_docstring, priority=400)  # before Napoleon
     app.connect("autodoc-process-docstring", _markdown_to_rst)
     app.connect("doctree-read", _keep_units)

@@ -85,6 +85,7 @@ def _row(arm: str, seed: int, stage: str, deviation: float, changes: dict[str, o
         "flops_per_pair": 410_000_000,
         "curve": tuple(_point(stage, step, steps, factors, own) for step in range(steps // 6, steps + 1, steps // 6)),
         "metrics": {split: _metrics(stage, factors, own) for split in ("val", "test")},
+        "values": {"test": _values(stage, factors, own)},
         "captions": _captions(arm) if stage == "pictograms" else (),
     }
     return LedgerRow(**{**values, **changes})
@@ -102,6 +103,15 @@ def _metrics(stage: str, factors: np.ndarray, rng: np.random.Generator) -> dict[
         "CIDEr-D": float(3 / captioning * rng.uniform(0.95, 1.05)),
         "num_pairs": 360,
     }
+
+
+def _values(stage: str, factors: np.ndarray, rng: np.random.Generator) -> dict[str, list[float]]:
+    contrastive, captioning = (float(x) for x in np.array(LEVELS[stage]) * factors)
+    images = np.random.default_rng(STAGES.index(stage)).uniform(0.5, 1.5, 90)  # the same for all arms and seeds
+    batches = {"contrastive_batches": (contrastive * images[:12]).tolist()}
+    nats = (4 * captioning * images * rng.uniform(0.9, 1.1, 90)).tolist()
+    ranks = (rng.random(90) > 0.4).astype(int).tolist()
+    return {**batches, "nll": nats, "tokens": [4.0] * 90, "rank": ranks, "cider_d": (3 * images).tolist()}
 
 
 def _point(stage: str, step: int, steps: int, factors: np.ndarray, rng: np.random.Generator) -> CurvePoint:

@@ -29,9 +29,14 @@ def said(folder, content, rows):
 
 
 def result(name: str, p_holm: float | None, *percents: float) -> EndpointResult:
-    is_primary = p_holm is not None
     return EndpointResult(
-        endpoint=name, is_primary=is_primary, arm_value=1.0, baseline_value=1.0, effect=effect(*percents), p_holm=p_holm
+        endpoint=name,
+        is_primary=p_holm is not None,
+        arm_value=1.0,
+        baseline_value=1.0,
+        effect=effect(*percents),
+        over_images=None,
+        p_holm=p_holm,
     )
 
 

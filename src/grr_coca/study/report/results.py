@@ -10,6 +10,7 @@ from grr_coca.study.plan.plan import Plan, stage_names
 from grr_coca.study.report.cost import ArmCost, arm_costs
 from grr_coca.study.report.effect import Effect, effect_of
 from grr_coca.study.report.factors import FactorResults, factor_results
+from grr_coca.study.report.images import interval_over_images
 from grr_coca.study.report.metrics import Endpoint, Rows, endpoint_values, rows_by_run, stages_of
 from grr_coca.study.statistics.paired import bootstrap_coverage, log_ratios
 from grr_coca.study.statistics.significance import holm
@@ -22,6 +23,8 @@ class EndpointResult:
     """An endpoint of one arm against the baseline, over the seeds that both have.
 
     `arm_value`, `baseline_value`: geometric means over seeds. `effect` None: no seed has both.
+    `over_images`: ends of a 95 % interval in per cent over images of the test split, with the seeds that there are;
+    None where no values for it are in the ledger.
     `p_holm`: of the sign-flip test, corrected for all primary endpoints of the plan; None for secondary ones.
     """
 
@@ -30,6 +33,7 @@ class EndpointResult:
     arm_value: float | None
     baseline_value: float | None
     effect: Effect | None
+    over_images: tuple[float, float] | None
     p_holm: float | None = None
 
 
@@ -126,6 +130,7 @@ def _endpoint(rows: Rows, plan: Plan, arm: str, name: str, *, is_primary: bool) 
         arm_value=_geometric_mean(sides[0]),
         baseline_value=_geometric_mean(sides[1]),
         effect=effect_of(dict(zip(seeds, ratios.tolist(), strict=True))),
+        over_images=interval_over_images(rows, plan, Endpoint(name), arm, seeds),
     )
 
 

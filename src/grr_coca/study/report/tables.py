@@ -38,7 +38,8 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
     """The endpoints of the arm that is asked about."""
     main, titles = results.arms[0], arm_titles(plan)
     chosen = [result for result in main.endpoints if result.is_primary is primary]
-    heads = ["endpoint", titles[main.arm], titles[results.baseline], "change, %", "95 % interval", "seeds", "p, exact"]
+    heads = ["endpoint", titles[main.arm], titles[results.baseline], "change, %", "95 % interval", "over images"]
+    heads += ["seeds", "p, exact"]
     rows = [[Endpoint(r.endpoint).full_title, *_values(r), *_change(r), _seeds(r), _p_exact(r)] for r in chosen]
     if primary:
         heads += ["p, corrected", "verdict", "shown from, %"]
@@ -50,7 +51,10 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
     if any(change is not None for change in reported):
         heads.append("paper, %")
         rows = [[*row, signed(change, 2)] for row, change in zip(rows, reported, strict=True)]
-    note = f"Values: geometric means over seeds, of fine-tuning over its stages too, on the split {results.split}. "
+    note = (
+        f"Values: geometric means over seeds, of fine-tuning over its stages too, on the split {results.split}. 95 % "
+        "interval: of other seeds on the same images; over images: of other images with the same trained models. "
+    )
     if primary:
         note += (
             "p, exact: sign-flip test; corrected: by Holm for all primary endpoints, which were named before the study "
@@ -140,7 +144,12 @@ def _values(result: EndpointResult) -> list[str]:
 
 
 def _change(result: EndpointResult) -> list[str]:
-    return [signed(result.effect.change) if result.effect else "–", interval_in_signs(result.effect)]
+    over_images = result.over_images
+    return [
+        signed(result.effect.change) if result.effect else "–",
+        interval_in_signs(result.effect),
+        f"{signed(over_images[0])} to {signed(over_images[1])}" if over_images else "–",
+    ]
 
 
 def _seeds(result: EndpointResult) -> str:

@@ -22,10 +22,9 @@ from machine import RESULTS, machine
 from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import caption_split
-from grr_coca.structure import from_dict
-from grr_coca.study.demo.comparison import PLAN_FILE
-from grr_coca.study.demo.plan import DemoPlan, stages
-from grr_coca.train.recipe import read_yaml
+from grr_coca.study.demo.plan import DemoPlan, demo_recipes
+from grr_coca.study.ledger import PLAN_FILE
+from grr_coca.study.plan.plan import read_plan
 
 DRAWING = Path(__file__).parents[1] / "docs" / "drawings" / "guitar.webp"
 COLD_STARTS = 5
@@ -41,7 +40,7 @@ def main() -> None:
     parser.add_argument("--test-minutes", type=float, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    plan = from_dict(DemoPlan, read_yaml(options.demo / PLAN_FILE), str(options.demo / PLAN_FILE))
+    plan = read_plan(options.demo / PLAN_FILE, DemoPlan)
     results = json.loads((options.demo / "results.json").read_text(encoding="utf-8"))
     entry = {
         "machine": {**machine(), "capability": torch.backends.cpu.get_cpu_capability()},
@@ -49,8 +48,8 @@ def main() -> None:
         "cold_caption_seconds": cold_caption_seconds(),
         "steps": plan.steps,
         "minutes": options.demo_minutes,
-        "precision": plan.numerics.precision,
-        "muon_precision": plan.numerics.muon_precision,
+        "precision": plan.precision,
+        "muon_precision": plan.muon_precision,
         "models": {arm["preset"]: figures(options.demo, plan, arm) for arm in results},
         "test_minutes": options.test_minutes,
     }
@@ -62,12 +61,12 @@ def main() -> None:
 
 def figures(demo: Path, plan: DemoPlan, arm: dict) -> dict[str, float]:
     """R@1 on the showcase, and the share of its captions that are exactly right."""
-    stage, recipe = next(iter(stages(plan).items()))
+    stage, recipe = next(iter(demo_recipes(plan).items()))
     source = open_source(recipe.data.test[plan.showcase])
     captioned = caption_split(from_pretrained(demo / arm["preset"] / stage), source)
     right = [said in truths for said, truths in zip(captioned.hypotheses, captioned.references, strict=True)]
     evaluation = arm["evaluations"][f"{stage}/{plan.showcase}"]
-    return {"r_at_1": evaluation["text_to_image"]["R@1"], "exact_captions": sum(right) / len(right)}
+    return {"r_at_1": evaluation["R@1"], "exact_captions": sum(right) / len(right)}
 
 
 def cold_caption_seconds() -> float:

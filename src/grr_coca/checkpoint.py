@@ -11,7 +11,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,9 @@ from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, verify_folder, whole_folder
 from grr_coca.model import CoCa, build_without_weights
 from grr_coca.structure import from_dict, to_dict
+
+ChangeModel = Callable[[CoCa, CoCaConfig], None]
+"""Replaces modules of a model, in place."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: the weights are damaged ({error})") from error
 
 
-def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
+def from_pretrained(
+    path: str | Path, device: str | torch.device = "cpu", change: ChangeModel | None = None
+) -> Checkpoint:
     """Load a checkpoint folder, or the newest checkpoint of a run folder.
+
+    Args:
+        path: the folder.
+        device: where the model goes.
+        change: what was changed in the model after it had been built, as studies do; done again before its weights
+            are loaded.
 
     Raises:
         UserError: there is no checkpoint, a file is missing or damaged, or the weights do not fit the config.
@@ -126,6 +137,8 @@ def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Che
         verify_folder(folder)
     header = from_dict(_Header, read_json(folder / "config.json"), str(folder / "config.json"))
     model = build_without_weights(header.model)
+    if change is not None:
+        change(model, header.model)
     _load_weights(model, folder / "model.safetensors")
     return Checkpoint(
         model=model.to(device).eval(),

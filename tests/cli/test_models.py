@@ -7,7 +7,7 @@ import pytest
 
 from grr_coca.cli.training.opening import _symbol, opening_lines
 from grr_coca.registry import DEFAULT, shipped_models
-from grr_coca.study.demo.plan import load_plan
+from grr_coca.study.demo.plan import load_demo
 from support import real_pairs
 
 
@@ -51,7 +51,7 @@ def test_verbs_that_measure_take_a_name(grr_coca):
 
 
 def test_a_demo_opens_with_captions_and_searches():
-    plan = load_plan(Path(__file__).parents[2] / "recipes" / "demo.yaml")
+    plan = load_demo(Path(__file__).parents[2] / "recipes" / "demo.yaml")
     lines = list(opening_lines(plan))
     assert [line for line in lines if line.startswith("  red heart: ")]
     assert len(lines) == 1 + 6 + 1 + 5

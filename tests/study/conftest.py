@@ -63,9 +63,12 @@ def write_plan(write_recipes, tmp_path):
     def write(**changes):
         write_recipes()
         plan = {
-            "presets": ["grr_coca", "baseline_coca"],
+            "arms": ["grr_coca", "baseline_coca"],
+            "baseline": "baseline_coca",
+            "seeds": [0],
             "pretrain": "pictograms.yaml",
             "finetune": [f"{domain}.yaml" for domain in DOMAINS],
+            "endpoints": {"primary": ["pretraining/coca_loss"]},
             "showcase": SHOWCASE,
             "queries": ["cat", "red heart"],
             "without": ["flag", "arrow"],

@@ -83,6 +83,11 @@ def test_trials_and_choices_are_kept_apart(folder):
     assert [len(part) for part in (ledger.rows, ledger.trials, ledger.choices)] == [1, 1, 1]
 
 
+def test_the_newest_choice_is_the_choice(folder):
+    write(folder, a_row(kind="choice", steps=1), a_row("baseline_coca", kind="choice"), a_row(kind="choice", steps=2))
+    assert [(row.arm, row.steps) for row in read_ledger(folder).choices] == [("grr_coca", 2), ("baseline_coca", 6)]
+
+
 def test_a_torn_last_line_is_dropped_and_named_and_the_next_row_is_whole(folder):
     path = write(folder, a_row(), a_row("baseline_coca"))
     torn = path.read_bytes()[:-20]

@@ -43,6 +43,12 @@ class SelfAttention(nn.Module):
         qk, v = self.qk_norm(qkv[:, :, :2]), qkv[:, :, 2]
         if self.rotary is not None:
             qk = self.rotary(qk, layout.positions)
+        return self.attend(qk, v, layout)
+
+    def attend(
+        self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"], layout: Layout
+    ) -> Float[Tensor, "R T D"]:
+        """Mix the values of each sequence by its queries and keys."""
         return self.out_proj(layout.gather(_mix(layout.spread(qk, v))))
 
 

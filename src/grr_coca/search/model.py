@@ -45,9 +45,7 @@ class IndexModel:
         """The model itself."""
         from grr_coca.inference.model import load  # late: torch comes with it
 
-        model = load(self.folder)
-        model.warn_if_unfit()  # an index is for search, and takes its embeddings with the captions
-        return model
+        return load(self.folder)
 
     @property
     def preprocess(self) -> "Preprocess":

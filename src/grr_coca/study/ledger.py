@@ -120,8 +120,8 @@ class Digests:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The rows of a study by what they are, and `notes`: one sentence on each thing that was not counted, and on what a
-    reader should know of those that were."""
+    """The rows of a study by what they are. Of the choices for an arm and a stage, the newest is there. `notes` has one
+    sentence on each thing that was not counted, and on what a reader should know of those that were."""
 
     rows: tuple[LedgerRow, ...]
     trials: tuple[LedgerRow, ...]
@@ -151,7 +151,7 @@ def read_ledger(folder: Path, digests: Digests | None = None) -> Ledger:
     return Ledger(
         rows=tuple(runs),
         trials=tuple(row for row in rows if row.kind == "trial"),
-        choices=tuple(row for row in rows if row.kind == "choice"),
+        choices=tuple({(row.arm, row.stage): row for row in rows if row.kind == "choice"}.values()),
         notes=tuple(notes),
     )
 
@@ -184,8 +184,24 @@ def read_digests(folder: Path) -> Digests:
 
 
 def write_digests(folder: Path, digests: Digests) -> None:
-    """Write them, whole or not at all."""
-    write_whole(folder / DIGESTS_FILE, (json.dumps(to_dict(digests), indent=2) + "\n").encode())
+    """Write them, whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    write_beside_ledger(folder / DIGESTS_FILE, json.dumps(to_dict(digests), indent=2) + "\n")
+
+
+def write_beside_ledger(path: Path, text: str) -> None:
+    """Write a file of a study's folder, whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def finite(numbers: Mapping[str, float]) -> dict[str, float]:

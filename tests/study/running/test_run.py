@@ -5,7 +5,7 @@ import json
 import pytest
 
 from grr_coca.errors import UserError
-from grr_coca.study.ledger import LEDGER_FILE, LedgerRow, LedgerWriter, read_ledger
+from grr_coca.study.ledger import LEDGER_FILE, LedgerRow, LedgerWriter, read_digests, read_ledger
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.running import run as running
 from grr_coca.study.running.agenda import Agenda, StudyPart
@@ -67,38 +67,32 @@ def run(path, out, workers: Here | None = None, keeps_models: bool = False, part
 
 
 def test_a_study_is_tuned_and_run_and_goes_on_where_it_was_stopped(write_study, tmp_path):
-    path, out = write_study(**TUNED), tmp_path / "out"
+    path, out, part = write_study(**TUNED), tmp_path / "out", StudyPart(("grr_coca",))
     with pytest.raises(KeyboardInterrupt):
-        run(path, out, Here(stop_after=3))
+        run(path, out, Here(stop_after=3), part=part)
     first = read_ledger(out)
-    assert [len(part) for part in (first.trials, first.choices, first.rows)] == [3, 1, 0]
-    second = run(path, out)
-    assert len(second.done) == 2 * (2 + 2 + 2) - 3, "nothing is done twice"
+    assert [len(rows) for rows in (first.trials, first.choices, first.rows)] == [3, 1, 0]
+    assert len(run(path, out, part=part).done) == 2 + 2 + 2 - 3, "nothing is done twice"
     ledger = read_ledger(out)
     assert ledger.notes == ()
-    assert [(row.arm, row.stage) for row in ledger.rows] == [
-        ("baseline_coca", "pictograms"),
-        ("baseline_coca", "health"),
-        ("grr_coca", "pictograms"),
-        ("grr_coca", "health"),
-    ]
-    assert len(ledger.trials) == 8
-    assert len(ledger.choices) == 4
-    for choice in ledger.choices:
-        scores = {
-            row.settings["optimizer.lr"]: row.metrics["val"]["coca_loss"]
-            for row in ledger.trials
-            if (row.arm, row.stage) == (choice.arm, choice.stage)
-        }
+    assert [(row.arm, row.stage) for row in ledger.rows] == [("grr_coca", "pictograms"), ("grr_coca", "health")]
+    assert [len(rows) for rows in (ledger.trials, ledger.choices)] == [4, 2]
+    for choice, row in zip(ledger.choices, ledger.rows, strict=True):
+        trials = [trial for trial in ledger.trials if trial.stage == choice.stage]
+        scores = {trial.settings["optimizer.lr"]: trial.metrics["val"]["coca_loss"] for trial in trials}
         assert set(scores) == {0.001, 0.01}
         assert choice.settings["optimizer.lr"] == min(scores, key=scores.__getitem__)
-        (row,) = (row for row in ledger.rows if (row.arm, row.stage) == (choice.arm, choice.stage))
         assert row.settings == choice.settings
     assert {row.steps for row in ledger.trials if row.stage == "pictograms"} == {2}
     assert {tuple(row.metrics) for row in (*ledger.trials, *ledger.choices)} == {("val",)}, "test splits are unseen"
     assert list((out / "runs").rglob("*.safetensors")) == [], "models that were measured are gone"
-    assert run(path, out).done == []
+    assert run(path, out, part=part).done == []
     assert_a_row_says_what_was_measured(ledger.rows[0])
+
+    more = {**TUNED["tuning"], "finetune": {"optimizer.lr": [0.001, 0.01, 0.1]}}
+    done = run(write_study(**{**TUNED, "tuning": more}), out, part=part).done
+    assert len(done) == 2, "the model that trials start from is made again, and the new trial"
+    assert read_digests(out).recipes["grr_coca"].keys() == {"pictograms", "health"}
 
 
 def assert_a_row_says_what_was_measured(row: LedgerRow) -> None:

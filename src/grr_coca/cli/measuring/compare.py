@@ -37,10 +37,11 @@ def run(
 
     from grr_coca.cli.measuring.losses import load_checkpoint, measure_paths  # late: torch comes with it
     from grr_coca.study.demo.table import average_row, format_table, row
+    from grr_coca.study.running.measured import row_metrics
 
     models = (load_checkpoint(folders[0]), load_checkpoint(folders[1]))
     first, second = (measure_paths(model, data, batch_size) for model in models)
-    rows = [row(path, first[path].evaluation, second[path].evaluation) for path in first]
+    rows = [row(path, row_metrics(first[path].evaluation), row_metrics(second[path].evaluation)) for path in first]
     if len(rows) > 1:
         rows.append(average_row("average", rows))
     print(format_table(rows, (models[0].preset, models[1].preset)))

@@ -1,27 +1,26 @@
-"""A study as the command line runs it: with the time that is left."""
+"""A study as the command line runs it: with the time that is left, or only what to expect."""
 
 import sys
 from collections.abc import Mapping
 
 from grr_coca.cli.output.progress import JobProgress, bars
 from grr_coca.errors import Stopped
-from grr_coca.study.ledger import LedgerRow
-from grr_coca.study.plan.plan import Plan, arm_named
+from grr_coca.study.ledger import LedgerRow, read_rows
+from grr_coca.study.plan.plan import Plan, stage_names
 from grr_coca.study.plan.stages import stage_recipe
-from grr_coca.study.running.agenda import Agenda, StudyPart
+from grr_coca.study.running.agenda import Agenda, StudyPart, Want
+from grr_coca.study.running.expectation import Expectation, expect_study
 from grr_coca.study.running.run import Place, Watch, run_study
 from grr_coca.study.running.task import Task
+from grr_coca.study.running.workers import usable_device
 
 NAME = "study"
-Weights = Mapping[tuple[str, str], int]
-"""Pairs that a stage of an arm trains on, over all its steps: what time is told by."""
 
 
 def run_with_progress(plan: Plan, place: Place, part: StudyPart, num_jobs: int) -> None:
     """Run a study with a bar, and a line for each row."""
-    weights = pairs_by_stage(plan)
-    agenda = Agenda(plan, part, place.folder_of, ())
-    total = sum(count * weights[key] for key, count in agenda.lacking().items())
+    weights = _pairs_by_want(plan)
+    total = sum(count * weights[want] for want, count in Agenda(plan, part, place.folder_of, ()).lacking().items())
     with bars({NAME: max(1, total)}) as shown:
         try:
             run_study(plan, place, part, num_jobs, _Shown(shown, weights, total))
@@ -30,27 +29,35 @@ def run_with_progress(plan: Plan, place: Place, part: StudyPart, num_jobs: int) 
             raise
 
 
+def what_is_left(plan: Plan, place: Place, part: StudyPart, num_jobs: int) -> str:
+    """What a study still takes on this machine, as a table."""
+    rows = read_rows(place.out, [])
+    wants = Agenda(plan, part, place.folder_of, rows).lacking()
+    print("Measuring the pace of this machine …", file=sys.stderr)
+    return _told(plan, place, num_jobs, expect_study(plan, wants, place.runs, num_jobs, usable_device()))
+
+
 class _Shown(Watch):
     """Shows the work that is done of all that the study has."""
 
-    def __init__(self, shown: JobProgress, weights: Weights, total: int) -> None:
+    def __init__(self, shown: JobProgress, weights: Mapping[Want, int], total: int) -> None:
         self._shown = shown
         self._weights = weights
         self._total = total
-        self._done = 0
+        self._ended = 0
         self._running: dict[str, int] = {}
 
     def begins(self, agenda: Agenda) -> None:
         """Some of it may be there already."""
         lacking = agenda.lacking()
-        self._done = self._total - sum(count * self._weights[key] for key, count in lacking.items())
-        told = ", ".join(f"{arm} {stage} {count}" for (arm, stage), count in lacking.items()) or "nothing"
-        print(f"to do: {told}", file=sys.stderr)
+        self._ended = self._total - sum(count * self._weights[want] for want, count in lacking.items())
+        kinds = {kind: sum(count for (k, _, _), count in lacking.items() if k == kind) for kind in ("trial", "run")}
+        print(f"to do: {kinds['trial']} trials and {kinds['run']} runs", file=sys.stderr)
 
     def step(self, task: Task, done: int) -> None:
         """Steps of a task are done."""
         self._running[task.name] = done * task.recipe.data.batch_size
-        self._shown.update(NAME, self._done + sum(self._running.values()), task.name)
+        self._shown.update(NAME, self._ended + sum(self._running.values()), task.name)
 
     def row(self, row: LedgerRow) -> None:
         """A row was written."""
@@ -58,24 +65,41 @@ class _Shown(Watch):
             print(f"chosen for {row.arm}, {row.stage}: {row.settings}", file=sys.stderr)
             return
         self._running.clear()
-        self._done += self._weights[row.arm, row.stage]
+        self._ended += self._weights[row.kind, row.arm, row.stage]
         loss = row.metrics.get("val", {}).get("coca_loss")
         found = "diverged" if loss is None else f"CoCa loss on val {loss:.4f}"
         print(f"{row.kind}: {row.arm}, seed {row.seed}, {row.stage}, {row.settings}: {found}", file=sys.stderr)
 
 
-def pairs_by_stage(plan: Plan) -> dict[tuple[str, str], int]:
-    """Pairs that each stage of each arm trains on."""
-    weights = {}
+def _pairs_by_want(plan: Plan) -> dict[Want, int]:
+    """Pairs that each trial and run trains on: what the time that is left is told by."""
+    weights: dict[Want, int] = {}
     for arm in plan.arms:
-        for path in (plan.pretrain, *plan.finetune):
-            stage = path.rpartition("/")[2].rpartition(".")[0]
-            recipe = stage_recipe(plan, arm_named(plan, arm.name), stage, 0, {})
-            weights[arm.name, stage] = recipe.schedule.steps * recipe.data.batch_size
+        for stage in stage_names(plan):
+            run, trial = (stage_recipe(plan, arm, stage, 0, {}, is_trial) for is_trial in (False, True))
+            weights["run", arm.name, stage] = run.schedule.steps * run.data.batch_size
+            weights["trial", arm.name, stage] = trial.schedule.steps * trial.data.batch_size
     return weights
 
 
-def what_is_left(plan: Plan, place: Place, part: StudyPart) -> str:
-    """What is left to do."""
-    agenda = Agenda(plan, part, place.folder_of, ())
-    return str(agenda.lacking())
+def _told(plan: Plan, place: Place, num_jobs: int, expected: Expectation) -> str:
+    width = max(len(arm.name) for arm in plan.arms)
+    lines = [f"{'arm':<{width}}  trials  runs  core-hours"]
+    for arm in expected.hours:
+        trials, runs = (_count(expected, kind, arm) for kind in ("trial", "run"))
+        lines.append(f"{arm:<{width}}  {trials:>6}  {runs:>4}  {expected.hours[arm]:>10.2f}")
+    total = sum(expected.hours.values())
+    for stage, pace in list(expected.paces.items())[:2]:
+        lines.append(f"a step of {stage}: {pace.step:.2f} s ({plan.baseline}, one core)")
+    lines.append(f"in all {total:.1f} core-hours: {total / num_jobs:.1f} hours with --jobs {num_jobs}")
+    lines.append(
+        f"disk: up to {expected.run_bytes / 1e9:.1f} GB in {place.runs}, where {expected.free / 1e9:.0f} GB are free, "
+        f"and about {expected.ledger_bytes / 1e6:.1f} MB for the ledger"
+    )
+    if expected.run_bytes > expected.free:
+        lines.append(f"THE DISK IS TOO SMALL: give --runs a folder with {expected.run_bytes / 1e9:.1f} GB")
+    return "\n".join(lines)
+
+
+def _count(expected: Expectation, kind: str, arm: str) -> int:
+    return sum(count for (k, a, _), count in expected.wants.items() if (k, a) == (kind, arm))

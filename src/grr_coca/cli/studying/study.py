@@ -10,6 +10,7 @@ import tyro
 
 from grr_coca.errors import Stopped, UserError
 from grr_coca.extras import require_extra
+from grr_coca.study.ledger import PLAN_FILE
 from grr_coca.train.recipe import read_yaml
 
 
@@ -19,7 +20,8 @@ class RunStudy:
 
     Args:
         plan: YAML file that names arms, seeds, recipes, endpoints and tuning; see studies/.
-        out: folder of the ledger, runs.jsonl; the plan's own folder if not given.
+        out: folder of the ledger, runs.jsonl; if not given, that of PLAN if its name is plan.yaml, else PLAN without
+            its suffix.
         runs: folder for the models in training; OUT/runs if not given.
         jobs: runs at a time, a core each.
         shard: do part I of N alone, given as I/N, for several machines; those that share a folder make one ledger.
@@ -95,18 +97,19 @@ def _run(action: RunStudy) -> int:
 
     from grr_coca.cli.studying.running import run_with_progress, what_is_left  # late: torch comes with it
     from grr_coca.study.plan.plan import Plan, arm_named, read_plan
-    from grr_coca.study.plan.stages import check_recipes
+    from grr_coca.study.plan.stages import check_recipes, require_precisions
     from grr_coca.study.running.agenda import StudyPart
     from grr_coca.study.running.run import Place
 
     plan = read_plan(action.plan, Plan)
     check_recipes(plan, action.plan)
+    require_precisions(plan, action.plan)
     arms = tuple(arm_named(plan, name).name for name in action.only) or tuple(arm.name for arm in plan.arms)
-    out = action.out or action.plan.parent
+    out = action.out or (action.plan.parent if action.plan.name == PLAN_FILE else action.plan.with_suffix(""))
     place = Place(out=out, runs=action.runs or out / "runs", keeps_models=action.keep_models)
     part = StudyPart(arms, number, count)
     if action.dry_run:
-        print(what_is_left(plan, place, part))
+        print(what_is_left(plan, place, part, action.jobs))
         return 0
     try:
         run_with_progress(plan, place, part, action.jobs)

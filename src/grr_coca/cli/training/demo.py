@@ -18,10 +18,10 @@ from grr_coca.extras import require_extra
 from grr_coca.train.recipe import read_yaml
 
 if TYPE_CHECKING:
-    from grr_coca.study.demo.arm import ArmResult
+    from grr_coca.study.demo.outcome import ArmResult
     from grr_coca.study.demo.plan import DemoPlan
-    from grr_coca.study.demo.processes import Arms
     from grr_coca.study.demo.schedule import Schedule
+    from grr_coca.study.running.workers import Workers
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -40,7 +40,7 @@ def run(
     The pace of this machine decides how long they are pretrained. The same command continues a demo that was stopped.
 
     Args:
-        plan: YAML file that names presets, recipes and schedules.
+        plan: YAML file that names arms, recipes and schedules.
         out: folder for runs, table and report.
         minutes: take the longest schedule of the plan that ends within this time.
         steps: pretrain for this number of steps, however long that takes.
@@ -52,23 +52,23 @@ def run(
     _check(plan, minutes, steps, dry_run, json)
     from grr_coca.cli.training.opening import opening_lines
     from grr_coca.study.demo.comparison import begin, begun_in, finish, make_folder
-    from grr_coca.study.demo.plan import load_plan
-    from grr_coca.study.demo.processes import arm_processes
+    from grr_coca.study.demo.plan import load_demo
+    from grr_coca.study.running.workers import worker_processes
 
-    asked = load_plan(plan)
+    asked = load_demo(plan)
     if not dry_run:
         make_folder(out, asked)
     begun = None if fresh or dry_run else _begun(begun_in(out, asked), out, steps)
     if begun is None and not dry_run:
         print("\n".join(opening_lines(asked)))
     try:
-        with arm_processes() as arms:
-            decided = begun or _decide(asked, arms, _Wishes(minutes, steps, dry_run, json, began))
+        with worker_processes(min(2, os.cpu_count() or 1)) as workers:
+            decided = begun or _decide(asked, workers, _Wishes(minutes, steps, dry_run, json, began))
             if dry_run:
                 return 0
             if begun is None:
                 begin(decided, out)
-            results = _train(arms, decided, out)
+            results = _train(workers, decided, out)
     except (KeyboardInterrupt, Stopped) as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         name = signal.Signals(number).name
@@ -110,28 +110,28 @@ class _Wishes(NamedTuple):
     began: float
 
 
-def _decide(plan: "DemoPlan", arms: "Arms", wishes: _Wishes) -> "DemoPlan":
+def _decide(plan: "DemoPlan", workers: "Workers", wishes: _Wishes) -> "DemoPlan":
     """The plan with the number of steps and the precisions for this machine."""
+    from grr_coca.study.demo.arms import arm_paces, decide_precisions
     from grr_coca.study.demo.schedule import choose, timed_schedules
 
     steps = wishes.steps
     if not wishes.json:
         print("Measuring the pace of this machine …", file=sys.stderr)
-    plan = arms.with_numerics(plan)
+    plan = decide_precisions(plan, workers)
     if steps is not None and not wishes.dry_run:
         return replace(plan, steps=steps)
-    paces = arms.paces(plan)
+    paces = arm_paces(plan, workers)
     timed = plan if steps is None else replace(plan, schedules={steps: plan.schedules.get(steps)})
     minutes = wishes.minutes if steps is None else math.inf
     schedules = timed_schedules(timed, paces, time.monotonic() - wishes.began)
     taken = choose(schedules, minutes)
-    numerics = plan.numerics
     if wishes.json:
         found = {"steps": taken.steps, "minutes": round(taken.minutes, 1)}
-        print(json_format.dumps({**found, "precision": numerics.precision, "muon_precision": numerics.muon_precision}))
+        print(json_format.dumps({**found, "precision": plan.precision, "muon_precision": plan.muon_precision}))
     else:
         step = max(pace.step for pace in paces)
-        print(f"A step takes {step:.2f} s, in {numerics.precision}, with Muon in {numerics.muon_precision}.")
+        print(f"A step takes {step:.2f} s, in {plan.precision}, with Muon in {plan.muon_precision}.")
         print(_table(schedules, taken, minutes))
     return replace(plan, steps=taken.steps)
 
@@ -147,22 +147,25 @@ def _table(schedules: Sequence["Schedule"], taken: "Schedule", minutes: float) -
     return "\n".join(lines)
 
 
-def _train(arms: "Arms", plan: "DemoPlan", out: Path) -> "tuple[ArmResult, ArmResult]":
+def _train(workers: "Workers", plan: "DemoPlan", out: Path) -> "tuple[ArmResult, ArmResult]":
     from grr_coca.cli.output.progress import bars
-    from grr_coca.study.demo.plan import stages
+    from grr_coca.study.demo.arms import run_demo
+    from grr_coca.study.demo.plan import arm_names, demo_recipes
 
-    total = sum(recipe.schedule.steps for recipe in stages(plan).values())
+    total = sum(recipe.schedule.steps for recipe in demo_recipes(plan).values())
     try:
-        with bars(dict.fromkeys(plan.presets, total)) as shown:
-            return arms.run(plan, out, shown.update)
+        with bars(dict.fromkeys(arm_names(plan), total)) as shown:
+            return run_demo(plan, out, workers, shown.update)
     except (KeyboardInterrupt, Stopped):
         print("stopping: both arms save first", file=sys.stderr)
         raise
 
 
 def _closing_words(plan: "DemoPlan", out: Path) -> str:
+    from grr_coca.study.demo.plan import arm_names
+
     program, recipe = sys.argv[0], os.path.relpath(plan.pretrain)
-    checkpoint = out / plan.presets[0] / Path(plan.pretrain).stem
+    checkpoint = out / arm_names(plan)[0] / Path(plan.pretrain).stem
     return "\n".join(
         [
             f"Pictures, captions and searches: {out / 'report.html'}",

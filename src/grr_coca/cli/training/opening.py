@@ -11,14 +11,14 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.inference.model import ImageTextModel
 from grr_coca.registry import DEFAULT
-from grr_coca.study.demo.plan import DemoPlan, stages
+from grr_coca.study.demo.plan import DemoPlan, demo_recipes
 
 NUM_CAPTIONED, NUM_QUERIES, NUM_HITS = 6, 5, 3
 
 
 def opening_lines(plan: DemoPlan) -> Iterator[str]:
     """Lines with captions of some drawings of the plan's showcase, and with the drawings that some queries find."""
-    pretrain = next(iter(stages(plan).values()))
+    pretrain = next(iter(demo_recipes(plan).values()))
     source = open_source(pretrain.data.test[plan.showcase])
     model = grr_coca.load(DEFAULT, "cpu")
     yield f"The model that comes with the code, '{DEFAULT}', on drawings of {plan.showcase}, which it never saw:"

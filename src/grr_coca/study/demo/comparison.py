@@ -1,8 +1,9 @@
-"""The folder of a comparison: what was decided, the runs of both arms, and what came out.
+"""The folder of a demo: what was decided, the ledger, the runs of both arms, and what came out.
 
 | file | holds |
 |---|---|
 | `plan.yaml` | the plan with every decision: steps, precisions |
+| `runs.jsonl`, `digests.json` | the ledger, as of any study |
 | `PRESET/STAGE/` | the run of an arm in a stage |
 | `table.txt`, `results.json`, `report.html` | the outcome, when both arms have ended |
 """
@@ -17,18 +18,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-import yaml
 
 from grr_coca.errors import UserError
 from grr_coca.files import write_whole
-from grr_coca.structure import differences, from_dict, to_dict
-from grr_coca.study.demo.arm import ArmResult
-from grr_coca.study.demo.plan import DemoPlan
+from grr_coca.structure import differences
+from grr_coca.study.demo.outcome import ArmResult
+from grr_coca.study.demo.plan import DemoPlan, arm_names
 from grr_coca.study.demo.report import comparison_rows, write_report
 from grr_coca.study.demo.table import format_table
-from grr_coca.train.recipe import read_yaml
+from grr_coca.study.ledger import DIGESTS_FILE, LEDGER_FILE, PLAN_FILE
+from grr_coca.study.plan.plan import read_plan
+from grr_coca.study.running.run import Place, write_plan
 
-PLAN_FILE = "plan.yaml"
 OUTCOME = ("table.txt", "results.json", "report.html")
 
 
@@ -45,8 +46,8 @@ def begun_in(out: Path, plan: DemoPlan) -> DemoPlan | None:
                 f"{out}: holds a demo without its {PLAN_FILE}; replace it by --fresh, or give another --out"
             )
         return None
-    begun = from_dict(DemoPlan, read_yaml(path), str(path))
-    undecided = replace(begun, steps=plan.steps, numerics=plan.numerics)
+    begun = read_plan(path, DemoPlan)
+    undecided = replace(begun, steps=plan.steps, precision=plan.precision, muon_precision=plan.muon_precision)
     for key, wanted, found in differences(plan, undecided):
         raise UserError(f"{path}: {key} is {found} there, not {wanted}; start anew by --fresh, or give another --out")
     return begun
@@ -58,7 +59,7 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
     Raises:
         UserError: it holds something else, or cannot be written to.
     """
-    known = {*plan.presets, PLAN_FILE, *OUTCOME}
+    known = {*arm_names(plan), PLAN_FILE, LEDGER_FILE, DIGESTS_FILE, *OUTCOME}
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
@@ -78,18 +79,30 @@ def begin(plan: DemoPlan, out: Path) -> None:
         (out / PLAN_FILE).unlink(missing_ok=True)  # first: without it, the rest is no comparison to go on with
         for entry in out.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        write_whole(out / PLAN_FILE, yaml.safe_dump(to_dict(plan), sort_keys=False).encode())
+        write_plan(plan, out)
 
 
 def finish(plan: DemoPlan, arms: tuple[ArmResult, ArmResult], out: Path) -> str:
     """Write the outcome; returns the table."""
-    rows = comparison_rows(plan, arms)
-    table = format_table(rows, plan.presets)
+    rows, names = comparison_rows(plan, arms), arm_names(plan)
+    table = format_table(rows, names)
     write_whole(out / "table.txt", f"{table}\n".encode())
     write_whole(out / "results.json", json.dumps([asdict(arm) for arm in arms], indent=2).encode())
-    runs = (out / plan.presets[0], out / plan.presets[1])
-    write_report(plan, arms, runs, _machine(), out / "report.html")
+    write_report(plan, arms, (out / names[0], out / names[1]), _machine(), out / "report.html")
     return table
+
+
+class DemoPlace(Place):
+    """Where the runs of a demo lie: a person is to find them."""
+
+    def folder_of(self, arm: str, seed: int, stage: str, digest: str) -> Path:  # noqa: ARG002
+        """Of a run."""
+        return self.runs / arm / stage
+
+
+def demo_place(out: Path) -> DemoPlace:
+    """Ledger and models are in one folder, and stay there."""
+    return DemoPlace(out=out, runs=out, keeps_models=True)
 
 
 @contextmanager

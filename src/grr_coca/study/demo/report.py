@@ -14,8 +14,8 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.explain import WordMap, caption_picture
 from grr_coca.files import write_whole
-from grr_coca.study.demo.arm import WITHOUT, ArmResult
-from grr_coca.study.demo.plan import DemoPlan, stages
+from grr_coca.study.demo.outcome import ArmResult
+from grr_coca.study.demo.plan import DemoPlan, arm_names, demo_recipes
 from grr_coca.study.demo.plots import improvement_bars, learning_curves
 from grr_coca.study.demo.table import LOSSES, Row, average_row, row, short_names
 from grr_coca.study.page import render_page
@@ -24,6 +24,9 @@ from grr_coca.train.run.logs import read_metrics
 
 THUMBNAIL = 96
 HEAT_MAP_DPI = 70
+
+WITHOUT = " without "
+"""In the name of a split that some captions were taken out of."""
 
 Arms = tuple[ArmResult, ArmResult]
 
@@ -71,22 +74,23 @@ def write_report(plan: DemoPlan, arms: Arms, runs: tuple[Path, Path], machine: s
         machine: one line on the machine, shown as it is.
         out: the file to write.
     """
-    recipes = stages(plan)
+    recipes = demo_recipes(plan)
+    names = arm_names(plan)
     pretrain = next(iter(recipes.values()))
     rows = comparison_rows(plan, arms)
     html = render_page(
         "grr_coca.study.demo",
         "report.html.j2",
         plan=plan,
-        names=plan.presets,
-        short=short_names(plan.presets),
+        names=names,
+        short=short_names(names),
         arms=arms,
         recipes=recipes,
         rows=rows,
         losses=LOSSES,
         machine=machine,
-        curves={name: _curves(plan.presets, runs, name) for name in recipes},
-        bars=improvement_bars([_short(r) for r in rows if WITHOUT not in r.name], plan.presets),
+        curves={name: _curves(names, runs, name) for name in recipes},
+        bars=improvement_bars([_short(r) for r in rows if WITHOUT not in r.name], names),
         caption_grids={name: _caption_cards(plan, recipes[name], name, arms) for name in recipes},
         heat_maps=_heat_maps(open_source(pretrain.data.test[plan.showcase]), arms),
         strips=_search_strips(open_source(pretrain.data.test[plan.showcase]), arms),

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
-from grr_coca.study.demo.pace import Pace
-from grr_coca.study.demo.plan import DemoPlan, stages
+from grr_coca.study.demo.plan import DemoPlan, demo_recipes
+from grr_coca.study.running.pace import Pace
 
 SECONDS_BESIDES = 30.0
 """Start of the processes, captions, heat maps, report: measured on two cores without AVX-512."""
@@ -28,13 +28,13 @@ def timed_schedules(plan: DemoPlan, paces: Sequence[Pace], seconds_spent: float 
     """Every schedule of the plan with its time, shortest first.
 
     Args:
-        plan: with its numerics decided.
+        plan: with its precisions decided.
         paces: of the arms, measured side by side; the slower one counts.
         seconds_spent: what the demo took before, the measurement with it.
     """
     step = max(pace.step for pace in paces)
     evaluation, reading = max(pace.evaluation for pace in paces), max(pace.reading for pace in paces)
-    pretrain, *finetunes = stages(plan).values()
+    pretrain, *finetunes = demo_recipes(plan).values()
     others = sum(recipe.schedule.steps * recipe.data.batch_size for recipe in finetunes) / pretrain.data.batch_size
     read = evaluated = 0
     for recipe in (pretrain, *finetunes):

@@ -1,9 +1,8 @@
-"""What a report shows of a model: captions of some images, and the images it finds for some texts."""
+"""What a report shows of a model: where it looks in some images, and the images it finds for some texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from grr_coca.checkpoint import Checkpoint
@@ -13,12 +12,11 @@ from grr_coca.data.rows import pad_rows
 from grr_coca.data.sources.pairs import PairSource, Subset
 from grr_coca.evaluate.checkpoint import as_dataset
 from grr_coca.explain import caption_maps
-from grr_coca.generate import caption_images, generate
+from grr_coca.generate import generate
 from grr_coca.model.mode import evaluating
+from grr_coca.study.running.measured import drawn_examples
 
 BATCH_SIZE = 64
-SEED = 0
-"""Seed of the draw of images to caption: the same for every model, so that they can be shown side by side."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +45,9 @@ class ExplainedImage:
     heat: list[list[list[float]]]
 
 
-def caption_some(checkpoint: Checkpoint, source: PairSource, count: int) -> list[CaptionedImage]:
-    """Caption `count` images drawn at random, the same ones for every model."""
-    drawn = _draw(source, count)
-    dataset = as_dataset(checkpoint, Subset(source, drawn))
-    captions: list[str] = []
-    for batch in make_loader(dataset, EvaluationOrder(len(drawn), BATCH_SIZE), num_workers=0):
-        captions += caption_images(checkpoint, batch.images)
-    return [
-        CaptionedImage(index, source.caption(index), caption) for index, caption in zip(drawn, captions, strict=True)
-    ]
-
-
 def explain_some(checkpoint: Checkpoint, source: PairSource, count: int) -> list[ExplainedImage]:
-    """Where the model looks in the first `count` of the images that `caption_some` draws."""
-    drawn = _draw(source, count)
+    """Where the model looks in the first `count` of the images that are captioned."""
+    drawn = drawn_examples(source, count)
     dataset = as_dataset(checkpoint, Subset(source, drawn))
     explained: list[ExplainedImage] = []
     for batch in make_loader(dataset, EvaluationOrder(len(drawn), BATCH_SIZE), num_workers=0):
@@ -71,10 +57,6 @@ def explain_some(checkpoint: Checkpoint, source: PairSource, count: int) -> list
             heat = [word_map.heat.tolist() for word_map in maps]
             explained.append(ExplainedImage(drawn[len(explained)], [word_map.word for word_map in maps], heat))
     return explained
-
-
-def _draw(source: PairSource, count: int) -> list[int]:
-    return np.random.default_rng(SEED).permutation(len(source))[:count].tolist()
 
 
 @torch.inference_mode()

@@ -1,9 +1,9 @@
 """The table of a comparison: two models, the same splits, and the change over the baseline."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from grr_coca.evaluate.split import Evaluation
+Metrics = Mapping[str, float]
 
 LOSSES = ("contrastive_loss", "perplexity", "coca_loss")
 
@@ -21,8 +21,8 @@ class Row:
         return self.model[loss] / self.baseline[loss] - 1
 
 
-def row(name: str, model: Evaluation, baseline: Evaluation) -> Row:
-    """The row of one split."""
+def row(name: str, model: Metrics, baseline: Metrics) -> Row:
+    """The row of one split, from metrics under the names of a ledger."""
     return Row(name, _metrics(model), _metrics(baseline))
 
 
@@ -59,9 +59,8 @@ def _join(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(align(cell, width) for cell, width in zip(cells, widths, strict=True))
 
 
-def _metrics(evaluation: Evaluation) -> dict[str, float]:
-    metrics = {loss: getattr(evaluation, loss) for loss in LOSSES}
-    return {**metrics, "R@1": evaluation.text_to_image["R@1"], "chance": evaluation.chance["R@1"]}
+def _metrics(metrics: Metrics) -> dict[str, float]:
+    return {**{name: metrics[name] for name in (*LOSSES, "R@1")}, "chance": metrics["chance/R@1"]}
 
 
 def _loss_cells(r: Row) -> list[list[str]]:

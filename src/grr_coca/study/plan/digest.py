@@ -16,11 +16,11 @@ HASHED_ENDS = 2**20
 MANY = 10_000
 """Files: those of larger folders count by their names and sizes alone."""
 
-FREE_KEYS = ("train", "val", "test", "num_workers", "micro_batch_size")
+FREE_KEYS = ("train", "mix", "val", "test", "num_workers", "micro_batch_size")
 """Keys of `data` that are the data digest's matter, or change nothing that is learned."""
 
 
-def recipe_digest(recipe: Recipe, start: str | None) -> str:
+def recipe_digest(recipe: Recipe, start: str | None, variant: str | None = None) -> str:
     """Of everything in a recipe that changes what is learned and measured, its seed and its data apart.
 
     Keys that have their default value do not count, so that a key which is added later changes no digest.
@@ -28,23 +28,30 @@ def recipe_digest(recipe: Recipe, start: str | None) -> str:
     Args:
         recipe: without `auto`.
         start: the digest of the run that this one goes on from; None: it begins with new weights.
+        variant: what is changed in the model after it was built.
     """
     bare = dataclasses.replace(recipe, model=None, seed=0, checkpoints=type(recipe.checkpoints)())
     content = _changed(dataclasses.replace(bare, health=type(recipe.health)(), parallelism="ddp"))
     data = content["data"]
     content["data"] = {key: data[key] for key in data if key not in FREE_KEYS}
+    if recipe.data.mix:
+        content["data"]["mix"] = list(recipe.data.mix.values())  # which pairs these are is the data's matter
     if recipe.model is not None:
         assert recipe.tokenizer is not None, "the plan was checked"
         # What a preset means is part of the run, its name is not.
         content["model"] = _changed(recipe.model.config(recipe.tokenizer.vocab_size))
         content["pixels"] = [recipe.model.pixel_mean, recipe.model.pixel_std]
+    if variant is not None:
+        content["variant"] = variant
     return _digest({"recipe": content, "start": start})
 
 
 def data_digest(recipe: Recipe) -> str:
     """Of the files of all splits. Where their folder lies does not count."""
     data = recipe.data
-    splits = {"train": data.train, "val": data.val, **{f"test {name}": path for name, path in data.test.items()}}
+    mixed = {f"mix {number}": path for number, path in enumerate(data.mix)}
+    tests = {f"test {name}": path for name, path in data.test.items()}
+    splits = {"train": data.train, "val": data.val, **mixed, **tests}
     return _digest({name: list(_described(path)) for name, path in splits.items() if path is not None})
 
 

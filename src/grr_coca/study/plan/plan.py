@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from grr_coca.errors import UserError, nearest
 from grr_coca.presets import get_preset
@@ -20,14 +20,20 @@ METRICS = (*LOSS_METRICS, *RANKING_METRICS, *CAPTION_SCORES)
 AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
 
+Variant = Literal["input_rope", "mixed_rope"]
+"""Changes of a model that are arms of studies and no choices of the product; see `study.variants`."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """One of the models that are compared: a preset, perhaps with other values for some keys of the pretraining
-    recipe, such as `model.qk_norm: rms`. `preset` None: the arm has the preset's name."""
+    recipe, such as `model.qk_norm: rms`, perhaps changed after it was built. `preset` None: the arm has the preset's
+    name."""
 
     name: str
     preset: str | None = None
     overrides: dict[str, object] = field(default_factory=dict)
+    variant: Variant | None = None
 
     @property
     def preset_name(self) -> str:

@@ -21,8 +21,16 @@ def recipe_path(plan: Plan, stage: str) -> Path:
     return dict(zip(stage_names(plan), map(Path, (plan.pretrain, *plan.finetune)), strict=True))[stage]
 
 
-def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings) -> Recipe:
+def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings, is_trial: bool = False) -> Recipe:
     """What an arm is trained with in a stage.
+
+    Args:
+        plan: the study.
+        arm: one of its arms.
+        stage: one of its stages.
+        seed: of the run.
+        settings: what tuning tries or has chosen.
+        is_trial: pretraining has as many steps as a trial.
 
     Raises:
         UserError: a recipe cannot be read, or has no such key or value.
@@ -32,6 +40,8 @@ def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings
     if stage == stage_names(plan)[0]:
         recipe = with_steps(_of_preset(recipe, arm, path), plan.steps)
         recipe = with_settings(recipe, arm.overrides, f"{path}: overrides of arm '{arm.name}'")
+        if is_trial and plan.tuning is not None:
+            recipe = with_steps(recipe, plan.tuning.steps)
     recipe = with_settings(recipe, settings, f"{path}: tuning")
     return _with_precisions(replace(recipe, seed=seed), plan)
 
@@ -81,9 +91,6 @@ def check_recipes(plan: Plan, path: Path) -> None:
     """
     pretraining, *finetunings = stage_names(plan)
     recipes = {stage: load_recipe(recipe_path(plan, stage)) for stage in (pretraining, *finetunings)}
-    tests = recipes[pretraining].data.test
-    if plan.showcase not in tests:
-        raise UserError(f"{path}: showcase: no test split '{plan.showcase}'; {nearest(plan.showcase, tests)}")
     for stage, recipe in recipes.items():
         where = recipe_path(plan, stage)
         if (recipe.model is None or recipe.tokenizer is None) and stage == pretraining:
@@ -96,12 +103,29 @@ def check_recipes(plan: Plan, path: Path) -> None:
             raise UserError(f"{where}: data: val is needed: temperatures are refitted and settings chosen there")
         for split in (recipe.data.train, recipe.data.val, *recipe.data.test.values()):
             require_there(split)
+    tests = recipes[pretraining].data.test
+    if plan.showcase not in tests:
+        raise UserError(f"{path}: showcase: no test split '{plan.showcase}'; {nearest(plan.showcase, tests)}")
     for arm in plan.arms:
         for stage in recipes:
             for settings in grid_of(plan, stage):
                 recipe = stage_recipe(plan, arm, stage, 0, settings)
                 if recipe.model is not None and recipe.tokenizer is not None:
                     recipe.model.config(recipe.tokenizer.vocab_size)
+
+
+def require_precisions(plan: Plan, path: Path) -> None:
+    """See that no stage leaves its precision to the machine: rows of all machines are to count together.
+
+    Raises:
+        UserError: one does.
+    """
+    for stage in stage_names(plan):
+        recipe = stage_recipe(plan, plan.arms[0], stage, 0, {})
+        if recipe.precision == "auto":
+            raise UserError(f"{path}: precision: 'auto' may be another one on each machine; give fp32 or bf16")
+        if recipe.optimizer.name == "muon" and recipe.optimizer.muon_precision == "auto":
+            raise UserError(f"{path}: muon_precision: 'auto' may be another one on each machine; give fp32 or bf16")
 
 
 def grid_of(plan: Plan, stage: str) -> list[dict[str, object]]:

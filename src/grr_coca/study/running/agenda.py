@@ -10,11 +10,15 @@ from typing import NamedTuple
 from grr_coca.study.ledger import Digests, Kind, LedgerRow
 from grr_coca.study.plan.digest import data_digest, recipe_digest
 from grr_coca.study.plan.plan import Arm, Plan, Tuning, arm_named, scores_captions, stage_names
-from grr_coca.study.plan.stages import Settings, grid_of, settings_of, stage_recipe, with_steps
+from grr_coca.study.plan.stages import Settings, grid_of, settings_of, stage_recipe
 from grr_coca.study.running.task import Task, is_finished
 
 FolderOf = Callable[[str, int, str, str], Path]
 """The folder of a run, by arm, seed, stage and digest."""
+
+
+Want = tuple[Kind, str, str]
+"""A kind of row, of an arm in a stage."""
 
 
 class StudyPart(NamedTuple):
@@ -76,12 +80,14 @@ class Agenda:
                     tasks += self._open_stages(arm, seed)
         return tasks
 
-    def lacking(self) -> Counter[tuple[str, str]]:
-        """How many rows of each arm and stage this part lacks, trials among them."""
-        counts: Counter[tuple[str, str]] = Counter()
+    def lacking(self) -> Counter[Want]:
+        """How many trials and runs of each arm and stage this part lacks."""
+        counts: Counter[Want] = Counter()
         for index, arm in enumerate(self._plan.arms):
-            if arm in self._arms:
-                counts.update({(arm.name, stage): self._num_lacking(index, arm, stage) for stage in self._stages})
+            for stage in self._stages if arm in self._arms else ():
+                if self._part.has(index):
+                    counts["trial", arm.name, stage] = self._num_open_points(arm, stage)
+                counts["run", arm.name, stage] = self._num_lacking_runs(index, arm, stage)
         return +counts
 
     def spent_folders(self, row: LedgerRow) -> list[Path]:
@@ -99,11 +105,10 @@ class Agenda:
     def _arms(self) -> list[Arm]:
         return [arm for arm in self._plan.arms if arm.name in self._part.arms]
 
-    def _num_lacking(self, index: int, arm: Arm, stage: str) -> int:
-        trials = self._num_open_points(arm, stage) if self._part.has(index) else 0
+    def _num_lacking_runs(self, index: int, arm: Arm, stage: str) -> int:
         places = range(index, len(self._plan.seeds) * len(self._plan.arms), len(self._plan.arms))
         mine = [seed for place, seed in zip(places, self._plan.seeds, strict=True) if self._part.has(place)]
-        return trials + sum(not self._is_done(arm, seed, stage) for seed in mine)
+        return sum(not self._is_done(arm, seed, stage) for seed in mine)
 
     def _num_open_points(self, arm: Arm, stage: str) -> int:
         points = self._points(arm, stage)
@@ -205,10 +210,8 @@ class Agenda:
 
     def _task(self, kind: Kind, arm: Arm, seed: int, stage: str, settings: Settings, start: Task | None) -> Task:
         plan = self._plan
-        recipe = stage_recipe(plan, arm, stage, seed, settings)
-        if kind == "trial" and start is None:
-            recipe = with_steps(recipe, self._tuning.steps)
-        digest = recipe_digest(recipe, None if start is None else start.recipe_digest)
+        recipe = stage_recipe(plan, arm, stage, seed, settings, is_trial=kind == "trial")
+        digest = recipe_digest(recipe, None if start is None else start.recipe_digest, arm.variant)
         is_first = stage == self._stages[0]
         return Task(
             kind=kind,
@@ -216,6 +219,7 @@ class Agenda:
             seed=seed,
             stage=stage,
             recipe=recipe,
+            variant=arm.variant,
             settings=settings_of(recipe, settings),
             recipe_digest=digest,
             data_digest=self._data[stage],

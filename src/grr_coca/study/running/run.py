@@ -12,7 +12,6 @@ from pathlib import Path
 import yaml
 
 from grr_coca.errors import UserError
-from grr_coca.files import write_whole
 from grr_coca.structure import to_dict
 from grr_coca.study.ledger import (
     LEDGER_FILE,
@@ -22,7 +21,9 @@ from grr_coca.study.ledger import (
     LedgerWriter,
     is_locked,
     ledger_files,
+    read_digests,
     read_rows,
+    write_beside_ledger,
     write_digests,
 )
 from grr_coca.study.plan.plan import Plan, read_plan
@@ -117,6 +118,7 @@ class Study:
     def _write_choices(self, watch: Watch) -> None:
         for row in self.agenda.lacking_choices():
             self._take(row, watch)
+        if self.agenda.digests != read_digests(self._place.out):
             write_digests(self._place.out, self.agenda.digests)
 
     def _read(self) -> None:
@@ -144,7 +146,7 @@ def write_plan(plan: Plan, out: Path) -> None:
     content["pretrain"] = os.path.relpath(plan.pretrain, out)
     content["finetune"] = [os.path.relpath(recipe, out) for recipe in plan.finetune]
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    write_whole(path, f"{WRITTEN}\n{text}".encode())
+    write_beside_ledger(path, f"{WRITTEN}\n{text}")
 
 
 @contextmanager

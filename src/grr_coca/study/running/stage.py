@@ -9,7 +9,7 @@ import torch
 from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
-from grr_coca.errors import DivergedError
+from grr_coca.errors import DivergedError, UserError
 from grr_coca.files import write_whole
 from grr_coca.ranks import Ranks
 from grr_coca.study.anatomy import count_parameters, flops_per_pair
@@ -25,6 +25,7 @@ from grr_coca.study.running.measured import (
 from grr_coca.study.running.provenance import code_commit, machine_name, precision_name
 from grr_coca.study.running.stopwatch import Stopwatch
 from grr_coca.study.running.task import FINISHED, Task
+from grr_coca.study.variants.build import change_of
 from grr_coca.train.run.logs import read_metrics
 from grr_coca.train.run.loop import train
 from grr_coca.train.run.setup import new_checkpoint, training_sources
@@ -60,8 +61,15 @@ def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> Ledg
             trained, found = _start(task, device, None), Findings()
         else:
             found = _findings(task, trained)
-    write_whole(task.folder / FINISHED, b"")
+    _mark_finished(task.folder)
     return _row(task, trained, found, watch.seconds)
+
+
+def _mark_finished(folder: Path) -> None:
+    try:
+        write_whole(folder / FINISHED, b"")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}); the same command goes on there") from error
 
 
 def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Checkpoint:
@@ -73,9 +81,13 @@ def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Check
 
 
 def _start(task: Task, device: torch.device, point: Path | None) -> Checkpoint:
-    if point is None and task.start is None:
-        return new_checkpoint(task.recipe, Ranks.here(device))
-    return from_pretrained(point or task.start or task.folder, device)
+    change = change_of(task.variant, task.seed)
+    if point is not None or task.start is not None:
+        return from_pretrained(point or task.start or task.folder, device, change)
+    start = new_checkpoint(task.recipe, Ranks.here(device))
+    if change is not None:
+        change(start.model, start.config)
+    return start
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -42,4 +43,5 @@ class Stopwatch:
     def _note(self) -> None:
         self._noted = time.monotonic()
         if self._path.parent.is_dir():
-            write_whole(self._path, json.dumps({"seconds": self.seconds}).encode())
+            with suppress(OSError):  # a full disk is reported by what matters more
+                write_whole(self._path, json.dumps({"seconds": self.seconds}).encode())

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grr_coca.study.ledger import Kind
+from grr_coca.study.plan.plan import Variant
 from grr_coca.train.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """`recipe` with every setting, `folder` of the run, `start`: the folder of the run that this one goes on from.
+    """`recipe` with every setting, `variant`: what is changed in the model, `folder` of the run, `start`: the folder of
+    the run that this one goes on from.
 
     `showcase`: the test split that examples are taken from, `num_captions` of them; `without`: see `Plan`;
     `scores_captions`: whether the test splits are captioned.
@@ -20,6 +22,7 @@ class Task:
     seed: int
     stage: str
     recipe: Recipe
+    variant: Variant | None
     settings: dict[str, object]
     recipe_digest: str
     data_digest: str

@@ -10,6 +10,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,10 +25,13 @@ from grr_coca.errors import Stopped, UserError
 
 T = TypeVar("T")
 
+SECONDS_BETWEEN_LOOKS = 0.5
+
 Tell = Callable[[str, int], None]
 """Called with the name of a task and the steps done in it."""
 
 _channel: tuple[Queue, Event] | None = None
+_number = 0
 
 
 class Workers:
@@ -47,12 +51,12 @@ class Workers:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def listen(self, tell: Tell, seconds: float = 0.5) -> None:
+    def listen(self, tell: Tell, seconds: float = SECONDS_BETWEEN_LOOKS) -> None:
         """Pass on one message of a process, if one comes within this time."""
         with contextlib.suppress(queue.Empty):
             tell(*self._progress.get(timeout=seconds))
 
-    def all(self, futures: list[Future[T]], tell: Tell) -> list[T]:
+    def all(self, futures: list[Future[T]]) -> list[T]:
         """The results of calls, in their order.
 
         Raises:
@@ -62,7 +66,7 @@ class Workers:
             for future in futures:
                 if future.done():
                     outcome(future)  # an error of one ends all
-            self.listen(tell)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
         return [outcome(future) for future in futures]
 
 
@@ -93,7 +97,10 @@ def worker_processes(count: int) -> Iterator[Workers]:
     context = multiprocessing.get_context("spawn")
     progress: Queue = context.Queue()
     stop = context.Event()
-    with ProcessPoolExecutor(count, context, initializer=_connect, initargs=(progress, stop)) as pool:
+    numbers: Queue = context.Queue()
+    for number in range(count):
+        numbers.put(number)
+    with ProcessPoolExecutor(count, context, initializer=_connect, initargs=(progress, stop, numbers)) as pool:
         try:
             yield Workers(pool, progress, count)
         finally:
@@ -102,8 +109,10 @@ def worker_processes(count: int) -> Iterator[Workers]:
 
 
 def usable_device() -> torch.device:
-    """Where a worker trains."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where a worker trains: on a GPU of its own, as long as there are enough."""
+    return (
+        torch.device("cuda", _number % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
+    )
 
 
 def tell_progress(name: str, done: int) -> None:
@@ -131,10 +140,10 @@ def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     raise Stopped(number, "asked to stop")
 
 
-def _connect(progress: Queue, stop: Event) -> None:
+def _connect(progress: Queue, stop: Event, numbers: Queue) -> None:
     """Set up a process of the pool."""
-    global _channel
-    _channel = (progress, stop)
+    global _channel, _number
+    _channel, _number = (progress, stop), numbers.get()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -19,9 +19,10 @@ from grr_coca.checkpoint import from_pretrained
 from grr_coca.cli import main
 from grr_coca.data.dataset import PairDataset
 from grr_coca.errors import UserError
-from grr_coca.study.demo.arm import run_arm
-from grr_coca.study.demo.comparison import begin, make_folder
-from grr_coca.study.demo.plan import load_plan, stages, with_numerics
+from grr_coca.study.demo.comparison import begin, demo_place, make_folder
+from grr_coca.study.demo.plan import arm_names, demo_recipes, load_demo, with_precisions
+from grr_coca.study.running.agenda import Agenda, StudyPart
+from grr_coca.study.running.stage import run_stage
 from grr_coca.train.run.logs import read_metrics
 from grr_coca.train.run.numerics import Numerics
 from support import CPU, real_pairs, snapshot
@@ -98,7 +99,7 @@ def runs(pid: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -141,7 +142,7 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
     assert main([*command[3:-4], "--steps", "60", "--out", str(other)]) == 0
     assert (out / "table.txt").read_text() == (other / "table.txt").read_text()
     assert (other / "table.txt").read_text().strip() in capfd.readouterr().out
-    files = sorted(["plan.yaml", *PRESETS, "report.html", "results.json", "table.txt"])
+    files = sorted(["plan.yaml", *PRESETS, "runs.jsonl", "digests.json", "report.html", "results.json", "table.txt"])
     assert sorted(path.name for path in other.iterdir()) == files
     assert_runs_are_complete(other)
     assert_tells_what_was_measured(other)
@@ -179,12 +180,15 @@ def arms_of(pid: int) -> list[int]:
     return [child for child, line in command.items() if "spawn_main" in line]
 
 
-def arm_of(plan, preset, out):
-    return run_arm(plan, preset, out, CPU, lambda stage, done: None)
+def arm_of(plan, arm, out):
+    """Run all stages of an arm in this process."""
+    agenda = Agenda(plan, StudyPart((arm,)), demo_place(out).folder_of, ())
+    while tasks := agenda.open_tasks():
+        agenda.add(run_stage(tasks[0], CPU, lambda _: None))
 
 
 def test_both_arms_see_the_same_data_in_the_same_order(write_plan, tmp_path, monkeypatch):
-    plan = load_plan(write_plan(finetune=["health.yaml"]))
+    plan = load_demo(write_plan(finetune=["health.yaml"]))
     read, original = [], PairDataset.__getitems__
 
     def watched(dataset, refs):
@@ -210,8 +214,8 @@ def test_what_both_models_share_starts_from_the_same_weights(write_plan, tmp_pat
         started[start.preset] = {name: tensor.clone() for name, tensor in start.model.state_dict().items()}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("grr_coca.study.demo.arm.train", stop)
-    plan = load_plan(write_plan())
+    monkeypatch.setattr("grr_coca.study.running.stage.train", stop)
+    plan = load_demo(write_plan())
     for preset in PRESETS:
         with pytest.raises(KeyboardInterrupt):
             arm_of(plan, preset, tmp_path / preset)
@@ -226,7 +230,9 @@ def test_what_both_models_share_starts_from_the_same_weights(write_plan, tmp_pat
 @pytest.fixture
 def refused(write_plan, tmp_path, monkeypatch, capsys):
     """Run a demo by a wrong plan; returns the one message."""
-    monkeypatch.setattr("grr_coca.study.demo.processes.arm_processes", lambda: pytest.fail("processes were started"))
+    monkeypatch.setattr(
+        "grr_coca.study.running.workers.worker_processes", lambda: pytest.fail("processes were started")
+    )
 
     def run(**changes) -> str:
         assert main(["demo", str(write_plan(**changes)), "--out", str(tmp_path / "out")]) == 2
@@ -240,9 +246,11 @@ def refused(write_plan, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"presets": ["grr_coca", "baseline_cocoa"]}, "did you mean 'baseline_coca'?"),
-        ({"presets": ["grr_coca"]}, "expected 2 values, found 1"),
-        ({"presets": ["grr_coca", "grr_coca"]}, "presets"),
+        ({"arms": ["grr_coca", "baseline_cocoa"]}, "did you mean 'baseline_coca'?"),
+        ({"arms": ["baseline_coca"]}, "two or more are needed"),
+        ({"arms": ["grr_coca", "grr_coca"]}, "arms: grr_coca is there twice"),
+        ({"arms": ["grr_coca", "coca", "baseline_coca"]}, "a demo has two arms"),
+        ({"seeds": [0, 1]}, "one seed"),
         ({"pretrain": "pictogram.yaml"}, "there are glyphs.yaml"),
         ({"pretrain": "health.yaml", "finetune": ["glyphs.yaml"]}, "model"),
         ({"finetune": ["healt.yaml"]}, "there are glyphs.yaml"),
@@ -292,7 +300,7 @@ def test_a_demo_that_does_not_say_its_plan_is_left_alone(refused, tmp_path):
 
 def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys):
     out = tmp_path / "out"
-    plan = load_plan(write_plan(num_hits=3))
+    plan = load_demo(write_plan(num_hits=3))
     make_folder(out, plan)
     begin(replace(plan, steps=4), out)
     assert main(["demo", str(write_plan(num_hits=4)), "--out", str(out)]) == 2
@@ -302,11 +310,11 @@ def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys
 
 
 def test_a_missing_test_split_is_refused_before_anything_is_trained(write_plan, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.study.demo.arm.train", lambda *args: pytest.fail("training began"))
+    monkeypatch.setattr("grr_coca.study.running.stage.train", lambda *args: pytest.fail("training began"))
     path = write_plan()
     (tmp_path / "data" / "glyphs-test.tar").unlink()
     with pytest.raises(UserError, match=r"glyphs-test\.tar"):
-        arm_of(load_plan(path), "grr_coca", tmp_path / "arm")
+        arm_of(load_demo(path), "grr_coca", tmp_path / "arm")
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(refused, tmp_path):
@@ -317,16 +325,16 @@ def test_a_folder_that_holds_something_else_is_left_alone(refused, tmp_path):
 
 
 def test_the_plan_that_comes_with_the_code_is_complete():
-    plan = load_plan(Path(__file__).parents[2] / "recipes" / "demo.yaml")
-    assert plan.presets == PRESETS
-    recipes = stages(plan)
+    plan = load_demo(Path(__file__).parents[3] / "recipes" / "demo.yaml")
+    assert arm_names(plan) == PRESETS
+    recipes = demo_recipes(plan)
     assert tuple(recipes) == ("pictograms", "health", "clipart", "glyphs")
     assert plan.showcase in recipes["pictograms"].data.test
     assert all("test" in recipe.data.test for recipe in recipes.values())
 
 
 def test_a_showcase_of_which_nothing_is_left_is_a_user_error(write_plan, tmp_path):
-    plan = load_plan(write_plan(without=[pair.caption for pair in real_pairs(16, "pictograms", "test_style")]))
+    plan = load_demo(write_plan(without=[pair.caption for pair in real_pairs(16, "pictograms", "test_style")]))
     with pytest.raises(UserError):
         arm_of(plan, "grr_coca", tmp_path / "arm")
 
@@ -334,14 +342,14 @@ def test_a_showcase_of_which_nothing_is_left_is_a_user_error(write_plan, tmp_pat
 def test_auto_is_decided_once_and_holds_for_all_stages(monkeypatch):
     decided = []
     monkeypatch.setattr(
-        "grr_coca.study.demo.plan.decide", lambda *args: decided.append(args) or Numerics("bf16", muon_precision="fp32")
+        "grr_coca.study.demo.plan.decide", lambda *args: decided.append(args) or Numerics("bf16", "fp32")
     )
-    plan = with_numerics(load_plan(Path(__file__).parents[2] / "recipes" / "demo.yaml"), CPU)
+    plan = with_precisions(load_demo(Path(__file__).parents[3] / "recipes" / "demo.yaml"), CPU)
     assert len(decided) == 1
-    assert {recipe.precision for recipe in stages(plan).values()} == {"bf16"}
-    assert {recipe.optimizer.muon_precision for recipe in stages(plan).values()} == {"fp32"}
+    assert {recipe.precision for recipe in demo_recipes(plan).values()} == {"bf16"}
+    assert {recipe.optimizer.muon_precision for recipe in demo_recipes(plan).values()} == {"fp32"}
 
 
 def test_a_recipe_that_names_its_precision_keeps_it(write_plan):
-    plan = replace(load_plan(write_plan()), numerics=Numerics("bf16", "bf16"))
-    assert {recipe.precision for recipe in stages(plan).values()} == {"fp32"}
+    plan = replace(load_demo(write_plan()), precision="bf16", muon_precision="bf16")
+    assert {recipe.precision for recipe in demo_recipes(plan).values()} == {"fp32"}

@@ -4,15 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 
 from grr_coca.cli import main
 from grr_coca.errors import UserError
-from grr_coca.study.demo import pace as pace_module
-from grr_coca.study.demo.pace import FEWEST_STEPS, WARM_UP, Pace, measure_pace
-from grr_coca.study.demo.plan import load_plan, stages
+from grr_coca.study.demo.plan import demo_recipes, load_demo
 from grr_coca.study.demo.schedule import RESERVE, SECONDS_BESIDES, Schedule, choose, timed_schedules
-from grr_coca.train.run.numerics import Numerics
+from grr_coca.study.running.pace import Pace
 
 SCHEDULES = [Schedule(300, 4.0, 0.1), Schedule(600, 7.0, 0.2), Schedule(900, 10.0, None)]
 
@@ -28,7 +25,7 @@ def test_less_time_than_the_shortest_takes_says_what_would_do():
 
 
 def test_a_forecast_counts_steps_of_all_stages_and_every_evaluated_pair(write_plan):
-    plan = load_plan(write_plan(schedules={100: 0.5, 200: None}))
+    plan = load_demo(write_plan(schedules={100: 0.5, 200: None}))
     short, long = timed_schedules(plan, [Pace(0.1, 0.003, 0.01), Pace(0.2, 0.001, 0.02)], seconds_spent=7.0)
     # Two domains of 3 steps; of pretraining one validation of 24 pairs and 2 tests of 16, of each domain one and one.
     evaluated = (24 + 2 * 16) + 2 * (24 + 16)
@@ -39,27 +36,18 @@ def test_a_forecast_counts_steps_of_all_stages_and_every_evaluated_pair(write_pl
 
 
 def test_without_schedules_the_recipes_own_steps_are_the_only_one(write_plan):
-    assert [schedule.steps for schedule in timed_schedules(load_plan(write_plan()), [Pace(0.1, 0.01, 0.01)])] == [6]
+    assert [schedule.steps for schedule in timed_schedules(load_demo(write_plan()), [Pace(0.1, 0.01, 0.01)])] == [6]
 
 
 def test_steps_that_were_taken_keep_the_share_of_validations(write_plan):
-    plan = load_plan(write_plan())
-    recipe = stages(plan)["pictograms"]
-    longer = stages(replace(plan, steps=60))["pictograms"]
+    plan = load_demo(write_plan())
+    recipe = demo_recipes(plan)["pictograms"]
+    longer = demo_recipes(replace(plan, steps=60))["pictograms"]
     assert longer.schedule == replace(recipe.schedule, steps=60)
     assert longer.evaluation.interval / 60 == pytest.approx(recipe.evaluation.interval / recipe.schedule.steps, rel=0.1)
-    assert stages(replace(plan, steps=60))["health"] == stages(plan)["health"], "other stages stay as they are"
-
-
-def test_a_pace_is_measured_by_training_and_evaluating(write_plan, monkeypatch):
-    monkeypatch.setattr(pace_module, "SECONDS", 0.2)
-    plan = replace(load_plan(write_plan()), numerics=Numerics("fp32", "fp32"))
-    calls = []
-    pace = measure_pace(plan, "grr_coca", torch.device("cpu"), lambda: calls.append(None))
-    assert 0 < pace.step < 10
-    assert 0 <= pace.reading < 1
-    assert 0 < pace.evaluation < 1
-    assert len(calls) > WARM_UP + FEWEST_STEPS
+    assert demo_recipes(replace(plan, steps=60))["health"] == demo_recipes(plan)["health"], (
+        "other stages stay as they are"
+    )
 
 
 def test_a_dry_run_tells_what_would_be_taken_and_leaves_nothing(write_plan, tmp_path, capfd):

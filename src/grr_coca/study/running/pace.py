@@ -1,4 +1,4 @@
-"""How fast a preset trains and is evaluated on this machine, found by doing both for some seconds."""
+"""How fast a model trains and is evaluated on this machine, found by doing both for some seconds."""
 
 import statistics
 import time
@@ -12,10 +12,9 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import Subset
 from grr_coca.ranks import Ranks
-from grr_coca.study.demo.plan import DemoPlan, stages
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.loop import build_trainer, evaluate
-from grr_coca.train.run.setup import new_checkpoint, training_batches, training_sources
+from grr_coca.train.run.setup import training_batches, training_sources
 from grr_coca.train.step.trainer import count_tokens
 
 WARM_UP = 8
@@ -35,19 +34,15 @@ class Pace:
     evaluation: float
 
 
-def measure_pace(plan: DemoPlan, preset: str, device: torch.device, go_on: Callable[[], None]) -> Pace:
-    """Train a preset for some steps, evaluate some pairs, and keep nothing.
+def measure_pace(recipe: Recipe, start: Checkpoint, device: torch.device, go_on: Callable[[], None]) -> Pace:
+    """Train for some steps, evaluate some pairs, and keep nothing.
 
     Args:
-        plan: with its numerics decided.
-        preset: the arm.
+        recipe: the run, without `auto`.
+        start: the model that it begins with.
         device: where.
         go_on: called before each step; may raise to end the measurement.
     """
-    recipe = next(iter(stages(plan).values()))
-    assert recipe.model is not None, "load_plan has seen to that"
-    recipe = replace(recipe, model=replace(recipe.model, preset=preset))
-    start = new_checkpoint(recipe, Ranks.here(device))
     reading, step = _training_seconds(recipe, start, device, go_on)
     go_on()
     return Pace(step, reading, _evaluation_seconds(recipe, start))

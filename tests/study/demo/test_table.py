@@ -4,6 +4,7 @@ import pytest
 
 from grr_coca.evaluate.split import Evaluation
 from grr_coca.study.demo.table import Row, average_row, format_table, row
+from grr_coca.study.running.measured import row_metrics
 
 
 def metrics(contrastive: float, perplexity: float, coca: float, recall: float = 0.5) -> dict[str, float]:
@@ -58,7 +59,7 @@ def test_a_row_takes_text_to_image_recall_and_its_chance():
             chance={"R@1": 0.05, "R@5": 0.2, "R@10": 0.5},
         )
 
-    made = row("test", evaluation(1.0), evaluation(2.0))
+    made = row("test", row_metrics(evaluation(1.0)), row_metrics(evaluation(2.0)))
     assert made.model == pytest.approx(metrics(1.0, 3.0, 4.0, 0.1) | {"chance": 0.05})
     assert made.baseline == pytest.approx(metrics(2.0, 6.0, 8.0, 0.2) | {"chance": 0.05})
 

@@ -1,0 +1,102 @@
+"""What is left of a study: runs, core-hours and disk on this machine, from a pace that is measured here and now."""
+
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from grr_coca.config import CoCaConfig
+from grr_coca.data.sources.open import open_source
+from grr_coca.ranks import Ranks
+from grr_coca.study.anatomy import flops_per_pair, num_parameters
+from grr_coca.study.plan.plan import Plan, arm_named, scores_captions, stage_names
+from grr_coca.study.plan.stages import stage_recipe
+from grr_coca.study.running.agenda import Want
+from grr_coca.study.running.pace import Pace, measure_pace
+from grr_coca.train.recipe import Recipe
+from grr_coca.train.run.setup import new_checkpoint
+
+BYTES_PER_PARAMETER = 12
+"""Of a checkpoint: weights, and both of AdamW's moments."""
+CHECKPOINTS_OF_A_JOB = 3
+"""The pretrained model that fine-tunings start from, the newest checkpoint of the run, and the next one while it is
+written."""
+BYTES_OF_A_ROW = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """`hours`: of one core, by arm; `paces`: of the baseline, by stage; `free`: bytes on the disk of the runs."""
+
+    wants: Mapping[Want, int]
+    hours: Mapping[str, float]
+    paces: Mapping[str, Pace]
+    run_bytes: int
+    ledger_bytes: int
+    free: int
+
+
+def expect_study(plan: Plan, wants: Counter[Want], runs: Path, jobs: int, device: torch.device) -> Expectation:
+    """Measure the baseline's pace for some seconds, and scale it to the other arms by their FLOPs.
+
+    Args:
+        plan: the study.
+        wants: what is left of it.
+        runs: folder of the models in training.
+        jobs: how many of them at a time.
+        device: where they are trained.
+    """
+    torch.set_num_threads(1)  # as in a worker
+    first, *others = stage_names(plan)
+    paces = {stage: _pace(plan, stage, device) for stage in (first, *others[:1])}
+    paces |= dict.fromkeys(others[1:], paces[others[0]])
+    hours: dict[str, float] = defaultdict(float)
+    for (kind, arm, stage), count in wants.items():
+        recipe = stage_recipe(plan, arm_named(plan, arm), stage, 0, {}, is_trial=kind == "trial")
+        seconds = _seconds(recipe, paces[stage], kind == "run", scores_captions(plan))
+        hours[arm] += count * seconds * _flops(plan, arm) / _flops(plan, plan.baseline) / 3600
+    largest = max(num_parameters(_config(plan, arm.name)) for arm in plan.arms)
+    return Expectation(
+        wants=wants,
+        hours=hours,
+        paces=paces,
+        run_bytes=largest * BYTES_PER_PARAMETER * (CHECKPOINTS_OF_A_JOB * jobs + _trials_kept(wants)),
+        ledger_bytes=wants.total() * BYTES_OF_A_ROW,
+        free=shutil.disk_usage(next(folder for folder in (runs, *runs.absolute().parents) if folder.exists())).free,
+    )
+
+
+def _pace(plan: Plan, stage: str, device: torch.device) -> Pace:
+    arm = arm_named(plan, plan.baseline)
+    pretraining = stage_recipe(plan, arm, stage_names(plan)[0], 0, {})
+    start = new_checkpoint(pretraining, Ranks.here(device))
+    return measure_pace(stage_recipe(plan, arm, stage, 0, {}), start, device, lambda: None)
+
+
+def _seconds(recipe: Recipe, pace: Pace, is_run: bool, captions: bool) -> float:
+    """Of a stage. Captions of a split take about as long as its losses."""
+    schedule, data = recipe.schedule, recipe.data
+    read = min(len(open_source(data.train)), schedule.steps * data.batch_size)
+    val = len(open_source(data.val or data.train)) * (1 + -(-schedule.steps // recipe.evaluation.interval))
+    tests = sum(len(open_source(path)) for path in data.test.values()) if is_run else 0
+    evaluated = val + tests * (2 if captions else 1)
+    return schedule.steps * pace.step + read * pace.reading + evaluated * pace.evaluation
+
+
+def _flops(plan: Plan, arm: str) -> int:
+    return flops_per_pair(_config(plan, arm))
+
+
+def _config(plan: Plan, arm: str) -> CoCaConfig:
+    recipe = stage_recipe(plan, arm_named(plan, arm), stage_names(plan)[0], 0, {})
+    assert recipe.model is not None, "the plan was checked"
+    assert recipe.tokenizer is not None, "and so was this"
+    return recipe.model.config(recipe.tokenizer.vocab_size)
+
+
+def _trials_kept(wants: Counter[Want]) -> int:
+    """Pretrained models of one arm's trials: they stay until its fine-tunings have been tuned."""
+    return max((count for (kind, _, _), count in wants.items() if kind == "trial"), default=0)

@@ -1,0 +1,103 @@
+"""`grr-coca study`: what it tells, and what it refuses."""
+
+import json
+import re
+
+import pytest
+
+from grr_coca.cli import main
+from grr_coca.study.ledger import LEDGER_FILE, LedgerWriter
+from grr_coca.study.running import pace
+from grr_coca.train.recipe import save_recipe
+from support import finetuning, real_pairs, tiny_recipe, write_shard
+
+PLAN = """
+arms: [baseline_coca, grr_coca]
+baseline: baseline_coca
+seeds: [0, 1]
+pretrain: emoji.yaml
+finetune: [more.yaml]
+precision: fp32
+muon_precision: fp32
+tuning: {seed: 9, steps: 2, pretrain: {optimizer.lr: [0.001, 0.003]}}
+endpoints: {primary: [pretraining/coca_loss]}
+showcase: test
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """The plan of a study that could be run in seconds."""
+    shard = write_shard(tmp_path / "pairs.tar", real_pairs(16))
+    recipe = tiny_recipe(shard)
+    recipe.data.test["test"] = str(shard)
+    save_recipe(recipe, tmp_path / "emoji.yaml")
+    save_recipe(finetuning(recipe), tmp_path / "more.yaml")
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--jobs", "0"], "--jobs 0 is out of range"),
+        (["--shard", "3/2"], "--shard 3/2: give I/N"),
+        (["--shard", "0/2"], "--shard 0/2: give I/N"),
+        (["--shard", "one"], "--shard one: give I/N"),
+        (["--only", "grr_cocoa"], "no arm 'grr_cocoa'; did you mean 'grr_coca'?"),
+    ],
+    ids=str,
+)
+def test_wrong_flags_are_refused(refused, plan, flags, named):
+    assert named in refused("study", "run", plan, *flags)
+    assert not (plan.parent / LEDGER_FILE).exists()
+
+
+def test_a_precision_that_depends_on_the_machine_is_refused(refused, plan):
+    recipe = (plan.parent / "emoji.yaml").read_text()
+    (plan.parent / "emoji.yaml").write_text(recipe.replace("precision: fp32", "precision: auto"))
+    plan.write_text(PLAN.replace("precision: fp32\n", "", 1))
+    assert "precision: 'auto' may be another one on each machine" in refused("study", "run", plan)
+
+
+def test_a_ledger_that_another_process_has_is_refused(refused, plan, monkeypatch):
+    monkeypatch.setattr("grr_coca.study.running.run.worker_processes", lambda count: pytest.fail("processes began"))
+    with LedgerWriter(plan.parent / LEDGER_FILE):
+        assert "another process is running this study" in refused("study", "run", plan)
+        message = refused("study", "run", plan, "--shard", "1/2")
+    assert "in another number of shards" in message
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(refused, plan):
+    (plan.parent / "out").write_text("a file, where a folder is to be")
+    assert "out: cannot be written to" in refused("study", "run", plan, "--out", plan.parent / "out")
+
+
+def test_a_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, monkeypatch):
+    monkeypatch.setattr(pace, "SECONDS", 0.1)
+    before = sorted(plan.parent.rglob("*"))
+    assert main(["study", "run", str(plan), "--dry-run", "--jobs", "2"]) == 0
+    said = capsys.readouterr().out
+    for arm in ("baseline_coca", "grr_coca"):
+        (line,) = (line for line in said.splitlines() if line.startswith(arm))
+        assert line.split()[1:3] == ["2", "4"], "two trials, two seeds of two stages"
+    assert re.search(r"a step of emoji: \d+\.\d\d s \(baseline_coca, one core\)", said)
+    assert re.search(r"in all \d+\.\d core-hours: \d+\.\d hours with --jobs 2", said)
+    assert re.search(r"up to \d+\.\d GB in .*runs, where \d+ GB are free", said)
+    assert "TOO SMALL" not in said
+    assert sorted(plan.parent.rglob("*")) == before
+
+
+def test_a_study_runs_in_processes_and_its_status_tells_what_is_there(plan, capfd):
+    plan.write_text(PLAN.replace("tuning:", "# tuning:").replace("[0, 1]", "[0]"))
+    assert main(["study", "run", str(plan), "--only", "grr_coca"]) == 0
+    assert "run: grr_coca, seed 0, more" in capfd.readouterr().err
+    assert main(["study", "status", str(plan.parent)]) == 0
+    said = capfd.readouterr().out.splitlines()
+    assert said[0].split()[:3] == ["arm", "emoji", "more"]
+    assert said[1].split() == ["baseline_coca", "0", "0"]
+    assert said[2].split() == ["grr_coca", "1", "1"]
+    rows = [json.loads(line) for line in (plan.parent / LEDGER_FILE).read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["emoji", "more"]
+    assert plan.read_text().startswith("\narms:"), "the plan is as the person wrote it"

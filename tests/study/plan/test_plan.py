@@ -1,0 +1,195 @@
+"""A plan that cannot be run as it says is refused before anything is trained."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from grr_coca.errors import UserError
+from grr_coca.presets import get_preset
+from grr_coca.study.ledger import read_digests, read_ledger, read_rows
+from grr_coca.study.plan.digest import data_digest, recipe_digest
+from grr_coca.study.plan.plan import Arm, Plan, read_plan, scores_captions, stage_names
+from grr_coca.study.plan.stages import check_recipes, grid_of, stage_recipe, with_settings
+from grr_coca.study.running.agenda import Agenda, StudyPart
+
+STUDIES = Path(__file__).parents[3] / "studies"
+PRIMARY = STUDIES / "primary"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"arms": ["grr_coca", "baseline_coca", "grr_coca"]}, "arms: grr_coca is there twice"),
+        ({"arms": ["baseline_coca", "grr_cocoa"]}, "did you mean 'grr_coca'?"),
+        ({"arms": ["baseline_coca"]}, "two or more are needed"),
+        ({"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overides": {}}]}, "did you mean 'overrides'?"),
+        ({"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "variant": "mixed"}]}, "'mixed_rope'"),
+        (
+            {"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overrides": {"optimiser.lr": 1}}]},
+            "optimizer",
+        ),
+        ({"baseline": "coca"}, "baseline: the plan has no arm 'coca'"),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 is there twice"),
+        ({"seeds": []}, "seeds: give one or more"),
+        ({"seeds": [-1]}, "each 0 or more"),
+        ({"endpoints": {"primary": ["pretraining/coca_los"]}}, "did you mean 'pretraining/coca_loss'?"),
+        ({"endpoints": {"primary": ["coca_loss"]}}, "there is no 'coca_loss'"),
+        ({"endpoints": {"primary": []}}, "name one or more"),
+        ({"endpoints": {"primary": ["pretraining/coca_loss"], "split": "tests"}}, "a split named 'tests' is needed"),
+        ({"finetune": [], "endpoints": {"primary": ["finetuning/coca_loss"]}}, "there is no 'finetuning/coca_loss'"),
+        ({"finetune": ["health.yaml", "./health.yaml"]}, "health is there twice"),
+        ({"finetune": ["healt.yaml"]}, "there are glyphs.yaml"),
+        ({"pretrain": "health.yaml", "finetune": ["glyphs.yaml"]}, "pretraining needs the keys"),
+        ({"finetune": ["health.yaml", "pictograms.yaml"], "pretrain": "glyphs.yaml"}, "pretraining needs the keys"),
+        ({"showcase": "test_stile"}, "did you mean 'test_style'?"),
+        ({"tuning": {"seed": 1}}, "seed 1 is one of the study's"),
+        ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": [0.1, 0.1]}}}, "0.1 is there twice"),
+        ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": []}}}, "give one or more values"),
+        ({"tuning": {"seed": 9, "pretrain": {"optimizer.rl": [1]}}}, "did you mean 'lr'?"),
+        ({"tuning": {"seed": 9, "score": "CIDEr-D"}}, "not measured in trials"),
+        ({"sedes": [0]}, "did you mean 'seeds'?"),
+    ],
+    ids=str,
+)
+def test_a_wrong_plan_is_refused(write_study, changes, named):
+    path = write_study(**changes)
+    with pytest.raises(UserError) as refused:
+        check_recipes(read_plan(path, Plan), path)
+    assert named in str(refused.value)
+
+
+def test_a_split_that_is_not_there_is_named(write_study, tmp_path):
+    path = write_study()
+    (tmp_path / "data" / "glyphs-test.tar").unlink()
+    with pytest.raises(UserError, match=r"glyphs-test\.tar"):
+        check_recipes(read_plan(path, Plan), path)
+
+
+def test_an_arm_is_its_preset_with_its_overrides_in_pretraining_alone(write_study):
+    arm = {"name": "normed", "preset": "grr_coca", "overrides": {"model.qk_norm": "rms", "optimizer.lr": 0.5}}
+    plan = read_plan(write_study(arms=["baseline_coca", arm]), Plan)
+    pretraining, finetuning = (stage_recipe(plan, plan.arms[1], stage, 3, {}) for stage in ("pictograms", "health"))
+    assert (pretraining.model.preset, pretraining.model.qk_norm) == ("grr_coca", "rms")
+    assert (pretraining.optimizer.lr, finetuning.optimizer.lr) == (0.5, 1e-3)
+    assert {pretraining.seed, finetuning.seed} == {3}
+    assert finetuning == stage_recipe(plan, plan.arms[0], "health", 3, {}), "equal settings for all arms"
+
+
+def test_a_grid_is_every_combination(write_study):
+    tuning = {"seed": 9, "pretrain": {"optimizer.lr": [1, 2], "optimizer.weight_decay": [3, 4]}, "finetune": {}}
+    plan = read_plan(write_study(tuning=tuning), Plan)
+    grid = grid_of(plan, "pictograms")
+    assert [tuple(settings.values()) for settings in grid] == [(1, 3), (1, 4), (2, 3), (2, 4)]
+    assert grid_of(plan, "health") == [{}]
+
+
+def test_a_trial_may_be_shorter_than_a_run(write_study):
+    tuning = {"seed": 9, "steps": 2, "pretrain": {"optimizer.lr": [1, 2]}}
+    plan = read_plan(write_study(tuning=tuning), Plan)
+    steps = [
+        stage_recipe(plan, plan.arms[0], "pictograms", 9, {}, is_trial).schedule.steps for is_trial in (True, False)
+    ]
+    assert steps == [2, 6]
+
+
+# --- Digests
+
+
+@pytest.fixture
+def recipe(write_study):
+    plan = read_plan(write_study(), Plan)
+    return stage_recipe(plan, plan.arms[0], "pictograms", 0, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.num_workers", 2),
+        ("data.micro_batch_size", 2),
+        ("checkpoints.minutes", 1.0),
+        ("health.max_skipped", 3),
+        ("seed", 5),
+    ],
+)
+def test_what_changes_nothing_that_is_learned_changes_no_digest(recipe, key, value):
+    assert recipe_digest(with_settings(recipe, {key: value}, "test"), None) == recipe_digest(recipe, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.batch_size", 4),
+        ("data.augmentation.shift", 0.5),
+        ("optimizer.lr", 0.5),
+        ("schedule.steps", 7),
+        ("model.preset", "grr_coca"),
+        ("model.pixel_mean", 1.0),
+        ("tokenizer.vocab_size", 400),
+        ("losses.captioning_weight", 1.0),
+        ("evaluation.batch_size", 4),
+        ("precision", "bf16"),
+    ],
+)
+def test_what_changes_the_run_changes_its_digest(recipe, key, value):
+    assert recipe_digest(with_settings(recipe, {key: value}, "test"), None) != recipe_digest(recipe, None)
+
+
+def test_a_digest_knows_the_start_and_the_variant(recipe):
+    digests = {recipe_digest(recipe, None), recipe_digest(recipe, "a"), recipe_digest(recipe, None, "mixed_rope")}
+    assert len(digests) == 3
+
+
+def test_the_data_digest_knows_the_bytes_and_not_the_place(recipe, tmp_path):
+    before = data_digest(recipe)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = {name: path.replace("/data/", "/moved/") for name, path in recipe.data.test.items()}
+    train = recipe.data.train.replace("/data/", "/moved/")
+    there = replace(recipe, data=replace(recipe.data, train=train, val=train, test=moved))
+    assert data_digest(there) == before
+    path = Path(train)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert data_digest(there) != before
+
+
+# --- The plans that come with the code
+
+
+PLANS = [*STUDIES.rglob("plan.yaml"), *STUDIES.glob("tokens16/*0.yaml"), *STUDIES.glob("*.yaml")]
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_plan_that_comes_with_the_code_can_be_read(path):
+    read_plan(path, Plan)
+
+
+def test_the_primary_study_is_the_whole_factorial_with_eight_seeds():
+    plan = read_plan(PRIMARY / "plan.yaml", Plan)
+    check_recipes(plan, PRIMARY / "plan.yaml")
+    parts = set()
+    for arm in plan.arms:
+        transformer = get_preset(arm.preset_name, "tiny").image_encoder.transformer
+        parts.add((transformer.norm, transformer.feed_forward, transformer.position))
+        assert arm == Arm(arm.preset_name), "nothing but the preset"
+    assert len(parts) == len(plan.arms) == 8
+    assert len(plan.seeds) == 8
+    assert stage_names(plan) == ("pictograms", "health", "clipart", "glyphs")
+    assert len(plan.endpoints.primary) == 6
+    assert scores_captions(plan)
+    recipe = stage_recipe(plan, plan.arms[0], "pictograms", 0, {})
+    assert (recipe.precision, recipe.optimizer.muon_precision) == ("fp32", "fp32")
+    config = recipe.model.config(recipe.tokenizer.vocab_size)
+    assert config.image_encoder.num_patches == 64
+
+
+def test_the_rows_of_the_primary_study_are_of_its_plan():
+    """The digests of committed rows must not change when the code does."""
+    plan = read_plan(PRIMARY / "plan.yaml", Plan)
+    rows = read_rows(PRIMARY, [])
+    agenda = Agenda(plan, StudyPart(()), lambda *_: Path("nowhere"), rows)
+    assert rows
+    assert agenda.digests == read_digests(PRIMARY)
+    ledger = read_ledger(PRIMARY)
+    assert [note for note in ledger.notes if "commits" not in note] == []
+    trials = [row for row in ledger.trials if row.arm in {choice.arm for choice in ledger.choices}]
+    assert {row.precision for row in (*ledger.rows, *trials)} == {"fp32"}

@@ -1,0 +1,122 @@
+"""The plans for data that does not come with the code, run on tiny trees in exactly its formats."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from grr_coca.cli import main
+from grr_coca.study.plan.plan import Plan, read_plan, stage_names
+from grr_coca.study.running.agenda import Agenda, StudyPart
+from grr_coca.study.running.stage import run_stage
+from support import CPU, encode_image, real_pairs, write_tar
+
+STUDIES = Path(__file__).parents[2] / "studies"
+PLANS = ("cc12m", "cc3m_one_gpu")
+TINY = {
+    "data": {"batch_size": 4, "micro_batch_size": None, "num_workers": 0},
+    "schedule": {"steps": 2, "warmup_steps": 1},
+    "evaluation": {"interval": 2, "batch_size": 4},
+    "model": {"size": "tiny", "image_size": 16, "patch_size": 8},
+}
+
+
+def jpeg(index: int) -> bytes:
+    picture = Image.open(io.BytesIO(real_pairs(8)[index].image)).convert("RGB")
+    return encode_image(picture, "jpeg")
+
+
+def lay_out_shards(folder: Path) -> None:
+    """As img2dataset writes them: an image, its caption and what is known of it, under one number."""
+    members = {}
+    for index in range(8):
+        key = f"{index:09d}"
+        members[f"{key}.jpg"] = jpeg(index)
+        members[f"{key}.txt"] = real_pairs(8)[index].caption.encode()
+        members[f"{key}.json"] = json.dumps({"caption": real_pairs(8)[index].caption, "status": "success"}).encode()
+    write_tar(folder / "00000.tar", members)
+
+
+def lay_out_karpathy(folder: Path, name: str, images: str) -> None:
+    """Karpathy's file of COCO or Flickr30K: five captions an image, splits inside."""
+    folder.mkdir(parents=True)
+    entries = []
+    more = ["restval"] * 8 if name == "dataset_coco.json" else []
+    for number, split in enumerate(["train"] * 8 + more + ["val"] * 8 + ["test"] * 8):
+        file = f"{number}.jpg"
+        entry = {"filename": file, "split": split, "imgid": number, "sentids": []}
+        entry["sentences"] = [{"raw": f"{real_pairs(8)[number % 8].caption} {i}"} for i in range(5)]
+        if name == "dataset_coco.json":
+            entry["filepath"] = images
+        entries.append(entry)
+        (folder / images).mkdir(exist_ok=True)
+        (folder / images / file).write_bytes(jpeg(number % 8))
+    (folder / name).write_text(json.dumps({"images": entries, "dataset": name}))
+
+
+def lay_out_roco(folder: Path) -> None:
+    """ROCO v2: a table of identities and captions for each split, and a folder of images of the same name."""
+    for split in ("train", "valid", "test"):
+        (folder / split).mkdir(parents=True)
+        with (folder / f"{split}_captions.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["ID", "Caption"])
+            for index in range(8):
+                identity = f"ROCOv2_2023_{split}_{index:06d}"
+                table.writerow([identity, f"radiograph of {real_pairs(8)[index].caption}"])
+                (folder / split / f"{identity}.jpg").write_bytes(jpeg(index))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """The studies with recipes of a few steps of a tiny model, beside the data that they expect."""
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for name in PLANS:
+        shutil.copy(STUDIES / f"{name}.yaml", studies)
+    (studies / "recipes").mkdir()
+    for path in (STUDIES / "recipes").iterdir():
+        recipe = yaml.safe_load(path.read_text())
+        for part in TINY.keys() & recipe.keys():
+            recipe[part] |= TINY[part]
+        if "tokenizer" in recipe:
+            recipe["tokenizer"] = {"kind": "bpe", "vocab_size": 300}
+        (studies / "recipes" / path.name).write_text(yaml.safe_dump(recipe))
+    for corpus in ("cc12m", "cc3m"):
+        for split in ("train", "val", "test"):
+            lay_out_shards(tmp_path / "data" / corpus / split)
+    lay_out_karpathy(tmp_path / "data" / "coco", "dataset_coco.json", "val2014")
+    lay_out_karpathy(tmp_path / "data" / "flickr30k", "dataset_flickr30k.json", "flickr30k-images")
+    lay_out_roco(tmp_path / "data" / "roco")
+    return studies
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_stage_of_a_large_plan_runs(tree, name):
+    path = tree / f"{name}.yaml"
+    content = yaml.safe_load(path.read_text())
+    del content["tuning"]
+    path.write_text(yaml.safe_dump(content | {"seeds": [0], "precision": "fp32", "muon_precision": "fp32"}))
+    plan = read_plan(path, Plan)
+    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda arm, seed, stage, digest: tree / "runs" / stage, ())
+    rows = []
+    while tasks := agenda.open_tasks():
+        rows.append(run_stage(tasks[0], CPU, lambda _: None))
+        agenda.add(rows[-1])
+    assert [row.stage for row in rows] == list(stage_names(plan))
+    pairs = {row.stage: row.metrics["test"]["num_pairs"] for row in rows}
+    assert list(pairs.values()) == [8, 40, 40, 8], "each caption of an image is a pair"
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_large_plan_is_whole_as_it_comes(tree, name, capsys):
+    command = ["study", "run", str(tree / f"{name}.yaml"), "--only", "coca"]
+    assert main(command) == 2
+    assert "the plan has no arm 'coca'" in capsys.readouterr().err, "all that comes before is right"
+    assert not (tree / name).exists()
+    assert read_plan(STUDIES / f"{name}.yaml", Plan).precision == "bf16"

@@ -209,17 +209,17 @@ def baseline_rope_2d(size: str) -> CoCaConfig:
 
 
 def baseline_rms_geglu(size: str) -> CoCaConfig:
-    """Baseline CoCa with RMSNorm and GEGLU in the image encoder: GRR-CoCa but for the positions."""
+    """Baseline CoCa with RMSNorm and GEGLU in the image encoder: GRR-CoCa except for the positions."""
     return _with_image_parts(baseline_geglu(size), norm="rms")
 
 
 def baseline_rms_rope_2d(size: str) -> CoCaConfig:
-    """Baseline CoCa with RMSNorm and axial RoPE in the image encoder: GRR-CoCa but for the feed-forwards."""
+    """Baseline CoCa with RMSNorm and axial RoPE in the image encoder: GRR-CoCa except for the feed-forwards."""
     return _with_image_parts(baseline_coca(size), norm="rms", position="rope_2d")
 
 
 def baseline_geglu_rope_2d(size: str) -> CoCaConfig:
-    """Baseline CoCa with GEGLU and axial RoPE in the image encoder: GRR-CoCa but for the norms."""
+    """Baseline CoCa with GEGLU and axial RoPE in the image encoder: GRR-CoCa except for the norms."""
     return _with_image_parts(baseline_geglu(size), position="rope_2d")
 
 

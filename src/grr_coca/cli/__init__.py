@@ -25,7 +25,7 @@ VERBS = {
     "demo": Verb("training.demo", "pretrain, fine-tune and compare both models on the corpora that come with the code"),
     "study": Verb("studying.study", "compare models over several seeds: run a plan, see what it lacks and found"),
     "pretrain": Verb("training.pretrain", "train a new model on image-text pairs"),
-    "finetune": Verb("training.finetune", "go on from a checkpoint on pairs of another domain"),
+    "finetune": Verb("training.finetune", "train a checkpoint further on pairs of another domain"),
     "evaluate": Verb(
         "measuring.evaluate", "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split"
     ),
@@ -109,4 +109,4 @@ def _usage(first: str = "") -> str:
     verbs = {verb: summary for verb, (_, summary) in VERBS.items() if not first or verb.startswith(f"{first} ")}
     width = max(map(len, verbs))
     lines = [f"  {verb:<{width}}  {summary}" for verb, summary in verbs.items()]
-    return "\n".join(["usage: grr-coca VERB [options]    (grr-coca VERB --help tells its options)", "", *lines])
+    return "\n".join(["usage: grr-coca VERB [options]    (grr-coca VERB --help lists its options)", "", *lines])

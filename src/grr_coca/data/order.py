@@ -74,15 +74,15 @@ class Shuffle:
 
 
 class Mixture:
-    """Endless visits of several sources in fixed shares, each source in shuffled epochs of its own.
+    """Endless visits of several sources in fixed shares. Each source has its own shuffled epochs.
 
-    Samples are numbered through all sources, in their order. Each PERIOD of visits holds as many of each source as its
-    share says, in random order, so the visit at a position is found at once: position is all the state there is.
+    Samples are numbered through all sources, in their order. Every `PERIOD` visits contain the sources in their shares,
+    in random order. So the visit at any position can be computed directly, and there is no other state.
 
     Args:
-        num_samples: of each source.
-        shares: of each source, summing to 1; they are met to one in PERIOD.
-        seed: of all that is random.
+        num_samples: number of samples of each source.
+        shares: share of each source. They sum to 1, and are rounded to multiples of 1 / `PERIOD`.
+        seed: seed of all random choices.
     """
 
     def __init__(self, num_samples: Sequence[int], shares: Sequence[float], seed: int) -> None:

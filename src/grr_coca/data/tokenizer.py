@@ -12,7 +12,7 @@ from grr_coca.data.mend import mend_text
 from grr_coca.errors import UserError
 
 Cleaning = Literal["none", "ftfy"]
-"""What is done to a text before it is cut into tokens: nothing, or what open_clip does (see `mend_text`)."""
+"""How a text is cleaned before it is cut into tokens: not at all, or as in open_clip (see `mend_text`)."""
 
 BOS, EOS = "[BOS]", "[EOS]"
 CLIP_BOS, CLIP_EOS = "<|startoftext|>", "<|endoftext|>"

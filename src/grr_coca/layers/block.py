@@ -58,7 +58,7 @@ class CrossBlock(nn.Module):
 
 
 class TwoStepCrossBlock(nn.Module):
-    """A whole `Block`, then cross-attention to a context with a feed-forward of its own: open_clip's layer."""
+    """open_clip's layer: a whole `Block`, then cross-attention to a context, then a second feed-forward."""
 
     def __init__(
         self,

@@ -67,8 +67,8 @@ class Packed(NamedTuple):
     sequence up to and including itself, unless `sees` says otherwise.
 
     Token-wise layers run on the row as it is; only attention pads the sequences again. The row is filled up to a
-    multiple of 16 with copies of its first token: oneDNN prepares each bf16 product anew for every row count that it
-    has not seen, which took a seventh of the demo's step.
+    multiple of 16 with copies of its first token. oneDNN prepares each bf16 product for every row count that it has
+    not seen, which took a seventh of the demo's step.
 
     `places`: the place of each packed token among the B · T places of the padded form. `tokens`: the packed token at
     each place of the padded form; padding repeats the last token of its sequence. `positions`: the position of each

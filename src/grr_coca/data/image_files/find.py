@@ -1,4 +1,4 @@
-"""Which images some arguments mean: files, folders, patterns, tar shards and tables of pairs."""
+"""Finds the images that arguments name: files, folders, patterns, tar shards and tables of pairs."""
 
 import os
 import tarfile
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from grr_coca.data.sources.pairs import PairSource
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token"})
-"""Files that list images, and are read as training data are."""
+"""Suffixes of files that list images. They are read like training data."""
 
 
 class Span(NamedTuple):
-    """Where the bytes of an image lie: in `file`, from `offset` on, or all of it where `offset` is None."""
+    """The place of the bytes of an image: in `file`, from `offset` on. If `offset` is None, it is the whole file."""
 
     file: Path
     offset: int | None = None
     size: int | None = None
 
     def read(self) -> bytes:
-        """The bytes.
+        """Read the bytes.
 
         Raises:
-            UserError: the file is not there, or cannot be read.
+            UserError: the file does not exist, or cannot be read.
         """
         if self.offset is None:
             return read_whole(self.file)
@@ -45,11 +45,11 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image that will be read in its turn.
+    """An image that will be read later.
 
-    `name` is what results are filed under; `path` is None for an image that is no file of its own. `read` raises
-    `UserError` where there is nothing to read. `span` is None where the bytes lie in no file as they are; `fields`
-    gives the other columns of the image's row in a table.
+    Results carry its `name`. `path` is None if the image is not a separate file. `read` returns its bytes, and raises
+    `UserError` if it cannot be read. `span` is None if no file holds the bytes as they are. `fields` returns the other
+    columns of the image's row in a table.
     """
 
     name: str
@@ -60,7 +60,7 @@ class ImageFile:
 
 
 def find_images(arguments: Sequence[str]) -> list[ImageFile]:
-    """The images that the arguments mean, in their order, each once.
+    """The images that the arguments name, in order and without repetition.
 
     Raises:
         UserError: there is no argument, or a folder or pattern without an image.
@@ -72,10 +72,10 @@ def find_images(arguments: Sequence[str]) -> list[ImageFile]:
 
 
 def iterate_images(argument: str) -> Iterator[ImageFile]:
-    """The images that one argument means, one after the other; no list of them is made.
+    """The images that one argument names, one after the other, without a list of all of them.
 
-    Folders are searched with all the folders in them, and other files there are passed over by their suffix. A file
-    that is named itself counts as an image, whatever it holds.
+    Folders are searched with all their subfolders. Files without the suffix of an image are skipped there. A file that
+    is named directly counts as an image, whatever its suffix.
 
     Raises:
         UserError: a folder or pattern without an image, or a table that cannot be read.
@@ -107,7 +107,7 @@ def _matches(pattern: str) -> Iterator[ImageFile]:
 
 def _in_folder(root: Path) -> Iterator[ImageFile]:
     for folder, folders, files in os.walk(root):
-        # Hidden files are no one's images: macOS leaves `._NAME.jpg` beside every NAME.jpg.
+        # Hidden files are skipped: macOS writes `._NAME.jpg` beside every NAME.jpg.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(folder, name)
@@ -127,7 +127,8 @@ def _open(path: Path) -> Iterator[ImageFile]:
 
 
 def _of_tar(path: Path) -> Iterator[ImageFile]:
-    """The images of a shard, captioned or not. Where it breaks off, an image stands that tells so when it is read."""
+    """The images of a shard, with or without captions. If the shard is damaged, the last one raises an error that says
+    so when it is read."""
     count = 0
     try:
         with tarfile.open(path, "r:") as tar:
@@ -138,7 +139,7 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
                     span = Span(path, member.offset_data, member.size)
                     yield ImageFile(f"{path}: {member.name}", span.read, None, span)
             if 0 < path.stat().st_size - tar.offset < tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("it ends within a header")  # which tarfile takes for its end
+                raise tarfile.ReadError("it ends within a header")  # tarfile takes that for the end of the tar
     except (tarfile.TarError, OSError) as error:
         yield ImageFile(f"{path}", partial(_refuse, f"{path}: not a whole uncompressed tar file ({error})"))
     else:
@@ -155,7 +156,7 @@ def _of_table(argument: str) -> Iterator[ImageFile]:
 
 
 class _Table:
-    """A table of images. What another process gets of it is its name, by which it is opened there, once."""
+    """A table of images. Another process gets only its name, and opens the table once."""
 
     def __init__(self, argument: str) -> None:
         from grr_coca.data.sources.open import open_source  # late: most images are files of their own

@@ -123,7 +123,7 @@ class ListedPairs:
             return None
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The columns of a row but for the image's, by name.
+        """The columns of a row except the image's, by name.
 
         Raises:
             BadSample: the row is broken.

@@ -127,7 +127,7 @@ def training_batches(
 
 
 def _visits(recipe: Recipe, pairs: PairSource) -> int | Mixture:
-    """What the training order is over: the pairs, or the mixture of several sources that the recipe asks for."""
+    """The samples to put in order: the number of pairs, or the mixture of several sources that the recipe names."""
     if not recipe.data.mix:
         return len(pairs)
     assert isinstance(pairs, Chain)

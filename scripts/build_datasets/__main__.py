@@ -68,7 +68,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare a fresh build with --out byte for byte")
     args = parser.parse_args()
     if "icons" in args.only:
-        from grr_coca.cli.data.fetch import Fetch, fetch  # late: the other corpora are built without the package
+        from grr_coca.cli.data.fetch import Fetch, fetch_corpus  # late: the other corpora are built without the package
 
         args.only.remove("icons")
         fetch_corpus(Fetch("icons"))

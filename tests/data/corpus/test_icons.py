@@ -12,15 +12,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from grr_coca.data.corpus.icons import build
 from grr_coca.data.corpus.icons.build import build_icons, odd_versions
-from grr_coca.data.corpus.icons.drawing import draw_icon, icon_svg
+from grr_coca.data.corpus.icons.drawing import draw_icon, icon_svg, picture_signature
 from grr_coca.data.corpus.icons.drawn import read_drawn
+from grr_coca.data.corpus.icons.families import has_near
 from grr_coca.data.corpus.icons.held_out import TEST, VAL, HeldOut
 from grr_coca.data.corpus.icons.packages import PACKAGES, Archives
+from grr_coca.data.images import decode_image
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
 
@@ -269,3 +272,12 @@ def test_no_training_set_is_of_a_held_out_family():
     assert not {HELD_OUT.family_of(prefix) for prefix in VAL} & {HELD_OUT.family_of(prefix) for prefix in TEST}
     train = {prefix for prefix in HELD_OUT.families if HELD_OUT.split_of(prefix) == "train"}
     assert not {HELD_OUT.family_of(prefix) for prefix in train} & held_out
+
+
+def test_no_training_picture_is_a_test_picture_of_another_corpus():
+    found = []
+    for path in sorted((ROOT / "datasets").glob("*/test*.tar")):
+        source = open_source(str(path))
+        pairs_of = (source[index] for index in range(0, len(source), 10))
+        found += [picture_signature(decode_image(pair.image, pair.name)).ravel() for pair in pairs_of]
+    assert has_near(np.stack(found), HELD_OUT.signatures, 0).all()

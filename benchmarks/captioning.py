@@ -55,11 +55,11 @@ def all_cells() -> list[Cell]:
 class Contestant:
     """A process that answers."""
 
-    def __init__(self, name: str, python: str, threads: int, precision: str) -> None:
+    def __init__(self, name: str, python: str, threads: int, precision: str, *more: str) -> None:
         self.name = name
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
-            [python, str(HERE / "contestants.py"), name, str(threads), precision],
+            [python, str(HERE / "contestants.py"), name, str(threads), precision, *more],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

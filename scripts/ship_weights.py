@@ -21,7 +21,8 @@ from grr_coca.data.sources.pairs import PairSource
 from grr_coca.evaluate.bootstrap import Measure
 from grr_coca.evaluate.caption_split import caption_split
 from grr_coca.evaluate.checkpoint import measure_checkpoint
-from grr_coca.files import whole_folder
+from grr_coca.files import CACHE, whole_folder
+from grr_coca.inference.model import ImageTextModel
 from grr_coca.losses import LossWeights
 from grr_coca.registry import FOLDER, Figure, ModelCard
 from grr_coca.structure import to_dict
@@ -29,7 +30,7 @@ from grr_coca.train.recipe import load_recipe
 
 BATCH_SIZE = 32
 """Pairs of a contrastive loss, as in the recipes."""
-METRICS = ("contrastive_loss", "perplexity", "coca_loss", "text_to_image/R@1", "text_to_image/R@10")
+LOSSES = ("contrastive_loss", "perplexity", "coca_loss")
 ROOT = Path(__file__).parents[1]
 
 
@@ -43,13 +44,18 @@ def main() -> None:
     recipe = load_recipe(options.run / "recipe.yaml")
     checkpoint = in_half_precision(from_pretrained(options.run))
     splits = {"val": recipe.data.val or recipe.data.train, **recipe.data.test}
-    splits |= {name: str(ROOT / path) for name, path in text.pop("other_splits").items()}
+    splits |= {name: _path(path) for name, path in text.pop("other_splits").items()}
+    found = {split: figures(checkpoint, open_source(path)) for split, path in splits.items()}
+    if "search" in text:
+        from icon_search import search_figures  # late: beside this script, for the models that are for search
+
+        found |= search_figures(ImageTextModel(checkpoint), _path(text["search"]))
     card = ModelCard(
         name=options.name,
         preset=checkpoint.preset,
         parameters=sum(parameter.numel() for parameter in checkpoint.model.parameters()),
         steps=checkpoint.step,
-        figures={split: figures(checkpoint, open_source(path)) for split, path in splits.items()},
+        figures=found,
         **{key: text[key] for key in ("summary", "data", "licence", "recipe")},
     )
     weights = {name: tensor.half() for name, tensor in checkpoint.model.state_dict().items()}
@@ -72,9 +78,11 @@ def figures(checkpoint: Checkpoint, source: PairSource) -> dict[str, Figure]:
     """What the card says of a split."""
     measured = measure_checkpoint(checkpoint, source, BATCH_SIZE, LossWeights())
     captioned = caption_split(checkpoint, source)
-    pairs = zip(captioned.hypotheses, captioned.references, strict=True)
+    pairs = list(zip(captioned.hypotheses, captioned.references, strict=True))
     exact = np.array([float(said in truths) for said, truths in pairs])
-    measures = {name: measured.measures[name] for name in METRICS} | {"exact_captions": Measure.mean(exact)}
+    first = np.array([float(said.split()[:1] in [truth.split()[:1] for truth in truths]) for said, truths in pairs])
+    measures = {name: measure for name, measure in measured.measures.items() if name in LOSSES or "/R@" in name}
+    measures |= {"exact_captions": Measure.mean(exact), "first_word": Measure.mean(first)}
     found = {name: Figure(*(float(number) for number in measure.interval())) for name, measure in measures.items()}
     chance = measured.evaluation.chance["R@1"]
     return {**found, "chance R@1": Figure(chance, chance, chance)}
@@ -84,7 +92,10 @@ def card_page(card: ModelCard, text: dict[str, str]) -> str:
     """`card.md`."""
     heads = {"text_to_image/R@1": "R@1, text to image", "exact_captions": "captions exactly right"}
     rows = []
+    searches = {title: found for title, found in card.figures.items() if "perplexity" not in found}
     for split, found in card.figures.items():
+        if split in searches:
+            continue
         shares = [f"{100 * f.value:.1f} % ({100 * f.low:.1f} to {100 * f.high:.1f})" for f in map(found.get, heads)]
         perplexity = found["perplexity"]
         numbers = f"{perplexity.value:.3g} ({perplexity.low:.3g} to {perplexity.high:.3g})"
@@ -110,6 +121,7 @@ def card_page(card: ModelCard, text: dict[str, str]) -> str:
             "",
             *table,
             "",
+            *(line for title, found in searches.items() for line in search_table(title, found)),
             *(f"## {title}\n\n{text[key].strip()}\n" for key, title in SECTIONS.items()),
             "## Reproduce",
             "",
@@ -121,6 +133,17 @@ def card_page(card: ModelCard, text: dict[str, str]) -> str:
             "",
         ]
     )
+
+
+def search_table(title: str, found: dict[str, Figure]) -> list[str]:
+    """Figures of one kind of search, a line each."""
+    rows = [f"| {name} | {f.value:.3f} ({f.low:.3f} to {f.high:.3f}) |" for name, f in found.items()]
+    return [f"{title[0].upper()}{title[1:]}:", "", "| | |", "|---|---|", *rows, ""]
+
+
+def _path(path: str) -> str:
+    """A path of a card: of the repository, or in the user's cache."""
+    return path if path.startswith(CACHE) else str(ROOT / path)
 
 
 SECTIONS = {"training": "Training", "uses": "What it can do, and what it cannot", "licences": "Data and licences"}

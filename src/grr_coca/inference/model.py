@@ -176,8 +176,8 @@ class ImageTextModel:
 
         return self._batches.run("captioning", _numbered(images), batch_size, work, on_progress)
 
-    def _caution(self) -> None:
-        """Warn once, if this model is known to be unfit for what its embeddings are used for."""
+    def warn_if_unfit(self) -> None:
+        """Warn once if the checkpoint says that its embeddings are not fit for search and labels."""
         if self.checkpoint.caution and not self._has_warned:
             self._has_warned = True
             log.warning("%s", self.checkpoint.caution)
@@ -186,7 +186,7 @@ class ImageTextModel:
         self, images: ImagesInput, *, batch_size: int = BATCH_SIZE, on_progress: OnProgress | None = None
     ) -> Float[Tensor, "*N E"]:
         """Embeddings of unit length, on the CPU. Shape N E, or E for a single image."""
-        self._caution()
+        self.warn_if_unfit()
         many, is_single = as_list(images)
         rows = self._batches.run("embedding images", _numbered(many), batch_size, self._image_rows, on_progress)
         return rows[0] if is_single else self._stack(rows)
@@ -199,7 +199,7 @@ class ImageTextModel:
         Raises:
             UserError: a text is empty.
         """
-        self._caution()
+        self.warn_if_unfit()
         is_single = isinstance(texts, str)
         many = [texts] if isinstance(texts, str) else list(texts)
         cleaned = [clean_caption(text, f"text {number}") for number, text in enumerate(many, 1)]

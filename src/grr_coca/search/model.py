@@ -45,7 +45,9 @@ class IndexModel:
         """The model itself."""
         from grr_coca.inference.model import load  # late: torch comes with it
 
-        return load(self.folder)
+        model = load(self.folder)
+        model.warn_if_unfit()  # an index is for search, and takes its embeddings with the captions
+        return model
 
     @property
     def preprocess(self) -> "Preprocess":

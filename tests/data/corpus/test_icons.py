@@ -242,6 +242,19 @@ def test_npm_brings_what_is_missing(tmp_path, monkeypatch):
     assert files(tmp_path / "archives") == files(SAMPLE)
 
 
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("dear")
+    with pytest.raises(UserError, match=r"mine: holds something else; give a new folder"):
+        build_icons(lambda *_: None, tmp_path / "mine", archives_in(SAMPLE))
+    assert (tmp_path / "mine/letter.txt").read_text() == "dear"
+
+
+def test_a_corpus_that_is_there_is_not_built_again(tmp_path, corpus, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build_icons(lambda *_: None, corpus) == corpus
+
+
 def test_a_disk_without_room_is_said_before_anything_is_fetched(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10**8)
     monkeypatch.setattr(build.shutil, "disk_usage", lambda _: usage)

@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 from grr_coca.cli.output.progress import bars
-from grr_coca.data.corpus.icons.build import STAGES, build_icons, odd_versions
+from grr_coca.data.corpus.icons.build import STAGES, build_icons, is_published, odd_versions
 
 
 @dataclass(frozen=True)
@@ -33,5 +33,6 @@ def fetch_corpus(action: Fetch) -> None:
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     counts = ", ".join(f"{name} {split['count']:,}" for name, split in card["splits"].items())
     print(f"{folder}: {counts}")
-    for difference in odd_versions():
-        print(f"drawn with {difference}: pictures may differ from those of other machines in a few pixels")
+    if not is_published(folder):
+        because = ", ".join(odd_versions()) or "it was built by another version of grr-coca"
+        print(f"not to the byte the corpus of other machines ({because})")

@@ -144,11 +144,14 @@ def _missing(rows: Rows, plan: Plan) -> tuple[str, ...]:
             if stages:
                 told = "all stages" if len(stages) == len(stage_names(plan)) else ", ".join(stages)
                 groups.setdefault(told, []).append(str(seed))
-        lines += [
-            f"{arm.name}: {told} of seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
-            for told, seeds in groups.items()
-        ]
+        lines += [f"{arm.name}: {told} of {_seeds_in_words(seeds, len(plan.seeds))}" for told, seeds in groups.items()]
     return tuple(lines)
+
+
+def _seeds_in_words(seeds: list[str], num_planned: int) -> str:
+    if len(seeds) == num_planned > 1:
+        return f"all {num_planned} seeds"
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
 
 
 def _without_ratio(rows: Rows, plan: Plan) -> list[str]:

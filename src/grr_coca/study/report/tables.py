@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from grr_coca.study.ledger import Ledger
 from grr_coca.study.plan.plan import Plan
 from grr_coca.study.report.effect import Effect
 from grr_coca.study.report.metrics import PHASE_TITLES, Endpoint
@@ -135,33 +134,9 @@ def cost_table(plan: Plan, results: StudyResults) -> Table:
     return Table("Cost", heads, tuple(rows), note)
 
 
-def tuning_table(plan: Plan, ledger: Ledger) -> Table:
-    """Settings that were tried on `val` for each arm and stage, and the one that was taken."""
-    score = plan.tuning.score if plan.tuning is not None else "coca_loss"
-    titles = arm_titles(plan)
-    rows = []
-    for arm in plan.arms:
-        for stage in dict.fromkeys(row.stage for row in ledger.trials if row.arm == arm.name):
-            trials = [row for row in ledger.trials if (row.arm, row.stage) == (arm.name, stage)]
-            chosen = [row.settings for row in ledger.choices if (row.arm, row.stage) == (arm.name, stage)]
-            tried = "; ".join(
-                f"{_settings(row.settings)}: {row.metrics.get('val', {}).get(score, float('nan')):.4g}"
-                for row in trials
-            )
-            rows.append((titles[arm.name], stage, str(len(trials)), _settings(chosen[-1]) if chosen else "–", tried))
-    note = (
-        f"{score} on the validation split with a seed that is not one of the study's; test splits were not looked at."
-    )
-    return Table("Tuning", ("arm", "stage", "trials", "taken", "tried"), tuple(rows), note)
-
-
 def effect_title(factors: Sequence[str]) -> str:
     """A main effect by its factor, an interaction as `GEGLU × RoPE`."""
     return " × ".join(factors)
-
-
-def _settings(settings: dict[str, object]) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
 
 
 def _values(result: EndpointResult) -> list[str]:

@@ -4,6 +4,7 @@ It lies in the user's cache. Drawings are kept set by set while a build is under
 goes on; the corpus appears when all of it is there.
 """
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -25,6 +26,9 @@ NAME = "icons"
 
 DRAWN_WITH = {"resvg-py": "0.5.0", "pillow": "13.0.0"}
 """The packages that decide the pictures' bytes. With other versions the corpus is good, and not the same."""
+
+PUBLISHED = "a2a6ea8d89e0fe5e51befa1c776e5bf4cd01ea51197b01cbced236da6bc6d58c"
+"""The sha256 of the corpus's `card.json`, which has those of all shards: what everybody has who builds this version."""
 
 NEEDED_BYTES = 1_300_000_000
 """Packages, drawings and shards together, with some room."""
@@ -56,6 +60,8 @@ def build_icons(on_progress: OnProgress, folder: Path | None = None, archives: A
     folder = folder or icons_folder()
     if (folder / "card.json").exists():
         return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: holds something else; give a new folder")
     require_extra("icons", "the corpus of icons")
     archives = archives or Archives(user_cache() / "packages")
     work = folder.with_name(f"{folder.name}.work")
@@ -90,6 +96,11 @@ def _build(archives: Archives, work: Path, folder: Path, on_progress: OnProgress
     with whole_folder(folder) as partial:
         splits = write_shards(selection.pairs, work, partial, lambda done: on_progress("shards", done))
         write_cards(partial, archives.packages.values(), collections, sets, selection, splits)
+
+
+def is_published(folder: Path) -> bool:
+    """True if a corpus is to the byte what this version of the builder makes everywhere."""
+    return hashlib.sha256((folder / "card.json").read_bytes()).hexdigest() == PUBLISHED
 
 
 def odd_versions() -> list[str]:

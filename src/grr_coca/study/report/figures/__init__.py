@@ -1,1 +1,1 @@
-"""The figures of a study's report, as SVG text."""
+"""The figures of a study, as SVG text."""

@@ -1,0 +1,68 @@
+"""open_clip's CoCa captioning by our engine and by its own: `coca_ViT-B-32` with the same random weights.
+
+    python benchmarks/imported.py --peer-python .venv-peers/bin/python
+
+One thread each, fp32, in turns. What is compared are seconds of CPU time, so other work on the machine counts less.
+Writes `results/imported.json`. On a quiet machine it takes some five minutes, most of it open_clip's beams.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from captioning import Contestant
+from machine import report
+
+ROUNDS = 3
+SLOW = 30.0
+"""Seconds of CPU time; a cell in which open_clip takes longer is measured once."""
+CELLS = {"greedy, 1 image": ("greedy", 1), "greedy, 8 images": ("greedy", 8), "6 beams, 8 images": ("beam", 8)}
+GOALS = {"greedy, 1 image": 2.5, "greedy, 8 images": 4.0, "6 beams, 8 images": 12.0}
+TOKENS = 20
+
+
+def main() -> None:
+    """Measure all cells, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has open_clip")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = Contestant("exported", options.peer_python, 1, "fp32", folder)
+        if "missing" in theirs.about:
+            sys.exit(f"open_clip: {theirs.about['missing']}")
+        ours = Contestant("imported", sys.executable, 1, "fp32", folder)
+        assert (Path(folder) / "open_clip-b32.safetensors").exists()
+        ours.ask(method="greedy", batch=2, tokens=2)  # lays the weights out, once for a model
+        rows = [_row(name, ours, theirs) for name in CELLS]
+        ours.close()
+        theirs.close()
+    report("imported", rows)
+
+
+def _row(name: str, ours: Contestant, theirs: Contestant) -> dict[str, object]:
+    method, batch = CELLS[name]
+    times: dict[str, list[float]] = {"ours": [], "open_clip": []}
+    for _ in range(ROUNDS):
+        for side, contestant in (("ours", ours), ("open_clip", theirs)):
+            answer = contestant.ask(method=method, batch=batch, tokens=TOKENS)
+            assert answer is not None
+            times[side].append(answer["cpu_seconds"])
+        if times["open_clip"][0] > SLOW:
+            break
+    medians = {side: statistics.median(found) for side, found in times.items()}
+    print(name, times, flush=True)
+    return {
+        "decoding": name,
+        "tokens": TOKENS,
+        "rounds": len(times["ours"]),
+        "ours_s": round(medians["ours"], 3),
+        "open_clip_s": round(medians["open_clip"], 3),
+        "ratio": round(medians["open_clip"] / medians["ours"], 2),
+        "goal": GOALS[name],
+    }
+
+
+if __name__ == "__main__":
+    main()

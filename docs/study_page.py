@@ -1,0 +1,212 @@
+"""Writes what studies found into the pages that tell it: `python docs/study_page.py`. A test holds them to the ledgers.
+
+A place begins with `<!-- study FOLDER PART -->` and ends with `<!-- end -->`; FOLDER holds a study's plan and ledger.
+Figures are drawn into `docs/study/`, each with the digest of the ledger that it was drawn from.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from grr_coca.study.ledger import DIGESTS_FILE, PLAN_FILE, Ledger, ledger_files, read_ledger
+from grr_coca.study.plan.plan import Plan, read_plan
+from grr_coca.study.report.answer import answer
+from grr_coca.study.report.figures.all import StudyFigures, late_falls, study_figures
+from grr_coca.study.report.metrics import PHASE_TITLES, Endpoint
+from grr_coca.study.report.paper import reported_change
+from grr_coca.study.report.results import StudyResults, study_results
+from grr_coca.study.report.tables import Table, arms_tables, as_markdown, cost_table, endpoint_table, factorial_tables
+from grr_coca.study.report.tuning import tuning_table
+from grr_coca.study.report.words import arm_titles, interval_in_signs, signed
+from grr_coca.train.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+FIGURES = "docs/study"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PLACE = re.compile(r"(?P<begin><!-- study (?P<folder>\S+) (?P<part>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+FIGURE = re.compile(r"\]\((?P<path>(?:docs/)?study/(?P<study>\w+)-[\w-]+\.svg)\)")
+"""A figure of a study as a page shows it."""
+NOT_RUN = "This study has not been run yet.\n"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that has rows: its name, and what the rows amount to."""
+
+    name: str
+    plan: Plan
+    ledger: Ledger
+    results: StudyResults
+
+
+def published(text: str, root: Path = ROOT, figures: str = "study") -> str:
+    """A page with the newest results.
+
+    Args:
+        text: of the page.
+        root: the folder from which the places name studies.
+        figures: where figures lie, seen from the page.
+    """
+
+    folders = {place["folder"] for place in PLACE.finditer(text)}
+    studies = {folder: open_study(root / folder) for folder in folders}
+
+    def filled(place: re.Match[str]) -> str:
+        study = studies[place["folder"]]
+        told = NOT_RUN if study is None else PARTS[place["part"]](study, figures)
+        return f"{place['begin']}{told}{place['end']}"
+
+    return PLACE.sub(filled, text)
+
+
+def open_study(folder: Path) -> Study | None:
+    """The study in a folder; None if it has no row yet."""
+    if not ledger_files(folder):
+        return None
+    plan, ledger = read_plan(folder / PLAN_FILE, Plan), read_ledger(folder)
+    return Study(folder.name, plan, ledger, study_results(plan, ledger))
+
+
+def ledger_digest(folder: Path) -> str:
+    """Of everything that a report is made of."""
+    paths = [folder / PLAN_FILE, folder / DIGESTS_FILE, *ledger_files(folder)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+
+
+def draw_figures(folder: Path, out: Path) -> None:
+    """Draw the figures of a study into a folder."""
+    study = open_study(folder)
+    if study is None:
+        return
+    out.mkdir(exist_ok=True)
+    figures = study_figures(study.plan, study.ledger, study.results)
+    for name, svg in _by_name(study.name, figures).items():
+        marked = f"{svg.rstrip()}\n<!-- drawn from the ledger {ledger_digest(folder)} -->\n"
+        (out / name).write_text(marked, encoding="utf-8")
+
+
+def _by_name(study: str, figures: StudyFigures) -> dict[str, str]:
+    effects = {f"effects-{phase.replace(' ', '-')}": svg for phase, svg in figures.effects.items()}
+    curves = {f"curves-{found.stage}": found.plot for found in figures.curves}
+    found = {"endpoints": figures.primary, "seeds": figures.dots, "interaction": figures.interaction}
+    return {f"{study}-{name}.svg": svg for name, svg in {**found, **effects, **curves}.items() if svg}
+
+
+def _setup(study: Study, _figures: str) -> str:
+    """Stages with their steps, read from the recipes."""
+    plan = study.plan
+    rows = []
+    for stage, path in zip(study.results.stages, (plan.pretrain, *plan.finetune), strict=True):
+        recipe = load_recipe(Path(path))
+        steps = plan.steps if plan.steps and path == plan.pretrain else recipe.schedule.steps
+        rows.append((stage, f"{steps:,}", str(recipe.data.batch_size), recipe.optimizer.name, recipe.precision))
+    table = as_markdown(Table("", ("stage", "steps", "pairs a step", "optimizer", "precision"), tuple(rows)))
+    return f"{len(plan.arms)} arms, {len(plan.seeds)} seeds.\n\n{table}"
+
+
+def _short(study: Study, _figures: str) -> str:
+    """For the README: the headline and a small table."""
+    found, main = answer(study.plan, study.results), study.results.arms[0]
+    results = {result.endpoint: result for result in main.endpoints if result.is_primary}
+    phases = list(dict.fromkeys(Endpoint(name).phase for name in results))
+    rows = []
+    for metric in dict.fromkeys(Endpoint(name).metric for name in results):
+        cells = []
+        for phase in phases:
+            effect = results[f"{phase}/{metric}"].effect if f"{phase}/{metric}" in results else None
+            reported = reported_change(f"{phase}/{metric}", main.arm, study.results.baseline)
+            told = "–" if effect is None else f"{signed(effect.change)} ({interval_in_signs(effect)})"
+            cells += [told, signed(reported, 2)]
+        rows.append((Endpoint(f"{phases[0]}/{metric}").title, *cells))
+    titles = arm_titles(study.plan)
+    heads = [f"{titles[main.arm]} over {titles[study.results.baseline]}, %"]
+    for phase in phases:
+        heads += [PHASE_TITLES[phase], "paper"]
+    table = as_markdown(Table("", tuple(heads), tuple(rows)))
+    return f"**{found.headline}.** {_progress(study.results)}\n\n{table}"
+
+
+def _answer(study: Study, figures: str) -> str:
+    found = answer(study.plan, study.results)
+    lines = [f"**{found.headline}.** {_progress(study.results)}", ""]
+    lines += [f"- {sentence}" for sentence in found.sentences]
+    if any(result.effect for result in study.results.arms[0].endpoints if result.is_primary):
+        lines += ["", f"![Change of each primary endpoint with its interval]({figures}/{study.name}-endpoints.svg)"]
+        lines += ["", f"![Change of each primary endpoint, seed by seed]({figures}/{study.name}-seeds.svg)"]
+    tables = [endpoint_table(study.plan, study.results, primary=primary) for primary in (True, False)]
+    return "\n".join(lines) + "\n\n" + "\n".join(map(_shown, tables))
+
+
+def _effects(study: Study, figures: str) -> str:
+    found = [Endpoint(r.endpoint) for arm in study.results.arms for r in arm.endpoints if r.is_primary and r.effect]
+    if not found:
+        return "No arm has rows to compare yet.\n"
+    phases = [title for phase, title in PHASE_TITLES.items() if phase in {endpoint.phase for endpoint in found}]
+    pictures = [
+        f"![Every effect {phase}]({figures}/{study.name}-effects-{phase.replace(' ', '-')}.svg)\n" for phase in phases
+    ]
+    if study.results.factorial:
+        pictures.append(f"![How the parts act together]({figures}/{study.name}-interaction.svg)\n")
+    tables = [*arms_tables(study.plan, study.results), *factorial_tables(study.plan, study.results)]
+    return "\n".join([*pictures, *map(_shown, tables)])
+
+
+def _curves(study: Study, figures: str) -> str:
+    parts = [
+        f"![Validation losses of {stage} by step]({figures}/{study.name}-curves-{stage}.svg)\n\n{stage}: {sentence}\n"
+        for stage, sentence in late_falls(study.plan, study.ledger, study.results).items()
+    ]
+    return "\n".join(parts) or "No run has ended yet.\n"
+
+
+def _cost(study: Study, _figures: str) -> str:
+    if not study.results.costs:
+        return "No run has ended yet.\n"
+    machines = "; ".join(study.results.machines)
+    return f"{_shown(cost_table(study.plan, study.results))}\nMachines: {machines}.\n"
+
+
+def _tuning(study: Study, _figures: str) -> str:
+    return _shown(tuning_table(study.plan, study.ledger))
+
+
+PARTS: dict[str, Callable[[Study, str], str]] = {
+    "setup": _setup,
+    "short": _short,
+    "answer": _answer,
+    "effects": _effects,
+    "curves": _curves,
+    "cost": _cost,
+    "tuning": _tuning,
+}
+
+
+def _progress(results: StudyResults) -> str:
+    if results.is_complete:
+        return f"{results.num_planned_seeds} seeds."
+    return (
+        f"Not finished: {results.num_seeds} of {results.num_planned_seeds} seeds so far, {results.num_rows} of "
+        f"{results.num_planned_rows} stages of all arms."
+    )
+
+
+def _shown(table: Table) -> str:
+    return f"**{table.title}**\n\n{as_markdown(table)}\n{table.note}\n"
+
+
+def main() -> None:
+    """Rewrite the pages and draw the figures."""
+    folders = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        folders |= {place["folder"] for place in PLACE.finditer(text)}
+        figures = FIGURES if page.parent == ROOT else Path(FIGURES).name
+        page.write_text(published(text, figures=figures), encoding="utf-8")
+    for folder in sorted(folders):
+        draw_figures(ROOT / folder, ROOT / FIGURES)
+
+
+if __name__ == "__main__":
+    main()

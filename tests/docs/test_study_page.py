@@ -1,0 +1,73 @@
+"""Pages that tell of studies hold what the ledgers say, whatever state a study is in."""
+
+from pathlib import Path
+
+import pytest
+
+from synthetic_study import plan, rows_of, write_study
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAIR = ("baseline_coca", "grr_coca")
+PLACES = "".join(
+    f"<!-- study s {part} -->\n<!-- end -->\n" for part in ("short", "answer", "effects", "curves", "cost")
+)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script, imported."""
+    monkeypatch.syspath_prepend(DOCS)
+    import study_page
+
+    return study_page
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", DOCS / "study.md"], ids=lambda path: path.name)
+def test_pages_hold_what_the_ledgers_say(script, path):
+    text = path.read_text(encoding="utf-8")
+    assert script.PLACE.search(text)
+    figures = "study" if path.parent == DOCS else "docs/study"
+    assert script.published(text, figures=figures) == text, "run `python docs/study_page.py`"
+
+
+def test_figures_are_drawn_from_the_newest_ledger(script):
+    text = (DOCS / "study.md").read_text(encoding="utf-8")
+    shown = {match["path"]: match["study"] for match in script.FIGURE.finditer(text)}
+    for path, study in shown.items():
+        digest = script.ledger_digest(ROOT / "studies" / study)
+        assert f"ledger {digest}" in (DOCS / path).read_text(encoding="utf-8"), "run `python docs/study_page.py`"
+    drawn = {str(path.relative_to(DOCS)) for path in (DOCS / "study").glob("*.svg")}
+    assert drawn <= shown.keys(), "figures that no page shows"
+
+
+def test_a_study_that_was_not_run_says_so(script, tmp_path):
+    assert script.published(PLACES, tmp_path).count("This study has not been run yet.") == 5
+
+
+def test_a_study_without_runs_says_how_far_it_is(script, tmp_path):
+    write_study(tmp_path / "s", plan(PAIR), rows_of(PAIR, [100], kind="trial"))
+    text = script.published(PLACES, tmp_path)
+    assert "No answer yet" in text
+    assert "0 of 8 seeds so far, 0 of 64 stages" in text
+    assert "![" not in text
+
+
+def test_half_a_study_says_how_many_seeds_it_has(script, tmp_path):
+    write_study(tmp_path / "s", plan(PAIR), rows_of(PAIR, range(3)))
+    text = script.published(PLACES, tmp_path)
+    assert "Not finished: 3 of 8 seeds so far, 24 of 64 stages of all arms." in text
+    assert "not enough seeds to decide" in text
+
+
+def test_a_finished_study_has_its_table_and_figures(script, tmp_path):
+    write_study(tmp_path / "s", plan(PAIR), rows_of(PAIR, range(8)))
+    text = script.published(PLACES, tmp_path)
+    assert text == script.published(text, tmp_path), "what is written is replaced"
+    assert "**GRR-CoCa is better than Baseline CoCa in all 6 primary endpoints.** 8 seeds." in text
+    assert "| CoCa loss" in text
+    assert "| −7.15 |" in text.replace("  ", " ").replace("  ", " ")
+    script.draw_figures(tmp_path / "s", tmp_path / "drawn")
+    shown = {match["path"].removeprefix("study/") for match in script.FIGURE.finditer(text)}
+    assert shown == {path.name for path in (tmp_path / "drawn").iterdir()}
+    assert all("</svg>\n<!-- drawn from the ledger" in path.read_text() for path in (tmp_path / "drawn").iterdir())

@@ -1,0 +1,50 @@
+"""The measure of search for icons, on rankings worked out by hand."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+
+from icon_search import Icon, LexicalIndex, Query, all_queries, fuse, hidden_queries, ndcg
+
+SQUARE = Image.new("RGB", (8, 8))
+ICONS = [
+    Icon("piggy bank", frozenset({"savings", "bank account", "money"}), SQUARE),
+    Icon("coins", frozenset({"money", "savings"}), SQUARE),
+    Icon("money bag", frozenset({"money"}), SQUARE),
+]
+
+
+def test_ndcg_is_that_of_the_definition():
+    query = Query("a", frozenset({3, 5}))
+    best = 1 + 1 / math.log2(3)
+    assert ndcg([3, 5, 1], query) == pytest.approx(1)
+    assert ndcg([1, 3, 5], query) == pytest.approx((1 / math.log2(3) + 1 / 2) / best)
+    assert ndcg([1, 2], query) == 0
+    assert ndcg([*range(10, 20), 3], query) == 0, "the eleventh does not count"
+    assert ndcg([7, 3, 5], Query("a", frozenset({3, 5}), frozenset({7}))) == pytest.approx(1)
+
+
+def test_queries_are_tags_and_in_one_table_those_of_which_the_name_says_nothing():
+    assert {query.text: query.right for query in all_queries(ICONS)} == {
+        "savings": {0, 1},
+        "bank account": {0},
+        "money": {0, 1, 2},
+    }
+    hidden = {query.text: (query.right, query.left_out) for query in hidden_queries(ICONS)}
+    assert hidden == {"savings": ({0, 1}, set()), "money": ({0, 1}, {2})}
+
+
+def test_lexical_search_knows_stems_and_nothing_else():
+    index = LexicalIndex(["paint brush", "painting", "brush", "bell"])
+    assert index.search("paint") == [1, 0]
+    assert set(index.search("paint brush")[:1]) == {0}
+    assert index.search('notification "') == []
+
+
+def test_fusion_prefers_what_both_find():
+    assert fuse([1, 2, 3], [3, 4]) == [3, 1, 2, 4]

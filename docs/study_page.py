@@ -14,9 +14,9 @@ from grr_coca.study.ledger import DIGESTS_FILE, PLAN_FILE, Ledger, ledger_files,
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.report.answer import answer
 from grr_coca.study.report.figures.all import StudyFigures, late_falls, study_figures
-from grr_coca.study.report.metrics import PHASE_TITLES, Endpoint
+from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
+from grr_coca.study.report.numbers.results import StudyResults, study_results
 from grr_coca.study.report.paper import reported_change
-from grr_coca.study.report.results import StudyResults, study_results
 from grr_coca.study.report.tables import Table, arms_tables, as_markdown, cost_table, endpoint_table, factorial_tables
 from grr_coca.study.report.tuning import tuning_table
 from grr_coca.study.report.words import arm_titles, interval_in_signs, signed

@@ -7,10 +7,10 @@ import pytest
 from grr_coca.study.ledger import read_ledger
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.report.answer import answer
-from grr_coca.study.report.effect import effect_of
-from grr_coca.study.report.metrics import Endpoint
+from grr_coca.study.report.numbers.effect import effect_of
+from grr_coca.study.report.numbers.metrics import Endpoint
+from grr_coca.study.report.numbers.results import EndpointResult, study_results
 from grr_coca.study.report.paper import agreement
-from grr_coca.study.report.results import EndpointResult, study_results
 from grr_coca.study.report.verdict import fewest_seeds, verdict
 from grr_coca.study.report.words import change_in_words, endpoints_in_words, interval_in_words, p_in_words, signed
 from synthetic_study import plan, rows_of, write_study

@@ -8,7 +8,7 @@ from grr_coca.study.plan.plan import Plan
 from grr_coca.study.report.answer import answer
 from grr_coca.study.report.examples import example_captions
 from grr_coca.study.report.figures.all import main_and_baseline, study_figures
-from grr_coca.study.report.results import StudyResults
+from grr_coca.study.report.numbers.results import StudyResults
 from grr_coca.study.report.tables import arms_tables, cost_table, endpoint_table, factorial_tables
 from grr_coca.study.report.tuning import tuning_table
 from grr_coca.study.report.words import arm_titles

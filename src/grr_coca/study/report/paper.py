@@ -6,7 +6,7 @@ Baseline CoCa in per cent, after pretraining and on average over three fine-tuni
 
 from typing import Literal
 
-from grr_coca.study.report.effect import Effect
+from grr_coca.study.report.numbers.effect import Effect
 
 REPORTED = {
     "pretraining/contrastive_loss": -27.25,

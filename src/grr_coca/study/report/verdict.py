@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from grr_coca.study.report.metrics import Endpoint
-from grr_coca.study.report.results import LEVEL_OF_TESTS, EndpointResult
+from grr_coca.study.report.numbers.metrics import Endpoint
+from grr_coca.study.report.numbers.results import LEVEL_OF_TESTS, EndpointResult
 
 Verdict = Literal["better", "worse", "equal", "open", "missing"]
 

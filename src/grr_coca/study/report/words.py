@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from grr_coca.study.plan.plan import Plan
-from grr_coca.study.report.corners import PARTS, PARTS_OF_PRESET
-from grr_coca.study.report.effect import Effect
-from grr_coca.study.report.metrics import PHASE_TITLES, Endpoint
+from grr_coca.study.report.numbers.corners import PARTS, PARTS_OF_PRESET
+from grr_coca.study.report.numbers.effect import Effect
+from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
 
 ARM_TITLES = {"grr_coca": "GRR-CoCa", "baseline_coca": "Baseline CoCa"}
 MINUS = "\u2212"

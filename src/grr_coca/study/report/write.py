@@ -8,8 +8,8 @@ from grr_coca.structure import to_dict
 from grr_coca.study.ledger import PLAN_FILE, read_ledger
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.report.answer import answer
+from grr_coca.study.report.numbers.results import StudyResults, study_results
 from grr_coca.study.report.page import study_page
-from grr_coca.study.report.results import StudyResults, study_results
 from grr_coca.study.report.tables import Table, arms_tables, as_markdown, cost_table, endpoint_table, factorial_tables
 
 RESULTS_FILE = "results.json"

@@ -7,13 +7,13 @@ import numpy as np
 from grr_coca.study.ledger import Ledger, LedgerRow
 from grr_coca.study.plan.plan import Plan, stage_names
 from grr_coca.study.report.answer import headline_endpoint
-from grr_coca.study.report.factors import corner_logs
 from grr_coca.study.report.figures.curves import late_fall, validation_curves
 from grr_coca.study.report.figures.dots import seed_dots
 from grr_coca.study.report.figures.forest import ForestPanel, forest_plot
 from grr_coca.study.report.figures.interaction import interaction_plot
-from grr_coca.study.report.metrics import PHASE_TITLES, Endpoint, rows_by_run
-from grr_coca.study.report.results import StudyResults
+from grr_coca.study.report.numbers.factors import corner_logs
+from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint, rows_by_run
+from grr_coca.study.report.numbers.results import StudyResults
 from grr_coca.study.report.tables import effect_title
 from grr_coca.study.report.words import arm_titles, listed
 

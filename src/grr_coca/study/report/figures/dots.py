@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
-from grr_coca.study.report.effect import Effect
+from grr_coca.study.report.numbers.effect import Effect
 
 COLUMNS = 3
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
-from grr_coca.study.report.effect import Effect
+from grr_coca.study.report.numbers.effect import Effect
 from grr_coca.study.statistics.power import MARGIN
 
 ROW_HEIGHT = 0.27

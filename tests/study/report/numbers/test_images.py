@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from grr_coca.study.plan.plan import Plan, read_plan
-from grr_coca.study.report.images import STATISTICS, interval_over_images
-from grr_coca.study.report.metrics import Endpoint, rows_by_run
+from grr_coca.study.report.numbers.images import STATISTICS, interval_over_images
+from grr_coca.study.report.numbers.metrics import Endpoint, rows_by_run
 from synthetic_study import plan, rows_of, write_study
 
 PAIR = ("baseline_coca", "grr_coca")

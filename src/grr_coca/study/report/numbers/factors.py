@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from grr_coca.study.plan.plan import Plan
-from grr_coca.study.report.corners import factorial_corners
-from grr_coca.study.report.effect import Effect, effect_of
-from grr_coca.study.report.metrics import Endpoint, Rows, endpoint_values
+from grr_coca.study.report.numbers.corners import factorial_corners
+from grr_coca.study.report.numbers.effect import Effect, effect_of
+from grr_coca.study.report.numbers.metrics import Endpoint, Rows, endpoint_values
 from grr_coca.study.statistics.factorial import Cell, factorial_effects
 from grr_coca.study.statistics.significance import holm
 

@@ -11,9 +11,9 @@ from grr_coca.presets import get_preset
 from grr_coca.structure import differences, to_dict
 from grr_coca.study.ledger import read_ledger
 from grr_coca.study.plan.plan import Plan, read_plan
-from grr_coca.study.report.corners import PARTS, PARTS_OF_PRESET, factorial_corners
-from grr_coca.study.report.effect import effect_of
-from grr_coca.study.report.results import study_results
+from grr_coca.study.report.numbers.corners import PARTS, PARTS_OF_PRESET, factorial_corners
+from grr_coca.study.report.numbers.effect import effect_of
+from grr_coca.study.report.numbers.results import study_results
 from synthetic_study import EFFECTS, plan, rows_of, write_study
 
 PAIR = ("baseline_coca", "grr_coca")

@@ -7,11 +7,11 @@ import numpy as np
 
 from grr_coca.study.ledger import Ledger
 from grr_coca.study.plan.plan import Plan, stage_names
-from grr_coca.study.report.cost import ArmCost, arm_costs
-from grr_coca.study.report.effect import Effect, effect_of
-from grr_coca.study.report.factors import FactorResults, factor_results
-from grr_coca.study.report.images import interval_over_images
-from grr_coca.study.report.metrics import Endpoint, Rows, endpoint_values, rows_by_run, stages_of
+from grr_coca.study.report.numbers.cost import ArmCost, arm_costs
+from grr_coca.study.report.numbers.effect import Effect, effect_of
+from grr_coca.study.report.numbers.factors import FactorResults, factor_results
+from grr_coca.study.report.numbers.images import interval_over_images
+from grr_coca.study.report.numbers.metrics import Endpoint, Rows, endpoint_values, rows_by_run, stages_of
 from grr_coca.study.statistics.paired import bootstrap_coverage, log_ratios
 from grr_coca.study.statistics.significance import holm
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from grr_coca.evaluate.bootstrap import draws
 from grr_coca.study.plan.plan import Plan
-from grr_coca.study.report.metrics import Endpoint, Rows, stages_of
+from grr_coca.study.report.numbers.metrics import Endpoint, Rows, stages_of
 from grr_coca.study.statistics.paired import LEVEL, as_percent
 
 RESAMPLES = 2000

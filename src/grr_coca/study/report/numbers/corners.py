@@ -30,6 +30,7 @@ def factorial_corners(plan: Plan) -> dict[Cell, str]:
     """
     common = arm_named(plan, plan.baseline).overrides
     arms = [arm for arm in plan.arms if arm.preset_name in PARTS_OF_PRESET and arm.overrides == common]
+    arms = [arm for arm in arms if arm.variant is None]
     arm_of = {PARTS_OF_PRESET[arm.preset_name]: arm.name for arm in arms}
     factors = [cell for cell in arm_of if cell and not any(other and other < cell for other in arm_of)]
     factors.sort(key=lambda cell: min(map(PARTS.index, cell)))

@@ -1,10 +1,11 @@
 """A study is run: tuned, trained, measured, and gone on with, each thing once."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from grr_coca.errors import UserError
+from grr_coca.errors import DivergedError, UserError
 from grr_coca.study.ledger import LEDGER_FILE, LedgerRow, LedgerWriter, read_digests, read_ledger
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.running import run as running
@@ -140,6 +141,53 @@ def test_a_model_that_was_lost_is_trained_again_and_its_row_stays(write_study, t
     assert read_ledger(out).notes == ()
 
 
+def test_a_run_that_diverged_keeps_no_other_from_being_done(write_study, tmp_path):
+    class Diverging(Here):
+        def submit(self, function, task: Task):
+            self.done.append(task.name)
+            if task.arm == "baseline_coca" and task.seed == 0:
+                return Failed()
+            return Done(run_stage(task, CPU, lambda _: None))
+
+    class Failed:
+        def done(self) -> bool:
+            return True
+
+        def result(self) -> None:
+            raise DivergedError("step 7: loss or gradient were not finite")
+
+    out, workers = tmp_path / "out", Diverging()
+    path = write_study(finetune=[], endpoints={"primary": ["pretraining/coca_loss"]})
+    with pytest.raises(UserError, match=r"all but 1 of the runs are done; .* pictograms, seed 0: step 7"):
+        run(path, out, workers)
+    assert len(workers.done) == 4
+    assert [(row.arm, row.seed) for row in read_ledger(out).rows] == [
+        ("grr_coca", 0),
+        ("baseline_coca", 1),
+        ("grr_coca", 1),
+    ]
+
+
+def test_a_trial_that_diverged_is_the_worst_and_no_error(write_study, tmp_path, monkeypatch):
+    def diverge(recipe, *rest):
+        raise DivergedError("step 7: loss or gradient were not finite")
+
+    monkeypatch.setattr("grr_coca.study.running.stage.train", diverge)
+    plan = read_plan(write_study(**TUNED), Plan)
+    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
+    first, second = agenda.open_tasks()
+    first.folder.mkdir(parents=True)
+    (first.folder / "metrics.jsonl").write_text("")
+    row = run_stage(first, CPU, lambda _: None)
+    assert (row.metrics, row.values) == ({}, {})
+    agenda.add(row)
+    fine = replace(
+        row, settings=second.settings, recipe_digest=second.recipe_digest, metrics={"val": {"coca_loss": 9.0}}
+    )
+    agenda.add(fine)
+    assert [choice.settings for choice in agenda.lacking_choices()] == [second.settings]
+
+
 def test_rows_of_an_earlier_recipe_are_named_and_run_again(write_study, tmp_path):
     path, out = write_study(seeds=[0], finetune=[]), tmp_path / "out"
     plan = {"endpoints": {"primary": ["pretraining/coca_loss"]}, "seeds": [0], "finetune": []}
@@ -182,15 +230,10 @@ def test_another_plan_that_a_person_wrote_is_not_overwritten(write_study, tmp_pa
     run(path, out)
     written = (out / "plan.yaml").read_text()
     assert str(tmp_path) not in written, "it can be committed"
+    lines = (out / LEDGER_FILE).read_text().splitlines()
+    rows = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) for line in lines]
+    assert [row["arm"] for row in rows] == ["baseline_coca", "grr_coca"]
     (out / "plan.yaml").write_text(written.replace("# Written by", "# By hand, after"))
     assert run(path, out).done == []
     with pytest.raises(UserError, match="another plan"):
         run(write_study(seeds=[1], finetune=[], endpoints={"primary": ["pretraining/coca_loss"]}), out)
-
-
-def test_lines_of_the_ledger_are_plain_json(write_study, tmp_path):
-    path = write_study(seeds=[0], finetune=[], endpoints={"primary": ["pretraining/coca_loss"]})
-    run(path, tmp_path / "out")
-    lines = (tmp_path / "out" / LEDGER_FILE).read_text().splitlines()
-    rows = [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in lines]
-    assert [row["arm"] for row in rows] == ["baseline_coca", "grr_coca"]

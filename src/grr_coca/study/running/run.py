@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from grr_coca.errors import UserError
+from grr_coca.errors import DivergedError, UserError
 from grr_coca.structure import to_dict
 from grr_coca.study.ledger import (
     LEDGER_FILE,
@@ -87,9 +87,14 @@ class Study:
         self._read()
 
     def run(self, workers: Workers, watch: Watch) -> None:
-        """Until nothing is left that can be done."""
+        """Until nothing is left that can be done.
+
+        Raises:
+            UserError: a run failed; one that diverged is told when all others are done.
+        """
         running: dict[Future[LedgerRow], Task] = {}
         names: dict[str, Task] = {}
+        diverged: list[str] = []
         watch.begins(self.agenda)
         while True:
             if len(running) < workers.count:
@@ -98,13 +103,20 @@ class Study:
                 for task in free[: workers.count - len(running)]:
                     running[workers.submit(_in_worker, task)] = names[task.name] = task
             if not running:
-                return
+                break
             while not any(future.done() for future in running):
                 workers.listen(lambda name, done: watch.step(names[name], done) if name in names else None)
             for future in [future for future in running if future.done()]:
-                row = outcome(future)
-                del names[running.pop(future).name]
+                task = running.pop(future)
+                try:
+                    row = outcome(future)
+                except DivergedError as error:  # its name stays, so that it is not begun again
+                    diverged.append(f"{task.name}: {error}")
+                    continue
+                del names[task.name]
                 self._take(row, watch)
+        if diverged:
+            raise UserError(f"all but {len(diverged)} of the runs are done; these diverged: {'; '.join(diverged)}")
 
     def _take(self, row: LedgerRow, watch: Watch) -> None:
         if _identity(row) not in self._known:  # a model that was lost is trained again, its row stays

@@ -121,7 +121,7 @@ def card_page(card: ModelCard, text: dict[str, str]) -> str:
             "",
             *table,
             "",
-            *(line for title, found in searches.items() for line in search_table(title, found)),
+            *search_table(searches),
             *(f"## {title}\n\n{text[key].strip()}\n" for key, title in SECTIONS.items()),
             "## Reproduce",
             "",
@@ -135,10 +135,16 @@ def card_page(card: ModelCard, text: dict[str, str]) -> str:
     )
 
 
-def search_table(title: str, found: dict[str, Figure]) -> list[str]:
-    """Figures of one kind of search, a line each."""
-    rows = [f"| {name} | {f.value:.3f} ({f.low:.3f} to {f.high:.3f}) |" for name, f in found.items()]
-    return [f"{title[0].upper()}{title[1:]}:", "", "| | |", "|---|---|", *rows, ""]
+def search_table(searches: dict[str, dict[str, Figure]]) -> list[str]:
+    """A line for each kind of search, if the model is measured on any."""
+    if not searches:
+        return []
+    names = list(next(iter(searches.values())))
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for title, found in searches.items():
+        figures = [f"{f.value:.3f} ({f.low:.3f} to {f.high:.3f})" for f in found.values()]
+        lines.append(f"| {title} | {' | '.join(figures)} |")
+    return [*lines, ""]
 
 
 def _path(path: str) -> str:

@@ -8,18 +8,34 @@ import torch
 import yaml
 
 from grr_coca.checkpoint import from_pretrained
-from grr_coca.registry import shipped_models
+from grr_coca.registry import Figure, shipped_models
 from support import finished_run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "ship_weights.py"
 WORDS = {key: f"the {key}" for key in ("summary", "data", "licence", "recipe", "training", "uses", "licences")}
 
 
-def test_a_run_becomes_a_model_with_a_card(tmp_path, monkeypatch):
-    run = finished_run(tmp_path, steps=2)
+def load_script():
     spec = importlib.util.spec_from_file_location("ship_weights", SCRIPT)
     ship_weights = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(ship_weights)
+    return ship_weights
+
+
+def test_search_has_a_table_of_its_own():
+    table = load_script().search_table({"all tags": {"ours": Figure(0.5, 0.4, 0.6), "BM25": Figure(0.1, 0.0, 0.2)}})
+    assert table == [
+        "| | ours | BM25 |",
+        "|---|---|---|",
+        "| all tags | 0.500 (0.400 to 0.600) | 0.100 (0.000 to 0.200) |",
+        "",
+    ]
+    assert load_script().search_table({}) == []
+
+
+def test_a_run_becomes_a_model_with_a_card(tmp_path, monkeypatch):
+    run = finished_run(tmp_path, steps=2)
+    ship_weights = load_script()
     (tmp_path / "scripts" / "cards").mkdir(parents=True)
     words = {**WORDS, "other_splits": {"elsewhere": "pairs.tar"}}
     (tmp_path / "scripts" / "cards" / "mine.yaml").write_text(yaml.safe_dump(words))

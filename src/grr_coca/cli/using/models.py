@@ -35,5 +35,6 @@ def _described(card: ModelCard) -> str:
     ]
     for split, figures in card.figures.items():
         shown = [f"{title} {figures[name].value:.1%}" for name, title in SHOWN.items() if name in figures]
-        lines.append(f"  {split}: {', '.join(shown)}")
+        if shown:
+            lines.append(f"  {split}: {', '.join(shown)}")
     return "\n".join(lines)

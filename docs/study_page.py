@@ -109,6 +109,9 @@ def _setup(study: Study, _figures: str) -> str:
 def _short(study: Study, _figures: str) -> str:
     """For the README: the headline and a small table."""
     found, main = answer(study.plan, study.results), study.results.arms[0]
+    headline = f"**{found.headline}.** {_progress(study.results)}\n"
+    if not _is_begun(study):
+        return headline
     results = {result.endpoint: result for result in main.endpoints if result.is_primary}
     phases = list(dict.fromkeys(Endpoint(name).phase for name in results))
     rows = []
@@ -125,16 +128,17 @@ def _short(study: Study, _figures: str) -> str:
     for phase in phases:
         heads += [PHASE_TITLES[phase], "paper"]
     table = as_markdown(Table("", tuple(heads), tuple(rows)))
-    return f"**{found.headline}.** {_progress(study.results)}\n\n{table}"
+    return f"{headline}\n{table}"
 
 
 def _answer(study: Study, figures: str) -> str:
     found = answer(study.plan, study.results)
-    lines = [f"**{found.headline}.** {_progress(study.results)}", ""]
-    lines += [f"- {sentence}" for sentence in found.sentences]
-    if any(result.effect for result in study.results.arms[0].endpoints if result.is_primary):
-        lines += ["", f"![Change of each primary endpoint with its interval]({figures}/{study.name}-endpoints.svg)"]
-        lines += ["", f"![Change of each primary endpoint, seed by seed]({figures}/{study.name}-seeds.svg)"]
+    lines = [f"**{found.headline}.** {_progress(study.results)}"]
+    if not _is_begun(study):
+        return f"{lines[0]}\n"
+    lines += ["", *(f"- {sentence}" for sentence in found.sentences)]
+    lines += ["", f"![Change of each primary endpoint with its interval]({figures}/{study.name}-endpoints.svg)"]
+    lines += ["", f"![Change of each primary endpoint, seed by seed]({figures}/{study.name}-seeds.svg)"]
     tables = [endpoint_table(study.plan, study.results, primary=primary) for primary in (True, False)]
     return "\n".join(lines) + "\n\n" + "\n".join(map(_shown, tables))
 
@@ -169,7 +173,7 @@ def _cost(study: Study, _figures: str) -> str:
 
 
 def _tuning(study: Study, _figures: str) -> str:
-    return _shown(tuning_table(study.plan, study.ledger))
+    return _shown(tuning_table(study.plan, study.ledger)) if study.ledger.trials else "No trial has ended yet.\n"
 
 
 PARTS: dict[str, Callable[[Study, str], str]] = {
@@ -181,6 +185,11 @@ PARTS: dict[str, Callable[[Study, str], str]] = {
     "cost": _cost,
     "tuning": _tuning,
 }
+
+
+def _is_begun(study: Study) -> bool:
+    """Whether a primary endpoint has been measured for a pair."""
+    return any(result.effect for result in study.results.arms[0].endpoints if result.is_primary)
 
 
 def _progress(results: StudyResults) -> str:

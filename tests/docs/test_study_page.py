@@ -51,6 +51,7 @@ def test_a_study_without_runs_says_how_far_it_is(script, tmp_path):
     assert "No answer yet" in text
     assert "0 of 8 seeds so far, 0 of 64 stages" in text
     assert "![" not in text
+    assert "|" not in text, "a table of nothing tells nothing"
 
 
 def test_half_a_study_says_how_many_seeds_it_has(script, tmp_path):

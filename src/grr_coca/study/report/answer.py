@@ -48,7 +48,7 @@ def answer(plan: Plan, results: StudyResults) -> Answer:
         _paper(results, main),
         _too_few_seeds(main),
     ]
-    headline = _capitalized(_headline(results, main, names))
+    headline = _capitalized(_headline(results, main, names)) if plan.seeds else "This plan searches for settings only"
     return Answer(f"Is {names[0]} better than {names[1]}?", headline, tuple(filter(None, sentences)))
 
 

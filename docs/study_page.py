@@ -28,6 +28,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PLACE = re.compile(r"(?P<begin><!-- study (?P<folder>\S+) (?P<part>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"\]\((?P<path>(?:docs/)?study/(?P<study>\w+)-[\w-]+\.svg)\)")
 """A figure of a study as a page shows it."""
+LEFT_OUT = ("p, exact", "shown from, %", "seeds")
 NOT_RUN = "This study has not been run yet.\n"
 
 
@@ -139,7 +140,7 @@ def _answer(study: Study, figures: str) -> str:
     lines += ["", *(f"- {sentence}" for sentence in found.sentences)]
     lines += ["", f"![Change of each primary endpoint with its interval]({figures}/{study.name}-endpoints.svg)"]
     lines += ["", f"![Change of each primary endpoint, seed by seed]({figures}/{study.name}-seeds.svg)"]
-    tables = [endpoint_table(study.plan, study.results, primary=primary) for primary in (True, False)]
+    tables = [_narrow(endpoint_table(study.plan, study.results, primary=primary)) for primary in (True, False)]
     return "\n".join(lines) + "\n\n" + "\n".join(map(_shown, tables))
 
 
@@ -185,6 +186,17 @@ PARTS: dict[str, Callable[[Study, str], str]] = {
     "cost": _cost,
     "tuning": _tuning,
 }
+
+
+def _narrow(table: Table) -> Table:
+    """A table without the columns that a page has no room for; a study's report has them."""
+    kept = [column for column, head in enumerate(table.heads) if head not in LEFT_OUT]
+    return Table(
+        table.title,
+        tuple(table.heads[column] for column in kept),
+        tuple(tuple(row[column] for column in kept) for row in table.rows),
+        f"{table.note} More columns are in the study's report.",
+    )
 
 
 def _is_begun(study: Study) -> bool:

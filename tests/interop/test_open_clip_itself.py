@@ -168,7 +168,7 @@ def test_after_training_open_clip_computes_what_our_model_computes(
     with torch.inference_mode():
         ours = both.ours.model(pixels, text[:, :6], torch.tensor([6, 6]))
         theirs = trained(pixels, text)
+        logits = both.ours.model.multimodal_decoder.lm_head(ours.states)
     report(both, "trained, image embedding", ours.image_embedding, theirs["image_features"], 1e-6)
     report(both, "trained, text embedding", ours.text_embedding, theirs["text_features"], 1e-6)
-    logits = both.ours.model.multimodal_decoder.lm_head(ours.states)
     report(both, "trained, logits", logits, theirs["logits"][:, :4].flatten(0, 1), 5e-5)

@@ -29,8 +29,8 @@ from grr_coca.data.tokenizer import CLS_SLOT, clip_bpe
 from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.interop.open_clip.architecture import Heads, infer_config
+from grr_coca.interop.open_clip.known import MEAN, STD
 from grr_coca.interop.open_clip.names import links, to_ours, to_theirs
-from grr_coca.interop.open_clip.settings import MEAN, STD
 from grr_coca.model import CoCa, build
 
 RECORDED = Path(__file__).parent / "recorded"

@@ -34,7 +34,7 @@ def print_differences(names: tuple[str, str], size: str, configs: tuple[CoCaConf
     flops = [flops_per_pair(config) for config in configs]
     print(f"{'FLOPs per pair, forward':<24}{flops[0]:>20,}{flops[1]:>20,}   ({flops[0] / flops[1] - 1:+.2%})\n")
     for key, first_value, second_value in differences(*configs):
-        print(f"{key:<44}{first_value!s:>12}{second_value!s:>12}")
+        print(f"{key:<48}{first_value!s:>20}{second_value!s:>20}")
     print(f"\n{_shares(names, models)}")
 
 

@@ -26,10 +26,10 @@ def test_no_other_temperature_is_better(start):
     pairs = embeddings(1.0)
     fitted = refit_scaling(pairs, Scaling(torch.tensor(start)), BATCH)
     best = split_contrastive_loss(pairs, fitted, BATCH)
-    scales = torch.linspace(0.0, MAX_LOGIT_SCALE, 400)
+    scales = torch.linspace(0.0, MAX_LOGIT_SCALE, 100)
     on_a_grid = min(split_contrastive_loss(pairs, Scaling(scale), BATCH) for scale in scales)
     assert best <= on_a_grid + 1e-6
-    assert best == pytest.approx(on_a_grid, abs=1e-3)
+    assert best == pytest.approx(on_a_grid, abs=1e-2)
 
 
 def test_the_temperature_stays_within_the_bound_of_training():

@@ -15,12 +15,15 @@ INSTALL := pip install --quiet --disable-pip-version-check
 LOCKED := -c constraints.txt
 OLDEST := .venv-oldest
 LOCK := .venv-lock
+MILVUS := .venv-milvus
+RAY := runs/ray
+SLOW := not slow
 
 # What we are measured against, which needs other versions of what we need.
 PEERS := .venv-peers
 BENCHMARKS := training scaling parts demo captioning loader order
 
-.PHONY: try demo test test-slow test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets icons docs notebook weights clean
+.PHONY: try demo test test-slow test-milvus test-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets icons docs notebook weights clean
 
 # A caption of each drawing by the model that comes with the code.
 try: $(VENV)/.use
@@ -34,6 +37,19 @@ test: $(VENV)/.dev lint
 
 test-slow: $(VENV)/.docs
 	$(PYTEST) -m slow --timeout 3600
+
+# The index on a real Milvus server, and on a Ray cluster of two workers of which one is killed. SLOW= runs the long forms.
+test-milvus: $(VENV)/.dev
+	$(BIN)/$(INSTALL) $(LOCKED) -e ".[milvus]"
+	test -x $(MILVUS)/bin/milvus-server || $(PYTHON) -m venv $(MILVUS)
+	$(MILVUS)/bin/$(INSTALL) milvus==2.3.5
+	scripts/with_milvus.sh $(MILVUS)/bin/milvus-server $(PYTEST) -m "$(SLOW)" -W ignore --timeout 3600 \
+		tests/search/test_store.py tests/search/test_update.py tests/search/test_portable.py tests/search/test_milvus.py
+
+test-ray: $(VENV)/.dev
+	$(BIN)/$(INSTALL) $(LOCKED) -e ".[ray]"
+	rm -rf $(RAY) && mkdir -p $(RAY)
+	$(SINGLE) RAY_USAGE_STATS_ENABLED=0 $(BIN)/python tests/search/ray_run.py $(RAY) $(if $(SLOW),1,20) 200
 
 # By hand: smoke tests with the oldest versions that pyproject.toml allows, but for torch.
 test-oldest:
@@ -102,7 +118,7 @@ datasets: $(VENV)/.dev
 	$(BIN)/python scripts/build_datasets --out datasets
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(OLDEST) $(LOCK) runs docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MILVUS) $(PEERS) $(OLDEST) $(LOCK) runs docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from grr_coca.errors import UserError
 
-Extra = Literal["train", "report", "study", "hub", "parquet", "probe", "open-clip", "icons"]
+Extra = Literal["train", "report", "study", "hub", "parquet", "milvus", "ray", "milvus", "probe", "open-clip", "icons"]
 
 PACKAGES: dict[Extra, dict[str, str]] = {
     "train": {"tensorboard": "tensorboard", "yaml": "pyyaml"},
@@ -16,6 +16,8 @@ PACKAGES: dict[Extra, dict[str, str]] = {
     "study": {"scipy": "scipy", "matplotlib": "matplotlib", "jinja2": "jinja2", "yaml": "pyyaml"},
     "hub": {"huggingface_hub": "huggingface-hub"},
     "parquet": {"pyarrow": "pyarrow"},
+    "milvus": {"pymilvus": "pymilvus"},
+    "ray": {"ray": "ray"},
     "probe": {"sklearn": "scikit-learn"},
     "open-clip": {"ftfy": "ftfy"},
     "icons": {"resvg_py": "resvg-py"},

@@ -23,6 +23,7 @@ FLAGS = {
         "json": False,
         "prompt": "",
         "batch_size": 32,
+        "on": "this",
         "decoding": str(GenerationOptions()).replace("GenerationOptions", "Decoding"),
     },
     "classify": {
@@ -35,7 +36,7 @@ FLAGS = {
         "batch_size": 32,
     },
     "duplicates": {"index": ..., "json": False},
-    "index": {"out": ..., "images": (), "checkpoint": None, "watch": False, "batch_size": 32},
+    "index": {"out": ..., "images": (), "checkpoint": None, "watch": False, "batch_size": 32, "on": "this"},
     "search": {
         "index": ...,
         "texts": (),
@@ -63,7 +64,7 @@ FLAGS = {
         "json": False,
     },
     "study": {"action": ...},
-    "embed": {"checkpoint": "pictograms", "out": ..., "images": (), "texts": None, "batch_size": 32},
+    "embed": {"checkpoint": "pictograms", "out": ..., "images": (), "texts": None, "batch_size": 32, "on": "this"},
     "evaluate": {
         "checkpoint": ...,
         "data": (),
@@ -87,6 +88,8 @@ FLAGS = {
         "dry_run": False,
     },
     "export open_clip": {"checkpoint": ..., "out": ...},
+    "import index": {"path": ..., "out": ...},
+    "export index": {"index": ..., "out": ...},
     "import open_clip": {"path": ..., "out": ..., "model": None, "as_stored": False},
     "info": {"preset": ..., "other": None, "size": "tiny", "batch": None, "text_length": None},
     "push": {

@@ -324,3 +324,11 @@ def test_in_python_an_index_is_a_context_that_is_searched_and_changed(tmp_path):
     with package.Index.open(tmp_path / "index") as index:
         assert len(index) == 6
         assert not index.search("tax return form").is_likely
+
+
+def test_an_index_goes_through_a_file_and_is_searched_again(grr_coca, drawings, tmp_path):
+    said = grr_coca("export", "index", drawings / "index", "--out", tmp_path / "a.parquet")
+    assert "8 pictures of" in said.out
+    assert "8 pictures of" in grr_coca("import", "index", tmp_path / "a.parquet", "--out", tmp_path / "index").out
+    both = [grr_coca("search", index, "guitar", "--json").out for index in (drawings / "index", tmp_path / "index")]
+    assert both[0] == both[1]

@@ -111,6 +111,8 @@ MISSING = [
     "data convert nowhere out",
     "info nowhere",
     "info grr_coca nowhere",
+    "import index nowhere --out new",
+    "export index nowhere --out new.parquet",
     "import open_clip nowhere --out new",
     "import open_clip nowhere.bin --out new",
     "export open_clip -c nowhere --out new",

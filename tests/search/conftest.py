@@ -1,15 +1,20 @@
 """Stores to run one suite of tests on."""
 
+import os
+
 import pytest
 from library import HEADER
 
 from grr_coca.search.locate import make_store, open_store
 
+SERVER = os.environ.get("GRR_COCA_TEST_MILVUS")
+"""A Milvus server for the tests that every store must pass; without it they run on the embedded store."""
+
 
 @pytest.fixture
 def location(tmp_path):
     """Where an index may be made."""
-    return str(tmp_path / "index")
+    return f"{SERVER}/test_{os.urandom(6).hex()}" if SERVER else str(tmp_path / "index")
 
 
 @pytest.fixture

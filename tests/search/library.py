@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from grr_coca.data.image_files.decode import done_ahead
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.search.entry import Entry, Header, Stamp
 from grr_coca.search.store import Changes, Store
+from grr_coca.search.updating.describe import DecodedPicture, decode_found
 
 WIDTH = 32
 HEADER = Header("pictograms", "f" * 32, WIDTH)
@@ -58,9 +60,12 @@ class ColourModel:
     def __init__(self) -> None:
         self.described = 0
 
-    def describe(self, squares: Sequence[Image.Image]) -> list[tuple[str, np.ndarray]]:
-        self.described += len(squares)
-        return [self._one(np.asarray(square).reshape(-1, 3).mean(axis=0)) for square in squares]
+    def read(self, found, batch_size: int):
+        return done_ahead(found, lambda one: decode_found(one, self.preprocess), batch_size)
+
+    def describe(self, decoded: Sequence[DecodedPicture]) -> list[tuple[str, np.ndarray]]:
+        self.described += len(decoded)
+        return [self._one(np.asarray(one.square).reshape(-1, 3).mean(axis=0)) for one in decoded]
 
     def _one(self, mean: np.ndarray) -> tuple[str, np.ndarray]:
         name = min(COLOURS, key=lambda colour: float(np.abs(mean - COLOURS[colour]).sum()))

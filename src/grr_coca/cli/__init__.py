@@ -41,6 +41,8 @@ VERBS = {
     "data": Verb("data.pairs", "check image-text pairs, count them, convert them to shards, or get a large corpus"),
     "info": Verb("measuring.info", "parts, parameters and FLOPs of a preset, or what two presets differ in"),
     "import open_clip": Verb("exchange.import_open_clip", "make a checkpoint of one of open_clip's CoCa"),
+    "import index": Verb("exchange.import_index", "make an index of a Parquet file that export index wrote"),
+    "export index": Verb("exchange.export_index", "write an index into a Parquet file"),
     "export open_clip": Verb("exchange.export_open_clip", "write a checkpoint that open_clip loads"),
     "push": Verb("exchange.push", "put a checkpoint on the Hugging Face hub, with a model card"),
 }

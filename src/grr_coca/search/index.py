@@ -1,11 +1,13 @@
 """An index: pictures by what they show. `grr_coca.Index.open` opens one, in a folder or on a Milvus server."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from grr_coca.errors import UserError
+from grr_coca.inference.on_ray import Machines
 from grr_coca.registry import DEFAULT
 from grr_coca.search.answering.query import Query
 from grr_coca.search.answering.result import SearchResult, Wishes, search_store
@@ -14,7 +16,7 @@ from grr_coca.search.filters.parse import parse_filter
 from grr_coca.search.locate import make_store, open_store
 from grr_coca.search.model import IndexModel
 from grr_coca.search.store import Changes, Store
-from grr_coca.search.updating.update import OnProgress, Update, absolute_arguments, update_store
+from grr_coca.search.updating.update import Describer, OnProgress, Update, absolute_arguments, update_store
 from grr_coca.search.words import pieces
 
 if TYPE_CHECKING:
@@ -78,7 +80,12 @@ class Index:
         """Number of pictures."""
         return len(self.store)
 
-    def add(self, images: str | Path | Iterable[str | Path], on_progress: OnProgress = lambda *_: None) -> Update:
+    def add(
+        self,
+        images: str | Path | Iterable[str | Path],
+        on_progress: OnProgress = lambda *_: None,
+        on: Machines = "this",
+    ) -> Update:
         """Add pictures, or bring those that are there up to date.
 
         What is there already is not read again, as long as its size and time are the same. Of a folder, shard, table or
@@ -87,18 +94,24 @@ class Index:
         Args:
             images: files, folders, patterns, tar shards, tables of pairs; see `grr-coca index`.
             on_progress: called with the number of pictures done, of all, and of those that failed.
+            on: describe pictures on this machine, or on those of a Ray cluster.
 
         Raises:
             UserError: one is not there or holds no picture, another process writes, or the disk is full.
         """
-        arguments = [images] if isinstance(images, str | Path) else list(images)
-        return update_store(
-            self.store, list(map(str, arguments)), lambda: self.model, self.model.batch_size, on_progress
-        )
+        named = [str(image) for image in ([images] if isinstance(images, str | Path) else images)]
+        return update_store(self.store, named, partial(self._describer, on), self.model.batch_size, on_progress)
 
-    def refresh(self, on_progress: OnProgress = lambda *_: None) -> Update:
+    def _describer(self, on: Machines) -> Describer:
+        if on == "this":
+            return self.model
+        from grr_coca.search.updating.on_ray import RayDescriber  # late: it is an extra
+
+        return RayDescriber(self.model.folder)
+
+    def refresh(self, on_progress: OnProgress = lambda *_: None, on: Machines = "this") -> Update:
         """`add` everything that was added before once more."""
-        return self.add(self.store.roots(), on_progress)
+        return self.add(self.store.roots(), on_progress, on)
 
     def delete(self, names: str | Path | Iterable[str | Path] = (), *, where: str | None = None) -> int:
         """Remove pictures; the files stay. Returns how many were there.

@@ -1,4 +1,4 @@
-"""Opens the store that a location means."""
+"""Opens the store that a location means: a folder, or a collection of a Milvus server."""
 
 from pathlib import Path
 
@@ -8,17 +8,23 @@ from grr_coca.search.embedded.store import EmbeddedStore
 from grr_coca.search.entry import Header
 from grr_coca.search.store import Store
 
+MILVUS = ("http://", "https://", "milvus:", "tcp://")
+
 
 def open_store(location: str, is_optional: bool = False) -> Store | None:
     """The store of an index.
 
     Args:
-        location: a folder.
+        location: a folder, `http://HOST:PORT/COLLECTION`, or `milvus:FILE`.
         is_optional: give None where nothing is yet, in place of an error.
 
     Raises:
         UserError: nothing is there, it is no index, or it cannot be reached.
     """
+    if location.startswith(MILVUS):
+        from grr_coca.search.milvus.connect import open_collection  # late: it is an extra
+
+        return open_collection(location, is_optional)
     folder = Path(location)
     if is_optional and not (folder / FILE).exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -33,5 +39,9 @@ def make_store(location: str, header: Header) -> Store:
     Raises:
         UserError: it cannot be made there.
     """
+    if location.startswith(MILVUS):
+        from grr_coca.search.milvus.connect import create_collection
+
+        return create_collection(location, header)
     create_database(Path(location), header)
     return EmbeddedStore(Path(location))

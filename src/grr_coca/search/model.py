@@ -1,23 +1,23 @@
 """The model of an index: found by its name, and loaded when something has to be described or embedded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from grr_coca.data.image_files.decode import done_ahead
 from grr_coca.errors import UserError
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.registry import shipped_folder
-from grr_coca.search.entry import Header
+from grr_coca.search.entry import Failure, Header
 from grr_coca.search.fingerprint import fingerprint
-from grr_coca.search.updating.describe import DescribeSquares, with_model
+from grr_coca.search.updating.describe import DecodedPicture, Found, decode_found, describe_squares
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from grr_coca.data.preprocess import Preprocess
     from grr_coca.inference import ImageTextModel
 
 
@@ -50,19 +50,18 @@ class IndexModel:
         return model
 
     @property
-    def preprocess(self) -> "Preprocess":
-        """How it takes pictures."""
-        return self.loaded.checkpoint.preprocess
-
-    @property
     def header(self) -> Header:
         """The header of an index of this model."""
         return Header(self.name, self.fingerprint, self.loaded.checkpoint.config.embed_dim)
 
-    @cached_property
-    def describe(self) -> DescribeSquares:
+    def read(self, found: Iterator[Found], batch_size: int) -> Iterator[list[DecodedPicture | Failure]]:
+        """Pictures decoded in the background."""
+        preprocess = self.loaded.checkpoint.preprocess
+        return done_ahead(found, lambda one: decode_found(one, preprocess), batch_size)
+
+    def describe(self, decoded: Sequence[DecodedPicture]) -> list[tuple[str, np.ndarray]]:
         """Captions and embeddings of one pass."""
-        return with_model(self.loaded, self.batch_size)
+        return describe_squares(self.loaded, [one.square for one in decoded if one.square is not None])
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts, M E.

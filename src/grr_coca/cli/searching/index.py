@@ -10,6 +10,8 @@ import tyro
 
 from grr_coca.cli.output.progress import JobProgress, bars
 from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
+from grr_coca.inference.on_ray import Machines
 from grr_coca.registry import DEFAULT
 from grr_coca.search.index import Index
 from grr_coca.search.locate import open_store
@@ -27,6 +29,7 @@ def run(
     checkpoint: Annotated[str | None, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = None,
     watch: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     batch_size: int = 32,
+    on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
 ) -> int:
     """Make an index of pictures to search in, or bring it up to date: each is captioned and embedded in one pass.
 
@@ -41,17 +44,20 @@ def run(
             model of the index, and of a new one the model that ships.
         watch: keep the index current until Ctrl-C.
         batch_size: images at once.
+        on: this machine, or the machines of a Ray cluster (that of RAY_ADDRESS), which must see the same files.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: give 1 or more")
+    if on == "ray":
+        require_extra("ray", "--on ray")
     with _opened(out, images, checkpoint, batch_size) as index:
         began = time.monotonic()
-        update = _looked_through(index, images)
+        update = _looked_through(index, images, on)
         _tell(update, index, time.monotonic() - began)
         while watch:
             _wait(time.monotonic() - began)
             began = time.monotonic()
-            update = _looked_through(index, images)
+            update = _looked_through(index, images, on)
             if update.new or update.changed or update.moved or update.removed:
                 _tell(update, index, time.monotonic() - began)
     return 1 if update.failures and len(update.failures) >= update.found else 0
@@ -71,7 +77,7 @@ def _opened(out: str, images: Sequence[str], checkpoint: str | None, batch_size:
         yield index
 
 
-def _looked_through(index: Index, images: Sequence[str]) -> Update:
+def _looked_through(index: Index, images: Sequence[str], on: Machines) -> Update:
     with ExitStack() as stack:
         shown: list[JobProgress] = []
 
@@ -80,7 +86,7 @@ def _looked_through(index: Index, images: Sequence[str]) -> Update:
                 shown.append(stack.enter_context(bars({"indexed": total})))
             shown[0].update("indexed", done, f"{failed} failed" if failed else "")
 
-        return index.add(images, on_progress) if images else index.refresh(on_progress)
+        return index.add(images, on_progress, on) if images else index.refresh(on_progress, on)
 
 
 def _tell(update: Update, index: Index, seconds: float) -> None:

@@ -3,17 +3,23 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 import grr_coca
 from grr_coca.cli.output.caption_outputs import open_output
 from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
+from grr_coca.cli.using.ray_work import describe_on_ray
 from grr_coca.data.image_files.find import ImageFile, find_images
+from grr_coca.extras import require_extra
 from grr_coca.generate.options import GenerationOptions
 from grr_coca.inference.locate import locate_checkpoint
+from grr_coca.inference.on_ray import Machines
 from grr_coca.registry import DEFAULT
+
+if TYPE_CHECKING:
+    from grr_coca.inference import Description
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ def run(
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     prompt: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
     batch_size: int = 32,
+    on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
     decoding: Annotated[Decoding, tyro.conf.OmitArgPrefixes] = Decoding(),
 ) -> int:
     """Caption images, with a line for each: the image, a tab, the caption.
@@ -54,9 +61,12 @@ def run(
         json: print JSON lines.
         prompt: words that every caption begins with.
         batch_size: images at once.
+        on: this machine, or the machines of a Ray cluster (that of RAY_ADDRESS), which must see the same files.
         decoding: Greedy by default. Lengths are in tokens and do not count the prompt.
     """
     options = decoding.checked()
+    if on == "ray":
+        require_extra("ray", "--on ray")
     found = find_images(images)
     folder = locate_checkpoint(checkpoint)
     code = report_if_none_exists(found)
@@ -68,20 +78,32 @@ def run(
             print(f"{len(found) - len(wanted)} of {len(found)} images have captions already", file=sys.stderr)
         if not wanted:
             return 0
-        model = grr_coca.load(folder)
         best: list[str] = []
 
-        def caption(files: list[ImageFile], pictures: list) -> None:
-            names = [file.name for file in files]
-            described = model.describe_many(pictures, prompt, options, batch_size, keys=names)
+        def write(files: list[ImageFile], described: "list[Description]") -> None:
             for file, description in zip(files, described, strict=True):
                 output.write(file, description.captions)
                 best.append(description.captions[0].text)
 
-        prints = out is None and not sidecar
-        code = work_through(
-            wanted, model.checkpoint.preprocess, batch_size, "captions", caption, shows_progress(prints)
-        )
+        shown = shows_progress(prints=out is None and not sidecar)
+        if on == "ray":
+            code = describe_on_ray(
+                wanted,
+                folder,
+                captioning=(prompt, options),
+                batch_size=batch_size,
+                label="captions",
+                take=write,
+                show_progress=shown,
+            )
+        else:
+            model = grr_coca.load(folder)
+
+            def caption(files: list[ImageFile], pictures: list) -> None:
+                names = [file.name for file in files]
+                write(files, model.describe_many(pictures, prompt, options, batch_size, keys=names))
+
+            code = work_through(wanted, model.checkpoint.preprocess, batch_size, "captions", caption, shown)
     from grr_coca.generate import warn_if_repeated  # late, as `load` is: torch comes with it
 
     warn_if_repeated(best)

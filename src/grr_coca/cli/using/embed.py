@@ -9,14 +9,19 @@ import grr_coca
 from grr_coca.cli.output.progress import bars
 from grr_coca.cli.output.vectors import check_format, write_vectors
 from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
+from grr_coca.cli.using.ray_work import describe_on_ray
 from grr_coca.data.image_files.find import ImageFile, find_images
 from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
 from grr_coca.files import read_lines
 from grr_coca.inference.locate import locate_checkpoint
+from grr_coca.inference.on_ray import Machines
 from grr_coca.registry import DEFAULT
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from grr_coca.inference import Description
 
 
 def run(
@@ -25,6 +30,7 @@ def run(
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
     texts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     batch_size: int = 32,
+    on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
 ) -> int:
     """Embed images or texts as vectors of unit length. The dot product of two vectors is their similarity.
 
@@ -36,7 +42,10 @@ def run(
         images: image files, folders, patterns, .tar shards, or tables of images.
         texts: text file with one text per line, to embed texts instead of images.
         batch_size: images or texts at once.
+        on: this machine, or the machines of a Ray cluster (that of RAY_ADDRESS), which must see the same files.
     """
+    if on == "ray":
+        require_extra("ray", "--on ray")
     if bool(images) == bool(texts):
         raise UserError("give either images or --texts FILE" + (", not both" if texts else " to embed"))
     check_format(out)
@@ -46,7 +55,7 @@ def run(
         code = report_if_none_exists(found)
         if code is not None:
             return code
-        keys, vectors, code = _embed_images(found, folder, batch_size)
+        keys, vectors, code = (_embed_on_ray if on == "ray" else _embed_images)(found, folder, batch_size)
     else:
         lines = list(read_lines(texts).values())
         keys, vectors, code = *_embed_texts(lines, locate_checkpoint(checkpoint), batch_size), 0
@@ -69,6 +78,28 @@ def _embed_images(found: list[ImageFile], checkpoint: Path, batch_size: int) -> 
 
     code = work_through(found, model.checkpoint.preprocess, batch_size, "embedded", embed, shows_progress(prints=False))
     return keys, torch.cat(rows) if rows else torch.empty(0, 0), code
+
+
+def _embed_on_ray(found: list[ImageFile], checkpoint: Path, batch_size: int) -> "tuple[list[str], Tensor, int]":
+    import torch
+
+    keys: list[str] = []
+    rows: list[Tensor] = []
+
+    def take(files: list[ImageFile], described: "list[Description]") -> None:
+        keys.extend(file.name for file in files)
+        rows.extend(one.embedding for one in described)
+
+    code = describe_on_ray(
+        found,
+        checkpoint,
+        captioning=None,
+        batch_size=batch_size,
+        label="embedded",
+        take=take,
+        show_progress=shows_progress(prints=False),
+    )
+    return keys, torch.stack(rows) if rows else torch.empty(0, 0), code
 
 
 def _embed_texts(lines: list[str], checkpoint: Path, batch_size: int) -> "tuple[list[str], Tensor]":

@@ -43,7 +43,7 @@ def work_through(
             done += len(batch)
             if shown is not None:
                 shown.update(label, done, f"{len(failures)} failed" if failures else "")
-    return _report(failures, len(files))
+    return report_failures(failures, len(files))
 
 
 def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
@@ -59,7 +59,7 @@ def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
             file.read()
         except UserError as error:
             failures.append(error)
-    return _report(failures, len(files))
+    return report_failures(failures, len(files))
 
 
 def shows_progress(prints: bool) -> bool:
@@ -68,7 +68,8 @@ def shows_progress(prints: bool) -> bool:
     return not (prints and sys.stdout.isatty())
 
 
-def _report(failures: Sequence[UserError], total: int) -> int:
+def report_failures(failures: Sequence[UserError], total: int) -> int:
+    """List the images that could not be read, and give the exit code."""
     sys.stdout.flush()
     if failures:
         print(f"{len(failures)} of {total} images failed:", file=sys.stderr)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
     from grr_coca.inference import ImageTextModel
 
-DescribeSquares = Callable[[Sequence[Image.Image]], list[tuple[str, np.ndarray]]]
-"""Caption and embedding of each picture, cut to the model's size."""
+Describe = Callable[[Sequence["DecodedPicture"]], list[tuple[str, np.ndarray]]]
+"""Caption and embedding of each picture."""
 
 
 class Found(NamedTuple):
@@ -31,14 +31,18 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedPicture:
-    """A picture that was read: its digest, its size in pixels, its hash, and the square that the model sees."""
+    """A picture that was read: its digest, its size in pixels, its hash, and the square that the model sees.
+
+    One that was described where it was read has `said`, its caption and embedding, in place of the square.
+    """
 
     found: Found
     digest: str
     width: int
     height: int
     phash: int
-    square: Image.Image
+    square: Image.Image | None
+    said: tuple[str, np.ndarray] | None = None
 
 
 def decode_found(found: Found, preprocess: "Preprocess") -> DecodedPicture | Failure:
@@ -85,14 +89,10 @@ def make_entry(decoded: DecodedPicture, caption: str) -> Entry:
     )
 
 
-def with_model(model: "ImageTextModel", batch_size: int) -> DescribeSquares:
+def describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) -> list[tuple[str, np.ndarray]]:
     """Captions and embeddings of one pass of a model."""
-
-    def describe(squares: Sequence[Image.Image]) -> list[tuple[str, np.ndarray]]:
-        described = model.describe_many(list(squares), batch_size=batch_size)
-        return [(" ".join(one.captions[0].text.split()), one.embedding.numpy()) for one in described]
-
-    return describe
+    described = model.describe_many(list(squares), batch_size=max(1, len(squares)))
+    return [(" ".join(one.captions[0].text.split()), one.embedding.numpy()) for one in described]
 
 
 def from_twin(decoded: DecodedPicture, twin: Described) -> tuple[Entry, np.ndarray]:

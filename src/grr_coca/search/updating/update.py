@@ -14,24 +14,16 @@ from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from grr_coca.data.image_files.decode import done_ahead
 from grr_coca.data.image_files.find import TABLE_SUFFIXES, iterate_images
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Failure, stamp_of
 from grr_coca.search.store import Changes, Store
-from grr_coca.search.updating.describe import (
-    DecodedPicture,
-    DescribeSquares,
-    Found,
-    decode_found,
-    from_twin,
-    make_entry,
-)
+from grr_coca.search.updating.describe import DecodedPicture, Describe, Found, from_twin, make_entry
 from grr_coca.search.updating.seen import Seen
 from grr_coca.search.words import pieces
 
 if TYPE_CHECKING:
-    from grr_coca.data.preprocess import Preprocess
+    import numpy as np
 
 LOOKED_UP_AT_ONCE = 1000
 SECONDS_BETWEEN_COMMITS = 5.0
@@ -43,14 +35,12 @@ OnProgress = Callable[[int, int, int], None]
 class Describer(Protocol):
     """What describes pictures. It is made when there is one to describe, and not before."""
 
-    @property
-    def preprocess(self) -> "Preprocess":
-        """How it takes pictures."""
+    def read(self, found: Iterator[Found], batch_size: int) -> Iterator[list[DecodedPicture | Failure]]:
+        """Pictures read and decoded, batch by batch; what cannot be read as a `Failure`."""
         ...
 
-    @property
-    def describe(self) -> DescribeSquares:
-        """Captions and embeddings of pictures."""
+    def describe(self, decoded: Sequence[DecodedPicture]) -> list[tuple[str, "np.ndarray"]]:
+        """Caption and embedding of each picture."""
         ...
 
 
@@ -171,9 +161,8 @@ class _Run:
 
     def describe(self, todo: int, describer: Describer, batch_size: int) -> None:
         done = failed = 0
-        decode = lambda found: decode_found(found, describer.preprocess)  # noqa: E731
         try:
-            for batch in done_ahead(self.unknown(), decode, batch_size):
+            for batch in describer.read(self.unknown(), batch_size):
                 failures = [one for one in batch if isinstance(one, Failure)]
                 self._add_failures(failures)
                 self._add([one for one in batch if isinstance(one, DecodedPicture)], describer.describe)
@@ -184,7 +173,7 @@ class _Run:
         finally:
             self._commit()
 
-    def _add(self, decoded: Sequence[DecodedPicture], describe: DescribeSquares) -> None:
+    def _add(self, decoded: Sequence[DecodedPicture], describe: Describe) -> None:
         names = [one.found.file.name for one in decoded]
         known = self._store.known(names)
         twins = self._store.twins(list({one.digest for one in decoded}))
@@ -204,7 +193,7 @@ class _Run:
             else:
                 fresh.append(one)
         if fresh:
-            described = describe([one.square for one in fresh])
+            described = describe(fresh)
             for one, (caption, embedding) in zip(fresh, described, strict=True):
                 self._pending.added.append((make_entry(one, caption), embedding))
 

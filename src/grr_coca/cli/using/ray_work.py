@@ -1,0 +1,86 @@
+"""`--on ray`: captions and embeddings by the machines of a Ray cluster, the results in the order of the images."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grr_coca.cli.output.progress import bars
+from grr_coca.cli.using.image_work import report_failures
+from grr_coca.data.image_files.find import ImageFile
+from grr_coca.errors import UserError
+from grr_coca.generate.options import GenerationOptions
+from grr_coca.inference.on_ray import map_on_ray
+
+if TYPE_CHECKING:
+    from grr_coca.inference import Description
+
+Take = Callable[[list[ImageFile], "list[Description]"], None]
+
+
+def describe_on_ray(
+    files: Sequence[ImageFile],
+    folder: Path,
+    *,
+    captioning: tuple[str, GenerationOptions] | None,
+    batch_size: int,
+    label: str,
+    take: Take,
+    show_progress: bool,
+) -> int:
+    """Caption and embed all images; those that cannot be read are listed on standard error at the end.
+
+    Args:
+        files: the images, which every machine must see.
+        folder: the checkpoint, which every machine must see.
+        captioning: words that every caption begins with, and how to go on; None: embed alone.
+        batch_size: images at once.
+        label: what the progress bar says.
+        take: is given files and what was said of each, batch by batch and in order.
+        show_progress: whether there is a bar.
+
+    Returns:
+        The exit code: 1 if not a single image could be read, else 0.
+
+    Raises:
+        UserError: the batch size is below 1, Ray is not installed, or its cluster cannot be reached.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size}: give 1 or more")
+    failures: list[UserError] = []
+    done = 0
+    with bars({label: len(files)}) if files and show_progress else nullcontext() as shown:
+        for results in map_on_ray(files, partial(_worker, folder, captioning), batch_size):
+            batch = list(zip(files[done : done + len(results)], results, strict=True))
+            failures += [result for _, result in batch if isinstance(result, UserError)]
+            described = [(file, result) for file, result in batch if not isinstance(result, UserError)]
+            if described:
+                take([file for file, _ in described], [result for _, result in described])
+            done += len(batch)
+            if shown is not None:
+                shown.update(label, done, f"{len(failures)} failed" if failures else "")
+    return report_failures(failures, len(files))
+
+
+def _worker(
+    folder: Path, captioning: tuple[str, GenerationOptions] | None
+) -> "Callable[[Sequence[ImageFile]], list[Description | UserError]]":
+    from grr_coca.data.image_files.decode import decoded
+    from grr_coca.inference.model import Description, load
+
+    model = load(folder)
+
+    def work(files: Sequence[ImageFile]) -> "list[Description | UserError]":
+        (batch,) = decoded(files, model.checkpoint.preprocess, len(files))
+        pictures = [(file, image) for file, image in batch if not isinstance(image, UserError)]
+        images, names = [image for _, image in pictures], [file.name for file, _ in pictures]
+        said: list[Description] = []
+        if images and captioning is None:
+            said = [Description([], embedding) for embedding in model.embed_images(images, batch_size=len(files))]
+        elif images and captioning is not None:
+            said = model.describe_many(images, *captioning, len(files), keys=names)
+        described = iter(said)
+        return [image if isinstance(image, UserError) else next(described) for _, image in batch]
+
+    return work

@@ -1,0 +1,123 @@
+"""Connects to a Milvus server, and makes or opens the collections of an index."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
+from grr_coca.search.entry import VERSION, Header
+from grr_coca.search.milvus.notes import Notes, notes_of
+from grr_coca.search.milvus.rows import NUMBERS, TEXTS
+from grr_coca.search.milvus.store import MilvusStore
+
+SECONDS_TO_CONNECT = 20.0
+DEFAULT_NAME = "grr_coca"
+NAME = re.compile(r"[A-Za-z_]\w{0,200}", re.ASCII)
+
+
+class Place(NamedTuple):
+    """Where a server, or the file of Milvus Lite, is, and the name of the collection."""
+
+    uri: str
+    name: str
+
+
+def parse_location(location: str) -> Place:
+    """Take `http://HOST:PORT/NAME` or `milvus:FILE` apart.
+
+    Raises:
+        UserError: the name is none that Milvus takes.
+    """
+    if location.startswith("milvus:"):
+        return Place(location.removeprefix("milvus:"), DEFAULT_NAME)
+    parts = urlsplit(location)
+    name = parts.path.strip("/") or DEFAULT_NAME
+    if not NAME.fullmatch(name):
+        raise UserError(f"{location}: '{name}' is no name of a collection; give letters, digits and _")
+    return Place(f"{parts.scheme}://{parts.netloc}", name)
+
+
+def open_collection(location: str, is_optional: bool) -> MilvusStore | None:
+    """The index of this name; None if there is none and it is optional.
+
+    Raises:
+        UserError: the server cannot be reached, or there is no index, or a newer version wrote it.
+    """
+    place, client = _connected(location)
+    with server_errors(location):
+        if not client.has_collection(place.name) or not client.has_collection(notes_of(place.name)):
+            client.close()
+            if is_optional:
+                return None
+            raise UserError(f"{location}: no index of this name; make one by grr-coca index IMAGES… --out {location}")
+        notes = Notes(client, place.name)
+        header = notes.header()
+    if header is None:
+        client.close()
+        raise UserError(f"{location}: a collection of something else, or half made; drop it first")
+    if header.version > VERSION:
+        client.close()
+        raise UserError(f"{location}: written by a newer grr-coca (format {header.version}; this one reads {VERSION})")
+    return MilvusStore(location, client, place.name, header, notes)
+
+
+def create_collection(location: str, header: Header) -> MilvusStore:
+    """A new index.
+
+    Raises:
+        UserError: the server cannot be reached, or does not take it.
+    """
+    place, client = _connected(location)
+    with server_errors(location):
+        for name in (place.name, notes_of(place.name)):
+            if client.has_collection(name):  # left behind by an interruption: without a header it is no index
+                client.drop_collection(name)
+        _create_pictures(client, place.name, header.embed_dim)
+        notes = Notes.create(client, place.name)
+        notes.write_header(header)
+    return MilvusStore(location, client, place.name, header, notes)
+
+
+def _create_pictures(client: Any, name: str, width: int) -> None:
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    for column, length in TEXTS.items():
+        schema.add_field(column, DataType.VARCHAR, max_length=length * 4)
+    for column in NUMBERS:
+        schema.add_field(column, DataType.INT64)
+    for column in ("fields", "kinds"):
+        schema.add_field(column, DataType.JSON)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
+    index = client.prepare_index_params()
+    index.add_index("vector", index_type="FLAT", metric_type="IP")  # exact
+    client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+
+
+def _connected(location: str) -> tuple[Place, Any]:
+    place = parse_location(location)
+    require_extra("milvus", f"{location}: an index on a Milvus server")
+    from pymilvus import MilvusClient
+
+    with server_errors(location):
+        return place, MilvusClient(place.uri, timeout=SECONDS_TO_CONNECT)
+
+
+@contextmanager
+def server_errors(location: str) -> Iterator[None]:
+    """Turn what a server has to say, or its silence, into a `UserError`."""
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (MilvusException, OSError, RuntimeError, TimeoutError) as error:
+        words = " ".join(str(getattr(error, "message", error)).split())[:300]
+        raise UserError(
+            f"{location}: the Milvus server is gone, or refuses ({words}); what was committed before is kept"
+        ) from error

@@ -1,0 +1,64 @@
+"""A filter as an expression of Milvus. Every value is written by `json.dumps`, so none can end its quotes."""
+
+import json
+import math
+
+from grr_coca.search.entry import FieldValue
+from grr_coca.search.filters.fields import OWN_FIELDS
+from grr_coca.search.filters.tree import And, Comparison, Filter, Like, Not, OneOf, Or
+
+COLUMNS = {"path": "name"}
+NEVER, ALWAYS = "id < 0", "id >= 0"
+"""Ids are not negative."""
+
+
+def to_expression(tree: Filter) -> str:
+    """The expression."""
+    if isinstance(tree, And | Or):
+        word = " and " if isinstance(tree, And) else " or "
+        return "(" + word.join(to_expression(part) for part in tree.parts) + ")"
+    if isinstance(tree, Not):
+        return f"(not {to_expression(tree.inner)})"
+    if isinstance(tree, Comparison):
+        return _test(tree.field, tree.operator, tree.value)
+    if isinstance(tree, OneOf):
+        return "(" + " or ".join(_test(tree.field, "=", value) for value in tree.values) + ")"
+    assert isinstance(tree, Like)
+    return f"({_column(tree.field)} like {quoted(tree.prefix + '%')})"
+
+
+def quoted(text: str) -> str:
+    """A text as a literal."""
+    return json.dumps(text.encode("utf-8", "backslashreplace").decode(), ensure_ascii=False)
+
+
+def _column(field: str) -> str:
+    return COLUMNS.get(field, field) if field in OWN_FIELDS else f"fields[{quoted(field)}]"
+
+
+def _test(field: str, operator: str, value: FieldValue) -> str:
+    sign = {"=": "=="}.get(operator, operator)
+    if field not in OWN_FIELDS:
+        return f"({_same_kind(field, value)} and {_column(field)} {sign} {_literal(value)})"
+    if isinstance(value, float):
+        return _whole(field, operator, value)
+    return f"({_column(field)} {sign} {_literal(value)})"
+
+
+def _same_kind(field: str, value: FieldValue) -> str:
+    """Missing fields, and those of another kind, compare with nothing: the column `kinds` tells what each is."""
+    kind = "text" if isinstance(value, str) else "number"
+    return f'kinds[{quoted(field)}] == "{kind}"'
+
+
+def _literal(value: FieldValue) -> str:
+    return quoted(value) if isinstance(value, str) else repr(value)
+
+
+def _whole(field: str, operator: str, value: float) -> str:
+    """A comparison of whole numbers with a fraction, as one of whole numbers."""
+    below, above = math.floor(value), math.ceil(value)
+    if operator in ("=", "!=") and below != above:
+        return f"({NEVER if operator == '=' else ALWAYS})"
+    bound = below if operator in (">", "<=", "=", "!=") else above
+    return f"({_column(field)} {'==' if operator == '=' else operator} {bound})"

@@ -1,0 +1,122 @@
+"""What an index holds besides pictures: its header, the names of columns, pictures that could not be read."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, Self
+
+from grr_coca.search.entry import Failure, Header, Stamp
+from grr_coca.search.milvus.expression import quoted
+from grr_coca.search.words import pieces
+
+Kind = Literal["header", "column", "failure"]
+LONGEST = 16_000
+AT_ONCE = 500
+NOTHING = [0.0, 0.0]
+
+
+def notes_of(name: str) -> str:
+    """The name of the collection of notes."""
+    return f"{name}_notes"
+
+
+class Notes:
+    """Texts by key. Milvus asks for a vector in each row; these have one of zeros."""
+
+    def __init__(self, client: Any, name: str) -> None:
+        self._client = client
+        self._name = notes_of(name)
+
+    @classmethod
+    def create(cls, client: Any, name: str) -> Self:
+        """An empty collection."""
+        from pymilvus import DataType
+
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("key", DataType.VARCHAR, max_length=40_000, is_primary=True)
+        schema.add_field("kind", DataType.VARCHAR, max_length=16)
+        schema.add_field("root", DataType.VARCHAR, max_length=40_000)
+        schema.add_field("value", DataType.VARCHAR, max_length=65_000)
+        schema.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)
+        index = client.prepare_index_params()
+        index.add_index("nothing", index_type="FLAT", metric_type="L2")
+        client.create_collection(notes_of(name), schema=schema, index_params=index, consistency_level="Strong")
+        return cls(client, name)
+
+    def header(self) -> Header | None:
+        """The header; None if there is none."""
+        rows = self._client.query(self._name, filter='key == "header:"', output_fields=["value"])
+        return Header(**json.loads(rows[0]["value"])) if rows else None
+
+    def write_header(self, header: Header) -> None:
+        """Keep the header."""
+        self._write([("header", "", "", json.dumps(vars(header)))])
+
+    def columns(self) -> frozenset[str]:
+        """Names of columns."""
+        return frozenset(row["value"] for row in self._read("column"))
+
+    def add_columns(self, names: Iterable[str]) -> None:
+        """Keep names of columns."""
+        self._write([("column", name, "", name) for name in names])
+
+    def failures(self, names: Sequence[str] | None = None) -> list[Failure]:
+        """What could not be read, by name; all, or of some names."""
+        if names is None:
+            rows = list(self._read("failure"))
+        else:
+            rows = [row for piece in pieces(names, AT_ONCE) for row in self._of(piece)]
+        found = []
+        for row in rows:
+            stamp, message = json.loads(row["value"])
+            name = row["key"].removeprefix("failure:")
+            found.append(Failure(name, row["root"], None if stamp is None else Stamp(*stamp), message))
+        return sorted(found)
+
+    def add_failures(self, failures: Iterable[Failure]) -> None:
+        """Keep what could not be read."""
+        self._write([("failure", f.name, f.root, json.dumps([f.stamp, f.message[:LONGEST]])) for f in failures])
+
+    def remove_failures(self, names: Iterable[str]) -> None:
+        """Forget some."""
+        for piece in pieces(names, AT_ONCE):
+            keys = ", ".join(quoted(f"failure:{name}") for name in piece)
+            self._client.delete(self._name, filter=f"key in [{keys}]")
+
+    def roots(self) -> set[str]:
+        """Arguments of failures."""
+        return {row["root"] for row in self._read("failure")}
+
+    def _of(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        keys = ", ".join(quoted(f"failure:{name}") for name in names)
+        return self._client.query(self._name, filter=f"key in [{keys}]", output_fields=["key", "root", "value"])
+
+    def _read(self, kind: Kind) -> Iterator[dict[str, Any]]:
+        return everything_of(self._client, self._name, f'kind == "{kind}"', ["key", "root", "value"])
+
+    def _write(self, rows: Sequence[tuple[Kind, str, str, str]]) -> None:
+        for piece in pieces(rows, AT_ONCE):
+            records = [
+                {
+                    "key": f"{kind}:{_utf8(key)}",
+                    "kind": kind,
+                    "root": _utf8(root),
+                    "value": value,
+                    "nothing": [0.0, 0.0],
+                }
+                for kind, key, root, value in piece
+            ]
+            self._client.upsert(self._name, records)
+
+
+def everything_of(client: Any, name: str, expression: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """All rows that an expression picks, piece by piece, in the order of their keys."""
+    iterator = client.query_iterator(name, batch_size=1000, filter=expression, output_fields=list(columns))
+    try:
+        while rows := iterator.next():
+            yield from rows
+    finally:
+        iterator.close()
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,67 @@
+"""Pictures as rows of a collection, and back."""
+
+from typing import Any
+
+import numpy as np
+
+from grr_coca.search.entry import Entry, Stamp
+
+TEXTS = {
+    "name": 8192,
+    "title": 4096,
+    "root": 8192,
+    "file": 8192,
+    "date": 32,
+    "folder": 4096,
+    "digest": 64,
+    "caption": 8192,
+}
+"""Columns of text with the most bytes of each."""
+NUMBERS = ("offset", "size", "mtime_ns", "phash", "width", "height")
+READ = ["name", "root", "file", "digest", "caption", *NUMBERS, "fields"]
+NO_OFFSET = -1
+
+
+def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
+    """The row of a picture; its id is a number of its name, so that no name is there twice."""
+    texts = {name: _utf8(getattr(entry, name))[:length] for name, length in TEXTS.items()}
+    kinds = {name: "text" if isinstance(value, str) else "number" for name, value in entry.fields.items()}
+    return {
+        **texts,
+        "id": entry.draw,
+        "offset": NO_OFFSET if entry.offset is None else entry.offset,
+        "size": entry.stamp.size,
+        "mtime_ns": entry.stamp.mtime_ns,
+        "phash": entry.phash,
+        "width": entry.width,
+        "height": entry.height,
+        "fields": dict(entry.fields),
+        "kinds": kinds,
+        "vector": as_kept(vector).tolist(),
+    }
+
+
+def from_record(record: dict[str, Any]) -> Entry:
+    """The picture of a row."""
+    return Entry(
+        name=record["name"],
+        root=record["root"],
+        file=record["file"],
+        offset=None if record["offset"] == NO_OFFSET else record["offset"],
+        stamp=Stamp(record["size"], record["mtime_ns"]),
+        digest=record["digest"],
+        phash=record["phash"],
+        width=record["width"],
+        height=record["height"],
+        caption=record["caption"],
+        fields=dict(record["fields"] or {}),
+    )
+
+
+def as_kept(vector: np.ndarray) -> np.ndarray:
+    """In 32 bits, rounded to halves: what the embedded store keeps."""
+    return np.asarray(vector, np.float16).astype(np.float32)
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,198 @@
+"""The store on a Milvus server. A picture is a row by its name, so writing it twice leaves it there once.
+
+Shapes: N pictures, E embedding width.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from grr_coca.errors import UserError
+from grr_coca.search.entry import Entry, Failure, Header, name_id
+from grr_coca.search.filters.tree import Filter
+from grr_coca.search.milvus.expression import ALWAYS, quoted, to_expression
+from grr_coca.search.milvus.notes import Notes, everything_of
+from grr_coca.search.milvus.rows import READ, as_kept, from_record, to_record
+from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Changes, Described, Known, LibrarySample, Match
+from grr_coca.search.words import pieces
+
+AT_ONCE = 500
+MOST_HITS = 16_384
+"""That a server gives in one answer."""
+IDS = 2**63
+
+
+class MilvusStore:
+    """An index on a server. See `grr_coca.search.store.Store` for its methods.
+
+    The server has no transactions over several rows: a change that is interrupted may be done in part, and the next
+    update does the rest. Several processes may write; of two that write one picture, the last one wins.
+    """
+
+    def __init__(self, location: str, client: Any, name: str, header: Header, notes: Notes) -> None:
+        self.location = location
+        self.header = header
+        self._client = client
+        self._name = name
+        self._notes = notes
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Errors of the server for people; it has no snapshots."""
+        from grr_coca.search.milvus.connect import server_errors
+
+        with server_errors(self.location):
+            yield
+
+    def __len__(self) -> int:
+        with self.snapshot():
+            (row,) = self._client.query(self._name, filter=ALWAYS, output_fields=["count(*)"])
+            return int(row["count(*)"])
+
+    # --- reading
+
+    def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
+        """The best by product, of which the server keeps to 16,384."""
+        with self.snapshot():
+            (hits,) = self._client.search(
+                self._name,
+                data=[np.asarray(vector, np.float32).tolist()],
+                anns_field="vector",
+                limit=min(count, MOST_HITS),
+                filter="" if where is None else to_expression(where),
+                output_fields=["id"],
+                search_params={"metric_type": "IP", "params": {}},
+            )
+            return [Match(int(hit["id"]), float(hit["distance"])) for hit in hits]
+
+    def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:  # noqa: ARG002
+        """None: the servers that are supported have no full-text index.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{self.location}: --hybrid needs a full-text index, and an index on Milvus has none")
+
+    def entries(self, ids: Sequence[int]) -> list[Entry]:
+        """Rows as entries."""
+        found = {row["id"]: from_record(row) for row in self._rows(ids, READ)}
+        return [found[identity] for identity in ids]
+
+    def vectors(self, ids: Sequence[int]) -> np.ndarray:
+        """Embeddings."""
+        found = {row["id"]: row["vector"] for row in self._rows(ids, ["vector"])}
+        rows = [found[identity] for identity in ids]
+        return np.array(rows, np.float32).reshape(len(rows), self.header.embed_dim)
+
+    def sample(self) -> LibrarySample:
+        """The pictures whose names have the smallest numbers: their ids."""
+        share = min(1.0, 1.3 * SAMPLE / max(1, len(self)))
+        with self.snapshot():
+            rows = self._client.query(
+                self._name,
+                filter=f"id < {min(int(share * IDS), IDS - 1)}",
+                output_fields=["id", "caption", "vector"],
+                limit=MOST_HITS,
+            )
+        drawn = sorted(rows, key=lambda row: row["id"])[:SAMPLE]
+        vectors = np.array([row["vector"] for row in drawn], np.float32).reshape(len(drawn), self.header.embed_dim)
+        return LibrarySample(vectors, tuple(row["caption"] for row in drawn[:SAMPLE_CAPTIONS]))
+
+    def columns(self) -> frozenset[str]:
+        """Fields of tables."""
+        with self.snapshot():
+            return self._notes.columns()
+
+    def matching(self, where: Filter) -> Iterator[Entry]:
+        """Pictures that a filter picks."""
+        with self.snapshot():
+            for row in everything_of(self._client, self._name, to_expression(where), READ):
+                yield from_record(row)
+
+    def hashes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and perceptual hashes."""
+        with self.snapshot():
+            rows = everything_of(self._client, self._name, ALWAYS, ["id", "phash"])
+            pairs = np.fromiter(((row["id"], row["phash"]) for row in rows), np.dtype((np.int64, 2)))
+        return pairs[:, 0], pairs[:, 1]
+
+    def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
+        """All pictures in the order of their ids."""
+        with self.snapshot():
+            for row in everything_of(self._client, self._name, ALWAYS, [*READ, "vector"]):
+                yield from_record(row), np.array(row["vector"], np.float16)
+
+    def failures(self) -> list[Failure]:
+        """What could not be read."""
+        with self.snapshot():
+            return self._notes.failures()
+
+    def known(self, names: Sequence[str]) -> dict[str, Known]:
+        """Stamps and digests."""
+        with self.snapshot():
+            found = {f.name: Known(f.stamp, "") for f in self._notes.failures(names) if f.stamp is not None}
+            entries = map(from_record, self._rows([name_id(name) for name in names], READ))
+            return found | {entry.name: Known(entry.stamp, entry.digest) for entry in entries}
+
+    def twins(self, digests: Sequence[str]) -> dict[str, Described]:
+        """What was said of the same bytes."""
+        found: dict[str, Described] = {}
+        with self.snapshot():
+            for piece in pieces(digests, AT_ONCE):
+                expression = f"digest in [{', '.join(map(quoted, piece))}]"
+                columns = ["digest", "caption", "vector", "phash", "width", "height"]
+                for row in everything_of(self._client, self._name, expression, columns):
+                    measured = (row["phash"], row["width"], row["height"])
+                    found[row["digest"]] = Described(row["caption"], np.array(row["vector"], np.float16), *measured)
+        return found
+
+    def roots(self) -> list[str]:
+        """Arguments."""
+        with self.snapshot():
+            rows = everything_of(self._client, self._name, ALWAYS, ["root"])
+            return sorted({row["root"] for row in rows} | self._notes.roots())
+
+    def names(self, root: str) -> Iterator[str]:
+        """Names below an argument."""
+        with self.snapshot():
+            for row in everything_of(self._client, self._name, f"root == {quoted(root)}", ["name"]):
+                yield row["name"]
+            yield from (failure.name for failure in self._notes.failures() if failure.root == root)
+
+    def _rows(self, ids: Sequence[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        with self.snapshot():
+            for piece in pieces(ids, AT_ONCE):
+                yield from self._client.query(
+                    self._name, filter=f"id in {piece}", output_fields=["id", *columns], limit=len(piece)
+                )
+
+    # --- writing
+
+    def claim(self) -> None:
+        """Nothing: a server takes several writers."""
+
+    def commit(self, changes: Changes) -> None:
+        """Write changes, what is added first: whatever is interrupted is done again by the next update."""
+        added = {entry.name: (entry, vector) for entry, vector in changes.added}
+        with self.snapshot():
+            records = [to_record(entry, as_kept(vector)) for entry, vector in added.values()]
+            for piece in pieces([*records, *self._touched(changes)], AT_ONCE):
+                self._client.upsert(self._name, piece)
+            failed = {failure.name: failure for failure in changes.failed}
+            for ids in pieces([name_id(name) for name in (*changes.removed, *failed)], AT_ONCE):
+                self._client.delete(self._name, ids=ids)
+            self._notes.add_columns({name for entry, _ in added.values() for name in entry.fields})
+            self._notes.remove_failures([*changes.removed, *added])
+            self._notes.add_failures(failed.values())
+
+    def _touched(self, changes: Changes) -> list[dict[str, Any]]:
+        stamps = {name_id(name): stamp for name, stamp in changes.touched}
+        rows = self._rows(list(stamps), [*READ, "vector"])
+        return [to_record(replace(from_record(row), stamp=stamps[row["id"]]), np.array(row["vector"])) for row in rows]

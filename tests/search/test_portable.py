@@ -1,0 +1,67 @@
+"""An index as a Parquet file, and back."""
+
+import io
+import os
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from library import fill, make_picture, make_vectors
+
+from grr_coca.errors import UserError
+from grr_coca.search.entry import Failure, Stamp
+from grr_coca.search.locate import open_store
+from grr_coca.search.portable import export_parquet, import_parquet
+from grr_coca.search.store import Changes
+
+
+def exported(store, path):
+    buffer = io.BytesIO()
+    export_parquet(store, buffer)
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+def test_everything_goes_there_and_back(store, tmp_path):
+    fill(store, 30)
+    odd = os.fsdecode(b"/pictures/caf\xe9.png")
+    store.commit(
+        Changes(
+            added=[(make_picture(99, name=odd, file=odd, offset=512), make_vectors(1)[0])],
+            failed=[Failure("/a", "/b", Stamp(1, 2), "broken"), Failure("/c", "/b", None, "gone")],
+        )
+    )
+    path = exported(store, tmp_path / "a.parquet")
+    assert import_parquet(path, str(tmp_path / "other")) == 31
+    again = open_store(str(tmp_path / "other"))
+    assert again.header == store.header
+    assert again.failures() == store.failures()
+    assert again.columns() == store.columns()
+
+    def by_name(one):
+        return sorted(one.everything(), key=lambda pair: os.fsencode(pair[0].name))
+
+    ours, theirs = by_name(store), by_name(again)
+    assert [entry for entry, _ in ours] == [entry for entry, _ in theirs]
+    assert np.array_equal(np.stack([v for _, v in ours]), np.stack([v for _, v in theirs]))
+    again.close()
+
+
+def test_what_is_no_export_is_refused(store, tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match="not an index that grr-coca export index wrote"):
+        import_parquet(tmp_path / "other.parquet", str(tmp_path / "new"))
+    (tmp_path / "text.parquet").write_text("text")
+    with pytest.raises(UserError, match="not a Parquet file that can be read"):
+        import_parquet(tmp_path / "text.parquet", str(tmp_path / "new"))
+    fill(store, 1)
+    path = exported(store, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="there is an index already"):
+        import_parquet(path, store.location)
+    table = pyarrow.parquet.read_table(path)
+    newer = {key: value.replace(b'"version": 1', b'"version": 2') for key, value in table.schema.metadata.items()}
+    pyarrow.parquet.write_table(table.replace_schema_metadata(newer), path)
+    with pytest.raises(UserError, match="written by a newer grr-coca"):
+        import_parquet(path, str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()

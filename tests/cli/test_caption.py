@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grr_coca.cli.using import image_work
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.inference import ImageTextModel, load
 from processes import cli, launch
 from support import encode_image, real_pairs, snapshot, write_tar
@@ -119,8 +119,13 @@ def test_only_what_is_missing_is_captioned(grr_coca, run, image_files, tmp_path,
     out = tmp_path / "out.jsonl"
     grr_coca("caption", "-c", run.folder, *image_files[:2], "--out", out)
     before, decoded = out.read_text(), []
-    original = image_work.decode_image
-    monkeypatch.setattr(image_work, "decode_image", lambda data, name: decoded.append(name) or original(data, name))
+    original = Preprocess.decode
+
+    def decode(preprocess, data, name):
+        decoded.append(name)
+        return original(preprocess, data, name)
+
+    monkeypatch.setattr(Preprocess, "decode", decode)
     said = grr_coca("caption", "-c", run.folder, *image_files, "--out", out)
     assert "2 of 3 images have captions already" in said.err
     assert decoded == [str(image_files[2])]

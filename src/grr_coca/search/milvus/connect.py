@@ -18,26 +18,26 @@ DEFAULT_NAME = "grr_coca"
 NAME = re.compile(r"[A-Za-z_]\w{0,200}", re.ASCII)
 
 
-class Place(NamedTuple):
+class ServerPlace(NamedTuple):
     """Where a server, or the file of Milvus Lite, is, and the name of the collection."""
 
     uri: str
     name: str
 
 
-def parse_location(location: str) -> Place:
+def parse_location(location: str) -> ServerPlace:
     """Take `http://HOST:PORT/NAME` or `milvus:FILE` apart.
 
     Raises:
         UserError: the name is none that Milvus takes.
     """
     if location.startswith("milvus:"):
-        return Place(location.removeprefix("milvus:"), DEFAULT_NAME)
+        return ServerPlace(location.removeprefix("milvus:"), DEFAULT_NAME)
     parts = urlsplit(location)
     name = parts.path.strip("/") or DEFAULT_NAME
     if not NAME.fullmatch(name):
         raise UserError(f"{location}: '{name}' is no name of a collection; give letters, digits and _")
-    return Place(f"{parts.scheme}://{parts.netloc}", name)
+    return ServerPlace(f"{parts.scheme}://{parts.netloc}", name)
 
 
 def open_collection(location: str, is_optional: bool) -> MilvusStore | None:
@@ -98,7 +98,7 @@ def _create_pictures(client: Any, name: str, width: int) -> None:
     client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
 
 
-def _connected(location: str) -> tuple[Place, Any]:
+def _connected(location: str) -> tuple[ServerPlace, Any]:
     place = parse_location(location)
     require_extra("milvus", f"{location}: an index on a Milvus server")
     from pymilvus import MilvusClient

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grr_coca.study.ledger import DIGESTS_FILE, PLAN_FILE, Ledger, ledger_files, read_ledger
-from grr_coca.study.plan.plan import Plan, read_plan
+from grr_coca.study.plan.folder import plan_of_folder
+from grr_coca.study.plan.plan import Plan
 from grr_coca.study.report.answer import answer
 from grr_coca.study.report.figures.all import StudyFigures, late_falls, study_figures
 from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
@@ -66,7 +67,7 @@ def open_study(folder: Path) -> Study | None:
     """The study in a folder; None if it has no row yet."""
     if not ledger_files(folder):
         return None
-    plan, ledger = read_plan(folder / PLAN_FILE, Plan), read_ledger(folder)
+    plan, ledger = plan_of_folder(folder), read_ledger(folder)
     return Study(folder.name, plan, ledger, study_results(plan, ledger))
 
 

@@ -143,6 +143,14 @@ def test_a_study_without_a_pair_still_has_a_page(tmp_path):
     assert Page((folder / "report.html").read_text()).open == []
 
 
+def test_a_demos_folder_is_a_study_of_one_seed(tmp_path, capsys):
+    demo = plan(ARMS[:2], 1, queries=["snowman"], num_hits=4)
+    folder = write_study(tmp_path, demo, rows_of(ARMS[:2], [0]))
+    assert "one seed, so no interval" in write_study_report(folder, folder)
+    assert main(["study", "status", str(folder)]) == 0
+    assert "rows of 1 seeds" in capsys.readouterr().out
+
+
 def test_a_folder_without_a_study_is_refused(tmp_path, capsys):
     assert main(["study", "report", str(tmp_path / "nowhere")]) == 2
     assert main(["study", "report", str(tmp_path)]) == 2

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from grr_coca.study.ledger import PLAN_FILE, Ledger, read_ledger
-from grr_coca.study.plan.plan import Plan, read_plan, stage_names
+from grr_coca.study.ledger import Ledger, read_ledger
+from grr_coca.study.plan.folder import plan_of_folder
+from grr_coca.study.plan.plan import stage_names
 
 
 def print_status(folder: Path) -> int:
     """Print it."""
-    plan, ledger = read_plan(folder / PLAN_FILE, Plan), read_ledger(folder)
+    plan, ledger = plan_of_folder(folder), read_ledger(folder)
     stages = stage_names(plan)
     width = max(len(arm.name) for arm in plan.arms)
     print(f"{'arm':<{width}}  {'  '.join(stages)}   rows of {len(plan.seeds)} seeds")

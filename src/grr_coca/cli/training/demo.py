@@ -19,8 +19,8 @@ from grr_coca.train.recipe import read_yaml
 
 if TYPE_CHECKING:
     from grr_coca.study.demo.outcome import ArmResult
-    from grr_coca.study.demo.plan import DemoPlan
     from grr_coca.study.demo.schedule import Schedule
+    from grr_coca.study.plan.folder import DemoPlan
     from grr_coca.study.running.workers import Workers
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]

@@ -11,7 +11,8 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.inference.model import ImageTextModel
 from grr_coca.registry import DEFAULT
-from grr_coca.study.demo.plan import DemoPlan, demo_recipes
+from grr_coca.study.demo.plan import demo_recipes
+from grr_coca.study.plan.folder import DemoPlan
 
 NUM_CAPTIONED, NUM_QUERIES, NUM_HITS = 6, 5, 3
 

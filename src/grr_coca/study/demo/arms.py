@@ -7,8 +7,9 @@ from grr_coca.ranks import Ranks
 from grr_coca.study.demo.comparison import demo_place
 from grr_coca.study.demo.exhibits import make_exhibits
 from grr_coca.study.demo.outcome import ArmResult, arm_results
-from grr_coca.study.demo.plan import DemoPlan, arm_names, demo_recipes, with_precisions
+from grr_coca.study.demo.plan import arm_names, demo_recipes, with_precisions
 from grr_coca.study.ledger import read_ledger
+from grr_coca.study.plan.folder import DemoPlan
 from grr_coca.study.plan.plan import arm_named, stage_names
 from grr_coca.study.plan.stages import stage_recipe
 from grr_coca.study.running.agenda import Agenda, StudyPart

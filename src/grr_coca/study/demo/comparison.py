@@ -23,10 +23,11 @@ from grr_coca.errors import UserError
 from grr_coca.files import write_whole
 from grr_coca.structure import differences
 from grr_coca.study.demo.outcome import ArmResult
-from grr_coca.study.demo.plan import DemoPlan, arm_names
+from grr_coca.study.demo.plan import arm_names
 from grr_coca.study.demo.report import comparison_rows, write_report
 from grr_coca.study.demo.table import format_table
 from grr_coca.study.ledger import DIGESTS_FILE, LEDGER_FILE, PLAN_FILE
+from grr_coca.study.plan.folder import DemoPlan
 from grr_coca.study.plan.plan import read_plan
 from grr_coca.study.running.run import Place, write_plan
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 from grr_coca.data.sources.open import open_source
 from grr_coca.study.demo.exhibits import Exhibits
-from grr_coca.study.demo.plan import DemoPlan, arm_names, demo_recipes
+from grr_coca.study.demo.plan import arm_names, demo_recipes
 from grr_coca.study.demo.showcase import CaptionedImage, ExplainedImage, SearchHits
 from grr_coca.study.ledger import LedgerRow
+from grr_coca.study.plan.folder import DemoPlan
 from grr_coca.study.running.measured import drawn_examples
 
 VALIDATION = "val"

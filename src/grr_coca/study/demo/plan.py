@@ -1,30 +1,17 @@
 """The plan of a demo: a study of two arms with one seed, and what its report shows besides."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from grr_coca.errors import UserError
 from grr_coca.model import build
-from grr_coca.study.plan.plan import Plan, read_plan, stage_names
+from grr_coca.study.plan.folder import DemoPlan
+from grr_coca.study.plan.plan import read_plan, stage_names
 from grr_coca.study.plan.stages import check_recipes, stage_recipe
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.numerics import decide
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoPlan(Plan):
-    """Two arms, of which one is the baseline, and one seed.
-
-    `queries`: texts that are searched for in the showcase, `num_hits` images shown of each. `schedules`: steps of
-    pretraining, from few to many, of which the longest that fits the time is taken (`study.demo.schedule`), each with
-    the R@1 on the showcase that it was found to reach; none: the recipe's own steps.
-    """
-
-    queries: tuple[str, ...]
-    num_hits: int = 8
-    schedules: dict[int, float | None] = field(default_factory=dict)
 
 
 def load_demo(path: Path) -> DemoPlan:

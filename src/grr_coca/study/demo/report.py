@@ -15,10 +15,11 @@ from grr_coca.data.sources.pairs import PairSource
 from grr_coca.explain import WordMap, caption_picture
 from grr_coca.files import write_whole
 from grr_coca.study.demo.outcome import ArmResult
-from grr_coca.study.demo.plan import DemoPlan, arm_names, demo_recipes
+from grr_coca.study.demo.plan import arm_names, demo_recipes
 from grr_coca.study.demo.plots import improvement_bars, learning_curves
 from grr_coca.study.demo.table import LOSSES, Row, average_row, row, short_names
 from grr_coca.study.page import render_page
+from grr_coca.study.plan.folder import DemoPlan
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.logs import read_metrics
 

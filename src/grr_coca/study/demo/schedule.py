@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
-from grr_coca.study.demo.plan import DemoPlan, demo_recipes
+from grr_coca.study.demo.plan import demo_recipes
+from grr_coca.study.plan.folder import DemoPlan
 from grr_coca.study.running.pace import Pace
 
 SECONDS_BESIDES = 30.0

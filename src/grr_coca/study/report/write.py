@@ -5,8 +5,9 @@ from pathlib import Path
 
 from grr_coca.files import write_whole
 from grr_coca.structure import to_dict
-from grr_coca.study.ledger import PLAN_FILE, read_ledger
-from grr_coca.study.plan.plan import Plan, read_plan
+from grr_coca.study.ledger import read_ledger
+from grr_coca.study.plan.folder import plan_of_folder
+from grr_coca.study.plan.plan import Plan
 from grr_coca.study.report.answer import answer
 from grr_coca.study.report.numbers.results import StudyResults, study_results
 from grr_coca.study.report.page import study_page
@@ -30,7 +31,7 @@ def write_study_report(folder: Path, out: Path) -> str:
     Raises:
         UserError: the folder holds no study, or its plan or ledger cannot be read.
     """
-    plan, ledger = read_plan(folder / PLAN_FILE, Plan), read_ledger(folder)
+    plan, ledger = plan_of_folder(folder), read_ledger(folder)
     results = study_results(plan, ledger)
     content = json.dumps(to_dict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(out / RESULTS_FILE, content.encode())

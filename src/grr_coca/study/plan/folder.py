@@ -1,0 +1,34 @@
+"""The plan that lies in a study's folder, a demo's too. Reading it needs neither the data nor torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from grr_coca.study.ledger import PLAN_FILE
+from grr_coca.study.plan.plan import Plan, read_plan
+from grr_coca.train.recipe import read_yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoPlan(Plan):
+    """Two arms, of which one is the baseline, and one seed.
+
+    `queries`: texts that are searched for in the showcase, `num_hits` images shown of each. `schedules`: steps of
+    pretraining, from few to many, of which the longest that fits the time is taken (`study.demo.schedule`), each with
+    the R@1 on the showcase that it was found to reach; none: the recipe's own steps.
+    """
+
+    queries: tuple[str, ...]
+    num_hits: int = 8
+    schedules: dict[int, float | None] = field(default_factory=dict)
+
+
+def plan_of_folder(folder: Path) -> Plan:
+    """The plan of a study or of a demo.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    path = folder / PLAN_FILE
+    content = read_yaml(path)
+    is_demo = isinstance(content, dict) and "queries" in content
+    return read_plan(path, DemoPlan if is_demo else Plan)

@@ -44,6 +44,8 @@ PRIMARY = STUDIES / "primary"
         ({"finetune": ["health.yaml", "pictograms.yaml"], "pretrain": "glyphs.yaml"}, "pretraining needs the keys"),
         ({"showcase": "test_stile"}, "did you mean 'test_style'?"),
         ({"tuning": {"seed": 1}}, "seed 1 is one of the study's"),
+        ({"tuning": {"seed": 9, "arms": ["grr_cocoa"]}}, "tuning: arms: the plan has no arm 'grr_cocoa'"),
+        ({"tuning": {"seed": 9, "arms": ["grr_coca", "grr_coca"]}}, "tuning: arms: grr_coca is there twice"),
         ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": [0.1, 0.1]}}}, "0.1 is there twice"),
         ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": []}}}, "give one or more values"),
         ({"tuning": {"seed": 9, "pretrain": {"optimizer.rl": [1]}}}, "did you mean 'lr'?"),

@@ -16,6 +16,7 @@ from grr_coca.study.running.stage import run_stage
 from grr_coca.study.running.task import FINISHED, Task
 from support import CPU
 
+PRETRAINING = {"primary": ["pretraining/coca_loss"]}
 TUNED = {
     "seeds": [0],
     "finetune": ["health.yaml"],
@@ -191,7 +192,7 @@ def test_a_run_that_diverged_keeps_no_other_from_being_done(write_study, tmp_pat
             raise DivergedError("step 7: loss or gradient were not finite")
 
     out, workers = tmp_path / "out", Diverging()
-    path = write_study(finetune=[], endpoints={"primary": ["pretraining/coca_loss"]})
+    path = write_study(finetune=[], endpoints=PRETRAINING)
     with pytest.raises(UserError, match=r"all but 1 of the runs are done; .* pictograms, seed 0: step 7"):
         run(path, out, workers)
     assert len(workers.done) == 4
@@ -200,6 +201,27 @@ def test_a_run_that_diverged_keeps_no_other_from_being_done(write_study, tmp_pat
         ("baseline_coca", 1),
         ("grr_coca", 1),
     ]
+
+
+def test_settings_that_are_shared_are_those_that_are_best_on_average(write_study, tmp_path):
+    """One arm is tried at each setting as another is, and an arm that is not tried has the settings of both."""
+    tuning = {"seed": 9, "arms": ["baseline_coca", "grr_coca"], "pretrain": {"optimizer.lr": [0.1, 0.2, 0.3]}}
+    arms = ["baseline_coca", "grr_coca", "coca"]
+    plan = read_plan(write_study(arms=arms, seeds=[0], finetune=[], endpoints=PRETRAINING, tuning=tuning), Plan)
+    agenda = Agenda(plan, StudyPart(tuple(arms)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
+    losses = {"baseline_coca": [1.0, 2.0, 8.0], "grr_coca": [9.0, 2.0, 1.0]}
+    trials = agenda.open_tasks()
+    assert [task.arm for task in trials] == ["baseline_coca"] * 3 + ["grr_coca"] * 3
+    assert agenda.lacking()["run", "coca", "pictograms"] == 1
+    for task, loss in zip(trials, losses["baseline_coca"] + losses["grr_coca"], strict=True):
+        assert agenda.lacking_choices() == [], "each arm waits for the other"
+        agenda.add(replace(pretended_row(task), metrics={"val": {"coca_loss": loss}}))
+    assert [(row.arm, row.settings["optimizer.lr"]) for row in agenda.lacking_choices()] == [
+        ("baseline_coca", 0.2),
+        ("grr_coca", 0.2),
+    ]
+    assert {task.arm: task.settings["optimizer.lr"] for task in agenda.open_tasks()} == dict.fromkeys(arms, 0.2)
+    assert agenda.digests.recipes.keys() == set(arms)
 
 
 def test_a_trial_that_diverged_is_the_worst_and_no_error(write_study, tmp_path, monkeypatch):
@@ -259,7 +281,7 @@ def test_shards_that_overlap_are_refused(tmp_path):
 
 
 def test_another_plan_that_a_person_wrote_is_not_overwritten(write_study, tmp_path):
-    path = write_study(seeds=[0], finetune=[], endpoints={"primary": ["pretraining/coca_loss"]})
+    path = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING)
     out = tmp_path / "out"
     run(path, out, Pretending())
     written = (out / "plan.yaml").read_text()
@@ -270,4 +292,4 @@ def test_another_plan_that_a_person_wrote_is_not_overwritten(write_study, tmp_pa
     (out / "plan.yaml").write_text(written.replace("# Written by", "# By hand, after"))
     assert run(path, out, Pretending()).done == []
     with pytest.raises(UserError, match="another plan"):
-        run(write_study(seeds=[1], finetune=[], endpoints={"primary": ["pretraining/coca_loss"]}), out)
+        run(write_study(seeds=[1], finetune=[], endpoints=PRETRAINING), out)

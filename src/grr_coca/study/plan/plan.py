@@ -46,9 +46,15 @@ class Tuning:
     """The same search for every arm: each combination of the values that `pretrain` gives for keys of the pretraining
     recipe, trained with `seed`, and the best by `score` on the validation split; then the same with `finetune` for each
     fine-tuning, from the best pretrained model. Test splits are not looked at. `steps`: of pretraining in a trial;
-    None: as many as the study has."""
+    None: as many as the study has.
+
+    `arms`: these are tried, and what is best for them on average is given to all arms of the study. None: every arm is
+    tried, and has the settings that are best for itself. Where several settings are nearly equal, chance chooses among
+    them; with settings of their own, arms then differ in more than their parts.
+    """
 
     seed: int
+    arms: tuple[str, ...] = ()
     steps: int | None = None
     pretrain: dict[str, tuple[object, ...]] = field(default_factory=dict)
     finetune: dict[str, tuple[object, ...]] = field(default_factory=dict)
@@ -185,6 +191,11 @@ def _check_endpoints(plan: Plan, path: Path) -> None:
 
 
 def _check_tuning(plan: Plan, tuning: Tuning, path: Path) -> None:
+    names = [arm.name for arm in plan.arms]
+    _require_once(tuning.arms, f"{path}: tuning: arms")
+    for name in tuning.arms:
+        if name not in names:
+            raise UserError(f"{path}: tuning: arms: the plan has no arm '{name}'; {nearest(name, names)}")
     if tuning.seed in plan.seeds:
         raise UserError(f"{path}: tuning: seed {tuning.seed} is one of the study's; give another, so that it is unseen")
     if tuning.score in CAPTION_SCORES:

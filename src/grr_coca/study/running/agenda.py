@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from grr_coca.study.ledger import Digests, Kind, LedgerRow
 from grr_coca.study.plan.digest import data_digest, recipe_digest
-from grr_coca.study.plan.plan import Arm, Plan, Tuning, arm_named, scores_captions, stage_names
+from grr_coca.study.plan.plan import LOSS_METRICS, Arm, Plan, Tuning, arm_named, scores_captions, stage_names
 from grr_coca.study.plan.stages import Settings, grid_of, settings_of, stage_recipe
 from grr_coca.study.running.task import Task, is_finished
 
@@ -62,13 +62,16 @@ class Agenda:
         return Digests({arm: found for arm, found in recipes.items() if found}, self._data)
 
     def lacking_choices(self) -> list[LedgerRow]:
-        """A row for each choice that the trials allow, and that is not in the ledger."""
+        """A row for each choice that the trials allow, and that is not in the ledger: the trial with these settings."""
         rows = []
         for arm in self._arms:
             for stage in self._stages:
-                best = self._best(arm, stage)
-                if best is not None and self._find("choice", arm, best.seed, stage, best.recipe_digest) is None:
-                    rows.append(replace(best, kind="choice", curve=()))
+                settings, points = self._chosen(arm, stage), self._points(arm, stage)
+                if settings is None or not points:
+                    continue
+                row = points[grid_of(self._plan, stage).index(dict(settings))][1]
+                if row is not None and self._find("choice", arm, row.seed, stage, row.recipe_digest) is None:
+                    rows.append(replace(row, kind="choice", curve=()))
         return rows
 
     def open_tasks(self) -> list[Task]:
@@ -112,7 +115,7 @@ class Agenda:
 
     def _num_open_points(self, arm: Arm, stage: str) -> int:
         points = self._points(arm, stage)
-        if points is None:
+        if points is None:  # what they start from has not been chosen
             return len(grid_of(self._plan, stage))
         return sum(row is None for _, row in points)
 
@@ -120,7 +123,7 @@ class Agenda:
         """The trials of a grid with their rows; None where what they start from has not been chosen. Where there is
         nothing to choose, there are none."""
         grid = grid_of(self._plan, stage)
-        if len(grid) == 1:
+        if len(grid) == 1 or arm.name not in (self._tuning.arms or [arm.name]):
             return []
         start = None if stage == self._stages[0] else self._pretraining("trial", arm, self._tuning.seed)
         if stage != self._stages[0] and start is None:
@@ -173,28 +176,29 @@ class Agenda:
         return digest is not None and self._find("run", arm, seed, stage, digest) is not None
 
     def _chosen(self, arm: Arm, stage: str) -> Settings | None:
-        """The settings of a stage; None where the trials have not ended."""
+        """The settings of a stage: of the grid those that are best on average for all arms that are tried, or for the
+        arm itself; of equals the first. None where the trials have not ended."""
         grid = grid_of(self._plan, stage)
         if len(grid) == 1:
             return grid[0]
-        best = self._best(arm, stage)
-        return None if best is None else best.settings
-
-    def _best(self, arm: Arm, stage: str) -> LedgerRow | None:
-        """The best trial of a grid of which all are done; of equals the first. None also where there is no grid."""
-        points = self._points(arm, stage)
-        rows = [row for _, row in points or ()]
-        if not rows or any(row is None for row in rows):
+        tried = [arm_named(self._plan, name) for name in self._tuning.arms] or [arm]
+        columns = [self._badness(each, stage) for each in tried]
+        if any(column is None for column in columns):
             return None
-        return min((row for row in rows if row is not None), key=self._badness)
+        sums = [sum(values) for values in zip(*(column for column in columns if column is not None), strict=True)]
+        return grid[sums.index(min(sums))]
 
-    def _badness(self, row: LedgerRow) -> float:
-        """A trial that diverged has no score, and is the worst."""
+    def _badness(self, arm: Arm, stage: str) -> list[float] | None:
+        """How bad each trial of a grid was: the logarithm of its loss, so that arms count alike, or the share that was
+        not found. A trial that diverged has no score, and is the worst. None where one is missing."""
         score = self._tuning.score.removeprefix("text_to_image/")
-        value = row.metrics.get("val", {}).get(score, math.nan)
-        if math.isnan(value):
-            return math.inf
-        return value if score.endswith(("loss", "perplexity")) else -value
+        found = []
+        for _, row in self._points(arm, stage) or ():
+            if row is None:
+                return None
+            value = row.metrics.get("val", {}).get(score, math.inf if score in LOSS_METRICS else 0.0)
+            found.append(math.log(value) if score in LOSS_METRICS else -value)
+        return found or None
 
     def _digest(self, arm: Arm, stage: str) -> str | None:
         """Of a run, whatever its seed; None where its settings have not been chosen."""

@@ -18,9 +18,17 @@ from grr_coca.study.report.figures.all import StudyFigures, late_falls, study_fi
 from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
 from grr_coca.study.report.numbers.results import StudyResults, study_results
 from grr_coca.study.report.paper import reported_change
-from grr_coca.study.report.tables import Table, arms_tables, as_markdown, cost_table, endpoint_table, factorial_tables
+from grr_coca.study.report.tables import (
+    Table,
+    arms_tables,
+    as_markdown,
+    cost_table,
+    effect_cell,
+    endpoint_table,
+    factorial_tables,
+)
 from grr_coca.study.report.tuning import tuning_table
-from grr_coca.study.report.words import arm_titles, interval_in_signs, signed
+from grr_coca.study.report.words import arm_titles, signed
 from grr_coca.train.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -122,8 +130,7 @@ def _short(study: Study, _figures: str) -> str:
         for phase in phases:
             effect = results[f"{phase}/{metric}"].effect if f"{phase}/{metric}" in results else None
             reported = reported_change(f"{phase}/{metric}", main.arm, study.results.baseline)
-            told = "–" if effect is None else f"{signed(effect.change)} ({interval_in_signs(effect)})"
-            cells += [told, signed(reported, 2)]
+            cells += [effect_cell(effect), signed(reported, 2)]
         rows.append((Endpoint(f"{phases[0]}/{metric}").title, *cells))
     titles = arm_titles(study.plan)
     heads = [f"{titles[main.arm]} over {titles[study.results.baseline]}, %"]
@@ -192,12 +199,11 @@ PARTS: dict[str, Callable[[Study, str], str]] = {
 def _narrow(table: Table) -> Table:
     """A table without the columns that a page has no room for; a study's report has them."""
     kept = [column for column, head in enumerate(table.heads) if head not in LEFT_OUT]
-    return Table(
-        table.title,
-        tuple(table.heads[column] for column in kept),
-        tuple(tuple(row[column] for column in kept) for row in table.rows),
-        f"{table.note} More columns are in the study's report.",
-    )
+    heads, *rows = (tuple(line[column] for column in kept) for line in (table.heads, *table.rows))
+    note = table.note.partition("p, exact:")[0] + "More columns are in the study's report."
+    if "p, corrected" in heads:
+        note = f"{note} Corrected: the exact sign-flip test, by Holm for all primary endpoints."
+    return Table(table.title, heads, tuple(rows), note)
 
 
 def _is_begun(study: Study) -> bool:

@@ -33,7 +33,7 @@ def study_page(plan: Plan, ledger: Ledger, results: StudyResults, folder: Path) 
         primary=endpoint_table(plan, results, primary=True),
         secondary=endpoint_table(plan, results, primary=False),
         figures=study_figures(plan, ledger, results),
-        arms=arms_tables(plan, results) if len(results.arms) > 1 else [],
+        arms=arms_tables(plan, results) if len(results.begun_arms) > 1 else [],
         factorial=factorial_tables(plan, results),
         cost=cost_table(plan, results) if results.costs else None,
         tuning=tuning_table(plan, ledger) if ledger.trials else None,

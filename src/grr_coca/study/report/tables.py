@@ -76,9 +76,9 @@ def arms_tables(plan: Plan, results: StudyResults) -> list[Table]:
     for phase, endpoints in _by_phase(plan).items():
         heads = ("arm", "seeds", *(endpoint.title for endpoint in endpoints))
         rows = []
-        for arm in results.arms:
+        for arm in results.begun_arms:
             found = [result for e in endpoints for result in arm.endpoints if result.endpoint == e.name]
-            cells = [_effect_cell(result.effect, verdict(result) in ("better", "worse")) for result in found]
+            cells = [effect_cell(result.effect, verdict(result) in ("better", "worse")) for result in found]
             rows.append((titles[arm.arm], _seed_range(found), *cells))
         tables.append(Table(f"Every arm, {phase}", heads, tuple(rows), note))
     return tables
@@ -99,7 +99,7 @@ def factorial_tables(plan: Plan, results: StudyResults) -> list[Table]:
         for found in results.factorial:
             is_found = [found.p_holm.get(endpoint.name, 1.0) <= LEVEL_OF_TESTS for endpoint in endpoints]
             effects = [found.effects.get(endpoint.name) for endpoint in endpoints]
-            rows.append((effect_title(found.factors), *map(_effect_cell, effects, is_found)))
+            rows.append((effect_title(found.factors), *map(effect_cell, effects, is_found)))
         tables.append(Table(f"What each part does, {phase}", heads, tuple(rows), note))
     return tables
 
@@ -178,10 +178,12 @@ def _seed_range(results: Sequence[EndpointResult]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
-def _effect_cell(effect: Effect | None, is_starred: bool) -> str:
+def effect_cell(effect: Effect | None, is_starred: bool = False) -> str:
+    """`−1.8 (−2.3 to −1.2)*`; a dash without an effect."""
     if effect is None:
         return "–"
-    return f"{signed(effect.change)} ({interval_in_signs(effect)})" + ("*" if is_starred else "")
+    interval = "" if effect.low is None else f" ({interval_in_signs(effect)})"
+    return f"{signed(effect.change)}{interval}{'*' if is_starred else ''}"
 
 
 def _tuples(rows: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:

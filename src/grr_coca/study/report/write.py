@@ -44,7 +44,7 @@ def study_tables(plan: Plan, results: StudyResults) -> str:
     """The answer and all tables as Markdown."""
     found = answer(plan, results)
     tables = [endpoint_table(plan, results, primary=True), endpoint_table(plan, results, primary=False)]
-    tables += arms_tables(plan, results) if len(results.arms) > 1 else []
+    tables += arms_tables(plan, results) if len(results.begun_arms) > 1 else []
     tables += [*factorial_tables(plan, results), cost_table(plan, results)]
     answered = "\n".join(f"- {sentence}" for sentence in found.sentences)
     sections = [f"# {found.question}\n\n**{found.headline}.**\n\n{answered}\n", *map(_section, tables)]

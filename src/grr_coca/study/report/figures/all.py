@@ -82,10 +82,10 @@ def _dots(plan: Plan, results: StudyResults) -> str:
 def _effects_forests(plan: Plan, results: StudyResults) -> dict[str, str]:
     """By phase: every arm, main effect and interaction on every primary endpoint."""
     titles = arm_titles(plan)
-    labels = [titles[arm.arm] for arm in results.arms]
+    labels = [titles[arm.arm] for arm in results.begun_arms]
     labels += [f"{'effect of ' if len(f.factors) == 1 else ''}{effect_title(f.factors)}" for f in results.factorial]
     singles = sum(len(found.factors) == 1 for found in results.factorial)
-    rules = (len(results.arms), len(results.arms) + singles) if results.factorial else ()
+    rules = (len(results.begun_arms), len(results.begun_arms) + singles) if results.factorial else ()
     plots = {}
     for phase, phase_title in PHASE_TITLES.items():
         endpoints = [e for e in map(Endpoint, plan.endpoints.primary) if e.phase == phase]
@@ -96,7 +96,7 @@ def _effects_forests(plan: Plan, results: StudyResults) -> dict[str, str]:
 
 
 def _effects_panel(results: StudyResults, endpoint: Endpoint) -> ForestPanel:
-    arms = [next(r.effect for r in arm.endpoints if r.endpoint == endpoint.name) for arm in results.arms]
+    arms = [next(r.effect for r in arm.endpoints if r.endpoint == endpoint.name) for arm in results.begun_arms]
     factorial = [found.effects.get(endpoint.name) for found in results.factorial]
     return ForestPanel(endpoint.title, [*arms, *factorial], endpoint.lower_is_better)
 

@@ -76,6 +76,11 @@ class StudyResults:
     notes: tuple[str, ...]
 
     @property
+    def begun_arms(self) -> tuple[ArmResults, ...]:
+        """Arms of which a primary endpoint has been measured, with a seed that the baseline has too."""
+        return tuple(arm for arm in self.arms if any(r.effect for r in arm.endpoints if r.is_primary))
+
+    @property
     def is_complete(self) -> bool:
         """Whether every planned stage is there."""
         return self.num_rows == self.num_planned_rows

@@ -21,7 +21,7 @@ SLOW := not slow
 
 # What we are measured against, which needs other versions of what we need.
 PEERS := .venv-peers
-BENCHMARKS := training scaling parts demo captioning loader order
+BENCHMARKS := training scaling parts demo captioning loader order search
 
 .PHONY: try demo test test-slow test-milvus test-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets icons docs notebook weights clean
 
@@ -95,6 +95,9 @@ bench-captioning: $(VENV)/.demo $(PEERS)/.installed
 
 bench-scaling bench-parts bench-loader bench-order: bench-%: $(VENV)/.demo
 	$(BIN)/python benchmarks/$*.py
+
+bench-search: $(VENV)/.demo
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search_index.py
 
 bench-demo: $(VENV)/.demo
 	$(BIN)/python benchmarks/demo_step.py

@@ -74,7 +74,11 @@ def run(
         name = signal.Signals(number).name
         print(f"{name}: what was trained is saved, and the same command goes on with it", file=sys.stderr)
         return 128 + number
-    print(f"\n{finish(decided, results, out)}\n\n{_closing_words(decided, out)}")
+    print(f"\n{finish(decided, results, out)}\n\n{_closing_words(decided, out)}\n", flush=True)
+    from grr_coca.cli.training.closing import closing_lines
+
+    for line in closing_lines(decided, _first_checkpoint(decided, out), out):
+        print(line)
     return 0
 
 
@@ -161,11 +165,15 @@ def _train(workers: "Workers", plan: "DemoPlan", out: Path) -> "tuple[ArmResult,
         raise
 
 
-def _closing_words(plan: "DemoPlan", out: Path) -> str:
+def _first_checkpoint(plan: "DemoPlan", out: Path) -> Path:
     from grr_coca.study.demo.plan import arm_names
 
+    return out / arm_names(plan)[0] / Path(plan.pretrain).stem
+
+
+def _closing_words(plan: "DemoPlan", out: Path) -> str:
     program, recipe = sys.argv[0], os.path.relpath(plan.pretrain)
-    checkpoint = out / arm_names(plan)[0] / Path(plan.pretrain).stem
+    checkpoint = _first_checkpoint(plan, out)
     return "\n".join(
         [
             f"Pictures, captions and searches: {out / 'report.html'}",

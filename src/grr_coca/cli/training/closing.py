@@ -1,0 +1,32 @@
+"""The closing of a demo: an index of its own pictures by the model that it has just trained, and a search in it."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from grr_coca.cli.searching.shown import hit_lines
+from grr_coca.search.index import Index
+from grr_coca.study.demo.plan import DemoPlan, demo_recipes
+
+NUM_HITS = 3
+
+
+def closing_lines(plan: DemoPlan, checkpoint: Path, out: Path) -> Iterator[str]:
+    """Lines with what a search for the plan's first query finds, and with the commands that index and search.
+
+    Args:
+        plan: its showcase has the pictures.
+        checkpoint: the run of the model.
+        out: folder of the demo, where the index is made.
+    """
+    pretrain = next(iter(demo_recipes(plan).values()))
+    pictures, folder, query = str(pretrain.data.test[plan.showcase]), out / "index", plan.queries[0]
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier demo, whose model was another
+    with Index.open(folder, checkpoint, create=True) as index:
+        index.add(pictures)
+        found = index.search(query, NUM_HITS)
+    program = sys.argv[0]
+    yield f"{program} index {pictures} --checkpoint {checkpoint} --out {folder}"
+    yield f"{program} search {folder} '{query}' -n {NUM_HITS}"
+    yield from hit_lines(found)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from grr_coca.cli.searching.shown import hit_lines
 from grr_coca.search.index import Index
-from grr_coca.study.demo.plan import DemoPlan, demo_recipes
+from grr_coca.study.demo.plan import demo_recipes
+from grr_coca.study.plan.folder import DemoPlan
 
 NUM_HITS = 3
 

@@ -91,6 +91,8 @@ def draw_figures(folder: Path, out: Path) -> None:
     if study is None:
         return
     out.mkdir(exist_ok=True)
+    for older in out.glob(f"{study.name}-*.svg"):
+        older.unlink()
     figures = study_figures(study.plan, study.ledger, study.results)
     for name, svg in _by_name(study.name, figures).items():
         marked = f"{svg.rstrip()}\n<!-- drawn from the ledger {ledger_digest(folder)} -->\n"

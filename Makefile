@@ -21,7 +21,7 @@ SLOW := not slow
 
 # What we are measured against, which needs other versions of what we need.
 PEERS := .venv-peers
-BENCHMARKS := training scaling parts demo captioning loader order search
+BENCHMARKS := training scaling parts demo captioning imported loader order search
 
 .PHONY: try demo test test-slow test-milvus test-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets icons docs notebook weights clean
 
@@ -90,8 +90,8 @@ bench: $(VENV)/.demo $(PEERS)/.installed
 bench-training: $(VENV)/.demo $(PEERS)/.installed
 	$(BIN)/python benchmarks/training.py --peer-python $(PEERS)/bin/python
 
-bench-captioning: $(VENV)/.demo $(PEERS)/.installed
-	$(BIN)/python benchmarks/captioning.py --peer-python $(PEERS)/bin/python
+bench-captioning bench-imported: bench-%: $(VENV)/.demo $(PEERS)/.installed
+	$(BIN)/python benchmarks/$*.py --peer-python $(PEERS)/bin/python
 
 bench-scaling bench-parts bench-loader bench-order: bench-%: $(VENV)/.demo
 	$(BIN)/python benchmarks/$*.py

@@ -18,8 +18,9 @@ from machine import report
 ROUNDS = 3
 SLOW = 30.0
 """Seconds of CPU time; a cell in which open_clip takes longer is measured once."""
-CELLS = {"greedy, 1 image": ("greedy", 1), "greedy, 8 images": ("greedy", 8), "6 beams, 8 images": ("beam", 8)}
-GOALS = {"greedy, 1 image": 2.5, "greedy, 8 images": 4.0, "6 beams, 8 images": 12.0}
+CELLS = {"greedy-1": ("greedy", 1), "greedy-8": ("greedy", 8), "beam-8": ("beam", 8)}
+"""Decoding and number of images, of which each has one caption, or six beams."""
+GOALS = {"greedy-1": 2.5, "greedy-8": 4.0, "beam-8": 12.0}
 TOKENS = 20
 
 

@@ -18,7 +18,7 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def find_weights(path: Path) -> Path:
-    """The file itself, or the one in a folder; safetensors before what is pickled.
+    """The file itself, or the one in a folder; safetensors before all else.
 
     Raises:
         UserError: there is none, or several and none of a usual name.

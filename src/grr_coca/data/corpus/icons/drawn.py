@@ -125,7 +125,7 @@ def _write(path: Path, drawn: DrawnSet) -> None:
 
 def read_drawn(folder: Path, prefix: str) -> DrawnSet:
     """The drawn icons of a set."""
-    with np.load(drawn_path(folder, prefix)) as file:
+    with np.load(drawn_path(folder, prefix), allow_pickle=False) as file:
         about = json.loads(file["about"].tobytes())
         arrays = {key: file[key] for key in ("digests", "signatures", "ends")}
         return DrawnSet(**about, **arrays, webp=file["webp"].tobytes())

@@ -33,7 +33,7 @@ class HeldOut:
         folder = files("grr_coca.data.corpus.icons")
         groups = json.loads((folder / "families.json").read_text(encoding="utf-8"))
         families = {prefix: group[0] for group in groups for prefix in group}
-        with np.load(io.BytesIO((folder / "transfer_tests.npz").read_bytes())) as file:
+        with np.load(io.BytesIO((folder / "transfer_tests.npz").read_bytes()), allow_pickle=False) as file:
             return cls(families, file["signatures"])
 
     def family_of(self, prefix: str) -> str:

@@ -44,7 +44,7 @@ test-milvus: $(VENV)/.dev
 	test -x $(MILVUS)/bin/milvus-server || $(PYTHON) -m venv $(MILVUS)
 	$(MILVUS)/bin/$(INSTALL) milvus==2.3.5
 	scripts/with_milvus.sh $(MILVUS)/bin/milvus-server $(PYTEST) -m "$(SLOW)" -W ignore --timeout 3600 \
-		tests/search/test_store.py tests/search/test_update.py tests/search/test_portable.py tests/search/test_milvus.py
+		tests/search/test_index_store.py tests/search/test_update.py tests/search/test_portable.py tests/search/test_milvus.py
 
 test-ray: $(VENV)/.dev
 	$(BIN)/$(INSTALL) $(LOCKED) -e ".[ray]"

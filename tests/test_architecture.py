@@ -79,6 +79,12 @@ def test_no_folder_holds_more_than_sixteen_files() -> None:
     assert crowded == []
 
 
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest imports each by its name alone, and refuses the second."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_no_file_is_longer_than_400_lines() -> None:
     assert [path for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 400] == []
 

@@ -294,3 +294,16 @@ def test_side_cars_of_a_shard_are_refused(refused, run, tmp_path):
 
 def test_a_full_disk_is_told_in_one_line(refused, run, image_files):
     assert "/dev/full" in refused("caption", "-c", run.folder, *image_files, "--out", "/dev/full/out.jsonl")
+
+
+SQUARE = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><path d="M0 0h4v8H0z"/></svg>'
+
+
+def test_svg_files_are_images_like_others(grr_coca, tmp_path):
+    pytest.importorskip("resvg_py")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.svg").write_bytes(SQUARE)
+    Image.new("RGB", (8, 8)).save(tmp_path / "three.png")
+    said = grr_coca("caption", tmp_path)
+    assert said.code == 0
+    assert len(said.out.splitlines()) == 3

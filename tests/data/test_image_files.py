@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from grr_coca.data.image_files.find import find_images
 from grr_coca.errors import UserError
@@ -136,16 +135,3 @@ def test_tables_are_read_as_training_data_are(tmp_path, monkeypatch, name):
     assert asked == [str(tmp_path / name)]
     assert [image.read() for image in images] == [pair.image for pair in real_pairs(2)]
     assert [image.name for image in images] == [source.name(0), source.name(1)]
-
-
-SQUARE = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><path d="M0 0h4v8H0z"/></svg>'
-
-
-def test_svg_files_are_images_like_others(grr_coca, tmp_path):
-    pytest.importorskip("resvg_py")
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.svg").write_bytes(SQUARE)
-    Image.new("RGB", (8, 8)).save(tmp_path / "three.png")
-    said = grr_coca("caption", tmp_path)
-    assert said.code == 0
-    assert len(said.out.splitlines()) == 3

@@ -129,7 +129,7 @@ def test_greedy_captions(both: SimpleNamespace) -> None:
             assert same or tied(both, pixels[i : i + 1], ids, ours)
     distinct = len({tuple(ids[: tokens - 1]) for ids in together})
     print(f"{both.name}  greedy: {equal} of {2 * len(expected)} equal (batched, alone), {distinct} distinct captions")
-    # With random weights, L/14's 24 layers make all images alike: its captions are equal to open_clip's, and to each other.
+    # With random weights, L/14 gives all images one caption, open_clip's as ours.
     assert distinct >= (6 if both.name == "coca_ViT-B-32" else 1)
 
 

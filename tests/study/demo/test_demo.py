@@ -142,7 +142,9 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
     assert main([*command[3:-4], "--steps", "60", "--out", str(other)]) == 0
     assert (out / "table.txt").read_text() == (other / "table.txt").read_text()
     assert (other / "table.txt").read_text().strip() in capfd.readouterr().out
-    files = sorted(["plan.yaml", *PRESETS, "runs.jsonl", "digests.json", "report.html", "results.json", "table.txt"])
+    files = sorted(
+        ["plan.yaml", *PRESETS, "index", "runs.jsonl", "digests.json", "report.html", "results.json", "table.txt"]
+    )
     assert sorted(path.name for path in other.iterdir()) == files
     assert_runs_are_complete(other)
     assert_tells_what_was_measured(other)

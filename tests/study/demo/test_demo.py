@@ -146,6 +146,7 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
         ["plan.yaml", *PRESETS, "index", "runs.jsonl", "digests.json", "report.html", "results.json", "table.txt"]
     )
     assert sorted(path.name for path in other.iterdir()) == files
+    make_folder(other, load_demo(plan))  # nothing in it is strange to the next demo
     assert_runs_are_complete(other)
     assert_tells_what_was_measured(other)
     assert_holds_everything_itself((other / "report.html").read_text())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from grr_coca.cli.searching.shown import hit_lines
 from grr_coca.search.index import Index
+from grr_coca.study.demo.comparison import INDEX_FOLDER
 from grr_coca.study.demo.plan import demo_recipes
 from grr_coca.study.plan.folder import DemoPlan
 
@@ -22,7 +23,7 @@ def closing_lines(plan: DemoPlan, checkpoint: Path, out: Path) -> Iterator[str]:
         out: folder of the demo, where the index is made.
     """
     pretrain = next(iter(demo_recipes(plan).values()))
-    pictures, folder, query = str(pretrain.data.test[plan.showcase]), out / "index", plan.queries[0]
+    pictures, folder, query = str(pretrain.data.test[plan.showcase]), out / INDEX_FOLDER, plan.queries[0]
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier demo, whose model was another
     with Index.open(folder, checkpoint, create=True) as index:
         index.add(pictures)

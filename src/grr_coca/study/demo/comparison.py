@@ -6,6 +6,7 @@
 | `runs.jsonl`, `digests.json` | the ledger, as of any study |
 | `PRESET/STAGE/` | the run of an arm in a stage |
 | `table.txt`, `results.json`, `report.html` | the outcome, when both arms have ended |
+| `index/` | an index of the showcase, made at the end |
 """
 
 import json
@@ -32,6 +33,7 @@ from grr_coca.study.plan.plan import read_plan
 from grr_coca.study.running.run import Place, write_plan
 
 OUTCOME = ("table.txt", "results.json", "report.html")
+INDEX_FOLDER = "index"
 
 
 def begun_in(out: Path, plan: DemoPlan) -> DemoPlan | None:
@@ -60,7 +62,7 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
     Raises:
         UserError: it holds something else, or cannot be written to.
     """
-    known = {*arm_names(plan), PLAN_FILE, LEDGER_FILE, DIGESTS_FILE, *OUTCOME}
+    known = {*arm_names(plan), PLAN_FILE, LEDGER_FILE, DIGESTS_FILE, *OUTCOME, INDEX_FOLDER}
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)

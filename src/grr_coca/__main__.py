@@ -1,13 +1,17 @@
-"""`grr-coca` and `python -m grr_coca`: the command line as a process. Ctrl-C ends it with one line at any moment."""
+"""`grr-coca` and `python -m grr_coca`: the command line as a process. Ctrl-C ends it with one line at any moment,
+and a reader that takes no more of its output (`| head`) without a word."""
 
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from io import TextIOWrapper
 from typing import NoReturn
 
 INTERRUPTED = 128 + signal.SIGINT
+UNREAD = 128 + 13
+"""The code of a program that SIGPIPE ended, which Python does not let happen."""
 
 
 def run() -> NoReturn:
@@ -17,12 +21,35 @@ def run() -> NoReturn:
     try:
         from grr_coca.cli import main  # within `try`, because Ctrl-C may come during the import
 
-        code = main()
+        code = _main_to_the_end(main)
     except KeyboardInterrupt:
         _end_interrupted()
+    except BrokenPipeError:
+        if _output_is_read():  # it was another pipe
+            raise
+        os._exit(UNREAD)  # not `sys.exit`, which would flush once more
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, and only the exit is left
     sys.exit(code)
+
+
+def _main_to_the_end(main: Callable[[], int]) -> str | int | None:
+    """The exit code, when all output has been taken."""
+    code: str | int | None
+    try:
+        code = main()
+    except SystemExit as end:  # help and wrong flags
+        code = end.code
+    sys.stdout.flush()
+    return code
+
+
+def _output_is_read() -> bool:
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return False
+    return True
 
 
 def _end_interrupted() -> NoReturn:

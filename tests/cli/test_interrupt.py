@@ -1,5 +1,6 @@
-"""Ctrl-C at any moment: one line, no traceback, exit code 130."""
+"""Ctrl-C at any moment: one line, no traceback, exit code 130. A reader of the output that goes away: not a word."""
 
+import os
 import subprocess
 import sys
 
@@ -39,3 +40,13 @@ def test_an_interrupt_after_the_work_changes_nothing(tmp_path):
     said = answer(INTERRUPTED_AFTERWARDS, ["info", "grr_coc"], tmp_path)
     assert said.returncode == 2
     assert said.stderr == "error: there is no preset 'grr_coc'; did you mean 'grr_coca'?\n"
+
+
+@pytest.mark.parametrize("arguments", [["info", "--help"], ["models"]])
+def test_a_reader_that_takes_no_more_ends_it_without_a_word(arguments):
+    read, write = os.pipe()
+    os.close(read)  # as `| head` leaves it
+    command = [sys.executable, "-m", "grr_coca", *arguments]
+    said = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (said.returncode, said.stderr) == (141, "")

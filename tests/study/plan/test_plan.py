@@ -162,7 +162,7 @@ PLANS = [*STUDIES.rglob("plan.yaml"), *STUDIES.glob("tokens16/*0.yaml"), *STUDIE
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_plan_that_comes_with_the_code_can_be_read(path):
-    read_plan(path, Plan)
+    assert read_plan(path, Plan).arms
 
 
 def test_the_primary_study_is_the_whole_factorial_with_eight_seeds():

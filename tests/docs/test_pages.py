@@ -48,6 +48,13 @@ def test_tables_and_figures_are_the_newest(path: Path) -> None:
     assert published(text) == text, "run `make bench-docs`"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_no_line_begins_with_a_figure(path: Path) -> None:
+    """Markdown takes a comment at a line's beginning for a block of its own, and breaks the sentence there."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.lstrip().startswith("<!-- figure")] == []
+
+
 @pytest.mark.usefixtures("_scripts")
 def test_a_figure_is_written_as_its_place_asks() -> None:
     from publish import published

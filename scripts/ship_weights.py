@@ -30,6 +30,12 @@ from grr_coca.train.recipe import load_recipe
 
 BATCH_SIZE = 32
 """Pairs of a contrastive loss, as in the recipes."""
+TOP = (1, 5, 10)
+CAPTIONS = {
+    "exact_captions": "captions exactly right",
+    "first_word": "first word right",
+    "perplexity": "perplexity",
+}
 LOSSES = ("contrastive_loss", "perplexity", "coca_loss")
 ROOT = Path(__file__).parents[1]
 
@@ -90,17 +96,8 @@ def figures(checkpoint: Checkpoint, source: PairSource) -> dict[str, Figure]:
 
 def card_page(card: ModelCard, text: dict[str, str]) -> str:
     """`card.md`."""
-    heads = {"text_to_image/R@1": "R@1, text to image", "exact_captions": "captions exactly right"}
-    rows = []
     searches = {title: found for title, found in card.figures.items() if "perplexity" not in found}
-    for split, found in card.figures.items():
-        if split in searches:
-            continue
-        shares = [f"{100 * f.value:.1f} % ({100 * f.low:.1f} to {100 * f.high:.1f})" for f in map(found.get, heads)]
-        perplexity = found["perplexity"]
-        numbers = f"{perplexity.value:.3g} ({perplexity.low:.3g} to {perplexity.high:.3g})"
-        rows.append(f"| {split} | {' | '.join(shares)} | {100 * found['chance R@1'].value:.2f} % | {numbers} |")
-    table = [f"| split | {' | '.join(heads.values())} | chance | perplexity |", "|---|---|---|---|---|", *rows]
+    splits = {split: found for split, found in card.figures.items() if split not in searches}
     return "\n".join(
         [
             f"# {card.name}",
@@ -117,10 +114,12 @@ def card_page(card: ModelCard, text: dict[str, str]) -> str:
             "## Figures",
             "",
             "With 95 % intervals, bootstraps over the images of a split (one model, so they do not tell how much",
-            "training again would change). R@1: how often a caption finds its image among all of the split.",
+            "training again would change). R@K, text to image: how often an image is among the first K that its",
+            "caption finds in all of the split.",
             "",
-            *table,
-            "",
+            *split_table(splits, retrieval_heads("text_to_image")),
+            *split_table(splits, retrieval_heads("image_to_text")),
+            *split_table(splits, CAPTIONS),
             *search_table(searches),
             *(f"## {title}\n\n{text[key].strip()}\n" for key, title in SECTIONS.items()),
             "## Reproduce",
@@ -133,6 +132,33 @@ def card_page(card: ModelCard, text: dict[str, str]) -> str:
             "",
         ]
     )
+
+
+def retrieval_heads(direction: str) -> dict[str, str]:
+    """Figures of one way of searching, with the heads of their columns."""
+    ways = {f"{direction}/R@{k}": f"R@{k}, {direction.replace('_', ' ')}" for k in TOP}
+    return {**ways, "chance R@1": "chance, R@1"}
+
+
+def split_table(splits: dict[str, dict[str, Figure]], heads: dict[str, str]) -> list[str]:
+    """A line for each split, with the figures that `heads` names and says in words; all but perplexity in percent."""
+    lines = [f"| split | {' | '.join(heads.values())} |", f"|---|{'---|' * len(heads)}"]
+    for split, found in splits.items():
+        cells = (number(found[name]) if name == "perplexity" else percent(found[name]) for name in heads)
+        lines.append(f"| {split} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def percent(figure: Figure) -> str:
+    """A share with its interval."""
+    if figure.low == figure.high == figure.value:  # chance is known exactly
+        return f"{100 * figure.value:.2f} %"
+    return f"{100 * figure.value:.1f} % ({100 * figure.low:.1f} to {100 * figure.high:.1f})"
+
+
+def number(figure: Figure) -> str:
+    """A number with its interval."""
+    return f"{figure.value:.3g} ({figure.low:.3g} to {figure.high:.3g})"
 
 
 def search_table(searches: dict[str, dict[str, Figure]]) -> list[str]:

@@ -25,14 +25,14 @@ def contact_sheet(source: PairSource) -> Image.Image:
     """Draw images that are evenly spread over a source. For a bad pair, its cell names the cause."""
     indices = list(spread(len(source), COLUMNS * ROWS))
     sheet = Image.new("RGB", (COLUMNS * CELL[0], -(-len(indices) // COLUMNS) * CELL[1]), "white")
-    font = _font()
+    font = label_font()
     for number, index in enumerate(indices):
         row, column = divmod(number, COLUMNS)
         sheet.paste(_cell(source, index, font), (column * CELL[0], row * CELL[1]))
     return sheet
 
 
-def _font() -> Font:
+def label_font() -> Font:
     """DejaVu Sans, which comes with matplotlib and has most alphabets; else Pillow's font, which has Latin letters."""
     if find_spec("matplotlib") is None:
         return ImageFont.load_default(FONT_SIZE)

@@ -1,0 +1,112 @@
+"""Draw what a model finds among icons of families that it never saw, and what it calls them, for the page on icons.
+
+    python scripts/icon_pictures.py MODEL OUT
+
+writes `icons-found.webp`, `icons-missed.webp` and `icons-captions.webp` to the folder OUT. Queries were written down
+before any result was seen; the captioned pictures are drawn by hash.
+"""
+
+import argparse
+import hashlib
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageOps
+
+from grr_coca import load
+from grr_coca.data.corpus.contact_sheet import Font, label_font
+from grr_coca.files import in_cache
+from icon_search import Icon, read_icons
+
+FAMILIES = ("tabler", "carbon", "game-icons", "roentgen", "flat-color-icons", "pixel")
+THINGS = ("shopping cart", "umbrella", "fish", "bicycle", "castle", "skull", "scissors", "rain cloud")
+HARD = ("infinity", "letter k", "three people", "arrow left", "arrow right", "number 5", "freedom", "half full battery")
+HITS = 8
+CAPTIONED = ("tabler", "carbon", "game-icons")
+CAPTIONED_EACH = 16
+SIDE, MARGIN, LINE_HEIGHT, LETTERS_A_LINE = 80, 8, 14, 14
+MAX_LINES = 4
+CELL = (SIDE + 2 * MARGIN, SIDE + 2 * MARGIN + MAX_LINES * LINE_HEIGHT)
+RIGHT, WRONG, PLAIN = "darkgreen", "firebrick", "black"
+
+Drawn = tuple[Icon, Sequence[tuple[str, str]]]
+"""A picture, and the lines below it with their colours."""
+
+
+def main() -> None:
+    """Draw the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a name or a folder")
+    parser.add_argument("out", type=Path, help="folder of the pictures")
+    options = parser.parse_args()
+    model = load(options.model)
+    icons = {family: read_icons(in_cache(f"cache:icons/test_family_{family}-*.tar")) for family in FAMILIES}
+    library = [icon for family in FAMILIES for icon in icons[family]]
+    vectors = model.embed_images([icon.image for icon in library])
+    for name, queries in (("found", THINGS), ("missed", HARD)):
+        best = (model.embed_texts(list(queries)) @ vectors.T).topk(HITS, dim=1).indices.tolist()
+        rows = [[hit(library[number], query) for number in row] for query, row in zip(queries, best, strict=True)]
+        save(sheet(rows, queries), options.out / f"icons-{name}.webp")
+    shown = [icon for family in CAPTIONED for icon in by_hash(icons[family], family)[:CAPTIONED_EACH]]
+    said = model.caption([icon.image for icon in shown])
+    cells = [captioned(icon, str(caption)) for icon, caption in zip(shown, said, strict=True)]
+    rows = [cells[first : first + HITS] for first in range(0, len(cells), HITS)]
+    titles = [family for family in CAPTIONED for _ in range(CAPTIONED_EACH // HITS)]
+    save(sheet(rows, titles), options.out / "icons-captions.webp")
+
+
+def by_hash(icons: list[Icon], family: str) -> list[Icon]:
+    """Icons in an order that has nothing to do with what they show."""
+    return sorted(icons, key=lambda icon: hashlib.sha256(f"{family}/{icon.name}".encode()).digest())
+
+
+def hit(icon: Icon, query: str) -> Drawn:
+    """A hit, with its name: green if that has a word of the query."""
+    return icon, [(icon.name, RIGHT if set(icon.name.split()) & set(query.split()) else PLAIN)]
+
+
+def captioned(icon: Icon, caption: str) -> Drawn:
+    """A picture with the model's caption, and its name where the caption is another one."""
+    if caption == icon.name:
+        return icon, [(caption, RIGHT)]
+    return icon, [(caption, WRONG), (icon.name, PLAIN)]
+
+
+def sheet(rows: Sequence[Sequence[Drawn]], titles: Sequence[str]) -> Image.Image:
+    """Rows of pictures, each with its title at the left."""
+    font, left = label_font(), 2 * CELL[0] * 2 // 3
+    page = Image.new("RGB", (left + HITS * CELL[0], len(rows) * CELL[1]), "white")
+    for row, (cells, title) in enumerate(zip(rows, titles, strict=True)):
+        top = row * CELL[1]
+        ImageDraw.Draw(page).text((MARGIN, top + MARGIN + SIDE // 2), title, PLAIN, font, anchor="lm")
+        for column, drawn in enumerate(cells):
+            page.paste(cell(drawn, font), (left + column * CELL[0], top))
+    return page
+
+
+def cell(drawn: Drawn, font: Font) -> Image.Image:
+    """A picture with the lines below it."""
+    icon, lines = drawn
+    page = Image.new("RGB", CELL, "white")
+    page.paste(ImageOps.contain(icon.image, (SIDE, SIDE)), (MARGIN, MARGIN))
+    draw = ImageDraw.Draw(page)
+    broken = [(part, colour) for text, colour in lines for part in broken_in(text)]
+    for number, (part, colour) in enumerate(broken):
+        draw.text((MARGIN, SIDE + MARGIN + 2 + number * LINE_HEIGHT), part, colour, font)
+    return page
+
+
+def broken_in(text: str) -> list[str]:
+    """A text in lines that fit below a picture."""
+    return textwrap.wrap(text, LETTERS_A_LINE, max_lines=MAX_LINES // 2, placeholder=" …")
+
+
+def save(page: Image.Image, path: Path) -> None:
+    """Write a picture, and say where."""
+    page.save(path, quality=80, method=6)
+    print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

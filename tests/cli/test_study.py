@@ -46,6 +46,7 @@ def plan(tmp_path):
         (["--shard", "0/2"], "--shard 0/2: give I/N"),
         (["--shard", "one"], "--shard one: give I/N"),
         (["--only", "grr_cocoa"], "no arm 'grr_cocoa'; did you mean 'grr_coca'?"),
+        (["--only", "grr_cocoa", "--only", "grr_coca"], "no arm 'grr_cocoa'; did you mean 'grr_coca'?"),
     ],
     ids=str,
 )

@@ -25,7 +25,7 @@ class RunStudy:
         runs: folder for the models in training; OUT/runs if not given.
         jobs: runs at a time, a core each.
         shard: do part I of N alone, given as I/N, for several machines; those that share a folder make one ledger.
-        only: do these arms alone.
+        only: do this arm alone; give it again for another one.
         keep_models: leave the models in --runs when they have been measured.
         dry_run: tell what is left to do, core-hours and disk on this machine, and end.
     """
@@ -35,7 +35,7 @@ class RunStudy:
     runs: Path | None = None
     jobs: int = 1
     shard: str = "1/1"
-    only: tuple[str, ...] = ()
+    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     keep_models: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 

@@ -16,14 +16,14 @@ LOCKED := -c constraints.txt
 OLDEST := .venv-oldest
 LOCK := .venv-lock
 MILVUS := .venv-milvus
-RAY := runs/ray
 SLOW := not slow
+ONLY :=
 
 # What we are measured against, which needs other versions of what we need.
 PEERS := .venv-peers
 BENCHMARKS := training scaling parts demo captioning imported loader order search
 
-.PHONY: try demo test test-slow test-milvus test-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets icons docs notebook weights clean
+.PHONY: try demo test test-slow test-milvus test-ray servers-milvus servers-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets icons docs notebook weights clean
 
 # A caption of each drawing by the model that comes with the code.
 try: $(VENV)/.use
@@ -38,18 +38,21 @@ test: $(VENV)/.dev lint
 test-slow: $(VENV)/.docs
 	$(PYTEST) -m slow --timeout 3600
 
-# The index on a real Milvus server, and on a Ray cluster of two workers of which one is killed. SLOW= runs the long forms.
-test-milvus: $(VENV)/.dev
-	$(BIN)/$(INSTALL) $(LOCKED) -e ".[milvus]"
-	test -x $(MILVUS)/bin/milvus-server || $(PYTHON) -m venv $(MILVUS)
-	$(MILVUS)/bin/$(INSTALL) milvus==2.3.5
-	scripts/with_milvus.sh $(MILVUS)/bin/milvus-server $(PYTEST) -m "$(SLOW)" -W ignore --timeout 3600 \
-		tests/search/test_index_store.py tests/search/test_update.py tests/search/test_portable.py tests/search/test_milvus.py
+# The index on a real Milvus server, and `--on ray` on a cluster of two workers that are killed. SLOW= runs the long forms,
+# ONLY= the tests of some names.
+test-milvus: $(VENV)/.milvus
+	scripts/with_milvus.sh $(MILVUS)/bin/milvus-server $(PYTEST) -m "$(SLOW)" -k "$(ONLY)" -W ignore --timeout 3600 \
+		$(addprefix tests/search/test_,index_store.py update.py portable.py milvus.py index_kills.py)
 
-test-ray: $(VENV)/.dev
-	$(BIN)/$(INSTALL) $(LOCKED) -e ".[ray]"
-	rm -rf $(RAY) && mkdir -p $(RAY)
-	$(SINGLE) RAY_USAGE_STATS_ENABLED=0 $(BIN)/python tests/search/ray_run.py $(RAY) $(if $(SLOW),1,20) 200
+test-ray: $(VENV)/.ray
+	GRR_COCA_TEST_RAY=1 RAY_USAGE_STATS_ENABLED=0 $(PYTEST) -m "$(SLOW)" -k "$(ONLY)" -W ignore --timeout 3600 \
+		tests/search/test_ray.py
+
+# What these two need, for continuous integration to try.
+servers-milvus: $(VENV)/.milvus
+	scripts/with_milvus.sh
+
+servers-ray: $(VENV)/.ray
 
 # By hand: smoke tests with the oldest versions that pyproject.toml allows, but for torch.
 test-oldest:
@@ -61,7 +64,7 @@ test-oldest:
 # By hand: the newest versions of everything, written into constraints.txt.
 lock:
 	$(PYTHON) -m venv --clear --upgrade-deps $(LOCK)
-	$(LOCK)/bin/$(INSTALL) -e ".[dev,docs]"
+	$(LOCK)/bin/$(INSTALL) -e ".[dev,docs,milvus,ray]"
 	grep -E "^(#|torch)" constraints.txt > $(LOCK)/constraints.txt
 	$(LOCK)/bin/pip freeze --all --exclude-editable --exclude pip --exclude torch --exclude torchvision \
 		| tr A-Z a-z | sort >> $(LOCK)/constraints.txt
@@ -96,8 +99,8 @@ bench-captioning bench-imported: bench-%: $(VENV)/.demo $(PEERS)/.installed
 bench-scaling bench-parts bench-loader bench-order: bench-%: $(VENV)/.demo
 	$(BIN)/python benchmarks/$*.py
 
-bench-search: $(VENV)/.demo
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search_index.py
+bench-search: $(VENV)/.demo $(PEERS)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search_index.py --peer-python $(PEERS)/bin/python
 
 bench-demo: $(VENV)/.demo
 	$(BIN)/python benchmarks/demo_step.py
@@ -141,6 +144,16 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 
 $(VENV)/.docs: $(VENV)/.dev
 	$(BIN)/$(INSTALL) $(LOCKED) -e ".[dev,docs]"
+	touch $@
+
+$(VENV)/.milvus: $(VENV)/.dev
+	$(BIN)/$(INSTALL) $(LOCKED) -e ".[milvus]"
+	$(PYTHON) -m venv $(MILVUS)
+	$(MILVUS)/bin/$(INSTALL) milvus==2.3.5
+	touch $@
+
+$(VENV)/.ray: $(VENV)/.dev
+	$(BIN)/$(INSTALL) $(LOCKED) -e ".[ray]"
 	touch $@
 
 $(PEERS)/.installed: $(VENV)/.demo benchmarks/peers.txt

@@ -1,11 +1,19 @@
 #!/usr/bin/env bash
 # Run a command beside a Milvus server, in a network that nobody else sees: the server listens on all interfaces.
 # Usage: scripts/with_milvus.sh PATH/TO/milvus-server COMMAND…
-# The command finds the address of the server in GRR_COCA_TEST_MILVUS.
+# The command finds the address of the server in GRR_COCA_TEST_MILVUS. Without arguments: only tries the network.
 set -euo pipefail
 if [ -z "${IN_OWN_NETWORK:-}" ]; then
     own=--net
-    unshare --net true 2>/dev/null || own="--net --map-root-user"
+    if ! unshare --net ip link set lo up 2>/dev/null; then
+        own="--net --map-root-user"
+        # shellcheck disable=SC2086
+        if ! unshare $own ip link set lo up; then
+            echo "no network of its own can be made for the Milvus server: that takes root, or user namespaces, and ip" >&2
+            exit 1
+        fi
+    fi
+    [ $# -gt 0 ] || exit 0
     # shellcheck disable=SC2086
     IN_OWN_NETWORK=1 exec unshare $own "$0" "$@"
 fi
@@ -15,11 +23,18 @@ ip link set lo up
 place=$(mktemp -d)
 setsid "$server" --data "$place" > "$place/log" 2>&1 &
 group=$!
+disown  # so that the shell does not report its end
 # Its child outlives it, so both are ended by their group.
 trap 'kill -KILL -- "-$group" 2>/dev/null; rm -rf "$place"' EXIT
-for _ in $(seq 120); do
-    if (exec 3<> /dev/tcp/127.0.0.1/19530) 2>/dev/null; then break; fi
+answers() { (exec 3<> /dev/tcp/127.0.0.1/19530) 2>/dev/null; }
+for _ in $(seq 240); do
+    ! answers || break
     sleep 0.5
 done
+if ! answers; then
+    echo "the Milvus server did not come up; the end of its log:" >&2
+    tail "$place/log" >&2
+    exit 1
+fi
 export GRR_COCA_TEST_MILVUS=http://127.0.0.1:19530
-"$@"
+env "$@"  # it may begin with variables

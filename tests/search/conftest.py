@@ -1,9 +1,10 @@
 """Stores to run one suite of tests on."""
 
 import os
+from pathlib import Path
 
 import pytest
-from library import HEADER
+from library import HEADER, fill
 
 from grr_coca.search.locate import make_store, open_store
 
@@ -11,10 +12,25 @@ SERVER = os.environ.get("GRR_COCA_TEST_MILVUS")
 """A Milvus server for the tests that every store must pass; without it they run on the embedded store."""
 
 
+def _location(folder: Path) -> str:
+    return f"{SERVER}/test_{os.urandom(6).hex()}" if SERVER else str(folder / "index")
+
+
 @pytest.fixture
 def location(tmp_path):
     """Where an index may be made."""
-    return f"{SERVER}/test_{os.urandom(6).hex()}" if SERVER else str(tmp_path / "index")
+    return _location(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A store of 300 pictures for tests that change nothing, with the pictures and their embeddings.
+
+    A server takes seconds to make an index.
+    """
+    made = make_store(_location(tmp_path_factory.mktemp("filled")), HEADER)
+    yield made, *fill(made, 300)
+    made.close()
 
 
 @pytest.fixture

@@ -44,6 +44,19 @@ def test_a_folder_that_is_not_there_or_no_index_is_named(tmp_path):
         open_store(str(tmp_path), is_optional=True)
 
 
+def test_an_index_that_was_being_made_when_its_process_was_killed_is_made_anew(tmp_path):
+    for name in ("writer.lock", ".index.sqlite.partial", ".index.sqlite.partial-journal"):
+        (tmp_path / name).write_bytes(b"half")
+    assert open_store(str(tmp_path), is_optional=True) is None
+    store = make_store(str(tmp_path), HEADER)
+    fill(store, 2)
+    store.close()
+    again = make_store(str(tmp_path), HEADER)
+    assert len(again) == 2, "one that another process has made meanwhile is not made anew"
+    assert not list(tmp_path.glob(".*"))
+    again.close()
+
+
 def test_another_database_and_other_bytes_are_no_index(tmp_path):
     database = sqlite3.connect(tmp_path / "index.sqlite")
     database.execute("CREATE TABLE a (b)")

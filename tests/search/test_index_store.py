@@ -71,8 +71,8 @@ def test_the_nearest_are_those_of_numpy(store):
 
 
 @pytest.mark.parametrize("text", FILTERS)
-def test_filters_mean_what_python_means(store, text):
-    entries, vectors = fill(store, 300)
+def test_filters_mean_what_python_means(filled, text):
+    store, entries, vectors = filled
     tree, query = parse_filter(text, store.columns()), make_vectors(1, seed=2)[0]
     same_hits(found(store, query, 20, tree), expected(entries, vectors, query, 20, FILTERS[text]))
     assert sorted(e.name for e in store.matching(tree)) == sorted(e.name for e in entries if FILTERS[text](e))

@@ -1,18 +1,20 @@
 """What an index on a Milvus server does that one in a folder does not. `make test-milvus` runs these on a server."""
 
+import itertools
 import multiprocessing
 import os
 import time
 
 import numpy as np
 import pytest
-from library import fill, make_picture, make_vectors
+from library import HEADER, fill, make_picture, make_vectors
 
 from grr_coca.errors import UserError
+from grr_coca.search.entry import Failure, Stamp
 from grr_coca.search.filters.parse import parse_filter
-from grr_coca.search.locate import open_store
+from grr_coca.search.locate import make_store, open_store
 from grr_coca.search.milvus.expression import to_expression
-from grr_coca.search.store import Changes
+from grr_coca.search.store import Changes, Known
 
 needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reason="runs by `make test-milvus`")
 
@@ -75,33 +77,89 @@ def test_a_server_that_goes_in_the_middle_of_an_insert_is_told_and_nothing_is_lo
     assert len(again) == 9
 
 
-def insert_until_killed(location: str, count: int) -> None:
+def insert_for_ever(location: str, has_begun) -> None:
+    """Insert and replace pictures, ten at a time, each time with another caption."""
     store = open_store(location)
-    for number in range(0, count, 10):
-        added = [make_picture(n) for n in range(number, number + 10)]
-        store.commit(Changes(added=list(zip(added, make_vectors(10, seed=number), strict=True))))
+    has_begun.set()
+    for number in itertools.count():
+        first = number * 10 % 400
+        added = [make_picture(n, caption=f"turn {number}") for n in range(first, first + 10)]
+        store.commit(Changes(added=list(zip(added, make_vectors(10, seed=first), strict=True))))
 
 
 @needs_server
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_an_insert_that_is_killed_is_gone_on_with_nothing_lost_and_nothing_twice(store, reopened, kills):
-    store.close()
     context = multiprocessing.get_context("spawn")
     random = np.random.default_rng(0)
-    before = 0
+    before = set()
     for _ in range(kills):
-        process = context.Process(target=insert_until_killed, args=(store.location, 400))
+        has_begun = context.Event()
+        process = context.Process(target=insert_for_ever, args=(store.location, has_begun))
         process.start()
-        time.sleep(4 + 4 * random.random())
+        has_begun.wait()
+        time.sleep(1.5 * random.random())
         process.kill()
         process.join()
         reader = reopened()
         names = [entry.name for entry, _ in reader.everything()]
         assert len(names) == len(set(names)) == len(reader)
-        assert len(names) >= before, "what was committed stays"
-        before = len(names)
-    insert = reopened()
+        assert before <= set(names), "what was committed stays"
+        assert reader.columns() >= {name for entry, _ in reader.everything() for name in entry.fields}
+        before = set(names)
+    assert before, "something was inserted before a kill"
     added = [make_picture(number) for number in range(400)]
-    insert.commit(Changes(added=list(zip(added, make_vectors(400), strict=True))))
-    names = [entry.name for entry, _ in insert.everything()]
-    assert sorted(names) == sorted(entry.name for entry in added)
+    reopened().commit(Changes(added=list(zip(added, make_vectors(400), strict=True))))
+    assert sorted(names_of(reopened())) == sorted(entry.name for entry in added)
+
+
+def names_of(store) -> list[str]:
+    return [entry.name for entry, _ in store.everything()]
+
+
+@needs_server
+def test_an_index_that_was_being_made_when_its_process_was_killed_is_made_anew(store, location, reopened):
+    client, name = store._client, store._name
+    fill(store, 3)
+    client.delete(f"{name}_notes", filter='key == "header:"')
+    with pytest.raises(UserError, match="no index of this name"):
+        open_store(location)
+    assert open_store(location, is_optional=True) is None
+    make_store(location, HEADER).close()
+    assert len(reopened()) == 0
+    client.drop_collection(f"{name}_notes")
+    assert open_store(location, is_optional=True) is None
+    make_store(location, HEADER).close()
+    assert len(reopened()) == 0
+
+
+@needs_server
+def test_a_collection_of_something_else_is_left_as_it_is(store, location):
+    name = "customers_" + store._name
+    store._client.create_collection(name, dimension=4)
+    store._client.insert(name, [{"id": 1, "vector": [0.0, 1.0, 0.0, 0.0]}])
+    other = location.replace(store._name, name)
+    for attempt in (lambda: open_store(other, is_optional=True), lambda: make_store(other, HEADER)):
+        with pytest.raises(UserError, match=f"'{name}' is a collection of something else; give another name"):
+            attempt()
+    assert store._client.query(name, filter="id == 1", output_fields=["id"], consistency_level="Strong")
+
+
+@needs_server
+def test_an_insert_that_was_cut_off_at_any_step_is_done_by_the_next(store, reopened, monkeypatch):
+    failure = Failure("/pictures/x.png", "/pictures", Stamp(1, 2), "broken")
+    entry = make_picture(1, name=failure.name)
+    store.commit(Changes(failed=[failure]))
+    change = Changes(added=[(entry, make_vectors(1)[0])])
+    steps = [(store._notes, "add_columns"), (store._notes, "remove_failures"), (store._client, "upsert")]
+    for place, step in steps:
+        with monkeypatch.context() as patched:
+            patched.setattr(place, step, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                store.commit(change)
+        known = reopened().known([failure.name])
+        assert known.get(failure.name, Known(failure.stamp, "")) == Known(failure.stamp, ""), "not taken for done"
+    reopened().commit(change)
+    assert reopened().known([failure.name]) == {failure.name: Known(entry.stamp, entry.digest)}
+    assert reopened().failures() == []
+    assert reopened().columns() == set(entry.fields)

@@ -5,6 +5,7 @@ by another; each result comes once.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -39,15 +40,20 @@ def map_on_ray(
         UserError: Ray is not installed, or the cluster cannot be reached.
     """
     require_extra("ray", "--on ray")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it takes a worker's restart for worth an error
     import ray
+    import ray.data  # sets the level of its log
 
     was_there = ray.is_initialized()
     if not was_there:
+        # A cluster of this machine alone is for this machine alone: Ray would listen on its network else.
+        own = {} if address or os.environ.get("RAY_ADDRESS") else {"_node_ip_address": "127.0.0.1"}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False, **own)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"--on ray: the cluster cannot be reached ({error}); see RAY_ADDRESS") from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the command line shows the progress itself
+    # The command line shows the progress itself.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     source = iter(items)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from grr_coca.errors import UserError
-from grr_coca.search.embedded.database import FILE, create_database
+from grr_coca.search.embedded.database import FILE, create_database, holds_nothing_else
 from grr_coca.search.embedded.store import EmbeddedStore
 from grr_coca.search.entry import Header
 from grr_coca.search.store import Store
@@ -27,7 +27,7 @@ def open_store(location: str, is_optional: bool = False) -> Store | None:
         return open_collection(location, is_optional)
     folder = Path(location)
     if is_optional and not (folder / FILE).exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or not holds_nothing_else(folder)):
             raise UserError(f"{folder}: holds other files, and is not an index; give a folder that is empty or new")
         return None
     return EmbeddedStore(folder)

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from grr_coca.errors import UserError
+from grr_coca.search.embedded.lock import LOCK, WriterLock
 from grr_coca.search.embedded.schema import APPLICATION_ID, SCHEMA
 from grr_coca.search.entry import VERSION, Entry, Header, Stamp, os_bytes
 
 FILE = "index.sqlite"
+PARTIAL = f".{FILE}.partial"
+"""The database while it is made; SQLite puts files of longer names beside it."""
 SECONDS_TO_WAIT = 30.0
 """For another process's commit, which takes milliseconds."""
 
@@ -20,24 +23,39 @@ def create_database(folder: Path, header: Header) -> None:
     """Make a new one, which is there whole or not at all.
 
     Raises:
-        UserError: the disk is full or cannot be written to.
+        UserError: the disk is full or cannot be written to, or another process makes one there at this moment.
     """
-    partial = folder / f".{FILE}.{os.getpid()}.partial"
     with database_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
-        database = _connected(str(partial), read_only=False)
+        lock = WriterLock(folder)
         try:
-            database.executescript(f"PRAGMA journal_mode = DELETE; BEGIN; {SCHEMA}")
-            database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            database.execute(f"PRAGMA user_version = {header.version}")
-            values = {"model": header.model, "fingerprint": header.fingerprint, "embed_dim": str(header.embed_dim)}
-            database.executemany("INSERT INTO header VALUES (?, ?)", values.items())
-            database.execute("COMMIT")
-            database.execute("PRAGMA journal_mode = WAL")  # readers beside a writer
+            if not (folder / FILE).exists():  # else another process has made it since we looked
+                _create(folder, header)
         finally:
-            database.close()
-        partial.replace(folder / FILE)
+            lock.release()
+
+
+def holds_nothing_else(folder: Path) -> bool:
+    """Whether a folder is empty but for what a process leaves that is killed while it makes an index."""
+    return all(path.name == LOCK or path.name.startswith(PARTIAL) for path in folder.iterdir())
+
+
+def _create(folder: Path, header: Header) -> None:
+    for left_behind in folder.glob(f"{PARTIAL}*"):
+        left_behind.unlink()
+    partial = folder / PARTIAL
+    database = _connected(str(partial), read_only=False)
+    try:
+        database.executescript(f"PRAGMA journal_mode = DELETE; BEGIN; {SCHEMA}")
+        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        database.execute(f"PRAGMA user_version = {header.version}")
+        values = {"model": header.model, "fingerprint": header.fingerprint, "embed_dim": str(header.embed_dim)}
+        database.executemany("INSERT INTO header VALUES (?, ?)", values.items())
+        database.execute("COMMIT")
+        database.execute("PRAGMA journal_mode = WAL")  # readers beside a writer
+    finally:
+        database.close()
+    partial.replace(folder / FILE)
 
 
 def open_database(folder: Path) -> sqlite3.Connection:

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.search.entry import VERSION, Header
-from grr_coca.search.milvus.notes import Notes, notes_of
-from grr_coca.search.milvus.rows import NUMBERS, TEXTS
+from grr_coca.search.milvus.notes import NOTES, Notes, noted_header, notes_of
+from grr_coca.search.milvus.rows import COLUMNS, NUMBERS, TEXTS
 from grr_coca.search.milvus.store import MilvusStore
 
 SECONDS_TO_CONNECT = 20.0
@@ -47,21 +47,23 @@ def open_collection(location: str, is_optional: bool) -> MilvusStore | None:
         UserError: the server cannot be reached, or there is no index, or a newer version wrote it.
     """
     place, client = _connected(location)
-    with server_errors(location):
-        if not client.has_collection(place.name) or not client.has_collection(notes_of(place.name)):
+    try:
+        with server_errors(location):
+            _require_ours(location, client, place.name)
+            header = noted_header(client, place.name)
+        if header is None and is_optional:
             client.close()
-            if is_optional:
-                return None
+            return None
+        if header is None:
             raise UserError(f"{location}: no index of this name; make one by grr-coca index IMAGES… --out {location}")
-        notes = Notes(client, place.name)
-        header = notes.header()
-    if header is None:
+        if header.version > VERSION:
+            raise UserError(
+                f"{location}: written by a newer grr-coca (format {header.version}; this one reads {VERSION})"
+            )
+    except BaseException:
         client.close()
-        raise UserError(f"{location}: a collection of something else, or half made; drop it first")
-    if header.version > VERSION:
-        client.close()
-        raise UserError(f"{location}: written by a newer grr-coca (format {header.version}; this one reads {VERSION})")
-    return MilvusStore(location, client, place.name, header, notes)
+        raise
+    return MilvusStore(location, client, place.name, header, Notes(client, place.name))
 
 
 def create_collection(location: str, header: Header) -> MilvusStore:
@@ -72,13 +74,27 @@ def create_collection(location: str, header: Header) -> MilvusStore:
     """
     place, client = _connected(location)
     with server_errors(location):
+        _require_ours(location, client, place.name)
         for name in (place.name, notes_of(place.name)):
-            if client.has_collection(name):  # left behind by an interruption: without a header it is no index
+            if client.has_collection(name):  # left behind by an interruption: without a header it holds no picture
                 client.drop_collection(name)
         _create_pictures(client, place.name, header.embed_dim)
         notes = Notes.create(client, place.name)
         notes.write_header(header)
     return MilvusStore(location, client, place.name, header, notes)
+
+
+def _require_ours(location: str, client: Any, name: str) -> None:
+    """Make sure that collections of these names, if there are any, are those of an index.
+
+    Raises:
+        UserError: one is of something else, which nothing here may touch.
+    """
+    for one, columns in ((name, COLUMNS), (notes_of(name), NOTES)):
+        if client.has_collection(one):
+            found = {field["name"] for field in client.describe_collection(one)["fields"]}
+            if found != columns:
+                raise UserError(f"{location}: '{one}' is a collection of something else; give another name")
 
 
 def _create_pictures(client: Any, name: str, width: int) -> None:

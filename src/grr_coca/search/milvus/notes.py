@@ -8,6 +8,8 @@ from grr_coca.search.entry import Failure, Header, Stamp
 from grr_coca.search.milvus.expression import quoted
 from grr_coca.search.words import pieces
 
+NOTES = {"key", "kind", "root", "value", "nothing"}
+"""Columns of the collection."""
 Kind = Literal["header", "column", "failure"]
 LONGEST = 16_000
 AT_ONCE = 500
@@ -17,6 +19,16 @@ NOTHING = [0.0, 0.0]
 def notes_of(name: str) -> str:
     """The name of the collection of notes."""
     return f"{name}_notes"
+
+
+def noted_header(client: Any, name: str) -> Header | None:
+    """The header of the index of a name; None if there is no such index, or if one is only half made."""
+    notes = notes_of(name)
+    if not client.has_collection(name) or not client.has_collection(notes) or not client.list_indexes(notes):
+        return None
+    client.load_collection(notes)  # of one that is loaded, as it is unless somebody released it, this does nothing
+    rows = client.query(notes, filter='key == "header:"', output_fields=["value"])
+    return Header(**json.loads(rows[0]["value"])) if rows else None
 
 
 class Notes:
@@ -41,11 +53,6 @@ class Notes:
         index.add_index("nothing", index_type="FLAT", metric_type="L2")
         client.create_collection(notes_of(name), schema=schema, index_params=index, consistency_level="Strong")
         return cls(client, name)
-
-    def header(self) -> Header | None:
-        """The header; None if there is none."""
-        rows = self._client.query(self._name, filter='key == "header:"', output_fields=["value"])
-        return Header(**json.loads(rows[0]["value"])) if rows else None
 
     def write_header(self, header: Header) -> None:
         """Keep the header."""

@@ -18,6 +18,7 @@ TEXTS = {
 }
 """Columns of text with the most bytes of each."""
 NUMBERS = ("offset", "size", "mtime_ns", "phash", "width", "height")
+COLUMNS = {"id", *TEXTS, *NUMBERS, "fields", "kinds", "vector"}
 READ = ["name", "root", "file", "digest", "caption", *NUMBERS, "fields"]
 NO_OFFSET = -1
 

@@ -179,17 +179,17 @@ class MilvusStore:
         """Nothing: a server takes several writers."""
 
     def commit(self, changes: Changes) -> None:
-        """Write changes, what is added first: whatever is interrupted is done again by the next update."""
+        """Write changes. What makes a picture known comes last: an update that is interrupted before does it again."""
         added = {entry.name: (entry, vector) for entry, vector in changes.added}
+        failed = {failure.name: failure for failure in changes.failed}
         with self.snapshot():
+            self._notes.add_columns({name for entry, _ in added.values() for name in entry.fields})
+            self._notes.remove_failures([*changes.removed, *added])
             records = [to_record(entry, as_kept(vector)) for entry, vector in added.values()]
             for piece in pieces([*records, *self._touched(changes)], AT_ONCE):
                 self._client.upsert(self._name, piece)
-            failed = {failure.name: failure for failure in changes.failed}
             for ids in pieces([name_id(name) for name in (*changes.removed, *failed)], AT_ONCE):
                 self._client.delete(self._name, ids=ids)
-            self._notes.add_columns({name for entry, _ in added.values() for name in entry.fields})
-            self._notes.remove_failures([*changes.removed, *added])
             self._notes.add_failures(failed.values())
 
     def _touched(self, changes: Changes) -> list[dict[str, Any]]:

@@ -51,8 +51,9 @@ def expect_study(plan: Plan, wants: Counter[Want], runs: Path, jobs: int, device
     """
     torch.set_num_threads(1)  # as in a worker
     first, *others = stage_names(plan)
-    paces = {stage: _pace(plan, stage, device) for stage in (first, *others[:1])}
-    paces |= dict.fromkeys(others[1:], paces[others[0]])
+    paces = {first: _pace(plan, first, device)}
+    if others:  # all fine-tunings are about as fast as the first
+        paces |= dict.fromkeys(others, _pace(plan, others[0], device))
     hours: dict[str, float] = defaultdict(float)
     for (kind, arm, stage), count in wants.items():
         recipe = stage_recipe(plan, arm_named(plan, arm), stage, 0, {}, is_trial=kind == "trial")

@@ -1,0 +1,75 @@
+"""The study for a GPU, tried dry on the CPU: with a smaller model, in the pieces that its header names."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from grr_coca.cli import main
+from grr_coca.study.anatomy import flops_per_pair, num_parameters
+from grr_coca.study.forecast import TRAINING_PASSES
+from grr_coca.study.plan.plan import Plan, read_plan
+from grr_coca.study.plan.stages import check_recipes, require_precisions
+from grr_coca.study.running import pace
+from grr_coca.train.recipe import load_recipe
+
+GPU = Path(__file__).parents[2] / "studies" / "gpu"
+PATCHES = {128: 256, 88: 121}
+"""Patches of a picture of so many pixels: all that there are, and about half."""
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """The plan with a model for a CPU, and as little of it as can be."""
+    recipe = yaml.safe_load((GPU / "pictograms.yaml").read_text())
+    recipe["model"] |= {"size": "tiny", "image_size": 16}
+    recipe["schedule"] = {"steps": 2, "warmup_steps": 1}
+    data = recipe["data"] | {"batch_size": 8, "num_workers": 0}
+    tests = {name: str((GPU / path).resolve()) for name, path in data["test"].items()}
+    recipe["data"] = data | {name: str((GPU / data[name]).resolve()) for name in ("train", "val")} | {"test": tests}
+    (tmp_path / "pictograms.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "plan.yaml").write_text((GPU / "plan.yaml").read_text())
+    return tmp_path / "plan.yaml"
+
+
+@pytest.mark.parametrize(
+    ("flags", "runs"),
+    [
+        ([], {"baseline_coca": 2, "grr_coca": 2, "baseline_rms": 2, "baseline_geglu": 2, "baseline_rope_2d": 2}),
+        (["--only", "grr_coca", "--only", "baseline_coca"], {"grr_coca": 2, "baseline_coca": 2}),
+        (["--shard", "1/5"], {"baseline_coca": 2}),
+        (["--shard", "2/4"], {"grr_coca": 1, "baseline_coca": 1, "baseline_rope_2d": 1}),
+    ],
+    ids=str,
+)
+def test_the_plan_is_tried_dry_in_pieces(small, capsys, monkeypatch, flags, runs):
+    monkeypatch.setattr(pace, "SECONDS", 0.1)
+    assert main(["study", "run", str(small), "--dry-run", *flags]) == 0
+    found = dict(re.findall(r"^(\w+) +0 +(\d+) +\d", capsys.readouterr().out, re.MULTILINE))
+    assert {arm: int(count) for arm, count in found.items()} == runs
+
+
+def test_the_plan_is_whole_as_it_comes():
+    plan = read_plan(GPU / "plan.yaml", Plan)
+    check_recipes(plan, GPU / "plan.yaml")
+    require_precisions(plan, GPU / "plan.yaml")
+
+
+def test_the_header_says_what_counting_finds():
+    """Dropped patches are not counted where a model is counted, so a smaller picture stands in for half of them."""
+    recipe, header = load_recipe(GPU / "pictograms.yaml"), (GPU / "plan.yaml").read_text()
+    config = recipe.model.config(recipe.tokenizer.vocab_size)
+    assert config.image_encoder.num_patches == PATCHES[128]
+    halved = replace(recipe.model, image_size=88).config(recipe.tokenizer.vocab_size)
+    flops = flops_per_pair(halved, text_length=10)
+    (said,) = re.findall(r"\((\d\.\d) GFLOP a pair", header)
+    assert float(said) == pytest.approx(flops / 1e9 * 128 / PATCHES[88], rel=0.02)
+    assert f"models of {num_parameters(config) / 1e6:.0f} million" in header
+    run = TRAINING_PASSES * recipe.data.batch_size * recipe.schedule.steps * float(said) * 1e9
+    assert f" {run / 1e15:.0f} PFLOP a run" in header
+    for share, minutes in ((0.25, 15), (0.13, 23)):
+        assert f"{share:.0%}".replace("%", " %") in header
+        assert f"{minutes} minutes" in header
+        assert 10 * (run / (share * 989e12) + 35) / 60 == pytest.approx(minutes, abs=0.5)

@@ -15,6 +15,10 @@ class DivergedError(UserError):
     """Training came to numbers that are none, and gave up."""
 
 
+class DiskError(UserError):
+    """A disk that is full or cannot be written to; names the place. Who knows the way on adds it."""
+
+
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
     """A run has stopped because a signal asked for it, and everything is saved. `number`: of the signal."""
 

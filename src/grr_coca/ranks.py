@@ -74,16 +74,20 @@ class Ranks:
         """Call a function on the first rank, and give all ranks its result or its error.
 
         Raises:
-            UserError: on every rank, if the function raised one. So no rank waits for another forever.
+            UserError: on every rank, if the function raised one. So no rank waits for another forever. The first rank
+                gets that error itself.
         """
         outcome: list = [None, None]
+        failure: UserError | None = None
         if self.is_first:
             try:
                 outcome[0] = function()
             except UserError as error:
-                outcome[1] = str(error)
+                failure, outcome[1] = error, str(error)
         if self.size > 1:
             dist.broadcast_object_list(outcome, src=0)
+        if failure is not None:
+            raise failure
         if outcome[1] is not None:
             raise UserError(outcome[1])
         return outcome[0]

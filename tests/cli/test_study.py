@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 
 import pytest
 
@@ -9,7 +10,7 @@ from grr_coca.cli import main
 from grr_coca.study.ledger import LEDGER_FILE, LedgerWriter
 from grr_coca.study.running import pace
 from grr_coca.train.recipe import save_recipe
-from support import finetuning, real_pairs, tiny_recipe, write_shard
+from support import disk_of, finetuning, real_pairs, tiny_recipe, write_shard
 
 PLAN = """
 arms: [baseline_coca, grr_coca]
@@ -88,6 +89,20 @@ def test_a_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, mo
     assert re.search(r"up to \d+\.\d GB in .*runs, where \d+ GB are free", said)
     assert "TOO SMALL" not in said
     assert sorted(plan.parent.rglob("*")) == before
+
+
+def test_a_disk_that_is_full_ends_a_study_until_there_is_room(plan, tmp_path, capfd):
+    plan.write_text(PLAN.replace("tuning:", "# tuning:").replace("[0, 1]", "[0]").replace("[more.yaml]", "[]"))
+    with disk_of(200_000, tmp_path / "disk") as disk:
+        command = ["study", "run", str(plan), "--only", "grr_coca", "--runs", str(disk)]
+        assert main(command) == 2
+        said = capfd.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"error: grr_coca, emoji, seed 0: {disk}/grr_coca")
+        assert "No space left on device" in said
+        assert said.endswith("by --runs; the same command then goes on from what was saved")
+        subprocess.run(["mount", "-o", "remount,size=100M", str(disk)], check=True)
+        assert main(command) == 0
+    assert len((plan.parent / LEDGER_FILE).read_text().splitlines()) == 1
 
 
 def test_a_study_runs_in_processes_and_its_status_tells_what_is_there(plan, capfd):

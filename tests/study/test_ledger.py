@@ -129,6 +129,45 @@ def test_rows_of_something_else_are_named_and_not_counted(folder, changes, why):
     assert why in ledger.notes[0]
 
 
+TUNED = replace(DIGESTS, trials={"grr_coca": {"emoji": ("t1", "t2")}, "baseline_coca": {}}, tuning_seed=9)
+
+
+def a_trial(**changes: object) -> LedgerRow:
+    return a_row(**{"kind": "trial", "seed": 9, "recipe_digest": "t1", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"recipe_digest": "t3"}, "another recipe (t3, none of the 2 that the plan tries)"),
+        ({"data_digest": "other"}, "other data (other, not d)"),
+        ({"seed": 8}, "another seed than that of tuning (8, not 9)"),
+        ({"arm": "coca"}, "the plan has no such arm"),
+        ({"stage": "stage"}, "the plan has no such stage"),
+    ],
+    ids=str,
+)
+def test_trials_of_something_else_are_named_and_choose_nothing(folder, changes, why):
+    write_digests(folder, TUNED)
+    chosen = a_trial(kind="choice")
+    write(folder, chosen, a_trial(), a_trial(recipe_digest="t2"), a_trial(**changes), replace(chosen, **changes))
+    ledger = read_ledger(folder)
+    assert [row.recipe_digest for row in ledger.trials] == ["t1", "t2"]
+    assert ledger.choices == (chosen,), "the newer one is of something else"
+    (note,) = ledger.notes
+    arm, stage = changes.get("arm", "grr_coca"), changes.get("stage", "emoji")
+    assert note == f"{arm}, {stage}, trial of optimizer.lr 0.003, optimizer.name muon: not counted: {why}"
+
+
+def test_trials_count_as_long_as_nobody_can_tell_what_they_start_from(folder):
+    write_digests(folder, TUNED)
+    write(folder, a_trial(arm="baseline_coca", recipe_digest="unknown"))
+    assert len(read_ledger(folder).trials) == 1
+    write_digests(folder, DIGESTS)
+    ledger = read_ledger(folder)
+    assert (len(ledger.trials), ledger.notes) == (1, ()), "digests of an older version say nothing of trials"
+
+
 def test_the_newer_of_two_rows_counts(folder):
     write(folder, a_row(steps=1), a_row(steps=2))
     ledger = read_ledger(folder)

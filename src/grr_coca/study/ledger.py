@@ -4,9 +4,9 @@
 |---|---|
 | `runs.jsonl` | the rows, a JSON object a line; `runs-I-of-N.jsonl` those of a shard |
 | `plan.yaml` | the plan of the study |
-| `digests.json` | what a row must be made of to count: recipe by arm and stage, data by stage |
+| `digests.json` | what a row must be made of to count: recipes by arm and stage, of runs and trials; data by stage |
 
-A report reads these three and nothing else.
+A report reads these three, the pictures in `showcase/`, and nothing else.
 """
 
 import fcntl
@@ -101,10 +101,16 @@ class LedgerRow:
 @dataclass(frozen=True)
 class Digests:
     """What rows must be made of: the digest of each arm's recipe by stage, and of each stage's data. An arm whose
-    tuning has not ended is not among the recipes."""
+    tuning has not ended is not among the recipes.
+
+    `trials`: by arm and stage, the recipes of all trials; a stage is missing as long as the model that they start from
+    has not been chosen. None: written by a version that did not know them. `tuning_seed`: that of all trials.
+    """
 
     recipes: dict[str, dict[str, str]]
     data: dict[str, str]
+    trials: dict[str, dict[str, tuple[str, ...]]] | None = None
+    tuning_seed: int | None = None
 
     def fault(self, row: LedgerRow) -> str | None:
         """Why a run does not count; None if it does."""
@@ -117,11 +123,29 @@ class Digests:
             return f"other data ({row.data_digest}, not {self.data[row.stage]})"
         return None
 
+    def trial_fault(self, row: LedgerRow) -> str | None:
+        """Why a trial does not count, or the choice of one; None if it does, or if nobody can tell yet."""
+        data = self.data.get(row.stage)
+        if data is None:
+            return "the plan has no such stage"
+        if row.data_digest != data:
+            return f"other data ({row.data_digest}, not {data})"
+        if self.trials is None:
+            return None
+        if row.arm not in self.trials:
+            return "the plan has no such arm"
+        if row.seed != self.tuning_seed:
+            return f"another seed than that of tuning ({row.seed}, not {self.tuning_seed})"
+        known = self.trials[row.arm].get(row.stage)
+        if known is not None and row.recipe_digest not in known:
+            return f"another recipe ({row.recipe_digest}, none of the {len(known)} that the plan tries)"
+        return None
+
 
 @dataclass(frozen=True)
 class Ledger:
-    """The rows of a study by what they are. Of the choices for an arm and a stage, the newest is there. `notes` has one
-    sentence on each thing that was not counted, and on what a reader should know of those that were."""
+    """The rows of a study that count, by what they are. Of the choices for an arm and a stage, the newest is there.
+    `notes` has one sentence on each thing that was not counted, and on what a reader should know of those that were."""
 
     rows: tuple[LedgerRow, ...]
     trials: tuple[LedgerRow, ...]
@@ -143,15 +167,17 @@ def read_ledger(folder: Path, digests: Digests | None = None) -> Ledger:
     rows = read_rows(folder, notes)
     if not rows and not ledger_files(folder):
         raise UserError(f"{folder}: holds no study: {LEDGER_FILE} is missing; `grr-coca study run` writes it")
-    runs = _counted([row for row in rows if row.kind == "run"], digests or read_digests(folder), notes)
+    digests = digests or read_digests(folder)
+    runs = _counted([row for row in rows if row.kind == "run"], digests, notes)
+    trials = _counted_trials([row for row in rows if row.kind != "run"], digests, notes)
     commits = Counter(row.commit for row in runs)
     if len(commits) > 1:
         told = ", ".join(f"{count} of {commit}" for commit, count in commits.most_common())
         notes.append(f"rows come from {len(commits)} commits: {told}")
     return Ledger(
         rows=tuple(runs),
-        trials=tuple(row for row in rows if row.kind == "trial"),
-        choices=tuple({(row.arm, row.stage): row for row in rows if row.kind == "choice"}.values()),
+        trials=tuple(row for row in trials if row.kind == "trial"),
+        choices=tuple({(row.arm, row.stage): row for row in trials if row.kind == "choice"}.values()),
         notes=tuple(notes),
     )
 
@@ -180,6 +206,8 @@ def read_digests(folder: Path) -> Digests:
         UserError: the file is missing or damaged.
     """
     path = folder / DIGESTS_FILE
+    if not path.exists():
+        raise UserError(f"{path}: is missing; `grr-coca study run` writes it anew")
     return from_dict(Digests, read_json(path), str(path))
 
 
@@ -260,7 +288,7 @@ class LedgerWriter:
             os.ftruncate(self._file, before)
             raise UserError(
                 f"{self.path}: the row of {row.arm}, seed {row.seed}, {row.stage} could not be written "
-                f"({error.strerror or error}); its run is saved, and the same command goes on with it"
+                f"({error.strerror or error}); make room there: its run is saved, and the same command goes on with it"
             ) from error
 
 
@@ -305,3 +333,16 @@ def _counted(rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> l
             notes.append(f"{name}: is there twice; the newer row counts")
         found[key] = row
     return list(found.values())
+
+
+def _counted_trials(rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> list[LedgerRow]:
+    """The trials and choices of this plan; the others are named, a choice not once more beside its trial."""
+    counted = []
+    for row in rows:
+        fault = digests.trial_fault(row)
+        if fault is None:
+            counted.append(row)
+        elif row.kind == "trial":
+            settings = ", ".join(f"{key} {value}" for key, value in row.settings.items())
+            notes.append(f"{row.arm}, {row.stage}, trial of {settings}: not counted: {fault}")
+    return counted

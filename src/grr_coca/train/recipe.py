@@ -365,8 +365,12 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     write_whole(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True).encode())
 
 
-def read_yaml(path: Path) -> object:
+def read_yaml(path: Path, kind: str = "recipe") -> object:
     """The content of a YAML file.
+
+    Args:
+        path: of the file.
+        kind: what messages call the file.
 
     Raises:
         UserError: there is no such file (the message lists those beside it), or it is not YAML.
@@ -377,6 +381,8 @@ def read_yaml(path: Path) -> object:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         beside = sorted(other.name for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such recipe" + (f"; there are {', '.join(beside)}" if beside else "")) from error
+        raise UserError(f"{path}: no such {kind}" + (f"; there are {', '.join(beside)}" if beside else "")) from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder; give a {kind}, which is a YAML file") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a YAML file that can be read ({error})") from error

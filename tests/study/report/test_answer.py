@@ -11,8 +11,9 @@ from grr_coca.study.report.numbers.effect import effect_of
 from grr_coca.study.report.numbers.metrics import Endpoint
 from grr_coca.study.report.numbers.results import EndpointResult, study_results
 from grr_coca.study.report.paper import agreement
-from grr_coca.study.report.verdict import fewest_seeds, verdict
+from grr_coca.study.report.verdict import verdict
 from grr_coca.study.report.words import change_in_words, endpoints_in_words, interval_in_words, p_in_words, signed
+from grr_coca.study.statistics.fewest import fewest_seeds
 from synthetic_study import plan, rows_of, write_study
 
 PAIR = ("baseline_coca", "grr_coca")

@@ -55,8 +55,8 @@ def reported(tmp_path_factory):
     ]
     choices = [r for r in rows_of(ARMS, [100], kind="choice") if r.stage == "pictograms"]
     write_study(folder, plan(ARMS), [*trials, *choices, *rows_of(ARMS, range(8))])
-    (folder / "showcase").mkdir()
-    Image.new("RGB", (64, 64), "red").save(folder / "showcase" / "snowman.png.webp")
+    (folder / "showcase" / "pictograms").mkdir(parents=True)
+    Image.new("RGB", (64, 64), "red").save(folder / "showcase" / "pictograms" / "snowman.png.webp")
     before = sorted(path.name for path in folder.iterdir())
     said = write_study_report(folder, folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted([*before, *FILES])
@@ -148,16 +148,28 @@ def test_a_demos_folder_is_a_study_of_one_seed(tmp_path, capsys):
     folder = write_study(tmp_path, demo, rows_of(ARMS[:2], [0]))
     assert "one seed, so no interval" in write_study_report(folder, folder)
     assert main(["study", "status", str(folder)]) == 0
-    assert "rows of 1 seeds" in capsys.readouterr().out
+    assert "rows of 1 seed" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path, capsys):
     assert main(["study", "report", str(tmp_path / "nowhere")]) == 2
     assert main(["study", "report", str(tmp_path)]) == 2
+    assert main(["study", "status", str(tmp_path / "nowhere")]) == 2
     said = capsys.readouterr().err
-    assert "no such folder" in said
-    assert "Traceback" not in said
+    assert said.count("nowhere: no such folder; give the one that `grr-coca study run` writes to") == 2
+    assert f"{tmp_path}: holds no study: plan.yaml is missing" in said
     assert list(tmp_path.iterdir()) == []
+    folder = write_study(tmp_path / "study", plan(ARMS[:2]), [])
+    (folder / "digests.json").unlink()
+    assert main(["study", "report", str(folder)]) == 2
+    assert "digests.json: is missing; `grr-coca study run` writes it anew" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_says_where(tmp_path, capsys):
+    folder = write_study(tmp_path / "study", plan(ARMS[:2]), rows_of(ARMS[:2], [0]))
+    (tmp_path / "file").touch()
+    assert main(["study", "report", str(folder), "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}: cannot be written to (File exists)")
 
 
 def test_a_curve_past_its_knee_falls_little():

@@ -1,19 +1,22 @@
 """A study is run: tuned, trained, measured, and gone on with, each thing once."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from grr_coca.errors import DivergedError, UserError
-from grr_coca.study.ledger import LEDGER_FILE, LedgerRow, LedgerWriter, read_digests, read_ledger
+from grr_coca.study.ledger import LEDGER_FILE, Ledger, LedgerRow, LedgerWriter, read_digests, read_ledger
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.running import run as running
 from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.running.run import Place, Study, Watch
 from grr_coca.study.running.stage import run_stage
 from grr_coca.study.running.task import FINISHED, Task
+from grr_coca.study.showcase import picture_path
 from support import CPU
 
 PRETRAINING = {"primary": ["pretraining/coca_loss"]}
@@ -59,6 +62,24 @@ class Done:
 
     def result(self) -> LedgerRow:
         return self._row
+
+
+class Failing(Here):
+    """Fails as a process does: when its result is asked for."""
+
+    def submit(self, function, task: Task):
+        try:
+            return super().submit(function, task)
+        except UserError as error:
+            return Failed(error)
+
+
+class Failed(Done):
+    def __init__(self, error: UserError) -> None:
+        self._error = error
+
+    def result(self) -> LedgerRow:
+        raise self._error
 
 
 class Pretending(Here):
@@ -176,20 +197,49 @@ def test_a_model_that_was_lost_is_trained_again_and_its_row_stays(write_study, t
     assert read_ledger(out).notes == ()
 
 
+def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_room(write_study, tmp_path, monkeypatch):
+    def full(tensors, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path, out = write_study(seeds=[0], finetune=["health.yaml"]), tmp_path / "out"
+    part = StudyPart(("grr_coca",))
+    with monkeypatch.context() as disk:
+        disk.setattr("grr_coca.train.survival.snapshot.save_tensors", full)
+        with pytest.raises(UserError) as stopped:
+            run(path, out, Failing(), part=part)
+    said = str(stopped.value)
+    assert said.startswith(f"grr_coca, pictograms, seed 0: {out / 'runs'}")
+    assert "step-000000006: the checkpoint could not be written (No space left on device); make room there" in said
+    assert f"or move the folder {out / 'runs'} to another disk and name it by --runs" in said
+    assert list((out / "runs").rglob("step-*")) == [], "nothing half-written stays"
+    assert run(path, out, part=part).done == ["grr_coca, pictograms, seed 0", "grr_coca, health, seed 0"]
+    assert read_ledger(out).notes == ()
+    assert [row.stage for row in read_ledger(out).rows] == ["pictograms", "health"]
+
+
+def test_the_pictures_of_the_showcase_lie_beside_the_ledger(write_study, tmp_path):
+    out = tmp_path / "out"
+    run(write_study(seeds=[0], finetune=["health.yaml"]), out, Here(), part=StudyPart(("grr_coca",)))
+    for row in read_ledger(out).rows:
+        pictures = {picture_path(out, row.stage, example.image) for example in row.captions}
+        assert len(pictures) == {"pictograms": 6, "health": 2}[row.stage]
+        assert pictures == set((out / "showcase" / row.stage).iterdir())
+    for picture in pictures:
+        with Image.open(picture) as image:
+            assert (image.format, image.size) == ("WEBP", (64, 64))
+    kept = picture.read_bytes()
+    picture.unlink()
+    run(tmp_path / "study.yaml", out, Here())
+    assert picture.read_bytes() == kept, "what is missing is put there when the study goes on"
+
+
 def test_a_run_that_diverged_keeps_no_other_from_being_done(write_study, tmp_path):
     class Diverging(Pretending):
         def submit(self, function, task: Task):
             if task.arm == "baseline_coca" and task.seed == 0:
                 self.done.append(task.name)
-                return Failed()
+                return Failed(DivergedError("step 7: loss or gradient were not finite"))
             return super().submit(function, task)
-
-    class Failed:
-        def done(self) -> bool:
-            return True
-
-        def result(self) -> None:
-            raise DivergedError("step 7: loss or gradient were not finite")
 
     out, workers = tmp_path / "out", Diverging()
     path = write_study(finetune=[], endpoints=PRETRAINING)
@@ -254,6 +304,27 @@ def test_rows_of_an_earlier_recipe_are_named_and_run_again(write_study, tmp_path
     assert {row.steps for row in ledger.rows} == {4}
     assert len(ledger.notes) == 2
     assert "another recipe" in ledger.notes[0]
+
+
+def test_trials_of_an_earlier_grid_choose_nothing(write_study, tmp_path):
+    """What was tried counts as long as the plan tries it, what was chosen as well."""
+    out = tmp_path / "out"
+
+    def tuned(*rates: float) -> Ledger:
+        tuning = {"seed": 9, "pretrain": {"optimizer.lr": list(rates)}, "finetune": {"optimizer.lr": [0.001, 0.01]}}
+        run(write_study(**{**TUNED, "tuning": tuning}), out, Pretending())
+        return read_ledger(out)
+
+    first = tuned(0.1, 0.2)
+    assert (len(first.trials), len(first.choices), first.notes) == (2 * 4, 2 * 2, ())
+    second = tuned(0.2, 0.3)
+    assert {trial.settings["optimizer.lr"] for trial in second.trials if trial.stage == "pictograms"} == {0.2, 0.3}
+    assert {choice.settings["optimizer.lr"] for choice in second.choices if choice.stage == "pictograms"} == {0.2}
+    assert (len(second.trials), len(second.choices)) == (2 * 4, 2 * 2), "fine-tunings start from another model now"
+    (named, *_) = [note for note in second.notes if note.startswith("grr_coca, pictograms, trial")]
+    assert named.startswith("grr_coca, pictograms, trial of optimizer.lr 0.1: not counted: another recipe")
+    assert len([note for note in second.notes if "trial of" in note]) == 2 * 3
+    assert tuned(0.1, 0.2).choices == first.choices, "the newer choices are of the other grid"
 
 
 def test_shards_do_each_run_once(write_study, tmp_path):

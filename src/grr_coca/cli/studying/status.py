@@ -12,7 +12,9 @@ def print_status(folder: Path) -> int:
     plan, ledger = plan_of_folder(folder), read_ledger(folder)
     stages = stage_names(plan)
     width = max(len(arm.name) for arm in plan.arms)
-    print(f"{'arm':<{width}}  {'  '.join(stages)}   rows of {len(plan.seeds)} seeds")
+    print(
+        f"{'arm':<{width}}  {'  '.join(stages)}   rows of {len(plan.seeds)} seed{'' if len(plan.seeds) == 1 else 's'}"
+    )
     for arm in plan.arms:
         counts = [str(_count(ledger, arm.name, stage)).rjust(len(stage)) for stage in stages]
         print(f"{arm.name:<{width}}  {'  '.join(counts)}")

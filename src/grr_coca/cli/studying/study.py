@@ -93,7 +93,7 @@ def _run(action: RunStudy) -> int:
     if action.jobs < 1:
         raise UserError(f"--jobs {action.jobs} is out of range; give 1 or more")
     require_extra("train", "training")
-    read_yaml(action.plan)  # a name that is wrong is told at once
+    read_yaml(action.plan, "plan")  # a name that is wrong is told at once
 
     from grr_coca.cli.studying.running import run_with_progress, what_is_left  # late: torch comes with it
     from grr_coca.study.plan.plan import Plan, arm_named, read_plan

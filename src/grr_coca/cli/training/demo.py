@@ -91,7 +91,7 @@ def _check(plan: Path, minutes: float, steps: int | None, dry_run: bool, json: b
         raise UserError("--json tells what --dry-run finds; give both")
     require_extra("train", "training")
     require_extra("report", "the report")
-    read_yaml(plan)  # so that a wrong name is reported at once
+    read_yaml(plan, "plan")  # so that a wrong name is reported at once
 
 
 def _begun(begun: "DemoPlan | None", out: Path, steps: int | None) -> "DemoPlan | None":

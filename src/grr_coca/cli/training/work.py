@@ -5,7 +5,7 @@ from pathlib import Path
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.cli.output.progress import bars
-from grr_coca.errors import UserError
+from grr_coca.errors import DiskError, UserError
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.dry_run import dry_run as expect
@@ -45,7 +45,10 @@ def run_training(
                 )
                 shown.update(start.preset, done, losses)
 
-            train(recipe, start, out, ranks.device, on_step, point)
+            try:
+                train(recipe, start, out, ranks.device, on_step, point)
+            except DiskError as error:
+                raise UserError(f"{error}; make room there, and go on with --resume") from error
         print(f"checkpoint, log and recipe are in {out}")
 
 

@@ -3,7 +3,7 @@
 | file | holds |
 |---|---|
 | `plan.yaml` | the plan with every decision: steps, precisions |
-| `runs.jsonl`, `digests.json` | the ledger, as of any study |
+| `runs.jsonl`, `digests.json`, `showcase/` | the ledger, and its pictures, as of any study |
 | `PRESET/STAGE/` | the run of an arm in a stage |
 | `table.txt`, `results.json`, `report.html` | the outcome, when both arms have ended |
 | `index/` | an index of the showcase, made at the end |
@@ -31,6 +31,7 @@ from grr_coca.study.ledger import DIGESTS_FILE, LEDGER_FILE, PLAN_FILE
 from grr_coca.study.plan.folder import DemoPlan
 from grr_coca.study.plan.plan import read_plan
 from grr_coca.study.running.run import Place, write_plan
+from grr_coca.study.showcase import SHOWCASE_FOLDER
 
 OUTCOME = ("table.txt", "results.json", "report.html")
 INDEX_FOLDER = "index"
@@ -62,7 +63,7 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
     Raises:
         UserError: it holds something else, or cannot be written to.
     """
-    known = {*arm_names(plan), PLAN_FILE, LEDGER_FILE, DIGESTS_FILE, *OUTCOME, INDEX_FOLDER}
+    known = {*arm_names(plan), PLAN_FILE, LEDGER_FILE, DIGESTS_FILE, *OUTCOME, SHOWCASE_FOLDER, INDEX_FOLDER}
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)

@@ -1,6 +1,5 @@
 """The report of a comparison: one HTML file with everything in it."""
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ from grr_coca.study.demo.plots import improvement_bars, learning_curves
 from grr_coca.study.demo.table import LOSSES, Row, average_row, row, short_names
 from grr_coca.study.page import render_page
 from grr_coca.study.plan.folder import DemoPlan
+from grr_coca.study.statistics.fewest import fewest_seeds
+from grr_coca.study.thumbnails import as_webp, data_address, thumbnail
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.logs import read_metrics
 
-THUMBNAIL = 96
 HEAT_MAP_DPI = 70
 
 WITHOUT = " without "
@@ -90,6 +90,7 @@ def write_report(plan: DemoPlan, arms: Arms, runs: tuple[Path, Path], machine: s
         rows=rows,
         losses=LOSSES,
         machine=machine,
+        seeds_needed=fewest_seeds(len(plan.endpoints.primary)),
         curves={name: _curves(names, runs, name) for name in recipes},
         bars=improvement_bars([_short(r) for r in rows if WITHOUT not in r.name], names),
         caption_grids={name: _caption_cards(plan, recipes[name], name, arms) for name in recipes},
@@ -127,7 +128,7 @@ def _heat_maps(source: PairSource, arms: Arms) -> list[HeatCard]:
         for explained in both:
             words = zip(explained.words, explained.heat, strict=True)
             png = caption_picture(image, [WordMap(word, torch.tensor(heat)) for word, heat in words], HEAT_MAP_DPI)
-            pictures.append(_webp_address(Image.open(io.BytesIO(png)).convert("RGB")))
+            pictures.append(data_address(as_webp(Image.open(io.BytesIO(png)).convert("RGB"))))
         cards.append(HeatCard(pair.caption, (pictures[0], pictures[1])))
     return cards
 
@@ -141,13 +142,4 @@ def _search_strips(source: PairSource, arms: Arms) -> list[SearchStrip]:
 
 
 def _data_address(source: PairSource, index: int) -> str:
-    pair = source[index]
-    image = decode_image(pair.image, pair.name)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return _webp_address(image)
-
-
-def _webp_address(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "webp", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_address(thumbnail(source[index]))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from grr_coca.errors import UserError
 from grr_coca.study.ledger import PLAN_FILE
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.train.recipe import read_yaml
@@ -28,7 +29,20 @@ def plan_of_folder(folder: Path) -> Plan:
     Raises:
         UserError: there is none, or it cannot be read.
     """
+    require_study(folder)
     path = folder / PLAN_FILE
-    content = read_yaml(path)
+    content = read_yaml(path, "plan")
     is_demo = isinstance(content, dict) and "queries" in content
     return read_plan(path, DemoPlan if is_demo else Plan)
+
+
+def require_study(folder: Path) -> None:
+    """See that a folder is that of a study.
+
+    Raises:
+        UserError: it is not there, or has no plan.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the one that `grr-coca study run` writes to")
+    if not (folder / PLAN_FILE).exists():
+        raise UserError(f"{folder}: holds no study: {PLAN_FILE} is missing; `grr-coca study run` writes it")

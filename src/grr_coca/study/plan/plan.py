@@ -89,7 +89,8 @@ class Plan:
     `precision`, `muon_precision`: in place of every `auto` of the recipes; rows of different precisions are not of the
     same study.
     `showcase`: a test split of the pretraining recipe, of which `num_captions` images are shown with what each model
-    says. `without`: words; the showcase is measured once more without captions that hold one of them.
+    says; of each fine-tuning a third as many. `without`: words; the showcase is measured once more without captions
+    that hold one of them.
     """
 
     arms: tuple[Arm, ...]
@@ -110,6 +111,13 @@ class Plan:
 def stage_names(plan: Plan) -> tuple[str, ...]:
     """The stages, pretraining first."""
     return tuple(Path(recipe).stem for recipe in (plan.pretrain, *plan.finetune))
+
+
+def showcase_of(plan: Plan, stage: str) -> tuple[str, int]:
+    """The test split of a stage's recipe whose images are captioned to be shown, and how many of them."""
+    if stage == stage_names(plan)[0]:
+        return plan.showcase, plan.num_captions
+    return plan.endpoints.split, plan.num_captions // 3
 
 
 def arm_named(plan: Plan, name: str) -> Arm:
@@ -145,7 +153,7 @@ def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
     Raises:
         UserError: no such file, not YAML, or a key or value that a plan does not have.
     """
-    plan = from_dict(kind, _with_arms_spelled_out(read_yaml(path)), str(path))
+    plan = from_dict(kind, _with_arms_spelled_out(read_yaml(path, "plan")), str(path))
     _check(plan, path)
     folder = path.resolve().parent
     recipes = [os.path.normpath(folder / recipe) for recipe in (plan.pretrain, *plan.finetune)]
@@ -166,12 +174,15 @@ def _check(plan: Plan, path: Path) -> None:
     _require_once(names, f"{path}: arms")
     _require_once(plan.seeds, f"{path}: seeds")
     _require_once(stage_names(plan), f"{path}: every recipe needs a file name of its own")
-    for arm in plan.arms:
-        get_preset(arm.preset_name, "tiny")
-    if plan.baseline not in names:
-        raise UserError(f"{path}: baseline: the plan has no arm '{plan.baseline}'; {nearest(plan.baseline, names)}")
     if len(names) < 2:
         raise UserError(f"{path}: arms: two or more are needed to compare")
+    for arm in plan.arms:
+        try:
+            get_preset(arm.preset_name, "tiny")
+        except UserError as error:
+            raise UserError(f"{path}: arms: {error}") from error
+    if plan.baseline not in names:
+        raise UserError(f"{path}: baseline: the plan has no arm '{plan.baseline}'; {nearest(plan.baseline, names)}")
     if min(plan.seeds, default=0) < 0 or not (plan.seeds or plan.tuning):
         raise UserError(f"{path}: seeds: give one or more, each 0 or more")
     _check_endpoints(plan, path)

@@ -7,8 +7,9 @@ from grr_coca.study.plan.plan import Plan
 from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
 from grr_coca.study.report.numbers.results import ArmResults, EndpointResult, StudyResults
 from grr_coca.study.report.paper import Agreement, agreement, reported_change
-from grr_coca.study.report.verdict import Verdict, fewest_seeds, verdict
+from grr_coca.study.report.verdict import Verdict, verdict
 from grr_coca.study.report.words import arm_titles, change_in_words, endpoints_in_words, interval_in_words, listed
+from grr_coca.study.statistics.fewest import fewest_seeds
 
 Names = tuple[str, str]
 """The arm that is asked about, and the baseline."""

@@ -21,7 +21,7 @@ def study_page(plan: Plan, ledger: Ledger, results: StudyResults, folder: Path) 
         plan: of the study.
         ledger: its rows.
         results: what they amount to.
-        folder: of the study, which may hold thumbnails of the showcase.
+        folder: of the study, which may hold pictures of the showcase.
     """
     return render_page(
         "grr_coca.study.report",
@@ -37,5 +37,5 @@ def study_page(plan: Plan, ledger: Ledger, results: StudyResults, folder: Path) 
         factorial=factorial_tables(plan, results),
         cost=cost_table(plan, results) if results.costs else None,
         tuning=tuning_table(plan, ledger) if ledger.trials else None,
-        examples=example_captions(ledger.rows, main_and_baseline(results), folder),
+        examples=example_captions(plan, ledger.rows, main_and_baseline(results), folder),
     )

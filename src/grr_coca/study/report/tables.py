@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from grr_coca.study.plan.plan import Plan
 from grr_coca.study.report.numbers.effect import Effect
 from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
-from grr_coca.study.report.numbers.results import LEVEL_OF_TESTS, EndpointResult, StudyResults
+from grr_coca.study.report.numbers.results import EndpointResult, StudyResults
 from grr_coca.study.report.paper import reported_change
 from grr_coca.study.report.verdict import VERDICT_TITLES, verdict
 from grr_coca.study.report.words import arm_titles, interval_in_signs, p_in_words, signed
+from grr_coca.study.statistics.fewest import LEVEL_OF_TESTS
 
 
 @dataclass(frozen=True)

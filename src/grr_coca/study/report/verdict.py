@@ -3,7 +3,8 @@
 from typing import Literal
 
 from grr_coca.study.report.numbers.metrics import Endpoint
-from grr_coca.study.report.numbers.results import LEVEL_OF_TESTS, EndpointResult
+from grr_coca.study.report.numbers.results import EndpointResult
+from grr_coca.study.statistics.fewest import LEVEL_OF_TESTS
 
 Verdict = Literal["better", "worse", "equal", "open", "missing"]
 
@@ -28,11 +29,3 @@ def verdict(result: EndpointResult) -> Verdict:
         is_lower = effect.change < 0
         return "better" if is_lower == Endpoint(result.endpoint).lower_is_better else "worse"
     return "equal" if effect.is_equivalent else "open"
-
-
-def fewest_seeds(num_endpoints: int) -> int:
-    """Seeds with which the exact test can pass Holm's correction at all: its smallest p is 2 / 2^seeds."""
-    seeds = 2
-    while num_endpoints * 2.0 ** (1 - seeds) > LEVEL_OF_TESTS:
-        seeds += 1
-    return seeds

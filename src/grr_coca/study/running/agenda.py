@@ -9,7 +9,16 @@ from typing import NamedTuple
 
 from grr_coca.study.ledger import Digests, Kind, LedgerRow
 from grr_coca.study.plan.digest import data_digest, recipe_digest
-from grr_coca.study.plan.plan import LOSS_METRICS, Arm, Plan, Tuning, arm_named, scores_captions, stage_names
+from grr_coca.study.plan.plan import (
+    LOSS_METRICS,
+    Arm,
+    Plan,
+    Tuning,
+    arm_named,
+    scores_captions,
+    showcase_of,
+    stage_names,
+)
 from grr_coca.study.plan.stages import Settings, grid_of, settings_of, stage_recipe
 from grr_coca.study.running.task import Task, is_finished
 
@@ -44,6 +53,7 @@ class Agenda:
         first = plan.arms[0]
         self._data = {stage: data_digest(stage_recipe(plan, first, stage, 0, {})) for stage in self._stages}
         self._rows: dict[tuple[Kind, str, int, str, str, str], LedgerRow] = {}
+        self._newest_choices: dict[tuple[str, str], tuple[int, str, str]] = {}
         for row in rows:
             self.add(row)
 
@@ -51,6 +61,8 @@ class Agenda:
         """Take note of a row that is in the ledger."""
         key = (row.kind, row.arm, row.seed, row.stage, row.recipe_digest, row.data_digest)
         self._rows[key] = row
+        if row.kind == "choice":
+            self._newest_choices[row.arm, row.stage] = (row.seed, row.recipe_digest, row.data_digest)
 
     @property
     def digests(self) -> Digests:
@@ -59,10 +71,17 @@ class Agenda:
         for arm in self._plan.arms:
             digests = {stage: self._digest(arm, stage) for stage in self._stages}
             recipes[arm.name] = {stage: digest for stage, digest in digests.items() if digest is not None}
-        return Digests({arm: found for arm, found in recipes.items() if found}, self._data)
+        tuning = self._plan.tuning
+        return Digests(
+            recipes={arm: found for arm, found in recipes.items() if found},
+            data=self._data,
+            trials={arm.name: self._trial_digests(arm) for arm in self._plan.arms},
+            tuning_seed=None if tuning is None else tuning.seed,
+        )
 
     def lacking_choices(self) -> list[LedgerRow]:
-        """A row for each choice that the trials allow, and that is not in the ledger: the trial with these settings."""
+        """A row for each choice that the trials allow, and that is not the newest in the ledger: the trial with these
+        settings."""
         rows = []
         for arm in self._arms:
             for stage in self._stages:
@@ -70,7 +89,8 @@ class Agenda:
                 if settings is None or not points:
                     continue
                 row = points[grid_of(self._plan, stage).index(dict(settings))][1]
-                if row is not None and self._find("choice", arm, row.seed, stage, row.recipe_digest) is None:
+                newest = self._newest_choices.get((arm.name, stage))
+                if row is not None and newest != (row.seed, row.recipe_digest, row.data_digest):
                     rows.append(replace(row, kind="choice", curve=()))
         return rows
 
@@ -135,6 +155,15 @@ class Agenda:
     def _tuning(self) -> Tuning:
         assert self._plan.tuning is not None, "without tuning, there is nothing to choose"
         return self._plan.tuning
+
+    def _trial_digests(self, arm: Arm) -> dict[str, tuple[str, ...]]:
+        """Of all trials by stage, without stages whose start has not been chosen."""
+        points = {stage: self._points(arm, stage) for stage in self._stages}
+        return {
+            stage: tuple(task.recipe_digest for task, _ in found)
+            for stage, found in points.items()
+            if found is not None
+        }
 
     def _open_trials(self, index: int, arm: Arm) -> list[Task]:
         if arm not in self._arms or not self._part.has(index):
@@ -216,7 +245,7 @@ class Agenda:
         plan = self._plan
         recipe = stage_recipe(plan, arm, stage, seed, settings, is_trial=kind == "trial")
         digest = recipe_digest(recipe, None if start is None else start.recipe_digest, arm.variant)
-        is_first = stage == self._stages[0]
+        showcase, num_captions = showcase_of(plan, stage)
         return Task(
             kind=kind,
             arm=arm.name,
@@ -229,9 +258,9 @@ class Agenda:
             data_digest=self._data[stage],
             folder=self._folder_of(arm.name, seed, stage, digest),
             start=None if start is None else start.folder,
-            showcase=plan.showcase if is_first else plan.endpoints.split,
-            num_captions=plan.num_captions if is_first else plan.num_captions // 3,
-            without=plan.without if is_first else (),
+            showcase=showcase,
+            num_captions=num_captions,
+            without=plan.without if stage == self._stages[0] else (),
             scores_captions=scores_captions(plan),
         )
 

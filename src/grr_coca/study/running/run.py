@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from grr_coca.errors import DivergedError, UserError
+from grr_coca.errors import DiskError, DivergedError, UserError
 from grr_coca.structure import to_dict
 from grr_coca.study.ledger import (
     LEDGER_FILE,
@@ -28,6 +28,7 @@ from grr_coca.study.ledger import (
 )
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.running.agenda import Agenda, StudyPart
+from grr_coca.study.running.showcase import write_showcase
 from grr_coca.study.running.stage import run_stage
 from grr_coca.study.running.task import Task
 from grr_coca.study.running.workers import Workers, outcome, tell_progress, usable_device, worker_processes
@@ -85,6 +86,7 @@ class Study:
         self.agenda = Agenda(plan, part, place.folder_of, ())
         write_plan(plan, place.out)
         self._read()
+        write_showcase(plan, place.out)
 
     def run(self, workers: Workers, watch: Watch) -> None:
         """Until nothing is left that can be done.
@@ -113,13 +115,19 @@ class Study:
                 except DivergedError as error:  # its name stays, so that it is not begun again
                     diverged.append(f"{task.name}: {error}")
                     continue
+                except DiskError as error:
+                    raise UserError(
+                        f"{task.name}: {error}; make room there, or move the folder {self._place.runs} to another disk "
+                        "and name it by --runs; the same command then goes on from what was saved"
+                    ) from error
                 del names[task.name]
                 self._take(row, watch)
         if diverged:
             raise UserError(f"all but {len(diverged)} of the runs are done; these diverged: {'; '.join(diverged)}")
 
     def _take(self, row: LedgerRow, watch: Watch) -> None:
-        if _identity(row) not in self._known:  # a model that was lost is trained again, its row stays
+        # A model that was lost is trained again, its row stays. A choice may be made again after another one.
+        if row.kind == "choice" or _identity(row) not in self._known:
             self._ledger.append(row)
         self._note(row)
         if not self._place.keeps_models:

@@ -9,7 +9,7 @@ import torch
 from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
-from grr_coca.errors import DivergedError, UserError
+from grr_coca.errors import DiskError, DivergedError
 from grr_coca.files import write_whole
 from grr_coca.ranks import Ranks
 from grr_coca.study.anatomy import count_parameters, flops_per_pair
@@ -69,7 +69,7 @@ def _mark_finished(folder: Path) -> None:
     try:
         write_whole(folder / FINISHED, b"")
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}); the same command goes on there") from error
+        raise DiskError(f"{folder}: cannot be written to ({error.strerror})") from error
 
 
 def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Checkpoint:

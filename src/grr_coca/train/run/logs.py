@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
-from grr_coca.errors import UserError
+from grr_coca.errors import DiskError
 from grr_coca.evaluate.caption_split import Captioned
 from grr_coca.extras import require_extra
 from grr_coca.train.run.progress import Progress
@@ -29,7 +29,7 @@ class MetricLog:
     The lines of `metrics.jsonl` hold no times. So a run that was stopped and resumed leaves the same bytes as a run
     that was not. The pace is logged to TensorBoard only.
 
-    Every method raises a UserError that names the folder if the disk is full or cannot be written to.
+    Every method raises a DiskError that names the folder if the disk is full or cannot be written to.
     """
 
     def __init__(self, folder: Path | None, progress: Progress) -> None:
@@ -99,7 +99,7 @@ class MetricLog:
         try:
             yield
         except OSError as error:
-            raise UserError(f"{self._folder}: the log cannot be written ({error.strerror or error})") from error
+            raise DiskError(f"{self._folder}: the log cannot be written ({error.strerror or error})") from error
 
 
 def _open_board(folder: Path, step: int) -> "SummaryWriter":

@@ -15,7 +15,7 @@ from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.replacements import ReplacementLog
 from grr_coca.data.sources.pairs import PairSource
-from grr_coca.errors import DivergedError, Stopped, UserError
+from grr_coca.errors import DiskError, DivergedError, Stopped
 from grr_coca.evaluate.caption_split import caption_split
 from grr_coca.evaluate.checkpoint import evaluate_checkpoint, require_pairs
 from grr_coca.evaluate.split import Evaluation
@@ -274,4 +274,4 @@ def _open_folder(out: Path, recipe: Recipe) -> None:
         out.mkdir(parents=True, exist_ok=True)
         save_recipe(recipe, out / "recipe.yaml")
     except OSError as error:
-        raise UserError(f"{out}: the run folder cannot be written to ({error.strerror})") from error
+        raise DiskError(f"{out}: the run folder cannot be written to ({error.strerror})") from error

@@ -30,7 +30,7 @@ def save(
     """Write everything that is needed to use the model and to continue training it. Every rank must call this.
 
     Raises:
-        UserError: the disk is full or cannot be written to. It is raised on every rank.
+        DiskError: the disk is full or cannot be written to. It is raised on every rank.
     """
     raw, ranks = trainer.model.raw, trainer.model.ranks
     with trainer.averaged():

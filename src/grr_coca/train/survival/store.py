@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from grr_coca.errors import UserError
+from grr_coca.errors import DiskError, UserError
 from grr_coca.files import verify_folder, whole_folder, write_whole
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class CheckpointStore:
         """Write a checkpoint completely or not at all. Only after that, remove those that need not be kept.
 
         Raises:
-            UserError: the disk is full or cannot be written to. The checkpoints that were there are still there.
+            DiskError: the disk is full or cannot be written to. The checkpoints that were there are still there.
         """
         folder = self.folder / f"step-{step:09d}"
         try:
@@ -34,7 +34,7 @@ class CheckpointStore:
                 write_whole(self.folder / BEST_FILE, f'{{"step": {best_step}}}\n'.encode())
             self._tidy(step, best_step)
         except OSError as error:
-            raise UserError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
+            raise DiskError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
 
     def newest(self) -> Path | None:
         """The newest checkpoint whose files match their manifest. A damaged one is skipped with a warning."""

@@ -15,8 +15,6 @@ from grr_coca.study.report.numbers.metrics import Endpoint, Rows, endpoint_value
 from grr_coca.study.statistics.paired import bootstrap_coverage, log_ratios
 from grr_coca.study.statistics.significance import holm
 
-LEVEL_OF_TESTS = 0.05
-
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointResult:

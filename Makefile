@@ -45,14 +45,12 @@ test-milvus: $(VENV)/.milvus
 		$(addprefix tests/search/test_,index_store.py update.py portable.py milvus.py index_kills.py)
 
 test-ray: $(VENV)/.ray
-	GRR_COCA_TEST_RAY=1 RAY_USAGE_STATS_ENABLED=0 $(PYTEST) -m "$(SLOW)" -k "$(ONLY)" -W ignore --timeout 3600 \
+	scripts/own_network.sh GRR_COCA_TEST_RAY=1 RAY_USAGE_STATS_ENABLED=0 $(PYTEST) -m "$(SLOW)" -k "$(ONLY)" -W ignore --timeout 3600 \
 		tests/search/test_ray.py
 
 # What these two need, for continuous integration to try.
-servers-milvus: $(VENV)/.milvus
-	scripts/with_milvus.sh
-
-servers-ray: $(VENV)/.ray
+servers-milvus servers-ray: servers-%: $(VENV)/.%
+	scripts/own_network.sh
 
 # By hand: smoke tests with the oldest versions that pyproject.toml allows, but for torch.
 test-oldest:

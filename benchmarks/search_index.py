@@ -1,18 +1,29 @@
-"""What indexing and searching cost, next to doing it by hand: embed all, keep the vectors, multiply in Python.
+"""What indexing and searching cost, next to two ways by hand: with our own model, and with open_clip.
 
-    python benchmarks/search_index.py --pictures 10000
+    python benchmarks/search_index.py --peer-python .venv-peers/bin/python
 
-Writes `results/search.json`. One core; the sides take turns, and medians are compared.
+Takes 10,000 pictures of the corpus `icons`, or of those that come with the code if it was never fetched, and writes
+`results/search.json`. One thread. The sides take turns, 1,000 pictures each: ours makes captions and embeddings in one
+pass, commits them and keeps everything of an index; by hand, all is embedded, or captioned; open_clip embeds and
+captions, with a model of our size. Ratios are medians over the turns, of seconds of CPU time: on a machine that others
+use too, wall time tells how busy they are.
 """
 
 import argparse
+import io
 import json
+import os
 import shutil
 import statistics
+import subprocess
+import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from machine import machine
@@ -20,114 +31,213 @@ from machine import machine
 import grr_coca
 from grr_coca.data.image_files.find import find_images
 from grr_coca.data.images import decode_image
+from grr_coca.files import user_cache
 from grr_coca.search.embedded.vectors import best_rows, products
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
 ROOT = Path(__file__).parents[1]
+TURN = 1000
+CAPTIONED = 128
+"""Pictures of a turn that open_clip captions: its time is that of all by their number."""
+QUERY = "a red heart"
+Seconds = dict[str, float]
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long some work takes."""
-    began = time.perf_counter()
+def seconds(work: Callable[[], object]) -> Seconds:
+    """How long some work takes, on the clock and of the processor."""
+    began, cpu_began = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - began
+    return {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu_began}
 
 
-def medians(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median time of each side, all of them in turn."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, work in sides.items():
-            times[name].append(seconds(work))
-    return {name: statistics.median(values) for name, values in times.items()}
+class Peer:
+    """`search_contestant.py` in a process, and perhaps an environment, of its own."""
+
+    def __init__(self, python: str) -> None:
+        program = [python, str(Path(__file__).with_name("search_contestant.py"))]
+        self._process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.about = self._read()
+
+    def ask(self, **request: object) -> Seconds:
+        """Its answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else sys.exit("open_clip could not be run; see above")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
 
 
-def gather(folder: Path, count: int) -> list[Path]:
-    """Pictures of the corpora that come with the code, each a file; beyond their number, mirrored and turned."""
+def gather(folder: Path, count: int) -> tuple[list[Path], str]:
+    """Folders of 1,000 picture files, and what they are of."""
+    icons = sorted((user_cache() / "icons").glob("train-*.tar"))
+    contents = of_shards(icons) if icons else of_code()
+    folders = []
+    for start in range(0, count, TURN):
+        folders.append(folder / f"{start:06}")
+        folders[-1].mkdir(parents=True)
+        for number in range(start, min(start + TURN, count)):
+            (folders[-1] / f"{number:06}.webp").write_bytes(next(contents))
+    return folders, "icons" if icons else "drawings"
+
+
+def of_shards(shards: list[Path]) -> Iterator[bytes]:
+    """Pictures of shards, as they come."""
+    for shard in shards:
+        with tarfile.open(shard) as tar:
+            yield from (tar.extractfile(member).read() for member in tar if member.name.endswith(".webp"))
+
+
+def of_code() -> Iterator[bytes]:
+    """Pictures of the corpora that come with the code; beyond their number, mirrored and turned."""
     from PIL import ImageOps
 
-    folder.mkdir()
-    shards = sorted(str(path) for path in ROOT.glob("datasets/*/*.tar"))
-    paths: list[Path] = []
     for turn in (lambda image: image, ImageOps.mirror, ImageOps.flip, ImageOps.invert):
-        for image in find_images(shards):
-            if len(paths) == count:
-                return paths
-            path = folder / f"{len(paths):06}.webp"
-            content = image.read()
-            if turn.__name__ == "<lambda>":
-                path.write_bytes(content)
-            else:
-                turn(decode_image(content, image.name)).save(path, "WEBP")
-            paths.append(path)
-    return paths
+        for image in find_images(sorted(str(path) for path in ROOT.glob("datasets/*/*.tar"))):
+            file = io.BytesIO()
+            turn(decode_image(image.read(), image.name)).save(file, "WEBP")
+            yield file.getvalue()
 
 
-def exact_search() -> dict[str, float]:
-    """Milliseconds of one exact query of 256 numbers, by the number of pictures."""
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+"""What keeps torch to the instructions of an ordinary processor."""
+
+
+def exact_of_processors() -> dict[str, dict[str, float]]:
+    """`exact_search` with all that the processor has, and with AVX2 alone."""
+    program = [sys.executable, __file__, "--exact"]
+    sides = {"all": os.environ, "avx2": {**os.environ, **AVX2}}
+    return {name: json.loads(subprocess.check_output(program, env=env)) for name, env in sides.items()}
+
+
+def exact_search(repetitions: int = 9) -> dict[str, float]:
+    """Milliseconds on the clock of one exact query of 256 numbers, by the number of pictures."""
     found = {}
     for count in (100_000, 1_000_000):
         vectors = np.random.default_rng(0).standard_normal((count, 256), np.float32).astype(np.float16)
-        query = vectors[7].astype(np.float32)[None]
-        times = []
-        for _ in range(9):
-            began = time.perf_counter()
-            best_rows(products(vectors, query)[:, 0], 20)
-            times.append(time.perf_counter() - began)
-        found[str(count)] = round(statistics.median(times) * 1000, 1)
+        find = partial(_find, vectors, vectors[7].astype(np.float32)[None])
+        times = [seconds(find) for _ in range(repetitions)]
+        found[str(count)] = round(statistics.median(time["seconds"] for time in times) * 1000, 1)
     return found
+
+
+def _find(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    return best_rows(products(vectors, query)[:, 0], 20)
+
+
+def medians(sides: dict[str, Callable[[], Seconds]], rounds: int) -> dict[str, float]:
+    """The median milliseconds of CPU time of each side, all of them in turn."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, work in sides.items():
+            times[name].append(work()["cpu_seconds"] * 1000)
+    return {name: round(statistics.median(values), 2) for name, values in times.items()}
 
 
 def main() -> None:
     """Measure, and write the results."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has open_clip")
+    parser.add_argument("--exact", action="store_true", help="print the exact search alone, and write nothing")
+    options = parser.parse_args()
+    if options.exact:
+        print(json.dumps(exact_search()))
+        return
     place = Path(tempfile.mkdtemp())
-    paths = gather(place / "pictures", arguments.pictures)
-    model = grr_coca.load("pictograms")
-    number = iter(range(1000))
-
-    def index() -> None:
-        with grr_coca.Index.open(place / f"index-{next(number)}", create=True) as opened:
-            opened.add(place / "pictures")
-
-    by_hand: list[np.ndarray] = []
-
-    def embed() -> None:
-        by_hand[:] = [model.embed_images(paths).numpy()]
-
-    indexing = medians({"index": index, "embed": embed, "caption": lambda: model.caption(paths)}, arguments.rounds)
-    with grr_coca.Index.open(place / "index-0") as opened:
-        nothing_new = seconds(lambda: opened.add(place / "pictures"))
-        vector = model.embed_texts("a red heart").numpy()
-        querying = medians(
-            {
-                "index": lambda: opened.store.nearest(vector, 20),
-                "by_hand": lambda: sorted(
-                    ((float(row @ vector), path) for row, path in zip(by_hand[0], paths, strict=True)), reverse=True
-                )[:20],
-                "numpy": lambda: np.argsort(-(by_hand[0] @ vector))[:20],
-            },
-            15,
-        )
-        whole_query = medians({"search": lambda: opened.search("a red heart")}, 7)["search"]
-    both = indexing["embed"] + indexing["caption"]
-    results = {
-        "machine": machine(),
-        "pictures": len(paths),
-        "seconds": {name: round(value, 2) for name, value in indexing.items()},
-        "index_per_second": round(len(paths) / indexing["index"], 1),
-        "share_of_embed_and_caption": round(both / indexing["index"], 3),
-        "second_run_seconds": round(nothing_new, 2),
-        "query_milliseconds": {name: round(value * 1000, 2) for name, value in querying.items()},
-        "search_milliseconds": round(whole_query * 1000, 1),
-        "exact_milliseconds_256": exact_search(),
-    }
+    try:
+        results = measured(place, options.pictures, options.peer_python)
+    finally:
+        shutil.rmtree(place)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
-    shutil.rmtree(place)
+
+
+def measured(place: Path, count: int, peer_python: str) -> dict[str, object]:
+    """All that is measured of so many pictures."""
+    folders, kind = gather(place / "pictures", count)
+    peer, model = Peer(peer_python), grr_coca.load("pictograms")
+    rows: list[np.ndarray] = []
+    paths: list[Path] = []
+    turns: list[dict[str, Seconds]] = []
+    with grr_coca.Index.open(place / "index", create=True) as index:
+        for work in (model.caption, model.embed_images):  # loads and lays out what is made once
+            work(sorted(folders[0].iterdir())[:32])
+        for folder in folders:
+            files = sorted(folder.iterdir())
+            turns.append(
+                {
+                    "index": seconds(lambda: index.add(folder)),  # noqa: B023
+                    "open_clip_embed": peer.ask(embed=[str(path) for path in files]),
+                    "open_clip_caption": peer.ask(caption=[str(path) for path in files[:CAPTIONED]]),
+                    "embed": seconds(lambda: rows.append(model.embed_images(files).numpy())),  # noqa: B023
+                    "caption": seconds(lambda: model.caption(files)),  # noqa: B023
+                }
+            )
+            paths += files
+            for unit, value in turns[-1]["open_clip_caption"].items():
+                turns[-1]["open_clip_caption"][unit] = value * len(files) / len(files[:CAPTIONED])
+        index.add(place / "pictures")  # finds all of it once under this argument
+        nothing_new = seconds(lambda: index.add(place / "pictures"))
+        querying = queries(index, model, np.concatenate(rows), paths, peer)
+    peer.close()
+    totals = {name: sum(turn[name]["cpu_seconds"] for turn in turns) for name in turns[0]}
+
+    def ratio(of: str, to: str) -> float:
+        found = (sum(turn[name]["cpu_seconds"] for name in of.split()) / turn[to]["cpu_seconds"] for turn in turns)
+        return round(statistics.median(found), 3)
+
+    return {
+        "machine": machine(),
+        "pictures": count,
+        "kind": kind,
+        "peer": peer.about,
+        "cpu_seconds": {name: round(value, 2) for name, value in totals.items()},
+        "wall_seconds": {name: round(sum(turn[name]["seconds"] for turn in turns), 2) for name in turns[0]},
+        "index_per_second": round(count / totals["index"], 1),
+        "share_of_embed_and_caption": ratio("embed caption", "index"),
+        "open_clip_embed_over_index": ratio("open_clip_embed", "index"),
+        "open_clip_embed_over_embed": ratio("open_clip_embed", "embed"),
+        "open_clip_both_over_index": ratio("open_clip_embed open_clip_caption", "index"),
+        "second_run_seconds": round(nothing_new["seconds"], 2),
+        "query_milliseconds": querying,
+        "open_clip_over_query": round(querying["words_by_open_clip"] / querying["words"], 2),
+        "exact_milliseconds_256": exact_of_processors(),
+    }
+
+
+def queries(index: grr_coca.Index, model: Any, matrix: np.ndarray, paths: list[Path], peer: Peer) -> dict[str, float]:
+    """Milliseconds of a query: of an embedding, of words to paths, and the whole search with all that a hit has."""
+    vector = model.embed_texts(QUERY).numpy()
+
+    def by_hand() -> None:
+        scored = ((float(row @ vector), path) for row, path in zip(matrix, paths, strict=True))
+        sorted(scored, reverse=True)[:20]
+
+    def words() -> None:
+        with index.store.snapshot():
+            nearest = index.store.nearest(model.embed_texts(QUERY).numpy(), 20)
+            index.store.entries([match.id for match in nearest])
+
+    return medians(
+        {
+            "embedding": lambda: seconds(lambda: index.store.nearest(vector, 20)),
+            "embedding_by_hand": lambda: seconds(by_hand),
+            "embedding_by_numpy": lambda: seconds(lambda: np.argsort(-(matrix @ vector))[:20]),
+            "words": lambda: seconds(words),
+            "words_by_open_clip": lambda: peer.ask(query=QUERY),
+            "search": lambda: seconds(lambda: index.search(QUERY)),
+        },
+        15,
+    )
 
 
 if __name__ == "__main__":

@@ -1,25 +1,13 @@
 #!/usr/bin/env bash
 # Run a command beside a Milvus server, in a network that nobody else sees: the server listens on all interfaces.
-# Usage: scripts/with_milvus.sh PATH/TO/milvus-server COMMAND…
-# The command finds the address of the server in GRR_COCA_TEST_MILVUS. Without arguments: only tries the network.
+# Usage: scripts/with_milvus.sh PATH/TO/milvus-server [NAME=VALUE…] COMMAND…
+# The command finds the address of the server in GRR_COCA_TEST_MILVUS.
 set -euo pipefail
 if [ -z "${IN_OWN_NETWORK:-}" ]; then
-    own=--net
-    if ! unshare --net ip link set lo up 2>/dev/null; then
-        own="--net --map-root-user"
-        # shellcheck disable=SC2086
-        if ! unshare $own ip link set lo up; then
-            echo "no network of its own can be made for the Milvus server: that takes root, or user namespaces, and ip" >&2
-            exit 1
-        fi
-    fi
-    [ $# -gt 0 ] || exit 0
-    # shellcheck disable=SC2086
-    IN_OWN_NETWORK=1 exec unshare $own "$0" "$@"
+    exec "$(dirname "$0")/own_network.sh" IN_OWN_NETWORK=1 "$0" "$@"
 fi
 server=$1
 shift
-ip link set lo up
 place=$(mktemp -d)
 setsid "$server" --data "$place" > "$place/log" 2>&1 &
 group=$!

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from grr_coca import Index
+
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
+from icon_hybrid import save, searched
 from icon_search import Icon, LexicalIndex, Query, all_queries, fuse, hidden_queries, ndcg
 
 SQUARE = Image.new("RGB", (8, 8))
@@ -48,3 +51,18 @@ def test_lexical_search_knows_stems_and_nothing_else():
 
 def test_fusion_prefers_what_both_find():
     assert fuse([1, 2, 3], [3, 4]) == [3, 1, 2, 4]
+
+
+def test_the_index_itself_is_searched_by_embeddings_by_words_and_by_both(tmp_path):
+    drawings = Path(__file__).parents[1] / "docs" / "drawings"
+    names = {"guitar": "zebra crossing", "snowman": "winter fun", "sailboat": "a/b"}
+    icons = [
+        Icon(name, frozenset(), Image.open(drawings / f"{stem}.webp").convert("RGB")) for stem, name in names.items()
+    ]
+    queries = [Query("zebra", frozenset({0})), Query("snowman", frozenset({1})), Query("guitar", frozenset({0}))]
+    with Index.open(tmp_path / "index", create=True) as index:
+        index.add(save(icons, tmp_path / "icons"))
+        scores = {name: values.tolist() for name, values in searched(index, queries).items()}
+    assert scores["words of captions and names"] == [1, 1, 1], "a caption holds what the name does not"
+    assert scores["embeddings"][1:] == [1, 1]
+    assert scores["--hybrid"] == [1, 1, 1]

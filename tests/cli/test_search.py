@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,12 +85,25 @@ def test_an_index_of_another_model_is_refused_by_name(refused, drawings, run, im
         assert f"not of '{run.folder}'" in message
 
 
+def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, tmp_path, run, image_files):
+    model = shutil.copytree(run.folder, tmp_path / "model")
+    grr_coca("index", *image_files, "-c", model, "--out", tmp_path / "index")
+    shutil.rmtree(model)
+    message = refused("search", tmp_path / "index", "cat")
+    assert f"made with the model '{model}', which is not there any more" in message
+    assert "name it by -c" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["index", "--out", "new"], "no index yet; give the images"),
         (["index", "nowhere", "--out", "new"], "nowhere: no such file or folder"),
         (["index", "a.png", "--out", "new", "--batch-size", "0"], "give 1 or more"),
+        (["index", "none-*.png", "--out", "new"], "no image matches this pattern"),
+        (["index", ".", "nowhere", "--out", "new"], "nowhere: no such file or folder"),
+        (["index", "a.png", "--out", "a.png"], "a.png: a file, and an index is a folder; give another name"),
+        (["search", "a.png", "cat"], "a.png: a file, and an index is a folder"),
         (["search", "{index}"], "the query is empty"),
         (["search", "{index}", " "], "the query is empty"),
         (["search", "{index}", "cat", "-n", "0"], "give a number from 1"),

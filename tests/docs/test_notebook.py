@@ -16,6 +16,7 @@ def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     said = json.dumps(executed(NOTEBOOK))
     assert "captions are exactly right" in said
+    assert "48 pictures are new, 0 the second time" in said
     assert "image/png" in said
 
 

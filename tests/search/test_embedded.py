@@ -248,12 +248,11 @@ def read_until(location: str, seconds: float, errors: list) -> None:
     store = open_store(location)
     ends, last, seen = time.monotonic() + seconds, 0, 0
     try:
-        while time.monotonic() < ends:
+        while time.monotonic() < ends or seen <= 3:
             number = require_committed(store)
             assert number >= last, "a reader never goes back"
             seen += number > last
             last = number
-        assert seen > 3, f"saw {seen} states"
     except BaseException as error:
         errors.append(repr(error))
         raise

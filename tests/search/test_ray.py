@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,7 @@ from grr_coca.cli import main
 pytestmark = pytest.mark.skipif("GRR_COCA_TEST_RAY" not in os.environ, reason="runs by `make test-ray`")
 WORKER = b"MapWorker"
 COUNT = 200
-MOST_SECONDS = 6.0
-"""That a worker lives before it is killed: it takes some of them to load the model, and the rest to work."""
+KILLS_A_RUN = 4
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +26,7 @@ def cluster():
     """Two workers on this machine."""
     import ray
 
-    ray.init(
-        num_cpus=2,
-        log_to_driver=False,
-        logging_level="ERROR",
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-    )
+    ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     yield ray
     ray.shutdown()
 
@@ -65,58 +58,66 @@ def ancestors(process: int) -> set[int]:
     return found
 
 
-@contextmanager
-def a_worker_killed(seed: int):
-    """End one worker at a random moment of its life, as the kernel does when memory is short; yields what was ended."""
-    random, killed, is_over = np.random.default_rng(seed), [], threading.Event()
+class Killer:
+    """Ends workers one after the other, as the kernel does when memory is short: each after so many pictures."""
 
-    def kill() -> None:
-        while not is_over.is_set() and not workers():
-            time.sleep(0.05)
-        is_over.wait(MOST_SECONDS * random.random())
-        for worker in random.permutation(workers()).tolist()[:1]:
-            with suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGKILL)
-                killed.append(worker)
+    def __init__(self, moments: list[int]) -> None:
+        self.moments, self.done, self.killed, self.is_over = moments, 0, [], threading.Event()
+        self.random = np.random.default_rng(sum(moments))
+        self.thread = threading.Thread(target=self.run)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        yield killed
-    finally:
-        is_over.set()
-        killer.join()
+    def run(self) -> None:
+        for moment in self.moments:
+            while not self.is_over.is_set() and (self.done < moment or not set(workers()) - set(self.killed)):
+                time.sleep(0.05)
+            self.is_over.wait(self.random.random())
+            for worker in self.random.permutation(sorted(set(workers()) - set(self.killed))).tolist()[:1]:
+                with suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+                    self.killed.append(worker)
+
+    def on_progress(self, done: int, total: int, failed: int) -> None:
+        self.done = done
+
+    def __enter__(self) -> "Killer":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_over.set()
+        self.thread.join()
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_each_picture_is_indexed_once_though_workers_are_killed(cluster, pictures, tmp_path, kills):
-    done = number = 0
+    random, done, number = np.random.default_rng(0), 0, 0
     while done < kills:
         number += 1
+        moments = sorted(random.integers(0, COUNT - 40, min(KILLS_A_RUN, kills - done)).tolist())
         with (
-            a_worker_killed(number) as killed,
+            Killer(moments) as killer,
             grr_coca.Index.open(tmp_path / f"index-{number}", create=True, batch_size=8) as index,
         ):
-            update = index.add(pictures, on="ray")
+            update = index.add(pictures, killer.on_progress, on="ray")
             names = [entry.name for entry, _ in index.store.everything()]
             assert sorted(names) == sorted(str(path) for path in pictures.glob("[0-9]*.png"))
             assert len(index) == update.new == COUNT
             assert [failure.name for failure in update.failures] == [str(pictures / "broken.png")]
             (hit,) = index.search(image=str(pictures / "0.png"), n=1, fold=False)
             assert hit.score > 0.99
-        done += len(killed)
-    print(f"{done} workers killed in {number} runs")
+        done += len(killer.killed)
+        print(f"run {number}: {len(killer.killed)} workers killed, after {moments} of {COUNT} pictures", flush=True)
 
 
 def test_embeddings_and_captions_come_once_and_in_order_though_a_worker_is_killed(cluster, pictures, tmp_path):
-    for seed, verb in enumerate(("embed", "caption")):
+    for verb in ("embed", "caption"):
         suffix = {"embed": "npy", "caption": "csv"}[verb]
         places = [str(tmp_path / f"{machines}.{suffix}") for machines in ("this", "ray")]
         arguments = [verb, str(pictures), "--batch-size", "8"]
         assert main([*arguments, "--out", places[0]]) == 0
-        with a_worker_killed(seed) as killed:
+        with Killer([0]) as killer:
             assert main([*arguments, "--out", places[1], "--on", "ray"]) == 0
-        assert killed
+        assert len(killer.killed) == 1
         if verb == "embed":
             ours, theirs = map(np.load, places)
             assert ours.shape[0] == COUNT

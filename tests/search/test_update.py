@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from library import ColourModel, paint
 
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.errors import UserError
 from grr_coca.search.filters.parse import parse_filter
 from grr_coca.search.updating.update import update_store
@@ -151,6 +152,23 @@ def test_pictures_that_cannot_be_read_are_listed_and_tried_again_when_they_chang
     assert len(store) == 4, "a picture that has become unreadable is none any more"
     (photos / "bad.png").unlink()
     look("photos")
+    assert store.failures() == []
+
+
+def test_a_picture_that_was_still_being_written_is_tried_again(store, look, photos, monkeypatch):
+    late, decode = photos / "late.png", Preprocess.decode
+    late.write_bytes((photos / "0.png").read_bytes()[:40])
+
+    def decode_while_the_rest_arrives(self, content, name):
+        if name == str(late):
+            paint(late, "blue")
+        return decode(self, content, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Preprocess, "decode", decode_while_the_rest_arrives)
+        assert look("photos") == {"new": 4}
+    assert [failure.name for failure in store.failures()] == [str(late)]
+    assert look("photos") == {"new": 1, "unchanged": 4}
     assert store.failures() == []
 
 

@@ -46,10 +46,8 @@ def map_on_ray(
 
     was_there = ray.is_initialized()
     if not was_there:
-        # A cluster of this machine alone is for this machine alone: Ray would listen on its network else.
-        own = {} if address or os.environ.get("RAY_ADDRESS") else {"_node_ip_address": "127.0.0.1"}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False, **own)
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"--on ray: the cluster cannot be reached ({error}); see RAY_ADDRESS") from error
     # The command line shows the progress itself.

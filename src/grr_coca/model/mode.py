@@ -8,10 +8,12 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode. Afterwards its mode is restored, even after an exception."""
-    was_training = model.training
-    model.eval()
+    """Put the model into evaluation mode. Afterwards each part has its mode again, even after an exception."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:  # none of a model that only answers queries, where setting all would cost a third of one
+        module.training = False
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True

@@ -57,7 +57,7 @@ class Index:
             chosen = IndexModel(str(model if model is not None else DEFAULT), batch_size)
             store = make_store(str(location), chosen.header)
         try:
-            chosen = IndexModel(str(model) if model is not None else store.header.model, batch_size)
+            chosen = IndexModel(str(model), batch_size) if model is not None else _model_of(store, batch_size)
             chosen.require(store.header, store.location)
         except BaseException:
             store.close()
@@ -168,6 +168,16 @@ class Index:
     def duplicates(self) -> list[Group]:
         """Groups of pictures that look the same, the largest first."""
         return duplicate_groups(self.store)
+
+
+def _model_of(store: Store, batch_size: int) -> IndexModel:
+    try:
+        return IndexModel(store.header.model, batch_size)
+    except UserError as error:
+        raise UserError(
+            f"{store.location}: made with the model '{store.header.model}', which is not there any more; if it lies "
+            f"elsewhere now, name it by -c ({error})"
+        ) from error
 
 
 def _many(one_or_many: object) -> tuple:

@@ -26,8 +26,10 @@ def open_store(location: str, is_optional: bool = False) -> Store | None:
 
         return open_collection(location, is_optional)
     folder = Path(location)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file, and an index is a folder; give another name")
     if is_optional and not (folder / FILE).exists():
-        if folder.exists() and (not folder.is_dir() or not holds_nothing_else(folder)):
+        if folder.exists() and not holds_nothing_else(folder):
             raise UserError(f"{folder}: holds other files, and is not an index; give a folder that is empty or new")
         return None
     return EmbeddedStore(folder)

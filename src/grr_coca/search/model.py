@@ -34,6 +34,7 @@ class IndexModel:
         is_name = shipped_folder(name) == self.folder or not Path(name).exists()
         self.name = name if is_name else str(Path(name).resolve())
         self.batch_size = batch_size
+        self._sampled: tuple[tuple[str, ...], np.ndarray] = ((), np.empty((0, 0), np.float32))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -78,6 +79,12 @@ class IndexModel:
         if places:
             vectors[places] = self.embed_texts([captions[place] for place in places])
         return vectors
+
+    def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
+        """The same of captions that come again with each query of a library: the last ones are kept."""
+        if captions != self._sampled[0]:
+            self._sampled = (captions, self.embed_captions(captions))
+        return self._sampled[1]
 
     def describe_images(self, images: "Sequence[Image.Image | Path | str]") -> list[tuple[str, np.ndarray]]:
         """Caption and embedding of each picture.

@@ -87,7 +87,7 @@ def search_store(query: Query, store: Store, model: IndexModel, wishes: Wishes) 
         UserError: the filter is none, a picture of the query cannot be read, or the store cannot be read.
     """
     tree = None if wishes.where is None else parse_filter(wishes.where, store.columns())
-    asked = _asked(query, model)
+    asked_for = _said_of(query, model)
     with store.snapshot():
         sample = store.sample()
         vector = query_vector(query, model, sample.vectors)
@@ -98,8 +98,9 @@ def search_store(query: Query, store: Store, model: IndexModel, wishes: Wishes) 
     texts = [group[0].caption for group in entries]
     if not texts:
         return SearchResult(hits=(), vector=vector, searched=searched, share_below=0.0)
-    captions = model.embed_captions(texts)
-    others = model.embed_captions(sample.captions)
+    embedded = model.embed_captions([*asked_for, *texts])
+    asked, captions = embedded[: len(asked_for)], embedded[len(asked_for) :]
+    others = model.embed_sample(sample.captions)
     likely = relevances(vector, scores, sample.vectors, asked=asked, captions=captions, others=others)
     hits = tuple(
         Hit(
@@ -121,10 +122,9 @@ def search_store(query: Query, store: Store, model: IndexModel, wishes: Wishes) 
     )
 
 
-def _asked(query: Query, model: IndexModel) -> np.ndarray:
+def _said_of(query: Query, model: IndexModel) -> list[str]:
     """What the captions of hits are compared with: the texts, or what the model says of the picture that is given."""
-    texts = list(query.texts) or [caption for caption, _ in model.describe_images(list(query.images))]
-    return model.embed_captions(texts)
+    return list(query.texts) or [caption for caption, _ in model.describe_images(list(query.images))]
 
 
 def _groups(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -117,6 +118,8 @@ def _create_pictures(client: Any, name: str, width: int) -> None:
 def _connected(location: str) -> tuple[ServerPlace, Any]:
     place = parse_location(location)
     require_extra("milvus", f"{location}: an index on a Milvus server")
+    if location.startswith("milvus:") and find_spec("milvus_lite") is None:
+        raise UserError(f"{location}: Milvus Lite is not installed; pip install 'pymilvus[milvus_lite]'")
     from pymilvus import MilvusClient
 
     with server_errors(location):

@@ -47,12 +47,13 @@ class DecodedPicture:
 
 def decode_found(found: Found, preprocess: "Preprocess") -> DecodedPicture | Failure:
     """Read and decode a picture. Its stamp is taken anew: it may have been written since it was found."""
+    stamp = stamp_of(found.file)
     try:
-        stamp = stamp_of(found.file)
         content = found.file.read()
         image = preprocess.decode(content, found.file.name)
     except UserError as error:
-        return Failure(found.file.name, found.root, stamp_of(found.file), str(error))
+        # With the stamp from before: a file that was still being written has another one when it is whole.
+        return Failure(found.file.name, found.root, stamp, str(error))
     if stamp is None or stamp.size != len(content):
         stamp = Stamp(len(content), 0 if stamp is None else stamp.mtime_ns)
     found = found._replace(stamp=stamp)

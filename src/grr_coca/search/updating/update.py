@@ -63,7 +63,7 @@ def absolute_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def require_arguments(arguments: Sequence[str]) -> None:
-    """Make sure that there is something behind each argument. Nothing is read.
+    """Make sure that there is an image behind each argument. None is read.
 
     Raises:
         UserError: there is not; names it.
@@ -71,6 +71,7 @@ def require_arguments(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if not _is_there(argument):
             raise UserError(f"{argument}: no such file or folder, and no file matches it as a pattern")
+        next(iter(iterate_images(argument)), None)
 
 
 def update_store(

@@ -121,7 +121,7 @@ def card_page(card: ModelCard, text: dict[str, str]) -> str:
             *split_table(splits, retrieval_heads("image_to_text")),
             *split_table(splits, CAPTIONS),
             *search_table(searches),
-            *(f"## {title}\n\n{text[key].strip()}\n" for key, title in SECTIONS.items()),
+            *(f"## {title}\n\n{text[key].strip()}\n" for key, title in SECTIONS.items() if key in text),
             "## Reproduce",
             "",
             "```",
@@ -178,7 +178,12 @@ def _path(path: str) -> str:
     return path if path.startswith(CACHE) else str(ROOT / path)
 
 
-SECTIONS = {"training": "Training", "uses": "What it can do, and what it cannot", "licences": "Data and licences"}
+SECTIONS = {
+    "training": "Training",
+    "cost": "Cost",
+    "uses": "What it can do, and what it cannot",
+    "licences": "Data and licences",
+}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""What the model `icons` costs in use: milliseconds per picture and per query, on one core.
+
+    python benchmarks/icons.py
+    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 python benchmarks/icons.py
+
+Writes `results/icons.json`: under `ordinary` if the processor is held to AVX2, else under `fast`. Pictures are those of
+`pictograms`; what they show does not change the cost much, and the length of a caption is that of the model.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import torch
+from machine import machine
+
+import grr_coca
+from grr_coca.data.image_files.find import find_images
+from grr_coca.data.images import decode_image
+
+RESULTS = Path(__file__).parent / "results" / "icons.json"
+SHARDS = Path(__file__).parents[1] / "datasets" / "pictograms"
+PICTURES, QUERIES, ROUNDS = 512, 64, 5
+
+
+def milliseconds(work: Callable[[], object], count: int) -> float:
+    """The median time of some work, for each of the `count` things that it does."""
+    times = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - began) / count * 1000)
+    return round(statistics.median(times), 2)
+
+
+def main() -> None:
+    """Measure, and write the result."""
+    torch.set_num_threads(1)
+    model = grr_coca.load("icons", "cpu")
+    files = find_images([str(next(SHARDS.glob("test_style-*.tar")))])
+    images = [decode_image(file.read(), file.name) for file in islice(files, PICTURES)]
+    queries = [f"icon number {number}" for number in range(QUERIES)]
+    model.describe(images[:32])
+    model.embed_texts(queries[0])
+    found = {
+        "embedding_milliseconds": milliseconds(lambda: model.embed_images(images), PICTURES),
+        "caption_and_embedding_milliseconds": milliseconds(lambda: model.describe(images), PICTURES),
+        "query_milliseconds": milliseconds(lambda: [model.embed_texts(query) for query in queries], QUERIES),
+    }
+    kind = "ordinary" if os.environ.get("ATEN_CPU_CAPABILITY") == "avx2" else "fast"
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results[kind] = {"machine": machine(), **found}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(kind, found)
+
+
+if __name__ == "__main__":
+    main()

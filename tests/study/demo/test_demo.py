@@ -143,7 +143,17 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
     assert (out / "table.txt").read_text() == (other / "table.txt").read_text()
     assert (other / "table.txt").read_text().strip() in capfd.readouterr().out
     files = sorted(
-        ["plan.yaml", *PRESETS, "index", "runs.jsonl", "digests.json", "report.html", "results.json", "table.txt"]
+        [
+            "plan.yaml",
+            *PRESETS,
+            "index",
+            "runs.jsonl",
+            "digests.json",
+            "report.html",
+            "results.json",
+            "showcase",
+            "table.txt",
+        ]
     )
     assert sorted(path.name for path in other.iterdir()) == files
     make_folder(other, load_demo(plan))  # nothing in it is strange to the next demo

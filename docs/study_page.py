@@ -202,7 +202,7 @@ def _narrow(table: Table) -> Table:
     """A table without the columns that a page has no room for; a study's report has them."""
     kept = [column for column, head in enumerate(table.heads) if head not in LEFT_OUT]
     heads, *rows = (tuple(line[column] for column in kept) for line in (table.heads, *table.rows))
-    note = table.note.partition("p, exact:")[0] + "More columns are in the study's report."
+    note = f"{table.note.partition('p, exact:')[0].strip()} More columns are in the study's report."
     if "p, corrected" in heads:
         note = f"{note} Corrected: the exact sign-flip test, by Holm for all primary endpoints."
     return Table(table.title, heads, tuple(rows), note)

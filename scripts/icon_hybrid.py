@@ -58,9 +58,9 @@ def searched(index: Index, queries: list[Query]) -> Scores:
     for query in queries:
         count = TOP + len(query.left_out)
         rankings = [
-            [hit.entry.folder for hit in index.search(query.text, count, fold=False)],
+            [hit.entry.folder for hit in index.search(query.text, count, hybrid=False, fold=False)],
             by_words(index, query.text, count),
-            [hit.entry.folder for hit in index.search(query.text, count, hybrid=True, fold=False)],
+            [hit.entry.folder for hit in index.search(query.text, count, fold=False)],
         ]
         for values, ranking in zip(found.values(), rankings, strict=True):
             values.append(ndcg([int(number) for number in ranking], query))

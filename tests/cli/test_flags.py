@@ -45,7 +45,7 @@ FLAGS = {
         "without": (),
         "weights": (),
         "where": None,
-        "hybrid": False,
+        "hybrid": True,
         "json": False,
         "null": False,
         "out": None,

@@ -237,7 +237,17 @@ def test_paths_for_pipes_end_with_null_bytes(grr_coca, drawings):
 
 
 def test_words_are_looked_for_in_names_too(search):
-    assert "sailboat" in stems(search("sailboat", "--hybrid", "-n", 2))
+    assert "sailboat" in stems(search("sailboat", "-n", 2))
+
+
+def test_words_in_names_count_unless_there_is_more_than_words_or_it_is_not_wanted(search):
+    assert set(stems(search("small", "-n", 2))) == {"guitar-small", "snowman-small"}
+    by_embeddings = stems(search("small", "--no-hybrid"))
+    assert stems(search("small")) != by_embeddings
+    assert stems(search("small", "--weights", 1)) == by_embeddings
+    assert stems(search("small", "--without", "guitar", "-n", 2)) == stems(
+        search("small", "--without", "guitar", "-n", 2, "--no-hybrid")
+    )
 
 
 def test_a_page_has_the_pictures_and_why_they_were_found(grr_coca, drawings, tmp_path):

@@ -142,7 +142,7 @@ class Index:
         without: str | Sequence[str] = (),
         weights: Sequence[float] = (),
         where: str | None = None,
-        hybrid: bool = False,
+        hybrid: bool = True,
         fold: bool = True,
     ) -> SearchResult:
         """Find pictures.
@@ -154,7 +154,8 @@ class Index:
             without: texts of what they must not show.
             weights: how much each text counts.
             where: a filter such as `folder = 'logos' and width > 64`; see `grr_coca.search.filters`.
-            hybrid: fuse the nearest embeddings with the best of the full-text index of captions and file names.
+            hybrid: if the query is words alone, fuse the nearest embeddings with the best of the full-text index of
+                captions and file names; an index on Milvus has none.
             fold: make one hit of pictures that look the same.
 
         Raises:

@@ -26,7 +26,7 @@ def run(
     without: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT")] = (),
     weights: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER")] = (),
     where: Annotated[str | None, tyro.conf.arg(metavar="FILTER")] = None,
-    hybrid: bool = False,
+    hybrid: bool = True,
     json: Flag = False,
     null: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-0"])] = False,
     out: Annotated[Path | None, tyro.conf.arg(metavar="PAGE.html")] = None,
@@ -47,7 +47,8 @@ def run(
         weights: how much each text counts, as many as there are texts.
         where: keep to pictures of which this is true, such as "folder = 'logos' and width > 64". Fields are path,
             folder, title, caption, date, size, width, height, and the columns of tables.
-        hybrid: look for the words in captions and file names too, and fuse both rankings.
+        hybrid: if the query is words alone, look for them in captions and file names too, and fuse both rankings. An
+            index on Milvus has embeddings alone.
         json: print a list of objects with path, score, relevance, caption and copies.
         null: print paths alone, with a null byte behind each, for `xargs -0`.
         out: write a page with the pictures as well.

@@ -53,9 +53,9 @@ class Query:
             raise UserError("a weight must be above 0; what must not be there goes after --without")
 
     @property
-    def words(self) -> str:
-        """All texts, for the full-text index."""
-        return " ".join(self.texts)
+    def words(self) -> str | None:
+        """All texts, for the full-text index; None for a query that it cannot answer, because it is not words alone."""
+        return None if self.images or self.without or self.weights else " ".join(self.texts)
 
 
 def query_vector(query: Query, model: "IndexModel", sample: np.ndarray) -> np.ndarray:

@@ -149,7 +149,7 @@ def _ranked(
     query: Query, vector: np.ndarray, store: Store, tree: Filter | None, wishes: Wishes, count: int
 ) -> list[int]:
     nearest = [match.id for match in store.nearest(vector, count, tree)]
-    if not (wishes.hybrid and query.texts):
+    if not wishes.hybrid or query.words is None:
         return nearest
     by_words = [match.id for match in store.word_matches(query.words, count, tree)]
     return fused([nearest, by_words])[:count]

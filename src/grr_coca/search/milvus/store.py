@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from grr_coca.errors import UserError
 from grr_coca.search.entry import Entry, Failure, Header, name_id
 from grr_coca.search.filters.tree import Filter
 from grr_coca.search.milvus.expression import ALWAYS, quoted, to_expression
@@ -73,12 +72,8 @@ class MilvusStore:
             return [Match(int(hit["id"]), float(hit["distance"])) for hit in hits]
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:  # noqa: ARG002
-        """None: the servers that are supported have no full-text index.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(f"{self.location}: --hybrid needs a full-text index, and an index on Milvus has none")
+        """None: the servers that are supported have no full-text index."""
+        return []
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
         """Rows as entries."""

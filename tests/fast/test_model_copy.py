@@ -153,6 +153,12 @@ def test_a_copy_belongs_to_whoever_makes_it_and_is_good_for_the_weights_of_its_t
         assert not torch.allclose(next_token_logits(before, ids, tokens), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_all_of_a_copy_is_in_evaluation_mode_and_the_model_stays_in_its_own(model: CoCa) -> None:
+    copied = fast_copy(model.train())
+    assert not any(module.training for module in copied.modules())
+    assert all(module.training for module in model.modules())
+
+
 def test_a_copy_of_a_copy_is_the_copy(model: CoCa) -> None:
     copied = fast_copy(model)
     assert fast_copy(copied) is copied

@@ -54,7 +54,7 @@ FAST_LAYERS = {
 
 
 def fast_copy(model: Module) -> Module:
-    """A faster copy of a model, for inference. Its results are the same up to rounding.
+    """A faster copy of a model, in evaluation mode. Its results are those of the model in that mode, up to rounding.
 
     The caller owns the copy, and keeps it as long as it is useful. The copy shares the parameters of the model, and
     also holds some of them in another layout. So it is valid only for the present weights: after a change of weights,
@@ -69,7 +69,7 @@ def fast_copy(model: Module) -> Module:
         return model
     if not any(_is_plain(module, nn.Linear) for module in modules):
         return model
-    return _copied(model)  # type: ignore[return-value]
+    return _copied(model).eval()  # type: ignore[return-value]
 
 
 def _copied(module: nn.Module) -> nn.Module:

@@ -217,8 +217,8 @@ def _progress(results: StudyResults) -> str:
     if results.is_complete:
         return f"{results.num_planned_seeds} seeds."
     return (
-        f"Not finished: {results.num_seeds} of {results.num_planned_seeds} seeds so far, {results.num_rows} of "
-        f"{results.num_planned_rows} stages of all arms."
+        f"Not finished: of the two, {results.num_seeds} of {results.num_planned_seeds} seeds are done; of all arms, "
+        f"{results.num_rows} of {results.num_planned_rows} stages."
     )
 
 

@@ -49,7 +49,7 @@ def test_a_study_without_runs_says_how_far_it_is(script, tmp_path):
     write_study(tmp_path / "s", plan(PAIR), rows_of(PAIR, [100], kind="trial"))
     text = script.published(PLACES, tmp_path)
     assert "No answer yet" in text
-    assert "0 of 8 seeds so far, 0 of 64 stages" in text
+    assert "0 of 8 seeds are done; of all arms, 0 of 64 stages" in text
     assert "![" not in text
     assert "|" not in text, "a table of nothing tells nothing"
 
@@ -57,7 +57,7 @@ def test_a_study_without_runs_says_how_far_it_is(script, tmp_path):
 def test_half_a_study_says_how_many_seeds_it_has(script, tmp_path):
     write_study(tmp_path / "s", plan(PAIR), rows_of(PAIR, range(3)))
     text = script.published(PLACES, tmp_path)
-    assert "Not finished: 3 of 8 seeds so far, 24 of 64 stages of all arms." in text
+    assert "Not finished: of the two, 3 of 8 seeds are done; of all arms, 24 of 64 stages." in text
     assert "not enough seeds to decide" in text
 
 

@@ -1,4 +1,4 @@
-"""What was tuned: the settings that each arm was tried with, and those that were taken."""
+"""What was tuned: the settings that were tried for each arm, and those that were taken."""
 
 from grr_coca.study.ledger import Ledger
 from grr_coca.study.plan.plan import Plan
@@ -7,26 +7,28 @@ from grr_coca.study.report.words import arm_titles
 
 
 def tuning_table(plan: Plan, ledger: Ledger) -> Table:
-    """Settings that were tried on `val` for each arm and stage, and the ones that were taken."""
+    """The score on `val` of every setting that was tried, by stage, for each arm that was tuned; marks those taken."""
     score = plan.tuning.score if plan.tuning is not None else "coca_loss"
     titles = arm_titles(plan)
+    tuned = [arm.name for arm in plan.arms if any(row.arm == arm.name for row in ledger.trials)]
+    stages = list(dict.fromkeys(row.stage for row in ledger.trials))
+    tried = sorted(
+        dict.fromkeys((row.stage, _settings(row.settings)) for row in ledger.trials),
+        key=lambda trial: stages.index(trial[0]),
+    )
+    scores = {
+        (row.arm, row.stage, _settings(row.settings)): row.metrics.get("val", {}).get(score) for row in ledger.trials
+    }
+    taken = {(row.arm, row.stage): _settings(row.settings) for row in ledger.choices}
     rows = []
-    for arm in plan.arms:
-        for stage in dict.fromkeys(row.stage for row in ledger.trials if row.arm == arm.name):
-            trials = [row for row in ledger.trials if (row.arm, row.stage) == (arm.name, stage)]
-            chosen = [row.settings for row in ledger.choices if (row.arm, row.stage) == (arm.name, stage)]
-            scores = [row.metrics.get("val", {}).get(score) for row in trials]
-            tried = [
-                f"{_settings(row.settings)}: {'diverged' if value is None else f'{value:.4g}'}"
-                for row, value in zip(trials, scores, strict=True)
-            ]
-            taken = _settings(chosen[-1]) if chosen else "–"
-            rows.append((titles[arm.name], stage, str(len(trials)), taken, "; ".join(tried)))
+    for stage, settings in tried:
+        cells = (_cell(scores, (arm, stage, settings), is_taken=taken.get((arm, stage)) == settings) for arm in tuned)
+        rows.append((stage, settings, *cells))
     note = f"{score} on val, with a seed that is not one of the study's. Test splits were not looked at."
     at_end = ends_of_grids(plan, ledger)
     if at_end:
         note += f" Taken at an end of the grid, so that a better value may lie beyond it: {'; '.join(at_end)}."
-    return Table("Tuning", ("arm", "stage", "trials", "taken", "tried"), tuple(rows), note)
+    return Table("Tuning", ("stage", "settings", *(titles[arm] for arm in tuned)), tuple(rows), note)
 
 
 def ends_of_grids(plan: Plan, ledger: Ledger) -> list[str]:
@@ -40,6 +42,13 @@ def ends_of_grids(plan: Plan, ledger: Ledger) -> list[str]:
             if len(tried) > 2 and value in (min(tried), max(tried)):
                 arms.setdefault(f"{choice.stage}, {_short(key)} {value}", []).append(titles[choice.arm])
     return [f"{what} ({', '.join(names)})" for what, names in arms.items()]
+
+
+def _cell(scores: dict[tuple[str, str, str], float | None], trial: tuple[str, str, str], *, is_taken: bool) -> str:
+    if trial not in scores:
+        return "–"
+    value = scores[trial]
+    return ("diverged" if value is None else f"{value:#.4g}") + (", taken" if is_taken else "")
 
 
 def _settings(settings: dict[str, object]) -> str:

@@ -1,0 +1,40 @@
+"""The table of settings that were tried."""
+
+from dataclasses import replace
+
+from grr_coca.study.ledger import Ledger
+from grr_coca.study.plan.plan import Plan, read_plan
+from grr_coca.study.report.tuning import tuning_table
+from synthetic_study import plan, rows_of, write_study
+
+ARMS = ("baseline_coca", "grr_coca")
+
+
+def test_each_setting_has_a_line_and_each_arm_that_was_tuned_a_column(tmp_path):
+    trials = [
+        row
+        for lr in (0.003, 0.006)
+        for stage in ("health", "pictograms")
+        for row in rows_of(ARMS, [100], kind="trial", settings={"optimizer.lr": lr})
+        if row.stage == stage
+    ]
+    trials = [
+        replace(row, metrics={} if row.arm == "grr_coca" else {"val": {"coca_loss": 5.0}})
+        for row in trials
+        if (row.arm, row.stage) != ("grr_coca", "health")
+    ]
+    choices = [
+        replace(row, settings={"optimizer.lr": 0.006})
+        for row in rows_of(ARMS, [100], kind="choice")
+        if (row.arm, row.stage) == ("baseline_coca", "health")
+    ]
+    write_study(tmp_path, plan((*ARMS, "baseline_rms_geglu")), trials)
+    made = read_plan(tmp_path / "plan.yaml", Plan)
+    table = tuning_table(made, Ledger((), tuple(trials), tuple(choices), ()))
+    assert table.heads == ("stage", "settings", "Baseline CoCa", "GRR-CoCa")
+    assert table.rows == (
+        ("health", "lr 0.003", "5.000", "–"),
+        ("health", "lr 0.006", "5.000, taken", "–"),
+        ("pictograms", "lr 0.003", "5.000", "diverged"),
+        ("pictograms", "lr 0.006", "5.000", "diverged"),
+    )

@@ -195,6 +195,7 @@ def test_ten_thousand_queries_with_filters_and_deletes(store):
     # Filters are read once: on a server, asking for the columns takes a hundred times as long as a query.
     cases = [(None, lambda entry: True)]
     cases += [(parse_filter(text, store.columns()), FILTERS[text]) for text in list(FILTERS)[:6]]
-    for number, query in enumerate(make_vectors(10_000, seed=4)):
-        tree, keep = cases[number % len(cases)]
-        same_hits(found(store, query, 10, tree), expected(entries, vectors, query, 10, keep))
+    with store.snapshot():
+        for number, query in enumerate(make_vectors(10_000, seed=4)):
+            tree, keep = cases[number % len(cases)]
+            same_hits(found(store, query, 10, tree), expected(entries, vectors, query, 10, keep))

@@ -14,6 +14,7 @@ from grr_coca.search.entry import Failure, Stamp
 from grr_coca.search.filters.parse import parse_filter
 from grr_coca.search.locate import make_store, open_store
 from grr_coca.search.milvus.expression import to_expression
+from grr_coca.search.milvus.reads import Reads
 from grr_coca.search.store import Changes, Known
 
 needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reason="runs by `make test-milvus`")
@@ -36,6 +37,38 @@ needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reas
 )  # fmt: skip
 def test_a_filter_becomes_an_expression_in_which_values_stay_values(text, expression):
     assert to_expression(parse_filter(text, ["price"])) == expression
+
+
+class Client:
+    """Answers nothing, and keeps what was asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def query(self, name, consistency_level):
+        self.asked.append((name, consistency_level))
+        return []
+
+    search = query
+
+
+def test_the_first_read_of_a_collection_in_a_snapshot_waits_for_what_was_written():
+    client = Client()
+    reads = Reads(client)
+    with reads.snapshot(), reads.snapshot():
+        reads.query("a")
+        reads.search("a")
+        reads.query("b")
+    reads.query("a")
+    with reads.snapshot():
+        reads.query("a")
+        reads.query("a")
+        reads.forget()
+        reads.query("a")
+    assert client.asked == [
+        ("a", "Strong"), ("a", "Eventually"), ("b", "Strong"), ("a", "Strong"),
+        ("a", "Strong"), ("a", "Eventually"), ("a", "Strong"),
+    ]  # fmt: skip
 
 
 @needs_server

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from grr_coca.search.entry import Failure, Header, Stamp
 from grr_coca.search.milvus.expression import quoted
+from grr_coca.search.milvus.reads import Reads
 from grr_coca.search.words import pieces
 
 NOTES = {"key", "kind", "root", "value", "nothing"}
@@ -13,6 +14,7 @@ NOTES = {"key", "kind", "root", "value", "nothing"}
 Kind = Literal["header", "column", "failure"]
 LONGEST = 16_000
 AT_ONCE = 500
+MOST_COLUMNS = 16_384
 NOTHING = [0.0, 0.0]
 
 
@@ -35,6 +37,7 @@ class Notes:
     """Texts by key. Milvus asks for a vector in each row; these have one of zeros."""
 
     def __init__(self, client: Any, name: str) -> None:
+        self.reads = Reads(client)
         self._client = client
         self._name = notes_of(name)
 
@@ -60,7 +63,8 @@ class Notes:
 
     def columns(self) -> frozenset[str]:
         """Names of columns."""
-        return frozenset(row["value"] for row in self._read("column"))
+        rows = self.reads.query(self._name, filter='kind == "column"', output_fields=["value"], limit=MOST_COLUMNS)
+        return frozenset(row["value"] for row in rows)
 
     def add_columns(self, names: Iterable[str]) -> None:
         """Keep names of columns."""
@@ -95,7 +99,7 @@ class Notes:
 
     def _of(self, names: Sequence[str]) -> list[dict[str, Any]]:
         keys = ", ".join(quoted(f"failure:{name}") for name in names)
-        return self._client.query(self._name, filter=f"key in [{keys}]", output_fields=["key", "root", "value"])
+        return self.reads.query(self._name, filter=f"key in [{keys}]", output_fields=["key", "root", "value"])
 
     def _read(self, kind: Kind) -> Iterator[dict[str, Any]]:
         return everything_of(self._client, self._name, f'kind == "{kind}"', ["key", "root", "value"])

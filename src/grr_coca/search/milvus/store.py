@@ -37,6 +37,7 @@ class MilvusStore:
         self._client = client
         self._name = name
         self._notes = notes
+        self._reads = notes.reads
 
     def close(self) -> None:
         """End the connection."""
@@ -44,15 +45,15 @@ class MilvusStore:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Errors of the server for people; it has no snapshots."""
+        """At least what was there when it began: the server has no snapshots. Its errors are for people."""
         from grr_coca.search.milvus.connect import server_errors
 
-        with server_errors(self.location):
+        with server_errors(self.location), self._reads.snapshot():
             yield
 
     def __len__(self) -> int:
         with self.snapshot():
-            (row,) = self._client.query(self._name, filter=ALWAYS, output_fields=["count(*)"])
+            (row,) = self._reads.query(self._name, filter=ALWAYS, output_fields=["count(*)"])
             return int(row["count(*)"])
 
     # --- reading
@@ -60,7 +61,7 @@ class MilvusStore:
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
         """The best by product, of which the server keeps to 16,384."""
         with self.snapshot():
-            (hits,) = self._client.search(
+            (hits,) = self._reads.search(
                 self._name,
                 data=[np.asarray(vector, np.float32).tolist()],
                 anns_field="vector",
@@ -90,7 +91,7 @@ class MilvusStore:
         """The pictures whose names have the smallest numbers: their ids."""
         share = min(1.0, 1.3 * SAMPLE / max(1, len(self)))
         with self.snapshot():
-            rows = self._client.query(
+            rows = self._reads.query(
                 self._name,
                 filter=f"id < {min(int(share * IDS), IDS - 1)}",
                 output_fields=["id", "caption", "vector"],
@@ -164,7 +165,7 @@ class MilvusStore:
     def _rows(self, ids: Sequence[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         with self.snapshot():
             for piece in pieces(ids, AT_ONCE):
-                yield from self._client.query(
+                yield from self._reads.query(
                     self._name, filter=f"id in {piece}", output_fields=["id", *columns], limit=len(piece)
                 )
 
@@ -186,6 +187,7 @@ class MilvusStore:
             for ids in pieces([name_id(name) for name in (*changes.removed, *failed)], AT_ONCE):
                 self._client.delete(self._name, ids=ids)
             self._notes.add_failures(failed.values())
+            self._reads.forget()
 
     def _touched(self, changes: Changes) -> list[dict[str, Any]]:
         stamps = {name_id(name): stamp for name, stamp in changes.touched}

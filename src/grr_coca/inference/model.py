@@ -4,8 +4,9 @@ Shapes: N images, M texts, E joint embedding width, S image size, B images of a 
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -268,18 +269,24 @@ class ImageTextModel:
         """The fast copy. It does not follow autocast, so under autocast this is the model itself."""
         return self.checkpoint.model if torch.is_autocast_enabled("cpu") else self._fast
 
+    @contextmanager
+    def _evaluated(self) -> Iterator[CoCa]:
+        """The model in evaluation mode. A copy always is: to ask all its modules would take a tenth of a query."""
+        model = self._model
+        with evaluating(model) if model is self.checkpoint.model else nullcontext():
+            yield model
+
     @torch.inference_mode()
     def _image_rows(self, images: Numbered) -> list[Tensor]:
-        model = self._model
-        with evaluating(model):
+        with self._evaluated() as model:
             return list(model.encode_image(self._pixels(images)).embedding.float().cpu())
 
     @torch.inference_mode()
     def _text_rows(self, texts: Sequence[str]) -> list[Tensor]:
-        model, tokenizer = self._model, self.checkpoint.tokenizer
+        tokenizer = self.checkpoint.tokenizer
         context_length = self.checkpoint.config.text_decoder.context_length
         token_ids, lengths = pad_rows([tokenizer.encode_row(text, context_length) for text in texts])
-        with evaluating(model):
+        with self._evaluated() as model:
             return list(model.encode_text(token_ids.to(self.device), lengths.to(self.device)).float().cpu())
 
     def _pixels(self, images: Numbered) -> Float[Tensor, "B 3 S S"]:

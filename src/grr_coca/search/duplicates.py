@@ -53,14 +53,15 @@ def duplicate_groups(store: Store) -> list[Group]:
 def folded(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
     """Places of N hits in groups of near-duplicates, in the order of the best of each."""
     groups: list[list[int]] = []
+    firsts = np.empty(len(hashes), np.int64)  # place of the best of each group
     for place in range(len(hashes)):
-        for group in groups:
-            best = group[0]
-            is_like = differing_bits(hashes[best], hashes[place]) <= MOST_BITS
-            if is_like and float(vectors[best] @ vectors[place]) >= LEAST_COSINE:
-                group.append(place)
-                break
+        bests = firsts[: len(groups)]
+        near = np.flatnonzero(differing_bits(hashes[bests], hashes[place]) <= MOST_BITS)
+        alike = near[vectors[bests[near]] @ vectors[place] >= LEAST_COSINE]
+        if len(alike):
+            groups[alike[0]].append(place)
         else:
+            firsts[len(groups)] = place
             groups.append([place])
     return groups
 

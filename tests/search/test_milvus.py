@@ -7,6 +7,8 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from library import HEADER, fill, make_picture, make_vectors
 
 from grr_coca.errors import UserError
@@ -15,6 +17,7 @@ from grr_coca.search.filters.parse import parse_filter
 from grr_coca.search.locate import make_store, open_store
 from grr_coca.search.milvus.expression import to_expression
 from grr_coca.search.milvus.reads import Reads
+from grr_coca.search.milvus.text import as_utf8, from_utf8
 from grr_coca.search.store import Changes, Known
 
 needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reason="runs by `make test-milvus`")
@@ -69,6 +72,13 @@ def test_the_first_read_of_a_collection_in_a_snapshot_waits_for_what_was_written
         ("a", "Strong"), ("a", "Eventually"), ("b", "Strong"), ("a", "Strong"),
         ("a", "Strong"), ("a", "Eventually"), ("a", "Strong"),
     ]  # fmt: skip
+
+
+@given(st.binary(max_size=20))
+def test_a_file_name_of_any_bytes_is_sent_as_utf8_and_comes_back(name):
+    text = os.fsdecode(name)
+    as_utf8(text).encode()
+    assert from_utf8(as_utf8(text)) == text
 
 
 @needs_server

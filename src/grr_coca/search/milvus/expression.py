@@ -6,6 +6,7 @@ import math
 from grr_coca.search.entry import FieldValue
 from grr_coca.search.filters.fields import OWN_FIELDS
 from grr_coca.search.filters.tree import And, Comparison, Filter, Like, Not, OneOf, Or
+from grr_coca.search.milvus.text import as_utf8
 
 COLUMNS = {"path": "name"}
 NEVER, ALWAYS = "id < 0", "id >= 0"
@@ -29,7 +30,7 @@ def to_expression(tree: Filter) -> str:
 
 def quoted(text: str) -> str:
     """A text as a literal."""
-    return json.dumps(text.encode("utf-8", "backslashreplace").decode(), ensure_ascii=False)
+    return json.dumps(as_utf8(text), ensure_ascii=False)
 
 
 def _column(field: str) -> str:

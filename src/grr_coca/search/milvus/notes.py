@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from grr_coca.search.entry import Failure, Header, Stamp
 from grr_coca.search.milvus.expression import quoted
 from grr_coca.search.milvus.reads import Reads
+from grr_coca.search.milvus.text import as_utf8, from_utf8
 from grr_coca.search.words import pieces
 
 NOTES = {"key", "kind", "root", "value", "nothing"}
@@ -79,8 +80,8 @@ class Notes:
         found = []
         for row in rows:
             stamp, message = json.loads(row["value"])
-            name = row["key"].removeprefix("failure:")
-            found.append(Failure(name, row["root"], None if stamp is None else Stamp(*stamp), message))
+            name = from_utf8(row["key"].removeprefix("failure:"))
+            found.append(Failure(name, from_utf8(row["root"]), None if stamp is None else Stamp(*stamp), message))
         return sorted(found)
 
     def add_failures(self, failures: Iterable[Failure]) -> None:
@@ -95,7 +96,7 @@ class Notes:
 
     def roots(self) -> set[str]:
         """Arguments of failures."""
-        return {row["root"] for row in self._read("failure")}
+        return {from_utf8(row["root"]) for row in self._read("failure")}
 
     def _of(self, names: Sequence[str]) -> list[dict[str, Any]]:
         keys = ", ".join(quoted(f"failure:{name}") for name in names)
@@ -108,9 +109,9 @@ class Notes:
         for piece in pieces(rows, AT_ONCE):
             records = [
                 {
-                    "key": f"{kind}:{_utf8(key)}",
+                    "key": f"{kind}:{as_utf8(key)}",
                     "kind": kind,
-                    "root": _utf8(root),
+                    "root": as_utf8(root),
                     "value": value,
                     "nothing": [0.0, 0.0],
                 }
@@ -127,7 +128,3 @@ def everything_of(client: Any, name: str, expression: str, columns: Sequence[str
             yield from rows
     finally:
         iterator.close()
-
-
-def _utf8(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from grr_coca.search.entry import Entry, Stamp
+from grr_coca.search.milvus.text import as_utf8, from_utf8
 
 TEXTS = {
     "name": 8192,
@@ -25,7 +26,7 @@ NO_OFFSET = -1
 
 def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
     """The row of a picture; its id is a number of its name, so that no name is there twice."""
-    texts = {name: _utf8(getattr(entry, name))[:length] for name, length in TEXTS.items()}
+    texts = {name: as_utf8(getattr(entry, name))[:length] for name, length in TEXTS.items()}
     kinds = {name: "text" if isinstance(value, str) else "number" for name, value in entry.fields.items()}
     return {
         **texts,
@@ -45,9 +46,9 @@ def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
 def from_record(record: dict[str, Any]) -> Entry:
     """The picture of a row."""
     return Entry(
-        name=record["name"],
-        root=record["root"],
-        file=record["file"],
+        name=from_utf8(record["name"]),
+        root=from_utf8(record["root"]),
+        file=from_utf8(record["file"]),
         offset=None if record["offset"] == NO_OFFSET else record["offset"],
         stamp=Stamp(record["size"], record["mtime_ns"]),
         digest=record["digest"],
@@ -62,7 +63,3 @@ def from_record(record: dict[str, Any]) -> Entry:
 def as_kept(vector: np.ndarray) -> np.ndarray:
     """In 32 bits, rounded to halves: what the embedded store keeps."""
     return np.asarray(vector, np.float16).astype(np.float32)
-
-
-def _utf8(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -15,6 +15,7 @@ from grr_coca.search.filters.tree import Filter
 from grr_coca.search.milvus.expression import ALWAYS, quoted, to_expression
 from grr_coca.search.milvus.notes import Notes, everything_of
 from grr_coca.search.milvus.rows import READ, as_kept, from_record, to_record
+from grr_coca.search.milvus.text import from_utf8
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Changes, Described, Known, LibrarySample, Match
 from grr_coca.search.words import pieces
 
@@ -153,13 +154,13 @@ class MilvusStore:
         """Arguments."""
         with self.snapshot():
             rows = everything_of(self._client, self._name, ALWAYS, ["root"])
-            return sorted({row["root"] for row in rows} | self._notes.roots())
+            return sorted({from_utf8(row["root"]) for row in rows} | self._notes.roots())
 
     def names(self, root: str) -> Iterator[str]:
         """Names below an argument."""
         with self.snapshot():
             for row in everything_of(self._client, self._name, f"root == {quoted(root)}", ["name"]):
-                yield row["name"]
+                yield from_utf8(row["name"])
             yield from (failure.name for failure in self._notes.failures() if failure.root == root)
 
     def _rows(self, ids: Sequence[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:

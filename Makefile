@@ -107,10 +107,15 @@ bench-demo: $(VENV)/.demo
 bench-docs: $(VENV)/.demo
 	$(BIN)/python benchmarks/publish.py
 
-# The model that ships under a name: trained by its recipe, measured, and written into the package with its card.
+# The model that ships under a name: trained by its recipe, and further by a second one if it has one, measured, and written
+# into the package with its card.
+weights: export OMP_NUM_THREADS := 1
 weights: $(VENV)/.demo
-	OMP_NUM_THREADS=1 $(BIN)/grr-coca pretrain recipes/weights/$(NAME).yaml --out runs/weights-$(NAME) --resume
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/ship_weights.py runs/weights-$(NAME) $(NAME)
+	$(BIN)/grr-coca pretrain recipes/weights/$(NAME).yaml --out runs/weights-$(NAME) --resume
+	run=runs/weights-$(NAME); second=recipes/weights/$(NAME)_second.yaml; \
+	if [ -f $$second ]; then \
+		$(BIN)/grr-coca finetune $$second --checkpoint $$run --out $$run-second --resume && run=$$run-second; \
+	fi && $(BIN)/python scripts/ship_weights.py $$run $(NAME)
 
 # The large corpus, in the user's cache, and the model `icons` trained on it.
 icons: $(VENV)/.dev

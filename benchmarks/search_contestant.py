@@ -17,11 +17,11 @@ from open_clip.coca_model import CoCa
 from PIL import Image
 
 BATCH = 64
-CAPTION_TOKENS = 4
-"""The captions of the model that ships have 3.6 on icons, with their end."""
+CAPTION_TOKENS = 3
+"""The captions of the model that ships have 3.3 on icons, with their end."""
 TOP = 20
-TEXT = {"context_length": 48, "vocab_size": 3258, "width": 128, "heads": 4, "layers": 2}
-VISION = {"image_size": 64, "patch_size": 16, "width": 128, "head_width": 32, "layers": 4}
+TEXT = {"context_length": 48, "vocab_size": 4096, "width": 128, "heads": 4, "layers": 2}
+VISION = {"image_size": 64, "patch_size": 8, "width": 128, "head_width": 32, "layers": 4}
 POOLER = {"attentional_pool": True, "attn_pooler_heads": 4, "attn_pooler_queries": 16}
 
 

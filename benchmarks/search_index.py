@@ -32,6 +32,7 @@ import grr_coca
 from grr_coca.data.image_files.find import find_images
 from grr_coca.data.images import decode_image
 from grr_coca.files import user_cache
+from grr_coca.registry import DEFAULT
 from grr_coca.search.embedded.vectors import best_rows, products
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
@@ -164,7 +165,7 @@ def main() -> None:
 def measured(place: Path, count: int, peer_python: str) -> dict[str, object]:
     """All that is measured of so many pictures."""
     folders, kind = gather(place / "pictures", count)
-    peer, model = Peer(peer_python), grr_coca.load("pictograms")
+    peer, model = Peer(peer_python), grr_coca.load(DEFAULT)
     rows: list[np.ndarray] = []
     paths: list[Path] = []
     turns: list[dict[str, Seconds]] = []

@@ -1,93 +1,134 @@
 """How often the relevance of a search is right, with queries for what is and is not in a library.
 
-    python benchmarks/search_relevance.py
+    python benchmarks/search_relevance.py [--fit]
 
-The labels of a split of `pictograms` are halved at random: the drawings of one half are the library, and the labels of
-both are queries. Writes `results/search_relevance.json`.
+The captions of a split are halved at random: the drawings of one half are the library, and the captions of both are
+queries. The splits are of `pictograms` and of `icons` (after `grr-coca data fetch icons`); the model is the one that is
+used where none is named. Writes `results/search_relevance.json`. With `--fit`, it draws other halves and prints the
+three numbers of the curve that fit them best.
 """
 
+import argparse
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from machine import machine
+from scipy.optimize import minimize
 
 import grr_coca
 from grr_coca.data.sources.open import open_source
+from grr_coca.files import in_cache
 from grr_coca.inference.model import ImageTextModel
-from grr_coca.search.answering.relevance import NOTHING, relevances
+from grr_coca.registry import DEFAULT
+from grr_coca.search.answering.relevance import NOTHING, OFFSET, PER_AGREEMENT, PER_DEVIATION, evidence, relevances
 
-ROOT = Path(__file__).parents[1]
+PICTOGRAMS = Path(__file__).parents[1] / "datasets" / "pictograms"
 RESULTS = Path(__file__).parent / "results" / "search_relevance.json"
-SPLITS = ("test", "val", "test_style")
+SPLITS = {
+    "test": str(PICTOGRAMS / "test-*.tar"),
+    "test_style": str(PICTOGRAMS / "test_style-*.tar"),
+    "test_family_tabler": "cache:icons/test_family_tabler-*.tar",
+    "test_family_carbon": "cache:icons/test_family_carbon-*.tar",
+}
 SIZES = (10, 50, None)
 BANDS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 1.0)
-QUERIES, LOOKED_AT, CAPTIONS = 150, 10, 64
+QUERIES, LOOKED_AT, CAPTIONS, SAMPLE = 150, 10, 64, 4096
+MEASURED, FITTED = 1, 2
+"""Seeds of the halves."""
 
 
 class Split:
     """Embeddings, captions and labels of a split's drawings."""
 
-    def __init__(self, model: ImageTextModel, name: str) -> None:
-        source = open_source(str(ROOT / "datasets" / "pictograms" / f"{name}-00000.tar"))
+    def __init__(self, model: ImageTextModel, path: str) -> None:
+        source = open_source(in_cache(path))
         pairs = [source[index] for index in range(len(source))]
         preprocess = model.checkpoint.preprocess
         described = model.describe_many([preprocess.square(preprocess.decode(p.image, p.name)) for p in pairs])
-        self.labels = np.array([pair.caption for pair in pairs])
+        self.labels = np.array([pair.captions[0] for pair in pairs])
         self.vectors = np.stack([one.embedding.numpy() for one in described]).astype(np.float16).astype(np.float32)
         self.captions = model.embed_texts([one.captions[0].text or "nothing" for one in described]).numpy()
         self.texts = dict(
             zip(sorted(set(self.labels)), model.embed_texts(sorted(set(self.labels))).numpy(), strict=True)
         )
 
-
-def trial(split: Split, size: int | None, random: np.random.Generator) -> tuple[list[tuple[bool, bool]], list]:
-    """For each query whether it is there and what is said; for each hit its relevance and whether it is right."""
-    labels = random.permutation(sorted(split.texts))
-    there = set(labels[: len(labels) // 2])
-    library = random.permutation(np.flatnonzero(np.isin(split.labels, list(there))))[:size]
-    kept, vectors, captions = split.labels[library], split.vectors[library], split.captions[library]
-    queries = [*random.permutation(sorted(set(kept)))[:QUERIES], *labels[len(labels) // 2 :][:QUERIES]]
-    verdicts, hits = [], []
-    for query in queries:
-        vector = split.texts[query]
-        scores = vectors @ vector
-        best = np.argsort(-scores)[:LOOKED_AT]
-        found = relevances(
-            vector, scores[best], vectors, asked=vector[None], captions=captions[best], others=captions[:CAPTIONS]
-        )
-        verdicts.append((query in there, bool((found >= NOTHING).any())))
-        hits += zip(found.tolist(), (kept[best] == query).tolist(), strict=True)
-    return verdicts, hits
+    def queries(self, size: int | None, random: np.random.Generator) -> Iterator[tuple[bool, np.ndarray, tuple]]:
+        """Queries of a library of some size: whether it holds what is asked for, which hits are right, and the
+        arguments of `relevances`."""
+        labels = random.permutation(sorted(self.texts))
+        there = set(labels[: len(labels) // 2])
+        library = random.permutation(np.flatnonzero(np.isin(self.labels, list(there))))[:size]
+        kept, vectors, captions = self.labels[library], self.vectors[library], self.captions[library]
+        for query in (*random.permutation(sorted(set(kept)))[:QUERIES], *labels[len(labels) // 2 :][:QUERIES]):
+            vector = self.texts[query]
+            scores = vectors @ vector
+            best = np.argsort(-scores)[:LOOKED_AT]
+            others = captions[:CAPTIONS]
+            arguments = (vector, scores[best], vectors[:SAMPLE], vector[None], captions[best], others)
+            yield query in there, kept[best] == query, arguments
 
 
-def main() -> None:
-    """Measure, and write the results."""
-    model, random = grr_coca.load("pictograms"), np.random.default_rng(1)
-    rows, all_hits = [], []
-    for name in SPLITS:
-        split = Split(model, name)
-        for size in SIZES:
-            verdicts: list[tuple[bool, bool]] = []
-            for _ in range(20 if size == SIZES[0] else 5):
-                said, hits = trial(split, size, random)
-                verdicts += said
-                all_hits += hits
-            right = {
-                "there": [said for is_there, said in verdicts if is_there],
-                "not_there": [not said for is_there, said in verdicts if not is_there],
-            }
-            rates = {kind: round(float(np.mean(values)), 3) for kind, values in right.items()}
-            rows.append({"split": name, "size": size or "all", "queries": len(verdicts), **rates})
-            rows[-1]["balanced"] = round((rates["there"] + rates["not_there"]) / 2, 3)
-    found, is_right = np.array(all_hits).T
+def trials(size: int | None) -> int:
+    """Small libraries have few queries, so that more of them are drawn."""
+    return 20 if size == SIZES[0] else 5
+
+
+def measured(splits: dict[str, Split]) -> dict[str, object]:
+    """How often the answer to "is it there" is right, and the share of right hits by their relevance."""
+    random = np.random.default_rng(MEASURED)
+    rows, hits = [], []
+    for (name, split), size in itertools.product(splits.items(), SIZES):
+        verdicts = []
+        for _ in range(trials(size)):
+            for is_there, is_right, arguments in split.queries(size, random):
+                found = relevances(*arguments)
+                verdicts.append((is_there, bool((found >= NOTHING).any())))
+                hits += zip(found.tolist(), is_right.tolist(), strict=True)
+        there = round(float(np.mean([said for is_there, said in verdicts if is_there])), 3)
+        not_there = round(float(np.mean([not said for is_there, said in verdicts if not is_there])), 3)
+        rates = {"there": there, "not_there": not_there, "balanced": round((there + not_there) / 2, 3)}
+        rows.append({"split": name, "size": size or "all", "queries": len(verdicts), **rates})
+    found, is_right = np.array(hits).T
     bands = [
         {"from": low, "to": high, "hits": int(mask.sum()), "right": round(float(is_right[mask].mean()), 3)}
         for low, high in itertools.pairwise(BANDS)
         if (mask := (found >= low) & (found < high)).any()
     ]
-    results = {"machine": machine(), "threshold": NOTHING, "is_it_there": rows, "relevance": bands}
+    return {"model": DEFAULT, "machine": machine(), "threshold": NOTHING, "is_it_there": rows, "relevance": bands}
+
+
+def fitted(splits: dict[str, Split]) -> list[float]:
+    """The numbers of the logistic curve under which the hits of all splits are likeliest."""
+    random = np.random.default_rng(FITTED)
+    found, right = [], []
+    for split, size in itertools.product(splits.values(), SIZES):
+        for _ in range(trials(size)):
+            for _, is_right, arguments in split.queries(size, random):
+                found.append(evidence(*arguments))
+                right.append(is_right)
+    columns, is_right = np.concatenate(found), np.concatenate(right)
+
+    def surprise(numbers: np.ndarray) -> float:
+        logits = columns @ numbers[:2] + numbers[2]
+        return float(np.logaddexp(0, np.where(is_right, -logits, logits)).mean())
+
+    return [round(float(number), 2) for number in minimize(surprise, (PER_DEVIATION, PER_AGREEMENT, OFFSET)).x]
+
+
+def main() -> None:
+    """Measure, and write the results; or fit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fit", action="store_true", help="print the numbers of the curve that fit best")
+    is_fit = parser.parse_args().fit
+    model = grr_coca.load(DEFAULT)
+    splits = {name: Split(model, path) for name, path in SPLITS.items()}
+    if is_fit:
+        print("PER_DEVIATION, PER_AGREEMENT, OFFSET:", *fitted(splits))
+        return
+    results = measured(splits)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 

@@ -26,8 +26,8 @@ def main() -> None:
         "perplexity": "perplexity",
     }
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
-        axis.plot([line["step"] for line in validations], [line[name] for line in validations], marker=".")
-        axis.set(title=title, xlabel="step", ylim=(0, None))
+        axis.plot([line["step"] / 1000 for line in validations], [line[name] for line in validations], marker=".")
+        axis.set(title=title, xlabel="thousand steps", ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(options.out, metadata={"Date": None})
 

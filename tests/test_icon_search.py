@@ -60,7 +60,7 @@ def test_the_index_itself_is_searched_by_embeddings_by_words_and_by_both(tmp_pat
         Icon(name, frozenset(), Image.open(drawings / f"{stem}.webp").convert("RGB")) for stem, name in names.items()
     ]
     queries = [Query("zebra", frozenset({0})), Query("snowman", frozenset({1})), Query("guitar", frozenset({0}))]
-    with Index.open(tmp_path / "index", create=True) as index:
+    with Index.open(tmp_path / "index", "pictograms", create=True) as index:
         index.add(save(icons, tmp_path / "icons"))
         scores = {name: values.tolist() for name, values in searched(index, queries).items()}
     assert scores["words of captions and names"] == [1, 1, 1], "a caption holds what the name does not"

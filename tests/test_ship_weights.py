@@ -37,7 +37,7 @@ def test_a_run_becomes_a_model_with_a_card(tmp_path, monkeypatch):
     run = finished_run(tmp_path, steps=2)
     ship_weights = load_script()
     (tmp_path / "scripts" / "cards").mkdir(parents=True)
-    words = {**WORDS, "other_splits": {"elsewhere": "pairs.tar"}}
+    words = {**WORDS, "other_splits": {"elsewhere": "pairs.tar"}, "recipe": "a.yaml, b.yaml"}
     (tmp_path / "scripts" / "cards" / "mine.yaml").write_text(yaml.safe_dump(words))
     monkeypatch.setattr(ship_weights, "ROOT", tmp_path)
     monkeypatch.setattr(ship_weights, "FOLDER", tmp_path / "weights")
@@ -47,6 +47,8 @@ def test_a_run_becomes_a_model_with_a_card(tmp_path, monkeypatch):
     card = shipped_models()["mine"]
     assert list(card.figures) == ["val", "elsewhere"]
     assert card.figures["val"]["perplexity"] == card.figures["elsewhere"]["perplexity"], "the same pairs"
-    assert "| elsewhere |" in (tmp_path / "weights" / "mine" / "card.md").read_text()
+    page = (tmp_path / "weights" / "mine" / "card.md").read_text()
+    assert "| elsewhere |" in page
+    assert "trains 2 steps by `a.yaml` and then `b.yaml`" in page
     shipped, trained = (from_pretrained(path).model.state_dict() for path in (tmp_path / "weights/mine", run.folder))
     assert all(torch.equal(shipped[name], tensor.half().float()) for name, tensor in trained.items())

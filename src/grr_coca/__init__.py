@@ -2,7 +2,7 @@
 
 import grr_coca
 
-model = grr_coca.load("pictograms")
+model = grr_coca.load("icons")
 model.caption("cat.png")
 """
 
@@ -26,7 +26,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None) -> "Image
     """Load a checkpoint to caption, embed, classify and compare images with; see `grr_coca.inference`.
 
     Args:
-        name: a checkpoint or run folder, the name of a shipped model such as `pictograms`, or `owner/name` on the
+        name: a checkpoint or run folder, the name of a shipped model such as `icons`, or `owner/name` on the
             Hugging Face hub, also with `@revision`; `open_clip:PATH` is a CoCa of open_clip, see
             `grr_coca.interop.open_clip`.
         device: where to run; None: CUDA, else Apple's MPS, else the CPU.

@@ -11,7 +11,7 @@ from grr_coca.checkpoint_files import read_json
 from grr_coca.structure import from_dict
 
 FOLDER = Path(__file__).parent / "weights"
-DEFAULT = "pictograms"
+DEFAULT = "icons"
 """The model that verbs use if none is given."""
 
 

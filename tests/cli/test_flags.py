@@ -16,7 +16,7 @@ from grr_coca.generate import GenerationOptions
 FLAGS = {
     "models": {"json": False},
     "caption": {
-        "checkpoint": "pictograms",
+        "checkpoint": "icons",
         "images": (),
         "out": None,
         "sidecar": False,
@@ -27,7 +27,7 @@ FLAGS = {
         "decoding": str(GenerationOptions()).replace("GenerationOptions", "Decoding"),
     },
     "classify": {
-        "checkpoint": "pictograms",
+        "checkpoint": "icons",
         "labels": ...,
         "images": (),
         "templates": ("{}",),
@@ -64,7 +64,7 @@ FLAGS = {
         "json": False,
     },
     "study": {"action": ...},
-    "embed": {"checkpoint": "pictograms", "out": ..., "images": (), "texts": None, "batch_size": 32, "on": "this"},
+    "embed": {"checkpoint": "icons", "out": ..., "images": (), "texts": None, "batch_size": 32, "on": "this"},
     "evaluate": {
         "checkpoint": ...,
         "data": (),
@@ -77,7 +77,7 @@ FLAGS = {
         "train": None,
         "json": False,
     },
-    "explain": {"image": ..., "checkpoint": "pictograms", "text": None, "out": None},
+    "explain": {"image": ..., "checkpoint": "icons", "text": None, "out": None},
     "finetune": {
         "recipe": ...,
         "checkpoint": None,

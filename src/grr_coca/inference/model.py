@@ -58,7 +58,7 @@ def load(name: str | Path, device: str | torch.device | None = None) -> "ImageTe
     """Load a checkpoint to use it.
 
     Args:
-        name: a checkpoint or run folder, the name of a shipped model such as `pictograms`, or `owner/name` on the
+        name: a checkpoint or run folder, the name of a shipped model such as `icons`, or `owner/name` on the
             Hugging Face hub.
         device: where to run; None: CUDA, else Apple's MPS, else the CPU.
 

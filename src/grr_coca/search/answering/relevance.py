@@ -11,10 +11,12 @@ Shapes: H hits, S pictures of the sample, E embedding width.
 
 import numpy as np
 
-PER_DEVIATION = 0.57
-PER_AGREEMENT = 8.53
-OFFSET = -9.47
-NOTHING = 0.25
+PER_DEVIATION = 0.69
+PER_AGREEMENT = 5.24
+OFFSET = -7.84
+PRIOR_PICTURES = 5
+"""So many pictures the deviation of random directions counts for."""
+NOTHING = 0.15
 """If no hit is at least as likely as this, nothing in the library looks like what was asked for."""
 
 
@@ -26,7 +28,20 @@ def relevances(
     captions: np.ndarray,
     others: np.ndarray,
 ) -> np.ndarray:
-    """A probability for each hit.
+    """A probability for each hit; see `evidence` for the arguments."""
+    found = evidence(vector, scores, sample, asked, captions, others)
+    return 1 / (1 + np.exp(-(found @ (PER_DEVIATION, PER_AGREEMENT) + OFFSET)))
+
+
+def evidence(
+    vector: np.ndarray,
+    scores: np.ndarray,
+    sample: np.ndarray,
+    asked: np.ndarray,
+    captions: np.ndarray,
+    others: np.ndarray,
+) -> np.ndarray:
+    """How far each hit stands out, and how well its caption agrees with the query: H 2.
 
     Args:
         vector: the query, E.
@@ -40,11 +55,13 @@ def relevances(
     middle = float(np.median(background))
     # Of the lower half alone: in a small library what was asked for may be a good part of the upper one.
     lower = background[background <= middle] - middle
-    stands_out = (scores - middle) / max(float(np.sqrt(np.square(lower).mean())), 1e-6)
+    # A few pictures say little of their deviation, so it is drawn to that of vectors in random directions, 1 / sqrt(E).
+    variance = (np.square(lower).sum() + PRIOR_PICTURES / len(vector)) / (len(lower) + PRIOR_PICTURES)
+    stands_out = (scores - middle) / float(np.sqrt(variance))
     usual = float(np.median(others @ asked.T))
     # 0: as close as the captions of any pictures are; 1: the same words.
     agreement = ((captions @ asked.T).max(axis=1) - usual) / max(1 - usual, 1e-6)
-    return 1 / (1 + np.exp(-(PER_DEVIATION * stands_out + PER_AGREEMENT * agreement + OFFSET)))
+    return np.stack([stands_out, agreement], axis=1)
 
 
 def share_below(vector: np.ndarray, score: float, sample: np.ndarray) -> float:

@@ -88,7 +88,7 @@ def arms_tables(plan: Plan, results: StudyResults) -> list[Table]:
 def factorial_tables(plan: Plan, results: StudyResults) -> list[Table]:
     """Main effects and interactions on the primary endpoints, a table for each phase; none without a factorial."""
     note = (
-        f"In %, over {results.num_factorial_seeds} seeds with every corner; the seed is the block. A main effect is "
+        f"In %, over seeds with every corner ({results.num_factorial_seeds}); the seed is the block. A main effect is "
         "what a part changes on average over all combinations of the others; an interaction of two is half of how much "
         "more one changes with the other than without. Star: the t test passes Holm's correction for the effects of a "
         "column."

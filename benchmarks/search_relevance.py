@@ -57,7 +57,7 @@ class Split:
 
     def queries(self, size: int | None, random: np.random.Generator) -> Iterator[tuple[bool, np.ndarray, tuple]]:
         """Queries of a library of some size: whether it holds what is asked for, which hits are right, and the
-        arguments of `relevances`."""
+        arguments of `evidence`."""
         labels = random.permutation(sorted(self.texts))
         there = set(labels[: len(labels) // 2])
         library = random.permutation(np.flatnonzero(np.isin(self.labels, list(there))))[:size]
@@ -84,7 +84,7 @@ def measured(splits: dict[str, Split]) -> dict[str, object]:
         verdicts = []
         for _ in range(trials(size)):
             for is_there, is_right, arguments in split.queries(size, random):
-                found = relevances(*arguments)
+                found = relevances(evidence(*arguments))
                 verdicts.append((is_there, bool((found >= NOTHING).any())))
                 hits += zip(found.tolist(), is_right.tolist(), strict=True)
         there = round(float(np.mean([said for is_there, said in verdicts if is_there])), 3)

@@ -15,21 +15,13 @@ PER_DEVIATION = 0.69
 PER_AGREEMENT = 5.24
 OFFSET = -7.84
 PRIOR_PICTURES = 5
-"""So many pictures the deviation of random directions counts for."""
+"""The deviation of random directions counts for as much as that of so many pictures."""
 NOTHING = 0.15
 """If no hit is at least as likely as this, nothing in the library looks like what was asked for."""
 
 
-def relevances(
-    vector: np.ndarray,
-    scores: np.ndarray,
-    sample: np.ndarray,
-    asked: np.ndarray,
-    captions: np.ndarray,
-    others: np.ndarray,
-) -> np.ndarray:
-    """A probability for each hit; see `evidence` for the arguments."""
-    found = evidence(vector, scores, sample, asked, captions, others)
+def relevances(found: np.ndarray) -> np.ndarray:
+    """The probability of each hit by its `evidence`, H 2."""
     return 1 / (1 + np.exp(-(found @ (PER_DEVIATION, PER_AGREEMENT) + OFFSET)))
 
 
@@ -41,7 +33,7 @@ def evidence(
     captions: np.ndarray,
     others: np.ndarray,
 ) -> np.ndarray:
-    """How far each hit stands out, and how well its caption agrees with the query: H 2.
+    """How far each hit stands out from the library, and how close its caption is to the query: H 2.
 
     Args:
         vector: the query, E.

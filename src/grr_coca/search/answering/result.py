@@ -8,7 +8,7 @@ import numpy as np
 
 from grr_coca.search.answering.fusion import fused
 from grr_coca.search.answering.query import Query, query_vector
-from grr_coca.search.answering.relevance import NOTHING, relevances, share_below
+from grr_coca.search.answering.relevance import NOTHING, evidence, relevances, share_below
 from grr_coca.search.duplicates import folded
 from grr_coca.search.entry import Entry
 from grr_coca.search.filters.parse import parse_filter
@@ -101,7 +101,7 @@ def search_store(query: Query, store: Store, model: IndexModel, wishes: Wishes) 
     embedded = model.embed_captions([*asked_for, *texts])
     asked, captions = embedded[: len(asked_for)], embedded[len(asked_for) :]
     others = model.embed_sample(sample.captions)
-    likely = relevances(vector, scores, sample.vectors, asked=asked, captions=captions, others=others)
+    found = evidence(vector, scores, sample.vectors, asked=asked, captions=captions, others=others)
     hits = tuple(
         Hit(
             path=best.name,
@@ -112,7 +112,7 @@ def search_store(query: Query, store: Store, model: IndexModel, wishes: Wishes) 
             is_there=best.is_there,
             entry=best,
         )
-        for (best, *copies), score, chance in zip(entries, scores, likely, strict=True)
+        for (best, *copies), score, chance in zip(entries, scores, relevances(found), strict=True)
     )
     return SearchResult(
         hits=hits,

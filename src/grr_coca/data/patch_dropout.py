@@ -13,8 +13,11 @@ STREAM = 1000
 """Ends the seed of the draw, so that it is independent of all other draws for the same sample."""
 
 
+def num_kept(num_patches: int, share: float) -> int:
+    """How many patches are kept if `share` of them is dropped: at least one."""
+    return max(1, num_patches - round(share * num_patches))
+
+
 def kept_patches(num_patches: int, share: float, rng: np.random.Generator) -> Int[Tensor, " K"]:
-    """The numbers of the patches that are kept if `share` of them is dropped, in ascending order. At least one is
-    kept."""
-    num_kept = max(1, num_patches - round(share * num_patches))
-    return torch.from_numpy(np.sort(rng.permutation(num_patches)[:num_kept]))
+    """The numbers of the patches that are kept if `share` of them is dropped, in ascending order."""
+    return torch.from_numpy(np.sort(rng.permutation(num_patches)[: num_kept(num_patches, share)]))

@@ -51,15 +51,16 @@ def num_parameters(config: CoCaConfig) -> int:
     return count_parameters(_some_model(config))
 
 
-def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
+def flops_per_pair(config: CoCaConfig, text_length: int | None = None, kept_patches: Tensor | None = None) -> int:
     """Counted FLOPs of one forward pass over one pair, head included; a training step costs three times that.
 
     Args:
         config: the model.
         text_length: tokens of the caption, [BOS], [EOS] and [CLS] included; the whole context if None.
+        kept_patches: the numbers of the patches that are encoded; all of them if None.
     """
     with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
-        _some_model(config).multimodal_decoder.lm_head(_forward(config, 1, text_length).states)
+        _some_model(config).multimodal_decoder.lm_head(_forward(config, 1, text_length, kept_patches).states)
     return counter.get_total_flops()
 
 
@@ -94,12 +95,13 @@ def _some_model(config: CoCaConfig) -> CoCa:
     return build(config)
 
 
-def _forward(config: CoCaConfig, batch: int, text_length: int | None) -> CoCaOutput:
+def _forward(config: CoCaConfig, batch: int, text_length: int | None, kept_patches: Tensor | None = None) -> CoCaOutput:
     """A real pass over blank pairs: padding is found by looking at lengths, so shapes alone will not do."""
     length = text_length or config.text_decoder.context_length
     side = config.image_encoder.image_size
     token_ids = torch.zeros(batch, length, dtype=torch.long)
-    return _some_model(config)(torch.zeros(batch, 3, side, side), token_ids, torch.full((batch,), length))
+    kept = None if kept_patches is None else kept_patches.expand(batch, -1)
+    return _some_model(config)(torch.zeros(batch, 3, side, side), token_ids, torch.full((batch,), length), kept)
 
 
 def parts(model: CoCa) -> list[Part]:

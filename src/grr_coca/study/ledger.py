@@ -66,6 +66,8 @@ class LedgerRow:
     `settings`: the tuned keys of the recipe with their values.
     `seconds`: of training and evaluation, over all lives of the run.
     `flops_per_pair`: of one forward pass, with captions as long as they can be.
+    `training_flops`: of all steps of the run, with captions as long as they are; None in rows of versions that did not
+    count them.
     `curve`: a point for each validation.
     `metrics`: by split, `val` and the test splits: `contrastive_loss`, `contrastive_loss_refitted` (with the
     temperature that is best on `val`), `captioning_loss`, `perplexity`, `coca_loss`, `R@1`, `R@5` and `R@10` from text
@@ -92,6 +94,7 @@ class LedgerRow:
     parameters: int
     image_encoder_parameters: int
     flops_per_pair: int
+    training_flops: int | None = None
     curve: tuple[CurvePoint, ...] = ()
     metrics: dict[str, dict[str, float]]
     values: dict[str, dict[str, list]] = field(default_factory=dict)

@@ -10,8 +10,10 @@ from grr_coca.presets import get_preset
 from grr_coca.study.ledger import read_digests, read_ledger, read_rows
 from grr_coca.study.plan.digest import data_digest, recipe_digest
 from grr_coca.study.plan.plan import Arm, Plan, read_plan, scores_captions, stage_names
-from grr_coca.study.plan.stages import check_recipes, grid_of, stage_recipe, with_settings
+from grr_coca.study.plan.stages import check_recipes, grid_of, recipe_path, stage_recipe, with_settings
+from grr_coca.study.report.words import arm_titles
 from grr_coca.study.running.agenda import Agenda, StudyPart
+from grr_coca.train.recipe import load_recipe, save_recipe
 
 STUDIES = Path(__file__).parents[3] / "studies"
 PRIMARY = STUDIES / "primary"
@@ -78,6 +80,61 @@ def test_an_arm_is_its_preset_with_its_overrides_in_pretraining_alone(write_stud
     assert (pretraining.optimizer.lr, finetuning.optimizer.lr) == (0.5, 1e-3)
     assert {pretraining.seed, finetuning.seed} == {3}
     assert finetuning == stage_recipe(plan, plan.arms[0], "health", 3, {}), "equal settings for all arms"
+
+
+@pytest.fixture
+def write_own_recipes(write_study, tmp_path):
+    """Lay out a study whose second arm has recipes of its own; returns the path of its plan."""
+
+    def write(own: dict[str, object], stage: str = "pictograms", **changes):
+        arm = {"name": "other", "preset": "grr_coca", "title": "The other way", "recipes": "own"}
+        path = write_study(arms=["baseline_coca", arm], **changes)
+        (tmp_path / "own").mkdir(exist_ok=True)
+        for name in ("pictograms", "health", "glyphs"):
+            recipe = load_recipe(tmp_path / f"{name}.yaml")
+            save_recipe(with_settings(recipe, own if name == stage else {}, "here"), tmp_path / "own" / f"{name}.yaml")
+        return path
+
+    return write
+
+
+def test_an_arm_may_be_trained_by_recipes_of_its_own(write_own_recipes, tmp_path):
+    own = {"optimizer.name": "adamw", "data.augmentation": {"crop": 0.5}, "schedule.steps": 12}
+    path = write_own_recipes(own, tuning={"seed": 9, "steps": 2, "pretrain": {"optimizer.lr": [1, 2]}})
+    plan = read_plan(path, Plan)
+    check_recipes(plan, path)
+    theirs, ours = (stage_recipe(plan, arm, "pictograms", 0, {}) for arm in plan.arms)
+    assert (ours.optimizer.name, ours.data.augmentation.crop) == ("adamw", 0.5)
+    assert (theirs.data.augmentation.crop, theirs.schedule.steps) == (0.0, 6)
+    trials = [stage_recipe(plan, arm, "pictograms", 9, {}, is_trial=True).schedule.steps for arm in plan.arms]
+    assert trials == [2, 4], "an equal share of its steps"
+    assert arm_titles(plan)["other"] == "The other way"
+    assert recipe_path(plan, plan.arms[1], "health") == tmp_path / "own" / "health.yaml"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "stage"),
+    [
+        ("tokenizer.vocab_size", 300, "pictograms"),
+        ("data.test", {"test": "data/pictograms-test_style.tar"}, "pictograms"),
+        ("data.train", "data/pictograms-test.tar", "pictograms"),
+        ("evaluation.batch_size", 4, "health"),
+    ],
+)
+def test_what_makes_numbers_mean_the_same_must_be_equal(write_own_recipes, tmp_path, monkeypatch, key, value, stage):
+    monkeypatch.chdir(tmp_path)
+    in_folder = {"data.test": lambda v: {"test": str(tmp_path / v["test"])}, "data.train": lambda v: str(tmp_path / v)}
+    path = write_own_recipes({key: in_folder.get(key, lambda v: v)(value)}, stage)
+    with pytest.raises(UserError) as refused:
+        check_recipes(read_plan(path, Plan), path)
+    assert f"own/{stage}.yaml: {key.removesuffix('.vocab_size')}" in str(refused.value)
+
+
+def test_recipes_that_are_not_there_are_named(write_own_recipes, tmp_path):
+    path = write_own_recipes({})
+    (tmp_path / "own" / "health.yaml").unlink()
+    with pytest.raises(UserError, match=r"own/health\.yaml: no such recipe"):
+        check_recipes(read_plan(path, Plan), path)
 
 
 def test_a_grid_is_every_combination(write_study):

@@ -180,6 +180,8 @@ def assert_a_row_says_what_was_measured(row: LedgerRow) -> None:
     assert row.precision == "fp32"
     assert row.seconds > 0
     assert row.parameters > row.image_encoder_parameters > 0
+    assert row.training_flops is not None
+    assert row.training_flops > 0
 
 
 def test_a_model_that_was_lost_is_trained_again_and_its_row_stays(write_study, tmp_path):

@@ -26,14 +26,23 @@ Variant = Literal["input_rope", "mixed_rope"]
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the models that are compared: a preset, perhaps with other values for some keys of the pretraining
-    recipe, such as `model.qk_norm: rms`, perhaps changed after it was built. `preset` None: the arm has the preset's
-    name."""
+    """One of the models that are compared.
+
+    - `title`: what a report calls the arm; None: its parts, or its name
+    - `preset`: None if the arm has the preset's name
+    - `overrides`: other values for some keys of the pretraining recipe, such as `model.qk_norm: rms`
+    - `variant`: how the model is changed after it was built
+    - `recipes`: a folder with recipes of the same file names, by which the arm is trained instead of the plan's. They
+      may differ in everything but the data, the tokenizer and the batches of evaluation. Such an arm is another way to
+      train, so the plan must see to it that the costs are equal
+    """
 
     name: str
+    title: str | None = None
     preset: str | None = None
     overrides: dict[str, object] = field(default_factory=dict)
     variant: Variant | None = None
+    recipes: str | None = None
 
     @property
     def preset_name(self) -> str:
@@ -45,8 +54,8 @@ class Arm:
 class Tuning:
     """The same search for every arm: each combination of the values that `pretrain` gives for keys of the pretraining
     recipe, trained with `seed`, and the best by `score` on the validation split; then the same with `finetune` for each
-    fine-tuning, from the best pretrained model. Test splits are not looked at. `steps`: of pretraining in a trial;
-    None: as many as the study has.
+    fine-tuning, from the best pretrained model. Test splits are not looked at. `steps`: of pretraining in a trial by
+    the plan's recipe, and by an arm's own an equal share of its steps; None: all of them.
 
     `arms`: these are tried, and what is best for them on average is given to all arms of the study. None: every arm is
     tried, and has the settings that are best for itself. Where several settings are nearly equal, chance chooses among
@@ -85,7 +94,7 @@ class Plan:
     `arms`: in the order in which they are run, by seed; `baseline`: the one that the others are held against.
     `seeds`: none, if the plan is only to find settings.
     `pretrain`, `finetune`: recipes, relative to the plan's folder; each stage has the name of its file.
-    `steps`: of pretraining, in place of the recipe's.
+    `steps`: of pretraining, in place of the recipe's; of arms with recipes of their own, an equal share.
     `precision`, `muon_precision`: in place of every `auto` of the recipes; rows of different precisions are not of the
     same study.
     `showcase`: a test split of the pretraining recipe, of which `num_captions` images are shown with what each model
@@ -156,8 +165,16 @@ def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
     plan = from_dict(kind, _with_arms_spelled_out(read_yaml(path, "plan")), str(path))
     _check(plan, path)
     folder = path.resolve().parent
-    recipes = [os.path.normpath(folder / recipe) for recipe in (plan.pretrain, *plan.finetune)]
-    return replace(plan, pretrain=recipes[0], finetune=tuple(recipes[1:]))
+
+    def absolute(there: str) -> str:
+        return os.path.normpath(folder / there)
+
+    return replace(
+        plan,
+        arms=tuple(arm if arm.recipes is None else replace(arm, recipes=absolute(arm.recipes)) for arm in plan.arms),
+        pretrain=absolute(plan.pretrain),
+        finetune=tuple(map(absolute, plan.finetune)),
+    )
 
 
 def _with_arms_spelled_out(content: object) -> object:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ Settings = Mapping[str, object]
 """Values of keys of a recipe, by their path, such as `optimizer.lr`."""
 
 
-def recipe_path(plan: Plan, stage: str) -> Path:
-    """The file of a stage's recipe."""
-    return dict(zip(stage_names(plan), map(Path, (plan.pretrain, *plan.finetune)), strict=True))[stage]
+def recipe_path(plan: Plan, arm: Arm, stage: str) -> Path:
+    """The file of the recipe by which an arm is trained in a stage."""
+    path = dict(zip(stage_names(plan), map(Path, (plan.pretrain, *plan.finetune)), strict=True))[stage]
+    return path if arm.recipes is None else Path(arm.recipes) / path.name
 
 
 def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings, is_trial: bool = False) -> Recipe:
@@ -35,13 +37,13 @@ def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings
     Raises:
         UserError: a recipe cannot be read, or has no such key or value.
     """
-    path = recipe_path(plan, stage)
+    path = recipe_path(plan, arm, stage)
     recipe = _recipe_of_file(path)
     if stage == stage_names(plan)[0]:
-        recipe = with_steps(_of_preset(recipe, arm, path), plan.steps)
+        recipe = with_steps(_of_preset(recipe, arm, path), _share_of_own(plan, arm, plan.steps))
         recipe = with_settings(recipe, arm.overrides, f"{path}: overrides of arm '{arm.name}'")
         if is_trial and plan.tuning is not None:
-            recipe = with_steps(recipe, plan.tuning.steps)
+            recipe = with_steps(recipe, _share_of_own(plan, arm, plan.tuning.steps))
     recipe = with_settings(recipe, settings, f"{path}: tuning")
     return _with_precisions(replace(recipe, seed=seed), plan)
 
@@ -89,25 +91,18 @@ def check_recipes(plan: Plan, path: Path) -> None:
     Raises:
         UserError: a recipe, a split or a value is not there; names the file and the key.
     """
-    pretraining, *finetunings = stage_names(plan)
-    recipes = {stage: load_recipe(recipe_path(plan, stage)) for stage in (pretraining, *finetunings)}
-    for stage, recipe in recipes.items():
-        where = recipe_path(plan, stage)
-        if (recipe.model is None or recipe.tokenizer is None) and stage == pretraining:
-            raise UserError(f"{where}: pretraining needs the keys 'model' and 'tokenizer'")
-        if (recipe.model is not None or recipe.tokenizer is not None) and stage != pretraining:
-            raise UserError(f"{where}: a fine-tuning keeps the model; remove the keys 'model' and 'tokenizer'")
-        if plan.endpoints.split not in recipe.data.test:
-            raise UserError(f"{where}: data: test: a split named '{plan.endpoints.split}' is needed")
-        if recipe.data.val is None:
-            raise UserError(f"{where}: data: val is needed: temperatures are refitted and settings chosen there")
-        for split in (recipe.data.train, recipe.data.val, *recipe.data.test.values()):
-            require_there(split)
-    tests = recipes[pretraining].data.test
+    pretraining = stage_names(plan)[0]
+    for stage in stage_names(plan):
+        files = dict.fromkeys(recipe_path(plan, arm, stage) for arm in plan.arms)
+        recipes = {file: load_recipe(file) for file in files}
+        for file, recipe in recipes.items():
+            _check_stage(plan, recipe, stage == pretraining, file)
+        _require_comparable(recipes)
+    tests = _recipe_of_file(recipe_path(plan, plan.arms[0], pretraining)).data.test
     if plan.showcase not in tests:
         raise UserError(f"{path}: showcase: no test split '{plan.showcase}'; {nearest(plan.showcase, tests)}")
     for arm in plan.arms:
-        for stage in recipes:
+        for stage in stage_names(plan):
             for settings in grid_of(plan, stage):
                 recipe = stage_recipe(plan, arm, stage, 0, settings)
                 if recipe.model is not None and recipe.tokenizer is not None:
@@ -120,8 +115,8 @@ def require_precisions(plan: Plan, path: Path) -> None:
     Raises:
         UserError: one does.
     """
-    for stage in stage_names(plan):
-        recipe = stage_recipe(plan, plan.arms[0], stage, 0, {})
+    for arm, stage in product(plan.arms, stage_names(plan)):
+        recipe = stage_recipe(plan, arm, stage, 0, {})
         if recipe.precision == "auto":
             raise UserError(f"{path}: precision: 'auto' may be another one on each machine; give fp32 or bf16")
         if recipe.optimizer.name == "muon" and recipe.optimizer.muon_precision == "auto":
@@ -137,6 +132,50 @@ def grid_of(plan: Plan, stage: str) -> list[dict[str, object]]:
     for key, values in (tuning.pretrain if stage == stage_names(plan)[0] else tuning.finetune).items():
         grid = [{**settings, key: value} for settings in grid for value in values]
     return grid
+
+
+def _check_stage(plan: Plan, recipe: Recipe, is_pretraining: bool, file: Path) -> None:
+    """A recipe has what a study needs of it, and its data are there."""
+    if (recipe.model is None or recipe.tokenizer is None) and is_pretraining:
+        raise UserError(f"{file}: pretraining needs the keys 'model' and 'tokenizer'")
+    if (recipe.model is not None or recipe.tokenizer is not None) and not is_pretraining:
+        raise UserError(f"{file}: a fine-tuning keeps the model; remove the keys 'model' and 'tokenizer'")
+    if plan.endpoints.split not in recipe.data.test:
+        raise UserError(f"{file}: data: test: a split named '{plan.endpoints.split}' is needed")
+    if recipe.data.val is None:
+        raise UserError(f"{file}: data: val is needed: temperatures are refitted and settings chosen there")
+    for split in (recipe.data.train, recipe.data.val, *recipe.data.test.values()):
+        require_there(split)
+
+
+def _require_comparable(recipes: Mapping[Path, Recipe]) -> None:
+    """Whatever else arms with recipes of their own differ in: the numbers that are compared mean the same."""
+    (first, wanted), *others = ((file, _common(recipe)) for file, recipe in recipes.items())
+    for file, found in others:
+        for key, value in wanted.items():
+            if found[key] != value:
+                raise UserError(f"{file}: {key}: must be as in {first}, or the arms cannot be compared")
+
+
+def _common(recipe: Recipe) -> dict[str, object]:
+    """What all recipes of a stage must have in common, by key."""
+    data = recipe.data
+    return {
+        "tokenizer": recipe.tokenizer,
+        "data.train": data.train,
+        "data.mix": list(data.mix),
+        "data.val": data.val,
+        "data.test": data.test,
+        "evaluation.batch_size": recipe.evaluation.batch_size,
+    }
+
+
+def _share_of_own(plan: Plan, arm: Arm, steps: int | None) -> int | None:
+    """So many steps of the plan's pretraining, as the same share of that of an arm with recipes of its own."""
+    if steps is None or arm.recipes is None:
+        return steps
+    own = _recipe_of_file(recipe_path(plan, arm, stage_names(plan)[0]))
+    return max(1, round(steps * own.schedule.steps / _recipe_of_file(Path(plan.pretrain)).schedule.steps))
 
 
 @lru_cache(maxsize=32)

@@ -108,11 +108,13 @@ def factorial_tables(plan: Plan, results: StudyResults) -> list[Table]:
 def cost_table(plan: Plan, results: StudyResults) -> Table:
     """Parameters, FLOPs and seconds of each arm."""
     titles = arm_titles(plan)
+    counted = [stage for stage in results.stages if any(cost.training_flops.get(stage) for cost in results.costs)]
     heads = (
         "arm",
         "parameters",
         "in the image encoder",
         "MFLOP a pair",
+        *(f"TFLOP, {stage}" for stage in counted),
         *(f"s, {stage}" for stage in results.stages),
         "time over baseline",
     )
@@ -122,17 +124,23 @@ def cost_table(plan: Plan, results: StudyResults) -> Table:
             f"{cost.parameters:,}",
             f"{cost.image_encoder_parameters:,}",
             f"{cost.flops_per_pair / 1e6:,.1f}",
+            *(_tera(cost.training_flops.get(stage)) for stage in counted),
             *(f"{cost.seconds[stage]:,.0f}" if stage in cost.seconds else "–" for stage in results.stages),
             "–" if cost.seconds_over_baseline is None else f"{cost.seconds_over_baseline:.2f} ×",
         )
         for cost in results.costs
     ]
+    training = "TFLOP of all training steps, with captions as long as they are. " if counted else ""
     note = (
-        "MFLOP of one forward pass over a pair, with the longest caption. Seconds of training and evaluation, median "
-        "over seeds and machines; the ratio is of pretraining, seed by seed on the same kind of machine, other work on "
-        "it not excluded."
+        f"MFLOP of one forward pass over a pair, with the longest caption. {training}Seconds of training and "
+        "evaluation, median over seeds and machines; the ratio is of pretraining, seed by seed on the same kind of "
+        "machine, other work on it not excluded."
     )
     return Table("Cost", heads, tuple(rows), note)
+
+
+def _tera(flops: int | None) -> str:
+    return "–" if flops is None else f"{flops / 1e12:,.2f}"
 
 
 def effect_title(factors: Sequence[str]) -> str:

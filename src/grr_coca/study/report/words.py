@@ -12,11 +12,12 @@ MINUS = "\u2212"
 
 
 def arm_titles(plan: Plan) -> dict[str, str]:
-    """What a reader calls each arm: those between the two models by their parts, any other by its name."""
+    """What a reader calls each arm: by its title, those between the two models by their parts, others by their
+    names."""
     titles = dict(ARM_TITLES)
     for preset, parts in PARTS_OF_PRESET.items():
         titles.setdefault(preset, " + ".join(["Baseline", *sorted(parts, key=PARTS.index)]))
-    return {arm.name: titles.get(arm.name, arm.name) for arm in plan.arms}
+    return {arm.name: arm.title or titles.get(arm.name, arm.name) for arm in plan.arms}
 
 
 def listed(items: Sequence[str]) -> str:

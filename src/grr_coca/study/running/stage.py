@@ -25,6 +25,7 @@ from grr_coca.study.running.measured import (
 from grr_coca.study.running.provenance import code_commit, machine_name, precision_name
 from grr_coca.study.running.stopwatch import Stopwatch
 from grr_coca.study.running.task import FINISHED, Task
+from grr_coca.study.running.training_cost import run_flops
 from grr_coca.study.variants.build import change_of
 from grr_coca.train.run.logs import read_metrics
 from grr_coca.train.run.loop import train
@@ -92,18 +93,20 @@ def _start(task: Task, device: torch.device, point: Path | None) -> Checkpoint:
 
 @dataclass
 class Findings:
-    """What is measured of a trained model: metrics of all splits, values of the test splits, and some captions."""
+    """What is measured of a trained model: metrics of all splits, values of the test splits, some captions, and what
+    the training cost."""
 
     metrics: dict[str, Numbers] = field(default_factory=dict)
     values: dict[str, Values] = field(default_factory=dict)
     captions: tuple[CaptionedExample, ...] = ()
+    training_flops: int | None = None
 
 
 def _findings(task: Task, trained: Checkpoint) -> Findings:
     """A trial is measured on `val` alone."""
     _, val = training_sources(task.recipe)
     on_val, refitted = measure_validation(trained, val, task.recipe)
-    found = Findings({"val": on_val})
+    found = Findings({"val": on_val}, training_flops=run_flops(task.recipe, trained, val))
     if task.kind == "trial":
         return found
     for split, source in _test_splits(task).items():
@@ -142,6 +145,7 @@ def _row(task: Task, trained: Checkpoint, found: Findings, seconds: float) -> Le
         parameters=count_parameters(trained.model),
         image_encoder_parameters=count_parameters(trained.model.image_encoder),
         flops_per_pair=flops_per_pair(trained.config),
+        training_flops=found.training_flops,
         curve=_curve(task.folder),
         metrics=found.metrics,
         values=found.values,

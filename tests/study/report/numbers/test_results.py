@@ -14,6 +14,7 @@ from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.report.numbers.corners import PARTS, PARTS_OF_PRESET, factorial_corners
 from grr_coca.study.report.numbers.effect import effect_of
 from grr_coca.study.report.numbers.results import study_results
+from grr_coca.study.report.tables import cost_table
 from synthetic_study import EFFECTS, plan, rows_of, write_study
 
 PAIR = ("baseline_coca", "grr_coca")
@@ -187,3 +188,11 @@ def test_costs_are_medians_and_ratios_of_the_same_seed_and_machine(tmp_path):
     baseline, grr = results_of(tmp_path, plan(PAIR, 3), rows).costs
     assert (baseline.seconds["pictograms"], grr.seconds["pictograms"]) == (100.0, 120.0)
     assert (baseline.seconds_over_baseline, grr.seconds_over_baseline) == (1.0, 1.2)
+
+
+def test_counted_training_is_shown_where_rows_have_it(tmp_path):
+    rows = [*rows_of(["baseline_coca"], [0]), *rows_of(["grr_coca"], [0], training_flops=2_500_000_000_000)]
+    found = plan_of(tmp_path, plan(PAIR, 1)), results_of(tmp_path, plan(PAIR, 1), rows)
+    table = cost_table(*found)
+    column = table.heads.index("TFLOP, pictograms")
+    assert sorted(row[column] for row in table.rows) == ["2.50", "–"]

@@ -23,14 +23,15 @@ def factorial_corners(plan: Plan) -> dict[Cell, str]:
     """Arms by the factors that they have, if arms of the plan make a full factorial of two factors or more.
 
     A factor is a part, or several parts that these arms have together: Baseline CoCa, GRR-CoCa, RoPE alone and all but
-    RoPE are the corners of the factors `RMSNorm + GEGLU` and `RoPE`. Arms count that share the baseline's overrides.
+    RoPE are the corners of the factors `RMSNorm + GEGLU` and `RoPE`. Arms count that are
+    trained as the baseline is.
 
     Returns:
         The corner without any factor first, then those with one; empty if there is no factorial.
     """
-    common = arm_named(plan, plan.baseline).overrides
-    arms = [arm for arm in plan.arms if arm.preset_name in PARTS_OF_PRESET and arm.overrides == common]
-    arms = [arm for arm in arms if arm.variant is None]
+    baseline = arm_named(plan, plan.baseline)
+    arms = [arm for arm in plan.arms if arm.preset_name in PARTS_OF_PRESET and arm.variant is None]
+    arms = [arm for arm in arms if (arm.overrides, arm.recipes) == (baseline.overrides, baseline.recipes)]
     arm_of = {PARTS_OF_PRESET[arm.preset_name]: arm.name for arm in arms}
     factors = [cell for cell in arm_of if cell and not any(other and other < cell for other in arm_of)]
     factors.sort(key=lambda cell: min(map(PARTS.index, cell)))

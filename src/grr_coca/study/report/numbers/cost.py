@@ -12,6 +12,7 @@ from grr_coca.study.plan.plan import Plan, stage_names
 class ArmCost:
     """Costs of one arm; `flops_per_pair` of one forward pass, captions as long as they can be.
 
+    `training_flops`: of all steps of each stage; None where the rows do not have them.
     `seconds`: of training and evaluation of a stage, median over seeds.
     `seconds_over_baseline`: of pretraining, as a multiple of the baseline's with the same seed on the same kind of
     machine, median over seeds; None where no such pair is there.
@@ -21,6 +22,7 @@ class ArmCost:
     parameters: int
     image_encoder_parameters: int
     flops_per_pair: int
+    training_flops: dict[str, int | None]
     seconds: dict[str, float]
     seconds_over_baseline: float | None
 
@@ -47,6 +49,7 @@ def _cost(plan: Plan, arm: str, rows: Sequence[LedgerRow]) -> ArmCost:
         parameters=own[0].parameters,
         image_encoder_parameters=own[0].image_encoder_parameters,
         flops_per_pair=own[0].flops_per_pair,
+        training_flops={stage: found[-1].training_flops for stage, found in stages.items() if found},
         seconds={stage: median(row.seconds for row in found) for stage, found in stages.items() if found},
         seconds_over_baseline=median(ratios) if ratios else None,
     )

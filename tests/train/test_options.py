@@ -114,6 +114,25 @@ def test_ema_keeps_and_evaluates_the_average_and_trains_as_without(plain, tmp_pa
     assert differing(nothing, expected) == []
 
 
+@pytest.mark.parametrize(
+    "others", [{}, {"ema": 0.5}, {"model.contrastive": "sigmoid"}], ids=["plain", "ema", "sigmoid"]
+)
+def test_a_refitted_temperature_suits_the_validation_pairs_and_is_all_that_changes(plain, tmp_path, others):
+    recipe = plain[0]
+    for key, value in others.items():
+        recipe = with_key(recipe, key, value)
+    learned = weights(pretrain(recipe, tmp_path / "learned"))
+    refitted = weights(pretrain(with_key(recipe, "temperature", "refitted"), tmp_path / "refitted"))
+    scalars = {"logit_scale", "logit_bias"} & learned.keys()
+    assert set(differing(refitted, learned)) == scalars
+    assert differing(refitted, weights(from_pretrained(tmp_path / "refitted"))) == [], (
+        "what is saved is what is returned"
+    )
+    before, after = (read_metrics(tmp_path / name, "val")[-1] for name in ("learned", "refitted"))
+    assert after["contrastive_loss"] < before["contrastive_loss"]
+    assert after["perplexity"] == before["perplexity"]
+
+
 def test_gradient_checkpointing_computes_blocks_again_and_changes_no_weight(plain, tmp_path, monkeypatch):
     recipe, _, expected = plain
     calls = []

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimodal_decoder"]
 Precision = Literal["auto", "fp32", "bf16"]
 Parallelism = Literal["ddp", "fsdp"]
+Temperature = Literal["learned", "refitted"]
 CaptionsFrom = Literal["queries", "patches"]
 Score = Literal[
     "coca_loss",
@@ -287,6 +288,8 @@ class Recipe:
     - `freeze`: parts whose weights stay as they are
     - `precision`: of the forward and backward passes. `auto`: bf16 if this machine is faster in it, else fp32
     - `parallelism`: `ddp` copies the model to every process, `fsdp` shards it
+    - `temperature`: `refitted` gives the temperature after the last step the value that suits the validation pairs best
+      (see `refit_scaling`). The learned one suits the training pairs; where these are few, it is too sharp for others
     - `ema`: decay of a running average of the weights (see `Ema`); the average is then evaluated and saved. None: no
       average
     - `compile`: compile the blocks at the first steps. That takes one or two minutes, and needs a C++ compiler on a
@@ -309,6 +312,7 @@ class Recipe:
     freeze: tuple[FrozenPart, ...] = ()
     precision: Precision = "auto"
     parallelism: Parallelism = "ddp"
+    temperature: Temperature = "learned"
     ema: float | None = None
     compile: bool = False
     gradient_checkpointing: float = 0.0

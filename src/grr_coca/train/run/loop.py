@@ -17,8 +17,9 @@ from grr_coca.data.replacements import ReplacementLog
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.errors import DiskError, DivergedError, Stopped
 from grr_coca.evaluate.caption_split import caption_split
-from grr_coca.evaluate.checkpoint import evaluate_checkpoint, require_pairs
-from grr_coca.evaluate.split import Evaluation
+from grr_coca.evaluate.checkpoint import evaluate_checkpoint, pair_results, require_pairs
+from grr_coca.evaluate.refit import refit_scaling
+from grr_coca.evaluate.split import Evaluation, scaling_of
 from grr_coca.model import build_without_weights
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe, save_recipe
@@ -163,6 +164,8 @@ class Run:
         metrics = self.trainer.step(micro_batches, agreement.num_tokens, self.progress.step)
         self._note(metrics, micro_batches)
         done, is_last = self.progress.step, self.progress.step == self.recipe.schedule.steps
+        if is_last and self.recipe.temperature == "refitted":
+            self._refit_temperature()
         validate = is_last or done % self.recipe.evaluation.interval == 0
         if validate or done % LOG_INTERVAL == 0:
             self._log_window()
@@ -219,6 +222,13 @@ class Run:
             self.on_step(step, {**metrics, **pace})
 
         self.ranks.on_first(tell)
+
+    def _refit_temperature(self) -> None:
+        batch_size = self.recipe.evaluation.batch_size
+        with self.trainer.averaged():
+            embeddings = pair_results(self.checkpoint, self.val, batch_size, self.ranks).embeddings
+        own = scaling_of(self.trainer.model.raw)
+        self.trainer.set_scaling(self.ranks.on_first(lambda: refit_scaling(embeddings, own, batch_size)))
 
     def _validate(self) -> bool:
         """Evaluate. Returns True if the model is the best so far, by the score that the recipe names."""

@@ -36,6 +36,10 @@ class Ema:
             lerp_each(average, weight, 1 - decay)
         self._num_updates += 1
 
+    def set(self, name: str, value: Tensor) -> None:
+        """Replace the average of one parameter."""
+        self._average[name].copy_(value)
+
     def apply(self) -> None:
         """Replace the weights of the model by their average, permanently."""
         self._copy(self._average, self._weights)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from grr_coca.batch import IGNORE_INDEX, Batch
+from grr_coca.evaluate.split import Scaling
 from grr_coca.losses import LossWeights
 from grr_coca.train.recipe import Precision
 from grr_coca.train.step.ema import Ema
@@ -47,6 +48,15 @@ class Trainer:
                 self.ema.update()
         self.optimizers.zero_grad()
         return {**dict(zip(metrics, values, strict=True)), "lr": self.optimizers.learning_rate(step)}
+
+    @torch.no_grad()
+    def set_scaling(self, scaling: Scaling) -> None:
+        """Give the model, and the running average of its weights, this temperature and bias."""
+        for name, value in scaling._asdict().items():
+            if value is not None:
+                getattr(self.model.raw, name).copy_(value)
+                if self.ema is not None:
+                    self.ema.set(name, value)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

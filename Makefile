@@ -112,10 +112,13 @@ bench-docs: $(VENV)/.demo
 weights: export OMP_NUM_THREADS := 1
 weights: $(VENV)/.demo
 	$(BIN)/grr-coca pretrain recipes/weights/$(NAME).yaml --out runs/weights-$(NAME) --resume
-	run=runs/weights-$(NAME); second=recipes/weights/$(NAME)_second.yaml; \
-	if [ -f $$second ]; then \
-		$(BIN)/grr-coca finetune $$second --checkpoint $$run --out $$run-second --resume && run=$$run-second; \
-	fi && $(BIN)/python scripts/ship_weights.py $$run $(NAME)
+	set -e; run=runs/weights-$(NAME); \
+	for stretch in second third; do \
+		recipe=recipes/weights/$(NAME)_$$stretch.yaml; next=runs/weights-$(NAME)-$$stretch; \
+		[ -f $$recipe ] || continue; \
+		$(BIN)/grr-coca finetune $$recipe --checkpoint $$run --out $$next --resume; run=$$next; \
+	done; \
+	$(BIN)/python scripts/ship_weights.py $$run $(NAME)
 
 # The large corpus, in the user's cache, and the model `icons` trained on it.
 icons: $(VENV)/.dev

@@ -11,9 +11,9 @@ Shapes: H hits, S pictures of the sample, E embedding width.
 
 import numpy as np
 
-PER_DEVIATION = 0.69
-PER_AGREEMENT = 5.24
-OFFSET = -7.84
+PER_DEVIATION = 0.77
+PER_AGREEMENT = 4.87
+OFFSET = -7.7
 PRIOR_PICTURES = 5
 """The deviation of random directions counts for as much as that of so many pictures."""
 NOTHING = 0.15

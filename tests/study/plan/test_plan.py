@@ -231,7 +231,7 @@ def test_the_primary_study_is_the_whole_factorial_with_eight_seeds():
     for arm in plan.arms:
         transformer = get_preset(arm.preset_name, "tiny").image_encoder.transformer
         parts.add((transformer.norm, transformer.feed_forward, transformer.position))
-        assert arm == Arm(arm.preset_name), "nothing but the preset"
+        assert arm == Arm(name=arm.preset_name), "nothing but the preset"
     assert len(parts) == len(plan.arms) == 8
     assert len(plan.seeds) == 8
     assert stage_names(plan) == ("pictograms", "health", "clipart", "glyphs")

@@ -24,7 +24,7 @@ Variant = Literal["input_rope", "mixed_rope"]
 """Changes of a model that are arms of studies and no choices of the product; see `study.variants`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """One of the models that are compared.
 

@@ -89,19 +89,22 @@ def test_the_image_encoders_have_the_parts_of_their_names() -> None:
         "grr_coca_registers": ("rms", "geglu", "rope_2d"),
         "grr_coca_qk_norm": ("rms", "geglu", "rope_2d"),
         "grr_coca_sigmoid": ("rms", "geglu", "rope_2d"),
+        "grr_coca_plus": ("rms", "geglu", "rope_2d"),
         "open_clip_coca": ("layer_1e-5", "gelu", "learned"),
     }
+
+
+QK_NORM = {f"{s}.transformer.qk_norm": "rms" for s in ("image_encoder", "text_decoder", "multimodal_decoder")}
+OTHER_POOLERS = ("grr_coca_parallel", "grr_coca_no_captioning_pooler", "grr_coca_plus")
 
 
 @pytest.mark.parametrize(
     ("preset", "differing"),
     [
         ("grr_coca_registers", {"image_encoder.num_registers": 4}),
-        (
-            "grr_coca_qk_norm",
-            {f"{s}.transformer.qk_norm": "rms" for s in ("image_encoder", "text_decoder", "multimodal_decoder")},
-        ),
+        ("grr_coca_qk_norm", QK_NORM),
         ("grr_coca_sigmoid", {"contrastive": "sigmoid"}),
+        ("grr_coca_plus", {**QK_NORM, "poolers.num_queries": None}),
     ],
 )
 def test_an_arm_differs_from_grr_in_what_it_is_named_after_alone(preset: str, differing: dict[str, object]) -> None:
@@ -114,7 +117,7 @@ def test_every_arm_has_the_text_decoders_of_grr(preset: str) -> None:
     grr = get_preset("grr_coca", "small")
     config = with_qk_norm(replace(get_preset(preset, "small"), contrastive="softmax"), "none")
     assert replace(config, image_encoder=grr.image_encoder, poolers=grr.poolers) == grr
-    assert (config.poolers == grr.poolers) == (preset not in ("grr_coca_parallel", "grr_coca_no_captioning_pooler"))
+    assert (config.poolers == grr.poolers) == (preset not in OTHER_POOLERS)
     text = config.text_decoder.transformer
     assert (text.norm, text.feed_forward, text.position) == ("rms", "geglu", "rope_1d")
 
@@ -132,7 +135,7 @@ def test_every_preset_builds_in_every_size(preset: str, size: str, build_empty: 
     config = get_preset(preset, size)
     model = build_empty(config)
     assert len(model.image_encoder.blocks) == config.image_encoder.transformer.num_layers
-    if preset == "grr_coca_no_captioning_pooler":
+    if config.poolers.num_queries is None:
         assert not list(model.captioning_pooler.parameters())
     else:
         assert model.captioning_pooler.queries.shape[0] == config.poolers.num_queries

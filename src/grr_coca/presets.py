@@ -261,6 +261,12 @@ def grr_coca_qk_norm(size: str) -> CoCaConfig:
     return with_qk_norm(grr_coca(size), "rms")
 
 
+def grr_coca_plus(size: str) -> CoCaConfig:
+    """GRR-CoCa with what paid in our own trials: normalized queries and keys, and captions that attend to the patch
+    tokens. Its recipe is `studies/plus/pictograms.yaml`."""
+    return with_qk_norm(grr_coca_no_captioning_pooler(size), "rms")
+
+
 def grr_coca_sigmoid(size: str) -> CoCaConfig:
     """GRR-CoCa with SigLIP's contrastive loss."""
     return replace(grr_coca(size), contrastive="sigmoid")
@@ -313,6 +319,7 @@ PRESETS: dict[str, Callable[[str], CoCaConfig]] = {
         grr_coca_registers,
         grr_coca_qk_norm,
         grr_coca_sigmoid,
+        grr_coca_plus,
         open_clip_coca,
     )
 }

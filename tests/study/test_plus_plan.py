@@ -1,0 +1,65 @@
+"""The study of our own recipe: what its question says must hold of its recipes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from grr_coca.data.patch_dropout import num_kept
+from grr_coca.presets import get_preset
+from grr_coca.study.forecast import training_flops
+from grr_coca.study.plan.plan import Arm, Plan, arm_named, read_plan, stage_names
+from grr_coca.study.plan.stages import check_recipes, require_precisions, stage_recipe
+
+PLUS = Path(__file__).parents[2] / "studies" / "plus"
+CAPTION = 8
+"""Tokens of a caption, about as on average; all arms have the same tokenizer."""
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return read_plan(PLUS / "plan.yaml", Plan)
+
+
+def recipe_of(plan: Plan, arm: Arm, stage: str):
+    return stage_recipe(plan, arm, stage, 0, {})
+
+
+def flops(plan: Plan, arm: Arm, stage: str) -> int:
+    pretraining, recipe = recipe_of(plan, arm, stage_names(plan)[0]), recipe_of(plan, arm, stage)
+    config = pretraining.model.config(pretraining.tokenizer.vocab_size)
+    kept = torch.arange(num_kept(config.image_encoder.num_patches, recipe.data.patch_dropout))
+    return recipe.schedule.steps * training_flops(config, recipe.data.batch_size, CAPTION, kept)
+
+
+def test_the_plan_can_be_run(plan):
+    check_recipes(plan, PLUS / "plan.yaml")
+    require_precisions(plan, PLUS / "plan.yaml")
+    assert len(plan.seeds) == 8
+
+
+def test_every_arm_costs_as_many_flops(plan):
+    for stage in stage_names(plan):
+        first, *others = (flops(plan, arm, stage) for arm in plan.arms)
+        assert others == pytest.approx([first, first], rel=0.02), stage
+
+
+def test_the_standard_recipe_has_nothing_of_ours(plan):
+    standard = arm_named(plan, plan.baseline)
+    for stage in stage_names(plan):
+        recipe = recipe_of(plan, standard, stage)
+        assert recipe.optimizer.name == "adamw"
+        assert recipe.temperature == "learned"
+        assert recipe.data.patch_dropout == 0
+        assert {key for key, value in vars(recipe.data.augmentation).items() if value} <= {"crop", "scale"}
+        assert recipe.data.augmentation.scale == (1.0, 1.0)
+    assert standard.preset_name == "baseline_coca"
+
+
+def test_the_control_differs_from_ours_in_the_model_alone(plan):
+    ours, control = (arm_named(plan, name) for name in ("grr_coca_plus", "baseline_plus"))
+    for stage in stage_names(plan)[1:]:
+        assert recipe_of(plan, ours, stage) == recipe_of(plan, control, stage)
+    config = recipe_of(plan, control, "pictograms").model.config(4096)
+    transformer = get_preset("baseline_coca", "tiny").image_encoder.transformer
+    assert config.image_encoder.transformer == transformer

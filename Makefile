@@ -107,8 +107,8 @@ bench-demo: $(VENV)/.demo
 bench-docs: $(VENV)/.demo
 	$(BIN)/python benchmarks/publish.py
 
-# The model that ships under a name: trained by its recipe, and further by a second one if it has one, measured, and written
-# into the package with its card.
+# The model that ships under a name: trained by its recipe, further by a second and a third if it has them, measured, and
+# written into the package with its card.
 weights: export OMP_NUM_THREADS := 1
 weights: $(VENV)/.demo
 	$(BIN)/grr-coca pretrain recipes/weights/$(NAME).yaml --out runs/weights-$(NAME) --resume

@@ -45,7 +45,8 @@ class Job:
 
 
 def small_recipe(folder: Path, **changes: object) -> Recipe:
-    """Twelve steps over 40 pairs in two and a half epochs, in micro-batches, with a running average."""
+    """Twelve steps over 40 pairs in two and a half epochs, in micro-batches, with a running average and a temperature
+    that is refitted."""
     shard = write_shard(folder / "pairs.tar", real_pairs(40))
     recipe = tiny_recipe(
         shard,
@@ -53,6 +54,7 @@ def small_recipe(folder: Path, **changes: object) -> Recipe:
         checkpoints=CheckpointRecipe(interval=INTERVAL),
         evaluation=EvaluationRecipe(interval=5, batch_size=BATCH_SIZE),
         ema=0.9,
+        temperature="refitted",
     )
     return replace(recipe, data=replace(recipe.data, micro_batch_size=3), **changes)
 

@@ -1,15 +1,14 @@
 """The study of our own recipe: what its question says must hold of its recipes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from grr_coca.data.patch_dropout import num_kept
 from grr_coca.presets import get_preset
-from grr_coca.study.forecast import training_flops
 from grr_coca.study.plan.plan import Arm, Plan, arm_named, read_plan, stage_names
 from grr_coca.study.plan.stages import check_recipes, require_precisions, stage_recipe
+from grr_coca.study.running.training_cost import step_flops
 
 PLUS = Path(__file__).parents[2] / "studies" / "plus"
 CAPTION = 8
@@ -28,8 +27,7 @@ def recipe_of(plan: Plan, arm: Arm, stage: str):
 def flops(plan: Plan, arm: Arm, stage: str) -> int:
     pretraining, recipe = recipe_of(plan, arm, stage_names(plan)[0]), recipe_of(plan, arm, stage)
     config = pretraining.model.config(pretraining.tokenizer.vocab_size)
-    kept = torch.arange(num_kept(config.image_encoder.num_patches, recipe.data.patch_dropout))
-    return recipe.schedule.steps * training_flops(config, recipe.data.batch_size, CAPTION, kept)
+    return recipe.schedule.steps * step_flops(recipe, config, CAPTION)
 
 
 def test_the_plan_can_be_run(plan):
@@ -60,6 +58,9 @@ def test_the_control_differs_from_ours_in_the_model_alone(plan):
     ours, control = (arm_named(plan, name) for name in ("grr_coca_plus", "baseline_plus"))
     for stage in stage_names(plan)[1:]:
         assert recipe_of(plan, ours, stage) == recipe_of(plan, control, stage)
+    pretraining = recipe_of(plan, ours, "pictograms")
+    model = replace(pretraining.model, preset="baseline_coca")
+    assert recipe_of(plan, control, "pictograms") == replace(pretraining, model=model)
     config = recipe_of(plan, control, "pictograms").model.config(4096)
     transformer = get_preset("baseline_coca", "tiny").image_encoder.transformer
     assert config.image_encoder.transformer == transformer

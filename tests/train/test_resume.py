@@ -193,6 +193,7 @@ def finished(tmp_path_factory):
         ("evaluation.interval", {"evaluation": EvaluationRecipe(interval=7, batch_size=8)}),
         ("checkpoints.keep_best", {"checkpoints": CheckpointRecipe(keep_best="coca_loss")}),
         ("ema", {"ema": 0.9}),
+        ("temperature", {"temperature": "refitted"}),
         ("freeze", {"freeze": ("text_decoder",)}),
     ],
 )

@@ -66,8 +66,7 @@ class LedgerRow:
     `settings`: the tuned keys of the recipe with their values.
     `seconds`: of training and evaluation, over all lives of the run.
     `flops_per_pair`: of one forward pass, with captions as long as they can be.
-    `training_flops`: of all steps of the run, with captions as long as they are; None in rows of versions that did not
-    count them.
+    `training_flops`: of all steps of the run, see `run_flops`; None in rows of versions that did not count them.
     `curve`: a point for each validation.
     `metrics`: by split, `val` and the test splits: `contrastive_loss`, `contrastive_loss_refitted` (with the
     temperature that is best on `val`), `captioning_loss`, `perplexity`, `coca_loss`, `R@1`, `R@5` and `R@10` from text

@@ -289,7 +289,8 @@ class Recipe:
     - `precision`: of the forward and backward passes. `auto`: bf16 if this machine is faster in it, else fp32
     - `parallelism`: `ddp` copies the model to every process, `fsdp` shards it
     - `temperature`: `refitted` gives the temperature after the last step the value that suits the validation pairs best
-      (see `refit_scaling`). The learned one suits the training pairs; where these are few, it is too sharp for others
+      (see `refit_scaling`). The learned one suits the training pairs; where these are few, it is too sharp for others.
+      All validations tell the losses with it. A checkpoint of an earlier step keeps the learned one
     - `ema`: decay of a running average of the weights (see `Ema`); the average is then evaluated and saved. None: no
       average
     - `compile`: compile the blocks at the first steps. That takes one or two minutes, and needs a C++ compiler on a

@@ -31,6 +31,7 @@ PRIMARY = STUDIES / "primary"
             {"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overrides": {"optimiser.lr": 1}}]},
             "optimizer",
         ),
+        ({"arms": ["coca", {"name": "a", "preset": "grr_coca", "title": "coca"}]}, "arms: titles: coca is there twice"),
         ({"arms": []}, "arms: two or more are needed"),
         ({"arms": ["baseline_coca", "grr_cocoa"]}, "study.yaml: arms: there is no preset 'grr_cocoa'; did you mean"),
         ({"baseline": "coca"}, "baseline: the plan has no arm 'coca'"),
@@ -118,6 +119,7 @@ def test_an_arm_may_be_trained_by_recipes_of_its_own(write_own_recipes, tmp_path
         ("tokenizer.vocab_size", 300, "pictograms"),
         ("data.test", {"test": "data/pictograms-test_style.tar"}, "pictograms"),
         ("data.train", "data/pictograms-test.tar", "pictograms"),
+        ("losses.captioning_weight", 1.0, "glyphs"),
         ("evaluation.batch_size", 4, "health"),
     ],
 )
@@ -128,6 +130,26 @@ def test_what_makes_numbers_mean_the_same_must_be_equal(write_own_recipes, tmp_p
     with pytest.raises(UserError) as refused:
         check_recipes(read_plan(path, Plan), path)
     assert f"own/{stage}.yaml: {key.removesuffix('.vocab_size')}" in str(refused.value)
+
+
+def test_overrides_change_nothing_that_must_be_equal(write_study):
+    arm = {"name": "other", "preset": "grr_coca", "overrides": {"evaluation.batch_size": 4}}
+    path = write_study(arms=["baseline_coca", arm])
+    with pytest.raises(UserError, match=r"overrides of arm 'other': evaluation\.batch_size: must be as in"):
+        check_recipes(read_plan(path, Plan), path)
+
+
+def test_a_recipe_of_ones_own_has_the_arms_preset(write_own_recipes):
+    path = write_own_recipes({"model.preset": "coca"})
+    with pytest.raises(
+        UserError, match=r"own/pictograms\.yaml: model: preset is 'coca', and arm 'other' is 'grr_coca'"
+    ):
+        check_recipes(read_plan(path, Plan), path)
+
+
+def test_all_steps_may_be_given_and_an_arm_with_recipes_has_its_share(write_own_recipes):
+    plan = read_plan(write_own_recipes({"schedule.steps": 12}, steps=3), Plan)
+    assert [stage_recipe(plan, arm, "pictograms", 0, {}).schedule.steps for arm in plan.arms] == [3, 6]
 
 
 def test_recipes_that_are_not_there_are_named(write_own_recipes, tmp_path):

@@ -354,11 +354,15 @@ def test_shards_that_overlap_are_refused(tmp_path):
 
 
 def test_another_plan_that_a_person_wrote_is_not_overwritten(write_study, tmp_path):
-    path = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING)
+    arms = ["baseline_coca", {"name": "grr_coca", "recipes": "own"}]
+    path = write_study(arms=arms, seeds=[0], finetune=[], endpoints=PRETRAINING)
+    (tmp_path / "own").mkdir()
+    shutil.copy(tmp_path / "pictograms.yaml", tmp_path / "own")
     out = tmp_path / "out"
     run(path, out, Pretending())
     written = (out / "plan.yaml").read_text()
     assert str(tmp_path) not in written, "it can be committed"
+    assert read_plan(out / "plan.yaml", Plan) == read_plan(path, Plan)
     lines = (out / LEDGER_FILE).read_text().splitlines()
     rows = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) for line in lines]
     assert [row["arm"] for row in rows] == ["baseline_coca", "grr_coca"]

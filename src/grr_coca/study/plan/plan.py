@@ -33,8 +33,8 @@ class Arm:
     - `overrides`: other values for some keys of the pretraining recipe, such as `model.qk_norm: rms`
     - `variant`: how the model is changed after it was built
     - `recipes`: a folder with recipes of the same file names, by which the arm is trained instead of the plan's. They
-      may differ in everything but the data, the tokenizer and the batches of evaluation. Such an arm is another way to
-      train, so the plan must see to it that the costs are equal
+      may differ in everything but the data, the tokenizer, the weights of the losses and the batches of evaluation.
+      Such an arm is another way to train, so the plan must see to it that the costs are equal
     """
 
     name: str
@@ -89,7 +89,8 @@ class Endpoints:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A study: every arm with every seed goes through pretraining and then, from that model, each fine-tuning. All arms
-    have the same data in the same order, the same steps, and settings from the same search.
+    have the same data in the same order, settings from the same search and, but for arms with recipes of their own, the
+    same steps.
 
     `arms`: in the order in which they are run, by seed; `baseline`: the one that the others are held against.
     `seeds`: none, if the plan is only to find settings.
@@ -189,6 +190,7 @@ def _check(plan: Plan, path: Path) -> None:
     """What can be wrong with a plan by itself."""
     names = [arm.name for arm in plan.arms]
     _require_once(names, f"{path}: arms")
+    _require_once([arm.title or arm.name for arm in plan.arms], f"{path}: arms: titles")
     _require_once(plan.seeds, f"{path}: seeds")
     _require_once(stage_names(plan), f"{path}: every recipe needs a file name of its own")
     if len(names) < 2:

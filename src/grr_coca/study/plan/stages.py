@@ -93,10 +93,12 @@ def check_recipes(plan: Plan, path: Path) -> None:
     """
     pretraining = stage_names(plan)[0]
     for stage in stage_names(plan):
-        files = dict.fromkeys(recipe_path(plan, arm, stage) for arm in plan.arms)
-        recipes = {file: load_recipe(file) for file in files}
-        for file, recipe in recipes.items():
-            _check_stage(plan, recipe, stage == pretraining, file)
+        recipes = {}
+        for arm in plan.arms:
+            file = recipe_path(plan, arm, stage)
+            _check_stage(plan, arm, load_recipe(file), stage == pretraining, file)
+            where = f"{file}, with the overrides of arm '{arm.name}'" if arm.overrides else str(file)
+            recipes[where] = stage_recipe(plan, arm, stage, 0, {})
         _require_comparable(recipes)
     tests = _recipe_of_file(recipe_path(plan, plan.arms[0], pretraining)).data.test
     if plan.showcase not in tests:
@@ -134,12 +136,17 @@ def grid_of(plan: Plan, stage: str) -> list[dict[str, object]]:
     return grid
 
 
-def _check_stage(plan: Plan, recipe: Recipe, is_pretraining: bool, file: Path) -> None:
+def _check_stage(plan: Plan, arm: Arm, recipe: Recipe, is_pretraining: bool, file: Path) -> None:
     """A recipe has what a study needs of it, and its data are there."""
     if (recipe.model is None or recipe.tokenizer is None) and is_pretraining:
         raise UserError(f"{file}: pretraining needs the keys 'model' and 'tokenizer'")
     if (recipe.model is not None or recipe.tokenizer is not None) and not is_pretraining:
         raise UserError(f"{file}: a fine-tuning keeps the model; remove the keys 'model' and 'tokenizer'")
+    if arm.recipes is not None and recipe.model is not None and recipe.model.preset != arm.preset_name:
+        raise UserError(
+            f"{file}: model: preset is '{recipe.model.preset}', and arm '{arm.name}' is '{arm.preset_name}'; "
+            f"give the arm preset: {recipe.model.preset}"
+        )
     if plan.endpoints.split not in recipe.data.test:
         raise UserError(f"{file}: data: test: a split named '{plan.endpoints.split}' is needed")
     if recipe.data.val is None:
@@ -148,13 +155,13 @@ def _check_stage(plan: Plan, recipe: Recipe, is_pretraining: bool, file: Path) -
         require_there(split)
 
 
-def _require_comparable(recipes: Mapping[Path, Recipe]) -> None:
-    """Whatever else arms with recipes of their own differ in: the numbers that are compared mean the same."""
-    (first, wanted), *others = ((file, _common(recipe)) for file, recipe in recipes.items())
-    for file, found in others:
+def _require_comparable(recipes: Mapping[str, Recipe]) -> None:
+    """The numbers that are compared mean the same, whatever else arms differ in. Recipes come by where they stand."""
+    (first, wanted), *others = ((where, _common(recipe)) for where, recipe in recipes.items())
+    for where, found in others:
         for key, value in wanted.items():
             if found[key] != value:
-                raise UserError(f"{file}: {key}: must be as in {first}, or the arms cannot be compared")
+                raise UserError(f"{where}: {key}: must be as in {first}, or the arms cannot be compared")
 
 
 def _common(recipe: Recipe) -> dict[str, object]:
@@ -166,6 +173,8 @@ def _common(recipe: Recipe) -> dict[str, object]:
         "data.mix": list(data.mix),
         "data.val": data.val,
         "data.test": data.test,
+        "losses.contrastive_weight": recipe.losses.contrastive_weight,
+        "losses.captioning_weight": recipe.losses.captioning_weight,
         "evaluation.batch_size": recipe.evaluation.batch_size,
     }
 

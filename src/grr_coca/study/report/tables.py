@@ -130,7 +130,7 @@ def cost_table(plan: Plan, results: StudyResults) -> Table:
         )
         for cost in results.costs
     ]
-    training = "TFLOP of all training steps, with captions as long as they are. " if counted else ""
+    training = "TFLOP of all training steps, with captions of average length. " if counted else ""
     note = (
         f"MFLOP of one forward pass over a pair, with the longest caption. {training}Seconds of training and "
         "evaluation, median over seeds and machines; the ratio is of pretraining, seed by seed on the same kind of "

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import torch
 
+from grr_coca.checkpoint import Checkpoint
 from grr_coca.config import CoCaConfig
 from grr_coca.data.sources.open import open_source
 from grr_coca.ranks import Ranks
 from grr_coca.study.anatomy import flops_per_pair, num_parameters
-from grr_coca.study.plan.plan import Plan, arm_named, scores_captions, stage_names
+from grr_coca.study.plan.plan import Arm, Plan, arm_named, scores_captions, stage_names
 from grr_coca.study.plan.stages import stage_recipe
 from grr_coca.study.running.agenda import Want
 from grr_coca.study.running.pace import Pace, measure_pace
+from grr_coca.study.running.training_cost import caption_length, step_flops
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.setup import new_checkpoint
 
@@ -50,15 +52,17 @@ def expect_study(plan: Plan, wants: Counter[Want], runs: Path, jobs: int, device
         device: where they are trained.
     """
     torch.set_num_threads(1)  # as in a worker
+    baseline = arm_named(plan, plan.baseline)
     first, *others = stage_names(plan)
-    paces = {first: _pace(plan, first, device)}
+    start = new_checkpoint(stage_recipe(plan, baseline, first, 0, {}), Ranks.here(device))
+    paces = {first: _pace(plan, first, start, device)}
     if others:  # all fine-tunings are about as fast as the first
-        paces |= dict.fromkeys(others, _pace(plan, others[0], device))
+        paces |= dict.fromkeys(others, _pace(plan, others[0], start, device))
     hours: dict[str, float] = defaultdict(float)
     for (kind, arm, stage), count in wants.items():
         recipe = stage_recipe(plan, arm_named(plan, arm), stage, 0, {}, is_trial=kind == "trial")
-        seconds = _seconds(recipe, paces[stage], kind == "run", scores_captions(plan))
-        hours[arm] += count * seconds * _flops(plan, arm) / _flops(plan, plan.baseline) / 3600
+        pace = _pace_of(plan, arm_named(plan, arm), stage, paces[stage], start)
+        hours[arm] += count * _seconds(recipe, pace, kind == "run", scores_captions(plan)) / 3600
     largest = max(num_parameters(_config(plan, arm.name)) for arm in plan.arms)
     return Expectation(
         wants=wants,
@@ -70,11 +74,22 @@ def expect_study(plan: Plan, wants: Counter[Want], runs: Path, jobs: int, device
     )
 
 
-def _pace(plan: Plan, stage: str, device: torch.device) -> Pace:
-    arm = arm_named(plan, plan.baseline)
-    pretraining = stage_recipe(plan, arm, stage_names(plan)[0], 0, {})
-    start = new_checkpoint(pretraining, Ranks.here(device))
-    return measure_pace(stage_recipe(plan, arm, stage, 0, {}), start, device, lambda: None)
+def _pace(plan: Plan, stage: str, start: Checkpoint, device: torch.device) -> Pace:
+    """Of the baseline. All stages may be measured on one start: how fast it trains does not depend on its weights."""
+    return measure_pace(stage_recipe(plan, arm_named(plan, plan.baseline), stage, 0, {}), start, device, lambda: None)
+
+
+def _pace_of(plan: Plan, arm: Arm, stage: str, measured: Pace, start: Checkpoint) -> Pace:
+    """Of any arm: the baseline's, scaled by FLOPs."""
+    baseline = arm_named(plan, plan.baseline)
+    recipe, known = (stage_recipe(plan, each, stage, 0, {}) for each in (arm, baseline))
+    length = caption_length(start, open_source(known.data.val or known.data.train))
+    config, known_config = _config(plan, arm.name), _config(plan, baseline.name)
+    return Pace(
+        step=measured.step * step_flops(recipe, config, length) / step_flops(known, known_config, length),
+        reading=measured.reading,
+        evaluation=measured.evaluation * flops_per_pair(config, length) / flops_per_pair(known_config, length),
+    )
 
 
 def _seconds(recipe: Recipe, pace: Pace, is_run: bool, captions: bool) -> float:
@@ -85,10 +100,6 @@ def _seconds(recipe: Recipe, pace: Pace, is_run: bool, captions: bool) -> float:
     tests = sum(len(open_source(path)) for path in data.test.values()) if is_run else 0
     evaluated = val + tests * (2 if captions else 1)
     return schedule.steps * pace.step + read * pace.reading + evaluated * pace.evaluation
-
-
-def _flops(plan: Plan, arm: str) -> int:
-    return flops_per_pair(_config(plan, arm))
 
 
 def _config(plan: Plan, arm: str) -> CoCaConfig:

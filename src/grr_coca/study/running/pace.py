@@ -11,9 +11,10 @@ from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import Subset
+from grr_coca.evaluate.checkpoint import evaluate_checkpoint
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe
-from grr_coca.train.run.loop import build_trainer, evaluate
+from grr_coca.train.run.loop import build_trainer
 from grr_coca.train.run.setup import training_batches, training_sources
 from grr_coca.train.step.trainer import count_tokens
 
@@ -85,5 +86,6 @@ def _evaluation_seconds(recipe: Recipe, start: Checkpoint) -> float:
     val = open_source(recipe.data.val or recipe.data.train)
     count = min(max(EVALUATED_PAIRS, recipe.evaluation.batch_size), len(val))
     began = time.perf_counter()
-    evaluate(start, Subset(val, list(range(count))), recipe)
+    some = Subset(val, list(range(count)))
+    evaluate_checkpoint(start, some, recipe.evaluation.batch_size, recipe.losses.weights)
     return (time.perf_counter() - began) / count

@@ -165,6 +165,9 @@ def write_plan(plan: Plan, out: Path) -> None:
     content = to_dict(plan)
     content["pretrain"] = os.path.relpath(plan.pretrain, out)
     content["finetune"] = [os.path.relpath(recipe, out) for recipe in plan.finetune]
+    for arm in content["arms"]:
+        if arm["recipes"] is not None:
+            arm["recipes"] = os.path.relpath(arm["recipes"], out)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_beside_ledger(path, f"{WRITTEN}\n{text}")
 

@@ -17,9 +17,9 @@ from grr_coca.data.replacements import ReplacementLog
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.errors import DiskError, DivergedError, Stopped
 from grr_coca.evaluate.caption_split import caption_split
-from grr_coca.evaluate.checkpoint import evaluate_checkpoint, pair_results, require_pairs
+from grr_coca.evaluate.checkpoint import pair_results, require_pairs
 from grr_coca.evaluate.refit import refit_scaling
-from grr_coca.evaluate.split import Evaluation, scaling_of
+from grr_coca.evaluate.split import Embeddings, Scaling, aggregate, scaling_of
 from grr_coca.model import build_without_weights
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe, save_recipe
@@ -164,8 +164,6 @@ class Run:
         metrics = self.trainer.step(micro_batches, agreement.num_tokens, self.progress.step)
         self._note(metrics, micro_batches)
         done, is_last = self.progress.step, self.progress.step == self.recipe.schedule.steps
-        if is_last and self.recipe.temperature == "refitted":
-            self._refit_temperature()
         validate = is_last or done % self.recipe.evaluation.interval == 0
         if validate or done % LOG_INTERVAL == 0:
             self._log_window()
@@ -223,22 +221,27 @@ class Run:
 
         self.ranks.on_first(tell)
 
-    def _refit_temperature(self) -> None:
-        batch_size = self.recipe.evaluation.batch_size
-        with self.trainer.averaged():
-            embeddings = pair_results(self.checkpoint, self.val, batch_size, self.ranks).embeddings
-        own = scaling_of(self.trainer.model.raw)
-        self.trainer.set_scaling(self.ranks.on_first(lambda: refit_scaling(embeddings, own, batch_size)))
-
     def _validate(self) -> bool:
         """Evaluate. Returns True if the model is the best so far, by the score that the recipe names."""
+        batch_size = self.recipe.evaluation.batch_size
         with self.trainer.averaged():
-            scores = evaluate(self.checkpoint, self.val, self.recipe, self.ranks).flat()
+            results = pair_results(self.checkpoint, self.val, batch_size, self.ranks)
+            scaling = self._scaling(results.embeddings)
+            scores = aggregate(results, scaling, batch_size, self.recipe.losses.weights).flat()
             scores |= self._caption()
+        if self.progress.step == self.recipe.schedule.steps:
+            self.trainer.set_scaling(scaling)
         self.ranks.on_first(partial(self.log.write, self.progress.step, "val", scores))
         self.throughput.restart()
         name = self.recipe.checkpoints.keep_best
         return name is not None and self.progress.beats_best(name, scores[name], self.checkpoint.step)
+
+    def _scaling(self, embeddings: Embeddings) -> Scaling:
+        """The temperature, and the bias of a sigmoid loss, that the model would have if training ended here."""
+        learned = scaling_of(self.trainer.model.raw)
+        if self.recipe.temperature == "learned":
+            return learned
+        return self.ranks.on_first(lambda: refit_scaling(embeddings, learned, self.recipe.evaluation.batch_size))
 
     def _caption(self) -> dict[str, float]:
         """Caption some validation images, always the same ones, and score the captions."""
@@ -263,11 +266,6 @@ class Run:
         save(self.store, self.checkpoint, self.trainer, self.progress, numerics)
         self.saved_at = time.monotonic()
         self.throughput.restart()
-
-
-def evaluate(checkpoint: Checkpoint, source: PairSource, recipe: Recipe, ranks: Ranks | None = None) -> Evaluation:
-    """Evaluate with a recipe's batch size and loss weights. If `ranks` is given, all ranks share the work."""
-    return evaluate_checkpoint(checkpoint, source, recipe.evaluation.batch_size, recipe.losses.weights, ranks)
 
 
 def _resolve(recipe: Recipe, start: Checkpoint, out: Path, ranks: Ranks, resume_from: Path | None) -> Recipe:

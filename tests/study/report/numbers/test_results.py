@@ -172,8 +172,15 @@ def test_arms_that_go_together_are_one_factor(tmp_path):
             {"name": "baseline_geglu", "overrides": {"model.qk_norm": "rms"}},
             "baseline_rms_geglu",
         ),
+        ("baseline_coca", "baseline_rms", {"name": "baseline_geglu", "recipes": "own"}, "baseline_rms_geglu"),
     ],
-    ids=["two arms", "a corner lacks", "parts overlap", "an arm has more than its parts"],
+    ids=[
+        "two arms",
+        "a corner lacks",
+        "parts overlap",
+        "an arm has more than its parts",
+        "an arm is trained otherwise",
+    ],
 )
 def test_what_is_no_factorial_is_not_taken_for_one(tmp_path, arms):
     assert factorial_corners(plan_of(tmp_path, plan(arms))) == {}

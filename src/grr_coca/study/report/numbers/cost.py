@@ -32,6 +32,11 @@ def arm_costs(plan: Plan, rows: Sequence[LedgerRow]) -> tuple[ArmCost, ...]:
     return tuple(_cost(plan, arm.name, rows) for arm in plan.arms if any(row.arm == arm.name for row in rows))
 
 
+def _counted(rows: Sequence[LedgerRow]) -> int | None:
+    """FLOPs of a stage's training, by the newest row that has them."""
+    return next((row.training_flops for row in reversed(rows) if row.training_flops is not None), None)
+
+
 def _cost(plan: Plan, arm: str, rows: Sequence[LedgerRow]) -> ArmCost:
     own = [row for row in rows if row.arm == arm]
     stages = {stage: [row for row in own if row.stage == stage] for stage in stage_names(plan)}
@@ -49,7 +54,7 @@ def _cost(plan: Plan, arm: str, rows: Sequence[LedgerRow]) -> ArmCost:
         parameters=own[0].parameters,
         image_encoder_parameters=own[0].image_encoder_parameters,
         flops_per_pair=own[0].flops_per_pair,
-        training_flops={stage: found[-1].training_flops for stage, found in stages.items() if found},
+        training_flops={stage: _counted(found) for stage, found in stages.items() if found},
         seconds={stage: median(row.seconds for row in found) for stage, found in stages.items() if found},
         seconds_over_baseline=median(ratios) if ratios else None,
     )

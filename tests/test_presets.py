@@ -94,7 +94,6 @@ def test_the_image_encoders_have_the_parts_of_their_names() -> None:
     }
 
 
-QK_NORM = {f"{s}.transformer.qk_norm": "rms" for s in ("image_encoder", "text_decoder", "multimodal_decoder")}
 OTHER_POOLERS = ("grr_coca_parallel", "grr_coca_no_captioning_pooler", "grr_coca_plus")
 
 
@@ -102,9 +101,12 @@ OTHER_POOLERS = ("grr_coca_parallel", "grr_coca_no_captioning_pooler", "grr_coca
     ("preset", "differing"),
     [
         ("grr_coca_registers", {"image_encoder.num_registers": 4}),
-        ("grr_coca_qk_norm", QK_NORM),
+        (
+            "grr_coca_qk_norm",
+            {f"{s}.transformer.qk_norm": "rms" for s in ("image_encoder", "text_decoder", "multimodal_decoder")},
+        ),
         ("grr_coca_sigmoid", {"contrastive": "sigmoid"}),
-        ("grr_coca_plus", {**QK_NORM, "poolers.num_queries": None}),
+        ("grr_coca_plus", {"poolers.num_queries": None}),
     ],
 )
 def test_an_arm_differs_from_grr_in_what_it_is_named_after_alone(preset: str, differing: dict[str, object]) -> None:

@@ -262,9 +262,9 @@ def grr_coca_qk_norm(size: str) -> CoCaConfig:
 
 
 def grr_coca_plus(size: str) -> CoCaConfig:
-    """GRR-CoCa with what paid in our own trials: normalized queries and keys, and captions that attend to the patch
-    tokens. Its recipe is `studies/plus/pictograms.yaml`."""
-    return with_qk_norm(grr_coca_no_captioning_pooler(size), "rms")
+    """The model of our own recipe, `studies/plus/pictograms.yaml`: GRR-CoCa whose captions attend to the patch tokens.
+    Of the parts that were tried, no other one paid."""
+    return grr_coca_no_captioning_pooler(size)
 
 
 def grr_coca_sigmoid(size: str) -> CoCaConfig:

@@ -18,7 +18,7 @@ FEW, MANY = 1, 10**6
 """Reads of an image: few leave its keys and values unprojected, many do not."""
 
 
-PRESETS = ("grr_coca", "coca", "grr_coca_plus", "grr_coca_no_captioning_pooler", "open_clip_coca")
+PRESETS = ("grr_coca", "coca", "grr_coca_qk_norm", "grr_coca_no_captioning_pooler", "open_clip_coca")
 """Those whose decoders differ, or what they read: the other presets differ in their image encoders."""
 
 

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.sources.open import open_source
 from grr_coca.presets import get_preset
 from grr_coca.study.plan.plan import Arm, Plan, arm_named, read_plan, stage_names
 from grr_coca.study.plan.stages import check_recipes, require_precisions, stage_recipe
-from grr_coca.study.running.training_cost import step_flops
+from grr_coca.study.running.training_cost import caption_length, step_flops
+from grr_coca.train.run.setup import new_checkpoint
+from support import ALONE
 
 PLUS = Path(__file__).parents[2] / "studies" / "plus"
-CAPTION = 8
-"""Tokens of a caption, about as on average; all arms have the same tokenizer."""
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +22,20 @@ def plan() -> Plan:
     return read_plan(PLUS / "plan.yaml", Plan)
 
 
+@pytest.fixture(scope="module")
+def start(plan) -> Checkpoint:
+    """A model of the study; what counts is its tokenizer, which all arms share."""
+    return new_checkpoint(recipe_of(plan, plan.arms[0], "pictograms"), ALONE)
+
+
 def recipe_of(plan: Plan, arm: Arm, stage: str):
     return stage_recipe(plan, arm, stage, 0, {})
 
 
-def flops(plan: Plan, arm: Arm, stage: str) -> int:
+def flops(plan: Plan, arm: Arm, stage: str, text_length: int) -> int:
     pretraining, recipe = recipe_of(plan, arm, stage_names(plan)[0]), recipe_of(plan, arm, stage)
     config = pretraining.model.config(pretraining.tokenizer.vocab_size)
-    return recipe.schedule.steps * step_flops(recipe, config, CAPTION)
+    return recipe.schedule.steps * step_flops(recipe, config, text_length)
 
 
 def test_the_plan_can_be_run(plan):
@@ -36,10 +44,11 @@ def test_the_plan_can_be_run(plan):
     assert len(plan.seeds) == 8
 
 
-def test_every_arm_costs_as_many_flops(plan):
+def test_every_arm_costs_as_many_flops(plan, start):
     for stage in stage_names(plan):
-        first, *others = (flops(plan, arm, stage) for arm in plan.arms)
-        assert others == pytest.approx([first, first], rel=0.02), stage
+        length = caption_length(start, open_source(recipe_of(plan, plan.arms[0], stage).data.val))
+        first, *others = (flops(plan, arm, stage, length) for arm in plan.arms)
+        assert others == pytest.approx([first, first], rel=0.01), stage
 
 
 def test_the_standard_recipe_has_nothing_of_ours(plan):
@@ -59,7 +68,7 @@ def test_the_control_differs_from_ours_in_the_model_alone(plan):
     for stage in stage_names(plan)[1:]:
         assert recipe_of(plan, ours, stage) == recipe_of(plan, control, stage)
     pretraining = recipe_of(plan, ours, "pictograms")
-    model = replace(pretraining.model, preset="baseline_coca")
+    model = replace(pretraining.model, preset="baseline_coca", captions_from="patches")
     assert recipe_of(plan, control, "pictograms") == replace(pretraining, model=model)
     config = recipe_of(plan, control, "pictograms").model.config(4096)
     transformer = get_preset("baseline_coca", "tiny").image_encoder.transformer

@@ -163,7 +163,7 @@ def test_a_weight_of_zero_trains_on_the_other_loss(shard, tmp_path, name, losses
 
 # The other presets are other arrangements of the parts that these have; all of them build, in `test_presets`.
 @pytest.mark.parametrize(
-    "preset", ["coca", "grr_coca_no_captioning_pooler", "grr_coca_plus", "grr_coca_registers", "grr_coca_sigmoid"]
+    "preset", ["coca", "grr_coca_no_captioning_pooler", "grr_coca_qk_norm", "grr_coca_registers", "grr_coca_sigmoid"]
 )
 def test_every_kind_of_preset_trains(shard, tmp_path, preset):
     recipe = tiny_recipe(shard, steps=1)

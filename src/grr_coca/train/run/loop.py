@@ -229,7 +229,7 @@ class Run:
             scaling = self._scaling(results.embeddings)
             scores = aggregate(results, scaling, batch_size, self.recipe.losses.weights).flat()
             scores |= self._caption()
-        if self.progress.step == self.recipe.schedule.steps:
+        if self.recipe.temperature == "refitted" and self.progress.step == self.recipe.schedule.steps:
             self.trainer.set_scaling(scaling)
         self.ranks.on_first(partial(self.log.write, self.progress.step, "val", scores))
         self.throughput.restart()

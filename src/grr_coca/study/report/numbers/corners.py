@@ -23,7 +23,7 @@ def factorial_corners(plan: Plan) -> dict[Cell, str]:
     """Arms by the factors that they have, if arms of the plan make a full factorial of two factors or more.
 
     A factor is a part, or several parts that these arms have together: Baseline CoCa, GRR-CoCa, RoPE alone and all but
-    RoPE are the corners of the factors `RMSNorm + GEGLU` and `RoPE`. Arms count that are
+    RoPE are the corners of the factors `RMSNorm + GEGLU` and `RoPE`. Only arms count that are
     trained as the baseline is.
 
     Returns:

@@ -11,6 +11,7 @@ from PIL import Image
 from grr_coca.errors import DivergedError, UserError
 from grr_coca.study.ledger import LEDGER_FILE, Ledger, LedgerRow, LedgerWriter, read_digests, read_ledger
 from grr_coca.study.plan.plan import Plan, read_plan
+from grr_coca.study.plan.stages import stage_recipe
 from grr_coca.study.running import run as running
 from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.running.run import Place, Study, Watch
@@ -274,6 +275,27 @@ def test_settings_that_are_shared_are_those_that_are_best_on_average(write_study
     ]
     assert {task.arm: task.settings["optimizer.lr"] for task in agenda.open_tasks()} == dict.fromkeys(arms, 0.2)
     assert agenda.digests.recipes.keys() == set(arms)
+
+
+def test_what_is_left_is_not_worked_out_anew_with_every_row(write_study, tmp_path, monkeypatch):
+    """The process that feeds the workers has no core of its own."""
+    plan = read_plan(write_study(**TUNED), Plan)
+    part = StudyPart(tuple(arm.name for arm in plan.arms))
+    agenda = Agenda(plan, part, lambda *names: tmp_path.joinpath(*map(str, names)), ())
+    asked: list[str] = []
+
+    def counted(*arguments, **named):
+        asked.append(f"{arguments} {named}")
+        return stage_recipe(*arguments, **named)
+
+    monkeypatch.setattr("grr_coca.study.running.agenda.stage_recipe", counted)
+    while tasks := agenda.open_tasks():
+        tasks[0].folder.mkdir(parents=True)
+        (tasks[0].folder / FINISHED).touch()
+        agenda.add(pretended_row(tasks[0]))
+        assert agenda.digests.recipes.keys() <= set(part.arms)
+    assert not agenda.lacking()
+    assert len(asked) == len(set(asked)) == 2 * (4 + 2)
 
 
 def test_a_trial_that_diverged_is_the_worst_and_no_error(write_study, tmp_path, monkeypatch):

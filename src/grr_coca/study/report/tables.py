@@ -108,7 +108,8 @@ def factorial_tables(plan: Plan, results: StudyResults) -> list[Table]:
 def cost_table(plan: Plan, results: StudyResults) -> Table:
     """Parameters, FLOPs and seconds of each arm."""
     titles = arm_titles(plan)
-    counted = [stage for stage in results.stages if any(cost.training_flops.get(stage) for cost in results.costs)]
+    # Only where they can be compared: rows of an earlier version have none.
+    counted = [stage for stage in results.stages if None not in (c.training_flops.get(stage, 0) for c in results.costs)]
     heads = (
         "arm",
         "parameters",

@@ -54,6 +54,10 @@ class Agenda:
         self._data = {stage: data_digest(stage_recipe(plan, first, stage, 0, {})) for stage in self._stages}
         self._rows: dict[tuple[Kind, str, int, str, str, str], LedgerRow] = {}
         self._newest_choices: dict[tuple[str, str], tuple[int, str, str]] = {}
+        # Asked for again and again, each by way of others: worked out anew, they would keep the process busy that feeds
+        # the workers. A task follows from the plan alone, a choice from the rows as well.
+        self._tasks: dict[tuple[str | int | Path | None, ...], Task] = {}
+        self._choices: dict[tuple[str, str], Settings | None] = {}
         for row in rows:
             self.add(row)
 
@@ -61,6 +65,7 @@ class Agenda:
         """Take note of a row that is in the ledger."""
         key = (row.kind, row.arm, row.seed, row.stage, row.recipe_digest, row.data_digest)
         self._rows[key] = row
+        self._choices.clear()
         if row.kind == "choice":
             self._newest_choices[row.arm, row.stage] = (row.seed, row.recipe_digest, row.data_digest)
 
@@ -205,8 +210,14 @@ class Agenda:
         return digest is not None and self._find("run", arm, seed, stage, digest) is not None
 
     def _chosen(self, arm: Arm, stage: str) -> Settings | None:
-        """The settings of a stage: of the grid those that are best on average for all arms that are tried, or for the
-        arm itself; of equals the first. None where the trials have not ended."""
+        """The settings of a stage; None where the trials have not ended."""
+        if (arm.name, stage) not in self._choices:
+            self._choices[arm.name, stage] = self._best_of_grid(arm, stage)
+        return self._choices[arm.name, stage]
+
+    def _best_of_grid(self, arm: Arm, stage: str) -> Settings | None:
+        """Of the grid those settings that are best on average for all arms that are tried, or for the arm itself; of
+        equals the first."""
         grid = grid_of(self._plan, stage)
         if len(grid) == 1:
             return grid[0]
@@ -242,6 +253,12 @@ class Agenda:
         return self._rows.get((kind, arm.name, seed, stage, digest, self._data[stage]))
 
     def _task(self, kind: Kind, arm: Arm, seed: int, stage: str, settings: Settings, start: Task | None) -> Task:
+        key = (kind, arm.name, seed, stage, repr(settings), None if start is None else start.folder)
+        if key not in self._tasks:
+            self._tasks[key] = self._new_task(kind, arm, seed, stage, settings, start)
+        return self._tasks[key]
+
+    def _new_task(self, kind: Kind, arm: Arm, seed: int, stage: str, settings: Settings, start: Task | None) -> Task:
         plan = self._plan
         recipe = stage_recipe(plan, arm, stage, seed, settings, is_trial=kind == "trial")
         digest = recipe_digest(recipe, None if start is None else start.recipe_digest, arm.variant)

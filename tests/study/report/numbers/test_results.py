@@ -197,9 +197,13 @@ def test_costs_are_medians_and_ratios_of_the_same_seed_and_machine(tmp_path):
     assert (baseline.seconds_over_baseline, grr.seconds_over_baseline) == (1.0, 1.2)
 
 
-def test_counted_training_is_shown_where_rows_have_it(tmp_path):
-    rows = [*rows_of(["baseline_coca"], [0]), *rows_of(["grr_coca"], [0], training_flops=2_500_000_000_000)]
-    found = plan_of(tmp_path, plan(PAIR, 1)), results_of(tmp_path, plan(PAIR, 1), rows)
-    table = cost_table(*found)
+def test_counted_training_is_shown_where_all_arms_have_it(tmp_path):
+    def table_of(rows):
+        return cost_table(plan_of(tmp_path, plan(PAIR, 1)), results_of(tmp_path, plan(PAIR, 1), rows))
+
+    counted = rows_of(PAIR, [0], training_flops=2_500_000_000_000)
+    older = [*rows_of(PAIR[:1], [0]), *(row for row in counted if row.arm == PAIR[1])]
+    assert not any("TFLOP" in head for head in table_of(older).heads)
+    table = table_of(counted)
     column = table.heads.index("TFLOP, pictograms")
-    assert sorted(row[column] for row in table.rows) == ["2.50", "–"]
+    assert [row[column] for row in table.rows] == ["2.50", "2.50"]

@@ -149,3 +149,14 @@ def test_few_seeds_cannot_decide(tmp_path):
 def test_no_pair_is_no_answer(tmp_path):
     found = said(tmp_path, plan(PAIR), rows_of(PAIR[:1], range(3)))
     assert found.headline == "No answer yet: no seed has both GRR-CoCa and Baseline CoCa"
+
+
+def test_the_parts_are_told_with_the_seeds_that_they_rest_on(tmp_path):
+    arms = plan()["arms"]
+
+    def told(num_seeds):
+        found = said(tmp_path / str(num_seeds), plan(arms), rows_of(arms, range(num_seeds)))
+        return next(sentence for sentence in found.sentences if sentence.startswith("What each part does"))
+
+    assert "on average over the others, with 3 of 8 seeds so far: " in told(3)
+    assert "on average over the others: " in told(8)

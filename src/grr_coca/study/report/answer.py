@@ -120,7 +120,9 @@ def _parts(plan: Plan, results: StudyResults) -> str:
     main_effects = [(f.factors[0], f.effects[endpoint.name]) for f in results.factorial if len(f.factors) == 1]
     main_effects.sort(key=lambda named: named[1].change)
     told = [f"{name} {change_in_words(effect.change)} ({interval_in_words(effect)})" for name, effect in main_effects]
-    return f"What each part does to the {endpoint.full_title}, on average over the others: {listed(told)}."
+    seeds, planned = results.num_factorial_seeds, results.num_planned_seeds
+    so_far = "" if seeds == planned else f", with {seeds} of {planned} seeds so far"
+    return f"What each part does to the {endpoint.full_title}, on average over the others{so_far}: {listed(told)}."
 
 
 def _paper(results: StudyResults, main: ArmResults) -> str:

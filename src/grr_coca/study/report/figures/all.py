@@ -15,7 +15,7 @@ from grr_coca.study.report.numbers.factors import corner_logs
 from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint, rows_by_run
 from grr_coca.study.report.numbers.results import StudyResults
 from grr_coca.study.report.tables import effect_title
-from grr_coca.study.report.words import arm_titles, listed
+from grr_coca.study.report.words import arm_titles, listed, signed
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ def late_falls(plan: Plan, ledger: Ledger, results: StudyResults) -> dict[str, s
     for stage in stage_names(plan):
         rows = _rows_with_curves(ledger, stage)
         falls = [(titles[arm], late_fall(rows, arm)) for arm in main_and_baseline(results)]
-        told = [f"{fall:.1f} % ({title})" for title, fall in falls if fall is not None]
+        told = [f"{signed(-fall)} % ({title})" for title, fall in falls if fall is not None]
         if rows:
-            sentence = f"over the last quarter of the steps the CoCa loss fell by {listed(told)}." if told else ""
+            sentence = f"over the last quarter of the steps the CoCa loss changed by {listed(told)}." if told else ""
             sentences[stage] = sentence
     return sentences
 

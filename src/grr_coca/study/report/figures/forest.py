@@ -39,7 +39,9 @@ def forest_plot(labels: Sequence[str], panels: Sequence[ForestPanel], baseline: 
             axes.axhline(row - 0.5, color=FAINT, linewidth=0.6)
     all_axes[0].set_yticks(range(len(labels)), labels)
     all_axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    figure.supxlabel(f"change over {baseline} in %, with 95 % interval; grey: within ±{MARGIN:g} %", fontsize=8)
+    told = "in colour where 0 lies outside of it (not corrected for several tests)"
+    axis = f"change over {baseline} in %, with 95 % interval, {told}; band: within ±{MARGIN:g} %"
+    figure.supxlabel(axis, fontsize=8)
     return svg_text(figure)
 
 

@@ -17,7 +17,7 @@ import clipart
 import emoji
 import glyphs
 import health
-from packages import PACKAGES, Sources
+from packages import PACKAGES, Sources, fetch
 from shards import Corpus, write_shards
 
 import cards

@@ -21,7 +21,7 @@ ONLY :=
 
 # What we are measured against, which needs other versions of what we need.
 PEERS := .venv-peers
-BENCHMARKS := training scaling parts demo captioning imported loader order search
+BENCHMARKS := training scaling parts arms demo captioning imported loader order search
 
 .PHONY: try demo test test-slow test-milvus test-ray servers-milvus servers-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets icons docs notebook weights clean
 
@@ -94,7 +94,7 @@ bench-training: $(VENV)/.demo $(PEERS)/.installed
 bench-captioning bench-imported: bench-%: $(VENV)/.demo $(PEERS)/.installed
 	$(BIN)/python benchmarks/$*.py --peer-python $(PEERS)/bin/python
 
-bench-scaling bench-parts bench-loader bench-order: bench-%: $(VENV)/.demo
+bench-scaling bench-parts bench-arms bench-loader bench-order: bench-%: $(VENV)/.demo
 	$(BIN)/python benchmarks/$*.py
 
 bench-search: $(VENV)/.demo $(PEERS)/.installed

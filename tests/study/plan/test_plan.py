@@ -279,3 +279,22 @@ def test_the_rows_of_the_primary_study_are_of_its_plan():
     assert [note for note in ledger.notes if "commits" not in note] == []
     assert len(ledger.trials) == sum(row.kind == "trial" for row in rows)
     assert {row.precision for row in rows} == {"fp32"}
+
+
+def test_the_variants_take_their_two_models_and_the_tuning_from_the_primary_study():
+    plan = read_plan(STUDIES / "variants" / "plan.yaml", Plan)
+    rows = [row for row in read_rows(PRIMARY, []) if row.arm in ("baseline_coca", "grr_coca")]
+    lacking = Agenda(plan, StudyPart(tuple(arm.name for arm in plan.arms)), lambda *_: Path("nowhere"), rows).lacking()
+    assert {kind for kind, _, _ in lacking} == {"run"}
+    assert {arm for _, arm, _ in lacking} == {arm.name for arm in plan.arms[2:]}
+
+
+def test_the_trials_of_all_lengths_are_the_same():
+    digests = []
+    for length in (600, 1200, 4000):
+        plan = read_plan(STUDIES / "tokens16" / f"{length}.yaml", Plan)
+        settings = grid_of(plan, "pictograms")[0]
+        trials = [stage_recipe(plan, arm, "pictograms", 100, settings, is_trial=True) for arm in plan.arms]
+        digests.append([recipe_digest(recipe, None) for recipe in trials])
+        assert stage_recipe(plan, plan.arms[0], "pictograms", 0, settings).schedule.steps == length
+    assert digests[0] == digests[1] == digests[2]

@@ -117,7 +117,6 @@ def cost_table(plan: Plan, results: StudyResults) -> Table:
         "MFLOP a pair",
         *(f"TFLOP, {stage}" for stage in counted),
         *(f"s, {stage}" for stage in results.stages),
-        "time over baseline",
     )
     rows = [
         (
@@ -127,15 +126,13 @@ def cost_table(plan: Plan, results: StudyResults) -> Table:
             f"{cost.flops_per_pair / 1e6:,.1f}",
             *(_tera(cost.training_flops.get(stage)) for stage in counted),
             *(f"{cost.seconds[stage]:,.0f}" if stage in cost.seconds else "–" for stage in results.stages),
-            "–" if cost.seconds_over_baseline is None else f"{cost.seconds_over_baseline:.2f} ×",
         )
         for cost in results.costs
     ]
     training = "TFLOP of all training steps, with captions of average length. " if counted else ""
     note = (
         f"MFLOP of one forward pass over a pair, with the longest caption. {training}Seconds of training and "
-        "evaluation, median over seeds and machines; the ratio is of pretraining, seed by seed on the same kind of "
-        "machine, other work on it not excluded."
+        "evaluation, median over seeds and machines, other work on these not excluded: arms are compared by FLOPs."
     )
     return Table("Cost", heads, tuple(rows), note)
 

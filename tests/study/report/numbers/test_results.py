@@ -186,15 +186,14 @@ def test_what_is_no_factorial_is_not_taken_for_one(tmp_path, arms):
     assert factorial_corners(plan_of(tmp_path, plan(arms))) == {}
 
 
-def test_costs_are_medians_and_ratios_of_the_same_seed_and_machine(tmp_path):
+def test_seconds_are_medians_over_seeds(tmp_path):
     rows = [
         *rows_of(["baseline_coca"], range(3), seconds=100.0),
         *rows_of(["grr_coca"], range(2), seconds=120.0),
-        *rows_of(["grr_coca"], [2], seconds=7.0, machine="another"),
+        *rows_of(["grr_coca"], [2], seconds=7.0),
     ]
     baseline, grr = results_of(tmp_path, plan(PAIR, 3), rows).costs
     assert (baseline.seconds["pictograms"], grr.seconds["pictograms"]) == (100.0, 120.0)
-    assert (baseline.seconds_over_baseline, grr.seconds_over_baseline) == (1.0, 1.2)
 
 
 def test_counted_training_is_shown_where_all_arms_have_it(tmp_path):

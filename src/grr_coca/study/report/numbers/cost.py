@@ -13,9 +13,7 @@ class ArmCost:
     """Costs of one arm; `flops_per_pair` of one forward pass, captions as long as they can be.
 
     `training_flops`: of all steps of each stage; None where the rows do not have them.
-    `seconds`: of training and evaluation of a stage, median over seeds.
-    `seconds_over_baseline`: of pretraining, as a multiple of the baseline's with the same seed on the same kind of
-    machine, median over seeds; None where no such pair is there.
+    `seconds`: of training and evaluation of a stage, median over seeds and machines.
     """
 
     arm: str
@@ -24,7 +22,6 @@ class ArmCost:
     flops_per_pair: int
     training_flops: dict[str, int | None]
     seconds: dict[str, float]
-    seconds_over_baseline: float | None
 
 
 def arm_costs(plan: Plan, rows: Sequence[LedgerRow]) -> tuple[ArmCost, ...]:
@@ -40,15 +37,6 @@ def _counted(rows: Sequence[LedgerRow]) -> int | None:
 def _cost(plan: Plan, arm: str, rows: Sequence[LedgerRow]) -> ArmCost:
     own = [row for row in rows if row.arm == arm]
     stages = {stage: [row for row in own if row.stage == stage] for stage in stage_names(plan)}
-    pretraining = stage_names(plan)[0]
-    baseline = {
-        (row.seed, row.machine): row.seconds for row in rows if row.arm == plan.baseline and row.stage == pretraining
-    }
-    ratios = [
-        row.seconds / baseline[row.seed, row.machine]
-        for row in stages[pretraining]
-        if baseline.get((row.seed, row.machine))
-    ]
     return ArmCost(
         arm=arm,
         parameters=own[0].parameters,
@@ -56,5 +44,4 @@ def _cost(plan: Plan, arm: str, rows: Sequence[LedgerRow]) -> ArmCost:
         flops_per_pair=own[0].flops_per_pair,
         training_flops={stage: _counted(found) for stage, found in stages.items() if found},
         seconds={stage: median(row.seconds for row in found) for stage, found in stages.items() if found},
-        seconds_over_baseline=median(ratios) if ratios else None,
     )

@@ -1,10 +1,10 @@
 """What each combination of the parts costs in time: `python benchmarks/arms.py`, five minutes, on one core of an
 idle machine.
 
-All arms of the primary study take turns, one training step each, on the same batches of its recipe, in fp32. So what slows
-the machine for a while slows all of them alike. Then they take turns to embed images with the fast layers. An arm's ratio
-is the median, over the turns, of its time over Baseline CoCa's in the same turn. Writes `results/arms.json` and
-`.md`.
+All arms of the primary study take turns, one training step each, on the same batches of its recipe, in fp32. So what
+slows the machine for a while slows all of them alike. Then they take turns to embed images with the fast layers. An
+arm's ratio is the median, over the turns, of its time over Baseline CoCa's in the same turn. Writes `results/arms.json`
+and `.md`.
 """
 
 import argparse

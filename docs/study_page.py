@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 FIGURES = "docs/study"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PLACE = re.compile(r"(?P<begin><!-- study (?P<folder>\S+) (?P<part>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
-FIGURE = re.compile(r"\]\((?P<path>(?:docs/)?study/(?P<study>\w+)-[\w-]+\.svg)\)")
+FIGURE = re.compile(r"\]\((?P<path>(?:docs/)?study/[\w-]+\.svg)\)")
 """A figure of a study as a page shows it."""
 LEFT_OUT = ("p, exact", "shown from, %", "seeds")
 NOT_RUN = "This study has not been run yet.\n"
@@ -61,7 +61,7 @@ def published(text: str, root: Path = ROOT, figures: str = "study") -> str:
     """
 
     folders = {place["folder"] for place in PLACE.finditer(text)}
-    studies = {folder: open_study(root / folder) for folder in folders}
+    studies = {folder: open_study(root, folder) for folder in folders}
 
     def filled(place: re.Match[str]) -> str:
         study = studies[place["folder"]]
@@ -71,12 +71,17 @@ def published(text: str, root: Path = ROOT, figures: str = "study") -> str:
     return PLACE.sub(filled, text)
 
 
-def open_study(folder: Path) -> Study | None:
-    """The study in a folder; None if it has no row yet."""
-    if not ledger_files(folder):
+def open_study(root: Path, folder: str) -> Study | None:
+    """The study in a folder below the root; None if it has no row yet."""
+    if not ledger_files(root / folder):
         return None
-    plan, ledger = plan_of_folder(folder), read_ledger(folder)
-    return Study(folder.name, plan, ledger, study_results(plan, ledger))
+    plan, ledger = plan_of_folder(root / folder), read_ledger(root / folder)
+    return Study(study_name(folder), plan, ledger, study_results(plan, ledger))
+
+
+def study_name(folder: str) -> str:
+    """With which the names of its figures begin: `tokens16-600` of `studies/tokens16/600`."""
+    return folder.removeprefix("studies/").replace("/", "-")
 
 
 def ledger_digest(folder: Path) -> str:
@@ -85,17 +90,15 @@ def ledger_digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
-def draw_figures(folder: Path, out: Path) -> None:
-    """Draw the figures of a study into a folder."""
-    study = open_study(folder)
+def draw_figures(root: Path, folder: str, out: Path) -> None:
+    """Draw the figures of a study into `out`."""
+    study = open_study(root, folder)
     if study is None:
         return
     out.mkdir(exist_ok=True)
-    for older in out.glob(f"{study.name}-*.svg"):
-        older.unlink()
     figures = study_figures(study.plan, study.ledger, study.results)
     for name, svg in _by_name(study.name, figures).items():
-        marked = f"{svg.rstrip()}\n<!-- drawn from the ledger {ledger_digest(folder)} -->\n"
+        marked = f"{svg.rstrip()}\n<!-- drawn from the ledger {ledger_digest(root / folder)} -->\n"
         (out / name).write_text(marked, encoding="utf-8")
 
 
@@ -234,8 +237,10 @@ def main() -> None:
         folders |= {place["folder"] for place in PLACE.finditer(text)}
         figures = FIGURES if page.parent == ROOT else Path(FIGURES).name
         page.write_text(published(text, figures=figures), encoding="utf-8")
+    for older in (ROOT / FIGURES).glob("*.svg"):
+        older.unlink()
     for folder in sorted(folders):
-        draw_figures(ROOT / folder, ROOT / FIGURES)
+        draw_figures(ROOT, folder, ROOT / FIGURES)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from synthetic_study import plan, rows_of, write_study
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", DOCS / "study.md", DOCS / "further-studies.md")
 PAIR = ("baseline_coca", "grr_coca")
 PLACES = "".join(
     f"<!-- study s {part} -->\n<!-- end -->\n" for part in ("short", "answer", "effects", "curves", "cost")
@@ -23,7 +24,7 @@ def script(monkeypatch):
     return study_page
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", DOCS / "study.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_pages_hold_what_the_ledgers_say(script, path):
     text = path.read_text(encoding="utf-8")
     assert script.PLACE.search(text)
@@ -32,13 +33,19 @@ def test_pages_hold_what_the_ledgers_say(script, path):
 
 
 def test_figures_are_drawn_from_the_newest_ledger(script):
-    text = (DOCS / "study.md").read_text(encoding="utf-8")
-    shown = {match["path"]: match["study"] for match in script.FIGURE.finditer(text)}
-    for path, study in shown.items():
-        digest = script.ledger_digest(ROOT / "studies" / study)
-        assert f"ledger {digest}" in (DOCS / path).read_text(encoding="utf-8"), "run `python docs/study_page.py`"
+    text = "".join(path.read_text(encoding="utf-8") for path in PAGES[1:])
+    folders = {place["folder"] for place in script.PLACE.finditer(text) if script.ledger_files(ROOT / place["folder"])}
+    marks = {script.study_name(folder): f"ledger {script.ledger_digest(ROOT / folder)}" for folder in folders}
+    shown = {match["path"] for match in script.FIGURE.finditer(text)}
+    for path in shown:
+        name = max((name for name in marks if f"/{name}-" in path), key=len)
+        assert marks[name] in (DOCS / path).read_text(encoding="utf-8"), "run `python docs/study_page.py`"
     drawn = {str(path.relative_to(DOCS)) for path in (DOCS / "study").glob("*.svg")}
-    assert drawn <= shown.keys(), "figures that no page shows"
+    assert drawn <= shown, "figures that no page shows"
+
+
+def test_a_study_in_a_folder_of_studies_is_named_by_both(script):
+    assert script.study_name("studies/tokens16/600") == "tokens16-600"
 
 
 def test_a_study_that_was_not_run_says_so(script, tmp_path):
@@ -68,7 +75,7 @@ def test_a_finished_study_has_its_table_and_figures(script, tmp_path):
     assert "**GRR-CoCa is better than Baseline CoCa in all 6 primary endpoints.** 8 seeds." in text
     assert "| CoCa loss" in text
     assert "| −7.15 |" in text.replace("  ", " ").replace("  ", " ")
-    script.draw_figures(tmp_path / "s", tmp_path / "drawn")
+    script.draw_figures(tmp_path, "s", tmp_path / "drawn")
     shown = {match["path"].removeprefix("study/") for match in script.FIGURE.finditer(text)}
     assert shown == {path.name for path in (tmp_path / "drawn").iterdir()}
     assert all("</svg>\n<!-- drawn from the ledger" in path.read_text() for path in (tmp_path / "drawn").iterdir())

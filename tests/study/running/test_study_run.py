@@ -190,6 +190,9 @@ def test_a_model_that_was_lost_is_trained_again_and_its_row_stays(write_study, t
     with pytest.raises(KeyboardInterrupt):
         run(path, out, Pretending(stop_after=1))
     shutil.rmtree(out / "runs")
+    part = StudyPart(("baseline_coca", "grr_coca"))
+    agenda = Agenda(read_plan(path, Plan), part, lambda *_: tmp_path / "nowhere", read_ledger(out).rows)
+    assert agenda.lacking().total() == 4, "it counts, so that no more than all is done"
     assert run(path, out, Pretending()).done == [
         "baseline_coca, pictograms, seed 0",
         "baseline_coca, health, seed 0",

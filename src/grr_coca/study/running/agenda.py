@@ -109,7 +109,8 @@ class Agenda:
         return tasks
 
     def lacking(self) -> Counter[Want]:
-        """How many trials and runs of each arm and stage this part lacks."""
+        """How many trials and runs of each arm and stage this part has to do. A pretraining whose model was lost counts,
+        although its row is there, if other runs start from it."""
         counts: Counter[Want] = Counter()
         for index, arm in enumerate(self._plan.arms):
             for stage in self._stages if arm in self._arms else ():
@@ -136,6 +137,8 @@ class Agenda:
     def _num_lacking_runs(self, index: int, arm: Arm, stage: str) -> int:
         places = range(index, len(self._plan.seeds) * len(self._plan.arms), len(self._plan.arms))
         mine = [seed for place, seed in zip(places, self._plan.seeds, strict=True) if self._part.has(place)]
+        if stage == self._stages[0]:
+            return sum(self._needs_pretraining(arm, seed) for seed in mine)
         return sum(not self._is_done(arm, seed, stage) for seed in mine)
 
     def _num_open_points(self, arm: Arm, stage: str) -> int:
@@ -186,19 +189,28 @@ class Agenda:
         return self._pretraining("trial", arm_named(self._plan, tasks[0].arm), self._tuning.seed)
 
     def _open_stages(self, arm: Arm, seed: int) -> list[Task]:
-        first, *others = self._stages
         pretraining = self._pretraining("run", arm, seed)
         if pretraining is None:
             return []
-        lacking = [stage for stage in others if not self._is_done(arm, seed, stage)]
-        if not self._is_done(arm, seed, first) or (lacking and not is_finished(pretraining.folder)):
+        if self._needs_pretraining(arm, seed):
             return [pretraining]
-        chosen = [(stage, self._chosen(arm, stage)) for stage in lacking]
+        chosen = [(stage, self._chosen(arm, stage)) for stage in self._lacking_finetunings(arm, seed)]
         return [
             self._task("run", arm, seed, stage, settings, pretraining)
             for stage, settings in chosen
             if settings is not None
         ]
+
+    def _lacking_finetunings(self, arm: Arm, seed: int) -> list[str]:
+        return [stage for stage in self._stages[1:] if not self._is_done(arm, seed, stage)]
+
+    def _needs_pretraining(self, arm: Arm, seed: int) -> bool:
+        """Whether a row is lacking, or the model of which there is a row was lost and others start from it."""
+        if not self._is_done(arm, seed, self._stages[0]):
+            return True
+        pretraining = self._pretraining("run", arm, seed)
+        is_there = pretraining is not None and is_finished(pretraining.folder)
+        return not is_there and bool(self._lacking_finetunings(arm, seed))
 
     def _pretraining(self, kind: Kind, arm: Arm, seed: int) -> Task | None:
         """Of an arm with the settings that were chosen; None where they have not been."""

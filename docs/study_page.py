@@ -18,6 +18,7 @@ from grr_coca.study.report.figures.all import StudyFigures, late_falls, study_fi
 from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
 from grr_coca.study.report.numbers.results import StudyResults, study_results
 from grr_coca.study.report.paper import reported_change
+from grr_coca.study.report.parts import parts_shown
 from grr_coca.study.report.tables import (
     Table,
     arms_tables,
@@ -142,7 +143,8 @@ def _short(study: Study, _figures: str) -> str:
     for phase in phases:
         heads += [PHASE_TITLES[phase], "paper"]
     table = as_markdown(Table("", tuple(heads), tuple(rows)))
-    return f"{headline}\n{table}"
+    shown = parts_shown(study.results)
+    return f"{headline}\n{table}" + (f"\n{shown}\n" if shown else "")
 
 
 def _answer(study: Study, figures: str) -> str:

@@ -7,8 +7,9 @@ from grr_coca.study.plan.plan import Plan
 from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
 from grr_coca.study.report.numbers.results import ArmResults, EndpointResult, StudyResults
 from grr_coca.study.report.paper import Agreement, agreement, reported_change
+from grr_coca.study.report.parts import parts_on_average, parts_shown
 from grr_coca.study.report.verdict import Verdict, verdict
-from grr_coca.study.report.words import arm_titles, change_in_words, endpoints_in_words, interval_in_words, listed
+from grr_coca.study.report.words import arm_titles, change_in_words, endpoints_in_words, interval_in_words
 from grr_coca.study.statistics.fewest import fewest_seeds
 
 Names = tuple[str, str]
@@ -45,7 +46,8 @@ def answer(plan: Plan, results: StudyResults) -> Answer:
     sentences = [
         *_amounts(plan, main, names),
         _decisions(main, names[0]),
-        _parts(plan, results),
+        parts_on_average(results, headline_endpoint(plan, "pretraining")),
+        parts_shown(results),
         _paper(results, main),
         _too_few_seeds(main),
     ]
@@ -110,19 +112,6 @@ def _decisions(main: ArmResults, name: str) -> str:
         for kind, template in DECISIONS.items()
         if kind in decided
     )
-
-
-def _parts(plan: Plan, results: StudyResults) -> str:
-    """Which part the change comes from, by the main effects on the pretraining's headline endpoint."""
-    endpoint = headline_endpoint(plan, "pretraining")
-    if results.num_factorial_seeds < 2 or endpoint is None or endpoint.name not in results.factorial[0].effects:
-        return ""
-    main_effects = [(f.factors[0], f.effects[endpoint.name]) for f in results.factorial if len(f.factors) == 1]
-    main_effects.sort(key=lambda named: named[1].change)
-    told = [f"{name} {change_in_words(effect.change)} ({interval_in_words(effect)})" for name, effect in main_effects]
-    seeds, planned = results.num_factorial_seeds, results.num_planned_seeds
-    so_far = "" if seeds == planned else f", with {seeds} of {planned} seeds so far"
-    return f"What each part does to the {endpoint.full_title}, on average over the others{so_far}: {listed(told)}."
 
 
 def _paper(results: StudyResults, main: ArmResults) -> str:

@@ -109,8 +109,8 @@ class Agenda:
         return tasks
 
     def lacking(self) -> Counter[Want]:
-        """How many trials and runs of each arm and stage this part has to do. A pretraining whose model was lost counts,
-        although its row is there, if other runs start from it."""
+        """How many trials and runs of each arm and stage this part has to do. A pretraining whose model was lost
+        counts, although its row is there, if other runs start from it."""
         counts: Counter[Want] = Counter()
         for index, arm in enumerate(self._plan.arms):
             for stage in self._stages if arm in self._arms else ():

@@ -1,0 +1,48 @@
+"""What each part does, in sentences: the answer to a factorial's question."""
+
+from itertools import product
+
+from grr_coca.study.report.numbers.factors import FactorResults
+from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
+from grr_coca.study.report.numbers.results import StudyResults
+from grr_coca.study.report.words import change_in_words, interval_in_words, listed
+from grr_coca.study.statistics.fewest import LEVEL_OF_TESTS
+
+
+def parts_on_average(results: StudyResults, endpoint: Endpoint | None) -> str:
+    """The main effects on an endpoint with their intervals; empty without a factorial that has two seeds."""
+    if results.num_factorial_seeds < 2 or endpoint is None or endpoint.name not in results.factorial[0].effects:
+        return ""
+    effects = [(found.factors[0], found.effects[endpoint.name]) for found in _main_effects(results)]
+    effects.sort(key=lambda named: named[1].change)
+    told = [f"{name} {change_in_words(effect.change)} ({interval_in_words(effect)})" for name, effect in effects]
+    seeds, planned = results.num_factorial_seeds, results.num_planned_seeds
+    so_far = "" if seeds == planned else f", with {seeds} of {planned} seeds so far"
+    return f"What each part does to the {endpoint.full_title}, on average over the others{so_far}: {listed(told)}."
+
+
+def parts_shown(results: StudyResults) -> str:
+    """Which main effects pass the correction, and in which direction; empty until every corner has all seeds."""
+    if not results.factorial or results.num_factorial_seeds < results.num_planned_seeds:
+        return ""
+    told = [clause for found in _main_effects(results) for clause in _clauses(found)]
+    counted = f"by a t test, corrected for the {len(results.factorial)} effects on an endpoint"
+    if not told:
+        return f"No part is shown to change anything on its own ({counted})."
+    return f"Effects of single parts that are shown ({counted}): {'; '.join(told)}."
+
+
+def _main_effects(results: StudyResults) -> list[FactorResults]:
+    return [found for found in results.factorial if len(found.factors) == 1]
+
+
+def _clauses(found: FactorResults) -> list[str]:
+    """`RoPE lowers perplexity by 2.5 % after pretraining`, a clause for each phase and direction."""
+    shown = {Endpoint(name): found.effects[name].change for name, p in found.p_holm.items() if p <= LEVEL_OF_TESTS}
+    clauses = []
+    for (phase, title), (verb, sign) in product(PHASE_TITLES.items(), (("lowers", -1), ("raises", 1))):
+        moved = [(e.title, change) for e, change in shown.items() if e.phase == phase and change * sign > 0]
+        if moved:
+            told = listed([f"{metric} by {abs(change):.1f} %" for metric, change in moved])
+            clauses.append(f"{found.factors[0]} {verb} {told} {title}")
+    return clauses

@@ -94,8 +94,11 @@ bench-training: $(VENV)/.demo $(PEERS)/.installed
 bench-captioning bench-imported: bench-%: $(VENV)/.demo $(PEERS)/.installed
 	$(BIN)/python benchmarks/$*.py --peer-python $(PEERS)/bin/python
 
-bench-scaling bench-parts bench-arms bench-loader bench-order: bench-%: $(VENV)/.demo
+bench-scaling bench-parts bench-loader bench-order: bench-%: $(VENV)/.demo
 	$(BIN)/python benchmarks/$*.py
+
+bench-arms: $(VENV)/.dev
+	$(BIN)/python benchmarks/arms.py
 
 bench-search: $(VENV)/.demo $(PEERS)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search_index.py --peer-python $(PEERS)/bin/python

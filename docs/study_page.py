@@ -91,16 +91,17 @@ def ledger_digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
-def draw_figures(root: Path, folder: str, out: Path) -> None:
+def draw_figures(root: Path, folder: str, out: Path) -> list[Path]:
     """Draw the figures of a study into `out`."""
     study = open_study(root, folder)
     if study is None:
-        return
+        return []
     out.mkdir(exist_ok=True)
     figures = study_figures(study.plan, study.ledger, study.results)
     for name, svg in _by_name(study.name, figures).items():
         marked = f"{svg.rstrip()}\n<!-- drawn from the ledger {ledger_digest(root / folder)} -->\n"
         (out / name).write_text(marked, encoding="utf-8")
+    return [out / name for name in _by_name(study.name, figures)]
 
 
 def _by_name(study: str, figures: StudyFigures) -> dict[str, str]:
@@ -239,10 +240,9 @@ def main() -> None:
         folders |= {place["folder"] for place in PLACE.finditer(text)}
         figures = FIGURES if page.parent == ROOT else Path(FIGURES).name
         page.write_text(published(text, figures=figures), encoding="utf-8")
-    for older in (ROOT / FIGURES).glob("*.svg"):
-        older.unlink()
-    for folder in sorted(folders):
-        draw_figures(ROOT, folder, ROOT / FIGURES)
+    drawn = {path for folder in sorted(folders) for path in draw_figures(ROOT, folder, ROOT / FIGURES)}
+    for other in set((ROOT / FIGURES).glob("*.svg")) - drawn:
+        other.unlink()
 
 
 if __name__ == "__main__":

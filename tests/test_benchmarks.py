@@ -83,3 +83,27 @@ def test_the_parts_of_a_step_add_up_to_the_whole(tiny_config, make_batch):
             spans.begin(None)
     assert sum(spans.total.values()) == counter.get_total_flops()
     assert {part for part in PARTS if spans.total[part] > 0} == PARTS.keys() - {UPDATE}
+
+
+def test_arms_take_turns_and_the_warm_up_does_not_count(monkeypatch):
+    import arms
+
+    order: list[tuple[str, int]] = []
+    acts = {name: (lambda turn, name=name: order.append((name, turn))) for name in "abc"}
+    seconds = arms.seconds_in_turn(acts, 3)
+    assert [name for name, _ in order] == list("abcbcacababcbca")
+    assert [turn for _, turn in order[::3]] == [0, 1, 2, 3, 4]
+    assert {name: len(found) for name, found in seconds.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_an_arm_is_compared_within_a_turn():
+    import arms
+
+    baseline = [1.0, 5.0, 2.0, 4.0, 3.0]  # a machine whose pace wanders
+    assert arms.over([1.1 * seconds for seconds in baseline], baseline) == "1.10 × (1.10–1.10)"
+
+
+def test_rows_become_a_table():
+    import arms
+
+    assert arms.as_table([{"arm": "a", "s": 1}]) == "| arm | s |\n| --- | ---: |\n| a | 1 |\n"

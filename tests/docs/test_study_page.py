@@ -37,6 +37,7 @@ def test_figures_are_drawn_from_the_newest_ledger(script):
     folders = {place["folder"] for place in script.PLACE.finditer(text) if script.ledger_files(ROOT / place["folder"])}
     marks = {script.study_name(folder): f"ledger {script.ledger_digest(ROOT / folder)}" for folder in folders}
     shown = {match["path"] for match in script.FIGURE.finditer(text)}
+    assert shown
     for path in shown:
         name = max((name for name in marks if f"/{name}-" in path), key=len)
         assert marks[name] in (DOCS / path).read_text(encoding="utf-8"), "run `python docs/study_page.py`"

@@ -203,6 +203,21 @@ def test_a_model_that_was_lost_is_trained_again_and_its_row_stays(write_study, t
     assert read_ledger(out).notes == ()
 
 
+def test_a_trial_whose_model_was_lost_counts_as_work_left(write_study, tmp_path):
+    plan = read_plan(write_study(**TUNED), Plan)
+    part = StudyPart(("baseline_coca",))
+    agenda = Agenda(plan, part, lambda *names: tmp_path.joinpath(*map(str, names)), ())
+    trials = agenda.open_tasks()
+    for task in trials:
+        agenda.add(pretended_row(task))
+    (lost,) = (task for task in agenda.open_tasks() if task.kind == "trial")
+    assert lost.stage == "pictograms", "it is trained again"
+    assert agenda.lacking()["trial", "baseline_coca", "pictograms"] == 1
+    lost.folder.mkdir(parents=True)
+    (lost.folder / FINISHED).touch()
+    assert agenda.lacking()["trial", "baseline_coca", "pictograms"] == 0
+
+
 def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_room(write_study, tmp_path, monkeypatch):
     def full(tensors, path):
         raise OSError(errno.ENOSPC, "No space left on device")

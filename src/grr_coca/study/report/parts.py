@@ -8,10 +8,17 @@ from grr_coca.study.report.numbers.results import StudyResults
 from grr_coca.study.report.words import change_in_words, interval_in_words, listed
 from grr_coca.study.statistics.fewest import LEVEL_OF_TESTS
 
+FEWEST_SEEDS = 2
+"""With one, there is no interval and no test."""
+
 
 def parts_on_average(results: StudyResults, endpoint: Endpoint | None) -> str:
     """The main effects on an endpoint with their intervals; empty without a factorial that has two seeds."""
-    if results.num_factorial_seeds < 2 or endpoint is None or endpoint.name not in results.factorial[0].effects:
+    if (
+        results.num_factorial_seeds < FEWEST_SEEDS
+        or endpoint is None
+        or endpoint.name not in results.factorial[0].effects
+    ):
         return ""
     effects = [(found.factors[0], found.effects[endpoint.name]) for found in _main_effects(results)]
     effects.sort(key=lambda named: named[1].change)
@@ -23,13 +30,13 @@ def parts_on_average(results: StudyResults, endpoint: Endpoint | None) -> str:
 
 def parts_shown(results: StudyResults) -> str:
     """Which main effects pass the correction, and in which direction; empty until every corner has all seeds."""
-    if not results.factorial or results.num_factorial_seeds < results.num_planned_seeds:
+    if not results.factorial or results.num_factorial_seeds < max(results.num_planned_seeds, FEWEST_SEEDS):
         return ""
     told = [clause for found in _main_effects(results) for clause in _clauses(found)]
-    counted = f"by a t test, corrected for the {len(results.factorial)} effects on an endpoint"
+    counted = f"t test, corrected for the {len(results.factorial)} effects on an endpoint"
     if not told:
         return f"No part is shown to change anything on its own ({counted})."
-    return f"Effects of single parts that are shown ({counted}): {'; '.join(told)}."
+    return f"What single parts are shown to do ({counted}): {'; '.join(told)}."
 
 
 def _main_effects(results: StudyResults) -> list[FactorResults]:

@@ -90,8 +90,8 @@ def factorial_tables(plan: Plan, results: StudyResults) -> list[Table]:
     note = (
         f"In %, over seeds with every corner ({results.num_factorial_seeds}); the seed is the block. A main effect is "
         "what a part changes on average over all combinations of the others; an interaction of two is half of how much "
-        "more one changes with the other than without. Star: the t test passes Holm's correction for the effects of a "
-        "column."
+        "more one changes with the other than without, that of three half of how much more an interaction of two is "
+        "with the third than without. Star: the t test passes Holm's correction for the effects of a column."
     )
     tables = []
     for phase, endpoints in _by_phase(plan).items() if results.factorial else ():
@@ -132,7 +132,7 @@ def cost_table(plan: Plan, results: StudyResults) -> Table:
     training = "TFLOP of all training steps, with captions of average length. " if counted else ""
     note = (
         f"MFLOP of one forward pass over a pair, with the longest caption. {training}Seconds of training and "
-        "evaluation, median over seeds and machines, other work on these not excluded: arms are compared by FLOPs."
+        "evaluation, median over seeds and machines; other work may have run beside them, so they do not compare arms."
     )
     return Table("Cost", heads, tuple(rows), note)
 

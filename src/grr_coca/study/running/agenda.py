@@ -110,12 +110,14 @@ class Agenda:
 
     def lacking(self) -> Counter[Want]:
         """How many trials and runs of each arm and stage this part has to do. A pretraining whose model was lost
-        counts, although its row is there, if other runs start from it."""
+        counts, although its row is there, if others start from it."""
         counts: Counter[Want] = Counter()
         for index, arm in enumerate(self._plan.arms):
             for stage in self._stages if arm in self._arms else ():
                 if self._part.has(index):
                     counts["trial", arm.name, stage] = self._num_open_points(arm, stage)
+                    if stage == self._stages[0] and self._lost_start(self._lacking_trials(arm)) is not None:
+                        counts["trial", arm.name, stage] += 1
                 counts["run", arm.name, stage] = self._num_lacking_runs(index, arm, stage)
         return +counts
 
@@ -176,11 +178,13 @@ class Agenda:
     def _open_trials(self, index: int, arm: Arm) -> list[Task]:
         if arm not in self._arms or not self._part.has(index):
             return []
-        tasks: list[Task] = []
-        for stage in self._stages:
-            tasks += [task for task, row in self._points(arm, stage) or () if row is None]
+        tasks = self._lacking_trials(arm)
         missing_start = self._lost_start(tasks)
         return [missing_start] if missing_start is not None else tasks
+
+    def _lacking_trials(self, arm: Arm) -> list[Task]:
+        """Those that can be told now: trials of fine-tuning follow when their start has been chosen."""
+        return [task for stage in self._stages for task, row in self._points(arm, stage) or () if row is None]
 
     def _lost_start(self, tasks: Sequence[Task]) -> Task | None:
         """The trial that others start from, if its row is there but its model is not any more."""

@@ -1,4 +1,4 @@
-"""What each combination of the parts costs in time: `python benchmarks/arms.py`, seven minutes, on one core of an
+"""What each combination of the parts costs in time: `python benchmarks/arms.py`, five minutes, on one core of an
 idle machine.
 
 All arms of the primary study take turns, one training step each, on the same batches of its recipe, in fp32. So what
@@ -86,7 +86,7 @@ def over(seconds: list[float], baseline: list[float]) -> str:
 def main() -> None:
     """Measure on one core."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40, help="training steps of each arm that are measured")
+    parser.add_argument("--steps", type=int, default=30, help="training steps of each arm that are measured")
     parser.add_argument("--embeddings", type=int, default=60, help="batches of images that each arm embeds")
     options = parser.parse_args()
     torch.set_num_threads(1)

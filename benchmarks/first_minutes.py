@@ -44,7 +44,7 @@ def main() -> None:
     plan = read_plan(options.demo / PLAN_FILE, DemoPlan)
     results = json.loads((options.demo / "results.json").read_text(encoding="utf-8"))
     entry = {
-        "machine": {**machine(), "capability": torch.backends.cpu.get_cpu_capability()},
+        "machine": machine(),
         "try_seconds": options.try_seconds,
         "cold_caption_seconds": cold_caption_seconds(),
         "steps": plan.steps,

@@ -16,7 +16,7 @@ def machine() -> dict[str, str | int | None]:
     model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
     return {
         "processor": model,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),

@@ -85,7 +85,7 @@ def test_the_parts_of_a_step_add_up_to_the_whole(tiny_config, make_batch):
     assert {part for part in PARTS if spans.total[part] > 0} == PARTS.keys() - {UPDATE}
 
 
-def test_arms_take_turns_and_the_warm_up_does_not_count(monkeypatch):
+def test_arms_take_turns_and_the_warm_up_does_not_count():
     import arms
 
     order: list[tuple[str, int]] = []

@@ -41,12 +41,12 @@ def interaction_plot(panels: Mapping[str, Mapping[Cell, np.ndarray]], baseline: 
 def _draw_pair(axes: Axes, changes: Mapping[Cell, np.ndarray], first: str, second: str) -> None:
     for has_second, colour, style in zip((False, True), reversed(COLOURS), ("s--", "o-"), strict=True):
         found = [_mean_of(changes, {first: has_first, second: has_second}) for has_first in (False, True)]
-        means = [float(as_percent(values.mean())) for values in found]
-        errors = [100 * float(np.nan_to_num(standard_error(values))) for values in found]
+        logs = np.array([values.mean() for values in found])
+        errors = np.array([float(np.nan_to_num(standard_error(values))) for values in found])
+        means, low, high = (as_percent(ends) for ends in (logs, logs - errors, logs + errors))
         label = f"{LEVELS[has_second]} {second}"
-        axes.errorbar(
-            [0, 1], means, errors, fmt=style, color=colour, markersize=4, linewidth=1.4, capsize=2, label=label
-        )
+        bars = np.stack([means - low, high - means])
+        axes.errorbar([0, 1], means, bars, fmt=style, color=colour, markersize=4, linewidth=1.4, capsize=2, label=label)
     axes.set_xticks([0, 1], [f"{level} {first}" for level in LEVELS])
     axes.set_xlim(-0.35, 1.35)
     axes.margins(y=0.15)

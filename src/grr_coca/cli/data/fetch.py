@@ -17,7 +17,7 @@ from grr_coca.data.corpus.scenes import build as scenes
 class Fetch:
     """Get a corpus that is too large to come with the code, and build it; what was interrupted goes on.
 
-    `icons`: some 270,000 icons of open design sets, with their names. npm fetches 120 MB, drawing them takes minutes.
+    `icons`: 250,000 icons of open design sets, with their names. npm fetches 113 MB, drawing them takes minutes.
     `scenes`: 16,560 drawings of two shapes, with captions that say where these stand; drawn in half a minute.
 
     Args:

@@ -35,6 +35,6 @@ def require_paths(paths: tuple[str, ...]) -> None:
         UserError: no path is given, or there is nothing at a path.
     """
     if not paths:
-        raise UserError("nothing to evaluate on; give --data PATH [PATH …], .tar shards or a folder")
+        raise UserError("nothing to evaluate on; give --data PATH [PATH …]: shards, a folder or another file of pairs")
     for path in paths:
         require_there(path)

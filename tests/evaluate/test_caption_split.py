@@ -107,6 +107,11 @@ def test_captions_are_written_a_line_each(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
+def test_the_name_of_an_image_that_is_not_utf8_is_escaped(tmp_path):
+    write_captions(Captioned(("caf\udce9.png",), ("a cup",), (("x",),)), tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["image"] == "caf\udce9.png"
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match="could not be written"):
         write_captions(Captioned(("a",), ("b",), (("c",),)), tmp_path / "nowhere" / "out.jsonl")

@@ -92,7 +92,8 @@ def write_captions(captioned: Captioned, path: Path) -> None:
         for name, caption, references in rows
     ]
     try:
-        write_whole(path, "".join(lines).encode())
+        # A name that is not UTF-8 holds lone surrogates, which become JSON's escapes.
+        write_whole(path, "".join(lines).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"{path}: the captions could not be written ({error.strerror or error})") from error
 

@@ -18,7 +18,7 @@ from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import line_tables
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.views import every_caption
+from grr_coca.data.sources.views import caption_texts, every_caption
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.errors import UserError
 from support import encode_image, real_pairs, write_tar
@@ -279,6 +279,18 @@ def test_json_lines_hold_one_caption_or_several(tmp_path):
     assert_pairs(open_source(str(write(tmp_path / "pairs.jsonl", text))), captions)
     (tmp_path / "pairs.jsonl").rename(tmp_path / "metadata.jsonl")
     assert_pairs(open_source(str(tmp_path)), captions)
+
+
+def test_half_an_emoji_in_a_caption_is_a_bad_sample(tmp_path):
+    lay(tmp_path, ["0.jpg", "1.jpg"])
+    lines = ['{"image": "0.jpg", "text": "a dog \\ud83d"}', '{"image": "1.jpg", "text": "a dog \\ud83d\\udc36"}']
+    source = open_source(str(write(tmp_path / "pairs.jsonl", "\n".join(lines))))
+    assert list(caption_texts(source)) == ["a dog 🐶"]
+    dataset = PairDataset(source, train_bpe(ONE, 300), Preprocess(16), 24)
+    with pytest.raises(BadSample, match=r"pairs\.jsonl: row 1, 0\.jpg: the caption is not UTF-8 text") as caught:
+        dataset[SampleRef(0, 0)]
+    assert caught.value.cause is Cause.BAD_TEXT
+    assert dataset[SampleRef(0, 1)].key == "1"
 
 
 def test_a_json_list_of_objects_is_read(tmp_path):

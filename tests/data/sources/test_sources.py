@@ -1,6 +1,7 @@
 """Pairs from tar shards and from folders: by index, in any process, or an error that says what is wrong."""
 
 import gzip
+import os
 import pickle
 import tarfile
 
@@ -11,6 +12,7 @@ from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import RawPair, Subset
 from grr_coca.data.sources.shards.source import TarShards
+from grr_coca.data.sources.strings import stable_id
 from grr_coca.errors import UserError
 from support import real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar
 
@@ -117,6 +119,13 @@ def test_other_files_beside_the_pairs_are_left_alone(tmp_path):
     for name, content in extra.items():
         (folder / name).write_bytes(content)
     assert len(open_source(str(shard))) == len(open_source(str(folder))) == 3
+
+
+def test_names_that_are_not_utf8_are_read_and_have_an_id(store):
+    pair = RawPair(os.fsdecode(b"caf\xe9"), "", PAIRS[0].image, "a cup")
+    source = open_source(str(store([pair])))
+    assert source[0].key == pair.key
+    assert 0 <= stable_id(source.name(0)) != stable_id("cafe")
 
 
 # --- Shards

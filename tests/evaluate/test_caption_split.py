@@ -52,6 +52,16 @@ def test_an_image_with_several_pairs_is_captioned_once_against_all_its_captions(
     assert len(captioned.hypotheses) == 4
 
 
+def test_rows_of_a_table_that_name_one_file_are_one_image(checkpoint, tmp_path):
+    for name, pair in zip(("0.webp", "1.webp"), real_pairs(2), strict=True):
+        (tmp_path / name).write_bytes(pair.image)
+    rows = [f"{path},seen {way}" for way in ("once", "twice") for path in ("0.webp", "./1.webp", "1.webp")]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,caption", *rows]))
+    captioned = caption_split(checkpoint, open_source(str(tmp_path / "pairs.csv")))
+    assert captioned.references == (("seen once", "seen twice"), ("seen once", "seen once", "seen twice", "seen twice"))
+    assert captioned.names == (f"{tmp_path}/pairs.csv: row 1, 0.webp", f"{tmp_path}/pairs.csv: row 2, ./1.webp")
+
+
 def test_all_captions_of_an_image_are_references(checkpoint):
     source = AllAtOnce(4)
     captioned = caption_split(checkpoint, source)

@@ -51,6 +51,7 @@ def assert_pairs(source, captions, images=JPEGS):
     assert [source.captions(i) for i in range(len(source))] == [pair.captions for pair in pairs]
     assert [source.caption(i) for i in range(len(source))] == [pair.caption for pair in pairs]
     assert [source.name(i) for i in range(len(source))] == [pair.name for pair in pairs]
+    assert [source.image_name(i) for i in range(len(source))] == [pair.image_name or pair.name for pair in pairs]
     again = pickle.loads(pickle.dumps(source))
     assert [again[i] for i in range(len(again))] == pairs
     for index in (-1, len(source)):
@@ -512,6 +513,7 @@ def test_evaluation_sees_every_caption_with_one_image_id_an_image(several):
     assert len({sample.image_id for sample in samples}) == NUM
     assert len({sample.caption_id for sample in samples}) == 5 * NUM
     assert samples[5].image.equal(samples[9].image)
+    assert [view.image_name(i) for i in (0, 4, 5)] == [several.image_name(i) for i in (0, 0, 1)]
 
 
 def test_a_source_of_one_caption_an_image_is_its_own_every_caption(tmp_path):

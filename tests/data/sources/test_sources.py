@@ -311,6 +311,7 @@ def test_a_subset_holds_the_pairs_asked_for_in_their_order(store):
     subset = Subset(source, [7, 0, 3])
     assert [subset[i] for i in range(len(subset))] == [source[7], source[0], source[3]]
     assert subset.caption(0) == source.caption(7)
+    assert subset.image_name(0) == source.image_name(7)
 
 
 def test_a_caption_may_hold_any_letters(store):

@@ -51,6 +51,10 @@ class ImageFolder:
         """The name of a pair in messages."""
         return str(self._path(index))
 
+    def image_name(self, index: int) -> str:
+        """The path of the image."""
+        return str(self._path(index))
+
     def place(self, index: int) -> str:
         """The folder that the image lies in."""
         return str(self._path(index).parent)

@@ -82,6 +82,10 @@ class TarShards:
         """The name of a pair in messages."""
         return self._name(*self._locate(index))
 
+    def image_name(self, index: int) -> str:
+        """The name of the pair, which has its image for itself."""
+        return self.name(index)
+
     def place(self, index: int) -> str:
         """The shard that a pair lies in."""
         return str(self.paths[self._locate(index)[0]])

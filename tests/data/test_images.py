@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.images import MAX_PIXELS, decode_image
+from grr_coca.data.images import MAX_PIXELS, decode_image, open_header
 from grr_coca.errors import UserError
 from support import encode_image, real_pairs
 
@@ -110,6 +110,12 @@ def test_metadata_that_is_garbage_does_not_crash(kind):
 def test_an_image_with_too_many_pixels_is_refused_with_file_and_limit(side):
     with pytest.raises(UserError, match=f"^{NAME}: .*limit of {MAX_PIXELS:,}"):
         decode_image(png_header_of(side, side), NAME)
+
+
+def test_a_header_of_far_too_many_pixels_is_a_bad_sample():
+    with pytest.raises(BadSample, match=f"^{NAME}: .*limit of {MAX_PIXELS:,}") as caught:
+        open_header(png_header_of(50_000, 50_000), NAME)
+    assert caught.value.cause is Cause.TOO_LARGE
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit on memory is Linux's")

@@ -76,7 +76,10 @@ def open_header(data: bytes, name: str) -> Image.Image:
     # A WebP decoder allocates its whole canvas when it is opened, so the size is checked before.
     _require_size(*_webp_size(data), name)
     likely = tuple(kind for magic, kind in _MAGIC if data.startswith(magic))
-    image = Image.open(io.BytesIO(data), formats=likely or FORMATS)
+    try:
+        image = Image.open(io.BytesIO(data), formats=likely or FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _too_large(name) from error
     _require_size(*image.size, name)
     return image
 

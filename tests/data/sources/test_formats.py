@@ -376,6 +376,15 @@ def test_broken_rows_are_bad_samples_and_the_others_are_read(tmp_path):
     assert source[5].caption == "  "
 
 
+@pytest.mark.parametrize("suffix", ["", ".jpg"])
+def test_a_name_that_is_too_long_for_a_file_is_a_bad_sample(tmp_path, suffix):
+    lay(tmp_path, ["0.jpg"])
+    source = open_source(str(write(tmp_path / "a.csv", f"path,caption\n{'x' * 300}{suffix},a\n0.jpg,b\n")))
+    assert source[1].image == JPEGS[0]
+    with pytest.raises(BadSample, match=r"row 1"):
+        source[0]
+
+
 def test_a_table_keeps_eight_bytes_a_row(tmp_path, monkeypatch):
     lay(tmp_path, ["0.jpg"])
     monkeypatch.setattr(line_tables, "CHUNK", 1000)

@@ -63,7 +63,7 @@ def locate_images(listing: Path, written: Iterable[str], folders: Sequence[Path]
             for suffix in ("",) if _is_image_name(text) else ADDED_SUFFIXES:
                 files = ImageFiles(folder, suffix)
                 try:
-                    if files.path(text, f"{listing}: {text}").is_file():
+                    if _is_file(files.path(text, f"{listing}: {text}")):
                         return files
                 except BadSample as error:
                     refused = refused or error
@@ -100,6 +100,13 @@ def read_image_file(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
 def without_suffix(written: str) -> str:
     """A path without its suffix, if that is the suffix of an image."""
     return written.rpartition(".")[0] if _is_image_name(written) else written
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as for a name that is too long for the disk
+        return False
 
 
 def _is_image_name(written: str) -> bool:

@@ -89,7 +89,7 @@ def test_nothing_found_is_named(tree, argument):
 
 def test_the_images_of_a_shard_need_no_captions(tmp_path):
     pairs = real_pairs(3)
-    members = {**shard_members(pairs[:2]), "alone.webp": pairs[2].image}
+    members = {"sub/._a.webp": b"of the Finder", **shard_members(pairs[:2]), "alone.webp": pairs[2].image}
     images = find_images([str(write_tar(tmp_path / "a.tar", members))])
     assert [image.read() for image in images] == [pair.image for pair in pairs]
     assert images[2].name == f"{tmp_path / 'a.tar'}: alone.webp"

@@ -116,7 +116,7 @@ def test_no_index_is_kept_of_a_shard_that_changes_while_it_is_read(shard, monkey
 
 def test_an_index_of_another_version_is_made_anew(shard, scans, monkeypatch):
     pairs_of(shard)
-    monkeypatch.setattr(shard_index, "VERSION", 2)
+    monkeypatch.setattr(shard_index, "VERSION", shard_index.VERSION + 1)
     assert pairs_of(shard) == EXPECTED
     assert len(scans) == 2
 

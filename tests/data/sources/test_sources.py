@@ -113,7 +113,8 @@ def test_image_suffixes_of_any_case_are_found(tmp_path, suffix):
 
 
 def test_other_files_beside_the_pairs_are_left_alone(tmp_path):
-    extra = {"cat.json": b"{}", "README": b"", "cat.npy": b"123"}
+    hidden = {f"._{PAIRS[0].key}{suffix}": b"of the Finder" for suffix in (".webp", ".txt", ".json")}
+    extra = {"cat.json": b"{}", "README": b"", "cat.npy": b"123", **hidden}
     shard = write_tar(tmp_path / "a.tar", {**extra, **shard_members(PAIRS[:3])})
     folder = as_folder(tmp_path / "folder", PAIRS[:3])
     for name, content in extra.items():

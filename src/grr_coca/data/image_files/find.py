@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from glob import glob, has_magic
 from pathlib import Path
+from posixpath import basename
 from typing import TYPE_CHECKING, NamedTuple
 
 from grr_coca.data.images import IMAGE_SUFFIXES
@@ -134,7 +135,8 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps what it knows of every member
-                if member.isreg() and member.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
+                hidden = basename(member.name).startswith(".")
+                if member.isreg() and not hidden and member.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
                     count += 1
                     span = Span(path, member.offset_data, member.size)
                     yield ImageFile(f"{path}: {member.name}", span.read, None, span)

@@ -68,5 +68,6 @@ class ImageFolder:
 def _image_names(root: Path) -> Iterator[str]:
     for folder, _, files in os.walk(root):
         for name in files:
-            if name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
+            # Hidden files are skipped: macOS writes `._NAME.jpg` beside every NAME.jpg.
+            if not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
                 yield Path(folder, name).relative_to(root).as_posix()

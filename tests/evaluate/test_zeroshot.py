@@ -162,6 +162,12 @@ def test_a_table_of_paths_and_labels(tmp_path):
     assert images.read(1)[0] == real_pairs(4)[1].image
 
 
+def test_a_mark_before_a_table_without_column_names_is_no_part_of_a_path(tmp_path):
+    lay_out(tmp_path)
+    (tmp_path / "all.csv").write_text("cat/0.webp,cat\nred_heart/1.webp,heart\n", encoding="utf-8-sig")
+    assert open_labelled(str(tmp_path / "all.csv")).read(0)[0] == real_pairs(4)[0].image
+
+
 @pytest.mark.parametrize(("content", "said"), [("cat/0.webp\n", "row 1"), (None, "no such file")])
 def test_a_bad_table_is_named(tmp_path, content, said):
     if content is not None:

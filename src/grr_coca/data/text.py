@@ -20,12 +20,12 @@ def clean_caption(caption: str, name: str) -> str:
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Decode the bytes of a text file.
+    """Decode the bytes of a text file. The mark that Windows writes before UTF-8 is left out.
 
     Raises:
         BadSample: the file is not UTF-8; the message names it.
     """
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadSample(f"{name}: not UTF-8 text ({error})", Cause.BAD_TEXT) from error

@@ -110,7 +110,7 @@ def _is_image(name: str) -> bool:
 
 def _csv_rows(path: Path) -> list[tuple[Path, str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row]
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error

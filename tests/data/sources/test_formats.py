@@ -85,7 +85,9 @@ def test_shards_whose_json_holds_several_captions_give_them_all(tmp_path):
     assert_pairs(open_source(str(write_tar(tmp_path / "00000.tar", img2dataset_members(several=True)))), FIVE)
 
 
-@pytest.mark.parametrize("damage", [b"{", b"[]", b'{"captions": []}', b'{"captions": [1]}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "damage", [b"{", b"[]", b'{"captions": []}', b'{"captions": [1]}', b'{"captions": "a cat"}', b"[" * 100_000]
+)
 def test_where_the_json_of_a_pair_is_broken_the_txt_counts(tmp_path, damage):
     members = img2dataset_members(several=True) | {"000000002.json": damage}
     assert open_source(str(write_tar(tmp_path / "00000.tar", members)))[2].captions == (ONE[2],)
@@ -202,7 +204,7 @@ def test_flickr30ks_token_file_has_five_captions_an_image(tmp_path, folder, aske
     names = [f"{1000092795 + i}.jpg" for i in range(NUM)]
     lay(tmp_path / folder, names)
     lines = [f"{name}#{k}\t{FIVE[i][k]}\n" for i, name in enumerate(names) for k in range(5)]
-    write(tmp_path / "results_20130124.token", "".join(lines))
+    write(tmp_path / "results_20130124.token", "\ufeff" + "".join(lines))
     assert_pairs(open_source(str(tmp_path / asked)), FIVE)
 
 

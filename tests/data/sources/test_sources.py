@@ -95,6 +95,10 @@ def test_a_caption_that_is_not_utf8_is_an_error_that_names_the_pair(tmp_path):
             [source.caption(i) for i in range(2)]
 
 
+def test_the_mark_before_the_text_of_a_caption_is_no_part_of_it(store):
+    assert open_source(str(store([with_caption(PAIRS[0], "\ufeffa dog")])))[0].caption == "a dog"
+
+
 def test_a_key_may_hold_dots(store):
     pair = RawPair("a.b", "", PAIRS[0].image, "a cat")
     assert open_source(str(store([pair])))[0].key == "a.b"

@@ -135,7 +135,7 @@ class TarShards:
         if self._indices[shard].rows[row]["json_size"]:
             try:
                 captions = json.loads(self._read(shard, row, "json"))["captions"]
-                if captions and all(isinstance(caption, str) for caption in captions):
+                if isinstance(captions, list) and captions and all(isinstance(caption, str) for caption in captions):
                     return tuple(captions)
             except (ValueError, KeyError, TypeError, RecursionError):
                 pass  # the caption in KEY.txt is taken

@@ -193,6 +193,16 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped():
     np.testing.assert_array_equal(decode_array(values)[0, :, 1], [0, 1, 50, 128, 255])
 
 
+def test_the_transparent_grey_of_sixteen_bits_becomes_white_and_its_neighbours_stay():
+    values = np.array([[0, 1, 300]], np.uint16)
+    data = encode_image(Image.fromarray(values))
+    end = data.index(b"IDAT") - 4  # `tRNS`, the transparent grey, lies before the pixels
+    chunk = b"tRNS" + struct.pack(">H", 0)
+    data = data[:end] + struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[end:]
+    np.testing.assert_array_equal(np.asarray(decode_image(data, NAME))[0, :, 0], [255, 0, 1])
+    np.testing.assert_array_equal(np.asarray(decode_image(data, NAME, "as_stored"))[0, :, 0], [0, 0, 1])
+
+
 def test_thirty_two_bit_grey_does_not_wrap_around():
     values = np.array([[0, 65_535, 2_000_000_000]], np.int32)
     np.testing.assert_array_equal(decode_array(values, "tiff")[0, :, 0], [0, 255, 255])

@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -323,6 +324,16 @@ def test_parquet_without_pyarrow_is_an_error_that_says_how_to_install_it(tmp_pat
         open_source(str(tmp_path / "a.parquet"))
 
 
+def test_a_parquet_table_that_holds_the_images_themselves_says_so(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for image in ({"bytes": JPEGS[0], "path": "0.jpg"}, JPEGS[0]):
+        table = pyarrow.Table.from_pylist([{"image": image, "caption": "a cat"}])
+        parquet.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(UserError, match=r"a\.parquet: 'image' holds images, not paths; save them as files"):
+            open_source(str(tmp_path / "a.parquet"))
+
+
 def test_a_broken_parquet_file_is_an_error_that_names_it(tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else")
@@ -348,6 +359,7 @@ def test_rows_of_one_image_have_one_image_id(tmp_path):
         ("a.jsonl", "no json\n", "no column of the image's path; found none"),
         ("a.csv", "", "no column"),
         ("a.csv", "image,caption\n", "no pairs"),
+        ("a.jsonl", '{"image_id": 7, "caption": "a"}\n', "none of its first rows names the file of an image, as text"),
         (
             "a.csv",
             'image,caption\na.jpg,"never closed\n' + "b.jpg,x\n" * 20_000,
@@ -442,6 +454,23 @@ def test_paths_within_the_folder_may_be_absolute_or_go_up_and_down(tmp_path):
     lay(tmp_path, ["x/0.jpg", "1.jpg"])
     text = f"path,caption\n{tmp_path / 'x' / '0.jpg'},a\nx/../1.jpg,b\n"
     assert_pairs(open_source(str(write(tmp_path / "a.csv", text))), ["a", "b"], JPEGS[:2])
+
+
+def test_a_file_whose_name_looks_like_a_url_is_a_file(tmp_path):
+    lay(tmp_path, ["cam1-12:30:05.jpg"])
+    source = open_source(str(write(tmp_path / "a.csv", "path,caption\ncam1-12:30:05.jpg,a cat\n")))
+    assert_pairs(source, ["a cat"], JPEGS[:1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the list of open files is Linux's")
+def test_a_folder_is_no_image_and_is_not_left_open(tmp_path):
+    lay(tmp_path, ["0.jpg", "folder/1.jpg"])
+    source = open_source(str(write(tmp_path / "a.csv", "path,caption\n0.jpg,a\nfolder,b\n")))
+    assert source[0].image == JPEGS[0]
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(BadSample, match=r"row 2, folder: not a file"):
+        source[1]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_named_pipe_is_no_image_and_is_not_waited_for(tmp_path):

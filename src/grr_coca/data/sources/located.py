@@ -35,7 +35,7 @@ class ImageFiles(NamedTuple):
         Raises:
             BadSample: the path leads out of the folder, or is not a path of a file.
         """
-        if SCHEME.match(written) or "\0" in written:
+        if "\0" in written or (SCHEME.match(written) and not _is_file(Path(self.name(written)))):
             message = f"{name}: not a path of a file; nothing is fetched or run, so get the files first (img2dataset)"
             raise BadSample(message, Cause.FORBIDDEN_PATH)
         path = self.name(written)
@@ -70,7 +70,7 @@ def locate_images(listing: Path, written: Iterable[str], folders: Sequence[Path]
     if refused is not None:
         raise UserError(str(refused))
     if first is None:
-        raise UserError(f"{listing}: no pairs")
+        raise UserError(f"{listing}: no pairs; none of its first rows names the file of an image, as text")
     looked = ", ".join(str(folder) for folder in folders)
     raise UserError(f"{listing}: the images are not there, such as {first}; looked in {looked}")
 
@@ -84,13 +84,16 @@ def read_image_file(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
     try:
         # Non-blocking, because opening a named pipe without a writer would wait forever.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor)
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise BadSample(f"{name}: not a file", Cause.UNREADABLE)
             if status.st_size > limit:
                 raise BadSample(f"{name}: {status.st_size:,} bytes are more than the limit", Cause.TOO_LARGE)
-            return file.read()
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as error:
         raise BadSample(f"{name}: the file {path} is not there", Cause.NO_IMAGE) from error
     except OSError as error:

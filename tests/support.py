@@ -80,6 +80,9 @@ class PairsInMemory:
     def name(self, index: int) -> str:
         return self.pairs[index].name
 
+    def image_name(self, index: int) -> str:
+        return self.pairs[index].image_name or self.pairs[index].name
+
     def place(self, index: int) -> str:
         return "memory"
 

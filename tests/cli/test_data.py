@@ -81,6 +81,19 @@ def test_the_contact_sheet_marks_what_is_broken(grr_coca, tmp_path, image, text)
 
 def test_a_sheet_that_cannot_be_written_is_refused_before_the_work(refused, spoiled, tmp_path):
     assert "its folder is not there" in refused("data", "check", spoiled, "--sheet", tmp_path / "no" / "a.png")
+    assert "a folder; give --sheet the name of a PNG file" in refused("data", "check", spoiled, "--sheet", tmp_path)
+
+
+def test_the_survey_is_shown_though_the_disk_has_no_room_for_the_sheet(grr_coca, spoiled, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    said = grr_coca("data", "check", spoiled, "--sheet", tmp_path / "sheet.png")
+    assert said.code == 2
+    assert "sheet.png: cannot be written (No space left on device)" in said.err
+    assert "images            20" in said.out
+    assert "contact sheet" not in said.out
 
 
 # --- stats
@@ -101,6 +114,13 @@ def test_stats_look_at_a_sample_of_a_large_source(grr_coca, spoiled, monkeypatch
     said = grr_coca("data", "stats", spoiled)
     assert "images            20, 5 of them looked at" in said.out
     assert sum(line.strip().endswith("█" * 40) for line in said.out.splitlines()) >= 1
+
+
+def test_stats_pass_over_an_image_with_too_many_pixels(grr_coca, tmp_path):
+    bomb = bytearray(encode_image(Image.new("L", (4, 4)), "gif"))
+    bomb[6:10] = b"\xff\xff\xff\xff"  # 65,535 × 65,535 pixels
+    path = write_tar(tmp_path / "a.tar", {"0.gif": bytes(bomb), "0.txt": b"a", "1.webp": PAIRS[0].image, "1.txt": b"b"})
+    assert json.loads(grr_coca("data", "stats", path, "--json").out)["image_sizes"] == {"64x64": 1}
 
 
 # --- convert

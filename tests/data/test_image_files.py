@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from grr_coca.data.bad import BadSample
+from grr_coca.data.image_files import find
 from grr_coca.data.image_files.find import find_images
+from grr_coca.data.images import MAX_BYTES
 from grr_coca.errors import UserError
 from support import real_pairs, shard_members, write_shard, write_tar
 
@@ -68,6 +71,16 @@ def test_an_image_is_read_when_it_is_asked_for(tree):
         image.read()
 
 
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tree, monkeypatch):
+    with Path("huge.tif").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it was read"))
+    (image,) = find_images(["huge.tif"])
+    for read in (image.read, image.span.read):
+        with pytest.raises(BadSample, match=r"huge\.tif: an image of 268,435,457 bytes, more than the limit"):
+            read()
+
+
 def test_names_that_are_not_utf8_are_found(tree):
     Path(os.fsdecode(os.fsencode(tree) + b"/sub/caf\xe9.png")).write_bytes(b"coffee")
     (image,) = (image for image in find_images(["sub"]) if "caf" in image.name)
@@ -89,10 +102,17 @@ def test_nothing_found_is_named(tree, argument):
 
 def test_the_images_of_a_shard_need_no_captions(tmp_path):
     pairs = real_pairs(3)
-    members = {**shard_members(pairs[:2]), "alone.webp": pairs[2].image}
+    members = {"sub/._a.webp": b"of the Finder", **shard_members(pairs[:2]), "alone.webp": pairs[2].image}
     images = find_images([str(write_tar(tmp_path / "a.tar", members))])
     assert [image.read() for image in images] == [pair.image for pair in pairs]
     assert images[2].name == f"{tmp_path / 'a.tar'}: alone.webp"
+
+
+def test_a_member_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    (image,) = find_images([str(write_shard(tmp_path / "a.tar", real_pairs(1)))])
+    monkeypatch.setattr(find, "MAX_BYTES", 100)
+    with pytest.raises(BadSample, match=r"a\.tar: an image of [\d,]+ bytes, more than the limit of 100"):
+        image.read()
 
 
 def test_shards_in_a_folder_are_opened(tmp_path):

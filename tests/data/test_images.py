@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.images import MAX_PIXELS, decode_image
+from grr_coca.data.images import MAX_PIXELS, decode_image, open_header
 from grr_coca.errors import UserError
 from support import encode_image, real_pairs
 
@@ -112,6 +112,12 @@ def test_an_image_with_too_many_pixels_is_refused_with_file_and_limit(side):
         decode_image(png_header_of(side, side), NAME)
 
 
+def test_a_header_of_far_too_many_pixels_is_a_bad_sample():
+    with pytest.raises(BadSample, match=f"^{NAME}: .*limit of {MAX_PIXELS:,}") as caught:
+        open_header(png_header_of(50_000, 50_000), NAME)
+    assert caught.value.cause is Cause.TOO_LARGE
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit on memory is Linux's")
 def test_an_image_with_too_many_pixels_is_refused_before_memory_is_taken_for_them():
     code = (
@@ -185,6 +191,16 @@ def test_a_transparent_palette_colour_becomes_white(kind):
 def test_sixteen_bit_grey_is_scaled_and_not_clipped():
     values = np.array([[0, 257, 12_850, 32_896, 65_535]], np.uint16)
     np.testing.assert_array_equal(decode_array(values)[0, :, 1], [0, 1, 50, 128, 255])
+
+
+def test_the_transparent_grey_of_sixteen_bits_becomes_white_and_its_neighbours_stay():
+    values = np.array([[0, 1, 300]], np.uint16)
+    data = encode_image(Image.fromarray(values))
+    end = data.index(b"IDAT") - 4  # `tRNS`, the transparent grey, lies before the pixels
+    chunk = b"tRNS" + struct.pack(">H", 0)
+    data = data[:end] + struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[end:]
+    np.testing.assert_array_equal(np.asarray(decode_image(data, NAME))[0, :, 0], [255, 0, 1])
+    np.testing.assert_array_equal(np.asarray(decode_image(data, NAME, "as_stored"))[0, :, 0], [0, 0, 1])
 
 
 def test_thirty_two_bit_grey_does_not_wrap_around():

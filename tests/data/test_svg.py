@@ -3,6 +3,7 @@
 import importlib.util
 
 import pytest
+from PIL import Image
 
 from grr_coca.data import svg as svg_module
 from grr_coca.data.bad import BadSample
@@ -50,11 +51,23 @@ def test_other_content_is_not_svg(data):
         (SQUARE[:60], r"a\.svg: an SVG file that cannot be drawn"),
         (SQUARE.replace(b"M0", b"\xff"), r"a\.svg: an SVG file that cannot be drawn"),
         (SQUARE.replace(b"<path", b'<image href="/etc/hostname.png"/><path'), "shows another image"),
+        (SQUARE.replace(b"<path", b"<image\n/><path"), "shows another image"),
+        (SQUARE.replace(b"<path", b'<feImage href="/etc/hostname.png"/><path'), "shows another image"),
+        (SQUARE.replace(b"<path", '<s·é:image href="/etc/hostname.png"/><path'.encode()), "shows another image"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(data, says):
     with pytest.raises(BadSample, match=says):
         decode_image(data, "a.svg")
+
+
+def test_no_entity_hides_that_another_file_is_read(tmp_path):
+    path = tmp_path / "red.png"
+    Image.new("RGB", (8, 8), "red").save(path)
+    for first in ("&#60;", "&#x3c;", "&lt;"):
+        entity = f"<!DOCTYPE svg [<!ENTITY e \"{first}image width='8' height='8' href='{path}'/>\">]>".encode()
+        drawn = decode_image(entity + SQUARE.replace(b"<path", b"&e;<path"), "a.svg")
+        assert drawn.tobytes() == decode_image(SQUARE, "a.svg").tobytes()
 
 
 def test_without_resvg_the_command_that_installs_it_is_said(monkeypatch):

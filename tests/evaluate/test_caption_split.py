@@ -52,6 +52,16 @@ def test_an_image_with_several_pairs_is_captioned_once_against_all_its_captions(
     assert len(captioned.hypotheses) == 4
 
 
+def test_rows_of_a_table_that_name_one_file_are_one_image(checkpoint, tmp_path):
+    for name, pair in zip(("0.webp", "1.webp"), real_pairs(2), strict=True):
+        (tmp_path / name).write_bytes(pair.image)
+    rows = [f"{path},seen {way}" for way in ("once", "twice") for path in ("0.webp", "./1.webp", "1.webp")]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,caption", *rows]))
+    captioned = caption_split(checkpoint, open_source(str(tmp_path / "pairs.csv")))
+    assert captioned.references == (("seen once", "seen twice"), ("seen once", "seen once", "seen twice", "seen twice"))
+    assert captioned.names == (f"{tmp_path}/pairs.csv: row 1, 0.webp", f"{tmp_path}/pairs.csv: row 2, ./1.webp")
+
+
 def test_all_captions_of_an_image_are_references(checkpoint):
     source = AllAtOnce(4)
     captioned = caption_split(checkpoint, source)
@@ -105,6 +115,11 @@ def test_captions_are_written_a_line_each(tmp_path):
     assert rows[0] == {"image": "a.png", "caption": "ein Käse", "references": ["x"]}
     assert rows[1]["references"] == ["y", "z"]
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_the_name_of_an_image_that_is_not_utf8_is_escaped(tmp_path):
+    write_captions(Captioned(("caf\udce9.png",), ("a cup",), (("x",),)), tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["image"] == "caf\udce9.png"
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):

@@ -149,6 +149,8 @@ def test_images_of_any_mode_are_seen_as_in_training(checkpoint):
     clear = Image.fromarray(np.zeros((8, 8, 4), dtype=np.uint8))
     assert torch.equal(transform(clear), transform(Image.new("RGB", (8, 8), "white")))
     assert transform(Image.new("L", (8, 8))).shape == (3, 16, 16)
+    deep = Image.fromarray(np.full((8, 8), 32_896, dtype=np.uint16))
+    assert torch.equal(transform(deep), transform(Image.new("L", (8, 8), 128)))
 
 
 def test_top_k_accuracy_by_hand():

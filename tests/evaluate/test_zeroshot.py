@@ -123,6 +123,27 @@ def test_a_folder_per_class(tmp_path):
     assert images.read(2) == (real_pairs(4)[1].image, str(tmp_path / "red_heart" / "1.webp"))
 
 
+def test_other_texts_and_hidden_files_beside_the_class_folders_are_left_alone(tmp_path):
+    lay_out(tmp_path)
+    (tmp_path / "README.txt").write_text("what this is")
+    (tmp_path / "cat" / "classes.txt").write_text("cat")
+    (tmp_path / "cat" / "._0.webp").write_bytes(b"of the Finder")
+    (tmp_path / "._cat.jpg").write_bytes(b"of the Finder")
+    assert open_labelled(str(tmp_path)).targets == (0, 0, 1, 1)
+
+
+def test_images_with_their_labels_in_texts_beside_them_are_pairs(tmp_path):
+    for file in lay_out(tmp_path).rglob("*.webp"):
+        file.with_suffix(".txt").write_text(f"label {int(file.stem) % 4}")
+    assert open_labelled(str(tmp_path)).class_names == ("label 0", "label 1", "label 2", "label 3")
+
+
+def test_rocos_folder_holds_pairs(tmp_path):
+    lay_out(tmp_path, ("images",))
+    (tmp_path / "captions.txt").write_text("0.webp\ta cat\n1.webp\ta dog\n")
+    assert open_labelled(str(tmp_path)).class_names == ("a cat", "a dog")
+
+
 def test_the_order_of_given_classes_is_kept_and_classes_without_image_count(tmp_path):
     images = open_labelled(str(lay_out(tmp_path)), ("red heart", "dog", "cat"))
     assert images.targets == (2, 2, 0, 0)
@@ -139,6 +160,12 @@ def test_a_table_of_paths_and_labels(tmp_path):
     images = open_labelled(str(tmp_path / "all.csv"))
     assert (images.class_names, images.targets) == (("cat", "heart"), (0, 1))
     assert images.read(1)[0] == real_pairs(4)[1].image
+
+
+def test_a_mark_before_a_table_without_column_names_is_no_part_of_a_path(tmp_path):
+    lay_out(tmp_path)
+    (tmp_path / "all.csv").write_text("cat/0.webp,cat\nred_heart/1.webp,heart\n", encoding="utf-8-sig")
+    assert open_labelled(str(tmp_path / "all.csv")).read(0)[0] == real_pairs(4)[0].image
 
 
 @pytest.mark.parametrize(("content", "said"), [("cat/0.webp\n", "row 1"), (None, "no such file")])

@@ -247,6 +247,18 @@ def test_without_a_validation_split_every_twentieth_pair_is_kept_for_it(shard):
     assert kept == [everything[i].key for i in range(40) if i not in (0, 20)]
 
 
+def test_no_image_of_a_table_is_both_trained_and_validated_on(tmp_path):
+    for i, pair in enumerate(real_pairs(22)):
+        (tmp_path / f"{i}.webp").write_bytes(pair.image)
+    rows = [f"{i}.webp,seen {way}" for i in range(22) for way in ("once", "twice", "near", "far", "now")]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,caption", *rows, "only one cell"]))
+    recipe = tiny_recipe(tmp_path / "pairs.csv")
+    pairs, val = training_sources(replace(recipe, data=replace(recipe.data, val=None)))
+    assert [val[i].key for i in range(len(val))] == ["0"] * 5 + ["20"] * 5
+    assert len(pairs) == 20 * 5 + 1
+    assert {pairs[i].key for i in range(100)}.isdisjoint({"0", "20"})
+
+
 def test_a_validation_split_is_never_trained_on(shard, tmp_path):
     val = write_shard(tmp_path / "val.tar", real_pairs(8, split="val"))
     recipe = tiny_recipe(shard)

@@ -76,7 +76,10 @@ def open_header(data: bytes, name: str) -> Image.Image:
     # A WebP decoder allocates its whole canvas when it is opened, so the size is checked before.
     _require_size(*_webp_size(data), name)
     likely = tuple(kind for magic, kind in _MAGIC if data.startswith(magic))
-    image = Image.open(io.BytesIO(data), formats=likely or FORMATS)
+    try:
+        image = Image.open(io.BytesIO(data), formats=likely or FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _too_large(name) from error
     _require_size(*image.size, name)
     return image
 
@@ -121,7 +124,10 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
         values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
         values *= 65535 / max(high - low, 1e-12)
-    return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
+    grey = Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
+    if "transparency" in image.info:  # the grey that a PNG shows as transparent
+        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
 
 
 def open_rgb(image: Image.Image, opening: Opening = "upright_on_white") -> Image.Image:

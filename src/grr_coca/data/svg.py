@@ -1,6 +1,7 @@
 """Draws SVG files, with resvg. It comes with the extra `[icons]`."""
 
 import io
+import re
 from importlib.util import find_spec
 
 from PIL import Image
@@ -12,6 +13,10 @@ SIDE = 256
 
 HEAD_BYTES = 4096
 """Where the first tag of an SVG file must begin, after comments and declarations."""
+
+FILE_TAGS = re.compile(r"<(?:[^\s<>/:]+:)?(?:image|feImage)(?![^\s<>/])")
+"""Elements by which resvg reads other files, with any prefix of the namespace. An entity cannot hide them: resvg takes
+`&#60;` and `&lt;` in the text of an entity as text."""
 
 
 def is_svg(data: bytes) -> bool:
@@ -46,7 +51,7 @@ def render_svg(svg: str, side: int) -> Image.Image:
     """
     import resvg_py  # late: it comes with an extra
 
-    if "<image" in svg:
+    if FILE_TAGS.search(svg):
         raise ValueError("it shows another image; give that one")
     png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True)
     drawn = Image.open(io.BytesIO(bytes(png))).convert("RGBA")

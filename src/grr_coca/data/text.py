@@ -7,21 +7,25 @@ def clean_caption(caption: str, name: str) -> str:
     """The caption with single spaces between words.
 
     Raises:
-        BadSample: the caption is empty; the message names the pair.
+        BadSample: the caption is empty, or UTF-8 cannot hold it; the message names the pair.
     """
     caption = " ".join(caption.split())
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:  # JSON may hold half an emoji, such as `\ud83d`
+        raise BadSample(f"{name}: the caption is not UTF-8 text ({error.reason})", Cause.BAD_TEXT) from error
     if not caption:
         raise BadSample(f"{name}: the caption is empty; give it a word or remove the pair", Cause.EMPTY_CAPTION)
     return caption
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Decode the bytes of a text file.
+    """Decode the bytes of a text file. The mark that Windows writes before UTF-8 is left out.
 
     Raises:
         BadSample: the file is not UTF-8; the message names it.
     """
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadSample(f"{name}: not UTF-8 text ({error})", Cause.BAD_TEXT) from error

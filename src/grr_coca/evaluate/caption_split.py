@@ -21,7 +21,10 @@ GREEDY = GenerationOptions()
 
 @dataclass(frozen=True)
 class Captioned:
-    """The images of a split, each once: its name, the model's caption (hypothesis), and its reference captions."""
+    """The images of a split, each once: its name, the model's caption (hypothesis), and its reference captions.
+
+    An image has the name of its first pair.
+    """
 
     names: tuple[str, ...]
     hypotheses: tuple[str, ...]
@@ -51,7 +54,7 @@ def caption_split(
     Raises:
         UserError: the split is empty, or a pair is broken.
     """
-    images = list(images_of(source).items())
+    images = images_of(source)
     if not images:
         raise UserError("an empty split: there is no image to caption")
     if max_images is not None and max_images < len(images):
@@ -59,25 +62,25 @@ def caption_split(
     model = fast_copy(checkpoint.model)
     hypotheses: list[str] = []
     for start in range(0, len(images), batch_size):
-        files = [source[pairs[0]] for _, pairs in images[start : start + batch_size]]
+        files = [source[pairs[0]] for pairs in images[start : start + batch_size]]
         preprocess = checkpoint.preprocess
         pixels = torch.stack([preprocess(preprocess.decode(file.image, file.name)) for file in files])
         found = generate(model, checkpoint.tokenizer, pixels, options)
         hypotheses += [best.text for best, *_ in found.captions]
     warn_if_repeated(hypotheses)
     return Captioned(
-        names=tuple(name for name, _ in images),
+        names=tuple(source.name(pairs[0]) for pairs in images),
         hypotheses=tuple(hypotheses),
-        references=tuple(tuple(_references(source, pairs)) for _, pairs in images),
+        references=tuple(tuple(_references(source, pairs)) for pairs in images),
     )
 
 
-def images_of(source: PairSource) -> dict[str, list[int]]:
-    """The indices of the pairs of each image, by its name. Images are in the order of their first pair."""
+def images_of(source: PairSource) -> list[list[int]]:
+    """The indices of the pairs of each image. Images are in the order of their first pair."""
     images: dict[str, list[int]] = {}
     for index in range(len(source)):
-        images.setdefault(source.name(index), []).append(index)
-    return images
+        images.setdefault(source.image_name(index), []).append(index)
+    return list(images.values())
 
 
 def write_captions(captioned: Captioned, path: Path) -> None:
@@ -92,7 +95,8 @@ def write_captions(captioned: Captioned, path: Path) -> None:
         for name, caption, references in rows
     ]
     try:
-        write_whole(path, "".join(lines).encode())
+        # A name that is not UTF-8 holds lone surrogates, which become JSON's escapes.
+        write_whole(path, "".join(lines).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"{path}: the captions could not be written ({error.strerror or error})") from error
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.data.images import open_rgb
 from grr_coca.data.rows import pad_rows
 from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
@@ -69,14 +70,10 @@ def load_grr_coca(
 
 
 def make_transform(checkpoint: Checkpoint) -> Transform:
-    """The transform from an image of any mode to the model's input. Transparency is composited over white, as in
-    training."""
+    """The transform from an image of any mode to the model's input, as in training."""
 
     def transform(image: Image.Image) -> Tensor:
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return checkpoint.preprocess(image.convert("RGB"))
+        return checkpoint.preprocess(open_rgb(image, checkpoint.preprocess.opening))
 
     return transform
 

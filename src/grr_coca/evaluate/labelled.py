@@ -1,6 +1,7 @@
 """Images with their classes, for classification and probes."""
 
 import csv
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,18 +83,34 @@ def _labelled(
 
 def _class_folders(root: Path) -> list[Path]:
     # A folder with images at its top, with captions or with shards holds pairs. Otherwise each subfolder is a class.
-    if not root.is_dir() or _images(root) or any(root.rglob("*.tar")) or any(root.rglob("*.txt")):
+    if not root.is_dir() or _images(root) or any(root.rglob("*.tar")) or _holds_captions(root):
         return []
     return [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _images(folder)]
 
 
+def _holds_captions(root: Path) -> bool:
+    """True if a text file below a folder has the name of an image beside it, or is ROCO's `captions.txt`."""
+    for _, folders, files in os.walk(root):
+        texts = {name for name in files if name.endswith(".txt")}
+        if "captions.txt" in texts and "images" in folders:
+            return True
+        if any(f"{Path(name).stem}.txt" in texts for name in files if _is_image(name)):
+            return True
+    return False
+
+
 def _images(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.iterdir()) if file.suffix[1:].lower() in IMAGE_SUFFIXES and file.is_file()]
+    return [file for file in sorted(folder.iterdir()) if _is_image(file.name) and file.is_file()]
+
+
+def _is_image(name: str) -> bool:
+    # Hidden files are none: macOS writes `._NAME.jpg` beside every NAME.jpg.
+    return not name.startswith(".") and Path(name).suffix[1:].lower() in IMAGE_SUFFIXES
 
 
 def _csv_rows(path: Path) -> list[tuple[Path, str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row]
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error

@@ -132,7 +132,7 @@ class DataRecipe:
       of its own; the rest comes from `train`
     - `first_caption`: share of the visits of an image with several captions that take its first one; the others take
       any of them
-    - `val`: None keeps every 20th training pair, at most 5,000, for validation
+    - `val`: None keeps every 20th training image, at most 5,000, for validation, with all its pairs
     - `test`: splits by name, which are used for evaluation only
     - `batch_size`: pairs of one step of the optimizer, over all processes
     - `micro_batch_size`: each process works on its share in pieces of so many pairs; the gradients are the same, with

@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import line_tables
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.views import every_caption
+from grr_coca.data.sources.views import caption_texts, every_caption
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.errors import UserError
 from support import encode_image, real_pairs, write_tar
@@ -51,6 +52,7 @@ def assert_pairs(source, captions, images=JPEGS):
     assert [source.captions(i) for i in range(len(source))] == [pair.captions for pair in pairs]
     assert [source.caption(i) for i in range(len(source))] == [pair.caption for pair in pairs]
     assert [source.name(i) for i in range(len(source))] == [pair.name for pair in pairs]
+    assert [source.image_name(i) for i in range(len(source))] == [pair.image_name or pair.name for pair in pairs]
     again = pickle.loads(pickle.dumps(source))
     assert [again[i] for i in range(len(again))] == pairs
     for index in (-1, len(source)):
@@ -84,7 +86,9 @@ def test_shards_whose_json_holds_several_captions_give_them_all(tmp_path):
     assert_pairs(open_source(str(write_tar(tmp_path / "00000.tar", img2dataset_members(several=True)))), FIVE)
 
 
-@pytest.mark.parametrize("damage", [b"{", b"[]", b'{"captions": []}', b'{"captions": [1]}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "damage", [b"{", b"[]", b'{"captions": []}', b'{"captions": [1]}', b'{"captions": "a cat"}', b"[" * 100_000]
+)
 def test_where_the_json_of_a_pair_is_broken_the_txt_counts(tmp_path, damage):
     members = img2dataset_members(several=True) | {"000000002.json": damage}
     assert open_source(str(write_tar(tmp_path / "00000.tar", members)))[2].captions == (ONE[2],)
@@ -201,7 +205,7 @@ def test_flickr30ks_token_file_has_five_captions_an_image(tmp_path, folder, aske
     names = [f"{1000092795 + i}.jpg" for i in range(NUM)]
     lay(tmp_path / folder, names)
     lines = [f"{name}#{k}\t{FIVE[i][k]}\n" for i, name in enumerate(names) for k in range(5)]
-    write(tmp_path / "results_20130124.token", "".join(lines))
+    write(tmp_path / "results_20130124.token", "\ufeff" + "".join(lines))
     assert_pairs(open_source(str(tmp_path / asked)), FIVE)
 
 
@@ -281,6 +285,18 @@ def test_json_lines_hold_one_caption_or_several(tmp_path):
     assert_pairs(open_source(str(tmp_path)), captions)
 
 
+def test_half_an_emoji_in_a_caption_is_a_bad_sample(tmp_path):
+    lay(tmp_path, ["0.jpg", "1.jpg"])
+    lines = ['{"image": "0.jpg", "text": "a dog \\ud83d"}', '{"image": "1.jpg", "text": "a dog \\ud83d\\udc36"}']
+    source = open_source(str(write(tmp_path / "pairs.jsonl", "\n".join(lines))))
+    assert list(caption_texts(source)) == ["a dog 🐶"]
+    dataset = PairDataset(source, train_bpe(ONE, 300), Preprocess(16), 24)
+    with pytest.raises(BadSample, match=r"pairs\.jsonl: row 1, 0\.jpg: the caption is not UTF-8 text") as caught:
+        dataset[SampleRef(0, 0)]
+    assert caught.value.cause is Cause.BAD_TEXT
+    assert dataset[SampleRef(0, 1)].key == "1"
+
+
 def test_a_json_list_of_objects_is_read(tmp_path):
     lay(tmp_path / "images", [f"{i}.jpg" for i in range(NUM)])
     records = [
@@ -308,6 +324,16 @@ def test_parquet_without_pyarrow_is_an_error_that_says_how_to_install_it(tmp_pat
         open_source(str(tmp_path / "a.parquet"))
 
 
+def test_a_parquet_table_that_holds_the_images_themselves_says_so(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for image in ({"bytes": JPEGS[0], "path": "0.jpg"}, JPEGS[0]):
+        table = pyarrow.Table.from_pylist([{"image": image, "caption": "a cat"}])
+        parquet.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(UserError, match=r"a\.parquet: 'image' holds images, not paths; save them as files"):
+            open_source(str(tmp_path / "a.parquet"))
+
+
 def test_a_broken_parquet_file_is_an_error_that_names_it(tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else")
@@ -333,6 +359,7 @@ def test_rows_of_one_image_have_one_image_id(tmp_path):
         ("a.jsonl", "no json\n", "no column of the image's path; found none"),
         ("a.csv", "", "no column"),
         ("a.csv", "image,caption\n", "no pairs"),
+        ("a.jsonl", '{"image_id": 7, "caption": "a"}\n', "none of its first rows names the file of an image, as text"),
         (
             "a.csv",
             'image,caption\na.jpg,"never closed\n' + "b.jpg,x\n" * 20_000,
@@ -361,6 +388,15 @@ def test_broken_rows_are_bad_samples_and_the_others_are_read(tmp_path):
         assert f"row {index + 1}" in source.name(index)
     assert causes == [Cause.BAD_RECORD, Cause.BAD_TEXT, Cause.NO_IMAGE, Cause.NO_IMAGE]
     assert source[5].caption == "  "
+
+
+@pytest.mark.parametrize("suffix", ["", ".jpg"])
+def test_a_name_that_is_too_long_for_a_file_is_a_bad_sample(tmp_path, suffix):
+    lay(tmp_path, ["0.jpg"])
+    source = open_source(str(write(tmp_path / "a.csv", f"path,caption\n{'x' * 300}{suffix},a\n0.jpg,b\n")))
+    assert source[1].image == JPEGS[0]
+    with pytest.raises(BadSample, match=r"row 1"):
+        source[0]
 
 
 def test_a_table_keeps_eight_bytes_a_row(tmp_path, monkeypatch):
@@ -418,6 +454,23 @@ def test_paths_within_the_folder_may_be_absolute_or_go_up_and_down(tmp_path):
     lay(tmp_path, ["x/0.jpg", "1.jpg"])
     text = f"path,caption\n{tmp_path / 'x' / '0.jpg'},a\nx/../1.jpg,b\n"
     assert_pairs(open_source(str(write(tmp_path / "a.csv", text))), ["a", "b"], JPEGS[:2])
+
+
+def test_a_file_whose_name_looks_like_a_url_is_a_file(tmp_path):
+    lay(tmp_path, ["cam1-12:30:05.jpg"])
+    source = open_source(str(write(tmp_path / "a.csv", "path,caption\ncam1-12:30:05.jpg,a cat\n")))
+    assert_pairs(source, ["a cat"], JPEGS[:1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the list of open files is Linux's")
+def test_a_folder_is_no_image_and_is_not_left_open(tmp_path):
+    lay(tmp_path, ["0.jpg", "folder/1.jpg"])
+    source = open_source(str(write(tmp_path / "a.csv", "path,caption\n0.jpg,a\nfolder,b\n")))
+    assert source[0].image == JPEGS[0]
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(BadSample, match=r"row 2, folder: not a file"):
+        source[1]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_named_pipe_is_no_image_and_is_not_waited_for(tmp_path):
@@ -500,6 +553,7 @@ def test_evaluation_sees_every_caption_with_one_image_id_an_image(several):
     assert len({sample.image_id for sample in samples}) == NUM
     assert len({sample.caption_id for sample in samples}) == 5 * NUM
     assert samples[5].image.equal(samples[9].image)
+    assert [view.image_name(i) for i in (0, 4, 5)] == [several.image_name(i) for i in (0, 0, 1)]
 
 
 def test_a_source_of_one_caption_an_image_is_its_own_every_caption(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from resource import RLIM_INFINITY
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_no_index_is_kept_of_a_shard_that_changes_while_it_is_read(shard, monkey
 
 def test_an_index_of_another_version_is_made_anew(shard, scans, monkeypatch):
     pairs_of(shard)
-    monkeypatch.setattr(shard_index, "VERSION", 2)
+    monkeypatch.setattr(shard_index, "VERSION", shard_index.VERSION + 1)
     assert pairs_of(shard) == EXPECTED
     assert len(scans) == 2
 
@@ -165,6 +166,34 @@ def test_a_process_keeps_few_shards_open_and_reads_them_all(tmp_path, monkeypatc
     assert num_descriptors() - before <= 2 * 3
     del source
     assert num_descriptors() == before
+
+
+@pytest.mark.parametrize(
+    ("before", "allowed", "after"),
+    [
+        ((1024, 4096), 4096, (4096, 4096)),
+        ((256, RLIM_INFINITY), 8192, (8192, RLIM_INFINITY)),
+        ((1024, 2**20), 8192, (8192, 2**20)),
+        ((1024, 1024), 1024, (1024, 1024)),
+        ((2**16, 2**20), 2**16, (2**16, 2**20)),
+        ((RLIM_INFINITY, RLIM_INFINITY), 8192, (RLIM_INFINITY, RLIM_INFINITY)),
+    ],
+)
+def test_as_many_files_are_allowed_as_the_system_lets(monkeypatch, before, allowed, after):
+    limits = [before]
+    monkeypatch.setattr(shards, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(shards, "setrlimit", lambda _, limit: limits.append(limit))
+    assert shards.allow_open_files() == allowed
+    assert limits[-1] == after
+
+
+def test_where_few_files_are_allowed_each_source_takes_a_quarter_at_most(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "getrlimit", lambda _: (24, 24))
+    paths = [write_shard(tmp_path / "set" / f"{i:02d}.tar", [pair]) for i, pair in enumerate(PAIRS)]
+    before = num_descriptors()
+    source = TarShards(paths)
+    assert [source[i].image for i in range(12)] == [pair.image for pair in PAIRS]
+    assert num_descriptors() - before <= 24 / 4
 
 
 def test_a_shard_that_shrinks_under_the_run_gives_bad_samples(shard):

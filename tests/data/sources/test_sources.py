@@ -1,6 +1,7 @@
 """Pairs from tar shards and from folders: by index, in any process, or an error that says what is wrong."""
 
 import gzip
+import os
 import pickle
 import tarfile
 
@@ -11,6 +12,7 @@ from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import RawPair, Subset
 from grr_coca.data.sources.shards.source import TarShards
+from grr_coca.data.sources.strings import stable_id
 from grr_coca.errors import UserError
 from support import real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar
 
@@ -93,6 +95,10 @@ def test_a_caption_that_is_not_utf8_is_an_error_that_names_the_pair(tmp_path):
             [source.caption(i) for i in range(2)]
 
 
+def test_the_mark_before_the_text_of_a_caption_is_no_part_of_it(store):
+    assert open_source(str(store([with_caption(PAIRS[0], "\ufeffa dog")])))[0].caption == "a dog"
+
+
 def test_a_key_may_hold_dots(store):
     pair = RawPair("a.b", "", PAIRS[0].image, "a cat")
     assert open_source(str(store([pair])))[0].key == "a.b"
@@ -111,12 +117,20 @@ def test_image_suffixes_of_any_case_are_found(tmp_path, suffix):
 
 
 def test_other_files_beside_the_pairs_are_left_alone(tmp_path):
-    extra = {"cat.json": b"{}", "README": b"", "cat.npy": b"123"}
+    hidden = {f"._{PAIRS[0].key}{suffix}": b"of the Finder" for suffix in (".webp", ".txt", ".json")}
+    extra = {"cat.json": b"{}", "README": b"", "cat.npy": b"123", **hidden}
     shard = write_tar(tmp_path / "a.tar", {**extra, **shard_members(PAIRS[:3])})
     folder = as_folder(tmp_path / "folder", PAIRS[:3])
     for name, content in extra.items():
         (folder / name).write_bytes(content)
     assert len(open_source(str(shard))) == len(open_source(str(folder))) == 3
+
+
+def test_names_that_are_not_utf8_are_read_and_have_an_id(store):
+    pair = RawPair(os.fsdecode(b"caf\xe9"), "", PAIRS[0].image, "a cup")
+    source = open_source(str(store([pair])))
+    assert source[0].key == pair.key
+    assert 0 <= stable_id(source.name(0)) != stable_id("cafe")
 
 
 # --- Shards
@@ -302,6 +316,7 @@ def test_a_subset_holds_the_pairs_asked_for_in_their_order(store):
     subset = Subset(source, [7, 0, 3])
     assert [subset[i] for i in range(len(subset))] == [source[7], source[0], source[3]]
     assert subset.caption(0) == source.caption(7)
+    assert subset.image_name(0) == source.image_name(7)
 
 
 def test_a_caption_may_hold_any_letters(store):

@@ -9,6 +9,7 @@ import tyro
 
 from grr_coca.cli.data.fetch import Fetch, fetch_corpus
 from grr_coca.cli.output.progress import bars
+from grr_coca.cli.output.writing import disk_errors
 from grr_coca.data.corpus.contact_sheet import contact_sheet
 from grr_coca.data.corpus.convert import Conversion, convert
 from grr_coca.data.corpus.survey import Survey, check_source, sample_source
@@ -97,10 +98,15 @@ def _check(action: Check) -> None:
     source = open_source(action.path)
     if not action.sheet.parent.is_dir():
         raise UserError(f"{action.sheet}: its folder is not there; give another --sheet")
+    if action.sheet.is_dir():
+        raise UserError(f"{action.sheet}: a folder; give --sheet the name of a PNG file")
     with bars({"check": len(source)}) as shown:
         survey = check_source(source, lambda done: shown.update("check", done, ""))
-    contact_sheet(source).save(action.sheet, "PNG")
-    print(_as_json(survey) if action.json else f"{describe(survey)}\ncontact sheet     {action.sheet}")
+    print(_as_json(survey) if action.json else describe(survey))
+    with disk_errors(action.sheet):
+        contact_sheet(source).save(action.sheet, "PNG")
+    if not action.json:
+        print(f"contact sheet     {action.sheet}")
 
 
 def _convert(action: Convert) -> None:

@@ -120,7 +120,7 @@ def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image
         about["captions"] = pair.captions
     members = {
         suffix: image,
-        "txt": pair.caption.encode("utf-8", "replace"),
+        "txt": pair.caption.encode(),
         "json": json.dumps(about, ensure_ascii=False).encode("utf-8", "replace"),
     }
     for name, content in members.items():

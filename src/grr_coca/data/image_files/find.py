@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from glob import glob, has_magic
 from pathlib import Path
+from posixpath import basename
 from typing import TYPE_CHECKING, NamedTuple
 
-from grr_coca.data.images import IMAGE_SUFFIXES
+from grr_coca.data.bad import BadSample, Cause
+from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES
 from grr_coca.errors import UserError
 from grr_coca.files import read_whole
 
@@ -31,10 +33,11 @@ class Span(NamedTuple):
         """Read the bytes.
 
         Raises:
-            UserError: the file does not exist, or cannot be read.
+            UserError: the file does not exist, cannot be read, or the image has more than `MAX_BYTES`.
         """
         if self.offset is None:
-            return read_whole(self.file)
+            return _read_file(self.file)
+        _require_bytes(self.size or 0, str(self.file))
         try:
             with self.file.open("rb") as file:
                 file.seek(self.offset)
@@ -123,7 +126,7 @@ def _open(path: Path) -> Iterator[ImageFile]:
     if path.suffix.lower() == ".tar" and path.is_file():
         yield from _of_tar(path)
     else:
-        yield ImageFile(str(path), partial(read_whole, path), path, Span(path))
+        yield ImageFile(str(path), partial(_read_file, path), path, Span(path))
 
 
 def _of_tar(path: Path) -> Iterator[ImageFile]:
@@ -134,7 +137,8 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps what it knows of every member
-                if member.isreg() and member.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
+                hidden = basename(member.name).startswith(".")
+                if member.isreg() and not hidden and member.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
                     count += 1
                     span = Span(path, member.offset_data, member.size)
                     yield ImageFile(f"{path}: {member.name}", span.read, None, span)
@@ -185,6 +189,20 @@ class _Table:
 @lru_cache(maxsize=4)
 def _opened(argument: str) -> _Table:
     return _Table(argument)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError):
+        size = 0  # `read_whole` says what is wrong
+    _require_bytes(size, str(path))
+    return read_whole(path)
+
+
+def _require_bytes(size: int, name: str) -> None:
+    if size > MAX_BYTES:
+        raise BadSample(f"{name}: an image of {size:,} bytes, more than the limit of {MAX_BYTES:,}", Cause.TOO_LARGE)
 
 
 def _refuse(message: str) -> bytes:

@@ -51,6 +51,10 @@ class ImageFolder:
         """The name of a pair in messages."""
         return str(self._path(index))
 
+    def image_name(self, index: int) -> str:
+        """The path of the image."""
+        return str(self._path(index))
+
     def place(self, index: int) -> str:
         """The folder that the image lies in."""
         return str(self._path(index).parent)
@@ -64,5 +68,6 @@ class ImageFolder:
 def _image_names(root: Path) -> Iterator[str]:
     for folder, _, files in os.walk(root):
         for name in files:
-            if name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
+            # Hidden files are skipped: macOS writes `._NAME.jpg` beside every NAME.jpg.
+            if not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
                 yield Path(folder, name).relative_to(root).as_posix()

@@ -110,6 +110,14 @@ class ListedPairs:
         except BadSample:
             return f"{self.listing}: row {index + 1}"
 
+    def image_name(self, index: int) -> str:
+        """The path of the image, which is not read; the name of the pair where the row has none."""
+        try:
+            row = self._rows[index]
+        except BadSample:
+            return self.name(index)
+        return self.images.name(row.path) if row.path else self._name(index, row)
+
     def place(self, index: int) -> str:  # noqa: ARG002 (the protocol has it)
         """The path of the listing."""
         return str(self.listing)

@@ -24,16 +24,21 @@ class ImageFiles(NamedTuple):
     folder: Path
     suffix: str = ""
 
+    def name(self, written: str) -> str:
+        """The full path of a file as one text of all that may be written for it. It is neither checked nor opened."""
+        # Not by pathlib, which is several times slower: a run may ask for the names of millions of rows.
+        return os.path.normpath(os.path.join(self.folder, written + self.suffix))  # noqa: PTH118
+
     def path(self, written: str, name: str) -> Path:
         """The full path of a file.
 
         Raises:
             BadSample: the path leads out of the folder, or is not a path of a file.
         """
-        if SCHEME.match(written) or "\0" in written:
+        if "\0" in written or (SCHEME.match(written) and not _is_file(Path(self.name(written)))):
             message = f"{name}: not a path of a file; nothing is fetched or run, so get the files first (img2dataset)"
             raise BadSample(message, Cause.FORBIDDEN_PATH)
-        path = os.path.normpath(self.folder / (written + self.suffix))
+        path = self.name(written)
         if not Path(path).is_relative_to(os.path.normpath(self.folder)):
             message = f"{name}: the path leaves {self.folder}; put the listing in a folder that holds the images"
             raise BadSample(message, Cause.FORBIDDEN_PATH)
@@ -58,14 +63,14 @@ def locate_images(listing: Path, written: Iterable[str], folders: Sequence[Path]
             for suffix in ("",) if _is_image_name(text) else ADDED_SUFFIXES:
                 files = ImageFiles(folder, suffix)
                 try:
-                    if files.path(text, f"{listing}: {text}").is_file():
+                    if _is_file(files.path(text, f"{listing}: {text}")):
                         return files
                 except BadSample as error:
                     refused = refused or error
     if refused is not None:
         raise UserError(str(refused))
     if first is None:
-        raise UserError(f"{listing}: no pairs")
+        raise UserError(f"{listing}: no pairs; none of its first rows names the file of an image, as text")
     looked = ", ".join(str(folder) for folder in folders)
     raise UserError(f"{listing}: the images are not there, such as {first}; looked in {looked}")
 
@@ -79,13 +84,16 @@ def read_image_file(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
     try:
         # Non-blocking, because opening a named pipe without a writer would wait forever.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor)
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise BadSample(f"{name}: not a file", Cause.UNREADABLE)
             if status.st_size > limit:
                 raise BadSample(f"{name}: {status.st_size:,} bytes are more than the limit", Cause.TOO_LARGE)
-            return file.read()
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as error:
         raise BadSample(f"{name}: the file {path} is not there", Cause.NO_IMAGE) from error
     except OSError as error:
@@ -95,6 +103,13 @@ def read_image_file(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
 def without_suffix(written: str) -> str:
     """A path without its suffix, if that is the suffix of an image."""
     return written.rpartition(".")[0] if _is_image_name(written) else written
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as for a name that is too long for the disk
+        return False
 
 
 def _is_image_name(written: str) -> bool:

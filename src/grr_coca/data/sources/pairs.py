@@ -53,6 +53,10 @@ class PairSource(Protocol):
         """The name of a pair in messages."""
         ...
 
+    def image_name(self, index: int) -> str:
+        """The name of a pair's image, which is not read. Pairs of the same image have the same."""
+        ...
+
     def place(self, index: int) -> str:
         """The shard, table or folder that a pair lies in. Bad pairs are counted by place."""
         ...
@@ -83,6 +87,10 @@ class Subset:
     def name(self, index: int) -> str:
         """The name of a pair in messages."""
         return self._source.name(int(self._indices[index]))
+
+    def image_name(self, index: int) -> str:
+        """The name of a pair's image, which is not read."""
+        return self._source.image_name(int(self._indices[index]))
 
     def place(self, index: int) -> str:
         """The shard, table or folder that a pair lies in."""

@@ -50,7 +50,8 @@ def open_parquet(path: Path) -> ListedPairs:
     """A Parquet table of paths and captions. A caption cell holds a text or a list of texts.
 
     Raises:
-        UserError: pyarrow is not installed, the file is broken, or a column is missing.
+        UserError: pyarrow is not installed, the file is broken, a column is missing, or the table holds the images
+            themselves.
     """
     require_extra("parquet", f"{path}: reading Parquet")
     import pyarrow
@@ -59,6 +60,9 @@ def open_parquet(path: Path) -> ListedPairs:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         image, caption = find_columns(file.schema_arrow.names, str(path))
+        kind = file.schema_arrow.field(image).type
+        if pyarrow.types.is_struct(kind) or pyarrow.types.is_binary(kind):  # as in data sets of Hugging Face
+            raise UserError(f"{path}: '{image}' holds images, not paths; save them as files, and list these instead")
         table = file.read([image, caption])
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read ({error})") from error

@@ -27,4 +27,5 @@ class Strings:
 
 def stable_id(text: str) -> int:
     """A 63-bit id of a text, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+    content = text.encode("utf-8", "surrogatepass")  # file names that are not UTF-8 hold lone surrogates
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 1

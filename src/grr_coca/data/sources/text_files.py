@@ -58,7 +58,7 @@ def _file_names(folder: Path) -> dict[str, str]:
 def _tabbed_lines(path: Path) -> Iterator[tuple[int, str, str]]:
     """The number of each line, and its two cells."""
     text = decode_text(path.read_bytes(), str(path))
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         first, tab, second = line.rstrip("\r").partition("\t")
         if tab:
             yield number, first.strip(), second

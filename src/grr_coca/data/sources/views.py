@@ -46,6 +46,11 @@ class Chain:
         source, inner = self._locate(index)
         return source.name(inner)
 
+    def image_name(self, index: int) -> str:
+        """The name of a pair's image, which is not read."""
+        source, inner = self._locate(index)
+        return source.image_name(inner)
+
     def place(self, index: int) -> str:
         """The shard, table or folder that a pair lies in."""
         source, inner = self._locate(index)
@@ -91,6 +96,10 @@ class EveryCaption:
     def name(self, index: int) -> str:
         """The name of a pair in messages."""
         return self._source.name(self._locate(index)[0])
+
+    def image_name(self, index: int) -> str:
+        """The name of a pair's image, which is not read."""
+        return self._source.image_name(self._locate(index)[0])
 
     def place(self, index: int) -> str:
         """The shard, table or folder that a pair lies in."""

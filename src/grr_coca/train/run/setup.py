@@ -6,6 +6,7 @@ from functools import partial
 from itertools import islice
 
 import numpy as np
+from jaxtyping import Bool
 
 from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
@@ -14,6 +15,8 @@ from grr_coca.data.order import GlobalBatches, Mixture, Share, TrainingOrder
 from grr_coca.data.patch_dropout import kept_patches
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource, Subset
+from grr_coca.data.sources.shards.source import TarShards
+from grr_coca.data.sources.strings import stable_id
 from grr_coca.data.sources.views import Chain, caption_texts, every_caption, sound_pairs
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.errors import UserError
@@ -25,8 +28,8 @@ from grr_coca.train.recipe import Recipe
 log = logging.getLogger(__name__)
 
 HOLD_OUT_EVERY, MAX_HELD_OUT = 20, 5000
-"""If a recipe has no validation split, every `HOLD_OUT_EVERY`-th pair is kept for validation, at most
-`MAX_HELD_OUT`."""
+"""If a recipe has no validation split, every `HOLD_OUT_EVERY`-th image is kept for validation with all its pairs, at
+most `MAX_HELD_OUT` images."""
 
 MAX_TOKENIZER_IMAGES = 1_000_000
 """A vocabulary is trained on the captions of at most this many images, evenly spread over the source."""
@@ -83,14 +86,26 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
     if recipe.data.val is not None:
         val = open_source(recipe.data.val)
     else:
-        indices = np.arange(len(pairs))
-        is_held_out = indices % max(HOLD_OUT_EVERY, -(-len(pairs) // MAX_HELD_OUT)) == 0
-        pairs, val = Subset(pairs, indices[~is_held_out]), Subset(pairs, indices[is_held_out])
+        is_held_out = _held_out(pairs)
+        pairs, val = Subset(pairs, np.flatnonzero(~is_held_out)), Subset(pairs, np.flatnonzero(is_held_out))
     if not len(pairs):
         raise UserError(f"{recipe.data.train}: no pair is left to train on; give more pairs, or data: val")
     if recipe.data.mix:
         pairs = Chain([pairs, *map(open_source, recipe.data.mix)])
     return pairs, every_caption(val)
+
+
+def _held_out(pairs: PairSource) -> Bool[np.ndarray, " N"]:
+    """Which pairs are kept for validation. Images are counted, or a table with a row for each caption would validate on
+    images that it trains on."""
+    if isinstance(pairs, TarShards):
+        images = np.arange(len(pairs))  # each pair has an image of its own; millions of names would take minutes
+    else:
+        ids = np.fromiter((stable_id(pairs.image_name(index)) for index in range(len(pairs))), np.int64, len(pairs))
+        _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+        images = first.argsort().argsort()[inverse]  # numbered in the order of their first pairs
+    num_images = int(images.max(initial=-1)) + 1
+    return images % max(HOLD_OUT_EVERY, -(-num_images // MAX_HELD_OUT)) == 0
 
 
 def sound_validation(val: PairSource) -> PairSource:

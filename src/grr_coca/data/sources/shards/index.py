@@ -14,7 +14,7 @@ import numpy as np
 from grr_coca.data.sources.shards.tar_scan import CAUSES, ROW, ShardIndex, scan_shard
 from grr_coca.files import user_cache, write_whole
 
-VERSION = 1
+VERSION = 2
 HEADER_SIZE = 512
 MIN_SHARD_SIZE = 2**24
 """Smaller shards are indexed again at each start. That takes a fraction of a second, and leaves no file."""

@@ -10,6 +10,7 @@ import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 
 import numpy as np
 
@@ -24,7 +25,11 @@ from grr_coca.data.text import decode_text
 log = logging.getLogger(__name__)
 
 MAX_OPEN = 256
-"""Shards that a process keeps open, each with two descriptors. A window of the training order has as many blocks."""
+"""Shards of a source that a process keeps open, each with two descriptors. A window of the training order has as many
+blocks."""
+
+OPEN_FILES = 8192
+"""Open files that a process asks the system for. Many systems allow 256 or 1,024 at first, but more if asked."""
 
 MAX_TEXT = 2**20
 """The most bytes of a caption, or of all captions of an image."""
@@ -40,6 +45,20 @@ WRONG = {
 }
 
 
+def allow_open_files() -> int:
+    """Raise the number of files that this process may have open to `OPEN_FILES`, or as far as the system lets it.
+
+    Returns:
+        the number that is allowed now.
+    """
+    soft, hard = (OPEN_FILES if limit == RLIM_INFINITY else limit for limit in getrlimit(RLIMIT_NOFILE))
+    allowed = min(hard, OPEN_FILES)
+    if allowed <= soft:
+        return soft
+    setrlimit(RLIMIT_NOFILE, (allowed, getrlimit(RLIMIT_NOFILE)[1]))
+    return allowed
+
+
 class TarShards:
     """Pairs of one or more uncompressed tar files, in the order of the files."""
 
@@ -50,9 +69,11 @@ class TarShards:
         self._places: dict[int, Path] = {}
         counts = [self._index_shard(shard) for shard in range(len(self.paths))]
         self._ends = np.cumsum(np.asarray(counts, dtype=np.int64))
-        self._indices = Recent(self._load_index, None, MAX_OPEN)
-        self._files = Recent(self._open, os.close, MAX_OPEN)
-        self._advised = Recent(self._advise, None, 2 * MAX_OPEN)
+        # At most a quarter of the allowed files, because a run has several sources.
+        num_open = min(MAX_OPEN, allow_open_files() // 8)
+        self._indices = Recent(self._load_index, None, num_open)
+        self._files = Recent(self._open, os.close, num_open)
+        self._advised = Recent(self._advise, None, 2 * num_open)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -81,6 +102,10 @@ class TarShards:
     def name(self, index: int) -> str:
         """The name of a pair in messages."""
         return self._name(*self._locate(index))
+
+    def image_name(self, index: int) -> str:
+        """The name of the pair, which has its image for itself."""
+        return self.name(index)
 
     def place(self, index: int) -> str:
         """The shard that a pair lies in."""
@@ -131,7 +156,7 @@ class TarShards:
         if self._indices[shard].rows[row]["json_size"]:
             try:
                 captions = json.loads(self._read(shard, row, "json"))["captions"]
-                if captions and all(isinstance(caption, str) for caption in captions):
+                if isinstance(captions, list) and captions and all(isinstance(caption, str) for caption in captions):
                     return tuple(captions)
             except (ValueError, KeyError, TypeError, RecursionError):
                 pass  # the caption in KEY.txt is taken

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from posixpath import basename
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -92,7 +93,10 @@ def scan_shard(path: Path) -> ShardIndex:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a tar, up to the place where it is cut off."""
+    """The regular files of a tar, up to the place where it is cut off.
+
+    Hidden ones are skipped: the tar of macOS puts `._NAME.jpg` before every NAME.jpg.
+    """
     while True:
         try:
             member = tar.next()
@@ -100,7 +104,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             return  # the content of the member before is cut off
         if member is None:
             return
-        if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not basename(member.name).startswith("."):
             yield member
 
 

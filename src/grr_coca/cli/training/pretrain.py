@@ -27,7 +27,7 @@ def run(
         recipe: YAML file with everything that the run needs; see recipes/.
         preset: train this preset instead of the recipe's.
         data: train on these pairs instead of the recipe's, of any kind that `data check` reads; its val, test and mix
-            are left out, and every 20th pair is kept for validation.
+            are left out, and every 20th image is kept for validation.
         out: run folder for log and checkpoint; runs/RECIPE-PRESET if not given.
         seed: use this seed instead of the recipe's.
         resume: continue the run in --out, if there is one: after a stop, or whenever a scheduler starts it again.

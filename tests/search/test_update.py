@@ -232,3 +232,51 @@ def test_what_was_done_before_an_interruption_stays(store, photos, model, monkey
     model.describe = described
     assert update_store(store, [str(photos)], lambda: model).new == 2
     assert len(store) == 4
+
+
+def test_a_wider_folder_leaves_what_its_walk_passes_by(store, look, photos, tmp_path):
+    paint(tmp_path / "far" / "5.png", "blue")
+    (photos / "link").symlink_to(tmp_path / "far")
+    paint(photos / ".private" / "6.png", "blue")
+    paint(photos / "7.png", "blue").rename(photos / "noext")
+    write_tar(photos / ".private" / "some.tar", shard_members(real_pairs(1)))
+    look("photos")
+    assert look("photos/link", "photos/.private", "photos/noext") == {"new": 4}
+    assert look("photos") == {"unchanged": 4}
+    assert len(store) == 8
+    (photos / "noext").unlink()
+    (photos / "link").unlink()
+    assert look("photos") == {"removed": 2, "unchanged": 4}
+
+
+def test_a_wider_folder_sees_that_a_shard_has_lost_a_member(store, look, photos):
+    members = shard_members(real_pairs(2))
+    shard = write_tar(photos / "some.tar", members)
+    look(shard)
+    look("photos")
+    write_tar(shard, dict(list(members.items())[:2]))
+    assert look("photos")["removed"] == 1
+
+
+def test_a_picture_that_was_named_by_itself_and_is_gone_is_removed(store, look, photos):
+    named = [photos / "0.png", photos / "deep" / "3.png"]
+    look(*named)
+    named[0].unlink()
+    assert look(*store.roots()) == {"removed": 1, "unchanged": 1}
+    assert look(*store.roots()) == {"unchanged": 1}
+    assert store.failures() == []
+
+
+def test_a_picture_that_is_named_when_it_is_gone_is_removed_whatever_brought_it(store, look, photos):
+    look("photos")
+    (photos / "0.png").unlink()
+    assert look("photos/0.png") == {"removed": 1}
+    with pytest.raises(UserError, match=r"0\.png: no such file or folder"):
+        look("photos/0.png")
+
+
+def test_a_picture_of_the_name_of_a_pattern_is_removed_too(store, look, photos):
+    named = paint(photos / "a[1].png", "blue")
+    look(named, "photos/0.png")
+    named.unlink()
+    assert look(*store.roots()) == {"removed": 1, "unchanged": 1}

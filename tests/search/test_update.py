@@ -84,6 +84,17 @@ def test_a_moved_picture_is_found_by_its_bytes_and_not_described_again(store, lo
     assert kept(store)[str(photos / "deep" / "renamed.png")].caption == "a red square"
 
 
+def test_a_picture_moves_once_and_never_onto_one_that_was_there(store, look, photos):
+    copy = (photos / "0.png").read_bytes()
+    (photos / "copy.png").write_bytes(copy)
+    look("photos")
+    (photos / "0.png").unlink()
+    (photos / "copy.png").rename(photos / "one.png")
+    assert look("photos") == {"moved": 1, "removed": 1, "unchanged": 3}
+    (photos / "one.png").rename(photos / "1.png")
+    assert look("photos") == {"changed": 1, "removed": 1, "unchanged": 2}
+
+
 def test_a_copy_is_a_picture_of_its_own_that_is_not_described_again(store, look, photos, model):
     look("photos")
     (photos / "copy.png").write_bytes((photos / "0.png").read_bytes())

@@ -166,3 +166,11 @@ class Store(Protocol):
             UserError: another process writes, or the disk is full or the server gone; what was committed before stays.
         """
         ...
+
+    def compact(self) -> bool:
+        """Give back the room of pictures that are gone, where it is worth it; returns whether it was done.
+
+        Raises:
+            UserError: as `commit`.
+        """
+        ...

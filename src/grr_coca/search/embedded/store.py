@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from grr_coca.search.embedded.database import as_bytes, database_errors, from_row, open_database, read_header
-from grr_coca.search.embedded.schema import READ
+from grr_coca.search.embedded.schema import FAILURES_OF, PICTURES_OF, READ
 from grr_coca.search.embedded.state import State
 from grr_coca.search.embedded.vectors import best_rows, products, rows_of
 from grr_coca.search.embedded.writer import Writer
@@ -210,19 +210,15 @@ class EmbeddedStore:
 
     def names(self, root: str) -> Iterator[str]:
         """Names below an argument. They are read piece by piece, so that a writer may commit in between."""
-        for table in ("pictures", "failures"):
-            after: str | bytes = ""
+        for statement, first in ((PICTURES_OF, 0), (FAILURES_OF, b"")):
+            last: int | bytes = first
             while True:
                 with self.snapshot():
-                    rows = self._database.execute(
-                        f"SELECT name FROM {table} WHERE root = CAST(? AS TEXT) AND name > CAST(? AS TEXT) "
-                        "ORDER BY name LIMIT ?",
-                        (as_bytes(root), after, ROWS_AT_ONCE),
-                    ).fetchall()
+                    rows = self._database.execute(statement, (as_bytes(root), last, ROWS_AT_ONCE)).fetchall()
                 if not rows:
                     break
-                yield from (name for (name,) in rows)
-                after = as_bytes(rows[-1][0])
+                yield from (name for name, _ in rows)
+                _, last = rows[-1]
 
     # --- writing
 

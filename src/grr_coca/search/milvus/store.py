@@ -190,6 +190,10 @@ class MilvusStore:
             self._notes.add_failures(failed.values())
             self._reads.forget()
 
+    def compact(self) -> bool:
+        """Nothing: a server does this by itself."""
+        return False
+
     def _touched(self, changes: Changes) -> list[dict[str, Any]]:
         stamps = {name_id(name): stamp for name, stamp in changes.touched}
         rows = self._rows(list(stamps), [*READ, "vector"])

@@ -107,6 +107,7 @@ def update_store(
         if todo:
             run.describe(todo, make_describer(), batch_size)
         run.sweep()
+        store.compact()
     finally:
         run.close()
     run.update.failures = [failure for failure in store.failures() if failure.root in run.roots]
@@ -205,7 +206,7 @@ class _Run:
             self.update.changed += is_known
             self.update.new += not is_known
             if one.digest in twins:
-                self._copied.add([one.digest])
+                self._copied.add([one.digest] if not is_known else [])
                 self._pending.added.append(from_twin(one, twins[one.digest]))
             else:
                 fresh.append(one)
@@ -234,7 +235,7 @@ class _Run:
                 known = self._store.known(gone)
                 for name in gone:
                     digest = known[name].digest if name in known else ""
-                    is_moved = bool(digest) and not list(self._copied.missing([digest]))
+                    is_moved = bool(digest) and self._copied.take(digest)
                     self.update.moved += is_moved
                     self.update.new -= is_moved
                     self.update.removed += bool(digest) and not is_moved

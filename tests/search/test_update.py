@@ -166,6 +166,25 @@ def test_pictures_that_cannot_be_read_are_listed_and_tried_again_when_they_chang
     assert store.failures() == []
 
 
+def test_a_picture_that_the_system_did_not_give_is_tried_again(store, look, photos, monkeypatch):
+    write_tar(photos / "some.tar", shard_members(real_pairs(1)))
+    paint(photos / "0.svg.png", "red").write_text("<svg/>")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refuse)
+        patched.setattr("tarfile.open", refuse)
+        assert look("photos") == {}
+    with monkeypatch.context() as patched:
+        patched.setattr("grr_coca.data.svg.find_spec", lambda _: None)
+        assert look("photos") == {"new": 5}
+    (failure,) = store.failures()
+    assert "needs resvg-py" in failure.message
+    assert store.known([failure.name]) == {}, "tried again"
+
+
 def test_a_picture_that_was_still_being_written_is_tried_again(store, look, photos, monkeypatch):
     late, decode = photos / "late.png", Preprocess.decode
     late.write_bytes((photos / "0.png").read_bytes()[:40])

@@ -95,7 +95,7 @@ class Entry:
 
 
 class Failure(NamedTuple):
-    """A picture that could not be read. `stamp` is None where the file is gone."""
+    """A picture that could not be read. `stamp` is None where the file is gone, or may be read at another time."""
 
     name: str
     root: str

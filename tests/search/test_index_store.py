@@ -137,9 +137,9 @@ def test_what_is_known_of_pictures_and_failures(store):
     vanished = Failure("/other/gone.png", "/other", None, "/other/gone.png: no such file")
     store.commit(Changes(failed=[failure, vanished]))
     assert store.failures() == [vanished, failure]
-    names = [entries[0].name, failure.name, vanished.name, "/pictures/unknown.png"]
+    names = [entries[1].name, failure.name, vanished.name, "/pictures/unknown.png"]
     assert store.known(names) == {
-        entries[0].name: Known(entries[0].stamp, entries[0].digest),
+        entries[1].name: Known(entries[1].stamp, entries[1].digest, entries[1].fields),
         failure.name: Known(failure.stamp, ""),
     }
     assert store.roots() == ["/other", "/pictures"]

@@ -203,6 +203,6 @@ def test_an_insert_that_was_cut_off_at_any_step_is_done_by_the_next(store, reope
         known = reopened().known([failure.name])
         assert known.get(failure.name, Known(failure.stamp, "")) == Known(failure.stamp, ""), "not taken for done"
     reopened().commit(change)
-    assert reopened().known([failure.name]) == {failure.name: Known(entry.stamp, entry.digest)}
+    assert reopened().known([failure.name]) == {failure.name: Known(entry.stamp, entry.digest, entry.fields)}
     assert reopened().failures() == []
     assert reopened().columns() == set(entry.fields)

@@ -236,6 +236,20 @@ def test_columns_of_a_table_become_fields(store, look, photos):
     assert [entry.name for entry in store.matching(tree)] == [first.name]
 
 
+def test_an_edited_row_of_a_table_changes_the_fields_and_nothing_is_described_again(store, look, photos, model):
+    table = photos.parent / "table.csv"
+    table.write_text("path,caption,price\nphotos/0.png,a car,5\nphotos/1.png,a hat,6\n")
+    look("table.csv")
+    table.write_text("path,caption,price\nphotos/0.png,a car,9\nphotos/1.png,a hat,6\n")
+    assert look("table.csv") == {"changed": 1, "unchanged": 1}
+    assert sorted((entry.caption, entry.fields["price"]) for entry in kept(store).values()) == [
+        ("a green square", 6),
+        ("a red square", 9),
+    ]
+    assert model.described == 2
+    assert look("table.csv") == {"unchanged": 2}
+
+
 def test_names_that_are_not_utf8_are_kept(store, look, photos):
     odd = os.fsdecode(os.fsencode(photos) + b"/caf\xe9.png")
     paint(photos / "4.png", "blue").rename(odd)

@@ -3,14 +3,15 @@
 Shapes: N pictures, E embedding width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from grr_coca.search.entry import Entry, Failure, Header, Stamp
+from grr_coca.search.entry import Entry, Failure, FieldValue, Header, Stamp
 from grr_coca.search.filters.tree import Filter
 
 SAMPLE = 4096
@@ -20,10 +21,11 @@ SAMPLE_CAPTIONS = 64
 
 
 class Known(NamedTuple):
-    """What an index knows of a picture: its stamp, and the digest of its bytes (empty: it could not be read)."""
+    """What an index knows of a picture: its stamp, the digest of its bytes (empty: it could not be read), its fields."""
 
     stamp: Stamp
     digest: str
+    fields: Mapping[str, FieldValue] = MappingProxyType({})
 
 
 class Match(NamedTuple):

@@ -10,7 +10,7 @@ from pathlib import Path
 from grr_coca.errors import UserError
 from grr_coca.search.embedded.lock import LOCK, WriterLock
 from grr_coca.search.embedded.schema import APPLICATION_ID, SCHEMA
-from grr_coca.search.entry import VERSION, Entry, Header, Stamp, os_bytes
+from grr_coca.search.entry import VERSION, Entry, FieldValue, Header, Stamp, os_bytes
 
 FILE = "index.sqlite"
 PARTIAL = f".{FILE}.partial"
@@ -143,8 +143,13 @@ def from_row(row: tuple) -> Entry:
         width=width,
         height=height,
         caption=caption,
-        fields=json.loads(fields) if fields else {},
+        fields=fields_of_row(fields),
     )
+
+
+def fields_of_row(written: str | None) -> dict[str, FieldValue]:
+    """The fields of a picture; of one without any, an empty dictionary."""
+    return json.loads(written) if written else {}
 
 
 def _connected(path: str, read_only: bool) -> sqlite3.Connection:

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from grr_coca.search.embedded.database import as_bytes, database_errors, from_row, open_database, read_header
+from grr_coca.search.embedded.database import (
+    as_bytes,
+    database_errors,
+    fields_of_row,
+    from_row,
+    open_database,
+    read_header,
+)
 from grr_coca.search.embedded.schema import FAILURES_OF, PICTURES_OF, READ
 from grr_coca.search.embedded.state import State
 from grr_coca.search.embedded.vectors import best_rows, products, rows_of
@@ -176,17 +183,17 @@ class EmbeddedStore:
             return [_failure(row) for row in rows]
 
     def known(self, names: Sequence[str]) -> dict[str, Known]:
-        """Stamps and digests."""
+        """Stamps, digests and fields."""
         found: dict[str, Known] = {}
         with self.snapshot():
             for piece in pieces(map(as_bytes, names), MOST_PARAMETERS):
-                for table, digest in (("failures", "''"), ("pictures", "digest")):
+                for table, described in (("failures", "'', NULL"), ("pictures", "digest, fields")):
                     rows = self._database.execute(
-                        f"SELECT name, size, mtime_ns, {digest} FROM {table} "
+                        f"SELECT name, size, mtime_ns, {described} FROM {table} "
                         f"WHERE name IN ({_marks(piece, 'CAST(? AS TEXT)')}) AND size IS NOT NULL",
                         piece,
                     )
-                    found |= {name: Known(Stamp(size, mtime_ns), seen) for name, size, mtime_ns, seen in rows}
+                    found |= {name: _known(*rest) for name, *rest in rows}
         return found
 
     def twins(self, digests: Sequence[str]) -> dict[str, Described]:
@@ -249,6 +256,10 @@ def _bound(values: Sequence[object]) -> list[object]:
 
 def _marks(items: Sequence[object], mark: str = "?") -> str:
     return ", ".join([mark] * len(items))
+
+
+def _known(size: int, mtime_ns: int, digest: str, fields: str | None) -> Known:
+    return Known(Stamp(size, mtime_ns), digest, fields_of_row(fields))
 
 
 def _failure(row: sqlite3.Row | tuple) -> Failure:

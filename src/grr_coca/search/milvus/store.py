@@ -132,11 +132,11 @@ class MilvusStore:
             return self._notes.failures()
 
     def known(self, names: Sequence[str]) -> dict[str, Known]:
-        """Stamps and digests."""
+        """Stamps, digests and fields."""
         with self.snapshot():
             found = {f.name: Known(f.stamp, "") for f in self._notes.failures(names) if f.stamp is not None}
             entries = map(from_record, self._rows([name_id(name) for name in names], READ))
-            return found | {entry.name: Known(entry.stamp, entry.digest) for entry in entries}
+            return found | {entry.name: Known(entry.stamp, entry.digest, entry.fields) for entry in entries}
 
     def twins(self, digests: Sequence[str]) -> dict[str, Described]:
         """What was said of the same bytes."""

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from grr_coca.data.image_files.find import TABLE_SUFFIXES, iterate_images
 from grr_coca.errors import UserError
-from grr_coca.search.entry import Failure, stamp_of
-from grr_coca.search.store import Changes, Store
+from grr_coca.search.entry import Failure, plain_fields, stamp_of
+from grr_coca.search.store import Changes, Known, Store
 from grr_coca.search.updating.describe import DecodedPicture, Describe, Found, from_twin, make_entry
 from grr_coca.search.updating.seen import Seen
 from grr_coca.search.words import pieces
@@ -163,8 +163,7 @@ class _Run:
                 self._seen.add(once)
                 self.update.found += len(new)
             for name in (name for name in once if name in new):
-                stamp = once[name].stamp
-                if stamp is not None and name in known and known[name].stamp == stamp:
+                if name in known and known[name].stamp == once[name].stamp and not _is_edited(once[name], known[name]):
                     self.update.unchanged += is_first
                 else:
                     yield once[name]
@@ -198,7 +197,7 @@ class _Run:
         fresh = []
         for one, name in zip(decoded, names, strict=True):
             assert one.found.stamp is not None
-            if name in known and known[name].digest == one.digest:
+            if name in known and known[name].digest == one.digest and not _is_edited(one.found, known[name]):
                 self._pending.touched.append((name, one.found.stamp))
                 self.update.unchanged += 1
                 continue
@@ -263,6 +262,11 @@ class _Run:
 def is_there(argument: str) -> bool:
     """Whether an argument is a pattern, or a file or folder that exists."""
     return has_magic(argument) or Path(argument).exists() or Path(argument.partition("#")[0]).exists()
+
+
+def _is_edited(found: Found, known: Known) -> bool:
+    """Whether the row of a picture's table has changed. That of a picture that could not be read may be broken too."""
+    return bool(known.digest) and plain_fields(found.file.fields()) != known.fields
 
 
 def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:

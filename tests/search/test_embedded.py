@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import sqlite3
+import subprocess
 import time
 from collections import deque
 from contextlib import closing
@@ -172,6 +173,26 @@ def test_an_index_that_cannot_be_written_to_is_read(store, monkeypatch):
     again = open_store(store.location)
     assert len(again) == 3
     again.close()
+
+
+def test_who_cannot_write_sees_what_a_writer_has_just_committed(store, reopened, monkeypatch):
+    fill(store, 3)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    again = reopened()
+    assert len(again) == 3
+    fill(store, 2, first=3)
+    assert len(again) == 5
+
+
+def test_an_index_on_a_disk_that_cannot_be_written_to_is_read(tmp_path):
+    with disk_of(2_000_000, tmp_path / "disk") as disk:
+        store = make_store(str(disk / "index"), HEADER)
+        fill(store, 3)
+        store.close()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        again = open_store(store.location)
+        assert len(again) == 3
+        again.close()
 
 
 def test_the_file_of_vectors_is_written_anew_when_most_of_it_is_gone(store, reopened):

@@ -21,7 +21,10 @@ SAMPLE_CAPTIONS = 64
 
 
 class Known(NamedTuple):
-    """What an index knows of a picture: its stamp, the digest of its bytes (empty: it could not be read), its fields."""
+    """What an index knows of a picture.
+
+    `digest`: of its bytes, empty if it could not be read; `fields`: the columns of its table.
+    """
 
     stamp: Stamp
     digest: str

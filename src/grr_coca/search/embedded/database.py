@@ -44,7 +44,7 @@ def _create(folder: Path, header: Header) -> None:
     for left_behind in folder.glob(f"{PARTIAL}*"):
         left_behind.unlink()
     partial = folder / PARTIAL
-    database = _connected(str(partial), read_only=False)
+    database = _connected(partial)
     try:
         database.executescript(f"PRAGMA journal_mode = DELETE; BEGIN; {SCHEMA}")
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -69,7 +69,7 @@ def open_database(folder: Path) -> sqlite3.Connection:
         why = "no such folder" if not folder.exists() else f"not an index: it holds no {FILE}"
         raise UserError(f"{folder}: {why}; make one by grr-coca index IMAGES… --out {folder}")
     with database_errors(folder):
-        database = _connected(str(path), read_only=not os.access(folder, os.W_OK))
+        database = _connected(path) if os.access(folder, os.W_OK) else _connected_to_read(path)
         try:
             _check(database, folder)
         except BaseException:
@@ -152,19 +152,33 @@ def fields_of_row(written: str | None) -> dict[str, FieldValue]:
     return json.loads(written) if written else {}
 
 
-def _connected(path: str, read_only: bool) -> sqlite3.Connection:
-    # Where nothing can be written, SQLite cannot make the files that it keeps beside a database that is written to.
-    options = "?mode=ro&immutable=1" if read_only else ""
+def _connected_to_read(path: Path) -> sqlite3.Connection:
+    """A connection to a database in a folder that cannot be written to.
+
+    What another user's writer has committed lies in the files beside the database. Where there are none, SQLite cannot
+    make them, and opens the database only if it is told that nobody changes it.
+    """
+    try:
+        return _connected(path, "?mode=ro")
+    except sqlite3.OperationalError:
+        return _connected(path, "?mode=ro&immutable=1")
+
+
+def _connected(path: Path, options: str = "") -> sqlite3.Connection:
     database = sqlite3.connect(
-        f"{Path(path).absolute().as_uri()}{options}",
+        f"{path.absolute().as_uri()}{options}",
         uri=True,
         timeout=SECONDS_TO_WAIT,
         isolation_level=None,
         check_same_thread=False,
     )
     database.text_factory = lambda content: content.decode("utf-8", "surrogateescape")
-    # A commit is durable when it returns, after a power cut too.
-    database.execute("PRAGMA synchronous = FULL")
+    try:
+        # A commit is durable when it returns, after a power cut too. This reads the database.
+        database.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        database.close()
+        raise
     return database
 
 

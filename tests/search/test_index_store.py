@@ -170,10 +170,12 @@ def test_twins_are_found_by_their_bytes(store):
 def test_hashes_and_vectors_go_together(store):
     entries, vectors = fill(store, 30)
     with store.snapshot():
-        ids, hashes = store.hashes()
+        hashed = store.hashes()
+        ids = hashed["id"]
         kept = store.entries(ids.tolist())
         order = {entry.name: place for place, entry in enumerate(entries)}
-        assert [entry.phash for entry in kept] == hashes.tolist()
+        assert [entry.phash for entry in kept] == hashed["phash"].tolist()
+        assert [entry.digest.encode() for entry in kept] == hashed["digest"].tolist()
         assert np.array_equal(store.vectors(ids.tolist()), vectors[[order[entry.name] for entry in kept]])
 
 

@@ -38,6 +38,10 @@ class Match(NamedTuple):
     score: float
 
 
+HASHED = np.dtype([("id", np.int64), ("phash", np.int64), ("digest", "S32")])
+"""What tells whether pictures may look the same."""
+
+
 class LibrarySample(NamedTuple):
     """Embeddings in 32 bits of at most `SAMPLE` pictures, and captions of at most `SAMPLE_CAPTIONS`."""
 
@@ -126,8 +130,8 @@ class Store(Protocol):
         """All pictures that a filter picks."""
         ...
 
-    def hashes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and perceptual hashes (as 64-bit numbers) of all pictures."""
+    def hashes(self) -> np.ndarray:
+        """Ids, perceptual hashes (as 64-bit numbers) and digests of all pictures: N rows of `HASHED`."""
         ...
 
     def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:

@@ -26,7 +26,7 @@ from grr_coca.search.embedded.writer import Writer
 from grr_coca.search.entry import Entry, Failure, FieldValue, Stamp
 from grr_coca.search.filters.sql import to_sql
 from grr_coca.search.filters.tree import Filter
-from grr_coca.search.store import Changes, Described, Known, LibrarySample, Match
+from grr_coca.search.store import HASHED, Changes, Described, Known, LibrarySample, Match
 from grr_coca.search.words import pieces, search_words
 
 MOST_PARAMETERS = 500
@@ -161,12 +161,10 @@ class EmbeddedStore:
             for row in self._database.execute(f"{READ} WHERE {condition} ORDER BY id", _bound(values)):
                 yield from_row(row)
 
-    def hashes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and perceptual hashes."""
+    def hashes(self) -> np.ndarray:
+        """Ids, perceptual hashes and digests."""
         with self.snapshot():
-            cursor = self._database.execute("SELECT id, phash FROM pictures ORDER BY id")
-            pairs = np.fromiter(cursor, np.dtype((np.int64, 2)))
-        return pairs[:, 0], pairs[:, 1]
+            return np.fromiter(self._database.execute("SELECT id, phash, digest FROM pictures ORDER BY id"), HASHED)
 
     def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
         """All pictures in the order in which they were added."""

@@ -16,7 +16,7 @@ from grr_coca.search.milvus.expression import ALWAYS, quoted, to_expression
 from grr_coca.search.milvus.notes import Notes, everything_of
 from grr_coca.search.milvus.rows import READ, as_kept, from_record, to_record
 from grr_coca.search.milvus.text import from_utf8
-from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Changes, Described, Known, LibrarySample, Match
+from grr_coca.search.store import HASHED, SAMPLE, SAMPLE_CAPTIONS, Changes, Described, Known, LibrarySample, Match
 from grr_coca.search.words import pieces
 
 AT_ONCE = 500
@@ -113,12 +113,11 @@ class MilvusStore:
             for row in everything_of(self._client, self._name, to_expression(where), READ):
                 yield from_record(row)
 
-    def hashes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and perceptual hashes."""
+    def hashes(self) -> np.ndarray:
+        """Ids, perceptual hashes and digests."""
         with self.snapshot():
-            rows = everything_of(self._client, self._name, ALWAYS, ["id", "phash"])
-            pairs = np.fromiter(((row["id"], row["phash"]) for row in rows), np.dtype((np.int64, 2)))
-        return pairs[:, 0], pairs[:, 1]
+            rows = everything_of(self._client, self._name, ALWAYS, ["id", "phash", "digest"])
+            return np.fromiter(((row["id"], row["phash"], row["digest"]) for row in rows), HASHED)
 
     def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
         """All pictures in the order of their ids."""

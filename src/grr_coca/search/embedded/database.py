@@ -4,7 +4,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from grr_coca.errors import UserError
@@ -33,6 +33,21 @@ def create_database(folder: Path, header: Header) -> None:
                 _create(folder, header)
         finally:
             lock.release()
+
+
+def remove_database(folder: Path) -> None:
+    """Remove an index, and its folder if nothing else is in it.
+
+    Raises:
+        UserError: a file cannot be removed.
+    """
+    with database_errors(folder):
+        # The database goes first: without it there is no index, whatever happens next.
+        for pattern in (FILE, f"{FILE}-*", f"{PARTIAL}*", "vectors*.f16", LOCK):
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def holds_nothing_else(folder: Path) -> bool:

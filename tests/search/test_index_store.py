@@ -35,6 +35,8 @@ FILTERS = {
     "price in (1, 3, 49)": lambda e: e.fields.get("price") in (1, 3, 49),
     "brand = 'maker 3'": lambda e: e.fields.get("brand") == "maker 3",
     "brand like 'maker%'": lambda e: "brand" in e.fields,
+    "price like '4%'": lambda e: False,
+    "price not like '4%'": lambda e: True,
     "brand > 5": lambda e: False,
     "price = '7'": lambda e: False,
 }

@@ -28,6 +28,7 @@ needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reas
     [
         ("folder = 'logos' and width > 64", '((folder == "logos") and (width > 64))'),
         ("not path like '/a/%'", '(not (name like "/a/%"))'),
+        ("price like '1%'", '(kinds["price"] == "text" and fields["price"] like "1%")'),
         ("size > 10.5", "(size > 10)"),
         ("size < 10.5", "(size < 11)"),
         ("size = 10.5 or size != 10.5", "((id < 0) or (id >= 0))"),

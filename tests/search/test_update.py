@@ -236,6 +236,17 @@ def test_columns_of_a_table_become_fields(store, look, photos):
     assert [entry.name for entry in store.matching(tree)] == [first.name]
 
 
+def test_columns_in_other_scripts_keep_their_letters(store, look, photos):
+    (photos.parent / "table.csv").write_text(
+        "path,caption,цена,Цвет,Prix é,2 色\nphotos/0.png,a car,5,red,6,x\n", encoding="utf-8"
+    )
+    assert look("table.csv") == {"new": 1}
+    (entry,) = kept(store).values()
+    assert entry.fields == {"table_caption": "a car", "цена": 5, "цвет": "red", "prix__": 6, "table_2_色": "x"}
+    for text in ("цена > 4 and ЦВЕТ = 'red'", "prix__ = 6", "table_2_色 = 'x'"):
+        assert list(store.matching(parse_filter(text, store.columns()))) == [entry]
+
+
 def test_an_edited_row_of_a_table_changes_the_fields_and_nothing_is_described_again(store, look, photos, model):
     table = photos.parent / "table.csv"
     table.write_text("path,caption,price\nphotos/0.png,a car,5\nphotos/1.png,a hat,6\n")

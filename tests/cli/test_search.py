@@ -159,12 +159,19 @@ def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "a.webp").write_bytes((DRAWINGS / "guitar.webp").read_bytes())
-    command = [sys.executable, "-m", "grr_coca", "index", str(folder), "--out", str(tmp_path / "index"), "--watch"]
+    named = tmp_path / "named.webp"
+    command = [sys.executable, "-m", "grr_coca", "index", str(folder), str(named)]
+    command += ["--out", str(tmp_path / "index"), "--watch"]
+    named.write_bytes((DRAWINGS / "sailboat.webp").read_bytes())
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            assert "1 pictures (1 new)" in process.stdout.readline()
+            assert "2 pictures (2 new)" in process.stdout.readline()
+            named.unlink()
+            assert "1 pictures (1 removed)" in process.stdout.readline()
             (folder / "b.webp").write_bytes((DRAWINGS / "snowman.webp").read_bytes())
             assert "2 pictures (1 new)" in process.stdout.readline()
+            named.write_bytes((DRAWINGS / "sailboat.webp").read_bytes())
+            assert "3 pictures (1 new)" in process.stdout.readline()
         finally:
             process.send_signal(signal.SIGINT)
     assert process.returncode == 130

@@ -1,22 +1,27 @@
 """An index in a folder: whatever happens, its state is one that was committed."""
 
+import errno
 import multiprocessing
 import os
 import sqlite3
+import subprocess
 import time
 from collections import deque
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from library import HEADER, WIDTH, fill, make_picture, make_vectors
+from library import HEADER, WIDTH, ColourModel, fill, make_picture, make_vectors, paint
 
 from grr_coca.errors import UserError
+from grr_coca.search.embedded.schema import FAILURES_OF, PICTURES_OF
 from grr_coca.search.embedded.store import EmbeddedStore
 from grr_coca.search.embedded.vectors import products
-from grr_coca.search.entry import VERSION
+from grr_coca.search.entry import VERSION, Failure
 from grr_coca.search.locate import make_store, open_store
 from grr_coca.search.store import Changes
+from grr_coca.search.updating.update import update_store
 from support import disk_of
 
 BYTES = WIDTH * 2
@@ -115,6 +120,34 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path):
         again.close()
 
 
+def test_an_update_gives_back_the_room_of_pictures_that_are_gone(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.search.embedded.writer.LEAST_GONE", 2)
+    red, *others = [paint(tmp_path / "photos" / f"{colour}.png", colour) for colour in ("red", "green", "blue")]
+    for _ in range(2):
+        update_store(store, [str(red.parent)], ColourModel)
+        for path in others:
+            path.unlink(missing_ok=True)
+    assert [path.stat().st_size for path in folder_of(store).glob("*.f16")] == [BYTES]
+    assert [entry.name for entry, _ in store.everything()] == [str(red)]
+
+
+def test_a_full_disk_is_no_fuller_when_the_vectors_could_not_be_written_anew(store, monkeypatch):
+    entries, _ = fill(store, 2400)
+    store.commit(Changes(removed=[entry.name for entry in entries[:1500]]))
+
+    def full(path, _rows, _vectors):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("grr_coca.search.embedded.writer.append_rows", full)
+        with pytest.raises(UserError, match="No space left"):
+            store.compact()
+    assert [path.name for path in folder_of(store).glob("*.f16")] == ["vectors.f16"]
+    assert len(store) == 900
+    assert store.compact()
+
+
 # --- Tears
 
 
@@ -142,6 +175,26 @@ def test_an_index_that_cannot_be_written_to_is_read(store, monkeypatch):
     again.close()
 
 
+def test_who_cannot_write_sees_what_a_writer_has_just_committed(store, reopened, monkeypatch):
+    fill(store, 3)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    again = reopened()
+    assert len(again) == 3
+    fill(store, 2, first=3)
+    assert len(again) == 5
+
+
+def test_an_index_on_a_disk_that_cannot_be_written_to_is_read(tmp_path):
+    with disk_of(2_000_000, tmp_path / "disk") as disk:
+        store = make_store(str(disk / "index"), HEADER)
+        fill(store, 3)
+        store.close()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        again = open_store(store.location)
+        assert len(again) == 3
+        again.close()
+
+
 def test_the_file_of_vectors_is_written_anew_when_most_of_it_is_gone(store, reopened):
     entries, vectors = fill(store, 2400)
     reader = reopened()
@@ -163,6 +216,25 @@ def test_the_file_of_vectors_is_written_anew_when_most_of_it_is_gone(store, reop
     assert not store.compact()
     fill(store, 10, first=5000)
     assert len(reader) == 910
+
+
+@pytest.mark.parametrize("statement", [PICTURES_OF, FAILURES_OF])
+def test_a_page_of_names_is_read_without_sorting_all_of_them(store, statement):
+    with closing(sqlite3.connect(folder_of(store) / "index.sqlite")) as database:
+        plan = database.execute(f"EXPLAIN QUERY PLAN {statement}", ("/pictures", 0, 10)).fetchall()
+    assert not any("TEMP B-TREE" in text for *_, text in plan)
+
+
+def test_names_are_read_in_pages_while_they_are_removed(store, monkeypatch):
+    monkeypatch.setattr("grr_coca.search.embedded.store.ROWS_AT_ONCE", 3)
+    entries, _ = fill(store, 10)
+    failed = [Failure(os.fsdecode(b"/pictures/\xe9%d.png" % n), "/pictures", None, "gone") for n in range(7)]
+    store.commit(Changes(failed=failed))
+    found = []
+    for name in store.names("/pictures"):
+        found.append(name)
+        store.commit(Changes(removed=[name]))
+    assert sorted(found) == sorted([entry.name for entry in entries] + [failure.name for failure in failed])
 
 
 # --- Words

@@ -15,6 +15,8 @@ A, B, C = (Comparison("width", "=", number) for number in (1, 2, 3))
     [
         ("width = 1", A),
         ("WIDTH == 1", A),
+        ("width < 9223372036854775807", Comparison("width", "<", 2**63 - 1)),
+        (f"width < {'0' * 5000}7", Comparison("width", "<", 7)),
         ("width <> 1", Comparison("width", "!=", 1)),
         ("width > -1.5e3", Comparison("width", ">", -1500.0)),
         ("folder='it''s'", Comparison("folder", "=", "it's")),
@@ -49,6 +51,9 @@ def test_a_filter_is_a_tree(text, tree):
         ("folder like 'a%b'", "'like' takes a text whose end is its only %"),
         ("and = 3", "expected the name of a field"),
         ("width = 99999999999999999999", "out of range"),
+        ("width = 9223372036854775808", "out of range"),
+        ("width = 1e400", "out of range"),
+        (f"width = -{'9' * 5000}", "out of range"),
         ("not " * 60 + "width = 1", "more than 50 brackets"),
     ],
 )

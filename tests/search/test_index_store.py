@@ -35,6 +35,8 @@ FILTERS = {
     "price in (1, 3, 49)": lambda e: e.fields.get("price") in (1, 3, 49),
     "brand = 'maker 3'": lambda e: e.fields.get("brand") == "maker 3",
     "brand like 'maker%'": lambda e: "brand" in e.fields,
+    "price like '4%'": lambda e: False,
+    "price not like '4%'": lambda e: True,
     "brand > 5": lambda e: False,
     "price = '7'": lambda e: False,
 }
@@ -137,9 +139,9 @@ def test_what_is_known_of_pictures_and_failures(store):
     vanished = Failure("/other/gone.png", "/other", None, "/other/gone.png: no such file")
     store.commit(Changes(failed=[failure, vanished]))
     assert store.failures() == [vanished, failure]
-    names = [entries[0].name, failure.name, vanished.name, "/pictures/unknown.png"]
+    names = [entries[1].name, failure.name, vanished.name, "/pictures/unknown.png"]
     assert store.known(names) == {
-        entries[0].name: Known(entries[0].stamp, entries[0].digest),
+        entries[1].name: Known(entries[1].stamp, entries[1].digest, entries[1].fields),
         failure.name: Known(failure.stamp, ""),
     }
     assert store.roots() == ["/other", "/pictures"]
@@ -170,10 +172,12 @@ def test_twins_are_found_by_their_bytes(store):
 def test_hashes_and_vectors_go_together(store):
     entries, vectors = fill(store, 30)
     with store.snapshot():
-        ids, hashes = store.hashes()
+        hashed = store.hashes()
+        ids = hashed["id"]
         kept = store.entries(ids.tolist())
         order = {entry.name: place for place, entry in enumerate(entries)}
-        assert [entry.phash for entry in kept] == hashes.tolist()
+        assert [entry.phash for entry in kept] == hashed["phash"].tolist()
+        assert [entry.digest.encode() for entry in kept] == hashed["digest"].tolist()
         assert np.array_equal(store.vectors(ids.tolist()), vectors[[order[entry.name] for entry in kept]])
 
 

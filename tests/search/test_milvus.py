@@ -28,6 +28,7 @@ needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reas
     [
         ("folder = 'logos' and width > 64", '((folder == "logos") and (width > 64))'),
         ("not path like '/a/%'", '(not (name like "/a/%"))'),
+        ("price like '1%'", '(kinds["price"] == "text" and fields["price"] like "1%")'),
         ("size > 10.5", "(size > 10)"),
         ("size < 10.5", "(size < 11)"),
         ("size = 10.5 or size != 10.5", "((id < 0) or (id >= 0))"),
@@ -203,6 +204,6 @@ def test_an_insert_that_was_cut_off_at_any_step_is_done_by_the_next(store, reope
         known = reopened().known([failure.name])
         assert known.get(failure.name, Known(failure.stamp, "")) == Known(failure.stamp, ""), "not taken for done"
     reopened().commit(change)
-    assert reopened().known([failure.name]) == {failure.name: Known(entry.stamp, entry.digest)}
+    assert reopened().known([failure.name]) == {failure.name: Known(entry.stamp, entry.digest, entry.fields)}
     assert reopened().failures() == []
     assert reopened().columns() == set(entry.fields)

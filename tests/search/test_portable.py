@@ -65,3 +65,32 @@ def test_what_is_no_export_is_refused(store, tmp_path):
     with pytest.raises(UserError, match="written by a newer grr-coca"):
         import_parquet(path, str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_file_is_told_and_leaves_no_index(store, tmp_path):
+    fill(store, 3000)
+    whole = exported(store, tmp_path / "a.parquet")
+    content = bytearray(whole.read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 500] = bytes(500)
+    (tmp_path / "torn.parquet").write_bytes(content)
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(whole).drop(["caption"]), tmp_path / "less.parquet")
+    for name in ("torn", "less"):
+        with pytest.raises(UserError, match=rf"{name}\.parquet: damaged"):
+            import_parquet(tmp_path / f"{name}.parquet", str(tmp_path / "new"))
+        assert not (tmp_path / "new").exists()
+    assert import_parquet(whole, str(tmp_path / "new")) == 3000
+
+
+def test_an_import_that_cannot_be_written_leaves_no_index(store, tmp_path, monkeypatch):
+    fill(store, 3)
+    path = exported(store, tmp_path / "a.parquet")
+    (tmp_path / "new").mkdir()
+
+    def full(_path, _rows, vectors):
+        if len(vectors):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("grr_coca.search.embedded.writer.append_rows", full)
+    with pytest.raises(UserError, match="No space left"):
+        import_parquet(path, str(tmp_path / "new"))
+    assert open_store(str(tmp_path / "new"), is_optional=True) is None

@@ -84,6 +84,17 @@ def test_a_moved_picture_is_found_by_its_bytes_and_not_described_again(store, lo
     assert kept(store)[str(photos / "deep" / "renamed.png")].caption == "a red square"
 
 
+def test_a_picture_moves_once_and_never_onto_one_that_was_there(store, look, photos):
+    copy = (photos / "0.png").read_bytes()
+    (photos / "copy.png").write_bytes(copy)
+    look("photos")
+    (photos / "0.png").unlink()
+    (photos / "copy.png").rename(photos / "one.png")
+    assert look("photos") == {"moved": 1, "removed": 1, "unchanged": 3}
+    (photos / "one.png").rename(photos / "1.png")
+    assert look("photos") == {"changed": 1, "removed": 1, "unchanged": 2}
+
+
 def test_a_copy_is_a_picture_of_its_own_that_is_not_described_again(store, look, photos, model):
     look("photos")
     (photos / "copy.png").write_bytes((photos / "0.png").read_bytes())
@@ -155,6 +166,25 @@ def test_pictures_that_cannot_be_read_are_listed_and_tried_again_when_they_chang
     assert store.failures() == []
 
 
+def test_a_picture_that_the_system_did_not_give_is_tried_again(store, look, photos, monkeypatch):
+    write_tar(photos / "some.tar", shard_members(real_pairs(1)))
+    paint(photos / "0.svg.png", "red").write_text("<svg/>")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refuse)
+        patched.setattr("tarfile.open", refuse)
+        assert look("photos") == {}
+    with monkeypatch.context() as patched:
+        patched.setattr("grr_coca.data.svg.find_spec", lambda _: None)
+        assert look("photos") == {"new": 5}
+    (failure,) = store.failures()
+    assert "needs resvg-py" in failure.message
+    assert store.known([failure.name]) == {}, "tried again"
+
+
 def test_a_picture_that_was_still_being_written_is_tried_again(store, look, photos, monkeypatch):
     late, decode = photos / "late.png", Preprocess.decode
     late.write_bytes((photos / "0.png").read_bytes()[:40])
@@ -206,6 +236,31 @@ def test_columns_of_a_table_become_fields(store, look, photos):
     assert [entry.name for entry in store.matching(tree)] == [first.name]
 
 
+def test_columns_in_other_scripts_keep_their_letters(store, look, photos):
+    (photos.parent / "table.csv").write_text(
+        "path,caption,цена,Цвет,Prix é,2 色\nphotos/0.png,a car,5,red,6,x\n", encoding="utf-8"
+    )
+    assert look("table.csv") == {"new": 1}
+    (entry,) = kept(store).values()
+    assert entry.fields == {"table_caption": "a car", "цена": 5, "цвет": "red", "prix__": 6, "table_2_色": "x"}
+    for text in ("цена > 4 and ЦВЕТ = 'red'", "prix__ = 6", "table_2_色 = 'x'"):
+        assert list(store.matching(parse_filter(text, store.columns()))) == [entry]
+
+
+def test_an_edited_row_of_a_table_changes_the_fields_and_nothing_is_described_again(store, look, photos, model):
+    table = photos.parent / "table.csv"
+    table.write_text("path,caption,price\nphotos/0.png,a car,5\nphotos/1.png,a hat,6\n")
+    look("table.csv")
+    table.write_text("path,caption,price\nphotos/0.png,a car,9\nphotos/1.png,a hat,6\n")
+    assert look("table.csv") == {"changed": 1, "unchanged": 1}
+    assert sorted((entry.caption, entry.fields["price"]) for entry in kept(store).values()) == [
+        ("a green square", 6),
+        ("a red square", 9),
+    ]
+    assert model.described == 2
+    assert look("table.csv") == {"unchanged": 2}
+
+
 def test_names_that_are_not_utf8_are_kept(store, look, photos):
     odd = os.fsdecode(os.fsencode(photos) + b"/caf\xe9.png")
     paint(photos / "4.png", "blue").rename(odd)
@@ -232,3 +287,51 @@ def test_what_was_done_before_an_interruption_stays(store, photos, model, monkey
     model.describe = described
     assert update_store(store, [str(photos)], lambda: model).new == 2
     assert len(store) == 4
+
+
+def test_a_wider_folder_leaves_what_its_walk_passes_by(store, look, photos, tmp_path):
+    paint(tmp_path / "far" / "5.png", "blue")
+    (photos / "link").symlink_to(tmp_path / "far")
+    paint(photos / ".private" / "6.png", "blue")
+    paint(photos / "7.png", "blue").rename(photos / "noext")
+    write_tar(photos / ".private" / "some.tar", shard_members(real_pairs(1)))
+    look("photos")
+    assert look("photos/link", "photos/.private", "photos/noext") == {"new": 4}
+    assert look("photos") == {"unchanged": 4}
+    assert len(store) == 8
+    (photos / "noext").unlink()
+    (photos / "link").unlink()
+    assert look("photos") == {"removed": 2, "unchanged": 4}
+
+
+def test_a_wider_folder_sees_that_a_shard_has_lost_a_member(store, look, photos):
+    members = shard_members(real_pairs(2))
+    shard = write_tar(photos / "some.tar", members)
+    look(shard)
+    look("photos")
+    write_tar(shard, dict(list(members.items())[:2]))
+    assert look("photos")["removed"] == 1
+
+
+def test_a_picture_that_was_named_by_itself_and_is_gone_is_removed(store, look, photos):
+    named = [photos / "0.png", photos / "deep" / "3.png"]
+    look(*named)
+    named[0].unlink()
+    assert look(*store.roots()) == {"removed": 1, "unchanged": 1}
+    assert look(*store.roots()) == {"unchanged": 1}
+    assert store.failures() == []
+
+
+def test_a_picture_that_is_named_when_it_is_gone_is_removed_whatever_brought_it(store, look, photos):
+    look("photos")
+    (photos / "0.png").unlink()
+    assert look("photos/0.png") == {"removed": 1}
+    with pytest.raises(UserError, match=r"0\.png: no such file or folder"):
+        look("photos/0.png")
+
+
+def test_a_picture_of_the_name_of_a_pattern_is_removed_too(store, look, photos):
+    named = paint(photos / "a[1].png", "blue")
+    look(named, "photos/0.png")
+    named.unlink()
+    assert look(*store.roots()) == {"removed": 1, "unchanged": 1}

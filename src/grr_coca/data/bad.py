@@ -21,6 +21,7 @@ class Cause(StrEnum):
     CUT_OFF = "cut off by the end of a truncated shard"
     UNREADABLE = "cannot be read"
     FORBIDDEN_PATH = "path leaves the data's folder"
+    NOT_INSTALLED = "needs a package that is not installed"
 
 
 class BadSample(UserError):  # noqa: N818 (it is the sample that is bad)

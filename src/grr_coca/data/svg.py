@@ -34,7 +34,8 @@ def draw_svg(data: bytes, name: str) -> Image.Image:
         BadSample: it cannot be drawn, or resvg is not installed.
     """
     if find_spec("resvg_py") is None:
-        raise BadSample(f"{name}: an SVG file, which needs resvg-py; pip install 'grr-coca[icons]'", Cause.NOT_AN_IMAGE)
+        message = f"{name}: an SVG file, which needs resvg-py; pip install 'grr-coca[icons]'"
+        raise BadSample(message, Cause.NOT_INSTALLED)
     try:
         image = render_svg(data.decode("utf-8-sig"), SIDE)
     except ValueError as error:

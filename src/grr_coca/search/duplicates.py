@@ -35,11 +35,11 @@ class Group:
 def duplicate_groups(store: Store) -> list[Group]:
     """All groups of near-duplicates, the largest first."""
     with store.snapshot():
-        ids, hashes = store.hashes()
-        parents = np.arange(len(ids))
-        for first, second in _alike(hashes):
-            for piece in pieces(zip(first.tolist(), second.tolist(), strict=True), 4096):
-                a, b = np.array(piece).T
+        hashed = store.hashes()
+        ids = hashed["id"]
+        parents = _first_of_equal(hashed["digest"])
+        for pairs in _alike(hashed["phash"], parents):
+            for a, b in (np.array(piece).T for piece in pieces(pairs.tolist(), 4096)):
                 cosines = (store.vectors(ids[a].tolist()) * store.vectors(ids[b].tolist())).sum(axis=1)
                 for one, other in zip(a[cosines >= LEAST_COSINE], b[cosines >= LEAST_COSINE], strict=True):
                     _join(parents, int(one), int(other))
@@ -66,21 +66,34 @@ def folded(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
     return groups
 
 
-def _alike(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of places whose hashes differ in few bits; a pair may come more than once."""
-    bits = np.unpackbits(np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, 8), axis=1)
+def _first_of_equal(digests: np.ndarray) -> np.ndarray:
+    """The place of the first of all that are equal: N."""
+    _, firsts, kinds = np.unique(digests, return_index=True, return_inverse=True)
+    return firsts[kinds]
+
+
+def _alike(hashes: np.ndarray, parents: np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs of places whose hashes differ in few bits, and which are not joined yet: P 2, several times.
+
+    A pair may come more than once. Of those that are joined before the first pair, one stands for all.
+    """
+    places = np.unique(parents)
+    hashes = hashes[places]
+    bits = np.unpackbits(hashes.view(np.uint8).reshape(-1, 8), axis=1)
     for band in np.array_split(np.arange(64), BANDS):
         keys = bits[:, band] @ (2 ** np.arange(len(band)))
-        order = np.argsort(keys, kind="stable")
-        # Places with one key lie side by side: hold each against the next, the one after it, and so on.
+        order = np.lexsort((hashes, keys))
+        # Places with one key lie side by side: hold each against the next, the one after it, and so on. Equal hashes
+        # come first, however many share the key.
         for distance in range(1, LARGEST_BUCKET):
             same = np.flatnonzero(keys[order[distance:]] == keys[order[:-distance]])
             if not len(same):
                 break
-            first, second = order[same], order[same + distance]
-            near = differing_bits(hashes[first], hashes[second]) <= MOST_BITS
+            pairs = np.stack([order[same], order[same + distance]], axis=1)
+            pairs = pairs[_roots(parents, places[pairs[:, 0]]) != _roots(parents, places[pairs[:, 1]])]
+            near = differing_bits(hashes[pairs[:, 0]], hashes[pairs[:, 1]]) <= MOST_BITS
             if near.any():
-                yield first[near], second[near]
+                yield places[pairs[near]]
 
 
 def _largest_first(entries: Iterable[Entry]) -> list[Entry]:
@@ -92,6 +105,14 @@ def _root(parents: np.ndarray, place: int) -> int:
         parents[place] = parents[parents[place]]
         place = int(parents[place])
     return place
+
+
+def _roots(parents: np.ndarray, places: np.ndarray) -> np.ndarray:
+    roots = parents[places]
+    while not np.array_equal(above := parents[roots], roots):
+        roots = above
+    parents[places] = roots
+    return roots
 
 
 def _join(parents: np.ndarray, one: int, other: int) -> None:

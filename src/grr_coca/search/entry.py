@@ -95,7 +95,7 @@ class Entry:
 
 
 class Failure(NamedTuple):
-    """A picture that could not be read. `stamp` is None where the file is gone."""
+    """A picture that could not be read. `stamp` is None where the file is gone, or may be read at another time."""
 
     name: str
     root: str
@@ -132,7 +132,8 @@ def os_bytes(name: str) -> bytes:
 def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
     """The columns of a table as fields: texts and numbers. A cell that is a number becomes one, so that it compares.
 
-    Lists become text with commas; empty cells and whatever else are left out. A name that a filter cannot write, or
+    Lists become text with commas; empty cells and whatever else are left out. Names are in lower case, with `_` for all
+    but digits and the letters a to z; one without such a letter keeps its own. A name that a filter cannot write, or
     that means something else there, gets `table_` before it.
 
     Raises:
@@ -153,7 +154,10 @@ def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
 def _field_name(column: str) -> str:
     from grr_coca.search.filters.fields import is_own_field
 
-    name = "".join(c if c.isalnum() and c.isascii() else "_" for c in column.strip().lower()) or "column"
+    written = column.strip().lower()
+    name = "".join(c if c.isalnum() and c.isascii() else "_" for c in written)
+    if not any(c.isalpha() for c in name):  # in another script, where `_` for each letter would tell nothing apart
+        name = "".join(c if c.isalnum() else "_" for c in written) or "column"
     return f"table_{name}" if name[0].isdigit() or is_own_field(name) else name
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from grr_coca.errors import UserError
-from grr_coca.search.embedded.database import FILE, create_database, holds_nothing_else
+from grr_coca.search.embedded.database import FILE, create_database, holds_nothing_else, remove_database
 from grr_coca.search.embedded.store import EmbeddedStore
 from grr_coca.search.entry import Header
 from grr_coca.search.store import Store
@@ -47,3 +47,17 @@ def make_store(location: str, header: Header) -> Store:
         return create_collection(location, header)
     create_database(Path(location), header)
     return EmbeddedStore(Path(location))
+
+
+def remove_store(location: str) -> None:
+    """Remove an index, whole or half made, that no other process uses.
+
+    Raises:
+        UserError: it cannot be removed, or the server cannot be reached.
+    """
+    if location.startswith(MILVUS):
+        from grr_coca.search.milvus.connect import drop_collections
+
+        drop_collections(location)
+    else:
+        remove_database(Path(location))

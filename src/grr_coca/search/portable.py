@@ -6,6 +6,7 @@ The header and the pictures that could not be read are in the metadata of the fi
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.search.entry import VERSION, Entry, Failure, Header, Stamp
-from grr_coca.search.locate import make_store, open_store
+from grr_coca.search.locate import make_store, open_store, remove_store
 from grr_coca.search.store import Changes, Store
 from grr_coca.search.words import pieces
 
@@ -48,7 +49,8 @@ def import_parquet(path: Path, location: str) -> int:
     """Make an index of an exported file. Returns the number of pictures.
 
     Raises:
-        UserError: the file is none of these, a newer version wrote it, or there is an index already.
+        UserError: the file is none of these or damaged, a newer version wrote it, there is an index already, or the
+            disk is full. No part of an index stays behind.
     """
     require_extra("parquet", "importing an index")
     import pyarrow
@@ -57,25 +59,37 @@ def import_parquet(path: Path, location: str) -> int:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         metadata = json.loads((file.schema_arrow.metadata or {})[METADATA])
-    except KeyError as error:
+        header, failures = Header(**metadata["header"]), [_failure(*failure) for failure in metadata["failures"]]
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path}: a Parquet file, and not an index that grr-coca export index wrote") from error
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read ({error})") from error
-    header = Header(**metadata["header"])
     if header.version > VERSION:
         raise UserError(f"{path}: written by a newer grr-coca (format {header.version}; this one reads {VERSION})")
     existing = open_store(location, is_optional=True)
     if existing is not None:
         existing.close()
         raise UserError(f"{location}: there is an index already; give another place")
-    store = make_store(location, header)
+    with closing(make_store(location, header)) as store:
+        store.claim()
+        try:
+            store.commit(Changes(failed=failures))
+            for pictures in _read_pictures(file, header.embed_dim, path):
+                store.commit(Changes(added=pictures))
+            return len(store)
+        except BaseException:
+            remove_store(location)  # half an index would pass for a whole one
+            raise
+
+
+def _read_pictures(file: Any, width: int, path: Path) -> Iterator[list[tuple[Entry, np.ndarray]]]:
+    import pyarrow
+
     try:
-        store.commit(Changes(failed=[_failure(*failure) for failure in metadata["failures"]]))
         for batch in file.iter_batches(ROWS_AT_ONCE):
-            store.commit(Changes(added=list(_rows(batch.to_pydict(), header.embed_dim))))
-        return len(store)
-    finally:
-        store.close()
+            yield list(_rows(batch.to_pydict(), width))
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); export the index again, or take the file from a copy") from error
 
 
 def _schema(store: Store) -> Any:
@@ -110,7 +124,8 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
     for values in zip(*columns.values(), strict=True):
         row = dict(zip(columns, values, strict=True))
         vector = np.array(row.pop("embedding"), np.float16)
-        assert vector.shape == (width,)
+        if vector.shape != (width,):
+            raise ValueError(f"an embedding of shape {vector.shape} in place of {width} numbers")
         texts: dict[str, Any] = {name: _read(row.pop(name)) for name in TEXTS}
         stamp = Stamp(row.pop("size"), row.pop("mtime_ns"))
         yield Entry(**texts, stamp=stamp, fields=json.loads(row.pop("fields")), **row), vector

@@ -3,14 +3,15 @@
 Shapes: N pictures, E embedding width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from grr_coca.search.entry import Entry, Failure, Header, Stamp
+from grr_coca.search.entry import Entry, Failure, FieldValue, Header, Stamp
 from grr_coca.search.filters.tree import Filter
 
 SAMPLE = 4096
@@ -20,10 +21,14 @@ SAMPLE_CAPTIONS = 64
 
 
 class Known(NamedTuple):
-    """What an index knows of a picture: its stamp, and the digest of its bytes (empty: it could not be read)."""
+    """What an index knows of a picture.
+
+    `digest`: of its bytes, empty if it could not be read; `fields`: the columns of its table.
+    """
 
     stamp: Stamp
     digest: str
+    fields: Mapping[str, FieldValue] = MappingProxyType({})
 
 
 class Match(NamedTuple):
@@ -31,6 +36,10 @@ class Match(NamedTuple):
 
     id: int
     score: float
+
+
+HASHED = np.dtype([("id", np.int64), ("phash", np.int64), ("digest", "S32")])
+"""What tells whether pictures may look the same."""
 
 
 class LibrarySample(NamedTuple):
@@ -121,8 +130,8 @@ class Store(Protocol):
         """All pictures that a filter picks."""
         ...
 
-    def hashes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and perceptual hashes (as 64-bit numbers) of all pictures."""
+    def hashes(self) -> np.ndarray:
+        """Ids, perceptual hashes (as 64-bit numbers) and digests of all pictures: N rows of `HASHED`."""
         ...
 
     def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
@@ -164,5 +173,13 @@ class Store(Protocol):
 
         Raises:
             UserError: another process writes, or the disk is full or the server gone; what was committed before stays.
+        """
+        ...
+
+    def compact(self) -> bool:
+        """Give back the room of pictures that are gone, where it is worth it; returns whether it was done.
+
+        Raises:
+            UserError: as `commit`.
         """
         ...

@@ -15,7 +15,7 @@ from grr_coca.inference.on_ray import Machines
 from grr_coca.registry import DEFAULT
 from grr_coca.search.index import Index
 from grr_coca.search.locate import open_store
-from grr_coca.search.updating.update import Update, require_arguments
+from grr_coca.search.updating.update import Update, absolute_arguments, is_there, require_arguments
 
 SECONDS_BETWEEN_LOOKS = 2.0
 SHARE_OF_LOOKING = 10
@@ -52,12 +52,12 @@ def run(
         require_extra("ray", "--on ray")
     with _opened(out, images, checkpoint, batch_size) as index:
         began = time.monotonic()
-        update = _looked_through(index, images, on)
+        update = _looked_through(index, images or index.store.roots(), on)
         _tell(update, index, time.monotonic() - began)
         while watch:
             _wait(time.monotonic() - began)
             began = time.monotonic()
-            update = _looked_through(index, images, on)
+            update = _looked_through(index, _there_or_known(index, images), on)
             if update.new or update.changed or update.moved or update.removed:
                 _tell(update, index, time.monotonic() - began)
     return 1 if update.failures and len(update.failures) >= update.found else 0
@@ -86,7 +86,15 @@ def _looked_through(index: Index, images: Sequence[str], on: Machines) -> Update
                 shown.append(stack.enter_context(bars({"indexed": total})))
             shown[0].update("indexed", done, f"{failed} failed" if failed else "")
 
-        return index.add(images, on_progress, on) if images else index.refresh(on_progress, on)
+        return index.add(images, on_progress, on)
+
+
+def _there_or_known(index: Index, images: Sequence[str]) -> Sequence[str]:
+    """What to look through while watching: a picture that was removed is left out until it is back."""
+    roots = index.store.roots()
+    if not images:
+        return roots
+    return [image for image in images if is_there(image) or absolute_arguments([image])[0] in roots]
 
 
 def _tell(update: Update, index: Index, seconds: float) -> None:

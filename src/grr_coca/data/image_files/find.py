@@ -145,7 +145,7 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
             if 0 < path.stat().st_size - tar.offset < tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends within a header")  # tarfile takes that for the end of the tar
     except (tarfile.TarError, OSError) as error:
-        yield ImageFile(f"{path}", partial(_refuse, f"{path}: not a whole uncompressed tar file ({error})"))
+        yield ImageFile(f"{path}", partial(_refuse, f"{path}: not a whole uncompressed tar file ({error})", error))
     else:
         if not count:
             yield ImageFile(f"{path}", partial(_refuse, f"{path}: holds no images ({_suffixes()})"))
@@ -205,8 +205,8 @@ def _require_bytes(size: int, name: str) -> None:
         raise BadSample(f"{name}: an image of {size:,} bytes, more than the limit of {MAX_BYTES:,}", Cause.TOO_LARGE)
 
 
-def _refuse(message: str) -> bytes:
-    raise UserError(message)
+def _refuse(message: str, cause: Exception | None = None) -> bytes:
+    raise UserError(message) from cause
 
 
 def _suffixes() -> str:

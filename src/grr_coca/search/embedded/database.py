@@ -4,13 +4,13 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from grr_coca.errors import UserError
 from grr_coca.search.embedded.lock import LOCK, WriterLock
 from grr_coca.search.embedded.schema import APPLICATION_ID, SCHEMA
-from grr_coca.search.entry import VERSION, Entry, Header, Stamp, os_bytes
+from grr_coca.search.entry import VERSION, Entry, FieldValue, Header, Stamp, os_bytes
 
 FILE = "index.sqlite"
 PARTIAL = f".{FILE}.partial"
@@ -35,6 +35,21 @@ def create_database(folder: Path, header: Header) -> None:
             lock.release()
 
 
+def remove_database(folder: Path) -> None:
+    """Remove an index, and its folder if nothing else is in it.
+
+    Raises:
+        UserError: a file cannot be removed.
+    """
+    with database_errors(folder):
+        # The database goes first: without it there is no index, whatever happens next.
+        for pattern in (FILE, f"{FILE}-*", f"{PARTIAL}*", "vectors*.f16", LOCK):
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
+
+
 def holds_nothing_else(folder: Path) -> bool:
     """Whether a folder is empty but for what a process leaves that is killed while it makes an index."""
     return all(path.name == LOCK or path.name.startswith(PARTIAL) for path in folder.iterdir())
@@ -44,7 +59,7 @@ def _create(folder: Path, header: Header) -> None:
     for left_behind in folder.glob(f"{PARTIAL}*"):
         left_behind.unlink()
     partial = folder / PARTIAL
-    database = _connected(str(partial), read_only=False)
+    database = _connected(partial)
     try:
         database.executescript(f"PRAGMA journal_mode = DELETE; BEGIN; {SCHEMA}")
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -69,7 +84,7 @@ def open_database(folder: Path) -> sqlite3.Connection:
         why = "no such folder" if not folder.exists() else f"not an index: it holds no {FILE}"
         raise UserError(f"{folder}: {why}; make one by grr-coca index IMAGES… --out {folder}")
     with database_errors(folder):
-        database = _connected(str(path), read_only=not os.access(folder, os.W_OK))
+        database = _connected(path) if os.access(folder, os.W_OK) else _connected_to_read(path)
         try:
             _check(database, folder)
         except BaseException:
@@ -143,23 +158,42 @@ def from_row(row: tuple) -> Entry:
         width=width,
         height=height,
         caption=caption,
-        fields=json.loads(fields) if fields else {},
+        fields=fields_of_row(fields),
     )
 
 
-def _connected(path: str, read_only: bool) -> sqlite3.Connection:
-    # Where nothing can be written, SQLite cannot make the files that it keeps beside a database that is written to.
-    options = "?mode=ro&immutable=1" if read_only else ""
+def fields_of_row(written: str | None) -> dict[str, FieldValue]:
+    """The fields of a picture; of one without any, an empty dictionary."""
+    return json.loads(written) if written else {}
+
+
+def _connected_to_read(path: Path) -> sqlite3.Connection:
+    """A connection to a database in a folder that cannot be written to.
+
+    What another user's writer has committed lies in the files beside the database. Where there are none, SQLite cannot
+    make them, and opens the database only if it is told that nobody changes it.
+    """
+    try:
+        return _connected(path, "?mode=ro")
+    except sqlite3.OperationalError:
+        return _connected(path, "?mode=ro&immutable=1")
+
+
+def _connected(path: Path, options: str = "") -> sqlite3.Connection:
     database = sqlite3.connect(
-        f"{Path(path).absolute().as_uri()}{options}",
+        f"{path.absolute().as_uri()}{options}",
         uri=True,
         timeout=SECONDS_TO_WAIT,
         isolation_level=None,
         check_same_thread=False,
     )
     database.text_factory = lambda content: content.decode("utf-8", "surrogateescape")
-    # A commit is durable when it returns, after a power cut too.
-    database.execute("PRAGMA synchronous = FULL")
+    try:
+        # A commit is durable when it returns, after a power cut too. This reads the database.
+        database.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        database.close()
+        raise
     return database
 
 

@@ -67,3 +67,10 @@ VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?
 READ = """
 SELECT id, name, root, file, "offset", size, mtime_ns, digest, phash, width, height, caption, fields FROM pictures
 """
+
+PICTURES_OF = "SELECT name, id FROM pictures WHERE root = CAST(? AS TEXT) AND id > ? ORDER BY id LIMIT ?"
+FAILURES_OF = """
+SELECT name, CAST(name AS BLOB) FROM failures WHERE root = CAST(? AS TEXT) AND name > CAST(? AS TEXT)
+ORDER BY name LIMIT ?
+"""
+"""A page of the names of a root, each with what the next page begins after. An index has them in this order."""

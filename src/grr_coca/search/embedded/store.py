@@ -11,15 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
-from grr_coca.search.embedded.database import as_bytes, database_errors, from_row, open_database, read_header
-from grr_coca.search.embedded.schema import READ
+from grr_coca.search.embedded.database import (
+    as_bytes,
+    database_errors,
+    fields_of_row,
+    from_row,
+    open_database,
+    read_header,
+)
+from grr_coca.search.embedded.schema import FAILURES_OF, PICTURES_OF, READ
 from grr_coca.search.embedded.state import State
 from grr_coca.search.embedded.vectors import best_rows, products, rows_of
 from grr_coca.search.embedded.writer import Writer
 from grr_coca.search.entry import Entry, Failure, FieldValue, Stamp
 from grr_coca.search.filters.sql import to_sql
 from grr_coca.search.filters.tree import Filter
-from grr_coca.search.store import Changes, Described, Known, LibrarySample, Match
+from grr_coca.search.store import HASHED, Changes, Described, Known, LibrarySample, Match
 from grr_coca.search.words import pieces, search_words
 
 MOST_PARAMETERS = 500
@@ -154,12 +161,10 @@ class EmbeddedStore:
             for row in self._database.execute(f"{READ} WHERE {condition} ORDER BY id", _bound(values)):
                 yield from_row(row)
 
-    def hashes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and perceptual hashes."""
+    def hashes(self) -> np.ndarray:
+        """Ids, perceptual hashes and digests."""
         with self.snapshot():
-            cursor = self._database.execute("SELECT id, phash FROM pictures ORDER BY id")
-            pairs = np.fromiter(cursor, np.dtype((np.int64, 2)))
-        return pairs[:, 0], pairs[:, 1]
+            return np.fromiter(self._database.execute("SELECT id, phash, digest FROM pictures ORDER BY id"), HASHED)
 
     def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
         """All pictures in the order in which they were added."""
@@ -176,17 +181,17 @@ class EmbeddedStore:
             return [_failure(row) for row in rows]
 
     def known(self, names: Sequence[str]) -> dict[str, Known]:
-        """Stamps and digests."""
+        """Stamps, digests and fields."""
         found: dict[str, Known] = {}
         with self.snapshot():
             for piece in pieces(map(as_bytes, names), MOST_PARAMETERS):
-                for table, digest in (("failures", "''"), ("pictures", "digest")):
+                for table, described in (("failures", "'', NULL"), ("pictures", "digest, fields")):
                     rows = self._database.execute(
-                        f"SELECT name, size, mtime_ns, {digest} FROM {table} "
+                        f"SELECT name, size, mtime_ns, {described} FROM {table} "
                         f"WHERE name IN ({_marks(piece, 'CAST(? AS TEXT)')}) AND size IS NOT NULL",
                         piece,
                     )
-                    found |= {name: Known(Stamp(size, mtime_ns), seen) for name, size, mtime_ns, seen in rows}
+                    found |= {name: _known(*rest) for name, *rest in rows}
         return found
 
     def twins(self, digests: Sequence[str]) -> dict[str, Described]:
@@ -210,19 +215,15 @@ class EmbeddedStore:
 
     def names(self, root: str) -> Iterator[str]:
         """Names below an argument. They are read piece by piece, so that a writer may commit in between."""
-        for table in ("pictures", "failures"):
-            after: str | bytes = ""
+        for statement, first in ((PICTURES_OF, 0), (FAILURES_OF, b"")):
+            last: int | bytes = first
             while True:
                 with self.snapshot():
-                    rows = self._database.execute(
-                        f"SELECT name FROM {table} WHERE root = CAST(? AS TEXT) AND name > CAST(? AS TEXT) "
-                        "ORDER BY name LIMIT ?",
-                        (as_bytes(root), after, ROWS_AT_ONCE),
-                    ).fetchall()
+                    rows = self._database.execute(statement, (as_bytes(root), last, ROWS_AT_ONCE)).fetchall()
                 if not rows:
                     break
-                yield from (name for (name,) in rows)
-                after = as_bytes(rows[-1][0])
+                yield from (name for name, _ in rows)
+                _, last = rows[-1]
 
     # --- writing
 
@@ -253,6 +254,10 @@ def _bound(values: Sequence[object]) -> list[object]:
 
 def _marks(items: Sequence[object], mark: str = "?") -> str:
     return ", ".join([mark] * len(items))
+
+
+def _known(size: int, mtime_ns: int, digest: str, fields: str | None) -> Known:
+    return Known(Stamp(size, mtime_ns), digest, fields_of_row(fields))
 
 
 def _failure(row: sqlite3.Row | tuple) -> Failure:

@@ -110,9 +110,13 @@ class Writer:
         new = vectors_file(self._folder, before.generation + 1)
         vectors = map_rows(old, before.rows, self._width)
         step = 2**16
-        append_rows(new, 0, np.empty((0, self._width), np.float16))
-        for start in range(0, len(ids), step):
-            append_rows(new, start, vectors[ids[start : start + step] - 1])
+        try:
+            append_rows(new, 0, np.empty((0, self._width), np.float16))
+            for start in range(0, len(ids), step):
+                append_rows(new, start, vectors[ids[start : start + step] - 1])
+        except OSError:
+            new.unlink(missing_ok=True)  # or a disk that is full stays so
+            raise
         self._database.execute("BEGIN IMMEDIATE")
         try:
             # In this order no new id is taken: each is at most the old one, and those before it have moved.

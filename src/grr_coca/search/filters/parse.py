@@ -20,7 +20,7 @@ from grr_coca.search.filters.tree import And, Comparison, Filter, Like, Not, One
 TOKEN = re.compile(
     r"""\s*(?:(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])
     |(?P<text>'(?:[^']|'')*'|"(?:[^"]|"")*")
-    |(?P<name>[A-Za-z_]\w*)
+    |(?P<name>[^\W\d]\w*)
     |(?P<sign><=|>=|!=|<>|==|[=<>(),])
     |(?P<end>$))""",
     re.VERBOSE,
@@ -28,6 +28,8 @@ TOKEN = re.compile(
 SAME = {"==": "=", "<>": "!="}
 COMPARISONS = ("=", "!=", "<", "<=", ">", ">=")
 MAX_DEPTH = 50
+LONGEST_WHOLE = len(str(-(2**63)))
+"""Characters. No longer number is in range, and `int` refuses thousands of digits."""
 
 
 class _Token(NamedTuple):
@@ -133,9 +135,10 @@ class _Parser:
             quote = token.text[0]
             return token.text[1:-1].replace(quote * 2, quote)
         if token.kind == "number":
-            number = float(token.text) if re.search(r"[.eE]", token.text) else int(token.text)
+            is_whole = len(token.text) <= LONGEST_WHOLE and not re.search(r"[.eE]", token.text)
+            number = int(token.text) if is_whole else float(token.text)
             if abs(number) >= 2**63:
-                raise UserError(f"--where: {token.text} is out of range")
+                raise UserError(f"--where: {token.text[:40]} is out of range")
             return number
         self._next -= 1
         raise self._error("a number, or a text between quotes")

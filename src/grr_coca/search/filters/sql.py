@@ -27,14 +27,17 @@ def _condition(tree: Filter, values: list[FieldValue]) -> str:
     assert isinstance(tree, Like)
     column = _column(tree.field, values)
     values += [len(tree.prefix), tree.prefix]
-    return f"IFNULL(substr({column}, 1, ?) = ?, 0)"
+    return _of_kind(f"substr({column}, 1, ?) = ?", tree.field, tree.prefix, values)
 
 
 def _test(field: str, operator: str, value: FieldValue, values: list[FieldValue]) -> str:
-    """False, and not unknown, for a picture without the field; false for a text that is compared with a number."""
     column = _column(field, values)
     values.append(value)
-    test = f"{column} {operator} ?"
+    return _of_kind(f"{column} {operator} ?", field, value, values)
+
+
+def _of_kind(test: str, field: str, value: FieldValue, values: list[FieldValue]) -> str:
+    """False, and not unknown, for a picture without the field; false for a text that is compared with a number."""
     if field in OWN_FIELDS:
         return f"({test})"
     kinds = "'text'" if isinstance(value, str) else "'integer', 'real'"

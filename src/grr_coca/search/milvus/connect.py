@@ -85,6 +85,22 @@ def create_collection(location: str, header: Header) -> MilvusStore:
     return MilvusStore(location, client, place.name, header, notes)
 
 
+def drop_collections(location: str) -> None:
+    """Remove an index, whole or half made.
+
+    Raises:
+        UserError: the server cannot be reached, or a collection is of something else.
+    """
+    place, client = _connected(location)
+    try:
+        with server_errors(location):
+            _require_ours(location, client, place.name)
+            for name in (place.name, notes_of(place.name)):
+                client.drop_collection(name)
+    finally:
+        client.close()
+
+
 def _require_ours(location: str, client: Any, name: str) -> None:
     """Make sure that collections of these names, if there are any, are those of an index.
 

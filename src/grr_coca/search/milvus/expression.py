@@ -25,7 +25,8 @@ def to_expression(tree: Filter) -> str:
     if isinstance(tree, OneOf):
         return "(" + " or ".join(_test(tree.field, "=", value) for value in tree.values) + ")"
     assert isinstance(tree, Like)
-    return f"({_column(tree.field)} like {quoted(tree.prefix + '%')})"
+    test = f"{_column(tree.field)} like {quoted(tree.prefix + '%')}"
+    return f"({test})" if tree.field in OWN_FIELDS else f"({_same_kind(tree.field, tree.prefix)} and {test})"
 
 
 def quoted(text: str) -> str:

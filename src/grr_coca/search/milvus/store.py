@@ -16,7 +16,7 @@ from grr_coca.search.milvus.expression import ALWAYS, quoted, to_expression
 from grr_coca.search.milvus.notes import Notes, everything_of
 from grr_coca.search.milvus.rows import READ, as_kept, from_record, to_record
 from grr_coca.search.milvus.text import from_utf8
-from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Changes, Described, Known, LibrarySample, Match
+from grr_coca.search.store import HASHED, SAMPLE, SAMPLE_CAPTIONS, Changes, Described, Known, LibrarySample, Match
 from grr_coca.search.words import pieces
 
 AT_ONCE = 500
@@ -113,12 +113,11 @@ class MilvusStore:
             for row in everything_of(self._client, self._name, to_expression(where), READ):
                 yield from_record(row)
 
-    def hashes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and perceptual hashes."""
+    def hashes(self) -> np.ndarray:
+        """Ids, perceptual hashes and digests."""
         with self.snapshot():
-            rows = everything_of(self._client, self._name, ALWAYS, ["id", "phash"])
-            pairs = np.fromiter(((row["id"], row["phash"]) for row in rows), np.dtype((np.int64, 2)))
-        return pairs[:, 0], pairs[:, 1]
+            rows = everything_of(self._client, self._name, ALWAYS, ["id", "phash", "digest"])
+            return np.fromiter(((row["id"], row["phash"], row["digest"]) for row in rows), HASHED)
 
     def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
         """All pictures in the order of their ids."""
@@ -132,11 +131,11 @@ class MilvusStore:
             return self._notes.failures()
 
     def known(self, names: Sequence[str]) -> dict[str, Known]:
-        """Stamps and digests."""
+        """Stamps, digests and fields."""
         with self.snapshot():
             found = {f.name: Known(f.stamp, "") for f in self._notes.failures(names) if f.stamp is not None}
             entries = map(from_record, self._rows([name_id(name) for name in names], READ))
-            return found | {entry.name: Known(entry.stamp, entry.digest) for entry in entries}
+            return found | {entry.name: Known(entry.stamp, entry.digest, entry.fields) for entry in entries}
 
     def twins(self, digests: Sequence[str]) -> dict[str, Described]:
         """What was said of the same bytes."""
@@ -189,6 +188,10 @@ class MilvusStore:
                 self._client.delete(self._name, ids=ids)
             self._notes.add_failures(failed.values())
             self._reads.forget()
+
+    def compact(self) -> bool:
+        """Nothing: a server does this by itself."""
+        return False
 
     def _touched(self, changes: Changes) -> list[dict[str, Any]]:
         stamps = {name_id(name): stamp for name, stamp in changes.touched}

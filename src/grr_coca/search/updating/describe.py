@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
+from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.image_files.find import ImageFile
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Entry, Failure, Stamp, digest_of, plain_fields, stamp_of
@@ -46,14 +47,22 @@ class DecodedPicture:
 
 
 def decode_found(found: Found, preprocess: "Preprocess") -> DecodedPicture | Failure:
-    """Read and decode a picture. Its stamp is taken anew: it may have been written since it was found."""
+    """Read and decode a picture. Its stamp is taken anew: it may have been written since it was found.
+
+    A failure of the system (a permission, a disk, a missing package) has no stamp, so the picture is tried again.
+    """
     stamp = stamp_of(found.file)
+    # A failure has the stamp from before: a file that was still being written has another one when it is whole.
     try:
         content = found.file.read()
-        image = preprocess.decode(content, found.file.name)
     except UserError as error:
-        # With the stamp from before: a file that was still being written has another one when it is whole.
-        return Failure(found.file.name, found.root, stamp, str(error))
+        is_of_system = isinstance(error.__cause__, OSError)
+        return Failure(found.file.name, found.root, None if is_of_system else stamp, str(error))
+    try:
+        image = preprocess.decode(content, found.file.name)
+    except BadSample as error:
+        is_package = error.cause is Cause.NOT_INSTALLED
+        return Failure(found.file.name, found.root, None if is_package else stamp, str(error))
     if stamp is None or stamp.size != len(content):
         stamp = Stamp(len(content), 0 if stamp is None else stamp.mtime_ns)
     found = found._replace(stamp=stamp)

@@ -8,18 +8,19 @@ from grr_coca.search.words import pieces
 
 
 class Seen:
-    """A set of texts, by numbers of 63 bits."""
+    """Texts and how often each was added, by numbers of 63 bits."""
 
     def __init__(self) -> None:
         # A database without a name lies in memory until it is large, then in a file that nobody else sees.
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.execute("PRAGMA journal_mode = OFF")
-        self._database.execute("CREATE TABLE seen (id INTEGER PRIMARY KEY)")
+        self._database.execute("CREATE TABLE seen (id INTEGER PRIMARY KEY, times INTEGER NOT NULL)")
 
     def add(self, texts: Iterable[str]) -> None:
         """Add texts."""
         self._database.execute("BEGIN")
-        self._database.executemany("INSERT OR IGNORE INTO seen VALUES (?)", ((name_id(text),) for text in texts))
+        statement = "INSERT INTO seen VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET times = times + 1"
+        self._database.executemany(statement, ((name_id(text),) for text in texts))
         self._database.execute("COMMIT")
 
     def missing(self, texts: Iterable[str]) -> Iterable[str]:
@@ -29,6 +30,11 @@ class Seen:
             ids = [name_id(text) for text in piece]
             found = {row for (row,) in self._database.execute(f"SELECT id FROM seen WHERE id IN ({marks})", ids)}
             yield from (text for text, identity in zip(piece, ids, strict=True) if identity not in found)
+
+    def take(self, text: str) -> bool:
+        """Whether a text was added more often than it was taken; it is taken once more then."""
+        statement = "UPDATE seen SET times = times - 1 WHERE id = ? AND times > 0"
+        return self._database.execute(statement, (name_id(text),)).rowcount > 0
 
     def close(self) -> None:
         """Forget them."""

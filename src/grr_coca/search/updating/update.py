@@ -3,21 +3,24 @@
 First everything is found and held against what the index knows, by name, size and time. Then what is new or changed is
 read; bytes that the index knows under another name are not described again; the rest goes through the model. Work is
 committed every few seconds, so what an interruption costs is the work since the last commit. In the end, pictures that
-an argument once brought and does not bring any more are removed.
+an argument once brought and does not bring any more are removed. Those that another argument brought are removed only
+if their file is gone: a walk passes by hidden files, links to folders, and files without the suffix of an image.
 """
 
 import os
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import has_magic
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from grr_coca.data.image_files.find import TABLE_SUFFIXES, iterate_images
 from grr_coca.errors import UserError
-from grr_coca.search.entry import Failure, stamp_of
-from grr_coca.search.store import Changes, Store
+from grr_coca.search.entry import Failure, plain_fields, stamp_of
+from grr_coca.search.store import Changes, Known, Store
 from grr_coca.search.updating.describe import DecodedPicture, Describe, Found, from_twin, make_entry
 from grr_coca.search.updating.seen import Seen
 from grr_coca.search.words import pieces
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 LOOKED_UP_AT_ONCE = 1000
 SECONDS_BETWEEN_COMMITS = 5.0
 MOST_UNCOMMITTED = 2000
+SHARD_MEMBER = re.compile(r"(?P<shard>.*?\.tar): ", re.DOTALL | re.IGNORECASE)
+"""Begins the name of a picture in a shard."""
 OnProgress = Callable[[int, int, int], None]
 """Called with the number of pictures done, of all that there are to do, and of those that failed."""
 
@@ -69,7 +74,7 @@ def require_arguments(arguments: Sequence[str]) -> None:
         UserError: there is not; names it.
     """
     for argument in arguments:
-        if not _is_there(argument):
+        if not is_there(argument):
             raise UserError(f"{argument}: no such file or folder, and no file matches it as a pattern")
         next(iter(iterate_images(argument)), None)
 
@@ -102,6 +107,7 @@ def update_store(
         if todo:
             run.describe(todo, make_describer(), batch_size)
         run.sweep()
+        store.compact()
     finally:
         run.close()
     run.update.failures = [failure for failure in store.failures() if failure.root in run.roots]
@@ -111,9 +117,11 @@ def update_store(
 class _Run:
     def __init__(self, store: Store, arguments: Sequence[str], on_progress: OnProgress) -> None:
         self._store = store
-        self._arguments = arguments
+        self._arguments, self._among = arguments, set(arguments)
+        self._walked: list[str] = []
         self._on_progress = on_progress
         self._seen, self._copied = Seen(), Seen()
+        self._shards: set[str] = set()  # those that were looked through
         self._pending = Changes()
         self._committed = time.monotonic()
         self.update = Update()
@@ -125,16 +133,23 @@ class _Run:
 
     def require_there(self) -> None:
         """A folder that was indexed and is gone may be a disk that is not mounted: its pictures are not forgotten."""
-        for argument in self._arguments:
-            if _is_there(argument):
+        self._walked = [argument for argument in self._arguments if not self._is_gone_picture(argument)]
+        for argument in self._walked:
+            if is_there(argument):
                 continue
-            if any(name != argument for name in self._store.names(argument)):
+            if next(self._store.names(argument), None) is not None:
                 raise UserError(
                     f"{argument}: is not there, and the index holds pictures of it; bring it back, "
                     "or remove them in Python by index.delete"
                 )
-            if not self._store.known([argument]):
-                require_arguments([argument])
+            require_arguments([argument])
+
+    def _is_gone_picture(self, argument: str) -> bool:
+        """Whether an argument is one picture of the index whose file is gone, which is a removal and no error."""
+        if Path(argument).exists():
+            return False
+        names = list(islice(self._store.names(argument), 2))
+        return names == [argument] or (not names and bool(self._store.known([argument])))
 
     def unknown(self, is_first: bool = False) -> Iterator[Found]:
         """Pictures that the index does not know as they are now."""
@@ -148,16 +163,17 @@ class _Run:
                 self._seen.add(once)
                 self.update.found += len(new)
             for name in (name for name in once if name in new):
-                stamp = once[name].stamp
-                if stamp is not None and name in known and known[name].stamp == stamp:
+                if name in known and known[name].stamp == once[name].stamp and not _is_edited(once[name], known[name]):
                     self.update.unchanged += is_first
                 else:
                     yield once[name]
         met.close()
 
     def _found(self) -> Iterator[Found]:
-        for argument in self._arguments:
+        for argument in self._walked:
             for file in iterate_images(argument):
+                if file.span is not None and file.span.offset is not None:
+                    self._shards.add(str(file.span.file))
                 yield Found(file, argument, stamp_of(file))
 
     def describe(self, todo: int, describer: Describer, batch_size: int) -> None:
@@ -181,7 +197,7 @@ class _Run:
         fresh = []
         for one, name in zip(decoded, names, strict=True):
             assert one.found.stamp is not None
-            if name in known and known[name].digest == one.digest:
+            if name in known and known[name].digest == one.digest and not _is_edited(one.found, known[name]):
                 self._pending.touched.append((name, one.found.stamp))
                 self.update.unchanged += 1
                 continue
@@ -189,7 +205,7 @@ class _Run:
             self.update.changed += is_known
             self.update.new += not is_known
             if one.digest in twins:
-                self._copied.add([one.digest])
+                self._copied.add([one.digest] if not is_known else [])
                 self._pending.added.append(from_twin(one, twins[one.digest]))
             else:
                 fresh.append(one)
@@ -214,35 +230,59 @@ class _Run:
     def sweep(self) -> None:
         """Remove what was found once by these arguments, and was not found now."""
         for root in sorted(self.roots):
-            for gone in pieces(self._seen.missing(self._names(root)), LOOKED_UP_AT_ONCE):
+            for gone in pieces(self._gone(root), LOOKED_UP_AT_ONCE):
                 known = self._store.known(gone)
                 for name in gone:
                     digest = known[name].digest if name in known else ""
-                    is_moved = bool(digest) and not list(self._copied.missing([digest]))
+                    is_moved = bool(digest) and self._copied.take(digest)
                     self.update.moved += is_moved
                     self.update.new -= is_moved
                     self.update.removed += bool(digest) and not is_moved
                 self._store.commit(Changes(removed=gone))
 
+    def _gone(self, root: str) -> Iterator[str]:
+        missing = self._seen.missing(self._names(root))
+        return iter(missing) if root in self._among else (name for name in missing if not self._is_left(name))
+
     def _names(self, root: str) -> Iterator[str]:
         """Names below a root; of one that is wider than the arguments, those that lie in these alone."""
-        folders = [f"{argument.rstrip('/')}/" for argument in self._arguments]
+        is_whole = root in self._among or _is_below(root, self._among)
         for name in self._store.names(root):
-            is_whole = root in self._arguments or any(root.startswith(folder) for folder in folders)
-            if is_whole or any(name.startswith(folder) for folder in folders):
+            if is_whole or name in self._among or _is_below(name, self._among):
                 yield name
 
+    def _is_left(self, name: str) -> bool:
+        """Whether the file of a picture is there, and nothing looked into it."""
+        member = SHARD_MEMBER.match(name)
+        if member is None or os.path.lexists(name):
+            return os.path.lexists(name)
+        return member["shard"] not in self._shards and os.path.lexists(member["shard"])
 
-def _is_there(argument: str) -> bool:
+
+def is_there(argument: str) -> bool:
+    """Whether an argument is a pattern, or a file or folder that exists."""
     return has_magic(argument) or Path(argument).exists() or Path(argument.partition("#")[0]).exists()
+
+
+def _is_edited(found: Found, known: Known) -> bool:
+    """Whether the row of a picture's table has changed. That of a picture that could not be read may be broken too."""
+    return bool(known.digest) and plain_fields(found.file.fields()) != known.fields
 
 
 def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:
     """The roots whose pictures an argument brings, or some of them: folders above it, and what lies below it."""
+    among, above = set(arguments), {folder for argument in arguments for folder in _folders_above(argument)}
     for root in roots:
         is_table = Path(root.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES
-        for argument in arguments:
-            is_below = root.startswith(f"{argument.rstrip('/')}/") and not is_table and not has_magic(root)
-            is_above = argument.startswith(f"{root.rstrip('/')}/")
-            if is_below or is_above:
-                yield root
+        if root in above or (_is_below(root, among) and not is_table and not has_magic(root)):
+            yield root
+
+
+def _is_below(path: str, folders: Container[str]) -> bool:
+    return any(folder in folders for folder in _folders_above(path))
+
+
+def _folders_above(path: str) -> Iterator[str]:
+    while (folder := os.path.dirname(path)) != path:  # noqa: PTH120 (a text, many times as fast)
+        yield folder
+        path = folder

@@ -13,6 +13,7 @@ import torch
 import grr_coca
 from grr_coca.checkpoint import from_pretrained, save_checkpoint
 from grr_coca.config import CoCaConfig
+from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.errors import UserError
 from grr_coca.interop.open_clip.read import read_open_clip
 from grr_coca.interop.open_clip.write import write_open_clip
@@ -115,6 +116,30 @@ def test_a_model_of_ours_that_open_clip_has_not_is_refused(
     with pytest.raises(UserError, match=r"open_clip has no model like this 'grr_coca': .* is rms, where its CoCa has"):
         write_open_clip(ours, tmp_path / "back")
     assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("vocabulary", ["a trained one", "CLIP's with two ids exchanged"])
+def test_a_model_with_another_vocabulary_than_clips_is_refused(write: Write, tmp_path: Path, vocabulary: str) -> None:
+    other = train_bpe(["a cat"] * 3, 260)
+    if vocabulary != "a trained one":
+        text = json.loads(clip_bpe().to_json())
+        words = text["model"]["vocab"]
+        words["cat</w>"], words["dog</w>"] = words["dog</w>"], words["cat</w>"]
+        other = Tokenizer.from_json(json.dumps(text))
+    with pytest.raises(UserError, match="the model's vocabulary is not CLIP's"):
+        write_open_clip(replace(read_open_clip(write()), tokenizer=other), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_images_that_open_clip_treats_in_another_order_are_warned_of(write: Write, tmp_path: Path) -> None:
+    imported = read_open_clip(write())
+    with warnings_of("grr_coca.interop.open_clip.write") as said:
+        write_open_clip(imported, tmp_path / "back")
+        assert said == []
+        cropped_first = replace(imported.preprocess, order="crop_then_resize")
+        write_open_clip(replace(imported, preprocess=cropped_first), tmp_path / "cropped")
+    (message,) = said
+    assert "open_clip resizes images before it crops them" in message
 
 
 # --- What cannot be read

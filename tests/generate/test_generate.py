@@ -154,6 +154,14 @@ def test_a_caption_begins_with_its_prompt_and_goes_on_from_it(
     )
 
 
+@pytest.mark.parametrize("prompt", ["a photo of ", " a photo of", "a  photo\tof\n"])
+def test_spaces_around_the_words_of_a_prompt_change_nothing(
+    model: CoCa, tokenizer: Tokenizer, images: Tensor, prompt: str
+) -> None:
+    expected = generate(model, tokenizer, images, prompt="a photo of").captions
+    assert generate(model, tokenizer, images, prompt=prompt).captions == expected
+
+
 def test_one_pass_gives_captions_and_embeddings(
     model: CoCa, tokenizer: Tokenizer, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,7 +92,8 @@ def _caption_encoded(
     prompt: str,
     keys: Sequence[object] | None,
 ) -> list[list[Caption]]:
-    prompt_ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    # Captions of the training have single spaces, and none at their ends: others would be tokens never seen.
+    prompt_ids = [tokenizer.bos_id, *tokenizer.encode(" ".join(prompt.split()))]
     max_length = _max_length(options, model.text_decoder.context_length, len(prompt_ids))
     num_images = len(image.tokens)
     keys = range(num_images) if keys is None else keys
@@ -120,7 +121,7 @@ def _search(
         return BeamSearch(decoder, prompt_ids, options, max_length, eos_id).run()
     uniforms = None
     if options.temperature is not None:
-        uniforms = uniform_draws(options.seed, keys, options.num_captions, max_length).to(prompt_ids.device)
+        uniforms = uniform_draws(options.seed, keys, options.num_captions, max_length)
     return decode_independently(decoder, prompt_ids, options, max_length, eos_id, uniforms)
 
 

@@ -211,6 +211,22 @@ def test_images_of_any_size_and_form_go_together(model, files):
     assert unequal(embeddings[4], embeddings[0]) > 1e-4
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+def test_embeddings_can_be_trained_on_and_changed(model, files, many):
+    images, texts = (files[:2], ["cat", "dog"]) if many else (files[0], "cat")
+    for embeddings in (model.embed_images(images), model.embed_texts(texts)):
+        weight = torch.ones(embeddings.shape[-1], requires_grad=True)
+        (embeddings @ weight).sum().backward()
+        embeddings.mul_(2)
+
+
+def test_an_image_that_is_not_loaded_yet_may_be_given_often(model, files, tmp_path):
+    Image.open(files[0]).convert("RGB").resize((900, 900)).save(tmp_path / "large.jpg")
+    with Image.open(tmp_path / "large.jpg") as opened:
+        embeddings = model.embed_images([opened] * 8)
+    assert unequal(embeddings, model.embed_images(tmp_path / "large.jpg")) < 1e-5
+
+
 # --- Classification
 
 

@@ -1,5 +1,6 @@
 """Generation as a whole on small models: what comes out, and what it does not depend on."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -172,6 +173,13 @@ def test_one_pass_gives_captions_and_embeddings(
     assert len(passes) == 1
     torch.testing.assert_close(generated.image_embedding, encoded.embedding, rtol=0, atol=1e-5)
     assert not generated.image_embedding.is_inference()
+
+
+def test_images_take_the_precision_of_the_model(model: CoCa, tokenizer: Tokenizer, images: Tensor) -> None:
+    rounded = copy.deepcopy(model).bfloat16()
+    options = GenerationOptions(max_length=3)
+    expected = generate(rounded, tokenizer, images.bfloat16(), options)
+    assert generate(rounded, tokenizer, images, options).captions == expected.captions
 
 
 def test_no_image_no_caption(model: CoCa, tokenizer: Tokenizer, images: Tensor) -> None:

@@ -65,9 +65,10 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
     text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]], device=device))
     readers = _readers_of_patches(model)
     with evaluating(model), torch.no_grad():
-        patches = model.image_encoder(pixels[None].to(device))
+        patches = model.image_encoder(pixels[None].to(device, model.logit_scale.dtype))
         text_tokens = model.text_decoder(text).tokens
     with evaluating(model), torch.enable_grad(), visible_attention(readers) as seen:
+        patches.requires_grad_()  # gradients with respect to attention exist even if all parameters are frozen
         image_tokens = model.arrange(model.captioning_pooler, model.contrastive_pooler, patches).tokens
         states = model.multimodal_decoder(text_tokens, image_tokens, text.predicting_layout)
         logits = model.multimodal_decoder.lm_head(states)

@@ -61,7 +61,7 @@ def embedding_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], wanted
     model, side = checkpoint.model, checkpoint.config.image_encoder.grid_size
     wanted = wanted[None].to(model.logit_scale.device)
     with evaluating(model), torch.no_grad():
-        patches = model.image_encoder(pixels[None].to(model.logit_scale.device))
+        patches = model.image_encoder(pixels[None].to(model.logit_scale.device, model.logit_scale.dtype))
         similarity = (_embed(model, patches) * wanted).sum().item()
     shares = patch_shares(model, patches, wanted)[: side**2]
     return TextMap(shares.unflatten(0, (side, side)).float().cpu(), similarity)

@@ -272,6 +272,11 @@ def test_no_image_is_refused(refused, run):
     assert "no images; give image files, folders" in refused("caption", "-c", run.folder)
 
 
+@pytest.mark.parametrize("arguments", [["x" * 5000], ["cat.png", "-c", "x" * 5000]])
+def test_a_name_that_no_file_can_have_is_told_in_one_line(refused, arguments):
+    assert len(refused("caption", *arguments)) < 200
+
+
 def test_a_missing_checkpoint_is_named(refused, tmp_path, image_files):
     message = refused("caption", "-c", tmp_path / "nowhere", *image_files)
     assert f"{tmp_path / 'nowhere'}: no such folder" in message

@@ -189,6 +189,8 @@ def test_tensors_that_do_not_make_our_model_are_named(
         (("vision_cfg", "layers"), 12, "vision_cfg: layers is 12, but the tensors say 1"),
         (("multimodal_cfg", "context_length"), 77, "multimodal_cfg: context_length is 77, but the tensors say 20"),
         (("embed_dim",), 512, "model_cfg: embed_dim is 512, but the tensors say 16"),
+        (("vision_cfg", "head_width"), 0, "vision_cfg: head_width is 0, not a whole number above 0"),
+        (("text_cfg", "heads"), "8", "text_cfg: heads is '8', not a whole number above 0"),
         (("multimodal_cfg",), [], r"multimodal_cfg is \[\], not a mapping"),
     ],
 )
@@ -209,6 +211,8 @@ def test_settings_that_our_model_cannot_have_are_named(
     [
         ({"interpolation": "bilinear"}, "preprocess_cfg: interpolation 'bilinear' is not supported"),
         ({"resize_mode": "squash"}, "resize_mode 'squash' is not supported"),
+        ({"mean": [0.5, 0.5]}, r"preprocess_cfg: mean is \[0.5, 0.5\], neither a number nor three of them"),
+        ({"std": "half"}, "preprocess_cfg: std is 'half', neither a number"),
         ({"size": 224}, "preprocess_cfg: size is 224, but the model's images have 64"),
     ],
 )

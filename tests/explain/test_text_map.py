@@ -102,5 +102,5 @@ def test_frozen_weights_and_half_precision_are_mapped(finder):
 
 
 def test_an_empty_text_is_refused(finder):
-    with pytest.raises(UserError, match="empty"):
+    with pytest.raises(UserError, match=r"the text is empty; give it a word$"):
         text_map(finder.checkpoint, scene(0, "red"), " ")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.rows import pad_rows
-from grr_coca.data.text import clean_caption
+from grr_coca.data.text import clean_query
 from grr_coca.explain.attention import Attended, attention_weights, mix_values
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.pooler import AttentionalPooler
@@ -49,7 +49,7 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
         UserError: the text is empty.
     """
     model = checkpoint.model
-    row = checkpoint.tokenizer.encode_row(clean_caption(text, "text"), checkpoint.config.text_decoder.context_length)
+    row = checkpoint.tokenizer.encode_row(clean_query(text, "the text"), checkpoint.config.text_decoder.context_length)
     token_ids, lengths = (tensor.to(model.logit_scale.device) for tensor in pad_rows([row]))
     with evaluating(model), torch.no_grad():
         wanted = model.encode_text(token_ids, lengths)

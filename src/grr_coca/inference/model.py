@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.data.rows import pad_rows
-from grr_coca.data.text import clean_caption
+from grr_coca.data.text import clean_query
 from grr_coca.errors import UserError, nearest
 from grr_coca.evaluate.class_names import NAME_ALONE
 from grr_coca.evaluate.zeroshot import ZeroShotClassifier, make_classifier
@@ -203,7 +203,7 @@ class ImageTextModel:
         self.warn_if_unfit()
         is_single = isinstance(texts, str)
         many = [texts] if isinstance(texts, str) else list(texts)
-        cleaned = [clean_caption(text, f"text {number}") for number, text in enumerate(many, 1)]
+        cleaned = [clean_query(text, f"text {number}") for number, text in enumerate(many, 1)]
         rows = self._batches.run("embedding texts", cleaned, batch_size, self._text_rows, on_progress)
         return self._stack(rows)[0] if is_single else self._stack(rows)
 

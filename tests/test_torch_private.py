@@ -97,6 +97,18 @@ def test_a_copy_has_other_children_and_shares_the_rest() -> None:
     assert list(torch_private.children_of(module)) == ["0", "1"]
 
 
+def test_a_copy_calls_the_hooks_that_it_was_made_with_and_no_later_ones() -> None:
+    module, called = nn.Sequential(nn.Linear(2, 2)), []
+    module[0].register_forward_hook(lambda *_: called.append("before"))
+    copied = torch_private.copy_modules(module)
+    for register in ("register_forward_hook", "register_forward_pre_hook"):
+        getattr(module[0], register)(lambda *_: called.append("after"))
+    copied.eval()(torch.zeros(1, 2))
+    assert called == ["before"], CHANGED.format("the hooks of nn.Module")
+    assert module[0].training
+    assert copied[0].weight is module[0].weight
+
+
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
 def test_hooks_are_seen(register: str) -> None:
     module = nn.Linear(2, 2)

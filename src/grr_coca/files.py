@@ -91,8 +91,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     If the context ends with an exception, `folder` stays as it was before.
 
     Raises:
+        UserError: the path has no name, such as `.`, so the folder cannot be put in its place.
         OSError: the disk is full or cannot be written to. Nothing is left behind.
     """
+    if folder.name in ("", ".."):
+        raise UserError(f"{folder}: has no name of its own, under which a folder could be written; give a new folder")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -8,10 +8,13 @@ Shapes: D input channels, O output channels.
 
 import copy
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 LINEAR_KERNELS = ("_reorder_linear_weight", "_linear_pointwise")
 """The names of oneDNN's linear layers in `torch.ops.mkldnn`."""
@@ -78,10 +81,18 @@ def keep_for_backward(share: float) -> None:
 
 
 def copy_with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
-    """A copy of a module with other children. It shares everything else with the module."""
+    """A copy of a module with other children. It shares everything else with the module, but for a list of hooks of its
+    own: hooks that are registered later, with one of the two, are not called by the other."""
     copied = copy.copy(module)
     copied._modules = dict(children)
+    copied.__dict__ |= {name: copy.copy(hooks) for name, hooks in vars(module).items() if "_hooks" in name}
     return copied
+
+
+def copy_modules(module: Module) -> Module:
+    """A copy of a module and of all modules in it, with modes and hooks of their own. Parameters are shared."""
+    children = {name: child and copy_modules(child) for name, child in module._modules.items()}
+    return copy_with_children(module, children)  # type: ignore[return-value]
 
 
 def children_of(module: nn.Module) -> dict[str, nn.Module | None]:

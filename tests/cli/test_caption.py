@@ -146,6 +146,19 @@ def test_rows_are_on_the_disk_as_soon_as_their_batch_is_done(grr_coca, run, imag
     assert seen == [0, 1, 2]
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
+def test_more_captions_for_some_images_leave_the_rows_of_others(grr_coca, run, image_files, tmp_path, name):
+    out = tmp_path / name
+    command = ["caption", "-c", run.folder, "--out", out, "--max-length", 4]
+    grr_coca(*command, *image_files)
+    before = out.read_text().splitlines()
+    assert grr_coca(*command, image_files[0], "--num-captions", 2, "--num-beams", 2).code == 0
+    after = out.read_text().splitlines()
+    kept = [line for line in before if str(image_files[0]) not in line]
+    assert after[: len(kept)] == kept
+    assert [str(image_files[0]) in line for line in after[len(kept) :]] == [True, True]
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -153,12 +166,20 @@ def test_rows_are_on_the_disk_as_soon_as_their_batch_is_done(grr_coca, run, imag
         ("out.jsonl", '{"path": "a"}\n'),
         ("out.jsonl", "[1]\n"),
         ("out.csv", "a,b\n1,2\n"),
+        ("out.csv", "name,text\n"),
+        ("out.csv", "caption,image,log_prob\n"),
     ],
 )
 def test_a_file_that_holds_something_else_is_left_as_it_is(refused, run, image_files, tmp_path, name, content):
     (tmp_path / name).write_text(content)
     assert str(tmp_path / name) in refused("caption", "-c", run.folder, *image_files, "--out", tmp_path / name)
     assert (tmp_path / name).read_text() == content
+
+
+def test_a_folder_in_place_of_the_file_of_rows_is_named(refused, run, image_files, tmp_path):
+    (tmp_path / "out.csv").mkdir()
+    message = refused("caption", "-c", run.folder, *image_files, "--out", tmp_path / "out.csv")
+    assert f"{tmp_path / 'out.csv'}: cannot be written (Is a directory)" in message
 
 
 # --- Images that cannot be read
@@ -249,6 +270,11 @@ def test_a_reader_that_has_seen_enough_ends_the_job_quietly(run, image_files):
 
 def test_no_image_is_refused(refused, run):
     assert "no images; give image files, folders" in refused("caption", "-c", run.folder)
+
+
+@pytest.mark.parametrize("arguments", [["x" * 5000], ["cat.png", "-c", "x" * 5000]])
+def test_a_name_that_no_file_can_have_is_told_in_one_line(refused, arguments):
+    assert len(refused("caption", *arguments)) < 200
 
 
 def test_a_missing_checkpoint_is_named(refused, tmp_path, image_files):

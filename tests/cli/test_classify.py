@@ -47,6 +47,11 @@ def test_templates_change_the_answer(grr_coca, run, image_files):
     assert found != json.loads(grr_coca(*options).out)["labels"]
 
 
+def test_images_that_the_templates_have_swallowed_are_told(refused, run, image_files):
+    command = ["classify", "-c", run.folder, "--labels", "cat,dog", "--templates", "a drawing of a {}"]
+    assert "--templates takes all that follows it" in refused(*command, image_files[0])
+
+
 def test_bad_images_are_listed(grr_coca, run, image_files, tmp_path):
     said = grr_coca("classify", image_files[0], tmp_path / "cat.png", "-c", run.folder, "--labels", "cat,dog")
     assert said.code == 0
@@ -61,6 +66,7 @@ def test_bad_images_are_listed(grr_coca, run, image_files, tmp_path):
         ("cat", "--labels 'cat': no such file, and not two labels or more"),
         ("lables.txt", "no such file"),
         (",", "not two labels"),
+        ("cat" * 100, "too long for the name of a file"),
     ],
 )
 def test_labels_that_are_no_choice_are_refused(refused, run, image_files, labels, told):

@@ -1,8 +1,11 @@
 """`grr-coca explain`."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
+from grr_coca.checkpoint import from_pretrained, save_checkpoint
 from grr_coca.inference import load
 from support import snapshot
 
@@ -23,6 +26,22 @@ def test_a_text_is_drawn_in_its_place(grr_coca, run, image_files, tmp_path, monk
     cosine = load(run.folder).similarity(image_files[0], "red heart").item()
     assert f"cosine with 'red heart': {cosine:.3f}" in said.out
     assert (tmp_path / "0-explained.png").is_file()
+
+
+def test_the_image_is_opened_as_the_checkpoint_says(grr_coca, run, tmp_path):
+    checkpoint = from_pretrained(run.folder)
+    as_stored = replace(checkpoint, preprocess=replace(checkpoint.preprocess, opening="as_stored"))
+    save_checkpoint(as_stored, tmp_path / "as-stored")
+    clear = Image.effect_noise((40, 40), 100).convert("RGBA")
+    clear.putalpha(0)
+    clear.save(tmp_path / "clear.png")
+    said = grr_coca(
+        "explain", tmp_path / "clear.png", "-c", tmp_path / "as-stored", "--text", "cat", "--out", tmp_path / "a.png"
+    )
+    cosine = load(tmp_path / "as-stored").similarity(tmp_path / "clear.png", "cat").item()
+    assert f"cosine with 'cat': {cosine:.3f}" in said.out
+    on_white = load(run.folder).similarity(tmp_path / "clear.png", "cat").item()
+    assert f"{cosine:.3f}" != f"{on_white:.3f}", "or the comparison could not fail"
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,26 @@ def test_every_model_can_be_explained(tiny_config, make_batch, preset, num_queri
     assert not relevance.requires_grad
 
 
+def test_while_a_caption_is_explained_other_threads_use_the_model_as_it_is(tiny_config, make_batch):
+    config = tiny_config()
+    model, seen = build(config), []
+    model.text_decoder.register_forward_hook(lambda *_: seen.append(model.training))
+    model.multimodal_decoder.register_forward_hook(
+        lambda *_: seen.append(len(model.captioning_pooler.attn._forward_hooks))
+    )
+    patch_relevance(model, make_batch(config).images[0], [1, 7, 9])
+    assert seen == [True, 0]
+
+
+@pytest.mark.parametrize("preset", ["grr_coca", "grr_coca_no_captioning_pooler"])
+def test_frozen_weights_and_half_precision_can_be_explained(tiny_config, make_batch, preset):
+    config = tiny_config(preset)
+    model, image = build(config), make_batch(config).images[0]
+    expected = patch_relevance(model, image, [1, 7, 9])
+    assert torch.equal(patch_relevance(model.requires_grad_(False), image, [1, 7, 9]), expected)
+    torch.testing.assert_close(patch_relevance(model.bfloat16(), image, [1, 7, 9]), expected, atol=0.1, rtol=0)
+
+
 def test_relevance_is_attention_times_gradient_by_finite_differences(tiny_config, make_batch):
     """An independent way to the gradient: nudge one weight of the pooler's attention, and see the logit."""
     from grr_coca.explain.attention import attention_weights, mix_values

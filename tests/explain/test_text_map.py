@@ -1,5 +1,7 @@
 """Maps of a text: the shares are those of a sum."""
 
+import copy
+from dataclasses import replace
 from itertools import product
 from typing import get_args
 
@@ -90,6 +92,15 @@ def test_the_map_tells_the_similarity_of_the_model(finder):
     assert found.heat.shape == (SIDE, SIDE)
 
 
+def test_frozen_weights_and_half_precision_are_mapped(finder):
+    image, text = scene(5, "green"), "a green spot"
+    expected = text_map(finder.checkpoint, image, text)
+    model = copy.deepcopy(finder.checkpoint.model).bfloat16().requires_grad_(False)
+    found = text_map(replace(finder.checkpoint, model=model), image, text)
+    assert found.similarity == pytest.approx(expected.similarity, abs=0.02)
+    torch.testing.assert_close(found.heat, expected.heat, atol=0.02, rtol=0)
+
+
 def test_an_empty_text_is_refused(finder):
-    with pytest.raises(UserError, match="empty"):
+    with pytest.raises(UserError, match=r"the text is empty; give it a word$"):
         text_map(finder.checkpoint, scene(0, "red"), " ")

@@ -105,7 +105,7 @@ def assert_same(found: Found, expected: Found) -> None:
 def all_options() -> Iterator[dict]:
     for num_beams, length_penalty in itertools.product((2, 3, 6), (0.0, 1.0, 2.5, -1.0)):
         yield {"num_beams": num_beams, "length_penalty": length_penalty}
-    for groups, penalty in itertools.product((2, 3, 6), (0.0, 0.7, 5.0)):
+    for groups, penalty in itertools.product((2, 3, 6), (0.1, 0.7, 5.0)):
         yield {"num_beams": 6, "num_beam_groups": groups, "diversity_penalty": penalty}
 
 
@@ -122,6 +122,14 @@ def test_stopping_early_changes_nothing(length_penalty: float) -> None:
     for image in range(12):
         (found,) = search([image], 9, num_beams=3, length_penalty=length_penalty)
         assert_same(found, reference(image, 9, options, stop=False))
+
+
+def test_a_caption_that_several_groups_find_is_repeated_only_if_there_are_too_few() -> None:
+    images, options = [0, 1, 2], {"num_beams": 6, "num_beam_groups": 3, "diversity_penalty": 0.1}
+    for every, two in zip(search(images, 7, **options), search(images, 7, **options, num_captions=2), strict=True):
+        unlike = list(dict.fromkeys(ids for ids, _ in every))
+        assert len(unlike) < len(every) == 6
+        assert [ids for ids, _ in two] == unlike[:2]
 
 
 def test_with_beams_for_all_captions_the_best_of_all_is_found() -> None:

@@ -1,5 +1,6 @@
 """Generation as a whole on small models: what comes out, and what it does not depend on."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -154,6 +155,14 @@ def test_a_caption_begins_with_its_prompt_and_goes_on_from_it(
     )
 
 
+@pytest.mark.parametrize("prompt", ["a photo of ", " a photo of", "a  photo\tof\n"])
+def test_spaces_around_the_words_of_a_prompt_change_nothing(
+    model: CoCa, tokenizer: Tokenizer, images: Tensor, prompt: str
+) -> None:
+    expected = generate(model, tokenizer, images, prompt="a photo of").captions
+    assert generate(model, tokenizer, images, prompt=prompt).captions == expected
+
+
 def test_one_pass_gives_captions_and_embeddings(
     model: CoCa, tokenizer: Tokenizer, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +173,13 @@ def test_one_pass_gives_captions_and_embeddings(
     assert len(passes) == 1
     torch.testing.assert_close(generated.image_embedding, encoded.embedding, rtol=0, atol=1e-5)
     assert not generated.image_embedding.is_inference()
+
+
+def test_images_take_the_precision_of_the_model(model: CoCa, tokenizer: Tokenizer, images: Tensor) -> None:
+    rounded = copy.deepcopy(model).bfloat16()
+    options = GenerationOptions(max_length=3)
+    expected = generate(rounded, tokenizer, images.bfloat16(), options)
+    assert generate(rounded, tokenizer, images, options).captions == expected.captions
 
 
 def test_no_image_no_caption(model: CoCa, tokenizer: Tokenizer, images: Tensor) -> None:

@@ -78,6 +78,15 @@ def test_the_inverse_of_the_distribution_never_gives_what_is_impossible(uniform:
     assert inverse_cdf(logits, torch.tensor([uniform], dtype=torch.float64)).item() == token
 
 
+def test_every_device_draws_the_same() -> None:
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None:
+        pytest.skip("the CPU is the only device here")
+    options, uniforms = GenerationOptions(temperature=1.0, top_k=4), uniform_draws(0, ["x"], 1, 99)[0]
+    log_probs = LOG_PROBS.expand(99, -1)
+    assert draw(log_probs.to(accelerator), uniforms, options).tolist() == draw(log_probs, uniforms, options).tolist()
+
+
 def test_chance_depends_on_seed_key_and_draw_and_on_nothing_else() -> None:
     both = uniform_draws(7, ["a", "b"], 2, 9)
     assert both.dtype == torch.float64

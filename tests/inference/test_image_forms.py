@@ -112,6 +112,15 @@ def test_a_truncated_file_that_pillow_has_opened_is_named(tmp_path):
         to_rgb(half, "image 2")
 
 
+def test_a_file_with_a_broken_chunk_that_pillow_has_opened_is_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    before, first, *others = encode_image(Image.fromarray(noise)).split(b"IDAT")
+    assert others, "pixels in several chunks"
+    (tmp_path / "broken.png").write_bytes(b"IDAT".join([before, first]) + bytes(4) + b"IDAT".join(others))
+    with Image.open(tmp_path / "broken.png") as broken, pytest.raises(UserError, match="image 2: broken"):
+        to_rgb(broken, "image 2")
+
+
 @pytest.mark.parametrize(
     ("images", "count", "is_single"),
     [

@@ -56,7 +56,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert done.stdout == "set()\n"
 
 
-@pytest.mark.parametrize("device", ["cuda:97", "toaster", "cpu:x"])
+@pytest.mark.parametrize("device", ["cuda:97", "toaster", "cpu:x", "hpu", "meta"])
 def test_a_device_that_is_not_here_is_named(run, device):
     with pytest.raises(UserError, match=f"device '{device}' cannot be used here; the best one that can is"):
         grr_coca.load(run.folder, device)
@@ -172,7 +172,7 @@ def test_nothing_gives_nothing_of_the_right_width(model):
 
 
 def test_an_empty_text_is_named(model):
-    with pytest.raises(UserError, match="text 2"):
+    with pytest.raises(UserError, match=r"text 2 is empty; give it a word$"):
         model.embed_texts(["cat", " "])
 
 
@@ -209,6 +209,22 @@ def test_images_of_any_size_and_form_go_together(model, files):
     embeddings = model.embed_images([*forms, image.resize((301, 40))])
     assert unequal(embeddings[:4], embeddings[:1]) < 1e-6
     assert unequal(embeddings[4], embeddings[0]) > 1e-4
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+def test_embeddings_can_be_trained_on_and_changed(model, files, many):
+    images, texts = (files[:2], ["cat", "dog"]) if many else (files[0], "cat")
+    for embeddings in (model.embed_images(images), model.embed_texts(texts)):
+        weight = torch.ones(embeddings.shape[-1], requires_grad=True)
+        (embeddings @ weight).sum().backward()
+        embeddings.mul_(2)
+
+
+def test_an_image_that_is_not_loaded_yet_may_be_given_often(model, files, tmp_path):
+    Image.open(files[0]).convert("RGB").resize((900, 900)).save(tmp_path / "large.jpg")
+    with Image.open(tmp_path / "large.jpg") as opened:
+        embeddings = model.embed_images([opened] * 8)
+    assert unequal(embeddings, model.embed_images(tmp_path / "large.jpg")) < 1e-5
 
 
 # --- Classification

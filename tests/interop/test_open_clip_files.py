@@ -13,6 +13,7 @@ import torch
 import grr_coca
 from grr_coca.checkpoint import from_pretrained, save_checkpoint
 from grr_coca.config import CoCaConfig
+from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.errors import UserError
 from grr_coca.interop.open_clip.read import read_open_clip
 from grr_coca.interop.open_clip.write import write_open_clip
@@ -117,6 +118,30 @@ def test_a_model_of_ours_that_open_clip_has_not_is_refused(
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.parametrize("vocabulary", ["a trained one", "CLIP's with two ids exchanged"])
+def test_a_model_with_another_vocabulary_than_clips_is_refused(write: Write, tmp_path: Path, vocabulary: str) -> None:
+    other = train_bpe(["a cat"] * 3, 260)
+    if vocabulary != "a trained one":
+        text = json.loads(clip_bpe().to_json())
+        words = text["model"]["vocab"]
+        words["cat</w>"], words["dog</w>"] = words["dog</w>"], words["cat</w>"]
+        other = Tokenizer.from_json(json.dumps(text))
+    with pytest.raises(UserError, match="the model's vocabulary is not CLIP's"):
+        write_open_clip(replace(read_open_clip(write()), tokenizer=other), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_images_that_open_clip_treats_in_another_order_are_warned_of(write: Write, tmp_path: Path) -> None:
+    imported = read_open_clip(write())
+    with warnings_of("grr_coca.interop.open_clip.write") as said:
+        write_open_clip(imported, tmp_path / "back")
+        assert said == []
+        cropped_first = replace(imported.preprocess, order="crop_then_resize")
+        write_open_clip(replace(imported, preprocess=cropped_first), tmp_path / "cropped")
+    (message,) = said
+    assert "open_clip resizes images before it crops them" in message
+
+
 # --- What cannot be read
 
 
@@ -164,6 +189,8 @@ def test_tensors_that_do_not_make_our_model_are_named(
         (("vision_cfg", "layers"), 12, "vision_cfg: layers is 12, but the tensors say 1"),
         (("multimodal_cfg", "context_length"), 77, "multimodal_cfg: context_length is 77, but the tensors say 20"),
         (("embed_dim",), 512, "model_cfg: embed_dim is 512, but the tensors say 16"),
+        (("vision_cfg", "head_width"), 0, "vision_cfg: head_width is 0, not a whole number above 0"),
+        (("text_cfg", "heads"), "8", "text_cfg: heads is '8', not a whole number above 0"),
         (("multimodal_cfg",), [], r"multimodal_cfg is \[\], not a mapping"),
     ],
 )
@@ -184,6 +211,8 @@ def test_settings_that_our_model_cannot_have_are_named(
     [
         ({"interpolation": "bilinear"}, "preprocess_cfg: interpolation 'bilinear' is not supported"),
         ({"resize_mode": "squash"}, "resize_mode 'squash' is not supported"),
+        ({"mean": [0.5, 0.5]}, r"preprocess_cfg: mean is \[0.5, 0.5\], neither a number nor three of them"),
+        ({"std": "half"}, "preprocess_cfg: std is 'half', neither a number"),
         ({"size": 224}, "preprocess_cfg: size is 224, but the model's images have 64"),
     ],
 )

@@ -177,6 +177,15 @@ def test_a_model_with_clips_vocabulary_trains(shard, tmp_path):
     assert pretrain(recipe, tmp_path / "run").config.text_decoder.vocab_size == 49_408
 
 
+def test_a_model_that_takes_id_0_for_padding_needs_clips_vocabulary(shard):
+    recipe = tiny_recipe(shard)
+    recipe = replace(recipe, model=replace(recipe.model, preset="open_clip_coca"))
+    with pytest.raises(UserError, match=r"kind 'bpe' does not fit model: preset 'open_clip_coca'.* set kind to 'clip'"):
+        new_checkpoint(recipe, ALONE)
+    clip = replace(recipe, tokenizer=TokenizerRecipe("clip"))
+    assert new_checkpoint(clip, ALONE).config.text_decoder.cls == "last_position"
+
+
 # --- What goes wrong
 
 

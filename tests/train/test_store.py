@@ -155,6 +155,15 @@ def test_a_full_disk_is_an_error_and_the_earlier_checkpoints_stay(tmp_path):
         assert store.newest() == folder_of(store, 3)
 
 
+@pytest.mark.parametrize("path", [".", ".."])
+def test_a_path_without_a_name_is_no_place_for_a_folder(tmp_path, monkeypatch, path):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match="has no name of its own"), whole_folder(Path(path)):
+        pass
+    assert list(tmp_path.rglob("*")) == [tmp_path / "here"]
+
+
 # --- Damage
 
 

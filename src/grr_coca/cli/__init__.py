@@ -1,5 +1,6 @@
 """The command line: a table of verbs. Each verb has its own file, which is imported when the verb is called."""
 
+import errno
 import importlib
 import logging
 import signal
@@ -60,6 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {str(error.filename)[:80]}…: too long for the name of a file", file=sys.stderr)
         return 2
     except Stopped as stopped:
         name = signal.Signals(stopped.number).name

@@ -27,6 +27,9 @@ Opening = Literal["upright_on_white", "as_stored"]
 """How an image is opened: turned upright by its EXIF data and laid over white where it is transparent, or with its
 pixels as they are stored, as open_clip does."""
 
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error)
+"""What Pillow raises for broken files."""
+
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"))
 
 
@@ -59,7 +62,7 @@ def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white") 
         raise _too_large(name) from error
     except UnidentifiedImageError as error:
         raise BadSample(f"{name}: not an image in a format that can be read", Cause.NOT_AN_IMAGE) from error
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+    except BROKEN as error:
         raise BadSample(f"{name}: broken or truncated image ({error})", Cause.BROKEN_IMAGE) from error
     return image
 

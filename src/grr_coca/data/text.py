@@ -1,6 +1,7 @@
 """Captions: from bytes to clean text."""
 
 from grr_coca.data.bad import BadSample, Cause
+from grr_coca.errors import UserError
 
 
 def clean_caption(caption: str, name: str) -> str:
@@ -17,6 +18,17 @@ def clean_caption(caption: str, name: str) -> str:
     if not caption:
         raise BadSample(f"{name}: the caption is empty; give it a word or remove the pair", Cause.EMPTY_CAPTION)
     return caption
+
+
+def clean_query(text: str, name: str) -> str:
+    """A text to embed, with single spaces between words.
+
+    Raises:
+        UserError: the text is empty.
+    """
+    if not text.strip():
+        raise UserError(f"{name} is empty; give it a word")
+    return clean_caption(text, name)
 
 
 def decode_text(data: bytes, name: str) -> str:

@@ -1,6 +1,7 @@
 """Captions to token ids and back, by a BPE that is trained on the training captions, or by CLIP's vocabulary."""
 
 import gzip
+import json
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Literal
@@ -62,6 +63,11 @@ class Tokenizer:
         if self.eos_id in ids:
             ids = ids[: ids.index(self.eos_id)]
         return self._backend.decode([i for i in ids if i != self.bos_id]).strip()
+
+    def has_vocabulary_of(self, other: "Tokenizer") -> bool:
+        """True if both know the same words and merges, by the same ids."""
+        model, others = (json.loads(tokenizer.to_json())["model"] for tokenizer in (self, other))
+        return bool(model == others)
 
     def to_json(self) -> str:
         """Hugging Face's `tokenizer.json`."""

@@ -29,7 +29,7 @@ from grr_coca.explain.words import group_words
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.pooler import AttentionalPooler
 from grr_coca.model import CoCa
-from grr_coca.model.mode import evaluating
+from grr_coca.torch_private import copy_modules
 
 
 class WordMap(NamedTuple):
@@ -59,15 +59,17 @@ def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_i
 
 def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> Float[Tensor, "T P"]:
     """The relevance of each patch to each token except the first, on the CPU. The relevances of a token sum to 1."""
+    model = copy_modules(model).eval()  # its attention is replaced, which other threads that use the model must not see
     device = model.logit_scale.device
     ids = torch.tensor([[*token_ids, CLS_SLOT]], device=device)
     # The last token stands where the end token would be: it predicts nothing.
     text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]], device=device))
     readers = _readers_of_patches(model)
-    with evaluating(model), torch.no_grad():
-        patches = model.image_encoder(pixels[None].to(device))
+    with torch.no_grad():
+        patches = model.image_encoder(pixels[None].to(device, model.logit_scale.dtype))
         text_tokens = model.text_decoder(text).tokens
-    with evaluating(model), torch.enable_grad(), visible_attention(readers) as seen:
+    with torch.enable_grad(), visible_attention(readers) as seen:
+        patches.requires_grad_()  # gradients with respect to attention exist even if all parameters are frozen
         image_tokens = model.arrange(model.captioning_pooler, model.contrastive_pooler, patches).tokens
         states = model.multimodal_decoder(text_tokens, image_tokens, text.predicting_layout)
         logits = model.multimodal_decoder.lm_head(states)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.rows import pad_rows
-from grr_coca.data.text import clean_caption
+from grr_coca.data.text import clean_query
 from grr_coca.explain.attention import Attended, attention_weights, mix_values
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.pooler import AttentionalPooler
@@ -49,7 +49,7 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
         UserError: the text is empty.
     """
     model = checkpoint.model
-    row = checkpoint.tokenizer.encode_row(clean_caption(text, "text"), checkpoint.config.text_decoder.context_length)
+    row = checkpoint.tokenizer.encode_row(clean_query(text, "the text"), checkpoint.config.text_decoder.context_length)
     token_ids, lengths = (tensor.to(model.logit_scale.device) for tensor in pad_rows([row]))
     with evaluating(model), torch.no_grad():
         wanted = model.encode_text(token_ids, lengths)
@@ -61,7 +61,7 @@ def embedding_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], wanted
     model, side = checkpoint.model, checkpoint.config.image_encoder.grid_size
     wanted = wanted[None].to(model.logit_scale.device)
     with evaluating(model), torch.no_grad():
-        patches = model.image_encoder(pixels[None].to(model.logit_scale.device))
+        patches = model.image_encoder(pixels[None].to(model.logit_scale.device, model.logit_scale.dtype))
         similarity = (_embed(model, patches) * wanted).sum().item()
     shares = patch_shares(model, patches, wanted)[: side**2]
     return TextMap(shares.unflatten(0, (side, side)).float().cpu(), similarity)

@@ -168,7 +168,11 @@ class BeamSearch:
             self.decoder.keep(stay, stay)
 
     def _best(self, pools: list[Pool]) -> list[Hypothesis]:
+        """The best captions of all groups. One that several groups have found is repeated only if there are too few."""
         found = sorted((h for pool in pools for h in pool.hypotheses), key=lambda hypothesis: -hypothesis.score)
         if len(found) < self.options.num_captions:
             raise UserError(NOTHING_LEFT)
-        return found[: self.options.num_captions]
+        first: dict[tuple[int, ...], Hypothesis] = {}
+        repeats = [h for h in found if first.setdefault(h.token_ids, h) is not h]
+        best = [*first.values(), *repeats][: self.options.num_captions]
+        return sorted(best, key=lambda hypothesis: -hypothesis.score)

@@ -64,7 +64,7 @@ def generate(
         model: any CoCa. On a CPU, a fast copy of it is made for this call. A caller with many batches makes the copy
             once, and passes it in place of the model (`grr_coca.fast.model_copy.fast_copy`).
         tokenizer: the tokenizer that the model was trained with.
-        images: on any device.
+        images: on any device, in any precision.
         options: how to decode.
         prompt: the words that every caption begins with.
         keys: a name for each image, which seeds its random numbers; None: its index in `images`. With keys, sampled
@@ -75,10 +75,9 @@ def generate(
     """
     if len(images) == 0:
         raise UserError("there is no image to caption")
-    device = next(model.parameters()).device
     with torch.inference_mode(), evaluating(model):
         fast = fast_copy(model)
-        image = fast.encode_image(images.to(device))
+        image = fast.encode_image(images.to(model.logit_scale.device, model.logit_scale.dtype))
         captions = _caption_encoded(fast, tokenizer, image, options, prompt, keys)
     # A copy is no inference tensor, so the caller may train on it.
     return Generated(captions, image.embedding.clone())
@@ -92,7 +91,8 @@ def _caption_encoded(
     prompt: str,
     keys: Sequence[object] | None,
 ) -> list[list[Caption]]:
-    prompt_ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    # Captions of the training have single spaces, and none at their ends: others would be tokens never seen.
+    prompt_ids = [tokenizer.bos_id, *tokenizer.encode(" ".join(prompt.split()))]
     max_length = _max_length(options, model.text_decoder.context_length, len(prompt_ids))
     num_images = len(image.tokens)
     keys = range(num_images) if keys is None else keys
@@ -120,7 +120,7 @@ def _search(
         return BeamSearch(decoder, prompt_ids, options, max_length, eos_id).run()
     uniforms = None
     if options.temperature is not None:
-        uniforms = uniform_draws(options.seed, keys, options.num_captions, max_length).to(prompt_ids.device)
+        uniforms = uniform_draws(options.seed, keys, options.num_captions, max_length)
     return decode_independently(decoder, prompt_ids, options, max_length, eos_id, uniforms)
 
 

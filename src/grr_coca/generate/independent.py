@@ -67,7 +67,8 @@ def decode_independently(
         options: how to decode.
         max_length: new tokens at most.
         eos_id: the end token.
-        uniforms: random numbers in [0, 1) that decide which tokens are sampled; None: take the likeliest token.
+        uniforms: random numbers in [0, 1), on the CPU, that decide which tokens are sampled; None: take the likeliest
+            token.
     """
     num_captions = options.num_captions
     logits = decoder.step(prompt_ids.expand(decoder.num_images, -1)).repeat_interleave(num_captions, dim=0)
@@ -81,7 +82,7 @@ def decode_independently(
         if uniforms is None:
             next_ids = allowed.argmax(dim=-1)
         else:
-            next_ids = draw(allowed, uniforms[captions.running, step], options)
+            next_ids = draw(allowed, uniforms[captions.running.cpu(), step], options)
         captions.append(step, next_ids, log_probs, eos_id)
         if captions.ended.all() or step + 1 == max_length:
             break

@@ -1,6 +1,7 @@
 """Options of decoding. Every length counts new tokens only, not the prompt."""
 
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 
 from grr_coca.errors import UserError
 
@@ -12,10 +13,16 @@ _AT_LEAST = {
     "top_k": 1,
     "num_beams": 1,
     "num_beam_groups": 1,
-    "diversity_penalty": 0,
     "no_repeat_ngram": 0,
     "num_captions": 1,
 }
+_WITHIN = {
+    "temperature": (1e-6, 1e6),
+    "diversity_penalty": (0, 1e6),
+    "length_penalty": (-10, 10),
+    "repetition_penalty": (1e-6, 1e6),
+}
+"""Beyond these, scores overflow in fp32, or all become equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +49,10 @@ class GenerationOptions:
     min_p: float | None = None
     """Sample from tokens whose probability is at least this share of the likeliest one's (arXiv 2407.01082)."""
     num_beams: int = 1
+    """Captions that beam search continues at each step, the likeliest ones; 1: no beam search."""
     num_beam_groups: int = 1
-    """Groups of equal size that the beams are divided into (diverse beam search, arXiv 1610.02424)."""
+    """Groups of equal size that the beams are divided into (diverse beam search, arXiv 1610.02424); set
+    diversity_penalty too."""
     diversity_penalty: float = 0.0
     """Penalty subtracted from a token's score for every beam of an earlier group that chose the token at this step."""
     length_penalty: float = 1.0
@@ -55,20 +64,31 @@ class GenerationOptions:
     num_captions: int = 1
     """Captions per image: samples, or the best beams."""
     seed: int = 0
+    """Seed of the random numbers. The same seed samples the same captions."""
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         self._check_ranges()
         self._check_conflicts()
+
+    def _check_kinds(self) -> None:
+        for name, default in _DEFAULTS.items():
+            value = getattr(self, name)
+            if value is None and default is None:
+                continue
+            is_whole = name in _AT_LEAST or name == "seed"
+            if not isinstance(value, Integral if is_whole else Real):
+                raise UserError(f"{name} {value!r} must be a {'whole ' if is_whole else ''}number")
 
     def _check_ranges(self) -> None:
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise UserError(f"{name} {value} must be {least} or more")
-        for name in ("temperature", "repetition_penalty"):
+        for name, (low, high) in _WITHIN.items():
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UserError(f"{name} {value} must be above 0" + self._greedy_hint(name))
+            if value is not None and not low <= value <= high:
+                raise UserError(f"{name} {value} must be within {low:g} … {high:g}" + self._greedy_hint(name))
         for name in ("top_p", "min_p"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
@@ -94,6 +114,11 @@ class GenerationOptions:
             raise UserError(f"num_beams {self.num_beams} cannot be divided into {self.num_beam_groups} num_beam_groups")
         if self.diversity_penalty and self.num_beam_groups == 1:
             raise UserError(f"diversity_penalty {self.diversity_penalty} without groups: set num_beam_groups")
+        if self.num_beam_groups > 1 and not self.diversity_penalty:
+            raise UserError(
+                f"num_beam_groups {self.num_beam_groups} without a penalty: all groups would find the same captions; "
+                "set diversity_penalty, e.g. 0.5"
+            )
         if self.temperature is None and self.num_captions > self.num_beams:
             raise UserError(
                 f"num_captions {self.num_captions} is more than num_beams {self.num_beams}: "

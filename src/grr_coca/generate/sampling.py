@@ -21,7 +21,7 @@ LOOKS = (128, 1024)
 def draw(
     log_probs: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"], options: GenerationOptions
 ) -> Int[Tensor, " R"]:
-    """Sample one token for each row. `uniforms`, in [0, 1), decide which."""
+    """Sample one token for each row. `uniforms`, in [0, 1) and on the CPU, decide which."""
     assert options.temperature is not None
     logits, ids = (log_probs, None) if options.top_k is None else largest(log_probs, options.top_k)
     logits = logits / options.temperature
@@ -56,9 +56,13 @@ def keep_min_p(logits: Float[Tensor, "R V"], p: float) -> Float[Tensor, "R V"]:
 
 def inverse_cdf(logits: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
     """The first token at which the cumulative probability exceeds the uniform number of its row."""
-    cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    passed = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
-    return passed.clamp(max=logits.shape[1] - 1)
+    probs = logits.softmax(dim=-1)
+    if probs.device.type == "mps":  # it has no fp64
+        probs = probs.cpu()
+    cumulative = probs.cumsum(dim=-1, dtype=torch.float64)
+    sought = uniforms.to(cumulative.device)[:, None] * cumulative[:, -1:]
+    passed = torch.searchsorted(cumulative, sought, right=True)[:, 0]
+    return passed.clamp(max=logits.shape[1] - 1).to(logits.device)
 
 
 def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int) -> Float[Tensor, "R length"]:

@@ -15,8 +15,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device(_best())
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=chosen).item()  # a number comes back: "meta" holds none
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError(f"device '{device}' cannot be used here; the best one that can is '{_best()}'") from error
     return chosen
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from grr_coca.data.images import Opening, decode_image, open_rgb
+from grr_coca.data.images import BROKEN, Opening, decode_image, open_rgb
 from grr_coca.errors import UserError
 from grr_coca.files import read_whole
 
@@ -60,7 +60,7 @@ def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") 
 def _from_pillow(image: Image.Image, name: str, opening: Opening) -> Image.Image:
     try:
         return open_rgb(image, opening)
-    except (OSError, ValueError) as error:  # opened lazily, and the file is truncated or closed
+    except BROKEN as error:  # opened lazily, and the file is truncated or closed
         raise UserError(f"{name}: broken, truncated or closed image ({error})") from error
 
 

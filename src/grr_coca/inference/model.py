@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.data.rows import pad_rows
-from grr_coca.data.text import clean_caption
+from grr_coca.data.text import clean_query
 from grr_coca.errors import UserError, nearest
 from grr_coca.evaluate.class_names import NAME_ALONE
 from grr_coca.evaluate.zeroshot import ZeroShotClassifier, make_classifier
@@ -190,7 +190,7 @@ class ImageTextModel:
         self.warn_if_unfit()
         many, is_single = as_list(images)
         rows = self._batches.run("embedding images", _numbered(many), batch_size, self._image_rows, on_progress)
-        return rows[0] if is_single else self._stack(rows)
+        return self._stack(rows)[0] if is_single else self._stack(rows)
 
     def embed_texts(
         self, texts: str | Iterable[str], *, batch_size: int = BATCH_SIZE, on_progress: OnProgress | None = None
@@ -203,9 +203,9 @@ class ImageTextModel:
         self.warn_if_unfit()
         is_single = isinstance(texts, str)
         many = [texts] if isinstance(texts, str) else list(texts)
-        cleaned = [clean_caption(text, f"text {number}") for number, text in enumerate(many, 1)]
+        cleaned = [clean_query(text, f"text {number}") for number, text in enumerate(many, 1)]
         rows = self._batches.run("embedding texts", cleaned, batch_size, self._text_rows, on_progress)
-        return rows[0] if is_single else self._stack(rows)
+        return self._stack(rows)[0] if is_single else self._stack(rows)
 
     def similarity(
         self, images: ImagesInput, texts: str | Iterable[str], *, batch_size: int = BATCH_SIZE
@@ -290,9 +290,11 @@ class ImageTextModel:
             return list(model.encode_text(token_ids.to(self.device), lengths.to(self.device)).float().cpu())
 
     def _pixels(self, images: Numbered) -> Float[Tensor, "B 3 S S"]:
+        each = {id(image): (number, image) for number, image in images}  # Pillow reads an image in one thread at a time
         with ThreadPoolExecutor() as pool:  # decoding and resizing run without the interpreter's lock
-            rows = list(pool.map(self._preprocess, images))
-        return torch.stack(rows).to(self.device, self.checkpoint.model.logit_scale.dtype)
+            rows = dict(zip(each, pool.map(self._preprocess, each.values()), strict=True))
+        pixels = torch.stack([rows[id(image)] for _, image in images])
+        return pixels.to(self.device, self.checkpoint.model.logit_scale.dtype)
 
     def _preprocess(self, numbered: tuple[int, ImageInput]) -> Float[Tensor, "3 S S"]:
         number, image = numbered
@@ -300,6 +302,7 @@ class ImageTextModel:
         return preprocess(to_rgb(image, f"image {number}", preprocess.opening))
 
     def _stack(self, rows: list[Tensor]) -> Float[Tensor, "N E"]:
+        """The rows as one tensor. It is no inference tensor, as they are: the caller may change it and train on it."""
         return torch.stack(rows) if rows else torch.empty(0, self.checkpoint.config.embed_dim)
 
 

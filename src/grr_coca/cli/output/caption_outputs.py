@@ -46,7 +46,7 @@ def open_output(
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)} are different places for captions; give one of them")
     if out is not None:
-        return RowOutput(out, num_captions)
+        return RowOutput(out, num_captions, images)
     return Sidecars(images) if sidecar else CaptionLines(json)
 
 
@@ -76,8 +76,8 @@ class CaptionLines(_NothingToClose):
 class RowOutput:
     """Rows of a JSON lines or CSV file, which an interrupted job goes on with."""
 
-    def __init__(self, path: Path, num_captions: int) -> None:
-        self._file = RowFile(path, num_captions)
+    def __init__(self, path: Path, num_captions: int, images: Sequence[ImageFile]) -> None:
+        self._file = RowFile(path, num_captions, [image.name for image in images])
         self.done = self._file.done
 
     def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, TextIO
 
@@ -25,20 +25,21 @@ class RowFile:
     """A file of `CaptionRow`s: JSON lines or CSV, by its suffix.
 
     If the file exists, `done` holds the images that have all their captions in it. A line that was cut off is removed,
-    and so are the rows of images that lack some of their captions.
+    and so are the rows of those `images` that lack some of their captions. Rows of other images stay as they are.
 
     Raises:
         UserError: the suffix is not that of a format, the file holds something else, or it cannot be written to.
     """
 
-    def __init__(self, path: Path, rows_per_image: int) -> None:
+    def __init__(self, path: Path, rows_per_image: int, images: Collection[str]) -> None:
         self.path = path
         self._is_csv = require_suffix(path, (".jsonl", ".csv")) == ".csv"
-        counts = Counter(row.image for row in self._rows()) if path.exists() else Counter()
-        self.done = {image for image, count in counts.items() if count >= rows_per_image}
-        if path.exists() and (len(self.done) < len(counts) or _is_torn(path)):
-            write_output(path, self._write_complete)
         with disk_errors(path):
+            counts = Counter(row.image for row in self._rows()) if path.exists() else Counter()
+            self.done = {image for image, count in counts.items() if count >= rows_per_image}
+            self._incomplete = (counts.keys() - self.done) & set(images)
+            if path.exists() and (self._incomplete or _is_torn(path)):
+                write_output(path, self._write_complete)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: TextIO = path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
             if self._is_csv and path.stat().st_size == 0:
@@ -63,7 +64,7 @@ class RowFile:
         if self._is_csv:
             file.write(_csv_line(CaptionRow._fields).encode())
         for row in self._rows():
-            if row.image in self.done:
+            if row.image not in self._incomplete:
                 file.write(self._line(row).encode("utf-8", "surrogateescape"))
 
     def _rows(self) -> Iterator[CaptionRow]:
@@ -74,21 +75,24 @@ class RowFile:
                 try:
                     yield CaptionRow(str(record["image"]), str(record["caption"]), float(record["log_prob"]))  # type: ignore[arg-type]
                 except (KeyError, TypeError, ValueError) as error:
-                    raise self._not_ours(number) from error
+                    raise self._not_ours(f"row {number}") from error
 
     def _records(self, lines: Iterable[str]) -> Iterator[dict[str, object]]:
         if self._is_csv:
-            yield from csv.DictReader(lines)
+            reader = csv.DictReader(lines)
+            if reader.fieldnames is not None and tuple(reader.fieldnames) != CaptionRow._fields:
+                raise self._not_ours("its first line")
+            yield from reader
             return
         for number, line in enumerate(lines, 1):
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise self._not_ours(number) from error
+                raise self._not_ours(f"row {number}") from error
 
-    def _not_ours(self, number: int) -> UserError:
+    def _not_ours(self, place: str) -> UserError:
         columns = ", ".join(CaptionRow._fields)
-        return UserError(f"{self.path}: row {number} has no {columns}, so captions are not added to it; use another")
+        return UserError(f"{self.path}: {place} is not {columns}, so captions are not added to it; use another file")
 
 
 def _is_torn(path: Path) -> bool:

@@ -45,9 +45,11 @@ def require_free(folder: Path) -> None:
     """Make sure that a new folder can be written under a name, before the work for it begins.
 
     Raises:
-        UserError: something is there that is no empty folder.
+        UserError: something is there that is no empty folder, or it is the current folder.
     """
     if folder.is_dir() and not any(folder.iterdir()):
+        if folder.samefile(Path.cwd()):  # a new folder takes the place of the old one, in which a shell would stay
+            raise UserError(f"{folder}: is the current folder, which cannot be replaced; give --out a new folder")
         return
     if folder.exists():
         raise UserError(f"{folder}: is there already; give another --out, or remove it first")

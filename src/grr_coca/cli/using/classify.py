@@ -40,6 +40,8 @@ def run(
     if top < 1:
         raise UserError(f"--top {top}: give 1 or more")
     names = _class_names(labels)
+    if not images and templates != NAME_ALONE:
+        raise UserError("no images; --templates takes all that follows it, so give the images before it")
     found = find_images(images)
     folder = locate_checkpoint(checkpoint)
     code = report_if_none_exists(found)

@@ -7,7 +7,6 @@ import tyro
 
 import grr_coca
 from grr_coca.cli.output.writing import require_suffix, write_output
-from grr_coca.data.images import decode_image
 from grr_coca.extras import require_extra
 from grr_coca.files import read_whole
 from grr_coca.inference.locate import locate_checkpoint
@@ -31,12 +30,13 @@ def run(
     out = out or Path(f"{image.stem}-explained.png")
     require_suffix(out, (".png",))
     require_extra("report", "drawing heat maps")
-    picture = decode_image(read_whole(image), str(image))
+    data = read_whole(image)
     folder = locate_checkpoint(checkpoint)
 
     from grr_coca.explain import caption_maps, caption_picture, text_map, text_picture  # late: torch comes with it
 
     model = grr_coca.load(folder)
+    picture = model.checkpoint.preprocess.decode(data, str(image))
     pixels = model.checkpoint.preprocess(picture)
     if text is None:
         (described,) = model.describe_many([picture])

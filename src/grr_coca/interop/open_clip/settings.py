@@ -65,8 +65,17 @@ class Settings:
         size = said.get("size", image_size)
         if size not in (image_size, [image_size, image_size]):
             raise UserError(f"{self.where}: preprocess_cfg: size is {size}, but the model's images have {image_size}")
-        mean, std = (_channels(said.get(key, usual)) for key, usual in (("mean", MEAN), ("std", STD)))
+        mean, std = (self._channels(key, said.get(key, usual)) for key, usual in (("mean", MEAN), ("std", STD)))
         return Preprocess(image_size, mean, std, order="resize_then_crop")
+
+    def _channels(self, key: str, values: Any) -> tuple[float, float, float]:
+        try:
+            red, green, blue = values if isinstance(values, (list, tuple)) else (values,) * 3
+            return float(red), float(green), float(blue)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.where}: preprocess_cfg: {key} is {values!r}, neither a number nor three of them"
+            ) from error
 
     def _part(self, name: str) -> Mapping[str, Any]:
         return self.model.get(name, {})
@@ -114,8 +123,11 @@ def _refuse_unsupported(path: Path, part: str, said: Mapping[str, Any]) -> None:
         key, what = ("attentional_pool", "pooler") if part == "vision_cfg" else ("embed_cls", "class token")
         if not any(said.get(other) for other in ("timm_model_name", "hf_model_name")):
             raise UserError(f"{path}: {part}: {key} is not set; a CoCa without its {what} is not supported")
-    fixed, shapes = FIXED[part], SHAPES.get(part, set()) | HEADS.get(part, set())
+    fixed, heads = FIXED[part], HEADS.get(part, set())
+    shapes = SHAPES.get(part, set()) | heads
     for key, value in said.items():
+        if key in heads and not (isinstance(value, int) and value > 0):
+            raise UserError(f"{path}: {part}: {key} is {value!r}, not a whole number above 0")
         if key in fixed and value != fixed[key] and not (value in (None, {}) and not fixed[key]):
             raise UserError(f"{path}: {part}: {key} {value!r} is not supported, only {fixed[key]!r}")
         if key not in fixed and key not in shapes and key not in WITHOUT_EFFECT[part]:
@@ -176,8 +188,3 @@ def make_model_cfg(config: CoCaConfig) -> dict[str, Any]:
         },
         "custom_text": True,
     }
-
-
-def _channels(values: Any) -> tuple[float, float, float]:
-    red, green, blue = values if isinstance(values, (list, tuple)) else (values,) * 3
-    return float(red), float(green), float(blue)

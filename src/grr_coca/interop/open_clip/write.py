@@ -1,9 +1,11 @@
 """A checkpoint of ours as one of open_clip's, for models of the preset `open_clip_coca`."""
 
 import json
+import logging
 from pathlib import Path
 
 from grr_coca.checkpoint import Checkpoint, save_tensors
+from grr_coca.data.tokenizer import clip_bpe
 from grr_coca.errors import UserError
 from grr_coca.files import whole_folder
 from grr_coca.interop.open_clip.files import NAMES, SETTINGS
@@ -11,6 +13,8 @@ from grr_coca.interop.open_clip.names import to_theirs
 from grr_coca.interop.open_clip.settings import make_model_cfg
 from grr_coca.presets import get_preset
 from grr_coca.structure import differences
+
+log = logging.getLogger(__name__)
 
 SIZES = frozenset(
     f"{stack}.transformer.{key}"
@@ -32,10 +36,16 @@ def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a folder that open_clip loads as `local-dir:FOLDER`.
 
     Raises:
-        UserError: the model has parts that open_clip's has not, or the disk cannot be written to.
+        UserError: the model has parts or a vocabulary that open_clip's has not, or the disk cannot be written to.
     """
     _require_open_clips(checkpoint)
     pre = checkpoint.preprocess
+    if pre.order != "resize_then_crop":
+        log.warning(
+            "open_clip resizes images before it crops them, and cannot do otherwise; this model was trained with order "
+            "%s, so its embeddings differ a little there",
+            pre.order,
+        )
     settings = {
         "model_cfg": make_model_cfg(checkpoint.config),
         "preprocess_cfg": {"mean": list(pre.mean), "std": list(pre.std)},
@@ -57,3 +67,8 @@ def _require_open_clips(checkpoint: Checkpoint) -> None:
                 f"open_clip has no model like this '{checkpoint.preset}': {key} is {value}, where its CoCa has "
                 f"{expected}; models that were imported from open_clip, or trained as open_clip_coca, can be exported"
             )
+    if not checkpoint.tokenizer.has_vocabulary_of(clip_bpe()):
+        raise UserError(
+            "the model's vocabulary is not CLIP's, and open_clip would read its texts with CLIP's; models that were "
+            "imported from open_clip, or trained with tokenizer: kind clip, can be exported"
+        )

@@ -21,6 +21,7 @@ from grr_coca.data.sources.views import Chain, caption_texts, every_caption, sou
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.errors import UserError
 from grr_coca.model import build
+from grr_coca.model.packed_text import PADDING
 from grr_coca.ranks import Ranks
 from grr_coca.structure import differences
 from grr_coca.train.recipe import Recipe
@@ -39,12 +40,17 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
     """A new model with its tokenizer, as a pretraining recipe describes them.
 
     Raises:
-        UserError: the recipe names no model or no tokenizer.
+        UserError: the recipe names no model or no tokenizer, or a tokenizer that the model cannot have.
     """
     if recipe.model is None or recipe.tokenizer is None:
         raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is one for fine-tuning")
     tokenizer = Tokenizer.from_json(ranks.on_first(lambda: _new_tokenizer(recipe).to_json()))
     config = recipe.model.config(tokenizer.vocab_size)
+    if config.text_decoder.cls == "last_position" and tokenizer.bos_id == PADDING:
+        raise UserError(
+            f"tokenizer: kind '{recipe.tokenizer.kind}' does not fit model: preset '{recipe.model.preset}', which "
+            f"takes id {PADDING}, here that of [BOS], for padding and hides the word behind it; set kind to 'clip'"
+        )
     return Checkpoint(
         model=build(config, recipe.seed),
         config=config,

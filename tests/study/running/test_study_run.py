@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from grr_coca.study.running.run import Place, Study, Watch
 from grr_coca.study.running.stage import run_stage
 from grr_coca.study.running.task import FINISHED, Task
 from grr_coca.study.showcase import picture_path
+from grr_coca.train.step.trainer import Trainer
 from support import CPU
 
 PRETRAINING = {"primary": ["pretraining/coca_loss"]}
@@ -334,6 +336,15 @@ def test_a_trial_that_diverged_is_the_worst_and_no_error(write_study, tmp_path, 
     )
     agenda.add(fine)
     assert [choice.settings for choice in agenda.lacking_choices()] == [second.settings]
+
+
+def test_a_run_whose_steps_were_all_skipped_has_a_row(write_study, tmp_path, monkeypatch):
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda *arguments: step(*arguments) | {"contrastive": math.nan})
+    plan = read_plan(write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), Plan)
+    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
+    row = run_stage(agenda.open_tasks()[0], CPU, lambda _: None)
+    assert [(point.step, point.train) for point in row.curve] == [(6, {})]
 
 
 def test_rows_of_an_earlier_recipe_are_named_and_run_again(write_study, tmp_path):

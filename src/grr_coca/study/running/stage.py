@@ -156,7 +156,7 @@ def _row(task: Task, trained: Checkpoint, found: Findings, seconds: float) -> Le
 def _curve(folder: Path) -> tuple[CurvePoint, ...]:
     """A point for each validation, with the mean of the training losses since the one before."""
     points, since = [], 0.0
-    train_lines = read_metrics(folder, "train")
+    train_lines = [row for row in read_metrics(folder, "train") if "contrastive" in row]  # else all steps were skipped
     for line in read_metrics(folder, "val"):
         step = line["step"]
         lines = [row for row in train_lines if since < row["step"] <= step]

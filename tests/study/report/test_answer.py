@@ -146,9 +146,30 @@ def test_few_seeds_cannot_decide(tmp_path):
     )
 
 
+def test_seeds_that_decide_one_phase_are_not_called_too_few(tmp_path):
+    """The study still runs: the last seed is pretrained, and not fine-tuned yet."""
+    rows = [row for row in rows_of(PAIR, range(8)) if row.seed < 7 or row.stage == "pictograms"]
+    found = said(tmp_path, plan(PAIR), rows)
+    assert "7 of 8 seeds complete: GRR-CoCa is better than Baseline CoCa in " in found.headline
+    assert not any("cannot decide" in sentence for sentence in found.sentences)
+
+
+def test_one_endpoint_is_not_counted(tmp_path):
+    single = plan(PAIR, endpoints={"primary": ["pretraining/coca_loss"]})
+    found = said(tmp_path, single, rows_of(PAIR, range(8)))
+    assert found.headline == "GRR-CoCa is better than Baseline CoCa in the one primary endpoint"
+
+
+def test_an_endpoint_that_is_zero_is_not_said_to_be_unmeasured(tmp_path):
+    rows = rows_of(PAIR, range(2), metrics={"test": {"R@1": 0.0}})
+    found = said(tmp_path, plan(PAIR, 2, endpoints={"primary": ["pretraining/R@1"]}), rows)
+    assert found.headline == "No answer yet: with no seed can GRR-CoCa and Baseline CoCa be compared"
+    assert found.sentences == ("Nothing can be compared yet of R@1, text to image after pretraining.",)
+
+
 def test_no_pair_is_no_answer(tmp_path):
     found = said(tmp_path, plan(PAIR), rows_of(PAIR[:1], range(3)))
-    assert found.headline == "No answer yet: no seed has both GRR-CoCa and Baseline CoCa"
+    assert found.headline == "No answer yet: with no seed can GRR-CoCa and Baseline CoCa be compared"
 
 
 def test_the_parts_are_told_with_the_seeds_that_they_rest_on(tmp_path):

@@ -189,14 +189,13 @@ def test_a_part_is_said_to_act_when_all_seeds_are_there(tmp_path):
     def told(num_seeds, deviation):
         rows = rows_of(arms, range(num_seeds), deviation=deviation)
         found = said(tmp_path / f"{num_seeds}-{deviation}", plan(arms), rows)
-        return [sentence for sentence in found.sentences if "t test, corrected" in sentence]
+        return [sentence for sentence in found.sentences if "t test at" in sentence]
 
     (clear,) = told(8, 0.001)
-    assert clear.startswith("What single parts are shown to do (t test, corrected for the 7 effects on an endpoint): ")
+    test = "(t test at the 5 % level, corrected for the 7 effects on each endpoint)"
+    assert clear.startswith(f"What single parts are shown to do {test}: ")
     assert "GEGLU lowers contrastive loss by 0.6 %, " in clear
     assert "RMSNorm raises contrastive loss by 0.2 %, " in clear
     assert "; RoPE lowers contrastive loss by 2.2 %, " in clear
-    assert told(8, 1.0) == [
-        "No part is shown to change anything on its own (t test, corrected for the 7 effects on an endpoint)."
-    ]
+    assert told(8, 1.0) == [f"No part is shown to change anything on its own {test}."]
     assert told(7, 0.001) == []

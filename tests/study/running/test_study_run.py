@@ -288,13 +288,24 @@ def test_settings_that_are_shared_are_those_that_are_best_on_average(write_study
     assert agenda.lacking()["run", "coca", "pictograms"] == 1
     for task, loss in zip(trials, losses["baseline_coca"] + losses["grr_coca"], strict=True):
         assert agenda.lacking_choices() == [], "each arm waits for the other"
-        agenda.add(replace(pretended_row(task), metrics={"val": {"coca_loss": loss}}))
+        row = replace(pretended_row(task), metrics={"val": {"coca_loss": loss}})
+        agenda.add(row)
+        assert agenda.spent_folders(row) == ([] if task != trials[-1] else [trial.folder for trial in trials])
     assert [(row.arm, row.settings["optimizer.lr"]) for row in agenda.lacking_choices()] == [
         ("baseline_coca", 0.2),
         ("grr_coca", 0.2),
     ]
     assert {task.arm: task.settings["optimizer.lr"] for task in agenda.open_tasks()} == dict.fromkeys(arms, 0.2)
     assert agenda.digests.recipes.keys() == set(arms)
+
+
+def test_a_trial_with_a_loss_of_zero_is_the_best(write_study, tmp_path):
+    tuning = {"seed": 9, "pretrain": {"optimizer.lr": [0.1, 0.2]}, "score": "contrastive_loss"}
+    plan = read_plan(write_study(seeds=[0], finetune=[], endpoints=PRETRAINING, tuning=tuning), Plan)
+    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
+    for task, loss in zip(agenda.open_tasks(), (1e-3, 0.0), strict=True):
+        agenda.add(replace(pretended_row(task), metrics={"val": {"contrastive_loss": loss}}))
+    assert [row.settings for row in agenda.lacking_choices()] == [{"optimizer.lr": 0.2}]
 
 
 def test_what_is_left_is_not_worked_out_anew_with_every_row(write_study, tmp_path, monkeypatch):

@@ -69,6 +69,11 @@ class Tuning:
     finetune: dict[str, tuple[object, ...]] = field(default_factory=dict)
     score: Score = "coca_loss"
 
+    @property
+    def metric(self) -> str:
+        """The score's key in the rows of a ledger."""
+        return self.score.removeprefix("text_to_image/")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoints:

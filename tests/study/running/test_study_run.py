@@ -415,6 +415,15 @@ def test_shards_that_overlap_are_refused(tmp_path):
         pass
 
 
+def test_a_study_in_a_folder_that_is_a_link_goes_on(write_study, tmp_path):
+    path, disk = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "disk" / "far" / "away"
+    disk.mkdir(parents=True)
+    (tmp_path / "out").symlink_to(disk)
+    assert len(run(path, tmp_path / "out", Pretending()).done) == 2
+    assert read_plan(tmp_path / "out" / "plan.yaml", Plan) == read_plan(path, Plan)
+    assert run(path, tmp_path / "out", Pretending()).done == []
+
+
 def test_another_plan_that_a_person_wrote_is_not_overwritten(write_study, tmp_path):
     arms = ["baseline_coca", {"name": "grr_coca", "recipes": "own"}]
     path = write_study(arms=arms, seeds=[0], finetune=[], endpoints=PRETRAINING)

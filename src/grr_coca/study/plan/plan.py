@@ -245,8 +245,8 @@ def _check_tuning(plan: Plan, tuning: Tuning, path: Path) -> None:
 
 
 def _require_once(items: Iterable[Any], where: str) -> None:
-    seen = set()
+    seen: list[Any] = []  # not a set: a value may be a list, such as `betas`
     for item in items:
         if item in seen:
             raise UserError(f"{where}: {item} is there twice")
-        seen.add(item)
+        seen.append(item)

@@ -369,7 +369,8 @@ def test_the_plan_that_comes_with_the_code_is_complete():
     assert all("test" in recipe.data.test for recipe in recipes.values())
 
 
-def test_a_showcase_of_which_nothing_is_left_is_a_user_error(write_plan, tmp_path):
+def test_a_showcase_of_which_nothing_is_left_is_refused_before_anything_is_trained(write_plan, tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.study.running.stage.train", lambda *args: pytest.fail("training began"))
     plan = load_demo(write_plan(without=[pair.caption for pair in real_pairs(16, "pictograms", "test_style")]))
     with pytest.raises(UserError):
         arm_of(plan, "grr_coca", tmp_path / "arm")

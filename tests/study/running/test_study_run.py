@@ -20,7 +20,7 @@ from grr_coca.study.running.stage import run_stage
 from grr_coca.study.running.task import FINISHED, Task
 from grr_coca.study.showcase import picture_path
 from grr_coca.train.step.trainer import Trainer
-from support import CPU
+from support import CPU, real_pairs, warnings_of, write_shard
 
 PRETRAINING = {"primary": ["pretraining/coca_loss"]}
 TUNED = {
@@ -356,6 +356,17 @@ def test_a_run_whose_steps_were_all_skipped_has_a_row(write_study, tmp_path, mon
     agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
     row = run_stage(agenda.open_tasks()[0], CPU, lambda _: None)
     assert [(point.step, point.train) for point in row.curve] == [(6, {})]
+
+
+def test_a_broken_validation_image_is_left_out_after_training_as_during_it(write_study, tmp_path):
+    plan = read_plan(write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), Plan)
+    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
+    task = agenda.open_tasks()[0]
+    sound = real_pairs(16)
+    val = write_shard(tmp_path / "val.tar", [*sound, replace(sound[0], key="broken", image=b"no image")])
+    task = replace(task, recipe=replace(task.recipe, data=replace(task.recipe.data, val=str(val))))
+    with warnings_of("grr_coca.train.run.setup"):
+        assert run_stage(task, CPU, lambda _: None).metrics["val"]["num_pairs"] == 16
 
 
 def test_rows_of_an_earlier_recipe_are_named_and_run_again(write_study, tmp_path):

@@ -1,12 +1,23 @@
 """The files of a checkpoint, and where to find one. This module does not import torch; `grr_coca.checkpoint` loads."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from grr_coca.errors import UserError
 
 FILES = ("model.safetensors", "config.json", "tokenizer.json", "preprocess.json")
+STEP_FOLDER = re.compile(r"step-([0-9]+)")
+
+
+def checkpoints_by_step(folder: Path) -> dict[int, Path]:
+    """The folders `step-N` of a run's `checkpoints`, in the order of their steps.
+
+    A folder of another name, such as a copy `step-000000100-backup`, is not one of the run's checkpoints.
+    """
+    named = [(STEP_FOLDER.fullmatch(path.name), path) for path in folder.glob("step-*")]
+    return dict(sorted((int(match[1]), path) for match, path in named if match))
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -17,7 +28,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; a checkpoint is a folder that holds {', '.join(FILES)}")
-    steps = sorted((path / "checkpoints").glob("step-*"))
+    steps = list(checkpoints_by_step(path / "checkpoints").values())
     folder = steps[-1] if steps else path
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:

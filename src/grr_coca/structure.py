@@ -105,6 +105,8 @@ def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
 
 def _convert_scalar(hint: type, value: Any, where: str) -> Any:
     # In Python, bool is a kind of int, and YAML reads `1e-3` as a string. Both cases are handled here.
+    if hint is object:
+        return value
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)

@@ -168,6 +168,14 @@ def test_trials_count_as_long_as_nobody_can_tell_what_they_start_from(folder):
     assert (len(ledger.trials), ledger.notes) == (1, ()), "digests of an older version say nothing of trials"
 
 
+def test_seeds_that_were_taken_out_of_the_plan_do_not_count(folder):
+    write(folder, a_row(), a_row(seed=7))
+    assert [row.seed for row in read_ledger(folder).rows] == [0, 7]
+    ledger = read_ledger(folder, seeds=(0, 1))
+    assert [row.seed for row in ledger.rows] == [0]
+    assert ledger.notes == ("grr_coca, seed 7, emoji: not counted: the plan has no such seed",)
+
+
 def test_the_newer_of_two_rows_counts(folder):
     write(folder, a_row(steps=1), a_row(steps=2))
     ledger = read_ledger(folder)

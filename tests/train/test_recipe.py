@@ -224,6 +224,7 @@ def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, val
         (("gradient_checkpointing",), -0.5),
         (("gradient_checkpointing",), 1.5),
         (("data", "patch_dropout"), "nan"),
+        (("optimizer", "betas"), [0.9, 1.0]),
         (("optimizer", "layer_decay"), 0.0),
         (("optimizer", "layer_decay"), 1.1),
         (("optimizer", "layer_decay"), "nan"),

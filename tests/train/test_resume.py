@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ from grr_coca.errors import UserError
 from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, LossRecipe
 from grr_coca.train.survival.resume import resume_point
 from jobs import INTERVAL, STEPS, Job, differing_files, small_recipe
-from support import finished_run, real_pairs, write_shard
+from support import finished_run, real_pairs, warnings_of, write_shard
 
 ONE, DDP, FSDP = (1, "ddp"), (2, "ddp"), (2, "fsdp")
 
@@ -218,6 +219,17 @@ def test_how_the_work_is_spread_and_kept_may_change(finished):
         health=replace(recipe.health, max_skipped=3),
     )
     assert resume_point(finished.folder, changed) == finished.checkpoint
+
+
+def test_a_run_whose_checkpoints_cannot_be_read_does_not_begin_anew(finished, tmp_path):
+    out = shutil.copytree(finished.folder, tmp_path / "run")
+    weights = out / "checkpoints" / finished.checkpoint.name / "model.safetensors"
+    weights.write_bytes(b"torn")
+    said = rf"{out}/checkpoints: none of its checkpoints can be read \(1 found, .*to start this run anew, delete"
+    with warnings_of("grr_coca.train.survival.store"), pytest.raises(UserError, match=said):
+        resume_point(out, finished.recipe)
+    shutil.rmtree(out / "checkpoints")
+    assert resume_point(out, finished.recipe) is None
 
 
 def test_a_run_that_began_in_another_spread_goes_on(make_job, undisturbed):

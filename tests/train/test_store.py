@@ -263,6 +263,16 @@ def test_a_damaged_checkpoint_of_a_later_step_does_not_push_out_a_whole_one(tmp_
     assert store.newest() == folder_of(store, 15)
 
 
+def test_a_copy_that_somebody_made_is_no_checkpoint_of_the_run_and_stays(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints", keep_last=1)
+    save(store, 1)
+    copy = shutil.copytree(folder_of(store, 1), store.folder / "step-000000001-backup")
+    save(store, 2)
+    later = shutil.copytree(folder_of(store, 2), store.folder / "step-000000002 (copy)")
+    assert store.newest() == find_checkpoint(tmp_path) == folder_of(store, 2)
+    assert {path.name for path in store.folder.iterdir()} == {"step-000000002", copy.name, later.name}
+
+
 HIGHER_IS_BETTER = {"text_to_image/R@1", "image_to_text/R@1", "CIDEr", "CIDEr-D", "BLEU-4", "ROUGE-L"}
 
 

@@ -90,8 +90,11 @@ def test_a_pickle_in_place_of_any_file_of_a_checkpoint_is_refused_and_not_run(ru
         path.write_bytes(write(Bomb(trace)))
     else:
         torch.save({"weight": Bomb(trace)}, path)
-    with warnings_of("grr_coca.train.survival.store") as warned:
-        assert resume_point(run.folder, run.recipe) is None
+    with (
+        warnings_of("grr_coca.train.survival.store") as warned,
+        pytest.raises(UserError, match="none of its checkpoints can be read"),
+    ):
+        resume_point(run.folder, run.recipe)
     assert str(run.checkpoint) in warned[0]
     if name != MANIFEST:
         (run.checkpoint / MANIFEST).unlink()  # as in a checkpoint that a stranger put together

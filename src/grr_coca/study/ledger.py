@@ -15,7 +15,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -155,12 +155,13 @@ class Ledger:
     notes: tuple[str, ...]
 
 
-def read_ledger(folder: Path, digests: Digests | None = None) -> Ledger:
+def read_ledger(folder: Path, digests: Digests | None = None, seeds: Collection[int] | None = None) -> Ledger:
     """Read all ledgers of a study's folder.
 
     Args:
         folder: of the study.
         digests: what rows must be made of; None: what the folder's own file says.
+        seeds: those of the plan, which runs must have; None: any.
 
     Raises:
         UserError: the folder has no ledger, or a file cannot be read.
@@ -170,7 +171,7 @@ def read_ledger(folder: Path, digests: Digests | None = None) -> Ledger:
     if not rows and not ledger_files(folder):
         raise UserError(f"{folder}: holds no study: {LEDGER_FILE} is missing; `grr-coca study run` writes it")
     digests = digests or read_digests(folder)
-    runs = _counted([row for row in rows if row.kind == "run"], digests, notes)
+    runs = _counted([row for row in rows if row.kind == "run"], digests, seeds, notes)
     trials = _counted_trials([row for row in rows if row.kind != "run"], digests, notes)
     commits = Counter(row.commit for row in runs)
     if len(commits) > 1:
@@ -321,12 +322,14 @@ def _rows_of_file(path: Path, notes: list[str]) -> Iterator[LedgerRow]:
             notes.append(f"{path.name}: line {number} is not a row and not counted ({error})")
 
 
-def _counted(rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> list[LedgerRow]:
+def _counted(
+    rows: Iterable[LedgerRow], digests: Digests, seeds: Collection[int] | None, notes: list[str]
+) -> list[LedgerRow]:
     """The runs that count: of a run that is there twice, the newer row."""
     found: dict[tuple[str, int, str], LedgerRow] = {}
     for row in rows:
         name = f"{row.arm}, seed {row.seed}, {row.stage}"
-        fault = digests.fault(row)
+        fault = digests.fault(row) if seeds is None or row.seed in seeds else "the plan has no such seed"
         if fault is not None:
             notes.append(f"{name}: not counted: {fault}")
             continue

@@ -188,6 +188,8 @@ class OptimizerRecipe:
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay {self.layer_decay} is out of range; give more than 0, and 1 at most")
         require_at_least(0.0, lr=self.lr, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
+        for beta in self.betas:
+            require_share(betas=beta)
 
 
 @dataclass(frozen=True)

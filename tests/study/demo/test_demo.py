@@ -1,5 +1,6 @@
 """The whole comparison, from a plan to a report."""
 
+import errno
 import json
 import os
 import re
@@ -17,8 +18,10 @@ import torch
 
 from grr_coca.checkpoint import from_pretrained
 from grr_coca.cli import main
+from grr_coca.cli.training.demo import _closing_words
 from grr_coca.data.dataset import PairDataset
 from grr_coca.errors import UserError
+from grr_coca.study.demo import comparison
 from grr_coca.study.demo.comparison import begin, demo_place, make_folder
 from grr_coca.study.demo.plan import arm_names, demo_recipes, load_demo, with_precisions
 from grr_coca.study.running.agenda import Agenda, StudyPart
@@ -270,6 +273,8 @@ def refused(write_plan, tmp_path, monkeypatch, capsys):
         ({"finetune": ["health.yaml", "health.yaml"]}, "health"),
         ({"showcase": "test_stile"}, "did you mean 'test_style'?"),
         ({"queries": []}, "queries"),
+        ({"finetune": []}, "finetune: a demo has one or more"),
+        ({"endpoints": {"primary": ["pretraining/coca_loss"], "split": "test_style"}}, "split: a demo's is 'test'"),
         ({"query": ["cat"]}, "did you mean 'queries'?"),
     ],
     ids=str,
@@ -337,6 +342,24 @@ def test_a_folder_that_holds_something_else_is_left_alone(refused, tmp_path):
     assert snapshot(tmp_path / "out") == {"thesis.tex": b"years of work"}
 
 
+def test_a_full_disk_at_the_end_of_a_demo_is_named_with_the_way_out(write_plan, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(comparison, "comparison_rows", lambda plan, arms: [])
+    monkeypatch.setattr(comparison, "write_whole", full)
+    with pytest.raises(UserError, match=r"No space left on device\); make room there, and the same command goes on"):
+        comparison.finish(load_demo(write_plan()), (), tmp_path)
+
+
+def test_a_demo_ends_with_the_command_that_repeats_it(write_plan, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["grr-coca"])
+    path = write_plan()
+    words = _closing_words(replace(load_demo(path), steps=6), path, tmp_path / "my demo").splitlines()
+    assert words[1].endswith(f"grr-coca demo {path} --out '{tmp_path}/my demo' --fresh --steps 6")
+    assert f"caption --checkpoint '{tmp_path}/my demo/grr_coca/pictograms' IMAGE.png" in words[2]
+
+
 def test_the_plan_that_comes_with_the_code_is_complete():
     plan = load_demo(Path(__file__).parents[3] / "recipes" / "demo.yaml")
     assert arm_names(plan) == PRESETS
@@ -346,7 +369,8 @@ def test_the_plan_that_comes_with_the_code_is_complete():
     assert all("test" in recipe.data.test for recipe in recipes.values())
 
 
-def test_a_showcase_of_which_nothing_is_left_is_a_user_error(write_plan, tmp_path):
+def test_a_showcase_of_which_nothing_is_left_is_refused_before_anything_is_trained(write_plan, tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.study.running.stage.train", lambda *args: pytest.fail("training began"))
     plan = load_demo(write_plan(without=[pair.caption for pair in real_pairs(16, "pictograms", "test_style")]))
     with pytest.raises(UserError):
         arm_of(plan, "grr_coca", tmp_path / "arm")

@@ -159,6 +159,20 @@ def test_recipes_that_are_not_there_are_named(write_own_recipes, tmp_path):
         check_recipes(read_plan(path, Plan), path)
 
 
+def test_overrides_and_grids_take_switches_and_lists(write_study):
+    arms = ["baseline_coca", {"name": "plain", "preset": "grr_coca", "overrides": {"compile": True}}]
+    betas = [[0.9, 0.95], [0.9, 0.98]]
+    tuning = {"seed": 9, "pretrain": {"compile": [True, False], "optimizer.betas": betas}}
+    path = write_study(arms=arms, tuning=tuning)
+    plan = read_plan(path, Plan)
+    check_recipes(plan, path)
+    assert stage_recipe(plan, plan.arms[1], "pictograms", 0, {}).compile is True
+    assert len(grid_of(plan, "pictograms")) == 4
+    again = {"seed": 9, "pretrain": {"optimizer.betas": [betas[0], betas[0]]}}
+    with pytest.raises(UserError, match=r"betas: \[0.9, 0.95\] is there twice"):
+        read_plan(write_study(tuning=again), Plan)
+
+
 def test_a_grid_is_every_combination(write_study):
     tuning = {"seed": 9, "pretrain": {"optimizer.lr": [1, 2], "optimizer.weight_decay": [3, 4]}, "finetune": {}}
     plan = read_plan(write_study(tuning=tuning), Plan)

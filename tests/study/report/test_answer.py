@@ -146,9 +146,30 @@ def test_few_seeds_cannot_decide(tmp_path):
     )
 
 
+def test_seeds_that_decide_one_phase_are_not_called_too_few(tmp_path):
+    """The study still runs: the last seed is pretrained, and not fine-tuned yet."""
+    rows = [row for row in rows_of(PAIR, range(8)) if row.seed < 7 or row.stage == "pictograms"]
+    found = said(tmp_path, plan(PAIR), rows)
+    assert "7 of 8 seeds complete: GRR-CoCa is better than Baseline CoCa in " in found.headline
+    assert not any("cannot decide" in sentence for sentence in found.sentences)
+
+
+def test_one_endpoint_is_not_counted(tmp_path):
+    single = plan(PAIR, endpoints={"primary": ["pretraining/coca_loss"]})
+    found = said(tmp_path, single, rows_of(PAIR, range(8)))
+    assert found.headline == "GRR-CoCa is better than Baseline CoCa in the one primary endpoint"
+
+
+def test_an_endpoint_that_is_zero_is_not_said_to_be_unmeasured(tmp_path):
+    rows = rows_of(PAIR, range(2), metrics={"test": {"R@1": 0.0}})
+    found = said(tmp_path, plan(PAIR, 2, endpoints={"primary": ["pretraining/R@1"]}), rows)
+    assert found.headline == "No answer yet: with no seed can GRR-CoCa and Baseline CoCa be compared"
+    assert found.sentences == ("Nothing can be compared yet of R@1, text to image after pretraining.",)
+
+
 def test_no_pair_is_no_answer(tmp_path):
     found = said(tmp_path, plan(PAIR), rows_of(PAIR[:1], range(3)))
-    assert found.headline == "No answer yet: no seed has both GRR-CoCa and Baseline CoCa"
+    assert found.headline == "No answer yet: with no seed can GRR-CoCa and Baseline CoCa be compared"
 
 
 def test_the_parts_are_told_with_the_seeds_that_they_rest_on(tmp_path):
@@ -168,14 +189,13 @@ def test_a_part_is_said_to_act_when_all_seeds_are_there(tmp_path):
     def told(num_seeds, deviation):
         rows = rows_of(arms, range(num_seeds), deviation=deviation)
         found = said(tmp_path / f"{num_seeds}-{deviation}", plan(arms), rows)
-        return [sentence for sentence in found.sentences if "t test, corrected" in sentence]
+        return [sentence for sentence in found.sentences if "t test at" in sentence]
 
     (clear,) = told(8, 0.001)
-    assert clear.startswith("What single parts are shown to do (t test, corrected for the 7 effects on an endpoint): ")
+    test = "(t test at the 5 % level, corrected for the 7 effects on each endpoint)"
+    assert clear.startswith(f"What single parts are shown to do {test}: ")
     assert "GEGLU lowers contrastive loss by 0.6 %, " in clear
     assert "RMSNorm raises contrastive loss by 0.2 %, " in clear
     assert "; RoPE lowers contrastive loss by 2.2 %, " in clear
-    assert told(8, 1.0) == [
-        "No part is shown to change anything on its own (t test, corrected for the 7 effects on an endpoint)."
-    ]
+    assert told(8, 1.0) == [f"No part is shown to change anything on its own {test}."]
     assert told(7, 0.001) == []

@@ -9,7 +9,11 @@ import pytest
 from PIL import Image
 
 from grr_coca.cli import main
-from grr_coca.study.ledger import CurvePoint
+from grr_coca.study.demo.comparison import OUTCOME, make_folder
+from grr_coca.study.ledger import CurvePoint, read_ledger
+from grr_coca.study.plan.folder import DemoPlan
+from grr_coca.study.plan.plan import Plan, read_plan
+from grr_coca.study.report.figures.all import _interaction
 from grr_coca.study.report.figures.curves import late_fall
 from grr_coca.study.report.tables import Table, as_markdown
 from grr_coca.study.report.write import write_study_report
@@ -89,6 +93,12 @@ def test_the_page_has_every_figure_and_table(reported):
     assert re.search(r"<td>lr 0\.003</td><td>3\.\d+", text), "every trial is told with its score"
 
 
+def test_interactions_are_counted_from_the_corner_without_parts(tmp_path):
+    folder = write_study(tmp_path, plan(ARMS, 2, baseline="grr_coca"), rows_of(ARMS, range(2)))
+    drawn = _interaction(read_plan(folder / "plan.yaml", Plan), read_ledger(folder))
+    assert "change over Baseline CoCa in %" in drawn
+
+
 def test_captions_of_both_models_stand_side_by_side_with_the_image(reported):
     text = (reported[0] / "report.html").read_text()
     rows = re.findall(r'<tr class="example">(.*?)</tr>', text, re.DOTALL)
@@ -149,6 +159,18 @@ def test_a_demos_folder_is_a_study_of_one_seed(tmp_path, capsys):
     assert "one seed, so no interval" in write_study_report(folder, folder)
     assert main(["study", "status", str(folder)]) == 0
     assert "rows of 1 seed" in capsys.readouterr().out
+
+
+def test_the_report_on_a_demo_replaces_nothing_of_the_demo(tmp_path, capsys):
+    demo = plan(ARMS[:2], 1, queries=["snowman"], num_hits=4)
+    folder = write_study(tmp_path, demo, rows_of(ARMS[:2], [0]))
+    own = [folder / name for name in OUTCOME]
+    for path in own:
+        path.write_text("the demo's own")
+    assert main(["study", "report", str(folder)]) == 0
+    assert f"report: {folder / 'study' / 'report.html'}" in capsys.readouterr().out
+    assert [path.read_text() for path in own] == ["the demo's own"] * len(own)
+    make_folder(folder, read_plan(folder / "plan.yaml", DemoPlan))  # all that is there is a demo's
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path, capsys):

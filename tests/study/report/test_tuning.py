@@ -38,3 +38,13 @@ def test_each_setting_has_a_line_and_each_arm_that_was_tuned_a_column(tmp_path):
         ("pictograms", "lr 0.003", "5.000", "diverged"),
         ("pictograms", "lr 0.006", "5.000", "diverged"),
     )
+
+
+def test_a_recall_is_found_under_the_name_that_rows_give_it(tmp_path):
+    rows = rows_of(ARMS, [100], kind="trial", metrics={"val": {"R@1": 0.25}})
+    trials = tuple(row for row in rows if row.stage == "pictograms")
+    tuning = {"seed": 100, "pretrain": {"optimizer.lr": [0.006]}, "score": "text_to_image/R@1"}
+    write_study(tmp_path, plan(ARMS, tuning=tuning), trials)
+    table = tuning_table(read_plan(tmp_path / "plan.yaml", Plan), Ledger((), trials, (), ()))
+    assert table.rows == (("pictograms", "lr 0.006", "0.2500", "0.2500"),)
+    assert table.note.startswith("R@1 on val")

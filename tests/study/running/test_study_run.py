@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -18,7 +19,8 @@ from grr_coca.study.running.run import Place, Study, Watch
 from grr_coca.study.running.stage import run_stage
 from grr_coca.study.running.task import FINISHED, Task
 from grr_coca.study.showcase import picture_path
-from support import CPU
+from grr_coca.train.step.trainer import Trainer
+from support import CPU, real_pairs, warnings_of, write_shard
 
 PRETRAINING = {"primary": ["pretraining/coca_loss"]}
 TUNED = {
@@ -286,13 +288,24 @@ def test_settings_that_are_shared_are_those_that_are_best_on_average(write_study
     assert agenda.lacking()["run", "coca", "pictograms"] == 1
     for task, loss in zip(trials, losses["baseline_coca"] + losses["grr_coca"], strict=True):
         assert agenda.lacking_choices() == [], "each arm waits for the other"
-        agenda.add(replace(pretended_row(task), metrics={"val": {"coca_loss": loss}}))
+        row = replace(pretended_row(task), metrics={"val": {"coca_loss": loss}})
+        agenda.add(row)
+        assert agenda.spent_folders(row) == ([] if task != trials[-1] else [trial.folder for trial in trials])
     assert [(row.arm, row.settings["optimizer.lr"]) for row in agenda.lacking_choices()] == [
         ("baseline_coca", 0.2),
         ("grr_coca", 0.2),
     ]
     assert {task.arm: task.settings["optimizer.lr"] for task in agenda.open_tasks()} == dict.fromkeys(arms, 0.2)
     assert agenda.digests.recipes.keys() == set(arms)
+
+
+def test_a_trial_with_a_loss_of_zero_is_the_best(write_study, tmp_path):
+    tuning = {"seed": 9, "pretrain": {"optimizer.lr": [0.1, 0.2]}, "score": "contrastive_loss"}
+    plan = read_plan(write_study(seeds=[0], finetune=[], endpoints=PRETRAINING, tuning=tuning), Plan)
+    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
+    for task, loss in zip(agenda.open_tasks(), (1e-3, 0.0), strict=True):
+        agenda.add(replace(pretended_row(task), metrics={"val": {"contrastive_loss": loss}}))
+    assert [row.settings for row in agenda.lacking_choices()] == [{"optimizer.lr": 0.2}]
 
 
 def test_what_is_left_is_not_worked_out_anew_with_every_row(write_study, tmp_path, monkeypatch):
@@ -334,6 +347,26 @@ def test_a_trial_that_diverged_is_the_worst_and_no_error(write_study, tmp_path, 
     )
     agenda.add(fine)
     assert [choice.settings for choice in agenda.lacking_choices()] == [second.settings]
+
+
+def test_a_run_whose_steps_were_all_skipped_has_a_row(write_study, tmp_path, monkeypatch):
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda *arguments: step(*arguments) | {"contrastive": math.nan})
+    plan = read_plan(write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), Plan)
+    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
+    row = run_stage(agenda.open_tasks()[0], CPU, lambda _: None)
+    assert [(point.step, point.train) for point in row.curve] == [(6, {})]
+
+
+def test_a_broken_validation_image_is_left_out_after_training_as_during_it(write_study, tmp_path):
+    plan = read_plan(write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), Plan)
+    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
+    task = agenda.open_tasks()[0]
+    sound = real_pairs(16)
+    val = write_shard(tmp_path / "val.tar", [*sound, replace(sound[0], key="broken", image=b"no image")])
+    task = replace(task, recipe=replace(task.recipe, data=replace(task.recipe.data, val=str(val))))
+    with warnings_of("grr_coca.train.run.setup"):
+        assert run_stage(task, CPU, lambda _: None).metrics["val"]["num_pairs"] == 16
 
 
 def test_rows_of_an_earlier_recipe_are_named_and_run_again(write_study, tmp_path):
@@ -391,6 +424,15 @@ def test_shards_that_overlap_are_refused(tmp_path):
         pass
     with running.taken_ledger(tmp_path, StudyPart((), 1, 2)), running.taken_ledger(tmp_path, StudyPart((), 2, 2)):
         pass
+
+
+def test_a_study_in_a_folder_that_is_a_link_goes_on(write_study, tmp_path):
+    path, disk = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "disk" / "far" / "away"
+    disk.mkdir(parents=True)
+    (tmp_path / "out").symlink_to(disk)
+    assert len(run(path, tmp_path / "out", Pretending()).done) == 2
+    assert read_plan(tmp_path / "out" / "plan.yaml", Plan) == read_plan(path, Plan)
+    assert run(path, tmp_path / "out", Pretending()).done == []
 
 
 def test_another_plan_that_a_person_wrote_is_not_overwritten(write_study, tmp_path):

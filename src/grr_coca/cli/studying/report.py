@@ -5,13 +5,13 @@ from pathlib import Path
 from grr_coca.cli.output.say import say
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
-from grr_coca.study.plan.folder import require_study
+from grr_coca.study.plan.folder import report_folder
 
 
-def report_on(folder: Path, out: Path) -> int:
-    """Write the report of the study in `folder` to `out`, and print its answer."""
+def report_on(folder: Path, out: Path | None) -> int:
+    """Write the report of the study in `folder` to `out`, or to where it belongs, and print its answer."""
     require_extra("study", "a study's report")
-    require_study(folder)  # before anything is written
+    out = out or report_folder(folder)  # no study: known before anything is written
     from grr_coca.study.report.write import PAGE_FILE, write_study_report  # late: matplotlib and scipy come with it
 
     try:

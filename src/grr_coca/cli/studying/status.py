@@ -9,7 +9,8 @@ from grr_coca.study.plan.plan import stage_names
 
 def print_status(folder: Path) -> int:
     """Print it."""
-    plan, ledger = plan_of_folder(folder), read_ledger(folder)
+    plan = plan_of_folder(folder)
+    ledger = read_ledger(folder, seeds=plan.seeds)
     stages = stage_names(plan)
     width = max(len(arm.name) for arm in plan.arms)
     print(

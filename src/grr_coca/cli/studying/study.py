@@ -57,7 +57,7 @@ class ReportStudy:
 
     Args:
         folder: of the ledger.
-        out: folder for the three files; the study's own if not given.
+        out: folder for the three files; if not given, the study's own, or the folder `study` of a demo.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -84,7 +84,7 @@ def run(
     if isinstance(action, ReportStudy):
         from grr_coca.cli.studying.report import report_on
 
-        return report_on(action.folder, action.out or action.folder)
+        return report_on(action.folder, action.out)
     return _run(action)
 
 

@@ -1,5 +1,6 @@
 """The closing of a demo: an index of its own pictures by the model that it has just trained, and a search in it."""
 
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,6 @@ def closing_lines(plan: DemoPlan, checkpoint: Path, out: Path) -> Iterator[str]:
         index.add(pictures)
         found = index.search(query, NUM_HITS)
     program = sys.argv[0]
-    yield f"{program} index {pictures} --checkpoint {checkpoint} --out {folder}"
-    yield f"{program} search {folder} '{query}' -n {NUM_HITS}"
+    yield shlex.join([program, "index", pictures, "--checkpoint", str(checkpoint), "--out", str(folder)])
+    yield shlex.join([program, "search", str(folder), query, "-n", str(NUM_HITS)])
     yield from hit_lines(found)

@@ -3,6 +3,7 @@
 import json as json_format
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -74,7 +75,7 @@ def run(
         name = signal.Signals(number).name
         print(f"{name}: what was trained is saved, and the same command goes on with it", file=sys.stderr)
         return 128 + number
-    print(f"\n{finish(decided, results, out)}\n\n{_closing_words(decided, out)}\n", flush=True)
+    print(f"\n{finish(decided, results, out)}\n\n{_closing_words(decided, plan, out)}\n", flush=True)
     from grr_coca.cli.training.closing import closing_lines
 
     for line in closing_lines(decided, _first_checkpoint(decided, out), out):
@@ -171,13 +172,15 @@ def _first_checkpoint(plan: "DemoPlan", out: Path) -> Path:
     return out / arm_names(plan)[0] / Path(plan.pretrain).stem
 
 
-def _closing_words(plan: "DemoPlan", out: Path) -> str:
-    program, recipe = sys.argv[0], os.path.relpath(plan.pretrain)
-    checkpoint = _first_checkpoint(plan, out)
+def _closing_words(plan: "DemoPlan", path: Path, out: Path) -> str:
+    """What to do next; `path` is that of the plan as it was asked for."""
+    program, recipe = shlex.quote(sys.argv[0]), shlex.quote(os.path.relpath(plan.pretrain))
+    again = shlex.join([str(path), "--out", str(out), "--fresh", "--steps", str(plan.steps)])
+    checkpoint = shlex.quote(str(_first_checkpoint(plan, out)))
     return "\n".join(
         [
             f"Pictures, captions and searches: {out / 'report.html'}",
-            f"The same once more:              {program} demo --fresh --steps {plan.steps}",
+            f"The same once more:              {program} demo {again}",
             f"Caption an image of yours:       {program} caption --checkpoint {checkpoint} IMAGE.png",
             f"Train on pairs of yours:         {program} pretrain {recipe} --data FOLDER_OR_SHARDS",
         ]

@@ -7,6 +7,7 @@
 | `PRESET/STAGE/` | the run of an arm in a stage |
 | `table.txt`, `results.json`, `report.html` | the outcome, when both arms have ended |
 | `index/` | an index of the showcase, made at the end |
+| `study/` | what `grr-coca study report` says of the ledger, if it was asked |
 """
 
 import json
@@ -28,7 +29,7 @@ from grr_coca.study.demo.plan import arm_names
 from grr_coca.study.demo.report import comparison_rows, write_report
 from grr_coca.study.demo.table import format_table
 from grr_coca.study.ledger import DIGESTS_FILE, LEDGER_FILE, PLAN_FILE
-from grr_coca.study.plan.folder import DemoPlan
+from grr_coca.study.plan.folder import REPORT_FOLDER, DemoPlan
 from grr_coca.study.plan.plan import read_plan
 from grr_coca.study.running.run import Place, write_plan
 from grr_coca.study.showcase import SHOWCASE_FOLDER
@@ -63,7 +64,8 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
     Raises:
         UserError: it holds something else, or cannot be written to.
     """
-    known = {*arm_names(plan), PLAN_FILE, LEDGER_FILE, DIGESTS_FILE, *OUTCOME, SHOWCASE_FOLDER, INDEX_FOLDER}
+    folders = {*arm_names(plan), SHOWCASE_FOLDER, INDEX_FOLDER, REPORT_FOLDER}
+    known = {*folders, PLAN_FILE, LEDGER_FILE, DIGESTS_FILE, *OUTCOME}
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
@@ -87,12 +89,17 @@ def begin(plan: DemoPlan, out: Path) -> None:
 
 
 def finish(plan: DemoPlan, arms: tuple[ArmResult, ArmResult], out: Path) -> str:
-    """Write the outcome; returns the table."""
+    """Write the outcome; returns the table.
+
+    Raises:
+        UserError: the disk is full or cannot be written to; what was trained is saved.
+    """
     rows, names = comparison_rows(plan, arms), arm_names(plan)
     table = format_table(rows, names)
-    write_whole(out / "table.txt", f"{table}\n".encode())
-    write_whole(out / "results.json", json.dumps([asdict(arm) for arm in arms], indent=2).encode())
-    write_report(plan, arms, (out / names[0], out / names[1]), _machine(), out / "report.html")
+    with _disk_errors(out, "make room there, and the same command goes on with what was trained"):
+        write_whole(out / "table.txt", f"{table}\n".encode())
+        write_whole(out / "results.json", json.dumps([asdict(arm) for arm in arms], indent=2).encode())
+        write_report(plan, arms, (out / names[0], out / names[1]), _machine(), out / "report.html")
     return table
 
 
@@ -110,11 +117,11 @@ def demo_place(out: Path) -> DemoPlace:
 
 
 @contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
+def _disk_errors(out: Path, way_out: str = "give another --out") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{out}: cannot be written to ({error.strerror}); give another --out") from error
+        raise UserError(f"{out}: cannot be written to ({error.strerror}); {way_out}") from error
 
 
 def _machine() -> str:

@@ -23,6 +23,10 @@ def load_demo(path: Path) -> DemoPlan:
     plan = read_plan(path, DemoPlan)
     if len(plan.arms) != 2 or len(plan.seeds) != 1 or plan.tuning is not None:
         raise UserError(f"{path}: a demo has two arms, one seed and no tuning; `grr-coca study run` runs any plan")
+    if not plan.finetune:
+        raise UserError(f"{path}: finetune: a demo has one or more; `grr-coca study run` runs any plan")
+    if plan.endpoints.split != "test":
+        raise UserError(f"{path}: endpoints: split: a demo's is 'test', not '{plan.endpoints.split}'")
     if any(steps < 1 for steps in plan.schedules) or list(plan.schedules) != sorted(set(plan.schedules)):
         raise UserError(f"{path}: schedules: give numbers of steps, from the shortest to the longest")
     if not plan.queries:

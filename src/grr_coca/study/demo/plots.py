@@ -49,4 +49,6 @@ def improvement_bars(rows: Sequence[Row], names: tuple[str, str]) -> str:
 
 
 def _series(log: Log, key: str) -> tuple[list[float], list[float]]:
-    return [row["step"] for row in log], [row[key] for row in log]
+    """Steps and values; lines without the value, of steps that were all skipped, are left out."""
+    points = [(row["step"], row[key]) for row in log if key in row]
+    return [step for step, _ in points], [value for _, value in points]

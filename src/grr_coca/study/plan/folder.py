@@ -8,6 +8,9 @@ from grr_coca.study.ledger import PLAN_FILE
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.train.recipe import read_yaml
 
+REPORT_FOLDER = "study"
+"""Within a demo's folder, for the report on it as a study: files of the same names are the demo's own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoPlan(Plan):
@@ -34,6 +37,15 @@ def plan_of_folder(folder: Path) -> Plan:
     content = read_yaml(path, "plan")
     is_demo = isinstance(content, dict) and "queries" in content
     return read_plan(path, DemoPlan if is_demo else Plan)
+
+
+def report_folder(folder: Path) -> Path:
+    """Where the report on a study or a demo is written, if no other folder is asked for.
+
+    Raises:
+        UserError: there is no plan, or it cannot be read.
+    """
+    return folder / REPORT_FOLDER if isinstance(plan_of_folder(folder), DemoPlan) else folder
 
 
 def require_study(folder: Path) -> None:

@@ -69,6 +69,11 @@ class Tuning:
     finetune: dict[str, tuple[object, ...]] = field(default_factory=dict)
     score: Score = "coca_loss"
 
+    @property
+    def metric(self) -> str:
+        """The score's key in the rows of a ledger."""
+        return self.score.removeprefix("text_to_image/")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoints:
@@ -240,8 +245,8 @@ def _check_tuning(plan: Plan, tuning: Tuning, path: Path) -> None:
 
 
 def _require_once(items: Iterable[Any], where: str) -> None:
-    seen = set()
+    seen: list[Any] = []  # not a set: a value may be a list, such as `betas`
     for item in items:
         if item in seen:
             raise UserError(f"{where}: {item} is there twice")
-        seen.add(item)
+        seen.append(item)

@@ -20,7 +20,7 @@ DECISIONS: dict[Verdict, str] = {
     "worse": "{name} is worse in {endpoints}",
     "equal": "the two differ by less than 2 % in {endpoints}",
     "open": "nothing is decided on {endpoints}",
-    "missing": "not measured yet: {endpoints}",
+    "missing": "nothing can be compared yet of {endpoints}",
 }
 AGREEMENTS: dict[Agreement, str] = {
     "excluded": "as large a gain as the paper reports is excluded at this scale for {endpoints}",
@@ -68,23 +68,25 @@ def _primary(main: ArmResults) -> list[EndpointResult]:
 def _headline(results: StudyResults, main: ArmResults, names: Names) -> str:
     verdicts = [verdict(result) for result in _primary(main)]
     if set(verdicts) == {"missing"}:
-        return f"No answer yet: no seed has both {names[0]} and {names[1]}"
+        return f"No answer yet: with no seed can {names[0]} and {names[1]} be compared"
     begins = ""
     if results.num_seeds < results.num_planned_seeds:
         begins = f"So far, with {results.num_seeds} of {results.num_planned_seeds} seeds complete: "
     better, worse, equal = (verdicts.count(kind) for kind in ("better", "worse", "equal"))
     of_all = f"of {len(verdicts)} primary endpoints"
+    everywhere = "the one primary endpoint" if len(verdicts) == 1 else f"all {of_all[3:]}"
     if better and worse:
         return f"{begins}{names[0]} is better than {names[1]} in {better} {of_all} and worse in {worse}"
     if better or worse:
         kind, count = ("better", better) if better else ("worse", worse)
-        where = f"all {of_all[3:]}" if count == len(verdicts) else f"{count} {of_all}"
+        where = everywhere if count == len(verdicts) else f"{count} {of_all}"
         return f"{begins}{names[0]} is {kind} than {names[1]} in {where}"
     if equal == len(verdicts):
-        return f"{begins}{names[0]} and {names[1]} are equal within ±2 % in all {of_all[3:]}"
+        return f"{begins}{names[0]} and {names[1]} are equal within ±2 % in {everywhere}"
     if _too_few_seeds(main):
         return f"{begins}not enough seeds to decide whether {names[0]} is better than {names[1]}"
-    return f"{begins}no difference between {names[0]} and {names[1]} is shown in any {of_all}"
+    anywhere = everywhere if len(verdicts) == 1 else f"any {of_all}"
+    return f"{begins}no difference between {names[0]} and {names[1]} is shown in {anywhere}"
 
 
 def _amounts(plan: Plan, main: ArmResults, names: Names) -> list[str]:
@@ -130,9 +132,10 @@ def _paper(results: StudyResults, main: ArmResults) -> str:
 
 
 def _too_few_seeds(main: ArmResults) -> str:
+    """Said where no endpoint has enough of them; those of pretraining may have more than those of fine-tuning."""
     primary = _primary(main)
     needed = fewest_seeds(len(primary))
-    seeds = min((result.effect.num_seeds for result in primary if result.effect), default=0)
+    seeds = max((result.effect.num_seeds for result in primary if result.effect), default=0)
     if not 0 < seeds < needed:
         return ""
     return (

@@ -33,7 +33,8 @@ def parts_shown(results: StudyResults) -> str:
     if not results.factorial or results.num_factorial_seeds < max(results.num_planned_seeds, FEWEST_SEEDS):
         return ""
     told = [clause for found in _main_effects(results) for clause in _clauses(found)]
-    counted = f"t test, corrected for the {len(results.factorial)} effects on an endpoint"
+    level = f"t test at the {100 * LEVEL_OF_TESTS:g} % level"
+    counted = f"{level}, corrected for the {len(results.factorial)} effects on each endpoint"
     if not told:
         return f"No part is shown to change anything on its own ({counted})."
     return f"What single parts are shown to do ({counted}): {'; '.join(told)}."

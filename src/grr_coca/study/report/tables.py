@@ -88,10 +88,10 @@ def arms_tables(plan: Plan, results: StudyResults) -> list[Table]:
 def factorial_tables(plan: Plan, results: StudyResults) -> list[Table]:
     """Main effects and interactions on the primary endpoints, a table for each phase; none without a factorial."""
     note = (
-        f"In %, over seeds with every corner ({results.num_factorial_seeds}); the seed is the block. A main effect is "
-        "what a part changes on average over all combinations of the others; an interaction of two is half of how much "
-        "more one changes with the other than without, that of three half of how much more an interaction of two is "
-        "with the third than without. Star: the t test passes Holm's correction for the effects of a column."
+        f"In %, over the {results.num_factorial_seeds} seeds that have every combination of the parts. The row of one "
+        "part says how much it changes the metric on average, with and without the others. A row with × says whether "
+        "parts help or hinder each other: at 0 their effects add up, as logarithms. Star: the t test passes Holm's "
+        "correction for the effects of a column."
     )
     tables = []
     for phase, endpoints in _by_phase(plan).items() if results.factorial else ():

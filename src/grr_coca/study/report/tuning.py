@@ -8,7 +8,7 @@ from grr_coca.study.report.words import arm_titles
 
 def tuning_table(plan: Plan, ledger: Ledger) -> Table:
     """The score on `val` of every setting that was tried, by stage, for each arm that was tuned; marks those taken."""
-    score = plan.tuning.score if plan.tuning is not None else "coca_loss"
+    score = plan.tuning.metric if plan.tuning is not None else "coca_loss"
     titles = arm_titles(plan)
     tuned = [arm.name for arm in plan.arms if any(row.arm == arm.name for row in ledger.trials)]
     stages = list(dict.fromkeys(row.stage for row in ledger.trials))

@@ -13,14 +13,15 @@ VERDICT_TITLES: dict[Verdict, str] = {
     "worse": "worse",
     "equal": "equal within ±2 %",
     "open": "undecided",
-    "missing": "not measured yet",
+    "missing": "nothing to compare",
 }
 
 
 def verdict(result: EndpointResult) -> Verdict:
     """Better or worse if the exact test passes Holm's correction; else equal if the interval lies within ± 2 %.
 
-    Secondary endpoints are never called better or worse: no correction covers them.
+    Secondary endpoints are never called better or worse: no correction covers them. Missing: no seed has values of both
+    arms that are above zero, so that there is no ratio.
     """
     effect = result.effect
     if effect is None:

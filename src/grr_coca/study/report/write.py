@@ -31,7 +31,8 @@ def write_study_report(folder: Path, out: Path) -> str:
     Raises:
         UserError: the folder holds no study, or its plan or ledger cannot be read.
     """
-    plan, ledger = plan_of_folder(folder), read_ledger(folder)
+    plan = plan_of_folder(folder)
+    ledger = read_ledger(folder, seeds=plan.seeds)
     results = study_results(plan, ledger)
     content = json.dumps(to_dict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(out / RESULTS_FILE, content.encode())

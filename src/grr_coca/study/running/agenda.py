@@ -22,6 +22,9 @@ from grr_coca.study.plan.plan import (
 from grr_coca.study.plan.stages import Settings, grid_of, settings_of, stage_recipe
 from grr_coca.study.running.task import Task, is_finished
 
+LEAST = 1e-30
+"""Stands in for a loss of exactly zero, which has no logarithm."""
+
 FolderOf = Callable[[str, int, str, str], Path]
 """The folder of a run, by arm, seed, stage and digest."""
 
@@ -125,7 +128,8 @@ class Agenda:
         """Folders of runs that no run to come will need, now that a row is in the ledger."""
         arm = arm_named(self._plan, row.arm)
         if row.kind == "trial":
-            return self._spent_trials(arm)
+            tried = [arm_named(self._plan, name) for name in self._tuning.arms] or [arm]  # the last one ends all tuning
+            return [folder for each in tried for folder in self._spent_trials(each)]
         chain = [(stage, self._digest(arm, stage)) for stage in self._stages]
         if any(digest is None or self._find("run", arm, row.seed, stage, digest) is None for stage, digest in chain):
             is_start = row.stage == self._stages[0]
@@ -247,13 +251,13 @@ class Agenda:
     def _badness(self, arm: Arm, stage: str) -> list[float] | None:
         """How bad each trial of a grid was: the logarithm of its loss, so that arms count alike, or the share that was
         not found. A trial that diverged has no score, and is the worst. None where one is missing."""
-        score = self._tuning.score.removeprefix("text_to_image/")
+        score = self._tuning.metric
         found = []
         for _, row in self._points(arm, stage) or ():
             if row is None:
                 return None
             value = row.metrics.get("val", {}).get(score, math.inf if score in LOSS_METRICS else 0.0)
-            found.append(math.log(value) if score in LOSS_METRICS else -value)
+            found.append(math.log(max(value, LEAST)) if score in LOSS_METRICS else -value)
         return found or None
 
     def _digest(self, arm: Arm, stage: str) -> str | None:

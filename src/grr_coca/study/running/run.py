@@ -162,12 +162,12 @@ def write_plan(plan: Plan, out: Path) -> None:
         return
     if path.exists() and not path.read_text(encoding="utf-8").startswith(WRITTEN):
         raise UserError(f"{path}: is another plan than the one to run; give another --out")
-    content = to_dict(plan)
-    content["pretrain"] = os.path.relpath(plan.pretrain, out)
-    content["finetune"] = [os.path.relpath(recipe, out) for recipe in plan.finetune]
+    content, folder = to_dict(plan), out.resolve()  # as `read_plan` looks from there
+    content["pretrain"] = os.path.relpath(plan.pretrain, folder)
+    content["finetune"] = [os.path.relpath(recipe, folder) for recipe in plan.finetune]
     for arm in content["arms"]:
         if arm["recipes"] is not None:
-            arm["recipes"] = os.path.relpath(arm["recipes"], out)
+            arm["recipes"] = os.path.relpath(arm["recipes"], folder)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_beside_ledger(path, f"{WRITTEN}\n{text}")
 

@@ -10,6 +10,7 @@ from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.errors import DiskError, DivergedError
+from grr_coca.evaluate.checkpoint import require_pairs
 from grr_coca.files import write_whole
 from grr_coca.ranks import Ranks
 from grr_coca.study.anatomy import count_parameters, flops_per_pair
@@ -29,7 +30,7 @@ from grr_coca.study.running.training_cost import run_flops
 from grr_coca.study.variants.build import change_of
 from grr_coca.train.run.logs import read_metrics
 from grr_coca.train.run.loop import train
-from grr_coca.train.run.setup import new_checkpoint, training_sources
+from grr_coca.train.run.setup import new_checkpoint, sound_validation, training_sources
 from grr_coca.train.survival.resume import resume_point
 
 MINUTES_BETWEEN_SAVES = 3.0
@@ -48,6 +49,7 @@ def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> Ledg
         DivergedError: the loss is not a number any more; of a trial, that is its result, and no error.
         Stopped: a signal asked for it; the run is saved.
     """
+    _require_pairs_of_tests(task)
     with Stopwatch(task.folder) as watch:
 
         def tell(done: int) -> None:
@@ -64,6 +66,12 @@ def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> Ledg
             found = _findings(task, trained)
     _mark_finished(task.folder)
     return _row(task, trained, found, watch.seconds)
+
+
+def _require_pairs_of_tests(task: Task) -> None:
+    """Find out before hours of training what would fail after them."""
+    for source in _test_splits(task).values() if task.kind != "trial" else ():
+        require_pairs(source, task.recipe.evaluation.batch_size)
 
 
 def _mark_finished(folder: Path) -> None:
@@ -104,7 +112,7 @@ class Findings:
 
 def _findings(task: Task, trained: Checkpoint) -> Findings:
     """A trial is measured on `val` alone."""
-    _, val = training_sources(task.recipe)
+    val = sound_validation(training_sources(task.recipe)[1])
     on_val, refitted = measure_validation(trained, val, task.recipe)
     found = Findings({"val": on_val}, training_flops=run_flops(task.recipe, trained, val))
     if task.kind == "trial":
@@ -156,7 +164,7 @@ def _row(task: Task, trained: Checkpoint, found: Findings, seconds: float) -> Le
 def _curve(folder: Path) -> tuple[CurvePoint, ...]:
     """A point for each validation, with the mean of the training losses since the one before."""
     points, since = [], 0.0
-    train_lines = read_metrics(folder, "train")
+    train_lines = [row for row in read_metrics(folder, "train") if "contrastive" in row]  # else all steps were skipped
     for line in read_metrics(folder, "val"):
         step = line["step"]
         lines = [row for row in train_lines if since < row["step"] <= step]

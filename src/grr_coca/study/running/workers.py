@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection, wait
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from types import FrameType
@@ -32,14 +33,17 @@ Tell = Callable[[str, int], None]
 
 _channel: tuple[Queue, Event] | None = None
 _number = 0
+_at_work = threading.Lock()
+"""Held while a call runs in this process."""
 
 
 class Workers:
-    """A pool of processes, and what they tell of their progress."""
+    """A pool of processes, and what they tell of their progress. `lifeline` is closed when the pool is broken."""
 
-    def __init__(self, pool: ProcessPoolExecutor, progress: Queue, count: int) -> None:
+    def __init__(self, pool: ProcessPoolExecutor, progress: Queue, lifeline: Connection, count: int) -> None:
         self._pool = pool
         self._progress = progress
+        self._lifeline = lifeline
         self.count = count
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -47,9 +51,15 @@ class Workers:
         process of a terminal, and the parent sees to the others."""
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            return self._pool.submit(function, *arguments)
+            future = self._pool.submit(_work, function, *arguments)
         finally:
             signal.signal(signal.SIGINT, before)
+        future.add_done_callback(self._note_end)
+        return future
+
+    def _note_end(self, future: Future) -> None:
+        if isinstance(future.exception(), BrokenProcessPool):
+            self._lifeline.close()
 
     def listen(self, tell: Tell, seconds: float = SECONDS_BETWEEN_LOOKS) -> None:
         """Pass on one message of a process, if one comes within this time."""
@@ -98,11 +108,12 @@ def worker_processes(count: int) -> Iterator[Workers]:
     progress: Queue = context.Queue()
     stop = context.Event()
     numbers: Queue = context.Queue()
+    held, lifeline = context.Pipe(duplex=False)
     for number in range(count):
         numbers.put(number)
-    with ProcessPoolExecutor(count, context, initializer=_connect, initargs=(progress, stop, numbers)) as pool:
+    with ProcessPoolExecutor(count, context, initializer=_connect, initargs=(progress, stop, numbers, held)) as pool:
         try:
-            yield Workers(pool, progress, count)
+            yield Workers(pool, progress, lifeline, count)
         finally:
             stop.set()
             signal.signal(signal.SIGTERM, before)
@@ -140,18 +151,32 @@ def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     raise Stopped(number, "asked to stop")
 
 
-def _connect(progress: Queue, stop: Event, numbers: Queue) -> None:
+def _let_pass(number: int, frame: FrameType | None) -> None:
+    """Do nothing at SIGTERM. A service's end sends it to all processes at once: one that died of it would break the
+    pool, and the pool sends it once more to all others, which may still be saving."""
+
+
+def _work(function: Callable[..., T], *arguments: Any) -> T:
+    with _at_work:
+        return function(*arguments)
+
+
+def _connect(progress: Queue, stop: Event, numbers: Queue, lifeline: Connection) -> None:
     """Set up a process of the pool."""
     global _channel, _number
     _channel, _number = (progress, stop), numbers.get()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, _let_pass)
+    threading.Thread(target=_end_with_pool, args=(lifeline,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """Wait for the end of the process that shows the progress: nobody needs the workers of a study that was killed."""
+def _end_with_pool(lifeline: Connection) -> None:
+    """Wait for the end of the process that shows the progress: nobody needs the workers of a study that was killed. If
+    the pool is broken, the run of this process is saved first."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
+    wait([lifeline, parent.sentinel])
+    while parent.is_alive() and not _at_work.acquire(timeout=SECONDS_BETWEEN_LOOKS):
+        pass
     os._exit(1)

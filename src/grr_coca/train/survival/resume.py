@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from grr_coca.checkpoint_files import checkpoints_by_step
 from grr_coca.errors import UserError
 from grr_coca.structure import differences
 from grr_coca.train.recipe import Recipe, load_recipe
@@ -25,10 +26,18 @@ def resume_point(out: Path, recipe: Recipe) -> Path | None:
     """The newest undamaged checkpoint of a run folder; None if there is none yet.
 
     Raises:
-        UserError: the folder holds the run of another recipe; the message names the first key that differs.
+        UserError: there are checkpoints and all of them are damaged or cannot be read, or the folder holds the run of
+            another recipe; the message names the first key that differs.
     """
-    point = CheckpointStore(out / "checkpoints", keep_last=1).newest()
+    folder = out / "checkpoints"
+    point = CheckpointStore(folder, keep_last=1).newest()
     if point is None:
+        # A run that began anew would remove them at its first save, although the disk may only be away for now.
+        if damaged := checkpoints_by_step(folder):
+            raise UserError(
+                f"{folder}: none of its checkpoints can be read ({len(damaged)} found, see the warnings); "
+                "if the disk was away, give the same command again; to start this run anew, delete that folder"
+            )
         return None
     path = out / "recipe.yaml"
     for key, wanted, found in differences(with_its_numerics(recipe, point), load_recipe(path)):

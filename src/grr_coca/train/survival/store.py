@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from grr_coca.checkpoint_files import checkpoints_by_step
 from grr_coca.errors import DiskError, UserError
 from grr_coca.files import verify_folder, whole_folder, write_whole
 
@@ -38,7 +39,7 @@ class CheckpointStore:
 
     def newest(self) -> Path | None:
         """The newest checkpoint whose files match their manifest. A damaged one is skipped with a warning."""
-        for folder in sorted(self.folder.glob("step-*"), reverse=True):
+        for folder in reversed(checkpoints_by_step(self.folder).values()):
             try:
                 verify_folder(folder)
             except UserError as error:
@@ -50,7 +51,7 @@ class CheckpointStore:
     def _tidy(self, step: int, best_step: int | None) -> None:
         """Remove checkpoints that need not be kept: old ones, and those of later steps. A run that went back behind a
         damaged checkpoint leaves it as a later step, where it would be counted among the newest."""
-        folders = {int(folder.name.removeprefix("step-")): folder for folder in self.folder.glob("step-*")}
+        folders = checkpoints_by_step(self.folder)
         kept = {*sorted(number for number in folders if number <= step)[-self._keep_last :], best_step}
         for number, folder in folders.items():
             if number not in kept:

@@ -56,6 +56,22 @@ def test_the_interval_is_that_of_the_delta_method(studied, phase, metric, key):
     assert high - low < 2, "images differ by a factor of six, in both arms alike"
 
 
+@pytest.mark.parametrize(("metric", "key"), [("contrastive_loss", "contrastive_batches"), ("captioning_loss", "nll")])
+def test_the_interval_holds_its_own_change_where_seeds_differ_widely(studied, metric, key):
+    """A seed with large losses counts as much as one with small losses, in the interval as in the change."""
+    made, rows = studied
+    factors = {("baseline_coca", 0): 1.0, ("grr_coca", 0): 0.5, ("baseline_coca", 1): 0.02, ("grr_coca", 1): 0.002}
+    for (arm, seed), factor in factors.items():
+        row = rows[arm, seed, "pictograms"]
+        values = {**row.values["test"], key: [factor * value for value in row.values["test"][key]]}
+        rows[arm, seed, "pictograms"] = replace(row, values={"test": values})
+    low, high = interval_over_images(rows, made, Endpoint(f"pretraining/{metric}"), "grr_coca", (0, 1))
+    logs = {run: np.log(sum(rows[*run, "pictograms"].values["test"][key])) for run in factors}
+    change = np.mean([logs["grr_coca", seed] - logs["baseline_coca", seed] for seed in (0, 1)])
+    assert low < 100 * np.expm1(change) < high
+    assert high - low < 1
+
+
 def test_contrastive_losses_are_drawn_by_the_batch(studied):
     made, rows = studied
     for metric in ("contrastive_loss", "contrastive_loss_refitted"):
@@ -75,6 +91,16 @@ def test_a_recall_of_few_images_is_uncertain(studied):
     low, high = interval_over_images(rows, made, Endpoint("pretraining/R@1"), "grr_coca", (0, 1))
     assert low < 0 < high
     assert high - low > 10
+
+
+def test_a_seed_without_a_hit_in_a_draw_is_left_out_of_that_draw(studied):
+    made, rows = studied
+    ranks = {0: [0] * 4 + [1] * (NUM_IMAGES - 4), 1: [0] * 100 + [1] * 100}
+    for arm, seed in ((arm, seed) for arm in PAIR for seed in (0, 1)):
+        rows[arm, seed, "pictograms"] = replace(rows[arm, seed, "pictograms"], values={"test": {"rank": ranks[seed]}})
+    endpoint = Endpoint("pretraining/R@1")
+    assert interval_over_images(rows, made, endpoint, "grr_coca", (0, 1)) == (0.0, 0.0), "the arms find the same"
+    assert interval_over_images(rows, made, endpoint, "grr_coca", (0,)) is None
 
 
 def test_without_values_or_seeds_there_is_no_interval(studied):

@@ -11,6 +11,7 @@ from grr_coca.study.report.figures.curves import late_fall, validation_curves
 from grr_coca.study.report.figures.dots import seed_dots
 from grr_coca.study.report.figures.forest import ForestPanel, forest_plot
 from grr_coca.study.report.figures.interaction import interaction_plot
+from grr_coca.study.report.numbers.corners import factorial_corners
 from grr_coca.study.report.numbers.factors import corner_logs
 from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint, rows_by_run
 from grr_coca.study.report.numbers.results import StudyResults
@@ -109,7 +110,7 @@ def _interaction(plan: Plan, ledger: Ledger) -> str:
         logs = corner_logs(rows, plan, endpoint.name) if endpoint else {}
         if endpoint and logs:
             panels[endpoint.full_title] = {cell: np.array(list(found.values())) for cell, found in logs.items()}
-    return interaction_plot(panels, arm_titles(plan)[plan.baseline]) if panels else ""
+    return interaction_plot(panels, arm_titles(plan)[factorial_corners(plan)[frozenset()]]) if panels else ""
 
 
 def late_falls(plan: Plan, ledger: Ledger, results: StudyResults) -> dict[str, str]:

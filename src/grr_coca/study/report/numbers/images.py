@@ -3,6 +3,8 @@
 An interval over seeds says what other seeds would give on the same images; this one, what other images would give with
 the same trained models. Images (captions, batches) are drawn with replacement, the same ones for both arms, and the
 change is computed anew (paired bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+
+Shapes: N images, S seeds, R resamples.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,7 +51,8 @@ def interval_over_images(
 ) -> tuple[float, float] | None:
     """The 95 % interval of a change in per cent over images of the test split.
 
-    The models of all seeds are taken together, the stages of fine-tuning drawn each by itself.
+    A draw is the same for the models of all seeds, the stages of fine-tuning are drawn each by itself. As in the change
+    itself, log ratios are averaged over the seeds that have one: a draw may hold no image that a model found.
 
     Args:
         rows: by arm, seed and stage.
@@ -59,43 +62,43 @@ def interval_over_images(
         seeds: those that both arms have.
 
     Returns:
-        None if there are no seeds, or the rows have no such values.
+        None if there are no seeds, the rows have no such values, or a draw leaves no seed with a ratio.
     """
     if endpoint.metric not in STATISTICS or not seeds:
         return None
-    logs = np.zeros(RESAMPLES)
+    logs = np.zeros((RESAMPLES, len(seeds)))
     stages = stages_of(plan, endpoint)
     for place, stage in enumerate(stages):
-        sides = [_summed(rows, plan, endpoint, side, seeds, stage) for side in (arm, plan.baseline)]
-        if sides[0] is None or sides[1] is None or len(sides[0][0]) != len(sides[1][0]):
+        sides = [_statistics(rows, plan, endpoint, side, seeds, stage) for side in (arm, plan.baseline)]
+        if sides[0] is None or sides[1] is None or len(sides[0]) != len(sides[1]):
             return None
-        logs += _resampled_log_ratio(endpoint, sides[0], sides[1], place) / len(stages)
-    if not np.isfinite(logs).all():
+        logs += _resampled_log_ratios(endpoint, sides[0], sides[1], place) / len(stages)
+    known = np.isfinite(logs)
+    if not known.any(axis=1).all():
         return None
-    low, high = np.quantile(logs, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(logs.mean(axis=1, where=known), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(as_percent(low)), float(as_percent(high))
 
 
-def _summed(
+def _statistics(
     rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seeds: Sequence[int], stage: str
-) -> Statistics | None:
-    """What each image adds, summed over seeds; None where a row has no such values."""
+) -> np.ndarray | None:
+    """What each image adds to numerator and denominator, N × S × 2; None where a row has no such values."""
     found = [rows[arm, seed, stage].values.get(plan.endpoints.split, {}) for seed in seeds]
     try:
-        statistics = [STATISTICS[endpoint.metric](values) for values in found]
+        statistics = [np.stack(STATISTICS[endpoint.metric](values), axis=1) for values in found]
     except KeyError:
         return None
-    if len({len(numerator) for numerator, _ in statistics}) > 1:
-        return None
-    return np.sum([s[0] for s in statistics], axis=0), np.sum([s[1] for s in statistics], axis=0)
+    return np.stack(statistics, axis=1) if len({len(of_seed) for of_seed in statistics}) == 1 else None
 
 
-def _resampled_log_ratio(endpoint: Endpoint, arm: Statistics, baseline: Statistics, seed: int) -> np.ndarray:
-    """Log of arm over baseline, once for each draw of images."""
-    columns = np.stack([*arm, *baseline], axis=1)
-    sums = np.concatenate([drawn @ columns for drawn in draws(len(columns), RESAMPLES, seed)])
-    mine, theirs = sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3]
-    if endpoint.metric == "perplexity":
-        return mine - theirs  # perplexity is the exponential of nats a token
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.log(mine) - np.log(theirs)
+def _resampled_log_ratios(endpoint: Endpoint, arm: np.ndarray, baseline: np.ndarray, draw: int) -> np.ndarray:
+    """Log of arm over baseline for each draw of images and each seed, R × S; NaN where there is no ratio."""
+    sides = np.stack([arm, baseline], axis=1)  # N × 2 × S × 2
+    columns = sides.reshape(len(sides), -1)
+    sums = np.concatenate([drawn @ columns for drawn in draws(len(columns), RESAMPLES, draw)])
+    quotients = (sums[:, 0::2] / sums[:, 1::2]).reshape(RESAMPLES, 2, -1)  # R × 2 × S
+    if endpoint.metric == "perplexity":  # the exponential of nats a token
+        return quotients[:, 0] - quotients[:, 1]
+    logs = np.log(quotients, where=quotients > 0, out=np.full_like(quotients, np.nan))
+    return logs[:, 0] - logs[:, 1]

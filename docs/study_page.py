@@ -76,7 +76,8 @@ def open_study(root: Path, folder: str) -> Study | None:
     """The study in a folder below the root; None if it has no row yet."""
     if not ledger_files(root / folder):
         return None
-    plan, ledger = plan_of_folder(root / folder), read_ledger(root / folder)
+    plan = plan_of_folder(root / folder)
+    ledger = read_ledger(root / folder, seeds=plan.seeds)
     return Study(study_name(folder), plan, ledger, study_results(plan, ledger))
 
 

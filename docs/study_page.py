@@ -149,6 +149,13 @@ def _short(study: Study, _figures: str) -> str:
     return f"{headline}\n{table}" + (f"\n{shown}\n" if shown else "")
 
 
+def _headline(study: Study, _figures: str) -> str:
+    """The headline, and by how much."""
+    found = answer(study.plan, study.results)
+    amount = found.sentences[:1] if _is_begun(study) else ()
+    return " ".join([f"**{found.headline}.**", _progress(study.results), *amount]) + "\n"
+
+
 def _answer(study: Study, figures: str) -> str:
     found = answer(study.plan, study.results)
     lines = [f"**{found.headline}.** {_progress(study.results)}"]
@@ -196,6 +203,7 @@ def _tuning(study: Study, _figures: str) -> str:
 
 PARTS: dict[str, Callable[[Study, str], str]] = {
     "setup": _setup,
+    "headline": _headline,
     "short": _short,
     "answer": _answer,
     "effects": _effects,

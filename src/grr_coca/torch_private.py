@@ -91,7 +91,7 @@ def copy_with_children(module: nn.Module, children: Mapping[str, nn.Module | Non
 
 def copy_modules(module: Module) -> Module:
     """A copy of a module and of all modules in it, with modes and hooks of their own. Parameters are shared."""
-    children = {name: child and copy_modules(child) for name, child in module._modules.items()}
+    children = {name: None if child is None else copy_modules(child) for name, child in module._modules.items()}
     return copy_with_children(module, children)  # type: ignore[return-value]
 
 

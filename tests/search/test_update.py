@@ -322,6 +322,20 @@ def test_a_picture_that_was_named_by_itself_and_is_gone_is_removed(store, look, 
     assert store.failures() == []
 
 
+def test_pictures_that_were_named_by_themselves_are_kept_when_their_disk_is_away(store, look, photos):
+    look(photos / "deep" / "3.png")
+    for mount_point_stays in (False, True):
+        (photos / "deep").rename(photos / "away")
+        if mount_point_stays:
+            (photos / "deep").mkdir()
+        with pytest.raises(UserError, match=r"3\.png: is not there, and the index holds pictures of it"):
+            look(*store.roots())
+        if mount_point_stays:
+            (photos / "deep").rmdir()
+        (photos / "away").rename(photos / "deep")
+        assert look(*store.roots()) == {"unchanged": 1}
+
+
 def test_a_picture_that_is_named_when_it_is_gone_is_removed_whatever_brought_it(store, look, photos):
     look("photos")
     (photos / "0.png").unlink()

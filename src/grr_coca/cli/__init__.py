@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        print(f"error: {str(error.filename)[:80]}…: too long for the name of a file", file=sys.stderr)
+        print(f"error: {str(error.filename or error)[:80]}…: too long for the name of a file", file=sys.stderr)
         return 2
     except Stopped as stopped:
         name = signal.Signals(stopped.number).name

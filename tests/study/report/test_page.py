@@ -175,10 +175,11 @@ def test_the_report_on_a_demo_replaces_nothing_of_the_demo(tmp_path, capsys):
 
 def test_a_folder_without_a_study_is_refused(tmp_path, capsys):
     assert main(["study", "report", str(tmp_path / "nowhere")]) == 2
+    assert main(["study", "report", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
     assert main(["study", "report", str(tmp_path)]) == 2
     assert main(["study", "status", str(tmp_path / "nowhere")]) == 2
     said = capsys.readouterr().err
-    assert said.count("nowhere: no such folder; give the one that `grr-coca study run` writes to") == 2
+    assert said.count("nowhere: no such folder; give the one that `grr-coca study run` writes to") == 3
     assert f"{tmp_path}: holds no study: plan.yaml is missing" in said
     assert list(tmp_path.iterdir()) == []
     folder = write_study(tmp_path / "study", plan(ARMS[:2]), [])

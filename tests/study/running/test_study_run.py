@@ -358,6 +358,18 @@ def test_a_run_whose_steps_were_all_skipped_has_a_row(write_study, tmp_path, mon
     assert [(point.step, point.train) for point in row.curve] == [(6, {})]
 
 
+def test_a_run_whose_checkpoint_cannot_be_read_begins_anew(write_study, tmp_path):
+    plan = read_plan(write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), Plan)
+    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
+    task = agenda.open_tasks()[0]
+    torn = task.folder / "checkpoints" / "step-000000003"
+    torn.mkdir(parents=True)
+    with warnings_of("grr_coca.study.running.stage") as warned:
+        assert run_stage(task, CPU, lambda _: None).steps == 6
+    assert "no checkpoint can be read" in warned[0]
+    assert not torn.exists()
+
+
 def test_a_broken_validation_image_is_left_out_after_training_as_during_it(write_study, tmp_path):
     plan = read_plan(write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), Plan)
     agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())

@@ -15,7 +15,7 @@ from grr_coca.inference.on_ray import Machines
 from grr_coca.registry import DEFAULT
 from grr_coca.search.index import Index
 from grr_coca.search.locate import open_store
-from grr_coca.search.updating.update import Update, absolute_arguments, is_there, require_arguments
+from grr_coca.search.updating.update import OnProgress, Update, absolute_arguments, is_there, require_arguments
 
 SECONDS_BETWEEN_LOOKS = 2.0
 SHARE_OF_LOOKING = 10
@@ -52,12 +52,13 @@ def run(
         require_extra("ray", "--on ray")
     with _opened(out, images, checkpoint, batch_size) as index:
         began = time.monotonic()
-        update = _looked_through(index, images or index.store.roots(), on)
+        with _bars() as on_progress:
+            update = index.add(images or index.store.roots(), on_progress, on)
         _tell(update, index, time.monotonic() - began)
         while watch:
             _wait(time.monotonic() - began)
             began = time.monotonic()
-            update = _looked_through(index, _there_or_known(index, images), on)
+            update = index.add(_there_or_known(index, images), on=on)
             if update.new or update.changed or update.moved or update.removed:
                 _tell(update, index, time.monotonic() - began)
     return 1 if update.failures and len(update.failures) >= update.found else 0
@@ -77,7 +78,9 @@ def _opened(out: str, images: Sequence[str], checkpoint: str | None, batch_size:
         yield index
 
 
-def _looked_through(index: Index, images: Sequence[str], on: Machines) -> Update:
+@contextmanager
+def _bars() -> Iterator[OnProgress]:
+    """A bar that is shown as soon as something is to be done."""
     with ExitStack() as stack:
         shown: list[JobProgress] = []
 
@@ -86,7 +89,7 @@ def _looked_through(index: Index, images: Sequence[str], on: Machines) -> Update
                 shown.append(stack.enter_context(bars({"indexed": total})))
             shown[0].update("indexed", done, f"{failed} failed" if failed else "")
 
-        return index.add(images, on_progress, on)
+        yield on_progress
 
 
 def _there_or_known(index: Index, images: Sequence[str]) -> Sequence[str]:

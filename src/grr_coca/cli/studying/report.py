@@ -11,7 +11,8 @@ from grr_coca.study.plan.folder import report_folder
 def report_on(folder: Path, out: Path | None) -> int:
     """Write the report of the study in `folder` to `out`, or to where it belongs, and print its answer."""
     require_extra("study", "a study's report")
-    out = out or report_folder(folder)  # no study: known before anything is written
+    own = report_folder(folder)  # no study: known before anything is written
+    out = out or own
     from grr_coca.study.report.write import PAGE_FILE, write_study_report  # late: matplotlib and scipy come with it
 
     try:

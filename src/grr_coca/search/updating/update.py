@@ -145,8 +145,9 @@ class _Run:
             require_arguments([argument])
 
     def _is_gone_picture(self, argument: str) -> bool:
-        """Whether an argument is one picture of the index whose file is gone, which is a removal and no error."""
-        if Path(argument).exists():
+        """Whether an argument is one picture of the index whose file is gone, which is a removal and no error. Where
+        nothing is beside it, a disk may not be mounted."""
+        if Path(argument).exists() or not _holds_something(Path(argument).parent):
             return False
         names = list(islice(self._store.names(argument), 2))
         return names == [argument] or (not names and bool(self._store.known([argument])))
@@ -267,6 +268,10 @@ def is_there(argument: str) -> bool:
 def _is_edited(found: Found, known: Known) -> bool:
     """Whether the row of a picture's table has changed. That of a picture that could not be read may be broken too."""
     return bool(known.digest) and plain_fields(found.file.fields()) != known.fields
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:

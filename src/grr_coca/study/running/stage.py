@@ -1,5 +1,6 @@
 """Runs one stage: trains, measures, and makes its row."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,9 @@ from grr_coca.study.variants.build import change_of
 from grr_coca.train.run.logs import read_metrics
 from grr_coca.train.run.loop import train
 from grr_coca.train.run.setup import new_checkpoint, sound_validation, training_sources
-from grr_coca.train.survival.resume import resume_point
+from grr_coca.train.survival.resume import NoneReadableError, resume_point
+
+log = logging.getLogger(__name__)
 
 MINUTES_BETWEEN_SAVES = 3.0
 """What a kill may cost."""
@@ -84,7 +87,11 @@ def _mark_finished(folder: Path) -> None:
 def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Checkpoint:
     minutes = min(task.recipe.checkpoints.minutes, MINUTES_BETWEEN_SAVES)
     recipe = replace(task.recipe, checkpoints=replace(task.recipe.checkpoints, minutes=minutes, keep_last=1))
-    point = resume_point(task.folder, recipe)
+    try:
+        point = resume_point(task.folder, recipe)
+    except NoneReadableError:  # it costs one run, and all others would wait for somebody to look at it
+        log.warning("%s: no checkpoint can be read; this run begins anew", task.folder)
+        point = None
     start = _start(task, device, point)
     return train(recipe, start, task.folder, device, lambda done, _: on_progress(done), point)
 

@@ -13,6 +13,7 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import GlobalBatches, Mixture, Share, TrainingOrder
 from grr_coca.data.patch_dropout import kept_patches
+from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource, Subset
 from grr_coca.data.sources.shards.source import TarShards
@@ -104,7 +105,7 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
 def _held_out(pairs: PairSource) -> Bool[np.ndarray, " N"]:
     """Which pairs are kept for validation. Images are counted, or a table with a row for each caption would validate on
     images that it trains on."""
-    if isinstance(pairs, TarShards):
+    if isinstance(pairs, TarShards | ImageFolder):
         images = np.arange(len(pairs))  # each pair has an image of its own; millions of names would take minutes
     else:
         ids = np.fromiter((stable_id(pairs.image_name(index)) for index in range(len(pairs))), np.int64, len(pairs))

@@ -22,19 +22,23 @@ FREE_KEYS = (
 """Keys of a recipe that may change when a run continues, because they do not change what the model learns."""
 
 
+class NoneReadableError(UserError):
+    """A run has checkpoints, and none of them can be read."""
+
+
 def resume_point(out: Path, recipe: Recipe) -> Path | None:
     """The newest undamaged checkpoint of a run folder; None if there is none yet.
 
     Raises:
-        UserError: there are checkpoints and all of them are damaged or cannot be read, or the folder holds the run of
-            another recipe; the message names the first key that differs.
+        NoneReadableError: there are checkpoints, and all of them are damaged or cannot be read.
+        UserError: the folder holds the run of another recipe; the message names the first key that differs.
     """
     folder = out / "checkpoints"
     point = CheckpointStore(folder, keep_last=1).newest()
     if point is None:
         # A run that began anew would remove them at its first save, although the disk may only be away for now.
         if damaged := checkpoints_by_step(folder):
-            raise UserError(
+            raise NoneReadableError(
                 f"{folder}: none of its checkpoints can be read ({len(damaged)} found, see the warnings); "
                 "if the disk was away, give the same command again; to start this run anew, delete that folder"
             )

@@ -68,7 +68,7 @@ def _primary(main: ArmResults) -> list[EndpointResult]:
 def _headline(results: StudyResults, main: ArmResults, names: Names) -> str:
     verdicts = [verdict(result) for result in _primary(main)]
     if set(verdicts) == {"missing"}:
-        return f"No answer yet: with no seed can {names[0]} and {names[1]} be compared"
+        return f"No answer yet: no seed allows a comparison of {names[0]} and {names[1]}"
     begins = ""
     if results.num_seeds < results.num_planned_seeds:
         begins = f"So far, with {results.num_seeds} of {results.num_planned_seeds} seeds complete: "

@@ -242,16 +242,19 @@ def _shown(table: Table) -> str:
 
 
 def main() -> None:
-    """Rewrite the pages and draw the figures."""
-    folders = set()
+    """Rewrite the pages and draw the figures that they show."""
+    folders, shown = set(), set()
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         folders |= {place["folder"] for place in PLACE.finditer(text)}
         figures = FIGURES if page.parent == ROOT else Path(FIGURES).name
         page.write_text(published(text, figures=figures), encoding="utf-8")
-    drawn = {path for folder in sorted(folders) for path in draw_figures(ROOT, folder, ROOT / FIGURES)}
-    for other in set((ROOT / FIGURES).glob("*.svg")) - drawn:
-        other.unlink()
+        shown |= {Path(figure["path"]).name for figure in FIGURE.finditer(page.read_text(encoding="utf-8"))}
+    for folder in sorted(folders):
+        draw_figures(ROOT, folder, ROOT / FIGURES)
+    for path in (ROOT / FIGURES).glob("*.svg"):
+        if path.name not in shown:
+            path.unlink()
 
 
 if __name__ == "__main__":

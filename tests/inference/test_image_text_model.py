@@ -217,7 +217,10 @@ def test_embeddings_can_be_trained_on_and_changed(model, files, many):
     for embeddings in (model.embed_images(images), model.embed_texts(texts)):
         weight = torch.ones(embeddings.shape[-1], requires_grad=True)
         (embeddings @ weight).sum().backward()
-        embeddings.mul_(2)
+        assert weight.grad is not None
+        assert torch.allclose(weight.grad, embeddings.reshape(-1, len(weight)).sum(dim=0))
+        before = embeddings.clone()
+        assert torch.equal(embeddings.mul_(2), 2 * before)
 
 
 def test_an_image_that_is_not_loaded_yet_may_be_given_often(model, files, tmp_path):

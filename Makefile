@@ -1,4 +1,5 @@
-# `make demo`, `make test` and `make bench` set up everything they need on first use: Python 3.11 or newer, make and a C compiler do.
+# `make demo`, `make test` and `make bench` set up everything they need on first use: Python 3.11 or newer and make do;
+# `make test` and `make bench` need a C++ compiler too.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -16,7 +16,8 @@ HEAD = """\
 <!-- Written by `python docs/cli_page.py`. -->
 # Commands
 
-Each command is `grr-coca VERB …`, or `python -m grr_coca VERB …`. The exit code is 0, or 2 for wrong use. A command
+Each command is `grr-coca VERB …`, or `python -m grr_coca VERB …`. The exit code is 0, or 2 for wrong use and what
+cannot be done, such as writing to a full disk. A command
 that works through many files gives 1 if it could read none of them. A run that a signal stopped is saved and gives 128
 plus the number of the signal.
 """

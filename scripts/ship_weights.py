@@ -126,7 +126,7 @@ def card_page(card: ModelCard, text: dict[str, str]) -> str:
             "## Reproduce",
             "",
             "```",
-            f"make weights NAME={card.name}",
+            text["reproduce"],
             "```",
             "",
             f"trains {card.steps:,} steps by {recipes} and writes this folder.",

@@ -12,7 +12,9 @@ from grr_coca.registry import Figure, shipped_models
 from support import finished_run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "ship_weights.py"
-WORDS = {key: f"the {key}" for key in ("summary", "data", "licence", "recipe", "training", "uses", "licences")}
+WORDS = {
+    key: f"the {key}" for key in ("summary", "data", "licence", "recipe", "reproduce", "training", "uses", "licences")
+}
 
 
 def load_script():

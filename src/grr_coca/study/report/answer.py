@@ -18,12 +18,14 @@ Names = tuple[str, str]
 DECISIONS: dict[Verdict, str] = {
     "better": "{name} is better in {endpoints}",
     "worse": "{name} is worse in {endpoints}",
-    "equal": "the two differ by less than 2 % in {endpoints}",
+    "equal": "the 95 % interval lies within ±2 % for {endpoints}",
     "open": "nothing is decided on {endpoints}",
     "missing": "nothing can be compared yet of {endpoints}",
 }
 AGREEMENTS: dict[Agreement, str] = {
     "excluded": "as large a gain as the paper reports is excluded at this scale for {endpoints}",
+    "doubtful": "a gain like the paper's lies outside the 95 % interval, but within one that is corrected for the "
+    "{count}, for {endpoints}",
     "within": "a gain like the paper's lies within the interval for {endpoints}",
     "exceeded": "the paper's gain is exceeded for {endpoints}",
 }
@@ -117,15 +119,18 @@ def _decisions(main: ArmResults, name: str) -> str:
 
 
 def _paper(results: StudyResults, main: ArmResults) -> str:
+    """How the gains that the paper reports compare; empty until all seeds are there."""
+    if results.num_seeds < results.num_planned_seeds:
+        return ""
+    reported = [(result, reported_change(result.endpoint, main.arm, results.baseline)) for result in main.endpoints]
+    compared = [(result, result.effect, gain) for result, gain in reported if result.effect and gain is not None]
     agreeing: dict[Agreement, list[EndpointResult]] = {}
-    for result in main.endpoints:
-        reported = reported_change(result.endpoint, main.arm, results.baseline)
-        if reported is not None and result.effect is not None:
-            found = agreement(result.effect, reported)
-            if found is not None:
-                agreeing.setdefault(found, []).append(result)
+    for result, effect, gain in compared:
+        found = agreement(effect, gain, len(compared))
+        if found is not None:
+            agreeing.setdefault(found, []).append(result)
     return _clauses(
-        template.format(endpoints=_in_words(agreeing[kind]))
+        template.format(endpoints=_in_words(agreeing[kind]), count=_counted(len(compared), "endpoint"))
         for kind, template in AGREEMENTS.items()
         if kind in agreeing
     )

@@ -1,7 +1,7 @@
 """What the paper of GRR-CoCa reports, to be held against a study of the same two models.
 
-*GRR-CoCa: Leveraging LLM Mechanisms in Multimodal Model Architectures* (2025), abstract: changes of GRR-CoCa over
-Baseline CoCa in per cent, after pretraining and on average over three fine-tunings.
+*GRR-CoCa: Leveraging LLM Mechanisms in Multimodal Model Architectures* (arXiv 2507.18009), abstract: changes of
+GRR-CoCa over Baseline CoCa in per cent, after pretraining and on average over three fine-tunings.
 """
 
 from typing import Literal
@@ -18,7 +18,7 @@ REPORTED = {
 }
 ARMS = ("grr_coca", "baseline_coca")
 
-Agreement = Literal["excluded", "within", "exceeded"]
+Agreement = Literal["excluded", "doubtful", "within", "exceeded"]
 
 
 def reported_change(endpoint: str, arm: str, baseline: str) -> float | None:
@@ -26,10 +26,18 @@ def reported_change(endpoint: str, arm: str, baseline: str) -> float | None:
     return REPORTED.get(endpoint) if (arm, baseline) == ARMS else None
 
 
-def agreement(effect: Effect, reported: float) -> Agreement | None:
-    """Whether a study's interval excludes a reported gain as too large, holds it, or lies beyond it."""
+def agreement(effect: Effect, reported: float, num_endpoints: int) -> Agreement | None:
+    """Whether a study excludes a reported gain as too large, has it within its interval, or exceeds it.
+
+    Args:
+        effect: what the study found.
+        reported: the gain, in per cent, below zero.
+        num_endpoints: how many gains are looked at. A gain is excluded by an interval that is corrected for them (Dunn,
+            Journal of the American Statistical Association 56, 1961); it is doubtful if only the 95 % interval of the
+            endpoint by itself leaves it out.
+    """
     if effect.low is None or effect.high is None:
         return None
     if effect.low > reported:
-        return "excluded"
+        return "excluded" if effect.low_among(num_endpoints) > reported else "doubtful"
     return "exceeded" if effect.high < reported else "within"

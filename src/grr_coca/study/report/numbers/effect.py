@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grr_coca.study.statistics.paired import Numbers, as_percent, bootstrap_interval, t_interval
+from grr_coca.study.statistics.paired import LEVEL, Numbers, as_percent, bootstrap_interval, t_interval
 from grr_coca.study.statistics.power import is_equivalent, smallest_shown_effect
 from grr_coca.study.statistics.significance import sign_flip_p, t_test_p
 
@@ -41,6 +41,11 @@ class Effect:
     def num_seeds(self) -> int:
         """Number of seeds."""
         return len(self.seeds)
+
+    def low_among(self, num_endpoints: int) -> float:
+        """The lower end of the t interval that is corrected by Bonferroni for so many endpoints; it takes two seeds."""
+        low, _ = t_interval(np.log1p(np.array(self.changes) / 100), 1 - (1 - LEVEL) / num_endpoints)
+        return float(as_percent(low))
 
     @property
     def excludes_zero(self) -> bool:

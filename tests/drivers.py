@@ -20,6 +20,7 @@ from grr_coca.batch import Batch
 from grr_coca.data.dataset import PairDataset
 from grr_coca.losses import CaptioningLoss
 from grr_coca.model import CoCa
+from grr_coca.train.run.launch import launched
 from grr_coca.train.step import parallel
 from grr_coca.train.step.parallel import ParallelModel
 from grr_coca.train.step.trainer import Trainer
@@ -180,3 +181,13 @@ if __name__ == "__main__":  # by torchrun: FOLDER and the command line
     from processes import cli
 
     sys.exit(cli(*sys.argv[2:], driver=partial(die_once, 16, Path(sys.argv[1]))))
+
+
+def fail_on_first(folder: Path) -> None:
+    """The first rank divides by zero; each writes down what it hears of that."""
+    with launched() as ranks:
+        try:
+            ranks.on_first(lambda: 1 / 0)
+        except Exception as error:
+            (folder / f"error-{ranks.rank}").write_text(f"{type(error).__name__}: {error}")
+        ranks.sum(torch.zeros(1))  # so that none closes its connections while another still works

@@ -1,6 +1,7 @@
 """The input and output of a training step: the batch that goes into the model, and the model's output for the
 losses."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -56,10 +57,16 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, from which a GPU copies it beside its other work.
 
+        PyTorch's loaders call this.
+        """
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
             self,
             images=move(self.images),

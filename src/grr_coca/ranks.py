@@ -74,16 +74,16 @@ class Ranks:
         """Call a function on the first rank, and give all ranks its result or its error.
 
         Raises:
-            UserError: on every rank, if the function raised one. So no rank waits for another forever. The first rank
-                gets that error itself.
+            UserError: on every rank, if the function raised any error. So no rank waits for another forever. The first
+                rank gets that error itself.
         """
         outcome: list = [None, None]
-        failure: UserError | None = None
+        failure: Exception | None = None
         if self.is_first:
             try:
                 outcome[0] = function()
-            except UserError as error:
-                failure, outcome[1] = error, str(error)
+            except Exception as error:
+                failure, outcome[1] = error, str(error) or type(error).__name__
         if self.size > 1:
             dist.broadcast_object_list(outcome, src=0)
         if failure is not None:

@@ -148,3 +148,15 @@ def test_the_whole_model_trains_on_kept_patches(
     assert not torch.equal(whole, part)
     part.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("preset", ["grr_coca", "baseline_rope_2d", "baseline_rms", "baseline_coca"])
+def test_all_models_add_up_in_fp32_under_autocast(tiny_config: Callable[..., CoCaConfig], preset: str) -> None:
+    """Models that are compared must not be rounded differently."""
+    encoder = build(tiny_config(preset)).image_encoder
+    seen = []
+    for block in encoder.blocks:
+        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder(torch.randn(1, 3, 16, 16))
+    assert seen == [torch.float32] * len(encoder.blocks)

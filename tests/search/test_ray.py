@@ -14,8 +14,9 @@ from PIL import Image
 
 import grr_coca
 from grr_coca.cli import main
+from grr_coca.inference.on_ray import workers_of
 
-pytestmark = pytest.mark.skipif("GRR_COCA_TEST_RAY" not in os.environ, reason="runs by `make test-ray`")
+needs_cluster = pytest.mark.skipif("GRR_COCA_TEST_RAY" not in os.environ, reason="runs by `make test-ray`")
 WORKER = b"MapWorker"
 COUNT = 200
 KILLS_A_RUN = 4
@@ -88,6 +89,13 @@ class Killer:
         self.thread.join()
 
 
+def test_a_worker_asks_for_a_gpu_where_there_are_any():
+    assert workers_of({"CPU": 16.0, "GPU": 2.0}) == (2, {"num_gpus": 1})
+    assert workers_of({"CPU": 16.0}) == (16, {"num_cpus": 1})
+    assert workers_of({}) == (1, {"num_cpus": 1})
+
+
+@needs_cluster
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_each_picture_is_indexed_once_though_workers_are_killed(cluster, pictures, tmp_path, kills):
     random, done, number = np.random.default_rng(0), 0, 0
@@ -109,6 +117,7 @@ def test_each_picture_is_indexed_once_though_workers_are_killed(cluster, picture
         print(f"run {number}: {len(killer.killed)} workers killed, after {moments} of {COUNT} pictures", flush=True)
 
 
+@needs_cluster
 def test_embeddings_and_captions_come_once_and_in_order_though_a_worker_is_killed(cluster, pictures, tmp_path):
     for verb in ("embed", "caption"):
         suffix = {"embed": "npy", "caption": "csv"}[verb]

@@ -24,6 +24,7 @@ from gradient_cases import (
     on_a_rank,
     reference,
 )
+from grr_coca.batch import Batch
 from grr_coca.train.recipe import Parallelism
 from processes import launch
 from support import compute_losses
@@ -47,6 +48,14 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(case):
         gradients, losses = computed(CASES[case], torch.float64, size)
         assert error_of(gradients, wanted) <= BOUNDS[torch.float64]
         assert {name: losses[name] for name in wanted_losses} == pytest.approx(wanted_losses, rel=1e-12)
+
+
+@pytest.mark.parametrize(("size", "moves"), [(8, 1), (3, 6)])
+def test_a_piece_is_moved_to_the_device_once_for_each_pass(monkeypatch, size, moves):
+    moved, to = [], Batch.to
+    monkeypatch.setattr(Batch, "to", lambda batch, device: moved.append(batch) or to(batch, device))
+    computed(CASES["grr_coca"], torch.float32, size)
+    assert len(moved) == moves
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -63,13 +63,14 @@ def measure_checkpoint(
 
 
 def pair_results(
-    checkpoint: Checkpoint, source: PairSource, batch_size: int, ranks: Ranks | None = None
+    checkpoint: Checkpoint, source: PairSource, batch_size: int, ranks: Ranks | None = None, num_workers: int = 0
 ) -> PairResults:
-    """Run a checkpoint's model on all pairs, `batch_size` at a time. Each caption of an image is a pair."""
+    """Run a checkpoint's model on all pairs, `batch_size` at a time. Each caption of an image is a pair. `num_workers`:
+    processes that read the pairs; 0: this one does."""
     dataset = as_dataset(checkpoint, every_caption(source))
     share = ALL if ranks is None else Share(ranks.rank, ranks.size)
     order = EvaluationOrder(len(dataset), batch_size, share)
-    mine = run_pairs(checkpoint.model, make_loader(dataset, order, num_workers=0))
+    mine = run_pairs(checkpoint.model, make_loader(dataset, order, num_workers))
     if ranks is None:
         return concatenate(mine)
     in_turn = [part for turn in zip(*ranks.gather_objects(mine), strict=True) for part in turn]

@@ -97,14 +97,15 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
             batch = batch.to(device)
             output = model(batch.images, batch.token_ids, batch.lengths)
             is_real = batch.labels != IGNORE_INDEX  # B T, in the order of the states
-            nll = torch.zeros(is_real.shape, dtype=torch.double, device=device)
             lm_head = model.multimodal_decoder.lm_head.weight
-            nll[is_real] = token_losses(output.states, lm_head, batch.labels[is_real]).double()
+            losses = token_losses(output.states, lm_head, batch.labels[is_real]).cpu()
+            nll = torch.zeros(is_real.shape, dtype=torch.double)  # on the CPU: MPS has no doubles
+            nll[is_real.cpu()] = losses.double()
             tensors = (output.image_embedding, output.text_embedding, batch.caption_ids, batch.image_ids)
             parts.append(
                 PairResults(
                     Embeddings(*(tensor.cpu() for tensor in tensors)),
-                    nll.sum(dim=1).cpu(),
+                    nll.sum(dim=1),
                     is_real.sum(dim=1).cpu(),
                 )
             )

@@ -151,12 +151,14 @@ class BeamSearch:
 
     def _let_go(self) -> None:
         """Stop the groups whose pool cannot improve. An image leaves the batch when all of its groups have stopped."""
-        scores = self.beams.scores.clone().unflatten(1, (self.num_groups, -1))  # B G N
+        scores = self.beams.scores.unflatten(1, (self.num_groups, -1))  # B G N
         length = self.beams.token_ids.shape[2]
-        for i, image in enumerate(self.running):
-            for group, pool in enumerate(self.pools[image]):
-                if not pool.can_improve(float(scores[i, group].max()), length + 1, self.max_length):
-                    scores[i, group] = -torch.inf
+        best_of = scores.amax(dim=2).tolist()  # waits for the device once
+        can_improve = [
+            [pool.can_improve(best, length + 1, self.max_length) for pool, best in zip(pools, row, strict=True)]
+            for pools, row in zip((self.pools[image] for image in self.running), best_of, strict=True)
+        ]
+        scores = scores.where(torch.tensor(can_improve, device=scores.device)[..., None], -torch.inf)
         self.beams = self.beams._replace(scores=scores.flatten(1))
         going_on = scores.isfinite().flatten(1).any(dim=1)
         if going_on.all():

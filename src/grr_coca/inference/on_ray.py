@@ -6,7 +6,7 @@ by another; each result comes once.
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, TypeVar
@@ -66,13 +66,23 @@ def map_on_ray(
 def _wave(batches: list[list[Any]], make_work: Callable[[], Any]) -> Iterator[list[Any]]:
     import ray
 
-    workers = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(batches)))
+    count, needs = workers_of(ray.cluster_resources())
     rows = [{"batch": _Sealed(batch)} for batch in batches]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    pool = ray.data.ActorPoolStrategy(size=workers)
-    done = dataset.map(_Worker, fn_constructor_args=(make_work,), compute=pool, num_cpus=1)
+    pool = ray.data.ActorPoolStrategy(size=min(count, len(batches)))
+    done = dataset.map(_Worker, fn_constructor_args=(make_work,), compute=pool, **needs)
     for row in done.iter_rows():
         yield row["results"].items
+
+
+def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
+    """How many workers a cluster has, and what each needs: a GPU where there are any, or else a core.
+
+    Ray shows a worker no GPU that it did not ask for.
+    """
+    if num_gpus := int(resources.get("GPU", 0)):
+        return num_gpus, {"num_gpus": 1}
+    return max(1, int(resources.get("CPU", 1))), {"num_cpus": 1}
 
 
 @dataclass(frozen=True)

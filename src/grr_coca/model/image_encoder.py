@@ -47,7 +47,9 @@ class ImageEncoder(nn.Module):
     ) -> Float[Tensor, "B P D"]:
         """Encode images of the configured size. With `kept_patches`, encode only these K patches of each image (FLIP,
         arXiv 2212.00794)."""
-        patches = self.patch_embed(patchify(images, self.patch_size))
+        # Autocast gives bf16. Learned positions would make it fp32 again, and RoPE would not. So all models add up in
+        # fp32 what their blocks find.
+        patches = self.patch_embed(patchify(images, self.patch_size)).type_as(images)
         x = self.position(patches, PLAIN.positions)  # B P D
         if kept_patches is not None:
             x = x.take_along_dim(kept_patches[..., None], dim=1)  # B K D

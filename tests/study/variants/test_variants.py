@@ -79,6 +79,16 @@ def test_mixed_rope_depends_on_the_difference_of_places_alone():
     assert not torch.allclose(dot[0, 0, 0], dot[1, 0, 0], atol=1e-3), "each head turns in its own direction"
 
 
+def test_mixed_rope_turns_by_angles_that_autocast_does_not_round():
+    _, changed, config = models("mixed_rope")
+    rotary = changed.image_encoder.blocks[0].attn.rotary
+    x = torch.randn(1, config.image_encoder.num_patches, 1, 4, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = rotary(x, slice(None))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(rotary(x, slice(None)), expected)
+
+
 def test_first_frequencies_come_in_perpendicular_pairs():
     rows, columns = first_frequencies(4, 32, "seed")
     assert rows.shape == columns.shape == (4, 16)

@@ -1,13 +1,13 @@
 """Views of sources: several sources as one, every caption as a pair, only the sound pairs, and captions as text."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from grr_coca.data.bad import BadSample
 from grr_coca.data.images import decode_image
-from grr_coca.data.sources.pairs import PairSource, RawPair, Subset
+from grr_coca.data.sources.pairs import PairSource, RawPair
 from grr_coca.data.text import clean_caption
 
 
@@ -121,15 +121,14 @@ def every_caption(source: PairSource) -> PairSource:
     return source if len(view) == len(source) else view
 
 
-def sound_pairs(source: PairSource, on_pair: Callable[[int], None] = lambda _: None) -> tuple[Subset, list[BadSample]]:
-    """The pairs that can be read and decoded, and the errors of the others.
+def sound_pairs(source: PairSource) -> tuple[list[int], list[BadSample]]:
+    """The indices of the pairs that can be read and decoded, and the errors of the others.
 
     Evaluation stops at a bad pair, because the numbers of a split that has silently become smaller cannot be compared.
     The validation of a long run must not stop: it evaluates on these pairs, and says how many are missing.
 
     Args:
         source: the pairs. All of them are read and decoded once.
-        on_pair: called with the number of finished pairs.
     """
     sound, bad = [], []
     for index in range(len(source)):
@@ -138,8 +137,7 @@ def sound_pairs(source: PairSource, on_pair: Callable[[int], None] = lambda _: N
             sound.append(index)
         except BadSample as error:
             bad.append(error)
-        on_pair(index + 1)
-    return Subset(source, sound), bad
+    return sound, bad
 
 
 def read_sound(source: PairSource, index: int) -> RawPair:

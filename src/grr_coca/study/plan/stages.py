@@ -147,6 +147,11 @@ def _check_stage(plan: Plan, arm: Arm, recipe: Recipe, is_pretraining: bool, fil
             f"{file}: model: preset is '{recipe.model.preset}', and arm '{arm.name}' is '{arm.preset_name}'; "
             f"give the arm preset: {recipe.model.preset}"
         )
+    if arm.variant is not None and recipe.evaluation.num_captions:
+        raise UserError(
+            f"{file}: evaluation: num_captions: arm '{arm.name}' is a variant, whose captions at validation "
+            "would be those of another model; give 0"
+        )
     if plan.endpoints.split not in recipe.data.test:
         raise UserError(f"{file}: data: test: a split named '{plan.endpoints.split}' is needed")
     if recipe.data.val is None:

@@ -40,7 +40,8 @@ class MixedRotary(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
         """Rotate the vectors of every token by its place."""
-        angles = torch.einsum("tp,phc->thc", self.places, self.frequencies)
+        # A sum of two products, which autocast leaves in fp32: bf16 would round the angles.
+        angles = (self.places[:, :, None, None] * self.frequencies).sum(dim=1)  # T H C
         turns = torch.polar(torch.ones_like(angles), angles)[positions]  # T H C, or B T H C
         turned = torch.view_as_complex(at_least_fp32(x).unflatten(-1, (-1, 2))) * turns.unsqueeze(-3)
         return torch.view_as_real(turned).flatten(-2).type_as(x)

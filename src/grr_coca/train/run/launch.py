@@ -15,19 +15,14 @@ from grr_coca.errors import Stopped, UserError
 from grr_coca.ranks import Ranks
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others. If a rank dies, its connection breaks, so the others notice that at once."""
+"""How long a rank waits for the others. If a rank dies, its connection by gloo breaks, so the others notice that at
+once. With NCCL they do not; torchrun and `srun --kill-on-bad-exit` end them."""
 
 
 @contextmanager
 def launched() -> Iterator[Ranks]:
     """Join the other processes of the launch. A process that was started without `torchrun` is alone."""
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda" and local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"more processes were started than this machine has GPUs; give torchrun --nproc-per-node "
-            f"{torch.cuda.device_count()}"
-        )
+    device = device_of_process()
     if "RANK" not in os.environ:
         yield Ranks.here(device)
         return
@@ -40,6 +35,20 @@ def launched() -> Iterator[Ranks]:
         _leave()
         raise
     _leave()  # not after other errors: another rank may never get here
+
+
+def device_of_process() -> torch.device:
+    """The GPU of this process, or the CPU if the machine has none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, num_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if num_gpus == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        number = 0  # a scheduler may show each of its processes one GPU
+    if number >= num_gpus:
+        raise UserError(
+            f"more processes were started than this machine has GPUs; give torchrun --nproc-per-node {num_gpus}"
+        )
+    return torch.device("cuda", number)
 
 
 def _leave() -> None:

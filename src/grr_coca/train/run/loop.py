@@ -70,7 +70,7 @@ def train(
     ranks = Ranks.here(device)
     recipe = _resolve(recipe, start, out, ranks, resume_from)
     pairs, val = training_sources(recipe)
-    val = sound_validation(val)
+    val = sound_validation(val, ranks)
     require_pairs(val, recipe.evaluation.batch_size)
     trainer = build_trainer(recipe, start, ranks)
     progress = Progress() if resume_from is None else restore(resume_from, trainer)
@@ -225,9 +225,12 @@ class Run:
         """Evaluate. Returns True if the model is the best so far, by the score that the recipe names."""
         batch_size = self.recipe.evaluation.batch_size
         with self.trainer.averaged():
-            results = pair_results(self.checkpoint, self.val, batch_size, self.ranks)
+            results = pair_results(self.checkpoint, self.val, batch_size, self.ranks, self.recipe.data.num_workers)
             scaling = self._scaling(results.embeddings)
-            scores = aggregate(results, scaling, batch_size, self.recipe.losses.weights).flat()
+            # Of one rank: on other processors the last bits may differ, and with them which checkpoint is the best.
+            scores = self.ranks.on_first(
+                lambda: aggregate(results, scaling, batch_size, self.recipe.losses.weights).flat()
+            )
             scores |= self._caption()
         if self.recipe.temperature == "refitted" and self.progress.step == self.recipe.schedule.steps:
             self.trainer.set_scaling(scaling)

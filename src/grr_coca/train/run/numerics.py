@@ -58,10 +58,12 @@ def decide(recipe: Recipe, model: CoCa, device: torch.device) -> Numerics:
 def faster_for_passes(width: int, device: torch.device) -> Precision:
     """bf16 if it makes forward and backward passes faster, else fp32.
 
-    A CUDA card gains if it supports bf16. A CPU gains if a feed-forward product of the model's width gains.
+    A CUDA card gains if it has products in bf16; older ones (V100, T4) imitate them. A CPU gains if a feed-forward
+    product of the model's width gains.
     """
-    gains = torch.cuda.is_bf16_supported() if device.type == "cuda" else _bf16_is_faster(width)
-    return "bf16" if gains else "fp32"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if _bf16_is_faster(width) else "fp32"
 
 
 def _bf16_is_faster(width: int) -> bool:

@@ -115,12 +115,19 @@ def _held_out(pairs: PairSource) -> Bool[np.ndarray, " N"]:
     return images % max(HOLD_OUT_EVERY, -(-num_images // MAX_HELD_OUT)) == 0
 
 
-def sound_validation(val: PairSource) -> PairSource:
-    """The validation pairs that can be read. Otherwise a broken pair would end a long run at its first validation."""
-    sound, bad = sound_pairs(val)
-    if bad:
-        log.warning("%d of %d validation pairs are left out as broken, the first: %s", len(bad), len(val), bad[0])
-    return sound
+def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
+    """The validation pairs that can be read. Otherwise a broken pair would end a long run at its first validation.
+
+    The first rank tries them all. If each rank did, they might disagree on a disk that fails at times.
+    """
+
+    def find() -> list[int]:
+        sound, bad = sound_pairs(val)
+        if bad:
+            log.warning("%d of %d validation pairs are left out as broken, the first: %s", len(bad), len(val), bad[0])
+        return sound
+
+    return Subset(val, ranks.on_first(find))
 
 
 def training_batches(

@@ -80,7 +80,7 @@ def compute_gradients(
     shares = torch.zeros(2, device=ranks.device, dtype=contrast.loss.dtype)
     for batch, gradient in zip(micro_batches, gradients, strict=True):
         with model.exchange(gradients=batch is micro_batches[-1]):
-            shares += _backward(model, batch.to(ranks.device), kept, gradient, tokens, weights, precision)
+            shares += _backward(model, batch, kept, gradient, tokens, weights, precision)
     captioning, z = ranks.sum(shares)
     return BatchLosses(contrast.loss, captioning, coca_loss(contrast.loss, captioning, weights), z)
 
@@ -123,7 +123,7 @@ def _backward(
     `kept`: its forward pass, if that was run with a graph. `wanted`: the gradients of its embeddings.
     """
     with precision:
-        output = kept or model(batch, num_tokens, weights.z_per_captioning)
+        output = kept or model(batch.to(model.ranks.device), num_tokens, weights.z_per_captioning)
     contrastive = (output.image_embedding * wanted.image).sum() + (output.text_embedding * wanted.text).sum()
     loss = coca_loss(contrastive, output.captioning.trained, weights)
     # The exchange averages gradients over the ranks, but their sum is needed.

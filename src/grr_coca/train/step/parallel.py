@@ -92,13 +92,14 @@ class ParallelModel:
 
     @contextmanager
     def exchange(self, gradients: bool) -> Iterator[None]:
-        """Within this context, backward passes exchange gradients between the ranks, or do not."""
+        """Within this context, backward passes exchange gradients between the ranks, or do not.
+
+        FSDP always does: otherwise each rank would keep the gradients of the whole model until the last piece.
+        """
         if isinstance(self._forward, DistributedDataParallel) and not gradients:
             with self._forward.no_sync():
                 yield
             return
-        if isinstance(self.raw, FSDPModule):
-            self.raw.set_requires_gradient_sync(gradients)
         yield
 
 

@@ -40,7 +40,7 @@ class Trainer:
         losses = compute_gradients(self.model, micro_batches, num_tokens, self.losses, self.precision)
         grad_norm = self.optimizers.clip()
         metrics = {**losses._asdict(), "grad_norm": grad_norm}
-        values = torch.stack([value.double() for value in metrics.values()]).tolist()  # waits for the device only once
+        values = torch.stack([value.double() for value in metrics.values()]).tolist()  # waits for the device once
         if all(map(math.isfinite, values)):
             self.optimizers.update(step)
             self.model.raw.clamp_logit_scale()

@@ -99,6 +99,18 @@ def test_main_effects_are_those_of_the_parts(whole):
     assert rope.p_holm["pretraining/coca_loss"] < 0.01
 
 
+def test_an_effect_of_exactly_zero_leaves_the_others_their_p(tmp_path):
+    # Only RoPE acts: arms with it find everything, and the others agree to the bit.
+    rows = [
+        replace(row, metrics={"test": {"R@1": 1.0 if "RoPE" in PARTS_OF_PRESET[row.arm] else 0.5 + 0.01 * row.seed}})
+        for row in rows_of(ALL, range(8))
+    ]
+    content = plan(ALL, endpoints={"split": "test", "primary": ["pretraining/R@1"]})
+    found = {effect.factors: effect.p_holm for effect in results_of(tmp_path, content, rows).factorial}
+    assert found["RoPE",]["pretraining/R@1"] < 0.01
+    assert found["GEGLU",]["pretraining/R@1"] == 1.0
+
+
 def test_all_of_it_is_json(whole):
     again = json.loads(json.dumps(to_dict(whole), allow_nan=False))
     assert again["arms"][0]["endpoints"][0]["effect"]["seeds"] == list(range(8))

@@ -103,6 +103,23 @@ def test_a_torn_last_line_is_dropped_and_named_and_the_next_row_is_whole(folder)
     assert ledger.notes == ()
 
 
+def test_a_whole_last_row_that_lacks_its_newline_alone_is_kept(folder):
+    path = write(folder, a_row(), a_row("baseline_coca"))
+    path.write_bytes(path.read_bytes().rstrip())
+    ledger = read_ledger(folder)
+    assert ([row.arm for row in ledger.rows], ledger.notes) == (["grr_coca", "baseline_coca"], ())
+    write(folder, a_row(seed=1))
+    ledger = read_ledger(folder)
+    assert [(row.arm, row.seed) for row in ledger.rows] == [("grr_coca", 0), ("baseline_coca", 0), ("grr_coca", 1)]
+    assert ledger.notes == ()
+
+
+def test_the_name_of_an_image_need_not_be_utf_8(folder):
+    row = a_row(captions=(CaptionedExample("caf\udce9", ("a cup",), "a cup"),))
+    write(folder, row)
+    assert read_ledger(folder).rows == (row,)
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"arm": "grr_coca"}', '{"flavour": 1}'], ids=str)
 def test_a_line_that_is_no_row_is_named(folder, line):
     path = write(folder, a_row())

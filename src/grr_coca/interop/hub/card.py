@@ -78,7 +78,7 @@ def gather_facts(
 
 
 def read_figures(path: Path) -> Figures:
-    """Measured numbers as `grr-coca evaluate --json` writes them, by the shortest ends of the splits' paths that differ.
+    """Measured numbers as `grr-coca evaluate --json` writes them, by those ends of the paths of splits that differ.
 
     Raises:
         UserError: the file holds something else.

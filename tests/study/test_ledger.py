@@ -200,6 +200,16 @@ def test_the_newer_of_two_rows_counts(folder):
     assert "is there twice" in ledger.notes[0]
 
 
+def test_of_two_rows_the_one_with_fewer_metrics_does_not_count(folder):
+    scored = a_row(metrics={"test": {"coca_loss": 2.5, "R@1": 0.5, "CIDEr-D": 1.0}})
+    write(folder, scored, a_row())
+    ledger = read_ledger(folder)
+    assert (ledger.rows, ledger.notes) == (
+        (scored,),
+        ("grr_coca, seed 0, emoji: is there twice; the fuller row counts",),
+    )
+
+
 def test_rows_of_several_commits_are_counted_and_told(folder):
     write(folder, a_row(), a_row(seed=1), a_row(seed=2, commit="def+"))
     ledger = read_ledger(folder)

@@ -341,7 +341,8 @@ def _rows_of_file(path: Path, notes: list[str]) -> Iterator[LedgerRow]:
 def _counted(
     rows: Iterable[LedgerRow], digests: Digests, seeds: Collection[int] | None, notes: list[str]
 ) -> list[LedgerRow]:
-    """The runs that count: of a run that is there twice, the newer row."""
+    """The runs that count: of a run that is there twice, the newer row, if it has no fewer metrics than the other. One
+    that was copied from another study may have fewer."""
     found: dict[tuple[str, int, str], LedgerRow] = {}
     for row in rows:
         name = f"{row.arm}, seed {row.seed}, {row.stage}"
@@ -350,10 +351,16 @@ def _counted(
             notes.append(f"{name}: not counted: {fault}")
             continue
         key = (row.arm, row.seed, row.stage)
+        is_poorer = key in found and _num_metrics(row) < _num_metrics(found[key])
         if key in found:
-            notes.append(f"{name}: is there twice; the newer row counts")
-        found[key] = row
+            notes.append(f"{name}: is there twice; the {'fuller' if is_poorer else 'newer'} row counts")
+        if not is_poorer:
+            found[key] = row
     return list(found.values())
+
+
+def _num_metrics(row: LedgerRow) -> int:
+    return sum(len(metrics) for metrics in row.metrics.values())
 
 
 def _counted_trials(rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> list[LedgerRow]:

@@ -151,6 +151,21 @@ def test_a_recall_of_zero_has_no_ratio_and_is_named(tmp_path):
     assert "grr_coca, R@1, text to image after pretraining: no value above zero with seeds 1" in note
 
 
+def test_rows_without_the_scores_that_an_endpoint_needs_are_missing_and_named(tmp_path):
+    rows = rows_of(PAIR, range(3))
+    for index, row in enumerate(rows):
+        if (row.arm, row.stage) == ("grr_coca", "pictograms") and row.seed < 2:
+            test = {metric: value for metric, value in row.metrics["test"].items() if metric != "CIDEr-D"}
+            rows[index] = replace(row, metrics={**row.metrics, "test": test})
+    found = results_of(tmp_path, plan(PAIR, 3), rows)
+    assert (found.num_rows, found.num_planned_rows) == (22, 24)
+    assert found.missing == ("grr_coca: pictograms of seeds 0, 1",)
+    assert endpoint(found, "grr_coca", "pretraining/CIDEr-D").effect.seeds == (2,)
+    assert endpoint(found, "grr_coca", "pretraining/coca_loss").effect.seeds == (0, 1, 2)
+    (note,) = found.notes
+    assert "grr_coca, CIDEr-D after pretraining: not measured with seeds 0, 1, so no ratio" in note
+
+
 def test_a_presets_parts_are_those_of_its_image_encoder():
     baseline = get_preset("baseline_coca", "tiny")
     keys = {"RMSNorm": "norm", "GEGLU": "feed_forward", "RoPE": "position"}

@@ -1,11 +1,16 @@
 """`grr-coca evaluate --task …` and the intervals of `compare`."""
 
 import json
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from support import real_pairs, with_caption, write_shard
+from grr_coca.train.recipe import TokenizerRecipe
+from support import finished_run, real_pairs, with_caption, write_shard
 
+WEIGHTS = "model.safetensors"
 LABELS = ("cat", "heart", "star")
 
 
@@ -33,6 +38,17 @@ def evaluate(grr_coca, run):
     return evaluated
 
 
+@pytest.fixture
+def diverged(run, tmp_path):
+    """A checkpoint whose weights are numbers no more."""
+    folder = tmp_path / "diverged"
+    shutil.copytree(run.checkpoint, folder)
+    (folder / "manifest.json").unlink()
+    weights = load_file(folder / WEIGHTS)
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in weights.items()}, folder / WEIGHTS)
+    return folder
+
+
 def is_interval(found) -> bool:
     return found.keys() == {"value", "low", "high"} and found["low"] <= found["high"]
 
@@ -45,6 +61,14 @@ def test_losses_have_intervals(evaluate, split):
     assert found["intervals"]["perplexity"]["value"] == pytest.approx(found["perplexity"], rel=1e-5)
     assert all(map(is_interval, found["intervals"].values()))
     assert found["median_rank"].keys() == {"text_to_image", "image_to_text"}
+
+
+def test_numbers_that_are_none_are_null_in_json(grr_coca, diverged, split):
+    said = grr_coca("evaluate", diverged, "--data", split, "--batch-size", 8, "--json")
+    found = json.loads(said.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))[str(split)]
+    assert found["contrastive_loss"] is None
+    assert found["intervals"]["coca_loss"] == {"value": None, "low": None, "high": None}
+    assert found["num_pairs"] == 16
 
 
 # --- retrieval
@@ -84,6 +108,17 @@ def test_captioning_prints_every_metric_and_writes_what_was_said(grr_coca, run, 
     for words in ("CIDEr ", "CIDEr-D", "BLEU-1", "BLEU-4", "ROUGE-L", "(images: 16)", "(decoding: greedy)", "95 %"):
         assert words in said.out
     assert len(out.read_text().splitlines()) == 16
+
+
+def test_the_folder_for_captions_is_made_before_there_are_any(grr_coca, refused, run, split, tmp_path, monkeypatch):
+    options = ["--task", "captioning", "--data", split]
+    said = grr_coca("evaluate", run.folder, *options, "--out", tmp_path / "new" / "captions.jsonl")
+    assert said.code == 0, said.err
+    assert (tmp_path / "new" / "captions.jsonl").exists()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("grr_coca.cli.measuring.tasks.caption_split", lambda *_, **__: pytest.fail("too late"))
+    out = tmp_path / "file" / "captions.jsonl"
+    assert f"{out}: cannot be written" in refused("evaluate", run.folder, *options, "--out", out)
 
 
 def test_captions_of_two_splits_do_not_go_into_one_file(refused, run, split, tmp_path):
@@ -159,3 +194,27 @@ def test_a_comparison_has_paired_differences(grr_coca, run, baseline, split):
     assert line.count("[") == 4
     same = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 8).out.splitlines()[-1]
     assert same.count("+0.000 [+0.000, +0.000]") == 4
+
+
+def test_models_of_one_preset_have_the_names_that_they_were_given(grr_coca, run, split):
+    said = grr_coca("compare", run.folder, run.checkpoint, "--data", split, "--batch-size", 8).out
+    assert f"changes over {run.checkpoint}" in said
+    heads = said.splitlines()[1].split()
+    assert str(run.folder) in heads
+    assert str(run.checkpoint) in heads
+
+
+def test_perplexities_of_different_vocabularies_are_not_compared(grr_coca, run, split, tmp_path):
+    other = finished_run(tmp_path, steps=1, tokenizer=TokenizerRecipe("bpe", 300), model=run.recipe.model)
+    said = grr_coca("compare", run.folder, other.folder, "--data", split, "--batch-size", 8)
+    assert "perplexity and CoCa loss are means over tokens of different vocabularies" in said.out
+    line = said.out.splitlines()[-1]
+    assert "perplexity" not in line
+    assert "CoCa" not in line
+    assert line.count("[") == 2
+
+
+def test_a_model_that_diverged_is_compared_too(grr_coca, run, diverged, split):
+    said = grr_coca("compare", diverged, run.folder, "--data", split, "--batch-size", 8)
+    assert said.code == 0, said.err
+    assert "nan" in said.out

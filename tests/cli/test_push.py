@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from fake_hub import OWNER, TOKEN, fake_hub
 from grr_coca.checkpoint_files import FILES
 from grr_coca.registry import FOLDER
+from support import warnings_of
 
 PICTOGRAMS = FOLDER / "pictograms"
 
@@ -77,7 +79,7 @@ def test_the_card_says_what_the_manifest_says(hub, push):
     card = hub.repositories[f"{OWNER}/card"][0]["README.md"].decode()
     assert hub.private[f"{OWNER}/card"]
     assert f'grr_coca.load("{OWNER}/card")' in card
-    assert "6,597 drawings of 1,650 concepts" in card
+    assert "6,597 drawings of 1,842 concepts" in card
     assert "| test_style | text_to_image/R@1 | 0.47 (0.435 to 0.505) |" in card
     assert 'license_name: "weights Apache-2.0' in card
     for heading in ("Data", "Figures", "Limits", "Licence", "Citation"):
@@ -145,3 +147,45 @@ def test_figures_of_an_evaluation_are_on_the_card(grr_coca, run, tmp_path):
     assert said.code == 0
     assert "| test.tar | CIDEr | 0.5 (0.25 to 0.75) |" in said.out
     assert str(Path(run.folder).parent) not in said.out
+
+
+def test_splits_of_equal_name_each_have_their_figures(grr_coca, run, tmp_path):
+    figures = tmp_path / "figures.json"
+    splits = ("/home/a/icons/test.tar", "/home/a/emoji/test.tar", "/home/a/emoji/val.tar", "test.tar")
+    measured = {
+        split: {"metrics": {"CIDEr": {"value": number, "low": number, "high": number}}}
+        for number, split in enumerate(splits)
+    }
+    figures.write_text(json.dumps(measured))
+    said = grr_coca("push", str(run.folder), "me/x", "--licence", "mit", "--figures", str(figures), "--dry-run")
+    for number, name in enumerate(("icons/test.tar", "emoji/test.tar", "val.tar", "test.tar")):
+        assert f"| {name} | CIDEr | {number} |" in said.out
+    assert "/home" not in said.out
+
+
+def test_a_folder_of_the_name_of_a_shipped_model_is_what_goes_up(grr_coca, run, tmp_path, monkeypatch):
+    shutil.copytree(run.checkpoint, tmp_path / "icons")
+    monkeypatch.chdir(tmp_path)
+    with warnings_of("grr_coca.inference.locate") as warnings:
+        said = grr_coca("push", "icons", "me/x", "--licence", "mit", "--dry-run")
+    assert f"{run.recipe.schedule.steps} steps of training" in said.out
+    assert "this folder is used" in warnings[0]
+
+
+def test_a_damaged_model_does_not_go_up(refused, tmp_path):
+    shutil.copytree(PICTOGRAMS, tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert "its checksum differs" in refused("push", tmp_path / "damaged", "me/x", "--dry-run")
+
+
+def test_of_a_model_that_was_trained_elsewhere_the_card_counts_no_steps(grr_coca, run, tmp_path):
+    shutil.copytree(run.checkpoint, tmp_path / "imported")
+    (tmp_path / "imported" / "manifest.json").unlink()
+    config = tmp_path / "imported" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "step": 0}))
+    said = grr_coca("push", tmp_path / "imported", "me/x", "--licence", "mit", "--dry-run")
+    assert "images of 16 px." in said.out
+    assert "steps of training" not in said.out

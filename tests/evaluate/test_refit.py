@@ -52,3 +52,18 @@ def test_the_bias_of_a_sigmoid_loss_is_fitted_too():
     for scale, bias in ((0.1, 0.0), (-0.1, 0.0), (0.0, 0.2), (0.0, -0.2)):
         near = Scaling(fitted.logit_scale + scale, fitted.logit_bias + bias)
         assert best <= split_contrastive_loss(pairs, near, BATCH) + 1e-6
+
+
+def test_the_bias_suits_a_scale_that_the_bound_holds_back():
+    # All embeddings lie close together: the best scale is far beyond the bound, with a bias of its own.
+    generator = torch.Generator().manual_seed(0)
+    near = F.normalize(torch.randn(N, 8, generator=generator) + 4 * torch.eye(8)[0], dim=-1)
+    pairs = Embeddings(near, near, torch.arange(N), torch.arange(N))
+    start = Scaling(torch.tensor(2.3), torch.tensor(-10.0))
+    fitted = refit_scaling(pairs, start, BATCH)
+    assert fitted.logit_scale.item() == pytest.approx(MAX_LOGIT_SCALE)
+    best = split_contrastive_loss(pairs, fitted, BATCH)
+    assert best < split_contrastive_loss(pairs, start, BATCH)
+    for bias in (-0.5, 0.5):
+        near_by = Scaling(fitted.logit_scale, fitted.logit_bias + bias)
+        assert best <= split_contrastive_loss(pairs, near_by, BATCH) + 1e-6

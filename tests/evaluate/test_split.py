@@ -22,7 +22,7 @@ from grr_coca.evaluate.split import (
 )
 from grr_coca.losses import EmbeddedPairs, LossWeights, contrastive_loss, same_pair
 from grr_coca.train.run.setup import new_checkpoint
-from support import ALONE, BATCH_SIZE, by_caption, real_pairs, tiny_recipe, with_caption, write_shard
+from support import ALONE, BATCH_SIZE, PairsInMemory, by_caption, real_pairs, tiny_recipe, with_caption, write_shard
 
 NUM_PAIRS = 20
 SCALE = torch.tensor(math.log(10.0))
@@ -92,6 +92,14 @@ def test_the_coca_loss_is_the_weighted_sum(checkpoint, shard):
 def test_a_split_smaller_than_a_contrastive_batch_is_an_error_with_the_way_out(checkpoint, shard):
     with pytest.raises(UserError, match=r"batch size 64 needs as many pairs.* 20 or less"):
         evaluate_checkpoint(checkpoint, open_source(str(shard)), 64, LossWeights())
+
+
+def test_captions_count_and_not_images_where_pairs_are_needed(checkpoint):
+    pairs = PairsInMemory([replace(pair, more_captions=("a drawing", "a sign")) for pair in real_pairs(4)])
+    result = evaluate_checkpoint(checkpoint, pairs, 12, LossWeights())
+    assert (result.num_pairs, result.contrastive_batch_size) == (12, 12)
+    with pytest.raises(UserError, match=r"here are 12; .* of 12 or less"):
+        evaluate_checkpoint(checkpoint, pairs, 13, LossWeights())
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,5 +1,6 @@
 """Zero-shot classification: by hand, and what its files may hold."""
 
+import shutil
 from functools import partial
 
 import pytest
@@ -129,7 +130,15 @@ def test_other_texts_and_hidden_files_beside_the_class_folders_are_left_alone(tm
     (tmp_path / "cat" / "classes.txt").write_text("cat")
     (tmp_path / "cat" / "._0.webp").write_bytes(b"of the Finder")
     (tmp_path / "._cat.jpg").write_bytes(b"of the Finder")
+    shutil.copytree(tmp_path / "cat", tmp_path / ".ipynb_checkpoints")
+    shutil.copytree(tmp_path / "cat", tmp_path / "notes" / ".ipynb_checkpoints")
     assert open_labelled(str(tmp_path)).targets == (0, 0, 1, 1)
+
+
+def test_a_class_whose_images_lie_deeper_is_named(tmp_path):
+    lay_out(tmp_path, ("cat", "red_heart", "dog/small"))
+    with pytest.raises(UserError, match=r"dog: its images lie in folders of their own"):
+        open_labelled(str(tmp_path))
 
 
 def test_images_with_their_labels_in_texts_beside_them_are_pairs(tmp_path):
@@ -166,6 +175,13 @@ def test_a_mark_before_a_table_without_column_names_is_no_part_of_a_path(tmp_pat
     lay_out(tmp_path)
     (tmp_path / "all.csv").write_text("cat/0.webp,cat\nred_heart/1.webp,heart\n", encoding="utf-8-sig")
     assert open_labelled(str(tmp_path / "all.csv")).read(0)[0] == real_pairs(4)[0].image
+
+
+def test_the_first_row_of_a_table_counts_if_its_image_has_no_suffix(tmp_path):
+    for file in lay_out(tmp_path).rglob("*.webp"):
+        file.rename(file.with_suffix(""))
+    (tmp_path / "all.csv").write_text("cat/0,cat\nred_heart/1,heart\n")
+    assert open_labelled(str(tmp_path / "all.csv")).targets == (0, 1)
 
 
 @pytest.mark.parametrize(("content", "said"), [("cat/0.webp\n", "row 1"), (None, "no such file")])

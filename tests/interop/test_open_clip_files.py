@@ -17,6 +17,7 @@ from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.errors import UserError
 from grr_coca.interop.open_clip.read import read_open_clip
 from grr_coca.interop.open_clip.write import write_open_clip
+from open_clip_files import write_hub_folder
 from support import differing, snapshot, warnings_of, weights
 
 Write = Callable[..., Path]
@@ -93,6 +94,23 @@ def test_what_was_tuned_on_coco_warns_before_it_embeds(write: Write) -> None:
         grr_coca.load(f"open_clip:{write('CoCa-ViT-B-32-laion2B-s13B-b90k')}", "cpu").embed_texts("a cat")
     (message,) = said
     assert "0.8 %" in message
+
+
+@pytest.mark.parametrize(
+    ("folder", "is_tuned"),
+    [
+        ("mscoco/CoCa-ViT-B-32", False),
+        ("mscoco_finetuned_models/CoCa-ViT-B-32", False),
+        ("models/MSCOCO_finetuned_CoCa-ViT-B-32", True),
+        ("models--laion--mscoco_finetuned_CoCa-ViT-B-32/snapshots/0a1b", True),
+        ("models--laion--CoCa-ViT-B-32/snapshots/0a1b", False),
+    ],
+)
+def test_only_the_name_of_the_model_itself_says_that_it_was_tuned(
+    theirs: SimpleNamespace, tmp_path: Path, folder: str, is_tuned: bool
+) -> None:
+    (tmp_path / folder).parent.mkdir(parents=True)
+    assert bool(read_open_clip(write_hub_folder(theirs, tmp_path / folder)).caution) is is_tuned
 
 
 # --- Back to open_clip

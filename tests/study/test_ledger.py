@@ -103,6 +103,23 @@ def test_a_torn_last_line_is_dropped_and_named_and_the_next_row_is_whole(folder)
     assert ledger.notes == ()
 
 
+def test_a_whole_last_row_that_lacks_its_newline_alone_is_kept(folder):
+    path = write(folder, a_row(), a_row("baseline_coca"))
+    path.write_bytes(path.read_bytes().rstrip())
+    ledger = read_ledger(folder)
+    assert ([row.arm for row in ledger.rows], ledger.notes) == (["grr_coca", "baseline_coca"], ())
+    write(folder, a_row(seed=1))
+    ledger = read_ledger(folder)
+    assert [(row.arm, row.seed) for row in ledger.rows] == [("grr_coca", 0), ("baseline_coca", 0), ("grr_coca", 1)]
+    assert ledger.notes == ()
+
+
+def test_the_name_of_an_image_need_not_be_utf_8(folder):
+    row = a_row(captions=(CaptionedExample("caf\udce9", ("a cup",), "a cup"),))
+    write(folder, row)
+    assert read_ledger(folder).rows == (row,)
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"arm": "grr_coca"}', '{"flavour": 1}'], ids=str)
 def test_a_line_that_is_no_row_is_named(folder, line):
     path = write(folder, a_row())
@@ -181,6 +198,16 @@ def test_the_newer_of_two_rows_counts(folder):
     ledger = read_ledger(folder)
     assert [row.steps for row in ledger.rows] == [2]
     assert "is there twice" in ledger.notes[0]
+
+
+def test_of_two_rows_the_one_with_fewer_metrics_does_not_count(folder):
+    scored = a_row(metrics={"test": {"coca_loss": 2.5, "R@1": 0.5, "CIDEr-D": 1.0}})
+    write(folder, scored, a_row())
+    ledger = read_ledger(folder)
+    assert (ledger.rows, ledger.notes) == (
+        (scored,),
+        ("grr_coca, seed 0, emoji: is there twice; the fuller row counts",),
+    )
 
 
 def test_rows_of_several_commits_are_counted_and_told(folder):

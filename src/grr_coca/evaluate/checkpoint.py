@@ -90,16 +90,18 @@ def as_dataset(checkpoint: Checkpoint, source: PairSource) -> PairDataset:
 
 
 def require_pairs(source: PairSource, batch_size: int) -> None:
-    """Make sure that a split has enough pairs for one contrastive batch.
+    """Make sure that a split has enough pairs for one contrastive batch. Each caption of an image is a pair.
 
     Raises:
         UserError: it has too few pairs.
     """
     if batch_size < 1:
         raise UserError(f"evaluation batch size {batch_size}: give 1 or more")
-    if len(source) < batch_size:
-        where = f"{source.name(0)} and the pairs beside it" if len(source) else "an empty split"
+    # Of a split with images enough, no caption is read.
+    count = len(source) if len(source) >= batch_size else len(every_caption(source))
+    if count < batch_size:
+        where = f"{source.name(0)} and the pairs beside it" if count else "an empty split"
         raise UserError(
-            f"{where}: a contrastive loss at batch size {batch_size} needs as many pairs, here are {len(source)}; "
-            f"use a batch size (in a recipe evaluation: batch_size) of {len(source)} or less"
+            f"{where}: a contrastive loss at batch size {batch_size} needs as many pairs, here are {count}; "
+            f"use a batch size (in a recipe evaluation: batch_size) of {count} or less"
         )

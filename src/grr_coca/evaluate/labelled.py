@@ -45,7 +45,8 @@ def open_labelled(path: str, class_names: Sequence[str] | None = None) -> Labell
         class_names: all classes, in order; None: the classes that occur, sorted.
 
     Raises:
-        UserError: nothing can be read, or the label of an image is not one of the classes.
+        UserError: nothing can be read, the images of a class lie in folders below its own, or the label of an image is
+            not one of the classes.
     """
     root = Path(path)
     if root.suffix == ".csv":
@@ -85,7 +86,12 @@ def _class_folders(root: Path) -> list[Path]:
     # A folder with images at its top, with captions or with shards holds pairs. Otherwise each subfolder is a class.
     if not root.is_dir() or _images(root) or any(root.rglob("*.tar")) or _holds_captions(root):
         return []
-    return [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _images(folder)]
+    visible = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+    classes = [folder for folder in visible if _images(folder)]
+    for folder in visible if classes else ():
+        if folder not in classes and _has_images_below(folder):
+            raise UserError(f"{folder}: its images lie in folders of their own; those of a class lie in one folder")
+    return classes
 
 
 def _holds_captions(root: Path) -> bool:
@@ -95,6 +101,14 @@ def _holds_captions(root: Path) -> bool:
         if "captions.txt" in texts and "images" in folders:
             return True
         if any(f"{Path(name).stem}.txt" in texts for name in files if _is_image(name)):
+            return True
+    return False
+
+
+def _has_images_below(root: Path) -> bool:
+    for _, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(map(_is_image, files)):
             return True
     return False
 
@@ -119,6 +133,6 @@ def _csv_rows(path: Path) -> list[tuple[Path, str]]:
     short = next((number for number, row in enumerate(rows, start=1) if len(row) < 2), None)
     if short is not None:
         raise UserError(f"{path}, row {short}: expected the path of an image and its label")
-    if rows and Path(rows[0][0]).suffix[1:].lower() not in IMAGE_SUFFIXES:
+    if rows and Path(rows[0][0]).suffix[1:].lower() not in IMAGE_SUFFIXES and not (path.parent / rows[0][0]).is_file():
         rows = rows[1:]  # the line of column names
     return [(path.parent / image, " ".join(label.split())) for image, label, *_ in rows]

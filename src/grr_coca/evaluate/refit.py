@@ -27,22 +27,31 @@ def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> 
         batch_size: pairs per contrastive batch.
     """
     in_double = replace(embeddings, image=embeddings.image.double(), text=embeddings.text.double())
-    scale = scaling.logit_scale.double().clone().requires_grad_()
-    bias = None if scaling.logit_bias is None else scaling.logit_bias.double().clone().requires_grad_()
-    free = [scale] if bias is None else [scale, bias]
+    scale = scaling.logit_scale.double().clone()
+    bias = None if scaling.logit_bias is None else scaling.logit_bias.double().clone()
+    _fit(in_double, Scaling(scale, bias), [scale] if bias is None else [scale, bias], batch_size)
+    bounded = scale.clamp(0.0, MAX_LOGIT_SCALE)
+    if bias is not None and bounded != scale:  # the bias suits the scale that it was found with, and no other
+        _fit(in_double, Scaling(bounded, bias), [bias], batch_size)
+    dtype = scaling.logit_scale.dtype
+    return Scaling(bounded.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _fit(embeddings: Embeddings, scaling: Scaling, free: list[Tensor], batch_size: int) -> None:
+    """Move the free numbers of a scaling, in place, to where the loss is lowest."""
     optimizer = torch.optim.LBFGS(
         free, max_iter=MAX_ITERATIONS, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        total = torch.stack(list(batch_contrastive_losses(in_double, Scaling(scale, bias), batch_size))).mean()
+        total = torch.stack(list(batch_contrastive_losses(embeddings, scaling, batch_size))).mean()
         total.backward()
         return total
 
+    for number in free:
+        number.requires_grad_()
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[arg-type]
-    dtype = scaling.logit_scale.dtype
-    return Scaling(
-        scale.detach().clamp(0.0, MAX_LOGIT_SCALE).to(dtype), None if bias is None else bias.detach().to(dtype)
-    )
+    for number in free:
+        number.requires_grad_(False)

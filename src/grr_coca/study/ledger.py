@@ -259,7 +259,7 @@ class LedgerWriter:
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self._file, _whole_lines(os.pread(self._file, os.fstat(self._file).st_size, 0)))
+            self._end_last_line()
         except BlockingIOError as error:
             os.close(self._file)
             raise UserError(
@@ -275,13 +275,24 @@ class LedgerWriter:
     ) -> None:
         os.close(self._file)
 
+    def _end_last_line(self) -> None:
+        """A row whose newline alone is lacking gets it, as an editor or a copy may have left it; a torn one goes."""
+        content = os.pread(self._file, os.fstat(self._file).st_size, 0)
+        end = content.rfind(b"\n") + 1
+        if _is_object(content[end:]):
+            os.write(self._file, b"\n")
+        else:
+            os.ftruncate(self._file, end)
+
     def append(self, row: LedgerRow) -> None:
         """Write a row to the disk.
 
         Raises:
             UserError: the disk is full or cannot be written to; no part of the row stays behind.
         """
-        line = json.dumps(to_dict(row), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        content = json.dumps(to_dict(row), ensure_ascii=False, separators=(",", ":"))
+        # An image's name that is not UTF-8 holds lone surrogates, which become JSON's escapes.
+        line = content.encode("utf-8", "backslashreplace") + b"\n"
         before = os.fstat(self._file).st_size
         try:
             if os.write(self._file, line) < len(line):
@@ -305,14 +316,19 @@ def is_locked(path: Path) -> bool:
         return False
 
 
-def _whole_lines(content: bytes) -> int:
-    """Bytes up to the end of the last whole line."""
-    return content.rfind(b"\n") + 1
+def _is_object(line: bytes) -> bool:
+    """Whether a line is a whole JSON object, which no beginning of one is."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _rows_of_file(path: Path, notes: list[str]) -> Iterator[LedgerRow]:
     content = read_whole(path)
-    end = _whole_lines(content)
+    end = content.rfind(b"\n") + 1
+    if _is_object(content[end:]):
+        end = len(content)
     if end < len(content):
         notes.append(f"{path.name}: the last line is torn, as a kill leaves it; it is dropped, and its run done again")
     for number, line in enumerate(content[:end].splitlines(), start=1):
@@ -325,7 +341,8 @@ def _rows_of_file(path: Path, notes: list[str]) -> Iterator[LedgerRow]:
 def _counted(
     rows: Iterable[LedgerRow], digests: Digests, seeds: Collection[int] | None, notes: list[str]
 ) -> list[LedgerRow]:
-    """The runs that count: of a run that is there twice, the newer row."""
+    """The runs that count: of a run that is there twice, the newer row, if it has no fewer metrics than the other. One
+    that was copied from another study may have fewer."""
     found: dict[tuple[str, int, str], LedgerRow] = {}
     for row in rows:
         name = f"{row.arm}, seed {row.seed}, {row.stage}"
@@ -334,10 +351,16 @@ def _counted(
             notes.append(f"{name}: not counted: {fault}")
             continue
         key = (row.arm, row.seed, row.stage)
+        is_poorer = key in found and _num_metrics(row) < _num_metrics(found[key])
         if key in found:
-            notes.append(f"{name}: is there twice; the newer row counts")
-        found[key] = row
+            notes.append(f"{name}: is there twice; the {'fuller' if is_poorer else 'newer'} row counts")
+        if not is_poorer:
+            found[key] = row
     return list(found.values())
+
+
+def _num_metrics(row: LedgerRow) -> int:
+    return sum(len(metrics) for metrics in row.metrics.values())
 
 
 def _counted_trials(rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> list[LedgerRow]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from grr_coca.cli import main
 from grr_coca.study.demo.comparison import OUTCOME, make_folder
-from grr_coca.study.ledger import CurvePoint, read_ledger
+from grr_coca.study.ledger import CaptionedExample, CurvePoint, read_ledger
 from grr_coca.study.plan.folder import DemoPlan
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.report.figures.all import _interaction
@@ -145,6 +145,14 @@ def test_the_command_reports_on_half_a_study(tmp_path, capsys):
     text = (tmp_path / "out" / "report.html").read_text()
     assert "<b>Not finished:</b> 16 of 64 stages are done" in text
     assert "the last line is torn" in text
+
+
+def test_an_image_whose_name_is_not_utf_8_is_on_the_page(tmp_path):
+    shown = (CaptionedExample("caf\udce9", ("a cup",), "a cup"),)
+    rows = rows_of(ARMS[:2], [0], captions=shown)
+    folder = write_study(tmp_path, plan(ARMS[:2], 1), rows)
+    write_study_report(folder, folder)
+    assert r"caf\udce9" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_study_without_a_pair_still_has_a_page(tmp_path):

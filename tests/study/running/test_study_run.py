@@ -9,13 +9,14 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from grr_coca.cli.studying.status import print_status
 from grr_coca.errors import DivergedError, UserError
 from grr_coca.study.ledger import LEDGER_FILE, Ledger, LedgerRow, LedgerWriter, read_digests, read_ledger
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.plan.stages import stage_recipe
 from grr_coca.study.running import run as running
 from grr_coca.study.running.agenda import Agenda, StudyPart
-from grr_coca.study.running.run import Place, Study, Watch
+from grr_coca.study.running.run import Place, Study, Watch, write_plan
 from grr_coca.study.running.stage import run_stage
 from grr_coca.study.running.task import FINISHED, Task
 from grr_coca.study.showcase import picture_path
@@ -391,6 +392,26 @@ def test_rows_of_an_earlier_recipe_are_named_and_run_again(write_study, tmp_path
     assert {row.steps for row in ledger.rows} == {4}
     assert len(ledger.notes) == 2
     assert "another recipe" in ledger.notes[0]
+
+
+def test_runs_whose_rows_lack_the_scores_that_a_plan_needs_are_done_again(write_study, tmp_path, capsys):
+    class Scoring(Pretending):
+        def submit(self, function, task: Task):
+            row = super().submit(function, task).result()
+            return Done(replace(row, metrics={**row.metrics, "test": {"CIDEr-D": 1.0}}))
+
+    out, plan = tmp_path / "out", {"seeds": [0], "finetune": ["health.yaml"], "endpoints": PRETRAINING}
+    run(write_study(**plan), out, Pretending())
+    path = write_study(**plan | {"endpoints": {**PRETRAINING, "secondary": ["pretraining/CIDEr-D"]}})
+    write_plan(read_plan(path, Plan), out)
+    print_status(out)
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].split() == ["baseline_coca", "0", "1"]
+    assert "grr_coca, seed 0, pictograms: lacks CIDEr-D; `grr-coca study run` does it again" in said
+    assert run(path, out, Scoring()).done == ["baseline_coca, pictograms, seed 0", "grr_coca, pictograms, seed 0"]
+    rows = read_ledger(out).rows
+    assert [row.metrics.keys() >= {"test"} for row in rows if row.stage == "pictograms"] == [True, True]
+    assert run(path, out, Scoring()).done == []
 
 
 def test_trials_of_an_earlier_grid_choose_nothing(write_study, tmp_path):

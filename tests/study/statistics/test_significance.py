@@ -35,7 +35,8 @@ def test_seeds_that_all_agree_give_the_smallest_p(num_seeds, smallest):
 
 def test_without_any_difference_p_is_one():
     assert sign_flip_p(np.zeros(8)) == 1.0
-    assert np.isnan(t_test_p(np.zeros(8)))
+    assert t_test_p(np.zeros(8)) == 1.0
+    assert np.isnan(t_test_p(np.zeros(1)))
 
 
 def test_eight_seeds_pass_holm_over_six_endpoints_and_six_seeds_do_not():

@@ -5,11 +5,10 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.checkpoint_files import find_checkpoint
 from grr_coca.cli.output.say import say
+from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.interop.hub.card import gather_facts, model_card, read_figures
 from grr_coca.interop.hub.push import README, check_hub_id, files_to_push, push_files
-from grr_coca.registry import shipped_folder
 
 
 def run(
@@ -37,7 +36,7 @@ def run(
         dry_run: print the card, and what would go up, and do nothing.
     """
     check_hub_id(hub_id)
-    folder = find_checkpoint(shipped_folder(checkpoint) or Path(checkpoint))
+    folder = locate_checkpoint(checkpoint)
     files = files_to_push(folder)
     facts = gather_facts(folder, hub_id, data, licence, None if figures is None else read_figures(figures))
     card = model_card(facts)

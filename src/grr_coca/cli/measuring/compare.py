@@ -16,6 +16,8 @@ DIFFERENCES = {
     "CoCa loss": "coca_loss",
     "R@1": "text_to_image/R@1",
 }
+OF_TOKENS = ("perplexity", "coca_loss")
+"""Means over tokens, which are other ones with another vocabulary."""
 
 
 def run(
@@ -44,13 +46,19 @@ def run(
     rows = [row(path, row_metrics(first[path].evaluation), row_metrics(second[path].evaluation)) for path in first]
     if len(rows) > 1:
         rows.append(average_row("average", rows))
-    print(format_table(rows, (models[0].preset, models[1].preset)))
-    print(f"contrastive loss of batches of {batch_size} pairs; R@1 text to image; changes over {models[1].preset}")
+    presets = (models[0].preset, models[1].preset)
+    names = presets if presets[0] != presets[1] else (checkpoint, baseline)
+    unlike = () if models[0].tokenizer.has_vocabulary_of(models[1].tokenizer) else OF_TOKENS
+    print(format_table(rows, names, unlike))
+    print(f"contrastive loss of batches of {batch_size} pairs; R@1 text to image; changes over {names[1]}")
+    if unlike:
+        print("perplexity and CoCa loss are means over tokens of different vocabularies, and cannot be compared")
     print("differences, with intervals of level 0.95 over images of the split (not over seeds of training):")
     for path in first:
-        print(f"{path}: {_differences(first[path], second[path])}")
+        print(f"{path}: {_differences(first[path], second[path], unlike)}")
 
 
-def _differences(first: "Measured", second: "Measured") -> str:
-    found = {title: first.measures[key].difference(second.measures[key]) for title, key in DIFFERENCES.items()}
+def _differences(first: "Measured", second: "Measured", unlike: tuple[str, ...]) -> str:
+    keys = {title: key for title, key in DIFFERENCES.items() if key not in unlike}
+    found = {title: first.measures[key].difference(second.measures[key]) for title, key in keys.items()}
     return "; ".join(f"{title} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" for title, d in found.items())

@@ -1,10 +1,12 @@
 """Runs the tasks of `grr-coca evaluate`, and prints their results."""
 
 import json as json_module
+import math
 from dataclasses import asdict
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.cli.measuring.splits import Task, TaskOptions
+from grr_coca.cli.output.writing import disk_errors
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.attention_probe import AttentionProbeOptions
 from grr_coca.evaluate.bootstrap import Interval
@@ -30,6 +32,9 @@ def measure(task: Task, checkpoint: Checkpoint, path: str, options: TaskOptions)
     if task == "retrieval":
         return measure_retrieval(checkpoint, open_source(path), options.batch_size, options.folds, "own")
     if task == "captioning":
+        if options.out is not None:  # what would fail after all images were captioned is known before
+            with disk_errors(options.out):
+                options.out.parent.mkdir(parents=True, exist_ok=True)
         captioned = caption_split(checkpoint, open_source(path), batch_size=options.batch_size)
         if options.out is not None:
             write_captions(captioned, options.out)
@@ -50,7 +55,7 @@ def say_losses(measured: dict[str, Measured], json: bool) -> None:
         content = {
             path: {**asdict(evaluation), "intervals": _plain(spread)} for path, (evaluation, spread) in found.items()
         }
-        print(json_module.dumps(content, indent=2))
+        print(_as_json(content))
         return
     for path, (evaluation, spread) in found.items():
         e = evaluation
@@ -82,7 +87,7 @@ def say_reports(reports: dict[str, Report], json: bool) -> None:
             }
             for path, report in reports.items()
         }
-        print(json_module.dumps(content, indent=2, ensure_ascii=False))
+        print(_as_json(content))
         return
     for path, report in reports.items():
         print(path)
@@ -94,6 +99,17 @@ def say_reports(reports: dict[str, Report], json: bool) -> None:
         for name, on in report.depends_on.items():
             print(f"  ({name}: {on})")
         print("  in brackets: 95 % intervals over images\n")
+
+
+def _as_json(content: object) -> str:
+    return json_module.dumps(_finite(content), indent=2, allow_nan=False)
+
+
+def _finite(content: object) -> object:
+    """The same with null in place of numbers that are none, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _plain(spread: dict[str, Interval]) -> dict[str, dict[str, float]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from grr_coca.cli.output.progress import JobProgress, bars
 from grr_coca.errors import Stopped
 from grr_coca.study.ledger import LedgerRow, read_rows
+from grr_coca.study.plan.lacking import lacking_scores
 from grr_coca.study.plan.plan import Plan, stage_names
 from grr_coca.study.plan.stages import stage_recipe
 from grr_coca.study.running.agenda import Agenda, StudyPart, Want
@@ -31,7 +32,7 @@ def run_with_progress(plan: Plan, place: Place, part: StudyPart, num_jobs: int) 
 
 def what_is_left(plan: Plan, place: Place, part: StudyPart, num_jobs: int) -> str:
     """What a study still takes on this machine, as a table."""
-    rows = read_rows(place.out, [])
+    rows = [row for row in read_rows(place.out, []) if not lacking_scores(plan, row)]
     wants = Agenda(plan, part, place.folder_of, rows).lacking()
     print("Measuring the pace of this machine …", file=sys.stderr)
     return _told(plan, place, num_jobs, expect_study(plan, wants, place.runs, num_jobs, usable_device()))

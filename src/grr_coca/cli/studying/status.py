@@ -1,9 +1,11 @@
 """What a study has and what it lacks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from grr_coca.study.ledger import Ledger, read_ledger
+from grr_coca.study.ledger import LedgerRow, read_ledger
 from grr_coca.study.plan.folder import plan_of_folder
+from grr_coca.study.plan.lacking import lacking_scores
 from grr_coca.study.plan.plan import stage_names
 
 
@@ -11,22 +13,27 @@ def print_status(folder: Path) -> int:
     """Print it."""
     plan = plan_of_folder(folder)
     ledger = read_ledger(folder, seeds=plan.seeds)
+    lacking = {(row.arm, row.seed, row.stage): lacking_scores(plan, row) for row in ledger.rows}
+    rows = [row for row in ledger.rows if not lacking[row.arm, row.seed, row.stage]]
     stages = stage_names(plan)
     width = max(len(arm.name) for arm in plan.arms)
     print(
         f"{'arm':<{width}}  {'  '.join(stages)}   rows of {len(plan.seeds)} seed{'' if len(plan.seeds) == 1 else 's'}"
     )
     for arm in plan.arms:
-        counts = [str(_count(ledger, arm.name, stage)).rjust(len(stage)) for stage in stages]
+        counts = [str(_count(rows, arm.name, stage)).rjust(len(stage)) for stage in stages]
         print(f"{arm.name:<{width}}  {'  '.join(counts)}")
     for row in ledger.choices:
         print(
             f"chosen for {row.arm}, {row.stage}: {', '.join(f'{key} {value}' for key, value in row.settings.items())}"
         )
+    for (name, seed, stage), scores in lacking.items():
+        if scores:
+            print(f"{name}, seed {seed}, {stage}: lacks {', '.join(scores)}; `grr-coca study run` does it again")
     for note in ledger.notes:
         print(note)
     return 0
 
 
-def _count(ledger: Ledger, arm: str, stage: str) -> int:
-    return sum(row.arm == arm and row.stage == stage for row in ledger.rows)
+def _count(rows: Sequence[LedgerRow], arm: str, stage: str) -> int:
+    return sum(row.arm == arm and row.stage == stage for row in rows)

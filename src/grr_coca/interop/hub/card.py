@@ -8,7 +8,7 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -78,19 +78,27 @@ def gather_facts(
 
 
 def read_figures(path: Path) -> Figures:
-    """Measured numbers as `grr-coca evaluate --json` writes them, by the last part of the splits' paths.
+    """Measured numbers as `grr-coca evaluate --json` writes them, by those ends of the paths of splits that differ.
 
     Raises:
         UserError: the file holds something else.
     """
     found: dict[str, dict[str, Figure]] = {}
-    for split, report in read_json(path).items():
+    measured = read_json(path)
+    for split, report in measured.items():
         intervals = report.get("intervals") or report.get("metrics") if isinstance(report, dict) else None
         if not isinstance(intervals, dict):
             raise UserError(f"{path}: not what `grr-coca evaluate --json` writes: no intervals of '{split}'")
         where = f"{path}: {split}"
-        found[Path(split).name] = {key: from_dict(Figure, value, where) for key, value in intervals.items()}
+        found[_short_name(split, measured)] = {key: from_dict(Figure, value, where) for key, value in intervals.items()}
     return found
+
+
+def _short_name(split: str, splits: Iterable[str]) -> str:
+    parts, others = Path(split).parts, [Path(other).parts for other in splits if other != split]
+    longer = (parts[-count:] for count in range(1, len(parts)))
+    shortest = next((tail for tail in longer if all(tail != other[-len(tail) :] for other in others)), parts)
+    return Path(*shortest).as_posix()
 
 
 def count_in_header(path: Path) -> int:
@@ -121,11 +129,12 @@ def _head(facts: CardFacts) -> Iterator[str]:
 
 
 def _body(facts: CardFacts) -> Iterator[str]:
+    trained = f", {facts.step:,} steps of training" if facts.step else ""  # an imported model has its steps elsewhere
     yield f"# {facts.name}"
     yield ""
     yield (
         f"A CoCa (Contrastive Captioner) that captions and searches images: `{facts.preset}`, "
-        f"{facts.parameters:,} parameters, images of {facts.image_size} px, {facts.step:,} steps of training."
+        f"{facts.parameters:,} parameters, images of {facts.image_size} px{trained}."
     )
     yield from ("", "## Use", "", "```python", "import grr_coca  # pip install 'grr-coca[hub]'", "")
     yield f'model = grr_coca.load("{facts.name}")'

@@ -5,6 +5,7 @@ from pathlib import Path
 from grr_coca.checkpoint_files import FILES, find_checkpoint
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
+from grr_coca.files import MANIFEST, verify_folder
 from grr_coca.inference.hub import HUB_ID
 
 README = "README.md"
@@ -26,9 +27,11 @@ def files_to_push(folder: Path) -> dict[str, Path]:
     Nothing else of the folder goes up: no recipe with its paths, no log, no state of the training.
 
     Raises:
-        UserError: there is no checkpoint.
+        UserError: there is no checkpoint, or its files are not what its manifest says.
     """
     checkpoint = find_checkpoint(folder)
+    if (checkpoint / MANIFEST).exists():
+        verify_folder(checkpoint)
     return {name: checkpoint / name for name in FILES}
 
 

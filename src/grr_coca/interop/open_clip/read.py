@@ -62,7 +62,7 @@ def read_open_clip(path: Path, model: str | None = None, device: str | torch.dev
         tokenizer=tokenizer,
         preprocess=settings.make_preprocess(config.image_encoder.image_size),
         step=0,
-        caution=COCO_TUNED if _is_coco_tuned(path) else "",
+        caution=COCO_TUNED if _is_coco_tuned(weights_path) else "",
     )
 
 
@@ -94,6 +94,9 @@ def _require_same_tensors(
             )
 
 
-def _is_coco_tuned(path: Path) -> bool:
-    """Told by the name under which it is published; the weights do not say it."""
-    return any("mscoco" in part.lower() or "coco_finetuned" in part.lower() for part in path.absolute().parts)
+def _is_coco_tuned(weights: Path) -> bool:
+    """Told by the name under which it is published, of the file or its folder; the weights do not say it."""
+    folder = weights.absolute().parent
+    in_cache = folder.parent.name == "snapshots"  # the hub's cache has it as models--OWNER--NAME/snapshots/REVISION
+    named = (weights, folder, folder.parent.parent) if in_cache else (weights, folder)
+    return any("coco_finetuned" in path.name.lower() for path in named)

@@ -1,6 +1,7 @@
 """The table of a comparison: two models, the same splits, and the change over the baseline."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 Metrics = Mapping[str, float]
@@ -40,11 +41,17 @@ def short_names(names: tuple[str, str]) -> tuple[str, str]:
     return names[0].removesuffix("_coca"), names[1].removesuffix("_coca")
 
 
-def format_table(rows: Sequence[Row], names: tuple[str, str]) -> str:
-    """The table as text: per loss both models and the change, then text-to-image R@1 with chance."""
+def format_table(rows: Sequence[Row], names: tuple[str, str], unlike: Collection[str] = ()) -> str:
+    """The table as text: per loss both models and the change, then text-to-image R@1 with chance.
+
+    Args:
+        rows: the splits.
+        names: of both models.
+        unlike: losses that cannot be compared, and have no change.
+    """
     titles = ["", "contrastive loss", "perplexity", "CoCa loss", "R@1 text to image"]
     heads = [["split"], *[[*short_names(names), "change"] for _ in LOSSES], [*short_names(names), "chance"]]
-    groups = [[[r.name], *_loss_cells(r), _recall_cells(r)] for r in rows]
+    groups = [[[r.name], *_loss_cells(r, unlike), _recall_cells(r)] for r in rows]
     lines = [heads, *groups]
     widths = [[max(len(line[g][c]) for line in lines) for c in range(len(heads[g]))] for g in range(len(heads))]
     rendered = [" │ ".join(_join(cells, width) for cells, width in zip(line, widths, strict=True)) for line in lines]
@@ -60,11 +67,14 @@ def _join(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _metrics(metrics: Metrics) -> dict[str, float]:
-    return {**{name: metrics[name] for name in (*LOSSES, "R@1")}, "chance": metrics["chance/R@1"]}
+    # What is not finite is in no ledger.
+    losses = {name: metrics.get(name, math.nan) for name in LOSSES}
+    return {**losses, "R@1": metrics["R@1"], "chance": metrics["chance/R@1"]}
 
 
-def _loss_cells(r: Row) -> list[list[str]]:
-    return [[f"{r.model[loss]:.3f}", f"{r.baseline[loss]:.3f}", f"{r.change(loss):+.2%}"] for loss in LOSSES]
+def _loss_cells(r: Row, unlike: Collection[str]) -> list[list[str]]:
+    changes = {loss: "–" if loss in unlike else f"{r.change(loss):+.2%}" for loss in LOSSES}
+    return [[f"{r.model[loss]:.3f}", f"{r.baseline[loss]:.3f}", changes[loss]] for loss in LOSSES]
 
 
 def _recall_cells(r: Row) -> list[str]:

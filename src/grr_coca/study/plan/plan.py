@@ -104,8 +104,8 @@ class Plan:
     `precision`, `muon_precision`: in place of every `auto` of the recipes; rows of different precisions are not of the
     same study.
     `showcase`: a test split of the pretraining recipe, of which `num_captions` images are shown with what each model
-    says; of each fine-tuning a third as many. `without`: words; the showcase is measured once more without captions
-    that hold one of them.
+    says; of each fine-tuning a third as many. `without`: words; the showcase is measured once more without images
+    that have one of them in a caption.
     """
 
     arms: tuple[Arm, ...]

@@ -35,9 +35,9 @@ def write_study_report(folder: Path, out: Path) -> str:
     ledger = read_ledger(folder, seeds=plan.seeds)
     results = study_results(plan, ledger)
     content = json.dumps(to_dict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(out / RESULTS_FILE, content.encode())
-    write_whole(out / TABLE_FILE, study_tables(plan, results).encode())
-    write_whole(out / PAGE_FILE, study_page(plan, ledger, results, folder).encode())
+    write_whole(out / RESULTS_FILE, _encoded(content))
+    write_whole(out / TABLE_FILE, _encoded(study_tables(plan, results)))
+    write_whole(out / PAGE_FILE, _encoded(study_page(plan, ledger, results, folder)))
     return _for_terminal(plan, results)
 
 
@@ -58,6 +58,11 @@ def study_tables(plan: Plan, results: StudyResults) -> str:
 
 def _section(table: Table) -> str:
     return f"## {table.title}\n\n{as_markdown(table)}\n{table.note}\n"
+
+
+def _encoded(text: str) -> bytes:
+    """An image's name that is not UTF-8 holds lone surrogates; they are shown as escapes."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _for_terminal(plan: Plan, results: StudyResults) -> str:

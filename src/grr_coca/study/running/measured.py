@@ -4,7 +4,7 @@ import numpy as np
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.pairs import PairSource, Subset
-from grr_coca.evaluate.caption_split import Captioned, caption_split
+from grr_coca.evaluate.caption_split import caption_split, images_of
 from grr_coca.evaluate.checkpoint import gallery_of, pair_results, require_pairs
 from grr_coca.evaluate.refit import refit_scaling
 from grr_coca.evaluate.retrieval import retrieve
@@ -74,10 +74,12 @@ def examples(checkpoint: Checkpoint, source: PairSource, count: int) -> tuple[Ca
     drawn = drawn_examples(source, count)
     if not drawn:
         return ()
-    said: Captioned = caption_split(checkpoint, Subset(source, drawn))
-    captions = dict(zip(said.names, said.hypotheses, strict=True))
+    said = caption_split(checkpoint, Subset(source, drawn)).hypotheses
+    images = dict.fromkeys(source.image_name(index) for index in drawn)  # each once, in the order of the captions
+    captions = dict(zip(images, said, strict=True))
     return tuple(
-        CaptionedExample(source[index].key, source.captions(index), captions[source.name(index)]) for index in drawn
+        CaptionedExample(source[index].key, source.captions(index), captions[source.image_name(index)])
+        for index in drawn
     )
 
 
@@ -87,9 +89,10 @@ def drawn_examples(source: PairSource, count: int) -> list[int]:
 
 
 def without_words(source: PairSource, words: tuple[str, ...]) -> Subset:
-    """The pairs whose caption holds none of some words."""
-    kept = [i for i in range(len(source)) if not any(word in source.caption(i) for word in words)]
-    return Subset(source, kept)
+    """The pairs of images of which no caption holds one of some words."""
+    captions = {tuple(pairs): [text for i in pairs for text in source.captions(i)] for pairs in images_of(source)}
+    kept = [pairs for pairs, texts in captions.items() if not any(word in text for word in words for text in texts)]
+    return Subset(source, sorted(i for pairs in kept for i in pairs))
 
 
 def _results(checkpoint: Checkpoint, source: PairSource, recipe: Recipe) -> PairResults:

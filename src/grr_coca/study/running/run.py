@@ -26,6 +26,7 @@ from grr_coca.study.ledger import (
     write_beside_ledger,
     write_digests,
 )
+from grr_coca.study.plan.lacking import lacking_scores
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.running.showcase import write_showcase
@@ -83,6 +84,7 @@ class Study:
         self._place = place
         self._ledger = ledger
         self._known: set[tuple[str, str, int, str, str, str]] = set()
+        self._plan = plan
         self.agenda = Agenda(plan, part, place.folder_of, ())
         write_plan(plan, place.out)
         self._read()
@@ -143,7 +145,8 @@ class Study:
 
     def _read(self) -> None:
         for row in read_rows(self._place.out, []):
-            self._note(row)
+            if not lacking_scores(self._plan, row):  # else its run is done again, and has a row of its own
+                self._note(row)
         write_digests(self._place.out, self.agenda.digests)
 
     def _note(self, row: LedgerRow) -> None:

@@ -33,10 +33,11 @@ def sign_flip_p(values: Samples) -> Numbers:
 
 
 def t_test_p(values: Samples) -> Numbers:
-    """Two-sided p of the one-sample t test (Student, Biometrika 6, 1908); NaN for a single seed, or if all are zero."""
+    """Two-sided p of the one-sample t test (Student, Biometrika 6, 1908); NaN for a single seed, 1 if all are zero."""
+    mean, error = values.mean(axis=-1), standard_error(values)
     with np.errstate(divide="ignore", invalid="ignore"):
-        statistic = values.mean(axis=-1) / standard_error(values)
-    return 2 * stats.t.sf(np.abs(statistic), max(values.shape[-1] - 1, 1))
+        p = 2 * stats.t.sf(np.abs(mean / error), max(values.shape[-1] - 1, 1))
+    return np.where((mean == 0) & (error == 0), 1.0, p)
 
 
 def holm(p_values: Float[np.ndarray, "*studies E"]) -> Float[np.ndarray, "*studies E"]:

@@ -99,6 +99,18 @@ def test_main_effects_are_those_of_the_parts(whole):
     assert rope.p_holm["pretraining/coca_loss"] < 0.01
 
 
+def test_an_effect_of_exactly_zero_leaves_the_others_their_p(tmp_path):
+    # Only RoPE acts: arms with it find everything, and the others agree to the bit.
+    rows = [
+        replace(row, metrics={"test": {"R@1": 1.0 if "RoPE" in PARTS_OF_PRESET[row.arm] else 0.5 + 0.01 * row.seed}})
+        for row in rows_of(ALL, range(8))
+    ]
+    content = plan(ALL, endpoints={"split": "test", "primary": ["pretraining/R@1"]})
+    found = {effect.factors: effect.p_holm for effect in results_of(tmp_path, content, rows).factorial}
+    assert found["RoPE",]["pretraining/R@1"] < 0.01
+    assert found["GEGLU",]["pretraining/R@1"] == 1.0
+
+
 def test_all_of_it_is_json(whole):
     again = json.loads(json.dumps(to_dict(whole), allow_nan=False))
     assert again["arms"][0]["endpoints"][0]["effect"]["seeds"] == list(range(8))
@@ -137,6 +149,21 @@ def test_a_recall_of_zero_has_no_ratio_and_is_named(tmp_path):
     assert endpoint(found, "grr_coca", "pretraining/coca_loss").effect.seeds == (0, 1, 2)
     (note,) = found.notes
     assert "grr_coca, R@1, text to image after pretraining: no value above zero with seeds 1" in note
+
+
+def test_rows_without_the_scores_that_an_endpoint_needs_are_missing_and_named(tmp_path):
+    rows = rows_of(PAIR, range(3))
+    for index, row in enumerate(rows):
+        if (row.arm, row.stage) == ("grr_coca", "pictograms") and row.seed < 2:
+            test = {metric: value for metric, value in row.metrics["test"].items() if metric != "CIDEr-D"}
+            rows[index] = replace(row, metrics={**row.metrics, "test": test})
+    found = results_of(tmp_path, plan(PAIR, 3), rows)
+    assert (found.num_rows, found.num_planned_rows) == (22, 24)
+    assert found.missing == ("grr_coca: pictograms of seeds 0, 1",)
+    assert endpoint(found, "grr_coca", "pretraining/CIDEr-D").effect.seeds == (2,)
+    assert endpoint(found, "grr_coca", "pretraining/coca_loss").effect.seeds == (0, 1, 2)
+    (note,) = found.notes
+    assert "grr_coca, CIDEr-D after pretraining: not measured with seeds 0, 1, so no ratio" in note
 
 
 def test_a_presets_parts_are_those_of_its_image_encoder():

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from grr_coca.study.ledger import Ledger
+from grr_coca.study.ledger import Ledger, LedgerRow
+from grr_coca.study.plan.lacking import lacking_scores
 from grr_coca.study.plan.plan import Plan, stage_names
 from grr_coca.study.report.numbers.cost import ArmCost, arm_costs
 from grr_coca.study.report.numbers.effect import Effect, effect_of
@@ -89,6 +90,7 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
     rows = rows_by_run(ledger.rows)
     others = [arm.name for arm in plan.arms if arm.name != plan.baseline]
     stages = stage_names(plan)
+    whole = {key: row for key, row in rows.items() if not lacking_scores(plan, row)}
     planned = [(arm.name, seed, stage) for arm in plan.arms for seed in plan.seeds for stage in stages]
     complete = [s for s in plan.seeds if all((arm, s, t) in rows for arm in (others[0], plan.baseline) for t in stages)]
     factorial = factor_results(rows, plan)
@@ -96,11 +98,11 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
         baseline=plan.baseline,
         stages=stages,
         split=plan.endpoints.split,
-        num_rows=sum(key in rows for key in planned),
+        num_rows=sum(key in whole for key in planned),
         num_planned_rows=len(planned),
         num_seeds=len(complete),
         num_planned_seeds=len(plan.seeds),
-        missing=_missing(rows, plan),
+        missing=_missing(whole, plan),
         arms=tuple(ArmResults(arm=arm, endpoints=_endpoints(rows, plan, arm)) for arm in others),
         factorial=factorial,
         num_factorial_seeds=min((e.num_seeds for f in factorial for e in f.effects.values()), default=0),
@@ -166,13 +168,19 @@ def _without_ratio(rows: Rows, plan: Plan) -> list[str]:
             values = endpoint_values(rows, plan, endpoint, arm.name)
             phase = stages_of(plan, endpoint)
             done = [seed for seed in plan.seeds if all((arm.name, seed, stage) in rows for stage in phase)]
-            lacking = ", ".join(str(seed) for seed in done if seed not in values)
-            if lacking:
-                notes.append(
-                    f"{arm.name}, {endpoint.full_title}: no value above zero with seeds {lacking}, so no ratio; these "
-                    "seeds are left out of this endpoint"
-                )
+            unmeasured = [s for s in done if any(_is_unmeasured(rows[arm.name, s, t], plan, endpoint) for t in phase)]
+            zero = [seed for seed in done if seed not in values and seed not in unmeasured]
+            for why, seeds in (("not measured", unmeasured), ("no value above zero", zero)):
+                if seeds:
+                    notes.append(
+                        f"{arm.name}, {endpoint.full_title}: {why} with seeds {', '.join(map(str, seeds))}, so no "
+                        "ratio; these seeds are left out of this endpoint"
+                    )
     return notes
+
+
+def _is_unmeasured(row: LedgerRow, plan: Plan, endpoint: Endpoint) -> bool:
+    return endpoint.metric not in row.metrics.get(plan.endpoints.split, {})
 
 
 def _geometric_mean(values: np.ndarray) -> float | None:

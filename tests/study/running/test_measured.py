@@ -1,0 +1,45 @@
+"""What a row says of its splits, where an image has several captions or several rows of a table."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+
+from grr_coca.checkpoint import from_pretrained
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.pairs import PairSource
+from grr_coca.registry import FOLDER
+from grr_coca.study.running.measured import examples, without_words
+from support import PairsInMemory, real_pairs
+
+CAPTIONS = (("a cat", "a red heart"), ("a dog", "a sign"), ("a flag", "a sign"))
+
+
+@pytest.fixture
+def table(tmp_path) -> PairSource:
+    """Three images with two rows each, those of an image far apart."""
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("image", "caption"))
+        rows.writerows((f"{image}.webp", captions[row]) for row in range(2) for image, captions in enumerate(CAPTIONS))
+    for image, pair in enumerate(real_pairs(len(CAPTIONS))):
+        (tmp_path / f"{image}.webp").write_bytes(pair.image)
+    return open_source(str(tmp_path / "pairs.csv"))
+
+
+def test_rows_of_one_image_are_shown_with_its_caption(table):
+    checkpoint = from_pretrained(FOLDER / "pictograms")
+    shown = examples(checkpoint, table, 6)
+    assert sorted(text for example in shown for text in example.references) == sorted(sum(CAPTIONS, ()))
+    said = {example.image: example.caption for example in examples(checkpoint, table, 1)}
+    for image, caption in said.items():
+        assert {example.caption for example in shown if example.image == image} == {caption}
+    assert len({(example.image, example.caption) for example in shown}) == len(CAPTIONS)
+
+
+def test_an_image_is_left_out_if_any_of_its_captions_holds_the_word(table):
+    rows = without_words(table, ("heart", "flag"))
+    assert [rows.caption(index) for index in range(len(rows))] == ["a dog", "a sign"]
+    several = [replace(table[image], more_captions=captions[1:]) for image, captions in enumerate(CAPTIONS)]
+    images = without_words(PairsInMemory(several), ("heart", "flag"))
+    assert [images.captions(index) for index in range(len(images))] == [("a dog", "a sign")]

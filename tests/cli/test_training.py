@@ -101,6 +101,11 @@ def test_a_dry_run_of_a_single_step_works(grr_coca, recipe_file, tmp_path):
     assert grr_coca("pretrain", path, "--dry-run").code == 0
 
 
+def test_a_dry_run_refuses_what_the_run_would_refuse(refused, recipe_file):
+    few = recipe_file(edit=lambda recipe: replace(recipe, data=replace(recipe.data, val=None)))
+    assert "evaluation: batch_size) of 2 or less" in refused("pretrain", few, "--dry-run")
+
+
 # --- Wrong use
 
 

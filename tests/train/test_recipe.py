@@ -134,6 +134,23 @@ def test_a_file_without_keys_is_an_error_that_names_it(load, text):
         load(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        (MINIMAL + "optimizer: {lr: 1}\nseed: 1\noptimizer: {name: muon}\n", 8, "optimizer"),
+        (MINIMAL + "  'steps': 7\n", 6, "steps"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_an_error_with_its_line(load, text, line, key):
+    with pytest.raises(UserError, match=rf"mine\.yaml: line {line}: the key '{key}' is there twice"):
+        load(text)
+
+
+def test_a_key_may_take_the_place_of_a_merged_one(load):
+    recipe = load("data: {train: a.tar}\nschedule: {<<: &base {steps: 6, warmup_steps: 1}, steps: 7}\n")
+    assert (recipe.schedule.steps, recipe.schedule.warmup_steps) == (7, 1)
+
+
 # --- Keys
 
 

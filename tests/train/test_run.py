@@ -228,6 +228,16 @@ def test_a_broken_validation_pair_is_left_out_and_the_run_goes_on(shard, tmp_pat
     assert f"1 of 9 validation pairs are left out as broken, the first: {tmp_path / 'val.tar'}: {key}" in messages[0]
 
 
+def test_a_validation_split_of_broken_pairs_alone_says_so(shard, tmp_path):
+    val = write_tar(tmp_path / "val.tar", {"a.webp": b"torn", "a.txt": b"a cat"})
+    recipe = tiny_recipe(shard)
+    recipe = replace(recipe, data=replace(recipe.data, val=str(val)))
+    with pytest.raises(
+        UserError, match=r"no validation pair can be read, the first: .*val\.tar: a.*`grr-coca data check`"
+    ):
+        pretrain(recipe, tmp_path / "run")
+
+
 @pytest.mark.parametrize("num_pairs", [1, 2])
 @pytest.mark.timeout(20)
 def test_too_few_pairs_for_a_validation_split_is_an_error_and_not_an_endless_loop(tmp_path, num_pairs):

@@ -380,12 +380,16 @@ def read_yaml(path: Path, kind: str = "recipe") -> object:
         kind: what messages call the file.
 
     Raises:
-        UserError: there is no such file (the message lists those beside it), or it is not YAML.
+        UserError: there is no such file (the message lists those beside it), it is not YAML, or has a key twice.
     """
     import yaml
 
+    from grr_coca.train.strict_yaml import StrictLoader
+
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except FileNotFoundError as error:
         beside = sorted(other.name for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such {kind}" + (f"; there are {', '.join(beside)}" if beside else "")) from error

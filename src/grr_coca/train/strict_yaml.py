@@ -1,0 +1,24 @@
+"""YAML in which no key is given twice."""
+
+import yaml
+
+from grr_coca.errors import UserError
+
+MERGE = "tag:yaml.org,2002:merge"
+
+
+class StrictLoader(yaml.SafeLoader):
+    """Refuses a mapping with a key twice, of which YAML would take the last without a word."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """A mapping as it is written."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:
+                continue
+            if (key.tag, key.value) in seen:
+                line = key.start_mark.line + 1
+                raise UserError(f"line {line}: the key '{key.value}' is there twice; keep one, with all that it holds")
+            seen.add((key.tag, key.value))
+        return node

@@ -6,6 +6,7 @@ import tarfile
 import pytest
 from PIL import Image
 
+from grr_coca.cli.data import pairs
 from grr_coca.data.corpus import convert as convert_module
 from grr_coca.data.corpus.convert import Conversion, convert
 from grr_coca.data.images import decode_image
@@ -224,3 +225,21 @@ def test_sizes_below_one_are_refused(refused, spoiled, tmp_path, flag):
 @pytest.mark.parametrize("action", ["check", "stats"])
 def test_a_wrong_path_is_refused(refused, tmp_path, action):
     assert "no such file or folder" in refused("data", action, tmp_path / "nowhere")
+
+
+def test_a_file_without_permission_is_told_in_one_line(refused, monkeypatch):
+    def deny(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(pairs, "open_source", deny)
+    for action in ("check", "stats"):
+        assert refused("data", action, "a.csv") == "error: a.csv: cannot be read or written (Permission denied)\n"
+
+
+def test_an_error_that_names_no_file_is_a_bug_and_keeps_its_traceback(grr_coca, monkeypatch):
+    def fail(path):
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(pairs, "open_source", fail)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        grr_coca("data", "stats", "a.csv")

@@ -1,5 +1,6 @@
 """`grr-coca` and `python -m grr_coca`: the command line as a process. Ctrl-C ends it with one line at any moment,
-and a reader that takes no more of its output (`| head`) without a word. A disk that is too full for its output is told."""
+and a reader that takes no more of its output (`| head`) without a word. A disk that is too full for the output is told.
+"""
 
 import errno
 import os
@@ -56,7 +57,7 @@ def _open_what_is_closed() -> None:
     """Python has no stream where a shell closed one (`>&-`)."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (to the end)
 
 
 def _output_is_taken() -> bool:

@@ -97,6 +97,22 @@ def test_the_survey_is_shown_though_the_disk_has_no_room_for_the_sheet(grr_coca,
     assert "contact sheet" not in said.out
 
 
+def test_a_sheet_among_the_images_of_a_folder_is_refused(grr_coca, refused, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.webp").write_bytes(PAIRS[0].image)
+    (folder / "a.txt").write_text("a drawing")
+    assert "give --sheet another folder" in refused("data", "check", folder, "--sheet", folder / "sheet.png")
+    assert grr_coca("data", "check", folder, "--sheet", tmp_path / "sheet.png").code == 0
+
+
+def test_nothing_but_broken_pairs_is_an_exit_code_of_one(grr_coca, tmp_path):
+    broken = write_tar(tmp_path / "a.tar", {"a.webp": b"torn", "a.txt": b"a cat"})
+    said = grr_coca("data", "check", broken, "--sheet", tmp_path / "sheet.png")
+    assert (said.code, "1 × not an image" in said.out) == (1, True)
+    assert grr_coca("data", "convert", broken, tmp_path / "out").code == 1
+
+
 # --- stats
 
 
@@ -202,6 +218,28 @@ def test_another_conversions_folder_is_refused(grr_coca, refused, spoiled, tmp_p
     grr_coca("data", "convert", spoiled, tmp_path / "out")
     message = refused("data", "convert", spoiled, tmp_path / "out", "--image-size", 32)
     assert "holds another conversion" in message
+
+
+@pytest.mark.parametrize("kind", ["table", "folder"])
+def test_a_conversion_does_not_go_on_when_the_source_has_changed(grr_coca, refused, tmp_path, kind):
+    source = tmp_path / ("pairs.csv" if kind == "table" else "")
+    captions = tmp_path / ("pairs.csv" if kind == "table" else "a.txt")
+    text = "image,caption\na.webp,{}\n" if kind == "table" else "{}"
+    (tmp_path / "a.webp").write_bytes(PAIRS[0].image)
+    captions.write_text(text.format("a drawing"))
+    for _ in range(2):
+        assert grr_coca("data", "convert", source, tmp_path / "out").code == 0
+    captions.write_text(text.format("another drawing"))
+    assert "holds a conversion of what" in refused("data", "convert", source, tmp_path / "out")
+
+
+def test_a_conversion_that_an_older_version_began_goes_on(grr_coca, spoiled, tmp_path):
+    grr_coca("data", "convert", spoiled, tmp_path / "out")
+    path = tmp_path / "out" / "convert.json"
+    settings = json.loads(path.read_text())
+    del settings["source_bytes"], settings["source_changed_ns"]
+    path.write_text(json.dumps(settings, indent=2))
+    assert grr_coca("data", "convert", spoiled, tmp_path / "out").code == 0
 
 
 def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
-"""Ctrl-C at any moment: one line, no traceback, exit code 130. A reader of the output that goes away: not a word. Output
-that a disk does not take: one line."""
+"""Ctrl-C at any moment: one line, no traceback, exit code 130. A reader of the output that goes away: not a word.
+Output that a disk does not take: one line."""
 
 import os
 import subprocess

@@ -1,5 +1,7 @@
 """YAML in which no key is given twice."""
 
+from typing import Any
+
 import yaml
 
 from grr_coca.errors import UserError
@@ -10,7 +12,7 @@ MERGE = "tag:yaml.org,2002:merge"
 class StrictLoader(yaml.SafeLoader):
     """Refuses a mapping with a key twice, of which YAML would take the last without a word."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """A mapping as it is written."""
         node = super().compose_mapping_node(anchor)
         seen = set()

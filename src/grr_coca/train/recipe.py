@@ -384,10 +384,10 @@ def read_yaml(path: Path, kind: str = "recipe") -> object:
     """
     import yaml
 
-    from grr_coca.train.strict_yaml import StrictLoader
+    from grr_coca.train.strict_yaml import parse_yaml
 
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except FileNotFoundError as error:

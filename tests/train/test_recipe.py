@@ -227,7 +227,13 @@ def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, val
         (("evaluation", "interval"), 0),
         (("evaluation", "batch_size"), 0),
         (("optimizer", "lr"), -1.0),
+        (("schedule", "final_lr_ratio"), -3),
+        (("schedule", "final_lr_ratio"), "inf"),
         (("optimizer", "lr"), "nan"),
+        (("optimizer", "lr"), "inf"),
+        (("optimizer", "weight_decay"), "inf"),
+        (("losses", "contrastive_weight"), -1),
+        (("losses", "captioning_weight"), "inf"),
         (("seed",), -1),
         (("data", "augmentation", "scale"), [0.0, 1.0]),
         (("data", "patch_dropout"), 1.0),
@@ -251,8 +257,13 @@ def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, val
     ],
 )
 def test_a_number_out_of_range_is_an_error_with_the_key(load, path, value):
-    with pytest.raises(UserError, match=path[-1]):
+    with pytest.raises(UserError, match=rf"mine\.yaml: {': '.join(path)}.* is out of range"):
         load(changed(*path, value=value))
+
+
+def test_a_run_that_weighs_no_loss_is_refused(load):
+    with pytest.raises(UserError, match=r"mine\.yaml: losses: .* both 0"):
+        load(changed("losses", value={"contrastive_weight": 0, "captioning_weight": 0}))
 
 
 def test_a_share_of_blocks_computed_again_takes_the_compiler(load):
@@ -325,6 +336,8 @@ def test_pixels_are_scaled_as_the_recipe_says():
         ("contrastive", "hinge"),
         ("num_registers", 1.5),
         ("pixel_std", 0.0),
+        ("pixel_std", "inf"),
+        ("pixel_mean", "nan"),
     ],
 )
 def test_a_wrong_option_of_the_model_is_an_error_with_the_key(load, key, value):

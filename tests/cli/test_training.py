@@ -142,7 +142,9 @@ def test_a_run_folder_that_holds_a_run_is_not_written_over(refused, recipe_file,
 
 def test_a_file_in_place_of_the_run_folder_is_named(refused, recipe_file, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    assert str(tmp_path / "file") in refused("pretrain", recipe_file(), "--out", tmp_path / "file")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        message = f"{out}: a file is in the place of the run folder; give another --out\n"
+        assert refused("pretrain", recipe_file(), "--out", out) == f"error: {message}"
 
 
 def test_own_pairs_too_few_for_the_recipes_validation_are_refused_before_training(refused, recipe_file, tmp_path):

@@ -15,7 +15,7 @@ from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.replacements import ReplacementLog
 from grr_coca.data.sources.pairs import PairSource
-from grr_coca.errors import DiskError, DivergedError, Stopped
+from grr_coca.errors import DiskError, DivergedError, Stopped, UserError
 from grr_coca.evaluate.caption_split import caption_split
 from grr_coca.evaluate.checkpoint import pair_results, require_pairs
 from grr_coca.evaluate.refit import refit_scaling
@@ -291,5 +291,7 @@ def _open_folder(out: Path, recipe: Recipe) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_recipe(recipe, out / "recipe.yaml")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{out}: a file is in the place of the run folder; give another --out") from error
     except OSError as error:
         raise DiskError(f"{out}: the run folder cannot be written to ({error.strerror})") from error

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_IMODE
 
 import torch
 from safetensors import SafetensorError
@@ -95,13 +96,16 @@ def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: P
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file.
+    """Write a safetensors file. Who may read it is as with every other file here: the umask says.
 
     Raises:
         OSError: the disk is full or cannot be written to.
     """
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+        path.chmod(S_IMODE(mode))  # safetensors puts a file in its place that the owner alone can read
     except SafetensorError as error:
         raise OSError(str(error)) from error
 

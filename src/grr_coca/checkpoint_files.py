@@ -1,6 +1,7 @@
 """The files of a checkpoint, and where to find one. This module does not import torch; `grr_coca.checkpoint` loads."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,17 @@ def checkpoints_by_step(folder: Path) -> dict[int, Path]:
     """The folders `step-N` of a run's `checkpoints`, in the order of their steps.
 
     A folder of another name, such as a copy `step-000000100-backup`, is not one of the run's checkpoints.
+
+    Raises:
+        UserError: the folder is there and cannot be listed. Nobody may take that for a run without checkpoints.
     """
-    named = [(STEP_FOLDER.fullmatch(path.name), path) for path in folder.glob("step-*")]
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 (not `glob`, which hides errors)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror or error})") from error
+    named = [(STEP_FOLDER.fullmatch(name), folder / name) for name in names]
     return dict(sorted((int(match[1]), path) for match, path in named if match))
 
 

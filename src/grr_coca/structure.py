@@ -24,7 +24,8 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
         where: how messages call the mapping, such as the name of its file.
 
     Raises:
-        UserError: a key is unknown (the message names the nearest) or missing, or a value has the wrong type.
+        UserError: a key is unknown (the message names the nearest) or missing, or a value has the wrong type
+            or is out of range.
     """
     if not isinstance(data, Mapping):
         raise UserError(f"{where}: expected a mapping of keys to values, found {data!r}")
@@ -39,7 +40,10 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
             values[name] = _convert(hints[name], data[name], f"{where}: {name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}: key '{name}' is missing")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except UserError as error:  # values that are out of range, or do not fit one another
+        raise UserError(f"{where}: {error}") from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:

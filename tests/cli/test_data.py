@@ -6,6 +6,7 @@ import tarfile
 import pytest
 from PIL import Image
 
+from grr_coca.cli.data import pairs
 from grr_coca.data.corpus import convert as convert_module
 from grr_coca.data.corpus.convert import Conversion, convert
 from grr_coca.data.images import decode_image
@@ -94,6 +95,22 @@ def test_the_survey_is_shown_though_the_disk_has_no_room_for_the_sheet(grr_coca,
     assert "sheet.png: cannot be written (No space left on device)" in said.err
     assert "images            20" in said.out
     assert "contact sheet" not in said.out
+
+
+def test_a_sheet_among_the_images_of_a_folder_is_refused(grr_coca, refused, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.webp").write_bytes(PAIRS[0].image)
+    (folder / "a.txt").write_text("a drawing")
+    assert "give --sheet another folder" in refused("data", "check", folder, "--sheet", folder / "sheet.png")
+    assert grr_coca("data", "check", folder, "--sheet", tmp_path / "sheet.png").code == 0
+
+
+def test_nothing_but_broken_pairs_is_an_exit_code_of_one(grr_coca, tmp_path):
+    broken = write_tar(tmp_path / "a.tar", {"a.webp": b"torn", "a.txt": b"a cat"})
+    said = grr_coca("data", "check", broken, "--sheet", tmp_path / "sheet.png")
+    assert (said.code, "1 × not an image" in said.out) == (1, True)
+    assert grr_coca("data", "convert", broken, tmp_path / "out").code == 1
 
 
 # --- stats
@@ -203,6 +220,28 @@ def test_another_conversions_folder_is_refused(grr_coca, refused, spoiled, tmp_p
     assert "holds another conversion" in message
 
 
+@pytest.mark.parametrize("kind", ["table", "folder"])
+def test_a_conversion_does_not_go_on_when_the_source_has_changed(grr_coca, refused, tmp_path, kind):
+    source = tmp_path / ("pairs.csv" if kind == "table" else "")
+    captions = tmp_path / ("pairs.csv" if kind == "table" else "a.txt")
+    text = "image,caption\na.webp,{}\n" if kind == "table" else "{}"
+    (tmp_path / "a.webp").write_bytes(PAIRS[0].image)
+    captions.write_text(text.format("a drawing"))
+    for _ in range(2):
+        assert grr_coca("data", "convert", source, tmp_path / "out").code == 0
+    captions.write_text(text.format("another drawing"))
+    assert "holds a conversion of what" in refused("data", "convert", source, tmp_path / "out")
+
+
+def test_a_conversion_that_an_older_version_began_goes_on(grr_coca, spoiled, tmp_path):
+    grr_coca("data", "convert", spoiled, tmp_path / "out")
+    path = tmp_path / "out" / "convert.json"
+    settings = json.loads(path.read_text())
+    del settings["source_bytes"], settings["source_changed_ns"]
+    path.write_text(json.dumps(settings, indent=2))
+    assert grr_coca("data", "convert", spoiled, tmp_path / "out").code == 0
+
+
 def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
     source = open_source(str(write_shard(tmp_path / "a.tar", PAIRS)))
 
@@ -224,3 +263,21 @@ def test_sizes_below_one_are_refused(refused, spoiled, tmp_path, flag):
 @pytest.mark.parametrize("action", ["check", "stats"])
 def test_a_wrong_path_is_refused(refused, tmp_path, action):
     assert "no such file or folder" in refused("data", action, tmp_path / "nowhere")
+
+
+def test_a_file_without_permission_is_told_in_one_line(refused, monkeypatch):
+    def deny(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(pairs, "open_source", deny)
+    for action in ("check", "stats"):
+        assert refused("data", action, "a.csv") == "error: a.csv: cannot be read or written (Permission denied)\n"
+
+
+def test_an_error_that_names_no_file_is_a_bug_and_keeps_its_traceback(grr_coca, monkeypatch):
+    def fail(path):
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(pairs, "open_source", fail)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        grr_coca("data", "stats", "a.csv")

@@ -94,6 +94,19 @@ def test_a_failed_write_leaves_what_was_there(refused, grr_coca, run, image_file
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("texts", [False, True])
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
+    refused, run, image_files, tmp_path, monkeypatch, texts
+):
+    monkeypatch.setattr("grr_coca.load", lambda *_: pytest.fail("too late"))
+    (tmp_path / "texts.txt").write_text("a cat\n")
+    given = ["--texts", tmp_path / "texts.txt"] if texts else image_files
+    out = tmp_path / "texts.txt" / "v.npy"
+    assert f"{out}: cannot be written ({out.parent} is a file)" in refused(
+        "embed", *given, "-c", run.folder, "--out", out
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -96,6 +96,7 @@ def test_folds_make_retrieval_no_harder(evaluate, split):
 def test_too_many_folds_are_refused(refused, run, split):
     message = refused("evaluate", run.folder, "--task", "retrieval", "--data", split, "--folds", 17)
     assert "17 folds of 16 images" in message
+    assert "--folds 0" in refused("evaluate", run.folder, "--task", "retrieval", "--data", split, "--folds", 0)
 
 
 # --- captioning
@@ -119,6 +120,7 @@ def test_the_folder_for_captions_is_made_before_there_are_any(grr_coca, refused,
     monkeypatch.setattr("grr_coca.cli.measuring.tasks.caption_split", lambda *_, **__: pytest.fail("too late"))
     out = tmp_path / "file" / "captions.jsonl"
     assert f"{out}: cannot be written" in refused("evaluate", run.folder, *options, "--out", out)
+    assert f"{tmp_path}: is a folder" in refused("evaluate", run.folder, *options, "--out", tmp_path)
 
 
 def test_captions_of_two_splits_do_not_go_into_one_file(refused, run, split, tmp_path):

@@ -40,6 +40,8 @@ CALLS = [
     ("train", "yaml", "demo"),
     ("report", "jinja2", "demo"),
     ("report", "matplotlib", "explain {image} -c {run}"),
+    ("report", "matplotlib", "search index cat --out page.html --explain"),
+    ("train", "yaml", "study status {run}"),
     ("study", "scipy", "study report {run}"),
     ("hub", "huggingface_hub", "caption {image} -c someone/somewhere"),
     ("parquet", "pyarrow", "embed {image} -c {run} --out vectors.parquet"),

@@ -1,8 +1,10 @@
-"""Ctrl-C at any moment: one line, no traceback, exit code 130. A reader of the output that goes away: not a word."""
+"""Ctrl-C at any moment: one line, no traceback, exit code 130. A reader of the output that goes away: not a word.
+Output that a disk does not take: one line."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +52,22 @@ def test_a_reader_that_takes_no_more_ends_it_without_a_word(arguments):
     said = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(write)
     assert (said.returncode, said.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [["--help"], ["info", "--help"], ["models"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_disk_that_is_too_full_for_the_output_is_told_in_one_line(arguments, unbuffered):
+    command = [sys.executable, "-m", "grr_coca", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        said = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=environment)
+    message = "error: standard output: cannot be written (No space left on device)\n"
+    assert (said.returncode, said.stderr) == (2, message)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX closes the streams")
+def test_closed_streams_change_nothing_but_that_nothing_is_said(tmp_path):
+    command = ["sh", "-c", f'"{sys.executable}" -m grr_coca "$@" >&- 2>&-', "sh"]
+    assert subprocess.run([*command, "models"], timeout=60).returncode == 0
+    assert subprocess.run([*command, "data", "check", tmp_path / "gone"], timeout=60).returncode == 2

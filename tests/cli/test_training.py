@@ -101,6 +101,11 @@ def test_a_dry_run_of_a_single_step_works(grr_coca, recipe_file, tmp_path):
     assert grr_coca("pretrain", path, "--dry-run").code == 0
 
 
+def test_a_dry_run_refuses_what_the_run_would_refuse(refused, recipe_file):
+    few = recipe_file(edit=lambda recipe: replace(recipe, data=replace(recipe.data, val=None)))
+    assert "evaluation: batch_size) of 2 or less" in refused("pretrain", few, "--dry-run")
+
+
 # --- Wrong use
 
 
@@ -137,7 +142,9 @@ def test_a_run_folder_that_holds_a_run_is_not_written_over(refused, recipe_file,
 
 def test_a_file_in_place_of_the_run_folder_is_named(refused, recipe_file, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    assert str(tmp_path / "file") in refused("pretrain", recipe_file(), "--out", tmp_path / "file")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        message = f"{out}: a file is in the place of the run folder; give another --out\n"
+        assert refused("pretrain", recipe_file(), "--out", out) == f"error: {message}"
 
 
 def test_own_pairs_too_few_for_the_recipes_validation_are_refused_before_training(refused, recipe_file, tmp_path):

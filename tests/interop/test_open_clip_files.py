@@ -278,6 +278,14 @@ def test_a_pickled_call_is_refused_and_not_run(theirs: SimpleNamespace, tmp_path
     assert not went_off.exists()
 
 
+def test_of_what_holds_no_weights_nobody_is_advised_to_run_it(tmp_path: Path) -> None:
+    path = tmp_path / "open_clip_pytorch_model.bin"
+    path.write_bytes(b"not read")
+    with pytest.raises(UserError, match="or holds no weights") as told:
+        read_open_clip(path)
+    assert "weights_only" not in str(told.value)
+
+
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
 def test_a_download_that_was_cut_off_is_told(

@@ -70,6 +70,10 @@ def test_a_checkpoint_holds_what_its_description_says_and_nothing_else(saved):
     assert sorted(path.name for path in saved.iterdir()) == sorted([*FILES, MANIFEST])
 
 
+def test_who_may_read_one_file_may_read_them_all(saved):
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
+
+
 def test_a_loaded_model_is_in_evaluation_mode(saved):
     assert not from_pretrained(saved).model.training
 

@@ -134,6 +134,23 @@ def test_a_file_without_keys_is_an_error_that_names_it(load, text):
         load(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        (MINIMAL + "optimizer: {lr: 1}\nseed: 1\noptimizer: {name: muon}\n", 8, "optimizer"),
+        (MINIMAL + "  'steps': 7\n", 6, "steps"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_an_error_with_its_line(load, text, line, key):
+    with pytest.raises(UserError, match=rf"mine\.yaml: line {line}: the key '{key}' is there twice"):
+        load(text)
+
+
+def test_a_key_may_take_the_place_of_a_merged_one(load):
+    recipe = load("data: {train: a.tar}\nschedule: {<<: &base {steps: 6, warmup_steps: 1}, steps: 7}\n")
+    assert (recipe.schedule.steps, recipe.schedule.warmup_steps) == (7, 1)
+
+
 # --- Keys
 
 
@@ -210,7 +227,13 @@ def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, val
         (("evaluation", "interval"), 0),
         (("evaluation", "batch_size"), 0),
         (("optimizer", "lr"), -1.0),
+        (("schedule", "final_lr_ratio"), -3),
+        (("schedule", "final_lr_ratio"), "inf"),
         (("optimizer", "lr"), "nan"),
+        (("optimizer", "lr"), "inf"),
+        (("optimizer", "weight_decay"), "inf"),
+        (("losses", "contrastive_weight"), -1),
+        (("losses", "captioning_weight"), "inf"),
         (("seed",), -1),
         (("data", "augmentation", "scale"), [0.0, 1.0]),
         (("data", "patch_dropout"), 1.0),
@@ -234,8 +257,13 @@ def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, val
     ],
 )
 def test_a_number_out_of_range_is_an_error_with_the_key(load, path, value):
-    with pytest.raises(UserError, match=path[-1]):
+    with pytest.raises(UserError, match=rf"mine\.yaml: {': '.join(path)}.* is out of range"):
         load(changed(*path, value=value))
+
+
+def test_a_run_that_weighs_no_loss_is_refused(load):
+    with pytest.raises(UserError, match=r"mine\.yaml: losses: .* both 0"):
+        load(changed("losses", value={"contrastive_weight": 0, "captioning_weight": 0}))
 
 
 def test_a_share_of_blocks_computed_again_takes_the_compiler(load):
@@ -308,6 +336,8 @@ def test_pixels_are_scaled_as_the_recipe_says():
         ("contrastive", "hinge"),
         ("num_registers", 1.5),
         ("pixel_std", 0.0),
+        ("pixel_std", "inf"),
+        ("pixel_mean", "nan"),
     ],
 )
 def test_a_wrong_option_of_the_model_is_an_error_with_the_key(load, key, value):

@@ -232,6 +232,12 @@ def test_a_run_whose_checkpoints_cannot_be_read_does_not_begin_anew(finished, tm
     assert resume_point(out, finished.recipe) is None
 
 
+def test_a_run_whose_checkpoints_cannot_be_listed_does_not_begin_anew(finished, tmp_path):
+    (tmp_path / "checkpoints").write_bytes(b"in place of the folder")
+    with pytest.raises(UserError, match=rf"{tmp_path}/checkpoints: cannot be listed \(Not a directory\)"):
+        resume_point(tmp_path, finished.recipe)
+
+
 def test_a_run_that_began_in_another_spread_goes_on(make_job, undisturbed):
     job = make_job(ONE)
     job.start(partial(drivers.die_before, "micro-batch", 20)).wait()

@@ -215,6 +215,14 @@ def test_a_validation_split_that_is_too_small_is_found_before_the_first_step(sha
     assert told == []
 
 
+def test_a_warm_up_that_is_longer_than_the_run_is_warned_of(shard, tmp_path):
+    recipe = tiny_recipe(shard, schedule=ScheduleRecipe(steps=1, warmup_steps=2))
+    with warnings_of("grr_coca.train.run.loop") as messages:
+        pretrain(recipe, tmp_path / "run")
+    (message,) = messages
+    assert message.startswith("schedule: 2 warmup_steps are more than the 1 steps")
+
+
 def test_a_broken_validation_pair_is_left_out_and_the_run_goes_on(shard, tmp_path):
     members = shard_members(real_pairs(9))
     key = real_pairs(9)[3].key
@@ -226,6 +234,16 @@ def test_a_broken_validation_pair_is_left_out_and_the_run_goes_on(shard, tmp_pat
     assert read_metrics(tmp_path / "run", "val")[0]["num_pairs"] == 8
     assert len(messages) == 1
     assert f"1 of 9 validation pairs are left out as broken, the first: {tmp_path / 'val.tar'}: {key}" in messages[0]
+
+
+def test_a_validation_split_of_broken_pairs_alone_says_so(shard, tmp_path):
+    val = write_tar(tmp_path / "val.tar", {"a.webp": b"torn", "a.txt": b"a cat"})
+    recipe = tiny_recipe(shard)
+    recipe = replace(recipe, data=replace(recipe.data, val=str(val)))
+    with pytest.raises(
+        UserError, match=r"no validation pair can be read, the first: .*val\.tar: a.*`grr-coca data check`"
+    ):
+        pretrain(recipe, tmp_path / "run")
 
 
 @pytest.mark.parametrize("num_pairs", [1, 2])

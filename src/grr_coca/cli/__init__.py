@@ -3,6 +3,7 @@
 import errno
 import importlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -63,14 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        told = _told(error)
+        if told is None:
             raise
-        print(f"error: {str(error.filename or error)[:80]}…: too long for the name of a file", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         name = signal.Signals(stopped.number).name
         print(f"{name}: {stopped}; go on with --resume", file=sys.stderr)
         return 128 + stopped.number
+
+
+def _told(error: OSError) -> str | None:
+    """What a person is told of a file that the code had not expected to fail; None if the error names no file."""
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{str(error.filename or error)[:80]}…: too long for the name of a file"
+    if not isinstance(error.filename, str | bytes):
+        return None
+    return f"{os.fsdecode(error.filename)}: cannot be read or written ({error.strerror or error})"
 
 
 def _dispatch(argv: list[str]) -> int:

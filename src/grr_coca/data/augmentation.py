@@ -91,7 +91,7 @@ class Augmentation:
             "coarse": 0 <= self.coarse <= 1,
         }
         for key in (key for key, is_valid in valid.items() if not is_valid):
-            raise UserError(f"augmentation: {key} {getattr(self, key)} is out of range")
+            raise UserError(f"{key} {getattr(self, key)} is out of range")
 
     def draw(self, rng: np.random.Generator) -> Change:
         """A random change of geometry and colour."""

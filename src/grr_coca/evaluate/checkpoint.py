@@ -100,7 +100,9 @@ def require_pairs(source: PairSource, batch_size: int) -> None:
     # Of a split with images enough, no caption is read.
     count = len(source) if len(source) >= batch_size else len(every_caption(source))
     if count < batch_size:
-        where = f"{source.name(0)} and the pairs beside it" if count else "an empty split"
+        if not count:
+            raise UserError(f"an empty split: a contrastive loss at batch size {batch_size} needs as many pairs")
+        where = f"{source.name(0)} and the pairs beside it"
         raise UserError(
             f"{where}: a contrastive loss at batch size {batch_size} needs as many pairs, here are {count}; "
             f"use a batch size (in a recipe evaluation: batch_size) of {count} or less"

@@ -14,6 +14,7 @@ from grr_coca.errors import UserError
 from grr_coca.files import in_cache, write_whole
 from grr_coca.presets import get_preset, with_qk_norm
 from grr_coca.structure import from_dict, to_dict
+from grr_coca.train.bounds import require_at_least, require_finite, require_share
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
@@ -37,20 +38,6 @@ Score = Literal[
     "ROUGE-L",
 ]
 CAPTION_SCORES = ("CIDEr", "CIDEr-D", "BLEU-4", "ROUGE-L")
-
-
-def require_at_least(bound: float, **numbers: float) -> None:
-    """Refuse numbers below the bound, and NaN. Each number is passed under the name of its key."""
-    for name, number in numbers.items():
-        if not number >= bound:
-            raise UserError(f"{name} {number} is out of range; give {bound} or more")
-
-
-def require_share(**numbers: float) -> None:
-    """Refuse numbers that are not in [0, 1). Each number is passed under the name of its key."""
-    for name, number in numbers.items():
-        if not 0 <= number < 1:
-            raise UserError(f"{name} {number} is out of range; give 0 or more, and less than 1")
 
 
 @dataclass(frozen=True)
@@ -85,6 +72,7 @@ class ModelRecipe:
         for name, bound in (("image_size", 1), ("patch_size", 1), ("context_length", 1), ("num_registers", 0)):
             if getattr(self, name) is not None:
                 require_at_least(bound, **{name: getattr(self, name)})
+        require_finite(pixel_mean=self.pixel_mean, pixel_std=self.pixel_std)
         if not self.pixel_std > 0:
             raise UserError(f"pixel_std {self.pixel_std} is out of range; give more than 0")
 
@@ -188,6 +176,7 @@ class OptimizerRecipe:
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay {self.layer_decay} is out of range; give more than 0, and 1 at most")
         require_at_least(0.0, lr=self.lr, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
+        require_finite(lr=self.lr, weight_decay=self.weight_decay)
         for beta in self.betas:
             require_share(betas=beta)
 
@@ -203,6 +192,8 @@ class ScheduleRecipe:
     def __post_init__(self) -> None:
         require_at_least(1, steps=self.steps)
         require_at_least(0, warmup_steps=self.warmup_steps)
+        require_at_least(0.0, final_lr_ratio=self.final_lr_ratio)
+        require_finite(final_lr_ratio=self.final_lr_ratio)
 
 
 @dataclass(frozen=True)
@@ -219,7 +210,11 @@ class LossRecipe:
     z_loss_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        require_at_least(0.0, z_loss_weight=self.z_loss_weight)
+        weights = to_dict(self)
+        require_at_least(0.0, **weights)
+        require_finite(**weights)
+        if not self.contrastive_weight and not self.captioning_weight:
+            raise UserError("contrastive_weight and captioning_weight are both 0, so that nothing is learned; set one")
         if self.z_loss_weight and not self.captioning_weight:
             raise UserError("z_loss_weight steadies the captioning loss, whose captioning_weight is 0; set it to 0 too")
 
@@ -380,12 +375,16 @@ def read_yaml(path: Path, kind: str = "recipe") -> object:
         kind: what messages call the file.
 
     Raises:
-        UserError: there is no such file (the message lists those beside it), or it is not YAML.
+        UserError: there is no such file (the message lists those beside it), it is not YAML, or has a key twice.
     """
     import yaml
 
+    from grr_coca.train.strict_yaml import parse_yaml
+
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except FileNotFoundError as error:
         beside = sorted(other.name for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such {kind}" + (f"; there are {', '.join(beside)}" if beside else "")) from error

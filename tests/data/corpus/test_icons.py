@@ -247,6 +247,8 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine/letter.txt").write_text("dear")
     with pytest.raises(UserError, match=r"mine: holds something else; give a new folder"):
         build_icons(lambda *_: None, tmp_path / "mine", archives_in(SAMPLE))
+    with pytest.raises(UserError, match=r"letter\.txt: is a file; give a new folder"):
+        build_icons(lambda *_: None, tmp_path / "mine/letter.txt", archives_in(SAMPLE))
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"
 
 

@@ -163,6 +163,8 @@ def test_a_corpus_is_built_once_and_never_over_something_else(corpus, tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match="holds something else"):
         build_scenes(lambda *_: None, tmp_path)
+    with pytest.raises(UserError, match=r"notes\.txt: is a file; give a new folder"):
+        build_scenes(lambda *_: None, tmp_path / "notes.txt")
 
 
 def test_a_disk_that_cannot_be_written_to_is_told(tmp_path, monkeypatch):

@@ -365,6 +365,8 @@ def test_rows_of_one_image_have_one_image_id(tmp_path):
             'image,caption\na.jpg,"never closed\n' + "b.jpg,x\n" * 20_000,
             "row 1: a quote is opened and not closed",
         ),
+        ("a.csv", 'image,caption\na.jpg,"a ""cat"""\nb.jpg,"a dog\nc.jpg,a bird\n', "row 2: a quote is opened and not"),
+        ("a.csv", 'image,caption\na.jpg,"a cat\n\n', "row 1: a quote is opened and not closed"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_an_error_that_says_what_was_found(tmp_path, name, text, message):
@@ -372,6 +374,15 @@ def test_a_table_that_cannot_be_read_is_an_error_that_says_what_was_found(tmp_pa
         open_source(str(write(tmp_path / name, text)))
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_table_in_another_encoding_says_so(tmp_path, name):
+    (tmp_path / name).write_text(
+        "image,caption\nb.jpg,K\u00e4se\n".replace(",", "," if name == "a.csv" else "\t"), "latin-1"
+    )
+    with pytest.raises(UserError, match=rf"{name}: row 1: not UTF-8"):
+        open_source(str(tmp_path / name))
 
 
 def test_broken_rows_are_bad_samples_and_the_others_are_read(tmp_path):

@@ -11,8 +11,9 @@ from grr_coca.cli.data.fetch import Fetch, fetch_corpus
 from grr_coca.cli.output.progress import bars
 from grr_coca.cli.output.writing import disk_errors
 from grr_coca.data.corpus.contact_sheet import contact_sheet
-from grr_coca.data.corpus.convert import Conversion, convert
+from grr_coca.data.corpus.convert import Conversion, convert, source_state
 from grr_coca.data.corpus.survey import Survey, check_source, sample_source
+from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
 
@@ -77,25 +78,28 @@ def run(
         | Annotated[Fetch, tyro.conf.subcommand("fetch")],
         tyro.conf.arg(name=""),
     ],
-) -> None:
+) -> int:
     """Look at pairs, convert them, or get some.
 
     Args:
         action: what to do.
     """
     if isinstance(action, Check):
-        _check(action)
-    elif isinstance(action, Stats):
-        survey = sample_source(open_source(action.path))
-        print(_as_json(survey) if action.json else describe(survey))
-    elif isinstance(action, Fetch):
+        return _check(action)
+    if isinstance(action, Convert):
+        return _convert(action)
+    if isinstance(action, Fetch):
         fetch_corpus(action)
     else:
-        _convert(action)
+        survey = sample_source(open_source(action.path))
+        print(_as_json(survey) if action.json else describe(survey))
+    return 0
 
 
-def _check(action: Check) -> None:
+def _check(action: Check) -> int:
     source = open_source(action.path)
+    if isinstance(source, ImageFolder) and action.sheet.resolve().is_relative_to(source.root.resolve()):
+        raise UserError(f"{action.sheet}: lies among the images, and would count as one; give --sheet another folder")
     if not action.sheet.parent.is_dir():
         raise UserError(f"{action.sheet}: its folder is not there; give another --sheet")
     if action.sheet.is_dir():
@@ -107,20 +111,30 @@ def _check(action: Check) -> None:
         contact_sheet(source).save(action.sheet, "PNG")
     if not action.json:
         print(f"contact sheet     {action.sheet}")
+    return int(survey.broken.total() == survey.num_images)
 
 
-def _convert(action: Convert) -> None:
+def _convert(action: Convert) -> int:
     for name in ("pairs_per_shard", "image_size"):
         value: int | None = getattr(action, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: give 1 or more")
     source = open_source(action.path)
-    conversion = Conversion(str(Path(action.path).absolute()), len(source), action.pairs_per_shard, action.image_size)
+    size, changed = source_state(source)
+    conversion = Conversion(
+        str(Path(action.path).absolute()),
+        len(source),
+        action.pairs_per_shard,
+        action.image_size,
+        source_bytes=size,
+        source_changed_ns=changed,
+    )
     with bars({"convert": len(source)}) as shown:
         counts = convert(source, conversion, action.out, lambda done: shown.update("convert", done, ""))
     written = counts.pop("written", 0)
     left_out = ", ".join(f"{number:,} {cause}" for cause, number in counts.most_common())
     print(f"{written:,} images written to {action.out}" + (f"; left out: {left_out}" if left_out else ""))
+    return int(not written)
 
 
 def describe(survey: Survey) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 from grr_coca.cli.measuring.splits import Task, TaskOptions, require_paths
+from grr_coca.cli.output.writing import require_writable
 from grr_coca.data.sources.open import require_there
 from grr_coca.errors import UserError
 from grr_coca.evaluate.class_names import TEMPLATES, read_class_names, read_templates
@@ -44,11 +45,15 @@ def run(
     """
     given = {"folds": folds, "out": out, "labels": labels, "templates": templates, "train": train}
     _check(task, data, batch_size, {name for name, value in given.items() if value is not None})
+    if folds is not None and folds < 1:
+        raise UserError(f"--folds {folds}: a split is cut into 1 part or more")
     if train is not None:
         require_there(train)
     folder = locate_checkpoint(checkpoint)
     class_names = None if labels is None else read_class_names(labels)
     sentences = TEMPLATES if templates is None else read_templates(templates)
+    if out is not None:  # what would fail after all images were captioned is known before
+        require_writable(out)
 
     from grr_coca.cli.measuring.losses import load_checkpoint, measure_paths  # late: torch comes with it
     from grr_coca.cli.measuring.tasks import measure, say_losses, say_reports

@@ -6,7 +6,6 @@ from dataclasses import asdict
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.cli.measuring.splits import Task, TaskOptions
-from grr_coca.cli.output.writing import disk_errors
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.attention_probe import AttentionProbeOptions
 from grr_coca.evaluate.bootstrap import Interval
@@ -32,9 +31,6 @@ def measure(task: Task, checkpoint: Checkpoint, path: str, options: TaskOptions)
     if task == "retrieval":
         return measure_retrieval(checkpoint, open_source(path), options.batch_size, options.folds, "own")
     if task == "captioning":
-        if options.out is not None:  # what would fail after all images were captioned is known before
-            with disk_errors(options.out):
-                options.out.parent.mkdir(parents=True, exist_ok=True)
         captioned = caption_split(checkpoint, open_source(path), batch_size=options.batch_size)
         if options.out is not None:
             write_captions(captioned, options.out)

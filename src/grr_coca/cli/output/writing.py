@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
 
 from grr_coca.errors import UserError, nearest
@@ -14,6 +15,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn an `OSError` while writing `path` into a `UserError`."""
     try:
         yield
+    except FileExistsError as error:  # of a folder that was to be made
+        raise UserError(f"{path}: cannot be written ({error.filename} is a file)") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
@@ -27,6 +30,19 @@ def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         fill_whole(path, write)
+
+
+def require_writable(path: Path) -> None:
+    """Make sure that a file can be written there, before the work for it begins. Its folder is made.
+
+    Raises:
+        UserError: the path is that of a folder, or its folder cannot be made or written to.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=path.parent).close()
 
 
 def require_suffix(path: Path, suffixes: tuple[str, ...]) -> str:

@@ -11,6 +11,7 @@ from grr_coca.cli.output.thumbnails import thumbnail_kind, thumbnail_lines
 from grr_coca.cli.output.writing import require_suffix, write_output
 from grr_coca.cli.searching.shown import hit_lines, opening_line
 from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
 from grr_coca.search.answering.query import Query
 from grr_coca.search.answering.result import Hit, SearchResult
 from grr_coca.search.index import Index
@@ -77,6 +78,8 @@ def _check(json: bool, null: bool, out: Path | None, explain: bool) -> None:
         raise UserError("--json and --null are different ways to print the hits; give one of them")
     if explain and out is None:
         raise UserError("--explain draws heat maps on a page; give it a name by --out PAGE.html")
+    if explain:
+        require_extra("report", "--explain")
     if out is not None:
         require_suffix(out, (".html",))
 

@@ -1,8 +1,10 @@
 """What a study has and what it lacks."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
+from grr_coca.extras import require_extra
 from grr_coca.study.ledger import LedgerRow, read_ledger
 from grr_coca.study.plan.folder import plan_of_folder
 from grr_coca.study.plan.lacking import lacking_scores
@@ -11,6 +13,8 @@ from grr_coca.study.plan.plan import stage_names
 
 def print_status(folder: Path) -> int:
     """Print it."""
+    if find_spec("yaml") is None:  # of the extra it needs this alone
+        require_extra("train", "a study's status")
     plan = plan_of_folder(folder)
     ledger = read_ledger(folder, seeds=plan.seeds)
     lacking = {(row.arm, row.seed, row.stage): lacking_scores(plan, row) for row in ledger.rows}

@@ -12,11 +12,13 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
+from grr_coca.checkpoint_files import read_json
 from grr_coca.data.bad import BadSample
 from grr_coca.data.images import decode_image, open_header
 from grr_coca.data.sources.pairs import PairSource, RawPair
@@ -31,12 +33,33 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class Conversion:
-    """Settings of a conversion. They are saved in its folder: a conversion continues only with the same settings."""
+    """Settings of a conversion. They are saved in its folder: a conversion continues only with the same settings.
+
+    `source_bytes` and `source_changed_ns`: size and last change of the source, see `source_state`. None: not looked at.
+    """
 
     source: str
     num_images: int
     pairs_per_shard: int
     image_size: int | None
+    _: KW_ONLY
+    source_bytes: int | None = None
+    source_changed_ns: int | None = None
+
+
+OF_THE_SOURCE = {"num_images", "source_bytes", "source_changed_ns"}
+"""Settings that tell whether a source is still the same."""
+
+
+def source_state(source: PairSource) -> tuple[int, int]:
+    """Bytes and the newest change of the files that hold the captions: shards, a listing, or a text for each image."""
+    is_file = cache(lambda place: Path(place).is_file())
+    files = set()
+    for index in range(len(source)):
+        place = source.place(index)
+        files.add(Path(place) if is_file(place) else Path(source.image_name(index)).with_suffix(".txt"))
+    found = [path.stat() for path in files if path.is_file()]
+    return sum(status.st_size for status in found), max((status.st_mtime_ns for status in found), default=0)
 
 
 def convert(source: PairSource, conversion: Conversion, out: Path, on_pair: Callable[[int], None]) -> Counter[str]:
@@ -67,15 +90,20 @@ def convert(source: PairSource, conversion: Conversion, out: Path, on_pair: Call
 
 
 def _open_folder(out: Path, conversion: Conversion) -> None:
-    wanted = json.dumps(asdict(conversion), indent=2, ensure_ascii=False).encode()
+    wanted = asdict(conversion)
     out.mkdir(parents=True, exist_ok=True)
     there = sorted(path.name for path in out.iterdir() if not path.name.endswith(".tmp"))
     if not there:
-        write_whole(out / CONVERSION_NAME, wanted)
+        write_whole(out / CONVERSION_NAME, json.dumps(wanted, indent=2, ensure_ascii=False).encode())
     elif CONVERSION_NAME not in there:
         raise UserError(f"{out}: is not empty, it holds {there[0]}; give a new folder")
-    elif (out / CONVERSION_NAME).read_bytes() != wanted:
-        raise UserError(f"{out}: holds another conversion, see {CONVERSION_NAME}; give a new folder")
+    else:
+        found = read_json(out / CONVERSION_NAME)  # an older one does not tell the state of its source
+        differing = {key for key in wanted.keys() | found.keys() if found.get(key, wanted.get(key)) != wanted.get(key)}
+        if differing - OF_THE_SOURCE:
+            raise UserError(f"{out}: holds another conversion, see {CONVERSION_NAME}; give a new folder")
+        if differing:
+            raise UserError(f"{out}: holds a conversion of what {conversion.source} was then; give a new folder")
 
 
 def _read_stats(out: Path, shard: int) -> Counter[str] | None:

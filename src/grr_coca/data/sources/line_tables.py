@@ -210,7 +210,21 @@ def csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
                 starts[-1] = offset
     except csv.Error as error:
         raise UserError(f"{path}: row {len(starts)}: a quote is opened and not closed ({error})") from error
+    _require_closed_quote(path, starts, delimiter)
     return np.array(starts, dtype=np.int64)
+
+
+def _require_closed_quote(path: Path, starts: Sequence[int], delimiter: str) -> None:
+    """A quote that is never closed takes all rows behind it into the last one; only a strict reader minds."""
+    row = max(len(starts) - 1, 1)
+    with path.open("rb") as file:
+        file.seek(starts[row - 1])
+        try:
+            for _ in csv.reader((line.decode("latin-1") for line in file), delimiter=delimiter, strict=True):
+                pass
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                raise UserError(f"{path}: row {row}: a quote is opened and not closed") from error
 
 
 def _has_quotes(path: Path) -> bool:

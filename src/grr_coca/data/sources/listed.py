@@ -153,11 +153,20 @@ class ListedPairs:
 
 
 def first_paths(rows: ListedRows) -> Iterator[str]:
-    """The paths in the first rows, to find out where the images lie."""
+    """The paths in the first rows, to find out where the images lie.
+
+    Raises:
+        BadSample: none of these rows has a path; what is wrong with the first broken one.
+    """
+    broken, found = None, False
     for index in range(min(len(rows), NUM_PROBES)):
         try:
             path = rows[index].path
-        except BadSample:
+        except BadSample as error:
+            broken = broken or error
             continue
         if path:
+            found = True
             yield path
+    if broken is not None and not found:
+        raise broken

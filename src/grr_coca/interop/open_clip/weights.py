@@ -48,9 +48,9 @@ def _read_pickled(path: Path) -> Mapping[str, object]:
     try:
         # Only tensors and plain containers are made, whatever the file asks for.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError as error:  # its text advises to run whatever the file holds
         raise UserError(
-            f"{path}: refused: it asks for more than tensors to be made ({_first_line(error)}); nothing of it was run"
+            f"{path}: refused: it asks for more than tensors to be made, or holds no weights; nothing of it was run"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path}: damaged, or its download was cut off ({_first_line(error)})") from error

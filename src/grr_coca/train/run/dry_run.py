@@ -8,6 +8,7 @@ import time
 import torch
 
 from grr_coca.checkpoint import Checkpoint
+from grr_coca.evaluate.checkpoint import require_pairs
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.loop import build_trainer
@@ -20,11 +21,16 @@ TIMED_STEPS = 2
 
 def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
     """Train on the first batches, and say what the whole run would take. The first batch is not timed; nothing is
-    saved."""
+    saved.
+
+    Raises:
+        UserError: the run would be refused, by its data or its validation split.
+    """
     device = ranks.device
+    pairs, val = training_sources(recipe)
+    require_pairs(val, recipe.evaluation.batch_size)
     recipe = ranks.on_first(lambda: decide(recipe, start.model, device)).for_autos_of(recipe)
     trainer = build_trainer(recipe, start, ranks)
-    pairs, _ = training_sources(recipe)
     losses = []
     marks = [time.perf_counter()]
     for step, batches in enumerate(itertools.islice(training_batches(recipe, start, pairs, ranks), 1 + TIMED_STEPS)):

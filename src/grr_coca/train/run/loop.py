@@ -15,7 +15,7 @@ from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.replacements import ReplacementLog
 from grr_coca.data.sources.pairs import PairSource
-from grr_coca.errors import DiskError, DivergedError, Stopped
+from grr_coca.errors import DiskError, DivergedError, Stopped, UserError
 from grr_coca.evaluate.caption_split import caption_split
 from grr_coca.evaluate.checkpoint import pair_results, require_pairs
 from grr_coca.evaluate.refit import refit_scaling
@@ -106,6 +106,13 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
     """The trainer of a checkpoint's model, which is copied to or sharded over the ranks."""
     if ranks.device.type == "cpu":
         keep_freed_memory()
+    schedule = recipe.schedule
+    if ranks.is_first and schedule.warmup_steps > schedule.steps:
+        log.warning(
+            "schedule: %d warmup_steps are more than the %d steps: the learning rate never comes to its peak",
+            schedule.warmup_steps,
+            schedule.steps,
+        )
     model = start.model.to(ranks.device).train()
     freeze(model, recipe.freeze)
     if recipe.compile:
@@ -114,7 +121,7 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
         checkpoint_blocks(model)
     parallel = ParallelModel(model, recipe.parallelism, ranks)
     # After the model is sharded, so that the state of a parameter is sharded as the parameter is.
-    optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
+    optimizers = Optimizers(model, recipe.optimizer, schedule)
     ema = None if recipe.ema is None else Ema(model, recipe.ema)
     return Trainer(parallel, optimizers, recipe.losses.weights, autocast(recipe.precision, ranks.device), ema)
 
@@ -284,5 +291,7 @@ def _open_folder(out: Path, recipe: Recipe) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_recipe(recipe, out / "recipe.yaml")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{out}: a file is in the place of the run folder; give another --out") from error
     except OSError as error:
         raise DiskError(f"{out}: the run folder cannot be written to ({error.strerror})") from error

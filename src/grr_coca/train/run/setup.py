@@ -119,10 +119,15 @@ def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
     """The validation pairs that can be read. Otherwise a broken pair would end a long run at its first validation.
 
     The first rank tries them all. If each rank did, they might disagree on a disk that fails at times.
+
+    Raises:
+        UserError: none of them can be read.
     """
 
     def find() -> list[int]:
         sound, bad = sound_pairs(val)
+        if bad and not sound:
+            raise UserError(f"no validation pair can be read, the first: {bad[0]}; `grr-coca data check` tells of all")
         if bad:
             log.warning("%d of %d validation pairs are left out as broken, the first: %s", len(bad), len(val), bad[0])
         return sound

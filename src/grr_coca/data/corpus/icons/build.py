@@ -60,6 +60,8 @@ def build_icons(on_progress: OnProgress, folder: Path | None = None, archives: A
     folder = folder or icons_folder()
     if (folder / "card.json").exists():
         return folder
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give a new folder")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds something else; give a new folder")
     require_extra("icons", "the corpus of icons")

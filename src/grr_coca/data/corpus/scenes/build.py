@@ -47,6 +47,8 @@ def build_scenes(on_progress: OnProgress, folder: Path | None = None, counts: Sc
     folder = folder or user_cache() / NAME
     if (folder / "card.json").exists():
         return folder
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give a new folder")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds something else; give a new folder")
     try:

@@ -97,13 +97,17 @@ def test_the_survey_is_shown_though_the_disk_has_no_room_for_the_sheet(grr_coca,
     assert "contact sheet" not in said.out
 
 
-def test_a_sheet_among_the_images_of_a_folder_is_refused(grr_coca, refused, tmp_path):
+def test_no_sheet_is_written_among_the_images_of_a_folder(grr_coca, refused, tmp_path, monkeypatch):
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "a.webp").write_bytes(PAIRS[0].image)
     (folder / "a.txt").write_text("a drawing")
     assert "give --sheet another folder" in refused("data", "check", folder, "--sheet", folder / "sheet.png")
     assert grr_coca("data", "check", folder, "--sheet", tmp_path / "sheet.png").code == 0
+    monkeypatch.chdir(folder)
+    said = grr_coca("data", "check", ".")
+    assert (said.code, "contact sheet     none" in said.out) == (0, True)
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "a.webp"]
 
 
 def test_nothing_but_broken_pairs_is_an_exit_code_of_one(grr_coca, tmp_path):

@@ -15,9 +15,11 @@ from grr_coca.data.corpus.convert import Conversion, convert, source_state
 from grr_coca.data.corpus.survey import Survey, check_source, sample_source
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.pairs import PairSource
 from grr_coca.errors import UserError
 
 SIZES_SHOWN = 5
+SHEET = Path("contact-sheet.png")
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,13 @@ class Check:
     Args:
         path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
             ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
-        sheet: PNG file to write the contact sheet to.
+        sheet: PNG file to write the contact sheet to; if not given, contact-sheet.png, but nothing among the images of a
+            folder.
         json: print JSON.
     """
 
     path: tyro.conf.Positional[str]
-    sheet: Path = Path("contact-sheet.png")
+    sheet: Path | None = None
     json: bool = False
 
 
@@ -98,20 +101,32 @@ def run(
 
 def _check(action: Check) -> int:
     source = open_source(action.path)
-    if isinstance(source, ImageFolder) and action.sheet.resolve().is_relative_to(source.root.resolve()):
-        raise UserError(f"{action.sheet}: lies among the images, and would count as one; give --sheet another folder")
-    if not action.sheet.parent.is_dir():
-        raise UserError(f"{action.sheet}: its folder is not there; give another --sheet")
-    if action.sheet.is_dir():
-        raise UserError(f"{action.sheet}: a folder; give --sheet the name of a PNG file")
+    sheet = _sheet(action.sheet, source)
     with bars({"check": len(source)}) as shown:
         survey = check_source(source, lambda done: shown.update("check", done, ""))
     print(_as_json(survey) if action.json else describe(survey))
-    with disk_errors(action.sheet):
-        contact_sheet(source).save(action.sheet, "PNG")
+    if sheet is not None:
+        with disk_errors(sheet):
+            contact_sheet(source).save(sheet, "PNG")
     if not action.json:
-        print(f"contact sheet     {action.sheet}")
+        print(
+            f"contact sheet     {sheet or 'none, for it would lie among the images; --sheet FILE draws one elsewhere'}"
+        )
     return int(survey.broken.total() == survey.num_images)
+
+
+def _sheet(wanted: Path | None, source: PairSource) -> Path | None:
+    """Where the contact sheet goes; None: it would count as an image the next time, and was not asked for."""
+    sheet = wanted or SHEET
+    if isinstance(source, ImageFolder) and sheet.resolve().is_relative_to(source.root.resolve()):
+        if wanted is None:
+            return None
+        raise UserError(f"{sheet}: lies among the images, and would count as one; give --sheet another folder")
+    if not sheet.parent.is_dir():
+        raise UserError(f"{sheet}: its folder is not there; give another --sheet")
+    if sheet.is_dir():
+        raise UserError(f"{sheet}: a folder; give --sheet the name of a PNG file")
+    return sheet
 
 
 def _convert(action: Convert) -> int:

@@ -88,6 +88,20 @@ def test_names_that_are_not_utf8_are_found(tree):
     assert image.read() == b"coffee"
 
 
+def test_a_folder_that_cannot_be_looked_through_is_an_image_that_fails(tree, lock):
+    lock("sub/deep")
+    *whole, hidden = find_images(["."])
+    assert [image.name for image in whole] == ["a.JPG", "b.png", "sub/d.gif"]
+    assert hidden.hides_others
+    with pytest.raises(UserError, match=r"^\./sub/deep: cannot be read \(Permission denied\)"):
+        hidden.read()
+
+
+def test_an_empty_name_is_not_this_folder(tree):
+    with pytest.raises(UserError, match="an empty name of an image"):
+        find_images(["b.png", ""])
+
+
 @pytest.mark.parametrize("argument", ["empty", "*.tif", "sub/*.xyz"])
 def test_nothing_found_is_named(tree, argument):
     (tree / "empty").mkdir()
@@ -129,7 +143,8 @@ def test_a_shard_that_breaks_off_gives_what_it_has_and_says_so(tmp_path, keep):
     *whole, broken = find_images([str(path)])
     pairs = {pair.image for pair in real_pairs(8)}
     assert 0 < len(whole) < 8
-    assert all(image.read() in pairs for image in whole[:-1])
+    assert all(image.read() in pairs for image in whole)
+    assert broken.hides_others
     with pytest.raises(UserError, match="not a whole uncompressed tar file"):
         broken.read()
 

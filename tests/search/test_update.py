@@ -141,6 +141,30 @@ def test_a_folder_that_is_gone_is_no_reason_to_forget_it(store, look, photos):
     assert len(store) == 4
 
 
+@pytest.mark.parametrize("arguments", [["photos"], ["photos/deep", "photos"], ["photos/**/*.png"]])
+def test_pictures_in_a_folder_that_cannot_be_looked_through_are_kept(store, look, photos, lock, arguments):
+    look(*arguments)
+    unlock = lock(photos / "deep")
+    (photos / "0.png").unlink()
+    assert look(*arguments) == {"removed": 1, "unchanged": 2}
+    assert str(photos / "deep" / "3.png") in kept(store)
+    assert {failure.message for failure in store.failures()} <= {f"{photos}/deep: cannot be read (Permission denied)"}
+    unlock()
+    assert look(*arguments) == {"unchanged": 3}
+    assert store.failures() == []
+
+
+def test_pictures_of_a_shard_that_is_still_being_copied_are_kept(store, look, photos):
+    shard = write_tar(photos / "some.tar", shard_members(real_pairs(3)))
+    look("photos")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:3000])
+    assert "removed" not in look("photos")
+    assert len(store) == 7
+    shard.write_bytes(whole)
+    assert look("photos") == {"unchanged": 7}
+
+
 def test_an_argument_that_means_nothing_is_named(look, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         look(tmp_path / "nowhere")

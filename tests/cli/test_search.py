@@ -73,6 +73,20 @@ def test_an_index_is_made_and_brought_up_to_date(grr_coca, tmp_path, drawings):
     assert "(nothing new)" in grr_coca("index", folder, "--out", tmp_path / "index").out
 
 
+def test_the_pictures_of_a_folder_that_was_renamed_can_be_forgotten(grr_coca, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(DRAWINGS, "before")
+    grr_coca("index", "before", "--out", "index")
+    Path("before").rename("now")
+    grr_coca("index", "now", "--out", "index")
+    (hit,) = json.loads(grr_coca("search", "index", "snowman", "-n", 1, "--json").out)
+    assert hit["path"] == str(tmp_path / "now" / "snowman.webp"), "the one that is there comes first"
+    assert hit["copies"] == [str(tmp_path / "before" / "snowman.webp")]
+    command = re.search("`grr-coca (.*)`", refused("index", "--out", "index"))[1]
+    assert grr_coca(*shlex.split(command)).out == "index: 6 pictures forgotten\n"
+    assert "6 pictures (nothing new)" in grr_coca("index", "--out", "index").out
+
+
 def test_an_index_without_any_picture_that_can_be_read_fails(grr_coca, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"x")
     assert grr_coca("index", tmp_path / "bad.png", "--out", tmp_path / "index").code == 1
@@ -103,6 +117,12 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, t
         (["index", "none-*.png", "--out", "new"], "no image matches this pattern"),
         (["index", ".", "nowhere", "--out", "new"], "nowhere: no such file or folder"),
         (["index", "a.png", "--out", "a.png"], "a.png: a file, and an index is a folder; give another name"),
+        (["index", "", "--out", "{index}"], "an empty name of an image"),
+        (["index", "--out", "{index}", "--forget", ""], "an empty name of an image"),
+        (
+            ["index", "--out", "{index}", "--forget", "nowhere"],
+            "nowhere: the index holds nothing of it; it is made of",
+        ),
         (["search", "a.png", "cat"], "a.png: a file, and an index is a folder"),
         (["search", "{index}"], "the query is empty"),
         (["search", "{index}", " "], "the query is empty"),

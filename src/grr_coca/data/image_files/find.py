@@ -86,8 +86,7 @@ def iterate_images(argument: str) -> Iterator[ImageFile]:
     Raises:
         UserError: an empty argument, a folder or pattern without an image, or a table or folder that cannot be read.
     """
-    if not argument:
-        raise UserError("an empty name of an image; give files or folders, `.` for this folder")
+    require_name(argument)
     path = Path(argument)
     if is_forbidden(argument):
         raise UserError(f"{argument}: cannot be read ({os.strerror(errno.EACCES)})")
@@ -99,6 +98,16 @@ def iterate_images(argument: str) -> Iterator[ImageFile]:
         yield from _of_table(argument)
     else:
         yield from _open(path)
+
+
+def require_name(argument: str) -> None:
+    """Make sure that an argument is not empty, as an unset variable of a shell is: to the system it means `.`.
+
+    Raises:
+        UserError: it is.
+    """
+    if not argument:
+        raise UserError("an empty name of an image; give files or folders, `.` for this folder")
 
 
 def is_forbidden(path: str) -> bool:

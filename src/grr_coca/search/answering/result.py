@@ -137,12 +137,18 @@ def _groups(
         vectors = store.vectors(ids)
         if not wishes.fold:
             return [[identity] for identity in ids[: wishes.n]], vectors[: wishes.n]
-        hashes = np.array([entry.phash for entry in store.entries(ids)], np.int64)
-        places = folded(vectors, hashes)
+        entries = store.entries(ids)
+        places = folded(vectors, np.array([entry.phash for entry in entries], np.int64))
         if len(places) > wishes.n or len(ids) < count:
-            places = places[: wishes.n]
+            places = [_with_one_that_is_there_first(group, entries) for group in places[: wishes.n]]
             return [[ids[place] for place in group] for group in places], vectors[[group[0] for group in places]]
         count *= 2
+
+
+def _with_one_that_is_there_first(group: list[int], entries: Sequence[Entry]) -> list[int]:
+    """A picture that is gone, as after its folder was renamed, does not hide its near-duplicates."""
+    best = next((place for place in group if entries[place].is_there), group[0])
+    return [best, *(place for place in group if place != best)]
 
 
 def _ranked(

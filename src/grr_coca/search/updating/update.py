@@ -10,6 +10,7 @@ lies in a folder or shard that could not be looked through is not gone.
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from grr_coca.data.image_files.find import TABLE_SUFFIXES, is_forbidden, iterate_images
+from grr_coca.data.image_files.find import TABLE_SUFFIXES, is_forbidden, iterate_images, require_name
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Failure, plain_fields, stamp_of
 from grr_coca.search.store import Changes, Known, Store
@@ -64,7 +65,13 @@ class Update:
 
 
 def absolute_arguments(arguments: Sequence[str]) -> list[str]:
-    """Arguments as an index keeps them: valid wherever it is used from."""
+    """Arguments as an index keeps them: valid wherever it is used from.
+
+    Raises:
+        UserError: one is empty.
+    """
+    for argument in arguments:
+        require_name(argument)
     return list(dict.fromkeys(os.path.abspath(argument) for argument in arguments))  # noqa: PTH100 (a pattern)
 
 
@@ -141,8 +148,8 @@ class _Run:
                 continue
             if next(self._store.names(argument), None) is not None:
                 raise UserError(
-                    f"{argument}: is not there, and the index holds pictures of it; bring it back, "
-                    "or remove them in Python by index.delete"
+                    f"{argument}: is not there, and the index holds pictures of it; bring it back, or remove them by "
+                    f"`{shlex.join(['grr-coca', 'index', '--out', self._store.location, '--forget', argument])}`"
                 )
             require_arguments([argument])
 
@@ -251,16 +258,16 @@ class _Run:
 
     def _names(self, root: str) -> Iterator[str]:
         """Names below a root; of one that is wider than the arguments, those that lie in these alone."""
-        is_whole = root in self._among or _is_below(root, self._among)
+        is_whole = root in self._among or is_below(root, self._among)
         for name in self._store.names(root):
-            if is_whole or name in self._among or _is_below(name, self._among):
+            if is_whole or name in self._among or is_below(name, self._among):
                 yield name
 
     def _may_be_there(self, name: str) -> bool:
         """Whether a picture that was not found lies where nothing could be looked at."""
         member = SHARD_MEMBER.match(name)
         path = member["shard"] if member else name
-        return path in self._hidden or _is_below(path, self._hidden) or is_forbidden(path)
+        return path in self._hidden or is_below(path, self._hidden) or is_forbidden(path)
 
     def _is_left(self, name: str) -> bool:
         """Whether the file of a picture is there, and nothing looked into it."""
@@ -294,11 +301,12 @@ def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[st
     among, above = set(arguments), {folder for argument in arguments for folder in _folders_above(argument)}
     for root in roots:
         is_table = Path(root.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES
-        if root in above or (_is_below(root, among) and not is_table and not has_magic(root)):
+        if root in above or (is_below(root, among) and not is_table and not has_magic(root)):
             yield root
 
 
-def _is_below(path: str, folders: Container[str]) -> bool:
+def is_below(path: str, folders: Container[str]) -> bool:
+    """Whether a path lies in one of the folders, at any depth."""
     return any(folder in folders for folder in _folders_above(path))
 
 

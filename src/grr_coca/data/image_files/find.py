@@ -4,7 +4,7 @@ import errno
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache, partial
 from glob import glob, has_magic
 from pathlib import Path
@@ -62,6 +62,7 @@ class ImageFile:
     path: Path | None = None
     span: Span | None = None
     fields: Callable[[], Mapping[str, object]] = dict
+    _: KW_ONLY
     hides_others: bool = False
 
 

@@ -165,8 +165,43 @@ def test_tables_are_read_as_training_data_are(tmp_path, monkeypatch, name):
 
     asked = []
     source = TarShards([write_shard(tmp_path / "a.tar", real_pairs(2))])
-    monkeypatch.setattr("grr_coca.data.sources.open.open_source", lambda path: asked.append(path) or source)
+    monkeypatch.setattr("grr_coca.data.sources.open.open_source", lambda path, **_: asked.append(path) or source)
     images = find_images([str(tmp_path / name)])
     assert asked == [str(tmp_path / name)]
     assert [image.read() for image in images] == [pair.image for pair in real_pairs(2)]
     assert [image.name for image in images] == [source.name(0), source.name(1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "path,price\n0.webp,5\n1.webp,6\n"),
+        ("a.csv", "path\n0.webp\n1.webp\n"),
+        ("a.tsv", "id\tpath\n7\t0.webp\n8\t1.webp\n"),
+        ("a.jsonl", '{"image": "0.webp", "caption": null}\n{"image": "1.webp", "caption": "a cat"}\n'),
+        ("a.jsonl", '{"image": "0.webp"}\n{"image": "1.webp"}\n'),
+        ("a.json", '[{"image": "0.webp"}, {"image": "1.webp"}]'),
+        (
+            "a.json",
+            '{"images": [{"id": 0, "file_name": "0.webp"}, {"id": 1, "file_name": "1.webp"}], "annotations": []}',
+        ),
+    ],
+)
+def test_a_table_of_images_needs_no_captions(tmp_path, name, text):
+    pairs = real_pairs(2)
+    for number, pair in enumerate(pairs):
+        (tmp_path / f"{number}.webp").write_bytes(pair.image)
+    (tmp_path / name).write_text(text)
+    images = find_images([str(tmp_path / name)])
+    assert [image.read() for image in images] == [pair.image for pair in pairs]
+    assert all("image" not in image.fields() for image in images)
+
+
+def test_a_parquet_table_of_images_needs_no_captions(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (pair,) = real_pairs(1)
+    (tmp_path / "0.webp").write_bytes(pair.image)
+    parquet.write_table(pyarrow.Table.from_pylist([{"path": "0.webp", "price": 5}]), tmp_path / "a.parquet")
+    (image,) = find_images([str(tmp_path / "a.parquet")])
+    assert (image.read(), image.fields()) == (pair.image, {"price": 5})

@@ -212,13 +212,15 @@ class _Table:
         from grr_coca.data.sources.open import open_source  # late: most images are files of their own
 
         self.argument = argument
-        self.source: PairSource = open_source(argument)
+        self.source: PairSource = open_source(argument, needs_captions=False)
 
     def __reduce__(self) -> tuple[Callable[[str], "_Table"], tuple[str]]:
         return _opened, (self.argument,)
 
     def read(self, index: int) -> bytes:
-        return self.source[index].image
+        from grr_coca.data.sources.listed import ListedPairs
+
+        return self.source.image(index) if isinstance(self.source, ListedPairs) else self.source[index].image
 
     def span(self, index: int) -> Span | None:
         from grr_coca.data.sources.listed import ListedPairs

@@ -132,6 +132,8 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, t
         (["search", "{index}", "cat", "--weights", "1", "2"], "2 weights for 1 texts"),
         (["search", "{index}", "cat", "--weights=-1"], "a weight must be above 0"),
         (["search", "{index}", "--image", "nowhere.png"], "nowhere.png: no such file"),
+        (["search", "{index}", "--image", "a.png", "cat"], "cat: no such file; --image takes all that follows it"),
+        (["search", "{index}", "--without", "red", "cat"], "the query is empty; --without takes all that follows it"),
         (["search", "{index}", "cat", "--explain"], "give it a name by --out"),
         (["search", "{index}", "cat", "--out", "page.pdf"], "the suffix says the format"),
         (["search", "{index}", "cat", "--json", "-0"], "different ways"),

@@ -10,6 +10,7 @@ from grr_coca.cli.output.say import say, say_raw, to_json
 from grr_coca.cli.output.thumbnails import thumbnail_kind, thumbnail_lines
 from grr_coca.cli.output.writing import require_suffix, write_output
 from grr_coca.cli.searching.shown import hit_lines, opening_line
+from grr_coca.data.image_files.find import is_forbidden
 from grr_coca.errors import UserError
 from grr_coca.search.answering.query import Query
 from grr_coca.search.answering.result import Hit, SearchResult
@@ -56,6 +57,7 @@ def run(
         checkpoint: the model, if it lies elsewhere than when the index was made.
     """
     _check(json, null, out, explain)
+    _check_taken(texts, image, without)
     query = Query(texts=texts, images=image, without=without, weights=weights)
     with Index.open(index, checkpoint) as opened:
         answer = opened.search(
@@ -79,6 +81,14 @@ def _check(json: bool, null: bool, out: Path | None, explain: bool) -> None:
         raise UserError("--explain draws heat maps on a page; give it a name by --out PAGE.html")
     if out is not None:
         require_suffix(out, (".html",))
+
+
+def _check_taken(texts: tuple[str, ...], images: tuple[Path, ...], without: tuple[str, ...]) -> None:
+    if without and not texts and not images:
+        raise UserError("the query is empty; --without takes all that follows it, so give the texts before it")
+    for image in images[1:]:
+        if not is_forbidden(str(image)) and not image.exists():
+            raise UserError(f"{image}: no such file; --image takes all that follows it, so give the texts before it")
 
 
 def _write_page(out: Path, answer: SearchResult, index: Index, query: Query, explain: bool) -> None:

@@ -258,6 +258,16 @@ def test_it_is_said_if_nothing_looks_like_that(grr_coca, drawings):
     assert grr_coca("search", drawings / "index", "guitar", "--where", "width > 9999").err.startswith("no hit among 8")
 
 
+def test_of_one_picture_nothing_is_said_that_cannot_be_known(grr_coca, tmp_path):
+    grr_coca("index", DRAWINGS / "guitar.webp", "--out", tmp_path / "index")
+    said = grr_coca("search", tmp_path / "index", "guitar", "--out", tmp_path / "page.html")
+    assert said.out.startswith("  1     ?  guitar  ")
+    assert "too few different pictures to tell how likely a hit is; the nearest of 1:\n" in said.err
+    assert "<b>?</b> guitar" in (page := (tmp_path / "page.html").read_text())
+    assert "Too few different pictures to tell" in page
+    assert json.loads(grr_coca("search", tmp_path / "index", "guitar", "--json").out)[0]["relevance"] is None
+
+
 def test_paths_for_pipes_end_with_null_bytes(grr_coca, drawings):
     said = grr_coca("search", drawings / "index", "guitar", "-0", "-n", 2)
     assert said.out.count("\0") == 2

@@ -101,7 +101,7 @@ def _write_page(out: Path, answer: SearchResult, index: Index, query: Query, exp
 
 def _print(answer: SearchResult, json: bool, null: bool) -> None:
     if json:
-        say(to_json([_record(hit) for hit in answer]))
+        say(to_json([_record(hit, answer.can_tell) for hit in answer]))
     elif null:
         for hit in answer:
             say_raw(hit.path, "\0")
@@ -117,11 +117,11 @@ def _print(answer: SearchResult, json: bool, null: bool) -> None:
                     say(row)
 
 
-def _record(hit: Hit) -> dict[str, object]:
+def _record(hit: Hit, can_tell: bool) -> dict[str, object]:
     return {
         "path": hit.path,
         "score": hit.score,
-        "relevance": hit.relevance,
+        "relevance": hit.relevance if can_tell else None,
         "caption": hit.caption,
         "copies": list(hit.copies),
         "is_there": hit.is_there,

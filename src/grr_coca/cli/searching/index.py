@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from grr_coca.cli.output.progress import JobProgress, bars
+from grr_coca.cli.output.say import on_one_line
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.inference.on_ray import Machines
@@ -114,7 +115,7 @@ def _tell(update: Update, index: Index, seconds: float) -> None:
     if update.failures:
         print(f"{len(update.failures):,} of {update.found:,} images cannot be read:", file=sys.stderr)
         for failure in update.failures[:SHOWN_FAILURES]:
-            print(f"  {failure.message}", file=sys.stderr)
+            print(f"  {on_one_line(failure.message)}", file=sys.stderr)
         if len(update.failures) > SHOWN_FAILURES:
             print(f"  … and {len(update.failures) - SHOWN_FAILURES:,} more", file=sys.stderr)
 

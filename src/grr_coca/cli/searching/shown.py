@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+from grr_coca.cli.output.say import on_one_line
 from grr_coca.search.answering.result import Hit, SearchResult
 
 LONGEST_CAPTION = 40
@@ -11,7 +12,7 @@ LONGEST_CAPTION = 40
 def shown_path(name: str) -> str:
     """A path as it is seen from this folder, if it lies in it."""
     here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118 (a prefix of a string, which may not be a path)
-    return name.removeprefix(here)
+    return on_one_line(name.removeprefix(here))
 
 
 def hit_lines(answer: SearchResult) -> Iterator[str]:

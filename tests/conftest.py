@@ -1,5 +1,7 @@
 """Every tensor shape that the package declares is checked in every test; models are small enough for one core."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +63,31 @@ def tiny_config() -> Callable[..., CoCaConfig]:
 def _shrunk(transformer: TransformerConfig, embed_dim: int) -> TransformerConfig:
     hidden_dim = transformer.hidden_dim * embed_dim // transformer.embed_dim
     return replace(transformer, num_layers=2, embed_dim=embed_dim, num_heads=embed_dim // 16, hidden_dim=hidden_dim)
+
+
+@pytest.fixture
+def lock() -> Iterator[Callable[[Path | str], Callable[[], None]]]:
+    """Locks a folder: nobody can list it or look at what is in it, not even root. Returns what unlocks it."""
+    patches = pytest.MonkeyPatch()
+
+    def run(folder: Path | str) -> Callable[[], None]:
+        locked = os.path.abspath(folder)  # noqa: PTH100
+
+        def guarded(look: Callable, *, inside: bool) -> Callable:
+            def guard(path: Path | str = ".", **options: object) -> object:
+                here = os.path.abspath(path)  # noqa: PTH100
+                if (os.path.dirname(here) if inside else here) == locked:  # noqa: PTH120
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+                return look(path, **options)
+
+            return guard
+
+        patches.setattr(os, "scandir", guarded(os.scandir, inside=False))
+        patches.setattr(os, "lstat", guarded(os.lstat, inside=True))
+        return patches.undo
+
+    yield run
+    patches.undo()
 
 
 @pytest.fixture

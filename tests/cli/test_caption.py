@@ -256,6 +256,18 @@ def test_a_name_that_is_not_utf8_comes_out_as_it_is(grr_coca, run, image_files, 
     assert os.fsencode(path) + b"," in (tmp_path / "out.csv").read_bytes()
 
 
+def test_a_name_that_would_end_a_line_or_steer_the_terminal_gets_escapes(grr_coca, run, image_files, tmp_path):
+    odd = tmp_path / "odd" / "a\n\x1b[2Jb.webp"
+    odd.parent.mkdir()
+    odd.write_bytes(image_files[0].read_bytes())
+    (odd.parent / "c\td.png").write_bytes(b"no picture")
+    said = grr_coca("caption", odd.parent, "-c", run.folder)
+    assert said.out.startswith(rf"{odd.parent}/a\n\x1b[2Jb.webp" + "\t")
+    assert len(said.out.splitlines()) == 1
+    assert r"c\td.png: not an image" in said.err
+    assert json.loads(grr_coca("caption", odd.parent, "-c", run.folder, "--json").out)["image"] == str(odd)
+
+
 def test_a_reader_that_has_seen_enough_ends_the_job_quietly(run, image_files):
     command = [sys.executable, "-m", "grr_coca", "caption", "-c", str(run.folder), str(image_files[0].parent)]
     process = subprocess.Popen([*command, "--batch-size", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -73,6 +73,20 @@ def test_an_index_is_made_and_brought_up_to_date(grr_coca, tmp_path, drawings):
     assert "(nothing new)" in grr_coca("index", folder, "--out", tmp_path / "index").out
 
 
+def test_the_pictures_of_a_folder_that_was_renamed_can_be_forgotten(grr_coca, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(DRAWINGS, "before")
+    grr_coca("index", "before", "--out", "index")
+    Path("before").rename("now")
+    grr_coca("index", "now", "--out", "index")
+    (hit,) = json.loads(grr_coca("search", "index", "snowman", "-n", 1, "--json").out)
+    assert hit["path"] == str(tmp_path / "now" / "snowman.webp"), "the one that is there comes first"
+    assert hit["copies"] == [str(tmp_path / "before" / "snowman.webp")]
+    command = re.search("`grr-coca (.*)`", refused("index", "--out", "index"))[1]
+    assert grr_coca(*shlex.split(command)).out == "index: 6 pictures forgotten\n"
+    assert "6 pictures (nothing new)" in grr_coca("index", "--out", "index").out
+
+
 def test_an_index_without_any_picture_that_can_be_read_fails(grr_coca, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"x")
     assert grr_coca("index", tmp_path / "bad.png", "--out", tmp_path / "index").code == 1
@@ -103,6 +117,12 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, t
         (["index", "none-*.png", "--out", "new"], "no image matches this pattern"),
         (["index", ".", "nowhere", "--out", "new"], "nowhere: no such file or folder"),
         (["index", "a.png", "--out", "a.png"], "a.png: a file, and an index is a folder; give another name"),
+        (["index", "", "--out", "{index}"], "an empty name of an image"),
+        (["index", "--out", "{index}", "--forget", ""], "an empty name of an image"),
+        (
+            ["index", "--out", "{index}", "--forget", "nowhere"],
+            "nowhere: the index holds nothing of it; it is made of",
+        ),
         (["search", "a.png", "cat"], "a.png: a file, and an index is a folder"),
         (["search", "{index}"], "the query is empty"),
         (["search", "{index}", " "], "the query is empty"),
@@ -112,6 +132,8 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, t
         (["search", "{index}", "cat", "--weights", "1", "2"], "2 weights for 1 texts"),
         (["search", "{index}", "cat", "--weights=-1"], "a weight must be above 0"),
         (["search", "{index}", "--image", "nowhere.png"], "nowhere.png: no such file"),
+        (["search", "{index}", "--image", "a.png", "cat"], "cat: no such file; --image takes all that follows it"),
+        (["search", "{index}", "--without", "red", "cat"], "the query is empty; --without takes all that follows it"),
         (["search", "{index}", "cat", "--explain"], "give it a name by --out"),
         (["search", "{index}", "cat", "--out", "page.pdf"], "the suffix says the format"),
         (["search", "{index}", "cat", "--json", "-0"], "different ways"),
@@ -234,6 +256,16 @@ def test_it_is_said_if_nothing_looks_like_that(grr_coca, drawings):
     said = grr_coca("search", drawings / "index", "tax return form")
     assert said.err == "nothing here looks like that; the nearest of 8 pictures:\n"
     assert grr_coca("search", drawings / "index", "guitar", "--where", "width > 9999").err.startswith("no hit among 8")
+
+
+def test_of_one_picture_nothing_is_said_that_cannot_be_known(grr_coca, tmp_path):
+    grr_coca("index", DRAWINGS / "guitar.webp", "--out", tmp_path / "index")
+    said = grr_coca("search", tmp_path / "index", "guitar", "--out", tmp_path / "page.html")
+    assert said.out.startswith("  1     ?  guitar  ")
+    assert "too few different pictures to tell how likely a hit is; the nearest of 1:\n" in said.err
+    assert "<b>?</b> guitar" in (page := (tmp_path / "page.html").read_text())
+    assert "Too few different pictures to tell" in page
+    assert json.loads(grr_coca("search", tmp_path / "index", "guitar", "--json").out)[0]["relevance"] is None
 
 
 def test_paths_for_pipes_end_with_null_bytes(grr_coca, drawings):

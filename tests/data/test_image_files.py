@@ -88,6 +88,20 @@ def test_names_that_are_not_utf8_are_found(tree):
     assert image.read() == b"coffee"
 
 
+def test_a_folder_that_cannot_be_looked_through_is_an_image_that_fails(tree, lock):
+    lock("sub/deep")
+    *whole, hidden = find_images(["."])
+    assert [image.name for image in whole] == ["a.JPG", "b.png", "sub/d.gif"]
+    assert hidden.hides_others
+    with pytest.raises(UserError, match=r"^\./sub/deep: cannot be read \(Permission denied\)"):
+        hidden.read()
+
+
+def test_an_empty_name_is_not_this_folder(tree):
+    with pytest.raises(UserError, match="an empty name of an image"):
+        find_images(["b.png", ""])
+
+
 @pytest.mark.parametrize("argument", ["empty", "*.tif", "sub/*.xyz"])
 def test_nothing_found_is_named(tree, argument):
     (tree / "empty").mkdir()
@@ -129,7 +143,8 @@ def test_a_shard_that_breaks_off_gives_what_it_has_and_says_so(tmp_path, keep):
     *whole, broken = find_images([str(path)])
     pairs = {pair.image for pair in real_pairs(8)}
     assert 0 < len(whole) < 8
-    assert all(image.read() in pairs for image in whole[:-1])
+    assert all(image.read() in pairs for image in whole)
+    assert broken.hides_others
     with pytest.raises(UserError, match="not a whole uncompressed tar file"):
         broken.read()
 
@@ -150,8 +165,43 @@ def test_tables_are_read_as_training_data_are(tmp_path, monkeypatch, name):
 
     asked = []
     source = TarShards([write_shard(tmp_path / "a.tar", real_pairs(2))])
-    monkeypatch.setattr("grr_coca.data.sources.open.open_source", lambda path: asked.append(path) or source)
+    monkeypatch.setattr("grr_coca.data.sources.open.open_source", lambda path, **_: asked.append(path) or source)
     images = find_images([str(tmp_path / name)])
     assert asked == [str(tmp_path / name)]
     assert [image.read() for image in images] == [pair.image for pair in real_pairs(2)]
     assert [image.name for image in images] == [source.name(0), source.name(1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "path,price\n0.webp,5\n1.webp,6\n"),
+        ("a.csv", "path\n0.webp\n1.webp\n"),
+        ("a.tsv", "id\tpath\n7\t0.webp\n8\t1.webp\n"),
+        ("a.jsonl", '{"image": "0.webp", "caption": null}\n{"image": "1.webp", "caption": "a cat"}\n'),
+        ("a.jsonl", '{"image": "0.webp"}\n{"image": "1.webp"}\n'),
+        ("a.json", '[{"image": "0.webp"}, {"image": "1.webp"}]'),
+        (
+            "a.json",
+            '{"images": [{"id": 0, "file_name": "0.webp"}, {"id": 1, "file_name": "1.webp"}], "annotations": []}',
+        ),
+    ],
+)
+def test_a_table_of_images_needs_no_captions(tmp_path, name, text):
+    pairs = real_pairs(2)
+    for number, pair in enumerate(pairs):
+        (tmp_path / f"{number}.webp").write_bytes(pair.image)
+    (tmp_path / name).write_text(text)
+    images = find_images([str(tmp_path / name)])
+    assert [image.read() for image in images] == [pair.image for pair in pairs]
+    assert all("image" not in image.fields() for image in images)
+
+
+def test_a_parquet_table_of_images_needs_no_captions(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (pair,) = real_pairs(1)
+    (tmp_path / "0.webp").write_bytes(pair.image)
+    parquet.write_table(pyarrow.Table.from_pylist([{"path": "0.webp", "price": 5}]), tmp_path / "a.parquet")
+    (image,) = find_images([str(tmp_path / "a.parquet")])
+    assert (image.read(), image.fields()) == (pair.image, {"price": 5})

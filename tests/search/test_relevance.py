@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from grr_coca.search.answering.relevance import evidence
+from grr_coca.search.answering.relevance import can_tell, evidence, relevances
 
 WIDTH = 128
 
@@ -24,3 +24,35 @@ def test_a_hit_does_not_stand_out_because_few_pictures_happen_to_be_alike():
 def test_in_a_library_of_many_the_deviation_is_that_of_the_library():
     many = np.random.default_rng(0).normal(0.2, 0.03, 4000).tolist()
     assert stands_out(many, 0.2 + 4 * 0.03) == pytest.approx(4, rel=0.1)
+
+
+def made(count: int, near: int = 0) -> np.ndarray:
+    """Vectors in directions of their own, and some that are nearly the first."""
+    vectors = np.eye(WIDTH, dtype=np.float32)
+    alike = vectors[0] + 0.1 * vectors[count : count + near]
+    return np.concatenate([vectors[:count], alike / np.linalg.norm(alike, axis=1, keepdims=True)])
+
+
+@pytest.mark.parametrize(
+    ("sample", "is_told"),
+    [
+        (made(1), False),
+        (made(4), False),
+        (made(5), True),
+        (made(4, near=3), False),
+        (made(10, near=8), True),
+        (made(10, near=20), False),
+    ],
+)
+def test_few_pictures_or_copies_of_one_tell_nothing(sample, is_told):
+    asked, others = np.eye(WIDTH, dtype=np.float32)[:1], np.eye(WIDTH, dtype=np.float32)[1:]
+    assert can_tell(sample[0], sample, asked, others) == is_told
+    assert not can_tell(sample[0], sample, asked, asked), "all captions are the query"
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_whose_captions_are_all_the_query_make_no_number_infinite():
+    one = np.eye(WIDTH, dtype=np.float32)[:1]
+    for captions in (one, -one):
+        assert 0 <= relevances(evidence(one[0], np.ones(1), one, one, captions, one))[0] < 1
+    assert relevances(np.array([[-1e4, 0.0], [1e4, 0.0]])).tolist() == pytest.approx([0, 1])

@@ -9,6 +9,7 @@ from library import ColourModel, paint
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.errors import UserError
 from grr_coca.search.filters.parse import parse_filter
+from grr_coca.search.updating.forget import forget_arguments
 from grr_coca.search.updating.update import update_store
 from support import real_pairs, shard_members, write_tar
 
@@ -139,6 +140,47 @@ def test_a_folder_that_is_gone_is_no_reason_to_forget_it(store, look, photos):
     with pytest.raises(UserError, match="no images in this folder"):
         look("photos")
     assert len(store) == 4
+
+
+@pytest.mark.parametrize("arguments", [["photos"], ["photos/deep", "photos"], ["photos/**/*.png"]])
+def test_pictures_in_a_folder_that_cannot_be_looked_through_are_kept(store, look, photos, lock, arguments):
+    look(*arguments)
+    unlock = lock(photos / "deep")
+    (photos / "0.png").unlink()
+    assert look(*arguments) == {"removed": 1, "unchanged": 2}
+    assert str(photos / "deep" / "3.png") in kept(store)
+    assert {failure.message for failure in store.failures()} <= {f"{photos}/deep: cannot be read (Permission denied)"}
+    unlock()
+    assert look(*arguments) == {"unchanged": 3}
+    assert store.failures() == []
+
+
+def test_pictures_of_a_shard_that_is_still_being_copied_are_kept(store, look, photos):
+    shard = write_tar(photos / "some.tar", shard_members(real_pairs(3)))
+    look("photos")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:3000])
+    assert "removed" not in look("photos")
+    assert len(store) == 7
+    shard.write_bytes(whole)
+    assert look("photos") == {"unchanged": 7}
+
+
+@pytest.mark.parametrize(
+    ("place", "count"),
+    [("photos", 7), ("photos/deep", 1), ("photos/1.png", 1), ("photos/some.tar", 2), ("photos/*.png", 1), (".", 8)],
+)
+def test_what_lies_at_a_place_is_forgotten_whether_it_is_there_or_not(store, look, photos, place, count):
+    write_tar(photos / "some.tar", shard_members(real_pairs(2)))
+    paint(photos.parent / "photos of us" / "4.png", "blue")
+    (photos / "bad.png").write_bytes(b"no picture")
+    look("photos", "photos of us")
+    paint(photos / "5.png", "grey")
+    look("photos/*5.png")
+    photos.rename(photos.with_name("away"))
+    assert forget_arguments(store, [place.replace("*.", "*5.")]) == count
+    assert len(store) == 8 - count
+    assert bool(store.failures()) == (place not in ("photos", "."))
 
 
 def test_an_argument_that_means_nothing_is_named(look, tmp_path):

@@ -16,6 +16,7 @@ from grr_coca.search.filters.parse import parse_filter
 from grr_coca.search.locate import make_store, open_store
 from grr_coca.search.model import IndexModel
 from grr_coca.search.store import Changes, Store
+from grr_coca.search.updating.forget import forget_arguments
 from grr_coca.search.updating.update import Describer, OnProgress, Update, absolute_arguments, update_store
 from grr_coca.search.words import pieces
 
@@ -132,6 +133,20 @@ class Index:
         for piece in pieces(sorted(wanted), 1000):
             self.store.commit(Changes(removed=piece))
         return before - len(self)
+
+    def forget(self, arguments: str | Path | Iterable[str | Path]) -> int:
+        """Remove all that was found by some arguments of `add`, or lies below them; returns how many pictures.
+
+        They need not be there any more. What is there comes back when something above it is added again.
+
+        Args:
+            arguments: folders, files, shards, tables or patterns.
+
+        Raises:
+            UserError: the index holds nothing of one of them, or another process writes.
+        """
+        given = [arguments] if isinstance(arguments, str | Path) else arguments
+        return forget_arguments(self.store, list(map(str, given)))
 
     def search(
         self,

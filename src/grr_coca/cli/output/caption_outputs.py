@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from grr_coca.cli.output.caption_rows import CaptionRow, RowFile
-from grr_coca.cli.output.say import say, to_json
+from grr_coca.cli.output.say import on_one_line, say, to_json
 from grr_coca.cli.output.writing import write_output
 from grr_coca.data.image_files.find import ImageFile
 from grr_coca.errors import UserError
@@ -70,7 +70,7 @@ class CaptionLines(_NothingToClose):
     def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:
         """Print the captions of an image."""
         for row in _rows(image, captions):
-            say(to_json(row._asdict()) if self._json else f"{row.image}\t{row.caption}")
+            say(to_json(row._asdict()) if self._json else f"{on_one_line(row.image)}\t{row.caption}")
 
 
 class RowOutput:

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from grr_coca.cli.output.progress import JobProgress, bars
+from grr_coca.cli.output.say import on_one_line
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.inference.on_ray import Machines
@@ -27,6 +28,7 @@ def run(
     out: Annotated[str, tyro.conf.arg(metavar="INDEX")],
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
     checkpoint: Annotated[str | None, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = None,
+    forget: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = (),
     watch: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     batch_size: int = 32,
     on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
@@ -42,6 +44,8 @@ def run(
             was made of is looked through again.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub. None: the
             model of the index, and of a new one the model that ships.
+        forget: remove from the index what was found by this argument, or lies below it, such as a folder that has
+            another name now; may be given several times. Without images, nothing else is done.
         watch: keep the index current until Ctrl-C.
         batch_size: images at once.
         on: this machine, or the machines of a Ray cluster (that of RAY_ADDRESS), which must see the same files.
@@ -51,6 +55,10 @@ def run(
     if on == "ray":
         require_extra("ray", "--on ray")
     with _opened(out, images, checkpoint, batch_size) as index:
+        if forget:
+            print(f"{index.store.location}: {index.forget(forget):,} pictures forgotten", flush=True)
+            if not images and not watch:
+                return 0
         began = time.monotonic()
         with _bars() as on_progress:
             update = index.add(images or index.store.roots(), on_progress, on)
@@ -107,7 +115,7 @@ def _tell(update: Update, index: Index, seconds: float) -> None:
     if update.failures:
         print(f"{len(update.failures):,} of {update.found:,} images cannot be read:", file=sys.stderr)
         for failure in update.failures[:SHOWN_FAILURES]:
-            print(f"  {failure.message}", file=sys.stderr)
+            print(f"  {on_one_line(failure.message)}", file=sys.stderr)
         if len(update.failures) > SHOWN_FAILURES:
             print(f"  … and {len(update.failures) - SHOWN_FAILURES:,} more", file=sys.stderr)
 

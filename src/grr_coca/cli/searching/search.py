@@ -10,6 +10,7 @@ from grr_coca.cli.output.say import say, say_raw, to_json
 from grr_coca.cli.output.thumbnails import thumbnail_kind, thumbnail_lines
 from grr_coca.cli.output.writing import require_suffix, write_output
 from grr_coca.cli.searching.shown import hit_lines, opening_line
+from grr_coca.data.image_files.find import is_forbidden
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.search.answering.query import Query
@@ -57,6 +58,7 @@ def run(
         checkpoint: the model, if it lies elsewhere than when the index was made.
     """
     _check(json, null, out, explain)
+    _check_taken(texts, image, without)
     query = Query(texts=texts, images=image, without=without, weights=weights)
     with Index.open(index, checkpoint) as opened:
         answer = opened.search(
@@ -84,6 +86,14 @@ def _check(json: bool, null: bool, out: Path | None, explain: bool) -> None:
         require_suffix(out, (".html",))
 
 
+def _check_taken(texts: tuple[str, ...], images: tuple[Path, ...], without: tuple[str, ...]) -> None:
+    if without and not texts and not images:
+        raise UserError("the query is empty; --without takes all that follows it, so give the texts before it")
+    for image in images[1:]:
+        if not is_forbidden(str(image)) and not image.exists():
+            raise UserError(f"{image}: no such file; --image takes all that follows it, so give the texts before it")
+
+
 def _write_page(out: Path, answer: SearchResult, index: Index, query: Query, explain: bool) -> None:
     from grr_coca.search.answering.page import answer_page  # late: it draws
 
@@ -94,7 +104,7 @@ def _write_page(out: Path, answer: SearchResult, index: Index, query: Query, exp
 
 def _print(answer: SearchResult, json: bool, null: bool) -> None:
     if json:
-        say(to_json([_record(hit) for hit in answer]))
+        say(to_json([_record(hit, answer.can_tell) for hit in answer]))
     elif null:
         for hit in answer:
             say_raw(hit.path, "\0")
@@ -110,11 +120,11 @@ def _print(answer: SearchResult, json: bool, null: bool) -> None:
                     say(row)
 
 
-def _record(hit: Hit) -> dict[str, object]:
+def _record(hit: Hit, can_tell: bool) -> dict[str, object]:
     return {
         "path": hit.path,
         "score": hit.score,
-        "relevance": hit.relevance,
+        "relevance": hit.relevance if can_tell else None,
         "caption": hit.caption,
         "copies": list(hit.copies),
         "is_there": hit.is_there,

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 import grr_coca
-from grr_coca.cli.output.say import say, to_json
+from grr_coca.cli.output.say import on_one_line, say, to_json
 from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
 from grr_coca.data.image_files.find import ImageFile, find_images
 from grr_coca.errors import UserError
@@ -56,7 +56,7 @@ def run(
             best = all_labels[:top]
             shown = "   ".join(f"{share:.1%} {label}" for label, share in best)
             record = {"image": file.name, "labels": [choice._asdict() for choice in best]}
-            say(to_json(record) if json else f"{file.name}\t{shown}")
+            say(to_json(record) if json else f"{on_one_line(file.name)}\t{shown}")
 
     return work_through(
         found, model.checkpoint.preprocess, batch_size, "classified", classify, shows_progress(prints=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from grr_coca.cli.output.progress import bars
+from grr_coca.cli.output.say import on_one_line
 from grr_coca.data.image_files.decode import decoded
 from grr_coca.data.image_files.find import ImageFile
 from grr_coca.errors import UserError
@@ -74,5 +75,5 @@ def report_failures(failures: Sequence[UserError], total: int) -> int:
     if failures:
         print(f"{len(failures)} of {total} images failed:", file=sys.stderr)
         for failure in failures:
-            print(f"  {failure}", file=sys.stderr)
+            print(f"  {on_one_line(str(failure))}", file=sys.stderr)
     return 1 if failures and len(failures) == total else 0

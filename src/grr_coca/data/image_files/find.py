@@ -1,9 +1,10 @@
 """Finds the images that arguments name: files, folders, patterns, tar shards and tables of pairs."""
 
+import errno
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache, partial
 from glob import glob, has_magic
 from pathlib import Path
@@ -52,7 +53,8 @@ class ImageFile:
 
     Results carry its `name`. `path` is None if the image is not a separate file. `read` returns its bytes, and raises
     `UserError` if it cannot be read. `span` is None if no file holds the bytes as they are. `fields` returns the other
-    columns of the image's row in a table.
+    columns of the image's row in a table. `hides_others`: it stands for a folder or shard that could not be looked
+    through, which may hold images that are not found.
     """
 
     name: str
@@ -60,6 +62,8 @@ class ImageFile:
     path: Path | None = None
     span: Span | None = None
     fields: Callable[[], Mapping[str, object]] = dict
+    _: KW_ONLY
+    hides_others: bool = False
 
 
 def find_images(arguments: Sequence[str]) -> list[ImageFile]:
@@ -81,9 +85,12 @@ def iterate_images(argument: str) -> Iterator[ImageFile]:
     is named directly counts as an image, whatever its suffix.
 
     Raises:
-        UserError: a folder or pattern without an image, or a table that cannot be read.
+        UserError: an empty argument, a folder or pattern without an image, or a table or folder that cannot be read.
     """
+    require_name(argument)
     path = Path(argument)
+    if is_forbidden(argument):
+        raise UserError(f"{argument}: cannot be read ({os.strerror(errno.EACCES)})")
     if path.is_dir():
         yield from _not_none(_in_folder(path), f"{argument}: no images in this folder (looked for {_suffixes()}, .tar)")
     elif not path.exists() and has_magic(argument):
@@ -92,6 +99,27 @@ def iterate_images(argument: str) -> Iterator[ImageFile]:
         yield from _of_table(argument)
     else:
         yield from _open(path)
+
+
+def require_name(argument: str) -> None:
+    """Make sure that an argument is not empty, as an unset variable of a shell is: to the system it means `.`.
+
+    Raises:
+        UserError: it is.
+    """
+    if not argument:
+        raise UserError("an empty name of an image; give files or folders, `.` for this folder")
+
+
+def is_forbidden(path: str) -> bool:
+    """Whether it cannot be told if a file is there, because the folder that it would lie in lets nobody look."""
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
 
 
 def _not_none(images: Iterator[ImageFile], message: str) -> Iterator[ImageFile]:
@@ -109,13 +137,28 @@ def _matches(pattern: str) -> Iterator[ImageFile]:
 
 
 def _in_folder(root: Path) -> Iterator[ImageFile]:
-    for folder, folders, files in os.walk(root):
+    """The images below a folder. A folder that cannot be listed is an image that raises an error when it is read."""
+    refused: list[OSError] = []
+    for folder, folders, files in os.walk(root, onerror=refused.append):
+        yield from _refused(refused)
+        if not os.access(folder, os.X_OK):  # it tells the names of its files, and lets nobody at them
+            refused.append(PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder))
+            folders.clear()
+            continue
         # Hidden files are skipped: macOS writes `._NAME.jpg` beside every NAME.jpg.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(folder, name)
             if not name.startswith(".") and _is_wanted(path):
                 yield from _open(path)
+    yield from _refused(refused)
+
+
+def _refused(errors: list[OSError]) -> Iterator[ImageFile]:
+    while errors:
+        error = errors.pop(0)
+        read = partial(_refuse, f"{error.filename}: cannot be read ({error.strerror or error})", error)
+        yield ImageFile(str(error.filename), read, hides_others=True)
 
 
 def _is_wanted(file: Path) -> bool:
@@ -140,12 +183,15 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
                 hidden = basename(member.name).startswith(".")
                 if member.isreg() and not hidden and member.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
                     count += 1
+                    if member.offset_data + member.size > path.stat().st_size:
+                        raise tarfile.ReadError(f"it ends within {member.name}")
                     span = Span(path, member.offset_data, member.size)
                     yield ImageFile(f"{path}: {member.name}", span.read, None, span)
             if 0 < path.stat().st_size - tar.offset < tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends within a header")  # tarfile takes that for the end of the tar
     except (tarfile.TarError, OSError) as error:
-        yield ImageFile(f"{path}", partial(_refuse, f"{path}: not a whole uncompressed tar file ({error})", error))
+        read = partial(_refuse, f"{path}: not a whole uncompressed tar file ({error})", error)
+        yield ImageFile(f"{path}", read, hides_others=True)
     else:
         if not count:
             yield ImageFile(f"{path}", partial(_refuse, f"{path}: holds no images ({_suffixes()})"))
@@ -166,13 +212,15 @@ class _Table:
         from grr_coca.data.sources.open import open_source  # late: most images are files of their own
 
         self.argument = argument
-        self.source: PairSource = open_source(argument)
+        self.source: PairSource = open_source(argument, needs_captions=False)
 
     def __reduce__(self) -> tuple[Callable[[str], "_Table"], tuple[str]]:
         return _opened, (self.argument,)
 
     def read(self, index: int) -> bytes:
-        return self.source[index].image
+        from grr_coca.data.sources.listed import ListedPairs
+
+        return self.source.image(index) if isinstance(self.source, ListedPairs) else self.source[index].image
 
     def span(self, index: int) -> Span | None:
         from grr_coca.data.sources.listed import ListedPairs

@@ -12,16 +12,16 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "description",
 """Common names of the two columns, the surest first. Case, spaces and dashes do not matter."""
 
 
-def find_columns(names: Sequence[str], listing: str) -> tuple[str, str]:
-    """The names of the column of paths and of the column of captions.
+def find_columns(names: Sequence[str], listing: str, needs_captions: bool = True) -> tuple[str, str | None]:
+    """The names of the column of paths and of the column of captions, None if there is none and none is needed.
 
     Raises:
-        UserError: one of them is missing; the message lists the columns of the table.
+        UserError: one that is needed is missing; the message lists the columns of the table.
     """
     plain = {_plain(name): name for name in reversed(names)}
     image = next((plain[name] for name in IMAGE_COLUMNS if name in plain), None)
     caption = next((plain[name] for name in CAPTION_COLUMNS if name in plain), None)
-    if image is not None and caption is not None:
+    if image is not None and (caption is not None or not needs_captions):
         return image, caption
     if image is None and "url" in plain:
         raise UserError(f"{listing}: holds URLs, and nothing is fetched; make shards of it with img2dataset first")

@@ -12,13 +12,14 @@ from grr_coca.data.sources.located import locate_images
 from grr_coca.errors import UserError, nearest
 
 
-def open_json(path: Path, split: str | None) -> ListedPairs:
+def open_json(path: Path, split: str | None, needs_captions: bool = True) -> ListedPairs:
     """The pairs of a JSON file. Its keys tell which of the formats it has.
 
     Args:
         path: `captions_train2017.json`, `dataset_coco.json`, `dataset_flickr30k.json`, or a list of objects with the
             path of an image and its caption or captions.
         split: a split of Karpathy's files, such as `val`, or `train+restval`, which are usually trained on together.
+        needs_captions: whether a list of objects without captions is refused.
 
     Raises:
         UserError: the file has none of these formats or no such split, or no images are in the places of the format.
@@ -32,8 +33,9 @@ def open_json(path: Path, split: str | None) -> ListedPairs:
             rows, folders = _karpathy_rows(content, path, split), _karpathy_folders(path)
             split = None
         elif isinstance(content, list) and content and isinstance(content[0], dict):
-            rows, folders = list(_object_rows(content, path)), [path.parent, path.parent / "images"]
-            fields = _other_fields(content, path)
+            image, caption = find_columns(list(content[0]), str(path), needs_captions)
+            rows, folders = list(_object_rows(content, image, caption)), [path.parent, path.parent / "images"]
+            fields = ({name: value for name, value in record.items() if name != image} for record in content)
         else:
             raise UserError(f"{path}: neither COCO's captions, Karpathy's splits nor a list of objects")
     except (KeyError, TypeError, AttributeError) as error:
@@ -101,13 +103,8 @@ def _karpathy_folders(path: Path) -> list[Path]:
     return [base / name for base in (path.parent, path.parent.parent) for name in inner]
 
 
-def _object_rows(content: list[Any], path: Path) -> Iterator[ListedRow]:
-    image, caption = find_columns(list(content[0]), str(path))
+def _object_rows(content: list[Any], image: str, caption: str | None) -> Iterator[ListedRow]:
     for record in content:
         written = record.get(image)
-        yield ListedRow(written if isinstance(written, str) else "", as_captions(record.get(caption)))
-
-
-def _other_fields(content: list[Any], path: Path) -> Iterator[dict[str, Any]]:
-    image, _ = find_columns(list(content[0]), str(path))
-    return ({name: value for name, value in record.items() if name != image} for record in content)
+        captions = () if caption is None else as_captions(record.get(caption))
+        yield ListedRow(written if isinstance(written, str) else "", captions)

@@ -81,18 +81,18 @@ class LineRows:
         return {**vars(self), "_file": None}
 
 
-def open_json_lines(path: Path) -> ListedPairs:
+def open_json_lines(path: Path, needs_captions: bool = True) -> ListedPairs:
     """JSON lines: one object per line, with the path of an image and a caption or a list of captions."""
     starts = line_starts(path, _mark_size(path))
     first = LineRows(path, starts, lambda text: ListedRow(text, ()), lambda _: {})
     names = next(filter(None, (_keys(first, index) for index in range(min(len(first), 50)))), [])
-    image, caption = find_columns(names, str(path))
+    image, caption = find_columns(names, str(path), needs_captions)
     parser = JsonParser(image, caption)
     rows = LineRows(path, starts, parser, parser.fields)
     return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))
 
 
-def open_delimited(path: Path) -> ListedPairs:
+def open_delimited(path: Path, needs_captions: bool = True) -> ListedPairs:
     """A table with a line of column names. Without one, the table must have two columns: paths and captions."""
     with path.open("rb") as file:
         header = file.readline(MAX_ROW)
@@ -101,12 +101,13 @@ def open_delimited(path: Path) -> ListedPairs:
     quoting: Quoting = csv.QUOTE_NONE if delimiter == "\t" and not text.startswith('"') else csv.QUOTE_MINIMAL
     cells = next(csv.reader([text], delimiter=delimiter, quoting=quoting), [])
     if len(cells) == 2 and without_suffix(cells[0]) != cells[0]:
-        names, image, caption, start = ["image", "caption"], 0, 1, _mark_size(path)
+        names, start = ["image", "caption"], _mark_size(path)
     else:
         names, start = cells, len(header)
-        image, caption = map(cells.index, find_columns(cells, str(path)))
+    image, caption = find_columns(names, str(path), needs_captions)
+    columns = names.index(image), None if caption is None else names.index(caption)
     starts = line_starts(path, start) if quoting == csv.QUOTE_NONE else csv_starts(path, start, delimiter)
-    parser = DelimitedParser(names, (image, caption), delimiter, quoting)
+    parser = DelimitedParser(names, columns, delimiter, quoting)
     rows = LineRows(path, starts, parser, parser.fields)
     return ListedPairs(path, rows, _find_table_images(path, rows))
 
@@ -114,18 +115,19 @@ def open_delimited(path: Path) -> ListedPairs:
 class JsonParser:
     """Makes a row from a JSON object."""
 
-    def __init__(self, image: str, caption: str) -> None:
-        self._names = (image, caption)
+    def __init__(self, image: str, caption: str | None) -> None:
+        self._image, self._caption = image, caption
 
     def __call__(self, text: str) -> ListedRow:
         """The two fields of the object."""
         record = _object(text)
-        image, caption = (record.get(name) for name in self._names)
+        image = record.get(self._image)
+        caption = None if self._caption is None else record.get(self._caption)
         return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
 
     def fields(self, text: str) -> Mapping[str, object]:
         """All fields of the object but the image's."""
-        return {name: value for name, value in _object(text).items() if name != self._names[0]}
+        return {name: value for name, value in _object(text).items() if name != self._image}
 
 
 def _object(text: str) -> dict[str, object]:
@@ -140,12 +142,12 @@ class DelimitedParser:
 
     Args:
         names: of the columns.
-        columns: the numbers of the image's and the caption's column.
+        columns: the numbers of the image's and the caption's column; None: there are no captions.
         delimiter: what stands between cells.
         quoting: what quotes mean.
     """
 
-    def __init__(self, names: Sequence[str], columns: tuple[int, int], delimiter: str, quoting: Quoting) -> None:
+    def __init__(self, names: Sequence[str], columns: tuple[int, int | None], delimiter: str, quoting: Quoting) -> None:
         self._names = tuple(names)
         self._image, self._caption = columns
         self._delimiter = delimiter
@@ -154,9 +156,9 @@ class DelimitedParser:
     def __call__(self, text: str) -> ListedRow:
         """The two cells of the row."""
         cells = self._cells(text)
-        if len(cells) <= max(self._image, self._caption):
+        if len(cells) <= max(self._image, self._caption or 0):
             raise ValueError(f"{len(cells)} cells")
-        return ListedRow(cells[self._image].strip(), (cells[self._caption],))
+        return ListedRow(cells[self._image].strip(), () if self._caption is None else (cells[self._caption],))
 
     def fields(self, text: str) -> Mapping[str, object]:
         """The cells of the row by column, but the image's."""

@@ -95,6 +95,14 @@ class ListedPairs:
             image_name=str(path),
         )
 
+    def image(self, index: int) -> bytes:
+        """Read one image, whether it has a caption or not."""
+        row = self._rows[index]
+        name = self._name(index, row)
+        if not row.path:
+            raise BadSample(f"{name}: a row without an image", Cause.NO_IMAGE)
+        return read_image_file(self.images.path(row.path, name), name)
+
     def caption(self, index: int) -> str:
         """Read the first caption of an image, without the image."""
         return self._row(index).captions[0]

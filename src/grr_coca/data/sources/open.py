@@ -21,9 +21,8 @@ READERS = {
     ".jsonl": open_json_lines,
     ".ndjson": open_json_lines,
     ".parquet": open_parquet,
-    ".token": open_flickr_tokens,
 }
-"""Readers of a single file, by its suffix. `.tar`, `.json` and ROCO's `captions.txt` are handled separately."""
+"""Readers of a table, by its suffix. `.tar`, `.json`, `.token` and ROCO's `captions.txt` are handled separately."""
 
 LISTINGS = (
     "metadata.csv",
@@ -36,7 +35,7 @@ LISTINGS = (
 """Files that reveal the format of a folder, the surest first. A folder without them holds images and text files."""
 
 
-def open_source(path: str) -> PairSource:
+def open_source(path: str, needs_captions: bool = True) -> PairSource:
     """Open pairs in any of these formats. Path and content tell which.
 
     - tar shards as img2dataset writes them: a file, a pattern such as `data/*.tar`, or a folder of shards
@@ -49,13 +48,17 @@ def open_source(path: str) -> PairSource:
 
     Nothing is downloaded or executed. Images are read only when they are needed.
 
+    Args:
+        path: where the pairs are.
+        needs_captions: whether a table without a column of captions is refused.
+
     Raises:
         UserError: there is nothing at the path, or nothing that can be read.
     """
     files, split = find_files(path)
     if split is None and all(file.suffix == ".tar" and not file.is_dir() for file in files):
         return TarShards(files)
-    sources = [_open_one(file, split) for file in files]
+    sources = [_open_one(file, split, needs_captions) for file in files]
     return sources[0] if len(sources) == 1 else Chain(sources)
 
 
@@ -95,20 +98,22 @@ def _files(path: str) -> tuple[list[Path], str | None]:
     return [Path(path)] if Path(path).is_file() else [], split
 
 
-def _open_one(path: Path, split: str | None) -> PairSource:
+def _open_one(path: Path, split: str | None, needs_captions: bool = True) -> PairSource:
     if path.is_dir():
         return _open_folder(path)
     suffix = path.suffix.lower()
     if suffix == ".json":
-        return open_json(path, split)
+        return open_json(path, split, needs_captions)
     if split is not None:
         raise _no_splits(path, split)
     if path.name == "captions.txt":
         return open_roco(path)
+    if suffix == ".token":
+        return open_flickr_tokens(path)
     if suffix not in READERS:
-        known = ", ".join([".tar", ".json", *READERS])
+        known = ", ".join([".tar", ".json", *READERS, ".token"])
         raise UserError(f"{path}: not a tar shard, nor any other format that can be read ({known}, or a folder)")
-    return READERS[suffix](path)
+    return READERS[suffix](path, needs_captions)
 
 
 def _open_folder(folder: Path) -> PairSource:

@@ -14,7 +14,7 @@ from grr_coca.extras import require_extra
 
 
 class ParquetRows:
-    """Rows of two Arrow columns. The others are read when they are first asked for."""
+    """Rows of two Arrow columns, or of that of the images alone. The others are read when they are first asked for."""
 
     def __init__(self, path: Path, images: Any, captions: Any, others: Sequence[str]) -> None:
         self._path = path
@@ -28,7 +28,8 @@ class ParquetRows:
     def __getitem__(self, index: int) -> ListedRow:
         """One row."""
         try:
-            image, caption = self._images[index].as_py(), self._captions[index].as_py()
+            image = self._images[index].as_py()
+            caption = None if self._captions is None else self._captions[index].as_py()
         except UnicodeDecodeError as error:
             message = f"{self._path}: row {index + 1}: not UTF-8 text ({error})"
             raise BadSample(message, Cause.BAD_TEXT) from error
@@ -46,7 +47,7 @@ class ParquetRows:
         return {name: table[name] for name in self._others}
 
 
-def open_parquet(path: Path) -> ListedPairs:
+def open_parquet(path: Path, needs_captions: bool = True) -> ListedPairs:
     """A Parquet table of paths and captions. A caption cell holds a text or a list of texts.
 
     Raises:
@@ -59,13 +60,13 @@ def open_parquet(path: Path) -> ListedPairs:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        image, caption = find_columns(file.schema_arrow.names, str(path))
+        image, caption = find_columns(file.schema_arrow.names, str(path), needs_captions)
         kind = file.schema_arrow.field(image).type
         if pyarrow.types.is_struct(kind) or pyarrow.types.is_binary(kind):  # as in data sets of Hugging Face
             raise UserError(f"{path}: '{image}' holds images, not paths; save them as files, and list these instead")
-        table = file.read([image, caption])
+        table = file.read([image] if caption is None else [image, caption])
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read ({error})") from error
     others = [name for name in file.schema_arrow.names if name != image]
-    rows = ParquetRows(path, table[image], table[caption], others)
+    rows = ParquetRows(path, table[image], None if caption is None else table[caption], others)
     return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))

@@ -61,6 +61,8 @@ def answer_page(answer: SearchResult, query: Query, model: "IndexModel | None" =
         model: draws, beside each picture, which parts speak for the query (red) and against it (blue); None: none.
     """
     summary = f"{len(answer):,} of {answer.searched:,} pictures."
+    if not answer.can_tell:
+        summary = f"Too few different pictures to tell how likely a hit is. The nearest: {summary}"
     if not answer.is_likely:
         summary = f"Nothing here looks like that. The nearest: {summary}"
     if model is not None:
@@ -81,7 +83,7 @@ def _items(answer: SearchResult, model: "IndexModel | None") -> Iterator[str]:
         path = html.escape(hit.path)
         yield (
             f'<li><div class="pictures">{_pictures(hit, answer.vector, model)}</div>'
-            f"{rank}. <b>{hit.relevance:.0%}</b> {html.escape(hit.caption)}{copies}<small>{path}</small></li>"
+            f"{rank}. <b>{answer.shown_relevance(hit)}</b> {html.escape(hit.caption)}{copies}<small>{path}</small></li>"
         )
 
 

@@ -4,12 +4,15 @@ A cosine means nothing by itself: its height depends on the model, the query and
 One is how far the picture stands out: its score, in deviations above the median of a sample of the library. The other
 is what the model itself says of the picture: how close its caption is to the query, next to captions of other pictures.
 Both together give a probability by a logistic curve, whose three numbers were fitted once, to queries whose answers are
-known (`benchmarks/search_relevance.py`, which also measures how often it is right).
+known (`benchmarks/search_relevance.py`, which also measures how often it is right). Where the library is of few
+pictures, or of one thing, there is nothing to stand out from, and none of this tells anything (`can_tell`).
 
 Shapes: H hits, S pictures of the sample, E embedding width.
 """
 
 import numpy as np
+
+from grr_coca.search.duplicates import LEAST_COSINE
 
 PER_DEVIATION = 0.77
 PER_AGREEMENT = 4.87
@@ -18,11 +21,37 @@ PRIOR_PICTURES = 5
 """The deviation of random directions counts for as much as that of so many pictures."""
 NOTHING = 0.15
 """If no hit is at least as likely as this, nothing in the library looks like what was asked for."""
+FEWEST_DIFFERENT = 5
+"""Pictures. Among fewer, a picture that is there is found likely less often: of two, 42 times in 100; of one, never."""
+MOST_ALIKE = 0.85
+"""The cosine with the best hit beyond which most pictures are taken for pictures of one thing. By `icons`, it is 0.3 as
+a rule, and 0.92 for turned copies."""
+MOST_USUAL = 0.9
+"""The cosine with the query beyond which the captions of the library are taken for captions of one thing."""
+LARGEST_LOGIT = 500.0
 
 
 def relevances(found: np.ndarray) -> np.ndarray:
     """The probability of each hit by its `evidence`, H 2."""
-    return 1 / (1 + np.exp(-(found @ (PER_DEVIATION, PER_AGREEMENT) + OFFSET)))
+    logits = found @ (PER_DEVIATION, PER_AGREEMENT) + OFFSET
+    return 1 / (1 + np.exp(-np.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)))
+
+
+def can_tell(best: np.ndarray, sample: np.ndarray, asked: np.ndarray, others: np.ndarray) -> bool:
+    """Whether the library has enough pictures unlike each other, and unlike the best hit, to tell how likely a hit is.
+
+    Args:
+        best: embedding of the best hit, E.
+        sample: as in `evidence`; so are `asked` and `others`.
+    """
+    if float(np.median(sample @ best)) > MOST_ALIKE or _usual(asked, others) > MOST_USUAL:
+        return False
+    left = sample
+    for _ in range(FEWEST_DIFFERENT - 1):
+        left = left[left @ left[0] < LEAST_COSINE]
+        if not len(left):
+            return False
+    return True
 
 
 def evidence(
@@ -50,10 +79,15 @@ def evidence(
     # A few pictures say little of their deviation, so it is drawn to that of vectors in random directions, 1 / sqrt(E).
     variance = (np.square(lower).sum() + PRIOR_PICTURES / len(vector)) / (len(lower) + PRIOR_PICTURES)
     stands_out = (scores - middle) / float(np.sqrt(variance))
-    usual = float(np.median(others @ asked.T))
+    usual = min(_usual(asked, others), MOST_USUAL)
     # 0: as close as the captions of any pictures are; 1: the same words.
-    agreement = ((captions @ asked.T).max(axis=1) - usual) / max(1 - usual, 1e-6)
+    agreement = ((captions @ asked.T).max(axis=1) - usual) / (1 - usual)
     return np.stack([stands_out, agreement], axis=1)
+
+
+def _usual(asked: np.ndarray, others: np.ndarray) -> float:
+    """How close captions of any pictures are to the query."""
+    return float(np.median(others @ asked.T))
 
 
 def share_below(vector: np.ndarray, score: float, sample: np.ndarray) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 
 from grr_coca.search.answering.fusion import fused
 from grr_coca.search.answering.query import Query, query_vector
-from grr_coca.search.answering.relevance import NOTHING, evidence, relevances, share_below
+from grr_coca.search.answering.relevance import NOTHING, can_tell, evidence, relevances, share_below
 from grr_coca.search.duplicates import folded
 from grr_coca.search.entry import Entry
 from grr_coca.search.filters.parse import parse_filter
@@ -42,18 +42,24 @@ class SearchResult(Sequence[Hit]):
     """Hits, the best first.
 
     `vector`: the query; `searched`: pictures of the index; `share_below`: the share of them that match less than the
-    best hit.
+    best hit; `can_tell`: whether they differ enough for relevances to mean something.
     """
 
     hits: tuple[Hit, ...]
     vector: np.ndarray
     searched: int
     share_below: float
+    can_tell: bool = True
 
     @property
     def is_likely(self) -> bool:
-        """Whether any of the first hits is likely what was asked for; if not, nothing here looks like that."""
-        return any(hit.relevance >= NOTHING for hit in self.hits[:LOOKED_AT])
+        """Whether any of the first hits is likely what was asked for, or that cannot be told; if not, nothing here
+        looks like that."""
+        return not self.can_tell or any(hit.relevance >= NOTHING for hit in self.hits[:LOOKED_AT])
+
+    def shown_relevance(self, hit: Hit) -> str:
+        """The relevance of a hit for people; `?` where it means nothing."""
+        return f"{hit.relevance:.0%}" if self.can_tell else "?"
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -119,6 +125,7 @@ def search_store(query: Query, store: Store, model: IndexModel, wishes: Wishes) 
         vector=vector,
         searched=searched,
         share_below=share_below(vector, float(scores.max()), sample.vectors),
+        can_tell=can_tell(vectors[0], sample.vectors, asked, others),
     )
 
 
@@ -137,12 +144,18 @@ def _groups(
         vectors = store.vectors(ids)
         if not wishes.fold:
             return [[identity] for identity in ids[: wishes.n]], vectors[: wishes.n]
-        hashes = np.array([entry.phash for entry in store.entries(ids)], np.int64)
-        places = folded(vectors, hashes)
+        entries = store.entries(ids)
+        places = folded(vectors, np.array([entry.phash for entry in entries], np.int64))
         if len(places) > wishes.n or len(ids) < count:
-            places = places[: wishes.n]
+            places = [_with_one_that_is_there_first(group, entries) for group in places[: wishes.n]]
             return [[ids[place] for place in group] for group in places], vectors[[group[0] for group in places]]
         count *= 2
+
+
+def _with_one_that_is_there_first(group: list[int], entries: Sequence[Entry]) -> list[int]:
+    """A picture that is gone, as after its folder was renamed, does not hide its near-duplicates."""
+    best = next((place for place in group if entries[place].is_there), group[0])
+    return [best, *(place for place in group if place != best)]
 
 
 def _ranked(

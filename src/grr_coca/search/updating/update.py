@@ -4,11 +4,13 @@ First everything is found and held against what the index knows, by name, size a
 read; bytes that the index knows under another name are not described again; the rest goes through the model. Work is
 committed every few seconds, so what an interruption costs is the work since the last commit. In the end, pictures that
 an argument once brought and does not bring any more are removed. Those that another argument brought are removed only
-if their file is gone: a walk passes by hidden files, links to folders, and files without the suffix of an image.
+if their file is gone: a walk passes by hidden files, links to folders, and files without the suffix of an image. What
+lies in a folder or shard that could not be looked through is not gone.
 """
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from grr_coca.data.image_files.find import TABLE_SUFFIXES, iterate_images
+from grr_coca.data.image_files.find import TABLE_SUFFIXES, is_forbidden, iterate_images, require_name
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Failure, plain_fields, stamp_of
 from grr_coca.search.store import Changes, Known, Store
@@ -63,7 +65,13 @@ class Update:
 
 
 def absolute_arguments(arguments: Sequence[str]) -> list[str]:
-    """Arguments as an index keeps them: valid wherever it is used from."""
+    """Arguments as an index keeps them: valid wherever it is used from.
+
+    Raises:
+        UserError: one is empty.
+    """
+    for argument in arguments:
+        require_name(argument)
     return list(dict.fromkeys(os.path.abspath(argument) for argument in arguments))  # noqa: PTH100 (a pattern)
 
 
@@ -122,6 +130,7 @@ class _Run:
         self._on_progress = on_progress
         self._seen, self._copied = Seen(), Seen()
         self._shards: set[str] = set()  # those that were looked through
+        self._hidden: set[str] = set()  # folders and shards that could not be
         self._pending = Changes()
         self._committed = time.monotonic()
         self.update = Update()
@@ -139,15 +148,15 @@ class _Run:
                 continue
             if next(self._store.names(argument), None) is not None:
                 raise UserError(
-                    f"{argument}: is not there, and the index holds pictures of it; bring it back, "
-                    "or remove them in Python by index.delete"
+                    f"{argument}: is not there, and the index holds pictures of it; bring it back, or remove them by "
+                    f"`{shlex.join(['grr-coca', 'index', '--out', self._store.location, '--forget', argument])}`"
                 )
             require_arguments([argument])
 
     def _is_gone_picture(self, argument: str) -> bool:
         """Whether an argument is one picture of the index whose file is gone, which is a removal and no error. Where
         nothing is beside it, a disk may not be mounted."""
-        if Path(argument).exists() or not _holds_something(Path(argument).parent):
+        if is_forbidden(argument) or Path(argument).exists() or not _holds_something(Path(argument).parent):
             return False
         names = list(islice(self._store.names(argument), 2))
         return names == [argument] or (not names and bool(self._store.known([argument])))
@@ -175,6 +184,8 @@ class _Run:
             for file in iterate_images(argument):
                 if file.span is not None and file.span.offset is not None:
                     self._shards.add(str(file.span.file))
+                if file.hides_others:
+                    self._hidden.add(file.name)
                 yield Found(file, argument, stamp_of(file))
 
     def describe(self, todo: int, describer: Describer, batch_size: int) -> None:
@@ -242,15 +253,21 @@ class _Run:
                 self._store.commit(Changes(removed=gone))
 
     def _gone(self, root: str) -> Iterator[str]:
-        missing = self._seen.missing(self._names(root))
+        missing = (name for name in self._seen.missing(self._names(root)) if not self._may_be_there(name))
         return iter(missing) if root in self._among else (name for name in missing if not self._is_left(name))
 
     def _names(self, root: str) -> Iterator[str]:
         """Names below a root; of one that is wider than the arguments, those that lie in these alone."""
-        is_whole = root in self._among or _is_below(root, self._among)
+        is_whole = root in self._among or is_below(root, self._among)
         for name in self._store.names(root):
-            if is_whole or name in self._among or _is_below(name, self._among):
+            if is_whole or name in self._among or is_below(name, self._among):
                 yield name
+
+    def _may_be_there(self, name: str) -> bool:
+        """Whether a picture that was not found lies where nothing could be looked at."""
+        member = SHARD_MEMBER.match(name)
+        path = member["shard"] if member else name
+        return path in self._hidden or is_below(path, self._hidden) or is_forbidden(path)
 
     def _is_left(self, name: str) -> bool:
         """Whether the file of a picture is there, and nothing looked into it."""
@@ -261,8 +278,13 @@ class _Run:
 
 
 def is_there(argument: str) -> bool:
-    """Whether an argument is a pattern, or a file or folder that exists."""
-    return has_magic(argument) or Path(argument).exists() or Path(argument.partition("#")[0]).exists()
+    """Whether an argument is a pattern, or a file or folder that exists or may exist."""
+    return (
+        has_magic(argument)
+        or is_forbidden(argument)
+        or Path(argument).exists()
+        or Path(argument.partition("#")[0]).exists()
+    )
 
 
 def _is_edited(found: Found, known: Known) -> bool:
@@ -279,11 +301,12 @@ def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[st
     among, above = set(arguments), {folder for argument in arguments for folder in _folders_above(argument)}
     for root in roots:
         is_table = Path(root.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES
-        if root in above or (_is_below(root, among) and not is_table and not has_magic(root)):
+        if root in above or (is_below(root, among) and not is_table and not has_magic(root)):
             yield root
 
 
-def _is_below(path: str, folders: Container[str]) -> bool:
+def is_below(path: str, folders: Container[str]) -> bool:
+    """Whether a path lies in one of the folders, at any depth."""
     return any(folder in folders for folder in _folders_above(path))
 
 

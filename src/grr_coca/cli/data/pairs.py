@@ -30,8 +30,8 @@ class Check:
     Args:
         path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
             ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
-        sheet: PNG file to write the contact sheet to; if not given, contact-sheet.png, but nothing among the images of a
-            folder.
+        sheet: PNG file to write the contact sheet to; if not given, contact-sheet.png, unless it would lie among the
+            images of a folder.
         json: print JSON.
     """
 

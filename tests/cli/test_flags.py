@@ -36,7 +36,15 @@ FLAGS = {
         "batch_size": 32,
     },
     "duplicates": {"index": ..., "json": False},
-    "index": {"out": ..., "images": (), "checkpoint": None, "watch": False, "batch_size": 32, "on": "this"},
+    "index": {
+        "out": ...,
+        "images": (),
+        "checkpoint": None,
+        "forget": (),
+        "watch": False,
+        "batch_size": 32,
+        "on": "this",
+    },
     "search": {
         "index": ...,
         "texts": (),
@@ -136,7 +144,7 @@ def test_the_flags_of_a_verb_are_these(verb):
 
 
 DATA_FLAGS = {
-    "check": {"path": ..., "sheet": "contact-sheet.png", "json": False},
+    "check": {"path": ..., "sheet": None, "json": False},
     "convert": {"path": ..., "out": ..., "pairs_per_shard": 10_000, "image_size": None},
     "stats": {"path": ..., "json": False},
 }

@@ -72,10 +72,16 @@ class Killer:
             while not self.is_over.is_set() and (self.done < moment or not set(workers()) - set(self.killed)):
                 time.sleep(0.05)
             self.is_over.wait(self.random.random())
-            for worker in self.random.permutation(sorted(set(workers()) - set(self.killed))).tolist()[:1]:
-                with suppress(ProcessLookupError):
-                    os.kill(worker, signal.SIGKILL)
-                    self.killed.append(worker)
+            while not self.is_over.is_set() and not self.kill_one():
+                time.sleep(0.05)  # the worker that was seen was one of an earlier run, and is gone
+
+    def kill_one(self) -> bool:
+        for worker in self.random.permutation(sorted(set(workers()) - set(self.killed))).tolist()[:1]:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+                self.killed.append(worker)
+                return True
+        return False
 
     def on_progress(self, done: int, total: int, failed: int) -> None:
         self.done = done

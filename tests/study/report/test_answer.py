@@ -99,14 +99,16 @@ def test_endpoints_are_told_by_phase():
 def test_a_gain_of_the_paper_is_excluded_doubtful_held_or_exceeded():
     found = effect(-2.0, -3.0, -4.0)  # 0.5 to 5.5 % lower; corrected for six endpoints, 9.1 % lower to 3.5 % higher
     assert [agreement(found, reported, 1) for reported in (-7.15, -5.18, -0.4)] == ["excluded", "within", "exceeded"]
-    assert [agreement(found, reported, 6) for reported in (-9.2, -7.15, -5.18)] == ["excluded", "doubtful", "within"]
+    assert [agreement(found, reported, 6) for reported in (-9.2, -7.15, -5.18, 1.0, 3.6)] == [
+        "excluded", "doubtful", "within", "doubtful", "exceeded",
+    ]  # fmt: skip
     assert agreement(effect(-2.0), -7.15, 1) is None
 
 
 def test_an_interval_is_corrected_as_scipy_has_it():
     values = [math.log1p(percent / 100) for percent in (-2.0, -3.0, -4.0)]
-    low, _ = stats.t.interval(1 - 0.05 / 6, 2, statistics.fmean(values), stats.sem(values))
-    assert effect(-2.0, -3.0, -4.0).low_among(6) == pytest.approx(100 * math.expm1(low))
+    ends = stats.t.interval(1 - 0.05 / 6, 2, statistics.fmean(values), stats.sem(values))
+    assert effect(-2.0, -3.0, -4.0).interval_among(6) == pytest.approx([100 * math.expm1(end) for end in ends])
 
 
 def test_an_unfinished_study_says_nothing_of_the_paper(tmp_path):

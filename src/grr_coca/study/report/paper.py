@@ -32,12 +32,15 @@ def agreement(effect: Effect, reported: float, num_endpoints: int) -> Agreement 
     Args:
         effect: what the study found.
         reported: the gain, in per cent, below zero.
-        num_endpoints: how many gains are looked at. A gain is excluded by an interval that is corrected for them (Dunn,
-            Journal of the American Statistical Association 56, 1961); it is doubtful if only the 95 % interval of the
-            endpoint by itself leaves it out.
+        num_endpoints: how many gains are looked at. A gain is excluded or exceeded by an interval that is corrected for
+            them (Dunn, Journal of the American Statistical Association 56, 1961); it is doubtful if only the 95 %
+            interval of the endpoint by itself leaves it out.
     """
     if effect.low is None or effect.high is None:
         return None
-    if effect.low > reported:
-        return "excluded" if effect.low_among(num_endpoints) > reported else "doubtful"
-    return "exceeded" if effect.high < reported else "within"
+    if effect.low <= reported <= effect.high:
+        return "within"
+    low, high = effect.interval_among(num_endpoints)
+    if low <= reported <= high:
+        return "doubtful"
+    return "excluded" if low > reported else "exceeded"

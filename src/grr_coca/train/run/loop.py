@@ -22,7 +22,7 @@ from grr_coca.evaluate.refit import refit_scaling
 from grr_coca.evaluate.split import Embeddings, Scaling, aggregate, scaling_of
 from grr_coca.model import build_without_weights
 from grr_coca.ranks import Ranks
-from grr_coca.train.recipe import Recipe, save_recipe
+from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe
 from grr_coca.train.run.logs import MetricLog, Throughput
 from grr_coca.train.run.memory import keep_freed_memory
 from grr_coca.train.run.numerics import Numerics, decide
@@ -69,6 +69,8 @@ def train(
     """
     ranks = Ranks.here(device)
     recipe = _resolve(recipe, start, out, ranks, resume_from)
+    if ranks.is_first:
+        _warn_of_warmup(recipe.schedule)
     pairs, val = training_sources(recipe)
     val = sound_validation(val, ranks)
     require_pairs(val, recipe.evaluation.batch_size)
@@ -106,13 +108,6 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
     """The trainer of a checkpoint's model, which is copied to or sharded over the ranks."""
     if ranks.device.type == "cpu":
         keep_freed_memory()
-    schedule = recipe.schedule
-    if ranks.is_first and schedule.warmup_steps > schedule.steps:
-        log.warning(
-            "schedule: %d warmup_steps are more than the %d steps: the learning rate never comes to its peak",
-            schedule.warmup_steps,
-            schedule.steps,
-        )
     model = start.model.to(ranks.device).train()
     freeze(model, recipe.freeze)
     if recipe.compile:
@@ -121,7 +116,7 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
         checkpoint_blocks(model)
     parallel = ParallelModel(model, recipe.parallelism, ranks)
     # After the model is sharded, so that the state of a parameter is sharded as the parameter is.
-    optimizers = Optimizers(model, recipe.optimizer, schedule)
+    optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
     ema = None if recipe.ema is None else Ema(model, recipe.ema)
     return Trainer(parallel, optimizers, recipe.losses.weights, autocast(recipe.precision, ranks.device), ema)
 
@@ -276,6 +271,15 @@ class Run:
         save(self.store, self.checkpoint, self.trainer, self.progress, numerics)
         self.saved_at = time.monotonic()
         self.throughput.restart()
+
+
+def _warn_of_warmup(schedule: ScheduleRecipe) -> None:
+    if schedule.warmup_steps > schedule.steps:
+        log.warning(
+            "schedule: %d warmup_steps are more than the %d steps: the learning rate never comes to its peak",
+            schedule.warmup_steps,
+            schedule.steps,
+        )
 
 
 def _resolve(recipe: Recipe, start: Checkpoint, out: Path, ranks: Ranks, resume_from: Path | None) -> Recipe:

@@ -42,10 +42,10 @@ class Effect:
         """Number of seeds."""
         return len(self.seeds)
 
-    def low_among(self, num_endpoints: int) -> float:
-        """The lower end of the t interval that is corrected by Bonferroni for so many endpoints; it takes two seeds."""
-        low, _ = t_interval(np.log1p(np.array(self.changes) / 100), 1 - (1 - LEVEL) / num_endpoints)
-        return float(as_percent(low))
+    def interval_among(self, num_endpoints: int) -> tuple[float, float]:
+        """The t interval that is corrected by Bonferroni for so many endpoints; it takes two seeds."""
+        low, high = t_interval(np.log1p(np.array(self.changes) / 100), 1 - (1 - LEVEL) / num_endpoints)
+        return float(as_percent(low)), float(as_percent(high))
 
     @property
     def excludes_zero(self) -> bool:

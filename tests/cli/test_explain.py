@@ -55,6 +55,13 @@ def test_what_cannot_be_drawn_is_refused(refused, run, image_files, options, tol
     assert snapshot(tmp_path) == before
 
 
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(refused, run, image_files, monkeypatch):
+    monkeypatch.setattr("grr_coca.load", lambda *_: pytest.fail("too late"))
+    out = image_files[0] / "maps.png"
+    message = refused("explain", image_files[0], "-c", run.folder, "--out", out)
+    assert f"{out}: cannot be written ({out.parent} is a file)" in message
+
+
 def test_a_missing_or_bad_image_is_named(refused, run, tmp_path):
     assert "cat.png: no such file" in refused("explain", tmp_path / "cat.png", "-c", run.folder)
     (tmp_path / "page.png").write_text("<html>")

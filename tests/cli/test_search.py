@@ -391,6 +391,18 @@ def test_in_python_an_index_is_a_context_that_is_searched_and_changed(tmp_path):
         assert not index.search("tax return form").is_likely
 
 
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(refused, drawings, tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.search.index.Index.search", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("grr_coca.cli.exchange.export_index.export_parquet", lambda *_: pytest.fail("too late"))
+    (tmp_path / "file").touch()
+    for command, name in (
+        (["search", drawings / "index", "cat"], "a.html"),
+        (["export", "index", drawings / "index"], "a.parquet"),
+    ):
+        out = tmp_path / "file" / name
+        assert f"{out}: cannot be written ({out.parent} is a file)" in refused(*command, "--out", out)
+
+
 def test_an_index_goes_through_a_file_and_is_searched_again(grr_coca, drawings, tmp_path):
     said = grr_coca("export", "index", drawings / "index", "--out", tmp_path / "a.parquet")
     assert "8 pictures of" in said.out

@@ -8,7 +8,9 @@ import torch
 
 from grr_coca.data.dataset import make_loader
 from grr_coca.data.order import EvaluationOrder
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.views import every_caption
 from grr_coca.errors import UserError
 from grr_coca.evaluate.checkpoint import as_dataset, evaluate_checkpoint
 from grr_coca.evaluate.split import (
@@ -100,6 +102,30 @@ def test_captions_count_and_not_images_where_pairs_are_needed(checkpoint):
     assert (result.num_pairs, result.contrastive_batch_size) == (12, 12)
     with pytest.raises(UserError, match=r"here are 12; .* of 12 or less"):
         evaluate_checkpoint(checkpoint, pairs, 13, LossWeights())
+
+
+class Counted(PairsInMemory):
+    """Pairs that count how often they are read."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+def test_an_image_with_several_captions_is_read_decoded_and_encoded_once(checkpoint, monkeypatch):
+    texts = ("a drawing", "a sign", "a picture in a book")
+    pairs = Counted([replace(pair, more_captions=texts) for pair in real_pairs(6)])
+    decoded, encoded = [], []
+    decode = Preprocess.decode
+    monkeypatch.setattr(Preprocess, "decode", lambda self, *args: decoded.append(args) or decode(self, *args))
+    checkpoint.model.image_encoder.register_forward_pre_hook(lambda _, inputs: encoded.append(len(inputs[0])))
+    shared = evaluate_checkpoint(checkpoint, pairs, 10, LossWeights())
+    assert (pairs.reads, len(decoded)) == (6, 6)
+    assert encoded == [3, 3, 1]  # of 10, 10 and 4 pairs: image 2 has captions in two batches
+    alone = evaluated(checkpoint, every_caption(pairs), batch_size=1, contrastive_batch_size=10)
+    assert shared.flat() == pytest.approx(alone.flat(), rel=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -171,6 +171,15 @@ def test_a_table_of_paths_and_labels(tmp_path):
     assert images.read(1)[0] == real_pairs(4)[1].image
 
 
+@pytest.mark.parametrize("header", ["", "label,path\n"])
+def test_labels_may_come_before_the_paths(tmp_path, header):
+    lay_out(tmp_path)
+    (tmp_path / "all.csv").write_text(f"{header}cat,cat/0.webp\nheart,red_heart/1.webp\n")
+    images = open_labelled(str(tmp_path / "all.csv"))
+    assert (images.class_names, images.targets) == (("cat", "heart"), (0, 1))
+    assert images.read(1)[0] == real_pairs(4)[1].image
+
+
 def test_a_mark_before_a_table_without_column_names_is_no_part_of_a_path(tmp_path):
     lay_out(tmp_path)
     (tmp_path / "all.csv").write_text("cat/0.webp,cat\nred_heart/1.webp,heart\n", encoding="utf-8-sig")

@@ -103,6 +103,7 @@ class PairDataset(Dataset[Sample]):
         self._pairs: dict[int, RawPair] = {}  # without their image bytes: `_squares` has the decoded images
         self._squares: dict[int, UInt8[Tensor, "3 S S"]] = {}
         self._words: dict[str, list[int]] = {}
+        self._last: tuple[bytes, Float[Tensor, "3 S S"]] | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -185,8 +186,14 @@ class PairDataset(Dataset[Sample]):
 
     def _image(self, pair: RawPair, ref: SampleRef) -> Tensor:
         if self.augmentation is None:
-            return self.preprocess(self.preprocess.decode(pair.image, pair.name))
+            return self._evaluated(pair)
         return self._mixed(self._square(ref.sample, pair), ref)
+
+    def _evaluated(self, pair: RawPair) -> Float[Tensor, "3 S S"]:
+        # The captions of an image follow one another, and it is decoded for the first of them.
+        if self._last is None or self._last[0] != pair.image:
+            self._last = pair.image, self.preprocess(self.preprocess.decode(pair.image, pair.name))
+        return self._last[1]
 
     def _change(self, ref: SampleRef) -> Change | None:
         if self.augmentation is None:

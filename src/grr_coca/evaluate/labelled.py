@@ -37,7 +37,7 @@ class LabelledImages:
 
 
 def open_labelled(path: str, class_names: Sequence[str] | None = None) -> LabelledImages:
-    """Open a folder with a subfolder for each class, a .csv file of paths and labels, or pairs whose captions are
+    """Open a folder with a subfolder for each class, a .csv file of paths and labels (in either order), or pairs whose captions are
     labels.
 
     Args:
@@ -133,6 +133,12 @@ def _csv_rows(path: Path) -> list[tuple[Path, str]]:
     short = next((number for number, row in enumerate(rows, start=1) if len(row) < 2), None)
     if short is not None:
         raise UserError(f"{path}, row {short}: expected the path of an image and its label")
-    if rows and Path(rows[0][0]).suffix[1:].lower() not in IMAGE_SUFFIXES and not (path.parent / rows[0][0]).is_file():
+    if rows and not any(_names_image(cell, path) for cell in rows[0][:2]):
         rows = rows[1:]  # the line of column names
-    return [(path.parent / image, " ".join(label.split())) for image, label, *_ in rows]
+    labels_first = bool(rows) and _names_image(rows[0][1], path) and not _names_image(rows[0][0], path)
+    image, label = (1, 0) if labels_first else (0, 1)
+    return [(path.parent / row[image], " ".join(row[label].split())) for row in rows]
+
+
+def _names_image(cell: str, table: Path) -> bool:
+    return Path(cell).suffix[1:].lower() in IMAGE_SUFFIXES or (table.parent / cell).is_file()

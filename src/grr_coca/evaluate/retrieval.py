@@ -66,12 +66,17 @@ def make_gallery(
     image_ids: Int[Tensor, " N"],
 ) -> Gallery:
     """Make a gallery of pairs. If several pairs have the same image id, the image of the first pair is taken."""
-    _, inverse = torch.unique(image_ids, return_inverse=True)
-    num_images = int(inverse.max()) + 1
-    pairs = torch.arange(len(image_ids))
-    first = torch.full((num_images,), len(image_ids)).scatter_reduce(0, inverse, pairs, "amin")
+    first, image_of = first_rows(image_ids)
+    return Gallery(image[first], text, image_of, caption_ids)
+
+
+def first_rows(ids: Int[Tensor, " N"]) -> tuple[Int[Tensor, " I"], Int[Tensor, " N"]]:
+    """The row in which each id comes first, in ascending order, and for each row the position of its id among these."""
+    _, inverse = torch.unique(ids, return_inverse=True)
+    rows = torch.arange(len(ids))
+    first = torch.full((int(inverse.max()) + 1,), len(ids)).scatter_reduce(0, inverse, rows, "amin")
     order = first.argsort()
-    return Gallery(image[first[order]], text, order.argsort()[inverse], caption_ids)
+    return first[order], order.argsort()[inverse]
 
 
 def folds(gallery: Gallery, count: int) -> list[Gallery]:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grr_coca.batch import IGNORE_INDEX, Batch
-from grr_coca.evaluate.retrieval import QueryRanks, make_gallery, retrieve
+from grr_coca.evaluate.retrieval import QueryRanks, first_rows, make_gallery, retrieve
 from grr_coca.losses import EmbeddedPairs, LossWeights, coca_loss, contrastive_loss, same_pair, token_losses
 from grr_coca.model import CoCa
 from grr_coca.model.mode import evaluating
@@ -89,13 +89,17 @@ class Evaluation:
 
 @torch.inference_mode()
 def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
-    """Run a model in evaluation mode on each batch. The results are on the CPU, one `PairResults` for each batch."""
+    """Run a model in evaluation mode on each batch. The results are on the CPU, one `PairResults` for each batch.
+
+    An image that several pairs of a batch share is encoded once.
+    """
     device = next(model.parameters()).device
     parts = []
     with evaluating(model):
         for batch in batches:
+            first, image_of = (rows.to(device) for rows in first_rows(batch.image_ids))
             batch = batch.to(device)
-            output = model(batch.images, batch.token_ids, batch.lengths)
+            output = model(batch.images[first], batch.token_ids, batch.lengths, image_of=image_of)
             is_real = batch.labels != IGNORE_INDEX  # B T, in the order of the states
             lm_head = model.multimodal_decoder.lm_head.weight
             losses = token_losses(output.states, lm_head, batch.labels[is_real]).cpu()

@@ -6,7 +6,7 @@
                     │                           │
                     └──────────────────── multimodal_decoder ─ states ─ lm_head ─── next tokens
 
-Shapes: B pairs, P patch tokens, T text positions, Q captioning tokens, D width, E joint embedding width, M tokens of
+Shapes: B pairs, I images, P patch tokens, T text positions, Q captioning tokens, D width, E joint embedding width, M tokens of
 all captions that have a next token.
 """
 
@@ -67,15 +67,21 @@ class CoCa(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "B 3 H W"],
+        images: Float[Tensor, "I 3 H W"],
         token_ids: Int[Tensor, "B T"],
         lengths: Int[Tensor, " B"],
-        kept_patches: Int[Tensor, "B K"] | None = None,
+        kept_patches: Int[Tensor, "I K"] | None = None,
+        image_of: Int[Tensor, " B"] | None = None,
     ) -> CoCaOutput:
-        """Embeddings of images and texts, and the states that predict the next tokens. `Batch` describes the inputs."""
-        patches = self.image_encoder(images, kept_patches)  # B P D
-        image_tokens, pooled = self.arrange(self.captioning_pooler, self.contrastive_pooler, patches)  # B Q D, B 1 D
-        image_embedding = _unit(self.image_proj(pooled[:, 0]))  # B E
+        """Embeddings of images and texts, and the states that predict the next tokens. `Batch` describes the inputs.
+
+        `image_of`: the image of each text, where several texts share one; None: each text has its own, in order.
+        """
+        patches = self.image_encoder(images, kept_patches)  # I P D
+        image_tokens, pooled = self.arrange(self.captioning_pooler, self.contrastive_pooler, patches)  # I Q D, I 1 D
+        image_embedding = _unit(self.image_proj(pooled[:, 0]))  # I E
+        if image_of is not None:
+            image_tokens, image_embedding = image_tokens[image_of], image_embedding[image_of]  # B Q D, B E
 
         text = self.text_decoder.pack(token_ids, lengths)
         cls, text_tokens = self.text_decoder(text)  # B D, 1 M D

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.cli.output.writing import require_suffix, write_output
+from grr_coca.cli.output.writing import require_suffix, require_writable, write_output
 from grr_coca.extras import require_extra
 from grr_coca.search.locate import open_store
 from grr_coca.search.portable import export_parquet
@@ -27,6 +27,7 @@ def run(
     assert store is not None
     counts: list[int] = []
     try:
+        require_writable(out)
         write_output(out, lambda file: counts.append(export_parquet(store, file)))
     finally:
         store.close()

@@ -8,7 +8,7 @@ import tyro
 
 from grr_coca.cli.output.say import say, say_raw, to_json
 from grr_coca.cli.output.thumbnails import thumbnail_kind, thumbnail_lines
-from grr_coca.cli.output.writing import require_suffix, write_output
+from grr_coca.cli.output.writing import require_suffix, require_writable, write_output
 from grr_coca.cli.searching.shown import hit_lines, opening_line
 from grr_coca.data.image_files.find import is_forbidden
 from grr_coca.errors import UserError
@@ -61,6 +61,8 @@ def run(
     _check_taken(texts, image, without)
     query = Query(texts=texts, images=image, without=without, weights=weights)
     with Index.open(index, checkpoint) as opened:
+        if out is not None:
+            require_writable(out)
         answer = opened.search(
             query.texts,
             n,

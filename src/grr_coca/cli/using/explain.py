@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 import grr_coca
-from grr_coca.cli.output.writing import require_suffix, write_output
+from grr_coca.cli.output.writing import require_suffix, require_writable, write_output
 from grr_coca.extras import require_extra
 from grr_coca.files import read_whole
 from grr_coca.inference.locate import locate_checkpoint
@@ -32,6 +32,7 @@ def run(
     require_extra("report", "drawing heat maps")
     data = read_whole(image)
     folder = locate_checkpoint(checkpoint)
+    require_writable(out)
 
     from grr_coca.explain import caption_maps, caption_picture, text_map, text_picture  # late: torch comes with it
 

@@ -74,14 +74,17 @@ class EveryCaption:
         self._source = source
         counts = [num_captions(source, index) for index in range(len(source))]
         self._ends = np.cumsum(np.asarray(counts, dtype=np.int64))
+        self._last: tuple[int, RawPair] | None = None
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> RawPair:
-        """Read one pair."""
+        """Read one pair. Captions of the same image in a row read it once."""
         image, caption = self._locate(index)
-        pair = self._source[image]
+        if self._last is None or self._last[0] != image:
+            self._last = image, self._source[image]
+        pair = self._last[1]
         return replace(pair, caption=pair.captions[caption], more_captions=())
 
     def caption(self, index: int) -> str:

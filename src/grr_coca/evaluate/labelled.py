@@ -37,8 +37,8 @@ class LabelledImages:
 
 
 def open_labelled(path: str, class_names: Sequence[str] | None = None) -> LabelledImages:
-    """Open a folder with a subfolder for each class, a .csv file of paths and labels (in either order), or pairs whose captions are
-    labels.
+    """Open a folder with a subfolder for each class, a .csv file of paths and labels (in either order), or pairs whose
+    captions are labels.
 
     Args:
         path: the folder, file, shards or pattern.

@@ -6,8 +6,8 @@
                     │                           │
                     └──────────────────── multimodal_decoder ─ states ─ lm_head ─── next tokens
 
-Shapes: B pairs, I images, P patch tokens, T text positions, Q captioning tokens, D width, E joint embedding width, M tokens of
-all captions that have a next token.
+Shapes: B pairs, I images, P patch tokens, T text positions, Q captioning tokens, D width, E joint embedding width, M
+tokens of all captions that have a next token.
 """
 
 import math

@@ -2,12 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from grr_coca.train.recipe import TokenizerRecipe
 from support import finished_run, real_pairs, with_caption, write_shard
 
 WEIGHTS = "model.safetensors"
@@ -206,10 +206,25 @@ def test_models_of_one_preset_have_the_names_that_they_were_given(grr_coca, run,
     assert str(run.checkpoint) in heads
 
 
-def test_perplexities_of_different_vocabularies_are_not_compared(grr_coca, run, split, tmp_path):
-    other = finished_run(tmp_path, steps=1, tokenizer=TokenizerRecipe("bpe", 300), model=run.recipe.model)
+@pytest.mark.parametrize(
+    ("vocab_size", "context_length", "why"),
+    [
+        (300, None, "are means over tokens of different vocabularies"),
+        (None, 6, "are of captions that are cut to different lengths (contexts of 24 and 6 tokens)"),
+    ],
+)
+def test_perplexities_over_different_tokens_are_not_compared(
+    grr_coca, run, split, tmp_path, vocab_size, context_length, why
+):
+    model, tokenizer = run.recipe.model, run.recipe.tokenizer
+    other = finished_run(
+        tmp_path,
+        steps=1,
+        tokenizer=replace(tokenizer, vocab_size=vocab_size or tokenizer.vocab_size),
+        model=replace(model, context_length=context_length or model.context_length),
+    )
     said = grr_coca("compare", run.folder, other.folder, "--data", split, "--batch-size", 8)
-    assert "perplexity and CoCa loss are means over tokens of different vocabularies" in said.out
+    assert f"perplexity and CoCa loss {why}, and cannot be compared" in said.out
     line = said.out.splitlines()[-1]
     assert "perplexity" not in line
     assert "CoCa" not in line

@@ -18,10 +18,14 @@ from grr_coca.ranks import Ranks
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of a split, and the same numbers as measures, for intervals and paired differences."""
+    """The numbers of a split, and the same numbers as measures, for intervals and paired differences.
+
+    `num_tokens`: the tokens of all captions that were predicted; a caption is cut to the context of the model.
+    """
 
     evaluation: Evaluation
     measures: dict[str, Measure]
+    num_tokens: int
 
 
 def evaluate_checkpoint(
@@ -59,7 +63,8 @@ def measure_checkpoint(
     results = pair_results(checkpoint, source, batch_size)
     settings = (scaling_of(checkpoint.model), batch_size, weights)
     found = retrieve(gallery_of(results), "equal")
-    return Measured(aggregate(results, *settings), {**loss_measures(results, *settings), **retrieval_measures(found)})
+    measures = {**loss_measures(results, *settings), **retrieval_measures(found)}
+    return Measured(aggregate(results, *settings), measures, int(results.num_tokens.sum()))
 
 
 def pair_results(

@@ -8,6 +8,7 @@ from grr_coca.cli.measuring.splits import require_paths
 from grr_coca.inference.locate import locate_checkpoint
 
 if TYPE_CHECKING:
+    from grr_coca.checkpoint import Checkpoint
     from grr_coca.evaluate.checkpoint import Measured
 
 DIFFERENCES = {
@@ -17,7 +18,7 @@ DIFFERENCES = {
     "R@1": "text_to_image/R@1",
 }
 OF_TOKENS = ("perplexity", "coca_loss")
-"""Means over tokens, which are other ones with another vocabulary."""
+"""Means over tokens, which are other ones with another vocabulary, or if captions are cut elsewhere."""
 
 
 def run(
@@ -48,14 +49,25 @@ def run(
         rows.append(average_row("average", rows))
     presets = (models[0].preset, models[1].preset)
     names = presets if presets[0] != presets[1] else (checkpoint, baseline)
-    unlike = () if models[0].tokenizer.has_vocabulary_of(models[1].tokenizer) else OF_TOKENS
+    why_unlike = _why_unlike(models, [(first[path].num_tokens, second[path].num_tokens) for path in first])
+    unlike = () if why_unlike is None else OF_TOKENS
     print(format_table(rows, names, unlike))
     print(f"contrastive loss of batches of {batch_size} pairs; R@1 text to image; changes over {names[1]}")
-    if unlike:
-        print("perplexity and CoCa loss are means over tokens of different vocabularies, and cannot be compared")
+    if why_unlike is not None:
+        print(f"perplexity and CoCa loss {why_unlike}, and cannot be compared")
     print("differences, with intervals of level 0.95 over images of the split (not over seeds of training):")
     for path in first:
         print(f"{path}: {_differences(first[path], second[path], unlike)}")
+
+
+def _why_unlike(models: "tuple[Checkpoint, Checkpoint]", num_tokens: list[tuple[int, int]]) -> str | None:
+    """Why means over the tokens of two models are of different tokens; None: they are of the same."""
+    if not models[0].tokenizer.has_vocabulary_of(models[1].tokenizer):
+        return "are means over tokens of different vocabularies"
+    if any(one != other for one, other in num_tokens):
+        lengths = " and ".join(str(model.config.text_decoder.context_length) for model in models)
+        return f"are of captions that are cut to different lengths (contexts of {lengths} tokens)"
+    return None
 
 
 def _differences(first: "Measured", second: "Measured", unlike: tuple[str, ...]) -> str:

@@ -1,6 +1,7 @@
 """Writes what studies found into the pages that tell it: `python docs/study_page.py`. A test holds them to the ledgers.
 
-A place begins with `<!-- study FOLDER PART -->` and ends with `<!-- end -->`; FOLDER holds a study's plan and ledger.
+A place begins with `<!-- study FOLDER PART -->` and ends with `<!-- end -->`; FOLDER holds a study's plan and ledger. With
+`PART over ARM`, the others are compared with that arm, and not with the plan's baseline.
 Figures are drawn into `docs/study/`, each with the digest of the ledger that it was drawn from.
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from grr_coca.study.ledger import DIGESTS_FILE, PLAN_FILE, Ledger, ledger_files, read_ledger
 from grr_coca.study.plan.folder import plan_of_folder
-from grr_coca.study.plan.plan import Plan
+from grr_coca.study.plan.plan import Plan, compared_with
 from grr_coca.study.report.answer import answer
 from grr_coca.study.report.figures.all import StudyFigures, late_falls, study_figures
 from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
@@ -35,7 +36,7 @@ from grr_coca.train.recipe import load_recipe
 ROOT = Path(__file__).parents[1]
 FIGURES = "docs/study"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-PLACE = re.compile(r"(?P<begin><!-- study (?P<folder>\S+) (?P<part>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(?P<begin><!-- study (?P<folder>\S+) (?P<part>\w+)(?: over (?P<over>\w+))? -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"\]\((?P<path>(?:docs/)?study/[\w-]+\.svg)\)")
 """A figure of a study as a page shows it."""
 LEFT_OUT = ("p, exact", "shown from, %", "seeds")
@@ -61,24 +62,29 @@ def published(text: str, root: Path = ROOT, figures: str = "study") -> str:
         figures: where figures lie, seen from the page.
     """
 
-    folders = {place["folder"] for place in PLACE.finditer(text)}
-    studies = {folder: open_study(root, folder) for folder in folders}
+    studies = {asked: open_study(root, *asked) for asked in asked_for(text)}
 
     def filled(place: re.Match[str]) -> str:
-        study = studies[place["folder"]]
+        study = studies[place["folder"], place["over"]]
         told = NOT_RUN if study is None else PARTS[place["part"]](study, figures)
         return f"{place['begin']}{told}{place['end']}"
 
     return PLACE.sub(filled, text)
 
 
-def open_study(root: Path, folder: str) -> Study | None:
+def asked_for(text: str) -> set[tuple[str, str | None]]:
+    """The folders of the studies that a page tells of, each with the arm to compare with; None: the plan's baseline."""
+    return {(place["folder"], place["over"]) for place in PLACE.finditer(text)}
+
+
+def open_study(root: Path, folder: str, over: str | None = None) -> Study | None:
     """The study in a folder below the root; None if it has no row yet."""
     if not ledger_files(root / folder):
         return None
-    plan = plan_of_folder(root / folder)
+    plan = compared_with(plan_of_folder(root / folder), over)
     ledger = read_ledger(root / folder, seeds=plan.seeds)
-    return Study(study_name(folder), plan, ledger, study_results(plan, ledger))
+    name = study_name(folder) if over is None else f"{study_name(folder)}-over-{over}"
+    return Study(name, plan, ledger, study_results(plan, ledger))
 
 
 def study_name(folder: str) -> str:
@@ -92,9 +98,9 @@ def ledger_digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
-def draw_figures(root: Path, folder: str, out: Path) -> list[Path]:
+def draw_figures(root: Path, folder: str, out: Path, over: str | None = None) -> list[Path]:
     """Draw the figures of a study into `out`."""
-    study = open_study(root, folder)
+    study = open_study(root, folder, over)
     if study is None:
         return []
     out.mkdir(exist_ok=True)
@@ -243,15 +249,15 @@ def _shown(table: Table) -> str:
 
 def main() -> None:
     """Rewrite the pages and draw the figures that they show."""
-    folders, shown = set(), set()
+    asked, shown = set(), set()
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        folders |= {place["folder"] for place in PLACE.finditer(text)}
+        asked |= asked_for(text)
         figures = FIGURES if page.parent == ROOT else Path(FIGURES).name
         page.write_text(published(text, figures=figures), encoding="utf-8")
         shown |= {Path(figure["path"]).name for figure in FIGURE.finditer(page.read_text(encoding="utf-8"))}
-    for folder in sorted(folders):
-        draw_figures(ROOT, folder, ROOT / FIGURES)
+    for folder, over in asked:
+        draw_figures(ROOT, folder, ROOT / FIGURES, over)
     for path in (ROOT / FIGURES).glob("*.svg"):
         if path.name not in shown:
             path.unlink()

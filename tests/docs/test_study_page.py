@@ -34,7 +34,7 @@ def test_pages_hold_what_the_ledgers_say(script, path):
 
 def test_figures_are_drawn_from_the_newest_ledger(script):
     text = "".join(path.read_text(encoding="utf-8") for path in PAGES[1:])
-    folders = {place["folder"] for place in script.PLACE.finditer(text) if script.ledger_files(ROOT / place["folder"])}
+    folders = {folder for folder, _ in script.asked_for(text) if script.ledger_files(ROOT / folder)}
     marks = {script.study_name(folder): f"ledger {script.ledger_digest(ROOT / folder)}" for folder in folders}
     shown = {match["path"] for match in script.FIGURE.finditer(text)}
     assert shown
@@ -47,6 +47,16 @@ def test_figures_are_drawn_from_the_newest_ledger(script):
 
 def test_a_study_in_a_folder_of_studies_is_named_by_both(script):
     assert script.study_name("studies/tokens16/600") == "tokens16-600"
+
+
+def test_a_place_may_ask_for_a_comparison_with_another_arm(script, tmp_path):
+    write_study(tmp_path / "s", plan(PAIR), rows_of(PAIR, range(8)))
+    text = script.published("<!-- study s answer over grr_coca -->\n<!-- end -->\n", tmp_path)
+    assert "**Baseline CoCa is worse than GRR-CoCa in all 6 primary endpoints.** 8 seeds." in text
+    script.draw_figures(tmp_path, "s", tmp_path / "drawn", "grr_coca")
+    shown = {match["path"].removeprefix("study/") for match in script.FIGURE.finditer(text)}
+    assert "s-over-grr_coca-endpoints.svg" in shown
+    assert shown <= {path.name for path in (tmp_path / "drawn").iterdir()}
 
 
 def test_a_study_that_was_not_run_says_so(script, tmp_path):

@@ -147,6 +147,20 @@ def test_the_command_reports_on_half_a_study(tmp_path, capsys):
     assert "the last line is torn" in text
 
 
+def test_a_report_may_compare_with_another_arm_than_the_plans_baseline(tmp_path, capsys):
+    pair = ARMS[:2]
+    folder = write_study(tmp_path, plan(pair), rows_of(pair, range(8)))
+    assert main(["study", "report", str(folder), "--over", "grr_coca"]) == 0
+    said = capsys.readouterr().out
+    assert "Baseline CoCa is worse than GRR-CoCa in all 6 primary endpoints." in said
+    assert "compared with grr_coca; the plan names baseline_coca as the baseline" in said
+    assert f"report: {folder / 'over-grr_coca' / 'report.html'}" in said
+    before = sorted(folder.rglob("*"))
+    assert main(["study", "report", str(folder), "--over", "grr_cocoa"]) == 2
+    assert "no arm 'grr_cocoa'; did you mean 'grr_coca'?" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_an_image_whose_name_is_not_utf_8_is_on_the_page(tmp_path):
     shown = (CaptionedExample("caf\udce9", ("a cup",), "a cup"),)
     rows = rows_of(ARMS[:2], [0], captions=shown)

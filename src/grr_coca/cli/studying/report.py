@@ -5,19 +5,21 @@ from pathlib import Path
 from grr_coca.cli.output.say import say
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
-from grr_coca.study.plan.folder import report_folder
+from grr_coca.study.plan.folder import plan_of_folder, report_folder
+from grr_coca.study.plan.plan import compared_with
 
 
-def report_on(folder: Path, out: Path | None) -> int:
+def report_on(folder: Path, out: Path | None, over: str | None) -> int:
     """Write the report of the study in `folder` to `out`, or to where it belongs, and print its answer."""
     require_extra("study", "a study's report")
-    own = report_folder(folder)  # no study: known before anything is written
-    out = out or own
+    own = report_folder(folder)  # no study, or no such arm: known before anything is written
+    out = out or (own if over is None else own / f"over-{over}")
+    compared_with(plan_of_folder(folder), over)
     from grr_coca.study.report.write import PAGE_FILE, write_study_report  # late: matplotlib and scipy come with it
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        said = write_study_report(folder, out)
+        said = write_study_report(folder, out, over)
     except OSError as error:
         raise UserError(f"{out}: cannot be written to ({error.strerror or error}); give another --out") from error
     say(said)

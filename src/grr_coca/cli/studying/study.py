@@ -57,11 +57,14 @@ class ReportStudy:
 
     Args:
         folder: of the ledger.
-        out: folder for the three files; if not given, the study's own, or the folder `study` of a demo.
+        out: folder for the three files; if not given, the study's own, or the folder `study` of a demo; with --over a
+            folder `over-ARM` in it.
+        over: compare with this arm, and not with the plan's baseline.
     """
 
     folder: tyro.conf.Positional[Path]
     out: Path | None = None
+    over: Annotated[str | None, tyro.conf.arg(metavar="ARM")] = None
 
 
 def run(
@@ -84,7 +87,7 @@ def run(
     if isinstance(action, ReportStudy):
         from grr_coca.cli.studying.report import report_on
 
-        return report_on(action.folder, action.out)
+        return report_on(action.folder, action.out, action.over)
     return _run(action)
 
 

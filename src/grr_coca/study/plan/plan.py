@@ -147,6 +147,15 @@ def arm_named(plan: Plan, name: str) -> Arm:
     return arms[name]
 
 
+def compared_with(plan: Plan, baseline: str | None) -> Plan:
+    """The plan with another arm as the baseline; None: the plan itself.
+
+    Raises:
+        UserError: it has no such arm.
+    """
+    return plan if baseline is None else replace(plan, baseline=arm_named(plan, baseline).name)
+
+
 def split_endpoint(endpoint: str) -> tuple[str, str]:
     """Phase and metric."""
     phase, _, metric = endpoint.partition("/")

@@ -1,13 +1,14 @@
 """Write what a study says: `results.json`, `table.md` and `report.html`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from grr_coca.files import write_whole
 from grr_coca.structure import to_dict
 from grr_coca.study.ledger import read_ledger
 from grr_coca.study.plan.folder import plan_of_folder
-from grr_coca.study.plan.plan import Plan
+from grr_coca.study.plan.plan import Plan, compared_with
 from grr_coca.study.report.answer import answer
 from grr_coca.study.report.numbers.results import StudyResults, study_results
 from grr_coca.study.report.page import study_page
@@ -18,22 +19,27 @@ TABLE_FILE = "table.md"
 PAGE_FILE = "report.html"
 
 
-def write_study_report(folder: Path, out: Path) -> str:
+def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
     """Report on the study in a folder, from its plan and ledger alone.
 
     Args:
         folder: of the study.
         out: a folder that is there; three files are written to it.
+        over: the arm that the others are compared with; None: the plan's baseline.
 
     Returns:
         The answer and the table of primary endpoints, for a terminal.
 
     Raises:
-        UserError: the folder holds no study, or its plan or ledger cannot be read.
+        UserError: the folder holds no study, its plan or ledger cannot be read, or it has no arm `over`.
     """
-    plan = plan_of_folder(folder)
+    planned = plan_of_folder(folder)
+    plan = compared_with(planned, over)
     ledger = read_ledger(folder, seeds=plan.seeds)
     results = study_results(plan, ledger)
+    if plan.baseline != planned.baseline:
+        note = f"compared with {plan.baseline}; the plan names {planned.baseline} as the baseline"
+        results = replace(results, notes=(*results.notes, note))
     content = json.dumps(to_dict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(out / RESULTS_FILE, _encoded(content))
     write_whole(out / TABLE_FILE, _encoded(study_tables(plan, results)))

@@ -1,7 +1,7 @@
 """Writes what studies found into the pages that tell it: `python docs/study_page.py`. A test holds them to the ledgers.
 
-A place begins with `<!-- study FOLDER PART -->` and ends with `<!-- end -->`; FOLDER holds a study's plan and ledger. With
-`PART over ARM`, the others are compared with that arm, and not with the plan's baseline.
+A place begins with `<!-- study FOLDER PART -->` and ends with `<!-- end -->`; FOLDER holds a study's plan and ledger.
+With `PART over ARM`, the others are compared with that arm, and not with the plan's baseline.
 Figures are drawn into `docs/study/`, each with the digest of the ledger that it was drawn from.
 """
 
@@ -36,7 +36,10 @@ from grr_coca.train.recipe import load_recipe
 ROOT = Path(__file__).parents[1]
 FIGURES = "docs/study"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-PLACE = re.compile(r"(?P<begin><!-- study (?P<folder>\S+) (?P<part>\w+)(?: over (?P<over>\w+))? -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+PLACE = re.compile(
+    r"(?P<begin><!-- study (?P<folder>\S+) (?P<part>\w+)(?: over (?P<over>\w+))? -->\n).*?(?P<end><!-- end -->)",
+    re.DOTALL,
+)
 FIGURE = re.compile(r"\]\((?P<path>(?:docs/)?study/[\w-]+\.svg)\)")
 """A figure of a study as a page shows it."""
 LEFT_OUT = ("p, exact", "shown from, %", "seeds")

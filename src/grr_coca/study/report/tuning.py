@@ -1,7 +1,7 @@
 """What was tuned: the settings that were tried for each arm, and those that were taken."""
 
-from grr_coca.study.ledger import Ledger
-from grr_coca.study.plan.plan import Plan
+from grr_coca.study.ledger import Ledger, LedgerRow
+from grr_coca.study.plan.plan import Plan, stage_names
 from grr_coca.study.report.tables import Table
 from grr_coca.study.report.words import arm_titles
 
@@ -11,11 +11,8 @@ def tuning_table(plan: Plan, ledger: Ledger) -> Table:
     score = plan.tuning.metric if plan.tuning is not None else "coca_loss"
     titles = arm_titles(plan)
     tuned = [arm.name for arm in plan.arms if any(row.arm == arm.name for row in ledger.trials)]
-    stages = list(dict.fromkeys(row.stage for row in ledger.trials))
-    tried = sorted(
-        dict.fromkeys((row.stage, _settings(row.settings)) for row in ledger.trials),
-        key=lambda trial: stages.index(trial[0]),
-    )
+    in_order = sorted(ledger.trials, key=lambda trial: _place(plan, trial))
+    tried = dict.fromkeys((row.stage, _settings(row.settings)) for row in in_order)
     scores = {
         (row.arm, row.stage, _settings(row.settings)): row.metrics.get("val", {}).get(score) for row in ledger.trials
     }
@@ -42,6 +39,16 @@ def ends_of_grids(plan: Plan, ledger: Ledger) -> list[str]:
             if len(tried) > 2 and value in (min(tried), max(tried)):
                 arms.setdefault(f"{choice.stage}, {_short(key)} {value}", []).append(titles[choice.arm])
     return [f"{what} ({', '.join(names)})" for what, names in arms.items()]
+
+
+def _place(plan: Plan, trial: LedgerRow) -> tuple[int, ...]:
+    """The stage of a trial, and the places of its settings in the lists of the plan: trials end in any order."""
+    stages = stage_names(plan)
+    stage = stages.index(trial.stage) if trial.stage in stages else len(stages)
+    if plan.tuning is None:
+        return (stage,)
+    grid = plan.tuning.finetune if stage else plan.tuning.pretrain
+    return stage, *(grid[key].index(value) for key, value in trial.settings.items() if value in grid.get(key, ()))
 
 
 def _cell(scores: dict[tuple[str, str, str], float | None], trial: tuple[str, str, str], *, is_taken: bool) -> str:

@@ -290,7 +290,7 @@ class Recipe:
       All validations tell the losses with it. A checkpoint of an earlier step keeps the learned one
     - `ema`: decay of a running average of the weights (see `Ema`); the average is then evaluated and saved. None: no
       average
-    - `compile`: compile the blocks at the first steps. That takes one or two minutes, and needs a C++ compiler on a
+    - `compile`: compile the blocks at the first steps. That takes about a minute, and needs a C++ compiler on a
       CPU, or Triton on a GPU
     - `gradient_checkpointing`: share of the blocks' intermediate results that are not kept for the backward pass, but
       computed again there. 1: only the inputs of blocks are kept, which takes the least memory and one more forward

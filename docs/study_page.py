@@ -21,6 +21,7 @@ from grr_coca.study.report.numbers.results import StudyResults, study_results
 from grr_coca.study.report.paper import reported_change
 from grr_coca.study.report.parts import parts_shown
 from grr_coca.study.report.tables import (
+    SHOWN_FROM,
     Table,
     arms_tables,
     as_markdown,
@@ -42,7 +43,7 @@ PLACE = re.compile(
 )
 FIGURE = re.compile(r"\]\((?P<path>(?:docs/)?study/[\w-]+\.svg)\)")
 """A figure of a study as a page shows it."""
-LEFT_OUT = ("p, exact", "shown from, %", "seeds")
+LEFT_OUT = ("p, exact", "seeds")
 NOT_RUN = "This study has not been run yet.\n"
 
 
@@ -228,7 +229,7 @@ def _narrow(table: Table) -> Table:
     heads, *rows = (tuple(line[column] for column in kept) for line in (table.heads, *table.rows))
     note = f"{table.note.partition('p, exact:')[0].strip()} More columns are in the study's report."
     if "p, corrected" in heads:
-        note = f"{note} Corrected: the exact sign-flip test, by Holm for all primary endpoints."
+        note = f"{note} Corrected: the exact sign-flip test, by Holm for all primary endpoints. {SHOWN_FROM}"
     return Table(table.title, heads, tuple(rows), note)
 
 

@@ -1,5 +1,6 @@
 """The ledger: what was written is there, once, and nothing else counts."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -134,6 +135,7 @@ def test_a_line_that_is_no_row_is_named(folder, line):
     [
         ({"recipe_digest": "other"}, "another recipe (other, not r1)"),
         ({"data_digest": "other"}, "other data (other, not d)"),
+        ({"start_data_digest": "other"}, "other data of pretraining (other, not d)"),
         ({"arm": "coca"}, "the plan has no such run"),
         ({"stage": "stage"}, "the plan has no such run"),
     ],
@@ -235,6 +237,15 @@ with LedgerWriter(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
+
+
+def test_two_that_look_whether_a_ledger_is_taken_do_not_see_each_other(folder):
+    path = write(folder, a_row())
+    with path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert not is_locked(path)
+    with LedgerWriter(path):
+        assert is_locked(path)
 
 
 def test_a_second_process_on_a_ledger_says_so(folder):

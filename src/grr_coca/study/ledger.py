@@ -60,7 +60,8 @@ class LedgerRow:
     `choice` is the best of these trials.
     `seed`, `stage`: the stage is named by its recipe's file, such as `health`.
     `recipe_digest`, `data_digest`: of all that the run depends on; rows with other digests than the plan's are not
-    counted.
+    counted. `start_data_digest`: of a fine-tuning, that of the data of the pretraining that it goes on from; None in
+    rows of versions that did not note it.
     `commit`: of the code, with a `+` behind it if files had been changed since.
     `precision`: of forward and backward passes, and of Muon's products if that is another one.
     `settings`: the tuned keys of the recipe with their values.
@@ -84,6 +85,7 @@ class LedgerRow:
     stage: str
     recipe_digest: str
     data_digest: str
+    start_data_digest: str | None = None
     commit: str
     machine: str
     precision: str
@@ -102,8 +104,8 @@ class LedgerRow:
 
 @dataclass(frozen=True)
 class Digests:
-    """What rows must be made of: the digest of each arm's recipe by stage, and of each stage's data. An arm whose
-    tuning has not ended is not among the recipes.
+    """What rows must be made of: the digest of each arm's recipe by stage, and of each stage's data, pretraining first.
+    An arm whose tuning has not ended is not among the recipes.
 
     `trials`: by arm and stage, the recipes of all trials; a stage is missing as long as the model that they start from
     has not been chosen. None: written by a version that did not know them. `tuning_seed`: that of all trials.
@@ -121,19 +123,15 @@ class Digests:
             return "the plan has no such run"
         if row.recipe_digest != recipe:
             return f"another recipe ({row.recipe_digest}, not {recipe})"
-        if row.data_digest != self.data[row.stage]:
-            return f"other data ({row.data_digest}, not {self.data[row.stage]})"
-        return None
+        return self.data_fault(row)
 
     def trial_fault(self, row: LedgerRow) -> str | None:
         """Why a trial does not count, or the choice of one; None if it does, or if nobody can tell yet."""
-        data = self.data.get(row.stage)
-        if data is None:
+        if row.stage not in self.data:
             return "the plan has no such stage"
-        if row.data_digest != data:
-            return f"other data ({row.data_digest}, not {data})"
-        if self.trials is None:
-            return None
+        fault = self.data_fault(row)
+        if fault is not None or self.trials is None:
+            return fault
         if row.arm not in self.trials:
             return "the plan has no such arm"
         if row.seed != self.tuning_seed:
@@ -141,6 +139,15 @@ class Digests:
         known = self.trials[row.arm].get(row.stage)
         if known is not None and row.recipe_digest not in known:
             return f"another recipe ({row.recipe_digest}, none of the {len(known)} that the plan tries)"
+        return None
+
+    def data_fault(self, row: LedgerRow) -> str | None:
+        """Whether a row of a stage that is there is of other data; None if it is of these."""
+        if row.data_digest != self.data[row.stage]:
+            return f"other data ({row.data_digest}, not {self.data[row.stage]})"
+        pretraining = next(iter(self.data.values()))
+        if row.start_data_digest not in (None, pretraining):
+            return f"other data of pretraining ({row.start_data_digest}, not {pretraining})"
         return None
 
 
@@ -243,11 +250,12 @@ def finite(numbers: Mapping[str, float]) -> dict[str, float]:
 class LedgerWriter:
     """Appends rows to one ledger, which no other process writes to meanwhile. A context.
 
-    A row is on disk when `append` returns. What a killed process left of a row is cut off.
+    A row is on disk when `append` returns. What a killed process left of a row is cut off, and told in `notes`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.notes: list[str] = []
         self._file = -1
 
     def __enter__(self) -> "LedgerWriter":
@@ -281,8 +289,9 @@ class LedgerWriter:
         end = content.rfind(b"\n") + 1
         if _is_object(content[end:]):
             os.write(self._file, b"\n")
-        else:
+        elif end < len(content):
             os.ftruncate(self._file, end)
+            self.notes.append(_told_torn(self.path))
 
     def append(self, row: LedgerRow) -> None:
         """Write a row to the disk.
@@ -309,8 +318,8 @@ class LedgerWriter:
 def is_locked(path: Path) -> bool:
     """Whether a process is writing to a ledger."""
     with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:  # a shared lock: another one's look does not disturb it, and NFS gives it on a file opened for reading
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         return False
@@ -324,13 +333,17 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
+def _told_torn(path: Path) -> str:
+    return f"{path.name}: the last line is torn, as a kill leaves it; it is dropped, and its run done again"
+
+
 def _rows_of_file(path: Path, notes: list[str]) -> Iterator[LedgerRow]:
     content = read_whole(path)
     end = content.rfind(b"\n") + 1
     if _is_object(content[end:]):
         end = len(content)
     if end < len(content):
-        notes.append(f"{path.name}: the last line is torn, as a kill leaves it; it is dropped, and its run done again")
+        notes.append(_told_torn(path))
     for number, line in enumerate(content[:end].splitlines(), start=1):
         try:
             yield from_dict(LedgerRow, json.loads(line), f"line {number}")

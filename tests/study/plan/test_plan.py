@@ -53,6 +53,14 @@ PRIMARY = STUDIES / "primary"
         ({"tuning": {"seed": 9, "arms": ["grr_coca", "grr_coca"]}}, "tuning: arms: grr_coca is there twice"),
         ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": [0.1, 0.1]}}}, "0.1 is there twice"),
         ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": []}}}, "give one or more values"),
+        ({"tuning": {"seed": 9, "pretrain": {"losses": [{"z": 1}]}}}, "losses: names a group of keys; name one key"),
+        (
+            {
+                "arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overrides": {"optimizer.lr": 1}}],
+                "tuning": {"seed": 9, "pretrain": {"optimizer.lr": [1, 2]}},
+            },
+            "arms: a: overrides: optimizer.lr is tuned too",
+        ),
         ({"tuning": {"seed": 9, "pretrain": {"optimizer.rl": [1]}}}, "did you mean 'lr'?"),
         ({"tuning": {"seed": 9, "score": "CIDEr-D"}}, "not measured in trials"),
         ({"sedes": [0]}, "did you mean 'seeds'?"),
@@ -160,13 +168,13 @@ def test_recipes_that_are_not_there_are_named(write_own_recipes, tmp_path):
 
 
 def test_overrides_and_grids_take_switches_and_lists(write_study):
-    arms = ["baseline_coca", {"name": "plain", "preset": "grr_coca", "overrides": {"compile": True}}]
+    arms = ["baseline_coca", {"name": "plain", "preset": "grr_coca", "overrides": {"model.qk_norm": "rms"}}]
     betas = [[0.9, 0.95], [0.9, 0.98]]
     tuning = {"seed": 9, "pretrain": {"compile": [True, False], "optimizer.betas": betas}}
     path = write_study(arms=arms, tuning=tuning)
     plan = read_plan(path, Plan)
     check_recipes(plan, path)
-    assert stage_recipe(plan, plan.arms[1], "pictograms", 0, {}).compile is True
+    assert stage_recipe(plan, plan.arms[1], "pictograms", 0, {"compile": True}).compile is True
     assert len(grid_of(plan, "pictograms")) == 4
     again = {"seed": 9, "pretrain": {"optimizer.betas": [betas[0], betas[0]]}}
     with pytest.raises(UserError, match=r"betas: \[0.9, 0.95\] is there twice"):

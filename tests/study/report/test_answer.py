@@ -2,17 +2,19 @@
 
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 from scipy import stats
 
 from grr_coca.study.ledger import read_ledger
-from grr_coca.study.plan.plan import Plan, read_plan
+from grr_coca.study.plan.plan import Plan, compared_with, read_plan
 from grr_coca.study.report.answer import answer
 from grr_coca.study.report.numbers.effect import effect_of
 from grr_coca.study.report.numbers.metrics import Endpoint
 from grr_coca.study.report.numbers.results import EndpointResult, study_results
 from grr_coca.study.report.paper import agreement
+from grr_coca.study.report.tables import factorial_tables
 from grr_coca.study.report.verdict import verdict
 from grr_coca.study.report.words import change_in_words, endpoints_in_words, interval_in_words, p_in_words, signed
 from grr_coca.study.statistics.fewest import fewest_seeds
@@ -171,6 +173,50 @@ def test_seeds_that_decide_one_phase_are_not_called_too_few(tmp_path):
     assert not any("cannot decide" in sentence for sentence in found.sentences)
 
 
+def test_whoever_looks_early_is_warned(tmp_path):
+    warning = "Wait for all seeds: "
+    early = said(tmp_path / "early", plan(PAIR, 12), rows_of(PAIR, range(8), deviation=0.001))
+    assert "So far, with 8 of 12 seeds complete: GRR-CoCa is better" in early.headline
+    assert any(sentence.startswith(warning) for sentence in early.sentences)
+    whole = said(tmp_path / "whole", plan(PAIR), rows_of(PAIR, range(8), deviation=0.001))
+    assert not any(sentence.startswith(warning) for sentence in whole.sentences)
+
+
+def test_endpoints_that_were_not_measured_yet_are_not_counted_among_those_without_a_difference(tmp_path):
+    rows = [row for row in rows_of(PAIR, range(8), deviation=0.1) if row.stage == "pictograms"]
+    found = said(tmp_path, plan(PAIR), rows)
+    assert found.headline == (
+        "So far, with 0 of 8 seeds complete: no difference between GRR-CoCa and Baseline CoCa is shown in the 3 "
+        "primary endpoints of 6 that can be compared"
+    )
+
+
+def test_a_seed_that_has_no_value_is_missed_aloud(tmp_path):
+    def without_loss(row):
+        is_bad = (row.arm, row.seed, row.stage) == ("grr_coca", 3, "pictograms")
+        kept = {name: value for name, value in row.metrics["test"].items() if name != "coca_loss"}
+        return replace(row, metrics={"test": kept}) if is_bad else row
+
+    found = said(tmp_path, plan(PAIR), map(without_loss, rows_of(PAIR, range(8))))
+    (left_out,) = (sentence for sentence in found.sentences if sentence.startswith("Not all"))
+    assert left_out.startswith("Not all 8 seeds are in CoCa loss after pretraining (7): ")
+    (paper,) = (sentence for sentence in found.sentences if "the paper" in sentence)
+    assert "CoCa loss after pretraining" not in paper
+
+
+def test_a_plan_that_searches_for_settings_has_no_more_to_say(tmp_path):
+    found = said(tmp_path, plan(PAIR, 0, tuning={"seed": 9, "pretrain": {"optimizer.lr": [1, 2]}}), [])
+    assert (found.headline, found.sentences) == ("This plan searches for settings only", ())
+
+
+def test_another_baseline_leaves_the_arm_that_is_asked_about(tmp_path):
+    arms = ("baseline_coca", "baseline_rms", "grr_coca")
+    write_study(tmp_path, plan(arms), rows_of(arms, range(8)))
+    made = compared_with(read_plan(tmp_path / "plan.yaml", Plan), "baseline_rms")
+    found = answer(made, study_results(made, read_ledger(tmp_path)))
+    assert found.question == "Is GRR-CoCa better than Baseline + RMSNorm?"
+
+
 def test_one_endpoint_is_not_counted(tmp_path):
     single = plan(PAIR, endpoints={"primary": ["pretraining/coca_loss"]})
     found = said(tmp_path, single, rows_of(PAIR, range(8)))
@@ -198,6 +244,19 @@ def test_the_parts_are_told_with_the_seeds_that_they_rest_on(tmp_path):
 
     assert "on average over the others, with 3 of 8 seeds so far: " in told(3)
     assert "on average over the others: " in told(8)
+
+
+def test_the_seeds_of_an_effect_are_those_of_its_own_endpoint(tmp_path):
+    arms = plan()["arms"]
+    rows = [row for row in rows_of(arms, range(6)) if row.seed < 2 or row.stage == "pictograms"]
+    write_study(tmp_path, plan(arms), rows)
+    made = read_plan(tmp_path / "plan.yaml", Plan)
+    results = study_results(made, read_ledger(tmp_path))
+    (told,) = (line for line in answer(made, results).sentences if line.startswith("What each part does"))
+    assert "with 6 of 8 seeds so far" in told
+    first, second = factorial_tables(made, results)
+    assert first.note.startswith("In %, over the 6 seeds that have every combination")
+    assert second.note.startswith("In %, over the 2 seeds that have every combination")
 
 
 def test_a_part_is_said_to_act_when_all_seeds_are_there(tmp_path):

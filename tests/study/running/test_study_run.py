@@ -11,7 +11,7 @@ from PIL import Image
 
 from grr_coca.cli.studying.status import print_status
 from grr_coca.errors import DivergedError, UserError
-from grr_coca.study.ledger import LEDGER_FILE, Ledger, LedgerRow, LedgerWriter, read_digests, read_ledger
+from grr_coca.study.ledger import LEDGER_FILE, Ledger, LedgerRow, LedgerWriter, read_digests, read_ledger, read_rows
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.plan.stages import stage_recipe
 from grr_coca.study.running import run as running
@@ -107,6 +107,7 @@ def pretended_row(task: Task) -> LedgerRow:
         stage=task.stage,
         recipe_digest=task.recipe_digest,
         data_digest=task.data_digest,
+        start_data_digest=task.start_data_digest,
         commit="abc",
         machine="none",
         precision="fp32",
@@ -120,11 +121,26 @@ def pretended_row(task: Task) -> LedgerRow:
     )
 
 
-def run(path, out, workers: Here | None = None, keeps_models: bool = False, part: StudyPart | None = None) -> Here:
+class Notes(Watch):
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+
+def run(
+    path,
+    out,
+    workers: Here | None = None,
+    keeps_models: bool = False,
+    part: StudyPart | None = None,
+    watch: Watch | None = None,
+) -> Here:
     plan, workers = read_plan(path, Plan), workers or Here()
     place = Place(out=out, runs=out / "runs", keeps_models=keeps_models)
     with running.taken_ledger(out, part or StudyPart(("baseline_coca", "grr_coca"))) as ledger:
-        Study(plan, place, part or StudyPart(("baseline_coca", "grr_coca")), ledger).run(workers, Watch())
+        Study(plan, place, part or StudyPart(("baseline_coca", "grr_coca")), ledger).run(workers, watch or Watch())
     return workers
 
 
@@ -219,6 +235,81 @@ def test_a_trial_whose_model_was_lost_counts_as_work_left(write_study, tmp_path)
     lost.folder.mkdir(parents=True)
     (lost.folder / FINISHED).touch()
     assert agenda.lacking()["trial", "baseline_coca", "pictograms"] == 0
+
+
+def test_a_trial_that_is_done_again_does_not_outvote_its_row(write_study, tmp_path):
+    class Worse(Pretending):
+        def submit(self, function, task: Task):
+            row = super().submit(function, task).result()
+            return Done(replace(row, metrics={"val": {"coca_loss": 9.0}}))
+
+    path, out, part = write_study(**TUNED), tmp_path / "out", StudyPart(("grr_coca",))
+    with pytest.raises(KeyboardInterrupt):
+        run(path, out, Pretending(stop_after=2), part=part)
+    (chosen,) = read_ledger(out).choices
+    shutil.rmtree(out / "runs")
+    run(path, out, Worse(), part=part)
+    assert [choice.settings for choice in read_ledger(out).choices if choice.stage == "pictograms"] == [chosen.settings]
+    assert len(read_rows(out, [])) == 2 + 1 + 2 + 1 + 2, "trials, a choice, trials, a choice, runs"
+
+
+def test_data_that_were_changed_begin_every_run_anew(write_study, tmp_path):
+    path, out, part = write_study(seeds=[0], finetune=["health.yaml"]), tmp_path / "out", StudyPart(("grr_coca",))
+    run(path, out, Pretending(), keeps_models=True, part=part)
+    write_shard(tmp_path / "data" / "pictograms-train.tar", real_pairs(30))
+    both = ["grr_coca, pictograms, seed 0", "grr_coca, health, seed 0"]
+    assert run(path, out, Pretending(), part=part).done == both, "its data are the same, its start is not"
+    ledger = read_ledger(out)
+    assert [row.stage for row in ledger.rows] == ["pictograms", "health"]
+    assert [note.split(": ")[2].split(" (")[0] for note in ledger.notes] == ["other data", "other data of pretraining"]
+    assert run(path, out, Pretending(), part=part).done == []
+
+
+def test_what_is_wrong_with_a_ledger_is_told_when_its_study_goes_on(write_study, tmp_path):
+    path, out, watch = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "out", Notes()
+    run(path, out, Pretending())
+    ledger = out / LEDGER_FILE
+    ledger.write_text("no row\n" + ledger.read_text()[:-20])
+    run(path, out, Pretending(), watch=watch)
+    torn, unknown = watch.told
+    assert torn.startswith(
+        "runs.jsonl: the last line is torn, as a kill leaves it; it is dropped, and its run done again"
+    )
+    assert unknown.startswith("runs.jsonl: line 1 is not a row and not counted")
+
+
+def test_arms_that_wait_for_the_settings_of_others_say_so(write_study, tmp_path):
+    tuning = {**TUNED["tuning"], "arms": ["baseline_coca"]}
+    path, out = write_study(**{**TUNED, "tuning": tuning}), tmp_path / "out"
+    with pytest.raises(
+        UserError, match="2 runs of this part wait for settings that other arms or shards are still tuning"
+    ):
+        run(path, out, Pretending(), part=StudyPart(("grr_coca",)))
+    run(path, out, Pretending(), part=StudyPart(("baseline_coca",)))
+    assert len(run(path, out, Pretending(), part=StudyPart(("grr_coca",))).done) == 2
+
+
+def test_shards_that_tune_their_own_arms_leave_a_whole_study(write_study, tmp_path):
+    path, out, arms = write_study(**TUNED), tmp_path / "out", ("baseline_coca", "grr_coca")
+    for shard in (1, 2):
+        run(path, out, Pretending(), part=StudyPart(arms, shard, 2))
+    assert read_digests(out).recipes.keys() == set(arms)
+    assert [len(rows) for rows in (read_ledger(out).rows, read_ledger(out).notes)] == [4, 0]
+
+
+def test_shards_that_run_together_know_of_each_other(write_study, tmp_path):
+    """The other shard has begun first, and knows nothing of what the one after it has tuned."""
+    path, out, arms = write_study(**TUNED), tmp_path / "out", ("baseline_coca", "grr_coca")
+
+    class Together(Pretending):
+        def submit(self, function, task: Task):
+            if not self.done:
+                run(path, out, Pretending(), part=StudyPart(arms, 2, 2))
+            return super().submit(function, task)
+
+    run(path, out, Together(), part=StudyPart(arms, 1, 2))
+    assert read_digests(out).recipes.keys() == set(arms)
+    assert len(read_ledger(out).rows) == 4
 
 
 def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_room(write_study, tmp_path, monkeypatch):

@@ -1,29 +1,38 @@
 """What a study could have shown, held against studies that are simulated."""
 
+import math
+
 import numpy as np
 import pytest
+from scipy import stats
 
+from grr_coca.study.statistics.fewest import LEVEL_OF_TESTS
 from grr_coca.study.statistics.paired import t_interval
 from grr_coca.study.statistics.power import is_equivalent, smallest_shown_effect
-from grr_coca.study.statistics.significance import t_test_p
+from grr_coca.study.statistics.significance import holm, sign_flip_p
 
 STUDIES = 4000
 
 
-@pytest.mark.parametrize("level", [0.95, 1 - 0.05 / 6])
-@pytest.mark.parametrize("num_seeds", [2, 3, 8, 20])
-def test_the_smallest_effect_is_found_in_four_of_five_studies(num_seeds, level):
-    effect = smallest_shown_effect(0.011, num_seeds, level)
-    drawn = np.random.default_rng(3).normal(effect, 0.011, size=(STUDIES, num_seeds))
-    assert np.mean(t_test_p(drawn) <= 1 - level) == pytest.approx(0.8, abs=0.025)
+@pytest.mark.parametrize(("num_seeds", "num_endpoints"), [(6, 1), (8, 1), (8, 6), (12, 6), (15, 2)])
+def test_the_smallest_effect_is_called_better_or_worse_in_four_of_five_studies(num_seeds, num_endpoints):
+    effect = 0.011 * smallest_shown_effect(num_seeds, num_endpoints)
+    drawn = np.random.default_rng(3).normal(effect, 0.011, size=(400, num_seeds))
+    p_values = np.ones((400, num_endpoints))
+    p_values[:, 0] = sign_flip_p(drawn)  # nothing is found in the others
+    assert np.mean(holm(p_values)[:, 0] <= LEVEL_OF_TESTS) == pytest.approx(0.8, abs=0.06)
 
 
-def test_more_seeds_show_smaller_effects():
-    effects = [smallest_shown_effect(1.0, num_seeds) for num_seeds in (2, 3, 4, 8, 16, 64)]
+def test_with_eight_seeds_and_six_endpoints_all_seeds_must_agree():
+    effect = smallest_shown_effect(8, 6)
+    assert stats.norm.cdf(effect) ** 8 == pytest.approx(0.8, abs=0.02)
+
+
+def test_more_seeds_and_fewer_endpoints_show_smaller_effects():
+    effects = [smallest_shown_effect(num_seeds, 1) for num_seeds in (6, 8, 12, 16, 32)]
     assert effects == sorted(effects, reverse=True)
-    assert smallest_shown_effect(2.0, 8) == pytest.approx(2 * smallest_shown_effect(1.0, 8))
-    assert np.isnan(smallest_shown_effect(1.0, 1))
-    assert smallest_shown_effect(0.0, 8) == 0.0
+    assert smallest_shown_effect(8, 1) < smallest_shown_effect(8, 6)
+    assert smallest_shown_effect(7, 6) == math.inf, "it takes eight"
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,10 @@ class _Shown(Watch):
         found = "diverged" if loss is None else f"CoCa loss on val {loss:.4f}"
         print(f"{row.kind}: {row.arm}, seed {row.seed}, {row.stage}, {row.settings}: {found}", file=sys.stderr)
 
+    def note(self, text: str) -> None:
+        """Of the ledger."""
+        print(text, file=sys.stderr)
+
 
 def _pairs_by_want(plan: Plan) -> dict[Want, int]:
     """Pairs that each trial and run trains on: what the time that is left is told by."""

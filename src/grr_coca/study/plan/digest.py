@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,11 @@ def data_digest(recipe: Recipe) -> str:
     tests = {f"test {name}": path for name, path in data.test.items()}
     splits = {"train": data.train, "val": data.val, **mixed, **tests}
     return _digest({name: list(_described(path)) for name, path in splits.items() if path is not None})
+
+
+def folder_digest(recipe: str, data: Collection[str]) -> str:
+    """Of a run's recipe and of all data that it depends on, by their digests."""
+    return _digest({"recipe": recipe, "data": sorted(data)})
 
 
 def _described(path: str) -> Iterator[list[str | int]]:

@@ -148,12 +148,16 @@ def arm_named(plan: Plan, name: str) -> Arm:
 
 
 def compared_with(plan: Plan, baseline: str | None) -> Plan:
-    """The plan with another arm as the baseline; None: the plan itself.
+    """The plan with another arm as the baseline; None: the plan itself. The baseline that it names comes last among the
+    arms, so that the first of the others, which a report asks about, is not that one.
 
     Raises:
         UserError: it has no such arm.
     """
-    return plan if baseline is None else replace(plan, baseline=arm_named(plan, baseline).name)
+    if baseline is None:
+        return plan
+    arms = sorted(plan.arms, key=lambda arm: arm.name == plan.baseline)
+    return replace(plan, arms=tuple(arms), baseline=arm_named(plan, baseline).name)
 
 
 def split_endpoint(endpoint: str) -> tuple[str, str]:
@@ -249,6 +253,14 @@ def _check_tuning(plan: Plan, tuning: Tuning, path: Path) -> None:
             _require_once(values, f"{path}: tuning: {name}: {key}")
             if not values:
                 raise UserError(f"{path}: tuning: {name}: {key}: give one or more values")
+            if any(isinstance(value, Mapping) for value in values):
+                raise UserError(f"{path}: tuning: {name}: {key}: names a group of keys; name one key, as `{key}.NAME`")
+    for arm in plan.arms:
+        for key in arm.overrides:
+            if any(key == tuned or key.startswith(f"{tuned}.") for tuned in tuning.pretrain):
+                raise UserError(
+                    f"{path}: arms: {arm.name}: overrides: {key} is tuned too, which would replace this value; keep one"
+                )
     if tuning.finetune and not plan.finetune:
         raise UserError(f"{path}: tuning: finetune: the plan has no fine-tuning")
 

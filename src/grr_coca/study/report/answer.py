@@ -9,7 +9,7 @@ from grr_coca.study.report.numbers.results import ArmResults, EndpointResult, St
 from grr_coca.study.report.paper import Agreement, agreement, reported_change
 from grr_coca.study.report.parts import parts_on_average, parts_shown
 from grr_coca.study.report.verdict import Verdict, verdict
-from grr_coca.study.report.words import arm_titles, change_in_words, endpoints_in_words, interval_in_words
+from grr_coca.study.report.words import arm_titles, change_in_words, endpoints_in_words, interval_in_words, listed
 from grr_coca.study.statistics.fewest import fewest_seeds
 
 Names = tuple[str, str]
@@ -45,16 +45,20 @@ def answer(plan: Plan, results: StudyResults) -> Answer:
     titles = arm_titles(plan)
     main = results.arms[0]
     names = titles[main.arm], titles[results.baseline]
+    question = f"Is {names[0]} better than {names[1]}?"
+    if not plan.seeds:
+        return Answer(question, "This plan searches for settings only", ())
     sentences = [
         *_amounts(plan, main, names),
         _decisions(main, names[0]),
         parts_on_average(results, headline_endpoint(plan, "pretraining")),
         parts_shown(results),
         _paper(results, main),
+        _left_out(results, main),
         _too_few_seeds(main),
+        _too_early(results, main),
     ]
-    headline = _capitalized(_headline(results, main, names)) if plan.seeds else "This plan searches for settings only"
-    return Answer(f"Is {names[0]} better than {names[1]}?", headline, tuple(filter(None, sentences)))
+    return Answer(question, _capitalized(_headline(results, main, names)), tuple(filter(None, sentences)))
 
 
 def headline_endpoint(plan: Plan, phase: str) -> Endpoint | None:
@@ -71,6 +75,7 @@ def _headline(results: StudyResults, main: ArmResults, names: Names) -> str:
     verdicts = [verdict(result) for result in _primary(main)]
     if set(verdicts) == {"missing"}:
         return f"No answer yet: no seed allows a comparison of {names[0]} and {names[1]}"
+    compared = [kind for kind in verdicts if kind != "missing"]
     begins = ""
     if results.num_seeds < results.num_planned_seeds:
         begins = f"So far, with {results.num_seeds} of {results.num_planned_seeds} seeds complete: "
@@ -88,6 +93,8 @@ def _headline(results: StudyResults, main: ArmResults, names: Names) -> str:
     if _too_few_seeds(main):
         return f"{begins}not enough seeds to decide whether {names[0]} is better than {names[1]}"
     anywhere = everywhere if len(verdicts) == 1 else f"any {of_all}"
+    if len(compared) < len(verdicts):
+        anywhere = f"the {_counted(len(compared), 'primary endpoint')} of {len(verdicts)} that can be compared"
     return f"{begins}no difference between {names[0]} and {names[1]} is shown in {anywhere}"
 
 
@@ -119,11 +126,16 @@ def _decisions(main: ArmResults, name: str) -> str:
 
 
 def _paper(results: StudyResults, main: ArmResults) -> str:
-    """How the gains that the paper reports compare; empty until all seeds are there."""
+    """How the gains that the paper reports compare; empty until all seeds are there. Of an endpoint that lacks some,
+    nothing is said: those may be the worst."""
     if results.num_seeds < results.num_planned_seeds:
         return ""
     reported = [(result, reported_change(result.endpoint, main.arm, results.baseline)) for result in main.endpoints]
-    compared = [(result, result.effect, gain) for result, gain in reported if result.effect and gain is not None]
+    compared = [
+        (result, result.effect, gain)
+        for result, gain in reported
+        if result.effect and gain is not None and result.effect.num_seeds == results.num_planned_seeds
+    ]
     agreeing: dict[Agreement, list[EndpointResult]] = {}
     for result, effect, gain in compared:
         found = agreement(effect, gain, len(compared))
@@ -133,6 +145,28 @@ def _paper(results: StudyResults, main: ArmResults) -> str:
         template.format(endpoints=_in_words(agreeing[kind]), count=_counted(len(compared), "endpoint"))
         for kind, template in AGREEMENTS.items()
         if kind in agreeing
+    )
+
+
+def _left_out(results: StudyResults, main: ArmResults) -> str:
+    """Which endpoints lack seeds that were run: a loss that is not finite, or a recall of zero, has no ratio."""
+    lacking = [r for r in _primary(main) if r.effect and r.effect.num_seeds < results.num_seeds]
+    if not lacking:
+        return ""
+    told = [f"{Endpoint(r.endpoint).full_title} ({r.effect.num_seeds})" for r in lacking if r.effect]
+    return (
+        f"Not all {results.num_seeds} seeds are in {listed(told)}: a loss that is not finite and a recall of zero have "
+        "no ratio. What is missing may be the worst of all, so these changes cannot be trusted."
+    )
+
+
+def _too_early(results: StudyResults, main: ArmResults) -> str:
+    """Said where a verdict is given before all seeds are there."""
+    is_decided = any(verdict(result) in ("better", "worse") for result in _primary(main))
+    if not is_decided or results.num_seeds == results.num_planned_seeds:
+        return ""
+    return (
+        "Wait for all seeds: whoever looks earlier, and stops when a difference shows, finds some that are not there."
     )
 
 

@@ -14,25 +14,21 @@ FEWEST_SEEDS = 2
 
 def parts_on_average(results: StudyResults, endpoint: Endpoint | None) -> str:
     """The main effects on an endpoint with their intervals; empty without a factorial that has two seeds."""
-    if (
-        results.num_factorial_seeds < FEWEST_SEEDS
-        or endpoint is None
-        or endpoint.name not in results.factorial[0].effects
-    ):
+    if endpoint is None or _num_seeds(results, endpoint.name) < FEWEST_SEEDS:
         return ""
     effects = [(found.factors[0], found.effects[endpoint.name]) for found in _main_effects(results)]
     effects.sort(key=lambda named: named[1].change)
     told = [f"{name} {change_in_words(effect.change)} ({interval_in_words(effect)})" for name, effect in effects]
-    seeds, planned = results.num_factorial_seeds, results.num_planned_seeds
+    seeds, planned = _num_seeds(results, endpoint.name), results.num_planned_seeds
     so_far = "" if seeds == planned else f", with {seeds} of {planned} seeds so far"
     return f"What each part does to the {endpoint.full_title}, on average over the others{so_far}: {listed(told)}."
 
 
 def parts_shown(results: StudyResults) -> str:
-    """Which main effects pass the correction, and in which direction; empty until every corner has all seeds."""
-    if not results.factorial or results.num_factorial_seeds < max(results.num_planned_seeds, FEWEST_SEEDS):
+    """Which main effects pass the correction, and in which direction; empty until the study is complete."""
+    if not results.factorial or not results.is_complete or results.num_planned_seeds < FEWEST_SEEDS:
         return ""
-    told = [clause for found in _main_effects(results) for clause in _clauses(found)]
+    told = [clause for found in _main_effects(results) for clause in _clauses(found, results.num_planned_seeds)]
     level = f"t test at the {100 * LEVEL_OF_TESTS:g} % level"
     counted = f"{level}, corrected for the {len(results.factorial)} effects on an endpoint, not for several endpoints"
     if not told:
@@ -40,13 +36,24 @@ def parts_shown(results: StudyResults) -> str:
     return f"What single parts are shown to do ({counted}): {'; '.join(told)}."
 
 
+def _num_seeds(results: StudyResults, endpoint: str) -> int:
+    """With which the effects on an endpoint are known; every effect has the same."""
+    effect = results.factorial[0].effects.get(endpoint) if results.factorial else None
+    return 0 if effect is None else effect.num_seeds
+
+
 def _main_effects(results: StudyResults) -> list[FactorResults]:
     return [found for found in results.factorial if len(found.factors) == 1]
 
 
-def _clauses(found: FactorResults) -> list[str]:
-    """`RoPE lowers perplexity by 2.5 % after pretraining`, a clause for each phase and direction."""
-    shown = {Endpoint(name): found.effects[name].change for name, p in found.p_holm.items() if p <= LEVEL_OF_TESTS}
+def _clauses(found: FactorResults, num_seeds: int) -> list[str]:
+    """`RoPE lowers perplexity by 2.5 % after pretraining`, a clause for each phase and direction, of endpoints that all
+    seeds have."""
+    shown = {
+        Endpoint(name): found.effects[name].change
+        for name, p in found.p_holm.items()
+        if p <= LEVEL_OF_TESTS and found.effects[name].num_seeds == num_seeds
+    }
     clauses = []
     for (phase, title), (verb, sign) in product(PHASE_TITLES.items(), (("lowers", -1), ("raises", 1))):
         moved = [(e.title, change) for e, change in shown.items() if e.phase == phase and change * sign > 0]

@@ -1,6 +1,6 @@
 """The tables of a study: built once, shown as Markdown and as HTML."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from grr_coca.study.plan.plan import Plan
@@ -11,6 +11,11 @@ from grr_coca.study.report.paper import reported_change
 from grr_coca.study.report.verdict import VERDICT_TITLES, verdict
 from grr_coca.study.report.words import arm_titles, interval_in_signs, p_in_words, signed
 from grr_coca.study.statistics.fewest import LEVEL_OF_TESTS
+
+SHOWN_FROM = (
+    "Shown from: a true change of this size is called better or worse in four studies of five with as many seeds and "
+    "this deviation between them."
+)
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,11 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
         rows = [[*row, signed(change, 2)] for row, change in zip(rows, reported, strict=True)]
     note = (
         f"Values: geometric means over seeds, of fine-tuning over its stages too, on the split {results.split}. 95 % "
-        "interval: of other seeds on the same images; over images: of other images with the same trained models. "
+        "interval: of other seeds on the same images; over images: of other images with the same trained models, a "
+        "bootstrap, which is too narrow where contrastive losses have few batches. "
     )
     if primary:
-        note += (
-            "p, exact: sign-flip test; corrected: by Holm for all primary endpoints, which were named before the study "
-            "was run. Shown from: the true change that so many seeds find in four studies of five."
-        )
+        note += f"p, exact: sign-flip test; corrected: by Holm for all primary endpoints of the plan. {SHOWN_FROM}"
     else:
         note += "Nothing is decided by these: no correction covers them."
     return Table("Primary endpoints" if primary else "Secondary endpoints", tuple(heads), _tuples(rows), note)
@@ -87,14 +90,16 @@ def arms_tables(plan: Plan, results: StudyResults) -> list[Table]:
 
 def factorial_tables(plan: Plan, results: StudyResults) -> list[Table]:
     """Main effects and interactions on the primary endpoints, a table for each phase; none without a factorial."""
-    note = (
-        f"In %, over the {results.num_factorial_seeds} seeds that have every combination of the parts. The row of one "
-        "part says how much it changes the metric on average, with and without the others. A row with × says whether "
-        "parts help or hinder each other: at 0 their effects add up, as logarithms. Star: the t test passes Holm's "
-        "correction for the effects of a column."
-    )
     tables = []
     for phase, endpoints in _by_phase(plan).items() if results.factorial else ():
+        known = results.factorial[0].effects
+        seeds = _counts({known[endpoint.name].num_seeds for endpoint in endpoints if endpoint.name in known})
+        note = (
+            f"In %, over the {seeds} seeds that have every combination of the parts. The row of one part says how much "
+            "it changes the metric on average, with and without the others. A row with × says whether parts help or "
+            "hinder each other: at 0 their effects add up, as logarithms. Star: the t test passes Holm's correction "
+            "for the effects of a column."
+        )
         heads = ("effect", *(endpoint.title for endpoint in endpoints))
         rows = []
         for found in results.factorial:
@@ -168,8 +173,7 @@ def _p_exact(result: EndpointResult) -> str:
 
 
 def _smallest(result: EndpointResult) -> str:
-    smallest = result.effect.smallest_shown if result.effect else None
-    return "–" if smallest is None else f"{smallest:.1f}"
+    return "–" if result.smallest_shown is None else f"{result.smallest_shown:.1f}"
 
 
 def _by_phase(plan: Plan) -> dict[str, list[Endpoint]]:
@@ -181,8 +185,13 @@ def _by_phase(plan: Plan) -> dict[str, list[Endpoint]]:
 
 
 def _seed_range(results: Sequence[EndpointResult]) -> str:
-    counts = sorted({int(_seeds(result)) for result in results})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return _counts({int(_seeds(result)) for result in results})
+
+
+def _counts(counts: Collection[int]) -> str:
+    """`8`, or `2 to 8`."""
+    least, most = min(counts, default=0), max(counts, default=0)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def effect_cell(effect: Effect | None, is_starred: bool = False) -> str:

@@ -38,7 +38,10 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
     ledger = read_ledger(folder, seeds=plan.seeds)
     results = study_results(plan, ledger)
     if plan.baseline != planned.baseline:
-        note = f"compared with {plan.baseline}; the plan names {planned.baseline} as the baseline"
+        note = (
+            f"compared with {plan.baseline}; the plan names {planned.baseline} as the baseline. p values are corrected "
+            "for the endpoints of one comparison, not for several comparisons"
+        )
         results = replace(results, notes=(*results.notes, note))
     content = json.dumps(to_dict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(out / RESULTS_FILE, _encoded(content))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grr_coca.study.ledger import Digests, Kind, LedgerRow
-from grr_coca.study.plan.digest import data_digest, recipe_digest
+from grr_coca.study.plan.digest import data_digest, folder_digest, recipe_digest
 from grr_coca.study.plan.plan import (
     LOSS_METRICS,
     Arm,
@@ -66,6 +66,8 @@ class Agenda:
 
     def add(self, row: LedgerRow) -> None:
         """Take note of a row that is in the ledger."""
+        if row.start_data_digest not in (None, self._data[self._stages[0]]):
+            return  # fine-tuned from a model of other data
         key = (row.kind, row.arm, row.seed, row.stage, row.recipe_digest, row.data_digest)
         self._rows[key] = row
         self._choices.clear()
@@ -133,8 +135,8 @@ class Agenda:
         chain = [(stage, self._digest(arm, stage)) for stage in self._stages]
         if any(digest is None or self._find("run", arm, row.seed, stage, digest) is None for stage, digest in chain):
             is_start = row.stage == self._stages[0]
-            return [] if is_start else [self._folder_of(arm.name, row.seed, row.stage, row.recipe_digest)]
-        return [self._folder_of(arm.name, row.seed, stage, str(digest)) for stage, digest in chain]
+            return [] if is_start else [self._folder(arm, row.seed, row.stage, row.recipe_digest)]
+        return [self._folder(arm, row.seed, stage, str(digest)) for stage, digest in chain]
 
     @property
     def _arms(self) -> list[Arm]:
@@ -293,13 +295,19 @@ class Agenda:
             settings=settings_of(recipe, settings),
             recipe_digest=digest,
             data_digest=self._data[stage],
-            folder=self._folder_of(arm.name, seed, stage, digest),
+            start_data_digest=None if start is None else start.data_digest,
+            folder=self._folder(arm, seed, stage, digest),
             start=None if start is None else start.folder,
             showcase=showcase,
             num_captions=num_captions,
             without=plan.without if stage == self._stages[0] else (),
             scores_captions=scores_captions(plan),
         )
+
+    def _folder(self, arm: Arm, seed: int, stage: str, digest: str) -> Path:
+        """Of a run. Other data have another folder, as another recipe has, so that no run goes on from one of these."""
+        data = {self._data[self._stages[0]], self._data[stage]}
+        return self._folder_of(arm.name, seed, stage, folder_digest(digest, data))
 
     def _spent_trials(self, arm: Arm) -> list[Path]:
         """Of pretraining trials when all tuning of the arm has ended, of others at once."""

@@ -29,10 +29,14 @@ from grr_coca.study.ledger import (
 from grr_coca.study.plan.lacking import lacking_scores
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.running.agenda import Agenda, StudyPart
+from grr_coca.study.running.provenance import code_commit
 from grr_coca.study.running.showcase import write_showcase
 from grr_coca.study.running.stage import run_stage
 from grr_coca.study.running.task import Task
 from grr_coca.study.running.workers import Workers, outcome, tell_progress, usable_device, worker_processes
+
+Identity = tuple[str, str, int, str, str, str, str | None]
+"""What tells a run from every other one."""
 
 WRITTEN = "# Written by grr-coca study run."
 """Begins a plan that no person wrote."""
@@ -48,7 +52,7 @@ class Place:
     keeps_models: bool
 
     def folder_of(self, arm: str, seed: int, stage: str, digest: str) -> Path:
-        """Of a run. A recipe that was changed has a folder of its own."""
+        """Of a run. A recipe or data that were changed have a folder of their own."""
         return self.runs / arm / f"seed-{seed}" / f"{stage}-{digest[:8]}"
 
 
@@ -76,6 +80,9 @@ class Watch:
     def row(self, row: LedgerRow) -> None:
         """A row was written."""
 
+    def note(self, text: str) -> None:
+        """Something that a person should know of the ledger."""
+
 
 class Study:
     """A study in progress, in the process that has its ledger."""
@@ -83,22 +90,26 @@ class Study:
     def __init__(self, plan: Plan, place: Place, part: StudyPart, ledger: LedgerWriter) -> None:
         self._place = place
         self._ledger = ledger
-        self._known: set[tuple[str, str, int, str, str, str]] = set()
+        self._known: set[Identity] = set()
         self._plan = plan
+        self._part = part
         self.agenda = Agenda(plan, part, place.folder_of, ())
         write_plan(plan, place.out)
-        self._read()
+        self._notes = [*ledger.notes, *self._read()]
+        write_digests(place.out, self.agenda.digests)
         write_showcase(plan, place.out)
 
     def run(self, workers: Workers, watch: Watch) -> None:
         """Until nothing is left that can be done.
 
         Raises:
-            UserError: a run failed; one that diverged is told when all others are done.
+            UserError: a run failed, or what is left waits for others; a run that diverged is told at the end.
         """
         running: dict[Future[LedgerRow], Task] = {}
         names: dict[str, Task] = {}
         diverged: list[str] = []
+        for note in self._notes:
+            watch.note(note)
         watch.begins(self.agenda)
         while True:
             if len(running) < workers.count:
@@ -126,28 +137,44 @@ class Study:
                 self._take(row, watch)
         if diverged:
             raise UserError(f"all but {len(diverged)} of the runs are done; these diverged: {'; '.join(diverged)}")
+        waiting = sum(self.agenda.lacking().values())
+        if waiting:
+            raise UserError(
+                f"{waiting} runs of this part wait for settings that other arms or shards are still tuning; when these "
+                "have ended, give the same command again"
+            )
 
     def _take(self, row: LedgerRow, watch: Watch) -> None:
-        # A model that was lost is trained again, its row stays. A choice may be made again after another one.
+        # A model that was lost is trained again, its row stays, and decides. A choice may be made again after another.
         if row.kind == "choice" or _identity(row) not in self._known:
             self._ledger.append(row)
-        self._note(row)
+            self._note(row)
         if not self._place.keeps_models:
             for folder in self.agenda.spent_folders(row):
                 shutil.rmtree(folder, ignore_errors=True)
         watch.row(row)
 
     def _write_choices(self, watch: Watch) -> None:
+        if self._part.num_shards > 1:  # others tune arms whose settings this one needs, and writes to `digests.json`
+            self._read_news()
         for row in self.agenda.lacking_choices():
             self._take(row, watch)
         if self.agenda.digests != read_digests(self._place.out):
             write_digests(self._place.out, self.agenda.digests)
 
-    def _read(self) -> None:
-        for row in read_rows(self._place.out, []):
+    def _read(self) -> list[str]:
+        """Take note of all rows that are there; returns what is wrong with the ledgers."""
+        notes: list[str] = []
+        for row in read_rows(self._place.out, notes):
             if not lacking_scores(self._plan, row):  # else its run is done again, and has a row of its own
                 self._note(row)
-        write_digests(self._place.out, self.agenda.digests)
+        return notes
+
+    def _read_news(self) -> None:
+        """Take note of what other shards have done meanwhile."""
+        for row in read_rows(self._place.out, []):
+            if _identity(row) not in self._known and not lacking_scores(self._plan, row):
+                self._note(row)
 
     def _note(self, row: LedgerRow) -> None:
         self.agenda.add(row)
@@ -200,8 +227,9 @@ def taken_ledger(out: Path, part: StudyPart) -> Iterator[LedgerWriter]:
 
 
 def _in_worker(task: Task) -> LedgerRow:
+    code_commit()  # asked now, and kept: a commit that comes while this runs is not what runs
     return run_stage(task, usable_device(), partial(tell_progress, task.name))
 
 
-def _identity(row: LedgerRow) -> tuple[str, str, int, str, str, str]:
-    return (row.kind, row.arm, row.seed, row.stage, row.recipe_digest, row.data_digest)
+def _identity(row: LedgerRow) -> Identity:
+    return (row.kind, row.arm, row.seed, row.stage, row.recipe_digest, row.data_digest, row.start_data_digest)

@@ -151,6 +151,7 @@ def _row(task: Task, trained: Checkpoint, found: Findings, seconds: float) -> Le
         stage=task.stage,
         recipe_digest=task.recipe_digest,
         data_digest=task.data_digest,
+        start_data_digest=task.start_data_digest,
         commit=code_commit(),
         machine=machine_name(),
         precision=precision_name(recipe),

@@ -13,6 +13,7 @@ class Task:
     """`recipe` with every setting, `variant`: what is changed in the model, `folder` of the run, `start`: the folder of
     the run that this one goes on from.
 
+    `start_data_digest`: of the data of that run.
     `showcase`: the test split that examples are taken from, `num_captions` of them; `without`: see `Plan`;
     `scores_captions`: whether the test splits are captioned.
     """
@@ -26,6 +27,7 @@ class Task:
     settings: dict[str, object]
     recipe_digest: str
     data_digest: str
+    start_data_digest: str | None
     folder: Path
     start: Path | None
     showcase: str

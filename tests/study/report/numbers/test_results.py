@@ -15,6 +15,7 @@ from grr_coca.study.report.numbers.corners import PARTS, PARTS_OF_PRESET, factor
 from grr_coca.study.report.numbers.effect import effect_of
 from grr_coca.study.report.numbers.results import study_results
 from grr_coca.study.report.tables import cost_table
+from grr_coca.study.statistics.power import smallest_shown_effect
 from synthetic_study import EFFECTS, plan, rows_of, write_study
 
 PAIR = ("baseline_coca", "grr_coca")
@@ -54,7 +55,7 @@ def test_an_effect_is_the_mean_log_ratio_as_a_percentage():
 def test_one_seed_has_a_change_and_nothing_else():
     effect = effect_of({0: math.log(1.5)})
     assert (effect.change, effect.p_sign_flip) == (pytest.approx(50.0), 1.0)
-    assert (effect.low, effect.high, effect.p_t, effect.deviation, effect.smallest_shown) == (None,) * 5
+    assert (effect.low, effect.high, effect.p_t, effect.deviation) == (None,) * 4
     assert not effect.is_equivalent
     assert effect_of({}) is None
 
@@ -86,7 +87,7 @@ def test_the_true_effects_lie_in_the_intervals(whole):
     effect = endpoint(whole, "grr_coca", "pretraining/coca_loss").effect
     assert effect.low < truth < effect.high
     assert whole.is_complete
-    assert (whole.num_seeds, whole.num_factorial_seeds, whole.missing, whole.notes) == (8, 8, (), ())
+    assert (whole.num_seeds, whole.missing, whole.notes) == (8, (), ())
 
 
 def test_main_effects_are_those_of_the_parts(whole):
@@ -109,6 +110,15 @@ def test_an_effect_of_exactly_zero_leaves_the_others_their_p(tmp_path):
     found = {effect.factors: effect.p_holm for effect in results_of(tmp_path, content, rows).factorial}
     assert found["RoPE",]["pretraining/R@1"] < 0.01
     assert found["GEGLU",]["pretraining/R@1"] == 1.0
+
+
+def test_what_could_have_been_shown_is_told_of_primary_endpoints(whole, tmp_path):
+    found = endpoint(whole, "grr_coca", "pretraining/coca_loss")
+    deviations = smallest_shown_effect(8, 6)
+    assert math.log1p(-found.smallest_shown / 100) == pytest.approx(-deviations * found.effect.deviation / 100)
+    assert endpoint(whole, "grr_coca", "pretraining/R@1").smallest_shown is None
+    few = results_of(tmp_path, plan(PAIR, 7), rows_of(PAIR, range(7)))
+    assert endpoint(few, "grr_coca", "pretraining/coca_loss").smallest_shown is None
 
 
 def test_all_of_it_is_json(whole):

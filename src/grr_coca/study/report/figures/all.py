@@ -70,7 +70,7 @@ def _main_forest(plan: Plan, results: StudyResults, *, primary: bool) -> str:
         if any(mine):
             panels.append(ForestPanel("losses" if lower_is_better else "recall, captions", mine, lower_is_better))
     labels = [Endpoint(result.endpoint).full_title for result in chosen]
-    return forest_plot(labels, panels, arm_titles(plan)[results.baseline]) if panels else ""
+    return forest_plot(labels, panels, f"change over {arm_titles(plan)[results.baseline]}") if panels else ""
 
 
 def _dots(plan: Plan, results: StudyResults) -> str:
@@ -87,12 +87,14 @@ def _effects_forests(plan: Plan, results: StudyResults) -> dict[str, str]:
     labels += [f"{'effect of ' if len(f.factors) == 1 else ''}{effect_title(f.factors)}" for f in results.factorial]
     singles = sum(len(found.factors) == 1 for found in results.factorial)
     rules = (len(results.begun_arms), len(results.begun_arms) + singles) if results.factorial else ()
+    over = f"over {titles[results.baseline]}"
+    change = f"change (of an arm {over})" if results.factorial else f"change {over}"
     plots = {}
     for phase, phase_title in PHASE_TITLES.items():
         endpoints = [e for e in map(Endpoint, plan.endpoints.primary) if e.phase == phase]
         panels = [_effects_panel(results, endpoint) for endpoint in endpoints]
         if any(any(panel.effects) for panel in panels):
-            plots[phase_title] = forest_plot(labels, panels, titles[results.baseline], rules)
+            plots[phase_title] = forest_plot(labels, panels, change, rules)
     return plots
 
 

@@ -22,13 +22,13 @@ class ForestPanel:
     lower_is_better: bool = True
 
 
-def forest_plot(labels: Sequence[str], panels: Sequence[ForestPanel], baseline: str, rules: Sequence[int] = ()) -> str:
+def forest_plot(labels: Sequence[str], panels: Sequence[ForestPanel], change: str, rules: Sequence[int] = ()) -> str:
     """Panels side by side with common rows.
 
     Args:
         labels: of the rows, from top to bottom.
         panels: the columns.
-        baseline: what the changes are over, for the axis.
+        change: what the effects are, for the axis: `change over Baseline CoCa`.
         rules: rows above which a line is drawn, so that groups stand apart.
     """
     figure = new_figure(MARGIN_HEIGHT + ROW_HEIGHT * len(labels))
@@ -40,7 +40,7 @@ def forest_plot(labels: Sequence[str], panels: Sequence[ForestPanel], baseline: 
     all_axes[0].set_yticks(range(len(labels)), labels)
     all_axes[0].set_ylim(len(labels) - 0.5, -0.5)
     told = "in colour where 0 lies outside of it (not corrected for several tests)"
-    axis = f"change over {baseline} in %, with 95 % interval, {told}; band: within ±{MARGIN:g} %"
+    axis = f"{change} in %, with 95 % interval, {told}; band: within ±{MARGIN:g} %"
     figure.supxlabel(axis, fontsize=8)
     return svg_text(figure)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from grr_coca.study.statistics.paired import LEVEL, Numbers, as_percent, bootstrap_interval, t_interval
-from grr_coca.study.statistics.power import is_equivalent, smallest_shown_effect
+from grr_coca.study.statistics.power import is_equivalent
 from grr_coca.study.statistics.significance import sign_flip_p, t_test_p
 
 
@@ -19,8 +19,6 @@ class Effect:
     `low`, `high`: the 95 % t interval. `bootstrap_low`, `bootstrap_high`: for comparison alone.
     `p_sign_flip`, `p_t`: two-sided, of one endpoint by itself.
     `deviation`: of the change from seed to seed.
-    `smallest_shown`: the true change that as many seeds with this deviation would find in four studies of five, at the
-    level of one endpoint by itself.
     `is_equivalent`: the interval lies within ± 2 %.
     """
 
@@ -34,7 +32,6 @@ class Effect:
     p_sign_flip: float
     p_t: float | None
     deviation: float | None
-    smallest_shown: float | None
     is_equivalent: bool
 
     @property
@@ -72,8 +69,6 @@ def effect_of(log_ratio_by_seed: Mapping[int, float]) -> Effect | None:
         p_sign_flip=float(sign_flip_p(values)),
         p_t=_number(t_test_p(values)),
         deviation=_number(100 * deviation),
-        # As a decrease, which is the smaller of the two percentages.
-        smallest_shown=_number(-as_percent(-smallest_shown_effect(deviation, len(values)))),
         is_equivalent=is_equivalent(float(low), float(high)),
     )
 

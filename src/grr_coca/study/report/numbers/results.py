@@ -13,7 +13,8 @@ from grr_coca.study.report.numbers.effect import Effect, effect_of
 from grr_coca.study.report.numbers.factors import FactorResults, factor_results
 from grr_coca.study.report.numbers.images import interval_over_images
 from grr_coca.study.report.numbers.metrics import Endpoint, Rows, endpoint_values, rows_by_run, stages_of
-from grr_coca.study.statistics.paired import bootstrap_coverage, log_ratios
+from grr_coca.study.statistics.paired import as_percent, bootstrap_coverage, log_ratios
+from grr_coca.study.statistics.power import smallest_shown_effect
 from grr_coca.study.statistics.significance import holm
 
 
@@ -25,6 +26,8 @@ class EndpointResult:
     `over_images`: ends of a 95 % interval in per cent over images of the test split, with the seeds that there are;
     None where no values for it are in the ledger.
     `p_holm`: of the sign-flip test, corrected for all primary endpoints of the plan; None for secondary ones.
+    `smallest_shown`: the true change in per cent that this verdict would find in four studies of five with as many
+    seeds and this deviation; None for secondary endpoints, and where so few seeds cannot find anything.
     """
 
     endpoint: str
@@ -34,6 +37,7 @@ class EndpointResult:
     effect: Effect | None
     over_images: tuple[float, float] | None
     p_holm: float | None = None
+    smallest_shown: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,8 @@ class StudyResults:
     """Everything that a study says in numbers; `results.json` is this.
 
     `num_rows`, `num_planned_rows`: stages that are done, and that the plan has.
-    `num_seeds`: seeds with all stages of the first arm and of the baseline; `num_planned_seeds` of the plan.
+    `num_seeds`: seeds with all stages of the first arm and of the baseline; `num_planned_seeds` of the plan. Effects
+    tell their own seeds: an endpoint may lack some, and a factorial needs those that every corner has.
     `missing`: stages that lack, by arm and seed, in words.
     `factorial`: effects over the seeds that have every corner; empty where the plan has no factorial.
     `bootstrap_coverage`: the share of studies with so many seeds in which the bootstrap's intervals hold the truth.
@@ -66,7 +71,6 @@ class StudyResults:
     missing: tuple[str, ...]
     arms: tuple[ArmResults, ...]
     factorial: tuple[FactorResults, ...]
-    num_factorial_seeds: int
     costs: tuple[ArmCost, ...]
     machines: tuple[str, ...]
     precisions: tuple[str, ...]
@@ -93,7 +97,6 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
     whole = {key: row for key, row in rows.items() if not lacking_scores(plan, row)}
     planned = [(arm.name, seed, stage) for arm in plan.arms for seed in plan.seeds for stage in stages]
     complete = [s for s in plan.seeds if all((arm, s, t) in rows for arm in (others[0], plan.baseline) for t in stages)]
-    factorial = factor_results(rows, plan)
     return StudyResults(
         baseline=plan.baseline,
         stages=stages,
@@ -104,8 +107,7 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
         num_planned_seeds=len(plan.seeds),
         missing=_missing(whole, plan),
         arms=tuple(ArmResults(arm=arm, endpoints=_endpoints(rows, plan, arm)) for arm in others),
-        factorial=factorial,
-        num_factorial_seeds=min((e.num_seeds for f in factorial for e in f.effects.values()), default=0),
+        factorial=factor_results(rows, plan),
         costs=arm_costs(plan, ledger.rows),
         machines=_distinct(row.machine for row in ledger.rows),
         precisions=_distinct(row.precision for row in ledger.rows),
@@ -119,7 +121,10 @@ def _endpoints(rows: Rows, plan: Plan, arm: str) -> tuple[EndpointResult, ...]:
     primary = [_endpoint(rows, plan, arm, name, is_primary=True) for name in plan.endpoints.primary]
     found = [result.effect.p_sign_flip if result.effect else np.nan for result in primary]
     adjusted = holm(np.array(found))
-    corrected = [replace(result, p_holm=_number(p)) for result, p in zip(primary, adjusted, strict=True)]
+    corrected = [
+        replace(result, p_holm=_number(p), smallest_shown=_smallest_shown(result.effect, len(primary)))
+        for result, p in zip(primary, adjusted, strict=True)
+    ]
     secondary = [_endpoint(rows, plan, arm, name, is_primary=False) for name in plan.endpoints.secondary]
     return (*corrected, *secondary)
 
@@ -137,6 +142,16 @@ def _endpoint(rows: Rows, plan: Plan, arm: str, name: str, *, is_primary: bool) 
         effect=effect_of(dict(zip(seeds, ratios.tolist(), strict=True))),
         over_images=interval_over_images(rows, plan, Endpoint(name), arm, seeds),
     )
+
+
+def _smallest_shown(effect: Effect | None, num_endpoints: int) -> float | None:
+    if effect is None or effect.deviation is None:
+        return None
+    deviations = smallest_shown_effect(effect.num_seeds, num_endpoints)
+    if not np.isfinite(deviations):
+        return None
+    # As a decrease, which is the smaller of the two percentages.
+    return float(-as_percent(-deviations * effect.deviation / 100))
 
 
 def _missing(rows: Rows, plan: Plan) -> tuple[str, ...]:

@@ -46,7 +46,8 @@ class Trainer:
             self.model.raw.clamp_logit_scale()
             if self.ema is not None:
                 self.ema.update()
-        self.optimizers.zero_grad()
+        else:
+            self.optimizers.zero_grad()
         return {**dict(zip(metrics, values, strict=True)), "lr": self.optimizers.learning_rate(step)}
 
     @torch.no_grad()

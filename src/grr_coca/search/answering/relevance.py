@@ -88,8 +88,3 @@ def evidence(
 def _usual(asked: np.ndarray, others: np.ndarray) -> float:
     """How close captions of any pictures are to the query."""
     return float(np.median(others @ asked.T))
-
-
-def share_below(vector: np.ndarray, score: float, sample: np.ndarray) -> float:
-    """The share of the library, by its sample, that matches a query less than a score."""
-    return float((sample @ vector < score).mean()) if len(sample) else 0.0

@@ -8,7 +8,7 @@ import numpy as np
 
 from grr_coca.search.answering.fusion import fused
 from grr_coca.search.answering.query import Query, query_vector
-from grr_coca.search.answering.relevance import NOTHING, can_tell, evidence, relevances, share_below
+from grr_coca.search.answering.relevance import NOTHING, can_tell, evidence, relevances
 from grr_coca.search.duplicates import folded
 from grr_coca.search.entry import Entry
 from grr_coca.search.filters.parse import parse_filter
@@ -41,14 +41,13 @@ class Hit:
 class SearchResult(Sequence[Hit]):
     """Hits, the best first.
 
-    `vector`: the query; `searched`: pictures of the index; `share_below`: the share of them that match less than the
-    best hit; `can_tell`: whether they differ enough for relevances to mean something.
+    `vector`: the query; `searched`: number of pictures in the index; `can_tell`: whether they differ enough for
+    relevances to mean something.
     """
 
     hits: tuple[Hit, ...]
     vector: np.ndarray
     searched: int
-    share_below: float
     can_tell: bool = True
 
     @property
@@ -103,7 +102,7 @@ def search_store(query: Query, store: Store, model: IndexModel, wishes: Wishes) 
     scores = vectors @ vector
     texts = [group[0].caption for group in entries]
     if not texts:
-        return SearchResult(hits=(), vector=vector, searched=searched, share_below=0.0)
+        return SearchResult(hits=(), vector=vector, searched=searched)
     embedded = model.embed_captions([*asked_for, *texts])
     asked, captions = embedded[: len(asked_for)], embedded[len(asked_for) :]
     others = model.embed_sample(sample.captions)
@@ -124,7 +123,6 @@ def search_store(query: Query, store: Store, model: IndexModel, wishes: Wishes) 
         hits=hits,
         vector=vector,
         searched=searched,
-        share_below=share_below(vector, float(scores.max()), sample.vectors),
         can_tell=can_tell(vectors[0], sample.vectors, asked, others),
     )
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from grr_coca.errors import UserError
 
-Extra = Literal["train", "report", "study", "hub", "parquet", "milvus", "ray", "milvus", "probe", "open-clip", "icons"]
+Extra = Literal["train", "report", "study", "hub", "parquet", "milvus", "ray", "probe", "open-clip", "icons"]
 
 PACKAGES: dict[Extra, dict[str, str]] = {
     "train": {"tensorboard": "tensorboard", "yaml": "pyyaml"},

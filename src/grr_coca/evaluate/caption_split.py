@@ -38,16 +38,14 @@ class Captioned:
 def caption_split(
     checkpoint: Checkpoint,
     source: PairSource,
-    options: GenerationOptions = GREEDY,
     batch_size: int = 64,
     max_images: int | None = None,
 ) -> Captioned:
-    """Caption every image of a split once, in the order of the source.
+    """Caption every image of a split once, by greedy decoding, in the order of the source.
 
     Args:
         checkpoint: the model. Its training mode is restored.
         source: the split. Pairs of the same image become one image with several references.
-        options: how to decode.
         batch_size: images at once.
         max_images: caption only this many images, evenly spread over the split; None: all.
 
@@ -65,7 +63,7 @@ def caption_split(
         files = [source[pairs[0]] for pairs in images[start : start + batch_size]]
         preprocess = checkpoint.preprocess
         pixels = torch.stack([preprocess(preprocess.decode(file.image, file.name)) for file in files])
-        found = generate(model, checkpoint.tokenizer, pixels, options)
+        found = generate(model, checkpoint.tokenizer, pixels, GREEDY)
         hypotheses += [best.text for best, *_ in found.captions]
     warn_if_repeated(hypotheses)
     return Captioned(

@@ -75,7 +75,7 @@ def locate_images(listing: Path, written: Iterable[str], folders: Sequence[Path]
     raise UserError(f"{listing}: the images are not there, such as {first}; looked in {looked}")
 
 
-def read_image_file(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
+def read_image_file(path: Path, name: str) -> bytes:
     """The content of a file.
 
     Raises:
@@ -88,7 +88,7 @@ def read_image_file(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise BadSample(f"{name}: not a file", Cause.UNREADABLE)
-            if status.st_size > limit:
+            if status.st_size > MAX_BYTES:
                 raise BadSample(f"{name}: {status.st_size:,} bytes are more than the limit", Cause.TOO_LARGE)
             with open(descriptor, "rb", closefd=False) as file:
                 return file.read()

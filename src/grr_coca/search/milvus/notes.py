@@ -17,6 +17,7 @@ LONGEST = 16_000
 AT_ONCE = 500
 MOST_COLUMNS = 16_384
 NOTHING = [0.0, 0.0]
+"""The vector of every row, because Milvus asks for one."""
 
 
 def notes_of(name: str) -> str:
@@ -113,7 +114,7 @@ class Notes:
                     "kind": kind,
                     "root": as_utf8(root),
                     "value": value,
-                    "nothing": [0.0, 0.0],
+                    "nothing": NOTHING,
                 }
                 for kind, key, root, value in piece
             ]

@@ -36,9 +36,6 @@ class Numerics:
         return replace(recipe, precision=self.precision) if recipe.precision == "auto" else recipe
 
 
-UNDECIDED = Numerics("auto", "auto")
-
-
 def decide(recipe: Recipe, model: CoCa, device: torch.device) -> Numerics:
     """The precisions of a recipe. For `auto`, both precisions are timed now, and the faster one is taken.
 

@@ -15,7 +15,7 @@ from grr_coca.config import CoCaConfig
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa, build
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
-from grr_coca.train.step.optimizer import Optimizers, freeze, layer_depth, lr_factor, parameter_groups
+from grr_coca.train.step.optimizer import Optimizers, freeze, layer_depth, lr_factor, parameter_kinds
 from grr_coca.train.step.trainer import autocast, count_tokens
 from support import compute_losses, make_trainer
 
@@ -57,21 +57,20 @@ def test_decay_is_for_matrices_alone(tiny_config: Callable[..., CoCaConfig], pre
 
 @pytest.mark.parametrize("frozen", [(), ("image_encoder",), ("image_backbone", "multimodal_decoder")], ids=str)
 @pytest.mark.parametrize("preset", ["grr_coca", "baseline_coca", "coca"])
-def test_every_trainable_parameter_is_in_exactly_one_group(
+def test_every_trainable_parameter_is_of_exactly_one_kind(
     tiny_config: Callable[..., CoCaConfig], preset: str, frozen: tuple[str, ...]
 ) -> None:
     model = build(tiny_config(preset))
     freeze(model, frozen)
-    groups = parameter_groups(model)
-    grouped = [id(parameter) for group in groups for parameter in group]
-    assert len(grouped) == len(set(grouped))
-    assert set(grouped) == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    sorted_out = [id(parameter) for kind in parameter_kinds(model) for parameter in kind]
+    assert len(sorted_out) == len(set(sorted_out))
+    assert set(sorted_out) == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
 
 
 def test_hidden_matrices_are_all_but_the_heads(tiny_config: Callable[..., CoCaConfig]) -> None:
     model = build(tiny_config())
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    hidden, outer, rest = ({names[id(parameter)] for parameter in group} for group in parameter_groups(model))
+    hidden, outer, rest = ({names[id(parameter)] for parameter in kind} for kind in parameter_kinds(model))
     assert outer == {"multimodal_decoder.lm_head.weight"}
     assert hidden == _linear_weights(model) - outer
     assert rest >= {

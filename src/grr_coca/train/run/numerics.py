@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from grr_coca.model import CoCa
 from grr_coca.train.recipe import Precision, Recipe
 from grr_coca.train.step.muon import faster_precision
-from grr_coca.train.step.optimizer import parameter_groups
+from grr_coca.train.step.optimizer import parameter_kinds
 
 PROBE_TOKENS = 1024
 GAIN = 1.5
@@ -48,7 +48,7 @@ def decide(recipe: Recipe, model: CoCa, device: torch.device) -> Numerics:
     if precision == "auto":
         precision = faster_for_passes(model.image_encoder.patch_embed.out_features, device)
     if muon_precision == "auto" and recipe.optimizer.name == "muon":
-        muon_precision = faster_precision(parameter_groups(model)[0], device)
+        muon_precision = faster_precision(parameter_kinds(model).hidden, device)
     return Numerics(precision, muon_precision)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -91,22 +92,30 @@ def lr_factor(step: int, schedule: ScheduleRecipe) -> float:
     return schedule.final_lr_ratio + (1 - schedule.final_lr_ratio) * cosine
 
 
-def parameter_groups(model: CoCa) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Trainable parameters as (hidden matrices, other matrices, the rest).
+class ParameterKinds(NamedTuple):
+    """The trainable parameters of a model, by the rules that update them.
 
-    Matrices are the weights of linear maps. They have weight decay; embeddings, queries, norms, biases and the
-    temperature do not. The hidden matrices are all but the head's, and Muon updates them. The patch embedding is one of
-    them: its inputs are neighbouring pixels, which are so similar that AdamW, with a step of about the same size for
-    each weight, would move them all in the same way.
+    Matrices are the weights of linear maps. They have weight decay; the rest (embeddings, queries, norms, biases and
+    the temperature) does not. The hidden matrices are all but the head's, and Muon updates them. The patch embedding is
+    one of them: its inputs are neighbouring pixels, which are so similar that AdamW, with a step of about the same size
+    for each weight, would move them all in the same way.
     """
-    outer = (model.multimodal_decoder.lm_head,)
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    hidden = [module.weight for module in linears if module not in outer]
-    matrices = [module.weight for module in outer]
-    known = {id(weight) for weight in (*hidden, *matrices)}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    groups = ([p for p in group if p.requires_grad] for group in (hidden, matrices, rest))
-    return tuple(groups)  # type: ignore[return-value]
+
+    hidden: list[nn.Parameter]
+    other_matrices: list[nn.Parameter]
+    rest: list[nn.Parameter]
+
+
+def parameter_kinds(model: CoCa) -> ParameterKinds:
+    """Sort the trainable parameters of a model. Each is of one kind."""
+    head = model.multimodal_decoder.lm_head.weight
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return ParameterKinds(
+        hidden=[parameter for parameter in trained if id(parameter) in matrices and parameter is not head],
+        other_matrices=[parameter for parameter in trained if parameter is head],
+        rest=[parameter for parameter in trained if id(parameter) not in matrices],
+    )
 
 
 def layer_depth(model: CoCa, name: str) -> int:
@@ -129,13 +138,13 @@ def layer_depth(model: CoCa, name: str) -> int:
 
 
 def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
-    hidden, matrices, rest = parameter_groups(model)
-    by_muon = hidden if recipe.name == "muon" else []
+    kinds = parameter_kinds(model)
+    by_muon = kinds.hidden if recipe.name == "muon" else []
     lr_scales = {
         parameter: recipe.layer_decay ** layer_depth(model, name) for name, parameter in model.named_parameters()
     }
-    decayed = [*(hidden if recipe.name == "adamw" else []), *matrices]
-    by_adamw = _groups(decayed, lr_scales, recipe.weight_decay) + _groups(rest, lr_scales, 0.0)
+    decayed = [*(kinds.hidden if recipe.name == "adamw" else []), *kinds.other_matrices]
+    by_adamw = _groups(decayed, lr_scales, recipe.weight_decay) + _groups(kinds.rest, lr_scales, 0.0)
     # Fused: one pass over weights, gradients and state, instead of a dozen.
     optimizers: list[Optimizer] = [AdamW(by_adamw, lr=recipe.lr, betas=recipe.betas, fused=True)]
     if by_muon:

@@ -114,12 +114,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing, cannot be read, or is damaged.
     """
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: the weights are damaged ({error})") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: the file is missing") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from error
 
 
 def from_pretrained(

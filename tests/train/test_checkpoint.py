@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import grr_coca
-from grr_coca.checkpoint import from_pretrained, save_checkpoint
+from grr_coca.checkpoint import from_pretrained, load_tensors, save_checkpoint
 from grr_coca.checkpoint_files import FILES
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST
@@ -106,6 +106,13 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(saved, tmp_path):
         save_checkpoint(replace(checkpoint, step=step), tmp_path / "checkpoints" / f"step-{step:09d}")
     (tmp_path / "checkpoints" / ".step-000002000.partial").mkdir()
     assert from_pretrained(tmp_path).step == 1000
+
+
+def test_missing_tensors_are_not_called_damaged(tmp_path):
+    with pytest.raises(UserError, match=r"optimizer\.safetensors: the file is missing"):
+        load_tensors(tmp_path / "optimizer.safetensors")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_tensors(tmp_path)
 
 
 def test_a_missing_folder_is_an_error_that_says_what_a_checkpoint_is(tmp_path):
@@ -276,6 +283,6 @@ def test_a_pickle_in_place_of_the_weights_is_refused_and_not_run(folder, tmp_pat
             return (Path.touch, (tmp_path / "was run",))
 
     torch.save({"image_proj.weight": Bomb()}, folder / "model.safetensors")
-    with pytest.raises(UserError, match="the weights are damaged"):
+    with pytest.raises(UserError, match="damaged, or not a safetensors file"):
         from_pretrained(folder)
     assert not (tmp_path / "was run").exists()

@@ -238,8 +238,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def next_token_labels(token_ids: Tensor, lengths: Tensor) -> Tensor:
-    """The label of each position, B T-2: the next word, or the end token after the last word.
+def next_token_labels(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Int[Tensor, "B T-2"]:
+    """The label of each position: the next word, or the end token after the last word.
+
+    Shapes: B rows, T positions.
 
     A row `[BOS] w₁ … wₙ [EOS] [CLS]` has the labels `w₁ … wₙ [EOS]`. Padding gets `IGNORE_INDEX`.
     """

@@ -27,7 +27,8 @@ def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed:
     """Logistic regression on features, N × E. A part of the training images selects the strength; then all are fitted.
 
     Raises:
-        UserError: scikit-learn is not installed, or the training images have fewer than two classes.
+        UserError: scikit-learn is not installed, the training images have fewer than two classes, or no class has five
+            of them.
     """
     regression = _logistic_regression()
     if len(np.unique(targets)) < 2:
@@ -44,7 +45,11 @@ def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed:
 
 def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices to fit on, and indices to validate on: a fifth of every class. Classes with fewer than five images are
-    not split."""
+    not split.
+
+    Raises:
+        UserError: no class has five images, so there is nothing to validate on.
+    """
     rng = np.random.default_rng(seed)
     held_out = []
     for target in np.unique(targets):

@@ -100,7 +100,7 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
             first, image_of = (rows.to(device) for rows in first_rows(batch.image_ids))
             batch = batch.to(device)
             output = model(batch.images[first], batch.token_ids, batch.lengths, image_of=image_of)
-            is_real = batch.labels != IGNORE_INDEX  # B T, in the order of the states
+            is_real = batch.labels != IGNORE_INDEX  # B T-2, in the order of the states
             lm_head = model.multimodal_decoder.lm_head.weight
             losses = token_losses(output.states, lm_head, batch.labels[is_real]).cpu()
             nll = torch.zeros(is_real.shape, dtype=torch.double)  # on the CPU: MPS has no doubles

@@ -1,6 +1,6 @@
 """Pre-norm transformer blocks. Their parts are built elsewhere and passed in.
 
-Shapes: B batch, T tokens, S context tokens, D width, C context width.
+Shapes: B batch, R rows of a decoder, T tokens, S context tokens, D width, C context width.
 """
 
 from jaxtyping import Float

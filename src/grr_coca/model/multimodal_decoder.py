@@ -1,6 +1,6 @@
 """The multimodal half of the text decoder: it continues from the unimodal half, and attends to the image.
 
-Shapes: B captions, M tokens (of all captions) that have a next token, N = M rounded up, D width, Q image tokens of
+Shapes: B captions, M tokens (of all captions) that have a next token, L = M rounded up, D width, Q image tokens of
 width C, V vocabulary.
 """
 
@@ -27,7 +27,7 @@ class MultimodalDecoder(nn.Module):
         self.lm_head = lm_head
 
     def forward(
-        self, text_tokens: Float[Tensor, "1 N D"], image_tokens: Float[Tensor, "B Q C"], layout: Packed
+        self, text_tokens: Float[Tensor, "1 L D"], image_tokens: Float[Tensor, "B Q C"], layout: Packed
     ) -> Float[Tensor, "M D"]:
         """States from which `lm_head` predicts the next tokens, caption after caption."""
         x, context = text_tokens, self.image_norm(image_tokens)

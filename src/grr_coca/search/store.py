@@ -106,7 +106,7 @@ class Store(Protocol):
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
         """The pictures whose captions and titles hold words of a text, the best first (BM25).
 
-        None, if this store has no full-text index.
+        An empty list if this store has no full-text index.
         """
         ...
 

@@ -67,7 +67,7 @@ def query_vector(query: Query, model: "IndexModel", sample: np.ndarray) -> np.nd
         sample: embeddings of some pictures of the library, N E.
 
     Raises:
-        UserError: a picture of the query cannot be read.
+        UserError: a picture of the query cannot be read, or the query asks for what it leaves out.
     """
     parts: list[tuple[float, np.ndarray]] = []
     if query.texts or query.without:
@@ -80,7 +80,11 @@ def query_vector(query: Query, model: "IndexModel", sample: np.ndarray) -> np.nd
 
 
 def combined(parts: list[tuple[float, np.ndarray]], sample: np.ndarray) -> np.ndarray:
-    """The weighted sum of embeddings, each by the deviation of its products with the sample; of unit length."""
+    """The weighted sum of embeddings, each by the deviation of its products with the sample; of unit length.
+
+    Raises:
+        UserError: the parts cancel each other, so the query asks for what it leaves out.
+    """
     if len(parts) == 1:
         return parts[0][1]
     total = np.zeros_like(parts[0][1])

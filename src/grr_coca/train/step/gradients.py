@@ -53,7 +53,9 @@ def compute_gradients(
     weights: LossWeights,
     precision: AbstractContextManager,
 ) -> BatchLosses:
-    """Add the gradients of the global batch's CoCa loss to those of the parameters.
+    """Compute the gradients of the global batch's CoCa loss. The parameters' gradients must be clear before.
+
+    Those of temperature and bias are replaced; to all others, the new ones are added.
 
     Args:
         model: the model on all ranks.

@@ -13,20 +13,6 @@ IGNORE_INDEX = -100
 """Label of a position that is left out of the loss."""
 
 
-class Replacement(NamedTuple):
-    """A bad sample that was replaced by another one in training.
-
-    `cause` is one of `grr_coca.data.bad.Cause`. `name` is the name of the pair, `place` the shard, table or folder that
-    it lies in, and `sample` its index in the source.
-    """
-
-    cause: str
-    name: str
-    place: str
-    epoch: int
-    sample: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Image-text pairs, padded to the longest caption.
@@ -47,7 +33,7 @@ class Batch:
     caption_ids: Int[Tensor, " B"]
     image_ids: Int[Tensor, " B"]
     keys: tuple[str, ...]
-    replaced: tuple[Replacement, ...] = ()
+    replaced: tuple["Replacement", ...] = ()
     cut_captions: int = 0
     kept_patches: Int[Tensor, "B K"] | None = None
     """The numbers of the K patches that patch dropout keeps of each image; None: all patches are kept."""
@@ -91,3 +77,17 @@ class CoCaOutput(NamedTuple):
     image_embedding: Float[Tensor, "B E"]
     text_embedding: Float[Tensor, "B E"]
     states: Float[Tensor, "M D"]
+
+
+class Replacement(NamedTuple):
+    """A bad sample that was replaced by another one in training.
+
+    `cause` is one of `grr_coca.data.bad.Cause`. `name` is the name of the pair, `place` the shard, table or folder that
+    it lies in, and `sample` its index in the source.
+    """
+
+    cause: str
+    name: str
+    place: str
+    epoch: int
+    sample: int

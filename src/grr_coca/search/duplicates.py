@@ -1,7 +1,7 @@
 """Near-duplicates: pictures whose perceptual hashes and embeddings are both nearly equal.
 
-The hash alone takes thin drawings on white for one another, the embedding alone two drawings of one thing; together
-they mean the same picture, scaled, recompressed or retouched.
+The hash alone confuses thin drawings on white; the embedding alone confuses two drawings of one thing. If both agree,
+it is the same picture, scaled, recompressed or retouched.
 
 Shapes: N pictures.
 """
@@ -17,12 +17,14 @@ from grr_coca.search.store import Store
 from grr_coca.search.words import pieces
 
 MOST_BITS = 6
-"""Of 64 that may differ."""
+"""Bits of a hash, of 64, in which near-duplicates may differ."""
 LEAST_COSINE = 0.95
+"""The smallest cosine of the embeddings of near-duplicates."""
 BANDS = MOST_BITS + 1
-"""Hashes are cut into so many bands: of two that differ in fewer bits than there are bands, one band is equal."""
+"""Number of bands that a hash is cut into. Two hashes that differ in fewer bits than this have an equal band."""
 LARGEST_BUCKET = 5000
-"""Pictures that share a band and are held against each other; of more, such as blank ones, each against so many."""
+"""Up to this many pictures with an equal band are all compared with each other. Of more, such as blank ones, each is
+compared with this many."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def duplicate_groups(store: Store) -> list[Group]:
 
 
 def folded(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
-    """Places of N hits in groups of near-duplicates, in the order of the best of each."""
+    """The places of N hits, in groups of near-duplicates. Groups are in the order of the best hit of each."""
     groups: list[list[int]] = []
     firsts = np.empty(len(hashes), np.int64)  # place of the best of each group
     for place in range(len(hashes)):
@@ -67,15 +69,15 @@ def folded(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
 
 
 def _first_of_equal(digests: np.ndarray) -> np.ndarray:
-    """The place of the first of all that are equal: N."""
+    """For each digest, the place of the first one that is equal: N."""
     _, firsts, kinds = np.unique(digests, return_index=True, return_inverse=True)
     return firsts[kinds]
 
 
 def _alike(hashes: np.ndarray, parents: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs of places whose hashes differ in few bits, and which are not joined yet: P 2, several times.
+    """Pairs of places whose hashes differ in few bits, and which are not joined yet, in arrays P 2.
 
-    A pair may come more than once. Of those that are joined before the first pair, one stands for all.
+    A pair may come more than once. Places that are joined at the start are represented by one of them.
     """
     places = np.unique(parents)
     hashes = hashes[places]

@@ -9,7 +9,7 @@ from grr_coca.files import MANIFEST, file_sha256
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest of the files of a checkpoint; those that its manifest has the digest of are not read.
+    """A digest of the files of a checkpoint. Files whose digests are in its manifest are not read.
 
     Raises:
         UserError: a file cannot be read.

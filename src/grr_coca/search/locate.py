@@ -16,7 +16,7 @@ def open_store(location: str, is_optional: bool = False) -> Store | None:
 
     Args:
         location: a folder, `http://HOST:PORT/COLLECTION`, or `milvus:FILE`.
-        is_optional: give None where nothing is yet, in place of an error.
+        is_optional: if nothing is there yet, return None instead of raising an error.
 
     Raises:
         UserError: nothing is there, it is no index, or it cannot be reached.
@@ -50,7 +50,7 @@ def make_store(location: str, header: Header) -> Store:
 
 
 def remove_store(location: str) -> None:
-    """Remove an index, whole or half made, that no other process uses.
+    """Remove an index that no other process uses, finished or not.
 
     Raises:
         UserError: it cannot be removed, or the server cannot be reached.

@@ -1,4 +1,7 @@
-"""The model of an index: found by its name, and loaded when something has to be described or embedded."""
+"""The model of an index: found by its name, and loaded when something has to be described or embedded.
+
+Shapes: M texts or pictures, E embedding width.
+"""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -30,7 +33,7 @@ class IndexModel:
 
     def __init__(self, name: str, batch_size: int = 32) -> None:
         self.folder = locate_checkpoint(name)
-        # What others find it by too: a shipped name, or a whole path.
+        # The name by which other processes find it too: that of a shipped model, or an absolute path.
         is_name = shipped_folder(name) == self.folder or not Path(name).exists()
         self.name = name if is_name else str(Path(name).resolve())
         self.batch_size = batch_size
@@ -38,7 +41,7 @@ class IndexModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of its files; nothing is loaded."""
+        """The fingerprint of its files. The model is not loaded for it."""
         return fingerprint(self.folder)
 
     @cached_property
@@ -61,7 +64,7 @@ class IndexModel:
         return done_ahead(found, lambda one: decode_found(one, preprocess), batch_size)
 
     def describe(self, decoded: Sequence[DecodedPicture]) -> list[tuple[str, np.ndarray]]:
-        """Captions and embeddings of one pass."""
+        """Caption and embedding of each picture, from one forward pass."""
         return describe_squares(self.loaded, [one.square for one in decoded if one.square is not None])
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -73,7 +76,7 @@ class IndexModel:
         return self.loaded.embed_texts(list(texts)).numpy()
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Embeddings of captions, M E; of an empty one zeros."""
+        """Embeddings of captions, M E; zeros for an empty one."""
         vectors = np.zeros((len(captions), self.loaded.checkpoint.config.embed_dim), np.float32)
         places = [place for place, caption in enumerate(captions) if caption.strip()]
         if places:
@@ -81,7 +84,7 @@ class IndexModel:
         return vectors
 
     def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
-        """The same of captions that come again with each query of a library: the last ones are kept."""
+        """`embed_captions` for the sample of a library. Each query has the same sample, so the last result is kept."""
         if captions != self._sampled[0]:
             self._sampled = (captions, self.embed_captions(captions))
         return self._sampled[1]
@@ -107,7 +110,7 @@ class IndexModel:
         """Make sure that an index is of this model.
 
         Raises:
-            UserError: it is of another; names both.
+            UserError: it is of another model; the message names both.
         """
         if header.fingerprint != self.fingerprint:
             raise UserError(

@@ -24,7 +24,7 @@ def perceptual_hash(image: Image.Image) -> int:
 
 
 def differing_bits(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """How many bits of hashes differ, for arrays of 64-bit numbers of shapes that go together."""
+    """How many bits of hashes differ, for arrays of 64-bit numbers whose shapes broadcast."""
     different = np.ascontiguousarray(np.bitwise_xor(first, second))
     return BITS_OF_BYTE[different.view(np.uint8).reshape(*different.shape, 8)].sum(axis=-1, dtype=np.int64)
 

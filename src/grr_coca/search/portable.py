@@ -46,10 +46,10 @@ def export_parquet(store: Store, file: IO[bytes]) -> int:
 
 
 def import_parquet(path: Path, location: str) -> int:
-    """Make an index of an exported file. Returns the number of pictures.
+    """Make an index from an exported file. Returns the number of pictures.
 
     Raises:
-        UserError: the file is none of these or damaged, a newer version wrote it, there is an index already, or the
+        UserError: the file is damaged or no exported index, a newer version wrote it, there is an index already, or the
             disk is full. No part of an index stays behind.
     """
     require_extra("parquet", "importing an index")

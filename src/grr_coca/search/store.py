@@ -1,4 +1,4 @@
-"""What keeps an index: in a folder here, or on a Milvus server. Both do the same.
+"""The interface of what keeps an index, in a folder or on a Milvus server, and the values that it takes and gives.
 
 Shapes: N pictures, E embedding width.
 """
@@ -15,15 +15,15 @@ from grr_coca.search.entry import Entry, Failure, FieldValue, Header, Stamp
 from grr_coca.search.filters.tree import Filter
 
 SAMPLE = 4096
-"""Pictures that a query is compared with to see how far a hit stands out."""
+"""Number of pictures that a query is compared with, to see how far a hit stands out."""
 SAMPLE_CAPTIONS = 64
-"""Captions among them that tell how close any two captions are."""
+"""Number of captions of these pictures that a query is compared with, to see how close any caption is."""
 
 
 class Known(NamedTuple):
     """What an index knows of a picture.
 
-    `digest`: of its bytes, empty if it could not be read; `fields`: the columns of its table.
+    `digest`: that of its bytes, empty if it could not be read; `fields`: the columns of its table.
     """
 
     stamp: Stamp
@@ -39,7 +39,7 @@ class Match(NamedTuple):
 
 
 HASHED = np.dtype([("id", np.int64), ("phash", np.int64), ("digest", "S32")])
-"""What tells whether pictures may look the same."""
+"""The columns of `Store.hashes`, by which near-duplicates are found."""
 
 
 class LibrarySample(NamedTuple):
@@ -63,8 +63,8 @@ class Described(NamedTuple):
 class Changes:
     """One step from a committed state to the next.
 
-    `added`: with the embedding of each; one of a name that is there takes its place. `touched`: pictures whose bytes
-    are as they were under a new stamp. `removed`: names of pictures or failures.
+    `added`: pictures with their embeddings; they replace those of the same names. `touched`: names of pictures whose
+    bytes are as they were, with their new stamps. `removed`: names of pictures or failures.
     """
 
     added: list[tuple[Entry, np.ndarray]] = field(default_factory=list)
@@ -119,7 +119,7 @@ class Store(Protocol):
         ...
 
     def sample(self) -> LibrarySample:
-        """Some pictures of the library, drawn by their names; the same as long as the state is."""
+        """Some pictures, drawn at random by their names. The same state has the same sample."""
         ...
 
     def columns(self) -> frozenset[str]:
@@ -147,7 +147,7 @@ class Store(Protocol):
         ...
 
     def twins(self, digests: Sequence[str]) -> dict[str, Described]:
-        """What was said of pictures of the same bytes, by digest."""
+        """What was said of pictures of these digests, by digest."""
         ...
 
     def roots(self) -> list[str]:
@@ -164,7 +164,7 @@ class Store(Protocol):
         """Become the one that writes, until the store is closed.
 
         Raises:
-            UserError: another process writes; names it.
+            UserError: another process writes; the message names it.
         """
         ...
 
@@ -177,7 +177,7 @@ class Store(Protocol):
         ...
 
     def compact(self) -> bool:
-        """Give back the room of pictures that are gone, where it is worth it; returns whether it was done.
+        """Free the space of pictures that are gone, if that is worth it. Returns whether it was done.
 
         Raises:
             UserError: as `commit`.

@@ -1,4 +1,4 @@
-"""Words of a text, as the full-text index has them, and lists cut to pieces."""
+"""Words of a text, as the full-text index has them, and lists cut into pieces."""
 
 import re
 from collections.abc import Iterable, Iterator

@@ -1,1 +1,1 @@
-"""Answers queries: what is asked for as a vector, the nearest pictures, how likely each is, and a page of them."""
+"""Answers queries: a query becomes a vector, whose nearest pictures are found, rated and shown on a page."""

@@ -1,13 +1,13 @@
-"""Reciprocal rank fusion: two rankings made one (Cormack et al., SIGIR 2009)."""
+"""Reciprocal rank fusion: merges rankings into one (Cormack et al., SIGIR 2009)."""
 
 from collections.abc import Sequence
 
 CONSTANT = 60
-"""Of the paper: how little the first ranks stand above the next."""
+"""The constant of the paper. The larger it is, the less the first ranks stand out from the next ones."""
 
 
 def fused(rankings: Sequence[Sequence[int]]) -> list[int]:
-    """The ids of all rankings by the sum of 1 / (60 + rank), the best first; ties as they came."""
+    """The ids of all rankings, sorted by their sum of 1 / (60 + rank), the highest first. Ties stay as they came."""
     sums: dict[int, float] = {}
     for ranking in rankings:
         for rank, identity in enumerate(ranking, 1):

@@ -1,4 +1,4 @@
-"""The contact sheet of an answer: one HTML file with its pictures inside, that needs nothing else."""
+"""The contact sheet of an answer: one HTML file that contains its pictures."""
 
 import base64
 import html
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from grr_coca.search.model import IndexModel
 
 SIDE = 192
-"""Pixels of a thumbnail."""
+"""Longest side of a thumbnail, in pixels."""
 OPACITY = 0.6
 FOR, AGAINST = (200, 30, 40), (40, 80, 200)
+"""Colours of parts that speak for the query and against it."""
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -53,12 +54,13 @@ $items
 
 
 def answer_page(answer: SearchResult, query: Query, model: "IndexModel | None" = None) -> str:
-    """The page.
+    """The contact sheet as HTML.
 
     Args:
         answer: what was found.
         query: what was asked for.
-        model: draws, beside each picture, which parts speak for the query (red) and against it (blue); None: none.
+        model: shows beside each picture which parts speak for the query (red) and against it (blue); None: only the
+            pictures.
     """
     summary = f"{len(answer):,} of {answer.searched:,} pictures."
     if not answer.can_tell:
@@ -102,7 +104,7 @@ def _pictures(hit: Hit, vector: np.ndarray, model: "IndexModel | None") -> str:
 
 
 def _why(hit: Hit, vector: np.ndarray, model: "IndexModel") -> Image.Image:
-    """The picture in grey as the model sees it, and over it the share of each patch in its score."""
+    """The picture as the model sees it, in grey, and over it the share of each patch in the score."""
     import torch
 
     from grr_coca.explain.text import embedding_map  # late, as torch is

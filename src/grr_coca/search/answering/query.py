@@ -1,11 +1,11 @@
-"""What is asked for: texts, pictures, and what must not be there, as one vector.
+"""A query (texts, pictures, and what must not be there), and its vector.
 
 Shapes: N pictures of the sample, E embedding width.
 
 The cosines of a picture with a text and with another picture lie at very different heights (pictures are closer to
-pictures than to texts), so they cannot be added as they are. Each part is divided by the deviation of its cosines over
-a sample of the library: it counts by how far a picture stands out in it. The sum is one vector again, and any store
-finds its nearest.
+pictures than to texts), so they cannot be added as they are. Each part is divided by the standard deviation of its
+cosines over a sample of the library, so that it counts by how far a picture stands out. The sum is one vector again,
+whose nearest pictures any store can find.
 """
 
 from dataclasses import dataclass
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from grr_coca.search.model import IndexModel
 
 LEAST_DEVIATION = 1e-3
+"""The smallest deviation that a part is divided by."""
 WITHOUT_WEIGHT = 0.5
-"""Of a text after --without, next to 1 for what is looked for."""
+"""Weight of a text after --without. What is looked for weighs 1, unless the query says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
     """Texts and pictures that are looked for, and texts that are not.
 
-    `weights`: one for each text, or none; a picture counts 1.
+    `weights`: one for each text, or none (each text then weighs 1). A picture weighs 1.
 
     Raises:
         UserError: nothing is looked for, a text is empty, or the weights are not as many as the texts.
@@ -80,7 +81,7 @@ def query_vector(query: Query, model: "IndexModel", sample: np.ndarray) -> np.nd
 
 
 def combined(parts: list[tuple[float, np.ndarray]], sample: np.ndarray) -> np.ndarray:
-    """The weighted sum of embeddings, each by the deviation of its products with the sample; of unit length.
+    """The weighted sum of embeddings, each divided by the deviation of its products with the sample; of unit length.
 
     Raises:
         UserError: the parts cancel each other, so the query asks for what it leaves out.

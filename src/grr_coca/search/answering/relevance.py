@@ -4,8 +4,8 @@ A cosine means nothing by itself: its height depends on the model, the query and
 One is how far the picture stands out: its score, in deviations above the median of a sample of the library. The other
 is what the model itself says of the picture: how close its caption is to the query, next to captions of other pictures.
 Both together give a probability by a logistic curve, whose three numbers were fitted once, to queries whose answers are
-known (`benchmarks/search_relevance.py`, which also measures how often it is right). Where the library is of few
-pictures, or of one thing, there is nothing to stand out from, and none of this tells anything (`can_tell`).
+known (`benchmarks/search_relevance.py`, which also measures how often it is right). In a library of few pictures, or of
+pictures of one thing, nothing can stand out, and the probabilities mean nothing (`can_tell`).
 
 Shapes: H hits, S pictures of the sample, E embedding width.
 """
@@ -17,22 +17,25 @@ from grr_coca.search.duplicates import LEAST_COSINE
 PER_DEVIATION = 0.77
 PER_AGREEMENT = 4.87
 OFFSET = -7.7
+"""The three numbers of the logistic curve."""
 PRIOR_PICTURES = 5
-"""The deviation of random directions counts for as much as that of so many pictures."""
+"""The deviation of random directions weighs as much as the measured one of this many pictures."""
 NOTHING = 0.15
 """If no hit is at least as likely as this, nothing in the library looks like what was asked for."""
 FEWEST_DIFFERENT = 5
-"""Pictures. Among fewer, a picture that is there is found likely less often: of two, 42 times in 100; of one, never."""
+"""The smallest number of different pictures among which relevances are told. Among fewer, a picture that is there is
+found likely less often: among two, 42 times in 100; alone, never."""
 MOST_ALIKE = 0.85
-"""The cosine with the best hit beyond which most pictures are taken for pictures of one thing. By `icons`, it is 0.3 as
-a rule, and 0.92 for turned copies."""
+"""If the median cosine of the pictures with the best hit is above this, most are taken for pictures of one thing. With
+`icons`, it is usually 0.3, and 0.92 for rotated copies."""
 MOST_USUAL = 0.9
-"""The cosine with the query beyond which the captions of the library are taken for captions of one thing."""
+"""If the median cosine of the captions with the query is above this, they are taken for captions of one thing."""
 LARGEST_LOGIT = 500.0
+"""Bound that keeps the exponential finite."""
 
 
 def relevances(found: np.ndarray) -> np.ndarray:
-    """The probability of each hit by its `evidence`, H 2."""
+    """The probability that each hit is what was asked for, H, from its `evidence`, H 2."""
     logits = found @ (PER_DEVIATION, PER_AGREEMENT) + OFFSET
     return 1 / (1 + np.exp(-np.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)))
 
@@ -68,15 +71,15 @@ def evidence(
         vector: the query, E.
         scores: products of the hits with it, H.
         sample: embeddings of some pictures of the library, S E.
-        asked: embeddings of the query's texts, each as long as 1; the closest one counts.
+        asked: embeddings of the query's texts, of unit length; the closest one counts.
         captions: embeddings of the captions of the hits, H E.
         others: embeddings of captions of some pictures of the library.
     """
     background = sample @ vector
     middle = float(np.median(background))
-    # Of the lower half alone: in a small library what was asked for may be a good part of the upper one.
+    # Only the lower half counts: in a small library, what was asked for may be a good part of the upper one.
     lower = background[background <= middle] - middle
-    # A few pictures say little of their deviation, so it is drawn to that of vectors in random directions, 1 / sqrt(E).
+    # The deviation of a few pictures is uncertain, so it is pulled towards that of random directions, 1 / sqrt(E).
     variance = (np.square(lower).sum() + PRIOR_PICTURES / len(vector)) / (len(lower) + PRIOR_PICTURES)
     stands_out = (scores - middle) / float(np.sqrt(variance))
     usual = min(_usual(asked, others), MOST_USUAL)
@@ -86,5 +89,5 @@ def evidence(
 
 
 def _usual(asked: np.ndarray, others: np.ndarray) -> float:
-    """How close captions of any pictures are to the query."""
+    """The median cosine of the captions of any pictures with the query."""
     return float(np.median(others @ asked.T))

@@ -17,7 +17,7 @@ from grr_coca.search.model import IndexModel
 from grr_coca.search.store import Store
 
 LOOKED_AT = 10
-"""Hits that decide whether anything looks like what was asked for."""
+"""Number of first hits that decide whether anything looks like what was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,8 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def is_likely(self) -> bool:
-        """Whether any of the first hits is likely what was asked for, or that cannot be told; if not, nothing here
-        looks like that."""
+        """False if nothing here looks like what was asked for: none of the first hits is likely. True where that cannot
+        be told."""
         return not self.can_tell or any(hit.relevance >= NOTHING for hit in self.hits[:LOOKED_AT])
 
     def shown_relevance(self, hit: Hit) -> str:
@@ -128,7 +128,7 @@ def search_store(query: Query, store: Store, model: IndexModel, wishes: Wishes) 
 
 
 def _said_of(query: Query, model: IndexModel) -> list[str]:
-    """What the captions of hits are compared with: the texts, or what the model says of the picture that is given."""
+    """The texts that captions of hits are compared with: those of the query, or the model's of its pictures."""
     return list(query.texts) or [caption for caption, _ in model.describe_images(list(query.images))]
 
 

@@ -1,1 +1,1 @@
-"""An index in a folder: `index.sqlite`, which is the truth, and `vectors.f16`, their embeddings."""
+"""An index in a folder: `index.sqlite`, which says what is in it, and `vectors.f16`, the embeddings."""

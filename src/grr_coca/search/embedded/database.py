@@ -14,13 +14,13 @@ from grr_coca.search.entry import VERSION, Entry, FieldValue, Header, Stamp, os_
 
 FILE = "index.sqlite"
 PARTIAL = f".{FILE}.partial"
-"""The database while it is made; SQLite puts files of longer names beside it."""
+"""Name of the database while it is made. SQLite puts files beside it whose names begin with this."""
 SECONDS_TO_WAIT = 30.0
-"""For another process's commit, which takes milliseconds."""
+"""How long to wait for another process's commit, which takes milliseconds."""
 
 
 def create_database(folder: Path, header: Header) -> None:
-    """Make a new one, which is there whole or not at all.
+    """Make a new database, completely or not at all.
 
     Raises:
         UserError: the disk is full or cannot be written to, or another process makes one there at this moment.
@@ -51,7 +51,7 @@ def remove_database(folder: Path) -> None:
 
 
 def holds_nothing_else(folder: Path) -> bool:
-    """Whether a folder is empty but for what a process leaves that is killed while it makes an index."""
+    """Whether a folder is empty, except for what a killed process left of an index that it was making."""
     return all(path.name == LOCK or path.name.startswith(PARTIAL) for path in folder.iterdir())
 
 
@@ -101,7 +101,7 @@ def read_header(database: sqlite3.Connection) -> Header:
 
 @contextmanager
 def database_errors(folder: Path) -> Iterator[None]:
-    """Turn what SQLite or the system has against the files of an index into a `UserError`."""
+    """Turn errors of SQLite and the system about the files of an index into a `UserError`."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -126,7 +126,7 @@ def as_bytes(text: str) -> str | bytes:
 
 
 def to_row(entry: Entry) -> tuple[object, ...]:
-    """The values of `schema.ADD` but for the id."""
+    """The values of `schema.ADD`, except for the id."""
     texts = (as_bytes(text) for text in (entry.name, entry.title, entry.root, entry.file))
     return (
         *texts,
@@ -163,7 +163,7 @@ def from_row(row: tuple) -> Entry:
 
 
 def fields_of_row(written: str | None) -> dict[str, FieldValue]:
-    """The fields of a picture; of one without any, an empty dictionary."""
+    """The fields of a picture; an empty dictionary if it has none."""
     return json.loads(written) if written else {}
 
 

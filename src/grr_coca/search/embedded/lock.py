@@ -1,4 +1,4 @@
-"""One writer at a time: a lock that its process takes along when it ends, however that happens."""
+"""One writer at a time: a lock that is released when its process ends, however that happens."""
 
 import fcntl
 import os
@@ -10,10 +10,10 @@ LOCK = "writer.lock"
 
 
 class WriterLock:
-    """Held from its construction until `release`.
+    """A lock on a folder, held from its construction until `release`.
 
     Raises:
-        UserError: another process writes; names it.
+        UserError: another process writes; the message names it.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """The tables of `index.sqlite`.
 
-The id of a picture is 1 + its row in the file of vectors. A picture that is embedded anew gets a new row; the old one
-is `gone`, so that whoever has read an earlier state learns of it by the number of the revision. `words` is the
-full-text index of titles and captions.
+The id of a picture is 1 + its row in the file of vectors. A picture that is embedded anew gets a new row. The table
+`gone` has the old id with the revision, by which a reader of an earlier state learns of it. `words` is the full-text
+index of titles and captions.
 """
 
 APPLICATION_ID = 0x67726369
@@ -73,4 +73,5 @@ FAILURES_OF = """
 SELECT name, CAST(name AS BLOB) FROM failures WHERE root = CAST(? AS TEXT) AND name > CAST(? AS TEXT)
 ORDER BY name LIMIT ?
 """
-"""A page of the names of a root, each with what the next page begins after. An index has them in this order."""
+"""`PICTURES_OF` and `FAILURES_OF` read a page of the names of a root, each with what the next page begins after. The
+tables have indexes in this order, so nothing is sorted."""

@@ -30,7 +30,7 @@ class State:
 
         Raises:
             FileNotFoundError: the file of vectors has been written anew since the transaction began.
-            UserError: it is damaged.
+            UserError: that file is damaged.
         """
         row = database.execute("SELECT revision, generation, rows, live FROM state").fetchone()
         revision, generation, rows, live = row
@@ -39,7 +39,7 @@ class State:
         self.vectors = map_rows(vectors_file(self._folder, generation), rows, self._width)
         if generation != self._generation:
             self.live, self._revision = np.empty(0, bool), -1
-        # A reader is never set back; only a database that was copied over by hand is.
+        # The revision only goes back if the database was replaced by hand. Then nothing is known of its rows.
         known = self.live[:rows] if revision > self._revision else np.empty(0, bool)
         self.live = np.concatenate([known, np.ones(rows - len(known), bool)])
         since = self._revision if len(known) else -1

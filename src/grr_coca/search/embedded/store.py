@@ -1,4 +1,4 @@
-"""The embedded store: searched by one exact product, read by many processes while one writes.
+"""The embedded store: a search is one exact product, and many processes read while one writes.
 
 Shapes: N pictures, E embedding width.
 """
@@ -30,7 +30,7 @@ from grr_coca.search.store import HASHED, Changes, Described, Known, LibrarySamp
 from grr_coca.search.words import pieces, search_words
 
 MOST_PARAMETERS = 500
-"""Of one statement; older versions of SQLite take 999."""
+"""Parameters of one statement, at most. Older versions of SQLite take 999."""
 ROWS_AT_ONCE = 2048
 
 
@@ -100,7 +100,7 @@ class EmbeddedStore:
     # --- reading
 
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
-        """The best by product."""
+        """The pictures of highest product with the vector."""
         with self.snapshot():
             scores = products(self._state.vectors, vector[None])[:, 0]
             allowed = self._state.live if where is None else self._allowed(where)
@@ -115,7 +115,7 @@ class EmbeddedStore:
         return allowed
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
-        """The best by words, any of which may be there."""
+        """The pictures that match the words best; they need not hold all of them."""
         words = search_words(text)
         if not words:
             return []
@@ -123,7 +123,7 @@ class EmbeddedStore:
         if where is not None:
             condition, values = to_sql(where)
             join = f"JOIN pictures ON pictures.id = words.rowid AND {condition}"
-        # Between double quotes a word is a word, whatever the query language of FTS5 makes of it.
+        # Double quotes keep FTS5 from taking a word for a part of its query language.
         query = " OR ".join(f'"{word}"' for word in words)
         statement = f"SELECT words.rowid, -rank FROM words {join} WHERE words MATCH ? ORDER BY rank LIMIT ?"
         with self.snapshot():
@@ -145,12 +145,12 @@ class EmbeddedStore:
             return rows_of(self._state.vectors, np.asarray(ids, np.int64) - 1)
 
     def sample(self) -> LibrarySample:
-        """Some pictures."""
+        """Some pictures, drawn at random by their names."""
         with self.snapshot():
             return self._state.sample(self._database)
 
     def columns(self) -> frozenset[str]:
-        """Fields of tables."""
+        """Names of the columns of tables."""
         with self.snapshot():
             return frozenset(name for (name,) in self._database.execute("SELECT name FROM columns"))
 
@@ -181,7 +181,7 @@ class EmbeddedStore:
             return [_failure(row) for row in rows]
 
     def known(self, names: Sequence[str]) -> dict[str, Known]:
-        """Stamps, digests and fields."""
+        """Stamp, digest and fields of each picture that is known."""
         found: dict[str, Known] = {}
         with self.snapshot():
             for piece in pieces(map(as_bytes, names), MOST_PARAMETERS):
@@ -195,7 +195,7 @@ class EmbeddedStore:
         return found
 
     def twins(self, digests: Sequence[str]) -> dict[str, Described]:
-        """What was said of the same bytes."""
+        """What was said of pictures of the same bytes."""
         found: dict[str, Described] = {}
         with self.snapshot():
             for piece in pieces(digests, MOST_PARAMETERS):
@@ -208,7 +208,7 @@ class EmbeddedStore:
         return found
 
     def roots(self) -> list[str]:
-        """Arguments."""
+        """The arguments that pictures or failures were found by."""
         with self.snapshot():
             statement = "SELECT root FROM pictures UNION SELECT root FROM failures ORDER BY 1"
             return [root for (root,) in self._database.execute(statement)]

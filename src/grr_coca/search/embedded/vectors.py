@@ -12,11 +12,11 @@ import numpy as np
 from grr_coca.errors import UserError
 
 CHUNK_BYTES = 2**20
-"""Of a block in 32 bits, which then stays in the processor's cache while it is multiplied."""
+"""Bytes of a block of vectors in 32 bits, so small that it stays in the processor's cache while it is multiplied."""
 
 
 def vectors_file(folder: Path, generation: int) -> Path:
-    """`vectors.f16`; written anew without the rows of pictures that are gone, `vectors-1.f16` and so on."""
+    """The path of the vectors: `vectors.f16`; `vectors-1.f16` and so on once rows of gone pictures were left out."""
     return folder / (f"vectors-{generation}.f16" if generation else "vectors.f16")
 
 
@@ -30,7 +30,7 @@ def map_rows(path: Path, rows: int, width: int) -> np.ndarray:
     if rows == 0:
         return np.empty((0, width), np.float16)
     _require_size(path, path.stat().st_size, rows * width * 2)
-    # Copied on write: torch takes no array that is read-only, and nothing writes.
+    # Copy-on-write, because torch takes no read-only array. Nothing writes to it.
     return np.memmap(path, np.float16, "c", shape=(rows, width))
 
 
@@ -41,7 +41,7 @@ def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
 
     Raises:
         OSError: the disk is full or cannot be written to; nothing is left behind the first rows.
-        UserError: the file is shorter than these.
+        UserError: the file is shorter than the first rows.
     """
     start = rows * vectors.shape[1] * 2
     content = np.ascontiguousarray(vectors, np.float16).tobytes()
@@ -84,7 +84,7 @@ def products(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 
 def best_rows(scores: np.ndarray, count: int) -> np.ndarray:
-    """The rows of the highest of N scores, the best first; of equal ones the first; never minus infinity."""
+    """The rows of the `count` highest of N scores, the best first; ties in order; none of minus infinity."""
     count = min(count, int(np.isfinite(scores).sum()))
     if count == 0:
         return np.empty(0, np.int64)

@@ -1,7 +1,7 @@
 """Writes an index: vectors first, then the transaction of SQLite that makes them count.
 
-Whatever happens in between, the state is that of the last transaction. Vectors that none tells of are cut off by the
-next that are written.
+Whatever happens in between, the state is that of the last transaction. Vectors that belong to no transaction are cut
+off when the next ones are written.
 """
 
 import sqlite3
@@ -19,7 +19,7 @@ from grr_coca.search.entry import Entry
 from grr_coca.search.store import Changes
 
 LEAST_GONE = 1000
-"""Rows; fewer are not worth writing the file of vectors anew."""
+"""With fewer rows of gone pictures, writing the file of vectors anew is not worth it."""
 
 
 class _Written(NamedTuple):
@@ -32,7 +32,7 @@ class _Written(NamedTuple):
 
 
 class Writer:
-    """The one that may write, until `release`.
+    """Writes an index. No other process can until `release`.
 
     Raises:
         UserError: another process writes.
@@ -100,7 +100,7 @@ class Writer:
         self._database.executemany("INSERT OR IGNORE INTO columns VALUES (?)", ((name,) for name in columns))
 
     def compact(self) -> bool:
-        """Leave out the rows of pictures that are gone, if they are more than half; returns whether it was done."""
+        """Write the file of vectors anew if more than half of its rows are of gone pictures; returns whether."""
         before = self._written()
         gone = before.rows - before.live
         if gone < LEAST_GONE or gone <= before.rows // 2:
@@ -115,7 +115,7 @@ class Writer:
             for start in range(0, len(ids), step):
                 append_rows(new, start, vectors[ids[start : start + step] - 1])
         except OSError:
-            new.unlink(missing_ok=True)  # or a disk that is full stays so
+            new.unlink(missing_ok=True)  # otherwise, a full disk would stay full
             raise
         self._database.execute("BEGIN IMMEDIATE")
         try:

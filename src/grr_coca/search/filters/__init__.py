@@ -1,1 +1,1 @@
-"""Filters: a small language of fields, comparisons, and, or, not. Nothing of it is ever passed on as it was written."""
+"""Filters: a small language of fields, comparisons, `and`, `or`, `not`. No database gets what a user wrote as text."""

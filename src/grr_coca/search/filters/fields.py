@@ -23,7 +23,7 @@ WORDS = frozenset({"and", "or", "not", "in", "like"})
 
 
 def is_own_field(name: str) -> bool:
-    """Whether a column of a table must be called something else."""
+    """Whether a column of a table needs another name, because this one is taken."""
     return name in OWN_FIELDS or name in WORDS or name in RESERVED
 
 

@@ -29,7 +29,7 @@ SAME = {"==": "=", "<>": "!="}
 COMPARISONS = ("=", "!=", "<", "<=", ">", ">=")
 MAX_DEPTH = 50
 LONGEST_WHOLE = len(str(-(2**63)))
-"""Characters. No longer number is in range, and `int` refuses thousands of digits."""
+"""Most characters of a whole number. Longer ones are out of range, and `int` refuses thousands of digits."""
 
 
 class _Token(NamedTuple):
@@ -46,7 +46,8 @@ def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
         columns: the fields that pictures of this index have besides `OWN_FIELDS`.
 
     Raises:
-        UserError: it is none, or names a field that no picture has; says where, and the nearest field.
+        UserError: the text is no filter, or names a field that no picture has. The message says where, or names the
+            nearest field.
     """
     tree = _Parser(text).parse()
     valid = {*OWN_FIELDS, *columns}

@@ -1,11 +1,11 @@
-"""A filter as a condition of SQLite, every value a parameter of it."""
+"""A filter as a condition in SQL. Every value is a parameter of the statement."""
 
 from grr_coca.search.entry import FieldValue
 from grr_coca.search.filters.fields import OWN_FIELDS
 from grr_coca.search.filters.tree import And, Comparison, Filter, Like, Not, OneOf, Or
 
 COLUMNS = {"path": "name"}
-"""Columns that are called otherwise than their field."""
+"""Columns whose names are not those of their fields, by field."""
 
 
 def to_sql(tree: Filter) -> tuple[str, list[FieldValue]]:
@@ -37,7 +37,7 @@ def _test(field: str, operator: str, value: FieldValue, values: list[FieldValue]
 
 
 def _of_kind(test: str, field: str, value: FieldValue, values: list[FieldValue]) -> str:
-    """False, and not unknown, for a picture without the field; false for a text that is compared with a number."""
+    """The test, made false (and not NULL) for a picture without the field, or whose value is of another kind."""
     if field in OWN_FIELDS:
         return f"({test})"
     kinds = "'text'" if isinstance(value, str) else "'integer', 'real'"
@@ -48,6 +48,6 @@ def _of_kind(test: str, field: str, value: FieldValue, values: list[FieldValue])
 def _column(field: str, values: list[FieldValue]) -> str:
     if field in OWN_FIELDS:
         return f"pictures.{COLUMNS.get(field, field)}"
-    # A parameter too: the name of a field is checked against those that the index has, and still never written out.
+    # A parameter too: the name is known to be a field of the index, and still is never written into the statement.
     values.append(f"$.{field}")
     return "json_extract(pictures.fields, ?)"

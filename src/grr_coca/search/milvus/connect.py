@@ -20,7 +20,7 @@ NAME = re.compile(r"[A-Za-z_]\w{0,200}", re.ASCII)
 
 
 class ServerPlace(NamedTuple):
-    """Where a server, or the file of Milvus Lite, is, and the name of the collection."""
+    """The address of a server, or the path of a file of Milvus Lite, and the name of the collection."""
 
     uri: str
     name: str
@@ -30,7 +30,7 @@ def parse_location(location: str) -> ServerPlace:
     """Take `http://HOST:PORT/NAME` or `milvus:FILE` apart.
 
     Raises:
-        UserError: the name is none that Milvus takes.
+        UserError: Milvus does not take the name.
     """
     if location.startswith("milvus:"):
         return ServerPlace(location.removeprefix("milvus:"), DEFAULT_NAME)
@@ -71,7 +71,7 @@ def create_collection(location: str, header: Header) -> MilvusStore:
     """A new index.
 
     Raises:
-        UserError: the server cannot be reached, or does not take it.
+        UserError: the server cannot be reached, or refuses.
     """
     place, client = _connected(location)
     with server_errors(location):
@@ -86,7 +86,7 @@ def create_collection(location: str, header: Header) -> MilvusStore:
 
 
 def drop_collections(location: str) -> None:
-    """Remove an index, whole or half made.
+    """Remove an index, finished or not.
 
     Raises:
         UserError: the server cannot be reached, or a collection is of something else.
@@ -144,7 +144,7 @@ def _connected(location: str) -> tuple[ServerPlace, Any]:
 
 @contextmanager
 def server_errors(location: str) -> Iterator[None]:
-    """Turn what a server has to say, or its silence, into a `UserError`."""
+    """Turn errors of a server, and its silence, into a `UserError`."""
     from pymilvus.exceptions import MilvusException
 
     try:

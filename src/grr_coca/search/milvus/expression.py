@@ -1,4 +1,4 @@
-"""A filter as an expression of Milvus. Every value is written by `json.dumps`, so none can end its quotes."""
+"""A filter as an expression of Milvus. Every value is written by `json.dumps`, so none can break out of its quotes."""
 
 import json
 import math
@@ -10,11 +10,11 @@ from grr_coca.search.milvus.text import as_utf8
 
 COLUMNS = {"path": "name"}
 NEVER, ALWAYS = "id < 0", "id >= 0"
-"""Ids are not negative."""
+"""Conditions that no row and every row meets, because ids are not negative."""
 
 
 def to_expression(tree: Filter) -> str:
-    """The expression."""
+    """The expression of a filter."""
     if isinstance(tree, And | Or):
         word = " and " if isinstance(tree, And) else " or "
         return "(" + word.join(to_expression(part) for part in tree.parts) + ")"
@@ -30,7 +30,7 @@ def to_expression(tree: Filter) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as a literal."""
+    """A text as a literal between double quotes."""
     return json.dumps(as_utf8(text), ensure_ascii=False)
 
 
@@ -48,7 +48,7 @@ def _test(field: str, operator: str, value: FieldValue) -> str:
 
 
 def _same_kind(field: str, value: FieldValue) -> str:
-    """Missing fields, and those of another kind, compare with nothing: the column `kinds` tells what each is."""
+    """A test that a field is there and of the kind of a value. The column `kinds` has the kind of each field."""
     kind = "text" if isinstance(value, str) else "number"
     return f'kinds[{quoted(field)}] == "{kind}"'
 
@@ -58,7 +58,7 @@ def _literal(value: FieldValue) -> str:
 
 
 def _whole(field: str, operator: str, value: float) -> str:
-    """A comparison of whole numbers with a fraction, as one of whole numbers."""
+    """A comparison of a whole-number field with a float, written with a whole number."""
     below, above = math.floor(value), math.ceil(value)
     if operator in ("=", "!=") and below != above:
         return f"({NEVER if operator == '=' else ALWAYS})"

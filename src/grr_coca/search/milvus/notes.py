@@ -11,9 +11,10 @@ from grr_coca.search.milvus.text import as_utf8, from_utf8
 from grr_coca.search.words import pieces
 
 NOTES = {"key", "kind", "root", "value", "nothing"}
-"""Columns of the collection."""
+"""Columns of the collection of notes."""
 Kind = Literal["header", "column", "failure"]
 LONGEST = 16_000
+"""Most characters of a message that is kept."""
 AT_ONCE = 500
 MOST_COLUMNS = 16_384
 NOTHING = [0.0, 0.0]
@@ -30,13 +31,13 @@ def noted_header(client: Any, name: str) -> Header | None:
     notes = notes_of(name)
     if not client.has_collection(name) or not client.has_collection(notes) or not client.list_indexes(notes):
         return None
-    client.load_collection(notes)  # of one that is loaded, as it is unless somebody released it, this does nothing
+    client.load_collection(notes)  # does nothing if it is loaded, as it is unless somebody released it
     rows = client.query(notes, filter='key == "header:"', output_fields=["value"])
     return Header(**json.loads(rows[0]["value"])) if rows else None
 
 
 class Notes:
-    """Texts by key. Milvus asks for a vector in each row; these have one of zeros."""
+    """Texts by key, in a collection of their own."""
 
     def __init__(self, client: Any, name: str) -> None:
         self.reads = Reads(client)
@@ -69,11 +70,11 @@ class Notes:
         return frozenset(row["value"] for row in rows)
 
     def add_columns(self, names: Iterable[str]) -> None:
-        """Keep names of columns."""
+        """Keep the names of some columns."""
         self._write([("column", name, "", name) for name in names])
 
     def failures(self, names: Sequence[str] | None = None) -> list[Failure]:
-        """What could not be read, by name; all, or of some names."""
+        """Pictures that could not be read, sorted by name: all of them, or those of some names."""
         if names is None:
             rows = list(self._read("failure"))
         else:
@@ -90,13 +91,13 @@ class Notes:
         self._write([("failure", f.name, f.root, json.dumps([f.stamp, f.message[:LONGEST]])) for f in failures])
 
     def remove_failures(self, names: Iterable[str]) -> None:
-        """Forget some."""
+        """Forget the failures of some names."""
         for piece in pieces(names, AT_ONCE):
             keys = ", ".join(quoted(f"failure:{name}") for name in piece)
             self._client.delete(self._name, filter=f"key in [{keys}]")
 
     def roots(self) -> set[str]:
-        """Arguments of failures."""
+        """The arguments that failures were found by."""
         return {from_utf8(row["root"]) for row in self._read("failure")}
 
     def _of(self, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ TEXTS = {
     "digest": 64,
     "caption": 8192,
 }
-"""Columns of text with the most bytes of each."""
+"""Columns of text, and the most characters of each. Milvus counts bytes, of which a character takes up to four."""
 NUMBERS = ("offset", "size", "mtime_ns", "phash", "width", "height")
 COLUMNS = {"id", *TEXTS, *NUMBERS, "fields", "kinds", "vector"}
 READ = ["name", "root", "file", "digest", "caption", *NUMBERS, "fields"]
@@ -25,7 +25,7 @@ NO_OFFSET = -1
 
 
 def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
-    """The row of a picture; its id is a number of its name, so that no name is there twice."""
+    """The row of a picture. Its id is computed from its name, so no name is there twice."""
     texts = {name: as_utf8(getattr(entry, name))[:length] for name, length in TEXTS.items()}
     kinds = {name: "text" if isinstance(value, str) else "number" for name, value in entry.fields.items()}
     return {
@@ -61,5 +61,5 @@ def from_record(record: dict[str, Any]) -> Entry:
 
 
 def as_kept(vector: np.ndarray) -> np.ndarray:
-    """In 32 bits, rounded to halves: what the embedded store keeps."""
+    """A vector in 32 bits, rounded to half precision, which is what the embedded store keeps."""
     return np.asarray(vector, np.float16).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The store on a Milvus server. A picture is a row by its name, so writing it twice leaves it there once.
+"""The store on a Milvus server. The id of a picture comes from its name, so writing it twice leaves one row.
 
 Shapes: N pictures, E embedding width.
 """
@@ -21,8 +21,9 @@ from grr_coca.search.words import pieces
 
 AT_ONCE = 500
 MOST_HITS = 16_384
-"""That a server gives in one answer."""
+"""Most hits that a server gives in one answer."""
 IDS = 2**63
+"""All ids are below this."""
 
 
 class MilvusStore:
@@ -46,7 +47,7 @@ class MilvusStore:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """At least what was there when it began: the server has no snapshots. Its errors are for people."""
+        """Reads see the state at its beginning, or a later one: a server has no snapshots. Errors are `UserError`."""
         from grr_coca.search.milvus.connect import server_errors
 
         with server_errors(self.location), self._reads.snapshot():
@@ -60,7 +61,7 @@ class MilvusStore:
     # --- reading
 
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
-        """The best by product, of which the server keeps to 16,384."""
+        """The pictures of highest product with the vector, at most 16,384 of them."""
         with self.snapshot():
             (hits,) = self._reads.search(
                 self._name,
@@ -74,7 +75,7 @@ class MilvusStore:
             return [Match(int(hit["id"]), float(hit["distance"])) for hit in hits]
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:  # noqa: ARG002
-        """None: the servers that are supported have no full-text index."""
+        """An empty list: the servers that are supported have no full-text index."""
         return []
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
@@ -83,13 +84,13 @@ class MilvusStore:
         return [found[identity] for identity in ids]
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Embeddings."""
+        """Embeddings, in the order of the ids."""
         found = {row["id"]: row["vector"] for row in self._rows(ids, ["vector"])}
         rows = [found[identity] for identity in ids]
         return np.array(rows, np.float32).reshape(len(rows), self.header.embed_dim)
 
     def sample(self) -> LibrarySample:
-        """The pictures whose names have the smallest numbers: their ids."""
+        """The pictures of the smallest ids: a random sample, because ids are digests of names."""
         share = min(1.0, 1.3 * SAMPLE / max(1, len(self)))
         with self.snapshot():
             rows = self._reads.query(
@@ -103,7 +104,7 @@ class MilvusStore:
         return LibrarySample(vectors, tuple(row["caption"] for row in drawn[:SAMPLE_CAPTIONS]))
 
     def columns(self) -> frozenset[str]:
-        """Fields of tables."""
+        """Names of the columns of tables."""
         with self.snapshot():
             return self._notes.columns()
 
@@ -131,14 +132,14 @@ class MilvusStore:
             return self._notes.failures()
 
     def known(self, names: Sequence[str]) -> dict[str, Known]:
-        """Stamps, digests and fields."""
+        """Stamp, digest and fields of each picture that is known."""
         with self.snapshot():
             found = {f.name: Known(f.stamp, "") for f in self._notes.failures(names) if f.stamp is not None}
             entries = map(from_record, self._rows([name_id(name) for name in names], READ))
             return found | {entry.name: Known(entry.stamp, entry.digest, entry.fields) for entry in entries}
 
     def twins(self, digests: Sequence[str]) -> dict[str, Described]:
-        """What was said of the same bytes."""
+        """What was said of pictures of the same bytes."""
         found: dict[str, Described] = {}
         with self.snapshot():
             for piece in pieces(digests, AT_ONCE):
@@ -150,7 +151,7 @@ class MilvusStore:
         return found
 
     def roots(self) -> list[str]:
-        """Arguments."""
+        """The arguments that pictures or failures were found by."""
         with self.snapshot():
             rows = everything_of(self._client, self._name, ALWAYS, ["root"])
             return sorted({from_utf8(row["root"]) for row in rows} | self._notes.roots())
@@ -172,7 +173,7 @@ class MilvusStore:
     # --- writing
 
     def claim(self) -> None:
-        """Nothing: a server takes several writers."""
+        """Do nothing: a server takes several writers."""
 
     def commit(self, changes: Changes) -> None:
         """Write changes. What makes a picture known comes last: an update that is interrupted before does it again."""
@@ -190,7 +191,7 @@ class MilvusStore:
             self._reads.forget()
 
     def compact(self) -> bool:
-        """Nothing: a server does this by itself."""
+        """Do nothing: a server does this by itself."""
         return False
 
     def _touched(self, changes: Changes) -> list[dict[str, Any]]:

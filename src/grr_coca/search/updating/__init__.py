@@ -1,1 +1,1 @@
-"""Brings an index up to date with the pictures that it is of."""
+"""Brings an index up to date with the files of its pictures."""

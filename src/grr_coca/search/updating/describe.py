@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from grr_coca.inference import ImageTextModel
 
 Describe = Callable[[Sequence["DecodedPicture"]], list[tuple[str, np.ndarray]]]
-"""Caption and embedding of each picture."""
+"""A function that gives the caption and embedding of each picture."""
 
 
 class Found(NamedTuple):
-    """A picture where it was found, with its stamp; None where it is not there."""
+    """A picture that was found by the argument `root`. `stamp`: see `stamp_of`."""
 
     file: ImageFile
     root: str
@@ -34,7 +34,7 @@ class Found(NamedTuple):
 class DecodedPicture:
     """A picture that was read: its digest, its size in pixels, its hash, and the square that the model sees.
 
-    One that was described where it was read has `said`, its caption and embedding, in place of the square.
+    `said`: its caption and embedding, in place of the square, if it was described on the machine that read it.
     """
 
     found: Found
@@ -100,7 +100,7 @@ def make_entry(decoded: DecodedPicture, caption: str) -> Entry:
 
 
 def describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) -> list[tuple[str, np.ndarray]]:
-    """Captions and embeddings of one pass of a model."""
+    """Caption and embedding of each square, from one forward pass."""
     described = model.describe_many(list(squares), batch_size=max(1, len(squares)))
     return [(" ".join(one.captions[0].text.split()), one.embedding.numpy()) for one in described]
 

@@ -27,7 +27,7 @@ class RayDescriber:
         return map_on_ray(found, partial(_worker, self._folder), batch_size)
 
     def describe(self, decoded: Sequence[DecodedPicture]) -> list[tuple[str, np.ndarray]]:
-        """What was said already."""
+        """Captions and embeddings, which the workers computed already."""
         return [one.said for one in decoded if one.said is not None]
 
 

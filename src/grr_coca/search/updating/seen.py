@@ -1,4 +1,4 @@
-"""Names that were met, on disk where they are many: memory does not grow with them."""
+"""Names that were met. Many of them lie on disk, so memory does not grow with their number."""
 
 import sqlite3
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from grr_coca.search.words import pieces
 
 
 class Seen:
-    """Texts and how often each was added, by numbers of 63 bits."""
+    """How often each text was added. Texts are kept as digests of 63 bits."""
 
     def __init__(self) -> None:
         # A database without a name lies in memory until it is large, then in a file that nobody else sees.
@@ -24,7 +24,7 @@ class Seen:
         self._database.execute("COMMIT")
 
     def missing(self, texts: Iterable[str]) -> Iterable[str]:
-        """Those that were never added."""
+        """The texts that were never added."""
         for piece in pieces(texts, 500):
             marks = ", ".join("?" * len(piece))
             ids = [name_id(text) for text in piece]
@@ -32,10 +32,10 @@ class Seen:
             yield from (text for text, identity in zip(piece, ids, strict=True) if identity not in found)
 
     def take(self, text: str) -> bool:
-        """Whether a text was added more often than it was taken; it is taken once more then."""
+        """Take a text once, if it was added more often than it was taken. Returns whether it was."""
         statement = "UPDATE seen SET times = times - 1 WHERE id = ? AND times > 0"
         return self._database.execute(statement, (name_id(text),)).rowcount > 0
 
     def close(self) -> None:
-        """Forget them."""
+        """Forget all texts."""
         self._database.close()

@@ -129,7 +129,7 @@ class Throughput:
         self._seconds += now - self._began
         self._began = now
 
-    def close(self) -> float:
+    def take(self) -> float:
         """Return the pace, and start again from zero."""
         pace = self._num_pairs / max(self._seconds, 1e-9)
         self._num_pairs, self._seconds = 0, 0.0

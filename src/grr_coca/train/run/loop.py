@@ -213,8 +213,8 @@ class Run:
             )
 
     def _log_window(self) -> None:
-        metrics, step = self.progress.close_window(), self.progress.step
-        pace = {"pairs_per_second": self.throughput.close()}
+        metrics, step = self.progress.take_window(), self.progress.step
+        pace = {"pairs_per_second": self.throughput.take()}
 
         def tell() -> None:
             self.log.write(step, "train", metrics)

@@ -50,8 +50,9 @@ class Progress:
         self.recent = (*self.recent, metrics["coca"])[-SPIKE_MEMORY:]
         return "spike" if is_spike else None
 
-    def close_window(self) -> dict[str, float]:
-        """The means since the last line of the log, and the numbers of skipped steps and replaced samples if not 0."""
+    def take_window(self) -> dict[str, float]:
+        """Empty the window. Returns the means since the last line of the log, and the numbers of skipped steps and
+        replaced samples if not 0."""
         rows, self.window = self.window, ()
         means = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
         skipped = {"skipped": float(self.skipped)} if self.skipped else {}

@@ -26,7 +26,7 @@ from grr_coca.batch import Batch
 from grr_coca.losses import EmbeddedPairs, LossWeights, coca_loss, contrastive_loss, same_pair
 from grr_coca.model import CoCa
 from grr_coca.ranks import Ranks
-from grr_coca.train.step.parallel import ParallelModel, Pass, scalar_parameters
+from grr_coca.train.step.parallel import ForwardPass, ParallelModel, scalar_parameters
 
 
 class BatchLosses(NamedTuple):
@@ -114,7 +114,7 @@ def contrastive_gradient(
 def _backward(
     model: ParallelModel,
     batch: Batch,
-    kept: Pass | None,
+    kept: ForwardPass | None,
     wanted: EmbeddedPairs,
     num_tokens: Int[Tensor, ""],
     weights: LossWeights,

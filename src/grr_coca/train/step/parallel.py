@@ -22,7 +22,7 @@ from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Parallelism
 
 
-class Pass(NamedTuple):
+class ForwardPass(NamedTuple):
     """The result of one forward pass of training."""
 
     image_embedding: Float[Tensor, "b E"]
@@ -37,7 +37,7 @@ class TrainedCoCa(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, num_tokens: Int[Tensor, ""], z_weight: float) -> Pass:
+    def forward(self, batch: Batch, num_tokens: Int[Tensor, ""], z_weight: float) -> ForwardPass:
         """A forward pass over some pairs. `num_tokens`: tokens to predict in the global batch; see
         `captioning_loss`."""
         output = self.model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
@@ -46,7 +46,7 @@ class TrainedCoCa(nn.Module):
         # forward pass.
         lm_head = self.model.multimodal_decoder.lm_head.weight
         captioning = captioning_loss(output.states, lm_head, labels, num_tokens, z_weight)
-        return Pass(output.image_embedding, output.text_embedding, captioning)
+        return ForwardPass(output.image_embedding, output.text_embedding, captioning)
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> EmbeddedPairs:
@@ -73,7 +73,7 @@ class ParallelModel:
         elif ranks.size > 1:
             self._forward = _replicate(self._trained)
 
-    def __call__(self, batch: Batch, num_tokens: Int[Tensor, ""], z_weight: float) -> Pass:
+    def __call__(self, batch: Batch, num_tokens: Int[Tensor, ""], z_weight: float) -> ForwardPass:
         """One forward pass over this rank's pairs; see `TrainedCoCa.forward`."""
         return self._forward(batch, num_tokens, z_weight)
 

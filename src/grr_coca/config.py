@@ -14,6 +14,7 @@ Position = Literal["rope_2d", "rope_1d", "learned"]
 Arrangement = Literal["cascade", "parallel", "shared"]
 QKNorm = Literal["none", "rms"]
 Contrastive = Literal["softmax", "sigmoid"]
+CaptionsFrom = Literal["queries", "patches"]
 
 # Choices that open_clip's CoCa needs, so that its checkpoints can be read.
 AttentionBias = Literal["none", "all"]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from grr_coca.config import (
+    CaptionsFrom,
     CoCaConfig,
     ImageEncoderConfig,
     MultimodalDecoderConfig,
@@ -345,6 +346,12 @@ def with_qk_norm(config: CoCaConfig, qk_norm: QKNorm) -> CoCaConfig:
         text_decoder=replace(text, transformer=replace(text.transformer, qk_norm=qk_norm)),
         multimodal_decoder=replace(multimodal, transformer=replace(multimodal.transformer, qk_norm=qk_norm)),
     )
+
+
+def with_captions_from(config: CoCaConfig, captions_from: CaptionsFrom, size: str) -> CoCaConfig:
+    """The config whose captions attend to the size's number of queries, or to the patch tokens."""
+    num_queries = _size(size).num_queries if captions_from == "queries" else None
+    return replace(config, poolers=replace(config.poolers, num_queries=num_queries))
 
 
 def _open_clip_parts(transformer: TransformerConfig) -> TransformerConfig:

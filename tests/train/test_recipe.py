@@ -10,7 +10,7 @@ from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.errors import UserError
-from grr_coca.presets import PRESETS, get_preset
+from grr_coca.presets import PRESETS, SIZES, get_preset
 from grr_coca.structure import from_dict, to_dict
 from grr_coca.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, load_recipe, save_recipe
 from support import tiny_recipe
@@ -321,6 +321,13 @@ def test_captions_of_any_preset_can_attend_to_the_patches():
     assert ModelRecipe("grr_coca", "tiny", captions_from="patches").config(vocab_size) == preset
     assert ModelRecipe("baseline_coca", "tiny", captions_from="patches").config(300).poolers.num_queries is None
     assert ModelRecipe("baseline_coca", "tiny", captions_from="queries").config(300).poolers.num_queries == 16
+
+
+@pytest.mark.parametrize("preset", ["grr_coca_plus", "grr_coca_no_captioning_pooler"])
+@pytest.mark.parametrize("size", SIZES)
+def test_captions_of_a_preset_without_captioning_pooler_can_attend_to_queries(preset, size):
+    with_pooler = ModelRecipe("grr_coca", size).config(300)
+    assert ModelRecipe(preset, size, captions_from="queries").config(300) == with_pooler
 
 
 def test_pixels_are_scaled_as_the_recipe_says():

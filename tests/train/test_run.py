@@ -15,6 +15,7 @@ from grr_coca.train.recipe import (
     ScheduleRecipe,
     TokenizerRecipe,
     load_recipe,
+    save_recipe,
 )
 from grr_coca.train.run.logs import read_metrics
 from grr_coca.train.run.loop import train
@@ -175,6 +176,14 @@ def test_every_kind_of_preset_trains(shard, tmp_path, preset):
 def test_a_model_with_clips_vocabulary_trains(shard, tmp_path):
     recipe = tiny_recipe(shard, steps=1, tokenizer=TokenizerRecipe("clip"))
     assert pretrain(recipe, tmp_path / "run").config.text_decoder.vocab_size == 49_408
+
+
+def test_clips_vocabulary_takes_no_size(shard, tmp_path):
+    recipe = tiny_recipe(shard, steps=1, tokenizer=TokenizerRecipe("clip", vocab_size=4096))
+    with pytest.raises(UserError, match=r"tokenizer: vocab_size 4096 does not fit kind 'clip'.* remove vocab_size"):
+        new_checkpoint(recipe, ALONE)
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe, "what a run wrote before is still read"
 
 
 def test_a_model_that_takes_id_0_for_padding_needs_clips_vocabulary(shard):

@@ -8,11 +8,11 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from grr_coca.config import CoCaConfig, Contrastive, QKNorm
+from grr_coca.config import CaptionsFrom, CoCaConfig, Contrastive, QKNorm
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.errors import UserError
 from grr_coca.files import in_cache, write_whole
-from grr_coca.presets import get_preset, with_qk_norm
+from grr_coca.presets import get_preset, with_captions_from, with_qk_norm
 from grr_coca.structure import from_dict, to_dict
 from grr_coca.train.bounds import require_at_least, require_finite, require_share
 
@@ -24,7 +24,6 @@ FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimo
 Precision = Literal["auto", "fp32", "bf16"]
 Parallelism = Literal["ddp", "fsdp"]
 Temperature = Literal["learned", "refitted"]
-CaptionsFrom = Literal["queries", "patches"]
 Score = Literal[
     "coca_loss",
     "contrastive_loss",
@@ -49,8 +48,8 @@ class ModelRecipe:
     - `qk_norm`: `rms` normalizes queries and keys in the self-attention of all three stacks, which keeps training
       stable at high learning rates
     - `contrastive`: `softmax`, or `sigmoid` for SigLIP's loss
-    - `captions_from`: captions attend to the outputs of the captioning pooler (`queries`), or to the patch tokens
-      (`patches`), which in CoCa's ablation costs almost nothing
+    - `captions_from`: captions attend to the outputs of the captioning pooler (`queries`, as many as the size has), or
+      to the patch tokens (`patches`), which in CoCa's ablation costs almost nothing
     - `pixel_mean`, `pixel_std`: normalization of pixels, which are in 0 … 1 before it; with a mean of 1, white becomes
       0
     """
@@ -79,8 +78,8 @@ class ModelRecipe:
     def config(self, vocab_size: int) -> CoCaConfig:
         """The full config of the model with a vocabulary of this size."""
         config = get_preset(self.preset, self.size)
-        if self.captions_from == "patches":
-            config = replace(config, poolers=replace(config.poolers, num_queries=None))
+        if self.captions_from is not None:
+            config = with_captions_from(config, self.captions_from, self.size)
         image, text = config.image_encoder, config.text_decoder
         config = replace(
             config,
@@ -106,7 +105,8 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """`bpe` is trained on the training captions, with at most `vocab_size` ids. `clip` is CLIP's, with 49,408 ids."""
+    """`bpe` is trained on the training captions, with at most `vocab_size` ids. `clip` is CLIP's, whose 49,408 ids are
+    given: it takes no `vocab_size`."""
 
     kind: Literal["bpe", "clip"] = "bpe"
     vocab_size: int = 2048

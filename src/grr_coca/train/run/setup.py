@@ -25,7 +25,7 @@ from grr_coca.model import build
 from grr_coca.model.packed_text import PADDING
 from grr_coca.ranks import Ranks
 from grr_coca.structure import differences
-from grr_coca.train.recipe import Recipe
+from grr_coca.train.recipe import Recipe, TokenizerRecipe
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +172,19 @@ def _visits(recipe: Recipe, pairs: PairSource) -> int | Mixture:
 def _new_tokenizer(recipe: Recipe) -> Tokenizer:
     assert recipe.tokenizer is not None
     if recipe.tokenizer.kind == "clip":
+        _require_no_vocab_size(recipe.tokenizer)
         return clip_bpe()
     source, _ = training_sources(recipe)
     return train_bpe(caption_texts(source, limit=MAX_TOKENIZER_IMAGES), recipe.tokenizer.vocab_size)
+
+
+def _require_no_vocab_size(tokenizer: TokenizerRecipe) -> None:
+    """Refuse a size for CLIP's vocabulary. The default passes: every run writes it into its recipe.
+
+    Only a new run asks for a tokenizer. So a run that began with such a recipe is still resumed and read.
+    """
+    if tokenizer.vocab_size != TokenizerRecipe.vocab_size:
+        raise UserError(
+            f"tokenizer: vocab_size {tokenizer.vocab_size} does not fit kind 'clip', whose vocabulary has 49,408 ids; "
+            "remove vocab_size, or set kind to 'bpe'"
+        )

@@ -18,6 +18,7 @@ from grr_coca.data.order import (
     Share,
     Shuffle,
     TrainingOrder,
+    visits_in_period,
 )
 from grr_coca.errors import UserError
 
@@ -216,6 +217,12 @@ def test_a_mixture_is_a_function_of_the_position():
         assert again.at(position) == ahead[position]
     other = Mixture([700, 40], [0.95, 0.05], seed=2)
     assert [other.at(position) for position in range(100)] != ahead[:100]
+
+
+def test_a_mixture_visits_each_of_its_sources():
+    assert visits_in_period([0.9, 0.0006, 0.0994]).tolist() == [900, 1, 99]
+    with pytest.raises(AssertionError, match="each source is visited"):
+        Mixture([700, 40], [0.9996, 0.0004], seed=0)
 
 
 def test_ranks_and_a_resumed_run_share_the_order_of_a_mixture():

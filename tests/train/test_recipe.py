@@ -261,6 +261,24 @@ def test_a_number_out_of_range_is_an_error_with_the_key(load, path, value):
         load(changed(*path, value=value))
 
 
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        ({"a.tar": 0.3, "b.tar": 0.0004}, r"b\.tar 0\.0004 is .* none of 1,000 samples .* give more than 0\.001, or"),
+        ({"a.tar": 0.0}, r"a\.tar 0 is out of range"),
+        ({"b.tar": 0.001, "c.tar": 0.0015}, r"b\.tar 0\.001 is out of range"),  # 997.5 and 998.5 are rounded to 998
+        ({"a.tar": 0.5, "b.tar": 0.4997}, r"0\.0003, which it leaves to train, .* leave more than 0\.001"),
+    ],
+)
+def test_a_source_of_a_mixture_that_would_never_be_visited_is_named_with_the_least_share(load, mix, message):
+    with pytest.raises(UserError, match=rf"mine\.yaml: data: mix: .*{message}"):
+        load(changed("data", "mix", value=mix))
+
+
+def test_a_small_share_of_a_mixture_is_taken(load):
+    load(changed("data", "mix", value={"a.tar": 0.0011, "b.tar": 0.9977}))
+
+
 def test_a_run_that_weighs_no_loss_is_refused(load):
     with pytest.raises(UserError, match=r"mine\.yaml: losses: .* both 0"):
         load(changed("losses", value={"contrastive_weight": 0, "captioning_weight": 0}))

@@ -1,10 +1,11 @@
 """The order of the data. It is a function of (seed, epoch, samples seen), and depends on nothing else."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from grr_coca.errors import UserError
 
@@ -73,6 +74,18 @@ class Shuffle:
         self._samples = np.random.default_rng((self.seed, epoch, 1 + window)).permutation(samples)
 
 
+def mixture_shares(mix: Mapping[str, float]) -> list[float]:
+    """Shares of the samples: what the further sources `mix` leave to the first one, and that of each of them."""
+    return [1 - sum(mix.values()), *mix.values()]
+
+
+def visits_in_period(shares: Sequence[float]) -> Int[np.ndarray, " S"]:
+    """How many of `PERIOD` visits each source of a mixture gets. Shares that sum to 1 are rounded so that visits sum to
+    `PERIOD`."""
+    ends = np.rint(np.cumsum(shares) * PERIOD).astype(np.int64)
+    return np.diff(ends, prepend=0)
+
+
 class Mixture:
     """Endless visits of several sources in fixed shares. Each source has its own shuffled epochs.
 
@@ -81,7 +94,7 @@ class Mixture:
 
     Args:
         num_samples: number of samples of each source.
-        shares: share of each source. They sum to 1, and are rounded to multiples of 1 / `PERIOD`.
+        shares: share of each source. They sum to 1, and each is visited (see `visits_in_period`).
         seed: seed of all random choices.
     """
 
@@ -89,8 +102,8 @@ class Mixture:
         self.seed = seed
         self._shuffles = [Shuffle(number, seed) for number in num_samples]
         self._starts = np.concatenate([[0], np.cumsum(num_samples)])
-        ends = np.rint(np.cumsum(shares) * PERIOD).astype(np.int64)
-        self._quotas = np.diff(ends, prepend=0)
+        self._quotas = visits_in_period(shares)
+        assert self._quotas.all(), "the recipe was checked: each source is visited"
         self._period = -1
         self._sources = self._turns = np.zeros(0, dtype=np.int64)
 

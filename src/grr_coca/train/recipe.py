@@ -14,7 +14,7 @@ from grr_coca.errors import UserError
 from grr_coca.files import in_cache, write_whole
 from grr_coca.presets import get_preset, with_captions_from, with_qk_norm
 from grr_coca.structure import from_dict, to_dict
-from grr_coca.train.bounds import require_at_least, require_finite, require_share
+from grr_coca.train.bounds import require_at_least, require_finite, require_share, require_visits
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
@@ -146,6 +146,7 @@ class DataRecipe:
         require_share(patch_dropout=self.patch_dropout, first_caption=self.first_caption)
         require_share(**{f"mix: {path}": share for path, share in self.mix.items()})
         require_share(mix=sum(self.mix.values()))
+        require_visits(self.mix)
         require_at_least(1, batch_size=self.batch_size)
         if self.micro_batch_size is not None:
             require_at_least(1, micro_batch_size=self.micro_batch_size)

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import PairDataset, make_loader
-from grr_coca.data.order import GlobalBatches, Mixture, Share, TrainingOrder
+from grr_coca.data.order import GlobalBatches, Mixture, Share, TrainingOrder, mixture_shares
 from grr_coca.data.patch_dropout import kept_patches
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
@@ -165,8 +165,7 @@ def _visits(recipe: Recipe, pairs: PairSource) -> int | Mixture:
     if not recipe.data.mix:
         return len(pairs)
     assert isinstance(pairs, Chain)
-    shares = list(recipe.data.mix.values())
-    return Mixture(pairs.lengths, [1 - sum(shares), *shares], recipe.seed)
+    return Mixture(pairs.lengths, mixture_shares(recipe.data.mix), recipe.seed)
 
 
 def _new_tokenizer(recipe: Recipe) -> Tokenizer:

@@ -14,11 +14,29 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.images import MAX_PIXELS, decode_image, open_header
+from grr_coca.data.images import MAX_PIXELS, decode_image, is_image_name, open_header
 from grr_coca.errors import UserError
 from support import encode_image, real_pairs
 
 NAME = "photos/cat.jpg"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.jpg", True),
+        ("x/.cache.d/a.b.JPEG", True),
+        ("._a.jpg", False),
+        ("x/._a.jpg", False),
+        (".jpg", False),
+        ("jpg", False),
+        ("x.jpg/a", False),
+        ("a.jpg.txt", False),
+        ("a", False),
+    ],
+)
+def test_a_name_tells_an_image_by_its_suffix_unless_it_is_hidden(name, expected):
+    assert is_image_name(name) is expected
 
 
 def pictogram() -> Image.Image:

@@ -132,6 +132,9 @@ def test_other_texts_and_hidden_files_beside_the_class_folders_are_left_alone(tm
     (tmp_path / "._cat.jpg").write_bytes(b"of the Finder")
     shutil.copytree(tmp_path / "cat", tmp_path / ".ipynb_checkpoints")
     shutil.copytree(tmp_path / "cat", tmp_path / "notes" / ".ipynb_checkpoints")
+    (tmp_path / ".ipynb_checkpoints" / "0.txt").write_text("a caption")
+    (tmp_path / "cat" / ".cache").mkdir()
+    (tmp_path / "cat" / ".cache" / "old.tar").touch()
     assert open_labelled(str(tmp_path)).targets == (0, 0, 1, 1)
 
 

@@ -1,8 +1,12 @@
-"""Decodes image files into RGB images. Errors say what is wrong with a file."""
+"""Tells image files by their names, and decodes them into RGB images. Errors say what is wrong with a file."""
 
 import io
+import os
 import struct
 import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from posixpath import basename
 from typing import Literal
 
 import numpy as np
@@ -31,6 +35,34 @@ BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error)
 """What Pillow raises for broken files."""
 
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"))
+
+
+def is_image_name(name: str) -> bool:
+    """True if a file, or a member of a shard, is an image by its name: not hidden, and with the suffix of an image."""
+    return has_image_suffix(name) and not is_hidden(name)
+
+
+def has_image_suffix(name: str) -> bool:
+    """True if a name ends in one of `IMAGE_SUFFIXES`, hidden or not."""
+    _, dot, suffix = name.rpartition(".")
+    return bool(dot) and suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_hidden(name: str) -> bool:
+    """True for files and folders that are passed by, such as the `._NAME.jpg` that macOS writes beside NAME.jpg."""
+    return basename(name).startswith(".")
+
+
+def walk_visible(
+    root: Path, on_error: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` in sorted order, without hidden files and folders (`.ipynb_checkpoints`, `.thumbnails`).
+
+    A folder that the caller removes from the list of folders is not entered.
+    """
+    for folder, folders, files in os.walk(root, onerror=on_error):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        yield folder, folders, sorted(name for name in files if not is_hidden(name))
 
 
 def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white") -> Image.Image:

@@ -1,7 +1,6 @@
 """Images with their classes, for classification and probes."""
 
 import csv
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.images import IMAGE_SUFFIXES
+from grr_coca.data.images import has_image_suffix, is_hidden, is_image_name, walk_visible
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.class_names import check_class_names, find_class
@@ -84,9 +83,9 @@ def _labelled(
 
 def _class_folders(root: Path) -> list[Path]:
     # A folder with images at its top, with captions or with shards holds pairs. Otherwise each subfolder is a class.
-    if not root.is_dir() or _images(root) or any(root.rglob("*.tar")) or _holds_captions(root):
+    if not root.is_dir() or _images(root) or _holds_pairs(root):
         return []
-    visible = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+    visible = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and not is_hidden(folder.name)]
     classes = [folder for folder in visible if _images(folder)]
     for folder in visible if classes else ():
         if folder not in classes and _has_images_below(folder):
@@ -94,32 +93,26 @@ def _class_folders(root: Path) -> list[Path]:
     return classes
 
 
-def _holds_captions(root: Path) -> bool:
-    """True if a text file below a folder has the name of an image beside it, or is ROCO's `captions.txt`."""
-    for _, folders, files in os.walk(root):
+def _holds_pairs(root: Path) -> bool:
+    """True if there is a shard below a folder, or a text file that has the name of an image beside it or is ROCO's
+    `captions.txt`."""
+    for _, folders, files in walk_visible(root):
+        if any(name.endswith(".tar") for name in files):
+            return True
         texts = {name for name in files if name.endswith(".txt")}
         if "captions.txt" in texts and "images" in folders:
             return True
-        if any(f"{Path(name).stem}.txt" in texts for name in files if _is_image(name)):
+        if any(f"{Path(name).stem}.txt" in texts for name in files if has_image_suffix(name)):
             return True
     return False
 
 
 def _has_images_below(root: Path) -> bool:
-    for _, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if any(map(_is_image, files)):
-            return True
-    return False
+    return any(has_image_suffix(name) for _, _, files in walk_visible(root) for name in files)
 
 
 def _images(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.iterdir()) if _is_image(file.name) and file.is_file()]
-
-
-def _is_image(name: str) -> bool:
-    # Hidden files are none: macOS writes `._NAME.jpg` beside every NAME.jpg.
-    return not name.startswith(".") and Path(name).suffix[1:].lower() in IMAGE_SUFFIXES
+    return [file for file in sorted(folder.iterdir()) if is_image_name(file.name) and file.is_file()]
 
 
 def _csv_rows(path: Path) -> list[tuple[Path, str]]:
@@ -141,4 +134,4 @@ def _csv_rows(path: Path) -> list[tuple[Path, str]]:
 
 
 def _names_image(cell: str, table: Path) -> bool:
-    return Path(cell).suffix[1:].lower() in IMAGE_SUFFIXES or (table.parent / cell).is_file()
+    return has_image_suffix(cell) or (table.parent / cell).is_file()

@@ -247,6 +247,14 @@ def test_a_folder_is_read_with_the_folders_in_it_in_sorted_order(tmp_path):
     assert [source[i].key for i in range(3)] == ["a/2", "b/1", "c"]
 
 
+def test_hidden_folders_and_files_are_no_pairs(tmp_path):
+    folder = as_folder(tmp_path, PAIRS[:2])
+    as_folder(folder / ".ipynb_checkpoints", PAIRS[:2])
+    as_folder(folder / "more" / ".thumbnails" / "small", PAIRS[2:3])
+    (folder / f"._{PAIRS[0].key}.webp").write_bytes(b"of the Finder")
+    assert {ImageFolder(folder)[index].key for index in range(len(ImageFolder(folder)))} == {p.key for p in PAIRS[:2]}
+
+
 def test_an_image_file_without_a_caption_is_a_bad_sample_that_names_both(tmp_path):
     folder = as_folder(tmp_path, PAIRS[:2])
     (folder / f"{PAIRS[0].key}.txt").unlink()
@@ -282,6 +290,7 @@ def test_a_pattern_opens_all_shards_that_match_in_sorted_order(tmp_path):
 def test_a_folder_of_shards_opens_the_shards(tmp_path):
     write_shard(tmp_path / "0.tar", PAIRS[:2])
     write_shard(tmp_path / "1.tar", PAIRS[2:4])
+    (tmp_path / "._0.tar").write_bytes(b"of the Finder")
     assert len(open_source(str(tmp_path))) == 4
 
 

@@ -257,6 +257,19 @@ def test_the_data_digest_knows_the_bytes_and_not_the_place(recipe, tmp_path):
     assert data_digest(there) != before
 
 
+def test_the_data_digest_of_a_folder_counts_what_is_read_as_data(recipe, tmp_path):
+    for name in ("a.webp", "deep/b.webp"):
+        (tmp_path / "pairs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pairs" / name).write_bytes(name.encode())
+    of_folder = replace(recipe, data=replace(recipe.data, train=str(tmp_path / "pairs")))
+    before = data_digest(of_folder)
+    (tmp_path / "pairs" / ".thumbnails").mkdir()
+    (tmp_path / "pairs" / ".thumbnails" / "a.webp").write_bytes(b"small")
+    assert data_digest(of_folder) == before
+    (tmp_path / "pairs" / "deep" / "b.webp").write_bytes(b"other")
+    assert data_digest(of_folder) != before
+
+
 # --- The plans that come with the code
 
 

@@ -8,11 +8,10 @@ from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache, partial
 from glob import glob, has_magic
 from pathlib import Path
-from posixpath import basename
 from typing import TYPE_CHECKING, NamedTuple
 
 from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES
+from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES, has_image_suffix, is_image_name, walk_visible
 from grr_coca.errors import UserError
 from grr_coca.files import read_whole
 
@@ -139,17 +138,14 @@ def _matches(pattern: str) -> Iterator[ImageFile]:
 def _in_folder(root: Path) -> Iterator[ImageFile]:
     """The images below a folder. A folder that cannot be listed is an image that raises an error when it is read."""
     refused: list[OSError] = []
-    for folder, folders, files in os.walk(root, onerror=refused.append):
+    for folder, folders, files in walk_visible(root, refused.append):
         yield from _refused(refused)
         if not os.access(folder, os.X_OK):  # it tells the names of its files, and lets nobody at them
             refused.append(PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder))
             folders.clear()
             continue
-        # Hidden files are skipped: macOS writes `._NAME.jpg` beside every NAME.jpg.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(folder, name)
-            if not name.startswith(".") and _is_wanted(path):
+        for path in (Path(folder, name) for name in files):
+            if _is_wanted(path):
                 yield from _open(path)
     yield from _refused(refused)
 
@@ -162,7 +158,7 @@ def _refused(errors: list[OSError]) -> Iterator[ImageFile]:
 
 
 def _is_wanted(file: Path) -> bool:
-    return file.suffix[1:].lower() in IMAGE_SUFFIXES | {"tar"} and file.is_file()
+    return (has_image_suffix(file.name) or file.suffix.lower() == ".tar") and file.is_file()
 
 
 def _open(path: Path) -> Iterator[ImageFile]:
@@ -180,8 +176,7 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps what it knows of every member
-                hidden = basename(member.name).startswith(".")
-                if member.isreg() and not hidden and member.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
+                if member.isreg() and is_image_name(member.name):
                     count += 1
                     if member.offset_data + member.size > path.stat().st_size:
                         raise tarfile.ReadError(f"it ends within {member.name}")

@@ -1,11 +1,10 @@
 """A folder of images. The caption of each image is in a text file of the same name beside it."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.images import IMAGE_SUFFIXES
+from grr_coca.data.images import has_image_suffix, walk_visible
 from grr_coca.data.sources.located import read_image_file
 from grr_coca.data.sources.pairs import RawPair
 from grr_coca.data.sources.strings import Strings
@@ -14,7 +13,7 @@ from grr_coca.errors import UserError
 
 
 class ImageFolder:
-    """The pairs `NAME.jpg` and `NAME.txt` of a folder and its subfolders, sorted by path."""
+    """The pairs `NAME.jpg` and `NAME.txt` of a folder and its visible subfolders, sorted by path."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -66,8 +65,6 @@ class ImageFolder:
 
 
 def _image_names(root: Path) -> Iterator[str]:
-    for folder, _, files in os.walk(root):
-        for name in files:
-            # Hidden files are skipped: macOS writes `._NAME.jpg` beside every NAME.jpg.
-            if not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
-                yield Path(folder, name).relative_to(root).as_posix()
+    for folder, _, files in walk_visible(root):
+        for name in filter(has_image_suffix, files):
+            yield Path(folder, name).relative_to(root).as_posix()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES
+from grr_coca.data.images import MAX_BYTES, has_image_suffix
 from grr_coca.errors import UserError
 
 ADDED_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")
@@ -60,7 +60,7 @@ def locate_images(listing: Path, written: Iterable[str], folders: Sequence[Path]
     for text in written:
         first = first or text
         for folder in folders:
-            for suffix in ("",) if _is_image_name(text) else ADDED_SUFFIXES:
+            for suffix in ("",) if has_image_suffix(text) else ADDED_SUFFIXES:
                 files = ImageFiles(folder, suffix)
                 try:
                     if _is_file(files.path(text, f"{listing}: {text}")):
@@ -102,7 +102,7 @@ def read_image_file(path: Path, name: str) -> bytes:
 
 def without_suffix(written: str) -> str:
     """A path without its suffix, if that is the suffix of an image."""
-    return written.rpartition(".")[0] if _is_image_name(written) else written
+    return written.rpartition(".")[0] if has_image_suffix(written) else written
 
 
 def _is_file(path: Path) -> bool:
@@ -110,7 +110,3 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # such as for a name that is too long for the disk
         return False
-
-
-def _is_image_name(written: str) -> bool:
-    return written.rpartition(".")[2].lower() in IMAGE_SUFFIXES

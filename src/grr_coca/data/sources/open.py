@@ -3,6 +3,7 @@
 from glob import glob
 from pathlib import Path
 
+from grr_coca.data.images import is_hidden
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.json_files import open_json
 from grr_coca.data.sources.line_tables import open_delimited, open_json_lines
@@ -84,6 +85,11 @@ def find_files(path: str) -> tuple[list[Path], str | None]:
     return files, split
 
 
+def shards_of(folder: Path) -> list[Path]:
+    """The tar shards of a folder, hidden ones left out, in order."""
+    return sorted(path for path in folder.glob("*.tar") if not is_hidden(path.name))
+
+
 def _files(path: str) -> tuple[list[Path], str | None]:
     """The files or the folder of a path, and the split after `#`, if there is one."""
     path = in_cache(path)
@@ -117,7 +123,7 @@ def _open_one(path: Path, split: str | None, needs_captions: bool = True) -> Pai
 
 
 def _open_folder(folder: Path) -> PairSource:
-    shards = sorted(folder.glob("*.tar"))
+    shards = shards_of(folder)
     if shards:
         return TarShards(shards)
     listing = next((folder / name for name in LISTINGS if _is_listing(folder / name)), None)

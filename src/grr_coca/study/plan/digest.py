@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from grr_coca.data.sources.open import find_files
+from grr_coca.data.images import walk_visible
+from grr_coca.data.sources.open import find_files, shards_of
 from grr_coca.train.recipe import Recipe
 
 HASHED_WHOLE = 64 * 2**20
@@ -70,11 +71,11 @@ def _described(path: str) -> Iterator[list[str | int]]:
 
 
 def _parts(path: Path) -> list[Path]:
-    """The files of a folder, in order."""
+    """The files of a folder that are read as data, in order."""
     if not path.is_dir():
         return [path]
-    shards = sorted(path.glob("*.tar"))
-    return shards or sorted(part for part in path.rglob("*") if part.is_file() and not part.name.startswith("."))
+    files = (Path(folder, name) for folder, _, names in walk_visible(path) for name in names)
+    return shards_of(path) or sorted(file for file in files if file.is_file())
 
 
 def _content(path: Path) -> str:

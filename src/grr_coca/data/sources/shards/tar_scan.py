@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from posixpath import basename
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from grr_coca.data.bad import Cause
-from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES
+from grr_coca.data.images import MAX_BYTES, has_image_suffix, is_hidden
 from grr_coca.errors import UserError
 
 ROW = np.dtype(
@@ -93,10 +92,7 @@ def scan_shard(path: Path) -> ShardIndex:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a tar, up to the place where it is cut off.
-
-    Hidden ones are skipped: the tar of macOS puts `._NAME.jpg` before every NAME.jpg.
-    """
+    """The regular files of a tar that are not hidden, up to the place where it is cut off."""
     while True:
         try:
             member = tar.next()
@@ -104,14 +100,13 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             return  # the content of the member before is cut off
         if member is None:
             return
-        if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not basename(member.name).startswith("."):
+        if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not is_hidden(member.name):
             yield member
 
 
 def _add(entries: dict[str, _Entry], member: tarfile.TarInfo, file_size: int) -> None:
     key, _, suffix = member.name.rpartition(".")
-    suffix = suffix.lower()
-    part = "image" if suffix in IMAGE_SUFFIXES else {"txt": "text", "json": "json"}.get(suffix)
+    part = "image" if has_image_suffix(member.name) else {"txt": "text", "json": "json"}.get(suffix.lower())
     if part is None:
         return
     entry = entries.setdefault(key, _Entry())

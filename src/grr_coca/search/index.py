@@ -53,13 +53,14 @@ class Index:
         Raises:
             UserError: there is no index, it is one of another model, or a newer version wrote it.
         """
-        store = open_store(str(location), is_optional=create)
+        store, chosen = open_store(str(location), is_optional=create), None
         if store is None:
-            chosen = IndexModel(str(model if model is not None else DEFAULT), batch_size)
+            chosen = IndexModel(str(DEFAULT if model is None else model), batch_size)
             store = make_store(str(location), chosen.header)
         try:
-            chosen = IndexModel(str(model), batch_size) if model is not None else _model_of(store, batch_size)
-            chosen.require(store.header, store.location)
+            if chosen is None:
+                chosen = _model_of(store, batch_size) if model is None else IndexModel(str(model), batch_size)
+            chosen.require(store.header, store.location)  # of a new index too: another process may have made it first
         except BaseException:
             store.close()
             raise

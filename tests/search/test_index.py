@@ -1,0 +1,38 @@
+"""`Index.open`: the model of an index, and the store that it fits."""
+
+import pytest
+from library import HEADER
+
+from grr_coca.errors import UserError
+from grr_coca.inference.model import load
+from grr_coca.search.index import Index
+from grr_coca.search.locate import make_store
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The folders of the models that were loaded."""
+    folders = []
+    monkeypatch.setattr("grr_coca.inference.model.load", lambda folder: folders.append(folder) or load(folder))
+    return folders
+
+
+def test_a_new_index_loads_its_model_once(location, loads):
+    with Index.open(location, create=True, batch_size=4) as index:
+        index.model.embed_texts(["a cat"])
+        assert index.model.batch_size == 4
+    assert len(loads) == 1
+
+
+def test_an_index_that_is_there_loads_its_model_when_it_is_needed(location, loads):
+    Index.open(location, create=True).close()
+    with Index.open(location, create=True) as index:
+        assert len(loads) == 1
+        index.model.embed_texts(["a cat"])
+    assert len(loads) == 2
+
+
+def test_an_index_that_another_process_has_made_of_another_model_meanwhile_is_refused(location, monkeypatch):
+    monkeypatch.setattr("grr_coca.search.index.make_store", lambda where, _: make_store(where, HEADER))
+    with pytest.raises(UserError, match=r"an index of the model 'pictograms' \(ffffffff\), and not of"):
+        Index.open(location, create=True)

@@ -145,10 +145,27 @@ def test_what_is_known_of_pictures_and_failures(store):
         failure.name: Known(failure.stamp, ""),
     }
     assert store.roots() == ["/other", "/pictures"]
-    assert sorted(store.names("/pictures")) == sorted([failure.name, *(entry.name for entry in entries)])
+    assert sorted(store.places("/pictures")) == sorted(
+        (name, name) for name in (failure.name, *(e.name for e in entries))
+    )
     store.commit(Changes(added=[(make_picture(9, name=failure.name), make_vectors(1)[0])], removed=[vanished.name]))
     assert store.failures() == []
     assert len(store) == 6
+
+
+def test_members_of_a_shard_lie_in_it_whatever_their_names_hold(store):
+    shard = "/pictures/old.tar: kept/some.tar"
+    one = make_picture(0, name=f"{shard}: x/a.tar: b: c.png", file=shard, offset=512)
+    failures = [
+        Failure(name, "/pictures", None, "broken") for name in ("/pictures/s.TAR: x/a: b.png", "/pictures/d.png")
+    ]
+    store.commit(Changes(added=[(one, make_vectors(1)[0])], failed=failures))
+    assert (one.folder, one.title) == ("x", "a.tar: b: c")
+    assert set(store.places("/pictures")) == {
+        (one.name, shard),
+        ("/pictures/s.TAR: x/a: b.png", "/pictures/s.TAR"),
+        ("/pictures/d.png", "/pictures/d.png"),
+    }
 
 
 def test_a_touched_picture_keeps_all_but_its_stamp(store):

@@ -17,6 +17,7 @@ from grr_coca.search.filters.parse import parse_filter
 from grr_coca.search.locate import make_store, open_store
 from grr_coca.search.milvus.expression import to_expression
 from grr_coca.search.milvus.reads import Reads
+from grr_coca.search.milvus.rows import from_record, place_of_record, to_record
 from grr_coca.search.milvus.text import as_utf8, from_utf8
 from grr_coca.search.store import Changes, Known
 
@@ -80,6 +81,15 @@ def test_a_file_name_of_any_bytes_is_sent_as_utf8_and_comes_back(name):
     text = os.fsdecode(name)
     as_utf8(text).encode()
     assert from_utf8(as_utf8(text)) == text
+
+
+@pytest.mark.parametrize("offset", [None, 0, 512])
+def test_a_row_tells_the_picture_and_where_it_lies(offset):
+    name = os.fsdecode(b"/p/\xe9.tar: x/a: b.png")
+    entry = make_picture(1, name=name, file=os.fsdecode(b"/p/\xe9.tar"), offset=offset)
+    record = to_record(entry, make_vectors(1)[0])
+    assert from_record(record) == entry
+    assert place_of_record(record) == (name, name if offset is None else entry.file)
 
 
 @needs_server

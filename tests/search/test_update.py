@@ -258,6 +258,23 @@ def test_members_of_a_shard_are_pictures(store, look, tmp_path, model):
     assert model.described == 3
 
 
+def test_a_member_whose_name_holds_a_colon_has_its_folder_and_title(store, look, tmp_path):
+    look(write_tar(tmp_path / "some.tar", {"x/scene: night.webp": real_pairs(1)[0].image}))
+    (entry,) = store.matching(parse_filter("folder = 'x' and title = 'scene: night'", frozenset()))
+    assert entry.name == f"{tmp_path}/some.tar: x/scene: night.webp"
+
+
+def test_a_shard_in_a_folder_whose_name_looks_like_that_of_a_shard_is_forgotten_by_its_path(store, look, tmp_path):
+    folder = tmp_path / "old.tar: kept"
+    folder.mkdir()
+    shard = write_tar(folder / "some.tar", shard_members(real_pairs(2)))
+    paint(folder / "0.png", "red")
+    look(tmp_path)
+    shard.rename(tmp_path / "away")
+    assert forget_arguments(store, [str(shard)]) == 2
+    assert forget_arguments(store, [str(folder / "0.png")]) == 1
+
+
 def test_columns_of_a_table_become_fields(store, look, photos):
     (photos.parent / "table.csv").write_text(
         'path,caption,price,Brand name,code,width\nphotos/0.png,a car,12.5,Acme,007,9\nphotos/1.png,a hat,,"A, B",x,9\n'

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from grr_coca.data.image_files.find import ImageFile, Span
+from grr_coca.data.image_files.find import ImageFile, Span, member_of_name, shard_of_name
 from grr_coca.errors import UserError
 
 FieldValue = str | int | float
@@ -91,7 +91,24 @@ class Entry:
     @property
     def _inner(self) -> str:
         """The path within a shard, or the path of the file."""
-        return self.name.rpartition(": ")[2] if self.offset is not None else self.file or self.name
+        return member_of_name(self.name, self.file) if self.offset is not None else self.file or self.name
+
+
+class PicturePlace(NamedTuple):
+    """The name of a picture, and where it lies: the shard that holds it; without a shard, its name again."""
+
+    name: str
+    file: str
+
+    @classmethod
+    def of(cls, name: str, file: str, offset: int | None) -> "PicturePlace":
+        """The place of a picture by the values of its `Entry`."""
+        return cls(name, name if offset is None else file)
+
+    @classmethod
+    def of_name(cls, name: str) -> "PicturePlace":
+        """The place of a picture that could not be read, of which nothing but the name is kept."""
+        return cls(name, shard_of_name(name) or name)
 
 
 class Failure(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from grr_coca.search.entry import Entry, Failure, FieldValue, Header, Stamp
+from grr_coca.search.entry import Entry, Failure, FieldValue, Header, PicturePlace, Stamp
 from grr_coca.search.filters.tree import Filter
 
 SAMPLE = 4096
@@ -154,8 +154,8 @@ class Store(Protocol):
         """The arguments that pictures or failures were found by."""
         ...
 
-    def names(self, root: str) -> Iterator[str]:
-        """Names of the pictures and failures that were found by an argument."""
+    def places(self, root: str) -> Iterator[PicturePlace]:
+        """Names and places of the pictures and failures that were found by an argument."""
         ...
 
     # --- writing

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token"})
 """Suffixes of files that list images. They are read like training data."""
+
+
+_MEMBER = re.compile(r"(?P<shard>.*?\.tar): ", re.DOTALL | re.IGNORECASE)
+"""Begins the name of an image in a shard, see `name_of_member`."""
 
 
 class Span(NamedTuple):
@@ -168,6 +173,25 @@ def _open(path: Path) -> Iterator[ImageFile]:
         yield ImageFile(str(path), partial(_read_file, path), path, Span(path))
 
 
+def name_of_member(shard: Path | str, member: str) -> str:
+    """The name of an image in a shard. `member_of_name` takes it apart."""
+    return f"{shard}: {member}"
+
+
+def member_of_name(name: str, shard: str) -> str:
+    """The path of an image within its shard."""
+    return name.removeprefix(name_of_member(shard, ""))
+
+
+def shard_of_name(name: str) -> str | None:
+    """The shard of an image of which only the name is known; None if the name is not that of a member.
+
+    It ends at the first `.tar: `. That is wrong for a shard in a folder whose own name holds this.
+    """
+    member = _MEMBER.match(name)
+    return member["shard"] if member else None
+
+
 def _of_tar(path: Path) -> Iterator[ImageFile]:
     """The images of a shard, with or without captions. If the shard is damaged, the last one raises an error that says
     so when it is read."""
@@ -181,7 +205,7 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
                     if member.offset_data + member.size > path.stat().st_size:
                         raise tarfile.ReadError(f"it ends within {member.name}")
                     span = Span(path, member.offset_data, member.size)
-                    yield ImageFile(f"{path}: {member.name}", span.read, None, span)
+                    yield ImageFile(name_of_member(path, member.name), span.read, None, span)
             if 0 < path.stat().st_size - tar.offset < tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends within a header")  # tarfile takes that for the end of the tar
     except (tarfile.TarError, OSError) as error:

@@ -68,7 +68,9 @@ READ = """
 SELECT id, name, root, file, "offset", size, mtime_ns, digest, phash, width, height, caption, fields FROM pictures
 """
 
-PICTURES_OF = "SELECT name, id FROM pictures WHERE root = CAST(? AS TEXT) AND id > ? ORDER BY id LIMIT ?"
+PICTURES_OF = """
+SELECT name, file, "offset", id FROM pictures WHERE root = CAST(? AS TEXT) AND id > ? ORDER BY id LIMIT ?
+"""
 FAILURES_OF = """
 SELECT name, CAST(name AS BLOB) FROM failures WHERE root = CAST(? AS TEXT) AND name > CAST(? AS TEXT)
 ORDER BY name LIMIT ?

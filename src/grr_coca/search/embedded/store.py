@@ -23,7 +23,7 @@ from grr_coca.search.embedded.schema import FAILURES_OF, PICTURES_OF, READ
 from grr_coca.search.embedded.state import State
 from grr_coca.search.embedded.vectors import best_rows, products, rows_of
 from grr_coca.search.embedded.writer import Writer
-from grr_coca.search.entry import Entry, Failure, FieldValue, Stamp
+from grr_coca.search.entry import Entry, Failure, FieldValue, PicturePlace, Stamp
 from grr_coca.search.filters.sql import to_sql
 from grr_coca.search.filters.tree import Filter
 from grr_coca.search.store import HASHED, Changes, Described, Known, LibrarySample, Match
@@ -213,17 +213,21 @@ class EmbeddedStore:
             statement = "SELECT root FROM pictures UNION SELECT root FROM failures ORDER BY 1"
             return [root for (root,) in self._database.execute(statement)]
 
-    def names(self, root: str) -> Iterator[str]:
-        """Names below an argument. They are read piece by piece, so that a writer may commit in between."""
-        for statement, first in ((PICTURES_OF, 0), (FAILURES_OF, b"")):
-            last: int | bytes = first
-            while True:
-                with self.snapshot():
-                    rows = self._database.execute(statement, (as_bytes(root), last, ROWS_AT_ONCE)).fetchall()
-                if not rows:
-                    break
-                yield from (name for name, _ in rows)
-                _, last = rows[-1]
+    def places(self, root: str) -> Iterator[PicturePlace]:
+        """Places below an argument."""
+        yield from (PicturePlace.of(*row) for *row, _ in self._pages(PICTURES_OF, root, 0))
+        yield from (PicturePlace.of_name(name) for name, _ in self._pages(FAILURES_OF, root, b""))
+
+    def _pages(self, statement: str, root: str, first: int | bytes) -> Iterator[tuple]:
+        """Rows below an argument. They are read piece by piece, so that a writer may commit in between."""
+        last = first
+        while True:
+            with self.snapshot():
+                rows = self._database.execute(statement, (as_bytes(root), last, ROWS_AT_ONCE)).fetchall()
+            if not rows:
+                break
+            yield from rows
+            last = rows[-1][-1]
 
     # --- writing
 

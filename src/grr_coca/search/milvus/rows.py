@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from grr_coca.search.entry import Entry, Stamp
+from grr_coca.search.entry import Entry, PicturePlace, Stamp
 from grr_coca.search.milvus.text import as_utf8, from_utf8
 
 TEXTS = {
@@ -49,7 +49,7 @@ def from_record(record: dict[str, Any]) -> Entry:
         name=from_utf8(record["name"]),
         root=from_utf8(record["root"]),
         file=from_utf8(record["file"]),
-        offset=None if record["offset"] == NO_OFFSET else record["offset"],
+        offset=_offset(record),
         stamp=Stamp(record["size"], record["mtime_ns"]),
         digest=record["digest"],
         phash=record["phash"],
@@ -58,6 +58,15 @@ def from_record(record: dict[str, Any]) -> Entry:
         caption=record["caption"],
         fields=dict(record["fields"] or {}),
     )
+
+
+def place_of_record(record: dict[str, Any]) -> PicturePlace:
+    """The name and place of a row's picture."""
+    return PicturePlace.of(from_utf8(record["name"]), from_utf8(record["file"]), _offset(record))
+
+
+def _offset(record: dict[str, Any]) -> int | None:
+    return None if record["offset"] == NO_OFFSET else record["offset"]
 
 
 def as_kept(vector: np.ndarray) -> np.ndarray:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from grr_coca.search.entry import Entry, Failure, Header, name_id
+from grr_coca.search.entry import Entry, Failure, Header, PicturePlace, name_id
 from grr_coca.search.filters.tree import Filter
 from grr_coca.search.milvus.expression import ALWAYS, quoted, to_expression
 from grr_coca.search.milvus.notes import Notes, everything_of
-from grr_coca.search.milvus.rows import READ, as_kept, from_record, to_record
+from grr_coca.search.milvus.rows import READ, as_kept, from_record, place_of_record, to_record
 from grr_coca.search.milvus.text import from_utf8
 from grr_coca.search.store import HASHED, SAMPLE, SAMPLE_CAPTIONS, Changes, Described, Known, LibrarySample, Match
 from grr_coca.search.words import pieces
@@ -156,12 +156,14 @@ class MilvusStore:
             rows = everything_of(self._client, self._name, ALWAYS, ["root"])
             return sorted({from_utf8(row["root"]) for row in rows} | self._notes.roots())
 
-    def names(self, root: str) -> Iterator[str]:
-        """Names below an argument."""
+    def places(self, root: str) -> Iterator[PicturePlace]:
+        """Places below an argument."""
         with self.snapshot():
-            for row in everything_of(self._client, self._name, f"root == {quoted(root)}", ["name"]):
-                yield from_utf8(row["name"])
-            yield from (failure.name for failure in self._notes.failures() if failure.root == root)
+            for row in everything_of(self._client, self._name, f"root == {quoted(root)}", ["name", "file", "offset"]):
+                yield place_of_record(row)
+            yield from (
+                PicturePlace.of_name(failure.name) for failure in self._notes.failures() if failure.root == root
+            )
 
     def _rows(self, ids: Sequence[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         with self.snapshot():

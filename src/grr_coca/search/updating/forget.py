@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from grr_coca.errors import UserError
 from grr_coca.search.store import Changes, Store
-from grr_coca.search.updating.update import SHARD_MEMBER, absolute_arguments, is_below
+from grr_coca.search.updating.update import absolute_arguments, is_below
 from grr_coca.search.words import pieces
 
 
@@ -30,8 +30,6 @@ def forget_arguments(store: Store, arguments: Sequence[str]) -> int:
 def _names_at(store: Store, place: str) -> Iterator[str]:
     for root in store.roots():
         is_whole = root == place or is_below(root, {place})
-        for name in store.names(root):
-            member = SHARD_MEMBER.match(name)
-            file = member["shard"] if member else name
+        for name, file in store.places(root):
             if is_whole or file == place or is_below(file, {place}):
                 yield name

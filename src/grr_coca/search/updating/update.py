@@ -9,7 +9,6 @@ lies in a folder or shard that could not be looked through is not gone.
 """
 
 import os
-import re
 import shlex
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from grr_coca.data.image_files.find import TABLE_SUFFIXES, is_forbidden, iterate_images, require_name
 from grr_coca.errors import UserError
-from grr_coca.search.entry import Failure, plain_fields, stamp_of
+from grr_coca.search.entry import Failure, PicturePlace, plain_fields, stamp_of
 from grr_coca.search.store import Changes, Known, Store
 from grr_coca.search.updating.describe import DecodedPicture, Describe, Found, from_twin, make_entry
 from grr_coca.search.updating.seen import Seen
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 LOOKED_UP_AT_ONCE = 1000
 SECONDS_BETWEEN_COMMITS = 5.0
 MOST_UNCOMMITTED = 2000
-SHARD_MEMBER = re.compile(r"(?P<shard>.*?\.tar): ", re.DOTALL | re.IGNORECASE)
-"""Begins the name of a picture in a shard."""
 OnProgress = Callable[[int, int, int], None]
 """Called with the number of pictures done, of all that there are to do, and of those that failed."""
 
@@ -146,7 +143,7 @@ class _Run:
         for argument in self._walked:
             if is_there(argument):
                 continue
-            if next(self._store.names(argument), None) is not None:
+            if next(self._store.places(argument), None) is not None:
                 raise UserError(
                     f"{argument}: is not there, and the index holds pictures of it; bring it back, or remove them by "
                     f"`{shlex.join(['grr-coca', 'index', '--out', self._store.location, '--forget', argument])}`"
@@ -158,7 +155,7 @@ class _Run:
         nothing is beside it, a disk may not be mounted."""
         if is_forbidden(argument) or Path(argument).exists() or not _holds_something(Path(argument).parent):
             return False
-        names = list(islice(self._store.names(argument), 2))
+        names = [place.name for place in islice(self._store.places(argument), 2)]
         return names == [argument] or (not names and bool(self._store.known([argument])))
 
     def unknown(self, is_first: bool = False) -> Iterator[Found]:
@@ -253,28 +250,29 @@ class _Run:
                 self._store.commit(Changes(removed=gone))
 
     def _gone(self, root: str) -> Iterator[str]:
-        missing = (name for name in self._seen.missing(self._names(root)) if not self._may_be_there(name))
-        return iter(missing) if root in self._among else (name for name in missing if not self._is_left(name))
+        for piece in pieces(self._places(root), LOOKED_UP_AT_ONCE):
+            files = dict(piece)
+            for name in self._seen.missing(files):
+                place = PicturePlace(name, files[name])
+                if not self._may_be_there(place) and (root in self._among or not self._is_left(place)):
+                    yield name
 
-    def _names(self, root: str) -> Iterator[str]:
-        """Names below a root; of one that is wider than the arguments, those that lie in these alone."""
+    def _places(self, root: str) -> Iterator[PicturePlace]:
+        """Places below a root; of one that is wider than the arguments, those that lie in these alone."""
         is_whole = root in self._among or is_below(root, self._among)
-        for name in self._store.names(root):
-            if is_whole or name in self._among or is_below(name, self._among):
-                yield name
+        for place in self._store.places(root):
+            if is_whole or place.name in self._among or is_below(place.name, self._among):
+                yield place
 
-    def _may_be_there(self, name: str) -> bool:
+    def _may_be_there(self, place: PicturePlace) -> bool:
         """Whether a picture that was not found lies where nothing could be looked at."""
-        member = SHARD_MEMBER.match(name)
-        path = member["shard"] if member else name
-        return path in self._hidden or is_below(path, self._hidden) or is_forbidden(path)
+        return place.file in self._hidden or is_below(place.file, self._hidden) or is_forbidden(place.file)
 
-    def _is_left(self, name: str) -> bool:
+    def _is_left(self, place: PicturePlace) -> bool:
         """Whether the file of a picture is there, and nothing looked into it."""
-        member = SHARD_MEMBER.match(name)
-        if member is None or os.path.lexists(name):
-            return os.path.lexists(name)
-        return member["shard"] not in self._shards and os.path.lexists(member["shard"])
+        if os.path.lexists(place.name):  # as for a picture that is no member, although its name looks like one
+            return True
+        return place.file not in self._shards and os.path.lexists(place.file)
 
 
 def is_there(argument: str) -> bool:

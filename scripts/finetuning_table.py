@@ -20,6 +20,7 @@ from scipy import stats
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.views import every_caption
 from grr_coca.evaluate.checkpoint import pair_results
 from grr_coca.evaluate.split import aggregate, scaling_of
 from grr_coca.inference.locate import locate_checkpoint
@@ -95,7 +96,7 @@ def from_scratch(recipe: Recipe, size_of: str) -> Recipe:
 
 def measure(checkpoint: Checkpoint, path: str) -> dict[str, float]:
     """The metrics of one split."""
-    results = pair_results(checkpoint, open_source(path), BATCH_SIZE)
+    results = pair_results(checkpoint, every_caption(open_source(path)), BATCH_SIZE)
     found = aggregate(results, scaling_of(checkpoint.model), BATCH_SIZE, LossWeights())
     nats = results.nll.mean().item()
     return {"R@1": found.text_to_image["R@1"], "contrastive_loss": found.contrastive_loss, "nats": nats}

@@ -10,9 +10,10 @@ from grr_coca.evaluate.checkpoint import gallery_of, measure_checkpoint, pair_re
 from grr_coca.evaluate.measures import loss_measures
 from grr_coca.evaluate.retrieval import retrieve
 from grr_coca.evaluate.split import Scaling, aggregate, concatenate
+from grr_coca.evaluate.tasks import measure_retrieval
 from grr_coca.losses import LossWeights
 from grr_coca.train.run.setup import new_checkpoint
-from support import ALONE, real_pairs, tiny_recipe, write_shard
+from support import ALONE, PairsInMemory, real_pairs, tiny_recipe, write_shard
 
 NUM_PAIRS = 22
 
@@ -40,6 +41,29 @@ def test_every_measure_has_the_value_of_the_evaluation(checkpoint, shard):
         assert measure.value() == pytest.approx(flat[name], rel=1e-5), name
         interval = measure.interval()
         assert interval.low <= interval.value <= interval.high or name.endswith("R@1")
+
+
+class Asked(PairsInMemory):
+    """Pairs that count how often captions are asked for without their image."""
+
+    asked = 0
+
+    def captions(self, index):
+        self.asked += 1
+        return super().captions(index)
+
+
+def test_pairs_of_one_caption_are_taken_as_they_are(checkpoint):
+    pairs = Asked(real_pairs(10))
+    pair_results(checkpoint, pairs, 8)
+    assert pairs.asked == 0, "a run validates on the same pairs many times"
+
+
+def test_each_caption_of_an_image_counts_in_every_measure(checkpoint):
+    pairs = PairsInMemory([replace(pair, more_captions=("a drawing", "a sign")) for pair in real_pairs(4)])
+    assert measure_checkpoint(checkpoint, pairs, 12, LossWeights()).evaluation.num_pairs == 12
+    retrieval = measure_retrieval(checkpoint, pairs, 8, 1, "own")
+    assert (retrieval.depends_on["images"], retrieval.depends_on["captions"]) == (4, 12)
 
 
 def test_pairs_of_one_image_are_drawn_together(results):

@@ -48,7 +48,7 @@ def evaluate_checkpoint(
         UserError: a pair is broken, or the split has fewer pairs than `batch_size`.
     """
     require_pairs(source, batch_size)
-    results = pair_results(checkpoint, source, batch_size, ranks)
+    results = pair_results(checkpoint, every_caption(source), batch_size, ranks)
     return aggregate(results, scaling_of(checkpoint.model), batch_size, weights)
 
 
@@ -60,7 +60,7 @@ def measure_checkpoint(
 ) -> Measured:
     """`evaluate_checkpoint`, with measures for intervals."""
     require_pairs(source, batch_size)
-    results = pair_results(checkpoint, source, batch_size)
+    results = pair_results(checkpoint, every_caption(source), batch_size)
     settings = (scaling_of(checkpoint.model), batch_size, weights)
     found = retrieve(gallery_of(results), "equal")
     measures = {**loss_measures(results, *settings), **retrieval_measures(found)}
@@ -68,11 +68,19 @@ def measure_checkpoint(
 
 
 def pair_results(
-    checkpoint: Checkpoint, source: PairSource, batch_size: int, ranks: Ranks | None = None, num_workers: int = 0
+    checkpoint: Checkpoint, pairs: PairSource, batch_size: int, ranks: Ranks | None = None, num_workers: int = 0
 ) -> PairResults:
-    """Run a checkpoint's model on all pairs, `batch_size` at a time. Each caption of an image is a pair. `num_workers`:
-    processes that read the pairs; 0: this one does."""
-    dataset = as_dataset(checkpoint, every_caption(source))
+    """Run a checkpoint's model on all pairs.
+
+    Args:
+        checkpoint: the model. Its training mode is restored.
+        pairs: of one caption each, as `every_caption` gives them. It reads all captions, which a run does once, and not
+            at each validation.
+        batch_size: pairs at a time.
+        ranks: ranks that share the work.
+        num_workers: processes that read the pairs; 0: this one does.
+    """
+    dataset = as_dataset(checkpoint, pairs)
     share = ALL if ranks is None else Share(ranks.rank, ranks.size)
     order = EvaluationOrder(len(dataset), batch_size, share)
     mine = run_pairs(checkpoint.model, make_loader(dataset, order, num_workers))

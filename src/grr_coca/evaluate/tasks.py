@@ -9,6 +9,7 @@ import torch
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.pairs import PairSource
+from grr_coca.data.sources.views import every_caption
 from grr_coca.errors import UserError
 from grr_coca.evaluate.attention_probe import AttentionProbeOptions, attention_probe, patch_tokens
 from grr_coca.evaluate.bootstrap import Interval, Measure
@@ -46,7 +47,7 @@ def measure_retrieval(
     """
     if not len(source):
         raise UserError("an empty split: there is nothing to search")
-    gallery = gallery_of(pair_results(checkpoint, source, batch_size))
+    gallery = gallery_of(pair_results(checkpoint, every_caption(source), batch_size))
     if not 1 <= num_folds <= len(gallery.image):
         raise UserError(f"{num_folds} folds of {len(gallery.image)} images: give 1 fold to {len(gallery.image)}")
     parts = folds(gallery, num_folds)

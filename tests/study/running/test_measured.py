@@ -8,9 +8,11 @@ import pytest
 from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
+from grr_coca.evaluate.split import scaling_of
 from grr_coca.registry import FOLDER
-from grr_coca.study.running.measured import examples, without_words
-from support import PairsInMemory, real_pairs
+from grr_coca.study.running.measured import examples, measure_test, without_words
+from grr_coca.train.recipe import EvaluationRecipe
+from support import PairsInMemory, real_pairs, tiny_recipe
 
 CAPTIONS = (("a cat", "a red heart"), ("a dog", "a sign"), ("a flag", "a sign"))
 
@@ -35,6 +37,16 @@ def test_rows_of_one_image_are_shown_with_its_caption(table):
     for image, caption in said.items():
         assert {example.caption for example in shown if example.image == image} == {caption}
     assert len({(example.image, example.caption) for example in shown}) == len(CAPTIONS)
+
+
+def test_each_caption_of_a_test_image_is_measured(table):
+    several = PairsInMemory(
+        [replace(table[image], more_captions=CAPTIONS[image][1:]) for image in range(len(CAPTIONS))]
+    )
+    checkpoint = from_pretrained(FOLDER / "pictograms")
+    recipe = tiny_recipe("pairs.tar", evaluation=EvaluationRecipe(batch_size=6))
+    _, values = measure_test(checkpoint, several, recipe, scaling_of(checkpoint.model), scores_captions=False)
+    assert len(values["nll"]) == len(values["rank"]) == 6
 
 
 def test_an_image_is_left_out_if_any_of_its_captions_holds_the_word(table):

@@ -4,6 +4,7 @@ import numpy as np
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.pairs import PairSource, Subset
+from grr_coca.data.sources.views import every_caption
 from grr_coca.evaluate.caption_split import caption_split, images_of
 from grr_coca.evaluate.checkpoint import gallery_of, pair_results, require_pairs
 from grr_coca.evaluate.refit import refit_scaling
@@ -33,7 +34,7 @@ def row_metrics(evaluation: Evaluation) -> Numbers:
 
 
 def measure_validation(checkpoint: Checkpoint, val: PairSource, recipe: Recipe) -> tuple[Numbers, Scaling]:
-    """Metrics of the validation split, and the scaling that is best on it."""
+    """Metrics of the validation split, and the scaling that is best on it. In `val`, each caption is a pair."""
     results = _results(checkpoint, val, recipe)
     refitted = refit_scaling(results.embeddings, scaling_of(checkpoint.model), recipe.evaluation.batch_size)
     return _metrics(checkpoint, results, recipe, refitted), refitted
@@ -51,7 +52,7 @@ def measure_test(
         refitted: the scaling that was found on the validation split.
         scores_captions: caption all images, and score the captions.
     """
-    results = _results(checkpoint, test, recipe)
+    results = _results(checkpoint, every_caption(test), recipe)
     metrics = _metrics(checkpoint, results, recipe, refitted)
     ranks = retrieve(gallery_of(results), "equal").text_to_image.rank
     own = scaling_of(checkpoint.model)
@@ -95,9 +96,9 @@ def without_words(source: PairSource, words: tuple[str, ...]) -> Subset:
     return Subset(source, sorted(i for pairs in kept for i in pairs))
 
 
-def _results(checkpoint: Checkpoint, source: PairSource, recipe: Recipe) -> PairResults:
-    require_pairs(source, recipe.evaluation.batch_size)
-    return pair_results(checkpoint, source, recipe.evaluation.batch_size)
+def _results(checkpoint: Checkpoint, pairs: PairSource, recipe: Recipe) -> PairResults:
+    require_pairs(pairs, recipe.evaluation.batch_size)
+    return pair_results(checkpoint, pairs, recipe.evaluation.batch_size)
 
 
 def _metrics(checkpoint: Checkpoint, results: PairResults, recipe: Recipe, refitted: Scaling) -> Numbers:

@@ -13,7 +13,7 @@ from grr_coca.errors import UserError
 
 FieldValue = str | int | float
 VERSION = 1
-"""Of the format of an index. A newer one is refused by older code."""
+"""Version of the format of an index. Older code refuses a newer one."""
 
 
 class Stamp(NamedTuple):
@@ -132,7 +132,7 @@ def stamp_of(file: ImageFile) -> Stamp | None:
 
 
 def digest_of(content: bytes) -> str:
-    """What is equal for equal pictures."""
+    """A digest of the bytes of a picture. Equal digests mean equal bytes."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 

@@ -10,7 +10,8 @@ from grr_coca.errors import UserError
 from grr_coca.inference.on_ray import Machines
 from grr_coca.registry import DEFAULT
 from grr_coca.search.answering.query import Query
-from grr_coca.search.answering.result import SearchResult, Wishes, search_store
+from grr_coca.search.answering.result import SearchResult
+from grr_coca.search.answering.search import SearchOptions, search_store
 from grr_coca.search.duplicates import Group, duplicate_groups
 from grr_coca.search.filters.parse import parse_filter
 from grr_coca.search.locate import make_store, open_store
@@ -180,7 +181,8 @@ class Index:
         if not 1 <= n <= MOST_HITS:
             raise UserError(f"{n} hits: give a number from 1 to {MOST_HITS:,}")
         query = Query(texts=_many(texts), images=_many(image), without=_many(without), weights=tuple(weights))
-        return search_store(query, self.store, self.model, Wishes(n=n, where=where, hybrid=hybrid, fold=fold))
+        options = SearchOptions(n=n, where=where, hybrid=hybrid, fold=fold)
+        return search_store(query, self.store, self.model, options)
 
     def duplicates(self) -> list[Group]:
         """Groups of pictures that look the same, the largest first."""

@@ -19,8 +19,7 @@ from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Train
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.replacements import ReplacementLog
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.pairs import Subset
-from grr_coca.data.sources.views import Chain, caption_texts, every_caption, sound_pairs
+from grr_coca.data.sources.views import Chain, Subset, caption_texts, every_caption, sound_pairs
 from grr_coca.data.text import clean_caption
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.errors import UserError

@@ -10,9 +10,10 @@ import pytest
 from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.pairs import RawPair, Subset
+from grr_coca.data.sources.pairs import RawPair
 from grr_coca.data.sources.shards.source import TarShards
 from grr_coca.data.sources.strings import stable_id
+from grr_coca.data.sources.views import Subset
 from grr_coca.errors import UserError
 from support import real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar
 

@@ -1,10 +1,10 @@
 """The protocol of a source of pairs. It has random access, so pairs can be read in any order."""
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int
 
 
 @dataclass(frozen=True)
@@ -62,36 +62,14 @@ class PairSource(Protocol):
         ...
 
 
-class Subset:
-    """Some pairs of a source, in the order of `indices`."""
+def locate(ends: Int[np.ndarray, " P"], index: int) -> tuple[int, int]:
+    """The part that a pair lies in, and the number of the pair within this part.
 
-    def __init__(self, source: PairSource, indices: Sequence[int] | np.ndarray) -> None:
-        self._source = source
-        self._indices = np.asarray(indices, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> RawPair:
-        """Read one pair."""
-        return self._source[int(self._indices[index])]
-
-    def caption(self, index: int) -> str:
-        """Read the first caption of an image, without the image."""
-        return self._source.caption(int(self._indices[index]))
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """Read all captions of an image, without the image."""
-        return self._source.captions(int(self._indices[index]))
-
-    def name(self, index: int) -> str:
-        """The name of a pair in messages."""
-        return self._source.name(int(self._indices[index]))
-
-    def image_name(self, index: int) -> str:
-        """The name of a pair's image, which is not read."""
-        return self._source.image_name(int(self._indices[index]))
-
-    def place(self, index: int) -> str:
-        """The shard, table or folder that a pair lies in."""
-        return self._source.place(int(self._indices[index]))
+    Args:
+        ends: the number of pairs up to the end of each of P parts, which follow one another.
+        index: the number of the pair, counted through all parts.
+    """
+    if not len(ends) or not 0 <= index < ends[-1]:
+        raise IndexError(index)
+    part = int(np.searchsorted(ends, index, side="right"))
+    return part, index - (int(ends[part - 1]) if part else 0)

@@ -1,5 +1,6 @@
-"""Views of sources: several sources as one, every caption as a pair, only the sound pairs, and captions as text."""
+"""Views of sources: some pairs, several sources as one, every caption as a pair; sound pairs, and captions as text."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -7,24 +8,20 @@ import numpy as np
 
 from grr_coca.data.bad import BadSample
 from grr_coca.data.images import decode_image
-from grr_coca.data.sources.pairs import PairSource, RawPair
+from grr_coca.data.sources.pairs import PairSource, RawPair, locate
 from grr_coca.data.text import clean_caption
 
 
-class Chain:
-    """Several sources, one after another."""
+class View(ABC):
+    """Pairs that lie in other sources. A kind of view says in which one each pair lies, and what differs there."""
 
-    def __init__(self, sources: Sequence[PairSource]) -> None:
-        self._sources = list(sources)
-        self._ends = np.cumsum([len(source) for source in sources], dtype=np.int64)
-
+    @abstractmethod
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        """Number of pairs."""
 
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Number of pairs of each source."""
-        return tuple(len(source) for source in self._sources)
+    @abstractmethod
+    def _locate(self, index: int) -> tuple[PairSource, int]:
+        """The source of a pair, and its index there."""
 
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair."""
@@ -56,14 +53,42 @@ class Chain:
         source, inner = self._locate(index)
         return source.place(inner)
 
+
+class Subset(View):
+    """Some pairs of a source, in the order of `indices`."""
+
+    def __init__(self, source: PairSource, indices: Sequence[int] | np.ndarray) -> None:
+        self._source = source
+        self._indices = np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
     def _locate(self, index: int) -> tuple[PairSource, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return self._sources[number], index - (int(self._ends[number - 1]) if number else 0)
+        return self._source, int(self._indices[index])
 
 
-class EveryCaption:
+class Chain(View):
+    """Several sources, one after another."""
+
+    def __init__(self, sources: Sequence[PairSource]) -> None:
+        self._sources = list(sources)
+        self._ends = np.cumsum([len(source) for source in sources], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Number of pairs of each source."""
+        return tuple(len(source) for source in self._sources)
+
+    def _locate(self, index: int) -> tuple[PairSource, int]:
+        number, inner = locate(self._ends, index)
+        return self._sources[number], inner
+
+
+class EveryCaption(View):
     """A source in which each caption of an image is a separate pair. The pairs of one image follow one another.
 
     It is for evaluation. All captions count in the losses. The pairs of one image share its image id, so in retrieval
@@ -81,7 +106,7 @@ class EveryCaption:
 
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair. Captions of the same image in a row read it once."""
-        image, caption = self._locate(index)
+        image, caption = locate(self._ends, index)
         if self._last is None or self._last[0] != image:
             self._last = image, self._source[image]
         pair = self._last[1]
@@ -89,30 +114,15 @@ class EveryCaption:
 
     def caption(self, index: int) -> str:
         """Read one caption, without its image."""
-        image, caption = self._locate(index)
+        image, caption = locate(self._ends, index)
         return self._source.captions(image)[caption]
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The one caption of a pair."""
         return (self.caption(index),)
 
-    def name(self, index: int) -> str:
-        """The name of a pair in messages."""
-        return self._source.name(self._locate(index)[0])
-
-    def image_name(self, index: int) -> str:
-        """The name of a pair's image, which is not read."""
-        return self._source.image_name(self._locate(index)[0])
-
-    def place(self, index: int) -> str:
-        """The shard, table or folder that a pair lies in."""
-        return self._source.place(self._locate(index)[0])
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        image = int(np.searchsorted(self._ends, index, side="right"))
-        return image, index - (int(self._ends[image - 1]) if image else 0)
+    def _locate(self, index: int) -> tuple[PairSource, int]:
+        return self._source, locate(self._ends, index)[0]
 
 
 def every_caption(source: PairSource) -> PairSource:

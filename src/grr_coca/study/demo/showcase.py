@@ -9,7 +9,8 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import make_loader
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.rows import pad_rows
-from grr_coca.data.sources.pairs import PairSource, Subset
+from grr_coca.data.sources.pairs import PairSource
+from grr_coca.data.sources.views import Subset
 from grr_coca.evaluate.checkpoint import as_dataset
 from grr_coca.explain import caption_maps
 from grr_coca.generate import generate

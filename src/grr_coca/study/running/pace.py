@@ -10,7 +10,7 @@ import torch
 from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.pairs import Subset
+from grr_coca.data.sources.views import Subset
 from grr_coca.evaluate.checkpoint import evaluate_checkpoint
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe

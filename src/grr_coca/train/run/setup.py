@@ -15,10 +15,10 @@ from grr_coca.data.order import GlobalBatches, Mixture, Share, TrainingOrder, mi
 from grr_coca.data.patch_dropout import kept_patches
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.pairs import PairSource, Subset
+from grr_coca.data.sources.pairs import PairSource
 from grr_coca.data.sources.shards.source import TarShards
 from grr_coca.data.sources.strings import stable_id
-from grr_coca.data.sources.views import Chain, caption_texts, every_caption, sound_pairs
+from grr_coca.data.sources.views import Chain, Subset, caption_texts, every_caption, sound_pairs
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.errors import UserError
 from grr_coca.model import build

@@ -16,7 +16,7 @@ import numpy as np
 
 from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE
-from grr_coca.data.sources.pairs import RawPair
+from grr_coca.data.sources.pairs import RawPair, locate
 from grr_coca.data.sources.shards.index import open_index, read_index
 from grr_coca.data.sources.shards.recent import Recent
 from grr_coca.data.sources.shards.tar_scan import CAUSES, ShardIndex
@@ -80,7 +80,7 @@ class TarShards:
 
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair."""
-        shard, row = self._locate(index)
+        shard, row = locate(self._ends, index)
         self._require_sound(shard, row)
         if len(self) > PLAIN_SHUFFLE:
             _ = self._advised[index // BLOCK]
@@ -95,13 +95,13 @@ class TarShards:
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Read all captions of an image, without the image."""
-        shard, row = self._locate(index)
+        shard, row = locate(self._ends, index)
         self._require_sound(shard, row)
         return self._captions(shard, row)
 
     def name(self, index: int) -> str:
         """The name of a pair in messages."""
-        return self._name(*self._locate(index))
+        return self._name(*locate(self._ends, index))
 
     def image_name(self, index: int) -> str:
         """The name of the pair, which has its image for itself."""
@@ -109,7 +109,7 @@ class TarShards:
 
     def place(self, index: int) -> str:
         """The shard that a pair lies in."""
-        return str(self.paths[self._locate(index)[0]])
+        return str(self.paths[locate(self._ends, index)[0]])
 
     def _index_shard(self, shard: int) -> int:
         index, place = open_index(self.paths[shard])
@@ -136,12 +136,6 @@ class TarShards:
 
     def _open(self, shard: int) -> int:
         return os.open(self.paths[shard], os.O_RDONLY)
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
 
     def _name(self, shard: int, row: int) -> str:
         return f"{self.paths[shard]}: {self._indices[shard].key(row)}"
@@ -180,7 +174,7 @@ class TarShards:
         """Let the system read a block of the training order ahead, because its other pairs are needed soon."""
         if not hasattr(os, "posix_fadvise"):
             return
-        shard, first = self._locate(block * BLOCK)
+        shard, first = locate(self._ends, block * BLOCK)
         rows = self._indices[shard].rows
         last = min(first + BLOCK, len(rows)) - 1
         start = int(rows[first]["image_block"]) * tarfile.BLOCKSIZE

@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from grr_coca.batch import IGNORE_INDEX, Batch, Replacement
 from grr_coca.data.augmentation import Augmentation, Change
+from grr_coca.data.augmentation.apply import change_images, mix_images
+from grr_coca.data.augmentation.siblings import Siblings
+from grr_coca.data.augmentation.streams import MAX_REPLACEMENTS, Stream, sample_rng
 from grr_coca.data.bad import BadSample
-from grr_coca.data.changes import change_images, mix_images
 from grr_coca.data.order import SampleRef
-from grr_coca.data.patch_dropout import STREAM
 from grr_coca.data.preprocess import Preprocess, to_bytes
 from grr_coca.data.rows import pad_rows
-from grr_coca.data.siblings import MIX_STREAM, Siblings
 from grr_coca.data.sources.pairs import PairSource, RawPair
 from grr_coca.data.sources.strings import stable_id
 from grr_coca.data.text import clean_caption
@@ -30,12 +30,6 @@ from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
 
 log = logging.getLogger(__name__)
-
-MAX_REPLACEMENTS = 100
-"""Samples that are tried to replace a bad one. If all of them are bad, hardly any sample of the source is good."""
-
-CAPTION_DRAW = MAX_REPLACEMENTS + 1
-"""Ends the seed of the choice of a caption, so that it is independent of all other choices for the same sample."""
 
 MAX_KEPT_PIXELS = 2**26
 """If all training images together have at most this many pixels, they stay decoded in memory: 192 MiB in each
@@ -137,8 +131,8 @@ class PairDataset(Dataset[Sample]):
             return replace(self._stand_in(ref, error), replaced=replaced)
 
     def _stand_in(self, ref: SampleRef, first: BadSample) -> Sample:
-        for attempt in range(1, MAX_REPLACEMENTS + 1):
-            rng = np.random.default_rng((self.seed, ref.epoch, ref.sample, attempt))
+        for attempt in range(MAX_REPLACEMENTS):
+            rng = sample_rng(self.seed, ref, Stream.STAND_IN + attempt)
             try:
                 return self._sample(SampleRef(ref.epoch, int(rng.integers(len(self.source)))))
             except BadSample:
@@ -168,12 +162,12 @@ class PairDataset(Dataset[Sample]):
     def _kept_patches(self, ref: SampleRef) -> Int[Tensor, " K"] | None:
         if self.keep_patches is None:
             return None
-        return self.keep_patches(np.random.default_rng((self.seed, ref.epoch, ref.sample, STREAM)))
+        return self.keep_patches(sample_rng(self.seed, ref, Stream.PATCHES))
 
     def _draw(self, captions: tuple[str, ...], ref: SampleRef) -> str:
         if len(captions) == 1 or self.augmentation is None:
             return captions[0]
-        rng = np.random.default_rng((self.seed, ref.epoch, ref.sample, CAPTION_DRAW))
+        rng = sample_rng(self.seed, ref, Stream.CAPTION)
         if self.first_caption and rng.uniform() < self.first_caption:
             return captions[0]
         return captions[rng.integers(len(captions))]
@@ -198,7 +192,7 @@ class PairDataset(Dataset[Sample]):
     def _change(self, ref: SampleRef) -> Change | None:
         if self.augmentation is None:
             return None
-        return self.augmentation.draw(np.random.default_rng((self.seed, ref.epoch, ref.sample)))
+        return self.augmentation.draw(sample_rng(self.seed, ref))
 
     def _square(self, sample: int, pair: RawPair | None = None) -> UInt8[Tensor, "3 S S"]:
         square = self._squares.get(sample)
@@ -212,7 +206,7 @@ class PairDataset(Dataset[Sample]):
     def _mixed(self, image: UInt8[Tensor, "3 S S"], ref: SampleRef) -> UInt8[Tensor, "3 S S"]:
         if self.augmentation is None or self._siblings is None:
             return image
-        rng = np.random.default_rng((self.seed, ref.epoch, ref.sample, MIX_STREAM))
+        rng = sample_rng(self.seed, ref, Stream.MIX)
         sibling = self._siblings.draw(ref.sample, rng)
         try:
             return image if sibling is None else mix_images(self.augmentation, image, self._square(sibling), rng)

@@ -6,7 +6,7 @@ import torch
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.config import CoCaConfig
-from grr_coca.data.patch_dropout import num_kept
+from grr_coca.data.augmentation.patch_dropout import num_kept
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.study.forecast import training_flops
 from grr_coca.train.recipe import Recipe

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from grr_coca.data.augmentation import Augmentation, Change
+from grr_coca.data.augmentation.random_change import Augmentation, Change
 
 SWAP_CELLS = 4
 """Number of cells along each side of the grid whose cells are swapped."""

@@ -11,9 +11,6 @@ from grr_coca.data.sources.pairs import PairSource
 from grr_coca.data.sources.strings import stable_id
 from grr_coca.data.text import clean_caption
 
-MIX_STREAM = 1001
-"""Ends the seed of the draw of a sibling, so that it is independent of all other draws for the same sample."""
-
 
 class Siblings:
     """For each sample of a source, the other samples with the same first caption.

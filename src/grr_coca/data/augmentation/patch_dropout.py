@@ -9,9 +9,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-STREAM = 1000
-"""Ends the seed of the draw, so that it is independent of all other draws for the same sample."""
-
 
 def num_kept(num_patches: int, share: float) -> int:
     """How many patches are kept if `share` of them is dropped: at least one."""

@@ -1,6 +1,6 @@
 """Augmentation: the allowed random changes of training images, and the random change that is drawn for one image.
 
-`grr_coca.data.changes` applies the drawn change. This module does not import torch, so a recipe can be read without it.
+`grr_coca.data.augmentation.apply` applies the drawn change.
 """
 
 import math

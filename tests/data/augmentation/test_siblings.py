@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from grr_coca.data.augmentation import Augmentation
+from grr_coca.data.augmentation.siblings import Siblings
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.siblings import Siblings
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import train_bpe
 from support import real_pairs, with_caption, write_shard

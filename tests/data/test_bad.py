@@ -13,8 +13,9 @@ import torch
 from grr_coca.batch import Replacement
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.dataset import PairDataset, make_loader
+from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
+from grr_coca.data.loader import make_loader
 from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.replacements import ReplacementLog
@@ -275,7 +276,8 @@ def test_workers_end_with_a_program_that_leaves_its_loader_open(tmp_path):
     """Python terminates them at its exit and waits for that."""
     shard = write_tar(tmp_path / "00000.tar", shard_members(PAIRS[:20]))
     program = f"""
-from grr_coca.data.dataset import PairDataset, make_loader
+from grr_coca.data.dataset import PairDataset
+from grr_coca.data.loader import make_loader
 from grr_coca.data.order import GlobalBatches, TrainingOrder
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.preprocess import Preprocess

@@ -7,7 +7,8 @@ import torch
 
 from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.data.augmentation import Augmentation
-from grr_coca.data.dataset import PairDataset, collate, make_loader
+from grr_coca.data.dataset import PairDataset, collate
+from grr_coca.data.loader import make_loader
 from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
@@ -17,7 +18,7 @@ from support import PairsInMemory, real_pairs, shard_members, warnings_of, with_
 
 PAIRS = real_pairs(20)
 TOKENIZER = train_bpe([pair.caption for pair in PAIRS], 320)
-LOGGER = "grr_coca.data.dataset"
+LOGGER = "grr_coca.data.loader"
 
 
 def dataset_of(source, context_length: int = 40, **options) -> PairDataset:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grr_coca.data.dataset import make_loader
+from grr_coca.data.loader import make_loader
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source

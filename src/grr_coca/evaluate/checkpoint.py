@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.dataset import PairDataset, make_loader
+from grr_coca.data.dataset import PairDataset
+from grr_coca.data.loader import make_loader
 from grr_coca.data.order import ALL, EvaluationOrder, Share
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.data.sources.views import every_caption

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.augmentation.patch_dropout import kept_patches
-from grr_coca.data.dataset import PairDataset, make_loader
+from grr_coca.data.dataset import PairDataset
+from grr_coca.data.loader import make_loader
 from grr_coca.data.order import GlobalBatches, SampleRef, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.dataset import make_loader
+from grr_coca.data.loader import make_loader
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.rows import pad_rows
 from grr_coca.data.sources.pairs import PairSource

@@ -11,7 +11,8 @@ from jaxtyping import Bool
 from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.augmentation.patch_dropout import kept_patches
-from grr_coca.data.dataset import PairDataset, make_loader
+from grr_coca.data.dataset import PairDataset
+from grr_coca.data.loader import make_loader
 from grr_coca.data.order import GlobalBatches, Mixture, Share, TrainingOrder, mixture_shares
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from machine import report
 
-from grr_coca.data.order import GlobalBatches, TrainingOrder
+from grr_coca.data.order import GlobalBatches, Shuffle, TrainingOrder
 from grr_coca.data.sources.shards.index import MIN_SHARD_SIZE, write_index
 from grr_coca.data.sources.shards.source import TarShards
 from grr_coca.data.sources.shards.tar_scan import ROW, ShardIndex
@@ -59,11 +59,11 @@ def main() -> None:
         rng = np.random.default_rng(0)
         for first in rng.integers(0, 100 * num_samples // BATCH_SIZE, 20):
             began = time.perf_counter()
-            order = TrainingOrder(num_samples, GlobalBatches(BATCH_SIZE, int(first) + 10, seed=0, first=int(first)))
-            next(iter(order))
+            batches = GlobalBatches(BATCH_SIZE, int(first) + 10, int(first))
+            next(iter(TrainingOrder(Shuffle(num_samples, seed=0), batches)))
             seeks.append(time.perf_counter() - began)
         # A stretch of training: every sample's place is looked up, as a worker does before it reads.
-        order = TrainingOrder(num_samples, GlobalBatches(BATCH_SIZE, 40, seed=0))
+        order = TrainingOrder(Shuffle(num_samples, seed=0), GlobalBatches(BATCH_SIZE, 40))
         began = time.perf_counter()
         for batch in order:
             for ref in batch:

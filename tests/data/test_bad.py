@@ -16,7 +16,7 @@ from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
 from grr_coca.data.loader import make_loader
-from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, TrainingOrder
+from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.replacements import ReplacementLog
 from grr_coca.data.sources.open import open_source
@@ -117,7 +117,7 @@ def test_the_spoiled_shards_are_as_the_tests_take_them(spoiled):
 @pytest.mark.parametrize("num_workers", [0, 2, 4])
 def test_bad_samples_are_replaced_and_counted_exactly_whatever_the_number_of_workers(spoiled, num_workers):
     source, expected = spoiled
-    order = TrainingOrder(len(source), GlobalBatches(19, 22, seed=3))  # two epochs of 209
+    order = TrainingOrder(Shuffle(len(source), seed=3), GlobalBatches(19, 22))  # two epochs of 209
     batches = list(make_loader(training(source), order, num_workers))
     assert [len(batch) for batch in batches] == [19] * 22
     replaced = [replacement for batch in batches for replacement in batch.replaced]
@@ -257,7 +257,7 @@ def test_the_window_forgets_what_is_old():
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_workers_leave_signals_to_their_parent(spoiled, name):
     source, _ = spoiled
-    order = TrainingOrder(len(source), GlobalBatches(19, 22, seed=3))
+    order = TrainingOrder(Shuffle(len(source), seed=3), GlobalBatches(19, 22))
     loader = iter(make_loader(training(source), order, 2))
     keys = [next(loader).keys]
     children = worker_pids()
@@ -278,7 +278,7 @@ def test_workers_end_with_a_program_that_leaves_its_loader_open(tmp_path):
     program = f"""
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.loader import make_loader
-from grr_coca.data.order import GlobalBatches, TrainingOrder
+from grr_coca.data.order import GlobalBatches, Shuffle, TrainingOrder
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
@@ -286,7 +286,7 @@ from grr_coca.data.tokenizer import train_bpe
 
 source = open_source({str(shard)!r})
 dataset = PairDataset(source, train_bpe(["a"], 300), Preprocess(64), 32, augmentation=Augmentation())
-order = TrainingOrder(20, GlobalBatches(4, 100, seed=0))
+order = TrainingOrder(Shuffle(20, seed=0), GlobalBatches(4, 100))
 left_open = iter(make_loader(dataset, order, 2))
 print(len(next(left_open)))
 """

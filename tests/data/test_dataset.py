@@ -9,7 +9,7 @@ from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset, collate
 from grr_coca.data.loader import make_loader
-from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, TrainingOrder
+from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import CLS_SLOT, train_bpe
@@ -44,7 +44,7 @@ def captions(*texts: str):
 def test_workers_change_neither_the_samples_nor_their_order(shard):
     strong = Augmentation(scale=(0.8, 1.2), shift=0.1, rotate=15, jitter=0.3, grey=0.2)
     dataset = dataset_of(shard, augmentation=strong, seed=3)
-    order = TrainingOrder(len(dataset), GlobalBatches(6, count=7, seed=3))  # batches 4 and 7 span two epochs
+    order = TrainingOrder(Shuffle(len(dataset), seed=3), GlobalBatches(6, count=7))  # batches 4 and 7 span two epochs
     alone, helped = (batches_of(dataset, num_workers, order) for num_workers in (0, 2))
     assert len(alone) == len(helped) == 7
     for first, second in zip(alone, helped, strict=True):

@@ -32,7 +32,7 @@ def flat(order) -> list[SampleRef]:
 @given(num_samples=SIZES, batch_size=SIZES, seed=st.integers(0, 2**32))
 def test_each_epoch_visits_every_sample_once_even_where_a_batch_spans_two(num_samples, batch_size, seed):
     num_batches = -(-3 * num_samples // batch_size)
-    refs = flat(TrainingOrder(num_samples, GlobalBatches(batch_size, num_batches, seed)))
+    refs = flat(TrainingOrder(Shuffle(num_samples, seed), GlobalBatches(batch_size, num_batches)))
     for epoch in range(3):
         visits = refs[epoch * num_samples : (epoch + 1) * num_samples]
         assert {ref.epoch for ref in visits} == {epoch}
@@ -41,26 +41,26 @@ def test_each_epoch_visits_every_sample_once_even_where_a_batch_spans_two(num_sa
 
 @given(num_samples=SIZES, batch_size=SIZES, num_batches=st.integers(0, 9))
 def test_there_are_as_many_full_batches_as_asked_for(num_samples, batch_size, num_batches):
-    order = TrainingOrder(num_samples, GlobalBatches(batch_size, num_batches, seed=0))
+    order = TrainingOrder(Shuffle(num_samples, seed=0), GlobalBatches(batch_size, num_batches))
     assert len(order) == num_batches
     assert [len(batch) for batch in order] == [batch_size] * num_batches
 
 
 def test_the_order_is_the_same_each_time_it_is_asked_for():
-    order = TrainingOrder(10, GlobalBatches(3, 9, seed=4))
-    assert flat(order) == flat(order) == flat(TrainingOrder(10, GlobalBatches(3, 9, seed=4)))
+    order = TrainingOrder(Shuffle(10, seed=4), GlobalBatches(3, 9))
+    assert flat(order) == flat(order) == flat(TrainingOrder(Shuffle(10, seed=4), GlobalBatches(3, 9)))
 
 
 @given(batch_size=st.integers(1, 20))
 def test_the_batch_size_does_not_change_the_order(batch_size):
-    refs = flat(TrainingOrder(10, GlobalBatches(batch_size, 100 // batch_size, seed=4)))
-    assert refs == flat(TrainingOrder(10, GlobalBatches(1, 100, seed=4)))[: len(refs)]
+    refs = flat(TrainingOrder(Shuffle(10, seed=4), GlobalBatches(batch_size, 100 // batch_size)))
+    assert refs == flat(TrainingOrder(Shuffle(10, seed=4), GlobalBatches(1, 100)))[: len(refs)]
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    refs = flat(TrainingOrder(50, GlobalBatches(50, 2, seed=0)))
+    refs = flat(TrainingOrder(Shuffle(50, seed=0), GlobalBatches(50, 2)))
     first, second = ([ref.sample for ref in refs[start : start + 50]] for start in (0, 50))
-    other_seed = [ref.sample for ref in flat(TrainingOrder(50, GlobalBatches(50, 1, seed=1)))]
+    other_seed = [ref.sample for ref in flat(TrainingOrder(Shuffle(50, seed=1), GlobalBatches(50, 1)))]
     assert first != second
     assert first != other_seed
     assert first != list(range(50))
@@ -69,7 +69,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 @pytest.mark.timeout(5)
 def test_an_order_over_nothing_is_an_error_and_not_an_endless_loop():
     with pytest.raises(ValueError):
-        next(iter(TrainingOrder(0, GlobalBatches(4, 1, seed=0))))
+        next(iter(TrainingOrder(Shuffle(0, seed=0), GlobalBatches(4, 1))))
 
 
 @given(num_samples=SIZES, batch_size=SIZES)
@@ -127,7 +127,7 @@ def test_a_window_holds_the_samples_of_its_blocks_alone_and_mixes_them():
 
 
 def test_small_sources_keep_the_plain_permutation():
-    refs = flat(TrainingOrder(100, GlobalBatches(10, 20, seed=3)))
+    refs = flat(TrainingOrder(Shuffle(100, seed=3), GlobalBatches(10, 20)))
     for epoch in range(2):
         expected = np.random.default_rng((3, epoch)).permutation(100).tolist()
         assert [ref.sample for ref in refs[100 * epoch : 100 * epoch + 100]] == expected
@@ -157,9 +157,9 @@ def test_the_shares_of_all_ranks_in_any_micro_batches_are_the_global_batches(
     num_samples, share, world_size, micro, first
 ):
     batch_size = share * world_size
-    whole = list(TrainingOrder(num_samples, GlobalBatches(batch_size, 8, 1)))
+    whole = list(TrainingOrder(Shuffle(num_samples, seed=1), GlobalBatches(batch_size, 8)))
     ranks = [
-        TrainingOrder(num_samples, GlobalBatches(batch_size, 8, 1, first), Share(rank, world_size), micro)
+        TrainingOrder(Shuffle(num_samples, seed=1), GlobalBatches(batch_size, 8, first), Share(rank, world_size), micro)
         for rank in range(world_size)
     ]
     parts = [list(order) for order in ranks]
@@ -174,14 +174,14 @@ def test_the_shares_of_all_ranks_in_any_micro_batches_are_the_global_batches(
 
 @given(num_samples=st.integers(1, 90), batch_size=st.integers(1, 20), first=st.integers(0, 30))
 def test_to_seek_is_to_skip(num_samples, batch_size, first):
-    @in_small_blocks
-    def check():
-        whole = list(TrainingOrder(num_samples, GlobalBatches(batch_size, 30, 7)))
-        assert list(TrainingOrder(num_samples, GlobalBatches(batch_size, 30, 7, first=first))) == whole[first:]
+    def order(first: int = 0) -> list[list[SampleRef]]:
+        return list(TrainingOrder(Shuffle(num_samples, seed=7), GlobalBatches(batch_size, 30, first)))
 
+    def check():
+        assert order(first) == order()[first:]
+
+    in_small_blocks(check)()
     check()
-    whole = list(TrainingOrder(num_samples, GlobalBatches(batch_size, 30, 7)))
-    assert list(TrainingOrder(num_samples, GlobalBatches(batch_size, 30, 7, first=first))) == whole[first:]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_to_seek_is_to_skip(num_samples, batch_size, first):
 )
 def test_a_batch_that_cannot_be_shared_evenly_is_an_error_with_sizes_that_can(batch_size, world_size, fitting):
     with pytest.raises(UserError, match=rf"batch_size {batch_size} cannot be shared .* {world_size} .*give {fitting}$"):
-        TrainingOrder(100, GlobalBatches(batch_size, 1, 0), Share(0, world_size))
+        TrainingOrder(Shuffle(100, seed=0), GlobalBatches(batch_size, 1), Share(0, world_size))
 
 
 # --- mixtures
@@ -227,7 +227,7 @@ def test_a_mixture_visits_each_of_its_sources():
 
 def test_ranks_and_a_resumed_run_share_the_order_of_a_mixture():
     def order(first: int = 0, share: Share = ALL) -> list[list[SampleRef]]:
-        return list(TrainingOrder(Mixture([90, 9], [0.8, 0.2], 0), GlobalBatches(8, 6, 0, first), share))
+        return list(TrainingOrder(Mixture([90, 9], [0.8, 0.2], 0), GlobalBatches(8, 6, first), share))
 
     assert order(first=4) == order()[4:]
     halves = zip(order(share=Share(0, 2)), order(share=Share(1, 2)), strict=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -26,6 +26,15 @@ class SampleRef(NamedTuple):
 
     epoch: int
     sample: int
+
+
+@runtime_checkable
+class Visits(Protocol):
+    """An endless sequence of visits of samples. Any of them can be computed directly."""
+
+    def at(self, position: int) -> SampleRef:
+        """The visit at a position in the sequence."""
+        ...
 
 
 class Shuffle:
@@ -127,14 +136,13 @@ class Mixture:
 
 @dataclass(frozen=True)
 class GlobalBatches:
-    """The batches of a run, each over all ranks. Together with the number of samples, they determine the order.
+    """The batches of a run, each over all ranks. Together with the visits, they determine the order.
 
     `size`: samples of a batch. `count`: batches of the whole run, including those before `first`.
     """
 
     size: int
     count: int
-    seed: int
     first: int = 0
 
 
@@ -151,14 +159,14 @@ ALL = Share()
 
 
 class TrainingOrder:
-    """Endless shuffled epochs, cut into global batches. A batch may span two epochs, so no sample is ever dropped.
+    """Endless visits, cut into global batches. A batch may span two epochs, so no sample is ever dropped.
 
     Iterating yields this rank's contiguous share of each global batch, from `batches.first` on, in micro-batches. The
-    global sequence depends only on the number of samples and on `batches`. So a run continues exactly where it stopped,
-    with any number of ranks and workers and any size of micro-batches.
+    global sequence depends only on `visits` and `batches`. So a run continues exactly where it stopped, with any number
+    of ranks and workers and any size of micro-batches.
 
     Args:
-        num_samples: number of samples of the source, or a mixture of several.
+        visits: a `Shuffle` of one source, or a `Mixture` of several.
         batches: the global batches.
         share: the part of each batch that is yielded.
         micro_batch_size: samples of a micro-batch (the last one of a batch may be smaller); None: the whole share.
@@ -169,7 +177,7 @@ class TrainingOrder:
 
     def __init__(
         self,
-        num_samples: int | Mixture,
+        visits: Visits,
         batches: GlobalBatches,
         share: Share = ALL,
         micro_batch_size: int | None = None,
@@ -182,7 +190,7 @@ class TrainingOrder:
                 f"give {fitting}"
             )
         assert 0 <= share.rank < share.world_size
-        self.visits = Shuffle(num_samples, batches.seed) if isinstance(num_samples, int) else num_samples
+        self.visits = visits
         self.batches = batches
         self.rank = share.rank
         self.share_size = batches.size // share.world_size

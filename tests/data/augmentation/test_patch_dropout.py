@@ -12,7 +12,7 @@ from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.augmentation.patch_dropout import kept_patches
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.loader import make_loader
-from grr_coca.data.order import GlobalBatches, SampleRef, TrainingOrder
+from grr_coca.data.order import GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import train_bpe
@@ -61,7 +61,7 @@ def test_a_sample_drops_the_same_in_the_same_epoch_alone(source):
 
 def test_workers_do_not_change_what_is_dropped(source):
     dataset = dataset_of(source, seed=3)
-    order = TrainingOrder(len(dataset), GlobalBatches(6, count=7, seed=3))
+    order = TrainingOrder(Shuffle(len(dataset), seed=3), GlobalBatches(6, count=7))
     alone, helped = ([b.kept_patches for b in make_loader(dataset, order, n)] for n in (0, 2))
     assert all(kept.shape == (6, 8) for kept in alone)
     assert all(map(torch.equal, alone, helped))
@@ -74,12 +74,12 @@ def test_augmentation_is_the_same_with_and_without_patch_dropout(source):
 
 
 def test_without_patch_dropout_a_batch_carries_nothing(source):
-    (batch,) = make_loader(dataset_of(source, None), TrainingOrder(20, GlobalBatches(4, 1, 0)), 0)
+    (batch,) = make_loader(dataset_of(source, None), TrainingOrder(Shuffle(20, seed=0), GlobalBatches(4, 1)), 0)
     assert batch.kept_patches is None
     assert batch.to(torch.device("cpu")).kept_patches is None
 
 
 def test_kept_patches_move_with_their_batch(source):
-    (batch,) = make_loader(dataset_of(source), TrainingOrder(20, GlobalBatches(4, 1, 0)), 0)
+    (batch,) = make_loader(dataset_of(source), TrainingOrder(Shuffle(20, seed=0), GlobalBatches(4, 1)), 0)
     assert batch.to(torch.device("meta")).kept_patches.device.type == "meta"
     assert torch.equal(batch.to(torch.device("cpu")).kept_patches, batch.kept_patches)

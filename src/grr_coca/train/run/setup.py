@@ -13,7 +13,7 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.augmentation.patch_dropout import kept_patches
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.loader import make_loader
-from grr_coca.data.order import GlobalBatches, Mixture, Share, TrainingOrder, mixture_shares
+from grr_coca.data.order import GlobalBatches, Mixture, Share, Shuffle, TrainingOrder, Visits, mixture_shares
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
@@ -152,7 +152,7 @@ def training_batches(
         keep_patches=keep_patches,
         first_caption=data.first_caption,
     )
-    global_batches = GlobalBatches(data.batch_size, recipe.schedule.steps, recipe.seed, first_step)
+    global_batches = GlobalBatches(data.batch_size, recipe.schedule.steps, first_step)
     order = TrainingOrder(_visits(recipe, pairs), global_batches, Share(ranks.rank, ranks.size), data.micro_batch_size)
     share = data.batch_size // ranks.size
     num_pieces = -(-share // (data.micro_batch_size or share))
@@ -161,10 +161,10 @@ def training_batches(
         yield pieces
 
 
-def _visits(recipe: Recipe, pairs: PairSource) -> int | Mixture:
-    """The samples to put in order: the number of pairs, or the mixture of several sources that the recipe names."""
+def _visits(recipe: Recipe, pairs: PairSource) -> Visits:
+    """The pairs in random order: those of one source, or of the mixture of several that the recipe names."""
     if not recipe.data.mix:
-        return len(pairs)
+        return Shuffle(len(pairs), recipe.seed)
     assert isinstance(pairs, Chain)
     return Mixture(pairs.lengths, mixture_shares(recipe.data.mix), recipe.seed)
 

@@ -10,7 +10,18 @@ FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = [
     ("errors",),  # 0, the ground
-    ("config", "structure", "files", "checkpoint_files", "extras", "ranks", "torch_private", "batch", "layers"),
+    (
+        "config",
+        "structure",
+        "files",
+        "checkpoint_files",
+        "extras",
+        "ranks",
+        "torch_private",
+        "batch",
+        "layers",
+        "yaml_files",
+    ),
     ("presets", "registry"),
     ("model", "losses", "data"),  # 1
     ("checkpoint",),

@@ -15,6 +15,7 @@ from grr_coca.files import in_cache, write_whole
 from grr_coca.presets import get_preset, with_captions_from, with_qk_norm
 from grr_coca.structure import from_dict, to_dict
 from grr_coca.train.bounds import require_at_least, require_finite, require_share, require_visits
+from grr_coca.yaml_files.read import read_yaml
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
@@ -345,7 +346,7 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         UserError: there is no such file, it is not YAML, or it has a key or a value that is not valid.
     """
-    recipe = from_dict(Recipe, read_yaml(path), str(path))
+    recipe = from_dict(Recipe, read_yaml(path, "recipe"), str(path))
     data = recipe.data
 
     def absolute(split: str) -> str:
@@ -363,33 +364,6 @@ def load_recipe(path: Path) -> Recipe:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, defaults included."""
-    import yaml  # late, here and below: yaml comes with the extra [train], and this module is also used without it
+    import yaml  # late: it comes with the extra [train], and this module is also used without it
 
     write_whole(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True).encode())
-
-
-def read_yaml(path: Path, kind: str = "recipe") -> object:
-    """The content of a YAML file.
-
-    Args:
-        path: of the file.
-        kind: what messages call the file.
-
-    Raises:
-        UserError: there is no such file (the message lists those beside it), it is not YAML, or has a key twice.
-    """
-    import yaml
-
-    from grr_coca.train.strict_yaml import parse_yaml
-
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8"))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except FileNotFoundError as error:
-        beside = sorted(other.name for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such {kind}" + (f"; there are {', '.join(beside)}" if beside else "")) from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder; give a {kind}, which is a YAML file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a YAML file that can be read ({error})") from error

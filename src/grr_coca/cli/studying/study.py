@@ -11,7 +11,7 @@ import tyro
 from grr_coca.errors import Stopped, UserError
 from grr_coca.extras import require_extra
 from grr_coca.study.ledger import PLAN_FILE
-from grr_coca.train.recipe import read_yaml
+from grr_coca.yaml_files.read import read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import tyro
 
 from grr_coca.errors import Stopped, UserError
 from grr_coca.extras import require_extra
-from grr_coca.train.recipe import read_yaml
+from grr_coca.yaml_files.read import read_yaml
 
 if TYPE_CHECKING:
     from grr_coca.study.demo.outcome import ArmResult

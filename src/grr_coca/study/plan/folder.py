@@ -6,7 +6,7 @@ from pathlib import Path
 from grr_coca.errors import UserError
 from grr_coca.study.ledger import PLAN_FILE
 from grr_coca.study.plan.plan import Plan, read_plan
-from grr_coca.train.recipe import read_yaml
+from grr_coca.yaml_files.read import read_yaml
 
 REPORT_FOLDER = "study"
 """Within a demo's folder, for the report on it as a study: files of the same names are the demo's own."""

@@ -1,0 +1,1 @@
+"""YAML that people write, recipes and plans: read strictly, with messages that name the file."""

@@ -56,9 +56,9 @@ class Arm:
 
         from grr_coca.ranks import Ranks
         from grr_coca.train.recipe import load_recipe
-        from grr_coca.train.run.loop import build_trainer
         from grr_coca.train.run.numerics import decide
         from grr_coca.train.run.setup import new_checkpoint, training_batches, training_sources
+        from grr_coca.train.step.trainer import build_trainer
 
         torch.set_num_threads(1)
         recipe = load_recipe(RECIPE)

@@ -13,9 +13,8 @@ from machine import report
 
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import load_recipe
-from grr_coca.train.run.loop import build_trainer
 from grr_coca.train.run.setup import new_checkpoint, training_batches, training_sources
-from grr_coca.train.step.trainer import count_tokens
+from grr_coca.train.step.trainer import build_trainer, count_tokens
 
 ROUNDS, WARM_UP = 12, 2
 TARGET = 5.0

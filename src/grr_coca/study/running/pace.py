@@ -14,9 +14,8 @@ from grr_coca.data.sources.views import Subset
 from grr_coca.evaluate.checkpoint import evaluate_checkpoint
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe
-from grr_coca.train.run.loop import build_trainer
 from grr_coca.train.run.setup import training_batches, training_sources
-from grr_coca.train.step.trainer import count_tokens
+from grr_coca.train.step.trainer import build_trainer, count_tokens
 
 WARM_UP = 8
 """Steps that are not timed: images are read and decoded, and kernels prepared for shapes that they have not seen."""

@@ -11,10 +11,9 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.evaluate.checkpoint import require_pairs
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe
-from grr_coca.train.run.loop import build_trainer
 from grr_coca.train.run.numerics import decide
 from grr_coca.train.run.setup import training_batches, training_sources
-from grr_coca.train.step.trainer import count_tokens
+from grr_coca.train.step.trainer import build_trainer, count_tokens
 
 TIMED_STEPS = 2
 

@@ -14,29 +14,19 @@ import torch
 from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.replacements import ReplacementLog
-from grr_coca.data.sources.pairs import PairSource
 from grr_coca.errors import DiskError, DivergedError, Stopped, UserError
-from grr_coca.evaluate.caption_split import caption_split
-from grr_coca.evaluate.checkpoint import pair_results, require_pairs
-from grr_coca.evaluate.refit import refit_scaling
-from grr_coca.evaluate.split import Embeddings, Scaling, aggregate, scaling_of
-from grr_coca.model import build_without_weights
+from grr_coca.evaluate.checkpoint import require_pairs
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe
 from grr_coca.train.run.logs import MetricLog, Throughput
-from grr_coca.train.run.memory import keep_freed_memory
 from grr_coca.train.run.numerics import Numerics, decide
 from grr_coca.train.run.progress import LOG_INTERVAL, Progress
 from grr_coca.train.run.setup import sound_validation, training_batches, training_sources
-from grr_coca.train.step.blocks import checkpoint_blocks, compile_blocks
-from grr_coca.train.step.ema import Ema
-from grr_coca.train.step.optimizer import Optimizers, freeze
-from grr_coca.train.step.parallel import ParallelModel
-from grr_coca.train.step.trainer import Trainer, autocast, count_tokens
+from grr_coca.train.run.validation import Validation
+from grr_coca.train.step.trainer import Trainer, build_trainer, count_tokens
 from grr_coca.train.survival.resume import with_its_numerics
 from grr_coca.train.survival.signals import SIGNALS, StopSignals
 from grr_coca.train.survival.snapshot import restore, save
-from grr_coca.train.survival.state import whole_tensors
 from grr_coca.train.survival.store import CheckpointStore
 
 log = logging.getLogger(__name__)
@@ -77,15 +67,15 @@ def train(
     trainer = build_trainer(recipe, start, ranks)
     progress = Progress() if resume_from is None else restore(resume_from, trainer)
     start = replace(start, step=start.step - progress.step)
-    with StopSignals() as signals, MetricLog(out if ranks.is_first else None, progress) as log:
+    with StopSignals() as signals, MetricLog(out if ranks.is_first else None, progress) as metric_log:
         run = Run(
             recipe=recipe,
             start=start,
-            val=val,
             out=out,
             trainer=trainer,
+            validation=Validation(recipe, val, trainer),
             progress=progress,
-            log=log,
+            metric_log=metric_log,
             on_step=on_step,
         )
         for micro_batches in training_batches(recipe, start, pairs, ranks, first_step=progress.step):
@@ -104,23 +94,6 @@ class Agreement(NamedTuple):
     stop: int | None
 
 
-def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
-    """The trainer of a checkpoint's model, which is copied to or sharded over the ranks."""
-    if ranks.device.type == "cpu":
-        keep_freed_memory()
-    model = start.model.to(ranks.device).train()
-    freeze(model, recipe.freeze)
-    if recipe.compile:
-        compile_blocks(model, recipe.gradient_checkpointing)
-    elif recipe.gradient_checkpointing:
-        checkpoint_blocks(model)
-    parallel = ParallelModel(model, recipe.parallelism, ranks)
-    # After the model is sharded, so that the state of a parameter is sharded as the parameter is.
-    optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
-    ema = None if recipe.ema is None else Ema(model, recipe.ema)
-    return Trainer(parallel, optimizers, recipe.losses.weights, autocast(recipe.precision, ranks.device), ema)
-
-
 class Run:
     """A run in progress, on one of its ranks: each step, and what follows it."""
 
@@ -129,20 +102,20 @@ class Run:
         *,
         recipe: Recipe,
         start: Checkpoint,
-        val: PairSource,
         out: Path,
         trainer: Trainer,
+        validation: Validation,
         progress: Progress,
-        log: MetricLog,
+        metric_log: MetricLog,
         on_step: OnStep,
     ) -> None:
         self.recipe = recipe
         self.start = start
-        self.val = val
         self.trainer = trainer
         self.ranks = trainer.model.ranks
+        self.validation = validation
         self.progress = progress
-        self.log = log
+        self.metric_log = metric_log
         self.on_step = on_step
         self.store = CheckpointStore(out / "checkpoints", recipe.checkpoints.keep_last)
         self.replacements = ReplacementLog(recipe.health.max_bad_share, counts=progress.replaced)
@@ -202,7 +175,7 @@ class Run:
         mine = [key for batch in micro_batches for key in batch.keys]
         keys = [key for part in self.ranks.gather_objects(mine) for key in part]
         shown = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
-        self.ranks.on_first(partial(self.log.event, self.progress.step, what, keys=keys, **shown))
+        self.ranks.on_first(partial(self.metric_log.event, self.progress.step, what, keys=keys, **shown))
         if self.ranks.is_first:
             outcome = "skipped, loss or gradient not finite" if what == "not finite" else "a spike of the loss"
             log.warning("step %d: %s; metrics.jsonl has the keys of its pairs", self.progress.step, outcome)
@@ -217,56 +190,30 @@ class Run:
         pace = {"pairs_per_second": self.throughput.take()}
 
         def tell() -> None:
-            self.log.write(step, "train", metrics)
-            self.log.show(step, "train", pace)
+            self.metric_log.write(step, "train", metrics)
+            self.metric_log.show(step, "train", pace)
             self.on_step(step, {**metrics, **pace})
 
         self.ranks.on_first(tell)
 
     def _validate(self) -> bool:
-        """Evaluate. Returns True if the model is the best so far, by the score that the recipe names."""
-        batch_size = self.recipe.evaluation.batch_size
-        with self.trainer.averaged():
-            results = pair_results(self.checkpoint, self.val, batch_size, self.ranks, self.recipe.data.num_workers)
-            scaling = self._scaling(results.embeddings)
-            # Of one rank: on other processors the last bits may differ, and with them which checkpoint is the best.
-            scores = self.ranks.on_first(
-                lambda: aggregate(results, scaling, batch_size, self.recipe.losses.weights).flat()
-            )
-            scores |= self._caption()
-        if self.recipe.temperature == "refitted" and self.progress.step == self.recipe.schedule.steps:
-            self.trainer.set_scaling(scaling)
-        self.ranks.on_first(partial(self.log.write, self.progress.step, "val", scores))
+        """Validate and log. Returns True if the model is the best so far, by the score that the recipe names."""
+        step, validated = self.progress.step, self.validation.run(self.checkpoint)
+        if self.recipe.temperature == "refitted" and step == self.recipe.schedule.steps:
+            self.trainer.set_scaling(validated.scaling)
+
+        def tell() -> None:
+            if validated.captioned is not None:
+                self.metric_log.captions(step, validated.captioned)
+            self.metric_log.write(step, "val", validated.scores)
+
+        self.ranks.on_first(tell)
         self.throughput.restart()
         name = self.recipe.checkpoints.keep_best
-        return name is not None and self.progress.beats_best(name, scores[name], self.checkpoint.step)
-
-    def _scaling(self, embeddings: Embeddings) -> Scaling:
-        """The temperature, and the bias of a sigmoid loss, that the model would have if training ended here."""
-        learned = scaling_of(self.trainer.model.raw)
-        if self.recipe.temperature == "learned":
-            return learned
-        return self.ranks.on_first(lambda: refit_scaling(embeddings, learned, self.recipe.evaluation.batch_size))
-
-    def _caption(self) -> dict[str, float]:
-        """Caption some validation images, always the same ones, and score the captions."""
-        num_images = self.recipe.evaluation.num_captions
-        if not num_images:
-            return {}
-        weights = whole_tensors(self.trainer.model.raw.state_dict().items(), self.ranks)
-
-        def caption() -> dict[str, float]:
-            # Only the first rank captions, so it needs a model that is not sharded.
-            model = build_without_weights(self.start.config).to(self.ranks.device)
-            model.load_state_dict(weights)
-            captioned = caption_split(replace(self.checkpoint, model=model), self.val, max_images=num_images)
-            self.log.captions(self.progress.step, captioned)
-            return captioned.scores().corpus()
-
-        return self.ranks.on_first(caption)
+        return name is not None and self.progress.beats_best(name, validated.scores[name], self.checkpoint.step)
 
     def _save(self) -> None:
-        self.progress.log_bytes = self.ranks.on_first(self.log.make_durable)
+        self.progress.log_bytes = self.ranks.on_first(self.metric_log.make_durable)
         numerics = Numerics(self.recipe.precision, self.recipe.optimizer.muon_precision)
         save(self.store, self.checkpoint, self.trainer, self.progress, numerics)
         self.saved_at = time.monotonic()

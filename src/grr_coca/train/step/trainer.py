@@ -8,12 +8,16 @@ from dataclasses import dataclass
 import torch
 
 from grr_coca.batch import IGNORE_INDEX, Batch
+from grr_coca.checkpoint import Checkpoint
 from grr_coca.evaluate.split import Scaling
 from grr_coca.losses import LossWeights
-from grr_coca.train.recipe import Precision
+from grr_coca.ranks import Ranks
+from grr_coca.train.recipe import Precision, Recipe
+from grr_coca.train.step.blocks import checkpoint_blocks, compile_blocks
 from grr_coca.train.step.ema import Ema
 from grr_coca.train.step.gradients import compute_gradients
-from grr_coca.train.step.optimizer import Optimizers
+from grr_coca.train.step.memory import keep_freed_memory
+from grr_coca.train.step.optimizer import Optimizers, freeze
 from grr_coca.train.step.parallel import ParallelModel
 
 
@@ -72,6 +76,23 @@ class Trainer:
                 yield
         finally:
             self.model.forget_gathered()
+
+
+def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
+    """The trainer of a checkpoint's model, which is copied to or sharded over the ranks."""
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
+    model = start.model.to(ranks.device).train()
+    freeze(model, recipe.freeze)
+    if recipe.compile:
+        compile_blocks(model, recipe.gradient_checkpointing)
+    elif recipe.gradient_checkpointing:
+        checkpoint_blocks(model)
+    parallel = ParallelModel(model, recipe.parallelism, ranks)
+    # After the model is sharded, so that the state of a parameter is sharded as the parameter is.
+    optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
+    ema = None if recipe.ema is None else Ema(model, recipe.ema)
+    return Trainer(parallel, optimizers, recipe.losses.weights, autocast(recipe.precision, ranks.device), ema)
 
 
 def count_tokens(batches: Sequence[Batch]) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from grr_coca.layers.precision import at_least_fp32
 from grr_coca.torch_private import lerp_each
-from grr_coca.train.step.optimizer import by_kind
+from grr_coca.train.step.sharding import by_kind
 
 NUM_UPDATES = "num_updates"
 

@@ -1,18 +1,18 @@
 """The optimizers: which parameter is updated by which rule, and at which learning rate."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, ScheduleRecipe
 from grr_coca.train.step.muon import Muon
+from grr_coca.train.step.sharding import by_kind, whole
 
 FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
     # The poolers are frozen too: if they learned, the image embeddings would drift.
@@ -60,8 +60,7 @@ class Optimizers:
         """Scale the gradients down to the recipe's norm. Returns their norm before. The norm is taken over all
         shards."""
         kinds = by_kind(self._parameters)
-        norms = [nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds]
-        norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+        norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
         if norm > self._clip_norm:  # otherwise, a pass over all gradients would only multiply by 1
             for kind in kinds:
@@ -162,13 +161,3 @@ def _groups(parameters: list[nn.Parameter], lr_scales: dict[nn.Parameter, float]
         for scale, group in by_scale.items()
         for kind in by_kind(group)
     ]
-
-
-def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """The tensors in up to two lists: sharded ones and whole ones. An empty list is left out.
-
-    No operation on many tensors takes both kinds together. FSDP2 does not shard scalars, so a sharded model has both.
-    """
-    tensors = list(tensors)
-    kinds = ([t for t in tensors if isinstance(t, DTensor) is is_sharded] for is_sharded in (True, False))
-    return [kind for kind in kinds if kind]

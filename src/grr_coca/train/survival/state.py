@@ -7,19 +7,19 @@ it is whole, under the name of its parameter. So a model must fit into the memor
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from grr_coca.ranks import Ranks
+from grr_coca.train.step.sharding import shard_like, whole
 
 
 def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
     """Whole copies of tensors, on the CPU of the first rank. Other ranks get nothing, but all ranks must call this."""
     copies = {}
     for name, tensor in named:
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        gathered = whole(tensor)
         if ranks.is_first:
-            copies[name] = whole.detach().to("cpu", copy=True).contiguous()
+            copies[name] = gathered.detach().to("cpu", copy=True).contiguous()
     return copies
 
 
@@ -34,31 +34,23 @@ def optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> list
     ]
 
 
-def lay_out(whole: Mapping[str, Tensor], examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def lay_out(tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Shard whole tensors like the examples of the same names."""
-    return {name: _laid_out_like(examples[name], tensor) for name, tensor in whole.items()}
+    return {name: shard_like(examples[name], tensor) for name, tensor in tensors.items()}
 
 
-def load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], whole: dict[str, Tensor]) -> None:
-    """Load into the optimizers a state with the names of `optimizer_tensors`."""
+def load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Load into the optimizers a state of whole tensors with the names of `optimizer_tensors`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     by_parameter: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in whole.items():
+    for name, tensor in tensors.items():
         parameter_name, _, key = name.rpartition(".")
         by_parameter.setdefault(parameter_name, {})[key] = tensor
     for optimizer in optimizers:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state = {
-            i: {key: _laid_out_like(parameter, tensor) for key, tensor in by_parameter[names[parameter]].items()}
+            i: {key: shard_like(parameter, tensor) for key, tensor in by_parameter[names[parameter]].items()}
             for i, parameter in enumerate(parameters)
             if names[parameter] in by_parameter
         }
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _laid_out_like(example: Tensor, whole: Tensor) -> Tensor:
-    """`whole`, sharded like the example. A tensor of another shape, such as the number of updates, stays whole."""
-    if isinstance(example, DTensor) and whole.shape == example.shape:
-        whole = whole.to(example.device)
-        return distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)
-    return whole

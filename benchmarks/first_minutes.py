@@ -21,7 +21,7 @@ from machine import RESULTS, machine
 
 from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.sources.open import open_source
-from grr_coca.evaluate.caption_split import caption_split
+from grr_coca.evaluate.captioning.caption_split import caption_split
 from grr_coca.study.demo.plan import demo_recipes
 from grr_coca.study.ledger import PLAN_FILE
 from grr_coca.study.plan.folder import DemoPlan

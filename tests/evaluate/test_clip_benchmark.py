@@ -12,6 +12,7 @@ from PIL import Image
 from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.images import decode_image
 from grr_coca.errors import UserError
+from grr_coca.evaluate.classification.zeroshot import embed_texts, make_classifier
 from grr_coca.evaluate.clip_benchmark import (
     ClipModel,
     load_grr_coca,
@@ -21,7 +22,6 @@ from grr_coca.evaluate.clip_benchmark import (
     top_k_accuracy,
 )
 from grr_coca.evaluate.retrieval import make_gallery, retrieve
-from grr_coca.evaluate.zeroshot import embed_texts, make_classifier
 from support import finished_run, real_pairs, write_tar
 
 CLASSES = ("heart", "star", "face", "flag", "hand", "moon")

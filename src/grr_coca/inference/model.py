@@ -19,8 +19,8 @@ from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.data.rows import pad_rows
 from grr_coca.data.text import clean_query
 from grr_coca.errors import UserError, nearest
-from grr_coca.evaluate.class_names import NAME_ALONE
-from grr_coca.evaluate.zeroshot import ZeroShotClassifier, make_classifier
+from grr_coca.evaluate.classification.class_names import NAME_ALONE
+from grr_coca.evaluate.classification.zeroshot import ZeroShotClassifier, make_classifier
 from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate import Caption, GenerationOptions, generate, warn_if_repeated
 from grr_coca.inference.batches import Batches, OnProgress

@@ -9,7 +9,7 @@ from grr_coca.cli.measuring.splits import Task, TaskOptions, require_paths
 from grr_coca.cli.output.writing import require_writable
 from grr_coca.data.sources.open import require_there
 from grr_coca.errors import UserError
-from grr_coca.evaluate.class_names import TEMPLATES, read_class_names, read_templates
+from grr_coca.evaluate.classification.class_names import TEMPLATES, read_class_names, read_templates
 from grr_coca.extras import require_extra
 from grr_coca.inference.locate import locate_checkpoint
 

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.cli.measuring.splits import Task, TaskOptions
 from grr_coca.data.sources.open import open_source
-from grr_coca.evaluate.attention_probe import AttentionProbeOptions
 from grr_coca.evaluate.bootstrap import Interval
-from grr_coca.evaluate.caption_split import caption_split, write_captions
+from grr_coca.evaluate.captioning.caption_split import caption_split, write_captions
 from grr_coca.evaluate.checkpoint import Measured
-from grr_coca.evaluate.labelled import open_labelled
+from grr_coca.evaluate.classification.attention_probe import AttentionProbeOptions
+from grr_coca.evaluate.classification.labelled import open_labelled
 from grr_coca.evaluate.tasks import (
     Report,
     intervals,

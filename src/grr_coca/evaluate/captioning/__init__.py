@@ -1,1 +1,1 @@
-"""Caption metrics as the COCO caption evaluation computes them (arXiv 1504.00325), without Java."""
+"""Captions of a split, and caption metrics as COCO's evaluation computes them (arXiv 1504.00325), without Java."""

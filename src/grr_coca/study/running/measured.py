@@ -5,7 +5,7 @@ import numpy as np
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.data.sources.views import Subset, every_caption
-from grr_coca.evaluate.caption_split import caption_split, images_of
+from grr_coca.evaluate.captioning.caption_split import caption_split, images_of
 from grr_coca.evaluate.checkpoint import gallery_of, pair_results, require_pairs
 from grr_coca.evaluate.refit import refit_scaling
 from grr_coca.evaluate.retrieval import retrieve

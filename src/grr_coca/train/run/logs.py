@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 from grr_coca.errors import DiskError
-from grr_coca.evaluate.caption_split import Captioned
+from grr_coca.evaluate.captioning.caption_split import Captioned
 from grr_coca.extras import require_extra
 from grr_coca.train.run.progress import Progress
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.pairs import PairSource
-from grr_coca.evaluate.caption_split import Captioned, caption_split
+from grr_coca.evaluate.captioning.caption_split import Captioned, caption_split
 from grr_coca.evaluate.checkpoint import pair_results
 from grr_coca.evaluate.refit import refit_scaling
 from grr_coca.evaluate.split import Embeddings, Scaling, aggregate, scaling_of

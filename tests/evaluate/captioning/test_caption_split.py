@@ -7,7 +7,7 @@ import pytest
 
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
-from grr_coca.evaluate.caption_split import Captioned, caption_split, write_captions
+from grr_coca.evaluate.captioning.caption_split import Captioned, caption_split, write_captions
 from support import BATCH_SIZE, PairsInMemory, finished_run, real_pairs
 
 

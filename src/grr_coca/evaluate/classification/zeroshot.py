@@ -15,8 +15,8 @@ from torch import Tensor
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.rows import pad_rows
 from grr_coca.evaluate.bootstrap import Measure
-from grr_coca.evaluate.class_names import check_class_names, fill_templates
-from grr_coca.evaluate.labelled import LabelledImages
+from grr_coca.evaluate.classification.class_names import check_class_names, fill_templates
+from grr_coca.evaluate.classification.labelled import LabelledImages
 from grr_coca.evaluate.metrics import rank_of_first_hit
 from grr_coca.model.mode import evaluating
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.evaluate.labelled import LabelledImages
+from grr_coca.evaluate.classification.labelled import LabelledImages
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.pooler import AttentionalPooler
 from grr_coca.model.mode import evaluating

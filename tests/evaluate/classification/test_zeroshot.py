@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from grr_coca.errors import UserError
-from grr_coca.evaluate.class_names import TEMPLATES, check_class_names, read_class_names, read_templates
-from grr_coca.evaluate.labelled import open_labelled
-from grr_coca.evaluate.zeroshot import ZeroShotClassifier, embed_texts, make_classifier
+from grr_coca.evaluate.classification.class_names import TEMPLATES, check_class_names, read_class_names, read_templates
+from grr_coca.evaluate.classification.labelled import open_labelled
+from grr_coca.evaluate.classification.zeroshot import ZeroShotClassifier, embed_texts, make_classifier
 from grr_coca.train.run.setup import new_checkpoint
 from support import ALONE, real_pairs, tiny_recipe, with_caption, write_shard
 
@@ -59,7 +59,7 @@ def test_one_template_is_the_embedding_of_its_sentence(checkpoint):
 def test_many_texts_are_embedded_as_few(checkpoint, monkeypatch):
     texts = [pair.caption for pair in real_pairs(9)]
     together = embed_texts(checkpoint, texts)
-    monkeypatch.setattr("grr_coca.evaluate.zeroshot.TEXTS_AT_ONCE", 4)
+    monkeypatch.setattr("grr_coca.evaluate.classification.zeroshot.TEXTS_AT_ONCE", 4)
     assert torch.allclose(embed_texts(checkpoint, texts), together, atol=1e-6)
 
 

@@ -13,7 +13,7 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.images import has_image_suffix, is_hidden, is_image_name, walk_visible
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
-from grr_coca.evaluate.class_names import check_class_names, find_class
+from grr_coca.evaluate.classification.class_names import check_class_names, find_class
 from grr_coca.files import read_whole
 
 

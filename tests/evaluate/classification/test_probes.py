@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from grr_coca.errors import UserError
-from grr_coca.evaluate.attention_probe import AttentionProbeOptions, attention_probe
-from grr_coca.evaluate.linear_probe import STRENGTHS, linear_probe, split_for_validation
+from grr_coca.evaluate.classification.attention_probe import AttentionProbeOptions, attention_probe
+from grr_coca.evaluate.classification.linear_probe import STRENGTHS, linear_probe, split_for_validation
 
 CPU = torch.device("cpu")
 OPTIONS = AttentionProbeOptions(epochs=15, batch_size=32, lr=3e-3)

@@ -1,0 +1,1 @@
+"""Zero-shot classification and probes, on images with their classes."""

@@ -11,12 +11,13 @@
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_IMODE
 
 import torch
+from jaxtyping import Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from grr_coca.checkpoint_files import find_checkpoint, read_json
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.rows import pad_rows
 from grr_coca.data.tokenizer import Cleaning, Tokenizer
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, verify_folder, whole_folder
@@ -59,6 +61,15 @@ class Checkpoint:
     preprocess: Preprocess
     step: int
     caution: str = ""
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
+        """The texts as rows of token ids, and the lengths of the rows, on the device of the model.
+
+        Rows are padded to the longest (T tokens). A text that is too long for the model's context loses words.
+        """
+        context_length = self.config.text_decoder.context_length
+        token_ids, lengths = pad_rows([self.tokenizer.encode_row(text, context_length) for text in texts])
+        return token_ids.to(self.model.device), lengths.to(self.model.device)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:

@@ -50,6 +50,16 @@ def test_everything_comes_back_as_it_was_saved(saved, tmp_path):
     assert second.step == first.step == 2
 
 
+def test_texts_become_rows_of_the_tokenizer_on_the_device_of_the_model(saved):
+    loaded = from_pretrained(saved)
+    texts, context_length = ["a heart", "violin " * 50], loaded.config.text_decoder.context_length
+    token_ids, lengths = loaded.tokenize(texts)
+    rows = [row[:length].tolist() for row, length in zip(token_ids, lengths, strict=True)]
+    assert rows == [loaded.tokenizer.encode_row(text, context_length) for text in texts]
+    elsewhere = from_pretrained(saved, "meta")
+    assert {tensor.device.type for tensor in elsewhere.tokenize(texts)} == {elsewhere.model.device.type} == {"meta"}
+
+
 def test_every_weight_is_loaded_though_none_was_drawn_before(saved, filled_with_nan):
     loaded = from_pretrained(saved)
     built = build_without_weights(loaded.config)

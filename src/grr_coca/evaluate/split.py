@@ -93,12 +93,11 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
 
     An image that several pairs of a batch share is encoded once.
     """
-    device = next(model.parameters()).device
     parts = []
     with evaluating(model):
         for batch in batches:
-            first, image_of = (rows.to(device) for rows in first_rows(batch.image_ids))
-            batch = batch.to(device)
+            first, image_of = (rows.to(model.device) for rows in first_rows(batch.image_ids))
+            batch = batch.to(model.device)
             output = model(batch.images[first], batch.token_ids, batch.lengths, image_of=image_of)
             is_real = batch.labels != IGNORE_INDEX  # B T-2, in the order of the states
             lm_head = model.multimodal_decoder.lm_head.weight

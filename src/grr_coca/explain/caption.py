@@ -60,13 +60,12 @@ def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_i
 def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> Float[Tensor, "T P"]:
     """The relevance of each patch to each token except the first, on the CPU. The relevances of a token sum to 1."""
     model = copy_modules(model).eval()  # its attention is replaced, which other threads that use the model must not see
-    device = model.logit_scale.device
-    ids = torch.tensor([[*token_ids, CLS_SLOT]], device=device)
+    ids = torch.tensor([[*token_ids, CLS_SLOT]], device=model.device)
     # The last token stands where the end token would be: it predicts nothing.
-    text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]], device=device))
+    text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]], device=model.device))
     readers = _readers_of_patches(model)
     with torch.no_grad():
-        patches = model.image_encoder(pixels[None].to(device, model.logit_scale.dtype))
+        patches = model.image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
         text_tokens = model.text_decoder(text).tokens
     with torch.enable_grad(), visible_attention(readers) as seen:
         patches.requires_grad_()  # gradients with respect to attention exist even if all parameters are frozen

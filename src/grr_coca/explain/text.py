@@ -21,7 +21,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.rows import pad_rows
 from grr_coca.data.text import clean_query
 from grr_coca.explain.attention import Attended, attention_weights, mix_values
 from grr_coca.layers.norm import RMSNorm
@@ -49,8 +48,7 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
         UserError: the text is empty.
     """
     model = checkpoint.model
-    row = checkpoint.tokenizer.encode_row(clean_query(text, "the text"), checkpoint.config.text_decoder.context_length)
-    token_ids, lengths = (tensor.to(model.logit_scale.device) for tensor in pad_rows([row]))
+    token_ids, lengths = checkpoint.tokenize([clean_query(text, "the text")])
     with evaluating(model), torch.no_grad():
         wanted = model.encode_text(token_ids, lengths)
     return embedding_map(checkpoint, pixels, wanted[0])
@@ -59,9 +57,9 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
 def embedding_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], wanted: Float[Tensor, " E"]) -> TextMap:
     """The map of an image, as the model sees it, and an embedding of unit length: of a text, an image or both."""
     model, side = checkpoint.model, checkpoint.config.image_encoder.grid_size
-    wanted = wanted[None].to(model.logit_scale.device)
+    wanted = wanted[None].to(model.device)
     with evaluating(model), torch.no_grad():
-        patches = model.image_encoder(pixels[None].to(model.logit_scale.device, model.logit_scale.dtype))
+        patches = model.image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
         similarity = (_embed(model, patches) * wanted).sum().item()
     shares = patch_shares(model, patches, wanted)[: side**2]
     return TextMap(shares.unflatten(0, (side, side)).float().cpu(), similarity)

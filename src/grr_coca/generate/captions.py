@@ -77,7 +77,7 @@ def generate(
         raise UserError("there is no image to caption")
     with torch.inference_mode(), evaluating(model):
         fast = fast_copy(model)
-        image = fast.encode_image(images.to(model.logit_scale.device, model.logit_scale.dtype))
+        image = fast.encode_image(images.to(model.device, model.logit_scale.dtype))
         captions = _caption_encoded(fast, tokenizer, image, options, prompt, keys)
     # A copy is no inference tensor, so the caller may train on it.
     return Generated(captions, image.embedding.clone())

@@ -71,7 +71,7 @@ class CachedDecoder:
 
     def repeat(self, count: int) -> None:
         """Copy each line of slots `count` times, so that several captions continue one prompt."""
-        lines = torch.arange(self.num_images, device=next(self.model.parameters()).device).repeat_interleave(count)
+        lines = torch.arange(self.num_images, device=self.model.device).repeat_interleave(count)
         self._select_lines(lines)
 
     def keep(self, images: Int[Tensor, " B"], lines: Int[Tensor, " L"]) -> None:

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
-from grr_coca.data.rows import pad_rows
 from grr_coca.data.text import clean_query
 from grr_coca.errors import UserError, nearest
 from grr_coca.evaluate.classification.class_names import NAME_ALONE
@@ -94,7 +93,7 @@ class ImageTextModel:
     @property
     def device(self) -> torch.device:
         """The device of the model."""
-        return self.checkpoint.model.logit_scale.device
+        return self.checkpoint.model.device
 
     def caption(
         self,
@@ -283,11 +282,9 @@ class ImageTextModel:
 
     @torch.inference_mode()
     def _text_rows(self, texts: Sequence[str]) -> list[Tensor]:
-        tokenizer = self.checkpoint.tokenizer
-        context_length = self.checkpoint.config.text_decoder.context_length
-        token_ids, lengths = pad_rows([tokenizer.encode_row(text, context_length) for text in texts])
+        token_ids, lengths = self.checkpoint.tokenize(texts)
         with self._evaluated() as model:
-            return list(model.encode_text(token_ids.to(self.device), lengths.to(self.device)).float().cpu())
+            return list(model.encode_text(token_ids, lengths).float().cpu())
 
     def _pixels(self, images: Numbered) -> Float[Tensor, "B 3 S S"]:
         each = {id(image): (number, image) for number, image in images}  # Pillow reads an image in one thread at a time

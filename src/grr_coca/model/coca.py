@@ -65,6 +65,11 @@ class CoCa(nn.Module):
         self.logit_scale = nn.Parameter(torch.zeros(()))
         self.logit_bias = nn.Parameter(torch.zeros(())) if contrastive == "sigmoid" else None
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights, and of all inputs."""
+        return self.logit_scale.device
+
     def forward(
         self,
         images: Float[Tensor, "I 3 H W"],

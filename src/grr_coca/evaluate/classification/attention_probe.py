@@ -49,10 +49,10 @@ class AttentionProbe(nn.Module):
 @torch.inference_mode()
 def patch_tokens(checkpoint: Checkpoint, images: LabelledImages, batch_size: int) -> Float[Tensor, "N P W"]:
     """The frozen features of images, on the CPU in half precision. Each image takes 2 · P · W bytes."""
-    device = next(checkpoint.model.parameters()).device
-    with evaluating(checkpoint.model):
+    model = checkpoint.model
+    with evaluating(model):
         batches = images.batches(checkpoint, batch_size)
-        return torch.cat([checkpoint.model.image_encoder(batch.to(device)).half().cpu() for batch in batches])
+        return torch.cat([model.image_encoder(batch.to(model.device)).half().cpu() for batch in batches])
 
 
 def attention_probe(

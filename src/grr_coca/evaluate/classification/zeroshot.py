@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.rows import pad_rows
 from grr_coca.evaluate.bootstrap import Measure
 from grr_coca.evaluate.classification.class_names import check_class_names, fill_templates
 from grr_coca.evaluate.classification.labelled import LabelledImages
@@ -84,26 +83,21 @@ def make_classifier(embed: EmbedTexts, class_names: Sequence[str], templates: Se
 @torch.inference_mode()
 def embed_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Float[Tensor, "N E"]:
     """The embeddings of texts, on the CPU."""
-    device = next(checkpoint.model.parameters()).device
-    context_length = checkpoint.config.text_decoder.context_length
     parts = []
     with evaluating(checkpoint.model):
         for start in range(0, len(texts), TEXTS_AT_ONCE):
-            rows = [
-                checkpoint.tokenizer.encode_row(text, context_length) for text in texts[start : start + TEXTS_AT_ONCE]
-            ]
-            token_ids, lengths = pad_rows(rows)
-            parts.append(checkpoint.model.encode_text(token_ids.to(device), lengths.to(device)).cpu())
+            token_ids, lengths = checkpoint.tokenize(texts[start : start + TEXTS_AT_ONCE])
+            parts.append(checkpoint.model.encode_text(token_ids, lengths).cpu())
     return torch.cat(parts)
 
 
 @torch.inference_mode()
 def embed_labelled(checkpoint: Checkpoint, images: LabelledImages, batch_size: int) -> Float[Tensor, "N E"]:
     """The embeddings of images, on the CPU."""
-    device = next(checkpoint.model.parameters()).device
-    with evaluating(checkpoint.model):
+    model = checkpoint.model
+    with evaluating(model):
         batches = images.batches(checkpoint, batch_size)
-        return torch.cat([checkpoint.model.encode_image(batch.to(device)).embedding.cpu() for batch in batches])
+        return torch.cat([model.encode_image(batch.to(model.device)).embedding.cpu() for batch in batches])
 
 
 def _mean_per_class(summed: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ import torch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.loader import make_loader
 from grr_coca.data.order import EvaluationOrder
-from grr_coca.data.rows import pad_rows
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.data.sources.views import Subset
 from grr_coca.evaluate.checkpoint import as_dataset
@@ -63,13 +62,12 @@ def explain_some(checkpoint: Checkpoint, source: PairSource, count: int) -> list
 @torch.inference_mode()
 def search(checkpoint: Checkpoint, source: PairSource, queries: Sequence[str], count: int) -> list[SearchHits]:
     """The `count` images of a source that are most like each text."""
-    device = next(checkpoint.model.parameters()).device
+    model = checkpoint.model
     dataset = as_dataset(checkpoint, source)
     loader = make_loader(dataset, EvaluationOrder(len(dataset), BATCH_SIZE), num_workers=0)
-    context_length = checkpoint.config.text_decoder.context_length
-    token_ids, lengths = pad_rows([checkpoint.tokenizer.encode_row(query, context_length) for query in queries])
-    with evaluating(checkpoint.model):
-        images = torch.cat([checkpoint.model.encode_image(batch.images.to(device)).embedding for batch in loader])
-        texts = checkpoint.model.encode_text(token_ids.to(device), lengths.to(device))
+    token_ids, lengths = checkpoint.tokenize(queries)
+    with evaluating(model):
+        images = torch.cat([model.encode_image(batch.images.to(model.device)).embedding for batch in loader])
+        texts = model.encode_text(token_ids, lengths)
     best = (texts @ images.T).topk(min(count, len(images)), dim=1).indices.tolist()
     return [SearchHits(query, indices) for query, indices in zip(queries, best, strict=True)]

@@ -119,7 +119,7 @@ class Findings:
 
 def _findings(task: Task, trained: Checkpoint) -> Findings:
     """A trial is measured on `val` alone."""
-    val = sound_validation(training_sources(task.recipe)[1], Ranks.here(next(trained.model.parameters()).device))
+    val = sound_validation(training_sources(task.recipe)[1], Ranks.here(trained.model.device))
     on_val, refitted = measure_validation(trained, val, task.recipe)
     found = Findings({"val": on_val}, training_flops=run_flops(task.recipe, trained, val))
     if task.kind == "trial":

@@ -47,7 +47,7 @@ def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
     Raises:
         UserError: the model is on a CPU, and there is no C++ compiler.
     """
-    if next(model.parameters()).device.type == "cpu":
+    if model.device.type == "cpu":
         _require_compiler()
     allow_recompiles(RECOMPILE_LIMIT)
     keep_for_backward(1 - recomputed)

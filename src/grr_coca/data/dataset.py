@@ -21,7 +21,7 @@ from grr_coca.data.rows import pad_rows
 from grr_coca.data.sources.pairs import PairSource, RawPair
 from grr_coca.data.sources.strings import stable_id
 from grr_coca.data.text import clean_caption
-from grr_coca.data.tokenizer import Tokenizer
+from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 from grr_coca.errors import UserError
 
 MAX_KEPT_PIXELS = 2**26
@@ -141,7 +141,7 @@ class PairDataset(Dataset[Sample]):
             token_ids=self.tokenizer.row(words, self.context_length),
             caption_id=stable_id(caption.lower()),
             image_id=stable_id(pair.image_name or pair.name),
-            is_cut=len(words) + 3 > self.context_length,
+            is_cut=len(words) + NUM_SPECIAL_TOKENS > self.context_length,
             kept_patches=self._kept_patches(ref),
         )
 

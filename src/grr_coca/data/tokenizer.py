@@ -19,6 +19,8 @@ BOS, EOS = "[BOS]", "[EOS]"
 CLIP_BOS, CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
 CLS_SLOT = 0
 """Id in the place where the model puts [CLS], and in padding. Lengths, not ids, say which tokens are real."""
+NUM_SPECIAL_TOKENS = 3
+"""Those of a row besides its words: [BOS], [EOS] and [CLS]."""
 
 # CLIP's word pattern (arXiv 2103.00020): contractions, letters, single digits, runs of anything else.
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -55,7 +57,7 @@ class Tokenizer:
 
     def row(self, words: Sequence[int], context_length: int) -> list[int]:
         """`encode_row` for a caption that is already encoded."""
-        return [self.bos_id, *words[: context_length - 3], self.eos_id, CLS_SLOT]
+        return [self.bos_id, *words[: context_length - NUM_SPECIAL_TOKENS], self.eos_id, CLS_SLOT]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids before the first end token."""

@@ -108,7 +108,7 @@ def update_store(
     try:
         run.require_there()
         store.claim()
-        todo = sum(1 for _ in run.unknown(is_first=True))
+        todo = run.survey()
         if todo:
             run.describe(todo, make_describer(), batch_size)
         run.sweep()
@@ -158,22 +158,32 @@ class _Run:
         names = [place.name for place in islice(self._store.places(argument), 2)]
         return names == [argument] or (not names and bool(self._store.known([argument])))
 
-    def unknown(self, is_first: bool = False) -> Iterator[Found]:
+    def survey(self) -> int:
+        """Look through everything, and remember what is there. Returns how many pictures are to be described."""
+        todo = 0
+        for piece in pieces(self._once_each(), LOOKED_UP_AT_ONCE):
+            self._seen.add(found.file.name for found, _ in piece)
+            known = sum(is_known for _, is_known in piece)
+            self.update.found += len(piece)
+            self.update.unchanged += known
+            todo += len(piece) - known
+        return todo
+
+    def unknown(self) -> Iterator[Found]:
         """Pictures that the index does not know as they are now."""
+        return (found for found, is_known in self._once_each() if not is_known)
+
+    def _once_each(self) -> Iterator[tuple[Found, bool]]:
+        """Every picture, however many arguments find it, and whether the index knows it as it is now."""
         met = Seen()
         for piece in pieces(self._found(), LOOKED_UP_AT_ONCE):
             once = {found.file.name: found for found in piece}
             new = set(met.missing(once))
             met.add(new)
             known = self._store.known(list(once))
-            if is_first:
-                self._seen.add(once)
-                self.update.found += len(new)
             for name in (name for name in once if name in new):
-                if name in known and known[name].stamp == once[name].stamp and not _is_edited(once[name], known[name]):
-                    self.update.unchanged += is_first
-                else:
-                    yield once[name]
+                found, before = once[name], known.get(name)
+                yield found, before is not None and before.stamp == found.stamp and not _is_edited(found, before)
         met.close()
 
     def _found(self) -> Iterator[Found]:

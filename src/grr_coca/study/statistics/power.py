@@ -50,9 +50,11 @@ def smallest_shown_effect(num_seeds: int, num_endpoints: int) -> float:
 def _sign_patterns(num_seeds: int, rng: np.random.Generator) -> np.ndarray:
     """Half of all patterns, as the others are their opposites, or a sample of them; none flipped is among them."""
     count = 2 ** (num_seeds - 1)
-    numbers = np.arange(count) if count <= MOST_PATTERNS else rng.integers(0, count, MOST_PATTERNS)
-    numbers[0] = 0
-    return 1 - 2 * ((numbers[:, np.newaxis] >> np.arange(num_seeds)) & 1)
+    if count > MOST_PATTERNS:
+        drawn = rng.choice((1, -1), (MOST_PATTERNS, num_seeds))
+        drawn[0] = 1
+        return drawn
+    return 1 - 2 * ((np.arange(count)[:, np.newaxis] >> np.arange(num_seeds)) & 1)
 
 
 def is_equivalent(low: float, high: float, margin: float = MARGIN) -> bool:

@@ -276,7 +276,8 @@ def test_a_source_of_a_mixture_that_would_never_be_visited_is_named_with_the_lea
 
 
 def test_a_small_share_of_a_mixture_is_taken(load):
-    load(changed("data", "mix", value={"a.tar": 0.0011, "b.tar": 0.9977}))
+    recipe = load(changed("data", "mix", value={"a.tar": 0.0011, "b.tar": 0.9977}))
+    assert list(recipe.data.mix.values()) == [0.0011, 0.9977]
 
 
 def test_a_run_that_weighs_no_loss_is_refused(load):

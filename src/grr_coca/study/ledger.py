@@ -75,7 +75,8 @@ class LedgerRow:
     `ROUGE-L`. A number that is not finite is left out.
     `values`: by test split, what intervals over images are made of: `contrastive_batches` and
     `contrastive_batches_refitted`, the loss of each batch; `nll` and `tokens`, of each caption; `rank`, of each text
-    query: wrong images before the first right one; `cider_d`, of each image.
+    query: wrong images before the first right one; `image`, the number of the image of each caption, where some image
+    has several; `cider_d`, of each image.
     `captions`: the same few images for every arm and seed, where the stage has the showcase.
     """
 

@@ -8,6 +8,7 @@ import pytest
 from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
+from grr_coca.data.sources.views import Subset
 from grr_coca.evaluate.split import scaling_of
 from grr_coca.registry import FOLDER
 from grr_coca.study.running.measured import examples, measure_test, without_words
@@ -47,6 +48,18 @@ def test_each_caption_of_a_test_image_is_measured(table):
     recipe = tiny_recipe("pairs.tar", evaluation=EvaluationRecipe(batch_size=6))
     _, values = measure_test(checkpoint, several, recipe, scaling_of(checkpoint.model), scores_captions=False)
     assert len(values["nll"]) == len(values["rank"]) == 6
+    assert values["image"] == [0, 0, 1, 1, 2, 2]
+
+
+def test_rows_of_one_image_are_told_as_such(table):
+    """A table has a row for each caption, and those of an image may lie far apart."""
+    checkpoint = from_pretrained(FOLDER / "pictograms")
+    recipe = tiny_recipe("pairs.tar", evaluation=EvaluationRecipe(batch_size=3))
+    scaling = scaling_of(checkpoint.model)
+    _, values = measure_test(checkpoint, table, recipe, scaling, scores_captions=False)
+    assert values["image"] == [0, 1, 2, 0, 1, 2]
+    _, of_first_rows = measure_test(checkpoint, Subset(table, [0, 1, 2]), recipe, scaling, scores_captions=False)
+    assert "image" not in of_first_rows, "a ledger stays small where each image has one caption"
 
 
 def test_an_image_is_left_out_if_any_of_its_captions_holds_the_word(table):

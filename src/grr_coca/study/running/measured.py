@@ -54,15 +54,17 @@ def measure_test(
     """
     results = _results(checkpoint, every_caption(test), recipe)
     metrics = _metrics(checkpoint, results, recipe, refitted)
-    ranks = retrieve(gallery_of(results), "equal").text_to_image.rank
+    found = retrieve(gallery_of(results), "equal")
     own = scaling_of(checkpoint.model)
     values: Values = {
         "contrastive_batches": _batches(results, own, recipe),
         "contrastive_batches_refitted": _batches(results, refitted, recipe),
         "nll": _rounded(results.nll.numpy(), 3),
         "tokens": results.num_tokens.tolist(),
-        "rank": ranks.tolist(),
+        "rank": found.text_to_image.rank.tolist(),
     }
+    if len(found.image_of) > found.text_to_image.num_candidates:  # captions of one image are not drawn one by one
+        values["image"] = found.image_of.tolist()
     if scores_captions:
         scores = caption_split(checkpoint, test).scores()
         metrics |= {name: score for name, score in scores.corpus().items() if name in CAPTION_SCORES}

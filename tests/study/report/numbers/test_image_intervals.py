@@ -86,6 +86,18 @@ def test_perplexity_is_a_difference_of_nats(studied):
     assert low < 100 * np.expm1((sums[1] - sums[0]) / (2 * 5 * NUM_IMAGES)) < high
 
 
+@pytest.mark.parametrize("metric", ["captioning_loss", "perplexity", "R@1"])
+def test_captions_of_an_image_are_drawn_with_it(studied, metric):
+    """Five captions that say the same tell no more of an image than one does."""
+    made, rows = studied
+    endpoint = Endpoint(f"pretraining/{metric}")
+    of_one_caption = interval_over_images(rows, made, endpoint, "grr_coca", (0, 1))
+    for key, row in rows.items():
+        values = {name: 5 * row.values["test"][name] for name in ("nll", "tokens", "rank")}
+        rows[key] = replace(row, values={"test": {**values, "image": 5 * list(range(NUM_IMAGES))}})
+    assert interval_over_images(rows, made, endpoint, "grr_coca", (0, 1)) == pytest.approx(of_one_caption)
+
+
 def test_a_recall_of_few_images_is_uncertain(studied):
     made, rows = studied
     low, high = interval_over_images(rows, made, Endpoint("pretraining/R@1"), "grr_coca", (0, 1))

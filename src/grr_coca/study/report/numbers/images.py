@@ -3,6 +3,7 @@
 An interval over seeds says what other seeds would give on the same images; this one, what other images would give with
 the same trained models. Images (captions, batches) are drawn with replacement, the same ones for both arms, and the
 change is computed anew (paired bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+The captions of an image are drawn with it: they resemble one another, and drawn one by one they would seem to say more.
 
 Shapes: N images, S seeds, R resamples.
 """
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from grr_coca.evaluate.bootstrap import draws
+from grr_coca.evaluate.bootstrap import by_image, draws
 from grr_coca.study.plan.plan import Plan
 from grr_coca.study.report.numbers.metrics import Endpoint, Rows, stages_of
 from grr_coca.study.statistics.paired import LEVEL, as_percent
@@ -28,11 +29,19 @@ def _per_batch(name: str) -> Callable[[Values], Statistics]:
 
 
 def _hits(values: Values) -> Statistics:
-    return (np.array(values["rank"]) == 0).astype(float), np.ones(len(values["rank"]))
+    return _of_images(values, (np.array(values["rank"]) == 0).astype(float), np.ones(len(values["rank"])))
 
 
 def _nats(values: Values) -> Statistics:
-    return np.array(values["nll"]), np.array(values["tokens"], dtype=float)
+    return _of_images(values, np.array(values["nll"]), np.array(values["tokens"], dtype=float))
+
+
+def _of_images(values: Values, numerator: np.ndarray, denominator: np.ndarray) -> Statistics:
+    """What the captions of each image add together. Without `image`, each caption has an image of its own."""
+    if "image" not in values:
+        return numerator, denominator
+    images = np.array(values["image"])
+    return by_image(numerator, images), by_image(denominator, images)
 
 
 STATISTICS: dict[str, Callable[[Values], Statistics]] = {

@@ -31,7 +31,7 @@ PLAN_FILE = "plan.yaml"
 DIGESTS_FILE = "digests.json"
 SHARD_FILE = re.compile(r"runs-(\d+)-of-(\d+)\.jsonl")
 
-Kind = Literal["run", "trial", "choice"]
+Kind = Literal["run", "trial", "choice", "diverged"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LedgerRow:
     """A stage that has ended: what was run, where, and every number that a report needs of it.
 
     `kind`: a `run` counts for the study; a `trial` is one point of an arm's tuning grid, measured on `val` alone; a
-    `choice` is the best of these trials.
+    `choice` is the best of these trials; `diverged` is a run whose loss stopped being a number: it has no metrics.
     `seed`, `stage`: the stage is named by its recipe's file, such as `health`.
     `recipe_digest`, `data_digest`: of all that the run depends on; rows with other digests than the plan's are not
     counted. `start_data_digest`: of a fine-tuning, that of the data of the pretraining that it goes on from; None in
@@ -155,12 +155,14 @@ class Digests:
 @dataclass(frozen=True)
 class Ledger:
     """The rows of a study that count, by what they are. Of the choices for an arm and a stage, the newest is there.
-    `notes` has one sentence on each thing that was not counted, and on what a reader should know of those that were."""
+    `diverged`: runs without metrics. `notes` has one sentence on each thing that was not counted, and on what a reader
+    should know of those that were."""
 
     rows: tuple[LedgerRow, ...]
     trials: tuple[LedgerRow, ...]
     choices: tuple[LedgerRow, ...]
     notes: tuple[str, ...]
+    diverged: tuple[LedgerRow, ...] = ()
 
 
 def read_ledger(folder: Path, digests: Digests | None = None, seeds: Collection[int] | None = None) -> Ledger:
@@ -180,7 +182,9 @@ def read_ledger(folder: Path, digests: Digests | None = None, seeds: Collection[
         raise UserError(f"{folder}: holds no study: {LEDGER_FILE} is missing; `grr-coca study run` writes it")
     digests = digests or read_digests(folder)
     runs = _counted([row for row in rows if row.kind == "run"], digests, seeds, notes)
-    trials = _counted_trials([row for row in rows if row.kind != "run"], digests, notes)
+    measured = {(row.arm, row.seed, row.stage) for row in runs}
+    diverged = _counted([row for row in rows if row.kind == "diverged"], digests, seeds, notes)
+    trials = _counted_trials([row for row in rows if row.kind in ("trial", "choice")], digests, notes)
     commits = Counter(row.commit for row in runs)
     if len(commits) > 1:
         told = ", ".join(f"{count} of {commit}" for commit, count in commits.most_common())
@@ -190,6 +194,7 @@ def read_ledger(folder: Path, digests: Digests | None = None, seeds: Collection[
         trials=tuple(row for row in trials if row.kind == "trial"),
         choices=tuple({(row.arm, row.stage): row for row in trials if row.kind == "choice"}.values()),
         notes=tuple(notes),
+        diverged=tuple(row for row in diverged if (row.arm, row.seed, row.stage) not in measured),
     )
 
 

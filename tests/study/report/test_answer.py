@@ -204,6 +204,32 @@ def test_a_seed_that_has_no_value_is_missed_aloud(tmp_path):
     assert "CoCa loss after pretraining" not in paper
 
 
+def test_a_run_that_diverged_is_told_and_not_waited_for(tmp_path):
+    """Seed 3 is in no comparison: fine-tunings have nothing to start from. What is there decides nothing alone."""
+    arms = (*PAIR, "baseline_rms")
+    is_lost = [row.arm == "baseline_coca" and row.seed == 3 for row in rows_of(arms, range(8))]
+    rows = [row for row, lost in zip(rows_of(arms, range(8)), is_lost, strict=True) if not lost]
+    rows += [
+        replace(row, kind="diverged", metrics={})
+        for row in rows_of(arms, range(8))
+        if (row.seed, row.stage) in ((3, "pictograms"), (5, "health"))
+        and row.arm == ("baseline_coca" if row.seed == 3 else "grr_coca")
+    ]
+    write_study(tmp_path, plan(arms), rows)
+    made, ledger = read_plan(tmp_path / "plan.yaml", Plan), read_ledger(tmp_path)
+    results = study_results(made, ledger)
+    assert [(row.arm, row.seed) for row in ledger.diverged] == [("baseline_coca", 3)], "seed 5 was run again, and ended"
+    assert (results.num_seeds, results.num_lost_seeds, results.num_rows) == (7, 1, 3 * 8 * 4 - 4)
+    assert results.is_complete
+    assert results.missing == ()
+    assert results.lost == ("baseline_coca: all stages of seed 3",)
+    assert results.notes[0] == "diverged, baseline_coca: all stages of seed 3"
+    found = answer(made, results)
+    assert "So far" not in found.headline
+    (told,) = (line for line in found.sentences if "diverged" in line)
+    assert told.startswith("Of 8 seeds, 1 cannot be compared, because a run diverged (baseline_coca: all stages of")
+
+
 def test_a_plan_that_searches_for_settings_has_no_more_to_say(tmp_path):
     found = said(tmp_path, plan(PAIR, 0, tuning={"seed": 9, "pretrain": {"optimizer.lr": [1, 2]}}), [])
     assert (found.headline, found.sentences) == ("This plan searches for settings only", ())
@@ -242,7 +268,7 @@ def test_the_parts_are_told_with_the_seeds_that_they_rest_on(tmp_path):
         found = said(tmp_path / str(num_seeds), plan(arms), rows_of(arms, range(num_seeds)))
         return next(sentence for sentence in found.sentences if sentence.startswith("What each part does"))
 
-    assert "on average over the others, with 3 of 8 seeds so far: " in told(3)
+    assert "on average over the others, with 3 of 8 seeds: " in told(3)
     assert "on average over the others: " in told(8)
 
 
@@ -253,7 +279,7 @@ def test_the_seeds_of_an_effect_are_those_of_its_own_endpoint(tmp_path):
     made = read_plan(tmp_path / "plan.yaml", Plan)
     results = study_results(made, read_ledger(tmp_path))
     (told,) = (line for line in answer(made, results).sentences if line.startswith("What each part does"))
-    assert "with 6 of 8 seeds so far" in told
+    assert "with 6 of 8 seeds" in told
     first, second = factorial_tables(made, results)
     assert first.note.startswith("In %, over the 6 seeds that have every combination")
     assert second.note.startswith("In %, over the 2 seeds that have every combination")

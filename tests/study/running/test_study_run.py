@@ -20,6 +20,7 @@ from grr_coca.study.running.run import Place, Study, Watch, write_plan
 from grr_coca.study.running.stage import run_stage
 from grr_coca.study.running.task import FINISHED, Task
 from grr_coca.study.showcase import picture_path
+from grr_coca.train.run.loop import train
 from grr_coca.train.step.trainer import Trainer
 from support import CPU, real_pairs, warnings_of, write_shard
 
@@ -119,6 +120,13 @@ def pretended_row(task: Task) -> LedgerRow:
         flops_per_pair=3,
         metrics={"val": {"coca_loss": 1.0}},
     )
+
+
+def diverged(recipe, start, folder, *rest):
+    """Stands in for `train`, and gives up as it does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").touch()
+    raise DivergedError("step 7: loss or gradient were not finite")
 
 
 class Notes(Watch):
@@ -348,24 +356,33 @@ def test_the_pictures_of_the_showcase_lie_beside_the_ledger(write_study, tmp_pat
     assert picture.read_bytes() == kept, "what is missing is put there when the study goes on"
 
 
-def test_a_run_that_diverged_keeps_no_other_from_being_done(write_study, tmp_path):
-    class Diverging(Pretending):
-        def submit(self, function, task: Task):
-            if task.arm == "baseline_coca" and task.seed == 0:
-                self.done.append(task.name)
-                return Failed(DivergedError("step 7: loss or gradient were not finite"))
-            return super().submit(function, task)
+def test_a_run_that_diverged_is_a_result_and_not_begun_again(write_study, tmp_path, monkeypatch):
+    def diverge(recipe, start, folder, *rest):
+        return diverged(recipe, start, folder) if recipe.seed == 0 else train(recipe, start, folder, *rest)
 
-    out, workers = tmp_path / "out", Diverging()
-    path = write_study(finetune=[], endpoints=PRETRAINING)
-    with pytest.raises(UserError, match=r"all but 1 of the runs are done; .* pictograms, seed 0: step 7"):
-        run(path, out, workers)
-    assert len(workers.done) == 4
-    assert [(row.arm, row.seed) for row in read_ledger(out).rows] == [
-        ("grr_coca", 0),
-        ("baseline_coca", 1),
-        ("grr_coca", 1),
-    ]
+    monkeypatch.setattr("grr_coca.study.running.stage.train", diverge)
+    out, part, workers = tmp_path / "out", StudyPart(("grr_coca",)), Here()
+    path = write_study(finetune=["health.yaml"])
+    with warnings_of("grr_coca.study.running.stage") as warned:
+        run(path, out, workers, part=part)
+    assert workers.done == [
+        "grr_coca, pictograms, seed 0",
+        "grr_coca, pictograms, seed 1",
+        "grr_coca, health, seed 1",
+    ], "nothing is fine-tuned from a model that diverged"
+    assert warned == ["grr_coca, pictograms, seed 0 diverged: step 7: loss or gradient were not finite"]
+    ledger = read_ledger(out)
+    assert [(row.seed, row.stage) for row in ledger.rows] == [(1, "pictograms"), (1, "health")]
+    (row,) = ledger.diverged
+    assert (row.seed, row.stage, row.metrics) == (0, "pictograms", {})
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))
+    assert run(path, out, Here(), part=part).done == []
+
+
+def test_trials_that_all_diverge_ask_for_lower_rates(write_study, tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.study.running.stage.train", diverged)
+    with pytest.raises(UserError, match=r"grr_coca, pictograms: all trials diverged; .* lower learning rates"):
+        run(write_study(**TUNED), tmp_path / "out", Here(), part=StudyPart(("grr_coca",)))
 
 
 def test_settings_that_are_shared_are_those_that_are_best_on_average(write_study, tmp_path):
@@ -422,15 +439,10 @@ def test_what_is_left_is_not_worked_out_anew_with_every_row(write_study, tmp_pat
 
 
 def test_a_trial_that_diverged_is_the_worst_and_no_error(write_study, tmp_path, monkeypatch):
-    def diverge(recipe, *rest):
-        raise DivergedError("step 7: loss or gradient were not finite")
-
-    monkeypatch.setattr("grr_coca.study.running.stage.train", diverge)
+    monkeypatch.setattr("grr_coca.study.running.stage.train", diverged)
     plan = read_plan(write_study(**TUNED), Plan)
     agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
     first, second = agenda.open_tasks()
-    first.folder.mkdir(parents=True)
-    (first.folder / "metrics.jsonl").write_text("")
     row = run_stage(first, CPU, lambda _: None)
     assert (row.metrics, row.values) == ({}, {})
     agenda.add(row)

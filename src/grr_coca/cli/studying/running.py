@@ -66,10 +66,11 @@ class _Shown(Watch):
             print(f"chosen for {row.arm}, {row.stage}: {row.settings}", file=sys.stderr)
             return
         self._running.clear()
-        self._ended += self._weights[row.kind, row.arm, row.stage]
+        self._ended += self._weights["trial" if row.kind == "trial" else "run", row.arm, row.stage]
         loss = row.metrics.get("val", {}).get("coca_loss")
         found = "diverged" if loss is None else f"CoCa loss on val {loss:.4f}"
-        print(f"{row.kind}: {row.arm}, seed {row.seed}, {row.stage}, {row.settings}: {found}", file=sys.stderr)
+        kind = "run" if row.kind == "diverged" else row.kind
+        print(f"{kind}: {row.arm}, seed {row.seed}, {row.stage}, {row.settings}: {found}", file=sys.stderr)
 
     def note(self, text: str) -> None:
         """Of the ledger."""

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from grr_coca.errors import UserError
 from grr_coca.ranks import Ranks
 from grr_coca.study.demo.comparison import demo_place
 from grr_coca.study.demo.exhibits import make_exhibits
 from grr_coca.study.demo.outcome import ArmResult, arm_results
 from grr_coca.study.demo.plan import arm_names, demo_recipes, with_precisions
-from grr_coca.study.ledger import read_ledger
+from grr_coca.study.ledger import Ledger, read_ledger
 from grr_coca.study.plan.folder import DemoPlan
 from grr_coca.study.plan.plan import arm_named, stage_names
 from grr_coca.study.plan.stages import stage_recipe
@@ -37,17 +38,27 @@ def run_demo(plan: DemoPlan, out: Path, workers: Workers, show: Show) -> tuple[A
     """Train and measure both arms, or go on with them; their runs lie in `out/ARM`.
 
     Raises:
-        UserError: an arm failed; the other is stopped.
+        UserError: an arm failed, and the other is stopped; or one diverged, so that there is nothing to compare.
     """
     place, names = demo_place(out), arm_names(plan)
     part = StudyPart(names)
     with taken_ledger(out, part) as ledger:
         Study(plan, place, part, ledger).run(workers, _ShownByArm(plan, show))
+    ended = read_ledger(out)
+    _require_no_divergence(ended)
     pretraining = stage_names(plan)[0]
     showcase = demo_recipes(plan)[pretraining].data.test[plan.showcase]
     runs = [place.folder_of(name, plan.seeds[0], pretraining, "") for name in names]
     futures = [workers.submit(make_exhibits, run, showcase, plan.queries, plan.num_hits) for run in runs]
-    return arm_results(plan, read_ledger(out).rows, workers.all(futures))
+    return arm_results(plan, ended.rows, workers.all(futures))
+
+
+def _require_no_divergence(ended: Ledger) -> None:
+    if ended.diverged:
+        names = ", ".join(f"{row.arm} in {row.stage}" for row in ended.diverged)
+        raise UserError(
+            f"{names}: the loss is not a number any more, so there is nothing to compare; --fresh begins anew"
+        )
 
 
 class _ShownByArm(Watch):

@@ -54,6 +54,7 @@ def answer(plan: Plan, results: StudyResults) -> Answer:
         parts_on_average(results, headline_endpoint(plan, "pretraining")),
         parts_shown(results),
         _paper(results, main),
+        _lost(results, main),
         _left_out(results, main),
         _too_few_seeds(main),
         _too_early(results, main),
@@ -77,7 +78,7 @@ def _headline(results: StudyResults, main: ArmResults, names: Names) -> str:
         return f"No answer yet: no seed allows a comparison of {names[0]} and {names[1]}"
     compared = [kind for kind in verdicts if kind != "missing"]
     begins = ""
-    if results.num_seeds < results.num_planned_seeds:
+    if results.num_awaited_seeds:
         begins = f"So far, with {results.num_seeds} of {results.num_planned_seeds} seeds complete: "
     better, worse, equal = (verdicts.count(kind) for kind in ("better", "worse", "equal"))
     of_all = f"of {len(verdicts)} primary endpoints"
@@ -148,6 +149,17 @@ def _paper(results: StudyResults, main: ArmResults) -> str:
     )
 
 
+def _lost(results: StudyResults, main: ArmResults) -> str:
+    """Said where a run of the two diverged."""
+    if not results.num_lost_seeds:
+        return ""
+    told = [line for line in results.lost if line.startswith((f"{main.arm}:", f"{results.baseline}:"))]
+    return (
+        f"Of {_counted(results.num_planned_seeds, 'seed')}, {results.num_lost_seeds} cannot be compared, because a run "
+        f"diverged ({'; '.join(told)}). An arm that diverged is worse than what its other seeds show."
+    )
+
+
 def _left_out(results: StudyResults, main: ArmResults) -> str:
     """Which endpoints lack seeds that were run: a loss that is not finite, or a recall of zero, has no ratio."""
     lacking = [r for r in _primary(main) if r.effect and r.effect.num_seeds < results.num_seeds]
@@ -163,7 +175,7 @@ def _left_out(results: StudyResults, main: ArmResults) -> str:
 def _too_early(results: StudyResults, main: ArmResults) -> str:
     """Said where a verdict is given before all seeds are there."""
     is_decided = any(verdict(result) in ("better", "worse") for result in _primary(main))
-    if not is_decided or results.num_seeds == results.num_planned_seeds:
+    if not is_decided or not results.num_awaited_seeds:
         return ""
     return (
         "Wait for all seeds: whoever looks earlier, and stops when a difference shows, finds some that are not there."

@@ -20,8 +20,8 @@ def parts_on_average(results: StudyResults, endpoint: Endpoint | None) -> str:
     effects.sort(key=lambda named: named[1].change)
     told = [f"{name} {change_in_words(effect.change)} ({interval_in_words(effect)})" for name, effect in effects]
     seeds, planned = _num_seeds(results, endpoint.name), results.num_planned_seeds
-    so_far = "" if seeds == planned else f", with {seeds} of {planned} seeds so far"
-    return f"What each part does to the {endpoint.full_title}, on average over the others{so_far}: {listed(told)}."
+    of_seeds = "" if seeds == planned else f", with {seeds} of {planned} seeds"
+    return f"What each part does to the {endpoint.full_title}, on average over the others{of_seeds}: {listed(told)}."
 
 
 def parts_shown(results: StudyResults) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from grr_coca.errors import UserError
 from grr_coca.study.ledger import Digests, Kind, LedgerRow
 from grr_coca.study.plan.digest import data_digest, folder_digest, recipe_digest
 from grr_coca.study.plan.plan import (
@@ -132,11 +133,11 @@ class Agenda:
         if row.kind == "trial":
             tried = [arm_named(self._plan, name) for name in self._tuning.arms] or [arm]  # the last one ends all tuning
             return [folder for each in tried for folder in self._spent_trials(each)]
-        chain = [(stage, self._digest(arm, stage)) for stage in self._stages]
-        if any(digest is None or self._find("run", arm, row.seed, stage, digest) is None for stage, digest in chain):
+        if not all(self._is_done(arm, row.seed, stage) for stage in self._stages):
             is_start = row.stage == self._stages[0]
             return [] if is_start else [self._folder(arm, row.seed, row.stage, row.recipe_digest)]
-        return [self._folder(arm, row.seed, stage, str(digest)) for stage, digest in chain]
+        digests = {stage: self._digest(arm, stage) for stage in self._stages}
+        return [self._folder(arm, row.seed, stage, digest) for stage, digest in digests.items() if digest is not None]
 
     @property
     def _arms(self) -> list[Arm]:
@@ -228,8 +229,16 @@ class Agenda:
         return None if settings is None else self._task(kind, arm, seed, self._stages[0], settings, None)
 
     def _is_done(self, arm: Arm, seed: int, stage: str) -> bool:
+        """Whether a run was measured, or never can be: it diverged, or the pretraining that it starts from did."""
+        stages = (self._stages[0], stage)
+        return self._has("run", arm, seed, stage) or any(self._has_diverged(arm, seed, each) for each in stages)
+
+    def _has_diverged(self, arm: Arm, seed: int, stage: str) -> bool:
+        return self._has("diverged", arm, seed, stage) and not self._has("run", arm, seed, stage)
+
+    def _has(self, kind: Kind, arm: Arm, seed: int, stage: str) -> bool:
         digest = self._digest(arm, stage)
-        return digest is not None and self._find("run", arm, seed, stage, digest) is not None
+        return digest is not None and self._find(kind, arm, seed, stage, digest) is not None
 
     def _chosen(self, arm: Arm, stage: str) -> Settings | None:
         """The settings of a stage; None where the trials have not ended."""
@@ -248,6 +257,9 @@ class Agenda:
         if any(column is None for column in columns):
             return None
         sums = [sum(values) for values in zip(*(column for column in columns if column is not None), strict=True)]
+        if math.isinf(min(sums)):
+            names = ", ".join(each.name for each in tried)
+            raise UserError(f"{names}, {stage}: all trials diverged; give tuning: in the plan lower learning rates")
         return grid[sums.index(min(sums))]
 
     def _badness(self, arm: Arm, stage: str) -> list[float] | None:

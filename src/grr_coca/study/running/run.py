@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from grr_coca.errors import DiskError, DivergedError, UserError
+from grr_coca.errors import DiskError, UserError
 from grr_coca.structure import to_dict
 from grr_coca.study.ledger import (
     LEDGER_FILE,
@@ -103,11 +103,10 @@ class Study:
         """Until nothing is left that can be done.
 
         Raises:
-            UserError: a run failed, or what is left waits for others; a run that diverged is told at the end.
+            UserError: a run failed, or what is left waits for others.
         """
         running: dict[Future[LedgerRow], Task] = {}
         names: dict[str, Task] = {}
-        diverged: list[str] = []
         for note in self._notes:
             watch.note(note)
         watch.begins(self.agenda)
@@ -125,9 +124,6 @@ class Study:
                 task = running.pop(future)
                 try:
                     row = outcome(future)
-                except DivergedError as error:  # its name stays, so that it is not begun again
-                    diverged.append(f"{task.name}: {error}")
-                    continue
                 except DiskError as error:
                     raise UserError(
                         f"{task.name}: {error}; make room there, or move the folder {self._place.runs} to another disk "
@@ -135,8 +131,6 @@ class Study:
                     ) from error
                 del names[task.name]
                 self._take(row, watch)
-        if diverged:
-            raise UserError(f"all but {len(diverged)} of the runs are done; these diverged: {'; '.join(diverged)}")
         waiting = sum(self.agenda.lacking().values())
         if waiting:
             raise UserError(

@@ -15,7 +15,7 @@ from grr_coca.evaluate.checkpoint import require_pairs
 from grr_coca.files import write_whole
 from grr_coca.ranks import Ranks
 from grr_coca.study.anatomy import count_parameters, flops_per_pair
-from grr_coca.study.ledger import CaptionedExample, CurvePoint, LedgerRow, finite
+from grr_coca.study.ledger import CaptionedExample, CurvePoint, Kind, LedgerRow, finite
 from grr_coca.study.running.measured import (
     Numbers,
     Values,
@@ -45,14 +45,15 @@ OnProgress = Callable[[int], None]
 
 
 def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> LedgerRow:
-    """Train, or go on with a run that was stopped, and measure.
+    """Train, or go on with a run that was stopped, and measure. That it diverged is a result as well: its row has no
+    metrics.
 
     Raises:
         UserError: the data or the disk is at fault.
-        DivergedError: the loss is not a number any more; of a trial, that is its result, and no error.
         Stopped: a signal asked for it; the run is saved.
     """
     _require_pairs_of_tests(task)
+    kind: Kind = task.kind
     with Stopwatch(task.folder) as watch:
 
         def tell(done: int) -> None:
@@ -61,14 +62,14 @@ def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> Ledg
 
         try:
             trained = _trained(task, device, tell)
-        except DivergedError:
-            if task.kind != "trial":
-                raise
+        except DivergedError as error:
+            log.warning("%s diverged: %s", task.name, error)
+            kind = "diverged" if task.kind == "run" else task.kind
             trained, found = _start(task, device, None), Findings()
         else:
             found = _findings(task, trained)
     _mark_finished(task.folder)
-    return _row(task, trained, found, watch.seconds)
+    return _row(task, kind, trained, found, watch.seconds)
 
 
 def _require_pairs_of_tests(task: Task) -> None:
@@ -142,10 +143,10 @@ def _test_splits(task: Task) -> dict[str, PairSource]:
     return splits
 
 
-def _row(task: Task, trained: Checkpoint, found: Findings, seconds: float) -> LedgerRow:
+def _row(task: Task, kind: Kind, trained: Checkpoint, found: Findings, seconds: float) -> LedgerRow:
     recipe = task.recipe
     return LedgerRow(
-        kind=task.kind,
+        kind=kind,
         arm=task.arm,
         seed=task.seed,
         stage=task.stage,

@@ -1,6 +1,6 @@
 """The results of a study: numbers alone, from its plan and its ledger."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,9 @@ from grr_coca.study.report.numbers.metrics import Endpoint, Rows, endpoint_value
 from grr_coca.study.statistics.paired import as_percent, bootstrap_coverage, log_ratios
 from grr_coca.study.statistics.power import smallest_shown_effect
 from grr_coca.study.statistics.significance import holm
+
+Run = tuple[str, int, str]
+"""Arm, seed and stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +55,11 @@ class ArmResults:
 class StudyResults:
     """Everything that a study says in numbers; `results.json` is this.
 
-    `num_rows`, `num_planned_rows`: stages that are done, and that the plan has.
+    `num_rows`, `num_planned_rows`: stages that are done, and that the plan has without those that are lost.
     `num_seeds`: seeds with all stages of the first arm and of the baseline; `num_planned_seeds` of the plan. Effects
     tell their own seeds: an endpoint may lack some, and a factorial needs those that every corner has.
-    `missing`: stages that lack, by arm and seed, in words.
+    `missing`: stages that lack, by arm and seed, in words. `lost`: those that diverged, or had nothing to start from,
+    because their pretraining did. `num_lost_seeds`: seeds that the first arm or the baseline lost a stage of.
     `factorial`: effects over the seeds that have every corner; empty where the plan has no factorial.
     `bootstrap_coverage`: the share of studies with so many seeds in which the bootstrap's intervals hold the truth.
     `notes`: what was not counted, and why.
@@ -68,7 +72,9 @@ class StudyResults:
     num_planned_rows: int
     num_seeds: int
     num_planned_seeds: int
+    num_lost_seeds: int
     missing: tuple[str, ...]
+    lost: tuple[str, ...]
     arms: tuple[ArmResults, ...]
     factorial: tuple[FactorResults, ...]
     costs: tuple[ArmCost, ...]
@@ -85,8 +91,13 @@ class StudyResults:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every planned stage is there."""
+        """Whether every planned stage has ended."""
         return self.num_rows == self.num_planned_rows
+
+    @property
+    def num_awaited_seeds(self) -> int:
+        """Seeds that the first arm or the baseline has not ended yet."""
+        return self.num_planned_seeds - self.num_seeds - self.num_lost_seeds
 
 
 def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
@@ -95,17 +106,22 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
     others = [arm.name for arm in plan.arms if arm.name != plan.baseline]
     stages = stage_names(plan)
     whole = {key: row for key, row in rows.items() if not lacking_scores(plan, row)}
+    lost = _lost(ledger, rows, stages)
+    lost_in_words = _by_arm(plan, lambda key: key in lost)
     planned = [(arm.name, seed, stage) for arm in plan.arms for seed in plan.seeds for stage in stages]
-    complete = [s for s in plan.seeds if all((arm, s, t) in rows for arm in (others[0], plan.baseline) for t in stages)]
+    compared = {seed: [(arm, seed, t) for arm in (others[0], plan.baseline) for t in stages] for seed in plan.seeds}
+    complete = [seed for seed, keys in compared.items() if all(key in rows for key in keys)]
     return StudyResults(
         baseline=plan.baseline,
         stages=stages,
         split=plan.endpoints.split,
         num_rows=sum(key in whole for key in planned),
-        num_planned_rows=len(planned),
+        num_planned_rows=sum(key not in lost for key in planned),
         num_seeds=len(complete),
         num_planned_seeds=len(plan.seeds),
-        missing=_missing(whole, plan),
+        num_lost_seeds=sum(any(key in lost for key in keys) for keys in compared.values()),
+        missing=_by_arm(plan, lambda key: key not in whole and key not in lost),
+        lost=lost_in_words,
         arms=tuple(ArmResults(arm=arm, endpoints=_endpoints(rows, plan, arm)) for arm in others),
         factorial=factor_results(rows, plan),
         costs=arm_costs(plan, ledger.rows),
@@ -113,7 +129,7 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
         precisions=_distinct(row.precision for row in ledger.rows),
         commits=_distinct(row.commit for row in ledger.rows),
         bootstrap_coverage=bootstrap_coverage(len(complete)) if len(complete) > 1 else None,
-        notes=(*ledger.notes, *_without_ratio(rows, plan)),
+        notes=(*ledger.notes, *(f"diverged, {line}" for line in lost_in_words), *_without_ratio(rows, plan)),
     )
 
 
@@ -154,13 +170,20 @@ def _smallest_shown(effect: Effect | None, num_endpoints: int) -> float | None:
     return float(-as_percent(-deviations * effect.deviation / 100))
 
 
-def _missing(rows: Rows, plan: Plan) -> tuple[str, ...]:
-    """Stages that lack, a line for each arm."""
+def _lost(ledger: Ledger, rows: Rows, stages: Sequence[str]) -> set[Run]:
+    """Runs that diverged, and what would have started from these."""
+    lost = {(row.arm, row.seed, row.stage) for row in ledger.diverged}
+    lost |= {(arm, seed, t) for arm, seed, stage in lost if stage == stages[0] for t in stages}
+    return lost - rows.keys()
+
+
+def _by_arm(plan: Plan, is_told: Callable[[Run], bool]) -> tuple[str, ...]:
+    """Some of the planned stages in words, a line for each arm and choice of stages."""
     lines = []
     for arm in plan.arms:
-        lacking = {s: [t for t in stage_names(plan) if (arm.name, s, t) not in rows] for s in plan.seeds}
+        told_stages = {s: [t for t in stage_names(plan) if is_told((arm.name, s, t))] for s in plan.seeds}
         groups: dict[str, list[str]] = {}
-        for seed, stages in lacking.items():
+        for seed, stages in told_stages.items():
             if stages:
                 told = "all stages" if len(stages) == len(stage_names(plan)) else ", ".join(stages)
                 groups.setdefault(told, []).append(str(seed))

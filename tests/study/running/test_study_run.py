@@ -356,7 +356,7 @@ def test_the_pictures_of_the_showcase_lie_beside_the_ledger(write_study, tmp_pat
     assert picture.read_bytes() == kept, "what is missing is put there when the study goes on"
 
 
-def test_a_run_that_diverged_is_a_result_and_not_begun_again(write_study, tmp_path, monkeypatch):
+def test_a_run_that_diverged_is_a_result_and_not_begun_again(write_study, tmp_path, monkeypatch, capsys):
     def diverge(recipe, start, folder, *rest):
         return diverged(recipe, start, folder) if recipe.seed == 0 else train(recipe, start, folder, *rest)
 
@@ -377,6 +377,8 @@ def test_a_run_that_diverged_is_a_result_and_not_begun_again(write_study, tmp_pa
     assert (row.seed, row.stage, row.metrics) == (0, "pictograms", {})
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
     assert run(path, out, Here(), part=part).done == []
+    print_status(out)
+    assert "grr_coca, seed 0, pictograms: diverged" in capsys.readouterr().out
 
 
 def test_trials_that_all_diverge_ask_for_lower_rates(write_study, tmp_path, monkeypatch):

@@ -34,6 +34,8 @@ def print_status(folder: Path) -> int:
     for (name, seed, stage), scores in lacking.items():
         if scores:
             print(f"{name}, seed {seed}, {stage}: lacks {', '.join(scores)}; `grr-coca study run` does it again")
+    for row in ledger.diverged:
+        print(f"{row.arm}, seed {row.seed}, {row.stage}: diverged, which is its result")
     for note in ledger.notes:
         print(note)
     return 0

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from grr_coca.generate.options import GenerationOptions
+from grr_coca.generate.options import GREEDY, GenerationOptions
 
 if TYPE_CHECKING:
     from grr_coca.generate.captions import (
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "GREEDY",
     "Caption",
     "Generated",
     "GenerationOptions",
@@ -25,7 +26,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """A name of `__all__`, imported when it is first used: all names but `GenerationOptions` need torch."""
+    """A name of `__all__`, imported when it is first used: all names but those of options need torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.captions"), name)

@@ -20,15 +20,13 @@ from grr_coca.generate.beams import BeamSearch
 from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.generate.hypothesis import Hypothesis
 from grr_coca.generate.independent import decode_independently
-from grr_coca.generate.options import GenerationOptions
+from grr_coca.generate.options import GREEDY, GenerationOptions
 from grr_coca.generate.sampling import uniform_draws
 from grr_coca.model import CoCa
 from grr_coca.model.coca import EncodedImage
 from grr_coca.model.mode import evaluating
 
 log = logging.getLogger(__name__)
-
-GREEDY = GenerationOptions()
 
 
 class Caption(NamedTuple):

@@ -127,3 +127,5 @@ class GenerationOptions:
 
 
 _DEFAULTS = {field.name: field.default for field in fields(GenerationOptions)}
+
+GREEDY = GenerationOptions()

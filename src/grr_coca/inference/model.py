@@ -21,7 +21,7 @@ from grr_coca.errors import UserError, nearest
 from grr_coca.evaluate.classification.class_names import NAME_ALONE
 from grr_coca.evaluate.classification.zeroshot import ZeroShotClassifier, make_classifier
 from grr_coca.fast.model_copy import fast_copy
-from grr_coca.generate import Caption, GenerationOptions, generate, warn_if_repeated
+from grr_coca.generate import GREEDY, Caption, GenerationOptions, generate, warn_if_repeated
 from grr_coca.inference.batches import Batches, OnProgress
 from grr_coca.inference.device import choose_device
 from grr_coca.inference.images import ImageInput, ImagesInput, as_list, to_rgb
@@ -32,7 +32,6 @@ from grr_coca.model.mode import evaluating
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
-GREEDY = GenerationOptions()
 
 Numbered = Sequence[tuple[int, ImageInput]]
 """Images with their number in the call, counted from 1. Messages call an image without a path by its number."""

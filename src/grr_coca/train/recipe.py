@@ -6,7 +6,7 @@ Paths in a recipe are relative to the recipe's own folder, so the recipe works f
 import os
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from grr_coca.config import CaptionsFrom, CoCaConfig, Contrastive, QKNorm
 from grr_coca.data.augmentation import Augmentation
@@ -25,6 +25,8 @@ FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimo
 Precision = Literal["auto", "fp32", "bf16"]
 Parallelism = Literal["ddp", "fsdp"]
 Temperature = Literal["learned", "refitted"]
+CaptionScore = Literal["CIDEr", "CIDEr-D", "BLEU-4", "ROUGE-L"]
+CAPTION_SCORES: tuple[str, ...] = get_args(CaptionScore)
 Score = Literal[
     "coca_loss",
     "contrastive_loss",
@@ -32,12 +34,8 @@ Score = Literal[
     "perplexity",
     "text_to_image/R@1",
     "image_to_text/R@1",
-    "CIDEr",
-    "CIDEr-D",
-    "BLEU-4",
-    "ROUGE-L",
+    CaptionScore,
 ]
-CAPTION_SCORES = ("CIDEr", "CIDEr-D", "BLEU-4", "ROUGE-L")
 
 
 @dataclass(frozen=True)

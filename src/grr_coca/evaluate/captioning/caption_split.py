@@ -14,9 +14,7 @@ from grr_coca.errors import UserError
 from grr_coca.evaluate.captioning.scores import CaptionScores, score_captions
 from grr_coca.fast.model_copy import fast_copy
 from grr_coca.files import write_whole
-from grr_coca.generate import GenerationOptions, generate, warn_if_repeated
-
-GREEDY = GenerationOptions()
+from grr_coca.generate import GREEDY, generate, warn_if_repeated
 
 
 @dataclass(frozen=True)

@@ -252,8 +252,8 @@ def test_one_endpoint_is_not_counted(tmp_path):
 def test_an_endpoint_that_is_zero_is_not_said_to_be_unmeasured(tmp_path):
     rows = rows_of(PAIR, range(2), metrics={"test": {"R@1": 0.0}})
     found = said(tmp_path, plan(PAIR, 2, endpoints={"primary": ["pretraining/R@1"]}), rows)
-    assert found.headline == "No answer yet: no seed allows a comparison of GRR-CoCa and Baseline CoCa"
-    assert found.sentences == ("Nothing can be compared yet of R@1, text to image after pretraining.",)
+    assert found.headline == "No answer: no seed allows a comparison of GRR-CoCa and Baseline CoCa"
+    assert found.sentences == ("Nothing can be compared of R@1, text to image after pretraining.",)
 
 
 def test_no_pair_is_no_answer(tmp_path):

@@ -20,7 +20,7 @@ DECISIONS: dict[Verdict, str] = {
     "worse": "{name} is worse in {endpoints}",
     "equal": "the 95 % interval lies within ±2 % for {endpoints}",
     "open": "nothing is decided on {endpoints}",
-    "missing": "nothing can be compared yet of {endpoints}",
+    "missing": "nothing can be compared of {endpoints}",
 }
 AGREEMENTS: dict[Agreement, str] = {
     "excluded": "as large a gain as the paper reports is excluded at this scale for {endpoints}",
@@ -75,7 +75,8 @@ def _primary(main: ArmResults) -> list[EndpointResult]:
 def _headline(results: StudyResults, main: ArmResults, names: Names) -> str:
     verdicts = [verdict(result) for result in _primary(main)]
     if set(verdicts) == {"missing"}:
-        return f"No answer yet: no seed allows a comparison of {names[0]} and {names[1]}"
+        yet = " yet" if results.num_awaited_seeds else ""
+        return f"No answer{yet}: no seed allows a comparison of {names[0]} and {names[1]}"
     compared = [kind for kind in verdicts if kind != "missing"]
     begins = ""
     if results.num_awaited_seeds:

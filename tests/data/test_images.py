@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.images import MAX_PIXELS, decode_image, is_image_name, open_header
+from grr_coca.data.images import MAX_PIXELS, decode_image, is_image_name, open_header, open_rgb
 from grr_coca.errors import UserError
 from support import encode_image, real_pairs
 
@@ -266,6 +266,31 @@ def test_exif_rotation_is_honoured():
     assert pixels.shape == (30, 20, 3)
     np.testing.assert_array_equal(pixels[0, 10], [255, 0, 0])
     np.testing.assert_array_equal(pixels[-1, 10], [255, 255, 255])
+
+
+def tiff_block(*tags: tuple[int, int, bytes]) -> bytes:
+    """EXIF data of tags with one value each: tag, type and the value in four bytes."""
+    entries = b"".join(struct.pack("<HHI", tag, kind, 1) + value for tag, kind, value in tags)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+@pytest.mark.parametrize("odd", [(0x010E, 11, struct.pack("<f", 1.5)), (0x011A, 2, b"72\0\0")])
+def test_a_tag_of_another_type_than_it_should_have_spoils_no_picture(kind, odd):
+    """A camera wrote its name as a number, an editor the resolution as text."""
+    image = Image.new("RGB", (30, 20))
+    data = encode_image(image, kind, exif=tiff_block(odd, (0x0112, 3, struct.pack("<HH", 6, 0))))
+    assert decode_image(data, NAME).size == (20, 30)
+    assert open_rgb(Image.open(io.BytesIO(data))).size == (20, 30)
+
+
+def test_every_orientation_is_turned_as_pillow_turns_it():
+    image = pictogram()
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        turned = Image.open(io.BytesIO(encode_image(image, "png", exif=exif)))
+        np.testing.assert_array_equal(np.asarray(open_rgb(turned)), np.asarray(ImageOps.exif_transpose(turned)))
 
 
 def test_decoding_does_not_depend_on_the_files_name():

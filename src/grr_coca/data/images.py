@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import PIL.WebPImagePlugin  # noqa: F401 (otherwise the first WebP file makes Pillow load all forty plugins)
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.svg import draw_svg, is_svg
@@ -33,6 +33,17 @@ pixels as they are stored, as open_clip does."""
 
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error)
 """What Pillow raises for broken files."""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by the orientation of its EXIF data."""
 
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"))
 
@@ -167,4 +178,18 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 def open_rgb(image: Image.Image, opening: Opening = "upright_on_white") -> Image.Image:
     """Convert an image that Pillow has opened to RGB, in the same way as `decode_image` does for a file."""
-    return _to_rgb(ImageOps.exif_transpose(image) if opening == "upright_on_white" else image, opening)
+    return _to_rgb(_upright(image) if opening == "upright_on_white" else image, opening)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF data want it turned.
+
+    Of these the orientation alone is read. Pillow's `exif_transpose` writes all of them anew, and fails where a tag is
+    of another type than the standard says, which has nothing to do with the pixels.
+    """
+    image.load()  # EXIF data may follow the pixels
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # whatever a damaged block raises: it says nothing about the pixels either
+        turn = None
+    return image if turn is None else image.transpose(turn)

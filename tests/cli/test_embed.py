@@ -133,3 +133,4 @@ def test_more_keys_than_safetensors_holds_are_refused(refused, run, image_files,
     monkeypatch.setattr("grr_coca.cli.output.vectors.MAX_HEADER", 100)
     message = refused("embed", *image_files, "-c", run.folder, "--out", tmp_path / "v.safetensors")
     assert "use .parquet or .npy" in message
+    assert "embedded" not in message, "before the work"

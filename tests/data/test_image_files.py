@@ -50,6 +50,24 @@ def test_patterns_find_images_and_tar_shards(tree):
     assert names(f"{tree}/[ab].*") == [f"{tree}/a.JPG", f"{tree}/b.png"]
 
 
+def test_stars_go_through_subfolders_as_a_walk_does(tree):
+    everything = ["a.JPG", "b.png", "sub/d.gif", "sub/deep/c.webp"]
+    assert names("**") == names("**/*") == names("**/**/*.*") == everything
+    assert names("./**/*.webp") == ["sub/deep/c.webp"]
+    assert names(f"{tree}/**/[cd].*") == [f"{tree}/sub/d.gif", f"{tree}/sub/deep/c.webp"]
+    assert names("s*/**") == ["sub/d.gif", "sub/deep/c.webp"]
+    assert names("sub/**/deep/*") == ["sub/deep/c.webp"]
+    (tree / "sub" / "[x]").mkdir()
+    (tree / "sub" / "[x]" / "e.png").write_text("x")
+    assert names("**/e.png") == ["sub/[x]/e.png"]
+
+
+def test_stars_do_not_follow_links_in_circles(tree):
+    for name in ("up", "again"):
+        (tree / "sub" / name).symlink_to("..")
+    assert names("sub/**/*.*") == ["sub/d.gif", "sub/deep/c.webp"]
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tree):
     (tree / "[1].png").write_text("x")
     assert names("[1].png") == ["[1].png"]

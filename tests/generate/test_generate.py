@@ -12,6 +12,7 @@ from grr_coca.config import CoCaConfig
 from grr_coca.data.tokenizer import Tokenizer, train_bpe
 from grr_coca.errors import UserError
 from grr_coca.generate import Generated, GenerationOptions, generate
+from grr_coca.generate.sampling import uniform_draws
 from grr_coca.model import CoCa, build
 from support import next_token_logits
 
@@ -76,6 +77,17 @@ def test_log_probs_are_those_of_the_model_reading_the_caption(
             log_probs = logits.log_softmax(dim=-1)[len(before) - 1 : -1]
             expected = log_probs.gather(1, torch.tensor(caption.token_ids)[:, None])[:, 0]
             torch.testing.assert_close(torch.tensor(caption.log_probs), expected, rtol=0, atol=1e-4)
+
+
+def test_a_prompt_that_utf8_cannot_hold_is_told(model: CoCa, tokenizer: Tokenizer, images: Tensor) -> None:
+    with pytest.raises(UserError, match="the prompt is not UTF-8 text"):
+        generate(model, tokenizer, images, prompt="caf\udce9")
+
+
+def test_a_key_that_is_no_utf8_has_draws_of_its_own() -> None:
+    """Keys are names of files."""
+    draws = uniform_draws(0, ["caf\udce9.png", "caf\udce8.png", "caf.png"], 1, 2)
+    assert len({tuple(row) for row in draws.tolist()}) == 3
 
 
 @ways

@@ -31,6 +31,31 @@ def clean_query(text: str, name: str) -> str:
     return clean_caption(text, name)
 
 
+def clean_prompt(prompt: str) -> str:
+    """The beginning of a caption, which may be empty, with single spaces between words and none at its ends.
+
+    Captions of the training are like that: other spaces would be tokens that were never seen.
+
+    Raises:
+        UserError: UTF-8 cannot hold it.
+    """
+    prompt = " ".join(prompt.split())
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # bytes of a command line in another encoding
+        raise UserError(f"the prompt is not UTF-8 text ({error.reason})") from error
+    return prompt
+
+
+def writable(name: str) -> str:
+    """A name without what no file name and no text can hold, such as half an emoji in JSON."""
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "replace").decode()
+    return name
+
+
 def decode_text(data: bytes, name: str) -> str:
     """Decode the bytes of a text file. The mark that Windows writes before UTF-8 is left out.
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.text import clean_prompt
 from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
 from grr_coca.fast.model_copy import fast_copy
@@ -89,8 +90,7 @@ def _caption_encoded(
     prompt: str,
     keys: Sequence[object] | None,
 ) -> list[list[Caption]]:
-    # Captions of the training have single spaces, and none at their ends: others would be tokens never seen.
-    prompt_ids = [tokenizer.bos_id, *tokenizer.encode(" ".join(prompt.split()))]
+    prompt_ids = [tokenizer.bos_id, *tokenizer.encode(clean_prompt(prompt))]
     max_length = _max_length(options, model.text_decoder.context_length, len(prompt_ids))
     num_images = len(image.tokens)
     keys = range(num_images) if keys is None else keys

@@ -71,7 +71,7 @@ def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int
     rows = []
     for key in keys:
         for i in range(num_draws):
-            digest = hashlib.sha256(f"{seed}:{key}:{i}".encode()).digest()
+            digest = hashlib.sha256(f"{seed}:{key}:{i}".encode("utf-8", "surrogateescape")).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
             rows.append(torch.rand(length, generator=generator, dtype=torch.float64))
     return torch.stack(rows)

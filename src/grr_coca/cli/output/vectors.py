@@ -34,6 +34,20 @@ def check_format(path: Path) -> None:
         raise UserError(f"{path}: is a folder; give the name of a file")
 
 
+def check_keys(path: Path, keys: Sequence[str]) -> None:
+    """Make sure, before the work begins, that a file can hold these keys.
+
+    Raises:
+        UserError: there are too many for the format.
+    """
+    if path.suffix.lower() == ".safetensors" and len(_in_header(keys)) > MAX_HEADER // 2:
+        raise UserError(f"{path}: {len(keys):,} keys are more than a safetensors file holds; use .parquet or .npy")
+
+
+def _in_header(keys: Sequence[str]) -> str:
+    return json.dumps(list(keys))  # ASCII: a file name that is not UTF-8 is escaped
+
+
 def write_vectors(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
     """Write N vectors of width E in 32-bit floating point, each with its key.
 
@@ -62,10 +76,8 @@ def write_vectors(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
 def _write_safetensors(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
     from safetensors.torch import save
 
-    metadata = json.dumps(list(keys))  # ASCII: a file name that is not UTF-8 is escaped
-    if len(metadata) > MAX_HEADER // 2:
-        raise UserError(f"{path}: {len(keys)} keys are more than a safetensors file holds; use .parquet or .npy")
-    content = save({"embeddings": vectors.contiguous()}, metadata={"keys": metadata})
+    check_keys(path, keys)
+    content = save({"embeddings": vectors.contiguous()}, metadata={"keys": _in_header(keys)})
     write_output(path, lambda file: file.write(content))
 
 

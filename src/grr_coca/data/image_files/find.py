@@ -7,12 +7,13 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache, partial
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES, has_image_suffix, is_image_name, walk_visible
+from grr_coca.data.text import writable
 from grr_coca.errors import UserError
 from grr_coca.files import read_whole
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token"})
 """Suffixes of files that list images. They are read like training data."""
 
+
+_ANY_FOLDERS = re.compile(r"(^|/)\*\*(?:/|$)")
+"""`**` as a part of a pattern by itself."""
 
 _MEMBER = re.compile(r"(?P<shard>.*?\.tar): ", re.DOTALL | re.IGNORECASE)
 """Begins the name of an image in a shard, see `name_of_member`."""
@@ -135,9 +139,21 @@ def _not_none(images: Iterator[ImageFile], message: str) -> Iterator[ImageFile]:
 
 
 def _matches(pattern: str) -> Iterator[ImageFile]:
-    for name in sorted(glob(pattern, recursive=True)):  # noqa: PTH207 (an absolute pattern)
+    for name in sorted(set(_expanded(pattern))):
         if _is_wanted(Path(name)):
             yield from _open(Path(name))
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """What a pattern matches. `**` goes through subfolders as a walk does: `glob` would follow links in circles."""
+    stars = _ANY_FOLDERS.search(pattern)
+    if stars is None:
+        yield from glob(pattern)  # noqa: PTH207 (an absolute pattern)
+        return
+    above, rest = pattern[: stars.start()], pattern[stars.end() :] or "*"
+    for top in glob(above or stars[1] or "."):  # noqa: PTH207
+        for folder, _, _ in walk_visible(Path(top)):
+            yield from _expanded(f"{escape(folder).rstrip('/')}/{rest}")
 
 
 def _in_folder(root: Path) -> Iterator[ImageFile]:
@@ -219,9 +235,8 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
 def _of_table(argument: str) -> Iterator[ImageFile]:
     table = _Table(argument)
     for index in range(len(table.source)):
-        yield ImageFile(
-            table.source.name(index), partial(table.read, index), None, table.span(index), partial(table.fields, index)
-        )
+        name, span = writable(table.source.name(index)), table.span(index)
+        yield ImageFile(name, partial(table.read, index), None, span, partial(table.fields, index))
 
 
 class _Table:

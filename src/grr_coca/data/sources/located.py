@@ -82,8 +82,7 @@ def read_image_file(path: Path, name: str) -> bytes:
         BadSample: the file does not exist, is not a regular file, is too large, or cannot be read.
     """
     try:
-        # Non-blocking, because opening a named pipe without a writer would wait forever.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        descriptor = _opened(path, name)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -98,6 +97,14 @@ def read_image_file(path: Path, name: str) -> bytes:
         raise BadSample(f"{name}: the file {path} is not there", Cause.NO_IMAGE) from error
     except OSError as error:
         raise BadSample(f"{name}: cannot be read ({error.strerror})", Cause.UNREADABLE) from error
+
+
+def _opened(path: Path, name: str) -> int:
+    try:
+        # Non-blocking, because opening a named pipe without a writer would wait forever.
+        return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:  # a null byte, or half an emoji as JSON may hold it
+        raise BadSample(f"{name}: {str(path)!r} is not a path ({error})", Cause.NO_IMAGE) from error
 
 
 def without_suffix(written: str) -> str:

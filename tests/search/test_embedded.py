@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import time
+import warnings
 from collections import deque
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +18,7 @@ from library import HEADER, WIDTH, ColourModel, fill, make_picture, make_vectors
 from grr_coca.errors import UserError
 from grr_coca.search.embedded.schema import FAILURES_OF, PICTURES_OF
 from grr_coca.search.embedded.store import EmbeddedStore
-from grr_coca.search.embedded.vectors import products
+from grr_coca.search.embedded.vectors import append_rows, map_rows, products
 from grr_coca.search.entry import VERSION, Failure
 from grr_coca.search.locate import make_store, open_store
 from grr_coca.search.store import Changes
@@ -36,7 +37,27 @@ def test_products_of_halves_are_those_of_numpy():
     np.testing.assert_allclose(products(vectors, queries), np.float32(vectors) @ queries.T, atol=1e-6)
 
 
+def test_vectors_do_not_count_as_memory(tmp_path):
+    """A mapping that may be written to is refused where it is larger than the memory of the system."""
+    rows = make_vectors(3).astype(np.float16)
+    append_rows(tmp_path / "vectors.f16", 0, rows)
+    mapped = map_rows(tmp_path / "vectors.f16", 3, WIDTH)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(products(mapped, np.float32(rows))[0, 0], 1, atol=1e-2)
+    (line,) = (line for line in Path("/proc/self/maps").read_text().splitlines() if "vectors.f16" in line)
+    assert line.split()[1] == "r--s"
+    del mapped
+    assert "vectors.f16" not in Path("/proc/self/maps").read_text(), "what is not used any more is let go"
+
+
 # --- Bad input
+
+
+def test_an_index_that_was_closed_is_not_said_to_be_damaged(store):
+    store.close()
+    with pytest.raises(UserError, match=r"index\.sqlite: Cannot operate on a closed database"):
+        len(store)
 
 
 def test_a_folder_that_is_not_there_or_no_index_is_named(tmp_path):

@@ -3,10 +3,12 @@
 import pytest
 from library import HEADER
 
+from grr_coca.checkpoint_files import FILES
 from grr_coca.errors import UserError
 from grr_coca.inference.model import load
 from grr_coca.search.index import Index
 from grr_coca.search.locate import make_store
+from grr_coca.search.model import IndexModel
 
 
 @pytest.fixture
@@ -36,3 +38,14 @@ def test_an_index_that_another_process_has_made_of_another_model_meanwhile_is_re
     monkeypatch.setattr("grr_coca.search.index.make_store", lambda where, _: make_store(where, HEADER))
     with pytest.raises(UserError, match=r"an index of the model 'pictograms' \(ffffffff\), and not of"):
         Index.open(location, create=True)
+
+
+def test_an_index_of_a_run_keeps_the_checkpoint_that_it_was_made_with(tmp_path):
+    """The run goes on to others, whose embeddings mean something else."""
+    for step in ("step-000000100", "step-000000200"):
+        folder = tmp_path / "run" / "checkpoints" / step
+        folder.mkdir(parents=True)
+        for name in FILES:
+            (folder / name).touch()
+    assert IndexModel(str(tmp_path / "run")).name == str(folder)
+    assert IndexModel("pictograms").name == "pictograms"

@@ -6,7 +6,7 @@ from library import fill, make_picture, make_vectors
 
 from grr_coca.search.entry import Failure, Stamp
 from grr_coca.search.filters.parse import parse_filter
-from grr_coca.search.store import SAMPLE_CAPTIONS, Changes, Known
+from grr_coca.search.store import SAMPLE_CAPTIONS, Changes, Known, Touch
 
 TIE = 1e-5
 FILTERS = {
@@ -170,11 +170,31 @@ def test_members_of_a_shard_lie_in_it_whatever_their_names_hold(store):
 
 def test_a_touched_picture_keeps_all_but_its_stamp(store):
     fill(store, 3)
-    store.commit(Changes(touched=[(make_picture(1).name, Stamp(5, 86_400 * 10**9))]))
+    store.commit(Changes(touched=[Touch(make_picture(1).name, Stamp(5, 86_400 * 10**9), None)]))
     (entry,) = (entry for entry, _ in store.everything() if entry.name == make_picture(1).name)
     assert entry == make_picture(1, stamp=Stamp(5, 86_400 * 10**9))
     tree = parse_filter("date = '1970-01-02T00:00:00'")
     assert [found.name for found in store.matching(tree)] == [entry.name]
+
+
+def test_a_filter_may_list_thousands_of_values_of_both_kinds(store):
+    fill(store, 30)
+    names = [f"/pictures/{number}.png" for number in range(3000)]
+    listed = ", ".join(f"'{name}'" for name in [*names, make_picture(7).name, make_picture(8).name])
+    found = store.matching(parse_filter(f"path in ({listed})"))
+    assert [entry.name for entry in found] == [make_picture(7).name, make_picture(8).name]
+    found = store.matching(
+        parse_filter("price in (1, 'x', 3) or brand in ('maker 1', 5)", frozenset({"price", "brand"}))
+    )
+    picked = [number for number in range(30) if number % 2 and (number in (1, 3) or number % 4 == 1)]
+    assert sorted(entry.name for entry in found) == sorted(make_picture(number).name for number in picked)
+
+
+def test_a_filter_finds_names_that_are_not_utf8(store):
+    odd = make_picture(1, name="/pictures/caf\udce9.png", file="/pictures/caf\udce9.png")
+    store.commit(Changes(added=[(odd, make_vectors(1)[0])]))
+    for text in ("path = '/pictures/caf\udce9.png'", "title in ('x', 'caf\udce9')", "path like '/pictures/caf\udce9%'"):
+        assert list(store.matching(parse_filter(text))) == [odd], text
 
 
 def test_twins_are_found_by_their_bytes(store):

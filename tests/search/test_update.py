@@ -1,5 +1,6 @@
 """An index follows its pictures: new, changed, moved, removed, unreadable."""
 
+import json
 import os
 from pathlib import Path
 
@@ -256,6 +257,56 @@ def test_members_of_a_shard_are_pictures(store, look, tmp_path, model):
     os.utime(shard, (5000, 5000))
     assert look(shard) == {"removed": 1, "unchanged": 2}
     assert model.described == 3
+
+
+def test_members_that_have_moved_within_their_shard_are_found_where_they_are(store, look, tmp_path):
+    members = shard_members(real_pairs(3))
+    names = [name for name in members if name.endswith(".webp")]
+    shard = write_tar(tmp_path / "some.tar", {name: members[name] for name in names[1:]})
+    look(shard)
+    write_tar(shard, {name: members[name] for name in names})
+    os.utime(shard, (5000, 5000))
+    assert look(shard) == {"new": 1, "unchanged": 2}
+    assert {Path(entry.name).name: entry.span.read() for entry in kept(store).values()} == {
+        f"some.tar: {name}": members[name] for name in names
+    }
+
+
+def test_pictures_that_arrive_while_others_are_described_stay(store, photos, model):
+    class Arriving(ColourModel):
+        def read(self, found, batch_size):
+            paint(photos / "late.png", "grey")
+            (photos / "late-and-bad.png").write_bytes(b"no picture")
+            return super().read(found, batch_size)
+
+    update = update_store(store, [str(photos)], Arriving)
+    assert (update.found, update.new, update.removed, len(store)) == (6, 5, 0, 5)
+    assert [failure.name for failure in update.failures] == [str(photos / "late-and-bad.png")]
+
+
+def test_a_picture_of_the_far_future_is_like_any_other(store, look, photos):
+    os.utime(photos / "0.png", (10**10, 10**10))  # the year 2286, behind what 64 bits hold in nanoseconds
+    assert look("photos") == {"new": 4}
+    assert kept(store)[str(photos / "0.png")].date == "2262-04-11T23:47:16"
+    assert look("photos") == {"unchanged": 4}
+
+
+def test_failures_of_pictures_that_nobody_asked_for_are_not_told(store, look, photos, model):
+    (photos / "bad.png").write_bytes(b"no picture")
+    (photos / "deep" / "bad.png").write_bytes(b"no picture")
+    look("photos")
+    fine = paint(photos / "fine.png", "grey")
+    assert update_store(store, [str(fine)], lambda: model).failures == []
+    (failure,) = update_store(store, [str(photos / "deep")], lambda: model).failures
+    assert failure.name == str(photos / "deep" / "bad.png")
+
+
+def test_a_row_whose_name_no_file_can_have_spoils_no_table(store, look, photos):
+    rows = [{"image": "photos/0.png", "caption": "a"}, {"image": "\ud83d.png", "caption": "b"}]
+    (photos.parent / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert look("table.jsonl") == {"new": 1}
+    (failure,) = store.failures()
+    assert "?.png" in failure.name
 
 
 def test_a_member_whose_name_holds_a_colon_has_its_folder_and_title(store, look, tmp_path):

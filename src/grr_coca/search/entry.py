@@ -12,6 +12,7 @@ from grr_coca.data.image_files.find import ImageFile, Span, member_of_name, shar
 from grr_coca.errors import UserError
 
 FieldValue = str | int | float
+MOST_NANOSECONDS = 2**63 - 1
 VERSION = 1
 """Version of the format of an index. Older code refuses a newer one."""
 
@@ -128,7 +129,8 @@ def stamp_of(file: ImageFile) -> Stamp | None:
     except (OSError, ValueError):
         return None
     size = file.span.size if file.span is not None and file.span.size is not None else status.st_size
-    return Stamp(size, status.st_mtime_ns)
+    # A time of the year 2300 has more bits than a column of a database.
+    return Stamp(size, max(-MOST_NANOSECONDS, min(status.st_mtime_ns, MOST_NANOSECONDS)))
 
 
 def digest_of(content: bytes) -> str:

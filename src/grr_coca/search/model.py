@@ -33,9 +33,10 @@ class IndexModel:
 
     def __init__(self, name: str, batch_size: int = 32) -> None:
         self.folder = locate_checkpoint(name)
-        # The name by which other processes find it too: that of a shipped model, or an absolute path.
+        # The name by which other processes find it too: that of a shipped model, or an absolute path; of a run, that of
+        # its newest checkpoint, as the run goes on to others.
         is_name = shipped_folder(name) == self.folder or not Path(name).exists()
-        self.name = name if is_name else str(Path(name).resolve())
+        self.name = name if is_name else str(self.folder.resolve())
         self.batch_size = batch_size
         self._sampled: tuple[tuple[str, ...], np.ndarray] = ((), np.empty((0, 0), np.float32))
 

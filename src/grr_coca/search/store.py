@@ -59,16 +59,24 @@ class Described(NamedTuple):
     height: int
 
 
+class Touch(NamedTuple):
+    """A picture whose bytes are as they were, with its new stamp, and its new place if it lies in a shard."""
+
+    name: str
+    stamp: Stamp
+    offset: int | None
+
+
 @dataclass
 class Changes:
     """One step from a committed state to the next.
 
-    `added`: pictures with their embeddings; they replace those of the same names. `touched`: names of pictures whose
-    bytes are as they were, with their new stamps. `removed`: names of pictures or failures.
+    `added`: pictures with their embeddings; they replace those of the same names. `touched`: those whose
+    bytes are as they were. `removed`: names of pictures or failures.
     """
 
     added: list[tuple[Entry, np.ndarray]] = field(default_factory=list)
-    touched: list[tuple[str, Stamp]] = field(default_factory=list)
+    touched: list[Touch] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
 

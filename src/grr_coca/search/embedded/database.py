@@ -17,6 +17,7 @@ PARTIAL = f".{FILE}.partial"
 """Name of the database while it is made. SQLite puts files beside it whose names begin with this."""
 SECONDS_TO_WAIT = 30.0
 """How long to wait for another process's commit, which takes milliseconds."""
+SIGNS_OF_DAMAGE = ("malformed", "not a database", "no such table", "no such column")
 
 
 def create_database(folder: Path, header: Header) -> None:
@@ -110,7 +111,9 @@ def database_errors(folder: Path) -> Iterator[None]:
             raise UserError(f"{folder}: cannot be written ({words}); what was committed before is kept") from error
         if "locked" in words or "busy" in words:
             raise UserError(f"{folder}: another process holds the index; try again when it is done") from error
-        raise UserError(f"{folder / FILE}: damaged, or not an index ({words})") from error
+        if any(sign in words for sign in SIGNS_OF_DAMAGE):
+            raise UserError(f"{folder / FILE}: damaged, or not an index ({words})") from error
+        raise UserError(f"{folder / FILE}: {words}") from error
     except OSError as error:
         message = f"{folder}: cannot be read or written ({error.strerror or error}); what was committed before is kept"
         raise UserError(message) from error

@@ -30,8 +30,20 @@ def map_rows(path: Path, rows: int, width: int) -> np.ndarray:
     if rows == 0:
         return np.empty((0, width), np.float16)
     _require_size(path, path.stat().st_size, rows * width * 2)
-    # Copy-on-write, because torch takes no read-only array. Nothing writes to it.
-    return np.memmap(path, np.float16, "c", shape=(rows, width))
+    return np.asarray(_Unwarned(np.memmap(path, np.float16, "r", shape=(rows, width))))
+
+
+class _Unwarned:
+    """An array that is not said to be read-only, because torch warns of those. Nothing writes to it.
+
+    A mapping that may be written to, even one that keeps what is written to itself, counts as memory, and systems
+    refuse one that is larger than theirs.
+    """
+
+    def __init__(self, mapped: np.ndarray) -> None:
+        self._mapped = mapped  # which holds the mapping open
+        place, _ = mapped.__array_interface__["data"]
+        self.__array_interface__ = {**mapped.__array_interface__, "data": (place, False)}
 
 
 def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:

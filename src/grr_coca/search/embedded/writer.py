@@ -89,9 +89,9 @@ class Writer:
 
     def _touch(self, changes: Changes) -> None:
         self._database.executemany(
-            "UPDATE pictures SET size = ?, mtime_ns = ?, "
+            'UPDATE pictures SET "offset" = ?, size = ?, mtime_ns = ?, '
             "date = strftime('%Y-%m-%dT%H:%M:%S', ? / 1000000000, 'unixepoch') WHERE name = CAST(? AS TEXT)",
-            ((*stamp, stamp.mtime_ns, as_bytes(name)) for name, stamp in changes.touched),
+            ((offset, *stamp, stamp.mtime_ns, as_bytes(name)) for name, stamp, offset in changes.touched),
         )
 
     def _add(self, entries: Sequence[Entry], first: int) -> None:

@@ -197,6 +197,10 @@ class MilvusStore:
         return False
 
     def _touched(self, changes: Changes) -> list[dict[str, Any]]:
-        stamps = {name_id(name): stamp for name, stamp in changes.touched}
-        rows = self._rows(list(stamps), [*READ, "vector"])
-        return [to_record(replace(from_record(row), stamp=stamps[row["id"]]), np.array(row["vector"])) for row in rows]
+        touches = {name_id(touch.name): touch for touch in changes.touched}
+        records = []
+        for row in self._rows(list(touches), [*READ, "vector"]):
+            touch = touches[row["id"]]
+            entry = replace(from_record(row), stamp=touch.stamp, offset=touch.offset)
+            records.append(to_record(entry, np.array(row["vector"])))
+        return records

@@ -9,6 +9,7 @@ from PIL import Image
 
 from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.image_files.find import ImageFile
+from grr_coca.data.text import writable
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Entry, Failure, Stamp, digest_of, plain_fields, stamp_of
 from grr_coca.search.phash import perceptual_hash
@@ -57,7 +58,7 @@ def decode_found(found: Found, preprocess: "Preprocess") -> DecodedPicture | Fai
         content = found.file.read()
     except UserError as error:
         is_of_system = isinstance(error.__cause__, OSError)
-        return Failure(found.file.name, found.root, None if is_of_system else stamp, str(error))
+        return Failure(found.file.name, found.root, None if is_of_system else stamp, writable(str(error)))
     try:
         image = preprocess.decode(content, found.file.name)
     except BadSample as error:

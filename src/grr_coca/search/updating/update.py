@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from grr_coca.data.image_files.find import TABLE_SUFFIXES, is_forbidden, iterate_images, require_name
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Failure, PicturePlace, plain_fields, stamp_of
-from grr_coca.search.store import Changes, Known, Store
+from grr_coca.search.store import Changes, Known, Store, Touch
 from grr_coca.search.updating.describe import DecodedPicture, Describe, Found, from_twin, make_entry
 from grr_coca.search.updating.seen import Seen
 from grr_coca.search.words import pieces
@@ -115,7 +115,7 @@ def update_store(
         store.compact()
     finally:
         run.close()
-    run.update.failures = [failure for failure in store.failures() if failure.root in run.roots]
+    run.update.failures = [failure for failure in store.failures() if run.brings(failure)]
     return run.update
 
 
@@ -200,6 +200,7 @@ class _Run:
         try:
             for batch in describer.read(self.unknown(), batch_size):
                 failures = [one for one in batch if isinstance(one, Failure)]
+                self._note_arrivals([one.name if isinstance(one, Failure) else one.found.file.name for one in batch])
                 self._add_failures(failures)
                 self._add([one for one in batch if isinstance(one, DecodedPicture)], describer.describe)
                 done, failed = done + len(batch), failed + len(failures)
@@ -209,6 +210,12 @@ class _Run:
         finally:
             self._commit()
 
+    def _note_arrivals(self, names: Sequence[str]) -> None:
+        """Pictures that came since everything was looked through are there too, and not to be swept away."""
+        arrived = list(self._seen.missing(names))
+        self._seen.add(arrived)
+        self.update.found += len(arrived)
+
     def _add(self, decoded: Sequence[DecodedPicture], describe: Describe) -> None:
         names = [one.found.file.name for one in decoded]
         known = self._store.known(names)
@@ -217,7 +224,8 @@ class _Run:
         for one, name in zip(decoded, names, strict=True):
             assert one.found.stamp is not None
             if name in known and known[name].digest == one.digest and not _is_edited(one.found, known[name]):
-                self._pending.touched.append((name, one.found.stamp))
+                span = one.found.file.span
+                self._pending.touched.append(Touch(name, one.found.stamp, None if span is None else span.offset))
                 self.update.unchanged += 1
                 continue
             is_known = name in known and bool(known[name].digest)
@@ -266,6 +274,13 @@ class _Run:
                 place = PicturePlace(name, files[name])
                 if not self._may_be_there(place) and (root in self._among or not self._is_left(place)):
                     yield name
+
+    def brings(self, failure: Failure) -> bool:
+        """Whether an argument of this run brings a picture that cannot be read, whichever one brought it first."""
+        if failure.root in self._among:
+            return True
+        file = PicturePlace.of_name(failure.name).file
+        return failure.name in self._among or file in self._among or is_below(file, self._among)
 
     def _places(self, root: str) -> Iterator[PicturePlace]:
         """Places below a root; of one that is wider than the arguments, those that lie in these alone."""

@@ -1,10 +1,12 @@
 """Near-duplicates among hits."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from library import make_picture, make_vectors
 
-from grr_coca.search.duplicates import BANDS, LEAST_COSINE, MOST_BITS, duplicate_groups, folded
+from grr_coca.search.duplicates import BANDS, EQUAL_BANDS, LEAST_COSINE, MOST_BITS, duplicate_groups, folded
 from grr_coca.search.store import Changes
 
 
@@ -77,9 +79,11 @@ def test_many_pictures_that_look_the_same_are_held_against_few_others(store, mon
 
 def test_equal_hashes_are_found_among_more_than_are_held_against_each_other(store, monkeypatch):
     monkeypatch.setattr("grr_coca.search.duplicates.LARGEST_BUCKET", 3)
-    bits = np.zeros((2 + 5 * BANDS, 64), np.uint8)
-    for number, band in enumerate(list(np.array_split(np.arange(64), BANDS)) * 5, 1):
-        bits[number] = 1
-        bits[number, band] = 0
-    add(store, np.packbits(bits, axis=1).view(np.int64)[:, 0], make_vectors(len(bits)) * 0 + make_vectors(1))
-    assert [0, len(bits) - 1] in groups_of(store)
+    chosen = list(combinations(range(BANDS), EQUAL_BANDS)) * 5  # bands that are as those of the first and the last
+    ends = [64 * band // BANDS for band in range(BANDS + 1)]
+    hashes = np.zeros(2 + len(chosen), np.uint64)
+    for number, equal in enumerate(chosen, 1):
+        others = set(range(BANDS)).difference(equal)
+        hashes[number] = sum(1 << bit for band in others for bit in range(*ends[band : band + 2]))
+    add(store, hashes.view(np.int64), make_vectors(len(hashes)) * 0 + make_vectors(1))
+    assert [0, len(hashes) - 1] in groups_of(store)

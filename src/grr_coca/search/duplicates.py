@@ -8,6 +8,7 @@ Shapes: N pictures.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -20,11 +21,13 @@ MOST_BITS = 6
 """Bits of a hash, of 64, in which near-duplicates may differ."""
 LEAST_COSINE = 0.95
 """The smallest cosine of the embeddings of near-duplicates."""
-BANDS = MOST_BITS + 1
-"""Number of bands that a hash is cut into. Two hashes that differ in fewer bits than this have an equal band."""
-LARGEST_BUCKET = 5000
-"""Up to this many pictures with an equal band are all compared with each other. Of more, such as blank ones, each is
-compared with this many."""
+EQUAL_BANDS = 3
+BANDS = MOST_BITS + EQUAL_BANDS
+"""Number of bands that a hash is cut into. Of two hashes that differ in at most `MOST_BITS` bits, `EQUAL_BANDS` bands
+are equal, whichever the bits are."""
+LARGEST_BUCKET = 2000
+"""Up to this many pictures with these bands in common are all compared with each other. Of more, such as blank ones,
+each is compared with this many."""
 
 
 @dataclass(frozen=True)
@@ -77,25 +80,48 @@ def _first_of_equal(digests: np.ndarray) -> np.ndarray:
 def _alike(hashes: np.ndarray, parents: np.ndarray) -> Iterator[np.ndarray]:
     """Pairs of places whose hashes differ in few bits, and which are not joined yet, in arrays P 2.
 
-    A pair may come more than once. Places that are joined at the start are represented by one of them.
+    Places that are joined at the start are represented by one of them. Places with the same values in some bands lie
+    side by side when they are sorted by these, and only those are held against each other: N pictures with hashes at
+    random make a few N comparisons, as long as there are not many more than 2²¹ of them.
     """
     places = np.unique(parents)
+    places = places[np.argsort(hashes[places], kind="stable")]  # of one key, those of equal hashes come first
     hashes = hashes[places]
-    bits = np.unpackbits(hashes.view(np.uint8).reshape(-1, 8), axis=1)
-    for band in np.array_split(np.arange(64), BANDS):
-        keys = bits[:, band] @ (2 ** np.arange(len(band)))
-        order = np.lexsort((hashes, keys))
-        # Places with one key lie side by side: hold each against the next, the one after it, and so on. Equal hashes
-        # come first, however many share the key.
-        for distance in range(1, LARGEST_BUCKET):
-            same = np.flatnonzero(keys[order[distance:]] == keys[order[:-distance]])
-            if not len(same):
-                break
-            pairs = np.stack([order[same], order[same + distance]], axis=1)
-            pairs = pairs[_roots(parents, places[pairs[:, 0]]) != _roots(parents, places[pairs[:, 1]])]
-            near = differing_bits(hashes[pairs[:, 0]], hashes[pairs[:, 1]]) <= MOST_BITS
-            if near.any():
-                yield places[pairs[near]]
+    bands = _bands(hashes)
+    for chosen in combinations(range(BANDS), EQUAL_BANDS):
+        keys = np.zeros(len(places), np.uint32)
+        for band in chosen:
+            keys = keys << 8 | bands[band]
+        order = np.argsort(keys, kind="stable")
+        for a, b in _neighbours(keys[order]):
+            pairs = np.stack([order[a], order[b]], axis=1)
+            for band in set(range(chosen[-1])).difference(chosen):  # else the pair has come before, by this band
+                pairs = pairs[bands[band][pairs[:, 0]] != bands[band][pairs[:, 1]]]
+            pairs = places[pairs[differing_bits(hashes[pairs[:, 0]], hashes[pairs[:, 1]]) <= MOST_BITS]]
+            pairs = pairs[_roots(parents, pairs[:, 0]) != _roots(parents, pairs[:, 1])]
+            if len(pairs):
+                yield pairs
+
+
+def _bands(hashes: np.ndarray) -> list[np.ndarray]:
+    """The bits of N hashes in bands of seven or eight, which have no bit in common: N numbers for each band."""
+    ends = [64 * band // BANDS for band in range(BANDS + 1)]
+    bits = hashes.view(np.uint64)
+    return [
+        (bits >> np.uint64(start) & np.uint64(2 ** (end - start) - 1)).astype(np.uint32)
+        for start, end in pairwise(ends)
+    ]
+
+
+def _neighbours(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions of equal keys in a sorted array, in pairs: first each with the next, then each with the one after."""
+    first = np.arange(len(keys))
+    for distance in range(1, LARGEST_BUCKET):
+        first = first[: np.searchsorted(first, len(keys) - distance)]
+        first = first[keys[first] == keys[first + distance]]
+        if not len(first):
+            return
+        yield first, first + distance
 
 
 def _largest_first(entries: Iterable[Entry]) -> list[Entry]:

@@ -113,6 +113,15 @@ def test_one_process_writes_and_the_other_is_told_which(store, reopened):
     assert len(other) == 0
 
 
+def test_a_file_system_without_locks_is_told_as_such(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(UserError, match=r"the file system gives no locks \(No locks available\)"):
+        make_store(str(tmp_path / "index"), HEADER)
+
+
 def test_vectors_that_are_shorter_than_what_was_committed_are_told_and_not_filled_up(store, reopened):
     fill(store, 10)
     store.close()

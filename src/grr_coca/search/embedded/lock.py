@@ -20,12 +20,18 @@ class WriterLock:
         self._descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             writer = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "?"
             os.close(self._descriptor)
             raise UserError(
                 f"{folder}: another process ({writer}) writes to this index; wait until it is done, or stop it; "
                 "searching goes on meanwhile"
+            ) from error
+        except OSError as error:
+            os.close(self._descriptor)
+            raise UserError(
+                f"{folder}: the file system gives no locks ({error.strerror or error}), without which two writers "
+                "would damage an index; give --out a folder on another one"
             ) from error
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)

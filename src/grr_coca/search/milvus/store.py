@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from grr_coca.errors import UserError
 from grr_coca.search.entry import Entry, Failure, Header, PicturePlace, name_id
 from grr_coca.search.filters.tree import Filter
 from grr_coca.search.milvus.expression import ALWAYS, quoted, to_expression
@@ -80,13 +81,11 @@ class MilvusStore:
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
         """Rows as entries."""
-        found = {row["id"]: from_record(row) for row in self._rows(ids, READ)}
-        return [found[identity] for identity in ids]
+        return [from_record(row) for row in self._rows_in_order(ids, READ)]
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
         """Embeddings, in the order of the ids."""
-        found = {row["id"]: row["vector"] for row in self._rows(ids, ["vector"])}
-        rows = [found[identity] for identity in ids]
+        rows = [row["vector"] for row in self._rows_in_order(ids, ["vector"])]
         return np.array(rows, np.float32).reshape(len(rows), self.header.embed_dim)
 
     def sample(self) -> LibrarySample:
@@ -164,6 +163,14 @@ class MilvusStore:
             yield from (
                 PicturePlace.of_name(failure.name) for failure in self._notes.failures() if failure.root == root
             )
+
+    def _rows_in_order(self, ids: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+        found = {row["id"]: row for row in self._rows(ids, columns)}
+        if missing := set(ids).difference(found):
+            raise UserError(
+                f"{self.location}: {len(missing)} pictures were removed while they were looked at; search again"
+            )
+        return [found[identity] for identity in ids]
 
     def _rows(self, ids: Sequence[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         with self.snapshot():

@@ -10,6 +10,7 @@ from grr_coca.cli.data import pairs
 from grr_coca.data.corpus import convert as convert_module
 from grr_coca.data.corpus.convert import Conversion, convert
 from grr_coca.data.images import decode_image
+from grr_coca.data.sources.by_image import ByImage
 from grr_coca.data.sources.open import open_source
 from support import encode_image, real_pairs, shard_members, with_caption, write_shard, write_tar
 
@@ -180,6 +181,45 @@ def test_several_captions_come_back(grr_coca, tmp_path):
     assert [list(pair.captions) for pair in read_all(tmp_path / "out")] == captions
 
 
+def table_of_captions(folder, captions):
+    """A table with a row for each caption: first the first captions of all images, then the second ones, and so on."""
+    for i, pair in enumerate(PAIRS[: len(captions)]):
+        (folder / f"{i}.webp").write_bytes(pair.image)
+    rows = [f"{i}.webp,{row[k]}" for k in range(3) for i, row in enumerate(captions) if k < len(row)]
+    path = folder / "pairs.csv"
+    path.write_text("\n".join(["image,caption", *rows]))
+    return path
+
+
+def test_rows_of_one_image_become_one_pair(grr_coca, tmp_path):
+    captions = [[f"image {i} seen {k}" for k in range(1 + i % 3)] for i in range(6)]
+    table = table_of_captions(tmp_path, captions)
+    said = grr_coca("data", "convert", table, tmp_path / "out", "--pairs-per-shard", 2)
+    assert said.out == f"6 images written to {tmp_path / 'out'}\n"
+    pairs = read_all(tmp_path / "out")
+    assert [(pair.image, list(pair.captions)) for pair in pairs] == [
+        (pair.image, texts) for pair, texts in zip(PAIRS, captions, strict=False)
+    ]
+    assert [pair.key for pair in pairs] == [f"{i:09d}" for i in range(6)]
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 3
+
+
+def test_a_bad_caption_is_left_out_of_an_image_that_has_others_and_counted(grr_coca, tmp_path):
+    table = table_of_captions(tmp_path, [[" ", "a cat", "a pet"], ["a dog", " "], [" ", "  "], ["a", "b"], ["c"]])
+    (tmp_path / "3.webp").write_bytes(b"torn")
+    said = grr_coca("data", "convert", table, tmp_path / "out")
+    assert said.out == f"3 images written to {tmp_path / 'out'}; left out: 3 empty caption, 1 not an image\n"
+    assert [pair.captions for pair in read_all(tmp_path / "out")] == [("a cat", "a pet"), ("a dog",), ("c",)]
+
+
+def test_a_conversion_of_rows_that_an_older_version_began_is_not_gone_on_with(grr_coca, refused, tmp_path):
+    table = table_of_captions(tmp_path, [["a cat", "a pet"], ["a dog"]])
+    grr_coca("data", "convert", table, tmp_path / "out")
+    path = tmp_path / "out" / "convert.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_images": 3}))
+    assert "holds a conversion of what" in refused("data", "convert", table, tmp_path / "out")
+
+
 def test_large_images_are_scaled_down_and_small_ones_left_alone(grr_coca, tmp_path):
     wide = encode_image(decode_image(PAIRS[0].image, "a").resize((200, 100)))
     path = write_tar(tmp_path / "a.tar", {"0.png": wide, "0.txt": b"a", "1.webp": PAIRS[1].image, "1.txt": b"b"})
@@ -191,19 +231,19 @@ def test_large_images_are_scaled_down_and_small_ones_left_alone(grr_coca, tmp_pa
 
 def test_an_interrupted_conversion_goes_on_and_ends_up_the_same(tmp_path):
     path = write_shard(tmp_path / "a.tar", PAIRS)
-    source = open_source(str(path))
-    conversion = Conversion(str(path), len(source), 6, None)
+    images = ByImage(open_source(str(path)))
+    conversion = Conversion(str(path), len(images), 6, None)
 
     def stop_at_13(done):
         if done == 13:
             raise KeyboardInterrupt
 
-    convert(source, conversion, tmp_path / "whole", lambda done: None)
+    convert(images, conversion, tmp_path / "whole", lambda done: None)
     with pytest.raises(KeyboardInterrupt):
-        convert(source, conversion, tmp_path / "out", stop_at_13)
+        convert(images, conversion, tmp_path / "out", stop_at_13)
     assert [path.name for path in sorted((tmp_path / "out").glob("*.tar"))] == ["00000.tar", "00001.tar"]
     first = (tmp_path / "out" / "00000.tar").stat().st_mtime_ns
-    counts = convert(source, conversion, tmp_path / "out", lambda done: None)
+    counts = convert(images, conversion, tmp_path / "out", lambda done: None)
     assert counts == {"written": 20}
     assert (tmp_path / "out" / "00000.tar").stat().st_mtime_ns == first
     files = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("whole", "out")]
@@ -247,14 +287,14 @@ def test_a_conversion_that_an_older_version_began_goes_on(grr_coca, spoiled, tmp
 
 
 def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
-    source = open_source(str(write_shard(tmp_path / "a.tar", PAIRS)))
+    images = ByImage(open_source(str(write_shard(tmp_path / "a.tar", PAIRS))))
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(convert_module.os, "fsync", full)
     with pytest.raises(ValueError, match="cannot be written to \\(No space left on device\\)"):
-        convert(source, Conversion("a", 20, 6, None), tmp_path / "out", lambda done: None)
+        convert(images, Conversion("a", 20, 6, None), tmp_path / "out", lambda done: None)
     assert list((tmp_path / "out").iterdir()) == []
 
 

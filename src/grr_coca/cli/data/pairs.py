@@ -13,6 +13,7 @@ from grr_coca.cli.output.writing import disk_errors
 from grr_coca.data.corpus.contact_sheet import contact_sheet
 from grr_coca.data.corpus.convert import Conversion, convert, source_state
 from grr_coca.data.corpus.survey import Survey, check_source, sample_source
+from grr_coca.data.sources.by_image import ByImage
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
@@ -56,8 +57,8 @@ class Stats:
 
 @dataclass(frozen=True)
 class Convert:
-    """Write tar shards in the layout of img2dataset. Bad pairs are left out and counted. An interrupted conversion goes
-    on.
+    """Write tar shards in the layout of img2dataset. Rows that name one image become one pair with their captions. Bad
+    pairs are left out and counted. An interrupted conversion goes on.
 
     Args:
         path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
@@ -135,17 +136,18 @@ def _convert(action: Convert) -> int:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: give 1 or more")
     source = open_source(action.path)
+    images = ByImage(source)
     size, changed = source_state(source)
     conversion = Conversion(
         str(Path(action.path).absolute()),
-        len(source),
+        len(images),
         action.pairs_per_shard,
         action.image_size,
         source_bytes=size,
         source_changed_ns=changed,
     )
-    with bars({"convert": len(source)}) as shown:
-        counts = convert(source, conversion, action.out, lambda done: shown.update("convert", done, ""))
+    with bars({"convert": len(images)}) as shown:
+        counts = convert(images, conversion, action.out, lambda done: shown.update("convert", done, ""))
     written = counts.pop("written", 0)
     left_out = ", ".join(f"{number:,} {cause}" for cause, number in counts.most_common())
     print(f"{written:,} images written to {action.out}" + (f"; left out: {left_out}" if left_out else ""))

@@ -1,9 +1,11 @@
 """Converts any source to tar shards, in the layout of img2dataset.
 
-A pair is `KEY.jpg` (or `.png`, `.webp` …: the file as it was), `KEY.txt` with the first caption, and `KEY.json` with
+An image is `KEY.jpg` (or `.png`, `.webp` …: the file as it was), `KEY.txt` with the first caption, and `KEY.json` with
 the key and caption of the source. If an image of a shard has several captions, each `KEY.json` of that shard also lists
-all captions of its image under `captions`, and `TarShards` reads them. A shard holds the good pairs of a fixed range of
-the source. It gets its name only when it is complete, so an interrupted conversion continues where it stopped.
+all captions of its image under `captions`, and `TarShards` reads them. Rows of a table that name one image become one
+pair with all their captions: as pairs of their own, nothing would tell later that they share an image, and it would be
+both trained and validated on. A shard holds the good ones of a fixed range of images. It gets its name only when it is
+complete, so an interrupted conversion continues where it stopped.
 """
 
 import io
@@ -12,8 +14,9 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from PIL import Image
@@ -21,8 +24,9 @@ from PIL import Image
 from grr_coca.checkpoint_files import read_json
 from grr_coca.data.bad import BadSample
 from grr_coca.data.images import decode_image, open_header
+from grr_coca.data.sources.by_image import ByImage
 from grr_coca.data.sources.pairs import PairSource, RawPair
-from grr_coca.data.sources.views import num_captions, read_sound
+from grr_coca.data.sources.views import num_captions, read_sound, sound_captions
 from grr_coca.errors import UserError
 from grr_coca.files import write_whole
 
@@ -62,17 +66,18 @@ def source_state(source: PairSource) -> tuple[int, int]:
     return sum(status.st_size for status in found), max((status.st_mtime_ns for status in found), default=0)
 
 
-def convert(source: PairSource, conversion: Conversion, out: Path, on_pair: Callable[[int], None]) -> Counter[str]:
+def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callable[[int], None]) -> Counter[str]:
     """Write shards `00000.tar` … into a folder.
 
     Args:
-        source: the pairs. Bad ones are left out.
+        images: the images, each with the pairs of its captions. Bad ones are left out.
         conversion: the settings.
         out: an empty or new folder, or the folder of the same conversion that was interrupted.
-        on_pair: called with the number of finished images.
+        on_image: called with the number of finished images.
 
     Returns:
-        The number of written images under `written`, and the numbers of images that were left out, by cause.
+        The number of written images under `written`, and, by cause, the numbers of images that were left out and of
+        captions that were left out of an image with others.
 
     Raises:
         UserError: the folder holds something else, or cannot be written to.
@@ -80,10 +85,10 @@ def convert(source: PairSource, conversion: Conversion, out: Path, on_pair: Call
     try:
         _open_folder(out, conversion)
         total: Counter[str] = Counter()
-        for shard, start in enumerate(range(0, len(source), conversion.pairs_per_shard)):
-            indices = range(start, min(start + conversion.pairs_per_shard, len(source)))
-            total += _read_stats(out, shard) or _write_shard(source, indices, conversion, out, shard, on_pair)
-            on_pair(indices.stop)
+        for shard, start in enumerate(range(0, len(images), conversion.pairs_per_shard)):
+            numbers = range(start, min(start + conversion.pairs_per_shard, len(images)))
+            total += _read_stats(out, shard) or _write_shard(images, numbers, conversion, out, shard, on_image)
+            on_image(numbers.stop)
     except OSError as error:
         raise UserError(f"{out}: cannot be written to ({error.strerror})") from error
     return total
@@ -115,21 +120,22 @@ def _read_stats(out: Path, shard: int) -> Counter[str] | None:
 
 
 def _write_shard(
-    source: PairSource, indices: range, conversion: Conversion, out: Path, shard: int, on_pair: Callable[[int], None]
+    images: ByImage, numbers: range, conversion: Conversion, out: Path, shard: int, on_image: Callable[[int], None]
 ) -> Counter[str]:
     counts: Counter[str] = Counter()
-    has_several = any(num_captions(source, index) > 1 for index in indices)
+    has_several = any(_num_captions_of_image(images, number) > 1 for number in numbers)
     temporary = out / f".{shard:05d}.{os.getpid()}.tmp"
     try:
         with temporary.open("wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                for index in indices:
+                for number in numbers:
                     try:
-                        _add(tar, f"{index:09d}", read_sound(source, index), has_several, conversion.image_size)
+                        pair = _read_image(images, number, counts)
+                        _add(tar, f"{number:09d}", pair, has_several, conversion.image_size)
                         counts["written"] += 1
                     except BadSample as error:
                         counts[str(error.cause)] += 1
-                    on_pair(index + 1)
+                    on_image(number + 1)
             file.flush()
             os.fsync(file.fileno())
         if counts["written"]:
@@ -139,6 +145,33 @@ def _write_shard(
     # Written after the shard, because its presence means that the shard is complete.
     write_whole(out / f"{shard:05d}_stats.json", json.dumps(counts, indent=2).encode())
     return counts
+
+
+def _num_captions_of_image(images: ByImage, number: int) -> int:
+    return sum(num_captions(images.source, index) for index in images[number])
+
+
+def _read_image(images: ByImage, number: int, counts: Counter[str]) -> RawPair:
+    """An image with the captions of all its pairs. Bad captions of an image that has others are counted and left out.
+
+    Raises:
+        BadSample: the image is bad, or none of its captions can be read.
+    """
+    source, (first, *others) = images.source, images[number]
+    if not others:
+        return read_sound(source, first)
+    captions: dict[int, tuple[str, ...]] = {}
+    errors = []
+    for index in (first, *others):
+        try:
+            captions[index] = sound_captions(source, index)
+        except BadSample as error:
+            errors.append(error)
+    if not captions:
+        raise errors[0]
+    pair = read_sound(source, next(iter(captions)))
+    counts.update(str(error.cause) for error in errors)
+    return replace(pair, more_captions=tuple(chain.from_iterable(captions.values()))[1:])
 
 
 def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image_size: int | None) -> None:

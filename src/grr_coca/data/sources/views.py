@@ -166,6 +166,18 @@ def read_sound(source: PairSource, index: int) -> RawPair:
     return pair
 
 
+def sound_captions(source: PairSource, index: int) -> tuple[str, ...]:
+    """The captions of a pair, as they are written. The image is not read.
+
+    Raises:
+        BadSample: a caption is bad, or the pair is.
+    """
+    captions, name = source.captions(index), source.name(index)
+    for caption in captions:
+        clean_caption(caption, name)
+    return captions
+
+
 def caption_texts(source: PairSource, limit: int | None = None) -> Iterator[str]:
     """All captions of a source, cleaned, for training a tokenizer. The captions of bad pairs are left out.
 

@@ -14,11 +14,9 @@ from grr_coca.data.augmentation.patch_dropout import kept_patches
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.loader import make_loader
 from grr_coca.data.order import GlobalBatches, Mixture, Share, Shuffle, TrainingOrder, Visits, mixture_shares
-from grr_coca.data.sources.folder import ImageFolder
+from grr_coca.data.sources.by_image import image_numbers
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
-from grr_coca.data.sources.shards.source import TarShards
-from grr_coca.data.sources.strings import stable_id
 from grr_coca.data.sources.views import Chain, Subset, caption_texts, every_caption, sound_pairs
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.errors import UserError
@@ -106,12 +104,7 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
 def _held_out(pairs: PairSource) -> Bool[np.ndarray, " N"]:
     """Which pairs are kept for validation. Images are counted, or a table with a row for each caption would validate on
     images that it trains on."""
-    if isinstance(pairs, TarShards | ImageFolder):
-        images = np.arange(len(pairs))  # each pair has an image of its own; millions of names would take minutes
-    else:
-        ids = np.fromiter((stable_id(pairs.image_name(index)) for index in range(len(pairs))), np.int64, len(pairs))
-        _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
-        images = first.argsort().argsort()[inverse]  # numbered in the order of their first pairs
+    images = image_numbers(pairs)
     num_images = int(images.max(initial=-1)) + 1
     return images % max(HOLD_OUT_EVERY, -(-num_images // MAX_HELD_OUT)) == 0
 

@@ -13,11 +13,25 @@ import torch
 from safetensors.torch import load
 
 import drivers
+from grr_coca.checkpoint import from_pretrained
 from grr_coca.errors import UserError
+from grr_coca.files import MANIFEST
 from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, LossRecipe
+from grr_coca.train.run.loop import train
 from grr_coca.train.survival.resume import resume_point
 from jobs import INTERVAL, STEPS, Job, differing_files, small_recipe
-from support import finished_run, real_pairs, warnings_of, write_shard
+from support import (
+    CPU,
+    Run,
+    finished_run,
+    pretrain,
+    real_pairs,
+    silent,
+    tiny_recipe,
+    warnings_of,
+    with_caption,
+    write_shard,
+)
 
 ONE, DDP, FSDP = (1, "ddp"), (2, "ddp"), (2, "fsdp")
 
@@ -207,6 +221,55 @@ def test_another_recipe_is_refused_by_the_name_of_the_key(finished, key, changes
 def test_other_data_is_refused_by_the_name_of_the_key(finished, name, value):
     with pytest.raises(UserError, match=rf"recipe\.yaml: the run there has data\.{name} "):
         resume_point(finished.folder, replace(finished.recipe, data=replace(finished.recipe.data, **{name: value})))
+
+
+def go_on(run):
+    return train(run.recipe, from_pretrained(run.checkpoint), run.folder, CPU, silent, run.checkpoint)
+
+
+def test_other_pairs_in_the_same_place_are_refused(tmp_path):
+    run = finished_run(tmp_path, steps=2, num_pairs=16)
+    write_shard(run.shard, real_pairs(17))
+    said = (
+        rf"{run.shard}: data: train of the run: 17 pairs are taken from it now, and 16 were when "
+        rf"{run.checkpoint} was written; put back what was there then, or start another run with another --out"
+    )
+    with pytest.raises(UserError, match=said):
+        go_on(run)
+    write_shard(run.shard, [with_caption(pair, "long " * 1000) for pair in real_pairs(16)])
+    with pytest.raises(UserError, match=rf"{run.shard}: data: train of the run: the names or sizes of its files, or"):
+        go_on(run)
+    write_shard(run.shard, real_pairs(16))
+    assert go_on(run).step == 2
+
+
+def test_other_validation_pairs_are_refused(tmp_path):
+    val = write_shard(tmp_path / "val.tar", real_pairs(8, split="val"))
+    train_shard = write_shard(tmp_path / "pairs.tar", real_pairs(16))
+    recipe = tiny_recipe(train_shard, steps=1)
+    recipe = replace(recipe, data=replace(recipe.data, val=str(val)))
+    pretrain(recipe, tmp_path / "run")
+    write_shard(val, real_pairs(9, split="val"))
+    with pytest.raises(UserError, match=rf"{val}: data: val of the run: 9 pairs are taken from it now, and 8 were"):
+        go_on(Run(tmp_path / "run", recipe, train_shard))
+
+
+def test_another_source_of_a_mixture_is_refused(tmp_path):
+    train_shard = write_shard(tmp_path / "pairs.tar", real_pairs(16))
+    more = write_shard(tmp_path / "more.tar", real_pairs(8, "health"))
+    recipe = tiny_recipe(train_shard, steps=1)
+    recipe = replace(recipe, data=replace(recipe.data, mix={str(more): 0.5}))
+    pretrain(recipe, tmp_path / "run")
+    write_shard(more, real_pairs(9, "health"))
+    with pytest.raises(UserError, match=rf"{more}: data: mix 1 of the run: 9 pairs are taken from it now, and 8 were"):
+        go_on(Run(tmp_path / "run", recipe, train_shard))
+
+
+def test_a_checkpoint_that_does_not_tell_its_pairs_is_gone_on_from(finished, tmp_path):
+    run = replace(finished, folder=shutil.copytree(finished.folder, tmp_path / "run"))
+    for name in ("training/data.json", MANIFEST):
+        (run.checkpoint / name).unlink()
+    assert go_on(run).step == 2
 
 
 def test_how_the_work_is_spread_and_kept_may_change(finished):

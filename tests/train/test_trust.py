@@ -74,6 +74,7 @@ HOSTILE = [
     "training/ema.safetensors",
     "training/progress.json",
     "training/numerics.json",
+    "training/data.json",
 ]
 
 

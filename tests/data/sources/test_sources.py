@@ -12,8 +12,9 @@ from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import RawPair
 from grr_coca.data.sources.shards.source import TarShards
+from grr_coca.data.sources.source_digest import source_digest
 from grr_coca.data.sources.strings import stable_id
-from grr_coca.data.sources.views import Subset
+from grr_coca.data.sources.views import Chain, Subset
 from grr_coca.errors import UserError
 from support import real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar
 
@@ -316,6 +317,38 @@ def test_a_file_of_another_kind_is_an_error_that_names_it(tmp_path):
 def test_a_path_that_exists_is_opened_whatever_characters_it_holds(tmp_path, folder):
     shard = write_shard(tmp_path / folder / "train [1].tar", PAIRS[:2])
     assert len(open_source(str(shard))) == 2
+
+
+# --- What a source is known by
+
+
+def test_a_source_is_known_by_its_number_of_pairs_and_the_names_of_its_files(store, tmp_path):
+    known = source_digest(open_source(str(store(PAIRS))))
+    assert known == source_digest(open_source(str(store(PAIRS))))
+    assert known != source_digest(open_source(str(store(PAIRS[:11], "fewer"))))
+    path = store(PAIRS, "moved/set")
+    assert known == source_digest(open_source(str(path))), "where it lies does not count"
+    other = path if path.suffix else next(path.glob("*.webp"))
+    renamed = other.rename(other.with_stem("0"))
+    assert known != source_digest(open_source(str(renamed if path.suffix else path)))
+
+
+def test_a_table_is_known_by_its_name_and_size(tmp_path):
+    folder = as_folder(tmp_path, PAIRS[:1])
+    table = folder / "pairs.csv"
+    seen = []
+    for caption in ("a dog", "a cat", "a bird"):
+        table.write_text(f"image,caption\n{PAIRS[0].key}.webp,{caption}\n")
+        seen.append(source_digest(open_source(str(table))))
+    assert seen[0] == seen[1] != seen[2]
+    assert seen[2] != source_digest(open_source(str(table.rename(folder / "others.csv"))))
+
+
+def test_what_is_taken_of_a_source_counts(store):
+    source = open_source(str(store(PAIRS)))
+    views = [Subset(source, [0, 1]), Subset(source, [0, 2]), Subset(source, [2, 0]), Chain([source, source]), source]
+    assert len({source_digest(view) for view in views}) == len(views)
+    assert source_digest(Subset(source, [0, 1])) == source_digest(views[0])
 
 
 # --- Subsets

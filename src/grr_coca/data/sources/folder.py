@@ -17,15 +17,15 @@ class ImageFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._images = Strings(sorted(_image_names(root), key=lambda name: name.split("/")))
-        if not len(self._images):
+        self.names = Strings(sorted(_image_names(root), key=lambda name: name.split("/")))
+        if not len(self.names):
             raise UserError(
                 f"{root}: no images; expected NAME.jpg (or .png, .webp …) beside NAME.txt, or .tar shards, or a table "
                 "metadata.csv, .jsonl or .parquet"
             )
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair."""
@@ -61,7 +61,7 @@ class ImageFolder:
     def _path(self, index: int) -> Path:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.root / self._images[index]
+        return self.root / self.names[index]
 
 
 def _image_names(root: Path) -> Iterator[str]:

@@ -17,6 +17,10 @@ class Strings:
         self._content = bytes(content)
         self._ends = np.array(ends, dtype=np.uint64)
 
+    def buffers(self) -> tuple[bytes, memoryview]:
+        """All strings as one block, and where in it each ends."""
+        return self._content, self._ends.data
+
     def __len__(self) -> int:
         return len(self._ends)
 

@@ -58,21 +58,21 @@ class Subset(View):
     """Some pairs of a source, in the order of `indices`."""
 
     def __init__(self, source: PairSource, indices: Sequence[int] | np.ndarray) -> None:
-        self._source = source
-        self._indices = np.asarray(indices, dtype=np.int64)
+        self.source = source
+        self.indices = np.asarray(indices, dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def _locate(self, index: int) -> tuple[PairSource, int]:
-        return self._source, int(self._indices[index])
+        return self.source, int(self.indices[index])
 
 
 class Chain(View):
     """Several sources, one after another."""
 
     def __init__(self, sources: Sequence[PairSource]) -> None:
-        self._sources = list(sources)
+        self.sources = list(sources)
         self._ends = np.cumsum([len(source) for source in sources], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -81,11 +81,11 @@ class Chain(View):
     @property
     def lengths(self) -> tuple[int, ...]:
         """Number of pairs of each source."""
-        return tuple(len(source) for source in self._sources)
+        return tuple(len(source) for source in self.sources)
 
     def _locate(self, index: int) -> tuple[PairSource, int]:
         number, inner = locate(self._ends, index)
-        return self._sources[number], inner
+        return self.sources[number], inner
 
 
 class EveryCaption(View):
@@ -96,7 +96,7 @@ class EveryCaption(View):
     """
 
     def __init__(self, source: PairSource) -> None:
-        self._source = source
+        self.source = source
         counts = [num_captions(source, index) for index in range(len(source))]
         self._ends = np.cumsum(np.asarray(counts, dtype=np.int64))
         self._last: tuple[int, RawPair] | None = None
@@ -108,21 +108,21 @@ class EveryCaption(View):
         """Read one pair. Captions of the same image in a row read it once."""
         image, caption = locate(self._ends, index)
         if self._last is None or self._last[0] != image:
-            self._last = image, self._source[image]
+            self._last = image, self.source[image]
         pair = self._last[1]
         return replace(pair, caption=pair.captions[caption], more_captions=())
 
     def caption(self, index: int) -> str:
         """Read one caption, without its image."""
         image, caption = locate(self._ends, index)
-        return self._source.captions(image)[caption]
+        return self.source.captions(image)[caption]
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The one caption of a pair."""
         return (self.caption(index),)
 
     def _locate(self, index: int) -> tuple[PairSource, int]:
-        return self._source, locate(self._ends, index)[0]
+        return self.source, locate(self._ends, index)[0]
 
 
 def every_caption(source: PairSource) -> PairSource:

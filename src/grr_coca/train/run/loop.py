@@ -14,10 +14,12 @@ import torch
 from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.replacements import ReplacementLog
+from grr_coca.data.sources.pairs import PairSource
 from grr_coca.errors import DiskError, DivergedError, Stopped, UserError
 from grr_coca.evaluate.checkpoint import require_pairs
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe
+from grr_coca.train.run.data_state import DataState, data_state, require_same_data
 from grr_coca.train.run.logs import MetricLog, Throughput
 from grr_coca.train.run.numerics import Numerics, decide
 from grr_coca.train.run.progress import LOG_INTERVAL, Progress
@@ -26,7 +28,7 @@ from grr_coca.train.run.validation import Validation
 from grr_coca.train.step.trainer import Trainer, build_trainer, count_tokens
 from grr_coca.train.survival.resume import with_its_numerics
 from grr_coca.train.survival.signals import SIGNALS, StopSignals
-from grr_coca.train.survival.snapshot import restore, save
+from grr_coca.train.survival.snapshot import Fixed, read_data_state, restore, save
 from grr_coca.train.survival.store import CheckpointStore
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ def train(
     if ranks.is_first:
         _warn_of_warmup(recipe.schedule)
     pairs, val = training_sources(recipe)
+    data = ranks.on_first(lambda: _known_data(recipe, pairs, val, resume_from))
     val = sound_validation(val, ranks)
     require_pairs(val, recipe.evaluation.batch_size)
     trainer = build_trainer(recipe, start, ranks)
@@ -70,6 +73,7 @@ def train(
     with StopSignals() as signals, MetricLog(out if ranks.is_first else None, progress) as metric_log:
         run = Run(
             recipe=recipe,
+            fixed=Fixed(Numerics(recipe.precision, recipe.optimizer.muon_precision), data),
             start=start,
             out=out,
             trainer=trainer,
@@ -101,6 +105,7 @@ class Run:
         self,
         *,
         recipe: Recipe,
+        fixed: Fixed,
         start: Checkpoint,
         out: Path,
         trainer: Trainer,
@@ -110,6 +115,7 @@ class Run:
         on_step: OnStep,
     ) -> None:
         self.recipe = recipe
+        self.fixed = fixed
         self.start = start
         self.trainer = trainer
         self.ranks = trainer.model.ranks
@@ -214,8 +220,7 @@ class Run:
 
     def _save(self) -> None:
         self.progress.log_bytes = self.ranks.on_first(self.metric_log.make_durable)
-        numerics = Numerics(self.recipe.precision, self.recipe.optimizer.muon_precision)
-        save(self.store, self.checkpoint, self.trainer, self.progress, numerics)
+        save(self.store, self.checkpoint, self.trainer, self.progress, self.fixed)
         self.saved_at = time.monotonic()
         self.throughput.restart()
 
@@ -236,6 +241,15 @@ def _resolve(recipe: Recipe, start: Checkpoint, out: Path, ranks: Ranks, resume_
     recipe = ranks.on_first(lambda: decide(recipe, start.model, ranks.device)).for_autos_of(recipe)
     ranks.on_first(lambda: _open_folder(out, recipe))
     return recipe
+
+
+def _known_data(recipe: Recipe, pairs: PairSource, val: PairSource, resume_from: Path | None) -> DataState:
+    """What the pairs are now. A run that goes on must find those that it began with."""
+    now = data_state(recipe, pairs, val)
+    then = None if resume_from is None else read_data_state(resume_from)
+    if resume_from is not None and then is not None:
+        require_same_data(then, now, recipe, resume_from)
+    return now
 
 
 def _open_folder(out: Path, recipe: Recipe) -> None:

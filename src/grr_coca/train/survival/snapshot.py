@@ -4,6 +4,7 @@
 |---|---|
 | `progress.json` | the counters, see `Progress` |
 | `numerics.json` | the precisions that were decided when the run began, see `Numerics` |
+| `data.json` | what its pairs were, see `DataState`; older checkpoints have none |
 | `optimizer.safetensors` | the optimizers' state, by parameter |
 | `weights.safetensors` | the weights, if `model.safetensors` holds their running average |
 | `ema.safetensors` | the state of that average |
@@ -11,10 +12,12 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from grr_coca.checkpoint import Checkpoint, load_tensors, save_tensors, write_files
 from grr_coca.checkpoint_files import read_json
 from grr_coca.structure import from_dict, to_dict
+from grr_coca.train.run.data_state import DataState
 from grr_coca.train.run.numerics import Numerics
 from grr_coca.train.run.progress import Progress
 from grr_coca.train.step.trainer import Trainer
@@ -24,9 +27,14 @@ from grr_coca.train.survival.store import CheckpointStore
 FOLDER = "training"
 
 
-def save(
-    store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progress: Progress, numerics: Numerics
-) -> None:
+class Fixed(NamedTuple):
+    """What a run decides and finds when it begins, and is held to when it goes on."""
+
+    numerics: Numerics
+    data: DataState
+
+
+def save(store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progress: Progress, fixed: Fixed) -> None:
     """Write everything that is needed to use the model and to continue training it. Every rank must call this.
 
     Raises:
@@ -45,7 +53,7 @@ def save(
         (folder / FOLDER).mkdir()
         for name, tensors in training.items():
             save_tensors(tensors, folder / FOLDER / f"{name}.safetensors")
-        for name, content in (("progress", progress), ("numerics", numerics)):
+        for name, content in (("progress", progress), *fixed._asdict().items()):
             (folder / FOLDER / f"{name}.json").write_text(json.dumps(to_dict(content)), encoding="utf-8")
 
     ranks.on_first(lambda: store.save(checkpoint.step, fill, progress.best_step))
@@ -74,3 +82,13 @@ def read_numerics(point: Path) -> Numerics:
     """
     path = point / FOLDER / "numerics.json"
     return from_dict(Numerics, read_json(path), str(path))
+
+
+def read_data_state(point: Path) -> DataState | None:
+    """What the pairs were of the run that wrote a checkpoint; None if it did not say so.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = point / FOLDER / "data.json"
+    return from_dict(DataState, read_json(path), str(path)) if path.exists() else None

@@ -22,13 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from grr_coca.checkpoint_files import find_checkpoint, read_json
+from grr_coca.checkpoint_files import FILES, find_checkpoint, read_json
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.rows import pad_rows
 from grr_coca.data.tokenizer import Cleaning, Tokenizer
 from grr_coca.errors import UserError
-from grr_coca.files import MANIFEST, verify_folder, whole_folder
+from grr_coca.files import MANIFEST, listed_files, verify_folder, whole_folder
 from grr_coca.model import CoCa, build_without_weights
 from grr_coca.structure import from_dict, to_dict
 
@@ -75,14 +75,40 @@ class Checkpoint:
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a checkpoint to a folder, completely or not at all. Call it at the end of a training loop of your own.
 
+    A checkpoint that is in the folder is replaced. Nothing else is.
+
     Raises:
-        UserError: the disk is full or cannot be written to; the message names the folder.
+        UserError: the folder holds anything but a checkpoint, or the disk is full or cannot be written to; the message
+            names the folder.
     """
+    _require_replaceable(folder)
     try:
         with whole_folder(folder) as partial:
             write_files(checkpoint, checkpoint.model.state_dict(), partial)
     except OSError as error:
         raise UserError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
+
+
+def _require_replaceable(folder: Path) -> None:
+    """Refuse to put a checkpoint in the place of anything but another one: what is there would be deleted."""
+    if not folder.is_dir():
+        if folder.exists():
+            raise UserError(f"{folder}: a file, and a checkpoint is a folder; give another name")
+        return
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    if not found:
+        return
+    try:
+        listed = listed_files(folder)
+    except UserError:
+        listed = {}
+    known = {MANIFEST, *listed} if listed.keys() >= set(FILES) else set()
+    strange = next((name for name in found if name not in known), None)
+    if strange is not None:
+        raise UserError(
+            f"{folder}: holds {strange}, which no manifest of a checkpoint lists, and which would be deleted; give a "
+            "new folder, or delete this one first"
+        )
 
 
 def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: Path) -> None:

@@ -116,12 +116,7 @@ def verify_folder(folder: Path) -> None:
     Raises:
         UserError: there is no manifest, or a file is missing or differs by a single bit.
     """
-    try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{folder / MANIFEST}: missing or damaged ({error})") from error
-    for name, (size, sha256) in expected.items():
+    for name, (size, sha256) in listed_files(folder).items():
         path = folder / name
         try:
             is_whole = path.stat().st_size == size and file_sha256(path) == sha256
@@ -129,6 +124,19 @@ def verify_folder(folder: Path) -> None:
             raise UserError(f"{path}: missing, or cannot be read ({error.strerror})") from error
         if not is_whole:
             raise UserError(f"{path}: damaged: not what was written; its checksum differs")
+
+
+def listed_files(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each file of a folder, by its path there, as the folder's manifest has them.
+
+    Raises:
+        UserError: there is no manifest, or it is damaged.
+    """
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{folder / MANIFEST}: missing or damaged ({error})") from error
 
 
 def _write_manifest(folder: Path) -> None:

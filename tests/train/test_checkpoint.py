@@ -16,7 +16,7 @@ import grr_coca
 from grr_coca.checkpoint import from_pretrained, load_tensors, save_checkpoint
 from grr_coca.checkpoint_files import FILES
 from grr_coca.errors import UserError
-from grr_coca.files import MANIFEST
+from grr_coca.files import MANIFEST, whole_folder
 from grr_coca.model import build_without_weights
 from processes import launch
 from support import differing, disk_of, finished_run, real_pairs, snapshot, weights
@@ -261,6 +261,50 @@ def test_a_partial_folder_of_a_run_that_was_killed_is_replaced(saved, tmp_path):
     save_checkpoint(from_pretrained(saved), tmp_path / "step-000000002")
     assert snapshot(tmp_path / "step-000000002") == snapshot(saved)
     assert not partial.exists()
+
+
+# --- What is there already
+
+
+def test_a_checkpoint_takes_the_place_of_an_earlier_one(saved, tmp_path):
+    target = shutil.copytree(saved, tmp_path / "checkpoint")
+    save_checkpoint(replace(from_pretrained(saved), step=3), target)
+    assert from_pretrained(target).step == 3
+    (tmp_path / "empty").mkdir()
+    save_checkpoint(from_pretrained(saved), tmp_path / "empty")
+    assert snapshot(tmp_path / "empty") == snapshot(saved)
+
+
+def refuses_to_replace(checkpoint, target, said):
+    before = snapshot(target)
+    with pytest.raises(UserError, match=f"^{target}: {said}"):
+        save_checkpoint(checkpoint, target)
+    assert snapshot(target) == before
+    assert [path.name for path in target.parent.glob(".*")] == []
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "photos/cat.jpg", ".git/config"])
+def test_a_folder_of_something_else_is_not_replaced(saved, tmp_path, name):
+    checkpoint = from_pretrained(saved)
+    target = tmp_path / "work"
+    (target / name).parent.mkdir(parents=True)
+    (target / name).write_text("precious")
+    refuses_to_replace(checkpoint, target, rf"holds {name}, which no manifest .* give a new folder")
+    shutil.copytree(saved, target, dirs_exist_ok=True)
+    refuses_to_replace(checkpoint, target, rf"holds {name}, which no manifest")
+
+
+def test_another_folder_with_a_manifest_is_not_replaced(saved, tmp_path):
+    with whole_folder(tmp_path / "corpus") as partial:
+        (partial / "train-00000.tar").write_bytes(b"pairs")
+    refuses_to_replace(from_pretrained(saved), tmp_path / "corpus", "holds manifest.json, which no manifest")
+
+
+def test_a_file_is_not_replaced(saved, tmp_path):
+    (tmp_path / "notes").write_text("precious")
+    with pytest.raises(UserError, match=f"^{tmp_path / 'notes'}: a file, and a checkpoint is a folder"):
+        save_checkpoint(from_pretrained(saved), tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "precious"
 
 
 # --- Trust

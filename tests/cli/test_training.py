@@ -53,6 +53,20 @@ def test_options_replace_what_the_recipe_says_and_are_written_back(grr_coca, rec
     assert from_pretrained(tmp_path / "run").preset == "baseline_coca"
 
 
+@pytest.mark.parametrize("data", ["../pairs/of health.tar", "cache:of health.tar"])
+def test_a_run_goes_on_with_the_data_of_the_same_command(grr_coca, recipe_file, tmp_path, monkeypatch, data):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / ("grr-coca" if data.startswith("cache:") else "pairs")
+    shard = write_shard(folder / "of health.tar", real_pairs(165, "health"))
+    command = ["pretrain", recipe_file(), "--data", data, "--out", tmp_path / "run", "--resume"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for _ in range(2):
+        said = grr_coca(*command)
+        assert said.code == 0, said.err
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").data.train == str(shard)
+
+
 def test_the_run_folder_is_named_after_recipe_and_preset(grr_coca, recipe_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     grr_coca("pretrain", recipe_file("tiny.yaml"))

@@ -5,6 +5,7 @@ Paths in a recipe are relative to the recipe's own folder, so the recipe works f
 
 import os
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -346,10 +347,7 @@ def load_recipe(path: Path) -> Recipe:
     """
     recipe = from_dict(Recipe, read_yaml(path, "recipe"), str(path))
     data = recipe.data
-
-    def absolute(split: str) -> str:
-        return os.path.normpath(path.resolve().parent / in_cache(split))
-
+    absolute = partial(absolute_data, path.resolve().parent)
     data = replace(
         data,
         train=absolute(data.train),
@@ -358,6 +356,16 @@ def load_recipe(path: Path) -> Recipe:
         test={name: absolute(split) for name, split in data.test.items()},
     )
     return replace(recipe, data=data)
+
+
+def absolute_data(folder: Path, path: str) -> str:
+    """The full path of pairs, in one form only: a run that goes on compares it with that in its recipe.
+
+    Args:
+        folder: what relative paths are relative to.
+        path: as it was written; `cache:` begins one in the user's cache.
+    """
+    return os.path.normpath(folder / in_cache(path))
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from grr_coca.data.sources.open import require_there
 from grr_coca.extras import require_extra
-from grr_coca.train.recipe import Recipe, load_recipe
+from grr_coca.train.recipe import Recipe, absolute_data, load_recipe
 
 
 def read_recipe(path: Path, data: str | None, seed: int | None) -> Recipe:
@@ -17,7 +17,8 @@ def read_recipe(path: Path, data: str | None, seed: int | None) -> Recipe:
     require_extra("train", "training")
     recipe = load_recipe(path)
     if data is not None:
-        recipe = replace(recipe, data=replace(recipe.data, train=str(Path(data).absolute()), mix={}, val=None, test={}))
+        train = absolute_data(Path.cwd(), data)
+        recipe = replace(recipe, data=replace(recipe.data, train=train, mix={}, val=None, test={}))
     for split in (recipe.data.train, *recipe.data.mix, recipe.data.val):
         if split is not None:
             require_there(split)

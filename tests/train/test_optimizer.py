@@ -147,6 +147,15 @@ def test_gradients_are_clipped_and_their_norm_is_that_before(
     assert seen == pytest.approx([2.0], rel=1e-4)
 
 
+def test_an_infinite_norm_leaves_gradients_as_they_are(tiny_config: Callable[..., CoCaConfig]) -> None:
+    model = build(tiny_config())
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e6)
+    norm = Optimizers(model, OptimizerRecipe(clip_norm=math.inf), CONSTANT).clip()
+    assert norm > 1e6
+    assert all((parameter.grad == 1e6).all() for parameter in model.parameters())
+
+
 # --- Schedule ---
 
 

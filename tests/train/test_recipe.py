@@ -248,6 +248,9 @@ def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, val
         (("gradient_checkpointing",), 1.5),
         (("data", "patch_dropout"), "nan"),
         (("optimizer", "betas"), [0.9, 1.0]),
+        (("optimizer", "clip_norm"), 0),
+        (("optimizer", "clip_norm"), -1.0),
+        (("optimizer", "clip_norm"), "nan"),
         (("optimizer", "layer_decay"), 0.0),
         (("optimizer", "layer_decay"), 1.1),
         (("optimizer", "layer_decay"), "nan"),
@@ -259,6 +262,15 @@ def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, val
 def test_a_number_out_of_range_is_an_error_with_the_key(load, path, value):
     with pytest.raises(UserError, match=rf"mine\.yaml: {': '.join(path)}.* is out of range"):
         load(changed(*path, value=value))
+
+
+def test_gradients_that_are_never_clipped_are_asked_for_by_an_infinite_norm(load, tmp_path):
+    with pytest.raises(UserError, match=r"clip_norm 0\.0 is out of range; give more than 0, or \.inf for no clipping"):
+        load(changed("optimizer", "clip_norm", value=0))
+    recipe = load(f"{MINIMAL}optimizer: {{clip_norm: .inf}}")
+    assert recipe.optimizer.clip_norm == float("inf")
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ class OptimizerRecipe:
     """`adamw`, or `muon`: Muon for all matrices but the head's, and AdamW for the rest. Only matrices have weight
     decay.
 
+    - `clip_norm`: gradients of a larger norm are scaled down to this one. `.inf`: none are
     - `layer_decay`: the learning rate is multiplied by this for each layer between a parameter and the nearest head
       (see `layer_depth`). Fine-tuning with a value below 1 changes the first layers least. 1: one rate for all
     - `muon_precision`: precision of Muon's orthogonalization. `auto`: the precision that is faster on this machine (see
@@ -176,8 +177,10 @@ class OptimizerRecipe:
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay {self.layer_decay} is out of range; give more than 0, and 1 at most")
-        require_at_least(0.0, lr=self.lr, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
+        require_at_least(0.0, lr=self.lr, weight_decay=self.weight_decay)
         require_finite(lr=self.lr, weight_decay=self.weight_decay)
+        if not self.clip_norm > 0:  # 0 would scale every gradient to nothing
+            raise UserError(f"clip_norm {self.clip_norm} is out of range; give more than 0, or .inf for no clipping")
         for beta in self.betas:
             require_share(betas=beta)
 

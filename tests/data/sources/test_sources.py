@@ -249,6 +249,15 @@ def test_a_folder_is_read_with_the_folders_in_it_in_sorted_order(tmp_path):
     assert [source[i].key for i in range(3)] == ["a/2", "b/1", "c"]
 
 
+def test_a_folder_that_cannot_be_listed_is_named_and_not_left_out(tmp_path, lock):
+    folder = as_folder(tmp_path / "set", PAIRS[:2])
+    unlock = lock(as_folder(folder / "more", PAIRS[2:4]))
+    with pytest.raises(UserError, match=rf"{folder}/more: cannot be listed \(Permission denied\); make it readable"):
+        open_source(str(folder))
+    unlock()
+    assert len(open_source(str(folder))) == 4
+
+
 def test_hidden_folders_and_files_are_no_pairs(tmp_path):
     folder = as_folder(tmp_path, PAIRS[:2])
     as_folder(folder / ".ipynb_checkpoints", PAIRS[:2])

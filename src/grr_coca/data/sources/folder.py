@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.images import has_image_suffix, walk_visible
@@ -65,6 +66,13 @@ class ImageFolder:
 
 
 def _image_names(root: Path) -> Iterator[str]:
-    for folder, _, files in walk_visible(root):
+    for folder, _, files in walk_visible(root, _refuse):
         for name in filter(has_image_suffix, files):
             yield Path(folder, name).relative_to(root).as_posix()
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """Without the pairs of this folder, a run or an evaluation would be of others than it says."""
+    raise UserError(
+        f"{error.filename}: cannot be listed ({error.strerror or error}); make it readable, or move it elsewhere"
+    ) from error

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import tarfile
 import threading
 from pathlib import Path
 from resource import RLIM_INFINITY
@@ -210,6 +211,20 @@ def test_a_pair_takes_29_bytes_and_its_key(shard):
     pairs_of(shard)
     size = shard.with_name("a.tar.index").stat().st_size
     assert size == shard_index.HEADER_SIZE + 12 * ROW.itemsize + sum(len(pair.key) for pair in PAIRS)
+
+
+def test_a_scan_does_not_keep_every_member_of_a_large_shard(shard, monkeypatch):
+    opened = []
+
+    def watched(*arguments):
+        opened.append(open_tar(*arguments))
+        return opened[-1]
+
+    open_tar = tarfile.open
+    monkeypatch.setattr(tarfile, "open", watched)
+    assert len(scan_shard(shard)) == len(PAIRS)
+    (tar,) = opened
+    assert len(tar.members) <= 1
 
 
 def test_what_is_wrong_with_a_shard_is_in_its_index(tmp_path, scans):

@@ -100,6 +100,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             return  # the content of the member before is cut off
         if member is None:
             return
+        tar.members = []  # type: ignore[attr-defined]  # or it keeps what it knows of every member
         if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not is_hidden(member.name):
             yield member
 

@@ -1,11 +1,13 @@
 """`grr-coca pretrain` and `grr-coca finetune`."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import yaml
 
-from grr_coca.checkpoint import from_pretrained
+from grr_coca.checkpoint import from_pretrained, save_checkpoint
+from grr_coca.files import MANIFEST
 from grr_coca.train.recipe import load_recipe, save_recipe
 from support import differing, finetuning, real_pairs, snapshot, tiny_recipe, weights, write_shard
 
@@ -86,6 +88,22 @@ def test_fine_tuning_leaves_its_checkpoint_as_it_was(grr_coca, finetune_file, ru
     before = snapshot(run.folder)
     grr_coca("finetune", finetune_file, "--checkpoint", run.folder, "--out", tmp_path / "tuned")
     assert snapshot(run.folder) == before
+
+
+def test_fine_tuning_is_not_resumed_from_another_checkpoint(grr_coca, refused, finetune_file, run, tmp_path):
+    start = shutil.copytree(run.checkpoint, tmp_path / "start")
+    command = ["finetune", finetune_file, "--out", tmp_path / "tuned", "--resume", "--checkpoint"]
+    for same in (start, start, run.folder):
+        assert grr_coca(*command, same).code == 0, "the same weights in another place are the same"
+    other = tmp_path / "other"
+    save_checkpoint(replace(from_pretrained(start), step=7), other)
+    message = refused(*command, other)
+    assert f"{tmp_path / 'tuned' / 'start.json'}: the run there began from {start} as it was then" in message
+    assert f"which {other} is not; to go on with it, give the same --checkpoint" in message
+    (other / MANIFEST).unlink()
+    assert "give the same --checkpoint" in refused(*command, other)
+    (tmp_path / "tuned" / "start.json").unlink()
+    assert grr_coca(*command, other).code == 0, "as runs that began before"
 
 
 # --- Dry runs

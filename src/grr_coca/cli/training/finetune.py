@@ -40,7 +40,9 @@ def run(
     from grr_coca.checkpoint import from_pretrained  # late: torch comes with it
     from grr_coca.cli.training.work import run_training
     from grr_coca.train.run.setup import check_start
+    from grr_coca.train.survival.origin import origin_of
 
     start = from_pretrained(folder)
     check_start(start, resolved)
-    run_training(resolved, lambda _: start, out or default_out(recipe, start.preset), resume, dry_run)
+    out = out or default_out(recipe, start.preset)
+    run_training(resolved, lambda _: start, out, resume, dry_run, origin_of(folder))

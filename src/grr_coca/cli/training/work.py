@@ -11,11 +11,17 @@ from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.dry_run import dry_run as expect
 from grr_coca.train.run.launch import launched
 from grr_coca.train.run.loop import train
+from grr_coca.train.survival.origin import Origin
 from grr_coca.train.survival.resume import resume_point
 
 
 def run_training(
-    recipe: Recipe, make_start: Callable[[Ranks], Checkpoint], out: Path, resume: bool, dry_run: bool
+    recipe: Recipe,
+    make_start: Callable[[Ranks], Checkpoint],
+    out: Path,
+    resume: bool,
+    dry_run: bool,
+    origin: Origin | None = None,
 ) -> None:
     """Train with a progress bar, or print what training would take.
 
@@ -25,6 +31,7 @@ def run_training(
         out: the run folder.
         resume: continue the run in `out`, if there is one.
         dry_run: only print what training would take.
+        origin: the checkpoint that the run begins from; None: it begins with new weights.
     """
     with launched() as ranks:
         if dry_run:
@@ -32,10 +39,10 @@ def run_training(
             if ranks.is_first:
                 print(told)
             return
-        point = ranks.on_first(lambda: _point_to_go_on_from(out, recipe, resume))
+        point = ranks.on_first(lambda: _point_to_go_on_from(out, recipe, resume, origin))
         start = make_start(ranks) if point is None else from_pretrained(point)
         if not ranks.is_first:
-            train(recipe, start, out, ranks.device, lambda *_: None, point)
+            train(recipe, start, out, ranks.device, lambda *_: None, point, origin)
             return
         with bars({start.preset: recipe.schedule.steps}) as shown:
 
@@ -46,15 +53,15 @@ def run_training(
                 shown.update(start.preset, done, losses)
 
             try:
-                train(recipe, start, out, ranks.device, on_step, point)
+                train(recipe, start, out, ranks.device, on_step, point, origin)
             except DiskError as error:
                 raise UserError(f"{error}; make room there, and go on with --resume") from error
         print(f"checkpoint, log and recipe are in {out}")
 
 
-def _point_to_go_on_from(out: Path, recipe: Recipe, resume: bool) -> Path | None:
+def _point_to_go_on_from(out: Path, recipe: Recipe, resume: bool, origin: Origin | None) -> Path | None:
     if resume:
-        return resume_point(out, recipe)
+        return resume_point(out, recipe, origin)
     if (out / "checkpoints").exists():
         raise UserError(f"{out}: holds a run already; go on with it by --resume, or give another --out")
     return None

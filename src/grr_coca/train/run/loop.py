@@ -26,6 +26,7 @@ from grr_coca.train.run.progress import LOG_INTERVAL, Progress
 from grr_coca.train.run.setup import sound_validation, training_batches, training_sources
 from grr_coca.train.run.validation import Validation
 from grr_coca.train.step.trainer import Trainer, build_trainer, count_tokens
+from grr_coca.train.survival.origin import Origin, save_origin
 from grr_coca.train.survival.resume import with_its_numerics
 from grr_coca.train.survival.signals import SIGNALS, StopSignals
 from grr_coca.train.survival.snapshot import Fixed, read_data_state, restore, save
@@ -44,6 +45,7 @@ def train(
     device: torch.device,
     on_step: OnStep,
     resume_from: Path | None = None,
+    origin: Origin | None = None,
 ) -> Checkpoint:
     """Train from `start` to the last step of the recipe. Recipe, log and checkpoints are written to `out`.
 
@@ -54,13 +56,16 @@ def train(
         device: the device of this process.
         on_step: called to report progress.
         resume_from: a checkpoint of the same run, see `resume_point`. Then `start` must be loaded from it.
+        origin: the checkpoint that `start` of a new run was loaded from, to be written down; None: of no interest.
 
     Raises:
         UserError: a problem with the data or the disk, or a loss that stays not finite. It is raised on every rank.
         Stopped: a signal asked the run to stop. The run is saved.
     """
     ranks = Ranks.here(device)
-    recipe = _resolve(recipe, start, out, ranks, resume_from)
+    recipe = _resolve(recipe, start, ranks, resume_from)
+    if resume_from is None:
+        ranks.on_first(lambda: _open_folder(out, recipe, origin))
     if ranks.is_first:
         _warn_of_warmup(recipe.schedule)
     pairs, val = training_sources(recipe)
@@ -234,13 +239,11 @@ def _warn_of_warmup(schedule: ScheduleRecipe) -> None:
         )
 
 
-def _resolve(recipe: Recipe, start: Checkpoint, out: Path, ranks: Ranks, resume_from: Path | None) -> Recipe:
-    """The recipe with a decision for every `auto`. A new run also gets its folder, with this recipe in it."""
+def _resolve(recipe: Recipe, start: Checkpoint, ranks: Ranks, resume_from: Path | None) -> Recipe:
+    """The recipe with a decision for every `auto`."""
     if resume_from is not None:
         return with_its_numerics(recipe, resume_from)
-    recipe = ranks.on_first(lambda: decide(recipe, start.model, ranks.device)).for_autos_of(recipe)
-    ranks.on_first(lambda: _open_folder(out, recipe))
-    return recipe
+    return ranks.on_first(lambda: decide(recipe, start.model, ranks.device)).for_autos_of(recipe)
 
 
 def _known_data(recipe: Recipe, pairs: PairSource, val: PairSource, resume_from: Path | None) -> DataState:
@@ -252,10 +255,12 @@ def _known_data(recipe: Recipe, pairs: PairSource, val: PairSource, resume_from:
     return now
 
 
-def _open_folder(out: Path, recipe: Recipe) -> None:
+def _open_folder(out: Path, recipe: Recipe, origin: Origin | None) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_recipe(recipe, out / "recipe.yaml")
+        if origin is not None:
+            save_origin(origin, out)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{out}: a file is in the place of the run folder; give another --out") from error
     except OSError as error:

@@ -6,6 +6,7 @@ from grr_coca.checkpoint_files import checkpoints_by_step
 from grr_coca.errors import UserError
 from grr_coca.structure import differences
 from grr_coca.train.recipe import Recipe, load_recipe
+from grr_coca.train.survival.origin import Origin, require_same_origin
 from grr_coca.train.survival.snapshot import read_numerics
 from grr_coca.train.survival.store import CheckpointStore
 
@@ -26,12 +27,18 @@ class NoneReadableError(UserError):
     """A run has checkpoints, and none of them can be read."""
 
 
-def resume_point(out: Path, recipe: Recipe) -> Path | None:
+def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Path | None:
     """The newest undamaged checkpoint of a run folder; None if there is none yet.
+
+    Args:
+        out: the run folder.
+        recipe: the recipe of the run.
+        origin: the checkpoint that the run is to begin from; None: it is not looked at.
 
     Raises:
         NoneReadableError: there are checkpoints, and all of them are damaged or cannot be read.
-        UserError: the folder holds the run of another recipe; the message names the first key that differs.
+        UserError: the folder holds the run of another recipe, and the message names the first key that differs; or
+            that of another `origin`.
     """
     folder = out / "checkpoints"
     point = CheckpointStore(folder, keep_last=1).newest()
@@ -50,6 +57,8 @@ def resume_point(out: Path, recipe: Recipe) -> Path | None:
                 f"{path}: the run there has {key} {found}, not {wanted}; to go on with it, give it the same recipe, "
                 "to start another, give another --out"
             )
+    if origin is not None:
+        require_same_origin(origin, out)
     return point
 
 

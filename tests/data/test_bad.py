@@ -1,5 +1,6 @@
 """Bad samples: replaced in training by a function of (seed, epoch, index), counted exactly, named; errors elsewhere."""
 
+import json
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from grr_coca.data.loader import make_loader
 from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.replacements import ReplacementLog
+from grr_coca.data.sources import views
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Chain, Subset, caption_texts, every_caption, sound_pairs
 from grr_coca.data.text import clean_caption
@@ -166,6 +168,27 @@ def test_the_sound_pairs_are_all_but_the_bad_ones(spoiled):
     assert [error.cause for error in bad] == list(expected.values())
     sound = Subset(source, indices)
     list(make_loader(PairDataset(sound, TOKENIZER, Preprocess(16), 40), EvaluationOrder(len(sound), 8), 0))
+
+
+@pytest.mark.parametrize("kind", ["table", "captions"])
+def test_an_image_of_several_captions_is_decoded_once_to_see_whether_it_is_sound(tmp_path, monkeypatch, kind):
+    captions = [["a cat", " ", "a pet"], ["a dog", "a hound"], ["torn", "torn too"]]
+    for number, pair in enumerate(PAIRS[:3]):
+        (tmp_path / f"{number}.webp").write_bytes(pair.image if number < 2 else pair.image[:40])
+    if kind == "table":
+        rows = [f"{number}.webp,{text}" for number, texts in enumerate(captions) for text in texts]
+        path = tmp_path / "pairs.csv"
+        path.write_text("\n".join(["image,caption", *rows]))
+    else:
+        lines = [json.dumps({"image": f"{number}.webp", "caption": texts}) for number, texts in enumerate(captions)]
+        path = tmp_path / "pairs.jsonl"
+        path.write_text("\n".join(lines))
+    decoded = []
+    monkeypatch.setattr(views, "decode_image", lambda data, name: (decoded.append(name), decode_image(data, name)))
+    indices, bad = sound_pairs(every_caption(open_source(str(path))))
+    assert len(decoded) == 3
+    assert indices == [0, 2, 3, 4]
+    assert [error.cause for error in bad] == [Cause.EMPTY_CAPTION, Cause.BROKEN_IMAGE, Cause.BROKEN_IMAGE]
 
 
 def test_captions_for_a_tokenizer_come_without_those_that_cannot_be_read(spoiled):

@@ -141,16 +141,34 @@ def sound_pairs(source: PairSource) -> tuple[list[int], list[BadSample]]:
     The validation of a long run must not stop: it evaluates on these pairs, and says how many are missing.
 
     Args:
-        source: the pairs. All of them are read and decoded once.
+        source: the pairs. All captions are read, and each image is read and decoded once, however many pairs it has.
     """
     sound, bad = [], []
+    faults: dict[str, BadSample | None] = {}
     for index in range(len(source)):
         try:
-            read_sound(source, index)
-            sound.append(index)
+            sound_captions(source, index)
         except BadSample as error:
             bad.append(error)
+            continue
+        image = source.image_name(index)
+        if image not in faults:
+            faults[image] = _fault_of_image(source, index)
+        fault = faults[image]
+        if fault is None:
+            sound.append(index)
+        else:
+            bad.append(fault)
     return sound, bad
+
+
+def _fault_of_image(source: PairSource, index: int) -> BadSample | None:
+    try:
+        pair = source[index]
+        decode_image(pair.image, pair.name)
+    except BadSample as error:
+        return error
+    return None
 
 
 def read_sound(source: PairSource, index: int) -> RawPair:

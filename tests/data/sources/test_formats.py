@@ -262,6 +262,16 @@ def test_a_table_is_read_by_the_usual_names_of_its_columns(tmp_path, delimiter, 
     assert_pairs(open_source(str(write(tmp_path / "pairs.csv", "\ufeff" + buffer.getvalue()))), ODD)
 
 
+@pytest.mark.parametrize("quote", ['"', ""])
+def test_a_cell_may_be_long(tmp_path, quote):
+    lay(tmp_path, ["0.jpg", "1.jpg"])
+    captions = ["cat " * 100_000, "a dog"]
+    rows = [f"{i}.jpg,{quote}{caption}{quote}" for i, caption in enumerate(captions)]
+    assert_pairs(
+        open_source(str(write(tmp_path / "pairs.csv", "\n".join(["image,caption", *rows])))), captions, JPEGS[:2]
+    )
+
+
 def test_a_tsv_takes_quotes_as_they_are(tmp_path):
     lay(tmp_path / "images", [f"{i}.jpg" for i in range(NUM)])
     captions = [text.replace("\n", " ") for text in ODD]
@@ -367,6 +377,7 @@ def test_rows_of_one_image_have_one_image_id(tmp_path):
         ),
         ("a.csv", 'image,caption\na.jpg,"a ""cat"""\nb.jpg,"a dog\nc.jpg,a bird\n', "row 2: a quote is opened and not"),
         ("a.csv", 'image,caption\na.jpg,"a cat\n\n', "row 1: a quote is opened and not closed"),
+        ("a.csv", 'image,caption\na.jpg,"a"\nb\r.jpg,b\n', "row 2: cannot be split into cells (new-line character"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_an_error_that_says_what_was_found(tmp_path, name, text, message):
@@ -374,6 +385,12 @@ def test_a_table_that_cannot_be_read_is_an_error_that_says_what_was_found(tmp_pa
         open_source(str(write(tmp_path / name, text)))
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
     assert message in str(caught.value)
+
+
+def test_a_cell_that_is_too_long_is_not_told_as_a_quote_that_is_open(tmp_path):
+    path = write(tmp_path / "a.csv", f'image,caption\na.jpg,"{"x" * (2**24 + 1)}"\n')
+    with pytest.raises(UserError, match=r"a\.csv: row 1: a cell of more than 16,777,216 characters; make it shorter, or"):
+        open_source(str(path))
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])

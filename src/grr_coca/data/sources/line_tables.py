@@ -23,6 +23,8 @@ MAX_ROW = 2**24
 Quoting = Literal[0, 3]
 """`csv.QUOTE_MINIMAL`, or `csv.QUOTE_NONE` if quotes are ordinary characters."""
 
+csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW))  # its own is 131,072 characters, and for the whole process
+
 DELIMITERS = (",", "\t", ";", "|")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -189,7 +191,7 @@ def csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
     """Offsets of the rows of a CSV file. A quoted cell may contain line ends.
 
     Raises:
-        UserError: a quote is opened and not closed.
+        UserError: a quote is opened and not closed, or a row cannot be split into cells.
     """
     if not _has_quotes(path):
         return line_starts(path, start)
@@ -211,7 +213,10 @@ def csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
             else:
                 starts[-1] = offset
     except csv.Error as error:
-        raise UserError(f"{path}: row {len(starts)}: a quote is opened and not closed ({error})") from error
+        what = f"cannot be split into cells ({error})"
+        if "field larger than" in str(error):
+            what = f"a cell of more than {MAX_ROW:,} characters; make it shorter, or close its quote"
+        raise UserError(f"{path}: row {len(starts)}: {what}") from error
     _require_closed_quote(path, starts, delimiter)
     return np.array(starts, dtype=np.int64)
 

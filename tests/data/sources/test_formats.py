@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -389,7 +390,7 @@ def test_a_table_that_cannot_be_read_is_an_error_that_says_what_was_found(tmp_pa
 
 def test_a_cell_that_is_too_long_is_not_told_as_a_quote_that_is_open(tmp_path):
     path = write(tmp_path / "a.csv", f'image,caption\na.jpg,"{"x" * (2**24 + 1)}"\n')
-    with pytest.raises(UserError, match=r"a\.csv: row 1: a cell of more than 16,777,216 characters; make it shorter, or"):
+    with pytest.raises(UserError, match=r"a\.csv: row 1: a cell of more than 16,777,216 characters; make it short"):
         open_source(str(path))
 
 
@@ -435,6 +436,43 @@ def test_a_table_keeps_eight_bytes_a_row(tmp_path, monkeypatch):
     assert starts.dtype == np.int64
     np.testing.assert_array_equal(np.diff(starts), 12)
     assert len(starts) == 5001
+
+
+@pytest.fixture
+def few_open_tables(monkeypatch):
+    monkeypatch.setattr(line_tables, "MAX_OPEN_TABLES", 3)
+    line_tables._open_tables.cache_clear()
+    yield
+    line_tables._open_tables.cache_clear()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the list of open files is Linux's")
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_of_many_tables_few_are_open_at_a_time(tmp_path, few_open_tables, suffix):
+    lay(tmp_path, ["0.jpg"])
+    for number in range(12):
+        rows = {"csv": f"path,caption\n0.jpg,{number}\n", "jsonl": f'{{"path": "0.jpg", "caption": "{number}"}}\n'}
+        write(tmp_path / f"{number:02d}.{suffix}", rows[suffix])
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    source = open_source(str(tmp_path / f"*.{suffix}"))
+    sources = [source, pickle.loads(pickle.dumps(source))]
+    with ThreadPoolExecutor(4) as pool:
+        for each in (*sources, *sources):
+            assert list(pool.map(each.caption, range(12))) == [str(number) for number in range(12)]
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 3
+
+
+def test_a_table_that_is_gone_or_shorter_gives_bad_samples(tmp_path, few_open_tables):
+    lay(tmp_path, ["0.jpg"])
+    paths = [write(tmp_path / f"{number}.csv", "path,caption\n0.jpg,a cat\n") for number in range(5)]
+    source = open_source(str(tmp_path / "*.csv"))
+    assert source.caption(0) == "a cat"
+    paths[1].unlink()
+    paths[0].write_text("path,caption\n0")
+    for index, said in enumerate(["the table has become shorter", r"cannot be read \(No such file"]):
+        with pytest.raises(BadSample, match=rf"{index}\.csv: row 1: {said}") as caught:
+            source.caption(index)
+        assert caught.value.cause is Cause.UNREADABLE
 
 
 # --- Nothing is executed, nothing is fetched, nothing outside the folder is read

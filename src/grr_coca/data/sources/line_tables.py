@@ -6,7 +6,10 @@ import json
 import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -15,11 +18,20 @@ from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.sources.columns import as_captions, find_columns
 from grr_coca.data.sources.listed import ListedPairs, ListedRow, first_paths
 from grr_coca.data.sources.located import ImageFiles, locate_images, without_suffix
+from grr_coca.data.sources.shards.recent import Recent
+from grr_coca.data.sources.shards.source import allow_open_files
 from grr_coca.data.text import decode_text
 from grr_coca.errors import UserError
 
 CHUNK = 2**24
 MAX_ROW = 2**24
+MAX_OPEN_TABLES = 64
+"""Tables that a process keeps open, those of all its sources together. A pattern may join thousands."""
+
+_NUMBERS = count()
+_READING = Lock()
+"""Held while a table is read. Images are read by several threads, and none may close what another is reading."""
+
 Quoting = Literal[0, 3]
 """`csv.QUOTE_MINIMAL`, or `csv.QUOTE_NONE` if quotes are ordinary characters."""
 
@@ -53,7 +65,7 @@ class LineRows:
         self._starts = starts
         self._parse = parse
         self._parse_fields = parse_fields
-        self._file: int | None = None
+        self._table = next(_NUMBERS), path
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -71,16 +83,37 @@ class LineRows:
         start, end = int(self._starts[index]), int(self._starts[index + 1])
         if end - start > MAX_ROW:
             raise BadSample(f"{name}: a row of {end - start:,} bytes", Cause.TOO_LARGE)
-        if self._file is None:
-            self._file = os.open(self._path, os.O_RDONLY)
-        text = decode_text(os.pread(self._file, end - start, start), name)
+        text = decode_text(_read_part(self._table, start, end - start, name), name)
         try:
             return parse(text)
         except (ValueError, IndexError, csv.Error, RecursionError) as error:
             raise BadSample(f"{name}: not a row of the table ({error})", Cause.BAD_RECORD) from error
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_file": None}
+    def __reduce__(self) -> tuple[object, ...]:
+        return LineRows, (self._path, self._starts, self._parse, self._parse_fields)  # with a number of that process
+
+
+@cache
+def _open_tables() -> Recent[tuple[int, Path], int]:
+    """The tables that this process has open, by the number of their rows' reader: a file that was replaced since is
+    another one under the same path."""
+    return Recent(lambda table: os.open(table[1], os.O_RDONLY), os.close, min(MAX_OPEN_TABLES, allow_open_files() // 8))
+
+
+def _read_part(table: tuple[int, Path], start: int, size: int, name: str) -> bytes:
+    """A part of a table.
+
+    Raises:
+        BadSample: the table cannot be read any more.
+    """
+    try:
+        with _READING:
+            content = os.pread(_open_tables()[table], size, start)
+    except OSError as error:
+        raise BadSample(f"{name}: cannot be read ({error.strerror})", Cause.UNREADABLE) from error
+    if len(content) != size:
+        raise BadSample(f"{name}: the table has become shorter", Cause.UNREADABLE)
+    return content
 
 
 def open_json_lines(path: Path, needs_captions: bool = True) -> ListedPairs:

@@ -1,29 +1,31 @@
 """A cache of the most recently used items."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
-class Recent(Generic[T]):
-    """Opens items by number, and keeps the `size` most recently used ones. `close` is called for dropped items.
+class Recent(Generic[K, T]):
+    """Opens items by number or other key, and keeps the `size` most recently used ones. `close` is called for dropped
+    items.
 
     A copy in another process starts empty, because open files and memory maps are not valid there.
     """
 
-    def __init__(self, open_: Callable[[int], T], close: Callable[[T], None] | None, size: int) -> None:
+    def __init__(self, open_: Callable[[K], T], close: Callable[[T], None] | None, size: int) -> None:
         self._open = open_
         self._close = close
         self._size = size
-        self._items: OrderedDict[int, T] = OrderedDict()
+        self._items: OrderedDict[K, T] = OrderedDict()
 
-    def __getitem__(self, number: int) -> T:
-        if number in self._items:
-            self._items.move_to_end(number)
-            return self._items[number]
-        item = self._items[number] = self._open(number)
+    def __getitem__(self, key: K) -> T:
+        if key in self._items:
+            self._items.move_to_end(key)
+            return self._items[key]
+        item = self._items[key] = self._open(key)
         if len(self._items) > self._size:
             _, oldest = self._items.popitem(last=False)
             if self._close is not None:

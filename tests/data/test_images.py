@@ -290,7 +290,9 @@ def test_every_orientation_is_turned_as_pillow_turns_it():
         exif = Image.Exif()
         exif[0x0112] = orientation
         turned = Image.open(io.BytesIO(encode_image(image, "png", exif=exif)))
-        np.testing.assert_array_equal(np.asarray(open_rgb(turned)), np.asarray(ImageOps.exif_transpose(turned)))
+        upright = open_rgb(turned)
+        np.testing.assert_array_equal(np.asarray(upright), np.asarray(ImageOps.exif_transpose(turned)))
+        np.testing.assert_array_equal(np.asarray(open_rgb(upright)), np.asarray(upright), "it is not turned twice")
 
 
 def test_decoding_does_not_depend_on_the_files_name():

@@ -192,4 +192,9 @@ def _upright(image: Image.Image) -> Image.Image:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # whatever a damaged block raises: it says nothing about the pixels either
         turn = None
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    upright = image.transpose(turn)
+    # Without EXIF data, by which it would be turned once more if it is opened again.
+    upright.info = {key: value for key, value in image.info.items() if key == "transparency"}
+    return upright

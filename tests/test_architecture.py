@@ -14,7 +14,6 @@ FLOORS = [
         "config",
         "structure",
         "files",
-        "checkpoint_files",
         "extras",
         "ranks",
         "torch_private",
@@ -22,6 +21,7 @@ FLOORS = [
         "layers",
         "yaml_files",
     ),
+    ("checkpoint_files",),
     ("presets", "registry"),
     ("model", "losses", "data"),  # 1
     ("checkpoint",),

@@ -1,5 +1,6 @@
 """The files of a checkpoint, and where to find one. This module does not import torch; `grr_coca.checkpoint` loads."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grr_coca.errors import UserError
+from grr_coca.files import MANIFEST, file_sha256, listed_files
 
 FILES = ("model.safetensors", "config.json", "tokenizer.json", "preprocess.json")
 STEP_FOLDER = re.compile(r"step-([0-9]+)")
@@ -44,6 +46,23 @@ def find_checkpoint(path: Path) -> Path:
     if missing:
         raise UserError(f"{folder}: not a checkpoint: {', '.join(missing)} missing")
     return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """A digest of the files of a checkpoint, which tells it from others. Files that its manifest lists are not read.
+
+    Raises:
+        UserError: a file cannot be read, or the manifest is damaged.
+    """
+    listed = listed_files(folder) if (folder / MANIFEST).is_file() else {}
+    digest = hashlib.sha256()
+    for name in FILES:
+        try:
+            content = listed[name][1] if name in listed else file_sha256(folder / name)
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot be read ({error.strerror or error})") from error
+        digest.update(f"{name} {content}\n".encode())
+    return digest.hexdigest()[:32]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from grr_coca.checkpoint_files import fingerprint
 from grr_coca.data.image_files.decode import done_ahead
 from grr_coca.errors import UserError
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.registry import shipped_folder
 from grr_coca.search.entry import Failure, Header
-from grr_coca.search.fingerprint import fingerprint
 from grr_coca.search.updating.describe import DecodedPicture, Found, decode_found, describe_squares
 
 if TYPE_CHECKING:

@@ -1,14 +1,13 @@
 """The checkpoint that a run of fine-tuning began from. A resumed run takes its weights from its own checkpoints, and
 would not notice another one."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from grr_coca.checkpoint_files import FILES, read_json
+from grr_coca.checkpoint_files import fingerprint, read_json
 from grr_coca.errors import UserError
-from grr_coca.files import MANIFEST, file_sha256, listed_files, write_whole
+from grr_coca.files import write_whole
 from grr_coca.structure import from_dict, to_dict
 
 ORIGIN_NAME = "start.json"
@@ -16,10 +15,10 @@ ORIGIN_NAME = "start.json"
 
 @dataclass(frozen=True)
 class Origin:
-    """The folder of a checkpoint, and a digest of the files that make up its model."""
+    """The folder of a checkpoint, and the `fingerprint` of its files."""
 
     checkpoint: str
-    sha256: str
+    fingerprint: str
 
 
 def origin_of(checkpoint: Path) -> Origin:
@@ -29,14 +28,9 @@ def origin_of(checkpoint: Path) -> Origin:
         checkpoint: the folder of its files.
 
     Raises:
-        UserError: its manifest is damaged.
+        UserError: a file cannot be read, or its manifest is damaged.
     """
-    if (checkpoint / MANIFEST).exists():
-        listed = listed_files(checkpoint)
-        hashes = [listed[name][1] if name in listed else "" for name in FILES]
-    else:  # it was put together by hand
-        hashes = [file_sha256(checkpoint / name) for name in FILES]
-    return Origin(str(checkpoint.absolute()), hashlib.sha256("\n".join(hashes).encode()).hexdigest())
+    return Origin(str(checkpoint.absolute()), fingerprint(checkpoint))
 
 
 def save_origin(origin: Origin, out: Path) -> None:
@@ -54,7 +48,7 @@ def require_same_origin(origin: Origin, out: Path) -> None:
     if not path.exists():
         return
     before = from_dict(Origin, read_json(path), str(path))
-    if before.sha256 != origin.sha256:
+    if before.fingerprint != origin.fingerprint:
         raise UserError(
             f"{path}: the run there began from {before.checkpoint} as it was then, which {origin.checkpoint} is not; "
             f"to go on with it, give the same --checkpoint (if that is gone, delete {ORIGIN_NAME}), to start another, "

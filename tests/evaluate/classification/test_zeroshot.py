@@ -138,6 +138,12 @@ def test_other_texts_and_hidden_files_beside_the_class_folders_are_left_alone(tm
     assert open_labelled(str(tmp_path)).targets == (0, 0, 1, 1)
 
 
+def test_a_class_that_cannot_be_listed_is_named(tmp_path, lock):
+    lock(lay_out(tmp_path, ("cat", "dog")) / "dog")
+    with pytest.raises(UserError, match=r"dog: cannot be listed \(Permission denied\)"):
+        open_labelled(str(tmp_path))
+
+
 def test_a_class_whose_images_lie_deeper_is_named(tmp_path):
     lay_out(tmp_path, ("cat", "red_heart", "dog/small"))
     with pytest.raises(UserError, match=r"dog: its images lie in folders of their own"):

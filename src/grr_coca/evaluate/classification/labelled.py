@@ -1,6 +1,7 @@
 """Images with their classes, for classification and probes."""
 
 import csv
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def _class_folders(root: Path) -> list[Path]:
     # A folder with images at its top, with captions or with shards holds pairs. Otherwise each subfolder is a class.
     if not root.is_dir() or _images(root) or _holds_pairs(root):
         return []
-    visible = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and not is_hidden(folder.name)]
+    visible = [folder for folder in _listed(root) if folder.is_dir() and not is_hidden(folder.name)]
     classes = [folder for folder in visible if _images(folder)]
     for folder in visible if classes else ():
         if folder not in classes and _has_images_below(folder):
@@ -112,7 +113,14 @@ def _has_images_below(root: Path) -> bool:
 
 
 def _images(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.iterdir()) if is_image_name(file.name) and file.is_file()]
+    return [file for file in _listed(folder) if is_image_name(file.name) and file.is_file()]
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(Path(entry.path) for entry in os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror or error}); make it readable") from error
 
 
 def _csv_rows(path: Path) -> list[tuple[Path, str]]:

@@ -294,7 +294,10 @@ def test_a_part_is_said_to_act_when_all_seeds_are_there(tmp_path):
         return [sentence for sentence in found.sentences if "t test at" in sentence]
 
     (clear,) = told(8, 0.001)
-    test = "(t test at the 5 % level, corrected for the 7 effects on an endpoint, not for several endpoints)"
+    test = (
+        "(t test at the 5 % level, corrected for the 7 effects, of parts and of combinations, that are tested on each "
+        "endpoint, but not for several endpoints)"
+    )
     assert clear.startswith(f"What single parts are shown to do {test}: ")
     assert "GEGLU lowers contrastive loss by 0.6 %, " in clear
     assert "RMSNorm raises contrastive loss by 0.2 %, " in clear

@@ -30,7 +30,8 @@ def parts_shown(results: StudyResults) -> str:
         return ""
     told = [clause for found in _main_effects(results) for clause in _clauses(found, results.num_planned_seeds)]
     level = f"t test at the {100 * LEVEL_OF_TESTS:g} % level"
-    counted = f"{level}, corrected for the {len(results.factorial)} effects on an endpoint, not for several endpoints"
+    effects = f"{len(results.factorial)} effects, of parts and of combinations"
+    counted = f"{level}, corrected for the {effects}, that are tested on each endpoint, but not for several endpoints"
     if not told:
         return f"No part is shown to change anything on its own ({counted})."
     return f"What single parts are shown to do ({counted}): {'; '.join(told)}."

@@ -17,8 +17,9 @@ from grr_coca.train.recipe import (
     load_recipe,
     save_recipe,
 )
-from grr_coca.train.run.logs import read_metrics
+from grr_coca.train.run.logs import LOG_FILE, MetricLog, read_metrics
 from grr_coca.train.run.loop import train
+from grr_coca.train.run.progress import Progress
 from grr_coca.train.run.setup import check_start, new_checkpoint, training_sources
 from grr_coca.train.step.optimizer import FROZEN_MODULES
 from support import (
@@ -381,3 +382,13 @@ def test_freezing_everything_is_an_error(run, tmp_path):
     recipe = finetuning(run.recipe, freeze=("image_encoder", "text_decoder", "multimodal_decoder"))
     with pytest.raises(UserError, match="nothing is left to train"):
         train(recipe, from_pretrained(run.folder), tmp_path / "run", CPU, silent)
+
+
+def test_a_log_that_is_cut_at_the_start_of_a_life_notes_its_own_size(tmp_path):
+    """Else the next life would keep lines that this one writes again."""
+    lines = [f'{{"step": {step}, "split": "train"}}\n' for step in (10, 20)]
+    (tmp_path / LOG_FILE).write_text("".join(lines))
+    with MetricLog(tmp_path, Progress(step=10, log_bytes=len(lines[0]))) as log:
+        assert log.make_durable() == len(lines[0])
+        log.write(20, "train", {"loss": 1.0})
+    assert [row["step"] for row in read_metrics(tmp_path, "train")] == [10, 20]

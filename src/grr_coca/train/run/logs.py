@@ -41,6 +41,7 @@ class MetricLog:
             with self._writing():
                 self._file = (folder / LOG_FILE).open("ab")
                 self._file.truncate(min(progress.log_bytes, self._file.tell()))
+                self._file.seek(0, os.SEEK_END)  # or the size that a checkpoint notes would be that of before
                 self._board = _open_board(folder, progress.step)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:

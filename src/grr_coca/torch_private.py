@@ -84,6 +84,7 @@ def copy_with_children(module: nn.Module, children: Mapping[str, nn.Module | Non
     """A copy of a module with other children. It shares everything else with the module, but for a list of hooks of its
     own: hooks that are registered later, with one of the two, are not called by the other."""
     copied = copy.copy(module)
+    copied.__dict__.pop("forward", None)  # one that was put in its place runs the module, and not the copy
     copied._modules = dict(children)
     copied.__dict__ |= {name: copy.copy(hooks) for name, hooks in vars(module).items() if "_hooks" in name}
     return copied

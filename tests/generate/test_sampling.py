@@ -38,6 +38,7 @@ def _chi_square(frequencies: torch.Tensor, probs: torch.Tensor) -> float:
         ({"top_p": 0.41}, [1, 3]),
         ({"top_p": 0.84}, [1, 3, 4]),
         ({"top_p": 1.0}, [0, 1, 2, 3, 4]),
+        ({"top_p": 1e-46}, [1]),
         ({"min_p": 0.5}, [1, 3, 4]),
         ({"min_p": 0.6}, [1, 3]),
         # Of the three likeliest, 0.4 / 0.85 is less than half and 0.65 / 0.85 more.

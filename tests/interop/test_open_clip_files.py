@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from grr_coca.config import CoCaConfig
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.errors import UserError
 from grr_coca.interop.open_clip.read import read_open_clip
+from grr_coca.interop.open_clip.settings import Settings, make_model_cfg
 from grr_coca.interop.open_clip.write import write_open_clip
+from grr_coca.presets import open_clip_coca
 from open_clip_files import write_hub_folder
 from support import differing, snapshot, warnings_of, weights
 
@@ -111,6 +114,19 @@ def test_only_the_name_of_the_model_itself_says_that_it_was_tuned(
 ) -> None:
     (tmp_path / folder).parent.mkdir(parents=True)
     assert bool(read_open_clip(write_hub_folder(theirs, tmp_path / folder)).caution) is is_tuned
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(1664, 8192), (1408, 1480), (1408, 6144), (768, 3072)])
+def test_a_ratio_means_the_width_that_open_clip_makes_of_it(width: int, hidden: int) -> None:
+    config = open_clip_coca("b32")
+    wide = replace(config.image_encoder.transformer, embed_dim=width, hidden_dim=hidden, num_heads=16)
+    config = replace(config, image_encoder=replace(config.image_encoder, transformer=wide))
+    assert int(width * make_model_cfg(config)["vision_cfg"]["mlp_ratio"]) == hidden
+    rounded = math.ceil(hidden / width * 1e4) / 1e4
+    Settings("here", {"vision_cfg": {"mlp_ratio": rounded}}, {}).check(config)
+    for other in (rounded + 0.01, "4"):
+        with pytest.raises(UserError, match=f"mlp_ratio is {other}"):
+            Settings("here", {"vision_cfg": {"mlp_ratio": other}}, {}).check(config)
 
 
 # --- Back to open_clip

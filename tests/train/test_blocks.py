@@ -19,8 +19,10 @@ from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.errors import UserError
+from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate import generate
 from grr_coca.model import CoCa, build
+from grr_coca.torch_private import copy_modules
 from grr_coca.train.step.blocks import CPP_COMPILERS, checkpoint_blocks, compile_blocks
 from processes import launch
 from support import compute_losses, saved_bytes
@@ -61,6 +63,16 @@ def test_every_block_is_computed_again(
     _gradients(model, make_batch(config))
     assert len(set(calls)) == 6
     assert all(calls.count(norm) == 2 for norm in calls)
+
+
+def test_copies_of_a_model_with_checkpointed_blocks_run_their_own_blocks(
+    tiny_config: Callable[..., CoCaConfig],
+) -> None:
+    model = build(tiny_config())
+    checkpoint_blocks(model)
+    for copied in (copy_modules(model), fast_copy(model)):
+        assert all("forward" not in vars(module) for module in copied.modules())
+    assert sum("forward" in vars(module) for module in model.modules()) == 6
 
 
 def test_captioning_takes_no_notice_of_checkpointed_blocks(

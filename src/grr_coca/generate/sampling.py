@@ -46,7 +46,9 @@ def keep_top_p(logits: Float[Tensor, "R V"], p: float) -> tuple[Float[Tensor, "R
         before = probs.cumsum(dim=-1) - probs
         if (before[:, -1] >= p).all():
             break
-    return kept.masked_fill(before >= p, -math.inf), ids
+    is_out = before >= p
+    is_out[:, 0] = False  # the likeliest stays, even where p is so small that it is 0 in this precision
+    return kept.masked_fill(is_out, -math.inf), ids
 
 
 def keep_min_p(logits: Float[Tensor, "R V"], p: float) -> Float[Tensor, "R V"]:

@@ -36,6 +36,16 @@ def test_there_are_seven_effects_of_three_parts_main_effects_first():
     assert names[3:] == [PARTS[:2], PARTS[::2], PARTS[1:], PARTS]
 
 
+def test_parts_that_change_nothing_at_all_have_no_effect_and_not_what_rounding_leaves():
+    """What it leaves may be the same with every seed, and so as sure as can be."""
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        values = {with_first: random.uniform(0.5, 3, 4) for with_first in (False, True)}
+        effects = factorial_effects({corner: values[PARTS[0] in corner] for corner in CORNERS})
+        assert np.allclose(effects.pop(PARTS[:1]), values[True] - values[False])
+        assert all((found == 0).all() for found in effects.values())
+
+
 def test_effects_are_those_of_least_squares_with_a_column_for_each_seed():
     made, seeds = cells(5, RMSNorm=-0.01, GEGLU=-0.03, RMSNorm_RoPE=0.02), 5
     rows, targets = [], []

@@ -1,12 +1,13 @@
 """`open_clip_config.json`: what it says of a CoCa, and whether our model can be that."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from grr_coca.checkpoint_files import read_json
-from grr_coca.config import CoCaConfig
+from grr_coca.config import CoCaConfig, TransformerConfig
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.errors import UserError, nearest
 from grr_coca.interop.open_clip.architecture import Heads
@@ -46,7 +47,7 @@ class Settings:
         for part, found in _said_by_shapes(config).items():
             said = self.model if part == "model_cfg" else self._part(part)
             for key, value in found.items():
-                if key in said and said[key] != value:
+                if key in said and not _agrees(key, said[key], found):
                     raise UserError(
                         f"{self.where}: {part}: {key} is {said[key]}, but the tensors say {value}; "
                         "the weights are of another model"
@@ -134,6 +135,24 @@ def _refuse_unsupported(path: Path, part: str, said: Mapping[str, Any]) -> None:
             raise UserError(f"{path}: {part}: {key} is not known, so not supported")
 
 
+def _agrees(key: str, said: object, found: Mapping[str, Any]) -> bool:
+    if key == "mlp_ratio" and isinstance(said, int | float):  # many ratios make one width
+        return _hidden_dim(found["width"], said) == _hidden_dim(found["width"], found[key])
+    return bool(said == found[key])
+
+
+def _mlp_ratio(transformer: TransformerConfig) -> float:
+    """The ratio of which open_clip makes this very width."""
+    ratio = transformer.hidden_dim / transformer.embed_dim
+    is_right = _hidden_dim(transformer.embed_dim, ratio) == transformer.hidden_dim
+    return ratio if is_right else math.nextafter(ratio, math.inf)
+
+
+def _hidden_dim(width: int, mlp_ratio: float) -> int:
+    """As open_clip computes it."""
+    return int(width * mlp_ratio)
+
+
 def _said_by_shapes(config: CoCaConfig) -> dict[str, dict[str, Any]]:
     """What the tensors say of the keys in `SHAPES`."""
     image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
@@ -144,7 +163,7 @@ def _said_by_shapes(config: CoCaConfig) -> dict[str, dict[str, Any]]:
             "patch_size": image.patch_size,
             "layers": image.transformer.num_layers,
             "width": image.transformer.embed_dim,
-            "mlp_ratio": image.transformer.hidden_dim / image.transformer.embed_dim,
+            "mlp_ratio": _mlp_ratio(image.transformer),
             "attn_pooler_queries": config.poolers.num_queries,
         },
         "text_cfg": {
@@ -152,7 +171,7 @@ def _said_by_shapes(config: CoCaConfig) -> dict[str, dict[str, Any]]:
             "vocab_size": text.vocab_size,
             "layers": text.transformer.num_layers,
             "width": text.transformer.embed_dim,
-            "mlp_ratio": text.transformer.hidden_dim / text.transformer.embed_dim,
+            "mlp_ratio": _mlp_ratio(text.transformer),
         },
         "multimodal_cfg": {
             "context_length": text.context_length - 1,

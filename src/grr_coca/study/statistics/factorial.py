@@ -9,6 +9,8 @@ from grr_coca.study.statistics.paired import Samples
 
 Cell = frozenset[str]
 """A corner of the factorial: the parts that its arm has."""
+ROUNDING = 1e-12
+"""An effect that is smaller than this share of the largest value is none."""
 
 
 def factorial_effects(cells: Mapping[Cell, Samples]) -> dict[tuple[str, ...], Samples]:
@@ -32,11 +34,14 @@ def factorial_effects(cells: Mapping[Cell, Samples]) -> dict[tuple[str, ...], Sa
     parts = [part for cell in cells if len(cell) == 1 for part in cell]  # in the order in which they are given
     assert len(cells) == 2 ** len(parts), "every corner is needed"
     half = len(cells) / 2
-    return {
+    rounding = ROUNDING * max(float(np.abs(values).max(initial=0.0)) for values in cells.values())
+    effects = {
         chosen: np.sum([_sign(chosen, cell) * values for cell, values in cells.items()], axis=0) / half
         for size in range(1, len(parts) + 1)
         for chosen in combinations(parts, size)
     }
+    # What rounding leaves of corners that are equal may be the same with every seed, and would be a sure finding.
+    return {chosen: np.where(np.abs(values) <= rounding, 0.0, values) for chosen, values in effects.items()}
 
 
 def _sign(chosen: tuple[str, ...], cell: Cell) -> int:

@@ -8,6 +8,7 @@ from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.split import Evaluation
+from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import (
     EvaluationRecipe,
     LossRecipe,
@@ -20,12 +21,13 @@ from grr_coca.train.recipe import (
 from grr_coca.train.run.logs import LOG_FILE, MetricLog, read_metrics
 from grr_coca.train.run.loop import train
 from grr_coca.train.run.progress import Progress
-from grr_coca.train.run.setup import check_start, new_checkpoint, training_sources
+from grr_coca.train.run.setup import check_start, new_checkpoint, sound_validation, training_sources
 from grr_coca.train.step.optimizer import FROZEN_MODULES
 from support import (
     ALONE,
     BATCH_SIZE,
     CPU,
+    PairsInMemory,
     differing,
     finetuning,
     finished_run,
@@ -392,3 +394,15 @@ def test_a_log_that_is_cut_at_the_start_of_a_life_notes_its_own_size(tmp_path):
         assert log.make_durable() == len(lines[0])
         log.write(20, "train", {"loss": 1.0})
     assert [row["step"] for row in read_metrics(tmp_path, "train")] == [10, 20]
+
+
+def test_the_ranks_try_validation_pairs_between_them(monkeypatch):
+    """One rank alone would take hours for millions of pairs, and the others give up waiting after half an hour."""
+    pairs = list(real_pairs(7))
+    pairs[1], pairs[5] = replace(pairs[1], image=b"no image"), replace(pairs[5], image=b"no image")
+    val, parts = PairsInMemory(pairs), []
+    monkeypatch.setattr(Ranks, "gather_objects", lambda _, item: parts.append(item) or list(parts))
+    for rank in range(3):
+        sound = sound_validation(val, Ranks(rank, 3, CPU))
+    assert [found.tolist() for found, _ in parts] == [[0], [2, 3], [4, 6]]
+    assert [sound.name(index) for index in range(len(sound))] == [val.name(index) for index in (0, 2, 3, 4, 6)]

@@ -3,11 +3,20 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from grr_coca.model import build
 from grr_coca.presets import PRESETS, get_preset
 from grr_coca.structure import differences
-from grr_coca.study.anatomy import count_parameters, flops_per_pair, parts, share_that_differs
+from grr_coca.study.anatomy import (
+    UNCOUNTED,
+    count_parameters,
+    flops_of_pairs,
+    flops_per_pair,
+    parts,
+    share_that_differs,
+)
 
 
 def model_of(preset):
@@ -70,6 +79,32 @@ def test_flops_grow_with_the_text_and_a_third_with_geglu_at_full_width():
     config = get_preset("grr_coca", "tiny")
     assert flops_per_pair(config, 10) < flops_per_pair(config, 20) < flops_per_pair(config)
     assert flops_per_pair(config) < flops_per_pair(get_preset("grr_coca_geglu_4x", "tiny"))
+
+
+@pytest.mark.parametrize("preset", ["baseline_coca", "grr_coca_plus", "grr_coca_registers", "open_clip_coca"])
+def test_flops_are_those_of_a_real_pass(preset):
+    config, lengths, kept = get_preset(preset, "tiny"), torch.tensor([4, 9, 12, 5, 7]), torch.arange(6)
+    side = config.image_encoder.image_size
+    model = build(config)
+    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
+        token_ids = torch.zeros(5, 12, dtype=torch.long)
+        output = model(torch.zeros(5, 3, side, side), token_ids, lengths, kept.expand(5, -1))
+        model.multimodal_decoder.lm_head(output.states)
+    assert flops_of_pairs(config, lengths, kept) == counter.get_total_flops()
+
+
+def test_a_short_caption_costs_what_it_adds_to_a_large_batch():
+    """Its row is not rounded up for itself."""
+    config = get_preset("grr_coca", "tiny")
+    assert flops_per_pair(config, 5) == pytest.approx(flops_of_pairs(config, torch.full((100,), 5)) / 100, rel=0.01)
+
+
+def test_patches_that_are_dropped_cost_nothing():
+    config, lengths = get_preset("grr_coca", "tiny"), torch.full((16,), 9)
+    kept = [flops_of_pairs(config, lengths, torch.arange(count)) for count in (4, 8, 16)]
+    assert kept[2] == flops_of_pairs(config, lengths)
+    assert kept[0] < kept[1] < kept[2]
+    assert kept[1] - kept[0] == pytest.approx((kept[2] - kept[1]) / 2, rel=0.05), "nearly linear in the patches"
 
 
 def test_flops_of_a_linear_map_are_two_per_weight_and_row():

@@ -40,14 +40,6 @@ def test_a_forecast_in_bf16_worked_out_by_hand():
     assert step.mfu == pytest.approx(0.2)
 
 
-def test_patches_that_are_dropped_cost_nothing():
-    config = get_preset("grr_coca", "tiny")
-    kept = [training_flops(config, 2, 9, torch.arange(count)) for count in (4, 8, 16)]
-    assert kept[2] == training_flops(config, 2, 9)
-    assert kept[0] < kept[1] < kept[2]
-    assert kept[1] - kept[0] == pytest.approx((kept[2] - kept[1]) / 2, rel=0.05), "nearly linear in the patches"
-
-
 def test_a_step_costs_three_forward_passes_of_every_pair():
     config = get_preset("grr_coca", "tiny")
     assert training_flops(config, 10) == 3 * 10 * flops_per_pair(config)

@@ -6,13 +6,15 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from grr_coca.batch import CoCaOutput
 from grr_coca.config import CoCaConfig
 from grr_coca.layers.block import Block, CrossBlock, TwoStepCrossBlock
+from grr_coca.layers.layout import ROUND_TO
 from grr_coca.model import CoCa, build
+from grr_coca.model.build import build_without_weights
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.multimodal_decoder import MultimodalDecoder
 from grr_coca.model.text_decoder import TextDecoder
@@ -48,34 +50,79 @@ UNCOUNTED = {flash_attention_of_cpu(): _attention}
 
 def num_parameters(config: CoCaConfig) -> int:
     """Number of parameters of a model."""
-    return count_parameters(_some_model(config))
+    return count_parameters(_without_numbers(config))
 
 
-def flops_per_pair(config: CoCaConfig, text_length: int | None = None, kept_patches: Tensor | None = None) -> int:
+def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
     """Counted FLOPs of one forward pass over one pair, head included; a training step costs three times that.
+
+    It is that of a pair in a batch: a row of packed captions is rounded up once, and not for each caption.
 
     Args:
         config: the model.
         text_length: tokens of the caption, [BOS], [EOS] and [CLS] included; the whole context if None.
+    """
+    length = text_length or config.text_decoder.context_length
+    return flops_of_pairs(config, torch.full((ROUND_TO,), length)) // ROUND_TO
+
+
+def flops_of_pairs(
+    config: CoCaConfig, lengths: Int[Tensor, " B"], kept_patches: Int[Tensor, " K"] | None = None
+) -> int:
+    """Counted FLOPs of one forward pass over a batch of B pairs, head included. Nothing is computed.
+
+    Args:
+        config: the model.
+        lengths: tokens of each caption, [BOS], [EOS] and [CLS] included.
         kept_patches: the numbers of the patches that are encoded; all of them if None.
     """
+    model, side = _without_numbers(config), config.image_encoder.image_size
+    batch, longest = len(lengths), int(lengths.max())
+    images = torch.empty(batch, 3, side, side, device="meta")
+    token_ids = torch.zeros(batch, longest, dtype=torch.long)
+    kept = None if kept_patches is None else kept_patches.expand(batch, -1).to("meta")
     with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
-        _some_model(config).multimodal_decoder.lm_head(_forward(config, 1, text_length, kept_patches).states)
+        model.multimodal_decoder.lm_head(model(images, token_ids, lengths, kept).states)
     return counter.get_total_flops()
+
+
+@lru_cache(maxsize=2)
+def _without_numbers(config: CoCaConfig) -> CoCa:
+    """A model on torch's meta device. Where padding lies is found by looking at lengths, which takes numbers: so the
+    captions alone are packed on the CPU."""
+    with torch.device("meta"):
+        model = build_without_weights(config)
+    pack = model.text_decoder.pack
+    model.text_decoder.pack = lambda token_ids, lengths: _on_meta(pack(token_ids, lengths))
+    return model
+
+
+def _on_meta(value: Any) -> Any:
+    """A tensor, or a named tuple of such values, without its numbers."""
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    return type(value)(*map(_on_meta, value)) if isinstance(value, tuple) else value
 
 
 def saved_bytes_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
     """Bytes in fp32 that a forward pass keeps of each pair for its backward pass. The losses keep no logits.
 
+    It is what a third pair adds. As a row of packed captions is rounded up, it may be some per cent off where they are
+    short.
+
     Args:
         config: the model.
         text_length: as in `flops_per_pair`.
     """
-    return _saved_bytes(config, 3, text_length) - _saved_bytes(config, 2, text_length)
+    model = build(config)  # with numbers: without them, attention takes another path, which keeps other things
+    length = text_length or config.text_decoder.context_length
+    return _saved_bytes(model, config, 3, length) - _saved_bytes(model, config, 2, length)
 
 
-def _saved_bytes(config: CoCaConfig, batch: int, text_length: int | None) -> int:
+def _saved_bytes(model: CoCa, config: CoCaConfig, batch: int, length: int) -> int:
     """Bytes of all storages that autograd holds on to, each counted once; weights are among them."""
+    side = config.image_encoder.image_size
+    images, token_ids = torch.zeros(batch, 3, side, side), torch.zeros(batch, length, dtype=torch.long)
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -84,24 +131,9 @@ def _saved_bytes(config: CoCaConfig, batch: int, text_length: int | None) -> int
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = _forward(config, batch, text_length)
+        output = model(images, token_ids, torch.full((batch,), length))
     del output  # until here, no storage could take another's place
     return sum(storages.values())
-
-
-@lru_cache(maxsize=2)
-def _some_model(config: CoCaConfig) -> CoCa:
-    """Drawing the weights of a large one takes seconds."""
-    return build(config)
-
-
-def _forward(config: CoCaConfig, batch: int, text_length: int | None, kept_patches: Tensor | None = None) -> CoCaOutput:
-    """A real pass over blank pairs: padding is found by looking at lengths, so shapes alone will not do."""
-    length = text_length or config.text_decoder.context_length
-    side = config.image_encoder.image_size
-    token_ids = torch.zeros(batch, length, dtype=torch.long)
-    kept = None if kept_patches is None else kept_patches.expand(batch, -1)
-    return _some_model(config)(torch.zeros(batch, 3, side, side), token_ids, torch.full((batch,), length), kept)
 
 
 def parts(model: CoCa) -> list[Part]:

@@ -81,11 +81,9 @@ class Forecast:
         return self.batch / self.seconds
 
 
-def training_flops(
-    config: CoCaConfig, batch: int, text_length: int | None = None, kept_patches: Tensor | None = None
-) -> int:
-    """FLOPs of a training step; `text_length` and `kept_patches` as in `flops_per_pair`."""
-    return TRAINING_PASSES * batch * flops_per_pair(config, text_length, kept_patches)
+def training_flops(config: CoCaConfig, batch: int, text_length: int | None = None) -> int:
+    """FLOPs of a training step; `text_length` as in `flops_per_pair`."""
+    return TRAINING_PASSES * batch * flops_per_pair(config, text_length)
 
 
 def mfu_in_fp32(config: CoCaConfig) -> Mfu:

@@ -12,12 +12,12 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.config import CoCaConfig
 from grr_coca.data.sources.open import open_source
 from grr_coca.ranks import Ranks
-from grr_coca.study.anatomy import flops_per_pair, num_parameters
+from grr_coca.study.anatomy import flops_of_pairs, num_parameters
 from grr_coca.study.plan.plan import Arm, Plan, arm_named, scores_captions, stage_names
 from grr_coca.study.plan.stages import stage_recipe
 from grr_coca.study.running.agenda import Want
 from grr_coca.study.running.pace import Pace, measure_pace
-from grr_coca.study.running.training_cost import caption_length, step_flops
+from grr_coca.study.running.training_cost import caption_lengths, step_flops
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run.setup import new_checkpoint
 
@@ -83,12 +83,12 @@ def _pace_of(plan: Plan, arm: Arm, stage: str, measured: Pace, start: Checkpoint
     """Of any arm: the baseline's, scaled by FLOPs."""
     baseline = arm_named(plan, plan.baseline)
     recipe, known = (stage_recipe(plan, each, stage, 0, {}) for each in (arm, baseline))
-    length = caption_length(start, open_source(known.data.val or known.data.train))
+    lengths = caption_lengths(start, open_source(known.data.val or known.data.train))
     config, known_config = _config(plan, arm.name), _config(plan, baseline.name)
     return Pace(
-        step=measured.step * step_flops(recipe, config, length) / step_flops(known, known_config, length),
+        step=measured.step * step_flops(recipe, config, lengths) / step_flops(known, known_config, lengths),
         reading=measured.reading,
-        evaluation=measured.evaluation * flops_per_pair(config, length) / flops_per_pair(known_config, length),
+        evaluation=measured.evaluation * flops_of_pairs(config, lengths) / flops_of_pairs(known_config, lengths),
     )
 
 

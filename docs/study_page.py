@@ -15,7 +15,7 @@ from grr_coca.study.ledger import DIGESTS_FILE, PLAN_FILE, Ledger, ledger_files,
 from grr_coca.study.plan.folder import plan_of_folder
 from grr_coca.study.plan.plan import Plan, compared_with
 from grr_coca.study.report.answer import answer
-from grr_coca.study.report.figures.all import StudyFigures, late_falls, study_figures
+from grr_coca.study.report.figures.all import StudyFigures, late_changes, study_figures
 from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
 from grr_coca.study.report.numbers.results import StudyResults, study_results
 from grr_coca.study.report.paper import reported_change
@@ -195,7 +195,7 @@ def _effects(study: Study, figures: str) -> str:
 def _curves(study: Study, figures: str) -> str:
     parts = [
         f"![Validation losses of {stage} by step]({figures}/{study.name}-curves-{stage}.svg)\n\n{stage}: {sentence}\n"
-        for stage, sentence in late_falls(study.plan, study.ledger, study.results).items()
+        for stage, sentence in late_changes(study.plan, study.ledger, study.results).items()
     ]
     return "\n".join(parts) or "No run has ended yet.\n"
 

@@ -89,6 +89,30 @@ def test_the_newest_choice_is_the_choice(folder):
     assert [(row.arm, row.steps) for row in read_ledger(folder).choices] == [("grr_coca", 2), ("baseline_coca", 6)]
 
 
+def test_of_choices_in_several_ledgers_that_counts_which_runs_were_made_with(folder):
+    """Which of them is newer cannot be told."""
+    used, other = ({"optimizer.lr": rate} for rate in (0.012, 0.006))
+    write(folder, a_row(kind="choice", settings=used), a_row(settings=used))
+    write(folder, a_row(kind="choice", settings=other), name="runs-1-of-2.jsonl")
+    assert [row.settings for row in read_ledger(folder).choices] == [used]
+    write(folder, a_row(kind="choice", settings=other))
+    assert [row.settings for row in read_ledger(folder).choices] == [used]
+
+
+def test_what_was_run_after_the_shards_counts_as_newer(folder):
+    write(folder, a_row(steps=2))
+    write(folder, a_row(steps=1), name="runs-1-of-2.jsonl")
+    assert [row.steps for row in read_ledger(folder).rows] == [2]
+
+
+def test_digests_that_lack_the_data_of_a_stage_are_told(folder):
+    write_digests(folder, replace(DIGESTS, data={"health": "d"}))
+    write(folder, a_row())
+    ledger = read_ledger(folder)
+    assert ledger.rows == ()
+    assert "digests.json says nothing of its data; `grr-coca study run` writes it anew" in ledger.notes[0]
+
+
 def test_a_torn_last_line_is_dropped_and_named_and_the_next_row_is_whole(folder):
     path = write(folder, a_row(), a_row("baseline_coca"))
     torn = path.read_bytes()[:-20]

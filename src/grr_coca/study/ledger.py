@@ -144,6 +144,8 @@ class Digests:
 
     def data_fault(self, row: LedgerRow) -> str | None:
         """Whether a row of a stage that is there is of other data; None if it is of these."""
+        if row.stage not in self.data:
+            return f"{DIGESTS_FILE} says nothing of its data; `grr-coca study run` writes it anew"
         if row.data_digest != self.data[row.stage]:
             return f"other data ({row.data_digest}, not {self.data[row.stage]})"
         pretraining = next(iter(self.data.values()))
@@ -154,7 +156,8 @@ class Digests:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The rows of a study that count, by what they are. Of the choices for an arm and a stage, the newest is there.
+    """The rows of a study that count, by what they are. Of the choices for an arm and a stage, one is there: that which
+    runs were made with, or else the newest.
     `diverged`: runs without metrics. `notes` has one sentence on each thing that was not counted, and on what a reader
     should know of those that were."""
 
@@ -192,7 +195,7 @@ def read_ledger(folder: Path, digests: Digests | None = None, seeds: Collection[
     return Ledger(
         rows=tuple(runs),
         trials=tuple(row for row in trials if row.kind == "trial"),
-        choices=tuple({(row.arm, row.stage): row for row in trials if row.kind == "choice"}.values()),
+        choices=_counted_choices([row for row in trials if row.kind == "choice"], runs),
         notes=tuple(notes),
         diverged=tuple(row for row in diverged if (row.arm, row.seed, row.stage) not in measured),
     )
@@ -209,10 +212,10 @@ def read_rows(folder: Path, notes: list[str]) -> list[LedgerRow]:
 
 
 def ledger_files(folder: Path) -> list[Path]:
-    """The ledgers that are in a folder, the whole study's first."""
+    """The ledgers that are in a folder, the whole study's last: it is continued when the shards are done."""
     shards = sorted(path for path in folder.glob("runs-*.jsonl") if SHARD_FILE.fullmatch(path.name))
     whole = folder / LEDGER_FILE
-    return [whole, *shards] if whole.exists() else shards
+    return [*shards, whole] if whole.exists() else shards
 
 
 def read_digests(folder: Path) -> Digests:
@@ -393,3 +396,14 @@ def _counted_trials(rows: Iterable[LedgerRow], digests: Digests, notes: list[str
             settings = ", ".join(f"{key} {value}" for key, value in row.settings.items())
             notes.append(f"{row.arm}, {row.stage}, trial of {settings}: not counted: {fault}")
     return counted
+
+
+def _counted_choices(choices: Iterable[LedgerRow], runs: Iterable[LedgerRow]) -> tuple[LedgerRow, ...]:
+    """One for each arm and stage. Rows of several ledgers have no order, so that of the runs comes before the newest."""
+    used = {(run.arm, run.stage): run.settings for run in runs}
+    found: dict[tuple[str, str], LedgerRow] = {}
+    for row in choices:
+        key = (row.arm, row.stage)
+        if key not in found or row.settings == used.get(key) or found[key].settings != used.get(key):
+            found[key] = row
+    return tuple(found.values())

@@ -304,3 +304,23 @@ def test_a_part_is_said_to_act_when_all_seeds_are_there(tmp_path):
     assert "; RoPE lowers contrastive loss by 2.2 %, " in clear
     assert told(8, 1.0) == [f"No part is shown to change anything on its own {test}."]
     assert told(7, 0.001) == []
+
+
+def test_parts_are_not_said_to_do_nothing_where_a_corner_diverged(tmp_path):
+    arms = plan()["arms"]
+    lost = ("baseline_geglu", 3)
+
+    def told(*stages):
+        rows = [
+            replace(row, kind="diverged", metrics={}) if (row.arm, row.seed) == lost and row.stage in stages else row
+            for row in rows_of(arms, range(8), deviation=0.001)
+        ]
+        folder = tmp_path / "-".join(stages)
+        return [line for line in said(folder, plan(arms), rows).sentences if "parts" in line and "average" not in line]
+
+    (all_lost,) = told("pictograms", "health", "clipart", "glyphs")
+    assert all_lost.startswith("Which parts are shown to change contrastive loss, perplexity and CoCa loss after")
+    assert all_lost.endswith("cannot be told: not all 8 seeds have a value for every combination of the parts.")
+    (half_lost,) = told("health")
+    assert "RoPE lowers contrastive loss by 2.2 %, " in half_lost
+    assert "to change contrastive loss, perplexity and CoCa loss after fine-tuning cannot be told" in half_lost

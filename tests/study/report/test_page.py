@@ -14,7 +14,7 @@ from grr_coca.study.ledger import CaptionedExample, CurvePoint, read_ledger
 from grr_coca.study.plan.folder import DemoPlan
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.report.figures.all import _interaction
-from grr_coca.study.report.figures.curves import late_fall
+from grr_coca.study.report.figures.curves import LateChange, late_change
 from grr_coca.study.report.tables import Table, as_markdown
 from grr_coca.study.report.write import write_study_report
 from synthetic_study import plan, rows_of, write_study
@@ -217,9 +217,17 @@ def test_a_report_that_cannot_be_written_says_where(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}: cannot be written to (File exists)")
 
 
-def test_a_curve_past_its_knee_falls_little():
+@pytest.mark.parametrize(
+    ("losses", "change"),
+    [
+        ({200: 8.0, 400: 5.0, 600: 4.0, 800: 3.0}, LateChange(-25.0, 600)),
+        ({55: 8.0, 110: 10.0}, LateChange(25.0, 55)),  # nothing was measured nearer to the end
+        ({55: 8.0}, None),
+        ({}, None),
+    ],
+)
+def test_a_late_change_is_told_from_a_step_that_was_measured(losses, change):
     (row,) = (r for r in rows_of(["grr_coca"], [0]) if r.stage == "pictograms")
-    curve = tuple(CurvePoint(step, {}, {"coca_loss": loss}) for step, loss in ((200, 8.0), (400, 5.0), (800, 4.0)))
-    assert late_fall([replace(row, curve=curve)], "grr_coca") == pytest.approx(100 * (1 - 4.0 / 4.5))
-    assert late_fall([replace(row, curve=curve[:1])], "grr_coca") is None
-    assert late_fall([], "grr_coca") is None
+    curve = tuple(CurvePoint(step, {}, {"coca_loss": loss}) for step, loss in losses.items())
+    assert late_change([replace(row, curve=curve)], "grr_coca") == change
+    assert late_change([], "grr_coca") is None

@@ -1,6 +1,7 @@
 """The plan of a study, as a person writes it. Reading it needs neither the data nor torch."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,9 @@ RANKING_METRICS = tuple(f"{way}R@{k}" for way in ("", "image_to_text/") for k in
 LOSS_METRICS = ("contrastive_loss", "contrastive_loss_refitted", "captioning_loss", "perplexity", "coca_loss")
 METRICS = (*LOSS_METRICS, *RANKING_METRICS, *CAPTION_SCORES)
 """What an endpoint may be, under the names that rows of the ledger have."""
+
+NAME = re.compile(r"[\w-][\w.-]*")
+"""The name of an arm, which is also that of a folder."""
 
 AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
@@ -214,6 +218,9 @@ def _check(plan: Plan, path: Path) -> None:
     _require_once(stage_names(plan), f"{path}: every recipe needs a file name of its own")
     if len(names) < 2:
         raise UserError(f"{path}: arms: two or more are needed to compare")
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise UserError(f"{path}: arms: '{name}' names folders of runs; use letters, digits, '_', '-' and '.'")
     for arm in plan.arms:
         try:
             get_preset(arm.preset_name, "tiny")
@@ -223,6 +230,8 @@ def _check(plan: Plan, path: Path) -> None:
         raise UserError(f"{path}: baseline: the plan has no arm '{plan.baseline}'; {nearest(plan.baseline, names)}")
     if min(plan.seeds, default=0) < 0 or not (plan.seeds or plan.tuning):
         raise UserError(f"{path}: seeds: give one or more, each 0 or more")
+    if plan.num_captions < 0:
+        raise UserError(f"{path}: num_captions: {plan.num_captions} is out of range; give 0 or more")
     _check_endpoints(plan, path)
     if plan.tuning is not None:
         _check_tuning(plan, plan.tuning, path)
@@ -245,6 +254,9 @@ def _check_tuning(plan: Plan, tuning: Tuning, path: Path) -> None:
     for name in tuning.arms:
         if name not in names:
             raise UserError(f"{path}: tuning: arms: the plan has no arm '{name}'; {nearest(name, names)}")
+    for key, value, least in (("seed", tuning.seed, 0), ("steps", tuning.steps, 1)):
+        if value is not None and value < least:
+            raise UserError(f"{path}: tuning: {key}: {value} is out of range; give {least} or more")
     if tuning.seed in plan.seeds:
         raise UserError(f"{path}: tuning: seed {tuning.seed} is one of the study's; give another, so that it is unseen")
     if tuning.score in CAPTION_SCORES:

@@ -5,7 +5,7 @@ from itertools import product
 from grr_coca.study.report.numbers.factors import FactorResults
 from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
 from grr_coca.study.report.numbers.results import StudyResults
-from grr_coca.study.report.words import change_in_words, interval_in_words, listed
+from grr_coca.study.report.words import change_in_words, endpoints_in_words, interval_in_words, listed
 from grr_coca.study.statistics.fewest import LEVEL_OF_TESTS
 
 FEWEST_SEEDS = 2
@@ -25,9 +25,20 @@ def parts_on_average(results: StudyResults, endpoint: Endpoint | None) -> str:
 
 
 def parts_shown(results: StudyResults) -> str:
-    """Which main effects pass the correction, and in which direction; empty until the study is complete."""
+    """Which main effects pass the correction, and in which direction; empty until the study is complete. Of an endpoint
+    that lacks seeds, nothing is told: those may be the worst."""
     if not results.factorial or not results.is_complete or results.num_planned_seeds < FEWEST_SEEDS:
         return ""
+    effects = results.factorial[0].effects  # all effects on an endpoint have the same seeds
+    lacking = [Endpoint(name) for name, effect in effects.items() if effect.num_seeds < results.num_planned_seeds]
+    sentences = [] if len(lacking) == len(effects) else [_shown(results)]
+    if lacking:
+        combined = f"not all {results.num_planned_seeds} seeds have a value for every combination of the parts"
+        sentences.append(f"Which parts are shown to change {endpoints_in_words(lacking)} cannot be told: {combined}.")
+    return " ".join(sentences)
+
+
+def _shown(results: StudyResults) -> str:
     told = [clause for found in _main_effects(results) for clause in _clauses(found, results.num_planned_seeds)]
     level = f"t test at the {100 * LEVEL_OF_TESTS:g} % level"
     effects = f"{len(results.factorial)} effects, of parts and of combinations"

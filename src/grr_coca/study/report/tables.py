@@ -13,8 +13,8 @@ from grr_coca.study.report.words import arm_titles, interval_in_signs, p_in_word
 from grr_coca.study.statistics.fewest import LEVEL_OF_TESTS
 
 SHOWN_FROM = (
-    "Shown from: a true change of this size is called better or worse in four studies of five with as many seeds and "
-    "this deviation between them."
+    "Shown from: a true fall of this size, or a rise that makes up for it, is called better or worse in four studies "
+    "of five with as many seeds and this deviation between them."
 )
 
 

@@ -121,5 +121,9 @@ def test_without_values_or_seeds_there_is_no_interval(studied):
     bare = {key: replace(row, values={}) for key, row in rows.items()}
     assert interval_over_images(bare, made, endpoint, "grr_coca", (0, 1)) is None
     assert interval_over_images(rows, made, endpoint, "grr_coca", ()) is None
+    for damaged in ([1.0], [float("nan")] * NUM_IMAGES):
+        values = {"test": {**rows["grr_coca", 0, "pictograms"].values["test"], "nll": damaged}}
+        torn = {key: replace(row, values=values) if key[1:] == (0, "pictograms") else row for key, row in rows.items()}
+        assert interval_over_images(torn, made, endpoint, "grr_coca", (0, 1)) is None
     assert "coca_loss" not in STATISTICS
     assert interval_over_images(rows, made, Endpoint("pretraining/coca_loss"), "grr_coca", (0, 1)) is None

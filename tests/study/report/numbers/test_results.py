@@ -149,16 +149,17 @@ def test_rows_of_other_recipes_are_named_and_do_not_count(tmp_path):
     assert max(found.costs[0].seconds.values()) < 1e9
 
 
-def test_a_recall_of_zero_has_no_ratio_and_is_named(tmp_path):
+@pytest.mark.parametrize("recall", [0.0, math.inf])
+def test_what_has_no_ratio_is_named(tmp_path, recall):
     rows = rows_of(PAIR, range(3))
     broken = next(i for i, r in enumerate(rows) if (r.arm, r.seed, r.stage) == ("grr_coca", 1, "pictograms"))
-    metrics = {**rows[broken].metrics, "test": {**rows[broken].metrics["test"], "R@1": 0.0}}
+    metrics = {**rows[broken].metrics, "test": {**rows[broken].metrics["test"], "R@1": recall}}
     rows[broken] = replace(rows[broken], metrics=metrics)
     found = results_of(tmp_path, plan(PAIR, 3), rows)
     assert endpoint(found, "grr_coca", "pretraining/R@1").effect.seeds == (0, 2)
     assert endpoint(found, "grr_coca", "pretraining/coca_loss").effect.seeds == (0, 1, 2)
     (note,) = found.notes
-    assert "grr_coca, R@1, text to image after pretraining: no value above zero with seeds 1" in note
+    assert "grr_coca, R@1, text to image after pretraining: no finite value above zero with seeds 1" in note
 
 
 def test_rows_without_the_scores_that_an_endpoint_needs_are_missing_and_named(tmp_path):

@@ -1,5 +1,6 @@
 """All figures of a study."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from grr_coca.study.ledger import Ledger, LedgerRow
 from grr_coca.study.plan.plan import Plan, stage_names
 from grr_coca.study.report.answer import headline_endpoint
-from grr_coca.study.report.figures.curves import late_fall, validation_curves
+from grr_coca.study.report.figures.curves import LateChange, late_change, validation_curves
 from grr_coca.study.report.figures.dots import seed_dots
 from grr_coca.study.report.figures.forest import ForestPanel, forest_plot
 from grr_coca.study.report.figures.interaction import interaction_plot
@@ -115,25 +116,28 @@ def _interaction(plan: Plan, ledger: Ledger) -> str:
     return interaction_plot(panels, arm_titles(plan)[factorial_corners(plan)[frozenset()]]) if panels else ""
 
 
-def late_falls(plan: Plan, ledger: Ledger, results: StudyResults) -> dict[str, str]:
+def late_changes(plan: Plan, ledger: Ledger, results: StudyResults) -> dict[str, str]:
     """By stage that has learning curves: a sentence on how flat they have become, empty where that is unknown."""
     titles = arm_titles(plan)
     sentences = {}
     for stage in stage_names(plan):
         rows = _rows_with_curves(ledger, stage)
-        falls = [(titles[arm], late_fall(rows, arm)) for arm in main_and_baseline(results)]
-        told = [f"{signed(-fall)} % ({title})" for title, fall in falls if fall is not None]
+        changes = [(titles[arm], late_change(rows, arm)) for arm in main_and_baseline(results)]
         if rows:
-            sentence = f"over the last quarter of the steps the CoCa loss changed by {listed(told)}." if told else ""
-            sentences[stage] = sentence
+            sentences[stage] = _late_changes([(title, change) for title, change in changes if change is not None])
     return sentences
+
+
+def _late_changes(changes: Sequence[tuple[str, LateChange]]) -> str:
+    told = [f"{signed(change.percent)} % ({title}, from step {change.step:,} on)" for title, change in changes]
+    return f"at the end the CoCa loss changed by {listed(told)}." if told else ""
 
 
 def _curves(plan: Plan, ledger: Ledger, results: StudyResults) -> list[StageCurves]:
     shown, titles = main_and_baseline(results), arm_titles(plan)
     return [
         StageCurves(stage, validation_curves(_rows_with_curves(ledger, stage), shown, titles), sentence)
-        for stage, sentence in late_falls(plan, ledger, results).items()
+        for stage, sentence in late_changes(plan, ledger, results).items()
     ]
 
 

@@ -1,6 +1,7 @@
 """Learning curves of all arms, with bands over seeds."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,17 +40,22 @@ def validation_curves(rows: Sequence[LedgerRow], shown: Sequence[str], titles: M
     return svg_text(figure)
 
 
-def late_fall(rows: Sequence[LedgerRow], arm: str, loss: str = "coca_loss") -> float | None:
-    """By how many per cent an arm's mean validation loss fell over the last quarter of its steps; None if unknown.
+class LateChange(NamedTuple):
+    """By how many per cent a validation loss changed from a step to the last one."""
 
-    What tells whether a curve is past its knee. The loss at three quarters is read off between its two neighbours.
-    """
+    percent: float
+    step: int
+
+
+def late_change(rows: Sequence[LedgerRow], arm: str, loss: str = "coca_loss") -> LateChange | None:
+    """How an arm's mean validation loss changed at the end: from that validation on which is nearest to three quarters
+    of the steps. What tells whether a curve is past its knee; None with fewer than two validations."""
     steps, curves = _curves(rows, arm, loss)
     if len(steps) < 2:
         return None
     mean = curves.mean(axis=0)
-    earlier = float(np.interp(0.75 * steps[-1], steps, mean))
-    return 100 * (1 - float(mean[-1]) / earlier)
+    begin = int(np.abs(steps[:-1] - 0.75 * steps[-1]).argmin())
+    return LateChange(100 * (float(mean[-1] / mean[begin]) - 1), int(steps[begin]))
 
 
 def _draw_arm(axes: Axes, steps: np.ndarray, curves: np.ndarray, colour: str, marker: str, title: str) -> None:

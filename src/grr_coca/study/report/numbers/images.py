@@ -96,9 +96,11 @@ def _statistics(
     found = [rows[arm, seed, stage].values.get(plan.endpoints.split, {}) for seed in seeds]
     try:
         statistics = [np.stack(STATISTICS[endpoint.metric](values), axis=1) for values in found]
-    except KeyError:
+    except (KeyError, ValueError):  # none were kept, or not as many of one kind as of the other
         return None
-    return np.stack(statistics, axis=1) if len({len(of_seed) for of_seed in statistics}) == 1 else None
+    if len({len(of_seed) for of_seed in statistics}) != 1 or not all(np.isfinite(found).all() for found in statistics):
+        return None
+    return np.stack(statistics, axis=1)
 
 
 def _resampled_log_ratios(endpoint: Endpoint, arm: np.ndarray, baseline: np.ndarray, draw: int) -> np.ndarray:

@@ -73,13 +73,13 @@ def endpoint_value(rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seed: i
     The log ratio of two such values is the mean of the stages' log ratios.
 
     Returns:
-        None if a stage is missing, or a value is not above zero and so has no ratio.
+        None if a stage is missing, or a value is not finite or not above zero, and so has no ratio.
     """
     logs = []
     for stage in stages_of(plan, endpoint):
         row = rows.get((arm, seed, stage))
         value = row.metrics.get(plan.endpoints.split, {}).get(endpoint.metric, 0.0) if row else 0.0
-        if not value > 0:
+        if not 0 < value < math.inf:
             return None
         logs.append(math.log(value))
     return math.exp(sum(logs) / len(logs))

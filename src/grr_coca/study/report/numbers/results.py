@@ -208,7 +208,7 @@ def _without_ratio(rows: Rows, plan: Plan) -> list[str]:
             done = [seed for seed in plan.seeds if all((arm.name, seed, stage) in rows for stage in phase)]
             unmeasured = [s for s in done if any(_is_unmeasured(rows[arm.name, s, t], plan, endpoint) for t in phase)]
             zero = [seed for seed in done if seed not in values and seed not in unmeasured]
-            for why, seeds in (("not measured", unmeasured), ("no value above zero", zero)):
+            for why, seeds in (("not measured", unmeasured), ("no finite value above zero", zero)):
                 if seeds:
                     notes.append(
                         f"{arm.name}, {endpoint.full_title}: {why} with seeds {', '.join(map(str, seeds))}, so no "

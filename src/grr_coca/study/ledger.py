@@ -399,7 +399,7 @@ def _counted_trials(rows: Iterable[LedgerRow], digests: Digests, notes: list[str
 
 
 def _counted_choices(choices: Iterable[LedgerRow], runs: Iterable[LedgerRow]) -> tuple[LedgerRow, ...]:
-    """One for each arm and stage. Rows of several ledgers have no order, so that of the runs comes before the newest."""
+    """One for each arm and stage. Rows of several ledgers have no order: that of the runs comes before the newest."""
     used = {(run.arm, run.stage): run.settings for run in runs}
     found: dict[tuple[str, str], LedgerRow] = {}
     for row in choices:

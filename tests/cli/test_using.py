@@ -72,6 +72,12 @@ def test_a_checkpoint_held_against_itself_has_not_changed(grr_coca, run, split):
     assert said.out.count("+0.00%") == 3
 
 
+def test_contrastive_losses_of_0_are_compared(grr_coca, run, split):
+    said = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 1)
+    assert said.code == 0, said.err
+    assert "0.000 0.000 –" in " ".join(said.out.split())
+
+
 def test_comparing_on_nothing_is_refused(refused, run, baseline):
     assert "give --data PATH" in refused("compare", run.folder, baseline.folder)
 

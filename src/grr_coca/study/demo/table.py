@@ -18,8 +18,8 @@ class Row:
     baseline: dict[str, float]
 
     def change(self, loss: str) -> float:
-        """Change over the baseline, as a share of it; below zero the model is better."""
-        return self.model[loss] / self.baseline[loss] - 1
+        """Change over the baseline, as a share of it; below zero the model is better. NaN: the baseline is 0."""
+        return self.model[loss] / self.baseline[loss] - 1 if self.baseline[loss] else math.nan
 
 
 def row(name: str, model: Metrics, baseline: Metrics) -> Row:
@@ -73,8 +73,9 @@ def _metrics(metrics: Metrics) -> dict[str, float]:
 
 
 def _loss_cells(r: Row, unlike: Collection[str]) -> list[list[str]]:
-    changes = {loss: "–" if loss in unlike else f"{r.change(loss):+.2%}" for loss in LOSSES}
-    return [[f"{r.model[loss]:.3f}", f"{r.baseline[loss]:.3f}", changes[loss]] for loss in LOSSES]
+    changes = {loss: math.nan if loss in unlike else r.change(loss) for loss in LOSSES}
+    shown = {loss: "–" if math.isnan(change) else f"{change:+.2%}" for loss, change in changes.items()}
+    return [[f"{r.model[loss]:.3f}", f"{r.baseline[loss]:.3f}", shown[loss]] for loss in LOSSES]
 
 
 def _recall_cells(r: Row) -> list[str]:

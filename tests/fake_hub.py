@@ -14,7 +14,10 @@ TOKEN, OWNER = "hf_writes_for_me", "me"
 
 
 class FakeHub:
-    """Repositories by name, each a list of commits, of which each holds its files; `requests`: what was asked for."""
+    """Repositories by name, each a list of commits, of which each holds its files; `requests`: what was asked for.
+
+    It takes cards of the licences `licences`, and no commit while it is `full`.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, list[dict[str, bytes]]] = {}
@@ -22,6 +25,8 @@ class FakeHub:
         self.large: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.address = ""
+        self.licences = {"apache-2.0", "mit", "other"}
+        self.full = False
 
     def commit(self, repository: str, files: dict[str, bytes]) -> str:
         """Add a commit; the revision."""
@@ -76,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
-            return self._answer(200, {"errors": [], "warnings": []})
+            return self._validate(json.loads(body)["content"])
         if match := re.fullmatch(r"/api/models/(.+)/preupload/.+", path):
             return self._preupload(json.loads(body))
         if match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
@@ -103,6 +108,12 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(*match.groups())
         return self._answer(404, {"error": "no such place"})
+
+    def _validate(self, card: str) -> None:
+        if re.search(r"^license: (.*)$", card, re.MULTILINE)[1] in self.hub.licences:
+            return self._answer(200, {"errors": [], "warnings": []})
+        errors = [{"message": f'"license" must be one of {sorted(self.hub.licences)}'}]
+        return self._answer(400, {"errors": errors, "warnings": []})
 
     def _create(self, asked: dict[str, Any]) -> None:
         owner = asked.get("organization") or OWNER
@@ -134,6 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {"transfer": "basic", "objects": objects})
 
     def _commit(self, repository: str, body: bytes) -> None:
+        if self.hub.full:
+            return self._answer(413, {"error": "Storage limit reached"})
         files = {}
         for line in body.splitlines():
             entry = json.loads(line)

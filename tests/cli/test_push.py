@@ -108,6 +108,51 @@ def test_a_name_that_is_taken_is_told_and_taken_if_meant(hub, push):
     assert len(hub.repositories[f"{OWNER}/taken"]) == 2
 
 
+def test_a_card_that_the_hub_refuses_makes_no_repository(hub, push, monkeypatch):
+    monkeypatch.setattr(hub, "licences", {"apache-2.0"})
+    said = push(PICTOGRAMS, f"{OWNER}/refused", "--licence", "mit")
+    assert said.returncode == 2
+    assert said.stderr.startswith(f"error: {OWNER}/refused: the Hugging Face hub refuses the card, and nothing went up")
+    assert "must be one of ['apache-2.0']" in said.stderr
+    assert said.stderr.count("\n") == 1
+    assert f"{OWNER}/refused" not in hub.repositories
+
+
+def test_an_empty_repository_that_was_made_is_told_with_the_way_on(hub, push, monkeypatch):
+    monkeypatch.setattr(hub, "full", True)
+    said = push(PICTOGRAMS, f"{OWNER}/begun")
+    assert said.returncode == 2
+    assert "Storage limit reached" in said.stderr
+    assert said.stderr.endswith("; the repository is there now, and empty: go on with --update\n")
+    monkeypatch.setattr(hub, "full", False)
+    assert push(PICTOGRAMS, f"{OWNER}/begun", "--update").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("licence", "lines"),
+    [
+        ("MIT", "license: mit\n"),
+        ("EUPL-1.2", 'license: other\nlicense_name: "EUPL-1.2"\n'),
+        ("No", 'license: other\nlicense_name: "No"\n'),
+        ("Eigene 😀 Lizenz", 'license: other\nlicense_name: "Eigene 😀 Lizenz"\n'),
+        ("caf\udce9", 'license: other\nlicense_name: "caf\\\\udce9"\n'),
+    ],
+)
+def test_a_licence_that_the_hub_does_not_know_has_a_name_of_its_own(grr_coca, licence, lines):
+    assert lines in grr_coca("push", "pictograms", "me/x", "--dry-run", "--licence", licence).out
+
+
+def test_names_that_are_not_utf8_are_escaped_on_the_card_and_bars_do_not_end_a_cell(grr_coca, run, tmp_path):
+    figures = tmp_path / "figures.json"
+    measured = {"CIDEr": {"value": 0.5, "low": 0.25, "high": 0.75}}
+    figures.write_text(json.dumps({"a|caf\udce9": {"metrics": measured}}))
+    options = ("--licence", "mit", "--data", "caf\udce9", "--figures", str(figures), "--dry-run")
+    said = grr_coca("push", str(run.folder), "me/x", *options)
+    assert said.code == 0, said.err
+    assert r"| a\|caf\udce9 | CIDEr | 0.5 (0.25 to 0.75) |" in said.out
+    assert "## Data\n\ncaf\\udce9\n" in said.out
+
+
 @pytest.mark.parametrize(("name", "token"), [("somebody/else", TOKEN), (f"{OWNER}/mine", "")])
 def test_without_permission_nothing_goes_up(hub, push, name, token):
     said = push(PICTOGRAMS, name, token=token)

@@ -9,13 +9,14 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from grr_coca.checkpoint_files import read_json
 from grr_coca.errors import UserError
+from grr_coca.interop.hub.licences import licence_lines
 from grr_coca.registry import Figure, ModelCard
 from grr_coca.structure import from_dict
 
@@ -56,7 +57,7 @@ def gather_facts(
         UserError: nobody says under which licence, or a file is damaged.
     """
     config, card = read_json(folder / "config.json"), _shipped_card(folder)
-    licence = licence or (card.licence if card else None)
+    licence = (licence or "").strip() or (card.licence if card else None)
     if licence is None:
         raise UserError(f"{folder}: under which licence? Give --licence, such as apache-2.0, mit or cc-by-4.0")
     try:
@@ -116,15 +117,18 @@ def count_in_header(path: Path) -> int:
 
 
 def model_card(facts: CardFacts) -> str:
-    """`README.md`, with what the hub reads at its head."""
-    return "\n".join([*_head(facts), *_body(facts), ""])
+    """`README.md`, with what the hub reads at its head. Bytes of names that are not UTF-8 are escaped."""
+    facts = replace(facts, licence=_utf8(facts.licence))  # first: an escape within quotes would be read as one
+    return _utf8("\n".join([*_head(facts), *_body(facts), ""]))
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _head(facts: CardFacts) -> Iterator[str]:
-    licence = facts.licence.lower()
-    known = licence.replace("-", "").replace(".", "").isalnum()
     yield from ("---", "library_name: grr-coca", "pipeline_tag: image-to-text")
-    yield from (f"license: {licence}",) if known else ("license: other", f"license_name: {json.dumps(facts.licence)}")
+    yield from licence_lines(facts.licence)
     yield from ("tags:", "- image-captioning", "- zero-shot-image-classification", f"- {facts.preset}", "---", "")
 
 
@@ -168,7 +172,11 @@ def _figures(figures: Figures) -> Iterator[str]:
     for split, measured in figures.items():
         for metric, figure in measured.items():
             spread = "" if figure.low == figure.high else f" ({figure.low:.3g} to {figure.high:.3g})"
-            yield f"| {split} | {metric} | {figure.value:.3g}{spread} |"
+            yield f"| {_in_cell(split)} | {_in_cell(metric)} | {figure.value:.3g}{spread} |"
+
+
+def _in_cell(text: str) -> str:
+    return text.replace("|", r"\|")
 
 
 def _shipped_card(folder: Path) -> ModelCard | None:

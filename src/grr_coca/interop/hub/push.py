@@ -1,5 +1,7 @@
 """A checkpoint's way up to the Hugging Face hub: one commit of its files and its card."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from grr_coca.checkpoint_files import FILES, find_checkpoint
@@ -49,23 +51,44 @@ def push_files(files: dict[str, Path], card: str, hub_id: str, *, private: bool,
         The address of the commit.
 
     Raises:
-        UserError: the name is taken, there is no permission, or the hub cannot be reached.
+        UserError: the hub refuses the card, the name is taken, there is no permission, or the hub cannot be reached.
     """
     require_extra("hub", "pushing to the Hugging Face hub")
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api, additions = HfApi(), [CommitOperationAdd(name, str(path)) for name, path in files.items()]
     additions.append(CommitOperationAdd(README, card.encode()))
-    try:
+    with _hub_errors(hub_id):
+        _require_valid(card, hub_id)
         api.create_repo(hub_id, private=private, exist_ok=update)
+    with _hub_errors(hub_id, "" if update else "; the repository is there now, and empty: go on with --update"):
         return str(api.create_commit(hub_id, additions, commit_message="A checkpoint of grr-coca").commit_url)
+
+
+def _require_valid(card: str, hub_id: str) -> None:
+    """Ask the hub whether it takes a card, before there is a repository."""
+    from huggingface_hub import ModelCard
+
+    try:
+        ModelCard(card).validate()
+    except ValueError as error:
+        raise UserError(f"{hub_id}: the Hugging Face hub refuses the card, and nothing went up ({_line(error)})") from error
+
+
+@contextmanager
+def _hub_errors(hub_id: str, way_on: str = "") -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        yield
+    except UserError:
+        raise
     except HFValidationError as error:
-        raise UserError(f"'{hub_id}' is no name that the Hugging Face hub takes ({_first_line(error)})") from error
+        raise UserError(f"'{hub_id}' is no name that the Hugging Face hub takes ({_line(error)})") from error
     except HfHubHTTPError as error:
-        raise UserError(_told(hub_id, error.response.status_code, error)) from error
+        raise UserError(_told(hub_id, error.response.status_code, error) + way_on) from error
     except Exception as error:  # no way to the hub: what is raised then differs with the client's version
-        raise UserError(f"{hub_id}: nothing went up to the Hugging Face hub ({_first_line(error)})") from error
+        raise UserError(f"{hub_id}: nothing went up to the Hugging Face hub ({_line(error)}){way_on}") from error
 
 
 def _told(hub_id: str, status: int, error: Exception) -> str:
@@ -77,8 +100,9 @@ def _told(hub_id: str, status: int, error: Exception) -> str:
             f"{hub_id}: no permission to write to '{owner}' on the Hugging Face hub; log in by `hf auth login`, or set "
             "HF_TOKEN to a token that may write there"
         )
-    return f"{hub_id}: the Hugging Face hub refused it ({_first_line(error)})"
+    return f"{hub_id}: the Hugging Face hub refused it ({_line(error)})"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _line(error: Exception) -> str:
+    """The whole message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

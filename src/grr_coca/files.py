@@ -67,11 +67,12 @@ def write_whole(path: Path, content: bytes) -> None:
 def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name, flush it to disk, and only then rename it to `path`.
 
-    Several processes may write the same file at the same time: the last one wins.
+    Of a symbolic link, the file that it leads to is written. Several processes may write the same file at the same time: the last one wins.
 
     Raises:
         OSError: the disk is full, or the folder is not writable. No part of the file stays behind.
     """
+    path = behind_link(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
     try:
         with partial.open("wb") as file:
@@ -82,6 +83,11 @@ def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def behind_link(path: Path) -> Path:
+    """The path itself, or of a symbolic link the path that it leads to, where there need be nothing yet."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @contextmanager

@@ -179,7 +179,13 @@ def test_a_file_that_holds_something_else_is_left_as_it_is(refused, run, image_f
 def test_a_folder_in_place_of_the_file_of_rows_is_named(refused, run, image_files, tmp_path):
     (tmp_path / "out.csv").mkdir()
     message = refused("caption", "-c", run.folder, *image_files, "--out", tmp_path / "out.csv")
-    assert f"{tmp_path / 'out.csv'}: cannot be written (Is a directory)" in message
+    assert f"{tmp_path / 'out.csv'}: is a folder; give the name of a file" in message
+
+
+def test_rows_do_not_wait_for_the_reader_of_a_pipe(refused, run, image_files, tmp_path):
+    os.mkfifo(tmp_path / "out.csv")
+    message = refused("caption", "-c", run.folder, *image_files, "--out", tmp_path / "out.csv")
+    assert "is a device or a pipe" in message
 
 
 # --- Images that cannot be read

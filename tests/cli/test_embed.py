@@ -94,6 +94,29 @@ def test_a_failed_write_leaves_what_was_there(refused, grr_coca, run, image_file
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_of_a_link_the_file_behind_it_is_written(grr_coca, run, image_files, tmp_path, there):
+    target, link = tmp_path / "elsewhere" / "v.npy", tmp_path / "link.npy"
+    if there:
+        target.parent.mkdir()
+        target.write_bytes(b"before")
+    link.symlink_to(target)
+    assert grr_coca("embed", image_files[0], "-c", run.folder, "--out", link).code == 0
+    assert link.is_symlink()
+    assert np.load(target).shape[0] == 1
+
+
+def test_a_pipe_is_not_replaced_by_a_file(refused, run, image_files, tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.load", lambda *_: pytest.fail("too late"))
+    pipe, link = tmp_path / "pipe.npy", tmp_path / "link.npy"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for out in (pipe, link):
+        message = refused("embed", *image_files, "-c", run.folder, "--out", out)
+        assert f"{out}: is a device or a pipe, whose place a file would take" in message
+    assert pipe.is_fifo()
+
+
 @pytest.mark.parametrize("texts", [False, True])
 def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
     refused, run, image_files, tmp_path, monkeypatch, texts

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, TextIO
 
 from grr_coca.cli.output.say import to_json
-from grr_coca.cli.output.writing import disk_errors, require_suffix, write_output
+from grr_coca.cli.output.writing import disk_errors, require_replaceable, require_suffix, write_output
 from grr_coca.errors import UserError
 
 
@@ -34,6 +34,7 @@ class RowFile:
     def __init__(self, path: Path, rows_per_image: int, images: Collection[str]) -> None:
         self.path = path
         self._is_csv = require_suffix(path, (".jsonl", ".csv")) == ".csv"
+        require_replaceable(path)
         with disk_errors(path):
             counts = Counter(row.image for row in self._rows()) if path.exists() else Counter()
             self.done = {image for image, count in counts.items() if count >= rows_per_image}

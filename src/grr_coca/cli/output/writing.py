@@ -7,7 +7,7 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from grr_coca.errors import UserError, nearest
-from grr_coca.files import fill_whole
+from grr_coca.files import behind_link, fill_whole
 
 
 @contextmanager
@@ -25,10 +25,11 @@ def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name beside it, and rename it when it is completely on the disk.
 
     Raises:
-        UserError: the disk is full or cannot be written to.
+        UserError: the disk is full or cannot be written to, or there is something else than a file.
     """
+    require_replaceable(path)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        behind_link(path).parent.mkdir(parents=True, exist_ok=True)
         fill_whole(path, write)
 
 
@@ -36,13 +37,27 @@ def require_writable(path: Path) -> None:
     """Make sure that a file can be written there, before the work for it begins. Its folder is made.
 
     Raises:
-        UserError: the path is that of a folder, or its folder cannot be made or written to.
+        UserError: there is something else than a file, or the folder of the path cannot be made or written to.
     """
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the name of a file")
+    require_replaceable(path)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=path.parent).close()
+        folder = behind_link(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+
+
+def require_replaceable(path: Path) -> None:
+    """Make sure that there is a regular file or nothing: a file would take the place of a device.
+
+    Raises:
+        UserError: there is something else.
+    """
+    with disk_errors(path):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give the name of a file")
+        is_other = path.exists() and not path.is_file()
+    if is_other:
+        raise UserError(f"{path}: is a device or a pipe, whose place a file would take; give the name of a file")
 
 
 def require_suffix(path: Path, suffixes: tuple[str, ...]) -> str:

@@ -67,7 +67,8 @@ def write_whole(path: Path, content: bytes) -> None:
 def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name, flush it to disk, and only then rename it to `path`.
 
-    Of a symbolic link, the file that it leads to is written. Several processes may write the same file at the same time: the last one wins.
+    Of a symbolic link, the file that it leads to is written. Several processes may write the same file at the same
+    time: the last one wins.
 
     Raises:
         OSError: the disk is full, or the folder is not writable. No part of the file stays behind.

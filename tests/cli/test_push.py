@@ -112,7 +112,7 @@ def test_a_card_that_the_hub_refuses_makes_no_repository(hub, push, monkeypatch)
     monkeypatch.setattr(hub, "licences", {"apache-2.0"})
     said = push(PICTOGRAMS, f"{OWNER}/refused", "--licence", "mit")
     assert said.returncode == 2
-    assert said.stderr.startswith(f"error: {OWNER}/refused: the Hugging Face hub refuses the card, and nothing went up")
+    assert said.stderr.startswith(f"error: {OWNER}/refused: nothing went up: the Hugging Face hub refuses the card")
     assert "must be one of ['apache-2.0']" in said.stderr
     assert said.stderr.count("\n") == 1
     assert f"{OWNER}/refused" not in hub.repositories

@@ -1,5 +1,6 @@
 """Zero-shot classification: by hand, and what its files may hold."""
 
+import os
 import shutil
 from functools import partial
 
@@ -200,6 +201,57 @@ def test_the_first_row_of_a_table_counts_if_its_image_has_no_suffix(tmp_path):
         file.rename(file.with_suffix(""))
     (tmp_path / "all.csv").write_text("cat/0,cat\nred_heart/1,heart\n")
     assert open_labelled(str(tmp_path / "all.csv")).targets == (0, 1)
+
+
+def test_columns_are_found_by_their_names(tmp_path):
+    lay_out(tmp_path)
+    (tmp_path / "all.csv").write_text("id,Label,set,file name\n7,cat,test,cat/0.webp\n8,heart,test,red_heart/1.webp\n")
+    images = open_labelled(str(tmp_path / "all.csv"))
+    assert (images.class_names, images.targets) == (("cat", "heart"), (0, 1))
+    assert images.read(1)[0] == real_pairs(4)[1].image
+
+
+@pytest.mark.parametrize("content", ["id,file,species\n7,cat/0.webp,cat\n", "cat/0.webp,cat,test\n"])
+def test_a_table_of_more_columns_must_name_them(tmp_path, content):
+    (tmp_path / "all.csv").write_text(content)
+    with pytest.raises(UserError, match=r"row 1: 3 columns, where 2 are expected; .* a row such as path,label"):
+        open_labelled(str(tmp_path / "all.csv"))
+
+
+def test_a_comma_in_a_label_is_told(tmp_path):
+    (tmp_path / "all.csv").write_text("path,label\ncat/0.webp,cat, black\n")
+    with pytest.raises(UserError, match=r"row 2: 3 columns, where 2 are expected; put a cell with a comma in quotes$"):
+        open_labelled(str(tmp_path / "all.csv"))
+
+
+def test_a_first_row_whose_image_is_missing_is_no_row_of_column_names(tmp_path):
+    (tmp_path / "all.csv").write_text("cat/0,cat\nred_heart/1,heart\n")
+    with pytest.raises(UserError, match="cat/0: no such file"):
+        open_labelled(str(tmp_path / "all.csv")).read(0)
+
+
+@pytest.mark.parametrize("word", ["x" * 300, "a\0b"])
+def test_a_label_that_no_file_can_have_as_name_is_a_label(tmp_path, word):
+    (tmp_path / "all.csv").write_text(f"{word},a.png\ncat,b.png\n")
+    assert open_labelled(str(tmp_path / "all.csv")).class_names == tuple(sorted(("cat", word)))
+
+
+@pytest.mark.parametrize("content", ["", "path,label\n"])
+def test_a_table_without_rows_is_refused(tmp_path, content):
+    (tmp_path / "all.csv").write_text(content)
+    with pytest.raises(UserError, match=r"all\.csv: no image with a label in it"):
+        open_labelled(str(tmp_path / "all.csv"), ("cat", "dog"))
+
+
+def test_spaces_around_the_label_of_a_folder_are_none(tmp_path):
+    assert open_labelled(str(lay_out(tmp_path, ("cat", "red__heart_")))).class_names == ("cat", "red heart")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"half \xed\xa0\xbd"])
+def test_a_folder_whose_label_is_not_utf8_is_named(tmp_path, name):
+    (lay_out(tmp_path) / "cat").rename(tmp_path / os.fsdecode(name))
+    with pytest.raises(UserError, match=r"the label '(caf|half ).*' is not UTF-8 text; rename it"):
+        open_labelled(str(tmp_path))
 
 
 @pytest.mark.parametrize(("content", "said"), [("cat/0.webp\n", "row 1"), (None, "no such file")])

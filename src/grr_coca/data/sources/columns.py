@@ -30,6 +30,12 @@ def find_columns(names: Sequence[str], listing: str, needs_captions: bool = True
     raise UserError(f"{listing}: no column of {what}; found {found}; expected one of {', '.join(usual)}")
 
 
+def first_column(names: Sequence[str], usual: Sequence[str]) -> int | None:
+    """The number of the column with the surest of the usual names, None if there is none."""
+    plain = [_plain(name) for name in names]
+    return next((plain.index(name) for name in usual if name in plain), None)
+
+
 def as_captions(value: object) -> tuple[str, ...]:
     """The captions in a cell, which holds a text, a list of texts, or neither (no captions)."""
     if isinstance(value, str):

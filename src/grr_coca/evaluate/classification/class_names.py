@@ -38,7 +38,8 @@ def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
         where: how messages call the source of the names.
 
     Raises:
-        UserError: there are fewer than two names, an empty name, or two names that differ only in case and spaces.
+        UserError: there are fewer than two names, an empty name, one that UTF-8 cannot hold, or two names that differ
+            only in case and spaces.
     """
     if isinstance(names, str):
         raise UserError(f"{where}: give a list of texts, not the one text '{names}'")
@@ -49,6 +50,9 @@ def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
         numbers.setdefault(" ".join(name.split()).lower(), []).append(number)
     if "" in numbers:
         raise UserError(f"{where}: label {numbers[''][0]} is empty")
+    unwritable = next((name for name in names if not _is_utf8(name)), None)
+    if unwritable is not None:  # that of a folder, or half an emoji in JSON
+        raise UserError(f"{where}: the label {unwritable!a} is not UTF-8 text; rename it")
     repeated = {name: at for name, at in numbers.items() if len(at) > 1}
     if repeated:
         listed = ", ".join(f"'{name}' ({' and '.join(map(str, at))})" for name, at in repeated.items())
@@ -98,6 +102,14 @@ def find_class(name: str, index: dict[str, int], where: str) -> int:
     if name not in index:
         raise UserError(f"{where}: the label '{name}' is none of the {len(index)} classes; {_hint(name, index)}")
     return index[name]
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _require_place(template: str, where: str) -> None:

@@ -1,6 +1,5 @@
 """Images with their classes, for classification and probes."""
 
-import csv
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from grr_coca.data.images import has_image_suffix, is_hidden, is_image_name, wal
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.classification.class_names import check_class_names, find_class
+from grr_coca.evaluate.classification.label_table import read_label_table
 from grr_coca.files import read_whole
 
 
@@ -37,24 +37,24 @@ class LabelledImages:
 
 
 def open_labelled(path: str, class_names: Sequence[str] | None = None) -> LabelledImages:
-    """Open a folder with a subfolder for each class, a .csv file of paths and labels (in either order), or pairs whose
-    captions are labels.
+    """Open a folder with a subfolder for each class, a .csv file of paths and labels, or pairs whose captions are
+    labels.
 
     Args:
         path: the folder, file, shards or pattern.
         class_names: all classes, in order; None: the classes that occur, sorted.
 
     Raises:
-        UserError: nothing can be read, the images of a class lie in folders below its own, or the label of an image is
-            not one of the classes.
+        UserError: nothing can be read, there is no image, the images of a class lie in folders below its own, or the
+            label of an image is not one of the classes.
     """
     root = Path(path)
     if root.suffix == ".csv":
-        return _from_files(_csv_rows(root), class_names, path)
+        return _from_files(read_label_table(root), class_names, path)
     folders = _class_folders(root)
     if folders:
         return _from_files(
-            [(file, folder.name.replace("_", " ")) for folder in folders for file in _images(folder)], class_names, path
+            [(file, _label_of(folder)) for folder in folders for file in _images(folder)], class_names, path
         )
     source = open_source(path)
     labels = [" ".join(source.caption(index).split()) for index in range(len(source))]
@@ -76,6 +76,8 @@ def _labelled(
     class_names: Sequence[str] | None,
     path: str,
 ) -> LabelledImages:
+    if not labels:
+        raise UserError(f"{path}: no image with a label in it")
     known = check_class_names(sorted(set(labels)) if class_names is None else class_names, path)
     index = {name: number for number, name in enumerate(known)}
     targets = tuple(find_class(label, index, str(name)) for label, name in zip(labels, names, strict=True))
@@ -108,6 +110,10 @@ def _holds_pairs(root: Path) -> bool:
     return False
 
 
+def _label_of(folder: Path) -> str:
+    return " ".join(folder.name.replace("_", " ").split())
+
+
 def _has_images_below(root: Path) -> bool:
     return any(has_image_suffix(name) for _, _, files in walk_visible(root) for name in files)
 
@@ -121,25 +127,3 @@ def _listed(folder: Path) -> list[Path]:
         return sorted(Path(entry.path) for entry in os.scandir(folder))
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror or error}); make it readable") from error
-
-
-def _csv_rows(path: Path) -> list[tuple[Path, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file that can be read ({error})") from error
-    short = next((number for number, row in enumerate(rows, start=1) if len(row) < 2), None)
-    if short is not None:
-        raise UserError(f"{path}, row {short}: expected the path of an image and its label")
-    if rows and not any(_names_image(cell, path) for cell in rows[0][:2]):
-        rows = rows[1:]  # the line of column names
-    labels_first = bool(rows) and _names_image(rows[0][1], path) and not _names_image(rows[0][0], path)
-    image, label = (1, 0) if labels_first else (0, 1)
-    return [(path.parent / row[image], " ".join(row[label].split())) for row in rows]
-
-
-def _names_image(cell: str, table: Path) -> bool:
-    return has_image_suffix(cell) or (table.parent / cell).is_file()

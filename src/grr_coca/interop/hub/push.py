@@ -72,7 +72,7 @@ def _require_valid(card: str, hub_id: str) -> None:
     try:
         ModelCard(card).validate()
     except ValueError as error:
-        raise UserError(f"{hub_id}: the Hugging Face hub refuses the card, and nothing went up ({_line(error)})") from error
+        raise UserError(f"{hub_id}: nothing went up: the Hugging Face hub refuses the card ({_line(error)})") from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -124,9 +125,19 @@ def test_a_ratio_means_the_width_that_open_clip_makes_of_it(width: int, hidden: 
     assert int(width * make_model_cfg(config)["vision_cfg"]["mlp_ratio"]) == hidden
     rounded = math.ceil(hidden / width * 1e4) / 1e4
     Settings("here", {"vision_cfg": {"mlp_ratio": rounded}}, {}).check(config)
-    for other in (rounded + 0.01, "4"):
-        with pytest.raises(UserError, match=f"mlp_ratio is {other}"):
+    for other in (rounded + 0.01, "4", math.nan, math.inf, 1e308):
+        with pytest.raises(UserError, match=re.escape(f"mlp_ratio is {other}")):
             Settings("here", {"vision_cfg": {"mlp_ratio": other}}, {}).check(config)
+
+
+def test_heads_that_are_not_said_are_those_that_open_clip_takes(theirs: SimpleNamespace, write: Write) -> None:
+    model = copy.deepcopy(theirs.settings["model_cfg"])
+    del model["text_cfg"]["heads"], model["multimodal_cfg"]["heads"]
+    found = read_open_clip(write(settings={"model_cfg": model})).config
+    assert found.text_decoder.transformer.num_heads == found.multimodal_decoder.transformer.num_heads == 8
+    del model["vision_cfg"]["width"]
+    with pytest.raises(UserError, match="vision_cfg: width is 768, but the tensors say 24"):
+        read_open_clip(write("narrow", settings={"model_cfg": model}))
 
 
 # --- Back to open_clip
@@ -248,10 +259,16 @@ def test_settings_that_our_model_cannot_have_are_named(
         ({"mean": [0.5, 0.5]}, r"preprocess_cfg: mean is \[0.5, 0.5\], neither a number nor three of them"),
         ({"std": "half"}, "preprocess_cfg: std is 'half', neither a number"),
         ({"size": 224}, "preprocess_cfg: size is 224, but the model's images have 64"),
+        ({"std": [0.5, 0, 0.5]}, r"preprocess_cfg: std is \[0.5, 0, 0.5\], and pixels are divided by it"),
+        ({"mean": [0.5, math.nan, 0.5]}, "mean is .* which is not finite"),
+        ({"std": math.inf}, "std is inf, which is not finite"),
+        ({"mean": 10**400}, "neither a number nor three of them"),
+        ([1, 2], r"preprocess_cfg is \[1, 2\], not a mapping"),
+        ("x", "preprocess_cfg is 'x', not a mapping"),
     ],
 )
 def test_preprocessing_that_we_cannot_do_is_named(
-    theirs: SimpleNamespace, write: Write, said: dict, message: str
+    theirs: SimpleNamespace, write: Write, said: object, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         read_open_clip(write(settings={**theirs.settings, "preprocess_cfg": said}))
@@ -300,6 +317,13 @@ def test_of_what_holds_no_weights_nobody_is_advised_to_run_it(tmp_path: Path) ->
     with pytest.raises(UserError, match="or holds no weights") as told:
         read_open_clip(path)
     assert "weights_only" not in str(told.value)
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02M", b"\x80\x02}a."])
+def test_whatever_damage_does_to_the_reader_is_told_as_damage(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.bin").write_bytes(content)
+    with pytest.raises(UserError, match="damaged, or its download was cut off"):
+        read_open_clip(tmp_path / "model.bin")
 
 
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])

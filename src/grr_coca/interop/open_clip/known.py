@@ -52,6 +52,12 @@ HEADS = {
     "text_cfg": {"heads"},
     "multimodal_cfg": {"heads"},
 }
+DEFAULTS: dict[str, dict[str, int]] = {
+    "vision_cfg": {"width": 768, "head_width": 64},
+    "text_cfg": {"heads": 8},
+    "multimodal_cfg": {"heads": 8},
+}
+"""What open_clip takes, whatever the tensors are, for numbers of heads that are not said."""
 _COMMON: dict[str, Any] = {
     "ls_init_value": None,
     "act_kwargs": None,

@@ -12,6 +12,7 @@ from grr_coca.data.preprocess import Preprocess
 from grr_coca.errors import UserError, nearest
 from grr_coca.interop.open_clip.architecture import Heads
 from grr_coca.interop.open_clip.known import (
+    DEFAULTS,
     FIXED,
     HEADS,
     MEAN,
@@ -67,16 +68,20 @@ class Settings:
         if size not in (image_size, [image_size, image_size]):
             raise UserError(f"{self.where}: preprocess_cfg: size is {size}, but the model's images have {image_size}")
         mean, std = (self._channels(key, said.get(key, usual)) for key, usual in (("mean", MEAN), ("std", STD)))
+        if min(std) <= 0:
+            raise UserError(f"{self.where}: preprocess_cfg: std is {said['std']!r}, and pixels are divided by it")
         return Preprocess(image_size, mean, std, order="resize_then_crop")
 
     def _channels(self, key: str, values: Any) -> tuple[float, float, float]:
         try:
-            red, green, blue = values if isinstance(values, (list, tuple)) else (values,) * 3
-            return float(red), float(green), float(blue)
-        except (TypeError, ValueError) as error:
+            red, green, blue = map(float, values if isinstance(values, (list, tuple)) else (values,) * 3)
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{self.where}: preprocess_cfg: {key} is {values!r}, neither a number nor three of them"
             ) from error
+        if not all(map(math.isfinite, (red, green, blue))):
+            raise UserError(f"{self.where}: preprocess_cfg: {key} is {values!r}, which is not finite")
+        return red, green, blue
 
     def _part(self, name: str) -> Mapping[str, Any]:
         return self.model.get(name, {})
@@ -108,7 +113,9 @@ def read_settings(path: Path) -> Settings:
     model = content.get("model_cfg", content)
     if not isinstance(model, dict) or "embed_dim" not in model:
         raise UserError(f"{path}: no 'model_cfg' in it")
-    settings = Settings(str(path), model, content.get("preprocess_cfg") or {})
+    preprocess = content.get("preprocess_cfg") or {}
+    if not isinstance(preprocess, dict):
+        raise UserError(f"{path}: preprocess_cfg is {preprocess!r}, not a mapping of keys to values")
     if "multimodal_cfg" not in model:
         raise UserError(f"{path}: 'multimodal_cfg' is missing: a CLIP, which has no text to write, not a CoCa")
     _refuse_unsupported(path, "model_cfg", model)
@@ -116,7 +123,8 @@ def read_settings(path: Path) -> Settings:
         if not isinstance(model.get(part), dict):
             raise UserError(f"{path}: {part} is {model.get(part)!r}, not a mapping of keys to values")
         _refuse_unsupported(path, part, model[part])
-    return settings
+    with_defaults = {part: {**defaults, **model[part]} for part, defaults in DEFAULTS.items()}
+    return Settings(str(path), {**model, **with_defaults}, preprocess)
 
 
 def _refuse_unsupported(path: Path, part: str, said: Mapping[str, Any]) -> None:
@@ -137,7 +145,8 @@ def _refuse_unsupported(path: Path, part: str, said: Mapping[str, Any]) -> None:
 
 def _agrees(key: str, said: object, found: Mapping[str, Any]) -> bool:
     if key == "mlp_ratio" and isinstance(said, int | float):  # many ratios make one width
-        return _hidden_dim(found["width"], said) == _hidden_dim(found["width"], found[key])
+        hidden_dim = _hidden_dim(found["width"], found[key])
+        return hidden_dim <= found["width"] * said < hidden_dim + 1
     return bool(said == found[key])
 
 

@@ -52,7 +52,7 @@ def _read_pickled(path: Path) -> Mapping[str, object]:
         raise UserError(
             f"{path}: refused: it asks for more than tensors to be made, or holds no weights; nothing of it was run"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes end the reader in any way
         raise UserError(f"{path}: damaged, or its download was cut off ({_first_line(error)})") from error
     if not isinstance(found, Mapping):
         raise UserError(f"{path}: holds {type(found).__name__}, not tensors by name")

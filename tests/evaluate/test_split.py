@@ -49,6 +49,15 @@ def evaluated(checkpoint, source, batch_size=NUM_PAIRS, contrastive_batch_size=B
     return aggregate(results, scaling_of(checkpoint.model), contrastive_batch_size, LossWeights())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_in_another_precision_is_evaluated(checkpoint, shard, dtype):
+    source = open_source(str(shard))
+    expected = evaluate_checkpoint(checkpoint, source, BATCH_SIZE, LossWeights())
+    checkpoint.model.to(dtype)
+    found = evaluate_checkpoint(checkpoint, source, BATCH_SIZE, LossWeights())
+    assert found.coca_loss == pytest.approx(expected.coca_loss, rel=0.02)
+
+
 def unit(*rows) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float), dim=-1)
 

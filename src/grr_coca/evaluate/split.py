@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.evaluate.retrieval import QueryRanks, first_rows, make_gallery, retrieve
+from grr_coca.layers.precision import at_least_fp32
 from grr_coca.losses import EmbeddedPairs, LossWeights, coca_loss, contrastive_loss, same_pair, token_losses
 from grr_coca.model import CoCa
 from grr_coca.model.mode import evaluating
@@ -42,8 +43,8 @@ class Scaling(NamedTuple):
 
 def scaling_of(model: CoCa) -> Scaling:
     """A model's scaling, on the CPU."""
-    bias = None if model.logit_bias is None else model.logit_bias.detach().cpu()
-    return Scaling(model.logit_scale.detach().cpu(), bias)
+    bias = None if model.logit_bias is None else at_least_fp32(model.logit_bias.detach()).cpu()
+    return Scaling(at_least_fp32(model.logit_scale.detach()).cpu(), bias)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
         for batch in batches:
             first, image_of = (rows.to(model.device) for rows in first_rows(batch.image_ids))
             batch = batch.to(model.device)
-            output = model(batch.images[first], batch.token_ids, batch.lengths, image_of=image_of)
+            images = batch.images[first].to(model.logit_scale.dtype)
+            output = model(images, batch.token_ids, batch.lengths, image_of=image_of)
             is_real = batch.labels != IGNORE_INDEX  # B T-2, in the order of the states
             lm_head = model.multimodal_decoder.lm_head.weight
             losses = token_losses(output.states, lm_head, batch.labels[is_real]).cpu()

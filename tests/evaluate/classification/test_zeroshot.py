@@ -1,16 +1,24 @@
 """Zero-shot classification: by hand, and what its files may hold."""
 
+import copy
 import os
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 from grr_coca.errors import UserError
+from grr_coca.evaluate.classification.attention_probe import patch_tokens
 from grr_coca.evaluate.classification.class_names import TEMPLATES, check_class_names, read_class_names, read_templates
 from grr_coca.evaluate.classification.labelled import open_labelled
-from grr_coca.evaluate.classification.zeroshot import ZeroShotClassifier, embed_texts, make_classifier
+from grr_coca.evaluate.classification.zeroshot import (
+    ZeroShotClassifier,
+    embed_labelled,
+    embed_texts,
+    make_classifier,
+)
 from grr_coca.train.run.setup import new_checkpoint
 from support import ALONE, real_pairs, tiny_recipe, with_caption, write_shard
 
@@ -277,6 +285,14 @@ def test_captions_of_shards_are_labels(tmp_path):
 def test_batches_hold_all_images(tmp_path, checkpoint):
     images = open_labelled(str(lay_out(tmp_path)))
     assert [len(batch) for batch in images.batches(checkpoint, 3)] == [3, 1]
+
+
+def test_a_model_in_bf16_classifies_and_gives_features(tmp_path, checkpoint):
+    images = open_labelled(str(lay_out(tmp_path)))
+    coarse = replace(checkpoint, model=copy.deepcopy(checkpoint.model).to(torch.bfloat16))
+    expected, found = (embed_labelled(each, images, 3) for each in (checkpoint, coarse))
+    assert torch.allclose(found, expected, atol=0.02)
+    assert patch_tokens(coarse, images, 3).isfinite().all()
 
 
 def test_one_class_alone_is_refused(tmp_path):

@@ -30,10 +30,12 @@ class LabelledImages:
         return len(self.targets)
 
     def batches(self, checkpoint: Checkpoint, batch_size: int) -> Iterator[Float[Tensor, "B 3 S S"]]:
-        """All images as inputs of the checkpoint's model, in batches."""
+        """All images as inputs of the checkpoint's model, in batches, on its device and in its precision."""
+        model = checkpoint.model
         for start in range(0, len(self), batch_size):
             files = [self.read(index) for index in range(start, min(start + batch_size, len(self)))]
-            yield torch.stack([checkpoint.preprocess(checkpoint.preprocess.decode(data, name)) for data, name in files])
+            rows = [checkpoint.preprocess(checkpoint.preprocess.decode(data, name)) for data, name in files]
+            yield torch.stack(rows).to(model.device, model.logit_scale.dtype)
 
 
 def open_labelled(path: str, class_names: Sequence[str] | None = None) -> LabelledImages:

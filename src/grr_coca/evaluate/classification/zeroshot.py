@@ -97,7 +97,7 @@ def embed_labelled(checkpoint: Checkpoint, images: LabelledImages, batch_size: i
     model = checkpoint.model
     with evaluating(model):
         batches = images.batches(checkpoint, batch_size)
-        return torch.cat([model.encode_image(batch.to(model.device)).embedding.cpu() for batch in batches])
+        return torch.cat([model.encode_image(batch).embedding.cpu() for batch in batches])
 
 
 def _mean_per_class(summed: np.ndarray) -> np.ndarray:

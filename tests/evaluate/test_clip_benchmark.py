@@ -3,6 +3,7 @@
 import json
 import sys
 from functools import partial
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -128,6 +129,32 @@ def test_their_command_line_runs_our_checkpoint(run, sets, tmp_path, name, task,
 
 
 # --- The adapter itself
+
+
+@pytest.fixture
+def called(monkeypatch) -> list:
+    """What clip_benchmark's command line is called with, in place of itself."""
+    names = ("clip_benchmark", "clip_benchmark.models", "clip_benchmark.cli", "clip_benchmark.metrics")
+    modules = {name: ModuleType(name) for name in (*names, "clip_benchmark.metrics.zeroshot_classification")}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+        parent, _, own = name.rpartition(".")
+        if parent:
+            setattr(modules[parent], own, module)
+    models, calls = modules["clip_benchmark.models"], []
+    models.TYPE2FUNC, models.MODEL_TYPES = {}, ["open_clip"]
+    modules["clip_benchmark.cli"].main = lambda: calls.append(sys.argv[1:])
+    return calls
+
+
+@pytest.mark.parametrize("given", [["--model_type", "open_clip"], ["--model_type=open_clip"]])
+def test_a_model_type_that_is_given_is_kept(called, given):
+    main(["eval", *given, "--model=ViT-B-32"])
+    main(["eval"])
+    assert called == [
+        ["eval", *given, "--model=ViT-B-32"],
+        ["eval", "--model_type", "grr_coca", "--model", "grr_coca"],
+    ]
 
 
 def test_padding_does_not_change_a_text(loaded):

@@ -1,5 +1,6 @@
 """Measures have the values that the evaluation reports, and resample whole images."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -64,6 +65,14 @@ def test_each_caption_of_an_image_counts_in_every_measure(checkpoint):
     assert measure_checkpoint(checkpoint, pairs, 12, LossWeights()).evaluation.num_pairs == 12
     retrieval = measure_retrieval(checkpoint, pairs, 8, 1, "own")
     assert (retrieval.depends_on["images"], retrieval.depends_on["captions"]) == (4, 12)
+
+
+def test_the_chance_of_folds_is_that_of_each_fold(checkpoint):
+    pairs = [replace(pair, more_captions=("a drawing",) * 9 if i < 2 else ()) for i, pair in enumerate(real_pairs(4))]
+    found = measure_retrieval(checkpoint, PairsInMemory(pairs), 8, 2, "own").plain
+    assert found["image_to_text/chance/R@1"] == pytest.approx((10 / 20 + 10 / 20 + 1 / 2 + 1 / 2) / 4)
+    assert found["image_to_text/chance/R@5"] == pytest.approx(((1 - math.comb(10, 5) / math.comb(20, 5)) + 1) / 2)
+    assert found["text_to_image/chance/R@1"] == pytest.approx(1 / 2)
 
 
 def test_pairs_of_one_image_are_drawn_together(results):

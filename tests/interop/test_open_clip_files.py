@@ -154,6 +154,16 @@ def test_what_is_written_back_is_equal_to_the_bit(theirs: SimpleNamespace, write
     assert read_open_clip(tmp_path / "back").preprocess == read_open_clip(tmp_path / "hub").preprocess
 
 
+def test_the_sign_of_a_zero_comes_back(theirs: SimpleNamespace, write: Write, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    name = "visual.positional_embedding"
+    positions = theirs.tensors[name].clone()
+    positions[1:3] = -0.0
+    write_open_clip(read_open_clip(write(tensors={**theirs.tensors, name: positions})), tmp_path / "back")
+    assert torch.signbit(load_file(tmp_path / "back" / "open_clip_model.safetensors")[name][1:3]).all()
+
+
 def test_a_model_of_ours_that_open_clip_has_not_is_refused(
     write: Write, tiny_config: Callable[..., CoCaConfig], tmp_path: Path
 ) -> None:

@@ -120,7 +120,8 @@ def main(arguments: Sequence[str]) -> None:
     from clip_benchmark import cli
 
     defaults = {"--model_type": MODEL_TYPE, "--model": MODEL_TYPE} if arguments[:1] == ["eval"] else {}
-    missing = [word for flag, value in defaults.items() if flag not in arguments for word in (flag, value)]
+    given = {argument.partition("=")[0] for argument in arguments}
+    missing = [word for flag, value in defaults.items() if flag not in given for word in (flag, value)]
     before = sys.argv
     sys.argv = ["clip_benchmark", *arguments, *missing]
     try:

@@ -51,8 +51,12 @@ def measure_retrieval(
     if not 1 <= num_folds <= len(gallery.image):
         raise UserError(f"{num_folds} folds of {len(gallery.image)} images: give 1 fold to {len(gallery.image)}")
     parts = folds(gallery, num_folds)
-    found = _joined([retrieve(part, right) for part in parts], parts)
-    directions = {"text_to_image": found.text_to_image, "image_to_text": found.image_to_text}
+    by_fold = [retrieve(part, right) for part in parts]
+    found = _joined(by_fold, parts)
+    directions = {
+        "text_to_image": [fold.text_to_image for fold in by_fold],
+        "image_to_text": [fold.image_to_text for fold in by_fold],
+    }
     return Report(
         task="retrieval",
         depends_on={
@@ -62,8 +66,8 @@ def measure_retrieval(
             "right answers": "an image's own captions" + (" and equal ones" if right == "equal" else " alone"),
         },
         metrics=intervals(retrieval_measures(found)),
-        plain={f"{name}/median_rank": ranks.median() for name, ranks in directions.items()}
-        | {f"{name}/chance/R@{k}": ranks.chance(k) for name, ranks in directions.items() for k in RECALLS},
+        plain={f"{name}/median_rank": _joined_ranks(ranks).median() for name, ranks in directions.items()}
+        | {f"{name}/chance/R@{k}": _chance(ranks, k) for name, ranks in directions.items() for k in RECALLS},
     )
 
 
@@ -152,8 +156,13 @@ def _joined(found: Sequence[Retrieval], parts: Sequence[Gallery]) -> Retrieval:
 
 
 def _joined_ranks(ranks: Sequence[QueryRanks]) -> QueryRanks:
-    # All folds have the same number of images. The chance of image-to-text uses the mean number of captions.
-    candidates = round(sum(each.num_candidates for each in ranks) / len(ranks))
+    # Folds differ in their numbers of captions: `_chance` looks at each by itself.
+    candidates = max(each.num_candidates for each in ranks)
     return QueryRanks(
         torch.cat([each.rank for each in ranks]), torch.cat([each.num_right for each in ranks]), candidates
     )
+
+
+def _chance(ranks: Sequence[QueryRanks], k: int) -> float:
+    """The expected recall at k of a random order within each fold, over all queries."""
+    return sum(len(each.rank) * each.chance(k) for each in ranks) / sum(len(each.rank) for each in ranks)

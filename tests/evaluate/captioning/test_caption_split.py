@@ -139,3 +139,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         write_captions(Captioned(("a",), ("b",), (("c",),)), path)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("numbers", [{"max_images": 0}, {"max_images": -1}, {"batch_size": 0}])
+def test_no_images_at_once_or_at_all_are_refused(checkpoint, source, numbers):
+    with pytest.raises(UserError, match="give 1 or more"):
+        caption_split(checkpoint, source, **numbers)

@@ -131,3 +131,16 @@ def test_nothing_to_score_is_refused():
 def test_an_image_without_reference_is_named():
     with pytest.raises(UserError, match="image 1 has no reference"):
         score_captions(["a", "b"], [["a"], []])
+
+
+@pytest.mark.parametrize(
+    ("hypotheses", "references", "told"),
+    [
+        (["a cat"], ["a cat"], "references of each image must be a list of texts, not the one text 'a cat'"),
+        ("a cat", [["a cat"]] * 5, "captions must be a list of texts, not the one text 'a cat'"),
+        (["a cat"], [["a cat"], ["a dog"]], "1 captions, but references of 2 images"),
+    ],
+)
+def test_what_is_no_list_of_captions_and_references_is_told(hypotheses, references, told):
+    with pytest.raises(UserError, match=told):
+        score_captions(hypotheses, references)

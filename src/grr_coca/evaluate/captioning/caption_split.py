@@ -48,8 +48,10 @@ def caption_split(
         max_images: caption only this many images, evenly spread over the split; None: all.
 
     Raises:
-        UserError: the split is empty, or a pair is broken.
+        UserError: the split is empty, a pair is broken, or a number is below 1.
     """
+    if batch_size < 1 or (max_images is not None and max_images < 1):
+        raise UserError(f"batch_size {batch_size} and max_images {max_images}: give 1 or more")
     images = images_of(source)
     if not images:
         raise UserError("an empty split: there is no image to caption")

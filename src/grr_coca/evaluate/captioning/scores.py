@@ -50,10 +50,18 @@ def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]
     """Score one caption per image against the references of the image. All texts are raw.
 
     Raises:
-        UserError: there is nothing to score, or an image has no reference.
+        UserError: there is nothing to score, an image has no reference, a text is given in place of a list, or there
+            are not as many references as captions.
     """
     if not hypotheses:
         raise UserError("there is no caption to score")
+    if isinstance(hypotheses, str):
+        raise UserError(f"captions must be a list of texts, not the one text '{hypotheses}'")
+    if len(hypotheses) != len(references):
+        raise UserError(f"{len(hypotheses)} captions, but references of {len(references)} images; give as many")
+    single = next((refs for refs in references if isinstance(refs, str)), None)
+    if single is not None:
+        raise UserError(f"the references of each image must be a list of texts, not the one text '{single}'")
     bare = next((index for index, refs in enumerate(references) if not refs), None)
     if bare is not None:
         raise UserError(f"image {bare} has no reference caption to score against")

@@ -56,7 +56,8 @@ def _image_encoder(config: CoCaConfig) -> Iterator[Link]:
 
     def unembed(weight: Tensor, bias: Tensor, patches: Tensor, token: Tensor, first: Tensor) -> tuple[Tensor, ...]:
         conv = weight.unflatten(1, (3, patch_size, patch_size))
-        return conv, token, torch.cat([first[None], patches + bias]).view(grid_size**2 + 1, -1)
+        patches = torch.where(bias == 0, patches, patches + bias)  # the sum of -0 and 0 would be 0
+        return conv, token, torch.cat([first[None], patches]).view(grid_size**2 + 1, -1)
 
     yield Link(
         ("visual.conv1.weight", "visual.class_embedding", "visual.positional_embedding"),

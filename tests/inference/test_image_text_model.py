@@ -330,3 +330,13 @@ def test_within_autocast_the_model_itself_computes(model, files, expected):
     with torch.autocast("cpu", torch.bfloat16):
         rounded = model.embed_images(files)
     assert 1e-5 < unequal(rounded, expected) < 0.1
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}])
+def test_a_model_whose_numbers_are_none_says_no_words(run, files, options):
+    broken = load(run.folder, "cpu")
+    with torch.no_grad():
+        broken.checkpoint.model.multimodal_decoder.norm.weight.fill_(torch.nan)
+    broken.refresh()
+    with pytest.raises(UserError, match="are not numbers"):
+        broken.caption(files[0], **options)

@@ -15,7 +15,7 @@ from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.generate.hypothesis import Hypothesis
 from grr_coca.generate.options import GenerationOptions
 from grr_coca.generate.pool import Pool
-from grr_coca.generate.rules import NOTHING_LEFT, apply_rules
+from grr_coca.generate.rules import NOT_NUMBERS, NOTHING_LEFT, apply_rules
 from grr_coca.generate.topk import largest
 
 
@@ -173,7 +173,7 @@ class BeamSearch:
         """The best captions of all groups. One that several groups have found is repeated only if there are too few."""
         found = sorted((h for pool in pools for h in pool.hypotheses), key=lambda hypothesis: -hypothesis.score)
         if len(found) < self.options.num_captions:
-            raise UserError(NOTHING_LEFT)
+            raise UserError(NOT_NUMBERS if self.logits.isnan().any() else NOTHING_LEFT)
         first: dict[tuple[int, ...], Hypothesis] = {}
         repeats = [h for h in found if first.setdefault(h.token_ids, h) is not h]
         best = [*first.values(), *repeats][: self.options.num_captions]

@@ -4,6 +4,7 @@ Shapes: B images, S image size in pixels, E joint embedding width.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.generate.hypothesis import Hypothesis
 from grr_coca.generate.independent import decode_independently
 from grr_coca.generate.options import GREEDY, GenerationOptions
+from grr_coca.generate.rules import NOT_NUMBERS
 from grr_coca.generate.sampling import uniform_draws
 from grr_coca.model import CoCa
 from grr_coca.model.coca import EncodedImage
@@ -47,6 +49,15 @@ class Generated(NamedTuple):
 
     captions: list[list[Caption]]
     image_embedding: Float[Tensor, "B E"]
+
+    def require_numbers(self) -> None:
+        """Make sure that the captions rest on numbers. Training goes on with a model of which they do not.
+
+        Raises:
+            UserError: a log-probability is none.
+        """
+        if any(math.isnan(number) for image in self.captions for caption in image for number in caption.log_probs):
+            raise UserError(NOT_NUMBERS)
 
 
 def generate(

@@ -10,6 +10,7 @@ from torch import Tensor
 from grr_coca.errors import UserError
 from grr_coca.generate.options import GenerationOptions
 
+NOT_NUMBERS = "what the model computes are not numbers (NaN): its weights are damaged, or its training diverged"
 NOTHING_LEFT = "the rules leave no token to go on with: lower min_length, or raise no_repeat_ngram or set it to 0"
 
 

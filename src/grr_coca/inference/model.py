@@ -170,6 +170,7 @@ class ImageTextModel:
             names = [number if keys is None else keys[number - 1] for number, _ in batch]
             pixels, tokenizer = self._pixels(batch), self.checkpoint.tokenizer
             generated = generate(self._model, tokenizer, pixels, options, prompt, names)
+            generated.require_numbers()
             embeddings = generated.image_embedding.float().cpu()
             return [Description(*row) for row in zip(generated.captions, embeddings, strict=True)]
 

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import shutil
 import subprocess
 import tarfile
@@ -260,3 +261,14 @@ def disk_of(num_bytes: int, folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def syncs_and_renames(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is flushed to the disk and what gets its name from now on, in this order: `sync` or `rename`, and a path."""
+    done: list[tuple[str, str]] = []
+    sync, rename, put = os.fsync, os.rename, os.replace
+    opened = Path("/proc/self/fd")
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(("sync", str((opened / str(fd)).readlink()))), sync(fd)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (done.append(("rename", str(b))), rename(a, b)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(("rename", str(b))), put(a, b)))
+    return done

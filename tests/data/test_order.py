@@ -209,6 +209,12 @@ def test_a_mixture_meets_its_shares_in_every_period_and_each_source_in_epochs_of
     assert max(position for position, visit in enumerate(visits[:PERIOD]) if visit.sample >= 700) > 800
 
 
+def test_each_period_of_a_mixture_mixes_its_sources_anew():
+    mixture = Mixture([4000, 4000], [0.5, 0.5], seed=1)
+    sources = [mixture.at(position).sample < 4000 for position in range(2 * PERIOD)]
+    assert sources[:PERIOD] != sources[PERIOD:]
+
+
 def test_a_mixture_is_a_function_of_the_position():
     mixture = Mixture([700, 40], [0.95, 0.05], seed=1)
     ahead = [mixture.at(position) for position in range(2 * PERIOD)]

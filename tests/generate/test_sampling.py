@@ -59,6 +59,16 @@ def test_temperature_divides_the_logits(temperature: float) -> None:
     assert _chi_square(_frequencies(GenerationOptions(temperature=temperature)), expected) < 18.5
 
 
+def test_a_narrow_nucleus_beside_a_wide_one_does_not_cut_it() -> None:
+    """What a caption draws does not depend on its batch."""
+    wide = torch.rand(1, 20_000, generator=torch.Generator().manual_seed(0)).softmax(dim=-1).log()
+    peaked = torch.full((1, 20_000), -30.0)
+    peaked[0, 7] = 0.0
+    alone, _ = keep_top_p(wide, 0.6)
+    both, _ = keep_top_p(torch.cat([peaked, wide]), 0.6)
+    assert both.isfinite().sum(dim=-1).tolist() == [1, int(alone.isfinite().sum())]
+
+
 def test_a_nucleus_wider_than_the_first_look_is_found_whole() -> None:
     probs = torch.rand(3, 20_000, generator=torch.Generator().manual_seed(0)).softmax(dim=-1)
     kept, ids = keep_top_p(probs.log(), 0.6)

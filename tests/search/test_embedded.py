@@ -23,7 +23,7 @@ from grr_coca.search.entry import VERSION, Failure
 from grr_coca.search.locate import make_store, open_store
 from grr_coca.search.store import Changes
 from grr_coca.search.updating.update import update_store
-from support import disk_of
+from support import disk_of, syncs_and_renames
 
 BYTES = WIDTH * 2
 
@@ -224,6 +224,14 @@ def test_an_index_on_a_disk_that_cannot_be_written_to_is_read(tmp_path):
         again = open_store(store.location)
         assert len(again) == 3
         again.close()
+
+
+def test_vectors_are_on_the_disk_before_the_database_names_them(store, reopened, monkeypatch):
+    done = syncs_and_renames(monkeypatch)
+    fill(store, 3)
+    assert ("sync", str(folder_of(store) / "vectors-0.f16")) in done
+    for one in (store, reopened()):
+        assert one._database.execute("PRAGMA synchronous").fetchone() == (2,), "FULL: a commit waits for the disk"
 
 
 def test_the_file_of_vectors_is_written_anew_when_most_of_it_is_gone(store, reopened):

@@ -39,6 +39,7 @@ def made(count: int, near: int = 0) -> np.ndarray:
         (made(1), False),
         (made(4), False),
         (made(5), True),
+        (made(4, near=2), False),
         (made(4, near=3), False),
         (made(10, near=8), True),
         (made(10, near=20), False),
@@ -48,6 +49,18 @@ def test_few_pictures_or_copies_of_one_tell_nothing(sample, is_told):
     asked, others = np.eye(WIDTH, dtype=np.float32)[:1], np.eye(WIDTH, dtype=np.float32)[1:]
     assert can_tell(sample[0], sample, asked, others) == is_told
     assert not can_tell(sample[0], sample, asked, asked), "all captions are the query"
+
+
+def test_how_far_a_hit_stands_out_is_measured_below_the_middle_of_the_library():
+    """Of what was asked for, a third of the library may be."""
+    query, others = np.eye(WIDTH, dtype=np.float32)[0], np.eye(WIDTH, dtype=np.float32)[1:2]
+    cosines = np.array([-0.02, -0.01, 0.0, 0.0, 0.01, 0.02], np.float32)
+
+    def stands_out(matching: float) -> float:
+        sample = np.outer(np.append(cosines, [matching] * 3), query)
+        return float(evidence(query, np.array([0.9]), sample, others, others, others)[0, 0])
+
+    assert stands_out(0.9) == pytest.approx(stands_out(0.5))
 
 
 @pytest.mark.filterwarnings("error")

@@ -22,6 +22,7 @@ from grr_coca.study.ledger import (
     read_ledger,
     write_digests,
 )
+from support import syncs_and_renames
 
 DIGESTS = Digests(recipes={"grr_coca": {"emoji": "r1"}, "baseline_coca": {"emoji": "r2"}}, data={"emoji": "d"})
 
@@ -224,6 +225,30 @@ def test_the_newer_of_two_rows_counts(folder):
     ledger = read_ledger(folder)
     assert [row.steps for row in ledger.rows] == [2]
     assert "is there twice" in ledger.notes[0]
+
+
+def test_a_run_that_diverged_and_was_measured_later_did_not_diverge(folder):
+    write(folder, a_row(kind="diverged", metrics={}), a_row(), a_row(seed=1, kind="diverged", metrics={}))
+    ledger = read_ledger(folder)
+    assert [row.seed for row in ledger.rows] == [0]
+    assert [row.seed for row in ledger.diverged] == [1]
+
+
+@pytest.mark.parametrize(("began_with", "counts"), [("d", True), ("h", False), (None, True)])
+def test_a_fine_tuning_counts_if_its_pretraining_was_on_the_data_of_the_plan(folder, began_with, counts):
+    write_digests(folder, Digests(recipes={"grr_coca": {"health": "r1"}}, data={"emoji": "d", "health": "h"}))
+    write(folder, a_row(stage="health", data_digest="h", start_data_digest=began_with))
+    ledger = read_ledger(folder)
+    assert len(ledger.rows) == counts
+    assert counts or "other data of pretraining (h, not d)" in ledger.notes[0]
+
+
+def test_a_row_is_on_the_disk_when_it_has_been_appended(folder, monkeypatch):
+    path = write(folder, a_row())
+    done = syncs_and_renames(monkeypatch)
+    with LedgerWriter(path) as ledger:
+        ledger.append(a_row(seed=1))
+        assert done[-1] == ("sync", str(path))
 
 
 def test_of_two_rows_the_one_with_fewer_metrics_does_not_count(folder):

@@ -14,6 +14,7 @@ from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa, build
+from grr_coca.model.coca import MAX_LOGIT_SCALE
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
 from grr_coca.train.step.optimizer import Optimizers, freeze, layer_depth, lr_factor, parameter_kinds
 from grr_coca.train.step.trainer import autocast, count_tokens
@@ -156,6 +157,27 @@ def test_an_infinite_norm_leaves_gradients_as_they_are(tiny_config: Callable[...
     assert all((parameter.grad == 1e6).all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(("before", "after"), [(10.0, MAX_LOGIT_SCALE), (-1.0, 0.0)])
+def test_a_step_keeps_the_temperature_within_its_bounds(
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], before: float, after: float
+) -> None:
+    config = tiny_config()
+    model, batch = build(config), make_batch(config)
+    with torch.no_grad():
+        model.logit_scale.fill_(before)
+    trainer = make_trainer(model, Optimizers(model, OptimizerRecipe(), CONSTANT))
+    trainer.step([batch], count_tokens([batch]), 0)
+    assert model.logit_scale.item() == pytest.approx(after)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_decays_of_the_moments_are_the_recipes(tiny_config: Callable[..., CoCaConfig], name: str) -> None:
+    recipe = OptimizerRecipe(name=name, muon_precision="fp32", betas=(0.5, 0.6))
+    adamw = Optimizers(build(tiny_config()), recipe, CONSTANT).optimizers[0]
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert {group["betas"] for group in adamw.param_groups} == {(0.5, 0.6)}
+
+
 # --- Schedule ---
 
 
@@ -171,6 +193,10 @@ def test_after_warm_up_a_cosine_leads_to_the_final_ratio() -> None:
     assert lr_factor(54, schedule) == pytest.approx(0.55, abs=0.01)
     assert factors[-1] == pytest.approx(0.1, abs=0.001)
     assert lr_factor(104, schedule) == lr_factor(1000, schedule) == pytest.approx(0.1)
+
+
+def test_the_last_step_has_the_final_ratio() -> None:
+    assert lr_factor(9, ScheduleRecipe(steps=10, warmup_steps=2, final_lr_ratio=0.1)) == pytest.approx(0.1)
 
 
 def test_no_warm_up_starts_at_the_peak() -> None:

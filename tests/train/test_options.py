@@ -11,12 +11,19 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from grr_coca.checkpoint import from_pretrained
+from grr_coca.data.augmentation.random_change import Augmentation
+from grr_coca.data.dataset import PairDataset
+from grr_coca.data.sources.open import open_source
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.structure import from_dict, to_dict
 from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, Recipe
+from grr_coca.train.run import setup
 from grr_coca.train.run.logs import read_metrics
+from grr_coca.train.run.setup import new_checkpoint, training_batches
 from grr_coca.train.step import blocks
-from support import differing, pretrain, real_pairs, tiny_recipe, weights, write_shard
+from support import ALONE, differing, pretrain, real_pairs, tiny_recipe, weights, write_shard
+
+HALF = "checkpoints/step-000000002"
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +125,7 @@ def test_ema_keeps_and_evaluates_the_average_and_trains_as_without(plain, tmp_pa
     "others", [{}, {"ema": 0.5}, {"model.contrastive": "sigmoid"}], ids=["plain", "ema", "sigmoid"]
 )
 def test_a_refitted_temperature_suits_the_validation_pairs_and_is_all_that_changes(plain, tmp_path, others):
-    recipe = plain[0]
+    recipe = with_key(plain[0], "evaluation.interval", 2)
     for key, value in others.items():
         recipe = with_key(recipe, key, value)
     learned = weights(pretrain(recipe, tmp_path / "learned"))
@@ -128,6 +135,8 @@ def test_a_refitted_temperature_suits_the_validation_pairs_and_is_all_that_chang
     assert differing(refitted, weights(from_pretrained(tmp_path / "refitted"))) == [], (
         "what is saved is what is returned"
     )
+    earlier = [weights(from_pretrained(tmp_path / name / HALF)) for name in ("learned", "refitted")]
+    assert differing(*earlier) == [], "it is set at the end alone"
     before, after = (read_metrics(tmp_path / name, "val")[-1] for name in ("learned", "refitted"))
     assert after["contrastive_loss"] < before["contrastive_loss"]
     assert after["perplexity"] == before["perplexity"]
@@ -155,3 +164,25 @@ def test_the_compiler_is_told_how_much_to_compute_again(plain, tmp_path, monkeyp
     with torch._functorch.config.patch(activation_memory_budget=1.0):
         pretrain(shared, tmp_path / "run")
         assert torch._functorch.config.activation_memory_budget == 0.25
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "passed"),
+    [
+        ("seed", 7, {"seed": 7}),
+        ("data.first_caption", 0.25, {"first_caption": 0.25}),
+        ("data.augmentation.shift", 0.125, {"augmentation": Augmentation(shift=0.125)}),
+    ],
+)
+def test_an_option_of_the_data_comes_to_those_who_read_them(plain, monkeypatch, key, value, passed):
+    recipe, seen = with_key(plain[0], key, value), []
+
+    def made(*args, **options):
+        seen.append(options)
+        return PairDataset(*args, **options)
+
+    monkeypatch.setattr(setup, "PairDataset", made)
+    start, pairs = new_checkpoint(recipe, ALONE), open_source(recipe.data.train)
+    next(training_batches(recipe, start, pairs, ALONE))
+    (options,) = seen
+    assert {name: options[name] for name in passed} == passed

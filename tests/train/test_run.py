@@ -1,16 +1,22 @@
 """A run: a function of its recipe, from the data to a checkpoint."""
 
+import json
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from grr_coca.checkpoint import from_pretrained
+from grr_coca.data.replacements import ReplacementLog
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.split import Evaluation
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import (
+    CheckpointRecipe,
     EvaluationRecipe,
+    HealthRecipe,
     LossRecipe,
     OptimizerRecipe,
     ScheduleRecipe,
@@ -18,11 +24,14 @@ from grr_coca.train.recipe import (
     load_recipe,
     save_recipe,
 )
+from grr_coca.train.run import loop
 from grr_coca.train.run.logs import LOG_FILE, MetricLog, read_metrics
 from grr_coca.train.run.loop import train
 from grr_coca.train.run.progress import Progress
 from grr_coca.train.run.setup import check_start, new_checkpoint, sound_validation, training_sources
+from grr_coca.train.run.validation import Validation
 from grr_coca.train.step.optimizer import FROZEN_MODULES
+from grr_coca.train.survival.store import BEST_FILE
 from support import (
     ALONE,
     BATCH_SIZE,
@@ -198,6 +207,36 @@ def test_a_model_that_takes_id_0_for_padding_needs_clips_vocabulary(shard):
     assert new_checkpoint(clip, ALONE).config.text_decoder.cls == "last_position"
 
 
+def test_a_run_is_saved_every_so_many_minutes(shard, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(loop, "save", lambda store, checkpoint, *rest: saved.append(checkpoint.step))
+    for minutes in (0.0, 60.0):
+        recipe = tiny_recipe(shard, steps=4, checkpoints=CheckpointRecipe(interval=100, minutes=minutes))
+        pretrain(recipe, tmp_path / str(minutes))
+    assert saved == [1, 2, 3, 4, 4]
+
+
+def test_the_best_checkpoint_of_a_fine_tuning_is_kept(run, shard, tmp_path, monkeypatch):
+    """Its steps are counted from those of its start."""
+    scores = iter([2.0, 1.0, 3.0, 4.0, 5.0])
+    validate = Validation.run
+
+    def scored(self, checkpoint):
+        validated = validate(self, checkpoint)
+        return replace(validated, scores={**validated.scores, "coca_loss": next(scores)})
+
+    monkeypatch.setattr(Validation, "run", scored)
+    recipe = finetuning(
+        tiny_recipe(shard, steps=5),
+        evaluation=EvaluationRecipe(interval=1, batch_size=BATCH_SIZE),
+        checkpoints=CheckpointRecipe(keep_best="coca_loss", keep_last=1),
+    )
+    train(recipe, from_pretrained(run.folder), tmp_path / "run", CPU, silent)
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.glob("step-*")) == ["step-000000008", "step-000000011"]
+    assert json.loads((folder / BEST_FILE).read_text()) == {"step": 8}
+
+
 # --- What goes wrong
 
 
@@ -217,6 +256,31 @@ def test_bad_samples_are_replaced_and_counted_by_cause_in_the_log(tmp_path):
     pretrain(recipe, tmp_path / "run")
     (row,) = read_metrics(tmp_path / "run", "train")
     assert (row["replaced/empty caption"], row["replaced/not an image"]) == (2, 2)
+
+
+@pytest.mark.parametrize(("max_bad_share", "stops"), [(0.1, True), (0.2, False)])
+def test_a_run_stops_at_the_share_of_bad_samples_that_its_recipe_gives(tmp_path, monkeypatch, max_bad_share, stops):
+    monkeypatch.setattr(loop, "ReplacementLog", partial(ReplacementLog, window=16))
+    members = shard_members(real_pairs(16))
+    members |= {f"{pair.key}.webp": b"<html>" for pair in real_pairs(16)[:2]}
+    recipe = tiny_recipe(write_tar(tmp_path / "pairs.tar", members), steps=2, health=HealthRecipe(10, max_bad_share))
+    refused = pytest.raises(UserError, match=r"max_bad_share 0\.1") if stops else nullcontext()
+    with refused:
+        pretrain(recipe, tmp_path / "run")
+
+
+def test_what_was_replaced_before_a_run_went_on_counts(tmp_path):
+    members = shard_members(real_pairs(16))
+    members[f"{real_pairs(16)[5].key}.webp"] = b"<html>"
+    recipe = tiny_recipe(
+        write_tar(tmp_path / "pairs.tar", members), steps=4, checkpoints=CheckpointRecipe(interval=2, keep_last=9)
+    )
+    pretrain(recipe, tmp_path / "run")
+    (whole,) = read_metrics(tmp_path / "run", "train")
+    point = tmp_path / "run" / "checkpoints" / "step-000000002"
+    train(recipe, from_pretrained(point), tmp_path / "run", CPU, silent, point)
+    (again,) = read_metrics(tmp_path / "run", "train")
+    assert again["replaced/not an image"] == whole["replaced/not an image"] == 2
 
 
 def test_a_validation_split_that_is_too_small_is_found_before_the_first_step(shard, tmp_path):

@@ -18,7 +18,7 @@ from grr_coca.files import MANIFEST, verify_folder, whole_folder
 from grr_coca.train.recipe import CheckpointRecipe, Score
 from grr_coca.train.run.progress import Progress
 from grr_coca.train.survival.store import BEST_FILE, CheckpointStore
-from support import disk_of, finished_run, snapshot, warnings_of
+from support import disk_of, finished_run, snapshot, syncs_and_renames, warnings_of
 
 TOUCHES_DISK = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 
@@ -125,11 +125,7 @@ def test_killed_at_any_stage_while_a_damaged_checkpoint_is_replaced_there_is_a_w
 
 
 def test_everything_is_durable_before_the_checkpoint_has_its_name(make_store, monkeypatch):
-    store, done = make_store(), []
-    sync, rename = os.fsync, os.rename
-    opened = Path("/proc/self/fd")
-    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(("sync", str((opened / str(fd)).readlink()))), sync(fd)))
-    monkeypatch.setattr(os, "rename", lambda a, b: (done.append(("rename", str(b))), rename(a, b)))
+    store, done = make_store(), syncs_and_renames(monkeypatch)
     save(store, 4)
     placed = done.index(("rename", str(folder_of(store, 4))))
     partial_folder = store.folder / ".step-000000004.partial"

@@ -106,8 +106,8 @@ def _require_replaceable(folder: Path) -> None:
     strange = next((name for name in found if name not in known), None)
     if strange is not None:
         raise UserError(
-            f"{folder}: holds {strange}, which no manifest of a checkpoint lists, and which would be deleted; give a "
-            "new folder, or delete this one first"
+            f"{folder}: holds {strange}, which is not of a checkpoint and would be deleted; give a new folder, or "
+            "delete this one first"
         )
 
 

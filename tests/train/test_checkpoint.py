@@ -289,15 +289,15 @@ def test_a_folder_of_something_else_is_not_replaced(saved, tmp_path, name):
     target = tmp_path / "work"
     (target / name).parent.mkdir(parents=True)
     (target / name).write_text("precious")
-    refuses_to_replace(checkpoint, target, rf"holds {name}, which no manifest .* give a new folder")
+    refuses_to_replace(checkpoint, target, rf"holds {name}, which is not of a checkpoint .* give a new folder")
     shutil.copytree(saved, target, dirs_exist_ok=True)
-    refuses_to_replace(checkpoint, target, rf"holds {name}, which no manifest")
+    refuses_to_replace(checkpoint, target, rf"holds {name}, which is not of a checkpoint")
 
 
 def test_another_folder_with_a_manifest_is_not_replaced(saved, tmp_path):
     with whole_folder(tmp_path / "corpus") as partial:
         (partial / "train-00000.tar").write_bytes(b"pairs")
-    refuses_to_replace(from_pretrained(saved), tmp_path / "corpus", "holds manifest.json, which no manifest")
+    refuses_to_replace(from_pretrained(saved), tmp_path / "corpus", "holds manifest.json, which is not of a checkpoint")
 
 
 def test_a_file_is_not_replaced(saved, tmp_path):

@@ -229,7 +229,7 @@ def test_an_index_on_a_disk_that_cannot_be_written_to_is_read(tmp_path):
 def test_vectors_are_on_the_disk_before_the_database_names_them(store, reopened, monkeypatch):
     done = syncs_and_renames(monkeypatch)
     fill(store, 3)
-    assert ("sync", str(folder_of(store) / "vectors-0.f16")) in done
+    assert ("sync", str(folder_of(store) / "vectors.f16")) in done
     for one in (store, reopened()):
         assert one._database.execute("PRAGMA synchronous").fetchone() == (2,), "FULL: a commit waits for the disk"
 

@@ -7,6 +7,7 @@ import torch
 
 from grr_coca.data.sources.open import open_source
 from grr_coca.study.anatomy import flops_per_pair
+from grr_coca.study.running import training_cost
 from grr_coca.study.running.training_cost import caption_lengths, run_flops, step_flops
 from grr_coca.train.run.setup import new_checkpoint
 from support import ALONE, real_pairs, tiny_recipe, with_caption, write_shard
@@ -21,6 +22,15 @@ def test_a_caption_counts_its_words_and_three_tokens_more(tmp_path):
     assert lengths[1] > lengths[0] >= 4
     context = start.config.text_decoder.context_length
     assert caption_lengths(start, source).tolist() == [min(length, context) for length in lengths]
+
+
+def test_of_a_large_split_some_captions_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_cost, "MOST_CAPTIONS", 3)
+    recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(8)))
+    start, source = new_checkpoint(recipe, ALONE), open_source(recipe.data.train)
+    context = start.config.text_decoder.context_length
+    expected = [len(start.tokenizer.encode_row(source.caption(i), context)) for i in (0, 3, 6)]
+    assert caption_lengths(start, source).tolist() == expected
 
 
 def test_a_run_costs_three_passes_over_each_pair_of_each_step(tmp_path):

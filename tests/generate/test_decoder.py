@@ -1,5 +1,6 @@
 """Cached decoding against the model's own forward pass over the whole caption."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -63,6 +64,12 @@ def test_cached_logits_are_those_of_the_whole_caption(
     _assert_equal(decoder.step(ids[:, :3]), whole[:, 2])
     for position in range(3, 37):
         _assert_equal(decoder.step(ids[:, position : position + 1]), whole[:, position])
+
+
+def test_logits_of_a_bf16_model_are_given_in_fp32(model: CoCa, image_tokens: Tensor) -> None:
+    """Log-probabilities of captions are sums: in bf16, those of long captions would differ by halves of a nat."""
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    assert CachedDecoder(half, image_tokens.bfloat16(), 8, 1, 1).step(_ids(NUM_IMAGES, 2)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("num_reads", [FEW, MANY])

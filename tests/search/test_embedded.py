@@ -257,6 +257,29 @@ def test_the_file_of_vectors_is_written_anew_when_most_of_it_is_gone(store, reop
     assert len(reader) == 910
 
 
+def test_half_of_the_vectors_may_be_of_pictures_that_are_gone(store, monkeypatch):
+    monkeypatch.setattr("grr_coca.search.embedded.writer.LEAST_GONE", 1)
+    entries, _ = fill(store, 10)
+    for number, is_written in ((5, False), (6, True)):
+        store.commit(Changes(removed=[entry.name for entry in entries[:number]]))
+        assert store.compact() is is_written
+
+
+def test_a_reader_follows_a_database_that_was_put_back_to_an_earlier_state(store, reopened):
+    entries, _ = fill(store, 10)
+    reader = reopened()
+    path = folder_of(store) / "index.sqlite"
+    with closing(sqlite3.connect(path)) as database, closing(sqlite3.connect(":memory:")) as earlier:
+        database.backup(earlier)
+        store.commit(Changes(removed=[entry.name for entry in entries[:4]]))
+        store.commit(Changes(removed=[entry.name for entry in entries[4:6]]))
+        assert len(reader) == 4
+        store.close()
+        earlier.backup(database)
+    assert len(reader) == 10
+    assert {match.id for match in reader.nearest(make_vectors(1)[0], 10)} == set(range(1, 11))
+
+
 @pytest.mark.parametrize("statement", [PICTURES_OF, FAILURES_OF])
 def test_a_page_of_names_is_read_without_sorting_all_of_them(store, statement):
     with closing(sqlite3.connect(folder_of(store) / "index.sqlite")) as database:

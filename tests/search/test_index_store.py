@@ -227,6 +227,16 @@ def test_the_sample_is_the_same_in_every_process(store, reopened):
     assert sorted(ours.captions) == sorted(theirs.captions)
 
 
+def test_the_sample_is_drawn_from_all_pictures_and_not_from_the_first(store, monkeypatch):
+    for module in ("embedded.state", "milvus.store"):
+        monkeypatch.setattr(f"grr_coca.search.{module}.SAMPLE", 50, raising=False)
+    _, vectors = fill(store, 500)
+    drawn = store.sample().vectors
+    places = [int((vectors @ vector).argmax()) for vector in drawn]
+    assert len(set(places)) == 50
+    assert max(places) >= 250 > min(places)
+
+
 @pytest.mark.slow
 def test_ten_thousand_queries_with_filters_and_deletes(store):
     entries, vectors = fill(store, 3000)

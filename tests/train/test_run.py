@@ -379,6 +379,16 @@ def test_the_tokenizer_is_trained_on_training_captions_alone(tmp_path):
     assert len(checkpoint.tokenizer.encode("zyzzyva")) > 5
 
 
+def test_a_tokenizer_is_trained_on_a_limited_number_of_images_from_all_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.train.run.setup.MAX_TOKENIZER_IMAGES", 4)
+    words = [f"{'abcdefghij'[number // 10] * 3}{'klmnopqrst'[number % 10] * 3}" for number in range(40)]
+    pairs = [with_caption(pair, f"{word} {word}") for pair, word in zip(real_pairs(40), words, strict=True)]
+    val = str(write_shard(tmp_path / "val.tar", real_pairs(8, split="val")))
+    recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs))
+    tokenizer = new_checkpoint(replace(recipe, data=replace(recipe.data, val=val)), ALONE).tokenizer
+    assert [word for word in words if len(tokenizer.encode(f"{word} {word}")) <= 4] == words[::10]
+
+
 # --- Fine-tuning
 
 

@@ -1,19 +1,21 @@
 """Writes what studies found into the pages that tell it: `python docs/study_page.py`. A test holds them to the ledgers.
 
 A place begins with `<!-- study FOLDER PART -->` and ends with `<!-- end -->`; FOLDER holds a study's plan and ledger.
-With `PART over ARM`, the others are compared with that arm, and not with the plan's baseline.
+With `PART over ARM`, the others are compared with that arm, and not with the plan's baseline; with `PART of ARM` or
+`PART of ARM over ARM`, these two alone are compared.
 Figures are drawn into `docs/study/`, each with the digest of the ledger that it was drawn from.
 """
 
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from grr_coca.study.ledger import DIGESTS_FILE, PLAN_FILE, Ledger, ledger_files, read_ledger
 from grr_coca.study.plan.folder import plan_of_folder
-from grr_coca.study.plan.plan import Plan, compared_with
+from grr_coca.study.plan.plan import Plan, arm_named, compared_with
 from grr_coca.study.report.answer import answer
 from grr_coca.study.report.figures.all import StudyFigures, late_changes, study_figures
 from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
@@ -38,13 +40,29 @@ ROOT = Path(__file__).parents[1]
 FIGURES = "docs/study"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PLACE = re.compile(
-    r"(?P<begin><!-- study (?P<folder>\S+) (?P<part>\w+)(?: over (?P<over>\w+))? -->\n).*?(?P<end><!-- end -->)",
+    r"(?P<begin><!-- study (?P<folder>\S+) (?P<part>\w+)(?: of (?P<arm>\w+))?(?: over (?P<over>\w+))? -->\n)"
+    r".*?(?P<end><!-- end -->)",
     re.DOTALL,
 )
 FIGURE = re.compile(r"\]\((?P<path>(?:docs/)?study/[\w-]+\.svg)\)")
 """A figure of a study as a page shows it."""
 LEFT_OUT = ("p, exact", "seeds")
 NOT_RUN = "This study has not been run yet.\n"
+
+
+class Asked(NamedTuple):
+    """What a place asks about: a study's folder, and the arms to compare. `over`: None for the plan's baseline. `arm`:
+    the only one that is compared with it; None: all."""
+
+    folder: str
+    over: str | None = None
+    arm: str | None = None
+
+    @property
+    def name(self) -> str:
+        """With which the names of its figures begin: `tokens16-600` of `studies/tokens16/600`."""
+        begins = self.folder.removeprefix("studies/").replace("/", "-")
+        return begins + (f"-of-{self.arm}" if self.arm else "") + (f"-over-{self.over}" if self.over else "")
 
 
 @dataclass(frozen=True)
@@ -66,34 +84,35 @@ def published(text: str, root: Path = ROOT, figures: str = "study") -> str:
         figures: where figures lie, seen from the page.
     """
 
-    studies = {asked: open_study(root, *asked) for asked in asked_for(text)}
+    studies = {asked: open_study(root, asked) for asked in asked_for(text)}
 
     def filled(place: re.Match[str]) -> str:
-        study = studies[place["folder"], place["over"]]
+        study = studies[_asked_by(place)]
         told = NOT_RUN if study is None else PARTS[place["part"]](study, figures)
         return f"{place['begin']}{told}{place['end']}"
 
     return PLACE.sub(filled, text)
 
 
-def asked_for(text: str) -> set[tuple[str, str | None]]:
-    """The folders of the studies that a page tells of, each with the arm to compare with; None: the plan's baseline."""
-    return {(place["folder"], place["over"]) for place in PLACE.finditer(text)}
+def asked_for(text: str) -> set[Asked]:
+    """What the places of a page ask about."""
+    return {_asked_by(place) for place in PLACE.finditer(text)}
 
 
-def open_study(root: Path, folder: str, over: str | None = None) -> Study | None:
-    """The study in a folder below the root; None if it has no row yet."""
-    if not ledger_files(root / folder):
+def _asked_by(place: re.Match[str]) -> Asked:
+    return Asked(place["folder"], place["over"], place["arm"])
+
+
+def open_study(root: Path, asked: Asked) -> Study | None:
+    """The study that is asked about, in its folder below the root; None if it has no row yet."""
+    folder = root / asked.folder
+    if not ledger_files(folder):
         return None
-    plan = compared_with(plan_of_folder(root / folder), over)
-    ledger = read_ledger(root / folder, seeds=plan.seeds)
-    name = study_name(folder) if over is None else f"{study_name(folder)}-over-{over}"
-    return Study(name, plan, ledger, study_results(plan, ledger))
-
-
-def study_name(folder: str) -> str:
-    """With which the names of its figures begin: `tokens16-600` of `studies/tokens16/600`."""
-    return folder.removeprefix("studies/").replace("/", "-")
+    plan = compared_with(plan_of_folder(folder), asked.over)
+    if asked.arm:
+        plan = replace(plan, arms=(arm_named(plan, asked.arm), arm_named(plan, plan.baseline)))
+    ledger = read_ledger(folder, seeds=plan.seeds)
+    return Study(asked.name, plan, ledger, study_results(plan, ledger))
 
 
 def ledger_digest(folder: Path) -> str:
@@ -102,15 +121,15 @@ def ledger_digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
-def draw_figures(root: Path, folder: str, out: Path, over: str | None = None) -> list[Path]:
-    """Draw the figures of a study into `out`."""
-    study = open_study(root, folder, over)
+def draw_figures(root: Path, asked: Asked, out: Path) -> list[Path]:
+    """Draw the figures of what is asked about into `out`."""
+    study = open_study(root, asked)
     if study is None:
         return []
     out.mkdir(exist_ok=True)
     figures = study_figures(study.plan, study.ledger, study.results)
     for name, svg in _by_name(study.name, figures).items():
-        marked = f"{svg.rstrip()}\n<!-- drawn from the ledger {ledger_digest(root / folder)} -->\n"
+        marked = f"{svg.rstrip()}\n<!-- drawn from the ledger {ledger_digest(root / asked.folder)} -->\n"
         (out / name).write_text(marked, encoding="utf-8")
     return [out / name for name in _by_name(study.name, figures)]
 
@@ -260,8 +279,8 @@ def main() -> None:
         figures = FIGURES if page.parent == ROOT else Path(FIGURES).name
         page.write_text(published(text, figures=figures), encoding="utf-8")
         shown |= {Path(figure["path"]).name for figure in FIGURE.finditer(page.read_text(encoding="utf-8"))}
-    for folder, over in asked:
-        draw_figures(ROOT, folder, ROOT / FIGURES, over)
+    for one in asked:
+        draw_figures(ROOT, one, ROOT / FIGURES)
     for path in (ROOT / FIGURES).glob("*.svg"):
         if path.name not in shown:
             path.unlink()

@@ -34,8 +34,8 @@ def test_pages_hold_what_the_ledgers_say(script, path):
 
 def test_figures_are_drawn_from_the_newest_ledger(script):
     text = "".join(path.read_text(encoding="utf-8") for path in PAGES[1:])
-    folders = {folder for folder, _ in script.asked_for(text) if script.ledger_files(ROOT / folder)}
-    marks = {script.study_name(folder): f"ledger {script.ledger_digest(ROOT / folder)}" for folder in folders}
+    folders = {asked.folder for asked in script.asked_for(text) if script.ledger_files(ROOT / asked.folder)}
+    marks = {script.Asked(folder).name: f"ledger {script.ledger_digest(ROOT / folder)}" for folder in folders}
     shown = {match["path"] for match in script.FIGURE.finditer(text)}
     assert shown
     for path in shown:
@@ -46,17 +46,29 @@ def test_figures_are_drawn_from_the_newest_ledger(script):
 
 
 def test_a_study_in_a_folder_of_studies_is_named_by_both(script):
-    assert script.study_name("studies/tokens16/600") == "tokens16-600"
+    assert script.Asked("studies/tokens16/600").name == "tokens16-600"
 
 
 def test_a_place_may_ask_for_a_comparison_with_another_arm(script, tmp_path):
     write_study(tmp_path / "s", plan(PAIR), rows_of(PAIR, range(8)))
     text = script.published("<!-- study s answer over grr_coca -->\n<!-- end -->\n", tmp_path)
     assert "**Baseline CoCa is worse than GRR-CoCa in all 6 primary endpoints.** 8 seeds." in text
-    script.draw_figures(tmp_path, "s", tmp_path / "drawn", "grr_coca")
+    script.draw_figures(tmp_path, script.Asked("s", "grr_coca"), tmp_path / "drawn")
     shown = {match["path"].removeprefix("study/") for match in script.FIGURE.finditer(text)}
     assert "s-over-grr_coca-endpoints.svg" in shown
     assert shown <= {path.name for path in (tmp_path / "drawn").iterdir()}
+
+
+def test_a_place_may_ask_about_one_arm_alone(script, tmp_path):
+    arms = (*PAIR, "baseline_rms", "baseline_geglu")
+    write_study(tmp_path / "s", plan(arms), rows_of(arms, range(8)))
+    places = "<!-- study s headline of baseline_rms -->\n<!-- end -->\n"
+    places += "<!-- study s effects of baseline_rms over baseline_geglu -->\n<!-- end -->\n"
+    text = script.published(places, tmp_path)
+    assert "between Baseline + RMSNorm and Baseline CoCa is shown" in text
+    assert "over Baseline + GEGLU in %" in text
+    assert "GRR-CoCa" not in text
+    assert "(study/s-of-baseline_rms-over-baseline_geglu-effects-after-pretraining.svg)" in text
 
 
 def test_a_study_that_was_not_run_says_so(script, tmp_path):
@@ -86,7 +98,7 @@ def test_a_finished_study_has_its_table_and_figures(script, tmp_path):
     assert "**GRR-CoCa is better than Baseline CoCa in all 6 primary endpoints.** 8 seeds." in text
     assert "| CoCa loss" in text
     assert "| −7.15 |" in text.replace("  ", " ").replace("  ", " ")
-    script.draw_figures(tmp_path, "s", tmp_path / "drawn")
+    script.draw_figures(tmp_path, script.Asked("s"), tmp_path / "drawn")
     shown = {match["path"].removeprefix("study/") for match in script.FIGURE.finditer(text)}
     assert shown == {path.name for path in (tmp_path / "drawn").iterdir()}
     assert all("</svg>\n<!-- drawn from the ledger" in path.read_text() for path in (tmp_path / "drawn").iterdir())

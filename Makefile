@@ -24,6 +24,9 @@ ONLY :=
 PEERS := .venv-peers
 BENCHMARKS := training scaling parts arms demo captioning imported loader order search
 
+# Two installations into one environment at a time would break it.
+.NOTPARALLEL:
+
 .PHONY: try demo test test-slow test-milvus test-ray servers-milvus servers-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets icons docs notebook weights clean
 
 # A caption of each drawing by the model that comes with the code.
@@ -66,7 +69,7 @@ lock:
 	$(LOCK)/bin/$(INSTALL) -e ".[dev,docs,milvus,ray]"
 	grep -E "^(#|torch)" constraints.txt > $(LOCK)/constraints.txt
 	$(LOCK)/bin/pip freeze --all --exclude-editable --exclude pip --exclude torch --exclude torchvision \
-		| tr A-Z a-z | sort >> $(LOCK)/constraints.txt
+		| tr A-Z a-z | grep -v -E "^(nvidia-|cuda-|triton=)" | sort >> $(LOCK)/constraints.txt
 	mv $(LOCK)/constraints.txt constraints.txt
 
 lint: $(VENV)/.dev
@@ -133,11 +136,13 @@ datasets: $(VENV)/.dev
 	$(BIN)/pip install --quiet -r scripts/build_datasets/requirements.txt
 	$(BIN)/python scripts/build_datasets --out datasets
 
+# Everything that can be made again; `runs`, with what was trained, stays.
 clean:
-	rm -rf $(VENV) $(MILVUS) $(PEERS) $(OLDEST) $(LOCK) runs docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MILVUS) $(PEERS) $(OLDEST) $(LOCK) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("%s is Python %s, and 3.11 or newer is needed: make PYTHON=python3.12, for example" % (sys.executable, sys.version.split()[0]))'
+	$(PYTHON) -m venv --clear $(VENV)
 	touch $@
 
 $(VENV)/.use: $(VENV)/.python pyproject.toml constraints.txt

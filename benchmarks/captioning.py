@@ -207,8 +207,8 @@ def _take_previous(
 def _write(report: dict[str, Any], cells: Sequence[Cell], out: Path, name: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     whole = {**report, "cells": [{**asdict(cell), "ratio": cell.ratio} for cell in cells]}
-    (out / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n")
-    (out / f"{name}.md").write_text(table(report, cells))
+    (out / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    (out / f"{name}.md").write_text(table(report, cells), encoding="utf-8")
     plot(cells, out / f"{name}.png")
 
 

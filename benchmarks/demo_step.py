@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="measured steps of each arm in a round")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    if not hasattr(os, "sched_setaffinity"):
+        sys.exit("demo_step: this system does not bind a process to a core; Linux does")
     cores = sorted(os.sched_getaffinity(0))
     arms = [start_arm(preset, core) for preset, core in zip(ARMS, (cores[0], cores[-1]), strict=True)]
     outside = {arm.name: share_outside(arm, options.steps) for arm in arms}

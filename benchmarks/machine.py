@@ -38,4 +38,5 @@ def report(name: str, rows: list[dict[str, object]]) -> None:
     for row in [dict(zip(width, width, strict=True)), *rows]:
         print("  ".join(f"{row[key]!s:<{width[key]}}" for key in width))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": where, "rows": rows}, indent=2) + "\n")
+    text = json.dumps({"machine": where, "rows": rows}, indent=2)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")

@@ -134,9 +134,9 @@ def main() -> None:
     before = json.loads(options.before.read_text()) if options.before else None  # before --out may overwrite it
     report = measure(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "parts.json").write_text(json.dumps(report, indent=1) + "\n")
+    (options.out / "parts.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     text = table(report, before)
-    (options.out / "parts.md").write_text(text)
+    (options.out / "parts.md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -160,8 +160,8 @@ def _row(name: str, axis: dict[str, Any], best: float) -> str:
 def write(report: dict[str, Any], out: Path) -> None:
     """JSON, table and plot."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "scaling.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "scaling.md").write_text(table(report))
+    (out / "scaling.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (out / "scaling.md").write_text(table(report), encoding="utf-8")
     scaling_plot(report, out / "scaling.png")
 
 

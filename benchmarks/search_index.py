@@ -158,7 +158,7 @@ def main() -> None:
         results = measured(place, options.pictures, options.peer_python)
     finally:
         shutil.rmtree(place)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
 
 

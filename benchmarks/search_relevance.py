@@ -129,7 +129,7 @@ def main() -> None:
         print("PER_DEVIATION, PER_AGREEMENT, OFFSET:", *fitted(splits))
         return
     results = measured(splits)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
 
 

@@ -8,7 +8,7 @@ import re
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("train", "report", "hub", "parquet", "probe", "open-clip", "test")
+EXTRAS = ("train", "report", "study", "hub", "parquet", "probe", "open-clip", "test")
 AT_HAND = {"torch", "torchvision"}
 BOUND = re.compile(r"([\w-]+)>=([\w.]+)")
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -117,11 +119,14 @@ def fetch(package: Package, folder: Path) -> None:
         "npm": ["npm", "pack", "--silent", f"{package.name}@{package.version}"],
         "apt": ["apt-get", "download", f"{package.name}={package.version}"],
         "pip": [
-            *("pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--python-version=3.11"),
-            *("--platform=manylinux2014_x86_64", f"{package.name}=={package.version}"),
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"),
+            *("--python-version=3.11", "--platform=manylinux2014_x86_64", f"{package.name}=={package.version}"),
         ],
     }
-    subprocess.run(commands[package.kind], cwd=folder, check=True)
+    command = commands[package.kind]
+    if shutil.which(command[0]) is None:
+        raise ValueError(f"{package.archive}: {command[0]} fetches it, and is not installed here")
+    subprocess.run(command, cwd=folder, check=True)
 
 
 def verify(package: Package, folder: Path) -> Path:

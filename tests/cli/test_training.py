@@ -214,3 +214,10 @@ def test_fine_tuning_from_another_preset_names_both(refused, recipe_file, run):
 
 def test_a_pretraining_recipe_is_refused_for_fine_tuning(refused, recipe_file, run):
     assert "remove the key 'tokenizer'" in refused("finetune", recipe_file(), "--checkpoint", run.folder)
+
+
+def test_the_demo_outside_of_a_clone_says_where_to_run_it(grr_coca, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = grr_coca("demo")
+    assert said.code == 2
+    assert "no such plan here; run the demo in a clone of the project" in said.err

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from grr_coca.study.plan.folder import DemoPlan
     from grr_coca.study.running.workers import Workers
 
+DEFAULT_PLAN = Path("recipes/demo.yaml")
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 def run(
-    plan: Annotated[Path, tyro.conf.Positional] = Path("recipes/demo.yaml"),
+    plan: Annotated[Path, tyro.conf.Positional] = DEFAULT_PLAN,
     out: Path = Path("runs/demo"),
     minutes: float = 10.0,
     steps: int | None = None,
@@ -90,9 +91,11 @@ def _check(plan: Path, minutes: float, steps: int | None, dry_run: bool, json: b
         raise UserError(f"--steps {steps} is out of range; give 1 or more")
     if json and not dry_run:
         raise UserError("--json tells what --dry-run finds; give both")
+    if plan == DEFAULT_PLAN and not plan.exists():
+        raise UserError(f"{plan}: no such plan here; run the demo in a clone of the project, which has its corpora too")
+    read_yaml(plan, "plan")  # so that a wrong name is reported at once
     require_extra("train", "training")
     require_extra("report", "the report")
-    read_yaml(plan, "plan")  # so that a wrong name is reported at once
 
 
 def _begun(begun: "DemoPlan | None", out: Path, steps: int | None) -> "DemoPlan | None":

@@ -16,8 +16,11 @@ PACKAGE = Path(__file__).parents[2]
 
 @lru_cache(maxsize=1)
 def code_commit() -> str:
-    """The commit of the code, with a `+` if files of the package were changed since; its version outside of git."""
-    commit = _git("rev-parse", "--short=12", "HEAD")
+    """The commit of the code, with a `+` if files of the package were changed since; its version outside of git.
+
+    A package that is installed somewhere in a repository of the user's, as in its `.venv`, is outside.
+    """
+    commit = _git("ls-files", "--error-unmatch", "__init__.py") and _git("rev-parse", "--short=12", "HEAD")
     if not commit:
         return f"version {version('grr-coca')}"
     return commit + ("+" if _git("status", "--porcelain", "--", ".") else "")

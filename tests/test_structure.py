@@ -78,6 +78,8 @@ def test_children_and_defaults_are_filled_in() -> None:
         (_tree(betas=[0.9]), ["tree.yaml: betas", "expected 2 values, found 1"]),
         (_tree(betas=[0.9, "x"]), ["tree.yaml: betas", "expected float", "'x'"]),
         (_tree(paths={"x": 3}), ["tree.yaml: paths: x", "expected str", "3"]),
+        (_tree(paths={1: "y"}), ["tree.yaml: paths: key 1", "expected str", "1"]),
+        (_tree({"ratio": 10**400}), ["tree.yaml: leaf: ratio", "expected float", "100"]),
         ({"name": "oak", "leaf": 3}, ["tree.yaml: leaf", "expected a mapping", "3"]),
         ([1, 2], ["tree.yaml", "expected a mapping"]),
         (None, ["tree.yaml", "expected a mapping"]),

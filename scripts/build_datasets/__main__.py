@@ -68,6 +68,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare a fresh build with --out byte for byte")
     args = parser.parse_args()
     if "icons" in args.only:
+        if args.check or args.out:
+            parser.error(
+                "icons are built in the user's cache, by --only icons alone; --out and --check are of the others"
+            )
         from grr_coca.cli.data.fetch import Fetch, fetch_corpus  # late: the other corpora are built without the package
 
         args.only.remove("icons")

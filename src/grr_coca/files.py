@@ -93,7 +93,8 @@ def behind_link(path: Path) -> Path:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill. When the context ends, it becomes `folder`, with a manifest of sizes and hashes.
+    """A temporary folder to fill. When the context ends, it becomes `folder`, with a manifest of sizes and hashes. Of a
+    symbolic link, it becomes the folder that the link leads to.
 
     If the context ends with an exception, `folder` stays as it was before.
 
@@ -101,8 +102,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         UserError: the path has no name, such as `.`, so the folder cannot be put in its place.
         OSError: the disk is full or cannot be written to. Nothing is left behind.
     """
-    if folder.name in ("", ".."):
-        raise UserError(f"{folder}: has no name of its own, under which a folder could be written; give a new folder")
+    require_name(folder)
+    folder = behind_link(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -115,6 +116,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def require_name(folder: Path) -> None:
+    """Make sure that a folder can be put in place under this path.
+
+    Raises:
+        UserError: it has no name, such as `.`.
+    """
+    if folder.name in ("", ".."):
+        raise UserError(f"{folder}: has no name of its own, under which a folder could be written; give a new folder")
 
 
 def verify_folder(folder: Path) -> None:

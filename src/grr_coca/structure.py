@@ -91,7 +91,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise UserError(f"{where}: expected a mapping of keys to values, found {value!r}")
-        return {key: _convert(args[1], item, f"{where}: {key}") for key, item in value.items()}
+        return {
+            _convert(args[0], key, f"{where}: key {key!r}"): _convert(args[1], item, f"{where}: {key}")
+            for key, item in value.items()
+        }
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
     return _convert_scalar(hint, value, where)
@@ -114,7 +117,7 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):  # not a number, or one that is too large
             pass
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from grr_coca.data.preprocess import Preprocess
+from grr_coca.errors import UserError
 from grr_coca.inference import ImageTextModel, load
 from processes import cli, launch
 from support import encode_image, real_pairs, snapshot, write_tar
@@ -138,7 +139,7 @@ def test_rows_are_on_the_disk_as_soon_as_their_batch_is_done(grr_coca, run, imag
     describe = ImageTextModel.describe_many
 
     def watched(self, *args, **kwargs):
-        seen.append(len(out.read_text().splitlines()))
+        seen.append(len(out.read_text().splitlines()) if out.exists() else 0)
         return describe(self, *args, **kwargs)
 
     monkeypatch.setattr(ImageTextModel, "describe_many", watched)
@@ -157,6 +158,41 @@ def test_more_captions_for_some_images_leave_the_rows_of_others(grr_coca, run, i
     kept = [line for line in before if str(image_files[0]) not in line]
     assert after[: len(kept)] == kept
     assert [str(image_files[0]) in line for line in after[len(kept) :]] == [True, True]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
+def test_rows_stay_until_there_are_better_ones(grr_coca, run, image_files, tmp_path, monkeypatch, name):
+    out = tmp_path / name
+    command = ["caption", "-c", run.folder, "--out", out, "--max-length", 4, image_files[0]]
+    grr_coca(*command)
+    before = out.read_bytes()
+
+    def stopped(*_args, **_options):
+        raise UserError("stopped while the model was loaded")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("grr_coca.load", stopped)
+        assert grr_coca(*command, "--num-captions", 2, "--num-beams", 2).code == 2
+    assert out.read_bytes() == before
+    assert grr_coca(*command, "--num-captions", 2, "--num-beams", 2).code == 0
+    assert len(out.read_text().splitlines()) == 2 + (name == "out.csv")
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
+def test_a_name_with_a_line_end_in_it_has_its_captions(grr_coca, run, image_files, tmp_path, name):
+    odd = image_files[0].with_name("a\rb.png")
+    odd.write_bytes(image_files[0].read_bytes())
+    plain = image_files[0].with_name("b.png")
+    plain.write_bytes(image_files[1].read_bytes())
+    command = ["caption", "-c", run.folder, "--out", tmp_path / name, "--max-length", 4]
+    assert grr_coca(*command, odd).code == 0
+    once = (tmp_path / name).read_bytes()
+    assert "1 of 1 images have captions already" in grr_coca(*command, odd).err
+    assert (tmp_path / name).read_bytes() == once
+    assert grr_coca(*command, odd, plain).err == "1 of 2 images have captions already\n"
+    if name == "out.csv":
+        with (tmp_path / name).open(newline="") as file:
+            assert [row["image"] for row in csv.DictReader(file)] == [str(odd), str(plain)]
 
 
 @pytest.mark.parametrize(
@@ -308,7 +344,7 @@ def test_a_missing_checkpoint_is_named(refused, tmp_path, image_files):
         (["--max-length", "1000"], "max_length 1000 is more than"),
         (["--prompt", "word " * 50], "the prompt has"),
         (["--num-captions", "2"], "num_captions 2 is more than num_beams 1"),
-        (["--batch-size", "0"], "batch size 0: give 1 or more"),
+        (["--batch-size", "0"], "--batch-size 0: give 1 or more"),
         (["--json", "--sidecar"], "--sidecar and --json are different places"),
         (["--json", "--out", "a.csv"], "--out and --json are different places"),
         (["--out", "a.txt"], "a.txt: the suffix says the format"),

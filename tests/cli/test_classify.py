@@ -47,6 +47,12 @@ def test_templates_change_the_answer(grr_coca, run, image_files):
     assert found != json.loads(grr_coca(*options).out)["labels"]
 
 
+def test_a_file_of_labels_may_have_a_comma_in_its_name(grr_coca, run, image_files, tmp_path):
+    (tmp_path / "a,b.txt").write_text("cat\ndog\n")
+    said = grr_coca("classify", image_files[0], "-c", run.folder, "--labels", tmp_path / "a,b.txt", "--json")
+    assert {choice["label"] for choice in json.loads(said.out)["labels"]} == {"cat", "dog"}
+
+
 def test_images_that_the_templates_have_swallowed_are_told(refused, run, image_files):
     command = ["classify", "-c", run.folder, "--labels", "cat,dog", "--templates", "a drawing of a {}"]
     assert "--templates takes all that follows it" in refused(*command, image_files[0])

@@ -86,6 +86,16 @@ def test_a_sheet_that_cannot_be_written_is_refused_before_the_work(refused, spoi
     assert "a folder; give --sheet the name of a PNG file" in refused("data", "check", spoiled, "--sheet", tmp_path)
 
 
+def test_a_sheet_takes_the_place_of_no_data_and_of_nothing_but_a_picture(
+    grr_coca, refused, spoiled, tmp_path, monkeypatch
+):
+    table = tmp_path / "pairs.png"
+    table.write_bytes(spoiled.read_bytes())
+    monkeypatch.setattr("grr_coca.cli.data.pairs.open_source", lambda _: open_source(str(spoiled)))
+    assert "would take the place of what is read" in refused("data", "check", table, "--sheet", table)
+    assert "the suffix says the format" in refused("data", "check", spoiled, "--sheet", tmp_path / "pairs.csv")
+
+
 def test_the_survey_is_shown_though_the_disk_has_no_room_for_the_sheet(grr_coca, spoiled, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")

@@ -117,6 +117,18 @@ def test_a_pipe_is_not_replaced_by_a_file(refused, run, image_files, tmp_path, m
     assert pipe.is_fifo()
 
 
+def test_what_is_embedded_is_not_written_over(refused, run, image_files, tmp_path):
+    import pyarrow.parquet
+
+    table, texts = tmp_path / "table.parquet", tmp_path / "v.keys.txt"
+    pyarrow.parquet.write_table(pyarrow.table({"image": list(map(str, image_files))}), table)
+    texts.write_text("a cat\n")
+    before = snapshot(tmp_path)
+    for given in (table, "--out", table), ("--texts", texts, "--out", tmp_path / "v.npy"):
+        assert "would take the place of what is read" in refused("embed", "-c", run.folder, *given)
+    assert snapshot(tmp_path) == before
+
+
 @pytest.mark.parametrize("texts", [False, True])
 def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
     refused, run, image_files, tmp_path, monkeypatch, texts

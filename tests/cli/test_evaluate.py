@@ -123,6 +123,21 @@ def test_the_folder_for_captions_is_made_before_there_are_any(grr_coca, refused,
     assert f"{tmp_path}: is a folder" in refused("evaluate", run.folder, *options, "--out", tmp_path)
 
 
+def test_captions_do_not_take_the_place_of_their_split(refused, run, tmp_path):
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,caption\na.png,a cat\n")
+    options = ["--task", "captioning", "--data", table, "--out", table]
+    assert "would take the place of what is read" in refused("evaluate", run.folder, *options)
+    assert table.read_text().startswith("image,caption")
+
+
+def test_splits_may_be_given_one_after_the_other(grr_coca, run, split):
+    command = ["evaluate", run.folder, "--json", "--batch-size", 8]
+    at_once = grr_coca(*command, "--data", split, run.shard)
+    assert json.loads(at_once.out).keys() == {str(split), str(run.shard)}
+    assert grr_coca(*command, "--data", split, "--data", run.shard) == at_once
+
+
 def test_captions_of_two_splits_do_not_go_into_one_file(refused, run, split, tmp_path):
     options = ["--task", "captioning", "--data", split, run.shard, "--out", tmp_path / "c.jsonl"]
     assert "one split" in refused("evaluate", run.folder, *options)

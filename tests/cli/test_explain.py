@@ -55,6 +55,16 @@ def test_what_cannot_be_drawn_is_refused(refused, run, image_files, options, tol
     assert snapshot(tmp_path) == before
 
 
+def test_the_picture_itself_is_no_place_for_its_heat_maps(refused, run, image_files, tmp_path):
+    picture = tmp_path / "picture.png"
+    picture.symlink_to(image_files[0])
+    before = image_files[0].read_bytes()
+    assert "would take the place of what is read" in refused(
+        "explain", image_files[0], "-c", run.folder, "--out", picture
+    )
+    assert image_files[0].read_bytes() == before
+
+
 def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(refused, run, image_files, monkeypatch):
     monkeypatch.setattr("grr_coca.load", lambda *_: pytest.fail("too late"))
     out = image_files[0] / "maps.png"

@@ -30,7 +30,7 @@ FLAGS = {
         "checkpoint": "icons",
         "labels": ...,
         "images": (),
-        "templates": ("{}",),
+        "templates": (),
         "top": 5,
         "json": False,
         "batch_size": 32,

@@ -227,6 +227,13 @@ def test_what_must_not_be_there_comes_later(search):
     assert ranks[0] == 0 < ranks[1]
 
 
+def test_a_list_may_be_given_piece_by_piece(search):
+    both = search("red apple", "--without", "guitar", "snowman")
+    assert search("red apple", "--without", "guitar", "--without", "snowman") == both
+    assert search("red apple", "--without", "snowman") != both
+    assert search("guitar", "snowman", "--weights", 10, "--weights", 1)[0]["caption"] == "guitar"
+
+
 def test_a_filter_keeps_to_what_it_picks(search):
     assert stems(search("guitar", "--where", "width < 50")) == ["guitar-small", "snowman-small"]
     assert search("guitar", "--where", "folder = 'nothing'") == []

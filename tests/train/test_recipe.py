@@ -114,7 +114,20 @@ def test_a_missing_file_lists_the_recipes_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"data: [unclosed", b"a: b: c", b"\xff\xfe\xfa", b"data: !!python/object:os.system x"]
+    "content",
+    [
+        b"data: [unclosed",
+        b"a: b: c",
+        b"\xff\xfe\xfa",
+        b"data: !!python/object:os.system x",
+        b"seed: 2024-13-45",
+        b"seed: 0x_",
+        b"seed: !!int foo",
+        b"seed: !!bool foo",
+        b"seed: " + b"9" * 5000,
+        b"[" * 5000,
+    ],
+    ids=lambda content: content[:20].decode("latin-1"),
 )
 def test_what_is_not_yaml_is_an_error_that_names_the_file(tmp_path, content):
     path = tmp_path / "mine.yaml"

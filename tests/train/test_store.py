@@ -160,6 +160,19 @@ def test_a_path_without_a_name_is_no_place_for_a_folder(tmp_path, monkeypatch, p
     assert list(tmp_path.rglob("*")) == [tmp_path / "here"]
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_of_a_link_the_folder_behind_it_is_written(tmp_path, is_there):
+    (tmp_path / "disk").mkdir()
+    if is_there:
+        (tmp_path / "disk" / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "folder")
+    with whole_folder(tmp_path / "link") as partial_folder:
+        (partial_folder / "weights").write_bytes(b"w")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "folder" / "weights").read_bytes() == b"w"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "folder", "link", MANIFEST, "weights"]
+
+
 # --- Damage
 
 

@@ -28,5 +28,6 @@ def read_yaml(path: Path, kind: str) -> object:
         raise UserError(f"{path}: no such {kind}" + (f"; there are {', '.join(beside)}" if beside else "")) from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; give a {kind}, which is a YAML file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, ValueError, KeyError, IndexError, RecursionError) as error:
+        # YAML's reader raises the last four where a value says a type that it is not of, as the date 2024-13-45 does.
         raise UserError(f"{path}: not a YAML file that can be read ({error})") from error

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from grr_coca.cli import main
+from grr_coca.data.corpus.icons.build import build_icons
 from grr_coca.data.corpus.scenes import build
 from grr_coca.data.corpus.scenes.build import build_scenes
 from grr_coca.data.corpus.scenes.card import without_positions
@@ -161,10 +162,22 @@ def test_the_bytes_are_the_same_everywhere(corpus):
 def test_a_corpus_is_built_once_and_never_over_something_else(corpus, tmp_path):
     assert build_scenes(pytest.fail, corpus) == corpus
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="holds something else"):
-        build_scenes(lambda *_: None, tmp_path)
+    for card in (None, '{"name": "icons", "splits": {}}', '{"splits": {}}', "[]", "no card"):
+        if card is not None:
+            (tmp_path / "card.json").write_text(card)
+        with pytest.raises(UserError, match="holds something else"):
+            build_scenes(lambda *_: None, tmp_path)
     with pytest.raises(UserError, match=r"notes\.txt: is a file; give a new folder"):
         build_scenes(lambda *_: None, tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("build", [build_scenes, build_icons])
+def test_the_current_folder_is_not_replaced(build, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="has no name of its own"):
+        build(pytest.fail, Path())
+    with pytest.raises(UserError, match="is the current folder, which cannot be replaced"):
+        build(pytest.fail, tmp_path)
 
 
 def test_a_disk_that_cannot_be_written_to_is_told(tmp_path, monkeypatch):

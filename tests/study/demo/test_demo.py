@@ -316,6 +316,20 @@ def test_a_demo_that_does_not_say_its_plan_is_left_alone(refused, tmp_path):
     assert snapshot(tmp_path / "out") == {f"{PRESETS[0]}/weights": b"hours of work"}
 
 
+@pytest.mark.parametrize("has_plan", [True, False])
+def test_the_rows_of_a_study_are_never_replaced_by_a_demo(write_plan, tmp_path, capsys, has_plan):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "runs.jsonl").write_text('{"days": "of work"}')
+    if has_plan:
+        (out / "plan.yaml").write_text("arms: [grr_coca, baseline_coca]")
+    before = snapshot(out)
+    for fresh in ([], ["--fresh"]):
+        assert main(["demo", str(write_plan()), "--out", str(out), *fresh]) == 2
+        assert "holds a study, which is not a demo; give another --out" in capsys.readouterr().err
+    assert snapshot(out) == before
+
+
 def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys):
     out = tmp_path / "out"
     plan = load_demo(write_plan(num_hits=3))

@@ -9,7 +9,7 @@ import tyro
 
 from grr_coca.cli.data.fetch import Fetch, fetch_corpus
 from grr_coca.cli.output.progress import bars
-from grr_coca.cli.output.writing import disk_errors
+from grr_coca.cli.output.writing import require_other, require_suffix, require_writable, write_output
 from grr_coca.data.corpus.contact_sheet import contact_sheet
 from grr_coca.data.corpus.convert import Conversion, convert, source_state
 from grr_coca.data.corpus.survey import Survey, check_source, sample_source
@@ -102,13 +102,13 @@ def run(
 
 def _check(action: Check) -> int:
     source = open_source(action.path)
-    sheet = _sheet(action.sheet, source)
+    sheet = _sheet(action, source)
     with bars({"check": len(source)}) as shown:
         survey = check_source(source, lambda done: shown.update("check", done, ""))
     print(_as_json(survey) if action.json else describe(survey))
     if sheet is not None:
-        with disk_errors(sheet):
-            contact_sheet(source).save(sheet, "PNG")
+        drawn = contact_sheet(source)
+        write_output(sheet, lambda file: drawn.save(file, "PNG"))
     if not action.json:
         print(
             f"contact sheet     {sheet or 'none, for it would lie among the images; --sheet FILE draws one elsewhere'}"
@@ -116,17 +116,20 @@ def _check(action: Check) -> int:
     return int(survey.broken.total() == survey.num_images)
 
 
-def _sheet(wanted: Path | None, source: PairSource) -> Path | None:
+def _sheet(action: Check, source: PairSource) -> Path | None:
     """Where the contact sheet goes; None: it would count as an image the next time, and was not asked for."""
-    sheet = wanted or SHEET
+    sheet = action.sheet or SHEET
     if isinstance(source, ImageFolder) and sheet.resolve().is_relative_to(source.root.resolve()):
-        if wanted is None:
+        if action.sheet is None:
             return None
         raise UserError(f"{sheet}: lies among the images, and would count as one; give --sheet another folder")
     if not sheet.parent.is_dir():
         raise UserError(f"{sheet}: its folder is not there; give another --sheet")
     if sheet.is_dir():
         raise UserError(f"{sheet}: a folder; give --sheet the name of a PNG file")
+    require_suffix(sheet, (".png",))
+    require_other(sheet, [action.path])
+    require_writable(sheet)
     return sheet
 
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from grr_coca.cli.list_flags import Lists, joined
 from grr_coca.cli.measuring.splits import require_paths
 from grr_coca.inference.locate import locate_checkpoint
 
@@ -24,7 +25,7 @@ OF_TOKENS = ("perplexity", "coca_loss")
 def run(
     checkpoint: Annotated[str, tyro.conf.Positional],
     baseline: Annotated[str, tyro.conf.Positional],
-    data: tuple[str, ...] = (),
+    data: Lists[str] = (),
     batch_size: int = 64,
 ) -> None:
     """Compare one checkpoint with another. Changes are relative to the second one's losses.
@@ -35,7 +36,8 @@ def run(
         data: splits to evaluate on: .tar shards, patterns, or folders.
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
     """
-    require_paths(data)
+    paths = joined(data)
+    require_paths(paths)
     folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))
 
     from grr_coca.cli.measuring.losses import load_checkpoint, measure_paths  # late: torch comes with it
@@ -43,7 +45,7 @@ def run(
     from grr_coca.study.running.measured import row_metrics
 
     models = (load_checkpoint(folders[0]), load_checkpoint(folders[1]))
-    first, second = (measure_paths(model, data, batch_size) for model in models)
+    first, second = (measure_paths(model, paths, batch_size) for model in models)
     rows = [row(path, row_metrics(first[path].evaluation), row_metrics(second[path].evaluation)) for path in first]
     if len(rows) > 1:
         rows.append(average_row("average", rows))

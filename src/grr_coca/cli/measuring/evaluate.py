@@ -5,8 +5,9 @@ from typing import Annotated
 
 import tyro
 
+from grr_coca.cli.list_flags import Lists, joined
 from grr_coca.cli.measuring.splits import Task, TaskOptions, require_paths
-from grr_coca.cli.output.writing import require_writable
+from grr_coca.cli.output.writing import require_other, require_writable
 from grr_coca.data.sources.open import require_there
 from grr_coca.errors import UserError
 from grr_coca.evaluate.classification.class_names import TEMPLATES, read_class_names, read_templates
@@ -19,7 +20,7 @@ TASK_OF = {"folds": "retrieval", "out": "captioning", "labels": "zeroshot", "tem
 
 def run(
     checkpoint: Annotated[str, tyro.conf.Positional],
-    data: tuple[str, ...] = (),
+    data: Lists[str] = (),
     task: Task = "loss",
     batch_size: int = 64,
     folds: int | None = None,
@@ -44,7 +45,8 @@ def run(
         json: print JSON.
     """
     given = {"folds": folds, "out": out, "labels": labels, "templates": templates, "train": train}
-    _check(task, data, batch_size, {name for name, value in given.items() if value is not None})
+    paths = joined(data)
+    _check(task, paths, batch_size, {name for name, value in given.items() if value is not None})
     if folds is not None and folds < 1:
         raise UserError(f"--folds {folds}: a split is cut into 1 part or more")
     if train is not None:
@@ -53,6 +55,7 @@ def run(
     class_names = None if labels is None else read_class_names(labels)
     sentences = TEMPLATES if templates is None else read_templates(templates)
     if out is not None:  # what would fail after all images were captioned is known before
+        require_other(out, paths)
         require_writable(out)
 
     from grr_coca.cli.measuring.losses import load_checkpoint, measure_paths  # late: torch comes with it
@@ -60,12 +63,12 @@ def run(
 
     model = load_checkpoint(folder)
     if task == "loss":
-        say_losses(measure_paths(model, data, batch_size), json)
+        say_losses(measure_paths(model, paths, batch_size), json)
         return
     options = TaskOptions(
         batch_size=batch_size, folds=folds or 1, out=out, class_names=class_names, templates=sentences, train=train
     )
-    say_reports({path: measure(task, model, path, options) for path in data}, json)
+    say_reports({path: measure(task, model, path, options) for path in paths}, json)
 
 
 def _check(task: Task, data: tuple[str, ...], batch_size: int, given: set[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, TextIO
 
 from grr_coca.cli.output.say import to_json
-from grr_coca.cli.output.writing import disk_errors, require_replaceable, require_suffix, write_output
+from grr_coca.cli.output.writing import disk_errors, require_suffix, require_writable, write_output
 from grr_coca.errors import UserError
 
 
@@ -24,8 +24,9 @@ class CaptionRow(NamedTuple):
 class RowFile:
     """A file of `CaptionRow`s: JSON lines or CSV, by its suffix.
 
-    If the file exists, `done` holds the images that have all their captions in it. A line that was cut off is removed,
-    and so are the rows of those `images` that lack some of their captions. Rows of other images stay as they are.
+    If the file exists, `done` holds the images that have all their captions in it. With the first new rows, a line that
+    was cut off is removed, and so are the rows of those `images` that lack some of their captions. Rows of other images
+    stay as they are.
 
     Raises:
         UserError: the suffix is not that of a format, the file holds something else, or it cannot be written to.
@@ -34,29 +35,35 @@ class RowFile:
     def __init__(self, path: Path, rows_per_image: int, images: Collection[str]) -> None:
         self.path = path
         self._is_csv = require_suffix(path, (".jsonl", ".csv")) == ".csv"
-        require_replaceable(path)
+        require_writable(path)
+        self._file: TextIO | None = None
         with disk_errors(path):
             counts = Counter(row.image for row in self._rows()) if path.exists() else Counter()
             self.done = {image for image, count in counts.items() if count >= rows_per_image}
             self._incomplete = (counts.keys() - self.done) & set(images)
-            if path.exists() and (self._incomplete or _is_torn(path)):
-                write_output(path, self._write_complete)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: TextIO = path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
-            if self._is_csv and path.stat().st_size == 0:
-                self._file.write(_csv_line(CaptionRow._fields))
-                self._file.flush()
 
     def append(self, rows: Sequence[CaptionRow]) -> None:
         """Add rows, and flush them at once."""
         with disk_errors(self.path):
+            if self._file is None:
+                self._file = self._opened()
             self._file.write("".join(self._line(row) for row in rows))
             self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
         with disk_errors(self.path):
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
+
+    def _opened(self) -> TextIO:
+        """The file to add rows to. What is there stays as it is until there are some: nothing may come of the work."""
+        if self.path.exists() and (self._incomplete or _is_torn(self.path)):
+            write_output(self.path, self._write_complete)
+        file = self.path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
+        if self._is_csv and self.path.stat().st_size == 0:
+            file.write(_csv_line(CaptionRow._fields))
+        return file
 
     def _line(self, row: CaptionRow) -> str:
         return _csv_line(row) if self._is_csv else to_json(row._asdict()) + "\n"
@@ -70,7 +77,7 @@ class RowFile:
 
     def _rows(self) -> Iterator[CaptionRow]:
         """The rows of the file. A last row that was cut off is left out."""
-        with self.path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with self.path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             whole = (line for line in file if line.endswith("\n"))
             for number, record in enumerate(self._records(whole), 1):
                 try:
@@ -105,6 +112,6 @@ def _is_torn(path: Path) -> bool:
 
 
 def _csv_line(values: Sequence[object]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(values)
-    return buffer.getvalue()
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\r\n").writerow(values)  # both characters of it are quoted within values
+    return buffer.getvalue().removesuffix("\r\n") + "\n"

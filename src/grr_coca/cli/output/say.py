@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -43,3 +44,9 @@ def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]]) -> st
     except UnicodeEncodeError:
         return json.dumps(record)  # a file name that is not UTF-8; Python's `os.fsencode` restores its bytes
     return line
+
+
+def called_as() -> list[str]:
+    """The words by which this program was called, to tell commands that work here."""
+    program = sys.argv[0]
+    return [sys.executable, "-m", "grr_coca"] if Path(program).name == "__main__.py" else [program]

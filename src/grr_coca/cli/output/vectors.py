@@ -4,13 +4,13 @@ Shapes: N rows, E embedding width.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from grr_coca.cli.output.writing import require_suffix, write_output
+from grr_coca.cli.output.writing import require_other, require_suffix, require_writable, write_output
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 
@@ -44,6 +44,22 @@ def check_keys(path: Path, keys: Sequence[str]) -> None:
         raise UserError(f"{path}: {len(keys):,} keys are more than a safetensors file holds; use .parquet or .npy")
 
 
+def check_places(path: Path, inputs: Iterable[str | Path]) -> None:
+    """Make sure, before the work begins, that the files can be written, and take the place of no input.
+
+    Raises:
+        UserError: they cannot, or do.
+    """
+    for place in (path, _keys_file(path)) if path.suffix.lower() == ".npy" else (path,):
+        require_other(place, inputs)
+        require_writable(place)
+
+
+def _keys_file(path: Path) -> Path:
+    """Beside a `.npy` file."""
+    return path.with_suffix(".keys.txt")
+
+
 def _in_header(keys: Sequence[str]) -> str:
     return json.dumps(list(keys))  # ASCII: a file name that is not UTF-8 is escaped
 
@@ -67,7 +83,7 @@ def write_vectors(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
         # Bytes of a file name that are not UTF-8 stay unchanged. A line end is escaped, so that a key stays on its
         # line.
         lines = "".join(key.replace("\n", "\\n") + "\n" for key in keys).encode("utf-8", "surrogateescape")
-        write_output(path.with_suffix(".keys.txt"), lambda file: file.write(lines))
+        write_output(_keys_file(path), lambda file: file.write(lines))
         write_output(path, lambda file: np.save(file, vectors.numpy()))
     else:
         _write_parquet(path, keys, vectors)

@@ -1,6 +1,6 @@
 """Output files that are written completely or not at all, with errors that name the file."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -58,6 +58,23 @@ def require_replaceable(path: Path) -> None:
         is_other = path.exists() and not path.is_file()
     if is_other:
         raise UserError(f"{path}: is a device or a pipe, whose place a file would take; give the name of a file")
+
+
+def require_other(path: Path, inputs: Iterable[str | Path]) -> None:
+    """Make sure that an output takes the place of nothing that is read for it.
+
+    Raises:
+        UserError: it is one of the inputs, by whatever name.
+    """
+    if any(_is_same(path, given) for given in inputs):
+        raise UserError(f"{path}: would take the place of what is read; give another name")
+
+
+def _is_same(path: Path, given: str | Path) -> bool:
+    try:
+        return path.samefile(given)
+    except (OSError, ValueError):  # one is not there, a pattern, or no path at all
+        return False
 
 
 def require_suffix(path: Path, suffixes: tuple[str, ...]) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from grr_coca.cli.list_flags import Lists, joined
 from grr_coca.cli.output.say import say, say_raw, to_json
 from grr_coca.cli.output.thumbnails import thumbnail_kind, thumbnail_lines
 from grr_coca.cli.output.writing import require_suffix, require_writable, write_output
@@ -24,9 +25,9 @@ def run(
     index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
     texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")] = (),
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 20,
-    image: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE")] = (),
-    without: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT")] = (),
-    weights: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER")] = (),
+    image: Annotated[Lists[Path], tyro.conf.arg(metavar="FILE")] = (),
+    without: Annotated[Lists[str], tyro.conf.arg(metavar="TEXT")] = (),
+    weights: Annotated[Lists[float], tyro.conf.arg(metavar="NUMBER")] = (),
     where: Annotated[str | None, tyro.conf.arg(metavar="FILTER")] = None,
     hybrid: bool = True,
     json: Flag = False,
@@ -58,15 +59,16 @@ def run(
         checkpoint: the model, if it lies elsewhere than when the index was made.
     """
     _check(json, null, out, explain)
-    _check_taken(texts, image, without)
-    query = Query(texts=texts, images=image, without=without, weights=weights)
+    images, excluded = joined(image), joined(without)
+    _check_taken(texts, images, excluded)
+    query = Query(texts=texts, images=images, without=excluded, weights=joined(weights))
     with Index.open(index, checkpoint) as opened:
         if out is not None:
             require_writable(out)
         answer = opened.search(
             query.texts,
             n,
-            image=list(image),
+            image=list(images),
             without=query.without,
             weights=query.weights,
             where=where,

@@ -2,10 +2,10 @@
 
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from grr_coca.cli.output.say import called_as
 from grr_coca.cli.searching.shown import hit_lines
 from grr_coca.search.index import Index
 from grr_coca.study.demo.comparison import INDEX_FOLDER
@@ -29,7 +29,6 @@ def closing_lines(plan: DemoPlan, checkpoint: Path, out: Path) -> Iterator[str]:
     with Index.open(folder, checkpoint, create=True) as index:
         index.add(pictures)
         found = index.search(query, NUM_HITS)
-    program = sys.argv[0]
-    yield shlex.join([program, "index", pictures, "--checkpoint", str(checkpoint), "--out", str(folder)])
-    yield shlex.join([program, "search", str(folder), query, "-n", str(NUM_HITS)])
+    yield shlex.join([*called_as(), "index", pictures, "--checkpoint", str(checkpoint), "--out", str(folder)])
+    yield shlex.join([*called_as(), "search", str(folder), query, "-n", str(NUM_HITS)])
     yield from hit_lines(found)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
 
+from grr_coca.cli.output.say import called_as
 from grr_coca.errors import Stopped, UserError
 from grr_coca.extras import require_extra
 from grr_coca.yaml_files.read import read_yaml
@@ -177,7 +178,7 @@ def _first_checkpoint(plan: "DemoPlan", out: Path) -> Path:
 
 def _closing_words(plan: "DemoPlan", path: Path, out: Path) -> str:
     """What to do next; `path` is that of the plan as it was asked for."""
-    program, recipe = shlex.quote(sys.argv[0]), shlex.quote(os.path.relpath(plan.pretrain))
+    program, recipe = shlex.join(called_as()), shlex.quote(os.path.relpath(plan.pretrain))
     again = shlex.join([str(path), "--out", str(out), "--fresh", "--steps", str(plan.steps)])
     checkpoint = shlex.quote(str(_first_checkpoint(plan, out)))
     return "\n".join(

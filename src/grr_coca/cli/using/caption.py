@@ -12,6 +12,7 @@ from grr_coca.cli.output.caption_outputs import open_output
 from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
 from grr_coca.cli.using.ray_work import describe_on_ray
 from grr_coca.data.image_files.find import ImageFile, find_images
+from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.generate.options import GenerationOptions
 from grr_coca.inference.locate import locate_checkpoint
@@ -65,6 +66,8 @@ def run(
         decoding: Greedy by default. Lengths are in tokens and do not count the prompt.
     """
     options = decoding.checked()
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: give 1 or more")
     if on == "ray":
         require_extra("ray", "--on ray")
     found = find_images(images)

@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 import grr_coca
+from grr_coca.cli.list_flags import Lists, joined
 from grr_coca.cli.output.say import on_one_line, say, to_json
 from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
 from grr_coca.data.image_files.find import ImageFile, find_images
@@ -19,7 +20,7 @@ def run(
     labels: Annotated[str, tyro.conf.arg(metavar="A,B,…|FILE")],
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = DEFAULT,
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
-    templates: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT")] = NAME_ALONE,
+    templates: Annotated[Lists[str], tyro.conf.arg(metavar="TEXT")] = (),
     top: int = 5,
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     batch_size: int = 32,
@@ -32,7 +33,8 @@ def run(
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
         labels: two or more labels with commas between them, or a text file with one label per line.
         images: image files, folders, patterns, .tar shards, or tables of images.
-        templates: texts in which {} stands for the label, such as "a drawing of a {}"; their mean is used.
+        templates: texts in which {} stands for the label, such as "a drawing of a {}"; their mean is used. If none
+            is given, the label alone.
         top: number of labels to show for each image, likeliest first.
         json: print JSON lines.
         batch_size: images at once.
@@ -40,7 +42,7 @@ def run(
     if top < 1:
         raise UserError(f"--top {top}: give 1 or more")
     names = _class_names(labels)
-    if not images and templates != NAME_ALONE:
+    if not images and templates:
         raise UserError("no images; --templates takes all that follows it, so give the images before it")
     found = find_images(images)
     folder = locate_checkpoint(checkpoint)
@@ -48,7 +50,7 @@ def run(
     if code is not None:
         return code
     model = grr_coca.load(folder)
-    classifier = model.classifier(names, templates)
+    classifier = model.classifier(names, joined(templates) or NAME_ALONE)
 
     def classify(files: list[ImageFile], pictures: list) -> None:
         ranked = model.rank_labels(classifier, model.embed_images(pictures, batch_size=batch_size))
@@ -65,7 +67,7 @@ def run(
 
 def _class_names(argument: str) -> tuple[str, ...]:
     path = Path(argument)
-    if "," not in argument and path.is_file():
+    if path.is_file():
         return read_class_names(path)
     names = [name.strip() for name in argument.split(",") if name.strip()]
     if len(names) < 2:

@@ -7,8 +7,7 @@ import tyro
 
 import grr_coca
 from grr_coca.cli.output.progress import bars
-from grr_coca.cli.output.vectors import check_format, check_keys, write_vectors
-from grr_coca.cli.output.writing import require_writable
+from grr_coca.cli.output.vectors import check_format, check_keys, check_places, write_vectors
 from grr_coca.cli.using.image_work import report_if_none_exists, shows_progress, work_through
 from grr_coca.cli.using.ray_work import describe_on_ray
 from grr_coca.data.image_files.find import ImageFile, find_images
@@ -57,12 +56,12 @@ def run(
         if code is not None:
             return code
         check_keys(out, [file.name for file in found])
-        require_writable(out)
+        check_places(out, images)
         keys, vectors, code = (_embed_on_ray if on == "ray" else _embed_images)(found, folder, batch_size)
     else:
         lines, folder = list(read_lines(texts).values()), locate_checkpoint(checkpoint)
         check_keys(out, lines)
-        require_writable(out)
+        check_places(out, [texts])
         keys, vectors, code = *_embed_texts(lines, folder, batch_size), 0
     if keys:
         write_vectors(out, keys, vectors)

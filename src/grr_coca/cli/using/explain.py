@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 import grr_coca
-from grr_coca.cli.output.writing import require_suffix, require_writable, write_output
+from grr_coca.cli.output.writing import require_other, require_suffix, require_writable, write_output
 from grr_coca.extras import require_extra
 from grr_coca.files import read_whole
 from grr_coca.inference.locate import locate_checkpoint
@@ -29,6 +29,7 @@ def run(
     """
     out = out or Path(f"{image.stem}-explained.png")
     require_suffix(out, (".png",))
+    require_other(out, [image])
     require_extra("report", "drawing heat maps")
     data = read_whole(image)
     folder = locate_checkpoint(checkpoint)

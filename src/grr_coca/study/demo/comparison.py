@@ -33,6 +33,7 @@ from grr_coca.study.plan.folder import REPORT_FOLDER, DemoPlan
 from grr_coca.study.plan.plan import read_plan
 from grr_coca.study.running.run import Place, write_plan
 from grr_coca.study.showcase import SHOWCASE_FOLDER
+from grr_coca.yaml_files.read import read_yaml
 
 OUTCOME = ("table.txt", "results.json", "report.html")
 INDEX_FOLDER = "index"
@@ -69,10 +70,22 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
+        holds_study = _holds_study(out)
     if strange:
         raise UserError(f"{out}: holds {strange[0]}, which is not a demo's; give another --out")
+    if holds_study:
+        raise UserError(f"{out}: holds a study, which is not a demo; give another --out")
     if not os.access(out, os.W_OK):
         raise UserError(f"{out}: cannot be written to; give another --out")
+
+
+def _holds_study(out: Path) -> bool:
+    """Whether a ledger lies there that is not a demo's: rows may have taken days."""
+    path = out / PLAN_FILE
+    if not path.exists():
+        return (out / LEDGER_FILE).exists()
+    plan = read_yaml(path, "plan")
+    return isinstance(plan, dict) and "queries" not in plan
 
 
 def begin(plan: DemoPlan, out: Path) -> None:
@@ -82,7 +95,9 @@ def begin(plan: DemoPlan, out: Path) -> None:
         UserError: the folder cannot be written to.
     """
     with _disk_errors(out):
-        (out / PLAN_FILE).unlink(missing_ok=True)  # first: without it, the rest is no comparison to go on with
+        # First: without rows and plan, the rest is no comparison to go on with.
+        for name in (LEDGER_FILE, PLAN_FILE):
+            (out / name).unlink(missing_ok=True)
         for entry in out.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         write_plan(plan, out)

@@ -18,6 +18,7 @@ from grr_coca.data.corpus.icons.pairs import select
 from grr_coca.data.corpus.icons.sets import kept_sets
 from grr_coca.data.corpus.icons.shards import write_shards
 from grr_coca.data.corpus.icons.tags import read_tags
+from grr_coca.data.corpus.place import is_built
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.files import user_cache, whole_folder
@@ -58,12 +59,8 @@ def build_icons(on_progress: OnProgress, folder: Path | None = None, archives: A
         UserError: a package cannot be had or is not the pinned one, or the disk is too small.
     """
     folder = folder or icons_folder()
-    if (folder / "card.json").exists():
+    if is_built(folder, NAME):
         return folder
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; give a new folder")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: holds something else; give a new folder")
     require_extra("icons", "the corpus of icons")
     archives = archives or Archives(user_cache() / "packages")
     work = folder.with_name(f"{folder.name}.work")

@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from grr_coca.data.corpus.place import is_built
 from grr_coca.data.corpus.scenes.card import write_scene_cards
 from grr_coca.data.corpus.scenes.drawing import draw_scene
 from grr_coca.data.corpus.scenes.scene import Scene, SceneCounts, split_scenes
@@ -45,12 +46,8 @@ def build_scenes(on_progress: OnProgress, folder: Path | None = None, counts: Sc
         UserError: the folder holds something else, or cannot be written to.
     """
     folder = folder or user_cache() / NAME
-    if (folder / "card.json").exists():
+    if is_built(folder, NAME):
         return folder
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; give a new folder")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: holds something else; give a new folder")
     try:
         with whole_folder(folder) as partial:
             splits, scenes = {}, split_scenes(counts)

@@ -102,7 +102,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         UserError: the path has no name, such as `.`, so the folder cannot be put in its place.
         OSError: the disk is full or cannot be written to. Nothing is left behind.
     """
-    require_name(folder)
+    require_own_name(folder)
     folder = behind_link(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -118,7 +118,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def require_name(folder: Path) -> None:
+def require_own_name(folder: Path) -> None:
     """Make sure that a folder can be put in place under this path.
 
     Raises:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from grr_coca.errors import UserError
-from grr_coca.files import require_name
+from grr_coca.files import require_own_name
 
 
 def is_built(folder: Path, name: str) -> bool:
@@ -13,7 +13,7 @@ def is_built(folder: Path, name: str) -> bool:
     Raises:
         UserError: there is something else, or the current folder, which cannot be replaced.
     """
-    require_name(folder)
+    require_own_name(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; give a new folder")
     if not folder.exists() or not any(folder.iterdir()):

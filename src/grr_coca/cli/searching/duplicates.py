@@ -36,4 +36,4 @@ def run(
             say("\n".join([best, *(f"    {path}" for path in others)]))
     if not json:
         spare = sum(len(group.entries) - 1 for group in groups)
-        say(f"{len(groups):,} groups, {spare:,} pictures more than needed in {Path(index).name}")
+        say(f"{len(groups):,} groups, {spare:,} pictures more than needed in {Path(index).name or index}")

@@ -94,9 +94,9 @@ def _check(plan: Path, minutes: float, steps: int | None, dry_run: bool, json: b
         raise UserError("--json tells what --dry-run finds; give both")
     if plan == DEFAULT_PLAN and not plan.exists():
         raise UserError(f"{plan}: no such plan here; run the demo in a clone of the project, which has its corpora too")
-    read_yaml(plan, "plan")  # so that a wrong name is reported at once
     require_extra("train", "training")
     require_extra("report", "the report")
+    read_yaml(plan, "plan")  # so that a wrong name is reported at once
 
 
 def _begun(begun: "DemoPlan | None", out: Path, steps: int | None) -> "DemoPlan | None":

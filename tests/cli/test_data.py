@@ -121,6 +121,16 @@ def test_no_sheet_is_written_among_the_images_of_a_folder(grr_coca, refused, tmp
     assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "a.webp"]
 
 
+def test_a_folder_that_cannot_be_written_to_gets_no_sheet_and_keeps_nothing_from_being_told(
+    grr_coca, spoiled, monkeypatch
+):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    said = grr_coca("data", "check", spoiled)
+    assert said.code == 0
+    assert "images            20" in said.out
+    assert "contact sheet     none" in said.out
+
+
 def test_nothing_but_broken_pairs_is_an_exit_code_of_one(grr_coca, tmp_path):
     broken = write_tar(tmp_path / "a.tar", {"a.webp": b"torn", "a.txt": b"a cat"})
     said = grr_coca("data", "check", broken, "--sheet", tmp_path / "sheet.png")

@@ -1,6 +1,7 @@
 """`grr-coca data`: check, stats, convert and fetch."""
 
 import json as json_module
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -110,15 +111,17 @@ def _check(action: Check) -> int:
         drawn = contact_sheet(source)
         write_output(sheet, lambda file: drawn.save(file, "PNG"))
     if not action.json:
-        print(
-            f"contact sheet     {sheet or 'none, for it would lie among the images; --sheet FILE draws one elsewhere'}"
-        )
+        none = "none, for this folder has the images, or cannot be written to; --sheet FILE draws one elsewhere"
+        print(f"contact sheet     {sheet or none}")
     return int(survey.broken.total() == survey.num_images)
 
 
 def _sheet(action: Check, source: PairSource) -> Path | None:
-    """Where the contact sheet goes; None: it would count as an image the next time, and was not asked for."""
+    """Where the contact sheet goes; None: it was not asked for, and would count as an image the next time, or cannot be
+    written."""
     sheet = action.sheet or SHEET
+    if action.sheet is None and not os.access(Path.cwd(), os.W_OK):
+        return None
     if isinstance(source, ImageFolder) and sheet.resolve().is_relative_to(source.root.resolve()):
         if action.sheet is None:
             return None

@@ -29,5 +29,6 @@ def read_yaml(path: Path, kind: str) -> object:
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; give a {kind}, which is a YAML file") from error
     except (OSError, yaml.YAMLError, ValueError, KeyError, IndexError, RecursionError) as error:
-        # YAML's reader raises the last four where a value says a type that it is not of, as the date 2024-13-45 does.
+        # The last four come from YAML's reader too: a value that only looks like a date, such as 2024-13-45, or like
+        # another type, and lists within lists without end.
         raise UserError(f"{path}: not a YAML file that can be read ({error})") from error

@@ -1,0 +1,87 @@
+"""Training and all uses of a model on another device than the CPU, where there is no GPU: see `device.cpp`."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from elsewhere_device import COMPILER, build_device
+from elsewhere_jobs import train_elsewhere, use
+
+from drivers import stop_after, together
+from grr_coca.train.recipe import OptimizerRecipe
+from jobs import STEPS, Job, small_recipe
+from processes import launch
+from support import finished_run, real_pairs, tiny_recipe, write_shard
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+
+ADAMW, MUON = OptimizerRecipe("adamw"), OptimizerRecipe("muon", muon_precision="fp32")
+WAITS = 5
+"""A training step waits for its device twice for the lengths of the captions, and once each for the labels, for the
+norm of the gradients and for the numbers of the log."""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    path = tmp_path_factory.mktemp("device") / "elsewhere.so"
+    build_device(path)
+    return path
+
+
+def losses(job: Job) -> list[float]:
+    """All losses of its log, of training and of validation."""
+    rows = map(json.loads, (job.out / "metrics.jsonl").read_text().splitlines())
+    return [row[name] for row in rows for name in ("contrastive", "captioning", "coca") if name in row]
+
+
+@pytest.mark.parametrize(("optimizer", "precision", "tolerance"), [(MUON, "fp32", 1e-3), (ADAMW, "bf16", 2e-2)])
+def test_a_run_elsewhere_has_the_losses_of_a_run_on_the_cpu(library, tmp_path, optimizer, precision, tolerance):
+    recipe = small_recipe(tmp_path, optimizer=optimizer, precision=precision)
+    here, elsewhere = Job(recipe, tmp_path / "here"), Job(recipe, tmp_path / "elsewhere")
+    runs = here.start(), elsewhere.start(partial(train_elsewhere, library))
+    for run in runs:
+        run.finish()
+    assert len(losses(here)) >= 9
+    assert losses(elsewhere) == pytest.approx(losses(here), rel=tolerance)
+
+
+def test_a_run_that_was_stopped_goes_on_elsewhere_as_if_it_had_not_been(library, tmp_path):
+    recipe = small_recipe(tmp_path, optimizer=MUON)
+    whole, stopped = Job(recipe, tmp_path / "whole"), Job(recipe, tmp_path / "stopped")
+    here = partial(train_elsewhere, library)
+    first = stopped.start(partial(together, here, partial(stop_after, 7)))
+    whole.start(here).finish()
+    assert first.wait() != [0]
+    assert stopped.steps()[-1] < STEPS
+    stopped.start(here).finish()
+    assert stopped.state() == whole.state()
+
+
+def test_a_step_of_training_waits_for_its_device_no_more_often_than_it_says(library, tmp_path):
+    shard, waited = write_shard(tmp_path / "pairs.tar", real_pairs(24)), tmp_path / "waited"
+    job = Job(tiny_recipe(shard, steps=4), tmp_path / "job")
+    job.start(partial(train_elsewhere, library, waited)).finish()
+    assert waited.read_text().split() == [str(WAITS)] * 4
+
+
+def test_all_that_a_model_is_used_for_is_the_same_elsewhere(library, tmp_path):
+    run = finished_run(tmp_path / "trained", steps=30)
+    outs = {None: tmp_path / "here.json", library: tmp_path / "elsewhere.json"}
+    for process in [launch(tmp_path, use, place, run.checkpoint, run.shard, out) for place, out in outs.items()]:
+        process.finish()
+    here, elsewhere = (json.loads(out.read_text()) for out in outs.values())
+    for name in here.keys() - {"captions", "prompted"}:
+        numbers, others = (torch.tensor(_numbers(found[name])) for found in (here, elsewhere))
+        torch.testing.assert_close(others, numbers, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    assert {name: elsewhere[name] for name in ("captions", "prompted")} == {
+        name: here[name] for name in ("captions", "prompted")
+    }
+
+
+def _numbers(found: object) -> list[float]:
+    if isinstance(found, dict):
+        found = list(found.values())
+    if isinstance(found, list):
+        return [number for one in found for number in _numbers(one)]
+    return [found] if isinstance(found, float) else []

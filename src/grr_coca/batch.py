@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 IGNORE_INDEX = -100
-"""Label of a position that is left out of the loss."""
+"""Label of padding, which has no loss. Every token of a caption must have a label."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, listed_files, verify_folder, whole_folder
 from grr_coca.model import CoCa, build_without_weights
 from grr_coca.structure import from_dict, to_dict
+from grr_coca.torch_private import not_compiled
 
 ChangeModel = Callable[[CoCa, CoCaConfig], None]
 """Replaces modules of a model, in place."""
@@ -72,21 +73,35 @@ class Checkpoint:
         return token_ids.to(self.model.device), lengths.to(self.model.device)
 
 
-def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     """Write a checkpoint to a folder, completely or not at all. Call it at the end of a training loop of your own.
 
-    A checkpoint that is in the folder is replaced. Nothing else is.
+    A checkpoint that is in the folder is replaced. Nothing else is. Of a model from `torch.compile`, the model that was
+    compiled is written.
 
     Raises:
         UserError: the folder holds anything but a checkpoint, or the disk is full or cannot be written to; the message
-            names the folder.
+            names the folder. Or the weights are not those of a model of the checkpoint's config.
     """
+    folder = Path(folder)
     _require_replaceable(folder)
+    weights = not_compiled(checkpoint.model).state_dict()
+    _require_weights_of(checkpoint.config, weights)
     try:
         with whole_folder(folder) as partial:
-            write_files(checkpoint, checkpoint.model.state_dict(), partial)
+            write_files(checkpoint, weights, partial)
     except OSError as error:
         raise UserError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
+
+
+def _require_weights_of(config: CoCaConfig, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that could not be loaded again."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in build_without_weights(config).state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            shape, of_config = found.get(name, "not there"), wanted.get(name, "nothing")
+            raise UserError(f"the model's {name} is {shape}, and its config wants {of_config}; nothing was written")
 
 
 def _require_replaceable(folder: Path) -> None:

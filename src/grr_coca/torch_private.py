@@ -90,8 +90,14 @@ def copy_with_children(module: nn.Module, children: Mapping[str, nn.Module | Non
     return copied
 
 
+def not_compiled(module: Module) -> Module:
+    """The module itself, or of what `torch.compile` returned the module that was given to it."""
+    return module._modules.get("_orig_mod", module)  # type: ignore[return-value]
+
+
 def copy_modules(module: Module) -> Module:
     """A copy of a module and of all modules in it, with modes and hooks of their own. Parameters are shared."""
+    module = not_compiled(module)
     children = {name: None if child is None else copy_modules(child) for name, child in module._modules.items()}
     return copy_with_children(module, children)  # type: ignore[return-value]
 

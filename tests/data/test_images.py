@@ -4,7 +4,9 @@ import io
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -367,3 +369,16 @@ def test_the_error_tells_the_cause(data, cause):
     with pytest.raises(BadSample) as caught:
         decode_image(data, NAME)
     assert caught.value.cause is cause
+
+
+def test_pillow_alone_does_not_warn_though_several_threads_decode(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # of the 16 that follow, Pillow warns
+    file, before = encode_image(Image.new("RGB", (4, 4))), list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: decode_image(file, NAME), range(800)))
+    added = [one for one in warnings.filters if one not in before]
+    assert [module.pattern for _, _, _, module, _ in added] == [r"PIL(\.|$)"]
+    warnings.simplefilter("error")  # another one that comes first
+    assert decode_image(file, NAME).size == (4, 4)
+    with pytest.raises(UserWarning, match="of somebody else"):
+        warnings.warn("of somebody else", stacklevel=1)

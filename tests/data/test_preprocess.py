@@ -279,3 +279,16 @@ def test_a_change_takes_its_pixels_from_where_pytorchs_affine_grid_says(size):
     grid = F.affine_grid(inverse, [3, 3, size, size], align_corners=False)
     expected = 1 - F.grid_sample(1 - images / 255, grid, align_corners=False)
     torch.testing.assert_close(changed, expected, rtol=0, atol=1e-4)
+
+
+def test_what_was_set_when_the_first_image_came_does_not_stay(image):
+    preprocess = Preprocess(image_size=16, mean=(0.5, 0.4, 0.3))
+    with torch.inference_mode():
+        expected = preprocess(image)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(preprocess(image), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert preprocess(image).dtype == torch.float32
+    assert preprocess.normalize(to_pixels(image).requires_grad_()).requires_grad

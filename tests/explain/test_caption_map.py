@@ -130,3 +130,12 @@ def test_every_token_belongs_to_the_word_that_it_is_part_of(tokenizer, caption):
     for word, positions in words:
         if word.isascii():
             assert tokenizer.decode([ids[position] for position in positions]) == word
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_captions_are_explained_within_every_mode_of_gradients(tiny_config, make_batch, mode):
+    config = tiny_config()
+    model, image = build(config), make_batch(config).images[0]
+    expected = patch_relevance(model, image, [1, 7, 9])
+    with mode():
+        assert torch.equal(patch_relevance(model, image.clone(), [1, 7, 9]), expected)

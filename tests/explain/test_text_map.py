@@ -12,7 +12,7 @@ from scenes import COLOURS, SIDE, scene
 from grr_coca.config import Norm
 from grr_coca.errors import UserError
 from grr_coca.explain import text_map
-from grr_coca.explain.text import _embed, patch_shares
+from grr_coca.explain.text import _embed, embedding_map, patch_shares
 from grr_coca.model import build
 
 
@@ -104,3 +104,13 @@ def test_frozen_weights_and_half_precision_are_mapped(finder):
 def test_an_empty_text_is_refused(finder):
     with pytest.raises(UserError, match=r"the text is empty; give it a word$"):
         text_map(finder.checkpoint, scene(0, "red"), " ")
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_texts_and_embeddings_are_mapped_within_every_mode_of_gradients(finder, mode):
+    image, text = scene(5, "green"), "a green spot"
+    expected = text_map(finder.checkpoint, image, text).heat
+    with mode():
+        assert torch.equal(text_map(finder.checkpoint, image.clone(), text).heat, expected)
+        wanted = finder.checkpoint.model.encode_text(*finder.checkpoint.tokenize([text]))[0]
+    torch.testing.assert_close(embedding_map(finder.checkpoint, image, wanted).heat, expected)

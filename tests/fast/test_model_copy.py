@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import weakref
 from collections.abc import Callable
 
@@ -24,6 +25,7 @@ from grr_coca.layers.norm import ChannelAffine, RMSNorm
 from grr_coca.layers.rotary import Rotary, line_angles
 from grr_coca.layers.scaled_attention import KeyValues
 from grr_coca.model import CoCa, build
+from grr_coca.torch_private import copy_modules
 from support import next_token_logits
 
 
@@ -192,3 +194,22 @@ def test_what_is_watched_replaced_or_not_fp32_stays_as_it_is(model: CoCa) -> Non
     assert type(fast_copy(nn.Sequential(attn))[0]) is CrossAttention
     with torch.autocast("cpu", torch.bfloat16):
         assert fast_copy(model) is model
+
+
+def test_a_copy_can_be_copied_and_pickled_after_its_use(model: CoCa) -> None:
+    images = _x(2, 3, 16, 16)
+    fast = fast_copy(model)
+    expected = fast.encode_image(images).embedding
+    fast.encode_image(images[:1])
+    for again in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert torch.equal(again.encode_image(images).embedding, expected)
+
+
+def test_a_compiled_model_is_copied_as_it_was_and_stays_as_it_is(model: CoCa) -> None:
+    images, names = _x(2, 3, 16, 16), set(model.state_dict())
+    expected = fast_copy(model).encode_image(images).embedding
+    compiled = torch.compile(model, backend="eager")
+    for copied in (fast_copy(compiled), fast_copy(copy_modules(compiled))):
+        assert torch.equal(copied.encode_image(images).embedding, expected)
+    assert set(model.state_dict()) == names
+    assert model.image_encoder is compiled.image_encoder

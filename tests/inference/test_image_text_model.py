@@ -1,5 +1,6 @@
 """The object that captions, embeds, classifies and compares: against the model's own outputs."""
 
+import pickle
 import subprocess
 import sys
 
@@ -340,3 +341,31 @@ def test_a_model_whose_numbers_are_none_says_no_words(run, files, options):
     broken.refresh()
     with pytest.raises(UserError, match="are not numbers"):
         broken.caption(files[0], **options)
+
+
+def test_a_used_model_can_be_sent_to_another_process(model, files):
+    expected = model.describe_many(files)
+    sent = pickle.loads(pickle.dumps(model))
+    for found, wanted in zip(sent.describe_many(files), expected, strict=True):
+        assert found.captions == wanted.captions
+        assert torch.equal(found.embedding, wanted.embedding)
+
+
+def test_an_embedding_does_not_take_its_batch_along(model, files):
+    for described in model.describe_many(files):
+        embedding = described.embedding
+        assert embedding.untyped_storage().nbytes() == embedding.numel() * embedding.element_size()
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"temperature": 1.0}])
+def test_precision_is_the_models_and_not_that_of_new_tensors(run, files, options):
+    model = load(run.folder, "cpu")
+    expected = model.caption(files, **options)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert model.caption(files, **options) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model.checkpoint.model.double()
+    model.refresh()
+    assert model.caption(files, **options) == expected

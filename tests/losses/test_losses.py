@@ -1,5 +1,6 @@
 """The losses and their labels, against numbers worked out by hand."""
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -384,3 +385,17 @@ def test_the_z_loss_weight_adds_that_much_of_it_and_changes_the_gradient(
     assert (found.contrastive, found.captioning, found.coca) == (plain.contrastive, plain.captioning, plain.coca)
     grads = [torch.autograd.grad(x.trained, model.multimodal_decoder.lm_head.weight)[0] for x in (plain, found)]
     assert (grads[0] - grads[1]).abs().max() > 1e-4
+
+
+def test_a_token_without_its_label_is_refused_and_not_given_that_of_another() -> None:
+    unchecked = inspect.unwrap(captioning_loss)  # tests check shapes, and users need not
+    with pytest.raises(ValueError, match="4 states and 3 labels: every token of a caption needs its label"):
+        unchecked(torch.zeros(4, 4), torch.eye(4), torch.tensor([0, 1, 2]))
+
+
+def test_the_derivative_of_its_gradient_is_refused_and_not_wrong() -> None:
+    states, head = (torch.randn(n, 5, requires_grad=True) for n in (3, 7))
+    loss = captioning_loss(states, head, torch.tensor([0, 1, 2])).trained
+    with pytest.raises(RuntimeError, match="can be differentiated only once, so not with create_graph=True"):
+        torch.autograd.grad(loss, states, create_graph=True)
+    assert torch.autograd.grad(loss, head)[0].shape == head.shape

@@ -1,6 +1,7 @@
 """An index in a folder: whatever happens, its state is one that was committed."""
 
 import errno
+import gc
 import multiprocessing
 import os
 import sqlite3
@@ -107,11 +108,30 @@ def test_one_process_writes_and_the_other_is_told_which(store, reopened):
     fill(store, 1)
     other = reopened()
     assert len(other) == 1
-    with pytest.raises(UserError, match=rf"another process \({os.getpid()}\) writes to this index"):
+    with pytest.raises(UserError, match="this process writes to this index already"):
+        other.commit(Changes(removed=["a"]))
+    (folder_of(store) / "writer.lock").write_text("12\n")
+    with pytest.raises(UserError, match=r"another process \(12\) writes to this index"):
         other.commit(Changes(removed=["a"]))
     store.close()
     other.commit(Changes(removed=[make_picture(0).name]))
     assert len(other) == 0
+
+
+def test_a_store_that_nobody_closed_or_that_a_forked_process_has_too_holds_no_lock(store, reopened):
+    fill(store, 1)
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    try:
+        store.close()
+        forgotten = open_store(store.location)
+        forgotten.commit(Changes(removed=["a"]))
+        del forgotten
+        gc.collect()
+        reopened().commit(Changes(removed=[make_picture(0).name]))
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_a_file_system_without_locks_is_told_as_such(tmp_path, monkeypatch):

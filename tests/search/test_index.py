@@ -49,3 +49,9 @@ def test_an_index_of_a_run_keeps_the_checkpoint_that_it_was_made_with(tmp_path):
             (folder / name).touch()
     assert IndexModel(str(tmp_path / "run")).name == str(folder)
     assert IndexModel("pictograms").name == "pictograms"
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_nothing_is_refused(location, batch_size):
+    with pytest.raises(UserError, match=f"^batch_size {batch_size}: give 1 or more$"):
+        Index.open(location, create=True, batch_size=batch_size)

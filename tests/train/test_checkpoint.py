@@ -340,3 +340,19 @@ def test_a_pickle_in_place_of_the_weights_is_refused_and_not_run(folder, tmp_pat
     with pytest.raises(UserError, match="damaged, or not a safetensors file"):
         from_pretrained(folder)
     assert not (tmp_path / "was run").exists()
+
+
+def test_a_compiled_model_is_saved_as_the_model_that_it_was(saved, tmp_path):
+    checkpoint = from_pretrained(saved)
+    compiled = torch.compile(checkpoint.model, backend="eager")
+    object.__setattr__(checkpoint, "model", compiled)  # tests check types, and users need not
+    save_checkpoint(checkpoint, str(tmp_path / "again"))
+    assert snapshot(tmp_path / "again") == snapshot(saved)
+
+
+def test_weights_that_could_not_be_loaded_again_are_not_saved(saved, tmp_path):
+    checkpoint = from_pretrained(saved)
+    checkpoint.model.text_proj = torch.nn.Linear(3, 5, bias=False)
+    with pytest.raises(UserError, match=r"the model's text_proj.weight is \(5, 3\), and its config wants \(128, 128\)"):
+        save_checkpoint(checkpoint, tmp_path / "again")
+    assert not (tmp_path / "again").exists()

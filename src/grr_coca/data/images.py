@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,6 +31,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 Opening = Literal["upright_on_white", "as_stored"]
 """How an image is opened: turned upright by its EXIF data and laid over white where it is transparent, or with its
 pixels as they are stored, as open_clip does."""
+
+_OF_PILLOW = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
+"""The filter of Python's warnings that ignores those of Pillow, in the form in which `warnings.filters` holds it."""
 
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error)
 """What Pillow raises for broken files."""
@@ -92,13 +96,11 @@ def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white") 
     """
     if not data:
         raise BadSample(f"{name}: not an image: the file is empty", Cause.EMPTY_FILE)
+    _ignore_warnings_of_pillow()
     try:
-        with warnings.catch_warnings():
-            # Pillow's warnings about large images and odd metadata do not name the file. We decide below.
-            warnings.simplefilter("ignore")
-            image = open_header(data, name)
-            image.load()
-            image = open_rgb(image, opening)
+        image = open_header(data, name)
+        image.load()
+        image = open_rgb(image, opening)
     except BadSample:
         raise
     except Image.DecompressionBombError as error:
@@ -108,6 +110,16 @@ def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white") 
     except BROKEN as error:
         raise BadSample(f"{name}: broken or truncated image ({error})", Cause.BROKEN_IMAGE) from error
     return image
+
+
+def _ignore_warnings_of_pillow() -> None:
+    """Let Pillow not warn of large images and odd metadata: it does not name the file, and we decide what is too large.
+
+    The filter is for Pillow alone, and stays. `catch_warnings` cannot do this: images are decoded in several threads,
+    and if two of them are within it at the same time, the filter for all warnings may stay behind.
+    """
+    if warnings.filters[:1] != [_OF_PILLOW]:  # those that come first count, and others may have come since
+        warnings.filterwarnings("ignore", module=_OF_PILLOW[3].pattern)
 
 
 def open_header(data: bytes, name: str) -> Image.Image:

@@ -4,7 +4,6 @@ Shapes: B images, S image size in pixels.
 """
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -93,6 +92,5 @@ def to_pixels(image: Image.Image) -> Float[Tensor, "3 S S"]:
     return to_bytes(image).float().div_(255)
 
 
-@cache
 def _by_channel(values: tuple[float, float, float]) -> Float[Tensor, "3 1 1"]:
-    return torch.tensor(values)[:, None, None]
+    return torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None]

@@ -57,6 +57,7 @@ def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_i
     return [WordMap(word, heat[tokens].mean(dim=0)) for word, tokens in group_words(checkpoint.tokenizer, words)]
 
 
+@torch.inference_mode(False)  # of whoever calls: nothing has a gradient in it
 def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> Float[Tensor, "T P"]:
     """The relevance of each patch to each token except the first, on the CPU. The relevances of a token sum to 1."""
     model = copy_modules(model).eval()  # its attention is replaced, which other threads that use the model must not see
@@ -72,7 +73,7 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
         image_tokens = model.arrange(model.captioning_pooler, model.contrastive_pooler, patches).tokens
         states = model.multimodal_decoder(text_tokens, image_tokens, text.predicting_layout)
         logits = model.multimodal_decoder.lm_head(states)
-    logits = logits.gather(1, ids[0, 1:-1, None])[:, 0]  # T, of the caption's own tokens
+        logits = logits.gather(1, ids[0, 1:-1, None])[:, 0]  # T, of the caption's own tokens
     weights = [seen[reader].weights for reader in readers]
     rows = []
     for logit in logits:

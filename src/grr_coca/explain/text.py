@@ -41,6 +41,7 @@ class TextMap(NamedTuple):
     similarity: float
 
 
+@torch.inference_mode(False)  # of whoever calls: nothing has a gradient in it
 def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) -> TextMap:
     """The map of a preprocessed image and a text.
 
@@ -54,10 +55,11 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
     return embedding_map(checkpoint, pixels, wanted[0])
 
 
+@torch.inference_mode(False)
 def embedding_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], wanted: Float[Tensor, " E"]) -> TextMap:
     """The map of an image, as the model sees it, and an embedding of unit length: of a text, an image or both."""
     model, side = checkpoint.model, checkpoint.config.image_encoder.grid_size
-    wanted = wanted[None].to(model.device)
+    wanted = wanted[None].to(model.device).clone()  # an embedding comes from inference mode, and would keep it
     with evaluating(model), torch.no_grad():
         patches = model.image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
         similarity = (_embed(model, patches) * wanted).sum().item()

@@ -8,6 +8,7 @@ Shapes: D input channels, O output channels.
 """
 
 from functools import cached_property
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -49,6 +50,11 @@ class FastLinear(nn.Module):
     def row_product(self) -> RowProduct | None:
         """The function that multiplies a single row."""
         return row_product(self.weight.detach(), is_intel())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy needs, in this process or another. Layouts cannot be copied, and are made again."""
+        layouts = ("blocked_weight", "row_product")
+        return {name: value for name, value in super().__getstate__().items() if name not in layouts}
 
     def _row(self, x: Tensor) -> Tensor | None:
         """The result for a single row; None if there are more rows, or no kernel for one."""

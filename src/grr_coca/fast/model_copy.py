@@ -15,7 +15,7 @@ from grr_coca.layers.attention import CrossAttention, SelfAttention
 from grr_coca.layers.feed_forward import GEGLU
 from grr_coca.layers.norm import ChannelAffine, RMSNorm
 from grr_coca.layers.rotary import Rotary
-from grr_coca.torch_private import children_of, copy_with_children, has_blocked_linear, is_watched
+from grr_coca.torch_private import children_of, copy_with_children, has_blocked_linear, is_watched, not_compiled
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -60,8 +60,8 @@ def fast_copy(model: Module) -> Module:
     also holds some of them in another layout. So it is valid only for the present weights: after a change of weights,
     make a new copy.
 
-    The model itself is returned if nothing can be made faster: on other devices than a CPU, in other precisions than
-    fp32, within autocast, and if the model is such a copy already.
+    A model from `torch.compile` is copied as it was before. The model itself is returned if nothing can be made faster:
+    on other devices than a CPU, in other precisions than fp32, within autocast, and if it is such a copy already.
     """
     modules = list(model.modules())
     is_copy = any(isinstance(module, FastLinear) for module in modules)
@@ -73,6 +73,7 @@ def fast_copy(model: Module) -> Module:
 
 
 def _copied(module: nn.Module) -> nn.Module:
+    module = not_compiled(module)
     if _is_plain(module, nn.Linear):
         return FastLinear(module)  # type: ignore[arg-type]
     copied = copy_with_children(module, {name: child and _copied(child) for name, child in children_of(module).items()})

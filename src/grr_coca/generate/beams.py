@@ -100,7 +100,7 @@ class BeamSearch:
             self._collect(choice, log_probs, group)
             going_on = (choice.token_ids == self.eos_id).int().argsort(dim=1, stable=True)[:, : self.group_size]
             choice = choice.take(going_on)
-            taken.scatter_add_(1, choice.token_ids, choice.scores.isfinite().float())
+            taken.scatter_add_(1, choice.token_ids, choice.scores.isfinite().type_as(taken))
             chosen.append(choice)
         self._go_on(Choice(*(torch.cat(parts, dim=1) for parts in zip(*chosen, strict=True))), log_probs)
         if last:

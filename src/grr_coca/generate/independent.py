@@ -24,7 +24,7 @@ class CaptionsInProgress:
 
     def __init__(self, num_rows: int, max_length: int, device: torch.device) -> None:
         self.token_ids = torch.zeros(num_rows, max_length, dtype=torch.long, device=device)
-        self.log_probs = torch.zeros(num_rows, max_length, device=device)
+        self.log_probs = torch.zeros(num_rows, max_length, dtype=torch.float32, device=device)
         self.lengths = torch.full((num_rows,), max_length, device=device)
         self.running = torch.arange(num_rows, device=device)
         """Numbers of the captions whose rows are in the batch, ended or not."""

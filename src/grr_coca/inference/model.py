@@ -172,7 +172,9 @@ class ImageTextModel:
             generated = generate(self._model, tokenizer, pixels, options, prompt, names)
             generated.require_numbers()
             embeddings = generated.image_embedding.float().cpu()
-            return [Description(*row) for row in zip(generated.captions, embeddings, strict=True)]
+            # Cloned: a row that is sent to another process, or kept, would take the whole batch along.
+            rows = [row.clone() for row in embeddings]
+            return [Description(*row) for row in zip(generated.captions, rows, strict=True)]
 
         return self._batches.run("captioning", _numbered(images), batch_size, work, on_progress)
 

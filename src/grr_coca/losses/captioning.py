@@ -40,7 +40,12 @@ def captioning_loss(
             batch to get this part's share of its loss: the shares of all parts add up to the loss.
         z_weight: weight of the z-loss, the mean of log² Z, where Z is the denominator of the softmax. It keeps logits
             from drifting (PaLM, arXiv 2204.02311, section 5).
+
+    Raises:
+        ValueError: there are more states than labels, or fewer.
     """
+    if len(states) != len(labels):
+        raise ValueError(f"{len(states)} states and {len(labels)} labels: every token of a caption needs its label")
     sums = LinearCrossEntropy.apply(states, lm_head, labels, z_weight)
     return CaptioningLoss(*(part / (len(labels) if num_tokens is None else num_tokens) for part in sums))
 

@@ -57,6 +57,12 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, by_sum: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Scale the gradients that `forward` has computed."""
+        """Scale the gradients that `forward` has computed.
+
+        Raises:
+            RuntimeError: their own derivatives are wanted too. They would be taken for zero.
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError("the captioning loss can be differentiated only once, so not with create_graph=True")
         by_state, by_head = ctx.saved_tensors
         return by_sum * by_state, by_sum * by_head, None, None

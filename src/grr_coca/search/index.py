@@ -52,8 +52,11 @@ class Index:
             batch_size: pictures described at once.
 
         Raises:
-            UserError: there is no index, it is one of another model, or a newer version wrote it.
+            UserError: there is no index, it is one of another model, or a newer version wrote it. Or `batch_size` is
+                below 1.
         """
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: give 1 or more")
         store, chosen = open_store(str(location), is_optional=create), None
         if store is None:
             chosen = IndexModel(str(DEFAULT if model is None else model), batch_size)

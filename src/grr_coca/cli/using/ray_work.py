@@ -77,7 +77,8 @@ def _worker(
         images, names = [image for _, image in pictures], [file.name for file, _ in pictures]
         said: list[Description] = []
         if images and captioning is None:
-            said = [Description([], embedding) for embedding in model.embed_images(images, batch_size=len(files))]
+            rows = model.embed_images(images, batch_size=len(files))
+            said = [Description([], row.clone()) for row in rows]  # each is sent, and without the rest of its batch
         elif images and captioning is not None:
             said = model.describe_many(images, *captioning, len(files), keys=names)
         described = iter(said)

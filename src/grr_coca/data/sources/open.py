@@ -36,7 +36,7 @@ LISTINGS = (
 """Files that reveal the format of a folder, the surest first. A folder without them holds images and text files."""
 
 
-def open_source(path: str, needs_captions: bool = True) -> PairSource:
+def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
     """Open pairs in any of these formats. Path and content tell which.
 
     - tar shards as img2dataset writes them: a file, a pattern such as `data/*.tar`, or a folder of shards
@@ -56,6 +56,7 @@ def open_source(path: str, needs_captions: bool = True) -> PairSource:
     Raises:
         UserError: there is nothing at the path, or nothing that can be read.
     """
+    path = str(path)
     files, split = find_files(path)
     if split is None and all(file.suffix == ".tar" and not file.is_dir() for file in files):
         return TarShards(files)

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import weakref
 from pathlib import Path
 
 from grr_coca.errors import UserError
@@ -10,10 +11,10 @@ LOCK = "writer.lock"
 
 
 class WriterLock:
-    """A lock on a folder, held from its construction until `release`.
+    """A lock on a folder, held from its construction until `release`, or until nobody has it any more.
 
     Raises:
-        UserError: another process writes; the message names it.
+        UserError: another process writes, or another lock of this one; the message names it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -23,6 +24,9 @@ class WriterLock:
         except BlockingIOError as error:
             writer = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "?"
             os.close(self._descriptor)
+            if writer == str(os.getpid()):
+                told = f"{folder}: this process writes to this index already, and holds it open; close it there first"
+                raise UserError(told) from error
             raise UserError(
                 f"{folder}: another process ({writer}) writes to this index; wait until it is done, or stop it; "
                 "searching goes on meanwhile"
@@ -35,7 +39,16 @@ class WriterLock:
             ) from error
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._unlock = weakref.finalize(self, _unlock, self._descriptor, os.getpid())
+        self._unlock.atexit = False  # the end of the process unlocks, and that of a forked one must not
 
     def release(self) -> None:
         """Let another process write."""
-        os.close(self._descriptor)
+        self._unlock()
+
+
+def _unlock(descriptor: int, owner: int) -> None:
+    """Give the lock up. To close the file is not enough while a process that was forked meanwhile has it open too."""
+    if os.getpid() == owner:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)

@@ -14,7 +14,11 @@ from PIL import Image
 
 import grr_coca
 from grr_coca.cli import main
+from grr_coca.cli.using.ray_work import _worker
+from grr_coca.data.image_files.find import find_images
+from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.inference.on_ray import workers_of
+from grr_coca.registry import DEFAULT
 
 needs_cluster = pytest.mark.skipif("GRR_COCA_TEST_RAY" not in os.environ, reason="runs by `make test-ray`")
 WORKER = b"MapWorker"
@@ -99,6 +103,13 @@ def test_a_worker_asks_for_a_gpu_where_there_are_any():
     assert workers_of({"CPU": 16.0, "GPU": 2.0}) == (2, {"num_gpus": 1})
     assert workers_of({"CPU": 16.0}) == (16, {"num_cpus": 1})
     assert workers_of({}) == (1, {"num_cpus": 1})
+
+
+def test_what_a_worker_sends_is_one_embedding_for_each_picture_without_its_batch(pictures):
+    folder = locate_checkpoint(DEFAULT)
+    sent = _worker(folder, None)(find_images([str(pictures / f"{number}.png") for number in range(8)]))
+    sizes = [description.embedding.untyped_storage().nbytes() for description in sent]
+    assert sizes == [sent[0].embedding.numel() * 4] * 8
 
 
 @needs_cluster

@@ -184,3 +184,12 @@ def test_a_config_from_before_an_option_was_there_is_one_without_it() -> None:
     for part in ("image_encoder", "text_decoder", "multimodal_decoder"):
         del data[part]["transformer"]["qk_norm"]
     assert from_dict(CoCaConfig, data) == config
+
+
+def test_a_value_of_thousands_of_millions_is_not_written_out():
+    many: object = "x"
+    for _ in range(12):
+        many = [many] * 10
+    with pytest.raises(UserError, match=r"found \[\[\[") as told:
+        from_dict(Recipe, {"data": {"train": many}}, "a recipe")
+    assert len(str(told.value)) < 1000

@@ -204,18 +204,29 @@ def from_pretrained(
         model=model.to(device).eval(),
         config=header.model,
         preset=header.preset,
-        tokenizer=_read_tokenizer(folder / "tokenizer.json", header.text_cleaning),
-        preprocess=from_dict(Preprocess, read_json(folder / "preprocess.json"), str(folder / "preprocess.json")),
+        tokenizer=_read_tokenizer(folder / "tokenizer.json", header),
+        preprocess=_read_preprocess(folder / "preprocess.json", header),
         step=header.step,
         caution=header.caution,
     )
 
 
-def _read_tokenizer(path: Path, cleaning: Cleaning) -> Tokenizer:
+def _read_tokenizer(path: Path, header: _Header) -> Tokenizer:
     try:
-        return Tokenizer.from_json(path.read_text(encoding="utf-8"), cleaning)
+        tokenizer = Tokenizer.from_json(path.read_text(encoding="utf-8"), header.text_cleaning)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the tokenizer is damaged ({error})") from error
+    known = header.model.text_decoder.vocab_size
+    if tokenizer.largest_id >= known:
+        raise UserError(f"{path}: has an id {tokenizer.largest_id:,}, and the model knows those below {known:,}")
+    return tokenizer
+
+
+def _read_preprocess(path: Path, header: _Header) -> Preprocess:
+    preprocess, side = from_dict(Preprocess, read_json(path), str(path)), header.model.image_encoder.image_size
+    if preprocess.image_size != side:
+        raise UserError(f"{path}: image_size {preprocess.image_size}, and the model takes images of {side} pixels")
+    return preprocess
 
 
 def _load_weights(model: CoCa, path: Path) -> None:

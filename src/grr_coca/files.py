@@ -67,13 +67,12 @@ def write_whole(path: Path, content: bytes) -> None:
 def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name, flush it to disk, and only then rename it to `path`.
 
-    Of a symbolic link, the file that it leads to is written. Several processes may write the same file at the same
-    time: the last one wins.
+    A symbolic link is replaced: in a folder of somebody else's it may lead anywhere. Where a person has given the path,
+    take `behind_link`. Several processes may write the same file at the same time: the last one wins.
 
     Raises:
         OSError: the disk is full, or the folder is not writable. No part of the file stays behind.
     """
-    path = behind_link(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
     try:
         with partial.open("wb") as file:
@@ -137,7 +136,7 @@ def verify_folder(folder: Path) -> None:
     for name, (size, sha256) in listed_files(folder).items():
         path = folder / name
         try:
-            is_whole = path.stat().st_size == size and file_sha256(path) == sha256
+            is_whole = path.is_file() and path.stat().st_size == size and file_sha256(path) == sha256
         except OSError as error:
             raise UserError(f"{path}: missing, or cannot be read ({error.strerror})") from error
         if not is_whole:
@@ -152,9 +151,13 @@ def listed_files(folder: Path) -> dict[str, tuple[int, str]]:
     """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+        listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder / MANIFEST}: missing or damaged ({error})") from error
+    for name in listed:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{folder / MANIFEST}: lists {name}, which is not in its folder")
+    return listed
 
 
 def _write_manifest(folder: Path) -> None:

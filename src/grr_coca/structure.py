@@ -5,12 +5,17 @@ of a wrong type are errors, which name the key with its full path.
 """
 
 import dataclasses
+import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from grr_coca.errors import UserError, nearest
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+_SHORT.maxlevel = 2
 
 T = TypeVar("T")
 
@@ -28,7 +33,7 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
             or is out of range.
     """
     if not isinstance(data, Mapping):
-        raise UserError(f"{where}: expected a mapping of keys to values, found {data!r}")
+        raise UserError(f"{where}: expected a mapping of keys to values, found {_shown(data)}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     for key in data:
@@ -84,15 +89,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(hint, value, where)
     if origin is typing.Literal:
         if value not in args:
-            raise UserError(f"{where}: {value!r} is not a choice; {nearest(str(value), map(str, args))}")
+            raise UserError(f"{where}: {_shown(value)} is not a choice; {nearest(str(value), map(str, args))}")
         return value
     if origin is tuple:
         return _convert_tuple(args, value, where)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise UserError(f"{where}: expected a mapping of keys to values, found {value!r}")
+            raise UserError(f"{where}: expected a mapping of keys to values, found {_shown(value)}")
         return {
-            _convert(args[0], key, f"{where}: key {key!r}"): _convert(args[1], item, f"{where}: {key}")
+            _convert(args[0], key, f"{where}: key {_shown(key)}"): _convert(args[1], item, f"{where}: {key}")
             for key, item in value.items()
         }
     if dataclasses.is_dataclass(hint):
@@ -102,7 +107,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
-        raise UserError(f"{where}: expected a list, found {value!r}")
+        raise UserError(f"{where}: expected a list, found {_shown(value)}")
     if args[-1] is Ellipsis:
         args = (args[0],) * len(value)
     if len(args) != len(value):
@@ -121,4 +126,9 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
             pass
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise UserError(f"{where}: expected {hint.__name__}, found {value!r}")
+    raise UserError(f"{where}: expected {hint.__name__}, found {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """A value in a message. It is cut: YAML's aliases write thousands of millions of values in a few lines."""
+    return _SHORT.repr(value)

@@ -83,9 +83,13 @@ def test_a_prompt_begins_each_caption(grr_coca, run, image_files):
 
 def test_side_cars_lie_beside_the_images_and_are_never_written_over(grr_coca, run, image_files, captions):
     image_files[1].with_suffix(".txt").write_text("written by hand")
+    (image_files[0].parent / "other.png").write_bytes(image_files[0].read_bytes())
+    (image_files[0].parent / "other.txt").symlink_to("nowhere")
     said = grr_coca("caption", "-c", run.folder, image_files[0].parent, "--sidecar")
+    (image_files[0].parent / "other.png").unlink()
+    (image_files[0].parent / "other.txt").unlink()
     assert (said.code, said.out) == (0, "")
-    assert "1 of 3 images have captions already" in said.err
+    assert "2 of 4 images have captions already" in said.err
     written = [path.with_suffix(".txt").read_text() for path in image_files]
     assert written[1] == "written by hand"
     assert [written[0], written[2]] == [f"{captions[str(image_files[i])]}\n" for i in (0, 2)]

@@ -45,6 +45,17 @@ def test_other_content_is_not_svg(data):
     assert not is_svg(data)
 
 
+def filtered(primitive):
+    """The square, seen through a filter."""
+    shown = SQUARE.replace(b"<path", f"<filter id='f'>{primitive}</filter><path filter='url(#f)'".encode())
+    return shown
+
+
+def test_what_many_drawings_have_is_drawn():
+    assert decode_image(SQUARE.replace(b"<path", b"<g>" * 98 + b"</g>" * 98 + b"<path"), "a.svg").size == (SIDE, SIDE)
+    assert decode_image(filtered("<feMorphology radius='1'/><feGaussianBlur stdDeviation='2'/>"), "a.svg").size
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -53,6 +64,16 @@ def test_other_content_is_not_svg(data):
         (SQUARE.replace(b"<path", b'<image href="/etc/hostname.png"/><path'), "shows another image"),
         (SQUARE.replace(b"<path", b"<image\n/><path"), "shows another image"),
         (SQUARE.replace(b"<path", b'<feImage href="/etc/hostname.png"/><path'), "shows another image"),
+        (
+            SQUARE.replace(b"<path", b"<g>" * 100 + b"</g>" * 100 + b"<path"),
+            "more than 100 elements within one another",
+        ),
+        (
+            filtered("<feTurbulence baseFrequency='0.1' numOctaves='2000000000'/>"),
+            "feTurbulence of 2000000000 would take",
+        ),
+        (filtered("<feConvolveMatrix order='3 200'/>"), "feConvolveMatrix of 3 200 would take too long"),
+        (filtered("<feMorphology radius='nothing'/>"), "cannot be drawn"),
         (SQUARE.replace(b"<path", '<s·é:image href="/etc/hostname.png"/><path'.encode()), "shows another image"),
     ],
 )

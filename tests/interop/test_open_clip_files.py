@@ -391,3 +391,22 @@ def test_nothing_is_written_beside_what_is_read(write: Write) -> None:
     before = snapshot(folder)
     read_open_clip(folder)
     assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.update({"visual.transformer.resblocks.999.x": torch.ones(1)}), "blocks up to 999, but not all"),
+        (lambda t: t.update({"visual.positional_embedding": torch.ones(0, 64)}), "holds nothing"),
+        (lambda t: t.update({"logit_scale": torch.ones(()).reshape(1).to_sparse()}), "'logit_scale' holds fewer"),
+        (lambda t: t.update({"visual.proj": torch.ones(1, 1).expand(10**4, 10**4)}), "'visual.proj' holds fewer"),
+    ],
+)
+def test_tensors_that_stand_for_more_than_they_hold_are_refused(
+    theirs: SimpleNamespace, tmp_path: Path, change: Callable[[dict], None], said: str
+) -> None:
+    tensors = dict(theirs.tensors)
+    change(tensors)
+    torch.save(tensors, tmp_path / "open_clip_pytorch_model.bin")
+    with pytest.raises(UserError, match=said):
+        read_open_clip(tmp_path / "open_clip_pytorch_model.bin")

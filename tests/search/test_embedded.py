@@ -429,3 +429,29 @@ def test_two_readers_beside_a_writer_see_committed_states_alone(store, seconds):
         writer.join()
         assert list(errors) == []
         assert [reader.exitcode for reader in readers] == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["writer.lock", "vectors.f16"])
+def test_what_a_link_in_an_index_leads_to_is_left_alone(store, tmp_path, name):
+    store.close()
+    (tmp_path / "precious").write_text("words")
+    (folder_of(store) / name).unlink(missing_ok=True)
+    (folder_of(store) / name).symlink_to(tmp_path / "precious")
+    with pytest.raises((UserError, OSError)), closing(open_store(store.location)) as again:
+        fill(again, 1)
+    assert (tmp_path / "precious").read_text() == "words"
+
+
+def test_a_state_that_is_no_number_leads_to_no_other_file(store, tmp_path):
+    fill(store, 1)
+    store.close()
+    with closing(sqlite3.connect(folder_of(store) / "index.sqlite", isolation_level=None)) as database:
+        database.execute("UPDATE state SET rows = 0, generation = 'x/../../precious'")
+    (folder_of(store) / "vectors-x").mkdir()
+    (tmp_path / "precious.f16").write_text("words")
+    with (
+        pytest.raises(UserError, match="the index is damaged: its state is"),
+        closing(open_store(store.location)) as again,
+    ):
+        fill(again, 1)
+    assert (tmp_path / "precious.f16").read_text() == "words"

@@ -94,3 +94,37 @@ def test_an_import_that_cannot_be_written_leaves_no_index(store, tmp_path, monke
     with pytest.raises(UserError, match="No space left"):
         import_parquet(path, str(tmp_path / "new"))
     assert open_store(str(tmp_path / "new"), is_optional=True) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"embed_dim": 32', b'"embed_dim": -1'),
+        (b'"embed_dim": 32', b'"embed_dim": "x"'),
+        (b'"version": 1', b'"version": "x"'),
+        (b'{"header"', b'[{"header"'),
+        (b'"failures": [', b'"failures": [3, '),
+    ],
+)
+def test_an_odd_header_is_told_and_leaves_no_index(store, tmp_path, old, new):
+    fill(store, 1)
+    path = exported(store, tmp_path / "a.parquet")
+    table = pyarrow.parquet.read_table(path)
+    odd = {key: value.replace(old, new) for key, value in table.schema.metadata.items()}
+    assert odd != table.schema.metadata
+    pyarrow.parquet.write_table(table.replace_schema_metadata(odd), path)
+    with pytest.raises(UserError, match=r"a\.parquet"):
+        import_parquet(path, str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("column", "value"), [("phash", "abc"), ("width", 2.5), ("name", None), ("fields", "[1, 2]")])
+def test_a_cell_of_another_type_is_told_and_leaves_no_index(store, tmp_path, column, value):
+    fill(store, 1)
+    path = exported(store, tmp_path / "a.parquet")
+    table = pyarrow.parquet.read_table(path)
+    odd = table.set_column(table.schema.get_field_index(column), column, pyarrow.array([value]))
+    pyarrow.parquet.write_table(odd.replace_schema_metadata(table.schema.metadata), path)
+    with pytest.raises(UserError, match=r"a\.parquet: damaged"):
+        import_parquet(path, str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()

@@ -1,6 +1,7 @@
 """An index follows its pictures: new, changed, moved, removed, unreadable."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from library import ColourModel, paint
 
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.errors import UserError
+from grr_coca.search.entry import plain_fields
 from grr_coca.search.filters.parse import parse_filter
 from grr_coca.search.updating.forget import forget_arguments
 from grr_coca.search.updating.update import update_store
@@ -459,3 +461,12 @@ def test_a_picture_of_the_name_of_a_pattern_is_removed_too(store, look, photos):
     look(named, "photos/0.png")
     named.unlink()
     assert look(*store.roots()) == {"removed": 1, "unchanged": 1}
+
+
+@pytest.mark.parametrize("cell", [10**400, 2**63, math.inf, math.nan])
+def test_a_number_that_a_database_cannot_hold_is_left_out(cell):
+    assert plain_fields({"serial": cell, "price": 3}) == {"price": 3}
+
+
+def test_a_text_of_very_many_digits_stays_a_text():
+    assert plain_fields({"serial": "9" * 400}) == {"serial": "9" * 400}

@@ -356,3 +356,44 @@ def test_weights_that_could_not_be_loaded_again_are_not_saved(saved, tmp_path):
     with pytest.raises(UserError, match=r"the model's text_proj.weight is \(5, 3\), and its config wants \(128, 128\)"):
         save_checkpoint(checkpoint, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_padding_and_cutting_of_a_tokenizer_file_do_not_count(folder):
+    path = folder / "tokenizer.json"
+    before = from_pretrained(folder).tokenizer.encode("a red heart")
+    content = json.loads(path.read_text())
+    content["padding"] = {
+        "strategy": {"Fixed": 32}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 3, "pad_type_id": 0,
+        "pad_token": "x",
+    }  # fmt: skip
+    content["truncation"] = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps(content))
+    assert from_pretrained(folder).tokenizer.encode("a red heart") == before
+
+
+def test_an_image_size_of_another_model_is_told(folder):
+    path = folder / "preprocess.json"
+    path.write_text(path.read_text().replace('"image_size": 16', '"image_size": 0'))
+    with pytest.raises(UserError, match=r"preprocess\.json: image_size 0, and the model takes images of 16 pixels"):
+        from_pretrained(folder)
+
+
+def test_an_id_that_the_model_does_not_know_is_told(folder):
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = 9319
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"tokenizer\.json: has an id 9,319, and the model knows those below"):
+        from_pretrained(folder)
+
+
+def test_a_manifest_lists_nothing_outside_of_its_folder(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    for name in ("/dev/zero", "../saved/config.json"):
+        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest["files"][name] = {"bytes": 0, "sha256": ""}
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match=f"lists {name}, which is not in its folder"):
+            from_pretrained(folder)
+        shutil.copy(saved / MANIFEST, folder)

@@ -3,6 +3,7 @@
 import io
 import re
 from importlib.util import find_spec
+from xml.parsers import expat
 
 from PIL import Image
 
@@ -17,6 +18,15 @@ HEAD_BYTES = 4096
 FILE_TAGS = re.compile(r"<(?:[^\s<>/:]+:)?(?:image|feImage)(?![^\s<>/])")
 """Elements by which resvg reads other files, with any prefix of the namespace. An entity cannot hide them: resvg takes
 `&#60;` and `&lt;` in the text of an entity as text."""
+
+
+MOST_LEVELS = 100
+"""Elements within one another. At a few hundred, resvg uses up its stack, and ends the process."""
+
+COSTLY = {"feTurbulence": "numOctaves", "feConvolveMatrix": "order", "feMorphology": "radius"}
+"""Filters by which a few bytes take hours to draw, and the attribute that says how long."""
+
+MOST_COST = 16.0
 
 
 def is_svg(data: bytes) -> bool:
@@ -37,11 +47,40 @@ def draw_svg(data: bytes, name: str) -> Image.Image:
         message = f"{name}: an SVG file, which needs resvg-py; pip install 'grr-coca[icons]'"
         raise BadSample(message, Cause.NOT_INSTALLED)
     try:
-        image = render_svg(data.decode("utf-8-sig"), SIDE)
-    except ValueError as error:
+        svg = data.decode("utf-8-sig")
+        _require_drawable(svg)
+        image = render_svg(svg, SIDE)
+    except (ValueError, expat.ExpatError) as error:
         raise BadSample(f"{name}: an SVG file that cannot be drawn ({error})", Cause.BROKEN_IMAGE) from error
     image.format = "SVG"
     return image
+
+
+def _require_drawable(svg: str) -> None:
+    """Make sure that the drawing ends.
+
+    Raises:
+        ValueError: it is nested too deeply, or a filter would take too long.
+        ExpatError: it is not XML.
+    """
+    level = 0
+
+    def begin(name: str, attributes: dict[str, str]) -> None:
+        nonlocal level
+        level += 1
+        if level > MOST_LEVELS:
+            raise ValueError(f"more than {MOST_LEVELS} elements within one another")
+        written = attributes.get(COSTLY.get(name.rpartition(":")[2], ""), "0")
+        if any(float(number) > MOST_COST for number in re.split(r"[\s,]+", written.strip())):
+            raise ValueError(f"a filter {name} of {written} would take too long")
+
+    def end(_: str) -> None:
+        nonlocal level
+        level -= 1
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = begin, end
+    parser.Parse(svg, True)
 
 
 def render_svg(svg: str, side: int) -> Image.Image:

@@ -46,6 +46,11 @@ class Tokenizer:
         """Number of ids."""
         return self._backend.get_vocab_size()
 
+    @property
+    def largest_id(self) -> int:
+        """The largest id, which is one less than the number of ids unless some are left out."""
+        return max(self._backend.get_vocab().values())
+
     def encode(self, caption: str) -> list[int]:
         """Ids of the words, without begin and end token."""
         text = mend_text(caption) if self.cleaning == "ftfy" else caption
@@ -82,6 +87,8 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises no narrower class
             raise UserError(f"not a tokenizer.json that can be read ({error})") from error
+        backend.no_padding()  # rows are padded and cut by us
+        backend.no_truncation()
         return cls(backend, cleaning)
 
 

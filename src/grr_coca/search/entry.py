@@ -1,7 +1,6 @@
 """What an index holds: its header, and an entry for each picture."""
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -184,7 +183,7 @@ def _plain_value(cell: object) -> FieldValue | None:
     if isinstance(cell, bool):
         return int(cell)
     if isinstance(cell, int | float):
-        return cell if math.isfinite(cell) and abs(cell) < 2**63 else None
+        return cell if abs(cell) < 2**63 else None  # false for what is no number too
     if isinstance(cell, list | tuple):
         return ", ".join(map(str, cell)) or None
     return _number(cell) if isinstance(cell, str) and cell else None
@@ -197,6 +196,6 @@ def _number(text: str) -> FieldValue:
             number = kind(text)
         except ValueError:
             continue
-        if str(number) == text and math.isfinite(number) and abs(number) < 2**63:
+        if str(number) == text and abs(number) < 2**63:
             return number
     return text

@@ -18,6 +18,7 @@ from grr_coca.search.entry import VERSION, Entry, Failure, Header, Stamp
 from grr_coca.search.locate import make_store, open_store, remove_store
 from grr_coca.search.store import Changes, Store
 from grr_coca.search.words import pieces
+from grr_coca.structure import from_dict
 
 METADATA = b"grr_coca.index"
 ROWS_AT_ONCE = 2048
@@ -59,13 +60,16 @@ def import_parquet(path: Path, location: str) -> int:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         metadata = json.loads((file.schema_arrow.metadata or {})[METADATA])
-        header, failures = Header(**metadata["header"]), [_failure(*failure) for failure in metadata["failures"]]
-    except (KeyError, TypeError) as error:
+        header = from_dict(Header, metadata["header"], f"{path}: header")
+        failures = [_failure(*failure) for failure in metadata["failures"]]
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: a Parquet file, and not an index that grr-coca export index wrote") from error
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read ({error})") from error
     if header.version > VERSION:
         raise UserError(f"{path}: written by a newer grr-coca (format {header.version}; this one reads {VERSION})")
+    if header.embed_dim < 1:
+        raise UserError(f"{path}: damaged (embeddings of {header.embed_dim} numbers)")
     existing = open_store(location, is_optional=True)
     if existing is not None:
         existing.close()
@@ -88,7 +92,7 @@ def _read_pictures(file: Any, width: int, path: Path) -> Iterator[list[tuple[Ent
     try:
         for batch in file.iter_batches(ROWS_AT_ONCE):
             yield list(_rows(batch.to_pydict(), width))
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); export the index again, or take the file from a copy") from error
 
 
@@ -127,8 +131,11 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
         if vector.shape != (width,):
             raise ValueError(f"an embedding of shape {vector.shape} in place of {width} numbers")
         texts: dict[str, Any] = {name: _read(row.pop(name)) for name in TEXTS}
+        fields = json.loads(row.pop("fields"))
+        if not isinstance(fields, dict) or not all(isinstance(n, int | None) for n in row.values()):
+            raise ValueError("a cell of another type than an index has")
         stamp = Stamp(row.pop("size"), row.pop("mtime_ns"))
-        yield Entry(**texts, stamp=stamp, fields=json.loads(row.pop("fields")), **row), vector
+        yield Entry(**texts, stamp=stamp, fields=fields, **row), vector
 
 
 def _failure(name: str, root: str, stamp: list[int] | None, message: str) -> Failure:

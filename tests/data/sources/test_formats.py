@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from grr_coca.data.augmentation import Augmentation
@@ -625,3 +627,44 @@ def test_evaluation_sees_every_caption_with_one_image_id_an_image(several):
 def test_a_source_of_one_caption_an_image_is_its_own_every_caption(tmp_path):
     source = open_source(str(write_tar(tmp_path / "00000.tar", img2dataset_members())))
     assert every_caption(source) is source
+
+
+def test_a_path_out_of_the_current_folder_is_forbidden_too(tmp_path, monkeypatch):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for place in ("outside.png", "in/a.png"):
+        (tmp_path / place).write_bytes(real_pairs(1)[0].image)
+    table = "image,caption\n../outside.png,out\na.png,a\n"
+    (tmp_path / "in" / "a.csv").write_text(table)
+    for here, written in (("in", "a.csv"), ("in/deep", "../a.csv")):
+        monkeypatch.chdir(tmp_path / here)
+        source = open_source(written)
+        assert source[1].caption == "a"
+        with pytest.raises(BadSample, match="the path leaves"):
+            source[0]
+
+
+def test_cells_that_python_has_no_value_for_are_left_out(tmp_path):
+    (tmp_path / "a.png").write_bytes(real_pairs(1)[0].image)
+    far = pyarrow.array([2**62], pyarrow.timestamp("us"))
+    columns = {"image": ["a.png"], "caption": ["a"], "far": far, "near": [3]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    assert dict(open_source(tmp_path / "a.parquet").fields(0)) == {"caption": "a", "near": 3}
+
+
+@pytest.mark.parametrize(("twice", "found"), [("image", None), ("caption", None), ("n", {"caption": "a"})])
+def test_a_column_that_is_there_twice_is_told_or_left_out(tmp_path, twice, found):
+    (tmp_path / "a.png").write_bytes(real_pairs(1)[0].image)
+    names, cells = ["image", "caption", "n", twice], ["a.png", "a", "3", "4"]
+    table = pyarrow.Table.from_arrays([pyarrow.array([cell]) for cell in cells], names=names)
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    if found is None:
+        with pytest.raises(UserError, match=rf"a\.parquet: has several columns '{twice}'; rename all but one"):
+            open_source(tmp_path / "a.parquet")
+    else:
+        assert dict(open_source(tmp_path / "a.parquet").fields(0)) == found
+
+
+def test_lines_that_end_as_on_an_old_mac_are_told(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"image,caption\ra.png,a\r")
+    with pytest.raises(UserError, match=r"a\.csv: its first line cannot be read"):
+        open_source(tmp_path / "a.csv")

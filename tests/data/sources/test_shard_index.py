@@ -1,6 +1,8 @@
 """The index of a shard: built once, reused, rebuilt where it is stale or damaged, and never trusted blindly."""
 
 import gc
+import io
+import itertools
 import json
 import os
 import tarfile
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 
 from grr_coca.data.bad import BadSample, Cause
+from grr_coca.data.image_files.find import iterate_images
 from grr_coca.data.sources.shards import index as shard_index
 from grr_coca.data.sources.shards import source as shards
 from grr_coca.data.sources.shards.source import TarShards
 from grr_coca.data.sources.shards.tar_scan import ROW, scan_shard
+from grr_coca.errors import UserError
 from support import real_pairs, shard_members, write_shard, write_tar
 
 PAIRS = real_pairs(12)
@@ -260,3 +264,28 @@ def test_blocks_of_a_large_source_are_read_ahead_as_a_whole(shard, monkeypatch):
     rows = scan_shard(shard).rows
     starts, sizes = rows["image_block"].astype(int) * 512, rows["image_size"].astype(int)
     assert advised == [(starts[4], starts[7] + sizes[7] - starts[4]), (0 + starts[0], starts[3] + sizes[3] - starts[0])]
+
+
+def test_what_a_link_beside_a_shard_leads_to_is_left_alone(tmp_path):
+    shard, precious = write_shard(tmp_path / "a.tar", PAIRS), tmp_path / "precious"
+    precious.write_text("words")
+    (tmp_path / "a.tar.index").symlink_to(precious)
+    assert len(TarShards([shard])) == len(PAIRS)
+    assert precious.read_text() == "words"
+
+
+@pytest.mark.parametrize(
+    "headers", [{"size": "-1536"}, {"size": "-5"}, {"GNU.sparse.map": "foo"}, {"GNU.sparse.size": "x"}]
+)
+def test_a_header_that_makes_no_sense_is_told(tmp_path, headers):
+    path, image = tmp_path / "a.tar", PAIRS[0].image
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in ("a.png", "b.png"):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = len(image), headers if name == "b.png" else {}
+            tar.addfile(info, io.BytesIO(image))
+    with pytest.raises(UserError, match=r"a\.tar: not an uncompressed tar file that can be read"):
+        scan_shard(path)
+    *_, last = itertools.islice(iterate_images(str(path)), 10)
+    with pytest.raises(UserError, match=r"a\.tar: not a whole uncompressed tar file"):
+        last.read()

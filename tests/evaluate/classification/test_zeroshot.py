@@ -302,3 +302,10 @@ def test_one_class_alone_is_refused(tmp_path):
 
 def test_labels_can_be_given_in_python_too():
     assert check_class_names(["a", "b"], "here") == ("a", "b")
+
+
+def test_a_device_in_a_table_of_labels_is_no_image(tmp_path):
+    (tmp_path / "a.csv").write_text("path,label\n/dev/zero,a\n/dev/null,b\n")
+    images = open_labelled(str(tmp_path / "a.csv"))
+    with pytest.raises(UserError, match=r"^/dev/zero: not a file$"):
+        images.read(0)

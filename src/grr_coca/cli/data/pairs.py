@@ -10,6 +10,7 @@ import tyro
 
 from grr_coca.cli.data.fetch import Fetch, fetch_corpus
 from grr_coca.cli.output.progress import bars
+from grr_coca.cli.output.say import on_one_line
 from grr_coca.cli.output.writing import require_other, require_suffix, require_writable, write_output
 from grr_coca.data.corpus.contact_sheet import contact_sheet
 from grr_coca.data.corpus.convert import Conversion, convert, source_state
@@ -168,7 +169,7 @@ def describe(survey: Survey) -> str:
         lines.append(f"shards            {survey.shards:,}, truncated: {', '.join(survey.truncated_shards) or 'none'}")
     for cause, count in survey.broken.most_common():
         lines.append(f"broken            {count:,} × {cause}")
-        lines += [f"                  {example}" for example in survey.examples[cause]]
+        lines += [f"                  {on_one_line(example)}" for example in survey.examples[cause]]
     if not survey.broken:
         lines.append("broken            none")
     for name, number in (("captions", survey.duplicate_captions), ("images", survey.duplicate_images)):

@@ -110,7 +110,7 @@ class Sidecars(_NothingToClose):
             if text in owners:
                 raise UserError(f"{owners[text].name} and {image.name} would share {text.name}; use --out FILE")
             owners[text] = image
-            if text.exists():
+            if text.exists() or text.is_symlink():  # one that leads nowhere is not ours to fill either
                 self.done.add(image.name)
 
     def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:

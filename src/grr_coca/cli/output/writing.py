@@ -30,7 +30,7 @@ def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     require_replaceable(path)
     with disk_errors(path):
         behind_link(path).parent.mkdir(parents=True, exist_ok=True)
-        fill_whole(path, write)
+        fill_whole(behind_link(path), write)
 
 
 def require_writable(path: Path) -> None:

@@ -19,7 +19,7 @@ def hit_lines(answer: SearchResult) -> Iterator[str]:
     """A line for each hit: rank, relevance, caption, path."""
     width = min(LONGEST_CAPTION, max((len(hit.caption) for hit in answer), default=0))
     for rank, hit in enumerate(answer, 1):
-        caption = f"{_cut(hit.caption, width):<{width}}"
+        caption = f"{_cut(on_one_line(hit.caption), width):<{width}}"
         yield f"{rank:>3}  {answer.shown_relevance(hit):>4}  {caption}  {shown_path(hit.path)}{_notes(hit)}"
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES, has_image_suffix, is_image_name, walk_visible
+from grr_coca.data.tar_members import next_member
 from grr_coca.data.text import writable
 from grr_coca.errors import UserError
 from grr_coca.files import read_whole
@@ -214,8 +215,7 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
     count = 0
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # or it keeps what it knows of every member
+            while (member := next_member(tar)) is not None:
                 if member.isreg() and is_image_name(member.name):
                     count += 1
                     if member.offset_data + member.size > path.stat().st_size:

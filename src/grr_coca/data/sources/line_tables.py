@@ -134,7 +134,10 @@ def open_delimited(path: Path, needs_captions: bool = True) -> ListedPairs:
     text = decode_text(header.removeprefix(BYTE_ORDER_MARK), f"{path}: first line").rstrip("\r\n")
     delimiter = _delimiter(text, path)
     quoting: Quoting = csv.QUOTE_NONE if delimiter == "\t" and not text.startswith('"') else csv.QUOTE_MINIMAL
-    cells = next(csv.reader([text], delimiter=delimiter, quoting=quoting), [])
+    try:
+        cells = next(csv.reader([text], delimiter=delimiter, quoting=quoting), [])
+    except csv.Error as error:  # as of a file whose lines end with a carriage return alone
+        raise UserError(f"{path}: its first line cannot be read ({error})") from error
     if len(cells) == 2 and without_suffix(cells[0]) != cells[0]:
         names, start = ["image", "caption"], _mark_size(path)
     else:

@@ -39,7 +39,8 @@ class ImageFiles(NamedTuple):
             message = f"{name}: not a path of a file; nothing is fetched or run, so get the files first (img2dataset)"
             raise BadSample(message, Cause.FORBIDDEN_PATH)
         path = self.name(written)
-        if not Path(path).is_relative_to(os.path.normpath(self.folder)):
+        # Of `.` and `..`, only whole paths tell what is in them.
+        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.folder)):  # noqa: PTH100
             message = f"{name}: the path leaves {self.folder}; put the listing in a folder that holds the images"
             raise BadSample(message, Cause.FORBIDDEN_PATH)
         return Path(path)

@@ -1,5 +1,6 @@
 """Parquet tables. The columns of paths and captions are kept in memory, in Arrow's compact form."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,8 +37,9 @@ class ParquetRows:
         return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The other columns of a row by name."""
-        return {name: column[index].as_py() for name, column in self._columns.items()}
+        """The other columns of a row by name, but for cells that Python has no value for."""
+        cells = ((name, _value(column[index])) for name, column in self._columns.items())
+        return {name: value for name, value in cells if value is not None}
 
     @cached_property
     def _columns(self) -> dict[str, Any]:
@@ -45,6 +47,16 @@ class ParquetRows:
 
         table = pyarrow.parquet.read_table(self._path, columns=list(self._others))
         return {name: table[name] for name in self._others}
+
+
+def _value(cell: Any) -> object:
+    """What a cell holds; None if nothing does: a date of the year 100,000, or text that is not UTF-8."""
+    import pyarrow
+
+    try:
+        return cell.as_py()
+    except (ValueError, OverflowError, pyarrow.ArrowException):
+        return None
 
 
 def open_parquet(path: Path, needs_captions: bool = True) -> ListedPairs:
@@ -60,13 +72,17 @@ def open_parquet(path: Path, needs_captions: bool = True) -> ListedPairs:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        image, caption = find_columns(file.schema_arrow.names, str(path), needs_captions)
+        names = Counter(file.schema_arrow.names)
+        image, caption = find_columns(list(names), str(path), needs_captions)
+        for name in filter(None, (image, caption)):
+            if names[name] > 1:
+                raise UserError(f"{path}: has several columns '{name}'; rename all but one")
         kind = file.schema_arrow.field(image).type
         if pyarrow.types.is_struct(kind) or pyarrow.types.is_binary(kind):  # as in data sets of Hugging Face
             raise UserError(f"{path}: '{image}' holds images, not paths; save them as files, and list these instead")
         table = file.read([image] if caption is None else [image, caption])
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read ({error})") from error
-    others = [name for name in file.schema_arrow.names if name != image]
+    others = [name for name, count in names.items() if name != image and count == 1]
     rows = ParquetRows(path, table[image], None if caption is None else table[caption], others)
     return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))

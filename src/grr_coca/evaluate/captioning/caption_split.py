@@ -13,7 +13,7 @@ from grr_coca.data.text import clean_caption
 from grr_coca.errors import UserError
 from grr_coca.evaluate.captioning.scores import CaptionScores, score_captions
 from grr_coca.fast.model_copy import fast_copy
-from grr_coca.files import write_whole
+from grr_coca.files import behind_link, write_whole
 from grr_coca.generate import GREEDY, generate, warn_if_repeated
 
 
@@ -94,7 +94,7 @@ def write_captions(captioned: Captioned, path: Path) -> None:
     ]
     try:
         # A name that is not UTF-8 holds lone surrogates, which become JSON's escapes.
-        write_whole(path, "".join(lines).encode("utf-8", "backslashreplace"))
+        write_whole(behind_link(path), "".join(lines).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"{path}: the captions could not be written ({error.strerror or error})") from error
 

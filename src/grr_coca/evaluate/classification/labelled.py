@@ -65,10 +65,14 @@ def open_labelled(path: str, class_names: Sequence[str] | None = None) -> Labell
 
 
 def _from_files(rows: Sequence[tuple[Path, str]], class_names: Sequence[str] | None, path: str) -> LabelledImages:
-    files = [file for file, _ in rows]
-    return _labelled(
-        lambda i: (read_whole(files[i]), str(files[i])), [label for _, label in rows], files, class_names, path
-    )
+    files, labels = [file for file, _ in rows], [label for _, label in rows]
+    return _labelled(lambda i: (_read(files[i]), str(files[i])), labels, files, class_names, path)
+
+
+def _read(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a device would be read without end
+        raise UserError(f"{path}: not a file")
+    return read_whole(path)
 
 
 def _labelled(

@@ -95,12 +95,16 @@ class _Shapes:
         shape = tuple(self._tensors[tensor].shape)
         if len(shape) != ndim:
             raise UserError(f"{self._name}: tensor '{tensor}' has the shape {shape}, not {ndim} dimensions")
+        if 0 in shape:
+            raise UserError(f"{self._name}: tensor '{tensor}' of the shape {shape} holds nothing")
         return shape
 
     def stack(self, parts: TransformerConfig, prefix: str, width: int, num_heads: int | None) -> TransformerConfig:
         """Depth and widths of a stack of blocks."""
-        pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+        pattern = re.compile(re.escape(prefix) + r"\.(\d{1,4})\.")
         blocks = {int(match[1]) for match in map(pattern.match, self._tensors) if match}
+        if blocks != set(range(len(blocks))):
+            raise UserError(f"{self._name}: of {prefix}, there are blocks up to {max(blocks)}, but not all of them")
         hidden_dim = self.of(f"{prefix}.0.mlp.c_fc.weight", 2)[0]
         num_heads = num_heads or max(1, width // HEAD_DIM)
         if width % num_heads:

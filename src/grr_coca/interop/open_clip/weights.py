@@ -28,6 +28,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     strange = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if strange:
         raise UserError(f"{path}: '{strange[0]}' is no tensor, so these are not the weights of a model")
+    thin = [str(name) for name, value in state.items() if not _is_written_out(value)]
+    if thin:
+        raise UserError(f"{path}: '{thin[0]}' holds fewer numbers than its shape says, as no weights of a model do")
     named = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
     if len(named) < len(state):
         raise UserError(f"{path}: tensors are there twice, with and without 'module.' before their names")
@@ -35,6 +38,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if "logit_scale" in tensors and tensors["logit_scale"].numel() == 1:
         tensors["logit_scale"] = tensors["logit_scale"].reshape(())
     return tensors
+
+
+def _is_written_out(tensor: Tensor) -> bool:
+    """False for a tensor that repeats its numbers or leaves zeros out: a few bytes may stand for any amount."""
+    if tensor.layout != torch.strided:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _read_safetensors(path: Path) -> Mapping[str, object]:

@@ -1,5 +1,6 @@
 """One writer at a time: a lock that is released when its process ends, however that happens."""
 
+import errno
 import fcntl
 import os
 import weakref
@@ -18,7 +19,11 @@ class WriterLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            told = "a link, which an index does not have" if error.errno == errno.ELOOP else error.strerror
+            raise UserError(f"{folder / LOCK}: cannot be written ({told})") from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

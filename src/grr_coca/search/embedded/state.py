@@ -8,8 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
+from grr_coca.errors import UserError
 from grr_coca.search.embedded.vectors import map_rows, rows_of, vectors_file
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, LibrarySample
+
+
+def read_state(database: sqlite3.Connection) -> tuple[int, int, int, int]:
+    """Revision, generation, rows of the file of vectors, and pictures.
+
+    Raises:
+        UserError: one is no number. SQLite keeps any text in a column of numbers, whoever wrote it.
+    """
+    row = database.execute("SELECT revision, generation, rows, live FROM state").fetchone()
+    if not all(isinstance(number, int) and number >= 0 for number in row):
+        raise UserError(f"the index is damaged: its state is {row}")
+    return row
 
 
 class State:
@@ -32,8 +45,7 @@ class State:
             FileNotFoundError: the file of vectors has been written anew since the transaction began.
             UserError: that file is damaged.
         """
-        row = database.execute("SELECT revision, generation, rows, live FROM state").fetchone()
-        revision, generation, rows, live = row
+        revision, generation, rows, live = read_state(database)
         if revision == self._revision:
             return
         self.vectors = map_rows(vectors_file(self._folder, generation), rows, self._width)

@@ -57,7 +57,7 @@ def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
     """
     start = rows * vectors.shape[1] * 2
     content = np.ascontiguousarray(vectors, np.float16).tobytes()
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         _require_size(path, os.fstat(descriptor).st_size, start)
         os.ftruncate(descriptor, start)

@@ -14,6 +14,7 @@ import numpy as np
 from grr_coca.search.embedded.database import as_bytes, to_row
 from grr_coca.search.embedded.lock import WriterLock
 from grr_coca.search.embedded.schema import ADD
+from grr_coca.search.embedded.state import read_state
 from grr_coca.search.embedded.vectors import append_rows, map_rows, vectors_file
 from grr_coca.search.entry import Entry
 from grr_coca.search.store import Changes
@@ -142,7 +143,7 @@ class Writer:
         append_rows(current, written.rows, np.empty((0, self._width), np.float16))
 
     def _written(self) -> _Written:
-        return _Written(*self._database.execute("SELECT revision, generation, rows, live FROM state").fetchone())
+        return _Written(*read_state(self._database))
 
     def _roll_back(self) -> None:
         if self._database.in_transaction:

@@ -12,6 +12,7 @@ import numpy as np
 
 from grr_coca.data.bad import Cause
 from grr_coca.data.images import MAX_BYTES, has_image_suffix, is_hidden
+from grr_coca.data.tar_members import next_member
 from grr_coca.errors import UserError
 
 ROW = np.dtype(
@@ -95,12 +96,11 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The regular files of a tar that are not hidden, up to the place where it is cut off."""
     while True:
         try:
-            member = tar.next()
+            member = next_member(tar)
         except tarfile.ReadError:
             return  # the content of the member before is cut off
         if member is None:
             return
-        tar.members = []  # type: ignore[attr-defined]  # or it keeps what it knows of every member
         if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not is_hidden(member.name):
             yield member
 

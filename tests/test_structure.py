@@ -16,7 +16,7 @@ from grr_coca.config import (
 from grr_coca.errors import UserError, nearest
 from grr_coca.presets import PRESETS, get_preset
 from grr_coca.structure import from_dict, to_dict
-from grr_coca.train.recipe import Recipe
+from grr_coca.train.recipe import OptimizerRecipe, Recipe
 
 
 @dataclass(frozen=True)
@@ -192,4 +192,7 @@ def test_a_value_of_thousands_of_millions_is_not_written_out():
         many = [many] * 10
     with pytest.raises(UserError, match=r"found \[\[\[") as told:
         from_dict(Recipe, {"data": {"train": many}}, "a recipe")
+    assert len(str(told.value)) < 1000
+    with pytest.raises(UserError, match="is not a choice") as told:
+        from_dict(OptimizerRecipe, {"name": many}, "an optimizer")
     assert len(str(told.value)) < 1000

@@ -89,7 +89,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(hint, value, where)
     if origin is typing.Literal:
         if value not in args:
-            raise UserError(f"{where}: {_shown(value)} is not a choice; {nearest(str(value), map(str, args))}")
+            written = value if isinstance(value, str) else _shown(value)
+            raise UserError(f"{where}: {_shown(value)} is not a choice; {nearest(written, map(str, args))}")
         return value
     if origin is tuple:
         return _convert_tuple(args, value, where)

@@ -450,7 +450,7 @@ def test_a_state_that_is_no_number_leads_to_no_other_file(store, tmp_path):
     (folder_of(store) / "vectors-x").mkdir()
     (tmp_path / "precious.f16").write_text("words")
     with (
-        pytest.raises(UserError, match="the index is damaged: its state is"),
+        pytest.raises(UserError, match="index: damaged: its state is"),
         closing(open_store(store.location)) as again,
     ):
         fill(again, 1)

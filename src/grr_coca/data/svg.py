@@ -26,7 +26,8 @@ MOST_LEVELS = 100
 COSTLY = {"feTurbulence": "numOctaves", "feConvolveMatrix": "order", "feMorphology": "radius"}
 """Filters by which a few bytes take hours to draw, and the attribute that says how long."""
 
-MOST_COST = 16.0
+MOST_COST = 32.0
+"""The sum of these attributes in a drawing."""
 
 
 def is_svg(data: bytes) -> bool:
@@ -63,16 +64,17 @@ def _require_drawable(svg: str) -> None:
         ValueError: it is nested too deeply, or a filter would take too long.
         ExpatError: it is not XML.
     """
-    level = 0
+    level, cost = 0, 0.0
 
     def begin(name: str, attributes: dict[str, str]) -> None:
-        nonlocal level
+        nonlocal level, cost
         level += 1
         if level > MOST_LEVELS:
             raise ValueError(f"more than {MOST_LEVELS} elements within one another")
         written = attributes.get(COSTLY.get(name.rpartition(":")[2], ""), "0")
-        if any(float(number) > MOST_COST for number in re.split(r"[\s,]+", written.strip())):
-            raise ValueError(f"a filter {name} of {written} would take too long")
+        cost += sum(map(float, re.split(r"[\s,]+", written.strip())))
+        if not cost <= MOST_COST:  # false for what is no number too
+            raise ValueError(f"its filters, as {name} of {written}, would take too long")
 
     def end(_: str) -> None:
         nonlocal level

@@ -13,7 +13,7 @@ from grr_coca.search.embedded.vectors import map_rows, rows_of, vectors_file
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, LibrarySample
 
 
-def read_state(database: sqlite3.Connection) -> tuple[int, int, int, int]:
+def read_state(database: sqlite3.Connection, folder: Path) -> tuple[int, int, int, int]:
     """Revision, generation, rows of the file of vectors, and pictures.
 
     Raises:
@@ -21,7 +21,7 @@ def read_state(database: sqlite3.Connection) -> tuple[int, int, int, int]:
     """
     row = database.execute("SELECT revision, generation, rows, live FROM state").fetchone()
     if not all(isinstance(number, int) and number >= 0 for number in row):
-        raise UserError(f"the index is damaged: its state is {row}")
+        raise UserError(f"{folder}: damaged: its state is {row}; make the index anew, or take it from a copy")
     return row
 
 
@@ -45,7 +45,7 @@ class State:
             FileNotFoundError: the file of vectors has been written anew since the transaction began.
             UserError: that file is damaged.
         """
-        revision, generation, rows, live = read_state(database)
+        revision, generation, rows, live = read_state(database, self._folder)
         if revision == self._revision:
             return
         self.vectors = map_rows(vectors_file(self._folder, generation), rows, self._width)

@@ -143,7 +143,7 @@ class Writer:
         append_rows(current, written.rows, np.empty((0, self._width), np.float16))
 
     def _written(self) -> _Written:
-        return _Written(*read_state(self._database))
+        return _Written(*read_state(self._database, self._folder))
 
     def _roll_back(self) -> None:
         if self._database.in_transaction:

@@ -73,6 +73,7 @@ def test_all_that_a_model_is_used_for_is_the_same_elsewhere(library, tmp_path):
     here, elsewhere = (json.loads(out.read_text()) for out in outs.values())
     for name in here.keys() - {"captions", "prompted"}:
         numbers, others = (torch.tensor(_numbers(found[name])) for found in (here, elsewhere))
+        assert numbers.numel(), name
         torch.testing.assert_close(others, numbers, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
     assert {name: elsewhere[name] for name in ("captions", "prompted")} == {
         name: here[name] for name in ("captions", "prompted")

@@ -128,7 +128,9 @@ def test_a_store_that_nobody_closed_or_that_a_forked_process_has_too_holds_no_lo
         forgotten.commit(Changes(removed=["a"]))
         del forgotten
         gc.collect()
-        reopened().commit(Changes(removed=[make_picture(0).name]))
+        again = reopened()
+        again.commit(Changes(removed=[make_picture(0).name]))
+        assert len(again) == 0
     finally:
         child.kill()
         child.join()

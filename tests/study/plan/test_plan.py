@@ -278,7 +278,8 @@ def test_the_data_digest_of_a_folder_counts_what_is_read_as_data(recipe, tmp_pat
 # --- The plans that come with the code
 
 
-PLANS = [*STUDIES.rglob("plan.yaml"), *STUDIES.glob("tokens16/*0.yaml"), *STUDIES.glob("*.yaml")]
+PLANS = [*STUDIES.rglob("plan.yaml"), *STUDIES.glob("*.yaml"), *(STUDIES / "tokens16").glob("*.yaml")]
+PLANS.remove(STUDIES / "tokens16" / "pictograms.yaml")  # a recipe
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -327,6 +328,14 @@ def test_the_variants_take_their_two_models_and_the_tuning_from_the_primary_stud
     lacking = Agenda(plan, StudyPart(tuple(arm.name for arm in plan.arms)), lambda *_: Path("nowhere"), rows).lacking()
     assert {kind for kind, _, _ in lacking} == {"run"}
     assert {arm for _, arm, _ in lacking} == {arm.name for arm in plan.arms[2:]}
+
+
+def test_the_parts_with_few_patches_take_their_two_models_and_the_tuning_from_the_study_of_that_length():
+    plan = read_plan(STUDIES / "tokens16" / "parts.yaml", Plan)
+    rows = [row for row in read_rows(STUDIES / "tokens16" / "1200", []) if row.stage == "pictograms"]
+    lacking = Agenda(plan, StudyPart(tuple(arm.name for arm in plan.arms)), lambda *_: Path("nowhere"), rows).lacking()
+    assert {kind for kind, _, _ in lacking} == {"run"}
+    assert {arm for _, arm, _ in lacking} == {"baseline_rms", "baseline_geglu", "baseline_rope_2d"}
 
 
 def test_the_trials_of_all_lengths_are_the_same():

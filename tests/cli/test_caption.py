@@ -314,6 +314,16 @@ def test_a_name_that_would_end_a_line_or_steer_the_terminal_gets_escapes(grr_coc
     assert json.loads(grr_coca("caption", odd.parent, "-c", run.folder, "--json").out)["image"] == str(odd)
 
 
+def test_errors_and_warnings_do_not_steer_the_terminal(grr_coca, image_files, tmp_path):
+    said = grr_coca("caption", "-c", tmp_path / "\x1b[2Jhere", image_files[0])
+    assert said.code == 2
+    assert r"\x1b[2Jhere" in said.err
+    assert "\x1b" not in said.err
+    warn = "import logging; from grr_coca.cli import main; main(['--version']); logging.warning('one\\n\x1b[2Jtwo')"
+    done = subprocess.run([sys.executable, "-c", warn], capture_output=True, text=True, check=True)
+    assert done.stderr == "WARNING: one\n" + r"\x1b[2Jtwo" + "\n"
+
+
 def test_a_reader_that_has_seen_enough_ends_the_job_quietly(run, image_files):
     command = [sys.executable, "-m", "grr_coca", "caption", "-c", str(run.folder), str(image_files[0].parent)]
     process = subprocess.Popen([*command, "--batch-size", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

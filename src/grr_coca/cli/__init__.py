@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import grr_coca
+from grr_coca.cli.output.say import printable
 from grr_coca.errors import Stopped, UserError, nearest
 
 
@@ -50,6 +51,11 @@ VERBS = {
 }
 
 
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb, and return the exit code. 0: success. 2: wrong use, with one message and no traceback.
 
@@ -57,17 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     is saved.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         return _dispatch(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except OSError as error:
         told = _told(error)
         if told is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(printable(f"error: {told}"), file=sys.stderr)
         return 2
     except Stopped as stopped:
         name = signal.Signals(stopped.number).name

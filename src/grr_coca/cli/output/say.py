@@ -16,6 +16,11 @@ def on_one_line(text: str) -> str:
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def printable(text: str) -> str:
+    """A message of one or more lines, with escapes for what would steer the terminal, such as in the name of a file."""
+    return "\n".join(map(on_one_line, text.split("\n")))
+
+
 def say(line: str) -> None:
     """Print a line. Bytes of a file name that are not UTF-8 are printed unchanged.
 

@@ -263,6 +263,7 @@ def test_an_interrupted_conversion_goes_on_and_ends_up_the_same(tmp_path):
         convert(images, conversion, tmp_path / "out", stop_at_13)
     assert [path.name for path in sorted((tmp_path / "out").glob("*.tar"))] == ["00000.tar", "00001.tar"]
     first = (tmp_path / "out" / "00000.tar").stat().st_mtime_ns
+    (tmp_path / "out" / ".00002.4321.tmp").write_bytes(b"half a shard of a process that was killed")
     counts = convert(images, conversion, tmp_path / "out", lambda done: None)
     assert counts == {"written": 20}
     assert (tmp_path / "out" / "00000.tar").stat().st_mtime_ns == first

@@ -89,6 +89,8 @@ def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callab
             numbers = range(start, min(start + conversion.pairs_per_shard, len(images)))
             total += _read_stats(out, shard) or _write_shard(images, numbers, conversion, out, shard, on_image)
             on_image(numbers.stop)
+        for unfinished in out.glob(".[0-9]*.tmp"):  # of a conversion that was killed
+            unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be written to ({error.strerror})") from error
     return total

@@ -68,7 +68,7 @@ def losses(run: Recipe) -> dict[str, float]:
     """Of training at the end, and of validation."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        train(run, new_checkpoint(run, Ranks.here(CPU)), out, CPU, lambda *_: None)
+        train(run, new_checkpoint(run, Ranks.here(CPU)), out, Ranks.here(CPU), lambda *_: None)
         last = read_metrics(out, "train")[-LAST:]
         (val,) = read_metrics(out, "val")
     return {

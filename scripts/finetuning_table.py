@@ -79,7 +79,7 @@ def run(domain: str, start: str, seed: int, size_of: str) -> Row:
     else:
         checkpoint = from_pretrained(locate_checkpoint(start))
     with tempfile.TemporaryDirectory() as folder:
-        trained = train(recipe, checkpoint, Path(folder) / "run", torch.device("cpu"), lambda *_: None)
+        trained = train(recipe, checkpoint, Path(folder) / "run", Ranks.here(torch.device("cpu")), lambda *_: None)
     splits = {"val": str(recipe.data.val), "test": recipe.data.test["test"]}
     return {"domain": domain, "start": start, "seed": seed} | {
         f"{split} {name}": value for split, path in splits.items() for name, value in measure(trained, path).items()

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from grr_coca.batch import Batch
 from grr_coca.data.dataset import PairDataset
 from grr_coca.losses import CaptioningLoss
 from grr_coca.model import CoCa
+from grr_coca.train.run import launch
 from grr_coca.train.run.launch import launched
 from grr_coca.train.step import parallel
 from grr_coca.train.step.parallel import ParallelModel
@@ -181,6 +183,15 @@ if __name__ == "__main__":  # by torchrun: FOLDER and the command line
     from processes import cli
 
     sys.exit(cli(*sys.argv[2:], driver=partial(die_once, 16, Path(sys.argv[1]))))
+
+
+def wait_long_for_the_first(folder: Path) -> None:
+    """The first rank works longer than ranks wait for each other elsewhere."""
+    launch.TIMEOUT = timedelta(seconds=1)
+    with launched() as ranks:
+        told = ranks.on_first(lambda: time.sleep(3) or "done")
+        (folder / f"told-{ranks.rank}").write_text(told)
+        ranks.sum(torch.zeros(1))
 
 
 def fail_on_first(folder: Path) -> None:

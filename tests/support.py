@@ -148,7 +148,7 @@ def silent(done: int, metrics: dict[str, float]) -> None:
 
 def pretrain(recipe: Recipe, out: Path, on_step: OnStep = silent) -> Checkpoint:
     """Train a fresh model."""
-    return train(recipe, new_checkpoint(recipe, ALONE), out, CPU, on_step)
+    return train(recipe, new_checkpoint(recipe, ALONE), out, ALONE, on_step)
 
 
 def compute_losses(model: CoCa, batch: Batch, weights: LossWeights | None = None) -> Losses:

@@ -18,18 +18,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The process with number `rank` of `size` processes. Its tensors lie on `device`."""
+    """The process with number `rank` of `size` processes. Its tensors lie on `device`.
+
+    `patient`: the group in which ranks wait for the first one's work. None: the group of all other exchanges.
+    """
 
     rank: int
     size: int
     device: torch.device
+    patient: dist.ProcessGroup | None = None
 
     @classmethod
-    def here(cls, device: torch.device) -> "Ranks":
+    def here(cls, device: torch.device, patient: dist.ProcessGroup | None = None) -> "Ranks":
         """This process in its process group. Without a group, it is the only rank."""
         if not dist.is_initialized():
             return cls(0, 1, device)
-        return cls(dist.get_rank(), dist.get_world_size(), device)
+        return cls(dist.get_rank(), dist.get_world_size(), device, patient)
 
     @property
     def is_first(self) -> bool:
@@ -85,7 +89,7 @@ class Ranks:
             except Exception as error:
                 failure, outcome[1] = error, str(error) or type(error).__name__
         if self.size > 1:
-            dist.broadcast_object_list(outcome, src=0)
+            dist.broadcast_object_list(outcome, src=0, group=self.patient)
         if failure is not None:
             raise failure
         if outcome[1] is not None:

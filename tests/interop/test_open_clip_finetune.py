@@ -16,7 +16,7 @@ from grr_coca.train.run.dry_run import dry_run
 from grr_coca.train.run.loop import train
 from grr_coca.train.run.setup import check_start
 from open_clip_files import random_checkpoint, write_hub_folder
-from support import ALONE, CPU, differing, encode_image, silent, weights
+from support import ALONE, differing, encode_image, silent, weights
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "open_clip_finetune.yaml"
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
@@ -61,7 +61,7 @@ def test_it_is_tuned_goes_on_being_open_clips_and_says_what_it_takes(recipe, tmp
     assert "peak memory" in told
     assert "open_clip_coca" in told
     assert "16 pairs" in told
-    train(recipe, start, tmp_path / "run", CPU, silent)
+    train(recipe, start, tmp_path / "run", ALONE, silent)
     tuned = from_pretrained(tmp_path / "run")
     assert tuned.caution, "it was one for captions alone, and still may be"
     assert tuned.tokenizer.cleaning == "ftfy"

@@ -18,10 +18,11 @@ from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST
 from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, LossRecipe
 from grr_coca.train.run.loop import train
+from grr_coca.train.survival import signals
 from grr_coca.train.survival.resume import resume_point
 from jobs import INTERVAL, STEPS, Job, differing_files, small_recipe
 from support import (
-    CPU,
+    ALONE,
     Run,
     finished_run,
     pretrain,
@@ -171,6 +172,35 @@ def test_a_signal_to_the_whole_process_group_leaves_the_loaders_workers_at_work(
     assert differing_files(job.finish(), undisturbed(ONE)[0]) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_that_torchrun_passes_on_once_more_does_not_keep_the_run_from_saving(make_job, number):
+    job = make_job(ONE, checkpoints=CheckpointRecipe(interval=100))
+    launched = job.start(partial(drivers.pause, 3, job.folder))
+    launched.wait_until((job.folder / "paused").exists)
+    for _ in range(2):
+        launched.signal(number)
+        time.sleep(0.2)
+    (job.folder / "go").touch()
+    assert launched.wait() == [128 + number], launched.text()
+    assert job.steps() == [5]
+
+
+def test_a_signal_that_comes_again_much_later_acts_at_once(monkeypatch):
+    monkeypatch.setattr(signals, "ECHO", 0.05)
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with signals.StopSignals() as stops:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            assert (sum(stops.counts), heard) == (1, [])
+            time.sleep(0.1)
+            signal.raise_signal(signal.SIGTERM)
+            assert (sum(stops.counts), heard) == (1, [signal.SIGTERM])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_the_second_interrupt_acts_at_once(make_job):
     job = make_job(ONE)
     launched = job.start(partial(drivers.pause, 3, job.folder))
@@ -224,7 +254,7 @@ def test_other_data_is_refused_by_the_name_of_the_key(finished, name, value):
 
 
 def go_on(run):
-    return train(run.recipe, from_pretrained(run.checkpoint), run.folder, CPU, silent, run.checkpoint)
+    return train(run.recipe, from_pretrained(run.checkpoint), run.folder, ALONE, silent, run.checkpoint)
 
 
 def test_other_pairs_in_the_same_place_are_refused(tmp_path):

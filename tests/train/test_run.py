@@ -67,7 +67,7 @@ def shard(tmp_path):
 def first_losses(recipe, start, out) -> dict[str, float]:
     """The losses of the first step, before any weight has changed."""
     once = replace(recipe, schedule=ScheduleRecipe(steps=1, warmup_steps=1))
-    train(once, start, out, CPU, silent)
+    train(once, start, out, ALONE, silent)
     return read_metrics(out, "train")[0]
 
 
@@ -231,7 +231,7 @@ def test_the_best_checkpoint_of_a_fine_tuning_is_kept(run, shard, tmp_path, monk
         evaluation=EvaluationRecipe(interval=1, batch_size=BATCH_SIZE),
         checkpoints=CheckpointRecipe(keep_best="coca_loss", keep_last=1),
     )
-    train(recipe, from_pretrained(run.folder), tmp_path / "run", CPU, silent)
+    train(recipe, from_pretrained(run.folder), tmp_path / "run", ALONE, silent)
     folder = tmp_path / "run" / "checkpoints"
     assert sorted(path.name for path in folder.glob("step-*")) == ["step-000000008", "step-000000011"]
     assert json.loads((folder / BEST_FILE).read_text()) == {"step": 8}
@@ -278,7 +278,7 @@ def test_what_was_replaced_before_a_run_went_on_counts(tmp_path):
     pretrain(recipe, tmp_path / "run")
     (whole,) = read_metrics(tmp_path / "run", "train")
     point = tmp_path / "run" / "checkpoints" / "step-000000002"
-    train(recipe, from_pretrained(point), tmp_path / "run", CPU, silent, point)
+    train(recipe, from_pretrained(point), tmp_path / "run", ALONE, silent, point)
     (again,) = read_metrics(tmp_path / "run", "train")
     assert again["replaced/not an image"] == whole["replaced/not an image"] == 2
 
@@ -403,7 +403,7 @@ def test_fine_tuning_starts_from_the_checkpoints_weights(run, tmp_path):
 def test_fine_tuning_takes_tokenizer_model_and_preprocessing_of_its_checkpoint(run, tmp_path):
     start = from_pretrained(run.folder)
     other = write_shard(tmp_path / "health.tar", real_pairs(16, "health"))
-    tuned = train(finetuning(tiny_recipe(other, steps=2)), start, tmp_path / "run", CPU, silent)
+    tuned = train(finetuning(tiny_recipe(other, steps=2)), start, tmp_path / "run", ALONE, silent)
     again = from_pretrained(tmp_path / "run")
     assert again.tokenizer.to_json() == start.tokenizer.to_json()
     assert (again.config, again.preprocess, again.preset) == (start.config, start.preprocess, start.preset)
@@ -448,7 +448,7 @@ def test_a_frozen_part_stays_bitwise_as_it_was_and_the_others_learn(run, tmp_pat
     before = weights(start)
     optimizer = OptimizerRecipe(name, weight_decay=0.5)
     recipe = finetuning(run.recipe, freeze=(part,), optimizer=optimizer, schedule=ScheduleRecipe(2, 0))
-    after = weights(train(recipe, start, tmp_path / "run", CPU, silent))
+    after = weights(train(recipe, start, tmp_path / "run", ALONE, silent))
     frozen = {key for key in before if key.split(".")[0] in FROZEN_MODULES[part]}
     assert frozen
     assert set(differing(before, after)) == before.keys() - frozen
@@ -457,7 +457,7 @@ def test_a_frozen_part_stays_bitwise_as_it_was_and_the_others_learn(run, tmp_pat
 def test_freezing_everything_is_an_error(run, tmp_path):
     recipe = finetuning(run.recipe, freeze=("image_encoder", "text_decoder", "multimodal_decoder"))
     with pytest.raises(UserError, match="nothing is left to train"):
-        train(recipe, from_pretrained(run.folder), tmp_path / "run", CPU, silent)
+        train(recipe, from_pretrained(run.folder), tmp_path / "run", ALONE, silent)
 
 
 def test_a_log_that_is_cut_at_the_start_of_a_life_notes_its_own_size(tmp_path):

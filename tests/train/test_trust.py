@@ -17,7 +17,7 @@ from grr_coca.files import MANIFEST
 from grr_coca.train.recipe import CheckpointRecipe, load_recipe
 from grr_coca.train.run.loop import train
 from grr_coca.train.survival.resume import resume_point
-from support import CPU, finished_run, silent, warnings_of
+from support import ALONE, finished_run, silent, warnings_of
 
 
 class Bomb:
@@ -60,7 +60,7 @@ def run(original, tmp_path):
 
 def go_on(run):
     """Resume the run without looking at checksums, which a stranger can write as well as we can."""
-    return train(run.recipe, from_pretrained(run.checkpoint), run.folder, CPU, silent, run.checkpoint)
+    return train(run.recipe, from_pretrained(run.checkpoint), run.folder, ALONE, silent, run.checkpoint)
 
 
 HOSTILE = [

@@ -295,7 +295,7 @@ class Recipe:
     - `ema`: decay of a running average of the weights (see `Ema`); the average is then evaluated and saved. None: no
       average
     - `compile`: compile the blocks at the first steps. That takes about a minute, and needs a C++ compiler on a
-      CPU, or Triton on a GPU
+      CPU; on a GPU Triton, a C compiler and Python's headers
     - `gradient_checkpointing`: share of the blocks' intermediate results that are not kept for the backward pass, but
       computed again there. 1: only the inputs of blocks are kept, which takes the least memory and one more forward
       pass. A value between 0 and 1 needs `compile`: the compiler drops first what is cheapest to compute again. 0.75 is

@@ -42,7 +42,7 @@ def run_training(
         point = ranks.on_first(lambda: _point_to_go_on_from(out, recipe, resume, origin))
         start = make_start(ranks) if point is None else from_pretrained(point)
         if not ranks.is_first:
-            train(recipe, start, out, ranks.device, lambda *_: None, point, origin)
+            train(recipe, start, out, ranks, lambda *_: None, point, origin)
             return
         with bars({start.preset: recipe.schedule.steps}) as shown:
 
@@ -53,7 +53,7 @@ def run_training(
                 shown.update(start.preset, done, losses)
 
             try:
-                train(recipe, start, out, ranks.device, on_step, point, origin)
+                train(recipe, start, out, ranks, on_step, point, origin)
             except DiskError as error:
                 raise UserError(f"{error}; make room there, and go on with --resume") from error
         print(f"checkpoint, log and recipe are in {out}")

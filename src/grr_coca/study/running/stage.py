@@ -94,7 +94,7 @@ def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Check
         log.warning("%s: no checkpoint can be read; this run begins anew", task.folder)
         point = None
     start = _start(task, device, point)
-    return train(recipe, start, task.folder, device, lambda done, _: on_progress(done), point)
+    return train(recipe, start, task.folder, Ranks.here(device), lambda done, _: on_progress(done), point)
 
 
 def _start(task: Task, device: torch.device, point: Path | None) -> Checkpoint:

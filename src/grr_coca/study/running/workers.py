@@ -165,6 +165,8 @@ def _connect(progress: Queue, stop: Event, numbers: Queue, lifeline: Connection)
     """Set up a process of the pool."""
     global _channel, _number
     _channel, _number = (progress, stop), numbers.get()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(usable_device())  # of which the card is asked for its name and its precisions
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, _let_pass)

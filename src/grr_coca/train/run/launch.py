@@ -17,6 +17,9 @@ from grr_coca.ranks import Ranks
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others. If a rank dies, its connection by gloo breaks, so the others notice that at
 once. With NCCL they do not; torchrun and `srun --kill-on-bad-exit` end them."""
+PATIENCE = timedelta(days=1)
+"""How long the ranks wait for what the first one does alone. It may read the captions of millions of pairs to train a
+tokenizer, or caption a validation split."""
 
 
 @contextmanager
@@ -30,7 +33,7 @@ def launched() -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     _join("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks.here(device)
+        yield Ranks.here(device, dist.new_group(timeout=PATIENCE))
     except Stopped:  # raised on all ranks, after the same step
         _leave()
         raise

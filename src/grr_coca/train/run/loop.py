@@ -42,7 +42,7 @@ def train(
     recipe: Recipe,
     start: Checkpoint,
     out: Path,
-    device: torch.device,
+    ranks: Ranks,
     on_step: OnStep,
     resume_from: Path | None = None,
     origin: Origin | None = None,
@@ -53,7 +53,7 @@ def train(
         recipe: everything that the run depends on.
         start: the model to train. It is changed in place.
         out: the run folder.
-        device: the device of this process.
+        ranks: this process among those of the run.
         on_step: called to report progress.
         resume_from: a checkpoint of the same run, see `resume_point`. Then `start` must be loaded from it.
         origin: the checkpoint that `start` of a new run was loaded from, to be written down; None: of no interest.
@@ -62,7 +62,6 @@ def train(
         UserError: a problem with the data or the disk, or a loss that stays not finite. It is raised on every rank.
         Stopped: a signal asked the run to stop. The run is saved.
     """
-    ranks = Ranks.here(device)
     recipe = _resolve(recipe, start, ranks, resume_from)
     if resume_from is None:
         ranks.on_first(lambda: _open_folder(out, recipe, origin))

@@ -2,24 +2,22 @@
 
 A place begins with `<!-- study FOLDER PART -->` and ends with `<!-- end -->`; FOLDER holds a study's plan and ledger.
 With `PART over ARM`, the others are compared with that arm, and not with the plan's baseline; with `PART of ARM` or
-`PART of ARM over ARM`, these two alone are compared.
+`PART of ARM over ARM`, these two alone are compared. Between `<!-- studies short -->` (or `full`) and
+`<!-- end -->`, all studies of GRR-CoCa stand side by side.
 Figures are drawn into `docs/study/`, each with the digest of the ledger that it was drawn from.
 """
 
-import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
-from grr_coca.study.ledger import DIGESTS_FILE, PLAN_FILE, Ledger, ledger_files, read_ledger
-from grr_coca.study.plan.folder import plan_of_folder
-from grr_coca.study.plan.plan import Plan, arm_named, compared_with
+from opened_study import Asked, Study, ledger_digest, open_study
+from study_overview import full_overview, overview_figures, overview_folders, short_overview
+
 from grr_coca.study.report.answer import answer
 from grr_coca.study.report.figures.all import StudyFigures, late_changes, study_figures
 from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
-from grr_coca.study.report.numbers.results import StudyResults, study_results
+from grr_coca.study.report.numbers.results import StudyResults
 from grr_coca.study.report.paper import reported_change
 from grr_coca.study.report.parts import parts_shown
 from grr_coca.study.report.tables import (
@@ -44,35 +42,12 @@ PLACE = re.compile(
     r".*?(?P<end><!-- end -->)",
     re.DOTALL,
 )
+OVERVIEW = re.compile(r"(?P<begin><!-- studies (?P<part>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+OVERVIEWS = {"short": short_overview, "full": full_overview}
 FIGURE = re.compile(r"\]\((?P<path>(?:docs/)?study/[\w-]+\.svg)\)")
 """A figure of a study as a page shows it."""
 LEFT_OUT = ("p, exact", "seeds")
 NOT_RUN = "This study has not been run yet.\n"
-
-
-class Asked(NamedTuple):
-    """What a place asks about: a study's folder, and the arms to compare. `over`: None for the plan's baseline. `arm`:
-    the only one that is compared with it; None: all."""
-
-    folder: str
-    over: str | None = None
-    arm: str | None = None
-
-    @property
-    def name(self) -> str:
-        """With which the names of its figures begin: `tokens16-600` of `studies/tokens16/600`."""
-        begins = self.folder.removeprefix("studies/").replace("/", "-")
-        return begins + (f"-of-{self.arm}" if self.arm else "") + (f"-over-{self.over}" if self.over else "")
-
-
-@dataclass(frozen=True)
-class Study:
-    """A study that has rows: its name, and what the rows amount to."""
-
-    name: str
-    plan: Plan
-    ledger: Ledger
-    results: StudyResults
 
 
 def published(text: str, root: Path = ROOT, figures: str = "study") -> str:
@@ -91,7 +66,10 @@ def published(text: str, root: Path = ROOT, figures: str = "study") -> str:
         told = NOT_RUN if study is None else PARTS[place["part"]](study, figures)
         return f"{place['begin']}{told}{place['end']}"
 
-    return PLACE.sub(filled, text)
+    def side_by_side(place: re.Match[str]) -> str:
+        return f"{place['begin']}{OVERVIEWS[place['part']](root, figures)}{place['end']}"
+
+    return OVERVIEW.sub(side_by_side, PLACE.sub(filled, text))
 
 
 def asked_for(text: str) -> set[Asked]:
@@ -103,35 +81,27 @@ def _asked_by(place: re.Match[str]) -> Asked:
     return Asked(place["folder"], place["over"], place["arm"])
 
 
-def open_study(root: Path, asked: Asked) -> Study | None:
-    """The study that is asked about, in its folder below the root; None if it has no row yet."""
-    folder = root / asked.folder
-    if not ledger_files(folder):
-        return None
-    plan = compared_with(plan_of_folder(folder), asked.over)
-    if asked.arm:
-        plan = replace(plan, arms=(arm_named(plan, asked.arm), arm_named(plan, plan.baseline)))
-    ledger = read_ledger(folder, seeds=plan.seeds)
-    return Study(asked.name, plan, ledger, study_results(plan, ledger))
-
-
-def ledger_digest(folder: Path) -> str:
-    """Of everything that a report is made of."""
-    paths = [folder / PLAN_FILE, folder / DIGESTS_FILE, *ledger_files(folder)]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
-
-
 def draw_figures(root: Path, asked: Asked, out: Path) -> list[Path]:
     """Draw the figures of what is asked about into `out`."""
     study = open_study(root, asked)
     if study is None:
         return []
+    figures = _by_name(study.name, study_figures(study.plan, study.ledger, study.results))
+    return _write_marked(figures, [root / asked.folder], out)
+
+
+def draw_overview(root: Path, out: Path) -> list[Path]:
+    """Draw the figures of all studies side by side into `out`."""
+    return _write_marked(overview_figures(root), overview_folders(root), out)
+
+
+def _write_marked(figures: dict[str, str], folders: list[Path], out: Path) -> list[Path]:
+    """Write figures by name, each with the digest of its ledgers."""
     out.mkdir(exist_ok=True)
-    figures = study_figures(study.plan, study.ledger, study.results)
-    for name, svg in _by_name(study.name, figures).items():
-        marked = f"{svg.rstrip()}\n<!-- drawn from the ledger {ledger_digest(root / asked.folder)} -->\n"
-        (out / name).write_text(marked, encoding="utf-8")
-    return [out / name for name in _by_name(study.name, figures)]
+    mark = f"<!-- drawn from the ledger {ledger_digest(folders)} -->"
+    for name, svg in figures.items():
+        (out / name).write_text(f"{svg.rstrip()}\n{mark}\n", encoding="utf-8")
+    return [out / name for name in figures]
 
 
 def _by_name(study: str, figures: StudyFigures) -> dict[str, str]:
@@ -281,6 +251,7 @@ def main() -> None:
         shown |= {Path(figure["path"]).name for figure in FIGURE.finditer(page.read_text(encoding="utf-8"))}
     for one in asked:
         draw_figures(ROOT, one, ROOT / FIGURES)
+    draw_overview(ROOT, ROOT / FIGURES)
     for path in (ROOT / FIGURES).glob("*.svg"):
         if path.name not in shown:
             path.unlink()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from grr_coca.study.ledger import ledger_files
 from synthetic_study import plan, rows_of, write_study
 
 ROOT = Path(__file__).parents[2]
@@ -34,8 +35,9 @@ def test_pages_hold_what_the_ledgers_say(script, path):
 
 def test_figures_are_drawn_from_the_newest_ledger(script):
     text = "".join(path.read_text(encoding="utf-8") for path in PAGES[1:])
-    folders = {asked.folder for asked in script.asked_for(text) if script.ledger_files(ROOT / asked.folder)}
-    marks = {script.Asked(folder).name: f"ledger {script.ledger_digest(ROOT / folder)}" for folder in folders}
+    folders = {asked.folder for asked in script.asked_for(text) if ledger_files(ROOT / asked.folder)}
+    marks = {script.Asked(folder).name: f"ledger {script.ledger_digest([ROOT / folder])}" for folder in folders}
+    marks["overview"] = f"ledger {script.ledger_digest(script.overview_folders(ROOT))}"
     shown = {match["path"] for match in script.FIGURE.finditer(text)}
     assert shown
     for path in shown:
@@ -69,6 +71,22 @@ def test_a_place_may_ask_about_one_arm_alone(script, tmp_path):
     assert "over Baseline + GEGLU in %" in text
     assert "GRR-CoCa" not in text
     assert "(study/s-of-baseline_rms-over-baseline_geglu-effects-after-pretraining.svg)" in text
+
+
+def test_studies_stand_side_by_side_with_stars_where_a_difference_is_shown(script, monkeypatch, tmp_path):
+    monkeypatch.setattr("study_overview.SETTINGS", {"one": "few pairs", "two": "many pairs", "three": "not run"})
+    write_study(tmp_path / "one", plan(PAIR), rows_of(PAIR, range(8)))
+    write_study(tmp_path / "two", plan(PAIR), rows_of(PAIR, range(3)))
+    text = script.published("<!-- studies short -->\n<!-- end -->\n<!-- studies full -->\n<!-- end -->\n", tmp_path)
+    short = [line for line in text.splitlines() if line.startswith("|")][:4]
+    assert "CoCa loss after pretraining" in short[0]
+    assert "CoCa loss after fine-tuning" in short[0]
+    assert short[2].startswith("| few pairs")
+    assert short[2].count("*") == 2
+    assert short[3].startswith("| many pairs"), "studies without rows are left out"
+    assert "*" not in short[3], "three seeds show nothing"
+    shown = {match["path"].removeprefix("study/") for match in script.FIGURE.finditer(text)}
+    assert shown == {path.name for path in script.draw_overview(tmp_path, tmp_path / "drawn")}
 
 
 def test_a_study_that_was_not_run_says_so(script, tmp_path):

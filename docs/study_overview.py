@@ -1,4 +1,4 @@
-"""GRR-CoCa over Baseline CoCa in every study that asks about the two: tables and figures for the pages."""
+"""GRR-CoCa over Baseline CoCa in several settings, side by side: tables and figures for the pages."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ SETTINGS = {
     "studies/tokens16/4000": "emoji, 16 patches, 4,000 steps",
     "studies/icons": "icons, 64 patches, 2,000 steps",
 }
-"""What the studies differ in. Their other settings are alike: size, batches, optimizer, tuning, endpoints."""
+"""The studies by what their settings are called. Models, batches, optimizer and endpoints are alike."""
 METRICS = ("contrastive_loss", "perplexity", "coca_loss")
 NAME = "overview"
 """With which the names of its figures begin."""
@@ -71,7 +71,7 @@ def _table(root: Path, endpoints: Sequence[Endpoint], head: str) -> str:
 
 
 def _opened(root: Path) -> dict[str, Study]:
-    opened = {setting: open_study(root, Asked(folder)) for folder, setting in SETTINGS.items()}
+    opened = {setting: open_study(root, Asked(folder, arm="grr_coca")) for folder, setting in SETTINGS.items()}
     return {setting: study for setting, study in opened.items() if study is not None}
 
 

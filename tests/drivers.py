@@ -115,6 +115,12 @@ def pause(step: int, folder: Path) -> None:
     before(Trainer, "step", wait)
 
 
+def pause_under_torchrun(step: int, folder: Path) -> None:
+    """`pause` in a process of torchrun's."""
+    os.environ["TORCHELASTIC_RUN_ID"] = "mine"
+    pause(step, folder)
+
+
 def record_keys(folder: Path) -> None:
     """Append the number and the keys of each step that this rank does to `keys-RANK`."""
 
@@ -187,9 +193,9 @@ if __name__ == "__main__":  # by torchrun: FOLDER and the command line
 
 def wait_long_for_the_first(folder: Path) -> None:
     """The first rank works longer than ranks wait for each other elsewhere."""
-    launch.TIMEOUT = timedelta(seconds=1)
+    launch.TIMEOUT = timedelta(seconds=5)
     with launched() as ranks:
-        told = ranks.on_first(lambda: time.sleep(3) or "done")
+        told = ranks.on_first(lambda: time.sleep(7) or "done")
         (folder / f"told-{ranks.rank}").write_text(told)
         ranks.sum(torch.zeros(1))
 

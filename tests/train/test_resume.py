@@ -18,8 +18,8 @@ from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST
 from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, LossRecipe
 from grr_coca.train.run.loop import train
-from grr_coca.train.survival import signals
 from grr_coca.train.survival.resume import resume_point
+from grr_coca.train.survival.signals import StopSignals
 from jobs import INTERVAL, STEPS, Job, differing_files, small_recipe
 from support import (
     ALONE,
@@ -173,9 +173,9 @@ def test_a_signal_to_the_whole_process_group_leaves_the_loaders_workers_at_work(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_that_torchrun_passes_on_once_more_does_not_keep_the_run_from_saving(make_job, number):
+def test_a_signal_that_torchrun_sends_once_more_does_not_keep_the_run_from_saving(make_job, number):
     job = make_job(ONE, checkpoints=CheckpointRecipe(interval=100))
-    launched = job.start(partial(drivers.pause, 3, job.folder))
+    launched = job.start(partial(drivers.pause_under_torchrun, 3, job.folder))
     launched.wait_until((job.folder / "paused").exists)
     for _ in range(2):
         launched.signal(number)
@@ -185,20 +185,30 @@ def test_a_signal_that_torchrun_passes_on_once_more_does_not_keep_the_run_from_s
     assert job.steps() == [5]
 
 
-def test_a_signal_that_comes_again_much_later_acts_at_once(monkeypatch):
-    monkeypatch.setattr(signals, "ECHO", 0.05)
+@pytest.mark.parametrize(
+    ("run_id", "number", "acts"),
+    [
+        (None, signal.SIGTERM, 2),
+        ("mine", signal.SIGTERM, 3),
+        ("mine", signal.SIGUSR1, 3),
+        ("mine", signal.SIGINT, 2),
+    ],
+)
+def test_a_signal_that_is_sent_again_and_again_acts_at_once(monkeypatch, run_id, number, acts):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if run_id is not None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
     heard = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    before = signal.signal(number, lambda number, _: heard.append(number))
     try:
-        with signals.StopSignals() as stops:
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGTERM)
-            assert (sum(stops.counts), heard) == (1, [])
-            time.sleep(0.1)
-            signal.raise_signal(signal.SIGTERM)
-            assert (sum(stops.counts), heard) == (1, [signal.SIGTERM])
+        with StopSignals():
+            for _ in range(acts - 1):
+                signal.raise_signal(number)
+            assert heard == []
+            signal.raise_signal(number)
+            assert heard == [number]
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 def test_the_second_interrupt_acts_at_once(make_job):

@@ -2,7 +2,6 @@
 
 import errno
 import importlib
-import logging
 import os
 import signal
 import sys
@@ -10,8 +9,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import grr_coca
-from grr_coca.cli.output.say import printable
 from grr_coca.errors import Stopped, UserError, nearest
+from grr_coca.messages import print_warnings, printable
 
 
 class Verb(NamedTuple):
@@ -51,11 +50,6 @@ VERBS = {
 }
 
 
-class _Printable(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb, and return the exit code. 0: success. 2: wrong use, with one message and no traceback.
 
@@ -63,9 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is saved.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    print_warnings()
     try:
         return _dispatch(argv)
     except UserError as error:

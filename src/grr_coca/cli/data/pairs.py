@@ -10,7 +10,6 @@ import tyro
 
 from grr_coca.cli.data.fetch import Fetch, fetch_corpus
 from grr_coca.cli.output.progress import bars
-from grr_coca.cli.output.say import on_one_line
 from grr_coca.cli.output.writing import require_other, require_suffix, require_writable, write_output
 from grr_coca.data.corpus.contact_sheet import contact_sheet
 from grr_coca.data.corpus.convert import Conversion, convert, source_state
@@ -20,6 +19,7 @@ from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.errors import UserError
+from grr_coca.messages import on_one_line
 
 SIZES_SHOWN = 5
 SHEET = Path("contact-sheet.png")

@@ -6,10 +6,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from grr_coca.cli.output.caption_rows import CaptionRow, RowFile
-from grr_coca.cli.output.say import on_one_line, say, to_json
+from grr_coca.cli.output.say import say, to_json
 from grr_coca.cli.output.writing import write_output
 from grr_coca.data.image_files.find import ImageFile
 from grr_coca.errors import UserError
+from grr_coca.messages import on_one_line
 
 if TYPE_CHECKING:
     from grr_coca.generate import Caption

@@ -2,23 +2,10 @@
 
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
-
-def on_one_line(text: str) -> str:
-    """A text, such as the name of a file, with escapes for what would end a line or steer the terminal."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def printable(text: str) -> str:
-    """A message of one or more lines, with escapes for what would steer the terminal, such as in the name of a file."""
-    return "\n".join(map(on_one_line, text.split("\n")))
 
 
 def say(line: str) -> None:

@@ -9,10 +9,10 @@ from typing import Annotated
 import tyro
 
 from grr_coca.cli.output.progress import JobProgress, bars
-from grr_coca.cli.output.say import on_one_line
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.inference.on_ray import Machines
+from grr_coca.messages import on_one_line
 from grr_coca.registry import DEFAULT
 from grr_coca.search.index import Index
 from grr_coca.search.locate import open_store

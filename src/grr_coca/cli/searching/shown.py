@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 
-from grr_coca.cli.output.say import on_one_line
+from grr_coca.messages import on_one_line
 from grr_coca.search.answering.result import Hit, SearchResult
 
 LONGEST_CAPTION = 40

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from grr_coca.cli.output.progress import bars
-from grr_coca.cli.output.say import on_one_line
 from grr_coca.data.image_files.decode import decoded
 from grr_coca.data.image_files.find import ImageFile
 from grr_coca.errors import UserError
+from grr_coca.messages import on_one_line
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess

@@ -99,7 +99,7 @@ def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callab
 def _open_folder(out: Path, conversion: Conversion) -> None:
     wanted = asdict(conversion)
     out.mkdir(parents=True, exist_ok=True)
-    there = sorted(path.name for path in out.iterdir() if not path.name.endswith(".tmp"))
+    there = sorted(path.name for path in out.iterdir() if not path.name.endswith((".tmp", ".partial")))
     if not there:
         write_whole(out / CONVERSION_NAME, json.dumps(wanted, indent=2, ensure_ascii=False).encode())
     elif CONVERSION_NAME not in there:

@@ -4,7 +4,6 @@ Two threads each would get in each other's way: two such jobs on two cores slow 
 """
 
 import contextlib
-import logging
 import multiprocessing
 import os
 import queue
@@ -23,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 
 from grr_coca.errors import Stopped, UserError
+from grr_coca.messages import print_warnings
 
 T = TypeVar("T")
 
@@ -166,8 +166,8 @@ def _connect(progress: Queue, stop: Event, numbers: Queue, lifeline: Connection)
     global _channel, _number
     _channel, _number = (progress, stop), numbers.get()
     if torch.cuda.is_available():
-        torch.cuda.set_device(usable_device())  # of which the card is asked for its name and its precisions
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+        torch.cuda.set_device(usable_device())  # the card that is asked for its name and precisions
+    print_warnings()
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, _let_pass)
     threading.Thread(target=_end_with_pool, args=(lifeline,), daemon=True).start()

@@ -33,7 +33,9 @@ def launched() -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     _join("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks.here(device, dist.new_group(timeout=PATIENCE))
+        ranks = Ranks.here(device, dist.new_group(timeout=PATIENCE))
+        ranks.on_first(lambda: None)  # connects the group while all are here: later, they would wait for it too short
+        yield ranks
     except Stopped:  # raised on all ranks, after the same step
         _leave()
         raise

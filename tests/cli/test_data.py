@@ -263,7 +263,8 @@ def test_an_interrupted_conversion_goes_on_and_ends_up_the_same(tmp_path):
         convert(images, conversion, tmp_path / "out", stop_at_13)
     assert [path.name for path in sorted((tmp_path / "out").glob("*.tar"))] == ["00000.tar", "00001.tar"]
     first = (tmp_path / "out" / "00000.tar").stat().st_mtime_ns
-    (tmp_path / "out" / ".00002.4321.tmp").write_bytes(b"half a shard of a process that was killed")
+    for name in (".00002.4321.tmp", ".00001_stats.json.4321.0a1b2c3d.partial"):
+        (tmp_path / "out" / name).write_bytes(b"half a file of a process that was killed")
     counts = convert(images, conversion, tmp_path / "out", lambda done: None)
     assert counts == {"written": 20}
     assert (tmp_path / "out" / "00000.tar").stat().st_mtime_ns == first
@@ -274,9 +275,12 @@ def test_an_interrupted_conversion_goes_on_and_ends_up_the_same(tmp_path):
 def test_a_folder_that_is_not_empty_is_refused(refused, spoiled, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "thesis.tex").write_text("precious")
-    assert "is not empty, it holds thesis.tex; give a new folder" in refused("data", "convert", spoiled, out)
-    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+    for name in ("thesis.tex", "thesis.tmp", ".notes.partial"):
+        path = out / name
+        path.write_text("precious")
+        assert f"is not empty, it holds {name}; give a new folder" in refused("data", "convert", spoiled, out)
+        assert [path.name for path in out.iterdir()] == [name]
+        path.unlink()
 
 
 def test_another_conversions_folder_is_refused(grr_coca, refused, spoiled, tmp_path):

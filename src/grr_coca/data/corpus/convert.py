@@ -11,6 +11,7 @@ complete, so an interrupted conversion continues where it stopped.
 import io
 import json
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from grr_coca.errors import UserError
 from grr_coca.files import write_whole
 
 CONVERSION_NAME = "convert.json"
+UNFINISHED = re.compile(r"\.\d{5,}\.\d+\.tmp|\.(convert|\d{5,}_stats)\.json\.\d+\.[0-9a-f]+\.partial")
+"""A shard, or a file of JSON (by `write_whole`), under the name that it has until it is complete."""
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "PPM": "ppm"}
 JPEG_QUALITY = 95
 
@@ -89,8 +92,9 @@ def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callab
             numbers = range(start, min(start + conversion.pairs_per_shard, len(images)))
             total += _read_stats(out, shard) or _write_shard(images, numbers, conversion, out, shard, on_image)
             on_image(numbers.stop)
-        for unfinished in out.glob(".[0-9]*.tmp"):  # of a conversion that was killed
-            unfinished.unlink(missing_ok=True)
+        for path in out.iterdir():
+            if UNFINISHED.fullmatch(path.name):  # of a conversion that was killed
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be written to ({error.strerror})") from error
     return total
@@ -99,7 +103,7 @@ def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callab
 def _open_folder(out: Path, conversion: Conversion) -> None:
     wanted = asdict(conversion)
     out.mkdir(parents=True, exist_ok=True)
-    there = sorted(path.name for path in out.iterdir() if not path.name.endswith((".tmp", ".partial")))
+    there = sorted(path.name for path in out.iterdir() if not UNFINISHED.fullmatch(path.name))
     if not there:
         write_whole(out / CONVERSION_NAME, json.dumps(wanted, indent=2, ensure_ascii=False).encode())
     elif CONVERSION_NAME not in there:

@@ -34,7 +34,7 @@ def launched() -> Iterator[Ranks]:
     _join("nccl" if device.type == "cuda" else "gloo")
     try:
         ranks = Ranks.here(device, dist.new_group(timeout=PATIENCE))
-        ranks.on_first(lambda: None)  # connects the group while all are here: later, they would wait for it too short
+        ranks.on_first(lambda: None)  # connects the group now: ranks wait for its connection only as long as elsewhere
         yield ranks
     except Stopped:  # raised on all ranks, after the same step
         _leave()

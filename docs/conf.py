@@ -42,6 +42,7 @@ SHAPE = re.compile(r"~?(?:jaxtyping\.)?(\w+)\[(?:~?torch\.)?Tensor, '([^']*)'\]"
 IMAGE = "str | ~pathlib.Path | ~PIL.Image.Image | ~numpy.ndarray | ~torch.Tensor"
 KEPT_DOCSTRINGS: dict[str, list[str]] = {}
 UNIT = re.compile(r"(?<=[\d)]) (?=[%×])|(?<=[≥≤]) (?=\d)")
+ARCHIVED = re.compile(r"\]\((\.\./(?!src/)[\w./-]+\.md)(?:#[\w-]*)?\)")
 ALIASES = {f"{IMAGE} | ~collections.abc.Iterable[{IMAGE}]": "ImagesInput", IMAGE: "ImageInput"}
 
 
@@ -79,6 +80,11 @@ def _markdown_to_rst(_app: Sphinx, _what: str, name: str, _obj: object, _options
     lines[:] = shown
 
 
+def _link_archive(_app: Sphinx, _name: str, lines: list[str]) -> None:
+    """Offer pages of the archive, Markdown outside of `docs/`, as downloads: Sphinx makes no pages of them."""
+    lines[0] = ARCHIVED.sub(r"](path:\1)", lines[0])
+
+
 def _keep_units(_app: Sphinx, page: nodes.document) -> None:
     """Let no line end between a number and its `%` or `×`."""
     for text in list(page.findall(nodes.Text)):
@@ -91,4 +97,5 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", _shorten)
     app.connect("autodoc-process-docstring", _keep_docstring, priority=400)  # before Napoleon
     app.connect("autodoc-process-docstring", _markdown_to_rst)
+    app.connect("source-read", _link_archive)
     app.connect("doctree-read", _keep_units)

@@ -122,7 +122,7 @@ def _require_text_position(transformer: TransformerConfig) -> None:
 class TextDecoderConfig:
     """The unimodal half of the text decoder. `context_length` counts [BOS], [EOS] and [CLS].
 
-    `cls`: the place of [CLS], `after_caption` or at the `last_position`; see `grr_coca.model.packed_text`.
+    `cls`: the place of [CLS], `after_caption` or at the `last_position`; see `grr_coca.model.text_decoder`.
     """
 
     vocab_size: int

@@ -18,13 +18,13 @@ from grr_coca.fast.model_copy import fast_copy
 from grr_coca.fast.norm import FastRMSNorm
 from grr_coca.fast.self_attention import FastSelfAttention
 from grr_coca.layers.attention import CrossAttention, SelfAttention
-from grr_coca.layers.cache import KeyValueCache
 from grr_coca.layers.feed_forward import GEGLU
 from grr_coca.layers.layout import PLAIN, Cached
-from grr_coca.layers.norm import ChannelAffine, RMSNorm
-from grr_coca.layers.rotary import Rotary, line_angles
-from grr_coca.layers.scaled_attention import KeyValues
+from grr_coca.layers.norm import RMSNorm
+from grr_coca.layers.position import Rotary, line_angles
+from grr_coca.layers.scaled_attention import KeyValueCache, KeyValues
 from grr_coca.model import CoCa, build
+from grr_coca.model.open_clip import ChannelAffine
 from grr_coca.torch_private import copy_modules
 from support import next_token_logits
 

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention, SelfAttention
-from grr_coca.layers.cache import KeyValueCache
 from grr_coca.layers.layout import PLAIN, Cached, pack_lengths
 from grr_coca.layers.norm import RMSNorm
-from grr_coca.layers.rotary import Rotary, line_angles
+from grr_coca.layers.position import Rotary, line_angles
+from grr_coca.layers.scaled_attention import KeyValueCache
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:

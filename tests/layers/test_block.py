@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention, SelfAttention
-from grr_coca.layers.block import Block, CrossBlock, TwoStepCrossBlock
+from grr_coca.layers.block import Block, CrossBlock
 from grr_coca.layers.feed_forward import MLP
 from grr_coca.layers.layout import PLAIN
+from grr_coca.model.open_clip import TwoStepCrossBlock
 
 OF_TORCH = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True, "dtype": torch.float64}
 

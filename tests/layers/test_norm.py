@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from grr_coca.layers.norm import ChannelAffine, RMSNorm
+from grr_coca.layers.norm import RMSNorm
+from grr_coca.model.open_clip import ChannelAffine
 
 
 def _with_weights(dim: int) -> RMSNorm:

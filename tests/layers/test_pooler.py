@@ -4,7 +4,8 @@ from torch import nn
 
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.norm import RMSNorm
-from grr_coca.layers.pooler import AttentionalPooler, cascade, parallel, shared
+from grr_coca.layers.pooler import AttentionalPooler, cascade, parallel
+from grr_coca.model.open_clip import shared
 
 
 def _pooler(num_queries: int) -> AttentionalPooler:

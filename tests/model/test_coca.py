@@ -9,7 +9,7 @@ import torch
 
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
-from grr_coca.layers.rotary import Rotary
+from grr_coca.layers.position import Rotary
 from grr_coca.losses import LossWeights
 from grr_coca.model import build
 from grr_coca.train.run.numerics import faster_for_passes

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from grr_coca.batch import IGNORE_INDEX, Batch
 from grr_coca.evaluate.retrieval import QueryRanks, first_rows, make_gallery, retrieve
-from grr_coca.layers.precision import at_least_fp32
+from grr_coca.layers.norm import at_least_fp32
 from grr_coca.losses import EmbeddedPairs, LossWeights, coca_loss, contrastive_loss, same_pair, token_losses
 from grr_coca.model import CoCa
-from grr_coca.model.mode import evaluating
+from grr_coca.model.coca import evaluating
 
 RECALLS = (1, 5, 10)
 MAX_LOG_PERPLEXITY = 700.0

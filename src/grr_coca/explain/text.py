@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.text import clean_query
 from grr_coca.explain.attention import Attended, attention_weights, mix_values
-from grr_coca.layers.norm import RMSNorm
+from grr_coca.layers.norm import RMSNorm, at_least_fp32
 from grr_coca.layers.pooler import AttentionalPooler
-from grr_coca.layers.precision import at_least_fp32
 from grr_coca.model import CoCa
-from grr_coca.model.mode import evaluating
+from grr_coca.model.coca import evaluating
 
 
 class TextMap(NamedTuple):

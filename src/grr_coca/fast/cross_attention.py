@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.layout import PLAIN, Layout, Packed
-from grr_coca.layers.norm import ChannelAffine
 from grr_coca.layers.scaled_attention import KeyValues
+from grr_coca.model.open_clip import ChannelAffine
 
 
 class AbsorbedCrossAttention(nn.Module):

@@ -13,8 +13,9 @@ from grr_coca.fast.norm import FastRMSNorm
 from grr_coca.fast.self_attention import FastSelfAttention
 from grr_coca.layers.attention import CrossAttention, SelfAttention
 from grr_coca.layers.feed_forward import GEGLU
-from grr_coca.layers.norm import ChannelAffine, RMSNorm
-from grr_coca.layers.rotary import Rotary
+from grr_coca.layers.norm import RMSNorm
+from grr_coca.layers.position import Rotary
+from grr_coca.model.open_clip import ChannelAffine
 from grr_coca.torch_private import children_of, copy_with_children, has_blocked_linear, is_watched, not_compiled
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -26,8 +26,7 @@ from grr_coca.generate.options import GREEDY, GenerationOptions
 from grr_coca.generate.rules import NOT_NUMBERS
 from grr_coca.generate.sampling import uniform_draws
 from grr_coca.model import CoCa
-from grr_coca.model.coca import EncodedImage
-from grr_coca.model.mode import evaluating
+from grr_coca.model.coca import EncodedImage, evaluating
 
 log = logging.getLogger(__name__)
 

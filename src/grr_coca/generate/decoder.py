@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from grr_coca.fast.cross_attention import AbsorbedCrossAttention
 from grr_coca.layers.attention import CrossAttention
-from grr_coca.layers.cache import KeyValueCache
 from grr_coca.layers.layout import Cached
-from grr_coca.layers.precision import at_least_fp32
-from grr_coca.layers.scaled_attention import KeyValues, Sees
+from grr_coca.layers.norm import at_least_fp32
+from grr_coca.layers.scaled_attention import KeyValueCache, KeyValues, Sees
 from grr_coca.model import CoCa
 
 Context = Float[Tensor, "B Q C"] | KeyValues

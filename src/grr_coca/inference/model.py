@@ -27,7 +27,7 @@ from grr_coca.inference.device import choose_device
 from grr_coca.inference.images import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.model import CoCa
-from grr_coca.model.mode import evaluating
+from grr_coca.model.coca import evaluating
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.layers.layout import PLAIN, Layout, Spread
-from grr_coca.layers.rotary import Rotary
+from grr_coca.layers.position import Rotary
 from grr_coca.layers.scaled_attention import KeyValues, scaled_attention
 
 

@@ -55,31 +55,3 @@ class CrossBlock(nn.Module):
         x = x + self.attn(self.attn_norm(x), layout)
         x = x + self.cross_attn(self.cross_attn_norm(x), context, layout)
         return x + self.feed_forward(self.ffn_norm(x))
-
-
-class TwoStepCrossBlock(nn.Module):
-    """open_clip's layer: a whole `Block`, then cross-attention to a context, then a second feed-forward."""
-
-    def __init__(
-        self,
-        *,
-        block: Block,
-        cross_attn_norm: nn.Module,
-        cross_attn: CrossAttention,
-        ffn_norm: nn.Module,
-        feed_forward: nn.Module,
-    ) -> None:
-        super().__init__()
-        self.block = block
-        self.cross_attn_norm = cross_attn_norm
-        self.cross_attn = cross_attn
-        self.ffn_norm = ffn_norm
-        self.feed_forward = feed_forward
-
-    def forward(
-        self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout
-    ) -> Float[Tensor, "R T D"]:
-        """One layer. The context must be normalized already."""
-        x = self.block(x, layout)
-        x = x + self.cross_attn(self.cross_attn_norm(x), context, layout)
-        return x + self.feed_forward(self.ffn_norm(x))

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from grr_coca.layers.cache import KeyValueCache
-from grr_coca.layers.scaled_attention import KeyValues, Sees
+from grr_coca.layers.scaled_attention import KeyValueCache, KeyValues, Sees
 
 ROUND_TO = 16
 """The number of tokens of a packed row is a multiple of this."""

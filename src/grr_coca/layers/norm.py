@@ -1,11 +1,14 @@
-"""Normalization, and a scale and shift by channel."""
+"""RMSNorm, and the precision that it and others compute in."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.layers.precision import at_least_fp32
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """The tensor in fp32, or as it is if its precision is that or higher."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class RMSNorm(nn.Module):
@@ -23,16 +26,3 @@ class RMSNorm(nn.Module):
         """Normalize each vector of the last dimension. Shape and dtype stay the same."""
         weight = at_least_fp32(self.weight)
         return F.rms_norm(at_least_fp32(x), weight.shape, weight, self.eps).type_as(x)
-
-
-class ChannelAffine(nn.Module):
-    """`x * weight + bias` by channel: the second half of a LayerNorm, for inputs that are normalized already."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """Scale and shift every channel."""
-        return x * self.weight + self.bias

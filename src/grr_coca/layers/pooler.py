@@ -64,9 +64,3 @@ def cascade(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Floa
 def parallel(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> Pooled:
     """Both poolers read the patches."""
     return Pooled(captioning_pooler(patches), contrastive_pooler(patches))
-
-
-def shared(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> Pooled:
-    """The first query of the captioning pooler also serves as the contrastive pooler (open_clip)."""
-    tokens = captioning_pooler(patches)
-    return Pooled(tokens[:, 1:], contrastive_pooler(tokens[:, :1]))

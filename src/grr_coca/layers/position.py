@@ -1,10 +1,70 @@
-"""Learned absolute positions, which RoPE replaces."""
+"""Positions of tokens: rotary position embedding (RoPE) over a line or over a grid, and the learned vectors that it
+replaces.
+
+Shapes: B batch, T positions, D width, H heads of width Dh, C = Dh / 2 complex channels.
+"""
+
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex64, Float
 from torch import Tensor, nn
 
 from grr_coca.layers.layout import Positions
+from grr_coca.layers.norm import at_least_fp32
+
+LINE_BASE = 10_000.0
+"""RoFormer's base, for text and for patches in raster order."""
+GRID_BASE = 100.0
+"""Base for the rows and columns of an image. There are a few dozen of them, so wavelengths of thousands are of no
+use."""
+
+
+def line_angles(num_positions: int, head_dim: int) -> Float[Tensor, "T C"]:
+    """Angles of the positions 0 … T-1 of a sequence, in radians."""
+    return _angles(torch.arange(num_positions), head_dim // 2, LINE_BASE)
+
+
+def grid_angles(grid_size: int, head_dim: int) -> Float[Tensor, "T C"]:
+    """Angles of the patches of a square grid, in raster order and in radians.
+
+    They are axial: the row rotates the first half of the channels, and the column the second half.
+    """
+    steps = torch.arange(grid_size)
+    rows, columns = steps.repeat_interleave(grid_size), steps.repeat(grid_size)
+    channels = head_dim // 4
+    return torch.cat([_angles(rows, channels, GRID_BASE), _angles(columns, channels, GRID_BASE)], dim=1)
+
+
+def _angles(positions: Tensor, num_channels: int, base: float) -> Tensor:
+    frequencies = base ** -(torch.arange(num_channels, dtype=torch.float64) / num_channels)
+    return torch.outer(positions.double(), frequencies)
+
+
+class Rotary(nn.Module):
+    """Rotates queries and keys by the angle of their position (RoFormer, arXiv 2104.09864).
+
+    Neighbouring channels (2c, 2c + 1) form the complex number that is rotated. In eager mode on a CPU, a complex
+    product is three times as fast as the rotate-half form.
+    """
+
+    table: Complex64[Tensor, "T C"]
+
+    def __init__(self, angles: Float[Tensor, "T C"]) -> None:
+        super().__init__()
+        table = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
+        """Rotate the vectors of every token by its position. N counts projections (query and key), H heads."""
+        turns = self.table[positions]  # T C, or B T C if every row has its own positions
+        turned = torch.view_as_complex(at_least_fp32(x).unflatten(-1, (-1, 2))) * turns[..., None, None, :]
+        return torch.view_as_real(turned).flatten(-2).type_as(x)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":  # noqa: ARG002
+        # `model.to(torch.bfloat16)` moves the table but must not round its angles.
+        self.table = self.table.to(fn(torch.empty(0, device=self.table.device)).device)
+        return self
 
 
 class LearnedPosition(nn.Module):

@@ -18,19 +18,16 @@ from grr_coca.config import (
     TransformerConfig,
 )
 from grr_coca.layers.attention import CrossAttention, SelfAttention
-from grr_coca.layers.block import Block, CrossBlock, TwoStepCrossBlock
-from grr_coca.layers.class_token import ClassToken
+from grr_coca.layers.block import Block, CrossBlock
 from grr_coca.layers.feed_forward import GEGLU, MLP
-from grr_coca.layers.norm import ChannelAffine, RMSNorm
-from grr_coca.layers.pooler import Arrange, AttentionalPooler, cascade, parallel, shared
-from grr_coca.layers.position import LearnedPosition, NoPosition
-from grr_coca.layers.rotary import Rotary, grid_angles, line_angles
+from grr_coca.layers.norm import RMSNorm
+from grr_coca.layers.pooler import Arrange, AttentionalPooler, cascade, parallel
+from grr_coca.layers.position import LearnedPosition, NoPosition, Rotary, grid_angles, line_angles
 from grr_coca.model.coca import CoCa
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.init import init_weights
-from grr_coca.model.multimodal_decoder import MultimodalDecoder
-from grr_coca.model.packed_text import PackText, pack_text, pack_text_cls_last
-from grr_coca.model.text_decoder import TextDecoder
+from grr_coca.model.open_clip import ChannelAffine, ClassToken, TwoStepCrossBlock, shared
+from grr_coca.model.text_decoder import MultimodalDecoder, PackText, TextDecoder, pack_text, pack_text_cls_last
 
 
 def build(config: CoCaConfig, seed: int = 0) -> CoCa:

@@ -11,6 +11,8 @@ tokens of all captions that have a next token.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -20,11 +22,10 @@ from torch import Tensor, nn
 
 from grr_coca.batch import CoCaOutput
 from grr_coca.config import Contrastive
+from grr_coca.layers.norm import at_least_fp32
 from grr_coca.layers.pooler import Arrange
-from grr_coca.layers.precision import at_least_fp32
 from grr_coca.model.image_encoder import ImageEncoder
-from grr_coca.model.multimodal_decoder import MultimodalDecoder
-from grr_coca.model.text_decoder import TextDecoder
+from grr_coca.model.text_decoder import MultimodalDecoder, TextDecoder
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP's bound on the inverse temperature (arXiv 2103.00020). Above it, training becomes unstable."""
@@ -111,6 +112,19 @@ class CoCa(nn.Module):
     def clamp_logit_scale(self) -> None:
         """Bound the learned temperature. The training step calls this after each update."""
         self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode. Afterwards each part has its mode again, even after an exception."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:  # none of a model that only answers queries, where setting all would cost a third of one
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _unit(x: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from grr_coca.config import CoCaConfig
-from grr_coca.layers.block import Block, CrossBlock, TwoStepCrossBlock
+from grr_coca.layers.block import Block, CrossBlock
 from grr_coca.layers.layout import ROUND_TO
 from grr_coca.model import CoCa, build
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.image_encoder import ImageEncoder
-from grr_coca.model.multimodal_decoder import MultimodalDecoder
-from grr_coca.model.text_decoder import TextDecoder
+from grr_coca.model.open_clip import TwoStepCrossBlock
+from grr_coca.model.text_decoder import MultimodalDecoder, TextDecoder
 from grr_coca.torch_private import flash_attention_of_cpu
 
 CONTAINERS = (CoCa, ImageEncoder, TextDecoder, MultimodalDecoder, Block, CrossBlock, TwoStepCrossBlock)

@@ -17,7 +17,7 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.evaluate.classification.labelled import LabelledImages
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.pooler import AttentionalPooler
-from grr_coca.model.mode import evaluating
+from grr_coca.model.coca import evaluating
 
 
 @dataclass(frozen=True)

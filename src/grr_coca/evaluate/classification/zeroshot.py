@@ -17,7 +17,7 @@ from grr_coca.evaluate.bootstrap import Measure
 from grr_coca.evaluate.classification.class_names import check_class_names, fill_templates
 from grr_coca.evaluate.classification.labelled import LabelledImages
 from grr_coca.evaluate.metrics import rank_of_first_hit
-from grr_coca.model.mode import evaluating
+from grr_coca.model.coca import evaluating
 
 TEXTS_AT_ONCE = 512
 

@@ -13,7 +13,7 @@ from grr_coca.data.sources.views import Subset
 from grr_coca.evaluate.checkpoint import as_dataset
 from grr_coca.explain import caption_maps
 from grr_coca.generate import generate
-from grr_coca.model.mode import evaluating
+from grr_coca.model.coca import evaluating
 from grr_coca.study.running.measured import drawn_examples
 
 BATCH_SIZE = 64

@@ -18,7 +18,7 @@ from grr_coca.config import CoCaConfig
 from grr_coca.layers.attention import SelfAttention
 from grr_coca.layers.block import Block
 from grr_coca.layers.layout import Layout
-from grr_coca.layers.rotary import Rotary
+from grr_coca.layers.position import Rotary
 from grr_coca.model import CoCa
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from grr_coca.config import CoCaConfig
 from grr_coca.layers.block import Block
 from grr_coca.layers.layout import Positions
-from grr_coca.layers.precision import at_least_fp32
+from grr_coca.layers.norm import at_least_fp32
 from grr_coca.model import CoCa
 
 BASE = 10.0

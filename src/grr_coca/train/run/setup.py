@@ -21,7 +21,7 @@ from grr_coca.data.sources.views import Chain, Subset, caption_texts, every_capt
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.errors import UserError
 from grr_coca.model import build
-from grr_coca.model.packed_text import PADDING
+from grr_coca.model.text_decoder import PADDING
 from grr_coca.ranks import Ranks
 from grr_coca.structure import differences
 from grr_coca.train.recipe import Recipe, TokenizerRecipe

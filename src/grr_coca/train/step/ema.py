@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from grr_coca.layers.precision import at_least_fp32
+from grr_coca.layers.norm import at_least_fp32
 from grr_coca.torch_private import lerp_each
 from grr_coca.train.step.sharding import by_kind
 

@@ -1,6 +1,6 @@
 import torch
 
-from grr_coca.layers.class_token import ClassToken
+from grr_coca.model.open_clip import ClassToken
 
 
 def test_a_token_with_its_position_is_appended_to_every_sequence() -> None:

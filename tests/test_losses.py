@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from grr_coca import losses
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.data.dataset import next_token_labels
@@ -23,7 +24,6 @@ from grr_coca.losses import (
     captioning_loss,
     coca_loss,
     contrastive_loss,
-    linear_cross_entropy,
     same_pair,
     token_losses,
 )
@@ -144,7 +144,7 @@ def test_z_loss_is_the_mean_squared_log_of_the_denominator() -> None:
 def test_head_and_loss_in_stretches_have_the_gradients_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, z_weight: float, at_once: int
 ) -> None:
-    monkeypatch.setattr(linear_cross_entropy, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     states, head = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (20, 11))
     labels = torch.randint(0, 11, (20,), generator=generator)
@@ -162,7 +162,7 @@ def test_head_and_loss_in_stretches_have_the_gradients_of_the_whole(
 
 
 def test_no_stretch_has_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_cross_entropy, "LOGITS_AT_ONCE", 33)
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 33)
     shapes = []
 
     class Shapes(TorchDispatchMode):
@@ -181,7 +181,7 @@ def test_no_stretch_has_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch)
 def test_the_losses_of_tokens_have_the_captioning_loss_for_their_mean(
     monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(linear_cross_entropy, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     states, head = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (20, 11))
     labels = torch.randint(0, 11, (20,), generator=generator)

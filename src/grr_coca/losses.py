@@ -1,0 +1,253 @@
+"""CoCa's losses (arXiv 2205.01917, section 3): pure functions of tensors.
+
+Shapes: B pairs of the batch, b pairs of this rank, E embedding width; M tokens to predict, processed m at a time (a
+stretch), D width of the states that predict them, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from grr_coca.batch import IGNORE_INDEX, Batch, CoCaOutput
+from grr_coca.layers.norm import at_least_fp32
+
+Scalar = TypeVar("Scalar", float, Tensor)
+
+LOGITS_AT_ONCE = 2**25
+"""Logits that may be in memory at the same time: 128 MB in fp32. With CLIP's vocabulary, a stretch has 679 tokens,
+which is long enough for full speed."""
+
+
+# --- Contrastive
+
+
+class EmbeddedPairs(NamedTuple):
+    """Embeddings of unit length. Text i belongs to image i."""
+
+    image: Float[Tensor, "B E"]
+    text: Float[Tensor, "B E"]
+
+
+def same_pair(
+    caption_ids: Int[Tensor, " b"],
+    image_ids: Int[Tensor, " b"],
+    columns: tuple[Int[Tensor, " B"], Int[Tensor, " B"]] | None = None,
+) -> Bool[Tensor, "b B"]:
+    """Which pairs have the same caption or the same image. Such pairs are not negatives of each other.
+
+    `columns`: caption and image ids of the whole batch; None: the batch is the rows themselves.
+    """
+    all_caption_ids, all_image_ids = columns or (caption_ids, image_ids)
+    return (caption_ids[:, None] == all_caption_ids) | (image_ids[:, None] == all_image_ids)
+
+
+def contrastive_loss(
+    rows: EmbeddedPairs,
+    columns: EmbeddedPairs,
+    logit_scale: Float[Tensor, ""],
+    logit_bias: Float[Tensor, ""] | None,
+    same: Bool[Tensor, "b B"],
+    first_row: int,
+) -> Float[Tensor, ""]:
+    """The share of b rows in the contrastive loss of a batch of B pairs. The shares of all rows add up to the loss.
+
+    Without a bias this is CLIP's loss: the mean of the cross-entropy of each image over all texts and of each text over
+    all images. With a bias it is SigLIP's (arXiv 2303.15343): for every image and every text, a binary classification
+    of whether they match, summed over texts and averaged over images.
+
+    Args:
+        rows: the pairs whose share is computed.
+        columns: all pairs of the batch. The rows are compared with them.
+        logit_scale: logarithm of the inverse temperature.
+        logit_bias: bias of the sigmoid loss; None: the softmax loss.
+        same: pairs with the same caption or image, see `same_pair`. They are left out of the comparison.
+        first_row: index of the first row among the columns.
+    """
+    B = same.shape[1]
+    target = torch.arange(first_row, first_row + len(same), device=same.device)
+    itself = target[:, None] == torch.arange(B, device=same.device)
+    others = same & ~itself
+    # bf16 would round a similarity of 1 at temperature 0.01 by half a nat.
+    with torch.autocast(same.device.type, enabled=False):
+        by_image = logit_scale.exp() * rows.image @ columns.text.T  # b B
+        if logit_bias is not None:
+            logits = torch.where(itself, 1, -1) * (by_image + logit_bias)
+            return -F.logsigmoid(logits).masked_fill(others, 0.0).sum() / B
+        by_text = rows.text @ (logit_scale.exp() * columns.image).T  # b B
+    nll = [F.cross_entropy(x.masked_fill(others, -torch.inf), target, reduction="sum") for x in (by_image, by_text)]
+    return (nll[0] + nll[1]) / (2 * B)
+
+
+# --- Captioning
+
+
+class CaptioningLoss(NamedTuple):
+    """Means over the tokens of the whole batch, in nats. Differentiate `trained`, which is `captioning` + z_weight ·
+    `z`. The other two are for the log."""
+
+    trained: Float[Tensor, ""]
+    captioning: Float[Tensor, ""]
+    z: Float[Tensor, ""]
+
+
+def captioning_loss(
+    states: Float[Tensor, "M D"],
+    lm_head: Float[Tensor, "V D"],
+    labels: Int[Tensor, " M"],
+    num_tokens: Int[Tensor, ""] | int | None = None,
+    z_weight: float = 0.0,
+) -> CaptioningLoss:
+    """Mean cross-entropy of tokens, predicted with the logits `states @ lm_head.T`.
+
+    Args:
+        states: the state that predicts each token.
+        lm_head: the weight of the head.
+        labels: the tokens, end tokens included.
+        num_tokens: number of tokens to divide the sum by; None: the tokens given here. Pass the number of a larger
+            batch to get this part's share of its loss: the shares of all parts add up to the loss.
+        z_weight: weight of the z-loss, the mean of log² Z, where Z is the denominator of the softmax. It keeps logits
+            from drifting (PaLM, arXiv 2204.02311, section 5).
+
+    Raises:
+        ValueError: there are more states than labels, or fewer.
+    """
+    if len(states) != len(labels):
+        raise ValueError(f"{len(states)} states and {len(labels)} labels: every token of a caption needs its label")
+    sums = LinearCrossEntropy.apply(states, lm_head, labels, z_weight)
+    return CaptioningLoss(*(part / (len(labels) if num_tokens is None else num_tokens) for part in sums))
+
+
+@torch.no_grad()
+def token_losses(
+    states: Float[Tensor, "M D"], lm_head: Float[Tensor, "V D"], labels: Int[Tensor, " M"]
+) -> Float[Tensor, " M"]:
+    """Cross-entropy of each token, in nats, without a gradient. `captioning_loss` is its mean."""
+    stretch = tokens_at_once(lm_head)
+    parts = [
+        F.cross_entropy(at_least_fp32(F.linear(x, lm_head)), label, reduction="none")
+        for x, label in zip(states.split(stretch), labels.split(stretch), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def tokens_at_once(lm_head: Float[Tensor, "V D"]) -> int:
+    """Number of tokens of a stretch."""
+    return max(1, LOGITS_AT_ONCE // len(lm_head))
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """A linear map and the cross-entropy of its result, in one function.
+
+    The result is three sums over tokens: nll + `z_weight` · log² Z, nll, and log² Z. Only the first has a gradient.
+
+    The forward pass takes one stretch of tokens after the other. For each, it computes the gradients too, in the memory
+    of the stretch's logits. So the logits of all tokens are never in memory together, and none is computed twice. The
+    result can be differentiated only once.
+
+    PyTorch's own `linear_cross_entropy` (2.13) either computes all logits at once, or takes six times as long on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, lm_head: Tensor, labels: Tensor, z_weight: float) -> tuple[Tensor, ...]:
+        """Shapes: `states` M D, `lm_head` V D, `labels` M."""
+        stretch = tokens_at_once(lm_head)
+        by_state, by_head = torch.empty_like(states), torch.zeros_like(lm_head)
+        nll = z = at_least_fp32(states.new_zeros(()))
+        for x, label, by_x in zip(*(t.split(stretch) for t in (states, labels[:, None], by_state)), strict=True):
+            logits = at_least_fp32(F.linear(x, lm_head))  # m V
+            log_probs = logits.log_softmax(-1)
+            nll_x = -log_probs.gather(1, label)
+            log_z = logits.gather(1, label) + nll_x
+            nll, z = nll + nll_x.sum(), z + log_z.square().sum()
+            if any(ctx.needs_input_grad):
+                gradient = log_probs.exp_()  # of nll: the probabilities, minus 1 at the label
+                if z_weight:
+                    gradient *= 1 + 2 * z_weight * log_z
+                gradient.scatter_add_(1, label, torch.full_like(nll_x, -1.0))
+                by_x.copy_(gradient.type_as(x) @ lm_head)
+                by_head += gradient.type_as(x).T @ x
+        ctx.save_for_backward(by_state, by_head)
+        ctx.mark_non_differentiable(nll, z)
+        return nll + z_weight * z, nll, z
+
+    @staticmethod
+    def backward(ctx: Any, by_sum: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Scale the gradients that `forward` has computed.
+
+        Raises:
+            RuntimeError: their own derivatives are wanted too. They would be taken for zero.
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError("the captioning loss can be differentiated only once, so not with create_graph=True")
+        by_state, by_head = ctx.saved_tensors
+        return by_sum * by_state, by_sum * by_head, None, None
+
+
+# --- CoCa
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """λ_con, λ_cap and the weight of the z-loss (see `captioning_loss`). The defaults are the paper's. A z-loss needs a
+    captioning weight above 0."""
+
+    contrastive: float = 1.0
+    captioning: float = 2.0
+    z: float = 0.0
+
+    @property
+    def z_per_captioning(self) -> float:
+        """The weight of the z-loss, relative to that of the captioning loss."""
+        return self.z and self.z / self.captioning
+
+
+class Losses(NamedTuple):
+    """The losses of one batch, in nats. Differentiate `trained`, which is `coca` plus the weighted z-loss. The others
+    are for the log."""
+
+    trained: Float[Tensor, ""]
+    contrastive: Float[Tensor, ""]
+    captioning: Float[Tensor, ""]
+    coca: Float[Tensor, ""]
+    z: Float[Tensor, ""]
+
+
+def batch_loss(
+    output: CoCaOutput,
+    batch: Batch,
+    lm_head: Float[Tensor, "V D"],
+    logit_scale: Float[Tensor, ""],
+    logit_bias: Float[Tensor, ""] | None,
+    weights: LossWeights = LossWeights(),
+) -> Losses:
+    """CoCa's loss of one batch, in one piece and on one process.
+
+    Training computes the same loss in pieces and on many processes (`grr_coca.train.step.gradients`).
+
+    Args:
+        output: the model's output for the batch.
+        batch: the pairs.
+        lm_head: the weight of the model's head.
+        logit_scale: logarithm of the inverse temperature.
+        logit_bias: bias of the sigmoid loss; None: the softmax loss.
+        weights: weights of the parts.
+    """
+    pairs = EmbeddedPairs(output.image_embedding, output.text_embedding)
+    same = same_pair(batch.caption_ids, batch.image_ids)
+    contrastive = contrastive_loss(pairs, pairs, logit_scale, logit_bias, same, first_row=0)
+
+    labels = batch.labels[batch.labels != IGNORE_INDEX]
+    captions = captioning_loss(output.states, lm_head, labels, z_weight=weights.z_per_captioning)
+
+    trained = coca_loss(contrastive, captions.trained, weights)
+    coca = coca_loss(contrastive, captions.captioning, weights)
+    return Losses(trained, contrastive.detach(), captions.captioning, coca.detach(), captions.z)
+
+
+def coca_loss(contrastive: Scalar, captioning: Scalar, weights: LossWeights) -> Scalar:
+    """The weighted sum. A part with weight zero stays in the graph, so every parameter always has a gradient."""
+    return weights.contrastive * contrastive + weights.captioning * captioning

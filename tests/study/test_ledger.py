@@ -73,6 +73,37 @@ def test_rows_come_back_as_they_were_written(folder):
     assert ledger.notes == ()
 
 
+def test_rows_without_hashes_of_their_beginning_still_count(folder):
+    path = write(folder, a_row(), a_row("baseline_coca", initial_weights={"scale []": "a"}, data_order="o"))
+    old, new = map(json.loads, path.read_text().splitlines())
+    del old["initial_weights"], old["data_order"]
+    path.write_text(json.dumps(old) + "\n" + json.dumps(new) + "\n")
+    ledger = read_ledger(folder)
+    assert [(row.arm, row.data_order) for row in ledger.rows] == [("grr_coca", None), ("baseline_coca", "o")]
+    assert ledger.notes == ()
+
+
+def test_runs_of_a_seed_that_do_not_begin_alike_are_named(folder):
+    weights = {"scale []": "a", "norm.weight [4]": "b", "up_proj.weight [8, 4]": "c"}
+    began = {"initial_weights": weights, "data_order": "o"}
+    other = {**weights, "norm.weight [4]": "x", "up_proj.weight [9, 4]": "y"}
+    del other["up_proj.weight [8, 4]"]
+    write(
+        folder,
+        a_row("baseline_coca", **began),
+        a_row("grr_coca", **{**began, "initial_weights": other}),
+        a_row("baseline_coca", seed=1, **began),
+        a_row("grr_coca", seed=1, **{**began, "data_order": "p"}),
+        a_row("baseline_coca", seed=2, initial_weights={"scale []": "z"}, data_order="q"),
+        a_row("grr_coca", seed=2, initial_weights={"scale []": "z"}, data_order="r", steps=7),
+    )
+    assert read_ledger(folder).notes == (
+        "grr_coca, seed 0, emoji: 1 of 2 parameters began otherwise than those of baseline_coca, the first: "
+        "norm.weight [4]",
+        "grr_coca, seed 1, emoji: was not trained on the same pairs in the same order as baseline_coca",
+    )
+
+
 def test_a_line_has_the_keys_that_programs_look_for(folder):
     (line,) = write(folder, a_row()).read_text().splitlines()
     keys = ["arm", "seed", "stage", "recipe_digest", "data_digest", "steps", "seconds", "machine", "precision"]

@@ -49,6 +49,7 @@ def read_ledger(folder: Path, digests: Digests | None = None, seeds: Collection[
     measured = {(row.arm, row.seed, row.stage) for row in runs}
     diverged = _counted([row for row in rows if row.kind == "diverged"], digests, seeds, notes)
     trials = _counted_trials([row for row in rows if row.kind in ("trial", "choice")], digests, notes)
+    notes += _unpaired(runs)
     commits = Counter(row.commit for row in runs)
     if len(commits) > 1:
         told = ", ".join(f"{count} of {commit}" for commit, count in commits.most_common())
@@ -105,6 +106,24 @@ def _counted(
         if not is_poorer:
             found[key] = row
     return list(found.values())
+
+
+def _unpaired(runs: Iterable[LedgerRow]) -> Iterator[str]:
+    """Runs of the same seed and stage that do not begin alike: with other values in a parameter of equal name and
+    shape, or with other pairs. Rows of versions that noted no hashes, and runs of other lengths, are not compared."""
+    firsts: dict[tuple[int, str], LedgerRow] = {}
+    for row in runs:
+        if row.data_order is None:
+            continue
+        first = firsts.setdefault((row.seed, row.stage), row)
+        shared = row.initial_weights.keys() & first.initial_weights.keys()
+        differing = sorted(name for name in shared if row.initial_weights[name] != first.initial_weights[name])
+        name = f"{row.arm}, seed {row.seed}, {row.stage}"
+        if differing:
+            count = f"{len(differing)} of {len(shared)} parameters"
+            yield f"{name}: {count} began otherwise than those of {first.arm}, the first: {differing[0]}"
+        if row.data_order != first.data_order and row.steps == first.steps:
+            yield f"{name}: was not trained on the same pairs in the same order as {first.arm}"
 
 
 def _num_metrics(row: LedgerRow) -> int:

@@ -42,6 +42,9 @@ class LedgerRow:
     `seconds`: of training and evaluation, over all lives of the run.
     `flops_per_pair`: of one forward pass, with captions as long as they can be.
     `training_flops`: of all steps of the run, see `run_flops`; None in rows of versions that did not count them.
+    `initial_weights`: of a run that begins with new weights, a hash of each parameter before the first step, by name
+    and shape, such as `image_encoder.patch_embed.weight [128, 768]`. `data_order`: a hash of the order in which the
+    training pairs are visited (see `running.beginning`). Empty and None in rows of versions that did not note them.
     `curve`: a point for each validation.
     `metrics`: by split, `val` and the test splits: `contrastive_loss`, `contrastive_loss_refitted` (with the
     temperature that is best on `val`), `captioning_loss`, `perplexity`, `coca_loss`, `R@1`, `R@5` and `R@10` from text
@@ -71,6 +74,8 @@ class LedgerRow:
     image_encoder_parameters: int
     flops_per_pair: int
     training_flops: int | None = None
+    initial_weights: dict[str, str] = field(default_factory=dict)
+    data_order: str | None = None
     curve: tuple[CurvePoint, ...] = ()
     metrics: dict[str, dict[str, float]]
     values: dict[str, dict[str, list]] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from grr_coca.files import write_whole
 from grr_coca.ranks import Ranks
 from grr_coca.study.anatomy import count_parameters, flops_per_pair
 from grr_coca.study.ledger import CaptionedExample, CurvePoint, Kind, LedgerRow, finite
+from grr_coca.study.running.beginning import note_beginning, noted_beginning
 from grr_coca.study.running.measured import (
     Numbers,
     Values,
@@ -94,6 +95,8 @@ def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Check
         log.warning("%s: no checkpoint can be read; this run begins anew", task.folder)
         point = None
     start = _start(task, device, point)
+    if point is None:
+        note_beginning(recipe, start, task.folder)
     return train(recipe, start, task.folder, Ranks.here(device), lambda done, _: on_progress(done), point)
 
 
@@ -144,7 +147,7 @@ def _test_splits(task: Task) -> dict[str, PairSource]:
 
 
 def _row(task: Task, kind: Kind, trained: Checkpoint, found: Findings, seconds: float) -> LedgerRow:
-    recipe = task.recipe
+    recipe, beginning = task.recipe, noted_beginning(task.folder)
     return LedgerRow(
         kind=kind,
         arm=task.arm,
@@ -163,6 +166,8 @@ def _row(task: Task, kind: Kind, trained: Checkpoint, found: Findings, seconds: 
         image_encoder_parameters=count_parameters(trained.model.image_encoder),
         flops_per_pair=flops_per_pair(trained.config),
         training_flops=found.training_flops,
+        initial_weights=beginning.initial_weights,
+        data_order=beginning.data_order,
         curve=_curve(task.folder),
         metrics=found.metrics,
         values=found.values,

@@ -146,7 +146,9 @@ def training_batches(
         first_caption=data.first_caption,
     )
     global_batches = GlobalBatches(data.batch_size, recipe.schedule.steps, first_step)
-    order = TrainingOrder(_visits(recipe, pairs), global_batches, Share(ranks.rank, ranks.size), data.micro_batch_size)
+    order = TrainingOrder(
+        training_visits(recipe, pairs), global_batches, Share(ranks.rank, ranks.size), data.micro_batch_size
+    )
     share = data.batch_size // ranks.size
     num_pieces = -(-share // (data.micro_batch_size or share))
     batches = iter(make_loader(dataset, order, data.num_workers))
@@ -154,7 +156,7 @@ def training_batches(
         yield pieces
 
 
-def _visits(recipe: Recipe, pairs: PairSource) -> Visits:
+def training_visits(recipe: Recipe, pairs: PairSource) -> Visits:
     """The pairs in random order: those of one source, or of the mixture of several that the recipe names."""
     if not recipe.data.mix:
         return Shuffle(len(pairs), recipe.seed)

@@ -2,8 +2,9 @@
 
     python scripts/icon_pictures.py MODEL OUT
 
-writes `icons-found.webp`, `icons-missed.webp` and `icons-captions.webp` to the folder OUT. Queries were written down
-before any result was seen; the captioned pictures are drawn by hash.
+writes `icons-found.webp`, `icons-missed.webp`, `icons-captions.webp` and `search.webp` to the folder OUT. The queries
+of the first two were written down before any result was seen. The captioned pictures are drawn by hash. The queries of
+`search.webp`, which the README shows, were chosen because they go well.
 """
 
 import argparse
@@ -13,22 +14,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
+from torch import Tensor
 
 from grr_coca import load
 from grr_coca.data.corpus.contact_sheet import Font, label_font
 from grr_coca.files import in_cache
+from grr_coca.inference.model import ImageTextModel
 from icon_search import Icon, read_icons
 
 FAMILIES = ("tabler", "carbon", "game-icons", "roentgen", "flat-color-icons", "pixel")
 THINGS = ("shopping cart", "umbrella", "fish", "bicycle", "castle", "skull", "scissors", "rain cloud")
 HARD = ("infinity", "letter k", "three people", "arrow left", "arrow right", "number 5", "freedom", "half full battery")
+CHOSEN = ("shopping cart", "alarm clock", "bicycle", "coffee")
 HITS = 8
 CAPTIONED = ("tabler", "carbon", "game-icons")
 CAPTIONED_EACH = 16
 SIDE, MARGIN, LINE_HEIGHT, LETTERS_A_LINE = 80, 8, 14, 14
 MAX_LINES = 4
 CELL = (SIDE + 2 * MARGIN, SIDE + 2 * MARGIN + MAX_LINES * LINE_HEIGHT)
-RIGHT, WRONG, PLAIN = "darkgreen", "firebrick", "black"
+RIGHT, WRONG, PLAIN, CAPTION = "darkgreen", "firebrick", "black", "dimgrey"
 
 Drawn = tuple[Icon, Sequence[tuple[str, str]]]
 """A picture, and the lines below it with their colours."""
@@ -48,12 +52,33 @@ def main() -> None:
         best = (model.embed_texts(list(queries)) @ vectors.T).topk(HITS, dim=1).indices.tolist()
         rows = [[hit(library[number], query) for number in row] for query, row in zip(queries, best, strict=True)]
         save(sheet(rows, queries), options.out / f"icons-{name}.webp")
+    save(chosen_searches(model, library, vectors), options.out / "search.webp")
     shown = [icon for family in CAPTIONED for icon in by_hash(icons[family], family)[:CAPTIONED_EACH]]
     said = model.caption([icon.image for icon in shown])
     cells = [captioned(icon, str(caption)) for icon, caption in zip(shown, said, strict=True)]
     rows = [cells[first : first + HITS] for first in range(0, len(cells), HITS)]
     titles = [family for family in CAPTIONED for _ in range(CAPTIONED_EACH // HITS)]
     save(sheet(rows, titles), options.out / "icons-captions.webp")
+
+
+def chosen_searches(model: ImageTextModel, library: Sequence[Icon], vectors: Tensor) -> Image.Image:
+    """The best hits for the chosen queries, each with the model's own caption of it."""
+    best = (model.embed_texts(list(CHOSEN)) @ vectors.T).topk(HITS, dim=1).indices.tolist()
+    pictures = [[library[number].image for number in row] for row in best]
+    captions = [model.caption(row) for row in pictures]
+    font, side, top = label_font(), 64, 12
+    left, width, height = 130, 92, side + 34
+    page = Image.new("RGB", (left + HITS * width, len(CHOSEN) * height + top), "white")
+    draw = ImageDraw.Draw(page)
+    for row, query in enumerate(CHOSEN):
+        y = top + row * height
+        draw.text((MARGIN, y + side // 2), f"\u201c{query}\u201d", PLAIN, font.font_variant(size=14), anchor="lm")
+        for column, (picture, caption) in enumerate(zip(pictures[row], captions[row], strict=True)):
+            middle = left + column * width + width // 2
+            page.paste(picture, (middle - side // 2, y))
+            text = textwrap.shorten(str(caption), LETTERS_A_LINE + 3, placeholder=" …")
+            draw.text((middle, y + side + 4), text, CAPTION, font, anchor="ma")
+    return page
 
 
 def by_hash(icons: list[Icon], family: str) -> list[Icon]:

@@ -108,15 +108,6 @@ def test_paths_between_backticks_exist(path: Path) -> None:
     assert missing <= added
 
 
-def test_the_tree_of_the_readme_is_the_package() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = readme.partition("src/grr_coca/\n")[2].partition("\nrecipes/")[0]
-    named = re.findall(r"^[├└]── ([\w.]+/?)", tree, re.MULTILINE)
-    there = [path.name + ("/" if path.is_dir() else "") for path in SRC.iterdir() if not path.name.startswith("__")]
-    assert sorted(named) == sorted(name for name in there if name != "py.typed")
-    assert len(re.findall(r"^[├└]── [\w.]+/? +\S", tree, re.MULTILINE)) == len(named), "each with what it holds"
-
-
 def test_the_recipe_of_the_training_page_is_one() -> None:
     page = (DOCS / "training.md").read_text(encoding="utf-8")
     whole, *parts = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))

@@ -27,7 +27,7 @@ BENCHMARKS := training scaling parts arms demo captioning imported loader order 
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
 
-.PHONY: try demo test test-slow test-milvus test-ray servers-milvus servers-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets icons docs notebook weights clean
+.PHONY: try demo test test-slow test-builders test-milvus test-ray servers-milvus servers-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets icons scenes docs notebook weights clean
 
 # A caption of each drawing by the model that comes with the code.
 try: $(VENV)/.use
@@ -38,6 +38,10 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev lint
 	$(PYTEST) $(WORKERS) -m "not slow"
+
+# The builders of corpora, on a sample of their packages.
+test-builders: $(VENV)/.dev
+	$(PYTEST) tests/build_datasets -m slow
 
 test-slow: $(VENV)/.docs
 	$(PYTEST) -m slow --timeout 3600
@@ -129,8 +133,12 @@ weights: $(VENV)/.demo
 
 # The large corpus, in the user's cache, and the model `icons` trained on it.
 icons: $(VENV)/.dev
-	$(BIN)/grr-coca data fetch icons
+	$(BIN)/python scripts/build_datasets icons
 	$(MAKE) weights NAME=icons
+
+# The corpus `scenes`, in the user's cache.
+scenes: $(VENV)/.dev
+	$(BIN)/python scripts/build_datasets scenes
 
 datasets: $(VENV)/.dev
 	$(BIN)/pip install --quiet -r scripts/build_datasets/requirements.txt

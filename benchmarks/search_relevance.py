@@ -3,9 +3,9 @@
     python benchmarks/search_relevance.py [--fit]
 
 The captions of a split are halved at random: the drawings of one half are the library, and the captions of both are
-queries. The splits are of `pictograms` and of `icons` (after `grr-coca data fetch icons`); the model is the one that is
-used where none is named. Writes `results/search_relevance.json`. With `--fit`, it draws other halves and prints the
-three numbers of the curve that fit them best.
+queries. The splits are of `pictograms` and of `icons` (after `python scripts/build_datasets icons`); the model is the
+one that is used where none is named. Writes `results/search_relevance.json`. With `--fit`, it draws other halves and
+prints the three numbers of the curve that fit them best.
 """
 
 import argparse

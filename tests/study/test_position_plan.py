@@ -2,14 +2,13 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from grr_coca.cli import main
-from grr_coca.data.corpus.scenes.build import build_scenes
-from grr_coca.data.corpus.scenes.scene import SceneCounts
 from grr_coca.study.ledger import Ledger
 from grr_coca.study.plan.plan import Plan, read_plan
 from grr_coca.study.plan.stages import check_recipes, require_precisions
@@ -20,6 +19,10 @@ from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.running.stage import run_stage
 from support import CPU
 
+sys.path.append(str(Path(__file__).parents[2] / "scripts" / "build_datasets"))
+
+import scenes
+
 POSITION = Path(__file__).parents[2] / "studies" / "position"
 
 
@@ -27,7 +30,7 @@ POSITION = Path(__file__).parents[2] / "studies" / "position"
 def plan(tmp_path, monkeypatch) -> Path:
     """The plan as it comes, but for a recipe of few steps."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    build_scenes(lambda *_: None, tmp_path / "cache" / "grr-coca" / "scenes", SceneCounts(4, 4, 4, 1))
+    scenes.build(lambda *_: None, tmp_path / "cache" / "grr-coca" / "scenes", scenes.SceneCounts(4, 4, 4, 1))
     shutil.copy(POSITION / "plan.yaml", tmp_path)
     recipe = yaml.safe_load((POSITION / "scenes.yaml").read_text())
     recipe["schedule"] = {"steps": 2, "warmup_steps": 1}
@@ -71,4 +74,4 @@ def test_a_study_without_fine_tuning_can_be_tried_dry(plan, capsys, monkeypatch)
 def test_without_the_corpus_the_command_that_builds_it_is_named(plan, capsys):
     shutil.rmtree(plan.parent / "cache" / "grr-coca" / "scenes")
     assert main(["study", "run", str(plan), "--dry-run"]) == 2
-    assert "`grr-coca data fetch scenes` puts it there" in capsys.readouterr().err
+    assert "`python scripts/build_datasets scenes` builds it there" in capsys.readouterr().err

@@ -90,9 +90,9 @@ def test_a_path_in_the_cache_lies_where_corpora_are_fetched_to(load, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     recipe = load(changed("data", "train", value="cache:icons/train-*.tar"))
     assert recipe.data.train == "/somewhere/grr-coca/icons/train-*.tar"
-    with pytest.raises(UserError, match=r"`grr-coca data fetch icons` puts it there"):
+    with pytest.raises(UserError, match=r"`python scripts/build_datasets icons` builds it there"):
         require_there(recipe.data.train)
-    with pytest.raises(UserError, match=r"no such file or folder.*`grr-coca data fetch icons` puts it there"):
+    with pytest.raises(UserError, match=r"no such file or folder.*`python scripts/build_datasets icons`"):
         open_source("cache:icons/val-*.tar")
 
 

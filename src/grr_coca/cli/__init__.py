@@ -40,7 +40,7 @@ VERBS = {
     "search": Verb("searching.search", "find pictures of an index by words or by a picture"),
     "duplicates": Verb("searching.duplicates", "list the pictures of an index that look the same"),
     "models": Verb("using.models", "list the models that come with the code"),
-    "data": Verb("data.pairs", "check image-text pairs, count them, convert them to shards, or get a large corpus"),
+    "data": Verb("data.pairs", "check image-text pairs, count them, or convert them to shards"),
     "info": Verb("measuring.info", "parts, parameters and FLOPs of a preset, or what two presets differ in"),
     "import open_clip": Verb("exchange.import_open_clip", "make a checkpoint of one of open_clip's CoCa"),
     "import index": Verb("exchange.import_index", "make an index of a Parquet file that export index wrote"),

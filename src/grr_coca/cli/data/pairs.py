@@ -1,4 +1,4 @@
-"""`grr-coca data`: check, stats, convert and fetch."""
+"""`grr-coca data`: check, stats and convert."""
 
 import json as json_module
 import os
@@ -8,16 +8,15 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.cli.data.fetch import Fetch, fetch_corpus
 from grr_coca.cli.output.progress import bars
 from grr_coca.cli.output.writing import require_other, require_suffix, require_writable, write_output
-from grr_coca.data.corpus.contact_sheet import contact_sheet
-from grr_coca.data.corpus.convert import Conversion, convert, source_state
-from grr_coca.data.corpus.survey import Survey, check_source, sample_source
+from grr_coca.data.contact_sheet import contact_sheet
+from grr_coca.data.convert import Conversion, convert, source_state
 from grr_coca.data.sources.by_image import ByImage
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
+from grr_coca.data.survey import Survey, check_source, sample_source
 from grr_coca.errors import UserError
 from grr_coca.messages import on_one_line
 
@@ -80,12 +79,11 @@ def run(
     action: Annotated[
         Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[Stats, tyro.conf.subcommand("stats")]
-        | Annotated[Convert, tyro.conf.subcommand("convert")]
-        | Annotated[Fetch, tyro.conf.subcommand("fetch")],
+        | Annotated[Convert, tyro.conf.subcommand("convert")],
         tyro.conf.arg(name=""),
     ],
 ) -> int:
-    """Look at pairs, convert them, or get some.
+    """Look at pairs, or convert them.
 
     Args:
         action: what to do.
@@ -94,11 +92,8 @@ def run(
         return _check(action)
     if isinstance(action, Convert):
         return _convert(action)
-    if isinstance(action, Fetch):
-        fetch_corpus(action)
-    else:
-        survey = sample_source(open_source(action.path))
-        print(_as_json(survey) if action.json else describe(survey))
+    survey = sample_source(open_source(action.path))
+    print(_as_json(survey) if action.json else describe(survey))
     return 0
 
 

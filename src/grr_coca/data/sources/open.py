@@ -35,6 +35,9 @@ LISTINGS = (
 )
 """Files that reveal the format of a folder, the surest first. A folder without them holds images and text files."""
 
+BUILT_IN_CACHE = ("icons", "scenes")
+"""Corpora that `scripts/build_datasets` builds in the user's cache."""
+
 
 def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
     """Open pairs in any of these formats. Path and content tell which.
@@ -45,7 +48,7 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
     - ROCO: v1's folder with `captions.txt` and `images/`, v2's `train_captions.csv`
     - a table of paths and captions: CSV, TSV, Parquet, JSON lines, or a JSON list; a pattern joins several tables
     - a folder of images beside `.txt` files
-    - `cache:icons/train-*.tar`: what `grr-coca data fetch` put into the user's cache
+    - `cache:icons/train-*.tar`: a corpus that was built in the user's cache
 
     Nothing is downloaded or executed. Images are read only when they are needed.
 
@@ -142,6 +145,8 @@ def _no_splits(path: Path, split: str) -> UserError:
 
 def _what_is_there(path: Path) -> str:
     if path.is_relative_to(user_cache()) and not path.parent.is_dir():
-        return f"; `grr-coca data fetch {path.relative_to(user_cache()).parts[0]}` puts it there"
+        name = path.relative_to(user_cache()).parts[0]
+        if name in BUILT_IN_CACHE:
+            return f"; in a clone of the repository, `python scripts/build_datasets {name}` builds it there"
     siblings = sorted(entry.name for entry in path.parent.glob("*")) if path.parent.is_dir() else []
     return f"; {path.parent} holds {', '.join(siblings[:8])}" if siblings else ""

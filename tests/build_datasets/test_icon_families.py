@@ -1,9 +1,8 @@
 """Design families, measured on pictures."""
 
 import numpy as np
-
-from grr_coca.data.corpus.icons import families
-from grr_coca.data.corpus.icons.families import groups, has_near, linked
+from icon_families import FEW, groups, linked
+from icon_pairs import has_near
 
 
 def drawings(count: int, seed: int) -> np.ndarray:
@@ -28,7 +27,7 @@ def test_pictures_that_many_sets_have_link_none():
 def test_plain_pictures_and_small_sets_say_nothing():
     plain = np.repeat(drawings(100, 0)[:, :1], 256, axis=1)
     assert linked({"a": plain, "b": plain}) == {}
-    few = drawings(families.FEW - 1, 0)
+    few = drawings(FEW - 1, 0)
     assert linked({"a": few, "b": few}) == {}
 
 

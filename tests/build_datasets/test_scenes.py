@@ -6,16 +6,24 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
+import icons
 import numpy as np
 import pytest
+import scenes
+from scenes import (
+    FINE,
+    LEVELS,
+    RELATIONS,
+    RGB,
+    SHAPES,
+    Scene,
+    SceneCounts,
+    Thing,
+    shape_cover,
+    split_scenes,
+    without_positions,
+)
 
-from grr_coca.cli import main
-from grr_coca.data.corpus.icons.build import build_icons
-from grr_coca.data.corpus.scenes import build
-from grr_coca.data.corpus.scenes.build import build_scenes
-from grr_coca.data.corpus.scenes.card import without_positions
-from grr_coca.data.corpus.scenes.drawing import FINE, LEVELS, RGB, shape_cover
-from grr_coca.data.corpus.scenes.scene import RELATIONS, SHAPES, Scene, SceneCounts, Thing, split_scenes
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
@@ -28,7 +36,7 @@ ALIGNED = 4
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    return build_scenes(lambda *_: None, tmp_path_factory.mktemp("corpus") / "scenes", COUNTS)
+    return scenes.build(lambda *_: None, tmp_path_factory.mktemp("corpus") / "scenes", COUNTS)
 
 
 def pairs(corpus: Path, split: str) -> list[tuple[str, np.ndarray]]:
@@ -99,12 +107,12 @@ def test_no_two_shapes_touch(corpus):
 
 def test_nothing_is_in_two_splits(corpus):
     pictures, captions, things = (defaultdict(set) for _ in range(3))
-    for split, scenes in split_scenes(COUNTS).items():
+    for split, those in split_scenes(COUNTS).items():
         for caption, pixels in pairs(corpus, split):
             pictures[split].add(pixels.tobytes())
             captions[split].add(caption)
-        assert captions[split] == {scene.caption for scene in scenes}
-        things[split] = {scene.things for scene in scenes}
+        assert captions[split] == {scene.caption for scene in those}
+        things[split] = {scene.things for scene in those}
     for found in (pictures, captions, things):
         assert sum(map(len, found.values())) == len(set().union(*found.values()))
     assert len(pictures["train"]) == 12 * 8 * 2, "and no picture is there twice"
@@ -120,9 +128,9 @@ def test_two_things_have_all_their_scenes_in_one_split(split):
 
 
 def test_every_thing_is_trained_on():
-    scenes = split_scenes(SceneCounts())
-    assert {thing for scene in scenes["train"] for thing in scene.things} == {
-        thing for scenes_of_split in scenes.values() for scene in scenes_of_split for thing in scene.things
+    by_split = split_scenes(SceneCounts())
+    assert {thing for scene in by_split["train"] for thing in scene.things} == {
+        thing for scenes_of_split in by_split.values() for scene in scenes_of_split for thing in scene.things
     }
 
 
@@ -144,12 +152,12 @@ def test_a_card_says_how_far_one_comes_without_positions(corpus):
 
 def test_the_least_contrastive_loss_is_what_random_batches_give():
     """Logits of a model that knows both things alone, in batches that are drawn."""
-    scenes = split_scenes(SceneCounts())["test"]
-    things = np.unique([str(scene.things) for scene in scenes], return_inverse=True)[1]
+    test = split_scenes(SceneCounts())["test"]
+    things = np.unique([str(scene.things) for scene in test], return_inverse=True)[1]
     rng = np.random.default_rng(0)
     drawn = [things[rng.permutation(len(things))[:128]] for _ in range(400)]
     losses = [np.log((batch[:, None] == batch[None]).sum(axis=1)).mean() for batch in drawn]
-    found = without_positions(scenes)
+    found = without_positions(test)
     assert found["contrastive_batch"] == 128
     assert np.mean(losses) == pytest.approx(found["least_contrastive_loss"], abs=0.01)
 
@@ -160,18 +168,18 @@ def test_the_bytes_are_the_same_everywhere(corpus):
 
 
 def test_a_corpus_is_built_once_and_never_over_something_else(corpus, tmp_path):
-    assert build_scenes(pytest.fail, corpus) == corpus
+    assert scenes.build(pytest.fail, corpus) == corpus
     (tmp_path / "notes.txt").touch()
     for card in (None, '{"name": "icons", "splits": {}}', '{"splits": {}}', "[]", "no card"):
         if card is not None:
             (tmp_path / "card.json").write_text(card)
         with pytest.raises(UserError, match="holds something else"):
-            build_scenes(lambda *_: None, tmp_path)
+            scenes.build(lambda *_: None, tmp_path)
     with pytest.raises(UserError, match=r"notes\.txt: is a file; give a new folder"):
-        build_scenes(lambda *_: None, tmp_path / "notes.txt")
+        scenes.build(lambda *_: None, tmp_path / "notes.txt")
 
 
-@pytest.mark.parametrize("build", [build_scenes, build_icons])
+@pytest.mark.parametrize("build", [scenes.build, icons.build])
 def test_the_current_folder_is_not_replaced(build, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="has no name of its own"):
@@ -184,13 +192,7 @@ def test_a_disk_that_cannot_be_written_to_is_told(tmp_path, monkeypatch):
     def fails(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(build, "write_scene_cards", fails)
+    monkeypatch.setattr(scenes, "_write_cards", fails)
     with pytest.raises(UserError, match=r"scenes: cannot be built \(No space left on device\)"):
-        build_scenes(lambda *_: None, tmp_path / "scenes", COUNTS)
+        scenes.build(lambda *_: None, tmp_path / "scenes", COUNTS)
     assert list(tmp_path.iterdir()) == [], "nothing stays behind"
-
-
-@pytest.mark.slow
-def test_the_command_builds_what_everybody_has(tmp_path, capsys):
-    assert main(["data", "fetch", "scenes", "--out", str(tmp_path / "scenes")]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'scenes'}: train 15,360, val 400, test 800\n"

@@ -12,17 +12,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import icons
 import numpy as np
 import pytest
+from cached_corpus import odd_versions
+from icon_drawings import draw_icon, icon_svg, picture_signature, read_drawn
+from icon_pairs import TEST, VAL, HeldOut, has_near
+from icon_sources import PACKAGES, Archives
 from PIL import Image
 
-from grr_coca.data.corpus.icons import build
-from grr_coca.data.corpus.icons.build import build_icons, odd_versions
-from grr_coca.data.corpus.icons.drawing import draw_icon, icon_svg, picture_signature
-from grr_coca.data.corpus.icons.drawn import read_drawn
-from grr_coca.data.corpus.icons.families import has_near
-from grr_coca.data.corpus.icons.held_out import TEST, VAL, HeldOut
-from grr_coca.data.corpus.icons.packages import PACKAGES, Archives
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
@@ -30,7 +28,7 @@ from grr_coca.errors import UserError
 pytest.importorskip("resvg_py")
 
 SAMPLE = Path(__file__).parent / "icon_sample"
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 HELD_OUT = HeldOut.read()
 
 
@@ -51,7 +49,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    return build_icons(lambda *_: None, tmp_path_factory.mktemp("corpus") / "icons", archives_in(SAMPLE))
+    return icons.build(lambda *_: None, tmp_path_factory.mktemp("corpus") / "icons", archives_in(SAMPLE))
 
 
 def with_icons(folder: Path, prefix: str, change: Callable[[dict], None]) -> Archives:
@@ -156,13 +154,13 @@ def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path, cor
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_icons(stop, tmp_path / "icons", archives)
+        icons.build(stop, tmp_path / "icons", archives)
     assert not (tmp_path / "icons").exists()
     drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "icons.work").glob("*.npz")}
     assert drawn
     _require_as_drawn(archives, tmp_path / "icons.work")
     seen = []
-    build_icons(lambda stage, done: seen.append((stage, done)), tmp_path / "icons", archives)
+    icons.build(lambda stage, done: seen.append((stage, done)), tmp_path / "icons", archives)
     assert sum(stage == "drawings" for stage, _ in seen) < 300
     assert files(tmp_path / "icons") == files(corpus)
     assert not (tmp_path / "icons.work").exists()
@@ -180,7 +178,7 @@ def _require_as_drawn(archives: Archives, work: Path) -> None:
 
 
 def test_bytes_are_those_that_other_machines_have(corpus):
-    if odd_versions():
+    if odd_versions(icons.DRAWN_WITH):
         pytest.skip("drawn with other versions")
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(corpus.glob("*.tar")))).hexdigest()
     assert digest[:16] == "b59aaf41ce9b6c13"
@@ -194,7 +192,7 @@ def test_what_does_not_render_is_counted_by_set_and_an_empty_picture_dropped(tmp
         about["icons"][third]["hidden"] = True
 
     archives = with_icons(tmp_path / "archives", "carbon", spoil)
-    folder = build_icons(lambda *_: None, tmp_path / "icons", archives)
+    folder = icons.build(lambda *_: None, tmp_path / "icons", archives)
     left_out = json.loads((folder / "card.json").read_text())["sets"]["carbon"]["left_out"]
     assert (left_out["not drawn"], left_out["empty"], left_out["hidden"]) == (1, 1, 1)
 
@@ -205,13 +203,13 @@ def test_a_changed_package_is_refused_with_its_checksum(tmp_path):
     path = tmp_path / "archives" / PACKAGES["mdi"].archive
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=rf"{path.name}: broken or changed: its sha256 is [0-9a-f]{{64}}, expected"):
-        build_icons(lambda *_: None, tmp_path / "icons", archives)
+        icons.build(lambda *_: None, tmp_path / "icons", archives)
 
 
 def test_without_npm_it_is_said_which_files_go_where(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError) as error:
-        build_icons(lambda *_: None, tmp_path / "icons")
+        icons.build(lambda *_: None, tmp_path / "icons")
     assert "npm is not installed" in str(error.value)
     assert "npm pack @iconify/json@2.2.535  # iconify-json-2.2.535.tgz" in str(error.value)
     assert str(tmp_path / "cache/grr-coca/packages") in str(error.value)
@@ -227,7 +225,7 @@ def test_npm_without_a_network_is_quoted(tmp_path, monkeypatch):
     fake_npm(tmp_path, 'echo "npm error network request failed" >&2; exit 1')
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"failed \(npm error network request failed\)"):
-        build_icons(lambda *_: None, tmp_path / "icons")
+        icons.build(lambda *_: None, tmp_path / "icons")
 
 
 def test_npm_brings_what_is_missing(tmp_path, monkeypatch):
@@ -246,22 +244,22 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear")
     with pytest.raises(UserError, match=r"mine: holds something else; give a new folder"):
-        build_icons(lambda *_: None, tmp_path / "mine", archives_in(SAMPLE))
+        icons.build(lambda *_: None, tmp_path / "mine", archives_in(SAMPLE))
     with pytest.raises(UserError, match=r"letter\.txt: is a file; give a new folder"):
-        build_icons(lambda *_: None, tmp_path / "mine/letter.txt", archives_in(SAMPLE))
+        icons.build(lambda *_: None, tmp_path / "mine/letter.txt", archives_in(SAMPLE))
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"
 
 
 def test_a_corpus_that_is_there_is_not_built_again(tmp_path, corpus, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert build_icons(lambda *_: None, corpus) == corpus
+    assert icons.build(lambda *_: None, corpus) == corpus
 
 
 def test_a_disk_without_room_is_said_before_anything_is_fetched(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10**8)
-    monkeypatch.setattr(build.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(icons.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"0\.1 GB are free, and the corpus takes 1\.3"):
-        build_icons(lambda *_: None, tmp_path / "icons", archives_in(SAMPLE))
+        icons.build(lambda *_: None, tmp_path / "icons", archives_in(SAMPLE))
 
 
 def test_a_drawing_is_black_on_white_as_the_set_means_it():

@@ -1,14 +1,17 @@
-"""The pinned npm packages that the icons and their words come in, fetched by npm itself."""
+"""What the corpus `icons` is made of: pinned packages, the icon sets in them, and further words for their icons."""
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from icon_captions import further_caption
 
 from grr_coca.errors import UserError
 
@@ -126,3 +129,103 @@ class Archives:
 
 def _last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+# --- Sets
+
+LICENCES = frozenset({"MIT", "Apache-2.0", "ISC", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-3.0"})
+"""SPDX names. No NC, SA or GPL; the few fonts under OFL, and MPL and Unlicense, are left out too."""
+
+LEFT_OUT_CATEGORIES = frozenset({"Emoji", "Logos"})
+LEFT_OUT_WORDS = ("emoji", "flag", "logos", "brands")
+_SOFTWARE = "devicon devicon-plain skill-icons vscode-icons material-icon-theme file-icons catppuccin gcp k8s unjs"
+LEFT_OUT_SETS = frozenset({"healthicons", *_SOFTWARE.split()})
+"""`healthicons` is the corpus `health`; the others are signs of software and of its files, logos under another
+category."""
+
+LOGO_SETS = ("simple-icons", "logos", "cib", "fa7-brands", "bxl", "streamline-logos")
+"""Sets of logos whose names tell which icons of other sets are logos."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IconSet:
+    """One set: its prefix in Iconify, and what a notice of it must say."""
+
+    prefix: str
+    title: str
+    author: str
+    url: str
+    licence: str
+
+    @classmethod
+    def of(cls, prefix: str, about: Mapping) -> "IconSet":
+        """The set of an entry of Iconify's `collections.json`."""
+        author = about["author"]
+        return cls(
+            prefix=prefix,
+            title=about["name"],
+            author=author["name"],
+            url=author.get("url", ""),
+            licence=about["license"]["spdx"],
+        )
+
+
+def why_left_out(prefix: str, about: Mapping) -> str | None:
+    """The reason for which a set is not in the corpus; None if it is."""
+    title = about["name"].lower()
+    if about["license"].get("spdx") not in LICENCES:
+        return "licence"
+    if about.get("category") in LEFT_OUT_CATEGORIES or any(word in f"{title} {prefix}" for word in LEFT_OUT_WORDS):
+        return "emoji, logos or flags"
+    return "another corpus, or signs of software" if prefix in LEFT_OUT_SETS else None
+
+
+def kept_sets(collections: Mapping[str, Mapping]) -> dict[str, IconSet]:
+    """The sets of the corpus, by prefix, in alphabetical order."""
+    return {
+        prefix: IconSet.of(prefix, about)
+        for prefix, about in sorted(collections.items())
+        if why_left_out(prefix, about) is None
+    }
+
+
+# --- Tags
+
+Words = dict[str, list[str]]
+"""Further words by the icon's name without style."""
+
+
+def read_tags(archives: Archives) -> Mapping[str, Words]:
+    """Further words of the icons of some sets, by the set's prefix in Iconify."""
+    return {prefix: read(archives.text(key, file)) for prefix, (key, file, read) in _TABLES.items()}
+
+
+def _tabler(content: str) -> Words:
+    return {name: _clean(entry["tags"]) for name, entry in json.loads(content).items()}
+
+
+def _lucide(content: str) -> Words:
+    return {name: _clean(tags) for name, tags in json.loads(content).items()}
+
+
+def _mdi(content: str) -> Words:
+    """Their aliases: what the package calls tags are categories."""
+    return {entry["name"]: _clean(entry["aliases"]) for entry in json.loads(content)}
+
+
+def _phosphor(content: str) -> Words:
+    """From the package's JavaScript: it has no table in another form."""
+    entries = re.findall(r'\bname: "([a-z0-9-]+)".*?\btags: (\[[^\]]*\])', content, flags=re.DOTALL)
+    return {name: _clean(tag for tag in json.loads(tags) if not tag.startswith("*")) for name, tags in entries}
+
+
+def _clean(tags: Iterable[object]) -> list[str]:
+    return list(dict.fromkeys(caption for tag in tags if (caption := further_caption(str(tag)))))
+
+
+_TABLES: Mapping[str, tuple[str, str, Callable[[str], Words]]] = {
+    "tabler": ("tabler", "icons.json", _tabler),
+    "lucide": ("lucide", "tags.json", _lucide),
+    "mdi": ("mdi", "meta.json", _mdi),
+    "ph": ("phosphor", "dist/index.mjs", _phosphor),
+}

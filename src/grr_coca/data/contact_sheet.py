@@ -7,10 +7,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from grr_coca.data.bad import BadSample
-from grr_coca.data.corpus.survey import spread
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.pairs import PairSource
 from grr_coca.data.sources.views import read_sound
+from grr_coca.data.survey import spread
 
 COLUMNS, ROWS = 8, 6
 IMAGE_SIDE, MARGIN, LINE_HEIGHT, MAX_LINES, LETTERS_A_LINE = 144, 8, 14, 3, 24

@@ -1,16 +1,87 @@
-"""The pairs of the corpus: which drawn icons are kept, under which captions, in which split."""
+"""The pairs of the corpus `icons`: which drawn icons are kept, under which captions, in which split.
 
-import hashlib
+Not trained on are whole design families, and the test pictures of the corpora that measure transfer.
+`icon_families.json` is what `icon_families.py` wrote: measured once, since a corpus that is the same on every machine
+cannot hang on a measurement that is made anew on each.
+"""
+
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
-from grr_coca.data.corpus.icons.captions import brand_captions, caption_of, further_caption, is_logo, style_words
-from grr_coca.data.corpus.icons.drawn import DrawnSet, read_drawn
-from grr_coca.data.corpus.icons.families import IDENTICAL, has_near
-from grr_coca.data.corpus.icons.held_out import HeldOut
-from grr_coca.data.corpus.icons.tags import Words
+import numpy as np
+from icon_captions import brand_captions, caption_of, further_caption, is_logo, style_words
+from icon_drawings import DrawnSet, read_drawn
+from icon_sources import Words
+from shards import unit_hash
+
+IDENTICAL = 3
+"""Root mean square difference of two signatures, of 255, up to which two pictures are the same one, drawn again."""
+
+
+FAMILIES = Path(__file__).with_name("icon_families.json")
+TRANSFER_TESTS = Path(__file__).with_name("icon_transfer_tests.npz")
+
+VAL = ("bi", "iconoir")
+"""Sets of `val`."""
+
+TEST = ("tabler", "carbon", "game-icons", "flat-color-icons", "pixel", "roentgen")
+"""Sets of `test_family`: thin lines, solid glyphs, game art, many colours, pixel art, signs of maps."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Families of sets (each set's family, named by its first set), and signatures that no training picture has."""
+
+    families: Mapping[str, str]
+    signatures: np.ndarray
+
+    @classmethod
+    def read(cls) -> "HeldOut":
+        """What this version of the corpus holds out."""
+        groups = json.loads(FAMILIES.read_text(encoding="utf-8"))
+        families = {prefix: group[0] for group in groups for prefix in group}
+        with np.load(TRANSFER_TESTS, allow_pickle=False) as file:
+            return cls(families, file["signatures"])
+
+    def family_of(self, prefix: str) -> str:
+        """The family of a set."""
+        return self.families[prefix]
+
+    def split_of(self, prefix: str) -> str | None:
+        """The split of a set: `train`, `val`, `test_family_SET`, or none if it draws like a set that is held out."""
+        if prefix in VAL:
+            return "val"
+        if prefix in TEST:
+            return f"test_family_{prefix}"
+        return None if self.family_of(prefix) in self._held_out else "train"
+
+    @cached_property
+    def _held_out(self) -> set[str]:
+        return {self.family_of(prefix) for prefix in (*VAL, *TEST) if prefix in self.families}
+
+
+def has_near(queries: np.ndarray, others: np.ndarray, near: int) -> np.ndarray:
+    """Which signatures have another one within a root mean square difference of `near`.
+
+    The sums are of integers below 2^24, so fp32 holds them exactly, and the answer is the same on any machine.
+    """
+    if not len(others):
+        return np.zeros(len(queries), bool)
+    references = others.astype(np.float32)
+    squared = (references**2).sum(axis=1)
+    found = [np.zeros(0, bool)]
+    for part in np.array_split(queries, max(1, len(queries) // 1024)):
+        part = part.astype(np.float32)
+        distances = (part**2).sum(axis=1)[:, None] - 2 * part @ references.T + squared
+        found.append(distances.min(axis=1) <= near**2 * queries.shape[1])
+    return np.concatenate(found)
+
+
+# --- Pairs
 
 MAX_MORE = 4
 """Further captions of a training pair, of all tags and aliases."""
@@ -151,8 +222,3 @@ def _thin_evaluation(selection: Selection) -> None:
             captions.add(pair.caption)
         kept.append(pair)
     selection.pairs = kept
-
-
-def unit_hash(salt: str, name: str) -> float:
-    """A number in [0, 1) that depends on the name alone, so that adding an icon moves no other."""
-    return int.from_bytes(hashlib.sha256(f"{salt}:{name}".encode()).digest()[:8], "big") / 2**64

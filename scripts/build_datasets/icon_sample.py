@@ -1,6 +1,6 @@
 """Cut a sample of 400 icons out of the packages of the corpus `icons`, for tests: archives that are built from alike.
 
-    python scripts/icon_sample.py OUT [--archives FOLDER]
+    python scripts/build_datasets/icon_sample.py OUT [--archives FOLDER]
 
 OUT gets one small archive for each package, with the same layout inside; the tests know no other ones.
 """
@@ -13,8 +13,8 @@ import re
 import tarfile
 from pathlib import Path
 
-from grr_coca.data.corpus.icons.packages import Archives
-from grr_coca.data.corpus.icons.sets import LOGO_SETS
+from icon_sources import LOGO_SETS, Archives
+
 from grr_coca.files import user_cache
 
 ICONS = {

@@ -1,8 +1,7 @@
 """Captions of icons: words of the thing, without those of drawing style."""
 
 import pytest
-
-from grr_coca.data.corpus.icons.captions import (
+from icon_captions import (
     Styles,
     brand_captions,
     caption_of,

@@ -27,7 +27,7 @@ BENCHMARKS := training scaling parts arms demo captioning imported loader order 
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
 
-.PHONY: try demo test test-slow test-builders test-milvus test-ray servers-milvus servers-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets icons scenes docs notebook weights clean
+.PHONY: try demo test test-slow test-scripts test-milvus test-ray servers-milvus servers-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets icons scenes docs notebook weights clean
 
 # A caption of each drawing by the model that comes with the code.
 try: $(VENV)/.use
@@ -39,9 +39,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev lint
 	$(PYTEST) $(WORKERS) -m "not slow"
 
-# The builders of corpora, on a sample of their packages.
-test-builders: $(VENV)/.dev
-	$(PYTEST) tests/build_datasets -m slow
+# What is no part of the package, in a small form: the builders of corpora, and the adapter for clip_benchmark.
+test-scripts: $(VENV)/.dev
+	$(PYTEST) tests/build_datasets tests/test_clip_benchmark.py -m slow
 
 test-slow: $(VENV)/.docs
 	$(PYTEST) -m slow --timeout 3600

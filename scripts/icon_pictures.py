@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from grr_coca import load
-from grr_coca.data.contact_sheet import Font, label_font
+from grr_coca.data.survey import Font, label_font
 from grr_coca.files import in_cache
 from grr_coca.inference.model import ImageTextModel
 from icon_search import Icon, read_icons

@@ -11,7 +11,7 @@ jaxtyping.install_import_hook(["icon_drawings", "scenes"], "shape_check.check")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Builders are no part of the package: `make test-builders` and `make test-slow` run their tests."""
+    """Builders are no part of the package: `make test-scripts` and `make test-slow` run their tests."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slow)

@@ -10,13 +10,12 @@ import tyro
 
 from grr_coca.cli.output.progress import bars
 from grr_coca.cli.output.writing import require_other, require_suffix, require_writable, write_output
-from grr_coca.data.contact_sheet import contact_sheet
 from grr_coca.data.convert import Conversion, convert, source_state
 from grr_coca.data.sources.by_image import ByImage
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.pairs import PairSource
-from grr_coca.data.survey import Survey, check_source, sample_source
+from grr_coca.data.survey import Survey, check_source, contact_sheet, sample_source
 from grr_coca.errors import UserError
 from grr_coca.messages import on_one_line
 

@@ -1,9 +1,9 @@
 """Runs our checkpoints in clip_benchmark (`pip install clip-benchmark webdataset`).
 
-    python -m grr_coca.evaluate.clip_benchmark eval --pretrained runs/mine --dataset wds/NAME --dataset_root FOLDER \\
+    python benchmarks/run_clip_benchmark.py eval --pretrained runs/mine --dataset wds/NAME --dataset_root FOLDER \\
         --task zeroshot_classification --output result.json
 
-All options of clip_benchmark work. It has no public way to register a model, so this module adds one to its table of
+All options of clip_benchmark work. It has no public way to register a model, so this script adds one to its table of
 model types, and then calls its command line.
 """
 

@@ -3,8 +3,10 @@
 import json
 import sys
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,13 @@ from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.images import decode_image
 from grr_coca.errors import UserError
 from grr_coca.evaluate.classification.zeroshot import embed_texts, make_classifier
-from grr_coca.evaluate.clip_benchmark import (
+from grr_coca.evaluate.retrieval import make_gallery, retrieve
+from support import finished_run, real_pairs, write_tar
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+jaxtyping.install_import_hook(["run_clip_benchmark"], "shape_check.check")
+
+from run_clip_benchmark import (  # noqa: E402
     ClipModel,
     load_grr_coca,
     main,
@@ -22,8 +30,8 @@ from grr_coca.evaluate.clip_benchmark import (
     repair_accuracy,
     top_k_accuracy,
 )
-from grr_coca.evaluate.retrieval import make_gallery, retrieve
-from support import finished_run, real_pairs, write_tar
+
+pytestmark = pytest.mark.slow
 
 CLASSES = ("heart", "star", "face", "flag", "hand", "moon")
 TEMPLATES = ("a picture of a {c}.", "{c}")

@@ -18,11 +18,11 @@ from machine import RESULTS, report
 
 from grr_coca.fast.model_copy import fast_copy
 from grr_coca.ranks import Ranks
-from grr_coca.study.plan.plan import Arm, Plan, read_plan
-from grr_coca.study.plan.stages import stage_recipe
-from grr_coca.study.report.words import arm_titles
-from grr_coca.train.run.setup import new_checkpoint, training_batches, training_sources
-from grr_coca.train.step.trainer import build_trainer, count_tokens
+from grr_coca.study.plan import Arm, Plan, read_plan
+from grr_coca.study.report.answer import arm_titles
+from grr_coca.study.stages import stage_recipe
+from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
+from grr_coca.train.step import build_trainer, count_tokens
 
 PLAN = Path(__file__).parents[1] / "studies" / "primary" / "plan.yaml"
 STAGE = "pictograms"

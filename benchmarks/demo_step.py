@@ -55,10 +55,10 @@ class Arm:
         import torch
 
         from grr_coca.ranks import Ranks
+        from grr_coca.train.launch import decide
         from grr_coca.train.recipe import load_recipe
-        from grr_coca.train.run.numerics import decide
-        from grr_coca.train.run.setup import new_checkpoint, training_batches, training_sources
-        from grr_coca.train.step.trainer import build_trainer
+        from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
+        from grr_coca.train.step import build_trainer
 
         torch.set_num_threads(1)
         recipe = load_recipe(RECIPE)
@@ -91,7 +91,7 @@ class Arm:
         return {"seconds": seconds, "names": [event.key for event in counted]}
 
     def _step(self) -> float:
-        from grr_coca.train.step.trainer import count_tokens
+        from grr_coca.train.step import count_tokens
 
         batches = self.batches[self.done % BATCHES]
         began = time.perf_counter()

@@ -21,11 +21,10 @@ from machine import RESULTS, machine
 
 from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.sources.open import open_source
-from grr_coca.evaluate.captioning.caption_split import caption_split
+from grr_coca.evaluate.caption_split import caption_split
 from grr_coca.study.demo.plan import demo_recipes
 from grr_coca.study.ledger import PLAN_FILE
-from grr_coca.study.plan.folder import DemoPlan
-from grr_coca.study.plan.plan import read_plan
+from grr_coca.study.plan import DemoPlan, read_plan
 
 DRAWING = Path(__file__).parents[1] / "docs" / "drawings" / "guitar.webp"
 COLD_STARTS = 5

@@ -19,7 +19,7 @@ import torch
 from machine import machine
 
 import grr_coca
-from grr_coca.data.image_files.find import find_images
+from grr_coca.data.image_files import find_images
 from grr_coca.data.images import decode_image
 
 RESULTS = Path(__file__).parent / "results" / "icons.json"

@@ -16,10 +16,10 @@ from machine import report
 
 from grr_coca.batch import Batch
 from grr_coca.ranks import Ranks
+from grr_coca.train.launch import decide
 from grr_coca.train.recipe import load_recipe
-from grr_coca.train.run.numerics import decide
-from grr_coca.train.run.setup import new_checkpoint, training_batches, training_sources
-from grr_coca.train.step.trainer import Trainer, build_trainer, count_tokens
+from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
+from grr_coca.train.step import Trainer, build_trainer, count_tokens
 
 ROUNDS, WARM_UP = 12, 2
 TARGET = 5.0

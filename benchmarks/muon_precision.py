@@ -16,10 +16,10 @@ import torch
 from machine import report
 
 from grr_coca.ranks import Ranks
+from grr_coca.train.logs import read_metrics
+from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe, load_recipe
-from grr_coca.train.run.logs import read_metrics
-from grr_coca.train.run.loop import train
-from grr_coca.train.run.setup import new_checkpoint
+from grr_coca.train.setup import new_checkpoint
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pictograms.yaml"
 PRECISIONS = ("fp32", "bf16")

@@ -15,9 +15,8 @@ import numpy as np
 from machine import report
 
 from grr_coca.data.order import GlobalBatches, Shuffle, TrainingOrder
-from grr_coca.data.sources.shards.index import MIN_SHARD_SIZE, write_index
-from grr_coca.data.sources.shards.source import TarShards
-from grr_coca.data.sources.shards.tar_scan import ROW, ShardIndex
+from grr_coca.data.sources.shards import MIN_SHARD_SIZE, TarShards, write_index
+from grr_coca.data.sources.tar import ROW, ShardIndex
 
 NUM_SHARDS, PAIRS_PER_SHARD, BATCH_SIZE = 1_200, 10_000, 4_096
 TARGETS = {"state, bytes": 1024, "seek, s": 1.0, "memory, MB": 200}

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.data.dataset import pad_rows
 from grr_coca.data.images import open_rgb
-from grr_coca.data.rows import pad_rows
 from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa

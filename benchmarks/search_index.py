@@ -29,7 +29,7 @@ import numpy as np
 from machine import machine
 
 import grr_coca
-from grr_coca.data.image_files.find import find_images
+from grr_coca.data.image_files import find_images
 from grr_coca.data.images import decode_image
 from grr_coca.files import user_cache
 from grr_coca.registry import DEFAULT

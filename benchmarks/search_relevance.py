@@ -23,7 +23,7 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.files import in_cache
 from grr_coca.inference.model import ImageTextModel
 from grr_coca.registry import DEFAULT
-from grr_coca.search.answering.relevance import NOTHING, OFFSET, PER_AGREEMENT, PER_DEVIATION, evidence, relevances
+from grr_coca.search.relevance import NOTHING, OFFSET, PER_AGREEMENT, PER_DEVIATION, evidence, relevances
 
 PICTOGRAMS = Path(__file__).parents[1] / "datasets" / "pictograms"
 RESULTS = Path(__file__).parent / "results" / "search_relevance.json"

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from grr_coca.train.step.trainer import Trainer
+from grr_coca.train.step import Trainer
 
 HEAD, UPDATE = "head and losses", "clipping and update"
 PARTS = {

@@ -107,7 +107,7 @@ class Ours(Contestant):
         from sizes import fresh_checkpoint, training_recipe
 
         from grr_coca.ranks import Ranks
-        from grr_coca.train.step.trainer import build_trainer
+        from grr_coca.train.step import build_trainer
 
         recipe = training_recipe(setup["precision"], setup["compile"], setup.get("gradient_checkpointing", 0.0))
         start = fresh_checkpoint(recipe, setup.get("size"))
@@ -125,7 +125,7 @@ class Ours(Contestant):
 
     def train(self, prepared: Any) -> float:
         """The trainer's step."""
-        from grr_coca.train.step.trainer import count_tokens
+        from grr_coca.train.step import count_tokens
 
         metrics = self.trainer.step([prepared], count_tokens([prepared]), self.num_steps)
         self.num_steps += 1

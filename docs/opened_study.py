@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grr_coca.study.ledger import DIGESTS_FILE, PLAN_FILE, Ledger, ledger_files, read_ledger
-from grr_coca.study.plan.folder import plan_of_folder
-from grr_coca.study.plan.plan import Plan, arm_named, compared_with
-from grr_coca.study.report.numbers.results import StudyResults, study_results
+from grr_coca.study.plan import Plan, arm_named, compared_with, plan_of_folder
+from grr_coca.study.report.numbers import StudyResults, study_results
 
 
 class Asked(NamedTuple):

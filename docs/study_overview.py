@@ -6,11 +6,10 @@ from pathlib import Path
 from opened_study import Asked, Study, open_study
 
 from grr_coca.study.ledger import ledger_files
-from grr_coca.study.report.figures.forest import ForestPanel, forest_plot
-from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
-from grr_coca.study.report.numbers.results import EndpointResult
+from grr_coca.study.report.answer import verdict
+from grr_coca.study.report.figures import ForestPanel, forest_plot
+from grr_coca.study.report.numbers import PHASE_TITLES, Endpoint, EndpointResult
 from grr_coca.study.report.tables import Table, as_markdown, effect_cell
-from grr_coca.study.report.verdict import verdict
 
 SETTINGS = {
     "studies/primary": "emoji, 64 patches, 600 steps",

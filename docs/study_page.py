@@ -14,12 +14,9 @@ from pathlib import Path
 from opened_study import Asked, Study, ledger_digest, open_study
 from study_overview import full_overview, overview_figures, overview_folders, short_overview
 
-from grr_coca.study.report.answer import answer
-from grr_coca.study.report.figures.all import StudyFigures, late_changes, study_figures
-from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
-from grr_coca.study.report.numbers.results import StudyResults
-from grr_coca.study.report.paper import reported_change
-from grr_coca.study.report.parts import parts_shown
+from grr_coca.study.report.answer import answer, arm_titles, parts_shown, reported_change, signed
+from grr_coca.study.report.figures import StudyFigures, late_changes, study_figures
+from grr_coca.study.report.numbers import PHASE_TITLES, Endpoint, StudyResults
 from grr_coca.study.report.tables import (
     SHOWN_FROM,
     Table,
@@ -29,9 +26,8 @@ from grr_coca.study.report.tables import (
     effect_cell,
     endpoint_table,
     factorial_tables,
+    tuning_table,
 )
-from grr_coca.study.report.tuning import tuning_table
-from grr_coca.study.report.words import arm_titles, signed
 from grr_coca.train.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]

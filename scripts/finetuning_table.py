@@ -26,9 +26,9 @@ from grr_coca.evaluate.split import aggregate, scaling_of
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.losses import LossWeights
 from grr_coca.ranks import Ranks
+from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe, load_recipe
-from grr_coca.train.run.loop import train
-from grr_coca.train.run.setup import new_checkpoint
+from grr_coca.train.setup import new_checkpoint
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 DOMAINS = ("health", "clipart", "glyphs")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from grr_coca import Index
-from grr_coca.evaluate.bootstrap import Measure
+from grr_coca.evaluate.intervals import Measure
 from grr_coca.files import in_cache
 from icon_search import TOP, Icon, Query, all_queries, hidden_queries, ndcg, read_icons
 

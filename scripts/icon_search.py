@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.data.sources.open import find_files
-from grr_coca.evaluate.bootstrap import Measure
+from grr_coca.evaluate.intervals import Measure
 from grr_coca.inference.model import ImageTextModel
 from grr_coca.registry import Figure
 

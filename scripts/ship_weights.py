@@ -16,11 +16,11 @@ import torch
 import yaml
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained, write_files
+from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.pairs import PairSource
-from grr_coca.evaluate.bootstrap import Measure
-from grr_coca.evaluate.captioning.caption_split import caption_split
+from grr_coca.evaluate.caption_split import caption_split
 from grr_coca.evaluate.checkpoint import measure_checkpoint
+from grr_coca.evaluate.intervals import Measure
 from grr_coca.files import CACHE, whole_folder
 from grr_coca.inference.model import ImageTextModel
 from grr_coca.losses import LossWeights

@@ -25,8 +25,7 @@ jaxtyping.install_import_hook(modules_with_shapes(), "shape_check.check")
 
 from grr_coca.batch import Batch  # noqa: E402
 from grr_coca.config import CoCaConfig, TransformerConfig  # noqa: E402
-from grr_coca.data.dataset import next_token_labels  # noqa: E402
-from grr_coca.data.rows import pad_rows  # noqa: E402
+from grr_coca.data.dataset import next_token_labels, pad_rows  # noqa: E402
 from grr_coca.presets import get_preset  # noqa: E402
 
 torch.set_num_threads(1)

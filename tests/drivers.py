@@ -21,11 +21,10 @@ from grr_coca.batch import Batch
 from grr_coca.data.dataset import PairDataset
 from grr_coca.losses import CaptioningLoss
 from grr_coca.model import CoCa
-from grr_coca.train.run import launch
-from grr_coca.train.run.launch import launched
-from grr_coca.train.step import parallel
-from grr_coca.train.step.parallel import ParallelModel
-from grr_coca.train.step.trainer import Trainer
+from grr_coca.train import launch, parallel
+from grr_coca.train.launch import launched
+from grr_coca.train.parallel import ParallelModel
+from grr_coca.train.step import Trainer
 
 WEE = presets.Size(
     image_size=64,

@@ -14,21 +14,18 @@ from torch import Tensor
 
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig, TransformerConfig
-from grr_coca.data.dataset import next_token_labels
-from grr_coca.data.rows import pad_rows
+from grr_coca.data.dataset import next_token_labels, pad_rows
 from grr_coca.losses import LossWeights
 from grr_coca.model import CoCa, build
 from grr_coca.presets import get_preset
 from grr_coca.ranks import Ranks
+from grr_coca.train.blocks import checkpoint_blocks
+from grr_coca.train.checkpoints import whole_tensors
+from grr_coca.train.launch import launched
+from grr_coca.train.optimizer import Ema, Optimizers, freeze
+from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, Parallelism, ScheduleRecipe
-from grr_coca.train.run.launch import launched
-from grr_coca.train.step.blocks import checkpoint_blocks
-from grr_coca.train.step.ema import Ema
-from grr_coca.train.step.gradients import compute_gradients
-from grr_coca.train.step.optimizer import Optimizers, freeze
-from grr_coca.train.step.parallel import ParallelModel
-from grr_coca.train.step.trainer import Trainer, count_tokens
-from grr_coca.train.survival.state import whole_tensors
+from grr_coca.train.step import Trainer, compute_gradients, count_tokens
 from support import by_caption
 
 NUM_WORDS = (3, 9, 1, 2, 12, 5, 2, 20)

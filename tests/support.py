@@ -20,13 +20,15 @@ from torch import Tensor
 
 from grr_coca.batch import Batch, CoCaOutput
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.sources.pairs import RawPair
-from grr_coca.data.sources.shards.source import TarShards
-from grr_coca.evaluate.metrics import rank_of_first_hit
-from grr_coca.evaluate.retrieval import QueryRanks
+from grr_coca.data.sources.base import RawPair
+from grr_coca.data.sources.shards import TarShards
+from grr_coca.evaluate.retrieval import QueryRanks, rank_of_first_hit
 from grr_coca.losses import Losses, LossWeights, batch_loss
 from grr_coca.model import CoCa
 from grr_coca.ranks import Ranks
+from grr_coca.train.loop import OnStep, train
+from grr_coca.train.optimizer import Optimizers
+from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import (
     DataRecipe,
     EvaluationRecipe,
@@ -35,11 +37,8 @@ from grr_coca.train.recipe import (
     ScheduleRecipe,
     TokenizerRecipe,
 )
-from grr_coca.train.run.loop import OnStep, train
-from grr_coca.train.run.setup import new_checkpoint
-from grr_coca.train.step.optimizer import Optimizers
-from grr_coca.train.step.parallel import ParallelModel
-from grr_coca.train.step.trainer import Trainer
+from grr_coca.train.setup import new_checkpoint
+from grr_coca.train.step import Trainer
 
 DATASETS = Path(__file__).parents[1] / "datasets"
 CPU = torch.device("cpu")

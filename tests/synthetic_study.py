@@ -10,7 +10,7 @@ import yaml
 
 from grr_coca.structure import to_dict
 from grr_coca.study.ledger import CaptionedExample, CurvePoint, Digests, LedgerRow, write_digests
-from grr_coca.study.report.numbers.corners import PARTS_OF_PRESET
+from grr_coca.study.report.numbers import PARTS_OF_PRESET
 
 STAGES = ("pictograms", "health", "clipart", "glyphs")
 STEPS = (600, 60, 60, 100)

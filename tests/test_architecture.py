@@ -1,4 +1,4 @@
-"""The house: imports go downward, files and folders stay readable. See `docs/design.md`."""
+"""The house: imports go downward, room by room, and no files import each other in a circle. See `docs/design.md`."""
 
 import ast
 from pathlib import Path
@@ -79,10 +79,58 @@ def test_every_room_has_a_floor_and_every_floor_its_rooms() -> None:
     assert rooms - {"__init__"} == FLOOR_OF.keys() - {""}, f"see FLOORS in {Path(__file__).name}"
 
 
+def _graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """The files that each file imports, late imports included, by module."""
+    return {
+        module: {name if name in sources else name.rpartition(".")[0] for name in _names(source)}
+        & sources.keys() - {module}
+        for module, source in sources.items()
+    }
+
+
+def _names(source: str) -> set[str]:
+    """Modules that a file imports, and what it takes from them, since `from grr_coca.data import order` is a module."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    return {*_imported(source), *(f"{node.module}.{alias.name}" for node in nodes for alias in node.names)}
+
+
+def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected components of more than one file."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for other in graph[waiting.pop()] - found:
+                found.add(other)
+                waiting.append(other)
+        return found
+
+    reach = {module: reached(module) for module in graph}
+    circles = {frozenset(other for other in reach[module] if module in reach[other]) for module in graph}
+    return sorted(sorted(circle) for circle in circles if circle)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    sources = {_module(path): path.read_text(encoding="utf-8") for path in FILES}
+    # The package and `__init__` files hand names on from below, by late imports: whoever imports them imports the file.
+    assert _circles(_graph(sources)) == []
+
+
+def test_a_circle_of_late_imports_would_be_seen() -> None:
+    sources = {
+        "grr_coca.a": "from grr_coca.b import f",
+        "grr_coca.b": "def f():\n    from grr_coca import c",
+        "grr_coca.c": "import grr_coca.a",
+        "grr_coca.d": "from grr_coca.a import x",
+    }
+    assert _circles(_graph(sources)) == [["grr_coca.a", "grr_coca.b", "grr_coca.c"]]
+
+
 def test_an_upward_import_would_be_seen() -> None:
-    source = "import grr_coca.cli\ndef f():\n    from grr_coca.train.run.loop import train\nfrom grr_coca import data\n"
-    assert _imported(source) == ["grr_coca.cli", "grr_coca.data", "grr_coca.train.run.loop"]
-    assert FLOOR_OF[_room("grr_coca.train.run.loop")] > FLOOR_OF[_room("grr_coca.model.build")]
+    source = "import grr_coca.cli\ndef f():\n    from grr_coca.train.loop import train\nfrom grr_coca import data\n"
+    assert _imported(source) == ["grr_coca.cli", "grr_coca.data", "grr_coca.train.loop"]
+    assert FLOOR_OF[_room("grr_coca.train.loop")] > FLOOR_OF[_room("grr_coca.model.build")]
 
 
 def test_no_two_files_of_tests_have_one_name() -> None:

@@ -61,7 +61,7 @@ def test_the_parts_of_a_step_add_up_to_the_whole(tiny_config, make_batch):
     from grr_coca.model import build
     from grr_coca.ranks import Ranks
     from grr_coca.train.recipe import DataRecipe, Recipe, ScheduleRecipe
-    from grr_coca.train.step.trainer import build_trainer, count_tokens
+    from grr_coca.train.step import build_trainer, count_tokens
 
     config = tiny_config()
     start = Checkpoint(

@@ -15,8 +15,8 @@ from PIL import Image
 from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.images import decode_image
 from grr_coca.errors import UserError
-from grr_coca.evaluate.classification.zeroshot import embed_texts, make_classifier
 from grr_coca.evaluate.retrieval import make_gallery, retrieve
+from grr_coca.evaluate.zeroshot import embed_texts, make_classifier
 from support import finished_run, real_pairs, write_tar
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

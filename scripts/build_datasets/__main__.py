@@ -65,7 +65,7 @@ def build_cached(name: str, out: Path | None) -> int:
         name: of the corpus.
         out: a new folder for it; None: in the user's cache.
     """
-    from grr_coca.cli.output.progress import bars
+    from grr_coca.cli.progress import bars
     from grr_coca.errors import UserError
     from grr_coca.extras import require_extra
 

@@ -40,7 +40,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None) -> "Image
     scheme, _, path = str(name).partition(":")
     if scheme != OPEN_CLIP:
         return load_model(name, device)
-    from grr_coca.inference.device import choose_device
+    from grr_coca.inference.model import choose_device
     from grr_coca.interop.open_clip.read import read_open_clip
 
     return ImageTextModel(read_open_clip(Path(path), device=choose_device(device)))

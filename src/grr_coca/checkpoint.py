@@ -7,7 +7,7 @@
 | `tokenizer.json` | the tokenizer, in Hugging Face's format |
 | `preprocess.json` | how images are resized and normalized |
 | `manifest.json` | size and SHA-256 of each file |
-| `training/` | what a run needs to continue; see `grr_coca.train.survival.snapshot` |
+| `training/` | what a run needs to continue; see `grr_coca.train.checkpoints` |
 """
 
 import json
@@ -24,8 +24,8 @@ from torch import Tensor
 
 from grr_coca.checkpoint_files import FILES, find_checkpoint, read_json
 from grr_coca.config import CoCaConfig
+from grr_coca.data.dataset import pad_rows
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.rows import pad_rows
 from grr_coca.data.tokenizer import Cleaning, Tokenizer
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, listed_files, verify_folder, whole_folder

@@ -226,7 +226,7 @@ def batch_loss(
 ) -> Losses:
     """CoCa's loss of one batch, in one piece and on one process.
 
-    Training computes the same loss in pieces and on many processes (`grr_coca.train.step.gradients`).
+    Training computes the same loss in pieces and on many processes (`grr_coca.train.step`).
 
     Args:
         output: the model's output for the batch.

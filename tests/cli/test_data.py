@@ -6,12 +6,12 @@ import tarfile
 import pytest
 from PIL import Image
 
-from grr_coca.cli.data import pairs
+from grr_coca.cli import data as pairs
 from grr_coca.data import convert as convert_module
 from grr_coca.data.convert import Conversion, convert
 from grr_coca.data.images import decode_image
-from grr_coca.data.sources.by_image import ByImage
 from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.views import ByImage
 from support import encode_image, real_pairs, shard_members, with_caption, write_shard, write_tar
 
 PAIRS = real_pairs(20)
@@ -91,7 +91,7 @@ def test_a_sheet_takes_the_place_of_no_data_and_of_nothing_but_a_picture(
 ):
     table = tmp_path / "pairs.png"
     table.write_bytes(spoiled.read_bytes())
-    monkeypatch.setattr("grr_coca.cli.data.pairs.open_source", lambda _: open_source(str(spoiled)))
+    monkeypatch.setattr("grr_coca.cli.data.open_source", lambda _: open_source(str(spoiled)))
     assert "would take the place of what is read" in refused("data", "check", table, "--sheet", table)
     assert "the suffix says the format" in refused("data", "check", spoiled, "--sheet", tmp_path / "pairs.csv")
 

@@ -165,7 +165,7 @@ def test_what_cannot_be_meant_is_refused(refused, run, tmp_path, monkeypatch, ar
 
 
 def test_more_keys_than_safetensors_holds_are_refused(refused, run, image_files, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.cli.output.vectors.MAX_HEADER", 100)
+    monkeypatch.setattr("grr_coca.cli.vectors.MAX_HEADER", 100)
     message = refused("embed", *image_files, "-c", run.folder, "--out", tmp_path / "v.safetensors")
     assert "use .parquet or .npy" in message
     assert "embedded" not in message, "before the work"

@@ -117,7 +117,7 @@ def test_the_folder_for_captions_is_made_before_there_are_any(grr_coca, refused,
     assert said.code == 0, said.err
     assert (tmp_path / "new" / "captions.jsonl").exists()
     (tmp_path / "file").touch()
-    monkeypatch.setattr("grr_coca.cli.measuring.tasks.caption_split", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("grr_coca.cli.tasks.caption_split", lambda *_, **__: pytest.fail("too late"))
     out = tmp_path / "file" / "captions.jsonl"
     assert f"{out}: cannot be written" in refused("evaluate", run.folder, *options, "--out", out)
     assert f"{tmp_path}: is a folder" in refused("evaluate", run.folder, *options, "--out", tmp_path)

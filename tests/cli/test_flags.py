@@ -153,7 +153,7 @@ DATA_FLAGS = {
 
 @pytest.mark.parametrize("action", sorted(DATA_FLAGS))
 def test_the_flags_of_a_data_action_are_these_and_explained(grr_coca, action):
-    signature = inspect.signature(getattr(importlib.import_module("grr_coca.cli.data.pairs"), action.capitalize()))
+    signature = inspect.signature(getattr(importlib.import_module("grr_coca.cli.data"), action.capitalize()))
     flags = {name: plain(parameter.default) for name, parameter in signature.parameters.items()}
     assert flags == DATA_FLAGS[action]
     said = grr_coca("data", action, "--help")

@@ -16,8 +16,8 @@ from PIL import Image
 
 import grr_coca as package
 from grr_coca.cli import main
-from grr_coca.cli.output.thumbnails import thumbnail_kind, thumbnail_lines
-from grr_coca.data.image_files.find import Span
+from grr_coca.cli.thumbnails import thumbnail_kind, thumbnail_lines
+from grr_coca.data.image_files import Span
 
 DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"
 
@@ -156,7 +156,7 @@ def test_a_killed_index_goes_on_where_it_was(grr_coca, tmp_path):
         Image.new("RGB", (40, 40), (number * 4, 0, 255 - number)).save(folder / f"{number}.png")
     code = """if True:
         import sys
-        from grr_coca.search.updating import update
+        from grr_coca.search import update
         update.SECONDS_BETWEEN_COMMITS = 0
         from grr_coca.cli import main
         sys.exit(main(sys.argv[1:]))
@@ -401,7 +401,7 @@ def test_in_python_an_index_is_a_context_that_is_searched_and_changed(tmp_path):
 
 def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(refused, drawings, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca.search.index.Index.search", lambda *_, **__: pytest.fail("too late"))
-    monkeypatch.setattr("grr_coca.cli.exchange.export_index.export_parquet", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("grr_coca.cli.export_index.export_parquet", lambda *_: pytest.fail("too late"))
     (tmp_path / "file").touch()
     for command, name in (
         (["search", drawings / "index", "cat"], "a.html"),
@@ -420,7 +420,7 @@ def test_an_index_goes_through_a_file_and_is_searched_again(grr_coca, drawings, 
 
 
 def test_a_demo_ends_with_a_search_over_its_pictures_and_names_the_commands(grr_coca, tmp_path, monkeypatch):
-    from grr_coca.cli.training.closing import closing_lines
+    from grr_coca.cli.demo_pages import closing_lines
     from grr_coca.study.demo.plan import load_demo
 
     monkeypatch.setattr("sys.argv", ["grr-coca"])

@@ -152,7 +152,7 @@ def test_a_caption_imports_only_what_it_needs(run, image_files, tmp_path):
 @pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1"}], ids=["plain", "forced"])
 def test_progress_sends_no_control_codes_to_what_is_no_terminal(tmp_path, environment):
     code = """if True:
-        from grr_coca.cli.output import progress
+        from grr_coca.cli import progress
         progress.SECONDS_BETWEEN_LINES = 0
         with progress.bars({"captions": 10}) as shown:
             for done in range(10):

@@ -8,7 +8,7 @@ import pytest
 
 from grr_coca.cli import main
 from grr_coca.study.ledger import LEDGER_FILE, LedgerWriter
-from grr_coca.study.running import pace
+from grr_coca.study.running import expectation as pace
 from grr_coca.train.recipe import save_recipe
 from support import disk_of, finetuning, real_pairs, tiny_recipe, write_shard
 

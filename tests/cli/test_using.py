@@ -102,7 +102,7 @@ def test_info_of_two_presets_shows_what_they_differ_in(grr_coca):
 
 
 def test_info_of_a_batch_foretells_a_training_step_on_this_machine(grr_coca, monkeypatch):
-    monkeypatch.setattr("grr_coca.cli.measuring.step_forecast.matmul_rate", lambda *_: 100e9)
+    monkeypatch.setattr("grr_coca.cli.anatomy.matmul_rate", lambda *_: 100e9)
     said = grr_coca("info", "grr_coca", "--batch", 256, "--text-length", 12)
     assert said.code == 0, said.err
     for words in ("a training step of 256 pairs", "fp32 100 GFLOP/s", "assumed", "fp32, 48 tokens", "bf16, 12 tokens"):

@@ -16,10 +16,9 @@ from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
-from grr_coca.data.loader import make_loader
+from grr_coca.data.loader import ReplacementLog, make_loader
 from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.replacements import ReplacementLog
 from grr_coca.data.sources import views
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Chain, Subset, caption_texts, every_caption, sound_pairs
@@ -81,7 +80,7 @@ def spoiled(tmp_path):
     Returns the source and the cause of each bad sample by index.
     """
     expected = {}
-    with warnings_of("grr_coca.data.sources.shards.source"):
+    with warnings_of("grr_coca.data.sources.shards"):
         for shard in range(2):
             pairs = list(PAIRS[100 * shard : 100 * shard + 100])
             members = shard_members(pairs)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from grr_coca.data import image_files as find
 from grr_coca.data.bad import BadSample
-from grr_coca.data.image_files import find
-from grr_coca.data.image_files.find import find_images
+from grr_coca.data.image_files import find_images
 from grr_coca.data.images import MAX_BYTES
 from grr_coca.errors import UserError
 from support import real_pairs, shard_members, write_shard, write_tar
@@ -179,7 +179,7 @@ def test_a_shard_without_images_is_an_image_that_fails(tmp_path, members):
 
 @pytest.mark.parametrize("name", ["pairs.csv", "coco.json#val", "pairs.parquet", "pairs.jsonl"])
 def test_tables_are_read_as_training_data_are(tmp_path, monkeypatch, name):
-    from grr_coca.data.sources.shards.source import TarShards
+    from grr_coca.data.sources.shards import TarShards
 
     asked = []
     source = TarShards([write_shard(tmp_path / "a.tar", real_pairs(2))])

@@ -8,8 +8,8 @@ import torchvision.transforms.v2.functional as torchvision
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
-from grr_coca.data.augmentation.apply import change_images, mix_images
-from grr_coca.data.augmentation.random_change import LUMA, Augmentation, Change
+from grr_coca.data.augment import change_images, mix_images
+from grr_coca.data.augmentation import LUMA, Augmentation, Change
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef

@@ -5,10 +5,9 @@ import importlib.util
 import pytest
 from PIL import Image
 
-from grr_coca.data import svg as svg_module
+from grr_coca.data import images as svg_module
 from grr_coca.data.bad import BadSample
-from grr_coca.data.images import decode_image, open_header
-from grr_coca.data.svg import SIDE, is_svg
+from grr_coca.data.images import SIDE, decode_image, is_svg, open_header
 
 pytest.importorskip("resvg_py")
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grr_coca.errors import UserError
-from grr_coca.evaluate import bootstrap
-from grr_coca.evaluate.bootstrap import Measure, by_image, draws
-from grr_coca.evaluate.captioning.scores import score_captions
+from grr_coca.evaluate import intervals as bootstrap
+from grr_coca.evaluate.captions import score_captions
+from grr_coca.evaluate.intervals import Measure, by_image, draws
 
 RNG = np.random.default_rng(0)
 

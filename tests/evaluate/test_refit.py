@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from grr_coca.evaluate.refit import refit_scaling
-from grr_coca.evaluate.split import Embeddings, Scaling, split_contrastive_loss
+from grr_coca.evaluate.split import Embeddings, Scaling, refit_scaling, split_contrastive_loss
 from grr_coca.model.coca import MAX_LOGIT_SCALE
 
 N, BATCH = 64, 16

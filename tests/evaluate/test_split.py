@@ -23,7 +23,7 @@ from grr_coca.evaluate.split import (
     split_contrastive_loss,
 )
 from grr_coca.losses import EmbeddedPairs, LossWeights, contrastive_loss, same_pair
-from grr_coca.train.run.setup import new_checkpoint
+from grr_coca.train.setup import new_checkpoint
 from support import ALONE, BATCH_SIZE, PairsInMemory, by_caption, real_pairs, tiny_recipe, with_caption, write_shard
 
 NUM_PAIRS = 20

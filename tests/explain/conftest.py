@@ -8,9 +8,8 @@ import torch
 from scenes import COLOURS, PATCH, SIDE, scene
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.dataset import next_token_labels
+from grr_coca.data.dataset import next_token_labels, pad_rows
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.rows import pad_rows
 from grr_coca.data.tokenizer import CLS_SLOT, train_bpe
 from grr_coca.losses import EmbeddedPairs, captioning_loss, contrastive_loss
 from grr_coca.model import build

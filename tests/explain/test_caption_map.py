@@ -8,8 +8,7 @@ from scenes import COLOURS, SIDE, scene
 
 from grr_coca.data.tokenizer import clip_bpe, train_bpe
 from grr_coca.explain import caption_maps
-from grr_coca.explain.caption import patch_relevance
-from grr_coca.explain.words import group_words
+from grr_coca.explain.caption import group_words, patch_relevance
 from grr_coca.model import build
 from support import next_token_logits
 

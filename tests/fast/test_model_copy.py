@@ -11,12 +11,9 @@ import torch
 from torch import nn
 
 from grr_coca.config import CoCaConfig
-from grr_coca.fast.cross_attention import AbsorbedCrossAttention
-from grr_coca.fast.geglu import FastGEGLU
+from grr_coca.fast.layers import AbsorbedCrossAttention, FastGEGLU, FastRMSNorm, FastSelfAttention
 from grr_coca.fast.linear import FastLinear
 from grr_coca.fast.model_copy import fast_copy
-from grr_coca.fast.norm import FastRMSNorm
-from grr_coca.fast.self_attention import FastSelfAttention
 from grr_coca.layers.attention import CrossAttention, SelfAttention
 from grr_coca.layers.feed_forward import GEGLU
 from grr_coca.layers.layout import PLAIN, Cached

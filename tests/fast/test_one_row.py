@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grr_coca.fast.one_row import is_intel, row_product
+from grr_coca.fast.linear import is_intel, row_product
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:

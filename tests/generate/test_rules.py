@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from grr_coca.errors import UserError
 from grr_coca.generate.options import GenerationOptions
-from grr_coca.generate.rules import (
+from grr_coca.generate.sampling import (
     apply_rules,
     penalize_repetition,
     require_a_choice,

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grr_coca.generate.options import GenerationOptions
-from grr_coca.generate.sampling import draw, inverse_cdf, keep_min_p, keep_top_p, uniform_draws
-from grr_coca.generate.topk import largest
+from grr_coca.generate.sampling import draw, inverse_cdf, keep_min_p, keep_top_p, largest, uniform_draws
 
 PROBS = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
 LOG_PROBS = PROBS.log()[None]

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import grr_coca
+from grr_coca.data.dataset import pad_rows
 from grr_coca.data.images import decode_image
-from grr_coca.data.rows import pad_rows
 from grr_coca.errors import UserError
 from grr_coca.fast.linear import FastLinear
 from grr_coca.generate import GenerationOptions, caption_images, generate

@@ -11,10 +11,9 @@ from PIL import Image
 from grr_coca.checkpoint import from_pretrained
 from grr_coca.interop.open_clip.read import read_open_clip
 from grr_coca.interop.open_clip.write import write_open_clip
+from grr_coca.train.loop import train
 from grr_coca.train.recipe import load_recipe
-from grr_coca.train.run.dry_run import dry_run
-from grr_coca.train.run.loop import train
-from grr_coca.train.run.setup import check_start
+from grr_coca.train.setup import check_start, dry_run
 from open_clip_files import random_checkpoint, write_hub_folder
 from support import ALONE, differing, encode_image, silent, weights
 

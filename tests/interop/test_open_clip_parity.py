@@ -23,14 +23,14 @@ from torch import Tensor
 
 from grr_coca.batch import CoCaOutput
 from grr_coca.config import CoCaConfig
+from grr_coca.data.dataset import pad_rows
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.rows import pad_rows
 from grr_coca.data.tokenizer import CLS_SLOT, clip_bpe
 from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.interop.open_clip.architecture import Heads, infer_config
-from grr_coca.interop.open_clip.known import MEAN, STD
 from grr_coca.interop.open_clip.names import links, to_ours, to_theirs
+from grr_coca.interop.open_clip.settings import MEAN, STD
 from grr_coca.model import CoCa, build
 
 RECORDED = Path(__file__).parent / "recorded"

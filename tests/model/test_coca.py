@@ -12,9 +12,9 @@ from grr_coca.config import CoCaConfig
 from grr_coca.layers.position import Rotary
 from grr_coca.losses import LossWeights
 from grr_coca.model import build
-from grr_coca.train.run.numerics import faster_for_passes
-from grr_coca.train.step.optimizer import freeze
-from grr_coca.train.step.trainer import autocast
+from grr_coca.train.launch import faster_for_passes
+from grr_coca.train.optimizer import freeze
+from grr_coca.train.step import autocast
 from support import compute_losses
 
 ARRANGEMENTS = list(product(("cascade", "parallel"), (None, 1, 5), ((48, 32), (32, 48), (32, 32))))

@@ -13,13 +13,12 @@ import torch
 
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
-from grr_coca.data.dataset import next_token_labels
-from grr_coca.data.rows import pad_rows
+from grr_coca.data.dataset import next_token_labels, pad_rows
 from grr_coca.model import build
 from grr_coca.presets import get_preset
+from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
-from grr_coca.train.step.optimizer import Optimizers
-from grr_coca.train.step.trainer import count_tokens
+from grr_coca.train.step import count_tokens
 from support import make_trainer
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -8,8 +8,8 @@ import torch
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.model import build
+from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
-from grr_coca.train.step.optimizer import Optimizers
 from support import compute_losses, query_ranks
 
 STEPS = 80

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from grr_coca.data.image_files.decode import done_ahead
+from grr_coca.data.image_files import done_ahead
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.search.entry import Entry, Header, Stamp
+from grr_coca.search.model import DecodedPicture, decode_found
 from grr_coca.search.store import Changes, Store
-from grr_coca.search.updating.describe import DecodedPicture, decode_found
 
 WIDTH = 32
 HEADER = Header("pictograms", "f" * 32, WIDTH)

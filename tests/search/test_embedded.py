@@ -17,13 +17,13 @@ import pytest
 from library import HEADER, WIDTH, ColourModel, fill, make_picture, make_vectors, paint
 
 from grr_coca.errors import UserError
-from grr_coca.search.embedded.schema import FAILURES_OF, PICTURES_OF
+from grr_coca.search.embedded.database import FAILURES_OF, PICTURES_OF
 from grr_coca.search.embedded.store import EmbeddedStore
 from grr_coca.search.embedded.vectors import append_rows, map_rows, products
 from grr_coca.search.entry import VERSION, Failure
-from grr_coca.search.locate import make_store, open_store
+from grr_coca.search.index import make_store, open_store
 from grr_coca.search.store import Changes
-from grr_coca.search.updating.update import update_store
+from grr_coca.search.update import update_store
 from support import disk_of, syncs_and_renames
 
 BYTES = WIDTH * 2

@@ -3,9 +3,7 @@
 import pytest
 
 from grr_coca.errors import UserError
-from grr_coca.search.filters.parse import parse_filter
-from grr_coca.search.filters.sql import to_sql
-from grr_coca.search.filters.tree import And, Comparison, Like, Not, OneOf, Or
+from grr_coca.search.filters import And, Comparison, Like, Not, OneOf, Or, parse_filter, to_sql
 
 A, B, C = (Comparison("width", "=", number) for number in (1, 2, 3))
 

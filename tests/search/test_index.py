@@ -6,8 +6,7 @@ from library import HEADER
 from grr_coca.checkpoint_files import FILES
 from grr_coca.errors import UserError
 from grr_coca.inference.model import load
-from grr_coca.search.index import Index
-from grr_coca.search.locate import make_store
+from grr_coca.search.index import Index, make_store
 from grr_coca.search.model import IndexModel
 
 

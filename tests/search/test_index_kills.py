@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grr_coca.search.locate import open_store
+from grr_coca.search.index import open_store
 
 PROGRAM = """if True:
     import sys
     from grr_coca.cli import main
-    from grr_coca.search.updating import update
+    from grr_coca.search import update
     update.SECONDS_BETWEEN_COMMITS = float(sys.argv[1])
     sys.exit(main(sys.argv[2:]))
 """

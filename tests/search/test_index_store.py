@@ -5,7 +5,7 @@ import pytest
 from library import fill, make_picture, make_vectors
 
 from grr_coca.search.entry import Failure, Stamp
-from grr_coca.search.filters.parse import parse_filter
+from grr_coca.search.filters import parse_filter
 from grr_coca.search.store import SAMPLE_CAPTIONS, Changes, Known, Touch
 
 TIE = 1e-5

@@ -13,12 +13,11 @@ from library import HEADER, fill, make_picture, make_vectors
 
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Failure, Stamp
-from grr_coca.search.filters.parse import parse_filter
-from grr_coca.search.locate import make_store, open_store
+from grr_coca.search.filters import parse_filter
+from grr_coca.search.index import make_store, open_store
 from grr_coca.search.milvus.expression import to_expression
-from grr_coca.search.milvus.reads import Reads
-from grr_coca.search.milvus.rows import from_record, place_of_record, to_record
-from grr_coca.search.milvus.text import as_utf8, from_utf8
+from grr_coca.search.milvus.notes import Reads
+from grr_coca.search.milvus.rows import as_utf8, from_record, from_utf8, place_of_record, to_record
 from grr_coca.search.store import Changes, Known
 
 needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reason="runs by `make test-milvus`")

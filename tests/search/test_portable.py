@@ -11,7 +11,7 @@ from library import fill, make_picture, make_vectors
 
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Failure, Stamp
-from grr_coca.search.locate import open_store
+from grr_coca.search.index import open_store
 from grr_coca.search.portable import export_parquet, import_parquet
 from grr_coca.search.store import Changes
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 import grr_coca
 from grr_coca.cli import main
-from grr_coca.cli.using.ray_work import _worker
-from grr_coca.data.image_files.find import find_images
+from grr_coca.cli.image_work import _worker
+from grr_coca.data.image_files import find_images
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.inference.on_ray import workers_of
 from grr_coca.registry import DEFAULT

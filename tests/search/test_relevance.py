@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from grr_coca.search.answering.relevance import can_tell, evidence, relevances
+from grr_coca.search.relevance import can_tell, evidence, relevances
 
 WIDTH = 128
 

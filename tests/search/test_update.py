@@ -11,9 +11,8 @@ from library import ColourModel, paint
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.errors import UserError
 from grr_coca.search.entry import plain_fields
-from grr_coca.search.filters.parse import parse_filter
-from grr_coca.search.updating.forget import forget_arguments
-from grr_coca.search.updating.update import update_store
+from grr_coca.search.filters import parse_filter
+from grr_coca.search.update import forget_arguments, update_store
 from support import real_pairs, shard_members, write_tar
 
 
@@ -223,7 +222,7 @@ def test_a_picture_that_the_system_did_not_give_is_tried_again(store, look, phot
         patched.setattr("tarfile.open", refuse)
         assert look("photos") == {}
     with monkeypatch.context() as patched:
-        patched.setattr("grr_coca.data.svg.find_spec", lambda _: None)
+        patched.setattr("grr_coca.data.images.find_spec", lambda _: None)
         assert look("photos") == {"new": 5}
     (failure,) = store.failures()
     assert "needs resvg-py" in failure.message
@@ -384,7 +383,7 @@ def test_names_that_are_not_utf8_are_kept(store, look, photos):
 
 
 def test_what_was_done_before_an_interruption_stays(store, photos, model, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.updating.update.SECONDS_BETWEEN_COMMITS", 0.0)
+    monkeypatch.setattr("grr_coca.search.update.SECONDS_BETWEEN_COMMITS", 0.0)
     described = model.describe
 
     def interrupted(squares):

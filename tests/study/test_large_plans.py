@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from grr_coca.cli import main
-from grr_coca.study.plan.plan import Plan, read_plan, stage_names
+from grr_coca.study.plan import Plan, read_plan, stage_names
 from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.running.stage import run_stage
 from support import CPU, encode_image, real_pairs, write_tar

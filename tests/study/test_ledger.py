@@ -344,7 +344,7 @@ def test_a_second_process_on_a_ledger_says_so(folder):
 def test_a_full_disk_leaves_no_part_of_a_row(folder, monkeypatch):
     path = write(folder, a_row())
     before, real = path.read_bytes(), os.write
-    monkeypatch.setattr("grr_coca.study.ledger.write.os.write", lambda file, line: real(file, line[: len(line) // 2]))
+    monkeypatch.setattr("grr_coca.study.ledger.os.write", lambda file, line: real(file, line[: len(line) // 2]))
     with pytest.raises(UserError, match=r"seed 1, emoji could not be written \(the disk is full\)"):
         write(folder, a_row(seed=1))
     assert path.read_bytes() == before

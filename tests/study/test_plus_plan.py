@@ -9,10 +9,10 @@ from torch import Tensor
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.open import open_source
 from grr_coca.presets import get_preset
-from grr_coca.study.plan.plan import Arm, Plan, arm_named, read_plan, stage_names
-from grr_coca.study.plan.stages import check_recipes, require_precisions, stage_recipe
-from grr_coca.study.running.training_cost import caption_lengths, step_flops
-from grr_coca.train.run.setup import new_checkpoint
+from grr_coca.study.plan import Arm, Plan, arm_named, read_plan, stage_names
+from grr_coca.study.running.stage import caption_lengths, step_flops
+from grr_coca.study.stages import check_recipes, require_precisions, stage_recipe
+from grr_coca.train.setup import new_checkpoint
 from support import ALONE
 
 PLUS = Path(__file__).parents[2] / "studies" / "plus"

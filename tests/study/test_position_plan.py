@@ -10,13 +10,12 @@ import yaml
 
 from grr_coca.cli import main
 from grr_coca.study.ledger import Ledger
-from grr_coca.study.plan.plan import Plan, read_plan
-from grr_coca.study.plan.stages import check_recipes, require_precisions
-from grr_coca.study.report.numbers.corners import factorial_corners
-from grr_coca.study.report.numbers.results import study_results
-from grr_coca.study.running import pace
+from grr_coca.study.plan import Plan, read_plan
+from grr_coca.study.report.numbers import factorial_corners, study_results
+from grr_coca.study.running import expectation as pace
 from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.running.stage import run_stage
+from grr_coca.study.stages import check_recipes, require_precisions
 from support import CPU
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts" / "build_datasets"))

@@ -23,7 +23,7 @@ from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate import generate
 from grr_coca.model import CoCa, build
 from grr_coca.torch_private import copy_modules
-from grr_coca.train.step.blocks import CPP_COMPILERS, checkpoint_blocks, compile_blocks
+from grr_coca.train.blocks import CPP_COMPILERS, checkpoint_blocks, compile_blocks
 from processes import launch
 from support import compute_losses, saved_bytes
 

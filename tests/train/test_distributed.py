@@ -18,11 +18,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 import drivers
 from grr_coca.files import verify_folder
 from grr_coca.presets import SIZES
+from grr_coca.train import logs as progress
+from grr_coca.train.logs import SPIKE_MEMORY, Progress, read_metrics
 from grr_coca.train.recipe import CheckpointRecipe, HealthRecipe, ScheduleRecipe, save_recipe
-from grr_coca.train.run import progress
-from grr_coca.train.run.logs import read_metrics
-from grr_coca.train.run.progress import SPIKE_MEMORY, Progress
-from grr_coca.train.step.trainer import Trainer
+from grr_coca.train.step import Trainer
 from jobs import STEPS, Job, differing_files, small_recipe
 from processes import cli, launch
 from support import disk_of, pretrain

@@ -10,8 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from grr_coca.config import CoCaConfig
 from grr_coca.model import build
-from grr_coca.train.step.ema import Ema
-from grr_coca.train.step.optimizer import freeze
+from grr_coca.train.optimizer import Ema, freeze
 
 
 def one_weight(value: float, dtype: torch.dtype = torch.float64) -> nn.Linear:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grr_coca.train.step.memory import keep_freed_memory
+from grr_coca.train.parallel import keep_freed_memory
 from processes import launch
 
 

@@ -5,7 +5,7 @@ import torch
 
 import drivers
 from grr_coca.errors import UserError
-from grr_coca.train.run.launch import device_of_process
+from grr_coca.train.launch import device_of_process
 from processes import launch
 
 

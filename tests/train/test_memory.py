@@ -14,16 +14,15 @@ import pytest
 import torch
 
 from grr_coca.batch import Batch
-from grr_coca.data.dataset import next_token_labels
-from grr_coca.data.rows import pad_rows
+from grr_coca.data.dataset import next_token_labels, pad_rows
 from grr_coca.losses import LossWeights
 from grr_coca.model import build
 from grr_coca.presets import get_preset
 from grr_coca.ranks import Ranks
+from grr_coca.train.optimizer import Optimizers
+from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
-from grr_coca.train.step.optimizer import Optimizers
-from grr_coca.train.step.parallel import ParallelModel
-from grr_coca.train.step.trainer import Trainer, count_tokens
+from grr_coca.train.step import Trainer, count_tokens
 from processes import launch
 
 BOUND = 1.15

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from grr_coca.train.step import muon
-from grr_coca.train.step.muon import Muon, faster_precision, orthogonalize, orthogonalize_all
+from grr_coca.train import muon
+from grr_coca.train.muon import Muon, faster_precision, orthogonalize, orthogonalize_all
 
 CPU = torch.device("cpu")
 SHAPES = ((24, 24), (72, 24), (24, 64), (24, 24))

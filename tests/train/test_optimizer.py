@@ -15,9 +15,9 @@ from grr_coca.config import CoCaConfig
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa, build
 from grr_coca.model.coca import MAX_LOGIT_SCALE
+from grr_coca.train.optimizer import Optimizers, freeze, layer_depth, lr_factor, parameter_kinds
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
-from grr_coca.train.step.optimizer import Optimizers, freeze, layer_depth, lr_factor, parameter_kinds
-from grr_coca.train.step.trainer import autocast, count_tokens
+from grr_coca.train.step import autocast, count_tokens
 from support import compute_losses, make_trainer
 
 CONSTANT = ScheduleRecipe(steps=10, warmup_steps=0, final_lr_ratio=1.0)

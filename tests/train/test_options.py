@@ -11,16 +11,15 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from grr_coca.checkpoint import from_pretrained
-from grr_coca.data.augmentation.random_change import Augmentation
+from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.sources.open import open_source
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.structure import from_dict, to_dict
+from grr_coca.train import blocks, setup
+from grr_coca.train.logs import read_metrics
 from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, Recipe
-from grr_coca.train.run import setup
-from grr_coca.train.run.logs import read_metrics
-from grr_coca.train.run.setup import new_checkpoint, training_batches
-from grr_coca.train.step import blocks
+from grr_coca.train.setup import new_checkpoint, training_batches
 from support import ALONE, differing, pretrain, real_pairs, tiny_recipe, weights, write_shard
 
 HALF = "checkpoints/step-000000002"

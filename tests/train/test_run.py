@@ -8,11 +8,16 @@ from functools import partial
 import pytest
 
 from grr_coca.checkpoint import from_pretrained
-from grr_coca.data.replacements import ReplacementLog
+from grr_coca.data.loader import ReplacementLog
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
 from grr_coca.evaluate.split import Evaluation
 from grr_coca.ranks import Ranks
+from grr_coca.train import loop
+from grr_coca.train.checkpoints import BEST_FILE
+from grr_coca.train.logs import LOG_FILE, MetricLog, Progress, read_metrics
+from grr_coca.train.loop import Validation, train
+from grr_coca.train.optimizer import FROZEN_MODULES
 from grr_coca.train.recipe import (
     CheckpointRecipe,
     EvaluationRecipe,
@@ -24,14 +29,7 @@ from grr_coca.train.recipe import (
     load_recipe,
     save_recipe,
 )
-from grr_coca.train.run import loop
-from grr_coca.train.run.logs import LOG_FILE, MetricLog, read_metrics
-from grr_coca.train.run.loop import train
-from grr_coca.train.run.progress import Progress
-from grr_coca.train.run.setup import check_start, new_checkpoint, sound_validation, training_sources
-from grr_coca.train.run.validation import Validation
-from grr_coca.train.step.optimizer import FROZEN_MODULES
-from grr_coca.train.survival.store import BEST_FILE
+from grr_coca.train.setup import check_start, new_checkpoint, sound_validation, training_sources
 from support import (
     ALONE,
     BATCH_SIZE,
@@ -293,7 +291,7 @@ def test_a_validation_split_that_is_too_small_is_found_before_the_first_step(sha
 
 def test_a_warm_up_that_is_longer_than_the_run_is_warned_of(shard, tmp_path):
     recipe = tiny_recipe(shard, schedule=ScheduleRecipe(steps=1, warmup_steps=2))
-    with warnings_of("grr_coca.train.run.loop") as messages:
+    with warnings_of("grr_coca.train.loop") as messages:
         pretrain(recipe, tmp_path / "run")
     (message,) = messages
     assert message.startswith("schedule: 2 warmup_steps are more than the 1 steps")
@@ -305,7 +303,7 @@ def test_a_broken_validation_pair_is_left_out_and_the_run_goes_on(shard, tmp_pat
     members[f"{key}.webp"] = b"<html>"
     recipe = tiny_recipe(shard)
     recipe = replace(recipe, data=replace(recipe.data, val=str(write_tar(tmp_path / "val.tar", members))))
-    with warnings_of("grr_coca.train.run.setup") as messages:
+    with warnings_of("grr_coca.train.setup") as messages:
         pretrain(recipe, tmp_path / "run")
     assert read_metrics(tmp_path / "run", "val")[0]["num_pairs"] == 8
     assert len(messages) == 1
@@ -380,7 +378,7 @@ def test_the_tokenizer_is_trained_on_training_captions_alone(tmp_path):
 
 
 def test_a_tokenizer_is_trained_on_a_limited_number_of_images_from_all_of_the_data(tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.train.run.setup.MAX_TOKENIZER_IMAGES", 4)
+    monkeypatch.setattr("grr_coca.train.setup.MAX_TOKENIZER_IMAGES", 4)
     words = [f"{'abcdefghij'[number // 10] * 3}{'klmnopqrst'[number % 10] * 3}" for number in range(40)]
     pairs = [with_caption(pair, f"{word} {word}") for pair, word in zip(real_pairs(40), words, strict=True)]
     val = str(write_shard(tmp_path / "val.tar", real_pairs(8, split="val")))

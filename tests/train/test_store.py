@@ -15,9 +15,9 @@ from grr_coca.checkpoint import from_pretrained
 from grr_coca.checkpoint_files import FILES, find_checkpoint
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, verify_folder, whole_folder
+from grr_coca.train.checkpoints import BEST_FILE, CheckpointStore
+from grr_coca.train.logs import Progress
 from grr_coca.train.recipe import CheckpointRecipe, Score
-from grr_coca.train.run.progress import Progress
-from grr_coca.train.survival.store import BEST_FILE, CheckpointStore
 from support import disk_of, finished_run, snapshot, syncs_and_renames, warnings_of
 
 TOUCHES_DISK = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
@@ -120,7 +120,7 @@ def test_killed_at_any_stage_while_a_damaged_checkpoint_is_replaced_there_is_a_w
         return store
 
     for store in killed_at_each_stage(make_damaged, lambda store: save(store, 3, best_step=1)):
-        with warnings_of("grr_coca.train.survival.store"):
+        with warnings_of("grr_coca.train.checkpoints"):
             assert store.newest() in (folder_of(store, 2), folder_of(store, 3))
 
 
@@ -207,7 +207,7 @@ def test_the_run_goes_back_from_a_flipped_bit_in_any_file_with_a_warning(run):
     for path in files:
         bit = 8 * (path.stat().st_size // 2)
         flip(path, bit)
-        with warnings_of("grr_coca.train.survival.store") as warned:
+        with warnings_of("grr_coca.train.checkpoints") as warned:
             assert store.newest() == folder_of(store, 1)
         assert len(warned) == 1
         assert str(run.checkpoint) in warned[0]
@@ -228,7 +228,7 @@ def test_a_file_that_the_disk_does_not_give_back_counts_as_damage(make_store, mo
         return whole_open(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", fail)
-    with warnings_of("grr_coca.train.survival.store") as warned:
+    with warnings_of("grr_coca.train.checkpoints") as warned:
         assert store.newest() == folder_of(store, 2)
     assert "Input/output error" in warned[0]
 
@@ -237,7 +237,7 @@ def test_with_all_of_them_damaged_there_is_none(make_store):
     store = make_store()
     for step in steps(store):
         flip(folder_of(store, step) / "config.json", 3)
-    with warnings_of("grr_coca.train.survival.store") as warned:
+    with warnings_of("grr_coca.train.checkpoints") as warned:
         assert store.newest() is None
     assert len(warned) == len(steps(store))
 

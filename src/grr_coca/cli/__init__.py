@@ -24,29 +24,29 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "demo": Verb("training.demo", "pretrain, fine-tune and compare both models on the corpora that come with the code"),
-    "study": Verb("studying.study", "compare models over several seeds: run a plan, see what it lacks and found"),
-    "pretrain": Verb("training.pretrain", "train a new model on image-text pairs"),
-    "finetune": Verb("training.finetune", "train a checkpoint further on pairs of another domain"),
+    "demo": Verb("demo", "pretrain, fine-tune and compare both models on the corpora that come with the code"),
+    "study": Verb("study", "compare models over several seeds: run a plan, see what it lacks and found"),
+    "pretrain": Verb("pretrain", "train a new model on image-text pairs"),
+    "finetune": Verb("finetune", "train a checkpoint further on pairs of another domain"),
     "evaluate": Verb(
-        "measuring.evaluate", "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split"
+        "evaluate", "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split"
     ),
-    "compare": Verb("measuring.compare", "two checkpoints side by side on the same splits"),
-    "caption": Verb("using.caption", "caption images with a checkpoint"),
-    "embed": Verb("using.embed", "embed images or texts as vectors that can be compared"),
-    "classify": Verb("using.classify", "say which of some labels fit images best"),
-    "explain": Verb("using.explain", "show where a model looks for each word of a caption, or for a text"),
-    "index": Verb("searching.index", "make an index of pictures to search in, or bring it up to date"),
-    "search": Verb("searching.search", "find pictures of an index by words or by a picture"),
-    "duplicates": Verb("searching.duplicates", "list the pictures of an index that look the same"),
-    "models": Verb("using.models", "list the models that come with the code"),
-    "data": Verb("data.pairs", "check image-text pairs, count them, or convert them to shards"),
-    "info": Verb("measuring.info", "parts, parameters and FLOPs of a preset, or what two presets differ in"),
-    "import open_clip": Verb("exchange.import_open_clip", "make a checkpoint of one of open_clip's CoCa"),
-    "import index": Verb("exchange.import_index", "make an index of a Parquet file that export index wrote"),
-    "export index": Verb("exchange.export_index", "write an index into a Parquet file"),
-    "export open_clip": Verb("exchange.export_open_clip", "write a checkpoint that open_clip loads"),
-    "push": Verb("exchange.push", "put a checkpoint on the Hugging Face hub, with a model card"),
+    "compare": Verb("compare", "two checkpoints side by side on the same splits"),
+    "caption": Verb("caption", "caption images with a checkpoint"),
+    "embed": Verb("embed", "embed images or texts as vectors that can be compared"),
+    "classify": Verb("classify", "say which of some labels fit images best"),
+    "explain": Verb("explain", "show where a model looks for each word of a caption, or for a text"),
+    "index": Verb("index", "make an index of pictures to search in, or bring it up to date"),
+    "search": Verb("search", "find pictures of an index by words or by a picture"),
+    "duplicates": Verb("duplicates", "list the pictures of an index that look the same"),
+    "models": Verb("models", "list the models that come with the code"),
+    "data": Verb("data", "check image-text pairs, count them, or convert them to shards"),
+    "info": Verb("info", "parts, parameters and FLOPs of a preset, or what two presets differ in"),
+    "import open_clip": Verb("import_open_clip", "make a checkpoint of one of open_clip's CoCa"),
+    "import index": Verb("import_index", "make an index of a Parquet file that export index wrote"),
+    "export index": Verb("export_index", "write an index into a Parquet file"),
+    "export open_clip": Verb("export_open_clip", "write a checkpoint that open_clip loads"),
+    "push": Verb("push", "put a checkpoint on the Hugging Face hub, with a model card"),
 }
 
 

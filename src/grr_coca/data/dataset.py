@@ -1,4 +1,9 @@
-"""From pairs to tensors, and to batches of tensors. `grr_coca.data.loader` makes the batches in other processes."""
+"""From pairs to tensors, and to batches of tensors. `grr_coca.data.loader` makes the batches in other processes.
+
+Rows of token ids as tensors.
+
+Shapes: B rows, T positions.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,19 +15,25 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from grr_coca.batch import IGNORE_INDEX, Batch, Replacement
+from grr_coca.data.augment import MAX_REPLACEMENTS, Siblings, Stream, change_images, mix_images, sample_rng
 from grr_coca.data.augmentation import Augmentation, Change
-from grr_coca.data.augmentation.apply import change_images, mix_images
-from grr_coca.data.augmentation.siblings import Siblings
-from grr_coca.data.augmentation.streams import MAX_REPLACEMENTS, Stream, sample_rng
 from grr_coca.data.bad import BadSample
 from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess, to_bytes
-from grr_coca.data.rows import pad_rows
-from grr_coca.data.sources.pairs import PairSource, RawPair
-from grr_coca.data.sources.strings import stable_id
+from grr_coca.data.sources.base import PairSource, RawPair, stable_id
 from grr_coca.data.text import clean_caption
-from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
+from grr_coca.data.tokenizer import CLS_SLOT, NUM_SPECIAL_TOKENS, Tokenizer
 from grr_coca.errors import UserError
+
+
+def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
+    """Pad rows of ids to one tensor. Also returns their lengths."""
+    lengths = torch.tensor([len(row) for row in rows])
+    token_ids = torch.full((len(rows), int(lengths.max())), CLS_SLOT)
+    for padded, row in zip(token_ids, rows, strict=True):
+        padded[: len(row)] = torch.tensor(row)
+    return token_ids, lengths
+
 
 MAX_KEPT_PIXELS = 2**26
 """If all training images together have at most this many pixels, they stay decoded in memory: 192 MiB in each

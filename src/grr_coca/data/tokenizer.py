@@ -9,7 +9,7 @@ from typing import Literal
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from grr_coca.data.mend import mend_text
+from grr_coca.data.text import mend_text
 from grr_coca.errors import UserError
 
 Cleaning = Literal["none", "ftfy"]

@@ -1,11 +1,16 @@
 """Losses and retrieval of a model on one split: first the results of each pair, then the numbers of the split.
 
 Shapes: N pairs, E embedding width.
+
+The temperature that suits embeddings best, fitted when training is over.
+
+A model with a better temperature has a lower contrastive loss, and need not have better embeddings. With the
+temperature of each model fitted on the same validation split, what is left is a difference of the embeddings.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -17,7 +22,7 @@ from grr_coca.evaluate.retrieval import QueryRanks, first_rows, make_gallery, re
 from grr_coca.layers.norm import at_least_fp32
 from grr_coca.losses import EmbeddedPairs, LossWeights, coca_loss, contrastive_loss, same_pair, token_losses
 from grr_coca.model import CoCa
-from grr_coca.model.coca import evaluating
+from grr_coca.model.coca import MAX_LOGIT_SCALE, evaluating
 
 RECALLS = (1, 5, 10)
 MAX_LOG_PERPLEXITY = 700.0
@@ -184,3 +189,48 @@ def contrastive_batches(num_pairs: int, batch_size: int) -> list[Int[Tensor, " B
     order = torch.randperm(num_pairs, generator=torch.Generator().manual_seed(0))
     starts = [min(start, num_pairs - batch_size) for start in range(0, num_pairs, batch_size)]
     return [order[start : start + batch_size] for start in starts]
+
+
+MAX_ITERATIONS = 100
+
+
+def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Scaling:
+    """The scale, and with a sigmoid loss the bias, of the lowest contrastive loss on a split.
+
+    The loss is convex in the inverse temperature, and in the bias, so there is one lowest point. The temperature stays
+    within the bound that training has.
+
+    Args:
+        embeddings: of a validation split.
+        scaling: where to begin; the model's own.
+        batch_size: pairs per contrastive batch.
+    """
+    in_double = replace(embeddings, image=embeddings.image.double(), text=embeddings.text.double())
+    scale = scaling.logit_scale.double().clone()
+    bias = None if scaling.logit_bias is None else scaling.logit_bias.double().clone()
+    _fit(in_double, Scaling(scale, bias), [scale] if bias is None else [scale, bias], batch_size)
+    bounded = scale.clamp(0.0, MAX_LOGIT_SCALE)
+    if bias is not None and bounded != scale:  # the bias suits the scale that it was found with, and no other
+        _fit(in_double, Scaling(bounded, bias), [bias], batch_size)
+    dtype = scaling.logit_scale.dtype
+    return Scaling(bounded.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _fit(embeddings: Embeddings, scaling: Scaling, free: list[Tensor], batch_size: int) -> None:
+    """Move the free numbers of a scaling, in place, to where the loss is lowest."""
+    optimizer = torch.optim.LBFGS(
+        free, max_iter=MAX_ITERATIONS, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        total = torch.stack(list(batch_contrastive_losses(embeddings, scaling, batch_size))).mean()
+        total.backward()
+        return total
+
+    for number in free:
+        number.requires_grad_()
+    with torch.enable_grad():
+        optimizer.step(loss)  # type: ignore[arg-type]
+    for number in free:
+        number.requires_grad_(False)

@@ -8,19 +8,17 @@ import numpy as np
 import torch
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.sources.pairs import PairSource
+from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import every_caption
 from grr_coca.errors import UserError
-from grr_coca.evaluate.bootstrap import Interval, Measure
-from grr_coca.evaluate.captioning.caption_split import Captioned
-from grr_coca.evaluate.checkpoint import gallery_of, pair_results
-from grr_coca.evaluate.classification.attention_probe import AttentionProbeOptions, attention_probe, patch_tokens
-from grr_coca.evaluate.classification.labelled import LabelledImages
-from grr_coca.evaluate.classification.linear_probe import linear_probe
-from grr_coca.evaluate.classification.zeroshot import embed_labelled, embed_texts, make_classifier
-from grr_coca.evaluate.measures import retrieval_measures
+from grr_coca.evaluate.caption_split import Captioned
+from grr_coca.evaluate.checkpoint import gallery_of, pair_results, retrieval_measures
+from grr_coca.evaluate.intervals import Interval, Measure
+from grr_coca.evaluate.labelled import LabelledImages
+from grr_coca.evaluate.probes import AttentionProbeOptions, attention_probe, linear_probe, patch_tokens
 from grr_coca.evaluate.retrieval import Gallery, QueryRanks, Retrieval, RightAnswers, folds, retrieve
 from grr_coca.evaluate.split import RECALLS
+from grr_coca.evaluate.zeroshot import embed_labelled, embed_texts, make_classifier
 
 
 @dataclass(frozen=True)

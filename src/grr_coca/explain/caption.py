@@ -13,6 +13,8 @@ probability less. The gradient of the log-probability, instead of the logit, is 
 
 Limits: the gradient is of first order. And a patch token has seen the other patches in the image encoder, so the map is
 about tokens, not about pixels.
+
+Groups the tokens of a caption into words.
 """
 
 from collections.abc import Sequence
@@ -23,13 +25,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.tokenizer import CLS_SLOT
+from grr_coca.data.tokenizer import CLS_SLOT, Tokenizer
 from grr_coca.explain.attention import visible_attention
-from grr_coca.explain.words import group_words
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.pooler import AttentionalPooler
 from grr_coca.model import CoCa
 from grr_coca.torch_private import copy_modules
+
+
+def group_words(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """The words of a caption, each with the positions of its tokens.
+
+    A token begins a new word if the text up to and including it has one word more than the text before it. That holds
+    for every vocabulary, however it marks the space between words.
+    """
+    words: list[list[int]] = []
+    for position in range(len(token_ids)):
+        count = len(tokenizer.decode(token_ids[: position + 1]).split())
+        if count > len(words) or not words:
+            words.append([])
+        words[-1].append(position)
+    texts = tokenizer.decode(token_ids).split()
+    return list(zip(texts, words, strict=False))
 
 
 class WordMap(NamedTuple):

@@ -19,12 +19,9 @@ from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
 from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate.beams import BeamSearch
-from grr_coca.generate.decoder import CachedDecoder
-from grr_coca.generate.hypothesis import Hypothesis
-from grr_coca.generate.independent import decode_independently
+from grr_coca.generate.decoder import CachedDecoder, Hypothesis
 from grr_coca.generate.options import GREEDY, GenerationOptions
-from grr_coca.generate.rules import NOT_NUMBERS
-from grr_coca.generate.sampling import uniform_draws
+from grr_coca.generate.sampling import NOT_NUMBERS, decode_independently, uniform_draws
 from grr_coca.model import CoCa
 from grr_coca.model.coca import EncodedImage, evaluating
 

@@ -2,20 +2,32 @@
 
 Shapes: B images, R rows of captions (R / B neighbouring rows belong to one image), T new tokens, S slots, Q image
 tokens, V vocabulary.
+
+A caption as token ids: the result of decoding.
 """
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.fast.cross_attention import AbsorbedCrossAttention
+from grr_coca.fast.layers import AbsorbedCrossAttention
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.layout import Cached
 from grr_coca.layers.norm import at_least_fp32
 from grr_coca.layers.scaled_attention import KeyValueCache, KeyValues, Sees
 from grr_coca.model import CoCa
+
+
+class Hypothesis(NamedTuple):
+    """`token_ids`: the new tokens, with the end token if there is one. `log_probs`: the model's own log-probability of
+    each. `score`: captions are ranked by it."""
+
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    score: float
+
 
 Context = Float[Tensor, "B Q C"] | KeyValues
 

@@ -1,6 +1,8 @@
 """One object for all uses of a trained model: captions, embeddings, similarities and labels.
 
 Shapes: N images, M texts, E joint embedding width, S image size, B images of a batch.
+
+Choice of the device that a model runs on.
 """
 
 import logging
@@ -18,16 +20,38 @@ from torch import Tensor
 from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.data.text import clean_query
 from grr_coca.errors import UserError, nearest
-from grr_coca.evaluate.classification.class_names import NAME_ALONE
-from grr_coca.evaluate.classification.zeroshot import ZeroShotClassifier, make_classifier
+from grr_coca.evaluate.class_names import NAME_ALONE
+from grr_coca.evaluate.zeroshot import ZeroShotClassifier, make_classifier
 from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate import GREEDY, Caption, GenerationOptions, generate, warn_if_repeated
 from grr_coca.inference.batches import Batches, OnProgress
-from grr_coca.inference.device import choose_device
 from grr_coca.inference.images import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.model import CoCa
 from grr_coca.model.coca import evaluating
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The named device; None: the best device of this machine (CUDA, else Apple's MPS, else the CPU).
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if device is None:
+        return torch.device(_best())
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen).item()  # a number comes back: "meta" holds none
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise UserError(f"device '{device}' cannot be used here; the best one that can is '{_best()}'") from error
+    return chosen
+
+
+def _best() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
 
 log = logging.getLogger(__name__)
 

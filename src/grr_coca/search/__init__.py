@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from grr_coca.search.answering.result import Hit, SearchResult
+    from grr_coca.search.answer import Hit, SearchResult
     from grr_coca.search.index import Index
 
-MODULES = {"SearchResult": "answering.result", "Hit": "answering.result", "Index": "index"}
+MODULES = {"SearchResult": "answer", "Hit": "answer", "Index": "index"}
 
 __all__ = ["Hit", "Index", "SearchResult"]
 

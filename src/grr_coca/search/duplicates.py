@@ -12,10 +12,9 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from grr_coca.search.entry import Entry
+from grr_coca.search.entry import Entry, pieces
 from grr_coca.search.phash import differing_bits
 from grr_coca.search.store import Store
-from grr_coca.search.words import pieces
 
 MOST_BITS = 6
 """Bits of a hash, of 64, in which near-duplicates may differ."""

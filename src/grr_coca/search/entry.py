@@ -1,14 +1,34 @@
-"""What an index holds: its header, and an entry for each picture."""
+"""What an index holds: its header, and an entry for each picture.
+
+Words of a text, as the full-text index has them, and lists cut into pieces.
+"""
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
-from grr_coca.data.image_files.find import ImageFile, Span, member_of_name, shard_of_name
+from grr_coca.data.image_files import ImageFile, Span, member_of_name, shard_of_name
 from grr_coca.errors import UserError
+
+Item = TypeVar("Item")
+
+
+def search_words(text: str) -> list[str]:
+    """The words of a text in lower case, each once."""
+    return list(dict.fromkeys(re.findall(r"[^\W_]+", text.lower())))
+
+
+def pieces(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of `size`, the last of which may be shorter."""
+    source = iter(items)
+    while piece := list(islice(source, size)):
+        yield piece
+
 
 FieldValue = str | int | float
 MOST_NANOSECONDS = 2**63 - 1
@@ -147,6 +167,30 @@ def os_bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
+Kind = Literal["text", "number"]
+
+OWN_FIELDS: dict[str, Kind] = {
+    "path": "text",
+    "folder": "text",
+    "title": "text",
+    "caption": "text",
+    "date": "text",
+    "size": "number",
+    "width": "number",
+    "height": "number",
+}
+"""`path`: absolute, or where the picture lies in a shard or table; `folder`: the name of the folder that holds it;
+`title`: its file name without the suffix; `date`: when it was changed, as `2026-03-01T12:00:00` in UTC; `size`: in
+bytes; `width`, `height`: in pixels, as it is shown."""
+
+FILTER_WORDS = frozenset({"and", "or", "not", "in", "like"})
+"""Words of the language, which no field may be called."""
+
+
+_RESERVED = frozenset({"id", "name", "root", "file", "offset", "mtime_ns", "digest", "phash", "draw", "vector"})
+"""Names that the stores use themselves."""
+
+
 def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
     """The columns of a table as fields: texts and numbers. A cell that is a number becomes one, so that it compares.
 
@@ -170,13 +214,11 @@ def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
 
 
 def _field_name(column: str) -> str:
-    from grr_coca.search.filters.fields import is_own_field
-
     written = column.strip().lower()
     name = "".join(c if c.isalnum() and c.isascii() else "_" for c in written)
     if not any(c.isalpha() for c in name):  # in another script, where `_` for each letter would tell nothing apart
         name = "".join(c if c.isalnum() else "_" for c in written) or "column"
-    return f"table_{name}" if name[0].isdigit() or is_own_field(name) else name
+    return f"table_{name}" if name[0].isdigit() or name in {*OWN_FIELDS, *FILTER_WORDS, *_RESERVED} else name
 
 
 def _plain_value(cell: object) -> FieldValue | None:

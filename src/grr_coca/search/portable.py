@@ -14,10 +14,9 @@ import numpy as np
 
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
-from grr_coca.search.entry import VERSION, Entry, Failure, Header, Stamp
-from grr_coca.search.locate import make_store, open_store, remove_store
+from grr_coca.search.entry import VERSION, Entry, Failure, Header, Stamp, pieces
+from grr_coca.search.index import make_store, open_store, remove_store
 from grr_coca.search.store import Changes, Store
-from grr_coca.search.words import pieces
 from grr_coca.structure import from_dict
 
 METADATA = b"grr_coca.index"

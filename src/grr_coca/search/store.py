@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from grr_coca.search.entry import Entry, Failure, FieldValue, Header, PicturePlace, Stamp
-from grr_coca.search.filters.tree import Filter
+from grr_coca.search.filters import Filter
 
 SAMPLE = 4096
 """Number of pictures that a query is compared with, to see how far a hit stands out."""

@@ -21,7 +21,7 @@ from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.sources import line_tables
+from grr_coca.data.sources import tables as line_tables
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import caption_texts, every_caption
 from grr_coca.data.tokenizer import train_bpe

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.image_files.find import iterate_images
-from grr_coca.data.sources.shards import index as shard_index
-from grr_coca.data.sources.shards import source as shards
-from grr_coca.data.sources.shards.source import TarShards
-from grr_coca.data.sources.shards.tar_scan import ROW, scan_shard
+from grr_coca.data.image_files import iterate_images
+from grr_coca.data.sources import shards
+from grr_coca.data.sources import shards as shard_index
+from grr_coca.data.sources.shards import TarShards
+from grr_coca.data.sources.tar import ROW, scan_shard
 from grr_coca.errors import UserError
 from support import real_pairs, shard_members, write_shard, write_tar
 

@@ -8,13 +8,11 @@ import tarfile
 import pytest
 
 from grr_coca.data.bad import BadSample, Cause
+from grr_coca.data.sources.base import RawPair, stable_id
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.pairs import RawPair
-from grr_coca.data.sources.shards.source import TarShards
-from grr_coca.data.sources.source_digest import source_digest
-from grr_coca.data.sources.strings import stable_id
-from grr_coca.data.sources.views import Chain, Subset
+from grr_coca.data.sources.shards import TarShards
+from grr_coca.data.sources.views import Chain, Subset, source_digest
 from grr_coca.errors import UserError
 from support import real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar
 
@@ -198,7 +196,7 @@ def test_of_a_truncated_shard_the_intact_pairs_are_kept_and_the_shard_is_named(t
     size = int(tar_end(path) * share) | 1
     path.write_bytes(path.read_bytes()[:size])
     num_intact = sum(end <= size for end in ends[1::2])
-    with warnings_of("grr_coca.data.sources.shards.source") as messages:
+    with warnings_of("grr_coca.data.sources.shards") as messages:
         shard = TarShards([path])
     assert [shard[i].image for i in range(num_intact)] == [pair.image for pair in PAIRS[:num_intact]]
     for i in range(num_intact, len(shard)):
@@ -216,7 +214,7 @@ def test_a_shard_cut_between_two_pairs_is_named_too(tmp_path):
     end = tar_end(path)
     longer = write_shard(path, PAIRS)
     longer.write_bytes(longer.read_bytes()[:end])
-    with warnings_of("grr_coca.data.sources.shards.source") as messages:
+    with warnings_of("grr_coca.data.sources.shards") as messages:
         shard = TarShards([path])
     assert len(shard) == 6
     assert shard.truncated == [path]
@@ -224,7 +222,7 @@ def test_a_shard_cut_between_two_pairs_is_named_too(tmp_path):
 
 
 def test_a_whole_shard_is_not_called_truncated(tmp_path):
-    with warnings_of("grr_coca.data.sources.shards.source") as messages:
+    with warnings_of("grr_coca.data.sources.shards") as messages:
         assert TarShards([write_shard(tmp_path / "a.tar", PAIRS)]).truncated == []
     assert messages == []
 

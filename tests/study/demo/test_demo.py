@@ -18,16 +18,16 @@ import torch
 
 from grr_coca.checkpoint import from_pretrained
 from grr_coca.cli import main
-from grr_coca.cli.training.demo import _closing_words
+from grr_coca.cli.demo import _closing_words
 from grr_coca.data.dataset import PairDataset
 from grr_coca.errors import UserError
-from grr_coca.study.demo import comparison
-from grr_coca.study.demo.comparison import begin, demo_place, make_folder
+from grr_coca.study.demo import arms as comparison
+from grr_coca.study.demo.arms import begin, demo_place, make_folder
 from grr_coca.study.demo.plan import arm_names, demo_recipes, load_demo, with_precisions
 from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.running.stage import run_stage
-from grr_coca.train.run.logs import read_metrics
-from grr_coca.train.run.numerics import Numerics
+from grr_coca.train.launch import Numerics
+from grr_coca.train.logs import read_metrics
 from support import CPU, real_pairs, snapshot
 
 PRESETS = ("grr_coca", "baseline_coca")

@@ -1,6 +1,6 @@
 """The plots of a demo, read back as SVG text."""
 
-from grr_coca.study.demo.plots import learning_curves
+from grr_coca.study.demo.report import learning_curves
 
 
 def test_a_line_of_the_log_without_losses_is_left_out():

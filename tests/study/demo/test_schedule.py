@@ -7,9 +7,16 @@ import pytest
 
 from grr_coca.cli import main
 from grr_coca.errors import UserError
-from grr_coca.study.demo.plan import demo_recipes, load_demo
-from grr_coca.study.demo.schedule import RESERVE, SECONDS_BESIDES, Schedule, choose, timed_schedules
-from grr_coca.study.running.pace import Pace
+from grr_coca.study.demo.plan import (
+    RESERVE,
+    SECONDS_BESIDES,
+    Schedule,
+    choose,
+    demo_recipes,
+    load_demo,
+    timed_schedules,
+)
+from grr_coca.study.running.expectation import Pace
 
 SCHEDULES = [Schedule(300, 4.0, 0.1), Schedule(600, 7.0, 0.2), Schedule(900, 10.0, None)]
 

@@ -8,16 +8,20 @@ import pytest
 from scipy import stats
 
 from grr_coca.study.ledger import read_ledger
-from grr_coca.study.plan.plan import Plan, compared_with, read_plan
-from grr_coca.study.report.answer import answer
-from grr_coca.study.report.numbers.effect import effect_of
-from grr_coca.study.report.numbers.metrics import Endpoint
-from grr_coca.study.report.numbers.results import EndpointResult, study_results
-from grr_coca.study.report.paper import agreement
+from grr_coca.study.plan import Plan, compared_with, read_plan
+from grr_coca.study.report.answer import (
+    agreement,
+    answer,
+    change_in_words,
+    endpoints_in_words,
+    interval_in_words,
+    p_in_words,
+    signed,
+    verdict,
+)
+from grr_coca.study.report.numbers import Endpoint, EndpointResult, effect_of, study_results
 from grr_coca.study.report.tables import factorial_tables
-from grr_coca.study.report.verdict import verdict
-from grr_coca.study.report.words import change_in_words, endpoints_in_words, interval_in_words, p_in_words, signed
-from grr_coca.study.statistics.fewest import fewest_seeds
+from grr_coca.study.statistics import fewest_seeds
 from synthetic_study import plan, rows_of, write_study
 
 PAIR = ("baseline_coca", "grr_coca")

@@ -9,14 +9,12 @@ import pytest
 from PIL import Image
 
 from grr_coca.cli import main
-from grr_coca.study.demo.comparison import OUTCOME, make_folder
+from grr_coca.study.demo.arms import OUTCOME, make_folder
 from grr_coca.study.ledger import CaptionedExample, CurvePoint, read_ledger
-from grr_coca.study.plan.folder import DemoPlan
-from grr_coca.study.plan.plan import Plan, read_plan
-from grr_coca.study.report.figures.all import _interaction
-from grr_coca.study.report.figures.curves import LateChange, late_change
+from grr_coca.study.plan import DemoPlan, Plan, read_plan
+from grr_coca.study.report.figures import LateChange, _interaction, late_change
+from grr_coca.study.report.page import write_study_report
 from grr_coca.study.report.tables import Table, as_markdown
-from grr_coca.study.report.write import write_study_report
 from synthetic_study import plan, rows_of, write_study
 
 ARMS = ("baseline_coca", "grr_coca", "baseline_rope_2d", "baseline_rms_geglu")

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from grr_coca.study.ledger import Ledger
-from grr_coca.study.plan.plan import Plan, read_plan
-from grr_coca.study.report.tuning import tuning_table
+from grr_coca.study.plan import Plan, read_plan
+from grr_coca.study.report.tables import tuning_table
 from synthetic_study import plan, rows_of, write_study
 
 ARMS = ("baseline_coca", "grr_coca")

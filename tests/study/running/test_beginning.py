@@ -8,13 +8,13 @@ import pytest
 from grr_coca.data.order import Shuffle
 from grr_coca.errors import Stopped
 from grr_coca.study.ledger import LedgerWriter, read_ledger, write_digests
-from grr_coca.study.plan.plan import Plan, read_plan
+from grr_coca.study.plan import Plan, read_plan
 from grr_coca.study.running import beginning
 from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.running.beginning import order_hash, weight_hashes
 from grr_coca.study.running.stage import run_stage
-from grr_coca.train.run.setup import new_checkpoint
-from grr_coca.train.step.trainer import Trainer
+from grr_coca.train.setup import new_checkpoint
+from grr_coca.train.step import Trainer
 from support import ALONE, CPU
 
 ARMS = ("baseline_coca", "grr_coca")

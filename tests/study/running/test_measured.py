@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from grr_coca.checkpoint import from_pretrained
+from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.pairs import PairSource
 from grr_coca.data.sources.views import Subset
 from grr_coca.evaluate.split import scaling_of
 from grr_coca.registry import FOLDER

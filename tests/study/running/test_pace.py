@@ -1,8 +1,8 @@
 """How fast a model trains is measured by training it."""
 
-from grr_coca.study.running import pace as pace_module
-from grr_coca.study.running.pace import FEWEST_STEPS, WARM_UP, measure_pace
-from grr_coca.train.run.setup import new_checkpoint
+from grr_coca.study.running import expectation as pace_module
+from grr_coca.study.running.expectation import FEWEST_STEPS, WARM_UP, measure_pace
+from grr_coca.train.setup import new_checkpoint
 from support import ALONE, CPU, real_pairs, tiny_recipe, write_shard
 
 

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from grr_coca.study.running import provenance
+from grr_coca.study.running import stage as provenance
 
 
 @pytest.fixture

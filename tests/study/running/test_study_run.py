@@ -9,19 +9,18 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from grr_coca.cli.studying.status import print_status
+from grr_coca.cli.study_status import print_status
 from grr_coca.errors import DivergedError, UserError
 from grr_coca.study.ledger import LEDGER_FILE, Ledger, LedgerRow, LedgerWriter, read_digests, read_ledger, read_rows
-from grr_coca.study.plan.plan import Plan, read_plan
-from grr_coca.study.plan.stages import stage_recipe
+from grr_coca.study.plan import Plan, read_plan
 from grr_coca.study.running import run as running
-from grr_coca.study.running.agenda import Agenda, StudyPart
+from grr_coca.study.running.agenda import FINISHED, Agenda, StudyPart, Task
 from grr_coca.study.running.run import Place, Study, Watch, write_plan
 from grr_coca.study.running.stage import run_stage
-from grr_coca.study.running.task import FINISHED, Task
-from grr_coca.study.showcase import picture_path
-from grr_coca.train.run.loop import train
-from grr_coca.train.step.trainer import Trainer
+from grr_coca.study.stages import stage_recipe
+from grr_coca.study.thumbnails import picture_path
+from grr_coca.train.loop import train
+from grr_coca.train.step import Trainer
 from support import CPU, real_pairs, warnings_of, write_shard
 
 PRETRAINING = {"primary": ["pretraining/coca_loss"]}
@@ -327,7 +326,7 @@ def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_room(write_stu
     path, out = write_study(seeds=[0], finetune=["health.yaml"]), tmp_path / "out"
     part = StudyPart(("grr_coca",))
     with monkeypatch.context() as disk:
-        disk.setattr("grr_coca.train.survival.snapshot.save_tensors", full)
+        disk.setattr("grr_coca.train.checkpoints.save_tensors", full)
         with pytest.raises(UserError) as stopped:
             run(path, out, Failing(), part=part)
     said = str(stopped.value)
@@ -483,7 +482,7 @@ def test_a_broken_validation_image_is_left_out_after_training_as_during_it(write
     sound = real_pairs(16)
     val = write_shard(tmp_path / "val.tar", [*sound, replace(sound[0], key="broken", image=b"no image")])
     task = replace(task, recipe=replace(task.recipe, data=replace(task.recipe.data, val=str(val))))
-    with warnings_of("grr_coca.train.run.setup"):
+    with warnings_of("grr_coca.train.setup"):
         assert run_stage(task, CPU, lambda _: None).metrics["val"]["num_pairs"] == 16
 
 

@@ -7,9 +7,9 @@ import torch
 
 from grr_coca.data.sources.open import open_source
 from grr_coca.study.anatomy import flops_per_pair
-from grr_coca.study.running import training_cost
-from grr_coca.study.running.training_cost import caption_lengths, run_flops, step_flops
-from grr_coca.train.run.setup import new_checkpoint
+from grr_coca.study.running import stage as training_cost
+from grr_coca.study.running.stage import caption_lengths, run_flops, step_flops
+from grr_coca.train.setup import new_checkpoint
 from support import ALONE, real_pairs, tiny_recipe, with_caption, write_shard
 
 

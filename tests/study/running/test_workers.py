@@ -9,7 +9,7 @@ import pytest
 
 from grr_coca.errors import UserError
 from grr_coca.study.running.workers import worker_processes
-from grr_coca.train.survival.signals import StopSignals
+from grr_coca.train.launch import StopSignals
 
 
 def save_in_spite_of_signals(begun: Path, saved: Path) -> None:

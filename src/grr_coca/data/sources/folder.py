@@ -6,9 +6,8 @@ from typing import NoReturn
 
 from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.images import has_image_suffix, walk_visible
-from grr_coca.data.sources.located import read_image_file
-from grr_coca.data.sources.pairs import RawPair
-from grr_coca.data.sources.strings import Strings
+from grr_coca.data.sources.base import RawPair, Strings
+from grr_coca.data.sources.listed import read_image_file
 from grr_coca.data.text import decode_text
 from grr_coca.errors import UserError
 

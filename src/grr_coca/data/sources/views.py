@@ -1,14 +1,24 @@
-"""Views of sources: some pairs, several sources as one, every caption as a pair; sound pairs, and captions as text."""
+"""Views of sources: some pairs, several sources as one, every caption as a pair; sound pairs, and captions as text.
 
+Which pairs of a source are of one image. A table may have a row for each caption.
+
+A digest of a source, by which a run that goes on knows its pairs again.
+"""
+
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Int
 
 from grr_coca.data.bad import BadSample
 from grr_coca.data.images import decode_image
-from grr_coca.data.sources.pairs import PairSource, RawPair, locate
+from grr_coca.data.sources.base import PairSource, RawPair, locate, stable_id
+from grr_coca.data.sources.folder import ImageFolder
+from grr_coca.data.sources.listed import ListedPairs
+from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.text import clean_caption
 
 
@@ -219,3 +229,60 @@ def num_captions(source: PairSource, index: int) -> int:
         return len(source.captions(index))
     except BadSample:
         return 1
+
+
+def image_numbers(source: PairSource) -> Int[np.ndarray, " N"]:
+    """The image of each pair, as a number. Images are numbered in the order of their first pairs."""
+    if isinstance(source, TarShards | ImageFolder):
+        return np.arange(len(source))  # each pair has an image of its own; millions of names would take minutes
+    ids = np.fromiter((stable_id(source.image_name(index)) for index in range(len(source))), np.int64, len(source))
+    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+    return first.argsort().argsort()[inverse]
+
+
+class ByImage:
+    """The pairs of each image, in the order of their first pairs. Item `i`: the indices in `source` of those of image
+    `i`. This asks for the names of all images."""
+
+    def __init__(self, source: PairSource) -> None:
+        self.source = source
+        numbers = image_numbers(source)
+        self._pairs = numbers.argsort(kind="stable")
+        self._ends = np.bincount(numbers).cumsum()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, image: int) -> list[int]:
+        start = int(self._ends[image - 1]) if image else 0
+        return self._pairs[start : int(self._ends[image])].tolist()
+
+
+def source_digest(source: PairSource) -> str:
+    """A digest of what the order of a source depends on: which pairs are taken, and the names and sizes of the files.
+
+    No pair is read, so that tens of millions take less than a second. Of a folder of images, names alone count. Where
+    the files lie does not count. Checkpoints hold such digests: if anything else is hashed here, older runs are
+    refused.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in _parts(source):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(source: PairSource) -> Iterator[bytes | memoryview]:
+    yield f"{type(source).__name__} {len(source)} ".encode()
+    if isinstance(source, Subset):
+        yield source.indices.data
+        yield from _parts(source.source)
+    elif isinstance(source, Chain):
+        for part in source.sources:
+            yield from _parts(part)
+    elif isinstance(source, EveryCaption):
+        yield from _parts(source.source)
+    elif isinstance(source, ImageFolder):
+        yield from source.names.buffers()
+    elif isinstance(source, TarShards | ListedPairs):
+        for path in source.paths if isinstance(source, TarShards) else [source.listing]:
+            yield f"{path.name}\0{path.stat().st_size} ".encode("utf-8", "surrogateescape")

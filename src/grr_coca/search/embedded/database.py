@@ -1,16 +1,151 @@
-"""Opens `index.sqlite`, and turns its rows into entries."""
+"""Opens `index.sqlite`, and turns its rows into entries.
 
+The tables of `index.sqlite`.
+
+The id of a picture is 1 + its row in the file of vectors. A picture that is embedded anew gets a new row. The table
+`gone` has the old id with the revision, by which a reader of an earlier state learns of it. `words` is the full-text
+index of titles and captions.
+
+One writer at a time: a lock that is released when its process ends, however that happens.
+"""
+
+import errno
+import fcntl
 import json
 import os
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from grr_coca.errors import UserError
-from grr_coca.search.embedded.lock import LOCK, WriterLock
-from grr_coca.search.embedded.schema import APPLICATION_ID, SCHEMA
 from grr_coca.search.entry import VERSION, Entry, FieldValue, Header, Stamp, os_bytes
+
+APPLICATION_ID = 0x67726369
+"""Marks the file as ours: `grci`."""
+
+SCHEMA = """
+CREATE TABLE header (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE state (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    revision INTEGER NOT NULL,   -- number of commits
+    generation INTEGER NOT NULL, -- number of times that the file of vectors was written anew
+    rows INTEGER NOT NULL,       -- of the file of vectors; what lies behind them was never committed
+    live INTEGER NOT NULL        -- pictures
+);
+CREATE TABLE pictures (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    title TEXT NOT NULL,
+    root TEXT NOT NULL,
+    file TEXT NOT NULL,
+    "offset" INTEGER,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    date TEXT NOT NULL,
+    folder TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    phash INTEGER NOT NULL,
+    width INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    caption TEXT NOT NULL,
+    draw INTEGER NOT NULL,
+    fields TEXT
+);
+CREATE INDEX pictures_digest ON pictures (digest);
+CREATE INDEX pictures_root ON pictures (root);
+CREATE INDEX pictures_draw ON pictures (draw);
+CREATE TABLE gone (id INTEGER PRIMARY KEY, revision INTEGER NOT NULL);
+CREATE TABLE failures (
+    name TEXT PRIMARY KEY, root TEXT NOT NULL, size INTEGER, mtime_ns INTEGER, message TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE columns (name TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE VIRTUAL TABLE words USING fts5(
+    title, caption, content='pictures', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2'
+);
+CREATE TRIGGER pictures_added AFTER INSERT ON pictures BEGIN
+    INSERT INTO words (rowid, title, caption) VALUES (new.id, new.title, new.caption);
+END;
+CREATE TRIGGER pictures_removed AFTER DELETE ON pictures BEGIN
+    INSERT INTO words (words, rowid, title, caption) VALUES ('delete', old.id, old.title, old.caption);
+END;
+INSERT INTO state VALUES (1, 0, 0, 0, 0);
+"""
+
+ADD = """
+INSERT INTO pictures (id, name, title, root, file, "offset", size, mtime_ns, date, folder, digest, phash, width, height,
+    caption, draw, fields)
+VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?,
+    CAST(? AS TEXT), ?, ?)
+"""
+"""Texts are bound as bytes, because file names need not be UTF-8."""
+
+READ = """
+SELECT id, name, root, file, "offset", size, mtime_ns, digest, phash, width, height, caption, fields FROM pictures
+"""
+
+PICTURES_OF = """
+SELECT name, file, "offset", id FROM pictures WHERE root = CAST(? AS TEXT) AND id > ? ORDER BY id LIMIT ?
+"""
+FAILURES_OF = """
+SELECT name, CAST(name AS BLOB) FROM failures WHERE root = CAST(? AS TEXT) AND name > CAST(? AS TEXT)
+ORDER BY name LIMIT ?
+"""
+"""`PICTURES_OF` and `FAILURES_OF` read a page of the names of a root, each with what the next page begins after. The
+tables have indexes in this order, so nothing is sorted."""
+
+
+LOCK = "writer.lock"
+
+
+class WriterLock:
+    """A lock on a folder, held from its construction until `release`, or until nobody has it any more.
+
+    Raises:
+        UserError: another process writes, or another lock of this one; the message names it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            told = "a link, which an index does not have" if error.errno == errno.ELOOP else error.strerror
+            raise UserError(f"{folder / LOCK}: cannot be written ({told})") from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            writer = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "?"
+            os.close(self._descriptor)
+            if writer == str(os.getpid()):
+                told = f"{folder}: this process writes to this index already, and holds it open; close it there first"
+                raise UserError(told) from error
+            raise UserError(
+                f"{folder}: another process ({writer}) writes to this index; wait until it is done, or stop it; "
+                "searching goes on meanwhile"
+            ) from error
+        except OSError as error:
+            os.close(self._descriptor)
+            raise UserError(
+                f"{folder}: the file system gives no locks ({error.strerror or error}), without which two writers "
+                "would damage an index; give --out a folder on another one"
+            ) from error
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._unlock = weakref.finalize(self, _unlock, self._descriptor, os.getpid())
+        self._unlock.atexit = False  # the end of the process unlocks, and that of a forked one must not
+
+    def release(self) -> None:
+        """Let another process write."""
+        self._unlock()
+
+
+def _unlock(descriptor: int, owner: int) -> None:
+    """Give the lock up. To close the file is not enough while a process that was forked meanwhile has it open too."""
+    if os.getpid() == owner:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
 
 FILE = "index.sqlite"
 PARTIAL = f".{FILE}.partial"

@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from grr_coca.search.embedded.database import (
+    FAILURES_OF,
+    PICTURES_OF,
+    READ,
     as_bytes,
     database_errors,
     fields_of_row,
@@ -19,15 +22,11 @@ from grr_coca.search.embedded.database import (
     open_database,
     read_header,
 )
-from grr_coca.search.embedded.schema import FAILURES_OF, PICTURES_OF, READ
-from grr_coca.search.embedded.state import State
-from grr_coca.search.embedded.vectors import best_rows, products, rows_of
+from grr_coca.search.embedded.vectors import State, best_rows, products, rows_of
 from grr_coca.search.embedded.writer import Writer
-from grr_coca.search.entry import Entry, Failure, FieldValue, PicturePlace, Stamp
-from grr_coca.search.filters.sql import to_sql
-from grr_coca.search.filters.tree import Filter
+from grr_coca.search.entry import Entry, Failure, FieldValue, PicturePlace, Stamp, pieces, search_words
+from grr_coca.search.filters import Filter, to_sql
 from grr_coca.search.store import HASHED, Changes, Described, Known, LibrarySample, Match
-from grr_coca.search.words import pieces, search_words
 
 MOST_PARAMETERS = 500
 """Parameters of one statement, at most. Older versions of SQLite take 999."""

@@ -11,11 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.search.embedded.database import as_bytes, to_row
-from grr_coca.search.embedded.lock import WriterLock
-from grr_coca.search.embedded.schema import ADD
-from grr_coca.search.embedded.state import read_state
-from grr_coca.search.embedded.vectors import append_rows, map_rows, vectors_file
+from grr_coca.search.embedded.database import ADD, WriterLock, as_bytes, to_row
+from grr_coca.search.embedded.vectors import append_rows, map_rows, read_state, vectors_file
 from grr_coca.search.entry import Entry
 from grr_coca.search.store import Changes
 

@@ -1,8 +1,6 @@
 """Connects to a Milvus server, and makes or opens the collections of an index."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -12,7 +10,7 @@ from grr_coca.extras import require_extra
 from grr_coca.search.entry import VERSION, Header
 from grr_coca.search.milvus.notes import NOTES, Notes, noted_header, notes_of
 from grr_coca.search.milvus.rows import COLUMNS, NUMBERS, TEXTS
-from grr_coca.search.milvus.store import MilvusStore
+from grr_coca.search.milvus.store import MilvusStore, server_errors
 
 SECONDS_TO_CONNECT = 20.0
 DEFAULT_NAME = "grr_coca"
@@ -140,19 +138,3 @@ def _connected(location: str) -> tuple[ServerPlace, Any]:
 
     with server_errors(location):
         return place, MilvusClient(place.uri, timeout=SECONDS_TO_CONNECT)
-
-
-@contextmanager
-def server_errors(location: str) -> Iterator[None]:
-    """Turn errors of a server, and its silence, into a `UserError`."""
-    from pymilvus.exceptions import MilvusException
-
-    try:
-        yield
-    except UserError:
-        raise
-    except (MilvusException, OSError, RuntimeError, TimeoutError) as error:
-        words = " ".join(str(getattr(error, "message", error)).split())[:300]
-        raise UserError(
-            f"{location}: the Milvus server is gone, or refuses ({words}); what was committed before is kept"
-        ) from error

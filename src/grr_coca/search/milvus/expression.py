@@ -3,10 +3,9 @@
 import json
 import math
 
-from grr_coca.search.entry import FieldValue
-from grr_coca.search.filters.fields import OWN_FIELDS
-from grr_coca.search.filters.tree import And, Comparison, Filter, Like, Not, OneOf, Or
-from grr_coca.search.milvus.text import as_utf8
+from grr_coca.search.entry import OWN_FIELDS, FieldValue
+from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
+from grr_coca.search.milvus.rows import as_utf8
 
 COLUMNS = {"path": "name"}
 NEVER, ALWAYS = "id < 0", "id >= 0"

@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 
 from grr_coca.errors import UserError
-from grr_coca.search.entry import Entry, Failure, Header, PicturePlace, name_id
-from grr_coca.search.filters.tree import Filter
+from grr_coca.search.entry import Entry, Failure, Header, PicturePlace, name_id, pieces
+from grr_coca.search.filters import Filter
 from grr_coca.search.milvus.expression import ALWAYS, quoted, to_expression
 from grr_coca.search.milvus.notes import Notes, everything_of
-from grr_coca.search.milvus.rows import READ, as_kept, from_record, place_of_record, to_record
-from grr_coca.search.milvus.text import from_utf8
+from grr_coca.search.milvus.rows import READ, as_kept, from_record, from_utf8, place_of_record, to_record
 from grr_coca.search.store import HASHED, SAMPLE, SAMPLE_CAPTIONS, Changes, Described, Known, LibrarySample, Match
-from grr_coca.search.words import pieces
 
 AT_ONCE = 500
 MOST_HITS = 16_384
@@ -49,8 +47,6 @@ class MilvusStore:
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Reads see the state at its beginning, or a later one: a server has no snapshots. Errors are `UserError`."""
-        from grr_coca.search.milvus.connect import server_errors
-
         with server_errors(self.location), self._reads.snapshot():
             yield
 
@@ -211,3 +207,19 @@ class MilvusStore:
             entry = replace(from_record(row), stamp=touch.stamp, offset=touch.offset)
             records.append(to_record(entry, np.array(row["vector"])))
         return records
+
+
+@contextmanager
+def server_errors(location: str) -> Iterator[None]:
+    """Turn errors of a server, and its silence, into a `UserError`."""
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (MilvusException, OSError, RuntimeError, TimeoutError) as error:
+        words = " ".join(str(getattr(error, "message", error)).split())[:300]
+        raise UserError(
+            f"{location}: the Milvus server is gone, or refuses ({words}); what was committed before is kept"
+        ) from error

@@ -1,24 +1,155 @@
-"""The arms of a demo side by side, a process and a core each."""
+"""The arms of a demo side by side, a process and a core each.
 
-from collections.abc import Callable
+The folder of a demo: what was decided, the ledger, the runs of both arms, and what came out.
+
+| file | holds |
+|---|---|
+| `plan.yaml` | the plan with every decision: steps, precisions |
+| `runs.jsonl`, `digests.json`, `showcase/` | the ledger, and its pictures, as of any study |
+| `PRESET/STAGE/` | the run of an arm in a stage |
+| `table.txt`, `results.json`, `report.html` | the outcome, when both arms have ended |
+| `index/` | an index of the showcase, made at the end |
+| `study/` | what `grr-coca study report` says of the ledger, if it was asked |
+"""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+
 from grr_coca.errors import UserError
+from grr_coca.files import write_whole
 from grr_coca.ranks import Ranks
-from grr_coca.study.demo.comparison import demo_place
-from grr_coca.study.demo.exhibits import make_exhibits
-from grr_coca.study.demo.outcome import ArmResult, arm_results
+from grr_coca.structure import differences
+from grr_coca.study.demo.outcome import ArmResult, arm_results, make_exhibits
 from grr_coca.study.demo.plan import arm_names, demo_recipes, with_precisions
-from grr_coca.study.ledger import Ledger, read_ledger
-from grr_coca.study.plan.folder import DemoPlan
-from grr_coca.study.plan.plan import arm_named, stage_names
-from grr_coca.study.plan.stages import stage_recipe
-from grr_coca.study.running.agenda import Agenda, StudyPart
-from grr_coca.study.running.pace import Pace, measure_pace
-from grr_coca.study.running.run import Study, Watch, taken_ledger
-from grr_coca.study.running.task import Task
+from grr_coca.study.demo.report import comparison_rows, write_report
+from grr_coca.study.demo.table import format_table
+from grr_coca.study.ledger import DIGESTS_FILE, LEDGER_FILE, PLAN_FILE, Ledger, read_ledger
+from grr_coca.study.plan import REPORT_FOLDER, DemoPlan, arm_named, read_plan, stage_names
+from grr_coca.study.running.agenda import Agenda, StudyPart, Task
+from grr_coca.study.running.expectation import Pace, measure_pace
+from grr_coca.study.running.run import Place, Study, Watch, taken_ledger, write_plan
 from grr_coca.study.running.workers import Workers, go_on, usable_device
-from grr_coca.train.run.setup import new_checkpoint
+from grr_coca.study.stages import stage_recipe
+from grr_coca.study.thumbnails import SHOWCASE_FOLDER
+from grr_coca.train.setup import new_checkpoint
+from grr_coca.yaml_files.read import read_yaml
+
+OUTCOME = ("table.txt", "results.json", "report.html")
+INDEX_FOLDER = "index"
+
+
+def begun_in(out: Path, plan: DemoPlan) -> DemoPlan | None:
+    """The comparison of a folder with its decisions, if one has begun there.
+
+    Raises:
+        UserError: the one there is of another plan, or does not say of which; names the first key that differs.
+    """
+    path = out / PLAN_FILE
+    if not path.exists():
+        if any(out.iterdir()):
+            raise UserError(
+                f"{out}: holds a demo without its {PLAN_FILE}; replace it by --fresh, or give another --out"
+            )
+        return None
+    begun = read_plan(path, DemoPlan)
+    undecided = replace(begun, steps=plan.steps, precision=plan.precision, muon_precision=plan.muon_precision)
+    for key, wanted, found in differences(plan, undecided):
+        raise UserError(f"{path}: {key} is {found} there, not {wanted}; start anew by --fresh, or give another --out")
+    return begun
+
+
+def make_folder(out: Path, plan: DemoPlan) -> None:
+    """Make the folder of a comparison, or see that what it holds is one.
+
+    Raises:
+        UserError: it holds something else, or cannot be written to.
+    """
+    folders = {*arm_names(plan), SHOWCASE_FOLDER, INDEX_FOLDER, REPORT_FOLDER}
+    known = {*folders, PLAN_FILE, LEDGER_FILE, DIGESTS_FILE, *OUTCOME}
+    with _disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
+        holds_study = _holds_study(out)
+    if strange:
+        raise UserError(f"{out}: holds {strange[0]}, which is not a demo's; give another --out")
+    if holds_study:
+        raise UserError(f"{out}: holds a study, which is not a demo; give another --out")
+    if not os.access(out, os.W_OK):
+        raise UserError(f"{out}: cannot be written to; give another --out")
+
+
+def _holds_study(out: Path) -> bool:
+    """Whether a ledger lies there that is not a demo's: rows may have taken days."""
+    path = out / PLAN_FILE
+    if not path.exists():
+        return (out / LEDGER_FILE).exists()
+    plan = read_yaml(path, "plan")
+    return isinstance(plan, dict) and "queries" not in plan
+
+
+def begin(plan: DemoPlan, out: Path) -> None:
+    """Begin a comparison, in place of an earlier one.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    with _disk_errors(out):
+        # First: without rows and plan, the rest is no comparison to go on with.
+        for name in (LEDGER_FILE, PLAN_FILE):
+            (out / name).unlink(missing_ok=True)
+        for entry in out.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        write_plan(plan, out)
+
+
+def finish(plan: DemoPlan, arms: tuple[ArmResult, ArmResult], out: Path) -> str:
+    """Write the outcome; returns the table.
+
+    Raises:
+        UserError: the disk is full or cannot be written to; what was trained is saved.
+    """
+    rows, names = comparison_rows(plan, arms), arm_names(plan)
+    table = format_table(rows, names)
+    with _disk_errors(out, "make room there, and the same command goes on with what was trained"):
+        write_whole(out / "table.txt", f"{table}\n".encode())
+        write_whole(out / "results.json", json.dumps([asdict(arm) for arm in arms], indent=2).encode())
+        write_report(plan, arms, (out / names[0], out / names[1]), _machine(), out / "report.html")
+    return table
+
+
+class DemoPlace(Place):
+    """Where the runs of a demo lie: a person is to find them."""
+
+    def folder_of(self, arm: str, seed: int, stage: str, digest: str) -> Path:  # noqa: ARG002
+        """Of a run."""
+        return self.runs / arm / stage
+
+
+def demo_place(out: Path) -> DemoPlace:
+    """Ledger and models are in one folder, and stay there."""
+    return DemoPlace(out=out, runs=out, keeps_models=True)
+
+
+@contextmanager
+def _disk_errors(out: Path, way_out: str = "give another --out") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written to ({error.strerror}); {way_out}") from error
+
+
+def _machine() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+    return f"{platform.machine()}, {device}, torch {torch.__version__}, Python {platform.python_version()}."
+
 
 Show = Callable[[str, int, str], None]
 """Called with the arm, its steps done over all stages, and the name of the stage."""

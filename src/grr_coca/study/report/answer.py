@@ -1,16 +1,237 @@
-"""The answer of a study in sentences."""
+"""The answer of a study in sentences.
+
+Numbers and names of a study as people say them.
+
+What a study may say of an endpoint.
+
+What the paper of GRR-CoCa reports, to be held against a study of the same two models.
+
+*GRR-CoCa: Leveraging LLM Mechanisms in Multimodal Model Architectures* (arXiv 2507.18009), abstract: changes of
+GRR-CoCa over Baseline CoCa in per cent, after pretraining and on average over three fine-tunings.
+
+What each part does, in sentences: the answer to a factorial's question.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Literal
 
-from grr_coca.study.plan.plan import Plan
-from grr_coca.study.report.numbers.metrics import PHASE_TITLES, Endpoint
-from grr_coca.study.report.numbers.results import ArmResults, EndpointResult, StudyResults
-from grr_coca.study.report.paper import Agreement, agreement, reported_change
-from grr_coca.study.report.parts import parts_on_average, parts_shown
-from grr_coca.study.report.verdict import Verdict, verdict
-from grr_coca.study.report.words import arm_titles, change_in_words, endpoints_in_words, interval_in_words, listed
-from grr_coca.study.statistics.fewest import fewest_seeds
+from grr_coca.study.plan import Plan
+from grr_coca.study.report.numbers import (
+    PARTS,
+    PARTS_OF_PRESET,
+    PHASE_TITLES,
+    ArmResults,
+    Effect,
+    Endpoint,
+    EndpointResult,
+    FactorResults,
+    StudyResults,
+)
+from grr_coca.study.statistics import LEVEL_OF_TESTS, fewest_seeds
+
+ARM_TITLES = {"grr_coca": "GRR-CoCa", "baseline_coca": "Baseline CoCa"}
+MINUS = "\u2212"
+
+
+def arm_titles(plan: Plan) -> dict[str, str]:
+    """What a reader calls each arm: by its title, those between the two models by their parts, others by their
+    names."""
+    titles = dict(ARM_TITLES)
+    for preset, parts in PARTS_OF_PRESET.items():
+        titles.setdefault(preset, " + ".join(["Baseline", *sorted(parts, key=PARTS.index)]))
+    return {arm.name: arm.title or titles.get(arm.name, arm.name) for arm in plan.arms}
+
+
+def listed(items: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else "".join(items)
+
+
+def signed(percent: float | None, digits: int = 1) -> str:
+    """A change with its sign, such as `−2.4`; a dash if there is none."""
+    if percent is None:
+        return "–"
+    rounded = round(percent, digits)
+    return f"{rounded:+.{digits}f}".replace("-", MINUS) if rounded else f"{0:.{digits}f}"  # never −0.0
+
+
+def change_in_words(percent: float) -> str:
+    """`2.4 % lower`."""
+    if abs(percent) < 0.05:
+        return "the same"
+    return f"{abs(percent):.1f} % {_direction(percent)}"
+
+
+def interval_in_words(effect: Effect) -> str:
+    """`1.2 to 3.5 % lower`, or what keeps the interval from being told."""
+    low, high = effect.low, effect.high
+    if low is None or high is None:
+        return "one seed, so no interval"
+    if low * high > 0:
+        near, far = sorted((abs(low), abs(high)))
+        return f"{near:.1f} to {far:.1f} % {_direction(low)}"
+    return f"{abs(low):.1f} % lower to {high:.1f} % higher"
+
+
+def endpoints_in_words(endpoints: Sequence[Endpoint]) -> str:
+    """`contrastive loss and perplexity after pretraining, CoCa loss after fine-tuning`."""
+    metrics: dict[str, list[str]] = {}
+    for endpoint in endpoints:
+        metrics.setdefault(PHASE_TITLES[endpoint.phase], []).append(endpoint.title)
+    told = {phase: listed(titles) for phase, titles in metrics.items()}
+    if told and len(set(told.values())) == 1:
+        return f"{next(iter(told.values()))} {listed(list(told))}"
+    return ", and ".join(f"{titles} {phase}" for phase, titles in told.items())
+
+
+def interval_in_signs(effect: Effect | None) -> str:
+    """`−3.5 to −1.2`; a dash if there is none."""
+    return "–" if effect is None or effect.low is None else f"{signed(effect.low)} to {signed(effect.high)}"
+
+
+def p_in_words(p: float | None) -> str:
+    """A p value with three digits; a dash if there is none."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _direction(percent: float) -> str:
+    return "lower" if percent < 0 else "higher"
+
+
+Verdict = Literal["better", "worse", "equal", "open", "missing"]
+
+VERDICT_TITLES: dict[Verdict, str] = {
+    "better": "better",
+    "worse": "worse",
+    "equal": "equal within ±2 %",
+    "open": "undecided",
+    "missing": "nothing to compare",
+}
+
+
+def verdict(result: EndpointResult) -> Verdict:
+    """Better or worse if the exact test passes Holm's correction; else equal if the interval lies within ± 2 %.
+
+    Secondary endpoints are never called better or worse: no correction covers them. Missing: no seed has values of both
+    arms that are above zero, so that there is no ratio.
+    """
+    effect = result.effect
+    if effect is None:
+        return "missing"
+    if result.p_holm is not None and result.p_holm <= LEVEL_OF_TESTS:
+        is_lower = effect.change < 0
+        return "better" if is_lower == Endpoint(result.endpoint).lower_is_better else "worse"
+    return "equal" if effect.is_equivalent else "open"
+
+
+REPORTED = {
+    "pretraining/contrastive_loss": -27.25,
+    "pretraining/perplexity": -3.71,
+    "pretraining/coca_loss": -7.15,
+    "finetuning/contrastive_loss": -13.66,
+    "finetuning/perplexity": -5.18,
+    "finetuning/coca_loss": -5.55,
+}
+ARMS = ("grr_coca", "baseline_coca")
+
+Agreement = Literal["excluded", "doubtful", "within", "exceeded"]
+
+
+def reported_change(endpoint: str, arm: str, baseline: str) -> float | None:
+    """The paper's figure for an endpoint, in per cent; None if it has none, or the models are others."""
+    return REPORTED.get(endpoint) if (arm, baseline) == ARMS else None
+
+
+def agreement(effect: Effect, reported: float, num_endpoints: int) -> Agreement | None:
+    """Whether a study excludes a reported gain as too large, has it within its interval, or exceeds it.
+
+    Args:
+        effect: what the study found.
+        reported: the gain, in per cent, below zero.
+        num_endpoints: how many gains are looked at. A gain is excluded or exceeded by an interval that is corrected for
+            them (Dunn, Journal of the American Statistical Association 56, 1961); it is doubtful if only the 95 %
+            interval of the endpoint by itself leaves it out.
+    """
+    if effect.low is None or effect.high is None:
+        return None
+    if effect.low <= reported <= effect.high:
+        return "within"
+    low, high = effect.interval_among(num_endpoints)
+    if low <= reported <= high:
+        return "doubtful"
+    return "excluded" if low > reported else "exceeded"
+
+
+FEWEST_SEEDS = 2
+"""With one, there is no interval and no test."""
+
+
+def parts_on_average(results: StudyResults, endpoint: Endpoint | None) -> str:
+    """The main effects on an endpoint with their intervals; empty without a factorial that has two seeds."""
+    if endpoint is None or _num_seeds(results, endpoint.name) < FEWEST_SEEDS:
+        return ""
+    effects = [(found.factors[0], found.effects[endpoint.name]) for found in _main_effects(results)]
+    effects.sort(key=lambda named: named[1].change)
+    told = [f"{name} {change_in_words(effect.change)} ({interval_in_words(effect)})" for name, effect in effects]
+    seeds, planned = _num_seeds(results, endpoint.name), results.num_planned_seeds
+    of_seeds = "" if seeds == planned else f", with {seeds} of {planned} seeds"
+    return f"What each part does to the {endpoint.full_title}, on average over the others{of_seeds}: {listed(told)}."
+
+
+def parts_shown(results: StudyResults) -> str:
+    """Which main effects pass the correction, and in which direction; empty until the study is complete. Of an endpoint
+    that lacks seeds, nothing is told: those may be the worst."""
+    if not results.factorial or not results.is_complete or results.num_planned_seeds < FEWEST_SEEDS:
+        return ""
+    effects = results.factorial[0].effects  # all effects on an endpoint have the same seeds
+    lacking = [Endpoint(name) for name, effect in effects.items() if effect.num_seeds < results.num_planned_seeds]
+    sentences = [] if len(lacking) == len(effects) else [_shown(results)]
+    if lacking:
+        combined = f"not all {results.num_planned_seeds} seeds have a value for every combination of the parts"
+        sentences.append(f"Which parts are shown to change {endpoints_in_words(lacking)} cannot be told: {combined}.")
+    return " ".join(sentences)
+
+
+def _shown(results: StudyResults) -> str:
+    told = [clause for found in _main_effects(results) for clause in _part_clauses(found, results.num_planned_seeds)]
+    level = f"t test at the {100 * LEVEL_OF_TESTS:g} % level"
+    effects = f"{len(results.factorial)} effects, of parts and of combinations"
+    counted = f"{level}, corrected for the {effects}, that are tested on each endpoint, but not for several endpoints"
+    if not told:
+        return f"No part is shown to change anything on its own ({counted})."
+    return f"What single parts are shown to do ({counted}): {'; '.join(told)}."
+
+
+def _num_seeds(results: StudyResults, endpoint: str) -> int:
+    """With which the effects on an endpoint are known; every effect has the same."""
+    effect = results.factorial[0].effects.get(endpoint) if results.factorial else None
+    return 0 if effect is None else effect.num_seeds
+
+
+def _main_effects(results: StudyResults) -> list[FactorResults]:
+    return [found for found in results.factorial if len(found.factors) == 1]
+
+
+def _part_clauses(found: FactorResults, num_seeds: int) -> list[str]:
+    """`RoPE lowers perplexity by 2.5 % after pretraining`, a clause for each phase and direction, of endpoints that all
+    seeds have."""
+    shown = {
+        Endpoint(name): found.effects[name].change
+        for name, p in found.p_holm.items()
+        if p <= LEVEL_OF_TESTS and found.effects[name].num_seeds == num_seeds
+    }
+    clauses = []
+    for (phase, title), (verb, sign) in product(PHASE_TITLES.items(), (("lowers", -1), ("raises", 1))):
+        moved = [(e.title, change) for e, change in shown.items() if e.phase == phase and change * sign > 0]
+        if moved:
+            told = listed([f"{metric} by {abs(change):.1f} %" for metric, change in moved])
+            clauses.append(f"{found.factors[0]} {verb} {told} {title}")
+    return clauses
+
 
 Names = tuple[str, str]
 """The arm that is asked about, and the baseline."""

@@ -1,17 +1,84 @@
-"""The page of a study: `report.html`, with everything in it."""
+"""The page of a study: `report.html`, with everything in it.
 
+Captions of all arms side by side.
+
+Write what a study says: `results.json`, `table.md` and `report.html`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from grr_coca.study.ledger import Ledger
-from grr_coca.study.page import render_page
-from grr_coca.study.plan.plan import Plan
-from grr_coca.study.report.answer import answer
-from grr_coca.study.report.examples import example_captions
-from grr_coca.study.report.figures.all import main_and_baseline, study_figures
-from grr_coca.study.report.numbers.results import StudyResults
-from grr_coca.study.report.tables import arms_tables, cost_table, endpoint_table, factorial_tables
-from grr_coca.study.report.tuning import tuning_table
-from grr_coca.study.report.words import arm_titles
+from grr_coca.files import write_whole
+from grr_coca.structure import to_dict
+from grr_coca.study.drawing import render_page
+from grr_coca.study.ledger import CaptionedExample, Ledger, LedgerRow, read_ledger
+from grr_coca.study.plan import Plan, compared_with, plan_of_folder, showcase_of, stage_names
+from grr_coca.study.report.answer import answer, arm_titles
+from grr_coca.study.report.figures import main_and_baseline, study_figures
+from grr_coca.study.report.numbers import StudyResults, study_results
+from grr_coca.study.report.tables import (
+    Table,
+    arms_tables,
+    as_markdown,
+    cost_table,
+    endpoint_table,
+    factorial_tables,
+    tuning_table,
+)
+from grr_coca.study.thumbnails import data_address, picture_path
+
+
+@dataclass(frozen=True)
+class ExampleCaptions:
+    """An image of the showcase: what people say of it, and each arm's caption. `picture`: a data address, if known."""
+
+    image: str
+    references: tuple[str, ...]
+    captions: tuple[str, ...]
+    picture: str | None
+
+
+@dataclass(frozen=True)
+class ExampleGrid:
+    """The captions of some arms on images of a split, all of one stage and seed."""
+
+    stage: str
+    split: str
+    seed: int
+    arms: tuple[str, ...]
+    examples: tuple[ExampleCaptions, ...]
+
+
+def example_captions(plan: Plan, rows: Sequence[LedgerRow], arms: Sequence[str], folder: Path) -> list[ExampleGrid]:
+    """The captions of those of the arms that have any, by stage, each of the first seed for which most of them do.
+
+    Args:
+        plan: of the study.
+        rows: of the study.
+        arms: the arms to show, in this order.
+        folder: of the study, which may hold pictures of the showcase.
+    """
+    grids = []
+    for stage in stage_names(plan):
+        found = {(row.arm, row.seed): row.captions for row in rows if row.captions and row.stage == stage}
+        seeds = sorted({seed for arm, seed in found if arm in arms})
+        if not seeds:
+            continue
+        seed = max(seeds, key=lambda seed: (sum((arm, seed) in found for arm in arms), -seed))
+        shown = tuple(arm for arm in arms if (arm, seed) in found)
+        by_arm = [{example.image: example for example in found[arm, seed]} for arm in shown]
+        common = [example for example in found[shown[0], seed] if all(example.image in said for said in by_arm)]
+        examples = tuple(_example(example, by_arm, picture_path(folder, stage, example.image)) for example in common)
+        grids.append(ExampleGrid(stage, showcase_of(plan, stage)[0], seed, shown, examples))
+    return grids
+
+
+def _example(first: CaptionedExample, by_arm: Sequence[dict[str, CaptionedExample]], picture: Path) -> ExampleCaptions:
+    captions = tuple(captions[first.image].caption for captions in by_arm)
+    address = data_address(picture.read_bytes()) if picture.is_file() else None
+    return ExampleCaptions(first.image, first.references, captions, address)
 
 
 def study_page(plan: Plan, ledger: Ledger, results: StudyResults, folder: Path) -> str:
@@ -39,3 +106,73 @@ def study_page(plan: Plan, ledger: Ledger, results: StudyResults, folder: Path) 
         tuning=tuning_table(plan, ledger) if ledger.trials else None,
         examples=example_captions(plan, ledger.rows, main_and_baseline(results), folder),
     )
+
+
+RESULTS_FILE = "results.json"
+TABLE_FILE = "table.md"
+PAGE_FILE = "report.html"
+
+
+def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
+    """Report on the study in a folder, from its plan and ledger alone.
+
+    Args:
+        folder: of the study.
+        out: a folder that is there; three files are written to it.
+        over: the arm that the others are compared with; None: the plan's baseline.
+
+    Returns:
+        The answer and the table of primary endpoints, for a terminal.
+
+    Raises:
+        UserError: the folder holds no study, its plan or ledger cannot be read, or it has no arm `over`.
+    """
+    planned = plan_of_folder(folder)
+    plan = compared_with(planned, over)
+    ledger = read_ledger(folder, seeds=plan.seeds)
+    results = study_results(plan, ledger)
+    if plan.baseline != planned.baseline:
+        note = (
+            f"compared with {plan.baseline}; the plan names {planned.baseline} as the baseline. p values are corrected "
+            "for the endpoints of one comparison, not for several comparisons"
+        )
+        results = replace(results, notes=(*results.notes, note))
+    content = json.dumps(to_dict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(out / RESULTS_FILE, _encoded(content))
+    write_whole(out / TABLE_FILE, _encoded(study_tables(plan, results)))
+    write_whole(out / PAGE_FILE, _encoded(study_page(plan, ledger, results, folder)))
+    return _for_terminal(plan, results)
+
+
+def study_tables(plan: Plan, results: StudyResults) -> str:
+    """The answer and all tables as Markdown."""
+    found = answer(plan, results)
+    tables = [endpoint_table(plan, results, primary=True), endpoint_table(plan, results, primary=False)]
+    tables += arms_tables(plan, results) if len(results.begun_arms) > 1 else []
+    tables += [*factorial_tables(plan, results), cost_table(plan, results)]
+    answered = "\n".join(f"- {sentence}" for sentence in found.sentences)
+    sections = [f"# {found.question}\n\n**{found.headline}.**\n\n{answered}\n", *map(_section, tables)]
+    if results.missing:
+        sections.append("## Missing\n\n" + "\n".join(f"- {line}" for line in results.missing) + "\n")
+    if results.notes:
+        sections.append("## Notes on the ledger\n\n" + "\n".join(f"- {note}" for note in results.notes) + "\n")
+    return "\n".join(sections)
+
+
+def _section(table: Table) -> str:
+    return f"## {table.title}\n\n{as_markdown(table)}\n{table.note}\n"
+
+
+def _encoded(text: str) -> bytes:
+    """An image's name that is not UTF-8 holds lone surrogates; they are shown as escapes."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _for_terminal(plan: Plan, results: StudyResults) -> str:
+    found = answer(plan, results)
+    lines = [found.question, f"{found.headline}.", "", *found.sentences, ""]
+    lines.append(as_markdown(endpoint_table(plan, results, primary=True)))
+    if not results.is_complete:
+        lines.append(f"not finished: {results.num_rows} of {results.num_planned_rows} stages are done; missing:")
+        lines += [f"  {line}" for line in results.missing]
+    return "\n".join([*lines, *results.notes])

@@ -1,27 +1,82 @@
-"""What a study still lacks, and which of it can be done now: a function of the plan and of the rows that are there."""
+"""What a study still lacks, and which of it can be done now: a function of the plan and of the rows that are there.
+
+One stage of a study for one arm and seed: all that a process must know to run it.
+"""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from grr_coca.errors import UserError
 from grr_coca.study.ledger import Digests, Kind, LedgerRow
-from grr_coca.study.plan.digest import data_digest, folder_digest, recipe_digest
-from grr_coca.study.plan.plan import (
+from grr_coca.study.plan import (
     LOSS_METRICS,
     Arm,
     Plan,
     Tuning,
+    Variant,
     arm_named,
     scores_captions,
     showcase_of,
     stage_names,
 )
-from grr_coca.study.plan.stages import Settings, grid_of, settings_of, stage_recipe
-from grr_coca.study.running.task import Task, is_finished
+from grr_coca.study.stages import (
+    Settings,
+    data_digest,
+    folder_digest,
+    grid_of,
+    recipe_digest,
+    settings_of,
+    stage_recipe,
+)
+from grr_coca.train.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """`recipe` with every setting, `variant`: what is changed in the model, `folder` of the run, `start`: the folder of
+    the run that this one goes on from.
+
+    `start_data_digest`: of the data of that run.
+    `showcase`: the test split that examples are taken from, `num_captions` of them; `without`: see `Plan`;
+    `scores_captions`: whether the test splits are captioned.
+    """
+
+    kind: Kind
+    arm: str
+    seed: int
+    stage: str
+    recipe: Recipe
+    variant: Variant | None
+    settings: dict[str, object]
+    recipe_digest: str
+    data_digest: str
+    start_data_digest: str | None
+    folder: Path
+    start: Path | None
+    showcase: str
+    num_captions: int
+    without: tuple[str, ...]
+    scores_captions: bool
+
+    @property
+    def name(self) -> str:
+        """As people are told of it."""
+        tried = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.settings.items())
+        return f"{self.arm}, {self.stage}, " + (f"trial of {tried}" if self.kind == "trial" else f"seed {self.seed}")
+
+
+FINISHED = "finished"
+"""A file that says that a run's folder holds its last checkpoint, and that it was measured."""
+
+
+def is_finished(folder: Path | None) -> bool:
+    """Whether the run of a folder has ended."""
+    return folder is not None and (folder / FINISHED).exists()
+
 
 LEAST = 1e-30
 """Stands in for a loss of exactly zero, which has no logarithm."""

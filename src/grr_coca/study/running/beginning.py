@@ -16,7 +16,7 @@ from grr_coca.errors import DiskError
 from grr_coca.files import write_whole
 from grr_coca.structure import from_dict, to_dict
 from grr_coca.train.recipe import Recipe
-from grr_coca.train.run.setup import training_sources, training_visits
+from grr_coca.train.setup import training_sources, training_visits
 
 BEGINNING_FILE = "beginning.json"
 HASH_DIGITS = 12

@@ -1,13 +1,21 @@
-"""What the row of a stage says of its splits: metrics, and the values that intervals over images are made of."""
+"""What the row of a stage says of its splits: metrics, and the values that intervals over images are made of.
+
+Puts the pictures of a study's showcase beside its ledger.
+"""
+
+import contextlib
+from pathlib import Path
 
 import numpy as np
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.sources.pairs import PairSource
+from grr_coca.data.bad import BadSample
+from grr_coca.data.sources.base import PairSource, RawPair
+from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Subset, every_caption
-from grr_coca.evaluate.captioning.caption_split import caption_split, images_of
+from grr_coca.errors import UserError
+from grr_coca.evaluate.caption_split import caption_split, images_of
 from grr_coca.evaluate.checkpoint import gallery_of, pair_results, require_pairs
-from grr_coca.evaluate.refit import refit_scaling
 from grr_coca.evaluate.retrieval import retrieve
 from grr_coca.evaluate.split import (
     Evaluation,
@@ -15,9 +23,14 @@ from grr_coca.evaluate.split import (
     Scaling,
     aggregate,
     batch_contrastive_losses,
+    refit_scaling,
     scaling_of,
 )
+from grr_coca.files import write_whole
 from grr_coca.study.ledger import CaptionedExample, finite
+from grr_coca.study.plan import Plan, showcase_of, stage_names
+from grr_coca.study.stages import stage_recipe
+from grr_coca.study.thumbnails import picture_path, thumbnail
 from grr_coca.train.recipe import CAPTION_SCORES, Recipe
 
 SEED = 0
@@ -118,3 +131,31 @@ def _batches(results: PairResults, scaling: Scaling, recipe: Recipe, digits: int
 def _rounded(numbers: np.ndarray, digits: int) -> list[float]:
     """As many digits as intervals need: a ledger is to stay small."""
     return [round(float(number), digits) for number in numbers]
+
+
+def write_showcase(plan: Plan, out: Path) -> None:
+    """Write the pictures that are not there yet: of the images that every model of the study captions.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    for stage in stage_names(plan):
+        split, count = showcase_of(plan, stage)
+        path = stage_recipe(plan, plan.arms[0], stage, 0, {}).data.test.get(split)
+        if path is None or count == 0:
+            continue
+        source = open_source(path)
+        for index in drawn_examples(source, count):
+            with contextlib.suppress(BadSample):  # an image that cannot be read has no picture
+                _write(source[index], out, stage)
+
+
+def _write(pair: RawPair, out: Path, stage: str) -> None:
+    picture = picture_path(out, stage, pair.key)
+    if picture.exists():
+        return
+    try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(picture, thumbnail(pair))
+    except OSError as error:
+        raise UserError(f"{picture}: cannot be written ({error.strerror or error})") from error

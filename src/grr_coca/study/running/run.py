@@ -26,13 +26,10 @@ from grr_coca.study.ledger import (
     write_beside_ledger,
     write_digests,
 )
-from grr_coca.study.plan.lacking import lacking_scores
-from grr_coca.study.plan.plan import Plan, read_plan
-from grr_coca.study.running.agenda import Agenda, StudyPart
-from grr_coca.study.running.provenance import code_commit
-from grr_coca.study.running.showcase import write_showcase
-from grr_coca.study.running.stage import run_stage
-from grr_coca.study.running.task import Task
+from grr_coca.study.plan import Plan, lacking_scores, read_plan
+from grr_coca.study.running.agenda import Agenda, StudyPart, Task
+from grr_coca.study.running.measured import write_showcase
+from grr_coca.study.running.stage import code_commit, run_stage
 from grr_coca.study.running.workers import Workers, outcome, tell_progress, usable_device, worker_processes
 
 Identity = tuple[str, str, int, str, str, str, str | None]

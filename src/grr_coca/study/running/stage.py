@@ -1,21 +1,44 @@
-"""Runs one stage: trains, measures, and makes its row."""
+"""Runs one stage: trains, measures, and makes its row.
 
+The seconds that a run has taken, over all processes that worked on it.
+
+Where a row comes from: the code, and the machine.
+
+What a run of training costs, counted and not timed: so it is the same on every machine.
+"""
+
+import json
 import logging
+import os
+import platform
+import subprocess
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
+from types import TracebackType
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.checkpoint_files import read_json
+from grr_coca.config import CoCaConfig
+from grr_coca.data.augment import num_kept
+from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.pairs import PairSource
 from grr_coca.errors import DiskError, DivergedError
 from grr_coca.evaluate.checkpoint import require_pairs
 from grr_coca.files import write_whole
 from grr_coca.ranks import Ranks
-from grr_coca.study.anatomy import count_parameters, flops_per_pair
+from grr_coca.study.anatomy import count_parameters, flops_of_pairs, flops_per_pair
+from grr_coca.study.forecast import TRAINING_PASSES
 from grr_coca.study.ledger import CaptionedExample, CurvePoint, Kind, LedgerRow, finite
+from grr_coca.study.running.agenda import FINISHED, Task
 from grr_coca.study.running.beginning import note_beginning, noted_beginning
 from grr_coca.study.running.measured import (
     Numbers,
@@ -25,15 +48,133 @@ from grr_coca.study.running.measured import (
     measure_validation,
     without_words,
 )
-from grr_coca.study.running.provenance import code_commit, machine_name, precision_name
-from grr_coca.study.running.stopwatch import Stopwatch
-from grr_coca.study.running.task import FINISHED, Task
-from grr_coca.study.running.training_cost import run_flops
-from grr_coca.study.variants.build import change_of
-from grr_coca.train.run.logs import read_metrics
-from grr_coca.train.run.loop import train
-from grr_coca.train.run.setup import new_checkpoint, sound_validation, training_sources
-from grr_coca.train.survival.resume import NoneReadableError, resume_point
+from grr_coca.study.variants import change_of
+from grr_coca.train.checkpoints import NoneReadableError, resume_point
+from grr_coca.train.logs import read_metrics
+from grr_coca.train.loop import train
+from grr_coca.train.recipe import Recipe
+from grr_coca.train.setup import new_checkpoint, sound_validation, training_sources
+
+SECONDS_FILE = "seconds.json"
+SECONDS_BETWEEN_NOTES = 60.0
+"""What a kill may leave uncounted."""
+
+
+class Stopwatch:
+    """Within this context time counts. It is noted in the run's folder now and then, and at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / SECONDS_FILE
+        self._before = float(read_json(self._path)["seconds"]) if self._path.exists() else 0.0
+        self._began = self._noted = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Of this process and all before it."""
+        return self._before + time.monotonic() - self._began
+
+    def tick(self) -> None:
+        """To be called often."""
+        if time.monotonic() - self._noted > SECONDS_BETWEEN_NOTES:
+            self._note()
+
+    def __enter__(self) -> "Stopwatch":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._note()
+
+    def _note(self) -> None:
+        self._noted = time.monotonic()
+        if self._path.parent.is_dir():
+            with suppress(OSError):  # a full disk is reported by what matters more
+                write_whole(self._path, json.dumps({"seconds": self.seconds}).encode())
+
+
+PACKAGE = Path(__file__).parents[2]
+
+
+@lru_cache(maxsize=1)
+def code_commit() -> str:
+    """The commit of the code, with a `+` if files of the package were changed since; its version outside of git.
+
+    A package that is installed somewhere in a repository of the user's, as in its `.venv`, is outside.
+    """
+    commit = _git("ls-files", "--error-unmatch", "__init__.py") and _git("rev-parse", "--short=12", "HEAD")
+    if not commit:
+        return f"version {version('grr-coca')}"
+    return commit + ("+" if _git("status", "--porcelain", "--", ".") else "")
+
+
+@lru_cache(maxsize=1)
+def machine_name() -> str:
+    """Processor or GPU, what instructions it has, and torch's version; no name by which a machine could be found."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{device}, torch {torch.__version__}"
+
+
+def precision_name(recipe: Recipe) -> str:
+    """Of forward and backward passes, and of Muon's products where that is another one."""
+    muon = recipe.optimizer.muon_precision
+    if recipe.optimizer.name != "muon" or muon == recipe.precision:
+        return recipe.precision
+    return f"{recipe.precision}, Muon in {muon}"
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the package's folder; nothing where that is not under git, or git is not there."""
+    try:
+        done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+MOST_CAPTIONS = 10_000
+"""So many say how long captions are; a plan without a validation split looks at the training pairs, which may be
+millions."""
+
+
+def run_flops(recipe: Recipe, trained: Checkpoint, val: PairSource) -> int:
+    """FLOPs of all steps of a run, over the patches that patch dropout keeps, and captions as long as the validation
+    split's. Nothing is taken off for frozen parts, or added for what is computed again to save memory."""
+    return recipe.schedule.steps * step_flops(recipe, trained.config, caption_lengths(trained, val))
+
+
+def step_flops(recipe: Recipe, config: CoCaConfig, lengths: Int[Tensor, " N"]) -> int:
+    """FLOPs of one step of a run.
+
+    Args:
+        recipe: for the size of the batch and the share of patches that are dropped.
+        config: the model.
+        lengths: tokens of N captions, like which those of the step are.
+    """
+    kept = torch.arange(num_kept(config.image_encoder.num_patches, recipe.data.patch_dropout))
+    per_pair = flops_of_pairs(config, lengths, kept) / len(lengths)
+    return round(TRAINING_PASSES * recipe.data.batch_size * per_pair)
+
+
+def caption_lengths(checkpoint: Checkpoint, source: PairSource) -> Int[Tensor, " N"]:
+    """Tokens of each of a split's captions, [BOS], [EOS] and [CLS] included: of all of them, or of N that lie evenly in
+    a large split."""
+    context, encode = checkpoint.config.text_decoder.context_length, checkpoint.tokenizer.encode_row
+    chosen = range(0, len(source), -(-len(source) // MOST_CAPTIONS))
+    return torch.tensor([len(encode(source.caption(i), context)) for i in chosen])
+
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,75 @@
+"""`grr-coca classify`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import grr_coca
+from grr_coca.cli.image_work import report_if_none_exists, shows_progress, work_through
+from grr_coca.cli.output import Lists, joined, say, to_json
+from grr_coca.data.image_files import ImageFile, find_images
+from grr_coca.errors import UserError
+from grr_coca.evaluate.class_names import NAME_ALONE, check_class_names, read_class_names
+from grr_coca.inference.locate import locate_checkpoint
+from grr_coca.messages import on_one_line
+from grr_coca.registry import DEFAULT
+
+
+def run(
+    labels: Annotated[str, tyro.conf.arg(metavar="A,B,…|FILE")],
+    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = DEFAULT,
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
+    templates: Annotated[Lists[str], tyro.conf.arg(metavar="TEXT")] = (),
+    top: int = 5,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    batch_size: int = 32,
+) -> int:
+    """Say which labels fit images best. The labels are free to choose: the model need not have been trained on them.
+
+    Images that cannot be read are listed at the end. The exit code is 1 only if no image was classified.
+
+    Args:
+        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
+        labels: two or more labels with commas between them, or a text file with one label per line.
+        images: image files, folders, patterns, .tar shards, or tables of images.
+        templates: texts in which {} stands for the label, such as "a drawing of a {}"; their mean is used. If none
+            is given, the label alone.
+        top: number of labels to show for each image, likeliest first.
+        json: print JSON lines.
+        batch_size: images at once.
+    """
+    if top < 1:
+        raise UserError(f"--top {top}: give 1 or more")
+    names = _class_names(labels)
+    if not images and templates:
+        raise UserError("no images; --templates takes all that follows it, so give the images before it")
+    found = find_images(images)
+    folder = locate_checkpoint(checkpoint)
+    code = report_if_none_exists(found)
+    if code is not None:
+        return code
+    model = grr_coca.load(folder)
+    classifier = model.classifier(names, joined(templates) or NAME_ALONE)
+
+    def classify(files: list[ImageFile], pictures: list) -> None:
+        ranked = model.rank_labels(classifier, model.embed_images(pictures, batch_size=batch_size))
+        for file, all_labels in zip(files, ranked, strict=True):
+            best = all_labels[:top]
+            shown = "   ".join(f"{share:.1%} {label}" for label, share in best)
+            record = {"image": file.name, "labels": [choice._asdict() for choice in best]}
+            say(to_json(record) if json else f"{on_one_line(file.name)}\t{shown}")
+
+    return work_through(
+        found, model.checkpoint.preprocess, batch_size, "classified", classify, shows_progress(prints=True)
+    )
+
+
+def _class_names(argument: str) -> tuple[str, ...]:
+    path = Path(argument)
+    if path.is_file():
+        return read_class_names(path)
+    names = [name.strip() for name in argument.split(",") if name.strip()]
+    if len(names) < 2:
+        raise UserError(f"--labels '{argument}': no such file, and not two labels or more with commas between them")
+    return check_class_names(names, "--labels")

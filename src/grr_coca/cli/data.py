@@ -1,0 +1,192 @@
+"""`grr-coca data`: check, stats and convert."""
+
+import json as json_module
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from grr_coca.cli.output import require_other, require_suffix, require_writable, write_output
+from grr_coca.cli.progress import bars
+from grr_coca.data.convert import Conversion, convert, source_state
+from grr_coca.data.sources.base import PairSource
+from grr_coca.data.sources.folder import ImageFolder
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.views import ByImage
+from grr_coca.data.survey import Survey, check_source, contact_sheet, sample_source
+from grr_coca.errors import UserError
+from grr_coca.messages import on_one_line
+
+SIZES_SHOWN = 5
+SHEET = Path("contact-sheet.png")
+
+
+@dataclass(frozen=True)
+class Check:
+    """Read and decode every pair, and report broken pairs by cause, caption lengths and duplicates. Draw a contact
+    sheet.
+
+    Args:
+        path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
+            ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
+        sheet: PNG file to write the contact sheet to; if not given, contact-sheet.png, unless it would lie among the
+            images of a folder.
+        json: print JSON.
+    """
+
+    path: tyro.conf.Positional[str]
+    sheet: Path | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Count pairs, words and image sizes from a sample, in seconds.
+
+    Args:
+        path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
+            ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
+        json: print JSON.
+    """
+
+    path: tyro.conf.Positional[str]
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write tar shards in the layout of img2dataset. Rows that name one image become one pair with their captions. Bad
+    pairs are left out and counted. An interrupted conversion goes on.
+
+    Args:
+        path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
+            ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
+        out: a new folder for the shards.
+        pairs_per_shard: number of the source's images for each shard.
+        image_size: scale larger images down to this shorter side, as JPEG; if not given, images stay as they are.
+    """
+
+    path: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[Path]
+    pairs_per_shard: int = 10_000
+    image_size: int | None = None
+
+
+def run(
+    action: Annotated[
+        Annotated[Check, tyro.conf.subcommand("check")]
+        | Annotated[Stats, tyro.conf.subcommand("stats")]
+        | Annotated[Convert, tyro.conf.subcommand("convert")],
+        tyro.conf.arg(name=""),
+    ],
+) -> int:
+    """Look at pairs, or convert them.
+
+    Args:
+        action: what to do.
+    """
+    if isinstance(action, Check):
+        return _check(action)
+    if isinstance(action, Convert):
+        return _convert(action)
+    survey = sample_source(open_source(action.path))
+    print(_as_json(survey) if action.json else describe(survey))
+    return 0
+
+
+def _check(action: Check) -> int:
+    source = open_source(action.path)
+    sheet = _sheet(action, source)
+    with bars({"check": len(source)}) as shown:
+        survey = check_source(source, lambda done: shown.update("check", done, ""))
+    print(_as_json(survey) if action.json else describe(survey))
+    if sheet is not None:
+        drawn = contact_sheet(source)
+        write_output(sheet, lambda file: drawn.save(file, "PNG"))
+    if not action.json:
+        none = "none, for this folder has the images, or cannot be written to; --sheet FILE draws one elsewhere"
+        print(f"contact sheet     {sheet or none}")
+    return int(survey.broken.total() == survey.num_images)
+
+
+def _sheet(action: Check, source: PairSource) -> Path | None:
+    """Where the contact sheet goes; None: it was not asked for, and would count as an image the next time, or cannot be
+    written."""
+    sheet = action.sheet or SHEET
+    if action.sheet is None and not os.access(Path.cwd(), os.W_OK):
+        return None
+    if isinstance(source, ImageFolder) and sheet.resolve().is_relative_to(source.root.resolve()):
+        if action.sheet is None:
+            return None
+        raise UserError(f"{sheet}: lies among the images, and would count as one; give --sheet another folder")
+    if not sheet.parent.is_dir():
+        raise UserError(f"{sheet}: its folder is not there; give another --sheet")
+    if sheet.is_dir():
+        raise UserError(f"{sheet}: a folder; give --sheet the name of a PNG file")
+    require_suffix(sheet, (".png",))
+    require_other(sheet, [action.path])
+    require_writable(sheet)
+    return sheet
+
+
+def _convert(action: Convert) -> int:
+    for name in ("pairs_per_shard", "image_size"):
+        value: int | None = getattr(action, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+    source = open_source(action.path)
+    images = ByImage(source)
+    size, changed = source_state(source)
+    conversion = Conversion(
+        str(Path(action.path).absolute()),
+        len(images),
+        action.pairs_per_shard,
+        action.image_size,
+        source_bytes=size,
+        source_changed_ns=changed,
+    )
+    with bars({"convert": len(images)}) as shown:
+        counts = convert(images, conversion, action.out, lambda done: shown.update("convert", done, ""))
+    written = counts.pop("written", 0)
+    left_out = ", ".join(f"{number:,} {cause}" for cause, number in counts.most_common())
+    print(f"{written:,} images written to {action.out}" + (f"; left out: {left_out}" if left_out else ""))
+    return int(not written)
+
+
+def describe(survey: Survey) -> str:
+    """A survey for people."""
+    lines = [f"images            {survey.num_images:,}" + _sampled(survey)]
+    lines.append(f"captions          {survey.num_captions:,}")
+    if survey.shards is not None:
+        lines.append(f"shards            {survey.shards:,}, truncated: {', '.join(survey.truncated_shards) or 'none'}")
+    for cause, count in survey.broken.most_common():
+        lines.append(f"broken            {count:,} × {cause}")
+        lines += [f"                  {on_one_line(example)}" for example in survey.examples[cause]]
+    if not survey.broken:
+        lines.append("broken            none")
+    for name, number in (("captions", survey.duplicate_captions), ("images", survey.duplicate_images)):
+        if number is not None:
+            lines.append(f"duplicate {name:<8} {number:,}")
+    if survey.vocabulary is not None:
+        lines.append(f"different words   {survey.vocabulary:,}")
+    lines.append("words a caption")
+    most = max(survey.word_histogram().values(), default=1)
+    for words, count in survey.word_histogram().items():
+        lines.append(f"  {words:>7}  {count:>9,}  {'█' * round(40 * count / max(most, 1))}")
+    sizes = ", ".join(f"{w}×{h} ({number:,})" for (w, h), number in survey.image_sizes.most_common(SIZES_SHOWN))
+    lines.append(f"image sizes       {len(survey.image_sizes):,} different; most frequent {sizes or 'none'}")
+    return "\n".join(lines)
+
+
+def _sampled(survey: Survey) -> str:
+    return "" if survey.num_read == survey.num_images else f", {survey.num_read:,} of them looked at"
+
+
+def _as_json(survey: Survey) -> str:
+    content = asdict(survey)
+    content["broken"] = dict(survey.broken)  # `asdict` spoils a Counter
+    content["caption_words"] = survey.word_histogram()
+    content["image_sizes"] = {f"{w}x{h}": number for (w, h), number in survey.image_sizes.most_common()}
+    return json_module.dumps(content, indent=2, ensure_ascii=False)

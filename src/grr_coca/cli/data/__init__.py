@@ -1,1 +1,0 @@
-"""Verbs for files of image-text pairs."""

@@ -1,1 +1,0 @@
-"""Verbs that exchange models with other programs and with the Hugging Face hub."""

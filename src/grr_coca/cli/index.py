@@ -1,0 +1,123 @@
+"""`grr-coca index`."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Annotated
+
+import tyro
+
+from grr_coca.cli.progress import JobProgress, bars
+from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
+from grr_coca.inference.on_ray import Machines
+from grr_coca.messages import on_one_line
+from grr_coca.registry import DEFAULT
+from grr_coca.search.index import Index, open_store
+from grr_coca.search.update import OnProgress, Update, absolute_arguments, is_there, require_arguments
+
+SECONDS_BETWEEN_LOOKS = 2.0
+SHARE_OF_LOOKING = 10
+"""A look that takes long is followed by so many times its own time of rest."""
+SHOWN_FAILURES = 20
+
+
+def run(
+    out: Annotated[str, tyro.conf.arg(metavar="INDEX")],
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
+    checkpoint: Annotated[str | None, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = None,
+    forget: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = (),
+    watch: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    batch_size: int = 32,
+    on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
+) -> int:
+    """Make an index of pictures to search in, or bring it up to date: each is captioned and embedded in one pass.
+
+    What is in the index already is not read again unless its size or time has changed. Stopped at any moment, the same
+    command goes on. Pictures that cannot be read are listed at the end; the exit code is 1 only if none could.
+
+    Args:
+        out: folder of the index, or http://HOST:PORT/NAME of a Milvus server.
+        images: image files, folders, patterns, .tar shards, or tables of images; without any, all that the index
+            was made of is looked through again.
+        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub. None: the
+            model of the index, and of a new one the model that ships.
+        forget: remove from the index what was found by this argument, or lies below it, such as a folder that has
+            another name now; may be given several times. Without images, nothing else is done.
+        watch: keep the index current until Ctrl-C.
+        batch_size: images at once.
+        on: this machine, or the machines of a Ray cluster (that of RAY_ADDRESS), which must see the same files.
+    """
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: give 1 or more")
+    if on == "ray":
+        require_extra("ray", "--on ray")
+    with _opened(out, images, checkpoint, batch_size) as index:
+        if forget:
+            print(f"{index.store.location}: {index.forget(forget):,} pictures forgotten", flush=True)
+            if not images and not watch:
+                return 0
+        began = time.monotonic()
+        with _bars() as on_progress:
+            update = index.add(images or index.store.roots(), on_progress, on)
+        _tell(update, index, time.monotonic() - began)
+        while watch:
+            _wait(time.monotonic() - began)
+            began = time.monotonic()
+            update = index.add(_there_or_known(index, images), on=on)
+            if update.new or update.changed or update.moved or update.removed:
+                _tell(update, index, time.monotonic() - began)
+    return 1 if update.failures and len(update.failures) >= update.found else 0
+
+
+@contextmanager
+def _opened(out: str, images: Sequence[str], checkpoint: str | None, batch_size: int) -> Iterator[Index]:
+    store = open_store(out, is_optional=True)
+    if store is None:
+        if not images:
+            raise UserError(f"{out}: no index yet; give the images to make it of")
+        require_arguments(images)  # before a model is looked for, or anything made
+    else:
+        store.close()
+    model = checkpoint or (DEFAULT if store is None else None)
+    with Index.open(out, model, create=True, batch_size=batch_size) as index:
+        yield index
+
+
+@contextmanager
+def _bars() -> Iterator[OnProgress]:
+    """A bar that is shown as soon as something is to be done."""
+    with ExitStack() as stack:
+        shown: list[JobProgress] = []
+
+        def on_progress(done: int, total: int, failed: int) -> None:
+            if not shown:
+                shown.append(stack.enter_context(bars({"indexed": total})))
+            shown[0].update("indexed", done, f"{failed} failed" if failed else "")
+
+        yield on_progress
+
+
+def _there_or_known(index: Index, images: Sequence[str]) -> Sequence[str]:
+    """What to look through while watching: a picture that was removed is left out until it is back."""
+    roots = index.store.roots()
+    if not images:
+        return roots
+    return [image for image in images if is_there(image) or absolute_arguments([image])[0] in roots]
+
+
+def _tell(update: Update, index: Index, seconds: float) -> None:
+    counts = ((name, getattr(update, name)) for name in ("new", "changed", "moved", "removed"))
+    said = ", ".join(f"{count:,} {name}" for name, count in counts if count) or "nothing new"
+    print(f"{index.store.location}: {len(index):,} pictures ({said}) in {seconds:.1f} s", flush=True)
+    if update.failures:
+        print(f"{len(update.failures):,} of {update.found:,} images cannot be read:", file=sys.stderr)
+        for failure in update.failures[:SHOWN_FAILURES]:
+            print(f"  {on_one_line(failure.message)}", file=sys.stderr)
+        if len(update.failures) > SHOWN_FAILURES:
+            print(f"  … and {len(update.failures) - SHOWN_FAILURES:,} more", file=sys.stderr)
+
+
+def _wait(took: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    sleep(max(SECONDS_BETWEEN_LOOKS, SHARE_OF_LOOKING * took))

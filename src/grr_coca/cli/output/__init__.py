@@ -1,1 +1,0 @@
-"""The output of verbs: progress, lines, and files of captions and vectors."""

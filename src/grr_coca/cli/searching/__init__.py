@@ -1,1 +1,0 @@
-"""Verbs of an index of pictures: index, search, duplicates."""

@@ -1,0 +1,109 @@
+"""A study as the command line runs it: with the time that is left, or only what to expect."""
+
+import sys
+from collections.abc import Mapping
+
+from grr_coca.cli.progress import JobProgress, bars
+from grr_coca.errors import Stopped
+from grr_coca.study.ledger import LedgerRow, read_rows
+from grr_coca.study.plan import Plan, lacking_scores, stage_names
+from grr_coca.study.running.agenda import Agenda, StudyPart, Task, Want
+from grr_coca.study.running.expectation import Expectation, expect_study
+from grr_coca.study.running.run import Place, Watch, run_study
+from grr_coca.study.running.workers import usable_device
+from grr_coca.study.stages import stage_recipe
+
+NAME = "study"
+
+
+def run_with_progress(plan: Plan, place: Place, part: StudyPart, num_jobs: int) -> None:
+    """Run a study with a bar, and a line for each row."""
+    weights = _pairs_by_want(plan)
+    total = sum(count * weights[want] for want, count in Agenda(plan, part, place.folder_of, ()).lacking().items())
+    with bars({NAME: max(1, total)}) as shown:
+        try:
+            run_study(plan, place, part, num_jobs, _Shown(shown, weights, total))
+        except (KeyboardInterrupt, Stopped):
+            print("stopping: every run saves first", file=sys.stderr)
+            raise
+
+
+def what_is_left(plan: Plan, place: Place, part: StudyPart, num_jobs: int) -> str:
+    """What a study still takes on this machine, as a table."""
+    rows = [row for row in read_rows(place.out, []) if not lacking_scores(plan, row)]
+    wants = Agenda(plan, part, place.folder_of, rows).lacking()
+    print("Measuring the pace of this machine …", file=sys.stderr)
+    return _told(plan, place, num_jobs, expect_study(plan, wants, place.runs, num_jobs, usable_device()))
+
+
+class _Shown(Watch):
+    """Shows the work that is done of all that the study has."""
+
+    def __init__(self, shown: JobProgress, weights: Mapping[Want, int], total: int) -> None:
+        self._shown = shown
+        self._weights = weights
+        self._total = total
+        self._ended = 0
+        self._running: dict[str, int] = {}
+
+    def begins(self, agenda: Agenda) -> None:
+        """Some of it may be there already."""
+        lacking = agenda.lacking()
+        self._ended = self._total - sum(count * self._weights[want] for want, count in lacking.items())
+        kinds = {kind: sum(count for (k, _, _), count in lacking.items() if k == kind) for kind in ("trial", "run")}
+        print(f"to do: {kinds['trial']} trials and {kinds['run']} runs", file=sys.stderr)
+
+    def step(self, task: Task, done: int) -> None:
+        """Steps of a task are done."""
+        self._running[task.name] = done * task.recipe.data.batch_size
+        self._shown.update(NAME, self._ended + sum(self._running.values()), task.name)
+
+    def row(self, row: LedgerRow) -> None:
+        """A row was written."""
+        if row.kind == "choice":
+            print(f"chosen for {row.arm}, {row.stage}: {row.settings}", file=sys.stderr)
+            return
+        self._running.clear()
+        self._ended += self._weights["trial" if row.kind == "trial" else "run", row.arm, row.stage]
+        loss = row.metrics.get("val", {}).get("coca_loss")
+        found = "diverged" if loss is None else f"CoCa loss on val {loss:.4f}"
+        kind = "run" if row.kind == "diverged" else row.kind
+        print(f"{kind}: {row.arm}, seed {row.seed}, {row.stage}, {row.settings}: {found}", file=sys.stderr)
+
+    def note(self, text: str) -> None:
+        """Of the ledger."""
+        print(text, file=sys.stderr)
+
+
+def _pairs_by_want(plan: Plan) -> dict[Want, int]:
+    """Pairs that each trial and run trains on: what the time that is left is told by."""
+    weights: dict[Want, int] = {}
+    for arm in plan.arms:
+        for stage in stage_names(plan):
+            run, trial = (stage_recipe(plan, arm, stage, 0, {}, is_trial) for is_trial in (False, True))
+            weights["run", arm.name, stage] = run.schedule.steps * run.data.batch_size
+            weights["trial", arm.name, stage] = trial.schedule.steps * trial.data.batch_size
+    return weights
+
+
+def _told(plan: Plan, place: Place, num_jobs: int, expected: Expectation) -> str:
+    width = max(len(arm.name) for arm in plan.arms)
+    lines = [f"{'arm':<{width}}  trials  runs  core-hours"]
+    for arm in expected.hours:
+        trials, runs = (_count(expected, kind, arm) for kind in ("trial", "run"))
+        lines.append(f"{arm:<{width}}  {trials:>6}  {runs:>4}  {expected.hours[arm]:>10.2f}")
+    total = sum(expected.hours.values())
+    for stage, pace in list(expected.paces.items())[:2]:
+        lines.append(f"a step of {stage}: {pace.step:.2f} s ({plan.baseline}, one core)")
+    lines.append(f"in all {total:.1f} core-hours: {total / num_jobs:.1f} hours with --jobs {num_jobs}")
+    lines.append(
+        f"disk: up to {expected.run_bytes / 1e9:.1f} GB in {place.runs}, where {expected.free / 1e9:.0f} GB are free, "
+        f"and about {expected.ledger_bytes / 1e6:.1f} MB for the ledger"
+    )
+    if expected.run_bytes > expected.free:
+        lines.append(f"THE DISK IS TOO SMALL: give --runs a folder with {expected.run_bytes / 1e9:.1f} GB")
+    return "\n".join(lines)
+
+
+def _count(expected: Expectation, kind: str, arm: str) -> int:
+    return sum(count for (k, a, _), count in expected.wants.items() if (k, a) == (kind, arm))

@@ -1,1 +1,0 @@
-"""Verbs that train: demo, pretrain, finetune."""

@@ -1,1 +1,0 @@
-"""Verbs that use a model: caption, embed, classify, explain."""

@@ -1,0 +1,140 @@
+"""Augmentation: the allowed random changes of training images, and the random change that is drawn for one image.
+
+`grr_coca.data.augment` applies the drawn change.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from grr_coca.errors import UserError
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R BT.601)."""
+
+CROP_SCALE = (1.1, 1.5)
+"""Range of zoom factors of a cropped image."""
+
+IDENTITY, GREY = np.eye(3), np.tile(LUMA, (3, 1))
+"""Colour matrices: one keeps all colour, the other removes it."""
+
+
+MIN_SIDE, MAX_SIDE = 16, 48
+"""Sides, in pixels, of an image that is made coarse."""
+
+MIN_CONTRAST = 0.35
+"""Smallest difference of the greys of ink and ground."""
+
+
+class Change(NamedTuple):
+    """A random change of one image.
+
+    `inverse`: for each pixel of the changed image, its place in the original, in coordinates -1 … 1 as in
+    `affine_grid`. `colour`: the matrix that multiplies its colour. `offset`: added to the colour after that.
+    `side`: the side in pixels at which the image is drawn before all else; None: its own.
+    """
+
+    inverse: Float[np.ndarray, "2 3"]
+    colour: Float[np.ndarray, "3 3"]
+    offset: Float[np.ndarray, "3"]
+    side: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random changes of geometry and colour. The defaults change nothing.
+
+    - `scale`: range of zoom factors
+    - `crop`: share of images that are enlarged 1.1 to 1.5 times instead, so that their edges are cut off
+    - `shift`: largest shift, as a share of the side
+    - `rotate`: largest angle, in degrees
+    - `jitter`: largest relative change of brightness, contrast and saturation
+    - `grey`: share of images that lose their colour
+    - `blend`: share of images to which up to half of another image of the same caption is added
+    - `swap`: share of images in which half of the cells of a 4 × 4 grid come from another image of the same caption
+    - `recolour`: share of images that are drawn in two random colours, light on dark as often as dark on light
+    - `tint`: share of images whose white becomes a random light colour
+    - `coarse`: share of images that are scaled down to a random size, at least 16 pixels, and up again
+
+    `recolour`, `tint` and `coarse` are for drawings on white, which users have on any ground and in any size.
+    `blend` and `swap` come before all other changes. They need another image of the same caption, so the caption stays
+    true, while the image has more than one style.
+    """
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    crop: float = 0.0
+    shift: float = 0.0
+    rotate: float = 0.0
+    jitter: float = 0.0
+    grey: float = 0.0
+    blend: float = 0.0
+    swap: float = 0.0
+    recolour: float = 0.0
+    tint: float = 0.0
+    coarse: float = 0.0
+
+    def __post_init__(self) -> None:
+        valid = {
+            "scale": 0 < self.scale[0] <= self.scale[1],
+            "crop": 0 <= self.crop <= 1,
+            "shift": 0 <= self.shift <= 1,
+            "rotate": 0 <= self.rotate <= 180,
+            "jitter": 0 <= self.jitter <= 1,
+            "grey": 0 <= self.grey <= 1,
+            "blend": 0 <= self.blend <= 1,
+            "swap": 0 <= self.swap <= 1 - self.blend,
+            "recolour": 0 <= self.recolour <= 1,
+            "tint": 0 <= self.tint <= 1 - self.recolour,
+            "coarse": 0 <= self.coarse <= 1,
+        }
+        for key in (key for key, is_valid in valid.items() if not is_valid):
+            raise UserError(f"{key} {getattr(self, key)} is out of range")
+
+    def draw(self, rng: np.random.Generator) -> Change:
+        """A random change of geometry and colour."""
+        angle = math.radians(rng.uniform(-self.rotate, self.rotate))
+        x, y = rng.uniform(-2 * self.shift, 2 * self.shift, 2)
+        is_cropped = self.crop and rng.uniform() < self.crop
+        scale = rng.uniform(*(CROP_SCALE if is_cropped else self.scale))
+        # Rotated clockwise about the centre, zoomed, then shifted.
+        cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+        inverse = np.array([[cos, sin, -cos * x - sin * y], [-sin, cos, sin * x - cos * y]], np.float32)
+        brightness, contrast, saturation = rng.uniform(1 - self.jitter, 1 + self.jitter, 3)
+        if rng.uniform() < self.grey:
+            saturation = 0.0
+        # Brightness, contrast about mid-grey, and saturation together are one affine map of colours.
+        colour = brightness * contrast * (saturation * IDENTITY + (1 - saturation) * GREY)
+        offset = np.full(3, 0.5 * (1 - contrast))
+        if self.recolour or self.tint:
+            colour, offset = self._ground(rng, colour, offset)
+        side = int(rng.integers(MIN_SIDE, MAX_SIDE + 1)) if self.coarse and rng.uniform() < self.coarse else None
+        return Change(inverse, colour.astype(np.float32), offset.astype(np.float32), side)
+
+    def _ground(
+        self, rng: np.random.Generator, colour: Float[np.ndarray, "3 3"], offset: Float[np.ndarray, "3"]
+    ) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
+        """The map of colours, or that of a drawing in two colours, or one after which white is tinted."""
+        draw = rng.uniform()
+        if draw < self.recolour:
+            ink, ground = _two_colours(rng)
+            return np.outer(ground - ink, LUMA), ink
+        if draw < self.recolour + self.tint:
+            light = rng.uniform(0.6, 1, 3)
+            return light[:, None] * colour, light * offset
+        return colour, offset
+
+    @property
+    def mixes(self) -> bool:
+        """True if images of the same caption are mixed."""
+        return self.blend + self.swap > 0
+
+
+def _two_colours(rng: np.random.Generator) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    """Random colours of ink and ground that can be told apart."""
+    while True:
+        ink, ground = rng.uniform(0, 1, (2, 3))
+        if abs((ink - ground) @ np.array(LUMA)) >= MIN_CONTRAST:
+            return ink, ground

@@ -1,1 +1,0 @@
-"""Images as the arguments of a verb name them: found, read and decoded."""

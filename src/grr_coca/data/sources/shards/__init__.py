@@ -1,1 +1,0 @@
-"""Tar shards: their index by byte offset, and random access to their pairs."""

@@ -1,0 +1,174 @@
+"""One pass over the headers of a tar shard finds where the parts of each pair lie.
+
+Reads the headers of a tar file, one after the other.
+"""
+
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from grr_coca.data.bad import Cause
+from grr_coca.data.images import MAX_BYTES, has_image_suffix, is_hidden
+from grr_coca.errors import UserError
+
+
+def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member; None at the end. Unlike `TarFile.next`, it keeps nothing of the members before.
+
+    Raises:
+        tarfile.ReadError: the member before is cut off.
+        tarfile.HeaderError: the header makes no sense. Tar's extensions can write sizes below 0, after which the
+            same members would come again and again, and files with holes, whose bytes are not those of an image.
+    """
+    try:
+        member = tar.next()
+    except ValueError as error:
+        raise tarfile.HeaderError(f"a header that cannot be read ({error})") from error
+    tar.members = []  # type: ignore[attr-defined]
+    if member is not None and (member.size < 0 or member.issparse()):
+        raise tarfile.HeaderError(f"the header of {member.name} makes no sense")
+    return member
+
+
+ROW = np.dtype(
+    [(f"{part}_{what}", "<u4") for part in ("image", "text", "json") for what in ("block", "size")]
+    + [("key_end", "<u4"), ("cause", "u1")]
+)
+"""One pair of a shard. For each part: its first block of 512 bytes, and its size (0: the part is missing). `key_end`:
+end of its key in the string of all keys. `cause`: 0 for a sound pair, else 1 + the index of its cause in `Cause`."""
+
+CAUSES = tuple(Cause)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the pairs of a shard lie. `is_whole` is False if the file ends before the tar does."""
+
+    rows: np.ndarray
+    keys: bytes
+    is_whole: bool
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def key(self, row: int) -> str:
+        """The common name of the members of a pair."""
+        start = int(self.rows[row - 1]["key_end"]) if row else 0
+        return self.keys[start : int(self.rows[row]["key_end"])].decode("utf-8", "surrogateescape")
+
+
+class _Span(NamedTuple):
+    block: int = 0
+    size: int = 0
+
+
+@dataclass
+class _Entry:
+    parts: dict[str, _Span] = field(default_factory=dict)
+    repeats: Counter[str] = field(default_factory=Counter)
+    is_cut: bool = False
+
+    @property
+    def cause(self) -> Cause | None:
+        if self.is_cut:
+            return Cause.CUT_OFF
+        if "image" not in self.parts:
+            return Cause.NO_IMAGE
+        if self.parts["image"].size > MAX_BYTES:
+            return Cause.TOO_LARGE
+        if not self.parts["image"].size:
+            return Cause.EMPTY_FILE
+        return None if "text" in self.parts else Cause.NO_CAPTION
+
+
+def scan_shard(path: Path) -> ShardIndex:
+    """Read the headers of a shard, and the content of its first `KEY.json`.
+
+    Bad pairs are in the index too, with their cause: a missing part, or a key that an earlier pair has.
+
+    Raises:
+        UserError: the file is not an uncompressed tar file, or holds no image.
+    """
+    entries: dict[str, _Entry] = {}
+    try:
+        with tarfile.open(path, "r:") as tar, path.open("rb") as file:
+            size = path.stat().st_size
+            for member in _members(tar):
+                _add(entries, member, size)
+            file.seek(tar.offset)
+            is_whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+            if not _has_several_captions(entries, file):
+                for entry in entries.values():
+                    entry.parts.pop("json", None)
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"{path}: not an uncompressed tar file that can be read ({error})") from error
+    if not any("image" in entry.parts for entry in entries.values()):
+        raise UserError(f"{path}: no pairs; expected members KEY.jpg (or .png, .webp …) and KEY.txt")
+    return _pack(entries, is_whole)
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The regular files of a tar that are not hidden, up to the place where it is cut off."""
+    while True:
+        try:
+            member = next_member(tar)
+        except tarfile.ReadError:
+            return  # the content of the member before is cut off
+        if member is None:
+            return
+        if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not is_hidden(member.name):
+            yield member
+
+
+def _add(entries: dict[str, _Entry], member: tarfile.TarInfo, file_size: int) -> None:
+    key, _, suffix = member.name.rpartition(".")
+    part = "image" if has_image_suffix(member.name) else {"txt": "text", "json": "json"}.get(suffix.lower())
+    if part is None:
+        return
+    entry = entries.setdefault(key, _Entry())
+    if part in entry.parts:
+        entry.repeats[part] += 1
+        return
+    entry.parts[part] = _Span(member.offset_data // tarfile.BLOCKSIZE, min(member.size, 2**32 - 1))
+    entry.is_cut |= member.offset_data + member.size > file_size
+
+
+def _has_several_captions(entries: dict[str, _Entry], file: BinaryIO) -> bool:
+    """True if `KEY.json` files have the key `captions`. `grr-coca data convert` writes it, img2dataset does not."""
+    span = next((entry.parts["json"] for entry in entries.values() if "json" in entry.parts), None)
+    if span is None:
+        return False
+    file.seek(span.block * tarfile.BLOCKSIZE)
+    try:
+        content = json.loads(file.read(span.size))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and isinstance(content.get("captions"), list)
+
+
+def _leaves_root(key: str) -> bool:
+    return key.startswith("/") or ".." in key.split("/")
+
+
+def _pack(entries: dict[str, _Entry], is_whole: bool) -> ShardIndex:
+    rows, keys, end = [], [], 0
+
+    def append(key: str, parts: dict[str, _Span], cause: Cause | None) -> None:
+        nonlocal end
+        keys.append(key.encode("utf-8", "surrogateescape"))
+        end += len(keys[-1])
+        spans = [number for part in ("image", "text", "json") for number in parts.get(part, _Span())]
+        rows.append((*spans, end, 0 if cause is None else 1 + CAUSES.index(cause)))
+
+    for key, entry in entries.items():
+        if "image" in entry.parts or "text" in entry.parts:
+            append(key, entry.parts, Cause.FORBIDDEN_PATH if _leaves_root(key) else entry.cause)
+        for _ in range(max(entry.repeats["image"], entry.repeats["text"])):
+            append(key, {}, Cause.DUPLICATE_KEY)
+    return ShardIndex(np.array(rows, dtype=ROW), b"".join(keys), is_whole)

@@ -1,0 +1,105 @@
+"""Captions of a split, and their scores."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.sources.base import PairSource
+from grr_coca.data.text import clean_caption
+from grr_coca.errors import UserError
+from grr_coca.evaluate.captions import CaptionScores, score_captions
+from grr_coca.fast.model_copy import fast_copy
+from grr_coca.files import behind_link, write_whole
+from grr_coca.generate import GREEDY, generate, warn_if_repeated
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """The images of a split, each once: its name, the model's caption (hypothesis), and its reference captions.
+
+    An image has the name of its first pair.
+    """
+
+    names: tuple[str, ...]
+    hypotheses: tuple[str, ...]
+    references: tuple[tuple[str, ...], ...]
+
+    def scores(self) -> CaptionScores:
+        """All caption metrics."""
+        return score_captions(self.hypotheses, self.references)
+
+
+def caption_split(
+    checkpoint: Checkpoint,
+    source: PairSource,
+    batch_size: int = 64,
+    max_images: int | None = None,
+) -> Captioned:
+    """Caption every image of a split once, by greedy decoding, in the order of the source.
+
+    Args:
+        checkpoint: the model. Its training mode is restored.
+        source: the split. Pairs of the same image become one image with several references.
+        batch_size: images at once.
+        max_images: caption only this many images, evenly spread over the split; None: all.
+
+    Raises:
+        UserError: the split is empty, a pair is broken, or a number is below 1.
+    """
+    if batch_size < 1 or (max_images is not None and max_images < 1):
+        raise UserError(f"batch_size {batch_size} and max_images {max_images}: give 1 or more")
+    images = images_of(source)
+    if not images:
+        raise UserError("an empty split: there is no image to caption")
+    if max_images is not None and max_images < len(images):
+        images = [images[index * len(images) // max_images] for index in range(max_images)]
+    model = fast_copy(checkpoint.model)
+    hypotheses: list[str] = []
+    for start in range(0, len(images), batch_size):
+        files = [source[pairs[0]] for pairs in images[start : start + batch_size]]
+        preprocess = checkpoint.preprocess
+        pixels = torch.stack([preprocess(preprocess.decode(file.image, file.name)) for file in files])
+        found = generate(model, checkpoint.tokenizer, pixels, GREEDY)
+        hypotheses += [best.text for best, *_ in found.captions]
+    warn_if_repeated(hypotheses)
+    return Captioned(
+        names=tuple(source.name(pairs[0]) for pairs in images),
+        hypotheses=tuple(hypotheses),
+        references=tuple(tuple(_references(source, pairs)) for pairs in images),
+    )
+
+
+def images_of(source: PairSource) -> list[list[int]]:
+    """The indices of the pairs of each image. Images are in the order of their first pair."""
+    images: dict[str, list[int]] = {}
+    for index in range(len(source)):
+        images.setdefault(source.image_name(index), []).append(index)
+    return list(images.values())
+
+
+def write_captions(captioned: Captioned, path: Path) -> None:
+    """Write one JSON object per line: image, caption and references. The file is written completely or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    rows = zip(captioned.names, captioned.hypotheses, captioned.references, strict=True)
+    lines = [
+        json.dumps({"image": name, "caption": caption, "references": references}, ensure_ascii=False) + "\n"
+        for name, caption, references in rows
+    ]
+    try:
+        # A name that is not UTF-8 holds lone surrogates, which become JSON's escapes.
+        write_whole(behind_link(path), "".join(lines).encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise UserError(f"{path}: the captions could not be written ({error.strerror or error})") from error
+
+
+def _references(source: PairSource, pairs: Sequence[int]) -> Iterator[str]:
+    for index in pairs:
+        for caption in source.captions(index):
+            yield clean_caption(caption, source.name(index))

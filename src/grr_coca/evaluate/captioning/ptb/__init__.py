@@ -1,1 +1,0 @@
-"""The Penn Treebank tokenizer of the COCO caption evaluation."""

@@ -1,0 +1,247 @@
+"""All caption metrics of a set of images.
+
+Counts of n-grams (runs of n tokens).
+
+BLEU-1 … BLEU-4 (Papineni et al., 2002) of a corpus. The reference length is the closest one.
+
+Shapes: N captions, R resamples.
+
+CIDEr and CIDEr-D (Vedantam et al., arXiv 1411.5726): agreement in n-grams that distinguish images.
+
+CIDEr is the mean cosine between the tf-idf vectors of a caption and of its references, over n = 1 … 4. CIDEr-D also
+clips repeated n-grams, and penalizes a difference in length (σ = 6). pycocoevalcap and the COCO server, and so the
+literature, call CIDEr-D "CIDEr". As there, both scores are multiplied by 10, and words are not stemmed.
+
+ROUGE-L (Lin, 2004): based on the longest common subsequence of a caption and its references.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from grr_coca.errors import UserError
+from grr_coca.evaluate.intervals import Measure
+from grr_coca.evaluate.ptb import tokenize
+
+MAX_ORDER = 4
+Ngram = tuple[str, ...]
+
+
+def count_ngrams(tokens: Sequence[str]) -> list[Counter[Ngram]]:
+    """Count the occurrences of each run of n tokens, for n = 1 … 4."""
+    return [
+        Counter(tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1))
+        for order in range(1, MAX_ORDER + 1)
+    ]
+
+
+TINY, SMALL = 1e-15, 1e-9
+"""pycocoevalcap adds these to numerators and denominators, so that nothing is divided by zero."""
+Tokens = Sequence[str]
+
+
+def bleu_statistics(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
+    """The counts of each caption for BLEU, N × 10: matches and n-grams of 4 orders, and both lengths.
+
+    The score of a corpus depends only on their sums.
+    """
+    rows = [_statistics(hypothesis, refs) for hypothesis, refs in zip(hypotheses, references, strict=True)]
+    return np.array(rows, dtype=np.float64).reshape(-1, 2 * MAX_ORDER + 2)
+
+
+def bleu(sums: np.ndarray) -> np.ndarray:
+    """BLEU-1 … BLEU-4 from the statistics of a caption, or their sums over a corpus: … × 10 to … × 4."""
+    matches, guesses = sums[..., :MAX_ORDER], sums[..., MAX_ORDER : 2 * MAX_ORDER]
+    length, reference = sums[..., -2:-1], sums[..., -1:]
+    precisions = (matches + TINY) / (guesses + SMALL)
+    orders = np.arange(1, MAX_ORDER + 1)
+    ratio = (length + TINY) / (reference + SMALL)
+    brevity = np.exp(np.minimum(0.0, 1 - 1 / ratio))
+    return np.cumprod(precisions, axis=-1) ** (1 / orders) * brevity
+
+
+def _statistics(hypothesis: Tokens, references: Sequence[Tokens]) -> list[int]:
+    counts = count_ngrams(hypothesis)
+    most = [_most_often(order) for order in zip(*map(count_ngrams, references), strict=True)]
+    matches = [sum((mine & allowed).values()) for mine, allowed in zip(counts, most, strict=True)]
+    guesses = [max(0, len(hypothesis) - order) for order in range(MAX_ORDER)]
+    closest = min((abs(len(reference) - len(hypothesis)), len(reference)) for reference in references)[1]
+    return [*matches, *guesses, len(hypothesis), closest]
+
+
+def _most_often(counters: Sequence[Counter[Ngram]]) -> Counter[Ngram]:
+    most: Counter[Ngram] = Counter()
+    for counter in counters:
+        most |= counter
+    return most
+
+
+SIGMA = 6.0
+SCALE = 10.0
+
+
+class CiderScores(NamedTuple):
+    """The two scores of each caption, N. The score of the corpus is their mean."""
+
+    cider: np.ndarray
+    cider_d: np.ndarray
+
+
+class _Vector(NamedTuple):
+    weights: list[dict[Ngram, float]]
+    norms: list[float]
+    num_bigrams: int
+
+
+def cider(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> CiderScores:
+    """Both scores of every caption. Document frequencies are counted over the references of all images."""
+    counts = [[count_ngrams(reference) for reference in refs] for refs in references]
+    frequency = _document_frequency(counts)
+    log_images = math.log(len(references)) if references else 0.0
+    plain, clipped = [], []
+    for hypothesis, refs in zip(hypotheses, counts, strict=True):
+        mine = _vector(count_ngrams(hypothesis), frequency, log_images)
+        pairs = [_similarity(mine, _vector(reference, frequency, log_images)) for reference in refs]
+        plain.append(SCALE * sum(pair[0] for pair in pairs) / len(pairs))
+        clipped.append(SCALE * sum(pair[1] for pair in pairs) / len(pairs))
+    return CiderScores(np.array(plain), np.array(clipped))
+
+
+def _document_frequency(counts: Sequence[Sequence[list[Counter[Ngram]]]]) -> Counter[Ngram]:
+    frequency: Counter[Ngram] = Counter()
+    for refs in counts:
+        frequency.update({ngram for reference in refs for order in reference for ngram in order})
+    return frequency
+
+
+def _vector(counts: list[Counter[Ngram]], frequency: Counter[Ngram], log_images: float) -> _Vector:
+    weights = [
+        {ngram: count * (log_images - math.log(max(1, frequency[ngram]))) for ngram, count in order.items()}
+        for order in counts
+    ]
+    norms = [math.sqrt(sum(weight * weight for weight in order.values())) for order in weights]
+    return _Vector(weights, norms, counts[1].total())
+
+
+def _similarity(mine: _Vector, other: _Vector) -> tuple[float, float]:
+    # pycocoevalcap compares lengths in bigrams: a caption of one token is as long as an empty one.
+    penalty = math.exp(-((mine.num_bigrams - other.num_bigrams) ** 2) / (2 * SIGMA**2))
+    plain = clipped = 0.0
+    for order, my_weights in enumerate(mine.weights):
+        norm = mine.norms[order] * other.norms[order]
+        if not norm:
+            continue
+        theirs = other.weights[order]
+        shared = [(weight, theirs[ngram]) for ngram, weight in my_weights.items() if ngram in theirs]
+        plain += sum(weight * their for weight, their in shared) / norm
+        clipped += sum(min(weight, their) * their for weight, their in shared) / norm * penalty
+    return plain / len(mine.weights), clipped / len(mine.weights)
+
+
+BETA = 1.2
+"""Weight of recall against precision, as in pycocoevalcap."""
+
+
+def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
+    """The score of every caption, N: the F-measure of the best precision and the best recall over its references."""
+    return np.array([_score(mine, refs) for mine, refs in zip(hypotheses, references, strict=True)])
+
+
+def _score(hypothesis: Tokens, references: Sequence[Tokens]) -> float:
+    # pycocoevalcap treats an empty caption as one empty token, which matches an empty reference.
+    mine = hypothesis or [""]
+    common = [(longest_common_subsequence(mine, reference or [""]), len(reference) or 1) for reference in references]
+    precision = max(length for length, _ in common) / len(mine)
+    recall = max(length / total for length, total in common)
+    if not precision or not recall:
+        return 0.0
+    return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+
+
+def longest_common_subsequence(first: Tokens, second: Tokens) -> int:
+    """The length of the longest common subsequence."""
+    row = [0] * (len(second) + 1)
+    for token in first:
+        diagonal = 0
+        for column, other in enumerate(second, start=1):
+            above = row[column]
+            row[column] = diagonal + 1 if token == other else max(above, row[column - 1])
+            diagonal = above
+    return row[-1]
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """For each image: CIDEr, CIDEr-D and ROUGE-L, N, and the statistics of BLEU, N × 10.
+
+    The scores of the corpus are the means of the first three, and BLEU of the summed statistics.
+    """
+
+    cider: np.ndarray
+    cider_d: np.ndarray
+    rouge_l: np.ndarray
+    bleu_statistics: np.ndarray
+
+    def bleu(self) -> np.ndarray:
+        """BLEU-1 … BLEU-4 of every single caption, N × 4."""
+        return bleu(self.bleu_statistics)
+
+    def measures(self) -> dict[str, Measure]:
+        """The corpus's metrics by name, as measures over images."""
+        orders = range(1, MAX_ORDER + 1)
+        return {
+            "CIDEr": Measure.mean(self.cider),
+            "CIDEr-D": Measure.mean(self.cider_d),
+            **{f"BLEU-{order}": Measure(self.bleu_statistics, partial(_bleu_of, order)) for order in orders},
+            "ROUGE-L": Measure.mean(self.rouge_l),
+        }
+
+    def corpus(self) -> dict[str, float]:
+        """The corpus's scores by name. CIDEr-D is what the literature calls CIDEr."""
+        return {name: measure.value() for name, measure in self.measures().items()}
+
+
+def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
+    """Score one caption per image against the references of the image. All texts are raw.
+
+    Raises:
+        UserError: there is nothing to score, an image has no reference, a text is given in place of a list, or there
+            are not as many references as captions.
+    """
+    if not hypotheses:
+        raise UserError("there is no caption to score")
+    if isinstance(hypotheses, str):
+        raise UserError(f"captions must be a list of texts, not the one text '{hypotheses}'")
+    if len(hypotheses) != len(references):
+        raise UserError(f"{len(hypotheses)} captions, but references of {len(references)} images; give as many")
+    single = next((refs for refs in references if isinstance(refs, str)), None)
+    if single is not None:
+        raise UserError(f"the references of each image must be a list of texts, not the one text '{single}'")
+    bare = next((index for index, refs in enumerate(references) if not refs), None)
+    if bare is not None:
+        raise UserError(f"image {bare} has no reference caption to score against")
+    tokens = [tokenize(hypothesis) for hypothesis in hypotheses]
+    token_references = [[tokenize(reference) for reference in refs] for refs in references]
+    words = [_words(row) for row in tokens]
+    word_references = [[_words(row) for row in refs] for refs in token_references]
+    scores = cider(words, word_references)
+    return CaptionScores(
+        cider=scores.cider,
+        cider_d=scores.cider_d,
+        rouge_l=rouge_l(tokens, token_references),
+        bleu_statistics=bleu_statistics(words, word_references),
+    )
+
+
+def _words(tokens: Sequence[str]) -> list[str]:
+    # A token may contain an unbreakable space, as in 1 1/2. In pycocoevalcap, only ROUGE-L counts it as one word.
+    return " ".join(tokens).split()
+
+
+def _bleu_of(order: int, summed: np.ndarray) -> np.ndarray:
+    return bleu(summed)[..., order - 1]

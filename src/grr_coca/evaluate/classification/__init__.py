@@ -1,1 +1,0 @@
-"""Zero-shot classification and probes, on images with their classes."""

@@ -1,0 +1,210 @@
+"""Images with their classes, for classification and probes.
+
+CSV files of paths and labels.
+"""
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.images import has_image_suffix, is_hidden, is_image_name, walk_visible
+from grr_coca.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, first_column
+from grr_coca.data.sources.open import open_source
+from grr_coca.errors import UserError
+from grr_coca.evaluate.class_names import check_class_names, find_class
+from grr_coca.files import read_whole
+
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", *CAPTION_COLUMNS)
+
+Row = list[str]
+
+
+def read_label_table(path: Path) -> list[tuple[Path, str]]:
+    """The image and the label of each row.
+
+    A first row of column names tells which columns these are. Without one, there are two columns, in either order.
+
+    Raises:
+        UserError: it cannot be read, or does not tell its columns; names the row.
+    """
+    rows = _read_table(path)
+    named = _named_columns(rows[0], path) if rows else None
+    width = 2 if named is None else len(rows[0])
+    for number, row in enumerate(rows, start=1):
+        _check(row, number, width, path, has_names=named is not None)
+    if named is None:
+        image, label = _unnamed_columns(rows, path)
+    else:
+        (image, label), rows = named, rows[1:]
+    return [(path.parent / row[image], " ".join(row[label].split())) for row in rows]
+
+
+def _read_table(path: Path) -> list[Row]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return [row for row in csv.reader(file) if row]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file that can be read ({error})") from error
+
+
+def _named_columns(first: Row, path: Path) -> tuple[int, int] | None:
+    """The columns of paths and of labels, if the first row holds names of columns. One of two may have any name."""
+    if any(_names_image(cell, path) for cell in first):
+        return None
+    image, label = first_column(first, IMAGE_COLUMNS), first_column(first, LABEL_COLUMNS)
+    if image is not None and label is not None:
+        return image, label
+    if len(first) != 2:
+        return None
+    if image is not None:
+        return image, 1 - image
+    return None if label is None else (1 - label, label)
+
+
+def _unnamed_columns(rows: Sequence[Row], path: Path) -> tuple[int, int]:
+    labels_first = bool(rows) and _names_image(rows[0][1], path) and not _names_image(rows[0][0], path)
+    return (1, 0) if labels_first else (0, 1)
+
+
+def _check(row: Row, number: int, width: int, path: Path, has_names: bool) -> None:
+    if len(row) < width:
+        raise UserError(f"{path}, row {number}: expected the path of an image and its label")
+    if len(row) > width:
+        or_names = "" if has_names else ", or begin with a row such as path,label"
+        raise UserError(
+            f"{path}, row {number}: {len(row)} columns, where {width} are expected; put a cell with a comma in "
+            f"quotes{or_names}"
+        )
+
+
+def _names_image(cell: str, table: Path) -> bool:
+    try:
+        return has_image_suffix(cell) or (table.parent / cell).is_file()
+    except (OSError, ValueError):  # longer than a name of a file may be, or with a null byte
+        return False
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """`read(i)` returns the bytes and the name of image i. `targets[i]` is the index of its class in `class_names`."""
+
+    read: Callable[[int], tuple[bytes, str]]
+    targets: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batches(self, checkpoint: Checkpoint, batch_size: int) -> Iterator[Float[Tensor, "B 3 S S"]]:
+        """All images as inputs of the checkpoint's model, in batches, on its device and in its precision."""
+        model = checkpoint.model
+        for start in range(0, len(self), batch_size):
+            files = [self.read(index) for index in range(start, min(start + batch_size, len(self)))]
+            rows = [checkpoint.preprocess(checkpoint.preprocess.decode(data, name)) for data, name in files]
+            yield torch.stack(rows).to(model.device, model.logit_scale.dtype)
+
+
+def open_labelled(path: str, class_names: Sequence[str] | None = None) -> LabelledImages:
+    """Open a folder with a subfolder for each class, a .csv file of paths and labels, or pairs whose captions are
+    labels.
+
+    Args:
+        path: the folder, file, shards or pattern.
+        class_names: all classes, in order; None: the classes that occur, sorted.
+
+    Raises:
+        UserError: nothing can be read, there is no image, the images of a class lie in folders below its own, or the
+            label of an image is not one of the classes.
+    """
+    root = Path(path)
+    if root.suffix == ".csv":
+        return _from_files(read_label_table(root), class_names, path)
+    folders = _class_folders(root)
+    if folders:
+        return _from_files(
+            [(file, _label_of(folder)) for folder in folders for file in _images(folder)], class_names, path
+        )
+    source = open_source(path)
+    labels = [" ".join(source.caption(index).split()) for index in range(len(source))]
+    names = [source.name(index) for index in range(len(source))]
+    return _labelled(lambda index: (source[index].image, names[index]), labels, names, class_names, path)
+
+
+def _from_files(rows: Sequence[tuple[Path, str]], class_names: Sequence[str] | None, path: str) -> LabelledImages:
+    files, labels = [file for file, _ in rows], [label for _, label in rows]
+    return _labelled(lambda i: (_read(files[i]), str(files[i])), labels, files, class_names, path)
+
+
+def _read(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a device would be read without end
+        raise UserError(f"{path}: not a file")
+    return read_whole(path)
+
+
+def _labelled(
+    read: Callable[[int], tuple[bytes, str]],
+    labels: Sequence[str],
+    names: Sequence[object],
+    class_names: Sequence[str] | None,
+    path: str,
+) -> LabelledImages:
+    if not labels:
+        raise UserError(f"{path}: no image with a label in it")
+    known = check_class_names(sorted(set(labels)) if class_names is None else class_names, path)
+    index = {name: number for number, name in enumerate(known)}
+    targets = tuple(find_class(label, index, str(name)) for label, name in zip(labels, names, strict=True))
+    return LabelledImages(read, targets, known)
+
+
+def _class_folders(root: Path) -> list[Path]:
+    # A folder with images at its top, with captions or with shards holds pairs. Otherwise each subfolder is a class.
+    if not root.is_dir() or _images(root) or _holds_pairs(root):
+        return []
+    visible = [folder for folder in _listed(root) if folder.is_dir() and not is_hidden(folder.name)]
+    classes = [folder for folder in visible if _images(folder)]
+    for folder in visible if classes else ():
+        if folder not in classes and _has_images_below(folder):
+            raise UserError(f"{folder}: its images lie in folders of their own; those of a class lie in one folder")
+    return classes
+
+
+def _holds_pairs(root: Path) -> bool:
+    """True if there is a shard below a folder, or a text file that has the name of an image beside it or is ROCO's
+    `captions.txt`."""
+    for _, folders, files in walk_visible(root):
+        if any(name.endswith(".tar") for name in files):
+            return True
+        texts = {name for name in files if name.endswith(".txt")}
+        if "captions.txt" in texts and "images" in folders:
+            return True
+        if any(f"{Path(name).stem}.txt" in texts for name in files if has_image_suffix(name)):
+            return True
+    return False
+
+
+def _label_of(folder: Path) -> str:
+    return " ".join(folder.name.replace("_", " ").split())
+
+
+def _has_images_below(root: Path) -> bool:
+    return any(has_image_suffix(name) for _, _, files in walk_visible(root) for name in files)
+
+
+def _images(folder: Path) -> list[Path]:
+    return [file for file in _listed(folder) if is_image_name(file.name) and file.is_file()]
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(Path(entry.path) for entry in os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror or error}); make it readable") from error

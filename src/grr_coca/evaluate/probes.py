@@ -1,0 +1,157 @@
+"""Linear probe: a linear classifier on frozen image embeddings (arXiv 2103.00020, section 3.2).
+
+Shapes: N images, E embedding width.
+
+Attention-pool probe: CoCa's frozen-feature protocol (arXiv 2205.01917, section 4.2).
+
+The image encoder is frozen. A new attentional pooler with one query, and a linear head, are trained on its patch
+tokens.
+
+Shapes: N images, P patch tokens, W their width, C classes.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.errors import UserError
+from grr_coca.evaluate.labelled import LabelledImages
+from grr_coca.extras import require_extra
+from grr_coca.layers.attention import CrossAttention
+from grr_coca.layers.pooler import AttentionalPooler
+from grr_coca.model.coca import evaluating
+
+
+@dataclass(frozen=True)
+class AttentionProbeOptions:
+    """Training of the probe, with AdamW and a cosine schedule."""
+
+    epochs: int = 30
+    batch_size: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    seed: int = 0
+
+
+class AttentionProbe(nn.Module):
+    """One learned query pools the patch tokens, and a linear layer classifies the result."""
+
+    def __init__(self, width: int, num_heads: int, num_classes: int) -> None:
+        super().__init__()
+        norm = nn.LayerNorm(width)
+        self.pooler = AttentionalPooler(1, width, CrossAttention(width, width, num_heads), norm)
+        self.head = nn.Linear(width, num_classes)
+        nn.init.normal_(self.pooler.queries)
+
+    def forward(self, tokens: Float[Tensor, "B P W"]) -> Float[Tensor, "B C"]:
+        """Class logits."""
+        return self.head(self.pooler(tokens)[:, 0])
+
+
+@torch.inference_mode()
+def patch_tokens(checkpoint: Checkpoint, images: LabelledImages, batch_size: int) -> Float[Tensor, "N P W"]:
+    """The frozen features of images, on the CPU in half precision. Each image takes 2 · P · W bytes."""
+    model = checkpoint.model
+    with evaluating(model):
+        batches = images.batches(checkpoint, batch_size)
+        return torch.cat([model.image_encoder(batch).half().cpu() for batch in batches])
+
+
+def attention_probe(
+    train: Float[Tensor, "N P W"],
+    targets: Int[Tensor, " N"],
+    test: Float[Tensor, "M P W"],
+    num_classes: int,
+    num_heads: int,
+    options: AttentionProbeOptions,
+    device: torch.device,
+) -> Int[Tensor, " M"]:
+    """Train a probe and predict the classes of the test images. The same seed gives the same probe."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        probe = AttentionProbe(train.shape[-1], num_heads, num_classes).to(device)
+    _fit(probe, train.clone(), targets, options, device)  # cloned, because inference tensors cannot be in a graph
+    with torch.inference_mode(), evaluating(probe):
+        parts = test.split(options.batch_size)
+        return torch.cat([probe(part.to(device).float()).argmax(dim=-1).cpu() for part in parts])
+
+
+def _fit(
+    probe: AttentionProbe, train: Tensor, targets: Tensor, options: AttentionProbeOptions, device: torch.device
+) -> None:
+    generator = torch.Generator().manual_seed(options.seed)
+    steps = options.epochs * -(-len(train) // options.batch_size)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(options.epochs):
+        for rows in torch.randperm(len(train), generator=generator).split(options.batch_size):
+            logits = probe(train[rows].to(device).float())
+            loss = F.cross_entropy(logits, targets[rows].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+
+STRENGTHS = tuple(float(c) for c in np.logspace(-4, 6, 11))
+"""The inverse regularization strengths that are tried."""
+MAX_ITERATIONS = 1000
+VALIDATION_EVERY = 5
+
+
+class LinearProbe(NamedTuple):
+    """The predicted classes of the test images, N, and the strength that was best in validation."""
+
+    predicted: np.ndarray
+    strength: float
+
+
+def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed: int = 0) -> LinearProbe:
+    """Logistic regression on features, N × E. A part of the training images selects the strength; then all are fitted.
+
+    Raises:
+        UserError: scikit-learn is not installed, the training images have fewer than two classes, or no class has five
+            of them.
+    """
+    regression = _logistic_regression()
+    if len(np.unique(targets)) < 2:
+        raise UserError("a probe needs training images of two classes or more")
+    fit, held_out = split_for_validation(targets, seed)
+    scores = {}
+    for strength in STRENGTHS:
+        model = regression(C=strength, max_iter=MAX_ITERATIONS).fit(train[fit], targets[fit])
+        scores[strength] = float((model.predict(train[held_out]) == targets[held_out]).mean())
+    best = max(STRENGTHS, key=lambda strength: (scores[strength], -strength))
+    model = regression(C=best, max_iter=MAX_ITERATIONS).fit(train, targets)
+    return LinearProbe(model.predict(test), best)
+
+
+def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to fit on, and indices to validate on: a fifth of every class. Classes with fewer than five images are
+    not split.
+
+    Raises:
+        UserError: no class has five images, so there is nothing to validate on.
+    """
+    rng = np.random.default_rng(seed)
+    held_out = []
+    for target in np.unique(targets):
+        members = rng.permutation(np.flatnonzero(targets == target))
+        held_out.append(members[: len(members) // VALIDATION_EVERY])
+    validation = np.sort(np.concatenate(held_out))
+    if not len(validation):
+        raise UserError(f"no class has {VALIDATION_EVERY} training images or more, so none can be kept for validation")
+    return np.setdiff1d(np.arange(len(targets)), validation), validation
+
+
+def _logistic_regression() -> Any:
+    require_extra("probe", "a linear probe")
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression

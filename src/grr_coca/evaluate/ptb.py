@@ -1,0 +1,263 @@
+"""The tokens that caption metrics count. The COCO caption evaluation runs Stanford's tokenizer of 2014, and these are
+its tokens.
+
+The rules were derived from its behaviour; `docs/caption-metrics.md` says how. At each place of the text, the rule that
+matches the most characters wins, including the characters that must follow its token. If several rules match equally
+many, the first one wins. Case does not matter, unless a rule says otherwise. A character that no rule matches is
+dropped.
+
+One rule of the tokenizer, and the functions by which a rule rewrites its token.
+
+Words that the tokenizer treats specially. Case does not matter, unless a list says otherwise.
+
+Abbreviations are listed without their point, but the point is part of the token.
+
+Rules for words, abbreviations, and words joined by hyphens or slashes. `tokenizer` says which rule wins.
+
+Rules for numbers, addresses, brackets, quotes and symbols. `tokenizer` says which rule wins.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import NamedTuple
+
+Rewrite = Callable[[str], str]
+
+BRACKETS = {"(": "-LRB-", ")": "-RRB-", "[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"}
+FRACTIONS = {"¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
+CURRENCIES = {"¢": "cents", "£": "#", "€": "$"}
+ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">"}
+
+
+class Rule(NamedTuple):
+    """A rule for one kind of token.
+
+    `name` says what the rule is for. Group 1 of `pattern` is the token. The part of the pattern after the group must
+    follow the token, and stays in the text for the next rule. `rewrite` returns the token as it is written.
+    """
+
+    name: str
+    pattern: re.Pattern[str]
+    rewrite: Rewrite
+
+
+def keep(token: str) -> str:
+    """The token, unchanged."""
+    return token
+
+
+def drop(_: str) -> str:
+    """Nothing: the token is dropped."""
+    return ""
+
+
+def straight(token: str) -> str:
+    """The token with an ASCII apostrophe."""
+    return token.replace("&apos;", "'").replace("’", "'").replace("‘", "`")
+
+
+def plain(token: str) -> str:
+    """The token without soft hyphens, which only mark where a word may be broken."""
+    return token.replace("\u00ad", "")
+
+
+def bracketed(token: str) -> str:
+    """The token with its round brackets spelled out. Other brackets, as in a smiley, stay."""
+    return token.replace("(", BRACKETS["("]).replace(")", BRACKETS[")"])
+
+
+def unbroken(token: str) -> str:
+    """The token with unbreakable spaces instead of spaces, and with its round brackets spelled out."""
+    return bracketed(token).replace(" ", "\u00a0")
+
+
+def mapped(table: dict[str, str]) -> Rewrite:
+    """A rewrite by a table. A token that is not in the table stays unchanged."""
+    return lambda token: table.get(token.lower(), token)
+
+
+MONTHS_AND_DAYS = "jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri"
+STATES = "ala ariz calif colo conn ct fla ga ind ky md mich minn mo mont nev okla penn tenn va vt wis wyo"
+CAPITALIZED_STATES = "Az Ark Del Ill La Mass Miss Ore Pa Tex Wash"
+"""Abbreviations only if they are written with this case."""
+COMPANIES = (
+    "inc co cos corp pty pte ptes ltd plc rt bancorp bhd assn univ intl sys bldg blvd rd tel est ext sq etc al seq jr "
+    "sr bros esq ph.d ed.d"
+)
+
+TITLES = (
+    "mr mrs ms dr drs prof profs sen sens rep reps atty attys lt col gen messrs gov govs adm rev maj sgt cpl pvt capt "
+    "st ste ave pres lieut hon brig cmdr comdr pfc spc supt supts det mt ft adj adv asst assoc ens insp mlle mme msgr "
+    "sfc invt elec natl mfg mtg dept vs alex wm jos cie cf treas ph"
+)
+BEFORE_NUMBERS = "ca fig figs prop no nos art pp op"
+"""Abbreviations only if a number follows."""
+SENTENCE_STARTS = "A He In It She The There They This"
+"""Before one of these words, a point after a single letter ends the sentence. Case matters here."""
+
+TWO_WORDS = "can-not gon-na got-ta lem-me gim-me wan-na 't-is 't-was"
+KEPT_APOSTROPHES = "c'mon e'er li'l s'mores"
+SYMBOLS = "¥ § © ® ° ± ´ ¶ · ¿ × ÷ „ † ‡ • ′ ″ ‚ ‟ № ™"
+"""Symbols that are tokens, besides those in ASCII and in the block of arrows, shapes and pictures."""
+
+
+def any_of(words: str) -> str:
+    """A pattern that matches any of the words, the longest first."""
+    return "|".join(word.replace(".", "[.]") for word in sorted(words.split(), key=len, reverse=True))
+
+
+Draft = tuple[str, str, Rewrite]
+"""A rule before its pattern is compiled: name, pattern, rewrite."""
+
+LETTER = r"[^\W\d_²³¹¼-¾\u2070-\u209c\u2150-\u2bff]"
+"""A letter. Superscripts, fractions and numbers in circles are excluded, though `\\w` matches them."""
+IN_WORD = f"(?:{LETTER}|[\u0300-\u036f\u093e-\u094e\u00ad]|&eacute;)"
+"""A letter, a combining accent or Devanagari vowel sign, or a soft hyphen."""
+RUN = rf"{IN_WORD}(?:{IN_WORD}|\d)*"
+WORD = f"{RUN}(?:[.!?]{RUN})*"
+"""Letters and digits, beginning with a letter. Marks between two such runs join them to one word."""
+
+APOSTROPHE = "(?:['’]|&apos;)"
+AUXILIARY = f"{APOSTROPHE}(?:s|m|d|ll|re|ve)"
+NEGATION = f"n(?:{APOSTROPHE}|[`‘])t"
+BEFORE_MARK = "[,;:]"
+"""If one of these marks follows a point, the point belongs to the word before."""
+
+
+def words() -> Iterator[Draft]:
+    """Rules for words, the parts of contractions, and words that keep an apostrophe."""
+    yield "programming language", r"(c\+\+|[cf]#)", keep
+    for first, second in (pair.split("-") for pair in TWO_WORDS.split()):
+        yield f"{first} {second}", f"({first}){second}", keep
+    yield "word before an auxiliary", f"({WORD}){AUXILIARY}", plain
+    yield "word before n't", f"([a-z]*[a-mo-z]){NEGATION}", keep
+    yield "word", f"({WORD})", plain
+    yield "shortened word", f"({APOSTROPHE}(?:n{APOSTROPHE}?|em|till?|cause|[2-9]0s))", keep
+    yield "dropped ending", f"((?:[dj]|dunkin|somethin|ol){APOSTROPHE})", keep
+    yield "name with an apostrophe", f"((?-i:[A-HJ-Xn]){APOSTROPHE}{LETTER}{LETTER}+)", keep
+    yield "apostrophe between vowels", f"({LETTER}+?[aeiou]{APOSTROPHE}(?-i:[aeiA-Z]){LETTER}*)", keep
+    yield "kept apostrophe", f"({any_of(KEPT_APOSTROPHES)})", keep
+    yield "y'all", f"(y{APOSTROPHE}){LETTER}", keep
+    yield "auxiliary", f"({AUXILIARY})[^a-z]", straight
+    yield "n't", f"({NEGATION})", straight
+
+
+def abbreviations() -> Iterator[Draft]:
+    """Rules for words that keep their point."""
+    before_words = f"{MONTHS_AND_DAYS} {STATES} {COMPANIES}"
+    states = f"(?-i:{any_of(CAPITALIZED_STATES)})"
+    yield "letter at the end of a sentence", f"([a-z])[.] +(?-i:{any_of(SENTENCE_STARTS)})[ \n]", keep
+    yield "abbreviation before a number", f"((?:{any_of(BEFORE_NUMBERS)})[.]) ?[0-9]", keep
+    yield "abbreviation before anything", rf"((?:{any_of(before_words)}|{states})[.])[\s\S]{{0,2}}", keep
+    yield "title", f"((?:{any_of(TITLES)})[.])", keep
+    yield "initials", "([a-z](?:[.][a-z])*[.])", keep
+    yield "word before its point and a mark", f"({WORD}[.]){BEFORE_MARK}", plain
+
+
+def compounds() -> Iterator[Draft]:
+    """Rules for words joined by hyphens, slashes and ampersands."""
+    part = "[a-z0-9]+(?:-[a-z]+){0,2}"
+    yield "words with slashes", rf"({part}(?:\\?/{part}){{1,2}})", keep
+    yield "words with hyphens", "([a-z0-9][a-z0-9.,]*(?:-(?:[a-z](?:[.][a-z])+[.]|[a-z0-9]+))+)", keep
+    both = rf"(?:{LETTER}|\d)"
+    mixed = f"(?:[dol]{APOSTROPHE}{both})?{both}+(?:[-_]{both}+)*"
+    capitals = "(?-i:[A-Z]+(?:[+&][A-Z]+)+)"
+    for name, pattern in {"letters and digits": mixed, "capitals with an ampersand": capitals}.items():
+        yield f"{name} before their point and a mark", f"({pattern}[.]){BEFORE_MARK}", keep
+        yield name, f"({pattern})", keep
+
+
+GAP = "[- ]"
+
+
+def addresses() -> Iterator[Draft]:
+    """Rules for tags, web and mail addresses, user names and hashtags."""
+    attribute = ' [a-z]+(?:="[^"]*")?'
+    yield "tag", f"(<(?:[!?][^>]*|[a-z]+(?:{attribute})*|/[a-z]+)>)", unbroken
+    yield "web address", "(https?://[^ ()\n]+[^ .,!?)\n])", keep
+    yield "host and path", "((?-i:[a-z]+)[.](?:com|org)(?:/[^ \n]+[^ .,!?\n])?)", keep
+    yield "mail address", "((?:&lt;|<)?[a-z][^ \n]*@[^ \n]*[^ .\n])", keep
+    yield "name of a user", "(@[a-z_][a-z_0-9]*)", keep
+    yield "hashtag", f"(#{IN_WORD}+)", keep
+
+
+def numbers() -> Iterator[Draft]:
+    """Rules for numbers and times, fractions, and telephone numbers."""
+    joint = r"[.:,]\d+"
+    yield "number", rf"([-+]?(?:\d+(?:{joint})*|(?:{joint})+))", keep
+    yield "superscript", "([⁻]?[⁰¹²³⁴-⁹]+|[₀-₉]+)", keep
+    yield "fraction", rf"((?:\d{{1,4}}{GAP})?\d{{1,4}}[/⁄]\d{{1,4}})", unbroken
+    yield "fraction in one character", f"([{''.join(FRACTIONS)}])", mapped(FRACTIONS)
+    short, exchange, line = "[0-9]{2,4}", "[0-9]{3,4}", "[0-9]{3,5}"
+    area = rf"\([0-9]{{2,3}}\) ?|(?:{short}{GAP})?{short}{GAP}"
+    yield "telephone number", f"((?:{area}){exchange}{GAP}?{line})", unbroken
+    yield "year of two digits", f"({APOSTROPHE}[0-9][0-9]) ", keep
+
+
+def marks() -> Iterator[Draft]:
+    """Rules for all other marks."""
+    yield "entity that is dropped", "(&(?:nbsp|mdash|quot);)", drop
+    yield "numbered entity", "(&#[0-9]+;)", keep
+    yield "entity", f"({'|'.join(ENTITIES)})", mapped(ENTITIES)
+    yield "dollars", "((?-i:[A-Z]*)[$])", keep
+    yield "currency", f"([{''.join(CURRENCIES)}])", mapped(CURRENCIES)
+    yield "bracket by name", "(-[lr]rb-)", keep
+    yield "odd compound", f"(pro-|anti-|s&p-500|s&ls|cap{APOSTROPHE}n|c{APOSTROPHE}est)", keep
+    yield "smiley", r"((?-i:[<>]?[:;=][-']?[][()@DP|]))[^a-z0-9]", bracketed
+    yield "face", "([-^]_[-^])", keep
+    yield "bracket", r"([()\[\]{}])", mapped(BRACKETS)
+    yield "dash", "(-{3,4})(?!-)", drop
+    yield "hyphens", "(-+)", keep
+    yield "repeated mark", r"(@+|#+|_+|\*+|(?:\\\*){1,3}|[?!]+|<<|>>)", keep
+    yield "quote before a letter", "(')(?:[a-z][^ ])", keep
+    yield "quote of two apostrophes", "('')", drop
+    symbols = SYMBOLS.replace(" ", "")
+    yield "symbol", rf"([.,:/=+%&~^|\\<>@#*$!?_{symbols}\u2190-\u2bff\uff01-\uff0f])", keep
+
+
+PUNCTUATION = frozenset(["'", ".", "?", "!", ",", ":", "-", "--"])
+"""Tokens that are not counted. Brackets are counted: the evaluation's list has -LRB-, but its tokens are -lrb-."""
+
+PLAIN = re.compile("([A-Za-z]+),?(?=[ \n])")
+"""A word that can match only the rule for words."""
+CONTRACTED = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
+BREAKS = re.compile("\r\n|[\n\r\x0b\x0c\x85\u2028\u2029\U00010000-\U0010ffff]")
+"""Line breaks, and characters beyond the basic plane such as emoji, which the reference does not know. They become
+spaces."""
+
+
+@cache
+def rules() -> tuple[Rule, ...]:
+    """All rules in their order."""
+    parts = (words(), addresses(), numbers(), abbreviations(), marks(), compounds())
+    return tuple(
+        Rule(name, re.compile(pattern, re.IGNORECASE), rewrite) for part in parts for name, pattern, rewrite in part
+    )
+
+
+def tokenize(caption: str) -> list[str]:
+    """Lower-case tokens of a caption, without punctuation."""
+    text = BREAKS.sub(" ", caption).rstrip() + "\n"
+    tokens = (token for written in _scan(text) for token in written.lower().split(" "))
+    return [token for token in tokens if token and token not in PUNCTUATION]
+
+
+def _scan(text: str) -> Iterator[str]:
+    at = 0
+    while at < len(text):
+        word = PLAIN.match(text, at)
+        if word and (at == 0 or text[at - 1] == " ") and word[1].lower() not in CONTRACTED:
+            yield word[1]
+            at = word.end()
+            continue
+        best, taken, token, rewrite = 0, 0, "", None
+        for rule in rules():
+            found = rule.pattern.match(text, at)
+            if found and len(found[0]) > best:
+                best, taken, token, rewrite = len(found[0]), len(found[1]), found[1], rule.rewrite
+        if rewrite is None:
+            at += 1  # a space, or a character that no rule matches
+            continue
+        yield rewrite(token)
+        at += taken

@@ -1,0 +1,313 @@
+"""A checkpoint's way up to the Hugging Face hub: one commit of its files and its card.
+
+The licences that the Hugging Face hub knows, and how a card's head names any other.
+
+The model card of a checkpoint, made of what its files say. This needs no torch.
+
+| what | from |
+|---|---|
+| architecture, step, what to be warned of | `config.json` |
+| parameters | the header of `model.safetensors` |
+| data, licence, figures | `card.json` (see `grr_coca.registry.ModelCard`) beside them, else what the caller knows |
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from grr_coca.checkpoint_files import FILES, find_checkpoint, read_json
+from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
+from grr_coca.files import MANIFEST, verify_folder
+from grr_coca.inference.locate import HUB_ID
+from grr_coca.registry import Figure, ModelCard
+from grr_coca.structure import from_dict
+
+KNOWN = {
+    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
+    "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause",
+    "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0",
+    "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    "cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0", "epl-1.0", "epl-2.0",
+    "etalab-2.0", "eupl-1.1", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0",
+    "isc", "lppl-1.3c", "ms-pl", "mpl-2.0", "odc-by", "odbl", "openrail++", "osl-3.0", "postgresql", "ofl-1.1",
+    "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr", "deepfloyd-if-license", "llama2", "gemma",
+}  # fmt: skip
+"""The hub's names. It refuses a card with any other, unless it stands under `license_name`."""
+
+
+def licence_lines(licence: str) -> Iterator[str]:
+    """The lines of a card's head that name the licence."""
+    if licence.lower() in KNOWN:
+        yield f"license: {licence.lower()}"
+    else:
+        yield "license: other"
+        yield f"license_name: {json.dumps(licence, ensure_ascii=False)}"
+
+
+CARD = "card.json"
+
+Figures = Mapping[str, Mapping[str, Figure]]
+"""By split, then by metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What a card says. `data` and `licence` are for people; `licence` may be one of the hub's, such as `mit`."""
+
+    name: str
+    preset: str
+    step: int
+    parameters: int
+    image_size: int
+    data: str
+    licence: str
+    figures: Figures
+    caution: str
+
+
+def gather_facts(
+    folder: Path, name: str, data: str | None = None, licence: str | None = None, figures: Figures | None = None
+) -> CardFacts:
+    """What the files of a checkpoint say, and what is given in their place.
+
+    Args:
+        folder: the checkpoint.
+        name: `owner/name` that it will have.
+        data: what the model was trained on.
+        licence: under which the weights are given.
+        figures: measured numbers.
+
+    Raises:
+        UserError: nobody says under which licence, or a file is damaged.
+    """
+    config, card = read_json(folder / "config.json"), _shipped_card(folder)
+    licence = (licence or "").strip() or (card.licence if card else None)
+    if licence is None:
+        raise UserError(f"{folder}: under which licence? Give --licence, such as apache-2.0, mit or cc-by-4.0")
+    try:
+        preset, step, model = str(config["preset"]), int(config["step"]), config["model"]
+        image_size = int(model["image_encoder"]["image_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: not that of a checkpoint ({error} is missing or wrong)") from error
+    return CardFacts(
+        name=name,
+        preset=preset,
+        step=step,
+        parameters=count_in_header(folder / "model.safetensors"),
+        image_size=image_size,
+        data=data or (card.data if card else ""),
+        licence=licence,
+        figures=figures or (card.figures if card else {}),
+        caution=str(config.get("caution", "")),
+    )
+
+
+def read_figures(path: Path) -> Figures:
+    """Measured numbers as `grr-coca evaluate --json` writes them, by those ends of the paths of splits that differ.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    found: dict[str, dict[str, Figure]] = {}
+    measured = read_json(path)
+    for split, report in measured.items():
+        intervals = report.get("intervals") or report.get("metrics") if isinstance(report, dict) else None
+        if not isinstance(intervals, dict):
+            raise UserError(f"{path}: not what `grr-coca evaluate --json` writes: no intervals of '{split}'")
+        where = f"{path}: {split}"
+        found[_short_name(split, measured)] = {key: from_dict(Figure, value, where) for key, value in intervals.items()}
+    return found
+
+
+def _short_name(split: str, splits: Iterable[str]) -> str:
+    parts, others = Path(split).parts, [Path(other).parts for other in splits if other != split]
+    longer = (parts[-count:] for count in range(1, len(parts)))
+    shortest = next((tail for tail in longer if all(tail != other[-len(tail) :] for other in others)), parts)
+    return Path(*shortest).as_posix()
+
+
+def count_in_header(path: Path) -> int:
+    """Numbers in a safetensors file, of which only the header is read.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+        raise UserError(f"{path}: the weights are damaged ({error})") from error
+
+
+def model_card(facts: CardFacts) -> str:
+    """`README.md`, with what the hub reads at its head. Bytes of names that are not UTF-8 are escaped."""
+    facts = replace(facts, licence=_utf8(facts.licence))  # first: an escape within quotes would be read as one
+    return _utf8("\n".join([*_head(facts), *_body(facts), ""]))
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _head(facts: CardFacts) -> Iterator[str]:
+    yield from ("---", "library_name: grr-coca", "pipeline_tag: image-to-text")
+    yield from licence_lines(facts.licence)
+    yield from ("tags:", "- image-captioning", "- zero-shot-image-classification", f"- {facts.preset}", "---", "")
+
+
+def _body(facts: CardFacts) -> Iterator[str]:
+    trained = f", {facts.step:,} steps of training" if facts.step else ""  # an imported model has its steps elsewhere
+    yield f"# {facts.name}"
+    yield ""
+    yield (
+        f"A CoCa (Contrastive Captioner) that captions and searches images: `{facts.preset}`, "
+        f"{facts.parameters:,} parameters, images of {facts.image_size} px{trained}."
+    )
+    yield from ("", "## Use", "", "```python", "import grr_coca  # pip install 'grr-coca[hub]'", "")
+    yield f'model = grr_coca.load("{facts.name}")'
+    yield from ('model.caption("image.jpg")', 'model.similarity("image.jpg", ["a cat", "a dog"])', "```", "")
+    yield from ("## Data", "", f"{facts.data or 'Not stated.'}", "")
+    yield from ("## Figures", "", *_figures(facts.figures), "")
+    yield from ("## Limits", "")
+    if facts.caution:
+        yield f"- {facts.caution[0].upper()}{facts.caution[1:]}."
+    yield "- It knows what its training pairs show, with their errors and prejudices, and may write what is not there."
+    yield "- No one has looked for how it treats people of different groups: do not let it decide about people."
+    yield from ("", "## Licence", "", facts.licence, "", "## Citation", "", "```bibtex", CITATION, "```")
+
+
+CITATION = """\
+@misc{yu2022coca,
+  title = {CoCa: Contrastive Captioners are Image-Text Foundation Models},
+  author = {Yu, Jiahui and Wang, Zirui and Vasudevan, Vijay and Yeung, Legg and Seyedhosseini, Mojtaba and Wu, Yonghui},
+  year = {2022},
+  eprint = {2205.01917},
+  archivePrefix = {arXiv}
+}"""
+
+
+def _figures(figures: Figures) -> Iterator[str]:
+    if not figures:
+        yield "None were measured."
+        return
+    yield "With 95 % intervals: bootstraps over the images of a split, not over seeds."
+    yield from ("", "| split | metric | value |", "|---|---|---|")
+    for split, measured in figures.items():
+        for metric, figure in measured.items():
+            spread = "" if figure.low == figure.high else f" ({figure.low:.3g} to {figure.high:.3g})"
+            yield f"| {_in_cell(split)} | {_in_cell(metric)} | {figure.value:.3g}{spread} |"
+
+
+def _in_cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def _shipped_card(folder: Path) -> ModelCard | None:
+    path: Path = folder / CARD
+    content: dict[str, Any] | None = read_json(path) if path.exists() else None
+    return None if content is None else from_dict(ModelCard, content, str(path))
+
+
+README = "README.md"
+
+
+def check_hub_id(hub_id: str) -> None:
+    """Make sure that a name is one that a repository can have.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not HUB_ID.fullmatch(hub_id):
+        raise UserError(f"'{hub_id}' is no name on the Hugging Face hub; give OWNER/NAME")
+
+
+def files_to_push(folder: Path) -> dict[str, Path]:
+    """The files of a checkpoint, or of the newest one of a run folder, by their names on the hub.
+
+    Nothing else of the folder goes up: no recipe with its paths, no log, no state of the training.
+
+    Raises:
+        UserError: there is no checkpoint, or its files are not what its manifest says.
+    """
+    checkpoint = find_checkpoint(folder)
+    if (checkpoint / MANIFEST).exists():
+        verify_folder(checkpoint)
+    return {name: checkpoint / name for name in FILES}
+
+
+def push_files(files: dict[str, Path], card: str, hub_id: str, *, private: bool, update: bool) -> str:
+    """Make a repository, or go on with one, and commit all files to it at once.
+
+    Args:
+        files: by their names on the hub.
+        card: content of `README.md`.
+        hub_id: `owner/name`.
+        private: a new repository is seen by its owner alone.
+        update: there may be such a repository already.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: the hub refuses the card, the name is taken, there is no permission, or the hub cannot be reached.
+    """
+    require_extra("hub", "pushing to the Hugging Face hub")
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api, additions = HfApi(), [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+    additions.append(CommitOperationAdd(README, card.encode()))
+    with _hub_errors(hub_id):
+        _require_valid(card, hub_id)
+        api.create_repo(hub_id, private=private, exist_ok=update)
+    with _hub_errors(hub_id, "" if update else "; the repository is there now, and empty: go on with --update"):
+        return str(api.create_commit(hub_id, additions, commit_message="A checkpoint of grr-coca").commit_url)
+
+
+def _require_valid(card: str, hub_id: str) -> None:
+    """Ask the hub whether it takes a card, before there is a repository."""
+    from huggingface_hub import ModelCard
+
+    try:
+        ModelCard(card).validate()
+    except ValueError as error:
+        raise UserError(f"{hub_id}: nothing went up: the Hugging Face hub refuses the card ({_line(error)})") from error
+
+
+@contextmanager
+def _hub_errors(hub_id: str, way_on: str = "") -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except HFValidationError as error:
+        raise UserError(f"'{hub_id}' is no name that the Hugging Face hub takes ({_line(error)})") from error
+    except HfHubHTTPError as error:
+        raise UserError(_told(hub_id, error.response.status_code, error) + way_on) from error
+    except Exception as error:  # no way to the hub: what is raised then differs with the client's version
+        raise UserError(f"{hub_id}: nothing went up to the Hugging Face hub ({_line(error)}){way_on}") from error
+
+
+def _told(hub_id: str, status: int, error: Exception) -> str:
+    if status == 409:
+        return f"{hub_id}: there is a repository of this name; give another, or --update to add a commit to it"
+    if status in (401, 403):
+        owner = hub_id.partition("/")[0]
+        return (
+            f"{hub_id}: no permission to write to '{owner}' on the Hugging Face hub; log in by `hf auth login`, or set "
+            "HF_TOKEN to a token that may write there"
+        )
+    return f"{hub_id}: the Hugging Face hub refused it ({_line(error)})"
+
+
+def _line(error: Exception) -> str:
+    """The whole message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,330 @@
+"""A filter as a condition in SQL. Every value is a parameter of the statement.
+
+A filter as a tree. A comparison with a field that a picture lacks, or of another kind, is false.
+
+Fields that every picture has, and how they compare.
+
+Reads filters such as `folder = 'logos' and width > 64`.
+
+filter     = term ("or" term)*
+term       = factor ("and" factor)*
+factor     = "not" factor | "(" filter ")" | field test
+test       = ("=" | "!=" | "<" | "<=" | ">" | ">=") value
+           | ["not"] "in" "(" value ("," value)* ")" | ["not"] "like" text
+value      = number | text between single or double quotes, in which two quotes stand for one
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, cast
+
+from grr_coca.errors import UserError, nearest
+from grr_coca.search.entry import FILTER_WORDS, OWN_FIELDS, FieldValue
+
+Operator = Literal["=", "!=", "<", "<=", ">", ">="]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`width > 64`."""
+
+    field: str
+    operator: Operator
+    value: FieldValue
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """`folder in ('logos', 'icons')`."""
+
+    field: str
+    values: tuple[FieldValue, ...]
+
+
+@dataclass(frozen=True)
+class Like:
+    """`path like '/photos/%'`: text, in which `%` stands for anything; letters count as they are written.
+
+    `prefix` is what stands before the only `%`, which is the last character.
+    """
+
+    field: str
+    prefix: str
+
+
+@dataclass(frozen=True)
+class Not:
+    """The opposite."""
+
+    inner: "Filter"
+
+
+@dataclass(frozen=True)
+class And:
+    """`and`."""
+
+    parts: tuple["Filter", ...]
+
+
+@dataclass(frozen=True)
+class Or:
+    """`or`."""
+
+    parts: tuple["Filter", ...]
+
+
+Filter = Comparison | OneOf | Like | Not | And | Or
+
+
+def fields_of(tree: Filter) -> set[str]:
+    """The fields that a filter names."""
+    if isinstance(tree, And | Or):
+        return set().union(*(fields_of(part) for part in tree.parts))
+    return fields_of(tree.inner) if isinstance(tree, Not) else {tree.field}
+
+
+TOKEN = re.compile(
+    r"""\s*(?:(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])
+    |(?P<text>'(?:[^']|'')*'|"(?:[^"]|"")*")
+    |(?P<name>[^\W\d]\w*)
+    |(?P<sign><=|>=|!=|<>|==|[=<>(),])
+    |(?P<end>$))""",
+    re.VERBOSE,
+)
+SAME = {"==": "=", "<>": "!="}
+COMPARISONS = ("=", "!=", "<", "<=", ">", ">=")
+MAX_DEPTH = 50
+LONGEST_WHOLE = len(str(-(2**63)))
+"""Most characters of a whole number. Longer ones are out of range, and `int` refuses thousands of digits."""
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+    start: int
+
+
+def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
+    """The tree of a filter.
+
+    Args:
+        text: what a person wrote.
+        columns: the fields that pictures of this index have besides `OWN_FIELDS`.
+
+    Raises:
+        UserError: the text is no filter, or names a field that no picture has. The message says where, or names the
+            nearest field.
+    """
+    tree = _Parser(text).parse()
+    valid = {*OWN_FIELDS, *columns}
+    for name in sorted(fields_of(tree)):
+        if name not in valid:
+            raise UserError(f"--where: there is no field '{name}'; {nearest(name, valid)}")
+    _require_kinds(tree)
+    return tree
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._tokens = list(_tokens(text))
+        self._next = 0
+        self._depth = 0
+
+    def parse(self) -> Filter:
+        tree = self._filter()
+        if self._peek().kind != "end":
+            raise self._error("'and', 'or' or the end")
+        return tree
+
+    def _filter(self) -> Filter:
+        parts = [self._term()]
+        while self._takes("or"):
+            parts.append(self._term())
+        return parts[0] if len(parts) == 1 else Or(tuple(parts))
+
+    def _term(self) -> Filter:
+        parts = [self._factor()]
+        while self._takes("and"):
+            parts.append(self._factor())
+        return parts[0] if len(parts) == 1 else And(tuple(parts))
+
+    def _factor(self) -> Filter:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise UserError(f"--where: more than {MAX_DEPTH} brackets or 'not' within each other")
+        try:
+            if self._takes("not"):
+                return Not(self._factor())
+            if self._takes("("):
+                tree = self._filter()
+                self._expect(")")
+                return tree
+            return self._test()
+        finally:
+            self._depth -= 1
+
+    def _test(self) -> Filter:
+        token = self._peek()
+        if token.kind != "name" or token.text.lower() in FILTER_WORDS:
+            raise self._error("the name of a field")
+        self._next += 1
+        field = token.text.lower()
+        if self._takes("not"):
+            return Not(self._set_or_prefix(field, "'in' or 'like'"))
+        sign = SAME.get(self._peek().text, self._peek().text)
+        if self._peek().kind == "sign" and sign in COMPARISONS:
+            self._next += 1
+            return Comparison(field, cast(Operator, sign), self._value())
+        return self._set_or_prefix(field, f"one of {' '.join(COMPARISONS)} in like not")
+
+    def _set_or_prefix(self, field: str, expected: str) -> Filter:
+        if self._takes("in"):
+            self._expect("(")
+            values = [self._value()]
+            while self._takes(","):
+                values.append(self._value())
+            self._expect(")")
+            return OneOf(field, tuple(values))
+        if not self._takes("like"):
+            raise self._error(expected)
+        pattern = self._value()
+        if not isinstance(pattern, str) or pattern.find("%") != len(pattern) - 1 or not pattern:
+            raise UserError(
+                f"--where: 'like' takes a text whose end is its only %, such as '/photos/%', not {pattern!r}"
+            )
+        return Like(field, pattern[:-1])
+
+    def _value(self) -> FieldValue:
+        token = self._peek()
+        self._next += 1
+        if token.kind == "text":
+            quote = token.text[0]
+            return token.text[1:-1].replace(quote * 2, quote)
+        if token.kind == "number":
+            is_whole = len(token.text) <= LONGEST_WHOLE and not re.search(r"[.eE]", token.text)
+            number = int(token.text) if is_whole else float(token.text)
+            if abs(number) >= 2**63:
+                raise UserError(f"--where: {token.text[:40]} is out of range")
+            return number
+        self._next -= 1
+        raise self._error("a number, or a text between quotes")
+
+    def _peek(self) -> _Token:
+        return self._tokens[self._next]
+
+    def _takes(self, word: str) -> bool:
+        token = self._peek()
+        is_it = token.kind in ("name", "sign") and token.text.lower() == word
+        self._next += is_it
+        return is_it
+
+    def _expect(self, sign: str) -> None:
+        if not self._takes(sign):
+            raise self._error(f"'{sign}'")
+
+    def _error(self, expected: str) -> UserError:
+        token = self._peek()
+        found = f"'{token.text}'" if token.text else "the end"
+        return UserError(f"--where: expected {expected} at character {token.start + 1}, found {found}: {self._text}")
+
+
+def _tokens(text: str) -> Iterable[_Token]:
+    if not text.strip():
+        raise UserError("--where: the filter is empty; write one such as folder = 'logos' and width > 64")
+    place = 0
+    while True:
+        match = TOKEN.match(text, place)
+        if match is None:
+            start = place + len(text[place:]) - len(text[place:].lstrip())
+            why = "a quote is opened and not closed" if text[start] in "'\"" else f"'{text[start]}' has no meaning here"
+            raise UserError(f"--where: {why}, at character {start + 1}: {text}")
+        kind = str(match.lastgroup)
+        yield _Token(kind, match.group(kind), match.start(kind))
+        if kind == "end":
+            return
+        place = match.end()
+
+
+def _require_kinds(tree: Filter) -> None:
+    if isinstance(tree, And | Or):
+        for part in tree.parts:
+            _require_kinds(part)
+    elif isinstance(tree, Not):
+        _require_kinds(tree.inner)
+    else:
+        values = {Comparison: "value", OneOf: "values", Like: "prefix"}[type(tree)]
+        value = getattr(tree, values)
+        for one in value if isinstance(value, tuple) else (value,):
+            _require_kind(tree.field, one)
+
+
+def _require_kind(field: str, value: FieldValue) -> None:
+    kind = OWN_FIELDS.get(field)
+    if kind is not None and (kind == "text") != isinstance(value, str):
+        example = f"{field} > 64" if kind == "number" else f"{field} = '{value}'"
+        raise UserError(f"--where: '{field}' is a {kind}, and {value!r} is none; write {example}")
+
+
+COLUMNS = {"path": "name"}
+"""Columns whose names are not those of their fields, by field."""
+TEXT = "CAST(? AS TEXT)"
+"""A parameter that is a text, even where it is bound as the bytes of a file name that is not UTF-8."""
+
+
+def to_sql(tree: Filter) -> tuple[str, list[FieldValue]]:
+    """The condition and the values of its question marks."""
+    values: list[FieldValue] = []
+    return _condition(tree, values), values
+
+
+def _condition(tree: Filter, values: list[FieldValue]) -> str:
+    if isinstance(tree, And | Or):
+        word = " AND " if isinstance(tree, And) else " OR "
+        return "(" + word.join(_condition(part, values) for part in tree.parts) + ")"
+    if isinstance(tree, Not):
+        return f"NOT {_condition(tree.inner, values)}"
+    if isinstance(tree, Comparison):
+        return _test(tree.field, tree.operator, tree.value, values)
+    if isinstance(tree, OneOf):
+        kinds = [[v for v in tree.values if isinstance(v, str) is is_text] for is_text in (True, False)]
+        return "(" + " OR ".join(_is_one_of(tree.field, kind, values) for kind in kinds if kind) + ")"
+    assert isinstance(tree, Like)
+    column = _column(tree.field, values)
+    values += [len(tree.prefix), tree.prefix]
+    return _of_kind(f"substr({column}, 1, ?) = {TEXT}", tree.field, tree.prefix, values)
+
+
+def _test(field: str, operator: str, value: FieldValue, values: list[FieldValue]) -> str:
+    column = _column(field, values)
+    values.append(value)
+    return _of_kind(f"{column} {operator} {_mark(value)}", field, value, values)
+
+
+def _is_one_of(field: str, of_a_kind: Sequence[FieldValue], values: list[FieldValue]) -> str:
+    """One test for all values: a chain of thousands is deeper than SQLite goes."""
+    column = _column(field, values)
+    values += of_a_kind
+    return _of_kind(f"{column} IN ({', '.join(map(_mark, of_a_kind))})", field, of_a_kind[0], values)
+
+
+def _mark(value: FieldValue) -> str:
+    return TEXT if isinstance(value, str) else "?"
+
+
+def _of_kind(test: str, field: str, value: FieldValue, values: list[FieldValue]) -> str:
+    """The test, made false (and not NULL) for a picture without the field, or whose value is of another kind."""
+    if field in OWN_FIELDS:
+        return f"({test})"
+    kinds = "'text'" if isinstance(value, str) else "'integer', 'real'"
+    typed = _column(field, values)
+    return f"IFNULL({test} AND typeof({typed}) IN ({kinds}), 0)"
+
+
+def _column(field: str, values: list[FieldValue]) -> str:
+    if field in OWN_FIELDS:
+        return f"pictures.{COLUMNS.get(field, field)}"
+    # A parameter too: the name is known to be a field of the index, and still is never written into the statement.
+    values.append(f"$.{field}")
+    return "json_extract(pictures.fields, ?)"

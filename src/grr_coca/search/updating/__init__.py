@@ -1,1 +1,0 @@
-"""Brings an index up to date with the files of its pictures."""

@@ -1,0 +1,643 @@
+"""The results of a study: numbers alone, from its plan and its ledger.
+
+Endpoints of a study: what they are called, which way is better, and their values.
+
+A change of a metric over several seeds, with everything that can be said of it.
+
+Which arms of a study are the corners of a factorial, and of which parts.
+
+The factorial of a study: what each part does, and which parts act together.
+
+What each arm costs: parameters, FLOPs, seconds.
+
+How far a change depends on the images of the test split: intervals over images, seeds held as they are.
+
+An interval over seeds says what other seeds would give on the same images; this one, what other images would give with
+the same trained models. Images (captions, batches) are drawn with replacement, the same ones for both arms, and the
+change is computed anew (paired bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+The captions of an image are drawn with it: they resemble one another, and drawn one by one they would seem to say more.
+
+Shapes: N images, S seeds, R resamples.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, combinations
+from statistics import median
+
+import numpy as np
+
+from grr_coca.evaluate.intervals import by_image, draws
+from grr_coca.study.ledger import Ledger, LedgerRow
+from grr_coca.study.plan import LOSS_METRICS, Plan, arm_named, lacking_scores, split_endpoint, stage_names
+from grr_coca.study.statistics import (
+    LEVEL,
+    Cell,
+    Numbers,
+    as_percent,
+    bootstrap_coverage,
+    bootstrap_interval,
+    factorial_effects,
+    holm,
+    is_equivalent,
+    log_ratios,
+    sign_flip_p,
+    smallest_shown_effect,
+    t_interval,
+    t_test_p,
+)
+
+TITLES = {
+    "contrastive_loss": "contrastive loss",
+    "contrastive_loss_refitted": "contrastive loss, refitted temperature",
+    "captioning_loss": "captioning loss",
+    "perplexity": "perplexity",
+    "coca_loss": "CoCa loss",
+    **{f"R@{k}": f"R@{k}, text to image" for k in (1, 5, 10)},
+    **{f"image_to_text/R@{k}": f"R@{k}, image to text" for k in (1, 5, 10)},
+}
+"""Metrics that people call otherwise than rows of a ledger do."""
+
+PHASE_TITLES = {"pretraining": "after pretraining", "finetuning": "after fine-tuning"}
+
+Rows = Mapping[tuple[str, int, str], LedgerRow]
+"""Rows by arm, seed and stage."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A metric after a phase of training, as a plan names it: `pretraining/coca_loss`."""
+
+    name: str
+
+    @property
+    def phase(self) -> str:
+        """`pretraining` or `finetuning`."""
+        return split_endpoint(self.name)[0]
+
+    @property
+    def metric(self) -> str:
+        """The metric's key in the rows of a ledger."""
+        return split_endpoint(self.name)[1]
+
+    @property
+    def title(self) -> str:
+        """The metric as people call it."""
+        return TITLES.get(self.metric, self.metric)
+
+    @property
+    def full_title(self) -> str:
+        """Metric and phase."""
+        return f"{self.title} {PHASE_TITLES[self.phase]}"
+
+    @property
+    def lower_is_better(self) -> bool:
+        """True for losses, False for recalls and scores of captions."""
+        return self.metric in LOSS_METRICS
+
+
+def rows_by_run(rows: Sequence[LedgerRow]) -> dict[tuple[str, int, str], LedgerRow]:
+    """Rows by arm, seed and stage."""
+    return {(row.arm, row.seed, row.stage): row for row in rows}
+
+
+def stages_of(plan: Plan, endpoint: Endpoint) -> tuple[str, ...]:
+    """The stages that an endpoint is of."""
+    pretraining, *finetunings = stage_names(plan)
+    return (pretraining,) if endpoint.phase == "pretraining" else tuple(finetunings)
+
+
+def endpoint_value(rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seed: int) -> float | None:
+    """An endpoint of one arm and seed; of fine-tuning the geometric mean over its stages, so that each counts alike.
+
+    The log ratio of two such values is the mean of the stages' log ratios.
+
+    Returns:
+        None if a stage is missing, or a value is not finite or not above zero, and so has no ratio.
+    """
+    logs = []
+    for stage in stages_of(plan, endpoint):
+        row = rows.get((arm, seed, stage))
+        value = row.metrics.get(plan.endpoints.split, {}).get(endpoint.metric, 0.0) if row else 0.0
+        if not 0 < value < math.inf:
+            return None
+        logs.append(math.log(value))
+    return math.exp(sum(logs) / len(logs))
+
+
+def endpoint_values(rows: Rows, plan: Plan, endpoint: Endpoint, arm: str) -> dict[int, float]:
+    """An endpoint of one arm by seed, in the plan's order; seeds without a value are left out."""
+    found = {seed: endpoint_value(rows, plan, endpoint, arm, seed) for seed in plan.seeds}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """A change in per cent, from log ratios of one value a seed. What needs two seeds is None for a single one.
+
+    `changes`: of each of the `seeds`. `change`: of all, the mean of their log ratios.
+    `low`, `high`: the 95 % t interval. `bootstrap_low`, `bootstrap_high`: for comparison alone.
+    `p_sign_flip`, `p_t`: two-sided, of one endpoint by itself.
+    `deviation`: of the change from seed to seed.
+    `is_equivalent`: the interval lies within ± 2 %.
+    """
+
+    seeds: tuple[int, ...]
+    changes: tuple[float, ...]
+    change: float
+    low: float | None
+    high: float | None
+    bootstrap_low: float | None
+    bootstrap_high: float | None
+    p_sign_flip: float
+    p_t: float | None
+    deviation: float | None
+    is_equivalent: bool
+
+    @property
+    def num_seeds(self) -> int:
+        """Number of seeds."""
+        return len(self.seeds)
+
+    def interval_among(self, num_endpoints: int) -> tuple[float, float]:
+        """The t interval that is corrected by Bonferroni for so many endpoints; it takes two seeds."""
+        low, high = t_interval(np.log1p(np.array(self.changes) / 100), 1 - (1 - LEVEL) / num_endpoints)
+        return float(as_percent(low)), float(as_percent(high))
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of no change."""
+        return self.low is not None and self.high is not None and self.low * self.high > 0
+
+
+def effect_of(log_ratio_by_seed: Mapping[int, float]) -> Effect | None:
+    """The effect that log ratios of seeds amount to; None without any seed."""
+    if not log_ratio_by_seed:
+        return None
+    values = np.array(list(log_ratio_by_seed.values()))
+    low, high = t_interval(values)
+    bootstrap_low, bootstrap_high = bootstrap_interval(values)
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    return Effect(
+        seeds=tuple(log_ratio_by_seed),
+        changes=tuple(np.asarray(as_percent(values)).tolist()),
+        change=float(as_percent(values.mean())),
+        low=_number(as_percent(low)),
+        high=_number(as_percent(high)),
+        bootstrap_low=_number(as_percent(bootstrap_low)),
+        bootstrap_high=_number(as_percent(bootstrap_high)),
+        p_sign_flip=float(sign_flip_p(values)),
+        p_t=_number(t_test_p(values)),
+        deviation=_number(100 * deviation),
+        is_equivalent=is_equivalent(float(low), float(high)),
+    )
+
+
+PARTS = ("RMSNorm", "GEGLU", "RoPE")
+PARTS_OF_PRESET: dict[str, Cell] = {
+    "baseline_coca": frozenset(),
+    "baseline_rms": frozenset({"RMSNorm"}),
+    "baseline_geglu": frozenset({"GEGLU"}),
+    "baseline_rope_2d": frozenset({"RoPE"}),
+    "baseline_rms_geglu": frozenset({"RMSNorm", "GEGLU"}),
+    "baseline_rms_rope_2d": frozenset({"RMSNorm", "RoPE"}),
+    "baseline_geglu_rope_2d": frozenset({"GEGLU", "RoPE"}),
+    "grr_coca": frozenset(PARTS),
+}
+"""What the image encoder of a preset has of GRR-CoCa's three parts, and nothing else that is not Baseline CoCa's."""
+
+
+def factorial_corners(plan: Plan) -> dict[Cell, str]:
+    """Arms by the factors that they have, if arms of the plan make a full factorial of two factors or more.
+
+    A factor is a part, or several parts that these arms have together: Baseline CoCa, GRR-CoCa, RoPE alone and all but
+    RoPE are the corners of the factors `RMSNorm + GEGLU` and `RoPE`. Only arms count that are
+    trained as the baseline is.
+
+    Returns:
+        The corner without any factor first, then those with one; empty if there is no factorial.
+    """
+    baseline = arm_named(plan, plan.baseline)
+    arms = [arm for arm in plan.arms if arm.preset_name in PARTS_OF_PRESET and arm.variant is None]
+    arms = [arm for arm in arms if (arm.overrides, arm.recipes) == (baseline.overrides, baseline.recipes)]
+    arm_of = {PARTS_OF_PRESET[arm.preset_name]: arm.name for arm in arms}
+    factors = [cell for cell in arm_of if cell and not any(other and other < cell for other in arm_of)]
+    factors.sort(key=lambda cell: min(map(PARTS.index, cell)))
+    corners = list(chain.from_iterable(combinations(factors, size) for size in range(len(factors) + 1)))
+    unions = [frozenset(chain.from_iterable(corner)) for corner in corners]
+    are_apart = len(frozenset(chain.from_iterable(factors))) == sum(map(len, factors))
+    if len(factors) < 2 or not are_apart or not arm_of.keys() >= set(unions):
+        return {}
+    return {frozenset(map(_name, corner)): arm_of[union] for corner, union in zip(corners, unions, strict=True)}
+
+
+def _name(factor: Cell) -> str:
+    return " + ".join(sorted(factor, key=PARTS.index))
+
+
+Factors = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorResults:
+    """A main effect, or the interaction of several factors, on each primary endpoint by its name.
+
+    `p_holm`: of the t test, corrected for all effects of the factorial on one endpoint; empty for a single seed.
+    """
+
+    factors: Factors
+    effects: dict[str, Effect]
+    p_holm: dict[str, float]
+
+
+def factor_results(rows: Rows, plan: Plan) -> tuple[FactorResults, ...]:
+    """All effects, main effects first, over the seeds that have every corner; empty if there are none."""
+    effects = {name: _effects(logs) for name in plan.endpoints.primary if (logs := corner_logs(rows, plan, name))}
+    p_values = {name: _corrected(found) for name, found in effects.items()}
+    return tuple(
+        FactorResults(
+            factors=factors,
+            effects={name: found[factors] for name, found in effects.items()},
+            p_holm={name: found[factors] for name, found in p_values.items() if factors in found},
+        )
+        for factors in (next(iter(effects.values())) if effects else ())
+    )
+
+
+def corner_logs(rows: Rows, plan: Plan, endpoint: str) -> dict[Cell, dict[int, float]]:
+    """Log of an endpoint in each corner, by the seeds that all corners have; empty without such a seed or factorial."""
+    corners = factorial_corners(plan)
+    values = {cell: endpoint_values(rows, plan, Endpoint(endpoint), arm) for cell, arm in corners.items()}
+    seeds = [seed for seed in plan.seeds if all(seed in found for found in values.values())]
+    if not corners or not seeds:
+        return {}
+    return {cell: {seed: float(np.log(found[seed])) for seed in seeds} for cell, found in values.items()}
+
+
+def _effects(logs: Mapping[Cell, Mapping[int, float]]) -> dict[Factors, Effect]:
+    seeds = list(next(iter(logs.values())))
+    by_factors = factorial_effects({cell: np.array(list(found.values())) for cell, found in logs.items()})
+    effects = {
+        factors: effect_of(dict(zip(seeds, values.tolist(), strict=True))) for factors, values in by_factors.items()
+    }
+    return {factors: effect for factors, effect in effects.items() if effect is not None}
+
+
+def _corrected(effects: Mapping[Factors, Effect]) -> dict[Factors, float]:
+    p_values = [effect.p_t for effect in effects.values()]
+    known = [p for p in p_values if p is not None]
+    return dict(zip(effects, holm(np.array(known)).tolist(), strict=True)) if len(known) == len(p_values) else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmCost:
+    """Costs of one arm; `flops_per_pair` of one forward pass, captions as long as they can be.
+
+    `training_flops`: of all steps of each stage; None where the rows do not have them.
+    `seconds`: of training and evaluation of a stage, median over seeds and machines.
+    """
+
+    arm: str
+    parameters: int
+    image_encoder_parameters: int
+    flops_per_pair: int
+    training_flops: dict[str, int | None]
+    seconds: dict[str, float]
+
+
+def arm_costs(plan: Plan, rows: Sequence[LedgerRow]) -> tuple[ArmCost, ...]:
+    """Costs of the arms that have rows, in the plan's order."""
+    return tuple(_cost(plan, arm.name, rows) for arm in plan.arms if any(row.arm == arm.name for row in rows))
+
+
+def _counted(rows: Sequence[LedgerRow]) -> int | None:
+    """FLOPs of a stage's training, by the newest row that has them."""
+    return next((row.training_flops for row in reversed(rows) if row.training_flops is not None), None)
+
+
+def _cost(plan: Plan, arm: str, rows: Sequence[LedgerRow]) -> ArmCost:
+    own = [row for row in rows if row.arm == arm]
+    stages = {stage: [row for row in own if row.stage == stage] for stage in stage_names(plan)}
+    return ArmCost(
+        arm=arm,
+        parameters=own[0].parameters,
+        image_encoder_parameters=own[0].image_encoder_parameters,
+        flops_per_pair=own[0].flops_per_pair,
+        training_flops={stage: _counted(found) for stage, found in stages.items() if found},
+        seconds={stage: median(row.seconds for row in found) for stage, found in stages.items() if found},
+    )
+
+
+RESAMPLES = 2000
+
+Values = dict[str, list]
+Statistics = tuple[np.ndarray, np.ndarray]
+"""What each image adds to a numerator and to a denominator: N each."""
+
+
+def _per_batch(name: str) -> Callable[[Values], Statistics]:
+    return lambda values: (np.array(values[name]), np.ones(len(values[name])))
+
+
+def _hits(values: Values) -> Statistics:
+    return _of_images(values, (np.array(values["rank"]) == 0).astype(float), np.ones(len(values["rank"])))
+
+
+def _nats(values: Values) -> Statistics:
+    return _of_images(values, np.array(values["nll"]), np.array(values["tokens"], dtype=float))
+
+
+def _of_images(values: Values, numerator: np.ndarray, denominator: np.ndarray) -> Statistics:
+    """What the captions of each image add together. Without `image`, each caption has an image of its own."""
+    if "image" not in values:
+        return numerator, denominator
+    images = np.array(values["image"])
+    return by_image(numerator, images), by_image(denominator, images)
+
+
+STATISTICS: dict[str, Callable[[Values], Statistics]] = {
+    "contrastive_loss": _per_batch("contrastive_batches"),
+    "contrastive_loss_refitted": _per_batch("contrastive_batches_refitted"),
+    "captioning_loss": _nats,
+    "perplexity": _nats,
+    "R@1": _hits,
+    "CIDEr-D": _per_batch("cider_d"),
+}
+"""How the values of a row make an endpoint. The CoCa loss is of batches and of captions, and has no interval here."""
+
+
+def interval_over_images(
+    rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seeds: Sequence[int]
+) -> tuple[float, float] | None:
+    """The 95 % interval of a change in per cent over images of the test split.
+
+    A draw is the same for the models of all seeds, the stages of fine-tuning are drawn each by itself. As in the change
+    itself, log ratios are averaged over the seeds that have one: a draw may hold no image that a model found.
+
+    Args:
+        rows: by arm, seed and stage.
+        plan: names baseline, stages and split.
+        endpoint: what is compared.
+        arm: compared with the baseline.
+        seeds: those that both arms have.
+
+    Returns:
+        None if there are no seeds, the rows have no such values, or a draw leaves no seed with a ratio.
+    """
+    if endpoint.metric not in STATISTICS or not seeds:
+        return None
+    logs = np.zeros((RESAMPLES, len(seeds)))
+    stages = stages_of(plan, endpoint)
+    for place, stage in enumerate(stages):
+        sides = [_statistics(rows, plan, endpoint, side, seeds, stage) for side in (arm, plan.baseline)]
+        if sides[0] is None or sides[1] is None or len(sides[0]) != len(sides[1]):
+            return None
+        logs += _resampled_log_ratios(endpoint, sides[0], sides[1], place) / len(stages)
+    known = np.isfinite(logs)
+    if not known.any(axis=1).all():
+        return None
+    low, high = np.quantile(logs.mean(axis=1, where=known), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(as_percent(low)), float(as_percent(high))
+
+
+def _statistics(
+    rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seeds: Sequence[int], stage: str
+) -> np.ndarray | None:
+    """What each image adds to numerator and denominator, N × S × 2; None where a row has no such values."""
+    found = [rows[arm, seed, stage].values.get(plan.endpoints.split, {}) for seed in seeds]
+    try:
+        statistics = [np.stack(STATISTICS[endpoint.metric](values), axis=1) for values in found]
+    except (KeyError, ValueError):  # none were kept, or not as many of one kind as of the other
+        return None
+    if len({len(of_seed) for of_seed in statistics}) != 1 or not all(np.isfinite(found).all() for found in statistics):
+        return None
+    return np.stack(statistics, axis=1)
+
+
+def _resampled_log_ratios(endpoint: Endpoint, arm: np.ndarray, baseline: np.ndarray, draw: int) -> np.ndarray:
+    """Log of arm over baseline for each draw of images and each seed, R × S; NaN where there is no ratio."""
+    sides = np.stack([arm, baseline], axis=1)  # N × 2 × S × 2
+    columns = sides.reshape(len(sides), -1)
+    sums = np.concatenate([drawn @ columns for drawn in draws(len(columns), RESAMPLES, draw)])
+    quotients = (sums[:, 0::2] / sums[:, 1::2]).reshape(RESAMPLES, 2, -1)  # R × 2 × S
+    if endpoint.metric == "perplexity":  # the exponential of nats a token
+        return quotients[:, 0] - quotients[:, 1]
+    logs = np.log(quotients, where=quotients > 0, out=np.full_like(quotients, np.nan))
+    return logs[:, 0] - logs[:, 1]
+
+
+Run = tuple[str, int, str]
+"""Arm, seed and stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointResult:
+    """An endpoint of one arm against the baseline, over the seeds that both have.
+
+    `arm_value`, `baseline_value`: geometric means over seeds. `effect` None: no seed has both.
+    `over_images`: ends of a 95 % interval in per cent over images of the test split, with the seeds that there are;
+    None where no values for it are in the ledger.
+    `p_holm`: of the sign-flip test, corrected for all primary endpoints of the plan; None for secondary ones.
+    `smallest_shown`: the true change in per cent that this verdict would find in four studies of five with as many
+    seeds and this deviation; None for secondary endpoints, and where so few seeds cannot find anything.
+    """
+
+    endpoint: str
+    is_primary: bool
+    arm_value: float | None
+    baseline_value: float | None
+    effect: Effect | None
+    over_images: tuple[float, float] | None
+    p_holm: float | None = None
+    smallest_shown: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmResults:
+    """All endpoints of one arm against the baseline, the primary ones first."""
+
+    arm: str
+    endpoints: tuple[EndpointResult, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResults:
+    """Everything that a study says in numbers; `results.json` is this.
+
+    `num_rows`, `num_planned_rows`: stages that are done, and that the plan has without those that are lost.
+    `num_seeds`: seeds with all stages of the first arm and of the baseline; `num_planned_seeds` of the plan. Effects
+    tell their own seeds: an endpoint may lack some, and a factorial needs those that every corner has.
+    `missing`: stages that lack, by arm and seed, in words. `lost`: those that diverged, or had nothing to start from,
+    because their pretraining did. `num_lost_seeds`: seeds that the first arm or the baseline lost a stage of.
+    `factorial`: effects over the seeds that have every corner; empty where the plan has no factorial.
+    `bootstrap_coverage`: the share of studies with so many seeds in which the bootstrap's intervals hold the truth.
+    `notes`: what was not counted, and why.
+    """
+
+    baseline: str
+    stages: tuple[str, ...]
+    split: str
+    num_rows: int
+    num_planned_rows: int
+    num_seeds: int
+    num_planned_seeds: int
+    num_lost_seeds: int
+    missing: tuple[str, ...]
+    lost: tuple[str, ...]
+    arms: tuple[ArmResults, ...]
+    factorial: tuple[FactorResults, ...]
+    costs: tuple[ArmCost, ...]
+    machines: tuple[str, ...]
+    precisions: tuple[str, ...]
+    commits: tuple[str, ...]
+    bootstrap_coverage: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def begun_arms(self) -> tuple[ArmResults, ...]:
+        """Arms of which a primary endpoint has been measured, with a seed that the baseline has too."""
+        return tuple(arm for arm in self.arms if any(r.effect for r in arm.endpoints if r.is_primary))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned stage has ended."""
+        return self.num_rows == self.num_planned_rows
+
+    @property
+    def num_awaited_seeds(self) -> int:
+        """Seeds that the first arm or the baseline has not ended yet."""
+        return self.num_planned_seeds - self.num_seeds - self.num_lost_seeds
+
+
+def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
+    """Compare every arm with the baseline, and work out the factorial if there is one."""
+    rows = rows_by_run(ledger.rows)
+    others = [arm.name for arm in plan.arms if arm.name != plan.baseline]
+    stages = stage_names(plan)
+    whole = {key: row for key, row in rows.items() if not lacking_scores(plan, row)}
+    lost = _lost(ledger, rows, stages)
+    lost_in_words = _by_arm(plan, lambda key: key in lost)
+    planned = [(arm.name, seed, stage) for arm in plan.arms for seed in plan.seeds for stage in stages]
+    compared = {seed: [(arm, seed, t) for arm in (others[0], plan.baseline) for t in stages] for seed in plan.seeds}
+    complete = [seed for seed, keys in compared.items() if all(key in rows for key in keys)]
+    return StudyResults(
+        baseline=plan.baseline,
+        stages=stages,
+        split=plan.endpoints.split,
+        num_rows=sum(key in whole for key in planned),
+        num_planned_rows=sum(key not in lost for key in planned),
+        num_seeds=len(complete),
+        num_planned_seeds=len(plan.seeds),
+        num_lost_seeds=sum(any(key in lost for key in keys) for keys in compared.values()),
+        missing=_by_arm(plan, lambda key: key not in whole and key not in lost),
+        lost=lost_in_words,
+        arms=tuple(ArmResults(arm=arm, endpoints=_endpoints(rows, plan, arm)) for arm in others),
+        factorial=factor_results(rows, plan),
+        costs=arm_costs(plan, ledger.rows),
+        machines=_distinct(row.machine for row in ledger.rows),
+        precisions=_distinct(row.precision for row in ledger.rows),
+        commits=_distinct(row.commit for row in ledger.rows),
+        bootstrap_coverage=bootstrap_coverage(len(complete)) if len(complete) > 1 else None,
+        notes=(*ledger.notes, *(f"diverged, {line}" for line in lost_in_words), *_without_ratio(rows, plan)),
+    )
+
+
+def _endpoints(rows: Rows, plan: Plan, arm: str) -> tuple[EndpointResult, ...]:
+    primary = [_endpoint(rows, plan, arm, name, is_primary=True) for name in plan.endpoints.primary]
+    found = [result.effect.p_sign_flip if result.effect else np.nan for result in primary]
+    adjusted = holm(np.array(found))
+    corrected = [
+        replace(result, p_holm=_number(p), smallest_shown=_smallest_shown(result.effect, len(primary)))
+        for result, p in zip(primary, adjusted, strict=True)
+    ]
+    secondary = [_endpoint(rows, plan, arm, name, is_primary=False) for name in plan.endpoints.secondary]
+    return (*corrected, *secondary)
+
+
+def _endpoint(rows: Rows, plan: Plan, arm: str, name: str, *, is_primary: bool) -> EndpointResult:
+    values, baseline = (endpoint_values(rows, plan, Endpoint(name), side) for side in (arm, plan.baseline))
+    seeds = [seed for seed in values if seed in baseline]
+    sides = [np.array([side[seed] for seed in seeds]) for side in (values, baseline)]
+    ratios = log_ratios(sides[0], sides[1])
+    return EndpointResult(
+        endpoint=name,
+        is_primary=is_primary,
+        arm_value=_geometric_mean(sides[0]),
+        baseline_value=_geometric_mean(sides[1]),
+        effect=effect_of(dict(zip(seeds, ratios.tolist(), strict=True))),
+        over_images=interval_over_images(rows, plan, Endpoint(name), arm, seeds),
+    )
+
+
+def _smallest_shown(effect: Effect | None, num_endpoints: int) -> float | None:
+    if effect is None or effect.deviation is None:
+        return None
+    deviations = smallest_shown_effect(effect.num_seeds, num_endpoints)
+    if not np.isfinite(deviations):
+        return None
+    # As a decrease, which is the smaller of the two percentages.
+    return float(-as_percent(-deviations * effect.deviation / 100))
+
+
+def _lost(ledger: Ledger, rows: Rows, stages: Sequence[str]) -> set[Run]:
+    """Runs that diverged, and what would have started from these."""
+    lost = {(row.arm, row.seed, row.stage) for row in ledger.diverged}
+    lost |= {(arm, seed, t) for arm, seed, stage in lost if stage == stages[0] for t in stages}
+    return lost - rows.keys()
+
+
+def _by_arm(plan: Plan, is_told: Callable[[Run], bool]) -> tuple[str, ...]:
+    """Some of the planned stages in words, a line for each arm and choice of stages."""
+    lines = []
+    for arm in plan.arms:
+        told_stages = {s: [t for t in stage_names(plan) if is_told((arm.name, s, t))] for s in plan.seeds}
+        groups: dict[str, list[str]] = {}
+        for seed, stages in told_stages.items():
+            if stages:
+                told = "all stages" if len(stages) == len(stage_names(plan)) else ", ".join(stages)
+                groups.setdefault(told, []).append(str(seed))
+        lines += [f"{arm.name}: {told} of {_seeds_in_words(seeds, len(plan.seeds))}" for told, seeds in groups.items()]
+    return tuple(lines)
+
+
+def _seeds_in_words(seeds: list[str], num_planned: int) -> str:
+    if len(seeds) == num_planned > 1:
+        return f"all {num_planned} seeds"
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+
+
+def _without_ratio(rows: Rows, plan: Plan) -> list[str]:
+    """Values that are there, or should be, and have no logarithm."""
+    notes = []
+    for name in plan.endpoints.all:
+        endpoint = Endpoint(name)
+        for arm in plan.arms:
+            values = endpoint_values(rows, plan, endpoint, arm.name)
+            phase = stages_of(plan, endpoint)
+            done = [seed for seed in plan.seeds if all((arm.name, seed, stage) in rows for stage in phase)]
+            unmeasured = [s for s in done if any(_is_unmeasured(rows[arm.name, s, t], plan, endpoint) for t in phase)]
+            zero = [seed for seed in done if seed not in values and seed not in unmeasured]
+            for why, seeds in (("not measured", unmeasured), ("no finite value above zero", zero)):
+                if seeds:
+                    notes.append(
+                        f"{arm.name}, {endpoint.full_title}: {why} with seeds {', '.join(map(str, seeds))}, so no "
+                        "ratio; these seeds are left out of this endpoint"
+                    )
+    return notes
+
+
+def _is_unmeasured(row: LedgerRow, plan: Plan, endpoint: Endpoint) -> bool:
+    return endpoint.metric not in row.metrics.get(plan.endpoints.split, {})
+
+
+def _geometric_mean(values: np.ndarray) -> float | None:
+    return float(np.exp(np.log(values).mean())) if len(values) else None
+
+
+def _number(value: Numbers) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _distinct(items: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(items))

@@ -1,0 +1,127 @@
+"""Changes that make an arm of a study out of a preset's model.
+
+RoPE on the input of the projections of queries and keys, in place of their output.
+
+Another reading of "RoPE in the ViT". An earlier study of the same three parts in a vision transformer does it so (the
+public repository jakepatock/DL_final_project): each head's slice of the normalized tokens is rotated by the position,
+queries and keys are projected from the rotated tokens, values from the tokens as they are. The product of a query and a
+key then depends on both positions, and not on their distance alone.
+
+Shapes: B batch, T tokens, D width, H heads.
+
+RoPE with learned frequencies that mix rows and columns, beside learned positions (RoPE-Mixed + APE of Heo et al.,
+arXiv 2403.13298).
+
+Each head of each layer has two frequencies for every complex channel: a token in row r and column c is rotated by
+f_r · r + f_c · c. They begin in pairs of perpendicular directions, turned by a random angle for each head, with
+lengths from 1 down to 1/10.
+
+Shapes: T patch tokens, H heads, C complex channels, N projections.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from grr_coca.checkpoint import ChangeModel
+from grr_coca.config import CoCaConfig
+from grr_coca.layers.attention import SelfAttention
+from grr_coca.layers.block import Block
+from grr_coca.layers.layout import Layout, Positions
+from grr_coca.layers.norm import at_least_fp32
+from grr_coca.layers.position import Rotary
+from grr_coca.model import CoCa
+from grr_coca.study.plan import Variant
+
+
+class InputRotaryAttention(SelfAttention):
+    """Self-attention whose queries and keys are projected from rotated tokens. It has the weights of another."""
+
+    def __init__(self, attn: SelfAttention, rotary: Rotary) -> None:
+        super().__init__(attn.out_proj.in_features, attn.num_heads, None, attn.qk_norm)
+        self.input_rotary = rotary
+        self.qkv_proj, self.out_proj = attn.qkv_proj, attn.out_proj
+
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+        """Mix the tokens of each sequence."""
+        width = x.shape[-1]
+        heads = x.unflatten(-1, (1, self.num_heads, -1))  # B T 1 H Dh
+        rotated = self.input_rotary(heads, layout.positions).flatten(2)  # B T D
+        qk = F.linear(rotated, self.qkv_proj.weight[: 2 * width])
+        v = F.linear(x, self.qkv_proj.weight[2 * width :])
+        qk = self.qk_norm(qk.unflatten(-1, (2, self.num_heads, -1)))
+        return self.attend(qk, v.unflatten(-1, (self.num_heads, -1)), layout)
+
+
+def with_input_rope(model: CoCa, config: CoCaConfig, seed: int) -> None:  # noqa: ARG001
+    """Rotate the input of the projections in the image encoder, by the angles that the outputs were rotated by."""
+    for block in cast(list[Block], model.image_encoder.blocks):
+        assert block.attn.rotary is not None, "the preset has RoPE in the image encoder"
+        block.attn = InputRotaryAttention(block.attn, block.attn.rotary)
+
+
+BASE = 10.0
+"""The paper's: the slowest channel turns by about a tenth of a radian from patch to patch."""
+
+
+class MixedRotary(nn.Module):
+    """Rotates queries and keys by learned mixtures of row and column."""
+
+    places: Float[Tensor, "T 2"]
+
+    def __init__(self, grid_size: int, frequencies: Float[Tensor, "2 H C"]) -> None:
+        super().__init__()
+        self.frequencies = nn.Parameter(frequencies)
+        steps = torch.arange(grid_size, dtype=torch.float32)
+        places = torch.stack([steps.repeat_interleave(grid_size), steps.repeat(grid_size)], dim=1)
+        self.register_buffer("places", places, persistent=False)
+
+    def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
+        """Rotate the vectors of every token by its place."""
+        # A sum of two products, which autocast leaves in fp32: bf16 would round the angles.
+        angles = (self.places[:, :, None, None] * self.frequencies).sum(dim=1)  # T H C
+        turns = torch.polar(torch.ones_like(angles), angles)[positions]  # T H C, or B T H C
+        turned = torch.view_as_complex(at_least_fp32(x).unflatten(-1, (-1, 2))) * turns.unsqueeze(-3)
+        return torch.view_as_real(turned).flatten(-2).type_as(x)
+
+
+def with_mixed_rope(model: CoCa, config: CoCaConfig, seed: int) -> None:
+    """Give every block of the image encoder such a rotation. Positions that are added to the tokens stay."""
+    image = config.image_encoder
+    assert not image.num_registers, "registers have no place to be turned by"
+    for number, block in enumerate(cast(list[Block], model.image_encoder.blocks)):
+        assert block.attn.rotary is None, "the preset has learned positions in the image encoder"
+        frequencies = first_frequencies(image.transformer.num_heads, image.transformer.head_dim, f"{seed}:{number}")
+        block.attn.rotary = MixedRotary(image.grid_size, frequencies)  # type: ignore[assignment]
+
+
+def first_frequencies(num_heads: int, head_dim: int, seed: str) -> Float[Tensor, "2 H C"]:
+    """Frequencies of rows and columns before training; they depend on `seed` alone."""
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]) >> 1)
+    direction = 2 * math.pi * torch.rand(num_heads, 1, generator=generator)  # H 1
+    directions = torch.stack([direction, direction + math.pi / 2], dim=1)  # H 2 1
+    length = BASE ** -(torch.arange(0, head_dim, 4) / head_dim)  # C/2
+    return torch.stack([(length * directions.sin()).flatten(1), (length * directions.cos()).flatten(1)])
+
+
+VARIANTS: dict[Variant, Callable[[CoCa, CoCaConfig, int], None]] = {
+    "input_rope": with_input_rope,
+    "mixed_rope": with_mixed_rope,
+}
+"""What may be changed in a model that was built. Weights that both have stay as they were drawn."""
+
+
+def change_of(variant: Variant | None, seed: int) -> ChangeModel | None:
+    """What makes a variant of a preset's model; what it has besides is drawn from `seed`. None: nothing is changed."""
+    return None if variant is None else partial(_change, variant, seed)
+
+
+def _change(variant: Variant, seed: int, model: CoCa, config: CoCaConfig) -> None:
+    VARIANTS[variant](model, config, seed)

@@ -1,0 +1,316 @@
+"""Finds the checkpoint from which a stopped run continues.
+
+The checkpoint that a run of fine-tuning began from. A resumed run takes its weights from its own checkpoints, and
+would not notice another one.
+
+Weights and optimizer state as whole tensors by name, as a checkpoint holds them.
+
+A checkpoint does not depend on the number of ranks that wrote it, or on whether they sharded the model. Every tensor in
+it is whole, under the name of its parameter. So a model must fit into the memory of one machine.
+
+The checkpoints of a run: writing them, removing old ones, and finding the one that a resumed run continues from.
+
+The folder `training` of a checkpoint: the state of a run, without its model.
+
+| file | holds |
+|---|---|
+| `progress.json` | the counters, see `Progress` |
+| `numerics.json` | the precisions that were decided when the run began, see `Numerics` |
+| `data.json` | what its pairs were, see `DataState`; older checkpoints have none |
+| `optimizer.safetensors` | the optimizers' state, by parameter |
+| `weights.safetensors` | the weights, if `model.safetensors` holds their running average |
+| `ema.safetensors` | the state of that average |
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from grr_coca.checkpoint import Checkpoint, load_tensors, save_tensors, write_files
+from grr_coca.checkpoint_files import checkpoints_by_step, fingerprint, read_json
+from grr_coca.errors import DiskError, UserError
+from grr_coca.files import verify_folder, whole_folder, write_whole
+from grr_coca.ranks import Ranks
+from grr_coca.structure import differences, from_dict, to_dict
+from grr_coca.train.launch import Numerics
+from grr_coca.train.logs import Progress
+from grr_coca.train.parallel import shard_like, whole
+from grr_coca.train.recipe import Recipe, load_recipe
+from grr_coca.train.setup import DataState
+from grr_coca.train.step import Trainer
+
+ORIGIN_NAME = "start.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The folder of a checkpoint, and the `fingerprint` of its files."""
+
+    checkpoint: str
+    fingerprint: str
+
+
+def origin_of(checkpoint: Path) -> Origin:
+    """What a run that begins from a checkpoint writes down.
+
+    Args:
+        checkpoint: the folder of its files.
+
+    Raises:
+        UserError: a file cannot be read, or its manifest is damaged.
+    """
+    return Origin(str(checkpoint.absolute()), fingerprint(checkpoint))
+
+
+def save_origin(origin: Origin, out: Path) -> None:
+    """Write down in a run folder what the run begins from."""
+    write_whole(out / ORIGIN_NAME, json.dumps(to_dict(origin), indent=2).encode())
+
+
+def require_same_origin(origin: Origin, out: Path) -> None:
+    """Make sure that a run goes on from what it began with. Older runs did not write that down, and go on.
+
+    Raises:
+        UserError: the run began from another checkpoint, or what it wrote down is damaged.
+    """
+    path = out / ORIGIN_NAME
+    if not path.exists():
+        return
+    before = from_dict(Origin, read_json(path), str(path))
+    if before.fingerprint != origin.fingerprint:
+        raise UserError(
+            f"{path}: the run there began from {before.checkpoint} as it was then, which {origin.checkpoint} is not; "
+            f"to go on with it, give the same --checkpoint (if that is gone, delete {ORIGIN_NAME}), to start another, "
+            "give another --out"
+        )
+
+
+def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
+    """Whole copies of tensors, on the CPU of the first rank. Other ranks get nothing, but all ranks must call this."""
+    copies = {}
+    for name, tensor in named:
+        gathered = whole(tensor)
+        if ranks.is_first:
+            copies[name] = gathered.detach().to("cpu", copy=True).contiguous()
+    return copies
+
+
+def optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
+    """The state of the optimizers as `PARAMETER.STATE`, such as `text_proj.weight.exp_avg`."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return [
+        (f"{names[parameter]}.{key}", value)
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    ]
+
+
+def lay_out(tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Shard whole tensors like the examples of the same names."""
+    return {name: shard_like(examples[name], tensor) for name, tensor in tensors.items()}
+
+
+def load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Load into the optimizers a state of whole tensors with the names of `optimizer_tensors`."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        parameter_name, _, key = name.rpartition(".")
+        by_parameter.setdefault(parameter_name, {})[key] = tensor
+    for optimizer in optimizers:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state = {
+            i: {key: shard_like(parameter, tensor) for key, tensor in by_parameter[names[parameter]].items()}
+            for i, parameter in enumerate(parameters)
+            if names[parameter] in by_parameter
+        }
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+log = logging.getLogger(__name__)
+
+BEST_FILE = "best.json"
+
+
+class CheckpointStore:
+    """The folder `checkpoints` of a run. It holds a folder `step-N` for each checkpoint."""
+
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        self.folder = folder
+        self._keep_last = keep_last
+
+    def save(self, step: int, fill: Callable[[Path], None], best_step: int | None) -> None:
+        """Write a checkpoint completely or not at all. Only after that, remove those that need not be kept.
+
+        Raises:
+            DiskError: the disk is full or cannot be written to. The checkpoints that were there are still there.
+        """
+        folder = self.folder / f"step-{step:09d}"
+        try:
+            with whole_folder(folder) as partial:
+                fill(partial)
+            if best_step is not None:
+                write_whole(self.folder / BEST_FILE, f'{{"step": {best_step}}}\n'.encode())
+            self._tidy(step, best_step)
+        except OSError as error:
+            raise DiskError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint whose files match their manifest. A damaged one is skipped with a warning."""
+        for folder in reversed(checkpoints_by_step(self.folder).values()):
+            try:
+                verify_folder(folder)
+            except UserError as error:
+                log.warning("%s; going back to the checkpoint before it", error)
+            else:
+                return folder
+        return None
+
+    def _tidy(self, step: int, best_step: int | None) -> None:
+        """Remove checkpoints that need not be kept: old ones, and those of later steps. A run that went back behind a
+        damaged checkpoint leaves it as a later step, where it would be counted among the newest."""
+        folders = checkpoints_by_step(self.folder)
+        kept = {*sorted(number for number in folders if number <= step)[-self._keep_last :], best_step}
+        for number, folder in folders.items():
+            if number not in kept:
+                folder.rename(folder.with_name(f".{folder.name}.old"))  # a half-removed one must not look whole
+        for leftover in self.folder.glob(".*"):  # from this save, or from one that was killed
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+FOLDER = "training"
+
+
+class Fixed(NamedTuple):
+    """What a run decides and finds when it begins, and is held to when it goes on."""
+
+    numerics: Numerics
+    data: DataState
+
+
+def save(store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progress: Progress, fixed: Fixed) -> None:
+    """Write everything that is needed to use the model and to continue training it. Every rank must call this.
+
+    Raises:
+        DiskError: the disk is full or cannot be written to. It is raised on every rank.
+    """
+    raw, ranks = trainer.model.raw, trainer.model.ranks
+    with trainer.averaged():
+        weights = whole_tensors(raw.state_dict().items(), ranks)
+    training = {"optimizer": whole_tensors(optimizer_tensors(raw, trainer.optimizers.optimizers), ranks)}
+    if trainer.ema is not None:
+        training["weights"] = whole_tensors(raw.state_dict().items(), ranks)
+        training["ema"] = whole_tensors(trainer.ema.state_dict().items(), ranks)
+
+    def fill(folder: Path) -> None:
+        write_files(checkpoint, weights, folder)
+        (folder / FOLDER).mkdir()
+        for name, tensors in training.items():
+            save_tensors(tensors, folder / FOLDER / f"{name}.safetensors")
+        for name, content in (("progress", progress), *fixed._asdict().items()):
+            (folder / FOLDER / f"{name}.json").write_text(json.dumps(to_dict(content)), encoding="utf-8")
+
+    ranks.on_first(lambda: store.save(checkpoint.step, fill, progress.best_step))
+
+
+def restore(point: Path, trainer: Trainer) -> Progress:
+    """Load the state that `save` wrote into a trainer. Its model must already be loaded from the checkpoint.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    folder, raw = point / FOLDER, trainer.model.raw
+    load_optimizers(raw, trainer.optimizers.optimizers, load_tensors(folder / "optimizer.safetensors"))
+    if trainer.ema is not None:
+        trainer.ema.load_state_dict(lay_out(load_tensors(folder / "ema.safetensors"), trainer.ema.state_dict()))
+        raw.load_state_dict(lay_out(load_tensors(folder / "weights.safetensors"), raw.state_dict()))
+    path = folder / "progress.json"
+    return from_dict(Progress, read_json(path), str(path))
+
+
+def read_numerics(point: Path) -> Numerics:
+    """The precisions of the run that wrote a checkpoint.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = point / FOLDER / "numerics.json"
+    return from_dict(Numerics, read_json(path), str(path))
+
+
+def read_data_state(point: Path) -> DataState | None:
+    """What the pairs were of the run that wrote a checkpoint; None if it did not say so.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = point / FOLDER / "data.json"
+    return from_dict(DataState, read_json(path), str(path)) if path.exists() else None
+
+
+FREE_KEYS = (
+    "data.num_workers",
+    "data.micro_batch_size",
+    "data.test",
+    "parallelism",
+    "checkpoints.interval",
+    "checkpoints.minutes",
+    "checkpoints.keep_last",
+    "health",
+)
+"""Keys of a recipe that may change when a run continues, because they do not change what the model learns."""
+
+
+class NoneReadableError(UserError):
+    """A run has checkpoints, and none of them can be read."""
+
+
+def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Path | None:
+    """The newest undamaged checkpoint of a run folder; None if there is none yet.
+
+    Args:
+        out: the run folder.
+        recipe: the recipe of the run.
+        origin: the checkpoint that the run is to begin from; None: it is not looked at.
+
+    Raises:
+        NoneReadableError: there are checkpoints, and all of them are damaged or cannot be read.
+        UserError: the folder holds the run of another recipe, and the message names the first key that differs; or
+            that of another `origin`.
+    """
+    folder = out / "checkpoints"
+    point = CheckpointStore(folder, keep_last=1).newest()
+    if point is None:
+        # A run that began anew would remove them at its first save, although the disk may only be away for now.
+        if damaged := checkpoints_by_step(folder):
+            raise NoneReadableError(
+                f"{folder}: none of its checkpoints can be read ({len(damaged)} found, see the warnings); "
+                "if the disk was away, give the same command again; to start this run anew, delete that folder"
+            )
+        return None
+    path = out / "recipe.yaml"
+    for key, wanted, found in differences(with_its_numerics(recipe, point), load_recipe(path)):
+        if not key.startswith(FREE_KEYS):
+            raise UserError(
+                f"{path}: the run there has {key} {found}, not {wanted}; to go on with it, give it the same recipe, "
+                "to start another, give another --out"
+            )
+    if origin is not None:
+        require_same_origin(origin, out)
+    return point
+
+
+def with_its_numerics(recipe: Recipe, point: Path) -> Recipe:
+    """The recipe, with the precisions that were decided for each `auto` when the run of this checkpoint began."""
+    return read_numerics(point).for_autos_of(recipe)

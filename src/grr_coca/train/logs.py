@@ -1,0 +1,217 @@
+"""The log of a run: JSON lines for programs, TensorBoard for people.
+
+Progress of a run: its state besides weights and optimizer. With it, a stopped run goes on as if it had never
+stopped.
+
+It holds no random state. The order, the augmentation and the dropped patches of a sample are functions of (seed, epoch,
+sample), so there is none to keep.
+"""
+
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO
+
+from grr_coca.errors import DiskError
+from grr_coca.evaluate.caption_split import Captioned
+from grr_coca.extras import require_extra
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LOG_INTERVAL = 10
+"""One line of the log is the mean of so many steps."""
+
+SPIKE_MEMORY = 100
+SPIKE_FACTOR = 6.0
+"""A loss is a spike if it is more than `SPIKE_FACTOR` standard deviations above the mean of the `SPIKE_MEMORY` losses
+before it."""
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """The counters of a run.
+
+    `step`: finished steps. `log_bytes`: bytes of log that they wrote. `skipped`: steps that were skipped. `replaced`:
+    bad samples by cause. `window`: metrics of the steps since the last line of the log. `recent`: the newest losses.
+    `best` and `best_step`: score and step of the best checkpoint.
+    """
+
+    step: int = 0
+    log_bytes: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    replaced: dict[str, int] = field(default_factory=dict)
+    window: tuple[dict[str, float], ...] = ()
+    recent: tuple[float, ...] = ()
+    best: float | None = None
+    best_step: int | None = None
+
+    def add(self, metrics: dict[str, float]) -> str | None:
+        """Count a finished step. Returns what was wrong with it (`not finite` or `spike`), or None."""
+        self.step += 1
+        if not all(map(math.isfinite, metrics.values())):
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            return "not finite"
+        self.skipped_in_a_row = 0
+        is_spike = self._is_spike(metrics["coca"])
+        self.window = (*self.window, metrics)
+        self.recent = (*self.recent, metrics["coca"])[-SPIKE_MEMORY:]
+        return "spike" if is_spike else None
+
+    def take_window(self) -> dict[str, float]:
+        """Empty the window. Returns the means since the last line of the log, and the numbers of skipped steps and
+        replaced samples if not 0."""
+        rows, self.window = self.window, ()
+        means = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
+        skipped = {"skipped": float(self.skipped)} if self.skipped else {}
+        return {**means, **skipped, **{f"replaced/{cause}": float(n) for cause, n in sorted(self.replaced.items())}}
+
+    def beats_best(self, name: str, value: float, step: int) -> bool:
+        """True if a validation score is better than all before it. The score is then kept as the best."""
+        lower_is_better = name.endswith(("loss", "perplexity"))
+        if not math.isfinite(value) or (
+            self.best is not None and (value >= self.best if lower_is_better else value <= self.best)
+        ):
+            return False
+        self.best, self.best_step = value, step
+        return True
+
+    def _is_spike(self, loss: float) -> bool:
+        if len(self.recent) < SPIKE_MEMORY:
+            return False
+        return loss > statistics.fmean(self.recent) + SPIKE_FACTOR * statistics.stdev(self.recent)
+
+
+LOG_FILE = "metrics.jsonl"
+
+SHOWN_CAPTIONS = 16
+"""Number of captions that each validation logs, always of the same images."""
+
+
+class MetricLog:
+    """Appends to `metrics.jsonl` and `tensorboard/` of a run folder. Without a folder, it writes nothing.
+
+    The lines of `metrics.jsonl` hold no times. So a run that was stopped and resumed leaves the same bytes as a run
+    that was not. The pace is logged to TensorBoard only.
+
+    Every method raises a DiskError that names the folder if the disk is full or cannot be written to.
+    """
+
+    def __init__(self, folder: Path | None, progress: Progress) -> None:
+        """Open the log at the progress of the run. Everything that was logged after that is dropped."""
+        self._folder = folder
+        self._file: BinaryIO | None = None
+        self._board: SummaryWriter | None = None
+        if folder is not None:
+            with self._writing():
+                self._file = (folder / LOG_FILE).open("ab")
+                self._file.truncate(min(progress.log_bytes, self._file.tell()))
+                self._file.seek(0, os.SEEK_END)  # or the size that a checkpoint notes would be that of before
+                self._board = _open_board(folder, progress.step)
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Log the metrics of a split after `step` steps."""
+        self._append({"step": step, "split": split, **metrics})
+        self.show(step, split, metrics)
+
+    def event(self, step: int, kind: str, **details: object) -> None:
+        """Log an unusual event."""
+        self._append({"step": step, "split": "events", "event": kind, **details})
+
+    def show(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Log metrics to TensorBoard only."""
+        for name, value in metrics.items():
+            if self._board is not None:
+                with self._writing():
+                    self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def captions(self, step: int, captioned: Captioned) -> None:
+        """Log the model's captions of the first few images, beside a reference caption of each."""
+        shown = range(min(SHOWN_CAPTIONS, len(captioned.names)))
+        rows = [(captioned.names[i], captioned.hypotheses[i], captioned.references[i][0]) for i in shown]
+        self._append({"step": step, "split": "captions", "captions": rows})
+        if self._board is not None:
+            lines = [f"| {Path(name).name} | {said} | {truth} |" for name, said, truth in rows]
+            table = "\n".join(["| image | caption | reference |", "|---|---|---|", *lines])
+            with self._writing():
+                self._board.add_text("captions", table, step)
+
+    def make_durable(self) -> int:
+        """Flush the log to disk, and return its size in bytes."""
+        assert self._file is not None, "the first rank has the log"
+        with self._writing():
+            os.fsync(self._file.fileno())
+            return self._file.tell()
+
+    def __enter__(self) -> "MetricLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for part in (self._file, self._board):
+            if part is not None:
+                with suppress(OSError):  # what could not be written was reported when it was
+                    part.close()
+
+    def _append(self, row: dict[str, object]) -> None:
+        if self._file:
+            with self._writing():
+                self._file.write(json.dumps(row).encode() + b"\n")
+                self._file.flush()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DiskError(f"{self._folder}: the log cannot be written ({error.strerror or error})") from error
+
+
+def _open_board(folder: Path, step: int) -> "SummaryWriter":
+    require_extra("train", "the log of a run")
+    from torch.utils.tensorboard import SummaryWriter  # late: only training needs it
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+
+class Throughput:
+    """Pairs per second since the last line of the log. The time of validation and saving does not count."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._num_pairs = 0
+        self._seconds = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Count the time from now on."""
+        self._began = time.monotonic()
+
+    def add(self) -> None:
+        """Count a finished step."""
+        now = time.monotonic()
+        self._num_pairs += self._batch_size
+        self._seconds += now - self._began
+        self._began = now
+
+    def take(self) -> float:
+        """Return the pace, and start again from zero."""
+        pace = self._num_pairs / max(self._seconds, 1e-9)
+        self._num_pairs, self._seconds = 0, 0.0
+        return pace
+
+
+def read_metrics(folder: Path, split: str) -> list[dict[str, float]]:
+    """The lines of one split of a run's log, in order. Events have the split `events`."""
+    lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]

@@ -1,0 +1,348 @@
+"""The training loop: from a recipe to a checkpoint. Pretraining and fine-tuning differ only in their start model.
+
+Validation during a run: losses, retrieval and captions of the validation split.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from grr_coca.batch import Batch
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.loader import ReplacementLog
+from grr_coca.data.sources.base import PairSource
+from grr_coca.errors import DiskError, DivergedError, Stopped, UserError
+from grr_coca.evaluate.caption_split import Captioned, caption_split
+from grr_coca.evaluate.checkpoint import pair_results, require_pairs
+from grr_coca.evaluate.split import Embeddings, Scaling, aggregate, refit_scaling, scaling_of
+from grr_coca.model import build_without_weights
+from grr_coca.ranks import Ranks
+from grr_coca.train.checkpoints import (
+    CheckpointStore,
+    Fixed,
+    Origin,
+    read_data_state,
+    restore,
+    save,
+    save_origin,
+    whole_tensors,
+    with_its_numerics,
+)
+from grr_coca.train.launch import SIGNALS, Numerics, StopSignals, decide
+from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput
+from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe
+from grr_coca.train.setup import (
+    DataState,
+    data_state,
+    require_same_data,
+    sound_validation,
+    training_batches,
+    training_sources,
+)
+from grr_coca.train.step import Trainer, build_trainer, count_tokens
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What one validation found. It is the same on every rank.
+
+    - `scores`: by name, as they are logged
+    - `scaling`: the temperature, and the bias of a sigmoid loss, that the losses were computed with
+    - `captioned`: the captions behind the caption scores; None if the recipe asks for none
+    """
+
+    scores: dict[str, float]
+    scaling: Scaling
+    captioned: Captioned | None
+
+
+class Validation:
+    """Evaluates the model of a run on its validation split, always on the same pairs and the same images."""
+
+    def __init__(self, recipe: Recipe, val: PairSource, trainer: Trainer) -> None:
+        self._recipe = recipe
+        self._val = val
+        self._trainer = trainer
+        self._ranks = trainer.model.ranks
+
+    def run(self, checkpoint: Checkpoint) -> Validated:
+        """Evaluate the trainer's model, with the running average of its weights if there is one. Every rank must call
+        this.
+
+        Args:
+            checkpoint: the trainer's model as it is now.
+        """
+        batch_size = self._recipe.evaluation.batch_size
+        with self._trainer.averaged():
+            results = pair_results(checkpoint, self._val, batch_size, self._ranks, self._recipe.data.num_workers)
+            scaling = self._scaling(results.embeddings)
+            # Of one rank: on other processors the last bits may differ, and with them which checkpoint is the best.
+            scores = self._ranks.on_first(
+                lambda: aggregate(results, scaling, batch_size, self._recipe.losses.weights).flat()
+            )
+            captioned, caption_scores = self._caption(checkpoint)
+        return Validated(scores | caption_scores, scaling, captioned)
+
+    def _scaling(self, embeddings: Embeddings) -> Scaling:
+        """The temperature, and the bias of a sigmoid loss, that the model would have if training ended here."""
+        learned = scaling_of(self._trainer.model.raw)
+        if self._recipe.temperature == "learned":
+            return learned
+        return self._ranks.on_first(lambda: refit_scaling(embeddings, learned, self._recipe.evaluation.batch_size))
+
+    def _caption(self, checkpoint: Checkpoint) -> tuple[Captioned | None, dict[str, float]]:
+        """Caption some validation images, always the same ones, and score the captions."""
+        num_images = self._recipe.evaluation.num_captions
+        if not num_images:
+            return None, {}
+        weights = whole_tensors(self._trainer.model.raw.state_dict().items(), self._ranks)
+
+        def caption() -> tuple[Captioned, dict[str, float]]:
+            # Only the first rank captions, so it needs a model that is not sharded.
+            model = build_without_weights(checkpoint.config).to(self._ranks.device)
+            model.load_state_dict(weights)
+            captioned = caption_split(replace(checkpoint, model=model), self._val, max_images=num_images)
+            return captioned, captioned.scores().corpus()
+
+        return self._ranks.on_first(caption)
+
+
+log = logging.getLogger(__name__)
+
+OnStep = Callable[[int, dict[str, float]], None]
+"""Called on the first rank after every logged step, with the number of finished steps and the newest metrics."""
+
+
+def train(
+    recipe: Recipe,
+    start: Checkpoint,
+    out: Path,
+    ranks: Ranks,
+    on_step: OnStep,
+    resume_from: Path | None = None,
+    origin: Origin | None = None,
+) -> Checkpoint:
+    """Train from `start` to the last step of the recipe. Recipe, log and checkpoints are written to `out`.
+
+    Args:
+        recipe: everything that the run depends on.
+        start: the model to train. It is changed in place.
+        out: the run folder.
+        ranks: this process among those of the run.
+        on_step: called to report progress.
+        resume_from: a checkpoint of the same run, see `resume_point`. Then `start` must be loaded from it.
+        origin: the checkpoint that `start` of a new run was loaded from, to be written down; None: of no interest.
+
+    Raises:
+        UserError: a problem with the data or the disk, or a loss that stays not finite. It is raised on every rank.
+        Stopped: a signal asked the run to stop. The run is saved.
+    """
+    recipe = _resolve(recipe, start, ranks, resume_from)
+    if resume_from is None:
+        ranks.on_first(lambda: _open_folder(out, recipe, origin))
+    if ranks.is_first:
+        _warn_of_warmup(recipe.schedule)
+    pairs, val = training_sources(recipe)
+    data = ranks.on_first(lambda: _known_data(recipe, pairs, val, resume_from))
+    val = sound_validation(val, ranks)
+    require_pairs(val, recipe.evaluation.batch_size)
+    trainer = build_trainer(recipe, start, ranks)
+    progress = Progress() if resume_from is None else restore(resume_from, trainer)
+    start = replace(start, step=start.step - progress.step)
+    with StopSignals() as signals, MetricLog(out if ranks.is_first else None, progress) as metric_log:
+        run = Run(
+            recipe=recipe,
+            fixed=Fixed(Numerics(recipe.precision, recipe.optimizer.muon_precision), data),
+            start=start,
+            out=out,
+            trainer=trainer,
+            validation=Validation(recipe, val, trainer),
+            progress=progress,
+            metric_log=metric_log,
+            on_step=on_step,
+        )
+        for micro_batches in training_batches(recipe, start, pairs, ranks, first_step=progress.step):
+            run.step(micro_batches, signals)
+    if trainer.ema is not None:
+        trainer.ema.apply()
+    return run.checkpoint
+
+
+class Agreement(NamedTuple):
+    """Totals over the global batch, and what all ranks do after the step: save, and stop by a signal."""
+
+    num_tokens: int
+    num_replaced: int
+    save: bool
+    stop: int | None
+
+
+class Run:
+    """A run in progress, on one of its ranks: each step, and what follows it."""
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        fixed: Fixed,
+        start: Checkpoint,
+        out: Path,
+        trainer: Trainer,
+        validation: Validation,
+        progress: Progress,
+        metric_log: MetricLog,
+        on_step: OnStep,
+    ) -> None:
+        self.recipe = recipe
+        self.fixed = fixed
+        self.start = start
+        self.trainer = trainer
+        self.ranks = trainer.model.ranks
+        self.validation = validation
+        self.progress = progress
+        self.metric_log = metric_log
+        self.on_step = on_step
+        self.store = CheckpointStore(out / "checkpoints", recipe.checkpoints.keep_last)
+        self.replacements = ReplacementLog(recipe.health.max_bad_share, counts=progress.replaced)
+        self.throughput = Throughput(recipe.data.batch_size)
+        self.saved_at = time.monotonic()
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The model as it is now."""
+        return replace(self.start, step=self.start.step + self.progress.step)
+
+    def step(self, micro_batches: Sequence[Batch], signals: StopSignals) -> None:
+        """One step of training. Validation, log and checkpoint follow if they are due.
+
+        Raises:
+            UserError: too many steps in a row had to be skipped, or a checkpoint cannot be written.
+            Stopped: a signal came before this step. The run is saved.
+        """
+        agreement = self._agree(micro_batches, signals)
+        self._count_replaced(micro_batches, agreement)
+        metrics = self.trainer.step(micro_batches, agreement.num_tokens, self.progress.step)
+        self._note(metrics, micro_batches)
+        done, is_last = self.progress.step, self.progress.step == self.recipe.schedule.steps
+        validate = is_last or done % self.recipe.evaluation.interval == 0
+        if validate or done % LOG_INTERVAL == 0:
+            self._log_window()
+        is_best = validate and self._validate()
+        interval = self.recipe.checkpoints.interval
+        is_due = validate if interval is None else is_last or is_best or done % interval == 0
+        if is_due or agreement.save or agreement.stop is not None:
+            self._save()
+        if agreement.stop is not None and not is_last:
+            raise Stopped(agreement.stop, f"stopped after step {done} of {self.recipe.schedule.steps}, all of it saved")
+
+    def _agree(self, micro_batches: Sequence[Batch], signals: StopSignals) -> Agreement:
+        """Exchange the state of all ranks before a step, so that every rank takes the same decisions."""
+        minutes = (time.monotonic() - self.saved_at) / 60
+        is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes  # clocks differ: one rank decides
+        num_replaced = sum(len(batch.replaced) for batch in micro_batches)
+        known = [count_tokens(micro_batches), num_replaced, int(is_due), *signals.counts]
+        tokens, replaced, save_votes, *counts = self.ranks.sum(torch.tensor(known, device=self.ranks.device)).tolist()
+        stop = next((number for number, count in zip(SIGNALS, counts, strict=True) if count), None)
+        return Agreement(tokens, replaced, save_votes > 0, stop)
+
+    def _count_replaced(self, micro_batches: Sequence[Batch], agreement: Agreement) -> None:
+        mine = [replacement for batch in micro_batches for replacement in batch.replaced]
+        everyone = self.ranks.gather_objects(mine) if agreement.num_replaced else []
+        self.replacements.add(self.recipe.data.batch_size, [one for part in everyone for one in part])
+        self.progress.replaced = dict(self.replacements.counts)
+
+    def _note(self, metrics: dict[str, float], micro_batches: Sequence[Batch]) -> None:
+        """Count the step. If something was wrong with it, report that with the keys of its pairs."""
+        what = self.progress.add(metrics)
+        self.throughput.add()
+        if what is None:
+            return
+        mine = [key for batch in micro_batches for key in batch.keys]
+        keys = [key for part in self.ranks.gather_objects(mine) for key in part]
+        shown = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+        self.ranks.on_first(partial(self.metric_log.event, self.progress.step, what, keys=keys, **shown))
+        if self.ranks.is_first:
+            outcome = "skipped, loss or gradient not finite" if what == "not finite" else "a spike of the loss"
+            log.warning("step %d: %s; metrics.jsonl has the keys of its pairs", self.progress.step, outcome)
+        if self.progress.skipped_in_a_row >= self.recipe.health.max_skipped:
+            raise DivergedError(
+                f"step {self.progress.step}: loss or gradient were not finite for {self.progress.skipped_in_a_row} "
+                "steps in a row (health: max_skipped); lower optimizer: lr, or lengthen the warm-up"
+            )
+
+    def _log_window(self) -> None:
+        metrics, step = self.progress.take_window(), self.progress.step
+        pace = {"pairs_per_second": self.throughput.take()}
+
+        def tell() -> None:
+            self.metric_log.write(step, "train", metrics)
+            self.metric_log.show(step, "train", pace)
+            self.on_step(step, {**metrics, **pace})
+
+        self.ranks.on_first(tell)
+
+    def _validate(self) -> bool:
+        """Validate and log. Returns True if the model is the best so far, by the score that the recipe names."""
+        step, validated = self.progress.step, self.validation.run(self.checkpoint)
+        if self.recipe.temperature == "refitted" and step == self.recipe.schedule.steps:
+            self.trainer.set_scaling(validated.scaling)
+
+        def tell() -> None:
+            if validated.captioned is not None:
+                self.metric_log.captions(step, validated.captioned)
+            self.metric_log.write(step, "val", validated.scores)
+
+        self.ranks.on_first(tell)
+        self.throughput.restart()
+        name = self.recipe.checkpoints.keep_best
+        return name is not None and self.progress.beats_best(name, validated.scores[name], self.checkpoint.step)
+
+    def _save(self) -> None:
+        self.progress.log_bytes = self.ranks.on_first(self.metric_log.make_durable)
+        save(self.store, self.checkpoint, self.trainer, self.progress, self.fixed)
+        self.saved_at = time.monotonic()
+        self.throughput.restart()
+
+
+def _warn_of_warmup(schedule: ScheduleRecipe) -> None:
+    if schedule.warmup_steps > schedule.steps:
+        log.warning(
+            "schedule: %d warmup_steps are more than the %d steps: the learning rate never comes to its peak",
+            schedule.warmup_steps,
+            schedule.steps,
+        )
+
+
+def _resolve(recipe: Recipe, start: Checkpoint, ranks: Ranks, resume_from: Path | None) -> Recipe:
+    """The recipe with a decision for every `auto`."""
+    if resume_from is not None:
+        return with_its_numerics(recipe, resume_from)
+    return ranks.on_first(lambda: decide(recipe, start.model, ranks.device)).for_autos_of(recipe)
+
+
+def _known_data(recipe: Recipe, pairs: PairSource, val: PairSource, resume_from: Path | None) -> DataState:
+    """What the pairs are now. A run that goes on must find those that it began with."""
+    now = data_state(recipe, pairs, val)
+    then = None if resume_from is None else read_data_state(resume_from)
+    if resume_from is not None and then is not None:
+        require_same_data(then, now, recipe, resume_from)
+    return now
+
+
+def _open_folder(out: Path, recipe: Recipe, origin: Origin | None) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, out / "recipe.yaml")
+        if origin is not None:
+            save_origin(origin, out)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{out}: a file is in the place of the run folder; give another --out") from error
+    except OSError as error:
+        raise DiskError(f"{out}: the run folder cannot be written to ({error.strerror})") from error

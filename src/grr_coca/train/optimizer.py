@@ -1,0 +1,237 @@
+"""A running average of the weights. It is often better than the weights, especially while the learning rate is high.
+
+The optimizers: which parameter is updated by which rule, and at which learning rate.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from grr_coca.errors import UserError
+from grr_coca.layers.norm import at_least_fp32
+from grr_coca.model import CoCa
+from grr_coca.torch_private import lerp_each
+from grr_coca.train.muon import Muon
+from grr_coca.train.parallel import by_kind, whole
+from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, ScheduleRecipe
+
+FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
+    # The poolers are frozen too: if they learned, the image embeddings would drift.
+    "image_encoder": ("image_encoder", "captioning_pooler", "contrastive_pooler", "image_proj"),
+    # CoCa's frozen-feature protocol (section 4.2.1): the backbone is frozen, the poolers learn.
+    "image_backbone": ("image_encoder",),
+    "text_decoder": ("text_decoder", "text_proj"),
+    "multimodal_decoder": ("multimodal_decoder",),
+}
+
+
+def freeze(model: CoCa, parts: Sequence[FrozenPart]) -> None:
+    """Exclude the named parts from training.
+
+    Raises:
+        UserError: nothing would be left to train.
+    """
+    for part in parts:
+        for name in FROZEN_MODULES[part]:
+            model.get_submodule(name).requires_grad_(False)
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not learns - {"logit_scale", "logit_bias"}:
+        raise UserError(f"freeze {', '.join(parts)}: nothing is left to train")
+
+
+class Optimizers:
+    """One or two torch optimizers that step together with one learning-rate schedule.
+
+    `optimizers`: the torch optimizers, for saving and loading their state. Every parameter group has an `lr_scale`, the
+    factor that layer-wise decay puts on its learning rate.
+    """
+
+    def __init__(self, model: CoCa, optimizer: OptimizerRecipe, schedule: ScheduleRecipe) -> None:
+        self.optimizers = _build(model, optimizer)
+        self._peak_lr = optimizer.lr
+        self._schedule = schedule
+        self._clip_norm = optimizer.clip_norm
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0, before layer-wise decay."""
+        return self._peak_lr * lr_factor(step, self._schedule)
+
+    def clip(self) -> Tensor:
+        """Scale the gradients down to the recipe's norm. Returns their norm before. The norm is taken over all
+        shards."""
+        kinds = by_kind(self._parameters)
+        norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
+        norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+        if norm > self._clip_norm:  # otherwise, a pass over all gradients would only multiply by 1
+            for kind in kinds:
+                nn.utils.clip_grads_with_norm_(kind, self._clip_norm, norm)
+        return norm
+
+    def update(self, step: int) -> None:
+        """Update the weights by the gradients, and clear the gradients."""
+        lr = self.learning_rate(step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_scale"]
+            optimizer.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Clear the gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+
+def lr_factor(step: int, schedule: ScheduleRecipe) -> float:
+    """The learning rate of a step (counted from 0) as a share of the peak."""
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    progress = (step - schedule.warmup_steps) / max(1, schedule.steps - 1 - schedule.warmup_steps)
+    cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    return schedule.final_lr_ratio + (1 - schedule.final_lr_ratio) * cosine
+
+
+class ParameterKinds(NamedTuple):
+    """The trainable parameters of a model, by the rules that update them.
+
+    Matrices are the weights of linear maps. They have weight decay; the rest (embeddings, queries, norms, biases and
+    the temperature) does not. The hidden matrices are all but the head's, and Muon updates them. The patch embedding is
+    one of them: its inputs are neighbouring pixels, which are so similar that AdamW, with a step of about the same size
+    for each weight, would move them all in the same way.
+    """
+
+    hidden: list[nn.Parameter]
+    other_matrices: list[nn.Parameter]
+    rest: list[nn.Parameter]
+
+
+def parameter_kinds(model: CoCa) -> ParameterKinds:
+    """Sort the trainable parameters of a model. Each is of one kind."""
+    head = model.multimodal_decoder.lm_head.weight
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return ParameterKinds(
+        hidden=[parameter for parameter in trained if id(parameter) in matrices and parameter is not head],
+        other_matrices=[parameter for parameter in trained if parameter is head],
+        rest=[parameter for parameter in trained if id(parameter) not in matrices],
+    )
+
+
+def layer_depth(model: CoCa, name: str) -> int:
+    """Number of layers from a parameter to the nearest head (lm_head, text_proj, image_proj); 0 for the heads.
+
+    Each stack is counted separately, from its last block down. Embeddings count as one layer below the first block. The
+    poolers are one layer above the image encoder. A final norm counts with the layer that it feeds.
+    """
+    part, _, inner = name.partition(".")
+    if part in ("captioning_pooler", "contrastive_pooler"):
+        return 1
+    if part not in ("image_encoder", "text_decoder", "multimodal_decoder"):
+        return 0
+    above = 1 if part == "image_encoder" else 0
+    if inner.startswith(("norm.", "cls_norm.", "lm_head.")):
+        return above
+    num_blocks = len(model.get_submodule(part).blocks)  # type: ignore[arg-type]
+    block = int(inner.split(".")[1]) if inner.startswith("blocks.") else -1
+    return above + num_blocks - block
+
+
+def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
+    kinds = parameter_kinds(model)
+    by_muon = kinds.hidden if recipe.name == "muon" else []
+    lr_scales = {
+        parameter: recipe.layer_decay ** layer_depth(model, name) for name, parameter in model.named_parameters()
+    }
+    decayed = [*(kinds.hidden if recipe.name == "adamw" else []), *kinds.other_matrices]
+    by_adamw = _groups(decayed, lr_scales, recipe.weight_decay) + _groups(kinds.rest, lr_scales, 0.0)
+    # Fused: one pass over weights, gradients and state, instead of a dozen.
+    optimizers: list[Optimizer] = [AdamW(by_adamw, lr=recipe.lr, betas=recipe.betas, fused=True)]
+    if by_muon:
+        assert recipe.muon_precision != "auto", "`decide` replaces it before"
+        groups = _groups(by_muon, lr_scales, recipe.weight_decay)
+        optimizers.append(Muon(groups, lr=recipe.lr, precision=recipe.muon_precision))
+    return optimizers
+
+
+def _groups(parameters: list[nn.Parameter], lr_scales: dict[nn.Parameter, float], weight_decay: float) -> list[dict]:
+    """Parameter groups for torch's optimizers, one for each scale of the learning rate."""
+    by_scale = {scale: [p for p in parameters if lr_scales[p] == scale] for scale in sorted(set(lr_scales.values()))}
+    return [
+        {"params": kind, "lr_scale": scale, "weight_decay": weight_decay}
+        for scale, group in by_scale.items()
+        for kind in by_kind(group)
+    ]
+
+
+NUM_UPDATES = "num_updates"
+
+
+class Ema:
+    """Exponential moving average of a model's trainable parameters, kept in fp32 at least.
+
+    After each step, average ← d · average + (1 - d) · weights. Update n, counted from 0, has
+    d = min(decay, (1 + n) / (10 + n)). Because d starts low, the random weights of the beginning soon leave the
+    average. It works on plain parameters and on sharded ones (DTensor).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._num_updates = 0
+        self._weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._average = {name: at_least_fp32(weight.detach()).clone() for name, weight in self._weights.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Add the present weights to the average. Call it once after every step of the optimizer."""
+        decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
+        weights = (at_least_fp32(weight.detach()) for weight in self._weights.values())
+        for average, weight in zip(by_kind(self._average.values()), by_kind(weights), strict=True):
+            lerp_each(average, weight, 1 - decay)
+        self._num_updates += 1
+
+    def set(self, name: str, value: Tensor) -> None:
+        """Replace the average of one parameter."""
+        self._average[name].copy_(value)
+
+    def apply(self) -> None:
+        """Replace the weights of the model by their average, permanently."""
+        self._copy(self._average, self._weights)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Replace the weights by their average within the context. Afterwards, even after an exception, the weights are
+        restored bit for bit."""
+        own = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        try:
+            self.apply()
+            yield
+        finally:
+            self._copy(own, self._weights)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average by the names of the parameters, and the number of updates. All values are tensors."""
+        return {**self._average, NUM_UPDATES: torch.tensor(self._num_updates)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a `state_dict` of the same model.
+
+        Raises:
+            ValueError: the state has other parameters; the message names the first.
+        """
+        differing = sorted(state.keys() ^ {*self._average, NUM_UPDATES})
+        if differing:
+            raise ValueError(f"the average is of other parameters: {differing[0]}")
+        self._copy(state, self._average)
+        self._num_updates = int(state[NUM_UPDATES])
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+        for name, tensor in target.items():
+            tensor.copy_(source[name])

@@ -1,0 +1,191 @@
+"""A model on several ranks: a copy on each rank (DDP), or its weights sharded over the ranks (FSDP2).
+
+Shapes: b pairs of this rank, E embedding width.
+
+Tensors that FSDP2 shards over the ranks (DTensor), and whole ones beside them.
+
+Memory of a training process on a CPU.
+"""
+
+import ctypes
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from grr_coca.batch import IGNORE_INDEX, Batch
+from grr_coca.losses import CaptioningLoss, EmbeddedPairs, captioning_loss
+from grr_coca.model import CoCa
+from grr_coca.ranks import Ranks
+from grr_coca.train.recipe import Parallelism
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor gathered from all ranks, which must all call this. One that is not sharded is returned as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(example: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor, which every rank has, sharded like the example and on its device.
+
+    It stays whole if the example is, or has another shape. So the number of updates in an optimizer's state stays whole
+    beside the moments of a sharded parameter.
+    """
+    if not isinstance(example, DTensor) or tensor.shape != example.shape:
+        return tensor
+    return distribute_tensor(tensor.to(example.device), example.device_mesh, example.placements, src_data_rank=None)
+
+
+def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """The tensors in up to two lists: sharded ones and whole ones. An empty list is left out.
+
+    No operation on many tensors takes both kinds together. FSDP2 does not shard scalars, so a sharded model has both.
+    """
+    tensors = list(tensors)
+    kinds = ([t for t in tensors if isinstance(t, DTensor) is is_sharded] for is_sharded in (True, False))
+    return [kind for kind in kinds if kind]
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Numbers of options in glibc's malloc.h."""
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's allocator keep freed memory. Other allocators are left as they are.
+
+    By default it returns each large tensor to the system, and the system zeroes the pages of the next one. At every
+    step that happens to all activations and gradients. `docs/performance-log.md` has the measurement.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries do not have it
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+class ForwardPass(NamedTuple):
+    """The result of one forward pass of training."""
+
+    image_embedding: Float[Tensor, "b E"]
+    text_embedding: Float[Tensor, "b E"]
+    captioning: CaptioningLoss
+
+
+class TrainedCoCa(nn.Module):
+    """CoCa and its captioning loss in one forward pass. DDP needs all parameters to be used within its forward pass."""
+
+    def __init__(self, model: CoCa) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, num_tokens: Int[Tensor, ""], z_weight: float) -> ForwardPass:
+        """A forward pass over some pairs. `num_tokens`: tokens to predict in the global batch; see
+        `captioning_loss`."""
+        output = self.model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
+        labels = batch.labels[batch.labels != IGNORE_INDEX]
+        # With FSDP, the head's weight is not sharded here: it belongs to the root, which stays gathered after its
+        # forward pass.
+        lm_head = self.model.multimodal_decoder.lm_head.weight
+        captioning = captioning_loss(output.states, lm_head, labels, num_tokens, z_weight)
+        return ForwardPass(output.image_embedding, output.text_embedding, captioning)
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> EmbeddedPairs:
+        """Both embeddings, without a graph. The multimodal decoder does not run."""
+        image = self.model.encode_image(batch.images, batch.kept_patches).embedding
+        return EmbeddedPairs(image, self.model.encode_text(batch.token_ids, batch.lengths))
+
+
+class ParallelModel:
+    """A model in training on all ranks. `raw` is the CoCa itself; weights are saved under its names.
+
+    Both wrappers (DDP and FSDP) average gradients over the ranks. To get the sum, the caller multiplies the loss by the
+    number of ranks before `backward`. The caller also computes the gradients of scalars such as the temperature: FSDP
+    cannot shard scalars, and DDP would wait for their use in the forward pass.
+    """
+
+    def __init__(self, raw: CoCa, parallelism: Parallelism, ranks: Ranks) -> None:
+        self.raw = raw
+        self.ranks = ranks
+        self._trained = TrainedCoCa(raw)
+        self._forward: TrainedCoCa | DistributedDataParallel = self._trained
+        if ranks.size > 1 and parallelism == "fsdp":
+            _shard(raw, ranks)
+        elif ranks.size > 1:
+            self._forward = _replicate(self._trained)
+
+    def __call__(self, batch: Batch, num_tokens: Int[Tensor, ""], z_weight: float) -> ForwardPass:
+        """One forward pass over this rank's pairs; see `TrainedCoCa.forward`."""
+        return self._forward(batch, num_tokens, z_weight)
+
+    def embed(self, batch: Batch) -> EmbeddedPairs:
+        """Both embeddings, without a graph. The multimodal decoder does not run."""
+        return self._trained.embed(batch)
+
+    def forget_gathered(self) -> None:
+        """Make the next pass gather the weights again. Call it after anything but an optimizer has changed the weights.
+
+        FSDP's root stays gathered after a pass without a backward pass, and would use these old weights in the next
+        one.
+        """
+        if isinstance(self.raw, FSDPModule):
+            self.raw.reshard()
+
+    @contextmanager
+    def exchange(self, gradients: bool) -> Iterator[None]:
+        """Within this context, backward passes exchange gradients between the ranks, or do not.
+
+        FSDP always does: otherwise each rank would keep the gradients of the whole model until the last piece.
+        """
+        if isinstance(self._forward, DistributedDataParallel) and not gradients:
+            with self._forward.no_sync():
+                yield
+            return
+        yield
+
+
+def scalar_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The temperature, and the bias of the sigmoid loss if there is one."""
+    return [parameter for parameter in model.parameters() if parameter.ndim == 0]
+
+
+def _replicate(trained: TrainedCoCa) -> DistributedDataParallel:
+    # DDP manages the parameters that require a gradient when it is constructed, so scalars must not require one then.
+    scalars = [scalar for scalar in scalar_parameters(trained) if scalar.requires_grad]
+    for scalar in scalars:
+        scalar.requires_grad_(False)
+    with warnings.catch_warnings():
+        # torch 2.13 has a new name for `broadcast_buffers`, which torch 2.10 does not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        # Every rank builds or loads the same weights and tables, so none must be broadcast.
+        replicated = DistributedDataParallel(
+            trained, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+    for scalar in scalars:
+        scalar.requires_grad_(True)
+    return replicated
+
+
+def _shard(model: CoCa, ranks: Ranks) -> None:
+    """Shard the model in place. Each block is a unit that is gathered when it is needed.
+
+    The rest of the model is one unit, the root. It is gathered at the start of the forward pass, and stays so until the
+    end of the backward pass, because the losses read the head's weight between the two.
+    """
+    mesh = init_device_mesh(ranks.device.type, (ranks.size,))
+    for stack in (model.image_encoder, model.text_decoder, model.multimodal_decoder):
+        for block in stack.blocks:
+            fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh, ignored_params=set(scalar_parameters(model)))
+    register_fsdp_forward_method(model, "encode_image")
+    register_fsdp_forward_method(model, "encode_text")

@@ -1,0 +1,313 @@
+"""Forecast of the time and memory of a run, measured on its first batches.
+
+The pairs of a run, in short. Their number and names decide the order and the pairs that are kept for validation, so
+a run must not go on with others.
+
+The start of a run: its model, its pairs, and their order.
+"""
+
+import itertools
+import logging
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+
+from grr_coca.batch import Batch
+from grr_coca.checkpoint import Checkpoint
+from grr_coca.data.augment import kept_patches
+from grr_coca.data.dataset import PairDataset
+from grr_coca.data.loader import make_loader
+from grr_coca.data.order import GlobalBatches, Mixture, Share, Shuffle, TrainingOrder, Visits, mixture_shares
+from grr_coca.data.sources.base import PairSource
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.views import (
+    Chain,
+    Subset,
+    caption_texts,
+    every_caption,
+    image_numbers,
+    sound_pairs,
+    source_digest,
+)
+from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
+from grr_coca.errors import UserError
+from grr_coca.evaluate.checkpoint import require_pairs
+from grr_coca.model import build
+from grr_coca.model.text_decoder import PADDING
+from grr_coca.ranks import Ranks
+from grr_coca.structure import differences
+from grr_coca.train.launch import decide
+from grr_coca.train.recipe import Recipe, TokenizerRecipe
+from grr_coca.train.step import build_trainer, count_tokens
+
+
+@dataclass(frozen=True)
+class SourceState:
+    """The number of pairs that a run takes from a source, and their `source_digest`."""
+
+    pairs: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class DataState:
+    """The state of each source: `train`, `mix 1` and so on, `val`."""
+
+    sources: dict[str, SourceState]
+
+
+def data_state(recipe: Recipe, pairs: PairSource, val: PairSource) -> DataState:
+    """The state of what `training_sources` gave for a recipe."""
+    parts = pairs.sources if recipe.data.mix and isinstance(pairs, Chain) else [pairs]
+    named = zip(_paths(recipe), [*parts, val], strict=True)
+    return DataState({name: SourceState(len(source), source_digest(source)) for name, source in named})
+
+
+def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Path) -> None:
+    """Make sure that a run goes on with the pairs that it began with.
+
+    Args:
+        then: the state that its checkpoint holds.
+        now: the state at this start.
+        recipe: the recipe of the run.
+        point: the checkpoint, for the message.
+
+    Raises:
+        UserError: a source has changed; the message names the first.
+    """
+    for name, path in _paths(recipe).items():
+        found, before = now.sources[name], then.sources.get(name)
+        if before is None or found == before:
+            continue
+        changed = "the names or sizes of its files, or the pairs that are taken from it, have changed since"
+        if found.pairs != before.pairs:
+            changed = f"{found.pairs:,} pairs are taken from it now, and {before.pairs:,} were when"
+        raise UserError(
+            f"{path}: data: {name} of the run: {changed} {point} was written; put back what was there then, or start "
+            "another run with another --out"
+        )
+
+
+def _paths(recipe: Recipe) -> dict[str, str]:
+    """The path of each source. Without `val`, validation pairs are kept from `train`."""
+    data = recipe.data
+    mixed = {f"mix {number}": path for number, path in enumerate(data.mix, start=1)}
+    return {"train": data.train, **mixed, "val": data.val or data.train}
+
+
+log = logging.getLogger(__name__)
+
+HOLD_OUT_EVERY, MAX_HELD_OUT = 20, 5000
+"""If a recipe has no validation split, every `HOLD_OUT_EVERY`-th image is kept for validation with all its pairs, at
+most `MAX_HELD_OUT` images."""
+
+MAX_TOKENIZER_IMAGES = 1_000_000
+"""A vocabulary is trained on the captions of at most this many images, evenly spread over the source."""
+
+
+def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
+    """A new model with its tokenizer, as a pretraining recipe describes them.
+
+    Raises:
+        UserError: the recipe names no model or no tokenizer, or a tokenizer that the model cannot have.
+    """
+    if recipe.model is None or recipe.tokenizer is None:
+        raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is one for fine-tuning")
+    tokenizer = Tokenizer.from_json(ranks.on_first(lambda: _new_tokenizer(recipe).to_json()))
+    config = recipe.model.config(tokenizer.vocab_size)
+    if config.text_decoder.cls == "last_position" and tokenizer.bos_id == PADDING:
+        raise UserError(
+            f"tokenizer: kind '{recipe.tokenizer.kind}' does not fit model: preset '{recipe.model.preset}', which "
+            f"takes id {PADDING}, here that of [BOS], for padding and hides the word behind it; set kind to 'clip'"
+        )
+    return Checkpoint(
+        model=build(config, recipe.seed),
+        config=config,
+        preset=recipe.model.preset,
+        tokenizer=tokenizer,
+        preprocess=recipe.model.preprocess(config),
+        step=0,
+    )
+
+
+def check_start(start: Checkpoint, recipe: Recipe) -> None:
+    """Check that a fine-tuning recipe fits the checkpoint that it starts from.
+
+    Raises:
+        UserError: the recipe names another model, or a tokenizer.
+    """
+    if recipe.tokenizer is not None:
+        raise UserError("fine-tuning keeps the tokenizer of its checkpoint; remove the key 'tokenizer' from the recipe")
+    if recipe.model is None:
+        return
+    config = recipe.model.config(start.tokenizer.vocab_size)
+    differing = differences(config, start.config) + differences(recipe.model.preprocess(config), start.preprocess)
+    if differing:
+        key, wanted, found = differing[0]
+        raise UserError(
+            f"the checkpoint holds a '{start.preset}', not the '{recipe.model.preset}' of size '{recipe.model.size}' "
+            f"that the recipe asks for: {key} is {found}, not {wanted}; remove the key 'model' from the recipe to "
+            "take what the checkpoint holds"
+        )
+
+
+def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
+    """The pairs to train on, and the pairs to validate on. In validation, every caption of an image is a pair.
+
+    Raises:
+        UserError: no pair is left to train on.
+    """
+    pairs = open_source(recipe.data.train)
+    if recipe.data.val is not None:
+        val = open_source(recipe.data.val)
+    else:
+        is_held_out = _held_out(pairs)
+        pairs, val = Subset(pairs, np.flatnonzero(~is_held_out)), Subset(pairs, np.flatnonzero(is_held_out))
+    if not len(pairs):
+        raise UserError(f"{recipe.data.train}: no pair is left to train on; give more pairs, or data: val")
+    if recipe.data.mix:
+        pairs = Chain([pairs, *map(open_source, recipe.data.mix)])
+    return pairs, every_caption(val)
+
+
+def _held_out(pairs: PairSource) -> Bool[np.ndarray, " N"]:
+    """Which pairs are kept for validation. Images are counted, or a table with a row for each caption would validate on
+    images that it trains on."""
+    images = image_numbers(pairs)
+    num_images = int(images.max(initial=-1)) + 1
+    return images % max(HOLD_OUT_EVERY, -(-num_images // MAX_HELD_OUT)) == 0
+
+
+def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
+    """The validation pairs that can be read. Otherwise a broken pair would end a long run at its first validation.
+
+    Each rank tries a part of its own: if several tried one pair, they might disagree on a disk that fails at times.
+
+    Raises:
+        UserError: none of them can be read.
+    """
+    start, end = (len(val) * number // ranks.size for number in (ranks.rank, ranks.rank + 1))
+    mine, faults = sound_pairs(Subset(val, range(start, end)))
+    parts = ranks.gather_objects((start + np.asarray(mine, np.int64), list(map(str, faults))))
+    sound = np.concatenate([found for found, _ in parts])
+    bad = [fault for _, found in parts for fault in found]
+    if bad and not len(sound):
+        raise UserError(f"no validation pair can be read, the first: {bad[0]}; `grr-coca data check` tells of all")
+    if bad and ranks.is_first:
+        log.warning("%d of %d validation pairs are left out as broken, the first: %s", len(bad), len(val), bad[0])
+    return Subset(val, sound)
+
+
+def training_batches(
+    recipe: Recipe, start: Checkpoint, pairs: PairSource, ranks: Ranks, first_step: int = 0
+) -> Iterator[list[Batch]]:
+    """For each step from `first_step` on, the share of a rank in the global batch, in micro-batches."""
+    data, num_patches = recipe.data, start.config.image_encoder.num_patches
+    keep_patches = partial(kept_patches, num_patches, data.patch_dropout) if data.patch_dropout else None
+    dataset = PairDataset(
+        pairs,
+        start.tokenizer,
+        start.preprocess,
+        start.config.text_decoder.context_length,
+        augmentation=data.augmentation,
+        seed=recipe.seed,
+        keep_patches=keep_patches,
+        first_caption=data.first_caption,
+    )
+    global_batches = GlobalBatches(data.batch_size, recipe.schedule.steps, first_step)
+    order = TrainingOrder(
+        training_visits(recipe, pairs), global_batches, Share(ranks.rank, ranks.size), data.micro_batch_size
+    )
+    share = data.batch_size // ranks.size
+    num_pieces = -(-share // (data.micro_batch_size or share))
+    batches = iter(make_loader(dataset, order, data.num_workers))
+    while pieces := list(islice(batches, num_pieces)):
+        yield pieces
+
+
+def training_visits(recipe: Recipe, pairs: PairSource) -> Visits:
+    """The pairs in random order: those of one source, or of the mixture of several that the recipe names."""
+    if not recipe.data.mix:
+        return Shuffle(len(pairs), recipe.seed)
+    assert isinstance(pairs, Chain)
+    return Mixture(pairs.lengths, mixture_shares(recipe.data.mix), recipe.seed)
+
+
+def _new_tokenizer(recipe: Recipe) -> Tokenizer:
+    assert recipe.tokenizer is not None
+    if recipe.tokenizer.kind == "clip":
+        _require_no_vocab_size(recipe.tokenizer)
+        return clip_bpe()
+    source, _ = training_sources(recipe)
+    return train_bpe(caption_texts(source, limit=MAX_TOKENIZER_IMAGES), recipe.tokenizer.vocab_size)
+
+
+def _require_no_vocab_size(tokenizer: TokenizerRecipe) -> None:
+    """Refuse a size for CLIP's vocabulary. The default passes: every run writes it into its recipe.
+
+    Only a new run asks for a tokenizer. So a run that began with such a recipe is still resumed and read.
+    """
+    if tokenizer.vocab_size != TokenizerRecipe.vocab_size:
+        raise UserError(
+            f"tokenizer: vocab_size {tokenizer.vocab_size} does not fit kind 'clip', whose vocabulary has 49,408 ids; "
+            "remove vocab_size, or set kind to 'bpe'"
+        )
+
+
+TIMED_STEPS = 2
+
+
+def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
+    """Train on the first batches, and say what the whole run would take. The first batch is not timed; nothing is
+    saved.
+
+    Raises:
+        UserError: the run would be refused, by its data or its validation split.
+    """
+    device = ranks.device
+    pairs, val = training_sources(recipe)
+    require_pairs(val, recipe.evaluation.batch_size)
+    recipe = ranks.on_first(lambda: decide(recipe, start.model, device)).for_autos_of(recipe)
+    trainer = build_trainer(recipe, start, ranks)
+    losses = []
+    marks = [time.perf_counter()]
+    for step, batches in enumerate(itertools.islice(training_batches(recipe, start, pairs, ranks), 1 + TIMED_STEPS)):
+        num_tokens = int(ranks.sum(torch.tensor(count_tokens(batches), device=device)))
+        losses.append(trainer.step(batches, num_tokens, step)["coca"])
+        marks.append(time.perf_counter())
+    seconds = (marks[-1] - marks[1]) / (len(marks) - 2) if len(marks) > 2 else marks[-1] - marks[0]
+    num_pairs, steps = len(pairs), recipe.schedule.steps
+    epochs = steps * recipe.data.batch_size / num_pairs
+    parameters = sum(parameter.numel() for parameter in start.model.parameters())
+    return "\n".join(
+        [
+            f"model        {start.preset}, {parameters:,} parameters, {device.type}",
+            f"first loss   {losses[0]:.3f}",
+            f"data         {num_pairs:,} pairs, {recipe.data.batch_size} a batch",
+            f"steps        {steps:,}, {epochs:.1f} epochs",
+            f"peak memory  {_peak_memory(device) / 2**30:.2f} GiB",
+            f"time         {seconds:.3f} s a step, {_duration(seconds * steps)} in all, validation not counted",
+        ]
+    )
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -1,1 +1,0 @@
-"""Stopping and resuming a run: checkpoints, their store, and signals."""

@@ -1,0 +1,102 @@
+"""Probes find what is there, and nothing where nothing is."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from grr_coca.errors import UserError
+from grr_coca.evaluate.probes import (
+    STRENGTHS,
+    AttentionProbeOptions,
+    attention_probe,
+    linear_probe,
+    split_for_validation,
+)
+
+CPU = torch.device("cpu")
+OPTIONS = AttentionProbeOptions(epochs=15, batch_size=32, lr=3e-3)
+
+
+def clusters(count: int, classes: int, seed: int, spread: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Points around the corners of a simplex."""
+    rng = np.random.default_rng(seed)
+    targets = np.arange(count) % classes
+    return (np.eye(classes, 8)[targets] + spread * rng.normal(size=(count, 8)) / np.sqrt(8)), targets
+
+
+def tokens(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Six tokens of noise, one of which, anywhere, tells the class."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.arange(count) % 3
+    features = torch.randn(count, 6, 16, generator=generator)
+    place = torch.randint(6, (count,), generator=generator)
+    features[torch.arange(count), place] = 4 * torch.nn.functional.one_hot(targets, 16).float()
+    return features.half(), targets
+
+
+# --- Linear
+
+
+def test_a_linear_probe_finds_clusters():
+    train, targets = clusters(120, 3, seed=0)
+    test, expected = clusters(60, 3, seed=1)
+    found = linear_probe(train, targets, test)
+    assert (found.predicted == expected).mean() > 0.95
+    assert found.strength in STRENGTHS
+
+
+def test_a_linear_probe_finds_nothing_in_noise():
+    rng = np.random.default_rng(0)
+    found = linear_probe(rng.normal(size=(90, 8)), np.arange(90) % 3, rng.normal(size=(90, 8)))
+    assert (found.predicted == np.arange(90) % 3).mean() < 0.6
+
+
+def test_a_part_of_every_class_is_kept_for_validation():
+    targets = np.repeat([0, 1, 2], [50, 10, 3])
+    fit, held_out = split_for_validation(targets, seed=0)
+    assert sorted([*fit, *held_out]) == list(range(63))
+    assert np.bincount(targets[held_out], minlength=3).tolist() == [10, 2, 0]
+    assert not np.array_equal(held_out, split_for_validation(targets, seed=1)[1])
+
+
+def test_too_few_training_images_are_refused():
+    with pytest.raises(UserError, match="two classes"):
+        linear_probe(np.ones((9, 2)), np.zeros(9), np.ones((2, 2)))
+    with pytest.raises(UserError, match="no class has 5"):
+        linear_probe(np.ones((4, 2)), np.array([0, 0, 1, 1]), np.ones((2, 2)))
+
+
+def test_without_scikit_learn_the_way_to_get_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match=r"pip install 'grr-coca\[probe\]'"):
+        linear_probe(np.ones((9, 2)), np.arange(9) % 2, np.ones((2, 2)))
+
+
+# --- Attention
+
+
+def test_an_attention_probe_finds_the_token_that_tells():
+    train, targets = tokens(240, seed=0)
+    test, expected = tokens(90, seed=1)
+    predicted = attention_probe(train, targets, test, 3, 2, OPTIONS, CPU)
+    assert (predicted == expected).double().mean() > 0.95
+
+
+def test_the_seed_decides_alone():
+    train, targets = tokens(60, seed=0)
+    options = AttentionProbeOptions(epochs=1, seed=3)
+    torch.manual_seed(0)
+    first = attention_probe(train, targets, train, 3, 2, options, CPU)
+    torch.manual_seed(1)
+    assert torch.equal(first, attention_probe(train, targets, train, 3, 2, options, CPU))
+    other = AttentionProbeOptions(epochs=1, seed=4)
+    assert not torch.equal(first, attention_probe(train, targets, train, 3, 2, other, CPU))
+
+
+def test_frozen_features_made_in_inference_mode_can_be_trained_on():
+    with torch.inference_mode():
+        train, targets = tokens(30, seed=0)
+    predicted = attention_probe(train, targets, train, 3, 2, AttentionProbeOptions(epochs=1), CPU)
+    assert len(predicted) == 30

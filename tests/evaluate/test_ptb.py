@@ -1,0 +1,150 @@
+"""The tokenizer against Stanford's, which ran in Java when the table was recorded, and runs again where it can."""
+
+import shutil
+
+import pytest
+from caption_sets import PUNCTUATION, java_table, real_captions
+from hypothesis import given
+from hypothesis import strategies as st
+from record import java_tokens
+
+from grr_coca.evaluate import ptb as rule
+from grr_coca.evaluate import ptb as tokenizer
+from grr_coca.evaluate import ptb as vocabulary
+from grr_coca.evaluate.ptb import rules, tokenize
+
+WORD_LISTS = [name for name in vars(vocabulary) if name.isupper()]
+TABLES = ["BRACKETS", "FRACTIONS", "CURRENCIES", "ENTITIES"]
+
+
+def broken_probes(containing: str = "") -> list[str]:
+    """Recorded inputs, of those that contain a text, whose tokens are no longer the reference's."""
+    probes = [(text, said) for text, said in java_table() if containing.lower() in text.lower()]
+    return [text for text, said in probes if tokenize(text) != said]
+
+
+def test_the_recorded_table_holds_line_by_line():
+    table = java_table()
+    assert len(table) >= 450
+    wrong = {text: (tokenize(text), said) for text, said in table if tokenize(text) != said}
+    assert not wrong
+
+
+# --- Nothing in it that no probe shows
+
+
+@pytest.mark.parametrize("name", [each.name for each in rules()])
+def test_without_any_one_rule_a_probe_fails(name, monkeypatch):
+    others = tuple(each for each in rules() if each.name != name)
+    assert len(others) == len(rules()) - 1, "the name is that of one rule"
+    monkeypatch.setattr(tokenizer, "rules", lambda: others)
+    assert broken_probes()
+
+
+@pytest.mark.parametrize("name", WORD_LISTS)
+def test_without_any_one_word_of_a_list_a_probe_fails(name, monkeypatch):
+    words = getattr(vocabulary, name).split()
+    try:
+        for word in words:
+            monkeypatch.setattr(vocabulary, name, " ".join(other for other in words if other != word))
+            rules.cache_clear()
+            assert broken_probes(word.replace("-", "")), word
+    finally:
+        monkeypatch.undo()
+        rules.cache_clear()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_without_any_one_entry_of_a_table_a_probe_fails(name, monkeypatch):
+    table = getattr(rule, name)
+    for key in table:
+        with monkeypatch.context() as patch:
+            patch.setitem(table, key, "?other")
+            assert broken_probes(key), key
+
+
+def test_without_any_one_mark_that_does_not_count_a_probe_fails(monkeypatch):
+    for mark in tokenizer.PUNCTUATION:
+        with monkeypatch.context() as patch:
+            patch.setattr(tokenizer, "PUNCTUATION", tokenizer.PUNCTUATION - {mark})
+            assert broken_probes(), mark
+
+
+# --- Examples
+
+
+@pytest.mark.parametrize(
+    ("caption", "tokens"),
+    [
+        ("A man's dog isn't here.", "a man 's dog is n't here"),
+        ("It can't, won't and shan't: cannot!", "it ca n't wo n't and sha n't can not"),
+        ("“Quoted” and ‘single’ it’s", "quoted and single it 's"),
+        ("wait... no -- yes – why — ok…", "wait no yes why ok"),
+        ("U.S. and e.g. Mr. Smith, vs. him etc.", "u.s. and e.g. mr. smith vs. him etc."),
+        ("$5 £10 €20 50% 1,000.50 12:30", "$ 5 # 10 $ 20 50 % 1,000.50 12:30"),
+        ("½ cup, 3/4 cup", "1/2 cup 3/4 cup"),
+        ("a (big) [cat]", "a -lrb- big -rrb- -lsb- cat -rsb-"),
+        ("t-shirt black-and-white and/or", "t-shirt black-and-white and/or"),
+        ("www.foo.com https://a.b/c?d=e me@foo.com #cat @dog", "www.foo.com https://a.b/c?d=e me@foo.com #cat @dog"),
+        ("a cat 😀 ♥ ❤", "a cat ♥ ❤"),
+        ("what?! really!!", "what ?! really !!"),
+        ("caf\u00e9 na\u00efve \u6f22\u5b57 soft\u00adly", "café naïve 漢字 softly"),
+        ("Gonna! I'd've y'all 'em '90s o'clock", "gon na i 'd 've y' all 'em '90s o'clock"),
+    ],
+)
+def test_what_each_kind_of_writing_becomes(caption, tokens):
+    assert tokenize(caption) == tokens.split(" ")
+
+
+def test_a_mixed_fraction_is_one_token_with_an_unbreakable_space():
+    assert tokenize("1 1/2 cups") == ["1\u00a01/2", "cups"]
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "\n", "...", "'", "\U0001f600", "\u200b"])
+def test_what_holds_no_word_has_no_token(nothing):
+    assert tokenize(nothing) == []
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\u2028", "\x0b"])
+def test_a_line_break_is_a_space(newline):
+    assert tokenize(f"a red{newline}cat{newline}") == ["a", "red", "cat"]
+
+
+# --- Any text
+
+
+@given(st.text(max_size=60))
+def test_any_text_gives_lower_case_tokens_without_spaces(text):
+    for token in tokenize(text):
+        assert token
+        assert " " not in token
+        assert token not in PUNCTUATION
+
+
+@given(st.lists(st.sampled_from(["a", "dog", "runs", "Big", "hats"]), max_size=12))
+def test_plain_words_are_their_own_tokens(words):
+    assert tokenize(" ".join(words)) == [word.lower() for word in words]
+
+
+# --- In Java
+
+
+def counted(said: str) -> list[str]:
+    return [token for token in said.split(" ") if token and token not in PUNCTUATION]
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="no Java")
+def test_java_says_the_same_of_every_caption_of_the_corpora():
+    pytest.importorskip("pycocoevalcap")
+    captions = real_captions()
+    for caption, said in zip(captions, java_tokens(captions), strict=True):
+        assert tokenize(caption) == counted(said)
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="no Java")
+def test_in_java_the_next_line_decides_over_a_letter_with_a_point():
+    pytest.importorskip("pycocoevalcap")
+    captions = ["the letter A.", "at 5 p.m.", "etc.", "a dog."]
+    alone, before_the = (list(map(counted, java_tokens(captions, between))) for between in ("x", "The cat"))
+    assert list(map(tokenize, captions)) == alone
+    assert before_the == [["the", "letter", "a"], *alone[1:]]

@@ -1,0 +1,244 @@
+"""Numbers of a study, from ledgers whose truth is known."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from grr_coca.presets import get_preset
+from grr_coca.structure import differences, to_dict
+from grr_coca.study.ledger import read_ledger
+from grr_coca.study.plan import Plan, read_plan
+from grr_coca.study.report.numbers import PARTS, PARTS_OF_PRESET, effect_of, factorial_corners, study_results
+from grr_coca.study.report.tables import cost_table
+from grr_coca.study.statistics import smallest_shown_effect
+from synthetic_study import EFFECTS, plan, rows_of, write_study
+
+PAIR = ("baseline_coca", "grr_coca")
+ALL = (*PAIR, *(arm for arm in PARTS_OF_PRESET if arm not in PAIR))
+
+
+def results_of(folder, content, rows):
+    write_study(folder, content, rows)
+    return study_results(read_plan(folder / "plan.yaml", Plan), read_ledger(folder))
+
+
+def plan_of(folder, content) -> Plan:
+    write_study(folder, content, [])
+    return read_plan(folder / "plan.yaml", Plan)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The results of a finished factorial."""
+    return results_of(tmp_path_factory.mktemp("whole"), plan(ALL), rows_of(ALL, range(8)))
+
+
+def endpoint(results, arm, name):
+    (found,) = (r for a in results.arms if a.arm == arm for r in a.endpoints if r.endpoint == name)
+    return found
+
+
+def test_an_effect_is_the_mean_log_ratio_as_a_percentage():
+    effect = effect_of({3: math.log(0.98), 5: math.log(0.96)})
+    assert effect.seeds == (3, 5)
+    assert effect.changes == pytest.approx((-2.0, -4.0))
+    assert effect.change == pytest.approx(100 * (math.sqrt(0.98 * 0.96) - 1))
+    assert effect.low < -4 < -2 < effect.high, "two seeds tell little"
+    assert not effect.excludes_zero
+
+
+def test_one_seed_has_a_change_and_nothing_else():
+    effect = effect_of({0: math.log(1.5)})
+    assert (effect.change, effect.p_sign_flip) == (pytest.approx(50.0), 1.0)
+    assert (effect.low, effect.high, effect.p_t, effect.deviation) == (None,) * 4
+    assert not effect.is_equivalent
+    assert effect_of({}) is None
+
+
+def test_a_row_of_each_stage_makes_the_endpoints(tmp_path):
+    rows = rows_of(PAIR, range(2))
+    found = results_of(tmp_path, plan(PAIR, 2), rows)
+    value = {(r.arm, r.seed, r.stage): r.metrics["test"] for r in rows}
+    by_hand = [
+        np.mean(
+            [
+                math.log(value["grr_coca", s, t]["perplexity"] / value["baseline_coca", s, t]["perplexity"])
+                for t in ("health", "clipart", "glyphs")
+            ]
+        )
+        for s in range(2)
+    ]
+    fine = endpoint(found, "grr_coca", "finetuning/perplexity").effect
+    assert fine.changes == pytest.approx([100 * math.expm1(ratio) for ratio in by_hand])
+    first = endpoint(found, "grr_coca", "pretraining/R@1")
+    assert first.arm_value == pytest.approx(
+        math.sqrt(math.prod(value["grr_coca", s, "pictograms"]["R@1"] for s in range(2)))
+    )
+    assert (first.is_primary, first.p_holm) == (False, None)
+
+
+def test_the_true_effects_lie_in_the_intervals(whole):
+    truth = 100 * math.expm1(sum(EFFECTS.values()))
+    effect = endpoint(whole, "grr_coca", "pretraining/coca_loss").effect
+    assert effect.low < truth < effect.high
+    assert whole.is_complete
+    assert (whole.num_seeds, whole.missing, whole.notes) == (8, (), ())
+
+
+def test_main_effects_are_those_of_the_parts(whole):
+    assert [found.factors for found in whole.factorial][:3] == [(part,) for part in PARTS]
+    assert len(whole.factorial) == 7
+    for found in whole.factorial[:3]:
+        effect = found.effects["pretraining/coca_loss"]
+        assert effect.change == pytest.approx(100 * EFFECTS[found.factors[0]], abs=0.6)
+    rope = whole.factorial[2]
+    assert rope.p_holm["pretraining/coca_loss"] < 0.01
+
+
+def test_an_effect_of_exactly_zero_leaves_the_others_their_p(tmp_path):
+    # Only RoPE acts: arms with it find everything, and the others agree to the bit.
+    rows = [
+        replace(row, metrics={"test": {"R@1": 1.0 if "RoPE" in PARTS_OF_PRESET[row.arm] else 0.5 + 0.01 * row.seed}})
+        for row in rows_of(ALL, range(8))
+    ]
+    content = plan(ALL, endpoints={"split": "test", "primary": ["pretraining/R@1"]})
+    found = {effect.factors: effect.p_holm for effect in results_of(tmp_path, content, rows).factorial}
+    assert found["RoPE",]["pretraining/R@1"] < 0.01
+    assert found["GEGLU",]["pretraining/R@1"] == 1.0
+
+
+def test_what_could_have_been_shown_is_told_of_primary_endpoints(whole, tmp_path):
+    found = endpoint(whole, "grr_coca", "pretraining/coca_loss")
+    deviations = smallest_shown_effect(8, 6)
+    assert math.log1p(-found.smallest_shown / 100) == pytest.approx(-deviations * found.effect.deviation / 100)
+    assert endpoint(whole, "grr_coca", "pretraining/R@1").smallest_shown is None
+    few = results_of(tmp_path, plan(PAIR, 7), rows_of(PAIR, range(7)))
+    assert endpoint(few, "grr_coca", "pretraining/coca_loss").smallest_shown is None
+
+
+def test_all_of_it_is_json(whole):
+    again = json.loads(json.dumps(to_dict(whole), allow_nan=False))
+    assert again["arms"][0]["endpoints"][0]["effect"]["seeds"] == list(range(8))
+
+
+def test_a_study_that_is_not_finished_says_what_is_missing(tmp_path):
+    rows = [r for r in rows_of(PAIR, range(3)) if (r.arm, r.seed, r.stage) != ("grr_coca", 2, "glyphs")]
+    found = results_of(tmp_path, plan(PAIR, 4), rows)
+    assert (found.num_rows, found.num_planned_rows, found.num_seeds) == (23, 32, 2)
+    assert found.missing == (
+        "baseline_coca: all stages of seed 3",
+        "grr_coca: glyphs of seed 2",
+        "grr_coca: all stages of seed 3",
+    )
+    assert endpoint(found, "grr_coca", "pretraining/coca_loss").effect.seeds == (0, 1, 2)
+    assert endpoint(found, "grr_coca", "finetuning/coca_loss").effect.seeds == (0, 1)
+    assert found.factorial == ()
+
+
+def test_rows_of_other_recipes_are_named_and_do_not_count(tmp_path):
+    rows = rows_of(PAIR, range(2)) + rows_of(["grr_coca"], [1], recipe_digest="f" * 16, seconds=1e9)
+    found = results_of(tmp_path, plan(PAIR, 2), rows)
+    assert found.is_complete
+    assert len(found.notes) == 4
+    assert "grr_coca, seed 1, pictograms: not counted: another recipe" in found.notes[0]
+    assert max(found.costs[0].seconds.values()) < 1e9
+
+
+@pytest.mark.parametrize("recall", [0.0, math.inf])
+def test_what_has_no_ratio_is_named(tmp_path, recall):
+    rows = rows_of(PAIR, range(3))
+    broken = next(i for i, r in enumerate(rows) if (r.arm, r.seed, r.stage) == ("grr_coca", 1, "pictograms"))
+    metrics = {**rows[broken].metrics, "test": {**rows[broken].metrics["test"], "R@1": recall}}
+    rows[broken] = replace(rows[broken], metrics=metrics)
+    found = results_of(tmp_path, plan(PAIR, 3), rows)
+    assert endpoint(found, "grr_coca", "pretraining/R@1").effect.seeds == (0, 2)
+    assert endpoint(found, "grr_coca", "pretraining/coca_loss").effect.seeds == (0, 1, 2)
+    (note,) = found.notes
+    assert "grr_coca, R@1, text to image after pretraining: no finite value above zero with seeds 1" in note
+
+
+def test_rows_without_the_scores_that_an_endpoint_needs_are_missing_and_named(tmp_path):
+    rows = rows_of(PAIR, range(3))
+    for index, row in enumerate(rows):
+        if (row.arm, row.stage) == ("grr_coca", "pictograms") and row.seed < 2:
+            test = {metric: value for metric, value in row.metrics["test"].items() if metric != "CIDEr-D"}
+            rows[index] = replace(row, metrics={**row.metrics, "test": test})
+    found = results_of(tmp_path, plan(PAIR, 3), rows)
+    assert (found.num_rows, found.num_planned_rows) == (22, 24)
+    assert found.missing == ("grr_coca: pictograms of seeds 0, 1",)
+    assert endpoint(found, "grr_coca", "pretraining/CIDEr-D").effect.seeds == (2,)
+    assert endpoint(found, "grr_coca", "pretraining/coca_loss").effect.seeds == (0, 1, 2)
+    (note,) = found.notes
+    assert "grr_coca, CIDEr-D after pretraining: not measured with seeds 0, 1, so no ratio" in note
+
+
+def test_a_presets_parts_are_those_of_its_image_encoder():
+    baseline = get_preset("baseline_coca", "tiny")
+    keys = {"RMSNorm": "norm", "GEGLU": "feed_forward", "RoPE": "position"}
+    for name, parts in PARTS_OF_PRESET.items():
+        changed = {
+            key.removeprefix("image_encoder.transformer.")
+            for key, *_ in differences(get_preset(name, "tiny"), baseline)
+        }
+        assert changed - {"hidden_dim"} == {keys[part] for part in parts}, name
+
+
+def test_arms_that_go_together_are_one_factor(tmp_path):
+    arms = ("baseline_coca", "grr_coca", "baseline_rope_2d", "baseline_rms_geglu")
+    assert factorial_corners(plan_of(tmp_path, plan(arms))) == {
+        frozenset(): "baseline_coca",
+        frozenset({"RMSNorm + GEGLU"}): "baseline_rms_geglu",
+        frozenset({"RoPE"}): "baseline_rope_2d",
+        frozenset({"RMSNorm + GEGLU", "RoPE"}): "grr_coca",
+    }
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        PAIR,
+        ALL[:7],
+        ("baseline_coca", "baseline_rms_geglu", "baseline_geglu_rope_2d", "grr_coca"),
+        (
+            "baseline_coca",
+            "baseline_rms",
+            {"name": "baseline_geglu", "overrides": {"model.qk_norm": "rms"}},
+            "baseline_rms_geglu",
+        ),
+        ("baseline_coca", "baseline_rms", {"name": "baseline_geglu", "recipes": "own"}, "baseline_rms_geglu"),
+    ],
+    ids=[
+        "two arms",
+        "a corner lacks",
+        "parts overlap",
+        "an arm has more than its parts",
+        "an arm is trained otherwise",
+    ],
+)
+def test_what_is_no_factorial_is_not_taken_for_one(tmp_path, arms):
+    assert factorial_corners(plan_of(tmp_path, plan(arms))) == {}
+
+
+def test_seconds_are_medians_over_seeds(tmp_path):
+    rows = [
+        *rows_of(["baseline_coca"], range(3), seconds=100.0),
+        *rows_of(["grr_coca"], range(2), seconds=120.0),
+        *rows_of(["grr_coca"], [2], seconds=7.0),
+    ]
+    baseline, grr = results_of(tmp_path, plan(PAIR, 3), rows).costs
+    assert (baseline.seconds["pictograms"], grr.seconds["pictograms"]) == (100.0, 120.0)
+
+
+def test_counted_training_is_shown_where_all_arms_have_it(tmp_path):
+    def table_of(rows):
+        return cost_table(plan_of(tmp_path, plan(PAIR, 1)), results_of(tmp_path, plan(PAIR, 1), rows))
+
+    counted = rows_of(PAIR, [0], training_flops=2_500_000_000_000)
+    older = [*rows_of(PAIR[:1], [0]), *(row for row in counted if row.arm == PAIR[1])]
+    assert not any("TFLOP" in head for head in table_of(older).heads)
+    table = table_of(counted)
+    column = table.heads.index("TFLOP, pictograms")
+    assert [row[column] for row in table.rows] == ["2.50", "2.50"]

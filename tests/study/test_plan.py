@@ -1,0 +1,356 @@
+"""A plan that cannot be run as it says is refused before anything is trained."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from grr_coca.errors import UserError
+from grr_coca.presets import get_preset
+from grr_coca.study.ledger import read_digests, read_ledger, read_rows
+from grr_coca.study.plan import Arm, Plan, read_plan, scores_captions, stage_names
+from grr_coca.study.report.answer import arm_titles
+from grr_coca.study.running.agenda import Agenda, StudyPart
+from grr_coca.study.stages import (
+    check_recipes,
+    data_digest,
+    grid_of,
+    recipe_digest,
+    recipe_path,
+    stage_recipe,
+    with_settings,
+)
+from grr_coca.train.recipe import load_recipe, save_recipe
+
+STUDIES = Path(__file__).parents[2] / "studies"
+PRIMARY = STUDIES / "primary"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"arms": ["grr_coca", "baseline_coca", "grr_coca"]}, "arms: grr_coca is there twice"),
+        ({"arms": ["baseline_coca", "grr_cocoa"]}, "did you mean 'grr_coca'?"),
+        ({"arms": ["baseline_coca"]}, "two or more are needed"),
+        ({"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overides": {}}]}, "did you mean 'overrides'?"),
+        ({"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "variant": "mixed"}]}, "'mixed_rope'"),
+        (
+            {"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overrides": {"optimiser.lr": 1}}]},
+            "optimizer",
+        ),
+        ({"arms": ["coca", {"name": "a", "preset": "grr_coca", "title": "coca"}]}, "arms: titles: coca is there twice"),
+        ({"arms": []}, "arms: two or more are needed"),
+        ({"arms": ["baseline_coca", "grr_cocoa"]}, "study.yaml: arms: there is no preset 'grr_cocoa'; did you mean"),
+        ({"baseline": "coca"}, "baseline: the plan has no arm 'coca'"),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 is there twice"),
+        ({"seeds": []}, "seeds: give one or more"),
+        ({"seeds": [-1]}, "each 0 or more"),
+        ({"num_captions": -3}, "num_captions: -3 is out of range; give 0 or more"),
+        ({"arms": ["baseline_coca", {"name": "../up", "preset": "grr_coca"}]}, "'../up' cannot be the name"),
+        ({"arms": ["baseline_coca", {"name": "", "preset": "grr_coca"}]}, "'' cannot be the name of a folder"),
+        ({"tuning": {"seed": -1}}, "tuning: seed: -1 is out of range; give 0 or more"),
+        ({"tuning": {"seed": 9, "steps": 0}}, "tuning: steps: 0 is out of range; give 1 or more"),
+        ({"endpoints": {"primary": ["pretraining/coca_los"]}}, "did you mean 'pretraining/coca_loss'?"),
+        ({"endpoints": {"primary": ["coca_loss"]}}, "there is no 'coca_loss'"),
+        ({"endpoints": {"primary": []}}, "name one or more"),
+        ({"endpoints": {"primary": ["pretraining/coca_loss"], "split": "tests"}}, "a split named 'tests' is needed"),
+        ({"finetune": [], "endpoints": {"primary": ["finetuning/coca_loss"]}}, "there is no 'finetuning/coca_loss'"),
+        ({"finetune": ["health.yaml", "./health.yaml"]}, "health is there twice"),
+        ({"finetune": ["healt.yaml"]}, "there are glyphs.yaml"),
+        ({"pretrain": "health.yaml", "finetune": ["glyphs.yaml"]}, "pretraining needs the keys"),
+        ({"finetune": ["health.yaml", "pictograms.yaml"], "pretrain": "glyphs.yaml"}, "pretraining needs the keys"),
+        ({"showcase": "test_stile"}, "did you mean 'test_style'?"),
+        ({"tuning": {"seed": 1}}, "seed 1 is one of the study's"),
+        ({"tuning": {"seed": 9, "arms": ["grr_cocoa"]}}, "tuning: arms: the plan has no arm 'grr_cocoa'"),
+        ({"tuning": {"seed": 9, "arms": ["grr_coca", "grr_coca"]}}, "tuning: arms: grr_coca is there twice"),
+        ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": [0.1, 0.1]}}}, "0.1 is there twice"),
+        ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": []}}}, "give one or more values"),
+        ({"tuning": {"seed": 9, "pretrain": {"losses": [{"z": 1}]}}}, "losses: names a group of keys; name one key"),
+        (
+            {
+                "arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overrides": {"optimizer.lr": 1}}],
+                "tuning": {"seed": 9, "pretrain": {"optimizer.lr": [1, 2]}},
+            },
+            "arms: a: overrides: optimizer.lr is tuned too",
+        ),
+        ({"tuning": {"seed": 9, "pretrain": {"optimizer.rl": [1]}}}, "did you mean 'lr'?"),
+        ({"tuning": {"seed": 9, "score": "CIDEr-D"}}, "not measured in trials"),
+        ({"sedes": [0]}, "did you mean 'seeds'?"),
+    ],
+    ids=str,
+)
+def test_a_wrong_plan_is_refused(write_study, changes, named):
+    path = write_study(**changes)
+    with pytest.raises(UserError) as refused:
+        check_recipes(read_plan(path, Plan), path)
+    assert named in str(refused.value)
+
+
+def test_a_split_that_is_not_there_is_named(write_study, tmp_path):
+    path = write_study()
+    (tmp_path / "data" / "glyphs-test.tar").unlink()
+    with pytest.raises(UserError, match=r"glyphs-test\.tar"):
+        check_recipes(read_plan(path, Plan), path)
+
+
+def test_an_arm_is_its_preset_with_its_overrides_in_pretraining_alone(write_study):
+    arm = {"name": "normed", "preset": "grr_coca", "overrides": {"model.qk_norm": "rms", "optimizer.lr": 0.5}}
+    plan = read_plan(write_study(arms=["baseline_coca", arm]), Plan)
+    pretraining, finetuning = (stage_recipe(plan, plan.arms[1], stage, 3, {}) for stage in ("pictograms", "health"))
+    assert (pretraining.model.preset, pretraining.model.qk_norm) == ("grr_coca", "rms")
+    assert (pretraining.optimizer.lr, finetuning.optimizer.lr) == (0.5, 1e-3)
+    assert {pretraining.seed, finetuning.seed} == {3}
+    assert finetuning == stage_recipe(plan, plan.arms[0], "health", 3, {}), "equal settings for all arms"
+
+
+@pytest.fixture
+def write_own_recipes(write_study, tmp_path):
+    """Lay out a study whose second arm has recipes of its own; returns the path of its plan."""
+
+    def write(own: dict[str, object], stage: str = "pictograms", **changes):
+        arm = {"name": "other", "preset": "grr_coca", "title": "The other way", "recipes": "own"}
+        path = write_study(arms=["baseline_coca", arm], **changes)
+        (tmp_path / "own").mkdir(exist_ok=True)
+        for name in ("pictograms", "health", "glyphs"):
+            recipe = load_recipe(tmp_path / f"{name}.yaml")
+            save_recipe(with_settings(recipe, own if name == stage else {}, "here"), tmp_path / "own" / f"{name}.yaml")
+        return path
+
+    return write
+
+
+def test_an_arm_may_be_trained_by_recipes_of_its_own(write_own_recipes, tmp_path):
+    own = {"optimizer.name": "adamw", "data.augmentation": {"crop": 0.5}, "schedule.steps": 12}
+    path = write_own_recipes(own, tuning={"seed": 9, "steps": 2, "pretrain": {"optimizer.lr": [1, 2]}})
+    plan = read_plan(path, Plan)
+    check_recipes(plan, path)
+    theirs, ours = (stage_recipe(plan, arm, "pictograms", 0, {}) for arm in plan.arms)
+    assert (ours.optimizer.name, ours.data.augmentation.crop) == ("adamw", 0.5)
+    assert (theirs.data.augmentation.crop, theirs.schedule.steps) == (0.0, 6)
+    trials = [stage_recipe(plan, arm, "pictograms", 9, {}, is_trial=True).schedule.steps for arm in plan.arms]
+    assert trials == [2, 4], "an equal share of its steps"
+    assert arm_titles(plan)["other"] == "The other way"
+    assert recipe_path(plan, plan.arms[1], "health") == tmp_path / "own" / "health.yaml"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "stage"),
+    [
+        ("tokenizer.vocab_size", 300, "pictograms"),
+        ("data.test", {"test": "data/pictograms-test_style.tar"}, "pictograms"),
+        ("data.train", "data/pictograms-test.tar", "pictograms"),
+        ("losses.captioning_weight", 1.0, "glyphs"),
+        ("evaluation.batch_size", 4, "health"),
+    ],
+)
+def test_what_makes_numbers_mean_the_same_must_be_equal(write_own_recipes, tmp_path, monkeypatch, key, value, stage):
+    monkeypatch.chdir(tmp_path)
+    in_folder = {"data.test": lambda v: {"test": str(tmp_path / v["test"])}, "data.train": lambda v: str(tmp_path / v)}
+    path = write_own_recipes({key: in_folder.get(key, lambda v: v)(value)}, stage)
+    with pytest.raises(UserError) as refused:
+        check_recipes(read_plan(path, Plan), path)
+    assert f"own/{stage}.yaml: {key.removesuffix('.vocab_size')}" in str(refused.value)
+
+
+def test_overrides_change_nothing_that_must_be_equal(write_study):
+    arm = {"name": "other", "preset": "grr_coca", "overrides": {"evaluation.batch_size": 4}}
+    path = write_study(arms=["baseline_coca", arm])
+    with pytest.raises(UserError, match=r"overrides of arm 'other': evaluation\.batch_size: must be as in"):
+        check_recipes(read_plan(path, Plan), path)
+
+
+def test_a_recipe_of_ones_own_has_the_arms_preset(write_own_recipes):
+    path = write_own_recipes({"model.preset": "coca"})
+    with pytest.raises(
+        UserError, match=r"own/pictograms\.yaml: model: preset is 'coca', and arm 'other' is 'grr_coca'"
+    ):
+        check_recipes(read_plan(path, Plan), path)
+
+
+def test_all_steps_may_be_given_and_an_arm_with_recipes_has_its_share(write_own_recipes):
+    plan = read_plan(write_own_recipes({"schedule.steps": 12}, steps=3), Plan)
+    assert [stage_recipe(plan, arm, "pictograms", 0, {}).schedule.steps for arm in plan.arms] == [3, 6]
+
+
+def test_recipes_that_are_not_there_are_named(write_own_recipes, tmp_path):
+    path = write_own_recipes({})
+    (tmp_path / "own" / "health.yaml").unlink()
+    with pytest.raises(UserError, match=r"own/health\.yaml: no such recipe"):
+        check_recipes(read_plan(path, Plan), path)
+
+
+def test_overrides_and_grids_take_switches_and_lists(write_study):
+    arms = ["baseline_coca", {"name": "plain", "preset": "grr_coca", "overrides": {"model.qk_norm": "rms"}}]
+    betas = [[0.9, 0.95], [0.9, 0.98]]
+    tuning = {"seed": 9, "pretrain": {"compile": [True, False], "optimizer.betas": betas}}
+    path = write_study(arms=arms, tuning=tuning)
+    plan = read_plan(path, Plan)
+    check_recipes(plan, path)
+    assert stage_recipe(plan, plan.arms[1], "pictograms", 0, {"compile": True}).compile is True
+    assert len(grid_of(plan, "pictograms")) == 4
+    again = {"seed": 9, "pretrain": {"optimizer.betas": [betas[0], betas[0]]}}
+    with pytest.raises(UserError, match=r"betas: \[0.9, 0.95\] is there twice"):
+        read_plan(write_study(tuning=again), Plan)
+
+
+def test_a_grid_is_every_combination(write_study):
+    tuning = {"seed": 9, "pretrain": {"optimizer.lr": [1, 2], "optimizer.weight_decay": [3, 4]}, "finetune": {}}
+    plan = read_plan(write_study(tuning=tuning), Plan)
+    grid = grid_of(plan, "pictograms")
+    assert [tuple(settings.values()) for settings in grid] == [(1, 3), (1, 4), (2, 3), (2, 4)]
+    assert grid_of(plan, "health") == [{}]
+
+
+def test_a_trial_may_be_shorter_than_a_run(write_study):
+    tuning = {"seed": 9, "steps": 2, "pretrain": {"optimizer.lr": [1, 2]}}
+    plan = read_plan(write_study(tuning=tuning), Plan)
+    steps = [
+        stage_recipe(plan, plan.arms[0], "pictograms", 9, {}, is_trial).schedule.steps for is_trial in (True, False)
+    ]
+    assert steps == [2, 6]
+
+
+# --- Digests
+
+
+@pytest.fixture
+def recipe(write_study):
+    plan = read_plan(write_study(), Plan)
+    return stage_recipe(plan, plan.arms[0], "pictograms", 0, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.num_workers", 2),
+        ("data.micro_batch_size", 2),
+        ("checkpoints.minutes", 1.0),
+        ("health.max_skipped", 3),
+        ("seed", 5),
+    ],
+)
+def test_what_changes_nothing_that_is_learned_changes_no_digest(recipe, key, value):
+    assert recipe_digest(with_settings(recipe, {key: value}, "test"), None) == recipe_digest(recipe, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.batch_size", 4),
+        ("data.augmentation.shift", 0.5),
+        ("optimizer.lr", 0.5),
+        ("schedule.steps", 7),
+        ("model.preset", "grr_coca"),
+        ("model.pixel_mean", 1.0),
+        ("tokenizer.vocab_size", 400),
+        ("losses.captioning_weight", 1.0),
+        ("evaluation.batch_size", 4),
+        ("precision", "bf16"),
+    ],
+)
+def test_what_changes_the_run_changes_its_digest(recipe, key, value):
+    assert recipe_digest(with_settings(recipe, {key: value}, "test"), None) != recipe_digest(recipe, None)
+
+
+def test_a_digest_knows_the_start_and_the_variant(recipe):
+    digests = {recipe_digest(recipe, None), recipe_digest(recipe, "a"), recipe_digest(recipe, None, "mixed_rope")}
+    assert len(digests) == 3
+
+
+def test_the_data_digest_knows_the_bytes_and_not_the_place(recipe, tmp_path):
+    before = data_digest(recipe)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = {name: path.replace("/data/", "/moved/") for name, path in recipe.data.test.items()}
+    train = recipe.data.train.replace("/data/", "/moved/")
+    there = replace(recipe, data=replace(recipe.data, train=train, val=train, test=moved))
+    assert data_digest(there) == before
+    path = Path(train)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert data_digest(there) != before
+
+
+def test_the_data_digest_of_a_folder_counts_what_is_read_as_data(recipe, tmp_path):
+    for name in ("a.webp", "deep/b.webp"):
+        (tmp_path / "pairs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pairs" / name).write_bytes(name.encode())
+    of_folder = replace(recipe, data=replace(recipe.data, train=str(tmp_path / "pairs")))
+    before = data_digest(of_folder)
+    (tmp_path / "pairs" / ".thumbnails").mkdir()
+    (tmp_path / "pairs" / ".thumbnails" / "a.webp").write_bytes(b"small")
+    assert data_digest(of_folder) == before
+    (tmp_path / "pairs" / "deep" / "b.webp").write_bytes(b"other")
+    assert data_digest(of_folder) != before
+
+
+# --- The plans that come with the code
+
+
+PLANS = [*STUDIES.rglob("plan.yaml"), *STUDIES.glob("*.yaml"), *(STUDIES / "tokens16").glob("*.yaml")]
+PLANS.remove(STUDIES / "tokens16" / "pictograms.yaml")  # a recipe
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_plan_that_comes_with_the_code_can_be_read(path):
+    assert read_plan(path, Plan).arms
+
+
+def test_the_primary_study_is_the_whole_factorial_with_eight_seeds():
+    plan = read_plan(PRIMARY / "plan.yaml", Plan)
+    check_recipes(plan, PRIMARY / "plan.yaml")
+    parts = set()
+    for arm in plan.arms:
+        transformer = get_preset(arm.preset_name, "tiny").image_encoder.transformer
+        parts.add((transformer.norm, transformer.feed_forward, transformer.position))
+        assert arm == Arm(name=arm.preset_name), "nothing but the preset"
+    assert len(parts) == len(plan.arms) == 8
+    assert len(plan.seeds) == 8
+    assert stage_names(plan) == ("pictograms", "health", "clipart", "glyphs")
+    assert len(plan.endpoints.primary) == 6
+    assert scores_captions(plan)
+    recipe = stage_recipe(plan, plan.arms[0], "pictograms", 0, {})
+    assert (recipe.precision, recipe.optimizer.muon_precision) == ("fp32", "fp32")
+    config = recipe.model.config(recipe.tokenizer.vocab_size)
+    assert config.image_encoder.num_patches == 64
+
+
+def test_the_rows_of_the_primary_study_are_of_its_plan():
+    """The digests of committed rows must not change when the code does."""
+    plan = read_plan(PRIMARY / "plan.yaml", Plan)
+    rows = read_rows(PRIMARY, [])
+    agenda = Agenda(plan, StudyPart(()), lambda *_: Path("nowhere"), rows)
+    assert rows
+    written = read_digests(PRIMARY)
+    if written.trials is None:  # by a version that did not know those of trials
+        written = replace(written, trials=agenda.digests.trials, tuning_seed=agenda.digests.tuning_seed)
+    assert agenda.digests == written
+    ledger = read_ledger(PRIMARY, agenda.digests)
+    assert [note for note in ledger.notes if "commits" not in note] == []
+    assert len(ledger.trials) == sum(row.kind == "trial" for row in rows)
+    assert {row.precision for row in rows} == {"fp32"}
+
+
+def test_the_variants_take_their_two_models_and_the_tuning_from_the_primary_study():
+    plan = read_plan(STUDIES / "variants" / "plan.yaml", Plan)
+    rows = [row for row in read_rows(PRIMARY, []) if row.arm in ("baseline_coca", "grr_coca")]
+    lacking = Agenda(plan, StudyPart(tuple(arm.name for arm in plan.arms)), lambda *_: Path("nowhere"), rows).lacking()
+    assert {kind for kind, _, _ in lacking} == {"run"}
+    assert {arm for _, arm, _ in lacking} == {arm.name for arm in plan.arms[2:]}
+
+
+def test_the_parts_with_few_patches_take_their_two_models_and_the_tuning_from_the_study_of_that_length():
+    plan = read_plan(STUDIES / "tokens16" / "parts.yaml", Plan)
+    rows = [row for row in read_rows(STUDIES / "tokens16" / "1200", []) if row.stage == "pictograms"]
+    lacking = Agenda(plan, StudyPart(tuple(arm.name for arm in plan.arms)), lambda *_: Path("nowhere"), rows).lacking()
+    assert {kind for kind, _, _ in lacking} == {"run"}
+    assert {arm for _, arm, _ in lacking} == {"baseline_rms", "baseline_geglu", "baseline_rope_2d"}
+
+
+def test_the_trials_of_all_lengths_are_the_same():
+    digests = []
+    for length in (600, 1200, 4000):
+        plan = read_plan(STUDIES / "tokens16" / f"{length}.yaml", Plan)
+        settings = grid_of(plan, "pictograms")[0]
+        trials = [stage_recipe(plan, arm, "pictograms", 100, settings, is_trial=True) for arm in plan.arms]
+        digests.append([recipe_digest(recipe, None) for recipe in trials])
+        assert stage_recipe(plan, plan.arms[0], "pictograms", 0, settings).schedule.steps == length
+    assert digests[0] == digests[1] == digests[2]

@@ -1,4 +1,4 @@
-"""Puts what was measured into the README and the pages of `docs/`: `make bench-docs`.
+"""Puts what was measured into the pages of `docs/` and `benchmarks/`: `make bench-docs`.
 
 A table begins with `<!-- results/NAME.md -->` and ends with `<!-- end -->`. A single number stands between
 `<!-- figure FILE KEY:KEY:… FORMAT -->` and `<!-- end -->`. FILE is a JSON file of `results/`, or one elsewhere by its
@@ -12,7 +12,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+DOCUMENTS = (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md")))
 TABLE = re.compile(r"(?P<begin><!-- results/(?P<name>[\w./]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"(?P<begin><!-- figure (?P<file>\S+) (?P<keys>.+?) (?P<format>\S+) -->).*?(?P<end><!-- end -->)")
 

@@ -16,7 +16,7 @@ from grr_coca.train.recipe import Recipe
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SRC = ROOT / "src" / "grr_coca"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
 
 
 def words(text: str) -> list[str]:
@@ -66,8 +66,9 @@ def test_a_figure_is_written_as_its_place_asks() -> None:
     assert published(picked) == picked.replace("?", "30.4")
 
 
-WALK = re.compile(r"^###? (?P<title>.+)\n\n(?P<steps>(?:\d+\. .+\n(?: .+\n)*)+)", re.MULTILINE)
+WALK = re.compile(r"^### From (?P<title>.+)\n\n(?P<steps>(?:\d+\. .+\n(?: .+\n)*)+)", re.MULTILINE)
 STEP = re.compile(r"^\d+\. `(?P<file>[\w/]+\.py)`: (?P<sentence>(?:[^.]|\.\b)+\.)$", re.MULTILINE)
+MAX_FILES = {"a pair to its loss": 12, "an image to its caption": 12, "a query to its hits": 10}
 
 
 def walks() -> dict[str, list[str]]:
@@ -81,22 +82,29 @@ def walks() -> dict[str, list[str]]:
     return found
 
 
-def test_the_walks_name_files_that_exist() -> None:
-    files = [file for walk in walks().values() for file in walk]
-    assert len(walks()) == 4
-    assert [file for file in files if not (SRC / file).is_file()] == []
-    assert len(set(files)) == len(files), "none is read twice"
+def _imports(file: str) -> set[str]:
+    source = (SRC / file).read_text(encoding="utf-8")
+    return {f"{module.replace('.', '/')}.py" for module in re.findall(r"from grr_coca\.([\w.]+) import", source)}
 
 
-def test_from_a_batch_to_its_loss_are_ten_files_at_most() -> None:
-    walk = walks()["From a batch to its loss"]
-    assert len(walk) <= 10
-    imported = re.findall(r"^from grr_coca\.(model\.\w+|losses) import", _source(walk), re.MULTILINE)
-    assert {f"{module.replace('.', '/')}.py" for module in imported} <= set(walk)
+def test_the_walks_are_short() -> None:
+    assert {title: len(walk) <= MAX_FILES.get(title, 0) for title, walk in walks().items()} == dict.fromkeys(
+        MAX_FILES, True
+    )
 
 
-def _source(files: list[str]) -> str:
-    return "\n".join((SRC / file).read_text(encoding="utf-8") for file in files)
+@pytest.mark.parametrize("title", MAX_FILES)
+def test_each_file_of_a_walk_is_imported_by_another_or_imports_it(title: str) -> None:
+    walk = walks()[title]
+    assert len(set(walk)) == len(walk)
+    imports = {file: _imports(file) & set(walk) - {file} for file in walk}
+    assert [file for file in walk if not imports[file] and not any(file in other for other in imports.values())] == []
+
+
+def test_the_walk_to_the_loss_leaves_out_no_box_of_the_figure() -> None:
+    walk = walks()["a pair to its loss"]
+    boxes = {name for file in walk for name in _imports(file) if re.fullmatch(r"model/\w+\.py|losses\.py", name)}
+    assert boxes - set(walk) == set()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -228,7 +228,7 @@ def test_the_sample_is_the_same_in_every_process(store, reopened):
 
 
 def test_the_sample_is_drawn_from_all_pictures_and_not_from_the_first(store, monkeypatch):
-    for module in ("embedded.state", "milvus.store"):
+    for module in ("embedded.vectors", "milvus.store"):
         monkeypatch.setattr(f"grr_coca.search.{module}.SAMPLE", 50, raising=False)
     _, vectors = fill(store, 500)
     drawn = store.sample().vectors

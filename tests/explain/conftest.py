@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from scenes import COLOURS, PATCH, SIDE, scene
+from scene_pairs import COLOURS, PATCH, SIDE, scene
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import next_token_labels, pad_rows

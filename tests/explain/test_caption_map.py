@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from scenes import COLOURS, SIDE, scene
+from scene_pairs import COLOURS, SIDE, scene
 
 from grr_coca.data.tokenizer import clip_bpe, train_bpe
 from grr_coca.explain import caption_maps

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
-from scenes import COLOURS, SIDE, scene
+from scene_pairs import COLOURS, SIDE, scene
 
 from grr_coca.config import Norm
 from grr_coca.errors import UserError

@@ -1,13 +1,17 @@
-"""Runs of the command line in processes that can be killed, forked from one that has imported everything once."""
+"""Processes that can be killed: any command, and runs of the command line that are forked from one process which has
+imported everything once. None of them outlives its test, and all take Ctrl-C, even where pytest ignores it."""
 
+import atexit
 import functools
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,21 @@ PRELOADED = [
     "torch.utils.tensorboard",
     "tyro",
 ]
+
+
+def take_interrupts() -> None:
+    """`preexec_fn` of a process that Ctrl-C shall end: one started by `nohup … &` passes on that it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def running(command: Sequence[object], **options: Any) -> Iterator[subprocess.Popen]:
+    """A command in a process of its own, which is killed if it has not ended by the end of the block."""
+    with subprocess.Popen([*map(str, command)], preexec_fn=take_interrupts, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @functools.cache
@@ -76,6 +95,7 @@ class Launch:
             _context().Process(target=_child, args=(environment, str(path), function, *arguments))
             for environment, path in zip(environments, said, strict=True)
         ]
+        atexit.register(self.kill)  # Python waits for children at its exit
         for process in self.processes:
             process.start()
 
@@ -85,9 +105,10 @@ class Launch:
 
     def kill(self) -> None:
         """End all at once, as a power cut would."""
-        for process in self.processes:
+        started = [process for process in self.processes if process.pid is not None]
+        for process in started:
             process.kill()
-        for process in self.processes:
+        for process in started:
             process.join()
 
     def wait(self, timeout: float = 120) -> list[int]:

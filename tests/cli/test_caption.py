@@ -16,7 +16,7 @@ from PIL import Image
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.errors import UserError
 from grr_coca.inference import ImageTextModel, load
-from processes import cli, launch
+from processes import cli, launch, running
 from support import encode_image, real_pairs, snapshot, write_tar
 
 
@@ -326,11 +326,10 @@ def test_errors_and_warnings_do_not_steer_the_terminal(grr_coca, image_files, tm
 
 def test_a_reader_that_has_seen_enough_ends_the_job_quietly(run, image_files):
     command = [sys.executable, "-m", "grr_coca", "caption", "-c", str(run.folder), str(image_files[0].parent)]
-    process = subprocess.Popen([*command, "--batch-size", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    process.stderr.close()
-    assert process.wait() == 141
+    with running([*command, "--batch-size", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
 
 
 # --- Wrong use

@@ -2,11 +2,14 @@
 Output that a disk does not take: one line."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from processes import take_interrupts
 
 INTERRUPTED_AT = """
 import os, runpy, signal, sys
@@ -28,7 +31,16 @@ runpy.run_module("grr_coca", run_name="__main__")
 
 def answer(code: str, arguments: list, cwd) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60, preexec_fn=take_interrupts)
+
+
+def test_programs_of_these_tests_take_interrupts_even_where_pytest_does_not(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under `nohup … &`
+    try:
+        said = answer("import os, signal; os.kill(os.getpid(), signal.SIGINT)", [], tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert said.returncode == -signal.SIGINT
 
 
 @pytest.mark.parametrize("module", ["grr_coca.errors", "tyro", "PIL.Image", "torch.nn", "grr_coca.generate.captions"])

@@ -18,6 +18,7 @@ import grr_coca as package
 from grr_coca.cli import main
 from grr_coca.cli.thumbnails import thumbnail_kind, thumbnail_lines
 from grr_coca.data.image_files import Span
+from processes import running
 
 DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"
 
@@ -162,13 +163,12 @@ def test_a_killed_index_goes_on_where_it_was(grr_coca, tmp_path):
         sys.exit(main(sys.argv[1:]))
     """
     arguments = ["index", str(folder), "--out", str(tmp_path / "index"), "--batch-size", "2"]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
-    vectors = tmp_path / "index" / "vectors.f16"
-    deadline = time.monotonic() + 60
-    while not (vectors.exists() and vectors.stat().st_size > 5 * 256) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    with running([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL) as process:
+        vectors = tmp_path / "index" / "vectors.f16"
+        deadline = time.monotonic() + 60
+        while not (vectors.exists() and vectors.stat().st_size > 5 * 256) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert process.returncode == -signal.SIGKILL
     with package.Index.open(tmp_path / "index") as index:
         before = len(index)
     assert 0 < before < 60
@@ -186,18 +186,16 @@ def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
     command = [sys.executable, "-m", "grr_coca", "index", str(folder), str(named)]
     command += ["--out", str(tmp_path / "index"), "--watch"]
     named.write_bytes((DRAWINGS / "sailboat.webp").read_bytes())
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert "2 pictures (2 new)" in process.stdout.readline()
-            named.unlink()
-            assert "1 pictures (1 removed)" in process.stdout.readline()
-            (folder / "b.webp").write_bytes((DRAWINGS / "snowman.webp").read_bytes())
-            assert "2 pictures (1 new)" in process.stdout.readline()
-            named.write_bytes((DRAWINGS / "sailboat.webp").read_bytes())
-            assert "3 pictures (1 new)" in process.stdout.readline()
-        finally:
-            process.send_signal(signal.SIGINT)
-    assert process.returncode == 130
+    with running(command, stdout=subprocess.PIPE, text=True) as process:
+        assert "2 pictures (2 new)" in process.stdout.readline()
+        named.unlink()
+        assert "1 pictures (1 removed)" in process.stdout.readline()
+        (folder / "b.webp").write_bytes((DRAWINGS / "snowman.webp").read_bytes())
+        assert "2 pictures (1 new)" in process.stdout.readline()
+        named.write_bytes((DRAWINGS / "sailboat.webp").read_bytes())
+        assert "3 pictures (1 new)" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
 
 
 # --- search

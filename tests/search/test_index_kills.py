@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from grr_coca.search.index import open_store
+from processes import running
 
 PROGRAM = """if True:
     import sys
@@ -48,18 +50,16 @@ def stir(folder: Path, random: np.random.Generator, number: int, count: int) -> 
     (folder / f"broken-{number}.png").write_bytes(BROKEN)
 
 
-def start_index(folder: Path, location: str, between_commits: str = AS_EVER) -> subprocess.Popen:
+def indexing(folder: Path, location: str, between_commits: str = AS_EVER) -> AbstractContextManager[subprocess.Popen]:
     arguments = [between_commits, "index", str(folder), "--out", location, "--batch-size", "4"]
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    return running([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def run_to_the_end(folder: Path, location: str) -> float:
     """Index a folder undisturbed; the seconds that it took."""
     began = time.monotonic()
-    process = start_index(folder, location)
-    _, said = process.communicate()
+    with indexing(folder, location) as process:
+        _, said = process.communicate()
     assert process.returncode == 0, said.decode()
     return time.monotonic() - began
 
@@ -101,10 +101,10 @@ def test_an_index_command_that_is_killed_loses_nothing_and_has_nothing_twice(loc
     entries: dict = {}
     killed = interrupted = number = 0
     while killed < kills:
-        process = start_index(pictures, location, AS_EVER if number % 4 == 3 else OFTEN)
-        time.sleep(life * random.random())
-        process.send_signal(signal.SIGKILL)
-        _, said = process.communicate()
+        with indexing(pictures, location, AS_EVER if number % 4 == 3 else OFTEN) as process:
+            time.sleep(life * random.random())
+            process.send_signal(signal.SIGKILL)
+            _, said = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), said.decode()
         killed += process.returncode == -signal.SIGKILL
         before, entries = entries, require_whole(location, entries, pictures)

@@ -28,6 +28,7 @@ from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.running.stage import run_stage
 from grr_coca.train.launch import Numerics
 from grr_coca.train.logs import read_metrics
+from processes import running
 from support import CPU, real_pairs, snapshot
 
 PRESETS = ("grr_coca", "baseline_coca")
@@ -102,7 +103,7 @@ def runs(pid: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 600
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -123,7 +124,7 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
         return all((out / preset / "pictograms" / "metrics.jsonl").exists() for preset in PRESETS)
 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes, start_new_session=True) as demo:
+    with running(command, **pipes, start_new_session=True) as demo:
         wait_until(trains)
         os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
         _, said = demo.communicate(timeout=120)
@@ -132,12 +133,9 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
     assert said.splitlines()[-1] == "SIGINT: what was trained is saved, and the same command goes on with it"
     assert {point.split("/")[0] for point in steps_saved(out)} == set(PRESETS), "both arms have saved"
 
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as demo:
-        try:
-            wait_until(lambda: len(children_of(demo.pid)) >= 3)  # both arms, and a tracker of resources
-            arms = children_of(demo.pid)
-        finally:
-            demo.kill()
+    with running(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as demo:
+        wait_until(lambda: len(children_of(demo.pid)) >= 3)  # both arms, and a tracker of resources
+        arms = children_of(demo.pid)
     wait_until(lambda: not any(map(runs, arms)))
 
     assert main(command[3:]) == 0
@@ -174,7 +172,7 @@ def test_a_terminated_demo_saves_and_a_dead_arm_ends_it_with_a_word(write_plan, 
     logs = [out / preset / "pictograms" / "metrics.jsonl" for preset in PRESETS]
 
     def ended(end: Callable[[subprocess.Popen], None], begun: int) -> tuple[int, str]:
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as demo:
+        with running(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as demo:
             wait_until(lambda: all(log.exists() and log.stat().st_size > begun for log in logs))
             end(demo)
             _, said = demo.communicate(timeout=120)

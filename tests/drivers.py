@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from grr_coca import presets
+from grr_coca import losses, presets
 from grr_coca.batch import Batch
 from grr_coca.data.dataset import PairDataset
 from grr_coca.losses import CaptioningLoss
 from grr_coca.model import CoCa
-from grr_coca.train import launch, parallel
+from grr_coca.train import launch
 from grr_coca.train.launch import launched
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.step import Trainer
@@ -170,7 +170,7 @@ def spoil(sample: int, loss: int, gradient: int | None) -> None:
         raw.text_proj.weight.register_hook(lambda grad: grad * torch.nan if now == gradient else grad)
 
     before(Trainer, "step", note)
-    parallel.captioning_loss = spoiled(parallel.captioning_loss)  # type: ignore[assignment]
+    losses.captioning_loss = spoiled(losses.captioning_loss)  # type: ignore[assignment]
     if gradient is not None:
         before(ParallelModel, "__init__", hook)
 

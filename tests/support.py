@@ -23,7 +23,7 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.base import RawPair
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.evaluate.retrieval import QueryRanks, rank_of_first_hit
-from grr_coca.losses import Losses, LossWeights, batch_loss
+from grr_coca.losses import LossWeights, batch_loss
 from grr_coca.model import CoCa
 from grr_coca.ranks import Ranks
 from grr_coca.train.loop import OnStep, train
@@ -150,13 +150,6 @@ def pretrain(recipe: Recipe, out: Path, on_step: OnStep = silent) -> Checkpoint:
     return train(recipe, new_checkpoint(recipe, ALONE), out, ALONE, on_step)
 
 
-def compute_losses(model: CoCa, batch: Batch, weights: LossWeights | None = None) -> Losses:
-    """The losses of one pass of a model over a batch."""
-    output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
-    lm_head = model.multimodal_decoder.lm_head.weight
-    return batch_loss(output, batch, lm_head, model.logit_scale, model.logit_bias, weights or LossWeights())
-
-
 def saved_bytes(model: CoCa, batch: Batch) -> int:
     """What autograd keeps of a forward pass, weights not counted."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -169,8 +162,8 @@ def saved_bytes(model: CoCa, batch: Batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        losses = compute_losses(model, batch)
-    assert losses.trained.requires_grad
+        losses = batch_loss(model, batch)
+    assert losses.total.requires_grad
     return sum(saved.values())
 
 

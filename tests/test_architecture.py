@@ -23,8 +23,8 @@ FLOORS = [
     ),
     ("checkpoint_files",),
     ("presets", "registry"),
-    ("model", "losses", "data"),  # 1
-    ("checkpoint",),
+    ("model", "data"),  # 1
+    ("losses", "checkpoint"),
     ("fast",),  # 2
     ("generate",),
     ("evaluate",),  # 3

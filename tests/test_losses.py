@@ -20,6 +20,7 @@ from grr_coca.losses import (
     CaptioningLoss,
     EmbeddedPairs,
     LossWeights,
+    batch_loss,
     captioning_loss,
     coca_loss,
     contrastive_loss,
@@ -27,7 +28,7 @@ from grr_coca.losses import (
     token_losses,
 )
 from grr_coca.model import build
-from support import by_caption, compute_losses
+from support import by_caption
 
 BOS, EOS, CLS_SLOT = 1, 2, 0
 
@@ -121,12 +122,12 @@ def test_captioning_is_the_mean_over_tokens() -> None:
     logits[0, 0] = math.log(3)
     loss = _of_logits(logits, torch.tensor([0, 0, 1, 2]))
     assert loss.captioning.item() == pytest.approx((math.log(2) + 3 * math.log(4)) / 4, rel=1e-6)
-    assert loss.trained == loss.captioning
+    assert loss.total == loss.captioning
 
 
 def test_captioning_in_bf16_is_taken_in_fp32() -> None:
     logits = torch.randn(10, 100, generator=torch.Generator().manual_seed(0)).bfloat16()
-    loss, wider = (_of_logits(x, torch.arange(10)).trained for x in (logits, logits.float()))
+    loss, wider = (_of_logits(x, torch.arange(10)).total for x in (logits, logits.float()))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(wider.item(), rel=1e-6)
 
@@ -135,7 +136,7 @@ def test_z_loss_is_the_mean_squared_log_of_the_denominator() -> None:
     loss = _of_logits(torch.tensor([[0.0, 0.0], [1.0, 3.0], [2.0, 2.0]]), torch.tensor([0, 1, 1]), None, 0.5)
     log_z = [math.log(2), math.log(math.e + math.exp(3)), math.log(2 * math.exp(2))]
     assert loss.z.item() == pytest.approx(sum(z * z for z in log_z) / 3, rel=1e-6)
-    assert loss.trained.item() == pytest.approx((loss.captioning + 0.5 * loss.z).item(), rel=1e-6)
+    assert loss.total.item() == pytest.approx((loss.captioning + 0.5 * loss.z).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("z_weight", [0.0, 0.3])
@@ -152,8 +153,8 @@ def test_head_and_loss_in_stretches_have_the_gradients_of_the_whole(
     logits = states @ head.T
     expected = F.cross_entropy(logits, labels) + z_weight * logits.logsumexp(1).square().mean()
     loss = captioning_loss(states, head, labels, z_weight=z_weight)
-    torch.testing.assert_close(loss.trained, expected, rtol=1e-12, atol=0)
-    grads = [torch.autograd.grad(3 * x, (states, head)) for x in (loss.trained, expected)]
+    torch.testing.assert_close(loss.total, expected, rtol=1e-12, atol=0)
+    grads = [torch.autograd.grad(3 * x, (states, head)) for x in (loss.total, expected)]
     for found, wanted in zip(*grads, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-14)
     assert not loss.captioning.requires_grad
@@ -222,7 +223,7 @@ def test_a_step_combines_the_losses_of_its_batch(
     config = tiny_config()
     model, batch = build(config), make_batch(config, num_words=(2, 6, 4))
     output = model(batch.images, batch.token_ids, batch.lengths)
-    found = compute_losses(model, batch, LossWeights(contrastive=0.5, captioning=3.0))
+    found = batch_loss(model, batch, LossWeights(contrastive=0.5, captioning=3.0))
     similarity = output.image_embedding @ output.text_embedding.T / 0.07
     contrastive = -(similarity.log_softmax(1).diag().mean() + similarity.log_softmax(0).diag().mean()) / 2
     picked = [
@@ -360,11 +361,11 @@ def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(
     similarity = 10 * output.image_embedding @ output.text_embedding.T - 10
     signs = 2 * torch.eye(4) - 1
     expected = (1 + (-signs * similarity).exp()).log().sum() / 4
-    found = compute_losses(model, batch)
+    found = batch_loss(model, batch)
     assert found.contrastive.item() == pytest.approx(expected.item(), rel=1e-5)
     evaluation = aggregate(concatenate(run_pairs(model, [batch])), scaling_of(model), 4, LossWeights())
     assert evaluation.contrastive_loss == pytest.approx(expected.item(), rel=1e-5)
-    found.trained.backward()
+    found.total.backward()
     assert model.logit_bias.grad.abs() > 0
 
 
@@ -378,11 +379,11 @@ def test_the_z_loss_weight_adds_that_much_of_it_and_changes_the_gradient(
     model, batch = build(config), make_batch(config)
     output = model(batch.images, batch.token_ids, batch.lengths)
     log_z = model.multimodal_decoder.lm_head(output.states).logsumexp(-1)
-    plain = compute_losses(model, batch)
-    found = compute_losses(model, batch, LossWeights(z=0.5))
-    assert found.trained.item() == pytest.approx((plain.trained + 0.5 * log_z.square().mean()).item(), rel=1e-6)
+    plain = batch_loss(model, batch)
+    found = batch_loss(model, batch, LossWeights(z=0.5))
+    assert found.total.item() == pytest.approx((plain.total + 0.5 * log_z.square().mean()).item(), rel=1e-6)
     assert (found.contrastive, found.captioning, found.coca) == (plain.contrastive, plain.captioning, plain.coca)
-    grads = [torch.autograd.grad(x.trained, model.multimodal_decoder.lm_head.weight)[0] for x in (plain, found)]
+    grads = [torch.autograd.grad(x.total, model.multimodal_decoder.lm_head.weight)[0] for x in (plain, found)]
     assert (grads[0] - grads[1]).abs().max() > 1e-4
 
 
@@ -394,7 +395,7 @@ def test_a_token_without_its_label_is_refused_and_not_given_that_of_another() ->
 
 def test_the_derivative_of_its_gradient_is_refused_and_not_wrong() -> None:
     states, head = (torch.randn(n, 5, requires_grad=True) for n in (3, 7))
-    loss = captioning_loss(states, head, torch.tensor([0, 1, 2])).trained
+    loss = captioning_loss(states, head, torch.tensor([0, 1, 2])).total
     with pytest.raises(RuntimeError, match="can be differentiated only once, so not with create_graph=True"):
         torch.autograd.grad(loss, states, create_graph=True)
     assert torch.autograd.grad(loss, head)[0].shape == head.shape

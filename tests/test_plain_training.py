@@ -25,9 +25,7 @@ def test_a_loop_of_plain_pytorch_trains_a_model(tmp_path):
     losses = []
     for _ in range(10):
         for batch in loader:
-            output = model(batch.images, batch.token_ids, batch.lengths)
-            lm_head = model.multimodal_decoder.lm_head.weight
-            loss = batch_loss(output, batch, lm_head, model.logit_scale, model.logit_bias).trained
+            loss = batch_loss(model, batch).total
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 IGNORE_INDEX = -100
@@ -41,6 +41,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def predicts_token(self) -> Bool[Tensor, "B L"]:
+        """True at the L = T - 2 positions that must predict a token, False where the caption has ended."""
+        return self.labels != IGNORE_INDEX
+
+    @property
+    def next_tokens(self) -> Int[Tensor, " M"]:
+        """The tokens to predict, caption after caption: the order of the states of `CoCaOutput`."""
+        return self.labels[self.predicts_token]
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -70,8 +80,7 @@ class CoCaOutput(NamedTuple):
 
     Shapes: B pairs, E joint embedding width, D width, M tokens (of all captions) that have a next token.
 
-    Embeddings are of unit length. `lm_head` predicts the next tokens from `states`. The states are in the order of the
-    batch's labels that are not ignored, caption after caption.
+    Embeddings are of unit length. `lm_head` predicts the `next_tokens` of the batch from `states`, in the same order.
     """
 
     image_embedding: Float[Tensor, "B E"]

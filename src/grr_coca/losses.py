@@ -4,6 +4,7 @@ Shapes: B pairs of the batch, b pairs of this rank, E embedding width; M tokens 
 stretch), D width of the states that predict them, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,8 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from grr_coca.batch import IGNORE_INDEX, Batch, CoCaOutput
+from grr_coca.batch import Batch
 from grr_coca.layers.norm import at_least_fp32
+from grr_coca.model import CoCa
 
 Scalar = TypeVar("Scalar", float, Tensor)
 
@@ -86,10 +88,10 @@ def contrastive_loss(
 
 
 class CaptioningLoss(NamedTuple):
-    """Means over the tokens of the whole batch, in nats. Differentiate `trained`, which is `captioning` + z_weight ·
-    `z`. The other two are for the log."""
+    """Means over the tokens of the whole batch, in nats. Differentiate `total`, which is `captioning` + z_weight · `z`.
+    The other two are for the log."""
 
-    trained: Float[Tensor, ""]
+    total: Float[Tensor, ""]
     captioning: Float[Tensor, ""]
     z: Float[Tensor, ""]
 
@@ -206,48 +208,58 @@ class LossWeights:
 
 
 class Losses(NamedTuple):
-    """The losses of one batch, in nats. Differentiate `trained`, which is `coca` plus the weighted z-loss. The others
-    are for the log."""
+    """The losses of one batch, in nats. Differentiate `total`, which is `coca` plus the weighted z-loss. The others are
+    for the log."""
 
-    trained: Float[Tensor, ""]
+    total: Float[Tensor, ""]
     contrastive: Float[Tensor, ""]
     captioning: Float[Tensor, ""]
     coca: Float[Tensor, ""]
     z: Float[Tensor, ""]
 
 
-def batch_loss(
-    output: CoCaOutput,
-    batch: Batch,
-    lm_head: Float[Tensor, "V D"],
-    logit_scale: Float[Tensor, ""],
-    logit_bias: Float[Tensor, ""] | None,
-    weights: LossWeights = LossWeights(),
-) -> Losses:
-    """CoCa's loss of one batch, in one piece and on one process.
+Contrast = Callable[[EmbeddedPairs], Float[Tensor, ""]]
+"""The contrastive loss as a function of the embeddings of one batch."""
 
-    Training computes the same loss in pieces and on many processes (`grr_coca.train.step`).
+
+def batch_loss(
+    model: CoCa,
+    batch: Batch,
+    weights: LossWeights = LossWeights(),
+    *,
+    num_tokens: Int[Tensor, ""] | None = None,
+    contrast: Contrast | None = None,
+) -> Losses:
+    """CoCa's loss of one batch: L = λ_con · L_con + λ_cap · L_cap. Differentiate its `total`.
+
+    Training calls it for each micro-batch of each rank (`grr_coca.train.step`). With `num_tokens` and
+    `contrast`, the result is the share of a micro-batch. The shares add up to the losses of the global batch.
 
     Args:
-        output: the model's output for the batch.
-        batch: the pairs.
-        lm_head: the weight of the model's head.
-        logit_scale: logarithm of the inverse temperature.
-        logit_bias: bias of the sigmoid loss; None: the softmax loss.
+        model: the model in training mode.
+        batch: pairs on the model's device.
         weights: weights of the parts.
+        num_tokens: tokens to predict in the global batch; None: the tokens of this batch.
+        contrast: the contrastive loss of the global batch as a function of these embeddings; None: this batch is all
+            there is.
     """
+    output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
+
     pairs = EmbeddedPairs(output.image_embedding, output.text_embedding)
-    same = same_pair(batch.caption_ids, batch.image_ids)
-    contrastive = contrastive_loss(pairs, pairs, logit_scale, logit_bias, same, first_row=0)
+    contrastive = (contrast or _contrast_within(model, batch))(pairs)
+    lm_head = model.multimodal_decoder.lm_head.weight
+    captions = captioning_loss(output.states, lm_head, batch.next_tokens, num_tokens, weights.z_per_captioning)
 
-    labels = batch.labels[batch.labels != IGNORE_INDEX]
-    captions = captioning_loss(output.states, lm_head, labels, z_weight=weights.z_per_captioning)
-
-    trained = coca_loss(contrastive, captions.trained, weights)
-    coca = coca_loss(contrastive, captions.captioning, weights)
-    return Losses(trained, contrastive.detach(), captions.captioning, coca.detach(), captions.z)
+    total = coca_loss(contrastive, captions.total, weights)
+    coca = coca_loss(contrastive.detach(), captions.captioning, weights)
+    return Losses(total, contrastive.detach(), captions.captioning, coca, captions.z)
 
 
 def coca_loss(contrastive: Scalar, captioning: Scalar, weights: LossWeights) -> Scalar:
     """The weighted sum. A part with weight zero stays in the graph, so every parameter always has a gradient."""
     return weights.contrastive * contrastive + weights.captioning * captioning
+
+
+def _contrast_within(model: CoCa, batch: Batch) -> Contrast:
+    same = same_pair(batch.caption_ids, batch.image_ids)
+    return lambda pairs: contrastive_loss(pairs, pairs, model.logit_scale, model.logit_bias, same, first_row=0)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from scene_pairs import COLOURS, PATCH, SIDE, scene
 
+from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.dataset import next_token_labels, pad_rows
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import CLS_SLOT, train_bpe
-from grr_coca.losses import EmbeddedPairs, captioning_loss, contrastive_loss
+from grr_coca.losses import batch_loss
 from grr_coca.model import build
 
 STEPS = 150
@@ -44,19 +45,20 @@ def _train(model, tokenizer, captions) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id, CLS_SLOT] for text in captions.values()]
     token_ids, lengths = pad_rows(rows)
-    labels = next_token_labels(token_ids, lengths)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     for _ in range(STEPS):
         places = torch.randint(SIDE**2, (len(captions),), generator=generator).tolist()
         images = torch.stack([scene(place, colour) for place, colour in zip(places, captions, strict=True)])
-        output = model(images, token_ids, lengths)
-        same = torch.eye(len(images), dtype=torch.bool)
-        pairs = EmbeddedPairs(output.image_embedding, output.text_embedding)
-        loss = contrastive_loss(pairs, pairs, model.logit_scale, None, same, 0)
-        loss = (
-            loss
-            + 2 * captioning_loss(output.states, model.multimodal_decoder.lm_head.weight, labels[labels >= 0]).trained
+        batch = Batch(
+            images=images,
+            token_ids=token_ids,
+            lengths=lengths,
+            labels=next_token_labels(token_ids, lengths),
+            caption_ids=torch.arange(len(captions)),
+            image_ids=torch.arange(len(captions)),
+            keys=tuple(captions),
         )
+        loss = batch_loss(model, batch).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

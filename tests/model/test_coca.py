@@ -10,12 +10,11 @@ import torch
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.layers.position import Rotary
-from grr_coca.losses import LossWeights
+from grr_coca.losses import LossWeights, batch_loss
 from grr_coca.model import build
 from grr_coca.train.launch import faster_for_passes
 from grr_coca.train.optimizer import freeze
 from grr_coca.train.step import autocast
-from support import compute_losses
 
 ARRANGEMENTS = list(product(("cascade", "parallel"), (None, 1, 5), ((48, 32), (32, 48), (32, 32))))
 
@@ -71,7 +70,7 @@ def test_every_parameter_has_a_gradient_even_if_a_loss_counts_for_nothing(
 ) -> None:
     config = tiny_config(preset, **poolers)
     model = build(config)
-    compute_losses(model, make_batch(config), weights).trained.backward()
+    batch_loss(model, make_batch(config), weights).total.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
@@ -82,7 +81,7 @@ def test_every_parameter_moves_the_loss(
     """A part that is built and then bypassed has a gradient of zero."""
     config = tiny_config(preset)
     model = build(config)
-    compute_losses(model, make_batch(config)).trained.backward()
+    batch_loss(model, make_batch(config)).total.backward()
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.abs().max() > 0] == []
 
 
@@ -151,13 +150,13 @@ def test_losses_under_bf16_autocast_stay_near_fp32(
     config = tiny_config(preset)
     model, batch, device = build(config), make_batch(config), torch.device("cpu")
     width = config.image_encoder.transformer.embed_dim
-    exact = compute_losses(model, batch)
+    exact = batch_loss(model, batch)
     for precision, tolerance in (("bf16", 0.02), ("fp32", 0.0), (faster_for_passes(width, device), 0.02)):
         context = autocast(precision, device)
         for _ in range(2):  # a run enters it at every step
             with context:
-                losses = compute_losses(model, batch)
-            torch.testing.assert_close(losses.trained.float(), exact.trained, rtol=tolerance, atol=0)
+                losses = batch_loss(model, batch)
+            torch.testing.assert_close(losses.total.float(), exact.total, rtol=tolerance, atol=0)
 
 
 def test_weights_survive_a_state_dict(tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]) -> None:

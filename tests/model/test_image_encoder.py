@@ -7,9 +7,9 @@ import torch.nn.functional as F
 
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
+from grr_coca.losses import batch_loss
 from grr_coca.model import build
 from grr_coca.model.image_encoder import ImageEncoder, patchify
-from support import compute_losses
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 12), (8, 16)])
@@ -141,7 +141,7 @@ def test_the_whole_model_trains_on_kept_patches(
     config = tiny_config(**poolers)
     model, batch = build(config), make_batch(config, num_words=(3, 7))
     whole, part, again = (
-        compute_losses(model, replace(batch, kept_patches=kept)).trained
+        batch_loss(model, replace(batch, kept_patches=kept)).total
         for kept in (None, _kept([0, 5, 9], [3, 4, 12]), _kept([0, 5, 9], [3, 4, 12]))
     )
     assert torch.equal(part, again)

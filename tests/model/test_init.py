@@ -10,10 +10,10 @@ from torch import nn
 
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
+from grr_coca.losses import batch_loss
 from grr_coca.model import CoCa, build, build_without_weights
 from grr_coca.model.init import init_weights
 from grr_coca.presets import PRESETS, get_preset
-from support import compute_losses
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,6 @@ def test_blank_images_have_gradients_like_others(preset: str, make_batch: Callab
     norms = []
     for scale in (1.0, 0.0):
         model, batch = build(config, seed=0), make_batch(config)
-        compute_losses(model, replace(batch, images=batch.images * scale)).trained.backward()
+        batch_loss(model, replace(batch, images=batch.images * scale)).total.backward()
         norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
     assert norms[1] < 100 * norms[0]

@@ -7,10 +7,11 @@ import torch
 
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
+from grr_coca.losses import batch_loss
 from grr_coca.model import build
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
-from support import compute_losses, query_ranks
+from support import query_ranks
 
 STEPS = 80
 
@@ -24,12 +25,12 @@ def test_one_batch_is_learned_by_heart(
     recipe = OptimizerRecipe(name=name, lr=4e-3, weight_decay=0.0, muon_precision="fp32")
     optimizers = Optimizers(model, recipe, ScheduleRecipe(steps=STEPS, warmup_steps=10))
     for step in range(STEPS):
-        compute_losses(model, batch).trained.backward()
+        batch_loss(model, batch).total.backward()
         optimizers.update(step)
         model.clamp_logit_scale()
     with torch.no_grad():
         output = model(batch.images, batch.token_ids, batch.lengths)
-        losses = compute_losses(model, batch)
+        losses = batch_loss(model, batch)
     similarity, itself = output.image_embedding @ output.text_embedding.T, torch.eye(8, dtype=torch.bool)
     assert losses.captioning < 0.05
     assert query_ranks(similarity, itself).recall(1) == 1.0

@@ -21,18 +21,19 @@ from grr_coca.data.tokenizer import train_bpe
 from grr_coca.errors import UserError
 from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate import generate
+from grr_coca.losses import batch_loss
 from grr_coca.model import CoCa, build
 from grr_coca.torch_private import copy_modules
 from grr_coca.train.blocks import CPP_COMPILERS, checkpoint_blocks, compile_blocks
 from processes import launch
-from support import compute_losses, saved_bytes
+from support import saved_bytes
 
 PRESETS = ["grr_coca", "coca", "grr_coca_registers", "grr_coca_qk_norm"]
 
 
 def _gradients(model: CoCa, batch: Batch) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    compute_losses(model, batch).trained.backward()
+    batch_loss(model, batch).total.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 

@@ -25,9 +25,9 @@ from gradient_cases import (
     reference,
 )
 from grr_coca.batch import Batch
+from grr_coca.losses import batch_loss
 from grr_coca.train.recipe import Parallelism
 from processes import launch
-from support import compute_losses
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-6}
 
@@ -62,8 +62,8 @@ def test_a_piece_is_moved_to_the_device_once_for_each_pass(monkeypatch, size, mo
 def test_the_loss_of_one_batch_has_the_losses_and_the_gradients_of_the_engine(case):
     wanted, wanted_losses = computed(CASES[case], torch.float64, 3)
     model, batch = make_model(CASES[case], torch.float64), make_batch(CASES[case], torch.float64)
-    losses = compute_losses(model, batch, CASES[case].losses)
-    losses.trained.backward()
+    losses = batch_loss(model, batch, CASES[case].losses)
+    losses.total.backward()
     assert error_of(gradients_of(model), wanted) <= BOUNDS[torch.float64]
     assert {name: getattr(losses, name).item() for name in wanted_losses} == pytest.approx(wanted_losses, rel=1e-12)
 

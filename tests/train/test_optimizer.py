@@ -13,12 +13,13 @@ from torch.distributed.tensor import DTensor
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
 from grr_coca.errors import UserError
+from grr_coca.losses import batch_loss
 from grr_coca.model import CoCa, build
 from grr_coca.model.coca import MAX_LOGIT_SCALE
 from grr_coca.train.optimizer import Optimizers, freeze, layer_depth, lr_factor, parameter_kinds
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
 from grr_coca.train.step import autocast, count_tokens
-from support import compute_losses, make_trainer
+from support import make_trainer
 
 CONSTANT = ScheduleRecipe(steps=10, warmup_steps=0, final_lr_ratio=1.0)
 
@@ -98,7 +99,7 @@ def test_a_frozen_image_encoder_keeps_its_embeddings_through_training(
     )
     text_before = model.text_decoder.tok_embeddings.weight.detach().clone()
     for step in range(3):
-        compute_losses(model, batch).trained.backward()
+        batch_loss(model, batch).total.backward()
         optimizers.update(step)
     with torch.no_grad():
         after = model.encode_image(batch.images)
@@ -120,7 +121,7 @@ def test_a_step_moves_every_parameter_and_clears_the_gradients(
     model = build(config)
     before = _copy(model)
     optimizers = Optimizers(model, OptimizerRecipe(name=name, muon_precision="fp32"), CONSTANT)
-    compute_losses(model, make_batch(config)).trained.backward()
+    batch_loss(model, make_batch(config)).total.backward()
     optimizers.update(0)
     for key, parameter in model.named_parameters():
         assert not torch.equal(before[key], parameter), f"{key} did not move"
@@ -350,7 +351,7 @@ def test_sharded_parameters_take_the_same_step(
     norms = []
     for model in (plain, sharded):
         optimizers = Optimizers(model, recipe, CONSTANT)
-        compute_losses(model, batch).trained.backward()
+        batch_loss(model, batch).total.backward()
         norms.append(optimizers.clip())
         optimizers.update(0)
     assert norms[0].item() == pytest.approx(norms[1].item(), rel=1e-5)

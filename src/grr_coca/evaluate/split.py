@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grr_coca.batch import IGNORE_INDEX, Batch
+from grr_coca.batch import Batch
 from grr_coca.evaluate.retrieval import QueryRanks, first_rows, make_gallery, retrieve
 from grr_coca.layers.norm import at_least_fp32
 from grr_coca.losses import EmbeddedPairs, LossWeights, coca_loss, contrastive_loss, same_pair, token_losses
@@ -106,17 +106,17 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
             batch = batch.to(model.device)
             images = batch.images[first].to(model.logit_scale.dtype)
             output = model(images, batch.token_ids, batch.lengths, image_of=image_of)
-            is_real = batch.labels != IGNORE_INDEX  # B T-2, in the order of the states
             lm_head = model.multimodal_decoder.lm_head.weight
-            losses = token_losses(output.states, lm_head, batch.labels[is_real]).cpu()
-            nll = torch.zeros(is_real.shape, dtype=torch.double)  # on the CPU: MPS has no doubles
-            nll[is_real.cpu()] = losses.double()
+            losses = token_losses(output.states, lm_head, batch.next_tokens).cpu()
+            predicts_token = batch.predicts_token.cpu()
+            nll = torch.zeros(predicts_token.shape, dtype=torch.double)  # on the CPU: MPS has no doubles
+            nll[predicts_token] = losses.double()
             tensors = (output.image_embedding, output.text_embedding, batch.caption_ids, batch.image_ids)
             parts.append(
                 PairResults(
                     Embeddings(*(tensor.cpu() for tensor in tensors)),
                     nll.sum(dim=1),
-                    is_real.sum(dim=1).cpu(),
+                    predicts_token.sum(dim=1),
                 )
             )
     return parts

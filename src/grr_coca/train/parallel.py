@@ -1,7 +1,5 @@
 """A model on several ranks: a copy on each rank (DDP), or its weights sharded over the ranks (FSDP2).
 
-Shapes: b pairs of this rank, E embedding width.
-
 Tensors that FSDP2 shards over the ranks (DTensor), and whole ones beside them.
 
 Memory of a training process on a CPU.
@@ -12,18 +10,17 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from grr_coca.batch import IGNORE_INDEX, Batch
-from grr_coca.losses import CaptioningLoss, EmbeddedPairs, captioning_loss
+from grr_coca.batch import Batch
+from grr_coca.losses import Contrast, EmbeddedPairs, Losses, LossWeights, batch_loss
 from grr_coca.model import CoCa
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Parallelism
@@ -73,31 +70,16 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
-class ForwardPass(NamedTuple):
-    """The result of one forward pass of training."""
-
-    image_embedding: Float[Tensor, "b E"]
-    text_embedding: Float[Tensor, "b E"]
-    captioning: CaptioningLoss
-
-
 class TrainedCoCa(nn.Module):
-    """CoCa and its captioning loss in one forward pass. DDP needs all parameters to be used within its forward pass."""
+    """CoCa and its loss in one forward pass. DDP needs all parameters to be used within its forward pass."""
 
     def __init__(self, model: CoCa) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, num_tokens: Int[Tensor, ""], z_weight: float) -> ForwardPass:
-        """A forward pass over some pairs. `num_tokens`: tokens to predict in the global batch; see
-        `captioning_loss`."""
-        output = self.model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
-        labels = batch.labels[batch.labels != IGNORE_INDEX]
-        # With FSDP, the head's weight is not sharded here: it belongs to the root, which stays gathered after its
-        # forward pass.
-        lm_head = self.model.multimodal_decoder.lm_head.weight
-        captioning = captioning_loss(output.states, lm_head, labels, num_tokens, z_weight)
-        return ForwardPass(output.image_embedding, output.text_embedding, captioning)
+    def forward(self, batch: Batch, weights: LossWeights, num_tokens: Int[Tensor, ""], contrast: Contrast) -> Losses:
+        """The losses of some pairs of the global batch; see `batch_loss`."""
+        return batch_loss(self.model, batch, weights, num_tokens=num_tokens, contrast=contrast)
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> EmbeddedPairs:
@@ -124,9 +106,9 @@ class ParallelModel:
         elif ranks.size > 1:
             self._forward = _replicate(self._trained)
 
-    def __call__(self, batch: Batch, num_tokens: Int[Tensor, ""], z_weight: float) -> ForwardPass:
-        """One forward pass over this rank's pairs; see `TrainedCoCa.forward`."""
-        return self._forward(batch, num_tokens, z_weight)
+    def __call__(self, batch: Batch, weights: LossWeights, num_tokens: Int[Tensor, ""], contrast: Contrast) -> Losses:
+        """The losses of some of this rank's pairs; see `batch_loss`."""
+        return self._forward(batch, weights, num_tokens, contrast)
 
     def embed(self, batch: Batch) -> EmbeddedPairs:
         """Both embeddings, without a graph. The multimodal decoder does not run."""

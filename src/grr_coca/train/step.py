@@ -2,16 +2,14 @@
 
 The exact gradients of CoCa's loss over the global batch, computed in pieces and on several ranks.
 
-The loss itself is `grr_coca.losses.batch_loss`, for a batch in one piece on one process. A test checks that its
-gradients are equal to those computed here.
-
-The captioning loss is a sum over tokens, so the gradients of the pieces add up. The contrastive loss compares every
-pair with every other, so it is cut at the embeddings (Gao et al., arXiv 2101.06983):
+Each piece differentiates `grr_coca.losses.batch_loss`. The captioning loss is a sum over tokens, so the gradients of
+the pieces add up. The contrastive loss compares every pair with every other, so it is cut at the embeddings (Gao et
+al., arXiv 2101.06983):
 
 1. Compute the embeddings of all pieces.
 2. Compute the contrastive loss, and its gradient with respect to the embeddings.
-3. For each piece, differentiate `<embedding, gradient>`, a sum over pairs. Its gradient with respect to the weights is
-   that of the loss.
+3. In each piece, a linear function of the embeddings with this gradient takes the place of the contrastive loss. So the
+   gradient with respect to the weights is the same.
 
 Shapes: b pairs of this rank, B pairs of the global batch, E embedding width.
 """
@@ -23,36 +21,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from grr_coca.batch import IGNORE_INDEX, Batch
+from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.evaluate.split import Scaling
-from grr_coca.losses import EmbeddedPairs, LossWeights, coca_loss, contrastive_loss, same_pair
+from grr_coca.losses import Contrast, EmbeddedPairs, Losses, LossWeights, contrastive_loss, same_pair
 from grr_coca.model import CoCa
 from grr_coca.ranks import Ranks
 from grr_coca.train.blocks import checkpoint_blocks, compile_blocks
 from grr_coca.train.optimizer import Ema, Optimizers, freeze
-from grr_coca.train.parallel import ForwardPass, ParallelModel, keep_freed_memory, scalar_parameters
+from grr_coca.train.parallel import ParallelModel, keep_freed_memory, scalar_parameters
 from grr_coca.train.recipe import Precision, Recipe
-
-
-class BatchLosses(NamedTuple):
-    """The losses of the global batch, in nats, detached from the graph."""
-
-    contrastive: Float[Tensor, ""]
-    captioning: Float[Tensor, ""]
-    coca: Float[Tensor, ""]
-    z: Float[Tensor, ""]
-
-
-class ContrastiveGradient(NamedTuple):
-    """The contrastive loss of the global batch, and its gradient with respect to this rank's embeddings."""
-
-    loss: Float[Tensor, ""]
-    image: Float[Tensor, "b E"]
-    text: Float[Tensor, "b E"]
 
 
 def compute_gradients(
@@ -61,10 +42,11 @@ def compute_gradients(
     num_tokens: int,
     weights: LossWeights,
     precision: AbstractContextManager,
-) -> BatchLosses:
-    """Compute the gradients of the global batch's CoCa loss. The parameters' gradients must be clear before.
+) -> Losses:
+    """Compute the gradients of the global batch's CoCa loss, and return its losses, detached from the graph.
 
-    Those of temperature and bias are replaced; to all others, the new ones are added.
+    The parameters' gradients must be clear before. Those of temperature and bias are replaced; to all others, the new
+    ones are added.
 
     Args:
         model: the model on all ranks.
@@ -76,31 +58,41 @@ def compute_gradients(
     """
     ranks = model.ranks
     tokens = torch.tensor(num_tokens, device=ranks.device)
-    kept = None
-    with precision:
-        if len(micro_batches) == 1:
-            kept = model(micro_batches[0].to(ranks.device), tokens, weights.z_per_captioning)
-            pieces = [EmbeddedPairs(kept.image_embedding, kept.text_embedding)]
-        else:
-            pieces = [model.embed(batch.to(ranks.device)) for batch in micro_batches]
-    embedded = EmbeddedPairs(*(torch.cat(column) for column in zip(*pieces, strict=True)))
-    contrast = contrastive_gradient(model.raw, embedded, micro_batches, weights.contrastive, ranks)
-
-    sizes = [len(batch) for batch in micro_batches]
-    gradients = map(EmbeddedPairs, contrast.image.split(sizes), contrast.text.split(sizes))
-    shares = torch.zeros(2, device=ranks.device, dtype=contrast.loss.dtype)
-    for batch, gradient in zip(micro_batches, gradients, strict=True):
+    shares = []
+    for batch, contrast in zip(micro_batches, _contrasts(model, micro_batches, weights, precision), strict=True):
         with model.exchange(gradients=batch is micro_batches[-1]):
-            shares += _backward(model, batch, kept, gradient, tokens, weights, precision)
-    captioning, z = ranks.sum(shares)
-    return BatchLosses(contrast.loss, captioning, coca_loss(contrast.loss, captioning, weights), z)
+            with precision:
+                losses = model(batch.to(ranks.device), weights, tokens, contrast)
+            # The exchange averages gradients over the ranks, but their sum is needed.
+            (ranks.size * losses.total).backward()
+        shares.append(torch.stack(losses).detach())
+    return Losses(*ranks.sum(torch.stack(shares).sum(dim=0)))
+
+
+class ContrastiveGradient(NamedTuple):
+    """This rank's share of the contrastive loss of the global batch, and the gradient of the whole loss with respect to
+    this rank's embeddings."""
+
+    share: Float[Tensor, ""]
+    image: Float[Tensor, "b E"]
+    text: Float[Tensor, "b E"]
+
+    def split(self, sizes: Sequence[int]) -> "list[ContrastiveGradient]":
+        """The gradient of each piece. The first piece has the whole share, so that the pieces add up to it."""
+        shares = (self.share, *[torch.zeros_like(self.share)] * (len(sizes) - 1))
+        return list(map(ContrastiveGradient, shares, self.image.split(sizes), self.text.split(sizes)))
+
+    def contrast(self, pairs: EmbeddedPairs) -> Float[Tensor, ""]:
+        """A linear function of the embeddings: its value is the share, and its gradient is this one."""
+        linear = (pairs.image * self.image).sum() + (pairs.text * self.text).sum()
+        return self.share + linear - linear.detach()
 
 
 def contrastive_gradient(
     model: CoCa, local: EmbeddedPairs, batches: Sequence[Batch], weight: float, ranks: Ranks
 ) -> ContrastiveGradient:
-    """The contrastive loss of the global batch and its gradients. The gradients of temperature and bias are written to
-    their parameters.
+    """The gradient of the global batch's contrastive loss. Those of temperature and bias, times `weight`, are written
+    to their parameters.
 
     Each rank compares its own pairs with those of all ranks, which makes b · B similarities. The embeddings are
     gathered once. On the way back, their gradients are summed over the ranks.
@@ -114,32 +106,25 @@ def contrastive_gradient(
 
     scalars = [scalar for scalar in scalar_parameters(model) if scalar.requires_grad]
     image, text, *by_scalar = torch.autograd.grad(share, [*columns, *scalars])
-    loss, *by_scalar = ranks.sum(torch.stack([share.detach(), *by_scalar]))
     for scalar, gradient in zip(scalars, by_scalar, strict=True):
-        scalar.grad = weight * gradient
-    return ContrastiveGradient(loss, ranks.scatter_sum(image), ranks.scatter_sum(text))
+        scalar.grad = weight * ranks.sum(gradient)
+    return ContrastiveGradient(share.detach(), ranks.scatter_sum(image), ranks.scatter_sum(text))
 
 
-def _backward(
-    model: ParallelModel,
-    batch: Batch,
-    kept: ForwardPass | None,
-    wanted: EmbeddedPairs,
-    num_tokens: Int[Tensor, ""],
-    weights: LossWeights,
-    precision: AbstractContextManager,
-) -> Float[Tensor, "2"]:
-    """The backward pass of one piece. Returns the piece's shares of the captioning loss and the z-loss.
+def _contrasts(
+    model: ParallelModel, micro_batches: Sequence[Batch], weights: LossWeights, precision: AbstractContextManager
+) -> list[Contrast]:
+    """For each micro-batch, the contrastive loss of the global batch as a function of its embeddings."""
 
-    `kept`: its forward pass, if that was run with a graph. `wanted`: the gradients of its embeddings.
-    """
+    def gradient_at(local: EmbeddedPairs) -> ContrastiveGradient:
+        return contrastive_gradient(model.raw, local, micro_batches, weights.contrastive, model.ranks)
+
+    if len(micro_batches) == 1:
+        return [lambda pairs: gradient_at(pairs).contrast(pairs)]
     with precision:
-        output = kept or model(batch.to(model.ranks.device), num_tokens, weights.z_per_captioning)
-    contrastive = (output.image_embedding * wanted.image).sum() + (output.text_embedding * wanted.text).sum()
-    loss = coca_loss(contrastive, output.captioning.trained, weights)
-    # The exchange averages gradients over the ranks, but their sum is needed.
-    (model.ranks.size * loss).backward()
-    return torch.stack([output.captioning.captioning, output.captioning.z])
+        pieces = [model.embed(batch.to(model.ranks.device)) for batch in micro_batches]
+    gradient = gradient_at(EmbeddedPairs(*(torch.cat(column) for column in zip(*pieces, strict=True))))
+    return [part.contrast for part in gradient.split([len(batch) for batch in micro_batches])]
 
 
 @dataclass(frozen=True)
@@ -164,7 +149,13 @@ class Trainer:
         """
         losses = compute_gradients(self.model, micro_batches, num_tokens, self.losses, self.precision)
         grad_norm = self.optimizers.clip()
-        metrics = {**losses._asdict(), "grad_norm": grad_norm}
+        metrics = {
+            "contrastive": losses.contrastive,
+            "captioning": losses.captioning,
+            "coca": losses.coca,
+            "z": losses.z,
+            "grad_norm": grad_norm,
+        }
         values = torch.stack([value.double() for value in metrics.values()]).tolist()  # waits for the device once
         if all(map(math.isfinite, values)):
             self.optimizers.update(step)
@@ -218,7 +209,7 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
 
 def count_tokens(batches: Sequence[Batch]) -> int:
     """Number of tokens to predict in these batches."""
-    return sum(int((batch.labels != IGNORE_INDEX).sum()) for batch in batches)
+    return sum(int(batch.predicts_token.sum()) for batch in batches)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:

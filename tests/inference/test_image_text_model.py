@@ -14,7 +14,7 @@ from grr_coca.data.dataset import pad_rows
 from grr_coca.data.images import decode_image
 from grr_coca.errors import UserError
 from grr_coca.fast.linear import FastLinear
-from grr_coca.generate import GenerationOptions, caption_images, generate
+from grr_coca.generate import GenerationOptions, generate
 from grr_coca.inference import ImageTextModel, LabelProbability, load
 from grr_coca.model import CoCa
 from support import real_pairs, warnings_of
@@ -67,7 +67,8 @@ def test_a_device_that_is_not_here_is_named(run, device):
 
 
 def test_captions_are_those_of_the_model(model, files, pixels):
-    assert model.caption(files) == caption_images(model.checkpoint, pixels)
+    generated = generate(model.checkpoint.model, model.checkpoint.tokenizer, pixels)
+    assert model.caption(files) == [caption.text for (caption,) in generated.captions]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])

@@ -114,7 +114,6 @@ def evaluate_checkpoint(
     source: PairSource,
     batch_size: int,
     weights: LossWeights,
-    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Losses and retrieval on a split, with the checkpoint's own tokenizer and preprocessing.
 
@@ -123,13 +122,12 @@ def evaluate_checkpoint(
         source: the split.
         batch_size: pairs per contrastive batch. The contrastive loss depends on it.
         weights: weights of the parts of `coca_loss`.
-        ranks: ranks that share the work. Every rank must call this, and gets the same numbers.
 
     Raises:
         UserError: a pair is broken, or the split has fewer pairs than `batch_size`.
     """
     require_pairs(source, batch_size)
-    results = pair_results(checkpoint, every_caption(source), batch_size, ranks)
+    results = pair_results(checkpoint, every_caption(source), batch_size)
     return aggregate(results, scaling_of(checkpoint.model), batch_size, weights)
 
 

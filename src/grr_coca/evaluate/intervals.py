@@ -46,10 +46,10 @@ class Measure:
         return cls.ratio(values, np.ones(len(values)))
 
     @classmethod
-    def ratio(cls, sums: np.ndarray, counts: np.ndarray, transform: Aggregate | None = None) -> "Measure":
-        """The sum of all images divided by their count, such as a loss per token, or a function of that quotient."""
+    def ratio(cls, sums: np.ndarray, counts: np.ndarray) -> "Measure":
+        """The sum of all images divided by their count, such as a loss per token."""
         statistics = np.stack([sums, counts], axis=1).astype(np.float64)
-        return cls(statistics, _quotient if transform is None else lambda summed: transform(_quotient(summed)))
+        return cls(statistics, _quotient)
 
     def value(self) -> float:
         """The metric of the whole corpus."""
@@ -59,7 +59,7 @@ class Measure:
         """The metric with its 95 % interval."""
         return _interval(self.value(), self._resampled(resamples, seed))
 
-    def difference(self, other: "Measure", resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    def difference(self, other: "Measure") -> Interval:
         """This metric minus that of another model on the same images, with the 95 % interval of the paired difference.
 
         Raises:
@@ -68,10 +68,10 @@ class Measure:
         mine, theirs = len(self.statistics), len(other.statistics)
         if mine != theirs:
             raise UserError(f"a paired comparison needs the same images, here are {mine} and {theirs}")
-        differences = self._resampled(resamples, seed) - other._resampled(resamples, seed)
+        differences = self._resampled() - other._resampled()
         return _interval(self.value() - other.value(), differences)
 
-    def _resampled(self, resamples: int, seed: int) -> np.ndarray:
+    def _resampled(self, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
         drawn = draws(len(self.statistics), resamples, seed)
         return self.aggregate(np.concatenate([part @ self.statistics for part in drawn]))
 

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from grr_coca.generate.captions import (
         Caption,
         Generated,
-        caption_images,
         generate,
         warn_if_repeated,
     )
@@ -19,7 +18,6 @@ __all__ = [
     "Caption",
     "Generated",
     "GenerationOptions",
-    "caption_images",
     "generate",
     "warn_if_repeated",
 ]

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.text import clean_prompt
 from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
@@ -147,14 +146,6 @@ def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids:
 def _caption(tokenizer: Tokenizer, prompt_ids: Sequence[int], hypothesis: Hypothesis) -> Caption:
     text = tokenizer.decode([*prompt_ids, *hypothesis.token_ids])
     return Caption(text, hypothesis.token_ids, hypothesis.log_probs)
-
-
-def caption_images(checkpoint: Checkpoint, images: Float[Tensor, "B 3 S S"]) -> list[str]:
-    """The caption of each preprocessed image, by greedy decoding (the likeliest token at every step)."""
-    generated = generate(checkpoint.model, checkpoint.tokenizer, images)
-    captions = [best.text for best, *_ in generated.captions]
-    warn_if_repeated(captions)
-    return captions
 
 
 def warn_if_repeated(captions: Sequence[str]) -> None:

@@ -26,7 +26,6 @@ def map_on_ray(
     items: Iterable[Item],
     make_work: Callable[[], Callable[[Sequence[Item]], Sequence[Result]]],
     batch_size: int,
-    address: str | None = None,
 ) -> Iterator[list[Result]]:
     """Do work on all machines of a cluster, and give the results batch by batch, in order.
 
@@ -34,7 +33,6 @@ def map_on_ray(
         items: what to work on; taken as the work goes on.
         make_work: makes the work in each worker, once: it loads the model there.
         batch_size: items at once.
-        address: of the cluster; None: that of `RAY_ADDRESS`, or one that is made of this machine's cores.
 
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached.
@@ -47,7 +45,7 @@ def map_on_ray(
     was_there = ray.is_initialized()
     if not was_there:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"--on ray: the cluster cannot be reached ({error}); see RAY_ADDRESS") from error
     # The command line shows the progress itself.

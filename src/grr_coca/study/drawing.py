@@ -19,9 +19,9 @@ WIDTH = 9.0
 """Inches, that of a page."""
 
 
-def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """An empty figure; sizes in inches."""
-    return Figure(figsize=(width, height), layout="constrained")
+def new_figure(height: float) -> Figure:
+    """An empty figure as wide as a page; height in inches."""
+    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def style_axes(axes: Axes, title: str) -> None:

@@ -75,7 +75,7 @@ def standard_error(values: Samples) -> Numbers:
     return values.std(axis=-1, ddof=1) / np.sqrt(count)
 
 
-def bootstrap_interval(values: Samples, level: float = LEVEL, resamples: int = RESAMPLES) -> tuple[Numbers, Numbers]:
+def bootstrap_interval(values: Samples, resamples: int = RESAMPLES) -> tuple[Numbers, Numbers]:
     """Ends of the percentile bootstrap's interval of the mean (Efron, The Annals of Statistics 7, 1979).
 
     Over few seeds it is too narrow: `bootstrap_coverage` tells how much. It is given beside the t interval and decides
@@ -89,7 +89,7 @@ def bootstrap_interval(values: Samples, level: float = LEVEL, resamples: int = R
         axis=-1,
         n_resamples=resamples,
         batch=100,
-        confidence_level=level,
+        confidence_level=LEVEL,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
@@ -97,10 +97,10 @@ def bootstrap_interval(values: Samples, level: float = LEVEL, resamples: int = R
 
 
 @lru_cache
-def bootstrap_coverage(num_seeds: int, level: float = LEVEL) -> float:
+def bootstrap_coverage(num_seeds: int) -> float:
     """Share of simulated studies, of normal differences, in which the bootstrap's interval holds the true mean."""
     drawn = np.random.default_rng(0).standard_normal((STUDIES, num_seeds))
-    low, high = bootstrap_interval(drawn, level, resamples=500)
+    low, high = bootstrap_interval(drawn, resamples=500)
     return float(np.mean((low <= 0) & (high >= 0)))
 
 
@@ -195,8 +195,8 @@ def _sign_patterns(num_seeds: int, rng: np.random.Generator) -> np.ndarray:
     return 1 - 2 * ((np.arange(count)[:, np.newaxis] >> np.arange(num_seeds)) & 1)
 
 
-def is_equivalent(low: float, high: float, margin: float = MARGIN) -> bool:
-    """Whether an interval lies within ± `margin` per cent, so that the arms differ by less than that.
+def is_equivalent(low: float, high: float) -> bool:
+    """True if an interval lies within ± MARGIN per cent, so that the arms differ by less than that.
 
     The interval's way of two one-sided tests (Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15, 1987).
     With an interval of 95 % each of them has a level of 2.5 %.
@@ -204,9 +204,8 @@ def is_equivalent(low: float, high: float, margin: float = MARGIN) -> bool:
     Args:
         low: lower end, a log ratio.
         high: upper end.
-        margin: in per cent.
     """
-    return bool(-margin < as_percent(low) and as_percent(high) < margin)
+    return bool(as_percent(low) > -MARGIN and as_percent(high) < MARGIN)
 
 
 MOST_FLIPS = 2**16

@@ -71,10 +71,10 @@ class LateChange(NamedTuple):
     step: int
 
 
-def late_change(rows: Sequence[LedgerRow], arm: str, loss: str = "coca_loss") -> LateChange | None:
-    """How an arm's mean validation loss changed at the end: from that validation on which is nearest to three quarters
-    of the steps. What tells whether a curve is past its knee; None with fewer than two validations."""
-    steps, curves = _curves(rows, arm, loss)
+def late_change(rows: Sequence[LedgerRow], arm: str) -> LateChange | None:
+    """How an arm's mean CoCa loss on `val` changed over the last quarter of the steps, from the nearest validation on.
+    It tells whether a curve is past its knee. None with fewer than two validations."""
+    steps, curves = _curves(rows, arm, "coca_loss")
     if len(steps) < 2:
         return None
     mean = curves.mean(axis=0)

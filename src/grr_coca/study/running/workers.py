@@ -61,10 +61,10 @@ class Workers:
         if isinstance(future.exception(), BrokenProcessPool):
             self._lifeline.close()
 
-    def listen(self, tell: Tell, seconds: float = SECONDS_BETWEEN_LOOKS) -> None:
-        """Pass on one message of a process, if one comes within this time."""
+    def listen(self, tell: Tell) -> None:
+        """Pass on one message of a process, if one comes in time."""
         with contextlib.suppress(queue.Empty):
-            tell(*self._progress.get(timeout=seconds))
+            tell(*self._progress.get(timeout=SECONDS_BETWEEN_LOOKS))
 
     def all(self, futures: list[Future[T]]) -> list[T]:
         """The results of calls, in their order.

@@ -55,7 +55,7 @@ class Arm:
         import torch
 
         from grr_coca.ranks import Ranks
-        from grr_coca.train.launch import decide
+        from grr_coca.train.numerics import decide
         from grr_coca.train.recipe import load_recipe
         from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
         from grr_coca.train.step import build_trainer

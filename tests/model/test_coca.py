@@ -12,7 +12,7 @@ from grr_coca.config import CoCaConfig
 from grr_coca.layers.position import Rotary
 from grr_coca.losses import LossWeights, batch_loss
 from grr_coca.model import build
-from grr_coca.train.launch import faster_for_passes
+from grr_coca.train.numerics import faster_for_passes
 from grr_coca.train.optimizer import freeze
 from grr_coca.train.step import autocast
 

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from grr_coca.train import muon
-from grr_coca.train.muon import Muon, faster_precision, orthogonalize, orthogonalize_all
+from grr_coca.train import numerics
+from grr_coca.train.muon import Muon, orthogonalize, orthogonalize_all
+from grr_coca.train.numerics import faster_for_muon
 
 CPU = torch.device("cpu")
 SHAPES = ((24, 24), (72, 24), (24, 64), (24, 24))
@@ -89,5 +90,5 @@ def test_the_faster_precision_is_chosen_and_fp32_where_both_are_level(monkeypatc
     def repeat(timed, number: int, repeat: int) -> list[float]:
         return [2.0 if timed.args[0].dtype == slow else 1.0] * repeat
 
-    monkeypatch.setattr(muon.timeit, "repeat", repeat)
-    assert faster_precision(_matrices(), CPU) == expected
+    monkeypatch.setattr(numerics.timeit, "repeat", repeat)
+    assert faster_for_muon(_matrices(), CPU) == expected

@@ -1,25 +1,18 @@
-"""Finds the checkpoint from which a stopped run continues.
+"""The checkpoints of a run: written, thinned out, found again and read back, so that a stopped run continues exactly.
 
-The checkpoint that a run of fine-tuning began from. A resumed run takes its weights from its own checkpoints, and
-would not notice another one.
-
-Weights and optimizer state as whole tensors by name, as a checkpoint holds them.
-
-A checkpoint does not depend on the number of ranks that wrote it, or on whether they sharded the model. Every tensor in
-it is whole, under the name of its parameter. So a model must fit into the memory of one machine.
-
-The checkpoints of a run: writing them, removing old ones, and finding the one that a resumed run continues from.
-
-The folder `training` of a checkpoint: the state of a run, without its model.
+A checkpoint is a model (`grr_coca.checkpoint`) with a folder `training`, the state of the run:
 
 | file | holds |
 |---|---|
 | `progress.json` | the counters, see `Progress` |
 | `numerics.json` | the precisions that were decided when the run began, see `Numerics` |
-| `data.json` | what its pairs were, see `DataState`; older checkpoints have none |
+| `data.json` | number and names of its pairs, see `DataState`; older checkpoints have none |
 | `optimizer.safetensors` | the optimizers' state, by parameter |
 | `weights.safetensors` | the weights, if `model.safetensors` holds their running average |
 | `ema.safetensors` | the state of that average |
+
+It does not depend on the number of ranks that wrote it, or on whether they sharded the model: every tensor in it is
+whole, under the name of its parameter. So a model must fit into the memory of one machine.
 """
 
 import json
@@ -39,26 +32,35 @@ from grr_coca.errors import DiskError, UserError
 from grr_coca.files import verify_folder, whole_folder, write_whole
 from grr_coca.ranks import Ranks
 from grr_coca.structure import differences, from_dict, to_dict
-from grr_coca.train.launch import Numerics
 from grr_coca.train.logs import Progress
+from grr_coca.train.numerics import Numerics
 from grr_coca.train.parallel import shard_like, whole
 from grr_coca.train.recipe import Recipe, load_recipe
 from grr_coca.train.setup import DataState
 from grr_coca.train.step import Trainer
 
-ORIGIN_NAME = "start.json"
+log = logging.getLogger(__name__)
+
+ORIGIN_FILE = "start.json"
+BEST_FILE = "best.json"
+STATE_FOLDER = "training"
+
+# --- Where a run began
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The folder of a checkpoint, and the `fingerprint` of its files."""
+    """The checkpoint that a run of fine-tuning began from: its folder, and the `fingerprint` of its files.
+
+    A resumed run takes its weights from its own checkpoints, so only this tells it that it was given another start.
+    """
 
     checkpoint: str
     fingerprint: str
 
 
 def origin_of(checkpoint: Path) -> Origin:
-    """What a run that begins from a checkpoint writes down.
+    """The origin of a run that begins from a checkpoint.
 
     Args:
         checkpoint: the folder of its files.
@@ -70,30 +72,34 @@ def origin_of(checkpoint: Path) -> Origin:
 
 
 def save_origin(origin: Origin, out: Path) -> None:
-    """Write down in a run folder what the run begins from."""
-    write_whole(out / ORIGIN_NAME, json.dumps(to_dict(origin), indent=2).encode())
+    """Write the origin of a run into its folder."""
+    write_whole(out / ORIGIN_FILE, json.dumps(to_dict(origin), indent=2).encode())
 
 
 def require_same_origin(origin: Origin, out: Path) -> None:
-    """Make sure that a run goes on from what it began with. Older runs did not write that down, and go on.
+    """Raise an error if the run in a folder began from another checkpoint. Runs without an origin file pass.
 
     Raises:
-        UserError: the run began from another checkpoint, or what it wrote down is damaged.
+        UserError: the run began from another checkpoint, or its origin file is damaged.
     """
-    path = out / ORIGIN_NAME
+    path = out / ORIGIN_FILE
     if not path.exists():
         return
     before = from_dict(Origin, read_json(path), str(path))
     if before.fingerprint != origin.fingerprint:
         raise UserError(
-            f"{path}: the run there began from {before.checkpoint} as it was then, which {origin.checkpoint} is not; "
-            f"to go on with it, give the same --checkpoint (if that is gone, delete {ORIGIN_NAME}), to start another, "
-            "give another --out"
+            f"{path}: the run there began from {before.checkpoint} as it was then, and {origin.checkpoint} "
+            "differs from it; "
+            f"to continue that run, give the same --checkpoint (if that is gone, delete {ORIGIN_FILE}); "
+            "to start another run, give another --out"
         )
 
 
+# --- State as whole tensors by name
+
+
 def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
-    """Whole copies of tensors, on the CPU of the first rank. Other ranks get nothing, but all ranks must call this."""
+    """Unsharded copies of tensors on the CPU of rank 0. Other ranks get nothing, but all ranks must call this."""
     copies = {}
     for name, tensor in named:
         gathered = whole(tensor)
@@ -103,7 +109,7 @@ def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str
 
 
 def optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
-    """The state of the optimizers as `PARAMETER.STATE`, such as `text_proj.weight.exp_avg`."""
+    """The state of the optimizers by `PARAMETER.STATE`, such as `text_proj.weight.exp_avg`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return [
         (f"{names[parameter]}.{key}", value)
@@ -113,8 +119,8 @@ def optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> list
     ]
 
 
-def lay_out(tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Shard whole tensors like the examples of the same names."""
+def _shard_like_all(tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors, each sharded like the example of the same name."""
     return {name: shard_like(examples[name], tensor) for name, tensor in tensors.items()}
 
 
@@ -135,9 +141,7 @@ def load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], tensors: 
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-log = logging.getLogger(__name__)
-
-BEST_FILE = "best.json"
+# --- The folder of checkpoints
 
 
 class CheckpointStore:
@@ -148,10 +152,10 @@ class CheckpointStore:
         self._keep_last = keep_last
 
     def save(self, step: int, fill: Callable[[Path], None], best_step: int | None) -> None:
-        """Write a checkpoint completely or not at all. Only after that, remove those that need not be kept.
+        """Write a checkpoint completely or not at all. Then remove those that need not be kept.
 
         Raises:
-            DiskError: the disk is full or cannot be written to. The checkpoints that were there are still there.
+            DiskError: the disk is full or cannot be written to. The earlier checkpoints are still there.
         """
         folder = self.folder / f"step-{step:09d}"
         try:
@@ -175,8 +179,8 @@ class CheckpointStore:
         return None
 
     def _tidy(self, step: int, best_step: int | None) -> None:
-        """Remove checkpoints that need not be kept: old ones, and those of later steps. A run that went back behind a
-        damaged checkpoint leaves it as a later step, where it would be counted among the newest."""
+        """Remove old checkpoints, and those of later steps: a run that went back behind a damaged checkpoint leaves it
+        as a later step, where it would be counted among the newest."""
         folders = checkpoints_by_step(self.folder)
         kept = {*sorted(number for number in folders if number <= step)[-self._keep_last :], best_step}
         for number, folder in folders.items():
@@ -189,18 +193,15 @@ class CheckpointStore:
                 leftover.unlink(missing_ok=True)
 
 
-FOLDER = "training"
-
-
 class Fixed(NamedTuple):
-    """What a run decides and finds when it begins, and is held to when it goes on."""
+    """What a run decides or finds when it begins. A resumed run must keep it."""
 
     numerics: Numerics
     data: DataState
 
 
 def save(store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progress: Progress, fixed: Fixed) -> None:
-    """Write everything that is needed to use the model and to continue training it. Every rank must call this.
+    """Write a checkpoint: the model, and all that training needs to continue. Every rank must call this.
 
     Raises:
         DiskError: the disk is full or cannot be written to. It is raised on every rank.
@@ -215,11 +216,11 @@ def save(store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progr
 
     def fill(folder: Path) -> None:
         write_files(checkpoint, weights, folder)
-        (folder / FOLDER).mkdir()
+        (folder / STATE_FOLDER).mkdir()
         for name, tensors in training.items():
-            save_tensors(tensors, folder / FOLDER / f"{name}.safetensors")
+            save_tensors(tensors, folder / STATE_FOLDER / f"{name}.safetensors")
         for name, content in (("progress", progress), *fixed._asdict().items()):
-            (folder / FOLDER / f"{name}.json").write_text(json.dumps(to_dict(content)), encoding="utf-8")
+            (folder / STATE_FOLDER / f"{name}.json").write_text(json.dumps(to_dict(content)), encoding="utf-8")
 
     ranks.on_first(lambda: store.save(checkpoint.step, fill, progress.best_step))
 
@@ -230,11 +231,11 @@ def restore(point: Path, trainer: Trainer) -> Progress:
     Raises:
         UserError: a file is missing or damaged.
     """
-    folder, raw = point / FOLDER, trainer.model.raw
+    folder, raw = point / STATE_FOLDER, trainer.model.raw
     load_optimizers(raw, trainer.optimizers.optimizers, load_tensors(folder / "optimizer.safetensors"))
     if trainer.ema is not None:
-        trainer.ema.load_state_dict(lay_out(load_tensors(folder / "ema.safetensors"), trainer.ema.state_dict()))
-        raw.load_state_dict(lay_out(load_tensors(folder / "weights.safetensors"), raw.state_dict()))
+        trainer.ema.load_state_dict(_shard_like_all(load_tensors(folder / "ema.safetensors"), trainer.ema.state_dict()))
+        raw.load_state_dict(_shard_like_all(load_tensors(folder / "weights.safetensors"), raw.state_dict()))
     path = folder / "progress.json"
     return from_dict(Progress, read_json(path), str(path))
 
@@ -245,19 +246,21 @@ def read_numerics(point: Path) -> Numerics:
     Raises:
         UserError: the file is missing or damaged.
     """
-    path = point / FOLDER / "numerics.json"
+    path = point / STATE_FOLDER / "numerics.json"
     return from_dict(Numerics, read_json(path), str(path))
 
 
 def read_data_state(point: Path) -> DataState | None:
-    """What the pairs were of the run that wrote a checkpoint; None if it did not say so.
+    """The data of the run that wrote a checkpoint; None in older checkpoints.
 
     Raises:
         UserError: the file is damaged.
     """
-    path = point / FOLDER / "data.json"
+    path = point / STATE_FOLDER / "data.json"
     return from_dict(DataState, read_json(path), str(path)) if path.exists() else None
 
+
+# --- Resuming
 
 FREE_KEYS = (
     "data.num_workers",
@@ -269,11 +272,11 @@ FREE_KEYS = (
     "checkpoints.keep_last",
     "health",
 )
-"""Keys of a recipe that may change when a run continues, because they do not change what the model learns."""
+"""Recipe keys that a resumed run may change: they do not change what the model learns."""
 
 
 class NoneReadableError(UserError):
-    """A run has checkpoints, and none of them can be read."""
+    """A run has checkpoints, but none of them can be read."""
 
 
 def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Path | None:
@@ -300,7 +303,7 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
             )
         return None
     path = out / "recipe.yaml"
-    for key, wanted, found in differences(with_its_numerics(recipe, point), load_recipe(path)):
+    for key, wanted, found in differences(with_numerics_of(recipe, point), load_recipe(path)):
         if not key.startswith(FREE_KEYS):
             raise UserError(
                 f"{path}: the run there has {key} {found}, not {wanted}; to go on with it, give it the same recipe, "
@@ -311,6 +314,6 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
     return point
 
 
-def with_its_numerics(recipe: Recipe, point: Path) -> Recipe:
-    """The recipe, with the precisions that were decided for each `auto` when the run of this checkpoint began."""
+def with_numerics_of(recipe: Recipe, point: Path) -> Recipe:
+    """The recipe with the precisions of the run that wrote a checkpoint, in place of each `auto`."""
     return read_numerics(point).for_autos_of(recipe)

@@ -1,11 +1,4 @@
-"""The log of a run: JSON lines for programs, TensorBoard for people.
-
-Progress of a run: its state besides weights and optimizer. With it, a stopped run goes on as if it had never
-stopped.
-
-It holds no random state. The order, the augmentation and the dropped patches of a sample are functions of (seed, epoch,
-sample), so there is none to keep.
-"""
+"""What a run counts and writes while it trains: its progress, its log (JSON lines and TensorBoard), its pace."""
 
 import json
 import math
@@ -27,7 +20,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LOG_INTERVAL = 10
-"""One line of the log is the mean of so many steps."""
+"""Steps for each line of the log, which is their mean."""
 
 SPIKE_MEMORY = 100
 SPIKE_FACTOR = 6.0
@@ -37,7 +30,9 @@ before it."""
 
 @dataclass(kw_only=True)
 class Progress:
-    """The counters of a run.
+    """The state of a run besides weights and optimizer. A stopped run continues from it as if it had never stopped.
+
+    It holds no random state: order, augmentation and dropped patches are functions of (seed, epoch, sample).
 
     `step`: finished steps. `log_bytes`: bytes of log that they wrote. `skipped`: steps that were skipped. `replaced`:
     bad samples by cause. `window`: metrics of the steps since the last line of the log. `recent`: the newest losses.
@@ -55,7 +50,7 @@ class Progress:
     best_step: int | None = None
 
     def add(self, metrics: dict[str, float]) -> str | None:
-        """Count a finished step. Returns what was wrong with it (`not finite` or `spike`), or None."""
+        """Count a finished step. Returns its fault (`not finite` or `spike`), or None."""
         self.step += 1
         if not all(map(math.isfinite, metrics.values())):
             self.skipped += 1
@@ -93,21 +88,22 @@ class Progress:
 
 LOG_FILE = "metrics.jsonl"
 
-SHOWN_CAPTIONS = 16
-"""Number of captions that each validation logs, always of the same images."""
+NUM_LOGGED_CAPTIONS = 16
+"""Captions that each validation logs, always of the same images."""
 
 
 class MetricLog:
-    """Appends to `metrics.jsonl` and `tensorboard/` of a run folder. Without a folder, it writes nothing.
+    """Appends to `metrics.jsonl` (for programs) and `tensorboard/` (for people) of a run folder. Without a folder, it
+    writes nothing.
 
-    The lines of `metrics.jsonl` hold no times. So a run that was stopped and resumed leaves the same bytes as a run
-    that was not. The pace is logged to TensorBoard only.
+    The lines of `metrics.jsonl` hold no times, so a run that was stopped and resumed writes the same bytes as one that
+    was not. The pace goes to TensorBoard only.
 
     Every method raises a DiskError that names the folder if the disk is full or cannot be written to.
     """
 
     def __init__(self, folder: Path | None, progress: Progress) -> None:
-        """Open the log at the progress of the run. Everything that was logged after that is dropped."""
+        """Open the log at the progress of the run. Lines that were logged after it are dropped."""
         self._folder = folder
         self._file: BinaryIO | None = None
         self._board: SummaryWriter | None = None
@@ -115,7 +111,7 @@ class MetricLog:
             with self._writing():
                 self._file = (folder / LOG_FILE).open("ab")
                 self._file.truncate(min(progress.log_bytes, self._file.tell()))
-                self._file.seek(0, os.SEEK_END)  # or the size that a checkpoint notes would be that of before
+                self._file.seek(0, os.SEEK_END)  # so that the size that a checkpoint notes counts all that is there
                 self._board = _open_board(folder, progress.step)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
@@ -136,7 +132,7 @@ class MetricLog:
 
     def captions(self, step: int, captioned: Captioned) -> None:
         """Log the model's captions of the first few images, beside a reference caption of each."""
-        shown = range(min(SHOWN_CAPTIONS, len(captioned.names)))
+        shown = range(min(NUM_LOGGED_CAPTIONS, len(captioned.names)))
         rows = [(captioned.names[i], captioned.hypotheses[i], captioned.references[i][0]) for i in shown]
         self._append({"step": step, "split": "captions", "captions": rows})
         if self._board is not None:
@@ -147,7 +143,7 @@ class MetricLog:
 
     def make_durable(self) -> int:
         """Flush the log to disk, and return its size in bytes."""
-        assert self._file is not None, "the first rank has the log"
+        assert self._file is not None, "only rank 0 has the log"
         with self._writing():
             os.fsync(self._file.fileno())
             return self._file.tell()

@@ -1,7 +1,4 @@
-"""The training loop: from a recipe to a checkpoint. Pretraining and fine-tuning differ only in their start model.
-
-Validation during a run: losses, retrieval and captions of the validation split.
-"""
+"""The training loop: from a recipe to a checkpoint. Pretraining and fine-tuning differ only in their start model."""
 
 import logging
 import math
@@ -33,10 +30,11 @@ from grr_coca.train.checkpoints import (
     save,
     save_origin,
     whole_tensors,
-    with_its_numerics,
+    with_numerics_of,
 )
-from grr_coca.train.launch import SIGNALS, Numerics, StopSignals, decide
+from grr_coca.train.launch import SIGNALS, StopSignals
 from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput
+from grr_coca.train.numerics import Numerics, decide
 from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe
 from grr_coca.train.setup import (
     DataState,
@@ -51,7 +49,7 @@ from grr_coca.train.step import Trainer, build_trainer, count_tokens
 
 @dataclass(frozen=True)
 class Validated:
-    """What one validation found. It is the same on every rank.
+    """Result of one validation, the same on every rank.
 
     - `scores`: by name, as they are logged
     - `scaling`: the temperature, and the bias of a sigmoid loss, that the losses were computed with
@@ -83,7 +81,7 @@ class Validation:
         with self._trainer.averaged():
             results = pair_results(checkpoint, self._val, batch_size, self._ranks, self._recipe.data.num_workers)
             scaling = self._scaling(results.embeddings)
-            # Of one rank: on other processors the last bits may differ, and with them which checkpoint is the best.
+            # From rank 0: on other processors the last bits may differ, and then also which checkpoint is the best.
             scores = self._ranks.on_first(
                 lambda: aggregate(results, scaling, batch_size, self._recipe.losses.weights).flat()
             )
@@ -105,7 +103,7 @@ class Validation:
         weights = whole_tensors(self._trainer.model.raw.state_dict().items(), self._ranks)
 
         def caption() -> tuple[Captioned, dict[str, float]]:
-            # Only the first rank captions, so it needs a model that is not sharded.
+            # Only rank 0 captions, so it needs a model that is not sharded.
             model = build_without_weights(checkpoint.config).to(self._ranks.device)
             model.load_state_dict(weights)
             captioned = caption_split(replace(checkpoint, model=model), self._val, max_images=num_images)
@@ -117,7 +115,7 @@ class Validation:
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, dict[str, float]], None]
-"""Called on the first rank after every logged step, with the number of finished steps and the newest metrics."""
+"""Called on rank 0 after every logged step, with the number of finished steps and the newest metrics."""
 
 
 def train(
@@ -150,7 +148,7 @@ def train(
     if ranks.is_first:
         _warn_of_warmup(recipe.schedule)
     pairs, val = training_sources(recipe)
-    data = ranks.on_first(lambda: _known_data(recipe, pairs, val, resume_from))
+    data = ranks.on_first(lambda: _checked_data(recipe, pairs, val, resume_from))
     val = sound_validation(val, ranks)
     require_pairs(val, recipe.evaluation.batch_size)
     trainer = build_trainer(recipe, start, ranks)
@@ -176,7 +174,7 @@ def train(
 
 
 class Agreement(NamedTuple):
-    """Totals over the global batch, and what all ranks do after the step: save, and stop by a signal."""
+    """Totals over the global batch, and what all ranks do after the step: save, or stop because of a signal."""
 
     num_tokens: int
     num_replaced: int
@@ -185,7 +183,7 @@ class Agreement(NamedTuple):
 
 
 class Run:
-    """A run in progress, on one of its ranks: each step, and what follows it."""
+    """A run in progress on one rank: each step, and the validation, log and checkpoint that may follow it."""
 
     def __init__(
         self,
@@ -259,7 +257,7 @@ class Run:
         self.progress.replaced = dict(self.replacements.counts)
 
     def _note(self, metrics: dict[str, float], micro_batches: Sequence[Batch]) -> None:
-        """Count the step. If something was wrong with it, report that with the keys of its pairs."""
+        """Count the step. If it was skipped or its loss was a spike, report that with the keys of its pairs."""
         what = self.progress.add(metrics)
         self.throughput.add()
         if what is None:
@@ -273,8 +271,9 @@ class Run:
             log.warning("step %d: %s; metrics.jsonl has the keys of its pairs", self.progress.step, outcome)
         if self.progress.skipped_in_a_row >= self.recipe.health.max_skipped:
             raise DivergedError(
-                f"step {self.progress.step}: loss or gradient were not finite for {self.progress.skipped_in_a_row} "
-                "steps in a row (health: max_skipped); lower optimizer: lr, or lengthen the warm-up"
+                f"training diverged at step {self.progress.step}: loss or gradients were not finite for "
+                f"{self.progress.skipped_in_a_row} steps in a row (health: max_skipped); "
+                "lower optimizer: lr, or lengthen the warm-up"
             )
 
     def _log_window(self) -> None:
@@ -314,21 +313,21 @@ class Run:
 def _warn_of_warmup(schedule: ScheduleRecipe) -> None:
     if schedule.warmup_steps > schedule.steps:
         log.warning(
-            "schedule: %d warmup_steps are more than the %d steps: the learning rate never comes to its peak",
+            "schedule: %d warmup_steps are more than the %d steps, so the learning rate never reaches its peak",
             schedule.warmup_steps,
             schedule.steps,
         )
 
 
 def _resolve(recipe: Recipe, start: Checkpoint, ranks: Ranks, resume_from: Path | None) -> Recipe:
-    """The recipe with a decision for every `auto`."""
+    """The recipe with a precision for every `auto`."""
     if resume_from is not None:
-        return with_its_numerics(recipe, resume_from)
+        return with_numerics_of(recipe, resume_from)
     return ranks.on_first(lambda: decide(recipe, start.model, ranks.device)).for_autos_of(recipe)
 
 
-def _known_data(recipe: Recipe, pairs: PairSource, val: PairSource, resume_from: Path | None) -> DataState:
-    """What the pairs are now. A run that goes on must find those that it began with."""
+def _checked_data(recipe: Recipe, pairs: PairSource, val: PairSource, resume_from: Path | None) -> DataState:
+    """Fingerprint of the data; a resumed run must have the same."""
     now = data_state(recipe, pairs, val)
     then = None if resume_from is None else read_data_state(resume_from)
     if resume_from is not None and then is not None:

@@ -8,14 +8,11 @@ Shapes: R rows, C columns of a matrix; N matrices of one shape.
 """
 
 import math
-import timeit
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from grr_coca.train.parallel import shard_like, whole
@@ -28,8 +25,6 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic Newton-Schulz iteration. After few iterations, singular values are between 0.7 and
 1.2."""
 EPS = 1e-7
-GAIN = 1.1
-"""How many times as fast bf16 must be. If both are about equally fast, noise must not decide."""
 RMS_OF_ADAMW = 0.2
 """The usual root mean square of AdamW's update. Muon's is scaled to it (Liu et al., arXiv 2502.16982, section 2.2)."""
 
@@ -88,32 +83,17 @@ def orthogonalize(matrix: Float[Tensor, "*N R C"], dtype: torch.dtype) -> Float[
     x = (matrix.mT if is_tall else matrix).to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)  # no singular value is above 1
     for _ in range(ITERATIONS):
-        x = _iterate(x)
+        x = newton_schulz_step(x)
     return x.mT if is_tall else x
 
 
-def _iterate(x: Tensor) -> Tensor:
+def newton_schulz_step(x: Float[Tensor, "*N R C"]) -> Float[Tensor, "*N R C"]:
+    """One iteration, which brings all singular values nearer to 1. R ≤ C, and no singular value is above 1."""
     a, b, c = COEFFICIENTS
     add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
     gram = x @ x.mT
     polynomial = add_product(gram, gram, gram, beta=b, alpha=c)
     return add_product(x, polynomial, x, beta=a)
-
-
-def faster_precision(matrices: Iterable[nn.Parameter], device: torch.device) -> Precision:
-    """Measure in which precision this machine orthogonalizes matrices of these shapes faster."""
-    seconds = dict.fromkeys(DTYPES, 0.0)
-    for (short, long), count in Counter(tuple(sorted(matrix.shape)) for matrix in matrices).items():
-        for precision, dtype in DTYPES.items():
-            x = torch.full((short, long), (short * long) ** -0.5, dtype=dtype, device=device)
-            seconds[precision] += count * min(timeit.repeat(partial(_timed, x), number=1, repeat=4))
-    return "bf16" if seconds["bf16"] < seconds["fp32"] / GAIN else "fp32"
-
-
-def _timed(x: Tensor) -> None:
-    _iterate(x)
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
 
 
 def _by_shape(matrices: Iterable[Tensor]) -> list[list[Tensor]]:

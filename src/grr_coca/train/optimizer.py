@@ -1,7 +1,4 @@
-"""A running average of the weights. It is often better than the weights, especially while the learning rate is high.
-
-The optimizers: which parameter is updated by which rule, and at which learning rate.
-"""
+"""The optimizers: which parameters learn, by which rule and at which rate, and the running average of the weights."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +28,7 @@ FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
 
 
 def freeze(model: CoCa, parts: Sequence[FrozenPart]) -> None:
-    """Exclude the named parts from training.
+    """Freeze the named parts: they do not learn.
 
     Raises:
         UserError: nothing would be left to train.
@@ -63,8 +60,7 @@ class Optimizers:
         return self._peak_lr * lr_factor(step, self._schedule)
 
     def clip(self) -> Tensor:
-        """Scale the gradients down to the recipe's norm. Returns their norm before. The norm is taken over all
-        shards."""
+        """Clip the gradients to the recipe's norm, over all shards. Returns their norm before clipping."""
         kinds = by_kind(self._parameters)
         norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
@@ -112,7 +108,7 @@ class ParameterKinds(NamedTuple):
 
 
 def parameter_kinds(model: CoCa) -> ParameterKinds:
-    """Sort the trainable parameters of a model. Each is of one kind."""
+    """The trainable parameters of a model by kind; each is of one kind."""
     head = model.multimodal_decoder.lm_head.weight
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -173,7 +169,8 @@ NUM_UPDATES = "num_updates"
 
 
 class Ema:
-    """Exponential moving average of a model's trainable parameters, kept in fp32 at least.
+    """Exponential moving average of a model's trainable parameters, in fp32 at least. It is often better than
+    the weights themselves, above all while the learning rate is high.
 
     After each step, average ← d · average + (1 - d) · weights. Update n, counted from 0, has
     d = min(decay, (1 + n) / (10 + n)). Because d starts low, the random weights of the beginning soon leave the

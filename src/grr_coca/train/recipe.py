@@ -3,7 +3,9 @@
 Paths in a recipe are relative to the recipe's own folder, so the recipe works from any working directory.
 """
 
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +13,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from grr_coca.config import CaptionsFrom, CoCaConfig, Contrastive, QKNorm
 from grr_coca.data.augmentation import Augmentation
+from grr_coca.data.order import PERIOD, mixture_shares, visits_in_period
 from grr_coca.errors import UserError
 from grr_coca.files import in_cache, write_whole
 from grr_coca.presets import get_preset, with_captions_from, with_qk_norm
 from grr_coca.structure import from_dict, to_dict
-from grr_coca.train.bounds import require_at_least, require_finite, require_share, require_visits
 from grr_coca.yaml_files.read import read_yaml
 
 if TYPE_CHECKING:
@@ -70,8 +72,8 @@ class ModelRecipe:
     def __post_init__(self) -> None:
         for name, bound in (("image_size", 1), ("patch_size", 1), ("context_length", 1), ("num_registers", 0)):
             if getattr(self, name) is not None:
-                require_at_least(bound, **{name: getattr(self, name)})
-        require_finite(pixel_mean=self.pixel_mean, pixel_std=self.pixel_std)
+                _require_at_least(bound, **{name: getattr(self, name)})
+        _require_finite(pixel_mean=self.pixel_mean, pixel_std=self.pixel_std)
         if not self.pixel_std > 0:
             raise UserError(f"pixel_std {self.pixel_std} is out of range; give more than 0")
 
@@ -143,14 +145,14 @@ class DataRecipe:
     patch_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        require_share(patch_dropout=self.patch_dropout, first_caption=self.first_caption)
-        require_share(**{f"mix: {path}": share for path, share in self.mix.items()})
-        require_share(mix=sum(self.mix.values()))
-        require_visits(self.mix)
-        require_at_least(1, batch_size=self.batch_size)
+        _require_share(patch_dropout=self.patch_dropout, first_caption=self.first_caption)
+        _require_share(**{f"mix: {path}": share for path, share in self.mix.items()})
+        _require_share(mix=sum(self.mix.values()))
+        _require_visits(self.mix)
+        _require_at_least(1, batch_size=self.batch_size)
         if self.micro_batch_size is not None:
-            require_at_least(1, micro_batch_size=self.micro_batch_size)
-        require_at_least(0, num_workers=self.num_workers)
+            _require_at_least(1, micro_batch_size=self.micro_batch_size)
+        _require_at_least(0, num_workers=self.num_workers)
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class OptimizerRecipe:
     - `layer_decay`: the learning rate is multiplied by this for each layer between a parameter and the nearest head
       (see `layer_depth`). Fine-tuning with a value below 1 changes the first layers least. 1: one rate for all
     - `muon_precision`: precision of Muon's orthogonalization. `auto`: the precision that is faster on this machine (see
-      `faster_precision`)
+      `grr_coca.train.numerics`)
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -177,12 +179,12 @@ class OptimizerRecipe:
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay {self.layer_decay} is out of range; give more than 0, and 1 at most")
-        require_at_least(0.0, lr=self.lr, weight_decay=self.weight_decay)
-        require_finite(lr=self.lr, weight_decay=self.weight_decay)
+        _require_at_least(0.0, lr=self.lr, weight_decay=self.weight_decay)
+        _require_finite(lr=self.lr, weight_decay=self.weight_decay)
         if not self.clip_norm > 0:  # 0 would scale every gradient to nothing
             raise UserError(f"clip_norm {self.clip_norm} is out of range; give more than 0, or .inf for no clipping")
         for beta in self.betas:
-            require_share(betas=beta)
+            _require_share(betas=beta)
 
 
 @dataclass(frozen=True)
@@ -194,10 +196,10 @@ class ScheduleRecipe:
     final_lr_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        require_at_least(1, steps=self.steps)
-        require_at_least(0, warmup_steps=self.warmup_steps)
-        require_at_least(0.0, final_lr_ratio=self.final_lr_ratio)
-        require_finite(final_lr_ratio=self.final_lr_ratio)
+        _require_at_least(1, steps=self.steps)
+        _require_at_least(0, warmup_steps=self.warmup_steps)
+        _require_at_least(0.0, final_lr_ratio=self.final_lr_ratio)
+        _require_finite(final_lr_ratio=self.final_lr_ratio)
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,8 @@ class LossRecipe:
 
     def __post_init__(self) -> None:
         weights = to_dict(self)
-        require_at_least(0.0, **weights)
-        require_finite(**weights)
+        _require_at_least(0.0, **weights)
+        _require_finite(**weights)
         if not self.contrastive_weight and not self.captioning_weight:
             raise UserError("contrastive_weight and captioning_weight are both 0, so that nothing is learned; set one")
         if self.z_loss_weight and not self.captioning_weight:
@@ -245,8 +247,8 @@ class EvaluationRecipe:
     num_captions: int = 0
 
     def __post_init__(self) -> None:
-        require_at_least(1, interval=self.interval, batch_size=self.batch_size)
-        require_at_least(0, num_captions=self.num_captions)
+        _require_at_least(1, interval=self.interval, batch_size=self.batch_size)
+        _require_at_least(0, num_captions=self.num_captions)
 
 
 @dataclass(frozen=True)
@@ -262,8 +264,8 @@ class CheckpointRecipe:
     keep_best: Score | None = None
 
     def __post_init__(self) -> None:
-        require_at_least(1, interval=1 if self.interval is None else self.interval, keep_last=self.keep_last)
-        require_at_least(0.0, minutes=self.minutes)
+        _require_at_least(1, interval=1 if self.interval is None else self.interval, keep_last=self.keep_last)
+        _require_at_least(0.0, minutes=self.minutes)
 
 
 @dataclass(frozen=True)
@@ -278,8 +280,8 @@ class HealthRecipe:
     max_bad_share: float = 0.1
 
     def __post_init__(self) -> None:
-        require_at_least(1, max_skipped=self.max_skipped)
-        require_at_least(0.0, max_bad_share=self.max_bad_share)
+        _require_at_least(1, max_skipped=self.max_skipped)
+        _require_at_least(0.0, max_bad_share=self.max_bad_share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,9 +324,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.ema is not None:
-            require_share(ema=self.ema)
+            _require_share(ema=self.ema)
         self._check_gradient_checkpointing()
-        require_at_least(0, seed=self.seed)
+        _require_at_least(0, seed=self.seed)
         if self.checkpoints.keep_best in CAPTION_SCORES and not self.evaluation.num_captions:
             raise UserError(
                 f"checkpoints: keep_best {self.checkpoints.keep_best} scores captions, and there are none: "
@@ -376,3 +378,43 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     import yaml  # late: it comes with the extra [train], and this module is also used without it
 
     write_whole(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True).encode())
+
+
+# --- Bounds of numbers. Each number is passed under the name of its key, which the error names.
+
+
+def _require_at_least(bound: float, **numbers: float) -> None:
+    """Refuse numbers below the bound, and NaN."""
+    for name, number in numbers.items():
+        if not number >= bound:
+            raise UserError(f"{name} {number} is out of range; give {bound} or more")
+
+
+def _require_share(**numbers: float) -> None:
+    """Refuse numbers that are not in [0, 1)."""
+    for name, number in numbers.items():
+        if not 0 <= number < 1:
+            raise UserError(f"{name} {number} is out of range; give 0 or more, and less than 1")
+
+
+def _require_finite(**numbers: float) -> None:
+    """Refuse infinity and NaN."""
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise UserError(f"{name} {number} is out of range; give a finite number")
+
+
+def _require_visits(mix: Mapping[str, float]) -> None:
+    """Refuse shares of a mixture that are rounded to nothing, so that a source would never be visited.
+
+    Args:
+        mix: the share of the samples that comes from each further source, by path. `train` has what they leave.
+    """
+    shares = mixture_shares(mix)
+    of_train, *of_others = visits_in_period(shares)
+    never, least = f"none of {PERIOD:,} samples would come from there", f"more than {1 / PERIOD:g}"
+    if not of_train:
+        raise UserError(f"mix: {shares[0]:g}, which it leaves to train, is out of range: {never}; leave {least}")
+    for (path, share), visits in zip(mix.items(), of_others, strict=True):
+        if not visits:
+            raise UserError(f"mix: {path} {share:g} is out of range: {never}; give {least}, or remove it")

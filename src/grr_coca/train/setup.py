@@ -1,10 +1,4 @@
-"""Forecast of the time and memory of a run, measured on its first batches.
-
-The pairs of a run, in short. Their number and names decide the order and the pairs that are kept for validation, so
-a run must not go on with others.
-
-The start of a run: its model, its pairs, and their order.
-"""
+"""What a run begins with: a new model, the pairs of its recipe in training order, their state, and a dry run."""
 
 import itertools
 import logging
@@ -45,14 +39,16 @@ from grr_coca.model import build
 from grr_coca.model.text_decoder import PADDING
 from grr_coca.ranks import Ranks
 from grr_coca.structure import differences
-from grr_coca.train.launch import decide
+from grr_coca.train.numerics import decide
 from grr_coca.train.recipe import Recipe, TokenizerRecipe
 from grr_coca.train.step import build_trainer, count_tokens
+
+# --- State of the data
 
 
 @dataclass(frozen=True)
 class SourceState:
-    """The number of pairs that a run takes from a source, and their `source_digest`."""
+    """The pairs that a run takes from one source: their number, and their `source_digest`."""
 
     pairs: int
     digest: str
@@ -60,20 +56,24 @@ class SourceState:
 
 @dataclass(frozen=True)
 class DataState:
-    """The state of each source: `train`, `mix 1` and so on, `val`."""
+    """Fingerprint of the data of a run; a resumed run must have the same.
+
+    Number and names of the pairs decide the order, and which pairs are kept for validation. `sources`: by `train`,
+    `mix 1` and so on, `val`.
+    """
 
     sources: dict[str, SourceState]
 
 
 def data_state(recipe: Recipe, pairs: PairSource, val: PairSource) -> DataState:
-    """The state of what `training_sources` gave for a recipe."""
+    """The fingerprint of the pairs that `training_sources` opened for a recipe."""
     parts = pairs.sources if recipe.data.mix and isinstance(pairs, Chain) else [pairs]
     named = zip(_paths(recipe), [*parts, val], strict=True)
     return DataState({name: SourceState(len(source), source_digest(source)) for name, source in named})
 
 
 def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Path) -> None:
-    """Make sure that a run goes on with the pairs that it began with.
+    """Raise an error if the pairs of a resumed run have changed since it began.
 
     Args:
         then: the state that its checkpoint holds.
@@ -104,6 +104,8 @@ def _paths(recipe: Recipe) -> dict[str, str]:
     return {"train": data.train, **mixed, "val": data.val or data.train}
 
 
+# --- Model and pairs
+
 log = logging.getLogger(__name__)
 
 HOLD_OUT_EVERY, MAX_HELD_OUT = 20, 5000
@@ -111,14 +113,14 @@ HOLD_OUT_EVERY, MAX_HELD_OUT = 20, 5000
 most `MAX_HELD_OUT` images."""
 
 MAX_TOKENIZER_IMAGES = 1_000_000
-"""A vocabulary is trained on the captions of at most this many images, evenly spread over the source."""
+"""The tokenizer is trained on the captions of at most this many images, evenly spread over the source."""
 
 
 def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
-    """A new model with its tokenizer, as a pretraining recipe describes them.
+    """A new model and its tokenizer for a pretraining recipe.
 
     Raises:
-        UserError: the recipe names no model or no tokenizer, or a tokenizer that the model cannot have.
+        UserError: the recipe has no model or no tokenizer, or a tokenizer that does not fit the model.
     """
     if recipe.model is None or recipe.tokenizer is None:
         raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is one for fine-tuning")
@@ -140,7 +142,7 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
 
 
 def check_start(start: Checkpoint, recipe: Recipe) -> None:
-    """Check that a fine-tuning recipe fits the checkpoint that it starts from.
+    """Raise an error if a fine-tuning recipe does not fit its checkpoint.
 
     Raises:
         UserError: the recipe names another model, or a tokenizer.
@@ -180,17 +182,16 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
 
 
 def _held_out(pairs: PairSource) -> Bool[np.ndarray, " N"]:
-    """Which pairs are kept for validation. Images are counted, or a table with a row for each caption would validate on
-    images that it trains on."""
+    """Mask of the pairs that are kept for validation, chosen by image: all captions of an image go the same way."""
     images = image_numbers(pairs)
     num_images = int(images.max(initial=-1)) + 1
     return images % max(HOLD_OUT_EVERY, -(-num_images // MAX_HELD_OUT)) == 0
 
 
 def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
-    """The validation pairs that can be read. Otherwise a broken pair would end a long run at its first validation.
+    """The validation pairs that can be read: a broken one would end a long run at its first validation.
 
-    Each rank tries a part of its own: if several tried one pair, they might disagree on a disk that fails at times.
+    Each rank reads a part of its own. Two ranks might disagree about one pair on a disk that fails at times.
 
     Raises:
         UserError: none of them can be read.
@@ -201,7 +202,7 @@ def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
     sound = np.concatenate([found for found, _ in parts])
     bad = [fault for _, found in parts for fault in found]
     if bad and not len(sound):
-        raise UserError(f"no validation pair can be read, the first: {bad[0]}; `grr-coca data check` tells of all")
+        raise UserError(f"no validation pair can be read, the first: {bad[0]}; `grr-coca data check` lists all")
     if bad and ranks.is_first:
         log.warning("%d of %d validation pairs are left out as broken, the first: %s", len(bad), len(val), bad[0])
     return Subset(val, sound)
@@ -263,12 +264,14 @@ def _require_no_vocab_size(tokenizer: TokenizerRecipe) -> None:
         )
 
 
-TIMED_STEPS = 2
+# --- Dry run
+
+NUM_TIMED_STEPS = 2
 
 
 def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
-    """Train on the first batches, and say what the whole run would take. The first batch is not timed; nothing is
-    saved.
+    """Forecast of the time and memory of a run, measured on its first batches. The first one is not timed, and nothing
+    is saved.
 
     Raises:
         UserError: the run would be refused, by its data or its validation split.
@@ -280,7 +283,9 @@ def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
     trainer = build_trainer(recipe, start, ranks)
     losses = []
     marks = [time.perf_counter()]
-    for step, batches in enumerate(itertools.islice(training_batches(recipe, start, pairs, ranks), 1 + TIMED_STEPS)):
+    for step, batches in enumerate(
+        itertools.islice(training_batches(recipe, start, pairs, ranks), 1 + NUM_TIMED_STEPS)
+    ):
         num_tokens = int(ranks.sum(torch.tensor(count_tokens(batches), device=device)))
         losses.append(trainer.step(batches, num_tokens, step)["coca"])
         marks.append(time.perf_counter())

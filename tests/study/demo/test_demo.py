@@ -26,8 +26,8 @@ from grr_coca.study.demo.arms import begin, demo_place, make_folder
 from grr_coca.study.demo.plan import arm_names, demo_recipes, load_demo, with_precisions
 from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.running.stage import run_stage
-from grr_coca.train.launch import Numerics
 from grr_coca.train.logs import read_metrics
+from grr_coca.train.numerics import Numerics
 from processes import running
 from support import CPU, real_pairs, snapshot
 

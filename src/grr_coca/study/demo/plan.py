@@ -15,7 +15,7 @@ from grr_coca.model import build
 from grr_coca.study.plan import DemoPlan, read_plan, stage_names
 from grr_coca.study.running.expectation import Pace
 from grr_coca.study.stages import check_recipes, stage_recipe
-from grr_coca.train.launch import decide
+from grr_coca.train.numerics import decide
 from grr_coca.train.recipe import Recipe
 
 

@@ -17,6 +17,7 @@ from study_overview import full_overview, overview_figures, overview_folders, sh
 from grr_coca.study.report.answer import answer, arm_titles, parts_shown, reported_change, signed
 from grr_coca.study.report.figures import StudyFigures, late_changes, study_figures
 from grr_coca.study.report.numbers import PHASE_TITLES, Endpoint, StudyResults
+from grr_coca.study.report.rates import RateResults, rate_figure, rate_results, rate_tables
 from grr_coca.study.report.tables import (
     SHOWN_FROM,
     Table,
@@ -83,6 +84,8 @@ def draw_figures(root: Path, asked: Asked, out: Path) -> list[Path]:
     if study is None:
         return []
     figures = _by_name(study.name, study_figures(study.plan, study.ledger, study.results))
+    for found in rate_results(study.plan, study.ledger):
+        figures[_rates_name(study, found)] = rate_figure(found)
     return _write_marked(figures, [root / asked.folder], out)
 
 
@@ -196,6 +199,20 @@ def _tuning(study: Study, _figures: str) -> str:
     return _shown(tuning_table(study.plan, study.ledger)) if study.ledger.trials else "No trial has ended yet.\n"
 
 
+def _rates(study: Study, figures: str) -> str:
+    """Of each model against the baseline's, each at its best rate."""
+    parts = [
+        f"![Loss by learning rate, and best against best]({figures}/{_rates_name(study, found)})\n\n"
+        + "\n".join(map(_shown, rate_tables(found)))
+        for found in rate_results(study.plan, study.ledger)
+    ]
+    return "\n".join(parts) or "No seed has every rate of both models yet.\n"
+
+
+def _rates_name(study: Study, found: RateResults) -> str:
+    return f"{study.name}-rates-{found.model.title.lower().replace(' ', '-')}.svg"
+
+
 PARTS: dict[str, Callable[[Study, str], str]] = {
     "setup": _setup,
     "headline": _headline,
@@ -205,6 +222,7 @@ PARTS: dict[str, Callable[[Study, str], str]] = {
     "curves": _curves,
     "cost": _cost,
     "tuning": _tuning,
+    "rates": _rates,
 }
 
 

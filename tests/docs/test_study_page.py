@@ -119,3 +119,25 @@ def test_a_finished_study_has_its_table_and_figures(script, tmp_path):
     shown = {match["path"].removeprefix("study/") for match in script.FIGURE.finditer(text)}
     assert shown == {path.name for path in (tmp_path / "drawn").iterdir()}
     assert all("</svg>\n<!-- drawn from the ledger" in path.read_text() for path in (tmp_path / "drawn").iterdir())
+
+
+def test_models_at_several_rates_are_compared_at_their_best(script, tmp_path):
+    rates = {"baseline_coca": (0.003, 0.006), "grr_coca": (0.003, 0.006)}
+    arms = [
+        {"name": f"{preset}_{rate}", "title": f"{title}, {rate}", "preset": preset, "overrides": {"optimizer.lr": rate}}
+        for (preset, of_preset), title in zip(rates.items(), ("Baseline CoCa", "GRR-CoCa"), strict=True)
+        for rate in of_preset
+    ]
+    names = [arm["name"] for arm in arms]
+    content = {**plan(PAIR, 4), "arms": arms, "baseline": names[0]}
+    write_study(tmp_path / "s", content, rows_of(names[:3], range(4)))
+    place = "<!-- study s rates -->\n<!-- end -->\n"
+    assert "No seed has every rate of both models yet." in script.published(place, tmp_path)
+    script.open_study.cache_clear()
+    write_study(tmp_path / "s", content, rows_of(names, range(4)))
+    text = script.published(place, tmp_path)
+    assert "best against best: GRR-CoCa at 0.00" in text
+    shown = {match["path"].removeprefix("study/") for match in script.FIGURE.finditer(text)}
+    assert shown == {"s-rates-grr-coca.svg"}
+    script.draw_figures(tmp_path, script.Asked("s"), tmp_path / "drawn")
+    assert shown <= {path.name for path in (tmp_path / "drawn").iterdir()}

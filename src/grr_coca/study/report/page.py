@@ -18,6 +18,7 @@ from grr_coca.study.plan import Plan, compared_with, plan_of_folder, showcase_of
 from grr_coca.study.report.answer import answer, arm_titles
 from grr_coca.study.report.figures import main_and_baseline, study_figures
 from grr_coca.study.report.numbers import StudyResults, study_results
+from grr_coca.study.report.rates import rate_figure, rate_results, rate_tables
 from grr_coca.study.report.tables import (
     Table,
     arms_tables,
@@ -102,6 +103,7 @@ def study_page(plan: Plan, ledger: Ledger, results: StudyResults, folder: Path) 
         figures=study_figures(plan, ledger, results),
         arms=arms_tables(plan, results) if len(results.begun_arms) > 1 else [],
         factorial=factorial_tables(plan, results),
+        rates=[(rate_figure(found), rate_tables(found)) for found in rate_results(plan, ledger)],
         cost=cost_table(plan, results) if results.costs else None,
         tuning=tuning_table(plan, ledger) if ledger.trials else None,
         examples=example_captions(plan, ledger.rows, main_and_baseline(results), folder),
@@ -139,16 +141,17 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
         results = replace(results, notes=(*results.notes, note))
     content = json.dumps(to_dict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(out / RESULTS_FILE, _encoded(content))
-    write_whole(out / TABLE_FILE, _encoded(study_tables(plan, results)))
+    write_whole(out / TABLE_FILE, _encoded(study_tables(plan, ledger, results)))
     write_whole(out / PAGE_FILE, _encoded(study_page(plan, ledger, results, folder)))
     return _for_terminal(plan, results)
 
 
-def study_tables(plan: Plan, results: StudyResults) -> str:
+def study_tables(plan: Plan, ledger: Ledger, results: StudyResults) -> str:
     """The answer and all tables as Markdown."""
     found = answer(plan, results)
     tables = [endpoint_table(plan, results, primary=True), endpoint_table(plan, results, primary=False)]
     tables += arms_tables(plan, results) if len(results.begun_arms) > 1 else []
+    tables += [table for rates in rate_results(plan, ledger) for table in rate_tables(rates)]
     tables += [*factorial_tables(plan, results), cost_table(plan, results)]
     answered = "\n".join(f"- {sentence}" for sentence in found.sentences)
     sections = [f"# {found.question}\n\n**{found.headline}.**\n\n{answered}\n", *map(_section, tables)]

@@ -1,0 +1,303 @@
+"""Models at several learning rates, each at its own best rate, best against best.
+
+A plan says arm × rate by arms of one preset that override `optimizer.lr`. A model's rate is chosen by its CoCa loss
+on `val`, and the choice is repeated in each draw of the bootstrap: an interval at rates that were chosen once would be
+too narrow, since other seeds might have chosen others.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+
+from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
+from grr_coca.study.ledger import Ledger, LedgerRow
+from grr_coca.study.plan import Arm, Plan, arm_named, stage_names
+from grr_coca.study.report.answer import arm_titles, signed
+from grr_coca.study.report.numbers import Effect, Endpoint, effect_of
+from grr_coca.study.report.tables import Table, effect_cell
+from grr_coca.study.statistics import LEVEL, RESAMPLES, as_percent
+
+RATE = "optimizer.lr"
+CHOSEN_BY = "coca_loss"
+
+
+@dataclass(frozen=True)
+class RateCurve:
+    """Losses of a model by learning rate, the rates in ascending order.
+
+    Shapes: R rates, S seeds. `val`: the CoCa loss on the validation split, by which rates are chosen; infinite where a
+    run diverged. `test`: the endpoint; NaN there.
+    """
+
+    title: str
+    rates: tuple[float, ...]
+    val: Float[np.ndarray, "R S"]
+    test: Float[np.ndarray, "R S"]
+
+    @property
+    def best(self) -> int:
+        """Index of the best rate: that with the lowest mean logarithm of the loss on `val`; of equals the lowest."""
+        return int(np.log(self.val).mean(axis=1).argmin())
+
+    @property
+    def best_rate(self) -> float:
+        """The best rate."""
+        return self.rates[self.best]
+
+    @property
+    def is_best_at_edge(self) -> bool:
+        """Whether the best rate is the lowest or the highest: a better one may lie beyond."""
+        return self.best in (0, len(self.rates) - 1)
+
+
+@dataclass(frozen=True)
+class BestAgainstBest:
+    """A model over the baseline, each at its best rate.
+
+    `effect`: over seeds, with the rates as they were chosen. `low`, `high`: ends in per cent of the percentile
+    bootstrap's interval over seeds, with the rates chosen anew in each draw; None for a single seed. `kept`: the share
+    of draws that chose the same two rates.
+    """
+
+    effect: Effect
+    low: float | None
+    high: float | None
+    kept: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateResults:
+    """A model and the baseline over the seeds that have every rate of both.
+
+    `at_rates`: the model over the baseline at each rate that both have; without rates at which a run diverged.
+    `interaction`: by how much this change grows when the rate is doubled, from a line through the seed's changes by the
+    logarithm of the rate; None where fewer than two rates can be compared.
+    """
+
+    endpoint: Endpoint
+    seeds: tuple[int, ...]
+    model: RateCurve
+    baseline: RateCurve
+    best: BestAgainstBest
+    at_rates: dict[float, Effect]
+    interaction: Effect | None
+
+
+def rate_results(plan: Plan, ledger: Ledger) -> list[RateResults]:
+    """Every model of the plan against the model of its baseline, on the first primary endpoint.
+
+    Returns:
+        Nothing if no model has two rates, or no seed has all of them.
+    """
+    endpoint = Endpoint(plan.endpoints.primary[0])
+    models = _arms_by_model(plan)
+    if all(len(arms) == 1 for arms in models.values()):
+        return []
+    rows = {(row.arm, row.seed): row for row in (*ledger.diverged, *ledger.rows) if row.stage == stage_names(plan)[0]}
+    baseline = _model_of(arm_named(plan, plan.baseline))
+    found = []
+    for model in models:
+        arms = [*models[model].values(), *models[baseline].values()]
+        seeds = tuple(seed for seed in plan.seeds if all((arm.name, seed) in rows for arm in arms))
+        if model != baseline and seeds:
+            ours, theirs = (_curve(plan, endpoint, models[each], rows, seeds) for each in (model, baseline))
+            at_rates = _log_ratios(ours, theirs)
+            found.append(
+                RateResults(
+                    endpoint=endpoint,
+                    seeds=seeds,
+                    model=ours,
+                    baseline=theirs,
+                    best=best_against_best(ours, theirs, seeds),
+                    at_rates={rate: _effect(ratios, seeds) for rate, ratios in at_rates.items()},
+                    interaction=_interaction(at_rates, seeds),
+                )
+            )
+    return found
+
+
+def best_against_best(model: RateCurve, baseline: RateCurve, seeds: Sequence[int]) -> BestAgainstBest:
+    """A model at its best rate over the baseline at its own. Draws take the same seeds of both, so pairs stay pairs.
+
+    Args:
+        model: with losses of the seeds.
+        baseline: the same.
+        seeds: their numbers.
+    """
+    ratios = np.log(model.test[model.best]) - np.log(baseline.test[baseline.best])
+    effect = _effect(ratios, seeds)
+    if len(seeds) == 1:
+        return BestAgainstBest(effect, None, None, 1.0)
+    draws = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLES, len(seeds)))
+    (ours, has_our_rate), (theirs, has_their_rate) = (_at_best_of_draws(curve, draws) for curve in (model, baseline))
+    low, high = np.quantile(ours - theirs, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    kept = float(np.mean(has_our_rate & has_their_rate))
+    return BestAgainstBest(effect, float(as_percent(low)), float(as_percent(high)), kept)
+
+
+def rate_tables(results: RateResults) -> list[Table]:
+    """The answer, and the losses at each rate."""
+    model, baseline = results.model, results.baseline
+    name, count = results.endpoint.title, f"{len(results.seeds)} seed{'' if len(results.seeds) == 1 else 's'}"
+    best, effect = results.best, results.best.effect
+    with_choice = "–" if best.low is None else f"{signed(best.low)} to {signed(best.high)}"
+    lines = [
+        (f"best against best: {_rate(model)} and {_rate(baseline)}", effect_cell(effect), with_choice),
+        *((f"both at {rate:g}", effect_cell(found), "–") for rate, found in results.at_rates.items()),
+        ("more for each doubling of the rate", effect_cell(results.interaction), "–"),
+    ]
+    edges = [curve.title for curve in (model, baseline) if curve.is_best_at_edge]
+    note = (
+        f"{model.title} over {baseline.title} in {name} on the test split, in %, {count}. The best rate has the lowest "
+        "CoCa loss on `val`. First interval: Student's t over seeds, with the rates as chosen. Second: a bootstrap of "
+        f"the seeds in which each draw chooses its rates; {100 * best.kept:.0f} % of the draws chose these. Over few "
+        "seeds it is too narrow."
+    )
+    if edges:
+        note += f" The best rate of {' and of '.join(edges)} is at the edge of the grid: a better one may lie beyond."
+    answer = Table("Best against best", ("rates", "change, %", "with the choice drawn"), tuple(lines), note)
+    heads = ("rate", *(f"{curve.title}, {split}" for curve in (baseline, model) for split in ("val", "test")))
+    rates = sorted({*model.rates, *baseline.rates})
+    losses = tuple((f"{rate:g}", *_loss_cells(baseline, rate), *_loss_cells(model, rate)) for rate in rates)
+    return [answer, Table("Losses by rate", heads, losses, "Geometric means over the seeds; star: the best on `val`.")]
+
+
+def rate_figure(results: RateResults) -> str:
+    """Loss against rate on both splits, a curve for each model with the range of its seeds, its best rate ringed; and
+    the change at each rate beside that of best against best, with intervals."""
+    figure = new_figure(3.2)
+    val, test, change = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
+    for axes, split in ((val, "val"), (test, "test")):
+        for curve, colour, marker in zip((results.model, results.baseline), COLOURS, ("o", "s"), strict=True):
+            _draw_curve(axes, curve, getattr(curve, split), colour, marker)
+        style_axes(axes, f"{'CoCa loss' if split == 'val' else results.endpoint.title} on {split}")
+        axes.set_xlabel("learning rate; ringed: best on val", fontsize=8)
+        _rate_ticks(axes, sorted({*results.model.rates, *results.baseline.rates}))
+    _draw_changes(change, results)
+    handles, labels = val.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=2, loc="outside lower center")
+    return svg_text(figure)
+
+
+def _model_of(arm: Arm) -> tuple[str, str | None, str]:
+    """What arms have in common that differ in the rate alone."""
+    others = {key: value for key, value in arm.overrides.items() if key != RATE}
+    return arm.preset_name, arm.variant, repr(sorted(others.items()))
+
+
+def _arms_by_model(plan: Plan) -> dict[tuple[str, str | None, str], dict[float, Arm]]:
+    """The arms that name a rate, by model and rate."""
+    models: dict[tuple[str, str | None, str], dict[float, Arm]] = {}
+    for arm in plan.arms:
+        rate = arm.overrides.get(RATE)
+        models.setdefault(_model_of(arm), {})[float(rate) if isinstance(rate, int | float) else math.nan] = arm
+    return {model: dict(sorted(arms.items())) for model, arms in models.items()}
+
+
+def _curve(
+    plan: Plan,
+    endpoint: Endpoint,
+    arms: Mapping[float, Arm],
+    rows: Mapping[tuple[str, int], LedgerRow],
+    seeds: Sequence[int],
+) -> RateCurve:
+    def losses(split: str, metric: str, lacking: float) -> np.ndarray:
+        found = [
+            [rows[arm.name, seed].metrics.get(split, {}).get(metric, lacking) for seed in seeds]
+            for arm in arms.values()
+        ]
+        return np.array(found)
+
+    rate, arm = next(iter(arms.items()))
+    return RateCurve(
+        title=arm_titles(plan)[arm.name].removesuffix(f", {rate}"),
+        rates=tuple(arms),
+        val=losses("val", CHOSEN_BY, math.inf),
+        test=losses(plan.endpoints.split, endpoint.metric, math.nan),
+    )
+
+
+def _effect(log_ratios: np.ndarray, seeds: Sequence[int]) -> Effect:
+    effect = effect_of(dict(zip(seeds, log_ratios.tolist(), strict=True)))
+    assert effect is not None, "there is a seed"
+    return effect
+
+
+def _at_best_of_draws(
+    curve: RateCurve, draws: np.ndarray
+) -> tuple[Float[np.ndarray, " draws"], Bool[np.ndarray, " draws"]]:
+    """Mean logarithm of the endpoint of each draw, at the rate that the draw chose, and whether all seeds choose it."""
+    val, test = (np.log(losses)[:, draws].mean(axis=-1) for losses in (curve.val, curve.test))
+    chosen = val.argmin(axis=0)
+    return test[chosen, np.arange(len(chosen))], chosen == curve.best
+
+
+def _log_ratios(model: RateCurve, baseline: RateCurve) -> dict[float, Float[np.ndarray, " S"]]:
+    """By the rates that both have, model over baseline with each seed."""
+    shared = [rate for rate in model.rates if rate in baseline.rates]
+    ratios = {
+        rate: np.log(model.test[model.rates.index(rate)]) - np.log(baseline.test[baseline.rates.index(rate)])
+        for rate in shared
+    }
+    return {rate: found for rate, found in ratios.items() if np.isfinite(found).all()}
+
+
+def _interaction(log_ratios: Mapping[float, np.ndarray], seeds: Sequence[int]) -> Effect | None:
+    if len(log_ratios) < 2:
+        return None
+    doublings = np.log2(list(log_ratios))
+    slopes = np.polyfit(doublings, np.array(list(log_ratios.values())), 1)[0]
+    return _effect(slopes, seeds)
+
+
+def _rate(curve: RateCurve) -> str:
+    return f"{curve.title} at {curve.best_rate:g}"
+
+
+def _loss_cells(curve: RateCurve, rate: float) -> tuple[str, str]:
+    if rate not in curve.rates:
+        return "–", "–"
+    index = curve.rates.index(rate)
+    val, test = (float(np.exp(np.log(losses[index]).mean())) for losses in (curve.val, curve.test))
+    star = "*" if index == curve.best else ""
+    return (f"{val:.4f}{star}", f"{test:.4f}") if math.isfinite(val) else ("diverged", "–")
+
+
+def _draw_curve(axes: Axes, curve: RateCurve, losses: np.ndarray, colour: str, marker: str) -> None:
+    sound = np.isfinite(losses).all(axis=1)
+    rates, shown = np.array(curve.rates)[sound], losses[sound]
+    mean = np.exp(np.log(shown).mean(axis=1))
+    axes.fill_between(rates, shown.min(axis=1), shown.max(axis=1), color=colour, alpha=0.2, linewidth=0)
+    axes.plot(rates, mean, color=colour, marker=marker, markersize=3.5, linewidth=1.4, label=curve.title)
+    at_best = np.exp(np.log(losses[curve.best]).mean())
+    axes.plot([curve.best_rate], [at_best], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour)
+
+
+def _rate_ticks(axes: Axes, rates: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates], fontsize=7)
+    axes.minorticks_off()
+
+
+def _draw_changes(axes: Axes, results: RateResults) -> None:
+    places = [float(place) for place in range(len(results.at_rates))]
+    for place, effect in zip(places, results.at_rates.values(), strict=True):
+        axes.plot([place] * effect.num_seeds, effect.changes, ".", color=FAINT, markersize=4)
+        _draw_interval(axes, place, effect.change, effect.low, effect.high, "o")
+    best, place = results.best, len(places) + 0.5
+    axes.plot([place] * best.effect.num_seeds, best.effect.changes, ".", color=FAINT, markersize=4)
+    _draw_interval(axes, place, best.effect.change, best.low, best.high, "D")
+    style_axes(axes, f"{results.model.title} over {results.baseline.title}, % on test")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks([*places, place], [*(f"{rate:g}" for rate in results.at_rates), "best"], fontsize=7)
+    axes.set_xlabel("both at this rate; best: each at its own", fontsize=8)
+
+
+def _draw_interval(axes: Axes, place: float, change: float, low: float | None, high: float | None, marker: str) -> None:
+    if low is not None and high is not None:
+        axes.plot([place, place], [low, high], color="black", linewidth=1.5)
+    axes.plot([place], [change], marker, color="black", markersize=4)

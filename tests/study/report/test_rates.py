@@ -1,0 +1,161 @@
+"""Loss against rate, and best against best: on rows whose answer was worked out by hand."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from grr_coca.structure import to_dict
+from grr_coca.study.ledger import Ledger, LedgerRow
+from grr_coca.study.plan import Arm, Endpoints, Plan
+from grr_coca.study.report.page import write_study_report
+from grr_coca.study.report.rates import RateCurve, best_against_best, rate_figure, rate_results, rate_tables
+from grr_coca.study.statistics import as_percent
+from synthetic_study import write_study
+
+RATES = (0.003, 0.006, 0.012)
+E = math.e
+
+
+def arm(preset: str, title: str, rate: float) -> Arm:
+    return Arm(name=f"{preset}_{rate}", title=f"{title}, {rate}", preset=preset, overrides={"optimizer.lr": rate})
+
+
+def plan(seeds: int) -> Plan:
+    models = {"grr_coca": "GRR-CoCa", "baseline_coca": "Baseline CoCa"}
+    return Plan(
+        arms=tuple(arm(preset, title, rate) for rate in RATES for preset, title in models.items()),
+        baseline="baseline_coca_0.012",
+        seeds=tuple(range(seeds)),
+        pretrain="pictograms.yaml",
+        endpoints=Endpoints(primary=("pretraining/coca_loss",)),
+        showcase="test",
+    )
+
+
+def row(arm_name: str, seed: int, val: float, test: float) -> LedgerRow:
+    return LedgerRow(
+        arm=arm_name,
+        seed=seed,
+        stage="pictograms",
+        recipe_digest="0" * 16,
+        data_digest="d" * 16,
+        commit="c",
+        machine="m",
+        precision="fp32",
+        steps=6,
+        seconds=1.0,
+        parameters=2,
+        image_encoder_parameters=1,
+        flops_per_pair=1,
+        metrics={"val": {"coca_loss": val}, "test": {"coca_loss": test}},
+    )
+
+
+def ledger(val: dict[str, list[list[float]]], test: dict[str, list[list[float]]]) -> Ledger:
+    """Logs of losses by preset, rate and seed."""
+    rows = [
+        row(f"{preset}_{rate}", seed, E**log_val, E ** test[preset][index][seed])
+        for preset, by_rate in val.items()
+        for index, rate in enumerate(RATES)
+        for seed, log_val in enumerate(by_rate[index])
+    ]
+    return Ledger(tuple(rows), (), (), ())
+
+
+VAL = {"grr_coca": [[0.3, 0.4], [0.1, 0.2], [0.2, 0.3]], "baseline_coca": [[0.5, 0.5], [0.3, 0.3], [0.1, 0.1]]}
+TEST = {
+    "grr_coca": [[0.40, 0.50], [0.30, 0.32], [0.00, 0.00]],  # the best on test is not the one that is chosen
+    "baseline_coca": [[0.60, 0.66], [0.40, 0.42], [0.35, 0.38]],
+}
+
+
+def test_each_model_is_compared_at_the_rate_that_is_best_on_val():
+    (found,) = rate_results(plan(2), ledger(VAL, TEST))
+    assert (found.model.title, found.baseline.title) == ("GRR-CoCa", "Baseline CoCa")
+    assert (found.model.best_rate, found.baseline.best_rate) == (0.006, 0.012)
+    assert (found.model.is_best_at_edge, found.baseline.is_best_at_edge) == (False, True)
+    effect = found.best.effect
+    assert effect.changes == pytest.approx(as_percent(np.array([0.30 - 0.35, 0.32 - 0.38])))
+    assert effect.change == pytest.approx(as_percent(-0.055))
+    # Two seeds, the same choice in each draw: one draw in four has the first seed twice, one the second.
+    assert (found.best.low, found.best.high) == pytest.approx((as_percent(-0.06), as_percent(-0.05)))
+    assert found.best.kept == 1.0
+
+
+def test_the_difference_at_each_rate_and_its_growth_with_the_rate():
+    (found,) = rate_results(plan(2), ledger(VAL, TEST))
+    assert list(found.at_rates) == list(RATES)
+    assert found.at_rates[0.003].change == pytest.approx(as_percent((-0.20 - 0.16) / 2))
+    # By doublings, the seeds' differences are -0.20, -0.10, -0.35 and -0.16, -0.10, -0.38; a line through three evenly
+    # spaced points has half of last minus first as its slope.
+    assert found.interaction is not None
+    assert found.interaction.changes == pytest.approx(as_percent(np.array([-0.15 / 2, -0.22 / 2])))
+
+
+def test_a_draw_of_seeds_chooses_its_own_rate():
+    """The first seed is for the first rate, the second for the second by a little less, so both together are for the
+    first. Only draws of the second seed alone choose another rate, where the endpoint is much better."""
+    model = RateCurve("A", (1.0, 2.0), np.exp([[0.0, 0.4], [0.5, 0.1]]), np.exp([[0.2, 0.2], [9.0, -1.0]]))
+    baseline = RateCurve("B", (1.0,), np.ones((1, 2)), np.ones((1, 2)))
+    found = best_against_best(model, baseline, (0, 1))
+    assert model.best == 0
+    assert found.effect.change == pytest.approx(as_percent(0.2))
+    assert (found.low, found.high) == pytest.approx((as_percent(-1.0), as_percent(0.2)))
+    assert found.kept == pytest.approx(3 / 4, abs=0.03)
+
+
+def test_a_rate_at_which_a_run_diverged_is_never_the_best():
+    whole = ledger(VAL, TEST)
+    gone = next(r for r in whole.rows if (r.arm, r.seed) == ("grr_coca_0.006", 1))
+    left = tuple(r for r in whole.rows if r is not gone)
+    torn = replace(whole, rows=left, diverged=(replace(gone, kind="diverged", metrics={}),))
+    (found,) = rate_results(plan(2), torn)
+    assert found.model.best_rate == 0.012
+    assert list(found.at_rates) == [0.003, 0.012]
+    assert [line[3] for line in rate_tables(found)[1].rows] == ["1.4191", "diverged", "1.2840*"]
+
+
+def test_seeds_that_lack_a_rate_are_left_out():
+    whole = ledger(VAL, TEST)
+    partial = replace(whole, rows=tuple(r for r in whole.rows if (r.arm, r.seed) != ("baseline_coca_0.003", 1)))
+    (found,) = rate_results(plan(2), partial)
+    assert found.seeds == (0,)
+    assert found.best.effect.change == pytest.approx(as_percent(-0.05))
+    assert (found.best.low, found.best.effect.low) == (None, None)
+    assert rate_results(plan(2), replace(whole, rows=())) == []
+
+
+def test_a_plan_whose_arms_differ_in_more_than_the_rate_has_no_rate_curves():
+    arms = (Arm(name="grr_coca"), Arm(name="baseline_coca"))
+    rows = tuple(row(name, 0, 1.0, 1.0) for name in ("grr_coca", "baseline_coca"))
+    assert rate_results(replace(plan(1), arms=arms, baseline="baseline_coca"), Ledger(rows, (), (), ())) == []
+
+
+def test_the_tables_say_what_was_chosen_and_what_may_lie_beyond():
+    (found,) = rate_results(plan(2), ledger(VAL, TEST))
+    answer, losses = rate_tables(found)
+    assert answer.rows[0][0] == "best against best: GRR-CoCa at 0.006 and Baseline CoCa at 0.012"
+    assert answer.rows[0][1].startswith("−5.4")
+    assert answer.rows[0][2] == "−5.8 to −4.9"
+    assert "The best rate of Baseline CoCa is at the edge" in answer.note
+    assert losses.rows[1] == ("0.006", "1.3499", "1.5068", "1.1618*", "1.3634")
+
+
+def test_the_figure_shows_both_models_and_every_rate():
+    (found,) = rate_results(plan(2), ledger(VAL, TEST))
+    svg = rate_figure(found)
+    assert svg == rate_figure(found)
+    for text in ("GRR-CoCa", "Baseline CoCa", "0.003", "0.012", "CoCa loss on val", "CoCa loss on test", "best"):
+        assert f">{text}" in svg
+
+
+def test_a_report_shows_each_model_at_its_best_rate(tmp_path):
+    whole = ledger(VAL, TEST)
+    write_study(tmp_path, to_dict(plan(2)), whole.rows)
+    write_study_report(tmp_path, tmp_path)
+    page, tables = ((tmp_path / name).read_text(encoding="utf-8") for name in ("report.html", "table.md"))
+    for text in (page, tables):
+        assert "best against best: GRR-CoCa at 0.006 and Baseline CoCa at 0.012" in text
+    assert "Each model at its best learning rate" in page

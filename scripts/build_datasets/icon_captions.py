@@ -1,4 +1,4 @@
-"""From an icon's name to its caption: words without those of drawing style and without a set's own numbers."""
+"""Captions from the names of icons, without words of drawing style and without a set's own numbers."""
 
 import re
 from collections import Counter
@@ -10,31 +10,31 @@ outline outlined outlines filled rounded duotone twotone solid linear monochrome
 12px 16px 20px 24px 32px alt
 """
 STYLES = frozenset(_STYLES.split())
-"""Words that say how an icon is drawn, wherever they end a name."""
+"""Words of drawing style in every set, at the end of a name."""
 
 _STYLES_IF_FREQUENT = """
 line lined fill bold light thin regular round sharp broken bulk mini micro flat duo remix stroke baseline two-tone
 print small compact active o r v m one two three four five six
 """
 STYLES_IF_FREQUENT = frozenset(_STYLES_IF_FREQUENT.split())
-"""Words that say how an icon is drawn where a set ends many names in them; elsewhere they may be part of the thing
-(traffic light, text bold, one of two)."""
+"""Words of drawing style only in a set that ends many names in them. Elsewhere they may be part of the thing (traffic
+light, text bold, one of two)."""
 
 FREQUENT, FREQUENT_FIRST = 0.03, 0.1
-"""Shares of a set's names from which a word that ends, or begins, them is one of style."""
+"""Smallest share of a set's names that such a word must end, or begin, to count as a word of style."""
 
 MAX_FURTHER_WORDS = 5
-"""Longer aliases are paths of categories."""
+"""Most words of a further caption. Longer aliases are paths of categories."""
 
 PREFIXES = (["bx"], ["bxs"], ["fa"], ["mdi"])
-"""Names of sets that begin aliases."""
+"""Names of sets at the beginning of an alias, which a caption leaves out."""
 
 _COUNTED = """
 number numbers dice die looks counter timer replay forward back hexagon step level layer layout grid keycap exposure
 filter iso plus minus speed battery signal wifi
 """
 COUNTED = frozenset(_COUNTED.split())
-"""Words after which a number belongs to the thing. After others it tells drawings of one thing apart."""
+"""Words after which a number is part of the thing. After other words it only numbers the drawings of one thing."""
 
 BRANDED = frozenset({"brand", "brands", "logo", "logos", "logotype", "sc", "ibm"})
 """Words that begin or end the name of a logo."""
@@ -44,7 +44,7 @@ line c signal meteor flask ghost drone bamboo blender spring periscope buffer di
 mix ruby meta intercom
 """
 NO_BRANDS = frozenset(_NO_BRANDS.split())
-"""Words of things that brands are named after; a picture under such a name shows the thing more often."""
+"""Words that are also names of brands. Icons of these names show the thing more often than the logo."""
 
 
 class Styles(NamedTuple):
@@ -55,11 +55,16 @@ class Styles(NamedTuple):
 
 
 ANY_STYLES = Styles(STYLES | {"fill", "line", "baseline", "round", "sharp"})
-"""For aliases, whose style words may be those of other sets."""
+"""Words of drawing style of aliases, which may come from any set."""
 
 
 def style_words(names: Sequence[str], declared: Iterable[str]) -> Styles:
-    """Words of drawing style of one set: those that it declares as endings, and those that end or begin many names."""
+    """Words of drawing style of one set: declared ones, and those that end or begin many of its names.
+
+    Args:
+        names: of its icons.
+        declared: endings of names that the set itself lists, such as `20-filled`.
+    """
     endings = {word for ending in declared for word in ending.split("-") if word} | STYLES
     for _ in range(3):  # style words follow each other: `home-outline-rounded`, `user-20-filled`
         styles = Styles(frozenset(endings))
@@ -82,7 +87,7 @@ def caption_of(name: str, styles: Styles) -> str:
 
 
 def further_caption(words: str) -> str | None:
-    """An alias or a tag as a further caption; none where it is too long to be one, or says nothing in English."""
+    """An alias or a tag as a further caption; None if it is too long, not ASCII, or has no letter."""
     parts = [part for part in re.split(r"[-_\s]+", words.strip().lower()) if part]
     parts = _without_styles(parts[1:] if parts[:1] in PREFIXES and len(parts) > 1 else parts, ANY_STYLES)
     text = " ".join(parts)
@@ -91,7 +96,10 @@ def further_caption(words: str) -> str | None:
 
 
 def _without_styles(words: list[str], styles: Styles) -> list[str]:
-    """The words without style words and numbers at the end, and style words at the beginning; one word at least."""
+    """The words without style words and own numbers at the end, and without style words at the beginning.
+
+    The last word that is left always stays.
+    """
     while len(words) > 1 and (words[-1] in styles.endings or _is_own_number(words)):
         words = words[:-1]
     while len(words) > 1 and words[0] in styles.beginnings:
@@ -109,12 +117,12 @@ def _without_number_glued(word: str) -> str:
 
 
 def is_logo(name: str, caption: str, brands: frozenset[str]) -> bool:
-    """True if a name is that of a company's or a product's sign."""
+    """True if an icon shows the logo of a company or product, by its name."""
     words = name.lower().split("-")
     return words[0] in BRANDED or words[-1] in BRANDED or caption.removeprefix("social ") in brands
 
 
 def brand_captions(logo_sets: Iterable[Iterable[str]]) -> frozenset[str]:
-    """Captions that at least three sets of logos have: brands, and no word that one brand happens to share."""
+    """Captions that mean a logo: at least three sets of logos have them, so no everyday word of one brand alone."""
     counts = Counter(caption for names in logo_sets for caption in {caption_of(name, Styles()) for name in names})
     return frozenset(caption for caption, count in counts.items() if count >= 3) - NO_BRANDS

@@ -26,14 +26,14 @@ GREY_LEVELS = 16
 QUALITY = 75
 SIGNATURE_SIDE = 16
 INK = 24
-"""Difference from white, of 255, from which a pixel counts as ink when a picture is cut to its ink."""
+"""Smallest difference from white, of 255, at which a pixel counts as ink. Signatures are cropped to the ink."""
 
 _TO_LEVELS = [(value * (GREY_LEVELS - 1) + 127) // 255 * (255 // (GREY_LEVELS - 1)) for value in range(256)]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawn icon. `digest` is of its decoded pixels; `signature` is the picture cut to its ink, in 16 × 16 greys."""
+    """A drawn icon: its file, the digest of its decoded pixels, and its signature (see `picture_signature`)."""
 
     webp: bytes
     digest: bytes
@@ -41,7 +41,12 @@ class Drawing:
 
 
 def icon_svg(icon: Mapping, defaults: Mapping) -> str:
-    """A whole SVG of an icon as Iconify keeps it: a body, and a box whose sides its set may give."""
+    """The SVG file of an icon of Iconify, which stores its body alone.
+
+    Args:
+        icon: its body, and the sides of its box that differ from those of the set.
+        defaults: the sides of the box for the whole set.
+    """
     box = {"left": 0, "top": 0, "width": 16, "height": 16}
     left, top, width, height = (icon.get(key, defaults.get(key, value)) for key, value in box.items())
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
@@ -50,10 +55,10 @@ def icon_svg(icon: Mapping, defaults: Mapping) -> str:
 
 
 def draw_icon(svg: str) -> Drawing | None:
-    """Draw over white, oblong pictures in the middle; None where nothing is to be seen.
+    """Draw an SVG over white, in the middle if it is oblong; None if nothing is visible.
 
     Raises:
-        ValueError: it is no SVG that can be drawn.
+        ValueError: the SVG cannot be drawn.
     """
     image = render_svg(svg, SIZE)
     if image.getchannel("A").getbbox() is None:
@@ -67,7 +72,7 @@ def draw_icon(svg: str) -> Drawing | None:
 
 
 def _compress(image: Image.Image) -> tuple[bytes, Image.Image]:
-    """The bytes of a picture and what they decode to: grey ones in 16 levels without loss, coloured ones with."""
+    """The WebP file of a picture, and what it decodes to. Grey pictures: lossless, 16 levels. Coloured ones: lossy."""
     file = io.BytesIO()
     pixels = np.asarray(image)
     if (pixels == pixels[..., :1]).all():
@@ -79,7 +84,10 @@ def _compress(image: Image.Image) -> tuple[bytes, Image.Image]:
 
 
 def picture_signature(image: Image.Image) -> UInt8[np.ndarray, "16 16"] | None:
-    """A picture on white cut to its ink and brought to 16 × 16 greys; None where it is all white."""
+    """A picture on white, cropped to its ink and scaled to 16 × 16 greys; None if it is all white.
+
+    Near-identical drawings have near signatures, whatever their margins.
+    """
     grey = image.convert("L")
     box = grey.point(lambda value: 255 * (value <= 255 - INK)).getbbox()
     if box is None:
@@ -93,12 +101,12 @@ def picture_signature(image: Image.Image) -> UInt8[np.ndarray, "16 16"] | None:
 # --- Sets of drawings
 
 VERSION = "1"
-"""Changes whenever what is drawn, or how it is kept, does: work of another version is not gone on with."""
+"""Version of the drawings and of their files. A build does not use files of another version."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnSet:
-    """Drawn icons of a set, side by side, and what of them was left out and why.
+    """Drawn icons of a set, concatenated, and the number of icons left out for each reason.
 
     `names`: Iconify's; `aliases`: further names of the same picture, by icon; `styles`: words of drawing style that
     the set itself declares as endings or beginnings of names.

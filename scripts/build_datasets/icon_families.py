@@ -23,27 +23,31 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.files import user_cache
 
 NEAR = 10
-"""Root mean square difference of two signatures, of 255, up to which two pictures count as the same drawing."""
+"""Largest root mean square difference of two signatures, of 255, at which two pictures count as near-identical."""
 
 SAMPLED = 150
-"""Icons of a set that are looked for in the others."""
+"""Number of icons of a set that are looked for in the other sets."""
 
 DETAILED = 85
-"""Mean difference of neighbouring cells of a signature, along both axes, below which a picture is too plain to tell
-hands apart: any set's plus sign is near-identical to any other's. Four icons of ten are."""
+"""Smallest mean difference of neighbouring cells of a signature, summed over both axes, at which a picture counts.
+Plainer pictures, four of ten, look alike in all sets: a plus sign does not tell who drew it."""
 
 COMMON = 6
-"""Sets, its own among them, up to which a picture tells of one hand; what more of them have is a commonplace."""
+"""Most sets, its own included, that may have a near-identical picture. One that more sets have does not count."""
 
 LINKED = 0.1
-"""Share of a set's sampled icons with a near-identical picture in another set from which the two are one family."""
+"""Two sets are one family if at least this share of one's sampled icons is near-identical to a picture of the other."""
 
 FEW = 40
-"""Detailed icons without which a set's share says nothing."""
+"""Fewest detailed icons that a set must have for its share to count."""
 
 
 def linked(signatures: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]:
-    """The pairs of sets that are one family, each with its share of near-identical pictures."""
+    """Pairs of sets that are one family, each with the share of the first one's pictures that the second one has.
+
+    Args:
+        signatures: of each set, N 256, uint8.
+    """
     enough = {prefix for prefix, all_ in signatures.items() if len(_sample(all_)) >= FEW}
     if not enough:
         return {}
@@ -52,7 +56,12 @@ def linked(signatures: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]
 
 
 def groups(prefixes: Iterable[str], links: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Sets that hang together by links, each group in alphabetical order."""
+    """Connected groups of sets, each group in alphabetical order.
+
+    Args:
+        prefixes: all sets.
+        links: pairs of sets that belong together.
+    """
     group_of = {prefix: [prefix] for prefix in sorted(prefixes)}
     for a, b in links:
         if group_of[a] is not group_of[b]:
@@ -110,8 +119,10 @@ def main() -> None:
 
 
 def grouped(sets: Mapping[str, IconSet], signatures: Mapping[str, np.ndarray]) -> list[list[str]]:
-    """Groups of sets that share near-identical pictures, or an author: sets of one hand may share no picture, one
-    being in outline and the other filled."""
+    """Families: sets that share near-identical pictures, or an author.
+
+    Sets of one author may share no picture, if one has outlines and the other filled shapes.
+    """
     links = linked(signatures)
     for (a, b), share in sorted(links.items(), key=lambda item: -item[1]):
         print(f"{share:.0%} of {a} is in {b}")

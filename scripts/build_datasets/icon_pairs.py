@@ -1,8 +1,8 @@
 """The pairs of the corpus `icons`: which drawn icons are kept, under which captions, in which split.
 
-Not trained on are whole design families, and the test pictures of the corpora that measure transfer.
-`icon_families.json` is what `icon_families.py` wrote: measured once, since a corpus that is the same on every machine
-cannot hang on a measurement that is made anew on each.
+Training leaves out whole design families, and the test pictures of the corpora that measure transfer.
+`icon_families.py` measured the families once, and wrote `icon_families.json`: if each machine measured them again, the
+corpus might differ from machine to machine.
 """
 
 import json
@@ -19,7 +19,7 @@ from icon_sources import Words
 from shards import unit_hash
 
 IDENTICAL = 3
-"""Root mean square difference of two signatures, of 255, up to which two pictures are the same one, drawn again."""
+"""Largest root mean square difference of two signatures, of 255, at which two pictures count as identical."""
 
 
 FAMILIES = Path(__file__).with_name("icon_families.json")
@@ -34,14 +34,14 @@ TEST = ("tabler", "carbon", "game-icons", "flat-color-icons", "pixel", "roentgen
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Families of sets (each set's family, named by its first set), and signatures that no training picture has."""
+    """What training leaves out: the family of each set, named by its first set, and signatures of test pictures."""
 
     families: Mapping[str, str]
     signatures: np.ndarray
 
     @classmethod
     def read(cls) -> "HeldOut":
-        """What this version of the corpus holds out."""
+        """Read what this version of the corpus holds out."""
         groups = json.loads(FAMILIES.read_text(encoding="utf-8"))
         families = {prefix: group[0] for group in groups for prefix in group}
         with np.load(TRANSFER_TESTS, allow_pickle=False) as file:
@@ -52,7 +52,7 @@ class HeldOut:
         return self.families[prefix]
 
     def split_of(self, prefix: str) -> str | None:
-        """The split of a set: `train`, `val`, `test_family_SET`, or none if it draws like a set that is held out."""
+        """The split of a set: `train`, `val`, `test_family_SET`, or None if its family is held out."""
         if prefix in VAL:
             return "val"
         if prefix in TEST:
@@ -65,10 +65,15 @@ class HeldOut:
 
 
 def has_near(queries: np.ndarray, others: np.ndarray, near: int) -> np.ndarray:
-    """Which signatures have another one within a root mean square difference of `near`.
+    """True for each query that has one of the others within a root mean square difference of `near`.
 
-    The sums are of integers below 2^24, so fp32 holds them exactly, and the answer is the same on any machine.
+    Args:
+        queries: signatures, N 256, uint8.
+        others: signatures, M 256, uint8.
+        near: largest difference, of 255.
+
     """
+    # The sums are of integers below 2^24: fp32 holds them exactly, so the answer is the same on any machine.
     if not len(others):
         return np.zeros(len(queries), bool)
     references = others.astype(np.float32)
@@ -84,20 +89,20 @@ def has_near(queries: np.ndarray, others: np.ndarray, near: int) -> np.ndarray:
 # --- Pairs
 
 MAX_MORE = 4
-"""Further captions of a training pair, of all tags and aliases."""
+"""Most further captions of a training pair."""
 
 TEST_SHARE = 0.012
-"""Share of the training families' drawings of things that are kept for `test`."""
+"""Share of the things of each training family that are kept for `test`."""
 
 MAX_EVALUATED = 2_000
-"""Pictures of an evaluation split, each with another caption, drawn by hash."""
+"""Most pictures of an evaluation split, chosen by hash. Each has another caption."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IconPair:
-    """A picture of the corpus, by its place in the drawn set, and its captions.
+    """A pair of the corpus: a picture (number `index` of the drawn set), its caption and its tags.
 
-    `tags` of an evaluation split are what search is measured with; in training they are further captions.
+    `tags` are further captions in training. In evaluation splits, search is measured with them.
     """
 
     prefix: str
@@ -135,7 +140,7 @@ def select(
         drawn_folder: where their drawings lie.
         logo_names: names in sets of logos: icons of these names are left out.
         tags: further words, by set and name.
-        held_out: what is not trained on.
+        held_out: what training leaves out.
     """
     brands = brand_captions(logo_names)
     selection = Selection([])
@@ -176,7 +181,7 @@ def _captioned(
 
 
 def _drop_identical(selection: Selection, digests: list[bytes]) -> None:
-    """Keep one of identical pictures, a training one where there is one, so that nothing evaluates what was trained."""
+    """Keep one of identical pictures, that of training if there is one: no picture is in training and in evaluation."""
     order = sorted(range(len(digests)), key=lambda i: selection.pairs[i].split != "train")
     seen: set[bytes] = set()
     kept = []
@@ -190,9 +195,9 @@ def _drop_identical(selection: Selection, digests: list[bytes]) -> None:
 
 
 def _with_shared_tags(pairs: list[IconPair], held_out: HeldOut) -> list[IconPair]:
-    """Training pairs with the tags of all training pairs of the same caption, and a share of them moved to `test`.
+    """Give training pairs the tags of all training pairs of the same caption, and move a share of them to `test`.
 
-    A drawing of a thing moves with its variants: all pictures of one caption in a family.
+    All pictures of one caption in a family are variants of one thing, and move together.
     """
     by_caption: dict[str, dict[str, None]] = {}
     for pair in pairs:
@@ -210,7 +215,7 @@ def _with_shared_tags(pairs: list[IconPair], held_out: HeldOut) -> list[IconPair
 
 
 def _thin_evaluation(selection: Selection) -> None:
-    """At most MAX_EVALUATED pictures in each evaluation split, each with a caption of its own."""
+    """Cut each evaluation split to MAX_EVALUATED pictures, each with a caption of its own."""
     taken: dict[str, set[str]] = {}
     kept = []
     for pair in sorted(selection.pairs, key=lambda pair: unit_hash("icons order", pair.key)):

@@ -18,7 +18,7 @@ from grr_coca.errors import UserError
 
 @dataclass(frozen=True)
 class NpmPackage:
-    """One version of a package, and the only content of its archive that is accepted."""
+    """One version of an npm package. An archive with another sha256 is refused."""
 
     name: str
     version: str
@@ -44,7 +44,7 @@ PACKAGES: Mapping[str, NpmPackage] = {
 
 
 class Archives:
-    """A folder of archives, each checked before it is read. Nothing is unpacked to disk.
+    """A folder of archives. Each is checked before it is read; nothing is unpacked to disk.
 
     Args:
         folder: where they lie.
@@ -56,7 +56,7 @@ class Archives:
         self.packages = packages
 
     def fetch(self, on_package: Callable[[int], None]) -> None:
-        """Fetch what is missing, from whatever registry npm is set to.
+        """Fetch missing archives from the registry that npm is set to.
 
         Raises:
             UserError: npm is not there or fails, or an archive is not the pinned one; says which file to put where.
@@ -69,7 +69,7 @@ class Archives:
             on_package(number)
 
     def verify(self, key: str) -> Path:
-        """The path of an archive whose content is the pinned one.
+        """The path of an archive, whose checksum is compared.
 
         Raises:
             UserError: it is missing, or its checksum is another.
@@ -134,7 +134,7 @@ def _last_line(text: str) -> str:
 # --- Sets
 
 LICENCES = frozenset({"MIT", "Apache-2.0", "ISC", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-3.0"})
-"""SPDX names. No NC, SA or GPL; the few fonts under OFL, and MPL and Unlicense, are left out too."""
+"""Accepted licences, as SPDX names. NC, SA and GPL are left out, and so are the rare OFL, MPL and Unlicense."""
 
 LEFT_OUT_CATEGORIES = frozenset({"Emoji", "Logos"})
 LEFT_OUT_WORDS = ("emoji", "flag", "logos", "brands")
@@ -149,7 +149,7 @@ LOGO_SETS = ("simple-icons", "logos", "cib", "fa7-brands", "bxl", "streamline-lo
 
 @dataclass(frozen=True, kw_only=True)
 class IconSet:
-    """One set: its prefix in Iconify, and what a notice of it must say."""
+    """An icon set: its prefix in Iconify, and what its notice must say."""
 
     prefix: str
     title: str
@@ -171,7 +171,7 @@ class IconSet:
 
 
 def why_left_out(prefix: str, about: Mapping) -> str | None:
-    """The reason for which a set is not in the corpus; None if it is."""
+    """The reason why a set is not in the corpus; None if it is."""
     title = about["name"].lower()
     if about["license"].get("spdx") not in LICENCES:
         return "licence"
@@ -192,7 +192,7 @@ def kept_sets(collections: Mapping[str, Mapping]) -> dict[str, IconSet]:
 # --- Tags
 
 Words = dict[str, list[str]]
-"""Further words by the icon's name without style."""
+"""Further words of icons, by name without words of style."""
 
 
 def read_tags(archives: Archives) -> Mapping[str, Words]:
@@ -209,12 +209,12 @@ def _lucide(content: str) -> Words:
 
 
 def _mdi(content: str) -> Words:
-    """Their aliases: what the package calls tags are categories."""
+    """The aliases of each icon. The tags of this package are categories."""
     return {entry["name"]: _clean(entry["aliases"]) for entry in json.loads(content)}
 
 
 def _phosphor(content: str) -> Words:
-    """From the package's JavaScript: it has no table in another form."""
+    """The tags of each icon, out of JavaScript: the package has no table in another form."""
     entries = re.findall(r'\bname: "([a-z0-9-]+)".*?\btags: (\[[^\]]*\])', content, flags=re.DOTALL)
     return {name: _clean(tag for tag in json.loads(tags) if not tag.startswith("*")) for name, tags in entries}
 

@@ -1,7 +1,7 @@
 """The corpus `icons`: several hundred thousand icons of open design sets, drawn and captioned from pinned packages.
 
-It lies in the user's cache. Drawings are kept set by set while a build is under way, so that one that was interrupted
-goes on; the corpus appears when all of it is there.
+It is built in the user's cache. The drawings of each set are kept during a build, so that an interrupted build goes
+on. The folder of the corpus appears when it is complete.
 """
 
 import hashlib
@@ -24,25 +24,25 @@ from grr_coca.files import user_cache, whole_folder
 NAME = "icons"
 
 DRAWN_WITH = {"resvg-py": "0.5.0", "pillow": "13.0.0"}
-"""The packages that decide the pictures' bytes. With other versions the corpus is good, and not the same."""
+"""Packages that decide the bytes of the pictures. Other versions give a corpus as good, with other bytes."""
 
 PUBLISHED = "a2a6ea8d89e0fe5e51befa1c776e5bf4cd01ea51197b01cbced236da6bc6d58c"
-"""The sha256 of the corpus's `card.json`, which has those of all shards: what everybody has who builds this version."""
+"""The sha256 of the `card.json` of this version, with the versions of DRAWN_WITH. It has those of all shards."""
 
 NEEDED_BYTES = 1_300_000_000
-"""Packages, drawings and shards together, with some room."""
+"""Free space that a build needs: packages, drawings and shards, with some room."""
 
 STAGES = {"packages": 5, "drawings": 288_000, "shards": 248_000}
-"""About how many steps each stage has: archives, icons, pairs."""
+"""Approximate number of steps of each stage: archives, icons, pairs."""
 
 
 def build(on_progress: OnProgress, folder: Path | None = None, archives: Archives | None = None) -> Path:
-    """Fetch, draw and write the corpus, or go on where that was interrupted; returns its folder.
+    """Fetch, draw and write the corpus, or go on with an interrupted build. Returns its folder.
 
     Args:
-        on_progress: told how far it is.
-        folder: where it goes; None: into the user's cache.
-        archives: the packages; None: those of the user's cache.
+        on_progress: called with the stage and the number of its steps that are done.
+        folder: a new folder; None: `icons` in the user's cache.
+        archives: the packages; None: in the user's cache.
 
     Raises:
         UserError: a package cannot be had or is not the pinned one, or the disk is too small.
@@ -88,7 +88,7 @@ def _build(archives: Archives, work: Path, folder: Path, on_progress: OnProgress
 # --- Shards
 
 PAIRS_PER_SHARD = 10_000
-"""A shard of so many is about 20 MB: large enough that its index is kept in a file, and starts are quick."""
+"""About 20 MB: the index of a shard of this size is kept in a file, so that training starts quickly."""
 
 
 def _write_shards(

@@ -1,10 +1,10 @@
 """The corpus `scenes`: drawings of two shapes whose captions say where one stands from the other.
 
-Built in the user's cache, in seconds: shards and cards, the same bytes on every machine. Nothing is fetched.
+It is built in the user's cache, in half a minute. Nothing is fetched.
 
-A scene is what its caption tells. Its pictures differ in places and sizes, which no caption tells. The bytes of a
-picture depend on its scene and number alone, not on the machine or on any package: places and shapes are worked out in
-whole numbers, and the PNG is written here, without compression.
+A scene is what its caption says. Pictures of one scene differ in places and sizes, which the caption does not say. The
+bytes of a picture depend on its scene and number alone, not on the machine or on any package: places and shapes are
+computed in whole numbers, and the PNG is written here, without compression.
 
 Shapes: S = 64 pixels a side.
 """
@@ -61,7 +61,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Two different things, the first in the alphabet first, so that each scene has one caption alone."""
+    """Two different things, and where the first stands. They are in alphabetical order, so a scene has one caption."""
 
     first: Thing
     second: Thing
@@ -69,7 +69,7 @@ class Scene:
 
     @property
     def things(self) -> tuple[Thing, Thing]:
-        """Both, without where they stand."""
+        """Both things, without the relation."""
         return self.first, self.second
 
     @property
@@ -80,8 +80,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneCounts:
-    """How large a corpus is: pairs of things in each split, and pictures of each training scene. Pairs that are in no
-    split are left out."""
+    """Size of a corpus: pairs of things in each split, and pictures of each training scene.
+
+    Pairs of things beyond these are left out.
+    """
 
     train: int = 480
     val: int = 50
@@ -90,7 +92,7 @@ class SceneCounts:
 
 
 def split_scenes(counts: SceneCounts) -> dict[str, list[Scene]]:
-    """The scenes of each split: all eight of two things, which are together in no other split."""
+    """The scenes of each split. All eight scenes of two things are in one split."""
     things = [Thing(colour, shape) for colour in COLOURS for shape in SHAPES]
     pairs = sorted(combinations(sorted(things), 2), key=lambda pair: _shuffled(*pair))
     splits: dict[str, list[Scene]] = {}
@@ -102,7 +104,7 @@ def split_scenes(counts: SceneCounts) -> dict[str, list[Scene]]:
 
 
 def _shuffled(first: Thing, second: Thing) -> bytes:
-    """A place in an order that is the same everywhere, and by chance."""
+    """Key of a random order that is the same on every machine."""
     return hashlib.sha256(f"scenes {first} {second}".encode()).digest()
 
 
@@ -110,7 +112,7 @@ def _shuffled(first: Thing, second: Thing) -> bytes:
 
 SIZE = 64
 FINE = 4
-"""Parts of a pixel's side: a pixel at an edge is drawn by how many of its parts the shape covers."""
+"""Parts of a pixel's side. The shade of a pixel at an edge depends on how many of its parts the shape covers."""
 LEVELS = 7
 """Shades of a shape from its edge to its inside. Two shapes and white make 15 of the 16 colours of 4 bits."""
 
@@ -126,9 +128,9 @@ RGB = {
 HALF_SIDES = (24, 36)
 """Half of a shape's side: the smallest and the largest, in parts of a pixel."""
 ALONG, ASIDE = (76, 128), (-12, 12)
-"""From thing to thing where they stand beside or over each other: along that line, and across it."""
+"""Range of distances of two things beside or above each other, along that line and across it, in parts of a pixel."""
 SLANTED = (72, 104)
-"""From thing to thing where they stand aslant: to the side, and down. No two shapes touch."""
+"""Range of distances of two things on a diagonal, along each axis. No two shapes touch."""
 
 Drawn = tuple[int, int, int]
 """Middle and half side of a shape, in parts of a pixel: right, down, half side."""
@@ -144,7 +146,7 @@ def draw_scene(scene: Scene, number: int) -> bytes:
 
 
 def shape_cover(shape: str, drawn: Drawn) -> Int[np.ndarray, "S S"]:
-    """How much of each pixel of a picture a shape covers, from 0 to `LEVELS`."""
+    """How much of each pixel a shape covers, from 0 to `LEVELS`."""
     right, down, half = drawn
     # Twice the distance of each part's middle from the shape's, so that halves are whole numbers.
     parts = 2 * np.arange(SIZE * FINE) + 1
@@ -154,7 +156,7 @@ def shape_cover(shape: str, drawn: Drawn) -> Int[np.ndarray, "S S"]:
 
 
 def _placed(scene: Scene, chance: random.Random) -> tuple[Drawn, Drawn]:
-    """Where both things stand: a distance that fits the relation, and then any place at which both are whole."""
+    """Draw a distance that fits the relation, then a place at which both things lie within the picture."""
     steps = RELATIONS[scene.relation]
     away = [_distance(step, is_slanted=all(steps), chance=chance) for step in steps]
     halves = [_between(HALF_SIDES, chance) for _ in scene.things]
@@ -176,13 +178,14 @@ def _distance(step: int, *, is_slanted: bool, chance: random.Random) -> int:
 
 
 def _between(ends: tuple[int, int], chance: random.Random) -> int:
-    """A whole number, both ends with it. `random()` alone gives the same numbers in every version of Python."""
+    """A random whole number; both ends are possible."""
+    # Only `random()` gives the same numbers in every version of Python.
     low, high = ends
     return low + int(chance.random() * (high - low + 1))
 
 
 def _inside(shape: str, x: Int[np.ndarray, "1 X"], y: Int[np.ndarray, "Y 1"], half: int) -> Bool[np.ndarray, "Y X"]:
-    """Which points lie in a shape around 0."""
+    """True for the points inside a shape around 0."""
     in_box = (abs(x) <= half) & (abs(y) <= half)
     match shape:
         case "circle":
@@ -201,12 +204,12 @@ def _inside(shape: str, x: Int[np.ndarray, "1 X"], y: Int[np.ndarray, "Y 1"], ha
 
 
 def _shades(colour: str) -> list[tuple[int, ...]]:
-    """A colour over white, from its faintest shade to itself."""
+    """The shades of a colour over white, from the faintest to the colour itself."""
     return [tuple(255 - (255 - c) * level // LEVELS for c in RGB[colour]) for level in range(1, LEVELS + 1)]
 
 
 def _png(pixels: UInt8[np.ndarray, "S S"], palette: list[tuple[int, ...]]) -> bytes:
-    """A PNG of 4 bits a pixel, whose data are stored as they are: packages compress differently, version by version."""
+    """A PNG of 4 bits a pixel, not compressed: versions of packages compress differently."""
     packed = pixels[:, ::2] << 4 | pixels[:, 1::2]
     lines = b"".join(b"\0" + line.tobytes() for line in packed)
     length = struct.pack("<HH", len(lines), len(lines) ^ 0xFFFF)
@@ -237,21 +240,21 @@ DRAWN_WITH: Mapping[str, str] = {}
 PAIRS_PER_SHARD = 4_000
 
 ALL = SceneCounts()
-"""What everybody builds; tests build fewer."""
+"""Size of the published corpus; tests build a smaller one."""
 
 STAGES = {"drawings": 16_560}
-"""How many pictures there are."""
+"""Number of steps of each stage: pictures."""
 
 Picture = tuple[Scene, int]
-"""A scene, and which of its pictures."""
+"""A scene, and the number of one of its pictures."""
 
 
 def build(on_progress: OnProgress, folder: Path | None = None, counts: SceneCounts = ALL) -> Path:
     """Draw and write the corpus; returns its folder.
 
     Args:
-        on_progress: told how far it is.
-        folder: where it goes; None: into the user's cache.
+        on_progress: called with the stage and the number of its steps that are done.
+        folder: a new folder; None: `scenes` in the user's cache.
         counts: how many scenes and pictures there are.
 
     Raises:
@@ -275,7 +278,7 @@ def build(on_progress: OnProgress, folder: Path | None = None, counts: SceneCoun
 
 
 def _pictures(scenes: Iterable[Scene], split: str, counts: SceneCounts) -> list[Picture]:
-    """Several of each training scene, in a fixed shuffle; one of each other scene, in the order of the scenes."""
+    """The pictures of a split. Training: several of each scene, in a fixed shuffle. Otherwise one of each, in order."""
     if split != "train":
         return [(scene, 0) for scene in scenes]
     pictures = [(scene, number) for scene in scenes for number in range(counts.pictures)]
@@ -310,7 +313,7 @@ SPLIT_RULE = (
 )
 
 BATCH = 128
-"""Pairs of a batch in which contrastive losses are measured, as `studies/position` does."""
+"""Batch size at which the smallest contrastive loss is computed, that of `studies/position`."""
 
 
 def _write_cards(folder: Path, splits: Mapping[str, Mapping], scenes: Mapping[str, Sequence[Scene]]) -> None:
@@ -328,7 +331,7 @@ def _write_cards(folder: Path, splits: Mapping[str, Mapping], scenes: Mapping[st
 
 
 def without_positions(scenes: Sequence[Scene]) -> dict[str, float]:
-    """What a model can reach on a split at best if it knows the things of every picture and not where they stand.
+    """The best results on a split of a model that knows the things of every picture, but not where they stand.
 
     Returns:
         `captions`: how many there are; `differ_only_in_position`: how many of them have another one that names the same
@@ -351,9 +354,10 @@ def without_positions(scenes: Sequence[Scene]) -> dict[str, float]:
 
 
 def _guess_in_batch(alike: int, others: int, drawn: int) -> float:
-    """Mean logarithm of how many one has to guess among: oneself, and those of `alike` that are drawn with others.
+    """Mean logarithm of the number of pairs in a batch that such a model cannot tell from a given one, itself included.
 
-    `drawn` of all `others` are drawn, so that their number is hypergeometric.
+    Of `others` pairs, `drawn` are in the batch. `alike` of the others look the same, so their number in the batch has
+    the hypergeometric distribution.
     """
     ways = math.comb(others, drawn)
     return sum(

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -196,3 +198,15 @@ def test_a_disk_that_cannot_be_written_to_is_told(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"scenes: cannot be built \(No space left on device\)"):
         scenes.build(lambda *_: None, tmp_path / "scenes", COUNTS)
     assert list(tmp_path.iterdir()) == [], "nothing stays behind"
+
+
+def test_the_command_tells_a_mistake_in_one_line(tmp_path):
+    (tmp_path / "mine.txt").touch()
+    command = [sys.executable, str(Path(scenes.__file__).parent), "scenes", "--out", str(tmp_path / "mine.txt")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (2, f"error: {tmp_path / 'mine.txt'}: is a file; give a new folder\n")
+    result = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.endswith(
+        "--check, --packages and --only are of the four corpora of datasets/, not of scenes\n"
+    )

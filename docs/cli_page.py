@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 from pathlib import Path
 
 from grr_coca.cli import VERBS, main
@@ -16,15 +17,31 @@ HEAD = """\
 <!-- Written by `python docs/cli_page.py`. -->
 # Commands
 
-Each command is `grr-coca VERB …`, or `python -m grr_coca VERB …`. The exit code is 0, or 2 for wrong use and what
-cannot be done, such as writing to a full disk. A command
-that works through many files gives 1 if it could read none of them. A run that a signal stopped is saved and gives 128
-plus the number of the signal.
+```
+grr-coca VERB --help              # the options of a command, as below
+python -m grr_coca VERB --help    # the same, where the command is not on the path
+```
+
+| exit code | meaning |
+|---|---|
+| 0 | done; files that could not be read are listed |
+| 1 | a command that works through many files could read none of them |
+| 2 | wrong use, or something that cannot be done, such as writing to a full disk |
+| 128 + number of the signal | a signal stopped a run; it is saved |
+
+An option without a default is off, or is chosen as its text says.
 """
+
+SAME_FOR_ALL = re.compile(
+    r"^ +-h, --help +show this help message and exit\n|^ -+\n|\s*\(default:\s+(?:None|False)?\)", re.MULTILINE
+)
+"""Rules, the option --help, and defaults that say nothing: the page leaves them out."""
+
+EMPTY_SECTION = re.compile(r"^ options\n\n", re.MULTILINE)
 
 
 def help_of(*words: str) -> str:
-    """What `grr-coca WORDS --help` prints."""
+    """What `grr-coca WORDS --help` prints, without what is the same for all commands."""
     out = io.StringIO()
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = COLUMNS
@@ -35,7 +52,8 @@ def help_of(*words: str) -> str:
         os.environ.pop("COLUMNS")
         if before is not None:
             os.environ["COLUMNS"] = before
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    said = SAME_FOR_ALL.sub("", "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n")
+    return EMPTY_SECTION.sub("", said).rstrip()
 
 
 def page() -> str:

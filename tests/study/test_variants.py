@@ -15,8 +15,12 @@ from grr_coca.study.running.stage import run_stage
 from grr_coca.study.variants import change_of, first_frequencies
 from support import CPU
 
-PRESETS = {"input_rope": "grr_coca", "mixed_rope": "baseline_rms_geglu"}
-ADDED = {"input_rope": set(), "mixed_rope": {f"image_encoder.blocks.{i}.attn.rotary.frequencies" for i in range(4)}}
+PRESETS = {"input_rope": "grr_coca", "mixed_rope": "baseline_rms_geglu", "learned_positions": "grr_coca"}
+ADDED = {
+    "input_rope": set(),
+    "mixed_rope": {f"image_encoder.blocks.{i}.attn.rotary.frequencies" for i in range(4)},
+    "learned_positions": {"image_encoder.position.embedding"},
+}
 
 
 def models(variant: str, seed: int = 0):
@@ -86,6 +90,17 @@ def test_mixed_rope_turns_by_angles_that_autocast_does_not_round():
         expected = rotary(x, slice(None))
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(rotary(x, slice(None)), expected)
+
+
+def test_learned_positions_beside_rope_begin_as_those_of_baseline_coca():
+    _, changed, _ = models("learned_positions", seed=3)
+    baseline = build(get_preset("baseline_coca", "tiny"), 3)
+    assert torch.equal(changed.image_encoder.position.embedding, baseline.image_encoder.position.embedding)
+    assert all(block.attn.rotary is not None for block in changed.image_encoder.blocks)
+    assert not torch.equal(
+        models("learned_positions", seed=4)[1].image_encoder.position.embedding,
+        baseline.image_encoder.position.embedding,
+    )
 
 
 def test_first_frequencies_come_in_perpendicular_pairs():

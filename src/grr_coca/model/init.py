@@ -36,17 +36,17 @@ def init_weights(model: CoCa, seed: int) -> None:
         if id(parameter) in matrices:
             ends_branch = ".blocks." in name and name.endswith(("out_proj.weight", "down_proj.weight"))
             num_branches = branches[name.split(".")[0]] if ends_branch else 1
-            _normal(parameter, (parameter.shape[1] * num_branches) ** -0.5, name, seed)
+            draw_normal(parameter, (parameter.shape[1] * num_branches) ** -0.5, name, seed)
         elif name == "logit_scale":
             parameter.fill_(-math.log(INITIAL_TEMPERATURE["softmax" if model.logit_bias is None else "sigmoid"]))
         elif name == "logit_bias":
             parameter.fill_(INITIAL_LOGIT_BIAS)
         elif name.endswith(("cls_embedding", "tok_embeddings.weight")):
-            _normal(parameter, parameter.shape[-1] ** -0.5, name, seed)
+            draw_normal(parameter, parameter.shape[-1] ** -0.5, name, seed)
         elif name.endswith("queries"):
-            _normal(parameter, 1.0, name, seed)
+            draw_normal(parameter, 1.0, name, seed)
         elif name.endswith(("position.embedding", "registers", "patch_embed.bias")) or ".class_token." in name:
-            _normal(parameter, POSITION_STD, name, seed)
+            draw_normal(parameter, POSITION_STD, name, seed)
         elif name.endswith(("norm.weight", "affine.weight")):
             parameter.fill_(1.0)
         else:
@@ -67,7 +67,8 @@ def _count_branches(blocks: nn.ModuleList) -> int:
     return sum(name.endswith(("out_proj", "down_proj")) for name, _ in blocks.named_modules())
 
 
-def _normal(parameter: Tensor, std: float, name: str, seed: int) -> None:
+def draw_normal(parameter: Tensor, std: float, name: str, seed: int) -> None:
+    """Draw a parameter from N(0, std²), in place. Its values depend on `seed`, its name and its shape alone."""
     # Drawn on the CPU so that one seed gives the same weights on every device.
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)

@@ -27,7 +27,7 @@ METRICS = (*LOSS_METRICS, *RANKING_METRICS, *CAPTION_SCORES)
 AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
 
-Variant = Literal["input_rope", "mixed_rope"]
+Variant = Literal["input_rope", "mixed_rope", "learned_positions"]
 """Changes of a model that are arms of studies and no choices of the product; see `study.variants`."""
 
 

@@ -16,6 +16,9 @@ Each head of each layer has two frequencies for every complex channel: a token i
 f_r · r + f_c · c. They begin in pairs of perpendicular directions, turned by a random angle for each head, with
 lengths from 1 down to 1/10.
 
+Learned positions beside RoPE. Angles tell how far two patches are from each other, but not where they are: poolers and
+cross-attention see an absolute address only if it is added to the patches.
+
 Shapes: T patch tokens, H heads, C complex channels, N projections.
 """
 
@@ -36,8 +39,9 @@ from grr_coca.layers.attention import SelfAttention
 from grr_coca.layers.block import Block
 from grr_coca.layers.layout import Layout, Positions
 from grr_coca.layers.norm import at_least_fp32
-from grr_coca.layers.position import Rotary
+from grr_coca.layers.position import LearnedPosition, NoPosition, Rotary
 from grr_coca.model import CoCa
+from grr_coca.model.init import POSITION_STD, draw_normal
 from grr_coca.study.plan import Variant
 
 
@@ -111,9 +115,20 @@ def first_frequencies(num_heads: int, head_dim: int, seed: str) -> Float[Tensor,
     return torch.stack([(length * directions.sin()).flatten(1), (length * directions.cos()).flatten(1)])
 
 
+def with_learned_positions(model: CoCa, config: CoCaConfig, seed: int) -> None:
+    """Add learned positions to the patches, beside RoPE. They are drawn as Baseline CoCa's with this seed."""
+    assert isinstance(model.image_encoder.position, NoPosition), "the preset leaves positions to RoPE"
+    image = config.image_encoder
+    position = LearnedPosition(image.num_patches, image.transformer.embed_dim)
+    with torch.no_grad():
+        draw_normal(position.embedding, POSITION_STD, "image_encoder.position.embedding", seed)
+    model.image_encoder.position = position.to(model.device)
+
+
 VARIANTS: dict[Variant, Callable[[CoCa, CoCaConfig, int], None]] = {
     "input_rope": with_input_rope,
     "mixed_rope": with_mixed_rope,
+    "learned_positions": with_learned_positions,
 }
 """What may be changed in a model that was built. Weights that both have stay as they were drawn."""
 

@@ -177,7 +177,7 @@ def test_the_order_of_given_classes_is_kept_and_classes_without_image_count(tmp_
 
 
 def test_a_label_that_is_no_class_names_the_nearest(tmp_path):
-    with pytest.raises(UserError, match=r"'red heart' is none of the 2 classes; did you mean 'red hearts'"):
+    with pytest.raises(UserError, match=r"'red heart' is not one of the 2 classes; did you mean 'red hearts'"):
         open_labelled(str(lay_out(tmp_path)), ("cat", "red hearts"))
 
 

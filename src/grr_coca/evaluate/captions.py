@@ -1,18 +1,13 @@
-"""All caption metrics of a set of images.
+"""Caption metrics: CIDEr and CIDEr-D, BLEU-1 … BLEU-4 and ROUGE-L, equal to those of pycocoevalcap.
 
-Counts of n-grams (runs of n tokens).
+- CIDEr (Vedantam et al., arXiv 1411.5726) is the mean cosine between the tf-idf vectors of a caption and of its
+  references, over runs of n = 1 … 4 tokens. CIDEr-D also clips repeated runs, and penalizes a difference in length
+  (σ = 6). pycocoevalcap and the COCO server, and so the literature, call CIDEr-D "CIDEr". As there, both are multiplied
+  by 10, and words are not stemmed.
+- BLEU (Papineni et al., 2002) is of a whole corpus. The reference length is the closest one.
+- ROUGE-L (Lin, 2004) is based on the longest common subsequence of a caption and its references.
 
-BLEU-1 … BLEU-4 (Papineni et al., 2002) of a corpus. The reference length is the closest one.
-
-Shapes: N captions, R resamples.
-
-CIDEr and CIDEr-D (Vedantam et al., arXiv 1411.5726): agreement in n-grams that distinguish images.
-
-CIDEr is the mean cosine between the tf-idf vectors of a caption and of its references, over n = 1 … 4. CIDEr-D also
-clips repeated n-grams, and penalizes a difference in length (σ = 6). pycocoevalcap and the COCO server, and so the
-literature, call CIDEr-D "CIDEr". As there, both scores are multiplied by 10, and words are not stemmed.
-
-ROUGE-L (Lin, 2004): based on the longest common subsequence of a caption and its references.
+Shapes: N captions.
 """
 
 import math
@@ -28,11 +23,14 @@ from grr_coca.errors import UserError
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.evaluate.ptb import tokenize
 
+# --- n-grams
+
 MAX_ORDER = 4
 Ngram = tuple[str, ...]
+Tokens = Sequence[str]
 
 
-def count_ngrams(tokens: Sequence[str]) -> list[Counter[Ngram]]:
+def _count_ngrams(tokens: Sequence[str]) -> list[Counter[Ngram]]:
     """Count the occurrences of each run of n tokens, for n = 1 … 4."""
     return [
         Counter(tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1))
@@ -40,9 +38,10 @@ def count_ngrams(tokens: Sequence[str]) -> list[Counter[Ngram]]:
     ]
 
 
+# --- BLEU
+
 TINY, SMALL = 1e-15, 1e-9
 """pycocoevalcap adds these to numerators and denominators, so that nothing is divided by zero."""
-Tokens = Sequence[str]
 
 
 def bleu_statistics(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
@@ -66,20 +65,22 @@ def bleu(sums: np.ndarray) -> np.ndarray:
 
 
 def _statistics(hypothesis: Tokens, references: Sequence[Tokens]) -> list[int]:
-    counts = count_ngrams(hypothesis)
-    most = [_most_often(order) for order in zip(*map(count_ngrams, references), strict=True)]
-    matches = [sum((mine & allowed).values()) for mine, allowed in zip(counts, most, strict=True)]
+    counts = _count_ngrams(hypothesis)
+    allowed = [_largest_counts(order) for order in zip(*map(_count_ngrams, references), strict=True)]
+    matches = [sum((mine & theirs).values()) for mine, theirs in zip(counts, allowed, strict=True)]
     guesses = [max(0, len(hypothesis) - order) for order in range(MAX_ORDER)]
     closest = min((abs(len(reference) - len(hypothesis)), len(reference)) for reference in references)[1]
     return [*matches, *guesses, len(hypothesis), closest]
 
 
-def _most_often(counters: Sequence[Counter[Ngram]]) -> Counter[Ngram]:
-    most: Counter[Ngram] = Counter()
+def _largest_counts(counters: Sequence[Counter[Ngram]]) -> Counter[Ngram]:
+    largest: Counter[Ngram] = Counter()
     for counter in counters:
-        most |= counter
-    return most
+        largest |= counter
+    return largest
 
+
+# --- CIDEr
 
 SIGMA = 6.0
 SCALE = 10.0
@@ -100,12 +101,12 @@ class _Vector(NamedTuple):
 
 def cider(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> CiderScores:
     """Both scores of every caption. Document frequencies are counted over the references of all images."""
-    counts = [[count_ngrams(reference) for reference in refs] for refs in references]
+    counts = [[_count_ngrams(reference) for reference in refs] for refs in references]
     frequency = _document_frequency(counts)
     log_images = math.log(len(references)) if references else 0.0
     plain, clipped = [], []
     for hypothesis, refs in zip(hypotheses, counts, strict=True):
-        mine = _vector(count_ngrams(hypothesis), frequency, log_images)
+        mine = _vector(_count_ngrams(hypothesis), frequency, log_images)
         pairs = [_similarity(mine, _vector(reference, frequency, log_images)) for reference in refs]
         plain.append(SCALE * sum(pair[0] for pair in pairs) / len(pairs))
         clipped.append(SCALE * sum(pair[1] for pair in pairs) / len(pairs))
@@ -143,6 +144,8 @@ def _similarity(mine: _Vector, other: _Vector) -> tuple[float, float]:
     return plain / len(mine.weights), clipped / len(mine.weights)
 
 
+# --- ROUGE-L
+
 BETA = 1.2
 """Weight of recall against precision, as in pycocoevalcap."""
 
@@ -173,6 +176,9 @@ def longest_common_subsequence(first: Tokens, second: Tokens) -> int:
             row[column] = diagonal + 1 if token == other else max(above, row[column - 1])
             diagonal = above
     return row[-1]
+
+
+# --- All metrics
 
 
 @dataclass(frozen=True)

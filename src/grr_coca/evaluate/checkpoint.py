@@ -1,7 +1,4 @@
-"""Evaluation of a checkpoint on a source of pairs.
-
-Losses and recalls as measures, which can be resampled over images.
-"""
+"""Evaluation of a checkpoint on a source of pairs: the numbers, and the same as measures with intervals over images."""
 
 from dataclasses import dataclass
 from functools import partial

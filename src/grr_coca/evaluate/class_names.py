@@ -31,7 +31,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Make sure that there are two or more classes with different names.
+    """Raise an error unless there are two or more classes with different names.
 
     Args:
         names: the names.
@@ -100,7 +100,7 @@ def find_class(name: str, index: dict[str, int], where: str) -> int:
         UserError: there is no class with this name.
     """
     if name not in index:
-        raise UserError(f"{where}: the label '{name}' is none of the {len(index)} classes; {_hint(name, index)}")
+        raise UserError(f"{where}: the label '{name}' is not one of the {len(index)} classes; {_hint(name, index)}")
     return index[name]
 
 

@@ -1,7 +1,4 @@
-"""Images with their classes, for classification and probes.
-
-CSV files of paths and labels.
-"""
+"""Images with their classes, for classification and probes, from a folder of class folders, pairs or a CSV file."""
 
 import csv
 import os
@@ -21,12 +18,14 @@ from grr_coca.errors import UserError
 from grr_coca.evaluate.class_names import check_class_names, find_class
 from grr_coca.files import read_whole
 
+# --- CSV files of paths and labels
+
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", *CAPTION_COLUMNS)
 
 Row = list[str]
 
 
-def read_label_table(path: Path) -> list[tuple[Path, str]]:
+def _read_label_table(path: Path) -> list[tuple[Path, str]]:
     """The image and the label of each row.
 
     A first row of column names tells which columns these are. Without one, there are two columns, in either order.
@@ -93,6 +92,9 @@ def _names_image(cell: str, table: Path) -> bool:
         return False
 
 
+# --- Images and their classes
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """`read(i)` returns the bytes and the name of image i. `targets[i]` is the index of its class in `class_names`."""
@@ -127,7 +129,7 @@ def open_labelled(path: str, class_names: Sequence[str] | None = None) -> Labell
     """
     root = Path(path)
     if root.suffix == ".csv":
-        return _from_files(read_label_table(root), class_names, path)
+        return _from_files(_read_label_table(root), class_names, path)
     folders = _class_folders(root)
     if folders:
         return _from_files(

@@ -1,13 +1,10 @@
-"""Linear probe: a linear classifier on frozen image embeddings (arXiv 2103.00020, section 3.2).
+"""Probes: small classifiers that are trained on what a frozen image encoder gives.
 
-Shapes: N images, E embedding width.
+- Attention-pool probe: CoCa's frozen-feature protocol (arXiv 2205.01917, section 4.2). An attentional pooler with one
+  query and a linear head are trained on the patch tokens.
+- Linear probe: logistic regression on the image embeddings (arXiv 2103.00020, section 3.2).
 
-Attention-pool probe: CoCa's frozen-feature protocol (arXiv 2205.01917, section 4.2).
-
-The image encoder is frozen. A new attentional pooler with one query, and a linear head, are trained on its patch
-tokens.
-
-Shapes: N images, P patch tokens, W their width, C classes.
+Shapes: N images, B images of a batch, P patch tokens, W their width, E embedding width, C classes.
 """
 
 from dataclasses import dataclass
@@ -26,6 +23,8 @@ from grr_coca.extras import require_extra
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.pooler import AttentionalPooler
 from grr_coca.model.coca import evaluating
+
+# --- Attention-pool probe
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,8 @@ def _fit(
             optimizer.step()
             schedule.step()
 
+
+# --- Linear probe
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 6, 11))
 """The inverse regularization strengths that are tried."""

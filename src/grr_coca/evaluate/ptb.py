@@ -1,20 +1,9 @@
-"""The tokens that caption metrics count. The COCO caption evaluation runs Stanford's tokenizer of 2014, and these are
-its tokens.
+"""The tokens that caption metrics count: those of Stanford's tokenizer of 2014, which the COCO caption evaluation runs.
 
 The rules were derived from its behaviour; `docs/caption-metrics.md` says how. At each place of the text, the rule that
 matches the most characters wins, including the characters that must follow its token. If several rules match equally
 many, the first one wins. Case does not matter, unless a rule says otherwise. A character that no rule matches is
 dropped.
-
-One rule of the tokenizer, and the functions by which a rule rewrites its token.
-
-Words that the tokenizer treats specially. Case does not matter, unless a list says otherwise.
-
-Abbreviations are listed without their point, but the point is part of the token.
-
-Rules for words, abbreviations, and words joined by hyphens or slashes. `tokenizer` says which rule wins.
-
-Rules for numbers, addresses, brackets, quotes and symbols. `tokenizer` says which rule wins.
 """
 
 import re
@@ -67,7 +56,7 @@ def bracketed(token: str) -> str:
     return token.replace("(", BRACKETS["("]).replace(")", BRACKETS[")"])
 
 
-def unbroken(token: str) -> str:
+def _unbroken(token: str) -> str:
     """The token with unbreakable spaces instead of spaces, and with its round brackets spelled out."""
     return bracketed(token).replace(" ", "\u00a0")
 
@@ -76,6 +65,8 @@ def mapped(table: dict[str, str]) -> Rewrite:
     """A rewrite by a table. A token that is not in the table stays unchanged."""
     return lambda token: table.get(token.lower(), token)
 
+
+# --- Words that the tokenizer treats specially. Abbreviations are listed without the point that is part of the token.
 
 MONTHS_AND_DAYS = "jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri"
 STATES = "ala ariz calif colo conn ct fla ga ind ky md mich minn mo mont nev okla penn tenn va vt wis wyo"
@@ -102,10 +93,12 @@ SYMBOLS = "¥ § © ® ° ± ´ ¶ · ¿ × ÷ „ † ‡ • ′ ″ ‚ ‟ �
 """Symbols that are tokens, besides those in ASCII and in the block of arrows, shapes and pictures."""
 
 
-def any_of(words: str) -> str:
+def _any_of(words: str) -> str:
     """A pattern that matches any of the words, the longest first."""
     return "|".join(word.replace(".", "[.]") for word in sorted(words.split(), key=len, reverse=True))
 
+
+# --- The rules
 
 Draft = tuple[str, str, Rewrite]
 """A rule before its pattern is compiled: name, pattern, rewrite."""
@@ -137,7 +130,7 @@ def words() -> Iterator[Draft]:
     yield "dropped ending", f"((?:[dj]|dunkin|somethin|ol){APOSTROPHE})", keep
     yield "name with an apostrophe", f"((?-i:[A-HJ-Xn]){APOSTROPHE}{LETTER}{LETTER}+)", keep
     yield "apostrophe between vowels", f"({LETTER}+?[aeiou]{APOSTROPHE}(?-i:[aeiA-Z]){LETTER}*)", keep
-    yield "kept apostrophe", f"({any_of(KEPT_APOSTROPHES)})", keep
+    yield "kept apostrophe", f"({_any_of(KEPT_APOSTROPHES)})", keep
     yield "y'all", f"(y{APOSTROPHE}){LETTER}", keep
     yield "auxiliary", f"({AUXILIARY})[^a-z]", straight
     yield "n't", f"({NEGATION})", straight
@@ -146,16 +139,16 @@ def words() -> Iterator[Draft]:
 def abbreviations() -> Iterator[Draft]:
     """Rules for words that keep their point."""
     before_words = f"{MONTHS_AND_DAYS} {STATES} {COMPANIES}"
-    states = f"(?-i:{any_of(CAPITALIZED_STATES)})"
-    yield "letter at the end of a sentence", f"([a-z])[.] +(?-i:{any_of(SENTENCE_STARTS)})[ \n]", keep
-    yield "abbreviation before a number", f"((?:{any_of(BEFORE_NUMBERS)})[.]) ?[0-9]", keep
-    yield "abbreviation before anything", rf"((?:{any_of(before_words)}|{states})[.])[\s\S]{{0,2}}", keep
-    yield "title", f"((?:{any_of(TITLES)})[.])", keep
+    states = f"(?-i:{_any_of(CAPITALIZED_STATES)})"
+    yield "letter at the end of a sentence", f"([a-z])[.] +(?-i:{_any_of(SENTENCE_STARTS)})[ \n]", keep
+    yield "abbreviation before a number", f"((?:{_any_of(BEFORE_NUMBERS)})[.]) ?[0-9]", keep
+    yield "abbreviation before anything", rf"((?:{_any_of(before_words)}|{states})[.])[\s\S]{{0,2}}", keep
+    yield "title", f"((?:{_any_of(TITLES)})[.])", keep
     yield "initials", "([a-z](?:[.][a-z])*[.])", keep
     yield "word before its point and a mark", f"({WORD}[.]){BEFORE_MARK}", plain
 
 
-def compounds() -> Iterator[Draft]:
+def _compounds() -> Iterator[Draft]:
     """Rules for words joined by hyphens, slashes and ampersands."""
     part = "[a-z0-9]+(?:-[a-z]+){0,2}"
     yield "words with slashes", rf"({part}(?:\\?/{part}){{1,2}})", keep
@@ -174,7 +167,7 @@ GAP = "[- ]"
 def addresses() -> Iterator[Draft]:
     """Rules for tags, web and mail addresses, user names and hashtags."""
     attribute = ' [a-z]+(?:="[^"]*")?'
-    yield "tag", f"(<(?:[!?][^>]*|[a-z]+(?:{attribute})*|/[a-z]+)>)", unbroken
+    yield "tag", f"(<(?:[!?][^>]*|[a-z]+(?:{attribute})*|/[a-z]+)>)", _unbroken
     yield "web address", "(https?://[^ ()\n]+[^ .,!?)\n])", keep
     yield "host and path", "((?-i:[a-z]+)[.](?:com|org)(?:/[^ \n]+[^ .,!?\n])?)", keep
     yield "mail address", "((?:&lt;|<)?[a-z][^ \n]*@[^ \n]*[^ .\n])", keep
@@ -187,11 +180,11 @@ def numbers() -> Iterator[Draft]:
     joint = r"[.:,]\d+"
     yield "number", rf"([-+]?(?:\d+(?:{joint})*|(?:{joint})+))", keep
     yield "superscript", "([⁻]?[⁰¹²³⁴-⁹]+|[₀-₉]+)", keep
-    yield "fraction", rf"((?:\d{{1,4}}{GAP})?\d{{1,4}}[/⁄]\d{{1,4}})", unbroken
+    yield "fraction", rf"((?:\d{{1,4}}{GAP})?\d{{1,4}}[/⁄]\d{{1,4}})", _unbroken
     yield "fraction in one character", f"([{''.join(FRACTIONS)}])", mapped(FRACTIONS)
     short, exchange, line = "[0-9]{2,4}", "[0-9]{3,4}", "[0-9]{3,5}"
     area = rf"\([0-9]{{2,3}}\) ?|(?:{short}{GAP})?{short}{GAP}"
-    yield "telephone number", f"((?:{area}){exchange}{GAP}?{line})", unbroken
+    yield "telephone number", f"((?:{area}){exchange}{GAP}?{line})", _unbroken
     yield "year of two digits", f"({APOSTROPHE}[0-9][0-9]) ", keep
 
 
@@ -216,6 +209,8 @@ def marks() -> Iterator[Draft]:
     yield "symbol", rf"([.,:/=+%&~^|\\<>@#*$!?_{symbols}\u2190-\u2bff\uff01-\uff0f])", keep
 
 
+# --- The tokenizer
+
 PUNCTUATION = frozenset(["'", ".", "?", "!", ",", ":", "-", "--"])
 """Tokens that are not counted. Brackets are counted: the evaluation's list has -LRB-, but its tokens are -lrb-."""
 
@@ -230,7 +225,7 @@ spaces."""
 @cache
 def rules() -> tuple[Rule, ...]:
     """All rules in their order."""
-    parts = (words(), addresses(), numbers(), abbreviations(), marks(), compounds())
+    parts = (words(), addresses(), numbers(), abbreviations(), marks(), _compounds())
     return tuple(
         Rule(name, re.compile(pattern, re.IGNORECASE), rewrite) for part in parts for name, pattern, rewrite in part
     )

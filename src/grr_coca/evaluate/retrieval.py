@@ -1,10 +1,6 @@
-"""Retrieval over a whole split, with each image once, in blocks that fit into memory.
+"""Retrieval over a whole split: the rank of the first right answer of each query, in blocks that fit into memory.
 
-Shapes: N pairs, I images, C captions, E embedding width, B images of a block, Q queries.
-
-Retrieval metrics, as pure functions of tensors.
-
-Shapes: N queries, M candidates.
+Shapes: I images, C captions, E embedding width; B images of a block; N pairs, or N queries and M candidates; Q queries.
 """
 
 from dataclasses import dataclass
@@ -29,7 +25,7 @@ def rank_of_first_hit(
     return (~(similarity < best - tie) & ~relevant).sum(dim=1)
 
 
-def chance_recall(num_right: Int[Tensor, " N"], num_candidates: int, k: int) -> float:
+def _chance_recall(num_right: Int[Tensor, " N"], num_candidates: int, k: int) -> float:
     """The expected recall at k of a random order. `num_right`: the number of right answers of each query."""
     wrong = num_candidates - num_right.double()
     missed = torch.ones_like(wrong)
@@ -70,7 +66,7 @@ class QueryRanks(NamedTuple):
 
     def chance(self, k: int) -> float:
         """The expected recall at k of a random order."""
-        return chance_recall(self.num_right, self.num_candidates, k)
+        return _chance_recall(self.num_right, self.num_candidates, k)
 
     def median(self) -> float:
         """The median rank of the first right answer, counted from 1."""

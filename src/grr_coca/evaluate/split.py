@@ -1,11 +1,9 @@
 """Losses and retrieval of a model on one split: first the results of each pair, then the numbers of the split.
 
+The temperature can be refitted to a validation split. A better temperature lowers the contrastive loss without better
+embeddings; if each model has its own refitted one, the difference that is left is one of the embeddings.
+
 Shapes: N pairs, E embedding width.
-
-The temperature that suits embeddings best, fitted when training is over.
-
-A model with a better temperature has a lower contrastive loss, and need not have better embeddings. With the
-temperature of each model fitted on the same validation split, what is left is a difference of the embeddings.
 """
 
 import math
@@ -95,7 +93,7 @@ class Evaluation:
 
 @torch.inference_mode()
 def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
-    """Run a model in evaluation mode on each batch. The results are on the CPU, one `PairResults` for each batch.
+    """Run a model in eval mode on each batch. The results are on the CPU, one `PairResults` for each batch.
 
     An image that several pairs of a batch share is encoded once.
     """
@@ -191,11 +189,13 @@ def contrastive_batches(num_pairs: int, batch_size: int) -> list[Int[Tensor, " B
     return [order[start : start + batch_size] for start in starts]
 
 
+# --- The refitted temperature
+
 MAX_ITERATIONS = 100
 
 
 def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Scaling:
-    """The scale, and with a sigmoid loss the bias, of the lowest contrastive loss on a split.
+    """The scale, and with a sigmoid loss the bias, for which the contrastive loss on a split is lowest.
 
     The loss is convex in the inverse temperature, and in the bias, so there is one lowest point. The temperature stays
     within the bound that training has.
@@ -217,7 +217,7 @@ def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> 
 
 
 def _fit(embeddings: Embeddings, scaling: Scaling, free: list[Tensor], batch_size: int) -> None:
-    """Move the free numbers of a scaling, in place, to where the loss is lowest."""
+    """Fit the free numbers of a scaling, in place, to the lowest loss."""
     optimizer = torch.optim.LBFGS(
         free, max_iter=MAX_ITERATIONS, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )

@@ -119,7 +119,7 @@ def measure_probe(
     pooled = attention_probe(
         tokens[0], torch.from_numpy(targets), tokens[1], len(train.class_names), num_heads, options, device
     )
-    most = np.bincount(targets).argmax()
+    most_frequent = np.bincount(targets).argmax()
     return Report(
         task="probe",
         depends_on={
@@ -135,7 +135,7 @@ def measure_probe(
                 "attention probe": Measure.mean(pooled.numpy() == expected),
             }
         ),
-        plain={"most frequent class": float((expected == most).mean())},
+        plain={"most frequent class": float((expected == most_frequent).mean())},
     )
 
 

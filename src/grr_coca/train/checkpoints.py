@@ -76,7 +76,7 @@ def save_origin(origin: Origin, out: Path) -> None:
     write_whole(out / ORIGIN_FILE, json.dumps(to_dict(origin), indent=2).encode())
 
 
-def require_same_origin(origin: Origin, out: Path) -> None:
+def _require_same_origin(origin: Origin, out: Path) -> None:
     """Raise an error if the run in a folder began from another checkpoint. Runs without an origin file pass.
 
     Raises:
@@ -108,7 +108,7 @@ def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str
     return copies
 
 
-def optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
+def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
     """The state of the optimizers by `PARAMETER.STATE`, such as `text_proj.weight.exp_avg`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return [
@@ -124,8 +124,8 @@ def _shard_like_all(tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor
     return {name: shard_like(examples[name], tensor) for name, tensor in tensors.items()}
 
 
-def load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Load into the optimizers a state of whole tensors with the names of `optimizer_tensors`."""
+def _load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Load into the optimizers a state of whole tensors with the names of `_optimizer_tensors`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -209,7 +209,7 @@ def save(store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progr
     raw, ranks = trainer.model.raw, trainer.model.ranks
     with trainer.averaged():
         weights = whole_tensors(raw.state_dict().items(), ranks)
-    training = {"optimizer": whole_tensors(optimizer_tensors(raw, trainer.optimizers.optimizers), ranks)}
+    training = {"optimizer": whole_tensors(_optimizer_tensors(raw, trainer.optimizers.optimizers), ranks)}
     if trainer.ema is not None:
         training["weights"] = whole_tensors(raw.state_dict().items(), ranks)
         training["ema"] = whole_tensors(trainer.ema.state_dict().items(), ranks)
@@ -232,7 +232,7 @@ def restore(point: Path, trainer: Trainer) -> Progress:
         UserError: a file is missing or damaged.
     """
     folder, raw = point / STATE_FOLDER, trainer.model.raw
-    load_optimizers(raw, trainer.optimizers.optimizers, load_tensors(folder / "optimizer.safetensors"))
+    _load_optimizers(raw, trainer.optimizers.optimizers, load_tensors(folder / "optimizer.safetensors"))
     if trainer.ema is not None:
         trainer.ema.load_state_dict(_shard_like_all(load_tensors(folder / "ema.safetensors"), trainer.ema.state_dict()))
         raw.load_state_dict(_shard_like_all(load_tensors(folder / "weights.safetensors"), raw.state_dict()))
@@ -240,7 +240,7 @@ def restore(point: Path, trainer: Trainer) -> Progress:
     return from_dict(Progress, read_json(path), str(path))
 
 
-def read_numerics(point: Path) -> Numerics:
+def _read_numerics(point: Path) -> Numerics:
     """The precisions of the run that wrote a checkpoint.
 
     Raises:
@@ -310,10 +310,10 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
                 "to start another, give another --out"
             )
     if origin is not None:
-        require_same_origin(origin, out)
+        _require_same_origin(origin, out)
     return point
 
 
 def with_numerics_of(recipe: Recipe, point: Path) -> Recipe:
     """The recipe with the precisions of the run that wrote a checkpoint, in place of each `auto`."""
-    return read_numerics(point).for_autos_of(recipe)
+    return _read_numerics(point).for_autos_of(recipe)

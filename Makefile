@@ -27,7 +27,7 @@ BENCHMARKS := training scaling parts arms demo captioning imported loader order 
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
 
-.PHONY: try demo test test-slow test-scripts test-milvus test-ray servers-milvus servers-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs datasets icons scenes docs notebook weights clean
+.PHONY: try demo test test-slow test-scripts test-milvus test-ray servers-milvus servers-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs datasets icons scenes docs notebook weights clean
 
 # A caption of each drawing by the model that comes with the code.
 try: $(VENV)/.use
@@ -114,9 +114,13 @@ bench-search: $(VENV)/.demo $(PEERS)/.installed
 bench-demo: $(VENV)/.demo
 	$(BIN)/python benchmarks/demo_step.py
 
-# The tables and figures that were measured, put into the README and the pages of docs/.
+# The numbers and tables that were measured, put into the pages of docs/.
 bench-docs: $(VENV)/.demo
 	$(BIN)/python benchmarks/publish.py
+
+# The reports on studies beside their ledgers, and the tables and the figure of docs/results.md.
+study-docs: $(VENV)/.dev
+	$(SINGLE) $(BIN)/python studies/write_pages.py
 
 # The model that ships under a name: trained by its recipe, further by a second and a third if it has them, measured, and
 # written into the package with its card.

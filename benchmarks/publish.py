@@ -1,19 +1,22 @@
-"""Puts what was measured into the pages of `docs/` and `benchmarks/`: `make bench-docs`.
+"""Write what was measured into the pages of `docs/` and `benchmarks/`: `make bench-docs`.
 
-A table begins with `<!-- results/NAME.md -->` and ends with `<!-- end -->`. A single number stands between
-`<!-- figure FILE KEY:KEY:… FORMAT -->` and `<!-- end -->`. FILE is a JSON file of `results/`, or one elsewhere by its
-path from the root. The keys lead to the number; in a list, `name=value,…` picks an entry. FORMAT is how Python is to
-write it: `.0%` gives `61 %`.
+A table of *Performance* begins with `<!-- measured NAME -->` and ends with `<!-- end -->`; it is made of JSON files of
+`results/`. A single number stands between `<!-- figure FILE KEY:KEY:… FORMAT -->` and `<!-- end -->`. FILE is a JSON
+file of `results/`, or one elsewhere by its path from the root. The keys lead to the number; in a list, `name=value,…`
+picks an entry. FORMAT is how Python writes it: `.0%` gives `61 %`.
 """
 
 import json
 import re
+import statistics
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md")))
-TABLE = re.compile(r"(?P<begin><!-- results/(?P<name>[\w./]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(?P<begin><!-- measured (?P<name>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"(?P<begin><!-- figure (?P<file>\S+) (?P<keys>.+?) (?P<format>\S+) -->).*?(?P<end><!-- end -->)")
 
 
@@ -22,9 +25,99 @@ def published(text: str) -> str:
     return FIGURE.sub(_with_number, TABLE.sub(_with_table, text))
 
 
+def training_table() -> str:
+    """A training step beside open_clip's, on two machines."""
+    here, there = (_results(folder, "training")["rows"] for folder in ("", "xeon"))
+    lines = [
+        (
+            "captions",
+            "precision",
+            "ours, images/s",
+            "open_clip",
+            "times as fast",
+            "on the Xeon",
+            "memory, of open_clip's",
+        )
+    ]
+    for name in TRAINING_ROWS:
+        row, ratios = here[name], here[name]["ratios"]
+        speeds = (f"{row['sides'][side]['images_per_second']:.3g}" for side in ("ours", "open_clip"))
+        others = (f"{ratios['speed']:.2f}", f"{there[name]['ratios']['speed']:.2f}", f"{ratios['memory']:.0%}")
+        lines.append((LENGTHS[row["lengths"]], row["precision"], *speeds, *others))
+    return _markdown(lines)
+
+
+def captioning_table() -> str:
+    """Captions a second beside the peers', on two machines."""
+    here, there = (_results(folder, "captioning")["cells"] for folder in ("", "xeon"))
+    lines = [("decoding", "images", "new tokens", "ours, captions/s", "peer", "its", "times as fast", "on the Xeon")]
+    for method, batch, tokens in CAPTIONING_ROWS:
+        key = f"method={method},batch={batch},tokens={tokens}"
+        cell, other = _entry(here, key), _entry(there, key)
+        speeds = [f"{batch / statistics.median(cell['seconds'][side]):.3g}" for side in ("ours", cell["peer"])]
+        ratios = (f"{found['ratio']:.1f}" for found in (cell, other))
+        lines.append((method, str(batch), str(tokens), speeds[0], PEERS[cell["peer"]], speeds[1], *ratios))
+    return _markdown(lines)
+
+
+def imported_table() -> str:
+    """CPU seconds of captions by open_clip's own architecture, here and there."""
+    lines = [("decoding", "images", "ours, s", "open_clip, s", "times as fast")]
+    for row in _results("", "imported")["rows"]:
+        method, _, images = row["decoding"].rpartition("-")
+        lines.append((method, images, f"{row['ours_s']:.2f}", f"{row['open_clip_s']:.2f}", f"{row['ratio']:.1f}"))
+    return _markdown(lines)
+
+
+def data_table() -> str:
+    """Loader, order and index."""
+    lines = [("what", "measured", "aim")]
+    for name, what, text, unit in DATA_ROWS:
+        (row,) = [row for row in _results("", name)["rows"] if row["what"] == what]
+        aim = row["target"].replace("<=", "≤").replace(">=", "≥")
+        lines.append((text, f"{row['measured']:g} {unit}", f"{aim} {unit}" if aim else "–"))
+    return _markdown(lines)
+
+
+LENGTHS = {"full": "all 76 tokens", "cc12m": "like CC12M", "coco": "like COCO"}
+TRAINING_ROWS = [f"{lengths}-{precision}" for lengths in LENGTHS for precision in ("fp32", "bf16")]
+PEERS = {"blip": "BLIP", "open_clip": "open_clip"}
+CAPTIONING_ROWS = (
+    ("greedy", 1, 20),
+    ("greedy", 8, 20),
+    ("sampling", 1, 20),
+    ("sampling", 8, 20),
+    ("sampling", 8, 60),
+    ("beam", 8, 20),
+    ("beam", 8, 60),
+)
+DATA_ROWS = (
+    ("order", "state, bytes", "order and index of 12 million samples: size of the state", "bytes"),
+    ("order", "seek, s", "the same: seek to any position", "s"),
+    ("order", "memory, MB", "the same: memory", "MB"),
+    ("loader", "loader / step in the first epoch", "loader alone, over the training step of `tiny`, first epoch", "×"),
+    ("loader", "loader / step in later epochs", "the same, once a small corpus is decoded in memory", "×"),
+)
+"""Results file, its row, what a reader calls it, and the unit."""
+TABLES: dict[str, Callable[[], str]] = {
+    "training": training_table,
+    "captioning": captioning_table,
+    "imported": imported_table,
+    "data": data_table,
+}
+
+
+def _markdown(lines: list[tuple[str, ...]]) -> str:
+    rule = ("---", *("---:" for _ in lines[0][1:]))
+    return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:])).replace("%", " %")
+
+
+def _results(folder: str, name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def _with_table(place: re.Match[str]) -> str:
-    path = RESULTS / place["name"]  # a benchmark that was never run leaves its place as it was
-    return f"{place['begin']}{path.read_text(encoding='utf-8')}{place['end']}" if path.exists() else place[0]
+    return f"{place['begin']}{TABLES[place['name']]()}{place['end']}"
 
 
 def _with_number(place: re.Match[str]) -> str:
@@ -35,14 +128,14 @@ def _with_number(place: re.Match[str]) -> str:
     return f"{place['begin']}{format(value, place['format']).replace('%', ' %')}{place['end']}"
 
 
-def _entry(entries: list[dict[str, object]], key: str) -> object:
+def _entry(entries: list[dict[str, Any]], key: str) -> dict[str, Any]:
     wanted = dict(condition.split("=") for condition in key.split(","))
     (found,) = [entry for entry in entries if wanted.items() <= {name: str(x) for name, x in entry.items()}.items()]
     return found
 
 
 def main() -> None:
-    """Rewrite the documents."""
+    """Rewrite the pages."""
     for path in DOCUMENTS:
         path.write_text(published(path.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -33,6 +33,7 @@ def small(tmp_path) -> Path:
     return tmp_path / "plan.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "runs"),
     [

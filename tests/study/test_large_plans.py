@@ -96,7 +96,8 @@ def tree(tmp_path):
     return studies
 
 
-@pytest.mark.parametrize("name", ["cc12m", pytest.param("cc3m_one_gpu", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANS)
 def test_every_stage_of_a_large_plan_runs(tree, name):
     path = tree / f"{name}.yaml"
     content = yaml.safe_load(path.read_text())

@@ -7,7 +7,7 @@ that the patch gets, times the gradient of the word's logit with respect to that
 summed over heads and queries (Chefer et al., arXiv 2103.15679, equation 5; they take the mean over heads). The gradient
 leads from the word back through the cross-attention of every layer.
 
-Two other maps were tried (`docs/experiments.md`). The product of attention matrices (rollout, Abnar and Zuidema, arXiv
+Two other maps were tried (`studies/LOG.md`). The product of attention matrices (rollout, Abnar and Zuidema, arXiv
 2005.00928) is nearly the same for every word of a caption, and hiding the patches that it names lowers a word's
 probability less. The gradient of the log-probability, instead of the logit, is wrong if the model is sure of the word.
 

@@ -9,7 +9,7 @@ Shapes: D input channels, O output channels.
 Products of a single row and a weight matrix.
 
 Nearly all of the time goes into reading the weight, so the kernel that reads fastest wins. Which kernel that is depends
-on the maker of the processor. It was measured with weights too large for any cache (docs/performance-log.md).
+on the maker of the processor. It was measured with weights too large for any cache (benchmarks/LOG.md).
 
 Shapes: D input channels, O output channels.
 """

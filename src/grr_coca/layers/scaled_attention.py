@@ -37,7 +37,7 @@ def _as_products(q: Tensor, k: Tensor, v: Tensor, sees: Sees) -> Tensor:
     """Attention as plain matrix products. Scores are rounded to bf16.
 
     For CoCa's short sequences in bf16 on a CPU, the forward pass takes about two thirds of the time of PyTorch's fused
-    kernel, and the backward pass a tenth to a half (`docs/performance-log.md`). In fp32 both take the same time.
+    kernel, and the backward pass a tenth to a half (`benchmarks/LOG.md`). In fp32 both take the same time.
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if isinstance(sees, Tensor):

@@ -2,7 +2,7 @@
 
 A step costs three forward passes over its pairs. In fp32 it reaches a share of the best matrix product's rate, the
 model FLOPs utilization (MFU), which is assumed. What it does besides matrix products takes as long in bf16, whose
-products may be many times as fast: so the MFU in bf16 follows. `docs/performance-log.md` shows how straight the lines
+products may be many times as fast: so the MFU in bf16 follows. `benchmarks/LOG.md` shows how straight the lines
 of time against FLOPs are that this relies on.
 """
 

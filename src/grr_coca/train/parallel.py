@@ -60,7 +60,7 @@ def keep_freed_memory() -> None:
     """Let glibc's allocator keep freed memory. Other allocators are left as they are.
 
     By default it returns each large tensor to the system, and the system zeroes the pages of the next one. At every
-    step that happens to all activations and gradients. `docs/performance-log.md` has the measurement.
+    step that happens to all activations and gradients. `benchmarks/LOG.md` has the measurement.
     """
     if sys.platform != "linux":
         return

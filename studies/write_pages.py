@@ -1,0 +1,502 @@
+"""Write what the ledgers say: `make study-docs`, which runs `python studies/write_pages.py`.
+
+- `studies/NAME/README.md`: everything below the line `GENERATED`, with figures in `studies/NAME/figures/`.
+- `docs/results.md` and `studies/tokens16/README.md`: the tables between `<!-- studies NAME -->` and `<!-- end -->`.
+- `docs/results.svg`, the figure of the results.
+
+Each figure ends with the digest of the ledgers that it was drawn from. Tests hold pages and figures to the ledgers.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+
+from grr_coca.losses import LossWeights, coca_loss
+from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
+from grr_coca.study.ledger import DIGESTS_FILE, PLAN_FILE, Ledger, LedgerRow, ledger_files, read_ledger
+from grr_coca.study.plan import Plan, arm_named, compared_with, plan_of_folder, stage_names
+from grr_coca.study.report.answer import REPORTED, answer, arm_titles, verdict
+from grr_coca.study.report.figures import late_changes, study_figures
+from grr_coca.study.report.numbers import (
+    PHASE_TITLES,
+    Effect,
+    Endpoint,
+    EndpointResult,
+    StudyResults,
+    effect_of,
+    endpoint_values,
+    rows_by_run,
+    study_results,
+)
+from grr_coca.study.report.rates import RateResults, rate_figure, rate_results, rate_tables
+from grr_coca.study.report.tables import (
+    Table,
+    arms_tables,
+    as_markdown,
+    cost_table,
+    effect_cell,
+    endpoint_table,
+    ends_of_grids,
+    factorial_tables,
+    tuning_table,
+)
+from grr_coca.train.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+STUDIES = ROOT / "studies"
+RESULTS = (ROOT / "docs" / "results.md", STUDIES / "tokens16" / "README.md")
+RESULTS_FIGURE = ROOT / "docs" / "results.svg"
+GENERATED = "<!-- Everything below is written by studies/write_pages.py. -->\n"
+PLACE = re.compile(r"(?P<begin><!-- studies (?P<name>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+COMMENT = re.compile(rb"^ *#.*\n", re.MULTILINE)
+TRAINING = "training"
+"""Stands among the splits: means over the last steps of training, on augmented images."""
+
+
+class Pair(NamedTuple):
+    """An arm and the arm that it is compared with."""
+
+    arm: str
+    over: str
+
+
+SETTINGS = {
+    "primary": "emoji, 64 patches, 600 steps",
+    "tokens16/600": "emoji, 16 patches, 600 steps",
+    "tokens16/1200": "emoji, 16 patches, 1,200 steps",
+    "tokens16/4000": "emoji, 16 patches, 4,000 steps",
+    "icons": "icons, 64 patches, 2,000 steps",
+}
+"""The studies of GRR-CoCa over Baseline CoCa. Models, batches, optimizer and endpoints are alike."""
+MODELS = Pair("grr_coca", "baseline_coca")
+MARKS = (
+    ("test", "pretraining/coca_loss", "test", COLOURS[0], "o"),
+    ("val", "pretraining/coca_loss", "val", "#5aa9dd", "s"),
+    ("unseen style", "pretraining/coca_loss", "test_style", COLOURS[1], "^"),
+    ("fine-tuned, test", "finetuning/coca_loss", "test", FAINT, "D"),
+)
+"""Of the figure: title, endpoint, split, colour and marker."""
+RATE_TRIALS = {
+    "tokens16/1200": MODELS,
+    "plus": Pair("grr_coca_plus", "baseline_plus"),
+    "tokens16/rates": MODELS,
+}
+"""Studies that tried both models at several learning rates with 16 patches, in 300, 1,000 and 1,200 steps."""
+DECAY = 0.5
+"""The weight decay of these trials."""
+OTHER_BASELINES = {"plus": ("baseline_plus",), "variants": ("grr_coca",)}
+"""Studies whose arms are compared with a second baseline too."""
+PAIRS = {
+    "variants": (
+        Pair("grr_coca_geglu_4x", "grr_coca"),
+        Pair("baseline_geglu_4x", "baseline_geglu"),
+        Pair("grr_coca_rope_1d", "grr_coca"),
+        Pair("baseline_rope_1d", "baseline_rope_2d"),
+        Pair("grr_coca_input_rope", "grr_coca"),
+        Pair("grr_coca_mixed_rope", "grr_coca"),
+        Pair("grr_coca_mixed_rope", "baseline_rms_geglu"),
+    )
+}
+"""Studies that ask about several arms, each against an arm of its own. Their first arm is not the question."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that has rows. `name`: how the names of its figures begin; empty for the plan's own comparison."""
+
+    folder: Path
+    name: str
+    plan: Plan
+    ledger: Ledger
+    results: StudyResults
+
+
+@cache
+def open_study(folder: Path, over: str | None = None, arm: str | None = None) -> Study | None:
+    """A study from its folder; None if it has no rows yet.
+
+    Args:
+        folder: of the study.
+        over: the arm to compare with; None: the plan's baseline.
+        arm: the only arm to compare; None: all.
+    """
+    if not ledger_files(folder):
+        return None
+    plan = compared_with(plan_of_folder(folder), over)
+    if arm:
+        plan = replace(plan, arms=(arm_named(plan, arm), arm_named(plan, plan.baseline)))
+    ledger = read_ledger(folder, seeds=plan.seeds)
+    return Study(folder, f"over-{over}-" if over else "", plan, ledger, study_results(plan, ledger))
+
+
+def study_folders() -> list[Path]:
+    """Folders of studies whose README asks for a report."""
+    pages = [path for path in STUDIES.rglob("README.md") if GENERATED in path.read_text(encoding="utf-8")]
+    return sorted(page.parent for page in pages)
+
+
+def with_report(text: str, folder: Path) -> str:
+    """The README of a study with the newest report below its line `GENERATED`."""
+    return text.partition(GENERATED)[0] + GENERATED + report(folder)
+
+
+def report(folder: Path) -> str:
+    """What a ledger says, as Markdown; how to read it stands in `studies/README.md`."""
+    study = open_study(folder)
+    if study is None:
+        return "\nThis study has not been run yet.\n"
+    name = _path(folder)
+    if name in PAIRS:
+        sections = [_pairs(folder, PAIRS[name])]
+    elif rates := rate_results(study.plan, study.ledger):
+        sections = [_rates(found) for found in rates]
+    else:
+        sections = [_answer(study), _splits(study)] if study.plan.seeds else []
+    sections += [_arms(study)]
+    for over in OTHER_BASELINES.get(name, ()):
+        second = open_study(folder, over)
+        assert second is not None
+        title = arm_titles(second.plan)[over]
+        sections += [_arms(second, f", over {title}") if name in PAIRS else _answer(second, f" over {title}")]
+    sections += [_stages(study), _curves(study), _cost(study), _tuning(study)]
+    return "".join(f"\n{section}" for section in sections if section)
+
+
+def figures(folder: Path) -> dict[str, str]:
+    """The figures that a report shows, as SVG text by file name."""
+    drawn: dict[str, str] = {}
+    for over in (None, *OTHER_BASELINES.get(_path(folder), ())):
+        study = open_study(folder, over)
+        if study is None:
+            return {}
+        found = study_figures(study.plan, study.ledger, study.results)
+        named = {"endpoints": found.primary, "seeds": found.dots, "interaction": found.interaction}
+        named |= {f"effects-{_dashed(phase)}": svg for phase, svg in found.effects.items()}
+        named |= {f"curves-{curves.stage}": curves.plot for curves in found.curves}
+        named |= {_rates_name(rates): rate_figure(rates) for rates in rate_results(study.plan, study.ledger)}
+        drawn |= {f"{study.name}{name}.svg": svg for name, svg in named.items() if svg}
+    text = report(folder)
+    return {name: svg for name, svg in drawn.items() if f"(figures/{name})" in text}
+
+
+def ledger_digest(folders: Iterable[Path]) -> str:
+    """Digest of the rows of some studies, and of their plans without comments."""
+    found = hashlib.sha256()
+    for folder in folders:
+        found.update(COMMENT.sub(b"", (folder / PLAN_FILE).read_bytes()))
+        for path in (folder / DIGESTS_FILE, *ledger_files(folder)):
+            found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def marked(svg: str, folders: Iterable[Path]) -> str:
+    """A figure with the digest of the ledgers that it was drawn from."""
+    return f"{svg.rstrip()}\n<!-- drawn from the ledger {ledger_digest(folders)} -->\n"
+
+
+def with_results(text: str, studies: Path = STUDIES) -> str:
+    """A page with the newest tables of all studies."""
+    return PLACE.sub(lambda place: f"{place['begin']}{TABLES[place['name']](studies)}{place['end']}", text)
+
+
+def settings_folders(studies: Path = STUDIES) -> list[Path]:
+    """The studies of GRR-CoCa over Baseline CoCa that have rows."""
+    return [studies / name for name in SETTINGS if ledger_files(studies / name)]
+
+
+def settings_table(studies: Path) -> str:
+    """GRR-CoCa's CoCa loss over Baseline CoCa's in each setting, by split."""
+    after, tuned = Endpoint("pretraining/coca_loss"), Endpoint("finetuning/coca_loss")
+    rows = []
+    for setting, study in _settings(studies).items():
+        effects = [_effect(study, after, split) for split in ("test", "val", "test_style", TRAINING)]
+        starred = [_is_shown(study, endpoint) for endpoint in (after, tuned)]
+        cells = [effect_cell(effects[0], starred[0]), *map(effect_cell, effects[1:])]
+        cells += [effect_cell(_effect(study, tuned, study.plan.endpoints.split), starred[1])]
+        rows.append((setting, _rate(study), *cells))
+    heads = ("setting", "rate", "test", "val", "unseen style", "training", "fine-tuned, test")
+    return as_markdown(Table("", heads, tuple(rows)))
+
+
+def results_figure(studies: Path) -> str:
+    """The CoCa loss in each setting by split, and by learning rate in the trials, as SVG text."""
+    figure = new_figure(3.6)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    _draw_settings(left, _settings(studies))
+    _draw_rates(right, _rate_changes(studies))
+    return svg_text(figure)
+
+
+def _draw_settings(axes: Axes, opened: Mapping[str, Study]) -> None:
+    """A row for each setting, in it a mark and an interval for each split."""
+    for place, (title, endpoint, split, colour, marker) in enumerate(MARKS):
+        effects = [_effect(study, Endpoint(endpoint), split) for study in opened.values()]
+        known = [(row + 0.17 * (place - 1.5), effect) for row, effect in enumerate(effects) if effect]
+        heights = [height for height, _ in known]
+        axes.hlines(heights, [e.low for _, e in known], [e.high for _, e in known], color=colour, linewidth=1.6)
+        axes.plot([e.change for _, e in known], heights, marker, color=colour, markersize=5, label=title)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.axvline(REPORTED[MARKS[0][1]], color=FAINT, linewidth=1, linestyle="--", label="paper, after pretraining")
+    axes.set_yticks(range(len(opened)), [f"{title},\nrate {_rate(study)}" for title, study in opened.items()])
+    axes.set_ylim(len(opened) - 0.5, -0.5)
+    style_axes(axes, "CoCa loss of GRR-CoCa over Baseline CoCa, %")
+    axes.grid(visible=False)
+    axes.legend(frameon=False, fontsize=7, loc="lower right", bbox_to_anchor=(1.0, -0.02))
+
+
+def _draw_rates(axes: Axes, changes: Mapping[str, Mapping[float, float]]) -> None:
+    """A line for each length of training."""
+    for (steps, by_rate), colour, marker in zip(changes.items(), (FAINT, *COLOURS), "s^o", strict=True):
+        rates = sorted(by_rate)
+        percent = [100 * math.expm1(by_rate[rate]) for rate in rates]
+        axes.plot(rates, percent, marker=marker, color=colour, linewidth=1.4, markersize=5, label=f"{steps} steps")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({rate for by_rate in changes.values() for rate in by_rate})
+    axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks], rotation=45)
+    axes.minorticks_off()
+    axes.set_xlabel("learning rate of both models", fontsize=8)
+    style_axes(axes, "val, one seed, 16 patches")
+    axes.legend(frameon=False, fontsize=7, loc="upper left")
+
+
+def rates_table(studies: Path) -> str:
+    """GRR-CoCa's CoCa loss over Baseline CoCa's on `val` by learning rate, in trials of one seed each."""
+    changes = _rate_changes(studies)
+    rates = sorted({rate for by_rate in changes.values() for rate in by_rate})
+    cells = {
+        steps: [effect_of({0: found[r]}) if r in found else None for r in rates] for steps, found in changes.items()
+    }
+    rows = [(steps, *map(effect_cell, effects)) for steps, effects in cells.items()]
+    return as_markdown(Table("", ("steps", *(f"{rate:g}" for rate in rates)), tuple(rows)))
+
+
+def _rate_changes(studies: Path) -> dict[str, dict[float, float]]:
+    """By number of steps and learning rate: the log ratio of the two models' CoCa losses on `val`, one seed."""
+    changes = {}
+    for name, models in RATE_TRIALS.items():
+        stage = stage_names(plan_of_folder(studies / name))[0]
+        trials = [row for row in read_ledger(studies / name, seeds=()).trials if row.stage == stage]
+        trials = [row for row in trials if row.arm in models and row.settings["optimizer.weight_decay"] == DECAY]
+        losses = {
+            (row.arm, float(str(row.settings["optimizer.lr"]))): row.metrics["val"]["coca_loss"] for row in trials
+        }
+        ratios = {rate: math.log(losses[models.arm, rate] / losses[models.over, rate]) for _, rate in losses}
+        changes[f"{trials[0].steps:,}"] = ratios
+    return changes
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"settings": settings_table, "rates": rates_table}
+
+
+def _settings(studies: Path) -> dict[str, Study]:
+    opened = {title: open_study(studies / name, arm=MODELS.arm) for name, title in SETTINGS.items()}
+    return {title: study for title, study in opened.items() if study is not None}
+
+
+def _rate(study: Study) -> str:
+    """The learning rate of pretraining, which all arms of these studies share."""
+    stage = stage_names(study.plan)[0]
+    rates = {row.settings["optimizer.lr"] for row in study.ledger.rows if row.stage == stage}
+    return " / ".join(f"{rate:g}" for rate in sorted(map(float, map(str, rates))))
+
+
+def _is_shown(study: Study, endpoint: Endpoint) -> bool:
+    results = study.results.arms[0].endpoints
+    return any(verdict(result) in ("better", "worse") for result in results if result.endpoint == endpoint.name)
+
+
+def _effect(study: Study, endpoint: Endpoint, split: str) -> Effect | None:
+    """The change of an endpoint on a split, or in training; None if the split is not in all rows."""
+    plan = replace(study.plan, endpoints=replace(study.plan.endpoints, split=split))
+    rows = rows_by_run([_with_training(row) for row in study.ledger.rows])
+    arm, over = (endpoint_values(rows, plan, endpoint, name) for name in (study.results.arms[0].arm, plan.baseline))
+    return effect_of({seed: math.log(arm[seed] / over[seed]) for seed in arm if seed in over})
+
+
+def _with_training(row: LedgerRow) -> LedgerRow:
+    """A row with the losses of its last training steps as another split."""
+    if not row.curve:
+        return row
+    contrastive, captioning = (row.curve[-1].train[name] for name in ("contrastive", "captioning"))
+    losses = {
+        "contrastive_loss": contrastive,
+        "perplexity": math.exp(captioning),
+        "coca_loss": coca_loss(contrastive, captioning, LossWeights()),
+    }
+    return replace(row, metrics={**row.metrics, TRAINING: losses})
+
+
+def _answer(study: Study, over: str = "") -> str:
+    """The headline, what follows from it, the endpoints and their figures."""
+    found = answer(study.plan, study.results)
+    lines = [f"## The answer{over}\n\n**{found.headline}.** {_progress(study.results)}\n"]
+    if not _is_begun(study):
+        return lines[0]
+    lines += ["\n", *(f"- {sentence}\n" for sentence in found.sentences), "\n"]
+    lines += [_figure(study, "endpoints", "Change of each primary endpoint with its interval")]
+    lines += [_figure(study, "seeds", "Change of each primary endpoint, seed by seed")]
+    tables = [endpoint_table(study.plan, study.results, primary=primary) for primary in (True, False)]
+    return "".join(lines) + "\n".join(_shown(table) for table in tables if table.rows)
+
+
+def _splits(study: Study) -> str:
+    """The primary endpoints on every split that the rows have, and in training."""
+    if not _is_begun(study):
+        return ""
+    rows = []
+    for phase, title in PHASE_TITLES.items():
+        endpoints = [e for e in map(Endpoint, study.plan.endpoints.primary) if e.phase == phase]
+        splits = dict.fromkeys(split for row in study.ledger.rows for split in row.metrics)
+        for split in (*splits, TRAINING):
+            effects = [_effect(study, endpoint, split) for endpoint in endpoints]
+            if any(effects):
+                rows.append((f"{title}, {split}", *map(_with_count, effects)))
+    heads = ("", *dict.fromkeys(Endpoint(name).title for name in study.plan.endpoints.primary))
+    return _shown(Table("The same on every split, and in training", heads, tuple(rows)), "##")
+
+
+def _with_count(effect: Effect | None) -> str:
+    """`+4.6 (+2.6 to +6.5), 0 of 8`: the change, and in how many seeds it is a fall."""
+    if effect is None:
+        return "–"
+    return f"{effect_cell(effect)}, {sum(change < 0 for change in effect.changes)} of {effect.num_seeds}"
+
+
+def _pairs(folder: Path, pairs: Sequence[Pair]) -> str:
+    """A row for each pair of arms, a column for each primary endpoint."""
+    rows, endpoints = [], plan_of_folder(folder).endpoints.primary
+    for pair in pairs:
+        study = open_study(folder, pair.over, pair.arm)
+        assert study is not None
+        titles = arm_titles(study.plan)
+        found = {result.endpoint: result for result in study.results.arms[0].endpoints}
+        cells = [_starred(found[name]) for name in endpoints]
+        rows.append((f"{titles[pair.arm]} over {titles[pair.over]}", *cells))
+    heads = ("", *(Endpoint(name).full_title for name in endpoints))
+    return _shown(Table("Each form against its plain form", heads, tuple(rows)), "##")
+
+
+def _rates(found: RateResults) -> str:
+    """A model against the baseline's, at each rate and each at its best."""
+    shown = f"![Loss by learning rate, and best against best](figures/{_rates_name(found)}.svg)\n\n"
+    return f"## Learning rates, {found.model.title}\n\n{shown}" + "\n".join(map(_shown, rate_tables(found)))
+
+
+def _rates_name(found: RateResults) -> str:
+    return f"rates-{_dashed(found.model.title.lower())}"
+
+
+def _starred(result: EndpointResult) -> str:
+    return effect_cell(result.effect, verdict(result) in ("better", "worse"))
+
+
+def _arms(study: Study, over: str = "") -> str:
+    """Every arm and every effect of the factorial."""
+    results = study.results
+    if not results.factorial and len(results.begun_arms) < 2:
+        return ""
+    endpoints = [Endpoint(name) for name in study.plan.endpoints.primary]
+    phases = [title for phase, title in PHASE_TITLES.items() if any(e.phase == phase for e in endpoints)]
+    pictures = [_figure(study, f"effects-{_dashed(phase)}", f"Every effect {phase}") for phase in phases]
+    pictures += [_figure(study, "interaction", "How the parts act together")] if results.factorial else []
+    tables = [*arms_tables(study.plan, results), *factorial_tables(study.plan, results)]
+    title = f"## Every arm{' and every part' if results.factorial else ''}{over}\n\n"
+    return title + "".join(pictures) + "\n".join(map(_shown, tables))
+
+
+def _stages(study: Study) -> str:
+    """Stages with their steps, read from the recipes, and the settings that were taken."""
+    plan = study.plan
+    rows = []
+    for stage, path in zip(stage_names(plan), (plan.pretrain, *plan.finetune), strict=True):
+        recipe = load_recipe(Path(path))
+        steps = plan.steps if plan.steps and path == plan.pretrain else recipe.schedule.steps
+        rows.append((stage, f"{steps:,}", str(recipe.data.batch_size), recipe.optimizer.name, recipe.precision))
+    heads = ("stage", "steps", "pairs a step", "optimizer", "precision")
+    counts = f"{len(plan.arms)} arms, {len(plan.seeds)} seeds.\n\n" if plan.seeds else ""
+    return f"## How it was run\n\n{counts}{as_markdown(Table('', heads, tuple(rows)))}"
+
+
+def _curves(study: Study) -> str:
+    parts = [
+        f"{_figure(study, f'curves-{stage}', f'Validation losses of {stage} by step')}{stage}: {sentence}\n"
+        for stage, sentence in late_changes(study.plan, study.ledger, study.results).items()
+    ]
+    return "## Learning curves\n\n" + "\n".join(parts) if parts else ""
+
+
+def _cost(study: Study) -> str:
+    if not study.results.costs:
+        return ""
+    machines = "; ".join(study.results.machines)
+    return f"{_shown(cost_table(study.plan, study.results), '##')}\nMachines: {machines}.\n"
+
+
+def _tuning(study: Study) -> str:
+    if not study.ledger.trials:
+        return ""
+    at_end = "; ".join(ends_of_grids(study.plan, study.ledger))
+    note = f"\nTaken at an end of the grid, so that a better value may lie beyond it: {at_end}.\n" if at_end else ""
+    return _shown(tuning_table(study.plan, study.ledger), "##") + note
+
+
+def _is_begun(study: Study) -> bool:
+    """Whether a primary endpoint has been measured for a pair of runs."""
+    return any(result.effect for result in study.results.arms[0].endpoints if result.is_primary)
+
+
+def _progress(results: StudyResults) -> str:
+    if results.is_complete:
+        return f"{results.num_planned_seeds} seeds."
+    return (
+        f"Not finished: of the two, {results.num_seeds} of {results.num_planned_seeds} seeds are done; of all arms, "
+        f"{results.num_rows} of {results.num_planned_rows} stages."
+    )
+
+
+def _shown(table: Table, level: str = "###") -> str:
+    """A table under its title. Its note is left out: `studies/README.md` has all of them, once."""
+    return f"{level} {table.title}\n\n{as_markdown(table)}"
+
+
+def _figure(study: Study, name: str, title: str) -> str:
+    return f"![{title}](figures/{study.name}{name}.svg)\n\n"
+
+
+def _dashed(phase: str) -> str:
+    return phase.replace(" ", "-")
+
+
+def _path(folder: Path) -> str:
+    """A study's folder, seen from `studies`."""
+    return folder.relative_to(STUDIES).as_posix() if folder.is_relative_to(STUDIES) else folder.name
+
+
+def main() -> None:
+    """Rewrite all reports, the tables of the page of results, and their figures."""
+    for folder in study_folders():
+        page, drawn = folder / "README.md", folder / "figures"
+        page.write_text(with_report(page.read_text(encoding="utf-8"), folder), encoding="utf-8")
+        svgs = figures(folder)
+        if svgs:
+            drawn.mkdir(exist_ok=True)
+        for name, svg in svgs.items():
+            (drawn / name).write_text(marked(svg, [folder]), encoding="utf-8")
+        for path in drawn.glob("*.svg"):
+            if path.name not in svgs:
+                path.unlink()
+    for page in RESULTS:
+        page.write_text(with_results(page.read_text(encoding="utf-8")), encoding="utf-8")
+    RESULTS_FIGURE.write_text(marked(results_figure(STUDIES), settings_folders()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

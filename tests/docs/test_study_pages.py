@@ -1,0 +1,163 @@
+"""Reports on studies and the page of results hold what the ledgers say, whatever state a study is in."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from synthetic_study import STAGES, plan, rows_of, write_study
+
+ROOT = Path(__file__).parents[2]
+STUDIES = ROOT / "studies"
+RESULTS = ROOT / "docs" / "results.md"
+PAIR = ("baseline_coca", "grr_coca")
+GENERATED = "<!-- Everything below is written by studies/write_pages.py. -->\n"
+REPORTED = {path.parent for path in STUDIES.rglob("README.md") if GENERATED in path.read_text(encoding="utf-8")}
+QUICK = {STUDIES / "primary" / "optimizer", STUDIES / "tokens16" / "rates"}
+SHOWN = re.compile(r"\]\((?P<path>[\w/-]+\.svg)\)")
+PLACE = re.compile(r"<!-- studies \w+ -->.*?<!-- end -->", re.DOTALL)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script, imported."""
+    monkeypatch.syspath_prepend(STUDIES)
+    import write_pages
+
+    return write_pages
+
+
+def study(folder, arms, rows, **changes):
+    """A folder with a plan, its recipes and rows."""
+    write_study(folder, {**plan(), "arms": list(arms), **changes}, rows)
+    for stage in STAGES:
+        shutil.copy(STUDIES / "primary" / f"{stage}.yaml", folder)
+    return folder
+
+
+def generated(page):
+    """What a script wrote of a page."""
+    text = page.read_text(encoding="utf-8")
+    return "".join(PLACE.findall(text)) + text.partition(GENERATED)[2]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [pytest.param(folder, marks=[] if folder in QUICK else pytest.mark.slow) for folder in sorted(REPORTED)],
+    ids=lambda folder: folder.relative_to(STUDIES).as_posix(),
+)
+def test_a_report_holds_what_its_ledger_says(script, folder):
+    assert script.GENERATED == GENERATED
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert script.with_report(text, folder) == text, "run `make study-docs`"
+
+
+@pytest.mark.slow
+def test_the_tables_of_all_studies_hold_what_the_ledgers_say(script):
+    for page in script.RESULTS:
+        text = page.read_text(encoding="utf-8")
+        assert script.with_results(text) == text, "run `make study-docs`"
+
+
+def test_figures_are_drawn_from_the_newest_ledgers(script):
+    drawn = {folder / "README.md": [folder] for folder in REPORTED} | {RESULTS: script.settings_folders()}
+    for page, folders in drawn.items():
+        shown = {page.parent / match["path"] for match in SHOWN.finditer(page.read_text(encoding="utf-8"))}
+        mark = f"<!-- drawn from the ledger {script.ledger_digest(folders)} -->"
+        assert [path for path in shown if mark not in path.read_text(encoding="utf-8")] == [], "run `make study-docs`"
+        assert set((page.parent / "figures").glob("*.svg")) <= shown, "figures that no page shows"
+
+
+def test_the_numbers_of_the_results_stand_in_the_tables_that_they_link_to(script):
+    """A change in a paragraph or an item is one of the studies that it links to, of the table, or the paper's."""
+    text = RESULTS.read_text(encoding="utf-8")
+    tables = generated(RESULTS) + " ".join(f"{change}" for change in script.REPORTED.values())
+    counted = 0
+    for paragraph in re.split(r"\n\n|\n- ", PLACE.sub("", text)):
+        linked = [RESULTS.parent / link for link in re.findall(r"\]\((\.\./studies/[\w/]+\.md)\)", paragraph)]
+        known = set(re.findall(r"\d+\.\d+", tables + "".join(map(generated, linked))))
+        told = re.findall(r"\d+\.\d+(?= %| points)", paragraph)
+        assert set(told) <= known, paragraph
+        counted += len(told)
+    assert counted > 10
+
+
+def test_a_second_baseline_has_a_section_and_figures_of_its_own(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "OTHER_BASELINES", {"s": ("grr_coca",)})
+    folder = study(tmp_path / "s", PAIR, rows_of(PAIR, range(8)))
+    text = script.report(folder)
+    assert "## The answer over GRR-CoCa" in text
+    assert "**Baseline CoCa is worse than GRR-CoCa in all 6 primary endpoints.** 8 seeds." in text
+    assert "(figures/over-grr_coca-endpoints.svg)" in text
+
+
+def test_a_study_may_ask_about_several_pairs_of_arms(script, monkeypatch, tmp_path):
+    arms = (*PAIR, "baseline_rms", "baseline_geglu")
+    monkeypatch.setattr(script, "PAIRS", {"s": (script.Pair("baseline_rms", "baseline_geglu"),)})
+    text = script.report(study(tmp_path / "s", arms, rows_of(arms, range(8))))
+    (row,) = [line for line in text.splitlines() if line.startswith("| Baseline + RMSNorm over Baseline + GEGLU")]
+    assert row.count(" to ") == 6, "an interval for each endpoint"
+    assert "## The answer" not in text
+
+
+def test_models_at_several_rates_are_compared_at_their_best(script, tmp_path):
+    arms = [
+        {"name": f"{preset}_{rate}", "title": f"{title}, {rate}", "preset": preset, "overrides": {"optimizer.lr": rate}}
+        for preset, title in zip(PAIR, ("Baseline CoCa", "GRR-CoCa"), strict=True)
+        for rate in (0.003, 0.006)
+    ]
+    rows = rows_of([arm["name"] for arm in arms], range(4))
+    folder = study(tmp_path / "s", arms, rows, baseline=arms[0]["name"])
+    text = script.report(folder)
+    assert "best against best: GRR-CoCa at 0.00" in text
+    assert "(figures/rates-grr-coca.svg)" in text
+    assert "rates-grr-coca.svg" in script.figures(folder)
+    assert "## The answer" not in text
+
+
+def test_studies_stand_side_by_side_with_stars_where_a_difference_is_shown(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "SETTINGS", {"one": "few pairs", "two": "many pairs", "three": "not run"})
+    write_study(tmp_path / "one", plan(PAIR), rows_of(PAIR, range(8)))
+    write_study(tmp_path / "two", plan(PAIR), rows_of(PAIR, range(3)))
+    head, _, *rows = script.settings_table(tmp_path).splitlines()
+    assert [cell.strip() for cell in head.split("|")][2:-1] == [
+        "rate",
+        "test",
+        "val",
+        "unseen style",
+        "training",
+        "fine-tuned, test",
+    ]
+    assert [row.split("|")[1].strip() for row in rows] == ["few pairs", "many pairs"], "without rows: left out"
+    assert [row.count("*") for row in rows] == [2, 0], "three seeds show nothing"
+    assert [row.split("|")[2].strip() for row in rows] == ["0.006", "0.006"]
+    assert [row.split("|")[5].strip() for row in rows] == ["–", "–"], "these rows have no unseen style"
+
+
+def test_a_study_without_runs_says_how_far_it_is(script, tmp_path):
+    assert "This study has not been run yet." in script.report(tmp_path / "none")
+    text = script.report(study(tmp_path / "s", PAIR, rows_of(PAIR, [100], kind="trial")))
+    assert "No answer yet" in text
+    assert "0 of 8 seeds are done; of all arms, 0 of 64 stages" in text
+    assert "![" not in text
+
+
+def test_half_a_study_says_how_many_seeds_it_has(script, tmp_path):
+    text = script.report(study(tmp_path / "s", PAIR, rows_of(PAIR, range(3))))
+    assert "Not finished: of the two, 3 of 8 seeds are done; of all arms, 24 of 64 stages." in text
+    assert "not enough seeds to decide" in text
+
+
+def test_a_finished_study_has_its_tables_and_figures(script, tmp_path):
+    folder = study(tmp_path / "s", PAIR, rows_of(PAIR, range(8)))
+    text = script.with_report(f"# A study\n\n{GENERATED}old\n", folder)
+    assert text.startswith(f"# A study\n\n{GENERATED}\n## The answer\n")
+    assert text == script.with_report(text, folder), "what is written is replaced"
+    assert "**GRR-CoCa is better than Baseline CoCa in all 6 primary endpoints.** 8 seeds." in text
+    assert re.search(r"\| CoCa loss after pretraining .* −7\.15 \|", text)
+    assert re.search(r"\| after pretraining, training .* 8 of 8", text)
+    shown = {match["path"].removeprefix("figures/") for match in SHOWN.finditer(text)}
+    drawn = script.figures(folder)
+    assert shown == drawn.keys()
+    assert all("</svg>" in svg for svg in drawn.values())

@@ -340,7 +340,7 @@ def test_a_model_whose_numbers_are_none_says_no_words(run, files, options):
     with torch.no_grad():
         broken.checkpoint.model.multimodal_decoder.norm.weight.fill_(torch.nan)
     broken.refresh()
-    with pytest.raises(UserError, match="are not numbers"):
+    with pytest.raises(UserError, match="computes NaN"):
         broken.caption(files[0], **options)
 
 

@@ -1,24 +1,17 @@
-"""Cross-attention of few queries, without projecting the context.
+"""Fast replacements for layers, for inference on a CPU. Each computes the same as its layer, up to rounding.
 
-q · (W_k c) = (W_k^T q) · c and sum_s a_s (W_v c_s) = W_v (sum_s a_s c_s). So the projections can be moved from the many
-tokens of the context to the few queries, as DeepSeek-V2 does with its latent vectors (arXiv 2405.04434, section 2.1).
-The result is the same up to rounding.
+- `AbsorbedCrossAttention`: cross-attention of few queries, without projecting the context. q · (W_k c) = (W_k^T q) · c
+  and sum_s a_s (W_v c_s) = W_v (sum_s a_s c_s), so the projections move from the many tokens of the context to the few
+  queries, as DeepSeek-V2 does with its latent vectors (arXiv 2405.04434, section 2.1). Biases: b_k adds the same to all
+  scores of a query, which the softmax does not see, and b_v is added once, as weights sum to 1. A scale and shift of
+  the context's channels is folded into the projection behind it.
+- `FastRMSNorm`: allocates less memory.
+- `FastGEGLU`: activation and product of the two branches are computed within the linear layers before them.
+- `FastSelfAttention`: as few operations as possible for the few tokens of a decoding step. One step of one caption
+  takes a hundred products, each a fraction of a millisecond long, so the time between them matters too.
 
-Biases: b_k adds the same to all scores of a query, which the softmax does not see, and b_v is added once, as weights
-sum to 1. A scale and shift of the context's channels is one with the projection behind it.
-
-Shapes: R rows of captions, B images, T queries of width D, S context tokens of width C, H heads, Dh = D / H.
-
-Root mean squared normalization that needs little memory.
-
-GEGLU whose activation and product of two branches are computed within the linear layers before them.
-
-Self-attention for the few tokens of a decoding step, in as few operations as possible.
-
-One decoding step of one caption takes a hundred products, each a fraction of a millisecond long. So the time between
-the products matters too.
-
-Shapes: R rows of captions, T new tokens, B lines of slots, L = R / B * T, S slots, D width, H heads, Dh = D / H.
+Shapes: R rows of captions, B images, T queries or new tokens of width D, S context tokens of width C, or slots; B lines
+of slots, L = R / B * T; H heads, Dh = D / H.
 """
 
 import torch

@@ -2,14 +2,9 @@
 
 Decoding multiplies few rows by large matrices. For that, oneDNN on a weight in its own blocked layout is two to three
 times as fast as PyTorch's product on a plain weight. It also applies the operation that follows (GELU, a factor) while
-the result is in registers (`benchmarks/captioning.py`).
-
-Shapes: D input channels, O output channels.
-
-Products of a single row and a weight matrix.
-
-Nearly all of the time goes into reading the weight, so the kernel that reads fastest wins. Which kernel that is depends
-on the maker of the processor. It was measured with weights too large for any cache (benchmarks/LOG.md).
+the result is in registers (`benchmarks/captioning.py`). For a single row, nearly all of the time goes into reading the
+weight, so the kernel that reads fastest wins. Which one that is depends on the maker of the processor; it was measured
+with weights too large for any cache (benchmarks/LOG.md).
 
 Shapes: D input channels, O output channels.
 """

@@ -2,8 +2,6 @@
 
 Shapes: B images, K beams of an image (G groups of N neighbouring beams), T new tokens so far, P prompt tokens, S slots
 of the caches, C candidates, V vocabulary, R = B · K rows.
-
-The finished captions of one group of beams.
 """
 
 from collections.abc import Sequence
@@ -16,11 +14,11 @@ from torch import Tensor
 from grr_coca.errors import UserError
 from grr_coca.generate.decoder import CachedDecoder, Hypothesis
 from grr_coca.generate.options import GenerationOptions
-from grr_coca.generate.sampling import NOT_NUMBERS, NOTHING_LEFT, apply_rules, largest
+from grr_coca.generate.sampling import NAN_RESULTS, NOTHING_LEFT, apply_rules, largest
 
 
-class Pool:
-    """The best finished captions, at most `size` of them, ranked by summed score / length ** length_penalty."""
+class _Pool:
+    """The best finished captions of a group of beams, at most `size`, by summed score / length ** length_penalty."""
 
     def __init__(self, size: int, length_penalty: float) -> None:
         self.size = size
@@ -95,7 +93,7 @@ class BeamSearch:
             visible=torch.ones(num_images, self.num_beams, len(prompt_ids), dtype=torch.bool, device=device),
         )
         self.pools = [
-            [Pool(self.group_size, options.length_penalty) for _ in range(self.num_groups)] for _ in range(num_images)
+            [_Pool(self.group_size, options.length_penalty) for _ in range(self.num_groups)] for _ in range(num_images)
         ]
         self.running = list(range(num_images))
 
@@ -198,11 +196,11 @@ class BeamSearch:
         if self.running:
             self.decoder.keep(stay, stay)
 
-    def _best(self, pools: list[Pool]) -> list[Hypothesis]:
+    def _best(self, pools: list[_Pool]) -> list[Hypothesis]:
         """The best captions of all groups. One that several groups have found is repeated only if there are too few."""
         found = sorted((h for pool in pools for h in pool.hypotheses), key=lambda hypothesis: -hypothesis.score)
         if len(found) < self.options.num_captions:
-            raise UserError(NOT_NUMBERS if self.logits.isnan().any() else NOTHING_LEFT)
+            raise UserError(NAN_RESULTS if self.logits.isnan().any() else NOTHING_LEFT)
         first: dict[tuple[int, ...], Hypothesis] = {}
         repeats = [h for h in found if first.setdefault(h.token_ids, h) is not h]
         best = [*first.values(), *repeats][: self.options.num_captions]

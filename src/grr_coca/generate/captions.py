@@ -20,7 +20,7 @@ from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate.beams import BeamSearch
 from grr_coca.generate.decoder import CachedDecoder, Hypothesis
 from grr_coca.generate.options import GREEDY, GenerationOptions
-from grr_coca.generate.sampling import NOT_NUMBERS, decode_independently, uniform_draws
+from grr_coca.generate.sampling import NAN_RESULTS, decode_independently, uniform_draws
 from grr_coca.model import CoCa
 from grr_coca.model.coca import EncodedImage, evaluating
 
@@ -52,7 +52,7 @@ class Generated(NamedTuple):
             UserError: a log-probability is none.
         """
         if any(math.isnan(number) for image in self.captions for caption in image for number in caption.log_probs):
-            raise UserError(NOT_NUMBERS)
+            raise UserError(NAN_RESULTS)
 
 
 def generate(

@@ -2,8 +2,6 @@
 
 Shapes: B images, R rows of captions (R / B neighbouring rows belong to one image), T new tokens, S slots, Q image
 tokens, V vocabulary.
-
-A caption as token ids: the result of decoding.
 """
 
 from typing import NamedTuple, cast
@@ -21,7 +19,9 @@ from grr_coca.model import CoCa
 
 
 class Hypothesis(NamedTuple):
-    """`token_ids`: the new tokens, with the end token if there is one. `log_probs`: the model's own log-probability of
+    """A caption as token ids, the result of decoding.
+
+    `token_ids`: the new tokens, with the end token if there is one. `log_probs`: the model's own log-probability of
     each. `score`: captions are ranked by it."""
 
     token_ids: tuple[int, ...]
@@ -31,9 +31,9 @@ class Hypothesis(NamedTuple):
 
 Context = Float[Tensor, "B Q C"] | KeyValues
 
-FEWEST_IMAGES = 4
-"""Fewest images for which image tokens stay unprojected. With fewer, reading the projections' weights at each step
-takes longer than projecting the image tokens once."""
+MIN_IMAGES_UNPROJECTED = 4
+"""With fewer images, image tokens are projected to keys and values once: reading the weights of the projections at each
+step takes longer."""
 
 
 class CachedDecoder:
@@ -101,7 +101,7 @@ class CachedDecoder:
 def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_captions: int, num_reads: int) -> Context:
     """The context of a block's cross-attention: the image tokens, or keys and values made of them, head by head."""
     attn = cast(CrossAttention | AbsorbedCrossAttention, block.cross_attn)
-    enough = len(image_tokens) >= FEWEST_IMAGES
+    enough = len(image_tokens) >= MIN_IMAGES_UNPROJECTED
     # With one query at a time, reading memory takes the time. All blocks read the same image tokens, which are half
     # as large as the keys and values of one block.
     if (

@@ -1,19 +1,9 @@
-"""Sampling of the next token, as pure functions of logits, and separate random numbers for each caption.
+"""Greedy decoding and sampling: how the next token is chosen, and the loop that appends it to every caption.
 
-Shapes: R rows of captions, K tokens that are kept, V vocabulary. A token that cannot be sampled has logit -inf.
+Each caption of the batch is decoded independently. Beam search takes the rules and `largest` from here.
 
-The k largest of very many numbers.
-
-Shapes: R rows, V numbers in a row, K of them.
-
-Rules for the next token, as pure functions of log-probabilities.
-
-Shapes: R rows of captions, T new tokens so far, V vocabulary. A token that is ruled out has log-probability -inf.
-
-Greedy decoding and sampling. Each caption of the batch is decoded independently.
-
-Shapes: B images, R rows of captions (the captions of one image are neighbours), T new tokens at most, P prompt tokens,
-V vocabulary.
+Shapes: B images, R rows of captions (the captions of one image are neighbours), T new tokens so far (or at most), P
+prompt tokens, K tokens that are kept, V vocabulary. A token that is ruled out has log-probability -inf.
 """
 
 import hashlib
@@ -28,6 +18,8 @@ from torch.nn import functional as F
 from grr_coca.errors import UserError
 from grr_coca.generate.decoder import CachedDecoder, Hypothesis
 from grr_coca.generate.options import GenerationOptions
+
+# --- The k largest of very many numbers
 
 BLOCK = 64
 
@@ -52,8 +44,10 @@ def largest(values: Float[Tensor, "R V"], k: int) -> tuple[Float[Tensor, "R K"],
     return top, best_blocks.gather(1, where // BLOCK) * BLOCK + where % BLOCK
 
 
-NOT_NUMBERS = "what the model computes are not numbers (NaN): its weights are damaged, or its training diverged"
-NOTHING_LEFT = "the rules leave no token to go on with: lower min_length, or raise no_repeat_ngram or set it to 0"
+# --- Rules for the next token
+
+NAN_RESULTS = "the model computes NaN: its weights are damaged, or its training diverged"
+NOTHING_LEFT = "the rules leave no token to continue with: lower min_length, or raise no_repeat_ngram or set it to 0"
 
 
 def apply_rules(
@@ -69,13 +63,13 @@ def apply_rules(
     return log_probs
 
 
-def require_a_choice(log_probs: Float[Tensor, "R V"], going_on: Bool[Tensor, " R"]) -> None:
-    """Make sure that the rules leave at least one token for every caption that has not ended.
+def require_a_choice(log_probs: Float[Tensor, "R V"], unfinished: Bool[Tensor, " R"]) -> None:
+    """Raise an error if the rules leave no token for a caption that has not ended.
 
     Raises:
         UserError: a caption has no token left.
     """
-    if (log_probs.amax(dim=-1).isneginf() & going_on).any():
+    if (log_probs.amax(dim=-1).isneginf() & unfinished).any():
         raise UserError(NOTHING_LEFT)
 
 
@@ -110,14 +104,16 @@ def without_repeated_ngrams(
     return log_probs
 
 
-LOOKS = (128, 1024)
+# --- Sampling
+
+NUCLEUS_SEARCHES = (128, 1024)
 """The nucleus is first searched among this many of the likeliest tokens, and then among all."""
 
 
 def draw(
     log_probs: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"], options: GenerationOptions
 ) -> Int[Tensor, " R"]:
-    """Sample one token for each row. `uniforms`, in [0, 1) and on the CPU, decide which."""
+    """Sample one token for each row by `uniforms`, random numbers in [0, 1) on the CPU."""
     assert options.temperature is not None
     logits, ids = (log_probs, None) if options.top_k is None else largest(log_probs, options.top_k)
     logits = logits / options.temperature
@@ -136,8 +132,11 @@ def keep_top_p(logits: Float[Tensor, "R V"], p: float) -> tuple[Float[Tensor, "R
     Rows that keep fewer tokens than others are filled up with logits of -inf.
     """
     total = logits.logsumexp(dim=-1, keepdim=True)
-    for num_looked_at in (*LOOKS, logits.shape[1]):  # sorting a large vocabulary would take longer than the model
-        kept, ids = largest(logits, num_looked_at)
+    for num_searched in (
+        *NUCLEUS_SEARCHES,
+        logits.shape[1],
+    ):  # sorting a large vocabulary would take longer than the model
+        kept, ids = largest(logits, num_searched)
         probs = (kept - total).exp()
         before = probs.cumsum(dim=-1) - probs
         if (before[:, -1] >= p).all():
@@ -164,8 +163,10 @@ def inverse_cdf(logits: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"]) -> 
 
 
 def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int) -> Float[Tensor, "R length"]:
-    """Random numbers in [0, 1), in fp64 on the CPU, with one row for each draw of each key. A row depends only on the
-    seed, its key and the number of the draw."""
+    """Random numbers in [0, 1), in fp64 on the CPU: a row for each draw of each key.
+
+    A row depends only on the seed, its key and the number of the draw.
+    """
     rows = []
     for key in keys:
         for i in range(num_draws):
@@ -175,7 +176,9 @@ def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int
     return torch.stack(rows)
 
 
-KEPT_AT_MOST = 0.75
+# --- The loop
+
+MAX_KEPT = 0.75
 """Images whose captions have all ended leave the batch when at most this share of the batch is unfinished. That copies
 the caches of the images that stay. One or two steps with fewer rows make up for the copy."""
 
@@ -256,10 +259,10 @@ def _compact(
 ) -> Int[Tensor, " _"]:
     """Remove the images whose captions have all ended, if there are enough of them. Returns the tokens of the rows that
     stay."""
-    going_on = ~captions.ended.unflatten(0, (-1, num_captions)).all(dim=1)  # B
-    if going_on.sum() > KEPT_AT_MOST * len(going_on):
+    unfinished = ~captions.ended.unflatten(0, (-1, num_captions)).all(dim=1)  # B
+    if unfinished.sum() > MAX_KEPT * len(unfinished):
         return next_ids
-    stay = going_on.repeat_interleave(num_captions)
-    decoder.keep(going_on.nonzero()[:, 0], stay.nonzero()[:, 0])
+    stay = unfinished.repeat_interleave(num_captions)
+    decoder.keep(unfinished.nonzero()[:, 0], stay.nonzero()[:, 0])
     captions.running, captions.ended = captions.running[stay], captions.ended[stay]
     return next_ids[stay]

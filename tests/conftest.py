@@ -26,7 +26,7 @@ jaxtyping.install_import_hook(modules_with_shapes(), "shape_check.check")
 from grr_coca.batch import Batch  # noqa: E402
 from grr_coca.config import CoCaConfig, TransformerConfig  # noqa: E402
 from grr_coca.data.dataset import next_token_labels, pad_rows  # noqa: E402
-from grr_coca.presets import get_preset  # noqa: E402
+from model_configs import model_config  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile("one core", deadline=None, derandomize=True, max_examples=25, database=None)
@@ -40,7 +40,7 @@ def tiny_config() -> Callable[..., CoCaConfig]:
     """A preset's parts at a size that runs in milliseconds; images and text differ in width."""
 
     def make(preset: str = "grr_coca", image_dim: int = 48, text_dim: int = 32, **poolers: object) -> CoCaConfig:
-        config = get_preset(preset, "tiny")
+        config = model_config(preset, "tiny")
         image, text = config.image_encoder, config.text_decoder
         multimodal = config.multimodal_decoder
         return replace(

@@ -355,7 +355,7 @@ def test_whether_rows_say_the_same_as_columns() -> None:
 def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(
     tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]
 ) -> None:
-    config = tiny_config("grr_coca_sigmoid")
+    config = tiny_config("grr_coca+sigmoid")
     model, batch = build(config), make_batch(config)
     output = model(batch.images, batch.token_ids, batch.lengths)
     similarity = 10 * output.image_embedding @ output.text_embedding.T - 10

@@ -26,8 +26,9 @@ from grr_coca.config import (
 )
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa, build
-from grr_coca.presets import PRESETS, SIZES, geglu_hidden_dim, get_preset, with_qk_norm
+from grr_coca.presets import PRESETS, SIZES, geglu_hidden_dim, get_preset
 from grr_coca.structure import differences
+from model_configs import SET_BY_RECIPES, model_config
 
 BuildEmpty = Callable[[CoCaConfig], CoCa]
 
@@ -85,39 +86,35 @@ def test_the_image_encoders_have_the_parts_of_their_names() -> None:
         "grr_coca_geglu_4x": ("rms", "geglu", "rope_2d"),
         "grr_coca_rope_1d": ("rms", "geglu", "rope_1d"),
         "grr_coca_parallel": ("rms", "geglu", "rope_2d"),
-        "grr_coca_no_captioning_pooler": ("rms", "geglu", "rope_2d"),
-        "grr_coca_registers": ("rms", "geglu", "rope_2d"),
-        "grr_coca_qk_norm": ("rms", "geglu", "rope_2d"),
-        "grr_coca_sigmoid": ("rms", "geglu", "rope_2d"),
         "grr_coca_plus": ("rms", "geglu", "rope_2d"),
         "open_clip_coca": ("layer_1e-5", "gelu", "learned"),
     }
 
 
-OTHER_POOLERS = ("grr_coca_parallel", "grr_coca_no_captioning_pooler", "grr_coca_plus")
+OTHER_POOLERS = ("grr_coca_parallel", "grr_coca_plus")
 
 
 @pytest.mark.parametrize(
     ("preset", "differing"),
     [
-        ("grr_coca_registers", {"image_encoder.num_registers": 4}),
+        ("grr_coca+registers", {"image_encoder.num_registers": 4}),
         (
-            "grr_coca_qk_norm",
+            "grr_coca+qk_norm",
             {f"{s}.transformer.qk_norm": "rms" for s in ("image_encoder", "text_decoder", "multimodal_decoder")},
         ),
-        ("grr_coca_sigmoid", {"contrastive": "sigmoid"}),
+        ("grr_coca+sigmoid", {"contrastive": "sigmoid"}),
         ("grr_coca_plus", {"poolers.num_queries": None}),
     ],
 )
 def test_an_arm_differs_from_grr_in_what_it_is_named_after_alone(preset: str, differing: dict[str, object]) -> None:
-    arm, grr = get_preset(preset, "base"), get_preset("grr_coca", "base")
+    arm, grr = model_config(preset, "base"), get_preset("grr_coca", "base")
     assert {key: value for key, value, _ in differences(arm, grr)} == differing
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name not in ("coca", "open_clip_coca")])
 def test_every_arm_has_the_text_decoders_of_grr(preset: str) -> None:
     grr = get_preset("grr_coca", "small")
-    config = with_qk_norm(replace(get_preset(preset, "small"), contrastive="softmax"), "none")
+    config = get_preset(preset, "small")
     assert replace(config, image_encoder=grr.image_encoder, poolers=grr.poolers) == grr
     assert (config.poolers == grr.poolers) == (preset not in OTHER_POOLERS)
     text = config.text_decoder.transformer
@@ -237,8 +234,8 @@ def test_open_clips_models_have_their_numbers_of_parameters(
         "queries",
     ],
 )
-def test_every_choice_is_used_by_some_preset(choices: object, used: Callable[[CoCaConfig], set]) -> None:
-    found = set().union(*(used(get_preset(preset, "tiny")) for preset in PRESETS))
+def test_every_choice_is_used_by_a_preset_or_a_recipe(choices: object, used: Callable[[CoCaConfig], set]) -> None:
+    found = set().union(*(used(model_config(name, "tiny")) for name in (*PRESETS, *SET_BY_RECIPES)))
     assert found == (set(get_args(choices)) or {True, False})
 
 

@@ -245,32 +245,11 @@ def grr_coca_parallel(size: str) -> CoCaConfig:
     return replace(config, poolers=replace(config.poolers, arrangement="parallel"))
 
 
-def grr_coca_no_captioning_pooler(size: str) -> CoCaConfig:
-    """GRR-CoCa whose captions attend to the patch tokens. In CoCa's ablation that costs almost nothing."""
-    config = grr_coca(size)
-    return replace(config, poolers=replace(config.poolers, num_queries=None))
-
-
-def grr_coca_registers(size: str) -> CoCaConfig:
-    """GRR-CoCa with four registers beside the patch tokens, the number that arXiv 2309.16588 recommends."""
-    config = grr_coca(size)
-    return replace(config, image_encoder=replace(config.image_encoder, num_registers=4))
-
-
-def grr_coca_qk_norm(size: str) -> CoCaConfig:
-    """GRR-CoCa with normalized queries and keys in every self-attention, in images and in text."""
-    return with_qk_norm(grr_coca(size), "rms")
-
-
 def grr_coca_plus(size: str) -> CoCaConfig:
     """The model of our own recipe, `studies/plus/pictograms.yaml`: GRR-CoCa whose captions attend to the patch tokens.
     Of the parts that were tried, no other one paid."""
-    return grr_coca_no_captioning_pooler(size)
-
-
-def grr_coca_sigmoid(size: str) -> CoCaConfig:
-    """GRR-CoCa with SigLIP's contrastive loss."""
-    return replace(grr_coca(size), contrastive="sigmoid")
+    config = grr_coca(size)
+    return replace(config, poolers=replace(config.poolers, num_queries=None))
 
 
 def open_clip_coca(size: str) -> CoCaConfig:
@@ -316,10 +295,6 @@ PRESETS: dict[str, Callable[[str], CoCaConfig]] = {
         grr_coca_geglu_4x,
         grr_coca_rope_1d,
         grr_coca_parallel,
-        grr_coca_no_captioning_pooler,
-        grr_coca_registers,
-        grr_coca_qk_norm,
-        grr_coca_sigmoid,
         grr_coca_plus,
         open_clip_coca,
     )

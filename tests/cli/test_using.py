@@ -85,7 +85,7 @@ def test_comparing_on_nothing_is_refused(refused, run, baseline):
 # --- info
 
 
-@pytest.mark.parametrize("preset", ["baseline_coca", "grr_coca", "grr_coca_no_captioning_pooler"])
+@pytest.mark.parametrize("preset", ["baseline_coca", "grr_coca", "grr_coca_plus"])
 def test_info_shows_parts_parameters_and_flops_of_a_preset(grr_coca, preset):
     said = grr_coca("info", preset)
     assert said.code == 0, said.err

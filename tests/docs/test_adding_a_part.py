@@ -32,7 +32,7 @@ def follow(page: str, root: Path) -> list[str]:
 def test_a_part_is_added_by_following_the_page(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("weights", "__pycache__"))
     (tmp_path / "tests" / "layers").mkdir(parents=True)
-    for name in ("conftest.py", "shape_check.py", "test_presets.py"):
+    for name in ("conftest.py", "model_configs.py", "shape_check.py", "test_presets.py"):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     touched = follow(PAGE.read_text(encoding="utf-8"), tmp_path)
     assert [path for path in touched if path.startswith("src")] == [

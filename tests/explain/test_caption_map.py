@@ -80,7 +80,7 @@ def test_while_a_caption_is_explained_other_threads_use_the_model_as_it_is(tiny_
     assert seen == [True, 0]
 
 
-@pytest.mark.parametrize("preset", ["grr_coca", "grr_coca_no_captioning_pooler"])
+@pytest.mark.parametrize("preset", ["grr_coca", "grr_coca_plus"])
 def test_frozen_weights_and_half_precision_can_be_explained(tiny_config, make_batch, preset):
     config = tiny_config(preset)
     model, image = build(config), make_batch(config).images[0]

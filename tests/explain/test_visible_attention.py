@@ -7,7 +7,7 @@ from grr_coca.explain.attention import attention_weights, mix_values, visible_at
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.model import build
 
-PRESETS = ["grr_coca", "baseline_coca", "coca", "grr_coca_no_captioning_pooler", "grr_coca_parallel", "open_clip_coca"]
+PRESETS = ["grr_coca", "baseline_coca", "coca", "grr_coca_plus", "grr_coca_parallel", "open_clip_coca"]
 
 
 @pytest.mark.parametrize("num_heads", [1, 4])
@@ -32,7 +32,7 @@ def test_weights_are_the_softmax_of_scaled_products_by_hand():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_model_seen_through_gives_what_it_gives_unseen(tiny_config, make_batch, preset):
-    poolers = {"num_queries": None} if preset == "grr_coca_no_captioning_pooler" else {}
+    poolers = {"num_queries": None} if preset == "grr_coca_plus" else {}
     config = tiny_config(preset, **poolers)
     model, batch = build(config).eval(), make_batch(config)
     modules = [module for module in model.modules() if isinstance(module, CrossAttention)]

@@ -19,14 +19,14 @@ FEW, MANY = 1, 10**6
 """Reads of an image: few leave its keys and values unprojected, many do not."""
 
 
-PRESETS = ("grr_coca", "coca", "grr_coca_qk_norm", "grr_coca_no_captioning_pooler", "open_clip_coca")
+PRESETS = ("grr_coca", "coca", "grr_coca+qk_norm", "grr_coca_plus", "open_clip_coca")
 """Those whose decoders differ, or what they read: the other presets differ in their image encoders."""
 
 
 @pytest.fixture(scope="module", params=PRESETS)
 def model(request: pytest.FixtureRequest, tiny_config: Callable[..., CoCaConfig]) -> CoCa:
     # More image tokens than channels, or there is nothing to gain from leaving them unprojected.
-    model = build(tiny_config(request.param, num_queries=None if "no_captioning" in request.param else 40), seed=3)
+    model = build(tiny_config(request.param, num_queries=None if "plus" in request.param else 40), seed=3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "embedding" in name:

@@ -14,6 +14,7 @@ from grr_coca.losses import batch_loss
 from grr_coca.model import CoCa, build, build_without_weights
 from grr_coca.model.init import init_weights
 from grr_coca.presets import PRESETS, get_preset
+from model_configs import model_config
 
 
 @pytest.fixture(scope="module")
@@ -131,30 +132,30 @@ def test_learned_queries_start_apart_so_that_the_pooler_does_not_collapse() -> N
 
 
 def test_registers_have_the_documented_deviation() -> None:
-    config = get_preset("grr_coca_registers", "tiny")
+    config = model_config("grr_coca+registers", "tiny")
     registers = build(config).image_encoder.registers
     assert registers.std().item() == pytest.approx(0.02, rel=4 / math.sqrt(2 * registers.numel()))
 
 
 def test_a_sigmoid_starts_with_siglips_temperature_and_bias() -> None:
-    model = build(get_preset("grr_coca_sigmoid", "tiny"))
+    model = build(model_config("grr_coca+sigmoid", "tiny"))
     assert model.logit_scale.exp().item() == pytest.approx(10.0, rel=1e-6)
     assert model.logit_bias.item() == -10.0
     assert build(get_preset("grr_coca", "tiny")).logit_bias is None
 
 
-@pytest.mark.parametrize("preset", ["grr_coca_registers", "grr_coca_qk_norm", "grr_coca_sigmoid"])
+@pytest.mark.parametrize("preset", ["grr_coca+registers", "grr_coca+qk_norm", "grr_coca+sigmoid"])
 def test_an_option_leaves_every_other_weight_as_it_is(preset: str) -> None:
-    plain, other = (build(get_preset(name, "tiny")).state_dict() for name in ("grr_coca", preset))
+    plain, other = (build(model_config(name, "tiny")).state_dict() for name in ("grr_coca", preset))
     assert len(other) > len(plain)
     changed = {name for name in plain if not torch.equal(plain[name], other[name])}
-    assert changed == ({"logit_scale"} if preset == "grr_coca_sigmoid" else set())
+    assert changed == ({"logit_scale"} if preset == "grr_coca+sigmoid" else set())
 
 
-@pytest.mark.parametrize("preset", ["grr_coca", "coca", "grr_coca_qk_norm", "grr_coca_registers"])
+@pytest.mark.parametrize("preset", ["grr_coca", "coca", "grr_coca+qk_norm", "grr_coca+registers"])
 def test_blank_images_have_gradients_like_others(preset: str, make_batch: Callable[..., Batch]) -> None:
     """Were their patches zero vectors, each norm would make the gradient a thousand times as large: 1e25 in all."""
-    config = get_preset(preset, "tiny")
+    config = model_config(preset, "tiny")
     norms = []
     for scale in (1.0, 0.0):
         model, batch = build(config, seed=0), make_batch(config)

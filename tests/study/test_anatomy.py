@@ -17,6 +17,7 @@ from grr_coca.study.anatomy import (
     parts,
     share_that_differs,
 )
+from model_configs import model_config
 
 
 def model_of(preset):
@@ -81,9 +82,9 @@ def test_flops_grow_with_the_text_and_a_third_with_geglu_at_full_width():
     assert flops_per_pair(config) < flops_per_pair(get_preset("grr_coca_geglu_4x", "tiny"))
 
 
-@pytest.mark.parametrize("preset", ["baseline_coca", "grr_coca_plus", "grr_coca_registers", "open_clip_coca"])
+@pytest.mark.parametrize("preset", ["baseline_coca", "grr_coca_plus", "grr_coca+registers", "open_clip_coca"])
 def test_flops_are_those_of_a_real_pass(preset):
-    config, lengths, kept = get_preset(preset, "tiny"), torch.tensor([4, 9, 12, 5, 7]), torch.arange(6)
+    config, lengths, kept = model_config(preset, "tiny"), torch.tensor([4, 9, 12, 5, 7]), torch.arange(6)
     side = config.image_encoder.image_size
     model = build(config)
     with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:

@@ -28,7 +28,7 @@ from grr_coca.train.blocks import CPP_COMPILERS, checkpoint_blocks, compile_bloc
 from processes import launch
 from support import saved_bytes
 
-PRESETS = ["grr_coca", "coca", "grr_coca_registers", "grr_coca_qk_norm"]
+PRESETS = ["grr_coca", "coca", "grr_coca+registers", "grr_coca+qk_norm"]
 
 
 def _gradients(model: CoCa, batch: Batch) -> dict[str, torch.Tensor]:
@@ -126,7 +126,7 @@ def _compared(folder: Path, *arguments: object) -> dict[str, Any]:
 def test_compiled_blocks_are_traced_once_for_all_lengths_give_the_same_gradients_and_keep_less(
     tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], tmp_path: Path
 ) -> None:
-    config = tiny_config("grr_coca_registers")
+    config = tiny_config("grr_coca+registers")
     batches = [make_batch(config, words) for words in ((3, 7, 1, 5), (12, 1, 1, 6), (5, 5, 4, 2))]
     found = _compared(tmp_path, "aot_eager", 0.75, config, batches, [])
     assert len(set(found["graphs"])) == 1, "captions of another length are compiled anew"
@@ -139,7 +139,7 @@ def test_compiled_blocks_are_the_same_in_machine_code_with_fewer_patches_and_in_
 ) -> None:
     if not any(map(shutil.which, CPP_COMPILERS)):
         pytest.skip("there is no C++ compiler")
-    config = tiny_config("grr_coca_registers")
+    config = tiny_config("grr_coca+registers")
     batches = [make_batch(config, words) for words in ((3, 7, 1, 5), (2, 9, 4, 1), (12, 1, 1, 6), (5, 5, 4, 2))]
     batches.append(replace(batches[0], kept_patches=torch.tensor([[0, 3, 4, 9]] * 4)))
     evaluated = [make_batch(config, words) for words in ((3, 7, 1, 5), (3, 7, 1))]  # the last of a split is smaller

@@ -226,7 +226,7 @@ def test_the_learning_rate_of_a_step_follows_the_schedule(tiny_config: Callable[
 
 
 def test_depth_counts_the_layers_to_the_nearest_head(tiny_config: Callable[..., CoCaConfig]) -> None:
-    model = build(tiny_config("grr_coca_sigmoid"))  # two layers a stack
+    model = build(tiny_config("grr_coca+sigmoid"))  # two layers a stack
     expected = {
         "multimodal_decoder.lm_head.weight": 0,
         "multimodal_decoder.norm.weight": 0,
@@ -254,7 +254,7 @@ def test_depth_counts_the_layers_to_the_nearest_head(tiny_config: Callable[..., 
     assert {name: layer_depth(model, name) for name in names & expected.keys()} == expected
 
 
-@pytest.mark.parametrize("preset", ["grr_coca_registers", "coca"])
+@pytest.mark.parametrize("preset", ["grr_coca+registers", "coca"])
 def test_positions_and_registers_are_as_deep_as_the_embeddings(
     tiny_config: Callable[..., CoCaConfig], preset: str
 ) -> None:

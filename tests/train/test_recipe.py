@@ -349,29 +349,22 @@ def test_a_recipe_switches_the_models_options_on_and_off():
     assert [stack.transformer.qk_norm for stack in stacks] == ["rms"] * 3
     assert (everything.image_encoder.num_registers, everything.contrastive) == (2, "sigmoid")
     plain = get_preset("grr_coca", "tiny")
-    for preset, off in (
-        ("grr_coca_registers", {"num_registers": 0}),
-        ("grr_coca_qk_norm", {"qk_norm": "none"}),
-        ("grr_coca_sigmoid", {"contrastive": "softmax"}),
-    ):
-        vocab_size = plain.text_decoder.vocab_size
-        assert ModelRecipe(preset, "tiny").config(vocab_size) == get_preset(preset, "tiny")
-        assert ModelRecipe(preset, "tiny", **off).config(vocab_size) == plain
+    off = {"num_registers": 0, "qk_norm": "none", "contrastive": "softmax"}
+    assert ModelRecipe("grr_coca", "tiny", **off).config(plain.text_decoder.vocab_size) == plain
 
 
 def test_captions_of_any_preset_can_attend_to_the_patches():
-    preset = get_preset("grr_coca_no_captioning_pooler", "tiny")
+    preset = get_preset("grr_coca_plus", "tiny")
     vocab_size = preset.text_decoder.vocab_size
     assert ModelRecipe("grr_coca", "tiny", captions_from="patches").config(vocab_size) == preset
     assert ModelRecipe("baseline_coca", "tiny", captions_from="patches").config(300).poolers.num_queries is None
     assert ModelRecipe("baseline_coca", "tiny", captions_from="queries").config(300).poolers.num_queries == 16
 
 
-@pytest.mark.parametrize("preset", ["grr_coca_plus", "grr_coca_no_captioning_pooler"])
 @pytest.mark.parametrize("size", SIZES)
-def test_captions_of_a_preset_without_captioning_pooler_can_attend_to_queries(preset, size):
+def test_captions_of_a_preset_without_captioning_pooler_can_attend_to_queries(size):
     with_pooler = ModelRecipe("grr_coca", size).config(300)
-    assert ModelRecipe(preset, size, captions_from="queries").config(300) == with_pooler
+    assert ModelRecipe("grr_coca_plus", size, captions_from="queries").config(300) == with_pooler
 
 
 def test_pixels_are_scaled_as_the_recipe_says():

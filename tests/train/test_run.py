@@ -30,6 +30,7 @@ from grr_coca.train.recipe import (
     save_recipe,
 )
 from grr_coca.train.setup import check_start, new_checkpoint, sound_validation, training_sources
+from model_configs import SET_BY_RECIPES, model_keys
 from support import (
     ALONE,
     BATCH_SIZE,
@@ -173,14 +174,12 @@ def test_a_weight_of_zero_trains_on_the_other_loss(shard, tmp_path, name, losses
 
 
 # The other presets are other arrangements of the parts that these have; all of them build, in `test_presets`.
-@pytest.mark.parametrize(
-    "preset", ["coca", "grr_coca_no_captioning_pooler", "grr_coca_qk_norm", "grr_coca_registers", "grr_coca_sigmoid"]
-)
-def test_every_kind_of_preset_trains(shard, tmp_path, preset):
+@pytest.mark.parametrize("name", ["coca", "grr_coca_plus", *SET_BY_RECIPES])
+def test_every_kind_of_model_trains(shard, tmp_path, name):
     recipe = tiny_recipe(shard, steps=1)
-    recipe = replace(recipe, model=replace(recipe.model, preset=preset))
+    recipe = replace(recipe, model=replace(recipe.model, **model_keys(name)))
     pretrain(recipe, tmp_path / "run")
-    assert from_pretrained(tmp_path / "run").preset == preset
+    assert from_pretrained(tmp_path / "run").preset == recipe.model.preset
 
 
 def test_a_model_with_clips_vocabulary_trains(shard, tmp_path):

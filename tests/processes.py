@@ -28,7 +28,7 @@ PRELOADED = [
     "drivers",
     "support",
     "gradient_cases",
-    "grr_coca.cli.pretrain",
+    "grr_coca.cli.training",
     "torch.distributed.fsdp",
     # Imported by the first step, the log, and the reading of flags: a second of each process's life.
     "torch._dynamo",

@@ -360,7 +360,7 @@ def test_a_missing_checkpoint_is_named(refused, tmp_path, image_files):
         (["--batch-size", "0"], "--batch-size 0: give 1 or more"),
         (["--json", "--sidecar"], "--sidecar and --json are different places"),
         (["--json", "--out", "a.csv"], "--out and --json are different places"),
-        (["--out", "a.txt"], "a.txt: the suffix says the format"),
+        (["--out", "a.txt"], "a.txt: '.txt' is not the suffix"),
         (["--out", "a.jsnol"], "did you mean '.jsonl'?"),
     ],
     ids=lambda value: "",

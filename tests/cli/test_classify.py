@@ -69,7 +69,7 @@ def test_bad_images_are_listed(grr_coca, run, image_files, tmp_path):
     ("labels", "told"),
     [
         ("cat,dog, CAT", "more than once (case and spaces do not count): 'cat' (1 and 3)"),
-        ("cat", "--labels 'cat': no such file, and not two labels or more"),
+        ("cat", "--labels 'cat': neither a file nor two or more labels"),
         ("lables.txt", "no such file"),
         (",", "not two labels"),
         ("cat" * 100, "catcatcat"),

@@ -113,7 +113,7 @@ def test_a_pipe_is_not_replaced_by_a_file(refused, run, image_files, tmp_path, m
     link.symlink_to(pipe)
     for out in (pipe, link):
         message = refused("embed", *image_files, "-c", run.folder, "--out", out)
-        assert f"{out}: is a device or a pipe, whose place a file would take" in message
+        assert f"{out}: is a device or a pipe, not a file" in message
     assert pipe.is_fifo()
 
 
@@ -125,7 +125,7 @@ def test_what_is_embedded_is_not_written_over(refused, run, image_files, tmp_pat
     texts.write_text("a cat\n")
     before = snapshot(tmp_path)
     for given in (table, "--out", table), ("--texts", texts, "--out", tmp_path / "v.npy"):
-        assert "would take the place of what is read" in refused("embed", "-c", run.folder, *given)
+        assert "is an input, and would be overwritten" in refused("embed", "-c", run.folder, *given)
     assert snapshot(tmp_path) == before
 
 
@@ -147,7 +147,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
     [
         (["--out", "v.npy"], "give either images or --texts FILE to embed"),
         (["cat.png", "--texts", "t.txt", "--out", "v.npy"], "not both"),
-        (["cat.png", "--out", "v.pt"], "v.pt: the suffix says the format"),
+        (["cat.png", "--out", "v.pt"], "v.pt: '.pt' is not the suffix"),
         (["cat.png", "--out", "v.safetensor"], "did you mean '.safetensors'?"),
         (["cat.png", "--out", "folder.npy"], "is a folder"),
         (["--texts", "empty.txt", "--out", "v.npy"], "empty.txt: holds no text"),
@@ -165,7 +165,7 @@ def test_what_cannot_be_meant_is_refused(refused, run, tmp_path, monkeypatch, ar
 
 
 def test_more_keys_than_safetensors_holds_are_refused(refused, run, image_files, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.cli.vectors.MAX_HEADER", 100)
+    monkeypatch.setattr("grr_coca.cli.embed.MAX_HEADER_BYTES", 100)
     message = refused("embed", *image_files, "-c", run.folder, "--out", tmp_path / "v.safetensors")
     assert "use .parquet or .npy" in message
     assert "embedded" not in message, "before the work"

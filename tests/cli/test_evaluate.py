@@ -117,7 +117,7 @@ def test_the_folder_for_captions_is_made_before_there_are_any(grr_coca, refused,
     assert said.code == 0, said.err
     assert (tmp_path / "new" / "captions.jsonl").exists()
     (tmp_path / "file").touch()
-    monkeypatch.setattr("grr_coca.cli.tasks.caption_split", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("grr_coca.evaluate.caption_split.caption_split", lambda *_, **__: pytest.fail("too late"))
     out = tmp_path / "file" / "captions.jsonl"
     assert f"{out}: cannot be written" in refused("evaluate", run.folder, *options, "--out", out)
     assert f"{tmp_path}: is a folder" in refused("evaluate", run.folder, *options, "--out", tmp_path)
@@ -127,7 +127,7 @@ def test_captions_do_not_take_the_place_of_their_split(refused, run, tmp_path):
     table = tmp_path / "pairs.csv"
     table.write_text("image,caption\na.png,a cat\n")
     options = ["--task", "captioning", "--data", table, "--out", table]
-    assert "would take the place of what is read" in refused("evaluate", run.folder, *options)
+    assert "is an input, and would be overwritten" in refused("evaluate", run.folder, *options)
     assert table.read_text().startswith("image,caption")
 
 

@@ -46,7 +46,7 @@ def test_the_image_is_opened_as_the_checkpoint_says(grr_coca, run, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [(["--out", "maps.jpg"], "maps.jpg: the suffix says the format"), (["--text", " "], "empty")],
+    [(["--out", "maps.jpg"], "maps.jpg: '.jpg' is not the suffix"), (["--text", " "], "empty")],
 )
 def test_what_cannot_be_drawn_is_refused(refused, run, image_files, options, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -59,7 +59,7 @@ def test_the_picture_itself_is_no_place_for_its_heat_maps(refused, run, image_fi
     picture = tmp_path / "picture.png"
     picture.symlink_to(image_files[0])
     before = image_files[0].read_bytes()
-    assert "would take the place of what is read" in refused(
+    assert "is an input, and would be overwritten" in refused(
         "explain", image_files[0], "-c", run.folder, "--out", picture
     )
     assert image_files[0].read_bytes() == before

@@ -1,16 +1,14 @@
 """The command line's surface: verbs and flags are a promise, so they are frozen here."""
 
-import importlib
 import inspect
 import subprocess
 import sys
 from dataclasses import fields
-from types import ModuleType
 
 import pytest
 
 import grr_coca as package
-from grr_coca.cli import VERBS
+from grr_coca.cli import VERBS, data
 from grr_coca.generate import GenerationOptions
 
 FLAGS = {
@@ -123,10 +121,6 @@ FLAGS = {
 """Each verb's flags with their defaults; `...` where there is none."""
 
 
-def verb_module(verb: str) -> ModuleType:
-    return importlib.import_module(f"grr_coca.cli.{VERBS[verb].module}")
-
-
 def plain(default: object) -> object:
     if default is inspect.Parameter.empty:
         return ...
@@ -139,7 +133,7 @@ def test_the_verbs_are_these():
 
 @pytest.mark.parametrize("verb", sorted(FLAGS))
 def test_the_flags_of_a_verb_are_these(verb):
-    signature = inspect.signature(verb_module(verb).run)
+    signature = inspect.signature(VERBS[verb].load())
     assert {name: plain(parameter.default) for name, parameter in signature.parameters.items()} == FLAGS[verb]
 
 
@@ -153,7 +147,7 @@ DATA_FLAGS = {
 
 @pytest.mark.parametrize("action", sorted(DATA_FLAGS))
 def test_the_flags_of_a_data_action_are_these_and_explained(grr_coca, action):
-    signature = inspect.signature(getattr(importlib.import_module("grr_coca.cli.data"), action.capitalize()))
+    signature = inspect.signature(getattr(data, action.capitalize()))
     flags = {name: plain(parameter.default) for name, parameter in signature.parameters.items()}
     assert flags == DATA_FLAGS[action]
     said = grr_coca("data", action, "--help")
@@ -167,7 +161,7 @@ def test_every_flag_is_explained_in_the_help(grr_coca, verb):
     said = grr_coca(*verb.split(), "--help")
     assert said.code == 0
     assert VERBS[verb].summary in " ".join(said.out.replace("│", " ").split())
-    described = verb_module(verb).run.__doc__.partition("Args:")[2]
+    described = VERBS[verb].load().__doc__.partition("Args:")[2]
     shown = " ".join(said.out.replace("│", " ").split())
     for flag in FLAGS[verb]:
         explanation = described.partition(f"{flag}:")[2].partition("\n")[0]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from grr_coca.cli.demo_pages import _symbol, opening_lines
+from grr_coca.cli.demo import _symbol, opening_lines
 from grr_coca.registry import DEFAULT, shipped_models
 from grr_coca.study.demo.plan import load_demo
 from support import real_pairs

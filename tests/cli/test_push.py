@@ -87,7 +87,7 @@ def test_the_card_says_what_the_manifest_says(hub, push):
 
 
 def test_a_dry_run_tells_what_would_go_up_and_sends_nothing(grr_coca, monkeypatch):
-    monkeypatch.setattr("grr_coca.cli.push.push_files", None)
+    monkeypatch.setattr("grr_coca.interop.hub.push_files", None)
     said = grr_coca("push", "pictograms", f"{OWNER}/dry", "--dry-run", "--licence", "mit", "--data", "drawings")
     assert said.code == 0
     assert "license: mit" in said.out

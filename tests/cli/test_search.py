@@ -64,13 +64,13 @@ def test_an_index_is_made_and_brought_up_to_date(grr_coca, tmp_path, drawings):
         (folder / path.name).write_bytes(path.read_bytes())
     said = grr_coca("index", folder, "--out", tmp_path / "index")
     assert said.code == 0, said.err
-    assert re.match(rf"{tmp_path}/index: 2 pictures \(2 new\) in [\d.]+ s\n", said.out)
+    assert re.match(rf"{tmp_path}/index: 2 images \(2 new\) in [\d.]+ s\n", said.out)
     assert "1 of 3 images cannot be read:\n" in said.err
     assert "broken.png: not an image" in said.err
     (folder / "cat-face.webp").unlink()
     said = grr_coca("index", "--out", tmp_path / "index")
     assert said.code == 0
-    assert "1 pictures (1 removed)" in said.out
+    assert "1 images (1 removed)" in said.out
     assert "(nothing new)" in grr_coca("index", folder, "--out", tmp_path / "index").out
 
 
@@ -84,8 +84,8 @@ def test_the_pictures_of_a_folder_that_was_renamed_can_be_forgotten(grr_coca, re
     assert hit["path"] == str(tmp_path / "now" / "snowman.webp"), "the one that is there comes first"
     assert hit["copies"] == [str(tmp_path / "before" / "snowman.webp")]
     command = re.search("`grr-coca (.*)`", refused("index", "--out", "index"))[1]
-    assert grr_coca(*shlex.split(command)).out == "index: 6 pictures forgotten\n"
-    assert "6 pictures (nothing new)" in grr_coca("index", "--out", "index").out
+    assert grr_coca(*shlex.split(command)).out == "index: 6 images forgotten\n"
+    assert "6 images (nothing new)" in grr_coca("index", "--out", "index").out
 
 
 def test_an_index_without_any_picture_that_can_be_read_fails(grr_coca, tmp_path):
@@ -137,7 +137,7 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, t
         (["search", "{index}", "--image", "a.png", "cat"], "cat: no such file; --image takes all that follows it"),
         (["search", "{index}", "--without", "red", "cat"], "the query is empty; --without takes all that follows it"),
         (["search", "{index}", "cat", "--explain"], "give it a name by --out"),
-        (["search", "{index}", "cat", "--out", "page.pdf"], "the suffix says the format"),
+        (["search", "{index}", "cat", "--out", "page.pdf"], "'.pdf' is not the suffix of a format"),
         (["search", "{index}", "cat", "--json", "-0"], "different ways"),
         (["search", "{index}", "cat", "--without", "cat", "--weights", "0.5"], "nothing is left to look for"),
     ],
@@ -173,7 +173,7 @@ def test_a_killed_index_goes_on_where_it_was(grr_coca, tmp_path):
         before = len(index)
     assert 0 < before < 60
     said = grr_coca(*arguments)
-    assert f"60 pictures ({60 - before} new)" in said.out
+    assert f"60 images ({60 - before} new)" in said.out
     with package.Index.open(tmp_path / "index") as index:
         assert sorted(entry.title for entry, _ in index.store.everything()) == sorted(map(str, range(60)))
 
@@ -187,13 +187,13 @@ def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
     command += ["--out", str(tmp_path / "index"), "--watch"]
     named.write_bytes((DRAWINGS / "sailboat.webp").read_bytes())
     with running(command, stdout=subprocess.PIPE, text=True) as process:
-        assert "2 pictures (2 new)" in process.stdout.readline()
+        assert "2 images (2 new)" in process.stdout.readline()
         named.unlink()
-        assert "1 pictures (1 removed)" in process.stdout.readline()
+        assert "1 images (1 removed)" in process.stdout.readline()
         (folder / "b.webp").write_bytes((DRAWINGS / "snowman.webp").read_bytes())
-        assert "2 pictures (1 new)" in process.stdout.readline()
+        assert "2 images (1 new)" in process.stdout.readline()
         named.write_bytes((DRAWINGS / "sailboat.webp").read_bytes())
-        assert "3 pictures (1 new)" in process.stdout.readline()
+        assert "3 images (1 new)" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
 
@@ -245,7 +245,7 @@ def test_pictures_that_look_the_same_are_one_hit(search, grr_coca, drawings):
     groups = [sorted(Path(path).stem for path in json.loads(line)["paths"]) for line in said.out.splitlines()]
     assert sorted(groups) == [["guitar", "guitar-small"], ["snowman", "snowman-small"]]
     said = grr_coca("duplicates", drawings / "index")
-    assert said.out.endswith("2 groups, 2 pictures more than needed in index\n")
+    assert said.out.endswith("2 groups, 2 surplus images in index\n")
     assert re.search(r"guitar\.webp\n    \S*guitar-small\.png\n", said.out), "the larger one first"
 
 
@@ -260,7 +260,7 @@ def test_a_hit_for_people_has_rank_relevance_caption_and_path(grr_coca, drawings
 
 def test_it_is_said_if_nothing_looks_like_that(grr_coca, drawings):
     said = grr_coca("search", drawings / "index", "tax return form")
-    assert said.err == "nothing here looks like that; the nearest of 8 pictures:\n"
+    assert said.err == "nothing here looks like that; the nearest of 8 images:\n"
     assert grr_coca("search", drawings / "index", "guitar", "--where", "width > 9999").err.startswith("no hit among 8")
 
 
@@ -268,7 +268,7 @@ def test_of_one_picture_nothing_is_said_that_cannot_be_known(grr_coca, tmp_path)
     grr_coca("index", DRAWINGS / "guitar.webp", "--out", tmp_path / "index")
     said = grr_coca("search", tmp_path / "index", "guitar", "--out", tmp_path / "page.html")
     assert said.out.startswith("  1     ?  guitar  ")
-    assert "too few different pictures to tell how likely a hit is; the nearest of 1:\n" in said.err
+    assert "too few different images to tell how likely a hit is; the nearest of 1:\n" in said.err
     assert "<b>?</b> guitar" in (page := (tmp_path / "page.html").read_text())
     assert "Too few different pictures to tell" in page
     assert json.loads(grr_coca("search", tmp_path / "index", "guitar", "--json").out)[0]["relevance"] is None
@@ -299,7 +299,7 @@ def test_a_page_has_the_pictures_and_why_they_were_found(grr_coca, drawings, tmp
     page = tmp_path / "page.html"
     said = grr_coca("search", drawings / "index", "guitar <b>", "-n", 2, "--out", page, "--explain")
     assert said.code == 0
-    assert f"2 pictures are in {page}" in said.err
+    assert f"2 images are in {page}" in said.err
     text = page.read_text()
     assert "<h1>guitar &lt;b&gt;</h1>" in text
     assert text.count("data:image/webp;base64,") == 4
@@ -399,7 +399,7 @@ def test_in_python_an_index_is_a_context_that_is_searched_and_changed(tmp_path):
 
 def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(refused, drawings, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca.search.index.Index.search", lambda *_, **__: pytest.fail("too late"))
-    monkeypatch.setattr("grr_coca.cli.export_index.export_parquet", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("grr_coca.search.portable.export_parquet", lambda *_: pytest.fail("too late"))
     (tmp_path / "file").touch()
     for command, name in (
         (["search", drawings / "index", "cat"], "a.html"),
@@ -411,14 +411,14 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(refused, d
 
 def test_an_index_goes_through_a_file_and_is_searched_again(grr_coca, drawings, tmp_path):
     said = grr_coca("export", "index", drawings / "index", "--out", tmp_path / "a.parquet")
-    assert "8 pictures of" in said.out
-    assert "8 pictures of" in grr_coca("import", "index", tmp_path / "a.parquet", "--out", tmp_path / "index").out
+    assert "8 images of" in said.out
+    assert "8 images of" in grr_coca("import", "index", tmp_path / "a.parquet", "--out", tmp_path / "index").out
     both = [grr_coca("search", index, "guitar", "--json").out for index in (drawings / "index", tmp_path / "index")]
     assert both[0] == both[1]
 
 
 def test_a_demo_ends_with_a_search_over_its_pictures_and_names_the_commands(grr_coca, tmp_path, monkeypatch):
-    from grr_coca.cli.demo_pages import closing_lines
+    from grr_coca.cli.demo import closing_lines
     from grr_coca.study.demo.plan import load_demo
 
     monkeypatch.setattr("sys.argv", ["grr-coca"])

@@ -1,11 +1,11 @@
-"""The command line: a table of verbs. Each verb has its own file, which is imported when the verb is called."""
+"""The command line: a table of verbs. The file of a verb is imported when the verb is called."""
 
 import errno
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import grr_coca
@@ -14,47 +14,54 @@ from grr_coca.messages import print_warnings, printable
 
 
 class Verb(NamedTuple):
-    """`module`: the module with the verb's function `run`, relative to this package. `summary`: what the verb does.
+    """A verb of the command line, which may have two words, such as `import open_clip`.
 
-    A verb may have two words, such as `import open_clip`.
+    `function`: its module in this package, and the function there. `summary`: what the verb does.
     """
 
-    module: str
+    function: str
     summary: str
+
+    def load(self) -> Callable[..., int | None]:
+        """Import the verb's function."""
+        module, _, name = self.function.partition(".")
+        function: Callable[..., int | None] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        return function
 
 
 VERBS = {
-    "demo": Verb("demo", "pretrain, fine-tune and compare both models on the corpora that come with the code"),
-    "study": Verb("study", "compare models over several seeds: run a plan, see what it lacks and found"),
-    "pretrain": Verb("pretrain", "train a new model on image-text pairs"),
-    "finetune": Verb("finetune", "train a checkpoint further on pairs of another domain"),
+    "demo": Verb("demo.run", "pretrain, fine-tune and compare both models on small corpora that come with the code"),
+    "study": Verb("study.run", "compare models over several seeds: run a plan, show its status, report the results"),
+    "pretrain": Verb("training.pretrain", "train a new model on image-text pairs"),
+    "finetune": Verb("training.finetune", "train a checkpoint further on pairs of another domain"),
     "evaluate": Verb(
-        "evaluate", "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split"
+        "evaluate.evaluate_checkpoint",
+        "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split",
     ),
-    "compare": Verb("compare", "two checkpoints side by side on the same splits"),
-    "caption": Verb("caption", "caption images with a checkpoint"),
-    "embed": Verb("embed", "embed images or texts as vectors that can be compared"),
-    "classify": Verb("classify", "say which of some labels fit images best"),
-    "explain": Verb("explain", "show where a model looks for each word of a caption, or for a text"),
-    "index": Verb("index", "make an index of pictures to search in, or bring it up to date"),
-    "search": Verb("search", "find pictures of an index by words or by a picture"),
-    "duplicates": Verb("duplicates", "list the pictures of an index that look the same"),
-    "models": Verb("models", "list the models that come with the code"),
-    "data": Verb("data", "check image-text pairs, count them, or convert them to shards"),
-    "info": Verb("info", "parts, parameters and FLOPs of a preset, or what two presets differ in"),
-    "import open_clip": Verb("import_open_clip", "make a checkpoint of one of open_clip's CoCa"),
-    "import index": Verb("import_index", "make an index of a Parquet file that export index wrote"),
-    "export index": Verb("export_index", "write an index into a Parquet file"),
-    "export open_clip": Verb("export_open_clip", "write a checkpoint that open_clip loads"),
-    "push": Verb("push", "put a checkpoint on the Hugging Face hub, with a model card"),
+    "compare": Verb("evaluate.compare_checkpoints", "two checkpoints side by side on the same splits"),
+    "caption": Verb("caption.run", "caption images with a checkpoint"),
+    "embed": Verb("embed.run", "embed images or texts as vectors that can be compared"),
+    "classify": Verb("classify.run", "say which of some labels fit images best"),
+    "explain": Verb("explain.run", "show where a model looks for each word of a caption, or for a text"),
+    "index": Verb("index.run", "index images for search, or bring an index up to date"),
+    "search": Verb("search.search_index", "find images of an index by text or by image"),
+    "duplicates": Verb("search.list_duplicates", "list the images of an index that look the same"),
+    "models": Verb("info.list_models", "list the models that come with the code"),
+    "data": Verb("data.run", "check image-text pairs, count them, or convert them to shards"),
+    "info": Verb("info.describe_preset", "parts, parameters and FLOPs of a preset, or what two presets differ in"),
+    "import open_clip": Verb("exchange.import_open_clip", "convert a CoCa checkpoint of open_clip"),
+    "import index": Verb("exchange.import_index", "make an index from a Parquet file that export index wrote"),
+    "export index": Verb("exchange.export_index", "write an index into a Parquet file"),
+    "export open_clip": Verb("exchange.export_open_clip", "write a checkpoint that open_clip loads"),
+    "push": Verb("exchange.push", "upload a checkpoint to the Hugging Face hub, with a model card"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb, and return the exit code. 0: success. 2: wrong use, with one message and no traceback.
+    """Run a verb, and return the exit code.
 
-    1: a verb for many files could not read any of them. 128 + the number of a signal: the signal stopped a run, which
-    is saved.
+    0: success. 1: a verb for many files could read none of them. 2: wrong use, with one message and no traceback.
+    128 + the number of a signal: the signal stopped a run, which is saved.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     print_warnings()
@@ -64,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except OSError as error:
-        told = _told(error)
-        if told is None:
+        message = _message(error)
+        if message is None:
             raise
-        print(printable(f"error: {told}"), file=sys.stderr)
+        print(printable(f"error: {message}"), file=sys.stderr)
         return 2
     except Stopped as stopped:
         name = signal.Signals(stopped.number).name
@@ -75,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + stopped.number
 
 
-def _told(error: OSError) -> str | None:
-    """What a person is told of a file that the code had not expected to fail; None if the error names no file."""
+def _message(error: OSError) -> str | None:
+    """The message for an error that no verb has handled; None if it names no file."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{str(error.filename or error)[:80]}…: too long for the name of a file"
     if not isinstance(error.filename, str | bytes):
@@ -97,17 +104,15 @@ def _dispatch(argv: list[str]) -> int:
         return 0 if rest else 2
     import tyro
 
-    module, summary = VERBS[verb]
-    function = importlib.import_module(f"grr_coca.cli.{module}").run
-    code: int | None = tyro.cli(function, args=rest, prog=f"grr-coca {verb}", description=summary)
+    code: int | None = tyro.cli(VERBS[verb].load(), args=rest, prog=f"grr-coca {verb}", description=VERBS[verb].summary)
     return code or 0
 
 
 def _split(argv: list[str]) -> tuple[str, list[str]]:
-    """The verb, and what follows it. A verb whose second word is missing, or asks for help, comes as one word.
+    """The verb, and the arguments after it. If the second word of a verb is missing, or asks for help, its first word.
 
     Raises:
-        UserError: there is no such verb; names the nearest.
+        UserError: there is no such verb; the message names the nearest.
     """
     first, *rest = argv
     if first in VERBS:
@@ -124,7 +129,7 @@ def _split(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def _usage(first: str = "") -> str:
-    """All verbs, or those of a first word."""
+    """Help that lists all verbs, or those that begin with the word `first`."""
     verbs = {verb: summary for verb, (_, summary) in VERBS.items() if not first or verb.startswith(f"{first} ")}
     width = max(map(len, verbs))
     lines = [f"  {verb:<{width}}  {summary}" for verb, summary in verbs.items()]

@@ -1,7 +1,4 @@
-"""The forecast of a training step on this machine, for `grr-coca info --batch`.
-
-Prints parts, parameters, FLOPs and differences of models, for `grr-coca info`.
-"""
+"""The tables of `grr-coca info`: parts, parameters and FLOPs of models, and the forecast of a training step."""
 
 from collections.abc import Sequence
 
@@ -12,6 +9,8 @@ from grr_coca.model import CoCa, build_without_weights
 from grr_coca.structure import differences
 from grr_coca.study.anatomy import count_parameters, flops_per_pair, parts, share_that_differs
 from grr_coca.study.forecast import DTYPES, Forecast, Precision, forecast, matmul_rate, memory, mfu_in_fp32
+
+_GIB = 2**30
 
 
 def print_tree(preset: str, size: str, config: CoCaConfig, lengths: Sequence[int]) -> None:
@@ -44,24 +43,8 @@ def print_differences(names: tuple[str, str], size: str, configs: tuple[CoCaConf
     print(f"\n{_shares(names, models)}")
 
 
-def _shares(names: tuple[str, str], models: tuple[CoCa, CoCa]) -> str:
-    shares = (share_that_differs(*models), share_that_differs(*reversed(models)))
-    return f"parameters in parts that differ: {shares[0]:.1%} of {names[0]}, {shares[1]:.1%} of {names[1]}"
-
-
-def _flops_line(config: CoCaConfig, text_length: int) -> str:
-    forward = flops_per_pair(config, text_length)
-    return (
-        f"FLOPs per pair, caption of {text_length} tokens: "
-        f"{forward / 1e9:.3f} GFLOP forward, {3 * forward / 1e9:.3f} in training"
-    )
-
-
-GIB = 2**30
-
-
 def step_forecast(config: CoCaConfig, batch: int, lengths: Sequence[int]) -> str:
-    """A line for each precision and length of captions, after the assumptions and before the memory."""
+    """Forecast time and memory of a training step, for each precision and caption length."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     rates = {precision: matmul_rate(precision, device) for precision in DTYPES}
@@ -71,7 +54,7 @@ def step_forecast(config: CoCaConfig, batch: int, lengths: Sequence[int]) -> str
         f"a training step of {batch} pairs on this machine ({where})",
         f"matrix products, just now: {measured}",
         f"assumed: in fp32 a step reaches {mfu.assumed:.0%} of that ({mfu.low:.0%} to {mfu.high:.0%}); "
-        "what is not a product takes as long in bf16",
+        "what is not a matrix product takes as long in bf16",
     ]
     lines += [_line(forecast(config, batch, rates, p, length), p, length) for p in DTYPES for length in lengths]
     lines.append("memory, GiB: weights + gradients + optimizer + activations of the whole batch, an estimate")
@@ -89,5 +72,18 @@ def _line(step: Forecast, precision: Precision, text_length: int) -> str:
 
 def _memory_line(config: CoCaConfig, batch: int, precision: Precision, text_length: int) -> str:
     held = memory(config, batch, precision, text_length)
-    summands = " + ".join(f"{size / GIB:.2f}" for size in held.values())
-    return f"  {precision}, {text_length} tokens: {sum(held.values()) / GIB:.2f} = {summands}"
+    summands = " + ".join(f"{size / _GIB:.2f}" for size in held.values())
+    return f"  {precision}, {text_length} tokens: {sum(held.values()) / _GIB:.2f} = {summands}"
+
+
+def _shares(names: tuple[str, str], models: tuple[CoCa, CoCa]) -> str:
+    shares = (share_that_differs(*models), share_that_differs(*reversed(models)))
+    return f"parameters in parts that differ: {shares[0]:.1%} of {names[0]}, {shares[1]:.1%} of {names[1]}"
+
+
+def _flops_line(config: CoCaConfig, text_length: int) -> str:
+    forward = flops_per_pair(config, text_length)
+    return (
+        f"FLOPs per pair, caption of {text_length} tokens: "
+        f"{forward / 1e9:.3f} GFLOP forward, {3 * forward / 1e9:.3f} in training"
+    )

@@ -1,31 +1,41 @@
-"""`grr-coca caption`."""
+"""`grr-coca caption`: the verb, and the three places for captions: standard output, a file of rows, text files.
 
+A file of rows grows row by row, so an interrupted job can continue.
+"""
+
+import csv
+import io
+import json as json_format
 import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Annotated, NamedTuple, Protocol, Self, TextIO
 
 import tyro
 
 import grr_coca
-from grr_coca.cli.caption_output import open_output
 from grr_coca.cli.image_work import describe_on_ray, report_if_none_exists, shows_progress, work_through
+from grr_coca.cli.output import disk_errors, require_suffix, require_writable, say, to_json, write_output
 from grr_coca.data.image_files import ImageFile, find_images
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.generate.options import GenerationOptions
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.inference.on_ray import Machines
+from grr_coca.messages import on_one_line
 from grr_coca.registry import DEFAULT
 
 if TYPE_CHECKING:
+    from grr_coca.generate import Caption
     from grr_coca.inference import Description
 
 
 @dataclass(frozen=True)
 class Decoding(GenerationOptions):
-    """The options as flags. They are checked after parsing, because the parser would print a conflict in its own
-    style."""
+    """The options as flags. Checked after parsing, because the parser would print a conflict in its own style."""
 
     def __post_init__(self) -> None: ...
 
@@ -49,7 +59,7 @@ def run(
     on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
     decoding: Annotated[Decoding, tyro.conf.OmitArgPrefixes] = Decoding(),
 ) -> int:
-    """Caption images, with a line for each: the image, a tab, the caption.
+    """Caption images. Each output line is: image, tab, caption.
 
     Images that cannot be read are listed at the end. The exit code is 1 only if no image was captioned.
 
@@ -59,10 +69,10 @@ def run(
         out: write rows to this .jsonl or .csv file; images that are in it already are not captioned again.
         sidecar: write NAME.txt beside each image that does not have one.
         json: print JSON lines.
-        prompt: words that every caption begins with.
-        batch_size: images at once.
-        on: this machine, or the machines of a Ray cluster (that of RAY_ADDRESS), which must see the same files.
-        decoding: Greedy by default. Lengths are in tokens and do not count the prompt.
+        prompt: text that every caption begins with.
+        batch_size: images per batch.
+        on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
+        decoding: Greedy by default. Lengths are in tokens, without the prompt.
     """
     options = decoding.checked()
     if batch_size < 1:
@@ -74,7 +84,7 @@ def run(
     code = report_if_none_exists(found)
     if code is not None:
         return code
-    with open_output(out, sidecar, json, found, options.num_captions) as output:
+    with _open_output(out, sidecar, json, found, options.num_captions) as output:
         wanted = [image for image in found if image.name not in output.done]
         if len(wanted) < len(found):
             print(f"{len(found) - len(wanted)} of {len(found)} images have captions already", file=sys.stderr)
@@ -101,12 +111,229 @@ def run(
         else:
             model = grr_coca.load(folder)
 
-            def caption(files: list[ImageFile], pictures: list) -> None:
+            def caption(files: list[ImageFile], opened: list) -> None:
                 names = [file.name for file in files]
-                write(files, model.describe_many(pictures, prompt, options, batch_size, keys=names))
+                write(files, model.describe_many(opened, prompt, options, batch_size, keys=names))
 
             code = work_through(wanted, model.checkpoint.preprocess, batch_size, "captions", caption, shown)
-    from grr_coca.generate import warn_if_repeated  # late, as `load` is: torch comes with it
+    from grr_coca.generate import warn_if_repeated  # late: imports torch
 
     warn_if_repeated(best)
     return code if len(wanted) == len(found) else 0
+
+
+class _Output(Protocol):
+    """Writes the captions of one image after the other."""
+
+    @property
+    def done(self) -> Collection[str]:
+        """Names of the images that already have captions."""
+        ...
+
+    def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:
+        """Write the captions of an image."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def _open_output(
+    out: Path | None, sidecar: bool, json: bool, images: Sequence[ImageFile], num_captions: int
+) -> _Output:
+    """The output that the flags ask for.
+
+    Raises:
+        UserError: the flags ask for two outputs, or for one that does not work for these images.
+    """
+    asked = [name for name, is_asked in (("--out", out), ("--sidecar", sidecar), ("--json", json)) if is_asked]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)} name different outputs; give one of them")
+    if out is not None:
+        return _RowOutput(out, num_captions, images)
+    return _Sidecars(images) if sidecar else _StandardOutput(json)
+
+
+class _NothingToClose:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class _StandardOutput(_NothingToClose):
+    """One line for each caption on standard output: image, tab, caption; or JSON."""
+
+    done = frozenset[str]()
+
+    def __init__(self, json: bool) -> None:
+        self._json = json
+
+    def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:
+        """Print the captions of an image."""
+        for row in _rows(image, captions):
+            say(to_json(row._asdict()) if self._json else f"{on_one_line(row.image)}\t{row.caption}")
+
+
+class _RowOutput:
+    """Rows of a JSON lines or CSV file; an interrupted job continues with it."""
+
+    def __init__(self, path: Path, num_captions: int, images: Sequence[ImageFile]) -> None:
+        self._file = _RowFile(path, num_captions, [image.name for image in images])
+        self.done = self._file.done
+
+    def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:
+        """Append the captions of an image."""
+        self._file.append(_rows(image, captions))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+class _Sidecars(_NothingToClose):
+    """`NAME.txt` beside each image, with one caption per line. A file that exists is never overwritten.
+
+    Raises:
+        UserError: an image is not a separate file, or two images would share a text file.
+    """
+
+    def __init__(self, images: Sequence[ImageFile]) -> None:
+        self.done: set[str] = set()
+        owners: dict[Path, ImageFile] = {}
+        for image in images:
+            if image.path is None:
+                raise UserError(
+                    f"{image.name}: part of a shard or table, so --sidecar cannot write beside it; use --out FILE"
+                )
+            text = image.path.with_suffix(".txt")
+            if text in owners:
+                raise UserError(f"{owners[text].name} and {image.name} would share {text.name}; use --out FILE")
+            owners[text] = image
+            if text.exists() or text.is_symlink():  # a link without a target is left alone, too
+                self.done.add(image.name)
+
+    def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:
+        """Write the captions of an image beside it."""
+        assert image.path is not None
+        text = "".join(f"{row.caption}\n" for row in _rows(image, captions))
+        write_output(image.path.with_suffix(".txt"), lambda file: file.write(text.encode()))
+
+
+def _rows(image: ImageFile, captions: "Sequence[Caption]") -> list[_Row]:
+    # A model may write a line end, but a caption must stay on one line.
+    return [_Row(image.name, " ".join(c.text.split()), round(sum(c.log_probs), 4)) for c in captions]
+
+
+class _Row(NamedTuple):
+    """One caption of an image. `log_prob`: natural logarithm of the probability of the whole caption."""
+
+    image: str
+    caption: str
+    log_prob: float
+
+
+class _RowFile:
+    """A file of `_Row`s: JSON lines or CSV, by its suffix.
+
+    `done`: the images that have all their captions in the file. Before the first new row is written, a last line that
+    was cut off is removed, and so are the rows of those `images` that lack captions. Rows of other images stay.
+
+    Raises:
+        UserError: the suffix names no format, the file holds something else, or it cannot be written to.
+    """
+
+    def __init__(self, path: Path, rows_per_image: int, images: Collection[str]) -> None:
+        self.path = path
+        self._is_csv = require_suffix(path, (".jsonl", ".csv")) == ".csv"
+        require_writable(path)
+        self._file: TextIO | None = None
+        with disk_errors(path):
+            counts = Counter(row.image for row in self._rows()) if path.exists() else Counter()
+            self.done = {image for image, count in counts.items() if count >= rows_per_image}
+            self._incomplete = (counts.keys() - self.done) & set(images)
+
+    def append(self, rows: Sequence[_Row]) -> None:
+        """Add rows, and flush them at once."""
+        with disk_errors(self.path):
+            if self._file is None:
+                self._file = self._opened()
+            self._file.write("".join(self._line(row) for row in rows))
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        with disk_errors(self.path):
+            if self._file is not None:
+                self._file.close()
+
+    def _opened(self) -> TextIO:
+        """The file, open to append. Called with the first new row, so a file stays as it is if there is none."""
+        if self.path.exists() and (self._incomplete or _is_torn(self.path)):
+            write_output(self.path, self._write_complete)
+        file = self.path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
+        if self._is_csv and self.path.stat().st_size == 0:
+            file.write(_csv_line(_Row._fields))
+        return file
+
+    def _line(self, row: _Row) -> str:
+        return _csv_line(row) if self._is_csv else to_json(row._asdict()) + "\n"
+
+    def _write_complete(self, file: IO[bytes]) -> None:
+        if self._is_csv:
+            file.write(_csv_line(_Row._fields).encode())
+        for row in self._rows():
+            if row.image not in self._incomplete:
+                file.write(self._line(row).encode("utf-8", "surrogateescape"))
+
+    def _rows(self) -> Iterator[_Row]:
+        """The rows of the file. A last row that was cut off is left out."""
+        with self.path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            whole = (line for line in file if line.endswith("\n"))
+            for number, record in enumerate(self._records(whole), 1):
+                try:
+                    yield _Row(str(record["image"]), str(record["caption"]), float(record["log_prob"]))  # type: ignore[arg-type]
+                except (KeyError, TypeError, ValueError) as error:
+                    raise self._not_ours(f"row {number}") from error
+
+    def _records(self, lines: Iterable[str]) -> Iterator[dict[str, object]]:
+        if self._is_csv:
+            reader = csv.DictReader(lines)
+            if reader.fieldnames is not None and tuple(reader.fieldnames) != _Row._fields:
+                raise self._not_ours("its first line")
+            yield from reader
+            return
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json_format.loads(line)
+            except ValueError as error:
+                raise self._not_ours(f"row {number}") from error
+
+    def _not_ours(self, place: str) -> UserError:
+        columns = ", ".join(_Row._fields)
+        return UserError(
+            f"{self.path}: {place} does not have the columns {columns}, so no captions are added; use another file"
+        )
+
+
+def _is_torn(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, io.SEEK_END) == 0:
+            return False
+        file.seek(-1, io.SEEK_END)
+        return file.read() != b"\n"
+
+
+def _csv_line(values: Sequence[object]) -> str:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\r\n").writerow(values)  # both characters of it are quoted within values
+    return buffer.getvalue().removesuffix("\r\n") + "\n"

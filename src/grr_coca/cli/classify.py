@@ -1,4 +1,4 @@
-"""`grr-coca classify`."""
+"""`grr-coca classify`: the labels that fit images best."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,19 +25,19 @@ def run(
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     batch_size: int = 32,
 ) -> int:
-    """Say which labels fit images best. The labels are free to choose: the model need not have been trained on them.
+    """Say which labels fit images best. Any labels work: the model need not have been trained on them (zero-shot).
 
     Images that cannot be read are listed at the end. The exit code is 1 only if no image was classified.
 
     Args:
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
-        labels: two or more labels with commas between them, or a text file with one label per line.
+        labels: two or more labels, separated by commas, or a text file with one label per line.
         images: image files, folders, patterns, .tar shards, or tables of images.
-        templates: texts in which {} stands for the label, such as "a drawing of a {}"; their mean is used. If none
-            is given, the label alone.
+        templates: texts in which {} stands for the label, such as "a drawing of a {}"; their embeddings are averaged.
+            If none is given, the label alone.
         top: number of labels to show for each image, likeliest first.
         json: print JSON lines.
-        batch_size: images at once.
+        batch_size: images per batch.
     """
     if top < 1:
         raise UserError(f"--top {top}: give 1 or more")
@@ -52,8 +52,8 @@ def run(
     model = grr_coca.load(folder)
     classifier = model.classifier(names, joined(templates) or NAME_ALONE)
 
-    def classify(files: list[ImageFile], pictures: list) -> None:
-        ranked = model.rank_labels(classifier, model.embed_images(pictures, batch_size=batch_size))
+    def classify(files: list[ImageFile], opened: list) -> None:
+        ranked = model.rank_labels(classifier, model.embed_images(opened, batch_size=batch_size))
         for file, all_labels in zip(files, ranked, strict=True):
             best = all_labels[:top]
             shown = "   ".join(f"{share:.1%} {label}" for label, share in best)
@@ -71,5 +71,5 @@ def _class_names(argument: str) -> tuple[str, ...]:
         return read_class_names(path)
     names = [name.strip() for name in argument.split(",") if name.strip()]
     if len(names) < 2:
-        raise UserError(f"--labels '{argument}': no such file, and not two labels or more with commas between them")
+        raise UserError(f"--labels '{argument}': neither a file nor two or more labels separated by commas")
     return check_class_names(names, "--labels")

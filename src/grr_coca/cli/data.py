@@ -1,6 +1,6 @@
-"""`grr-coca data`: check, stats and convert."""
+"""`grr-coca data`: check pairs, count them, or convert them to shards."""
 
-import json as json_module
+import json as json_format
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,20 +19,19 @@ from grr_coca.data.survey import Survey, check_source, contact_sheet, sample_sou
 from grr_coca.errors import UserError
 from grr_coca.messages import on_one_line
 
-SIZES_SHOWN = 5
-SHEET = Path("contact-sheet.png")
+_NUM_SIZES_SHOWN = 5
+_SHEET = Path("contact-sheet.png")
 
 
 @dataclass(frozen=True)
 class Check:
-    """Read and decode every pair, and report broken pairs by cause, caption lengths and duplicates. Draw a contact
-    sheet.
+    """Read and decode every pair. Report broken pairs by cause, caption lengths and duplicates; draw a contact sheet.
 
     Args:
         path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
             ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
-        sheet: PNG file to write the contact sheet to; if not given, contact-sheet.png, unless it would lie among the
-            images of a folder.
+        sheet: PNG file for the contact sheet; if not given, contact-sheet.png, unless that would lie among the images
+            of a folder.
         json: print JSON.
     """
 
@@ -43,7 +42,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Stats:
-    """Count pairs, words and image sizes from a sample, in seconds.
+    """Estimate the number of pairs, words and image sizes from a sample, in seconds.
 
     Args:
         path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
@@ -57,15 +56,16 @@ class Stats:
 
 @dataclass(frozen=True)
 class Convert:
-    """Write tar shards in the layout of img2dataset. Rows that name one image become one pair with their captions. Bad
-    pairs are left out and counted. An interrupted conversion goes on.
+    """Write tar shards in the layout of img2dataset. Captions of the same image become one pair.
+
+    Bad pairs are left out and counted. The same command continues an interrupted conversion.
 
     Args:
         path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
             ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
         out: a new folder for the shards.
-        pairs_per_shard: number of the source's images for each shard.
-        image_size: scale larger images down to this shorter side, as JPEG; if not given, images stay as they are.
+        pairs_per_shard: images of the source per shard.
+        image_size: scale larger images down to this shorter side, as JPEG; if not given, images are not changed.
     """
 
     path: tyro.conf.Positional[str]
@@ -82,7 +82,7 @@ def run(
         tyro.conf.arg(name=""),
     ],
 ) -> int:
-    """Look at pairs, or convert them.
+    """Check or convert image-text pairs.
 
     Args:
         action: what to do.
@@ -92,7 +92,7 @@ def run(
     if isinstance(action, Convert):
         return _convert(action)
     survey = sample_source(open_source(action.path))
-    print(_as_json(survey) if action.json else describe(survey))
+    print(_as_json(survey) if action.json else _describe(survey))
     return 0
 
 
@@ -101,30 +101,30 @@ def _check(action: Check) -> int:
     sheet = _sheet(action, source)
     with bars({"check": len(source)}) as shown:
         survey = check_source(source, lambda done: shown.update("check", done, ""))
-    print(_as_json(survey) if action.json else describe(survey))
+    print(_as_json(survey) if action.json else _describe(survey))
     if sheet is not None:
         drawn = contact_sheet(source)
         write_output(sheet, lambda file: drawn.save(file, "PNG"))
     if not action.json:
-        none = "none, for this folder has the images, or cannot be written to; --sheet FILE draws one elsewhere"
+        none = "none: this folder holds the images, or cannot be written to; give --sheet FILE"
         print(f"contact sheet     {sheet or none}")
     return int(survey.broken.total() == survey.num_images)
 
 
 def _sheet(action: Check, source: PairSource) -> Path | None:
-    """Where the contact sheet goes; None: it was not asked for, and would count as an image the next time, or cannot be
-    written."""
-    sheet = action.sheet or SHEET
+    """The file for the contact sheet; None: none was asked for, and the usual one cannot be written or would be counted
+    as an image."""
+    sheet = action.sheet or _SHEET
     if action.sheet is None and not os.access(Path.cwd(), os.W_OK):
         return None
     if isinstance(source, ImageFolder) and sheet.resolve().is_relative_to(source.root.resolve()):
         if action.sheet is None:
             return None
-        raise UserError(f"{sheet}: lies among the images, and would count as one; give --sheet another folder")
+        raise UserError(f"{sheet}: lies among the images and would count as one; give --sheet another folder")
     if not sheet.parent.is_dir():
-        raise UserError(f"{sheet}: its folder is not there; give another --sheet")
+        raise UserError(f"{sheet}: its folder does not exist; give another --sheet")
     if sheet.is_dir():
-        raise UserError(f"{sheet}: a folder; give --sheet the name of a PNG file")
+        raise UserError(f"{sheet}: is a folder; give --sheet the name of a PNG file")
     require_suffix(sheet, (".png",))
     require_other(sheet, [action.path])
     require_writable(sheet)
@@ -155,8 +155,8 @@ def _convert(action: Convert) -> int:
     return int(not written)
 
 
-def describe(survey: Survey) -> str:
-    """A survey for people."""
+def _describe(survey: Survey) -> str:
+    """A survey as text for people."""
     lines = [f"images            {survey.num_images:,}" + _sampled(survey)]
     lines.append(f"captions          {survey.num_captions:,}")
     if survey.shards is not None:
@@ -172,10 +172,10 @@ def describe(survey: Survey) -> str:
     if survey.vocabulary is not None:
         lines.append(f"different words   {survey.vocabulary:,}")
     lines.append("words a caption")
-    most = max(survey.word_histogram().values(), default=1)
+    largest = max(survey.word_histogram().values(), default=1)
     for words, count in survey.word_histogram().items():
-        lines.append(f"  {words:>7}  {count:>9,}  {'█' * round(40 * count / max(most, 1))}")
-    sizes = ", ".join(f"{w}×{h} ({number:,})" for (w, h), number in survey.image_sizes.most_common(SIZES_SHOWN))
+        lines.append(f"  {words:>7}  {count:>9,}  {'█' * round(40 * count / max(largest, 1))}")
+    sizes = ", ".join(f"{w}×{h} ({number:,})" for (w, h), number in survey.image_sizes.most_common(_NUM_SIZES_SHOWN))
     lines.append(f"image sizes       {len(survey.image_sizes):,} different; most frequent {sizes or 'none'}")
     return "\n".join(lines)
 
@@ -189,4 +189,4 @@ def _as_json(survey: Survey) -> str:
     content["broken"] = dict(survey.broken)  # `asdict` spoils a Counter
     content["caption_words"] = survey.word_histogram()
     content["image_sizes"] = {f"{w}x{h}": number for (w, h), number in survey.image_sizes.most_common()}
-    return json_module.dumps(content, indent=2, ensure_ascii=False)
+    return json_format.dumps(content, indent=2, ensure_ascii=False)

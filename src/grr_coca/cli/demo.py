@@ -1,36 +1,50 @@
-"""`grr-coca demo`."""
+"""`grr-coca demo`: the whole comparison in minutes, with captions and searches by a model before and after training.
+
+Modules of torch are imported late, so mistakes are reported at once.
+"""
 
 import json as json_format
 import math
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
 
+import grr_coca
 from grr_coca.cli.output import called_as
 from grr_coca.errors import Stopped, UserError
 from grr_coca.extras import require_extra
+from grr_coca.registry import DEFAULT
 from grr_coca.yaml_files.read import read_yaml
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from grr_coca.data.sources.base import PairSource
+    from grr_coca.inference.model import ImageTextModel
     from grr_coca.study.demo.outcome import ArmResult
     from grr_coca.study.demo.plan import Schedule
     from grr_coca.study.plan import DemoPlan
     from grr_coca.study.running.workers import Workers
 
-DEFAULT_PLAN = Path("recipes/demo.yaml")
+_DEFAULT_PLAN = Path("recipes/demo.yaml")
+_NUM_CAPTIONED, _NUM_QUERIES, _NUM_OPENING_HITS = 6, 5, 3
+"""Images captioned, queries and hits of each, before the training."""
+_NUM_HITS = 3
+"""Hits of the search after the training."""
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 def run(
-    plan: Annotated[Path, tyro.conf.Positional] = DEFAULT_PLAN,
+    plan: Annotated[Path, tyro.conf.Positional] = _DEFAULT_PLAN,
     out: Path = Path("runs/demo"),
     minutes: float = 10.0,
     steps: int | None = None,
@@ -38,9 +52,9 @@ def run(
     dry_run: Flag = False,
     json: Flag = False,
 ) -> int:
-    """Run the whole comparison: pretrain both models, fine-tune them on three domains, measure them, write a report.
+    """Pretrain both models, fine-tune them on three domains, measure them, and write a report.
 
-    The pace of this machine decides how long they are pretrained. The same command continues a demo that was stopped.
+    The speed of this machine decides how long they are pretrained. The same command continues a demo that was stopped.
 
     Args:
         plan: YAML file that names arms, recipes and schedules.
@@ -53,7 +67,6 @@ def run(
     """
     began = time.monotonic()
     _check(plan, minutes, steps, dry_run, json)
-    from grr_coca.cli.demo_pages import opening_lines
     from grr_coca.study.demo.arms import begin, begun_in, finish, make_folder
     from grr_coca.study.demo.plan import load_demo
     from grr_coca.study.running.workers import worker_processes
@@ -66,7 +79,7 @@ def run(
         print("\n".join(opening_lines(asked)))
     try:
         with worker_processes(min(2, os.cpu_count() or 1)) as workers:
-            decided = begun or _decide(asked, workers, _Wishes(minutes, steps, dry_run, json, began))
+            decided = begun or _decide(asked, workers, _Options(minutes, steps, dry_run, json, began))
             if dry_run:
                 return 0
             if begun is None:
@@ -78,8 +91,6 @@ def run(
         print(f"{name}: what was trained is saved, and the same command goes on with it", file=sys.stderr)
         return 128 + number
     print(f"\n{finish(decided, results, out)}\n\n{_closing_words(decided, plan, out)}\n", flush=True)
-    from grr_coca.cli.demo_pages import closing_lines
-
     for line in closing_lines(decided, _first_checkpoint(decided, out), out):
         print(line)
     return 0
@@ -87,30 +98,30 @@ def run(
 
 def _check(plan: Path, minutes: float, steps: int | None, dry_run: bool, json: bool) -> None:
     if not minutes > 0:
-        raise UserError(f"--minutes {minutes:g} is no time; give more than 0")
+        raise UserError(f"--minutes {minutes:g} is out of range; give more than 0")
     if steps is not None and steps < 1:
         raise UserError(f"--steps {steps} is out of range; give 1 or more")
     if json and not dry_run:
-        raise UserError("--json tells what --dry-run finds; give both")
-    if plan == DEFAULT_PLAN and not plan.exists():
+        raise UserError("--json prints the result of --dry-run; give both")
+    if plan == _DEFAULT_PLAN and not plan.exists():
         raise UserError(f"{plan}: no such plan here; run the demo in a clone of the project, which has its corpora too")
     require_extra("train", "training")
     require_extra("report", "the report")
-    read_yaml(plan, "plan")  # so that a wrong name is reported at once
+    read_yaml(plan, "plan")  # reports a wrong name before torch is imported
 
 
 def _begun(begun: "DemoPlan | None", out: Path, steps: int | None) -> "DemoPlan | None":
-    """The demo to continue, if there is one."""
+    """The demo to continue; None if there is none."""
     if begun is None:
         return None
     if steps not in (None, begun.steps):
         raise UserError(f"{out}: holds a demo of {begun.steps:,} steps, not {steps:,}; start anew by --fresh")
-    print(f"{out} holds this demo, of {begun.steps:,} steps: it goes on (--fresh starts anew)")
+    print(f"{out} holds this demo, of {begun.steps:,} steps; it continues (--fresh starts anew)")
     return begun
 
 
-class _Wishes(NamedTuple):
-    """The options of the command line, and when the demo began, by the monotonic clock."""
+class _Options(NamedTuple):
+    """Options of the command line, and the start time of the demo (monotonic clock)."""
 
     minutes: float
     steps: int | None
@@ -119,23 +130,23 @@ class _Wishes(NamedTuple):
     began: float
 
 
-def _decide(plan: "DemoPlan", workers: "Workers", wishes: _Wishes) -> "DemoPlan":
+def _decide(plan: "DemoPlan", workers: "Workers", options: _Options) -> "DemoPlan":
     """The plan with the number of steps and the precisions for this machine."""
     from grr_coca.study.demo.arms import arm_paces, decide_precisions
     from grr_coca.study.demo.plan import choose, timed_schedules
 
-    steps = wishes.steps
-    if not wishes.json:
+    steps = options.steps
+    if not options.json:
         print("Measuring the pace of this machine …", file=sys.stderr)
     plan = decide_precisions(plan, workers)
-    if steps is not None and not wishes.dry_run:
+    if steps is not None and not options.dry_run:
         return replace(plan, steps=steps)
     paces = arm_paces(plan, workers)
     timed = plan if steps is None else replace(plan, schedules={steps: plan.schedules.get(steps)})
-    minutes = wishes.minutes if steps is None else math.inf
-    schedules = timed_schedules(timed, paces, time.monotonic() - wishes.began)
+    minutes = options.minutes if steps is None else math.inf
+    schedules = timed_schedules(timed, paces, time.monotonic() - options.began)
     taken = choose(schedules, minutes)
-    if wishes.json:
+    if options.json:
         found = {"steps": taken.steps, "minutes": round(taken.minutes, 1)}
         print(json_format.dumps({**found, "precision": plan.precision, "muon_precision": plan.muon_precision}))
     else:
@@ -177,15 +188,85 @@ def _first_checkpoint(plan: "DemoPlan", out: Path) -> Path:
 
 
 def _closing_words(plan: "DemoPlan", path: Path, out: Path) -> str:
-    """What to do next; `path` is that of the plan as it was asked for."""
+    """Commands to continue with. `path`: the plan as it was given on the command line."""
     program, recipe = shlex.join(called_as()), shlex.quote(os.path.relpath(plan.pretrain))
     again = shlex.join([str(path), "--out", str(out), "--fresh", "--steps", str(plan.steps)])
     checkpoint = shlex.quote(str(_first_checkpoint(plan, out)))
     return "\n".join(
         [
-            f"Pictures, captions and searches: {out / 'report.html'}",
+            f"Images, captions and searches:   {out / 'report.html'}",
             f"The same once more:              {program} demo {again}",
             f"Caption an image of yours:       {program} caption --checkpoint {checkpoint} IMAGE.png",
             f"Train on pairs of yours:         {program} pretrain {recipe} --data FOLDER_OR_SHARDS",
         ]
     )
+
+
+def opening_lines(plan: "DemoPlan") -> Iterator[str]:
+    """Captions of some images of the plan's showcase, and some searches, by the shipped model before any training."""
+    from grr_coca.data.sources.open import open_source
+    from grr_coca.study.demo.plan import demo_recipes
+
+    pretrain = next(iter(demo_recipes(plan).values()))
+    source = open_source(pretrain.data.test[plan.showcase])
+    model = grr_coca.load(DEFAULT, "cpu")
+    yield f"The model that comes with the code, '{DEFAULT}', on drawings of {plan.showcase}, which it never saw:"
+    yield from _captions(model, source)
+    yield f"Searched for among all {len(source)} of them:"
+    yield from _searches(model, source, plan.queries[:_NUM_QUERIES])
+
+
+def _captions(model: "ImageTextModel", source: "PairSource") -> Iterator[str]:
+    step = max(1, len(source) // _NUM_CAPTIONED)
+    indices = range(0, len(source), step)[:_NUM_CAPTIONED]
+    images = [_image(source, index) for index in indices]
+    for index, said in zip(indices, model.caption(images), strict=True):
+        yield f"  {_symbol(source[index].key)}  {said}"
+
+
+def _searches(model: "ImageTextModel", source: "PairSource", queries: tuple[str, ...]) -> Iterator[str]:
+    cosines = model.similarity([_image(source, index) for index in range(len(source))], queries)  # N M
+    best = cosines.topk(min(_NUM_OPENING_HITS, len(source)), dim=0).indices.T.tolist()
+    for query, hits in zip(queries, best, strict=True):
+        yield f"  {query}: {'  '.join(_symbol(source[index].key) for index in hits)}"
+
+
+def _image(source: "PairSource", index: int) -> "Image.Image":
+    from grr_coca.data.images import decode_image
+
+    pair = source[index]
+    return decode_image(pair.image, pair.name)
+
+
+def _symbol(key: str) -> str:
+    """The emoji of a key `STYLE-CODES`, if the terminal can print it; else the key itself."""
+    try:
+        symbol = "".join(chr(int(code, 16)) for code in key.partition("-")[2].split("-"))
+        symbol.encode(sys.stdout.encoding or "ascii")
+    except (ValueError, OverflowError):
+        return key
+    return symbol or key
+
+
+def closing_lines(plan: "DemoPlan", checkpoint: Path, out: Path) -> Iterator[str]:
+    """Index the showcase with the trained model, search for the plan's first query, and show both commands.
+
+    Args:
+        plan: names the showcase and the queries.
+        checkpoint: run of the trained model.
+        out: folder of the demo, where the index is made.
+    """
+    from grr_coca.cli.search import hit_lines
+    from grr_coca.search.index import Index
+    from grr_coca.study.demo.arms import INDEX_FOLDER
+    from grr_coca.study.demo.plan import demo_recipes
+
+    pretrain = next(iter(demo_recipes(plan).values()))
+    images, folder, query = str(pretrain.data.test[plan.showcase]), out / INDEX_FOLDER, plan.queries[0]
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier demo had another model
+    with Index.open(folder, checkpoint, create=True) as index:
+        index.add(images)
+        found = index.search(query, _NUM_HITS)
+    yield shlex.join([*called_as(), "index", images, "--checkpoint", str(checkpoint), "--out", str(folder)])
+    yield shlex.join([*called_as(), "search", str(folder), query, "-n", str(_NUM_HITS)])
+    yield from hit_lines(found)

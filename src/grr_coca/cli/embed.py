@@ -1,14 +1,20 @@
-"""`grr-coca embed`."""
+"""`grr-coca embed`: the verb, and files of embeddings with their keys, in formats that other programs read.
 
+Shapes: N rows, E embedding width.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import tyro
 
 import grr_coca
 from grr_coca.cli.image_work import describe_on_ray, report_if_none_exists, shows_progress, work_through
+from grr_coca.cli.output import require_other, require_suffix, require_writable, write_output
 from grr_coca.cli.progress import bars
-from grr_coca.cli.vectors import check_format, check_keys, check_places, write_vectors
 from grr_coca.data.image_files import ImageFile, find_images
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
@@ -21,6 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from grr_coca.inference import Description
+
+_SUFFIXES = (".safetensors", ".npy", ".parquet")
+MAX_HEADER_BYTES = 100_000_000
+"""Bytes of names and metadata that a safetensors reader accepts."""
 
 
 def run(
@@ -40,43 +50,43 @@ def run(
         out: file to write: .safetensors or .parquet with keys inside, or .npy with keys in NAME.keys.txt beside it.
         images: image files, folders, patterns, .tar shards, or tables of images.
         texts: text file with one text per line, to embed texts instead of images.
-        batch_size: images or texts at once.
-        on: this machine, or the machines of a Ray cluster (that of RAY_ADDRESS), which must see the same files.
+        batch_size: images or texts per batch.
+        on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
     """
     if on == "ray":
         require_extra("ray", "--on ray")
     if bool(images) == bool(texts):
         raise UserError("give either images or --texts FILE" + (", not both" if texts else " to embed"))
-    check_format(out)
+    _check_format(out)
     if texts is None:
         found = find_images(images)
         folder = locate_checkpoint(checkpoint)
         code = report_if_none_exists(found)
         if code is not None:
             return code
-        check_keys(out, [file.name for file in found])
-        check_places(out, images)
+        _check_keys(out, [file.name for file in found])
+        _check_places(out, images)
         keys, vectors, code = (_embed_on_ray if on == "ray" else _embed_images)(found, folder, batch_size)
     else:
         lines, folder = list(read_lines(texts).values()), locate_checkpoint(checkpoint)
-        check_keys(out, lines)
-        check_places(out, [texts])
+        _check_keys(out, lines)
+        _check_places(out, [texts])
         keys, vectors, code = *_embed_texts(lines, folder, batch_size), 0
     if keys:
-        write_vectors(out, keys, vectors)
+        _write_vectors(out, keys, vectors)
         print(f"{len(vectors)} embeddings of {vectors.shape[1]} numbers are in {out}")
     return code
 
 
 def _embed_images(found: list[ImageFile], checkpoint: Path, batch_size: int) -> "tuple[list[str], Tensor, int]":
-    import torch  # late: the command line answers without it if it can
+    import torch  # late: mistakes are reported without it
 
     model = grr_coca.load(checkpoint)
     keys: list[str] = []
     rows: list[Tensor] = []
 
-    def embed(files: list[ImageFile], pictures: list) -> None:
-        rows.append(model.embed_images(pictures, batch_size=batch_size))
+    def embed(files: list[ImageFile], opened: list) -> None:
+        rows.append(model.embed_images(opened, batch_size=batch_size))
         keys.extend(file.name for file in files)
 
     code = work_through(found, model.checkpoint.preprocess, batch_size, "embedded", embed, shows_progress(prints=False))
@@ -112,3 +122,91 @@ def _embed_texts(lines: list[str], checkpoint: Path, batch_size: int) -> "tuple[
             lines, batch_size=batch_size, on_progress=lambda done, _: shown.update("embedded", done, "")
         )
     return lines, vectors
+
+
+def _check_format(path: Path) -> None:
+    """Raise an error if `_write_vectors` cannot write this file. Called before the work begins, as the next two are.
+
+    Raises:
+        UserError: the suffix names no format, or a package for the format is missing.
+    """
+    if require_suffix(path, _SUFFIXES) == ".parquet":
+        require_extra("parquet", f"{path}: writing Parquet")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file")
+
+
+def _check_keys(path: Path, keys: Sequence[str]) -> None:
+    """Raise an error if a file of this format cannot hold so many keys.
+
+    Raises:
+        UserError: there are too many for the format.
+    """
+    if path.suffix.lower() == ".safetensors" and len(_as_header(keys)) > MAX_HEADER_BYTES // 2:
+        raise UserError(f"{path}: {len(keys):,} keys are more than a safetensors file holds; use .parquet or .npy")
+
+
+def _check_places(path: Path, inputs: Iterable[str | Path]) -> None:
+    """Raise an error if an output file cannot be written, or would replace an input.
+
+    Raises:
+        UserError: it cannot, or would.
+    """
+    for place in (path, _keys_file(path)) if path.suffix.lower() == ".npy" else (path,):
+        require_other(place, inputs)
+        require_writable(place)
+
+
+def _keys_file(path: Path) -> Path:
+    """The file of keys beside a `.npy` file."""
+    return path.with_suffix(".keys.txt")
+
+
+def _as_header(keys: Sequence[str]) -> str:
+    return json.dumps(list(keys))  # ASCII: a file name that is not UTF-8 is escaped
+
+
+def _write_vectors(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
+    """Write N vectors of width E in 32-bit floating point, each with its key.
+
+    | suffix | vectors | keys |
+    |---|---|---|
+    | `.safetensors` | tensor `embeddings` N E | metadata `keys`, a JSON list |
+    | `.npy` | array N E | `NAME.keys.txt` beside it, one per line |
+    | `.parquet` | column `embedding`, lists of E | column `key` |
+
+    Raises:
+        UserError: the disk is full, or there are too many keys for the format.
+    """
+    suffix = require_suffix(path, _SUFFIXES)
+    if suffix == ".safetensors":
+        _write_safetensors(path, keys, vectors)
+    elif suffix == ".npy":
+        # Bytes of a file name that are not UTF-8 stay unchanged. A line end in a key is escaped.
+        lines = "".join(key.replace("\n", "\\n") + "\n" for key in keys).encode("utf-8", "surrogateescape")
+        write_output(_keys_file(path), lambda file: file.write(lines))
+        write_output(path, lambda file: np.save(file, vectors.numpy()))
+    else:
+        _write_parquet(path, keys, vectors)
+
+
+def _write_safetensors(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
+    from safetensors.torch import save
+
+    _check_keys(path, keys)
+    content = save({"embeddings": vectors.contiguous()}, metadata={"keys": _as_header(keys)})
+    write_output(path, lambda file: file.write(content))
+
+
+def _write_parquet(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    def write(file: IO[bytes]) -> Any:
+        # Parquet's strings are UTF-8: other bytes of a file name are written as \udc… escapes.
+        names = [key.encode("utf-8", "backslashreplace").decode() for key in keys]
+        flat = pyarrow.array(vectors.numpy().reshape(-1))
+        rows = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        pyarrow.parquet.write_table(pyarrow.table({"key": names, "embedding": rows}), file)
+
+    write_output(path, write)

@@ -1,23 +1,43 @@
-"""`grr-coca evaluate`."""
+"""`grr-coca evaluate` and `compare`: measure checkpoints on splits, and print the results.
 
+No module of torch is imported before the arguments have been checked, so mistakes are reported at once.
+"""
+
+import json as json_format
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from grr_coca.cli.output import Lists, joined, require_other, require_writable
-from grr_coca.cli.splits import Task, TaskOptions, require_paths
-from grr_coca.data.sources.open import require_there
+from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.errors import UserError
 from grr_coca.evaluate.class_names import TEMPLATES, read_class_names, read_templates
 from grr_coca.extras import require_extra
 from grr_coca.inference.locate import locate_checkpoint
 
-TASK_OF = {"folds": "retrieval", "out": "captioning", "labels": "zeroshot", "templates": "zeroshot", "train": "probe"}
-"""Options that belong to a single task."""
+if TYPE_CHECKING:
+    from grr_coca.checkpoint import Checkpoint
+    from grr_coca.evaluate.checkpoint import Measured
+    from grr_coca.evaluate.intervals import Interval
+    from grr_coca.evaluate.tasks import Report
+
+Task = Literal["loss", "retrieval", "captioning", "zeroshot", "probe"]
+_TASK_OF = {"folds": "retrieval", "out": "captioning", "labels": "zeroshot", "templates": "zeroshot", "train": "probe"}
+"""The task of each option that belongs to a single task."""
+_DIFFERENCES = {
+    "contrastive loss": "contrastive_loss",
+    "perplexity": "perplexity",
+    "CoCa loss": "coca_loss",
+    "R@1": "text_to_image/R@1",
+}
+_TOKEN_MEANS = ("perplexity", "coca_loss")
+"""Means over tokens. They cannot be compared if vocabularies differ, or if captions are cut to different lengths."""
 
 
-def run(
+def evaluate_checkpoint(
     checkpoint: Annotated[str, tyro.conf.Positional],
     data: Lists[str] = (),
     task: Task = "loss",
@@ -33,10 +53,10 @@ def run(
 
     Args:
         checkpoint: folder, or name of a model (see `grr-coca models`).
-        data: splits to evaluate on: .tar shards, patterns, or folders; for zeroshot and probe also a folder per class.
+        data: splits: .tar shards, patterns, or folders; for zeroshot and probe also a folder per class.
         task: loss (with retrieval as in training), retrieval (as in the literature), captioning, zeroshot, or probe.
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
-        folds: for retrieval, cut the split into this number of parts; COCO's 1k protocol cuts 5,000 images into 5.
+        folds: for retrieval, the number of parts to cut the split into; COCO's 1k protocol cuts 5,000 images into 5.
         out: for captioning, write the captions to this file of JSON lines.
         labels: for zeroshot, a file of classes, one per line; if not given, the classes that occur.
         templates: for zeroshot, a file of sentences with {} for the class, one per line.
@@ -53,38 +73,232 @@ def run(
     folder = locate_checkpoint(checkpoint)
     class_names = None if labels is None else read_class_names(labels)
     sentences = TEMPLATES if templates is None else read_templates(templates)
-    if out is not None:  # what would fail after all images were captioned is known before
+    if out is not None:  # checked now, not after all images were captioned
         require_other(out, paths)
         require_writable(out)
-
-    from grr_coca.cli.tasks import (  # late: torch comes with it
-        load_checkpoint,
-        measure,
-        measure_paths,
-        say_losses,
-        say_reports,
-    )
-
-    model = load_checkpoint(folder)
+    model = _load(folder)
     if task == "loss":
-        say_losses(measure_paths(model, paths, batch_size), json)
+        _print_losses(_measure_losses(model, paths, batch_size), json)
         return
-    options = TaskOptions(
+    options = _TaskOptions(
         batch_size=batch_size, folds=folds or 1, out=out, class_names=class_names, templates=sentences, train=train
     )
-    say_reports({path: measure(task, model, path, options) for path in paths}, json)
+    _print_reports({path: _measure(task, model, path, options) for path in paths}, json)
+
+
+def compare_checkpoints(
+    checkpoint: Annotated[str, tyro.conf.Positional],
+    baseline: Annotated[str, tyro.conf.Positional],
+    data: Lists[str] = (),
+    batch_size: int = 64,
+) -> None:
+    """Compare a checkpoint with another. Changes are relative to the losses of the second one.
+
+    Args:
+        checkpoint: folder, or name of a model (see `grr-coca models`).
+        baseline: folder or name of the checkpoint to compare with.
+        data: splits: .tar shards, patterns, or folders.
+        batch_size: pairs per contrastive batch; the contrastive loss grows with it.
+    """
+    paths = joined(data)
+    _require_paths(paths)
+    folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))
+
+    from grr_coca.study.demo.table import average_row, format_table, row  # late: imports torch
+    from grr_coca.study.running.measured import row_metrics
+
+    models = (_load(folders[0]), _load(folders[1]))
+    first, second = (_measure_losses(model, paths, batch_size) for model in models)
+    rows = [row(path, row_metrics(first[path].evaluation), row_metrics(second[path].evaluation)) for path in first]
+    if len(rows) > 1:
+        rows.append(average_row("average", rows))
+    presets = (models[0].preset, models[1].preset)
+    names = presets if presets[0] != presets[1] else (checkpoint, baseline)
+    why = _why_incomparable(models, [(first[path].num_tokens, second[path].num_tokens) for path in first])
+    incomparable = () if why is None else _TOKEN_MEANS
+    print(format_table(rows, names, incomparable))
+    print(f"contrastive loss of batches of {batch_size} pairs; R@1 text to image; changes over {names[1]}")
+    if why is not None:
+        print(f"perplexity and CoCa loss {why}, and cannot be compared")
+    print("differences, with intervals of level 0.95 over images of the split (not over seeds of training):")
+    for path in first:
+        print(f"{path}: {_differences(first[path], second[path], incomparable)}")
 
 
 def _check(task: Task, data: tuple[str, ...], batch_size: int, given: set[str]) -> None:
-    require_paths(data)
+    _require_paths(data)
     if batch_size < 1:
-        raise UserError(f"--batch-size {batch_size}: a batch has 1 or more")
-    wrong = [name for name in TASK_OF if name in given and TASK_OF[name] != task]
+        raise UserError(f"--batch-size {batch_size}: give 1 or more")
+    wrong = [name for name in _TASK_OF if name in given and _TASK_OF[name] != task]
     if wrong:
-        raise UserError(f"--{wrong[0]} belongs to --task {TASK_OF[wrong[0]]}, not to --task {task}")
+        raise UserError(f"--{wrong[0]} belongs to --task {_TASK_OF[wrong[0]]}, not to --task {task}")
     if task == "probe":
         require_extra("probe", "--task probe")
         if "train" not in given:
             raise UserError("a probe is trained: give --train PATH, images with their classes")
     if "out" in given and len(data) > 1:
         raise UserError(f"--out takes the captions of one split, here are {len(data)}; evaluate one at a time")
+
+
+def _require_paths(paths: tuple[str, ...]) -> None:
+    """Check that there are splits to evaluate on, before anything is loaded.
+
+    Raises:
+        UserError: no path is given, or there is nothing at a path.
+    """
+    if not paths:
+        raise UserError("nothing to evaluate on; give --data PATH [PATH …]: shards, a folder or another file of pairs")
+    for path in paths:
+        require_there(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TaskOptions:
+    """The options of all tasks except `loss`.
+
+    - `folds`: for retrieval
+    - `out`: for captioning, the file to write captions to
+    - `class_names` (None: the classes that occur) and `templates`: for zeroshot
+    - `train`: for probe, the images to train on
+    """
+
+    batch_size: int
+    folds: int
+    out: Path | None
+    class_names: tuple[str, ...] | None
+    templates: tuple[str, ...]
+    train: str | None
+
+
+def _load(folder: Path) -> "Checkpoint":
+    """Load a checkpoint on the GPU if there is one, else on the CPU."""
+    import torch  # late, as all modules below: they take seconds
+
+    from grr_coca.checkpoint import from_pretrained
+
+    return from_pretrained(folder, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _measure_losses(checkpoint: "Checkpoint", paths: tuple[str, ...], batch_size: int) -> "dict[str, Measured]":
+    """Losses and retrieval of each split, by its path, with the paper's loss weights."""
+    from grr_coca.evaluate.checkpoint import measure_checkpoint
+    from grr_coca.losses import LossWeights
+
+    return {path: measure_checkpoint(checkpoint, open_source(path), batch_size, LossWeights()) for path in paths}
+
+
+def _measure(task: Task, checkpoint: "Checkpoint", path: str, options: _TaskOptions) -> "Report":
+    """Measure a checkpoint in one task on one split.
+
+    Raises:
+        UserError: the split cannot be read, or does not fit the task.
+    """
+    from grr_coca.evaluate.caption_split import caption_split, write_captions
+    from grr_coca.evaluate.labelled import open_labelled
+    from grr_coca.evaluate.probes import AttentionProbeOptions
+    from grr_coca.evaluate.tasks import measure_captions, measure_probe, measure_retrieval, measure_zeroshot
+
+    if task == "retrieval":
+        return measure_retrieval(checkpoint, open_source(path), options.batch_size, options.folds, "own")
+    if task == "captioning":
+        captioned = caption_split(checkpoint, open_source(path), batch_size=options.batch_size)
+        if options.out is not None:
+            write_captions(captioned, options.out)
+        return measure_captions(captioned)
+    if task == "zeroshot":
+        images = open_labelled(path, options.class_names)
+        return measure_zeroshot(checkpoint, images, options.templates, options.batch_size)
+    assert options.train is not None
+    images = open_labelled(options.train)
+    tested = open_labelled(path, images.class_names)
+    return measure_probe(checkpoint, images, tested, options.batch_size, AttentionProbeOptions())
+
+
+def _print_losses(measured: "dict[str, Measured]", json: bool) -> None:
+    """Print losses and retrieval of each split."""
+    from grr_coca.evaluate.tasks import intervals
+
+    found = {path: (each.evaluation, intervals(each.measures)) for path, each in measured.items()}
+    if json:
+        content = {
+            path: {**asdict(evaluation), "intervals": _plain(spread)} for path, (evaluation, spread) in found.items()
+        }
+        print(_as_json(content))
+        return
+    for path, (evaluation, spread) in found.items():
+        e = evaluation
+        print(path)
+        print(f"  pairs            {e.num_pairs:,}")
+        print(f"  contrastive loss {spread['contrastive_loss']}   (batches of {e.contrastive_batch_size} pairs)")
+        print(f"  perplexity       {spread['perplexity']}   (per token)")
+        print(f"  CoCa loss        {spread['coca_loss']}")
+        for direction in ("text_to_image", "image_to_text"):
+            shares = "  ".join(
+                f"{name.rpartition('/')[2]} {_share(interval)}"
+                for name, interval in spread.items()
+                if name.startswith(direction)
+            )
+            print(f"  {direction.replace('_', ' '):<17}{shares}  median rank {e.median_rank[direction]:g}")
+        print(f"  {'chance':<17}" + "  ".join(f"{k} {share:.1%}" for k, share in e.chance.items()))
+        print("  equal captions are right answers; in brackets: 95 % intervals over images\n")
+
+
+def _print_reports(reports: "dict[str, Report]", json: bool) -> None:
+    """Print the report of each split."""
+    if json:
+        content = {
+            path: {
+                "task": report.task,
+                "depends_on": dict(report.depends_on),
+                "metrics": _plain(dict(report.metrics)),
+                "plain": dict(report.plain),
+            }
+            for path, report in reports.items()
+        }
+        print(_as_json(content))
+        return
+    for path, report in reports.items():
+        print(path)
+        width = max(map(len, [*report.metrics, *report.plain]))
+        for name, interval in report.metrics.items():
+            print(f"  {name:<{width}}  {interval}")
+        for name, value in report.plain.items():
+            print(f"  {name:<{width}}  {value:.4f}")
+        for name, on in report.depends_on.items():
+            print(f"  ({name}: {on})")
+        print("  in brackets: 95 % intervals over images\n")
+
+
+def _as_json(content: object) -> str:
+    return json_format.dumps(_finite(content), indent=2, allow_nan=False)
+
+
+def _finite(content: object) -> object:
+    """The same with null in place of NaN and infinity, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _plain(spread: "dict[str, Interval]") -> dict[str, dict[str, float]]:
+    return {name: interval._asdict() for name, interval in spread.items()}
+
+
+def _share(interval: "Interval") -> str:
+    return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
+
+
+def _why_incomparable(models: "tuple[Checkpoint, Checkpoint]", num_tokens: list[tuple[int, int]]) -> str | None:
+    """The reason why means over tokens of two models cannot be compared; None: they can."""
+    if not models[0].tokenizer.has_vocabulary_of(models[1].tokenizer):
+        return "are means over tokens of different vocabularies"
+    if any(one != other for one, other in num_tokens):
+        lengths = " and ".join(str(model.config.text_decoder.context_length) for model in models)
+        return f"are of captions that are cut to different lengths (contexts of {lengths} tokens)"
+    return None
+
+
+def _differences(first: "Measured", second: "Measured", incomparable: tuple[str, ...]) -> str:
+    keys = {title: key for title, key in _DIFFERENCES.items() if key not in incomparable}
+    found = {title: first.measures[key].difference(second.measures[key]) for title, key in keys.items()}
+    return "; ".join(f"{title} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" for title, d in found.items())

@@ -1,4 +1,4 @@
-"""`grr-coca explain`."""
+"""`grr-coca explain`: heat maps of where a model looks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,12 +19,12 @@ def run(
     text: Annotated[str | None, tyro.conf.arg(metavar="QUERY")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
 ) -> None:
-    """Draw where a model looks: a heat map for each word of its caption, or one for a text.
+    """Draw where a model looks: a heat map for each word of its caption, or one map for a text.
 
     Args:
         image: image file.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
-        text: instead of the caption's words, show which patches support this text (red) or speak against it (blue).
+        text: show which patches support this text (red) or speak against it (blue), instead of the caption's words.
         out: .png file to write; if not given, NAME-explained.png in the current folder.
     """
     out = out or Path(f"{image.stem}-explained.png")
@@ -35,19 +35,19 @@ def run(
     folder = locate_checkpoint(checkpoint)
     require_writable(out)
 
-    from grr_coca.explain import caption_maps, caption_picture, text_map, text_picture  # late: torch comes with it
+    from grr_coca.explain import caption_maps, caption_picture, text_map, text_picture  # late: imports torch
 
     model = grr_coca.load(folder)
-    picture = model.checkpoint.preprocess.decode(data, str(image))
-    pixels = model.checkpoint.preprocess(picture)
+    opened = model.checkpoint.preprocess.decode(data, str(image))
+    pixels = model.checkpoint.preprocess(opened)
     if text is None:
-        (described,) = model.describe_many([picture])
+        (described,) = model.describe_many([opened])
         caption = described.captions[0]
-        said = f"caption: {caption.text}"
-        png = caption_picture(picture, caption_maps(model.checkpoint, pixels, caption.token_ids))
+        summary = f"caption: {caption.text}"
+        png = caption_picture(opened, caption_maps(model.checkpoint, pixels, caption.token_ids))
     else:
         found = text_map(model.checkpoint, pixels, text)
-        said = f"cosine with '{text}': {found.similarity:.3f}"
-        png = text_picture(picture, text, found)
+        summary = f"cosine with '{text}': {found.similarity:.3f}"
+        png = text_picture(opened, text, found)
     write_output(out, lambda file: file.write(png))
-    print(f"{said}\nheat maps are in {out}")
+    print(f"{summary}\nheat maps are in {out}")

@@ -1,14 +1,14 @@
-"""`--on ray`: captions and embeddings by the machines of a Ray cluster, the results in the order of the images.
+"""Work through many images with a progress bar, on this machine or on a Ray cluster (`--on ray`).
 
-Works through many images with progress. Images are decoded in the background; unreadable ones are skipped.
+Images are decoded in the background. Those that cannot be read are skipped, and listed on standard error at the end.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image
 
@@ -23,14 +23,20 @@ if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
     from grr_coca.inference import Description
 
-Work = Callable[[list[ImageFile], list[Image.Image]], None]
-"""The work on a batch of images."""
+Result = TypeVar("Result")
+Work = Callable[[list[ImageFile], list[Result]], None]
+"""Takes a batch of files, and the opened image or the description of each."""
 
 
 def work_through(
-    files: Sequence[ImageFile], preprocess: "Preprocess", batch_size: int, label: str, work: Work, show_progress: bool
+    files: Sequence[ImageFile],
+    preprocess: "Preprocess",
+    batch_size: int,
+    label: str,
+    work: Work[Image.Image],
+    show_progress: bool,
 ) -> int:
-    """Do the work on all images. Images that cannot be read are listed on standard error at the end.
+    """Open all images, and do the work on them batch by batch.
 
     Returns:
         The exit code: 1 if no image could be read, else 0.
@@ -38,55 +44,8 @@ def work_through(
     Raises:
         UserError: the batch size is below 1, or the work itself fails.
     """
-    if batch_size < 1:
-        raise UserError(f"batch size {batch_size}: give 1 or more")
-    failures: list[UserError] = []
-    done = 0
-    with bars({label: len(files)}) if files and show_progress else nullcontext() as shown:
-        for batch in decoded(files, preprocess, batch_size):
-            read = [(file, image) for file, image in batch if isinstance(image, Image.Image)]
-            failures += [image for _, image in batch if isinstance(image, UserError)]
-            if read:
-                work([file for file, _ in read], [image for _, image in read])
-            done += len(batch)
-            if shown is not None:
-                shown.update(label, done, f"{len(failures)} failed" if failures else "")
-    return report_failures(failures, len(files))
-
-
-def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
-    """If no image file exists, report that and return the exit code. None if there is work to do.
-
-    It is called before the model is loaded, so that a mistyped name is reported at once.
-    """
-    failures = []
-    for file in files:
-        if file.path is None or file.path.exists():
-            return None
-        try:
-            file.read()
-        except UserError as error:
-            failures.append(error)
-    return report_failures(failures, len(files))
-
-
-def shows_progress(prints: bool) -> bool:
-    """True if a progress bar is useful. It is not if the results are printed to a terminal, and so show the
-    progress."""
-    return not (prints and sys.stdout.isatty())
-
-
-def report_failures(failures: Sequence[UserError], total: int) -> int:
-    """List the images that could not be read, and give the exit code."""
-    sys.stdout.flush()
-    if failures:
-        print(f"{len(failures)} of {total} images failed:", file=sys.stderr)
-        for failure in failures:
-            print(f"  {on_one_line(str(failure))}", file=sys.stderr)
-    return 1 if failures and len(failures) == total else 0
-
-
-Take = Callable[[list[ImageFile], "list[Description]"], None]
+    _require_batch_size(batch_size)
+    return _work_on(decoded(files, preprocess, batch_size), len(files), label, work, show_progress)
 
 
 def describe_on_ray(
@@ -96,62 +55,113 @@ def describe_on_ray(
     captioning: tuple[str, GenerationOptions] | None,
     batch_size: int,
     label: str,
-    take: Take,
+    take: "Work[Description]",
     show_progress: bool,
 ) -> int:
-    """Caption and embed all images; those that cannot be read are listed on standard error at the end.
+    """Caption and embed all images on a Ray cluster.
 
     Args:
         files: the images, which every machine must see.
         folder: the checkpoint, which every machine must see.
-        captioning: words that every caption begins with, and how to go on; None: embed alone.
-        batch_size: images at once.
+        captioning: prompt and options of the captions; None: embed only.
+        batch_size: images per batch.
         label: what the progress bar says.
-        take: is given files and what was said of each, batch by batch and in order.
+        take: receives files and their descriptions, batch by batch and in order.
         show_progress: whether there is a bar.
 
     Returns:
-        The exit code: 1 if not a single image could be read, else 0.
+        The exit code: 1 if no image could be read, else 0.
 
     Raises:
         UserError: the batch size is below 1, Ray is not installed, or its cluster cannot be reached.
     """
+    _require_batch_size(batch_size)
+
+    def described() -> "Iterator[list[tuple[ImageFile, Description | UserError]]]":
+        done = 0
+        for results in map_on_ray(files, partial(_worker, folder, captioning), batch_size):
+            yield list(zip(files[done : done + len(results)], results, strict=True))
+            done += len(results)
+
+    return _work_on(described(), len(files), label, take, show_progress)
+
+
+def _require_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise UserError(f"batch size {batch_size}: give 1 or more")
+
+
+def _work_on(
+    batches: Iterable[list[tuple[ImageFile, Result | UserError]]],
+    total: int,
+    label: str,
+    work: Work[Result],
+    show_progress: bool,
+) -> int:
     failures: list[UserError] = []
     done = 0
-    with bars({label: len(files)}) if files and show_progress else nullcontext() as shown:
-        for results in map_on_ray(files, partial(_worker, folder, captioning), batch_size):
-            batch = list(zip(files[done : done + len(results)], results, strict=True))
+    with bars({label: total}) if total and show_progress else nullcontext() as shown:
+        for batch in batches:
             failures += [result for _, result in batch if isinstance(result, UserError)]
-            described = [(file, result) for file, result in batch if not isinstance(result, UserError)]
-            if described:
-                take([file for file, _ in described], [result for _, result in described])
+            results = [(file, result) for file, result in batch if not isinstance(result, UserError)]
+            if results:
+                work([file for file, _ in results], [result for _, result in results])
             done += len(batch)
             if shown is not None:
                 shown.update(label, done, f"{len(failures)} failed" if failures else "")
-    return report_failures(failures, len(files))
+    return _report_failures(failures, total)
+
+
+def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
+    """If no image file exists, report that and return the exit code. None if there is work to do.
+
+    Call this before the model is loaded, so that a mistyped name is reported at once.
+    """
+    failures = []
+    for file in files:
+        if file.path is None or file.path.exists():
+            return None
+        try:
+            file.read()
+        except UserError as error:
+            failures.append(error)
+    return _report_failures(failures, len(files))
+
+
+def shows_progress(prints: bool) -> bool:
+    """True if a progress bar is useful: not if results are printed to a terminal, since they show the progress."""
+    return not (prints and sys.stdout.isatty())
+
+
+def _report_failures(failures: Sequence[UserError], total: int) -> int:
+    """List the images that could not be read, and return the exit code."""
+    sys.stdout.flush()
+    if failures:
+        print(f"{len(failures)} of {total} images failed:", file=sys.stderr)
+        for failure in failures:
+            print(f"  {on_one_line(str(failure))}", file=sys.stderr)
+    return 1 if failures and len(failures) == total else 0
 
 
 def _worker(
     folder: Path, captioning: tuple[str, GenerationOptions] | None
 ) -> "Callable[[Sequence[ImageFile]], list[Description | UserError]]":
-    from grr_coca.data.image_files import decoded
+    """The work of one process of the cluster."""
     from grr_coca.inference.model import Description, load
 
     model = load(folder)
 
     def work(files: Sequence[ImageFile]) -> "list[Description | UserError]":
         (batch,) = decoded(files, model.checkpoint.preprocess, len(files))
-        pictures = [(file, image) for file, image in batch if not isinstance(image, UserError)]
-        images, names = [image for _, image in pictures], [file.name for file, _ in pictures]
-        said: list[Description] = []
+        opened = [(file, image) for file, image in batch if not isinstance(image, UserError)]
+        images, names = [image for _, image in opened], [file.name for file, _ in opened]
+        descriptions: list[Description] = []
         if images and captioning is None:
             rows = model.embed_images(images, batch_size=len(files))
-            said = [Description([], row.clone()) for row in rows]  # each is sent, and without the rest of its batch
+            descriptions = [Description([], row.clone()) for row in rows]  # a row alone would take its batch along
         elif images and captioning is not None:
-            said = model.describe_many(images, *captioning, len(files), keys=names)
-        described = iter(said)
+            descriptions = model.describe_many(images, *captioning, len(files), keys=names)
+        described = iter(descriptions)
         return [image if isinstance(image, UserError) else next(described) for _, image in batch]
 
     return work

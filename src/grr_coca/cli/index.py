@@ -1,4 +1,4 @@
-"""`grr-coca index`."""
+"""`grr-coca index`: make an index, update it, or keep it up to date."""
 
 import sys
 import time
@@ -17,10 +17,10 @@ from grr_coca.registry import DEFAULT
 from grr_coca.search.index import Index, open_store
 from grr_coca.search.update import OnProgress, Update, absolute_arguments, is_there, require_arguments
 
-SECONDS_BETWEEN_LOOKS = 2.0
-SHARE_OF_LOOKING = 10
-"""A look that takes long is followed by so many times its own time of rest."""
-SHOWN_FAILURES = 20
+_MIN_SECONDS_BETWEEN_SCANS = 2.0
+_PAUSE_PER_SCAN = 10
+"""While watching, the pause after a scan is at least this many times as long as the scan."""
+_MAX_FAILURES_SHOWN = 20
 
 
 def run(
@@ -32,22 +32,22 @@ def run(
     batch_size: int = 32,
     on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
 ) -> int:
-    """Make an index of pictures to search in, or bring it up to date: each is captioned and embedded in one pass.
+    """Index images for search, or bring an index up to date. Each image is captioned and embedded in one pass.
 
-    What is in the index already is not read again unless its size or time has changed. Stopped at any moment, the same
-    command goes on. Pictures that cannot be read are listed at the end; the exit code is 1 only if none could.
+    Indexed images are read again only if their size or time has changed. After an interruption, the same command
+    continues. Images that cannot be read are listed at the end; the exit code is 1 only if none could be read.
 
     Args:
         out: folder of the index, or http://HOST:PORT/NAME of a Milvus server.
-        images: image files, folders, patterns, .tar shards, or tables of images; without any, all that the index
-            was made of is looked through again.
+        images: image files, folders, patterns, .tar shards, or tables of images; if none are given, those that the
+            index was made of.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub. None: the
-            model of the index, and of a new one the model that ships.
-        forget: remove from the index what was found by this argument, or lies below it, such as a folder that has
-            another name now; may be given several times. Without images, nothing else is done.
-        watch: keep the index current until Ctrl-C.
-        batch_size: images at once.
-        on: this machine, or the machines of a Ray cluster (that of RAY_ADDRESS), which must see the same files.
+            model of the index, and for a new index the shipped model.
+        forget: remove the images of this argument, or below this folder, from the index; may be given several times.
+            Without images, nothing else is done.
+        watch: keep the index up to date until Ctrl-C.
+        batch_size: images per batch.
+        on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: give 1 or more")
@@ -55,19 +55,19 @@ def run(
         require_extra("ray", "--on ray")
     with _opened(out, images, checkpoint, batch_size) as index:
         if forget:
-            print(f"{index.store.location}: {index.forget(forget):,} pictures forgotten", flush=True)
+            print(f"{index.store.location}: {index.forget(forget):,} images forgotten", flush=True)
             if not images and not watch:
                 return 0
         began = time.monotonic()
         with _bars() as on_progress:
             update = index.add(images or index.store.roots(), on_progress, on)
-        _tell(update, index, time.monotonic() - began)
+        _report(update, index, time.monotonic() - began)
         while watch:
             _wait(time.monotonic() - began)
             began = time.monotonic()
             update = index.add(_there_or_known(index, images), on=on)
             if update.new or update.changed or update.moved or update.removed:
-                _tell(update, index, time.monotonic() - began)
+                _report(update, index, time.monotonic() - began)
     return 1 if update.failures and len(update.failures) >= update.found else 0
 
 
@@ -76,8 +76,8 @@ def _opened(out: str, images: Sequence[str], checkpoint: str | None, batch_size:
     store = open_store(out, is_optional=True)
     if store is None:
         if not images:
-            raise UserError(f"{out}: no index yet; give the images to make it of")
-        require_arguments(images)  # before a model is looked for, or anything made
+            raise UserError(f"{out}: no index yet; give the images to index")
+        require_arguments(images)  # before a model is loaded or anything is written
     else:
         store.close()
     model = checkpoint or (DEFAULT if store is None else None)
@@ -87,7 +87,7 @@ def _opened(out: str, images: Sequence[str], checkpoint: str | None, batch_size:
 
 @contextmanager
 def _bars() -> Iterator[OnProgress]:
-    """A bar that is shown as soon as something is to be done."""
+    """A progress bar that appears with the first image."""
     with ExitStack() as stack:
         shown: list[JobProgress] = []
 
@@ -100,24 +100,24 @@ def _bars() -> Iterator[OnProgress]:
 
 
 def _there_or_known(index: Index, images: Sequence[str]) -> Sequence[str]:
-    """What to look through while watching: a picture that was removed is left out until it is back."""
+    """The arguments to scan while watching: a file that was removed is left out until it is back."""
     roots = index.store.roots()
     if not images:
         return roots
     return [image for image in images if is_there(image) or absolute_arguments([image])[0] in roots]
 
 
-def _tell(update: Update, index: Index, seconds: float) -> None:
+def _report(update: Update, index: Index, seconds: float) -> None:
     counts = ((name, getattr(update, name)) for name in ("new", "changed", "moved", "removed"))
-    said = ", ".join(f"{count:,} {name}" for name, count in counts if count) or "nothing new"
-    print(f"{index.store.location}: {len(index):,} pictures ({said}) in {seconds:.1f} s", flush=True)
+    changes = ", ".join(f"{count:,} {name}" for name, count in counts if count) or "nothing new"
+    print(f"{index.store.location}: {len(index):,} images ({changes}) in {seconds:.1f} s", flush=True)
     if update.failures:
         print(f"{len(update.failures):,} of {update.found:,} images cannot be read:", file=sys.stderr)
-        for failure in update.failures[:SHOWN_FAILURES]:
+        for failure in update.failures[:_MAX_FAILURES_SHOWN]:
             print(f"  {on_one_line(failure.message)}", file=sys.stderr)
-        if len(update.failures) > SHOWN_FAILURES:
-            print(f"  … and {len(update.failures) - SHOWN_FAILURES:,} more", file=sys.stderr)
+        if len(update.failures) > _MAX_FAILURES_SHOWN:
+            print(f"  … and {len(update.failures) - _MAX_FAILURES_SHOWN:,} more", file=sys.stderr)
 
 
 def _wait(took: float, sleep: Callable[[float], None] = time.sleep) -> None:
-    sleep(max(SECONDS_BETWEEN_LOOKS, SHARE_OF_LOOKING * took))
+    sleep(max(_MIN_SECONDS_BETWEEN_SCANS, _PAUSE_PER_SCAN * took))

@@ -1,5 +1,6 @@
-"""`grr-coca info`."""
+"""`grr-coca info` and `models`: describe presets, and list the models that come with the code."""
 
+import json as json_format
 from typing import Annotated
 
 import tyro
@@ -7,12 +8,15 @@ import tyro
 from grr_coca.config import CoCaConfig
 from grr_coca.errors import UserError
 from grr_coca.presets import get_preset
+from grr_coca.registry import DEFAULT, FOLDER, ModelCard, shipped_models
+from grr_coca.structure import to_dict
 
-SHORTEST = 4
-"""The fewest tokens of a caption: a word, and the begin, end and class tokens."""
+_MIN_LENGTH = 4
+"""Tokens of the shortest caption: one word, and the begin, end and class tokens."""
+_SHOWN_FIGURES = {"text_to_image/R@1": "R@1", "exact_captions": "captions exactly right"}
 
 
-def run(
+def describe_preset(
     preset: Annotated[str, tyro.conf.Positional],
     other: Annotated[str | None, tyro.conf.Positional] = None,
     size: str = "tiny",
@@ -25,16 +29,16 @@ def run(
         preset: name of a preset.
         other: a second preset to compare with.
         size: tiny, small, base, b32 or l14.
-        batch: forecast time and memory of a training step of this many pairs on this machine.
+        batch: forecast time and memory of a training step with this many pairs, on this machine.
         text_length: also count for captions of this many tokens, including the begin, end and class tokens.
     """
     config = get_preset(preset, size)
     other_config = None if other is None else get_preset(other, size)
-    _require_sense(config, other, batch, text_length)
+    _check(config, other, batch, text_length)
     context = config.text_decoder.context_length
     lengths = [context] if text_length in (None, context) else [context, text_length]
 
-    from grr_coca.cli.anatomy import print_differences, print_tree, step_forecast  # late: torch comes with it
+    from grr_coca.cli.anatomy import print_differences, print_tree, step_forecast  # late: imports torch
 
     if other is not None and other_config is not None:
         print_differences((preset, other), size, (config, other_config))
@@ -44,11 +48,40 @@ def run(
         print("\n" + step_forecast(config, batch, lengths))
 
 
-def _require_sense(config: CoCaConfig, other: str | None, batch: int | None, text_length: int | None) -> None:
+def list_models(json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> None:
+    """List the models that come with the code, with their size, data and figures.
+
+    Args:
+        json: print one JSON object, with all figures and their intervals.
+    """
+    cards = shipped_models()
+    if json:
+        print(json_format.dumps({name: to_dict(card) for name, card in cards.items()}))
+        return
+    for card in cards.values():
+        print(_described(card))
+
+
+def _check(config: CoCaConfig, other: str | None, batch: int | None, text_length: int | None) -> None:
     context = config.text_decoder.context_length
     if other is not None and (batch, text_length) != (None, None):
         raise UserError("--batch and --text-length are about one preset; name one")
     if batch is not None and batch < 1:
         raise UserError(f"--batch {batch} is out of range; give 1 or more")
-    if text_length is not None and not SHORTEST <= text_length <= context:
-        raise UserError(f"--text-length {text_length} is out of range; give {SHORTEST} to {context}")
+    if text_length is not None and not _MIN_LENGTH <= text_length <= context:
+        raise UserError(f"--text-length {text_length} is out of range; give {_MIN_LENGTH} to {context}")
+
+
+def _described(card: ModelCard) -> str:
+    megabytes = sum(path.stat().st_size for path in (FOLDER / card.name).iterdir()) / 1e6
+    mark = " (the default)" if card.name == DEFAULT else ""
+    lines = [
+        f"{card.name}{mark}: {card.summary}",
+        f"  {card.preset}, {card.parameters:,} parameters, {megabytes:.1f} MB; {card.licence}",
+        f"  trained on {card.data}",
+    ]
+    for split, figures in card.figures.items():
+        shown = [f"{title} {figures[name].value:.1%}" for name, title in _SHOWN_FIGURES.items() if name in figures]
+        if shown:
+            lines.append(f"  {split}: {', '.join(shown)}")
+    return "\n".join(lines)

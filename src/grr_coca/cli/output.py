@@ -1,8 +1,6 @@
-"""Flags that take several values: all after one flag, or one after each of several, or both.
+"""Output of the verbs: lines on standard output, and files that are written completely or not at all.
 
-Results on standard output: text for people, JSON lines for programs.
-
-Output files that are written completely or not at all, with errors that name the file.
+Also `Lists`, the type of flags that take several values.
 """
 
 import json
@@ -20,6 +18,19 @@ import tyro
 
 from grr_coca.errors import UserError, nearest
 from grr_coca.files import behind_link, fill_whole
+
+T = TypeVar("T")
+
+Lists = Annotated[tuple[tuple[T, ...], ...], tyro.conf.UseAppendAction]
+"""The type of a flag with several values: all after one flag, or one after each of several, or both.
+
+It holds the values of each occurrence; see `joined`. With a plain tuple, the last occurrence would win.
+"""
+
+
+def joined(lists: tuple[tuple[T, ...], ...]) -> tuple[T, ...]:
+    """The values of a flag of type `Lists` in one tuple."""
+    return tuple(chain.from_iterable(lists))
 
 
 def say(line: str) -> None:
@@ -43,7 +54,7 @@ def say_raw(text: str, end: str) -> None:
 
 
 def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]]) -> str:
-    """A record, or a list of some, as one line of JSON: as text if UTF-8 can encode it, else with escapes."""
+    """A record, or a list of records, as one line of JSON. Characters that UTF-8 cannot encode are escaped."""
     line = json.dumps(record, ensure_ascii=False)
     try:
         line.encode()
@@ -53,7 +64,7 @@ def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]]) -> st
 
 
 def called_as() -> list[str]:
-    """The words by which this program was called, to tell commands that work here."""
+    """The first words of a command that calls this program as the user did."""
     program = sys.argv[0]
     return [sys.executable, "-m", "grr_coca"] if Path(program).name == "__main__.py" else [program]
 
@@ -63,7 +74,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn an `OSError` while writing `path` into a `UserError`."""
     try:
         yield
-    except FileExistsError as error:  # of a folder that was to be made
+    except FileExistsError as error:  # a folder could not be made
         raise UserError(f"{path}: cannot be written ({error.filename} is a file)") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
@@ -73,7 +84,7 @@ def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name beside it, and rename it when it is completely on the disk.
 
     Raises:
-        UserError: the disk is full or cannot be written to, or there is something else than a file.
+        UserError: the disk is full or cannot be written to, or the path is not that of a file.
     """
     require_replaceable(path)
     with disk_errors(path):
@@ -82,10 +93,10 @@ def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Make sure that a file can be written there, before the work for it begins. Its folder is made.
+    """Check that a file can be written, before the work for it begins. Its folder is made.
 
     Raises:
-        UserError: there is something else than a file, or the folder of the path cannot be made or written to.
+        UserError: the path is not that of a file, or its folder cannot be made or written to.
     """
     require_replaceable(path)
     with disk_errors(path):
@@ -95,68 +106,57 @@ def require_writable(path: Path) -> None:
 
 
 def require_replaceable(path: Path) -> None:
-    """Make sure that there is a regular file or nothing: a file would take the place of a device.
+    """Check that a path is that of a regular file, or of nothing: writing would replace a device by a file.
 
     Raises:
-        UserError: there is something else.
+        UserError: it is not.
     """
     with disk_errors(path):
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give the name of a file")
         is_other = path.exists() and not path.is_file()
     if is_other:
-        raise UserError(f"{path}: is a device or a pipe, whose place a file would take; give the name of a file")
+        raise UserError(f"{path}: is a device or a pipe, not a file; give the name of a file")
 
 
 def require_other(path: Path, inputs: Iterable[str | Path]) -> None:
-    """Make sure that an output takes the place of nothing that is read for it.
+    """Check that an output does not replace an input.
 
     Raises:
-        UserError: it is one of the inputs, by whatever name.
+        UserError: it is one of the inputs, under this name or another.
     """
     if any(_is_same(path, given) for given in inputs):
-        raise UserError(f"{path}: would take the place of what is read; give another name")
+        raise UserError(f"{path}: is an input, and would be overwritten; give another name")
 
 
 def _is_same(path: Path, given: str | Path) -> bool:
     try:
         return path.samefile(given)
-    except (OSError, ValueError):  # one is not there, a pattern, or no path at all
+    except (OSError, ValueError):  # one does not exist, is a pattern, or is no path
         return False
 
 
 def require_suffix(path: Path, suffixes: tuple[str, ...]) -> str:
-    """The suffix of an output file, which says its format.
+    """The suffix of an output file, which names its format.
 
     Raises:
         UserError: it is not one of `suffixes`.
     """
     suffix = path.suffix.lower()
     if suffix not in suffixes:
-        raise UserError(f"{path}: the suffix says the format, and '{suffix}' is none; {nearest(suffix, suffixes)}")
+        raise UserError(f"{path}: '{suffix}' is not the suffix of a format; {nearest(suffix, suffixes)}")
     return suffix
 
 
 def require_free(folder: Path) -> None:
-    """Make sure that a new folder can be written under a name, before the work for it begins.
+    """Check that a new folder can be written, before the work for it begins.
 
     Raises:
-        UserError: something is there that is no empty folder, or it is the current folder.
+        UserError: the path exists and is not an empty folder, or it is the current folder.
     """
     if folder.is_dir() and not any(folder.iterdir()):
-        if folder.samefile(Path.cwd()):  # a new folder takes the place of the old one, in which a shell would stay
+        if folder.samefile(Path.cwd()):  # a shell would stay in the old folder
             raise UserError(f"{folder}: is the current folder, which cannot be replaced; give --out a new folder")
         return
     if folder.exists():
-        raise UserError(f"{folder}: is there already; give another --out, or remove it first")
-
-
-T = TypeVar("T")
-
-Lists = Annotated[tuple[tuple[T, ...], ...], tyro.conf.UseAppendAction]
-"""The type of such a flag: the values behind each occurrence. With a plain tuple, the last occurrence would win."""
-
-
-def joined(lists: tuple[tuple[T, ...], ...]) -> tuple[T, ...]:
-    """The values of a flag, however they were given."""
-    return tuple(chain.from_iterable(lists))
+        raise UserError(f"{folder}: exists already; give another --out, or remove it first")

@@ -17,25 +17,6 @@ class JobProgress(Protocol):
         ...
 
 
-class ProgressLines:
-    """Occasional lines of plain text without control codes, for logs and pipes."""
-
-    def __init__(self, totals: dict[str, int]) -> None:
-        self._totals = totals
-        self._spoke = time.monotonic()
-        self._first: dict[str, tuple[float, int]] = {}
-
-    def update(self, name: str, done: int, description: str) -> None:
-        """Report that `done` steps of the job `name` are finished."""
-        now = time.monotonic()
-        began, first = self._first.setdefault(name, (now, done))  # a resumed run did not begin at 0
-        if now - self._spoke > SECONDS_BETWEEN_LINES:
-            self._spoke = now
-            total = self._totals[name]
-            left = (now - began) / max(done - first, 1) * (total - done)
-            print(f"{name}: {done / total:.0%}, about {left / 60:.1f} min left  {description}", file=sys.stderr)
-
-
 @contextmanager
 def bars(totals: dict[str, int]) -> Iterator[JobProgress]:
     """Show progress on standard error within the context.
@@ -44,10 +25,45 @@ def bars(totals: dict[str, int]) -> Iterator[JobProgress]:
         totals: the number of steps of each job, by its name.
     """
     if not sys.stderr.isatty():
-        yield ProgressLines(totals)
+        yield _Lines(totals)
         return
-    from grr_coca.cli.terminal import Bars  # late: importing rich takes time, and only terminals need it
-
-    shown = Bars(totals)
+    shown = _Bars(totals)
     with shown.display:
         yield shown
+
+
+class _Lines:
+    """Occasional lines of plain text without control codes, for logs and pipes."""
+
+    def __init__(self, totals: dict[str, int]) -> None:
+        self._totals = totals
+        self._last_line = time.monotonic()
+        self._first: dict[str, tuple[float, int]] = {}
+
+    def update(self, name: str, done: int, description: str) -> None:
+        now = time.monotonic()
+        began, first = self._first.setdefault(name, (now, done))  # a resumed run did not begin at 0
+        if now - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            total = self._totals[name]
+            left = (now - began) / max(done - first, 1) * (total - done)
+            print(f"{name}: {done / total:.0%}, about {left / 60:.1f} min left  {description}", file=sys.stderr)
+
+
+class _Bars:
+    """One bar for each job on a terminal. `display` is the context in which they are shown."""
+
+    def __init__(self, totals: dict[str, int]) -> None:
+        # Late: importing rich takes time, and only terminals need it.
+        from rich import progress as parts
+        from rich.console import Console
+
+        width = max(map(len, totals))
+        columns = (parts.TextColumn(f"{{task.fields[label]:<{width}}}"), parts.BarColumn(), parts.TaskProgressColumn())
+        times = (parts.TimeElapsedColumn(), parts.TextColumn("left"), parts.TimeRemainingColumn())
+        description = parts.TextColumn("{task.description}")
+        self.display = parts.Progress(*columns, *times, description, console=Console(stderr=True))
+        self._tasks = {name: self.display.add_task("", total=total, label=name) for name, total in totals.items()}
+
+    def update(self, name: str, done: int, description: str) -> None:
+        self.display.update(self._tasks[name], completed=done, description=description)

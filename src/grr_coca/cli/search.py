@@ -1,24 +1,28 @@
-"""`grr-coca search`."""
+"""`grr-coca search` and `duplicates`: look up images in an index, and print them."""
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from grr_coca.cli.hits import hit_lines, opening_line
 from grr_coca.cli.output import Lists, joined, require_suffix, require_writable, say, say_raw, to_json, write_output
 from grr_coca.cli.thumbnails import thumbnail_kind, thumbnail_lines
 from grr_coca.data.image_files import is_forbidden
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
+from grr_coca.messages import on_one_line
 from grr_coca.search.answer import Hit, Query, SearchResult
-from grr_coca.search.index import Index
+from grr_coca.search.index import Index, open_store
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+_MAX_CAPTION = 40
+"""Characters of a caption in a line of hits."""
 
 
-def run(
+def search_index(
     index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
     texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")] = (),
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 20,
@@ -33,27 +37,27 @@ def run(
     explain: Flag = False,
     checkpoint: Annotated[str | None, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = None,
 ) -> None:
-    """Find pictures of an index by words, by a picture, or by both: rank, relevance, caption, path.
+    """Find images of an index by text, by image, or by both. Each line is: rank, relevance, caption, path.
 
-    The relevance is how likely a hit is what was asked for. If no hit is likely, that is said. Pictures that look the
-    same are one hit.
+    The relevance is the estimated probability that a hit matches the query. A message says if no hit is likely. Images
+    that look the same are one hit.
 
     Args:
         index: folder, or http://HOST:PORT/NAME of a Milvus server.
-        texts: what the pictures show; several texts are all looked for.
-        n: the most hits.
-        image: find what is like these pictures.
-        without: what the pictures must not show.
-        weights: how much each text counts, as many as there are texts.
-        where: keep to pictures of which this is true, such as "folder = 'logos' and width > 64". Fields are path,
-            folder, title, caption, date, size, width, height, and the columns of tables.
-        hybrid: if the query is words alone, look for them in captions and file names too, and fuse both rankings. An
-            index on Milvus has embeddings alone.
+        texts: what the images show; several texts are combined into one query.
+        n: maximum number of hits.
+        image: find images that are similar to these.
+        without: what the images must not show.
+        weights: weight of each text, as many as there are texts.
+        where: only images that match this filter, such as "folder = 'logos' and width > 64". Fields are path, folder,
+            title, caption, date, size, width, height, and the columns of tables.
+        hybrid: also search captions and file names for the words of the query, and fuse both rankings; only for
+            queries of text alone, and not on Milvus.
         json: print a list of objects with path, score, relevance, caption and copies.
-        null: print paths alone, with a null byte behind each, for `xargs -0`.
-        out: write a page with the pictures as well.
-        explain: on the page, show which parts of each picture speak for the query (red) and against it (blue).
-        checkpoint: the model, if it lies elsewhere than when the index was made.
+        null: print only paths, each followed by a null byte, for `xargs -0`.
+        out: also write a page with the images.
+        explain: on the page, show which parts of each image support the query (red) or speak against it (blue).
+        checkpoint: the model, if it was moved since the index was made.
     """
     _check(json, null, out, explain)
     images, excluded = joined(image), joined(without)
@@ -76,9 +80,39 @@ def run(
     _print(answer, json, null)
 
 
+def list_duplicates(
+    index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """List the images of an index that look the same. In each group, the largest image comes first.
+
+    Args:
+        index: folder, or http://HOST:PORT/NAME of a Milvus server.
+        json: print JSON lines, each with the paths of a group.
+    """
+    from grr_coca.search.duplicates import duplicate_groups  # late: only this verb needs it
+
+    store = open_store(index)
+    assert store is not None
+    try:
+        groups = duplicate_groups(store)
+    finally:
+        store.close()
+    for group in groups:
+        paths = [entry.name for entry in group.entries]
+        if json:
+            say(to_json({"paths": paths}))
+        else:
+            best, *others = (_shown_path(entry.name) for entry in group.entries)
+            say("\n".join([best, *(f"    {path}" for path in others)]))
+    if not json:
+        spare = sum(len(group.entries) - 1 for group in groups)
+        say(f"{len(groups):,} groups, {spare:,} surplus images in {Path(index).name or index}")
+
+
 def _check(json: bool, null: bool, out: Path | None, explain: bool) -> None:
     if json and null:
-        raise UserError("--json and --null are different ways to print the hits; give one of them")
+        raise UserError("--json and --null are different formats; give one of them")
     if explain and out is None:
         raise UserError("--explain draws heat maps on a page; give it a name by --out PAGE.html")
     if explain:
@@ -96,11 +130,11 @@ def _check_taken(texts: tuple[str, ...], images: tuple[Path, ...], without: tupl
 
 
 def _write_page(out: Path, answer: SearchResult, index: Index, query: Query, explain: bool) -> None:
-    from grr_coca.search.page import answer_page  # late: it draws
+    from grr_coca.search.page import answer_page  # late: only this option needs it
 
     page = answer_page(answer, query, index.model if explain else None)
     write_output(out, lambda file: file.write(page.encode("utf-8", "backslashreplace")))
-    print(f"{len(answer)} pictures are in {out}", file=sys.stderr)
+    print(f"{len(answer)} images are in {out}", file=sys.stderr)
 
 
 def _print(answer: SearchResult, json: bool, null: bool) -> None:
@@ -110,7 +144,7 @@ def _print(answer: SearchResult, json: bool, null: bool) -> None:
         for hit in answer:
             say_raw(hit.path, "\0")
     else:
-        opening = opening_line(answer)
+        opening = _opening_line(answer)
         if opening is not None:
             print(opening, file=sys.stderr)
         kind = thumbnail_kind()
@@ -130,3 +164,41 @@ def _record(hit: Hit, can_tell: bool) -> dict[str, object]:
         "copies": list(hit.copies),
         "is_there": hit.is_there,
     }
+
+
+def _shown_path(name: str) -> str:
+    """A path, relative to the current folder if it lies there."""
+    here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118 (a prefix of a string, which may not be a path)
+    return on_one_line(name.removeprefix(here))
+
+
+def hit_lines(answer: SearchResult) -> Iterator[str]:
+    """A line for each hit: rank, relevance, caption, path. The demo prints them, too."""
+    width = min(_MAX_CAPTION, max((len(hit.caption) for hit in answer), default=0))
+    for rank, hit in enumerate(answer, 1):
+        caption = f"{_cut(on_one_line(hit.caption), width):<{width}}"
+        yield f"{rank:>3}  {answer.shown_relevance(hit):>4}  {caption}  {_shown_path(hit.path)}{_notes(hit)}"
+
+
+def _opening_line(answer: SearchResult) -> str | None:
+    """A remark before the hits; None if they need none."""
+    if not answer.hits:
+        return f"no hit among {answer.searched:,} images"
+    if not answer.can_tell:
+        return f"too few different images to tell how likely a hit is; the nearest of {answer.searched:,}:"
+    if not answer.is_likely:
+        return f"nothing here looks like that; the nearest of {answer.searched:,} images:"
+    return None
+
+
+def _notes(hit: Hit) -> str:
+    notes = []
+    if hit.copies:
+        notes.append(f"{len(hit.copies)} more that look the same")
+    if not hit.is_there:
+        notes.append("gone since it was indexed")
+    return f"  ({'; '.join(notes)})" if notes else ""
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

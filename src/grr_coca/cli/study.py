@@ -1,33 +1,36 @@
-"""`grr-coca study`: run, status and report."""
+"""`grr-coca study`: run a plan over several seeds, show its status, report what it found."""
 
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from grr_coca.cli.output import say
 from grr_coca.errors import Stopped, UserError
 from grr_coca.extras import require_extra
-from grr_coca.study.ledger import PLAN_FILE
+from grr_coca.study.ledger import PLAN_FILE, LedgerRow, read_ledger
 from grr_coca.yaml_files.read import read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStudy:
-    """Run what a study lacks. A study that was stopped goes on with the same command.
+    """Do the runs that a study lacks. The same command continues a study that was stopped.
 
     Args:
         plan: YAML file that names arms, seeds, recipes, endpoints and tuning; see studies/.
-        out: folder of the ledger, runs.jsonl; if not given, that of PLAN if its name is plan.yaml, else PLAN without
+        out: folder of the ledger, runs.jsonl; if not given, the folder of a PLAN named plan.yaml, else PLAN without
             its suffix.
         runs: folder for the models in training; OUT/runs if not given.
-        jobs: runs at a time, a core each.
-        shard: do part I of N alone, given as I/N, for several machines; those that share a folder make one ledger.
-        only: do this arm alone; give it again for another one.
-        keep_models: leave the models in --runs when they have been measured.
-        dry_run: tell what is left to do, core-hours and disk on this machine, and end.
+        jobs: number of runs at a time, one core each.
+        shard: do only part I of N, given as I/N, to divide the work between machines.
+        only: do only this arm; may be given several times.
+        keep_models: keep the models in --runs after they have been measured.
+        dry_run: print the work that is left, its core-hours and disk space, and end.
     """
 
     plan: tyro.conf.Positional[Path]
@@ -42,10 +45,10 @@ class RunStudy:
 
 @dataclass(frozen=True)
 class Status:
-    """Tell what a study has and what it lacks.
+    """Count the runs that a study has, and list what it lacks.
 
     Args:
-        folder: of the ledger.
+        folder: folder of the ledger.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -53,13 +56,13 @@ class Status:
 
 @dataclass(frozen=True)
 class ReportStudy:
-    """Say what a study found, finished or not: results.json, table.md and report.html, from its folder alone.
+    """Write the results of a study, finished or not: results.json, table.md and report.html.
 
     Args:
-        folder: of the ledger.
-        out: folder for the three files; if not given, the study's own, or the folder `study` of a demo; with --over a
-            folder `over-ARM` in it.
-        over: compare with this arm, and not with the plan's baseline.
+        folder: folder of the ledger.
+        out: folder for the three files; if not given, the study's own (of a demo: its folder `study`), with --over its
+            folder `over-ARM`.
+        over: compare with this arm instead of the plan's baseline.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -81,13 +84,9 @@ def run(
         action: what to do.
     """
     if isinstance(action, Status):
-        from grr_coca.cli.study_status import print_status
-
         return print_status(action.folder)
     if isinstance(action, ReportStudy):
-        from grr_coca.cli.study_report import report_on
-
-        return report_on(action.folder, action.out, action.over)
+        return _report(action.folder, action.out, action.over)
     return _run(action)
 
 
@@ -96,9 +95,9 @@ def _run(action: RunStudy) -> int:
     if action.jobs < 1:
         raise UserError(f"--jobs {action.jobs} is out of range; give 1 or more")
     require_extra("train", "training")
-    read_yaml(action.plan, "plan")  # a name that is wrong is told at once
+    read_yaml(action.plan, "plan")  # reports a wrong name before torch is imported
 
-    from grr_coca.cli.study_run import run_with_progress, what_is_left  # late: torch comes with it
+    from grr_coca.cli.study_run import run_with_progress, what_is_left  # late: imports torch
     from grr_coca.study.plan import Plan, arm_named, read_plan
     from grr_coca.study.running.agenda import StudyPart
     from grr_coca.study.running.run import Place
@@ -129,3 +128,59 @@ def _shard(text: str) -> tuple[int, int]:
     if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
         raise UserError(f"--shard {text}: give I/N, part I of N, such as 1/4")
     return int(first), int(second)
+
+
+def print_status(folder: Path) -> int:
+    """Print the number of rows of each arm and stage, the chosen settings, and what is missing."""
+    if find_spec("yaml") is None:  # the other packages of the extra are not needed
+        require_extra("train", "a study's status")
+    from grr_coca.study.plan import lacking_scores, plan_of_folder, stage_names  # late: --help need not wait for it
+
+    plan = plan_of_folder(folder)
+    ledger = read_ledger(folder, seeds=plan.seeds)
+    lacking = {(row.arm, row.seed, row.stage): lacking_scores(plan, row) for row in ledger.rows}
+    rows = [row for row in ledger.rows if not lacking[row.arm, row.seed, row.stage]]
+    stages = stage_names(plan)
+    width = max(len(arm.name) for arm in plan.arms)
+    print(
+        f"{'arm':<{width}}  {'  '.join(stages)}   rows of {len(plan.seeds)} seed{'' if len(plan.seeds) == 1 else 's'}"
+    )
+    for arm in plan.arms:
+        counts = [str(_num_rows(rows, arm.name, stage)).rjust(len(stage)) for stage in stages]
+        print(f"{arm.name:<{width}}  {'  '.join(counts)}")
+    for row in ledger.choices:
+        print(
+            f"chosen for {row.arm}, {row.stage}: {', '.join(f'{key} {value}' for key, value in row.settings.items())}"
+        )
+    for (name, seed, stage), scores in lacking.items():
+        if scores:
+            print(f"{name}, seed {seed}, {stage}: lacks {', '.join(scores)}; `grr-coca study run` repeats it")
+    for row in ledger.diverged:
+        print(f"{row.arm}, seed {row.seed}, {row.stage}: diverged; that is its result")
+    for note in ledger.notes:
+        print(note)
+    return 0
+
+
+def _num_rows(rows: Sequence[LedgerRow], arm: str, stage: str) -> int:
+    return sum(row.arm == arm and row.stage == stage for row in rows)
+
+
+def _report(folder: Path, out: Path | None, over: str | None) -> int:
+    """Write the report of the study in `folder`, and print its answer. `out`: None for the usual place."""
+    require_extra("study", "a study's report")
+    from grr_coca.study.plan import compared_with, plan_of_folder, report_folder
+
+    own = report_folder(folder)  # a missing study or arm is reported before anything is written
+    out = out or (own if over is None else own / f"over-{over}")
+    compared_with(plan_of_folder(folder), over)
+    from grr_coca.study.report.page import PAGE_FILE, write_study_report  # late: imports matplotlib and scipy
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        answer = write_study_report(folder, out, over)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written to ({error.strerror or error}); give another --out") from error
+    say(answer)
+    say(f"report: {out / PAGE_FILE}")
+    return 0

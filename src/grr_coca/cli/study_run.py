@@ -1,4 +1,4 @@
-"""A study as the command line runs it: with the time that is left, or only what to expect."""
+"""Runs a study with a progress bar, or forecasts the work that it still lacks."""
 
 import sys
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ NAME = "study"
 
 
 def run_with_progress(plan: Plan, place: Place, part: StudyPart, num_jobs: int) -> None:
-    """Run a study with a bar, and a line for each row."""
+    """Run a study with a progress bar, and print a line for each row of the ledger."""
     weights = _pairs_by_want(plan)
     total = sum(count * weights[want] for want, count in Agenda(plan, part, place.folder_of, ()).lacking().items())
     with bars({NAME: max(1, total)}) as shown:
@@ -29,15 +29,15 @@ def run_with_progress(plan: Plan, place: Place, part: StudyPart, num_jobs: int) 
 
 
 def what_is_left(plan: Plan, place: Place, part: StudyPart, num_jobs: int) -> str:
-    """What a study still takes on this machine, as a table."""
+    """A table with the runs, hours and disk space that a study still needs on this machine."""
     rows = [row for row in read_rows(place.out, []) if not lacking_scores(plan, row)]
     wants = Agenda(plan, part, place.folder_of, rows).lacking()
     print("Measuring the pace of this machine …", file=sys.stderr)
-    return _told(plan, place, num_jobs, expect_study(plan, wants, place.runs, num_jobs, usable_device()))
+    return _forecast(plan, place, num_jobs, expect_study(plan, wants, place.runs, num_jobs, usable_device()))
 
 
 class _Shown(Watch):
-    """Shows the work that is done of all that the study has."""
+    """Shows the done share of all work of a study."""
 
     def __init__(self, shown: JobProgress, weights: Mapping[Want, int], total: int) -> None:
         self._shown = shown
@@ -47,19 +47,19 @@ class _Shown(Watch):
         self._running: dict[str, int] = {}
 
     def begins(self, agenda: Agenda) -> None:
-        """Some of it may be there already."""
+        """Count the work that earlier calls have done."""
         lacking = agenda.lacking()
         self._ended = self._total - sum(count * self._weights[want] for want, count in lacking.items())
         kinds = {kind: sum(count for (k, _, _), count in lacking.items() if k == kind) for kind in ("trial", "run")}
         print(f"to do: {kinds['trial']} trials and {kinds['run']} runs", file=sys.stderr)
 
     def step(self, task: Task, done: int) -> None:
-        """Steps of a task are done."""
+        """Show the steps that a task has done."""
         self._running[task.name] = done * task.recipe.data.batch_size
         self._shown.update(NAME, self._ended + sum(self._running.values()), task.name)
 
     def row(self, row: LedgerRow) -> None:
-        """A row was written."""
+        """Print a new row of the ledger."""
         if row.kind == "choice":
             print(f"chosen for {row.arm}, {row.stage}: {row.settings}", file=sys.stderr)
             return
@@ -71,12 +71,12 @@ class _Shown(Watch):
         print(f"{kind}: {row.arm}, seed {row.seed}, {row.stage}, {row.settings}: {found}", file=sys.stderr)
 
     def note(self, text: str) -> None:
-        """Of the ledger."""
+        """Print a remark on the ledger."""
         print(text, file=sys.stderr)
 
 
 def _pairs_by_want(plan: Plan) -> dict[Want, int]:
-    """Pairs that each trial and run trains on: what the time that is left is told by."""
+    """Number of pairs that each trial and run trains on, the measure of progress."""
     weights: dict[Want, int] = {}
     for arm in plan.arms:
         for stage in stage_names(plan):
@@ -86,7 +86,7 @@ def _pairs_by_want(plan: Plan) -> dict[Want, int]:
     return weights
 
 
-def _told(plan: Plan, place: Place, num_jobs: int, expected: Expectation) -> str:
+def _forecast(plan: Plan, place: Place, num_jobs: int, expected: Expectation) -> str:
     width = max(len(arm.name) for arm in plan.arms)
     lines = [f"{'arm':<{width}}  trials  runs  core-hours"]
     for arm in expected.hours:

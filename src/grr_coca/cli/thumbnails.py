@@ -1,4 +1,4 @@
-"""Thumbnails on a terminal that says that it can show them, and on no other."""
+"""Thumbnails on terminals that are known to show images."""
 
 import base64
 import io
@@ -15,22 +15,22 @@ from grr_coca.data.images import decode_image
 from grr_coca.errors import UserError
 
 Kind = Literal["kitty", "iterm", "sixel", "blocks"]
-SIDE = 96
-"""Pixels of a thumbnail."""
-ROWS = 5
-"""Lines of text that a picture of a terminal with graphics takes."""
-BLOCK_COLUMNS = 20
-CHUNK = 4096
-"""Bytes that kitty takes at once."""
-SIXEL_TERMINALS = ("foot", "mlterm", "yaft", "contour")
+_SIDE = 96
+"""Pixels of a thumbnail's longer side."""
+_ROWS = 5
+"""Lines of text that a thumbnail takes on a terminal with graphics."""
+_BLOCK_COLUMNS = 20
+_CHUNK = 4096
+"""Maximum bytes of one message to kitty."""
+_SIXEL_TERMINALS = ("foot", "mlterm", "yaft", "contour")
 
 
 def thumbnail_kind(environment: Mapping[str, str] | None = None, is_terminal: bool | None = None) -> Kind | None:
-    """How this terminal shows pictures, as far as its environment tells; None where it does not tell.
+    """The protocol by which this terminal shows images; None if its environment names none.
 
     Args:
-        environment: the variables of the process, if None.
-        is_terminal: whether somebody sees the output; None: whether standard output is a terminal.
+        environment: environment variables; None: those of this process.
+        is_terminal: whether the output is a terminal; None: look at standard output.
     """
     env = os.environ if environment is None else environment
     if not (sys.stdout.isatty() if is_terminal is None else is_terminal) or "TMUX" in env:
@@ -40,7 +40,7 @@ def thumbnail_kind(environment: Mapping[str, str] | None = None, is_terminal: bo
         return "kitty"
     if program in ("iTerm.app", "WezTerm") or env.get("LC_TERMINAL") == "iTerm2":
         return "iterm"
-    if "sixel" in term or term.startswith(SIXEL_TERMINALS):
+    if "sixel" in term or term.startswith(_SIXEL_TERMINALS):
         return "sixel"
     has_colours = env.get("COLORTERM", "") in ("truecolor", "24bit")
     is_utf8 = any("utf" in env.get(name, "").lower() for name in ("LC_ALL", "LC_CTYPE", "LANG"))
@@ -48,12 +48,12 @@ def thumbnail_kind(environment: Mapping[str, str] | None = None, is_terminal: bo
 
 
 def thumbnail_lines(span: Span, name: str, kind: Kind) -> Iterator[str]:
-    """The lines that show a picture; none for one that cannot be read any more."""
+    """The lines that show an image; none if it can no longer be read."""
     try:
         image = decode_image(span.read(), name)
     except UserError:
         return
-    image.thumbnail((SIDE, SIDE))
+    image.thumbnail((_SIDE, _SIDE))
     if kind == "blocks":
         yield from _blocks(image)
     else:
@@ -61,22 +61,22 @@ def thumbnail_lines(span: Span, name: str, kind: Kind) -> Iterator[str]:
 
 
 def _kitty(image: Image.Image) -> str:
-    """https://sw.kovidgoyal.net/kitty/graphics-protocol/"""
+    """Kitty's graphics protocol: https://sw.kovidgoyal.net/kitty/graphics-protocol/"""
     data = base64.b64encode(_png(image)).decode()
-    parts = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
-    keys = [f"a=T,f=100,r={ROWS}," if number == 0 else "" for number in range(len(parts))]
+    parts = [data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK)]
+    keys = [f"a=T,f=100,r={_ROWS}," if number == 0 else "" for number in range(len(parts))]
     more = [int(number < len(parts) - 1) for number in range(len(parts))]
     return "".join(f"\x1b_G{key}m={m};{part}\x1b\\" for key, m, part in zip(keys, more, parts, strict=True))
 
 
 def _iterm(image: Image.Image) -> str:
-    """https://iterm2.com/documentation-images.html"""
+    """Images of iTerm2: https://iterm2.com/documentation-images.html"""
     png = _png(image)
-    return f"\x1b]1337;File=inline=1;size={len(png)};height={ROWS}:{base64.b64encode(png).decode()}\x07"
+    return f"\x1b]1337;File=inline=1;size={len(png)};height={_ROWS}:{base64.b64encode(png).decode()}\x07"
 
 
 def _sixel(image: Image.Image) -> str:
-    """https://vt100.net/docs/vt3xx-gp/chapter14.html: bands of six rows; in each, every colour by itself."""
+    """Sixel graphics: bands of six rows, colour after colour; see https://vt100.net/docs/vt3xx-gp/chapter14.html."""
     indexed = image.quantize(64)
     palette = np.array(indexed.getpalette()).reshape(-1, 3) * 100 // 255
     pixels = np.asarray(indexed)
@@ -92,8 +92,8 @@ def _sixel(image: Image.Image) -> str:
 
 
 def _blocks(image: Image.Image) -> Iterator[str]:
-    """Two pixels a character: the upper half block in the colour of the upper one, over the colour of the lower one."""
-    width = min(BLOCK_COLUMNS, image.width)
+    """Two pixels per character: an upper half block in the colour of the upper pixel, on that of the lower one."""
+    width = min(_BLOCK_COLUMNS, image.width)
     height = max(2, round(image.height * width / image.width / 2) * 2)
     pixels = np.asarray(image.resize((width, height)))
     for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):

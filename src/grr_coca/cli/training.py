@@ -1,44 +1,154 @@
-"""Training from the command line: with a progress bar, or as a forecast only."""
+"""`grr-coca pretrain` and `finetune`: train with a progress bar, or forecast a training.
+
+No module of torch is imported before the arguments have been checked, so mistakes are reported at once.
+"""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from grr_coca.checkpoint import Checkpoint, from_pretrained
-from grr_coca.cli.progress import bars
+import tyro
+
+from grr_coca.data.sources.open import require_there
 from grr_coca.errors import DiskError, UserError
-from grr_coca.ranks import Ranks
-from grr_coca.train.checkpoints import Origin, resume_point
-from grr_coca.train.launch import launched
-from grr_coca.train.loop import train
-from grr_coca.train.recipe import Recipe
-from grr_coca.train.setup import dry_run as expect
+from grr_coca.extras import require_extra
+from grr_coca.inference.locate import locate_checkpoint
+from grr_coca.presets import get_preset
+from grr_coca.train.recipe import Recipe, absolute_data, load_recipe
+
+if TYPE_CHECKING:
+    from grr_coca.checkpoint import Checkpoint
+    from grr_coca.ranks import Ranks
+    from grr_coca.train.checkpoints import Origin
 
 
-def run_training(
+def pretrain(
+    recipe: Annotated[Path, tyro.conf.Positional],
+    preset: str | None = None,
+    data: str | None = None,
+    out: Path | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Train a new model.
+
+    Args:
+        recipe: YAML file that describes the run; see recipes/.
+        preset: train this preset instead of the recipe's.
+        data: train on these pairs (any kind that `data check` reads) instead of the recipe's data; every 20th image is
+            kept for validation.
+        out: run folder for log and checkpoints; runs/RECIPE-PRESET if not given.
+        seed: use this seed instead of the recipe's.
+        resume: continue the run in --out, or start it if there is none.
+        dry_run: run a few batches, then print the expected memory, steps and time.
+    """
+    resolved = _read_recipe(recipe, data, seed)
+    model = resolved.model
+    if model is None:
+        raise UserError(f"{recipe}: has no key 'model'; it is a recipe for fine-tuning, see `grr-coca finetune`")
+    if preset is not None:
+        model = replace(model, preset=preset)
+    get_preset(model.preset, model.size)
+    resolved = replace(resolved, model=model)
+
+    from grr_coca.train.setup import new_checkpoint  # late: imports torch
+
+    out = out or _default_out(recipe, model.preset)
+    _run(resolved, partial(new_checkpoint, resolved), out, resume, dry_run)
+
+
+def finetune(
+    recipe: Annotated[Path, tyro.conf.Positional],
+    checkpoint: str | None = None,
+    data: str | None = None,
+    out: Path | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Train a checkpoint further, on other pairs.
+
+    Args:
+        recipe: YAML file that describes the run, without a model; see recipes/.
+        checkpoint: folder to start from, or name of a model (see `grr-coca models`).
+        data: train on these pairs (any kind that `data check` reads) instead of the recipe's data; every 20th image is
+            kept for validation.
+        out: run folder for log and checkpoints; runs/RECIPE-PRESET if not given.
+        seed: use this seed instead of the recipe's.
+        resume: continue the run in --out, or start it if there is none.
+        dry_run: run a few batches, then print the expected memory, steps and time.
+    """
+    resolved = _read_recipe(recipe, data, seed)
+    if checkpoint is None:
+        # Fine-tuning must not silently start from random weights: such models give every image the same caption.
+        raise UserError("fine-tuning starts from a checkpoint: give --checkpoint FOLDER, or use `grr-coca pretrain`")
+    folder = locate_checkpoint(checkpoint)
+
+    from grr_coca.checkpoint import from_pretrained  # late: imports torch
+    from grr_coca.train.checkpoints import origin_of
+    from grr_coca.train.setup import check_start
+
+    start = from_pretrained(folder)
+    check_start(start, resolved)
+    out = out or _default_out(recipe, start.preset)
+    _run(resolved, lambda _: start, out, resume, dry_run, origin_of(folder))
+
+
+def _read_recipe(path: Path, data: str | None, seed: int | None) -> Recipe:
+    """Read a recipe, and replace what the command line gives.
+
+    Raises:
+        UserError: the recipe cannot be read, its pairs do not exist, or a package for training is missing.
+    """
+    require_extra("train", "training")
+    recipe = load_recipe(path)
+    if data is not None:
+        train = absolute_data(Path.cwd(), data)
+        recipe = replace(recipe, data=replace(recipe.data, train=train, mix={}, val=None, test={}))
+    for split in (recipe.data.train, *recipe.data.mix, recipe.data.val):
+        if split is not None:
+            require_there(split)
+    return recipe if seed is None else replace(recipe, seed=seed)
+
+
+def _default_out(recipe: Path, preset: str) -> Path:
+    return Path("runs") / f"{recipe.stem}-{preset}"
+
+
+def _run(
     recipe: Recipe,
-    make_start: Callable[[Ranks], Checkpoint],
+    make_start: "Callable[[Ranks], Checkpoint]",
     out: Path,
     resume: bool,
     dry_run: bool,
-    origin: Origin | None = None,
+    origin: "Origin | None" = None,
 ) -> None:
-    """Train with a progress bar, or print what training would take.
+    """Train with a progress bar, or print a forecast of the training.
 
     Args:
         recipe: the recipe of the run.
         make_start: makes the start model of a new run.
         out: the run folder.
         resume: continue the run in `out`, if there is one.
-        dry_run: only print what training would take.
+        dry_run: print the forecast only.
         origin: the checkpoint that the run begins from; None: it begins with new weights.
     """
+    from grr_coca.checkpoint import from_pretrained
+    from grr_coca.cli.progress import bars
+    from grr_coca.train.launch import launched
+    from grr_coca.train.loop import train
+    from grr_coca.train.setup import dry_run as forecast
+
     with launched() as ranks:
         if dry_run:
-            told = expect(recipe, make_start(ranks), ranks)
+            text = forecast(recipe, make_start(ranks), ranks)
             if ranks.is_first:
-                print(told)
+                print(text)
             return
-        point = ranks.on_first(lambda: _point_to_go_on_from(out, recipe, resume, origin))
+        point = ranks.on_first(lambda: _resume_from(out, recipe, resume, origin))
         start = make_start(ranks) if point is None else from_pretrained(point)
         if not ranks.is_first:
             train(recipe, start, out, ranks, lambda *_: None, point, origin)
@@ -58,7 +168,10 @@ def run_training(
         print(f"checkpoint, log and recipe are in {out}")
 
 
-def _point_to_go_on_from(out: Path, recipe: Recipe, resume: bool, origin: Origin | None) -> Path | None:
+def _resume_from(out: Path, recipe: Recipe, resume: bool, origin: "Origin | None") -> Path | None:
+    """The checkpoint that a run in `out` continues from; None: a new run begins."""
+    from grr_coca.train.checkpoints import resume_point
+
     if resume:
         return resume_point(out, recipe, origin)
     if (out / "checkpoints").exists():

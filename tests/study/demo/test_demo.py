@@ -290,8 +290,8 @@ def test_a_missing_plan_names_those_beside_it(write_plan, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--minutes", "0"], "--minutes 0 is no time"),
-        (["--minutes", "nan"], "--minutes nan is no time"),
+        (["--minutes", "0"], "--minutes 0 is out of range"),
+        (["--minutes", "nan"], "--minutes nan is out of range"),
         (["--steps", "0"], "--steps 0 is out of range"),
         (["--json"], "--dry-run"),
     ],

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from grr_coca.cli.study_status import print_status
+from grr_coca.cli.study import print_status
 from grr_coca.errors import DivergedError, UserError
 from grr_coca.study.ledger import LEDGER_FILE, Ledger, LedgerRow, LedgerWriter, read_digests, read_ledger, read_rows
 from grr_coca.study.plan import Plan, read_plan

@@ -16,8 +16,8 @@ from grr_coca.checkpoint import Checkpoint
 from grr_coca.config import CoCaConfig
 from grr_coca.data.tokenizer import clip_bpe
 from grr_coca.errors import UserError
+from grr_coca.interop.open_clip import SETTINGS, find_weights
 from grr_coca.interop.open_clip.architecture import Heads, infer_config
-from grr_coca.interop.open_clip.files import SETTINGS, find_weights
 from grr_coca.interop.open_clip.names import links, to_ours, to_theirs
 from grr_coca.interop.open_clip.settings import NOTHING_SAID, Settings, named_settings, read_settings
 from grr_coca.model import build_without_weights

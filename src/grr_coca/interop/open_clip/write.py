@@ -8,7 +8,7 @@ from grr_coca.checkpoint import Checkpoint, save_tensors
 from grr_coca.data.tokenizer import clip_bpe
 from grr_coca.errors import UserError
 from grr_coca.files import whole_folder
-from grr_coca.interop.open_clip.files import NAMES, SETTINGS
+from grr_coca.interop.open_clip import SETTINGS, WEIGHTS
 from grr_coca.interop.open_clip.names import to_theirs
 from grr_coca.interop.open_clip.settings import make_model_cfg
 from grr_coca.presets import get_preset
@@ -53,7 +53,7 @@ def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
     tensors = to_theirs(checkpoint.model.state_dict(), checkpoint.config)
     try:
         with whole_folder(folder) as partial:
-            save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, partial / NAMES[0])
+            save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, partial / WEIGHTS[0])
             (partial / SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder}: could not be written ({error.strerror or error})") from error

@@ -1,0 +1,150 @@
+"""`grr-coca import`, `export` and `push`: checkpoints and indexes for other programs and for the Hugging Face hub."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from grr_coca.cli.output import require_free, require_suffix, require_writable, say, write_output
+from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
+from grr_coca.inference.locate import locate_checkpoint
+from grr_coca.interop import hub
+from grr_coca.interop.open_clip import find_weights
+
+
+def import_open_clip(
+    path: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    as_stored: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Convert a CoCa checkpoint of open_clip. Every verb takes the result.
+
+    Args:
+        path: folder in the hub's layout, or a file of weights: .safetensors or .bin. No code in it is run.
+        out: new folder for the checkpoint.
+        model: open_clip's name of the architecture, such as coca_ViT-B-32; if not given, read from
+            open_clip_config.json or from the shapes of the weights.
+        as_stored: open images as open_clip does: ignore EXIF rotation and transparency.
+    """
+    find_weights(path)
+    require_free(out)
+
+    from grr_coca.checkpoint import save_checkpoint  # late: imports torch
+    from grr_coca.interop.open_clip.read import read_open_clip
+
+    checkpoint = read_open_clip(path, model)
+    if as_stored:
+        checkpoint = replace(checkpoint, preprocess=replace(checkpoint.preprocess, opening="as_stored"))
+    save_checkpoint(checkpoint, out)
+    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    print(
+        f"open_clip's CoCa of {parameters / 1e6:.1f} M parameters, {checkpoint.preprocess.image_size} px, is in {out}"
+    )
+    if checkpoint.caution:
+        print(f"caution: {checkpoint.caution}")
+
+
+def export_open_clip(
+    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")],
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")],
+) -> None:
+    """Write a checkpoint that open_clip loads. The model must have open_clip's architecture.
+
+    Args:
+        checkpoint: folder, or OWNER/NAME on the Hugging Face hub.
+        out: new folder for open_clip_model.safetensors and open_clip_config.json.
+    """
+    folder = locate_checkpoint(checkpoint)
+    require_free(out)
+
+    from grr_coca.checkpoint import from_pretrained  # late: imports torch
+    from grr_coca.interop.open_clip.write import write_open_clip
+
+    write_open_clip(from_pretrained(folder), out)
+    print(f"open_clip loads it: open_clip.create_model_and_transforms('local-dir:{out}')")
+
+
+def import_index(
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.parquet")],
+    out: Annotated[str, tyro.conf.arg(metavar="INDEX")],
+) -> None:
+    """Make an index from a Parquet file that `export index` wrote. This needs no model and reads no images.
+
+    Args:
+        path: .parquet file.
+        out: folder of the new index, or http://HOST:PORT/NAME of a Milvus server.
+    """
+    from grr_coca.search.portable import import_parquet  # late, as below: only verbs of indexes need it
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    print(f"{out}: {import_parquet(path, out):,} images of {path}")
+
+
+def export_index(
+    index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.parquet")],
+) -> None:
+    """Write an index into a Parquet file, from which `import index` makes it again without the model.
+
+    Args:
+        index: folder, or http://HOST:PORT/NAME of a Milvus server.
+        out: .parquet file to write.
+    """
+    from grr_coca.search.index import open_store
+    from grr_coca.search.portable import export_parquet
+
+    require_suffix(out, (".parquet",))
+    require_extra("parquet", "exporting an index")
+    store = open_store(index)
+    assert store is not None
+    counts: list[int] = []
+    try:
+        require_writable(out)
+        write_output(out, lambda file: counts.append(export_parquet(store, file)))
+    finally:
+        store.close()
+    print(f"{counts[0]:,} images of {index} are in {out}")
+
+
+def push(
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME|DIR")],
+    hub_id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")],
+    licence: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
+    data: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
+    figures: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    private: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    update: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Upload a checkpoint to the Hugging Face hub, with a model card, in one commit.
+
+    Weights, config, tokenizer and preprocessing are uploaded. Recipe, logs and training state are not.
+
+    Args:
+        checkpoint: checkpoint or run folder, or name of a shipped model.
+        hub_id: name of the repository.
+        licence: licence of the weights, such as apache-2.0.
+        data: what the model was trained on, for the card.
+        figures: measured numbers for the card, a file that evaluate --json wrote.
+        private: make a new repository private.
+        update: add a commit to an existing repository.
+        dry_run: print the card and the files, and upload nothing.
+    """
+    hub.check_hub_id(hub_id)
+    folder = locate_checkpoint(checkpoint)
+    files = hub.files_to_push(folder)
+    facts = hub.gather_facts(folder, hub_id, data, licence, None if figures is None else hub.read_figures(figures))
+    card = hub.model_card(facts)
+    if dry_run:
+        sizes = {**{name: path.stat().st_size for name, path in files.items()}, hub.README: len(card.encode())}
+        say(card)
+        for name, size in sizes.items():
+            say(f"{name:<20} {size:>15,} bytes")
+        say(f"would be uploaded to {hub_id}; nothing was sent")
+        return
+    print(f"{hub.push_files(files, card, hub_id, private=private, update=update)}\n")
+    print(f'grr_coca.load("{hub_id}") loads it')

@@ -93,9 +93,7 @@ def test_a_sheet_takes_the_place_of_no_data_and_of_nothing_but_a_picture(
     table.write_bytes(spoiled.read_bytes())
     monkeypatch.setattr("grr_coca.cli.data.open_source", lambda _: open_source(str(spoiled)))
     assert "is an input, and would be overwritten" in refused("data", "check", table, "--sheet", table)
-    assert "'.csv' is not the suffix" in refused(
-        "data", "check", spoiled, "--sheet", tmp_path / "pairs.csv"
-    )
+    assert "'.csv' is not the suffix" in refused("data", "check", spoiled, "--sheet", tmp_path / "pairs.csv")
 
 
 def test_the_survey_is_shown_though_the_disk_has_no_room_for_the_sheet(grr_coca, spoiled, tmp_path, monkeypatch):

@@ -122,6 +122,14 @@ def run(
     return code if len(wanted) == len(found) else 0
 
 
+class _Row(NamedTuple):
+    """One caption of an image. `log_prob`: natural logarithm of the probability of the whole caption."""
+
+    image: str
+    caption: str
+    log_prob: float
+
+
 class _Output(Protocol):
     """Writes the captions of one image after the other."""
 
@@ -232,14 +240,6 @@ class _Sidecars(_NothingToClose):
 def _rows(image: ImageFile, captions: "Sequence[Caption]") -> list[_Row]:
     # A model may write a line end, but a caption must stay on one line.
     return [_Row(image.name, " ".join(c.text.split()), round(sum(c.log_probs), 4)) for c in captions]
-
-
-class _Row(NamedTuple):
-    """One caption of an image. `log_prob`: natural logarithm of the probability of the whole caption."""
-
-    image: str
-    caption: str
-    log_prob: float
 
 
 class _RowFile:

@@ -38,8 +38,8 @@ def pretrain(
     Args:
         recipe: YAML file that describes the run; see recipes/.
         preset: train this preset instead of the recipe's.
-        data: train on these pairs (any kind that `data check` reads) instead of the recipe's data; every 20th image is
-            kept for validation.
+        data: train on these pairs (any kind that `data check` reads) instead of all data of the recipe; every 20th
+            image is kept for validation.
         out: run folder for log and checkpoints; runs/RECIPE-PRESET if not given.
         seed: use this seed instead of the recipe's.
         resume: continue the run in --out, or start it if there is none.
@@ -74,8 +74,8 @@ def finetune(
     Args:
         recipe: YAML file that describes the run, without a model; see recipes/.
         checkpoint: folder to start from, or name of a model (see `grr-coca models`).
-        data: train on these pairs (any kind that `data check` reads) instead of the recipe's data; every 20th image is
-            kept for validation.
+        data: train on these pairs (any kind that `data check` reads) instead of all data of the recipe; every 20th
+            image is kept for validation.
         out: run folder for log and checkpoints; runs/RECIPE-PRESET if not given.
         seed: use this seed instead of the recipe's.
         resume: continue the run in --out, or start it if there is none.

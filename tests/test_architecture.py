@@ -9,7 +9,7 @@ SRC = Path(__file__).parents[1] / "src"
 FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = [
-    ("errors", "messages"),  # 0, the ground
+    ("errors",),  # 0, the ground
     (
         "config",
         "structure",
@@ -19,7 +19,6 @@ FLOORS = [
         "torch_private",
         "batch",
         "layers",
-        "yaml_files",
     ),
     ("checkpoint_files",),
     ("presets", "registry"),

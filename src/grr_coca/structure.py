@@ -1,14 +1,16 @@
-"""Nested frozen dataclasses from plain mappings and back, strict about every key.
+"""Configs: nested frozen dataclasses from plain mappings and YAML files, and back. Every key is checked.
 
-A key that is accepted and ignored is the most expensive bug of an experiment. So unknown keys, missing keys and values
-of a wrong type are errors, which name the key with its full path.
+A key that is accepted and ignored is the most expensive bug of an experiment. So unknown, missing and repeated keys and
+values of a wrong type are errors, which name the key with its full path.
 """
 
 import dataclasses
+import functools
 import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from grr_coca.errors import UserError, nearest
@@ -26,7 +28,7 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
     Args:
         cls: a dataclass type whose fields are scalars, Literals, tuples, dataclasses or `X | None`.
         data: the mapping, as read from YAML or JSON.
-        where: how messages call the mapping, such as the name of its file.
+        where: name of the mapping in messages, such as its file.
 
     Raises:
         UserError: a key is unknown (the message names the nearest) or missing, or a value has the wrong type
@@ -47,7 +49,7 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
             raise UserError(f"{where}: key '{name}' is missing")
     try:
         return cls(**values)
-    except UserError as error:  # values that are out of range, or do not fit one another
+    except UserError as error:  # values out of range, or values that contradict each other
         raise UserError(f"{where}: {error}") from error
 
 
@@ -57,9 +59,36 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def differences(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
-    """The differences between two dataclasses of one type: the path of the key, and both values."""
+    """The differences between two dataclasses of one type: path of the key, first and second value."""
     a, b = (dict(_flatten(to_dict(config), "")) for config in (first, second))
     return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+def read_yaml(path: Path, kind: str) -> object:
+    """The content of a YAML file. This needs the package yaml, which the extras [train] and [study] bring.
+
+    Args:
+        path: the file.
+        kind: name of such files in messages, such as "recipe".
+
+    Raises:
+        UserError: the file does not exist (the message lists others in its folder), is not YAML, or has a key twice.
+    """
+    import yaml
+
+    try:
+        return _parse_yaml(path.read_text(encoding="utf-8"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        beside = sorted(other.name for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such {kind}" + (f"; there are {', '.join(beside)}" if beside else "")) from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder; give a {kind}, which is a YAML file") from error
+    except (OSError, yaml.YAMLError, ValueError, KeyError, IndexError, RecursionError) as error:
+        # PyYAML raises the last four for values that only look like a date (2024-13-45) or another type, and for lists
+        # that are nested too deeply.
+        raise UserError(f"{path}: not a YAML file that can be read ({error})") from error
 
 
 def _flatten(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -117,7 +146,7 @@ def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
 
 
 def _convert_scalar(hint: type, value: Any, where: str) -> Any:
-    # In Python, bool is a kind of int, and YAML reads `1e-3` as a string. Both cases are handled here.
+    # In Python, bool is a subclass of int, and YAML reads `1e-3` as a string.
     if hint is object:
         return value
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
@@ -131,5 +160,35 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
 
 
 def _shown(value: object) -> str:
-    """A value in a message. It is cut: YAML's aliases write thousands of millions of values in a few lines."""
+    """A value in a message, cut short: with aliases, a few lines of YAML can stand for billions of values."""
     return _SHORT.repr(value)
+
+
+def _parse_yaml(text: str) -> object:
+    loader = _strict_loader()(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+@functools.cache
+def _strict_loader() -> type:
+    import yaml
+
+    class StrictLoader(yaml.SafeLoader):
+        """Refuses a key that is given twice. PyYAML itself would silently take the last value."""
+
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node = super().compose_mapping_node(anchor)
+            seen = set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                if (key.tag, key.value) in seen:
+                    line = key.start_mark.line + 1
+                    raise UserError(f"line {line}: the key '{key.value}' is given twice; keep one, with all its values")
+                seen.add((key.tag, key.value))
+            return node
+
+    return StrictLoader

@@ -155,7 +155,7 @@ def test_a_file_without_keys_is_an_error_that_names_it(load, text):
     ],
 )
 def test_a_key_that_is_there_twice_is_an_error_with_its_line(load, text, line, key):
-    with pytest.raises(UserError, match=rf"mine\.yaml: line {line}: the key '{key}' is there twice"):
+    with pytest.raises(UserError, match=rf"mine\.yaml: line {line}: the key '{key}' is given twice"):
         load(text)
 
 

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import grr_coca
-from grr_coca.errors import Stopped, UserError, nearest
-from grr_coca.messages import print_warnings, printable
+from grr_coca.errors import Stopped, UserError, nearest, print_warnings, printable
 
 
 class Verb(NamedTuple):
@@ -35,7 +34,7 @@ VERBS = {
     "pretrain": Verb("training.pretrain", "train a new model on image-text pairs"),
     "finetune": Verb("training.finetune", "train a checkpoint further on pairs of another domain"),
     "evaluate": Verb(
-        "evaluate.evaluate_checkpoint",
+        "evaluate.evaluate_splits",
         "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split",
     ),
     "compare": Verb("evaluate.compare_checkpoints", "two checkpoints side by side on the same splits"),

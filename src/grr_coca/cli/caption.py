@@ -20,12 +20,11 @@ import grr_coca
 from grr_coca.cli.image_work import describe_on_ray, report_if_none_exists, shows_progress, work_through
 from grr_coca.cli.output import disk_errors, require_suffix, require_writable, say, to_json, write_output
 from grr_coca.data.image_files import ImageFile, find_images
-from grr_coca.errors import UserError
+from grr_coca.errors import UserError, on_one_line
 from grr_coca.extras import require_extra
 from grr_coca.generate.options import GenerationOptions
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.inference.on_ray import Machines
-from grr_coca.messages import on_one_line
 from grr_coca.registry import DEFAULT
 
 if TYPE_CHECKING:

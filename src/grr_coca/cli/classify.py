@@ -9,10 +9,9 @@ import grr_coca
 from grr_coca.cli.image_work import report_if_none_exists, shows_progress, work_through
 from grr_coca.cli.output import Lists, joined, say, to_json
 from grr_coca.data.image_files import ImageFile, find_images
-from grr_coca.errors import UserError
+from grr_coca.errors import UserError, on_one_line
 from grr_coca.evaluate.class_names import NAME_ALONE, check_class_names, read_class_names
 from grr_coca.inference.locate import locate_checkpoint
-from grr_coca.messages import on_one_line
 from grr_coca.registry import DEFAULT
 
 

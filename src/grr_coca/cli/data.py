@@ -16,8 +16,7 @@ from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import ByImage
 from grr_coca.data.survey import Survey, check_source, contact_sheet, sample_source
-from grr_coca.errors import UserError
-from grr_coca.messages import on_one_line
+from grr_coca.errors import UserError, on_one_line
 
 _NUM_SIZES_SHOWN = 5
 _SHEET = Path("contact-sheet.png")

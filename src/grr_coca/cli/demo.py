@@ -23,7 +23,7 @@ from grr_coca.cli.output import called_as
 from grr_coca.errors import Stopped, UserError
 from grr_coca.extras import require_extra
 from grr_coca.registry import DEFAULT
-from grr_coca.yaml_files.read import read_yaml
+from grr_coca.structure import read_yaml
 
 if TYPE_CHECKING:
     from PIL import Image

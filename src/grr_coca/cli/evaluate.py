@@ -37,7 +37,7 @@ _TOKEN_MEANS = ("perplexity", "coca_loss")
 """Means over tokens. They cannot be compared if vocabularies differ, or if captions are cut to different lengths."""
 
 
-def evaluate_checkpoint(
+def evaluate_splits(
     checkpoint: Annotated[str, tyro.conf.Positional],
     data: Lists[str] = (),
     task: Task = "loss",

@@ -14,10 +14,9 @@ from PIL import Image
 
 from grr_coca.cli.progress import bars
 from grr_coca.data.image_files import ImageFile, decoded
-from grr_coca.errors import UserError
+from grr_coca.errors import UserError, on_one_line
 from grr_coca.generate.options import GenerationOptions
 from grr_coca.inference.on_ray import map_on_ray
-from grr_coca.messages import on_one_line
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess

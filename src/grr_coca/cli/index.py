@@ -9,10 +9,9 @@ from typing import Annotated
 import tyro
 
 from grr_coca.cli.progress import JobProgress, bars
-from grr_coca.errors import UserError
+from grr_coca.errors import UserError, on_one_line
 from grr_coca.extras import require_extra
 from grr_coca.inference.on_ray import Machines
-from grr_coca.messages import on_one_line
 from grr_coca.registry import DEFAULT
 from grr_coca.search.index import Index, open_store
 from grr_coca.search.update import OnProgress, Update, absolute_arguments, is_there, require_arguments

@@ -11,9 +11,8 @@ import tyro
 from grr_coca.cli.output import Lists, joined, require_suffix, require_writable, say, say_raw, to_json, write_output
 from grr_coca.cli.thumbnails import thumbnail_kind, thumbnail_lines
 from grr_coca.data.image_files import is_forbidden
-from grr_coca.errors import UserError
+from grr_coca.errors import UserError, on_one_line
 from grr_coca.extras import require_extra
-from grr_coca.messages import on_one_line
 from grr_coca.search.answer import Hit, Query, SearchResult
 from grr_coca.search.index import Index, open_store
 

@@ -13,8 +13,8 @@ import tyro
 from grr_coca.cli.output import say
 from grr_coca.errors import Stopped, UserError
 from grr_coca.extras import require_extra
+from grr_coca.structure import read_yaml
 from grr_coca.study.ledger import PLAN_FILE, LedgerRow, read_ledger
-from grr_coca.yaml_files.read import read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)

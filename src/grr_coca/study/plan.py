@@ -13,10 +13,9 @@ from typing import Any, Literal, TypeVar
 
 from grr_coca.errors import UserError, nearest
 from grr_coca.presets import get_preset
-from grr_coca.structure import from_dict
+from grr_coca.structure import from_dict, read_yaml
 from grr_coca.study.ledger import PLAN_FILE, LedgerRow
 from grr_coca.train.recipe import CAPTION_SCORES, Precision, Score
-from grr_coca.yaml_files.read import read_yaml
 
 PHASES = ("pretraining", "finetuning")
 RANKING_METRICS = tuple(f"{way}R@{k}" for way in ("", "image_to_text/") for k in (1, 5, 10))

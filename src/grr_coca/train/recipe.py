@@ -17,8 +17,7 @@ from grr_coca.data.order import PERIOD, mixture_shares, visits_in_period
 from grr_coca.errors import UserError
 from grr_coca.files import in_cache, write_whole
 from grr_coca.presets import get_preset, with_captions_from, with_qk_norm
-from grr_coca.structure import from_dict, to_dict
-from grr_coca.yaml_files.read import read_yaml
+from grr_coca.structure import from_dict, read_yaml, to_dict
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess

@@ -26,7 +26,7 @@ import torch
 from grr_coca.errors import UserError
 from grr_coca.files import write_whole
 from grr_coca.ranks import Ranks
-from grr_coca.structure import differences
+from grr_coca.structure import differences, read_yaml
 from grr_coca.study.demo.outcome import ArmResult, arm_results, make_exhibits
 from grr_coca.study.demo.plan import arm_names, demo_recipes, with_precisions
 from grr_coca.study.demo.report import comparison_rows, write_report
@@ -40,7 +40,6 @@ from grr_coca.study.running.workers import Workers, go_on, usable_device
 from grr_coca.study.stages import stage_recipe
 from grr_coca.study.thumbnails import SHOWCASE_FOLDER
 from grr_coca.train.setup import new_checkpoint
-from grr_coca.yaml_files.read import read_yaml
 
 OUTCOME = ("table.txt", "results.json", "report.html")
 INDEX_FOLDER = "index"

@@ -21,8 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from grr_coca.errors import Stopped, UserError
-from grr_coca.messages import print_warnings
+from grr_coca.errors import Stopped, UserError, print_warnings
 
 T = TypeVar("T")
 

@@ -1,1 +1,0 @@
-"""YAML that people write, recipes and plans: read strictly, with messages that name the file."""

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Index", "__version__", "load"]
 __version__ = "0.1.0"
 
-OPEN_CLIP = "open_clip"
-"""`open_clip:PATH` names a checkpoint of open_clip."""
+_OPEN_CLIP = "open_clip"
+"""Prefix of the names of open_clip's checkpoints: `open_clip:PATH`."""
 
 
 def load(name: str | Path, device: "str | torch.device | None" = None) -> "ImageTextModel":
@@ -27,18 +27,18 @@ def load(name: str | Path, device: "str | torch.device | None" = None) -> "Image
 
     Args:
         name: a checkpoint or run folder, the name of a shipped model such as `icons`, or `owner/name` on the
-            Hugging Face hub, also with `@revision`; `open_clip:PATH` is a CoCa of open_clip, see
+            Hugging Face hub, or `owner/name@revision`; `open_clip:PATH` is a CoCa checkpoint of open_clip, see
             `grr_coca.interop.open_clip`.
         device: where to run; None: CUDA, else Apple's MPS, else the CPU.
 
     Raises:
         UserError: there is no such checkpoint, a file is missing or damaged, or there is no such device.
     """
-    from grr_coca.inference.model import ImageTextModel  # late: `import grr_coca` stays quick
+    from grr_coca.inference.model import ImageTextModel  # late: `import grr_coca` stays fast
     from grr_coca.inference.model import load as load_model
 
     scheme, _, path = str(name).partition(":")
-    if scheme != OPEN_CLIP:
+    if scheme != _OPEN_CLIP:
         return load_model(name, device)
     from grr_coca.inference.model import choose_device
     from grr_coca.interop.open_clip.read import read_open_clip
@@ -47,7 +47,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None) -> "Image
 
 
 def __getattr__(name: str) -> object:
-    """`Index`, imported when it is first asked for."""
+    """`Index`, imported when it is first used."""
     if name != "Index":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from grr_coca.search.index import Index as Opened

@@ -1,5 +1,7 @@
-"""`grr-coca` and `python -m grr_coca`: the command line as a process. Ctrl-C ends it with one line at any moment,
-and a reader that takes no more of its output (`| head`) without a word. A disk that is too full for the output is told.
+"""`grr-coca` and `python -m grr_coca`: the command line as a process.
+
+Ctrl-C ends it at any moment with one line. A reader that closes the output (`| head`) ends it without a message. If the
+output cannot be written, because the disk is full, one line says so.
 """
 
 import errno
@@ -12,55 +14,55 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
-INTERRUPTED = 128 + signal.SIGINT
-UNREAD = 128 + 13
-"""The code of a program that SIGPIPE ended, which Python does not let happen."""
+_INTERRUPTED = 128 + signal.SIGINT
+_UNREAD = 128 + 13
+"""Exit code of a program that SIGPIPE ends. Python ignores that signal, so the code is given here."""
 
 
 def run() -> NoReturn:
     """Run the command line, and end the process with its exit code."""
-    _open_what_is_closed()
+    _open_closed_streams()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a console that cannot show "→" shows "?", and there is no traceback
     try:
         from grr_coca.cli import main  # within `try`, because Ctrl-C may come during the import
 
-        code = _main_to_the_end(main)
+        code = _run_and_flush(main)
     except KeyboardInterrupt:
         _end_interrupted()
     except BrokenPipeError:
-        if _output_is_taken():  # it was another pipe
+        if _output_works():  # another pipe broke
             raise
-        os._exit(UNREAD)  # not `sys.exit`, which would flush once more
+        os._exit(_UNREAD)  # not `sys.exit`, which would flush once more
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EIO) or _output_is_taken():  # it was another file
+        if error.errno not in (errno.ENOSPC, errno.EIO) or _output_works():  # another file failed
             raise
         print(f"error: standard output: cannot be written ({error.strerror})", file=sys.stderr, flush=True)
         os._exit(2)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, and only the exit is left
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the exit is left
     sys.exit(code)
 
 
-def _main_to_the_end(main: Callable[[], int]) -> str | int | None:
-    """The exit code, when all output has been taken."""
+def _run_and_flush(main: Callable[[], int]) -> str | int | None:
+    """The exit code, after all output has been written."""
     code: str | int | None
     try:
         code = main()
-    except SystemExit as end:  # help and wrong flags
+    except SystemExit as end:  # help, or wrong flags
         code = end.code
     sys.stdout.flush()
     return code
 
 
-def _open_what_is_closed() -> None:
-    """Python has no stream where a shell closed one (`>&-`)."""
+def _open_closed_streams() -> None:
+    """Send output to nowhere where the shell closed a stream (`>&-`): Python then has none."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (to the end)
 
 
-def _output_is_taken() -> bool:
+def _output_works() -> bool:
     try:
         print(flush=True)
     except OSError:
@@ -73,8 +75,8 @@ def _end_interrupted() -> NoReturn:
     with suppress(OSError):  # the reader of the output may be gone
         sys.stdout.flush()
         print("interrupted", file=sys.stderr, flush=True)
-    # Not `sys.exit`: if the signal came while generated code ran, Python would end by it once more.
-    os._exit(INTERRUPTED)
+    # Not `sys.exit`: if the signal came while generated code ran, Python would raise it once more.
+    os._exit(_INTERRUPTED)
 
 
 if __name__ == "__main__":

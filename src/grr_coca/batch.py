@@ -1,5 +1,4 @@
-"""The input and output of a training step: the batch that goes into the model, and the model's output for the
-losses."""
+"""Input and output of a training step: the batch that the model reads, and its output for the losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 IGNORE_INDEX = -100
-"""Label of padding, which has no loss. Every token of a caption must have a label."""
+"""Label of padding, which has no loss. All tokens of a caption must have a real label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +21,8 @@ class Batch:
     A row of `token_ids` is `[BOS] caption [EOS] [CLS]`, then padding. The [CLS] slot and the padding hold id 0. Only
     `lengths`, which include the [CLS] slot, say which tokens are real. `labels[:, t]` is the token that position t must
     predict: labels are already shifted, and nothing shifts them again. Pairs with equal `caption_ids` or equal
-    `image_ids` are never negatives of each other. `replaced`: the bad samples that were replaced by others.
-    `cut_captions`: how many captions were cut to the context length.
+    `image_ids` are never negatives of each other. `replaced`: bad samples that were replaced by others.
+    `cut_captions`: number of captions that were cut to the context length.
     """
 
     images: Float[Tensor, "B 3 H W"]
@@ -36,7 +35,7 @@ class Batch:
     replaced: tuple["Replacement", ...] = ()
     cut_captions: int = 0
     kept_patches: Int[Tensor, "B K"] | None = None
-    """The numbers of the K patches that patch dropout keeps of each image; None: all patches are kept."""
+    """Indices of the K patches of each image that patch dropout keeps; None: all patches are kept."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -56,9 +55,9 @@ class Batch:
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, from which a GPU copies it beside its other work.
+        """The same batch in page-locked memory, from which a GPU copies it while it does other work.
 
-        PyTorch's loaders call this.
+        PyTorch's data loaders call this.
         """
         return self._with_each(Tensor.pin_memory)
 
@@ -76,9 +75,9 @@ class Batch:
 
 
 class CoCaOutput(NamedTuple):
-    """The output of a forward pass over a batch, as the losses need it.
+    """Output of the model for a batch, as the losses need it.
 
-    Shapes: B pairs, E joint embedding width, D width, M tokens (of all captions) that have a next token.
+    Shapes: B pairs, E joint embedding width, D width, M tokens of all captions that have a next token.
 
     Embeddings are of unit length. `lm_head` predicts the `next_tokens` of the batch from `states`, in the same order.
     """
@@ -89,10 +88,10 @@ class CoCaOutput(NamedTuple):
 
 
 class Replacement(NamedTuple):
-    """A bad sample that was replaced by another one in training.
+    """A bad training sample that was replaced by another one.
 
-    `cause` is one of `grr_coca.data.bad.Cause`. `name` is the name of the pair, `place` the shard, table or folder that
-    it lies in, and `sample` its index in the source.
+    `cause`: one of `grr_coca.data.bad.Cause`. `name`: name of the pair. `place`: its shard, table or folder. `sample`:
+    its index in the source.
     """
 
     cause: str

@@ -1,9 +1,9 @@
-"""Checkpoints: folders of safetensors and JSON, which anyone can load.
+"""Save and load checkpoints: folders of safetensors and JSON files.
 
 | file | holds |
 |---|---|
 | `model.safetensors` | the weights, under the names of the modules |
-| `config.json` | preset, step, the full model config, how texts are cleaned, and what to be warned of |
+| `config.json` | preset, step, the full model config, text cleaning, and a caution |
 | `tokenizer.json` | the tokenizer, in Hugging Face's format |
 | `preprocess.json` | how images are resized and normalized |
 | `manifest.json` | size and SHA-256 of each file |
@@ -34,7 +34,7 @@ from grr_coca.structure import from_dict, to_dict
 from grr_coca.torch_private import not_compiled
 
 ChangeModel = Callable[[CoCa, CoCaConfig], None]
-"""Replaces modules of a model, in place."""
+"""A function that replaces modules of a model, in place."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class _Header:
 class Checkpoint:
     """A model with everything that is needed to use it.
 
-    `caution`: why its embeddings may not be good for search and zero-shot classification. Empty if no reason is known.
+    `caution`: why its embeddings may be unfit for search and zero-shot classification; empty if no reason is known.
     """
 
     model: CoCa
@@ -64,9 +64,9 @@ class Checkpoint:
     caution: str = ""
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
-        """The texts as rows of token ids, and the lengths of the rows, on the device of the model.
+        """Token ids of texts, and the length of each row, on the device of the model.
 
-        Rows are padded to the longest (T tokens). A text that is too long for the model's context loses words.
+        Rows are padded to the longest (T tokens). Texts longer than the model's context are cut.
         """
         context_length = self.config.text_decoder.context_length
         token_ids, lengths = pad_rows([self.tokenizer.encode_row(text, context_length) for text in texts])
@@ -74,14 +74,13 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
-    """Write a checkpoint to a folder, completely or not at all. Call it at the end of a training loop of your own.
+    """Write a checkpoint to a folder, completely or not at all, such as at the end of your own training loop.
 
-    A checkpoint that is in the folder is replaced. Nothing else is. Of a model from `torch.compile`, the model that was
-    compiled is written.
+    A checkpoint in the folder is replaced. For a model from `torch.compile`, the original module is written.
 
     Raises:
-        UserError: the folder holds anything but a checkpoint, or the disk is full or cannot be written to; the message
-            names the folder. Or the weights are not those of a model of the checkpoint's config.
+        UserError: the folder holds anything but a checkpoint, the disk is full or cannot be written to, or the weights
+            do not fit the checkpoint's config.
     """
     folder = Path(folder)
     _require_replaceable(folder)
@@ -95,20 +94,20 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
 
 
 def _require_weights_of(config: CoCaConfig, weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights that could not be loaded again."""
+    """Raise an error if the weights do not fit the config: they could not be loaded again."""
     wanted = {name: tuple(tensor.shape) for name, tensor in build_without_weights(config).state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             shape, of_config = found.get(name, "not there"), wanted.get(name, "nothing")
-            raise UserError(f"the model's {name} is {shape}, and its config wants {of_config}; nothing was written")
+            raise UserError(f"the model's {name} is {shape}, and its config expects {of_config}; nothing was written")
 
 
 def _require_replaceable(folder: Path) -> None:
-    """Refuse to put a checkpoint in the place of anything but another one: what is there would be deleted."""
+    """Raise an error if a folder holds anything but a checkpoint, because it would be deleted."""
     if not folder.is_dir():
         if folder.exists():
-            raise UserError(f"{folder}: a file, and a checkpoint is a folder; give another name")
+            raise UserError(f"{folder}: is a file, and a checkpoint is a folder; give another name")
         return
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
     if not found:
@@ -121,17 +120,17 @@ def _require_replaceable(folder: Path) -> None:
     strange = next((name for name in found if name not in known), None)
     if strange is not None:
         raise UserError(
-            f"{folder}: holds {strange}, which is not of a checkpoint and would be deleted; give a new folder, or "
-            "delete this one first"
+            f"{folder}: holds {strange}, which is not part of a checkpoint and would be deleted; give a new folder, "
+            "or delete this one first"
         )
 
 
 def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the files of a checkpoint into a folder that `whole_folder` looks after.
+    """Write the files of a checkpoint into an empty folder, such as the one that `whole_folder` yields.
 
     Args:
-        checkpoint: everything except the weights.
-        weights: whole tensors by name. They differ from those of `checkpoint.model` if it is sharded, or if a running
+        checkpoint: everything but the weights.
+        weights: full tensors by name, which differ from those of `checkpoint.model` if it is sharded, or if a running
             average is saved.
         folder: the folder to write to.
 
@@ -148,7 +147,7 @@ def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: P
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file. Who may read it is as with every other file here: the umask says.
+    """Write a safetensors file, with the permissions of the umask.
 
     Raises:
         OSError: the disk is full or cannot be written to.
@@ -157,7 +156,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     mode = path.stat().st_mode
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
-        path.chmod(S_IMODE(mode))  # safetensors puts a file in its place that the owner alone can read
+        path.chmod(S_IMODE(mode))  # safetensors replaces it by a file that only the owner can read
     except SafetensorError as error:
         raise OSError(str(error)) from error
 
@@ -186,8 +185,8 @@ def from_pretrained(
     Args:
         path: the folder.
         device: where the model goes.
-        change: what was changed in the model after it had been built, as studies do; done again before its weights
-            are loaded.
+        change: a change of modules that the checkpoint was trained with, as in some studies; applied before the
+            weights are loaded.
 
     Raises:
         UserError: there is no checkpoint, a file is missing or damaged, or the weights do not fit the config.
@@ -218,14 +217,14 @@ def _read_tokenizer(path: Path, header: _Header) -> Tokenizer:
         raise UserError(f"{path}: the tokenizer is damaged ({error})") from error
     known = header.model.text_decoder.vocab_size
     if tokenizer.largest_id >= known:
-        raise UserError(f"{path}: has an id {tokenizer.largest_id:,}, and the model knows those below {known:,}")
+        raise UserError(f"{path}: has the id {tokenizer.largest_id:,}, but the ids of the model are below {known:,}")
     return tokenizer
 
 
 def _read_preprocess(path: Path, header: _Header) -> Preprocess:
     preprocess, side = from_dict(Preprocess, read_json(path), str(path)), header.model.image_encoder.image_size
     if preprocess.image_size != side:
-        raise UserError(f"{path}: image_size {preprocess.image_size}, and the model takes images of {side} pixels")
+        raise UserError(f"{path}: image_size is {preprocess.image_size}, but the model takes images of {side} pixels")
     return preprocess
 
 
@@ -237,7 +236,7 @@ def _load_weights(model: CoCa, path: Path) -> None:
     if wrong:
         name = wrong[0]
         raise UserError(
-            f"{path}: the weights are not of the model in config.json: {len(wrong)} tensors differ, the first is "
+            f"{path}: the weights do not fit the model of config.json: {len(wrong)} tensors differ, the first is "
             f"'{name}' (expected {expected.get(name, 'none')}, found {found.get(name, 'none')})"
         )
     model.load_state_dict(weights)

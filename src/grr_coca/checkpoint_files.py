@@ -1,4 +1,4 @@
-"""The files of a checkpoint, and where to find one. This module does not import torch; `grr_coca.checkpoint` loads."""
+"""Find checkpoints and their files, without importing torch. `grr_coca.checkpoint` loads them."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, file_sha256, listed_files
 
 FILES = ("model.safetensors", "config.json", "tokenizer.json", "preprocess.json")
-STEP_FOLDER = re.compile(r"step-([0-9]+)")
+_STEP_FOLDER = re.compile(r"step-([0-9]+)")
 
 
 def checkpoints_by_step(folder: Path) -> dict[int, Path]:
@@ -20,7 +20,7 @@ def checkpoints_by_step(folder: Path) -> dict[int, Path]:
     A folder of another name, such as a copy `step-000000100-backup`, is not one of the run's checkpoints.
 
     Raises:
-        UserError: the folder is there and cannot be listed. Nobody may take that for a run without checkpoints.
+        UserError: the folder exists and cannot be listed. That must not be taken for a run without checkpoints.
     """
     try:
         names = os.listdir(folder)  # noqa: PTH208 (not `glob`, which hides errors)
@@ -28,7 +28,7 @@ def checkpoints_by_step(folder: Path) -> dict[int, Path]:
         return {}
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror or error})") from error
-    named = [(STEP_FOLDER.fullmatch(name), folder / name) for name in names]
+    named = [(_STEP_FOLDER.fullmatch(name), folder / name) for name in names]
     return dict(sorted((int(match[1]), path) for match, path in named if match))
 
 
@@ -49,7 +49,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest of the files of a checkpoint, which tells it from others. Files that its manifest lists are not read.
+    """A hash that identifies a checkpoint. For files in its manifest, the hashes there are used.
 
     Raises:
         UserError: a file cannot be read, or the manifest is damaged.

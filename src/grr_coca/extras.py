@@ -22,15 +22,15 @@ PACKAGES: dict[Extra, dict[str, str]] = {
     "open-clip": {"ftfy": "ftfy"},
     "icons": {"resvg_py": "resvg-py"},
 }
-"""The packages of each extra, by their import names, with the names to install."""
+"""The packages of each extra: import name → name to install."""
 
 
 def require_extra(extra: Extra, purpose: str) -> None:
-    """Make sure that the packages of an extra are installed. They are not imported.
+    """Raise an error if packages of an extra are not installed. Nothing is imported.
 
     Args:
         extra: the name of the extra.
-        purpose: the use that needs it, as the subject of the message, such as "training".
+        purpose: what needs the extra, as the subject of the message, such as "training".
 
     Raises:
         UserError: a package is missing; the message names it and the command that installs it.

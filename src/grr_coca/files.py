@@ -1,4 +1,4 @@
-"""Files: read with errors for people, and written completely or not at all, even if the machine stops."""
+"""Read files with clear errors, and write files and folders completely or not at all, even if the machine stops."""
 
 import hashlib
 import json
@@ -14,16 +14,16 @@ from grr_coca.errors import UserError
 MANIFEST = "manifest.json"
 
 CACHE = "cache:"
-"""Begins paths in the user's cache."""
+"""Prefix of paths in the user's cache."""
 
 
 def user_cache() -> Path:
-    """The folder of what can be made again: `$XDG_CACHE_HOME/grr-coca`, or `~/.cache/grr-coca`."""
+    """The user's cache folder: `$XDG_CACHE_HOME/grr-coca`, or `~/.cache/grr-coca`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grr-coca"
 
 
 def in_cache(path: str) -> str:
-    """The place that `cache:NAME` means, in the user's cache; any other path as it is."""
+    """Replace the prefix `cache:` by the user's cache folder; other paths stay as they are."""
     return str(user_cache() / path.removeprefix(CACHE)) if path.startswith(CACHE) else path
 
 
@@ -44,7 +44,7 @@ def read_whole(path: str | Path) -> bytes:
 
 
 def read_lines(path: Path) -> dict[int, str]:
-    """The lines of a UTF-8 file that are not empty, by their number (from 1). Runs of spaces become one space.
+    """The non-empty lines of a UTF-8 file, by line number (from 1). Runs of spaces become one space.
 
     Raises:
         UserError: the file cannot be read, is not UTF-8, or holds no text.
@@ -55,23 +55,23 @@ def read_lines(path: Path) -> dict[int, str]:
         raise UserError(f"{path}: not UTF-8 text ({error})") from error
     lines = {number: " ".join(line.split()) for number, line in enumerate(text.splitlines(), start=1)}
     if not any(lines.values()):
-        raise UserError(f"{path}: holds no text; expected one a line")
+        raise UserError(f"{path}: holds no text; expected one text per line")
     return {number: line for number, line in lines.items() if line}
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """`fill_whole` with bytes."""
+    """Write bytes to a file as `fill_whole` does."""
     fill_whole(path, lambda file: file.write(content))
 
 
 def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name, flush it to disk, and only then rename it to `path`.
 
-    A symbolic link is replaced: in a folder of somebody else's it may lead anywhere. Where a person has given the path,
-    take `behind_link`. Several processes may write the same file at the same time: the last one wins.
+    A symbolic link is replaced, because a link in a foreign folder may lead anywhere; for a path that the user gave, pass
+    `behind_link(path)`. If several processes write the same file, the last one wins.
 
     Raises:
-        OSError: the disk is full, or the folder is not writable. No part of the file stays behind.
+        OSError: the disk is full, or the folder is not writable. No partial file is left.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
     try:
@@ -86,19 +86,18 @@ def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def behind_link(path: Path) -> Path:
-    """The path itself, or of a symbolic link the path that it leads to, where there need be nothing yet."""
+    """The target of a symbolic link, which need not exist; any other path as it is."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill. When the context ends, it becomes `folder`, with a manifest of sizes and hashes. Of a
-    symbolic link, it becomes the folder that the link leads to.
+    """A temporary folder to fill. When the context ends, it replaces `folder` (or the target of a symbolic link).
 
-    If the context ends with an exception, `folder` stays as it was before.
+    A manifest of sizes and hashes is added. If the context ends with an exception, `folder` stays as it was.
 
     Raises:
-        UserError: the path has no name, such as `.`, so the folder cannot be put in its place.
+        UserError: the path has no name, such as `.`, so it cannot be replaced.
         OSError: the disk is full or cannot be written to. Nothing is left behind.
     """
     require_own_name(folder)
@@ -118,17 +117,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def require_own_name(folder: Path) -> None:
-    """Make sure that a folder can be put in place under this path.
+    """Raise an error if a path has no name under which a folder could be written, such as `.`.
 
     Raises:
-        UserError: it has no name, such as `.`.
+        UserError: it has none.
     """
     if folder.name in ("", ".."):
-        raise UserError(f"{folder}: has no name of its own, under which a folder could be written; give a new folder")
+        raise UserError(f"{folder}: has no name of its own; give a new folder")
 
 
 def verify_folder(folder: Path) -> None:
-    """Compare every file of a folder with its manifest.
+    """Compare all files of a folder with its manifest.
 
     Raises:
         UserError: there is no manifest, or a file is missing or differs by a single bit.
@@ -140,11 +139,11 @@ def verify_folder(folder: Path) -> None:
         except OSError as error:
             raise UserError(f"{path}: missing, or cannot be read ({error.strerror})") from error
         if not is_whole:
-            raise UserError(f"{path}: damaged: not what was written; its checksum differs")
+            raise UserError(f"{path}: damaged: its size or checksum differs from the manifest")
 
 
 def listed_files(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 of each file of a folder, by its path there, as the folder's manifest has them.
+    """Size and SHA-256 of each file of a folder, by relative path, from the folder's manifest.
 
     Raises:
         UserError: there is no manifest, or it is damaged.
@@ -156,7 +155,7 @@ def listed_files(folder: Path) -> dict[str, tuple[int, str]]:
         raise UserError(f"{folder / MANIFEST}: missing or damaged ({error})") from error
     for name in listed:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{folder / MANIFEST}: lists {name}, which is not in its folder")
+            raise UserError(f"{folder / MANIFEST}: lists {name}, which is outside of its folder")
     return listed
 
 

@@ -1,4 +1,4 @@
-"""The processes of a run (ranks), and the exchanges between them.
+"""The processes of a run (ranks), and communication between them.
 
 A run of one process has one rank. Then every exchange returns its own input.
 """
@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The process with number `rank` of `size` processes. Its tensors lie on `device`.
+    """This process, number `rank` of `size`. Its tensors lie on `device`.
 
-    `patient`: the group in which ranks wait for the first one's work. None: the group of all other exchanges.
+    `patient`: a process group with a long timeout, in which ranks wait for the work of rank 0. None: the default group.
     """
 
     rank: int
@@ -30,14 +30,14 @@ class Ranks:
 
     @classmethod
     def here(cls, device: torch.device, patient: dist.ProcessGroup | None = None) -> "Ranks":
-        """This process in its process group. Without a group, it is the only rank."""
+        """The rank of this process. Without a process group, it is the only one."""
         if not dist.is_initialized():
             return cls(0, 1, device)
         return cls(dist.get_rank(), dist.get_world_size(), device, patient)
 
     @property
     def is_first(self) -> bool:
-        """True for the rank that writes files and prints."""
+        """True for rank 0, which writes files and prints."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Ranks:
         return mine
 
     def gather_objects(self, item: object) -> list:
-        """The Python objects of all ranks. It is slow, so use it for small objects and rare events."""
+        """The Python objects of all ranks. This is slow: use it for small objects and rare events."""
         items: list = [item]
         if self.size > 1:
             items = [None] * self.size
@@ -75,11 +75,11 @@ class Ranks:
         return items
 
     def on_first(self, function: Callable[[], T]) -> T:
-        """Call a function on the first rank, and give all ranks its result or its error.
+        """Call a function on rank 0, and return its result on all ranks.
 
         Raises:
-            UserError: on every rank, if the function raised any error. So no rank waits for another forever. The first
-                rank gets that error itself.
+            UserError: on all other ranks, if the function raised any error, so that no rank waits forever. Rank 0
+                raises the original error.
         """
         outcome: list = [None, None]
         failure: Exception | None = None

@@ -1,7 +1,7 @@
-"""The models that come with the code, by name. This module does not import torch.
+"""The models that ship with this package, by name. This module does not import torch.
 
 Each lies in `weights/NAME/`: a checkpoint in half precision with a manifest, `card.json` for programs and `card.md` for
-people. `scripts/ship_weights.py` writes all of it.
+people. `scripts/ship_weights.py` writes them.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from grr_coca.structure import from_dict
 
 FOLDER = Path(__file__).parent / "weights"
 DEFAULT = "icons"
-"""The model that verbs use if none is given."""
+"""The model that is used if none is given."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured number with its 95 % interval, from a bootstrap over the images of the split."""
+    """A measured number with its 95 % interval: a bootstrap over the images of the split."""
 
     value: float
     low: float
@@ -26,10 +26,10 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """The description of a shipped model.
+    """Description of a shipped model, its data and its figures.
 
     `figures`: by split, then by metric (`perplexity`, `text_to_image/R@1`, `exact_captions` …). They include `chance`,
-    whose interval has no width.
+    whose interval has width 0.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ModelCard:
 
 
 def shipped_models() -> dict[str, ModelCard]:
-    """The cards of all models that come with the code, by name."""
+    """The cards of all shipped models, by name."""
     cards = (from_dict(ModelCard, read_json(path), str(path)) for path in sorted(FOLDER.glob("*/card.json")))
     return {card.name: card for card in cards}
 

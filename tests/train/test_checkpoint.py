@@ -289,20 +289,22 @@ def test_a_folder_of_something_else_is_not_replaced(saved, tmp_path, name):
     target = tmp_path / "work"
     (target / name).parent.mkdir(parents=True)
     (target / name).write_text("precious")
-    refuses_to_replace(checkpoint, target, rf"holds {name}, which is not of a checkpoint .* give a new folder")
+    refuses_to_replace(checkpoint, target, rf"holds {name}, which is not part of a checkpoint .* give a new folder")
     shutil.copytree(saved, target, dirs_exist_ok=True)
-    refuses_to_replace(checkpoint, target, rf"holds {name}, which is not of a checkpoint")
+    refuses_to_replace(checkpoint, target, rf"holds {name}, which is not part of a checkpoint")
 
 
 def test_another_folder_with_a_manifest_is_not_replaced(saved, tmp_path):
     with whole_folder(tmp_path / "corpus") as partial:
         (partial / "train-00000.tar").write_bytes(b"pairs")
-    refuses_to_replace(from_pretrained(saved), tmp_path / "corpus", "holds manifest.json, which is not of a checkpoint")
+    refuses_to_replace(
+        from_pretrained(saved), tmp_path / "corpus", "holds manifest.json, which is not part of a checkpoint"
+    )
 
 
 def test_a_file_is_not_replaced(saved, tmp_path):
     (tmp_path / "notes").write_text("precious")
-    with pytest.raises(UserError, match=f"^{tmp_path / 'notes'}: a file, and a checkpoint is a folder"):
+    with pytest.raises(UserError, match=f"^{tmp_path / 'notes'}: is a file, and a checkpoint is a folder"):
         save_checkpoint(from_pretrained(saved), tmp_path / "notes")
     assert (tmp_path / "notes").read_text() == "precious"
 
@@ -353,7 +355,9 @@ def test_a_compiled_model_is_saved_as_the_model_that_it_was(saved, tmp_path):
 def test_weights_that_could_not_be_loaded_again_are_not_saved(saved, tmp_path):
     checkpoint = from_pretrained(saved)
     checkpoint.model.text_proj = torch.nn.Linear(3, 5, bias=False)
-    with pytest.raises(UserError, match=r"the model's text_proj.weight is \(5, 3\), and its config wants \(128, 128\)"):
+    with pytest.raises(
+        UserError, match=r"the model's text_proj.weight is \(5, 3\), and its config expects \(128, 128\)"
+    ):
         save_checkpoint(checkpoint, tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
@@ -374,7 +378,7 @@ def test_padding_and_cutting_of_a_tokenizer_file_do_not_count(folder):
 def test_an_image_size_of_another_model_is_told(folder):
     path = folder / "preprocess.json"
     path.write_text(path.read_text().replace('"image_size": 16', '"image_size": 0'))
-    with pytest.raises(UserError, match=r"preprocess\.json: image_size 0, and the model takes images of 16 pixels"):
+    with pytest.raises(UserError, match=r"preprocess\.json: image_size is 0, but the model takes images of 16 pixels"):
         from_pretrained(folder)
 
 
@@ -384,7 +388,7 @@ def test_an_id_that_the_model_does_not_know_is_told(folder):
     vocabulary = content["model"]["vocab"]
     vocabulary[max(vocabulary, key=vocabulary.get)] = 9319
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"tokenizer\.json: has an id 9,319, and the model knows those below"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: has the id 9,319, but the ids of the model are below"):
         from_pretrained(folder)
 
 
@@ -394,6 +398,6 @@ def test_a_manifest_lists_nothing_outside_of_its_folder(saved, tmp_path):
         manifest = json.loads((folder / MANIFEST).read_text())
         manifest["files"][name] = {"bytes": 0, "sha256": ""}
         (folder / MANIFEST).write_text(json.dumps(manifest))
-        with pytest.raises(UserError, match=f"lists {name}, which is not in its folder"):
+        with pytest.raises(UserError, match=f"lists {name}, which is outside of its folder"):
             from_pretrained(folder)
         shutil.copy(saved / MANIFEST, folder)

@@ -67,7 +67,7 @@ def write_whole(path: Path, content: bytes) -> None:
 def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name, flush it to disk, and only then rename it to `path`.
 
-    A symbolic link is replaced, because a link in a foreign folder may lead anywhere; for a path that the user gave, pass
+    A symbolic link is replaced: in a foreign folder it may lead anywhere. For a path that the user gave, pass
     `behind_link(path)`. If several processes write the same file, the last one wins.
 
     Raises:
@@ -139,7 +139,7 @@ def verify_folder(folder: Path) -> None:
         except OSError as error:
             raise UserError(f"{path}: missing, or cannot be read ({error.strerror})") from error
         if not is_whole:
-            raise UserError(f"{path}: damaged: its size or checksum differs from the manifest")
+            raise UserError(f"{path}: damaged: its checksum differs from the manifest")
 
 
 def listed_files(folder: Path) -> dict[str, tuple[int, str]]:

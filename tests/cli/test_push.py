@@ -91,7 +91,7 @@ def test_a_dry_run_tells_what_would_go_up_and_sends_nothing(grr_coca, monkeypatc
     said = grr_coca("push", "pictograms", f"{OWNER}/dry", "--dry-run", "--licence", "mit", "--data", "drawings")
     assert said.code == 0
     assert "license: mit" in said.out
-    assert "would go up to me/dry; nothing was sent" in said.out
+    assert "would be uploaded to me/dry; nothing was sent" in said.out
     for name in (*FILES, "README.md"):
         assert name in said.out
 
@@ -101,7 +101,7 @@ def test_a_name_that_is_taken_is_told_and_taken_if_meant(hub, push):
     said = push(PICTOGRAMS, f"{OWNER}/taken")
     assert said.returncode == 2
     assert said.stderr == (
-        "error: me/taken: there is a repository of this name; give another, or --update to add a commit to it\n"
+        "error: me/taken: a repository of this name exists; give another, or --update to add a commit to it\n"
     )
     assert len(hub.repositories[f"{OWNER}/taken"]) == 1
     assert push(PICTOGRAMS, f"{OWNER}/taken", "--update").returncode == 0
@@ -112,7 +112,7 @@ def test_a_card_that_the_hub_refuses_makes_no_repository(hub, push, monkeypatch)
     monkeypatch.setattr(hub, "licences", {"apache-2.0"})
     said = push(PICTOGRAMS, f"{OWNER}/refused", "--licence", "mit")
     assert said.returncode == 2
-    assert said.stderr.startswith(f"error: {OWNER}/refused: nothing went up: the Hugging Face hub refuses the card")
+    assert said.stderr.startswith(f"error: {OWNER}/refused: not uploaded: the Hugging Face hub refuses the card")
     assert "must be one of ['apache-2.0']" in said.stderr
     assert said.stderr.count("\n") == 1
     assert f"{OWNER}/refused" not in hub.repositories
@@ -123,7 +123,7 @@ def test_an_empty_repository_that_was_made_is_told_with_the_way_on(hub, push, mo
     said = push(PICTOGRAMS, f"{OWNER}/begun")
     assert said.returncode == 2
     assert "Storage limit reached" in said.stderr
-    assert said.stderr.endswith("; the repository is there now, and empty: go on with --update\n")
+    assert said.stderr.endswith("; the repository now exists, and is empty: retry with --update\n")
     monkeypatch.setattr(hub, "full", False)
     assert push(PICTOGRAMS, f"{OWNER}/begun", "--update").returncode == 0
 
@@ -165,7 +165,7 @@ def test_without_permission_nothing_goes_up(hub, push, name, token):
 def test_a_hub_that_cannot_be_reached_is_told(push):
     said = push(PICTOGRAMS, f"{OWNER}/far", address="http://127.0.0.1:9")
     assert said.returncode == 2
-    assert said.stderr.startswith(f"error: {OWNER}/far: nothing went up to the Hugging Face hub")
+    assert said.stderr.startswith(f"error: {OWNER}/far: not uploaded to the Hugging Face hub")
     assert said.stderr.count("\n") == 1
 
 
@@ -173,8 +173,8 @@ def test_a_hub_that_cannot_be_reached_is_told(push):
     ("arguments", "message"),
     [
         (["nowhere", "me/x"], "nowhere: no such folder"),
-        (["{run}", "me/x"], "under which licence? Give --licence"),
-        (["{run}", "name-alone", "--licence", "mit"], "'name-alone' is no name on the Hugging Face hub"),
+        (["{run}", "me/x"], "its licence is unknown; give --licence"),
+        (["{run}", "name-alone", "--licence", "mit"], "'name-alone' is not a name on the Hugging Face hub"),
         (["{run}", "me/x", "--licence", "mit", "--figures", "{figures}"], "no intervals of 'split'"),
     ],
 )

@@ -1,14 +1,12 @@
-"""A checkpoint's way up to the Hugging Face hub: one commit of its files and its card.
+"""Model cards of checkpoints, and their upload to the Hugging Face hub in one commit. This does not import torch.
 
-The licences that the Hugging Face hub knows, and how a card's head names any other.
-
-The model card of a checkpoint, made of what its files say. This needs no torch.
+A card is made of what the files of a checkpoint say:
 
 | what | from |
 |---|---|
-| architecture, step, what to be warned of | `config.json` |
-| parameters | the header of `model.safetensors` |
-| data, licence, figures | `card.json` (see `grr_coca.registry.ModelCard`) beside them, else what the caller knows |
+| architecture, step, caution | `config.json` |
+| number of parameters | the header of `model.safetensors` |
+| data, licence, figures | `card.json` (see `grr_coca.registry.ModelCard`) if there is one, else from the caller |
 """
 
 import json
@@ -27,7 +25,12 @@ from grr_coca.inference.locate import HUB_ID
 from grr_coca.registry import Figure, ModelCard
 from grr_coca.structure import from_dict
 
-KNOWN = {
+README = "README.md"
+_CARD = "card.json"
+Figures = Mapping[str, Mapping[str, Figure]]
+"""Measured numbers by split, then by metric."""
+
+_KNOWN_LICENCES = {
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
     "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause",
     "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
@@ -38,27 +41,21 @@ KNOWN = {
     "isc", "lppl-1.3c", "ms-pl", "mpl-2.0", "odc-by", "odbl", "openrail++", "osl-3.0", "postgresql", "ofl-1.1",
     "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr", "deepfloyd-if-license", "llama2", "gemma",
 }  # fmt: skip
-"""The hub's names. It refuses a card with any other, unless it stands under `license_name`."""
+"""Licences by the hub's names. It refuses a card with another one, unless that stands under `license_name`."""
 
-
-def licence_lines(licence: str) -> Iterator[str]:
-    """The lines of a card's head that name the licence."""
-    if licence.lower() in KNOWN:
-        yield f"license: {licence.lower()}"
-    else:
-        yield "license: other"
-        yield f"license_name: {json.dumps(licence, ensure_ascii=False)}"
-
-
-CARD = "card.json"
-
-Figures = Mapping[str, Mapping[str, Figure]]
-"""By split, then by metric."""
+_CITATION = """\
+@misc{yu2022coca,
+  title = {CoCa: Contrastive Captioners are Image-Text Foundation Models},
+  author = {Yu, Jiahui and Wang, Zirui and Vasudevan, Vijay and Yeung, Legg and Seyedhosseini, Mojtaba and Wu, Yonghui},
+  year = {2022},
+  eprint = {2205.01917},
+  archivePrefix = {arXiv}
+}"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card says. `data` and `licence` are for people; `licence` may be one of the hub's, such as `mit`."""
+    """The facts of a model card. `data`: free text. `licence`: free text, or one of the hub's names, such as `mit`."""
 
     name: str
     preset: str
@@ -74,32 +71,34 @@ class CardFacts:
 def gather_facts(
     folder: Path, name: str, data: str | None = None, licence: str | None = None, figures: Figures | None = None
 ) -> CardFacts:
-    """What the files of a checkpoint say, and what is given in their place.
+    """Gather the facts of a model card from the files of a checkpoint, and from what the caller gives.
 
     Args:
         folder: the checkpoint.
-        name: `owner/name` that it will have.
+        name: `owner/name` on the hub.
         data: what the model was trained on.
-        licence: under which the weights are given.
+        licence: licence of the weights.
         figures: measured numbers.
 
     Raises:
-        UserError: nobody says under which licence, or a file is damaged.
+        UserError: the licence is neither given nor known, or a file is damaged.
     """
     config, card = read_json(folder / "config.json"), _shipped_card(folder)
     licence = (licence or "").strip() or (card.licence if card else None)
     if licence is None:
-        raise UserError(f"{folder}: under which licence? Give --licence, such as apache-2.0, mit or cc-by-4.0")
+        raise UserError(f"{folder}: its licence is unknown; give --licence, such as apache-2.0, mit or cc-by-4.0")
     try:
         preset, step, model = str(config["preset"]), int(config["step"]), config["model"]
         image_size = int(model["image_encoder"]["image_size"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'}: not that of a checkpoint ({error} is missing or wrong)") from error
+        raise UserError(
+            f"{folder / 'config.json'}: not a checkpoint's config: {error} is missing or invalid"
+        ) from error
     return CardFacts(
         name=name,
         preset=preset,
         step=step,
-        parameters=count_in_header(folder / "model.safetensors"),
+        parameters=_count_in_header(folder / "model.safetensors"),
         image_size=image_size,
         data=data or (card.data if card else ""),
         licence=licence,
@@ -109,7 +108,7 @@ def gather_facts(
 
 
 def read_figures(path: Path) -> Figures:
-    """Measured numbers as `grr-coca evaluate --json` writes them, by those ends of the paths of splits that differ.
+    """Read measured numbers that `grr-coca evaluate --json` wrote. Paths of splits are shortened to ends that differ.
 
     Raises:
         UserError: the file holds something else.
@@ -119,21 +118,78 @@ def read_figures(path: Path) -> Figures:
     for split, report in measured.items():
         intervals = report.get("intervals") or report.get("metrics") if isinstance(report, dict) else None
         if not isinstance(intervals, dict):
-            raise UserError(f"{path}: not what `grr-coca evaluate --json` writes: no intervals of '{split}'")
+            raise UserError(f"{path}: not written by `grr-coca evaluate --json`: no intervals of '{split}'")
         where = f"{path}: {split}"
         found[_short_name(split, measured)] = {key: from_dict(Figure, value, where) for key, value in intervals.items()}
     return found
 
 
-def _short_name(split: str, splits: Iterable[str]) -> str:
-    parts, others = Path(split).parts, [Path(other).parts for other in splits if other != split]
-    longer = (parts[-count:] for count in range(1, len(parts)))
-    shortest = next((tail for tail in longer if all(tail != other[-len(tail) :] for other in others)), parts)
-    return Path(*shortest).as_posix()
+def model_card(facts: CardFacts) -> str:
+    """The model card: a `README.md` with the metadata that the hub reads. Bytes that are not UTF-8 are escaped."""
+    facts = replace(facts, licence=_utf8(facts.licence))  # first: YAML would read an escape within quotes
+    return _utf8("\n".join([*_head(facts), *_body(facts), ""]))
 
 
-def count_in_header(path: Path) -> int:
-    """Numbers in a safetensors file, of which only the header is read.
+def check_hub_id(hub_id: str) -> None:
+    """Raise an error if a name cannot be that of a repository.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not HUB_ID.fullmatch(hub_id):
+        raise UserError(f"'{hub_id}' is not a name on the Hugging Face hub; give OWNER/NAME")
+
+
+def files_to_push(folder: Path) -> dict[str, Path]:
+    """The files to upload, by their names on the hub: those of a checkpoint, or of the newest one of a run folder.
+
+    Recipe, logs and training state are not uploaded.
+
+    Raises:
+        UserError: there is no checkpoint, or its files differ from its manifest.
+    """
+    checkpoint = find_checkpoint(folder)
+    if (checkpoint / MANIFEST).exists():
+        verify_folder(checkpoint)
+    return {name: checkpoint / name for name in FILES}
+
+
+def push_files(files: dict[str, Path], card: str, hub_id: str, *, private: bool, update: bool) -> str:
+    """Upload all files in one commit to a new repository, or to an existing one.
+
+    Args:
+        files: the files by their names on the hub.
+        card: content of `README.md`.
+        hub_id: `owner/name`.
+        private: make a new repository private.
+        update: allow an existing repository.
+
+    Returns:
+        The URL of the commit.
+
+    Raises:
+        UserError: the hub refuses the card, the repository exists, permission is missing, or the hub cannot be reached.
+    """
+    require_extra("hub", "pushing to the Hugging Face hub")
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api, additions = HfApi(), [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+    additions.append(CommitOperationAdd(README, card.encode()))
+    with _hub_errors(hub_id):
+        _require_valid(card, hub_id)
+        api.create_repo(hub_id, private=private, exist_ok=update)
+    with _hub_errors(hub_id, "" if update else "; the repository now exists, and is empty: retry with --update"):
+        return str(api.create_commit(hub_id, additions, commit_message="A checkpoint of grr-coca").commit_url)
+
+
+def _shipped_card(folder: Path) -> ModelCard | None:
+    path: Path = folder / _CARD
+    content: dict[str, Any] | None = read_json(path) if path.exists() else None
+    return None if content is None else from_dict(ModelCard, content, str(path))
+
+
+def _count_in_header(path: Path) -> int:
+    """Number of parameters in a safetensors file. Only its header is read.
 
     Raises:
         UserError: it is damaged.
@@ -146,10 +202,11 @@ def count_in_header(path: Path) -> int:
         raise UserError(f"{path}: the weights are damaged ({error})") from error
 
 
-def model_card(facts: CardFacts) -> str:
-    """`README.md`, with what the hub reads at its head. Bytes of names that are not UTF-8 are escaped."""
-    facts = replace(facts, licence=_utf8(facts.licence))  # first: an escape within quotes would be read as one
-    return _utf8("\n".join([*_head(facts), *_body(facts), ""]))
+def _short_name(split: str, splits: Iterable[str]) -> str:
+    parts, others = Path(split).parts, [Path(other).parts for other in splits if other != split]
+    longer = (parts[-count:] for count in range(1, len(parts)))
+    shortest = next((tail for tail in longer if all(tail != other[-len(tail) :] for other in others)), parts)
+    return Path(*shortest).as_posix()
 
 
 def _utf8(text: str) -> str:
@@ -158,12 +215,21 @@ def _utf8(text: str) -> str:
 
 def _head(facts: CardFacts) -> Iterator[str]:
     yield from ("---", "library_name: grr-coca", "pipeline_tag: image-to-text")
-    yield from licence_lines(facts.licence)
+    yield from _licence_lines(facts.licence)
     yield from ("tags:", "- image-captioning", "- zero-shot-image-classification", f"- {facts.preset}", "---", "")
 
 
+def _licence_lines(licence: str) -> Iterator[str]:
+    """The lines of the card's metadata that name the licence."""
+    if licence.lower() in _KNOWN_LICENCES:
+        yield f"license: {licence.lower()}"
+    else:
+        yield "license: other"
+        yield f"license_name: {json.dumps(licence, ensure_ascii=False)}"
+
+
 def _body(facts: CardFacts) -> Iterator[str]:
-    trained = f", {facts.step:,} steps of training" if facts.step else ""  # an imported model has its steps elsewhere
+    trained = f", {facts.step:,} steps of training" if facts.step else ""  # unknown for an imported model
     yield f"# {facts.name}"
     yield ""
     yield (
@@ -180,17 +246,7 @@ def _body(facts: CardFacts) -> Iterator[str]:
         yield f"- {facts.caution[0].upper()}{facts.caution[1:]}."
     yield "- It knows what its training pairs show, with their errors and prejudices, and may write what is not there."
     yield "- No one has looked for how it treats people of different groups: do not let it decide about people."
-    yield from ("", "## Licence", "", facts.licence, "", "## Citation", "", "```bibtex", CITATION, "```")
-
-
-CITATION = """\
-@misc{yu2022coca,
-  title = {CoCa: Contrastive Captioners are Image-Text Foundation Models},
-  author = {Yu, Jiahui and Wang, Zirui and Vasudevan, Vijay and Yeung, Legg and Seyedhosseini, Mojtaba and Wu, Yonghui},
-  year = {2022},
-  eprint = {2205.01917},
-  archivePrefix = {arXiv}
-}"""
+    yield from ("", "## Licence", "", facts.licence, "", "## Citation", "", "```bibtex", _CITATION, "```")
 
 
 def _figures(figures: Figures) -> Iterator[str]:
@@ -209,79 +265,20 @@ def _in_cell(text: str) -> str:
     return text.replace("|", r"\|")
 
 
-def _shipped_card(folder: Path) -> ModelCard | None:
-    path: Path = folder / CARD
-    content: dict[str, Any] | None = read_json(path) if path.exists() else None
-    return None if content is None else from_dict(ModelCard, content, str(path))
-
-
-README = "README.md"
-
-
-def check_hub_id(hub_id: str) -> None:
-    """Make sure that a name is one that a repository can have.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not HUB_ID.fullmatch(hub_id):
-        raise UserError(f"'{hub_id}' is no name on the Hugging Face hub; give OWNER/NAME")
-
-
-def files_to_push(folder: Path) -> dict[str, Path]:
-    """The files of a checkpoint, or of the newest one of a run folder, by their names on the hub.
-
-    Nothing else of the folder goes up: no recipe with its paths, no log, no state of the training.
-
-    Raises:
-        UserError: there is no checkpoint, or its files are not what its manifest says.
-    """
-    checkpoint = find_checkpoint(folder)
-    if (checkpoint / MANIFEST).exists():
-        verify_folder(checkpoint)
-    return {name: checkpoint / name for name in FILES}
-
-
-def push_files(files: dict[str, Path], card: str, hub_id: str, *, private: bool, update: bool) -> str:
-    """Make a repository, or go on with one, and commit all files to it at once.
-
-    Args:
-        files: by their names on the hub.
-        card: content of `README.md`.
-        hub_id: `owner/name`.
-        private: a new repository is seen by its owner alone.
-        update: there may be such a repository already.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        UserError: the hub refuses the card, the name is taken, there is no permission, or the hub cannot be reached.
-    """
-    require_extra("hub", "pushing to the Hugging Face hub")
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    api, additions = HfApi(), [CommitOperationAdd(name, str(path)) for name, path in files.items()]
-    additions.append(CommitOperationAdd(README, card.encode()))
-    with _hub_errors(hub_id):
-        _require_valid(card, hub_id)
-        api.create_repo(hub_id, private=private, exist_ok=update)
-    with _hub_errors(hub_id, "" if update else "; the repository is there now, and empty: go on with --update"):
-        return str(api.create_commit(hub_id, additions, commit_message="A checkpoint of grr-coca").commit_url)
-
-
 def _require_valid(card: str, hub_id: str) -> None:
-    """Ask the hub whether it takes a card, before there is a repository."""
+    """Let the hub check a card before a repository is made."""
     from huggingface_hub import ModelCard
 
     try:
         ModelCard(card).validate()
     except ValueError as error:
-        raise UserError(f"{hub_id}: nothing went up: the Hugging Face hub refuses the card ({_line(error)})") from error
+        raise UserError(
+            f"{hub_id}: nothing was uploaded: the Hugging Face hub refuses the card ({_line(error)})"
+        ) from error
 
 
 @contextmanager
-def _hub_errors(hub_id: str, way_on: str = "") -> Iterator[None]:
+def _hub_errors(hub_id: str, hint: str = "") -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
@@ -289,16 +286,16 @@ def _hub_errors(hub_id: str, way_on: str = "") -> Iterator[None]:
     except UserError:
         raise
     except HFValidationError as error:
-        raise UserError(f"'{hub_id}' is no name that the Hugging Face hub takes ({_line(error)})") from error
+        raise UserError(f"'{hub_id}' is not a name that the Hugging Face hub accepts ({_line(error)})") from error
     except HfHubHTTPError as error:
-        raise UserError(_told(hub_id, error.response.status_code, error) + way_on) from error
-    except Exception as error:  # no way to the hub: what is raised then differs with the client's version
-        raise UserError(f"{hub_id}: nothing went up to the Hugging Face hub ({_line(error)}){way_on}") from error
+        raise UserError(_http_message(hub_id, error.response.status_code, error) + hint) from error
+    except Exception as error:  # without a connection, the type of the error depends on the version of the client
+        raise UserError(f"{hub_id}: not uploaded to the Hugging Face hub ({_line(error)}){hint}") from error
 
 
-def _told(hub_id: str, status: int, error: Exception) -> str:
+def _http_message(hub_id: str, status: int, error: Exception) -> str:
     if status == 409:
-        return f"{hub_id}: there is a repository of this name; give another, or --update to add a commit to it"
+        return f"{hub_id}: a repository of this name exists; give another, or --update to add a commit to it"
     if status in (401, 403):
         owner = hub_id.partition("/")[0]
         return (
@@ -309,5 +306,5 @@ def _told(hub_id: str, status: int, error: Exception) -> str:
 
 
 def _line(error: Exception) -> str:
-    """The whole message on one line."""
+    """The message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__

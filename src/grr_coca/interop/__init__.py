@@ -1,1 +1,1 @@
-"""Models of other programs, read and written."""
+"""Exchange of models with other programs: open_clip and the Hugging Face hub."""

@@ -1,7 +1,7 @@
-"""Which tensors of open_clip's CoCa and of ours hold the same, in both directions.
+"""Convert tensors between open_clip's CoCa and ours, in both directions.
 
-Nothing is lost on the way in, so what is written back is equal to the bit. On the way out, the bias of the patch
-embedding, which open_clip has not, is added to the positions: 0 before training.
+The import loses nothing: tensors that are written back are equal to the bit. On export, the bias of our patch
+embedding, which open_clip does not have, is added to the positions; it is 0 in an imported model.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ Convert = Callable[..., tuple[Tensor, ...]]
 
 
 class Link(NamedTuple):
-    """Some tensors of theirs, some of ours, and how to make the ones of the others."""
+    """Corresponding tensors of both models, and their conversion in both directions."""
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
@@ -26,12 +26,12 @@ class Link(NamedTuple):
 
 
 def links(config: CoCaConfig) -> list[Link]:
-    """All tensors of a model of the preset `open_clip_coca`, each in one link."""
+    """The links of all tensors of a model; each tensor is in exactly one."""
     return [*_image_encoder(config), *_pooler(config), *_text_decoder(config), *_multimodal_decoder(config)]
 
 
 def to_ours(theirs: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
-    """The weights of our model from open_clip's, of which exactly those of `links` are there."""
+    """Our weights from open_clip's, which must be exactly those of `links`."""
     return {
         name: tensor
         for link in links(config)
@@ -40,7 +40,7 @@ def to_ours(theirs: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
 
 
 def to_theirs(ours: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
-    """The weights of open_clip's model from ours."""
+    """open_clip's weights from ours."""
     return {
         name: tensor
         for link in links(config)
@@ -56,7 +56,7 @@ def _image_encoder(config: CoCaConfig) -> Iterator[Link]:
 
     def unembed(weight: Tensor, bias: Tensor, patches: Tensor, token: Tensor, first: Tensor) -> tuple[Tensor, ...]:
         conv = weight.unflatten(1, (3, patch_size, patch_size))
-        patches = torch.where(bias == 0, patches, patches + bias)  # the sum of -0 and 0 would be 0
+        patches = torch.where(bias == 0, patches, patches + bias)  # -0 + 0 would be 0
         return conv, token, torch.cat([first[None], patches]).view(grid_size**2 + 1, -1)
 
     yield Link(
@@ -74,7 +74,7 @@ def _image_encoder(config: CoCaConfig) -> Iterator[Link]:
     yield from _affine("visual.ln_pre", "image_encoder.pre_norm")
     for i in range(config.image_encoder.transformer.num_layers):
         yield from _block(f"visual.transformer.resblocks.{i}", f"image_encoder.blocks.{i}")
-    # Their pooler normalizes what it reads. Nothing else reads it, so that is our encoder's last norm.
+    # Their pooler normalizes its input, which nothing else reads: that is our encoder's last norm.
     yield from _affine("visual.attn_pool.ln_k", "image_encoder.norm")
 
 
@@ -150,7 +150,7 @@ def _transposed(theirs: str, ours: str) -> Link:
 
 
 def _joined(theirs: str, ours: str, kind: str) -> Link:
-    """Query, key and value in one tensor; ours are the query, and key and value."""
+    """Theirs has query, key and value in one tensor; ours has the query, and key and value."""
 
     def split(tensor: Tensor) -> tuple[Tensor, ...]:
         return tensor.tensor_split([len(tensor) // 3])
@@ -162,7 +162,7 @@ def _joined(theirs: str, ours: str, kind: str) -> Link:
 
 
 def _apart(theirs: str, ours: str) -> Link:
-    """Query, key and value in three tensors, as the image's width is another than the query's."""
+    """Theirs has query, key and value in three tensors, because the widths of image and query differ."""
 
     def join(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         return q, torch.cat([k, v])

@@ -1,7 +1,4 @@
-"""A checkpoint of open_clip's CoCa as one of ours.
-
-Tensors from the files that open_clip's checkpoints come in. Nothing of a file is ever executed.
-"""
+"""Convert a CoCa checkpoint of open_clip to one of ours. No code in a file is ever run."""
 
 import pickle
 from collections.abc import Mapping
@@ -22,102 +19,34 @@ from grr_coca.interop.open_clip.names import links, to_ours, to_theirs
 from grr_coca.interop.open_clip.settings import NOTHING_SAID, Settings, named_settings, read_settings
 from grr_coca.model import build_without_weights
 
+_PRESET = "open_clip_coca"
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors in fp32 by open_clip's names, whatever they are wrapped in.
+_ONE_HEAD = Heads(image=1, text=1, multimodal=1, pooler=1)
+"""Divides every width, so that widths can be checked before the numbers of heads are known."""
 
-    A `state_dict` among a training's other things, `module.` before names and another floating-point type make no
-    difference.
-
-    Raises:
-        UserError: the file is damaged, cut off, or holds anything but tensors.
-    """
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
-    state = found.get("state_dict", found)
-    if not isinstance(state, Mapping) or not state:
-        raise UserError(f"{path}: no tensors in it")
-    strange = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise UserError(f"{path}: '{strange[0]}' is no tensor, so these are not the weights of a model")
-    thin = [str(name) for name, value in state.items() if not _is_written_out(value)]
-    if thin:
-        raise UserError(f"{path}: '{thin[0]}' holds fewer numbers than its shape says, as no weights of a model do")
-    named = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
-    if len(named) < len(state):
-        raise UserError(f"{path}: tensors are there twice, with and without 'module.' before their names")
-    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
-    if "logit_scale" in tensors and tensors["logit_scale"].numel() == 1:
-        tensors["logit_scale"] = tensors["logit_scale"].reshape(())
-    return tensors
-
-
-def _is_written_out(tensor: Tensor) -> bool:
-    """False for a tensor that repeats its numbers or leaves zeros out: a few bytes may stand for any amount."""
-    if tensor.layout != torch.strided:
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-
-
-def _read_safetensors(path: Path) -> Mapping[str, object]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged, or its download was cut off ({error})") from error
-
-
-def _read_pickled(path: Path) -> Mapping[str, object]:
-    try:
-        # Only tensors and plain containers are made, whatever the file asks for.
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
-    except pickle.UnpicklingError as error:  # its text advises to run whatever the file holds
-        raise UserError(
-            f"{path}: refused: it asks for more than tensors to be made, or holds no weights; nothing of it was run"
-        ) from error
-    except Exception as error:  # damaged bytes end the reader in any way
-        raise UserError(f"{path}: damaged, or its download was cut off ({_first_line(error)})") from error
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path}: holds {type(found).__name__}, not tensors by name")
-    return found
-
-
-def _can_be_mapped(path: Path) -> bool:
-    """A zip file, as PyTorch writes since 1.6; older ones are read whole."""
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-PRESET = "open_clip_coca"
-
-ONE_HEAD = Heads(image=1, text=1, multimodal=1, pooler=1)
-"""Fits every width: what is said of widths is looked at before heads are."""
-
-COCO_TUNED = (
-    "open_clip's CoCa, fine-tuned on COCO for captions, is no zero-shot model any more: its B/32 names 0.8 % of "
-    "ImageNet's images right, where the model that it was tuned from names 63.3 %"
+_COCO_TUNED = (
+    "open_clip's CoCa, fine-tuned on COCO for captions, is no longer a zero-shot model: its B/32 classifies 0.8 % of "
+    "ImageNet's images correctly, and the model before fine-tuning 63.3 %"
 )
 
 
 def read_open_clip(path: Path, model: str | None = None, device: str | torch.device = "cpu") -> Checkpoint:
-    """Read a checkpoint of open_clip.
+    """Read a CoCa checkpoint of open_clip.
 
     Args:
-        path: a folder as the hub lays it out, or its file of weights. `open_clip_config.json` beside the weights tells
-            the architecture; without it, the shapes of the tensors do, but for the numbers of heads: those are of 64
-            channels, and 8 in the pooler, as in both published models.
+        path: a folder in the hub's layout, or a file of weights. `open_clip_config.json` beside the weights defines the
+            architecture. Without it, the shapes of the tensors do; heads then have 64 channels, and the pooler 8 heads,
+            as in both published models.
         model: open_clip's name of the architecture, such as `coca_ViT-B-32`.
         device: where the model goes.
 
     Raises:
-        UserError: it cannot be read, or our model cannot be it; names the tensor or the key.
+        UserError: it cannot be read, or our model does not support it; the message names the tensor or the key.
     """
     weights_path = find_weights(path)
     settings = _settings(weights_path.parent / SETTINGS, model)
-    theirs = read_weights(weights_path)
-    settings.check(infer_config(theirs, ONE_HEAD, str(weights_path)))
+    theirs = _read_weights(weights_path)
+    settings.check(infer_config(theirs, _ONE_HEAD, str(weights_path)))
     config = infer_config(theirs, settings.heads, str(weights_path))
     ours = build_without_weights(config)
     _require_same_tensors(theirs, ours.state_dict(), config, weights_path)
@@ -131,11 +60,11 @@ def read_open_clip(path: Path, model: str | None = None, device: str | torch.dev
     return Checkpoint(
         model=ours.to(device).eval(),
         config=config,
-        preset=PRESET,
+        preset=_PRESET,
         tokenizer=tokenizer,
         preprocess=settings.make_preprocess(config.image_encoder.image_size),
         step=0,
-        caution=COCO_TUNED if _is_coco_tuned(weights_path) else "",
+        caution=_COCO_TUNED if _is_coco_tuned(weights_path) else "",
     )
 
 
@@ -150,7 +79,7 @@ def _settings(path: Path, model: str | None) -> Settings:
 def _require_same_tensors(
     theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], config: CoCaConfig, path: Path
 ) -> None:
-    """Make sure that every tensor of theirs has its place in our model, and every one of ours its source."""
+    """Raise an error unless the tensors of both models correspond one to one."""
     on_meta = {name: tensor.to("meta") for name, tensor in ours.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in to_theirs(on_meta, config).items()}
     assert len(expected) == sum(len(link.theirs) for link in links(config)), "each tensor once"
@@ -159,17 +88,83 @@ def _require_same_tensors(
             raise UserError(f"{path}: tensor '{name}' is missing")
     for name, tensor in theirs.items():
         if name not in expected:
-            raise UserError(f"{path}: tensor '{name}' is left over: a model that has it is not supported")
+            raise UserError(f"{path}: tensor '{name}' is not supported")
         if tuple(tensor.shape) != expected[name]:
             raise UserError(
-                f"{path}: tensor '{name}' has the shape {tuple(tensor.shape)}, where the other tensors leave place for "
-                f"{expected[name]}"
+                f"{path}: tensor '{name}' has the shape {tuple(tensor.shape)}, but {expected[name]} would fit the "
+                "other tensors"
             )
 
 
 def _is_coco_tuned(weights: Path) -> bool:
-    """Told by the name under which it is published, of the file or its folder; the weights do not say it."""
+    """True if the file or its folder has the name of the published checkpoint; the weights do not show it."""
     folder = weights.absolute().parent
     in_cache = folder.parent.name == "snapshots"  # the hub's cache has it as models--OWNER--NAME/snapshots/REVISION
     named = (weights, folder, folder.parent.parent) if in_cache else (weights, folder)
     return any("coco_finetuned" in path.name.lower() for path in named)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors in fp32 by open_clip's names.
+
+    A `state_dict` within a training checkpoint is found, and prefixes `module.` are removed.
+
+    Raises:
+        UserError: the file is damaged, cut off, or holds anything but tensors.
+    """
+    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    state = found.get("state_dict", found)
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f"{path}: holds no tensors")
+    strange = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise UserError(f"{path}: '{strange[0]}' is not a tensor, so these are not the weights of a model")
+    sparse = [str(name) for name, value in state.items() if not _is_dense(value)]
+    if sparse:
+        raise UserError(
+            f"{path}: '{sparse[0]}' is stored with fewer numbers than its shape has, unlike weights of a model"
+        )
+    named = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    if len(named) < len(state):
+        raise UserError(f"{path}: some tensors are given twice, with and without the prefix 'module.'")
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
+    if "logit_scale" in tensors and tensors["logit_scale"].numel() == 1:
+        tensors["logit_scale"] = tensors["logit_scale"].reshape(())
+    return tensors
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """False for sparse and expanded tensors: a few bytes of them may stand for any amount of memory."""
+    if tensor.layout != torch.strided:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _read_safetensors(path: Path) -> Mapping[str, object]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: damaged, or its download was cut off ({error})") from error
+
+
+def _read_pickled(path: Path) -> Mapping[str, object]:
+    try:
+        # Only tensors and plain containers are created, whatever the file asks for.
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
+    except pickle.UnpicklingError as error:  # its text advises to run the code of the file
+        raise UserError(f"{path}: refused: it holds more than tensors, or no weights; no code of it was run") from error
+    except Exception as error:  # damaged bytes can raise any exception
+        raise UserError(f"{path}: damaged, or its download was cut off ({_first_line(error)})") from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path}: holds {type(found).__name__}, not tensors by name")
+    return found
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """True for a zip file, which PyTorch writes since 1.6."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,6 @@
-"""`open_clip_config.json`: what it says of a CoCa, and whether our model can be that.
+"""Read and write `open_clip_config.json`, and check that our model supports its settings.
 
-What is known of open_clip's CoCa: the published models, and which keys of their settings say what.
+Every key must be known here: its value is checked against the tensors, is fixed, or has no effect.
 """
 
 import math
@@ -17,7 +17,7 @@ from grr_coca.interop.open_clip.architecture import Heads
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's mean and deviation of the pixels (arXiv 2103.00020), open_clip's where a checkpoint names none."""
+"""CLIP's mean and standard deviation of pixels (arXiv 2103.00020), open_clip's default."""
 
 _B32: dict[str, Any] = {
     "embed_dim": 512,
@@ -47,30 +47,30 @@ _L14: dict[str, Any] = {
     "text_cfg": {**_B32["text_cfg"], "width": 768, "heads": 12},
     "multimodal_cfg": {**_B32["multimodal_cfg"], "width": 768, "heads": 12},
 }
-MODELS = {"coca_ViT-B-32": _B32, "coca_ViT-L-14": _L14}
+_MODELS = {"coca_ViT-B-32": _B32, "coca_ViT-L-14": _L14}
 """The published models by open_clip's names."""
-REFUSED_MODELS = {
+_UNSUPPORTED_MODELS = {
     "coca_base": "it has no pooler",
     "coca_roberta-ViT-B-32": "its text tower is one of Hugging Face",
 }
 
-SHAPES = {
+_SHAPES = {
     "vision_cfg": {"image_size", "layers", "width", "patch_size", "mlp_ratio", "attn_pooler_queries"},
     "text_cfg": {"context_length", "vocab_size", "width", "layers", "mlp_ratio"},
     "multimodal_cfg": {"context_length", "vocab_size", "width", "layers"},
 }
-"""Keys that the shapes of tensors tell too."""
-HEADS = {
+"""Keys whose values the shapes of tensors show, too."""
+_HEADS = {
     "vision_cfg": {"head_width", "attn_pooler_heads"},
     "text_cfg": {"heads"},
     "multimodal_cfg": {"heads"},
 }
-DEFAULTS: dict[str, dict[str, int]] = {
+_DEFAULTS: dict[str, dict[str, int]] = {
     "vision_cfg": {"width": 768, "head_width": 64},
     "text_cfg": {"heads": 8},
     "multimodal_cfg": {"heads": 8},
 }
-"""What open_clip takes, whatever the tensors are, for numbers of heads that are not said."""
+"""open_clip's defaults for keys that define numbers of heads."""
 _COMMON: dict[str, Any] = {
     "ls_init_value": None,
     "act_kwargs": None,
@@ -83,7 +83,7 @@ _COMMON: dict[str, Any] = {
     "scale_attn": False,
     "scale_fc": False,
 }
-FIXED: dict[str, dict[str, Any]] = {
+_FIXED: dict[str, dict[str, Any]] = {
     "vision_cfg": {
         **_COMMON,
         "attentional_pool": True,
@@ -110,8 +110,8 @@ FIXED: dict[str, dict[str, Any]] = {
     "multimodal_cfg": {"ls_init_value": None},
     "model_cfg": {"quick_gelu": False, "init_logit_bias": None, "pad_id": 0},
 }
-"""Keys that may have one value alone: with another, the model would be another."""
-WITHOUT_EFFECT = {
+"""Keys with the only value that our model supports."""
+_WITHOUT_EFFECT = {
     "vision_cfg": {
         "patch_dropout",
         "final_ln_after_pool",
@@ -153,12 +153,12 @@ WITHOUT_EFFECT = {
         "cast_dtype",
     },
 }
-"""Keys that CoCa ignores, or that matter in training alone, and those that are looked at elsewhere."""
+"""Keys that CoCa ignores, that matter only in training, or that are read elsewhere."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a checkpoint of open_clip says besides its tensors. `where`: the file or the name that says it."""
+    """The settings of a checkpoint of open_clip. `where`: their file or name, for messages."""
 
     where: str
     model: Mapping[str, Any]
@@ -172,7 +172,7 @@ class Settings:
         return Heads(image, text.get("heads"), multimodal.get("heads"), vision.get("attn_pooler_heads", 8))
 
     def check(self, config: CoCaConfig) -> None:
-        """Hold what is said against the model that the tensors make.
+        """Check the settings against the config that was inferred from the tensors.
 
         Raises:
             UserError: a key contradicts the tensors.
@@ -187,10 +187,10 @@ class Settings:
                     )
 
     def make_preprocess(self, image_size: int) -> Preprocess:
-        """How open_clip treats images.
+        """The preprocessing of images.
 
         Raises:
-            UserError: in a way that ours cannot.
+            UserError: it is not supported.
         """
         said = dict(self.preprocess)
         for key, only in (("mode", "RGB"), ("interpolation", "bicubic"), ("resize_mode", "shortest")):
@@ -198,10 +198,10 @@ class Settings:
                 raise UserError(f"{self.where}: preprocess_cfg: {key} '{said[key]}' is not supported, only '{only}'")
         size = said.get("size", image_size)
         if size not in (image_size, [image_size, image_size]):
-            raise UserError(f"{self.where}: preprocess_cfg: size is {size}, but the model's images have {image_size}")
+            raise UserError(f"{self.where}: preprocess_cfg: size is {size}, but the model takes {image_size} pixels")
         mean, std = (self._channels(key, said.get(key, usual)) for key, usual in (("mean", MEAN), ("std", STD)))
         if min(std) <= 0:
-            raise UserError(f"{self.where}: preprocess_cfg: std is {said['std']!r}, and pixels are divided by it")
+            raise UserError(f"{self.where}: preprocess_cfg: std is {said['std']!r}; it must be above 0")
         return Preprocess(image_size, mean, std, order="resize_then_crop")
 
     def _channels(self, key: str, values: Any) -> tuple[float, float, float]:
@@ -209,7 +209,7 @@ class Settings:
             red, green, blue = map(float, values if isinstance(values, (list, tuple)) else (values,) * 3)
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"{self.where}: preprocess_cfg: {key} is {values!r}, neither a number nor three of them"
+                f"{self.where}: preprocess_cfg: {key} is {values!r}, neither one number nor three"
             ) from error
         if not all(map(math.isfinite, (red, green, blue))):
             raise UserError(f"{self.where}: preprocess_cfg: {key} is {values!r}, which is not finite")
@@ -226,36 +226,36 @@ def named_settings(name: str) -> Settings:
     """The settings of a published model.
 
     Raises:
-        UserError: there is none of this name, or ours cannot be it.
+        UserError: there is no such model, or it is not supported.
     """
-    if name in REFUSED_MODELS:
-        raise UserError(f"--model {name}: not supported: {REFUSED_MODELS[name]}")
-    if name not in MODELS:
-        raise UserError(f"--model {name}: no CoCa of open_clip; {nearest(name, MODELS)}")
-    return Settings(f"--model {name}", MODELS[name], {})
+    if name in _UNSUPPORTED_MODELS:
+        raise UserError(f"--model {name}: not supported: {_UNSUPPORTED_MODELS[name]}")
+    if name not in _MODELS:
+        raise UserError(f"--model {name}: not a CoCa of open_clip; {nearest(name, _MODELS)}")
+    return Settings(f"--model {name}", _MODELS[name], {})
 
 
 def read_settings(path: Path) -> Settings:
-    """The settings in a file.
+    """Read the settings from a file.
 
     Raises:
-        UserError: it cannot be read, or is of a model that ours cannot be; names the key.
+        UserError: it cannot be read, or has an unsupported key or value.
     """
     content = read_json(path)
     model = content.get("model_cfg", content)
     if not isinstance(model, dict) or "embed_dim" not in model:
-        raise UserError(f"{path}: no 'model_cfg' in it")
+        raise UserError(f"{path}: 'model_cfg' is missing")
     preprocess = content.get("preprocess_cfg") or {}
     if not isinstance(preprocess, dict):
         raise UserError(f"{path}: preprocess_cfg is {preprocess!r}, not a mapping of keys to values")
     if "multimodal_cfg" not in model:
-        raise UserError(f"{path}: 'multimodal_cfg' is missing: a CLIP, which has no text to write, not a CoCa")
+        raise UserError(f"{path}: 'multimodal_cfg' is missing: this is a CLIP, not a CoCa")
     _refuse_unsupported(path, "model_cfg", model)
     for part in ("vision_cfg", "text_cfg", "multimodal_cfg"):
         if not isinstance(model.get(part), dict):
             raise UserError(f"{path}: {part} is {model.get(part)!r}, not a mapping of keys to values")
         _refuse_unsupported(path, part, model[part])
-    with_defaults = {part: {**defaults, **model[part]} for part, defaults in DEFAULTS.items()}
+    with_defaults = {part: {**defaults, **model[part]} for part, defaults in _DEFAULTS.items()}
     return Settings(str(path), {**model, **with_defaults}, preprocess)
 
 
@@ -264,38 +264,38 @@ def _refuse_unsupported(path: Path, part: str, said: Mapping[str, Any]) -> None:
         key, what = ("attentional_pool", "pooler") if part == "vision_cfg" else ("embed_cls", "class token")
         if not any(said.get(other) for other in ("timm_model_name", "hf_model_name")):
             raise UserError(f"{path}: {part}: {key} is not set; a CoCa without its {what} is not supported")
-    fixed, heads = FIXED[part], HEADS.get(part, set())
-    shapes = SHAPES.get(part, set()) | heads
+    fixed, heads = _FIXED[part], _HEADS.get(part, set())
+    shapes = _SHAPES.get(part, set()) | heads
     for key, value in said.items():
         if key in heads and not (isinstance(value, int) and value > 0):
-            raise UserError(f"{path}: {part}: {key} is {value!r}, not a whole number above 0")
+            raise UserError(f"{path}: {part}: {key} is {value!r}, not an integer above 0")
         if key in fixed and value != fixed[key] and not (value in (None, {}) and not fixed[key]):
             raise UserError(f"{path}: {part}: {key} {value!r} is not supported, only {fixed[key]!r}")
-        if key not in fixed and key not in shapes and key not in WITHOUT_EFFECT[part]:
-            raise UserError(f"{path}: {part}: {key} is not known, so not supported")
+        if key not in fixed and key not in shapes and key not in _WITHOUT_EFFECT[part]:
+            raise UserError(f"{path}: {part}: {key} is an unknown key")
 
 
 def _agrees(key: str, said: object, found: Mapping[str, Any]) -> bool:
-    if key == "mlp_ratio" and isinstance(said, int | float):  # many ratios make one width
+    if key == "mlp_ratio" and isinstance(said, int | float):  # several ratios give the same width
         hidden_dim = _hidden_dim(found["width"], found[key])
         return hidden_dim <= found["width"] * said < hidden_dim + 1
     return bool(said == found[key])
 
 
 def _mlp_ratio(transformer: TransformerConfig) -> float:
-    """The ratio of which open_clip makes this very width."""
+    """A ratio that gives exactly this width when open_clip computes it."""
     ratio = transformer.hidden_dim / transformer.embed_dim
     is_right = _hidden_dim(transformer.embed_dim, ratio) == transformer.hidden_dim
     return ratio if is_right else math.nextafter(ratio, math.inf)
 
 
 def _hidden_dim(width: int, mlp_ratio: float) -> int:
-    """As open_clip computes it."""
+    """The hidden width as open_clip computes it."""
     return int(width * mlp_ratio)
 
 
 def _said_by_shapes(config: CoCaConfig) -> dict[str, dict[str, Any]]:
-    """What the tensors say of the keys in `SHAPES`."""
+    """The values of the keys in `_SHAPES`, from a config."""
     image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
     return {
         "model_cfg": {"embed_dim": config.embed_dim},
@@ -323,7 +323,7 @@ def _said_by_shapes(config: CoCaConfig) -> dict[str, dict[str, Any]]:
 
 
 def make_model_cfg(config: CoCaConfig) -> dict[str, Any]:
-    """The `model_cfg` of a model of ours."""
+    """The `model_cfg` of one of our models."""
     said = _said_by_shapes(config)
     image = config.image_encoder.transformer
     return {

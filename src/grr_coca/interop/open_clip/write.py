@@ -1,4 +1,4 @@
-"""A checkpoint of ours as one of open_clip's, for models of the preset `open_clip_coca`."""
+"""Write one of our checkpoints for open_clip. The model must have the parts of the preset `open_clip_coca`."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from grr_coca.structure import differences
 
 log = logging.getLogger(__name__)
 
-SIZES = frozenset(
+_SIZES = frozenset(
     f"{stack}.transformer.{key}"
     for stack in ("image_encoder", "text_decoder", "multimodal_decoder")
     for key in ("num_layers", "embed_dim", "num_heads", "hidden_dim")
@@ -29,21 +29,21 @@ SIZES = frozenset(
     "poolers.num_queries",
     "poolers.num_heads",
 }
-"""What may be other than in the published models."""
+"""Config keys that may differ from those of the published models."""
 
 
 def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a folder that open_clip loads as `local-dir:FOLDER`.
 
     Raises:
-        UserError: the model has parts or a vocabulary that open_clip's has not, or the disk cannot be written to.
+        UserError: open_clip does not support the model's parts or vocabulary, or the disk cannot be written to.
     """
-    _require_open_clips(checkpoint)
+    _require_supported(checkpoint)
     pre = checkpoint.preprocess
     if pre.order != "resize_then_crop":
         log.warning(
-            "open_clip resizes images before it crops them, and cannot do otherwise; this model was trained with order "
-            "%s, so its embeddings differ a little there",
+            "open_clip always resizes images before it crops them; this model was trained with the order %s, so its "
+            "embeddings in open_clip differ slightly",
             pre.order,
         )
     settings = {
@@ -59,16 +59,16 @@ def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
         raise UserError(f"{folder}: could not be written ({error.strerror or error})") from error
 
 
-def _require_open_clips(checkpoint: Checkpoint) -> None:
+def _require_supported(checkpoint: Checkpoint) -> None:
     wanted = get_preset("open_clip_coca", "b32")
     for key, value, expected in differences(checkpoint.config, wanted):
-        if key not in SIZES:
+        if key not in _SIZES:
             raise UserError(
-                f"open_clip has no model like this '{checkpoint.preset}': {key} is {value}, where its CoCa has "
-                f"{expected}; models that were imported from open_clip, or trained as open_clip_coca, can be exported"
+                f"open_clip does not support this '{checkpoint.preset}': {key} is {value}, and in its CoCa "
+                f"{expected}; only models imported from open_clip, or trained as open_clip_coca, can be exported"
             )
     if not checkpoint.tokenizer.has_vocabulary_of(clip_bpe()):
         raise UserError(
-            "the model's vocabulary is not CLIP's, and open_clip would read its texts with CLIP's; models that were "
-            "imported from open_clip, or trained with tokenizer: kind clip, can be exported"
+            "the model's vocabulary is not CLIP's, which open_clip uses; only models imported from open_clip, or "
+            "trained with the tokenizer kind clip, can be exported"
         )

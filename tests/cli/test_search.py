@@ -138,7 +138,7 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, t
         (["search", "{index}", "--without", "red", "cat"], "the query is empty; --without takes all that follows it"),
         (["search", "{index}", "cat", "--explain"], "give it a name by --out"),
         (["search", "{index}", "cat", "--out", "page.pdf"], "'.pdf' is not the suffix of a format"),
-        (["search", "{index}", "cat", "--json", "-0"], "different ways"),
+        (["search", "{index}", "cat", "--json", "-0"], "different formats"),
         (["search", "{index}", "cat", "--without", "cat", "--weights", "0.5"], "nothing is left to look for"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -62,7 +62,7 @@ def test_what_was_learned_holds_for_the_next_call_of_this_work_and_no_other():
 
 
 def test_no_memory_for_a_single_item_is_an_error_that_names_the_work():
-    with warnings_of(LOGGER), pytest.raises(UserError, match="embedding images: out of memory with a batch of one"):
+    with warnings_of(LOGGER), pytest.raises(UserError, match="embedding images: out of memory with one item"):
         Batches().run("embedding images", [1, 2, 3], 2, gpu(0, []))
 
 

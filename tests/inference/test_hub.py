@@ -73,7 +73,7 @@ def test_what_the_hub_does_not_give_is_told_in_one_line(hub, error):
     hub(error)
     with pytest.raises(UserError) as told:
         load("runs/mien")
-    assert str(told.value).startswith("runs/mien: no such folder, and nothing came from the Hugging Face hub")
+    assert str(told.value).startswith("runs/mien: no such folder, and no download from the Hugging Face hub")
     assert "\n" not in str(told.value)
 
 

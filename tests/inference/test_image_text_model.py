@@ -59,7 +59,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 @pytest.mark.parametrize("device", ["cuda:97", "toaster", "cpu:x", "hpu", "meta"])
 def test_a_device_that_is_not_here_is_named(run, device):
-    with pytest.raises(UserError, match=f"device '{device}' cannot be used here; the best one that can is"):
+    with pytest.raises(UserError, match=f"device '{device}' cannot be used here; the best available one is"):
         grr_coca.load(run.folder, device)
 
 

@@ -84,7 +84,7 @@ def test_preprocessing_and_cleaning_are_carried_by_the_checkpoint(
 def test_in_python_it_is_read_in_memory(write: Write) -> None:
     model = grr_coca.load(f"open_clip:{write()}", "cpu")
     assert model.embed_texts(["a cat", "caf\u00c3\u00a9"]).shape == (2, 16)
-    with pytest.raises(UserError, match="open_clip:nowhere: first make a checkpoint of it: grr-coca import open_clip"):
+    with pytest.raises(UserError, match="open_clip:nowhere: first convert it: grr-coca import open_clip"):
         grr_coca.inference.load("open_clip:nowhere")
 
 

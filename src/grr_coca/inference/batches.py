@@ -1,4 +1,4 @@
-"""Work in batches that fit into memory."""
+"""Run work in batches that fit into memory."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -15,15 +15,14 @@ Result = TypeVar("Result")
 OnProgress = Callable[[int, int], None]
 """Called after each batch with the number of items done and the number of all items."""
 
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
-"""Parts of the messages of the allocators that raise a plain `RuntimeError`: those of CPUs and of Apple's GPUs."""
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+"""Parts of messages of allocators that raise a plain `RuntimeError`: those of CPUs and Apple's GPUs."""
 
 
 class Batches:
-    """Runs work in batches. If a batch does not fit into memory, later batches are half as large, and a warning says
-    so.
+    """Runs work in batches. If a batch does not fit into memory, a warning is given, and the batch size is halved.
 
-    The size that was found for one kind of work also holds for later calls of the same kind.
+    The reduced size is kept for later calls with the same kind of work.
     """
 
     def __init__(self) -> None:
@@ -37,12 +36,12 @@ class Batches:
         work: Callable[[Sequence[Item]], Sequence[Result]],
         on_progress: OnProgress | None = None,
     ) -> list[Result]:
-        """The results of all items, in order.
+        """Return the results of all items, in order.
 
         Args:
-            kind: the name of the work in messages, such as "captioning".
+            kind: name of the work in messages, such as "captioning".
             items: the items to work on.
-            batch_size: the most items at once.
+            batch_size: maximum number of items per batch.
             work: returns one result for each item of a batch.
             on_progress: called after each batch.
 
@@ -66,11 +65,11 @@ class Batches:
         return results
 
     def _halve(self, kind: str, size: int) -> None:
-        # By now the exception of the failed attempt is gone, and with it the tensors that its frames held.
+        # The exception of the failed attempt is gone now, and with it the tensors that its frames held.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:
-            raise UserError(f"{kind}: out of memory with a batch of one; use a machine with more, or a smaller model")
+            raise UserError(f"{kind}: out of memory with one item; use a machine with more memory, or a smaller model")
         self._limits[kind] = size // 2
         log.warning("%s: out of memory with a batch of %d; going on with batches of %d", kind, size, size // 2)
 
@@ -82,6 +81,6 @@ def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence
     except (torch.OutOfMemoryError, MemoryError):
         return None
     except RuntimeError as error:
-        if any(words in str(error).lower() for words in OUT_OF_MEMORY):
+        if any(words in str(error).lower() for words in _OUT_OF_MEMORY):
             return None
         raise

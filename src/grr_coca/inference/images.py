@@ -1,4 +1,4 @@
-"""Conversion of images in any common form (paths, Pillow images, arrays, tensors) to RGB images.
+"""Convert images of any common form (paths, Pillow images, arrays, tensors) to RGB.
 
 Shapes: H height, W width, C channels: 1 grey, 3 RGB, 4 RGB and alpha.
 """
@@ -20,7 +20,7 @@ ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 ImagesInput = ImageInput | Iterable[ImageInput]
 """One image or many. An array or a tensor with four dimensions counts as many."""
 
-CHANNELS = (1, 3, 4)
+_CHANNELS = (1, 3, 4)
 
 
 def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
@@ -38,7 +38,7 @@ def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") 
     Args:
         image: see `ImageInput`. Pillow images are treated like files: EXIF rotation is applied, and transparency is
             composited over white.
-        name: how messages call an image that has no path.
+        name: name in messages of an image that has no path.
         opening: `as_stored` ignores EXIF rotation and transparency of files and Pillow images.
 
     Raises:
@@ -68,13 +68,13 @@ def _from_tensor(image: Tensor, name: str) -> Image.Image:
     image = image.detach().cpu()
     if image.dtype == torch.bfloat16:
         image = image.float()  # NumPy has no bfloat16
-    if image.ndim == 3 and image.shape[0] not in CHANNELS:
+    if image.ndim == 3 and image.shape[0] not in _CHANNELS:
         raise UserError(f"{name}: a tensor is C H W with 1, 3 or 4 channels; this one is {_size(image.shape)}")
     return _from_array(image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy(), name)
 
 
 def _from_array(image: np.ndarray, name: str) -> Image.Image:
-    if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in CHANNELS):
+    if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in _CHANNELS):
         raise UserError(f"{name}: an array is H W or H W C with 1, 3 or 4 channels; this one is {_size(image.shape)}")
     pixels = _to_uint8(image, name)
     return open_rgb(Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
@@ -88,8 +88,8 @@ def _to_uint8(image: np.ndarray, name: str) -> np.ndarray:
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 1):  # false for NaN too
         raise UserError(
-            f"{name}: floating point values must lie in 0 … 1, these in {low:g} … {high:g}; the model normalizes "
-            f"images itself, so give them as they are"
+            f"{name}: floating point values must be within 0 … 1, and are within {low:g} … {high:g}; do not "
+            f"normalize images, the model does"
         )
     return np.ascontiguousarray((image * 255).round().astype(np.uint8))
 

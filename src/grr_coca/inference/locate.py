@@ -1,7 +1,4 @@
-"""Finds a checkpoint by its name: in a folder, in this package or on the hub. This module does not import torch.
-
-Checkpoints by their name on the Hugging Face hub.
-"""
+"""Find a checkpoint by name: a folder, a shipped model, or one on the Hugging Face hub. This needs no torch."""
 
 import logging
 import re
@@ -12,21 +9,51 @@ from grr_coca.errors import UserError, nearest
 from grr_coca.extras import require_extra
 from grr_coca.registry import shipped_folder, shipped_models
 
+log = logging.getLogger(__name__)
+
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 """`owner/name`."""
-HUB_NAME = re.compile(rf"(?P<id>{HUB_ID.pattern})(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
+_HUB_NAME = re.compile(rf"(?P<id>{HUB_ID.pattern})(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
 """`owner/name`, or `owner/name@revision`: a branch, a tag or a commit."""
 
 
-def fetch(hub_id: str) -> Path:
-    """Fetch a checkpoint from the hub by its `HUB_NAME`, and return the folder with the copy.
+def locate_checkpoint(named: str | Path) -> Path:
+    """The folder with the files of a checkpoint. No weights are loaded.
 
-    Only the files of a checkpoint are fetched. They are safetensors and JSON, so nothing in them can run code.
+    A folder with a checkpoint is preferred to a shipped model of the same name, with a warning. A shipped model is
+    preferred to one on the Hugging Face hub.
+
+    Args:
+        named: a checkpoint or run folder, the name of a shipped model, or `owner/name` or `owner/name@revision` on the
+            Hugging Face hub.
 
     Raises:
-        UserError: the repository cannot be fetched.
+        UserError: there is no such checkpoint; the message says what is missing, or names the nearest.
     """
-    require_extra("hub", f"{hub_id}: no such folder, and fetching it from the Hugging Face hub")
+    path, name = Path(named), str(named)
+    if name.startswith("open_clip:") and not path.exists():
+        raise UserError(f"{name}: first convert it: grr-coca import {name.replace(':', ' ', 1)} --out DIR")
+    shipped = shipped_folder(name)
+    if shipped is not None and not _holds_checkpoint(path):
+        return shipped
+    if shipped is not None:
+        log.warning("%s: this folder is used, not the shipped model of the same name", path)
+    if path.exists() or len(Path(name.partition("@")[0]).parts) > 2:
+        return find_checkpoint(path)
+    if _HUB_NAME.fullmatch(name):
+        return find_checkpoint(_fetch(name))
+    raise UserError(f"{name}: no such folder, and no model of this name; {nearest(name, shipped_models())}")
+
+
+def _fetch(hub_id: str) -> Path:
+    """Download a checkpoint from the hub by its `_HUB_NAME`, and return its local folder.
+
+    Only the files of a checkpoint are downloaded: safetensors and JSON, which cannot run code.
+
+    Raises:
+        UserError: the repository cannot be downloaded.
+    """
+    require_extra("hub", f"{hub_id}: no such folder, and downloading it from the Hugging Face hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -35,41 +62,10 @@ def fetch(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
     except HFValidationError as error:
-        raise UserError(f"{hub_id}: no such folder, and not a name that the Hugging Face hub takes") from error
+        raise UserError(f"{hub_id}: no such folder, and not a name that the Hugging Face hub accepts") from error
     except (HfHubHTTPError, OSError) as error:
         cause = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{hub_id}: no such folder, and nothing came from the Hugging Face hub ({cause[0]})") from error
-
-
-log = logging.getLogger(__name__)
-
-
-def locate_checkpoint(named: str | Path) -> Path:
-    """The folder with the files of a checkpoint. No weights are loaded.
-
-    If a folder that holds a checkpoint has the name of a shipped model, the folder is taken, and a warning says so. A
-    shipped model is taken before one of the Hugging Face hub.
-
-    Args:
-        named: a checkpoint or run folder, the name of a shipped model, or `owner/name` or `owner/name@revision` on the
-            Hugging Face hub.
-
-    Raises:
-        UserError: there is no such checkpoint; the message says what is missing, or gives the nearest name.
-    """
-    path, name = Path(named), str(named)
-    if name.startswith("open_clip:") and not path.exists():
-        raise UserError(f"{name}: first make a checkpoint of it: grr-coca import {name.replace(':', ' ', 1)} --out DIR")
-    shipped = shipped_folder(name)
-    if shipped is not None and not _holds_checkpoint(path):
-        return shipped
-    if shipped is not None:
-        log.warning("%s: this folder is used, not the model of the same name that comes with the code", path)
-    if path.exists() or len(Path(name.partition("@")[0]).parts) > 2:
-        return find_checkpoint(path)
-    if HUB_NAME.fullmatch(name):
-        return find_checkpoint(fetch(name))
-    raise UserError(f"{name}: no such folder, and no model of this name; {nearest(name, shipped_models())}")
+        raise UserError(f"{hub_id}: no such folder, and no download from the Hugging Face hub ({cause[0]})") from error
 
 
 def _holds_checkpoint(path: Path) -> bool:

@@ -1,8 +1,6 @@
 """One object for all uses of a trained model: captions, embeddings, similarities and labels.
 
 Shapes: N images, M texts, E joint embedding width, S image size, B images of a batch.
-
-Choice of the device that a model runs on.
 """
 
 import logging
@@ -30,35 +28,12 @@ from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.model import CoCa
 from grr_coca.model.coca import evaluating
 
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The named device; None: the best device of this machine (CUDA, else Apple's MPS, else the CPU).
-
-    Raises:
-        UserError: there is no such device.
-    """
-    if device is None:
-        return torch.device(_best())
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen).item()  # a number comes back: "meta" holds none
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise UserError(f"device '{device}' cannot be used here; the best one that can is '{_best()}'") from error
-    return chosen
-
-
-def _best() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 log = logging.getLogger(__name__)
 
-BATCH_SIZE = 32
+_BATCH_SIZE = 32
 
-Numbered = Sequence[tuple[int, ImageInput]]
-"""Images with their number in the call, counted from 1. Messages call an image without a path by its number."""
+_Numbered = Sequence[tuple[int, ImageInput]]
+"""Images with their number in the call, from 1, which names an image without a path in messages."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +52,7 @@ class LabelProbability(NamedTuple):
 
 
 def load(name: str | Path, device: str | torch.device | None = None) -> "ImageTextModel":
-    """Load a checkpoint to use it.
+    """Load a checkpoint for use.
 
     Args:
         name: a checkpoint or run folder, the name of a shipped model such as `icons`, or `owner/name` on the
@@ -94,11 +69,11 @@ class ImageTextModel:
     """Captions, embeds, classifies and compares images and texts.
 
     Images are paths, Pillow images, arrays (H W or H W C) or tensors (C H W), of any size; see
-    `grr_coca.inference.images`. One image or text gives one result. A list gives a list. Work is done in batches of
-    `batch_size`, or smaller ones if they do not fit into memory. If an image cannot be read, every method raises a
-    `UserError` that names it.
+    `grr_coca.inference.images`. One image or text gives one result, a list gives a list. Batches have `batch_size`
+    items, or fewer if these do not fit into memory. If an image cannot be read, every method raises a `UserError` that
+    names it.
 
-    On a CPU, everything is computed with a faster copy of the model. If you change weights of `checkpoint.model`, call
+    On a CPU, a faster copy of the model does the work. After changes of the weights of `checkpoint.model`, call
     `refresh`.
     """
 
@@ -109,8 +84,7 @@ class ImageTextModel:
         self.refresh()
 
     def refresh(self) -> None:
-        """Use the present weights of `checkpoint.model`. After a change of weights, results before this call are wrong:
-        they mix old and new weights."""
+        """Use the current weights of `checkpoint.model`. Until this is called, results mix old and new weights."""
         self._fast = fast_copy(self.checkpoint.model)
 
     @property
@@ -124,7 +98,7 @@ class ImageTextModel:
         prompt: str = "",
         *,
         options: GenerationOptions = GREEDY,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int = _BATCH_SIZE,
         on_progress: OnProgress | None = None,
         **changes: object,
     ) -> str | list[str] | list[list[str]]:
@@ -132,9 +106,9 @@ class ImageTextModel:
 
         Args:
             images: one or many.
-            prompt: words that every caption begins with.
+            prompt: text that every caption begins with.
             options: how to decode.
-            batch_size: the most images at once.
+            batch_size: maximum number of images per batch.
             on_progress: called with the number of images done and the number of all images.
             **changes: fields of `GenerationOptions` by name, such as `num_beams=4`.
 
@@ -142,7 +116,7 @@ class ImageTextModel:
             UserError: an option does not exist, or options contradict each other.
         """
         many, is_single = as_list(images)
-        options = with_changes(options, changes)
+        options = _with_changes(options, changes)
         described = self.describe_many(many, prompt, options, batch_size, on_progress)
         warn_if_repeated([description.captions[0].text for description in described])
         captions = [[caption.text for caption in description.captions] for description in described]
@@ -156,16 +130,16 @@ class ImageTextModel:
         prompt: str = "",
         *,
         options: GenerationOptions = GREEDY,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int = _BATCH_SIZE,
         on_progress: OnProgress | None = None,
         **changes: object,
     ) -> Description | list[Description]:
-        """Captions with their tokens and log-probabilities, and the embedding, from one forward pass of each image.
+        """Describe images: captions with tokens and log-probabilities, and the embedding, from one forward pass.
 
         The arguments are those of `caption`.
         """
         many, is_single = as_list(images)
-        options = with_changes(options, changes)
+        options = _with_changes(options, changes)
         described = self.describe_many(many, prompt, options, batch_size, on_progress)
         return described[0] if is_single else described
 
@@ -174,53 +148,53 @@ class ImageTextModel:
         images: Sequence[ImageInput],
         prompt: str = "",
         options: GenerationOptions = GREEDY,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int = _BATCH_SIZE,
         on_progress: OnProgress | None = None,
         keys: Sequence[object] | None = None,
     ) -> list[Description]:
-        """`describe` for programs: takes a list, and always returns a list with one result for each image.
+        """Describe a list of images. Returns a list with one description for each image.
 
         Args:
             images: any number of images.
-            prompt: words that every caption begins with.
+            prompt: text that every caption begins with.
             options: how to decode.
-            batch_size: the most images at once.
+            batch_size: maximum number of images per batch.
             on_progress: called with the number of images done and the number of all images.
             keys: a name for each image, which seeds its random numbers, so that sampled captions do not depend on the
                 other images of the call; None: its number in the call.
         """
 
-        def work(batch: Numbered) -> list[Description]:
+        def work(batch: _Numbered) -> list[Description]:
             names = [number if keys is None else keys[number - 1] for number, _ in batch]
             pixels, tokenizer = self._pixels(batch), self.checkpoint.tokenizer
             generated = generate(self._model, tokenizer, pixels, options, prompt, names)
             generated.require_numbers()
             embeddings = generated.image_embedding.float().cpu()
-            # Cloned: a row that is sent to another process, or kept, would take the whole batch along.
+            # Cloned, so that a row that is kept or sent to another process does not take its batch along.
             rows = [row.clone() for row in embeddings]
             return [Description(*row) for row in zip(generated.captions, rows, strict=True)]
 
         return self._batches.run("captioning", _numbered(images), batch_size, work, on_progress)
 
     def warn_if_unfit(self) -> None:
-        """Warn once if the checkpoint says that its embeddings are not fit for search and labels."""
+        """Warn once if the checkpoint says that its embeddings are unfit for search and labels."""
         if self.checkpoint.caution and not self._has_warned:
             self._has_warned = True
             log.warning("%s", self.checkpoint.caution)
 
     def embed_images(
-        self, images: ImagesInput, *, batch_size: int = BATCH_SIZE, on_progress: OnProgress | None = None
+        self, images: ImagesInput, *, batch_size: int = _BATCH_SIZE, on_progress: OnProgress | None = None
     ) -> Float[Tensor, "*N E"]:
-        """Embeddings of unit length, on the CPU. Shape N E, or E for a single image."""
+        """Embed images: vectors of unit length on the CPU. Shape N E, or E for a single image."""
         self.warn_if_unfit()
         many, is_single = as_list(images)
         rows = self._batches.run("embedding images", _numbered(many), batch_size, self._image_rows, on_progress)
         return self._stack(rows)[0] if is_single else self._stack(rows)
 
     def embed_texts(
-        self, texts: str | Iterable[str], *, batch_size: int = BATCH_SIZE, on_progress: OnProgress | None = None
+        self, texts: str | Iterable[str], *, batch_size: int = _BATCH_SIZE, on_progress: OnProgress | None = None
     ) -> Float[Tensor, "*M E"]:
-        """Embeddings of unit length, on the CPU. Shape M E, or E for a single text.
+        """Embed texts: vectors of unit length on the CPU. Shape M E, or E for a single text.
 
         Raises:
             UserError: a text is empty.
@@ -233,9 +207,9 @@ class ImageTextModel:
         return self._stack(rows)[0] if is_single else self._stack(rows)
 
     def similarity(
-        self, images: ImagesInput, texts: str | Iterable[str], *, batch_size: int = BATCH_SIZE
+        self, images: ImagesInput, texts: str | Iterable[str], *, batch_size: int = _BATCH_SIZE
     ) -> Float[Tensor, "N M"]:
-        """The cosine of every image and every text. The shape is N M, also for a single image or text."""
+        """The cosine similarity of every image and every text. The shape is N M, also for a single image or text."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         image_rows = self.embed_images(as_list(images)[0], batch_size=batch_size)
         return image_rows @ self.embed_texts(texts, batch_size=batch_size).T
@@ -246,19 +220,19 @@ class ImageTextModel:
         labels: Sequence[str],
         *,
         templates: Sequence[str] = NAME_ALONE,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int = _BATCH_SIZE,
         on_progress: OnProgress | None = None,
     ) -> list[LabelProbability] | list[list[LabelProbability]]:
-        """The probability of each label for each image, likeliest first. The labels are free to choose (zero-shot).
+        """Classify images with any labels (zero-shot): each label with its probability, the likeliest first.
 
         The embedding of a label is the mean over templates (CLIP, arXiv 2103.00020, section 3.1.4). The probabilities
         are the softmax of the cosines times the model's inverse temperature.
 
         Args:
             images: one or many.
-            labels: two or more, without repetition.
+            labels: two or more different labels.
             templates: texts in which `{}` stands for the label, such as "a drawing of a {}".
-            batch_size: the most images at once.
+            batch_size: maximum number of images per batch.
             on_progress: called with the number of images done and the number of all images.
 
         Raises:
@@ -280,7 +254,7 @@ class ImageTextModel:
     def rank_labels(
         self, classifier: ZeroShotClassifier, embeddings: Float[Tensor, "N E"]
     ) -> list[list[LabelProbability]]:
-        """For each embedded image, all labels with their probabilities, likeliest first."""
+        """All labels with their probabilities for each embedded image, the likeliest first."""
         scale = self.checkpoint.model.logit_scale.detach().float().exp().cpu()
         shares, order = classifier.probabilities(embeddings, scale).sort(dim=-1, descending=True, stable=True)
         names = classifier.class_names
@@ -291,18 +265,18 @@ class ImageTextModel:
 
     @property
     def _model(self) -> CoCa:
-        """The fast copy. It does not follow autocast, so under autocast this is the model itself."""
+        """The fast copy; under autocast, which the copy does not follow, the model itself."""
         return self.checkpoint.model if torch.is_autocast_enabled("cpu") else self._fast
 
     @contextmanager
     def _evaluated(self) -> Iterator[CoCa]:
-        """The model in evaluation mode. A copy always is: to ask all its modules would take a tenth of a query."""
+        """The model in eval mode. The copy always is; checking all its modules would take a tenth of a query's time."""
         model = self._model
         with evaluating(model) if model is self.checkpoint.model else nullcontext():
             yield model
 
     @torch.inference_mode()
-    def _image_rows(self, images: Numbered) -> list[Tensor]:
+    def _image_rows(self, images: _Numbered) -> list[Tensor]:
         with self._evaluated() as model:
             return list(model.encode_image(self._pixels(images)).embedding.float().cpu())
 
@@ -312,9 +286,9 @@ class ImageTextModel:
         with self._evaluated() as model:
             return list(model.encode_text(token_ids, lengths).float().cpu())
 
-    def _pixels(self, images: Numbered) -> Float[Tensor, "B 3 S S"]:
-        each = {id(image): (number, image) for number, image in images}  # Pillow reads an image in one thread at a time
-        with ThreadPoolExecutor() as pool:  # decoding and resizing run without the interpreter's lock
+    def _pixels(self, images: _Numbered) -> Float[Tensor, "B 3 S S"]:
+        each = {id(image): (number, image) for number, image in images}  # once: Pillow is not thread-safe
+        with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter's lock
             rows = dict(zip(each, pool.map(self._preprocess, each.values()), strict=True))
         pixels = torch.stack([rows[id(image)] for _, image in images])
         return pixels.to(self.device, self.checkpoint.model.logit_scale.dtype)
@@ -325,15 +299,37 @@ class ImageTextModel:
         return preprocess(to_rgb(image, f"image {number}", preprocess.opening))
 
     def _stack(self, rows: list[Tensor]) -> Float[Tensor, "N E"]:
-        """The rows as one tensor. It is no inference tensor, as they are: the caller may change it and train on it."""
+        """The rows as one normal tensor (they are inference tensors), which the caller may change and train on."""
         return torch.stack(rows) if rows else torch.empty(0, self.checkpoint.config.embed_dim)
 
 
-def _numbered(images: Sequence[ImageInput]) -> Numbered:
+def _numbered(images: Sequence[ImageInput]) -> _Numbered:
     return list(enumerate(images, 1))
 
 
-def with_changes(options: GenerationOptions, changes: dict[str, object]) -> GenerationOptions:
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The named device. None: CUDA if available, else Apple's MPS, else the CPU.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if device is None:
+        return torch.device(_best())
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen).item()  # fails for "meta", which holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise UserError(f"device '{device}' cannot be used here; the best available one is '{_best()}'") from error
+    return chosen
+
+
+def _best() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _with_changes(options: GenerationOptions, changes: dict[str, object]) -> GenerationOptions:
     """A copy of the options with some fields changed.
 
     Raises:
@@ -342,5 +338,5 @@ def with_changes(options: GenerationOptions, changes: dict[str, object]) -> Gene
     names = [field.name for field in fields(options)]
     for name in changes:
         if name not in names:
-            raise UserError(f"there is no option '{name}' of captioning; {nearest(name, names)}")
+            raise UserError(f"captioning has no option '{name}'; {nearest(name, names)}")
     return replace(options, **changes)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Work on the machines of a Ray cluster, by Ray Data (the extra `ray`).
+"""Run work on the machines of a Ray cluster, with Ray Data (the extra `ray`).
 
-Each machine reads its own pictures, so paths must mean the same on all of them. A batch whose worker dies is done again
-by another; each result comes once.
+Each machine reads the images itself, so paths must be the same on all of them. If a worker dies, another one repeats
+its batch; each result is returned once.
 """
 
 import logging
@@ -17,9 +17,9 @@ from grr_coca.extras import require_extra
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Machines = Literal["this", "ray"]
-"""Where work is done: on this machine, or on the machines of a Ray cluster."""
-WAVE = 512
-"""Batches that Ray is given at once: its lists of them would else grow with the number of pictures."""
+"""Where work is done: on this machine, or on a Ray cluster."""
+_MAX_BATCHES = 512
+"""Batches that are given to Ray at once; its lists would otherwise grow with the number of images."""
 
 
 def map_on_ray(
@@ -27,20 +27,20 @@ def map_on_ray(
     make_work: Callable[[], Callable[[Sequence[Item]], Sequence[Result]]],
     batch_size: int,
 ) -> Iterator[list[Result]]:
-    """Do work on all machines of a cluster, and give the results batch by batch, in order.
+    """Do work on all machines of a cluster, and yield the results batch by batch, in order.
 
     Args:
-        items: what to work on; taken as the work goes on.
-        make_work: makes the work in each worker, once: it loads the model there.
-        batch_size: items at once.
+        items: the items to work on, read as needed.
+        make_work: called once in each worker, where it loads the model; returns the work on a batch.
+        batch_size: items per batch.
 
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached.
     """
     require_extra("ray", "--on ray")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it takes a worker's restart for worth an error
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs each restart of a worker as an error
     import ray
-    import ray.data  # sets the level of its log
+    import ray.data  # after `ray`: sets the level of its log
 
     was_there = ray.is_initialized()
     if not was_there:
@@ -48,13 +48,13 @@ def map_on_ray(
             ray.init(log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"--on ray: the cluster cannot be reached ({error}); see RAY_ADDRESS") from error
-    # The command line shows the progress itself.
+    # The command line shows its own progress.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     source = iter(items)
     try:
-        while batches := list(islice(_batches(source, batch_size), WAVE)):
+        while batches := list(islice(_batches(source, batch_size), _MAX_BATCHES)):
             yield from _wave(batches, make_work)
     finally:
         if not was_there:
@@ -74,9 +74,9 @@ def _wave(batches: list[list[Any]], make_work: Callable[[], Any]) -> Iterator[li
 
 
 def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
-    """How many workers a cluster has, and what each needs: a GPU where there are any, or else a core.
+    """Number of workers of a cluster, and resources of each: a GPU if there are GPUs, else a core.
 
-    Ray shows a worker no GPU that it did not ask for.
+    A worker sees only GPUs that it asked for.
     """
     if num_gpus := int(resources.get("GPU", 0)):
         return num_gpus, {"num_gpus": 1}
@@ -85,13 +85,13 @@ def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
 
 @dataclass(frozen=True)
 class _Sealed:
-    """A list that Ray Data carries as it is, and does not take for a column."""
+    """A list that Ray Data passes on unchanged, instead of making it a column."""
 
     items: list[Any]
 
 
 class _Worker:
-    """Lives in a process of the cluster."""
+    """A process of the cluster."""
 
     def __init__(self, make_work: Callable[[], Callable[[Sequence[Any]], Sequence[Any]]]) -> None:
         import torch

@@ -1,4 +1,4 @@
-"""Cross-attention whose weights can be read, without a special mode of the model.
+"""Make the attention weights of cross-attention visible, without a special mode of the model.
 
 Shapes: B batch, T queries, S context tokens, D width, C context width, H heads, Dh head width.
 """
@@ -16,7 +16,7 @@ from grr_coca.layers.layout import PLAIN, Layout
 
 
 class Attended(NamedTuple):
-    """The attention weights of one forward pass (each row sums to 1), and the values that they mix."""
+    """Attention weights of one forward pass (each row sums to 1), and the values that they average."""
 
     weights: Float[Tensor, "B H T S"]
     values: Float[Tensor, "B S H Dh"]
@@ -24,11 +24,10 @@ class Attended(NamedTuple):
 
 @contextmanager
 def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Module, Attended]]:
-    """Within the context, let modules compute attention through explicit weights, and collect these.
+    """Within the context, modules compute attention with explicit weights, which are collected by module.
 
-    Fused attention never forms the weights. Here the modules' results are the same up to rounding, and they are
-    computed from the collected weights, so gradients with respect to the weights exist. Only the last pass through each
-    module is kept.
+    Fused attention never forms the weights. Outputs are the same up to rounding, and are computed from the collected
+    weights, so gradients with respect to the weights exist. Only the last pass through each module is kept.
     """
     seen: dict[nn.Module, Attended] = {}
 
@@ -49,7 +48,7 @@ def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Mod
 def attention_weights(
     module: CrossAttention, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"], layout: Layout = PLAIN
 ) -> Attended:
-    """The attention weights and values of a module for these inputs. Padding of packed sequences has weights too."""
+    """Attention weights and values of a module for these inputs. Padding of packed sequences has weights, too."""
     queries = layout.spread_queries(module.q_proj(x).unflatten(-1, (module.num_heads, -1)))  # B T H Dh
     keys, values = module.project(context)  # B S H Dh
     scores = torch.einsum("bthd,bshd->bhts", queries * queries.shape[-1] ** -0.5, keys)
@@ -57,5 +56,5 @@ def attention_weights(
 
 
 def mix_values(attended: Attended) -> Float[Tensor, "B T D"]:
-    """The weighted sum of the values, with heads side by side: the input of the output projection."""
+    """The weighted sum of the values, with heads concatenated: the input of the output projection."""
     return torch.einsum("bhts,bshd->bthd", *attended).flatten(2)

@@ -1,4 +1,4 @@
-"""Heat maps as pictures."""
+"""Draw heat maps over images, as PNG."""
 
 import io
 import warnings
@@ -13,39 +13,39 @@ from grr_coca.data.preprocess import Preprocess
 from grr_coca.explain.caption import WordMap
 from grr_coca.explain.text import TextMap
 
-SIDE = 224
-"""Pixels of the image in each panel, before the figure is drawn."""
-COLUMNS = 6
-INCHES = 1.9
-OPACITY = 0.6
+_SIDE = 224
+"""Size in pixels of the image in each panel."""
+_MAX_COLUMNS = 6
+_INCHES = 1.9
+_OPACITY = 0.6
 
 
 def caption_picture(image: Image.Image, maps: Sequence[WordMap], dpi: int = 110) -> bytes:
-    """A PNG: the image as the model sees it, and a map for each word, from white to red (the word's largest value)."""
+    """A PNG with the image as the model sees it and a map for each word, from white to red (its maximum)."""
     figure, panels = _panels(image, 1 + len(maps), dpi)
     _title(panels[0], "image")
     for axes, (word, heat) in zip(panels[1:], maps, strict=True):
         _title(axes, word)
-        _lay_over(axes, heat.numpy(), "Reds", 0.0, max(float(heat.max()), 1e-12))
+        _overlay(axes, heat.numpy(), "Reds", 0.0, max(float(heat.max()), 1e-12))
     return _png(figure)
 
 
 def text_picture(image: Image.Image, text: str, text_map: TextMap, dpi: int = 110) -> bytes:
-    """A PNG: the image as the model sees it, and the patches that support a text (red) or speak against it (blue)."""
+    """A PNG with the image as the model sees it and patches that support a text (red) or speak against it (blue)."""
     figure, panels = _panels(image, 2, dpi)
     _title(panels[0], "image")
     _title(panels[1], f"{text}\ncosine {text_map.similarity:.3f}")
-    most = max(float(text_map.heat.abs().max()), 1e-12)
-    _lay_over(panels[1], text_map.heat.numpy(), "RdBu_r", -most, most)
+    largest = max(float(text_map.heat.abs().max()), 1e-12)
+    _overlay(panels[1], text_map.heat.numpy(), "RdBu_r", -largest, largest)
     return _png(figure)
 
 
 def _panels(image: Image.Image, count: int, dpi: int) -> tuple[Figure, list[Axes]]:
-    """Axes that show the image: the first in colour, the others in grey."""
-    columns = min(count, COLUMNS)
+    """Axes that show the image, the first in colour, the others in grey."""
+    columns = min(count, _MAX_COLUMNS)
     rows = -(-count // columns)
-    figure = Figure(figsize=(columns * INCHES, rows * (INCHES + 0.3)), dpi=dpi, layout="constrained")
-    pixels = np.asarray(Preprocess(SIDE).square(image))
+    figure = Figure(figsize=(columns * _INCHES, rows * (_INCHES + 0.3)), dpi=dpi, layout="constrained")
+    pixels = np.asarray(Preprocess(_SIDE).square(image))
     grey = np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))
     all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for number, axes in enumerate(all_axes):
@@ -55,9 +55,9 @@ def _panels(image: Image.Image, count: int, dpi: int) -> tuple[Figure, list[Axes
     return figure, all_axes[:count]
 
 
-def _lay_over(axes: Axes, heat: np.ndarray, colours: str, low: float, high: float) -> None:
-    # One square for each patch, without blurring: nothing is known about the pixels within a patch.
-    axes.imshow(heat, cmap=colours, vmin=low, vmax=high, alpha=OPACITY, extent=(0, 1, 0, 1), interpolation="nearest")
+def _overlay(axes: Axes, heat: np.ndarray, colours: str, low: float, high: float) -> None:
+    # One square per patch, without blurring: the map says nothing about pixels within a patch.
+    axes.imshow(heat, cmap=colours, vmin=low, vmax=high, alpha=_OPACITY, extent=(0, 1, 0, 1), interpolation="nearest")
 
 
 def _title(axes: Axes, text: str) -> None:

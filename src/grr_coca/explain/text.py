@@ -1,16 +1,16 @@
-"""Heat map of a text: the share of each patch in the similarity of image and text.
+"""Heat map of a text: how much each patch contributes to the similarity of image and text.
 
 Shapes: P patches, G patches along a side, S image size in pixels, Q pooled tokens, D width, E joint embedding width.
 A pooler reads a context of S tokens of width C: patches or image tokens.
 
-Only attentional poolers and projections lie between the patch tokens and the image embedding. If the attention weights
-and the statistics of the norms are held constant, this path is linear in the patch tokens. Then the cosine of image and
-text is a sum over patches. The share of a patch is its value, weighted by its attention and compared with the text
+Only attentional poolers and projections lie between the patch tokens and the image embedding. With attention weights
+and statistics of norms held constant, this path is linear in the patch tokens, so the cosine of image and text is a sum
+over patches. The share of a patch is the product of its attention-weighted value and the text embedding
 (values weighted by attention: Kobayashi et al., arXiv 2004.10102; CLIP's score as a sum over patches: Gandelsman et
-al., arXiv 2310.05916). A patch with a share below zero speaks against the text.
+al., arXiv 2310.05916). A patch with a negative share speaks against the text.
 
-Limits: the map does not show how a patch changes the attention that other patches get, nor what the image encoder has
-moved between patches.
+Limits: the map does not show how a patch changes the attention to other patches, nor what the image encoder has moved
+between patches.
 """
 
 from functools import partial
@@ -30,19 +30,19 @@ from grr_coca.model.coca import evaluating
 
 
 class TextMap(NamedTuple):
-    """The share of each patch in the similarity of image and text.
+    """The share of each patch in the cosine similarity of image and text.
 
-    The shares sum to the cosine `similarity`, minus two parts that belong to no patch: that of the biases of a
-    LayerNorm, and that of a class token.
+    The shares sum to `similarity`, minus two parts that belong to no patch: that of the biases of LayerNorms, and that
+    of a class token.
     """
 
     heat: Float[Tensor, "G G"]
     similarity: float
 
 
-@torch.inference_mode(False)  # of whoever calls: nothing has a gradient in it
+@torch.inference_mode(False)  # gradients are needed, whatever the mode of the caller
 def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) -> TextMap:
-    """The map of a preprocessed image and a text.
+    """The heat map of a preprocessed image for a text.
 
     Raises:
         UserError: the text is empty.
@@ -56,9 +56,9 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
 
 @torch.inference_mode(False)
 def embedding_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], wanted: Float[Tensor, " E"]) -> TextMap:
-    """The map of an image, as the model sees it, and an embedding of unit length: of a text, an image or both."""
+    """The heat map of a preprocessed image for any unit-length embedding `wanted`: of a text, an image or both."""
     model, side = checkpoint.model, checkpoint.config.image_encoder.grid_size
-    wanted = wanted[None].to(model.device).clone()  # an embedding comes from inference mode, and would keep it
+    wanted = wanted[None].to(model.device).clone()  # a normal tensor: embeddings are inference tensors
     with evaluating(model), torch.no_grad():
         patches = model.image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
         similarity = (_embed(model, patches) * wanted).sum().item()
@@ -67,33 +67,31 @@ def embedding_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], wanted
 
 
 def patch_shares(model: CoCa, patches: Float[Tensor, "1 P D"], wanted: Float[Tensor, "1 E"]) -> Float[Tensor, " P"]:
-    """The share of each patch in the product of the image embedding and `wanted`. A class token, if there is one, comes
-    last."""
+    """The share of each patch in the dot product of image embedding and `wanted`; a class token comes last."""
     with torch.enable_grad():
         patches = patches.detach().requires_grad_()
         score = (_embed(model, patches) * wanted.detach()).sum()
-        # The score is linear in the patches, so the share of a patch is its value times its gradient.
+        # The score is linear in the patches, so the share of a patch is patch times gradient.
         (gradient,) = torch.autograd.grad(score, patches)
     return (gradient * patches.detach()).sum(dim=-1)[0]
 
 
 def _embed(model: CoCa, patches: Float[Tensor, "1 P D"]) -> Float[Tensor, "1 E"]:
-    """`CoCa.encode_image` from the patches on. Its gradient treats attention weights and norm statistics as
-    constants."""
+    """The image embedding from the patches on. Attention weights and norm statistics are constants for its gradient."""
     captioning, contrastive = (partial(_pool, pooler) for pooler in (model.captioning_pooler, model.contrastive_pooler))
     embedding = at_least_fp32(model.image_proj(model.arrange(captioning, contrastive, patches).contrastive[:, 0]))
     return embedding / embedding.detach().norm(dim=-1, keepdim=True)
 
 
 def _pool(pooler: nn.Module, context: Float[Tensor, "1 S C"]) -> Float[Tensor, "1 Q D"]:
-    if not isinstance(pooler, AttentionalPooler):  # there is none, and the tokens stay as they are
+    if not isinstance(pooler, AttentionalPooler):  # this model has none: the tokens stay as they are
         return context
     weights, values = attention_weights(pooler.attn, pooler.query_norm(pooler.queries)[None], context)
     return _norm(pooler.norm, pooler.attn.out_proj(mix_values(Attended(weights.detach(), values))))
 
 
 def _norm(norm: nn.Module, x: Float[Tensor, "1 Q D"]) -> Float[Tensor, "1 Q D"]:
-    """The norm with constant statistics: a function that is linear in `x` but for the norm's bias."""
+    """The norm with constant statistics: linear in `x`, except for the bias."""
     if isinstance(norm, RMSNorm):
         return x * (x.detach().square().mean(dim=-1, keepdim=True) + norm.eps).rsqrt() * norm.weight
     if isinstance(norm, nn.LayerNorm):

@@ -41,7 +41,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Stats:
-    """Estimate the number of pairs, words and image sizes from a sample, in seconds.
+    """Count pairs, and the words and image sizes of a sample, in seconds.
 
     Args:
         path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or

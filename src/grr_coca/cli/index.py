@@ -40,10 +40,10 @@ def run(
         out: folder of the index, or http://HOST:PORT/NAME of a Milvus server.
         images: image files, folders, patterns, .tar shards, or tables of images; if none are given, those that the
             index was made of.
-        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub. None: the
-            model of the index, and for a new index the shipped model.
-        forget: remove the images of this argument, or below this folder, from the index; may be given several times.
-            Without images, nothing else is done.
+        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; if
+            not given, the model of the index, or for a new index the shipped model.
+        forget: remove the images of this argument, or below this folder, from the index. Without images, nothing else
+            is done.
         watch: keep the index up to date until Ctrl-C.
         batch_size: images per batch.
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.

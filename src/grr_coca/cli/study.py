@@ -28,7 +28,7 @@ class RunStudy:
         runs: folder for the models in training; OUT/runs if not given.
         jobs: number of runs at a time, one core each.
         shard: do only part I of N, given as I/N, to divide the work between machines.
-        only: do only this arm; may be given several times.
+        only: do only this arm.
         keep_models: keep the models in --runs after they have been measured.
         dry_run: print the work that is left, its core-hours and disk space, and end.
     """

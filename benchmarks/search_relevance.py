@@ -23,7 +23,7 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.files import in_cache
 from grr_coca.inference.model import ImageTextModel
 from grr_coca.registry import DEFAULT
-from grr_coca.search.relevance import NOTHING, OFFSET, PER_AGREEMENT, PER_DEVIATION, evidence, relevances
+from grr_coca.search.relevance import MIN_RELEVANCE, OFFSET, PER_AGREEMENT, PER_DEVIATION, evidence, relevances
 
 PICTOGRAMS = Path(__file__).parents[1] / "datasets" / "pictograms"
 RESULTS = Path(__file__).parent / "results" / "search_relevance.json"
@@ -85,7 +85,7 @@ def measured(splits: dict[str, Split]) -> dict[str, object]:
         for _ in range(trials(size)):
             for is_there, is_right, arguments in split.queries(size, random):
                 found = relevances(evidence(*arguments))
-                verdicts.append((is_there, bool((found >= NOTHING).any())))
+                verdicts.append((is_there, bool((found >= MIN_RELEVANCE).any())))
                 hits += zip(found.tolist(), is_right.tolist(), strict=True)
         there = round(float(np.mean([said for is_there, said in verdicts if is_there])), 3)
         not_there = round(float(np.mean([not said for is_there, said in verdicts if not is_there])), 3)
@@ -97,7 +97,7 @@ def measured(splits: dict[str, Split]) -> dict[str, object]:
         for low, high in itertools.pairwise(BANDS)
         if (mask := (found >= low) & (found < high)).any()
     ]
-    return {"model": DEFAULT, "machine": machine(), "threshold": NOTHING, "is_it_there": rows, "relevance": bands}
+    return {"model": DEFAULT, "machine": machine(), "threshold": MIN_RELEVANCE, "is_it_there": rows, "relevance": bands}
 
 
 def fitted(splits: dict[str, Split]) -> list[float]:

@@ -106,8 +106,8 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, t
     shutil.rmtree(model)
     message = refused("search", tmp_path / "index", "cat")
     assert f"made with the model '{model}/checkpoints/step-" in message
-    assert "which is not there any more" in message
-    assert "name it by -c" in message
+    assert "which does not exist any more" in message
+    assert "give its folder by -c" in message
 
 
 @pytest.mark.parametrize(
@@ -118,14 +118,14 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, t
         (["index", "a.png", "--out", "new", "--batch-size", "0"], "give 1 or more"),
         (["index", "none-*.png", "--out", "new"], "no image matches this pattern"),
         (["index", ".", "nowhere", "--out", "new"], "nowhere: no such file or folder"),
-        (["index", "a.png", "--out", "a.png"], "a.png: a file, and an index is a folder; give another name"),
+        (["index", "a.png", "--out", "a.png"], "a.png: a file, but an index is a folder; give another name"),
         (["index", "", "--out", "{index}"], "an empty name of an image"),
         (["index", "--out", "{index}", "--forget", ""], "an empty name of an image"),
         (
             ["index", "--out", "{index}", "--forget", "nowhere"],
-            "nowhere: the index holds nothing of it; it is made of",
+            "nowhere: the index has no images of it; it has images of",
         ),
-        (["search", "a.png", "cat"], "a.png: a file, and an index is a folder"),
+        (["search", "a.png", "cat"], "a.png: a file, but an index is a folder"),
         (["search", "{index}"], "the query is empty"),
         (["search", "{index}", " "], "the query is empty"),
         (["search", "{index}", "cat", "-n", "0"], "give a number from 1"),

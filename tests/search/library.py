@@ -10,7 +10,7 @@ from PIL import Image
 from grr_coca.data.image_files import done_ahead
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.search.entry import Entry, Header, Stamp
-from grr_coca.search.model import DecodedPicture, decode_found
+from grr_coca.search.model import DecodedImage, decode_found
 from grr_coca.search.store import Changes, Store
 
 WIDTH = 32
@@ -24,7 +24,7 @@ def make_vectors(count: int, seed: int = 0) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
 
 
-def make_picture(number: int, **changes: object) -> Entry:
+def make_entry(number: int, **changes: object) -> Entry:
     """An entry like no other: folders, widths, captions and columns take turns."""
     folder = ("logos", "icons", "photos")[number % 3]
     values: dict = {
@@ -45,10 +45,10 @@ def make_picture(number: int, **changes: object) -> Entry:
 
 def fill(store: Store, count: int, seed: int = 0, first: int = 0) -> tuple[list[Entry], np.ndarray]:
     """Commit pictures; returns what was added."""
-    entries, vectors = [make_picture(first + number) for number in range(count)], make_vectors(count, seed)
+    entries, vectors = [make_entry(first + number) for number in range(count)], make_vectors(count, seed)
     for start in range(0, count, 500):
-        piece = slice(start, start + 500)
-        store.commit(Changes(added=list(zip(entries[piece], vectors[piece], strict=True))))
+        chunk = slice(start, start + 500)
+        store.commit(Changes(added=list(zip(entries[chunk], vectors[chunk], strict=True))))
     return entries, vectors
 
 
@@ -63,7 +63,7 @@ class ColourModel:
     def read(self, found, batch_size: int):
         return done_ahead(found, lambda one: decode_found(one, self.preprocess), batch_size)
 
-    def describe(self, decoded: Sequence[DecodedPicture]) -> list[tuple[str, np.ndarray]]:
+    def describe(self, decoded: Sequence[DecodedImage]) -> list[tuple[str, np.ndarray]]:
         self.described += len(decoded)
         return [self._one(np.asarray(one.square).reshape(-1, 3).mean(axis=0)) for one in decoded]
 

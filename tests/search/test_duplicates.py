@@ -1,12 +1,23 @@
-"""Near-duplicates among hits."""
+"""Near-duplicates, and the perceptual hash: an index keeps it, so it must stay the same."""
 
+import io
 from itertools import combinations
 
 import numpy as np
 import pytest
-from library import make_picture, make_vectors
+import scipy.fft
+from library import make_entry, make_vectors
+from PIL import Image
 
-from grr_coca.search.duplicates import BANDS, EQUAL_BANDS, LEAST_COSINE, MOST_BITS, duplicate_groups, folded
+from grr_coca.search.duplicates import (
+    BANDS,
+    EQUAL_BANDS,
+    MAX_BITS,
+    MIN_COSINE,
+    duplicate_groups,
+    folded,
+    perceptual_hash,
+)
 from grr_coca.search.store import Changes
 
 
@@ -16,7 +27,7 @@ def one_by_one(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
     for place in range(len(hashes)):
         for group in groups:
             bits = (int(hashes[group[0]]) ^ int(hashes[place])) & (2**64 - 1)
-            if bits.bit_count() <= MOST_BITS and vectors[group[0]] @ vectors[place] >= LEAST_COSINE:
+            if bits.bit_count() <= MAX_BITS and vectors[group[0]] @ vectors[place] >= MIN_COSINE:
                 group.append(place)
                 break
         else:
@@ -47,7 +58,7 @@ def groups_of(store) -> list[list[int]]:
 
 
 def add(store, hashes, vectors, **changes):
-    entries = [make_picture(number, phash=int(phash), **changes) for number, phash in enumerate(hashes)]
+    entries = [make_entry(number, phash=int(phash), **changes) for number, phash in enumerate(hashes)]
     store.commit(Changes(added=list(zip(entries, vectors, strict=True))))
 
 
@@ -61,7 +72,7 @@ def test_groups_are_those_of_all_pairs(store):
     names = list(range(120))
     for a, b in zip(*np.triu_indices(120, 1), strict=True):
         bits = (int(hashes[a]) ^ int(hashes[b])) & (2**64 - 1)
-        if bits.bit_count() <= MOST_BITS and vectors[a] @ vectors[b] >= LEAST_COSINE:
+        if bits.bit_count() <= MAX_BITS and vectors[a] @ vectors[b] >= MIN_COSINE:
             names = [names[a] if name == names[b] else name for name in names]
     groups = [[place for place in range(120) if names[place] == name] for name in set(names)]
     assert groups_of(store) == sorted(group for group in groups if len(group) > 1)
@@ -78,7 +89,7 @@ def test_many_pictures_that_look_the_same_are_held_against_few_others(store, mon
 
 
 def test_equal_hashes_are_found_among_more_than_are_held_against_each_other(store, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.duplicates.LARGEST_BUCKET", 3)
+    monkeypatch.setattr("grr_coca.search.duplicates.MAX_BUCKET", 3)
     chosen = list(combinations(range(BANDS), EQUAL_BANDS)) * 5  # bands that are as those of the first and the last
     ends = [64 * band // BANDS for band in range(BANDS + 1)]
     hashes = np.zeros(2 + len(chosen), np.uint64)
@@ -87,3 +98,50 @@ def test_equal_hashes_are_found_among_more_than_are_held_against_each_other(stor
         hashes[number] = sum(1 << bit for band in others for bit in range(*ends[band : band + 2]))
     add(store, hashes.view(np.int64), make_vectors(len(hashes)) * 0 + make_vectors(1))
     assert [0, len(hashes) - 1] in groups_of(store)
+
+
+# --- Perceptual hash
+
+
+def waves(seed: int, side: int = 200) -> Image.Image:
+    """A picture of a few soft waves."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side] / side
+    levels = np.zeros((side, side))
+    for _ in range(12):
+        across, down, phase, height = generator.uniform((0, 0, 0, 0.2), (6, 6, 6, 1))
+        levels += height * np.cos(np.pi * (across * x + down * y) + phase)
+    levels = 255 * (levels - levels.min()) / np.ptp(levels)
+    return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+
+
+def bits_between(first: Image.Image, second: Image.Image) -> int:
+    return ((perceptual_hash(first) ^ perceptual_hash(second)) & (2**64 - 1)).bit_count()
+
+
+def recompressed(image: Image.Image) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=40)
+    return Image.open(buffer)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [lambda image: image.resize((90, 90)), recompressed, lambda image: image.point(lambda level: 40 + level * 0.7)],
+    ids=["smaller", "recompressed", "paler"],
+)
+def test_what_is_done_to_a_picture_changes_few_bits(changed):
+    assert max(bits_between(waves(seed), changed(waves(seed))) for seed in range(10)) <= 6
+
+
+def test_other_pictures_have_about_half_of_the_bits_in_common():
+    between = [bits_between(waves(first), waves(second)) for first in range(10) for second in range(first)]
+    assert 26 < np.mean(between) < 38
+    assert min(between) > 10
+
+
+def test_each_bit_is_a_low_frequency_against_the_median_of_all_but_the_mean():
+    small = waves(0, side=32)
+    lowest = scipy.fft.dctn(np.asarray(small.convert("L"), np.float64))[:8, :8].ravel()
+    bits = f"{perceptual_hash(small) & (2**64 - 1):064b}"
+    assert bits == "".join(str(int(level > np.median(lowest[1:]))) for level in lowest)

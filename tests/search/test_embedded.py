@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from library import HEADER, WIDTH, ColourModel, fill, make_picture, make_vectors, paint
+from library import HEADER, WIDTH, ColourModel, fill, make_entry, make_vectors, paint
 
 from grr_coca.errors import UserError
-from grr_coca.search.embedded.database import FAILURES_OF, PICTURES_OF
+from grr_coca.search.embedded.database import FAILURES_OF, IMAGES_OF
 from grr_coca.search.embedded.store import EmbeddedStore
 from grr_coca.search.embedded.vectors import append_rows, map_rows, products
 from grr_coca.search.entry import VERSION, Failure
@@ -68,7 +68,7 @@ def test_a_folder_that_is_not_there_or_no_index_is_named(tmp_path):
     with pytest.raises(UserError, match=r"not an index: it holds no index\.sqlite"):
         open_store(str(tmp_path))
     (tmp_path / "photo.png").touch()
-    with pytest.raises(UserError, match="holds other files, and is not an index"):
+    with pytest.raises(UserError, match="has other files, and is not an index"):
         open_store(str(tmp_path), is_optional=True)
 
 
@@ -89,7 +89,7 @@ def test_another_database_and_other_bytes_are_no_index(tmp_path):
     database = sqlite3.connect(tmp_path / "index.sqlite")
     database.execute("CREATE TABLE a (b)")
     database.close()
-    with pytest.raises(UserError, match="an SQLite database, and not an index of grr-coca"):
+    with pytest.raises(UserError, match="an SQLite database, but not an index of grr-coca"):
         open_store(str(tmp_path))
     (tmp_path / "index.sqlite").write_bytes(b"not a database at all, but some text" * 50)
     with pytest.raises(UserError, match="damaged, or not an index"):
@@ -108,13 +108,13 @@ def test_one_process_writes_and_the_other_is_told_which(store, reopened):
     fill(store, 1)
     other = reopened()
     assert len(other) == 1
-    with pytest.raises(UserError, match="this process writes to this index already"):
+    with pytest.raises(UserError, match="this process already writes to this index"):
         other.commit(Changes(removed=["a"]))
     (folder_of(store) / "writer.lock").write_text("12\n")
     with pytest.raises(UserError, match=r"another process \(12\) writes to this index"):
         other.commit(Changes(removed=["a"]))
     store.close()
-    other.commit(Changes(removed=[make_picture(0).name]))
+    other.commit(Changes(removed=[make_entry(0).name]))
     assert len(other) == 0
 
 
@@ -129,7 +129,7 @@ def test_a_store_that_nobody_closed_or_that_a_forked_process_has_too_holds_no_lo
         del forgotten
         gc.collect()
         again = reopened()
-        again.commit(Changes(removed=[make_picture(0).name]))
+        again.commit(Changes(removed=[make_entry(0).name]))
         assert len(again) == 0
     finally:
         child.kill()
@@ -141,7 +141,7 @@ def test_a_file_system_without_locks_is_told_as_such(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(UserError, match=r"the file system gives no locks \(No locks available\)"):
+    with pytest.raises(UserError, match=r"the file system has no locks \(No locks available\)"):
         make_store(str(tmp_path / "index"), HEADER)
 
 
@@ -174,7 +174,7 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path):
 
 
 def test_an_update_gives_back_the_room_of_pictures_that_are_gone(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.embedded.writer.LEAST_GONE", 2)
+    monkeypatch.setattr("grr_coca.search.embedded.writer.MIN_GONE", 2)
     red, *others = [paint(tmp_path / "photos" / f"{colour}.png", colour) for colour in ("red", "green", "blue")]
     for _ in range(2):
         update_store(store, [str(red.parent)], ColourModel)
@@ -280,7 +280,7 @@ def test_the_file_of_vectors_is_written_anew_when_most_of_it_is_gone(store, reop
 
 
 def test_half_of_the_vectors_may_be_of_pictures_that_are_gone(store, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.embedded.writer.LEAST_GONE", 1)
+    monkeypatch.setattr("grr_coca.search.embedded.writer.MIN_GONE", 1)
     entries, _ = fill(store, 10)
     for number, is_written in ((5, False), (6, True)):
         store.commit(Changes(removed=[entry.name for entry in entries[:number]]))
@@ -302,7 +302,7 @@ def test_a_reader_follows_a_database_that_was_put_back_to_an_earlier_state(store
     assert {match.id for match in reader.nearest(make_vectors(1)[0], 10)} == set(range(1, 11))
 
 
-@pytest.mark.parametrize("statement", [PICTURES_OF, FAILURES_OF])
+@pytest.mark.parametrize("statement", [IMAGES_OF, FAILURES_OF])
 def test_a_page_of_names_is_read_without_sorting_all_of_them(store, statement):
     with closing(sqlite3.connect(folder_of(store) / "index.sqlite")) as database:
         plan = database.execute(f"EXPLAIN QUERY PLAN {statement}", ("/pictures", 0, 10)).fetchall()
@@ -310,7 +310,7 @@ def test_a_page_of_names_is_read_without_sorting_all_of_them(store, statement):
 
 
 def test_names_are_read_in_pages_while_they_are_removed(store, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.embedded.store.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("grr_coca.search.embedded.store.ROWS_PER_READ", 3)
     entries, _ = fill(store, 10)
     failed = [Failure(os.fsdecode(b"/pictures/\xe9%d.png" % n), "/pictures", None, "gone") for n in range(7)]
     store.commit(Changes(failed=failed))
@@ -328,7 +328,7 @@ def test_words_are_found_in_captions_and_titles_whatever_the_query_language_make
     titles = ["arrow-left", "house", "Café_au_lait", "near"]
     captions = ["a left pointing arrow", "two houses", "a cup", "a tree"]
     entries = [
-        make_picture(n, name=f"/a/{title}.png", file=f"/a/{title}.png", caption=caption)
+        make_entry(n, name=f"/a/{title}.png", file=f"/a/{title}.png", caption=caption)
         for n, (title, caption) in enumerate(zip(titles, captions, strict=True))
     ]
     store.commit(Changes(added=list(zip(entries, make_vectors(4), strict=True))))
@@ -355,7 +355,7 @@ def write_for_ever(location: str) -> None:
     while True:
         number += 1
         vectors = make_vectors(20, seed=number)
-        added = [make_picture(n, caption=f"state {number}") for n in range(20)]
+        added = [make_entry(n, caption=f"state {number}") for n in range(20)]
         store.commit(Changes(added=list(zip(added, vectors, strict=True)), removed=[]))
         if number % 60 == 0:
             store.compact()

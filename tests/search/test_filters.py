@@ -3,7 +3,8 @@
 import pytest
 
 from grr_coca.errors import UserError
-from grr_coca.search.filters import And, Comparison, Like, Not, OneOf, Or, parse_filter, to_sql
+from grr_coca.search.embedded.store import to_sql
+from grr_coca.search.filters import And, Comparison, Like, Not, OneOf, Or, parse_filter
 
 A, B, C = (Comparison("width", "=", number) for number in (1, 2, 3))
 
@@ -41,18 +42,18 @@ def test_a_filter_is_a_tree(text, tree):
         ("", "the filter is empty"),
         ("width >", "expected a number, or a text between quotes at character 8, found the end"),
         ("width 3", "expected one of = != < <= > >= in like not at character 7, found '3'"),
-        ("folder = 'a", "a quote is opened and not closed, at character 10"),
+        ("folder = 'a", "a quote is not closed, at character 10"),
         ("width = 1 width = 2", "expected 'and', 'or' or the end at character 11, found 'width'"),
         ("(width = 1", "expected ')' at character 11"),
-        ("width = 'a'", "'width' is a number, and 'a' is none"),
-        ("folder in ('a', 3)", "'folder' is a text, and 3 is none"),
-        ("folder like 'a%b'", "'like' takes a text whose end is its only %"),
+        ("width = 'a'", "'width' is a number, and 'a' is not"),
+        ("folder in ('a', 3)", "'folder' is a text, and 3 is not"),
+        ("folder like 'a%b'", "'like' takes a text with one % at its end"),
         ("and = 3", "expected the name of a field"),
         ("width = 99999999999999999999", "out of range"),
         ("width = 9223372036854775808", "out of range"),
         ("width = 1e400", "out of range"),
         (f"width = -{'9' * 5000}", "out of range"),
-        ("not " * 60 + "width = 1", "more than 50 brackets"),
+        ("not " * 60 + "width = 1", "more than 50 nested brackets"),
     ],
 )
 def test_what_is_no_filter_is_told(text, message):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from library import fill, make_picture, make_vectors
+from library import fill, make_entry, make_vectors
 
 from grr_coca.search.entry import Failure, Stamp
 from grr_coca.search.filters import parse_filter
@@ -82,7 +82,7 @@ def test_filters_mean_what_python_means(filled, text):
 
 def test_values_of_a_filter_are_values_whatever_they_hold(store):
     odd = ["it's", 'a "quote"', "back\\slash", "%", "'; DROP TABLE pictures; --", "ünï"]
-    entries = [make_picture(number, fields={"brand": text}) for number, text in enumerate(odd)]
+    entries = [make_entry(number, fields={"brand": text}) for number, text in enumerate(odd)]
     store.commit(Changes(added=list(zip(entries, make_vectors(len(odd)), strict=True))))
     for number, text in enumerate(odd):
         written = text.replace("'", "''")
@@ -112,10 +112,10 @@ def test_entries_come_back_as_they_were(store, reopened):
 def test_a_picture_of_a_name_takes_the_place_of_the_one_before(store):
     fill(store, 10)
     (vector,) = make_vectors(1, seed=5)
-    store.commit(Changes(added=[(make_picture(3, caption="a new one"), vector)]))
+    store.commit(Changes(added=[(make_entry(3, caption="a new one"), vector)]))
     assert len(store) == 10
     (name, score), *_ = found(store, vector, 1)
-    assert name == make_picture(3).name
+    assert name == make_entry(3).name
     assert score == pytest.approx(1, abs=1e-3)
     with store.snapshot():
         (match,) = store.nearest(vector, 1)
@@ -148,14 +148,14 @@ def test_what_is_known_of_pictures_and_failures(store):
     assert sorted(store.places("/pictures")) == sorted(
         (name, name) for name in (failure.name, *(e.name for e in entries))
     )
-    store.commit(Changes(added=[(make_picture(9, name=failure.name), make_vectors(1)[0])], removed=[vanished.name]))
+    store.commit(Changes(added=[(make_entry(9, name=failure.name), make_vectors(1)[0])], removed=[vanished.name]))
     assert store.failures() == []
     assert len(store) == 6
 
 
 def test_members_of_a_shard_lie_in_it_whatever_their_names_hold(store):
     shard = "/pictures/old.tar: kept/some.tar"
-    one = make_picture(0, name=f"{shard}: x/a.tar: b: c.png", file=shard, offset=512)
+    one = make_entry(0, name=f"{shard}: x/a.tar: b: c.png", file=shard, offset=512)
     failures = [
         Failure(name, "/pictures", None, "broken") for name in ("/pictures/s.TAR: x/a: b.png", "/pictures/d.png")
     ]
@@ -170,9 +170,9 @@ def test_members_of_a_shard_lie_in_it_whatever_their_names_hold(store):
 
 def test_a_touched_picture_keeps_all_but_its_stamp(store):
     fill(store, 3)
-    store.commit(Changes(touched=[Touch(make_picture(1).name, Stamp(5, 86_400 * 10**9), None)]))
-    (entry,) = (entry for entry, _ in store.everything() if entry.name == make_picture(1).name)
-    assert entry == make_picture(1, stamp=Stamp(5, 86_400 * 10**9))
+    store.commit(Changes(touched=[Touch(make_entry(1).name, Stamp(5, 86_400 * 10**9), None)]))
+    (entry,) = (entry for entry, _ in store.everything() if entry.name == make_entry(1).name)
+    assert entry == make_entry(1, stamp=Stamp(5, 86_400 * 10**9))
     tree = parse_filter("date = '1970-01-02T00:00:00'")
     assert [found.name for found in store.matching(tree)] == [entry.name]
 
@@ -180,18 +180,18 @@ def test_a_touched_picture_keeps_all_but_its_stamp(store):
 def test_a_filter_may_list_thousands_of_values_of_both_kinds(store):
     fill(store, 30)
     names = [f"/pictures/{number}.png" for number in range(3000)]
-    listed = ", ".join(f"'{name}'" for name in [*names, make_picture(7).name, make_picture(8).name])
+    listed = ", ".join(f"'{name}'" for name in [*names, make_entry(7).name, make_entry(8).name])
     found = store.matching(parse_filter(f"path in ({listed})"))
-    assert {entry.name for entry in found} == {make_picture(7).name, make_picture(8).name}
+    assert {entry.name for entry in found} == {make_entry(7).name, make_entry(8).name}
     found = store.matching(
         parse_filter("price in (1, 'x', 3) or brand in ('maker 1', 5)", frozenset({"price", "brand"}))
     )
     picked = [number for number in range(30) if number % 2 and (number in (1, 3) or number % 4 == 1)]
-    assert sorted(entry.name for entry in found) == sorted(make_picture(number).name for number in picked)
+    assert sorted(entry.name for entry in found) == sorted(make_entry(number).name for number in picked)
 
 
 def test_a_filter_finds_names_that_are_not_utf8(store):
-    odd = make_picture(1, name="/pictures/caf\udce9.png", file="/pictures/caf\udce9.png")
+    odd = make_entry(1, name="/pictures/caf\udce9.png", file="/pictures/caf\udce9.png")
     store.commit(Changes(added=[(odd, make_vectors(1)[0])]))
     for text in ("path = '/pictures/caf\udce9.png'", "title in ('x', 'caf\udce9')", "path like '/pictures/caf\udce9%'"):
         assert list(store.matching(parse_filter(text))) == [odd], text

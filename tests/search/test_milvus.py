@@ -9,15 +9,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from library import HEADER, fill, make_picture, make_vectors
+from library import HEADER, fill, make_entry, make_vectors
 
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Failure, Stamp
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import make_store, open_store
-from grr_coca.search.milvus.expression import to_expression
 from grr_coca.search.milvus.notes import Reads
-from grr_coca.search.milvus.rows import as_utf8, from_record, from_utf8, place_of_record, to_record
+from grr_coca.search.milvus.rows import (
+    as_utf8,
+    from_record,
+    from_utf8,
+    place_of_record,
+    to_expression,
+    to_record,
+)
 from grr_coca.search.store import Changes, Known
 
 needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reason="runs by `make test-milvus`")
@@ -85,7 +91,7 @@ def test_a_file_name_of_any_bytes_is_sent_as_utf8_and_comes_back(name):
 @pytest.mark.parametrize("offset", [None, 0, 512])
 def test_a_row_tells_the_picture_and_where_it_lies(offset):
     name = os.fsdecode(b"/p/\xe9.tar: x/a: b.png")
-    entry = make_picture(1, name=name, file=os.fsdecode(b"/p/\xe9.tar"), offset=offset)
+    entry = make_entry(1, name=name, file=os.fsdecode(b"/p/\xe9.tar"), offset=offset)
     record = to_record(entry, make_vectors(1)[0])
     assert from_record(record) == entry
     assert place_of_record(record) == (name, name if offset is None else entry.file)
@@ -99,7 +105,7 @@ def test_there_is_no_full_text_index(store):
 
 @needs_server
 def test_a_server_that_is_not_there_is_named():
-    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:1/index: the Milvus server is gone, or refuses"):
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:1/index: the Milvus server does not answer, or refuses"):
         open_store("http://127.0.0.1:1/index")
 
 
@@ -107,7 +113,7 @@ def test_a_server_that_is_not_there_is_named():
 def test_a_name_that_is_no_index_is_named(location):
     with pytest.raises(UserError, match="no index of this name; make one by grr-coca index"):
         open_store(location)
-    with pytest.raises(UserError, match="is no name of a collection"):
+    with pytest.raises(UserError, match="is invalid for a collection"):
         open_store(f"{location}-with-dashes")
 
 
@@ -116,13 +122,13 @@ def test_a_server_that_goes_in_the_middle_of_an_insert_is_told_and_nothing_is_lo
     from pymilvus.exceptions import MilvusException
 
     fill(store, 5)
-    more = list(zip([make_picture(number) for number in range(5, 9)], make_vectors(4), strict=True))
+    more = list(zip([make_entry(number) for number in range(5, 9)], make_vectors(4), strict=True))
 
     def gone(*_args, **_kwargs):
         raise MilvusException(message="connection refused")
 
     monkeypatch.setattr(store._client, "upsert", gone)
-    with pytest.raises(UserError, match="the Milvus server is gone, or refuses"):
+    with pytest.raises(UserError, match="the Milvus server does not answer, or refuses"):
         store.commit(Changes(added=more))
     again = reopened()
     assert len(again) == 5
@@ -136,7 +142,7 @@ def insert_for_ever(location: str, has_begun) -> None:
     has_begun.set()
     for number in itertools.count():
         first = number * 10 % 400
-        added = [make_picture(n, caption=f"turn {number}") for n in range(first, first + 10)]
+        added = [make_entry(n, caption=f"turn {number}") for n in range(first, first + 10)]
         store.commit(Changes(added=list(zip(added, make_vectors(10, seed=first), strict=True))))
 
 
@@ -161,7 +167,7 @@ def test_an_insert_that_is_killed_is_gone_on_with_nothing_lost_and_nothing_twice
         assert reader.columns() >= {name for entry, _ in reader.everything() for name in entry.fields}
         before = set(names)
     assert before, "something was inserted before a kill"
-    added = [make_picture(number) for number in range(400)]
+    added = [make_entry(number) for number in range(400)]
     reopened().commit(Changes(added=list(zip(added, make_vectors(400), strict=True))))
     assert sorted(names_of(reopened())) == sorted(entry.name for entry in added)
 
@@ -193,7 +199,7 @@ def test_a_collection_of_something_else_is_left_as_it_is(store, location):
     store._client.insert(name, [{"id": 1, "vector": [0.0, 1.0, 0.0, 0.0]}])
     other = location.replace(store._name, name)
     for attempt in (lambda: open_store(other, is_optional=True), lambda: make_store(other, HEADER)):
-        with pytest.raises(UserError, match=f"'{name}' is a collection of something else; give another name"):
+        with pytest.raises(UserError, match=f"the collection '{name}' is not part of an index; give another name"):
             attempt()
     assert store._client.query(name, filter="id == 1", output_fields=["id"], consistency_level="Strong")
 
@@ -201,7 +207,7 @@ def test_a_collection_of_something_else_is_left_as_it_is(store, location):
 @needs_server
 def test_an_insert_that_was_cut_off_at_any_step_is_done_by_the_next(store, reopened, monkeypatch):
     failure = Failure("/pictures/x.png", "/pictures", Stamp(1, 2), "broken")
-    entry = make_picture(1, name=failure.name)
+    entry = make_entry(1, name=failure.name)
     store.commit(Changes(failed=[failure]))
     change = Changes(added=[(entry, make_vectors(1)[0])])
     steps = [(store._notes, "add_columns"), (store._notes, "remove_failures"), (store._client, "upsert")]

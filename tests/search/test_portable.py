@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from library import fill, make_picture, make_vectors
+from library import fill, make_entry, make_vectors
 
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Failure, Stamp
@@ -28,7 +28,7 @@ def test_everything_goes_there_and_back(store, tmp_path):
     odd = os.fsdecode(b"/pictures/caf\xe9.png")
     store.commit(
         Changes(
-            added=[(make_picture(99, name=odd, file=odd, offset=512), make_vectors(1)[0])],
+            added=[(make_entry(99, name=odd, file=odd, offset=512), make_vectors(1)[0])],
             failed=[Failure("/a", "/b", Stamp(1, 2), "broken"), Failure("/c", "/b", None, "gone")],
         )
     )
@@ -50,14 +50,14 @@ def test_everything_goes_there_and_back(store, tmp_path):
 
 def test_what_is_no_export_is_refused(store, tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "other.parquet")
-    with pytest.raises(UserError, match="not an index that grr-coca export index wrote"):
+    with pytest.raises(UserError, match="not an index from `grr-coca export index`"):
         import_parquet(tmp_path / "other.parquet", str(tmp_path / "new"))
     (tmp_path / "text.parquet").write_text("text")
-    with pytest.raises(UserError, match="not a Parquet file that can be read"):
+    with pytest.raises(UserError, match="not a readable Parquet file"):
         import_parquet(tmp_path / "text.parquet", str(tmp_path / "new"))
     fill(store, 1)
     path = exported(store, tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="there is an index already"):
+    with pytest.raises(UserError, match="already has an index"):
         import_parquet(path, store.location)
     table = pyarrow.parquet.read_table(path)
     newer = {key: value.replace(b'"version": 1', b'"version": 2') for key, value in table.schema.metadata.items()}

@@ -136,7 +136,7 @@ def test_a_wider_folder_takes_in_what_a_narrower_one_brought(store, look, photos
 def test_a_folder_that_is_gone_is_no_reason_to_forget_it(store, look, photos):
     look("photos")
     photos.rename(photos.with_name("elsewhere"))
-    with pytest.raises(UserError, match="photos: is not there, and the index holds pictures of it"):
+    with pytest.raises(UserError, match="photos: does not exist, but the index has images of it"):
         look("photos")
     photos.mkdir()
     with pytest.raises(UserError, match="no images in this folder"):
@@ -439,7 +439,7 @@ def test_pictures_that_were_named_by_themselves_are_kept_when_their_disk_is_away
         (photos / "deep").rename(photos / "away")
         if mount_point_stays:
             (photos / "deep").mkdir()
-        with pytest.raises(UserError, match=r"3\.png: is not there, and the index holds pictures of it"):
+        with pytest.raises(UserError, match=r"3\.png: does not exist, but the index has images of it"):
             look(*store.roots())
         if mount_point_stays:
             (photos / "deep").rmdir()

@@ -1,4 +1,4 @@
-"""Search: pictures with their captions and embeddings in an index, in a folder or on a Milvus server."""
+"""Search in a library of images, by words and images, with an index in a folder or on a Milvus server."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -7,13 +7,13 @@ if TYPE_CHECKING:
     from grr_coca.search.answer import Hit, SearchResult
     from grr_coca.search.index import Index
 
-MODULES = {"SearchResult": "answer", "Hit": "answer", "Index": "index"}
+_MODULES = {"SearchResult": "answer", "Hit": "answer", "Index": "index"}
 
 __all__ = ["Hit", "Index", "SearchResult"]
 
 
 def __getattr__(name: str) -> object:
-    """A name of `__all__`, imported when it is first asked for."""
-    if name not in MODULES:
+    """Import a name of `__all__` at first use."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

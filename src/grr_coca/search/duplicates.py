@@ -1,51 +1,52 @@
-"""Near-duplicates: pictures whose perceptual hashes and embeddings are both nearly equal.
+"""Near-duplicates: images whose perceptual hashes and embeddings are both nearly equal.
 
-The hash alone confuses thin drawings on white; the embedding alone confuses two drawings of one thing. If both agree,
-it is the same picture, scaled, recompressed or retouched.
+The hash alone confuses thin drawings on white, and the embedding alone confuses two drawings of one thing. If both are
+nearly equal, it is the same image, scaled, recompressed or retouched.
 
-Shapes: N pictures.
+Shapes: N images.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations, pairwise
 
 import numpy as np
+from PIL import Image
 
-from grr_coca.search.entry import Entry, pieces
-from grr_coca.search.phash import differing_bits
+from grr_coca.search.entry import Entry, chunks
 from grr_coca.search.store import Store
 
-MOST_BITS = 6
-"""Bits of a hash, of 64, in which near-duplicates may differ."""
-LEAST_COSINE = 0.95
-"""The smallest cosine of the embeddings of near-duplicates."""
+MAX_BITS = 6
+"""Near-duplicates differ in at most this many of the 64 bits of their hashes."""
+MIN_COSINE = 0.95
+"""The embeddings of near-duplicates have at least this cosine."""
 EQUAL_BANDS = 3
-BANDS = MOST_BITS + EQUAL_BANDS
-"""Number of bands that a hash is cut into. Of two hashes that differ in at most `MOST_BITS` bits, `EQUAL_BANDS` bands
-are equal, whichever the bits are."""
-LARGEST_BUCKET = 2000
-"""Up to this many pictures with these bands in common are all compared with each other. Of more, such as blank ones,
+BANDS = MAX_BITS + EQUAL_BANDS
+"""Number of bands that a hash is cut into. If two hashes differ in at most `MAX_BITS` bits, at least `EQUAL_BANDS` of
+their bands are equal."""
+MAX_BUCKET = 2000
+"""Up to this many images with equal bands are all compared with each other. If there are more, such as blank images,
 each is compared with this many."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures that look the same; the largest in pixels comes first."""
+    """Images that look the same, the largest in pixels first."""
 
     entries: list[Entry]
 
 
 def duplicate_groups(store: Store) -> list[Group]:
-    """All groups of near-duplicates, the largest first."""
+    """All groups of near-duplicates in a store, the largest group first."""
     with store.snapshot():
         hashed = store.hashes()
         ids = hashed["id"]
         parents = _first_of_equal(hashed["digest"])
         for pairs in _alike(hashed["phash"], parents):
-            for a, b in (np.array(piece).T for piece in pieces(pairs.tolist(), 4096)):
+            for a, b in (np.array(chunk).T for chunk in chunks(pairs.tolist(), 4096)):
                 cosines = (store.vectors(ids[a].tolist()) * store.vectors(ids[b].tolist())).sum(axis=1)
-                for one, other in zip(a[cosines >= LEAST_COSINE], b[cosines >= LEAST_COSINE], strict=True):
+                for one, other in zip(a[cosines >= MIN_COSINE], b[cosines >= MIN_COSINE], strict=True):
                     _join(parents, int(one), int(other))
         groups: dict[int, list[int]] = {}
         for place in range(len(ids)):
@@ -55,13 +56,18 @@ def duplicate_groups(store: Store) -> list[Group]:
 
 
 def folded(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
-    """The places of N hits, in groups of near-duplicates. Groups are in the order of the best hit of each."""
+    """Group N hits by near-duplicates. A group is a list of positions. Groups are in the order of their best hits.
+
+    Args:
+        vectors: embeddings of the hits, best first, N E.
+        hashes: their perceptual hashes, N.
+    """
     groups: list[list[int]] = []
-    firsts = np.empty(len(hashes), np.int64)  # place of the best of each group
+    firsts = np.empty(len(hashes), np.int64)  # position of the best hit of each group
     for place in range(len(hashes)):
         bests = firsts[: len(groups)]
-        near = np.flatnonzero(differing_bits(hashes[bests], hashes[place]) <= MOST_BITS)
-        alike = near[vectors[bests[near]] @ vectors[place] >= LEAST_COSINE]
+        near = np.flatnonzero(_differing_bits(hashes[bests], hashes[place]) <= MAX_BITS)
+        alike = near[vectors[bests[near]] @ vectors[place] >= MIN_COSINE]
         if len(alike):
             groups[alike[0]].append(place)
         else:
@@ -70,21 +76,24 @@ def folded(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
     return groups
 
 
+# --- All near-duplicates of a store
+
+
 def _first_of_equal(digests: np.ndarray) -> np.ndarray:
-    """For each digest, the place of the first one that is equal: N."""
+    """For each digest, the position of the first equal one: N."""
     _, firsts, kinds = np.unique(digests, return_index=True, return_inverse=True)
     return firsts[kinds]
 
 
 def _alike(hashes: np.ndarray, parents: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs of places whose hashes differ in few bits, and which are not joined yet, in arrays P 2.
+    """Pairs of positions whose hashes differ in few bits, and which are not in one group yet, in arrays P 2.
 
-    Places that are joined at the start are represented by one of them. Places with the same values in some bands lie
-    side by side when they are sorted by these, and only those are held against each other: N pictures with hashes at
-    random make a few N comparisons, as long as there are not many more than 2²¹ of them.
+    Of positions that are in one group at the start, only one is compared. Sorted by some bands, hashes with equal bands
+    are neighbours, and only neighbours are compared. For N random hashes, this makes a few times N comparisons, as long
+    as N is not much larger than 2²¹.
     """
     places = np.unique(parents)
-    places = places[np.argsort(hashes[places], kind="stable")]  # of one key, those of equal hashes come first
+    places = places[np.argsort(hashes[places], kind="stable")]  # among equal keys, equal hashes come first
     hashes = hashes[places]
     bands = _bands(hashes)
     for chosen in combinations(range(BANDS), EQUAL_BANDS):
@@ -94,16 +103,16 @@ def _alike(hashes: np.ndarray, parents: np.ndarray) -> Iterator[np.ndarray]:
         order = np.argsort(keys, kind="stable")
         for a, b in _neighbours(keys[order]):
             pairs = np.stack([order[a], order[b]], axis=1)
-            for band in set(range(chosen[-1])).difference(chosen):  # else the pair has come before, by this band
+            for band in set(range(chosen[-1])).difference(chosen):  # otherwise this band has given the pair before
                 pairs = pairs[bands[band][pairs[:, 0]] != bands[band][pairs[:, 1]]]
-            pairs = places[pairs[differing_bits(hashes[pairs[:, 0]], hashes[pairs[:, 1]]) <= MOST_BITS]]
+            pairs = places[pairs[_differing_bits(hashes[pairs[:, 0]], hashes[pairs[:, 1]]) <= MAX_BITS]]
             pairs = pairs[_roots(parents, pairs[:, 0]) != _roots(parents, pairs[:, 1])]
             if len(pairs):
                 yield pairs
 
 
 def _bands(hashes: np.ndarray) -> list[np.ndarray]:
-    """The bits of N hashes in bands of seven or eight, which have no bit in common: N numbers for each band."""
+    """The bits of N hashes in disjoint bands of seven or eight bits: N numbers for each band."""
     ends = [64 * band // BANDS for band in range(BANDS + 1)]
     bits = hashes.view(np.uint64)
     return [
@@ -113,9 +122,9 @@ def _bands(hashes: np.ndarray) -> list[np.ndarray]:
 
 
 def _neighbours(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions of equal keys in a sorted array, in pairs: first each with the next, then each with the one after."""
+    """Pairs of positions with equal keys in a sorted array: first each with the next, then with the one after it."""
     first = np.arange(len(keys))
-    for distance in range(1, LARGEST_BUCKET):
+    for distance in range(1, MAX_BUCKET):
         first = first[: np.searchsorted(first, len(keys) - distance)]
         first = first[keys[first] == keys[first + distance]]
         if not len(first):
@@ -145,3 +154,36 @@ def _roots(parents: np.ndarray, places: np.ndarray) -> np.ndarray:
 def _join(parents: np.ndarray, one: int, other: int) -> None:
     a, b = sorted((_root(parents, one), _root(parents, other)))
     parents[b] = a
+
+
+# --- Perceptual hash
+
+_SIDE = 32
+_FREQUENCIES = 8
+_BITS_OF_BYTE = np.array([byte.bit_count() for byte in range(256)], np.uint8)
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """The perceptual hash of an RGB image, 64 bits as a signed number. Similar images have similar hashes.
+
+    Each bit tells if one of the 64 lowest frequencies of the grey image (discrete cosine transform) is above their
+    median. Scaling, recompressing or retouching an image changes few bits.
+    """
+    grey = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=2)
+    cosines = _cosines()
+    lowest = cosines @ np.asarray(grey, np.float64) @ cosines.T
+    bits = lowest > np.median(lowest.ravel()[1:])
+    return int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True)
+
+
+def _differing_bits(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Number of bits in which hashes differ, for int64 arrays with shapes that broadcast."""
+    different = np.ascontiguousarray(np.bitwise_xor(first, second))
+    return _BITS_OF_BYTE[different.view(np.uint8).reshape(*different.shape, 8)].sum(axis=-1, dtype=np.int64)
+
+
+@cache
+def _cosines() -> np.ndarray:
+    """The rows of the matrix of the discrete cosine transform for the lowest frequencies, from 0 on."""
+    frequency, place = np.arange(_FREQUENCIES)[:, None], np.arange(_SIDE)[None]
+    return np.cos(np.pi * frequency * (2 * place + 1) / (2 * _SIDE))

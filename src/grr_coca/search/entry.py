@@ -1,10 +1,6 @@
-"""What an index holds: its header, and an entry for each picture.
-
-Words of a text, as the full-text index has them, and lists cut into pieces.
-"""
+"""What an index holds: a header, and for each image an entry with its place, caption, size and fields."""
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,32 +11,10 @@ from typing import Literal, NamedTuple, TypeVar
 from grr_coca.data.image_files import ImageFile, Span, member_of_name, shard_of_name
 from grr_coca.errors import UserError
 
-Item = TypeVar("Item")
-
-
-def search_words(text: str) -> list[str]:
-    """The words of a text in lower case, each once."""
-    return list(dict.fromkeys(re.findall(r"[^\W_]+", text.lower())))
-
-
-def pieces(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """The items in lists of `size`, the last of which may be shorter."""
-    source = iter(items)
-    while piece := list(islice(source, size)):
-        yield piece
-
-
-FieldValue = str | int | float
-MOST_NANOSECONDS = 2**63 - 1
 VERSION = 1
 """Version of the format of an index. Older code refuses a newer one."""
 
-
-class Stamp(NamedTuple):
-    """Size in bytes of a picture and when the file that holds it was changed: equal stamps, equal pictures."""
-
-    size: int
-    mtime_ns: int
+FieldValue = str | int | float
 
 
 @dataclass(frozen=True)
@@ -56,13 +30,20 @@ class Header:
     version: int = VERSION
 
 
+class Stamp(NamedTuple):
+    """Size of an image in bytes, and when its file was changed. An image with the same stamp is taken as unchanged."""
+
+    size: int
+    mtime_ns: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A picture of an index, without its embedding.
+    """An image of an index, without its embedding.
 
-    `name`: its absolute path, or where it lies in a shard or table; `root`: the argument that it was found by; `file`,
-    `offset`: where its bytes lie, `offset` None if they are all of the file; `digest`: of its bytes; `phash`: see
-    `grr_coca.search.phash`; `fields`: the columns of its table.
+    `name`: its absolute path, or its place in a shard or table; `root`: the argument that it was found by; `file`,
+    `offset`: where its bytes are, `offset` None if they are the whole file; `digest`: of its bytes; `phash`: see
+    `perceptual_hash`; `fields`: the columns of its table.
     """
 
     name: str
@@ -84,28 +65,28 @@ class Entry:
 
     @property
     def folder(self) -> str:
-        """The name of the folder that the picture lies in; of a shard without folders, the shard's without suffix."""
+        """The name of the folder of the image. In a shard without folders, the name of the shard without its suffix."""
         inner = Path(self._inner).parent.name
         return inner or Path(self.file).stem
 
     @property
     def date(self) -> str:
-        """When the file was changed, in UTC, such as `2026-03-01T12:00:00`: text that sorts by time."""
+        """When the file was changed, in UTC, such as `2026-03-01T12:00:00`. As text it sorts by time."""
         return datetime.fromtimestamp(self.stamp.mtime_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
     @property
     def draw(self) -> int:
-        """A number that depends on the name alone: the smallest ones are a random sample of the pictures."""
+        """A hash of the name. The images with the smallest ones are a random sample."""
         return name_id(self.name)
 
     @property
     def span(self) -> Span:
-        """Where the bytes lie."""
+        """The place of the bytes."""
         return Span(Path(self.file), self.offset, None if self.offset is None else self.stamp.size)
 
     @property
     def is_there(self) -> bool:
-        """Whether the file that holds the picture is still where it was."""
+        """True if the file that holds the image still exists."""
         return bool(self.file) and Path(self.file).exists()
 
     @property
@@ -114,25 +95,25 @@ class Entry:
         return member_of_name(self.name, self.file) if self.offset is not None else self.file or self.name
 
 
-class PicturePlace(NamedTuple):
-    """The name of a picture, and where it lies: the shard that holds it; without a shard, its name again."""
+class ImagePlace(NamedTuple):
+    """The name of an image, and the shard that holds it. Outside of shards, `file` is the name again."""
 
     name: str
     file: str
 
     @classmethod
-    def of(cls, name: str, file: str, offset: int | None) -> "PicturePlace":
-        """The place of a picture by the values of its `Entry`."""
+    def of(cls, name: str, file: str, offset: int | None) -> "ImagePlace":
+        """The place of an image by the values of its `Entry`."""
         return cls(name, name if offset is None else file)
 
     @classmethod
-    def of_name(cls, name: str) -> "PicturePlace":
-        """The place of a picture that could not be read, of which nothing but the name is kept."""
+    def of_name(cls, name: str) -> "ImagePlace":
+        """The place of an image that could not be read. Nothing but its name is known."""
         return cls(name, shard_of_name(name) or name)
 
 
 class Failure(NamedTuple):
-    """A picture that could not be read. `stamp` is None where the file is gone, or may be read at another time."""
+    """An image that could not be read. `stamp` is None if the file is gone, or if the next update must try it again."""
 
     name: str
     root: str
@@ -140,32 +121,47 @@ class Failure(NamedTuple):
     message: str
 
 
+_MAX_NANOSECONDS = 2**63 - 1
+
+
 def stamp_of(file: ImageFile) -> Stamp | None:
-    """The stamp of a picture; None where it is not there, or lies in no file."""
+    """The stamp of an image; None if its file does not exist, or if no file holds its bytes."""
     place = file.span.file if file.span is not None else Path(file.name)
     try:
         status = place.stat()
     except (OSError, ValueError):
         return None
     size = file.span.size if file.span is not None and file.span.size is not None else status.st_size
-    # A time of the year 2300 has more bits than a column of a database.
-    return Stamp(size, max(-MOST_NANOSECONDS, min(status.st_mtime_ns, MOST_NANOSECONDS)))
+    # A time after the year 2262 has more bits than a column of a database.
+    return Stamp(size, max(-_MAX_NANOSECONDS, min(status.st_mtime_ns, _MAX_NANOSECONDS)))
 
 
 def digest_of(content: bytes) -> str:
-    """A digest of the bytes of a picture. Equal digests mean equal bytes."""
+    """A digest of the bytes of an image. Equal digests mean equal bytes."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def name_id(name: str) -> int:
-    """A 63-bit number of a name, the same everywhere."""
+    """A 63-bit hash of a name. It is the same on every machine."""
     return int.from_bytes(hashlib.blake2b(os_bytes(name), digest_size=8).digest()) >> 1
 
 
 def os_bytes(name: str) -> bytes:
-    """A name as bytes, those of a file name that is not UTF-8 among them."""
+    """A file name as bytes, also if it is not UTF-8."""
     return name.encode("utf-8", "surrogateescape")
 
+
+Item = TypeVar("Item")
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of `size`. The last list may be shorter."""
+    source = iter(items)
+    while chunk := list(islice(source, size)):
+        yield chunk
+
+
+# --- Fields
 
 Kind = Literal["text", "number"]
 
@@ -179,24 +175,24 @@ OWN_FIELDS: dict[str, Kind] = {
     "width": "number",
     "height": "number",
 }
-"""`path`: absolute, or where the picture lies in a shard or table; `folder`: the name of the folder that holds it;
-`title`: its file name without the suffix; `date`: when it was changed, as `2026-03-01T12:00:00` in UTC; `size`: in
-bytes; `width`, `height`: in pixels, as it is shown."""
+"""The fields of every image, by which filters can select. `path`: absolute, or its place in a shard or table; `folder`:
+the name of its folder; `title`: its file name without the suffix; `date`: when it was changed, as `2026-03-01T12:00:00`
+in UTC; `size`: in bytes; `width`, `height`: in pixels, after EXIF rotation."""
 
 FILTER_WORDS = frozenset({"and", "or", "not", "in", "like"})
-"""Words of the language, which no field may be called."""
-
+"""Keywords of the filter language. No field has such a name."""
 
 _RESERVED = frozenset({"id", "name", "root", "file", "offset", "mtime_ns", "digest", "phash", "draw", "vector"})
 """Names that the stores use themselves."""
 
 
 def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
-    """The columns of a table as fields: texts and numbers. A cell that is a number becomes one, so that it compares.
+    """Turn the columns of a table into fields, with values that are texts and numbers.
 
-    Lists become text with commas; empty cells and whatever else are left out. Names are in lower case, with `_` for all
-    but digits and the letters a to z; one without such a letter keeps its own. A name that a filter cannot write, or
-    that means something else there, gets `table_` before it.
+    A text that is a number becomes a number, so that it compares as one. A list becomes text with commas. Empty cells
+    and other values are left out. Names are lower case, with `_` for all characters but digits and the letters a to z;
+    a name without such a letter keeps its own letters. A name that a filter cannot write, or that already has a
+    meaning, gets the prefix `table_`.
 
     Raises:
         UserError: two columns get the same name.
@@ -208,7 +204,9 @@ def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
         if value is None:
             continue
         if name in plain:
-            raise UserError(f"two columns of a table are called '{name}', but for case and marks; rename one of them")
+            raise UserError(
+                f"two columns of a table are called '{name}' if case and punctuation are ignored; rename one of them"
+            )
         plain[name] = value
     return plain
 
@@ -216,7 +214,7 @@ def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
 def _field_name(column: str) -> str:
     written = column.strip().lower()
     name = "".join(c if c.isalnum() and c.isascii() else "_" for c in written)
-    if not any(c.isalpha() for c in name):  # in another script, where `_` for each letter would tell nothing apart
+    if not any(c.isalpha() for c in name):  # another script: with `_` for each letter, all names would look the same
         name = "".join(c if c.isalnum() else "_" for c in written) or "column"
     return f"table_{name}" if name[0].isdigit() or name in {*OWN_FIELDS, *FILTER_WORDS, *_RESERVED} else name
 
@@ -225,14 +223,14 @@ def _plain_value(cell: object) -> FieldValue | None:
     if isinstance(cell, bool):
         return int(cell)
     if isinstance(cell, int | float):
-        return cell if abs(cell) < 2**63 else None  # false for what is no number too
+        return cell if abs(cell) < 2**63 else None  # false for NaN too
     if isinstance(cell, list | tuple):
         return ", ".join(map(str, cell)) or None
     return _number(cell) if isinstance(cell, str) and cell else None
 
 
 def _number(text: str) -> FieldValue:
-    """The number that a text is, if writing the number gives the text again: `007` and `1e5` stay as they are."""
+    """The number that a text is, if writing the number gives the same text: `007` and `1e5` stay texts."""
     for kind in (int, float):
         try:
             number = kind(text)

@@ -1,10 +1,4 @@
-"""A filter as a condition in SQL. Every value is a parameter of the statement.
-
-A filter as a tree. A comparison with a field that a picture lacks, or of another kind, is false.
-
-Fields that every picture has, and how they compare.
-
-Reads filters such as `folder = 'logos' and width > 64`.
+"""The filter language: parses texts such as `folder = 'logos' and width > 64` into trees, which the stores translate.
 
 filter     = term ("or" term)*
 term       = factor ("and" factor)*
@@ -12,10 +6,12 @@ factor     = "not" factor | "(" filter ")" | field test
 test       = ("=" | "!=" | "<" | "<=" | ">" | ">=") value
            | ["not"] "in" "(" value ("," value)* ")" | ["not"] "like" text
 value      = number | text between single or double quotes, in which two quotes stand for one
+
+A comparison is false for an image that lacks the field, or has a value of the other kind there (text, number).
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -44,10 +40,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Like:
-    """`path like '/photos/%'`: text, in which `%` stands for anything; letters count as they are written.
-
-    `prefix` is what stands before the only `%`, which is the last character.
-    """
+    """`path like '/photos/%'`: the field begins with `prefix`, the text before the final `%`. Case matters."""
 
     field: str
     prefix: str
@@ -55,7 +48,7 @@ class Like:
 
 @dataclass(frozen=True)
 class Not:
-    """The opposite."""
+    """`not`."""
 
     inner: "Filter"
 
@@ -77,14 +70,33 @@ class Or:
 Filter = Comparison | OneOf | Like | Not | And | Or
 
 
-def fields_of(tree: Filter) -> set[str]:
-    """The fields that a filter names."""
+def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
+    """Parse a filter.
+
+    Args:
+        text: the filter, as a user wrote it.
+        columns: the fields of this index besides `OWN_FIELDS`.
+
+    Raises:
+        UserError: the filter is invalid, or names a field that no image has. The message gives the place of the error,
+            or the nearest field.
+    """
+    tree = _Parser(text).parse()
+    valid = {*OWN_FIELDS, *columns}
+    for name in sorted(_fields_of(tree)):
+        if name not in valid:
+            raise UserError(f"--where: there is no field '{name}'; {nearest(name, valid)}")
+    _require_kinds(tree)
+    return tree
+
+
+def _fields_of(tree: Filter) -> set[str]:
     if isinstance(tree, And | Or):
-        return set().union(*(fields_of(part) for part in tree.parts))
-    return fields_of(tree.inner) if isinstance(tree, Not) else {tree.field}
+        return set().union(*(_fields_of(part) for part in tree.parts))
+    return _fields_of(tree.inner) if isinstance(tree, Not) else {tree.field}
 
 
-TOKEN = re.compile(
+_TOKEN = re.compile(
     r"""\s*(?:(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])
     |(?P<text>'(?:[^']|'')*'|"(?:[^"]|"")*")
     |(?P<name>[^\W\d]\w*)
@@ -92,37 +104,17 @@ TOKEN = re.compile(
     |(?P<end>$))""",
     re.VERBOSE,
 )
-SAME = {"==": "=", "<>": "!="}
-COMPARISONS = ("=", "!=", "<", "<=", ">", ">=")
-MAX_DEPTH = 50
-LONGEST_WHOLE = len(str(-(2**63)))
-"""Most characters of a whole number. Longer ones are out of range, and `int` refuses thousands of digits."""
+_SYNONYMS = {"==": "=", "<>": "!="}
+_COMPARISONS = ("=", "!=", "<", "<=", ">", ">=")
+_MAX_DEPTH = 50
+_MAX_INTEGER_LENGTH = len(str(-(2**63)))
+"""Largest number of characters of an integer. Longer ones are out of range, and `int` refuses thousands of digits."""
 
 
 class _Token(NamedTuple):
     kind: str
     text: str
     start: int
-
-
-def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
-    """The tree of a filter.
-
-    Args:
-        text: what a person wrote.
-        columns: the fields that pictures of this index have besides `OWN_FIELDS`.
-
-    Raises:
-        UserError: the text is no filter, or names a field that no picture has. The message says where, or names the
-            nearest field.
-    """
-    tree = _Parser(text).parse()
-    valid = {*OWN_FIELDS, *columns}
-    for name in sorted(fields_of(tree)):
-        if name not in valid:
-            raise UserError(f"--where: there is no field '{name}'; {nearest(name, valid)}")
-    _require_kinds(tree)
-    return tree
 
 
 class _Parser:
@@ -152,8 +144,8 @@ class _Parser:
 
     def _factor(self) -> Filter:
         self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise UserError(f"--where: more than {MAX_DEPTH} brackets or 'not' within each other")
+        if self._depth > _MAX_DEPTH:
+            raise UserError(f"--where: more than {_MAX_DEPTH} nested brackets or 'not'")
         try:
             if self._takes("not"):
                 return Not(self._factor())
@@ -173,11 +165,11 @@ class _Parser:
         field = token.text.lower()
         if self._takes("not"):
             return Not(self._set_or_prefix(field, "'in' or 'like'"))
-        sign = SAME.get(self._peek().text, self._peek().text)
-        if self._peek().kind == "sign" and sign in COMPARISONS:
+        sign = _SYNONYMS.get(self._peek().text, self._peek().text)
+        if self._peek().kind == "sign" and sign in _COMPARISONS:
             self._next += 1
             return Comparison(field, cast(Operator, sign), self._value())
-        return self._set_or_prefix(field, f"one of {' '.join(COMPARISONS)} in like not")
+        return self._set_or_prefix(field, f"one of {' '.join(_COMPARISONS)} in like not")
 
     def _set_or_prefix(self, field: str, expected: str) -> Filter:
         if self._takes("in"):
@@ -191,9 +183,7 @@ class _Parser:
             raise self._error(expected)
         pattern = self._value()
         if not isinstance(pattern, str) or pattern.find("%") != len(pattern) - 1 or not pattern:
-            raise UserError(
-                f"--where: 'like' takes a text whose end is its only %, such as '/photos/%', not {pattern!r}"
-            )
+            raise UserError(f"--where: 'like' takes a text with one % at its end, such as '/photos/%', not {pattern!r}")
         return Like(field, pattern[:-1])
 
     def _value(self) -> FieldValue:
@@ -203,7 +193,7 @@ class _Parser:
             quote = token.text[0]
             return token.text[1:-1].replace(quote * 2, quote)
         if token.kind == "number":
-            is_whole = len(token.text) <= LONGEST_WHOLE and not re.search(r"[.eE]", token.text)
+            is_whole = len(token.text) <= _MAX_INTEGER_LENGTH and not re.search(r"[.eE]", token.text)
             number = int(token.text) if is_whole else float(token.text)
             if abs(number) >= 2**63:
                 raise UserError(f"--where: {token.text[:40]} is out of range")
@@ -235,10 +225,10 @@ def _tokens(text: str) -> Iterable[_Token]:
         raise UserError("--where: the filter is empty; write one such as folder = 'logos' and width > 64")
     place = 0
     while True:
-        match = TOKEN.match(text, place)
+        match = _TOKEN.match(text, place)
         if match is None:
             start = place + len(text[place:]) - len(text[place:].lstrip())
-            why = "a quote is opened and not closed" if text[start] in "'\"" else f"'{text[start]}' has no meaning here"
+            why = "a quote is not closed" if text[start] in "'\"" else f"'{text[start]}' is invalid"
             raise UserError(f"--where: {why}, at character {start + 1}: {text}")
         kind = str(match.lastgroup)
         yield _Token(kind, match.group(kind), match.start(kind))
@@ -264,67 +254,4 @@ def _require_kind(field: str, value: FieldValue) -> None:
     kind = OWN_FIELDS.get(field)
     if kind is not None and (kind == "text") != isinstance(value, str):
         example = f"{field} > 64" if kind == "number" else f"{field} = '{value}'"
-        raise UserError(f"--where: '{field}' is a {kind}, and {value!r} is none; write {example}")
-
-
-COLUMNS = {"path": "name"}
-"""Columns whose names are not those of their fields, by field."""
-TEXT = "CAST(? AS TEXT)"
-"""A parameter that is a text, even where it is bound as the bytes of a file name that is not UTF-8."""
-
-
-def to_sql(tree: Filter) -> tuple[str, list[FieldValue]]:
-    """The condition and the values of its question marks."""
-    values: list[FieldValue] = []
-    return _condition(tree, values), values
-
-
-def _condition(tree: Filter, values: list[FieldValue]) -> str:
-    if isinstance(tree, And | Or):
-        word = " AND " if isinstance(tree, And) else " OR "
-        return "(" + word.join(_condition(part, values) for part in tree.parts) + ")"
-    if isinstance(tree, Not):
-        return f"NOT {_condition(tree.inner, values)}"
-    if isinstance(tree, Comparison):
-        return _test(tree.field, tree.operator, tree.value, values)
-    if isinstance(tree, OneOf):
-        kinds = [[v for v in tree.values if isinstance(v, str) is is_text] for is_text in (True, False)]
-        return "(" + " OR ".join(_is_one_of(tree.field, kind, values) for kind in kinds if kind) + ")"
-    assert isinstance(tree, Like)
-    column = _column(tree.field, values)
-    values += [len(tree.prefix), tree.prefix]
-    return _of_kind(f"substr({column}, 1, ?) = {TEXT}", tree.field, tree.prefix, values)
-
-
-def _test(field: str, operator: str, value: FieldValue, values: list[FieldValue]) -> str:
-    column = _column(field, values)
-    values.append(value)
-    return _of_kind(f"{column} {operator} {_mark(value)}", field, value, values)
-
-
-def _is_one_of(field: str, of_a_kind: Sequence[FieldValue], values: list[FieldValue]) -> str:
-    """One test for all values: a chain of thousands is deeper than SQLite goes."""
-    column = _column(field, values)
-    values += of_a_kind
-    return _of_kind(f"{column} IN ({', '.join(map(_mark, of_a_kind))})", field, of_a_kind[0], values)
-
-
-def _mark(value: FieldValue) -> str:
-    return TEXT if isinstance(value, str) else "?"
-
-
-def _of_kind(test: str, field: str, value: FieldValue, values: list[FieldValue]) -> str:
-    """The test, made false (and not NULL) for a picture without the field, or whose value is of another kind."""
-    if field in OWN_FIELDS:
-        return f"({test})"
-    kinds = "'text'" if isinstance(value, str) else "'integer', 'real'"
-    typed = _column(field, values)
-    return f"IFNULL({test} AND typeof({typed}) IN ({kinds}), 0)"
-
-
-def _column(field: str, values: list[FieldValue]) -> str:
-    if field in OWN_FIELDS:
-        return f"pictures.{COLUMNS.get(field, field)}"
-    # A parameter too: the name is known to be a field of the index, and still is never written into the statement.
-    values.append(f"$.{field}")
-    return "json_extract(pictures.fields, ?)"
+        raise UserError(f"--where: '{field}' is a {kind}, and {value!r} is not; write {example}")

@@ -1,10 +1,6 @@
-"""The model of an index: found by its name, and loaded when something has to be described or embedded.
+"""The model of an index, and how it turns the bytes of an image into an entry: here, or on a Ray cluster.
 
-Shapes: M texts or pictures, E embedding width.
-
-From the bytes of a picture to what the index keeps of it.
-
-Describes pictures of an index on a Ray cluster. One process, the one that asked, writes the index.
+Shapes: M texts or images, E embedding width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,22 +20,19 @@ from grr_coca.errors import UserError
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.inference.on_ray import map_on_ray
 from grr_coca.registry import shipped_folder
+from grr_coca.search.duplicates import perceptual_hash
 from grr_coca.search.entry import Entry, Failure, Header, Stamp, digest_of, plain_fields, stamp_of
-from grr_coca.search.phash import perceptual_hash
-from grr_coca.search.store import Described
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from grr_coca.data.preprocess import Preprocess
     from grr_coca.inference import ImageTextModel
 
-Describe = Callable[[Sequence["DecodedPicture"]], list[tuple[str, np.ndarray]]]
-"""A function that gives the caption and embedding of each picture."""
+Describe = Callable[[Sequence["DecodedImage"]], list[tuple[str, np.ndarray]]]
+"""A function that returns caption and embedding of each image."""
 
 
 class Found(NamedTuple):
-    """A picture that was found by the argument `root`. `stamp`: see `stamp_of`."""
+    """An image that the argument `root` has found. `stamp`: see `stamp_of`."""
 
     file: ImageFile
     root: str
@@ -47,10 +40,10 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodedPicture:
-    """A picture that was read: its digest, its size in pixels, its hash, and the square that the model sees.
+class DecodedImage:
+    """A decoded image: the digest of its bytes, its size, its perceptual hash, and `square`, the input of the model.
 
-    `said`: its caption and embedding, in place of the square, if it was described on the machine that read it.
+    If another machine has decoded and described it, `described` has its caption and embedding, and `square` is None.
     """
 
     found: Found
@@ -59,30 +52,30 @@ class DecodedPicture:
     height: int
     phash: int
     square: Image.Image | None
-    said: tuple[str, np.ndarray] | None = None
+    described: tuple[str, np.ndarray] | None = None
 
 
-def decode_found(found: Found, preprocess: "Preprocess") -> DecodedPicture | Failure:
-    """Read and decode a picture. Its stamp is taken anew: it may have been written since it was found.
+def decode_found(found: Found, preprocess: "Preprocess") -> DecodedImage | Failure:
+    """Read and decode an image. Its stamp is read again, as the file may have changed since it was found.
 
-    A failure of the system (a permission, a disk, a missing package) has no stamp, so the picture is tried again.
+    A failure of the system (a permission, a disk, a missing package) has no stamp, so the next update tries it again.
     """
     stamp = stamp_of(found.file)
-    # A failure has the stamp from before: a file that was still being written has another one when it is whole.
+    # A failure keeps the stamp from before reading: a file that was still being written then counts as changed.
     try:
         content = found.file.read()
     except UserError as error:
-        is_of_system = isinstance(error.__cause__, OSError)
-        return Failure(found.file.name, found.root, None if is_of_system else stamp, writable(str(error)))
+        is_system_error = isinstance(error.__cause__, OSError)
+        return Failure(found.file.name, found.root, None if is_system_error else stamp, writable(str(error)))
     try:
         image = preprocess.decode(content, found.file.name)
     except BadSample as error:
-        is_package = error.cause is Cause.NOT_INSTALLED
-        return Failure(found.file.name, found.root, None if is_package else stamp, str(error))
+        is_missing_package = error.cause is Cause.NOT_INSTALLED
+        return Failure(found.file.name, found.root, None if is_missing_package else stamp, str(error))
     if stamp is None or stamp.size != len(content):
         stamp = Stamp(len(content), 0 if stamp is None else stamp.mtime_ns)
     found = found._replace(stamp=stamp)
-    return DecodedPicture(
+    return DecodedImage(
         found=found,
         digest=digest_of(content),
         width=image.width,
@@ -92,11 +85,11 @@ def decode_found(found: Found, preprocess: "Preprocess") -> DecodedPicture | Fai
     )
 
 
-def make_entry(decoded: DecodedPicture, caption: str) -> Entry:
-    """The entry of a decoded picture.
+def make_entry(decoded: DecodedImage, caption: str) -> Entry:
+    """The entry of a decoded image.
 
     Raises:
-        UserError: two columns of its table cannot be told apart.
+        UserError: two columns of its table get the same name.
     """
     file, root, stamp = decoded.found
     assert stamp is not None
@@ -115,53 +108,14 @@ def make_entry(decoded: DecodedPicture, caption: str) -> Entry:
     )
 
 
-def describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) -> list[tuple[str, np.ndarray]]:
+def _describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) -> list[tuple[str, np.ndarray]]:
     """Caption and embedding of each square, from one forward pass."""
     described = model.describe_many(list(squares), batch_size=max(1, len(squares)))
     return [(" ".join(one.captions[0].text.split()), one.embedding.numpy()) for one in described]
 
 
-def from_twin(decoded: DecodedPicture, twin: Described) -> tuple[Entry, np.ndarray]:
-    """The entry of a picture whose bytes have been described under another name."""
-    return make_entry(decoded, twin.caption), twin.embedding
-
-
-class RayDescriber:
-    """Reads and describes pictures where the workers are.
-
-    Args:
-        folder: the checkpoint, a folder that every machine sees.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def read(self, found: Iterator[Found], batch_size: int) -> Iterator[list[DecodedPicture | Failure]]:
-        """Pictures with what the model says of them."""
-        return map_on_ray(found, partial(_worker, self._folder), batch_size)
-
-    def describe(self, decoded: Sequence[DecodedPicture]) -> list[tuple[str, np.ndarray]]:
-        """Captions and embeddings, which the workers computed already."""
-        return [one.said for one in decoded if one.said is not None]
-
-
-def _worker(folder: Path) -> Callable[[Sequence[Found]], list[DecodedPicture | Failure]]:
-    from grr_coca.inference.model import load
-
-    model = load(folder)
-    preprocess = model.checkpoint.preprocess
-
-    def work(batch: Sequence[Found]) -> list[DecodedPicture | Failure]:
-        read = [decode_found(found, preprocess) for found in batch]
-        squares = [one.square for one in read if isinstance(one, DecodedPicture) and one.square is not None]
-        said = iter(describe_squares(model, squares) if squares else [])
-        return [one if isinstance(one, Failure) else replace(one, square=None, said=next(said)) for one in read]
-
-    return work
-
-
 class IndexModel:
-    """A checkpoint by name, loaded when it is first needed.
+    """The model of an index: a checkpoint, found by its name and loaded at first use.
 
     Raises:
         UserError: there is no such checkpoint.
@@ -169,8 +123,8 @@ class IndexModel:
 
     def __init__(self, name: str, batch_size: int = 32) -> None:
         self.folder = locate_checkpoint(name)
-        # The name by which other processes find it too: that of a shipped model, or an absolute path; of a run, that of
-        # its newest checkpoint, as the run goes on to others.
+        # A name by which other processes find it too: that of a shipped model, or an absolute path. For a run, the path
+        # of its newest checkpoint, because later checkpoints have other embeddings.
         is_name = shipped_folder(name) == self.folder or not Path(name).exists()
         self.name = name if is_name else str(self.folder.resolve())
         self.batch_size = batch_size
@@ -178,16 +132,16 @@ class IndexModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The fingerprint of its files. The model is not loaded for it."""
+        """The fingerprint of its files. This does not load the model."""
         return fingerprint(self.folder)
 
     @cached_property
     def loaded(self) -> "ImageTextModel":
-        """The model itself."""
-        from grr_coca.inference.model import load  # late: torch comes with it
+        """The loaded model."""
+        from grr_coca.inference.model import load  # late: it imports torch
 
         model = load(self.folder)
-        model.warn_if_unfit()  # an index is for search, and takes its embeddings with the captions
+        model.warn_if_unfit()  # an index uses both its embeddings and its captions
         return model
 
     @property
@@ -195,14 +149,14 @@ class IndexModel:
         """The header of an index of this model."""
         return Header(self.name, self.fingerprint, self.loaded.checkpoint.config.embed_dim)
 
-    def read(self, found: Iterator[Found], batch_size: int) -> Iterator[list[DecodedPicture | Failure]]:
-        """Pictures decoded in the background."""
+    def read(self, found: Iterator[Found], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
+        """Read and decode images in the background."""
         preprocess = self.loaded.checkpoint.preprocess
         return done_ahead(found, lambda one: decode_found(one, preprocess), batch_size)
 
-    def describe(self, decoded: Sequence[DecodedPicture]) -> list[tuple[str, np.ndarray]]:
-        """Caption and embedding of each picture, from one forward pass."""
-        return describe_squares(self.loaded, [one.square for one in decoded if one.square is not None])
+    def describe(self, decoded: Sequence[DecodedImage]) -> list[tuple[str, np.ndarray]]:
+        """Caption and embedding of each image, from one forward pass."""
+        return _describe_squares(self.loaded, [one.square for one in decoded if one.square is not None])
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts, M E.
@@ -213,7 +167,7 @@ class IndexModel:
         return self.loaded.embed_texts(list(texts)).numpy()
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Embeddings of captions, M E; zeros for an empty one."""
+        """Embeddings of captions, M E. An empty caption gives zeros."""
         vectors = np.zeros((len(captions), self.loaded.checkpoint.config.embed_dim), np.float32)
         places = [place for place, caption in enumerate(captions) if caption.strip()]
         if places:
@@ -221,37 +175,73 @@ class IndexModel:
         return vectors
 
     def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
-        """`embed_captions` for the sample of a library. Each query has the same sample, so the last result is kept."""
+        """`embed_captions` for the sample of a library. Queries have the same sample, so the last result is kept."""
         if captions != self._sampled[0]:
             self._sampled = (captions, self.embed_captions(captions))
         return self._sampled[1]
 
-    def describe_images(self, images: "Sequence[Image.Image | Path | str]") -> list[tuple[str, np.ndarray]]:
-        """Caption and embedding of each picture.
+    def describe_images(self, images: Sequence[Image.Image | Path | str]) -> list[tuple[str, np.ndarray]]:
+        """Caption and embedding of each image.
 
         Raises:
-            UserError: a picture cannot be read.
+            UserError: an image cannot be read.
         """
         described = self.loaded.describe_many(list(images))
         return [(one.captions[0].text, one.embedding.numpy()) for one in described]
 
-    def embed_images(self, images: "Sequence[Image.Image | Path | str]") -> np.ndarray:
-        """Embeddings of pictures, M E.
+    def embed_images(self, images: Sequence[Image.Image | Path | str]) -> np.ndarray:
+        """Embeddings of images, M E.
 
         Raises:
-            UserError: a picture cannot be read.
+            UserError: an image cannot be read.
         """
         return self.loaded.embed_images(list(images)).numpy()
 
     def require(self, header: Header, location: str) -> None:
-        """Make sure that an index is of this model.
+        """Raise an error if an index was made with another model.
 
         Raises:
-            UserError: it is of another model; the message names both.
+            UserError: the message names both models.
         """
         if header.fingerprint != self.fingerprint:
             raise UserError(
                 f"{location}: an index of the model '{header.model}' ({header.fingerprint[:8]}), and not of "
-                f"'{self.name}' ({self.fingerprint[:8]}), whose embeddings mean something else; search it with its own "
+                f"'{self.name}' ({self.fingerprint[:8]}), whose embeddings are not comparable; search it with its own "
                 "model, or make another index with --out"
             )
+
+
+class RayDescriber:
+    """A `Describer` that reads and describes images on a Ray cluster. The calling process alone writes the index.
+
+    Args:
+        folder: the checkpoint, a folder that every machine can read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, found: Iterator[Found], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
+        """Read, decode and describe images on the workers."""
+        return map_on_ray(found, partial(_worker, self._folder), batch_size)
+
+    def describe(self, decoded: Sequence[DecodedImage]) -> list[tuple[str, np.ndarray]]:
+        """The captions and embeddings, which the workers have already computed."""
+        return [one.described for one in decoded if one.described is not None]
+
+
+def _worker(folder: Path) -> Callable[[Sequence[Found]], list[DecodedImage | Failure]]:
+    from grr_coca.inference.model import load
+
+    model = load(folder)
+    preprocess = model.checkpoint.preprocess
+
+    def work(batch: Sequence[Found]) -> list[DecodedImage | Failure]:
+        read = [decode_found(found, preprocess) for found in batch]
+        squares = [one.square for one in read if isinstance(one, DecodedImage) and one.square is not None]
+        described = iter(_describe_squares(model, squares) if squares else [])
+        return [
+            one if isinstance(one, Failure) else replace(one, square=None, described=next(described)) for one in read
+        ]
+
+    return work

@@ -1,4 +1,4 @@
-"""The contact sheet of an answer: one HTML file that contains its pictures."""
+"""The page of a search result: one HTML file with the images of the hits inside."""
 
 import base64
 import html
@@ -17,13 +17,13 @@ from grr_coca.search.answer import Hit, Query, SearchResult
 if TYPE_CHECKING:
     from grr_coca.search.model import IndexModel
 
-SIDE = 192
+_SIDE = 192
 """Longest side of a thumbnail, in pixels."""
-OPACITY = 0.6
-FOR, AGAINST = (200, 30, 40), (40, 80, 200)
+_OPACITY = 0.6
+_FOR, _AGAINST = (200, 30, 40), (40, 80, 200)
 """Colours of parts that speak for the query and against it."""
 
-PAGE = Template("""<!doctype html>
+_PAGE = Template("""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -36,7 +36,7 @@ p { margin: 0 0 1.5rem; opacity: .75; }
 ol { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fill, minmax($width, 1fr)); }
 ol { list-style: none; padding: 0; }
 li { min-width: 0; }
-.pictures { display: flex; gap: .4rem; }
+.images { display: flex; gap: .4rem; }
 img, .gone { background: #fff; border: 1px solid #8884; border-radius: 6px; height: 12rem; width: 12rem; }
 img { object-fit: contain; }
 .gone { align-items: center; color: #666; display: flex; justify-content: center; }
@@ -53,24 +53,24 @@ $items
 
 
 def answer_page(answer: SearchResult, query: Query, model: "IndexModel | None" = None) -> str:
-    """The contact sheet as HTML.
+    """The page of a search result, as HTML.
 
     Args:
-        answer: what was found.
-        query: what was asked for.
-        model: shows beside each picture which parts speak for the query (red) and against it (blue); None: only the
-            pictures.
+        answer: the hits.
+        query: the query, for the title.
+        model: if given, a second image beside each hit shows which parts speak for the query (red) and against it
+            (blue).
     """
-    summary = f"{len(answer):,} of {answer.searched:,} pictures."
+    summary = f"{len(answer):,} of {answer.searched:,} images."
     if not answer.can_tell:
-        summary = f"Too few different pictures to tell how likely a hit is. The nearest: {summary}"
+        summary = f"Too few different images to tell how likely a hit is. The nearest: {summary}"
     if not answer.is_likely:
         summary = f"Nothing here looks like that. The nearest: {summary}"
     if model is not None:
         summary += " Red parts speak for the query, blue ones against it."
     items = "\n".join(_items(answer, model))
     width = f"{12 if model is None else 25}rem"
-    return PAGE.substitute(title=html.escape(_title(query)), summary=summary, items=items, width=width)
+    return _PAGE.substitute(title=html.escape(_title(query)), summary=summary, items=items, width=width)
 
 
 def _title(query: Query) -> str:
@@ -83,41 +83,41 @@ def _items(answer: SearchResult, model: "IndexModel | None") -> Iterator[str]:
         copies = f" · {len(hit.copies)} more that look the same" if hit.copies else ""
         path = html.escape(hit.path)
         yield (
-            f'<li><div class="pictures">{_pictures(hit, answer.vector, model)}</div>'
+            f'<li><div class="images">{_images(hit, answer.vector, model)}</div>'
             f"{rank}. <b>{answer.shown_relevance(hit)}</b> {html.escape(hit.caption)}{copies}<small>{path}</small></li>"
         )
 
 
-def _pictures(hit: Hit, vector: np.ndarray, model: "IndexModel | None") -> str:
+def _images(hit: Hit, vector: np.ndarray, model: "IndexModel | None") -> str:
     try:
         image = decode_image(hit.entry.span.read(), hit.path)
     except UserError:
         return '<div class="gone">gone since it was indexed</div>'
     name = html.escape(hit.caption)
     shown = image.copy()
-    shown.thumbnail((SIDE, SIDE))
-    pictures = f'<img alt="{name}" src="{_data(shown)}">'
+    shown.thumbnail((_SIDE, _SIDE))
+    images = f'<img alt="{name}" src="{_data(shown)}">'
     if model is not None:
-        pictures += f'<img alt="why {name}" src="{_data(_why(hit, vector, model))}">'
-    return pictures
+        images += f'<img alt="why {name}" src="{_data(_why(hit, vector, model))}">'
+    return images
 
 
 def _why(hit: Hit, vector: np.ndarray, model: "IndexModel") -> Image.Image:
-    """The picture as the model sees it, in grey, and over it the share of each patch in the score."""
+    """The image as the model sees it, in grey, with the contribution of each patch to the score as a colour over it."""
     import torch
 
-    from grr_coca.explain.text import embedding_map  # late, as torch is
+    from grr_coca.explain.text import embedding_map  # late, like torch
 
     checkpoint = model.loaded.checkpoint
     image = checkpoint.preprocess.decode(hit.entry.span.read(), hit.path)
     heat = embedding_map(checkpoint, checkpoint.preprocess(image), torch.from_numpy(vector)).heat.numpy()
     strength = heat / max(float(np.abs(heat).max()), 1e-12)
-    colours = np.where(strength[..., None] > 0, np.array(FOR), np.array(AGAINST)).astype(np.uint8)
-    alpha = (np.abs(strength) * OPACITY * 255).astype(np.uint8)
-    grey = checkpoint.preprocess.square(image).convert("L").convert("RGBA").resize((SIDE, SIDE))
+    colours = np.where(strength[..., None] > 0, np.array(_FOR), np.array(_AGAINST)).astype(np.uint8)
+    alpha = (np.abs(strength) * _OPACITY * 255).astype(np.uint8)
+    grey = checkpoint.preprocess.square(image).convert("L").convert("RGBA").resize((_SIDE, _SIDE))
     layer = Image.fromarray(np.dstack([colours, alpha]), "RGBA")
-    # One square a patch, not blurred into each other: the picture shows as much as is known.
-    layer = layer.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    # Patches are drawn as squares, not blurred, because nothing finer is known.
+    layer = layer.resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
     return Image.alpha_composite(grey, layer).convert("RGB")
 
 

@@ -1,6 +1,6 @@
-"""The interface of what keeps an index, in a folder or on a Milvus server, and the values that it takes and gives.
+"""The interface of a store, which keeps an index in a folder or on a Milvus server, and the values that it exchanges.
 
-Shapes: N pictures, E embedding width.
+Shapes: N images, E embedding width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,19 +11,19 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from grr_coca.search.entry import Entry, Failure, FieldValue, Header, PicturePlace, Stamp
+from grr_coca.search.entry import Entry, Failure, FieldValue, Header, ImagePlace, Stamp
 from grr_coca.search.filters import Filter
 
 SAMPLE = 4096
-"""Number of pictures that a query is compared with, to see how far a hit stands out."""
+"""Number of images in the sample of a library. Relevances compare a hit with it."""
 SAMPLE_CAPTIONS = 64
-"""Number of captions of these pictures that a query is compared with, to see how close any caption is."""
+"""Number of captions in the sample of a library."""
 
 
 class Known(NamedTuple):
-    """What an index knows of a picture.
+    """The state of an image when it was indexed, to find out whether it has changed.
 
-    `digest`: that of its bytes, empty if it could not be read; `fields`: the columns of its table.
+    `digest`: of its bytes, empty if it could not be read; `fields`: the columns of its table.
     """
 
     stamp: Stamp
@@ -32,25 +32,25 @@ class Known(NamedTuple):
 
 
 class Match(NamedTuple):
-    """A picture's id and its score. An id is valid within a snapshot."""
+    """The id of an image and its score. An id is valid within one snapshot."""
 
     id: int
     score: float
 
 
 HASHED = np.dtype([("id", np.int64), ("phash", np.int64), ("digest", "S32")])
-"""The columns of `Store.hashes`, by which near-duplicates are found."""
+"""The columns of `Store.hashes`, by which near-duplicates are found. `phash`: its 64 bits as a signed number."""
 
 
 class LibrarySample(NamedTuple):
-    """Embeddings in 32 bits of at most `SAMPLE` pictures, and captions of at most `SAMPLE_CAPTIONS`."""
+    """A random sample of the images: at most `SAMPLE` embeddings (float32) and `SAMPLE_CAPTIONS` captions."""
 
     vectors: np.ndarray
     captions: tuple[str, ...]
 
 
 class Described(NamedTuple):
-    """What a model said of a picture, and what was measured of its pixels."""
+    """Caption, embedding, perceptual hash and size of an image."""
 
     caption: str
     embedding: np.ndarray
@@ -60,7 +60,7 @@ class Described(NamedTuple):
 
 
 class Touch(NamedTuple):
-    """A picture whose bytes are as they were, with its new stamp, and its new place if it lies in a shard."""
+    """An image with unchanged bytes and a new stamp, and its new offset if it is a member of a shard."""
 
     name: str
     stamp: Stamp
@@ -69,10 +69,10 @@ class Touch(NamedTuple):
 
 @dataclass
 class Changes:
-    """One step from a committed state to the next.
+    """The changes of one commit.
 
-    `added`: pictures with their embeddings; they replace those of the same names. `touched`: those whose
-    bytes are as they were. `removed`: names of pictures or failures.
+    `added`: images with their embeddings; they replace those with the same names. `touched`: images with unchanged
+    bytes. `removed`: names of images or failures. `failed`: images that could not be read.
     """
 
     added: list[tuple[Entry, np.ndarray]] = field(default_factory=list)
@@ -85,91 +85,91 @@ class Changes:
 
 
 class Store(Protocol):
-    """Pictures by name, each with an embedding of unit length that is kept in half precision.
+    """A store of images by name, each with an embedding of unit length in half precision.
 
-    Reading is done within `snapshot`: all of it sees one committed state. Writing is for one process at a time.
+    All reads within one `snapshot` see the same committed state. Only one process writes at a time.
     """
 
     header: Header
     location: str
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Close files and connections."""
         ...
 
     def snapshot(self) -> AbstractContextManager[None]:
-        """The newest committed state, held until the context ends."""
+        """A context in which all reads see the newest state that was committed when it began."""
         ...
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         ...
 
-    # --- reading
+    # --- Reading
 
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
-        """The pictures of highest product with a vector of width E, the best first; exact."""
+        """The images whose embeddings have the largest dot products with a vector of width E, best first. Exact."""
         ...
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
-        """The pictures whose captions and titles hold words of a text, the best first (BM25).
+        """The images whose captions or titles contain words of a text, best first (BM25).
 
-        An empty list if this store has no full-text index.
+        The list is empty if this store has no full-text index.
         """
         ...
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
-        """The entries of some ids, in their order."""
+        """The entries of these ids, in the same order."""
         ...
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Embeddings in 32 bits: N E, in the order of the ids."""
+        """The embeddings of these ids in the same order, as float32: N E."""
         ...
 
     def sample(self) -> LibrarySample:
-        """Some pictures, drawn at random by their names. The same state has the same sample."""
+        """A random sample of the images. The same state has the same sample."""
         ...
 
     def columns(self) -> frozenset[str]:
-        """The fields that some picture has besides those that all have."""
+        """The names of all fields that come from tables."""
         ...
 
     def matching(self, where: Filter) -> Iterator[Entry]:
-        """All pictures that a filter picks."""
+        """All images that match a filter."""
         ...
 
     def hashes(self) -> np.ndarray:
-        """Ids, perceptual hashes (as 64-bit numbers) and digests of all pictures: N rows of `HASHED`."""
+        """Ids, perceptual hashes (as 64-bit numbers) and digests of all images: N rows of `HASHED`."""
         ...
 
     def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
-        """All entries with their embeddings in half precision."""
+        """All entries with their embeddings (float16)."""
         ...
 
     def failures(self) -> list[Failure]:
-        """Pictures that could not be read when they were last tried."""
+        """The images that could not be read at the last attempt."""
         ...
 
     def known(self, names: Sequence[str]) -> dict[str, Known]:
-        """What is known of some pictures, those that could not be read among them."""
+        """The known state of these images, by name. Includes images that could not be read; leaves out unknown ones."""
         ...
 
     def twins(self, digests: Sequence[str]) -> dict[str, Described]:
-        """What was said of pictures of these digests, by digest."""
+        """Caption and embedding of images with these digests, by digest."""
         ...
 
     def roots(self) -> list[str]:
-        """The arguments that pictures or failures were found by."""
+        """The arguments that images or failures were found by."""
         ...
 
-    def places(self, root: str) -> Iterator[PicturePlace]:
-        """Names and places of the pictures and failures that were found by an argument."""
+    def places(self, root: str) -> Iterator[ImagePlace]:
+        """The places of the images and failures that were found by an argument."""
         ...
 
-    # --- writing
+    # --- Writing
 
     def claim(self) -> None:
-        """Become the one that writes, until the store is closed.
+        """Take the writer's lock, until the store is closed.
 
         Raises:
             UserError: another process writes; the message names it.
@@ -177,17 +177,17 @@ class Store(Protocol):
         ...
 
     def commit(self, changes: Changes) -> None:
-        """Write changes: all of them are durable when this returns, or none is.
+        """Write changes. When this returns, all of them are on disk; if it raises, none is.
 
         Raises:
-            UserError: another process writes, or the disk is full or the server gone; what was committed before stays.
+            UserError: another process writes, the disk is full, or the server does not answer. Earlier commits stay.
         """
         ...
 
     def compact(self) -> bool:
-        """Free the space of pictures that are gone, if that is worth it. Returns whether it was done.
+        """Free the space of removed images if there are enough of them. Returns True if it did.
 
         Raises:
-            UserError: as `commit`.
+            UserError: as in `commit`.
         """
         ...

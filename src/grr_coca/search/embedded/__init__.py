@@ -1,1 +1,1 @@
-"""An index in a folder: `index.sqlite`, which says what is in it, and `vectors.f16`, the embeddings."""
+"""An index in a folder: `index.sqlite` with the entries, and `vectors.f16` with the embeddings."""

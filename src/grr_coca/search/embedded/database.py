@@ -1,12 +1,8 @@
-"""Opens `index.sqlite`, and turns its rows into entries.
+"""`index.sqlite`: its tables, opening and creating it, entries as rows, and the lock of the writer.
 
-The tables of `index.sqlite`.
-
-The id of a picture is 1 + its row in the file of vectors. A picture that is embedded anew gets a new row. The table
-`gone` has the old id with the revision, by which a reader of an earlier state learns of it. `words` is the full-text
-index of titles and captions.
-
-One writer at a time: a lock that is released when its process ends, however that happens.
+The id of an image is 1 + its row in the file of vectors. An image that is embedded again gets a new row, and the table
+`gone` keeps the old id with the revision, so that readers of an earlier state notice. `words` is the full-text index of
+titles and captions.
 """
 
 import errno
@@ -22,17 +18,25 @@ from pathlib import Path
 from grr_coca.errors import UserError
 from grr_coca.search.entry import VERSION, Entry, FieldValue, Header, Stamp, os_bytes
 
-APPLICATION_ID = 0x67726369
-"""Marks the file as ours: `grci`."""
+FILE = "index.sqlite"
+_LOCK = "writer.lock"
+_PARTIAL = f".{FILE}.partial"
+"""Name of the database until it is complete. The names of SQLite's files beside it begin with this."""
+_SECONDS_TO_WAIT = 30.0
+"""How long to wait for the commit of another process, which takes milliseconds."""
+_SIGNS_OF_DAMAGE = ("malformed", "not a database", "no such table", "no such column")
 
-SCHEMA = """
+_APPLICATION_ID = 0x67726369
+"""Marks the file as an index: `grci`."""
+
+_SCHEMA = """
 CREATE TABLE header (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE state (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     revision INTEGER NOT NULL,   -- number of commits
-    generation INTEGER NOT NULL, -- number of times that the file of vectors was written anew
-    rows INTEGER NOT NULL,       -- of the file of vectors; what lies behind them was never committed
-    live INTEGER NOT NULL        -- pictures
+    generation INTEGER NOT NULL, -- number of times that the file of vectors was rewritten
+    rows INTEGER NOT NULL,       -- of the file of vectors; any rows after these were never committed
+    live INTEGER NOT NULL        -- images
 );
 CREATE TABLE pictures (
     id INTEGER PRIMARY KEY,
@@ -79,107 +83,48 @@ INSERT INTO pictures (id, name, title, root, file, "offset", size, mtime_ns, dat
 VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?,
     CAST(? AS TEXT), ?, ?)
 """
-"""Texts are bound as bytes, because file names need not be UTF-8."""
+"""Insert an image: the id, then the values of `to_row`. Texts are bound as bytes, as file names need not be UTF-8."""
 
 READ = """
 SELECT id, name, root, file, "offset", size, mtime_ns, digest, phash, width, height, caption, fields FROM pictures
 """
 
-PICTURES_OF = """
+IMAGES_OF = """
 SELECT name, file, "offset", id FROM pictures WHERE root = CAST(? AS TEXT) AND id > ? ORDER BY id LIMIT ?
 """
 FAILURES_OF = """
 SELECT name, CAST(name AS BLOB) FROM failures WHERE root = CAST(? AS TEXT) AND name > CAST(? AS TEXT)
 ORDER BY name LIMIT ?
 """
-"""`PICTURES_OF` and `FAILURES_OF` read a page of the names of a root, each with what the next page begins after. The
+"""`IMAGES_OF` and `FAILURES_OF` read a page of the names of a root. The last column is where the next page begins. The
 tables have indexes in this order, so nothing is sorted."""
 
 
-LOCK = "writer.lock"
-
-
-class WriterLock:
-    """A lock on a folder, held from its construction until `release`, or until nobody has it any more.
-
-    Raises:
-        UserError: another process writes, or another lock of this one; the message names it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            self._descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            told = "a link, which an index does not have" if error.errno == errno.ELOOP else error.strerror
-            raise UserError(f"{folder / LOCK}: cannot be written ({told})") from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            writer = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "?"
-            os.close(self._descriptor)
-            if writer == str(os.getpid()):
-                told = f"{folder}: this process writes to this index already, and holds it open; close it there first"
-                raise UserError(told) from error
-            raise UserError(
-                f"{folder}: another process ({writer}) writes to this index; wait until it is done, or stop it; "
-                "searching goes on meanwhile"
-            ) from error
-        except OSError as error:
-            os.close(self._descriptor)
-            raise UserError(
-                f"{folder}: the file system gives no locks ({error.strerror or error}), without which two writers "
-                "would damage an index; give --out a folder on another one"
-            ) from error
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
-        self._unlock = weakref.finalize(self, _unlock, self._descriptor, os.getpid())
-        self._unlock.atexit = False  # the end of the process unlocks, and that of a forked one must not
-
-    def release(self) -> None:
-        """Let another process write."""
-        self._unlock()
-
-
-def _unlock(descriptor: int, owner: int) -> None:
-    """Give the lock up. To close the file is not enough while a process that was forked meanwhile has it open too."""
-    if os.getpid() == owner:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
-
-
-FILE = "index.sqlite"
-PARTIAL = f".{FILE}.partial"
-"""Name of the database while it is made. SQLite puts files beside it whose names begin with this."""
-SECONDS_TO_WAIT = 30.0
-"""How long to wait for another process's commit, which takes milliseconds."""
-SIGNS_OF_DAMAGE = ("malformed", "not a database", "no such table", "no such column")
-
-
 def create_database(folder: Path, header: Header) -> None:
-    """Make a new database, completely or not at all.
+    """Create a new database, completely or not at all. A database that is already there stays.
 
     Raises:
-        UserError: the disk is full or cannot be written to, or another process makes one there at this moment.
+        UserError: the disk is full or cannot be written to, or another process is creating one there.
     """
     with database_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = WriterLock(folder)
         try:
-            if not (folder / FILE).exists():  # else another process has made it since we looked
+            if not (folder / FILE).exists():  # otherwise another process has created it in between
                 _create(folder, header)
         finally:
             lock.release()
 
 
 def remove_database(folder: Path) -> None:
-    """Remove an index, and its folder if nothing else is in it.
+    """Remove an index, and its folder if that is empty then.
 
     Raises:
         UserError: a file cannot be removed.
     """
     with database_errors(folder):
         # The database goes first: without it there is no index, whatever happens next.
-        for pattern in (FILE, f"{FILE}-*", f"{PARTIAL}*", "vectors*.f16", LOCK):
+        for pattern in (FILE, f"{FILE}-*", f"{_PARTIAL}*", "vectors*.f16", _LOCK):
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
         with suppress(OSError):
@@ -187,18 +132,18 @@ def remove_database(folder: Path) -> None:
 
 
 def holds_nothing_else(folder: Path) -> bool:
-    """Whether a folder is empty, except for what a killed process left of an index that it was making."""
-    return all(path.name == LOCK or path.name.startswith(PARTIAL) for path in folder.iterdir())
+    """True if a folder is empty, apart from what a process left that was killed while it created an index."""
+    return all(path.name == _LOCK or path.name.startswith(_PARTIAL) for path in folder.iterdir())
 
 
 def _create(folder: Path, header: Header) -> None:
-    for left_behind in folder.glob(f"{PARTIAL}*"):
+    for left_behind in folder.glob(f"{_PARTIAL}*"):
         left_behind.unlink()
-    partial = folder / PARTIAL
+    partial = folder / _PARTIAL
     database = _connected(partial)
     try:
-        database.executescript(f"PRAGMA journal_mode = DELETE; BEGIN; {SCHEMA}")
-        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        database.executescript(f"PRAGMA journal_mode = DELETE; BEGIN; {_SCHEMA}")
+        database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         database.execute(f"PRAGMA user_version = {header.version}")
         values = {"model": header.model, "fingerprint": header.fingerprint, "embed_dim": str(header.embed_dim)}
         database.executemany("INSERT INTO header VALUES (?, ?)", values.items())
@@ -210,10 +155,10 @@ def _create(folder: Path, header: Header) -> None:
 
 
 def open_database(folder: Path) -> sqlite3.Connection:
-    """A connection to the database of an index, without a transaction.
+    """Open the database of an index. No transaction is begun.
 
     Raises:
-        UserError: there is none, it is something else or damaged, or a newer version of this code wrote it.
+        UserError: there is none, it is damaged or not an index, or a newer version of this code wrote it.
     """
     path = folder / FILE
     if not path.is_file():
@@ -230,14 +175,14 @@ def open_database(folder: Path) -> sqlite3.Connection:
 
 
 def read_header(database: sqlite3.Connection) -> Header:
-    """Which model the index is of."""
+    """The header of the index."""
     values = dict(database.execute("SELECT key, value FROM header"))
     return Header(values["model"], values["fingerprint"], int(values["embed_dim"]))
 
 
 @contextmanager
 def database_errors(folder: Path) -> Iterator[None]:
-    """Turn errors of SQLite and the system about the files of an index into a `UserError`."""
+    """Turn errors of SQLite and of the system into a `UserError` that names the index."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -246,7 +191,7 @@ def database_errors(folder: Path) -> Iterator[None]:
             raise UserError(f"{folder}: cannot be written ({words}); what was committed before is kept") from error
         if "locked" in words or "busy" in words:
             raise UserError(f"{folder}: another process holds the index; try again when it is done") from error
-        if any(sign in words for sign in SIGNS_OF_DAMAGE):
+        if any(sign in words for sign in _SIGNS_OF_DAMAGE):
             raise UserError(f"{folder / FILE}: damaged, or not an index ({words})") from error
         raise UserError(f"{folder / FILE}: {words}") from error
     except OSError as error:
@@ -255,7 +200,7 @@ def database_errors(folder: Path) -> Iterator[None]:
 
 
 def as_bytes(text: str) -> str | bytes:
-    """A text to bind to a parameter; a file name that is not UTF-8 as its bytes."""
+    """A text as a parameter of a statement. A file name that is not UTF-8 becomes bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -264,7 +209,7 @@ def as_bytes(text: str) -> str | bytes:
 
 
 def to_row(entry: Entry) -> tuple[object, ...]:
-    """The values of `schema.ADD`, except for the id."""
+    """The values of `ADD`, except for the id."""
     texts = (as_bytes(text) for text in (entry.name, entry.title, entry.root, entry.file))
     return (
         *texts,
@@ -283,7 +228,7 @@ def to_row(entry: Entry) -> tuple[object, ...]:
 
 
 def from_row(row: tuple) -> Entry:
-    """The entry of a row of `schema.READ`."""
+    """The entry of a row of `READ`."""
     _, name, root, file, offset, size, mtime_ns, digest, phash, width, height, caption, fields = row
     return Entry(
         name=name,
@@ -301,15 +246,15 @@ def from_row(row: tuple) -> Entry:
 
 
 def fields_of_row(written: str | None) -> dict[str, FieldValue]:
-    """The fields of a picture; an empty dictionary if it has none."""
+    """The fields in the column `fields`; an empty dictionary if there are none."""
     return json.loads(written) if written else {}
 
 
 def _connected_to_read(path: Path) -> sqlite3.Connection:
-    """A connection to a database in a folder that cannot be written to.
+    """Open a database in a folder without write permission.
 
-    What another user's writer has committed lies in the files beside the database. Where there are none, SQLite cannot
-    make them, and opens the database only if it is told that nobody changes it.
+    The newest commits of another user's writer are in the files beside the database. If there are no such files, SQLite
+    cannot create them, and opens the database only with `immutable`, which says that nobody changes it.
     """
     try:
         return _connected(path, "?mode=ro")
@@ -321,13 +266,13 @@ def _connected(path: Path, options: str = "") -> sqlite3.Connection:
     database = sqlite3.connect(
         f"{path.absolute().as_uri()}{options}",
         uri=True,
-        timeout=SECONDS_TO_WAIT,
+        timeout=_SECONDS_TO_WAIT,
         isolation_level=None,
         check_same_thread=False,
     )
     database.text_factory = lambda content: content.decode("utf-8", "surrogateescape")
     try:
-        # A commit is durable when it returns, after a power cut too. This reads the database.
+        # A commit that has returned survives a power cut. This statement already reads the database.
         database.execute("PRAGMA synchronous = FULL")
     except BaseException:
         database.close()
@@ -338,10 +283,59 @@ def _connected(path: Path, options: str = "") -> sqlite3.Connection:
 def _check(database: sqlite3.Connection, folder: Path) -> None:
     (identity,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()
-    if identity != APPLICATION_ID:
-        raise UserError(f"{folder / FILE}: an SQLite database, and not an index of grr-coca")
+    if identity != _APPLICATION_ID:
+        raise UserError(f"{folder / FILE}: an SQLite database, but not an index of grr-coca")
     if version > VERSION:
         raise UserError(
             f"{folder}: written by a newer grr-coca (format {version}; this one reads {VERSION}); "
             "pip install --upgrade grr-coca"
         )
+
+
+class WriterLock:
+    """The lock that only the one writing process has. It is held until `release`, until the object is deleted, or until
+    the process ends, however that happens.
+
+    Raises:
+        UserError: another process holds it, or this one already does; the message names the process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            reason = "a symbolic link, which an index never has" if error.errno == errno.ELOOP else error.strerror
+            raise UserError(f"{folder / _LOCK}: cannot be written ({reason})") from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            writer = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "?"
+            os.close(self._descriptor)
+            if writer == str(os.getpid()):
+                message = f"{folder}: this process already writes to this index; close it there first"
+                raise UserError(message) from error
+            raise UserError(
+                f"{folder}: another process ({writer}) writes to this index; wait until it is done, or stop it; "
+                "you can search meanwhile"
+            ) from error
+        except OSError as error:
+            os.close(self._descriptor)
+            raise UserError(
+                f"{folder}: the file system has no locks ({error.strerror or error}), and without them two writers "
+                "would damage the index; give --out a folder on another file system"
+            ) from error
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._unlock = weakref.finalize(self, _unlock, self._descriptor, os.getpid())
+        self._unlock.atexit = False  # the end of the process unlocks; the end of a forked process must not
+
+    def release(self) -> None:
+        """Release the lock."""
+        self._unlock()
+
+
+def _unlock(descriptor: int, owner: int) -> None:
+    """Release the lock. Closing the file is not enough: a process forked in between has it open too."""
+    if os.getpid() == owner:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)

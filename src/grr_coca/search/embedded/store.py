@@ -1,8 +1,9 @@
-"""The embedded store: a search is one exact product, and many processes read while one writes.
+"""The store in a folder. A search is one exact matrix product. Many processes can read while one writes.
 
-Shapes: N pictures, E embedding width.
+Shapes: N images, E embedding width.
 """
 
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 
 from grr_coca.search.embedded.database import (
     FAILURES_OF,
-    PICTURES_OF,
+    IMAGES_OF,
     READ,
     as_bytes,
     database_errors,
@@ -24,22 +25,22 @@ from grr_coca.search.embedded.database import (
 )
 from grr_coca.search.embedded.vectors import State, best_rows, products, rows_of
 from grr_coca.search.embedded.writer import Writer
-from grr_coca.search.entry import Entry, Failure, FieldValue, PicturePlace, Stamp, pieces, search_words
-from grr_coca.search.filters import Filter, to_sql
+from grr_coca.search.entry import OWN_FIELDS, Entry, Failure, FieldValue, ImagePlace, Stamp, chunks
+from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 from grr_coca.search.store import HASHED, Changes, Described, Known, LibrarySample, Match
 
-MOST_PARAMETERS = 500
-"""Parameters of one statement, at most. Older versions of SQLite take 999."""
-ROWS_AT_ONCE = 2048
+_MAX_PARAMETERS = 500
+"""Largest number of parameters of one statement. Older versions of SQLite take 999."""
+ROWS_PER_READ = 2048
 
 
 class EmbeddedStore:
-    """An index in a folder. See `grr_coca.search.store.Store` for its methods.
+    """An index in a folder. `grr_coca.search.store.Store` documents its methods.
 
-    The lock of the writer is taken by the first `commit`, and kept until the store is closed.
+    The first `claim`, `commit` or `compact` takes the lock of the writer, which is held until the store is closed.
 
     Raises:
-        UserError: there is no index in the folder, or none that this version reads.
+        UserError: the folder has no index, or one that this version cannot read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,17 +55,17 @@ class EmbeddedStore:
         self._depth = 0
 
     def close(self) -> None:
-        """Let go of the files, and of the writer's lock."""
+        """Close the files, and release the lock of the writer."""
         with self._lock:
             self._database.close()
-            self._state = State(self._folder, self.header.embed_dim)  # the file of vectors is mapped no more
+            self._state = State(self._folder, self.header.embed_dim)  # drops the mapping of the file of vectors
             if self._writer is not None:
                 self._writer.release()
                 self._writer = None
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """One read transaction; threads of one process take turns."""
+        """One read transaction. Threads of one process take turns."""
         with self._lock, database_errors(self._folder):
             if self._depth == 0:
                 self._begin()
@@ -83,7 +84,7 @@ class EmbeddedStore:
                 self._state.refresh(self._database)
                 return
             except FileNotFoundError:
-                # The writer has written the vectors anew since: begin with the state that has them.
+                # The writer has rewritten the vectors in between: begin again with the newer state.
                 (revision,) = self._database.execute("SELECT revision FROM state").fetchone()
                 self._database.execute("ROLLBACK")
                 if (revision,) == self._database.execute("SELECT revision FROM state").fetchone():
@@ -96,10 +97,10 @@ class EmbeddedStore:
         with self.snapshot():
             return self._state.count
 
-    # --- reading
+    # --- Reading
 
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
-        """The pictures of highest product with the vector."""
+        """The images with the largest dot products."""
         with self.snapshot():
             scores = products(self._state.vectors, vector[None])[:, 0]
             allowed = self._state.live if where is None else self._allowed(where)
@@ -114,15 +115,15 @@ class EmbeddedStore:
         return allowed
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
-        """The pictures that match the words best; they need not hold all of them."""
-        words = search_words(text)
+        """The images that match the words best. They need not contain all of them."""
+        words = _words(text)
         if not words:
             return []
         join, values = "", list[FieldValue]()
         if where is not None:
             condition, values = to_sql(where)
             join = f"JOIN pictures ON pictures.id = words.rowid AND {condition}"
-        # Double quotes keep FTS5 from taking a word for a part of its query language.
+        # In double quotes, FTS5 does not take a word for a keyword of its query language.
         query = " OR ".join(f'"{word}"' for word in words)
         statement = f"SELECT words.rowid, -rank FROM words {join} WHERE words MATCH ? ORDER BY rank LIMIT ?"
         with self.snapshot():
@@ -130,122 +131,122 @@ class EmbeddedStore:
             return [Match(identity, score) for identity, score in found]
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
-        """Rows as entries."""
+        """The entries of these ids."""
         found: dict[int, Entry] = {}
         with self.snapshot():
-            for piece in pieces(ids, MOST_PARAMETERS):
-                rows = self._database.execute(f"{READ} WHERE id IN ({_marks(piece)})", piece)
+            for chunk in chunks(ids, _MAX_PARAMETERS):
+                rows = self._database.execute(f"{READ} WHERE id IN ({_marks(chunk)})", chunk)
                 found |= {row[0]: from_row(row) for row in rows}
         return [found[identity] for identity in ids]
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Rows of the file of vectors."""
+        """The embeddings of these ids."""
         with self.snapshot():
             return rows_of(self._state.vectors, np.asarray(ids, np.int64) - 1)
 
     def sample(self) -> LibrarySample:
-        """Some pictures, drawn at random by their names."""
+        """A random sample of the images."""
         with self.snapshot():
             return self._state.sample(self._database)
 
     def columns(self) -> frozenset[str]:
-        """Names of the columns of tables."""
+        """The names of all fields that come from tables."""
         with self.snapshot():
             return frozenset(name for (name,) in self._database.execute("SELECT name FROM columns"))
 
     def matching(self, where: Filter) -> Iterator[Entry]:
-        """Pictures that a filter picks."""
+        """All images that match a filter."""
         condition, values = to_sql(where)
         with self.snapshot():
             for row in self._database.execute(f"{READ} WHERE {condition} ORDER BY id", _bound(values)):
                 yield from_row(row)
 
     def hashes(self) -> np.ndarray:
-        """Ids, perceptual hashes and digests."""
+        """Ids, perceptual hashes and digests of all images."""
         with self.snapshot():
             return np.fromiter(self._database.execute("SELECT id, phash, digest FROM pictures ORDER BY id"), HASHED)
 
     def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
-        """All pictures in the order in which they were added."""
+        """All entries with their embeddings, in the order of their ids."""
         with self.snapshot():
             cursor = self._database.execute(f"{READ} ORDER BY id")
-            while rows := cursor.fetchmany(ROWS_AT_ONCE):
+            while rows := cursor.fetchmany(ROWS_PER_READ):
                 for row in rows:
                     yield from_row(row), self._state.vectors[row[0] - 1]
 
     def failures(self) -> list[Failure]:
-        """What could not be read."""
+        """The images that could not be read."""
         with self.snapshot():
             rows = self._database.execute("SELECT name, root, size, mtime_ns, message FROM failures ORDER BY name")
             return [_failure(row) for row in rows]
 
     def known(self, names: Sequence[str]) -> dict[str, Known]:
-        """Stamp, digest and fields of each picture that is known."""
+        """The known state of these images, by name."""
         found: dict[str, Known] = {}
         with self.snapshot():
-            for piece in pieces(map(as_bytes, names), MOST_PARAMETERS):
+            for chunk in chunks(map(as_bytes, names), _MAX_PARAMETERS):
                 for table, described in (("failures", "'', NULL"), ("pictures", "digest, fields")):
                     rows = self._database.execute(
                         f"SELECT name, size, mtime_ns, {described} FROM {table} "
-                        f"WHERE name IN ({_marks(piece, 'CAST(? AS TEXT)')}) AND size IS NOT NULL",
-                        piece,
+                        f"WHERE name IN ({_marks(chunk, 'CAST(? AS TEXT)')}) AND size IS NOT NULL",
+                        chunk,
                     )
                     found |= {name: _known(*rest) for name, *rest in rows}
         return found
 
     def twins(self, digests: Sequence[str]) -> dict[str, Described]:
-        """What was said of pictures of the same bytes."""
+        """Caption and embedding of images with these digests, by digest."""
         found: dict[str, Described] = {}
         with self.snapshot():
-            for piece in pieces(digests, MOST_PARAMETERS):
+            for chunk in chunks(digests, _MAX_PARAMETERS):
                 rows = self._database.execute(
-                    f"SELECT id, digest, caption, phash, width, height FROM pictures WHERE digest IN ({_marks(piece)})",
-                    piece,
+                    f"SELECT id, digest, caption, phash, width, height FROM pictures WHERE digest IN ({_marks(chunk)})",
+                    chunk,
                 )
                 for identity, digest, caption, *measured in rows:
                     found[digest] = Described(caption, np.array(self._state.vectors[identity - 1]), *measured)
         return found
 
     def roots(self) -> list[str]:
-        """The arguments that pictures or failures were found by."""
+        """The arguments that images or failures were found by."""
         with self.snapshot():
             statement = "SELECT root FROM pictures UNION SELECT root FROM failures ORDER BY 1"
             return [root for (root,) in self._database.execute(statement)]
 
-    def places(self, root: str) -> Iterator[PicturePlace]:
-        """Places below an argument."""
-        yield from (PicturePlace.of(*row) for *row, _ in self._pages(PICTURES_OF, root, 0))
-        yield from (PicturePlace.of_name(name) for name, _ in self._pages(FAILURES_OF, root, b""))
+    def places(self, root: str) -> Iterator[ImagePlace]:
+        """The places of what was found by an argument."""
+        yield from (ImagePlace.of(*row) for *row, _ in self._pages(IMAGES_OF, root, 0))
+        yield from (ImagePlace.of_name(name) for name, _ in self._pages(FAILURES_OF, root, b""))
 
     def _pages(self, statement: str, root: str, first: int | bytes) -> Iterator[tuple]:
-        """Rows below an argument. They are read piece by piece, so that a writer may commit in between."""
+        """The rows of an argument. They are read page by page, so that a writer can commit in between."""
         last = first
         while True:
             with self.snapshot():
-                rows = self._database.execute(statement, (as_bytes(root), last, ROWS_AT_ONCE)).fetchall()
+                rows = self._database.execute(statement, (as_bytes(root), last, ROWS_PER_READ)).fetchall()
             if not rows:
                 break
             yield from rows
             last = rows[-1][-1]
 
-    # --- writing
+    # --- Writing
 
     def claim(self) -> None:
-        """Take the writer's lock."""
+        """Take the lock of the writer."""
         with self._lock, database_errors(self._folder):
-            self._write_with()
+            self._claimed()
 
     def commit(self, changes: Changes) -> None:
-        """Write changes to the disk."""
+        """Write changes, and wait until they are on the disk."""
         with self._lock, database_errors(self._folder):
-            self._write_with().commit(changes)
+            self._claimed().commit(changes)
 
     def compact(self) -> bool:
-        """Write the file of vectors anew if more than half of its rows are of pictures that are gone."""
+        """Rewrite the file of vectors if more than half of its rows are of removed images."""
         with self._lock, database_errors(self._folder):
-            return self._write_with().compact()
+            return self._claimed().compact()
 
-    def _write_with(self) -> Writer:
+    def _claimed(self) -> Writer:
         if self._writer is None:
             self._writer = Writer(self._folder, self._database, self.header.embed_dim)
         return self._writer
@@ -266,3 +267,73 @@ def _known(size: int, mtime_ns: int, digest: str, fields: str | None) -> Known:
 def _failure(row: sqlite3.Row | tuple) -> Failure:
     name, root, size, mtime_ns, message = row
     return Failure(name, root, None if size is None else Stamp(size, mtime_ns), message)
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text in lower case, without repetition."""
+    return list(dict.fromkeys(re.findall(r"[^\W_]+", text.lower())))
+
+
+# --- Filters as SQL. Every value is a parameter of the statement.
+
+_COLUMNS = {"path": "name"}
+"""The column of each field whose name differs from it."""
+_TEXT = "CAST(? AS TEXT)"
+"""A text as a parameter. The bytes of a file name that is not UTF-8 become a text too."""
+
+
+def to_sql(tree: Filter) -> tuple[str, list[FieldValue]]:
+    """The condition of a filter, and the values for its question marks."""
+    values: list[FieldValue] = []
+    return _condition(tree, values), values
+
+
+def _condition(tree: Filter, values: list[FieldValue]) -> str:
+    if isinstance(tree, And | Or):
+        word = " AND " if isinstance(tree, And) else " OR "
+        return "(" + word.join(_condition(part, values) for part in tree.parts) + ")"
+    if isinstance(tree, Not):
+        return f"NOT {_condition(tree.inner, values)}"
+    if isinstance(tree, Comparison):
+        return _comparison(tree.field, tree.operator, tree.value, values)
+    if isinstance(tree, OneOf):
+        kinds = [[v for v in tree.values if isinstance(v, str) is is_text] for is_text in (True, False)]
+        return "(" + " OR ".join(_is_one_of(tree.field, kind, values) for kind in kinds if kind) + ")"
+    assert isinstance(tree, Like)
+    column = _column(tree.field, values)
+    values += [len(tree.prefix), tree.prefix]
+    return _of_kind(f"substr({column}, 1, ?) = {_TEXT}", tree.field, tree.prefix, values)
+
+
+def _comparison(field: str, operator: str, value: FieldValue, values: list[FieldValue]) -> str:
+    column = _column(field, values)
+    values.append(value)
+    return _of_kind(f"{column} {operator} {_parameter(value)}", field, value, values)
+
+
+def _is_one_of(field: str, of_a_kind: Sequence[FieldValue], values: list[FieldValue]) -> str:
+    """One test for all values. A chain of thousands of `OR` is too deep for SQLite."""
+    column = _column(field, values)
+    values += of_a_kind
+    return _of_kind(f"{column} IN ({', '.join(map(_parameter, of_a_kind))})", field, of_a_kind[0], values)
+
+
+def _parameter(value: FieldValue) -> str:
+    return _TEXT if isinstance(value, str) else "?"
+
+
+def _of_kind(test: str, field: str, value: FieldValue, values: list[FieldValue]) -> str:
+    """The test, made false (not NULL) for an image that lacks the field, or has a value of the other kind there."""
+    if field in OWN_FIELDS:
+        return f"({test})"
+    kinds = "'text'" if isinstance(value, str) else "'integer', 'real'"
+    typed = _column(field, values)
+    return f"IFNULL({test} AND typeof({typed}) IN ({kinds}), 0)"
+
+
+def _column(field: str, values: list[FieldValue]) -> str:
+    if field in OWN_FIELDS:
+        return f"pictures.{_COLUMNS.get(field, field)}"
+    # The name of a field is a parameter too: nothing that a user has written becomes part of the statement.
+    values.append(f"$.{field}")
+    return "json_extract(pictures.fields, ?)"

@@ -1,7 +1,7 @@
-"""Writes an index: vectors first, then the transaction of SQLite that makes them count.
+"""The writer of an index in a folder. It writes the vectors, then the transaction of SQLite that makes them count.
 
 Whatever happens in between, the state is that of the last transaction. Vectors that belong to no transaction are cut
-off when the next ones are written.
+off by the next commit.
 """
 
 import sqlite3
@@ -16,8 +16,8 @@ from grr_coca.search.embedded.vectors import append_rows, map_rows, read_state, 
 from grr_coca.search.entry import Entry
 from grr_coca.search.store import Changes
 
-LEAST_GONE = 1000
-"""With fewer rows of gone pictures, writing the file of vectors anew is not worth it."""
+MIN_GONE = 1000
+"""The file of vectors is rewritten only if it has at least this many rows of removed images."""
 
 
 class _Written(NamedTuple):
@@ -30,7 +30,7 @@ class _Written(NamedTuple):
 
 
 class Writer:
-    """Writes an index. No other process can until `release`.
+    """Writes an index. It holds the lock of the writer until `release`.
 
     Raises:
         UserError: another process writes.
@@ -44,11 +44,11 @@ class Writer:
         self._tidy()
 
     def release(self) -> None:
-        """Let another process write."""
+        """Release the lock."""
         self._lock.release()
 
     def commit(self, changes: Changes) -> None:
-        """Make changes durable."""
+        """Write changes, and wait until they are on the disk."""
         before = self._written()
         added = list({entry.name: (entry, vector) for entry, vector in changes.added}.values())
         if added:
@@ -98,10 +98,10 @@ class Writer:
         self._database.executemany("INSERT OR IGNORE INTO columns VALUES (?)", ((name,) for name in columns))
 
     def compact(self) -> bool:
-        """Write the file of vectors anew if more than half of its rows are of gone pictures; returns whether."""
+        """Rewrite the file of vectors if more than half of its rows are of removed images. Returns True if it did."""
         before = self._written()
         gone = before.rows - before.live
-        if gone < LEAST_GONE or gone <= before.rows // 2:
+        if gone < MIN_GONE or gone <= before.rows // 2:
             return False
         ids = np.array([row for (row,) in self._database.execute("SELECT id FROM pictures ORDER BY id")], np.int64)
         old = vectors_file(self._folder, before.generation)
@@ -117,7 +117,7 @@ class Writer:
             raise
         self._database.execute("BEGIN IMMEDIATE")
         try:
-            # In this order no new id is taken: each is at most the old one, and those before it have moved.
+            # In this order every new id is free: it is at most the old one, and all smaller ids have already moved.
             self._database.executemany("UPDATE pictures SET id = ? WHERE id = ?", _moves(ids))
             self._database.execute("INSERT INTO words (words) VALUES ('rebuild')")
             self._database.execute("DELETE FROM gone")
@@ -131,7 +131,7 @@ class Writer:
         return True
 
     def _tidy(self) -> None:
-        """Remove what a writer that was killed left behind: a file of vectors of another generation, a torn tail."""
+        """Remove what a killed writer has left: files of other generations, and rows that were not committed."""
         written = self._written()
         current = vectors_file(self._folder, written.generation)
         for path in self._folder.glob("vectors*.f16"):

@@ -1,1 +1,1 @@
-"""An index as two collections of a Milvus server: the pictures, and notes of what else an index holds."""
+"""An index as two collections of a Milvus server: one of images, one of notes."""

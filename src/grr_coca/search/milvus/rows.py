@@ -1,33 +1,13 @@
-"""Pictures as rows of a collection, and back.
+"""How images, texts and filters are written for Milvus, and read back: rows, valid UTF-8, and expressions."""
 
-Texts as Milvus takes them: valid UTF-8, from which a file name comes back as it was.
-
-Python turns the bytes of a file name that are not UTF-8 into lone surrogates, U+DC80 to U+DCFF. They are moved to a
-private plane of Unicode, which no name uses.
-"""
-
+import json
+import math
 from typing import Any
 
 import numpy as np
 
-from grr_coca.search.entry import Entry, PicturePlace, Stamp
-
-PRIVATE = 0x100000
-MOVED = {code: code + PRIVATE for code in range(0xDC80, 0xDD00)}
-BACK = {moved: code for code, moved in MOVED.items()}
-
-
-def as_utf8(text: str) -> str:
-    """A text to send. Any other lone surrogate, which no file name has, is written as an escape."""
-    if text.isascii():
-        return text
-    return text.translate(MOVED).encode("utf-8", "backslashreplace").decode()
-
-
-def from_utf8(text: str) -> str:
-    """A text that came, as it was before `as_utf8`."""
-    return text if text.isascii() else text.translate(BACK)
-
+from grr_coca.search.entry import OWN_FIELDS, Entry, FieldValue, ImagePlace, Stamp
+from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 
 TEXTS = {
     "name": 8192,
@@ -39,21 +19,21 @@ TEXTS = {
     "digest": 64,
     "caption": 8192,
 }
-"""Columns of text, and the most characters of each. Milvus counts bytes, of which a character takes up to four."""
+"""Columns of text, each with its largest number of characters. Milvus counts bytes, up to four per character."""
 NUMBERS = ("offset", "size", "mtime_ns", "phash", "width", "height")
 COLUMNS = {"id", *TEXTS, *NUMBERS, "fields", "kinds", "vector"}
 READ = ["name", "root", "file", "digest", "caption", *NUMBERS, "fields"]
-NO_OFFSET = -1
+_NO_OFFSET = -1
 
 
 def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
-    """The row of a picture. Its id is computed from its name, so no name is there twice."""
+    """The row of an image. Its id is a hash of its name, so a collection has only one row per name."""
     texts = {name: as_utf8(getattr(entry, name))[:length] for name, length in TEXTS.items()}
     kinds = {name: "text" if isinstance(value, str) else "number" for name, value in entry.fields.items()}
     return {
         **texts,
         "id": entry.draw,
-        "offset": NO_OFFSET if entry.offset is None else entry.offset,
+        "offset": _NO_OFFSET if entry.offset is None else entry.offset,
         "size": entry.stamp.size,
         "mtime_ns": entry.stamp.mtime_ns,
         "phash": entry.phash,
@@ -66,7 +46,7 @@ def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any]) -> Entry:
-    """The picture of a row."""
+    """The entry of a row."""
     return Entry(
         name=from_utf8(record["name"]),
         root=from_utf8(record["root"]),
@@ -82,15 +62,96 @@ def from_record(record: dict[str, Any]) -> Entry:
     )
 
 
-def place_of_record(record: dict[str, Any]) -> PicturePlace:
-    """The name and place of a row's picture."""
-    return PicturePlace.of(from_utf8(record["name"]), from_utf8(record["file"]), _offset(record))
+def place_of_record(record: dict[str, Any]) -> ImagePlace:
+    """The name and place of the image of a row."""
+    return ImagePlace.of(from_utf8(record["name"]), from_utf8(record["file"]), _offset(record))
 
 
 def _offset(record: dict[str, Any]) -> int | None:
-    return None if record["offset"] == NO_OFFSET else record["offset"]
+    return None if record["offset"] == _NO_OFFSET else record["offset"]
 
 
 def as_kept(vector: np.ndarray) -> np.ndarray:
-    """A vector in 32 bits, rounded to half precision, which is what the embedded store keeps."""
+    """A vector rounded to half precision, as the store in a folder keeps it, in float32."""
     return np.asarray(vector, np.float16).astype(np.float32)
+
+
+# --- Texts
+
+# Python turns bytes of a file name that are not UTF-8 into lone surrogates, U+DC80 to U+DCFF. Milvus takes valid UTF-8
+# alone, so they are moved to a private plane of Unicode that no file name uses.
+_MOVED = {code: code + 0x100000 for code in range(0xDC80, 0xDD00)}
+_BACK = {moved: code for code, moved in _MOVED.items()}
+
+
+def as_utf8(text: str) -> str:
+    """A text as valid UTF-8. Other lone surrogates, which no file name has, become escapes."""
+    if text.isascii():
+        return text
+    return text.translate(_MOVED).encode("utf-8", "backslashreplace").decode()
+
+
+def from_utf8(text: str) -> str:
+    """The text that `as_utf8` was given."""
+    return text if text.isascii() else text.translate(_BACK)
+
+
+# --- Filters as expressions
+
+_FIELD_COLUMNS = {"path": "name"}
+"""The column of each field whose name differs from it."""
+_NEVER, ALWAYS = "id < 0", "id >= 0"
+"""Conditions that no row meets, and that every row meets: ids are not negative."""
+
+
+def to_expression(tree: Filter) -> str:
+    """The expression of a filter. All values are written by `json.dumps`, so none can break out of its quotes."""
+    if isinstance(tree, And | Or):
+        word = " and " if isinstance(tree, And) else " or "
+        return "(" + word.join(to_expression(part) for part in tree.parts) + ")"
+    if isinstance(tree, Not):
+        return f"(not {to_expression(tree.inner)})"
+    if isinstance(tree, Comparison):
+        return _comparison(tree.field, tree.operator, tree.value)
+    if isinstance(tree, OneOf):
+        return "(" + " or ".join(_comparison(tree.field, "=", value) for value in tree.values) + ")"
+    assert isinstance(tree, Like)
+    test = f"{_column(tree.field)} like {quoted(tree.prefix + '%')}"
+    return f"({test})" if tree.field in OWN_FIELDS else f"({_same_kind(tree.field, tree.prefix)} and {test})"
+
+
+def quoted(text: str) -> str:
+    """A text as a literal in double quotes."""
+    return json.dumps(as_utf8(text), ensure_ascii=False)
+
+
+def _column(field: str) -> str:
+    return _FIELD_COLUMNS.get(field, field) if field in OWN_FIELDS else f"fields[{quoted(field)}]"
+
+
+def _comparison(field: str, operator: str, value: FieldValue) -> str:
+    sign = {"=": "=="}.get(operator, operator)
+    if field not in OWN_FIELDS:
+        return f"({_same_kind(field, value)} and {_column(field)} {sign} {_literal(value)})"
+    if isinstance(value, float):
+        return _integer_comparison(field, operator, value)
+    return f"({_column(field)} {sign} {_literal(value)})"
+
+
+def _same_kind(field: str, value: FieldValue) -> str:
+    """A test that an image has a field of the same kind as a value. The column `kinds` has the kind of each field."""
+    kind = "text" if isinstance(value, str) else "number"
+    return f'kinds[{quoted(field)}] == "{kind}"'
+
+
+def _literal(value: FieldValue) -> str:
+    return quoted(value) if isinstance(value, str) else repr(value)
+
+
+def _integer_comparison(field: str, operator: str, value: float) -> str:
+    """A comparison of an integer field with a float, written with an integer."""
+    below, above = math.floor(value), math.ceil(value)
+    if operator in ("=", "!=") and below != above:
+        return f"({_NEVER if operator == '=' else ALWAYS})"
+    bound = below if operator in (">", "<=", "=", "!=") else above
+    return f"({_column(field)} {'==' if operator == '=' else operator} {bound})"

@@ -1,35 +1,51 @@
-"""The store on a Milvus server. The id of a picture comes from its name, so writing it twice leaves one row.
+"""The store on a Milvus server. The id of an image is a hash of its name, so writing an image twice leaves one row.
 
-Shapes: N pictures, E embedding width.
+Shapes: N images, E embedding width.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from grr_coca.errors import UserError
-from grr_coca.search.entry import Entry, Failure, Header, PicturePlace, name_id, pieces
+from grr_coca.extras import require_extra
+from grr_coca.search.entry import VERSION, Entry, Failure, Header, ImagePlace, chunks, name_id
 from grr_coca.search.filters import Filter
-from grr_coca.search.milvus.expression import ALWAYS, quoted, to_expression
-from grr_coca.search.milvus.notes import Notes, everything_of
-from grr_coca.search.milvus.rows import READ, as_kept, from_record, from_utf8, place_of_record, to_record
+from grr_coca.search.milvus.notes import NOTES, Notes, all_rows, noted_header, notes_of
+from grr_coca.search.milvus.rows import (
+    ALWAYS,
+    COLUMNS,
+    NUMBERS,
+    READ,
+    TEXTS,
+    as_kept,
+    from_record,
+    from_utf8,
+    place_of_record,
+    quoted,
+    to_expression,
+    to_record,
+)
 from grr_coca.search.store import HASHED, SAMPLE, SAMPLE_CAPTIONS, Changes, Described, Known, LibrarySample, Match
 
-AT_ONCE = 500
-MOST_HITS = 16_384
-"""Most hits that a server gives in one answer."""
-IDS = 2**63
+_CHUNK_SIZE = 500
+_MAX_HITS = 16_384
+"""Largest number of hits that a server returns at once."""
+_IDS = 2**63
 """All ids are below this."""
 
 
 class MilvusStore:
-    """An index on a server. See `grr_coca.search.store.Store` for its methods.
+    """An index on a server. `grr_coca.search.store.Store` documents its methods.
 
-    The server has no transactions over several rows: a change that is interrupted may be done in part, and the next
-    update does the rest. Several processes may write; of two that write one picture, the last one wins.
+    The server has no transactions over several rows: an interrupted commit may be half done, and the next update does
+    the rest. Several processes may write. If two write the same image, the last one wins.
     """
 
     def __init__(self, location: str, client: Any, name: str, header: Header, notes: Notes) -> None:
@@ -41,13 +57,14 @@ class MilvusStore:
         self._reads = notes.reads
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._client.close()
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Reads see the state at its beginning, or a later one: a server has no snapshots. Errors are `UserError`."""
-        with server_errors(self.location), self._reads.snapshot():
+        """Reads see the state at its beginning or a later one, as a server has no snapshots. Errors become
+        `UserError`."""
+        with _server_errors(self.location), self._reads.snapshot():
             yield
 
     def __len__(self) -> int:
@@ -55,16 +72,16 @@ class MilvusStore:
             (row,) = self._reads.query(self._name, filter=ALWAYS, output_fields=["count(*)"])
             return int(row["count(*)"])
 
-    # --- reading
+    # --- Reading
 
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
-        """The pictures of highest product with the vector, at most 16,384 of them."""
+        """The images with the largest dot products, at most 16,384."""
         with self.snapshot():
             (hits,) = self._reads.search(
                 self._name,
                 data=[np.asarray(vector, np.float32).tolist()],
                 anns_field="vector",
-                limit=min(count, MOST_HITS),
+                limit=min(count, _MAX_HITS),
                 filter="" if where is None else to_expression(where),
                 output_fields=["id"],
                 search_params={"metric_type": "IP", "params": {}},
@@ -72,131 +89,127 @@ class MilvusStore:
             return [Match(int(hit["id"]), float(hit["distance"])) for hit in hits]
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:  # noqa: ARG002
-        """An empty list: the servers that are supported have no full-text index."""
+        """An empty list: supported servers have no full-text index."""
         return []
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
-        """Rows as entries."""
+        """The entries of these ids."""
         return [from_record(row) for row in self._rows_in_order(ids, READ)]
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Embeddings, in the order of the ids."""
+        """The embeddings of these ids."""
         rows = [row["vector"] for row in self._rows_in_order(ids, ["vector"])]
         return np.array(rows, np.float32).reshape(len(rows), self.header.embed_dim)
 
     def sample(self) -> LibrarySample:
-        """The pictures of the smallest ids: a random sample, because ids are digests of names."""
+        """The images with the smallest ids. They are a random sample, because ids are hashes of names."""
         share = min(1.0, 1.3 * SAMPLE / max(1, len(self)))
         with self.snapshot():
             rows = self._reads.query(
                 self._name,
-                filter=f"id < {min(int(share * IDS), IDS - 1)}",
+                filter=f"id < {min(int(share * _IDS), _IDS - 1)}",
                 output_fields=["id", "caption", "vector"],
-                limit=MOST_HITS,
+                limit=_MAX_HITS,
             )
         drawn = sorted(rows, key=lambda row: row["id"])[:SAMPLE]
         vectors = np.array([row["vector"] for row in drawn], np.float32).reshape(len(drawn), self.header.embed_dim)
         return LibrarySample(vectors, tuple(row["caption"] for row in drawn[:SAMPLE_CAPTIONS]))
 
     def columns(self) -> frozenset[str]:
-        """Names of the columns of tables."""
+        """The names of all fields that come from tables."""
         with self.snapshot():
             return self._notes.columns()
 
     def matching(self, where: Filter) -> Iterator[Entry]:
-        """Pictures that a filter picks."""
+        """All images that match a filter."""
         with self.snapshot():
-            for row in everything_of(self._client, self._name, to_expression(where), READ):
+            for row in all_rows(self._client, self._name, to_expression(where), READ):
                 yield from_record(row)
 
     def hashes(self) -> np.ndarray:
-        """Ids, perceptual hashes and digests."""
+        """Ids, perceptual hashes and digests of all images."""
         with self.snapshot():
-            rows = everything_of(self._client, self._name, ALWAYS, ["id", "phash", "digest"])
+            rows = all_rows(self._client, self._name, ALWAYS, ["id", "phash", "digest"])
             return np.fromiter(((row["id"], row["phash"], row["digest"]) for row in rows), HASHED)
 
     def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
-        """All pictures in the order of their ids."""
+        """All entries with their embeddings, in the order of their ids."""
         with self.snapshot():
-            for row in everything_of(self._client, self._name, ALWAYS, [*READ, "vector"]):
+            for row in all_rows(self._client, self._name, ALWAYS, [*READ, "vector"]):
                 yield from_record(row), np.array(row["vector"], np.float16)
 
     def failures(self) -> list[Failure]:
-        """What could not be read."""
+        """The images that could not be read."""
         with self.snapshot():
             return self._notes.failures()
 
     def known(self, names: Sequence[str]) -> dict[str, Known]:
-        """Stamp, digest and fields of each picture that is known."""
+        """The known state of these images, by name."""
         with self.snapshot():
             found = {f.name: Known(f.stamp, "") for f in self._notes.failures(names) if f.stamp is not None}
             entries = map(from_record, self._rows([name_id(name) for name in names], READ))
             return found | {entry.name: Known(entry.stamp, entry.digest, entry.fields) for entry in entries}
 
     def twins(self, digests: Sequence[str]) -> dict[str, Described]:
-        """What was said of pictures of the same bytes."""
+        """Caption and embedding of images with these digests, by digest."""
         found: dict[str, Described] = {}
         with self.snapshot():
-            for piece in pieces(digests, AT_ONCE):
-                expression = f"digest in [{', '.join(map(quoted, piece))}]"
+            for chunk in chunks(digests, _CHUNK_SIZE):
+                expression = f"digest in [{', '.join(map(quoted, chunk))}]"
                 columns = ["digest", "caption", "vector", "phash", "width", "height"]
-                for row in everything_of(self._client, self._name, expression, columns):
+                for row in all_rows(self._client, self._name, expression, columns):
                     measured = (row["phash"], row["width"], row["height"])
                     found[row["digest"]] = Described(row["caption"], np.array(row["vector"], np.float16), *measured)
         return found
 
     def roots(self) -> list[str]:
-        """The arguments that pictures or failures were found by."""
+        """The arguments that images or failures were found by."""
         with self.snapshot():
-            rows = everything_of(self._client, self._name, ALWAYS, ["root"])
+            rows = all_rows(self._client, self._name, ALWAYS, ["root"])
             return sorted({from_utf8(row["root"]) for row in rows} | self._notes.roots())
 
-    def places(self, root: str) -> Iterator[PicturePlace]:
-        """Places below an argument."""
+    def places(self, root: str) -> Iterator[ImagePlace]:
+        """The places of what was found by an argument."""
         with self.snapshot():
-            for row in everything_of(self._client, self._name, f"root == {quoted(root)}", ["name", "file", "offset"]):
+            for row in all_rows(self._client, self._name, f"root == {quoted(root)}", ["name", "file", "offset"]):
                 yield place_of_record(row)
-            yield from (
-                PicturePlace.of_name(failure.name) for failure in self._notes.failures() if failure.root == root
-            )
+            yield from (ImagePlace.of_name(failure.name) for failure in self._notes.failures() if failure.root == root)
 
     def _rows_in_order(self, ids: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
         found = {row["id"]: row for row in self._rows(ids, columns)}
         if missing := set(ids).difference(found):
-            raise UserError(
-                f"{self.location}: {len(missing)} pictures were removed while they were looked at; search again"
-            )
+            raise UserError(f"{self.location}: {len(missing)} images were removed during the search; search again")
         return [found[identity] for identity in ids]
 
     def _rows(self, ids: Sequence[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         with self.snapshot():
-            for piece in pieces(ids, AT_ONCE):
+            for chunk in chunks(ids, _CHUNK_SIZE):
                 yield from self._reads.query(
-                    self._name, filter=f"id in {piece}", output_fields=["id", *columns], limit=len(piece)
+                    self._name, filter=f"id in {chunk}", output_fields=["id", *columns], limit=len(chunk)
                 )
 
-    # --- writing
+    # --- Writing
 
     def claim(self) -> None:
-        """Do nothing: a server takes several writers."""
+        """Do nothing: a server accepts several writers."""
 
     def commit(self, changes: Changes) -> None:
-        """Write changes. What makes a picture known comes last: an update that is interrupted before does it again."""
+        """Write changes. The last step makes an image known: if a commit is interrupted, the next update redoes it."""
         added = {entry.name: (entry, vector) for entry, vector in changes.added}
         failed = {failure.name: failure for failure in changes.failed}
         with self.snapshot():
             self._notes.add_columns({name for entry, _ in added.values() for name in entry.fields})
             self._notes.remove_failures([*changes.removed, *added])
             records = [to_record(entry, as_kept(vector)) for entry, vector in added.values()]
-            for piece in pieces([*records, *self._touched(changes)], AT_ONCE):
-                self._client.upsert(self._name, piece)
-            for ids in pieces([name_id(name) for name in (*changes.removed, *failed)], AT_ONCE):
+            for chunk in chunks([*records, *self._touched(changes)], _CHUNK_SIZE):
+                self._client.upsert(self._name, chunk)
+            for ids in chunks([name_id(name) for name in (*changes.removed, *failed)], _CHUNK_SIZE):
                 self._client.delete(self._name, ids=ids)
             self._notes.add_failures(failed.values())
             self._reads.forget()
 
     def compact(self) -> bool:
-        """Do nothing: a server does this by itself."""
+        """Do nothing: the server frees space itself."""
         return False
 
     def _touched(self, changes: Changes) -> list[dict[str, Any]]:
@@ -209,9 +222,139 @@ class MilvusStore:
         return records
 
 
+# --- Opening, creating and removing an index
+
+_SECONDS_TO_CONNECT = 20.0
+_DEFAULT_NAME = "grr_coca"
+_NAME = re.compile(r"[A-Za-z_]\w{0,200}", re.ASCII)
+
+
+def open_collection(location: str, is_optional: bool) -> MilvusStore | None:
+    """Open the index at a location; None if there is none and it is optional.
+
+    Raises:
+        UserError: the server cannot be reached, there is no index, or a newer version wrote it.
+    """
+    place, client = _connected(location)
+    try:
+        with _server_errors(location):
+            _require_ours(location, client, place.name)
+            header = noted_header(client, place.name)
+        if header is None and is_optional:
+            client.close()
+            return None
+        if header is None:
+            raise UserError(f"{location}: no index of this name; make one by grr-coca index IMAGES… --out {location}")
+        if header.version > VERSION:
+            raise UserError(
+                f"{location}: written by a newer grr-coca (format {header.version}; this one reads {VERSION})"
+            )
+    except BaseException:
+        client.close()
+        raise
+    return MilvusStore(location, client, place.name, header, Notes(client, place.name))
+
+
+def create_collection(location: str, header: Header) -> MilvusStore:
+    """Create an index without images.
+
+    Raises:
+        UserError: the server cannot be reached, or refuses.
+    """
+    place, client = _connected(location)
+    with _server_errors(location):
+        _require_ours(location, client, place.name)
+        for name in (place.name, notes_of(place.name)):
+            if client.has_collection(name):  # unfinished: without a header it has no images
+                client.drop_collection(name)
+        _create_images(client, place.name, header.embed_dim)
+        notes = Notes.create(client, place.name)
+        notes.write_header(header)
+    return MilvusStore(location, client, place.name, header, notes)
+
+
+def drop_collections(location: str) -> None:
+    """Remove an index, finished or not.
+
+    Raises:
+        UserError: the server cannot be reached, or a collection does not belong to an index.
+    """
+    place, client = _connected(location)
+    try:
+        with _server_errors(location):
+            _require_ours(location, client, place.name)
+            for name in (place.name, notes_of(place.name)):
+                client.drop_collection(name)
+    finally:
+        client.close()
+
+
+class _ServerPlace(NamedTuple):
+    """The address of a server, or the path of a file of Milvus Lite, and the name of the collection."""
+
+    uri: str
+    name: str
+
+
+def _parse_location(location: str) -> _ServerPlace:
+    """Parse `http://HOST:PORT/NAME` or `milvus:FILE`.
+
+    Raises:
+        UserError: the name is invalid in Milvus.
+    """
+    if location.startswith("milvus:"):
+        return _ServerPlace(location.removeprefix("milvus:"), _DEFAULT_NAME)
+    parts = urlsplit(location)
+    name = parts.path.strip("/") or _DEFAULT_NAME
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{location}: the name '{name}' is invalid for a collection; give letters, digits and _")
+    return _ServerPlace(f"{parts.scheme}://{parts.netloc}", name)
+
+
+def _require_ours(location: str, client: Any, name: str) -> None:
+    """Raise an error if a collection with one of these names does not belong to an index.
+
+    Raises:
+        UserError: it belongs to something else, and must not be touched.
+    """
+    for one, columns in ((name, COLUMNS), (notes_of(name), NOTES)):
+        if client.has_collection(one):
+            found = {field["name"] for field in client.describe_collection(one)["fields"]}
+            if found != columns:
+                raise UserError(f"{location}: the collection '{one}' is not part of an index; give another name")
+
+
+def _create_images(client: Any, name: str, width: int) -> None:
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    for column, length in TEXTS.items():
+        schema.add_field(column, DataType.VARCHAR, max_length=length * 4)
+    for column in NUMBERS:
+        schema.add_field(column, DataType.INT64)
+    for column in ("fields", "kinds"):
+        schema.add_field(column, DataType.JSON)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
+    index = client.prepare_index_params()
+    index.add_index("vector", index_type="FLAT", metric_type="IP")  # exact
+    client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+
+
+def _connected(location: str) -> tuple[_ServerPlace, Any]:
+    place = _parse_location(location)
+    require_extra("milvus", f"{location}: an index on a Milvus server")
+    if location.startswith("milvus:") and find_spec("milvus_lite") is None:
+        raise UserError(f"{location}: Milvus Lite is not installed; pip install 'pymilvus[milvus_lite]'")
+    from pymilvus import MilvusClient
+
+    with _server_errors(location):
+        return place, MilvusClient(place.uri, timeout=_SECONDS_TO_CONNECT)
+
+
 @contextmanager
-def server_errors(location: str) -> Iterator[None]:
-    """Turn errors of a server, and its silence, into a `UserError`."""
+def _server_errors(location: str) -> Iterator[None]:
+    """Turn errors and timeouts of a server into a `UserError`."""
     from pymilvus.exceptions import MilvusException
 
     try:
@@ -221,5 +364,5 @@ def server_errors(location: str) -> Iterator[None]:
     except (MilvusException, OSError, RuntimeError, TimeoutError) as error:
         words = " ".join(str(getattr(error, "message", error)).split())[:300]
         raise UserError(
-            f"{location}: the Milvus server is gone, or refuses ({words}); what was committed before is kept"
+            f"{location}: the Milvus server does not answer, or refuses ({words}); what was committed before is kept"
         ) from error

@@ -270,7 +270,7 @@ def test_of_one_picture_nothing_is_said_that_cannot_be_known(grr_coca, tmp_path)
     assert said.out.startswith("  1     ?  guitar  ")
     assert "too few different images to tell how likely a hit is; the nearest of 1:\n" in said.err
     assert "<b>?</b> guitar" in (page := (tmp_path / "page.html").read_text())
-    assert "Too few different pictures to tell" in page
+    assert "Too few different images to tell" in page
     assert json.loads(grr_coca("search", tmp_path / "index", "guitar", "--json").out)[0]["relevance"] is None
 
 

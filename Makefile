@@ -39,9 +39,10 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev lint
 	$(PYTEST) $(WORKERS) -m "not slow"
 
-# What is no part of the package, in a small form: the builders of corpora, and the adapter for clip_benchmark.
+# What is no part of the package, in a small form: the builders of corpora, the adapter for clip_benchmark, and the page
+# that adds a part to a copy of the code.
 test-scripts: $(VENV)/.dev
-	$(PYTEST) tests/build_datasets tests/test_clip_benchmark.py -m slow
+	$(PYTEST) tests/build_datasets tests/test_clip_benchmark.py tests/docs/test_adding_a_part.py -m slow
 
 test-slow: $(VENV)/.docs
 	$(PYTEST) -m slow --timeout 3600

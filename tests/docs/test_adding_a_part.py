@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "adding-a-part.md"
 STEP = re.compile(r"^`(?P<path>\S+)`:$|^```(?P<kind>python|diff)\n(?P<block>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -29,6 +31,7 @@ def follow(page: str, root: Path) -> list[str]:
     return paths
 
 
+@pytest.mark.slow
 def test_a_part_is_added_by_following_the_page(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("weights", "__pycache__"))
     (tmp_path / "tests" / "layers").mkdir(parents=True)

@@ -11,6 +11,7 @@ import io
 import json
 import re
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from icon_sources import LOGO_SETS, Archives
@@ -52,7 +53,7 @@ def main() -> None:
         _write(options.out / archives.packages[key].archive, content)
 
 
-def _sets(archives: Archives):
+def _sets(archives: Archives) -> Iterator[tuple[str, dict]]:
     for file, content in archives.files("iconify", lambda name: name.startswith("json/")):
         prefix = Path(file).stem
         count = ICONS.get(prefix, NUM_LOGOS if prefix in LOGO_SETS else 0)

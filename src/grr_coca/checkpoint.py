@@ -10,11 +10,13 @@
 | `training/` | what a run needs to continue; see `grr_coca.train.checkpoints` |
 """
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_IMODE
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -43,7 +45,7 @@ class _Header:
 
     preset: str
     step: int
-    model: CoCaConfig
+    model: dict[str, object]
     text_cleaning: Cleaning = "none"
     caution: str = ""
 
@@ -138,12 +140,74 @@ def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: P
         OSError: the disk is full or cannot be written to.
     """
     header = _Header(
-        checkpoint.preset, checkpoint.step, checkpoint.config, checkpoint.tokenizer.cleaning, checkpoint.caution
+        checkpoint.preset,
+        checkpoint.step,
+        saved_config(checkpoint.config),
+        checkpoint.tokenizer.cleaning,
+        checkpoint.caution,
     )
     save_tensors(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(to_dict(header), indent=2), encoding="utf-8")
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
     (folder / "preprocess.json").write_text(json.dumps(to_dict(checkpoint.preprocess), indent=2), encoding="utf-8")
+
+
+_OPEN_CLIP_KEYS = {
+    ("image_encoder", "transformer", "attention_bias"): ("none", "all"),
+    ("image_encoder", "class_token"): ("none", "kept"),
+    ("image_encoder", "pre_norm"): ("none", "before_blocks"),
+    ("text_decoder", "transformer", "attention_bias"): ("none", "all"),
+    ("text_decoder", "cls"): ("after_caption", "last_position"),
+    ("multimodal_decoder", "transformer", "attention_bias"): ("none", "all"),
+    ("multimodal_decoder", "layer"): ("one_feed_forward", "two_feed_forwards"),
+    ("multimodal_decoder", "image_tokens"): ("as_given", "normalized"),
+    ("poolers", "queries"): ("free", "normalized"),
+    ("poolers", "attention_bias"): ("none", "all"),
+}
+"""Keys of the model in `config.json` that say together what `CoCaConfig.architecture` says: their values for `coca` and
+for `open_clip`."""
+
+
+def saved_config(config: CoCaConfig) -> dict[str, object]:
+    """The config of a model as `config.json` holds it."""
+    saved = to_dict(config)
+    is_open_clip = saved.pop("architecture") == "open_clip"
+    for path, values in _OPEN_CLIP_KEYS.items():
+        _section(saved, path)[path[-1]] = values[is_open_clip]
+    return saved
+
+
+def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
+    """The config of a model from what `config.json` holds. `where`: how messages call it.
+
+    Raises:
+        UserError: a key is unknown or missing, a value is not a choice, or the values do not fit one another.
+    """
+    if "architecture" in saved:
+        raise UserError(f"{where}: unknown key 'architecture'")
+    config = copy.deepcopy(dict(saved))
+    is_open_clip = {}
+    for path, (ours, theirs) in _OPEN_CLIP_KEYS.items():
+        key, value = ".".join(path), _section(config, path).pop(path[-1], ours)  # older files do not have the key
+        if value not in (ours, theirs):
+            raise UserError(f"{where}: {key}: {value!r} is not a choice; use '{ours}' or '{theirs}'")
+        is_open_clip[key] = value == theirs
+    if len(set(is_open_clip.values())) > 1:
+        theirs, ours = (next(key for key, found in is_open_clip.items() if found is wanted) for wanted in (True, False))
+        raise UserError(
+            f"{where}: {theirs} is that of open_clip's CoCa, and {ours} is not; a model has all of its parts or none"
+        )
+    config["architecture"] = "open_clip" if any(is_open_clip.values()) else "coca"
+    return from_dict(CoCaConfig, config, where)
+
+
+def _section(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """The mapping with the last key of a path. An empty one if it is not there, of which `from_dict` will complain."""
+    for name in path[:-1]:
+        config = config.get(name, {})
+        if not isinstance(config, dict):
+            return {}
+    return config
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -195,34 +259,34 @@ def from_pretrained(
     if (folder / MANIFEST).exists():  # a checkpoint that was put together by hand may have none
         verify_folder(folder)
     header = from_dict(_Header, read_json(folder / "config.json"), str(folder / "config.json"))
-    model = build_without_weights(header.model)
+    config = read_config(header.model, f"{folder / 'config.json'}: model")
+    model = build_without_weights(config)
     if change is not None:
-        change(model, header.model)
+        change(model, config)
     _load_weights(model, folder / "model.safetensors")
     return Checkpoint(
         model=model.to(device).eval(),
-        config=header.model,
+        config=config,
         preset=header.preset,
-        tokenizer=_read_tokenizer(folder / "tokenizer.json", header),
-        preprocess=_read_preprocess(folder / "preprocess.json", header),
+        tokenizer=_read_tokenizer(folder / "tokenizer.json", header.text_cleaning, config.text_decoder.vocab_size),
+        preprocess=_read_preprocess(folder / "preprocess.json", config.image_encoder.image_size),
         step=header.step,
         caution=header.caution,
     )
 
 
-def _read_tokenizer(path: Path, header: _Header) -> Tokenizer:
+def _read_tokenizer(path: Path, cleaning: Cleaning, known: int) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_json(path.read_text(encoding="utf-8"), header.text_cleaning)
+        tokenizer = Tokenizer.from_json(path.read_text(encoding="utf-8"), cleaning)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the tokenizer is damaged ({error})") from error
-    known = header.model.text_decoder.vocab_size
     if tokenizer.largest_id >= known:
         raise UserError(f"{path}: has the id {tokenizer.largest_id:,}, but the ids of the model are below {known:,}")
     return tokenizer
 
 
-def _read_preprocess(path: Path, header: _Header) -> Preprocess:
-    preprocess, side = from_dict(Preprocess, read_json(path), str(path)), header.model.image_encoder.image_size
+def _read_preprocess(path: Path, side: int) -> Preprocess:
+    preprocess = from_dict(Preprocess, read_json(path), str(path))
     if preprocess.image_size != side:
         raise UserError(f"{path}: image_size is {preprocess.image_size}, but the model takes images of {side} pixels")
     return preprocess

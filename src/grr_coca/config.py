@@ -3,7 +3,7 @@
 Widths are in channels, image sizes in pixels. A parent never repeats a field of its child.
 """
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from grr_coca.errors import UserError
@@ -15,15 +15,7 @@ Arrangement = Literal["cascade", "parallel", "shared"]
 QKNorm = Literal["none", "rms"]
 Contrastive = Literal["softmax", "sigmoid"]
 CaptionsFrom = Literal["queries", "patches"]
-
-# Choices that open_clip's CoCa needs, so that its checkpoints can be read.
-AttentionBias = Literal["none", "all"]
-ClassToken = Literal["none", "kept"]
-PreNorm = Literal["none", "before_blocks"]
-ClsPlace = Literal["after_caption", "last_position"]
-CrossLayer = Literal["one_feed_forward", "two_feed_forwards"]
-ImageTokens = Literal["as_given", "normalized"]
-Queries = Literal["free", "normalized"]
+Architecture = Literal["coca", "open_clip"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -44,7 +36,6 @@ class TransformerConfig:
     - `norm`: `layer_1e-5` is a LayerNorm that adds 1e-5 to the variance; `layer` adds 1e-6
     - `qk_norm`: how the self-attention normalizes queries and keys. It is a choice and not a boolean, because the
       literature also uses LayerNorm (arXiv 2302.05442) and unit length (arXiv 2010.04245)
-    - `attention_bias`: `all` gives every projection of the attentions a bias
     """
 
     num_layers: int
@@ -55,7 +46,6 @@ class TransformerConfig:
     feed_forward: FeedForward
     position: Position
     qk_norm: QKNorm = "none"
-    attention_bias: AttentionBias = "none"
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_layers", "embed_dim", "num_heads", "hidden_dim")
@@ -81,17 +71,12 @@ class ImageEncoderConfig:
     """A vision transformer: pixels to patch tokens.
 
     - `num_registers`: learned tokens that go through the blocks with the patches, and are dropped after the last block
-    - `class_token`: `kept` adds a learned token with its own position, which the poolers read too
-    - `pre_norm`: `before_blocks` adds a norm before the blocks; there is always one after them
     """
 
     image_size: int
     patch_size: int
     transformer: TransformerConfig
     num_registers: int = 0
-    _: KW_ONLY
-    class_token: ClassToken = "none"
-    pre_norm: PreNorm = "none"
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "patch_size")
@@ -120,15 +105,11 @@ def _require_text_position(transformer: TransformerConfig) -> None:
 
 @dataclass(frozen=True)
 class TextDecoderConfig:
-    """The unimodal half of the text decoder. `context_length` counts [BOS], [EOS] and [CLS].
-
-    `cls`: the place of [CLS], `after_caption` or at the `last_position`; see `grr_coca.model.text_decoder`.
-    """
+    """The unimodal half of the text decoder. `context_length` counts [BOS], [EOS] and [CLS]."""
 
     vocab_size: int
     context_length: int
     transformer: TransformerConfig
-    cls: ClsPlace = "after_caption"
 
     def __post_init__(self) -> None:
         _require_text_position(self.transformer)
@@ -138,15 +119,9 @@ class TextDecoderConfig:
 @dataclass(frozen=True)
 class MultimodalDecoderConfig:
     """The multimodal half. It continues from the tokens of the unimodal half, so it must have the same width. Of all
-    positions it uses only RoPE; learned ones were added in the unimodal half.
-
-    - `layer`: `one_feed_forward` after self- and cross-attention, or `two_feed_forwards`, one after each
-    - `image_tokens`: cross-attention reads them `as_given`, or `normalized` and then scaled and shifted by each layer
-    """
+    positions it uses only RoPE; learned ones were added in the unimodal half."""
 
     transformer: TransformerConfig
-    layer: CrossLayer = "one_feed_forward"
-    image_tokens: ImageTokens = "as_given"
 
     def __post_init__(self) -> None:
         _require_text_position(self.transformer)
@@ -157,18 +132,15 @@ class PoolersConfig:
     """The attentional poolers. `num_queries` None: there is no captioning pooler, and captions attend to the patch
     tokens.
 
-    - `arrangement`: in a `cascade`, the contrastive pooler reads the tokens of the captioning pooler. In `parallel`, it
-      reads the patch tokens. `shared`: there is only one pooler; its first query gives the image embedding, and the
-      others give the image tokens
-    - `queries`: learned queries are used as they are (`free`), or `normalized`
+    `arrangement`: in a `cascade`, the contrastive pooler reads the tokens of the captioning pooler. In `parallel`, it
+    reads the patch tokens. `shared`: there is only one pooler; its first query gives the image embedding, and its other
+    queries give the image tokens.
     """
 
     num_queries: int | None
     num_heads: int
     norm: Norm
     arrangement: Arrangement
-    queries: Queries = "free"
-    attention_bias: AttentionBias = "none"
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_queries", "num_heads")
@@ -184,6 +156,8 @@ class CoCaConfig:
 
     `contrastive`: the kind of contrastive loss, a softmax over the batch (CoCa) or a sigmoid for each pair (SigLIP). It
     belongs to the model, because the sigmoid needs a learned bias and starts from another temperature.
+
+    `architecture`: `open_clip` has all parts in which open_clip's CoCa differs (`grr_coca.model.open_clip`).
     """
 
     embed_dim: int
@@ -192,6 +166,7 @@ class CoCaConfig:
     multimodal_decoder: MultimodalDecoderConfig
     poolers: PoolersConfig
     contrastive: Contrastive = "softmax"
+    architecture: Architecture = "coca"
 
     def __post_init__(self) -> None:
         text, multimodal = self.text_decoder.transformer, self.multimodal_decoder.transformer
@@ -203,3 +178,26 @@ class CoCaConfig:
             text.embed_dim % self.poolers.num_heads == 0,
             f"poolers num_heads {self.poolers.num_heads} must divide the text width {text.embed_dim}",
         )
+        if self.architecture == "open_clip":
+            self._require_parts_of_open_clip()
+        else:
+            _require(self.poolers.arrangement != "shared", "arrangement 'shared' needs architecture 'open_clip'")
+
+    def _require_parts_of_open_clip(self) -> None:
+        parts: dict[str, object] = {
+            "norm": "layer_1e-5",
+            "feed_forward": "gelu",
+            "position": "learned",
+            "qk_norm": "none",
+        }
+        required: list[tuple[object, dict[str, object]]] = [
+            (self.image_encoder, {"num_registers": 0}),
+            (self.image_encoder.transformer, parts),
+            (self.text_decoder.transformer, parts),
+            (self.multimodal_decoder.transformer, parts),
+            (self.poolers, {"norm": "layer_1e-5", "arrangement": "shared"}),
+        ]
+        for config, choices in required:
+            for name, choice in choices.items():
+                found = getattr(config, name)
+                _require(found == choice, f"architecture 'open_clip' has {name} {choice!r}, not {found!r}")

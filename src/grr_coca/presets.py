@@ -259,21 +259,18 @@ def open_clip_coca(size: str) -> CoCaConfig:
     """
     s, config = _size(size), coca(size)
     image, text = config.image_encoder, config.text_decoder
-    text_parts = _open_clip_parts(text.transformer)
+    text_parts = replace(text.transformer, norm="layer_1e-5")
     return replace(
         config,
-        image_encoder=replace(
-            image, transformer=_open_clip_parts(image.transformer), class_token="kept", pre_norm="before_blocks"
-        ),
-        text_decoder=replace(text, context_length=s.context_length + 1, transformer=text_parts, cls="last_position"),
-        multimodal_decoder=MultimodalDecoderConfig(text_parts, "two_feed_forwards", "normalized"),
+        architecture="open_clip",
+        image_encoder=replace(image, transformer=replace(image.transformer, norm="layer_1e-5")),
+        text_decoder=replace(text, context_length=s.context_length + 1, transformer=text_parts),
+        multimodal_decoder=MultimodalDecoderConfig(text_parts),
         poolers=PoolersConfig(
             num_queries=s.num_queries,
             num_heads=OPEN_CLIP_POOLER_HEADS,
             norm="layer_1e-5",
             arrangement="shared",
-            queries="normalized",
-            attention_bias="all",
         ),
     )
 
@@ -327,10 +324,6 @@ def with_captions_from(config: CoCaConfig, captions_from: CaptionsFrom, size: st
     """The config whose captions attend to the size's number of queries, or to the patch tokens."""
     num_queries = _size(size).num_queries if captions_from == "queries" else None
     return replace(config, poolers=replace(config.poolers, num_queries=num_queries))
-
-
-def _open_clip_parts(transformer: TransformerConfig) -> TransformerConfig:
-    return replace(transformer, norm="layer_1e-5", attention_bias="all")
 
 
 def _size(name: str) -> Size:

@@ -21,7 +21,7 @@ from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.position import Rotary, line_angles
 from grr_coca.layers.scaled_attention import KeyValueCache, KeyValues
 from grr_coca.model import CoCa, build
-from grr_coca.model.open_clip import ChannelAffine
+from grr_coca.model.open_clip import AffineCrossAttention
 from grr_coca.torch_private import copy_modules
 from support import next_token_logits
 
@@ -50,14 +50,14 @@ def _x(*shape: int) -> torch.Tensor:
         (CrossAttention(24, 32, 2), AbsorbedCrossAttention, (_x(6, 1, 24), _x(3, 50, 32))),
         (CrossAttention(24, 32, 2), AbsorbedCrossAttention, (_x(3, 60, 24), _x(3, 50, 32))),
         (CrossAttention(24, 32, 2, bias=True), AbsorbedCrossAttention, (_x(6, 1, 24), _x(3, 50, 32))),
-        (CrossAttention(24, 32, 2, ChannelAffine(32)), AbsorbedCrossAttention, (_x(6, 1, 24), _x(3, 50, 32))),
+        (AffineCrossAttention(24, 32, 2), AbsorbedCrossAttention, (_x(6, 1, 24), _x(3, 50, 32))),
         (
-            CrossAttention(24, 32, 2, ChannelAffine(32), bias=True),
+            AffineCrossAttention(24, 32, 2, bias=True),
             AbsorbedCrossAttention,
             (_x(3, 2, 24), _x(3, 50, 32)),
         ),
         (
-            CrossAttention(24, 32, 2, ChannelAffine(32), bias=True),
+            AffineCrossAttention(24, 32, 2, bias=True),
             AbsorbedCrossAttention,
             (_x(3, 60, 24), _x(3, 50, 32)),
         ),

@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from grr_coca.layers.norm import RMSNorm
-from grr_coca.model.open_clip import ChannelAffine
 
 
 def _with_weights(dim: int) -> RMSNorm:
@@ -40,12 +39,3 @@ def test_bf16_input_is_reduced_in_fp32(scale: float) -> None:
     assert y.dtype == torch.bfloat16
     # One rounding to bf16's 8 significant bits, at the very end, and none before.
     assert ((y.double() - exact).abs() <= exact.abs() * 2**-8 * 1.001).all()
-
-
-def test_a_layer_norm_is_its_plain_half_and_a_channel_affine() -> None:
-    norm, plain, affine = nn.LayerNorm(8), nn.LayerNorm(8, elementwise_affine=False), ChannelAffine(8)
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    affine.load_state_dict(norm.state_dict())
-    x = torch.randn(2, 5, 8)
-    torch.testing.assert_close(affine(plain(x)), norm(x))

@@ -5,7 +5,6 @@ from torch import nn
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.pooler import AttentionalPooler, cascade, parallel
-from grr_coca.model.open_clip import shared
 
 
 def _pooler(num_queries: int) -> AttentionalPooler:
@@ -41,19 +40,6 @@ def test_pooled_tokens_are_normalized() -> None:
     torch.testing.assert_close(pooled.square().mean(-1), torch.ones(3, 4), rtol=1e-3, atol=1e-3)
 
 
-def test_normalized_queries_are_read_and_not_those_that_were_learned() -> None:
-    free, normalized = (AttentionalPooler(4, 32, CrossAttention(32, 20, 4), RMSNorm(32), norm) for norm in _NORMS)
-    normalized.attn.load_state_dict(free.attn.state_dict())
-    nn.init.normal_(normalized.queries, std=5.0)
-    context = torch.randn(3, 9, 20)
-    assert not torch.allclose(normalized(context), free(context))
-    free.queries.data = normalized.query_norm(normalized.queries).detach()
-    assert torch.equal(normalized(context), free(context))
-
-
-_NORMS = (None, nn.LayerNorm(32))
-
-
 def test_the_poolers_read_what_their_arrangement_says() -> None:
     def doubled(x: torch.Tensor) -> torch.Tensor:
         return 2 * x
@@ -66,6 +52,3 @@ def test_the_poolers_read_what_their_arrangement_says() -> None:
     assert torch.equal(tokens, 2 * patches)
     assert torch.equal(pooled, 2 * patches[:, :1])
     assert torch.equal(parallel(doubled, first, patches).contrastive, patches[:, :1])
-    tokens, pooled = shared(doubled, nn.Identity(), patches)
-    assert torch.equal(torch.cat([pooled, tokens], dim=1), 2 * patches)
-    assert pooled.shape == (1, 1, 2)

@@ -120,10 +120,10 @@ def encode_patches(w: Weights, config: CoCaConfig, image: Tensor) -> Tensor:
     x = linear(w, "image_encoder.patch_embed", x)
     if t.position == "learned":
         x = x + w["image_encoder.position.embedding"]
-    if config.image_encoder.class_token == "kept":
+    if config.architecture == "open_clip":
         token = w["image_encoder.class_token.embedding"] + w["image_encoder.class_token.position"]
         x = torch.cat([x, token[None]])
-    if config.image_encoder.pre_norm == "before_blocks":
+    if config.architecture == "open_clip":
         x = norm(w, "image_encoder.pre_norm", t.norm, x)
     for i in range(t.num_layers):
         name = f"image_encoder.blocks.{i}"
@@ -136,7 +136,7 @@ def encode_patches(w: Weights, config: CoCaConfig, image: Tensor) -> Tensor:
 
 def pool(w: Weights, config: CoCaConfig, name: str, context: Tensor) -> Tensor:
     queries = w[f"{name}.queries"]
-    if config.poolers.queries == "normalized":
+    if config.architecture == "open_clip":
         queries = norm(w, f"{name}.query_norm", config.poolers.norm, queries)
     pooled = cross_attention(w, f"{name}.attn", config.poolers.num_heads, queries, context)
     return norm(w, f"{name}.norm", config.poolers.norm, pooled)
@@ -159,7 +159,7 @@ def reference(w: Weights, config: CoCaConfig, image: Tensor, caption: list[int])
 
     t, num_tokens, context_length = config.text_decoder.transformer, len(caption), config.text_decoder.context_length
     positions, hidden = [*range(num_tokens + 1)], []
-    if config.text_decoder.cls == "last_position":
+    if config.architecture == "open_clip":
         # Padding is 0, all of the context is there, and what follows a 0 is hidden.
         caption = caption + [0] * (context_length - 1 - num_tokens)
         positions, hidden = [*range(context_length)], [i + 1 for i, token in enumerate(caption) if token == 0]
@@ -176,13 +176,13 @@ def reference(w: Weights, config: CoCaConfig, image: Tensor, caption: list[int])
 
     t = config.multimodal_decoder.transformer
     x = x[: num_tokens - 1]
-    if config.multimodal_decoder.image_tokens == "normalized":
+    if config.architecture == "open_clip":
         tokens = standardized("layer_1e-5", tokens)
     for i in range(t.num_layers):
         name = f"multimodal_decoder.blocks.{i}"
-        first = f"{name}.block" if config.multimodal_decoder.layer == "two_feed_forwards" else name
+        first = f"{name}.block" if config.architecture == "open_clip" else name
         x = x + self_attention(w, f"{first}.attn", t, norm(w, f"{first}.attn_norm", t.norm, x), causal=True)
-        if config.multimodal_decoder.layer == "two_feed_forwards":
+        if config.architecture == "open_clip":
             x = x + feed_forward(w, f"{first}.feed_forward", t.feed_forward, norm(w, f"{first}.ffn_norm", t.norm, x))
         h = norm(w, f"{name}.cross_attn_norm", t.norm, x)
         x = x + cross_attention(w, f"{name}.cross_attn", t.num_heads, h, tokens)

@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import grr_coca
-from grr_coca.checkpoint import from_pretrained, load_tensors, save_checkpoint
+from grr_coca.checkpoint import from_pretrained, load_tensors, read_config, save_checkpoint, saved_config
 from grr_coca.checkpoint_files import FILES
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, whole_folder
 from grr_coca.model import build_without_weights
+from grr_coca.presets import get_preset
+from grr_coca.registry import FOLDER as WEIGHTS
 from processes import launch
 from support import differing, disk_of, finished_run, real_pairs, snapshot, weights
 
@@ -198,6 +200,70 @@ def test_a_tensor_too_many_is_named(folder):
     edit_weights(folder, lambda tensors: tensors.update({"extra.weight": torch.zeros(2)}))
     with pytest.raises(UserError, match=r"'extra\.weight' \(expected none"):
         from_pretrained(folder)
+
+
+def test_a_config_is_saved_as_in_checkpoints_of_before():
+    header = json.loads((WEIGHTS / "icons" / "config.json").read_text())
+    config = read_config(header["model"], "model")
+    assert json.dumps(saved_config(config)) == json.dumps(header["model"])
+
+
+OPEN_CLIP = {
+    "image_encoder.transformer.attention_bias": "all",
+    "image_encoder.class_token": "kept",
+    "image_encoder.pre_norm": "before_blocks",
+    "text_decoder.transformer.attention_bias": "all",
+    "text_decoder.cls": "last_position",
+    "multimodal_decoder.transformer.attention_bias": "all",
+    "multimodal_decoder.layer": "two_feed_forwards",
+    "multimodal_decoder.image_tokens": "normalized",
+    "poolers.queries": "normalized",
+    "poolers.attention_bias": "all",
+}
+"""Keys of `config.json` that checkpoints of open_clip's CoCa always had."""
+
+
+def section(config, key):
+    *path, last = key.split(".")
+    for name in path:
+        config = config[name]
+    return config, last
+
+
+def test_a_config_of_open_clips_model_is_saved_with_the_keys_of_before():
+    config = get_preset("open_clip_coca", "tiny")
+    saved = saved_config(config)
+    for key, value in OPEN_CLIP.items():
+        within, last = section(saved, key)
+        assert within[last] == value
+    assert "architecture" not in saved
+    assert read_config(saved, "model") == config
+
+
+def test_a_config_from_before_these_keys_is_that_of_a_coca():
+    config = get_preset("grr_coca", "tiny")
+    saved = saved_config(config)
+    for key in OPEN_CLIP:
+        within, last = section(saved, key)
+        del within[last]
+    assert read_config(saved, "model") == config
+
+
+@pytest.mark.parametrize(
+    ("preset", "key", "value", "message"),
+    [
+        ("grr_coca", "image_encoder.class_token", "keep", "model: image_encoder.class_token: 'keep' is not a choice"),
+        ("grr_coca", "text_decoder.cls", "last_position", "model: text_decoder.cls is that of open_clip's CoCa, and "),
+        ("open_clip_coca", "poolers.queries", "free", "open_clip's CoCa, and poolers.queries is not"),
+        ("grr_coca", "architecture", "coca", "model: unknown key 'architecture'"),
+    ],
+)
+def test_a_config_with_some_parts_of_open_clips_model_is_refused(preset, key, value, message):
+    saved = saved_config(get_preset(preset, "tiny"))
+    within, last = section(saved, key)
+    within[last] = value
+    with pytest.raises(UserError, match=message):
+        read_config(saved, "model")
 
 
 @pytest.mark.parametrize("path", [("model", "embed_dims"), ("model", "image_encoder", "mlp_ratio"), ("modle",)])

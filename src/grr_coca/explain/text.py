@@ -86,7 +86,7 @@ def _embed(model: CoCa, patches: Float[Tensor, "1 P D"]) -> Float[Tensor, "1 E"]
 def _pool(pooler: nn.Module, context: Float[Tensor, "1 S C"]) -> Float[Tensor, "1 Q D"]:
     if not isinstance(pooler, AttentionalPooler):  # this model has none: the tokens stay as they are
         return context
-    weights, values = attention_weights(pooler.attn, pooler.query_norm(pooler.queries)[None], context)
+    weights, values = attention_weights(pooler.attn, pooler.attending_queries()[None], context)
     return _norm(pooler.norm, pooler.attn.out_proj(mix_values(Attended(weights.detach(), values))))
 
 

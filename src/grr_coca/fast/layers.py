@@ -25,7 +25,7 @@ from grr_coca.layers.feed_forward import GEGLU
 from grr_coca.layers.layout import PLAIN, Cached, Layout, Packed
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.scaled_attention import KeyValues, scaled_attention
-from grr_coca.model.open_clip import ChannelAffine
+from grr_coca.model.open_clip import AffineCrossAttention
 
 
 class FastRMSNorm(nn.Module):
@@ -132,9 +132,10 @@ class AbsorbedCrossAttention(nn.Module):
 
 def _folded(attn: CrossAttention) -> tuple[Float[Tensor, "O C"], Float[Tensor, " O"] | None]:
     """Weight and bias of the projection of the context, with the scale and shift before it."""
-    weight, affine = attn.kv_proj.weight.detach(), attn.context_affine
+    weight = attn.kv_proj.weight.detach()
     bias = None if attn.kv_proj.bias is None else attn.kv_proj.bias.detach()
-    if not isinstance(affine, ChannelAffine):
+    if not isinstance(attn, AffineCrossAttention):
         return weight, bias
+    affine = attn.context_affine
     shift = weight @ affine.bias.detach()
     return weight * affine.weight.detach(), shift if bias is None else bias + shift

@@ -12,7 +12,7 @@ from grr_coca.layers.attention import CrossAttention, SelfAttention
 from grr_coca.layers.feed_forward import GEGLU
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.position import Rotary
-from grr_coca.model.open_clip import ChannelAffine
+from grr_coca.model.open_clip import AffineCrossAttention, ChannelAffine
 from grr_coca.torch_private import children_of, copy_with_children, has_blocked_linear, is_watched, not_compiled
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -28,10 +28,11 @@ class FastLayer(NamedTuple):
 
 LINEAR = frozenset({FastLinear})
 FAST_LAYERS = {
-    CrossAttention: FastLayer(
+    CrossAttention: FastLayer(AbsorbedCrossAttention, {"q_proj": LINEAR, "kv_proj": LINEAR, "out_proj": LINEAR}),
+    AffineCrossAttention: FastLayer(
         AbsorbedCrossAttention,
         {
-            "context_affine": frozenset({nn.Identity, ChannelAffine}),
+            "context_affine": frozenset({ChannelAffine}),
             "q_proj": LINEAR,
             "kv_proj": LINEAR,
             "out_proj": LINEAR,

@@ -49,7 +49,7 @@ class CachedDecoder:
         self.model = model
         self.position = 0
         blocks = model.multimodal_decoder.blocks
-        image_tokens = model.multimodal_decoder.image_norm(image_tokens)
+        image_tokens = model.multimodal_decoder.context(image_tokens)
         self.contexts = [_context(block, image_tokens, num_captions, num_reads) for block in blocks]
         self.text_caches = [KeyValueCache(num_slots) for _ in model.text_decoder.blocks]
         self.multimodal_caches = [KeyValueCache(num_slots) for _ in blocks]

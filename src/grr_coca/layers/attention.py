@@ -2,7 +2,7 @@
 
 Shapes: B batch, T tokens, S tokens attended to, D width, C context width, H heads, Dh = D / H, R rows of a decoder.
 
-Only open_clip's models have biases here. Ours have none, so that the models of a comparison differ only in the parts
+The projections have no biases unless `bias` asks for them, so that the models of a comparison differ only in the parts
 that they are named after.
 """
 
@@ -53,23 +53,11 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of a sequence, or of learned queries, to a context of another width.
+    """Attention of a sequence, or of learned queries, to a context of another width."""
 
-    `context_affine` scales and shifts a context that comes normalized; None takes it as it is.
-    """
-
-    def __init__(
-        self,
-        embed_dim: int,
-        context_dim: int,
-        num_heads: int,
-        context_affine: nn.Module | None = None,
-        *,
-        bias: bool = False,
-    ) -> None:
+    def __init__(self, embed_dim: int, context_dim: int, num_heads: int, *, bias: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.context_affine = context_affine or nn.Identity()
         self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
         self.kv_proj = nn.Linear(context_dim, 2 * embed_dim, bias=bias)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
@@ -77,7 +65,7 @@ class CrossAttention(nn.Module):
     def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
         """Keys and values of a context. A caller that reads a context several times projects it once, and passes the
         result to `forward` in its place."""
-        kv = self.kv_proj(self.context_affine(context)).unflatten(-1, (2, self.num_heads, -1))  # B S 2 H Dh
+        kv = self.kv_proj(context).unflatten(-1, (2, self.num_heads, -1))  # B S 2 H Dh
         return KeyValues(*kv.unbind(2))
 
     def forward(
@@ -94,7 +82,7 @@ def _mix(spread: Spread) -> Float[Tensor, "R T D"]:
     """Mix the values that each query sees. The heads of the result lie side by side."""
     q, seen, sees = spread
     # The queries of rows that share keys become one row of queries, so no key is copied. L = R / B * T.
-    queries = q.reshape(len(seen.keys), -1, *q.shape[2:])  # B L H Dh
+    queries = q.reshape(seen.keys.shape[0], -1, *q.shape[2:])  # B L H Dh
     q_, k, v = (projected.transpose(1, 2) for projected in (queries, *seen))  # B H · Dh
     mixed = scaled_attention(q_, k, v, sees)
     return mixed.transpose(1, 2).reshape(*q.shape[:2], -1)

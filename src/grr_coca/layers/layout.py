@@ -80,6 +80,11 @@ class Packed(NamedTuple):
     num_tokens: int
     sees: Sees = "past"
 
+    @property
+    def last_tokens(self) -> Int[Tensor, " B"]:
+        """The last packed token of each sequence."""
+        return self.tokens[:, -1]
+
     def spread(self, qk: Float[Tensor, "1 N 2 H Dh"], v: Float[Tensor, "1 N H Dh"]) -> Spread:
         """Pad the sequences. Padding comes after the tokens of its sequence, and attention is causal, so no token sees
         padding."""

@@ -1,4 +1,4 @@
-"""The attentional pooler: learned queries attend to a sequence of any length. There are three ways to arrange two of
+"""The attentional pooler: learned queries attend to a sequence of any length. There are two ways to arrange two of
 them.
 
 Shapes: B batch, S context tokens of width C, P patch tokens, Q queries of width D.
@@ -17,28 +17,23 @@ from grr_coca.layers.attention import CrossAttention
 class AttentionalPooler(nn.Module):
     """One multi-head attention whose queries are learned (CoCa, arXiv 2205.01917, section 3.2).
 
-    The output is B Q D for every Q, 1 included. `query_norm` normalizes the queries (open_clip); None uses them as they
-    are.
+    The output is B Q D for every Q, 1 included.
     """
 
-    def __init__(
-        self,
-        num_queries: int,
-        embed_dim: int,
-        attn: CrossAttention,
-        norm: nn.Module,
-        query_norm: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, num_queries: int, embed_dim: int, attn: CrossAttention, norm: nn.Module) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.zeros(num_queries, embed_dim))
-        self.query_norm = query_norm or nn.Identity()
         self.attn = attn
         self.norm = norm
 
     def forward(self, context: Float[Tensor, "B S C"]) -> Float[Tensor, "B Q D"]:
         """Pool the context into Q normalized tokens."""
-        queries = self.query_norm(self.queries).expand(len(context), -1, -1)
+        queries = self.attending_queries().expand(context.shape[0], -1, -1)  # B Q D
         return self.norm(self.attn(queries, context))
+
+    def attending_queries(self) -> Float[Tensor, "Q D"]:
+        """The queries as they enter the attention: as they were learned."""
+        return self.queries
 
 
 Pooler = Callable[[Tensor], Tensor]

@@ -1,7 +1,6 @@
 """Builds a model from its config. Parts are chosen here and nowhere else."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -9,7 +8,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from grr_coca.config import (
-    Arrangement,
     CoCaConfig,
     ImageEncoderConfig,
     MultimodalDecoderConfig,
@@ -21,13 +19,13 @@ from grr_coca.layers.attention import CrossAttention, SelfAttention
 from grr_coca.layers.block import Block, CrossBlock
 from grr_coca.layers.feed_forward import GEGLU, MLP
 from grr_coca.layers.norm import RMSNorm
-from grr_coca.layers.pooler import Arrange, AttentionalPooler, cascade, parallel
+from grr_coca.layers.pooler import AttentionalPooler, cascade, parallel
 from grr_coca.layers.position import LearnedPosition, NoPosition, Rotary, grid_angles, line_angles
 from grr_coca.model.coca import CoCa
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.init import init_weights
-from grr_coca.model.open_clip import ChannelAffine, ClassToken, TwoStepCrossBlock, shared
-from grr_coca.model.text_decoder import MultimodalDecoder, PackText, TextDecoder, pack_text, pack_text_cls_last
+from grr_coca.model.open_clip import build_open_clip
+from grr_coca.model.text_decoder import MultimodalDecoder, TextDecoder
 
 
 def build(config: CoCaConfig, seed: int = 0) -> CoCa:
@@ -40,7 +38,7 @@ def build(config: CoCaConfig, seed: int = 0) -> CoCa:
 def build_without_weights(config: CoCaConfig) -> CoCa:
     """Build the model of a config with weights that have no values yet. The caller must write or load all of them."""
     with _NoDefaultInit():
-        return _model(config)
+        return build_open_clip(config) if config.architecture == "open_clip" else _coca(config)
 
 
 class _NoDefaultInit(TorchFunctionMode):
@@ -58,7 +56,7 @@ class _NoDefaultInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _model(config: CoCaConfig) -> CoCa:
+def _coca(config: CoCaConfig) -> CoCa:
     image, text, poolers = config.image_encoder, config.text_decoder, config.poolers
     image_dim, text_dim = image.transformer.embed_dim, text.transformer.embed_dim
 
@@ -71,8 +69,8 @@ def _model(config: CoCaConfig) -> CoCa:
     return CoCa(
         image_encoder=_image_encoder(image),
         captioning_pooler=captioning_pooler,
-        contrastive_pooler=_contrastive_pooler(config, tokens_dim, image_dim),
-        arrange=_arrange(poolers.arrangement),
+        contrastive_pooler=_pooler(config, 1, tokens_dim if poolers.arrangement == "cascade" else image_dim),
+        arrange=_ARRANGE[poolers.arrangement],
         image_proj=nn.Linear(text_dim, config.embed_dim, bias=False),
         text_decoder=_text_decoder(text),
         text_proj=nn.Linear(text_dim, config.embed_dim, bias=False),
@@ -87,9 +85,7 @@ def _image_encoder(config: ImageEncoderConfig) -> ImageEncoder:
         patch_size=config.patch_size,
         patch_embed=nn.Linear(3 * config.patch_size**2, t.embed_dim),
         position=_position(t, config.num_patches),
-        class_token=nn.Identity() if config.class_token == "none" else ClassToken(t.embed_dim),
         num_registers=config.num_registers,
-        pre_norm=nn.Identity() if config.pre_norm == "none" else _norm(t.norm, t.embed_dim),
         blocks=nn.ModuleList(_block(t, rotary) for _ in range(t.num_layers)),
         norm=_norm(t.norm, t.embed_dim),
     )
@@ -100,7 +96,6 @@ def _text_decoder(config: TextDecoderConfig) -> TextDecoder:
     rotary = _text_rotary(t, config.context_length)
     return TextDecoder(
         context_length=config.context_length,
-        pack=_pack(config),
         tok_embeddings=nn.Embedding(config.vocab_size, t.embed_dim),
         position=_position(t, config.context_length),
         blocks=nn.ModuleList(_block(t, rotary) for _ in range(t.num_layers)),
@@ -112,8 +107,7 @@ def _multimodal_decoder(config: MultimodalDecoderConfig, text: TextDecoderConfig
     t = config.transformer
     rotary = _text_rotary(t, text.context_length)
     return MultimodalDecoder(
-        image_norm=_image_norm(config, tokens_dim),
-        blocks=nn.ModuleList(_cross_block(config, tokens_dim, rotary) for _ in range(t.num_layers)),
+        blocks=nn.ModuleList(_cross_block(t, tokens_dim, rotary) for _ in range(t.num_layers)),
         norm=_norm(t.norm, t.embed_dim),
         lm_head=nn.Linear(t.embed_dim, text.vocab_size, bias=False),
     )
@@ -121,46 +115,11 @@ def _multimodal_decoder(config: MultimodalDecoderConfig, text: TextDecoderConfig
 
 def _pooler(config: CoCaConfig, num_queries: int, context_dim: int) -> AttentionalPooler:
     dim, poolers = config.text_decoder.transformer.embed_dim, config.poolers
-    attn = CrossAttention(dim, context_dim, poolers.num_heads, bias=poolers.attention_bias == "all")
-    query_norm = None if poolers.queries == "free" else _norm(poolers.norm, dim)
-    return AttentionalPooler(num_queries, dim, attn, _norm(poolers.norm, dim), query_norm)
+    attn = CrossAttention(dim, context_dim, poolers.num_heads)
+    return AttentionalPooler(num_queries, dim, attn, _norm(poolers.norm, dim))
 
 
-def _contrastive_pooler(config: CoCaConfig, tokens_dim: int, image_dim: int) -> nn.Module:
-    match config.poolers.arrangement:
-        case "cascade":
-            return _pooler(config, 1, context_dim=tokens_dim)
-        case "parallel":
-            return _pooler(config, 1, context_dim=image_dim)
-        case "shared":
-            return nn.Identity()
-
-
-def _arrange(choice: Arrangement) -> Arrange:
-    match choice:
-        case "cascade":
-            return cascade
-        case "parallel":
-            return parallel
-        case "shared":
-            return shared
-
-
-def _pack(config: TextDecoderConfig) -> PackText:
-    match config.cls:
-        case "after_caption":
-            return pack_text
-        case "last_position":
-            return partial(pack_text_cls_last, context_length=config.context_length)
-
-
-def _image_norm(config: MultimodalDecoderConfig, tokens_dim: int) -> nn.Module:
-    """The half of a LayerNorm that all layers share; each has a `ChannelAffine` for the other half."""
-    match config.image_tokens:
-        case "as_given":
-            return nn.Identity()
-        case "normalized":
-            return nn.LayerNorm(tokens_dim, eps=1e-5, elementwise_affine=False)
+_ARRANGE = {"cascade": cascade, "parallel": parallel}
 
 
 def _block(t: TransformerConfig, rotary: Rotary | None) -> Block:
@@ -172,34 +131,21 @@ def _block(t: TransformerConfig, rotary: Rotary | None) -> Block:
     )
 
 
-def _cross_block(config: MultimodalDecoderConfig, context_dim: int, rotary: Rotary | None) -> nn.Module:
-    t = config.transformer
-    affine = ChannelAffine(context_dim) if config.image_tokens == "normalized" else None
-    cross_attn = CrossAttention(t.embed_dim, context_dim, t.num_heads, affine, bias=t.attention_bias == "all")
-    match config.layer:
-        case "one_feed_forward":
-            return CrossBlock(
-                attn_norm=_norm(t.norm, t.embed_dim),
-                attn=_self_attention(t, rotary),
-                cross_attn_norm=_norm(t.norm, t.embed_dim),
-                cross_attn=cross_attn,
-                ffn_norm=_norm(t.norm, t.embed_dim),
-                feed_forward=_feed_forward(t),
-            )
-        case "two_feed_forwards":
-            return TwoStepCrossBlock(
-                block=_block(t, rotary),
-                cross_attn_norm=_norm(t.norm, t.embed_dim),
-                cross_attn=cross_attn,
-                ffn_norm=_norm(t.norm, t.embed_dim),
-                feed_forward=_feed_forward(t),
-            )
+def _cross_block(t: TransformerConfig, context_dim: int, rotary: Rotary | None) -> CrossBlock:
+    return CrossBlock(
+        attn_norm=_norm(t.norm, t.embed_dim),
+        attn=_self_attention(t, rotary),
+        cross_attn_norm=_norm(t.norm, t.embed_dim),
+        cross_attn=CrossAttention(t.embed_dim, context_dim, t.num_heads),
+        ffn_norm=_norm(t.norm, t.embed_dim),
+        feed_forward=_feed_forward(t),
+    )
 
 
 def _self_attention(t: TransformerConfig, rotary: Rotary | None) -> SelfAttention:
     # Queries and keys share one scale, because only the product of their scales has an effect.
     qk_norm = RMSNorm(t.head_dim) if t.qk_norm == "rms" else nn.Identity()
-    return SelfAttention(t.embed_dim, t.num_heads, rotary, qk_norm, bias=t.attention_bias == "all")
+    return SelfAttention(t.embed_dim, t.num_heads, rotary, qk_norm)
 
 
 def _norm(choice: Norm, dim: int) -> nn.Module:
@@ -239,8 +185,7 @@ def _image_rotary(config: ImageEncoderConfig) -> Rotary | None:
             angles = grid_angles(config.grid_size, t.head_dim)
         case _:
             return None
-    others = config.num_registers + (config.class_token == "kept")
-    return Rotary(F.pad(angles, (0, 0, 0, others)))  # angle 0 for registers and class token, which have no position
+    return Rotary(F.pad(angles, (0, 0, 0, config.num_registers)))  # angle 0 for registers, which have no position
 
 
 def _text_rotary(t: TransformerConfig, context_length: int) -> Rotary | None:

@@ -1,7 +1,6 @@
 """The image encoder: a vision transformer (arXiv 2010.11929).
 
-Shapes: B batch, P patch tokens in raster order (with a class token after them, if there is one), K patches that patch
-dropout keeps, R registers, D width.
+Shapes: B batch, P patch tokens in raster order, K patches that patch dropout keeps, R registers, D width.
 """
 
 import torch
@@ -16,8 +15,7 @@ class ImageEncoder(nn.Module):
     """Pixels to patch tokens: embed the patches, add positions (or leave them to RoPE), blocks, final norm.
 
     Registers (arXiv 2309.16588) are learned tokens without a position. They go through the blocks with the patches, and
-    are dropped after the last block. `class_token` appends a token that is kept, and `pre_norm` is a norm before the
-    blocks. Only open_clip's CoCa has these two; in ours they change nothing.
+    are dropped after the last block.
     """
 
     def __init__(
@@ -26,9 +24,7 @@ class ImageEncoder(nn.Module):
         patch_size: int,
         patch_embed: nn.Linear,
         position: nn.Module,
-        class_token: nn.Module,
         num_registers: int,
-        pre_norm: nn.Module,
         blocks: nn.ModuleList,
         norm: nn.Module,
     ) -> None:
@@ -36,9 +32,7 @@ class ImageEncoder(nn.Module):
         self.patch_size = patch_size
         self.patch_embed = patch_embed
         self.position = position
-        self.class_token = class_token
         self.registers = nn.Parameter(torch.zeros(num_registers, patch_embed.out_features)) if num_registers else None
-        self.pre_norm = pre_norm
         self.blocks = blocks
         self.norm = norm
 
@@ -53,19 +47,17 @@ class ImageEncoder(nn.Module):
         x = self.position(patches, PLAIN.positions)  # B P D
         if kept_patches is not None:
             x = x.take_along_dim(kept_patches[..., None], dim=1)  # B K D
-        x = self.class_token(x)
-        num_tokens = x.shape[1]
+        num_patches = x.shape[1]
         if self.registers is not None:
-            x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)  # B P+R D
+            x = torch.cat([x, self.registers.expand(x.shape[0], -1, -1)], dim=1)  # B P+R D
         layout = PLAIN
         if kept_patches is not None:
-            # Tokens after the P patches have no position: at index P, the angles of RoPE's table are 0.
-            num_others = x.shape[1] - kept_patches.shape[1]
-            layout = Plain(F.pad(kept_patches, (0, num_others), value=patches.shape[1]))  # B K+R
-        x = self.pre_norm(x)
+            # Registers have no position: at index P, the angles of RoPE's table are 0.
+            num_registers = x.shape[1] - num_patches
+            layout = Plain(F.pad(kept_patches, (0, num_registers), value=patches.shape[1]))  # B K+R
         for block in self.blocks:
             x = block(x, layout)
-        return self.norm(x[:, :num_tokens])
+        return self.norm(x[:, :num_patches])
 
 
 def patchify(images: Float[Tensor, "B 3 H W"], patch_size: int) -> Float[Tensor, "B P K"]:

@@ -1,21 +1,131 @@
-"""The parts that only open_clip's CoCa has.
+"""open_clip's CoCa: everything in which it differs from the paper's CoCa, so that its checkpoints can be read.
 
-Shapes: B batch, R rows of a decoder, T tokens, S context tokens, D width, C context width, P patch tokens, Q queries.
+    images ─ image_encoder (class token, norm before the blocks) ─ one pooler ─┬─ first query ── image embedding
+                                                                               └─ other queries ─ image tokens
+
+All attentions have biases. [CLS] stands at the last position of the context. A multimodal layer is a whole block,
+then cross-attention, then a second feed-forward.
+
+Shapes: B batch, R rows of a decoder, T tokens, S context tokens, D width, C context width, P patch tokens, K patches
+that patch dropout keeps, Q queries.
 """
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.layers.attention import CrossAttention
+from grr_coca.config import CoCaConfig, TransformerConfig
+from grr_coca.layers.attention import CrossAttention, SelfAttention
 from grr_coca.layers.block import Block
-from grr_coca.layers.layout import Layout
-from grr_coca.layers.pooler import Pooled, Pooler
+from grr_coca.layers.feed_forward import MLP
+from grr_coca.layers.layout import PLAIN, Layout, pack_lengths
+from grr_coca.layers.pooler import AttentionalPooler, Pooled, Pooler
+from grr_coca.layers.position import LearnedPosition
 from grr_coca.layers.scaled_attention import KeyValues
+from grr_coca.model.coca import CoCa
+from grr_coca.model.image_encoder import ImageEncoder, patchify
+from grr_coca.model.text_decoder import PADDING, MultimodalDecoder, PackedText, TextDecoder
+
+
+def build_open_clip(config: CoCaConfig) -> CoCa:
+    """The model of a config whose architecture is `open_clip`."""
+    image, text = config.image_encoder.transformer, config.text_decoder.transformer
+    multimodal, poolers = config.multimodal_decoder.transformer, config.poolers
+    patch_size, context_length = config.image_encoder.patch_size, config.text_decoder.context_length
+    assert poolers.num_queries is not None, "the config refuses this"
+    return CoCa(
+        image_encoder=OpenClipImageEncoder(
+            patch_size=patch_size,
+            patch_embed=nn.Linear(3 * patch_size**2, image.embed_dim),
+            position=LearnedPosition(config.image_encoder.num_patches, image.embed_dim),
+            class_token=ClassToken(image.embed_dim),
+            pre_norm=_norm(image.embed_dim),
+            blocks=_blocks(image),
+            norm=_norm(image.embed_dim),
+        ),
+        captioning_pooler=NormalizedQueriesPooler(
+            poolers.num_queries,
+            text.embed_dim,
+            attn=CrossAttention(text.embed_dim, image.embed_dim, poolers.num_heads, bias=True),
+            norm=_norm(text.embed_dim),
+            query_norm=_norm(text.embed_dim),
+        ),
+        contrastive_pooler=nn.Identity(),
+        arrange=shared,
+        image_proj=nn.Linear(text.embed_dim, config.embed_dim, bias=False),
+        text_decoder=ClsLastTextDecoder(
+            context_length=context_length,
+            tok_embeddings=nn.Embedding(config.text_decoder.vocab_size, text.embed_dim),
+            position=LearnedPosition(context_length, text.embed_dim),
+            blocks=_blocks(text),
+            cls_norm=_norm(text.embed_dim),
+        ),
+        text_proj=nn.Linear(text.embed_dim, config.embed_dim, bias=False),
+        multimodal_decoder=OpenClipMultimodalDecoder(
+            blocks=nn.ModuleList(_cross_block(multimodal) for _ in range(multimodal.num_layers)),
+            norm=_norm(multimodal.embed_dim),
+            lm_head=nn.Linear(multimodal.embed_dim, config.text_decoder.vocab_size, bias=False),
+        ),
+        contrastive=config.contrastive,
+    )
+
+
+def _norm(dim: int) -> nn.LayerNorm:
+    return nn.LayerNorm(dim, eps=1e-5)
+
+
+def _blocks(t: TransformerConfig) -> nn.ModuleList:
+    return nn.ModuleList(_block(t) for _ in range(t.num_layers))
+
+
+def _block(t: TransformerConfig) -> Block:
+    return Block(
+        attn_norm=_norm(t.embed_dim),
+        attn=SelfAttention(t.embed_dim, t.num_heads, rotary=None, bias=True),
+        ffn_norm=_norm(t.embed_dim),
+        feed_forward=MLP(t.embed_dim, t.hidden_dim),
+    )
+
+
+def _cross_block(t: TransformerConfig) -> "TwoStepCrossBlock":
+    return TwoStepCrossBlock(
+        block=_block(t),
+        cross_attn_norm=_norm(t.embed_dim),
+        cross_attn=AffineCrossAttention(t.embed_dim, t.embed_dim, t.num_heads, bias=True),
+        ffn_norm=_norm(t.embed_dim),
+        feed_forward=MLP(t.embed_dim, t.hidden_dim),
+    )
+
+
+# --- Images
+
+
+class OpenClipImageEncoder(ImageEncoder):
+    """A vision transformer with a class token, which the pooler reads beside the patches, and a norm before the
+    blocks."""
+
+    def __init__(self, *, class_token: "ClassToken", pre_norm: nn.Module, **parts: object) -> None:
+        super().__init__(num_registers=0, **parts)  # type: ignore[arg-type]
+        self.class_token = class_token
+        self.pre_norm = pre_norm
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
+    ) -> Float[Tensor, "B P D"]:
+        """Encode images as `ImageEncoder` does. The class token comes last."""
+        patches = self.patch_embed(patchify(images, self.patch_size)).type_as(images)
+        x = self.position(patches, PLAIN.positions)
+        if kept_patches is not None:
+            x = x.take_along_dim(kept_patches[..., None], dim=1)  # B K D
+        x = self.pre_norm(self.class_token(x))  # B K+1 D
+        for block in self.blocks:
+            x = block(x, PLAIN)
+        return self.norm(x)
 
 
 class ClassToken(nn.Module):
-    """Appends a learned token, to which the learned vector of its position is added."""
+    """Appends a learned token (arXiv 2010.11929), to which the learned vector of its position is added."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -25,24 +135,70 @@ class ClassToken(nn.Module):
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T+1 D"]:
         """The tokens of x, and the class token after them."""
         token = (self.embedding + self.position).to(x.dtype)
-        return torch.cat([x, token.expand(len(x), 1, -1)], dim=1)
+        return torch.cat([x, token.expand(x.shape[0], 1, -1)], dim=1)
 
 
-class ChannelAffine(nn.Module):
-    """`x * weight + bias` by channel: the second half of a LayerNorm, for inputs that are normalized already."""
+class NormalizedQueriesPooler(AttentionalPooler):
+    """An attentional pooler that normalizes its learned queries."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
+    def __init__(
+        self, num_queries: int, embed_dim: int, attn: CrossAttention, norm: nn.Module, query_norm: nn.Module
+    ) -> None:
+        super().__init__(num_queries, embed_dim, attn, norm)
+        self.query_norm = query_norm
 
-    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """Scale and shift every channel."""
-        return x * self.weight + self.bias
+    def attending_queries(self) -> Float[Tensor, "Q D"]:
+        """The learned queries, normalized."""
+        return self.query_norm(self.queries)
+
+
+def shared(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> Pooled:
+    """The first query of the captioning pooler also serves as the contrastive pooler."""
+    tokens = captioning_pooler(patches)
+    return Pooled(tokens[:, 1:], contrastive_pooler(tokens[:, :1]))
+
+
+# --- Text
+
+
+class ClsLastTextDecoder(TextDecoder):
+    """A unimodal decoder that was trained with captions padded to the context, and [CLS] at its end."""
+
+    def pack(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> PackedText:
+        """Pack padded captions. [CLS] has the last position of the context.
+
+        open_clip's mask is off by one: it hides every token that follows a padding token, instead of the padding
+        itself. So [CLS] sees the first padding token, and does not see itself, unless the caption fills the context.
+        This padding token is kept here, and all other padding is dropped. A word with id 0 hides the token after it in
+        the same way (as in open_clip 3).
+        """
+        longest = min(token_ids.shape[1] + 1, self.context_length)
+        steps = torch.arange(longest, device=token_ids.device)
+        token_ids = F.pad(token_ids, (0, 1))[:, :longest].masked_fill(steps >= lengths[:, None] - 1, PADDING)
+        layout = pack_lengths((lengths + 1).clamp(max=self.context_length), longest)
+
+        cls_positions = layout.positions.index_fill(0, layout.last_tokens, self.context_length - 1)
+        hidden = F.pad(token_ids[:, :-1] == PADDING, (1, 0))  # B T
+        past = steps <= steps[:, None]  # T T
+        layout = layout._replace(positions=cls_positions, sees=past & ~hidden[:, None, None])
+        return PackedText.of(token_ids, lengths, layout)
+
+
+class OpenClipMultimodalDecoder(MultimodalDecoder):
+    """A multimodal decoder whose layers normalize the image tokens. They share the statistics, so these are computed
+    once, and each layer scales and shifts the result by itself."""
+
+    def __init__(self, blocks: nn.ModuleList, norm: nn.LayerNorm, lm_head: nn.Linear) -> None:
+        super().__init__(blocks, norm, lm_head)
+        self.image_norm = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
+
+    def context(self, image_tokens: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q C"]:
+        """The image tokens, normalized."""
+        return self.image_norm(image_tokens)
 
 
 class TwoStepCrossBlock(nn.Module):
-    """open_clip's layer: a whole `Block`, then cross-attention to a context, then a second feed-forward."""
+    """A whole `Block`, then cross-attention to a context, then a second feed-forward."""
 
     def __init__(
         self,
@@ -69,7 +225,26 @@ class TwoStepCrossBlock(nn.Module):
         return x + self.feed_forward(self.ffn_norm(x))
 
 
-def shared(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> Pooled:
-    """The first query of the captioning pooler also serves as the contrastive pooler (open_clip)."""
-    tokens = captioning_pooler(patches)
-    return Pooled(tokens[:, 1:], contrastive_pooler(tokens[:, :1]))
+class AffineCrossAttention(CrossAttention):
+    """Cross-attention to a context that comes normalized, which it scales and shifts before the projection."""
+
+    def __init__(self, embed_dim: int, context_dim: int, num_heads: int, *, bias: bool = False) -> None:
+        super().__init__(embed_dim, context_dim, num_heads, bias=bias)
+        self.context_affine = ChannelAffine(context_dim)
+
+    def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
+        """Keys and values of a normalized context."""
+        return super().project(self.context_affine(context))
+
+
+class ChannelAffine(nn.Module):
+    """`x * weight + bias` by channel: the second half of a LayerNorm, for inputs that are normalized already."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """Scale and shift every channel."""
+        return x * self.weight + self.bias

@@ -93,7 +93,7 @@ def _without_numbers(config: CoCaConfig) -> CoCa:
     with torch.device("meta"):
         model = build_without_weights(config)
     pack = model.text_decoder.pack
-    model.text_decoder.pack = lambda token_ids, lengths: _on_meta(pack(token_ids, lengths))
+    model.text_decoder.pack = lambda token_ids, lengths: _on_meta(pack(token_ids, lengths))  # type: ignore[method-assign]
     return model
 
 

@@ -126,7 +126,7 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
         raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is one for fine-tuning")
     tokenizer = Tokenizer.from_json(ranks.on_first(lambda: _new_tokenizer(recipe).to_json()))
     config = recipe.model.config(tokenizer.vocab_size)
-    if config.text_decoder.cls == "last_position" and tokenizer.bos_id == PADDING:
+    if config.architecture == "open_clip" and tokenizer.bos_id == PADDING:
         raise UserError(
             f"tokenizer: kind '{recipe.tokenizer.kind}' does not fit model: preset '{recipe.model.preset}', which "
             f"takes id {PADDING}, here that of [BOS], for padding and hides the word behind it; set kind to 'clip'"

@@ -380,7 +380,7 @@ FORBIDDEN = re.compile(
     r"\b(torch\.load|pickle|dill|joblib|yaml\.load\(|unsafe_load|np\.load(?!.*allow_pickle=False)|exec\()"
 )
 PACKAGE = Path(grr_coca.__file__).parent
-READS_OTHERS = PACKAGE / "interop" / "open_clip" / "weights.py"
+READS_OTHERS = PACKAGE / "interop" / "open_clip" / "read.py"
 """open_clip's older checkpoints are pickled."""
 
 

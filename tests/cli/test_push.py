@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from fake_hub import OWNER, TOKEN, fake_hub
 from grr_coca.checkpoint_files import FILES
@@ -23,34 +24,27 @@ def hub():
         yield hub
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+@pytest.fixture
+def push(hub, grr_coca, monkeypatch, tmp_path):
+    """Run `grr-coca push ARGUMENTS` in this process, with our hub in the place of the real one."""
 
-
-@pytest.fixture(scope="module")
-def python(hub, home):
-    """Runs Python in a process whose hub is ours: the client reads its address once, when it is imported."""
-
-    def run(*arguments: str, token: str = TOKEN, address: str | None = None) -> subprocess.CompletedProcess:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-        environment |= {"HF_ENDPOINT": address or hub.address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    def run(*arguments, token=TOKEN, address=hub.address):
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
         if token:
-            environment["HF_TOKEN"] = token
-        return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=home)
+            monkeypatch.setenv("HF_TOKEN", token)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        return grr_coca("push", *arguments)
 
     return run
 
 
-@pytest.fixture(scope="module")
-def push(python):
-    return lambda *arguments, **options: python("-m", "grr_coca", "push", *map(str, arguments), **options)
-
-
-def test_what_was_pushed_is_loaded_at_every_revision(hub, push, python, image_files):
+def test_what_was_pushed_is_loaded_at_every_revision(hub, push, image_files, tmp_path):
     first = push(PICTOGRAMS, f"{OWNER}/emoji")
-    assert first.returncode == 0, first.stderr
-    assert f'grr_coca.load("{OWNER}/emoji") loads it' in first.stdout
+    assert first.code == 0, first.err
+    assert f'grr_coca.load("{OWNER}/emoji") loads it' in first.out
     (files,) = hub.repositories[f"{OWNER}/emoji"]
     assert sorted(files) == sorted([*FILES, "README.md"])
     for name in FILES:
@@ -59,19 +53,24 @@ def test_what_was_pushed_is_loaded_at_every_revision(hub, push, python, image_fi
     hub.commit(f"{OWNER}/emoji", {"config.json": json.dumps({**config, "step": 77}).encode()})
     code = """if True:
         import sys, grr_coca
+        from grr_coca.cli import main
         for name in sys.argv[2:]:
             model = grr_coca.load(name, "cpu")
             print(model.checkpoint.step, model.caption(sys.argv[1]))
+        print("code", main(["caption", sys.argv[1], "-c", sys.argv[2] + "@v9"]))
     """
     names = [f"{OWNER}/emoji", f"{OWNER}/emoji@{old}", f"{OWNER}/emoji@main"]
-    done = python("-c", code, str(image_files[0]), *names, token="")
+    # In a process of its own: the client reads its address and its cache folder when it is imported.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", code, str(image_files[0]), *names]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    steps = [line.split()[0] for line in done.stdout.splitlines()]
-    assert steps == ["77", str(config["step"]), "77"]
-    assert len({line.partition(" ")[2] for line in done.stdout.splitlines()}) == 1
-    unknown = python("-m", "grr_coca", "caption", str(image_files[0]), "-c", f"{OWNER}/emoji@v9")
-    assert unknown.returncode == 2
-    assert unknown.stderr.startswith(f"error: {OWNER}/emoji@v9: no such folder, and nothing came")
+    *loaded, unknown = done.stdout.splitlines()
+    assert [line.split()[0] for line in loaded] == ["77", str(config["step"]), "77"]
+    assert len({line.partition(" ")[2] for line in loaded}) == 1
+    assert unknown == "code 2"
+    assert f"error: {OWNER}/emoji@v9: no such folder, and no download" in done.stderr
 
 
 def test_the_card_says_what_the_manifest_says(hub, push):
@@ -99,33 +98,33 @@ def test_a_dry_run_tells_what_would_go_up_and_sends_nothing(grr_coca, monkeypatc
 def test_a_name_that_is_taken_is_told_and_taken_if_meant(hub, push):
     hub.repositories[f"{OWNER}/taken"] = [{"README.md": b"before"}]
     said = push(PICTOGRAMS, f"{OWNER}/taken")
-    assert said.returncode == 2
-    assert said.stderr == (
+    assert said.code == 2
+    assert said.err == (
         "error: me/taken: a repository of this name exists; give another, or --update to add a commit to it\n"
     )
     assert len(hub.repositories[f"{OWNER}/taken"]) == 1
-    assert push(PICTOGRAMS, f"{OWNER}/taken", "--update").returncode == 0
+    assert push(PICTOGRAMS, f"{OWNER}/taken", "--update").code == 0
     assert len(hub.repositories[f"{OWNER}/taken"]) == 2
 
 
 def test_a_card_that_the_hub_refuses_makes_no_repository(hub, push, monkeypatch):
     monkeypatch.setattr(hub, "licences", {"apache-2.0"})
     said = push(PICTOGRAMS, f"{OWNER}/refused", "--licence", "mit")
-    assert said.returncode == 2
-    assert said.stderr.startswith(f"error: {OWNER}/refused: not uploaded: the Hugging Face hub refuses the card")
-    assert "must be one of ['apache-2.0']" in said.stderr
-    assert said.stderr.count("\n") == 1
+    assert said.code == 2
+    assert said.err.startswith(f"error: {OWNER}/refused: nothing was uploaded: the Hugging Face hub refuses the card")
+    assert "must be one of ['apache-2.0']" in said.err
+    assert said.err.count("\n") == 1
     assert f"{OWNER}/refused" not in hub.repositories
 
 
 def test_an_empty_repository_that_was_made_is_told_with_the_way_on(hub, push, monkeypatch):
     monkeypatch.setattr(hub, "full", True)
     said = push(PICTOGRAMS, f"{OWNER}/begun")
-    assert said.returncode == 2
-    assert "Storage limit reached" in said.stderr
-    assert said.stderr.endswith("; the repository now exists, and is empty: retry with --update\n")
+    assert said.code == 2
+    assert "Storage limit reached" in said.err
+    assert said.err.endswith("; the repository now exists, and is empty: retry with --update\n")
     monkeypatch.setattr(hub, "full", False)
-    assert push(PICTOGRAMS, f"{OWNER}/begun", "--update").returncode == 0
+    assert push(PICTOGRAMS, f"{OWNER}/begun", "--update").code == 0
 
 
 @pytest.mark.parametrize(
@@ -156,17 +155,17 @@ def test_names_that_are_not_utf8_are_escaped_on_the_card_and_bars_do_not_end_a_c
 @pytest.mark.parametrize(("name", "token"), [("somebody/else", TOKEN), (f"{OWNER}/mine", "")])
 def test_without_permission_nothing_goes_up(hub, push, name, token):
     said = push(PICTOGRAMS, name, token=token)
-    assert said.returncode == 2
-    assert said.stderr.startswith(f"error: {name}: no permission to write to")
-    assert said.stderr.count("\n") == 1
+    assert said.code == 2
+    assert said.err.startswith(f"error: {name}: no permission to write to")
+    assert said.err.count("\n") == 1
     assert name not in hub.repositories
 
 
 def test_a_hub_that_cannot_be_reached_is_told(push):
     said = push(PICTOGRAMS, f"{OWNER}/far", address="http://127.0.0.1:9")
-    assert said.returncode == 2
-    assert said.stderr.startswith(f"error: {OWNER}/far: not uploaded to the Hugging Face hub")
-    assert said.stderr.count("\n") == 1
+    assert said.code == 2
+    assert said.err.startswith(f"error: {OWNER}/far: not uploaded to the Hugging Face hub")
+    assert said.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,9 @@ def test_side_cars_lie_beside_the_images_and_are_never_written_over(grr_coca, ru
 # --- Going on
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
-@pytest.mark.parametrize("cut", [0, 1, 25, 60, 110])
+@pytest.mark.parametrize(
+    ("name", "cut"), [("out.jsonl", 1), ("out.jsonl", 110), ("out.csv", 0), ("out.csv", 25), ("out.csv", 60)]
+)
 def test_an_interrupted_job_goes_on_where_it_was(grr_coca, run, image_files, tmp_path, name, cut):
     whole, path = tmp_path / f"whole-{name}", tmp_path / name
     command = ["caption", "-c", run.folder, *image_files, "--temperature", 1, "--num-captions", 2, "--max-length", 4]
@@ -358,8 +359,8 @@ def test_a_missing_checkpoint_is_named(refused, tmp_path, image_files):
         (["--prompt", "word " * 50], "the prompt has"),
         (["--num-captions", "2"], "num_captions 2 is more than num_beams 1"),
         (["--batch-size", "0"], "--batch-size 0: give 1 or more"),
-        (["--json", "--sidecar"], "--sidecar and --json are different places"),
-        (["--json", "--out", "a.csv"], "--out and --json are different places"),
+        (["--json", "--sidecar"], "--sidecar and --json name different outputs"),
+        (["--json", "--out", "a.csv"], "--out and --json name different outputs"),
         (["--out", "a.txt"], "a.txt: '.txt' is not the suffix"),
         (["--out", "a.jsnol"], "did you mean '.jsonl'?"),
     ],

@@ -82,7 +82,7 @@ def test_the_contact_sheet_marks_what_is_broken(grr_coca, tmp_path, image, text)
 
 
 def test_a_sheet_that_cannot_be_written_is_refused_before_the_work(refused, spoiled, tmp_path):
-    assert "its folder is not there" in refused("data", "check", spoiled, "--sheet", tmp_path / "no" / "a.png")
+    assert "its folder does not exist" in refused("data", "check", spoiled, "--sheet", tmp_path / "no" / "a.png")
     assert "a folder; give --sheet the name of a PNG file" in refused("data", "check", spoiled, "--sheet", tmp_path)
 
 

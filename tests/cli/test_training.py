@@ -99,7 +99,7 @@ def test_fine_tuning_is_not_resumed_from_another_checkpoint(grr_coca, refused, f
     save_checkpoint(replace(from_pretrained(start), step=7), other)
     message = refused(*command, other)
     assert f"{tmp_path / 'tuned' / 'start.json'}: the run there began from {start} as it was then" in message
-    assert f"which {other} is not; to go on with it, give the same --checkpoint" in message
+    assert f"{other} differs from it; to continue that run, give the same --checkpoint" in message
     (other / MANIFEST).unlink()
     assert "give the same --checkpoint" in refused(*command, other)
     (tmp_path / "tuned" / "start.json").unlink()

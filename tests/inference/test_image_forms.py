@@ -89,7 +89,7 @@ def test_deep_grey_is_scaled_and_not_cut():
         (np.array(3.0), "a single number"),
         (RGB.astype(np.int64), "int64"),
         (RGB.astype(np.float32), "must be within 0 … 1"),
-        (RGB / 127.5 - 1, "normalizes images itself"),
+        (RGB / 127.5 - 1, "do not normalize images"),
         (np.full((2, 2), np.nan), "nan"),
         (b"\x89PNG", "bytes"),
         (None, "NoneType"),

@@ -20,7 +20,7 @@ def test_a_folder_that_holds_a_checkpoint_wins_over_the_name_and_that_is_said(ru
     shutil.copytree(run.checkpoint, tmp_path / DEFAULT)
     monkeypatch.chdir(tmp_path)
     assert str(locate_checkpoint(DEFAULT)) == DEFAULT
-    assert "this folder is used, not the model of the same name" in caplog.text
+    assert "this folder is used, not the shipped model of the same name" in caplog.text
 
 
 def test_a_folder_that_holds_none_does_not(tmp_path, monkeypatch):

@@ -115,7 +115,7 @@ bench-search: $(VENV)/.demo $(PEERS)/.installed
 bench-demo: $(VENV)/.demo
 	$(BIN)/python benchmarks/demo_step.py
 
-# The numbers and tables that were measured, put into the pages of docs/.
+# The numbers and tables that were measured, put into the pages of docs/ and benchmarks/.
 bench-docs: $(VENV)/.demo
 	$(BIN)/python benchmarks/publish.py
 

@@ -387,7 +387,8 @@ def _pairs(folder: Path, pairs: Sequence[Pair]) -> str:
 def _rates(found: RateResults) -> str:
     """A model against the baseline's, at each rate and each at its best."""
     shown = f"![Loss by learning rate, and best against best](figures/{_rates_name(found)}.svg)\n\n"
-    return f"## Learning rates, {found.model.title}\n\n{shown}" + "\n".join(map(_shown, rate_tables(found)))
+    tables = [f"{_shown(table)}\n{table.note}\n" for table in rate_tables(found)]
+    return f"## Learning rates, {found.model.title}\n\n{shown}" + "\n".join(tables)
 
 
 def _rates_name(found: RateResults) -> str:

@@ -111,6 +111,7 @@ def test_models_at_several_rates_are_compared_at_their_best(script, tmp_path):
     folder = study(tmp_path / "s", arms, rows, baseline=arms[0]["name"])
     text = script.report(folder)
     assert "best against best: GRR-CoCa at 0.00" in text
+    assert "in which each draw chooses its rates" in text, "these notes tell of this study alone"
     assert "(figures/rates-grr-coca.svg)" in text
     assert "rates-grr-coca.svg" in script.figures(folder)
     assert "## The answer" not in text

@@ -270,10 +270,10 @@ def test_the_parts_are_told_with_the_seeds_that_they_rest_on(tmp_path):
 
     def told(num_seeds):
         found = said(tmp_path / str(num_seeds), plan(arms), rows_of(arms, range(num_seeds)))
-        return next(sentence for sentence in found.sentences if sentence.startswith("What each part does"))
+        return next(sentence for sentence in found.sentences if sentence.startswith("Main effects on"))
 
-    assert "on average over the others, with 3 of 8 seeds: " in told(3)
-    assert "on average over the others: " in told(8)
+    assert "after pretraining, with 3 of 8 seeds: " in told(3)
+    assert "after pretraining: " in told(8)
 
 
 def test_the_seeds_of_an_effect_are_those_of_its_own_endpoint(tmp_path):
@@ -282,7 +282,7 @@ def test_the_seeds_of_an_effect_are_those_of_its_own_endpoint(tmp_path):
     write_study(tmp_path, plan(arms), rows)
     made = read_plan(tmp_path / "plan.yaml", Plan)
     results = study_results(made, read_ledger(tmp_path))
-    (told,) = (line for line in answer(made, results).sentences if line.startswith("What each part does"))
+    (told,) = (line for line in answer(made, results).sentences if line.startswith("Main effects on"))
     assert "with 6 of 8 seeds" in told
     first, second = factorial_tables(made, results)
     assert first.note.startswith("In %, over the 6 seeds that have every combination")
@@ -299,14 +299,14 @@ def test_a_part_is_said_to_act_when_all_seeds_are_there(tmp_path):
 
     (clear,) = told(8, 0.001)
     test = (
-        "(t test at the 5 % level, corrected for the 7 effects, of parts and of combinations, that are tested on each "
-        "endpoint, but not for several endpoints)"
+        "(t test at the 5 % level, corrected for the 7 main effects and interactions on an endpoint, but not for "
+        "several endpoints)"
     )
-    assert clear.startswith(f"What single parts are shown to do {test}: ")
+    assert clear.startswith(f"Significant main effects {test}: ")
     assert "GEGLU lowers contrastive loss by 0.6 %, " in clear
     assert "RMSNorm raises contrastive loss by 0.2 %, " in clear
     assert "; RoPE lowers contrastive loss by 2.2 %, " in clear
-    assert told(8, 1.0) == [f"No part is shown to change anything on its own {test}."]
+    assert told(8, 1.0) == [f"Significant main effects {test}: none."]
     assert told(7, 0.001) == []
 
 
@@ -320,11 +320,11 @@ def test_parts_are_not_said_to_do_nothing_where_a_corner_diverged(tmp_path):
             for row in rows_of(arms, range(8), deviation=0.001)
         ]
         folder = tmp_path / "-".join(stages)
-        return [line for line in said(folder, plan(arms), rows).sentences if "parts" in line and "average" not in line]
+        return [line for line in said(folder, plan(arms), rows).sentences if line.startswith("Significant")]
 
     (all_lost,) = told("pictograms", "health", "clipart", "glyphs")
-    assert all_lost.startswith("Which parts are shown to change contrastive loss, perplexity and CoCa loss after")
-    assert all_lost.endswith("cannot be told: not all 8 seeds have a value for every combination of the parts.")
+    assert all_lost.startswith("Significant main effects on contrastive loss, perplexity and CoCa loss after")
+    assert all_lost.endswith("are unknown: not all 8 seeds have a value for every combination of the parts.")
     (half_lost,) = told("health")
     assert "RoPE lowers contrastive loss by 2.2 %, " in half_lost
-    assert "to change contrastive loss, perplexity and CoCa loss after fine-tuning cannot be told" in half_lost
+    assert "main effects on contrastive loss, perplexity and CoCa loss after fine-tuning are unknown" in half_lost

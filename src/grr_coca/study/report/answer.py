@@ -9,7 +9,7 @@ What the paper of GRR-CoCa reports, to be held against a study of the same two m
 *GRR-CoCa: Leveraging LLM Mechanisms in Multimodal Model Architectures* (arXiv 2507.18009), abstract: changes of
 GRR-CoCa over Baseline CoCa in per cent, after pretraining and on average over three fine-tunings.
 
-What each part does, in sentences: the answer to a factorial's question.
+Main effects in sentences: the answer to a factorial's question.
 """
 
 from collections.abc import Iterable, Sequence
@@ -179,7 +179,7 @@ def parts_on_average(results: StudyResults, endpoint: Endpoint | None) -> str:
     told = [f"{name} {change_in_words(effect.change)} ({interval_in_words(effect)})" for name, effect in effects]
     seeds, planned = _num_seeds(results, endpoint.name), results.num_planned_seeds
     of_seeds = "" if seeds == planned else f", with {seeds} of {planned} seeds"
-    return f"What each part does to the {endpoint.full_title}, on average over the others{of_seeds}: {listed(told)}."
+    return f"Main effects on {endpoint.full_title}{of_seeds}: {listed(told)}."
 
 
 def parts_shown(results: StudyResults) -> str:
@@ -192,18 +192,16 @@ def parts_shown(results: StudyResults) -> str:
     sentences = [] if len(lacking) == len(effects) else [_shown(results)]
     if lacking:
         combined = f"not all {results.num_planned_seeds} seeds have a value for every combination of the parts"
-        sentences.append(f"Which parts are shown to change {endpoints_in_words(lacking)} cannot be told: {combined}.")
+        sentences.append(f"Significant main effects on {endpoints_in_words(lacking)} are unknown: {combined}.")
     return " ".join(sentences)
 
 
 def _shown(results: StudyResults) -> str:
     told = [clause for found in _main_effects(results) for clause in _part_clauses(found, results.num_planned_seeds)]
     level = f"t test at the {100 * LEVEL_OF_TESTS:g} % level"
-    effects = f"{len(results.factorial)} effects, of parts and of combinations"
-    counted = f"{level}, corrected for the {effects}, that are tested on each endpoint, but not for several endpoints"
-    if not told:
-        return f"No part is shown to change anything on its own ({counted})."
-    return f"What single parts are shown to do ({counted}): {'; '.join(told)}."
+    counted = f"{level}, corrected for the {len(results.factorial)} main effects and interactions on an endpoint, "
+    counted += "but not for several endpoints"
+    return f"Significant main effects ({counted}): {'; '.join(told) or 'none'}."
 
 
 def _num_seeds(results: StudyResults, endpoint: str) -> int:

@@ -20,9 +20,9 @@ from grr_coca.study.report.answer import (
 from grr_coca.study.report.numbers import PHASE_TITLES, Effect, Endpoint, EndpointResult, StudyResults
 from grr_coca.study.statistics import LEVEL_OF_TESTS
 
-SHOWN_FROM = (
-    "Shown from: a true fall of this size, or a rise that makes up for it, is called better or worse in four studies "
-    "of five with as many seeds and this deviation between them."
+DETECTABLE = (
+    "Detectable: smallest detectable effect (80 % power), the true fall, or the rise that makes up for it, which is "
+    "called better or worse in four studies of five with as many seeds and this deviation between them."
 )
 
 
@@ -56,7 +56,7 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
     heads += ["seeds", "p, exact"]
     rows = [[Endpoint(r.endpoint).full_title, *_values(r), *_change(r), _seeds(r), _p_exact(r)] for r in chosen]
     if primary:
-        heads += ["p, corrected", "verdict", "shown from, %"]
+        heads += ["p, corrected", "verdict", "detectable, %"]
         rows = [
             [*row, p_in_words(r.p_holm), VERDICT_TITLES[verdict(r)], _smallest(r)]
             for row, r in zip(rows, chosen, strict=True)
@@ -71,7 +71,7 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
         "bootstrap, which is too narrow where contrastive losses have few batches. "
     )
     if primary:
-        note += f"p, exact: sign-flip test; corrected: by Holm for all primary endpoints of the plan. {SHOWN_FROM}"
+        note += f"p, exact: sign-flip test; corrected: by Holm for all primary endpoints of the plan. {DETECTABLE}"
     else:
         note += "Nothing is decided by these: no correction covers them."
     return Table("Primary endpoints" if primary else "Secondary endpoints", tuple(heads), _tuples(rows), note)
@@ -114,7 +114,7 @@ def factorial_tables(plan: Plan, results: StudyResults) -> list[Table]:
             is_found = [found.p_holm.get(endpoint.name, 1.0) <= LEVEL_OF_TESTS for endpoint in endpoints]
             effects = [found.effects.get(endpoint.name) for endpoint in endpoints]
             rows.append((effect_title(found.factors), *map(effect_cell, effects, is_found)))
-        tables.append(Table(f"What each part does, {phase}", heads, tuple(rows), note))
+        tables.append(Table(f"Main effects and interactions, {phase}", heads, tuple(rows), note))
     return tables
 
 

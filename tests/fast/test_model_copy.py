@@ -86,8 +86,8 @@ def test_fused_self_attention_is_that_of_its_layer(
     with torch.inference_mode():
         torch.testing.assert_close(fused(x, PLAIN), layer(x, PLAIN), rtol=1e-5, atol=1e-6)
         for start, end in ((0, 1), (1, 2), (2, 3), (3, 9)):
-            sees = torch.ones(end - start, end, dtype=torch.bool).tril(start)[None, None]
-            ours, theirs = (Cached(cache, slice(start, end), sees) for cache in (new, old))
+            mask = torch.ones(end - start, end, dtype=torch.bool).tril(start)[None, None]
+            ours, theirs = (Cached(cache, slice(start, end), mask) for cache in (new, old))
             rows = x[:, start:end]
             torch.testing.assert_close(fused(rows, ours), layer(rows, theirs), rtol=1e-5, atol=1e-6)
         assert torch.equal(x, _x(num_rows, 9, 24))

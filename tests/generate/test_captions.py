@@ -55,9 +55,9 @@ def calls(monkeypatch):
     """The number of rows at each step of decoding."""
     original, steps = CachedDecoder.step, []
 
-    def counted(self, token_ids, *sees):
+    def counted(self, token_ids, *mask):
         steps.append(len(token_ids))
-        return original(self, token_ids, *sees)
+        return original(self, token_ids, *mask)
 
     monkeypatch.setattr(CachedDecoder, "step", counted)
     return steps

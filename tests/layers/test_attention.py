@@ -16,9 +16,9 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _packed(attn: SelfAttention, x: Tensor) -> Tensor:
-    """The output for sequences of one length that lie in one row, so that no token sees a later one."""
+    """The output for sequences of one length that lie in one row, so that no token attends to a later one."""
     layout = pack_lengths(torch.full((len(x),), x.shape[1]), x.shape[1])
-    return attn(layout.gather(x), layout)[0, : layout.num_tokens].view_as(x)
+    return attn(layout.unpad(x), layout)[0, : layout.num_tokens].view_as(x)
 
 
 @pytest.mark.parametrize("bias", [False, True])

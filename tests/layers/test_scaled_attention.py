@@ -27,17 +27,17 @@ def _value_and_gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("kind", ["all", "past", "mask"])
+@pytest.mark.parametrize("kind", ["all", "causal", "tensor"])
 def test_value_and_gradients_are_the_references(dtype: torch.dtype, kind: str) -> None:
-    queries, keys = (6, 6) if kind == "past" else (5, 7)
+    queries, keys = (6, 6) if kind == "causal" else (5, 7)
     inputs = _inputs(queries, keys, dtype)
     is_seen = torch.ones(queries, keys, dtype=torch.bool)
-    if kind == "past":
+    if kind == "causal":
         is_seen = is_seen.tril()
-    if kind == "mask":
+    if kind == "tensor":
         is_seen = is_seen.tril(2)
-    sees = is_seen[None, None] if kind == "mask" else kind
-    ours = _value_and_gradients(scaled_attention(*inputs, sees), inputs)
+    mask = is_seen[None, None] if kind == "tensor" else kind
+    ours = _value_and_gradients(scaled_attention(*inputs, mask), inputs)
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     for mine, expected in zip(ours, _value_and_gradients(_reference(*exact, is_seen), exact), strict=True):
         assert mine.dtype == dtype
@@ -47,8 +47,8 @@ def test_value_and_gradients_are_the_references(dtype: torch.dtype, kind: str) -
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_what_a_query_may_not_see_changes_nothing(dtype: torch.dtype) -> None:
     q, k, v = _inputs(5, 5, dtype)
-    before = scaled_attention(q, k, v, "past")
+    before = scaled_attention(q, k, v, "causal")
     with torch.no_grad():
         k[:, :, 3:] += 100
         v[:, :, 3:] -= 100
-    assert torch.equal(scaled_attention(q, k, v, "past")[:, :, :3], before[:, :, :3])
+    assert torch.equal(scaled_attention(q, k, v, "causal")[:, :, :3], before[:, :, :3])

@@ -35,7 +35,7 @@ def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Mod
         assert isinstance(module, CrossAttention)
         x, context, layout = (*inputs, PLAIN)[:3]
         seen[module] = attention_weights(module, x, context, layout)
-        return module.out_proj(layout.gather(mix_values(seen[module])))
+        return module.out_proj(layout.unpad(mix_values(seen[module])))
 
     hooks = [module.register_forward_hook(recompute) for module in modules]
     try:
@@ -49,7 +49,7 @@ def attention_weights(
     module: CrossAttention, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"], layout: Layout = PLAIN
 ) -> Attended:
     """Attention weights and values of a module for these inputs. Padding of packed sequences has weights, too."""
-    queries = layout.spread_queries(module.q_proj(x).unflatten(-1, (module.num_heads, -1)))  # B T H Dh
+    queries = layout.pad(module.q_proj(x).unflatten(-1, (module.num_heads, -1)))  # B T H Dh
     keys, values = module.project(context)  # B S H Dh
     scores = torch.einsum("bthd,bshd->bhts", queries * queries.shape[-1] ** -0.5, keys)
     return Attended(scores.softmax(dim=-1), values)

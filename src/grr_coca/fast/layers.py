@@ -83,7 +83,7 @@ class FastSelfAttention(nn.Module):
             pairs[:, :, :2].mul_(self.turns[layout.positions])
         keys, values = layout.cache.write(qkv[:, :, 1:])  # B H S Dh
         q = qkv[:, :, 0].reshape(len(keys), -1, *qkv.shape[3:]).transpose(1, 2)  # B H L Dh
-        mixed = scaled_attention(q, keys, values, layout.sees)
+        mixed = scaled_attention(q, keys, values, layout.mask)
         return self.attn.out_proj(mixed.transpose(1, 2).reshape(x.shape))
 
 

@@ -14,7 +14,7 @@ from grr_coca.fast.layers import AbsorbedCrossAttention
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.layout import Cached
 from grr_coca.layers.norm import at_least_fp32
-from grr_coca.layers.scaled_attention import KeyValueCache, KeyValues, Sees
+from grr_coca.layers.scaled_attention import KeyValueCache, KeyValues, Mask
 from grr_coca.model import CoCa
 
 
@@ -59,25 +59,25 @@ class CachedDecoder:
         """Images that are still being captioned."""
         return len(self.contexts[0][0]) if isinstance(self.contexts[0], KeyValues) else len(self.contexts[0])
 
-    def step(self, token_ids: Int[Tensor, "R T"], sees: Sees = "all") -> Float[Tensor, "R V"]:
+    def step(self, token_ids: Int[Tensor, "R T"], mask: Mask = "all") -> Float[Tensor, "R V"]:
         """Logits of the token that follows the last of the new tokens.
 
         Args:
             token_ids: the prompt at the first step, then one token of each caption at every step.
-            sees: which slots of the caches each token sees, if captions share a line (see `KeyValueCache`).
+            mask: which slots of the caches each token attends to, if captions share a line (see `KeyValueCache`).
         """
         num_tokens = token_ids.shape[1]
         if num_tokens > 1:
             assert self.position == 0, "several tokens at once are allowed only at the beginning"
-            sees = "past"
+            mask = "causal"
         positions = slice(self.position, self.position + num_tokens)
         self.position += num_tokens
         text, multimodal = self.model.text_decoder, self.model.multimodal_decoder
         x = text.position(text.tok_embeddings(token_ids), positions)  # R T D
         for block, cache in zip(text.blocks, self.text_caches, strict=True):
-            x = block(x, Cached(cache, positions, sees))
+            x = block(x, Cached(cache, positions, mask))
         for block, context, cache in zip(multimodal.blocks, self.contexts, self.multimodal_caches, strict=True):
-            x = block(x, context, Cached(cache, positions, sees))
+            x = block(x, context, Cached(cache, positions, mask))
         return at_least_fp32(multimodal.lm_head(multimodal.norm(x[:, -1])))
 
     def repeat(self, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Multi-head attention: of a sequence to itself, and to a context.
+"""Multi-head attention of a sequence to itself, and to a context.
 
 Shapes: B batch, T tokens, S tokens attended to, D width, C context width, H heads, Dh = D / H, R rows of a decoder.
 
@@ -9,13 +9,13 @@ that they are named after.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.layers.layout import PLAIN, Layout, Spread
+from grr_coca.layers.layout import PLAIN, AttentionInputs, Layout
 from grr_coca.layers.position import Rotary
 from grr_coca.layers.scaled_attention import KeyValues, scaled_attention
 
 
 class SelfAttention(nn.Module):
-    """Attention of a sequence to itself. The layout of the tokens says which tokens see each other.
+    """Attention of a sequence to itself. The layout of the tokens says which tokens attend to each other.
 
     `qk_norm` normalizes the queries and keys of each head (arXiv 2302.05442); None leaves them as they are. `rotary`
     then rotates them by their positions; None means that positions were added to the embeddings.
@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
         self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"], layout: Layout
     ) -> Float[Tensor, "R T D"]:
         """Mix the values of each sequence by its queries and keys."""
-        return self.out_proj(layout.gather(_mix(layout.spread(qk, v))))
+        return self.out_proj(layout.unpad(_mix(layout.attention_inputs(qk, v))))
 
 
 class CrossAttention(nn.Module):
@@ -73,16 +73,16 @@ class CrossAttention(nn.Module):
     ) -> Float[Tensor, "R T D"]:
         """Let every token read its whole context. If there are fewer contexts than sequences, each context is shared by
         R / B neighbouring sequences."""
-        q = layout.spread_queries(self.q_proj(x).unflatten(-1, (self.num_heads, -1)))  # R T H Dh
-        seen = context if isinstance(context, KeyValues) else self.project(context)
-        return self.out_proj(layout.gather(_mix(Spread(q, seen, "all"))))
+        q = layout.pad(self.q_proj(x).unflatten(-1, (self.num_heads, -1)))  # R T H Dh
+        key_values = context if isinstance(context, KeyValues) else self.project(context)  # B S H Dh
+        return self.out_proj(layout.unpad(_mix(AttentionInputs(q, key_values, "all"))))
 
 
-def _mix(spread: Spread) -> Float[Tensor, "R T D"]:
-    """Mix the values that each query sees. The heads of the result lie side by side."""
-    q, seen, sees = spread
+def _mix(inputs: AttentionInputs) -> Float[Tensor, "R T D"]:
+    """Mix the values that each query attends to. The heads of the result lie side by side."""
+    q, key_values, mask = inputs
     # The queries of rows that share keys become one row of queries, so no key is copied. L = R / B * T.
-    queries = q.reshape(seen.keys.shape[0], -1, *q.shape[2:])  # B L H Dh
-    q_, k, v = (projected.transpose(1, 2) for projected in (queries, *seen))  # B H · Dh
-    mixed = scaled_attention(q_, k, v, sees)
+    queries = q.reshape(key_values.keys.shape[0], -1, *q.shape[2:])  # B L H Dh
+    q_, k, v = (projected.transpose(1, 2) for projected in (queries, *key_values))  # B H · Dh
+    mixed = scaled_attention(q_, k, v, mask)
     return mixed.transpose(1, 2).reshape(*q.shape[:2], -1)

@@ -19,30 +19,31 @@ class KeyValues(NamedTuple):
     values: Float[Tensor, "B S H Dh"]
 
 
-Sees = Literal["all", "past"] | Bool[Tensor, "#B 1 #L S"]
-"""Which keys a query sees: all of them, those up to its own position (then L = S), or those where a mask is True."""
+Mask = Literal["all", "causal"] | Bool[Tensor, "#B 1 #L S"]
+"""The keys that a query attends to: all, those up to its own position (then L = S), or those where a tensor is True."""
 
 
 def scaled_attention(
-    q: Float[Tensor, "B H L Dh"], k: Float[Tensor, "B H S Dh"], v: Float[Tensor, "B H S Dh"], sees: Sees
+    q: Float[Tensor, "B H L Dh"], k: Float[Tensor, "B H S Dh"], v: Float[Tensor, "B H S Dh"], mask: Mask
 ) -> Float[Tensor, "B H L Dh"]:
-    """For every query, the mean of the values that it sees, weighted by the softmax of q · k / √Dh."""
+    """For every query, the mean of the values that it attends to, weighted by the softmax of q · k / √Dh."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        return _as_products(q, k, v, sees)
-    mask = sees if isinstance(sees, Tensor) else None
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and sees == "past")
+        return _as_products(q, k, v, mask)
+    if isinstance(mask, Tensor):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=mask == "causal")
 
 
-def _as_products(q: Tensor, k: Tensor, v: Tensor, sees: Sees) -> Tensor:
-    """Attention as plain matrix products. Scores are rounded to bf16.
+def _as_products(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """Attention as plain matrix products, with scores in bf16.
 
     For CoCa's short sequences in bf16 on a CPU, the forward pass takes about two thirds of the time of PyTorch's fused
     kernel, and the backward pass a tenth to a half (`benchmarks/LOG.md`). In fp32 both take the same time.
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    if isinstance(sees, Tensor):
-        scores = scores.masked_fill(~sees, -torch.inf)
-    elif sees == "past":
+    if isinstance(mask, Tensor):
+        scores = scores.masked_fill(~mask, -torch.inf)
+    elif mask == "causal":
         past = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
         scores = scores.masked_fill(~past, -torch.inf)
     return scores.softmax(-1, dtype=v.dtype) @ v
@@ -83,5 +84,5 @@ class KeyValueCache:
         """Keep some lines, in a new order. A line may be taken more than once."""
         if self._buffer is not None:
             old = self._buffer
-            self._buffer = old.new_empty(2, len(lines), *old.shape[2:])
+            self._buffer = old.new_empty(2, lines.shape[0], *old.shape[2:])
             self._buffer[:, :, :, : self.filled] = old[:, :, :, : self.filled].index_select(1, lines)

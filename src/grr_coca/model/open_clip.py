@@ -168,7 +168,7 @@ class ClsLastTextDecoder(TextDecoder):
         """Pack padded captions. [CLS] has the last position of the context.
 
         open_clip's mask is off by one: it hides every token that follows a padding token, instead of the padding
-        itself. So [CLS] sees the first padding token, and does not see itself, unless the caption fills the context.
+        itself. So [CLS] attends to the first padding token, and not to itself, unless the caption fills the context.
         This padding token is kept here, and all other padding is dropped. A word with id 0 hides the token after it in
         the same way (as in open_clip 3).
         """
@@ -180,7 +180,7 @@ class ClsLastTextDecoder(TextDecoder):
         cls_positions = layout.positions.index_fill(0, layout.last_tokens, self.context_length - 1)
         hidden = F.pad(token_ids[:, :-1] == PADDING, (1, 0))  # B T
         past = steps <= steps[:, None]  # T T
-        layout = layout._replace(positions=cls_positions, sees=past & ~hidden[:, None, None])
+        layout = layout._replace(positions=cls_positions, mask=past & ~hidden[:, None, None])
         return PackedText.of(token_ids, lengths, layout)
 
 

@@ -39,8 +39,8 @@ class PackedText(NamedTuple):
     def of(cls, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], layout: Packed) -> "PackedText":
         """Pack padded captions by a layout in which [CLS] is the last token of each."""
         predicting_layout = pack_lengths(lengths - 2, token_ids.shape[1] - 2)
-        predicting = predicting_layout.gather(layout.tokens[:, :-2])[0]
-        return cls(layout.gather(token_ids), layout, layout.last_tokens, predicting, predicting_layout)
+        predicting = predicting_layout.unpad(layout.pad_index[:, :-2])[0]
+        return cls(layout.unpad(token_ids), layout, layout.last_tokens, predicting, predicting_layout)
 
 
 class TextDecoderOutput(NamedTuple):
@@ -54,7 +54,7 @@ class TextDecoderOutput(NamedTuple):
 class TextDecoder(nn.Module):
     """Causal blocks over `[BOS] caption [EOS] [CLS]`.
 
-    [CLS] is a learned vector, not a word. It comes last, where it sees the whole caption.
+    [CLS] is a learned vector, not a word. It comes last, where it attends to the whole caption.
     """
 
     def __init__(

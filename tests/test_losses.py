@@ -141,10 +141,10 @@ def test_z_loss_is_the_mean_squared_log_of_the_denominator() -> None:
 
 @pytest.mark.parametrize("z_weight", [0.0, 0.3])
 @pytest.mark.parametrize("at_once", [1, 7 * 11, 10**6])
-def test_head_and_loss_in_stretches_have_the_gradients_of_the_whole(
+def test_head_and_loss_in_chunks_have_the_gradients_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, z_weight: float, at_once: int
 ) -> None:
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(losses, "MAX_LOGITS", at_once)
     generator = torch.Generator().manual_seed(0)
     states, head = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (20, 11))
     labels = torch.randint(0, 11, (20,), generator=generator)
@@ -161,8 +161,8 @@ def test_head_and_loss_in_stretches_have_the_gradients_of_the_whole(
     assert not loss.z.requires_grad
 
 
-def test_no_stretch_has_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 33)
+def test_no_chunk_has_more_logits_than_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "MAX_LOGITS", 33)
     shapes = []
 
     class Shapes(TorchDispatchMode):
@@ -181,7 +181,7 @@ def test_no_stretch_has_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch)
 def test_the_losses_of_tokens_have_the_captioning_loss_for_their_mean(
     monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(losses, "MAX_LOGITS", at_once)
     generator = torch.Generator().manual_seed(0)
     states, head = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (20, 11))
     labels = torch.randint(0, 11, (20,), generator=generator)

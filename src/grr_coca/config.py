@@ -1,4 +1,4 @@
-"""The configuration of a model: nested frozen dataclasses, in which each choice of a part is a closed `Literal`.
+"""Configuration of a model: nested frozen dataclasses. Each choice of a part is a closed `Literal`.
 
 Widths are in channels, image sizes in pixels. A parent never repeats a field of its child.
 """
@@ -68,9 +68,9 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """A vision transformer: pixels to patch tokens.
+    """A vision transformer, from pixels to patch tokens.
 
-    - `num_registers`: learned tokens that go through the blocks with the patches, and are dropped after the last block
+    `num_registers`: learned tokens that go through the blocks with the patches, and are dropped after the last block.
     """
 
     image_size: int

@@ -1,7 +1,7 @@
-"""CoCa's losses (arXiv 2205.01917, section 3): pure functions of tensors.
+"""CoCa's losses (arXiv 2205.01917, section 3). `batch_loss` puts them together.
 
-Shapes: B pairs of the batch, b pairs of this rank, E embedding width; M tokens to predict, processed m at a time (a
-stretch), D width of the states that predict them, V vocabulary.
+Shapes: B pairs of the global batch, b pairs of this rank, E embedding width; M tokens to predict, m tokens of a chunk
+of them, D width of the states that predict them, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,8 @@ from grr_coca.model import CoCa
 
 Scalar = TypeVar("Scalar", float, Tensor)
 
-LOGITS_AT_ONCE = 2**25
-"""Logits that may be in memory at the same time: 128 MB in fp32. With CLIP's vocabulary, a stretch has 679 tokens,
-which is long enough for full speed."""
 
-
-# --- Contrastive
+# --- Contrastive: which text belongs to which image
 
 
 class EmbeddedPairs(NamedTuple):
@@ -39,7 +35,7 @@ def same_pair(
     image_ids: Int[Tensor, " b"],
     columns: tuple[Int[Tensor, " B"], Int[Tensor, " B"]] | None = None,
 ) -> Bool[Tensor, "b B"]:
-    """Which pairs have the same caption or the same image. Such pairs are not negatives of each other.
+    """True where two pairs have the same caption or the same image. Such pairs are not negatives of each other.
 
     `columns`: caption and image ids of the whole batch; None: the batch is the rows themselves.
     """
@@ -55,7 +51,7 @@ def contrastive_loss(
     same: Bool[Tensor, "b B"],
     first_row: int,
 ) -> Float[Tensor, ""]:
-    """The share of b rows in the contrastive loss of a batch of B pairs. The shares of all rows add up to the loss.
+    """The share of b rows in the contrastive loss of a batch of B pairs, in nats. All shares add up to the loss.
 
     Without a bias this is CLIP's loss: the mean of the cross-entropy of each image over all texts and of each text over
     all images. With a bias it is SigLIP's (arXiv 2303.15343): for every image and every text, a binary classification
@@ -70,7 +66,7 @@ def contrastive_loss(
         first_row: index of the first row among the columns.
     """
     B = same.shape[1]
-    target = torch.arange(first_row, first_row + len(same), device=same.device)
+    target = torch.arange(first_row, first_row + same.shape[0], device=same.device)
     itself = target[:, None] == torch.arange(B, device=same.device)
     others = same & ~itself
     # bf16 would round a similarity of 1 at temperature 0.01 by half a nat.
@@ -84,7 +80,7 @@ def contrastive_loss(
     return (nll[0] + nll[1]) / (2 * B)
 
 
-# --- Captioning
+# --- Captioning: the next token, the end token included
 
 
 class CaptioningLoss(NamedTuple):
@@ -106,21 +102,23 @@ def captioning_loss(
     """Mean cross-entropy of tokens, predicted with the logits `states @ lm_head.T`.
 
     Args:
-        states: the state that predicts each token.
-        lm_head: the weight of the head.
-        labels: the tokens, end tokens included.
-        num_tokens: number of tokens to divide the sum by; None: the tokens given here. Pass the number of a larger
-            batch to get this part's share of its loss: the shares of all parts add up to the loss.
+        states: the states that predict the tokens.
+        lm_head: weight of the head.
+        labels: ids of the tokens, end tokens included.
+        num_tokens: number of tokens to divide the sum by; None: the number of these. With the number of a larger
+            batch, the result is the share of these tokens in its loss: all shares add up to the loss.
         z_weight: weight of the z-loss, the mean of log² Z, where Z is the denominator of the softmax. It keeps logits
             from drifting (PaLM, arXiv 2204.02311, section 5).
 
     Raises:
-        ValueError: there are more states than labels, or fewer.
+        ValueError: the numbers of states and labels differ.
     """
-    if len(states) != len(labels):
-        raise ValueError(f"{len(states)} states and {len(labels)} labels: every token of a caption needs its label")
-    sums = LinearCrossEntropy.apply(states, lm_head, labels, z_weight)
-    return CaptioningLoss(*(part / (len(labels) if num_tokens is None else num_tokens) for part in sums))
+    if states.shape[0] != labels.shape[0]:
+        raise ValueError(
+            f"{states.shape[0]} states and {labels.shape[0]} labels: every token of a caption needs its label"
+        )
+    sums = _LinearCrossEntropy.apply(states, lm_head, labels, z_weight)
+    return CaptioningLoss(*(part / (labels.shape[0] if num_tokens is None else num_tokens) for part in sums))
 
 
 @torch.no_grad()
@@ -128,27 +126,31 @@ def token_losses(
     states: Float[Tensor, "M D"], lm_head: Float[Tensor, "V D"], labels: Int[Tensor, " M"]
 ) -> Float[Tensor, " M"]:
     """Cross-entropy of each token, in nats, without a gradient. `captioning_loss` is its mean."""
-    stretch = tokens_at_once(lm_head)
+    size = _chunk_size(lm_head)
     parts = [
         F.cross_entropy(at_least_fp32(F.linear(x, lm_head)), label, reduction="none")
-        for x, label in zip(states.split(stretch), labels.split(stretch), strict=True)
+        for x, label in zip(states.split(size), labels.split(size), strict=True)
     ]
     return torch.cat(parts)
 
 
-def tokens_at_once(lm_head: Float[Tensor, "V D"]) -> int:
-    """Number of tokens of a stretch."""
-    return max(1, LOGITS_AT_ONCE // len(lm_head))
+MAX_LOGITS = 2**25
+"""Maximum number of logits in memory at the same time: 128 MB in fp32. With CLIP's vocabulary, a chunk has 679 tokens,
+which is enough for full speed."""
 
 
-class LinearCrossEntropy(torch.autograd.Function):
+def _chunk_size(lm_head: Float[Tensor, "V D"]) -> int:
+    return max(1, MAX_LOGITS // lm_head.shape[0])
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
     """A linear map and the cross-entropy of its result, in one function.
 
     The result is three sums over tokens: nll + `z_weight` · log² Z, nll, and log² Z. Only the first has a gradient.
 
-    The forward pass takes one stretch of tokens after the other. For each, it computes the gradients too, in the memory
-    of the stretch's logits. So the logits of all tokens are never in memory together, and none is computed twice. The
-    result can be differentiated only once.
+    The forward pass processes one chunk of tokens after the other. For each, it computes the gradients too, in the
+    memory of the chunk's logits. So the logits of all tokens are never in memory together, and none is computed twice.
+    The result can be differentiated only once.
 
     PyTorch's own `linear_cross_entropy` (2.13) either computes all logits at once, or takes six times as long on a CPU.
     """
@@ -156,14 +158,14 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, lm_head: Tensor, labels: Tensor, z_weight: float) -> tuple[Tensor, ...]:
         """Shapes: `states` M D, `lm_head` V D, `labels` M."""
-        stretch = tokens_at_once(lm_head)
+        size = _chunk_size(lm_head)
         by_state, by_head = torch.empty_like(states), torch.zeros_like(lm_head)
         nll = z = at_least_fp32(states.new_zeros(()))
-        for x, label, by_x in zip(*(t.split(stretch) for t in (states, labels[:, None], by_state)), strict=True):
+        for x, label, by_x in zip(*(t.split(size) for t in (states, labels[:, None], by_state)), strict=True):
             logits = at_least_fp32(F.linear(x, lm_head))  # m V
             log_probs = logits.log_softmax(-1)
-            nll_x = -log_probs.gather(1, label)
-            log_z = logits.gather(1, label) + nll_x
+            nll_x = -log_probs.gather(1, label)  # m 1
+            log_z = logits.gather(1, label) + nll_x  # m 1
             nll, z = nll + nll_x.sum(), z + log_z.square().sum()
             if any(ctx.needs_input_grad):
                 gradient = log_probs.exp_()  # of nll: the probabilities, minus 1 at the label
@@ -181,7 +183,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         """Scale the gradients that `forward` has computed.
 
         Raises:
-            RuntimeError: their own derivatives are wanted too. They would be taken for zero.
+            RuntimeError: second derivatives are asked for. They would silently be zero.
         """
         if torch.is_grad_enabled():
             raise RuntimeError("the captioning loss can be differentiated only once, so not with create_graph=True")
@@ -189,7 +191,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return by_sum * by_state, by_sum * by_head, None, None
 
 
-# --- CoCa
+# --- CoCa: the weighted sum
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""RMSNorm, and the precision that it and others compute in."""
+"""RMSNorm, and the conversion to the precision that it and the losses need."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """The tensor in fp32, or as it is if its precision is that or higher."""
+    """Convert a tensor to fp32. One of higher precision is returned as it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

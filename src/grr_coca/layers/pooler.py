@@ -1,5 +1,5 @@
-"""The attentional pooler: learned queries attend to a sequence of any length. There are two ways to arrange two of
-them.
+"""The attentional pooler: learned queries attend to a sequence of any length. `cascade` and `parallel` are two ways to
+arrange two of them.
 
 Shapes: B batch, S context tokens of width C, P patch tokens, Q queries of width D.
 """
@@ -17,7 +17,7 @@ from grr_coca.layers.attention import CrossAttention
 class AttentionalPooler(nn.Module):
     """One multi-head attention whose queries are learned (CoCa, arXiv 2205.01917, section 3.2).
 
-    The output is B Q D for every Q, 1 included.
+    The output is B Q D for every number of queries, 1 included.
     """
 
     def __init__(self, num_queries: int, embed_dim: int, attn: CrossAttention, norm: nn.Module) -> None:
@@ -37,6 +37,7 @@ class AttentionalPooler(nn.Module):
 
 
 Pooler = Callable[[Tensor], Tensor]
+"""A function from the tokens of an image to the tokens of each query."""
 
 
 class Pooled(NamedTuple):

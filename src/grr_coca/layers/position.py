@@ -56,10 +56,10 @@ class Rotary(nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
-        """Rotate the vectors of every token by its position. N counts projections (query and key), H heads."""
-        turns = self.table[positions]  # T C, or B T C if every row has its own positions
-        turned = torch.view_as_complex(at_least_fp32(x).unflatten(-1, (-1, 2))) * turns[..., None, None, :]
-        return torch.view_as_real(turned).flatten(-2).type_as(x)
+        """Rotate the vectors of every token by its position. N = 2: its query and its key."""
+        rotation = self.table[positions]  # T C, or B T C if every row has its own positions
+        rotated = torch.view_as_complex(at_least_fp32(x).unflatten(-1, (-1, 2))) * rotation[..., None, None, :]
+        return torch.view_as_real(rotated).flatten(-2).type_as(x)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":  # noqa: ARG002
         # `model.to(torch.bfloat16)` moves the table but must not round its angles.
@@ -75,13 +75,13 @@ class LearnedPosition(nn.Module):
         self.embedding = nn.Parameter(torch.zeros(num_positions, embed_dim))
 
     def forward(self, x: Float[Tensor, "B T D"], positions: Positions) -> Float[Tensor, "B T D"]:
-        """x plus the vectors of the positions of its tokens."""
+        """Add the vectors of the positions."""
         return x + self.embedding[positions]
 
 
 class NoPosition(nn.Module):
-    """Adds nothing: positions are left to RoPE."""
+    """Adds nothing, for models that use RoPE."""
 
     def forward(self, x: Float[Tensor, "B T D"], _: Positions) -> Float[Tensor, "B T D"]:
-        """x as it is."""
+        """Return x as it is."""
         return x

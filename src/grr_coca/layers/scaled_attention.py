@@ -29,9 +29,10 @@ def scaled_attention(
     """For every query, the mean of the values that it attends to, weighted by the softmax of q · k / √Dh."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return _as_products(q, k, v, mask)
-    if isinstance(mask, Tensor):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=mask == "causal")
+    attn_mask = mask if isinstance(mask, Tensor) else None
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=attn_mask, is_causal=attn_mask is None and mask == "causal"
+    )
 
 
 def _as_products(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:

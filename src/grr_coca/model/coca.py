@@ -1,4 +1,4 @@
-"""CoCa: one model, trained at the same time to match images with texts and to caption (arXiv 2205.01917, figure 2).
+"""CoCa: one model that matches images with texts and captions images (arXiv 2205.01917, figure 2).
 
     images ─ image_encoder ─ captioning_pooler ─┬─ contrastive_pooler ─ image_proj ─ image embedding
                                                 │
@@ -79,9 +79,9 @@ class CoCa(nn.Module):
         kept_patches: Int[Tensor, "I K"] | None = None,
         image_of: Int[Tensor, " B"] | None = None,
     ) -> CoCaOutput:
-        """Embeddings of images and texts, and the states that predict the next tokens. `Batch` describes the inputs.
+        """Embed images and texts, and compute the states that predict the next tokens. `Batch` describes the inputs.
 
-        `image_of`: the image of each text, where several texts share one; None: each text has its own, in order.
+        `image_of`: the index of each text's image, if several texts share one; None: text i belongs to image i.
         """
         patches = self.image_encoder(images, kept_patches)  # I P D
         image_tokens, pooled = self.arrange(self.captioning_pooler, self.contrastive_pooler, patches)  # I Q D, I 1 D
@@ -99,26 +99,28 @@ class CoCa(nn.Module):
     def encode_image(
         self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
     ) -> EncodedImage:
-        """The image's part of `forward`: the tokens that captions attend to, and the embedding."""
+        """Encode images alone: the tokens that captions attend to, and embeddings of unit length."""
         patches = self.image_encoder(images, kept_patches)
         tokens, pooled = self.arrange(self.captioning_pooler, self.contrastive_pooler, patches)
         return EncodedImage(tokens, _unit(self.image_proj(pooled[:, 0])))
 
     def encode_text(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
-        """The text's part of `forward`: embeddings of unit length."""
+        """Encode texts alone: embeddings of unit length."""
         return _unit(self.text_proj(self.text_decoder(self.text_decoder.pack(token_ids, lengths)).cls))
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Bound the learned temperature. The training step calls this after each update."""
+        """Bound the learned temperature. Call it after each update of the weights."""
         self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode. Afterwards each part has its mode again, even after an exception."""
+    """Put the model into eval mode within a `with` block. Afterwards each module has its mode again, even after an
+    exception."""
+    # A model that only answers queries is in eval mode already, and setting all modules would take a third of a query.
     training = [module for module in model.modules() if module.training]
-    for module in training:  # none of a model that only answers queries, where setting all would cost a third of one
+    for module in training:
         module.training = False
     try:
         yield

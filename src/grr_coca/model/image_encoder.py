@@ -41,8 +41,8 @@ class ImageEncoder(nn.Module):
     ) -> Float[Tensor, "B P D"]:
         """Encode images of the configured size. With `kept_patches`, encode only these K patches of each image (FLIP,
         arXiv 2212.00794)."""
-        # Under autocast the patch embedding comes out in bf16. Adding learned positions in fp32 would promote it, RoPE
-        # would not. Cast it back, so that every arm keeps its residual stream in fp32.
+        # Under autocast the patch embedding is in bf16. Learned positions in fp32 would promote the sum, and RoPE would
+        # not. Cast it back, so that the residual stream of every model is in fp32.
         patches = self.patch_embed(patchify(images, self.patch_size)).type_as(images)
         x = self.position(patches, PLAIN.positions)  # B P D
         if kept_patches is not None:

@@ -1,5 +1,5 @@
-"""The text decoder. Its unimodal half reads captions and does not see the image. Its multimodal half continues from
-there, and attends to the image. Both run on the captions of a batch without their padding.
+"""The text decoder: a unimodal half that reads only the caption, and a multimodal half that continues from its tokens
+and attends to the image. Both run on the captions of a batch without their padding.
 
 Shapes: B captions, T positions of the longest caption, N tokens of all captions, M tokens that have a next token (all
 but [EOS] and [CLS] of each caption), L = M, D width, Q image tokens of width C, V vocabulary. N and L are rounded up,
@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from grr_coca.layers.layout import Packed, pack_lengths
 
 PADDING = 0
-"""Id that fills the rows of captions, also in the [CLS] slot. In CLIP's vocabulary it is also a token: "!" before a
-symbol."""
+"""Token id of padding and of the [CLS] slot. In CLIP's vocabulary it is also that of a word, "!" before a symbol."""
 
 
 class PackedText(NamedTuple):
-    """Captions, concatenated into one row. Made once for a batch; both halves of the text decoder use it.
+    """The captions of a batch, concatenated into one row. Both halves of the text decoder use it.
 
     - `token_ids`: `[BOS] caption [EOS] [CLS]` of each caption
     - `layout`: the layout of these N tokens, for the unimodal half
@@ -52,7 +51,7 @@ class TextDecoderOutput(NamedTuple):
 
 
 class TextDecoder(nn.Module):
-    """Causal blocks over `[BOS] caption [EOS] [CLS]`.
+    """The unimodal half: causal blocks over `[BOS] caption [EOS] [CLS]`.
 
     [CLS] is a learned vector, not a word. It comes last, where it attends to the whole caption.
     """
@@ -75,7 +74,7 @@ class TextDecoder(nn.Module):
         self.cls_norm = cls_norm
 
     def pack(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> PackedText:
-        """Convert padded captions to the form that `forward` takes. `lengths` include [BOS], [EOS] and [CLS]."""
+        """Pack padded captions for `forward`. `lengths` include [BOS], [EOS] and [CLS]."""
         return PackedText.of(token_ids, lengths, pack_lengths(lengths, token_ids.shape[1]))
 
     def forward(self, text: PackedText) -> TextDecoderOutput:
@@ -89,7 +88,7 @@ class TextDecoder(nn.Module):
 
 
 class MultimodalDecoder(nn.Module):
-    """Causal blocks with cross-attention to the image, a final norm, and the head that predicts the next token.
+    """The multimodal half: causal blocks with cross-attention to the image, a final norm, and the head.
 
     `forward` stops before the head. The M × V logits would be the largest tensor of a training step, so the loss
     computes them for some tokens at a time.

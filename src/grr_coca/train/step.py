@@ -1,14 +1,13 @@
 """The training step: from a batch to gradients to new weights.
 
-The exact gradients of CoCa's loss over the global batch, computed in pieces and on several ranks.
+The gradients are the exact ones of CoCa's loss over the global batch, in any number of micro-batches and on any number
+of ranks. Each micro-batch differentiates `grr_coca.losses.batch_loss`. The captioning loss is a sum over tokens, so the
+gradients of the micro-batches add up. The contrastive loss compares every pair with every other, so it is cut at the
+embeddings (Gao et al., arXiv 2101.06983):
 
-Each piece differentiates `grr_coca.losses.batch_loss`. The captioning loss is a sum over tokens, so the gradients of
-the pieces add up. The contrastive loss compares every pair with every other, so it is cut at the embeddings (Gao et
-al., arXiv 2101.06983):
-
-1. Compute the embeddings of all pieces.
+1. Compute the embeddings of all micro-batches.
 2. Compute the contrastive loss, and its gradient with respect to the embeddings.
-3. In each piece, a linear function of the embeddings with this gradient takes the place of the contrastive loss. So the
+3. In each micro-batch, a linear function of the embeddings with this gradient replaces the contrastive loss. So the
    gradient with respect to the weights is the same.
 
 Shapes: b pairs of this rank, B pairs of the global batch, E embedding width.
@@ -78,12 +77,12 @@ class ContrastiveGradient(NamedTuple):
     text: Float[Tensor, "b E"]
 
     def split(self, sizes: Sequence[int]) -> "list[ContrastiveGradient]":
-        """The gradient of each piece. The first piece has the whole share, so that the pieces add up to it."""
+        """The gradient of each micro-batch. The first has the whole share, so that all of them add up to it."""
         shares = (self.share, *[torch.zeros_like(self.share)] * (len(sizes) - 1))
         return list(map(ContrastiveGradient, shares, self.image.split(sizes), self.text.split(sizes)))
 
     def contrast(self, pairs: EmbeddedPairs) -> Float[Tensor, ""]:
-        """A linear function of the embeddings: its value is the share, and its gradient is this one."""
+        """A linear function of the embeddings. Its value is the share, and its gradient is this one."""
         linear = (pairs.image * self.image).sum() + (pairs.text * self.text).sum()
         return self.share + linear - linear.detach()
 
@@ -91,8 +90,8 @@ class ContrastiveGradient(NamedTuple):
 def contrastive_gradient(
     model: CoCa, local: EmbeddedPairs, batches: Sequence[Batch], weight: float, ranks: Ranks
 ) -> ContrastiveGradient:
-    """The gradient of the global batch's contrastive loss. Those of temperature and bias, times `weight`, are written
-    to their parameters.
+    """The gradient of the global batch's contrastive loss with respect to this rank's embeddings. The gradients of
+    temperature and bias, times `weight`, are written to their parameters.
 
     Each rank compares its own pairs with those of all ranks, which makes b · B similarities. The embeddings are
     gathered once. On the way back, their gradients are summed over the ranks.
@@ -114,7 +113,7 @@ def contrastive_gradient(
 def _contrasts(
     model: ParallelModel, micro_batches: Sequence[Batch], weights: LossWeights, precision: AbstractContextManager
 ) -> list[Contrast]:
-    """For each micro-batch, the contrastive loss of the global batch as a function of its embeddings."""
+    """The contrastive loss of the global batch as a function of each micro-batch's embeddings."""
 
     def gradient_at(local: EmbeddedPairs) -> ContrastiveGradient:
         return contrastive_gradient(model.raw, local, micro_batches, weights.contrastive, model.ranks)
@@ -122,8 +121,8 @@ def _contrasts(
     if len(micro_batches) == 1:
         return [lambda pairs: gradient_at(pairs).contrast(pairs)]
     with precision:
-        pieces = [model.embed(batch.to(model.ranks.device)) for batch in micro_batches]
-    gradient = gradient_at(EmbeddedPairs(*(torch.cat(column) for column in zip(*pieces, strict=True))))
+        embedded = [model.embed(batch.to(model.ranks.device)) for batch in micro_batches]
+    gradient = gradient_at(EmbeddedPairs(*(torch.cat(column) for column in zip(*embedded, strict=True))))
     return [part.contrast for part in gradient.split([len(batch) for batch in micro_batches])]
 
 

@@ -18,6 +18,7 @@ OLDEST := .venv-oldest
 LOCK := .venv-lock
 MILVUS := .venv-milvus
 SLOW := not slow
+PLANS := cc12m or plus_plan or position_plan or (test_study_pages and not variants)
 ONLY :=
 
 # What we are measured against, which needs other versions of what we need.
@@ -39,10 +40,11 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev lint
 	$(PYTEST) $(WORKERS) -m "not slow"
 
-# What is no part of the package, in a small form: the builders of corpora, the adapter for clip_benchmark, and the page
-# that adds a part to a copy of the code.
+# What is no part of the package, in a small form: the builders of corpora, the adapter for clip_benchmark, the page that
+# adds a part to a copy of the code, our plans, and reports on studies.
 test-scripts: $(VENV)/.dev
 	$(PYTEST) tests/build_datasets tests/test_clip_benchmark.py tests/docs/test_adding_a_part.py -m slow
+	$(PYTEST) tests/study tests/docs/test_study_pages.py -m slow -k "$(PLANS)"
 
 test-slow: $(VENV)/.docs
 	$(PYTEST) -m slow --timeout 3600

@@ -56,7 +56,7 @@ def _run_and_flush(main: Callable[[], int]) -> str | int | None:
 
 
 def _open_closed_streams() -> None:
-    """Send output to nowhere where the shell closed a stream (`>&-`): Python then has none."""
+    """Discard the output of streams that the shell has closed (`>&-`): Python has no object for them."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (to the end)

@@ -178,7 +178,7 @@ def saved_config(config: CoCaConfig) -> dict[str, object]:
 
 
 def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
-    """The config of a model from what `config.json` holds. `where`: how messages call it.
+    """The config of a model from the content of `config.json`. `where`: name of the file in messages.
 
     Raises:
         UserError: a key is unknown or missing, a value is not a choice, or the values do not fit one another.
@@ -202,7 +202,7 @@ def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
 
 
 def _section(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """The mapping with the last key of a path. An empty one if it is not there, of which `from_dict` will complain."""
+    """The mapping that holds the last key of a path; empty if there is none, which `from_dict` then reports."""
     for name in path[:-1]:
         config = config.get(name, {})
         if not isinstance(config, dict):

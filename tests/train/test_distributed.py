@@ -56,7 +56,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step_with_nothing_lost(m
     began = time.monotonic()
     assert launched.wait(30) == [143, 143]
     print(f"both ranks left {time.monotonic() - began:.1f} s after the signal")
-    said = f"SIGTERM: stopped after step 6 of {STEPS}, all of it saved; go on with --resume\n"
+    said = f"SIGTERM: stopped after step 6 of {STEPS}, all of it saved; continue with --resume\n"
     assert [launched.text(rank) for rank in range(2)] == [said, said]
     assert job.steps() == [6]
     assert differing_files(job.finish(), undisturbed) == []

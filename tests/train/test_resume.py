@@ -156,7 +156,7 @@ def test_signals_save_and_leave_with_a_clear_word(make_job, undisturbed):
         code, said = stopped(job, number, step)
         assert code == 128 + number
         assert said == (
-            f"{number.name}: stopped after step {step + 2} of {STEPS}, all of it saved; go on with --resume\n"
+            f"{number.name}: stopped after step {step + 2} of {STEPS}, all of it saved; continue with --resume\n"
         ), "a signal during a step, counted from 0, is heard of before the next"
         assert job.steps()[-1] == step + 2
     assert differing_files(job.finish(), undisturbed(ONE)[0]) == []

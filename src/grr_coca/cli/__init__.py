@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except Stopped as stopped:
         name = signal.Signals(stopped.number).name
-        print(f"{name}: {stopped}; go on with --resume", file=sys.stderr)
+        print(f"{name}: {stopped}; continue with --resume", file=sys.stderr)
         return 128 + stopped.number
 
 

@@ -88,7 +88,7 @@ def run(
     except (KeyboardInterrupt, Stopped) as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         name = signal.Signals(number).name
-        print(f"{name}: what was trained is saved, and the same command goes on with it", file=sys.stderr)
+        print(f"{name}: what was trained is saved, and the same command continues", file=sys.stderr)
         return 128 + number
     print(f"\n{finish(decided, results, out)}\n\n{_closing_words(decided, plan, out)}\n", flush=True)
     for line in closing_lines(decided, _first_checkpoint(decided, out), out):

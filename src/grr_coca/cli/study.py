@@ -118,7 +118,7 @@ def _run(action: RunStudy) -> int:
     except (KeyboardInterrupt, Stopped) as stop:
         code = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         name = signal.Signals(code).name
-        print(f"{name}: what was trained is saved, and the same command goes on with it", file=sys.stderr)
+        print(f"{name}: what was trained is saved, and the same command continues", file=sys.stderr)
         return 128 + code
     return 0
 

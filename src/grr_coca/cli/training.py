@@ -164,7 +164,7 @@ def _run(
             try:
                 train(recipe, start, out, ranks, on_step, point, origin)
             except DiskError as error:
-                raise UserError(f"{error}; make room there, and go on with --resume") from error
+                raise UserError(f"{error}; make room there, and continue with --resume") from error
         print(f"checkpoint, log and recipe are in {out}")
 
 
@@ -175,5 +175,5 @@ def _resume_from(out: Path, recipe: Recipe, resume: bool, origin: "Origin | None
     if resume:
         return resume_point(out, recipe, origin)
     if (out / "checkpoints").exists():
-        raise UserError(f"{out}: holds a run already; go on with it by --resume, or give another --out")
+        raise UserError(f"{out}: holds a run already; continue it with --resume, or give another --out")
     return None

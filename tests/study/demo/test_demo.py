@@ -130,7 +130,7 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
         _, said = demo.communicate(timeout=120)
     assert demo.returncode == 130
     assert "Traceback" not in said
-    assert said.splitlines()[-1] == "SIGINT: what was trained is saved, and the same command goes on with it"
+    assert said.splitlines()[-1] == "SIGINT: what was trained is saved, and the same command continues"
     assert {point.split("/")[0] for point in steps_saved(out)} == set(PRESETS), "both arms have saved"
 
     with running(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as demo:
@@ -179,7 +179,7 @@ def test_a_terminated_demo_saves_and_a_dead_arm_ends_it_with_a_word(write_plan, 
         return demo.returncode, said.splitlines()[-1]
 
     code, said = ended(lambda demo: demo.terminate(), begun=0)
-    assert (code, said) == (143, "SIGTERM: what was trained is saved, and the same command goes on with it")
+    assert (code, said) == (143, "SIGTERM: what was trained is saved, and the same command continues")
     assert {point.split("/")[0] for point in steps_saved(out)} == set(PRESETS)
     code, said = ended(
         lambda demo: os.kill(arms_of(demo.pid)[0], signal.SIGKILL), max(log.stat().st_size for log in logs)

@@ -177,7 +177,7 @@ class Settings:
         Raises:
             UserError: a key contradicts the tensors.
         """
-        for part, found in _said_by_shapes(config).items():
+        for part, found in _shape_values(config).items():
             said = self.model if part == "model_cfg" else self._part(part)
             for key, value in found.items():
                 if key in said and not _agrees(key, said[key], found):
@@ -294,7 +294,7 @@ def _hidden_dim(width: int, mlp_ratio: float) -> int:
     return int(width * mlp_ratio)
 
 
-def _said_by_shapes(config: CoCaConfig) -> dict[str, dict[str, Any]]:
+def _shape_values(config: CoCaConfig) -> dict[str, dict[str, Any]]:
     """The values of the keys in `_SHAPES`, from a config."""
     image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
     return {
@@ -324,7 +324,7 @@ def _said_by_shapes(config: CoCaConfig) -> dict[str, dict[str, Any]]:
 
 def make_model_cfg(config: CoCaConfig) -> dict[str, Any]:
     """The `model_cfg` of one of our models."""
-    said = _said_by_shapes(config)
+    said = _shape_values(config)
     image = config.image_encoder.transformer
     return {
         **said["model_cfg"],

@@ -16,6 +16,7 @@ from PIL import Image
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.errors import UserError
 from grr_coca.inference import ImageTextModel, load
+from grr_coca.registry import DEFAULT
 from processes import cli, launch, running
 from support import encode_image, real_pairs, snapshot, write_tar
 
@@ -94,6 +95,13 @@ def test_side_cars_lie_beside_the_images_and_are_never_written_over(grr_coca, ru
     assert written[1] == "written by hand"
     assert [written[0], written[2]] == [f"{captions[str(image_files[i])]}\n" for i in (0, 2)]
     assert len(list(image_files[0].parent.iterdir())) == 6
+
+
+def test_without_a_checkpoint_the_shipped_model_is_used(grr_coca, image_files):
+    given, default = (grr_coca("caption", image_files[0], *flags) for flags in (["-c", DEFAULT], []))
+    assert default.code == 0
+    assert default.out == given.out
+    assert default.out.split("\t")[1].strip()
 
 
 # --- Going on

@@ -1,13 +1,15 @@
-"""`grr-coca evaluate --task …` and the intervals of `compare`."""
+"""`grr-coca evaluate` and `compare`: what they measure, and what they refuse."""
 
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from grr_coca.registry import DEFAULT
 from support import finished_run, real_pairs, with_caption, write_shard
 
 WEIGHTS = "model.safetensors"
@@ -69,6 +71,44 @@ def test_numbers_that_are_none_are_null_in_json(grr_coca, diverged, split):
     assert found["contrastive_loss"] is None
     assert found["intervals"]["coca_loss"] == {"value": None, "low": None, "high": None}
     assert found["num_pairs"] == 16
+
+
+def test_an_evaluation_for_people_names_losses_and_chance(grr_coca, run, split):
+    said = grr_coca("evaluate", run.folder, "--data", split, "--batch-size", 8)
+    assert said.code == 0, said.err
+    assert said.out.startswith(str(split))
+    for words in ("contrastive loss", "(batches of 8 pairs)", "perplexity", "CoCa loss", "text to image", "chance"):
+        assert words in said.out
+
+
+def test_an_evaluation_for_programs_is_json_with_the_same_numbers(grr_coca, run, split):
+    options = ["evaluate", run.folder, "--data", split, "--batch-size", 8]
+    result = json.loads(grr_coca(*options, "--json").out)[str(split)]
+    assert result["num_pairs"] == 16
+    assert result["contrastive_batch_size"] == 8
+    assert result["text_to_image"].keys() == {"R@1", "R@5", "R@10"}
+    assert f"{result['perplexity']:.4f}" in grr_coca(*options).out
+
+
+def test_nothing_to_evaluate_on_is_refused(refused, run):
+    assert "give --data PATH" in refused("evaluate", run.folder)
+
+
+def test_a_split_smaller_than_a_batch_is_refused(refused, run, split):
+    assert "16 or less" in refused("evaluate", run.folder, "--data", split)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_nothing_is_refused(refused, run, split, batch_size):
+    assert "batch" in refused("evaluate", run.folder, "--data", split, "--batch-size", batch_size)
+
+
+def test_verbs_that_measure_take_a_name(grr_coca):
+    split = "datasets/health/test-*.tar"
+    data = str(Path(__file__).parents[2] / split)
+    said = grr_coca("evaluate", DEFAULT, "--data", data, "--json")
+    assert said.code == 0
+    assert json.loads(said.out)
 
 
 # --- retrieval
@@ -202,6 +242,34 @@ def test_a_task_that_does_not_exist_is_refused(grr_coca, run, split):
 
 
 # --- compare
+
+
+def test_a_comparison_shows_the_change_in_per_cent(grr_coca, run, baseline, split):
+    said = grr_coca("compare", run.folder, baseline.folder, "--data", split, run.shard, "--batch-size", 8)
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    first, second, average = (line for line in lines if "%" in line)
+    assert any("grr" in line and "baseline" in line and "change" in line for line in lines)
+    assert first.startswith(str(split))
+    assert second.startswith(str(run.shard))
+    assert average.startswith("average")
+    assert all(line.count("%") == 6 for line in (first, second, average))
+    assert "changes over baseline_coca" in said.out
+
+
+def test_a_checkpoint_held_against_itself_has_not_changed(grr_coca, run, split):
+    said = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 8)
+    assert said.out.count("+0.00%") == 3
+
+
+def test_contrastive_losses_of_0_are_compared(grr_coca, run, split):
+    said = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 1)
+    assert said.code == 0, said.err
+    assert "0.000 0.000 –" in " ".join(said.out.split())
+
+
+def test_comparing_on_nothing_is_refused(refused, run, baseline):
+    assert "give --data PATH" in refused("compare", run.folder, baseline.folder)
 
 
 def test_a_comparison_has_paired_differences(grr_coca, run, baseline, split):

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -415,17 +414,3 @@ def test_an_index_goes_through_a_file_and_is_searched_again(grr_coca, drawings, 
     assert "8 images of" in grr_coca("import", "index", tmp_path / "a.parquet", "--out", tmp_path / "index").out
     both = [grr_coca("search", index, "guitar", "--json").out for index in (drawings / "index", tmp_path / "index")]
     assert both[0] == both[1]
-
-
-def test_a_demo_ends_with_a_search_over_its_pictures_and_names_the_commands(grr_coca, tmp_path, monkeypatch):
-    from grr_coca.cli.demo import closing_lines
-    from grr_coca.study.demo.plan import load_demo
-
-    monkeypatch.setattr("sys.argv", ["grr-coca"])
-    plan = replace(load_demo(DRAWINGS.parents[1] / "recipes" / "demo.yaml"), showcase="test")
-    index, search, *hits = closing_lines(plan, Path("pictograms"), tmp_path)
-    assert hits[0].split()[:4] == ["1", hits[0].split()[1], "red", "heart"]
-    assert len(hits) == 3
-    assert re.fullmatch(rf"grr-coca index \S+ --checkpoint pictograms --out {tmp_path}/index", index)
-    assert grr_coca(*shlex.split(search)[1:]).out.splitlines() == hits
-    assert grr_coca(*shlex.split(index)[1:]).out.count("nothing new") == 1

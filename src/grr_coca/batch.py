@@ -90,8 +90,8 @@ class CoCaOutput(NamedTuple):
 class Replacement(NamedTuple):
     """A bad training sample that was replaced by another one.
 
-    `cause`: one of `grr_coca.data.bad.Cause`. `name`: name of the pair. `place`: its shard, table or folder. `sample`:
-    its index in the source.
+    `cause`: a `grr_coca.data.sources.base.Cause`. `name`: name of the pair. `place`: its shard, table or folder.
+    `sample`: its index in the source.
     """
 
     cause: str

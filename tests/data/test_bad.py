@@ -13,13 +13,13 @@ import torch
 
 from grr_coca.batch import Replacement
 from grr_coca.data.augmentation import Augmentation
-from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
 from grr_coca.data.loader import ReplacementLog, make_loader
 from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import views
+from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Chain, Subset, caption_texts, every_caption, sound_pairs
 from grr_coca.data.text import clean_caption

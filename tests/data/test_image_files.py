@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from grr_coca.data import image_files as find
-from grr_coca.data.bad import BadSample
 from grr_coca.data.image_files import find_images
 from grr_coca.data.images import MAX_BYTES
+from grr_coca.data.sources.base import BadSample
 from grr_coca.errors import UserError
 from support import real_pairs, shard_members, write_shard, write_tar
 
@@ -95,7 +95,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(tree, monkeypatch
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it was read"))
     (image,) = find_images(["huge.tif"])
     for read in (image.read, image.span.read):
-        with pytest.raises(BadSample, match=r"huge\.tif: an image of 268,435,457 bytes, more than the limit"):
+        with pytest.raises(BadSample, match=r"huge\.tif: too many bytes: 268,435,457"):
             read()
 
 
@@ -143,7 +143,7 @@ def test_the_images_of_a_shard_need_no_captions(tmp_path):
 def test_a_member_that_is_too_large_is_refused(tmp_path, monkeypatch):
     (image,) = find_images([str(write_shard(tmp_path / "a.tar", real_pairs(1)))])
     monkeypatch.setattr(find, "MAX_BYTES", 100)
-    with pytest.raises(BadSample, match=r"a\.tar: an image of [\d,]+ bytes, more than the limit of 100"):
+    with pytest.raises(BadSample, match=r"a\.tar: too many bytes: [\d,]+ \(limit 100\)"):
         image.read()
 
 
@@ -170,7 +170,7 @@ def test_a_shard_that_breaks_off_gives_what_it_has_and_says_so(tmp_path, keep):
 @pytest.mark.parametrize("members", [{}, {"a.txt": b"no image"}])
 def test_a_shard_without_images_is_an_image_that_fails(tmp_path, members):
     (image,) = find_images([str(write_tar(tmp_path / "a.tar", members))])
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="has no images"):
         image.read()
 
 

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from grr_coca.data import images as svg_module
-from grr_coca.data.bad import BadSample
-from grr_coca.data.images import SIDE, decode_image, is_svg, open_header
+from grr_coca.data.images import SVG_SIDE as SIDE
+from grr_coca.data.images import decode_image, is_svg, open_header
+from grr_coca.data.sources.base import BadSample
 
 pytest.importorskip("resvg_py")
 
@@ -60,22 +61,22 @@ def test_what_many_drawings_have_is_drawn():
     [
         (SQUARE[:60], r"a\.svg: an SVG file that cannot be drawn"),
         (SQUARE.replace(b"M0", b"\xff"), r"a\.svg: an SVG file that cannot be drawn"),
-        (SQUARE.replace(b"<path", b'<image href="/etc/hostname.png"/><path'), "shows another image"),
-        (SQUARE.replace(b"<path", b"<image\n/><path"), "shows another image"),
-        (SQUARE.replace(b"<path", b'<feImage href="/etc/hostname.png"/><path'), "shows another image"),
+        (SQUARE.replace(b"<path", b'<image href="/etc/hostname.png"/><path'), "contains another image"),
+        (SQUARE.replace(b"<path", b"<image\n/><path"), "contains another image"),
+        (SQUARE.replace(b"<path", b'<feImage href="/etc/hostname.png"/><path'), "contains another image"),
         (
             SQUARE.replace(b"<path", b"<g>" * 100 + b"</g>" * 100 + b"<path"),
-            "more than 100 elements within one",
+            "more than 100 nested elements",
         ),
         (
             filtered("<feTurbulence baseFrequency='0.1' numOctaves='2000000000'/>"),
-            "as feTurbulence of 2000000000, would",
+            "such as feTurbulence with 2000000000, would",
         ),
-        (filtered("<feConvolveMatrix order='3 200'/>"), "as feConvolveMatrix of 3 200, would"),
-        (filtered("<feMorphology radius='nan'/>"), "as feMorphology of nan, would"),
-        (filtered("<feMorphology radius='1'/>" * 33), "as feMorphology of 1, would"),
+        (filtered("<feConvolveMatrix order='3 200'/>"), "such as feConvolveMatrix with 3 200, would"),
+        (filtered("<feMorphology radius='nan'/>"), "such as feMorphology with nan, would"),
+        (filtered("<feMorphology radius='1'/>" * 33), "such as feMorphology with 1, would"),
         (filtered("<feMorphology radius='nothing'/>"), "cannot be drawn"),
-        (SQUARE.replace(b"<path", '<s·é:image href="/etc/hostname.png"/><path'.encode()), "shows another image"),
+        (SQUARE.replace(b"<path", '<s·é:image href="/etc/hostname.png"/><path'.encode()), "contains another image"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(data, says):

@@ -24,9 +24,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
 from grr_coca.data.augmentation import Augmentation, Change
-from grr_coca.data.bad import BadSample
 from grr_coca.data.order import SampleRef
-from grr_coca.data.sources.base import PairSource, stable_id
+from grr_coca.data.sources.base import BadSample, PairSource, stable_id
 from grr_coca.data.text import clean_caption
 
 MAX_REPLACEMENTS = 100

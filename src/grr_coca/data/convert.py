@@ -23,9 +23,8 @@ from pathlib import Path
 from PIL import Image
 
 from grr_coca.checkpoint_files import read_json
-from grr_coca.data.bad import BadSample
 from grr_coca.data.images import decode_image, open_header
-from grr_coca.data.sources.base import PairSource, RawPair
+from grr_coca.data.sources.base import BadSample, PairSource, RawPair
 from grr_coca.data.sources.views import ByImage, num_captions, read_sound, sound_captions
 from grr_coca.errors import UserError
 from grr_coca.files import write_whole

@@ -17,10 +17,9 @@ from torch.utils.data import Dataset
 from grr_coca.batch import IGNORE_INDEX, Batch, Replacement
 from grr_coca.data.augment import MAX_REPLACEMENTS, Siblings, Stream, change_images, mix_images, sample_rng
 from grr_coca.data.augmentation import Augmentation, Change
-from grr_coca.data.bad import BadSample
 from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess, to_bytes
-from grr_coca.data.sources.base import PairSource, RawPair, stable_id
+from grr_coca.data.sources.base import BadSample, PairSource, RawPair, stable_id
 from grr_coca.data.text import clean_caption
 from grr_coca.data.tokenizer import CLS_SLOT, NUM_SPECIAL_TOKENS, Tokenizer
 from grr_coca.errors import UserError

@@ -1,7 +1,4 @@
-"""Images decoded in the background, batch by batch, while the batch before is worked on.
-
-Finds the images that arguments name: files, folders, patterns, tar shards and tables of pairs.
-"""
+"""Finds the images of files, folders, patterns, tar shards and tables, and decodes them in the background."""
 
 import errno
 import os
@@ -19,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from PIL import Image
 
-from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES, has_image_suffix, is_image_name, walk_visible
+from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.tar import next_member
 from grr_coca.data.text import writable
 from grr_coca.errors import UserError
@@ -31,18 +28,17 @@ if TYPE_CHECKING:
     from grr_coca.data.sources.base import PairSource
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token"})
-"""Suffixes of files that list images. They are read like training data."""
-
+"""Suffixes of tables that list images. They are read as sources of pairs."""
 
 _ANY_FOLDERS = re.compile(r"(^|/)\*\*(?:/|$)")
-"""`**` as a part of a pattern by itself."""
+"""`**` as a whole part of a pattern."""
 
 _MEMBER = re.compile(r"(?P<shard>.*?\.tar): ", re.DOTALL | re.IGNORECASE)
-"""Begins the name of an image in a shard, see `name_of_member`."""
+"""The start of the name of an image in a shard, see `_name_of_member`."""
 
 
 class Span(NamedTuple):
-    """The place of the bytes of an image: in `file`, from `offset` on. If `offset` is None, it is the whole file."""
+    """The place of the bytes of an image: `size` bytes of `file` from `offset`. If `offset` is None, the whole file."""
 
     file: Path
     offset: int | None = None
@@ -52,7 +48,7 @@ class Span(NamedTuple):
         """Read the bytes.
 
         Raises:
-            UserError: the file does not exist, cannot be read, or the image has more than `MAX_BYTES`.
+            UserError: the file does not exist or cannot be read, or the image has more than `MAX_BYTES`.
         """
         if self.offset is None:
             return _read_file(self.file)
@@ -67,12 +63,12 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image that will be read later.
+    """An image to be read later.
 
-    Results carry its `name`. `path` is None if the image is not a separate file. `read` returns its bytes, and raises
-    `UserError` if it cannot be read. `span` is None if no file holds the bytes as they are. `fields` returns the other
-    columns of the image's row in a table. `hides_others`: it stands for a folder or shard that could not be looked
-    through, which may hold images that are not found.
+    `name`: its name in results. `read`: returns its bytes, and raises `UserError` if it cannot be read. `path`: None if
+    the image is not a separate file. `span`: None if no file contains the bytes as they are. `fields`: returns the
+    other columns of its row in a table. `hides_others`: True if it represents a folder or shard that could not be read,
+    and that may contain further images.
     """
 
     name: str
@@ -85,10 +81,10 @@ class ImageFile:
 
 
 def find_images(arguments: Sequence[str]) -> list[ImageFile]:
-    """The images that the arguments name, in order and without repetition.
+    """Find the images of several arguments, in order and without repetition.
 
     Raises:
-        UserError: there is no argument, or a folder or pattern without an image.
+        UserError: there is no argument, or one gives no image.
     """
     if not arguments:
         raise UserError("no images; give image files, folders, patterns, .tar shards or tables of pairs")
@@ -97,13 +93,13 @@ def find_images(arguments: Sequence[str]) -> list[ImageFile]:
 
 
 def iterate_images(argument: str) -> Iterator[ImageFile]:
-    """The images that one argument names, one after the other, without a list of all of them.
+    """Find the images of one argument, one after another.
 
-    Folders are searched with all their subfolders. Files without the suffix of an image are skipped there. A file that
-    is named directly counts as an image, whatever its suffix.
+    Folders are searched with all subfolders, where files without the suffix of an image are skipped. A file that is the
+    argument itself counts as an image, whatever its suffix.
 
     Raises:
-        UserError: an empty argument, a folder or pattern without an image, or a table or folder that cannot be read.
+        UserError: the argument is empty, gives no image, or is a table or folder that cannot be read.
     """
     require_name(argument)
     path = Path(argument)
@@ -120,17 +116,17 @@ def iterate_images(argument: str) -> Iterator[ImageFile]:
 
 
 def require_name(argument: str) -> None:
-    """Make sure that an argument is not empty, as an unset variable of a shell is: to the system it means `.`.
+    """Raise an error if an argument is empty, like an unset variable of a shell. The system would take it as `.`.
 
     Raises:
-        UserError: it is.
+        UserError: it is empty.
     """
     if not argument:
         raise UserError("an empty name of an image; give files or folders, `.` for this folder")
 
 
 def is_forbidden(path: str) -> bool:
-    """Whether it cannot be told if a file is there, because the folder that it would lie in lets nobody look."""
+    """True if permissions hide whether the path exists."""
     try:
         os.lstat(path)
     except PermissionError:
@@ -155,7 +151,7 @@ def _matches(pattern: str) -> Iterator[ImageFile]:
 
 
 def _expanded(pattern: str) -> Iterator[str]:
-    """What a pattern matches. `**` goes through subfolders as a walk does: `glob` would follow links in circles."""
+    """The paths that match a pattern. For `**`, subfolders are walked, because `glob` would follow links in circles."""
     stars = _ANY_FOLDERS.search(pattern)
     if stars is None:
         yield from glob(pattern)  # noqa: PTH207 (an absolute pattern)
@@ -167,11 +163,11 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 
 def _in_folder(root: Path) -> Iterator[ImageFile]:
-    """The images below a folder. A folder that cannot be listed is an image that raises an error when it is read."""
+    """The images below a folder. A folder that cannot be read gives an image that raises an error when it is read."""
     refused: list[OSError] = []
     for folder, folders, files in walk_visible(root, refused.append):
         yield from _refused(refused)
-        if not os.access(folder, os.X_OK):  # it tells the names of its files, and lets nobody at them
+        if not os.access(folder, os.X_OK):  # the names of its files can be read, but not the files
             refused.append(PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder))
             folders.clear()
             continue
@@ -199,28 +195,27 @@ def _open(path: Path) -> Iterator[ImageFile]:
         yield ImageFile(str(path), partial(_read_file, path), path, Span(path))
 
 
-def name_of_member(shard: Path | str, member: str) -> str:
-    """The name of an image in a shard. `member_of_name` takes it apart."""
+def _name_of_member(shard: Path | str, member: str) -> str:
+    """The name of an image in a shard. `member_of_name` is the inverse."""
     return f"{shard}: {member}"
 
 
 def member_of_name(name: str, shard: str) -> str:
     """The path of an image within its shard."""
-    return name.removeprefix(name_of_member(shard, ""))
+    return name.removeprefix(_name_of_member(shard, ""))
 
 
 def shard_of_name(name: str) -> str | None:
-    """The shard of an image of which only the name is known; None if the name is not that of a member.
+    """The shard in the name of an image; None if the image is not a member of a shard.
 
-    It ends at the first `.tar: `. That is wrong for a shard in a folder whose own name holds this.
+    The shard ends at the first `.tar: `. This is wrong for a shard in a folder whose own name contains `.tar: `.
     """
     member = _MEMBER.match(name)
     return member["shard"] if member else None
 
 
 def _of_tar(path: Path) -> Iterator[ImageFile]:
-    """The images of a shard, with or without captions. If the shard is damaged, the last one raises an error that says
-    so when it is read."""
+    """The images of a shard, with or without captions. If it is damaged, the last image raises an error when read."""
     count = 0
     try:
         with tarfile.open(path, "r:") as tar:
@@ -230,15 +225,15 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
                     if member.offset_data + member.size > path.stat().st_size:
                         raise tarfile.ReadError(f"it ends within {member.name}")
                     span = Span(path, member.offset_data, member.size)
-                    yield ImageFile(name_of_member(path, member.name), span.read, None, span)
+                    yield ImageFile(_name_of_member(path, member.name), span.read, None, span)
             if 0 < path.stat().st_size - tar.offset < tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("it ends within a header")  # tarfile takes that for the end of the tar
+                raise tarfile.ReadError("it ends within a header")  # tarfile takes this as the end
     except (tarfile.TarError, OSError) as error:
         read = partial(_refuse, f"{path}: not a whole uncompressed tar file ({error})", error)
         yield ImageFile(f"{path}", read, hides_others=True)
     else:
         if not count:
-            yield ImageFile(f"{path}", partial(_refuse, f"{path}: holds no images ({_suffixes()})"))
+            yield ImageFile(f"{path}", partial(_refuse, f"{path}: has no images ({_suffixes()})"))
 
 
 def _of_table(argument: str) -> Iterator[ImageFile]:
@@ -249,10 +244,10 @@ def _of_table(argument: str) -> Iterator[ImageFile]:
 
 
 class _Table:
-    """A table of images. Another process gets only its name, and opens the table once."""
+    """A table of images. If it is sent to another process, that process gets only its name and opens it once."""
 
     def __init__(self, argument: str) -> None:
-        from grr_coca.data.sources.open import open_source  # late: most images are files of their own
+        from grr_coca.data.sources.open import open_source  # late: most images are separate files
 
         self.argument = argument
         self.source: PairSource = open_source(argument, needs_captions=False)
@@ -293,7 +288,7 @@ def _read_file(path: Path) -> bytes:
 
 def _require_bytes(size: int, name: str) -> None:
     if size > MAX_BYTES:
-        raise BadSample(f"{name}: an image of {size:,} bytes, more than the limit of {MAX_BYTES:,}", Cause.TOO_LARGE)
+        raise BadSample(f"{name}: too many bytes: {size:,} (limit {MAX_BYTES:,})", Cause.TOO_LARGE)
 
 
 def _refuse(message: str, cause: Exception | None = None) -> bytes:
@@ -304,17 +299,22 @@ def _suffixes() -> str:
     return ", ".join(f".{suffix}" for suffix in sorted(IMAGE_SUFFIXES))
 
 
-Decoded = tuple[ImageFile, Image.Image | UserError]
+# --- Decoding in the background
+
+_Decoded = tuple[ImageFile, Image.Image | UserError]
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
 
-def decoded(files: Iterable[ImageFile], preprocess: "Preprocess", batch_size: int) -> Iterator[list[Decoded]]:
-    """Batches of images, cut to the model's size, or what is wrong with each; in order."""
+def decoded(files: Iterable[ImageFile], preprocess: "Preprocess", batch_size: int) -> Iterator[list[_Decoded]]:
+    """Decode images in the background, in batches and in order.
 
-    def decode(file: ImageFile) -> Decoded:
+    Each image comes with a square of the input size of the model, or with the error if it cannot be decoded.
+    """
+
+    def decode(file: ImageFile) -> _Decoded:
         try:
-            # Scaled to the model's size at once, because two batches of large photographs would fill the memory.
+            # Scaled at once, because two batches of large photographs would fill the memory.
             return file, preprocess.square(preprocess.decode(file.read(), file.name))
         except UserError as error:
             return file, error
@@ -323,9 +323,9 @@ def decoded(files: Iterable[ImageFile], preprocess: "Preprocess", batch_size: in
 
 
 def done_ahead(items: Iterable[Item], work: Callable[[Item], Done], batch_size: int) -> Iterator[list[Done]]:
-    """Results of `work` in batches and in order; threads do the next batch while the caller has one in hand.
+    """Results of `work` in batches and in order. Threads compute the next batch while the caller uses the current one.
 
-    No more than two batches are taken from `items` ahead of what was given.
+    At most two batches are taken from `items` ahead of the results.
     """
     waiting: deque[list[Future[Done]]] = deque()
     source = iter(items)

@@ -1,6 +1,6 @@
-"""Tells image files by their names, and decodes them into RGB images. Errors say what is wrong with a file.
+"""Decodes image files into RGB images, with errors that say what is wrong, and recognizes image files by their names.
 
-Draws SVG files, with resvg. It comes with the extra `[icons]`.
+SVG files are drawn by resvg, which the extra `[icons]` installs.
 """
 
 import io
@@ -19,102 +19,7 @@ import numpy as np
 import PIL.WebPImagePlugin  # noqa: F401 (otherwise the first WebP file makes Pillow load all forty plugins)
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from grr_coca.data.bad import BadSample, Cause
-
-SIDE = 256
-"""Pixels of the longer side of a drawing, which has no size of its own. Models see it scaled down."""
-
-HEAD_BYTES = 4096
-"""Where the first tag of an SVG file must begin, after comments and declarations."""
-
-FILE_TAGS = re.compile(r"<(?:[^\s<>/:]+:)?(?:image|feImage)(?![^\s<>/])")
-"""Elements by which resvg reads other files, with any prefix of the namespace. An entity cannot hide them: resvg takes
-`&#60;` and `&lt;` in the text of an entity as text."""
-
-
-MOST_LEVELS = 100
-"""Elements within one another. At a few hundred, resvg uses up its stack, and ends the process."""
-
-COSTLY = {"feTurbulence": "numOctaves", "feConvolveMatrix": "order", "feMorphology": "radius"}
-"""Filters by which a few bytes take hours to draw, and the attribute that says how long."""
-
-MOST_COST = 32.0
-"""The sum of these attributes in a drawing."""
-
-
-def is_svg(data: bytes) -> bool:
-    """True if the bytes of a file are SVG, whatever the file is called."""
-    head = data[:HEAD_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip()
-    return head.startswith(b"<svg") or (head.startswith((b"<?xml", b"<!")) and b"<svg" in head)
-
-
-def draw_svg(data: bytes, name: str) -> Image.Image:
-    """An SVG file as a square of `SIDE` pixels, drawn over transparency, oblong ones in the middle.
-
-    Nothing is read besides it: no fonts of the system, and no other image.
-
-    Raises:
-        BadSample: it cannot be drawn, or resvg is not installed.
-    """
-    if find_spec("resvg_py") is None:
-        message = f"{name}: an SVG file, which needs resvg-py; pip install 'grr-coca[icons]'"
-        raise BadSample(message, Cause.NOT_INSTALLED)
-    try:
-        svg = data.decode("utf-8-sig")
-        _require_drawable(svg)
-        image = render_svg(svg, SIDE)
-    except (ValueError, expat.ExpatError) as error:
-        raise BadSample(f"{name}: an SVG file that cannot be drawn ({error})", Cause.BROKEN_IMAGE) from error
-    image.format = "SVG"
-    return image
-
-
-def _require_drawable(svg: str) -> None:
-    """Make sure that the drawing ends.
-
-    Raises:
-        ValueError: it is nested too deeply, or a filter would take too long.
-        ExpatError: it is not XML.
-    """
-    level, cost = 0, 0.0
-
-    def begin(name: str, attributes: dict[str, str]) -> None:
-        nonlocal level, cost
-        level += 1
-        if level > MOST_LEVELS:
-            raise ValueError(f"more than {MOST_LEVELS} elements within one another")
-        written = attributes.get(COSTLY.get(name.rpartition(":")[2], ""), "0")
-        cost += sum(map(float, re.split(r"[\s,]+", written.strip())))
-        if not cost <= MOST_COST:  # false for what is no number too
-            raise ValueError(f"its filters, as {name} of {written}, would take too long")
-
-    def end(_: str) -> None:
-        nonlocal level
-        level -= 1
-
-    parser = expat.ParserCreate()
-    parser.StartElementHandler, parser.EndElementHandler = begin, end
-    parser.Parse(svg, True)
-
-
-def render_svg(svg: str, side: int) -> Image.Image:
-    """An SVG as an RGBA square of `side` pixels, in the middle if it is oblong.
-
-    Raises:
-        ValueError: it cannot be drawn.
-    """
-    import resvg_py  # late: it comes with an extra
-
-    if FILE_TAGS.search(svg):
-        raise ValueError("it shows another image; give that one")
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True)
-    drawn = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-    if drawn.size == (side, side):
-        return drawn
-    square = Image.new("RGBA", (side, side), (255, 255, 255, 0))
-    square.paste(drawn, ((side - drawn.width) // 2, (side - drawn.height) // 2))
-    return square
-
+from grr_coca.data.sources.base import BadSample, Cause
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "svg"})
 
@@ -124,20 +29,20 @@ MAX_PIXELS = 100_000_000
 MAX_BYTES = 2**28
 """Larger files are refused before they are read."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-"""Accepted image formats. Pillow reads more, but runs Ghostscript for some of them."""
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+"""Accepted image formats. Pillow reads more, but it runs Ghostscript for some of them."""
 
 Opening = Literal["upright_on_white", "as_stored"]
-"""How an image is opened: turned upright by its EXIF data and laid over white where it is transparent, or with its
-pixels as they are stored, as open_clip does."""
+"""How an image is opened: rotated as its EXIF data say and with transparent parts over white, or with its pixels as
+they are stored, as open_clip does."""
 
 _OF_PILLOW = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
-"""The filter of Python's warnings that ignores those of Pillow, in the form in which `warnings.filters` holds it."""
+"""The warning filter that ignores warnings of Pillow, in the form of `warnings.filters`."""
 
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error)
-"""What Pillow raises for broken files."""
+"""The exceptions of Pillow for broken files."""
 
-TURNS = {
+_TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -146,48 +51,20 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image upright, by the orientation of its EXIF data."""
+"""The operation that turns an image upright, by the orientation in its EXIF data."""
 
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"))
 
 
-def is_image_name(name: str) -> bool:
-    """True if a file, or a member of a shard, is an image by its name: not hidden, and with the suffix of an image."""
-    return has_image_suffix(name) and not is_hidden(name)
-
-
-def has_image_suffix(name: str) -> bool:
-    """True if a name ends in one of `IMAGE_SUFFIXES`, hidden or not."""
-    _, dot, suffix = name.rpartition(".")
-    return bool(dot) and suffix.lower() in IMAGE_SUFFIXES
-
-
-def is_hidden(name: str) -> bool:
-    """True for files and folders that are passed by, such as the `._NAME.jpg` that macOS writes beside NAME.jpg."""
-    return basename(name).startswith(".")
-
-
-def walk_visible(
-    root: Path, on_error: Callable[[OSError], object] | None = None
-) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk` in sorted order, without hidden files and folders (`.ipynb_checkpoints`, `.thumbnails`).
-
-    A folder that the caller removes from the list of folders is not entered.
-    """
-    for folder, folders, files in os.walk(root, onerror=on_error):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        yield folder, folders, sorted(name for name in files if not is_hidden(name))
-
-
 def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white") -> Image.Image:
-    """Decode the bytes of a file in one of `FORMATS`, or of an SVG, into an RGB image. The suffix does not matter.
+    """Decode the bytes of an image file into an RGB image: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or SVG.
 
-    The first frame of an animation is taken. EXIF rotation is applied. Transparency is composited over white. 16-bit
-    and floating-point grey is scaled to 8 bits.
+    The suffix of the file does not matter. An animation gives its first frame. EXIF rotation is applied. Transparent
+    parts are composited over white. Grey with 16 bits or floating-point values is scaled to 8 bits.
 
     Args:
         data: the content of the file.
-        name: how messages call the file.
+        name: the name of the file in messages.
         opening: `as_stored` ignores EXIF rotation and transparency.
 
     Raises:
@@ -212,29 +89,29 @@ def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white") 
 
 
 def _ignore_warnings_of_pillow() -> None:
-    """Let Pillow not warn of large images and odd metadata: it does not name the file, and we decide what is too large.
+    """Ignore warnings of Pillow about large images and odd metadata. They do not name the file.
 
-    The filter is for Pillow alone, and stays. `catch_warnings` cannot do this: images are decoded in several threads,
-    and if two of them are within it at the same time, the filter for all warnings may stay behind.
+    The filter is for Pillow alone, and stays. `catch_warnings` would not work: images are decoded in several threads,
+    and if two of them use it at the same time, a filter for all warnings may stay behind.
     """
-    if warnings.filters[:1] != [_OF_PILLOW]:  # those that come first count, and others may have come since
+    if warnings.filters[:1] != [_OF_PILLOW]:  # the first filter counts, and other code may have added one
         warnings.filterwarnings("ignore", module=_OF_PILLOW[3].pattern)
 
 
 def open_header(data: bytes, name: str) -> Image.Image:
-    """Open an image and read its header. No pixel is decoded, but SVG is drawn.
+    """Open an image and read its header. No pixel is decoded, except that SVG is drawn.
 
     Raises:
         BadSample: the image has more than `MAX_PIXELS`.
         OSError, ValueError, SyntaxError, EOFError: raised by Pillow for broken files.
     """
     if is_svg(data):
-        return draw_svg(data, name)
-    # A WebP decoder allocates its whole canvas when it is opened, so the size is checked before.
+        return _draw_svg(data, name)
+    # The WebP decoder allocates its whole canvas when it is opened, so the size is checked before.
     _require_size(*_webp_size(data), name)
     likely = tuple(kind for magic, kind in _MAGIC if data.startswith(magic))
     try:
-        image = Image.open(io.BytesIO(data), formats=likely or FORMATS)
+        image = Image.open(io.BytesIO(data), formats=likely or _FORMATS)
     except Image.DecompressionBombError as error:
         raise _too_large(name) from error
     _require_size(*image.size, name)
@@ -257,10 +134,14 @@ def _require_size(width: int, height: int, name: str) -> None:
 
 
 def _too_large(name: str, width: int = 0, height: int = 0) -> BadSample:
-    size = f"{width} × {height}" if width else "far too many"
-    return BadSample(
-        f"{name}: {size} pixels are more than the limit of {MAX_PIXELS:,}; scale the image down first", Cause.TOO_LARGE
-    )
+    size = f": {width * height:,}" if width else ""
+    message = f"{name}: too many pixels{size} (limit {MAX_PIXELS:,}); scale the image down first"
+    return BadSample(message, Cause.TOO_LARGE)
+
+
+def open_rgb(image: Image.Image, opening: Opening = "upright_on_white") -> Image.Image:
+    """Convert an image that Pillow has opened to RGB, as `decode_image` does for a file."""
+    return _to_rgb(_upright(image) if opening == "upright_on_white" else image, opening)
 
 
 def _to_rgb(image: Image.Image, opening: Opening) -> Image.Image:
@@ -276,36 +157,159 @@ def _to_rgb(image: Image.Image, opening: Opening) -> Image.Image:
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     if image.mode == "F":
-        # Floating-point images have no agreed range, so the smallest value becomes black and the largest white.
+        # Floating-point images have no fixed range, so the smallest value becomes black and the largest white.
         finite = values[np.isfinite(values)]
         low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
         values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
         values *= 65535 / max(high - low, 1e-12)
     grey = Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
-    if "transparency" in image.info:  # the grey that a PNG shows as transparent
+    if "transparency" in image.info:  # the grey value that is transparent in a PNG
         grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
     return grey
 
 
-def open_rgb(image: Image.Image, opening: Opening = "upright_on_white") -> Image.Image:
-    """Convert an image that Pillow has opened to RGB, in the same way as `decode_image` does for a file."""
-    return _to_rgb(_upright(image) if opening == "upright_on_white" else image, opening)
-
-
 def _upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF data want it turned.
+    """The image, rotated as its EXIF data say.
 
-    Of these the orientation alone is read. Pillow's `exif_transpose` writes all of them anew, and fails where a tag is
-    of another type than the standard says, which has nothing to do with the pixels.
+    Only the orientation is read. Pillow's `exif_transpose` also rewrites the EXIF data, and fails if any tag has the
+    wrong type, although that does not affect the pixels.
     """
     image.load()  # EXIF data may follow the pixels
     try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # whatever a damaged block raises: it says nothing about the pixels either
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data raise many types, and do not affect the pixels
         turn = None
     if turn is None:
         return image
     upright = image.transpose(turn)
-    # Without EXIF data, by which it would be turned once more if it is opened again.
+    # Without EXIF data, which would turn it again if it is opened again.
     upright.info = {key: value for key, value in image.info.items() if key == "transparency"}
     return upright
+
+
+# --- Names
+
+
+def is_image_name(name: str) -> bool:
+    """True if the name of a file or member is that of an image: not hidden, and with a suffix in `IMAGE_SUFFIXES`."""
+    return has_image_suffix(name) and not is_hidden(name)
+
+
+def has_image_suffix(name: str) -> bool:
+    """True if a name ends with one of `IMAGE_SUFFIXES`. It may be hidden."""
+    _, dot, suffix = name.rpartition(".")
+    return bool(dot) and suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_hidden(name: str) -> bool:
+    """True for hidden files and folders, such as the `._NAME.jpg` that macOS writes beside NAME.jpg."""
+    return basename(name).startswith(".")
+
+
+def walk_visible(
+    root: Path, on_error: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` in sorted order, without hidden files and folders (`.ipynb_checkpoints`, `.thumbnails`).
+
+    The caller can remove folders from the second list. They are not entered then.
+    """
+    for folder, folders, files in os.walk(root, onerror=on_error):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        yield folder, folders, sorted(name for name in files if not is_hidden(name))
+
+
+# --- SVG
+
+SVG_SIDE = 256
+"""Side in pixels at which SVG files are drawn, since they have no size in pixels. Models see them scaled down."""
+
+_HEAD_BYTES = 4096
+"""The first tag of an SVG file must begin within this many bytes, after comments and declarations."""
+
+_FILE_TAGS = re.compile(r"<(?:[^\s<>/:]+:)?(?:image|feImage)(?![^\s<>/])")
+"""Elements by which resvg would read other files, with any namespace prefix. An entity cannot hide them: resvg takes
+`&#60;` and `&lt;` in an entity as text."""
+
+
+_MAX_LEVELS = 100
+"""Largest depth of nested elements. At a few hundred, resvg uses up its stack, and the process ends."""
+
+_COSTLY_FILTERS = {"feTurbulence": "numOctaves", "feConvolveMatrix": "order", "feMorphology": "radius"}
+"""Filters that can take hours to draw, and the attribute that determines how long."""
+
+_MAX_COST = 32.0
+"""Largest sum of these attributes in a drawing."""
+
+
+def is_svg(data: bytes) -> bool:
+    """True if the bytes of a file are SVG. Its name does not matter."""
+    head = data[:_HEAD_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip()
+    return head.startswith(b"<svg") or (head.startswith((b"<?xml", b"<!")) and b"<svg" in head)
+
+
+def _draw_svg(data: bytes, name: str) -> Image.Image:
+    """Draw an SVG file as a transparent square of `SVG_SIDE` pixels, with oblong drawings in the middle.
+
+    Nothing else is read: no fonts of the system, and no other image.
+
+    Raises:
+        BadSample: the file cannot be drawn, or resvg is not installed.
+    """
+    if find_spec("resvg_py") is None:
+        message = f"{name}: an SVG file, which needs resvg-py; pip install 'grr-coca[icons]'"
+        raise BadSample(message, Cause.NOT_INSTALLED)
+    try:
+        svg = data.decode("utf-8-sig")
+        _require_drawable(svg)
+        image = render_svg(svg, SVG_SIDE)
+    except (ValueError, expat.ExpatError) as error:
+        raise BadSample(f"{name}: an SVG file that cannot be drawn ({error})", Cause.BROKEN_IMAGE) from error
+    image.format = "SVG"
+    return image
+
+
+def _require_drawable(svg: str) -> None:
+    """Raise an error if drawing a file would take too long, or too much memory.
+
+    Raises:
+        ValueError: elements are nested too deeply, or a filter would take too long.
+        ExpatError: the file is not XML.
+    """
+    level, cost = 0, 0.0
+
+    def begin(name: str, attributes: dict[str, str]) -> None:
+        nonlocal level, cost
+        level += 1
+        if level > _MAX_LEVELS:
+            raise ValueError(f"more than {_MAX_LEVELS} nested elements")
+        written = attributes.get(_COSTLY_FILTERS.get(name.rpartition(":")[2], ""), "0")
+        cost += sum(map(float, re.split(r"[\s,]+", written.strip())))
+        if not cost <= _MAX_COST:  # false for NaN too
+            raise ValueError(f"its filters, such as {name} with {written}, would take too long")
+
+    def end(_: str) -> None:
+        nonlocal level
+        level -= 1
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = begin, end
+    parser.Parse(svg, True)
+
+
+def render_svg(svg: str, side: int) -> Image.Image:
+    """Draw an SVG as an RGBA square of `side` pixels, in the middle if it is oblong.
+
+    Raises:
+        ValueError: it cannot be drawn.
+    """
+    import resvg_py  # late: it needs an extra
+
+    if _FILE_TAGS.search(svg):
+        raise ValueError("it contains another image file; give that one")
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True)
+    drawn = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    if drawn.size == (side, side):
+        return drawn
+    square = Image.new("RGBA", (side, side), (255, 255, 255, 0))
+    square.paste(drawn, ((side - drawn.width) // 2, (side - drawn.height) // 2))
+    return square

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from grr_coca.data.bad import BadSample
 from grr_coca.data.images import decode_image, open_header
-from grr_coca.data.sources.base import PairSource
+from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.views import read_sound
 

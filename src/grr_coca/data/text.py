@@ -5,7 +5,7 @@ Repair of text that was decoded wrongly or escaped, as open_clip does it before 
 
 import html
 
-from grr_coca.data.bad import BadSample, Cause
+from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 

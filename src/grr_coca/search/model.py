@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.checkpoint_files import fingerprint
-from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.image_files import ImageFile, done_ahead
+from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.text import writable
 from grr_coca.errors import UserError
 from grr_coca.inference.locate import locate_checkpoint

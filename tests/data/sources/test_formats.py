@@ -16,12 +16,12 @@ import pyarrow.parquet
 import pytest
 
 from grr_coca.data.augmentation import Augmentation
-from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
 from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.sources import tables as line_tables
+from grr_coca.data.sources import tables
+from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import caption_texts, every_caption
 from grr_coca.data.tokenizer import train_bpe
@@ -119,7 +119,7 @@ def test_coco_captions_find_the_images_where_people_put_them(tmp_path, images):
 
 def test_images_that_are_nowhere_are_an_error_that_says_where_was_looked(tmp_path):
     path = write(tmp_path / "annotations" / "captions_val2017.json", coco(["1.jpg"], FIVE[:1]))
-    with pytest.raises(UserError, match=r"images are not there, such as 1\.jpg; looked in .*val2017") as caught:
+    with pytest.raises(UserError, match=r"images do not exist, such as 1\.jpg; looked in .*val2017") as caught:
         open_source(str(path))
     assert str(tmp_path / "images" / "val2017") in str(caught.value)
 
@@ -173,7 +173,7 @@ def test_karpathys_flickr30k_has_no_folders_in_its_paths(tmp_path):
 
 
 def test_without_a_split_karpathys_file_is_an_error_that_names_the_splits(karpathy_coco):
-    with pytest.raises(UserError, match=r"has the splits restval, test, train, val; say which, .*dataset_coco\.json#"):
+    with pytest.raises(UserError, match=r"has the splits restval, test, train, val; choose one, .*dataset_coco\.json#"):
         open_source(str(karpathy_coco))
 
 
@@ -344,14 +344,14 @@ def test_a_parquet_table_that_holds_the_images_themselves_says_so(tmp_path):
     for image in ({"bytes": JPEGS[0], "path": "0.jpg"}, JPEGS[0]):
         table = pyarrow.Table.from_pylist([{"image": image, "caption": "a cat"}])
         parquet.write_table(table, tmp_path / "a.parquet")
-        with pytest.raises(UserError, match=r"a\.parquet: 'image' holds images, not paths; save them as files"):
+        with pytest.raises(UserError, match=r"a\.parquet: 'image' has images, not paths; save them as files"):
             open_source(str(tmp_path / "a.parquet"))
 
 
 def test_a_broken_parquet_file_is_an_error_that_names_it(tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else")
-    with pytest.raises(UserError, match=r"a\.parquet: not a Parquet file"):
+    with pytest.raises(UserError, match=r"a\.parquet: not a readable Parquet file"):
         open_source(str(tmp_path / "a.parquet"))
 
 
@@ -368,19 +368,19 @@ def test_rows_of_one_image_have_one_image_id(tmp_path):
     [
         ("a.csv", "picture,words\n", "no column of the image's path; found picture, words; expected one of image_path"),
         ("a.csv", "image,words\n", "no column of the caption; found image, words; expected one of caption"),
-        ("a.tsv", "url\tcaption\nhttp://a/b.jpg\tx\n", "holds URLs, and nothing is fetched"),
+        ("a.tsv", "url\tcaption\nhttp://a/b.jpg\tx\n", "has URLs, and nothing is downloaded"),
         ("a.jsonl", '{"picture": 1}\n', "no column of the image's path; found picture"),
         ("a.jsonl", "no json\n", "no column of the image's path; found none"),
         ("a.csv", "", "no column"),
         ("a.csv", "image,caption\n", "no pairs"),
-        ("a.jsonl", '{"image_id": 7, "caption": "a"}\n', "none of its first rows names the file of an image, as text"),
+        ("a.jsonl", '{"image_id": 7, "caption": "a"}\n', "none of its first rows has the path of an image"),
         (
             "a.csv",
             'image,caption\na.jpg,"never closed\n' + "b.jpg,x\n" * 20_000,
-            "row 1: a quote is opened and not closed",
+            "row 1: a quote is not closed",
         ),
-        ("a.csv", 'image,caption\na.jpg,"a ""cat"""\nb.jpg,"a dog\nc.jpg,a bird\n', "row 2: a quote is opened and not"),
-        ("a.csv", 'image,caption\na.jpg,"a cat\n\n', "row 1: a quote is opened and not closed"),
+        ("a.csv", 'image,caption\na.jpg,"a ""cat"""\nb.jpg,"a dog\nc.jpg,a bird\n', "row 2: a quote is not closed"),
+        ("a.csv", 'image,caption\na.jpg,"a cat\n\n', "row 1: a quote is not closed"),
         ("a.csv", 'image,caption\na.jpg,"a"\nb\r.jpg,b\n', "row 2: cannot be split into cells (new-line character"),
     ],
 )
@@ -433,7 +433,7 @@ def test_a_name_that_is_too_long_for_a_file_is_a_bad_sample(tmp_path, suffix):
 
 def test_a_table_keeps_eight_bytes_a_row(tmp_path, monkeypatch):
     lay(tmp_path, ["0.jpg"])
-    monkeypatch.setattr(line_tables, "CHUNK", 1000)
+    monkeypatch.setattr(tables, "_CHUNK_BYTES", 1000)
     path = write(tmp_path / "a.tsv", "path\tcaption\n" + "0.jpg\ta cat\n" * 5000)
     starts = open_source(str(path))._rows._starts
     assert starts.dtype == np.int64
@@ -443,10 +443,10 @@ def test_a_table_keeps_eight_bytes_a_row(tmp_path, monkeypatch):
 
 @pytest.fixture
 def few_open_tables(monkeypatch):
-    monkeypatch.setattr(line_tables, "MAX_OPEN_TABLES", 3)
-    line_tables._open_tables.cache_clear()
+    monkeypatch.setattr(tables, "_MAX_OPEN_TABLES", 3)
+    tables._open_tables.cache_clear()
     yield
-    line_tables._open_tables.cache_clear()
+    tables._open_tables.cache_clear()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the list of open files is Linux's")
@@ -472,7 +472,7 @@ def test_a_table_that_is_gone_or_shorter_gives_bad_samples(tmp_path, few_open_ta
     assert source.caption(0) == "a cat"
     paths[1].unlink()
     paths[0].write_text("path,caption\n0")
-    for index, said in enumerate(["the table has become shorter", r"cannot be read \(No such file"]):
+    for index, said in enumerate(["the table is shorter than before", r"cannot be read \(No such file"]):
         with pytest.raises(BadSample, match=rf"{index}\.csv: row 1: {said}") as caught:
             source.caption(index)
         assert caught.value.cause is Cause.UNREADABLE
@@ -486,7 +486,7 @@ def test_a_table_that_is_gone_or_shorter_gives_bad_samples(tmp_path, few_open_ta
 )
 def test_a_path_that_is_none_is_refused_and_nothing_is_run(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="nothing is fetched or run"):
+    with pytest.raises(UserError, match="nothing is downloaded or executed"):
         open_source(path)
     assert list(tmp_path.iterdir()) == []
 

@@ -13,10 +13,9 @@ from resource import RLIM_INFINITY
 import numpy as np
 import pytest
 
-from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.image_files import iterate_images
 from grr_coca.data.sources import shards
-from grr_coca.data.sources import shards as shard_index
+from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.tar import ROW, scan_shard
 from grr_coca.errors import UserError
@@ -27,7 +26,7 @@ PAIRS = real_pairs(12)
 
 @pytest.fixture(autouse=True)
 def every_shard_is_large(monkeypatch, tmp_path):
-    monkeypatch.setattr(shard_index, "MIN_SHARD_SIZE", 0)
+    monkeypatch.setattr(shards, "MIN_SHARD_SIZE", 0)
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
@@ -40,7 +39,7 @@ def scans(monkeypatch):
         scanned.append(path.name)
         return scan_shard(path)
 
-    monkeypatch.setattr(shard_index, "scan_shard", watched)
+    monkeypatch.setattr(shards, "scan_shard", watched)
     return scanned
 
 
@@ -69,7 +68,7 @@ def test_an_index_is_built_once_and_gives_the_same_pairs(shard, scans):
 
 
 def test_a_small_shard_gets_no_file_beside_it(shard, scans, monkeypatch):
-    monkeypatch.setattr(shard_index, "MIN_SHARD_SIZE", 2**24)
+    monkeypatch.setattr(shards, "MIN_SHARD_SIZE", 2**24)
     assert pairs_of(shard) == EXPECTED
     assert [path.name for path in shard.parent.iterdir()] == ["a.tar"]
 
@@ -88,8 +87,8 @@ def test_a_damaged_index_is_made_anew_wherever_the_damage_is(shard, scans):
     index = shard.with_name("a.tar.index")
     good = index.read_bytes()
     rng = np.random.default_rng(0)
-    state = len(json.loads(good[: shard_index.HEADER_SIZE].decode()).__repr__())
-    places = [*rng.integers(0, state, 20), *rng.integers(shard_index.HEADER_SIZE, len(good), 20)]
+    state = len(json.loads(good[: shards._HEADER_SIZE].decode()).__repr__())
+    places = [*rng.integers(0, state, 20), *rng.integers(shards._HEADER_SIZE, len(good), 20)]
     for number, place in enumerate(places):
         damaged = bytearray(good)
         damaged[place] ^= 1 << rng.integers(8)
@@ -115,27 +114,27 @@ def test_no_index_is_kept_of_a_shard_that_changes_while_it_is_read(shard, monkey
         os.utime(path, ns=(5, 5))
         return index
 
-    monkeypatch.setattr(shard_index, "scan_shard", slow)
+    monkeypatch.setattr(shards, "scan_shard", slow)
     assert pairs_of(shard) == EXPECTED
     assert [path.name for path in shard.parent.iterdir()] == ["a.tar"]
 
 
 def test_an_index_of_another_version_is_made_anew(shard, scans, monkeypatch):
     pairs_of(shard)
-    monkeypatch.setattr(shard_index, "VERSION", shard_index.VERSION + 1)
+    monkeypatch.setattr(shards, "_VERSION", shards._VERSION + 1)
     assert pairs_of(shard) == EXPECTED
     assert len(scans) == 2
 
 
 def test_where_the_folder_is_not_writable_the_index_goes_to_a_cache(shard, scans, tmp_path, monkeypatch):
-    write = shard_index.write_whole
+    write = shards.write_whole
 
     def refusing(path, content):
         if path.parent == shard.parent:
             raise PermissionError(13, "Permission denied")
         write(path, content)
 
-    monkeypatch.setattr(shard_index, "write_whole", refusing)
+    monkeypatch.setattr(shards, "write_whole", refusing)
     assert pairs_of(shard) == pairs_of(shard) == EXPECTED
     assert scans == ["a.tar"]
     assert [path.name for path in shard.parent.iterdir()] == ["a.tar"]
@@ -146,7 +145,7 @@ def test_where_nothing_is_writable_the_index_stays_in_memory(shard, monkeypatch)
     def refusing(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shard_index, "write_whole", refusing)
+    monkeypatch.setattr(shards, "write_whole", refusing)
     assert pairs_of(shard) == EXPECTED
 
 
@@ -162,7 +161,7 @@ def test_builders_at_the_same_time_do_not_harm_each_other(shard):
 
 
 def test_a_process_keeps_few_shards_open_and_reads_them_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "MAX_OPEN", 3)
+    monkeypatch.setattr(shards, "_MAX_OPEN", 3)
     paths = [write_shard(tmp_path / "set" / f"{i:02d}.tar", [pair]) for i, pair in enumerate(PAIRS)]
     before = num_descriptors()
     source = TarShards(paths)
@@ -206,7 +205,7 @@ def test_a_shard_that_shrinks_under_the_run_gives_bad_samples(shard):
     source[0]
     with shard.open("r+b") as file:
         file.truncate(1024)
-    with pytest.raises(BadSample, match="has become shorter") as caught:
+    with pytest.raises(BadSample, match="is shorter than before") as caught:
         source[11]
     assert caught.value.cause is Cause.UNREADABLE
 
@@ -214,7 +213,7 @@ def test_a_shard_that_shrinks_under_the_run_gives_bad_samples(shard):
 def test_a_pair_takes_29_bytes_and_its_key(shard):
     pairs_of(shard)
     size = shard.with_name("a.tar.index").stat().st_size
-    assert size == shard_index.HEADER_SIZE + 12 * ROW.itemsize + sum(len(pair.key) for pair in PAIRS)
+    assert size == shards._HEADER_SIZE + 12 * ROW.itemsize + sum(len(pair.key) for pair in PAIRS)
 
 
 def test_a_scan_does_not_keep_every_member_of_a_large_shard(shard, monkeypatch):
@@ -284,7 +283,7 @@ def test_a_header_that_makes_no_sense_is_told(tmp_path, headers):
             info = tarfile.TarInfo(name)
             info.size, info.pax_headers = len(image), headers if name == "b.png" else {}
             tar.addfile(info, io.BytesIO(image))
-    with pytest.raises(UserError, match=r"a\.tar: not an uncompressed tar file that can be read"):
+    with pytest.raises(UserError, match=r"a\.tar: not a readable, uncompressed tar file"):
         scan_shard(path)
     *_, last = itertools.islice(iterate_images(str(path)), 10)
     with pytest.raises(UserError, match=r"a\.tar: not a whole uncompressed tar file"):

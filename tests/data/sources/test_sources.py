@@ -7,8 +7,7 @@ import tarfile
 
 import pytest
 
-from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.sources.base import RawPair, stable_id
+from grr_coca.data.sources.base import BadSample, Cause, RawPair, stable_id
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.shards import TarShards
@@ -184,7 +183,7 @@ def test_a_compressed_tar_is_an_error_that_says_so(tmp_path):
     path = write_shard(tmp_path / "plain.tar", PAIRS)
     packed = tmp_path / "packed.tar"
     packed.write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(UserError, match=r"packed\.tar: not an uncompressed tar"):
+    with pytest.raises(UserError, match=r"packed\.tar: not a readable, uncompressed tar"):
         TarShards([packed])
 
 
@@ -206,7 +205,7 @@ def test_of_a_truncated_shard_the_intact_pairs_are_kept_and_the_shard_is_named(t
     assert len(shard) - num_intact <= 1
     assert shard.truncated == [path]
     (message,) = messages
-    assert message.startswith(f"{path}: the file ends before the tar does; the {num_intact} pairs before that")
+    assert message.startswith(f"{path}: truncated; the {num_intact} complete pairs")
 
 
 def test_a_shard_cut_between_two_pairs_is_named_too(tmp_path):
@@ -305,7 +304,7 @@ def test_a_folder_of_shards_opens_the_shards(tmp_path):
 
 def test_a_missing_path_is_an_error_that_lists_what_is_there(tmp_path):
     write_shard(tmp_path / "train-00000.tar", PAIRS[:1])
-    with pytest.raises(UserError, match=r"tran\.tar: no such file or folder.* holds train-00000\.tar"):
+    with pytest.raises(UserError, match=r"tran\.tar: no such file or folder.* has train-00000\.tar"):
         open_source(str(tmp_path / "tran.tar"))
 
 
@@ -316,7 +315,7 @@ def test_a_missing_path_in_a_missing_folder_is_an_error(tmp_path):
 
 def test_a_file_of_another_kind_is_an_error_that_names_it(tmp_path):
     (tmp_path / "pairs.xlsx").write_text("path,caption")
-    with pytest.raises(UserError, match=r"pairs\.xlsx: not a tar shard"):
+    with pytest.raises(UserError, match=r"pairs\.xlsx: not in a readable format"):
         open_source(str(tmp_path / "pairs.xlsx"))
 
 

@@ -1,27 +1,22 @@
-"""Finds the columns of a table that hold the paths of images and the captions.
-
-The protocol of a source of pairs. It has random access, so pairs can be read in any order.
-
-Many strings in little memory, and stable numeric ids of strings.
-"""
+"""What all sources share: a pair, the protocol of a source, bad pairs and their causes, and the columns of tables."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
 
 from grr_coca.errors import UserError
 
 
 @dataclass(frozen=True)
 class RawPair:
-    """The bytes of one image file, and its caption. `name` tells people where the pair comes from.
+    """A pair as it was read: the bytes of an image file, and a caption. `name`: its place, for messages.
 
-    If an image has several captions, `more_captions` holds the others. Pairs of the same image have the same
-    `image_name`. If it is empty, `name` is used for it.
+    If an image has several captions, `more_captions` has the others. Pairs of the same image have the same
+    `image_name`; if that is empty, `name` is used.
     """
 
     key: str
@@ -40,7 +35,7 @@ class RawPair:
 
 @runtime_checkable
 class PairSource(Protocol):
-    """Pairs by index. If a pair is bad, reading it raises a `BadSample`."""
+    """A source of pairs, which can be read in any order. Reading a bad pair raises `BadSample`."""
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -51,32 +46,60 @@ class PairSource(Protocol):
         ...
 
     def caption(self, index: int) -> str:
-        """Read the first caption of an image, without the image."""
+        """Read the first caption of a pair. The image is not read."""
         ...
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Read all captions of an image, without the image."""
+        """Read all captions of a pair. The image is not read."""
         ...
 
     def name(self, index: int) -> str:
-        """The name of a pair in messages."""
+        """The name of a pair, for messages."""
         ...
 
     def image_name(self, index: int) -> str:
-        """The name of a pair's image, which is not read. Pairs of the same image have the same."""
+        """The name of the image of a pair. Pairs of the same image have the same name. The image is not read."""
         ...
 
     def place(self, index: int) -> str:
-        """The shard, table or folder that a pair lies in. Bad pairs are counted by place."""
+        """The shard, table or folder of a pair. Bad pairs are counted by place."""
         ...
 
 
-def locate(ends: Int[np.ndarray, " P"], index: int) -> tuple[int, int]:
-    """The part that a pair lies in, and the number of the pair within this part.
+class Cause(StrEnum):
+    """The reasons why a pair is bad."""
+
+    EMPTY_FILE = "empty file"
+    NOT_AN_IMAGE = "not an image"
+    BROKEN_IMAGE = "broken or truncated image"
+    TOO_LARGE = "too large"
+    NO_IMAGE = "no image"
+    NO_CAPTION = "no caption"
+    EMPTY_CAPTION = "empty caption"
+    BAD_TEXT = "text is not UTF-8"
+    BAD_RECORD = "broken record"
+    DUPLICATE_KEY = "duplicate key"
+    CUT_OFF = "cut off by the end of a truncated shard"
+    UNREADABLE = "cannot be read"
+    FORBIDDEN_PATH = "path leaves the data's folder"
+    NOT_INSTALLED = "needs a package that is not installed"
+
+
+class BadSample(UserError):  # noqa: N818 (it is the sample that is bad)
+    """The error for a pair, or a file of a pair, that cannot be used. The message names it."""
+
+    def __init__(self, message: str, cause: Cause = Cause.UNREADABLE) -> None:
+        # `cause` has a default, because torch passes only the message of an error from a worker to its parent.
+        super().__init__(message)
+        self.cause = cause
+
+
+def locate(ends: np.ndarray, index: int) -> tuple[int, int]:
+    """The part of a source that a pair is in, and the index of the pair within this part.
 
     Args:
-        ends: the number of pairs up to the end of each of P parts, which follow one another.
-        index: the number of the pair, counted through all parts.
+        ends: for each part, the number of pairs up to its end.
+        index: the index of the pair in the source.
     """
     if not len(ends) or not 0 <= index < ends[-1]:
         raise IndexError(index)
@@ -85,7 +108,7 @@ def locate(ends: Int[np.ndarray, " P"], index: int) -> tuple[int, int]:
 
 
 class Strings:
-    """A fixed list of strings, kept as one block of UTF-8 with offsets. Millions of strings need no object each."""
+    """A fixed list of strings in little memory: one block of UTF-8 with offsets, not one object for each string."""
 
     def __init__(self, strings: Iterable[str]) -> None:
         content, ends = bytearray(), []
@@ -96,7 +119,7 @@ class Strings:
         self._ends = np.array(ends, dtype=np.uint64)
 
     def buffers(self) -> tuple[bytes, memoryview]:
-        """All strings as one block, and where in it each ends."""
+        """All strings as one block, and the end of each in it."""
         return self._content, self._ends.data
 
     def __len__(self) -> int:
@@ -109,23 +132,27 @@ class Strings:
 
 def stable_id(text: str) -> int:
     """A 63-bit id of a text, the same in every process."""
-    content = text.encode("utf-8", "surrogatepass")  # file names that are not UTF-8 hold lone surrogates
+    content = text.encode("utf-8", "surrogatepass")  # file names that are not UTF-8 contain lone surrogates
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 1
 
+
+# --- Columns of tables
 
 IMAGE_COLUMNS = (
     "image_path", "image", "img_path", "img", "image_file", "image_filename", "image_name",
     "filepath", "file_path", "file_name", "filename", "file", "path", "name", "image_id", "id",
 )  # fmt: skip
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "description", "comment", "sentence", "sentences")
-"""Common names of the two columns, the surest first. Case, spaces and dashes do not matter."""
+"""Common names of the columns of images and of captions, the surest first. Case, spaces and dashes do not matter."""
 
 
 def find_columns(names: Sequence[str], listing: str, needs_captions: bool = True) -> tuple[str, str | None]:
-    """The names of the column of paths and of the column of captions, None if there is none and none is needed.
+    """Find the column of image paths and the column of captions of a table, by their names.
+
+    The second is None if there is none, and `needs_captions` is False.
 
     Raises:
-        UserError: one that is needed is missing; the message lists the columns of the table.
+        UserError: a column is missing; the message lists the columns of the table.
     """
     plain = {_plain(name): name for name in reversed(names)}
     image = next((plain[name] for name in IMAGE_COLUMNS if name in plain), None)
@@ -133,20 +160,20 @@ def find_columns(names: Sequence[str], listing: str, needs_captions: bool = True
     if image is not None and (caption is not None or not needs_captions):
         return image, caption
     if image is None and "url" in plain:
-        raise UserError(f"{listing}: holds URLs, and nothing is fetched; make shards of it with img2dataset first")
+        raise UserError(f"{listing}: has URLs, and nothing is downloaded; make shards of it with img2dataset first")
     what, usual = ("the image's path", IMAGE_COLUMNS) if image is None else ("the caption", CAPTION_COLUMNS)
     found = ", ".join(map(str, names[:20])) or "none"
     raise UserError(f"{listing}: no column of {what}; found {found}; expected one of {', '.join(usual)}")
 
 
 def first_column(names: Sequence[str], usual: Sequence[str]) -> int | None:
-    """The number of the column with the surest of the usual names, None if there is none."""
+    """The index of the column with the surest of the usual names; None if there is none."""
     plain = [_plain(name) for name in names]
     return next((plain.index(name) for name in usual if name in plain), None)
 
 
 def as_captions(value: object) -> tuple[str, ...]:
-    """The captions in a cell, which holds a text, a list of texts, or neither (no captions)."""
+    """The captions in a cell: a text, the texts of a list, or none for other values."""
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list):

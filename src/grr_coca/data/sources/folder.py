@@ -1,12 +1,11 @@
-"""A folder of images. The caption of each image is in a text file of the same name beside it."""
+"""A folder of images, each with its caption in a text file of the same name beside it."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.images import has_image_suffix, walk_visible
-from grr_coca.data.sources.base import RawPair, Strings
+from grr_coca.data.sources.base import BadSample, Cause, RawPair, Strings
 from grr_coca.data.sources.listed import read_image_file
 from grr_coca.data.text import decode_text
 from grr_coca.errors import UserError
@@ -34,7 +33,7 @@ class ImageFolder:
         return RawPair(key, str(path), read_image_file(path, str(path)), caption)
 
     def caption(self, index: int) -> str:
-        """Read one caption, without its image."""
+        """Read the caption of a pair."""
         image = self._path(index)
         path = image.with_suffix(".txt")
         if not path.is_file():
@@ -43,11 +42,11 @@ class ImageFolder:
         return decode_text(read_image_file(path, str(path)), str(path))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The one caption of an image."""
+        """Read the caption of a pair."""
         return (self.caption(index),)
 
     def name(self, index: int) -> str:
-        """The name of a pair in messages."""
+        """The path of the image."""
         return str(self._path(index))
 
     def image_name(self, index: int) -> str:
@@ -55,7 +54,7 @@ class ImageFolder:
         return str(self._path(index))
 
     def place(self, index: int) -> str:
-        """The folder that the image lies in."""
+        """The folder of the image."""
         return str(self._path(index).parent)
 
     def _path(self, index: int) -> Path:
@@ -71,7 +70,7 @@ def _image_names(root: Path) -> Iterator[str]:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    """Without the pairs of this folder, a run or an evaluation would be of others than it says."""
+    """Raise an error for a folder that cannot be read, as a run must not silently miss its pairs."""
     raise UserError(
         f"{error.filename}: cannot be listed ({error.strerror or error}); make it readable, or move it elsewhere"
     ) from error

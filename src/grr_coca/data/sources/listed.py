@@ -1,6 +1,6 @@
-"""Pairs named by a listing: a table or an annotation file beside folders of images.
+"""Pairs of a listing: a table or annotation file with the paths of images and their captions.
 
-Finds and reads the image files that a listing names. Paths that lead out of the images' folder are refused.
+Paths that leave the folder of the images are refused. Nothing is downloaded or executed.
 """
 
 import json
@@ -13,126 +13,22 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from grr_coca.data.bad import BadSample, Cause
 from grr_coca.data.images import MAX_BYTES, has_image_suffix
-from grr_coca.data.sources.base import RawPair, Strings
+from grr_coca.data.sources.base import BadSample, Cause, RawPair, Strings
 from grr_coca.errors import UserError
 
-ADDED_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")
-"""Suffixes that a listing may omit from file names (ROCO lists ids)."""
+_ADDED_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")
+"""Suffixes that the paths of a listing may lack. ROCO lists ids."""
 
 SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
-"""`https:`, `s3:`, `pipe:` and others. A single letter does not match, because it is a drive of Windows."""
+"""The start of a URL: `https:`, `s3:`, `pipe:` and others. A single letter does not match: it is a Windows drive."""
 
-
-class ImageFiles(NamedTuple):
-    """The folder that the paths of a listing are relative to, and the suffix to add to each path."""
-
-    folder: Path
-    suffix: str = ""
-
-    def name(self, written: str) -> str:
-        """The full path of a file as one text of all that may be written for it. It is neither checked nor opened."""
-        # Not by pathlib, which is several times slower: a run may ask for the names of millions of rows.
-        return os.path.normpath(os.path.join(self.folder, written + self.suffix))  # noqa: PTH118
-
-    def path(self, written: str, name: str) -> Path:
-        """The full path of a file.
-
-        Raises:
-            BadSample: the path leads out of the folder, or is not a path of a file.
-        """
-        if "\0" in written or (SCHEME.match(written) and not _is_file(Path(self.name(written)))):
-            message = f"{name}: not a path of a file; nothing is fetched or run, so get the files first (img2dataset)"
-            raise BadSample(message, Cause.FORBIDDEN_PATH)
-        path = self.name(written)
-        # Of `.` and `..`, only whole paths tell what is in them.
-        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.folder)):  # noqa: PTH100
-            message = f"{name}: the path leaves {self.folder}; put the listing in a folder that holds the images"
-            raise BadSample(message, Cause.FORBIDDEN_PATH)
-        return Path(path)
-
-
-def locate_images(listing: Path, written: Iterable[str], folders: Sequence[Path]) -> ImageFiles:
-    """Find the first folder that holds one of the files that a listing names.
-
-    Args:
-        listing: the path of the listing, for messages.
-        written: the first paths of the listing. The first file that is found decides.
-        folders: the folders to look in, in this order.
-
-    Raises:
-        UserError: no file is found; the message names the folders.
-    """
-    first, refused = None, None
-    for text in written:
-        first = first or text
-        for folder in folders:
-            for suffix in ("",) if has_image_suffix(text) else ADDED_SUFFIXES:
-                files = ImageFiles(folder, suffix)
-                try:
-                    if _is_file(files.path(text, f"{listing}: {text}")):
-                        return files
-                except BadSample as error:
-                    refused = refused or error
-    if refused is not None:
-        raise UserError(str(refused))
-    if first is None:
-        raise UserError(f"{listing}: no pairs; none of its first rows names the file of an image, as text")
-    looked = ", ".join(str(folder) for folder in folders)
-    raise UserError(f"{listing}: the images are not there, such as {first}; looked in {looked}")
-
-
-def read_image_file(path: Path, name: str) -> bytes:
-    """The content of a file.
-
-    Raises:
-        BadSample: the file does not exist, is not a regular file, is too large, or cannot be read.
-    """
-    try:
-        descriptor = _opened(path, name)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise BadSample(f"{name}: not a file", Cause.UNREADABLE)
-            if status.st_size > MAX_BYTES:
-                raise BadSample(f"{name}: {status.st_size:,} bytes are more than the limit", Cause.TOO_LARGE)
-            with open(descriptor, "rb", closefd=False) as file:
-                return file.read()
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError as error:
-        raise BadSample(f"{name}: the file {path} is not there", Cause.NO_IMAGE) from error
-    except OSError as error:
-        raise BadSample(f"{name}: cannot be read ({error.strerror})", Cause.UNREADABLE) from error
-
-
-def _opened(path: Path, name: str) -> int:
-    try:
-        # Non-blocking, because opening a named pipe without a writer would wait forever.
-        return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except ValueError as error:  # a null byte, or half an emoji as JSON may hold it
-        raise BadSample(f"{name}: {str(path)!r} is not a path ({error})", Cause.NO_IMAGE) from error
-
-
-def without_suffix(written: str) -> str:
-    """A path without its suffix, if that is the suffix of an image."""
-    return written.rpartition(".")[0] if has_image_suffix(written) else written
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as for a name that is too long for the disk
-        return False
-
-
-NUM_PROBES = 50
-"""Number of rows that are read to find out where the images lie. The first few images may be missing."""
+_NUM_PROBES = 50
+"""Number of rows that are read to find the folder of the images. The first few images may be missing."""
 
 
 class ListedRow(NamedTuple):
-    """The path of an image, as the listing has it, and its captions."""
+    """A row of a listing: the path of an image as it is written there, and its captions."""
 
     path: str
     captions: tuple[str, ...]
@@ -144,20 +40,20 @@ class ListedRows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> ListedRow:
-        """One row. Raises `BadSample` if it is broken."""
+        """Read one row. Raises `BadSample` if it is broken."""
         ...
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The other columns of a row by name, as far as the listing has them."""
+        """The other columns of a row, by name, if the listing has any."""
         ...
 
 
 class StoredRows:
-    """Rows of a listing that has to be read as a whole, such as JSON; kept compactly.
+    """Rows of a listing that must be read as a whole, such as JSON. They are kept in little memory.
 
     Args:
-        rows: path and captions of each.
-        fields: the other columns of each row; None: the format has none.
+        rows: path and captions of each row.
+        fields: the other columns of each row; None if the format has no others.
     """
 
     def __init__(self, rows: Iterable[ListedRow], fields: Iterable[Mapping[str, object]] | None = None) -> None:
@@ -171,21 +67,51 @@ class StoredRows:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> ListedRow:
-        """One row."""
+        """Read one row."""
         start = int(self._ends[index - 1]) if index else 0
         captions = tuple(self._captions[caption] for caption in range(start, int(self._ends[index])))
         return ListedRow(self._paths[index], captions)
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The other columns of a row by name; the caption where the format has no others."""
+        """The other columns of a row, by name; the caption if the format has no others."""
         if self._fields is not None:
             return json.loads(self._fields[index])
         captions = self[index].captions
         return {"text": captions[0]} if captions else {}
 
 
+class ImageFiles(NamedTuple):
+    """The folder that paths of a listing are relative to, and the suffix to add to them."""
+
+    folder: Path
+    suffix: str = ""
+
+    def name(self, written: str) -> str:
+        """The full path of a file as text, the same for all ways to write it. It is neither checked nor opened."""
+        # pathlib is several times slower, and a run may ask for the names of millions of rows.
+        return os.path.normpath(os.path.join(self.folder, written + self.suffix))  # noqa: PTH118
+
+    def path(self, written: str, name: str) -> Path:
+        """The full path of a file.
+
+        Raises:
+            BadSample: the path leaves the folder, or is a URL.
+        """
+        if "\0" in written or (SCHEME.match(written) and not _is_file(Path(self.name(written)))):
+            message = (
+                f"{name}: not the path of a file; nothing is downloaded or executed, so download it first (img2dataset)"
+            )
+            raise BadSample(message, Cause.FORBIDDEN_PATH)
+        path = self.name(written)
+        # `..` can be resolved only in absolute paths.
+        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.folder)):  # noqa: PTH100
+            message = f"{name}: the path leaves {self.folder}; put the listing in the folder of the images"
+            raise BadSample(message, Cause.FORBIDDEN_PATH)
+        return Path(path)
+
+
 class ListedPairs:
-    """The pairs of a listing, in its order. Each row is a pair. Rows that name the same file belong to one image."""
+    """The pairs of a listing, in its order. Each row is a pair. Rows with the same path belong to one image."""
 
     def __init__(self, listing: Path, rows: ListedRows, images: ImageFiles) -> None:
         self.listing = listing
@@ -211,7 +137,7 @@ class ListedPairs:
         )
 
     def image(self, index: int) -> bytes:
-        """Read one image, whether it has a caption or not."""
+        """Read the image of a row, which may have no caption."""
         row = self._rows[index]
         name = self._name(index, row)
         if not row.path:
@@ -219,22 +145,22 @@ class ListedPairs:
         return read_image_file(self.images.path(row.path, name), name)
 
     def caption(self, index: int) -> str:
-        """Read the first caption of an image, without the image."""
+        """Read the first caption of a pair."""
         return self._row(index).captions[0]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Read all captions of an image, without the image."""
+        """Read all captions of a pair."""
         return self._row(index).captions
 
     def name(self, index: int) -> str:
-        """The name of a pair in messages."""
+        """The name of a pair, for messages."""
         try:
             return self._name(index, self._rows[index])
         except BadSample:
             return f"{self.listing}: row {index + 1}"
 
     def image_name(self, index: int) -> str:
-        """The path of the image, which is not read; the name of the pair where the row has none."""
+        """The path of the image; the name of the pair if the row has no path."""
         try:
             row = self._rows[index]
         except BadSample:
@@ -246,7 +172,7 @@ class ListedPairs:
         return str(self.listing)
 
     def image_path(self, index: int) -> Path | None:
-        """Where the image of a row lies, whether it is there or not; None where the row names no such place."""
+        """The path of the image of a row, which may not exist; None if the row has no valid path."""
         try:
             row = self._rows[index]
             return self.images.path(row.path, self._name(index, row)) if row.path else None
@@ -254,7 +180,7 @@ class ListedPairs:
             return None
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The columns of a row except the image's, by name.
+        """The columns of a row by name, without that of the image.
 
         Raises:
             BadSample: the row is broken.
@@ -276,13 +202,13 @@ class ListedPairs:
 
 
 def first_paths(rows: ListedRows) -> Iterator[str]:
-    """The paths in the first rows, to find out where the images lie.
+    """The paths in the first rows, to find the folder of the images.
 
     Raises:
-        BadSample: none of these rows has a path; what is wrong with the first broken one.
+        BadSample: no row has a path; the error is that of the first broken row.
     """
     broken, found = None, False
-    for index in range(min(len(rows), NUM_PROBES)):
+    for index in range(min(len(rows), _NUM_PROBES)):
         try:
             path = rows[index].path
         except BadSample as error:
@@ -293,3 +219,80 @@ def first_paths(rows: ListedRows) -> Iterator[str]:
             yield path
     if broken is not None and not found:
         raise broken
+
+
+# --- Image files
+
+
+def locate_images(listing: Path, written: Iterable[str], folders: Sequence[Path]) -> ImageFiles:
+    """Find the folder of the images of a listing.
+
+    Args:
+        listing: the path of the listing, for messages.
+        written: the first paths of the listing. The first file that exists decides.
+        folders: the folders to look in, in this order.
+
+    Raises:
+        UserError: no file exists; the message names the folders.
+    """
+    first, refused = None, None
+    for text in written:
+        first = first or text
+        for folder in folders:
+            for suffix in ("",) if has_image_suffix(text) else _ADDED_SUFFIXES:
+                files = ImageFiles(folder, suffix)
+                try:
+                    if _is_file(files.path(text, f"{listing}: {text}")):
+                        return files
+                except BadSample as error:
+                    refused = refused or error
+    if refused is not None:
+        raise UserError(str(refused))
+    if first is None:
+        raise UserError(f"{listing}: no pairs; none of its first rows has the path of an image")
+    looked = ", ".join(str(folder) for folder in folders)
+    raise UserError(f"{listing}: the images do not exist, such as {first}; looked in {looked}")
+
+
+def read_image_file(path: Path, name: str) -> bytes:
+    """Read the bytes of a file.
+
+    Raises:
+        BadSample: the file does not exist, is not a regular file, is too large, or cannot be read.
+    """
+    try:
+        descriptor = _opened(path, name)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadSample(f"{name}: not a file", Cause.UNREADABLE)
+            if status.st_size > MAX_BYTES:
+                raise BadSample(f"{name}: too many bytes: {status.st_size:,} (limit {MAX_BYTES:,})", Cause.TOO_LARGE)
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError as error:
+        raise BadSample(f"{name}: the file {path} does not exist", Cause.NO_IMAGE) from error
+    except OSError as error:
+        raise BadSample(f"{name}: cannot be read ({error.strerror})", Cause.UNREADABLE) from error
+
+
+def _opened(path: Path, name: str) -> int:
+    try:
+        # Not blocking, because opening a named pipe without a writer would wait forever.
+        return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:  # a null byte, or half an emoji, which JSON can contain
+        raise BadSample(f"{name}: {str(path)!r} is not a path ({error})", Cause.NO_IMAGE) from error
+
+
+def without_suffix(written: str) -> str:
+    """A path without its suffix if it is that of an image."""
+    return written.rpartition(".")[0] if has_image_suffix(written) else written
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # for example, the name is too long
+        return False

@@ -1,9 +1,4 @@
-"""Opens a source of pairs: finds the right reader for a path.
-
-Annotations in one JSON file: COCO's captions, Karpathy's splits, or a list of objects.
-
-Text listings of two data sets: Flickr30K's token file and ROCO v1's captions.
-"""
+"""Opens a source of pairs: chooses the reader for a path, and reads annotations of COCO, Flickr30K, ROCO and others."""
 
 import csv
 import json
@@ -24,18 +19,158 @@ from grr_coca.data.text import decode_text
 from grr_coca.errors import UserError, nearest
 from grr_coca.files import in_cache, user_cache
 
+_READERS = {
+    ".csv": open_delimited,
+    ".tsv": open_delimited,
+    ".jsonl": open_json_lines,
+    ".ndjson": open_json_lines,
+    ".parquet": open_parquet,
+}
+"""Readers of tables, by suffix. `.tar`, `.json`, `.token` and ROCO's `captions.txt` are handled separately."""
 
-def open_json(path: Path, split: str | None, needs_captions: bool = True) -> ListedPairs:
-    """The pairs of a JSON file. Its keys tell which of the formats it has.
+_LISTINGS = (
+    "metadata.csv",
+    "metadata.jsonl",
+    "metadata.parquet",
+    "captions.txt",
+    "radiology/captions.txt",
+    "results_20130124.token",
+)
+"""Files that show the format of a folder, the surest first. A folder without them has images and text files."""
+
+_BUILT_IN_CACHE = ("icons", "scenes")
+"""Corpora that `scripts/build_datasets` builds in the user's cache."""
+
+
+def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
+    """Open a source of pairs. The path and its content decide the format:
+
+    - tar shards as img2dataset writes them: a file, a pattern such as `data/*.tar`, or a folder of shards
+    - COCO's `captions_train2017.json`, Karpathy's `dataset_coco.json#val` and `dataset_flickr30k.json#test`
+      (`#train+restval` joins two splits), Flickr30K's `results_20130124.token`
+    - ROCO: v1's folder with `captions.txt` and `images/`, v2's `train_captions.csv`
+    - a table of paths and captions: CSV, TSV, Parquet, JSON lines, or a JSON list; a pattern joins several tables
+    - a folder of images beside `.txt` files
+    - `cache:icons/train-*.tar`: a corpus that was built in the user's cache
+
+    Nothing is downloaded or executed. Images are read when they are needed.
+
+    Args:
+        path: a file, a folder or a pattern; `#` separates a split.
+        needs_captions: False allows a table without a column of captions.
+
+    Raises:
+        UserError: nothing exists at the path, or it cannot be read.
+    """
+    path = str(path)
+    files, split = find_files(path)
+    if split is None and all(file.suffix == ".tar" and not file.is_dir() for file in files):
+        return TarShards(files)
+    sources = [_open_one(file, split, needs_captions) for file in files]
+    return sources[0] if len(sources) == 1 else Chain(sources)
+
+
+def require_there(path: str) -> None:
+    """Raise an error if `open_source` would find nothing to open. Nothing is read.
+
+    Raises:
+        UserError: nothing exists at the path.
+    """
+    find_files(path)
+
+
+def find_files(path: str) -> tuple[list[Path], str | None]:
+    """The files or the folder that `open_source` opens for a path, and the split after `#`.
+
+    Raises:
+        UserError: nothing exists at the path.
+    """
+    files, split = _files(path)
+    if not files:
+        where = Path(in_cache(path))
+        raise UserError(f"{path}: no such file or folder, and no file matches it as a pattern{_what_is_there(where)}")
+    return files, split
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The tar shards of a folder in sorted order, without hidden ones."""
+    return sorted(path for path in folder.glob("*.tar") if not is_hidden(path.name))
+
+
+def _files(path: str) -> tuple[list[Path], str | None]:
+    """The files or the folder of a path, and the split after `#`, if there is one."""
+    path = in_cache(path)
+    if Path(path).exists():
+        return [Path(path)], None
+    if SCHEME.match(path):
+        raise UserError(
+            f"{path}: not a file or folder; nothing is downloaded or executed, so give a path on this machine"
+        )
+    found = [Path(name) for name in sorted(glob(path))]  # noqa: PTH207 (an absolute pattern)
+    if found or "#" not in path:
+        return found, None
+    path, _, split = path.rpartition("#")
+    return [Path(path)] if Path(path).is_file() else [], split
+
+
+def _open_one(path: Path, split: str | None, needs_captions: bool = True) -> PairSource:
+    if path.is_dir():
+        return _open_folder(path)
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return _open_json(path, split, needs_captions)
+    if split is not None:
+        raise _no_splits(path, split)
+    if path.name == "captions.txt":
+        return _open_roco(path)
+    if suffix == ".token":
+        return _open_flickr_tokens(path)
+    if suffix not in _READERS:
+        known = ", ".join([".tar", ".json", *_READERS, ".token"])
+        raise UserError(f"{path}: not in a readable format ({known}, or a folder)")
+    return _READERS[suffix](path, needs_captions)
+
+
+def _open_folder(folder: Path) -> PairSource:
+    shards = shards_of(folder)
+    if shards:
+        return TarShards(shards)
+    listing = next((folder / name for name in _LISTINGS if _is_listing(folder / name)), None)
+    return ImageFolder(folder) if listing is None else _open_one(listing, None)
+
+
+def _is_listing(path: Path) -> bool:
+    # `captions.txt` may also be the caption of an image `captions.jpg`.
+    return path.is_file() and (path.name != "captions.txt" or (path.parent / "images").is_dir())
+
+
+def _no_splits(path: Path, split: str) -> UserError:
+    return UserError(f"{path}: has no splits to choose '{split}' from; only Karpathy's JSON files have")
+
+
+def _what_is_there(path: Path) -> str:
+    if path.is_relative_to(user_cache()) and not path.parent.is_dir():
+        name = path.relative_to(user_cache()).parts[0]
+        if name in _BUILT_IN_CACHE:
+            return f"; in a clone of the repository, `python scripts/build_datasets {name}` builds it there"
+    siblings = sorted(entry.name for entry in path.parent.glob("*")) if path.parent.is_dir() else []
+    return f"; {path.parent} has {', '.join(siblings[:8])}" if siblings else ""
+
+
+# --- Annotations in one JSON file
+
+
+def _open_json(path: Path, split: str | None, needs_captions: bool = True) -> ListedPairs:
+    """Open a JSON file. Its keys decide the format.
 
     Args:
         path: `captions_train2017.json`, `dataset_coco.json`, `dataset_flickr30k.json`, or a list of objects with the
             path of an image and its caption or captions.
         split: a split of Karpathy's files, such as `val`, or `train+restval`, which are usually trained on together.
-        needs_captions: whether a list of objects without captions is refused.
+        needs_captions: False allows a list of objects without captions.
 
     Raises:
-        UserError: the file has none of these formats or no such split, or no images are in the places of the format.
+        UserError: the file is in none of these formats, has no such split, or its images do not exist.
     """
     content = _read(path)
     fields: Iterator[dict[str, Any]] | None = None
@@ -52,7 +187,7 @@ def open_json(path: Path, split: str | None, needs_captions: bool = True) -> Lis
         else:
             raise UserError(f"{path}: neither COCO's captions, Karpathy's splits nor a list of objects")
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not as the format has it ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path}: invalid in its format ({type(error).__name__}: {error})") from error
     if split is not None:
         raise UserError(f"{path}: has no splits to choose '{split}' from; only Karpathy's files have")
     stored = StoredRows(rows, fields)
@@ -63,7 +198,7 @@ def _read(path: Path) -> object:
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file that can be read ({error})") from error
+        raise UserError(f"{path}: not a readable JSON file ({error})") from error
 
 
 def _coco_rows(content: dict[str, Any]) -> list[ListedRow]:
@@ -74,7 +209,7 @@ def _coco_rows(content: dict[str, Any]) -> list[ListedRow]:
 
 
 def _coco_folders(path: Path) -> list[Path]:
-    """`captions_train2017.json` lies in `annotations/`, and its images in `train2017/` beside that folder."""
+    """`captions_train2017.json` is in `annotations/`, and its images are in `train2017/` beside that folder."""
     part = path.stem.removeprefix("captions_")
     bases = [path.parent, path.parent.parent] if path.parent.name == "annotations" else [path.parent]
     return [base / inner for base in bases for inner in (part, f"images/{part}", "images", "")]
@@ -96,7 +231,7 @@ def _wanted_splits(path: Path, split: str | None, splits: list[str]) -> set[str]
         if len(splits) == 1:
             return set(splits)
         # All splits together would train on test images.
-        raise UserError(f"{path}: has the splits {', '.join(splits)}; say which, such as {path.name}#{splits[0]}")
+        raise UserError(f"{path}: has the splits {', '.join(splits)}; choose one, such as {path.name}#{splits[0]}")
     for name in split.split("+"):
         if name not in splits:
             raise UserError(
@@ -111,7 +246,7 @@ def _sentences(image: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _karpathy_folders(path: Path) -> list[Path]:
-    """COCO's images lie in `train2014/` and `val2014/`, as `filepath` says; Flickr's in `flickr30k-images/`."""
+    """COCO's images are in `train2014/` and `val2014/`, as `filepath` says; Flickr's are in `flickr30k-images/`."""
     inner = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "coco", "mscoco")
     return [base / name for base in (path.parent, path.parent.parent) for name in inner]
 
@@ -123,10 +258,13 @@ def _object_rows(content: list[Any], image: str, caption: str | None) -> Iterato
         yield ListedRow(written if isinstance(written, str) else "", captions)
 
 
-def open_flickr_tokens(path: Path) -> ListedPairs:
-    """Flickr30K's `results_20130124.token`. Each line is `1000092795.jpg#0`, a tab, and a caption; an image has five.
+# --- Text listings of two datasets
 
-    The images lie in `flickr30k-images`.
+
+def _open_flickr_tokens(path: Path) -> ListedPairs:
+    """Open Flickr30K's `results_20130124.token`. A line is `1000092795.jpg#0`, a tab and a caption; an image has five.
+
+    The images are in `flickr30k-images`.
     """
     captions: dict[str, list[str]] = {}
     for number, image, caption in _tabbed_lines(path):
@@ -140,11 +278,11 @@ def open_flickr_tokens(path: Path) -> ListedPairs:
     return ListedPairs(path, rows, locate_images(path, first_paths(rows), folders))
 
 
-def open_roco(path: Path) -> ListedPairs:
-    """ROCO v1's `captions.txt`. Each line is `ROCO_00020`, a tab, and a caption. The images lie in `images/` beside it.
+def _open_roco(path: Path) -> ListedPairs:
+    """Open ROCO v1's `captions.txt`. A line is `ROCO_00020`, a tab and a caption; images are in `images/` beside it.
 
-    The files are named by that id. Files that the data set's older download script wrote have other names, which
-    `licences.txt` beside the captions lists.
+    The name of a file is that id. Files from the older download script of the dataset have other names, which are
+    listed in `licences.txt` beside the captions.
     """
     listed = [(identity, caption) for _, identity, caption in _tabbed_lines(path)]
     names = _file_names(path.parent)
@@ -169,7 +307,7 @@ def _file_names(folder: Path) -> dict[str, str]:
 
 
 def _tabbed_lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """The number of each line, and its two cells."""
+    """For each line its number and its two cells."""
     text = decode_text(path.read_bytes(), str(path))
     for number, line in enumerate(text.split("\n"), start=1):
         first, tab, second = line.rstrip("\r").partition("\t")
@@ -177,139 +315,3 @@ def _tabbed_lines(path: Path) -> Iterator[tuple[int, str, str]]:
             yield number, first.strip(), second
         elif first.strip():
             raise UserError(f"{path}: line {number}: expected a name, a tab and a caption")
-
-
-READERS = {
-    ".csv": open_delimited,
-    ".tsv": open_delimited,
-    ".jsonl": open_json_lines,
-    ".ndjson": open_json_lines,
-    ".parquet": open_parquet,
-}
-"""Readers of a table, by its suffix. `.tar`, `.json`, `.token` and ROCO's `captions.txt` are handled separately."""
-
-LISTINGS = (
-    "metadata.csv",
-    "metadata.jsonl",
-    "metadata.parquet",
-    "captions.txt",
-    "radiology/captions.txt",
-    "results_20130124.token",
-)
-"""Files that reveal the format of a folder, the surest first. A folder without them holds images and text files."""
-
-BUILT_IN_CACHE = ("icons", "scenes")
-"""Corpora that `scripts/build_datasets` builds in the user's cache."""
-
-
-def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
-    """Open pairs in any of these formats. Path and content tell which.
-
-    - tar shards as img2dataset writes them: a file, a pattern such as `data/*.tar`, or a folder of shards
-    - COCO's `captions_train2017.json`, Karpathy's `dataset_coco.json#val` and `dataset_flickr30k.json#test`
-      (`#train+restval` joins two splits), Flickr30K's `results_20130124.token`
-    - ROCO: v1's folder with `captions.txt` and `images/`, v2's `train_captions.csv`
-    - a table of paths and captions: CSV, TSV, Parquet, JSON lines, or a JSON list; a pattern joins several tables
-    - a folder of images beside `.txt` files
-    - `cache:icons/train-*.tar`: a corpus that was built in the user's cache
-
-    Nothing is downloaded or executed. Images are read only when they are needed.
-
-    Args:
-        path: where the pairs are.
-        needs_captions: whether a table without a column of captions is refused.
-
-    Raises:
-        UserError: there is nothing at the path, or nothing that can be read.
-    """
-    path = str(path)
-    files, split = find_files(path)
-    if split is None and all(file.suffix == ".tar" and not file.is_dir() for file in files):
-        return TarShards(files)
-    sources = [_open_one(file, split, needs_captions) for file in files]
-    return sources[0] if len(sources) == 1 else Chain(sources)
-
-
-def require_there(path: str) -> None:
-    """Make sure that `open_source` would find something to open. Nothing is read.
-
-    Raises:
-        UserError: there is nothing at the path.
-    """
-    find_files(path)
-
-
-def find_files(path: str) -> tuple[list[Path], str | None]:
-    """The files, or the folder, that `open_source` would open for a path, and the split that follows `#`.
-
-    Raises:
-        UserError: nothing is there.
-    """
-    files, split = _files(path)
-    if not files:
-        where = Path(in_cache(path))
-        raise UserError(f"{path}: no such file or folder, and no file matches it as a pattern{_what_is_there(where)}")
-    return files, split
-
-
-def shards_of(folder: Path) -> list[Path]:
-    """The tar shards of a folder, hidden ones left out, in order."""
-    return sorted(path for path in folder.glob("*.tar") if not is_hidden(path.name))
-
-
-def _files(path: str) -> tuple[list[Path], str | None]:
-    """The files or the folder of a path, and the split after `#`, if there is one."""
-    path = in_cache(path)
-    if Path(path).exists():
-        return [Path(path)], None
-    if SCHEME.match(path):
-        raise UserError(f"{path}: not a file or folder; nothing is fetched or run, so give a path on this machine")
-    found = [Path(name) for name in sorted(glob(path))]  # noqa: PTH207 (an absolute pattern)
-    if found or "#" not in path:
-        return found, None
-    path, _, split = path.rpartition("#")
-    return [Path(path)] if Path(path).is_file() else [], split
-
-
-def _open_one(path: Path, split: str | None, needs_captions: bool = True) -> PairSource:
-    if path.is_dir():
-        return _open_folder(path)
-    suffix = path.suffix.lower()
-    if suffix == ".json":
-        return open_json(path, split, needs_captions)
-    if split is not None:
-        raise _no_splits(path, split)
-    if path.name == "captions.txt":
-        return open_roco(path)
-    if suffix == ".token":
-        return open_flickr_tokens(path)
-    if suffix not in READERS:
-        known = ", ".join([".tar", ".json", *READERS, ".token"])
-        raise UserError(f"{path}: not a tar shard, nor any other format that can be read ({known}, or a folder)")
-    return READERS[suffix](path, needs_captions)
-
-
-def _open_folder(folder: Path) -> PairSource:
-    shards = shards_of(folder)
-    if shards:
-        return TarShards(shards)
-    listing = next((folder / name for name in LISTINGS if _is_listing(folder / name)), None)
-    return ImageFolder(folder) if listing is None else _open_one(listing, None)
-
-
-def _is_listing(path: Path) -> bool:
-    # `captions.txt` may also be the caption of an image `captions.jpg`.
-    return path.is_file() and (path.name != "captions.txt" or (path.parent / "images").is_dir())
-
-
-def _no_splits(path: Path, split: str) -> UserError:
-    return UserError(f"{path}: has no splits to choose '{split}' from; only Karpathy's JSON files have")
-
-
-def _what_is_there(path: Path) -> str:
-    if path.is_relative_to(user_cache()) and not path.parent.is_dir():
-        name = path.relative_to(user_cache()).parts[0]
-        if name in BUILT_IN_CACHE:
-            return f"; in a clone of the repository, `python scripts/build_datasets {name}` builds it there"
-    siblings = sorted(entry.name for entry in path.parent.glob("*")) if path.parent.is_dir() else []
-    return f"; {path.parent} holds {', '.join(siblings[:8])}" if siblings else ""

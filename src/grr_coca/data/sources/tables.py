@@ -1,6 +1,7 @@
-"""Parquet tables. The columns of paths and captions are kept in memory, in Arrow's compact form.
+"""Tables with a column of image paths and a column of captions: CSV, TSV, JSON lines and Parquet.
 
-Tables whose rows are lines: CSV, TSV and JSON lines. Only the offset of each row is kept in memory.
+Of the first three, only the offset of each row is kept in memory. Of Parquet, the two columns are kept, in the compact
+form of Arrow.
 """
 
 import csv
@@ -18,43 +19,110 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from grr_coca.data.bad import BadSample, Cause
-from grr_coca.data.sources.base import as_captions, find_columns
+from grr_coca.data.sources.base import BadSample, Cause, as_captions, find_columns
 from grr_coca.data.sources.listed import ImageFiles, ListedPairs, ListedRow, first_paths, locate_images, without_suffix
 from grr_coca.data.sources.shards import Recent, allow_open_files
 from grr_coca.data.text import decode_text
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 
-CHUNK = 2**24
-MAX_ROW = 2**24
-MAX_OPEN_TABLES = 64
-"""Tables that a process keeps open, those of all its sources together. A pattern may join thousands."""
+_CHUNK_BYTES = 2**24
+_MAX_ROW = 2**24
+_MAX_OPEN_TABLES = 64
+"""Largest number of tables that a process keeps open, of all its sources together. A pattern may join thousands."""
 
 _NUMBERS = count()
 _READING = Lock()
-"""Held while a table is read. Images are read by several threads, and none may close what another is reading."""
+"""Held while a table is read. Several threads read, and none may close a table that another one is reading."""
 
-Quoting = Literal[0, 3]
+_Quoting = Literal[0, 3]
 """`csv.QUOTE_MINIMAL`, or `csv.QUOTE_NONE` if quotes are ordinary characters."""
 
-csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW))  # its own is 131,072 characters, and for the whole process
+csv.field_size_limit(
+    max(csv.field_size_limit(), _MAX_ROW)
+)  # the default is 131,072 characters; the limit is for the whole process
 
-DELIMITERS = (",", "\t", ";", "|")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_DELIMITERS = (",", "\t", ";", "|")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 Parsed = TypeVar("Parsed")
 
 
-class LineRows:
-    """The rows of a file. Each row is read when it is asked for.
+def open_json_lines(path: Path, needs_captions: bool = True) -> ListedPairs:
+    """Open JSON lines: an object per line, with the path of an image and a caption or a list of captions."""
+    starts = _line_starts(path, _mark_size(path))
+    first = _LineRows(path, starts, lambda text: ListedRow(text, ()), lambda _: {})
+    names = next(filter(None, (_keys(first, index) for index in range(min(len(first), 50)))), [])
+    image, caption = find_columns(names, str(path), needs_captions)
+    parser = _JsonParser(image, caption)
+    rows = _LineRows(path, starts, parser, parser.fields)
+    return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))
+
+
+def open_delimited(path: Path, needs_captions: bool = True) -> ListedPairs:
+    """Open CSV or TSV with a line of column names. Without this line, the columns must be paths and captions."""
+    with path.open("rb") as file:
+        header = file.readline(_MAX_ROW)
+    text = decode_text(header.removeprefix(_BYTE_ORDER_MARK), f"{path}: first line").rstrip("\r\n")
+    delimiter = _delimiter(text, path)
+    quoting: _Quoting = csv.QUOTE_NONE if delimiter == "\t" and not text.startswith('"') else csv.QUOTE_MINIMAL
+    try:
+        cells = next(csv.reader([text], delimiter=delimiter, quoting=quoting), [])
+    except csv.Error as error:  # for example, lines end with a carriage return alone
+        raise UserError(f"{path}: its first line cannot be read ({error})") from error
+    if len(cells) == 2 and without_suffix(cells[0]) != cells[0]:
+        names, start = ["image", "caption"], _mark_size(path)
+    else:
+        names, start = cells, len(header)
+    image, caption = find_columns(names, str(path), needs_captions)
+    columns = names.index(image), None if caption is None else names.index(caption)
+    starts = _line_starts(path, start) if quoting == csv.QUOTE_NONE else _csv_starts(path, start, delimiter)
+    parser = _DelimitedParser(names, columns, delimiter, quoting)
+    rows = _LineRows(path, starts, parser, parser.fields)
+    return ListedPairs(path, rows, _find_table_images(path, rows))
+
+
+def open_parquet(path: Path, needs_captions: bool = True) -> ListedPairs:
+    """Open a Parquet table of paths and captions. A caption cell has a text or a list of texts.
+
+    Raises:
+        UserError: pyarrow is not installed, the file is broken, a column is missing, or the table contains the images
+            themselves.
+    """
+    require_extra("parquet", f"{path}: reading Parquet")
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        names = Counter(file.schema_arrow.names)
+        image, caption = find_columns(list(names), str(path), needs_captions)
+        for name in filter(None, (image, caption)):
+            if names[name] > 1:
+                raise UserError(f"{path}: has several columns '{name}'; rename all but one")
+        kind = file.schema_arrow.field(image).type
+        if pyarrow.types.is_struct(kind) or pyarrow.types.is_binary(kind):  # as in datasets of Hugging Face
+            raise UserError(f"{path}: '{image}' has images, not paths; save them as files, and list their paths")
+        table = file.read([image] if caption is None else [image, caption])
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})") from error
+    others = [name for name, count in names.items() if name != image and count == 1]
+    rows = _ParquetRows(path, table[image], None if caption is None else table[caption], others)
+    return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))
+
+
+# --- Rows of a file of lines
+
+
+class _LineRows:
+    """Rows of a file, each read at its offset when it is needed.
 
     Args:
         path: the file.
-        starts: offset of each row, and of the end of the last.
-        parse: a row from its text; raises ValueError where it is broken.
-        parse_fields: the other columns of a row from its text, as `parse`.
+        starts: the offset of each row, and of the end of the last one.
+        parse: turns the text of a row into a row. Raises ValueError if it is broken.
+        parse_fields: turns the text of a row into its other columns, like `parse`.
     """
 
     def __init__(
@@ -74,18 +142,18 @@ class LineRows:
         return len(self._starts) - 1
 
     def __getitem__(self, index: int) -> ListedRow:
-        """One row."""
+        """Read one row."""
         return self._parsed(index, self._parse)
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The other columns of a row by name."""
+        """The other columns of a row, by name."""
         return self._parsed(index, self._parse_fields)
 
     def _parsed(self, index: int, parse: Callable[[str], Parsed]) -> Parsed:
         name = f"{self._path}: row {index + 1}"
         start, end = int(self._starts[index]), int(self._starts[index + 1])
-        if end - start > MAX_ROW:
-            raise BadSample(f"{name}: a row of {end - start:,} bytes", Cause.TOO_LARGE)
+        if end - start > _MAX_ROW:
+            raise BadSample(f"{name}: too many bytes: {end - start:,} (limit {_MAX_ROW:,})", Cause.TOO_LARGE)
         text = decode_text(_read_part(self._table, start, end - start, name), name)
         try:
             return parse(text)
@@ -93,18 +161,24 @@ class LineRows:
             raise BadSample(f"{name}: not a row of the table ({error})", Cause.BAD_RECORD) from error
 
     def __reduce__(self) -> tuple[object, ...]:
-        return LineRows, (self._path, self._starts, self._parse, self._parse_fields)  # with a number of that process
+        return _LineRows, (
+            self._path,
+            self._starts,
+            self._parse,
+            self._parse_fields,
+        )  # the other process gives it a number of its own
 
 
 @cache
 def _open_tables() -> Recent[tuple[int, Path], int]:
-    """The tables that this process has open, by the number of their rows' reader: a file that was replaced since is
-    another one under the same path."""
-    return Recent(lambda table: os.open(table[1], os.O_RDONLY), os.close, min(MAX_OPEN_TABLES, allow_open_files() // 8))
+    """The open tables of this process. A key has the number of the reader, as the file at a path may be replaced."""
+    return Recent(
+        lambda table: os.open(table[1], os.O_RDONLY), os.close, min(_MAX_OPEN_TABLES, allow_open_files() // 8)
+    )
 
 
 def _read_part(table: tuple[int, Path], start: int, size: int, name: str) -> bytes:
-    """A part of a table.
+    """Read a part of a table.
 
     Raises:
         BadSample: the table cannot be read any more.
@@ -115,94 +189,62 @@ def _read_part(table: tuple[int, Path], start: int, size: int, name: str) -> byt
     except OSError as error:
         raise BadSample(f"{name}: cannot be read ({error.strerror})", Cause.UNREADABLE) from error
     if len(content) != size:
-        raise BadSample(f"{name}: the table has become shorter", Cause.UNREADABLE)
+        raise BadSample(f"{name}: the table is shorter than before", Cause.UNREADABLE)
     return content
 
 
-def open_json_lines(path: Path, needs_captions: bool = True) -> ListedPairs:
-    """JSON lines: one object per line, with the path of an image and a caption or a list of captions."""
-    starts = line_starts(path, _mark_size(path))
-    first = LineRows(path, starts, lambda text: ListedRow(text, ()), lambda _: {})
-    names = next(filter(None, (_keys(first, index) for index in range(min(len(first), 50)))), [])
-    image, caption = find_columns(names, str(path), needs_captions)
-    parser = JsonParser(image, caption)
-    rows = LineRows(path, starts, parser, parser.fields)
-    return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))
-
-
-def open_delimited(path: Path, needs_captions: bool = True) -> ListedPairs:
-    """A table with a line of column names. Without one, the table must have two columns: paths and captions."""
-    with path.open("rb") as file:
-        header = file.readline(MAX_ROW)
-    text = decode_text(header.removeprefix(BYTE_ORDER_MARK), f"{path}: first line").rstrip("\r\n")
-    delimiter = _delimiter(text, path)
-    quoting: Quoting = csv.QUOTE_NONE if delimiter == "\t" and not text.startswith('"') else csv.QUOTE_MINIMAL
-    try:
-        cells = next(csv.reader([text], delimiter=delimiter, quoting=quoting), [])
-    except csv.Error as error:  # as of a file whose lines end with a carriage return alone
-        raise UserError(f"{path}: its first line cannot be read ({error})") from error
-    if len(cells) == 2 and without_suffix(cells[0]) != cells[0]:
-        names, start = ["image", "caption"], _mark_size(path)
-    else:
-        names, start = cells, len(header)
-    image, caption = find_columns(names, str(path), needs_captions)
-    columns = names.index(image), None if caption is None else names.index(caption)
-    starts = line_starts(path, start) if quoting == csv.QUOTE_NONE else csv_starts(path, start, delimiter)
-    parser = DelimitedParser(names, columns, delimiter, quoting)
-    rows = LineRows(path, starts, parser, parser.fields)
-    return ListedPairs(path, rows, _find_table_images(path, rows))
-
-
-class JsonParser:
-    """Makes a row from a JSON object."""
+class _JsonParser:
+    """Parses a row that is a JSON object."""
 
     def __init__(self, image: str, caption: str | None) -> None:
         self._image, self._caption = image, caption
 
     def __call__(self, text: str) -> ListedRow:
-        """The two fields of the object."""
+        """The path and the captions of the object."""
         record = _object(text)
         image = record.get(self._image)
         caption = None if self._caption is None else record.get(self._caption)
         return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
 
     def fields(self, text: str) -> Mapping[str, object]:
-        """All fields of the object but the image's."""
+        """All fields of the object except the path."""
         return {name: value for name, value in _object(text).items() if name != self._image}
 
 
 def _object(text: str) -> dict[str, object]:
     record = json.loads(text)
     if not isinstance(record, dict):
-        raise ValueError("no object")
+        raise ValueError("not an object")
     return record
 
 
-class DelimitedParser:
-    """A row from cells between delimiters.
+class _DelimitedParser:
+    """Parses a row of cells between delimiters.
 
     Args:
-        names: of the columns.
-        columns: the numbers of the image's and the caption's column; None: there are no captions.
-        delimiter: what stands between cells.
-        quoting: what quotes mean.
+        names: the names of the columns.
+        columns: the indices of the columns of images and captions; the second is None if there are no captions.
+        delimiter: the character between cells.
+        quoting: how quotes are read.
     """
 
-    def __init__(self, names: Sequence[str], columns: tuple[int, int | None], delimiter: str, quoting: Quoting) -> None:
+    def __init__(
+        self, names: Sequence[str], columns: tuple[int, int | None], delimiter: str, quoting: _Quoting
+    ) -> None:
         self._names = tuple(names)
         self._image, self._caption = columns
         self._delimiter = delimiter
         self._quoting = quoting
 
     def __call__(self, text: str) -> ListedRow:
-        """The two cells of the row."""
+        """The path and the caption of the row."""
         cells = self._cells(text)
         if len(cells) <= max(self._image, self._caption or 0):
             raise ValueError(f"{len(cells)} cells")
         return ListedRow(cells[self._image].strip(), () if self._caption is None else (cells[self._caption],))
 
     def fields(self, text: str) -> Mapping[str, object]:
-        """The cells of the row by column, but the image's."""
+        """All cells of the row by column, except the path."""
         named = zip(self._names, self._cells(text), strict=False)
         return {name: cell for column, (name, cell) in enumerate(named) if column != self._image}
 
@@ -211,13 +253,13 @@ class DelimitedParser:
         return next(csv.reader(lines, delimiter=self._delimiter, quoting=self._quoting), [])
 
 
-def line_starts(path: Path, start: int) -> np.ndarray:
+def _line_starts(path: Path, start: int) -> np.ndarray:
     """Offsets of the lines from `start` on, and of the end of the file. Empty lines belong to the row before."""
     pieces = [np.array([start], dtype=np.int64)]
     with path.open("rb") as file:
         file.seek(start)
         offset = start
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(_CHUNK_BYTES):
             found = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
             pieces.append(found + offset + 1)
             offset += len(chunk)
@@ -226,14 +268,14 @@ def line_starts(path: Path, start: int) -> np.ndarray:
     return np.append(starts[:-1][np.diff(starts) > len(b"\r\n")], starts[-1])
 
 
-def csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
+def _csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
     """Offsets of the rows of a CSV file. A quoted cell may contain line ends.
 
     Raises:
-        UserError: a quote is opened and not closed, or a row cannot be split into cells.
+        UserError: a quote is not closed, or a row cannot be split into cells.
     """
     if not _has_quotes(path):
-        return line_starts(path, start)
+        return _line_starts(path, start)
     offset = start
 
     def lines() -> Iterator[str]:
@@ -242,7 +284,7 @@ def csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
             file.seek(start)
             for line in file:
                 offset += len(line)
-                yield line.decode("latin-1")  # any encoding will do: only quotes and delimiters matter here
+                yield line.decode("latin-1")  # any encoding works: only quotes and delimiters matter here
 
     starts = array("q", [start])
     try:
@@ -252,16 +294,16 @@ def csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
             else:
                 starts[-1] = offset
     except csv.Error as error:
-        what = f"cannot be split into cells ({error})"
+        reason = f"cannot be split into cells ({error})"
         if "field larger than" in str(error):
-            what = f"a cell of more than {MAX_ROW:,} characters; make it shorter, or close its quote"
-        raise UserError(f"{path}: row {len(starts)}: {what}") from error
+            reason = f"a cell of more than {_MAX_ROW:,} characters; make it shorter, or close its quote"
+        raise UserError(f"{path}: row {len(starts)}: {reason}") from error
     _require_closed_quote(path, starts, delimiter)
     return np.array(starts, dtype=np.int64)
 
 
 def _require_closed_quote(path: Path, starts: Sequence[int], delimiter: str) -> None:
-    """A quote that is never closed takes all rows behind it into the last one; only a strict reader minds."""
+    """Raise an error if the last quote is not closed. All rows after it would be one row."""
     row = max(len(starts) - 1, 1)
     with path.open("rb") as file:
         file.seek(starts[row - 1])
@@ -270,29 +312,29 @@ def _require_closed_quote(path: Path, starts: Sequence[int], delimiter: str) -> 
                 pass
         except csv.Error as error:
             if "unexpected end of data" in str(error):
-                raise UserError(f"{path}: row {row}: a quote is opened and not closed") from error
+                raise UserError(f"{path}: row {row}: a quote is not closed") from error
 
 
 def _has_quotes(path: Path) -> bool:
     with path.open("rb") as file:
-        return any(b'"' in chunk for chunk in iter(lambda: file.read(CHUNK), b""))
+        return any(b'"' in chunk for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""))
 
 
 def _delimiter(header: str, path: Path) -> str:
     """A tab if the suffix is `.tsv`, else the delimiter that occurs most often in the first line."""
     if path.suffix.lower() == ".tsv":
         return "\t"
-    return max(DELIMITERS, key=header.count)
+    return max(_DELIMITERS, key=header.count)
 
 
-def _find_table_images(path: Path, rows: LineRows) -> ImageFiles:
-    """Images may lie beside the table, in `images`, or, as in ROCO v2 for `train_captions.csv`, in `train_images`."""
+def _find_table_images(path: Path, rows: _LineRows) -> ImageFiles:
+    """Find images beside the table, in `images`, or (ROCO v2 has `train_captions.csv`) in `train_images`."""
     root, part = path.parent, path.stem.removesuffix("_captions")
     folders = [root, root / "images", root / part, root / f"{part}_images", root / f"{part}_images" / part]
     return locate_images(path, first_paths(rows), [*folders, root / "images" / part])
 
 
-def _keys(rows: LineRows, index: int) -> list[str]:
+def _keys(rows: _LineRows, index: int) -> list[str]:
     try:
         record = json.loads(rows[index].path)
     except (ValueError, RecursionError):
@@ -302,11 +344,14 @@ def _keys(rows: LineRows, index: int) -> list[str]:
 
 def _mark_size(path: Path) -> int:
     with path.open("rb") as file:
-        return len(BYTE_ORDER_MARK) if file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK else 0
+        return len(_BYTE_ORDER_MARK) if file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK else 0
 
 
-class ParquetRows:
-    """Rows of two Arrow columns, or of that of the images alone. The others are read when they are first asked for."""
+# --- Rows of a Parquet file
+
+
+class _ParquetRows:
+    """Rows of two Arrow columns, or of the paths alone. Other columns are read at first use."""
 
     def __init__(self, path: Path, images: Any, captions: Any, others: Sequence[str]) -> None:
         self._path = path
@@ -318,7 +363,7 @@ class ParquetRows:
         return len(self._images)
 
     def __getitem__(self, index: int) -> ListedRow:
-        """One row."""
+        """Read one row."""
         try:
             image = self._images[index].as_py()
             caption = None if self._captions is None else self._captions[index].as_py()
@@ -328,7 +373,7 @@ class ParquetRows:
         return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The other columns of a row by name, but for cells that Python has no value for."""
+        """The other columns of a row by name, without cells that have no value in Python."""
         cells = ((name, _value(column[index])) for name, column in self._columns.items())
         return {name: value for name, value in cells if value is not None}
 
@@ -341,39 +386,10 @@ class ParquetRows:
 
 
 def _value(cell: Any) -> object:
-    """What a cell holds; None if nothing does: a date of the year 100,000, or text that is not UTF-8."""
+    """The value of a cell; None if Python has none: a date in the year 100,000, or text that is not UTF-8."""
     import pyarrow
 
     try:
         return cell.as_py()
     except (ValueError, OverflowError, pyarrow.ArrowException):
         return None
-
-
-def open_parquet(path: Path, needs_captions: bool = True) -> ListedPairs:
-    """A Parquet table of paths and captions. A caption cell holds a text or a list of texts.
-
-    Raises:
-        UserError: pyarrow is not installed, the file is broken, a column is missing, or the table holds the images
-            themselves.
-    """
-    require_extra("parquet", f"{path}: reading Parquet")
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        names = Counter(file.schema_arrow.names)
-        image, caption = find_columns(list(names), str(path), needs_captions)
-        for name in filter(None, (image, caption)):
-            if names[name] > 1:
-                raise UserError(f"{path}: has several columns '{name}'; rename all but one")
-        kind = file.schema_arrow.field(image).type
-        if pyarrow.types.is_struct(kind) or pyarrow.types.is_binary(kind):  # as in data sets of Hugging Face
-            raise UserError(f"{path}: '{image}' holds images, not paths; save them as files, and list these instead")
-        table = file.read([image] if caption is None else [image, caption])
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file that can be read ({error})") from error
-    others = [name for name, count in names.items() if name != image and count == 1]
-    rows = ParquetRows(path, table[image], None if caption is None else table[caption], others)
-    return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))

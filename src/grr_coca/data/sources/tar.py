@@ -1,7 +1,4 @@
-"""One pass over the headers of a tar shard finds where the parts of each pair lie.
-
-Reads the headers of a tar file, one after the other.
-"""
+"""Scans a tar shard: one pass over its headers finds the offsets and sizes of all images and captions."""
 
 import json
 import tarfile
@@ -13,42 +10,23 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from grr_coca.data.bad import Cause
 from grr_coca.data.images import MAX_BYTES, has_image_suffix, is_hidden
+from grr_coca.data.sources.base import Cause
 from grr_coca.errors import UserError
-
-
-def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """The next member; None at the end. Unlike `TarFile.next`, it keeps nothing of the members before.
-
-    Raises:
-        tarfile.ReadError: the member before is cut off.
-        tarfile.HeaderError: the header makes no sense. Tar's extensions can write sizes below 0, after which the
-            same members would come again and again, and files with holes, whose bytes are not those of an image.
-    """
-    try:
-        member = tar.next()
-    except ValueError as error:
-        raise tarfile.HeaderError(f"a header that cannot be read ({error})") from error
-    tar.members = []  # type: ignore[attr-defined]
-    if member is not None and (member.size < 0 or member.issparse()):
-        raise tarfile.HeaderError(f"the header of {member.name} makes no sense")
-    return member
-
 
 ROW = np.dtype(
     [(f"{part}_{what}", "<u4") for part in ("image", "text", "json") for what in ("block", "size")]
     + [("key_end", "<u4"), ("cause", "u1")]
 )
-"""One pair of a shard. For each part: its first block of 512 bytes, and its size (0: the part is missing). `key_end`:
-end of its key in the string of all keys. `cause`: 0 for a sound pair, else 1 + the index of its cause in `Cause`."""
+"""One pair of a shard. For each part: its first block of 512 bytes, and its size (0 if the part is missing). `key_end`:
+the end of its key in the string of all keys. `cause`: 0 for a sound pair, else 1 + the index in `CAUSES`."""
 
 CAUSES = tuple(Cause)
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the pairs of a shard lie. `is_whole` is False if the file ends before the tar does."""
+    """Offsets and sizes of the pairs of a shard. `is_whole`: False if the file is truncated."""
 
     rows: np.ndarray
     keys: bytes
@@ -58,9 +36,53 @@ class ShardIndex:
         return len(self.rows)
 
     def key(self, row: int) -> str:
-        """The common name of the members of a pair."""
+        """The key of a pair: the common name of its members."""
         start = int(self.rows[row - 1]["key_end"]) if row else 0
         return self.keys[start : int(self.rows[row]["key_end"])].decode("utf-8", "surrogateescape")
+
+
+def scan_shard(path: Path) -> ShardIndex:
+    """Index a shard. Its headers are read, and the content of its first `KEY.json`.
+
+    Bad pairs are in the index too, with their cause, such as a missing part or a repeated key.
+
+    Raises:
+        UserError: the file is not an uncompressed tar file, or holds no image.
+    """
+    entries: dict[str, _Entry] = {}
+    try:
+        with tarfile.open(path, "r:") as tar, path.open("rb") as file:
+            size = path.stat().st_size
+            for member in _members(tar):
+                _add(entries, member, size)
+            file.seek(tar.offset)
+            is_whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+            if not _has_several_captions(entries, file):
+                for entry in entries.values():
+                    entry.parts.pop("json", None)
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"{path}: not a readable, uncompressed tar file ({error})") from error
+    if not any("image" in entry.parts for entry in entries.values()):
+        raise UserError(f"{path}: no pairs; expected members KEY.jpg (or .png, .webp …) and KEY.txt")
+    return _pack(entries, is_whole)
+
+
+def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """Read the next member; None at the end. Unlike `TarFile.next`, it does not keep all members in memory.
+
+    Raises:
+        tarfile.ReadError: the previous member is cut off.
+        tarfile.HeaderError: the header is invalid. Extensions of tar allow negative sizes, after which the same members
+            would come again and again, and sparse files, whose bytes are not those of an image.
+    """
+    try:
+        member = tar.next()
+    except ValueError as error:
+        raise tarfile.HeaderError(f"a header cannot be read ({error})") from error
+    tar.members = []  # type: ignore[attr-defined]
+    if member is not None and (member.size < 0 or member.issparse()):
+        raise tarfile.HeaderError(f"the header of {member.name} is invalid")
+    return member
 
 
 class _Span(NamedTuple):
@@ -87,39 +109,13 @@ class _Entry:
         return None if "text" in self.parts else Cause.NO_CAPTION
 
 
-def scan_shard(path: Path) -> ShardIndex:
-    """Read the headers of a shard, and the content of its first `KEY.json`.
-
-    Bad pairs are in the index too, with their cause: a missing part, or a key that an earlier pair has.
-
-    Raises:
-        UserError: the file is not an uncompressed tar file, or holds no image.
-    """
-    entries: dict[str, _Entry] = {}
-    try:
-        with tarfile.open(path, "r:") as tar, path.open("rb") as file:
-            size = path.stat().st_size
-            for member in _members(tar):
-                _add(entries, member, size)
-            file.seek(tar.offset)
-            is_whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-            if not _has_several_captions(entries, file):
-                for entry in entries.values():
-                    entry.parts.pop("json", None)
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{path}: not an uncompressed tar file that can be read ({error})") from error
-    if not any("image" in entry.parts for entry in entries.values()):
-        raise UserError(f"{path}: no pairs; expected members KEY.jpg (or .png, .webp …) and KEY.txt")
-    return _pack(entries, is_whole)
-
-
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a tar that are not hidden, up to the place where it is cut off."""
+    """The regular files of a tar that are not hidden, up to the end or the place where it is cut off."""
     while True:
         try:
             member = next_member(tar)
         except tarfile.ReadError:
-            return  # the content of the member before is cut off
+            return  # the previous member is cut off
         if member is None:
             return
         if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not is_hidden(member.name):
@@ -140,7 +136,7 @@ def _add(entries: dict[str, _Entry], member: tarfile.TarInfo, file_size: int) ->
 
 
 def _has_several_captions(entries: dict[str, _Entry], file: BinaryIO) -> bool:
-    """True if `KEY.json` files have the key `captions`. `grr-coca data convert` writes it, img2dataset does not."""
+    """True if the `KEY.json` files have a list `captions`. `grr-coca data convert` writes it, img2dataset does not."""
     span = next((entry.parts["json"] for entry in entries.values() if "json" in entry.parts), None)
     if span is None:
         return False

@@ -1,9 +1,4 @@
-"""Views of sources: some pairs, several sources as one, every caption as a pair; sound pairs, and captions as text.
-
-Which pairs of a source are of one image. A table may have a row for each caption.
-
-A digest of a source, by which a run that goes on knows its pairs again.
-"""
+"""Views of sources (subset, chain, every caption as a pair), and functions over the pairs of a whole source."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -13,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Int
 
-from grr_coca.data.bad import BadSample
 from grr_coca.data.images import decode_image
-from grr_coca.data.sources.base import PairSource, RawPair, locate, stable_id
+from grr_coca.data.sources.base import BadSample, PairSource, RawPair, locate, stable_id
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.listed import ListedPairs
 from grr_coca.data.sources.shards import TarShards
@@ -23,7 +17,7 @@ from grr_coca.data.text import clean_caption
 
 
 class View(ABC):
-    """Pairs that lie in other sources. A kind of view says in which one each pair lies, and what differs there."""
+    """A source whose pairs are in other sources. A subclass says where each pair is, and overrides what differs."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -39,27 +33,27 @@ class View(ABC):
         return source[inner]
 
     def caption(self, index: int) -> str:
-        """Read the first caption of an image, without the image."""
+        """Read the first caption of a pair."""
         source, inner = self._locate(index)
         return source.caption(inner)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Read all captions of an image, without the image."""
+        """Read all captions of a pair."""
         source, inner = self._locate(index)
         return source.captions(inner)
 
     def name(self, index: int) -> str:
-        """The name of a pair in messages."""
+        """The name of a pair, for messages."""
         source, inner = self._locate(index)
         return source.name(inner)
 
     def image_name(self, index: int) -> str:
-        """The name of a pair's image, which is not read."""
+        """The name of the image of a pair."""
         source, inner = self._locate(index)
         return source.image_name(inner)
 
     def place(self, index: int) -> str:
-        """The shard, table or folder that a pair lies in."""
+        """The shard, table or folder of a pair."""
         source, inner = self._locate(index)
         return source.place(inner)
 
@@ -99,9 +93,9 @@ class Chain(View):
 
 
 class EveryCaption(View):
-    """A source in which each caption of an image is a separate pair. The pairs of one image follow one another.
+    """A source in which each caption of an image is a separate pair. The pairs of one image are consecutive.
 
-    It is for evaluation. All captions count in the losses. The pairs of one image share its image id, so in retrieval
+    It is for evaluation: all captions count in the losses. The pairs of an image share its image id, so in retrieval
     each of its captions is a right answer, and they are not negatives of each other.
     """
 
@@ -115,7 +109,7 @@ class EveryCaption(View):
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> RawPair:
-        """Read one pair. Captions of the same image in a row read it once."""
+        """Read one pair. The image of consecutive pairs is read once."""
         image, caption = locate(self._ends, index)
         if self._last is None or self._last[0] != image:
             self._last = image, self.source[image]
@@ -123,12 +117,12 @@ class EveryCaption(View):
         return replace(pair, caption=pair.captions[caption], more_captions=())
 
     def caption(self, index: int) -> str:
-        """Read one caption, without its image."""
+        """Read the caption of a pair."""
         image, caption = locate(self._ends, index)
         return self.source.captions(image)[caption]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The one caption of a pair."""
+        """Read the caption of a pair."""
         return (self.caption(index),)
 
     def _locate(self, index: int) -> tuple[PairSource, int]:
@@ -136,7 +130,7 @@ class EveryCaption(View):
 
 
 def every_caption(source: PairSource) -> PairSource:
-    """The source with each caption as a separate pair. If no image has more than one caption, the source itself.
+    """The source with each caption as a separate pair; the source itself if no image has several captions.
 
     This reads all captions.
     """
@@ -147,11 +141,11 @@ def every_caption(source: PairSource) -> PairSource:
 def sound_pairs(source: PairSource) -> tuple[list[int], list[BadSample]]:
     """The indices of the pairs that can be read and decoded, and the errors of the others.
 
-    Evaluation stops at a bad pair, because the numbers of a split that has silently become smaller cannot be compared.
-    The validation of a long run must not stop: it evaluates on these pairs, and says how many are missing.
+    Evaluation stops at a bad pair, because scores on a smaller split cannot be compared. Validation in a long run must
+    not stop, so it uses these pairs, and reports how many are missing.
 
     Args:
-        source: the pairs. All captions are read, and each image is read and decoded once, however many pairs it has.
+        source: the pairs. All captions are read, and each image is read and decoded once.
     """
     sound, bad = [], []
     faults: dict[str, BadSample | None] = {}
@@ -182,7 +176,7 @@ def _fault_of_image(source: PairSource, index: int) -> BadSample | None:
 
 
 def read_sound(source: PairSource, index: int) -> RawPair:
-    """Read one pair, and make sure that its image can be decoded and its captions are not empty.
+    """Read one pair, and check that its image can be decoded and its captions are not empty.
 
     Raises:
         BadSample: the pair is bad.
@@ -195,10 +189,10 @@ def read_sound(source: PairSource, index: int) -> RawPair:
 
 
 def sound_captions(source: PairSource, index: int) -> tuple[str, ...]:
-    """The captions of a pair, as they are written. The image is not read.
+    """Read the captions of a pair, unchanged, and check them. The image is not read.
 
     Raises:
-        BadSample: a caption is bad, or the pair is.
+        BadSample: the pair or a caption is bad.
     """
     captions, name = source.captions(index), source.name(index)
     for caption in captions:
@@ -207,11 +201,11 @@ def sound_captions(source: PairSource, index: int) -> tuple[str, ...]:
 
 
 def caption_texts(source: PairSource, limit: int | None = None) -> Iterator[str]:
-    """All captions of a source, cleaned, for training a tokenizer. The captions of bad pairs are left out.
+    """All captions of a source, cleaned, to train a tokenizer. Captions of bad pairs are left out.
 
     Args:
         source: the pairs. Images are not read.
-        limit: read the captions of at most this many images, evenly spread; None: of all images.
+        limit: read the captions of at most this many images, evenly spaced; None reads all.
     """
     count = len(source) if limit is None else min(limit, len(source))
     for number in range(count):
@@ -224,7 +218,7 @@ def caption_texts(source: PairSource, limit: int | None = None) -> Iterator[str]
 
 
 def num_captions(source: PairSource, index: int) -> int:
-    """The number of captions of an image; 1 if they cannot be read. That error is raised when the pair is read."""
+    """The number of captions of a pair; 1 if they cannot be read. The error comes when the pair is read."""
     try:
         return len(source.captions(index))
     except BadSample:
@@ -232,17 +226,16 @@ def num_captions(source: PairSource, index: int) -> int:
 
 
 def image_numbers(source: PairSource) -> Int[np.ndarray, " N"]:
-    """The image of each pair, as a number. Images are numbered in the order of their first pairs."""
+    """For each pair, the number of its image. Images are numbered in the order of their first pairs."""
     if isinstance(source, TarShards | ImageFolder):
-        return np.arange(len(source))  # each pair has an image of its own; millions of names would take minutes
+        return np.arange(len(source))  # each pair has its own image; comparing millions of names would take minutes
     ids = np.fromiter((stable_id(source.image_name(index)) for index in range(len(source))), np.int64, len(source))
     _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
     return first.argsort().argsort()[inverse]
 
 
 class ByImage:
-    """The pairs of each image, in the order of their first pairs. Item `i`: the indices in `source` of those of image
-    `i`. This asks for the names of all images."""
+    """The pairs of a source by image. Item `i`: the indices of the pairs of image `i`. It reads all image names."""
 
     def __init__(self, source: PairSource) -> None:
         self.source = source
@@ -259,11 +252,11 @@ class ByImage:
 
 
 def source_digest(source: PairSource) -> str:
-    """A digest of what the order of a source depends on: which pairs are taken, and the names and sizes of the files.
+    """A digest of the choice and order of the pairs, by which a resumed run recognizes its data.
 
-    No pair is read, so that tens of millions take less than a second. Of a folder of images, names alone count. Where
-    the files lie does not count. Checkpoints hold such digests: if anything else is hashed here, older runs are
-    refused.
+    It depends on the names and sizes of files, and for a folder of images on names alone; the path of the folder does
+    not count. No pair is read, so tens of millions take less than a second. Checkpoints contain such digests: if
+    anything else was hashed here, older runs would be refused.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in _parts(source):

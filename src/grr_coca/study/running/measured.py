@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.bad import BadSample
-from grr_coca.data.sources.base import PairSource, RawPair
+from grr_coca.data.sources.base import BadSample, PairSource, RawPair
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Subset, every_caption
 from grr_coca.errors import UserError

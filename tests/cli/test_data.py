@@ -237,7 +237,7 @@ def test_a_conversion_of_rows_that_an_older_version_began_is_not_gone_on_with(gr
     grr_coca("data", "convert", table, tmp_path / "out")
     path = tmp_path / "out" / "convert.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_images": 3}))
-    assert "holds a conversion of what" in refused("data", "convert", table, tmp_path / "out")
+    assert "has a conversion of an older" in refused("data", "convert", table, tmp_path / "out")
 
 
 def test_large_images_are_scaled_down_and_small_ones_left_alone(grr_coca, tmp_path):
@@ -278,7 +278,7 @@ def test_a_folder_that_is_not_empty_is_refused(refused, spoiled, tmp_path):
     for name in ("thesis.tex", "thesis.tmp", ".notes.partial"):
         path = out / name
         path.write_text("precious")
-        assert f"is not empty, it holds {name}; give a new folder" in refused("data", "convert", spoiled, out)
+        assert f"is not empty, it has {name}; give a new folder" in refused("data", "convert", spoiled, out)
         assert [path.name for path in out.iterdir()] == [name]
         path.unlink()
 
@@ -286,7 +286,7 @@ def test_a_folder_that_is_not_empty_is_refused(refused, spoiled, tmp_path):
 def test_another_conversions_folder_is_refused(grr_coca, refused, spoiled, tmp_path):
     grr_coca("data", "convert", spoiled, tmp_path / "out")
     message = refused("data", "convert", spoiled, tmp_path / "out", "--image-size", 32)
-    assert "holds another conversion" in message
+    assert "has another conversion" in message
 
 
 @pytest.mark.parametrize("kind", ["table", "folder"])
@@ -299,7 +299,7 @@ def test_a_conversion_does_not_go_on_when_the_source_has_changed(grr_coca, refus
     for _ in range(2):
         assert grr_coca("data", "convert", source, tmp_path / "out").code == 0
     captions.write_text(text.format("another drawing"))
-    assert "holds a conversion of what" in refused("data", "convert", source, tmp_path / "out")
+    assert "has a conversion of an older" in refused("data", "convert", source, tmp_path / "out")
 
 
 def test_a_conversion_that_an_older_version_began_goes_on(grr_coca, spoiled, tmp_path):

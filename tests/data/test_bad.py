@@ -217,7 +217,7 @@ def test_every_caption_and_chain_pass_bad_samples_on(spoiled):
 def test_where_nothing_is_good_training_stops_with_the_first_bad_one(tmp_path):
     members = {name: b"" if name.endswith("webp") else b"a cat" for name in shard_members(PAIRS[:5])}
     source = open_source(str(write_tar(tmp_path / "a.tar", members)))
-    with pytest.raises(UserError, match=rf"{PAIRS[2].key}: not an image.*nor was any of 100 other samples good"):
+    with pytest.raises(UserError, match=rf"{PAIRS[2].key}: not an image.*and 100 other samples are bad too"):
         training(source)[SampleRef(0, 2)]
 
 
@@ -257,7 +257,7 @@ def test_above_the_share_of_a_window_the_run_stops_and_names_the_shard_with_most
         log.add(100, replacements(1, "good.tar"))
     message = str(caught.value)
     assert message.startswith("10% of the last 1,000 samples are bad, more than health: max_bad_share 0.1; ")
-    assert "most of them, 90, lie in rotten.tar" in message
+    assert "most of them, 90, are in rotten.tar" in message
     assert "broken or truncated image: 90, not an image: 11" in message
 
 

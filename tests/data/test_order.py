@@ -90,7 +90,7 @@ def in_small_blocks(function):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(order_module, "PLAIN_SHUFFLE", 0)
             patch.setattr(order_module, "BLOCK", 4)
-            patch.setattr(order_module, "BLOCKS_PER_WINDOW", 3)
+            patch.setattr(order_module, "_BLOCKS_PER_WINDOW", 3)
             function(*arguments, **options)
 
     return run
@@ -227,7 +227,7 @@ def test_a_mixture_is_a_function_of_the_position():
 
 def test_a_mixture_visits_each_of_its_sources():
     assert visits_in_period([0.9, 0.0006, 0.0994]).tolist() == [900, 1, 99]
-    with pytest.raises(AssertionError, match="each source is visited"):
+    with pytest.raises(AssertionError, match="each source has visits"):
         Mixture([700, 40], [0.9996, 0.0004], seed=0)
 
 

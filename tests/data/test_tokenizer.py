@@ -65,7 +65,7 @@ def test_frequent_words_become_single_tokens(bpe):
 
 @pytest.mark.parametrize("vocab_size", [-1, 0, 257])
 def test_a_vocabulary_too_small_for_the_bytes_is_an_error(vocab_size):
-    with pytest.raises(UserError, match=f"vocab_size {vocab_size} is below 258"):
+    with pytest.raises(UserError, match=f"vocab_size {vocab_size}: give at least 258"):
         train_bpe(CAPTIONS, vocab_size)
 
 

@@ -1,1 +1,1 @@
-"""From files to batches: sources of pairs, decoding and preprocessing of images, tokenizer, order, and collation."""
+"""From files to batches: sources of pairs, images, tokenizer, augmentation, order and loader."""

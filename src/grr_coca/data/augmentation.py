@@ -1,6 +1,6 @@
-"""Augmentation: the allowed random changes of training images, and the random change that is drawn for one image.
+"""Augmentation: which random changes of training images are allowed, and the random draw of one change.
 
-`grr_coca.data.augment` applies the drawn change.
+`grr_coca.data.augment` applies the change.
 """
 
 import math
@@ -15,26 +15,26 @@ from grr_coca.errors import UserError
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
-CROP_SCALE = (1.1, 1.5)
+_CROP_SCALE = (1.1, 1.5)
 """Range of zoom factors of a cropped image."""
 
-IDENTITY, GREY = np.eye(3), np.tile(LUMA, (3, 1))
+_IDENTITY, _GREY = np.eye(3), np.tile(LUMA, (3, 1))
 """Colour matrices: one keeps all colour, the other removes it."""
 
 
-MIN_SIDE, MAX_SIDE = 16, 48
-"""Sides, in pixels, of an image that is made coarse."""
+_MIN_SIDE, _MAX_SIDE = 16, 48
+"""Range of sides, in pixels, to which coarse images are scaled down."""
 
-MIN_CONTRAST = 0.35
-"""Smallest difference of the greys of ink and ground."""
+_MIN_CONTRAST = 0.35
+"""Smallest difference of ink and ground in grey."""
 
 
 class Change(NamedTuple):
-    """A random change of one image.
+    """A change of one image.
 
-    `inverse`: for each pixel of the changed image, its place in the original, in coordinates -1 … 1 as in
-    `affine_grid`. `colour`: the matrix that multiplies its colour. `offset`: added to the colour after that.
-    `side`: the side in pixels at which the image is drawn before all else; None: its own.
+    `inverse`: maps a pixel of the changed image to its place in the original, in coordinates -1 … 1 (`affine_grid`).
+    `colour`: a matrix to multiply colours with. `offset`: then added to colours. `side`: before all else, the image is
+    scaled down to this side in pixels; None leaves it.
     """
 
     inverse: Float[np.ndarray, "2 3"]
@@ -45,7 +45,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random changes of geometry and colour. The defaults change nothing.
+    """The allowed random changes of training images. The defaults change nothing.
 
     - `scale`: range of zoom factors
     - `crop`: share of images that are enlarged 1.1 to 1.5 times instead, so that their edges are cut off
@@ -94,11 +94,11 @@ class Augmentation:
             raise UserError(f"{key} {getattr(self, key)} is out of range")
 
     def draw(self, rng: np.random.Generator) -> Change:
-        """A random change of geometry and colour."""
+        """Draw a random change."""
         angle = math.radians(rng.uniform(-self.rotate, self.rotate))
         x, y = rng.uniform(-2 * self.shift, 2 * self.shift, 2)
         is_cropped = self.crop and rng.uniform() < self.crop
-        scale = rng.uniform(*(CROP_SCALE if is_cropped else self.scale))
+        scale = rng.uniform(*(_CROP_SCALE if is_cropped else self.scale))
         # Rotated clockwise about the centre, zoomed, then shifted.
         cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
         inverse = np.array([[cos, sin, -cos * x - sin * y], [-sin, cos, sin * x - cos * y]], np.float32)
@@ -106,17 +106,17 @@ class Augmentation:
         if rng.uniform() < self.grey:
             saturation = 0.0
         # Brightness, contrast about mid-grey, and saturation together are one affine map of colours.
-        colour = brightness * contrast * (saturation * IDENTITY + (1 - saturation) * GREY)
+        colour = brightness * contrast * (saturation * _IDENTITY + (1 - saturation) * _GREY)
         offset = np.full(3, 0.5 * (1 - contrast))
         if self.recolour or self.tint:
             colour, offset = self._ground(rng, colour, offset)
-        side = int(rng.integers(MIN_SIDE, MAX_SIDE + 1)) if self.coarse and rng.uniform() < self.coarse else None
+        side = int(rng.integers(_MIN_SIDE, _MAX_SIDE + 1)) if self.coarse and rng.uniform() < self.coarse else None
         return Change(inverse, colour.astype(np.float32), offset.astype(np.float32), side)
 
     def _ground(
         self, rng: np.random.Generator, colour: Float[np.ndarray, "3 3"], offset: Float[np.ndarray, "3"]
     ) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
-        """The map of colours, or that of a drawing in two colours, or one after which white is tinted."""
+        """The map of colours as it is, or with two random colours instead, or with white tinted."""
         draw = rng.uniform()
         if draw < self.recolour:
             ink, ground = _two_colours(rng)
@@ -128,13 +128,13 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """True if images of the same caption are mixed."""
+        """True if images with the same caption are mixed."""
         return self.blend + self.swap > 0
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
-    """Random colours of ink and ground that can be told apart."""
+    """Random colours of ink and ground, with enough contrast."""
     while True:
         ink, ground = rng.uniform(0, 1, (2, 3))
-        if abs((ink - ground) @ np.array(LUMA)) >= MIN_CONTRAST:
+        if abs((ink - ground) @ np.array(LUMA)) >= _MIN_CONTRAST:
             return ink, ground

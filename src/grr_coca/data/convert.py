@@ -1,11 +1,12 @@
-"""Converts any source to tar shards, in the layout of img2dataset.
+"""Conversion of any source to tar shards, in the layout of img2dataset.
 
-An image is `KEY.jpg` (or `.png`, `.webp` …: the file as it was), `KEY.txt` with the first caption, and `KEY.json` with
-the key and caption of the source. If an image of a shard has several captions, each `KEY.json` of that shard also lists
-all captions of its image under `captions`, and `TarShards` reads them. Rows of a table that name one image become one
-pair with all their captions: as pairs of their own, nothing would tell later that they share an image, and it would be
-both trained and validated on. A shard holds the good ones of a fixed range of images. It gets its name only when it is
-complete, so an interrupted conversion continues where it stopped.
+An image becomes `KEY.jpg` (or `.png`, `.webp` …: the unchanged file), `KEY.txt` with its first caption, and `KEY.json`
+with its key and caption in the source. If an image of a shard has several captions, each `KEY.json` of that shard also
+has the list `captions` with all captions of its image, which `TarShards` reads. Rows of a table with the same image
+become one pair with all their captions. As separate pairs, they could later be in both training and validation.
+
+A shard has the good images of a fixed range. It gets its name only when it is complete, so an interrupted conversion
+continues where it stopped.
 """
 
 import io
@@ -29,18 +30,18 @@ from grr_coca.data.sources.views import ByImage, num_captions, read_sound, sound
 from grr_coca.errors import UserError
 from grr_coca.files import write_whole
 
-CONVERSION_NAME = "convert.json"
-UNFINISHED = re.compile(r"\.\d{5,}\.\d+\.tmp|\.(convert|\d{5,}_stats)\.json\.\d+\.[0-9a-f]+\.partial")
-"""A shard, or a file of JSON (by `write_whole`), under the name that it has until it is complete."""
-SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "PPM": "ppm"}
-JPEG_QUALITY = 95
+_CONVERSION_NAME = "convert.json"
+_UNFINISHED = re.compile(r"\.\d{5,}\.\d+\.tmp|\.(convert|\d{5,}_stats)\.json\.\d+\.[0-9a-f]+\.partial")
+"""The temporary name of a shard or a JSON file (`write_whole`) until it is complete."""
+_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "PPM": "ppm"}
+_JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Settings of a conversion. They are saved in its folder: a conversion continues only with the same settings.
+    """The settings of a conversion, saved in its folder. A conversion continues only with the same settings.
 
-    `source_bytes` and `source_changed_ns`: size and last change of the source, see `source_state`. None: not looked at.
+    `source_bytes`, `source_changed_ns`: size and last change of the source, see `source_state`; None if unknown.
     """
 
     source: str
@@ -52,12 +53,12 @@ class Conversion:
     source_changed_ns: int | None = None
 
 
-OF_THE_SOURCE = {"num_images", "source_bytes", "source_changed_ns"}
-"""Settings that tell whether a source is still the same."""
+_OF_THE_SOURCE = {"num_images", "source_bytes", "source_changed_ns"}
+"""Settings that show if the source has changed."""
 
 
 def source_state(source: PairSource) -> tuple[int, int]:
-    """Bytes and the newest change of the files that hold the captions: shards, a listing, or a text for each image."""
+    """Total size and last change of the files with the captions: shards, a listing, or a text file for each image."""
     is_file = cache(lambda place: Path(place).is_file())
     files = set()
     for index in range(len(source)):
@@ -71,17 +72,17 @@ def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callab
     """Write shards `00000.tar` … into a folder.
 
     Args:
-        images: the images, each with the pairs of its captions. Bad ones are left out.
+        images: the images, each with its pairs. Bad images are left out.
         conversion: the settings.
-        out: an empty or new folder, or the folder of the same conversion that was interrupted.
+        out: an empty or new folder, or the folder of the same, interrupted conversion.
         on_image: called with the number of finished images.
 
     Returns:
-        The number of written images under `written`, and, by cause, the numbers of images that were left out and of
-        captions that were left out of an image with others.
+        Under `written`, the number of written images. Under each cause, the number of images that were left out, plus
+        the number of bad captions of images with other captions.
 
     Raises:
-        UserError: the folder holds something else, or cannot be written to.
+        UserError: the folder has other files, or cannot be written to.
     """
     try:
         _open_folder(out, conversion)
@@ -91,7 +92,7 @@ def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callab
             total += _read_stats(out, shard) or _write_shard(images, numbers, conversion, out, shard, on_image)
             on_image(numbers.stop)
         for path in out.iterdir():
-            if UNFINISHED.fullmatch(path.name):  # of a conversion that was killed
+            if _UNFINISHED.fullmatch(path.name):  # from a killed conversion
                 path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be written to ({error.strerror})") from error
@@ -101,22 +102,22 @@ def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callab
 def _open_folder(out: Path, conversion: Conversion) -> None:
     wanted = asdict(conversion)
     out.mkdir(parents=True, exist_ok=True)
-    there = sorted(path.name for path in out.iterdir() if not UNFINISHED.fullmatch(path.name))
+    there = sorted(path.name for path in out.iterdir() if not _UNFINISHED.fullmatch(path.name))
     if not there:
-        write_whole(out / CONVERSION_NAME, json.dumps(wanted, indent=2, ensure_ascii=False).encode())
-    elif CONVERSION_NAME not in there:
-        raise UserError(f"{out}: is not empty, it holds {there[0]}; give a new folder")
+        write_whole(out / _CONVERSION_NAME, json.dumps(wanted, indent=2, ensure_ascii=False).encode())
+    elif _CONVERSION_NAME not in there:
+        raise UserError(f"{out}: is not empty, it has {there[0]}; give a new folder")
     else:
-        found = read_json(out / CONVERSION_NAME)  # an older one does not tell the state of its source
+        found = read_json(out / _CONVERSION_NAME)  # an older file lacks the state of its source
         differing = {key for key in wanted.keys() | found.keys() if found.get(key, wanted.get(key)) != wanted.get(key)}
-        if differing - OF_THE_SOURCE:
-            raise UserError(f"{out}: holds another conversion, see {CONVERSION_NAME}; give a new folder")
+        if differing - _OF_THE_SOURCE:
+            raise UserError(f"{out}: has another conversion, see {_CONVERSION_NAME}; give a new folder")
         if differing:
-            raise UserError(f"{out}: holds a conversion of what {conversion.source} was then; give a new folder")
+            raise UserError(f"{out}: has a conversion of an older {conversion.source}; give a new folder")
 
 
 def _read_stats(out: Path, shard: int) -> Counter[str] | None:
-    """The counts of a complete shard; None if it is not complete."""
+    """The counts of a shard; None if it is not complete."""
     try:
         return Counter(json.loads((out / f"{shard:05d}_stats.json").read_bytes()))
     except (FileNotFoundError, ValueError):
@@ -146,7 +147,7 @@ def _write_shard(
             temporary.replace(out / f"{shard:05d}.tar")
     finally:
         temporary.unlink(missing_ok=True)
-    # Written after the shard, because its presence means that the shard is complete.
+    # Written after the shard, because this file means that the shard is complete.
     write_whole(out / f"{shard:05d}_stats.json", json.dumps(counts, indent=2).encode())
     return counts
 
@@ -156,10 +157,10 @@ def _num_captions_of_image(images: ByImage, number: int) -> int:
 
 
 def _read_image(images: ByImage, number: int, counts: Counter[str]) -> RawPair:
-    """An image with the captions of all its pairs. Bad captions of an image that has others are counted and left out.
+    """Read an image with the captions of all its pairs. Bad captions are counted and left out if there are good ones.
 
     Raises:
-        BadSample: the image is bad, or none of its captions can be read.
+        BadSample: the image is bad, or all its captions are bad.
     """
     source, (first, *others) = images.source, images[number]
     if not others:
@@ -195,14 +196,14 @@ def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image
 
 
 def _image_file(pair: RawPair, image_size: int | None) -> tuple[bytes, str]:
-    """The file as it was, or a smaller JPEG if its shorter side is longer than `image_size`. Also its suffix."""
+    """The unchanged file, or a smaller JPEG if its shorter side is longer than `image_size`. Also the suffix."""
     header = open_header(pair.image, pair.name)
     if image_size is None or min(header.size) <= image_size:
         kind = str(header.format)
-        return pair.image, SUFFIXES.get(kind, kind.lower())
+        return pair.image, _SUFFIXES.get(kind, kind.lower())
     image = decode_image(pair.image, pair.name)
     scale = image_size / min(image.size)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     buffer = io.BytesIO()
-    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return buffer.getvalue(), "jpg"

@@ -1,8 +1,6 @@
-"""From pairs to tensors, and to batches of tensors. `grr_coca.data.loader` makes the batches in other processes.
+"""From pairs to samples, and from samples to a batch: decoding, augmentation, tokenization, padding and labels.
 
-Rows of token ids as tensors.
-
-Shapes: B rows, T positions.
+Shapes: B samples, T positions, S image size in pixels, K kept patches.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,26 +22,15 @@ from grr_coca.data.text import clean_caption
 from grr_coca.data.tokenizer import CLS_SLOT, NUM_SPECIAL_TOKENS, Tokenizer
 from grr_coca.errors import UserError
 
-
-def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
-    """Pad rows of ids to one tensor. Also returns their lengths."""
-    lengths = torch.tensor([len(row) for row in rows])
-    token_ids = torch.full((len(rows), int(lengths.max())), CLS_SLOT)
-    for padded, row in zip(token_ids, rows, strict=True):
-        padded[: len(row)] = torch.tensor(row)
-    return token_ids, lengths
-
-
-MAX_KEPT_PIXELS = 2**26
-"""If all training images together have at most this many pixels, they stay decoded in memory: 192 MiB in each
-worker."""
+_MAX_KEPT_PIXELS = 2**26
+"""If all training images together have at most this many pixels, they stay decoded in memory: 192 MiB per worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One pair, ready for a batch. `token_ids` is a row of `Tokenizer.encode_row`.
+    """A pair that is ready for a batch. `token_ids`: a row of `Tokenizer.encode_row`.
 
-    If there is a `change`, it has not been applied yet, and the image consists of bytes.
+    If `change` is given, it is not applied yet, and `image` has values 0 … 255.
     """
 
     key: str
@@ -58,14 +45,14 @@ class Sample:
 
 
 class PairDataset(Dataset[Sample]):
-    """Decoded, augmented and tokenized pairs of a source.
+    """The samples of a source: its pairs, decoded, augmented and tokenized.
 
-    With an augmentation, it is for training. The chosen caption of an image, the change of the image, and the sample
-    that replaces a bad one are functions of (seed, epoch, sample). So a sample does not depend on the order of reading
-    or on the number of workers.
+    With an augmentation, it is for training. The caption of an image with several, the change of the image, and the
+    sample that replaces a bad one are functions of seed, epoch and sample. So a sample does not depend on the order of
+    reading or on the number of workers.
 
-    Without an augmentation, it is for evaluation. It takes the first caption and the unchanged image, and a bad sample
-    is an error: the numbers of a split that has silently become smaller cannot be compared.
+    Without an augmentation, it is for evaluation. It gives the first caption and the unchanged image, and a bad sample
+    is an error, because scores on a smaller split cannot be compared.
     """
 
     def __init__(
@@ -89,8 +76,8 @@ class PairDataset(Dataset[Sample]):
         self.keep_patches = keep_patches
         self.first_caption = first_caption
         self._siblings = Siblings(source) if augmentation is not None and augmentation.mixes else None
-        self._keeps_all = augmentation is not None and len(source) * preprocess.image_size**2 <= MAX_KEPT_PIXELS
-        self._pairs: dict[int, RawPair] = {}  # without their image bytes: `_squares` has the decoded images
+        self._keeps_all = augmentation is not None and len(source) * preprocess.image_size**2 <= _MAX_KEPT_PIXELS
+        self._pairs: dict[int, RawPair] = {}  # without image bytes: `_squares` has the decoded images
         self._squares: dict[int, UInt8[Tensor, "3 S S"]] = {}
         self._words: dict[str, list[int]] = {}
         self._last: tuple[bytes, Float[Tensor, "3 S S"]] | None = None
@@ -99,16 +86,16 @@ class PairDataset(Dataset[Sample]):
         return len(self.source)
 
     def __getitem__(self, ref: SampleRef) -> Sample:
-        """One sample. In training, a bad sample is replaced by another one.
+        """Read one sample. In training, a bad sample is replaced by another one.
 
         Raises:
             BadSample: in evaluation, the image is broken or the caption is missing; the message names the pair.
-            UserError: in training, too many samples are bad to find a good one.
+            UserError: in training, no good sample is found.
         """
         return self.__getitems__([ref])[0]
 
     def __getitems__(self, refs: Sequence[SampleRef]) -> list[Sample]:
-        """The samples of a batch. torch's loader asks for all of them at once, so their images are changed together."""
+        """Read the samples of a batch, and change their images together. The loader of torch calls this."""
         samples = [self._sound_sample(ref) for ref in refs]
         changes = [sample.change for sample in samples if sample.change is not None]
         if not changes:
@@ -134,7 +121,7 @@ class PairDataset(Dataset[Sample]):
             except BadSample:
                 continue
         raise UserError(
-            f"{first}; nor was any of {MAX_REPLACEMENTS} other samples good; `grr-coca data check` tells what is wrong"
+            f"{first}; and {MAX_REPLACEMENTS} other samples are bad too; `grr-coca data check` lists what is wrong"
         )
 
     def _sample(self, ref: SampleRef) -> Sample:
@@ -180,7 +167,7 @@ class PairDataset(Dataset[Sample]):
         return self._mixed(self._square(ref.sample, pair), ref)
 
     def _evaluated(self, pair: RawPair) -> Float[Tensor, "3 S S"]:
-        # The captions of an image follow one another, and it is decoded for the first of them.
+        # The captions of an image are consecutive, so it is decoded only for the first of them.
         if self._last is None or self._last[0] != pair.image:
             self._last = pair.image, self.preprocess(self.preprocess.decode(pair.image, pair.name))
         return self._last[1]
@@ -206,12 +193,12 @@ class PairDataset(Dataset[Sample]):
         sibling = self._siblings.draw(ref.sample, rng)
         try:
             return image if sibling is None else mix_images(self.augmentation, image, self._square(sibling), rng)
-        except BadSample:  # the other image is reported when its own turn comes
+        except BadSample:  # the other image is reported when it is read itself
             return image
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Make a batch: pad to the longest caption, and shift the labels. No other code shifts labels."""
+    """Make a batch of samples: pad to the longest caption, and compute the labels."""
     token_ids, lengths = pad_rows([sample.token_ids for sample in samples])
     kept_patches = [sample.kept_patches for sample in samples if sample.kept_patches is not None]
     return Batch(
@@ -228,10 +215,17 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def next_token_labels(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Int[Tensor, "B T-2"]:
-    """The label of each position: the next word, or the end token after the last word.
+def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
+    """Pad rows of token ids to one tensor. Also returns their lengths."""
+    lengths = torch.tensor([len(row) for row in rows])
+    token_ids = torch.full((len(rows), int(lengths.max())), CLS_SLOT)
+    for padded, row in zip(token_ids, rows, strict=True):
+        padded[: len(row)] = torch.tensor(row)
+    return token_ids, lengths
 
-    Shapes: B rows, T positions.
+
+def next_token_labels(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Int[Tensor, "B T-2"]:
+    """The label of each position: the next word, or the end token after the last word. No other code shifts labels.
 
     A row `[BOS] w₁ … wₙ [EOS] [CLS]` has the labels `w₁ … wₙ [EOS]`. Padding gets `IGNORE_INDEX`.
     """

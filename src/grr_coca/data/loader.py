@@ -1,7 +1,4 @@
-"""The loader: batches that are made ahead by other processes, which leave signals and reports to their parent.
-
-Counts the bad samples that training replaced by others.
-"""
+"""The loader, whose worker processes prepare batches ahead, and the log of bad samples that training has replaced."""
 
 import logging
 import os
@@ -19,17 +16,17 @@ from grr_coca.data.dataset import PairDataset, collate
 from grr_coca.data.order import SampleRef
 from grr_coca.errors import UserError
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-PREFETCHED_BATCHES = 4
-"""Batches that each worker prepares ahead, which is enough to bridge a slow read."""
+_PREFETCHED_BATCHES = 4
+"""Number of batches that each worker prepares ahead, enough to bridge a slow read."""
 
-RAISED = re.compile(r"^grr_coca\.[\w.]+: ", re.MULTILINE)
-"""The prefix of our own error message within the traceback of a worker."""
+_RAISED = re.compile(r"^grr_coca\.[\w.]+: ", re.MULTILINE)
+"""The prefix of an error message of this package in the traceback of a worker."""
 
 
 class _Loader(DataLoader[Batch]):
-    """A loader that reports for its workers: it warns once about cut captions, and raises errors without traceback."""
+    """A `DataLoader` that warns once about cut captions, and raises errors of its workers without a traceback."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         has_warned = False
@@ -40,12 +37,12 @@ class _Loader(DataLoader[Batch]):
                     self._warn_of_cut_captions(batch)
                 yield batch
         except UserError as error:
-            raise UserError(RAISED.split(str(error).rstrip())[-1]) from error
+            raise UserError(_RAISED.split(str(error).rstrip())[-1]) from error
 
     def _warn_of_cut_captions(self, batch: Batch) -> None:
         context_length = self.dataset.context_length  # type: ignore[attr-defined]
         longest = batch.keys[int(batch.lengths.argmax())]
-        log.warning(
+        _log.warning(
             "%d of %d captions, such as that of %s, are cut to the context of %d tokens (not reported again)",
             batch.cut_captions,
             len(batch),
@@ -55,40 +52,46 @@ class _Loader(DataLoader[Batch]):
 
 
 def make_loader(dataset: PairDataset, order: Sequence[list[SampleRef]] | object, num_workers: int) -> DataLoader[Batch]:
-    """A loader of batches in a given order, see `grr_coca.data.order`. Its workers ignore signals that stop a run."""
+    """Create a loader of batches in a given order, see `grr_coca.data.order`.
+
+    Workers ignore the signals that stop a run, so the parent can still finish and save.
+    """
     return _Loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=order,  # type: ignore[arg-type]
         collate_fn=collate,  # type: ignore[arg-type]
         num_workers=num_workers,
-        prefetch_factor=PREFETCHED_BATCHES if num_workers else None,
+        prefetch_factor=_PREFETCHED_BATCHES if num_workers else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_leave_signals_to_parent,
     )
 
 
 def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001 (torch passes it)
-    # Signals reach the whole process group. If a worker died of one, the run that is saving would lose its batches.
+    # Signals reach the whole process group. If they ended a worker, the run that is saving would lose its batches.
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS does not have it: any SIGTERM ends workers there
+    if hasattr(signal, "sigwaitinfo"):  # macOS does not have it, so any SIGTERM ends workers there
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_parent_says_so, daemon=True).start()
+        threading.Thread(target=_end_at_signal_of_parent, daemon=True).start()
 
 
-def _end_when_parent_says_so() -> None:
-    # At its exit, Python sends SIGTERM to the workers that are left, and waits for them.
+def _end_at_signal_of_parent() -> None:
+    # At its exit, Python sends SIGTERM to the remaining workers, and waits for them.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
 
 
 class ReplacementLog:
-    """Counts replacements, and stops a run if too many samples are bad.
+    """Counts replaced samples, and stops a run if too many are bad.
 
-    The share is taken over the last `window` samples. So damage in the middle of a long run is noticed, and a single
-    bad batch at the start does not stop the run. `counts`: the counts so far, of a run that continues.
+    Args:
+        max_share: the largest share of bad samples.
+        window: the share is taken over this many last samples. So damage in the middle of a long run is noticed, and a
+            bad batch at the start does not stop the run.
+        counts: the counts so far, for a resumed run.
     """
 
     def __init__(self, max_share: float, window: int = 10_000, counts: Mapping[str, int] | None = None) -> None:
@@ -102,14 +105,14 @@ class ReplacementLog:
 
     @property
     def share(self) -> float:
-        """Share of bad samples in the window."""
+        """The share of bad samples in the window."""
         return self._recent_places.total() / max(self._recent_samples, 1)
 
     def add(self, num_samples: int, replaced: Sequence[Replacement]) -> None:
         """Count a batch of `num_samples` samples.
 
         Raises:
-            UserError: the window is full, and its share of bad samples is too large. The message names the place with
+            UserError: the window is full, and its share of bad samples is too large; the message names the place with
                 most of them.
         """
         places = tuple(replacement.place for replacement in replaced)
@@ -130,6 +133,6 @@ class ReplacementLog:
         causes = ", ".join(f"{cause}: {number:,}" for cause, number in self.counts.most_common())
         return (
             f"{self.share:.0%} of the last {self._recent_samples:,} samples are bad, more than health: max_bad_share "
-            f"{self._max_share:g}; most of them, {count:,}, lie in {worst}; over the run: {causes}; "
+            f"{self._max_share:g}; most of them, {count:,}, are in {worst}; in the whole run: {causes}; "
             f"`grr-coca data check` lists them"
         )

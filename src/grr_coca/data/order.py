@@ -1,4 +1,4 @@
-"""The order of the data. It is a function of (seed, epoch, samples seen), and depends on nothing else."""
+"""The order of the data: a function of seed, epoch and number of samples seen, and of nothing else."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from grr_coca.errors import UserError
 PLAIN_SHUFFLE = 65_536
 """Up to this many samples, an epoch is one random permutation."""
 
-BLOCK, BLOCKS_PER_WINDOW = 128, 256
-"""Larger sources are shuffled in two steps, so that disks read mostly in order. First, blocks of `BLOCK` consecutive
-samples are put in random order. Then the samples within each window of `BLOCKS_PER_WINDOW` blocks are shuffled."""
+BLOCK, _BLOCKS_PER_WINDOW = 128, 256
+"""Larger sources are shuffled in two steps, so that disks read mostly in order: first blocks of `BLOCK` consecutive
+samples, then the samples within each window of `_BLOCKS_PER_WINDOW` blocks."""
 
 
 PERIOD = 1_000
-"""Visits of a mixture within which each source has its share."""
+"""Number of visits of a mixture in which each source has exactly its share."""
 
 
 class SampleRef(NamedTuple):
@@ -30,7 +30,7 @@ class SampleRef(NamedTuple):
 
 @runtime_checkable
 class Visits(Protocol):
-    """An endless sequence of visits of samples. Any of them can be computed directly."""
+    """An endless sequence of visits of samples. The visit at any position can be computed directly."""
 
     def at(self, position: int) -> SampleRef:
         """The visit at a position in the sequence."""
@@ -38,9 +38,9 @@ class Visits(Protocol):
 
 
 class Shuffle:
-    """Endless shuffled epochs. The sample at any position can be computed directly.
+    """The visits of one source: endless shuffled epochs.
 
-    It has no state: the fields for the current epoch and window are only a cache.
+    There is no state: the fields for the current epoch and window are only a cache.
     """
 
     def __init__(self, num_samples: int, seed: int) -> None:
@@ -54,7 +54,7 @@ class Shuffle:
         self._blocks = self._window_starts = self._samples = np.zeros(0, dtype=np.int64)
 
     def at(self, position: int) -> SampleRef:
-        """The visit at a position in the endless sequence."""
+        """The visit at a position in the sequence."""
         epoch, offset = divmod(position, self.num_samples)
         if epoch != self._epoch:
             self._enter_epoch(epoch)
@@ -70,41 +70,40 @@ class Shuffle:
             return
         self._blocks = np.random.default_rng((self.seed, epoch)).permutation(-(-self.num_samples // BLOCK))
         ends = np.cumsum(np.minimum(BLOCK, self.num_samples - self._blocks * BLOCK))  # one block may be short
-        self._window_starts = np.concatenate([[0], ends[BLOCKS_PER_WINDOW - 1 : -1 : BLOCKS_PER_WINDOW]])
+        self._window_starts = np.concatenate([[0], ends[_BLOCKS_PER_WINDOW - 1 : -1 : _BLOCKS_PER_WINDOW]])
 
     def _enter_window(self, epoch: int, window: int) -> None:
         self._window = (epoch, window)
         if self._is_plain:
             self._samples = np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)
             return
-        blocks = self._blocks[window * BLOCKS_PER_WINDOW : (window + 1) * BLOCKS_PER_WINDOW]
+        blocks = self._blocks[window * _BLOCKS_PER_WINDOW : (window + 1) * _BLOCKS_PER_WINDOW]
         samples = (blocks[:, None] * BLOCK + np.arange(BLOCK)).ravel()
         samples = samples[samples < self.num_samples]
         self._samples = np.random.default_rng((self.seed, epoch, 1 + window)).permutation(samples)
 
 
 def mixture_shares(mix: Mapping[str, float]) -> list[float]:
-    """Shares of the samples: what the further sources `mix` leave to the first one, and that of each of them."""
+    """The shares of all sources: the rest for the first source, then the share of each further source in `mix`."""
     return [1 - sum(mix.values()), *mix.values()]
 
 
 def visits_in_period(shares: Sequence[float]) -> Int[np.ndarray, " S"]:
-    """How many of `PERIOD` visits each source of a mixture gets. Shares that sum to 1 are rounded so that visits sum to
-    `PERIOD`."""
+    """The number of visits of each source in a period. The shares sum to 1, and the visits to `PERIOD`."""
     ends = np.rint(np.cumsum(shares) * PERIOD).astype(np.int64)
     return np.diff(ends, prepend=0)
 
 
 class Mixture:
-    """Endless visits of several sources in fixed shares. Each source has its own shuffled epochs.
+    """The visits of several sources in fixed shares. Each source has its own shuffled epochs.
 
     Samples are numbered through all sources, in their order. Every `PERIOD` visits contain the sources in their shares,
-    in random order. So the visit at any position can be computed directly, and there is no other state.
+    in random order. So the visit at any position can be computed directly.
 
     Args:
         num_samples: number of samples of each source.
-        shares: share of each source. They sum to 1, and each is visited (see `visits_in_period`).
-        seed: seed of all random choices.
+        shares: the share of each source. They sum to 1, and none rounds to zero visits (see `visits_in_period`).
+        seed: the seed of all random choices.
     """
 
     def __init__(self, num_samples: Sequence[int], shares: Sequence[float], seed: int) -> None:
@@ -112,12 +111,12 @@ class Mixture:
         self._shuffles = [Shuffle(number, seed) for number in num_samples]
         self._starts = np.concatenate([[0], np.cumsum(num_samples)])
         self._quotas = visits_in_period(shares)
-        assert self._quotas.all(), "the recipe was checked: each source is visited"
+        assert self._quotas.all(), "the recipe was checked: each source has visits"
         self._period = -1
         self._sources = self._turns = np.zeros(0, dtype=np.int64)
 
     def at(self, position: int) -> SampleRef:
-        """The visit at a position in the endless sequence."""
+        """The visit at a position in the sequence."""
         period, offset = divmod(position, PERIOD)
         if period != self._period:
             self._enter(period)
@@ -136,7 +135,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class GlobalBatches:
-    """The batches of a run, each over all ranks. Together with the visits, they determine the order.
+    """The global batches of a run, each over all ranks.
 
     `size`: samples of a batch. `count`: batches of the whole run, including those before `first`.
     """
@@ -148,28 +147,28 @@ class GlobalBatches:
 
 @dataclass(frozen=True)
 class Share:
-    """The part of the work of process number `rank` of `world_size` processes."""
+    """The part of the work of one process: number `rank` of `world_size`."""
 
     rank: int = 0
     world_size: int = 1
 
 
 ALL = Share()
-"""The share of a process that works alone."""
+"""The share of a single process."""
 
 
 class TrainingOrder:
-    """Endless visits, cut into global batches. A batch may span two epochs, so no sample is ever dropped.
+    """The order of training: endless visits in global batches. A batch may span two epochs; no sample is dropped.
 
-    Iterating yields this rank's contiguous share of each global batch, from `batches.first` on, in micro-batches. The
-    global sequence depends only on `visits` and `batches`. So a run continues exactly where it stopped, with any number
+    Iterating yields this rank's share of each global batch, from `batches.first` on, in micro-batches. The sequence of
+    global batches depends only on `visits` and `batches`. So a run continues exactly where it stopped, with any number
     of ranks and workers and any size of micro-batches.
 
     Args:
         visits: a `Shuffle` of one source, or a `Mixture` of several.
         batches: the global batches.
-        share: the part of each batch that is yielded.
-        micro_batch_size: samples of a micro-batch (the last one of a batch may be smaller); None: the whole share.
+        share: the part of each batch to yield.
+        micro_batch_size: samples of a micro-batch (the last one of a batch may be smaller); None for the whole share.
 
     Raises:
         UserError: the batch cannot be shared evenly among the ranks.
@@ -208,10 +207,10 @@ class TrainingOrder:
 
 
 class EvaluationOrder:
-    """Every sample once, in the order of the source. The last batch may be smaller.
+    """The order of evaluation: every sample once, in the order of the source. The last batch may be smaller.
 
-    Ranks take turns, batch by batch, and every rank gets the same number of batches. If the number of batches is not
-    divisible by the number of ranks, the first batches come once more at the end.
+    Batches go to the ranks in turn, and every rank gets the same number of batches. If the number of batches is not
+    divisible by the number of ranks, the first batches are repeated at the end.
     """
 
     def __init__(self, num_samples: int, batch_size: int, share: Share = ALL) -> None:
@@ -221,7 +220,7 @@ class EvaluationOrder:
 
     @property
     def num_batches(self) -> int:
-        """Number of batches of all ranks, without the repeated ones."""
+        """The number of batches of all ranks, without repeated ones."""
         return -(-self.num_samples // self.batch_size)
 
     def __len__(self) -> int:

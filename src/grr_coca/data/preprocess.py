@@ -1,4 +1,4 @@
-"""From an image to the input tensor of the model.
+"""Preprocessing: from an image to the input tensor of the model.
 
 Shapes: B images, S image size in pixels.
 """
@@ -16,17 +16,16 @@ from grr_coca.data.images import Opening, decode_image
 
 Order = Literal["crop_then_resize", "resize_then_crop"]
 
-MAX_RESIZED_PIXELS = 10_000_000
-"""If the resized image would have more pixels, only the part that the crop leaves is resized."""
+_MAX_RESIZED_PIXELS = 10_000_000
+"""If the resized image would have more pixels, only the part inside the crop is resized."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Cut the centre square, resize it, and normalize pixels by mean and deviation (0.5 by default).
+    """Crop the centre square, resize it, and normalize pixels by mean and standard deviation (0.5 by default).
 
-    It is stored in every checkpoint, because a model needs the preprocessing that it was trained with. `order`:
-    open_clip resizes the image before it is cut, which changes pixels at the edges of the square. `opening`: how image
-    files are opened.
+    Every checkpoint stores it, because a model needs the preprocessing of its training. `order`: open_clip resizes
+    before it crops, which gives other pixels at the edges of the square. `opening`: how image files are opened.
     """
 
     image_size: int
@@ -40,7 +39,7 @@ class Preprocess:
         return self.normalize(to_pixels(self.square(image)))
 
     def decode(self, data: bytes, name: str) -> Image.Image:
-        """Decode the bytes of an image file, see `decode_image`. `name`: how messages call the file.
+        """Decode the bytes of an image file, see `decode_image`. `name`: the name of the file in messages.
 
         Raises:
             BadSample: the file cannot be decoded.
@@ -48,9 +47,9 @@ class Preprocess:
         return decode_image(data, name, self.opening)
 
     def square(self, image: Image.Image) -> Image.Image:
-        """The image as a square with a side of `image_size` pixels.
+        """Crop and resize an image to a square of `image_size` pixels.
 
-        The image is cut before it is resized. Otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
+        It is cropped first: otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
         """
         if image.size == (self.image_size, self.image_size):
             return image
@@ -60,7 +59,7 @@ class Preprocess:
         return image.crop(square).resize(size, Image.Resampling.BICUBIC)
 
     def normalize(self, pixels: Float[Tensor, "*B 3 S S"]) -> Float[Tensor, "*B 3 S S"]:
-        """Pixel values 0 … 1, shifted by the mean and divided by the deviation of their channel."""
+        """Normalize pixel values 0 … 1: subtract the mean of the channel, and divide by its standard deviation."""
         return (pixels - _by_channel(self.mean)).div_(_by_channel(self.std))
 
 
@@ -71,10 +70,10 @@ def _centre(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
 
 
 def _resize_then_crop(image: Image.Image, side: int) -> Image.Image:
-    """torchvision's `Resize` of the shorter side, then its `CenterCrop`."""
+    """As in torchvision: `Resize` of the shorter side, then `CenterCrop`."""
     width, height = (int(side * length / min(image.size)) for length in image.size)
     square = _centre((width, height), side)
-    if width * height <= MAX_RESIZED_PIXELS:
+    if width * height <= _MAX_RESIZED_PIXELS:
         return image.resize((width, height), Image.Resampling.BICUBIC).crop(square)
     across, down = image.width / width, image.height / height
     left, top, right, bottom = square

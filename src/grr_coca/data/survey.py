@@ -1,4 +1,4 @@
-"""Survey of a source: counts of images, captions and duplicates, broken pairs, and a contact sheet of its images."""
+"""Survey of a source: counts of images, captions, duplicates and bad pairs, and a contact sheet of its images."""
 
 import hashlib
 import textwrap
@@ -17,22 +17,22 @@ from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.views import read_sound
 
-NUM_EXAMPLES = 5
-"""Number of bad pairs that are named for each cause."""
+_NUM_EXAMPLES = 5
+"""Number of bad pairs to name for each cause."""
 
-NUM_CAPTIONS, NUM_HEADERS = 100_000, 1_000
-"""The quick survey reads the captions of `NUM_CAPTIONS` images and the headers of `NUM_HEADERS`, evenly spread."""
+NUM_CAPTIONS, _NUM_HEADERS = 100_000, 1_000
+"""The quick survey reads the captions of `NUM_CAPTIONS` images and the headers of `_NUM_HEADERS`, evenly spaced."""
 
-WORD_BOUNDS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
+_WORD_BOUNDS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 """Lower bounds of the bins of caption lengths, in words."""
 
 
 @dataclass
 class Survey:
-    """Counts over a source. `num_read` of its `num_images` images were read.
+    """Counts of a source. `num_read` of its `num_images` images were read.
 
-    `broken` counts bad pairs by cause, and `examples` names the first of each cause. If a caption or an image occurs
-    more than once, all but the first are duplicates. Case and spaces of captions do not matter.
+    `broken`: number of bad pairs by cause; `examples`: messages of the first ones of each cause. All but the first
+    occurrence of a caption or an image are duplicates. Case and spaces of captions do not matter.
     """
 
     num_images: int
@@ -53,7 +53,7 @@ class Survey:
         """Count a bad pair."""
         self.broken[str(error.cause)] += 1
         examples = self.examples.setdefault(str(error.cause), [])
-        if len(examples) < NUM_EXAMPLES:
+        if len(examples) < _NUM_EXAMPLES:
             examples.append(str(error))
 
     def add_captions(self, captions: tuple[str, ...]) -> None:
@@ -62,15 +62,15 @@ class Survey:
         self.caption_words.update(len(caption.split()) for caption in captions)
 
     def word_histogram(self) -> dict[str, int]:
-        """Number of captions in each bin of lengths, such as `3-4` words."""
+        """The number of captions in each bin of lengths, such as `3-4` words."""
         counts: Counter[int] = Counter()
         for words, number in self.caption_words.items():
-            counts[int(np.searchsorted(WORD_BOUNDS, words, side="right"))] += number
+            counts[int(np.searchsorted(_WORD_BOUNDS, words, side="right"))] += number
         return {_class_name(number): counts[number] for number in range(1, 1 + max(counts, default=0))}
 
 
 def check_source(source: PairSource, on_pair: Callable[[int], None]) -> Survey:
-    """Read and decode every pair once.
+    """The full survey: read and decode every pair once.
 
     Args:
         source: the pairs.
@@ -96,10 +96,10 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> Survey:
 
 
 def sample_source(source: PairSource) -> Survey:
-    """Read captions and headers of some pairs, evenly spread. No image is decoded."""
+    """The quick survey: read captions and headers of some pairs, evenly spaced. No image is decoded."""
     survey = _new_survey(source)
     words: set[str] = set()
-    for index in spread(len(source), NUM_CAPTIONS):
+    for index in _spread(len(source), NUM_CAPTIONS):
         survey.num_read += 1
         try:
             captions = source.captions(index)
@@ -109,16 +109,16 @@ def sample_source(source: PairSource) -> Survey:
         survey.add_captions(captions)
         words.update(word for caption in captions for word in caption.lower().split())
     survey.vocabulary = len(words)
-    for index in spread(len(source), NUM_HEADERS):
+    for index in _spread(len(source), _NUM_HEADERS):
         try:
             pair = source[index]
             survey.image_sizes[open_header(pair.image, pair.name).size] += 1
         except (OSError, ValueError, SyntaxError, EOFError):
-            continue  # a bad pair, or a header that cannot be read: `check_source` names it
+            continue  # a bad pair, or a broken header: `check_source` names it
     return survey
 
 
-def spread(length: int, count: int) -> Iterator[int]:
+def _spread(length: int, count: int) -> Iterator[int]:
     """At most `count` indices below `length`, evenly spaced."""
     count = min(count, length)
     return (number * length // count for number in range(count))
@@ -131,10 +131,10 @@ def _new_survey(source: PairSource) -> Survey:
 
 
 def _class_name(number: int) -> str:
-    low = WORD_BOUNDS[number - 1]
-    if number == len(WORD_BOUNDS):
+    low = _WORD_BOUNDS[number - 1]
+    if number == len(_WORD_BOUNDS):
         return f"{low}+"
-    high = WORD_BOUNDS[number] - 1
+    high = _WORD_BOUNDS[number] - 1
     return str(low) if low == high else f"{low}-{high}"
 
 
@@ -144,48 +144,47 @@ def _hash(content: bytes) -> int:
 
 # --- Contact sheet
 
-COLUMNS, ROWS = 8, 6
-IMAGE_SIDE, MARGIN, LINE_HEIGHT, MAX_LINES, LETTERS_A_LINE = 144, 8, 14, 3, 24
-FONT_SIZE = 11
-CELL = (IMAGE_SIDE + 2 * MARGIN, IMAGE_SIDE + 3 * MARGIN + MAX_LINES * LINE_HEIGHT)
-
+_COLUMNS, _ROWS = 8, 6
+_IMAGE_SIDE, _MARGIN, _LINE_HEIGHT, _MAX_LINES, _MAX_LETTERS = 144, 8, 14, 3, 24
+_FONT_SIZE = 11
+_CELL = (_IMAGE_SIDE + 2 * _MARGIN, _IMAGE_SIDE + 3 * _MARGIN + _MAX_LINES * _LINE_HEIGHT)
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def contact_sheet(source: PairSource) -> Image.Image:
-    """Draw images that are evenly spread over a source. For a bad pair, its cell names the cause."""
-    indices = list(spread(len(source), COLUMNS * ROWS))
-    sheet = Image.new("RGB", (COLUMNS * CELL[0], -(-len(indices) // COLUMNS) * CELL[1]), "white")
+    """Draw evenly spaced images of a source with their captions. The cell of a bad pair has the cause."""
+    indices = list(_spread(len(source), _COLUMNS * _ROWS))
+    sheet = Image.new("RGB", (_COLUMNS * _CELL[0], -(-len(indices) // _COLUMNS) * _CELL[1]), "white")
     font = label_font()
     for number, index in enumerate(indices):
-        row, column = divmod(number, COLUMNS)
-        sheet.paste(_cell(source, index, font), (column * CELL[0], row * CELL[1]))
+        row, column = divmod(number, _COLUMNS)
+        sheet.paste(_cell(source, index, font), (column * _CELL[0], row * _CELL[1]))
     return sheet
 
 
 def label_font() -> Font:
-    """DejaVu Sans, which comes with matplotlib and has most alphabets; else Pillow's font, which has Latin letters."""
+    """DejaVu Sans, which comes with matplotlib and has most alphabets; otherwise Pillow's font, with Latin letters."""
     if find_spec("matplotlib") is None:
-        return ImageFont.load_default(FONT_SIZE)
+        return ImageFont.load_default(_FONT_SIZE)
     import matplotlib
 
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), _FONT_SIZE)
 
 
 def _cell(source: PairSource, index: int, font: Font) -> Image.Image:
-    cell = Image.new("RGB", CELL, "white")
+    cell = Image.new("RGB", _CELL, "white")
     draw = ImageDraw.Draw(cell)
-    frame = (MARGIN, MARGIN, MARGIN + IMAGE_SIDE, MARGIN + IMAGE_SIDE)
+    frame = (_MARGIN, _MARGIN, _MARGIN + _IMAGE_SIDE, _MARGIN + _IMAGE_SIDE)
     try:
         pair = read_sound(source, index)
-        image = ImageOps.contain(decode_image(pair.image, pair.name), (IMAGE_SIDE, IMAGE_SIDE))
-        cell.paste(image, (MARGIN + (IMAGE_SIDE - image.width) // 2, MARGIN + (IMAGE_SIDE - image.height) // 2))
+        image = ImageOps.contain(decode_image(pair.image, pair.name), (_IMAGE_SIDE, _IMAGE_SIDE))
+        cell.paste(image, (_MARGIN + (_IMAGE_SIDE - image.width) // 2, _MARGIN + (_IMAGE_SIDE - image.height) // 2))
         text, colour = pair.caption, "black"
     except BadSample as error:
         text, colour = str(error.cause), "firebrick"
         draw.line((*frame[:2], *frame[2:]), fill=colour)
     draw.rectangle(frame, outline="lightgrey" if colour == "black" else colour)
-    lines = textwrap.wrap(text, LETTERS_A_LINE, max_lines=MAX_LINES, placeholder=" …")
-    draw.multiline_text((MARGIN, IMAGE_SIDE + 2 * MARGIN), "\n".join(lines), colour, font, spacing=2)
+    lines = textwrap.wrap(text, _MAX_LETTERS, max_lines=_MAX_LINES, placeholder=" …")
+    draw.multiline_text((_MARGIN, _IMAGE_SIDE + 2 * _MARGIN), "\n".join(lines), colour, font, spacing=2)
     return cell

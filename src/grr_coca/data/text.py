@@ -1,7 +1,4 @@
-"""Captions: from bytes to clean text.
-
-Repair of text that was decoded wrongly or escaped, as open_clip does it before it cuts a text into tokens.
-"""
+"""Cleaning of texts: captions from files, queries, prompts, and texts for models of open_clip."""
 
 import html
 
@@ -10,31 +7,16 @@ from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 
 
-def mend_text(text: str) -> str:
-    """The text with mojibake repaired (`cafÃ©` to `café`), ligatures and full-width letters made plain, and HTML
-    entities replaced (`a &amp;amp; b` to `a & b`).
-
-    Raises:
-        UserError: ftfy is not installed.
-    """
-    if not text:
-        return text
-    require_extra("open-clip", "cleaning texts as open_clip does")
-    import ftfy  # late: only models of open_clip need it
-
-    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-
-
 def clean_caption(caption: str, name: str) -> str:
-    """The caption with single spaces between words.
+    """Clean a caption: single spaces between words.
 
     Raises:
-        BadSample: the caption is empty, or UTF-8 cannot hold it; the message names the pair.
+        BadSample: the caption is empty, or cannot be written as UTF-8; the message names the pair.
     """
     caption = " ".join(caption.split())
     try:
         caption.encode()
-    except UnicodeEncodeError as error:  # JSON may hold half an emoji, such as `\ud83d`
+    except UnicodeEncodeError as error:  # JSON can contain half an emoji, such as `\ud83d`
         raise BadSample(f"{name}: the caption is not UTF-8 text ({error.reason})", Cause.BAD_TEXT) from error
     if not caption:
         raise BadSample(f"{name}: the caption is empty; give it a word or remove the pair", Cause.EMPTY_CAPTION)
@@ -42,7 +24,7 @@ def clean_caption(caption: str, name: str) -> str:
 
 
 def clean_query(text: str, name: str) -> str:
-    """A text to embed, with single spaces between words.
+    """Clean a text to embed: single spaces between words.
 
     Raises:
         UserError: the text is empty.
@@ -53,23 +35,23 @@ def clean_query(text: str, name: str) -> str:
 
 
 def clean_prompt(prompt: str) -> str:
-    """The beginning of a caption, which may be empty, with single spaces between words and none at its ends.
+    """Clean the beginning of a caption, which may be empty: single spaces between words, and none at the ends.
 
-    Captions of the training are like that: other spaces would be tokens that were never seen.
+    Training captions are cleaned like this: other spaces would be tokens that the model has never seen.
 
     Raises:
-        UserError: UTF-8 cannot hold it.
+        UserError: it cannot be written as UTF-8.
     """
     prompt = " ".join(prompt.split())
     try:
         prompt.encode()
-    except UnicodeEncodeError as error:  # bytes of a command line in another encoding
+    except UnicodeEncodeError as error:  # a command line in another encoding
         raise UserError(f"the prompt is not UTF-8 text ({error.reason})") from error
     return prompt
 
 
 def writable(name: str) -> str:
-    """A name without what no file name and no text can hold, such as half an emoji in JSON."""
+    """A name without characters that cannot be written, such as half an emoji in JSON. They become `?`."""
     try:
         name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -78,7 +60,7 @@ def writable(name: str) -> str:
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Decode the bytes of a text file. The mark that Windows writes before UTF-8 is left out.
+    """Decode the bytes of a text file as UTF-8, without the byte order mark that Windows writes.
 
     Raises:
         BadSample: the file is not UTF-8; the message names it.
@@ -87,3 +69,20 @@ def decode_text(data: bytes, name: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadSample(f"{name}: not UTF-8 text ({error})", Cause.BAD_TEXT) from error
+
+
+def mend_text(text: str) -> str:
+    """Repair a text that was decoded wrongly or escaped, as open_clip does before tokenization.
+
+    Mojibake is repaired (`cafÃ©` to `café`), ligatures and full-width letters become plain letters, and HTML entities
+    are replaced (`a &amp;amp; b` to `a & b`).
+
+    Raises:
+        UserError: ftfy is not installed.
+    """
+    if not text:
+        return text
+    require_extra("open-clip", "cleaning texts as open_clip does")
+    import ftfy  # late: only models of open_clip need it
+
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()

@@ -1,4 +1,4 @@
-"""Captions to token ids and back, by a BPE that is trained on the training captions, or by CLIP's vocabulary."""
+"""The tokenizer: captions to token ids and back, with a BPE of the training captions or with the vocabulary of CLIP."""
 
 import gzip
 import json
@@ -13,55 +13,55 @@ from grr_coca.data.text import mend_text
 from grr_coca.errors import UserError
 
 Cleaning = Literal["none", "ftfy"]
-"""How a text is cleaned before it is cut into tokens: not at all, or as in open_clip (see `mend_text`)."""
+"""How a text is cleaned before tokenization: not at all, or as in open_clip (see `mend_text`)."""
 
-BOS, EOS = "[BOS]", "[EOS]"
-CLIP_BOS, CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
+_BOS, _EOS = "[BOS]", "[EOS]"
+_CLIP_BOS, _CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
 CLS_SLOT = 0
-"""Id in the place where the model puts [CLS], and in padding. Lengths, not ids, say which tokens are real."""
+"""The id at the position of [CLS], and in padding. The lengths tell which tokens are real, not the ids."""
 NUM_SPECIAL_TOKENS = 3
-"""Those of a row besides its words: [BOS], [EOS] and [CLS]."""
+"""The tokens of a row besides its words: [BOS], [EOS] and [CLS]."""
 
 # CLIP's word pattern (arXiv 2103.00020): contractions, letters, single digits, runs of anything else.
-CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-CLIP_MERGES = 49152 - 256 - 2
+_CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_CLIP_MERGES = 49152 - 256 - 2
 
 
 class Tokenizer:
-    """A byte-level BPE with a begin and an end token. It can encode any text, and ignores case."""
+    """A byte-level BPE with a begin and an end token. It encodes any text, and ignores case."""
 
     def __init__(self, backend: tokenizers.Tokenizer, cleaning: Cleaning = "none") -> None:
         self._backend = backend
         self.cleaning = cleaning
         backend.encode_special_tokens = True  # "[EOS]" written in a caption is text, not its end
-        bos, eos = (BOS, EOS) if backend.token_to_id(BOS) is not None else (CLIP_BOS, CLIP_EOS)
+        bos, eos = (_BOS, _EOS) if backend.token_to_id(_BOS) is not None else (_CLIP_BOS, _CLIP_EOS)
         bos_id, eos_id = backend.token_to_id(bos), backend.token_to_id(eos)
         if bos_id is None or eos_id is None:
-            raise UserError(f"the tokenizer has neither {BOS} and {EOS} nor {CLIP_BOS} and {CLIP_EOS}")
+            raise UserError(f"the tokenizer has neither {_BOS} and {_EOS} nor {_CLIP_BOS} and {_CLIP_EOS}")
         self.bos_id = bos_id
         self.eos_id = eos_id
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
+        """The number of ids."""
         return self._backend.get_vocab_size()
 
     @property
     def largest_id(self) -> int:
-        """The largest id, which is one less than the number of ids unless some are left out."""
+        """The largest id: the number of ids minus one, unless ids are left out."""
         return max(self._backend.get_vocab().values())
 
     def encode(self, caption: str) -> list[int]:
-        """Ids of the words, without begin and end token."""
+        """The ids of a caption, without begin and end token."""
         text = mend_text(caption) if self.cleaning == "ftfy" else caption
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_row(self, caption: str, context_length: int) -> list[int]:
-        """`[BOS] caption [EOS]` and the slot of [CLS]. A caption that is too long loses words, never its end token."""
+        """The row of a caption: `[BOS] caption [EOS]` and the slot of [CLS]. A long caption loses its last words."""
         return self.row(self.encode(caption), context_length)
 
     def row(self, words: Sequence[int], context_length: int) -> list[int]:
-        """`encode_row` for a caption that is already encoded."""
+        """The row of an encoded caption, see `encode_row`."""
         return [self.bos_id, *words[: context_length - NUM_SPECIAL_TOKENS], self.eos_id, CLS_SLOT]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -72,22 +72,22 @@ class Tokenizer:
         return self._backend.decode([i for i in ids if i != self.bos_id]).strip()
 
     def has_vocabulary_of(self, other: "Tokenizer") -> bool:
-        """True if both know the same words and merges, by the same ids."""
+        """True if both have the same words and merges with the same ids."""
         model, others = (json.loads(tokenizer.to_json())["model"] for tokenizer in (self, other))
         return bool(model == others)
 
     def to_json(self) -> str:
-        """Hugging Face's `tokenizer.json`."""
+        """The content of a `tokenizer.json`, the format of Hugging Face."""
         return self._backend.to_str(pretty=True)
 
     @classmethod
     def from_json(cls, text: str, cleaning: Cleaning = "none") -> "Tokenizer":
-        """Read what `to_json` wrote, or any byte-level BPE of the same format."""
+        """Read a `tokenizer.json` of `to_json`, or of any byte-level BPE."""
         try:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises no narrower class
-            raise UserError(f"not a tokenizer.json that can be read ({error})") from error
-        backend.no_padding()  # rows are padded and cut by us
+            raise UserError(f"not a readable tokenizer.json ({error})") from error
+        backend.no_padding()  # `Tokenizer.row` and `pad_rows` do this
         backend.no_truncation()
         return cls(backend, cleaning)
 
@@ -99,7 +99,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
         UserError: `vocab_size` is too small for the 256 bytes and two special tokens.
     """
     if vocab_size < 258:
-        raise UserError(f"vocab_size {vocab_size} is below 258, the bytes and the two special tokens")
+        raise UserError(f"vocab_size {vocab_size}: give at least 258, for the bytes and the two special tokens")
     backend = tokenizers.Tokenizer(models.BPE())
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -107,7 +107,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=[BOS, EOS],
+        special_tokens=[_BOS, _EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -116,13 +116,13 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def clip_bpe(cleaning: Cleaning = "none") -> Tokenizer:
-    """CLIP's vocabulary of 49,408 ids, from the merges file that is part of this package."""
+    """The tokenizer of CLIP, with 49,408 ids, from the file of merges in this package."""
     packed = resources.files("grr_coca.data").joinpath("clip_vocabulary.txt.gz").read_bytes()
-    lines = gzip.decompress(packed).decode().split("\n")[1 : CLIP_MERGES + 1]  # the first line is a version
+    lines = gzip.decompress(packed).decode().split("\n")[1 : _CLIP_MERGES + 1]  # the first line is a version
     merges = [(first, second) for first, second in (line.split() for line in lines)]
     alphabet = _clip_alphabet()
     words = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(merge) for merge in merges)]
-    vocabulary = {word: i for i, word in enumerate([*words, CLIP_BOS, CLIP_EOS])}
+    vocabulary = {word: i for i, word in enumerate([*words, _CLIP_BOS, _CLIP_EOS])}
     backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>"))
     backend.normalizer = normalizers.Sequence(
         [
@@ -135,17 +135,17 @@ def clip_bpe(cleaning: Cleaning = "none") -> Tokenizer:
     )
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(CLIP_WORDS), "removed", invert=True),
+            pre_tokenizers.Split(Regex(_CLIP_WORDS), "removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     backend.decoder = decoders.Sequence([decoders.Replace("</w>", "Ġ"), decoders.Fuse(), decoders.ByteLevel()])
-    backend.add_special_tokens([AddedToken(CLIP_BOS, special=True), AddedToken(CLIP_EOS, special=True)])
+    backend.add_special_tokens([AddedToken(_CLIP_BOS, special=True), AddedToken(_CLIP_EOS, special=True)])
     return Tokenizer(backend, cleaning)
 
 
 def _clip_alphabet() -> list[str]:
-    """The 256 bytes as printable letters in CLIP's order: printable bytes first, then the others shifted by 256."""
+    """The 256 bytes as printable letters in the order of CLIP: printable bytes, then the others, shifted by 256."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]

@@ -24,7 +24,7 @@ def location(tmp_path):
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
-    """A store of 300 pictures for tests that change nothing, with the pictures and their embeddings.
+    """A store of 300 images for tests that change nothing, with the images and their embeddings.
 
     A server takes seconds to make an index.
     """
@@ -35,7 +35,7 @@ def filled(tmp_path_factory):
 
 @pytest.fixture
 def store(location):
-    """An index without pictures."""
+    """An index without images."""
     made = make_store(location, HEADER)
     yield made
     made.close()

@@ -44,7 +44,7 @@ def make_entry(number: int, **changes: object) -> Entry:
 
 
 def fill(store: Store, count: int, seed: int = 0, first: int = 0) -> tuple[list[Entry], np.ndarray]:
-    """Commit pictures; returns what was added."""
+    """Commit images; returns what was added."""
     entries, vectors = [make_entry(first + number) for number in range(count)], make_vectors(count, seed)
     for start in range(0, count, 500):
         chunk = slice(start, start + 500)
@@ -53,7 +53,7 @@ def fill(store: Store, count: int, seed: int = 0, first: int = 0) -> tuple[list[
 
 
 class ColourModel:
-    """Describes pictures of plain colours in no time: by the name of the nearest colour, and by its direction."""
+    """Describes images of plain colours in no time: by the name of the nearest colour, and by its direction."""
 
     preprocess = Preprocess(8)
 
@@ -75,7 +75,7 @@ class ColourModel:
 
 
 def paint(path: Path, colour: str, side: int = 12, seconds: int | None = None) -> Path:
-    """A picture file of one colour with a mark in a corner that depends on its name, so that no two are equal."""
+    """An image file of one colour with a mark in a corner that depends on its name, so that no two are equal."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", (side, side), COLOURS[colour])
     image.putpixel((0, 0), tuple(sum(path.name.encode()) * k % 256 for k in (1, 7, 13)))

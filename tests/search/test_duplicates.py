@@ -53,7 +53,7 @@ def test_no_hit_makes_no_group():
 
 
 def groups_of(store) -> list[list[int]]:
-    """The numbers of the pictures of each group."""
+    """The numbers of the images of each group."""
     return sorted(sorted(int(entry.title) for entry in group.entries) for group in duplicate_groups(store))
 
 
@@ -80,7 +80,7 @@ def test_groups_are_those_of_all_pairs(store):
 
 
 @pytest.mark.parametrize("changes", [{"digest": "0" * 32}, {}], ids=["equal", "recompressed"])
-def test_many_pictures_that_look_the_same_are_held_against_few_others(store, monkeypatch, changes):
+def test_many_images_that_look_the_same_are_held_against_few_others(store, monkeypatch, changes):
     asked, vectors = [], store.vectors
     add(store, [7] * 200, make_vectors(1).repeat(200, axis=0), **changes)
     monkeypatch.setattr(store, "vectors", lambda ids: asked.extend(ids) or vectors(ids))
@@ -104,7 +104,7 @@ def test_equal_hashes_are_found_among_more_than_are_held_against_each_other(stor
 
 
 def waves(seed: int, side: int = 200) -> Image.Image:
-    """A picture of a few soft waves."""
+    """An image of a few soft waves."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side] / side
     levels = np.zeros((side, side))
@@ -130,11 +130,11 @@ def recompressed(image: Image.Image) -> Image.Image:
     [lambda image: image.resize((90, 90)), recompressed, lambda image: image.point(lambda level: 40 + level * 0.7)],
     ids=["smaller", "recompressed", "paler"],
 )
-def test_what_is_done_to_a_picture_changes_few_bits(changed):
+def test_what_is_done_to_an_image_changes_few_bits(changed):
     assert max(bits_between(waves(seed), changed(waves(seed))) for seed in range(10)) <= 6
 
 
-def test_other_pictures_have_about_half_of_the_bits_in_common():
+def test_other_images_have_about_half_of_the_bits_in_common():
     between = [bits_between(waves(first), waves(second)) for first in range(10) for second in range(first)]
     assert 26 < np.mean(between) < 38
     assert min(between) > 10

@@ -173,7 +173,7 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path):
         again.close()
 
 
-def test_an_update_gives_back_the_room_of_pictures_that_are_gone(store, tmp_path, monkeypatch):
+def test_an_update_gives_back_the_room_of_images_that_are_gone(store, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca.search.embedded.writer.MIN_GONE", 2)
     red, *others = [paint(tmp_path / "photos" / f"{colour}.png", colour) for colour in ("red", "green", "blue")]
     for _ in range(2):
@@ -279,7 +279,7 @@ def test_the_file_of_vectors_is_written_anew_when_most_of_it_is_gone(store, reop
     assert len(reader) == 910
 
 
-def test_half_of_the_vectors_may_be_of_pictures_that_are_gone(store, monkeypatch):
+def test_half_of_the_vectors_may_be_of_images_that_are_gone(store, monkeypatch):
     monkeypatch.setattr("grr_coca.search.embedded.writer.MIN_GONE", 1)
     entries, _ = fill(store, 10)
     for number, is_written in ((5, False), (6, True)):

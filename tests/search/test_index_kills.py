@@ -24,9 +24,9 @@ PROGRAM = """if True:
 """
 AS_EVER, OFTEN = "5.0", "0.1"
 """Seconds between commits. Most runs commit often, so that many are killed between two commits."""
-BROKEN = b"no picture"
+BROKEN = b"no image"
 ROUNDING = 2e-3
-"""Of embeddings in half precision. Pictures that go through the model side by side move each other's last bits."""
+"""Of embeddings in half precision. Images that go through the model side by side move each other's last bits."""
 
 
 def draw(path: Path, random: np.random.Generator) -> None:
@@ -35,7 +35,7 @@ def draw(path: Path, random: np.random.Generator) -> None:
 
 
 def stir(folder: Path, random: np.random.Generator, number: int, count: int) -> None:
-    """Change a folder of pictures: new ones, and of those that are there some redrawn, moved, copied and removed."""
+    """Change a folder of images: new ones, and of those that are there some redrawn, moved, copied and removed."""
     folder.mkdir(exist_ok=True)
     there = sorted(folder.glob("*.png"))
     some = iter(random.permutation(len(there)).tolist())
@@ -70,14 +70,14 @@ def kept(location: str) -> tuple[dict, dict, list]:
     try:
         everything = list(store.everything())
         entries = {entry.name: entry for entry, _ in everything}
-        assert len(store) == len(everything) == len(entries), "a picture is there twice"
+        assert len(store) == len(everything) == len(entries), "an image is there twice"
         return entries, {entry.name: np.float32(vector) for entry, vector in everything}, store.failures()
     finally:
         store.close()
 
 
-def require_whole(location: str, before: dict, pictures: Path) -> dict:
-    """What is kept after a kill: of one picture each, and all that was kept before and is still in the folder."""
+def require_whole(location: str, before: dict, images: Path) -> dict:
+    """What is kept after a kill: of one image each, and all that was kept before and is still in the folder."""
     store = open_store(location, is_optional=True)
     if store is None:
         assert before == {}, "an index that was there is not any more"
@@ -95,28 +95,28 @@ def require_whole(location: str, before: dict, pictures: Path) -> dict:
     ("kills", "count"), [(3, 100), pytest.param(20, 400, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 )
 def test_an_index_command_that_is_killed_loses_nothing_and_has_nothing_twice(location, tmp_path, kills, count):
-    random, pictures = np.random.default_rng(0), tmp_path / "pictures"
-    stir(pictures, random, 0, count)
-    life = run_to_the_end(pictures, f"{location}_undisturbed")
+    random, images = np.random.default_rng(0), tmp_path / "pictures"
+    stir(images, random, 0, count)
+    life = run_to_the_end(images, f"{location}_undisturbed")
     entries: dict = {}
     killed = interrupted = number = 0
     while killed < kills:
-        with indexing(pictures, location, AS_EVER if number % 4 == 3 else OFTEN) as process:
+        with indexing(images, location, AS_EVER if number % 4 == 3 else OFTEN) as process:
             time.sleep(life * random.random())
             process.send_signal(signal.SIGKILL)
             _, said = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), said.decode()
         killed += process.returncode == -signal.SIGKILL
-        before, entries = entries, require_whole(location, entries, pictures)
+        before, entries = entries, require_whole(location, entries, images)
         interrupted += 0 < sum(name not in before for name in entries) < count
         number += 1
-        stir(pictures, random, number, count)
-    print(f"{killed} kills, {interrupted} of them with a part of the pictures committed")
-    run_to_the_end(pictures, location)
-    run_to_the_end(pictures, f"{location}_new")
+        stir(images, random, number, count)
+    print(f"{killed} kills, {interrupted} of them with a part of the images committed")
+    run_to_the_end(images, location)
+    run_to_the_end(images, f"{location}_new")
     ours, vectors, failures = kept(location)
     theirs, expected, expected_failures = kept(f"{location}_new")
     assert ours == theirs
     assert failures == expected_failures
-    assert len(failures) == sum(path.read_bytes() == BROKEN for path in pictures.iterdir()) > 0
+    assert len(failures) == sum(path.read_bytes() == BROKEN for path in images.iterdir()) > 0
     assert max(np.abs(vectors[name] - expected[name]).max() for name in theirs) < ROUNDING

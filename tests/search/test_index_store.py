@@ -109,7 +109,7 @@ def test_entries_come_back_as_they_were(store, reopened):
     assert again.columns() == {"price", "brand"}
 
 
-def test_a_picture_of_a_name_takes_the_place_of_the_one_before(store):
+def test_an_image_of_a_name_takes_the_place_of_the_one_before(store):
     fill(store, 10)
     (vector,) = make_vectors(1, seed=5)
     store.commit(Changes(added=[(make_entry(3, caption="a new one"), vector)]))
@@ -122,7 +122,7 @@ def test_a_picture_of_a_name_takes_the_place_of_the_one_before(store):
         assert store.entries([match.id])[0].caption == "a new one"
 
 
-def test_removed_pictures_are_found_no_more(store):
+def test_removed_images_are_found_no_more(store):
     entries, vectors = fill(store, 60)
     gone = [entry.name for entry in entries[::3]]
     store.commit(Changes(removed=gone))
@@ -133,7 +133,7 @@ def test_removed_pictures_are_found_no_more(store):
     assert store.known(gone) == {}
 
 
-def test_what_is_known_of_pictures_and_failures(store):
+def test_what_is_known_of_images_and_failures(store):
     entries, _ = fill(store, 5)
     failure = Failure("/pictures/bad.png", "/pictures", Stamp(7, 8), "/pictures/bad.png: not an image")
     vanished = Failure("/other/gone.png", "/other", None, "/other/gone.png: no such file")
@@ -168,7 +168,7 @@ def test_members_of_a_shard_lie_in_it_whatever_their_names_hold(store):
     }
 
 
-def test_a_touched_picture_keeps_all_but_its_stamp(store):
+def test_a_touched_image_keeps_all_but_its_stamp(store):
     fill(store, 3)
     store.commit(Changes(touched=[Touch(make_entry(1).name, Stamp(5, 86_400 * 10**9), None)]))
     (entry,) = (entry for entry, _ in store.everything() if entry.name == make_entry(1).name)
@@ -227,7 +227,7 @@ def test_the_sample_is_the_same_in_every_process(store, reopened):
     assert sorted(ours.captions) == sorted(theirs.captions)
 
 
-def test_the_sample_is_drawn_from_all_pictures_and_not_from_the_first(store, monkeypatch):
+def test_the_sample_is_drawn_from_all_images_and_not_from_the_first(store, monkeypatch):
     for module in ("embedded.vectors", "milvus.store"):
         monkeypatch.setattr(f"grr_coca.search.{module}.SAMPLE", 50, raising=False)
     _, vectors = fill(store, 500)

@@ -89,7 +89,7 @@ def test_a_file_name_of_any_bytes_is_sent_as_utf8_and_comes_back(name):
 
 
 @pytest.mark.parametrize("offset", [None, 0, 512])
-def test_a_row_tells_the_picture_and_where_it_lies(offset):
+def test_a_row_tells_the_image_and_where_it_lies(offset):
     name = os.fsdecode(b"/p/\xe9.tar: x/a: b.png")
     entry = make_entry(1, name=name, file=os.fsdecode(b"/p/\xe9.tar"), offset=offset)
     record = to_record(entry, make_vectors(1)[0])
@@ -137,7 +137,7 @@ def test_a_server_that_goes_in_the_middle_of_an_insert_is_told_and_nothing_is_lo
 
 
 def insert_for_ever(location: str, has_begun) -> None:
-    """Insert and replace pictures, ten at a time, each time with another caption."""
+    """Insert and replace images, ten at a time, each time with another caption."""
     store = open_store(location)
     has_begun.set()
     for number in itertools.count():

@@ -37,16 +37,16 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     for number in range(COUNT):
         Image.new("RGB", (40, 40), (number % 256, number * 7 % 256, 255 - number % 256)).save(folder / f"{number}.png")
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     return folder
 
 
 def workers() -> list[int]:
-    """Processes of the cluster of this process that describe pictures."""
+    """Processes of the cluster of this process that describe images."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -64,7 +64,7 @@ def ancestors(process: int) -> set[int]:
 
 
 class Killer:
-    """Ends workers one after the other, as the kernel does when memory is short: each after so many pictures."""
+    """Ends workers one after the other, as the kernel does when memory is short: each after so many images."""
 
     def __init__(self, moments: list[int]) -> None:
         self.moments, self.done, self.killed, self.is_over = moments, 0, [], threading.Event()
@@ -105,16 +105,16 @@ def test_a_worker_asks_for_a_gpu_where_there_are_any():
     assert workers_of({}) == (1, {"num_cpus": 1})
 
 
-def test_what_a_worker_sends_is_one_embedding_for_each_picture_without_its_batch(pictures):
+def test_what_a_worker_sends_is_one_embedding_for_each_image_without_its_batch(images):
     folder = locate_checkpoint(DEFAULT)
-    sent = _worker(folder, None)(find_images([str(pictures / f"{number}.png") for number in range(8)]))
+    sent = _worker(folder, None)(find_images([str(images / f"{number}.png") for number in range(8)]))
     sizes = [description.embedding.untyped_storage().nbytes() for description in sent]
     assert sizes == [sent[0].embedding.numel() * 4] * 8
 
 
 @needs_cluster
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_each_picture_is_indexed_once_though_workers_are_killed(cluster, pictures, tmp_path, kills):
+def test_each_image_is_indexed_once_though_workers_are_killed(cluster, images, tmp_path, kills):
     random, done, number = np.random.default_rng(0), 0, 0
     while done < kills:
         number += 1
@@ -123,23 +123,23 @@ def test_each_picture_is_indexed_once_though_workers_are_killed(cluster, picture
             Killer(moments) as killer,
             grr_coca.Index.open(tmp_path / f"index-{number}", create=True, batch_size=8) as index,
         ):
-            update = index.add(pictures, killer.on_progress, on="ray")
+            update = index.add(images, killer.on_progress, on="ray")
             names = [entry.name for entry, _ in index.store.everything()]
-            assert sorted(names) == sorted(str(path) for path in pictures.glob("[0-9]*.png"))
+            assert sorted(names) == sorted(str(path) for path in images.glob("[0-9]*.png"))
             assert len(index) == update.new == COUNT
-            assert [failure.name for failure in update.failures] == [str(pictures / "broken.png")]
-            (hit,) = index.search(image=str(pictures / "0.png"), n=1, fold=False)
+            assert [failure.name for failure in update.failures] == [str(images / "broken.png")]
+            (hit,) = index.search(image=str(images / "0.png"), n=1, fold=False)
             assert hit.score > 0.99
         done += len(killer.killed)
-        print(f"run {number}: {len(killer.killed)} workers killed, after {moments} of {COUNT} pictures", flush=True)
+        print(f"run {number}: {len(killer.killed)} workers killed, after {moments} of {COUNT} images", flush=True)
 
 
 @needs_cluster
-def test_embeddings_and_captions_come_once_and_in_order_though_a_worker_is_killed(cluster, pictures, tmp_path):
+def test_embeddings_and_captions_come_once_and_in_order_though_a_worker_is_killed(cluster, images, tmp_path):
     for verb in ("embed", "caption"):
         suffix = {"embed": "npy", "caption": "csv"}[verb]
         places = [str(tmp_path / f"{machines}.{suffix}") for machines in ("this", "ray")]
-        arguments = [verb, str(pictures), "--batch-size", "8"]
+        arguments = [verb, str(images), "--batch-size", "8"]
         assert main([*arguments, "--out", places[0]]) == 0
         with Killer([0]) as killer:
             assert main([*arguments, "--out", places[1], "--on", "ray"]) == 0

@@ -9,14 +9,14 @@ WIDTH = 128
 
 
 def stands_out(cosines: list[float], score: float) -> float:
-    """How far a hit of some score stands out from pictures of these cosines with the query."""
+    """How far a hit of some score stands out from images of these cosines with the query."""
     vector = np.eye(WIDTH, dtype=np.float32)[0]
     sample = np.outer(cosines, vector).astype(np.float32)
     captions = np.eye(WIDTH, dtype=np.float32)[:1]
     return float(evidence(vector, np.array([score]), sample, captions, captions, captions)[0, 0])
 
 
-def test_a_hit_does_not_stand_out_because_few_pictures_happen_to_be_alike():
+def test_a_hit_does_not_stand_out_because_few_images_happen_to_be_alike():
     few = [0.230, 0.231, 0.229, 0.230, 0.230, 0.49]
     assert stands_out(few, 0.49) < 5
 
@@ -45,7 +45,7 @@ def made(count: int, near: int = 0) -> np.ndarray:
         (made(10, near=20), False),
     ],
 )
-def test_few_pictures_or_copies_of_one_tell_nothing(sample, is_told):
+def test_few_images_or_copies_of_one_tell_nothing(sample, is_told):
     asked, others = np.eye(WIDTH, dtype=np.float32)[:1], np.eye(WIDTH, dtype=np.float32)[1:]
     assert can_tell(sample[0], sample, asked, others) == is_told
     assert not can_tell(sample[0], sample, asked, asked), "all captions are the query"
@@ -64,7 +64,7 @@ def test_how_far_a_hit_stands_out_is_measured_below_the_middle_of_the_library():
 
 
 @pytest.mark.filterwarnings("error")
-def test_pictures_whose_captions_are_all_the_query_make_no_number_infinite():
+def test_images_whose_captions_are_all_the_query_make_no_number_infinite():
     one = np.eye(WIDTH, dtype=np.float32)[:1]
     for captions in (one, -one):
         assert 0 <= relevances(evidence(one[0], np.ones(1), one, one, captions, one))[0] < 1

@@ -1,4 +1,4 @@
-"""An index follows its pictures: new, changed, moved, removed, unreadable."""
+"""An index follows its images: new, changed, moved, removed, unreadable."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from support import real_pairs, shard_members, write_tar
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """Four pictures in a folder and one below it."""
+    """Four images in a folder and one below it."""
     monkeypatch.chdir(tmp_path)
     for number, colour in enumerate(("red", "green", "blue")):
         paint(tmp_path / "photos" / f"{number}.png", colour, seconds=1000)
@@ -47,7 +47,7 @@ def kept(store):
     return {entry.name: entry for entry, _ in store.everything()}
 
 
-def test_new_pictures_are_described_with_all_that_is_kept_of_them(store, look, photos):
+def test_new_images_are_described_with_all_that_is_kept_of_them(store, look, photos):
     assert look("photos") == {"new": 4}
     entry = kept(store)[str(photos / "deep" / "3.png")]
     assert (entry.caption, entry.folder, entry.title) == ("a red square", "deep", "3")
@@ -62,7 +62,7 @@ def test_what_is_known_is_not_read_again(store, look, photos, model):
     assert model.described == 4
 
 
-def test_a_changed_picture_is_described_anew(store, look, photos, model):
+def test_a_changed_image_is_described_anew(store, look, photos, model):
     look("photos")
     paint(photos / "0.png", "green", seconds=2000)
     assert look("photos") == {"changed": 1, "unchanged": 3}
@@ -78,7 +78,7 @@ def test_a_new_time_alone_is_no_change(store, look, photos, model):
     assert kept(store)[str(photos / "0.png")].date == "1970-01-01T00:50:00"
 
 
-def test_a_moved_picture_is_found_by_its_bytes_and_not_described_again(store, look, photos, model):
+def test_a_moved_image_is_found_by_its_bytes_and_not_described_again(store, look, photos, model):
     look("photos")
     (photos / "0.png").rename(photos / "deep" / "renamed.png")
     assert look("photos") == {"moved": 1, "unchanged": 3}
@@ -87,7 +87,7 @@ def test_a_moved_picture_is_found_by_its_bytes_and_not_described_again(store, lo
     assert kept(store)[str(photos / "deep" / "renamed.png")].caption == "a red square"
 
 
-def test_a_picture_moves_once_and_never_onto_one_that_was_there(store, look, photos):
+def test_an_image_moves_once_and_never_onto_one_that_was_there(store, look, photos):
     copy = (photos / "0.png").read_bytes()
     (photos / "copy.png").write_bytes(copy)
     look("photos")
@@ -98,14 +98,14 @@ def test_a_picture_moves_once_and_never_onto_one_that_was_there(store, look, pho
     assert look("photos") == {"changed": 1, "removed": 1, "unchanged": 2}
 
 
-def test_a_copy_is_a_picture_of_its_own_that_is_not_described_again(store, look, photos, model):
+def test_a_copy_is_an_image_of_its_own_that_is_not_described_again(store, look, photos, model):
     look("photos")
     (photos / "copy.png").write_bytes((photos / "0.png").read_bytes())
     assert look("photos") == {"new": 1, "unchanged": 4}
     assert model.described == 4
 
 
-def test_a_removed_picture_is_removed_if_its_argument_was_looked_through(store, look, photos, tmp_path):
+def test_a_removed_image_is_removed_if_its_argument_was_looked_through(store, look, photos, tmp_path):
     other = paint(tmp_path / "other" / "x.png", "blue")
     look("photos", "other")
     (photos / "1.png").unlink()
@@ -145,7 +145,7 @@ def test_a_folder_that_is_gone_is_no_reason_to_forget_it(store, look, photos):
 
 
 @pytest.mark.parametrize("arguments", [["photos"], ["photos/deep", "photos"], ["photos/**/*.png"]])
-def test_pictures_in_a_folder_that_cannot_be_looked_through_are_kept(store, look, photos, lock, arguments):
+def test_images_in_a_folder_that_cannot_be_looked_through_are_kept(store, look, photos, lock, arguments):
     look(*arguments)
     unlock = lock(photos / "deep")
     (photos / "0.png").unlink()
@@ -157,7 +157,7 @@ def test_pictures_in_a_folder_that_cannot_be_looked_through_are_kept(store, look
     assert store.failures() == []
 
 
-def test_pictures_of_a_shard_that_is_still_being_copied_are_kept(store, look, photos):
+def test_images_of_a_shard_that_is_still_being_copied_are_kept(store, look, photos):
     shard = write_tar(photos / "some.tar", shard_members(real_pairs(3)))
     look("photos")
     whole = shard.read_bytes()
@@ -175,7 +175,7 @@ def test_pictures_of_a_shard_that_is_still_being_copied_are_kept(store, look, ph
 def test_what_lies_at_a_place_is_forgotten_whether_it_is_there_or_not(store, look, photos, place, count):
     write_tar(photos / "some.tar", shard_members(real_pairs(2)))
     paint(photos.parent / "photos of us" / "4.png", "blue")
-    (photos / "bad.png").write_bytes(b"no picture")
+    (photos / "bad.png").write_bytes(b"no image")
     look("photos", "photos of us")
     paint(photos / "5.png", "grey")
     look("photos/*5.png")
@@ -190,8 +190,8 @@ def test_an_argument_that_means_nothing_is_named(look, tmp_path):
         look(tmp_path / "nowhere")
 
 
-def test_pictures_that_cannot_be_read_are_listed_and_tried_again_when_they_change(store, look, photos, model):
-    (photos / "bad.png").write_bytes(b"no picture")
+def test_images_that_cannot_be_read_are_listed_and_tried_again_when_they_change(store, look, photos, model):
+    (photos / "bad.png").write_bytes(b"no image")
     paint(photos / "0.png", "red")
     update = update_store(store, [str(photos)], lambda: model)
     assert [failure.name for failure in update.failures] == [str(photos / "bad.png")]
@@ -204,13 +204,13 @@ def test_pictures_that_cannot_be_read_are_listed_and_tried_again_when_they_chang
     assert store.failures() == []
     (photos / "bad.png").write_bytes(b"broken now")
     look("photos")
-    assert len(store) == 4, "a picture that has become unreadable is none any more"
+    assert len(store) == 4, "an image that has become unreadable is not in the index"
     (photos / "bad.png").unlink()
     look("photos")
     assert store.failures() == []
 
 
-def test_a_picture_that_the_system_did_not_give_is_tried_again(store, look, photos, monkeypatch):
+def test_an_image_that_the_system_did_not_give_is_tried_again(store, look, photos, monkeypatch):
     write_tar(photos / "some.tar", shard_members(real_pairs(1)))
     paint(photos / "0.svg.png", "red").write_text("<svg/>")
 
@@ -229,7 +229,7 @@ def test_a_picture_that_the_system_did_not_give_is_tried_again(store, look, phot
     assert store.known([failure.name]) == {}, "tried again"
 
 
-def test_a_picture_that_was_still_being_written_is_tried_again(store, look, photos, monkeypatch):
+def test_an_image_that_was_still_being_written_is_tried_again(store, look, photos, monkeypatch):
     late, decode = photos / "late.png", Preprocess.decode
     late.write_bytes((photos / "0.png").read_bytes()[:40])
 
@@ -246,7 +246,7 @@ def test_a_picture_that_was_still_being_written_is_tried_again(store, look, phot
     assert store.failures() == []
 
 
-def test_members_of_a_shard_are_pictures(store, look, tmp_path, model):
+def test_members_of_a_shard_are_images(store, look, tmp_path, model):
     members = shard_members(real_pairs(3))
     shard = write_tar(tmp_path / "some.tar", members)
     assert look(shard) == {"new": 3}
@@ -273,11 +273,11 @@ def test_members_that_have_moved_within_their_shard_are_found_where_they_are(sto
     }
 
 
-def test_pictures_that_arrive_while_others_are_described_stay(store, photos, model):
+def test_images_that_arrive_while_others_are_described_stay(store, photos, model):
     class Arriving(ColourModel):
         def read(self, found, batch_size):
             paint(photos / "late.png", "grey")
-            (photos / "late-and-bad.png").write_bytes(b"no picture")
+            (photos / "late-and-bad.png").write_bytes(b"no image")
             return super().read(found, batch_size)
 
     update = update_store(store, [str(photos)], Arriving)
@@ -285,16 +285,16 @@ def test_pictures_that_arrive_while_others_are_described_stay(store, photos, mod
     assert [failure.name for failure in update.failures] == [str(photos / "late-and-bad.png")]
 
 
-def test_a_picture_of_the_far_future_is_like_any_other(store, look, photos):
+def test_an_image_of_the_far_future_is_like_any_other(store, look, photos):
     os.utime(photos / "0.png", (10**10, 10**10))  # the year 2286, behind what 64 bits hold in nanoseconds
     assert look("photos") == {"new": 4}
     assert kept(store)[str(photos / "0.png")].date == "2262-04-11T23:47:16"
     assert look("photos") == {"unchanged": 4}
 
 
-def test_failures_of_pictures_that_nobody_asked_for_are_not_told(store, look, photos, model):
-    (photos / "bad.png").write_bytes(b"no picture")
-    (photos / "deep" / "bad.png").write_bytes(b"no picture")
+def test_failures_of_images_that_nobody_asked_for_are_not_told(store, look, photos, model):
+    (photos / "bad.png").write_bytes(b"no image")
+    (photos / "deep" / "bad.png").write_bytes(b"no image")
     look("photos")
     fine = paint(photos / "fine.png", "grey")
     assert update_store(store, [str(fine)], lambda: model).failures == []
@@ -424,7 +424,7 @@ def test_a_wider_folder_sees_that_a_shard_has_lost_a_member(store, look, photos)
     assert look("photos")["removed"] == 1
 
 
-def test_a_picture_that_was_named_by_itself_and_is_gone_is_removed(store, look, photos):
+def test_an_image_that_was_named_by_itself_and_is_gone_is_removed(store, look, photos):
     named = [photos / "0.png", photos / "deep" / "3.png"]
     look(*named)
     named[0].unlink()
@@ -433,7 +433,7 @@ def test_a_picture_that_was_named_by_itself_and_is_gone_is_removed(store, look, 
     assert store.failures() == []
 
 
-def test_pictures_that_were_named_by_themselves_are_kept_when_their_disk_is_away(store, look, photos):
+def test_images_that_were_named_by_themselves_are_kept_when_their_disk_is_away(store, look, photos):
     look(photos / "deep" / "3.png")
     for mount_point_stays in (False, True):
         (photos / "deep").rename(photos / "away")
@@ -447,7 +447,7 @@ def test_pictures_that_were_named_by_themselves_are_kept_when_their_disk_is_away
         assert look(*store.roots()) == {"unchanged": 1}
 
 
-def test_a_picture_that_is_named_when_it_is_gone_is_removed_whatever_brought_it(store, look, photos):
+def test_an_image_that_is_named_when_it_is_gone_is_removed_whatever_brought_it(store, look, photos):
     look("photos")
     (photos / "0.png").unlink()
     assert look("photos/0.png") == {"removed": 1}
@@ -455,7 +455,7 @@ def test_a_picture_that_is_named_when_it_is_gone_is_removed_whatever_brought_it(
         look("photos/0.png")
 
 
-def test_a_picture_of_the_name_of_a_pattern_is_removed_too(store, look, photos):
+def test_an_image_of_the_name_of_a_pattern_is_removed_too(store, look, photos):
     named = paint(photos / "a[1].png", "blue")
     look(named, "photos/0.png")
     named.unlink()

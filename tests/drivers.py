@@ -21,6 +21,7 @@ from grr_coca.batch import Batch
 from grr_coca.data.dataset import PairDataset
 from grr_coca.losses import CaptioningLoss
 from grr_coca.model import CoCa
+from grr_coca.search import update
 from grr_coca.train import launch
 from grr_coca.train.launch import launched
 from grr_coca.train.parallel import ParallelModel
@@ -46,6 +47,11 @@ WEE = presets.Size(
 def shrink() -> None:
     """`tiny` becomes tinier."""
     presets.SIZES["tiny"] = WEE
+
+
+def commit_often() -> None:
+    """An update of an index commits every tenth of a second."""
+    update.SECONDS_BETWEEN_COMMITS = 0.1
 
 
 def before(owner: Any, name: str, act: Callable[..., None]) -> None:

@@ -2,28 +2,18 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import drivers
 from grr_coca.search.index import open_store
-from processes import running
+from processes import Launch, cli, launch
 
-PROGRAM = """if True:
-    import sys
-    from grr_coca.cli import main
-    from grr_coca.search import update
-    update.SECONDS_BETWEEN_COMMITS = float(sys.argv[1])
-    sys.exit(main(sys.argv[2:]))
-"""
-AS_EVER, OFTEN = "5.0", "0.1"
-"""Seconds between commits. Most runs commit often, so that many are killed between two commits."""
 BROKEN = b"no image"
 ROUNDING = 2e-3
 """Of embeddings in half precision. Images that go through the model side by side move each other's last bits."""
@@ -39,7 +29,7 @@ def stir(folder: Path, random: np.random.Generator, number: int, count: int) -> 
     folder.mkdir(exist_ok=True)
     there = sorted(folder.glob("*.png"))
     some = iter(random.permutation(len(there)).tolist())
-    for k in range(len(there) // 50):
+    for k in range(len(there) // 20):
         draw(there[next(some)], random)
         there[next(some)].rename(folder / f"moved-{number}-{k}.png")
         shutil.copy(there[next(some)], folder / f"copied-{number}-{k}.png")
@@ -50,17 +40,15 @@ def stir(folder: Path, random: np.random.Generator, number: int, count: int) -> 
     (folder / f"broken-{number}.png").write_bytes(BROKEN)
 
 
-def indexing(folder: Path, location: str, between_commits: str = AS_EVER) -> AbstractContextManager[subprocess.Popen]:
-    arguments = [between_commits, "index", str(folder), "--out", location, "--batch-size", "4"]
-    return running([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def start(folder: Path, location: str, driver=None) -> Launch:
+    command = partial(cli, driver=driver)
+    return launch(folder.with_name("said"), command, "index", folder, "--out", location, "--batch-size", 4)
 
 
 def run_to_the_end(folder: Path, location: str) -> float:
     """Index a folder undisturbed; the seconds that it took."""
     began = time.monotonic()
-    with indexing(folder, location) as process:
-        _, said = process.communicate()
-    assert process.returncode == 0, said.decode()
+    start(folder, location).finish()
     return time.monotonic() - began
 
 
@@ -92,21 +80,23 @@ def require_whole(location: str, before: dict, images: Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("kills", "count"), [(3, 100), pytest.param(20, 400, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+    ("kills", "count"), [(3, 40), pytest.param(20, 400, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 )
 def test_an_index_command_that_is_killed_loses_nothing_and_has_nothing_twice(location, tmp_path, kills, count):
     random, images = np.random.default_rng(0), tmp_path / "pictures"
     stir(images, random, 0, count)
+    launch(tmp_path / "said", cli, "--help").finish()  # the first process waits for what all are forked from
     life = run_to_the_end(images, f"{location}_undisturbed")
     entries: dict = {}
     killed = interrupted = number = 0
     while killed < kills:
-        with indexing(images, location, AS_EVER if number % 4 == 3 else OFTEN) as process:
-            time.sleep(life * random.random())
-            process.send_signal(signal.SIGKILL)
-            _, said = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), said.decode()
-        killed += process.returncode == -signal.SIGKILL
+        # Most runs commit often, so that many are killed between two commits.
+        process = start(images, location, None if number % 4 == 3 else drivers.commit_often)
+        time.sleep(life * random.random())
+        process.kill()
+        (code,) = process.wait()
+        assert code in (0, -signal.SIGKILL), process.text()
+        killed += code == -signal.SIGKILL
         before, entries = entries, require_whole(location, entries, images)
         interrupted += 0 < sum(name not in before for name in entries) < count
         number += 1

@@ -47,8 +47,8 @@ def test_the_batch_is_halved_until_it_fits_and_it_is_said(error):
     assert results == [10 * item for item in range(20)]
     assert sizes == [16, 8, 4, 4, 4, 4, 4]
     assert messages == [
-        "captioning: out of memory with a batch of 16; going on with batches of 8",
-        "captioning: out of memory with a batch of 8; going on with batches of 4",
+        "captioning: out of memory with a batch of 16; continuing with batches of 8",
+        "captioning: out of memory with a batch of 8; continuing with batches of 4",
     ]
 
 

@@ -71,7 +71,7 @@ class Batches:
         if size == 1:
             raise UserError(f"{kind}: out of memory with one item; use a machine with more memory, or a smaller model")
         self._limits[kind] = size // 2
-        log.warning("%s: out of memory with a batch of %d; going on with batches of %d", kind, size, size // 2)
+        log.warning("%s: out of memory with a batch of %d; continuing with batches of %d", kind, size, size // 2)
 
 
 def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:

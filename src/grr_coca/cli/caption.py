@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Annotated, NamedTuple, Protocol, Self, Tex
 import tyro
 
 import grr_coca
+from grr_coca.cli.flags import CheckpointFlag, Flag, ImageArguments
 from grr_coca.cli.image_work import describe_on_ray, report_if_none_exists, shows_progress, work_through
 from grr_coca.cli.output import disk_errors, require_suffix, require_writable, say, to_json, write_output
 from grr_coca.data.image_files import ImageFile, find_images
@@ -48,11 +49,11 @@ class Decoding(GenerationOptions):
 
 
 def run(
-    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = DEFAULT,
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
+    checkpoint: CheckpointFlag = DEFAULT,
+    images: ImageArguments = (),
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
-    sidecar: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    sidecar: Flag = False,
+    json: Flag = False,
     prompt: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
     batch_size: int = 32,
     on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",

@@ -6,8 +6,9 @@ from typing import Annotated
 import tyro
 
 import grr_coca
+from grr_coca.cli.flags import CheckpointFlag, Flag, ImageArguments, Lists, joined
 from grr_coca.cli.image_work import report_if_none_exists, shows_progress, work_through
-from grr_coca.cli.output import Lists, joined, say, to_json
+from grr_coca.cli.output import say, to_json
 from grr_coca.data.image_files import ImageFile, find_images
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.evaluate.class_names import NAME_ALONE, check_class_names, read_class_names
@@ -17,11 +18,11 @@ from grr_coca.registry import DEFAULT
 
 def run(
     labels: Annotated[str, tyro.conf.arg(metavar="A,B,…|FILE")],
-    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = DEFAULT,
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
+    checkpoint: CheckpointFlag = DEFAULT,
+    images: ImageArguments = (),
     templates: Annotated[Lists[str], tyro.conf.arg(metavar="TEXT")] = (),
     top: int = 5,
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    json: Flag = False,
     batch_size: int = 32,
 ) -> int:
     """Say which labels fit images best. Any labels work: the model need not have been trained on them (zero-shot).

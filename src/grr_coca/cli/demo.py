@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import tyro
 
 import grr_coca
+from grr_coca.cli.flags import Flag
 from grr_coca.cli.output import called_as
 from grr_coca.errors import Stopped, UserError
 from grr_coca.extras import require_extra
@@ -40,7 +41,6 @@ _NUM_CAPTIONED, _NUM_QUERIES, _NUM_OPENING_HITS = 6, 5, 3
 """Images captioned, queries and hits of each, before the training."""
 _NUM_HITS = 3
 """Hits of the search after the training."""
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 def run(

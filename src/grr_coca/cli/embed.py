@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 import grr_coca
+from grr_coca.cli.flags import CheckpointFlag, ImageArguments
 from grr_coca.cli.image_work import describe_on_ray, report_if_none_exists, shows_progress, work_through
 from grr_coca.cli.output import require_other, require_suffix, require_writable, write_output
 from grr_coca.cli.progress import bars
@@ -35,8 +36,8 @@ MAX_HEADER_BYTES = 100_000_000
 
 def run(
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
-    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = DEFAULT,
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
+    checkpoint: CheckpointFlag = DEFAULT,
+    images: ImageArguments = (),
     texts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     batch_size: int = 32,
     on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from grr_coca.cli.output import Lists, joined, require_other, require_writable
+from grr_coca.cli.flags import Lists, joined
+from grr_coca.cli.output import require_other, require_writable
 from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.errors import UserError
 from grr_coca.evaluate.class_names import TEMPLATES, read_class_names, read_templates

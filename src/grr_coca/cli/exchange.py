@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from grr_coca.cli.flags import CheckpointFlag, Flag, IndexArgument
 from grr_coca.cli.output import require_free, require_suffix, require_writable, say, write_output
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
@@ -18,7 +19,7 @@ def import_open_clip(
     path: Annotated[Path, tyro.conf.Positional],
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    as_stored: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    as_stored: Flag = False,
 ) -> None:
     """Convert a CoCa checkpoint of open_clip. Every verb takes the result.
 
@@ -48,7 +49,7 @@ def import_open_clip(
 
 
 def export_open_clip(
-    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")],
+    checkpoint: CheckpointFlag,
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")],
 ) -> None:
     """Write a checkpoint that open_clip loads. The model must have open_clip's architecture.
@@ -85,7 +86,7 @@ def import_index(
 
 
 def export_index(
-    index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
+    index: IndexArgument,
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.parquet")],
 ) -> None:
     """Write an index into a Parquet file, from which `import index` makes it again without the model.
@@ -116,9 +117,9 @@ def push(
     licence: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
     data: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
     figures: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
-    private: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    update: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    private: Flag = False,
+    update: Flag = False,
+    dry_run: Flag = False,
 ) -> None:
     """Upload a checkpoint to the Hugging Face hub, with a model card, in one commit.
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 import grr_coca
+from grr_coca.cli.flags import CheckpointFlag
 from grr_coca.cli.output import require_other, require_suffix, require_writable, write_output
 from grr_coca.extras import require_extra
 from grr_coca.files import read_whole
@@ -15,7 +16,7 @@ from grr_coca.registry import DEFAULT
 
 def run(
     image: Annotated[Path, tyro.conf.Positional],
-    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = DEFAULT,
+    checkpoint: CheckpointFlag = DEFAULT,
     text: Annotated[str | None, tyro.conf.arg(metavar="QUERY")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
 ) -> None:

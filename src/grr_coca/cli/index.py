@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from grr_coca.cli.flags import Flag, ImageArguments, OptionalCheckpointFlag
 from grr_coca.cli.progress import JobProgress, bars
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.extras import require_extra
@@ -24,10 +25,10 @@ _MAX_FAILURES_SHOWN = 20
 
 def run(
     out: Annotated[str, tyro.conf.arg(metavar="INDEX")],
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")] = (),
-    checkpoint: Annotated[str | None, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = None,
+    images: ImageArguments = (),
+    checkpoint: OptionalCheckpointFlag = None,
     forget: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = (),
-    watch: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    watch: Flag = False,
     batch_size: int = 32,
     on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
 ) -> int:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from grr_coca.cli.flags import Flag
 from grr_coca.config import CoCaConfig
 from grr_coca.errors import UserError
 from grr_coca.presets import get_preset
@@ -48,7 +49,7 @@ def describe_preset(
         print("\n" + step_forecast(config, batch, lengths))
 
 
-def list_models(json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> None:
+def list_models(json: Flag = False) -> None:
     """List the models that come with the code, with their size, data and figures.
 
     Args:

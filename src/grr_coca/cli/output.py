@@ -1,7 +1,4 @@
-"""Output of the verbs: lines on standard output, and files that are written completely or not at all.
-
-Also `Lists`, the type of flags that take several values.
-"""
+"""Output of the verbs: lines on standard output, and files that are written completely or not at all."""
 
 import json
 import os
@@ -9,28 +6,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Annotated, TypeVar
-
-import tyro
+from typing import IO
 
 from grr_coca.errors import UserError, nearest
 from grr_coca.files import behind_link, fill_whole
-
-T = TypeVar("T")
-
-Lists = Annotated[tuple[tuple[T, ...], ...], tyro.conf.UseAppendAction]
-"""The type of a flag with several values: all after one flag, or one after each of several, or both.
-
-It holds the values of each occurrence; see `joined`. With a plain tuple, the last occurrence would win.
-"""
-
-
-def joined(lists: tuple[tuple[T, ...], ...]) -> tuple[T, ...]:
-    """The values of a flag of type `Lists` in one tuple."""
-    return tuple(chain.from_iterable(lists))
 
 
 def say(line: str) -> None:
@@ -86,7 +67,7 @@ def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         UserError: the disk is full or cannot be written to, or the path is not that of a file.
     """
-    require_replaceable(path)
+    _require_replaceable(path)
     with disk_errors(path):
         behind_link(path).parent.mkdir(parents=True, exist_ok=True)
         fill_whole(behind_link(path), write)
@@ -98,14 +79,14 @@ def require_writable(path: Path) -> None:
     Raises:
         UserError: the path is not that of a file, or its folder cannot be made or written to.
     """
-    require_replaceable(path)
+    _require_replaceable(path)
     with disk_errors(path):
         folder = behind_link(path).parent
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
 
 
-def require_replaceable(path: Path) -> None:
+def _require_replaceable(path: Path) -> None:
     """Check that a path is that of a regular file, or of nothing: writing would replace a device by a file.
 
     Raises:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.cli.output import Lists, joined, require_suffix, require_writable, say, say_raw, to_json, write_output
+from grr_coca.cli.flags import Flag, IndexArgument, Lists, OptionalCheckpointFlag, joined
+from grr_coca.cli.output import require_suffix, require_writable, say, say_raw, to_json, write_output
 from grr_coca.cli.thumbnails import thumbnail_kind, thumbnail_lines
 from grr_coca.data.image_files import is_forbidden
 from grr_coca.errors import UserError, on_one_line
@@ -16,13 +17,12 @@ from grr_coca.extras import require_extra
 from grr_coca.search.answer import Hit, Query, SearchResult
 from grr_coca.search.index import Index, open_store
 
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 _MAX_CAPTION = 40
 """Characters of a caption in a line of hits."""
 
 
 def search_index(
-    index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
+    index: IndexArgument,
     texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")] = (),
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 20,
     image: Annotated[Lists[Path], tyro.conf.arg(metavar="FILE")] = (),
@@ -34,7 +34,7 @@ def search_index(
     null: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-0"])] = False,
     out: Annotated[Path | None, tyro.conf.arg(metavar="PAGE.html")] = None,
     explain: Flag = False,
-    checkpoint: Annotated[str | None, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = None,
+    checkpoint: OptionalCheckpointFlag = None,
 ) -> None:
     """Find images of an index by text, by image, or by both. Each line is: rank, relevance, caption, path.
 
@@ -80,8 +80,8 @@ def search_index(
 
 
 def list_duplicates(
-    index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    index: IndexArgument,
+    json: Flag = False,
 ) -> None:
     """List the images of an index that look the same. In each group, the largest image comes first.
 

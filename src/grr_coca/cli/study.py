@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from grr_coca.cli.flags import Flag
 from grr_coca.cli.output import say
 from grr_coca.errors import Stopped, UserError
 from grr_coca.extras import require_extra
@@ -39,8 +40,8 @@ class RunStudy:
     jobs: int = 1
     shard: str = "1/1"
     only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    keep_models: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    keep_models: Flag = False
+    dry_run: Flag = False
 
 
 @dataclass(frozen=True)

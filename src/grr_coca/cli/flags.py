@@ -1,0 +1,30 @@
+"""Types of the flags and arguments that several verbs share."""
+
+from itertools import chain
+from typing import Annotated, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""A flag that is on if it is given, without a form `--no-…`."""
+
+CheckpointFlag = Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")]
+
+OptionalCheckpointFlag = Annotated[str | None, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")]
+
+ImageArguments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+
+IndexArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
+
+Lists = Annotated[tuple[tuple[T, ...], ...], tyro.conf.UseAppendAction]
+"""A flag with several values: all after one flag, or one after each of several, or both.
+
+It holds the values of each occurrence; see `joined`. With a plain tuple, the last occurrence would win.
+"""
+
+
+def joined(lists: tuple[tuple[T, ...], ...]) -> tuple[T, ...]:
+    """The values of a flag of type `Lists` in one tuple."""
+    return tuple(chain.from_iterable(lists))

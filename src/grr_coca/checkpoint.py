@@ -101,7 +101,7 @@ def _require_weights_of(config: CoCaConfig, weights: Mapping[str, Tensor]) -> No
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
-            shape, of_config = found.get(name, "not there"), wanted.get(name, "nothing")
+            shape, of_config = found.get(name, "missing"), wanted.get(name, "nothing")
             raise UserError(f"the model's {name} is {shape}, and its config expects {of_config}; nothing was written")
 
 
@@ -109,7 +109,7 @@ def _require_replaceable(folder: Path) -> None:
     """Raise an error if a folder holds anything but a checkpoint, because it would be deleted."""
     if not folder.is_dir():
         if folder.exists():
-            raise UserError(f"{folder}: is a file, and a checkpoint is a folder; give another name")
+            raise UserError(f"{folder}: is a file, but a checkpoint is a folder; give another name")
         return
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
     if not found:
@@ -195,7 +195,8 @@ def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
     if len(set(is_open_clip.values())) > 1:
         theirs, ours = (next(key for key, found in is_open_clip.items() if found is wanted) for wanted in (True, False))
         raise UserError(
-            f"{where}: {theirs} is that of open_clip's CoCa, and {ours} is not; a model has all of its parts or none"
+            f"{where}: {theirs} has open_clip's value, but {ours} has not; a model has all parts of open_clip's CoCa, "
+            "or none"
         )
     config["architecture"] = "open_clip" if any(is_open_clip.values()) else "coca"
     return from_dict(CoCaConfig, config, where)

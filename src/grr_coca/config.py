@@ -118,8 +118,9 @@ class TextDecoderConfig:
 
 @dataclass(frozen=True)
 class MultimodalDecoderConfig:
-    """The multimodal half. It continues from the tokens of the unimodal half, so it must have the same width. Of all
-    positions it uses only RoPE; learned ones were added in the unimodal half."""
+    """The multimodal half of the text decoder. It must have the same width as the unimodal half, whose tokens it reads.
+
+    RoPE acts in both halves. Learned positions are added in the unimodal half only."""
 
     transformer: TransformerConfig
 

@@ -246,8 +246,9 @@ def grr_coca_parallel(size: str) -> CoCaConfig:
 
 
 def grr_coca_plus(size: str) -> CoCaConfig:
-    """The model of our own recipe, `studies/plus/pictograms.yaml`: GRR-CoCa whose captions attend to the patch tokens.
-    Of the parts that were tried, no other one paid."""
+    """GRR-CoCa whose captions attend to the patch tokens: the model of our own recipe, `studies/plus/pictograms.yaml`.
+
+    No other part that was tried improved it."""
     config = grr_coca(size)
     return replace(config, poolers=replace(config.poolers, num_queries=None))
 
@@ -321,7 +322,8 @@ def with_qk_norm(config: CoCaConfig, qk_norm: QKNorm) -> CoCaConfig:
 
 
 def with_captions_from(config: CoCaConfig, captions_from: CaptionsFrom, size: str) -> CoCaConfig:
-    """The config whose captions attend to the size's number of queries, or to the patch tokens."""
+    """The config whose captions attend to the captioning pooler (as many queries as the size has) or to the patch
+    tokens."""
     num_queries = _size(size).num_queries if captions_from == "queries" else None
     return replace(config, poolers=replace(config.poolers, num_queries=num_queries))
 

@@ -160,7 +160,7 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
 
 
 def _shown(value: object) -> str:
-    """A value in a message, cut short: with aliases, a few lines of YAML can stand for billions of values."""
+    """A value in short form, for messages. With aliases, a few lines of YAML can stand for billions of values."""
     return _SHORT.repr(value)
 
 

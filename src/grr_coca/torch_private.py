@@ -31,7 +31,7 @@ def block_weight(weight: Float[Tensor, "O D"]) -> Tensor:
 
 
 def blocked_linear(x: Float[Tensor, "*B D"], blocked: Tensor, bias: Tensor | None) -> Float[Tensor, "*B O"]:
-    """`x W^T + b`."""
+    """`x W^T + b`, with W in the blocked layout."""
     return torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")
 
 
@@ -58,7 +58,7 @@ def flash_attention_of_cpu() -> object:
 
 
 def flash_attention_of_cpu_backward() -> object:
-    """The operator of its backward pass."""
+    """The operator that computes the gradients of `flash_attention_of_cpu`."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
@@ -81,17 +81,18 @@ def keep_for_backward(share: float) -> None:
 
 
 def copy_with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
-    """A copy of a module with other children. It shares everything else with the module, but for a list of hooks of its
-    own: hooks that are registered later, with one of the two, are not called by the other."""
+    """A shallow copy of a module with other children and hook lists of its own.
+
+    A hook that is registered later, with one of the two, is not called by the other."""
     copied = copy.copy(module)
-    copied.__dict__.pop("forward", None)  # one that was put in its place runs the module, and not the copy
+    copied.__dict__.pop("forward", None)  # a replaced `forward` would run the original module, not the copy
     copied._modules = dict(children)
     copied.__dict__ |= {name: copy.copy(hooks) for name, hooks in vars(module).items() if "_hooks" in name}
     return copied
 
 
 def not_compiled(module: Module) -> Module:
-    """The module itself, or of what `torch.compile` returned the module that was given to it."""
+    """The original of a module that `torch.compile` returned; any other module as it is."""
     return module._modules.get("_orig_mod", module)  # type: ignore[return-value]
 
 

@@ -98,8 +98,8 @@ def test_fine_tuning_is_not_resumed_from_another_checkpoint(grr_coca, refused, f
     other = tmp_path / "other"
     save_checkpoint(replace(from_pretrained(start), step=7), other)
     message = refused(*command, other)
-    assert f"{tmp_path / 'tuned' / 'start.json'}: the run there began from {start} as it was then" in message
-    assert f"{other} differs from it; to continue that run, give the same --checkpoint" in message
+    assert f"{tmp_path / 'tuned' / 'start.json'}: the run began from {start}, whose files differ from those" in message
+    assert f"of {other}; to continue that run, give the same --checkpoint" in message
     (other / MANIFEST).unlink()
     assert "give the same --checkpoint" in refused(*command, other)
     (tmp_path / "tuned" / "start.json").unlink()
@@ -175,7 +175,7 @@ def test_a_run_folder_that_holds_a_run_is_not_written_over(refused, recipe_file,
 def test_a_file_in_place_of_the_run_folder_is_named(refused, recipe_file, tmp_path):
     (tmp_path / "file").write_text("in the way")
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
-        message = f"{out}: a file is in the place of the run folder; give another --out\n"
+        message = f"{out}: a file, where the run folder should be; give another --out\n"
         assert refused("pretrain", recipe_file(), "--out", out) == f"error: {message}"
 
 

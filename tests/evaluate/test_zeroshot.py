@@ -155,7 +155,7 @@ def test_a_class_that_cannot_be_listed_is_named(tmp_path, lock):
 
 def test_a_class_whose_images_lie_deeper_is_named(tmp_path):
     lay_out(tmp_path, ("cat", "red_heart", "dog/small"))
-    with pytest.raises(UserError, match=r"dog: its images lie in folders of their own"):
+    with pytest.raises(UserError, match=r"dog: its images lie in subfolders"):
         open_labelled(str(tmp_path))
 
 

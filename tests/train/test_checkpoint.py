@@ -253,8 +253,8 @@ def test_a_config_from_before_these_keys_is_that_of_a_coca():
     ("preset", "key", "value", "message"),
     [
         ("grr_coca", "image_encoder.class_token", "keep", "model: image_encoder.class_token: 'keep' is not a choice"),
-        ("grr_coca", "text_decoder.cls", "last_position", "model: text_decoder.cls is that of open_clip's CoCa, and "),
-        ("open_clip_coca", "poolers.queries", "free", "open_clip's CoCa, and poolers.queries is not"),
+        ("grr_coca", "text_decoder.cls", "last_position", "model: text_decoder.cls has open_clip's value, but "),
+        ("open_clip_coca", "poolers.queries", "free", "has open_clip's value, but poolers.queries has not"),
         ("grr_coca", "architecture", "coca", "model: unknown key 'architecture'"),
     ],
 )

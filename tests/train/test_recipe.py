@@ -292,7 +292,7 @@ def test_gradients_that_are_never_clipped_are_asked_for_by_an_infinite_norm(load
         ({"a.tar": 0.3, "b.tar": 0.0004}, r"b\.tar 0\.0004 is .* none of 1,000 samples .* give more than 0\.001, or"),
         ({"a.tar": 0.0}, r"a\.tar 0 is out of range"),
         ({"b.tar": 0.001, "c.tar": 0.0015}, r"b\.tar 0\.001 is out of range"),  # 997.5 and 998.5 are rounded to 998
-        ({"a.tar": 0.5, "b.tar": 0.4997}, r"0\.0003, which it leaves to train, .* leave more than 0\.001"),
+        ({"a.tar": 0.5, "b.tar": 0.4997}, r"0\.0003, the share left for train, .* leave more than 0\.001"),
     ],
 )
 def test_a_source_of_a_mixture_that_would_never_be_visited_is_named_with_the_least_share(load, mix, message):

@@ -272,7 +272,7 @@ def test_other_pairs_in_the_same_place_are_refused(tmp_path):
     write_shard(run.shard, real_pairs(17))
     said = (
         rf"{run.shard}: data: train of the run: 17 pairs are taken from it now, and 16 were when "
-        rf"{run.checkpoint} was written; put back what was there then, or start another run with another --out"
+        rf"{run.checkpoint} was written; restore the old data, or start another run with another --out"
     )
     with pytest.raises(UserError, match=said):
         go_on(run)

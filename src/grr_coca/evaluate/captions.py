@@ -45,7 +45,8 @@ TINY, SMALL = 1e-15, 1e-9
 
 
 def bleu_statistics(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
-    """The counts of each caption for BLEU, N × 10: matches and n-grams of 4 orders, and both lengths.
+    """What BLEU counts in each caption, N × 10: matched n-grams and all n-grams (n = 1 … 4), caption length, reference
+    length.
 
     The score of a corpus depends only on their sums.
     """
@@ -54,7 +55,7 @@ def bleu_statistics(hypotheses: Sequence[Tokens], references: Sequence[Sequence[
 
 
 def bleu(sums: np.ndarray) -> np.ndarray:
-    """BLEU-1 … BLEU-4 from the statistics of a caption, or their sums over a corpus: … × 10 to … × 4."""
+    """BLEU-1 … BLEU-4 from the counts of one caption, or from their sums over a corpus. Shape: … × 10 to … × 4."""
     matches, guesses = sums[..., :MAX_ORDER], sums[..., MAX_ORDER : 2 * MAX_ORDER]
     length, reference = sums[..., -2:-1], sums[..., -1:]
     precisions = (matches + TINY) / (guesses + SMALL)
@@ -87,7 +88,7 @@ SCALE = 10.0
 
 
 class CiderScores(NamedTuple):
-    """The two scores of each caption, N. The score of the corpus is their mean."""
+    """CIDEr and CIDEr-D of each caption, N. The score of a corpus is the mean."""
 
     cider: np.ndarray
     cider_d: np.ndarray
@@ -100,7 +101,8 @@ class _Vector(NamedTuple):
 
 
 def cider(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> CiderScores:
-    """Both scores of every caption. Document frequencies are counted over the references of all images."""
+    """Compute CIDEr and CIDEr-D of every caption. Document frequencies are counted over the references of all
+    images."""
     counts = [[_count_ngrams(reference) for reference in refs] for refs in references]
     frequency = _document_frequency(counts)
     log_images = math.log(len(references)) if references else 0.0
@@ -151,7 +153,7 @@ BETA = 1.2
 
 
 def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
-    """The score of every caption, N: the F-measure of the best precision and the best recall over its references."""
+    """ROUGE-L of every caption, N: F-measure of the best precision and the best recall over its references."""
     return np.array([_score(mine, refs) for mine, refs in zip(hypotheses, references, strict=True)])
 
 
@@ -183,7 +185,7 @@ def longest_common_subsequence(first: Tokens, second: Tokens) -> int:
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """For each image: CIDEr, CIDEr-D and ROUGE-L, N, and the statistics of BLEU, N × 10.
+    """Scores of one caption per image: CIDEr, CIDEr-D and ROUGE-L (each N), and the counts for BLEU (N × 10).
 
     The scores of the corpus are the means of the first three, and BLEU of the summed statistics.
     """
@@ -198,7 +200,7 @@ class CaptionScores:
         return bleu(self.bleu_statistics)
 
     def measures(self) -> dict[str, Measure]:
-        """The corpus's metrics by name, as measures over images."""
+        """The metrics of the corpus by name, each as a `Measure`, which gives confidence intervals."""
         orders = range(1, MAX_ORDER + 1)
         return {
             "CIDEr": Measure.mean(self.cider),
@@ -208,7 +210,7 @@ class CaptionScores:
         }
 
     def corpus(self) -> dict[str, float]:
-        """The corpus's scores by name. CIDEr-D is what the literature calls CIDEr."""
+        """The scores of the corpus by name. The literature calls CIDEr-D "CIDEr"."""
         return {name: measure.value() for name, measure in self.measures().items()}
 
 

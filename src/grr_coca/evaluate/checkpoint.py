@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint on a source of pairs: the numbers, and the same as measures with intervals over images."""
+"""Evaluate a checkpoint on a source of pairs: losses and retrieval, with confidence intervals over images."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,7 @@ def loss_measures(
     contrastive_batch_size: int,
     weights: LossWeights,
 ) -> dict[str, Measure]:
-    """The losses as measures. Names and values are those of `Evaluation`."""
+    """The losses of a split, each as a `Measure`. Names and values are those of `Evaluation`."""
     contrastive, visits = _contrastive_per_pair(results, scaling, contrastive_batch_size)
     columns = (contrastive, visits, results.nll, results.num_tokens)
     rows = torch.stack([column.double() for column in columns], dim=1).numpy()
@@ -64,7 +64,7 @@ def retrieval_measures(found: Retrieval) -> dict[str, Measure]:
 
 
 def _contrastive_per_pair(results: PairResults, scaling: Scaling, batch_size: int) -> tuple[Tensor, Tensor]:
-    # For each pair, its loss summed over its batches, and the number of its batches. Most pairs are in one batch; the
+    # For each pair: its loss, summed over its batches, and the number of its batches. Most pairs are in one batch; the
     # pairs that fill up the last batch are in two.
     e = results.embeddings
     losses, visits = torch.zeros(len(e.image)), torch.zeros(len(e.image))
@@ -96,7 +96,7 @@ def _coca(weights: LossWeights, summed: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of a split, and the same numbers as measures, for intervals and paired differences.
+    """The metrics of a split, as plain numbers and as `Measure`s, which give intervals and paired differences.
 
     `num_tokens`: the tokens of all captions that were predicted; a caption is cut to the context of the model.
     """
@@ -134,7 +134,7 @@ def measure_checkpoint(
     batch_size: int,
     weights: LossWeights,
 ) -> Measured:
-    """`evaluate_checkpoint`, with measures for intervals."""
+    """Evaluate like `evaluate_checkpoint`, and return each metric also as a `Measure`, for intervals."""
     require_pairs(source, batch_size)
     results = pair_results(checkpoint, every_caption(source), batch_size)
     settings = (scaling_of(checkpoint.model), batch_size, weights)
@@ -150,8 +150,8 @@ def pair_results(
 
     Args:
         checkpoint: the model. Its training mode is restored.
-        pairs: of one caption each, as `every_caption` gives them. It reads all captions, which a run does once, and not
-            at each validation.
+        pairs: pairs with one caption each, from `every_caption`. That reads all captions, so a run calls it once, and
+            not at each validation.
         batch_size: pairs at a time.
         ranks: ranks that share the work.
         num_workers: processes that read the pairs; 0: this one does.
@@ -179,20 +179,20 @@ def as_dataset(checkpoint: Checkpoint, source: PairSource) -> PairDataset:
 
 
 def require_pairs(source: PairSource, batch_size: int) -> None:
-    """Make sure that a split has enough pairs for one contrastive batch. Each caption of an image is a pair.
+    """Raise an error if a split has too few pairs for one contrastive batch. Each caption of an image is a pair.
 
     Raises:
         UserError: it has too few pairs.
     """
     if batch_size < 1:
         raise UserError(f"evaluation batch size {batch_size}: give 1 or more")
-    # Of a split with images enough, no caption is read.
+    # If there are enough images, their captions need not be read.
     count = len(source) if len(source) >= batch_size else len(every_caption(source))
     if count < batch_size:
         if not count:
             raise UserError(f"an empty split: a contrastive loss at batch size {batch_size} needs as many pairs")
         where = f"{source.name(0)} and the pairs beside it"
         raise UserError(
-            f"{where}: a contrastive loss at batch size {batch_size} needs as many pairs, here are {count}; "
+            f"{where}: a contrastive loss at batch size {batch_size} needs as many pairs, and there are {count}; "
             f"use a batch size (in a recipe evaluation: batch_size) of {count} or less"
         )

@@ -35,7 +35,7 @@ def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
 
     Args:
         names: the names.
-        where: how messages call the source of the names.
+        where: name of their source in messages.
 
     Raises:
         UserError: there are fewer than two names, an empty name, one that UTF-8 cannot hold, or two names that differ
@@ -44,14 +44,14 @@ def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     if isinstance(names, str):
         raise UserError(f"{where}: give a list of texts, not the one text '{names}'")
     if len(names) < 2:
-        raise UserError(f"{where}: classification needs two labels or more; here are {len(names)}")
+        raise UserError(f"{where}: classification needs two labels or more, and there are {len(names)}")
     numbers: dict[str, list[int]] = {}
     for number, name in enumerate(names, start=1):
         numbers.setdefault(" ".join(name.split()).lower(), []).append(number)
     if "" in numbers:
         raise UserError(f"{where}: label {numbers[''][0]} is empty")
     unwritable = next((name for name in names if not _is_utf8(name)), None)
-    if unwritable is not None:  # that of a folder, or half an emoji in JSON
+    if unwritable is not None:  # from the name of a folder, or half an emoji in JSON
         raise UserError(f"{where}: the label {unwritable!a} is not UTF-8 text; rename it")
     repeated = {name: at for name, at in numbers.items() if len(at) > 1}
     if repeated:
@@ -73,7 +73,7 @@ def read_templates(path: Path) -> tuple[str, ...]:
 
 
 def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Every name in every template: all sentences of the first name, then those of the second, and so on.
+    """Put every name into every template: all sentences of the first name, then those of the second, and so on.
 
     Raises:
         UserError: there is no template, or a template has no placeholder.
@@ -89,12 +89,12 @@ def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 
 def find_class(name: str, index: dict[str, int], where: str) -> int:
-    """The number of a class.
+    """The index of a class, by its name.
 
     Args:
         name: the name of a class.
-        index: the number of each class by its name.
-        where: how messages call the image.
+        index: the index of each class, by its name.
+        where: name of the image in messages.
 
     Raises:
         UserError: there is no class with this name.

@@ -35,19 +35,21 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric of a corpus, as a function (`aggregate`) of the sum of the statistics of its images, N × S."""
+    """A metric of a corpus: statistics of each image, N × S, and a function (`aggregate`) from their sum to the
+    metric."""
 
     statistics: np.ndarray
     aggregate: Aggregate
 
     @classmethod
     def mean(cls, values: np.ndarray) -> "Measure":
-        """The mean of a score of each image, N."""
+        """The measure whose metric is the mean of one score per image, N."""
         return cls.ratio(values, np.ones(len(values)))
 
     @classmethod
     def ratio(cls, sums: np.ndarray, counts: np.ndarray) -> "Measure":
-        """The sum of all images divided by their count, such as a loss per token."""
+        """The measure whose metric is the sum over all images divided by the sum of their counts, such as a loss per
+        token."""
         statistics = np.stack([sums, counts], axis=1).astype(np.float64)
         return cls(statistics, _quotient)
 
@@ -67,7 +69,7 @@ class Measure:
         """
         mine, theirs = len(self.statistics), len(other.statistics)
         if mine != theirs:
-            raise UserError(f"a paired comparison needs the same images, here are {mine} and {theirs}")
+            raise UserError(f"a paired comparison needs the same images, but there are {mine} and {theirs}")
         differences = self._resampled() - other._resampled()
         return _interval(self.value() - other.value(), differences)
 
@@ -77,7 +79,8 @@ class Measure:
 
 
 def draws(num_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image is drawn, R × N, in parts that fit into memory. The same seed gives the same draws."""
+    """Draw bootstrap resamples: how often each image is drawn, R × N, in chunks that fit into memory. The same seed
+    gives the same draws."""
     rng = np.random.default_rng(seed)
     step = max(1, DRAWS_AT_ONCE // num_images)
     for start in range(0, resamples, step):

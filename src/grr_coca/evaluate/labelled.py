@@ -28,10 +28,10 @@ Row = list[str]
 def _read_label_table(path: Path) -> list[tuple[Path, str]]:
     """The image and the label of each row.
 
-    A first row of column names tells which columns these are. Without one, there are two columns, in either order.
+    If the first row holds column names, they identify the columns. Otherwise there are two columns, in either order.
 
     Raises:
-        UserError: it cannot be read, or does not tell its columns; names the row.
+        UserError: the file cannot be read, or its columns are not recognized; the message names the row.
     """
     rows = _read_table(path)
     named = _named_columns(rows[0], path) if rows else None
@@ -56,7 +56,8 @@ def _read_table(path: Path) -> list[Row]:
 
 
 def _named_columns(first: Row, path: Path) -> tuple[int, int] | None:
-    """The columns of paths and of labels, if the first row holds names of columns. One of two may have any name."""
+    """The columns of paths and of labels, by the names in the first row; None if it holds no names. If there are two
+    columns, one of them may have any name."""
     if any(_names_image(cell, path) for cell in first):
         return None
     image, label = first_column(first, IMAGE_COLUMNS), first_column(first, LABEL_COLUMNS)
@@ -97,7 +98,8 @@ def _names_image(cell: str, table: Path) -> bool:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """`read(i)` returns the bytes and the name of image i. `targets[i]` is the index of its class in `class_names`."""
+    """Images with their classes. `read(i)` returns the bytes and the name of image i; `targets[i]` is the index of its
+    class in `class_names`."""
 
     read: Callable[[int], tuple[bytes, str]]
     targets: tuple[int, ...]
@@ -175,13 +177,12 @@ def _class_folders(root: Path) -> list[Path]:
     classes = [folder for folder in visible if _images(folder)]
     for folder in visible if classes else ():
         if folder not in classes and _has_images_below(folder):
-            raise UserError(f"{folder}: its images lie in folders of their own; those of a class lie in one folder")
+            raise UserError(f"{folder}: its images lie in subfolders; move all images of a class into one folder")
     return classes
 
 
 def _holds_pairs(root: Path) -> bool:
-    """True if there is a shard below a folder, or a text file that has the name of an image beside it or is ROCO's
-    `captions.txt`."""
+    """True if a folder holds image-text pairs: a shard, a text file named like an image, or ROCO's `captions.txt`."""
     for _, folders, files in walk_visible(root):
         if any(name.endswith(".tar") for name in files):
             return True

@@ -1,4 +1,4 @@
-"""Probes: small classifiers that are trained on what a frozen image encoder gives.
+"""Probes: small classifiers that are trained on the features of a frozen image encoder.
 
 - Attention-pool probe: CoCa's frozen-feature protocol (arXiv 2205.01917, section 4.2). An attentional pooler with one
   query and a linear head are trained on the patch tokens.
@@ -29,7 +29,7 @@ from grr_coca.model.coca import evaluating
 
 @dataclass(frozen=True)
 class AttentionProbeOptions:
-    """Training of the probe, with AdamW and a cosine schedule."""
+    """Hyperparameters of the attention-pool probe. It is trained with AdamW and a cosine schedule."""
 
     epochs: int = 30
     batch_size: int = 64
@@ -107,14 +107,15 @@ VALIDATION_EVERY = 5
 
 
 class LinearProbe(NamedTuple):
-    """The predicted classes of the test images, N, and the strength that was best in validation."""
+    """Predicted classes of the test images, N, and the inverse regularization strength that was best in validation."""
 
     predicted: np.ndarray
     strength: float
 
 
 def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed: int = 0) -> LinearProbe:
-    """Logistic regression on features, N × E. A part of the training images selects the strength; then all are fitted.
+    """Logistic regression on features, N × E. Held-out training images select the regularization strength; then the
+    probe is fitted to all training images.
 
     Raises:
         UserError: scikit-learn is not installed, the training images have fewer than two classes, or no class has five

@@ -1,4 +1,5 @@
-"""The tokens that caption metrics count: those of Stanford's tokenizer of 2014, which the COCO caption evaluation runs.
+"""Tokenizer of the caption metrics. Its tokens are those of Stanford's tokenizer of 2014, which the COCO evaluation
+uses.
 
 The rules were derived from its behaviour; `docs/caption-metrics.md` says how. At each place of the text, the rule that
 matches the most characters wins, including the characters that must follow its token. If several rules match equally
@@ -62,11 +63,11 @@ def _unbroken(token: str) -> str:
 
 
 def mapped(table: dict[str, str]) -> Rewrite:
-    """A rewrite by a table. A token that is not in the table stays unchanged."""
+    """A rewrite that looks a token up in a table. A token that is not in the table stays unchanged."""
     return lambda token: table.get(token.lower(), token)
 
 
-# --- Words that the tokenizer treats specially. Abbreviations are listed without the point that is part of the token.
+# --- Words that the tokenizer treats specially. Abbreviations are listed without their dot.
 
 MONTHS_AND_DAYS = "jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri"
 STATES = "ala ariz calif colo conn ct fla ga ind ky md mich minn mo mont nev okla penn tenn va vt wis wyo"
@@ -85,7 +86,7 @@ TITLES = (
 BEFORE_NUMBERS = "ca fig figs prop no nos art pp op"
 """Abbreviations only if a number follows."""
 SENTENCE_STARTS = "A He In It She The There They This"
-"""Before one of these words, a point after a single letter ends the sentence. Case matters here."""
+"""Before one of these words, a dot after a single letter ends the sentence. Case matters here."""
 
 TWO_WORDS = "can-not gon-na got-ta lem-me gim-me wan-na 't-is 't-was"
 KEPT_APOSTROPHES = "c'mon e'er li'l s'mores"
@@ -115,7 +116,7 @@ APOSTROPHE = "(?:['’]|&apos;)"
 AUXILIARY = f"{APOSTROPHE}(?:s|m|d|ll|re|ve)"
 NEGATION = f"n(?:{APOSTROPHE}|[`‘])t"
 BEFORE_MARK = "[,;:]"
-"""If one of these marks follows a point, the point belongs to the word before."""
+"""If one of these marks follows a dot, the dot belongs to the word before it."""
 
 
 def words() -> Iterator[Draft]:
@@ -137,7 +138,7 @@ def words() -> Iterator[Draft]:
 
 
 def abbreviations() -> Iterator[Draft]:
-    """Rules for words that keep their point."""
+    """Rules for abbreviations, whose dot is part of the token."""
     before_words = f"{MONTHS_AND_DAYS} {STATES} {COMPANIES}"
     states = f"(?-i:{_any_of(CAPITALIZED_STATES)})"
     yield "letter at the end of a sentence", f"([a-z])[.] +(?-i:{_any_of(SENTENCE_STARTS)})[ \n]", keep
@@ -145,7 +146,7 @@ def abbreviations() -> Iterator[Draft]:
     yield "abbreviation before anything", rf"((?:{_any_of(before_words)}|{states})[.])[\s\S]{{0,2}}", keep
     yield "title", f"((?:{_any_of(TITLES)})[.])", keep
     yield "initials", "([a-z](?:[.][a-z])*[.])", keep
-    yield "word before its point and a mark", f"({WORD}[.]){BEFORE_MARK}", plain
+    yield "word before a dot and a mark", f"({WORD}[.]){BEFORE_MARK}", plain
 
 
 def _compounds() -> Iterator[Draft]:
@@ -157,7 +158,7 @@ def _compounds() -> Iterator[Draft]:
     mixed = f"(?:[dol]{APOSTROPHE}{both})?{both}+(?:[-_]{both}+)*"
     capitals = "(?-i:[A-Z]+(?:[+&][A-Z]+)+)"
     for name, pattern in {"letters and digits": mixed, "capitals with an ampersand": capitals}.items():
-        yield f"{name} before their point and a mark", f"({pattern}[.]){BEFORE_MARK}", keep
+        yield f"{name} before a dot and a mark", f"({pattern}[.]){BEFORE_MARK}", keep
         yield name, f"({pattern})", keep
 
 

@@ -21,7 +21,7 @@ def rank_of_first_hit(
     same similarity, scores zero.
     """
     best = similarity.masked_fill(~relevant, float("-inf")).amax(dim=1, keepdim=True)
-    # Not `similarity >= best`, which is false for NaN: the answers of a model that has diverged would rank first.
+    # Not `similarity >= best`: that is false for NaN, so the right answers of a diverged model would rank first.
     return (~(similarity < best - tie) & ~relevant).sum(dim=1)
 
 
@@ -93,7 +93,7 @@ def make_gallery(
 
 
 def first_rows(ids: Int[Tensor, " N"]) -> tuple[Int[Tensor, " I"], Int[Tensor, " N"]]:
-    """The row in which each id comes first, in ascending order, and for each row the position of its id among these."""
+    """The first row of each distinct id, in ascending order; and for each row, the position of its id in that list."""
     _, inverse = torch.unique(ids, return_inverse=True)
     rows = torch.arange(len(ids))
     first = torch.full((int(inverse.max()) + 1,), len(ids)).scatter_reduce(0, inverse, rows, "amin")

@@ -1,7 +1,7 @@
 """Losses and retrieval of a model on one split: first the results of each pair, then the numbers of the split.
 
 The temperature can be refitted to a validation split. A better temperature lowers the contrastive loss without better
-embeddings; if each model has its own refitted one, the difference that is left is one of the embeddings.
+embeddings; if each model has its own refitted one, the remaining difference is in the embeddings.
 
 Shapes: N pairs, E embedding width.
 """
@@ -174,7 +174,7 @@ def split_contrastive_loss(embeddings: Embeddings, scaling: Scaling, batch_size:
 
 
 def batch_contrastive_losses(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Iterator[Float[Tensor, ""]]:
-    """The losses that `split_contrastive_loss` is the mean of, one by one."""
+    """The contrastive loss of each batch, one by one. `split_contrastive_loss` is their mean."""
     for rows in contrastive_batches(len(embeddings.image), batch_size):
         same = same_pair(embeddings.caption_ids[rows], embeddings.image_ids[rows])
         pairs = EmbeddedPairs(embeddings.image[rows], embeddings.text[rows])
@@ -197,12 +197,12 @@ MAX_ITERATIONS = 100
 def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Scaling:
     """The scale, and with a sigmoid loss the bias, for which the contrastive loss on a split is lowest.
 
-    The loss is convex in the inverse temperature, and in the bias, so there is one lowest point. The temperature stays
-    within the bound that training has.
+    The loss is convex in the inverse temperature and in the bias, so it has one minimum. The temperature has the same
+    bound as in training.
 
     Args:
         embeddings: of a validation split.
-        scaling: where to begin; the model's own.
+        scaling: the model's own, where the search begins.
         batch_size: pairs per contrastive batch.
     """
     in_double = replace(embeddings, image=embeddings.image.double(), text=embeddings.text.double())
@@ -210,14 +210,14 @@ def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> 
     bias = None if scaling.logit_bias is None else scaling.logit_bias.double().clone()
     _fit(in_double, Scaling(scale, bias), [scale] if bias is None else [scale, bias], batch_size)
     bounded = scale.clamp(0.0, MAX_LOGIT_SCALE)
-    if bias is not None and bounded != scale:  # the bias suits the scale that it was found with, and no other
+    if bias is not None and bounded != scale:  # the bias was fitted to another scale
         _fit(in_double, Scaling(bounded, bias), [bias], batch_size)
     dtype = scaling.logit_scale.dtype
     return Scaling(bounded.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def _fit(embeddings: Embeddings, scaling: Scaling, free: list[Tensor], batch_size: int) -> None:
-    """Fit the free numbers of a scaling, in place, to the lowest loss."""
+    """Minimize the contrastive loss over the parameters in `free`, in place. They belong to the scaling."""
     optimizer = torch.optim.LBFGS(
         free, max_iter=MAX_ITERATIONS, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )

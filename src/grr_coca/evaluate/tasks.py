@@ -1,4 +1,5 @@
-"""The tasks of evaluation, one function for each: numbers with intervals, and the settings that they depend on."""
+"""The tasks of evaluation, one function each. It returns metrics with intervals, and the settings that they depend
+on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Report:
 def measure_retrieval(
     checkpoint: Checkpoint, source: PairSource, batch_size: int, num_folds: int, right: RightAnswers
 ) -> Report:
-    """Recall in both directions. With folds, each fold is searched separately, and the numbers are over all queries.
+    """Recall in both directions. Each fold is searched separately; the metrics are over the queries of all folds.
 
     Raises:
         UserError: there are fewer images than folds, or a pair is broken.
@@ -47,7 +48,7 @@ def measure_retrieval(
         raise UserError("an empty split: there is nothing to search")
     gallery = gallery_of(pair_results(checkpoint, every_caption(source), batch_size))
     if not 1 <= num_folds <= len(gallery.image):
-        raise UserError(f"{num_folds} folds of {len(gallery.image)} images: give 1 fold to {len(gallery.image)}")
+        raise UserError(f"{num_folds} folds of {len(gallery.image)} images: give 1 to {len(gallery.image)} folds")
     parts = folds(gallery, num_folds)
     by_fold = [retrieve(part, right) for part in parts]
     found = _joined(by_fold, parts)
@@ -154,7 +155,7 @@ def _joined(found: Sequence[Retrieval], parts: Sequence[Gallery]) -> Retrieval:
 
 
 def _joined_ranks(ranks: Sequence[QueryRanks]) -> QueryRanks:
-    # Folds differ in their numbers of captions: `_chance` looks at each by itself.
+    # Folds differ in their numbers of captions, so `_chance` computes each fold separately.
     candidates = max(each.num_candidates for each in ranks)
     return QueryRanks(
         torch.cat([each.rank for each in ranks]), torch.cat([each.num_right for each in ranks]), candidates

@@ -27,7 +27,7 @@ EmbedTexts = Callable[[list[str]], Tensor]
 
 @dataclass(frozen=True)
 class Classification:
-    """For every image: its class, and how many wrong classes are at least as near to the image as the right one."""
+    """For every image: its right class, and the number of wrong classes that are at least as near to the image."""
 
     rank: Int[Tensor, " N"]
     target: Int[Tensor, " N"]

@@ -4,11 +4,11 @@
   and sum_s a_s (W_v c_s) = W_v (sum_s a_s c_s), so the projections move from the many tokens of the context to the few
   queries, as DeepSeek-V2 does with its latent vectors (arXiv 2405.04434, section 2.1). Biases: b_k adds the same to all
   scores of a query, which the softmax does not see, and b_v is added once, as weights sum to 1. A scale and shift of
-  the context's channels is folded into the projection behind it.
+  the context's channels is folded into the projection that follows it.
 - `FastRMSNorm`: allocates less memory.
 - `FastGEGLU`: activation and product of the two branches are computed within the linear layers before them.
 - `FastSelfAttention`: as few operations as possible for the few tokens of a decoding step. One step of one caption
-  takes a hundred products, each a fraction of a millisecond long, so the time between them matters too.
+  takes a hundred products of a fraction of a millisecond each, so the time between them matters too.
 
 Shapes: R rows of captions, B images, T queries or new tokens of width D, S context tokens of width C, or slots; B lines
 of slots, L = R / B * T; H heads, Dh = D / H.
@@ -29,7 +29,7 @@ from grr_coca.model.open_clip import AffineCrossAttention
 
 
 class FastRMSNorm(nn.Module):
-    """`RMSNorm` that allocates one tensor of the input's size instead of four. Each would be requested from the system.
+    """`RMSNorm` that allocates one tensor of the input's size instead of four. Each large allocation is a system call.
 
     x / sqrt(mean(x²) + eps) = sqrt(D) x / sqrt(|x|² + D eps), and `hypot` computes the last root.
     """
@@ -47,7 +47,7 @@ class FastRMSNorm(nn.Module):
 
 
 class FastGEGLU(nn.Module):
-    """`GEGLU` with no extra pass over memory for its activation and its product."""
+    """`GEGLU` whose linear layers also compute the activation and the product, without extra passes over memory."""
 
     def __init__(self, feed_forward: GEGLU) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class AbsorbedCrossAttention(nn.Module):
 
 
 def _folded(attn: CrossAttention) -> tuple[Float[Tensor, "O C"], Float[Tensor, " O"] | None]:
-    """Weight and bias of the projection of the context, with the scale and shift before it."""
+    """Weight and bias of the projection of the context. A scale and shift before the projection is folded into them."""
     weight = attn.kv_proj.weight.detach()
     bias = None if attn.kv_proj.bias is None else attn.kv_proj.bias.detach()
     if not isinstance(attn, AffineCrossAttention):

@@ -1,4 +1,4 @@
-"""A linear layer whose weight is laid out once for its kernels: one layout for many rows, one for a single row.
+"""A fast linear layer. It reorders its weight once for its kernels: one layout for many rows, one for a single row.
 
 Decoding multiplies few rows by large matrices. For that, oneDNN on a weight in its own blocked layout is two to three
 times as fast as PyTorch's product on a plain weight. It also applies the operation that follows (GELU, a factor) while
@@ -28,7 +28,8 @@ RowProduct = Callable[[Float[Tensor, "*B D"]], Float[Tensor, "*B O"]]
 
 
 def row_product(weight: Float[Tensor, "O D"], intel: bool) -> RowProduct | None:
-    """The function that multiplies a row by the weight, laid out once for it. None if no kernel fits the weight."""
+    """A function that multiplies a single row by the weight, which is reordered once here. None if no kernel fits the
+    weight."""
     if intel:
         return _by_vector(weight)
     return _by_parts(weight) if len(weight) % PARTS == 0 else None
@@ -42,8 +43,8 @@ def is_intel() -> bool:
 
 
 def _by_vector(weight: Float[Tensor, "O D"]) -> RowProduct:
-    """BLAS's product of a matrix and a vector. It is slow for matrices of many short rows, so these are laid out as
-    long columns."""
+    """A row product that uses BLAS's product of a matrix and a vector. That is slow for many short rows, so such a
+    weight is stored by columns."""
     num_outputs, num_inputs = weight.shape
     if num_outputs > num_inputs:
         weight = weight.t().contiguous().t()
@@ -85,21 +86,21 @@ class FastLinear(nn.Module):
 
     @cached_property
     def blocked_weight(self) -> Tensor:
-        """The weight in the blocks that oneDNN's kernels read."""
+        """The weight in the blocked layout of oneDNN's kernels."""
         return block_weight(self.weight)
 
     @cached_property
     def row_product(self) -> RowProduct | None:
-        """The function that multiplies a single row."""
+        """The function that multiplies a single row by the weight; None if there is no kernel for it."""
         return row_product(self.weight.detach(), is_intel())
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy needs, in this process or another. Layouts cannot be copied, and are made again."""
+        """The state without the reordered weights, which cannot be copied or pickled. A copy makes them again."""
         layouts = ("blocked_weight", "row_product")
         return {name: value for name, value in super().__getstate__().items() if name not in layouts}
 
     def _row(self, x: Tensor) -> Tensor | None:
-        """The result for a single row; None if there are more rows, or no kernel for one."""
+        """The result if `x` is a single row and there is a kernel for single rows; else None."""
         if x.numel() != x.shape[-1] or self.row_product is None:
             return None
         product = self.row_product(x)

@@ -53,14 +53,15 @@ FAST_LAYERS = {
 
 
 def fast_copy(model: Module) -> Module:
-    """A faster copy of a model, in evaluation mode. Its results are those of the model in that mode, up to rounding.
+    """A faster copy of a model, in eval mode. Its results are those of the model in eval mode, up to rounding.
 
     The caller owns the copy, and keeps it as long as it is useful. The copy shares the parameters of the model, and
     also holds some of them in another layout. So it is valid only for the present weights: after a change of weights,
     make a new copy.
 
-    A model from `torch.compile` is copied as it was before. The model itself is returned if nothing can be made faster:
-    on other devices than a CPU, in other precisions than fp32, within autocast, and if it is such a copy already.
+    Of a model from `torch.compile`, the original module is copied. The model itself is returned if nothing can be made
+    faster: on other devices than a CPU, in other precisions than fp32, within autocast, and if it is such a copy
+    already.
     """
     modules = list(model.modules())
     is_copy = any(isinstance(module, FastLinear) for module in modules)

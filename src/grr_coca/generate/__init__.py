@@ -24,7 +24,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """A name of `__all__`, imported when it is first used: all names but those of options need torch."""
+    """Import a name of `__all__` when it is first used: all names but those of options need torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.captions"), name)

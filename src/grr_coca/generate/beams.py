@@ -47,13 +47,13 @@ class _Pool:
 
 
 class Beams(NamedTuple):
-    """Captions that have not ended. `scores`: sums of log-probabilities after the rules; -inf in an unused place."""
+    """Captions that have not ended. `scores`: sums of log-probabilities after the rules; -inf marks an unused beam."""
 
     token_ids: Int[Tensor, "B K T"]
     log_probs: Float[Tensor, "B K T"]
     scores: Float[Tensor, "B K"]
     visible: Bool[Tensor, "B K S"]
-    """The slots of the image's line in the caches that hold the past of each beam."""
+    """Which slots of the image's line in the caches hold the earlier tokens of each beam."""
 
 
 class Choice(NamedTuple):
@@ -103,7 +103,7 @@ class BeamSearch:
             self._advance(last=step + 1 == self.max_length)
             if step + 1 == self.max_length:
                 break
-            self._let_go()
+            self._stop_groups()
             if not self.running:
                 break
             self.logits = self.decoder.step(self.beams.token_ids[..., -1].reshape(-1, 1), self.beams.visible[:, None])
@@ -129,15 +129,15 @@ class BeamSearch:
             choice = choice.take(going_on)
             taken.scatter_add_(1, choice.token_ids, choice.scores.isfinite().type_as(taken))
             chosen.append(choice)
-        self._go_on(Choice(*(torch.cat(parts, dim=1) for parts in zip(*chosen, strict=True))), log_probs)
+        self._extend(Choice(*(torch.cat(parts, dim=1) for parts in zip(*chosen, strict=True))), log_probs)
         if last:
-            self._collect_the_rest()
+            self._collect_unfinished()
 
     def _best_of_group(
         self, scores: Float[Tensor, "B K C"], ids: Int[Tensor, "B K C"], taken: Float[Tensor, "B V"], group: int
     ) -> Choice:
-        """The best continuations, twice as many as there are beams. At most one continuation of a beam is the end
-        token, so enough of them go on."""
+        """The 2 N best continuations of a group of N beams. At most one of each beam ends its caption, so at least N do
+        not."""
         start, num_candidates = group * self.group_size, scores.shape[-1]
         scores, ids = (field[:, start : start + self.group_size].flatten(1) for field in (scores, ids))
         ranked = scores
@@ -156,7 +156,7 @@ class BeamSearch:
             probs = [*self.beams.log_probs[image, parent].tolist(), end]
             self.pools[self.running[image]][group].add(ids, probs, float(choice.scores[image, rank]))
 
-    def _go_on(self, choice: Choice, log_probs: Float[Tensor, "R V"]) -> None:
+    def _extend(self, choice: Choice, log_probs: Float[Tensor, "R V"]) -> None:
         """Replace each beam by its parent with one more token. Keys and values stay where they are."""
         beams, parents = self.beams, choice.parents
         images = torch.arange(len(parents), device=parents.device)[:, None]
@@ -169,14 +169,14 @@ class BeamSearch:
             visible=torch.cat([beams.visible[images, parents], new_slots], dim=2),
         )
 
-    def _collect_the_rest(self) -> None:
-        """Add the captions that have not ended to the pools, because they have reached the greatest length."""
+    def _collect_unfinished(self) -> None:
+        """Add the captions that have not ended to the pools, because they have reached the maximum length."""
         for image, beam in self.beams.scores.isfinite().nonzero().tolist():
             ids, log_probs, scores, _ = (field[image, beam] for field in self.beams)
             pool = self.pools[self.running[image]][beam // self.group_size]
             pool.add(ids.tolist(), log_probs.tolist(), float(scores))
 
-    def _let_go(self) -> None:
+    def _stop_groups(self) -> None:
         """Stop the groups whose pool cannot improve. An image leaves the batch when all of its groups have stopped."""
         scores = self.beams.scores.unflatten(1, (self.num_groups, -1))  # B G N
         length = self.beams.token_ids.shape[2]
@@ -197,7 +197,8 @@ class BeamSearch:
             self.decoder.keep(stay, stay)
 
     def _best(self, pools: list[_Pool]) -> list[Hypothesis]:
-        """The best captions of all groups. One that several groups have found is repeated only if there are too few."""
+        """The best captions of all groups. A caption that several groups found is repeated only if there are too few
+        others."""
         found = sorted((h for pool in pools for h in pool.hypotheses), key=lambda hypothesis: -hypothesis.score)
         if len(found) < self.options.num_captions:
             raise UserError(NAN_RESULTS if self.logits.isnan().any() else NOTHING_LEFT)

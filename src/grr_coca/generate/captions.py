@@ -46,10 +46,11 @@ class Generated(NamedTuple):
     image_embedding: Float[Tensor, "B E"]
 
     def require_numbers(self) -> None:
-        """Make sure that the captions rest on numbers. Training goes on with a model of which they do not.
+        """Raise an error if a log-probability is NaN. Validation during training does not call this, so that the run
+        continues.
 
         Raises:
-            UserError: a log-probability is none.
+            UserError: a log-probability is NaN.
         """
         if any(math.isnan(number) for image in self.captions for caption in image for number in caption.log_probs):
             raise UserError(NAN_RESULTS)
@@ -63,7 +64,7 @@ def generate(
     prompt: str = "",
     keys: Sequence[object] | None = None,
 ) -> Generated:
-    """Caption preprocessed images, in evaluation mode. The model's mode is restored.
+    """Caption preprocessed images, in eval mode. The model's mode is restored.
 
     Args:
         model: any CoCa. On a CPU, a fast copy of it is made for this call. A caller with many batches makes the copy
@@ -84,7 +85,7 @@ def generate(
         fast = fast_copy(model)
         image = fast.encode_image(images.to(model.device, model.logit_scale.dtype))
         captions = _caption_encoded(fast, tokenizer, image, options, prompt, keys)
-    # A copy is no inference tensor, so the caller may train on it.
+    # A clone is not an inference tensor, so the caller may train with it.
     return Generated(captions, image.embedding.clone())
 
 
@@ -129,10 +130,10 @@ def _search(
 
 
 def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids: int) -> int:
-    """The greatest number of new tokens. The context must also hold [BOS], the prompt, [EOS] and [CLS]."""
+    """The maximum number of new tokens. The context must also hold [BOS], the prompt, [EOS] and [CLS]."""
     room = context_length - num_prompt_ids - 2
     if room < 1:
-        raise UserError(f"the prompt has {num_prompt_ids - 1} tokens, at most {context_length - 4} leave room for more")
+        raise UserError(f"the prompt has {num_prompt_ids - 1} tokens; give {context_length - 4} at most, to leave room")
     if options.max_length is not None and options.max_length > room:
         raise UserError(
             f"max_length {options.max_length} is more than the {room} tokens that the context of {context_length} "

@@ -56,11 +56,11 @@ class CachedDecoder:
 
     @property
     def num_images(self) -> int:
-        """Images that are still being captioned."""
+        """Number of images that are still being captioned."""
         return len(self.contexts[0][0]) if isinstance(self.contexts[0], KeyValues) else len(self.contexts[0])
 
     def step(self, token_ids: Int[Tensor, "R T"], mask: Mask = "all") -> Float[Tensor, "R V"]:
-        """Logits of the token that follows the last of the new tokens.
+        """Run the new tokens through the model, and return the logits of the token that follows them.
 
         Args:
             token_ids: the prompt at the first step, then one token of each caption at every step.
@@ -81,12 +81,12 @@ class CachedDecoder:
         return at_least_fp32(multimodal.lm_head(multimodal.norm(x[:, -1])))
 
     def repeat(self, count: int) -> None:
-        """Copy each line of slots `count` times, so that several captions continue one prompt."""
+        """Copy each line of the caches `count` times, so that several captions continue one prompt."""
         lines = torch.arange(self.num_images, device=self.model.device).repeat_interleave(count)
         self._select_lines(lines)
 
     def keep(self, images: Int[Tensor, " B"], lines: Int[Tensor, " L"]) -> None:
-        """Keep only these images and these lines of slots."""
+        """Keep only these images, and only these lines of the caches (see `KeyValueCache`)."""
         self.contexts = [
             KeyValues(*(kept[images] for kept in context)) if isinstance(context, KeyValues) else context[images]
             for context in self.contexts
@@ -99,7 +99,8 @@ class CachedDecoder:
 
 
 def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_captions: int, num_reads: int) -> Context:
-    """The context of a block's cross-attention: the image tokens, or keys and values made of them, head by head."""
+    """The context of a block's cross-attention: the image tokens, or their keys and values, contiguous for each
+    head."""
     attn = cast(CrossAttention | AbsorbedCrossAttention, block.cross_attn)
     enough = len(image_tokens) >= MIN_IMAGES_UNPROJECTED
     # With one query at a time, reading memory takes the time. All blocks read the same image tokens, which are half

@@ -7,7 +7,7 @@ from grr_coca.errors import UserError
 
 _ONLY_SAMPLING = ("top_k", "top_p", "min_p")
 _ONLY_BEAMS = ("num_beam_groups", "diversity_penalty", "length_penalty")
-_AT_LEAST = {
+_MIN = {
     "max_length": 1,
     "min_length": 0,
     "top_k": 1,
@@ -22,7 +22,7 @@ _WITHIN = {
     "length_penalty": (-10, 10),
     "repetition_penalty": (1e-6, 1e6),
 }
-"""Beyond these, scores overflow in fp32, or all become equal."""
+"""Beyond these bounds, scores overflow in fp32, or all become equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,9 @@ class GenerationOptions:
     """
 
     max_length: int | None = None
-    """The most new tokens, the end token included; None: as many as the context holds."""
+    """Maximum number of new tokens, the end token included; None: as many as the context holds."""
     min_length: int = 0
-    """The fewest new tokens before the end token."""
+    """Minimum number of new tokens before the end token."""
     temperature: float | None = None
     """Sample from the softmax of logits / temperature; None: no sampling."""
     top_k: int | None = None
@@ -76,15 +76,15 @@ class GenerationOptions:
             value = getattr(self, name)
             if value is None and default is None:
                 continue
-            is_whole = name in _AT_LEAST or name == "seed"
+            is_whole = name in _MIN or name == "seed"
             if not isinstance(value, Integral if is_whole else Real):
                 raise UserError(f"{name} {value!r} must be a {'whole ' if is_whole else ''}number")
 
     def _check_ranges(self) -> None:
-        for name, least in _AT_LEAST.items():
+        for name, minimum in _MIN.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise UserError(f"{name} {value} must be {least} or more")
+            if value is not None and not value >= minimum:
+                raise UserError(f"{name} {value} must be {minimum} or more")
         for name, (low, high) in _WITHIN.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -103,9 +103,9 @@ class GenerationOptions:
     def _check_conflicts(self) -> None:
         given = [name for name in ("temperature", *_ONLY_SAMPLING) if getattr(self, name) is not None]
         if self.num_beams > 1 and given:
-            raise UserError(f"num_beams {self.num_beams} conflicts with {', '.join(given)}: beams draw nothing")
+            raise UserError(f"num_beams {self.num_beams} conflicts with {', '.join(given)}: beams are not sampled")
         if self.temperature is None and given:
-            raise UserError(f"{', '.join(given)} without temperature: nothing is drawn; set temperature, e.g. 1.0")
+            raise UserError(f"{', '.join(given)} without temperature: nothing is sampled; set temperature, e.g. 1.0")
         if self.num_beams == 1:
             given = [name for name in _ONLY_BEAMS if getattr(self, name) != _DEFAULTS[name]]
             if given:
@@ -122,7 +122,7 @@ class GenerationOptions:
         if self.temperature is None and self.num_captions > self.num_beams:
             raise UserError(
                 f"num_captions {self.num_captions} is more than num_beams {self.num_beams}: "
-                "set num_beams as high, or temperature to draw them"
+                "set num_beams as high, or set temperature to sample them"
             )
 
 

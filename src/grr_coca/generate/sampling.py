@@ -113,7 +113,7 @@ NUCLEUS_SEARCHES = (128, 1024)
 def draw(
     log_probs: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"], options: GenerationOptions
 ) -> Int[Tensor, " R"]:
-    """Sample one token for each row by `uniforms`, random numbers in [0, 1) on the CPU."""
+    """Sample one token for each row. `uniforms`: one random number in [0, 1) for each row, on the CPU."""
     assert options.temperature is not None
     logits, ids = (log_probs, None) if options.top_k is None else largest(log_probs, options.top_k)
     logits = logits / options.temperature
@@ -163,7 +163,7 @@ def inverse_cdf(logits: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"]) -> 
 
 
 def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int) -> Float[Tensor, "R length"]:
-    """Random numbers in [0, 1), in fp64 on the CPU: a row for each draw of each key.
+    """`num_draws` rows of random numbers in [0, 1) for each key, in fp64 on the CPU.
 
     A row depends only on the seed, its key and the number of the draw.
     """
@@ -184,7 +184,7 @@ the caches of the images that stay. One or two steps with fewer rows make up for
 
 
 class CaptionsInProgress:
-    """The tokens of all captions so far. A caption stays here after its row has left the batch."""
+    """The tokens of all captions so far, including the captions whose row has left the batch."""
 
     def __init__(self, num_rows: int, max_length: int, device: torch.device) -> None:
         self.token_ids = torch.zeros(num_rows, max_length, dtype=torch.long, device=device)

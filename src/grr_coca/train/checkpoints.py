@@ -52,7 +52,7 @@ STATE_FOLDER = "training"
 class Origin:
     """The checkpoint that a run of fine-tuning began from: its folder, and the `fingerprint` of its files.
 
-    A resumed run takes its weights from its own checkpoints, so only this tells it that it was given another start.
+    A resumed run takes its weights from its own checkpoints, so only this shows that the user gave another start.
     """
 
     checkpoint: str
@@ -88,8 +88,7 @@ def _require_same_origin(origin: Origin, out: Path) -> None:
     before = from_dict(Origin, read_json(path), str(path))
     if before.fingerprint != origin.fingerprint:
         raise UserError(
-            f"{path}: the run there began from {before.checkpoint} as it was then, and {origin.checkpoint} "
-            "differs from it; "
+            f"{path}: the run began from {before.checkpoint}, whose files differ from those of {origin.checkpoint}; "
             f"to continue that run, give the same --checkpoint (if that is gone, delete {ORIGIN_FILE}); "
             "to start another run, give another --out"
         )
@@ -125,7 +124,7 @@ def _shard_like_all(tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor
 
 
 def _load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Load into the optimizers a state of whole tensors with the names of `_optimizer_tensors`."""
+    """Load the state of the optimizers from unsharded tensors, which are named as in `_optimizer_tensors`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -179,8 +178,10 @@ class CheckpointStore:
         return None
 
     def _tidy(self, step: int, best_step: int | None) -> None:
-        """Remove old checkpoints, and those of later steps: a run that went back behind a damaged checkpoint leaves it
-        as a later step, where it would be counted among the newest."""
+        """Remove old checkpoints, and those of later steps.
+
+        A run that resumed before a damaged checkpoint leaves that one behind, at a later step. It would be counted
+        among the newest."""
         folders = checkpoints_by_step(self.folder)
         kept = {*sorted(number for number in folders if number <= step)[-self._keep_last :], best_step}
         for number, folder in folders.items():
@@ -194,7 +195,7 @@ class CheckpointStore:
 
 
 class Fixed(NamedTuple):
-    """What a run decides or finds when it begins. A resumed run must keep it."""
+    """The precisions and the data of a run, fixed at its start. A resumed run must have the same."""
 
     numerics: Numerics
     data: DataState
@@ -285,17 +286,17 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
     Args:
         out: the run folder.
         recipe: the recipe of the run.
-        origin: the checkpoint that the run is to begin from; None: it is not looked at.
+        origin: the checkpoint that the run is to begin from; None: it is not compared.
 
     Raises:
         NoneReadableError: there are checkpoints, and all of them are damaged or cannot be read.
-        UserError: the folder holds the run of another recipe, and the message names the first key that differs; or
-            that of another `origin`.
+        UserError: the folder holds a run with another recipe (the message names the first key that differs) or from
+            another `origin`.
     """
     folder = out / "checkpoints"
     point = CheckpointStore(folder, keep_last=1).newest()
     if point is None:
-        # A run that began anew would remove them at its first save, although the disk may only be away for now.
+        # A new run would remove them at its first save, although the disk may only be away for the moment.
         if damaged := checkpoints_by_step(folder):
             raise NoneReadableError(
                 f"{folder}: none of its checkpoints can be read ({len(damaged)} found, see the warnings); "
@@ -306,8 +307,8 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
     for key, wanted, found in differences(with_numerics_of(recipe, point), load_recipe(path)):
         if not key.startswith(FREE_KEYS):
             raise UserError(
-                f"{path}: the run there has {key} {found}, not {wanted}; to go on with it, give it the same recipe, "
-                "to start another, give another --out"
+                f"{path}: the run there has {key} {found}, not {wanted}; to continue it, give the same recipe; "
+                "to start another run, give another --out"
             )
     if origin is not None:
         _require_same_origin(origin, out)

@@ -25,7 +25,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopSignals:
-    """Within this context, a first signal is only counted, and a second one of the same kind acts at once.
+    """Context in which the first signal of a kind only asks the run to stop, and the second acts at once.
 
     Under torchrun, the third one acts: schedulers send SIGTERM and SIGUSR1 to all processes, and torchrun then passes
     on to its processes what it got itself.
@@ -102,8 +102,8 @@ def device_of_process() -> torch.device:
 
 
 def _leave() -> None:
-    # gloo's threads may still wait for the interpreter, to drop the tensors of the last exchange. Whoever then destroys
-    # the group with the interpreter in hand waits for them, and they for it. Asleep, this thread lets them finish.
+    # gloo's threads may still need Python's interpreter lock, to free the tensors of the last exchange. A thread that
+    # destroys the group holds that lock and waits for them: a deadlock. While this thread sleeps, they get the lock.
     time.sleep(0.2)
     dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""What a run counts and writes while it trains: its progress, its log (JSON lines and TensorBoard), its pace."""
+"""Progress, log (JSON lines and TensorBoard) and throughput of a run."""
 
 import json
 import math
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LOG_INTERVAL = 10
-"""Steps for each line of the log, which is their mean."""
+"""Steps for each line of the log. The line holds their means."""
 
 SPIKE_MEMORY = 100
 SPIKE_FACTOR = 6.0
@@ -50,7 +50,7 @@ class Progress:
     best_step: int | None = None
 
     def add(self, metrics: dict[str, float]) -> str | None:
-        """Count a finished step. Returns its fault (`not finite` or `spike`), or None."""
+        """Count a finished step. Returns what is wrong with it (`not finite` or `spike`), or None."""
         self.step += 1
         if not all(map(math.isfinite, metrics.values())):
             self.skipped += 1
@@ -63,8 +63,8 @@ class Progress:
         return "spike" if is_spike else None
 
     def take_window(self) -> dict[str, float]:
-        """Empty the window. Returns the means since the last line of the log, and the numbers of skipped steps and
-        replaced samples if not 0."""
+        """Means of the metrics since the last line of the log, and the numbers of skipped steps and replaced samples if
+        not 0. The window is empty afterwards."""
         rows, self.window = self.window, ()
         means = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
         skipped = {"skipped": float(self.skipped)} if self.skipped else {}
@@ -103,7 +103,7 @@ class MetricLog:
     """
 
     def __init__(self, folder: Path | None, progress: Progress) -> None:
-        """Open the log at the progress of the run. Lines that were logged after it are dropped."""
+        """Open the log. A resumed run drops the lines that were logged after its checkpoint."""
         self._folder = folder
         self._file: BinaryIO | None = None
         self._board: SummaryWriter | None = None
@@ -111,7 +111,7 @@ class MetricLog:
             with self._writing():
                 self._file = (folder / LOG_FILE).open("ab")
                 self._file.truncate(min(progress.log_bytes, self._file.tell()))
-                self._file.seek(0, os.SEEK_END)  # so that the size that a checkpoint notes counts all that is there
+                self._file.seek(0, os.SEEK_END)  # so that `tell` counts the lines that are kept
                 self._board = _open_board(folder, progress.step)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
@@ -156,7 +156,7 @@ class MetricLog:
     ) -> None:
         for part in (self._file, self._board):
             if part is not None:
-                with suppress(OSError):  # what could not be written was reported when it was
+                with suppress(OSError):  # a write that failed was reported already
                     part.close()
 
     def _append(self, row: dict[str, object]) -> None:
@@ -190,7 +190,7 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Count the time from now on."""
+        """Measure the time from now on."""
         self._began = time.monotonic()
 
     def add(self) -> None:
@@ -201,7 +201,7 @@ class Throughput:
         self._began = now
 
     def take(self) -> float:
-        """Return the pace, and start again from zero."""
+        """Return the throughput, and start again from zero."""
         pace = self._num_pairs / max(self._seconds, 1e-9)
         self._num_pairs, self._seconds = 0, 0.0
         return pace

@@ -75,13 +75,13 @@ class Validation:
         this.
 
         Args:
-            checkpoint: the trainer's model as it is now.
+            checkpoint: the trainer's current model.
         """
         batch_size = self._recipe.evaluation.batch_size
         with self._trainer.averaged():
             results = pair_results(checkpoint, self._val, batch_size, self._ranks, self._recipe.data.num_workers)
             scaling = self._scaling(results.embeddings)
-            # From rank 0: on other processors the last bits may differ, and then also which checkpoint is the best.
+            # Rank 0 decides for all: other processors may round differently, and then choose another best checkpoint.
             scores = self._ranks.on_first(
                 lambda: aggregate(results, scaling, batch_size, self._recipe.losses.weights).flat()
             )
@@ -89,7 +89,8 @@ class Validation:
         return Validated(scores | caption_scores, scaling, captioned)
 
     def _scaling(self, embeddings: Embeddings) -> Scaling:
-        """The temperature, and the bias of a sigmoid loss, that the model would have if training ended here."""
+        """The temperature, and the bias of a sigmoid loss, to validate with: those that the model would have if
+        training ended at this step."""
         learned = scaling_of(self._trainer.model.raw)
         if self._recipe.temperature == "learned":
             return learned
@@ -136,7 +137,7 @@ def train(
         ranks: this process among those of the run.
         on_step: called to report progress.
         resume_from: a checkpoint of the same run, see `resume_point`. Then `start` must be loaded from it.
-        origin: the checkpoint that `start` of a new run was loaded from, to be written down; None: of no interest.
+        origin: the checkpoint that `start` of a new run was loaded from; it is written to `out`. None: it is not.
 
     Raises:
         UserError: a problem with the data or the disk, or a loss that stays not finite. It is raised on every rank.
@@ -214,7 +215,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The model as it is now."""
+        """The current model as a checkpoint, with its step."""
         return replace(self.start, step=self.start.step + self.progress.step)
 
     def step(self, micro_batches: Sequence[Batch], signals: StopSignals) -> None:
@@ -227,7 +228,7 @@ class Run:
         agreement = self._agree(micro_batches, signals)
         self._count_replaced(micro_batches, agreement)
         metrics = self.trainer.step(micro_batches, agreement.num_tokens, self.progress.step)
-        self._note(metrics, micro_batches)
+        self._count_step(metrics, micro_batches)
         done, is_last = self.progress.step, self.progress.step == self.recipe.schedule.steps
         validate = is_last or done % self.recipe.evaluation.interval == 0
         if validate or done % LOG_INTERVAL == 0:
@@ -243,7 +244,7 @@ class Run:
     def _agree(self, micro_batches: Sequence[Batch], signals: StopSignals) -> Agreement:
         """Exchange the state of all ranks before a step, so that every rank takes the same decisions."""
         minutes = (time.monotonic() - self.saved_at) / 60
-        is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes  # clocks differ: one rank decides
+        is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes  # clocks differ: rank 0 decides
         num_replaced = sum(len(batch.replaced) for batch in micro_batches)
         known = [count_tokens(micro_batches), num_replaced, int(is_due), *signals.counts]
         tokens, replaced, save_votes, *counts = self.ranks.sum(torch.tensor(known, device=self.ranks.device)).tolist()
@@ -256,7 +257,7 @@ class Run:
         self.replacements.add(self.recipe.data.batch_size, [one for part in everyone for one in part])
         self.progress.replaced = dict(self.replacements.counts)
 
-    def _note(self, metrics: dict[str, float], micro_batches: Sequence[Batch]) -> None:
+    def _count_step(self, metrics: dict[str, float], micro_batches: Sequence[Batch]) -> None:
         """Count the step. If it was skipped or its loss was a spike, report that with the keys of its pairs."""
         what = self.progress.add(metrics)
         self.throughput.add()
@@ -280,12 +281,12 @@ class Run:
         metrics, step = self.progress.take_window(), self.progress.step
         pace = {"pairs_per_second": self.throughput.take()}
 
-        def tell() -> None:
+        def report() -> None:
             self.metric_log.write(step, "train", metrics)
             self.metric_log.show(step, "train", pace)
             self.on_step(step, {**metrics, **pace})
 
-        self.ranks.on_first(tell)
+        self.ranks.on_first(report)
 
     def _validate(self) -> bool:
         """Validate and log. Returns True if the model is the best so far, by the score that the recipe names."""
@@ -293,12 +294,12 @@ class Run:
         if self.recipe.temperature == "refitted" and step == self.recipe.schedule.steps:
             self.trainer.set_scaling(validated.scaling)
 
-        def tell() -> None:
+        def report() -> None:
             if validated.captioned is not None:
                 self.metric_log.captions(step, validated.captioned)
             self.metric_log.write(step, "val", validated.scores)
 
-        self.ranks.on_first(tell)
+        self.ranks.on_first(report)
         self.throughput.restart()
         name = self.recipe.checkpoints.keep_best
         return name is not None and self.progress.beats_best(name, validated.scores[name], self.checkpoint.step)
@@ -320,7 +321,7 @@ def _warn_of_warmup(schedule: ScheduleRecipe) -> None:
 
 
 def _resolve(recipe: Recipe, start: Checkpoint, ranks: Ranks, resume_from: Path | None) -> Recipe:
-    """The recipe with a precision for every `auto`."""
+    """The recipe with each `auto` replaced by a precision."""
     if resume_from is not None:
         return with_numerics_of(recipe, resume_from)
     return ranks.on_first(lambda: decide(recipe, start.model, ranks.device)).for_autos_of(recipe)
@@ -342,6 +343,6 @@ def _open_folder(out: Path, recipe: Recipe, origin: Origin | None) -> None:
         if origin is not None:
             save_origin(origin, out)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{out}: a file is in the place of the run folder; give another --out") from error
+        raise UserError(f"{out}: a file, where the run folder should be; give another --out") from error
     except OSError as error:
         raise DiskError(f"{out}: the run folder cannot be written to ({error.strerror})") from error

@@ -1,4 +1,4 @@
-"""The precisions of a run. `auto` is decided once, by timing both on this machine, and kept for the whole run."""
+"""The precisions of a run. `auto` is decided once, by timing fp32 and bf16 on this machine, for the whole run."""
 
 import timeit
 from collections import Counter
@@ -59,7 +59,7 @@ def decide(recipe: Recipe, model: CoCa, device: torch.device) -> Numerics:
 def faster_for_passes(width: int, device: torch.device) -> Precision:
     """bf16 if it makes forward and backward passes faster, else fp32.
 
-    A CUDA card gains if it has products in bf16; older ones (V100, T4) imitate them. A CPU gains if a feed-forward
+    A CUDA card gains if it has products in bf16; older ones (V100, T4) emulate them. A CPU gains if a feed-forward
     product of the model's width gains.
     """
     if device.type == "cuda":

@@ -146,7 +146,7 @@ def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
     }
     decayed = [*(kinds.hidden if recipe.name == "adamw" else []), *kinds.other_matrices]
     by_adamw = _groups(decayed, lr_scales, recipe.weight_decay) + _groups(kinds.rest, lr_scales, 0.0)
-    # Fused: one pass over weights, gradients and state, instead of a dozen.
+    # `fused`: one pass over weights, gradients and state, instead of a dozen.
     optimizers: list[Optimizer] = [AdamW(by_adamw, lr=recipe.lr, betas=recipe.betas, fused=True)]
     if by_muon:
         assert recipe.muon_precision != "auto", "`decide` replaces it before"
@@ -185,7 +185,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Add the present weights to the average. Call it once after every step of the optimizer."""
+        """Add the current weights to the average. Call it once after every step of the optimizer."""
         decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
         weights = (at_least_fp32(weight.detach()) for weight in self._weights.values())
         for average, weight in zip(by_kind(self._average.values()), by_kind(weights), strict=True):
@@ -223,7 +223,7 @@ class Ema:
         """
         differing = sorted(state.keys() ^ {*self._average, NUM_UPDATES})
         if differing:
-            raise ValueError(f"the average is of other parameters: {differing[0]}")
+            raise ValueError(f"the state does not fit the model: they differ in the parameter {differing[0]}")
         self._copy(state, self._average)
         self._num_updates = int(state[NUM_UPDATES])
 

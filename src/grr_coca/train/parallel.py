@@ -1,8 +1,6 @@
 """A model on several ranks: a copy on each rank (DDP), or its weights sharded over the ranks (FSDP2).
 
-Tensors that FSDP2 shards over the ranks (DTensor), and whole ones beside them.
-
-Memory of a training process on a CPU.
+The file also has functions for tensors that may be sharded (DTensor), and a memory setting for training on a CPU.
 """
 
 import ctypes
@@ -43,9 +41,10 @@ def shard_like(example: Tensor, tensor: Tensor) -> Tensor:
 
 
 def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """The tensors in up to two lists: sharded ones and whole ones. An empty list is left out.
+    """Split tensors into sharded and unsharded ones. An empty list is left out.
 
-    No operation on many tensors takes both kinds together. FSDP2 does not shard scalars, so a sharded model has both.
+    PyTorch's operations on lists of tensors do not take both kinds together. FSDP2 does not shard scalars, so a sharded
+    model has both.
     """
     tensors = list(tensors)
     kinds = ([t for t in tensors if isinstance(t, DTensor) is is_sharded] for is_sharded in (True, False))
@@ -125,9 +124,9 @@ class ParallelModel:
 
     @contextmanager
     def exchange(self, gradients: bool) -> Iterator[None]:
-        """Within this context, backward passes exchange gradients between the ranks, or do not.
+        """Context that decides whether backward passes exchange gradients between the ranks.
 
-        FSDP always does: otherwise each rank would keep the gradients of the whole model until the last piece.
+        FSDP always does: otherwise each rank would hold the gradients of the whole model until the last micro-batch.
         """
         if isinstance(self._forward, DistributedDataParallel) and not gradients:
             with self._forward.no_sync():

@@ -106,8 +106,8 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """`bpe` is trained on the training captions, with at most `vocab_size` ids. `clip` is CLIP's, whose 49,408 ids are
-    given: it takes no `vocab_size`."""
+    """`bpe` is trained on the training captions, with at most `vocab_size` ids. `clip` is CLIP's tokenizer: its 49,408
+    ids are fixed, so it takes no `vocab_size`."""
 
     kind: Literal["bpe", "clip"] = "bpe"
     vocab_size: int = 2048
@@ -124,8 +124,8 @@ class DataRecipe:
     - `val`: None keeps every 20th training image, at most 5,000, for validation, with all its pairs
     - `test`: splits by name, which are used for evaluation only
     - `batch_size`: pairs of one step of the optimizer, over all processes
-    - `micro_batch_size`: each process works on its share in pieces of so many pairs; the gradients are the same, with
-      less memory, at the cost of a second forward pass
+    - `micro_batch_size`: each process splits its share into micro-batches of this size; the gradients are the same. It
+      takes less memory, and a second forward pass
     - `patch_dropout`: share of each image's patches that training leaves out (FLIP, arXiv 2212.00794), drawn from seed,
       epoch and sample; evaluation sees all patches
 
@@ -159,7 +159,7 @@ class OptimizerRecipe:
     """`adamw`, or `muon`: Muon for all matrices but the head's, and AdamW for the rest. Only matrices have weight
     decay.
 
-    - `clip_norm`: gradients of a larger norm are scaled down to this one. `.inf`: none are
+    - `clip_norm`: gradients of a larger norm are scaled down to this one. `.inf`: no clipping
     - `layer_decay`: the learning rate is multiplied by this for each layer between a parameter and the nearest head
       (see `layer_depth`). Fine-tuning with a value below 1 changes the first layers least. 1: one rate for all
     - `muon_precision`: precision of Muon's orthogonalization. `auto`: the precision that is faster on this machine (see
@@ -206,8 +206,8 @@ class LossRecipe:
     """Weights of CoCa's two losses. The defaults are the paper's.
 
     `z_loss_weight`: weight of log² Z per token, which keeps logits from drifting (PaLM, arXiv 2204.02311, uses 1e-4).
-    The z-loss is part of the loss that is trained on, and logged as `z`. In the log and in evaluation, `coca` is the
-    paper's loss, without it.
+    The z-loss is part of the loss that training minimizes, and logged as `z`. In the log and in evaluation, `coca` is
+    the paper's loss, without it.
     """
 
     contrastive_weight: float = 1.0
@@ -221,7 +221,7 @@ class LossRecipe:
         if not self.contrastive_weight and not self.captioning_weight:
             raise UserError("contrastive_weight and captioning_weight are both 0, so that nothing is learned; set one")
         if self.z_loss_weight and not self.captioning_weight:
-            raise UserError("z_loss_weight steadies the captioning loss, whose captioning_weight is 0; set it to 0 too")
+            raise UserError("z_loss_weight needs the captioning loss, whose captioning_weight is 0; set it to 0 too")
 
     @property
     def weights(self) -> "LossWeights":
@@ -235,10 +235,10 @@ class LossRecipe:
 class EvaluationRecipe:
     """Validation every `interval` steps.
 
-    - `batch_size`: contrastive losses are computed on batches of exactly so many pairs. They grow with the batch size,
+    - `batch_size`: contrastive losses are computed on batches of exactly this size. They grow with the batch size,
       so it is stated wherever a contrastive loss is
-    - `num_captions`: so many images, always the same ones, are captioned at each validation, and the captions are
-      scored (CIDEr and others). Such scores can be compared only on the same images. 0: no captions
+    - `num_captions`: number of images, always the same ones, that each validation captions. The captions are scored
+      (CIDEr and others). Such scores can be compared only on the same images. 0: no captions
     """
 
     interval: int = 500
@@ -287,12 +287,12 @@ class HealthRecipe:
 class Recipe:
     """A run. Pretraining needs `model` and `tokenizer`. Fine-tuning takes both from its checkpoint.
 
-    - `freeze`: parts whose weights stay as they are
+    - `freeze`: parts whose weights do not change
     - `precision`: of the forward and backward passes. `auto`: bf16 if this machine is faster in it, else fp32
     - `parallelism`: `ddp` copies the model to every process, `fsdp` shards it
-    - `temperature`: `refitted` gives the temperature after the last step the value that suits the validation pairs best
-      (see `refit_scaling`). The learned one suits the training pairs; where these are few, it is too sharp for others.
-      All validations tell the losses with it. A checkpoint of an earlier step keeps the learned one
+    - `temperature`: `refitted` replaces the temperature after the last step by the best one for the validation pairs
+      (see `refit_scaling`). The learned one fits the training pairs; if these are few, it is too sharp for other pairs.
+      All validations report the losses with a refitted one. A checkpoint of an earlier step keeps the learned one
     - `ema`: decay of a running average of the weights (see `Ema`); the average is then evaluated and saved. None: no
       average
     - `compile`: compile the blocks at the first steps. That takes about a minute, and needs a C++ compiler on a
@@ -338,8 +338,8 @@ class Recipe:
             raise UserError(f"gradient_checkpointing {share} is out of range; give 0 to 1")
         if 0 < share < 1 and not self.compile:
             raise UserError(
-                f"gradient_checkpointing {share}: what to compute again is the compiler's choice; set compile: true, "
-                "or gradient_checkpointing: 1, which keeps but the inputs of blocks"
+                f"gradient_checkpointing {share}: a value between 0 and 1 needs the compiler; set compile: true, "
+                "or gradient_checkpointing: 1, which keeps only the inputs of blocks"
             )
 
 
@@ -363,11 +363,11 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def absolute_data(folder: Path, path: str) -> str:
-    """The full path of pairs, in one form only: a run that goes on compares it with that in its recipe.
+    """The absolute, normalized path of pairs. A resumed run compares it with the path in its recipe.
 
     Args:
         folder: what relative paths are relative to.
-        path: as it was written; `cache:` begins one in the user's cache.
+        path: the path in the recipe; `cache:` stands for the user's cache.
     """
     return os.path.normpath(folder / in_cache(path))
 
@@ -404,16 +404,16 @@ def _require_finite(**numbers: float) -> None:
 
 
 def _require_visits(mix: Mapping[str, float]) -> None:
-    """Refuse shares of a mixture that are rounded to nothing, so that a source would never be visited.
+    """Refuse shares of a mixture that are so small that no sample would come from their source.
 
     Args:
         mix: the share of the samples that comes from each further source, by path. `train` has what they leave.
     """
     shares = mixture_shares(mix)
     of_train, *of_others = visits_in_period(shares)
-    never, least = f"none of {PERIOD:,} samples would come from there", f"more than {1 / PERIOD:g}"
+    never, minimum = f"none of {PERIOD:,} samples would come from there", f"more than {1 / PERIOD:g}"
     if not of_train:
-        raise UserError(f"mix: {shares[0]:g}, which it leaves to train, is out of range: {never}; leave {least}")
+        raise UserError(f"mix: {shares[0]:g}, the share left for train, is out of range: {never}; leave {minimum}")
     for (path, share), visits in zip(mix.items(), of_others, strict=True):
         if not visits:
-            raise UserError(f"mix: {path} {share:g} is out of range: {never}; give {least}, or remove it")
+            raise UserError(f"mix: {path} {share:g} is out of range: {never}; give {minimum}, or remove it")

@@ -1,4 +1,4 @@
-"""What a run begins with: a new model, the pairs of its recipe in training order, their state, and a dry run."""
+"""The start of a run: a new model, the pairs in training order, the fingerprint of the data, and the dry run."""
 
 import itertools
 import logging
@@ -92,8 +92,8 @@ def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Pa
         if found.pairs != before.pairs:
             changed = f"{found.pairs:,} pairs are taken from it now, and {before.pairs:,} were when"
         raise UserError(
-            f"{path}: data: {name} of the run: {changed} {point} was written; put back what was there then, or start "
-            "another run with another --out"
+            f"{path}: data: {name} of the run: {changed} {point} was written; restore the old data, or start another "
+            "run with another --out"
         )
 
 
@@ -129,7 +129,7 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
     if config.architecture == "open_clip" and tokenizer.bos_id == PADDING:
         raise UserError(
             f"tokenizer: kind '{recipe.tokenizer.kind}' does not fit model: preset '{recipe.model.preset}', which "
-            f"takes id {PADDING}, here that of [BOS], for padding and hides the word behind it; set kind to 'clip'"
+            f"uses id {PADDING} for padding; in this tokenizer, id {PADDING} is [BOS]; set kind to 'clip'"
         )
     return Checkpoint(
         model=build(config, recipe.seed),
@@ -191,7 +191,7 @@ def _held_out(pairs: PairSource) -> Bool[np.ndarray, " N"]:
 def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
     """The validation pairs that can be read: a broken one would end a long run at its first validation.
 
-    Each rank reads a part of its own. Two ranks might disagree about one pair on a disk that fails at times.
+    Each rank reads another part of the pairs: if a disk fails at times, two ranks could disagree about the same pair.
 
     Raises:
         UserError: none of them can be read.
@@ -211,7 +211,7 @@ def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
 def training_batches(
     recipe: Recipe, start: Checkpoint, pairs: PairSource, ranks: Ranks, first_step: int = 0
 ) -> Iterator[list[Batch]]:
-    """For each step from `first_step` on, the share of a rank in the global batch, in micro-batches."""
+    """Yield this rank's share of each global batch, as micro-batches, from step `first_step` on."""
     data, num_patches = recipe.data, start.config.image_encoder.num_patches
     keep_patches = partial(kept_patches, num_patches, data.patch_dropout) if data.patch_dropout else None
     dataset = PairDataset(
@@ -229,10 +229,10 @@ def training_batches(
         training_visits(recipe, pairs), global_batches, Share(ranks.rank, ranks.size), data.micro_batch_size
     )
     share = data.batch_size // ranks.size
-    num_pieces = -(-share // (data.micro_batch_size or share))
+    num_micro_batches = -(-share // (data.micro_batch_size or share))
     batches = iter(make_loader(dataset, order, data.num_workers))
-    while pieces := list(islice(batches, num_pieces)):
-        yield pieces
+    while micro_batches := list(islice(batches, num_micro_batches)):
+        yield micro_batches
 
 
 def training_visits(recipe: Recipe, pairs: PairSource) -> Visits:
@@ -253,7 +253,7 @@ def _new_tokenizer(recipe: Recipe) -> Tokenizer:
 
 
 def _require_no_vocab_size(tokenizer: TokenizerRecipe) -> None:
-    """Refuse a size for CLIP's vocabulary. The default passes: every run writes it into its recipe.
+    """Refuse a size for CLIP's vocabulary. The default is accepted, because every run writes it into its recipe.
 
     Only a new run asks for a tokenizer. So a run that began with such a recipe is still resumed and read.
     """

@@ -77,12 +77,14 @@ class ContrastiveGradient(NamedTuple):
     text: Float[Tensor, "b E"]
 
     def split(self, sizes: Sequence[int]) -> "list[ContrastiveGradient]":
-        """The gradient of each micro-batch. The first has the whole share, so that all of them add up to it."""
+        """Split the gradient into one for each micro-batch. The first one has the whole share of the loss, so that
+        their sum is right."""
         shares = (self.share, *[torch.zeros_like(self.share)] * (len(sizes) - 1))
         return list(map(ContrastiveGradient, shares, self.image.split(sizes), self.text.split(sizes)))
 
     def contrast(self, pairs: EmbeddedPairs) -> Float[Tensor, ""]:
-        """A linear function of the embeddings. Its value is the share, and its gradient is this one."""
+        """A linear function of the embeddings that replaces the contrastive loss. Its value is `share`, its gradient
+        this gradient."""
         linear = (pairs.image * self.image).sum() + (pairs.text * self.text).sum()
         return self.share + linear - linear.detach()
 
@@ -113,7 +115,7 @@ def contrastive_gradient(
 def _contrasts(
     model: ParallelModel, micro_batches: Sequence[Batch], weights: LossWeights, precision: AbstractContextManager
 ) -> list[Contrast]:
-    """The contrastive loss of the global batch as a function of each micro-batch's embeddings."""
+    """For each micro-batch, a function from its embeddings to its part of the global batch's contrastive loss."""
 
     def gradient_at(local: EmbeddedPairs) -> ContrastiveGradient:
         return contrastive_gradient(model.raw, local, micro_batches, weights.contrastive, model.ranks)
@@ -167,7 +169,7 @@ class Trainer:
 
     @torch.no_grad()
     def set_scaling(self, scaling: Scaling) -> None:
-        """Give the model, and the running average of its weights, this temperature and bias."""
+        """Set the temperature and bias of the model and of the running average of its weights."""
         for name, value in scaling._asdict().items():
             if value is not None:
                 getattr(self.model.raw, name).copy_(value)
@@ -176,8 +178,8 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within this context, the model has the running average of its weights, if there is one. So it is evaluated
-        and saved."""
+        """Context in which the weights of the model are their running average, if there is one. Models are evaluated
+        and saved in it."""
         if self.ema is None:
             yield
             return

@@ -120,7 +120,8 @@ class TextDecoderConfig:
 class MultimodalDecoderConfig:
     """The multimodal half of the text decoder. It must have the same width as the unimodal half, whose tokens it reads.
 
-    RoPE acts in both halves. Learned positions are added in the unimodal half only."""
+    RoPE acts in both halves. Learned positions are added in the unimodal half only.
+    """
 
     transformer: TransformerConfig
 

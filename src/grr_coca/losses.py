@@ -51,7 +51,8 @@ def contrastive_loss(
     same: Bool[Tensor, "b B"],
     first_row: int,
 ) -> Float[Tensor, ""]:
-    """The share of b rows in the contrastive loss of a batch of B pairs, in nats. All shares add up to the loss.
+    """Contrastive loss of b pairs against all B pairs of a batch, divided by B, in nats. These shares add up to the
+    batch's loss.
 
     Without a bias this is CLIP's loss: the mean of the cross-entropy of each image over all texts and of each text over
     all images. With a bias it is SigLIP's (arXiv 2303.15343): for every image and every text, a binary classification
@@ -144,7 +145,7 @@ def _chunk_size(lm_head: Float[Tensor, "V D"]) -> int:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """A linear map and the cross-entropy of its result, in one function.
+    """The output layer (a linear map) and the cross-entropy of its logits, in one function.
 
     The result is three sums over tokens: nll + `z_weight` · log² Z, nll, and log² Z. Only the first has a gradient.
 
@@ -157,7 +158,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, lm_head: Tensor, labels: Tensor, z_weight: float) -> tuple[Tensor, ...]:
-        """Shapes: `states` M D, `lm_head` V D, `labels` M."""
+        """Compute the sums over tokens, and the gradients for `backward`. Shapes: `states` M D, `lm_head` V D, `labels`
+        M."""
         size = _chunk_size(lm_head)
         by_state, by_head = torch.empty_like(states), torch.zeros_like(lm_head)
         nll = z = at_least_fp32(states.new_zeros(()))
@@ -242,8 +244,8 @@ def batch_loss(
         batch: pairs on the model's device.
         weights: weights of the parts.
         num_tokens: tokens to predict in the global batch; None: the tokens of this batch.
-        contrast: the contrastive loss of the global batch as a function of these embeddings; None: this batch is all
-            there is.
+        contrast: the contrastive loss of the global batch as a function of these embeddings; None: this batch is the
+            global one.
     """
     output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
 

@@ -248,7 +248,8 @@ def grr_coca_parallel(size: str) -> CoCaConfig:
 def grr_coca_plus(size: str) -> CoCaConfig:
     """GRR-CoCa whose captions attend to the patch tokens: the model of our own recipe, `studies/plus/pictograms.yaml`.
 
-    No other part that was tried improved it."""
+    No other part that was tried improved it.
+    """
     config = grr_coca(size)
     return replace(config, poolers=replace(config.poolers, num_queries=None))
 

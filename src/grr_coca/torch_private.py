@@ -83,7 +83,8 @@ def keep_for_backward(share: float) -> None:
 def copy_with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
     """A shallow copy of a module with other children and hook lists of its own.
 
-    A hook that is registered later, with one of the two, is not called by the other."""
+    A hook that is registered later, with one of the two, is not called by the other.
+    """
     copied = copy.copy(module)
     copied.__dict__.pop("forward", None)  # a replaced `forward` would run the original module, not the copy
     copied._modules = dict(children)

@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
 
     def forward(self, x: Float[Tensor, "R T D"], layout: Layout) -> Float[Tensor, "R T D"]:
-        """Mix the tokens of each sequence."""
+        """Let the tokens of each sequence attend to each other."""
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1))  # R T 3 H Dh
         qk, v = self.qk_norm(qkv[:, :, :2]), qkv[:, :, 2]
         if self.rotary is not None:
@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
     def attend(
         self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"], layout: Layout
     ) -> Float[Tensor, "R T D"]:
-        """Mix the values of each sequence by its queries and keys."""
+        """Attention from given queries, keys and values, then the output projection."""
         return self.out_proj(layout.unpad(_mix(layout.attention_inputs(qk, v))))
 
 
@@ -63,8 +63,8 @@ class CrossAttention(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
 
     def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
-        """Keys and values of a context. A caller that reads a context several times projects it once, and passes the
-        result to `forward` in its place."""
+        """Keys and values of a context. A caller that uses one context several times can pass them to `forward` instead
+        of the context."""
         kv = self.kv_proj(context).unflatten(-1, (2, self.num_heads, -1))  # B S 2 H Dh
         return KeyValues(*kv.unbind(2))
 
@@ -79,7 +79,7 @@ class CrossAttention(nn.Module):
 
 
 def _mix(inputs: AttentionInputs) -> Float[Tensor, "R T D"]:
-    """Mix the values that each query attends to. The heads of the result lie side by side."""
+    """Attention of queries to keys and values. The outputs of the heads are concatenated."""
     q, key_values, mask = inputs
     # The queries of rows that share keys become one row of queries, so no key is copied. L = R / B * T.
     queries = q.reshape(key_values.keys.shape[0], -1, *q.shape[2:])  # B L H Dh

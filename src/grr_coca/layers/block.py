@@ -22,7 +22,7 @@ class Block(nn.Module):
         self.feed_forward = feed_forward
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
-        """One layer."""
+        """Run the block. `layout`: which tokens form a sequence, and where they attend."""
         x = x + self.attn(self.attn_norm(x), layout)
         return x + self.feed_forward(self.ffn_norm(x))
 
@@ -51,7 +51,7 @@ class CrossBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout
     ) -> Float[Tensor, "R T D"]:
-        """One layer. The context must be normalized already."""
+        """Run the block. The context must be normalized already."""
         x = x + self.attn(self.attn_norm(x), layout)
         x = x + self.cross_attn(self.cross_attn_norm(x), context, layout)
         return x + self.feed_forward(self.ffn_norm(x))

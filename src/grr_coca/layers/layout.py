@@ -45,16 +45,16 @@ class Plain(NamedTuple):
     positions: Positions
 
     def attention_inputs(self, qk: Float[Tensor, "B T 2 H Dh"], v: Float[Tensor, "B T H Dh"]) -> AttentionInputs:
-        """Separate queries and keys, which come in one tensor. The tokens stay where they are."""
+        """Separate queries and keys, which come in one tensor. No padding is needed."""
         queries, keys = qk.unbind(2)
         return AttentionInputs(queries, KeyValues(keys, v), "all")
 
     def pad(self, q: Float[Tensor, "B T H Dh"]) -> Float[Tensor, "B T H Dh"]:
-        """The queries as they are."""
+        """Return the queries unchanged: sequences of one length need no padding."""
         return q
 
     def unpad(self, mixed: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The result as it is."""
+        """Return the result unchanged, because nothing was padded."""
         return mixed
 
 
@@ -129,11 +129,11 @@ class Cached(NamedTuple):
         return AttentionInputs(queries, self.cache.extend(KeyValues(keys, v)), self.mask)
 
     def pad(self, q: Float[Tensor, "R T H Dh"]) -> Float[Tensor, "R T H Dh"]:
-        """The queries as they are."""
+        """Return the queries unchanged: every caption has the same number of new tokens."""
         return q
 
     def unpad(self, mixed: Float[Tensor, "R T D"]) -> Float[Tensor, "R T D"]:
-        """The result as it is."""
+        """Return the result unchanged, because nothing was padded."""
         return mixed
 
 

@@ -32,7 +32,7 @@ class AttentionalPooler(nn.Module):
         return self.norm(self.attn(queries, context))
 
     def attending_queries(self) -> Float[Tensor, "Q D"]:
-        """The queries as they enter the attention: as they were learned."""
+        """The queries that attend to the context. A subclass can normalize them."""
         return self.queries
 
 

@@ -56,7 +56,7 @@ class Rotary(nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
-        """Rotate the vectors of every token by its position. N = 2: its query and its key."""
+        """Rotate queries and keys (N = 2) of every token by the token's position."""
         rotation = self.table[positions]  # T C, or B T C if every row has its own positions
         rotated = torch.view_as_complex(at_least_fp32(x).unflatten(-1, (-1, 2))) * rotation[..., None, None, :]
         return torch.view_as_real(rotated).flatten(-2).type_as(x)
@@ -83,5 +83,5 @@ class NoPosition(nn.Module):
     """Adds nothing, for models that use RoPE."""
 
     def forward(self, x: Float[Tensor, "B T D"], _: Positions) -> Float[Tensor, "B T D"]:
-        """Return x as it is."""
+        """Return x unchanged."""
         return x

@@ -64,13 +64,13 @@ class KeyValueCache:
         self._buffer: Tensor | None = None
 
     def extend(self, new: KeyValues) -> KeyValues:
-        """Fill the next slots, and return all filled slots. If there are more rows than lines, the neighbouring rows of
-        a line fill its slots side by side."""
+        """Append keys and values to the cache, and return all of them. If there are more rows than lines, the
+        neighbouring rows of a line take its next slots."""
         keys, values = self.write(torch.stack(new, dim=2))
         return KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
 
     def write(self, new: Float[Tensor, "R T 2 H Dh"]) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
-        """`extend` for keys and values in one tensor. The result has the head dimension before the slots."""
+        """`extend` for keys and values in one tensor. The heads of the result come before the slots."""
         if self._buffer is None:
             num_lines, _, _, num_heads, head_dim = new.shape
             self._buffer = new.new_empty(2, num_lines, num_heads, self.num_slots, head_dim)
@@ -82,7 +82,7 @@ class KeyValueCache:
         return keys, values
 
     def select(self, lines: Int[Tensor, " B"]) -> None:
-        """Keep some lines, in a new order. A line may be taken more than once."""
+        """Keep the given lines of the cache, in the given order. A line may occur several times."""
         if self._buffer is not None:
             old = self._buffer
             self._buffer = old.new_empty(2, lines.shape[0], *old.shape[2:])

@@ -63,7 +63,7 @@ def _residual_branches(model: CoCa) -> dict[str, int]:
 
 
 def _count_branches(blocks: nn.ModuleList) -> int:
-    """Every branch ends in a layer of one of these names."""
+    """Number of residual branches in some blocks. Every branch ends in a layer `out_proj` or `down_proj`."""
     return sum(name.endswith(("out_proj", "down_proj")) for name, _ in blocks.named_modules())
 
 

@@ -133,7 +133,7 @@ class ClassToken(nn.Module):
         self.position = nn.Parameter(torch.zeros(embed_dim))
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T+1 D"]:
-        """The tokens of x, and the class token after them."""
+        """Append the class token to the tokens of x."""
         token = (self.embedding + self.position).to(x.dtype)
         return torch.cat([x, token.expand(x.shape[0], 1, -1)], dim=1)
 
@@ -185,8 +185,10 @@ class ClsLastTextDecoder(TextDecoder):
 
 
 class OpenClipMultimodalDecoder(MultimodalDecoder):
-    """A multimodal decoder whose layers normalize the image tokens. They share the statistics, so these are computed
-    once, and each layer scales and shifts the result by itself."""
+    """A multimodal decoder whose layers apply LayerNorm to the image tokens.
+
+    The normalized tokens are computed once. Each layer then has a scale and a shift of its own.
+    """
 
     def __init__(self, blocks: nn.ModuleList, norm: nn.LayerNorm, lm_head: nn.Linear) -> None:
         super().__init__(blocks, norm, lm_head)
@@ -226,7 +228,8 @@ class TwoStepCrossBlock(nn.Module):
 
 
 class AffineCrossAttention(CrossAttention):
-    """Cross-attention to a context that comes normalized, which it scales and shifts before the projection."""
+    """Cross-attention that scales and shifts its context before the projection. The context must be normalized
+    already."""
 
     def __init__(self, embed_dim: int, context_dim: int, num_heads: int, *, bias: bool = False) -> None:
         super().__init__(embed_dim, context_dim, num_heads, bias=bias)

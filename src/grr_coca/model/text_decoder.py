@@ -24,7 +24,7 @@ class PackedText(NamedTuple):
     - `token_ids`: `[BOS] caption [EOS] [CLS]` of each caption
     - `layout`: the layout of these N tokens, for the unimodal half
     - `cls`: the index of each caption's [CLS] among the N tokens
-    - `predicting`: the indices of the M tokens that have a next token. They go on into the multimodal half
+    - `predicting`: the indices of the M tokens that have a next token. The multimodal half continues with them
     - `predicting_layout`: the layout of these M tokens
     """
 
@@ -36,7 +36,7 @@ class PackedText(NamedTuple):
 
     @classmethod
     def of(cls, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], layout: Packed) -> "PackedText":
-        """Pack padded captions by a layout in which [CLS] is the last token of each."""
+        """Pack padded captions. In `layout`, [CLS] must be the last token of each caption."""
         predicting_layout = pack_lengths(lengths - 2, token_ids.shape[1] - 2)
         predicting = predicting_layout.unpad(layout.pad_index[:, :-2])[0]
         return cls(layout.unpad(token_ids), layout, layout.last_tokens, predicting, predicting_layout)
@@ -110,5 +110,5 @@ class MultimodalDecoder(nn.Module):
         return self.norm(x[0, : layout.num_tokens])
 
     def context(self, image_tokens: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q C"]:
-        """The image tokens as cross-attention reads them: as they are."""
+        """The image tokens that cross-attention reads. Here they are unchanged; a subclass can normalize them."""
         return image_tokens

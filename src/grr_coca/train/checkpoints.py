@@ -181,7 +181,8 @@ class CheckpointStore:
         """Remove old checkpoints, and those of later steps.
 
         A run that resumed before a damaged checkpoint leaves that one behind, at a later step. It would be counted
-        among the newest."""
+        among the newest.
+        """
         folders = checkpoints_by_step(self.folder)
         kept = {*sorted(number for number in folders if number <= step)[-self._keep_last :], best_step}
         for number, folder in folders.items():

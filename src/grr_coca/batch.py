@@ -47,7 +47,7 @@ class Batch:
 
     @property
     def next_tokens(self) -> Int[Tensor, " M"]:
-        """The tokens to predict, caption after caption: the order of the states of `CoCaOutput`."""
+        """The tokens to predict, caption after caption, in the order of `CoCaOutput.states`."""
         return self.labels[self.predicts_token]
 
     def to(self, device: torch.device) -> "Batch":

@@ -164,8 +164,8 @@ _OPEN_CLIP_KEYS = {
     ("poolers", "queries"): ("free", "normalized"),
     ("poolers", "attention_bias"): ("none", "all"),
 }
-"""Keys of the model in `config.json` that say together what `CoCaConfig.architecture` says: their values for `coca` and
-for `open_clip`."""
+"""Keys of `config.json` that together hold `CoCaConfig.architecture`: the value of each for `coca` and for
+`open_clip`."""
 
 
 def saved_config(config: CoCaConfig) -> dict[str, object]:

@@ -49,7 +49,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash that identifies a checkpoint. For files in its manifest, the hashes there are used.
+    """A hash that identifies a checkpoint. It is computed from the hashes in the manifest, as far as there are any.
 
     Raises:
         UserError: a file cannot be read, or the manifest is damaged.

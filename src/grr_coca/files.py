@@ -23,7 +23,7 @@ def user_cache() -> Path:
 
 
 def in_cache(path: str) -> str:
-    """Replace the prefix `cache:` by the user's cache folder; other paths stay as they are."""
+    """Replace the prefix `cache:` by the user's cache folder; other paths stay unchanged."""
     return str(user_cache() / path.removeprefix(CACHE)) if path.startswith(CACHE) else path
 
 
@@ -86,7 +86,7 @@ def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def behind_link(path: Path) -> Path:
-    """The target of a symbolic link, which need not exist; any other path as it is."""
+    """The target of a symbolic link, which need not exist; any other path unchanged."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 

@@ -51,8 +51,7 @@ def contrastive_loss(
     same: Bool[Tensor, "b B"],
     first_row: int,
 ) -> Float[Tensor, ""]:
-    """Contrastive loss of b pairs against all B pairs of a batch, divided by B, in nats. These shares add up to the
-    batch's loss.
+    """The part of b pairs in the mean contrastive loss over a batch of B pairs, in nats. The parts add up to that mean.
 
     Without a bias this is CLIP's loss: the mean of the cross-entropy of each image over all texts and of each text over
     all images. With a bias it is SigLIP's (arXiv 2303.15343): for every image and every text, a binary classification

@@ -48,7 +48,7 @@ def blocked_linear_times(
 
 
 def lerp_each(starts: list[Tensor], ends: list[Tensor], weight: float) -> None:
-    """Move every tensor a part of the way (`weight`) to another tensor, in place, in as few kernels as possible."""
+    """Interpolate each tensor in `starts` towards its partner in `ends`, in place, in as few kernels as possible."""
     torch._foreach_lerp_(starts, ends, weight)
 
 
@@ -93,7 +93,7 @@ def copy_with_children(module: nn.Module, children: Mapping[str, nn.Module | Non
 
 
 def not_compiled(module: Module) -> Module:
-    """The original of a module that `torch.compile` returned; any other module as it is."""
+    """The original of a module that `torch.compile` returned; any other module itself."""
     return module._modules.get("_orig_mod", module)  # type: ignore[return-value]
 
 

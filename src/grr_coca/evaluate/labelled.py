@@ -56,8 +56,10 @@ def _read_table(path: Path) -> list[Row]:
 
 
 def _named_columns(first: Row, path: Path) -> tuple[int, int] | None:
-    """The columns of paths and of labels, by the names in the first row; None if it holds no names. If there are two
-    columns, one of them may have any name."""
+    """The columns of paths and of labels, found by the column names in the first row; None if it has no names.
+
+    If there are only two columns, one of them may have any name.
+    """
     if any(_names_image(cell, path) for cell in first):
         return None
     image, label = first_column(first, IMAGE_COLUMNS), first_column(first, LABEL_COLUMNS)

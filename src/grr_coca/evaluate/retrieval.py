@@ -93,7 +93,8 @@ def make_gallery(
 
 
 def first_rows(ids: Int[Tensor, " N"]) -> tuple[Int[Tensor, " I"], Int[Tensor, " N"]]:
-    """The first row of each distinct id, in ascending order; and for each row, the position of its id in that list."""
+    """Deduplicate ids: the first row of each distinct id (ascending), and for each row the index of its id in that
+    list."""
     _, inverse = torch.unique(ids, return_inverse=True)
     rows = torch.arange(len(ids))
     first = torch.full((int(inverse.max()) + 1,), len(ids)).scatter_reduce(0, inverse, rows, "amin")

@@ -217,7 +217,7 @@ def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> 
 
 
 def _fit(embeddings: Embeddings, scaling: Scaling, free: list[Tensor], batch_size: int) -> None:
-    """Minimize the contrastive loss over the parameters in `free`, in place. They belong to the scaling."""
+    """Minimize the contrastive loss over `free`, tensors of `scaling` that are changed in place."""
     optimizer = torch.optim.LBFGS(
         free, max_iter=MAX_ITERATIONS, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )

@@ -1,5 +1,4 @@
-"""The tasks of evaluation, one function each. It returns metrics with intervals, and the settings that they depend
-on."""
+"""The tasks of evaluation. Each function returns metrics with intervals, and the settings that they depend on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -19,8 +19,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class FastLayer(NamedTuple):
-    """Fast replacement for a layer class, and the child classes that it supports. Layers with other children are left
-    as they are."""
+    """Fast replacement for a layer class, and the child classes that it supports. Layers with other children are not
+    replaced."""
 
     make: Callable[..., nn.Module]
     children: dict[str, frozenset[type[nn.Module]]]

@@ -147,7 +147,7 @@ class BeamSearch:
         return Choice(best // num_candidates + start, ids.gather(1, best), scores.gather(1, best))
 
     def _collect(self, choice: Choice, log_probs: Float[Tensor, "R V"], group: int) -> None:
-        """Add the captions that end among the first N continuations to the pool."""
+        """Add those of the N best continuations that end their caption to the pool of the group."""
         ends = (choice.token_ids == self.eos_id) & choice.scores.isfinite()
         for image, rank in ends[:, : self.group_size].nonzero().tolist():
             parent = int(choice.parents[image, rank])

@@ -22,7 +22,7 @@ class Block(nn.Module):
         self.feed_forward = feed_forward
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
-        """Run the block. `layout`: which tokens form a sequence, and where they attend."""
+        """Run the block. `layout`: which tokens form a sequence, and which of them each token attends to."""
         x = x + self.attn(self.attn_norm(x), layout)
         return x + self.feed_forward(self.ffn_norm(x))
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Convert a tensor to fp32. One of higher precision is returned as it is."""
+    """Convert a tensor to fp32, unless it has a higher precision already."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -125,7 +125,7 @@ class OpenClipImageEncoder(ImageEncoder):
 
 
 class ClassToken(nn.Module):
-    """Appends a learned token (arXiv 2010.11929), to which the learned vector of its position is added."""
+    """Appends a class token (arXiv 2010.11929), a learned vector with a learned position."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class TwoStepCrossBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout
     ) -> Float[Tensor, "R T D"]:
-        """One layer. The context must be normalized already."""
+        """Run the block. The context must be normalized already."""
         x = self.block(x, layout)
         x = x + self.cross_attn(self.cross_attn_norm(x), context, layout)
         return x + self.feed_forward(self.ffn_norm(x))

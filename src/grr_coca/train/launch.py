@@ -25,7 +25,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopSignals:
-    """Context in which the first signal of a kind only asks the run to stop, and the second acts at once.
+    """Context in which the first signal of a kind only asks the run to stop, and the second takes effect at once.
 
     Under torchrun, the third one acts: schedulers send SIGTERM and SIGUSR1 to all processes, and torchrun then passes
     on to its processes what it got itself.

@@ -89,8 +89,7 @@ class Validation:
         return Validated(scores | caption_scores, scaling, captioned)
 
     def _scaling(self, embeddings: Embeddings) -> Scaling:
-        """The temperature, and the bias of a sigmoid loss, to validate with: those that the model would have if
-        training ended at this step."""
+        """The temperature (and the bias of a sigmoid loss) that the model would have if training ended now."""
         learned = scaling_of(self._trainer.model.raw)
         if self._recipe.temperature == "learned":
             return learned

@@ -88,7 +88,7 @@ def orthogonalize(matrix: Float[Tensor, "*N R C"], dtype: torch.dtype) -> Float[
 
 
 def newton_schulz_step(x: Float[Tensor, "*N R C"]) -> Float[Tensor, "*N R C"]:
-    """One iteration, which brings all singular values nearer to 1. R ≤ C, and no singular value is above 1."""
+    """One Newton-Schulz iteration: brings all singular values nearer to 1. R ≤ C, and no singular value is above 1."""
     a, b, c = COEFFICIENTS
     add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
     gram = x @ x.mT

@@ -94,7 +94,7 @@ def lr_factor(step: int, schedule: ScheduleRecipe) -> float:
 
 
 class ParameterKinds(NamedTuple):
-    """The trainable parameters of a model, by the rules that update them.
+    """The trainable parameters of a model, grouped by how they are updated.
 
     Matrices are the weights of linear maps. They have weight decay; the rest (embeddings, queries, norms, biases and
     the temperature) does not. The hidden matrices are all but the head's, and Muon updates them. The patch embedding is
@@ -108,7 +108,7 @@ class ParameterKinds(NamedTuple):
 
 
 def parameter_kinds(model: CoCa) -> ParameterKinds:
-    """The trainable parameters of a model by kind; each is of one kind."""
+    """The trainable parameters of a model, grouped by kind. Each has exactly one kind."""
     head = model.multimodal_decoder.lm_head.weight
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -25,12 +25,12 @@ from grr_coca.train.recipe import Parallelism
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor gathered from all ranks, which must all call this. One that is not sharded is returned as it is."""
+    """Gather a sharded tensor from all ranks, which must all call this. An unsharded tensor is returned unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(example: Tensor, tensor: Tensor) -> Tensor:
-    """A whole tensor, which every rank has, sharded like the example and on its device.
+    """Shard a tensor like an example, on its device. Every rank must have the whole tensor.
 
     It stays whole if the example is, or has another shape. So the number of updates in an optimizer's state stays whole
     beside the moments of a sharded parameter.
@@ -56,7 +56,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's allocator keep freed memory. Other allocators are left as they are.
+    """Let glibc's allocator keep freed memory. Other allocators do not change.
 
     By default it returns each large tensor to the system, and the system zeroes the pages of the next one. At every
     step that happens to all activations and gradients. `benchmarks/LOG.md` has the measurement.

@@ -182,7 +182,8 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
 
 
 def _held_out(pairs: PairSource) -> Bool[np.ndarray, " N"]:
-    """Mask of the pairs that are kept for validation, chosen by image: all captions of an image go the same way."""
+    """Mask of the pairs that are kept for validation. It is chosen by image, so all captions of an image are on one
+    side."""
     images = image_numbers(pairs)
     num_images = int(images.max(initial=-1)) + 1
     return images % max(HOLD_OUT_EVERY, -(-num_images // MAX_HELD_OUT)) == 0

@@ -83,8 +83,8 @@ class ContrastiveGradient(NamedTuple):
         return list(map(ContrastiveGradient, shares, self.image.split(sizes), self.text.split(sizes)))
 
     def contrast(self, pairs: EmbeddedPairs) -> Float[Tensor, ""]:
-        """A linear function of the embeddings that replaces the contrastive loss. Its value is `share`, its gradient
-        this gradient."""
+        """A linear function of the embeddings that replaces the contrastive loss: it has the same value (`share`) and
+        gradient."""
         linear = (pairs.image * self.image).sum() + (pairs.text * self.text).sum()
         return self.share + linear - linear.detach()
 

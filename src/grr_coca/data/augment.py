@@ -24,9 +24,9 @@ MAX_REPLACEMENTS = 100
 
 
 class Stream(IntEnum):
-    """The random choices for a sample, each with the last number of its seed. So no choice changes another.
+    """The random choices for a sample. Each has its own seed, which ends with its number here.
 
-    The numbers must not change: a run could not be repeated otherwise.
+    So no choice changes another. The numbers must stay the same, or runs could not be repeated.
     """
 
     STAND_IN = 1

@@ -116,7 +116,7 @@ class Augmentation:
     def _ground(
         self, rng: np.random.Generator, colour: Float[np.ndarray, "3 3"], offset: Float[np.ndarray, "3"]
     ) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
-        """The map of colours as it is, or with two random colours instead, or with white tinted."""
+        """Recolour or tint at random: the map of colours, which may stay as it is."""
         draw = rng.uniform()
         if draw < self.recolour:
             ink, ground = _two_colours(rng)

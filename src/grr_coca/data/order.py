@@ -22,7 +22,7 @@ PERIOD = 1_000
 
 
 class SampleRef(NamedTuple):
-    """One visit of one sample."""
+    """One visit of a sample: the epoch, and the index of the sample in its source."""
 
     epoch: int
     sample: int
@@ -135,7 +135,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class GlobalBatches:
-    """The global batches of a run, each over all ranks.
+    """Size and number of the global batches of a run. A global batch is over all ranks.
 
     `size`: samples of a batch. `count`: batches of the whole run, including those before `first`.
     """

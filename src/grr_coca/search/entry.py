@@ -19,9 +19,9 @@ FieldValue = str | int | float
 
 @dataclass(frozen=True)
 class Header:
-    """Which model an index is of.
+    """The header of an index, which says which model made it.
 
-    `model`: the name or folder that it is loaded by; `fingerprint`: of the files of its checkpoint.
+    `model`: the name or folder of the model; `fingerprint`: of the files of its checkpoint.
     """
 
     model: str

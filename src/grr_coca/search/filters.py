@@ -23,7 +23,7 @@ Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 
 @dataclass(frozen=True)
 class Comparison:
-    """`width > 64`."""
+    """A comparison such as `width > 64`."""
 
     field: str
     operator: Operator
@@ -32,7 +32,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class OneOf:
-    """`folder in ('logos', 'icons')`."""
+    """True if a field has one of several values: `folder in ('logos', 'icons')`."""
 
     field: str
     values: tuple[FieldValue, ...]
@@ -40,7 +40,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Like:
-    """`path like '/photos/%'`: the field begins with `prefix`, the text before the final `%`. Case matters."""
+    """True if a field begins with a prefix: `path like '/photos/%'`. Upper and lower case differ."""
 
     field: str
     prefix: str
@@ -48,21 +48,21 @@ class Like:
 
 @dataclass(frozen=True)
 class Not:
-    """`not`."""
+    """True if a filter is false."""
 
     inner: "Filter"
 
 
 @dataclass(frozen=True)
 class And:
-    """`and`."""
+    """True if all parts are true."""
 
     parts: tuple["Filter", ...]
 
 
 @dataclass(frozen=True)
 class Or:
-    """`or`."""
+    """True if at least one part is true."""
 
     parts: tuple["Filter", ...]
 
@@ -71,7 +71,7 @@ Filter = Comparison | OneOf | Like | Not | And | Or
 
 
 def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
-    """Parse a filter.
+    """Parse the text of a filter into a tree.
 
     Args:
         text: the filter, as a user wrote it.

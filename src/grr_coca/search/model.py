@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
     from grr_coca.inference import ImageTextModel
 
-Describe = Callable[[Sequence["DecodedImage"]], list[tuple[str, np.ndarray]]]
-"""A function that returns caption and embedding of each image."""
-
 
 class Found(NamedTuple):
     """An image that the argument `root` has found. `stamp`: see `stamp_of`."""

@@ -139,7 +139,7 @@ class Store(Protocol):
         ...
 
     def hashes(self) -> np.ndarray:
-        """Ids, perceptual hashes (as 64-bit numbers) and digests of all images: N rows of `HASHED`."""
+        """Ids, perceptual hashes and digests of all images: N rows of `HASHED`."""
         ...
 
     def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
@@ -159,17 +159,17 @@ class Store(Protocol):
         ...
 
     def roots(self) -> list[str]:
-        """The arguments that images or failures were found by."""
+        """The arguments that have found images or failures."""
         ...
 
     def places(self, root: str) -> Iterator[ImagePlace]:
-        """The places of the images and failures that were found by an argument."""
+        """The places of the images and failures that an argument has found."""
         ...
 
     # --- Writing
 
     def claim(self) -> None:
-        """Take the writer's lock, until the store is closed.
+        """Take the lock of the writer, until the store is closed.
 
         Raises:
             UserError: another process writes; the message names it.
@@ -177,7 +177,7 @@ class Store(Protocol):
         ...
 
     def commit(self, changes: Changes) -> None:
-        """Write changes. When this returns, all of them are on disk; if it raises, none is.
+        """Write changes. When this returns, all are on disk. If it raises, none is; a server may have written a part.
 
         Raises:
             UserError: another process writes, the disk is full, or the server does not answer. Earlier commits stay.

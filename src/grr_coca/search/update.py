@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 from grr_coca.data.image_files import TABLE_SUFFIXES, is_forbidden, iterate_images, require_name
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Failure, ImagePlace, chunks, name_id, plain_fields, stamp_of
-from grr_coca.search.model import DecodedImage, Describe, Found, make_entry
+from grr_coca.search.model import DecodedImage, Found, make_entry
 from grr_coca.search.store import Changes, Known, Store, Touch
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class _Run:
                 failures = [one for one in batch if isinstance(one, Failure)]
                 self._note_arrivals([one.name if isinstance(one, Failure) else one.found.file.name for one in batch])
                 self._pending.failed.extend(failures)
-                self._add([one for one in batch if isinstance(one, DecodedImage)], describer.describe)
+                self._add([one for one in batch if isinstance(one, DecodedImage)], describer)
                 done, failed = done + len(batch), failed + len(failures)
                 if self._is_due():
                     self._commit()
@@ -253,7 +253,7 @@ class _Run:
         self._seen.add(arrived)
         self.update.found += len(arrived)
 
-    def _add(self, decoded: Sequence[DecodedImage], describe: Describe) -> None:
+    def _add(self, decoded: Sequence[DecodedImage], describer: Describer) -> None:
         names = [one.found.file.name for one in decoded]
         known = self._store.known(names)
         twins = self._store.twins(list({one.digest for one in decoded}))
@@ -275,7 +275,7 @@ class _Run:
             else:
                 fresh.append(one)
         if fresh:
-            described = describe(fresh)
+            described = describer.describe(fresh)
             for one, (caption, embedding) in zip(fresh, described, strict=True):
                 self._pending.added.append((make_entry(one, caption), embedding))
 
@@ -336,7 +336,7 @@ class _Run:
 
 
 def _is_edited(found: Found, known: Known) -> bool:
-    """True if the row of an image in its table has changed. Not asked of images that could not be read."""
+    """True if the row of an image in its table has changed. False for an image that could not be read before."""
     return bool(known.digest) and plain_fields(found.file.fields()) != known.fields
 
 

@@ -307,7 +307,7 @@ def _file_names(folder: Path) -> dict[str, str]:
 
 
 def _tabbed_lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """For each line its number and its two cells."""
+    """The lines of a file: the number and the two cells of each."""
     text = decode_text(path.read_bytes(), str(path))
     for number, line in enumerate(text.split("\n"), start=1):
         first, tab, second = line.rstrip("\r").partition("\t")

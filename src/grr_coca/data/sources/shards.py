@@ -185,7 +185,7 @@ MIN_SHARD_SIZE = 2**24
 
 
 def _open_index(path: Path) -> tuple[ShardIndex, Path | None]:
-    """The index of a shard, and the file that it is in; None if it is in no file.
+    """The index of a shard, and the path of its file. The path is None if the index is in no file.
 
     The index is made now if the file is missing, outdated or damaged.
 
@@ -263,7 +263,7 @@ T = TypeVar("T")
 
 
 class Recent(Generic[K, T]):
-    """A cache that opens items by key, and keeps the `size` most recently used ones. It calls `close` for others.
+    """A cache that opens items by key, and keeps the `size` most recently used ones. Dropped items are closed.
 
     A copy in another process starts empty, because open files and memory maps are not valid there.
     """

@@ -293,8 +293,9 @@ def _check(database: sqlite3.Connection, folder: Path) -> None:
 
 
 class WriterLock:
-    """The lock that only the one writing process has. It is held until `release`, until the object is deleted, or until
-    the process ends, however that happens.
+    """The lock of the writer, which only one process can hold.
+
+    It is held until `release`, until the object is deleted, or until the process ends, however that happens.
 
     Raises:
         UserError: another process holds it, or this one already does; the message names the process.

@@ -208,13 +208,13 @@ class EmbeddedStore:
         return found
 
     def roots(self) -> list[str]:
-        """The arguments that images or failures were found by."""
+        """The arguments that have found images or failures."""
         with self.snapshot():
             statement = "SELECT root FROM pictures UNION SELECT root FROM failures ORDER BY 1"
             return [root for (root,) in self._database.execute(statement)]
 
     def places(self, root: str) -> Iterator[ImagePlace]:
-        """The places of what was found by an argument."""
+        """The places of the images and failures that an argument has found."""
         yield from (ImagePlace.of(*row) for *row, _ in self._pages(IMAGES_OF, root, 0))
         yield from (ImagePlace.of_name(name) for name, _ in self._pages(FAILURES_OF, root, b""))
 

@@ -97,7 +97,7 @@ class Notes:
             self._client.delete(self._name, filter=f"key in [{keys}]")
 
     def roots(self) -> set[str]:
-        """The arguments that failures were found by."""
+        """The arguments that have found failures."""
         return {from_utf8(row["root"]) for row in self._read("failure")}
 
     def _of(self, names: Sequence[str]) -> list[dict[str, Any]]:

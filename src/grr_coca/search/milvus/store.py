@@ -62,8 +62,7 @@ class MilvusStore:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Reads see the state at its beginning or a later one, as a server has no snapshots. Errors become
-        `UserError`."""
+        """Reads see the state at its beginning or a later one, because a server has no snapshots."""
         with _server_errors(self.location), self._reads.snapshot():
             yield
 
@@ -163,13 +162,13 @@ class MilvusStore:
         return found
 
     def roots(self) -> list[str]:
-        """The arguments that images or failures were found by."""
+        """The arguments that have found images or failures."""
         with self.snapshot():
             rows = all_rows(self._client, self._name, ALWAYS, ["root"])
             return sorted({from_utf8(row["root"]) for row in rows} | self._notes.roots())
 
     def places(self, root: str) -> Iterator[ImagePlace]:
-        """The places of what was found by an argument."""
+        """The places of the images and failures that an argument has found."""
         with self.snapshot():
             for row in all_rows(self._client, self._name, f"root == {quoted(root)}", ["name", "file", "offset"]):
                 yield place_of_record(row)

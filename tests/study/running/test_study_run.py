@@ -511,7 +511,7 @@ def test_runs_whose_rows_lack_the_scores_that_a_plan_needs_are_done_again(write_
     print_status(out)
     said = capsys.readouterr().out.splitlines()
     assert said[1].split() == ["baseline_coca", "0", "1"]
-    assert "grr_coca, seed 0, pictograms: lacks CIDEr-D; `grr-coca study run` does it again" in said
+    assert "grr_coca, seed 0, pictograms: lacks CIDEr-D; `grr-coca study run` repeats it" in said
     assert run(path, out, Scoring()).done == ["baseline_coca, pictograms, seed 0", "grr_coca, pictograms, seed 0"]
     rows = read_ledger(out).rows
     assert [row.metrics.keys() >= {"test"} for row in rows if row.stage == "pictograms"] == [True, True]

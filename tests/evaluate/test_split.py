@@ -109,7 +109,7 @@ def test_captions_count_and_not_images_where_pairs_are_needed(checkpoint):
     pairs = PairsInMemory([replace(pair, more_captions=("a drawing", "a sign")) for pair in real_pairs(4)])
     result = evaluate_checkpoint(checkpoint, pairs, 12, LossWeights())
     assert (result.num_pairs, result.contrastive_batch_size) == (12, 12)
-    with pytest.raises(UserError, match=r"here are 12; .* of 12 or less"):
+    with pytest.raises(UserError, match=r"there are 12; .* of 12 or less"):
         evaluate_checkpoint(checkpoint, pairs, 13, LossWeights())
 
 

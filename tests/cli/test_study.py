@@ -60,7 +60,7 @@ def test_a_precision_that_depends_on_the_machine_is_refused(refused, plan):
     recipe = (plan.parent / "emoji.yaml").read_text()
     (plan.parent / "emoji.yaml").write_text(recipe.replace("precision: fp32", "precision: auto"))
     plan.write_text(PLAN.replace("precision: fp32\n", "", 1))
-    assert "precision: 'auto' may be another one on each machine" in refused("study", "run", plan)
+    assert "precision: 'auto' depends on the machine" in refused("study", "run", plan)
 
 
 def test_a_ledger_that_another_process_has_is_refused(refused, plan, monkeypatch):
@@ -99,7 +99,7 @@ def test_a_disk_that_is_full_ends_a_study_until_there_is_room(plan, tmp_path, ca
         said = capfd.readouterr().err.splitlines()[-1]
         assert said.startswith(f"error: grr_coca, emoji, seed 0: {disk}/grr_coca")
         assert "No space left on device" in said
-        assert said.endswith("by --runs; the same command then goes on from what was saved")
+        assert said.endswith("as --runs; the same command then continues from what was saved")
         subprocess.run(["mount", "-o", "remount,size=100M", str(disk)], check=True)
         assert main(command) == 0
     assert len((plan.parent / LEDGER_FILE).read_text().splitlines()) == 1

@@ -92,11 +92,11 @@ def test_a_layer_more_keeps_as_much_as_any_other():
 def test_a_rate_is_two_flops_per_multiplication_over_the_best_time(monkeypatch):
     # Products of 9, 0.5 and 0.25 s. The first one does not count.
     clock = iter([0.0, 9.0, 10.0, 10.5, 20.0, 20.25]).__next__
-    monkeypatch.setitem(module.PROBE_SIZE, "cpu", 100)
+    monkeypatch.setitem(module._PROBE_SIZE, "cpu", 100)
     assert matmul_rate("bf16", torch.device("cpu"), clock) == 2 * 100**3 / 0.25
 
 
 def test_this_machine_has_a_rate(monkeypatch):
-    monkeypatch.setitem(module.PROBE_SIZE, "cpu", 64)
-    monkeypatch.setattr(module, "PROBE_SECONDS", 0.0)
+    monkeypatch.setitem(module._PROBE_SIZE, "cpu", 64)
+    monkeypatch.setattr(module, "_PROBE_SECONDS", 0.0)
     assert matmul_rate("fp32", torch.device("cpu")) > 0

@@ -98,7 +98,7 @@ def test_runs_of_a_seed_that_do_not_begin_alike_are_named(folder):
         a_row("grr_coca", seed=2, initial_weights={"scale []": "z"}, data_order="r", steps=7),
     )
     assert read_ledger(folder).notes == (
-        "grr_coca, seed 0, emoji: 1 of 2 parameters began otherwise than those of baseline_coca, the first: "
+        "grr_coca, seed 0, emoji: 1 of 2 parameters have other initial values than in baseline_coca, such as "
         "norm.weight [4]",
         "grr_coca, seed 1, emoji: was not trained on the same pairs in the same order as baseline_coca",
     )
@@ -142,7 +142,7 @@ def test_digests_that_lack_the_data_of_a_stage_are_told(folder):
     write(folder, a_row())
     ledger = read_ledger(folder)
     assert ledger.rows == ()
-    assert "digests.json says nothing of its data; `grr-coca study run` writes it anew" in ledger.notes[0]
+    assert "digests.json has no digest of its data; `grr-coca study run` writes it again" in ledger.notes[0]
 
 
 def test_a_torn_last_line_is_dropped_and_named_and_the_next_row_is_whole(folder):
@@ -152,7 +152,7 @@ def test_a_torn_last_line_is_dropped_and_named_and_the_next_row_is_whole(folder)
     ledger = read_ledger(folder)
     assert [row.arm for row in ledger.rows] == ["grr_coca"]
     assert ledger.notes == (
-        "runs.jsonl: the last line is torn, as a kill leaves it; it is dropped, and its run done again",
+        "runs.jsonl: the last line is torn, as after a kill; it is ignored, and its run is repeated",
     )
     write(folder, a_row(seed=1))
     ledger = read_ledger(folder)
@@ -183,7 +183,7 @@ def test_a_line_that_is_no_row_is_named(folder, line):
     path.write_text(line + "\n" + path.read_text())
     ledger = read_ledger(folder)
     assert len(ledger.rows) == 1
-    assert "line 1 is not a row" in ledger.notes[0]
+    assert "line 1 is invalid" in ledger.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_the_newer_of_two_rows_counts(folder):
     write(folder, a_row(steps=1), a_row(steps=2))
     ledger = read_ledger(folder)
     assert [row.steps for row in ledger.rows] == [2]
-    assert "is there twice" in ledger.notes[0]
+    assert "has two rows" in ledger.notes[0]
 
 
 def test_a_run_that_diverged_and_was_measured_later_did_not_diverge(folder):
@@ -288,7 +288,7 @@ def test_of_two_rows_the_one_with_fewer_metrics_does_not_count(folder):
     ledger = read_ledger(folder)
     assert (ledger.rows, ledger.notes) == (
         (scored,),
-        ("grr_coca, seed 0, emoji: is there twice; the fuller row counts",),
+        ("grr_coca, seed 0, emoji: has two rows; the one with more metrics counts",),
     )
 
 

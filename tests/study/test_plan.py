@@ -29,43 +29,43 @@ PRIMARY = STUDIES / "primary"
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"arms": ["grr_coca", "baseline_coca", "grr_coca"]}, "arms: grr_coca is there twice"),
+        ({"arms": ["grr_coca", "baseline_coca", "grr_coca"]}, "arms: grr_coca is given twice"),
         ({"arms": ["baseline_coca", "grr_cocoa"]}, "did you mean 'grr_coca'?"),
-        ({"arms": ["baseline_coca"]}, "two or more are needed"),
+        ({"arms": ["baseline_coca"]}, "needs two or more"),
         ({"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overides": {}}]}, "did you mean 'overrides'?"),
         ({"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "variant": "mixed"}]}, "'mixed_rope'"),
         (
             {"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overrides": {"optimiser.lr": 1}}]},
             "optimizer",
         ),
-        ({"arms": ["coca", {"name": "a", "preset": "grr_coca", "title": "coca"}]}, "arms: titles: coca is there twice"),
-        ({"arms": []}, "arms: two or more are needed"),
+        ({"arms": ["coca", {"name": "a", "preset": "grr_coca", "title": "coca"}]}, "arms: titles: coca is given twice"),
+        ({"arms": []}, "arms: a comparison needs two or more"),
         ({"arms": ["baseline_coca", "grr_cocoa"]}, "study.yaml: arms: there is no preset 'grr_cocoa'; did you mean"),
         ({"baseline": "coca"}, "baseline: the plan has no arm 'coca'"),
-        ({"seeds": [0, 1, 0]}, "seeds: 0 is there twice"),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice"),
         ({"seeds": []}, "seeds: give one or more"),
         ({"seeds": [-1]}, "each 0 or more"),
         ({"num_captions": -3}, "num_captions: -3 is out of range; give 0 or more"),
-        ({"arms": ["baseline_coca", {"name": "../up", "preset": "grr_coca"}]}, "'../up' cannot be the name"),
-        ({"arms": ["baseline_coca", {"name": "", "preset": "grr_coca"}]}, "'' cannot be the name of a folder"),
+        ({"arms": ["baseline_coca", {"name": "../up", "preset": "grr_coca"}]}, "'../up' is no name of a folder"),
+        ({"arms": ["baseline_coca", {"name": "", "preset": "grr_coca"}]}, "'' is no name of a folder"),
         ({"tuning": {"seed": -1}}, "tuning: seed: -1 is out of range; give 0 or more"),
         ({"tuning": {"seed": 9, "steps": 0}}, "tuning: steps: 0 is out of range; give 1 or more"),
         ({"endpoints": {"primary": ["pretraining/coca_los"]}}, "did you mean 'pretraining/coca_loss'?"),
         ({"endpoints": {"primary": ["coca_loss"]}}, "there is no 'coca_loss'"),
         ({"endpoints": {"primary": []}}, "name one or more"),
-        ({"endpoints": {"primary": ["pretraining/coca_loss"], "split": "tests"}}, "a split named 'tests' is needed"),
+        ({"endpoints": {"primary": ["pretraining/coca_loss"], "split": "tests"}}, "add a split named 'tests'"),
         ({"finetune": [], "endpoints": {"primary": ["finetuning/coca_loss"]}}, "there is no 'finetuning/coca_loss'"),
-        ({"finetune": ["health.yaml", "./health.yaml"]}, "health is there twice"),
+        ({"finetune": ["health.yaml", "./health.yaml"]}, "health is given twice"),
         ({"finetune": ["healt.yaml"]}, "there are glyphs.yaml"),
         ({"pretrain": "health.yaml", "finetune": ["glyphs.yaml"]}, "pretraining needs the keys"),
         ({"finetune": ["health.yaml", "pictograms.yaml"], "pretrain": "glyphs.yaml"}, "pretraining needs the keys"),
         ({"showcase": "test_stile"}, "did you mean 'test_style'?"),
-        ({"tuning": {"seed": 1}}, "seed 1 is one of the study's"),
+        ({"tuning": {"seed": 1}}, "seed 1 is one of the plan's seeds"),
         ({"tuning": {"seed": 9, "arms": ["grr_cocoa"]}}, "tuning: arms: the plan has no arm 'grr_cocoa'"),
-        ({"tuning": {"seed": 9, "arms": ["grr_coca", "grr_coca"]}}, "tuning: arms: grr_coca is there twice"),
-        ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": [0.1, 0.1]}}}, "0.1 is there twice"),
+        ({"tuning": {"seed": 9, "arms": ["grr_coca", "grr_coca"]}}, "tuning: arms: grr_coca is given twice"),
+        ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": [0.1, 0.1]}}}, "0.1 is given twice"),
         ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": []}}}, "give one or more values"),
-        ({"tuning": {"seed": 9, "pretrain": {"losses": [{"z": 1}]}}}, "losses: names a group of keys; name one key"),
+        ({"tuning": {"seed": 9, "pretrain": {"losses": [{"z": 1}]}}}, "losses is a group of keys; give one key"),
         (
             {
                 "arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overrides": {"optimizer.lr": 1}}],
@@ -155,14 +155,14 @@ def test_what_makes_numbers_mean_the_same_must_be_equal(write_own_recipes, tmp_p
 def test_overrides_change_nothing_that_must_be_equal(write_study):
     arm = {"name": "other", "preset": "grr_coca", "overrides": {"evaluation.batch_size": 4}}
     path = write_study(arms=["baseline_coca", arm])
-    with pytest.raises(UserError, match=r"overrides of arm 'other': evaluation\.batch_size: must be as in"):
+    with pytest.raises(UserError, match=r"overrides of arm 'other': evaluation\.batch_size: must equal that of"):
         check_recipes(read_plan(path, Plan), path)
 
 
 def test_a_recipe_of_ones_own_has_the_arms_preset(write_own_recipes):
     path = write_own_recipes({"model.preset": "coca"})
     with pytest.raises(
-        UserError, match=r"own/pictograms\.yaml: model: preset is 'coca', and arm 'other' is 'grr_coca'"
+        UserError, match=r"own/pictograms\.yaml: model: preset is 'coca', but arm 'other' has 'grr_coca'"
     ):
         check_recipes(read_plan(path, Plan), path)
 
@@ -189,7 +189,7 @@ def test_overrides_and_grids_take_switches_and_lists(write_study):
     assert stage_recipe(plan, plan.arms[1], "pictograms", 0, {"compile": True}).compile is True
     assert len(grid_of(plan, "pictograms")) == 4
     again = {"seed": 9, "pretrain": {"optimizer.betas": [betas[0], betas[0]]}}
-    with pytest.raises(UserError, match=r"betas: \[0.9, 0.95\] is there twice"):
+    with pytest.raises(UserError, match=r"betas: \[0.9, 0.95\] is given twice"):
         read_plan(write_study(tuning=again), Plan)
 
 

@@ -7,11 +7,11 @@ import pytest
 from scipy import stats
 
 from grr_coca.study.statistics import (
-    LEVEL_OF_TESTS,
+    SIGNIFICANCE_LEVEL,
     holm,
     is_equivalent,
     sign_flip_p,
-    smallest_shown_effect,
+    smallest_detectable_effect,
     t_interval,
 )
 
@@ -20,23 +20,23 @@ STUDIES = 4000
 
 @pytest.mark.parametrize(("num_seeds", "num_endpoints"), [(6, 1), (8, 1), (8, 6), (12, 6), (15, 2)])
 def test_the_smallest_effect_is_called_better_or_worse_in_four_of_five_studies(num_seeds, num_endpoints):
-    effect = 0.011 * smallest_shown_effect(num_seeds, num_endpoints)
+    effect = 0.011 * smallest_detectable_effect(num_seeds, num_endpoints)
     drawn = np.random.default_rng(3).normal(effect, 0.011, size=(400, num_seeds))
     p_values = np.ones((400, num_endpoints))
     p_values[:, 0] = sign_flip_p(drawn)  # nothing is found in the others
-    assert np.mean(holm(p_values)[:, 0] <= LEVEL_OF_TESTS) == pytest.approx(0.8, abs=0.06)
+    assert np.mean(holm(p_values)[:, 0] <= SIGNIFICANCE_LEVEL) == pytest.approx(0.8, abs=0.06)
 
 
 def test_with_eight_seeds_and_six_endpoints_all_seeds_must_agree():
-    effect = smallest_shown_effect(8, 6)
+    effect = smallest_detectable_effect(8, 6)
     assert stats.norm.cdf(effect) ** 8 == pytest.approx(0.8, abs=0.02)
 
 
 def test_more_seeds_and_fewer_endpoints_show_smaller_effects():
-    effects = [smallest_shown_effect(num_seeds, 1) for num_seeds in (6, 8, 12, 16, 32, 80)]
+    effects = [smallest_detectable_effect(num_seeds, 1) for num_seeds in (6, 8, 12, 16, 32, 80)]
     assert effects == sorted(effects, reverse=True)
-    assert smallest_shown_effect(8, 1) < smallest_shown_effect(8, 6)
-    assert smallest_shown_effect(7, 6) == math.inf, "it takes eight"
+    assert smallest_detectable_effect(8, 1) < smallest_detectable_effect(8, 6)
+    assert smallest_detectable_effect(7, 6) == math.inf, "it takes eight"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from grr_coca.presets import get_preset
 from grr_coca.study.plan import Plan, read_plan
 from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.running.stage import run_stage
-from grr_coca.study.variants import change_of, first_frequencies
+from grr_coca.study.variants import _first_frequencies, change_of
 from support import CPU
 
 PRESETS = {"input_rope": "grr_coca", "mixed_rope": "baseline_rms_geglu", "learned_positions": "grr_coca"}
@@ -104,7 +104,7 @@ def test_learned_positions_beside_rope_begin_as_those_of_baseline_coca():
 
 
 def test_first_frequencies_come_in_perpendicular_pairs():
-    rows, columns = first_frequencies(4, 32, "seed")
+    rows, columns = _first_frequencies(4, 32, "seed")
     assert rows.shape == columns.shape == (4, 16)
     length = torch.stack([rows, columns]).norm(dim=0)
     assert torch.allclose(length, (10.0 ** -(torch.arange(0, 32, 4) / 32)).repeat(2).expand(4, -1))

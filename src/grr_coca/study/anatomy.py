@@ -1,4 +1,4 @@
-"""What a model is made of: parts, parameters, FLOPs, and where two models differ."""
+"""The anatomy of a model: its parts, parameters, FLOPs, activation memory, and how it differs from another model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from grr_coca.model.open_clip import TwoStepCrossBlock
 from grr_coca.model.text_decoder import MultimodalDecoder, TextDecoder
 from grr_coca.torch_private import flash_attention_of_cpu
 
-CONTAINERS = (CoCa, ImageEncoder, TextDecoder, MultimodalDecoder, Block, CrossBlock, TwoStepCrossBlock)
-"""What is opened in the tree of parts; everything else is a leaf of it."""
+_CONTAINERS = (CoCa, ImageEncoder, TextDecoder, MultimodalDecoder, Block, CrossBlock, TwoStepCrossBlock)
+"""Modules whose children are shown in the tree of parts; all others are leaves."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One line of the tree of parts. A stack of equal blocks is one part, `count` blocks high."""
+    """A line of the tree of parts. A stack of `count` equal blocks is one part."""
 
     path: tuple[str, ...]
     kind: str
@@ -45,38 +45,37 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
 
 
 UNCOUNTED = {flash_attention_of_cpu(): _attention}
-"""What torch's counter leaves out."""
+"""FLOP formulas of operations that torch's counter lacks."""
 
 
 def num_parameters(config: CoCaConfig) -> int:
-    """Number of parameters of a model."""
-    return count_parameters(_without_numbers(config))
+    """Number of parameters of the model of a config."""
+    return count_parameters(_on_meta_device(config))
 
 
 def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
-    """Counted FLOPs of one forward pass over one pair, head included; a training step costs three times that.
-
-    It is that of a pair in a batch: a row of packed captions is rounded up once, and not for each caption.
+    """FLOPs of one forward pass over a pair of a batch, `lm_head` included; a training step costs three times that.
 
     Args:
         config: the model.
-        text_length: tokens of the caption, [BOS], [EOS] and [CLS] included; the whole context if None.
+        text_length: number of tokens of the caption, with [BOS], [EOS] and [CLS]; None: the context length.
     """
     length = text_length or config.text_decoder.context_length
+    # Not of a single pair: the row of packed captions is rounded up once for the whole batch.
     return flops_of_pairs(config, torch.full((ROUND_TO,), length)) // ROUND_TO
 
 
 def flops_of_pairs(
     config: CoCaConfig, lengths: Int[Tensor, " B"], kept_patches: Int[Tensor, " K"] | None = None
 ) -> int:
-    """Counted FLOPs of one forward pass over a batch of B pairs, head included. Nothing is computed.
+    """FLOPs of one forward pass over a batch of B pairs, `lm_head` included. They are counted without computing.
 
     Args:
         config: the model.
-        lengths: tokens of each caption, [BOS], [EOS] and [CLS] included.
-        kept_patches: the numbers of the patches that are encoded; all of them if None.
+        lengths: number of tokens of each caption, with [BOS], [EOS] and [CLS].
+        kept_patches: indices of the patches that are encoded; None: all.
     """
-    model, side = _without_numbers(config), config.image_encoder.image_size
+    model, side = _on_meta_device(config), config.image_encoder.image_size
     batch, longest = len(lengths), int(lengths.max())
     images = torch.empty(batch, 3, side, side, device="meta")
     token_ids = torch.zeros(batch, longest, dtype=torch.long)
@@ -87,40 +86,39 @@ def flops_of_pairs(
 
 
 @lru_cache(maxsize=2)
-def _without_numbers(config: CoCaConfig) -> CoCa:
-    """A model on torch's meta device. Where padding lies is found by looking at lengths, which takes numbers: so the
-    captions alone are packed on the CPU."""
+def _on_meta_device(config: CoCaConfig) -> CoCa:
+    """A model on torch's meta device, which stores no numbers. Packing alone runs on the CPU, as it reads lengths."""
     with torch.device("meta"):
         model = build_without_weights(config)
     pack = model.text_decoder.pack
-    model.text_decoder.pack = lambda token_ids, lengths: _on_meta(pack(token_ids, lengths))  # type: ignore[method-assign]
+    model.text_decoder.pack = lambda token_ids, lengths: _to_meta(pack(token_ids, lengths))  # type: ignore[method-assign]
     return model
 
 
-def _on_meta(value: Any) -> Any:
-    """A tensor, or a named tuple of such values, without its numbers."""
+def _to_meta(value: Any) -> Any:
+    """Move a tensor, or a nested named tuple of tensors, to the meta device."""
     if isinstance(value, Tensor):
         return value.to("meta")
-    return type(value)(*map(_on_meta, value)) if isinstance(value, tuple) else value
+    return type(value)(*map(_to_meta, value)) if isinstance(value, tuple) else value
 
 
 def saved_bytes_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
-    """Bytes in fp32 that a forward pass keeps of each pair for its backward pass. The losses keep no logits.
+    """Activation memory: bytes in fp32 that a forward pass saves for the backward pass, for each pair.
 
-    It is what a third pair adds. As a row of packed captions is rounded up, it may be some per cent off where they are
-    short.
+    The losses save no logits. The result is what a third pair adds to two. For short captions it may be some per cent
+    off, since the row of packed captions is rounded up.
 
     Args:
         config: the model.
         text_length: as in `flops_per_pair`.
     """
-    model = build(config)  # with numbers: without them, attention takes another path, which keeps other things
+    model = build(config)  # not on the meta device, where attention saves other tensors
     length = text_length or config.text_decoder.context_length
     return _saved_bytes(model, config, 3, length) - _saved_bytes(model, config, 2, length)
 
 
 def _saved_bytes(model: CoCa, config: CoCaConfig, batch: int, length: int) -> int:
-    """Bytes of all storages that autograd holds on to, each counted once; weights are among them."""
+    """Bytes of all storages that autograd saves, weights included, each counted once."""
     side = config.image_encoder.image_size
     images, token_ids = torch.zeros(batch, 3, side, side), torch.zeros(batch, length, dtype=torch.long)
     storages: dict[int, int] = {}
@@ -132,17 +130,17 @@ def _saved_bytes(model: CoCa, config: CoCaConfig, batch: int, length: int) -> in
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = model(images, token_ids, torch.full((batch,), length))
-    del output  # until here, no storage could take another's place
+    del output  # kept until here, so that no storage could reuse the address of another
     return sum(storages.values())
 
 
 def parts(model: CoCa) -> list[Part]:
-    """The tree of parts, depth first, the model itself left out."""
+    """The tree of parts in depth-first order, without the model itself."""
     return list(_walk(model, (), 1))[1:]
 
 
 def share_that_differs(first: CoCa, second: CoCa) -> float:
-    """Share of the first model's parameters that lie in leaves of another kind, or size, in the second."""
+    """Share of the first model's parameters in leaves that have another class or size in the second model."""
     a, b = ({part.path: (part.kind, part.num_parameters) for part in parts(m) if part.is_leaf} for m in (first, second))
     differing = sum(leaf[1] for path, leaf in a.items() if b.get(path) != leaf)
     return differing / count_parameters(first)
@@ -153,7 +151,7 @@ def _walk(module: nn.Module, path: tuple[str, ...], times: int) -> Iterator[Part
     if isinstance(module, nn.ModuleList):
         count, module = len(module), module[0]
         times *= count
-    is_leaf = not isinstance(module, CONTAINERS)
+    is_leaf = not isinstance(module, _CONTAINERS)
     yield Part(path, type(module).__name__, count, times * count_parameters(module), is_leaf)
     if not is_leaf:
         for name, child in module.named_children():

@@ -1,9 +1,8 @@
-"""What a training step should take on this machine: counted FLOPs over rates that are measured here and now.
+"""Forecasts the time and memory of a training step: counted FLOPs over a measured rate of matrix products.
 
-A step costs three forward passes over its pairs. In fp32 it reaches a share of the best matrix product's rate, the
-model FLOPs utilization (MFU), which is assumed. What it does besides matrix products takes as long in bf16, whose
-products may be many times as fast: so the MFU in bf16 follows. `benchmarks/LOG.md` shows how straight the lines
-of time against FLOPs are that this relies on.
+A step costs three forward passes over its pairs. The model FLOPs utilization (MFU) in fp32 is assumed. In bf16, matrix
+products may be many times as fast, but the rest of a step takes as long as in fp32; the MFU in bf16 follows from that.
+`benchmarks/LOG.md` shows that time grows linearly with FLOPs, which this relies on.
 """
 
 import time
@@ -21,17 +20,17 @@ Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 TRAINING_PASSES = 3
-"""A backward pass costs two forward passes."""
-PROBE_SIZE = {"cpu": 1536, "cuda": 8192}
-PROBE_SECONDS = 0.3
+"""Cost of a step in forward passes: one forward pass, and a backward pass that costs two."""
+_PROBE_SIZE = {"cpu": 1536, "cuda": 8192}
+_PROBE_SECONDS = 0.3
 
-NARROW = 256
-"""Channels; below, much of a step is spent outside of matrix products."""
+_NARROW = 256
+"""Width below which much of a step is spent outside of matrix products."""
 
 
 @dataclass(frozen=True)
 class Mfu:
-    """Share of the best matrix product's rate that a step reaches in fp32: what is assumed, and within which range."""
+    """Model FLOPs utilization in fp32: the share of the rate of matrix products that a step reaches, and its range."""
 
     low: float
     assumed: float
@@ -40,15 +39,15 @@ class Mfu:
 
 MFU_OF_NARROW, MFU_OF_WIDE = Mfu(0.2, 0.3, 0.5), Mfu(0.5, 0.65, 0.9)
 
-BYTES_PER_PARAMETER = {"parameters": 4, "gradients": 4, "optimizer": 8}
-"""Weights, gradients and both of AdamW's moments are kept in fp32."""
-ACTIVATION_BYTES = {"fp32": 1.0, "bf16": 0.55}
-"""In units of what fp32 keeps: autocast halves matrices' inputs, not what norms and the residual stream keep."""
+_BYTES_PER_PARAMETER = {"parameters": 4, "gradients": 4, "optimizer": 8}
+"""Weights, gradients and both moments of AdamW are fp32."""
+_ACTIVATION_BYTES = {"fp32": 1.0, "bf16": 0.55}
+"""Activation memory relative to fp32: autocast halves the inputs of matrix products, not of norms and residuals."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A training step. `rate`: FLOP/s of a matrix product in its precision; `fp32_rate`: in fp32."""
+    """Forecast of a training step. `rate`: FLOP/s of matrix products in its precision; `fp32_rate`: in fp32."""
 
     batch: int
     flops: int
@@ -57,27 +56,27 @@ class Forecast:
     mfu_in_fp32: Mfu
 
     def seconds_at(self, mfu_in_fp32: float) -> float:
-        """Matrix products at full rate, and the rest, which is what keeps a step in fp32 from that rate."""
+        """Seconds of a step for an MFU in fp32: matrix products, and the rest, which takes as long as in fp32."""
         return self.flops / self.rate + (1 / mfu_in_fp32 - 1) * self.flops / self.fp32_rate
 
     @property
     def seconds(self) -> float:
-        """With the assumed share."""
+        """Seconds of a step with the assumed MFU."""
         return self.seconds_at(self.mfu_in_fp32.assumed)
 
     @property
     def fastest_and_slowest(self) -> tuple[float, float]:
-        """In seconds."""
+        """Seconds of a step with the highest and with the lowest MFU of the range."""
         return self.seconds_at(self.mfu_in_fp32.high), self.seconds_at(self.mfu_in_fp32.low)
 
     @property
     def mfu(self) -> float:
-        """In the precision of the step."""
+        """MFU in the precision of the step."""
         return self.flops / self.seconds / self.rate
 
     @property
     def images_per_second(self) -> float:
-        """With the assumed share."""
+        """Throughput with the assumed MFU."""
         return self.batch / self.seconds
 
 
@@ -87,38 +86,38 @@ def training_flops(config: CoCaConfig, batch: int, text_length: int | None = Non
 
 
 def mfu_in_fp32(config: CoCaConfig) -> Mfu:
-    """What is assumed of a model."""
+    """The assumed MFU of a model in fp32."""
     width = min(config.image_encoder.transformer.embed_dim, config.text_decoder.transformer.embed_dim)
-    return MFU_OF_NARROW if width < NARROW else MFU_OF_WIDE
+    return MFU_OF_NARROW if width < _NARROW else MFU_OF_WIDE
 
 
 def forecast(
     config: CoCaConfig, batch: int, rates: Mapping[Precision, float], precision: Precision, text_length: int
 ) -> Forecast:
-    """A step of `batch` pairs where matrix products reach `rates`, FLOP/s by precision."""
+    """Forecast a training step of `batch` pairs; `rates`: FLOP/s of matrix products by precision."""
     flops = training_flops(config, batch, text_length)
     return Forecast(batch, flops, rates[precision], rates["fp32"], mfu_in_fp32(config))
 
 
 def memory(config: CoCaConfig, batch: int, precision: Precision, text_length: int | None = None) -> dict[str, int]:
-    """Bytes that a step takes, by what they hold; activations are what one undivided batch keeps for its backward
-    pass, those of gradient checkpointing or of smaller pieces are fewer."""
+    """Memory of a training step in bytes, by content. Activations are those of the whole batch at once; micro-batches
+    and activation checkpointing need less."""
     parameters = num_parameters(config)
-    held = {name: size * parameters for name, size in BYTES_PER_PARAMETER.items()}
+    held = {name: size * parameters for name, size in _BYTES_PER_PARAMETER.items()}
     saved = batch * saved_bytes_per_pair(config, text_length)
-    return {**held, "activations": round(saved * ACTIVATION_BYTES[precision])}
+    return {**held, "activations": round(saved * _ACTIVATION_BYTES[precision])}
 
 
 def matmul_rate(precision: Precision, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The rate of a square matrix product on this machine, in FLOP/s: the best of at least two within `PROBE_SECONDS`.
+    """Measure the rate of a square matrix product on this machine, in FLOP/s: the best of two or more.
 
-    `clock`: gives the time in seconds.
+    `clock`: returns the time in seconds.
     """
-    size = PROBE_SIZE[device.type]
+    size = _PROBE_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device).to(DTYPES[precision]) for _ in range(2))
-    _timed(a, b, clock)  # the first one sets up kernels and threads
+    _timed(a, b, clock)  # warm-up: sets up kernels and threads
     times = [_timed(a, b, clock), _timed(a, b, clock)]
-    while sum(times) < PROBE_SECONDS:
+    while sum(times) < _PROBE_SECONDS:
         times.append(_timed(a, b, clock))
     return 2 * size**3 / min(times)
 

@@ -1,24 +1,12 @@
-"""The ledger of a study: one row for each stage that has ended, in files that are only ever appended to.
+"""The ledger of a study: one row for each finished stage, in files to which rows are only appended.
 
-| file | holds |
+| file | content |
 |---|---|
-| `runs.jsonl` | the rows, a JSON object a line; `runs-I-of-N.jsonl` those of a shard |
+| `runs.jsonl` | the rows, one JSON object a line; `runs-I-of-N.jsonl`: the rows of a shard |
 | `plan.yaml` | the plan of the study |
-| `digests.json` | what a row must be made of to count: recipes by arm and stage, of runs and trials; data by stage |
+| `digests.json` | digests of recipes and data; rows with other digests do not count |
 
-A report reads these three, the pictures in `showcase/`, and nothing else.
-
-The rows of a ledger.
-
-The lines of a ledger as they lie on the disk: the last one may be torn.
-
-The files of a study's folder.
-
-What the rows of a study must be made of to count.
-
-A study's ledgers, read: which rows count, and what is said of the others.
-
-A ledger that is written: row after row, each on the disk before the next.
+A report reads these files and the images in `showcase/`, and nothing else.
 """
 
 import fcntl
@@ -38,12 +26,20 @@ from grr_coca.errors import UserError
 from grr_coca.files import read_whole, write_whole
 from grr_coca.structure import from_dict, to_dict
 
+LEDGER_FILE = "runs.jsonl"
+PLAN_FILE = "plan.yaml"
+DIGESTS_FILE = "digests.json"
+SHARD_FILE = re.compile(r"runs-(\d+)-of-(\d+)\.jsonl")
+
+
+# --- Rows
+
 Kind = Literal["run", "trial", "choice", "diverged"]
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """The losses of a run after `step` steps: `train`, means over the steps since the point before, and `val`."""
+    """Losses of a run after `step` steps: `train`, the means over the steps since the previous point, and `val`."""
 
     step: int
     train: dict[str, float]
@@ -52,7 +48,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class CaptionedExample:
-    """An image of the showcase by its key, what people say of it, and what the model says."""
+    """The key of an image of the showcase, its reference captions, and the model's caption."""
 
     image: str
     references: tuple[str, ...]
@@ -61,33 +57,32 @@ class CaptionedExample:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
-    """A stage that has ended: what was run, where, and every number that a report needs of it.
+    """A finished stage: what was run, where, and all numbers that a report needs.
 
-    `kind`: a `run` counts for the study; a `trial` is one point of an arm's tuning grid, measured on `val` alone; a
-    `choice` is the best of these trials; `diverged` is a run whose loss stopped being a number: it has no metrics.
-    `seed`, `stage`: the stage is named by its recipe's file, such as `health`.
-    `recipe_digest`, `data_digest`: of all that the run depends on; rows with other digests than the plan's are not
-    counted. `start_data_digest`: of a fine-tuning, that of the data of the pretraining that it goes on from; None in
-    rows of versions that did not note it.
-    `commit`: of the code, with a `+` behind it if files had been changed since.
-    `precision`: of forward and backward passes, and of Muon's products if that is another one.
-    `settings`: the tuned keys of the recipe with their values.
-    `seconds`: of training and evaluation, over all lives of the run.
-    `flops_per_pair`: of one forward pass, with captions as long as they can be.
-    `training_flops`: of all steps of the run, see `run_flops`; None in rows of versions that did not count them.
-    `initial_weights`: of a run that begins with new weights, a hash of each parameter before the first step, by name
-    and shape, such as `image_encoder.patch_embed.weight [128, 768]`. `data_order`: a hash of the order in which the
-    training pairs are visited (see `running.beginning`). Empty and None in rows of versions that did not note them.
-    `curve`: a point for each validation.
-    `metrics`: by split, `val` and the test splits: `contrastive_loss`, `contrastive_loss_refitted` (with the
-    temperature that is best on `val`), `captioning_loss`, `perplexity`, `coca_loss`, `R@1`, `R@5` and `R@10` from text
-    to image, `image_to_text/R@1` …, `chance/R@1` …, `num_pairs`; and of captions `CIDEr`, `CIDEr-D`, `BLEU-4`,
-    `ROUGE-L`. A number that is not finite is left out.
-    `values`: by test split, what intervals over images are made of: `contrastive_batches` and
-    `contrastive_batches_refitted`, the loss of each batch; `nll` and `tokens`, of each caption; `rank`, of each text
-    query: wrong images before the first right one; `image`, the number of the image of each caption, where some image
-    has several; `cider_d`, of each image.
-    `captions`: the same few images for every arm and seed, where the stage has the showcase.
+    - `kind`: a `run` counts for the study; a `trial` is one point of an arm's tuning grid, measured on `val` alone; a
+      `choice` is the best of these trials; a `diverged` run has no metrics, since its loss became infinite or NaN
+    - `stage`: named after the file of its recipe, such as `health`
+    - `recipe_digest`, `data_digest`: of all that the run depends on; rows with other digests than the plan's do not
+      count. `start_data_digest`: of a fine-tuning, the digest of its pretraining data; None in rows of old versions
+    - `commit`: of the code, with a `+` if files were changed since
+    - `precision`: of forward and backward passes, and of Muon's products if it differs
+    - `settings`: the tuned keys of the recipe with their values
+    - `seconds`: of training and evaluation, over all processes that worked on the run
+    - `flops_per_pair`: of one forward pass with a caption of maximum length
+    - `training_flops`: of all steps of the run, see `run_flops`; None in rows of old versions
+    - `initial_weights`: of a run that starts from new weights, a hash of each parameter before the first step, by name
+      and shape, such as `image_encoder.patch_embed.weight [128, 768]`. `data_order`: a hash of the order of the
+      training pairs. Empty and None in rows of old versions
+    - `curve`: a point for each validation
+    - `metrics`: by split (`val` and the test splits): `contrastive_loss`, `contrastive_loss_refitted` (with the
+      temperature that is best on `val`), `captioning_loss`, `perplexity`, `coca_loss`, `R@1`, `R@5` and `R@10` from
+      text to image, `image_to_text/R@1` …, `chance/R@1` …, `num_pairs`; and the caption scores `CIDEr`, `CIDEr-D`,
+      `BLEU-4`, `ROUGE-L`. NaN and infinite numbers are left out
+    - `values`: by test split, the values from which intervals over images are computed: `contrastive_batches` and
+      `contrastive_batches_refitted`, the loss of each batch; `nll` and `tokens` of each caption; `rank` of each text
+      query, the number of wrong images before the first right one; `image`, the index of the image of each caption, if
+      an image has several; `cider_d` of each image
+    - `captions`: of the same few images for every arm and seed, if the stage has the showcase
     """
 
     kind: Kind = "run"
@@ -116,55 +111,22 @@ class LedgerRow:
 
 
 def finite(numbers: Mapping[str, float]) -> dict[str, float]:
-    """The numbers that are any."""
+    """The numbers that are neither NaN nor infinite."""
     return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
 
-def is_object(line: bytes) -> bool:
-    """Whether a line is a whole JSON object, which no beginning of one is."""
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
-
-
-def told_torn(path: Path) -> str:
-    """What is said of a torn last line."""
-    return f"{path.name}: the last line is torn, as a kill leaves it; it is dropped, and its run done again"
-
-
-LEDGER_FILE = "runs.jsonl"
-PLAN_FILE = "plan.yaml"
-DIGESTS_FILE = "digests.json"
-SHARD_FILE = re.compile(r"runs-(\d+)-of-(\d+)\.jsonl")
-
-
-def ledger_files(folder: Path) -> list[Path]:
-    """The ledgers that are in a folder, the whole study's last: it is continued when the shards are done."""
-    shards = sorted(path for path in folder.glob("runs-*.jsonl") if SHARD_FILE.fullmatch(path.name))
-    whole = folder / LEDGER_FILE
-    return [*shards, whole] if whole.exists() else shards
-
-
-def write_beside_ledger(path: Path, text: str) -> None:
-    """Write a file of a study's folder, whole or not at all.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+# --- Digests: which rows count
 
 
 @dataclass(frozen=True)
 class Digests:
-    """What rows must be made of: the digest of each arm's recipe by stage, and of each stage's data, pretraining first.
-    An arm whose tuning has not ended is not among the recipes.
+    """The digests that rows must have to count.
 
-    `trials`: by arm and stage, the recipes of all trials; a stage is missing as long as the model that they start from
-    has not been chosen. None: written by a version that did not know them. `tuning_seed`: that of all trials.
+    - `recipes`: by arm and stage; arms whose tuning has not ended are missing
+    - `data`: by stage, pretraining first
+    - `trials`: by arm and stage, the recipes of all trials. A stage is missing until the model is chosen from which its
+      trials start. None in files of old versions
+    - `tuning_seed`: the seed of all trials
     """
 
     recipes: dict[str, dict[str, str]]
@@ -173,7 +135,7 @@ class Digests:
     tuning_seed: int | None = None
 
     def fault(self, row: LedgerRow) -> str | None:
-        """Why a run does not count; None if it does."""
+        """The reason why a run does not count; None if it counts."""
         recipe = self.recipes.get(row.arm, {}).get(row.stage)
         if recipe is None:
             return "the plan has no such run"
@@ -182,7 +144,7 @@ class Digests:
         return self.data_fault(row)
 
     def trial_fault(self, row: LedgerRow) -> str | None:
-        """Why a trial does not count, or the choice of one; None if it does, or if nobody can tell yet."""
+        """The reason why a trial or a choice does not count; None if it counts, or if that is not known yet."""
         if row.stage not in self.data:
             return "the plan has no such stage"
         fault = self.data_fault(row)
@@ -198,9 +160,9 @@ class Digests:
         return None
 
     def data_fault(self, row: LedgerRow) -> str | None:
-        """Whether a row of a stage that is there is of other data; None if it is of these."""
+        """The reason why the data of a row do not count; None if they are the plan's."""
         if row.stage not in self.data:
-            return f"{DIGESTS_FILE} says nothing of its data; `grr-coca study run` writes it anew"
+            return f"{DIGESTS_FILE} has no digest of its data; `grr-coca study run` writes it again"
         if row.data_digest != self.data[row.stage]:
             return f"other data ({row.data_digest}, not {self.data[row.stage]})"
         pretraining = next(iter(self.data.values()))
@@ -210,19 +172,19 @@ class Digests:
 
 
 def read_digests(folder: Path) -> Digests:
-    """What the rows of a study must be made of.
+    """Read `digests.json` in the folder of a study.
 
     Raises:
         UserError: the file is missing or damaged.
     """
     path = folder / DIGESTS_FILE
     if not path.exists():
-        raise UserError(f"{path}: is missing; `grr-coca study run` writes it anew")
+        raise UserError(f"{path}: is missing; `grr-coca study run` writes it again")
     return from_dict(Digests, read_json(path), str(path))
 
 
 def write_digests(folder: Path, digests: Digests) -> None:
-    """Write them, whole or not at all.
+    """Write `digests.json` atomically.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -230,12 +192,16 @@ def write_digests(folder: Path, digests: Digests) -> None:
     write_beside_ledger(folder / DIGESTS_FILE, json.dumps(to_dict(digests), indent=2) + "\n")
 
 
+# --- Reading
+
+
 @dataclass(frozen=True)
 class Ledger:
-    """The rows of a study that count, by what they are. Of the choices for an arm and a stage, one is there: that which
-    runs were made with, or else the newest.
-    `diverged`: runs without metrics. `notes` has one sentence on each thing that was not counted, and on what a reader
-    should know of those that were."""
+    """The rows of a study that count, by kind.
+
+    - `choices`: one for each arm and stage, that of the runs; without runs, the newest
+    - `notes`: a sentence for each row that does not count, and for each fact about the others that a reader should know
+    """
 
     rows: tuple[LedgerRow, ...]
     trials: tuple[LedgerRow, ...]
@@ -245,12 +211,12 @@ class Ledger:
 
 
 def read_ledger(folder: Path, digests: Digests | None = None, seeds: Collection[int] | None = None) -> Ledger:
-    """Read all ledgers of a study's folder.
+    """Read all ledgers of a study's folder, and find the rows that count.
 
     Args:
-        folder: of the study.
-        digests: what rows must be made of; None: what the folder's own file says.
-        seeds: those of the plan, which runs must have; None: any.
+        folder: folder of the study.
+        digests: the digests that rows must have; None: those of the folder's own file.
+        seeds: the seeds of the plan, which runs must have; None: any.
 
     Raises:
         UserError: the folder has no ledger, or a file cannot be read.
@@ -258,7 +224,9 @@ def read_ledger(folder: Path, digests: Digests | None = None, seeds: Collection[
     notes: list[str] = []
     rows = read_rows(folder, notes)
     if not rows and not ledger_files(folder):
-        raise UserError(f"{folder}: holds no study: {LEDGER_FILE} is missing; `grr-coca study run` writes it")
+        raise UserError(
+            f"{folder}: is no study: {LEDGER_FILE} is missing; give the folder that `grr-coca study run` writes to"
+        )
     digests = digests or read_digests(folder)
     runs = _counted([row for row in rows if row.kind == "run"], digests, seeds, notes)
     measured = {(row.arm, row.seed, row.stage) for row in runs}
@@ -267,8 +235,8 @@ def read_ledger(folder: Path, digests: Digests | None = None, seeds: Collection[
     notes += _unpaired(runs)
     commits = Counter(row.commit for row in runs)
     if len(commits) > 1:
-        told = ", ".join(f"{count} of {commit}" for commit, count in commits.most_common())
-        notes.append(f"rows come from {len(commits)} commits: {told}")
+        shares = ", ".join(f"{count} of {commit}" for commit, count in commits.most_common())
+        notes.append(f"rows come from {len(commits)} commits: {shares}")
     return Ledger(
         rows=tuple(runs),
         trials=tuple(row for row in trials if row.kind == "trial"),
@@ -279,34 +247,41 @@ def read_ledger(folder: Path, digests: Digests | None = None, seeds: Collection[
 
 
 def read_rows(folder: Path, notes: list[str]) -> list[LedgerRow]:
-    """All rows of a folder's ledgers, whatever they are made of.
+    """All rows of a folder's ledgers, whatever their digests.
 
     Args:
-        folder: of the study.
-        notes: what could not be read is told here.
+        folder: folder of the study.
+        notes: gets a sentence for each line that is invalid.
     """
     return [row for path in ledger_files(folder) for row in _rows_of_file(path, notes)]
+
+
+def ledger_files(folder: Path) -> list[Path]:
+    """The ledgers in a folder; that of the whole study comes last, since it is continued after the shards."""
+    shards = sorted(path for path in folder.glob("runs-*.jsonl") if SHARD_FILE.fullmatch(path.name))
+    whole = folder / LEDGER_FILE
+    return [*shards, whole] if whole.exists() else shards
 
 
 def _rows_of_file(path: Path, notes: list[str]) -> Iterator[LedgerRow]:
     content = read_whole(path)
     end = content.rfind(b"\n") + 1
-    if is_object(content[end:]):
+    if _is_object(content[end:]):
         end = len(content)
     if end < len(content):
-        notes.append(told_torn(path))
+        notes.append(_torn_note(path))
     for number, line in enumerate(content[:end].splitlines(), start=1):
         try:
             yield from_dict(LedgerRow, json.loads(line), f"line {number}")
         except ValueError as error:  # not JSON, or no row
-            notes.append(f"{path.name}: line {number} is not a row and not counted ({error})")
+            notes.append(f"{path.name}: line {number} is invalid and does not count ({error})")
 
 
 def _counted(
     rows: Iterable[LedgerRow], digests: Digests, seeds: Collection[int] | None, notes: list[str]
 ) -> list[LedgerRow]:
-    """The runs that count: of a run that is there twice, the newer row, if it has no fewer metrics than the other. One
-    that was copied from another study may have fewer."""
+    """The runs that count. Of two rows of one run, the newer counts, unless it has fewer metrics: a row may have been
+    copied from another study."""
     found: dict[tuple[str, int, str], LedgerRow] = {}
     for row in rows:
         name = f"{row.arm}, seed {row.seed}, {row.stage}"
@@ -317,15 +292,18 @@ def _counted(
         key = (row.arm, row.seed, row.stage)
         is_poorer = key in found and _num_metrics(row) < _num_metrics(found[key])
         if key in found:
-            notes.append(f"{name}: is there twice; the {'fuller' if is_poorer else 'newer'} row counts")
+            notes.append(
+                f"{name}: has two rows; the one {'with more metrics' if is_poorer else 'written later'} counts"
+            )
         if not is_poorer:
             found[key] = row
     return list(found.values())
 
 
 def _unpaired(runs: Iterable[LedgerRow]) -> Iterator[str]:
-    """Runs of the same seed and stage that do not begin alike: with other values in a parameter of equal name and
-    shape, or with other pairs. Rows of versions that noted no hashes, and runs of other lengths, are not compared."""
+    """A sentence for each run that is not paired with the first of its seed and stage: a parameter of equal name and
+    shape has another initial value, or the training pairs another order. Rows without hashes, which old versions wrote,
+    are not compared, nor are the orders of runs of different length."""
     firsts: dict[tuple[int, str], LedgerRow] = {}
     for row in runs:
         if row.data_order is None:
@@ -336,7 +314,7 @@ def _unpaired(runs: Iterable[LedgerRow]) -> Iterator[str]:
         name = f"{row.arm}, seed {row.seed}, {row.stage}"
         if differing:
             count = f"{len(differing)} of {len(shared)} parameters"
-            yield f"{name}: {count} began otherwise than those of {first.arm}, the first: {differing[0]}"
+            yield f"{name}: {count} have other initial values than in {first.arm}, such as {differing[0]}"
         if row.data_order != first.data_order and row.steps == first.steps:
             yield f"{name}: was not trained on the same pairs in the same order as {first.arm}"
 
@@ -346,7 +324,7 @@ def _num_metrics(row: LedgerRow) -> int:
 
 
 def _counted_trials(rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> list[LedgerRow]:
-    """The trials and choices of this plan; the others are named, a choice not once more beside its trial."""
+    """The trials and choices that count. The notes name the other trials, but not their choices as well."""
     counted = []
     for row in rows:
         fault = digests.trial_fault(row)
@@ -359,7 +337,7 @@ def _counted_trials(rows: Iterable[LedgerRow], digests: Digests, notes: list[str
 
 
 def _counted_choices(choices: Iterable[LedgerRow], runs: Iterable[LedgerRow]) -> tuple[LedgerRow, ...]:
-    """One for each arm and stage. Rows of several ledgers have no order: that of the runs comes before the newest."""
+    """One choice for each arm and stage: that of the runs, or else the newest. Rows of two ledgers have no order."""
     used = {(run.arm, run.stage): run.settings for run in runs}
     found: dict[tuple[str, str], LedgerRow] = {}
     for row in choices:
@@ -369,10 +347,13 @@ def _counted_choices(choices: Iterable[LedgerRow], runs: Iterable[LedgerRow]) ->
     return tuple(found.values())
 
 
-class LedgerWriter:
-    """Appends rows to one ledger, which no other process writes to meanwhile. A context.
+# --- Writing
 
-    A row is on disk when `append` returns. What a killed process left of a row is cut off, and told in `notes`.
+
+class LedgerWriter:
+    """Appends rows to one ledger, and locks it against other processes. A context manager.
+
+    A row is on disk when `append` returns. A torn last line, left by a killed process, is removed; `notes` says so.
     """
 
     def __init__(self, path: Path) -> None:
@@ -381,10 +362,10 @@ class LedgerWriter:
         self._file = -1
 
     def __enter__(self) -> "LedgerWriter":
-        """Take the ledger.
+        """Open and lock the ledger.
 
         Raises:
-            UserError: another process has it, or it cannot be written to.
+            UserError: another process holds it, or it cannot be written to.
         """
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -394,7 +375,7 @@ class LedgerWriter:
             os.close(self._file)
             raise UserError(
                 f"{self.path}: another process is running this study; wait until it has ended, or give every process "
-                "a part of its own with --shard I/N"
+                "its own part with --shard I/N"
             ) from error
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written to ({error.strerror or error})") from error
@@ -406,23 +387,23 @@ class LedgerWriter:
         os.close(self._file)
 
     def _end_last_line(self) -> None:
-        """A row whose newline alone is lacking gets it, as an editor or a copy may have left it; a torn one goes."""
+        """Complete the last line: add a newline that an editor or a copy has dropped, or remove a torn row."""
         content = os.pread(self._file, os.fstat(self._file).st_size, 0)
         end = content.rfind(b"\n") + 1
-        if is_object(content[end:]):
+        if _is_object(content[end:]):
             os.write(self._file, b"\n")
         elif end < len(content):
             os.ftruncate(self._file, end)
-            self.notes.append(told_torn(self.path))
+            self.notes.append(_torn_note(self.path))
 
     def append(self, row: LedgerRow) -> None:
         """Write a row to the disk.
 
         Raises:
-            UserError: the disk is full or cannot be written to; no part of the row stays behind.
+            UserError: the disk is full or cannot be written to; no part of the row is left in the file.
         """
         content = json.dumps(to_dict(row), ensure_ascii=False, separators=(",", ":"))
-        # An image's name that is not UTF-8 holds lone surrogates, which become JSON's escapes.
+        # A file name that is not UTF-8 contains lone surrogates, which are written as JSON escapes.
         line = content.encode("utf-8", "backslashreplace") + b"\n"
         before = os.fstat(self._file).st_size
         try:
@@ -433,38 +414,43 @@ class LedgerWriter:
             os.ftruncate(self._file, before)
             raise UserError(
                 f"{self.path}: the row of {row.arm}, seed {row.seed}, {row.stage} could not be written "
-                f"({error.strerror or error}); make room there: its run is saved, and the same command goes on with it"
+                f"({error.strerror or error}); free some space: the run is saved, and the same command continues it"
             ) from error
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process is writing to a ledger."""
+    """True if a process has a ledger open for writing."""
     with path.open("rb") as file:
-        try:  # a shared lock: another one's look does not disturb it, and NFS gives it on a file opened for reading
+        try:  # a shared lock: two readers do not block each other, and NFS grants it on a file opened for reading
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         return False
 
 
-__all__ = [
-    "DIGESTS_FILE",
-    "LEDGER_FILE",
-    "PLAN_FILE",
-    "SHARD_FILE",
-    "CaptionedExample",
-    "CurvePoint",
-    "Digests",
-    "Kind",
-    "Ledger",
-    "LedgerRow",
-    "LedgerWriter",
-    "finite",
-    "is_locked",
-    "ledger_files",
-    "read_digests",
-    "read_ledger",
-    "read_rows",
-    "write_beside_ledger",
-    "write_digests",
-]
+def write_beside_ledger(path: Path, text: str) -> None:
+    """Write a file of a study's folder atomically.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+# --- The last line, which a killed process may leave torn
+
+
+def _is_object(line: bytes) -> bool:
+    """True if a line is a complete JSON object."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _torn_note(path: Path) -> str:
+    """The note on a torn last line."""
+    return f"{path.name}: the last line is torn, as after a kill; it is ignored, and its run is repeated"

@@ -1,8 +1,6 @@
-"""The plan that lies in a study's folder, a demo's too. Reading it needs neither the data nor torch.
+"""The plan of a study or a demo: arms, seeds, recipes, tuning and endpoints, from a YAML file.
 
-The plan of a study, as a person writes it. Reading it needs neither the data nor torch.
-
-What a row of the right run may lack: one that was copied from another study has the scores that that one needed.
+Reading it needs neither the data, nor torch, nor scipy.
 """
 
 import os
@@ -21,26 +19,30 @@ PHASES = ("pretraining", "finetuning")
 RANKING_METRICS = tuple(f"{way}R@{k}" for way in ("", "image_to_text/") for k in (1, 5, 10))
 LOSS_METRICS = ("contrastive_loss", "contrastive_loss_refitted", "captioning_loss", "perplexity", "coca_loss")
 METRICS = (*LOSS_METRICS, *RANKING_METRICS, *CAPTION_SCORES)
-"""What an endpoint may be, under the names that rows of the ledger have."""
+"""Metrics that an endpoint may name, by their keys in the rows of a ledger."""
+
+SIGNIFICANCE_LEVEL = 0.05
+"""Family-wise error rate of the primary endpoints of a study."""
+REPORT_FOLDER = "study"
+"""The report on a demo as a study goes to this folder within the demo's, which has files of the same names."""
 
 AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
-
 Variant = Literal["input_rope", "mixed_rope", "learned_positions"]
-"""Changes of a model that are arms of studies and no choices of the product; see `study.variants`."""
+"""Changes of a model that only arms of studies have, and configs do not offer; see `study.variants`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One of the models that are compared.
+    """An arm of a study: a model, and how it is trained.
 
-    - `title`: what a report calls the arm; None: its parts, or its name
-    - `preset`: None if the arm has the preset's name
-    - `overrides`: other values for some keys of the pretraining recipe, such as `model.qk_norm: rms`
-    - `variant`: how the model is changed after it was built
-    - `recipes`: a folder with recipes of the same file names, by which the arm is trained instead of the plan's. They
-      may differ in everything but the data, the tokenizer, the weights of the losses and the batches of evaluation.
-      Such an arm is another way to train, so the plan must see to it that the costs are equal
+    - `title`: display name in reports; None: named after its parts, or by its name
+    - `preset`: None if the arm has the name of its preset
+    - `overrides`: values for keys of the pretraining recipe, such as `model.qk_norm: rms`
+    - `variant`: a change of the model after it was built
+    - `recipes`: a folder with recipes of the same file names, which replace the plan's for this arm. They may differ in
+      everything but the data, the tokenizer, the weights of the losses and the evaluation batch size. The author of the
+      plan chooses their steps so that all arms cost the same
     """
 
     name: str
@@ -52,20 +54,23 @@ class Arm:
 
     @property
     def preset_name(self) -> str:
-        """The preset that the arm is made of."""
+        """Name of the arm's preset."""
         return self.preset or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The same search for every arm: each combination of the values that `pretrain` gives for keys of the pretraining
-    recipe, trained with `seed`, and the best by `score` on the validation split; then the same with `finetune` for each
-    fine-tuning, from the best pretrained model. Test splits are not looked at. `steps`: of pretraining in a trial by
-    the plan's recipe, and by an arm's own an equal share of its steps; None: all of them.
+    """A grid search over keys of the recipes, the same for every arm.
 
-    `arms`: these are tried, and what is best for them on average is given to all arms of the study. None: every arm is
-    tried, and has the settings that are best for itself. Where several settings are nearly equal, chance chooses among
-    them; with settings of their own, arms then differ in more than their parts.
+    A trial trains one combination of the values in `pretrain`, with `seed`. The best by `score` on the validation split
+    is chosen. Then the values in `finetune` are tried for each fine-tuning, from the chosen pretrained model. Test
+    splits are not used.
+
+    - `steps`: steps of a pretraining trial by the plan's recipe; an arm with recipes of its own takes an equal share of
+      its steps. None: all steps
+    - `arms`: only these are tried, and all arms of the study get the settings that are best for them on average. If it
+      is empty, every arm is tried and gets its own best settings. Chance chooses among settings that are nearly equal,
+      so arms with settings of their own differ in more than their parts
     """
 
     seed: int
@@ -77,15 +82,17 @@ class Tuning:
 
     @property
     def metric(self) -> str:
-        """The score's key in the rows of a ledger."""
+        """Key of the score in the rows of a ledger."""
         return self.score.removeprefix("text_to_image/")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoints:
-    """What the study is about, named before it is run: `PHASE/METRIC`, where the phase is `pretraining`, or
-    `finetuning` for the mean of all fine-tunings. Holm's correction is over the primary ones. `split`: the test split
-    that they are read from."""
+    """The metrics that a study compares, named before it is run as `PHASE/METRIC`.
+
+    The phase is `pretraining`, or `finetuning` for the mean of all fine-tunings. Holm's correction covers the primary
+    endpoints. `split`: the test split on which they are measured.
+    """
 
     primary: tuple[str, ...]
     secondary: tuple[str, ...] = ()
@@ -93,25 +100,26 @@ class Endpoints:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Primary and secondary ones."""
+        """All endpoints, the primary ones first."""
         return (*self.primary, *self.secondary)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A study: every arm with every seed goes through pretraining and then, from that model, each fine-tuning. All arms
-    have the same data in the same order, settings from the same search and, but for arms with recipes of their own, the
-    same steps.
+    """The plan of a study: with each seed, each arm is pretrained, and from that model fine-tuned on each further set.
 
-    `arms`: in the order in which they are run, by seed; `baseline`: the one that the others are held against.
-    `seeds`: none, if the plan is only to find settings.
-    `pretrain`, `finetune`: recipes, relative to the plan's folder; each stage has the name of its file.
-    `steps`: of pretraining, in place of the recipe's; of arms with recipes of their own, an equal share.
-    `precision`, `muon_precision`: in place of every `auto` of the recipes; rows of different precisions are not of the
-    same study.
-    `showcase`: a test split of the pretraining recipe, of which `num_captions` images are shown with what each model
-    says; of each fine-tuning a third as many. `without`: words; the showcase is measured once more without images
-    that have one of them in a caption.
+    All arms get the same data in the same order, settings from the same search and, unless they have recipes of their
+    own, the same steps.
+
+    - `arms`: for each seed, they run in this order
+    - `baseline`: the arm that the others are compared with
+    - `seeds`: empty if the plan only searches for settings
+    - `pretrain`, `finetune`: recipe files, relative to the plan's folder. A stage is named after its file
+    - `steps`: pretraining steps instead of the recipe's; an arm with recipes of its own takes an equal share
+    - `precision`, `muon_precision`: replace every `auto` of the recipes. Rows of other precisions do not count
+    - `showcase`: a test split of the pretraining recipe. The report shows `num_captions` of its images with the caption
+      of each model, and a third as many of each fine-tuning
+    - `without`: words. The showcase is measured once more without images that have one of them in a caption
     """
 
     arms: tuple[Arm, ...]
@@ -129,23 +137,37 @@ class Plan:
     without: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoPlan(Plan):
+    """The plan of a demo: a model, its baseline, and one seed.
+
+    - `queries`: texts that the report searches for in the showcase, with `num_hits` images each
+    - `schedules`: pretraining steps in ascending order, each with the R@1 on the showcase that it reached, if that was
+      measured. The demo takes the longest schedule that fits the time. Empty: the steps of the recipe
+    """
+
+    queries: tuple[str, ...]
+    num_hits: int = 8
+    schedules: dict[int, float | None] = field(default_factory=dict)
+
+
 def stage_names(plan: Plan) -> tuple[str, ...]:
-    """The stages, pretraining first."""
+    """Names of the stages, pretraining first."""
     return tuple(Path(recipe).stem for recipe in (plan.pretrain, *plan.finetune))
 
 
 def showcase_of(plan: Plan, stage: str) -> tuple[str, int]:
-    """The test split of a stage's recipe whose images are captioned to be shown, and how many of them."""
+    """The test split whose images a report shows for a stage, and the number of images."""
     if stage == stage_names(plan)[0]:
         return plan.showcase, plan.num_captions
     return plan.endpoints.split, plan.num_captions // 3
 
 
 def arm_named(plan: Plan, name: str) -> Arm:
-    """An arm by its name.
+    """The arm of this name.
 
     Raises:
-        UserError: there is none; names the nearest.
+        UserError: the plan has none; names the nearest.
     """
     arms = {arm.name: arm for arm in plan.arms}
     if name not in arms:
@@ -154,11 +176,11 @@ def arm_named(plan: Plan, name: str) -> Arm:
 
 
 def compared_with(plan: Plan, baseline: str | None) -> Plan:
-    """The plan with another arm as the baseline; None: the plan itself. The baseline that it names comes last among the
-    arms, so that the first of the others, which a report asks about, is not that one.
+    """The plan with another arm as the baseline; None: the plan itself. The plan's own baseline goes to the end of the
+    arms, since a report is about the first arm that is not the baseline.
 
     Raises:
-        UserError: it has no such arm.
+        UserError: the plan has no such arm.
     """
     if baseline is None:
         return plan
@@ -167,27 +189,51 @@ def compared_with(plan: Plan, baseline: str | None) -> Plan:
 
 
 def split_endpoint(endpoint: str) -> tuple[str, str]:
-    """Phase and metric."""
+    """The phase and the metric of an endpoint's name."""
     phase, _, metric = endpoint.partition("/")
     return phase, metric
 
 
 def scores_captions(plan: Plan) -> bool:
-    """Whether an endpoint needs the test splits to be captioned."""
+    """True if an endpoint is a caption score, so that the test splits must be captioned."""
     return any(split_endpoint(endpoint)[1] in CAPTION_SCORES for endpoint in plan.endpoints.all)
 
 
+def lacking_scores(plan: Plan, row: LedgerRow) -> list[str]:
+    """Caption scores that the plan's endpoints need and a run lacks. A row that was copied from another study has only
+    the scores that that study needed. All other metrics are always measured."""
+    phase = PHASES[0] if row.stage == stage_names(plan)[0] else PHASES[1]
+    needed = [metric for where, metric in map(split_endpoint, plan.endpoints.all) if where == phase]
+    measured = row.metrics.get(plan.endpoints.split, {})
+    lacking = [metric for metric in needed if metric in CAPTION_SCORES and metric not in measured]
+    return lacking if row.kind == "run" else []
+
+
+def min_seeds(num_endpoints: int) -> int:
+    """Minimum number of seeds with which a result can be significant.
+
+    The smallest p of the exact test is 2 / 2^seeds, and must pass Holm's correction for all primary endpoints.
+    """
+    seeds = 2
+    while num_endpoints * 2.0 ** (1 - seeds) > SIGNIFICANCE_LEVEL:
+        seeds += 1
+    return seeds
+
+
+# --- Reading a plan
+
+
 def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
-    """Read a plan; the paths of its recipes become absolute. Neither recipes nor data are looked at.
+    """Read a plan and make the paths of its recipes absolute. Neither recipes nor data are read.
 
     Args:
-        path: a YAML file.
-        kind: `Plan`, or a kind of it that has more keys.
+        path: YAML file.
+        kind: `Plan`, or a subclass with more keys.
 
     Raises:
-        UserError: no such file, not YAML, or a key or value that a plan does not have.
+        UserError: the file is missing or not YAML, or a key or value is invalid.
     """
-    plan = from_dict(kind, _with_arms_spelled_out(read_yaml(path, "plan")), str(path))
+    plan = from_dict(kind, _with_full_arms(read_yaml(path, "plan")), str(path))
     _check(plan, path)
     folder = path.resolve().parent
 
@@ -202,8 +248,30 @@ def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
     )
 
 
-def _with_arms_spelled_out(content: object) -> object:
-    """An arm that is its preset and nothing else is written as a name."""
+def plan_of_folder(folder: Path) -> Plan:
+    """Read the plan in the folder of a study or a demo.
+
+    Raises:
+        UserError: the folder has no plan, or the plan is invalid.
+    """
+    _require_study(folder)
+    path = folder / PLAN_FILE
+    content = read_yaml(path, "plan")
+    is_demo = isinstance(content, dict) and "queries" in content
+    return read_plan(path, DemoPlan if is_demo else Plan)
+
+
+def report_folder(folder: Path) -> Path:
+    """The folder to which the report on a study or a demo is written by default.
+
+    Raises:
+        UserError: the folder has no plan, or the plan is invalid.
+    """
+    return folder / REPORT_FOLDER if isinstance(plan_of_folder(folder), DemoPlan) else folder
+
+
+def _with_full_arms(content: object) -> object:
+    """Replace each arm that is given by its preset's name alone by the full form."""
     if not isinstance(content, Mapping) or not isinstance(content.get("arms"), list):
         return content
     arms = [{"name": arm} if isinstance(arm, str) else arm for arm in content["arms"]]
@@ -211,17 +279,17 @@ def _with_arms_spelled_out(content: object) -> object:
 
 
 def _check(plan: Plan, path: Path) -> None:
-    """What can be wrong with a plan by itself."""
+    """Raise a UserError if values of the plan contradict each other; recipes are not read."""
     names = [arm.name for arm in plan.arms]
     _require_once(names, f"{path}: arms")
     _require_once([arm.title or arm.name for arm in plan.arms], f"{path}: arms: titles")
     _require_once(plan.seeds, f"{path}: seeds")
-    _require_once(stage_names(plan), f"{path}: every recipe needs a file name of its own")
+    _require_once(stage_names(plan), f"{path}: stages (the file names of the recipes)")
     if len(names) < 2:
-        raise UserError(f"{path}: arms: two or more are needed to compare")
+        raise UserError(f"{path}: arms: a comparison needs two or more")
     for name in names:
         if name in ("", ".", "..") or "/" in name:
-            raise UserError(f"{path}: arms: '{name}' cannot be the name of a folder, as the name of an arm is")
+            raise UserError(f"{path}: arms: '{name}' is no name of a folder, which each arm gets; give another name")
     for arm in plan.arms:
         try:
             get_preset(arm.preset_name, "tiny")
@@ -255,25 +323,27 @@ def _check_tuning(plan: Plan, tuning: Tuning, path: Path) -> None:
     for name in tuning.arms:
         if name not in names:
             raise UserError(f"{path}: tuning: arms: the plan has no arm '{name}'; {nearest(name, names)}")
-    for key, value, least in (("seed", tuning.seed, 0), ("steps", tuning.steps, 1)):
-        if value is not None and value < least:
-            raise UserError(f"{path}: tuning: {key}: {value} is out of range; give {least} or more")
+    for key, value, minimum in (("seed", tuning.seed, 0), ("steps", tuning.steps, 1)):
+        if value is not None and value < minimum:
+            raise UserError(f"{path}: tuning: {key}: {value} is out of range; give {minimum} or more")
     if tuning.seed in plan.seeds:
-        raise UserError(f"{path}: tuning: seed {tuning.seed} is one of the study's; give another, so that it is unseen")
+        raise UserError(
+            f"{path}: tuning: seed {tuning.seed} is one of the plan's seeds; give another, so that these stay unseen"
+        )
     if tuning.score in CAPTION_SCORES:
-        raise UserError(f"{path}: tuning: score {tuning.score} is not measured in trials; use coca_loss, or a recall")
+        raise UserError(f"{path}: tuning: score {tuning.score} is not measured in trials; give coca_loss or a recall")
     for name, grid in (("pretrain", tuning.pretrain), ("finetune", tuning.finetune)):
         for key, values in grid.items():
             _require_once(values, f"{path}: tuning: {name}: {key}")
             if not values:
                 raise UserError(f"{path}: tuning: {name}: {key}: give one or more values")
             if any(isinstance(value, Mapping) for value in values):
-                raise UserError(f"{path}: tuning: {name}: {key}: names a group of keys; name one key, as `{key}.NAME`")
+                raise UserError(f"{path}: tuning: {name}: {key} is a group of keys; give one key, as `{key}.NAME`")
     for arm in plan.arms:
         for key in arm.overrides:
             if any(key == tuned or key.startswith(f"{tuned}.") for tuned in tuning.pretrain):
                 raise UserError(
-                    f"{path}: arms: {arm.name}: overrides: {key} is tuned too, which would replace this value; keep one"
+                    f"{path}: arms: {arm.name}: overrides: {key} is tuned too, which replaces this value; keep one"
                 )
     if tuning.finetune and not plan.finetune:
         raise UserError(f"{path}: tuning: finetune: the plan has no fine-tuning")
@@ -283,67 +353,15 @@ def _require_once(items: Iterable[Any], where: str) -> None:
     seen: list[Any] = []  # not a set: a value may be a list, such as `betas`
     for item in items:
         if item in seen:
-            raise UserError(f"{where}: {item} is there twice")
+            raise UserError(f"{where}: {item} is given twice; remove one")
         seen.append(item)
 
 
-def lacking_scores(plan: Plan, row: LedgerRow) -> list[str]:
-    """Scores of captions that endpoints need of a run, and that were not measured. Other metrics every run has, but for
-    numbers that are not finite."""
-    phase = PHASES[0] if row.stage == stage_names(plan)[0] else PHASES[1]
-    needed = [metric for where, metric in map(split_endpoint, plan.endpoints.all) if where == phase]
-    measured = row.metrics.get(plan.endpoints.split, {})
-    lacking = [metric for metric in needed if metric in CAPTION_SCORES and metric not in measured]
-    return lacking if row.kind == "run" else []
-
-
-REPORT_FOLDER = "study"
-"""Within a demo's folder, for the report on it as a study: files of the same names are the demo's own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoPlan(Plan):
-    """Two arms, of which one is the baseline, and one seed.
-
-    `queries`: texts that are searched for in the showcase, `num_hits` images shown of each. `schedules`: steps of
-    pretraining, from few to many, of which the longest that fits the time is taken (`study.demo.schedule`), each with
-    the R@1 on the showcase that it was found to reach; none: the recipe's own steps.
-    """
-
-    queries: tuple[str, ...]
-    num_hits: int = 8
-    schedules: dict[int, float | None] = field(default_factory=dict)
-
-
-def plan_of_folder(folder: Path) -> Plan:
-    """The plan of a study or of a demo.
-
-    Raises:
-        UserError: there is none, or it cannot be read.
-    """
-    require_study(folder)
-    path = folder / PLAN_FILE
-    content = read_yaml(path, "plan")
-    is_demo = isinstance(content, dict) and "queries" in content
-    return read_plan(path, DemoPlan if is_demo else Plan)
-
-
-def report_folder(folder: Path) -> Path:
-    """Where the report on a study or a demo is written, if no other folder is asked for.
-
-    Raises:
-        UserError: there is no plan, or it cannot be read.
-    """
-    return folder / REPORT_FOLDER if isinstance(plan_of_folder(folder), DemoPlan) else folder
-
-
-def require_study(folder: Path) -> None:
-    """See that a folder is that of a study.
-
-    Raises:
-        UserError: it is not there, or has no plan.
-    """
+def _require_study(folder: Path) -> None:
+    """Raise a UserError if a folder is missing or has no plan."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the one that `grr-coca study run` writes to")
     if not (folder / PLAN_FILE).exists():
-        raise UserError(f"{folder}: holds no study: {PLAN_FILE} is missing; `grr-coca study run` writes it")
+        raise UserError(
+            f"{folder}: is no study: {PLAN_FILE} is missing; give the folder that `grr-coca study run` writes to"
+        )

@@ -1,6 +1,7 @@
-"""The recipe of each stage of a study, with all that plan, arm, seed and tuning say.
+"""The recipe of each stage of a study, and the digests by which runs are told apart.
 
-Digests of what a run depends on: equal for equal runs, wherever they are done, and different for any others.
+A stage's recipe combines a recipe file with the plan, the arm, the seed and the tuned settings. Its digest is the same
+on every machine, and differs if anything differs that changes the result.
 """
 
 import dataclasses
@@ -20,140 +21,46 @@ from grr_coca.structure import from_dict, to_dict
 from grr_coca.study.plan import Arm, Plan, stage_names
 from grr_coca.train.recipe import Recipe, load_recipe
 
-HASHED_WHOLE = 64 * 2**20
-HASHED_ENDS = 2**20
-"""Bytes: a file up to the first size is read whole; of a larger one its size and so much from either end."""
-MANY = 10_000
-"""Files: those of larger folders count by their names and sizes alone."""
-
-FREE_KEYS = ("train", "mix", "val", "test", "num_workers", "micro_batch_size")
-"""Keys of `data` that are the data digest's matter, or change nothing that is learned."""
-
-
-def recipe_digest(recipe: Recipe, start: str | None, variant: str | None = None) -> str:
-    """Of everything in a recipe that changes what is learned and measured, its seed and its data apart.
-
-    Keys that have their default value do not count, so that a key which is added later changes no digest.
-
-    Args:
-        recipe: without `auto`.
-        start: the digest of the run that this one goes on from; None: it begins with new weights.
-        variant: what is changed in the model after it was built.
-    """
-    bare = dataclasses.replace(recipe, model=None, seed=0, checkpoints=type(recipe.checkpoints)())
-    content = _changed(dataclasses.replace(bare, health=type(recipe.health)(), parallelism="ddp"))
-    data = content["data"]
-    content["data"] = {key: data[key] for key in data if key not in FREE_KEYS}
-    if recipe.data.mix:
-        content["data"]["mix"] = list(recipe.data.mix.values())  # which pairs these are is the data's matter
-    if recipe.model is not None:
-        assert recipe.tokenizer is not None, "the plan was checked"
-        # What a preset means is part of the run, its name is not.
-        content["model"] = _changed(recipe.model.config(recipe.tokenizer.vocab_size))
-        content["pixels"] = [recipe.model.pixel_mean, recipe.model.pixel_std]
-    if variant is not None:
-        content["variant"] = variant
-    return _digest({"recipe": content, "start": start})
-
-
-def data_digest(recipe: Recipe) -> str:
-    """Of the files of all splits. Where their folder lies does not count."""
-    data = recipe.data
-    mixed = {f"mix {number}": path for number, path in enumerate(data.mix)}
-    tests = {f"test {name}": path for name, path in data.test.items()}
-    splits = {"train": data.train, "val": data.val, **mixed, **tests}
-    return _digest({name: list(_described(path)) for name, path in splits.items() if path is not None})
-
-
-def folder_digest(recipe: str, data: Collection[str]) -> str:
-    """Of a run's recipe and of all data that it depends on, by their digests."""
-    return _digest({"recipe": recipe, "data": sorted(data)})
-
-
-def _described(path: str) -> Iterator[list[str | int]]:
-    files, split = find_files(path)
-    yield [split or ""]
-    for file in files:
-        parts = _parts(file)
-        for part in parts:
-            yield [part.name, part.stat().st_size, _content(part) if len(parts) <= MANY else ""]
-
-
-def _parts(path: Path) -> list[Path]:
-    """The files of a folder that are read as data, in order."""
-    if not path.is_dir():
-        return [path]
-    files = (Path(folder, name) for folder, _, names in walk_visible(path) for name in names)
-    return shards_of(path) or sorted(file for file in files if file.is_file())
-
-
-def _content(path: Path) -> str:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= HASHED_WHOLE:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        start = file.read(HASHED_ENDS)
-        file.seek(size - HASHED_ENDS)
-        return hashlib.sha256(start + file.read()).hexdigest()
-
-
-def _changed(config: Any) -> dict[str, Any]:
-    """The plain tree of a dataclass without what is as its class has it."""
-    found = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.default is not dataclasses.MISSING and value == field.default:
-            continue
-        if field.default_factory is not dataclasses.MISSING and value == field.default_factory():
-            continue
-        found[field.name] = _changed(value) if dataclasses.is_dataclass(value) else value
-    return found
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
 Settings = Mapping[str, object]
-"""Values of keys of a recipe, by their path, such as `optimizer.lr`."""
+"""Values by the path of a recipe's key, such as `optimizer.lr`."""
 
 
 def recipe_path(plan: Plan, arm: Arm, stage: str) -> Path:
-    """The file of the recipe by which an arm is trained in a stage."""
+    """The recipe file of an arm for a stage."""
     path = dict(zip(stage_names(plan), map(Path, (plan.pretrain, *plan.finetune)), strict=True))[stage]
     return path if arm.recipes is None else Path(arm.recipes) / path.name
 
 
 def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings, is_trial: bool = False) -> Recipe:
-    """What an arm is trained with in a stage.
+    """The recipe by which an arm is trained in a stage.
 
     Args:
         plan: the study.
         arm: one of its arms.
         stage: one of its stages.
-        seed: of the run.
-        settings: what tuning tries or has chosen.
-        is_trial: pretraining has as many steps as a trial.
+        seed: seed of the run.
+        settings: the settings that tuning tries or has chosen.
+        is_trial: True: pretraining takes the steps of a trial.
 
     Raises:
-        UserError: a recipe cannot be read, or has no such key or value.
+        UserError: a recipe cannot be read, or a setting's key or value is invalid.
     """
     path = recipe_path(plan, arm, stage)
     recipe = _recipe_of_file(path)
     if stage == stage_names(plan)[0]:
-        recipe = with_steps(_of_preset(recipe, arm, path), _share_of_own(plan, arm, plan.steps))
+        recipe = _with_steps(_of_preset(recipe, arm, path), _share_of_own(plan, arm, plan.steps))
         recipe = with_settings(recipe, arm.overrides, f"{path}: overrides of arm '{arm.name}'")
         if is_trial and plan.tuning is not None:
-            recipe = with_steps(recipe, _share_of_own(plan, arm, plan.tuning.steps))
+            recipe = _with_steps(recipe, _share_of_own(plan, arm, plan.tuning.steps))
     recipe = with_settings(recipe, settings, f"{path}: tuning")
     return _with_precisions(replace(recipe, seed=seed), plan)
 
 
 def with_settings(recipe: Recipe, settings: Settings, where: str) -> Recipe:
-    """The recipe with other values for some keys.
+    """The recipe with other values for some keys; errors begin with `where`.
 
     Raises:
-        UserError: a recipe has no such key, or the key no such value.
+        UserError: a key or value is invalid.
     """
     tree = to_dict(recipe)
     for key, value in settings.items():
@@ -168,29 +75,16 @@ def with_settings(recipe: Recipe, settings: Settings, where: str) -> Recipe:
 
 
 def settings_of(recipe: Recipe, keys: Mapping[str, object]) -> dict[str, object]:
-    """What a recipe has for some keys."""
+    """The values of some keys of a recipe."""
     found = dict(_leaves(to_dict(recipe)))
     return {key: found[key] for key in keys}
 
 
-def with_steps(recipe: Recipe, steps: int | None) -> Recipe:
-    """A shorter or longer run of the same kind, validated as often; None leaves the recipe as it is."""
-    if steps is None:
-        return recipe
-    share = recipe.evaluation.interval / recipe.schedule.steps
-    warmup_steps = min(recipe.schedule.warmup_steps, steps)
-    return replace(
-        recipe,
-        schedule=replace(recipe.schedule, steps=steps, warmup_steps=warmup_steps),
-        evaluation=replace(recipe.evaluation, interval=max(1, round(share * steps))),
-    )
-
-
 def check_recipes(plan: Plan, path: Path) -> None:
-    """Find out before hours of training what would fail after them.
+    """Check all recipes and data of a plan before hours of training.
 
     Raises:
-        UserError: a recipe, a split or a value is not there; names the file and the key.
+        UserError: a recipe or a split is missing, or a value is invalid; names the file and the key.
     """
     pretraining = stage_names(plan)[0]
     for stage in stage_names(plan):
@@ -213,21 +107,21 @@ def check_recipes(plan: Plan, path: Path) -> None:
 
 
 def require_precisions(plan: Plan, path: Path) -> None:
-    """See that no stage leaves its precision to the machine: rows of all machines are to count together.
+    """Check that the precision of every stage is fixed, so that rows of all machines count together.
 
     Raises:
-        UserError: one does.
+        UserError: a stage has the precision `auto`.
     """
     for arm, stage in product(plan.arms, stage_names(plan)):
         recipe = stage_recipe(plan, arm, stage, 0, {})
         if recipe.precision == "auto":
-            raise UserError(f"{path}: precision: 'auto' may be another one on each machine; give fp32 or bf16")
+            raise UserError(f"{path}: precision: 'auto' depends on the machine; give fp32 or bf16")
         if recipe.optimizer.name == "muon" and recipe.optimizer.muon_precision == "auto":
-            raise UserError(f"{path}: muon_precision: 'auto' may be another one on each machine; give fp32 or bf16")
+            raise UserError(f"{path}: muon_precision: 'auto' depends on the machine; give fp32 or bf16")
 
 
 def grid_of(plan: Plan, stage: str) -> list[dict[str, object]]:
-    """The settings that are tried for a stage; a single one without any key if there is nothing to choose."""
+    """The grid of settings of a stage; a single empty one if nothing is tuned."""
     tuning = plan.tuning
     if tuning is None:
         return [{}]
@@ -238,40 +132,40 @@ def grid_of(plan: Plan, stage: str) -> list[dict[str, object]]:
 
 
 def _check_stage(plan: Plan, arm: Arm, recipe: Recipe, is_pretraining: bool, file: Path) -> None:
-    """A recipe has what a study needs of it, and its data are there."""
+    """Raise a UserError if a recipe lacks something that a study needs, or its data are missing."""
     if (recipe.model is None or recipe.tokenizer is None) and is_pretraining:
         raise UserError(f"{file}: pretraining needs the keys 'model' and 'tokenizer'")
     if (recipe.model is not None or recipe.tokenizer is not None) and not is_pretraining:
-        raise UserError(f"{file}: a fine-tuning keeps the model; remove the keys 'model' and 'tokenizer'")
+        raise UserError(f"{file}: a fine-tuning keeps the pretrained model; remove the keys 'model' and 'tokenizer'")
     if arm.recipes is not None and recipe.model is not None and recipe.model.preset != arm.preset_name:
         raise UserError(
-            f"{file}: model: preset is '{recipe.model.preset}', and arm '{arm.name}' is '{arm.preset_name}'; "
+            f"{file}: model: preset is '{recipe.model.preset}', but arm '{arm.name}' has '{arm.preset_name}'; "
             f"give the arm preset: {recipe.model.preset}"
         )
     if arm.variant is not None and recipe.evaluation.num_captions:
         raise UserError(
-            f"{file}: evaluation: num_captions: arm '{arm.name}' is a variant, whose captions at validation "
-            "would be those of another model; give 0"
+            f"{file}: evaluation: num_captions: give 0; arm '{arm.name}' is a variant, and validation would caption "
+            "with the model without its change"
         )
     if plan.endpoints.split not in recipe.data.test:
-        raise UserError(f"{file}: data: test: a split named '{plan.endpoints.split}' is needed")
+        raise UserError(f"{file}: data: test: add a split named '{plan.endpoints.split}', which the endpoints need")
     if recipe.data.val is None:
-        raise UserError(f"{file}: data: val is needed: temperatures are refitted and settings chosen there")
+        raise UserError(f"{file}: data: val is missing; a study refits temperatures and chooses settings on it")
     for split in (recipe.data.train, recipe.data.val, *recipe.data.test.values()):
         require_there(split)
 
 
 def _require_comparable(recipes: Mapping[str, Recipe]) -> None:
-    """The numbers that are compared mean the same, whatever else arms differ in. Recipes come by where they stand."""
+    """Raise a UserError if recipes, by the place that errors name, differ in a key that all arms must share."""
     (first, wanted), *others = ((where, _common(recipe)) for where, recipe in recipes.items())
     for where, found in others:
         for key, value in wanted.items():
             if found[key] != value:
-                raise UserError(f"{where}: {key}: must be as in {first}, or the arms cannot be compared")
+                raise UserError(f"{where}: {key}: must equal that of {first}, or the arms cannot be compared")
 
 
 def _common(recipe: Recipe) -> dict[str, object]:
-    """What all recipes of a stage must have in common, by key."""
+    """The values that all recipes of a stage must share, by key."""
     data = recipe.data
     return {
         "tokenizer": recipe.tokenizer,
@@ -285,8 +179,21 @@ def _common(recipe: Recipe) -> dict[str, object]:
     }
 
 
+def _with_steps(recipe: Recipe, steps: int | None) -> Recipe:
+    """The recipe with another number of steps, and as many validations; None: the recipe itself."""
+    if steps is None:
+        return recipe
+    share = recipe.evaluation.interval / recipe.schedule.steps
+    warmup_steps = min(recipe.schedule.warmup_steps, steps)
+    return replace(
+        recipe,
+        schedule=replace(recipe.schedule, steps=steps, warmup_steps=warmup_steps),
+        evaluation=replace(recipe.evaluation, interval=max(1, round(share * steps))),
+    )
+
+
 def _share_of_own(plan: Plan, arm: Arm, steps: int | None) -> int | None:
-    """So many steps of the plan's pretraining, as the same share of that of an arm with recipes of its own."""
+    """Scale steps of the plan's pretraining to that of an arm with recipes of its own."""
     if steps is None or arm.recipes is None:
         return steps
     own = _recipe_of_file(recipe_path(plan, arm, stage_names(plan)[0]))
@@ -295,7 +202,7 @@ def _share_of_own(plan: Plan, arm: Arm, steps: int | None) -> int | None:
 
 @lru_cache(maxsize=32)
 def _recipe_of_file(path: Path) -> Recipe:
-    """Read once: a recipe that is edited while a study runs does not change the study."""
+    """Read a recipe once, so that editing it during a study does not change the study."""
     return load_recipe(path)
 
 
@@ -322,3 +229,100 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in tree.items():
         found += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
     return found
+
+
+# --- Digests
+
+_MAX_HASHED = 64 * 2**20
+"""Bytes: files up to this size are hashed whole; of a larger file, its size and its ends are."""
+_HASHED_END = 2**20
+"""Bytes that are hashed at either end of a large file."""
+_MAX_HASHED_FILES = 10_000
+"""Of a folder with more files, only names and sizes are hashed."""
+
+_FREE_KEYS = ("train", "mix", "val", "test", "num_workers", "micro_batch_size")
+"""Keys of `data` that the data digest covers, or that do not change the result."""
+
+
+def recipe_digest(recipe: Recipe, start: str | None, variant: str | None = None) -> str:
+    """Digest of everything in a recipe that changes training or evaluation, except its seed and its data.
+
+    Keys with their default value are left out, so that a key which is added later changes no digest.
+
+    Args:
+        recipe: without `auto`.
+        start: digest of the run that this one starts from; None: it starts from new weights.
+        variant: the change of the model after it was built, if any.
+    """
+    bare = dataclasses.replace(recipe, model=None, seed=0, checkpoints=type(recipe.checkpoints)())
+    content = _changed(dataclasses.replace(bare, health=type(recipe.health)(), parallelism="ddp"))
+    data = content["data"]
+    content["data"] = {key: data[key] for key in data if key not in _FREE_KEYS}
+    if recipe.data.mix:
+        content["data"]["mix"] = list(recipe.data.mix.values())  # the data digest covers the pairs
+    if recipe.model is not None:
+        assert recipe.tokenizer is not None, "the plan was checked"
+        # The config that a preset stands for counts, its name does not.
+        content["model"] = _changed(recipe.model.config(recipe.tokenizer.vocab_size))
+        content["pixels"] = [recipe.model.pixel_mean, recipe.model.pixel_std]
+    if variant is not None:
+        content["variant"] = variant
+    return _digest({"recipe": content, "start": start})
+
+
+def data_digest(recipe: Recipe) -> str:
+    """Digest of the files of all splits, wherever their folder lies."""
+    data = recipe.data
+    mixed = {f"mix {number}": path for number, path in enumerate(data.mix)}
+    tests = {f"test {name}": path for name, path in data.test.items()}
+    splits = {"train": data.train, "val": data.val, **mixed, **tests}
+    return _digest({name: list(_described(path)) for name, path in splits.items() if path is not None})
+
+
+def folder_digest(recipe: str, data: Collection[str]) -> str:
+    """Digest of a run's recipe and data, from their digests; part of the name of its folder."""
+    return _digest({"recipe": recipe, "data": sorted(data)})
+
+
+def _described(path: str) -> Iterator[list[str | int]]:
+    files, split = find_files(path)
+    yield [split or ""]
+    for file in files:
+        parts = _parts(file)
+        for part in parts:
+            yield [part.name, part.stat().st_size, _content(part) if len(parts) <= _MAX_HASHED_FILES else ""]
+
+
+def _parts(path: Path) -> list[Path]:
+    """The data files in a folder, sorted; a file is its own only part."""
+    if not path.is_dir():
+        return [path]
+    files = (Path(folder, name) for folder, _, names in walk_visible(path) for name in names)
+    return shards_of(path) or sorted(file for file in files if file.is_file())
+
+
+def _content(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= _MAX_HASHED:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        start = file.read(_HASHED_END)
+        file.seek(size - _HASHED_END)
+        return hashlib.sha256(start + file.read()).hexdigest()
+
+
+def _changed(config: Any) -> dict[str, Any]:
+    """The plain tree of a dataclass, without the fields that have their default value."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.default is not dataclasses.MISSING and value == field.default:
+            continue
+        if field.default_factory is not dataclasses.MISSING and value == field.default_factory():
+            continue
+        found[field.name] = _changed(value) if dataclasses.is_dataclass(value) else value
+    return found
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,7 +1,4 @@
-"""Small pictures of images, for reports that hold everything in themselves.
-
-The pictures of a study's showcase, beside its ledger: a report shows them with what each model says.
-"""
+"""Thumbnails for reports: small WebP files that pages embed, and those of a study's showcase beside its ledger."""
 
 import base64
 import io
@@ -12,44 +9,43 @@ from PIL import Image
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.base import RawPair
 
-SIZE = 96
+_SIDE = 96
 """Pixels of the longer side."""
-QUALITY = 80
+_QUALITY = 80
+
+SHOWCASE_FOLDER = "showcase"
+"""Folder of the thumbnails of captioned images, in the folder of a study, as `STAGE/KEY.webp`."""
 
 
 def thumbnail(pair: RawPair) -> bytes:
-    """The image of a pair as a small WebP.
+    """The thumbnail of a pair's image as WebP.
 
     Raises:
-        BadSample: it cannot be decoded.
+        BadSample: the image cannot be decoded.
     """
     image = decode_image(pair.image, pair.name)
-    image.thumbnail((SIZE, SIZE))
+    image.thumbnail((_SIDE, _SIDE))
     return as_webp(image)
 
 
 def as_webp(image: Image.Image) -> bytes:
     """An image as WebP."""
     buffer = io.BytesIO()
-    image.save(buffer, "webp", quality=QUALITY)
+    image.save(buffer, "webp", quality=_QUALITY)
     return buffer.getvalue()
 
 
 def data_address(webp: bytes) -> str:
-    """A WebP as an address that pages can show it by without another file."""
+    """The data address of a WebP, by which a page embeds it."""
     return "data:image/webp;base64," + base64.b64encode(webp).decode()
 
 
-SHOWCASE_FOLDER = "showcase"
-"""Holds a small WebP of each image that is captioned to be shown, as `STAGE/KEY.webp`."""
-
-
-def picture_path(folder: Path, stage: str, key: str) -> Path:
-    """Where the picture of an image lies.
+def thumbnail_path(folder: Path, stage: str, key: str) -> Path:
+    """Path of the thumbnail of a captioned image.
 
     Args:
-        folder: of the study.
-        stage: whose showcase it is in.
-        key: of the pair, which may be a path.
+        folder: folder of the study.
+        stage: stage of the showcase.
+        key: key of the pair, which may be a path.
     """
     return folder / SHOWCASE_FOLDER / stage / f"{key.replace('/', '_')}.webp"

@@ -139,7 +139,7 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
     wait_until(lambda: not any(map(runs, arms)))
 
     assert main(command[3:]) == 0
-    assert "it goes on" in capfd.readouterr().out
+    assert "it continues" in capfd.readouterr().out
     assert main([*command[3:-4], "--steps", "60", "--out", str(other)]) == 0
     assert (out / "table.txt").read_text() == (other / "table.txt").read_text()
     assert (other / "table.txt").read_text().strip() in capfd.readouterr().out
@@ -185,7 +185,7 @@ def test_a_terminated_demo_saves_and_a_dead_arm_ends_it_with_a_word(write_plan, 
         lambda demo: os.kill(arms_of(demo.pid)[0], signal.SIGKILL), max(log.stat().st_size for log in logs)
     )
     assert code == 2
-    assert said.startswith("error: the process of an arm was ended from outside")
+    assert said.startswith("error: the process of an arm was killed")
 
 
 def arms_of(pid: int) -> list[int]:
@@ -261,8 +261,8 @@ def refused(write_plan, tmp_path, monkeypatch, capsys):
     ("changes", "named"),
     [
         ({"arms": ["grr_coca", "baseline_cocoa"]}, "did you mean 'baseline_coca'?"),
-        ({"arms": ["baseline_coca"]}, "two or more are needed"),
-        ({"arms": ["grr_coca", "grr_coca"]}, "arms: grr_coca is there twice"),
+        ({"arms": ["baseline_coca"]}, "needs two or more"),
+        ({"arms": ["grr_coca", "grr_coca"]}, "arms: grr_coca is given twice"),
         ({"arms": ["grr_coca", "coca", "baseline_coca"]}, "a demo has two arms"),
         ({"seeds": [0, 1]}, "one seed"),
         ({"pretrain": "pictogram.yaml"}, "there are glyphs.yaml"),
@@ -310,7 +310,7 @@ def test_a_folder_that_cannot_be_written_to_is_a_user_error(refused, tmp_path):
 def test_a_demo_that_does_not_say_its_plan_is_left_alone(refused, tmp_path):
     (tmp_path / "out" / PRESETS[0]).mkdir(parents=True)
     (tmp_path / "out" / PRESETS[0] / "weights").write_text("hours of work")
-    assert "holds a demo without its plan.yaml; replace it by --fresh" in refused()
+    assert "has a demo without its plan.yaml; replace it by --fresh" in refused()
     assert snapshot(tmp_path / "out") == {f"{PRESETS[0]}/weights": b"hours of work"}
 
 
@@ -324,7 +324,7 @@ def test_the_rows_of_a_study_are_never_replaced_by_a_demo(write_plan, tmp_path, 
     before = snapshot(out)
     for fresh in ([], ["--fresh"]):
         assert main(["demo", str(write_plan()), "--out", str(out), *fresh]) == 2
-        assert "holds a study, which is not a demo; give another --out" in capsys.readouterr().err
+        assert "has a study, which is not a demo; give another --out" in capsys.readouterr().err
     assert snapshot(out) == before
 
 
@@ -334,7 +334,7 @@ def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys
     make_folder(out, plan)
     begin(replace(plan, steps=4), out)
     assert main(["demo", str(write_plan(num_hits=4)), "--out", str(out)]) == 2
-    assert "num_hits is 3 there, not 4; start anew by --fresh" in capsys.readouterr().err
+    assert "num_hits is 3, not 4; replace the demo by --fresh" in capsys.readouterr().err
     assert main(["demo", str(write_plan(num_hits=3)), "--out", str(out), "--steps", "5"]) == 2
     assert "holds a demo of 4 steps, not 5" in capsys.readouterr().err
 
@@ -350,7 +350,7 @@ def test_a_missing_test_split_is_refused_before_anything_is_trained(write_plan, 
 def test_a_folder_that_holds_something_else_is_left_alone(refused, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    assert "thesis.tex, which is not a demo's" in refused()
+    assert "thesis.tex, which is no file of a demo" in refused()
     assert snapshot(tmp_path / "out") == {"thesis.tex": b"years of work"}
 
 
@@ -360,7 +360,7 @@ def test_a_full_disk_at_the_end_of_a_demo_is_named_with_the_way_out(write_plan, 
 
     monkeypatch.setattr(comparison, "comparison_rows", lambda plan, arms: [])
     monkeypatch.setattr(comparison, "write_whole", full)
-    with pytest.raises(UserError, match=r"No space left on device\); make room there, and the same command goes on"):
+    with pytest.raises(UserError, match=r"No space left on device\); free some space; the same command then continues"):
         comparison.finish(load_demo(write_plan()), (), tmp_path)
 
 

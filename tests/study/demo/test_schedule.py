@@ -8,8 +8,8 @@ import pytest
 from grr_coca.cli import main
 from grr_coca.errors import UserError
 from grr_coca.study.demo.plan import (
-    RESERVE,
-    SECONDS_BESIDES,
+    _OTHER_SECONDS,
+    _RESERVE,
     Schedule,
     choose,
     demo_recipes,
@@ -36,9 +36,9 @@ def test_a_forecast_counts_steps_of_all_stages_and_every_evaluated_pair(write_pl
     short, long = timed_schedules(plan, [Pace(0.1, 0.003, 0.01), Pace(0.2, 0.001, 0.02)], seconds_spent=7.0)
     # Two domains of 3 steps; of pretraining one validation of 24 pairs and 2 tests of 16, of each domain one and one.
     evaluated = (24 + 2 * 16) + 2 * (24 + 16)
-    besides = 7 + SECONDS_BESIDES + 3 * 24 * 0.003 + evaluated * 0.02
-    assert 60 * short.minutes == pytest.approx(besides + RESERVE * 0.2 * (100 + 6))
-    assert 60 * (long.minutes - short.minutes) == pytest.approx(RESERVE * 0.2 * 100)
+    besides = 7 + _OTHER_SECONDS + 3 * 24 * 0.003 + evaluated * 0.02
+    assert 60 * short.minutes == pytest.approx(besides + _RESERVE * 0.2 * (100 + 6))
+    assert 60 * (long.minutes - short.minutes) == pytest.approx(_RESERVE * 0.2 * 100)
     assert (short.reached, long.reached) == (0.5, None)
 
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from grr_coca.study.ledger import read_ledger
-from grr_coca.study.plan import Plan, compared_with, read_plan
+from grr_coca.study.plan import Plan, compared_with, min_seeds, read_plan
 from grr_coca.study.report.answer import (
     agreement,
     answer,
@@ -21,7 +21,6 @@ from grr_coca.study.report.answer import (
 )
 from grr_coca.study.report.numbers import Endpoint, EndpointResult, effect_of, study_results
 from grr_coca.study.report.tables import factorial_tables
-from grr_coca.study.statistics import fewest_seeds
 from synthetic_study import plan, rows_of, write_study
 
 PAIR = ("baseline_coca", "grr_coca")
@@ -124,7 +123,7 @@ def test_an_unfinished_study_says_nothing_of_the_paper(tmp_path):
 
 
 def test_eight_seeds_are_needed_for_six_endpoints():
-    assert [fewest_seeds(count) for count in (1, 2, 6, 7)] == [6, 7, 8, 9]
+    assert [min_seeds(count) for count in (1, 2, 6, 7)] == [6, 7, 8, 9]
 
 
 def test_a_gain_is_told_as_a_person_would(tmp_path):
@@ -165,7 +164,7 @@ def test_few_seeds_cannot_decide(tmp_path):
         "So far, with 3 of 8 seeds complete: not enough seeds to decide whether GRR-CoCa is better than Baseline CoCa"
     )
     assert found.sentences[-1] == (
-        "With 3 seeds the exact test cannot decide anything: it takes 8 to pass the correction for 6 endpoints."
+        "With 3 seeds, nothing can be significant: the exact test needs 8 to pass the correction for 6 endpoints."
     )
 
 

@@ -13,7 +13,7 @@ from grr_coca.study.ledger import read_ledger
 from grr_coca.study.plan import Plan, read_plan
 from grr_coca.study.report.numbers import PARTS, PARTS_OF_PRESET, effect_of, factorial_corners, study_results
 from grr_coca.study.report.tables import cost_table
-from grr_coca.study.statistics import smallest_shown_effect
+from grr_coca.study.statistics import smallest_detectable_effect
 from synthetic_study import EFFECTS, plan, rows_of, write_study
 
 PAIR = ("baseline_coca", "grr_coca")
@@ -112,7 +112,7 @@ def test_an_effect_of_exactly_zero_leaves_the_others_their_p(tmp_path):
 
 def test_what_could_have_been_shown_is_told_of_primary_endpoints(whole, tmp_path):
     found = endpoint(whole, "grr_coca", "pretraining/coca_loss")
-    deviations = smallest_shown_effect(8, 6)
+    deviations = smallest_detectable_effect(8, 6)
     assert math.log1p(-found.smallest_shown / 100) == pytest.approx(-deviations * found.effect.deviation / 100)
     assert endpoint(whole, "grr_coca", "pretraining/R@1").smallest_shown is None
     few = results_of(tmp_path, plan(PAIR, 7), rows_of(PAIR, range(7)))
@@ -157,7 +157,7 @@ def test_what_has_no_ratio_is_named(tmp_path, recall):
     assert endpoint(found, "grr_coca", "pretraining/R@1").effect.seeds == (0, 2)
     assert endpoint(found, "grr_coca", "pretraining/coca_loss").effect.seeds == (0, 1, 2)
     (note,) = found.notes
-    assert "grr_coca, R@1, text to image after pretraining: no finite value above zero with seeds 1" in note
+    assert "grr_coca, R@1, text to image after pretraining: NaN, infinite or not above zero with seeds 1" in note
 
 
 def test_rows_without_the_scores_that_an_endpoint_needs_are_missing_and_named(tmp_path):
@@ -172,7 +172,7 @@ def test_rows_without_the_scores_that_an_endpoint_needs_are_missing_and_named(tm
     assert endpoint(found, "grr_coca", "pretraining/CIDEr-D").effect.seeds == (2,)
     assert endpoint(found, "grr_coca", "pretraining/coca_loss").effect.seeds == (0, 1, 2)
     (note,) = found.notes
-    assert "grr_coca, CIDEr-D after pretraining: not measured with seeds 0, 1, so no ratio" in note
+    assert "grr_coca, CIDEr-D after pretraining: not measured with seeds 0, 1;" in note
 
 
 def test_a_presets_parts_are_those_of_its_image_encoder():

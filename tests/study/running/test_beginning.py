@@ -9,10 +9,9 @@ from grr_coca.data.order import Shuffle
 from grr_coca.errors import Stopped
 from grr_coca.study.ledger import LedgerWriter, read_ledger, write_digests
 from grr_coca.study.plan import Plan, read_plan
-from grr_coca.study.running import beginning
+from grr_coca.study.running import stage as beginning
 from grr_coca.study.running.agenda import Agenda, StudyPart
-from grr_coca.study.running.beginning import order_hash, weight_hashes
-from grr_coca.study.running.stage import run_stage
+from grr_coca.study.running.stage import order_hash, run_stage, weight_hashes
 from grr_coca.train.setup import new_checkpoint
 from grr_coca.train.step import Trainer
 from support import ALONE, CPU
@@ -73,7 +72,7 @@ def test_a_pair_begins_alike_and_another_seed_does_not(agenda, seen):
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        ("weights", "parameters began otherwise than those of baseline_coca"),
+        ("weights", "parameters have other initial values than in baseline_coca"),
         ("order", "the same pairs in the same order"),
     ],
 )
@@ -117,6 +116,6 @@ def test_the_order_of_another_length_or_seed_has_another_hash():
 
 
 def test_of_a_long_run_the_first_visits_and_the_length_are_hashed(monkeypatch):
-    monkeypatch.setattr(beginning, "MAX_HASHED_VISITS", 5)
+    monkeypatch.setattr(beginning, "_MAX_HASHED_VISITS", 5)
     assert order_hash(Shuffle(10, 0), 25) != order_hash(Shuffle(10, 0), 26)
     assert order_hash(Shuffle(10, 0), 25) != order_hash(Shuffle(10, 1), 25)

@@ -1,7 +1,7 @@
 """How fast a model trains is measured by training it."""
 
 from grr_coca.study.running import expectation as pace_module
-from grr_coca.study.running.expectation import FEWEST_STEPS, WARM_UP, measure_pace
+from grr_coca.study.running.expectation import MIN_STEPS, WARM_UP, measure_pace
 from grr_coca.train.setup import new_checkpoint
 from support import ALONE, CPU, real_pairs, tiny_recipe, write_shard
 
@@ -14,4 +14,4 @@ def test_a_pace_is_measured_by_training_and_evaluating(tmp_path, monkeypatch):
     assert 0 < pace.step < 10
     assert 0 <= pace.reading < 1
     assert 0 < pace.evaluation < 1
-    assert len(calls) > WARM_UP + FEWEST_STEPS
+    assert len(calls) > WARM_UP + MIN_STEPS

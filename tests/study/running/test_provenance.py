@@ -12,7 +12,7 @@ def repository(tmp_path, monkeypatch):
     """A git repository with one commit and a package folder in it; returns git and the folder."""
     package = tmp_path / "package"
     package.mkdir()
-    monkeypatch.setattr(provenance, "PACKAGE", package)
+    monkeypatch.setattr(provenance, "_PACKAGE", package)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     provenance.code_commit.cache_clear()
     (package / "__init__.py").write_text("")

@@ -18,7 +18,7 @@ from grr_coca.study.running.agenda import FINISHED, Agenda, StudyPart, Task
 from grr_coca.study.running.run import Place, Study, Watch, write_plan
 from grr_coca.study.running.stage import run_stage
 from grr_coca.study.stages import stage_recipe
-from grr_coca.study.thumbnails import picture_path
+from grr_coca.study.thumbnails import thumbnail_path
 from grr_coca.train.loop import train
 from grr_coca.train.step import Trainer
 from support import CPU, real_pairs, warnings_of, write_shard
@@ -279,10 +279,8 @@ def test_what_is_wrong_with_a_ledger_is_told_when_its_study_goes_on(write_study,
     ledger.write_text("no row\n" + ledger.read_text()[:-20])
     run(path, out, Pretending(), watch=watch)
     torn, unknown = watch.told
-    assert torn.startswith(
-        "runs.jsonl: the last line is torn, as a kill leaves it; it is dropped, and its run done again"
-    )
-    assert unknown.startswith("runs.jsonl: line 1 is not a row and not counted")
+    assert torn.startswith("runs.jsonl: the last line is torn, as after a kill; it is ignored, and its run is repeated")
+    assert unknown.startswith("runs.jsonl: line 1 is invalid and does not count")
 
 
 def test_arms_that_wait_for_the_settings_of_others_say_so(write_study, tmp_path):
@@ -331,8 +329,8 @@ def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_room(write_stu
             run(path, out, Failing(), part=part)
     said = str(stopped.value)
     assert said.startswith(f"grr_coca, pictograms, seed 0: {out / 'runs'}")
-    assert "step-000000006: the checkpoint could not be written (No space left on device); make room there" in said
-    assert f"or move the folder {out / 'runs'} to another disk and name it by --runs" in said
+    assert "step-000000006: the checkpoint could not be written (No space left on device); free some space" in said
+    assert f"or move the folder {out / 'runs'} to another disk and give it as --runs" in said
     assert list((out / "runs").rglob("step-*")) == [], "nothing half-written stays"
     assert run(path, out, part=part).done == ["grr_coca, pictograms, seed 0", "grr_coca, health, seed 0"]
     assert read_ledger(out).notes == ()
@@ -343,7 +341,7 @@ def test_the_pictures_of_the_showcase_lie_beside_the_ledger(write_study, tmp_pat
     out = tmp_path / "out"
     run(write_study(seeds=[0], finetune=["health.yaml"]), out, Here(), part=StudyPart(("grr_coca",)))
     for row in read_ledger(out).rows:
-        pictures = {picture_path(out, row.stage, example.image) for example in row.captions}
+        pictures = {thumbnail_path(out, row.stage, example.image) for example in row.captions}
         assert len(pictures) == {"pictograms": 6, "health": 2}[row.stage]
         assert pictures == set((out / "showcase" / row.stage).iterdir())
     for picture in pictures:
@@ -587,5 +585,5 @@ def test_another_plan_that_a_person_wrote_is_not_overwritten(write_study, tmp_pa
     assert [row["arm"] for row in rows] == ["baseline_coca", "grr_coca"]
     (out / "plan.yaml").write_text(written.replace("# Written by", "# By hand, after"))
     assert run(path, out, Pretending()).done == []
-    with pytest.raises(UserError, match="another plan"):
+    with pytest.raises(UserError, match="differs from the plan to run"):
         run(write_study(seeds=[1], finetune=[], endpoints=PRETRAINING), out)

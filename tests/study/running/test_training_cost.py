@@ -25,7 +25,7 @@ def test_a_caption_counts_its_words_and_three_tokens_more(tmp_path):
 
 
 def test_of_a_large_split_some_captions_are_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr(training_cost, "MOST_CAPTIONS", 3)
+    monkeypatch.setattr(training_cost, "_MAX_CAPTIONS", 3)
     recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(8)))
     start, source = new_checkpoint(recipe, ALONE), open_source(recipe.data.train)
     context = start.config.text_decoder.context_length

@@ -41,6 +41,6 @@ def test_a_run_is_saved_when_the_process_of_another_was_killed(tmp_path):
     with worker_processes(2) as workers:
         runs = [workers.submit(save_in_spite_of_signals, begun, saved), workers.submit(be_killed_after, begun)]
         runs.append(workers.submit(os.getpid))  # only from a later call on does the executor surely watch a new process
-        with pytest.raises(UserError, match="ended from outside"):
+        with pytest.raises(UserError, match="was killed"):
             workers.all(runs)
     assert saved.exists()

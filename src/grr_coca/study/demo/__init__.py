@@ -1,1 +1,1 @@
-"""The demo: both models trained side by side in minutes, and a report of what came out."""
+"""The demo: both models trained side by side in minutes, with a report."""

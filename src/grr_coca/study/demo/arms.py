@@ -1,15 +1,13 @@
-"""The arms of a demo side by side, a process and a core each.
+"""Runs a demo: trains both arms side by side, a process each, and keeps everything in one folder.
 
-The folder of a demo: what was decided, the ledger, the runs of both arms, and what came out.
-
-| file | holds |
+| file | content |
 |---|---|
-| `plan.yaml` | the plan with every decision: steps, precisions |
-| `runs.jsonl`, `digests.json`, `showcase/` | the ledger, and its pictures, as of any study |
+| `plan.yaml` | the plan, with the steps and precisions that were chosen |
+| `runs.jsonl`, `digests.json`, `showcase/` | the ledger and its thumbnails, as in any study |
 | `PRESET/STAGE/` | the run of an arm in a stage |
-| `table.txt`, `results.json`, `report.html` | the outcome, when both arms have ended |
-| `index/` | an index of the showcase, made at the end |
-| `study/` | what `grr-coca study report` says of the ledger, if it was asked |
+| `table.txt`, `results.json`, `report.html` | the results, written when both arms have finished |
+| `index/` | a search index of the showcase, written at the end |
+| `study/` | the report of `grr-coca study report`, if it was called |
 """
 
 import json
@@ -46,30 +44,28 @@ INDEX_FOLDER = "index"
 
 
 def begun_in(out: Path, plan: DemoPlan) -> DemoPlan | None:
-    """The comparison of a folder with its decisions, if one has begun there.
+    """The plan of the demo in a folder, with its steps and precisions; None if the folder is empty.
 
     Raises:
-        UserError: the one there is of another plan, or does not say of which; names the first key that differs.
+        UserError: the folder has a demo of another plan (names the first key that differs), or one without a plan.
     """
     path = out / PLAN_FILE
     if not path.exists():
         if any(out.iterdir()):
-            raise UserError(
-                f"{out}: holds a demo without its {PLAN_FILE}; replace it by --fresh, or give another --out"
-            )
+            raise UserError(f"{out}: has a demo without its {PLAN_FILE}; replace it by --fresh, or give another --out")
         return None
     begun = read_plan(path, DemoPlan)
     undecided = replace(begun, steps=plan.steps, precision=plan.precision, muon_precision=plan.muon_precision)
     for key, wanted, found in differences(plan, undecided):
-        raise UserError(f"{path}: {key} is {found} there, not {wanted}; start anew by --fresh, or give another --out")
+        raise UserError(f"{path}: {key} is {found}, not {wanted}; replace the demo by --fresh, or give another --out")
     return begun
 
 
 def make_folder(out: Path, plan: DemoPlan) -> None:
-    """Make the folder of a comparison, or see that what it holds is one.
+    """Create the folder of a demo, or check that it has nothing else than a demo.
 
     Raises:
-        UserError: it holds something else, or cannot be written to.
+        UserError: it has other files, or cannot be written to.
     """
     folders = {*arm_names(plan), SHOWCASE_FOLDER, INDEX_FOLDER, REPORT_FOLDER}
     known = {*folders, PLAN_FILE, LEDGER_FILE, DIGESTS_FILE, *OUTCOME}
@@ -78,15 +74,15 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
         strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
         holds_study = _holds_study(out)
     if strange:
-        raise UserError(f"{out}: holds {strange[0]}, which is not a demo's; give another --out")
+        raise UserError(f"{out}: has {strange[0]}, which is no file of a demo; give another --out")
     if holds_study:
-        raise UserError(f"{out}: holds a study, which is not a demo; give another --out")
+        raise UserError(f"{out}: has a study, which is not a demo; give another --out")
     if not os.access(out, os.W_OK):
         raise UserError(f"{out}: cannot be written to; give another --out")
 
 
 def _holds_study(out: Path) -> bool:
-    """Whether a ledger lies there that is not a demo's: rows may have taken days."""
+    """True if the folder has the ledger of a study, whose rows may have taken days."""
     path = out / PLAN_FILE
     if not path.exists():
         return (out / LEDGER_FILE).exists()
@@ -95,13 +91,13 @@ def _holds_study(out: Path) -> bool:
 
 
 def begin(plan: DemoPlan, out: Path) -> None:
-    """Begin a comparison, in place of an earlier one.
+    """Start a demo in a folder; an earlier one is deleted.
 
     Raises:
         UserError: the folder cannot be written to.
     """
     with _disk_errors(out):
-        # First: without rows and plan, the rest is no comparison to go on with.
+        # Plan and ledger first: if this is interrupted, the rest cannot be mistaken for a demo to continue.
         for name in (LEDGER_FILE, PLAN_FILE):
             (out / name).unlink(missing_ok=True)
         for entry in out.iterdir():
@@ -110,14 +106,14 @@ def begin(plan: DemoPlan, out: Path) -> None:
 
 
 def finish(plan: DemoPlan, arms: tuple[ArmResult, ArmResult], out: Path) -> str:
-    """Write the outcome; returns the table.
+    """Write the results and the report, and return the table.
 
     Raises:
-        UserError: the disk is full or cannot be written to; what was trained is saved.
+        UserError: the disk is full or cannot be written to; the runs are saved.
     """
     rows, names = comparison_rows(plan, arms), arm_names(plan)
     table = format_table(rows, names)
-    with _disk_errors(out, "make room there, and the same command goes on with what was trained"):
+    with _disk_errors(out, "free some space; the same command then continues from what was trained"):
         write_whole(out / "table.txt", f"{table}\n".encode())
         write_whole(out / "results.json", json.dumps([asdict(arm) for arm in arms], indent=2).encode())
         write_report(plan, arms, (out / names[0], out / names[1]), _machine(), out / "report.html")
@@ -125,15 +121,15 @@ def finish(plan: DemoPlan, arms: tuple[ArmResult, ArmResult], out: Path) -> str:
 
 
 class DemoPlace(Place):
-    """Where the runs of a demo lie: a person is to find them."""
+    """The folders of a demo, with runs under names that a person finds."""
 
     def folder_of(self, arm: str, seed: int, stage: str, digest: str) -> Path:  # noqa: ARG002
-        """Of a run."""
+        """Folder of a run."""
         return self.runs / arm / stage
 
 
 def demo_place(out: Path) -> DemoPlace:
-    """Ledger and models are in one folder, and stay there."""
+    """The place of a demo: ledger and models are in one folder, and the models are kept."""
     return DemoPlace(out=out, runs=out, keeps_models=True)
 
 
@@ -151,24 +147,24 @@ def _machine() -> str:
 
 
 Show = Callable[[str, int, str], None]
-"""Called with the arm, its steps done over all stages, and the name of the stage."""
+"""Called with the arm, its number of finished steps over all stages, and the stage."""
 
 
 def decide_precisions(plan: DemoPlan, workers: Workers) -> DemoPlan:
-    """The plan with `auto` decided, measured on one core, as an arm has it."""
+    """The plan with `auto` replaced by what is faster in a worker process, as the arms run there."""
     return workers.all([workers.submit(_precisions, plan)])[0]
 
 
 def arm_paces(plan: DemoPlan, workers: Workers) -> list[Pace]:
-    """How fast both arms train, measured side by side, as they will run."""
+    """The paces of both arms, measured at the same time, as they will train."""
     return workers.all([workers.submit(_pace, plan, name) for name in arm_names(plan)])
 
 
 def run_demo(plan: DemoPlan, out: Path, workers: Workers, show: Show) -> tuple[ArmResult, ArmResult]:
-    """Train and measure both arms, or go on with them; their runs lie in `out/ARM`.
+    """Train and measure both arms, or continue with them; their runs are in `out/ARM`.
 
     Raises:
-        UserError: an arm failed, and the other is stopped; or one diverged, so that there is nothing to compare.
+        UserError: an arm failed (the other is stopped then), or diverged.
     """
     place, names = demo_place(out), arm_names(plan)
     part = StudyPart(names)
@@ -186,13 +182,11 @@ def run_demo(plan: DemoPlan, out: Path, workers: Workers, show: Show) -> tuple[A
 def _require_no_divergence(ended: Ledger) -> None:
     if ended.diverged:
         names = ", ".join(f"{row.arm} in {row.stage}" for row in ended.diverged)
-        raise UserError(
-            f"{names}: the loss is not a number any more, so there is nothing to compare; --fresh begins anew"
-        )
+        raise UserError(f"{names}: training diverged, so there is nothing to compare; start again by --fresh")
 
 
 class _ShownByArm(Watch):
-    """Adds up the steps of an arm over its stages."""
+    """Shows the steps of an arm summed over its stages."""
 
     def __init__(self, plan: DemoPlan, show: Show) -> None:
         self._show = show
@@ -200,14 +194,14 @@ class _ShownByArm(Watch):
         self._done: dict[tuple[str, str], int] = {}
 
     def begins(self, agenda: Agenda) -> None:
-        """Some stages may have ended."""
+        """Count the stages that are finished already."""
         lacking = agenda.lacking()
         for arm in {arm for _, arm, _ in lacking}:
             ended = [stage for stage in self._steps if not lacking["run", arm, stage]]
             self._done |= {(arm, stage): self._steps[stage] for stage in ended}
 
     def step(self, task: Task, done: int) -> None:
-        """Steps of a task are done."""
+        """Show the steps of a task."""
         self._done[task.arm, task.stage] = done
         self._show(task.arm, sum(steps for (arm, _), steps in self._done.items() if arm == task.arm), task.stage)
 

@@ -1,9 +1,4 @@
-"""What came out of a demo: the rows of each arm, as its report and `results.json` have them.
-
-What a report shows of a model: where it looks in some images, and the images it finds for some texts.
-
-What a demo's report shows of each arm besides its rows: where it looks, and what it finds for some texts.
-"""
+"""Results of a demo's arms for its report and `results.json`: metrics, captions, heat maps and searches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,12 +21,14 @@ from grr_coca.study.ledger import LedgerRow
 from grr_coca.study.plan import DemoPlan
 from grr_coca.study.running.measured import drawn_examples
 
-BATCH_SIZE = 64
+_BATCH_SIZE = 64
+_NUM_EXPLAINED = 4
+_VALIDATION = "val"
 
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image of a source by index, its true caption and the model's."""
+    """The index of an image in its split, its reference caption and the model's caption."""
 
     index: int
     truth: str
@@ -40,7 +37,7 @@ class CaptionedImage:
 
 @dataclass(frozen=True)
 class SearchHits:
-    """A text and the indices of the images most like it, best first."""
+    """A query and the indices of the most similar images, best first."""
 
     query: str
     indices: list[int]
@@ -48,71 +45,24 @@ class SearchHits:
 
 @dataclass(frozen=True)
 class ExplainedImage:
-    """An image of a source by index, and for each word of its caption a heat map of the patches, row by row."""
+    """The index of an image in its split, and for each word of the model's caption a heat map of the patches by row."""
 
     index: int
     words: list[str]
     heat: list[list[list[float]]]
 
 
-def explain_some(checkpoint: Checkpoint, source: PairSource, count: int) -> list[ExplainedImage]:
-    """Where the model looks in the first `count` of the images that are captioned."""
-    drawn = drawn_examples(source, count)
-    dataset = as_dataset(checkpoint, Subset(source, drawn))
-    explained: list[ExplainedImage] = []
-    for batch in make_loader(dataset, EvaluationOrder(len(drawn), BATCH_SIZE), num_workers=0):
-        generated = generate(checkpoint.model, checkpoint.tokenizer, batch.images)
-        for pixels, (caption, *_) in zip(batch.images, generated.captions, strict=True):
-            maps = caption_maps(checkpoint, pixels, caption.token_ids)
-            heat = [word_map.heat.tolist() for word_map in maps]
-            explained.append(ExplainedImage(drawn[len(explained)], [word_map.word for word_map in maps], heat))
-    return explained
-
-
-@torch.inference_mode()
-def search(checkpoint: Checkpoint, source: PairSource, queries: Sequence[str], count: int) -> list[SearchHits]:
-    """The `count` images of a source that are most like each text."""
-    model = checkpoint.model
-    dataset = as_dataset(checkpoint, source)
-    loader = make_loader(dataset, EvaluationOrder(len(dataset), BATCH_SIZE), num_workers=0)
-    token_ids, lengths = checkpoint.tokenize(queries)
-    with evaluating(model):
-        images = torch.cat([model.encode_image(batch.images.to(model.device)).embedding for batch in loader])
-        texts = model.encode_text(token_ids, lengths)
-    best = (texts @ images.T).topk(min(count, len(images)), dim=1).indices.tolist()
-    return [SearchHits(query, indices) for query, indices in zip(queries, best, strict=True)]
-
-
-NUM_EXPLAINED = 4
-
-
 @dataclass(frozen=True)
 class Exhibits:
-    """Heat maps of some images, and the images found for each query."""
+    """What a report shows of a model besides its rows: heat maps, and the images found for each query."""
 
     heat_maps: list[ExplainedImage]
     searches: list[SearchHits]
 
 
-def make_exhibits(run: Path, showcase: str, queries: tuple[str, ...], num_hits: int) -> Exhibits:
-    """Those of a pretrained model.
-
-    Args:
-        run: the folder of its run.
-        showcase: the split, as `open_source` takes it.
-        queries: texts to search for.
-        num_hits: images shown of each.
-    """
-    checkpoint, source = from_pretrained(run), open_source(showcase)
-    return Exhibits(explain_some(checkpoint, source, NUM_EXPLAINED), search(checkpoint, source, queries, num_hits))
-
-
-VALIDATION = "val"
-
-
 @dataclass(kw_only=True)
 class ArmResult:
-    """One arm. `evaluations`: metrics under the ledger's names, by `stage/split`; `seconds`: by stage."""
+    """The results of an arm. `evaluations`: metrics by `stage/split` and key in the ledger; `seconds`: by stage."""
 
     preset: str
     parameters: int
@@ -125,13 +75,26 @@ class ArmResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+def make_exhibits(run: Path, showcase: str, queries: tuple[str, ...], num_hits: int) -> Exhibits:
+    """Compute the exhibits of a pretrained model.
+
+    Args:
+        run: folder of its run.
+        showcase: the split, as for `open_source`.
+        queries: texts to search for.
+        num_hits: number of images for each query.
+    """
+    checkpoint, source = from_pretrained(run), open_source(showcase)
+    return Exhibits(_explain_some(checkpoint, source, _NUM_EXPLAINED), search(checkpoint, source, queries, num_hits))
+
+
 def arm_results(plan: DemoPlan, rows: Sequence[LedgerRow], exhibits: Sequence[Exhibits]) -> tuple[ArmResult, ArmResult]:
-    """Both arms of a demo that has ended, the model first.
+    """The results of both arms of a finished demo, the model first.
 
     Args:
         plan: the demo.
         rows: all rows of its ledger.
-        exhibits: of both arms, the model's first.
+        exhibits: the exhibits of both arms, the model first.
     """
     by_run = {(row.arm, row.stage): row for row in rows}
     first, second = (
@@ -139,6 +102,34 @@ def arm_results(plan: DemoPlan, rows: Sequence[LedgerRow], exhibits: Sequence[Ex
         for name, shown in zip(arm_names(plan), exhibits, strict=True)
     )
     return first, second
+
+
+@torch.inference_mode()
+def search(checkpoint: Checkpoint, source: PairSource, queries: Sequence[str], count: int) -> list[SearchHits]:
+    """The `count` most similar images of a split for each query."""
+    model = checkpoint.model
+    dataset = as_dataset(checkpoint, source)
+    loader = make_loader(dataset, EvaluationOrder(len(dataset), _BATCH_SIZE), num_workers=0)
+    token_ids, lengths = checkpoint.tokenize(queries)
+    with evaluating(model):
+        images = torch.cat([model.encode_image(batch.images.to(model.device)).embedding for batch in loader])
+        texts = model.encode_text(token_ids, lengths)
+    best = (texts @ images.T).topk(min(count, len(images)), dim=1).indices.tolist()
+    return [SearchHits(query, indices) for query, indices in zip(queries, best, strict=True)]
+
+
+def _explain_some(checkpoint: Checkpoint, source: PairSource, count: int) -> list[ExplainedImage]:
+    """Heat maps for the captions of `count` images that the report captions too."""
+    drawn = drawn_examples(source, count)
+    dataset = as_dataset(checkpoint, Subset(source, drawn))
+    explained: list[ExplainedImage] = []
+    for batch in make_loader(dataset, EvaluationOrder(len(drawn), _BATCH_SIZE), num_workers=0):
+        generated = generate(checkpoint.model, checkpoint.tokenizer, batch.images)
+        for pixels, (caption, *_) in zip(batch.images, generated.captions, strict=True):
+            maps = caption_maps(checkpoint, pixels, caption.token_ids)
+            heat = [word_map.heat.tolist() for word_map in maps]
+            explained.append(ExplainedImage(drawn[len(explained)], [word_map.word for word_map in maps], heat))
+    return explained
 
 
 def _arm_result(plan: DemoPlan, rows: Sequence[LedgerRow], shown: Exhibits) -> ArmResult:
@@ -151,7 +142,7 @@ def _arm_result(plan: DemoPlan, rows: Sequence[LedgerRow], shown: Exhibits) -> A
             f"{row.stage}/{split}": metrics
             for row in rows
             for split, metrics in row.metrics.items()
-            if split != VALIDATION
+            if split != _VALIDATION
         },
         captions={row.stage: _captions(plan, row) for row in rows},
         heat_maps=shown.heat_maps,

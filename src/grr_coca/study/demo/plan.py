@@ -1,7 +1,4 @@
-"""The plan of a demo: a study of two arms with one seed, and what its report shows besides.
-
-The longest schedule of a plan that fits a time on this machine.
-"""
+"""Reads the plan of a demo, and chooses its longest schedule that fits the time on this machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +17,10 @@ from grr_coca.train.recipe import Recipe
 
 
 def load_demo(path: Path) -> DemoPlan:
-    """Read the plan of a demo, and see that all it needs is there.
+    """Read the plan of a demo, and check its recipes and data.
 
     Raises:
-        UserError: no such file, not YAML, an unknown key, or something that the plan names does not exist.
+        UserError: the plan is missing or invalid, or names something that does not exist.
     """
     plan = read_plan(path, DemoPlan)
     if len(plan.arms) != 2 or len(plan.seeds) != 1 or plan.tuning is not None:
@@ -33,7 +30,7 @@ def load_demo(path: Path) -> DemoPlan:
     if plan.endpoints.split != "test":
         raise UserError(f"{path}: endpoints: split: a demo's is 'test', not '{plan.endpoints.split}'")
     if any(steps < 1 for steps in plan.schedules) or list(plan.schedules) != sorted(set(plan.schedules)):
-        raise UserError(f"{path}: schedules: give numbers of steps, from the shortest to the longest")
+        raise UserError(f"{path}: schedules: give numbers of steps, 1 or more, in ascending order")
     if not plan.queries:
         raise UserError(f"{path}: queries: give one or more")
     check_recipes(plan, path)
@@ -41,35 +38,35 @@ def load_demo(path: Path) -> DemoPlan:
 
 
 def arm_names(plan: DemoPlan) -> tuple[str, str]:
-    """The model, then its baseline."""
+    """Names of the model and of its baseline."""
     (model,) = (arm.name for arm in plan.arms if arm.name != plan.baseline)
     return model, plan.baseline
 
 
 def demo_recipes(plan: DemoPlan) -> dict[str, Recipe]:
-    """The recipes by stage, those of the first arm, in the order in which they are run."""
+    """The recipes of the first arm by stage, in order."""
     return {stage: stage_recipe(plan, plan.arms[0], stage, plan.seeds[0], {}) for stage in stage_names(plan)}
 
 
 def with_precisions(plan: DemoPlan, device: torch.device) -> DemoPlan:
-    """The plan with `auto` decided for both arms at once; each by itself might decide otherwise on a busy machine."""
+    """The plan with `auto` replaced for both arms together, which on a busy machine might decide differently."""
     pretrain = next(iter(demo_recipes(plan).values()))
-    assert pretrain.model is not None, "load_demo has seen to that"
-    assert pretrain.tokenizer is not None, "and to that"
+    assert pretrain.model is not None, "the plan was checked"
+    assert pretrain.tokenizer is not None, "the plan was checked"
     numerics = decide(pretrain, build(pretrain.model.config(pretrain.tokenizer.vocab_size)), device)
     return replace(plan, precision=numerics.precision, muon_precision=numerics.muon_precision)
 
 
-SECONDS_BESIDES = 30.0
-"""Start of the processes, captions, heat maps, report: measured on two cores without AVX-512."""
-RESERVE = 1.04
-"""A pace that is measured for seconds is not kept for minutes to the per cent."""
+_OTHER_SECONDS = 30.0
+"""Seconds for the start of the processes, captions, heat maps and report, measured on two cores without AVX-512."""
+_RESERVE = 1.04
+"""Factor for training that is slower than the pace that was measured for some seconds."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """So many steps of pretraining, the minutes that the whole comparison then takes, and the share of texts that were
-    found to be answered by the right image of the showcase (R@1), where that was measured."""
+    """Steps of pretraining, minutes of the whole demo, and the R@1 on the showcase that these steps reached, if it was
+    measured."""
 
     steps: int
     minutes: float
@@ -77,12 +74,12 @@ class Schedule:
 
 
 def timed_schedules(plan: DemoPlan, paces: Sequence[Pace], seconds_spent: float = 0.0) -> list[Schedule]:
-    """Every schedule of the plan with its time, shortest first.
+    """The schedules of a plan with the time that each takes, shortest first.
 
     Args:
-        plan: with its precisions decided.
-        paces: of the arms, measured side by side; the slower one counts.
-        seconds_spent: what the demo took before, the measurement with it.
+        plan: without `auto`.
+        paces: paces of the arms, measured at the same time; the slower one counts.
+        seconds_spent: seconds that the demo has taken so far.
     """
     step = max(pace.step for pace in paces)
     evaluation, reading = max(pace.evaluation for pace in paces), max(pace.reading for pace in paces)
@@ -94,19 +91,19 @@ def timed_schedules(plan: DemoPlan, paces: Sequence[Pace], seconds_spent: float 
         val, tests = (recipe.data.val or recipe.data.train), recipe.data.test.values()
         validations = -(-recipe.schedule.steps // recipe.evaluation.interval)
         evaluated += validations * len(open_source(val)) + sum(len(open_source(test)) for test in tests)
-    besides = seconds_spent + SECONDS_BESIDES + read * reading + evaluated * evaluation
+    fixed = seconds_spent + _OTHER_SECONDS + read * reading + evaluated * evaluation
     schedules = plan.schedules or {pretrain.schedule.steps: None}
     return [
-        Schedule(steps, (besides + RESERVE * step * (steps + others)) / 60, reached)
+        Schedule(steps, (fixed + _RESERVE * step * (steps + others)) / 60, reached)
         for steps, reached in schedules.items()
     ]
 
 
 def choose(schedules: Sequence[Schedule], minutes: float) -> Schedule:
-    """The longest schedule that ends within so many minutes.
+    """The longest schedule that ends within `minutes`.
 
     Raises:
-        UserError: not even the shortest does; says what would.
+        UserError: even the shortest takes longer; says how long.
     """
     fitting = [schedule for schedule in schedules if schedule.minutes <= minutes]
     if not fitting:

@@ -1,7 +1,4 @@
-"""The report of a comparison: one HTML file with everything in it.
-
-The report's plots, as SVG text.
-"""
+"""Writes the report of a demo: an HTML page that loads nothing else."""
 
 import io
 from collections.abc import Sequence
@@ -20,19 +17,72 @@ from grr_coca.study.demo.outcome import ArmResult
 from grr_coca.study.demo.plan import arm_names, demo_recipes
 from grr_coca.study.demo.table import LOSSES, Row, average_row, row, short_names
 from grr_coca.study.drawing import COLOURS, new_figure, render_page, style_axes, svg_text
-from grr_coca.study.plan import DemoPlan
-from grr_coca.study.statistics import fewest_seeds
+from grr_coca.study.plan import DemoPlan, min_seeds
 from grr_coca.study.thumbnails import as_webp, data_address, thumbnail
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.recipe import Recipe
 
-LOSS_NAMES = {"contrastive_loss": "contrastive loss", "perplexity": "perplexity", "coca_loss": "CoCa loss"}
+_LOSS_NAMES = {"contrastive_loss": "contrastive loss", "perplexity": "perplexity", "coca_loss": "CoCa loss"}
 
-Log = list[dict[str, float]]
+Arms = tuple[ArmResult, ArmResult]
+"""The model and its baseline."""
+
+_Log = list[dict[str, float]]
+"""The lines of a run's log."""
+
+_HEAT_MAP_DPI = 70
+_WITHOUT = " without "
+"""Part of the name of a split from which images with certain words were removed."""
 
 
-def learning_curves(names: tuple[str, str], train: tuple[Log, Log], val: tuple[Log, Log]) -> str:
-    """Training losses by step, faint, and validation losses on top of them."""
+def comparison_rows(plan: DemoPlan, arms: Arms) -> list[Row]:
+    """Rows of the table: the splits of pretraining, the test split of each domain, and the average of the domains."""
+    model, baseline = arms
+    rows = {name: row(name, model.evaluations[name], baseline.evaluations[name]) for name in model.evaluations}
+    domains = [rows[f"{Path(recipe).stem}/test"] for recipe in plan.finetune]
+    return [*rows.values(), average_row(f"average of {len(domains)} domains", domains)]
+
+
+def write_report(plan: DemoPlan, arms: Arms, runs: tuple[Path, Path], machine: str, out: Path) -> None:
+    """Write the report.
+
+    Args:
+        plan: the demo.
+        arms: the results of the model and of its baseline.
+        runs: the folders of their runs.
+        machine: a line on the machine.
+        out: the file to write.
+    """
+    recipes = demo_recipes(plan)
+    names = arm_names(plan)
+    pretrain = next(iter(recipes.values()))
+    rows = comparison_rows(plan, arms)
+    html = render_page(
+        "grr_coca.study.demo",
+        "report.html.j2",
+        plan=plan,
+        names=names,
+        short=short_names(names),
+        arms=arms,
+        recipes=recipes,
+        rows=rows,
+        losses=LOSSES,
+        machine=machine,
+        seeds_needed=min_seeds(len(plan.endpoints.primary)),
+        curves={name: _curves(names, runs, name) for name in recipes},
+        bars=_improvement_bars([_short(r) for r in rows if _WITHOUT not in r.name], names),
+        caption_grids={name: _caption_cards(plan, recipes[name], name, arms) for name in recipes},
+        heat_maps=_heat_maps(open_source(pretrain.data.test[plan.showcase]), arms),
+        strips=_search_strips(open_source(pretrain.data.test[plan.showcase]), arms),
+    )
+    write_whole(out, html.encode())
+
+
+# --- Plots
+
+
+def learning_curves(names: tuple[str, str], train: tuple[_Log, _Log], val: tuple[_Log, _Log]) -> str:
+    """Learning curves: validation losses by step, over faint training losses."""
     figure = new_figure(3.2)
     for axes, train_key, val_key, title in zip(
         figure.subplots(1, 2),
@@ -52,14 +102,16 @@ def learning_curves(names: tuple[str, str], train: tuple[Log, Log], val: tuple[L
     return svg_text(figure)
 
 
-def improvement_bars(rows: Sequence[Row], names: tuple[str, str]) -> str:
-    """Change of each loss over the baseline in per cent, a group of bars per split."""
+def _improvement_bars(rows: Sequence[Row], names: tuple[str, str]) -> str:
+    """Bars with the change of each loss over the baseline in per cent, in a group for each split."""
     figure = new_figure(3.0)
     axes = figure.subplots()
     width = 0.8 / len(LOSSES)
     for i, (loss, shade) in enumerate(zip(LOSSES, ("#123f63", "#1b6ca8", "#7fb2d9"), strict=True)):
         positions = [group + (i - 1) * width for group in range(len(rows))]
-        bars = axes.bar(positions, [100 * row.change(loss) for row in rows], width, color=shade, label=LOSS_NAMES[loss])
+        bars = axes.bar(
+            positions, [100 * row.change(loss) for row in rows], width, color=shade, label=_LOSS_NAMES[loss]
+        )
         axes.bar_label(bars, fmt="%+.1f", fontsize=7, padding=2)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(rows)), [row.name for row in rows], fontsize=8)
@@ -69,86 +121,10 @@ def improvement_bars(rows: Sequence[Row], names: tuple[str, str]) -> str:
     return svg_text(figure)
 
 
-def _series(log: Log, key: str) -> tuple[list[float], list[float]]:
-    """Steps and values; lines without the value, of steps that were all skipped, are left out."""
+def _series(log: _Log, key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of a metric. Lines without it, whose steps were all skipped, are left out."""
     points = [(row["step"], row[key]) for row in log if key in row]
     return [step for step, _ in points], [value for _, value in points]
-
-
-HEAT_MAP_DPI = 70
-
-WITHOUT = " without "
-"""In the name of a split that some captions were taken out of."""
-
-Arms = tuple[ArmResult, ArmResult]
-
-
-@dataclass(frozen=True)
-class CaptionCard:
-    """An image with its true caption and both models'."""
-
-    image: str
-    truth: str
-    captions: tuple[str, str]
-
-
-@dataclass(frozen=True)
-class HeatCard:
-    """The true caption of an image and, as data addresses, where each model looks for the words of its own."""
-
-    truth: str
-    pictures: tuple[str, str]
-
-
-@dataclass(frozen=True)
-class SearchStrip:
-    """A text and the images that each model finds for it, as data addresses with their true captions."""
-
-    query: str
-    hits: tuple[list[tuple[str, str]], list[tuple[str, str]]]
-
-
-def comparison_rows(plan: DemoPlan, arms: Arms) -> list[Row]:
-    """The table: the splits of the pretraining set, each domain's test split, and the average of the domains."""
-    model, baseline = arms
-    rows = {name: row(name, model.evaluations[name], baseline.evaluations[name]) for name in model.evaluations}
-    domains = [rows[f"{Path(recipe).stem}/test"] for recipe in plan.finetune]
-    return [*rows.values(), average_row(f"average of {len(domains)} domains", domains)]
-
-
-def write_report(plan: DemoPlan, arms: Arms, runs: tuple[Path, Path], machine: str, out: Path) -> None:
-    """Write `report.html`; nothing in it is loaded from elsewhere.
-
-    Args:
-        plan: what was run.
-        arms: the results of the model and of its baseline.
-        runs: the folders in which their runs lie.
-        machine: one line on the machine, shown as it is.
-        out: the file to write.
-    """
-    recipes = demo_recipes(plan)
-    names = arm_names(plan)
-    pretrain = next(iter(recipes.values()))
-    rows = comparison_rows(plan, arms)
-    html = render_page(
-        "grr_coca.study.demo",
-        "report.html.j2",
-        plan=plan,
-        names=names,
-        short=short_names(names),
-        arms=arms,
-        recipes=recipes,
-        rows=rows,
-        losses=LOSSES,
-        machine=machine,
-        seeds_needed=fewest_seeds(len(plan.endpoints.primary)),
-        curves={name: _curves(names, runs, name) for name in recipes},
-        bars=improvement_bars([_short(r) for r in rows if WITHOUT not in r.name], names),
-        caption_grids={name: _caption_cards(plan, recipes[name], name, arms) for name in recipes},
-        heat_maps=_heat_maps(open_source(pretrain.data.test[plan.showcase]), arms),
-        strips=_search_strips(open_source(pretrain.data.test[plan.showcase]), arms),
-    )
-    write_whole(out, html.encode())
 
 
 def _short(r: Row) -> Row:
@@ -160,17 +136,45 @@ def _curves(names: tuple[str, str], runs: tuple[Path, Path], stage: str) -> str:
     return learning_curves(names, (train[0], train[1]), (val[0], val[1]))
 
 
-def _caption_cards(plan: DemoPlan, recipe: Recipe, stage: str, arms: Arms) -> list[CaptionCard]:
+# --- Cards
+
+
+@dataclass(frozen=True)
+class _CaptionCard:
+    """An image with its reference caption and the captions of both models."""
+
+    image: str
+    truth: str
+    captions: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class _HeatCard:
+    """The reference caption of an image and, as data addresses, each model's heat maps of the words of its caption."""
+
+    truth: str
+    pictures: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class _SearchStrip:
+    """A query and the images that each model finds, as data addresses with their reference captions."""
+
+    query: str
+    hits: tuple[list[tuple[str, str]], list[tuple[str, str]]]
+
+
+def _caption_cards(plan: DemoPlan, recipe: Recipe, stage: str, arms: Arms) -> list[_CaptionCard]:
     split = plan.showcase if plan.showcase in recipe.data.test else "test"
     source = open_source(recipe.data.test[split])
     pairs = zip(arms[0].captions[stage], arms[1].captions[stage], strict=True)
     return [
-        CaptionCard(_data_address(source, first.index), first.truth, (first.caption, second.caption))
+        _CaptionCard(_data_address(source, first.index), first.truth, (first.caption, second.caption))
         for first, second in pairs
     ]
 
 
-def _heat_maps(source: PairSource, arms: Arms) -> list[HeatCard]:
+def _heat_maps(source: PairSource, arms: Arms) -> list[_HeatCard]:
     cards = []
     for both in zip(arms[0].heat_maps, arms[1].heat_maps, strict=True):
         pair = source[both[0].index]
@@ -178,18 +182,18 @@ def _heat_maps(source: PairSource, arms: Arms) -> list[HeatCard]:
         pictures = []
         for explained in both:
             words = zip(explained.words, explained.heat, strict=True)
-            png = caption_picture(image, [WordMap(word, torch.tensor(heat)) for word, heat in words], HEAT_MAP_DPI)
+            png = caption_picture(image, [WordMap(word, torch.tensor(heat)) for word, heat in words], _HEAT_MAP_DPI)
             pictures.append(data_address(as_webp(Image.open(io.BytesIO(png)).convert("RGB"))))
-        cards.append(HeatCard(pair.caption, (pictures[0], pictures[1])))
+        cards.append(_HeatCard(pair.caption, (pictures[0], pictures[1])))
     return cards
 
 
-def _search_strips(source: PairSource, arms: Arms) -> list[SearchStrip]:
+def _search_strips(source: PairSource, arms: Arms) -> list[_SearchStrip]:
     def hits(indices: Sequence[int]) -> list[tuple[str, str]]:
         return [(_data_address(source, index), source.caption(index)) for index in indices]
 
     both = zip(arms[0].searches, arms[1].searches, strict=True)
-    return [SearchStrip(first.query, (hits(first.indices), hits(second.indices))) for first, second in both]
+    return [_SearchStrip(first.query, (hits(first.indices), hits(second.indices))) for first, second in both]
 
 
 def _data_address(source: PairSource, index: int) -> str:

@@ -1,4 +1,7 @@
-"""The table of a comparison: two models, the same splits, and the change over the baseline."""
+"""A text table that compares two models split by split: losses with their change, and R@1.
+
+It needs no plotting library: `grr-coca evaluate --compare` prints it too.
+"""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -11,24 +14,24 @@ LOSSES = ("contrastive_loss", "perplexity", "coca_loss")
 
 @dataclass(frozen=True)
 class Row:
-    """A split, or an average of splits: every metric for the model and for the baseline."""
+    """A row: the metrics of a model and its baseline on a split, or averaged over splits."""
 
     name: str
     model: dict[str, float]
     baseline: dict[str, float]
 
     def change(self, loss: str) -> float:
-        """Change over the baseline, as a share of it; below zero the model is better. NaN: the baseline is 0."""
+        """Relative change over the baseline; below zero, the model is better. NaN if the baseline is 0."""
         return self.model[loss] / self.baseline[loss] - 1 if self.baseline[loss] else math.nan
 
 
 def row(name: str, model: Metrics, baseline: Metrics) -> Row:
-    """The row of one split, from metrics under the names of a ledger."""
+    """The row of a split, from metrics by their keys in a ledger."""
     return Row(name, _metrics(model), _metrics(baseline))
 
 
 def average_row(name: str, rows: Sequence[Row]) -> Row:
-    """The mean of each metric over rows, every row counting alike."""
+    """The unweighted mean of each metric over rows."""
     model, baseline = (
         {metric: sum(side[metric] for side in sides) / len(rows) for metric in sides[0]}
         for sides in ([row.model for row in rows], [row.baseline for row in rows])
@@ -37,17 +40,17 @@ def average_row(name: str, rows: Sequence[Row]) -> Row:
 
 
 def short_names(names: tuple[str, str]) -> tuple[str, str]:
-    """Preset names as the heads of columns have room for."""
+    """Preset names, shortened for the heads of columns."""
     return names[0].removesuffix("_coca"), names[1].removesuffix("_coca")
 
 
 def format_table(rows: Sequence[Row], names: tuple[str, str], unlike: Collection[str] = ()) -> str:
-    """The table as text: per loss both models and the change, then text-to-image R@1 with chance.
+    """The table as text: for each loss both models and the change, then R@1 (text to image) with chance.
 
     Args:
         rows: the splits.
-        names: of both models.
-        unlike: losses that cannot be compared, and have no change.
+        names: names of both models.
+        unlike: losses that cannot be compared, of which no change is shown.
     """
     titles = ["", "contrastive loss", "perplexity", "CoCa loss", "R@1 text to image"]
     heads = [["split"], *[[*short_names(names), "change"] for _ in LOSSES], [*short_names(names), "chance"]]
@@ -61,13 +64,13 @@ def format_table(rows: Sequence[Row], names: tuple[str, str], unlike: Collection
 
 
 def _join(cells: Sequence[str], widths: Sequence[int]) -> str:
-    # One cell is a name, several are numbers.
+    # A group of one cell is a name; other groups are numbers.
     align = str.rjust if len(cells) > 1 else str.ljust
     return "  ".join(align(cell, width) for cell, width in zip(cells, widths, strict=True))
 
 
 def _metrics(metrics: Metrics) -> dict[str, float]:
-    # What is not finite is in no ledger.
+    # A ledger has no NaN or infinite losses.
     losses = {name: metrics.get(name, math.nan) for name in LOSSES}
     return {**losses, "R@1": metrics["R@1"], "chance": metrics["chance/R@1"]}
 

@@ -1,1 +1,1 @@
-"""What a study says, from its folder alone: numbers, tables, and a page to read."""
+"""The report of a study, from its folder alone: numbers, answer, tables, figures and a page."""

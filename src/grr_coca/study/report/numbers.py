@@ -1,21 +1,6 @@
-"""The results of a study: numbers alone, from its plan and its ledger.
+"""The results of a study in numbers, from its plan and its ledger: `study_results`, at the end.
 
-Endpoints of a study: what they are called, which way is better, and their values.
-
-A change of a metric over several seeds, with everything that can be said of it.
-
-Which arms of a study are the corners of a factorial, and of which parts.
-
-The factorial of a study: what each part does, and which parts act together.
-
-What each arm costs: parameters, FLOPs, seconds.
-
-How far a change depends on the images of the test split: intervals over images, seeds held as they are.
-
-An interval over seeds says what other seeds would give on the same images; this one, what other images would give with
-the same trained models. Images (captions, batches) are drawn with replacement, the same ones for both arms, and the
-change is computed anew (paired bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
-The captions of an image are drawn with it: they resemble one another, and drawn one by one they would seem to say more.
+Its parts come first: endpoints and their values, effects over seeds, the factorial, costs, intervals over images.
 
 Shapes: N images, S seeds, R resamples.
 """
@@ -43,12 +28,14 @@ from grr_coca.study.statistics import (
     is_equivalent,
     log_ratios,
     sign_flip_p,
-    smallest_shown_effect,
+    smallest_detectable_effect,
     t_interval,
     t_test_p,
 )
 
-TITLES = {
+# --- Endpoints
+
+_TITLES = {
     "contrastive_loss": "contrastive loss",
     "contrastive_loss_refitted": "contrastive loss, refitted temperature",
     "captioning_loss": "captioning loss",
@@ -57,7 +44,7 @@ TITLES = {
     **{f"R@{k}": f"R@{k}, text to image" for k in (1, 5, 10)},
     **{f"image_to_text/R@{k}": f"R@{k}, image to text" for k in (1, 5, 10)},
 }
-"""Metrics that people call otherwise than rows of a ledger do."""
+"""Display names of metrics; all others have their key in the ledger."""
 
 PHASE_TITLES = {"pretraining": "after pretraining", "finetuning": "after fine-tuning"}
 
@@ -67,7 +54,7 @@ Rows = Mapping[tuple[str, int, str], LedgerRow]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A metric after a phase of training, as a plan names it: `pretraining/coca_loss`."""
+    """A metric after a phase of training, by its name in a plan: `pretraining/coca_loss`."""
 
     name: str
 
@@ -78,46 +65,46 @@ class Endpoint:
 
     @property
     def metric(self) -> str:
-        """The metric's key in the rows of a ledger."""
+        """Key of the metric in the rows of a ledger."""
         return split_endpoint(self.name)[1]
 
     @property
     def title(self) -> str:
-        """The metric as people call it."""
-        return TITLES.get(self.metric, self.metric)
+        """Display name of the metric."""
+        return _TITLES.get(self.metric, self.metric)
 
     @property
     def full_title(self) -> str:
-        """Metric and phase."""
+        """Display name of metric and phase."""
         return f"{self.title} {PHASE_TITLES[self.phase]}"
 
     @property
     def lower_is_better(self) -> bool:
-        """True for losses, False for recalls and scores of captions."""
+        """True for losses, False for recalls and caption scores."""
         return self.metric in LOSS_METRICS
 
 
 def rows_by_run(rows: Sequence[LedgerRow]) -> dict[tuple[str, int, str], LedgerRow]:
-    """Rows by arm, seed and stage."""
+    """Index rows by arm, seed and stage."""
     return {(row.arm, row.seed, row.stage): row for row in rows}
 
 
-def stages_of(plan: Plan, endpoint: Endpoint) -> tuple[str, ...]:
-    """The stages that an endpoint is of."""
+def _stages_of(plan: Plan, endpoint: Endpoint) -> tuple[str, ...]:
+    """The stages on which an endpoint is measured."""
     pretraining, *finetunings = stage_names(plan)
     return (pretraining,) if endpoint.phase == "pretraining" else tuple(finetunings)
 
 
-def endpoint_value(rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seed: int) -> float | None:
-    """An endpoint of one arm and seed; of fine-tuning the geometric mean over its stages, so that each counts alike.
+def _endpoint_value(rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seed: int) -> float | None:
+    """Value of an endpoint for one arm and seed: of fine-tuning, the geometric mean, so that all stages weigh the same.
 
     The log ratio of two such values is the mean of the stages' log ratios.
 
     Returns:
-        None if a stage is missing, or a value is not finite or not above zero, and so has no ratio.
+        None if a stage is missing, or a value is NaN, infinite or not above zero, and so has no log ratio.
     """
     logs = []
-    for stage in stages_of(plan, endpoint):
+    for stage in _stages_of(plan, endpoint):
         row = rows.get((arm, seed, stage))
         value = row.metrics.get(plan.endpoints.split, {}).get(endpoint.metric, 0.0) if row else 0.0
         if not 0 < value < math.inf:
@@ -127,20 +114,23 @@ def endpoint_value(rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seed: i
 
 
 def endpoint_values(rows: Rows, plan: Plan, endpoint: Endpoint, arm: str) -> dict[int, float]:
-    """An endpoint of one arm by seed, in the plan's order; seeds without a value are left out."""
-    found = {seed: endpoint_value(rows, plan, endpoint, arm, seed) for seed in plan.seeds}
+    """Values of an endpoint of one arm by seed, in the plan's order; seeds without a value are left out."""
+    found = {seed: _endpoint_value(rows, plan, endpoint, arm, seed) for seed in plan.seeds}
     return {seed: value for seed, value in found.items() if value is not None}
+
+
+# --- Effects over seeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """A change in per cent, from log ratios of one value a seed. What needs two seeds is None for a single one.
+    """A change in per cent over several seeds. Fields that need two seeds are None for a single one.
 
-    `changes`: of each of the `seeds`. `change`: of all, the mean of their log ratios.
-    `low`, `high`: the 95 % t interval. `bootstrap_low`, `bootstrap_high`: for comparison alone.
-    `p_sign_flip`, `p_t`: two-sided, of one endpoint by itself.
-    `deviation`: of the change from seed to seed.
-    `is_equivalent`: the interval lies within ± 2 %.
+    - `changes`: of each of the `seeds`; `change`: from the mean of their log ratios
+    - `low`, `high`: 95 % t interval; `bootstrap_low`, `bootstrap_high`: for comparison only
+    - `p_sign_flip`, `p_t`: two-sided, without correction for several endpoints
+    - `deviation`: standard deviation over seeds
+    - `is_equivalent`: the interval lies within ± 2 %
     """
 
     seeds: tuple[int, ...]
@@ -161,18 +151,18 @@ class Effect:
         return len(self.seeds)
 
     def interval_among(self, num_endpoints: int) -> tuple[float, float]:
-        """The t interval that is corrected by Bonferroni for so many endpoints; it takes two seeds."""
+        """The t interval with Bonferroni's correction for `num_endpoints`; it needs two seeds."""
         low, high = t_interval(np.log1p(np.array(self.changes) / 100), 1 - (1 - LEVEL) / num_endpoints)
         return float(as_percent(low)), float(as_percent(high))
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of no change."""
+        """True if the interval does not contain zero."""
         return self.low is not None and self.high is not None and self.low * self.high > 0
 
 
 def effect_of(log_ratio_by_seed: Mapping[int, float]) -> Effect | None:
-    """The effect that log ratios of seeds amount to; None without any seed."""
+    """The effect from a log ratio for each seed; None without seeds."""
     if not log_ratio_by_seed:
         return None
     values = np.array(list(log_ratio_by_seed.values()))
@@ -194,6 +184,12 @@ def effect_of(log_ratio_by_seed: Mapping[int, float]) -> Effect | None:
     )
 
 
+def _number(value: Numbers) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+# --- Factorial
+
 PARTS = ("RMSNorm", "GEGLU", "RoPE")
 PARTS_OF_PRESET: dict[str, Cell] = {
     "baseline_coca": frozenset(),
@@ -205,15 +201,14 @@ PARTS_OF_PRESET: dict[str, Cell] = {
     "baseline_geglu_rope_2d": frozenset({"GEGLU", "RoPE"}),
     "grr_coca": frozenset(PARTS),
 }
-"""What the image encoder of a preset has of GRR-CoCa's three parts, and nothing else that is not Baseline CoCa's."""
+"""Parts of GRR-CoCa in the image encoders of presets that are Baseline CoCa otherwise."""
 
 
 def factorial_corners(plan: Plan) -> dict[Cell, str]:
-    """Arms by the factors that they have, if arms of the plan make a full factorial of two factors or more.
+    """Arms by their factors, if the plan has a full factorial of two or more factors.
 
-    A factor is a part, or several parts that these arms have together: Baseline CoCa, GRR-CoCa, RoPE alone and all but
-    RoPE are the corners of the factors `RMSNorm + GEGLU` and `RoPE`. Only arms count that are
-    trained as the baseline is.
+    A factor is a part, or several parts that arms only have together: Baseline CoCa, GRR-CoCa, RoPE alone and all but
+    RoPE are the corners of the factors `RMSNorm + GEGLU` and `RoPE`. Only arms that are trained as the baseline count.
 
     Returns:
         The corner without any factor first, then those with one; empty if there is no factorial.
@@ -241,9 +236,10 @@ Factors = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class FactorResults:
-    """A main effect, or the interaction of several factors, on each primary endpoint by its name.
+    """A main effect (one factor) or an interaction (several) on each primary endpoint.
 
-    `p_holm`: of the t test, corrected for all effects of the factorial on one endpoint; empty for a single seed.
+    `effects`: by endpoint. `p_holm`: by endpoint, of the t test with Holm's correction for all effects on it; empty for
+    a single seed.
     """
 
     factors: Factors
@@ -251,8 +247,8 @@ class FactorResults:
     p_holm: dict[str, float]
 
 
-def factor_results(rows: Rows, plan: Plan) -> tuple[FactorResults, ...]:
-    """All effects, main effects first, over the seeds that have every corner; empty if there are none."""
+def _factor_results(rows: Rows, plan: Plan) -> tuple[FactorResults, ...]:
+    """All effects of the factorial, main effects first, over the seeds that have every corner."""
     effects = {name: _effects(logs) for name in plan.endpoints.primary if (logs := corner_logs(rows, plan, name))}
     p_values = {name: _corrected(found) for name, found in effects.items()}
     return tuple(
@@ -266,7 +262,7 @@ def factor_results(rows: Rows, plan: Plan) -> tuple[FactorResults, ...]:
 
 
 def corner_logs(rows: Rows, plan: Plan, endpoint: str) -> dict[Cell, dict[int, float]]:
-    """Log of an endpoint in each corner, by the seeds that all corners have; empty without such a seed or factorial."""
+    """Log of an endpoint by corner and seed, for seeds that all corners have; empty without such seeds or corners."""
     corners = factorial_corners(plan)
     values = {cell: endpoint_values(rows, plan, Endpoint(endpoint), arm) for cell, arm in corners.items()}
     seeds = [seed for seed in plan.seeds if all(seed in found for found in values.values())]
@@ -290,12 +286,15 @@ def _corrected(effects: Mapping[Factors, Effect]) -> dict[Factors, float]:
     return dict(zip(effects, holm(np.array(known)).tolist(), strict=True)) if len(known) == len(p_values) else {}
 
 
+# --- Cost
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArmCost:
-    """Costs of one arm; `flops_per_pair` of one forward pass, captions as long as they can be.
+    """Costs of an arm. `flops_per_pair`: of one forward pass with a caption of maximum length.
 
-    `training_flops`: of all steps of each stage; None where the rows do not have them.
-    `seconds`: of training and evaluation of a stage, median over seeds and machines.
+    `training_flops`: of all steps, by stage; None in ledgers of old versions. `seconds`: of training and evaluation, by
+    stage, median over seeds and machines.
     """
 
     arm: str
@@ -306,13 +305,13 @@ class ArmCost:
     seconds: dict[str, float]
 
 
-def arm_costs(plan: Plan, rows: Sequence[LedgerRow]) -> tuple[ArmCost, ...]:
-    """Costs of the arms that have rows, in the plan's order."""
+def _arm_costs(plan: Plan, rows: Sequence[LedgerRow]) -> tuple[ArmCost, ...]:
+    """Costs of all arms that have rows, in the plan's order."""
     return tuple(_cost(plan, arm.name, rows) for arm in plan.arms if any(row.arm == arm.name for row in rows))
 
 
 def _counted(rows: Sequence[LedgerRow]) -> int | None:
-    """FLOPs of a stage's training, by the newest row that has them."""
+    """Training FLOPs in the newest row that has them."""
     return next((row.training_flops for row in reversed(rows) if row.training_flops is not None), None)
 
 
@@ -329,11 +328,13 @@ def _cost(plan: Plan, arm: str, rows: Sequence[LedgerRow]) -> ArmCost:
     )
 
 
-RESAMPLES = 2000
+# --- Intervals over images
+
+_RESAMPLES = 2000
 
 Values = dict[str, list]
 Statistics = tuple[np.ndarray, np.ndarray]
-"""What each image adds to a numerator and to a denominator: N each."""
+"""Contributions of each image to the numerator and to the denominator of a metric: N each."""
 
 
 def _per_batch(name: str) -> Callable[[Values], Statistics]:
@@ -349,7 +350,7 @@ def _nats(values: Values) -> Statistics:
 
 
 def _of_images(values: Values, numerator: np.ndarray, denominator: np.ndarray) -> Statistics:
-    """What the captions of each image add together. Without `image`, each caption has an image of its own."""
+    """Sum the contributions of each image's captions. Without `image`, each image has one caption."""
     if "image" not in values:
         return numerator, denominator
     images = np.array(values["image"])
@@ -364,33 +365,36 @@ STATISTICS: dict[str, Callable[[Values], Statistics]] = {
     "R@1": _hits,
     "CIDEr-D": _per_batch("cider_d"),
 }
-"""How the values of a row make an endpoint. The CoCa loss is of batches and of captions, and has no interval here."""
+"""Contributions to each metric from the values of a row. The CoCa loss has none, as it mixes batches and captions."""
 
 
 def interval_over_images(
     rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seeds: Sequence[int]
 ) -> tuple[float, float] | None:
-    """The 95 % interval of a change in per cent over images of the test split.
+    """The 95 % interval of a change in per cent over images of the test split, for the same trained models.
 
-    A draw is the same for the models of all seeds, the stages of fine-tuning are drawn each by itself. As in the change
-    itself, log ratios are averaged over the seeds that have one: a draw may hold no image that a model found.
+    It is a paired bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13): images with all
+    their captions, or batches, are drawn with replacement, the same for both arms and all seeds, and the change is
+    computed again. Captions are not drawn one by one, since those of an image resemble each other, and the interval
+    would be too narrow. Fine-tunings are drawn independently. Log ratios are averaged over the seeds that have one: a
+    draw may have a recall of zero.
 
     Args:
-        rows: by arm, seed and stage.
+        rows: rows by arm, seed and stage.
         plan: names baseline, stages and split.
-        endpoint: what is compared.
-        arm: compared with the baseline.
-        seeds: those that both arms have.
+        endpoint: the endpoint.
+        arm: the arm that is compared with the baseline.
+        seeds: the seeds that both arms have.
 
     Returns:
-        None if there are no seeds, the rows have no such values, or a draw leaves no seed with a ratio.
+        Low and high. None without seeds, without values in the rows, or if no seed has a log ratio in some draw.
     """
     if endpoint.metric not in STATISTICS or not seeds:
         return None
-    logs = np.zeros((RESAMPLES, len(seeds)))
-    stages = stages_of(plan, endpoint)
+    logs = np.zeros((_RESAMPLES, len(seeds)))
+    stages = _stages_of(plan, endpoint)
     for place, stage in enumerate(stages):
-        sides = [_statistics(rows, plan, endpoint, side, seeds, stage) for side in (arm, plan.baseline)]
+        sides = [_contributions(rows, plan, endpoint, side, seeds, stage) for side in (arm, plan.baseline)]
         if sides[0] is None or sides[1] is None or len(sides[0]) != len(sides[1]):
             return None
         logs += _resampled_log_ratios(endpoint, sides[0], sides[1], place) / len(stages)
@@ -401,14 +405,14 @@ def interval_over_images(
     return float(as_percent(low)), float(as_percent(high))
 
 
-def _statistics(
+def _contributions(
     rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seeds: Sequence[int], stage: str
 ) -> np.ndarray | None:
-    """What each image adds to numerator and denominator, N × S × 2; None where a row has no such values."""
+    """Contributions of each image to numerator and denominator, N × S × 2; None if a row lacks the values."""
     found = [rows[arm, seed, stage].values.get(plan.endpoints.split, {}) for seed in seeds]
     try:
         statistics = [np.stack(STATISTICS[endpoint.metric](values), axis=1) for values in found]
-    except (KeyError, ValueError):  # none were kept, or not as many of one kind as of the other
+    except (KeyError, ValueError):  # values are missing, or differ in number
         return None
     if len({len(of_seed) for of_seed in statistics}) != 1 or not all(np.isfinite(found).all() for found in statistics):
         return None
@@ -416,16 +420,18 @@ def _statistics(
 
 
 def _resampled_log_ratios(endpoint: Endpoint, arm: np.ndarray, baseline: np.ndarray, draw: int) -> np.ndarray:
-    """Log of arm over baseline for each draw of images and each seed, R × S; NaN where there is no ratio."""
+    """Log of arm over baseline for each draw and seed, R × S; NaN if it is undefined."""
     sides = np.stack([arm, baseline], axis=1)  # N × 2 × S × 2
     columns = sides.reshape(len(sides), -1)
-    sums = np.concatenate([drawn @ columns for drawn in draws(len(columns), RESAMPLES, draw)])
-    quotients = (sums[:, 0::2] / sums[:, 1::2]).reshape(RESAMPLES, 2, -1)  # R × 2 × S
-    if endpoint.metric == "perplexity":  # the exponential of nats a token
+    sums = np.concatenate([drawn @ columns for drawn in draws(len(columns), _RESAMPLES, draw)])
+    quotients = (sums[:, 0::2] / sums[:, 1::2]).reshape(_RESAMPLES, 2, -1)  # R × 2 × S
+    if endpoint.metric == "perplexity":  # exp(nats per token)
         return quotients[:, 0] - quotients[:, 1]
     logs = np.log(quotients, where=quotients > 0, out=np.full_like(quotients, np.nan))
     return logs[:, 0] - logs[:, 1]
 
+
+# --- Results
 
 Run = tuple[str, int, str]
 """Arm, seed and stage."""
@@ -435,12 +441,12 @@ Run = tuple[str, int, str]
 class EndpointResult:
     """An endpoint of one arm against the baseline, over the seeds that both have.
 
-    `arm_value`, `baseline_value`: geometric means over seeds. `effect` None: no seed has both.
-    `over_images`: ends of a 95 % interval in per cent over images of the test split, with the seeds that there are;
-    None where no values for it are in the ledger.
-    `p_holm`: of the sign-flip test, corrected for all primary endpoints of the plan; None for secondary ones.
-    `smallest_shown`: the true change in per cent that this verdict would find in four studies of five with as many
-    seeds and this deviation; None for secondary endpoints, and where so few seeds cannot find anything.
+    - `arm_value`, `baseline_value`: geometric means over seeds
+    - `effect`: None if no seed has both values
+    - `over_images`: 95 % interval in per cent over images of the test split; None if the ledger lacks the values
+    - `p_holm`: of the sign-flip test with Holm's correction for all primary endpoints; None for secondary ones
+    - `smallest_shown`: smallest detectable effect in per cent (80 % power), with as many seeds and this deviation; None
+      for secondary endpoints, and if no effect can be significant with so few seeds
     """
 
     endpoint: str
@@ -455,7 +461,7 @@ class EndpointResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResults:
-    """All endpoints of one arm against the baseline, the primary ones first."""
+    """The endpoints of one arm against the baseline, the primary ones first."""
 
     arm: str
     endpoints: tuple[EndpointResult, ...]
@@ -463,16 +469,17 @@ class ArmResults:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResults:
-    """Everything that a study says in numbers; `results.json` is this.
+    """All results of a study in numbers; the content of `results.json`.
 
-    `num_rows`, `num_planned_rows`: stages that are done, and that the plan has without those that are lost.
-    `num_seeds`: seeds with all stages of the first arm and of the baseline; `num_planned_seeds` of the plan. Effects
-    tell their own seeds: an endpoint may lack some, and a factorial needs those that every corner has.
-    `missing`: stages that lack, by arm and seed, in words. `lost`: those that diverged, or had nothing to start from,
-    because their pretraining did. `num_lost_seeds`: seeds that the first arm or the baseline lost a stage of.
-    `factorial`: effects over the seeds that have every corner; empty where the plan has no factorial.
-    `bootstrap_coverage`: the share of studies with so many seeds in which the bootstrap's intervals hold the truth.
-    `notes`: what was not counted, and why.
+    - `num_rows`: finished stages; `num_planned_rows`: stages of the plan without the lost ones
+    - `num_seeds`: seeds with all stages of the first arm and of the baseline; `num_planned_seeds`: of the plan. Effects
+      have their own number of seeds
+    - `missing`: unfinished stages, by arm and seed, in words
+    - `lost`: stages that diverged, or whose pretraining did. `num_lost_seeds`: seeds with a lost stage of the first arm
+      or of the baseline
+    - `factorial`: effects over the seeds that have every corner; empty if the plan has no factorial
+    - `bootstrap_coverage`: coverage of the bootstrap's 95 % intervals with so many seeds
+    - `notes`: sentences on rows that do not count, and on values that are missing
     """
 
     baseline: str
@@ -496,22 +503,22 @@ class StudyResults:
 
     @property
     def begun_arms(self) -> tuple[ArmResults, ...]:
-        """Arms of which a primary endpoint has been measured, with a seed that the baseline has too."""
+        """Arms with a primary endpoint that can be compared with the baseline."""
         return tuple(arm for arm in self.arms if any(r.effect for r in arm.endpoints if r.is_primary))
 
     @property
     def is_complete(self) -> bool:
-        """Whether every planned stage has ended."""
+        """True if every planned stage is finished or lost."""
         return self.num_rows == self.num_planned_rows
 
     @property
     def num_awaited_seeds(self) -> int:
-        """Seeds that the first arm or the baseline has not ended yet."""
+        """Number of seeds that the first arm or the baseline has not finished yet."""
         return self.num_planned_seeds - self.num_seeds - self.num_lost_seeds
 
 
 def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
-    """Compare every arm with the baseline, and work out the factorial if there is one."""
+    """Compare every arm of a study with the baseline, and compute the effects of its factorial, if it has one."""
     rows = rows_by_run(ledger.rows)
     others = [arm.name for arm in plan.arms if arm.name != plan.baseline]
     stages = stage_names(plan)
@@ -533,8 +540,8 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
         missing=_by_arm(plan, lambda key: key not in whole and key not in lost),
         lost=lost_in_words,
         arms=tuple(ArmResults(arm=arm, endpoints=_endpoints(rows, plan, arm)) for arm in others),
-        factorial=factor_results(rows, plan),
-        costs=arm_costs(plan, ledger.rows),
+        factorial=_factor_results(rows, plan),
+        costs=_arm_costs(plan, ledger.rows),
         machines=_distinct(row.machine for row in ledger.rows),
         precisions=_distinct(row.precision for row in ledger.rows),
         commits=_distinct(row.commit for row in ledger.rows),
@@ -548,7 +555,7 @@ def _endpoints(rows: Rows, plan: Plan, arm: str) -> tuple[EndpointResult, ...]:
     found = [result.effect.p_sign_flip if result.effect else np.nan for result in primary]
     adjusted = holm(np.array(found))
     corrected = [
-        replace(result, p_holm=_number(p), smallest_shown=_smallest_shown(result.effect, len(primary)))
+        replace(result, p_holm=_number(p), smallest_shown=_smallest_detectable(result.effect, len(primary)))
         for result, p in zip(primary, adjusted, strict=True)
     ]
     secondary = [_endpoint(rows, plan, arm, name, is_primary=False) for name in plan.endpoints.secondary]
@@ -570,25 +577,25 @@ def _endpoint(rows: Rows, plan: Plan, arm: str, name: str, *, is_primary: bool) 
     )
 
 
-def _smallest_shown(effect: Effect | None, num_endpoints: int) -> float | None:
+def _smallest_detectable(effect: Effect | None, num_endpoints: int) -> float | None:
     if effect is None or effect.deviation is None:
         return None
-    deviations = smallest_shown_effect(effect.num_seeds, num_endpoints)
+    deviations = smallest_detectable_effect(effect.num_seeds, num_endpoints)
     if not np.isfinite(deviations):
         return None
-    # As a decrease, which is the smaller of the two percentages.
+    # As a decrease; the equivalent increase is a larger percentage.
     return float(-as_percent(-deviations * effect.deviation / 100))
 
 
 def _lost(ledger: Ledger, rows: Rows, stages: Sequence[str]) -> set[Run]:
-    """Runs that diverged, and what would have started from these."""
+    """Runs that diverged, and the fine-tunings that would have started from them."""
     lost = {(row.arm, row.seed, row.stage) for row in ledger.diverged}
     lost |= {(arm, seed, t) for arm, seed, stage in lost if stage == stages[0] for t in stages}
     return lost - rows.keys()
 
 
 def _by_arm(plan: Plan, is_told: Callable[[Run], bool]) -> tuple[str, ...]:
-    """Some of the planned stages in words, a line for each arm and choice of stages."""
+    """The planned stages for which `is_told` is true, in words: a line for each arm and set of stages."""
     lines = []
     for arm in plan.arms:
         told_stages = {s: [t for t in stage_names(plan) if is_told((arm.name, s, t))] for s in plan.seeds}
@@ -608,21 +615,21 @@ def _seeds_in_words(seeds: list[str], num_planned: int) -> str:
 
 
 def _without_ratio(rows: Rows, plan: Plan) -> list[str]:
-    """Values that are there, or should be, and have no logarithm."""
+    """Notes on finished stages that have no value of an endpoint, or none with a logarithm."""
     notes = []
     for name in plan.endpoints.all:
         endpoint = Endpoint(name)
         for arm in plan.arms:
             values = endpoint_values(rows, plan, endpoint, arm.name)
-            phase = stages_of(plan, endpoint)
+            phase = _stages_of(plan, endpoint)
             done = [seed for seed in plan.seeds if all((arm.name, seed, stage) in rows for stage in phase)]
             unmeasured = [s for s in done if any(_is_unmeasured(rows[arm.name, s, t], plan, endpoint) for t in phase)]
             zero = [seed for seed in done if seed not in values and seed not in unmeasured]
-            for why, seeds in (("not measured", unmeasured), ("no finite value above zero", zero)):
+            for why, seeds in (("not measured", unmeasured), ("NaN, infinite or not above zero", zero)):
                 if seeds:
                     notes.append(
-                        f"{arm.name}, {endpoint.full_title}: {why} with seeds {', '.join(map(str, seeds))}, so no "
-                        "ratio; these seeds are left out of this endpoint"
+                        f"{arm.name}, {endpoint.full_title}: {why} with seeds {', '.join(map(str, seeds))}; these "
+                        "seeds are left out of this endpoint"
                     )
     return notes
 
@@ -633,10 +640,6 @@ def _is_unmeasured(row: LedgerRow, plan: Plan, endpoint: Endpoint) -> bool:
 
 def _geometric_mean(values: np.ndarray) -> float | None:
     return float(np.exp(np.log(values).mean())) if len(values) else None
-
-
-def _number(value: Numbers) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _distinct(items: Iterable[str]) -> tuple[str, ...]:

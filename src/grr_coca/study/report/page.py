@@ -1,9 +1,4 @@
-"""The page of a study: `report.html`, with everything in it.
-
-Captions of all arms side by side.
-
-Write what a study says: `results.json`, `table.md` and `report.html`.
-"""
+"""Writes the report of a study: `results.json`, `table.md` and `report.html`, a page that loads nothing else."""
 
 import json
 from collections.abc import Sequence
@@ -28,69 +23,46 @@ from grr_coca.study.report.tables import (
     factorial_tables,
     tuning_table,
 )
-from grr_coca.study.thumbnails import data_address, picture_path
+from grr_coca.study.thumbnails import data_address, thumbnail_path
+
+_RESULTS_FILE = "results.json"
+_TABLE_FILE = "table.md"
+PAGE_FILE = "report.html"
 
 
-@dataclass(frozen=True)
-class ExampleCaptions:
-    """An image of the showcase: what people say of it, and each arm's caption. `picture`: a data address, if known."""
-
-    image: str
-    references: tuple[str, ...]
-    captions: tuple[str, ...]
-    picture: str | None
-
-
-@dataclass(frozen=True)
-class ExampleGrid:
-    """The captions of some arms on images of a split, all of one stage and seed."""
-
-    stage: str
-    split: str
-    seed: int
-    arms: tuple[str, ...]
-    examples: tuple[ExampleCaptions, ...]
-
-
-def example_captions(plan: Plan, rows: Sequence[LedgerRow], arms: Sequence[str], folder: Path) -> list[ExampleGrid]:
-    """The captions of those of the arms that have any, by stage, each of the first seed for which most of them do.
+def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
+    """Report on a study from its plan and ledger alone.
 
     Args:
-        plan: of the study.
-        rows: of the study.
-        arms: the arms to show, in this order.
-        folder: of the study, which may hold pictures of the showcase.
+        folder: folder of the study.
+        out: an existing folder, to which the three files are written.
+        over: the arm with which the others are compared; None: the plan's baseline.
+
+    Returns:
+        The answer and the table of primary endpoints, for a terminal.
+
+    Raises:
+        UserError: the folder is no study, its plan or ledger is invalid, or the plan has no arm `over`.
     """
-    grids = []
-    for stage in stage_names(plan):
-        found = {(row.arm, row.seed): row.captions for row in rows if row.captions and row.stage == stage}
-        seeds = sorted({seed for arm, seed in found if arm in arms})
-        if not seeds:
-            continue
-        seed = max(seeds, key=lambda seed: (sum((arm, seed) in found for arm in arms), -seed))
-        shown = tuple(arm for arm in arms if (arm, seed) in found)
-        by_arm = [{example.image: example for example in found[arm, seed]} for arm in shown]
-        common = [example for example in found[shown[0], seed] if all(example.image in said for said in by_arm)]
-        examples = tuple(_example(example, by_arm, picture_path(folder, stage, example.image)) for example in common)
-        grids.append(ExampleGrid(stage, showcase_of(plan, stage)[0], seed, shown, examples))
-    return grids
+    planned = plan_of_folder(folder)
+    plan = compared_with(planned, over)
+    ledger = read_ledger(folder, seeds=plan.seeds)
+    results = study_results(plan, ledger)
+    if plan.baseline != planned.baseline:
+        note = (
+            f"compared with {plan.baseline}; the plan names {planned.baseline} as the baseline. p values are corrected "
+            "for the endpoints of one comparison, not for several comparisons"
+        )
+        results = replace(results, notes=(*results.notes, note))
+    content = json.dumps(to_dict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(out / _RESULTS_FILE, _encoded(content))
+    write_whole(out / _TABLE_FILE, _encoded(_study_tables(plan, ledger, results)))
+    write_whole(out / PAGE_FILE, _encoded(_study_page(plan, ledger, results, folder)))
+    return _for_terminal(plan, results)
 
 
-def _example(first: CaptionedExample, by_arm: Sequence[dict[str, CaptionedExample]], picture: Path) -> ExampleCaptions:
-    captions = tuple(captions[first.image].caption for captions in by_arm)
-    address = data_address(picture.read_bytes()) if picture.is_file() else None
-    return ExampleCaptions(first.image, first.references, captions, address)
-
-
-def study_page(plan: Plan, ledger: Ledger, results: StudyResults, folder: Path) -> str:
-    """The HTML of a study's report; nothing in it is loaded from elsewhere.
-
-    Args:
-        plan: of the study.
-        ledger: its rows.
-        results: what they amount to.
-        folder: of the study, which may hold pictures of the showcase.
-    """
+def _study_page(plan: Plan, ledger: Ledger, results: StudyResults, folder: Path) -> str:
+    """The HTML of a report, which loads nothing else. Thumbnails are read from the study's folder."""
     return render_page(
         "grr_coca.study.report",
         "study.html.j2",
@@ -106,48 +78,12 @@ def study_page(plan: Plan, ledger: Ledger, results: StudyResults, folder: Path) 
         rates=[(rate_figure(found), rate_tables(found)) for found in rate_results(plan, ledger)],
         cost=cost_table(plan, results) if results.costs else None,
         tuning=tuning_table(plan, ledger) if ledger.trials else None,
-        examples=example_captions(plan, ledger.rows, main_and_baseline(results), folder),
+        examples=_example_captions(plan, ledger.rows, main_and_baseline(results), folder),
     )
 
 
-RESULTS_FILE = "results.json"
-TABLE_FILE = "table.md"
-PAGE_FILE = "report.html"
-
-
-def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
-    """Report on the study in a folder, from its plan and ledger alone.
-
-    Args:
-        folder: of the study.
-        out: a folder that is there; three files are written to it.
-        over: the arm that the others are compared with; None: the plan's baseline.
-
-    Returns:
-        The answer and the table of primary endpoints, for a terminal.
-
-    Raises:
-        UserError: the folder holds no study, its plan or ledger cannot be read, or it has no arm `over`.
-    """
-    planned = plan_of_folder(folder)
-    plan = compared_with(planned, over)
-    ledger = read_ledger(folder, seeds=plan.seeds)
-    results = study_results(plan, ledger)
-    if plan.baseline != planned.baseline:
-        note = (
-            f"compared with {plan.baseline}; the plan names {planned.baseline} as the baseline. p values are corrected "
-            "for the endpoints of one comparison, not for several comparisons"
-        )
-        results = replace(results, notes=(*results.notes, note))
-    content = json.dumps(to_dict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(out / RESULTS_FILE, _encoded(content))
-    write_whole(out / TABLE_FILE, _encoded(study_tables(plan, ledger, results)))
-    write_whole(out / PAGE_FILE, _encoded(study_page(plan, ledger, results, folder)))
-    return _for_terminal(plan, results)
-
-
-def study_tables(plan: Plan, ledger: Ledger, results: StudyResults) -> str:
-    """The answer and all tables as Markdown."""
+def _study_tables(plan: Plan, ledger: Ledger, results: StudyResults) -> str:
+    """The answer and all tables of a study as Markdown."""
     found = answer(plan, results)
     tables = [endpoint_table(plan, results, primary=True), endpoint_table(plan, results, primary=False)]
     tables += arms_tables(plan, results) if len(results.begun_arms) > 1 else []
@@ -167,7 +103,7 @@ def _section(table: Table) -> str:
 
 
 def _encoded(text: str) -> bytes:
-    """An image's name that is not UTF-8 holds lone surrogates; they are shown as escapes."""
+    """Encode as UTF-8, with escapes for the lone surrogates of file names that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -179,3 +115,51 @@ def _for_terminal(plan: Plan, results: StudyResults) -> str:
         lines.append(f"not finished: {results.num_rows} of {results.num_planned_rows} stages are done; missing:")
         lines += [f"  {line}" for line in results.missing]
     return "\n".join([*lines, *results.notes])
+
+
+# --- Captions of all arms side by side
+
+
+@dataclass(frozen=True)
+class _ExampleCaptions:
+    """An image of the showcase: its reference captions, each arm's caption, and its thumbnail as a data address."""
+
+    image: str
+    references: tuple[str, ...]
+    captions: tuple[str, ...]
+    picture: str | None
+
+
+@dataclass(frozen=True)
+class _ExampleGrid:
+    """Captions of some arms on images of a split, all of one stage and seed."""
+
+    stage: str
+    split: str
+    seed: int
+    arms: tuple[str, ...]
+    examples: tuple[_ExampleCaptions, ...]
+
+
+def _example_captions(plan: Plan, rows: Sequence[LedgerRow], arms: Sequence[str], folder: Path) -> list[_ExampleGrid]:
+    """The captions to show for each stage, of the first seed for which most of `arms` have some. Thumbnails are read
+    from the study's folder, if it has them."""
+    grids = []
+    for stage in stage_names(plan):
+        found = {(row.arm, row.seed): row.captions for row in rows if row.captions and row.stage == stage}
+        seeds = sorted({seed for arm, seed in found if arm in arms})
+        if not seeds:
+            continue
+        seed = max(seeds, key=lambda seed: (sum((arm, seed) in found for arm in arms), -seed))
+        shown = tuple(arm for arm in arms if (arm, seed) in found)
+        by_arm = [{example.image: example for example in found[arm, seed]} for arm in shown]
+        common = [example for example in found[shown[0], seed] if all(example.image in said for said in by_arm)]
+        examples = tuple(_example(example, by_arm, thumbnail_path(folder, stage, example.image)) for example in common)
+        grids.append(_ExampleGrid(stage, showcase_of(plan, stage)[0], seed, shown, examples))
+    return grids
+
+
+def _example(first: CaptionedExample, by_arm: Sequence[dict[str, CaptionedExample]], picture: Path) -> _ExampleCaptions:
+    captions = tuple(captions[first.image].caption for captions in by_arm)
+    address = data_address(picture.read_bytes()) if picture.is_file() else None
+    return _ExampleCaptions(first.image, first.references, captions, address)

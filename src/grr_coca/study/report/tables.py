@@ -1,13 +1,10 @@
-"""The tables of a study: built once, shown as Markdown and as HTML.
-
-What was tuned: the settings that were tried for each arm, and those that were taken.
-"""
+"""The tables of a study, which Markdown files and HTML pages share: endpoints, arms, factorial, cost and tuning."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from grr_coca.study.ledger import Ledger, LedgerRow
-from grr_coca.study.plan import Plan, stage_names
+from grr_coca.study.plan import SIGNIFICANCE_LEVEL, Plan, stage_names
 from grr_coca.study.report.answer import (
     VERDICT_TITLES,
     arm_titles,
@@ -18,17 +15,16 @@ from grr_coca.study.report.answer import (
     verdict,
 )
 from grr_coca.study.report.numbers import PHASE_TITLES, Effect, Endpoint, EndpointResult, StudyResults
-from grr_coca.study.statistics import LEVEL_OF_TESTS
 
-DETECTABLE = (
-    "Detectable: smallest detectable effect (80 % power), the true fall, or the rise that makes up for it, which is "
-    "called better or worse in four studies of five with as many seeds and this deviation between them."
+_DETECTABLE = (
+    "Detectable: the smallest true decrease, or equivalent increase, that would be called better or worse with a power "
+    "of 80 %, with as many seeds and the same deviation over seeds."
 )
 
 
 @dataclass(frozen=True)
 class Table:
-    """Heads and rows of text. The first column names the row; `note` says what the numbers are."""
+    """A table of text. The first column names the row; `note` explains the numbers."""
 
     title: str
     heads: tuple[str, ...]
@@ -37,7 +33,7 @@ class Table:
 
 
 def as_markdown(table: Table) -> str:
-    """The table with columns under each other, numbers at the right."""
+    """The table as Markdown with aligned columns, numbers at the right."""
     lines = [table.heads, *table.rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.heads))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -49,7 +45,7 @@ def as_markdown(table: Table) -> str:
 
 
 def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table:
-    """The endpoints of the arm that is asked about."""
+    """The primary or the secondary endpoints of the first arm against the baseline."""
     main, titles = results.arms[0], arm_titles(plan)
     chosen = [result for result in main.endpoints if result.is_primary is primary]
     heads = ["endpoint", titles[main.arm], titles[results.baseline], "change, %", "95 % interval", "over images"]
@@ -58,7 +54,7 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
     if primary:
         heads += ["p, corrected", "verdict", "detectable, %"]
         rows = [
-            [*row, p_in_words(r.p_holm), VERDICT_TITLES[verdict(r)], _smallest(r)]
+            [*row, p_in_words(r.p_holm), VERDICT_TITLES[verdict(r)], _detectable(r)]
             for row, r in zip(rows, chosen, strict=True)
         ]
     reported = [reported_change(r.endpoint, main.arm, results.baseline) for r in chosen]
@@ -66,19 +62,19 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
         heads.append("paper, %")
         rows = [[*row, signed(change, 2)] for row, change in zip(rows, reported, strict=True)]
     note = (
-        f"Values: geometric means over seeds, of fine-tuning over its stages too, on the split {results.split}. 95 % "
-        "interval: of other seeds on the same images; over images: of other images with the same trained models, a "
-        "bootstrap, which is too narrow where contrastive losses have few batches. "
+        f"Values: geometric means over seeds, and over all fine-tunings, on the split {results.split}. 95 % interval: "
+        "over seeds, for the same images. Over images: for the same trained models, by a bootstrap, which is too "
+        "narrow for contrastive losses of few batches. "
     )
     if primary:
-        note += f"p, exact: sign-flip test; corrected: by Holm for all primary endpoints of the plan. {DETECTABLE}"
+        note += f"p, exact: sign-flip test; corrected: by Holm for all primary endpoints of the plan. {_DETECTABLE}"
     else:
-        note += "Nothing is decided by these: no correction covers them."
+        note += "They have no verdict, since no correction covers them."
     return Table("Primary endpoints" if primary else "Secondary endpoints", tuple(heads), _tuples(rows), note)
 
 
 def arms_tables(plan: Plan, results: StudyResults) -> list[Table]:
-    """Every arm against the baseline on the primary endpoints, a table for each phase."""
+    """All arms against the baseline on the primary endpoints, a table for each phase."""
     titles = arm_titles(plan)
     note = (
         f"Change over {titles[results.baseline]} in %, with 95 % interval. Star: the exact test passes Holm's "
@@ -103,15 +99,15 @@ def factorial_tables(plan: Plan, results: StudyResults) -> list[Table]:
         known = results.factorial[0].effects
         seeds = _counts({known[endpoint.name].num_seeds for endpoint in endpoints if endpoint.name in known})
         note = (
-            f"In %, over the {seeds} seeds that have every combination of the parts. The row of one part says how much "
-            "it changes the metric on average, with and without the others. A row with × says whether parts help or "
-            "hinder each other: at 0 their effects add up, as logarithms. Star: the t test passes Holm's correction "
-            "for the effects of a column."
+            f"In %, over the {seeds} seeds that have every combination of the parts. The row of one part is its main "
+            "effect: the change that it makes, averaged over all combinations of the others. A row with × is an "
+            "interaction: at 0, the logarithms of the effects add up. Star: the t test passes Holm's correction for "
+            "the effects of a column."
         )
         heads = ("effect", *(endpoint.title for endpoint in endpoints))
         rows = []
         for found in results.factorial:
-            is_found = [found.p_holm.get(endpoint.name, 1.0) <= LEVEL_OF_TESTS for endpoint in endpoints]
+            is_found = [found.p_holm.get(endpoint.name, 1.0) <= SIGNIFICANCE_LEVEL for endpoint in endpoints]
             effects = [found.effects.get(endpoint.name) for endpoint in endpoints]
             rows.append((effect_title(found.factors), *map(effect_cell, effects, is_found)))
         tables.append(Table(f"Main effects and interactions, {phase}", heads, tuple(rows), note))
@@ -121,7 +117,7 @@ def factorial_tables(plan: Plan, results: StudyResults) -> list[Table]:
 def cost_table(plan: Plan, results: StudyResults) -> Table:
     """Parameters, FLOPs and seconds of each arm."""
     titles = arm_titles(plan)
-    # Only where they can be compared: rows of an earlier version have none.
+    # Only stages that all arms have FLOPs of: rows of old versions have none.
     counted = [stage for stage in results.stages if None not in (c.training_flops.get(stage, 0) for c in results.costs)]
     heads = (
         "arm",
@@ -144,19 +140,63 @@ def cost_table(plan: Plan, results: StudyResults) -> Table:
     ]
     training = "TFLOP of all training steps, with captions of average length. " if counted else ""
     note = (
-        f"MFLOP of one forward pass over a pair, with the longest caption. {training}Seconds of training and "
-        "evaluation, median over seeds and machines; other work may have run beside them, so they do not compare arms."
+        f"MFLOP of one forward pass over a pair, with a caption of maximum length. {training}Seconds of training and "
+        "evaluation, median over seeds and machines; other programs may have run at the same time, so do not compare "
+        "arms by them."
     )
     return Table("Cost", heads, tuple(rows), note)
 
 
-def _tera(flops: int | None) -> str:
-    return "–" if flops is None else f"{flops / 1e12:,.2f}"
+def tuning_table(plan: Plan, ledger: Ledger) -> Table:
+    """The score on `val` of every trial, by stage and settings, for each tuned arm; marks the chosen settings."""
+    score = plan.tuning.metric if plan.tuning is not None else "coca_loss"
+    titles = arm_titles(plan)
+    tuned = [arm.name for arm in plan.arms if any(row.arm == arm.name for row in ledger.trials)]
+    in_order = sorted(ledger.trials, key=lambda trial: _place(plan, trial))
+    tried = dict.fromkeys((row.stage, _settings(row.settings)) for row in in_order)
+    scores = {
+        (row.arm, row.stage, _settings(row.settings)): row.metrics.get("val", {}).get(score) for row in ledger.trials
+    }
+    taken = {(row.arm, row.stage): _settings(row.settings) for row in ledger.choices}
+    rows = []
+    for stage, settings in tried:
+        cells = (_cell(scores, (arm, stage, settings), is_taken=taken.get((arm, stage)) == settings) for arm in tuned)
+        rows.append((stage, settings, *cells))
+    note = f"{score} on val, with a seed that is not one of the plan's. Test splits were not used."
+    at_end = ends_of_grids(plan, ledger)
+    if at_end:
+        note += f" Taken at an end of the grid, so that a better value may lie beyond it: {'; '.join(at_end)}."
+    return Table("Tuning", ("stage", "settings", *(titles[arm] for arm in tuned)), tuple(rows), note)
+
+
+def ends_of_grids(plan: Plan, ledger: Ledger) -> list[str]:
+    """Chosen values that are the smallest or largest of three or more that were tried, each with its arms."""
+    titles = arm_titles(plan)
+    arms: dict[str, list[str]] = {}
+    for choice in ledger.choices:
+        trials = [row.settings for row in ledger.trials if (row.arm, row.stage) == (choice.arm, choice.stage)]
+        for key, value in choice.settings.items():
+            tried = {number for settings in trials if isinstance(number := settings.get(key), int | float)}
+            if len(tried) > 2 and value in (min(tried), max(tried)):
+                arms.setdefault(f"{choice.stage}, {_short(key)} {value}", []).append(titles[choice.arm])
+    return [f"{what} ({', '.join(names)})" for what, names in arms.items()]
 
 
 def effect_title(factors: Sequence[str]) -> str:
-    """A main effect by its factor, an interaction as `GEGLU × RoPE`."""
+    """Display name of a main effect (`RoPE`) or an interaction (`GEGLU × RoPE`)."""
     return " × ".join(factors)
+
+
+def effect_cell(effect: Effect | None, is_starred: bool = False) -> str:
+    """An effect as `−1.8 (−2.3 to −1.2)*`; a dash if there is none."""
+    if effect is None:
+        return "–"
+    interval = "" if effect.low is None else f" ({interval_in_signs(effect)})"
+    return f"{signed(effect.change)}{interval}{'*' if is_starred else ''}"
+
+
+def _tera(flops: int | None) -> str:
+    return "–" if flops is None else f"{flops / 1e12:,.2f}"
 
 
 def _values(result: EndpointResult) -> list[str]:
@@ -180,12 +220,12 @@ def _p_exact(result: EndpointResult) -> str:
     return p_in_words(result.effect.p_sign_flip if result.effect else None)
 
 
-def _smallest(result: EndpointResult) -> str:
+def _detectable(result: EndpointResult) -> str:
     return "–" if result.smallest_shown is None else f"{result.smallest_shown:.1f}"
 
 
 def _by_phase(plan: Plan) -> dict[str, list[Endpoint]]:
-    """Primary endpoints by the title of their phase."""
+    """Primary endpoints by the display name of their phase."""
     endpoints: dict[str, list[Endpoint]] = {}
     for endpoint in map(Endpoint, plan.endpoints.primary):
         endpoints.setdefault(PHASE_TITLES[endpoint.phase], []).append(endpoint)
@@ -198,59 +238,16 @@ def _seed_range(results: Sequence[EndpointResult]) -> str:
 
 def _counts(counts: Collection[int]) -> str:
     """`8`, or `2 to 8`."""
-    least, most = min(counts, default=0), max(counts, default=0)
-    return str(least) if least == most else f"{least} to {most}"
-
-
-def effect_cell(effect: Effect | None, is_starred: bool = False) -> str:
-    """`−1.8 (−2.3 to −1.2)*`; a dash without an effect."""
-    if effect is None:
-        return "–"
-    interval = "" if effect.low is None else f" ({interval_in_signs(effect)})"
-    return f"{signed(effect.change)}{interval}{'*' if is_starred else ''}"
+    low, high = min(counts, default=0), max(counts, default=0)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _tuples(rows: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
     return tuple(map(tuple, rows))
 
 
-def tuning_table(plan: Plan, ledger: Ledger) -> Table:
-    """The score on `val` of every setting that was tried, by stage, for each arm that was tuned; marks those taken."""
-    score = plan.tuning.metric if plan.tuning is not None else "coca_loss"
-    titles = arm_titles(plan)
-    tuned = [arm.name for arm in plan.arms if any(row.arm == arm.name for row in ledger.trials)]
-    in_order = sorted(ledger.trials, key=lambda trial: _place(plan, trial))
-    tried = dict.fromkeys((row.stage, _settings(row.settings)) for row in in_order)
-    scores = {
-        (row.arm, row.stage, _settings(row.settings)): row.metrics.get("val", {}).get(score) for row in ledger.trials
-    }
-    taken = {(row.arm, row.stage): _settings(row.settings) for row in ledger.choices}
-    rows = []
-    for stage, settings in tried:
-        cells = (_cell(scores, (arm, stage, settings), is_taken=taken.get((arm, stage)) == settings) for arm in tuned)
-        rows.append((stage, settings, *cells))
-    note = f"{score} on val, with a seed that is not one of the study's. Test splits were not looked at."
-    at_end = ends_of_grids(plan, ledger)
-    if at_end:
-        note += f" Taken at an end of the grid, so that a better value may lie beyond it: {'; '.join(at_end)}."
-    return Table("Tuning", ("stage", "settings", *(titles[arm] for arm in tuned)), tuple(rows), note)
-
-
-def ends_of_grids(plan: Plan, ledger: Ledger) -> list[str]:
-    """Choices at the smallest or the largest of three or more numbers that were tried, each with its arms."""
-    titles = arm_titles(plan)
-    arms: dict[str, list[str]] = {}
-    for choice in ledger.choices:
-        trials = [row.settings for row in ledger.trials if (row.arm, row.stage) == (choice.arm, choice.stage)]
-        for key, value in choice.settings.items():
-            tried = {number for settings in trials if isinstance(number := settings.get(key), int | float)}
-            if len(tried) > 2 and value in (min(tried), max(tried)):
-                arms.setdefault(f"{choice.stage}, {_short(key)} {value}", []).append(titles[choice.arm])
-    return [f"{what} ({', '.join(names)})" for what, names in arms.items()]
-
-
 def _place(plan: Plan, trial: LedgerRow) -> tuple[int, ...]:
-    """The stage of a trial, and the places of its settings in the lists of the plan: trials end in any order."""
+    """Sort key of a trial: its stage, and the positions of its settings in the plan. Trials end in any order."""
     stages = stage_names(plan)
     stage = stages.index(trial.stage) if trial.stage in stages else len(stages)
     if plan.tuning is None:

@@ -1,1 +1,1 @@
-"""Runs a plan: what is left to do, the processes that do it, and the row of each stage that has ended."""
+"""Runs a plan: the agenda of missing runs, the worker processes, and the row of each finished stage."""

@@ -1,6 +1,6 @@
-"""What a study still lacks, and which of it can be done now: a function of the plan and of the rows that are there.
+"""The agenda of a study: which trials and runs are missing, and which of them can start now.
 
-One stage of a study for one arm and seed: all that a process must know to run it.
+It is a function of the plan and of the rows in the ledger.
 """
 
 import math
@@ -37,12 +37,15 @@ from grr_coca.train.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """`recipe` with every setting, `variant`: what is changed in the model, `folder` of the run, `start`: the folder of
-    the run that this one goes on from.
+    """One stage of a study for one arm and seed: all that a process needs to run it.
 
-    `start_data_digest`: of the data of that run.
-    `showcase`: the test split that examples are taken from, `num_captions` of them; `without`: see `Plan`;
-    `scores_captions`: whether the test splits are captioned.
+    - `recipe`: with all settings
+    - `variant`: the change of the model after it was built, if any
+    - `folder`: folder of the run
+    - `start`, `start_data_digest`: folder and data of the pretraining from which a fine-tuning starts
+    - `showcase`, `num_captions`: the test split whose captions are shown, and how many
+    - `without`: see `Plan`
+    - `scores_captions`: True: caption the test splits, and score the captions
     """
 
     kind: Kind
@@ -64,45 +67,39 @@ class Task:
 
     @property
     def name(self) -> str:
-        """As people are told of it."""
+        """Display name."""
         tried = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.settings.items())
         return f"{self.arm}, {self.stage}, " + (f"trial of {tried}" if self.kind == "trial" else f"seed {self.seed}")
 
 
 FINISHED = "finished"
-"""A file that says that a run's folder holds its last checkpoint, and that it was measured."""
+"""Name of the empty file that marks the folder of a run that was trained and measured."""
 
-
-def is_finished(folder: Path | None) -> bool:
-    """Whether the run of a folder has ended."""
-    return folder is not None and (folder / FINISHED).exists()
-
-
-LEAST = 1e-30
-"""Stands in for a loss of exactly zero, which has no logarithm."""
 
 FolderOf = Callable[[str, int, str, str], Path]
 """The folder of a run, by arm, seed, stage and digest."""
 
-
 Want = tuple[Kind, str, str]
-"""A kind of row, of an arm in a stage."""
+"""Kind, arm and stage of missing rows."""
+
+_MIN_LOSS = 1e-30
+"""Replaces a loss of exactly zero, which has no logarithm."""
 
 
 class StudyPart(NamedTuple):
-    """The share of a study that one process does: the arms by name, and shard `shard` of `num_shards`, from 1."""
+    """The part of a study that one process runs: some arms by name, and shard `shard` (from 1) of `num_shards`."""
 
     arms: tuple[str, ...]
     shard: int = 1
     num_shards: int = 1
 
     def has(self, index: int) -> bool:
-        """Whether the thing of this number is in this shard."""
+        """True if the run, or the arm to be tuned, of this index belongs to this shard."""
         return index % self.num_shards == self.shard - 1
 
 
 class Agenda:
-    """Knows the plan and all rows; says what can be done next."""
+    """The missing trials and runs of a part of a study. `add` tells it of the rows that the ledger has."""
 
     def __init__(self, plan: Plan, part: StudyPart, folder_of: FolderOf, rows: Iterable[LedgerRow]) -> None:
         self._plan = plan
@@ -113,17 +110,17 @@ class Agenda:
         self._data = {stage: data_digest(stage_recipe(plan, first, stage, 0, {})) for stage in self._stages}
         self._rows: dict[tuple[Kind, str, int, str, str, str], LedgerRow] = {}
         self._newest_choices: dict[tuple[str, str], tuple[int, str, str]] = {}
-        # Asked for again and again, each by way of others: worked out anew, they would keep the process busy that feeds
-        # the workers. A task follows from the plan alone, a choice from the rows as well.
+        # Cached, since each task and choice is asked for many times, and the process that feeds the workers has no core
+        # of its own. A task depends on the plan alone, a choice on the rows too.
         self._tasks: dict[tuple[str | int | Path | None, ...], Task] = {}
         self._choices: dict[tuple[str, str], Settings | None] = {}
         for row in rows:
             self.add(row)
 
     def add(self, row: LedgerRow) -> None:
-        """Take note of a row that is in the ledger."""
+        """Count a row that is in the ledger."""
         if row.start_data_digest not in (None, self._data[self._stages[0]]):
-            return  # fine-tuned from a model of other data
+            return  # fine-tuned from a model that was trained on other data
         key = (row.kind, row.arm, row.seed, row.stage, row.recipe_digest, row.data_digest)
         self._rows[key] = row
         self._choices.clear()
@@ -132,7 +129,7 @@ class Agenda:
 
     @property
     def digests(self) -> Digests:
-        """What rows must be made of to count, as far as tuning has come."""
+        """The digests that rows must have to count, without what still depends on tuning."""
         recipes: dict[str, dict[str, str]] = {}
         for arm in self._plan.arms:
             digests = {stage: self._digest(arm, stage) for stage in self._stages}
@@ -146,8 +143,7 @@ class Agenda:
         )
 
     def lacking_choices(self) -> list[LedgerRow]:
-        """A row for each choice that the trials allow, and that is not the newest in the ledger: the trial with these
-        settings."""
+        """A row for each choice that the trials decide and the ledger lacks: a copy of the chosen trial's row."""
         rows = []
         for arm in self._arms:
             for stage in self._stages:
@@ -161,7 +157,7 @@ class Agenda:
         return rows
 
     def open_tasks(self) -> list[Task]:
-        """All that can be done now, in the order in which it should be: tuning, then run after run, by seed."""
+        """The tasks that can start now, in order: tuning first, then runs by seed."""
         tasks = [task for index, arm in enumerate(self._plan.arms) for task in self._open_trials(index, arm)]
         for place, seed in enumerate(self._plan.seeds):
             for index, arm in enumerate(self._plan.arms):
@@ -170,8 +166,8 @@ class Agenda:
         return tasks
 
     def lacking(self) -> Counter[Want]:
-        """How many trials and runs of each arm and stage this part has to do. A pretraining whose model was lost
-        counts, although its row is there, if others start from it."""
+        """Number of missing trials and runs of this part, by kind, arm and stage. A pretraining with a row counts too,
+        if its model was lost and others start from it."""
         counts: Counter[Want] = Counter()
         for index, arm in enumerate(self._plan.arms):
             for stage in self._stages if arm in self._arms else ():
@@ -183,10 +179,12 @@ class Agenda:
         return +counts
 
     def spent_folders(self, row: LedgerRow) -> list[Path]:
-        """Folders of runs that no run to come will need, now that a row is in the ledger."""
+        """Folders of runs that no later run needs, now that this row is in the ledger."""
         arm = arm_named(self._plan, row.arm)
         if row.kind == "trial":
-            tried = [arm_named(self._plan, name) for name in self._tuning.arms] or [arm]  # the last one ends all tuning
+            tried = [arm_named(self._plan, name) for name in self._tuning.arms] or [
+                arm
+            ]  # the last trial ends the tuning of all
             return [folder for each in tried for folder in self._spent_trials(each)]
         if not all(self._is_done(arm, row.seed, stage) for stage in self._stages):
             is_start = row.stage == self._stages[0]
@@ -207,13 +205,12 @@ class Agenda:
 
     def _num_open_points(self, arm: Arm, stage: str) -> int:
         points = self._points(arm, stage)
-        if points is None:  # what they start from has not been chosen
+        if points is None:  # their start has not been chosen
             return len(grid_of(self._plan, stage))
         return sum(row is None for _, row in points)
 
     def _points(self, arm: Arm, stage: str) -> list[tuple[Task, LedgerRow | None]] | None:
-        """The trials of a grid with their rows; None where what they start from has not been chosen. Where there is
-        nothing to choose, there are none."""
+        """The trials of a stage with their rows; empty if nothing is tuned, None if their start has not been chosen."""
         grid = grid_of(self._plan, stage)
         if len(grid) == 1 or arm.name not in (self._tuning.arms or [arm.name]):
             return []
@@ -225,11 +222,11 @@ class Agenda:
 
     @property
     def _tuning(self) -> Tuning:
-        assert self._plan.tuning is not None, "without tuning, there is nothing to choose"
+        assert self._plan.tuning is not None, "only plans with tuning have trials"
         return self._plan.tuning
 
     def _trial_digests(self, arm: Arm) -> dict[str, tuple[str, ...]]:
-        """Of all trials by stage, without stages whose start has not been chosen."""
+        """Recipe digests of all trials by stage, without stages whose start has not been chosen."""
         points = {stage: self._points(arm, stage) for stage in self._stages}
         return {
             stage: tuple(task.recipe_digest for task, _ in found)
@@ -245,12 +242,12 @@ class Agenda:
         return [missing_start] if missing_start is not None else tasks
 
     def _lacking_trials(self, arm: Arm) -> list[Task]:
-        """Those that can be told now: trials of fine-tuning follow when their start has been chosen."""
+        """Missing trials that are known by now; those of fine-tuning follow when their start has been chosen."""
         return [task for stage in self._stages for task, row in self._points(arm, stage) or () if row is None]
 
     def _lost_start(self, tasks: Sequence[Task]) -> Task | None:
-        """The trial that others start from, if its row is there but its model is not any more."""
-        if all(task.start is None or is_finished(task.start) for task in tasks):
+        """The trial from which these tasks start, if it has a row but its model was lost."""
+        if all(task.start is None or _is_finished(task.start) for task in tasks):
             return None
         return self._pretraining("trial", arm_named(self._plan, tasks[0].arm), self._tuning.seed)
 
@@ -271,20 +268,20 @@ class Agenda:
         return [stage for stage in self._stages[1:] if not self._is_done(arm, seed, stage)]
 
     def _needs_pretraining(self, arm: Arm, seed: int) -> bool:
-        """Whether a row is lacking, or the model of which there is a row was lost and others start from it."""
+        """True if the row is missing, or if the model was lost and fine-tunings start from it."""
         if not self._is_done(arm, seed, self._stages[0]):
             return True
         pretraining = self._pretraining("run", arm, seed)
-        is_there = pretraining is not None and is_finished(pretraining.folder)
+        is_there = pretraining is not None and _is_finished(pretraining.folder)
         return not is_there and bool(self._lacking_finetunings(arm, seed))
 
     def _pretraining(self, kind: Kind, arm: Arm, seed: int) -> Task | None:
-        """Of an arm with the settings that were chosen; None where they have not been."""
+        """The pretraining of an arm with the chosen settings; None if they have not been chosen."""
         settings = self._chosen(arm, self._stages[0])
         return None if settings is None else self._task(kind, arm, seed, self._stages[0], settings, None)
 
     def _is_done(self, arm: Arm, seed: int, stage: str) -> bool:
-        """Whether a run was measured, or never can be: it diverged, or the pretraining that it starts from did."""
+        """True if a run was measured, or never can be, since it or its pretraining diverged."""
         stages = (self._stages[0], stage)
         return self._has("run", arm, seed, stage) or any(self._has_diverged(arm, seed, each) for each in stages)
 
@@ -296,41 +293,43 @@ class Agenda:
         return digest is not None and self._find(kind, arm, seed, stage, digest) is not None
 
     def _chosen(self, arm: Arm, stage: str) -> Settings | None:
-        """The settings of a stage; None where the trials have not ended."""
+        """The chosen settings of a stage; None if trials are missing."""
         if (arm.name, stage) not in self._choices:
             self._choices[arm.name, stage] = self._best_of_grid(arm, stage)
         return self._choices[arm.name, stage]
 
     def _best_of_grid(self, arm: Arm, stage: str) -> Settings | None:
-        """Of the grid those settings that are best on average for all arms that are tried, or for the arm itself; of
-        equals the first."""
+        """The settings that are best on average over the arms that are tried, or for the arm itself; the first of
+        equals."""
         grid = grid_of(self._plan, stage)
         if len(grid) == 1:
             return grid[0]
         tried = [arm_named(self._plan, name) for name in self._tuning.arms] or [arm]
-        columns = [self._badness(each, stage) for each in tried]
+        columns = [self._costs(each, stage) for each in tried]
         if any(column is None for column in columns):
             return None
         sums = [sum(values) for values in zip(*(column for column in columns if column is not None), strict=True)]
         if math.isinf(min(sums)):
             names = ", ".join(each.name for each in tried)
-            raise UserError(f"{names}, {stage}: all trials diverged; give tuning: in the plan lower learning rates")
+            raise UserError(
+                f"{names}, {stage}: all trials diverged; give lower learning rates under tuning: in the plan"
+            )
         return grid[sums.index(min(sums))]
 
-    def _badness(self, arm: Arm, stage: str) -> list[float] | None:
-        """How bad each trial of a grid was: the logarithm of its loss, so that arms count alike, or the share that was
-        not found. A trial that diverged has no score, and is the worst. None where one is missing."""
+    def _costs(self, arm: Arm, stage: str) -> list[float] | None:
+        """Costs of a grid's trials: the log of the loss, so that all arms weigh the same, or the negated recall. A
+        trial that diverged has the highest cost. None if a trial is missing."""
         score = self._tuning.metric
         found = []
         for _, row in self._points(arm, stage) or ():
             if row is None:
                 return None
             value = row.metrics.get("val", {}).get(score, math.inf if score in LOSS_METRICS else 0.0)
-            found.append(math.log(max(value, LEAST)) if score in LOSS_METRICS else -value)
+            found.append(math.log(max(value, _MIN_LOSS)) if score in LOSS_METRICS else -value)
         return found or None
 
     def _digest(self, arm: Arm, stage: str) -> str | None:
-        """Of a run, whatever its seed; None where its settings have not been chosen."""
+        """Recipe digest of a run, the same for all seeds; None if its settings have not been chosen."""
         pretraining, settings = self._pretraining("run", arm, 0), self._chosen(arm, stage)
         if pretraining is None or settings is None:
             return None
@@ -372,12 +371,16 @@ class Agenda:
         )
 
     def _folder(self, arm: Arm, seed: int, stage: str, digest: str) -> Path:
-        """Of a run. Other data have another folder, as another recipe has, so that no run goes on from one of these."""
+        """Folder of a run. Another recipe or other data get another folder, so that no stale run is resumed."""
         data = {self._data[self._stages[0]], self._data[stage]}
         return self._folder_of(arm.name, seed, stage, folder_digest(digest, data))
 
     def _spent_trials(self, arm: Arm) -> list[Path]:
-        """Of pretraining trials when all tuning of the arm has ended, of others at once."""
+        """Folders of measured trials: those of pretraining when all tuning of the arm has ended, others at once."""
         done = [(task, row) for stage in self._stages for task, row in self._points(arm, stage) or ()]
         has_ended = all(self._chosen(arm, stage) is not None for stage in self._stages)
         return [task.folder for task, row in done if row is not None and (has_ended or task.stage != self._stages[0])]
+
+
+def _is_finished(folder: Path | None) -> bool:
+    return folder is not None and (folder / FINISHED).exists()

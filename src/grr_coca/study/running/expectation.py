@@ -1,6 +1,6 @@
-"""What is left of a study: runs, core-hours and disk on this machine, from a pace that is measured here and now.
+"""Estimates what a study still takes on this machine: runs, core-hours and disk space.
 
-How fast a model trains and is evaluated on this machine, found by doing both for some seconds.
+The pace is measured: the baseline is trained and evaluated for some seconds.
 """
 
 import shutil
@@ -30,89 +30,41 @@ from grr_coca.train.setup import new_checkpoint, training_batches, training_sour
 from grr_coca.train.step import build_trainer, count_tokens
 
 WARM_UP = 8
-"""Steps that are not timed: images are read and decoded, and kernels prepared for shapes that they have not seen."""
-SECONDS, MOST_STEPS = 8.0, 10_000
-FEWEST_STEPS = 5
-EVALUATED_PAIRS = 128
+"""Steps that are not timed: images are read for the first time, and kernels are prepared for new shapes."""
+SECONDS = 8.0
+"""Duration of the timed steps."""
+MIN_STEPS = 5
+_MAX_STEPS = 10_000
+_EVALUATED_PAIRS = 128
+
+_BYTES_PER_PARAMETER = 12
+"""Bytes of a checkpoint for each parameter: weights, and both moments of AdamW."""
+_CHECKPOINTS_PER_JOB = 3
+"""The pretrained model from which fine-tunings start, the newest checkpoint of the run, and the next one while it is
+written."""
+_BYTES_PER_ROW = 20_000
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that things take: `step`, a step of pretraining on images that were read before; `reading`, reading a
-    pair for the first time; `evaluation`, evaluating a pair."""
+    """Seconds of a training step on images that were read before (`step`), of reading a pair for the first time
+    (`reading`) and of evaluating a pair (`evaluation`)."""
 
     step: float
     reading: float
     evaluation: float
 
 
-def measure_pace(recipe: Recipe, start: Checkpoint, device: torch.device, go_on: Callable[[], None]) -> Pace:
-    """Train for some steps, evaluate some pairs, and keep nothing.
-
-    Args:
-        recipe: the run, without `auto`.
-        start: the model that it begins with.
-        device: where.
-        go_on: called before each step; may raise to end the measurement.
-    """
-    reading, step = _training_seconds(recipe, start, device, go_on)
-    go_on()
-    return Pace(step, reading, _evaluation_seconds(recipe, start))
-
-
-def _training_seconds(
-    recipe: Recipe, start: Checkpoint, device: torch.device, go_on: Callable[[], None]
-) -> tuple[float, float]:
-    """Of reading a pair for the first time, and of a step. The pairs of the warm-up come again and again."""
-    ranks = Ranks.here(device)
-    trainer = build_trainer(recipe, start, ranks)
-    pairs, _ = training_sources(recipe)
-    size = recipe.data.batch_size
-    pairs = Subset(pairs, list(range(min(WARM_UP * size, len(pairs)))))
-    endless = replace(recipe, schedule=replace(recipe.schedule, steps=MOST_STEPS))
-    readings: list[float] = []
-    steps: list[float] = []
-    for number, micro_batches in enumerate(_timed(training_batches(endless, start, pairs, ranks), readings)):
-        go_on()
-        began = time.perf_counter()
-        trainer.step(micro_batches, count_tokens(micro_batches), number)
-        if number >= WARM_UP:
-            steps.append(readings[-1] + time.perf_counter() - began)
-        if sum(steps) > SECONDS and len(steps) >= FEWEST_STEPS:
-            break
-    first = (statistics.fmean(readings[:WARM_UP]) - statistics.fmean(readings[WARM_UP:])) / size
-    return max(0.0, first), statistics.fmean(steps)
-
-
-def _timed(batches: Iterator[list[Batch]], seconds: list[float]) -> Iterator[list[Batch]]:
-    """The batches; how long each took to come goes into `seconds`."""
-    began = time.perf_counter()
-    for batch in batches:
-        seconds.append(time.perf_counter() - began)
-        yield batch
-        began = time.perf_counter()
-
-
-def _evaluation_seconds(recipe: Recipe, start: Checkpoint) -> float:
-    val = open_source(recipe.data.val or recipe.data.train)
-    count = min(max(EVALUATED_PAIRS, recipe.evaluation.batch_size), len(val))
-    began = time.perf_counter()
-    some = Subset(val, list(range(count)))
-    evaluate_checkpoint(start, some, recipe.evaluation.batch_size, recipe.losses.weights)
-    return (time.perf_counter() - began) / count
-
-
-BYTES_PER_PARAMETER = 12
-"""Of a checkpoint: weights, and both of AdamW's moments."""
-CHECKPOINTS_OF_A_JOB = 3
-"""The pretrained model that fine-tunings start from, the newest checkpoint of the run, and the next one while it is
-written."""
-BYTES_OF_A_ROW = 20_000
-
-
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """`hours`: of one core, by arm; `paces`: of the baseline, by stage; `free`: bytes on the disk of the runs."""
+    """The estimate of what a study still takes.
+
+    - `wants`: number of missing trials and runs
+    - `hours`: core-hours by arm
+    - `paces`: of the baseline, by stage
+    - `run_bytes`, `ledger_bytes`: disk space of the models in training, and of the ledger
+    - `free`: free bytes on the disk of the runs
+    """
 
     wants: Mapping[Want, int]
     hours: Mapping[str, float]
@@ -123,14 +75,14 @@ class Expectation:
 
 
 def expect_study(plan: Plan, wants: Counter[Want], runs: Path, jobs: int, device: torch.device) -> Expectation:
-    """Measure the baseline's pace for some seconds, and scale it to the other arms by their FLOPs.
+    """Measure the pace of the baseline, and scale it to the other arms by their FLOPs.
 
     Args:
         plan: the study.
-        wants: what is left of it.
+        wants: number of its missing trials and runs.
         runs: folder of the models in training.
-        jobs: how many of them at a time.
-        device: where they are trained.
+        jobs: number of models that train at a time.
+        device: the device on which they train.
     """
     torch.set_num_threads(1)  # as in a worker
     baseline = arm_named(plan, plan.baseline)
@@ -149,19 +101,33 @@ def expect_study(plan: Plan, wants: Counter[Want], runs: Path, jobs: int, device
         wants=wants,
         hours=hours,
         paces=paces,
-        run_bytes=largest * BYTES_PER_PARAMETER * (CHECKPOINTS_OF_A_JOB * jobs + _trials_kept(wants)),
-        ledger_bytes=wants.total() * BYTES_OF_A_ROW,
+        run_bytes=largest * _BYTES_PER_PARAMETER * (_CHECKPOINTS_PER_JOB * jobs + _trials_kept(wants)),
+        ledger_bytes=wants.total() * _BYTES_PER_ROW,
         free=shutil.disk_usage(next(folder for folder in (runs, *runs.absolute().parents) if folder.exists())).free,
     )
 
 
+def measure_pace(recipe: Recipe, start: Checkpoint, device: torch.device, go_on: Callable[[], None]) -> Pace:
+    """Measure the pace by training some steps and evaluating some pairs.
+
+    Args:
+        recipe: without `auto`.
+        start: the initial model, which is trained in place.
+        device: the device on which it trains.
+        go_on: called before each step; may raise to end the measurement.
+    """
+    reading, step = _training_seconds(recipe, start, device, go_on)
+    go_on()
+    return Pace(step, reading, _evaluation_seconds(recipe, start))
+
+
 def _pace(plan: Plan, stage: str, start: Checkpoint, device: torch.device) -> Pace:
-    """Of the baseline. All stages may be measured on one start: how fast it trains does not depend on its weights."""
+    """Pace of the baseline. One model serves all stages, since the pace does not depend on the weights."""
     return measure_pace(stage_recipe(plan, arm_named(plan, plan.baseline), stage, 0, {}), start, device, lambda: None)
 
 
 def _pace_of(plan: Plan, arm: Arm, stage: str, measured: Pace, start: Checkpoint) -> Pace:
-    """Of any arm: the baseline's, scaled by FLOPs."""
+    """Pace of an arm: that of the baseline, scaled by FLOPs."""
     baseline = arm_named(plan, plan.baseline)
     recipe, known = (stage_recipe(plan, each, stage, 0, {}) for each in (arm, baseline))
     lengths = caption_lengths(start, open_source(known.data.val or known.data.train))
@@ -174,7 +140,7 @@ def _pace_of(plan: Plan, arm: Arm, stage: str, measured: Pace, start: Checkpoint
 
 
 def _seconds(recipe: Recipe, pace: Pace, is_run: bool, captions: bool) -> float:
-    """Of a stage. Captions of a split take about as long as its losses."""
+    """Seconds of a stage. Captioning a split takes about as long as computing its losses."""
     schedule, data = recipe.schedule, recipe.data
     read = min(len(open_source(data.train)), schedule.steps * data.batch_size)
     val = len(open_source(data.val or data.train)) * (1 + -(-schedule.steps // recipe.evaluation.interval))
@@ -186,10 +152,52 @@ def _seconds(recipe: Recipe, pace: Pace, is_run: bool, captions: bool) -> float:
 def _config(plan: Plan, arm: str) -> CoCaConfig:
     recipe = stage_recipe(plan, arm_named(plan, arm), stage_names(plan)[0], 0, {})
     assert recipe.model is not None, "the plan was checked"
-    assert recipe.tokenizer is not None, "and so was this"
+    assert recipe.tokenizer is not None, "the plan was checked"
     return recipe.model.config(recipe.tokenizer.vocab_size)
 
 
 def _trials_kept(wants: Counter[Want]) -> int:
-    """Pretrained models of one arm's trials: they stay until its fine-tunings have been tuned."""
+    """Number of pretrained models of one arm's trials, which are kept until its fine-tunings have been tuned."""
     return max((count for (kind, _, _), count in wants.items() if kind == "trial"), default=0)
+
+
+def _training_seconds(
+    recipe: Recipe, start: Checkpoint, device: torch.device, go_on: Callable[[], None]
+) -> tuple[float, float]:
+    """Seconds of reading a pair for the first time, and of a step. The pairs of the warm-up are repeated."""
+    ranks = Ranks.here(device)
+    trainer = build_trainer(recipe, start, ranks)
+    pairs, _ = training_sources(recipe)
+    size = recipe.data.batch_size
+    pairs = Subset(pairs, list(range(min(WARM_UP * size, len(pairs)))))
+    endless = replace(recipe, schedule=replace(recipe.schedule, steps=_MAX_STEPS))
+    readings: list[float] = []
+    steps: list[float] = []
+    for number, micro_batches in enumerate(_timed(training_batches(endless, start, pairs, ranks), readings)):
+        go_on()
+        began = time.perf_counter()
+        trainer.step(micro_batches, count_tokens(micro_batches), number)
+        if number >= WARM_UP:
+            steps.append(readings[-1] + time.perf_counter() - began)
+        if sum(steps) > SECONDS and len(steps) >= MIN_STEPS:
+            break
+    first = (statistics.fmean(readings[:WARM_UP]) - statistics.fmean(readings[WARM_UP:])) / size
+    return max(0.0, first), statistics.fmean(steps)
+
+
+def _timed(batches: Iterator[list[Batch]], seconds: list[float]) -> Iterator[list[Batch]]:
+    """The batches. The time that each took to load is appended to `seconds`."""
+    began = time.perf_counter()
+    for batch in batches:
+        seconds.append(time.perf_counter() - began)
+        yield batch
+        began = time.perf_counter()
+
+
+def _evaluation_seconds(recipe: Recipe, start: Checkpoint) -> float:
+    val = open_source(recipe.data.val or recipe.data.train)
+    count = min(max(_EVALUATED_PAIRS, recipe.evaluation.batch_size), len(val))
+    began = time.perf_counter()
+    some = Subset(val, list(range(count)))
+    evaluate_checkpoint(start, some, recipe.evaluation.batch_size, recipe.losses.weights)
+    return (time.perf_counter() - began) / count

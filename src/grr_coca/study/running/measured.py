@@ -1,7 +1,4 @@
-"""What the row of a stage says of its splits: metrics, and the values that intervals over images are made of.
-
-Puts the pictures of a study's showcase beside its ledger.
-"""
+"""Measures a trained model for its row of the ledger: metrics, values of each image, and captions of the showcase."""
 
 import contextlib
 from pathlib import Path
@@ -29,24 +26,24 @@ from grr_coca.files import write_whole
 from grr_coca.study.ledger import CaptionedExample, finite
 from grr_coca.study.plan import Plan, showcase_of, stage_names
 from grr_coca.study.stages import stage_recipe
-from grr_coca.study.thumbnails import picture_path, thumbnail
+from grr_coca.study.thumbnails import thumbnail, thumbnail_path
 from grr_coca.train.recipe import CAPTION_SCORES, Recipe
 
-SEED = 0
-"""Seed of the draw of examples: the same images for every model, so that they can be shown side by side."""
+_SEED = 0
+"""Seed of the draw of examples: the same images for every model, so that a report shows them side by side."""
 
 Numbers = dict[str, float]
 Values = dict[str, list]
 
 
 def row_metrics(evaluation: Evaluation) -> Numbers:
-    """The numbers of a split under the names of the ledger. From text to image is what a recall means by itself."""
+    """The metrics of a split by their keys in a ledger, in which a recall without a prefix is text to image."""
     numbers = {name.removeprefix("text_to_image/"): value for name, value in evaluation.flat().items()}
     return finite({name: value for name, value in numbers.items() if not name.startswith("median_rank")})
 
 
 def measure_validation(checkpoint: Checkpoint, val: PairSource, recipe: Recipe) -> tuple[Numbers, Scaling]:
-    """Metrics of the validation split, and the scaling that is best on it. In `val`, each caption is a pair."""
+    """Metrics of the validation split, and the scaling (temperature) that is best on it. Each caption is a pair."""
     results = _results(checkpoint, val, recipe)
     refitted = refit_scaling(results.embeddings, scaling_of(checkpoint.model), recipe.evaluation.batch_size)
     return _metrics(checkpoint, results, recipe, refitted), refitted
@@ -55,14 +52,14 @@ def measure_validation(checkpoint: Checkpoint, val: PairSource, recipe: Recipe) 
 def measure_test(
     checkpoint: Checkpoint, test: PairSource, recipe: Recipe, refitted: Scaling, scores_captions: bool
 ) -> tuple[Numbers, Values]:
-    """Metrics and values of a test split.
+    """Metrics and values of a test split, as in `LedgerRow`.
 
     Args:
         checkpoint: the model.
         test: the split.
-        recipe: for its batch size and loss weights.
-        refitted: the scaling that was found on the validation split.
-        scores_captions: caption all images, and score the captions.
+        recipe: gives the evaluation batch size and the loss weights.
+        refitted: the scaling that is best on the validation split.
+        scores_captions: True: caption all images, and score the captions.
     """
     results = _results(checkpoint, every_caption(test), recipe)
     metrics = _metrics(checkpoint, results, recipe, refitted)
@@ -75,7 +72,7 @@ def measure_test(
         "tokens": results.num_tokens.tolist(),
         "rank": found.text_to_image.rank.tolist(),
     }
-    if len(found.image_of) > found.text_to_image.num_candidates:  # captions of one image are not drawn one by one
+    if len(found.image_of) > found.text_to_image.num_candidates:  # the bootstrap draws images with all their captions
         values["image"] = found.image_of.tolist()
     if scores_captions:
         scores = caption_split(checkpoint, test).scores()
@@ -85,12 +82,12 @@ def measure_test(
 
 
 def examples(checkpoint: Checkpoint, source: PairSource, count: int) -> tuple[CaptionedExample, ...]:
-    """What the model says of some images of a split, always the same ones."""
+    """The model's captions of `count` images of a split, the same images for every model."""
     drawn = drawn_examples(source, count)
     if not drawn:
         return ()
     said = caption_split(checkpoint, Subset(source, drawn)).hypotheses
-    images = dict.fromkeys(source.image_name(index) for index in drawn)  # each once, in the order of the captions
+    images = dict.fromkeys(source.image_name(index) for index in drawn)  # each image once, in the order of `said`
     captions = dict(zip(images, said, strict=True))
     return tuple(
         CaptionedExample(source[index].key, source.captions(index), captions[source.image_name(index)])
@@ -99,15 +96,32 @@ def examples(checkpoint: Checkpoint, source: PairSource, count: int) -> tuple[Ca
 
 
 def drawn_examples(source: PairSource, count: int) -> list[int]:
-    """The indices of the images that `examples` takes."""
-    return np.random.default_rng(SEED).permutation(len(source))[:count].tolist()
+    """Indices of the pairs that `examples` captions."""
+    return np.random.default_rng(_SEED).permutation(len(source))[:count].tolist()
 
 
 def without_words(source: PairSource, words: tuple[str, ...]) -> Subset:
-    """The pairs of images of which no caption holds one of some words."""
+    """The pairs of images that have none of some words in any caption."""
     captions = {tuple(pairs): [text for i in pairs for text in source.captions(i)] for pairs in images_of(source)}
     kept = [pairs for pairs, texts in captions.items() if not any(word in text for word in words for text in texts)]
     return Subset(source, sorted(i for pairs in kept for i in pairs))
+
+
+def write_showcase(plan: Plan, out: Path) -> None:
+    """Write a thumbnail of each image that the report shows, beside the ledger, unless it exists.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    for stage in stage_names(plan):
+        split, count = showcase_of(plan, stage)
+        path = stage_recipe(plan, plan.arms[0], stage, 0, {}).data.test.get(split)
+        if path is None or count == 0:
+            continue
+        source = open_source(path)
+        for index in drawn_examples(source, count):
+            with contextlib.suppress(BadSample):  # an invalid image has no thumbnail
+                _write(source[index], out, stage)
 
 
 def _results(checkpoint: Checkpoint, pairs: PairSource, recipe: Recipe) -> PairResults:
@@ -128,29 +142,12 @@ def _batches(results: PairResults, scaling: Scaling, recipe: Recipe, digits: int
 
 
 def _rounded(numbers: np.ndarray, digits: int) -> list[float]:
-    """As many digits as intervals need: a ledger is to stay small."""
+    """Rounded to the digits that intervals need, so that the ledger stays small."""
     return [round(float(number), digits) for number in numbers]
 
 
-def write_showcase(plan: Plan, out: Path) -> None:
-    """Write the pictures that are not there yet: of the images that every model of the study captions.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
-    for stage in stage_names(plan):
-        split, count = showcase_of(plan, stage)
-        path = stage_recipe(plan, plan.arms[0], stage, 0, {}).data.test.get(split)
-        if path is None or count == 0:
-            continue
-        source = open_source(path)
-        for index in drawn_examples(source, count):
-            with contextlib.suppress(BadSample):  # an image that cannot be read has no picture
-                _write(source[index], out, stage)
-
-
 def _write(pair: RawPair, out: Path, stage: str) -> None:
-    picture = picture_path(out, stage, pair.key)
+    picture = thumbnail_path(out, stage, pair.key)
     if picture.exists():
         return
     try:

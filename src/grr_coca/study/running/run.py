@@ -1,4 +1,4 @@
-"""Runs what the ledger of a study lacks."""
+"""Runs a study: starts the tasks that its ledger lacks, and appends their rows."""
 
 import os
 import shutil
@@ -32,32 +32,32 @@ from grr_coca.study.running.measured import write_showcase
 from grr_coca.study.running.stage import code_commit, run_stage
 from grr_coca.study.running.workers import Workers, outcome, tell_progress, usable_device, worker_processes
 
-Identity = tuple[str, str, int, str, str, str, str | None]
-"""What tells a run from every other one."""
+_Identity = tuple[str, str, int, str, str, str, str | None]
+"""The fields of a row that identify its run."""
 
-WRITTEN = "# Written by grr-coca study run."
-"""Begins a plan that no person wrote."""
+_WRITTEN = "# Written by grr-coca study run."
+"""First line of a plan that was written by the program."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a study lies: `out` has its ledger, `runs` the models in training. `keeps_models`: they stay there when
-    their rows are written."""
+    """The folders of a study: `out` has the ledger, `runs` the models in training. `keeps_models`: keep the models when
+    their rows have been written."""
 
     out: Path
     runs: Path
     keeps_models: bool
 
     def folder_of(self, arm: str, seed: int, stage: str, digest: str) -> Path:
-        """Of a run. A recipe or data that were changed have a folder of their own."""
+        """Folder of a run; a changed recipe or changed data get another folder."""
         return self.runs / arm / f"seed-{seed}" / f"{stage}-{digest[:8]}"
 
 
 def run_study(plan: Plan, place: Place, part: StudyPart, num_jobs: int, watch: "Watch") -> None:
-    """Run all that can be run of a part of a study, or go on with it.
+    """Run a part of a study, or continue it.
 
     Raises:
-        UserError: a run failed, the disk is full, or another process has the ledger; what was done is in it.
+        UserError: a run failed, the disk is full, or another process holds the ledger. Finished runs are in the ledger.
         Stopped: SIGTERM came; all runs are saved.
     """
     with taken_ledger(place.out, part) as ledger, worker_processes(num_jobs) as workers:
@@ -66,28 +66,28 @@ def run_study(plan: Plan, place: Place, part: StudyPart, num_jobs: int, watch: "
 
 
 class Watch:
-    """Is told of what happens; does nothing by itself."""
+    """Callbacks on the progress of a study; the base class does nothing."""
 
     def begins(self, agenda: Agenda) -> None:
-        """The study begins, or goes on, with this left to do."""
+        """The study starts or continues, with this agenda."""
 
     def step(self, task: Task, done: int) -> None:
-        """So many steps of a task are done."""
+        """A task has finished `done` steps."""
 
     def row(self, row: LedgerRow) -> None:
-        """A row was written."""
+        """A row was appended to the ledger."""
 
     def note(self, text: str) -> None:
-        """Something that a person should know of the ledger."""
+        """A sentence on the ledger that the user should read."""
 
 
 class Study:
-    """A study in progress, in the process that has its ledger."""
+    """A study in progress, in the process that holds its ledger."""
 
     def __init__(self, plan: Plan, place: Place, part: StudyPart, ledger: LedgerWriter) -> None:
         self._place = place
         self._ledger = ledger
-        self._known: set[Identity] = set()
+        self._known: set[_Identity] = set()
         self._plan = plan
         self._part = part
         self.agenda = Agenda(plan, part, place.folder_of, ())
@@ -97,10 +97,10 @@ class Study:
         write_showcase(plan, place.out)
 
     def run(self, workers: Workers, watch: Watch) -> None:
-        """Until nothing is left that can be done.
+        """Run tasks until none can start.
 
         Raises:
-            UserError: a run failed, or what is left waits for others.
+            UserError: a run failed, or runs are left that wait for the tuning of other arms or shards.
         """
         running: dict[Future[LedgerRow], Task] = {}
         names: dict[str, Task] = {}
@@ -123,20 +123,20 @@ class Study:
                     row = outcome(future)
                 except DiskError as error:
                     raise UserError(
-                        f"{task.name}: {error}; make room there, or move the folder {self._place.runs} to another disk "
-                        "and name it by --runs; the same command then goes on from what was saved"
+                        f"{task.name}: {error}; free some space, or move the folder {self._place.runs} to another disk "
+                        "and give it as --runs; the same command then continues from what was saved"
                     ) from error
                 del names[task.name]
                 self._take(row, watch)
         waiting = sum(self.agenda.lacking().values())
         if waiting:
             raise UserError(
-                f"{waiting} runs of this part wait for settings that other arms or shards are still tuning; when these "
-                "have ended, give the same command again"
+                f"{waiting} runs of this part wait for settings that other arms or shards are still tuning; repeat the "
+                "command when these have ended"
             )
 
     def _take(self, row: LedgerRow, watch: Watch) -> None:
-        # A model that was lost is trained again, its row stays, and decides. A choice may be made again after another.
+        # A lost model is trained again, but its first row stays. A choice may be repeated after another choice.
         if row.kind == "choice" or _identity(row) not in self._known:
             self._ledger.append(row)
             self._note(row)
@@ -146,23 +146,23 @@ class Study:
         watch.row(row)
 
     def _write_choices(self, watch: Watch) -> None:
-        if self._part.num_shards > 1:  # others tune arms whose settings this one needs, and writes to `digests.json`
-            self._read_news()
+        if self._part.num_shards > 1:  # other shards tune arms whose settings this one needs
+            self._read_other_shards()
         for row in self.agenda.lacking_choices():
             self._take(row, watch)
         if self.agenda.digests != read_digests(self._place.out):
             write_digests(self._place.out, self.agenda.digests)
 
     def _read(self) -> list[str]:
-        """Take note of all rows that are there; returns what is wrong with the ledgers."""
+        """Count all rows of the ledgers. Returns notes on invalid lines."""
         notes: list[str] = []
         for row in read_rows(self._place.out, notes):
-            if not lacking_scores(self._plan, row):  # else its run is done again, and has a row of its own
+            if not lacking_scores(self._plan, row):  # else its run is repeated, and gets another row
                 self._note(row)
         return notes
 
-    def _read_news(self) -> None:
-        """Take note of what other shards have done meanwhile."""
+    def _read_other_shards(self) -> None:
+        """Count the rows that other shards have written since."""
         for row in read_rows(self._place.out, []):
             if _identity(row) not in self._known and not lacking_scores(self._plan, row):
                 self._note(row)
@@ -173,32 +173,32 @@ class Study:
 
 
 def write_plan(plan: Plan, out: Path) -> None:
-    """Write the plan beside the ledger, for the report, unless it is there.
+    """Write the plan beside the ledger, where a report reads it.
 
     Raises:
-        UserError: another plan is there that a person wrote.
+        UserError: the folder has another plan that a person wrote.
     """
     path = out / PLAN_FILE
     if path.exists() and read_plan(path, type(plan)) == plan:
         return
-    if path.exists() and not path.read_text(encoding="utf-8").startswith(WRITTEN):
-        raise UserError(f"{path}: is another plan than the one to run; give another --out")
-    content, folder = to_dict(plan), out.resolve()  # as `read_plan` looks from there
+    if path.exists() and not path.read_text(encoding="utf-8").startswith(_WRITTEN):
+        raise UserError(f"{path}: differs from the plan to run; give another --out")
+    content, folder = to_dict(plan), out.resolve()  # `read_plan` resolves paths from there
     content["pretrain"] = os.path.relpath(plan.pretrain, folder)
     content["finetune"] = [os.path.relpath(recipe, folder) for recipe in plan.finetune]
     for arm in content["arms"]:
         if arm["recipes"] is not None:
             arm["recipes"] = os.path.relpath(arm["recipes"], folder)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    write_beside_ledger(path, f"{WRITTEN}\n{text}")
+    write_beside_ledger(path, f"{_WRITTEN}\n{text}")
 
 
 @contextmanager
 def taken_ledger(out: Path, part: StudyPart) -> Iterator[LedgerWriter]:
-    """The ledger of a part, which no other process has, and whose runs no other process does.
+    """Open and lock the ledger of a part of a study.
 
     Raises:
-        UserError: another process does.
+        UserError: another process holds it, or runs the same study in another number of shards.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -211,16 +211,16 @@ def taken_ledger(out: Path, part: StudyPart) -> Iterator[LedgerWriter]:
         if is_of_other_cut and is_locked(path):
             raise UserError(
                 f"{path}: another process is running this study in another number of shards, so that both would do the "
-                "same runs; wait until it has ended, or give every process the same N in --shard I/N"
+                "same runs; wait until it has ended, or give all processes the same N in --shard I/N"
             )
     with LedgerWriter(out / name) as ledger:
         yield ledger
 
 
 def _in_worker(task: Task) -> LedgerRow:
-    code_commit()  # asked now, and kept: a commit that comes while this runs is not what runs
+    code_commit()  # cached before the run: a later commit is not the code that runs
     return run_stage(task, usable_device(), partial(tell_progress, task.name))
 
 
-def _identity(row: LedgerRow) -> Identity:
+def _identity(row: LedgerRow) -> _Identity:
     return (row.kind, row.arm, row.seed, row.stage, row.recipe_digest, row.data_digest, row.start_data_digest)

@@ -1,6 +1,6 @@
-"""Processes that do the work of a study, one core each.
+"""Worker processes of a study, with one thread each.
 
-Two threads each would get in each other's way: two such jobs on two cores slow each other tenfold.
+With two threads each, two jobs on two cores would slow each other down tenfold.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ from grr_coca.errors import Stopped, UserError, print_warnings
 
 T = TypeVar("T")
 
-SECONDS_BETWEEN_LOOKS = 0.5
+_POLL_SECONDS = 0.5
 
 Tell = Callable[[str, int], None]
-"""Called with the name of a task and the steps done in it."""
+"""Called with the name of a task and its number of finished steps."""
 
 _channel: tuple[Queue, Event] | None = None
 _number = 0
 _at_work = threading.Lock()
-"""Held while a call runs in this process."""
+"""Held while this process runs a call."""
 
 
 class Workers:
-    """A pool of processes, and what they tell of their progress. `lifeline` is closed when the pool is broken."""
+    """A pool of processes, and the queue of their progress. `lifeline` is closed when the pool breaks."""
 
     def __init__(self, pool: ProcessPoolExecutor, progress: Queue, lifeline: Connection, count: int) -> None:
         self._pool = pool
@@ -46,8 +46,8 @@ class Workers:
         self.count = count
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Start a call. The processes come into being here, and inherit that Ctrl-C is ignored: it reaches every
-        process of a terminal, and the parent sees to the others."""
+        """Start a call. The processes are created here, and inherit that Ctrl-C is ignored: a terminal sends it to all
+        processes, and the parent stops the others itself."""
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             future = self._pool.submit(_work, function, *arguments)
@@ -61,12 +61,12 @@ class Workers:
             self._lifeline.close()
 
     def listen(self, tell: Tell) -> None:
-        """Pass on one message of a process, if one comes in time."""
+        """Pass on one progress message, if one arrives within half a second."""
         with contextlib.suppress(queue.Empty):
-            tell(*self._progress.get(timeout=SECONDS_BETWEEN_LOOKS))
+            tell(*self._progress.get(timeout=_POLL_SECONDS))
 
     def all(self, futures: list[Future[T]]) -> list[T]:
-        """The results of calls, in their order.
+        """Wait for calls, and return their results in order.
 
         Raises:
             UserError: a call failed; the others are stopped when the pool ends.
@@ -74,32 +74,32 @@ class Workers:
         while not all(future.done() for future in futures):
             for future in futures:
                 if future.done():
-                    outcome(future)  # an error of one ends all
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+                    outcome(future)  # raises the error of a failed call at once
+            time.sleep(_POLL_SECONDS)
         return [outcome(future) for future in futures]
 
 
 def outcome(future: Future[T]) -> T:
-    """The result of a call that has ended.
+    """The result of a finished call.
 
     Raises:
-        UserError: it failed, or its process was ended from outside.
+        UserError: the call failed, or its process was killed.
     """
     try:
         return future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "the process of an arm was ended from outside, as a system does that is short of memory; the same command "
-            "goes on from what was saved"
+            "the process of an arm was killed, perhaps because memory ran out; the same command continues from what "
+            "was saved"
         ) from error
 
 
 @contextlib.contextmanager
 def worker_processes(count: int) -> Iterator[Workers]:
-    """Processes for tasks. Whatever ends this context asks them to save and stop, and waits until they have.
+    """A context with `count` worker processes. Its end asks them to save and stop, and waits for them.
 
     Raises:
-        Stopped: SIGTERM came; Ctrl-C raises a KeyboardInterrupt as ever.
+        Stopped: SIGTERM came. Ctrl-C raises a KeyboardInterrupt.
     """
     before = signal.signal(signal.SIGTERM, _stop)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -119,15 +119,15 @@ def worker_processes(count: int) -> Iterator[Workers]:
 
 
 def usable_device() -> torch.device:
-    """Where a worker trains: on a GPU of its own, as long as there are enough."""
+    """The device of this worker: one of the GPUs in turn, or the CPU."""
     return (
         torch.device("cuda", _number % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
     )
 
 
 def tell_progress(name: str, done: int) -> None:
-    """Of a task, from within its process. If it was asked to stop, its run gets a signal, saves and ends, as at any
-    such signal."""
+    """Report the progress of a task from its process. If the parent asks to stop, raise SIGTERM: the run then saves and
+    ends."""
     assert _channel is not None, "in a worker process"
     progress, stop = _channel
     if stop.is_set():
@@ -136,11 +136,7 @@ def tell_progress(name: str, done: int) -> None:
 
 
 def go_on() -> None:
-    """Within a worker process.
-
-    Raises:
-        UserError: it was asked to stop.
-    """
+    """Raise a UserError if the parent has asked this worker process to stop."""
     assert _channel is not None, "in a worker process"
     if _channel[1].is_set():
         raise UserError("stopped")
@@ -150,9 +146,9 @@ def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     raise Stopped(number, "asked to stop")
 
 
-def _let_pass(number: int, frame: FrameType | None) -> None:
-    """Do nothing at SIGTERM. A service's end sends it to all processes at once: one that died of it would break the
-    pool, and the pool sends it once more to all others, which may still be saving."""
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Ignore SIGTERM. The end of a service sends it to all processes at once. A process that died of it would break the
+    pool, which then sends SIGTERM to the others again while they are saving."""
 
 
 def _work(function: Callable[..., T], *arguments: Any) -> T:
@@ -161,23 +157,22 @@ def _work(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _connect(progress: Queue, stop: Event, numbers: Queue, lifeline: Connection) -> None:
-    """Set up a process of the pool."""
+    """Set up a process of the pool; its initializer."""
     global _channel, _number
     _channel, _number = (progress, stop), numbers.get()
     if torch.cuda.is_available():
-        torch.cuda.set_device(usable_device())  # the card that is asked for its name and precisions
+        torch.cuda.set_device(usable_device())  # the GPU whose name and precisions are queried
     print_warnings()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, _let_pass)
+    signal.signal(signal.SIGTERM, _ignore)
     threading.Thread(target=_end_with_pool, args=(lifeline,), daemon=True).start()
 
 
 def _end_with_pool(lifeline: Connection) -> None:
-    """Wait for the end of the process that shows the progress: nobody needs the workers of a study that was killed. If
-    the pool is broken, the run of this process is saved first."""
+    """End this process when its parent has died or the pool has broken. In a broken pool, its run is saved first."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([lifeline, parent.sentinel])
-    while parent.is_alive() and not _at_work.acquire(timeout=SECONDS_BETWEEN_LOOKS):
+    while parent.is_alive() and not _at_work.acquire(timeout=_POLL_SECONDS):
         pass
     os._exit(1)

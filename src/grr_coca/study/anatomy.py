@@ -75,13 +75,19 @@ def flops_of_pairs(
         lengths: number of tokens of each caption, with [BOS], [EOS] and [CLS].
         kept_patches: indices of the patches that are encoded; None: all.
     """
+    return _count_flops(config, tuple(lengths.tolist()), None if kept_patches is None else tuple(kept_patches.tolist()))
+
+
+@lru_cache(maxsize=64)
+def _count_flops(config: CoCaConfig, lengths: tuple[int, ...], kept_patches: tuple[int, ...] | None) -> int:
+    """Cached: a study asks for the same batch once for each of its runs."""
     model, side = _on_meta_device(config), config.image_encoder.image_size
-    batch, longest = len(lengths), int(lengths.max())
+    batch, longest = len(lengths), max(lengths)
     images = torch.empty(batch, 3, side, side, device="meta")
     token_ids = torch.zeros(batch, longest, dtype=torch.long)
-    kept = None if kept_patches is None else kept_patches.expand(batch, -1).to("meta")
+    kept = None if kept_patches is None else torch.tensor(kept_patches).expand(batch, -1).to("meta")
     with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
-        model.multimodal_decoder.lm_head(model(images, token_ids, lengths, kept).states)
+        model.multimodal_decoder.lm_head(model(images, token_ids, torch.tensor(lengths), kept).states)
     return counter.get_total_flops()
 
 

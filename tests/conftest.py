@@ -35,6 +35,14 @@ settings.load_profile("one core")
 BOS, EOS, CLS_SLOT = 1, 2, 0
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What continuous integration runs beside `make test` is slow, too, so that `-m "not slow"` leaves it out."""
+    for item in items:
+        if item.get_closest_marker("ci"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., CoCaConfig]:
     """A preset's parts at a size that runs in milliseconds; images and text differ in width."""

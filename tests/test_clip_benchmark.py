@@ -31,7 +31,7 @@ from run_clip_benchmark import (  # noqa: E402
     top_k_accuracy,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ci
 
 CLASSES = ("heart", "star", "face", "flag", "hand", "moon")
 TEMPLATES = ("a picture of a {c}.", "{c}")

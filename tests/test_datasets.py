@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.ci
 DATASETS = Path(__file__).parents[1] / "datasets"
 CORPORA = ("pictograms", "health", "clipart", "glyphs")
 FITTED = ("train", "val", "test")

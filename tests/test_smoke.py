@@ -9,6 +9,8 @@ import grr_coca
 from grr_coca.cli import main
 from support import finished_run, real_pairs
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

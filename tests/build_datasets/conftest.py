@@ -11,7 +11,8 @@ jaxtyping.install_import_hook(["icon_drawings", "scenes"], "shape_check.check")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Builders are no part of the package: `make test-scripts` and `make test-slow` run their tests."""
+    """Builders are no part of the package: `make test-ci` and `make test-slow` run their tests."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.ci)
             item.add_marker(pytest.mark.slow)

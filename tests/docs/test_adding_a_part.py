@@ -31,7 +31,7 @@ def follow(page: str, root: Path) -> list[str]:
     return paths
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_part_is_added_by_following_the_page(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("weights", "__pycache__"))
     (tmp_path / "tests" / "layers").mkdir(parents=True)

@@ -28,6 +28,10 @@ def script(monkeypatch):
     return write_pages
 
 
+LONG = {"variants"}
+"""Reports that take minutes."""
+
+
 def study(folder, arms, rows, **changes):
     """A folder with a plan, its recipes and rows."""
     write_study(folder, {**plan(), "arms": list(arms), **changes}, rows)
@@ -44,7 +48,12 @@ def generated(page):
 
 @pytest.mark.parametrize(
     "folder",
-    [pytest.param(folder, marks=[] if folder in QUICK else pytest.mark.slow) for folder in sorted(REPORTED)],
+    [
+        pytest.param(
+            folder, marks=[] if folder in QUICK else pytest.mark.slow if folder.name in LONG else pytest.mark.ci
+        )
+        for folder in sorted(REPORTED)
+    ],
     ids=lambda folder: folder.relative_to(STUDIES).as_posix(),
 )
 def test_a_report_holds_what_its_ledger_says(script, folder):
@@ -53,7 +62,7 @@ def test_a_report_holds_what_its_ledger_says(script, folder):
     assert script.with_report(text, folder) == text, "run `make study-docs`"
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_the_tables_of_all_studies_hold_what_the_ledgers_say(script):
     for page in script.RESULTS:
         text = page.read_text(encoding="utf-8")

@@ -14,7 +14,10 @@ from jobs import STEPS, Job, small_recipe
 from processes import launch
 from support import finished_run, real_pairs, tiny_recipe, write_shard
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+pytestmark = [
+    pytest.mark.ci,
+    pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler"),
+]
 
 ADAMW, MUON = OptimizerRecipe("adamw"), OptimizerRecipe("muon", muon_precision="fp32")
 WAITS = 5

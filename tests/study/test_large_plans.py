@@ -96,8 +96,9 @@ def tree(tmp_path):
     return studies
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("cc12m", marks=pytest.mark.ci), pytest.param("cc3m_one_gpu", marks=pytest.mark.slow)]
+)
 def test_every_stage_of_a_large_plan_runs(tree, name):
     path = tree / f"{name}.yaml"
     content = yaml.safe_load(path.read_text())

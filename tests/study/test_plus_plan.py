@@ -45,7 +45,7 @@ def test_the_plan_can_be_run(plan):
     assert len(plan.seeds) == 8
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_our_recipe_costs_no_more_than_the_standard_one_and_the_control_as_much_as_ours(plan, start):
     for stage in stage_names(plan):
         lengths = caption_lengths(start, open_source(recipe_of(plan, plan.arms[0], stage).data.val))

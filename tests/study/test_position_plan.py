@@ -38,7 +38,7 @@ def plan(tmp_path, monkeypatch) -> Path:
     return tmp_path / "plan.yaml"
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_both_arms_of_the_question_run_and_are_compared(plan):
     found = read_plan(plan, Plan)
     check_recipes(found, plan)
@@ -64,7 +64,7 @@ def test_the_arms_are_a_factorial_of_rope_and_the_rest():
     }
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_study_without_fine_tuning_can_be_tried_dry(plan, capsys, monkeypatch):
     monkeypatch.setattr(pace, "SECONDS", 0.1)
     assert main(["study", "run", str(plan), "--dry-run"]) == 0

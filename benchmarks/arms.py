@@ -7,14 +7,14 @@ arm's ratio is that of its time to Baseline CoCa's in the same turn: the median 
 Writes `results/arms.json` and `.md`.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from machine import RESULTS, report
+from machine import parse, parser_of, report
 
 from grr_coca.fast.model_copy import fast_copy
 from grr_coca.ranks import Ranks
@@ -27,6 +27,8 @@ from grr_coca.train.step import build_trainer, count_tokens
 PLAN = Path(__file__).parents[1] / "studies" / "primary" / "plan.yaml"
 STAGE = "pictograms"
 BATCHES, WARM_UP = 4, 2
+SMOKE_ARM = "grr_coca"
+"""Beside the baseline, in the smallest form."""
 EMBEDDED = 64
 """Images that are embedded at once."""
 Act = Callable[[int], None]
@@ -84,12 +86,15 @@ def over(seconds: list[float], baseline: list[float]) -> str:
 
 def main() -> None:
     """Measure on one core."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=30, help="training steps of each arm that are measured")
     parser.add_argument("--embeddings", type=int, default=60, help="batches of images that each arm embeds")
-    options = parser.parse_args()
+    options = parse(parser)
     torch.set_num_threads(1)
     plan = read_plan(PLAN, Plan)
+    if options.smoke:
+        options.steps = options.embeddings = 2  # quartiles take two
+        plan = replace(plan, arms=tuple(arm for arm in plan.arms if arm.name in (plan.baseline, SMOKE_ARM)))
     titles = arm_titles(plan)
     training = seconds_in_turn({arm.name: training_step(plan, arm) for arm in plan.arms}, options.steps)
     embedded = seconds_in_turn({arm.name: embedding(plan, arm) for arm in plan.arms}, options.embeddings)
@@ -102,8 +107,8 @@ def main() -> None:
         }
         for arm in plan.arms
     ]
-    report("arms", rows)
-    (RESULTS / "arms.md").write_text(as_table(rows), encoding="utf-8")
+    report("arms", rows, options.out)
+    (options.out / "arms.md").write_text(as_table(rows), encoding="utf-8")
 
 
 def as_table(rows: list[dict[str, object]]) -> str:

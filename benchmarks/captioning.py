@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from captioning_report import Cell, plot, row, table
+from contestants import SMALL
+from machine import parse, parser_of
 
 HERE = Path(__file__).parent
 RUNS = 3
@@ -99,9 +101,9 @@ class Contestant:
         self.process.wait()
 
 
-def measure(cell: Cell, contestants: Sequence[Contestant], limit: float) -> None:
+def measure(cell: Cell, contestants: Sequence[Contestant], limit: float, runs: int = RUNS) -> None:
     """Let the contestants take turns; who is slow runs once."""
-    for _ in range(RUNS):
+    for _ in range(runs):
         for contestant in contestants:
             times = cell.seconds.setdefault(contestant.name, [])
             if times and times[0] > SLOW:
@@ -118,10 +120,15 @@ def measure(cell: Cell, contestants: Sequence[Contestant], limit: float) -> None
             times.append(answer["seconds"])
 
 
-def growth(ours: Contestant, batch: int = 8) -> dict[str, float]:
+def smallest_cells() -> list[Cell]:
+    """Each way of decoding, and each peer, once."""
+    return [Cell(method, 1, 2, "open_clip", 1) for method in ("sampling", "beam")] + [Cell("greedy", 1, 2, "blip", 1)]
+
+
+def growth(ours: Contestant, batch: int = 8, runs: int = RUNS) -> dict[str, float]:
     """Milliseconds of a decoding step at length 5 and at length 60, medians over neighbouring steps and runs."""
-    runs = [ours.ask(method="steps", batch=batch, tokens=64) for _ in range(RUNS)]
-    times = [run["milliseconds"] for run in runs if run]
+    answers = [ours.ask(method="steps", batch=batch, tokens=64) for _ in range(runs)]
+    times = [answer["milliseconds"] for answer in answers if answer]
     at = {length: statistics.median(t for run in times for t in run[length - 3 : length + 3]) for length in (5, 60)}
     return {"batch": batch, "ms_at_5": at[5], "ms_at_60": at[60], "ratio": at[60] / at[5]}
 
@@ -144,14 +151,16 @@ def machine(threads: int, precision: str) -> dict[str, Any]:
 def main() -> None:
     """Measure all cells, or those asked for, and write the report."""
     options = _options()
-    cells = all_cells()
+    cells = smallest_cells() if options.smoke else all_cells()
+    runs = 1 if options.smoke else RUNS
     asked = [cell for cell in cells if not options.only or _name(cell) in options.only.split(",")]
     pythons = {"ours": sys.executable, "open_clip": options.peer_python, "blip": options.peer_python}
 
     def start(name: str) -> Contestant:
-        return Contestant(name, pythons[name], options.threads, options.precision)
+        return Contestant(name, pythons[name], options.threads, options.precision, *([SMALL] if options.smoke else []))
 
-    contestants = {name: start(name) for name in ("ours", *dict.fromkeys(cell.peer for cell in asked))}
+    peers = dict.fromkeys(cell.peer for cell in asked) if options.peer_python else ()
+    contestants = {name: start(name) for name in ("ours", *peers)}
     abouts = {name: contestant.about for name, contestant in contestants.items()}
     for name, about in abouts.items():
         if "missing" in about:
@@ -161,16 +170,20 @@ def main() -> None:
     for batch in (1, 2):  # lays the weights out, once for a model
         contestants["ours"].ask(method="sampling", batch=batch, tokens=2)
     where = machine(options.threads, options.precision)
-    report = {"machine": where, "contestants": abouts, "limit_s": options.limit, "step": growth(contestants["ours"])}
+    report = {
+        "machine": where,
+        "contestants": abouts,
+        "limit_s": options.limit,
+        "step": growth(contestants["ours"], runs=runs),
+    }
     name = "captioning" if options.precision == "fp32" else f"captioning-{options.precision}"
     if options.only:
         report["contestants"] = _take_previous(options.out / f"{name}.json", where, cells, asked) | abouts
     for cell in asked:
-        peer = contestants[cell.peer]
-        if peer.stopped:
-            peer = contestants[cell.peer] = start(cell.peer)
-        present = [contestant for contestant in (contestants["ours"], peer) if "missing" not in contestant.about]
-        measure(cell, present, options.limit)
+        if cell.peer in contestants and contestants[cell.peer].stopped:
+            contestants[cell.peer] = start(cell.peer)
+        both = [contestants[name] for name in ("ours", cell.peer) if name in contestants]
+        measure(cell, [contestant for contestant in both if "missing" not in contestant.about], options.limit, runs)
         print(row(cell), flush=True)
         _write(report, cells, options.out, name)
     for contestant in contestants.values():
@@ -179,14 +192,12 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peers")
+    parser = parser_of(__doc__, peers=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of all contestants")
     parser.add_argument("--limit", type=float, default=400, help="seconds after which a peer's run is stopped")
     parser.add_argument("--only", default="", help="cells to run, e.g. sampling-8-20,beam-8-20")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    return parser.parse_args()
+    return parse(parser)
 
 
 def _take_previous(

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from machine import parse, parser_of
 from torch import Tensor
-from workers import Worker, serve
+from workers import Worker, is_worker, serve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPES = {"4096³": (4096, 4096, 4096), "feed-forward": (1568, 768, 3072)}
@@ -22,6 +23,8 @@ SHAPES = {"4096³": (4096, 4096, 4096), "feed-forward": (1568, 768, 3072)}
 RUNS = 5
 MEMORY_BYTES = 2**29
 """Beyond any cache that two cores have to themselves."""
+SMALL_SHAPES, SMALL_MEMORY = {"256³": (256, 256, 256)}, 2**20
+"""Of the smallest form, which measures nothing."""
 
 
 def median_seconds(function: Callable[[], Tensor]) -> float:
@@ -43,13 +46,13 @@ def gemm_rate(precision: str, shape: tuple[int, int, int]) -> float:
     return 2 * rows * inner * outer / median_seconds(partial(F.linear, x, weight))
 
 
-def memory_rates() -> dict[str, float]:
+def memory_rates(num_bytes: int) -> dict[str, float]:
     """Bytes a second: read (a sum), and copied (read and written, both counted)."""
-    source = torch.ones(MEMORY_BYTES // 4)
+    source = torch.ones(num_bytes // 4)
     target = torch.empty_like(source)
     return {
-        "read": MEMORY_BYTES / median_seconds(source.sum),
-        "copy": 2 * MEMORY_BYTES / median_seconds(partial(target.copy_, source)),
+        "read": num_bytes / median_seconds(source.sum),
+        "copy": 2 * num_bytes / median_seconds(partial(target.copy_, source)),
     }
 
 
@@ -58,26 +61,28 @@ class Ceilings:
 
     def __init__(self, setup: dict[str, Any]) -> None:
         torch.set_num_threads(setup["threads"])
+        self.shapes, self.num_bytes = (SMALL_SHAPES, SMALL_MEMORY) if setup["smoke"] else (SHAPES, MEMORY_BYTES)
         self.about = {"torch": torch.__version__}
 
     def gemm(self, precision: str) -> dict[str, float]:
         """FLOP/s by shape."""
-        return {name: gemm_rate(precision, shape) for name, shape in SHAPES.items()}
+        return {name: gemm_rate(precision, shape) for name, shape in self.shapes.items()}
 
     def memory(self) -> dict[str, float]:
         """Bytes a second."""
-        return memory_rates()
+        return memory_rates(self.num_bytes)
 
 
-def start(threads: int, environment: dict[str, str] | None = None) -> Worker:
+def start(threads: int, environment: dict[str, str] | None = None, smoke: bool = False) -> Worker:
     """A process that measures `gemm` and `memory`, in the environment that shall be measured."""
     environment = {**(environment or {}), "OMP_NUM_THREADS": str(threads)}
-    return Worker("ceilings", "ceilings.py", {"threads": threads}, environment=environment)
+    return Worker("ceilings", "ceilings.py", {"threads": threads, "smoke": smoke}, environment=environment)
 
 
 def main() -> None:
     """Print them all."""
-    with start(torch.get_num_threads()) as worker:
+    options = parse(parser_of(__doc__))
+    with start(torch.get_num_threads(), smoke=bool(options.smoke)) as worker:
         for precision in DTYPES:
             for shape, rate in worker.ask(120, what="gemm", precision=precision).items():
                 print(f"{precision} {shape:<14}{rate / 1e9:8.0f} GFLOP/s")
@@ -86,9 +91,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import sys
-
-    if len(sys.argv) > 1:
+    if is_worker():
         serve(Ceilings, ("gemm", "memory"))
     else:
         main()

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,20 @@ import torch
 
 NUM_BEAMS, NUM_GROUPS = 6, 3
 TOP_K = 50
+SMALL = "small"
+"""Last argument of the smallest form: ours has one layer where it has twelve."""
 Cell = dict[str, Any]
 """`method`: sampling, beam or greedy; `batch`: images; `tokens`: new tokens of each caption."""
+
+
+def shallow(config: Any) -> Any:
+    """A model of one layer in each stack."""
+
+    def cut(part: Any) -> Any:
+        return replace(part, transformer=replace(part.transformer, num_layers=1))
+
+    names = ("image_encoder", "text_decoder", "multimodal_decoder")
+    return replace(config, **{name: cut(getattr(config, name)) for name in names})
 
 
 class Ours:
@@ -32,7 +45,8 @@ class Ours:
         from grr_coca.presets import get_preset
 
         self.tokenizer = clip_bpe()
-        self.model = build(get_preset("grr_coca", "b32")).eval()
+        config = get_preset("grr_coca", "b32")
+        self.model = build(shallow(config) if sys.argv[-1] == SMALL else config).eval()
 
     @cached_property
     def fast(self) -> Any:

@@ -7,8 +7,6 @@ one after the other, each alone on the machine, and then side by side, a core ea
 `results/demo_step.json`.
 """
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -17,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from machine import report
-from workers import Worker, serve
+from machine import parse, parser_of, report
+from workers import Worker, is_worker, serve
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pictograms.yaml"
 ARMS = ("grr_coca", "baseline_coca")
@@ -109,10 +107,12 @@ def start_arm(preset: str, core: int) -> Worker:
 
 def main() -> None:
     """Measure on the first two cores that this process may use."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=10, help="measured steps of each arm in a round")
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    options = parse(parser)
+    if options.smoke:
+        options.steps = options.rounds = 1
     if not hasattr(os, "sched_setaffinity"):
         sys.exit("demo_step: this system does not bind a process to a core; Linux does")
     cores = sorted(os.sched_getaffinity(0))
@@ -128,7 +128,7 @@ def main() -> None:
                 together[arm.name] += seconds
     for arm in arms:
         arm.close()
-    report("demo_step", rows(outside, alone, together, arms[0].about["batch"]))
+    report("demo_step", rows(outside, alone, together, arms[0].about["batch"]), options.out)
 
 
 def train(arm: Worker, count: int) -> list[float]:
@@ -161,9 +161,7 @@ def rows(
 
 
 if __name__ == "__main__":
-    try:
-        json.loads(sys.argv[1])
-    except (IndexError, ValueError):
-        main()
-    else:
+    if is_worker():
         serve(Arm, ("steps", "kernels"))
+    else:
+        main()

@@ -9,7 +9,6 @@ A processor that has more can be held to AVX2 by `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_C
 MKL_ENABLE_INSTRUCTIONS=AVX2`, here and for the three commands.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from machine import RESULTS, machine
+from machine import machine, parse, parser_of
 
 from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.sources.open import open_source
@@ -27,25 +26,31 @@ from grr_coca.study.ledger import PLAN_FILE
 from grr_coca.study.plan import DemoPlan, read_plan
 
 DRAWING = Path(__file__).parents[1] / "docs" / "drawings" / "guitar.webp"
+GRR_COCA = [sys.executable, "-m", "grr_coca"]
 COLD_STARTS = 5
 
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of this machine in the results: fast, ordinary")
-    parser.add_argument("demo", type=Path, help="folder of a demo that has ended")
-    parser.add_argument("--try-seconds", type=float, required=True)
-    parser.add_argument("--demo-minutes", type=float, required=True)
-    parser.add_argument("--test-minutes", type=float, required=True)
-    options = parser.parse_args()
+    parser = parser_of(__doc__)
+    parser.add_argument("name", nargs="?", help="of this machine in the results: fast, ordinary")
+    parser.add_argument("demo", type=Path, nargs="?", help="folder of a demo that has ended")
+    parser.add_argument("--try-seconds", type=float)
+    parser.add_argument("--demo-minutes", type=float)
+    parser.add_argument("--test-minutes", type=float)
+    options = parse(parser)
+    if options.smoke:
+        options.name, options.demo = "smoke", options.smoke / "demo"
+        subprocess.run([*GRR_COCA, "demo", "--steps", "1", "--out", str(options.demo)], check=True)
+    elif None in [options.demo, options.try_seconds, options.demo_minutes, options.test_minutes]:
+        parser.error("give NAME, DEMO, and what the three commands took")
     torch.set_num_threads(1)
     plan = read_plan(options.demo / PLAN_FILE, DemoPlan)
     results = json.loads((options.demo / "results.json").read_text(encoding="utf-8"))
     entry = {
         "machine": machine(),
         "try_seconds": options.try_seconds,
-        "cold_caption_seconds": cold_caption_seconds(),
+        "cold_caption_seconds": cold_caption_seconds(1 if options.smoke else COLD_STARTS),
         "steps": plan.steps,
         "minutes": options.demo_minutes,
         "precision": plan.precision,
@@ -53,7 +58,7 @@ def main() -> None:
         "models": {arm["preset"]: figures(options.demo, plan, arm) for arm in results},
         "test_minutes": options.test_minutes,
     }
-    path = RESULTS / "demo.json"
+    path = options.out / "demo.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps({**known, options.name: entry}, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(entry, indent=2))
@@ -69,14 +74,14 @@ def figures(demo: Path, plan: DemoPlan, arm: dict) -> dict[str, float]:
     return {"r_at_1": evaluation["R@1"], "exact_captions": sum(right) / len(right)}
 
 
-def cold_caption_seconds() -> float:
+def cold_caption_seconds(cold_starts: int) -> float:
     """One caption from a cold start: the median of several."""
     seconds = []
-    for _ in range(COLD_STARTS):
+    for _ in range(cold_starts):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "grr_coca", "caption", str(DRAWING)], check=True, capture_output=True)
+        subprocess.run([*GRR_COCA, "caption", str(DRAWING)], check=True, capture_output=True)
         seconds.append(time.perf_counter() - began)
-    return sorted(seconds)[COLD_STARTS // 2]
+    return sorted(seconds)[cold_starts // 2]
 
 
 if __name__ == "__main__":

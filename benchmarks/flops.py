@@ -2,9 +2,8 @@
 
 from typing import Any
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-
-from grr_coca.torch_private import flash_attention_of_cpu, flash_attention_of_cpu_backward
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -15,9 +14,10 @@ def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
+# Named here and not by `grr_coca.torch_private`: peers have an environment without grr_coca.
 CPU_ATTENTION = {
-    flash_attention_of_cpu(): _attention,
-    flash_attention_of_cpu_backward(): _attention_backward,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 
 

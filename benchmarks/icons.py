@@ -16,21 +16,20 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from machine import machine
+from machine import machine, parse, parser_of
 
 import grr_coca
 from grr_coca.data.image_files import find_images
 from grr_coca.data.images import decode_image
 
-RESULTS = Path(__file__).parent / "results" / "icons.json"
 SHARDS = Path(__file__).parents[1] / "datasets" / "pictograms"
 PICTURES, QUERIES, ROUNDS = 512, 64, 5
 
 
-def milliseconds(work: Callable[[], object], count: int) -> float:
+def milliseconds(work: Callable[[], object], count: int, rounds: int) -> float:
     """The median time of some work, for each of the `count` things that it does."""
     times = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         began = time.perf_counter()
         work()
         times.append((time.perf_counter() - began) / count * 1000)
@@ -39,22 +38,26 @@ def milliseconds(work: Callable[[], object], count: int) -> float:
 
 def main() -> None:
     """Measure, and write the result."""
+    options = parse(parser_of(__doc__))
+    num_pictures, num_queries, rounds = (8, 2, 1) if options.smoke else (PICTURES, QUERIES, ROUNDS)
     torch.set_num_threads(1)
     model = grr_coca.load("icons", "cpu")
     files = find_images([str(next(SHARDS.glob("test_style-*.tar")))])
-    images = [decode_image(file.read(), file.name) for file in islice(files, PICTURES)]
-    queries = [f"icon number {number}" for number in range(QUERIES)]
+    images = [decode_image(file.read(), file.name) for file in islice(files, num_pictures)]
+    queries = [f"icon number {number}" for number in range(num_queries)]
     model.describe(images[:32])
     model.embed_texts(queries[0])
-    found = {
-        "embedding_milliseconds": milliseconds(lambda: model.embed_images(images), PICTURES),
-        "caption_and_embedding_milliseconds": milliseconds(lambda: model.describe(images), PICTURES),
-        "query_milliseconds": milliseconds(lambda: [model.embed_texts(query) for query in queries], QUERIES),
+    work = {
+        "embedding_milliseconds": (lambda: model.embed_images(images), num_pictures),
+        "caption_and_embedding_milliseconds": (lambda: model.describe(images), num_pictures),
+        "query_milliseconds": (lambda: [model.embed_texts(query) for query in queries], num_queries),
     }
+    found = {name: milliseconds(do, count, rounds) for name, (do, count) in work.items()}
     kind = "ordinary" if os.environ.get("ATEN_CPU_CAPABILITY") == "avx2" else "fast"
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    path = options.out / "icons.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     results[kind] = {"machine": machine(), **found}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(kind, found)
 
 

@@ -6,14 +6,13 @@ One thread each, fp32, in turns. What is compared are seconds of CPU time, so ot
 Writes `results/imported.json`. On a quiet machine it takes some five minutes, most of it open_clip's beams.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 from captioning import Contestant
-from machine import report
+from machine import parse, parser_of, report
 
 ROUNDS = 3
 SLOW = 30.0
@@ -26,9 +25,10 @@ TOKENS = 20
 
 def main() -> None:
     """Measure all cells, and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has open_clip")
-    options = parser.parse_args()
+    options = parse(parser_of(__doc__, peers=True))
+    if options.peer_python is None:
+        sys.exit(0)  # without open_clip, there is nothing to import
+    tokens, rounds = (2, 1) if options.smoke else (TOKENS, ROUNDS)
     with tempfile.TemporaryDirectory() as folder:
         theirs = Contestant("exported", options.peer_python, 1, "fp32", folder)
         if "missing" in theirs.about:
@@ -36,18 +36,18 @@ def main() -> None:
         ours = Contestant("imported", sys.executable, 1, "fp32", folder)
         assert (Path(folder) / "open_clip-b32.safetensors").exists()
         ours.ask(method="greedy", batch=2, tokens=2)  # lays the weights out, once for a model
-        rows = [_row(name, ours, theirs) for name in CELLS]
+        rows = [_row(name, ours, theirs, tokens, rounds) for name in CELLS]
         ours.close()
         theirs.close()
-    report("imported", rows)
+    report("imported", rows, options.out)
 
 
-def _row(name: str, ours: Contestant, theirs: Contestant) -> dict[str, object]:
+def _row(name: str, ours: Contestant, theirs: Contestant, tokens: int, rounds: int) -> dict[str, object]:
     method, batch = CELLS[name]
     times: dict[str, list[float]] = {"ours": [], "open_clip": []}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for side, contestant in (("ours", ours), ("open_clip", theirs)):
-            answer = contestant.ask(method=method, batch=batch, tokens=TOKENS)
+            answer = contestant.ask(method=method, batch=batch, tokens=tokens)
             assert answer is not None
             times[side].append(answer["cpu_seconds"])
         if times["open_clip"][0] > SLOW:
@@ -56,7 +56,7 @@ def _row(name: str, ours: Contestant, theirs: Contestant) -> dict[str, object]:
     print(name, times, flush=True)
     return {
         "decoding": name,
-        "tokens": TOKENS,
+        "tokens": tokens,
         "rounds": len(times["ours"]),
         "ours_s": round(medians["ours"], 3),
         "open_clip_s": round(medians["open_clip"], 3),

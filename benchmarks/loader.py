@@ -9,10 +9,11 @@ decoded in memory.
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from machine import report
+from machine import parse, parser_of, report
 
 from grr_coca.batch import Batch
 from grr_coca.ranks import Ranks
@@ -27,18 +28,22 @@ TARGET = 5.0
 
 def main() -> None:
     """Measure a few batches of the first epoch, and a few of the second."""
+    options = parse(parser_of(__doc__))
     torch.set_num_threads(1)
     recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "pictograms.yaml")
+    if options.smoke:
+        recipe = replace(recipe, data=replace(recipe.data, train=recipe.data.val, batch_size=16))
+    rounds = 1 if options.smoke else ROUNDS
     alone = Ranks.here(torch.device("cpu"))
     start = new_checkpoint(recipe, alone)
     recipe = decide(recipe, start.model, alone.device).for_autos_of(recipe)
     trainer = build_trainer(recipe, start, alone)
     pairs, _ = training_sources(recipe)
     batches = training_batches(recipe, start, pairs, alone)
-    first, stepping = take_turns(batches, trainer, WARM_UP + ROUNDS)
-    for _ in range(-(-len(pairs) // recipe.data.batch_size) - WARM_UP - ROUNDS):
+    first, stepping = take_turns(batches, trainer, WARM_UP + rounds)
+    for _ in range(-(-len(pairs) // recipe.data.batch_size) - WARM_UP - rounds):
         next(batches)
-    later, more = take_turns(batches, trainer, ROUNDS)
+    later, more = take_turns(batches, trainer, rounds)
     step = statistics.median(stepping[WARM_UP:] + more)
     rows = [{"what": f"training step in {recipe.precision}, pairs/s", "measured": round(step), "target": ""}]
     for epoch, rates in (("the first epoch", first[WARM_UP:]), ("later epochs", later)):
@@ -47,7 +52,7 @@ def main() -> None:
             {"what": f"loader alone in {epoch}, pairs/s", "measured": round(rate), "target": ""},
             {"what": f"loader / step in {epoch}", "measured": round(rate / step, 2), "target": f">= {TARGET:g}"},
         ]
-    report("loader", rows)
+    report("loader", rows, options.out)
 
 
 def take_turns(batches: Iterator[list[Batch]], trainer: Trainer, count: int) -> tuple[list[float], list[float]]:

@@ -6,14 +6,13 @@ order of the data, so their difference is that of the precision. The deviation o
 same number. Writes `results/muon_precision.json`.
 """
 
-import argparse
 import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from machine import report
+from machine import parse, parser_of, report
 
 from grr_coca.ranks import Ranks
 from grr_coca.train.logs import read_metrics
@@ -30,13 +29,17 @@ LAST = 5
 
 def main() -> None:
     """Train every seed in both precisions, and compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
-    options = parser.parse_args()
+    options = parse(parser)
+    full = load_recipe(RECIPE)
+    if options.smoke:
+        options.steps, options.seeds = 2, 2
+        full = replace(full, data=replace(full.data, train=full.data.val, batch_size=16))
     torch.set_num_threads(1)
     results = {
-        precision: [losses(recipe(options.steps, seed, precision)) for seed in range(options.seeds)]
+        precision: [losses(shortened(full, options.steps, seed, precision)) for seed in range(options.seeds)]
         for precision in PRECISIONS
     }
     rows = []
@@ -48,12 +51,11 @@ def main() -> None:
             {"what": f"{name}, bf16 less fp32, mean over seeds", "measured": measured, "target": "within the next"},
             {"what": f"{name}, deviation over seeds", "measured": f"{statistics.stdev(fp32):.4f}", "target": ""},
         ]
-    report("muon_precision", rows)
+    report("muon_precision", rows, options.out)
 
 
-def recipe(steps: int, seed: int, precision: str) -> Recipe:
-    """The demo's pretraining, shortened."""
-    full = load_recipe(RECIPE)
+def shortened(full: Recipe, steps: int, seed: int, precision: str) -> Recipe:
+    """The demo's pretraining in one precision of Muon."""
     return replace(
         full,
         schedule=replace(full.schedule, steps=steps),

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import report
+from machine import parse, parser_of, report
 
 from grr_coca.data.order import GlobalBatches, Shuffle, TrainingOrder
 from grr_coca.data.sources.shards import MIN_SHARD_SIZE, TarShards, write_index
@@ -22,7 +22,7 @@ NUM_SHARDS, PAIRS_PER_SHARD, BATCH_SIZE = 1_200, 10_000, 4_096
 TARGETS = {"state, bytes": 1024, "seek, s": 1.0, "memory, MB": 200}
 
 
-def write_set(folder: Path) -> list[Path]:
+def write_set(folder: Path, num_shards: int) -> list[Path]:
     """Shards of nothing, each with an index beside it."""
     rows = np.zeros(PAIRS_PER_SHARD, ROW)
     number = np.arange(PAIRS_PER_SHARD)
@@ -30,7 +30,7 @@ def write_set(folder: Path) -> list[Path]:
     rows["text_block"], rows["text_size"] = 70 + 80 * number, 60
     rows["key_end"] = 9 * (number + 1)
     paths = []
-    for shard in range(NUM_SHARDS):
+    for shard in range(num_shards):
         path = folder / f"{shard:05d}.tar"
         path.touch()
         os.truncate(path, MIN_SHARD_SIZE + 512 * 80 * PAIRS_PER_SHARD)
@@ -48,10 +48,11 @@ def memory() -> float:
 
 def main() -> None:
     """Measure; the seek is the worst of 20 to random batches of 100 epochs."""
+    options = parse(parser_of(__doc__))
     if not Path("/proc/self/statm").exists():
         sys.exit("order: this system does not tell how much memory a process has; Linux does")
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_set(Path(folder))
+        paths = write_set(Path(folder), 3 if options.smoke else NUM_SHARDS)
         before = memory()
         began = time.perf_counter()
         source = TarShards(paths)
@@ -79,7 +80,7 @@ def main() -> None:
             {"what": "open with index, s", "measured": round(opened, 2), "target": ""},
             {"what": "look-up of a sample, us", "measured": round(1e6 * looked_up, 1), "target": ""},
         ]
-        report("order", rows)
+        report("order", rows, options.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import ceilings
 import torch
 from flops import flop_counter
 from lengths import DISTRIBUTIONS, batch_lengths
-from machine import RESULTS, machine
+from machine import machine, parse, parser_of
+from sizes import SMALLEST
 from spans import PARTS, Spans
 from torch.profiler import ProfilerActivity, profile
 from training_contestants import Ours
@@ -26,9 +27,11 @@ TOP_OPERATIONS = 20
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Medians are not needed here: seconds are added up over all steps, and shares are what counts."""
-    with ceilings.start(options.threads) as probe:
+    with ceilings.start(options.threads, smoke=bool(options.smoke)) as probe:
         ceiling = max(probe.ask(600, what="gemm", precision=options.precision).values())
     setup = {"threads": options.threads, "precision": options.precision, "compile": not options.eager}
+    if options.smoke:
+        setup["size"] = SMALLEST
     ours = Ours(setup)
 
     def step(number: int) -> None:
@@ -121,7 +124,7 @@ def _of(report: dict[str, Any], part: str) -> tuple[float, float]:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=3)
@@ -129,8 +132,9 @@ def main() -> None:
     parser.add_argument("--lengths", choices=list(DISTRIBUTIONS), default="full")
     parser.add_argument("--eager", action="store_true", help="do not compile the blocks")
     parser.add_argument("--before", type=Path, help="an earlier parts.json to show beside")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    options = parse(parser)
+    if options.smoke:
+        options.batch, options.steps, options.eager = 2, 1, True
     before = json.loads(options.before.read_text()) if options.before else None  # before --out may overwrite it
     report = measure(options)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 import ceilings
 import numpy as np
-from machine import RESULTS, machine
+from machine import machine, parse, parser_of
 from plots import scaling_plot
 from workers import Worker, WorkerError
 
@@ -49,6 +49,10 @@ AXES: dict[str, tuple[int, ...]] = {
 }
 
 
+SMOKE_POINT = Point(batch=2, width=64, depth=1, text_length=8, image_size=64)
+SMOKE_AXES: dict[str, tuple[int, ...]] = {"batch": (1, 2, 4)}
+
+
 @dataclass(frozen=True)
 class Fit:
     """time = intercept + slope · FLOPs."""
@@ -73,7 +77,7 @@ def fit_line(flops: list[float], seconds: list[float]) -> Fit:
 
 def measure_axis(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds, FLOPs and peak memory of each of its points."""
-    points = [replace(Point(), **{name: value}) for value in AXES[name]]
+    points = [replace(options.middle, **{name: value}) for value in options.axes[name]]
     workers: list[Worker] = []
     try:
         workers += [_start(point, options) for point in points]
@@ -124,7 +128,7 @@ def table(report: dict[str, Any]) -> str:
     where, best = report["machine"], report["ceiling"]
     lines = [
         f"{where['processor']}, {where['cores']} cores, {report['threads']} threads, torch {where['torch']}, "
-        f"{report['precision']}{', compiled' if report['compiled'] else ''}; around {_middle()}; "
+        f"{report['precision']}{', compiled' if report['compiled'] else ''}; around {report['middle']}; "
         f"best matrix product {best / 1e9:.0f} GFLOP/s.",
         "",
         "| axis | values | seconds a step | MFU | peak GiB | slope, GFLOP/s (share of the best) | intercept, s | R² "
@@ -133,10 +137,6 @@ def table(report: dict[str, Any]) -> str:
         *(_row(name, axis, best) for name, axis in report["axes"].items()),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _middle() -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in vars(Point()).items())
 
 
 def _row(name: str, axis: dict[str, Any], best: float) -> str:
@@ -167,15 +167,17 @@ def write(report: dict[str, Any], out: Path) -> None:
 
 def main() -> None:
     """Measure all axes, or those asked for; results are kept as they come."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each point")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--compile", action="store_true", help="compile the blocks, anew for each point")
     parser.add_argument("--only", default="", help=f"axes to measure, of {','.join(AXES)}")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    axes = list(filter(None, options.only.split(","))) or list(AXES)
+    options = parse(parser)
+    options.middle, options.axes = (SMOKE_POINT, SMOKE_AXES) if options.smoke else (Point(), AXES)
+    if options.smoke:
+        options.steps = 1
+    axes = list(filter(None, options.only.split(","))) or list(options.axes)
     if unknown := set(axes) - AXES.keys():
         parser.error(f"no axis {', '.join(sorted(unknown))}; there are {', '.join(AXES)}")
 
@@ -184,11 +186,12 @@ def main() -> None:
         "threads": options.threads,
         "precision": options.precision,
         "compiled": options.compile,
+        "middle": ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in vars(options.middle).items()),
         "ceiling": 0.0,
         "axes": {},
     }
     failed = False
-    probe = ceilings.start(options.threads)
+    probe = ceilings.start(options.threads, smoke=bool(options.smoke))
     for number, name in enumerate(axes):
         print(f"{name} ({number + 1} of {len(axes)})", flush=True)
         rates = probe.ask(LIMIT, what="gemm", precision=options.precision).values()

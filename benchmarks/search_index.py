@@ -9,7 +9,6 @@ captions, with a model of our size. Ratios are medians over the turns, of second
 use too, wall time tells how busy they are.
 """
 
-import argparse
 import io
 import json
 import os
@@ -20,13 +19,13 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
+from machine import machine, parse, parser_of
 
 import grr_coca
 from grr_coca.data.image_files import find_images
@@ -35,9 +34,11 @@ from grr_coca.files import user_cache
 from grr_coca.registry import DEFAULT
 from grr_coca.search.embedded.vectors import best_rows, products
 
-RESULTS = Path(__file__).parent / "results" / "search.json"
 ROOT = Path(__file__).parents[1]
 TURN = 1000
+COUNTS = (100_000, 1_000_000)
+"""Pictures that are searched exactly."""
+SMOKE = {"pictures": 60, "turn": 30, "counts": [1000], "rounds": 1}
 CAPTIONED = 128
 """Pictures of a turn that open_clip captions: its time is that of all by their number."""
 QUERY = "a red heart"
@@ -77,15 +78,15 @@ class Peer:
         self._process.wait()
 
 
-def gather(folder: Path, count: int) -> tuple[list[Path], str]:
-    """Folders of 1,000 picture files, and what they are of."""
+def gather(folder: Path, count: int, turn: int) -> tuple[list[Path], str]:
+    """Folders of picture files, so many a turn, and what they are of."""
     icons = sorted((user_cache() / "icons").glob("train-*.tar"))
     contents = of_shards(icons) if icons else of_code()
     folders = []
-    for start in range(0, count, TURN):
+    for start in range(0, count, turn):
         folders.append(folder / f"{start:06}")
         folders[-1].mkdir(parents=True)
-        for number in range(start, min(start + TURN, count)):
+        for number in range(start, min(start + turn, count)):
             (folders[-1] / f"{number:06}.webp").write_bytes(next(contents))
     return folders, "icons" if icons else "drawings"
 
@@ -112,17 +113,17 @@ AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE
 """What keeps torch to the instructions of an ordinary processor."""
 
 
-def exact_of_processors() -> dict[str, dict[str, float]]:
+def exact_of_processors(counts: Sequence[int]) -> dict[str, dict[str, float]]:
     """`exact_search` with all that the processor has, and with AVX2 alone."""
-    program = [sys.executable, __file__, "--exact"]
+    program = [sys.executable, __file__, "--exact", *map(str, counts)]
     sides = {"all": os.environ, "avx2": {**os.environ, **AVX2}}
     return {name: json.loads(subprocess.check_output(program, env=env)) for name, env in sides.items()}
 
 
-def exact_search(repetitions: int = 9) -> dict[str, float]:
+def exact_search(counts: Sequence[int], repetitions: int = 9) -> dict[str, float]:
     """Milliseconds on the clock of one exact query of 256 numbers, by the number of pictures."""
     found = {}
-    for count in (100_000, 1_000_000):
+    for count in counts:
         vectors = np.random.default_rng(0).standard_normal((count, 256), np.float32).astype(np.float16)
         find = partial(_find, vectors, vectors[7].astype(np.float32)[None])
         times = [seconds(find) for _ in range(repetitions)]
@@ -145,27 +146,32 @@ def medians(sides: dict[str, Callable[[], Seconds]], rounds: int) -> dict[str, f
 
 def main() -> None:
     """Measure, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, peers=True)
     parser.add_argument("--pictures", type=int, default=10_000)
-    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has open_clip")
-    parser.add_argument("--exact", action="store_true", help="print the exact search alone, and write nothing")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--exact", type=int, nargs="+", help="print the exact search of so many pictures alone, and write nothing"
+    )
+    options = parse(parser)
     if options.exact:
-        print(json.dumps(exact_search()))
+        print(json.dumps(exact_search(options.exact)))
         return
+    size = SMOKE if options.smoke else {"pictures": options.pictures, "turn": TURN, "counts": COUNTS, "rounds": 15}
+    peer = Peer(options.peer_python) if options.peer_python else None
     place = Path(tempfile.mkdtemp())
     try:
-        results = measured(place, options.pictures, options.peer_python)
+        results = measured(place, peer, **size)
     finally:
         shutil.rmtree(place)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (options.out / "search.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
 
 
-def measured(place: Path, count: int, peer_python: str) -> dict[str, object]:
-    """All that is measured of so many pictures."""
-    folders, kind = gather(place / "pictures", count)
-    peer, model = Peer(peer_python), grr_coca.load(DEFAULT)
+def measured(
+    place: Path, peer: Peer | None, pictures: int, turn: int, counts: Sequence[int], rounds: int
+) -> dict[str, object]:
+    """All that is measured of so many pictures; without a peer, what is compared with it is left out."""
+    folders, kind = gather(place / "pictures", pictures, turn)
+    model = grr_coca.load(DEFAULT)
     rows: list[np.ndarray] = []
     paths: list[Path] = []
     turns: list[dict[str, Seconds]] = []
@@ -177,19 +183,17 @@ def measured(place: Path, count: int, peer_python: str) -> dict[str, object]:
             turns.append(
                 {
                     "index": seconds(lambda: index.add(folder)),  # noqa: B023
-                    "open_clip_embed": peer.ask(embed=[str(path) for path in files]),
-                    "open_clip_caption": peer.ask(caption=[str(path) for path in files[:CAPTIONED]]),
+                    **(_by_open_clip(peer, files) if peer else {}),
                     "embed": seconds(lambda: rows.append(model.embed_images(files).numpy())),  # noqa: B023
                     "caption": seconds(lambda: model.caption(files)),  # noqa: B023
                 }
             )
             paths += files
-            for unit, value in turns[-1]["open_clip_caption"].items():
-                turns[-1]["open_clip_caption"][unit] = value * len(files) / len(files[:CAPTIONED])
         index.add(place / "pictures")  # finds all of it once under this argument
         nothing_new = seconds(lambda: index.add(place / "pictures"))
-        querying = queries(index, model, np.concatenate(rows), paths, peer)
-    peer.close()
+        querying = queries(index, model, np.concatenate(rows), paths, peer, rounds)
+    if peer:
+        peer.close()
     totals = {name: sum(turn[name]["cpu_seconds"] for turn in turns) for name in turns[0]}
 
     def ratio(of: str, to: str) -> float:
@@ -198,24 +202,41 @@ def measured(place: Path, count: int, peer_python: str) -> dict[str, object]:
 
     return {
         "machine": machine(),
-        "pictures": count,
+        "pictures": pictures,
         "kind": kind,
-        "peer": peer.about,
+        "peer": peer.about if peer else None,
         "cpu_seconds": {name: round(value, 2) for name, value in totals.items()},
         "wall_seconds": {name: round(sum(turn[name]["seconds"] for turn in turns), 2) for name in turns[0]},
-        "index_per_second": round(count / totals["index"], 1),
+        "index_per_second": round(pictures / totals["index"], 1),
         "share_of_embed_and_caption": ratio("embed caption", "index"),
-        "open_clip_embed_over_index": ratio("open_clip_embed", "index"),
-        "open_clip_embed_over_embed": ratio("open_clip_embed", "embed"),
-        "open_clip_both_over_index": ratio("open_clip_embed open_clip_caption", "index"),
+        **({name: ratio(*sides) for name, sides in PEER_RATIOS.items()} if peer else {}),
         "second_run_seconds": round(nothing_new["seconds"], 2),
         "query_milliseconds": querying,
-        "open_clip_over_query": round(querying["words_by_open_clip"] / querying["words"], 2),
-        "exact_milliseconds_256": exact_of_processors(),
+        **({"open_clip_over_query": round(querying["words_by_open_clip"] / querying["words"], 2)} if peer else {}),
+        "exact_milliseconds_256": exact_of_processors(counts),
     }
 
 
-def queries(index: grr_coca.Index, model: Any, matrix: np.ndarray, paths: list[Path], peer: Peer) -> dict[str, float]:
+PEER_RATIOS = {
+    "open_clip_embed_over_index": ("open_clip_embed", "index"),
+    "open_clip_embed_over_embed": ("open_clip_embed", "embed"),
+    "open_clip_both_over_index": ("open_clip_embed open_clip_caption", "index"),
+}
+
+
+def _by_open_clip(peer: Peer, files: list[Path]) -> dict[str, Seconds]:
+    embedded = peer.ask(embed=[str(path) for path in files])
+    captioned = peer.ask(caption=[str(path) for path in files[:CAPTIONED]])
+    more = len(files) / len(files[:CAPTIONED])
+    return {
+        "open_clip_embed": embedded,
+        "open_clip_caption": {unit: value * more for unit, value in captioned.items()},
+    }
+
+
+def queries(
+    index: grr_coca.Index, model: Any, matrix: np.ndarray, paths: list[Path], peer: Peer | None, rounds: int
+) -> dict[str, float]:
     """Milliseconds of a query: of an embedding, of words to paths, and the whole search with all that a hit has."""
     vector = model.embed_texts(QUERY).numpy()
 
@@ -234,10 +255,10 @@ def queries(index: grr_coca.Index, model: Any, matrix: np.ndarray, paths: list[P
             "embedding_by_hand": lambda: seconds(by_hand),
             "embedding_by_numpy": lambda: seconds(lambda: np.argsort(-(matrix @ vector))[:20]),
             "words": lambda: seconds(words),
-            "words_by_open_clip": lambda: peer.ask(query=QUERY),
+            **({"words_by_open_clip": lambda: peer.ask(query=QUERY)} if peer else {}),
             "search": lambda: seconds(lambda: index.search(QUERY)),
         },
-        15,
+        rounds,
     )
 
 

@@ -8,14 +8,13 @@ one that is used where none is named. Writes `results/search_relevance.json`. Wi
 prints the three numbers of the curve that fit them best.
 """
 
-import argparse
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from machine import machine
+from machine import machine, parse, parser_of
 from scipy.optimize import minimize
 
 import grr_coca
@@ -26,7 +25,6 @@ from grr_coca.registry import DEFAULT
 from grr_coca.search.relevance import MIN_RELEVANCE, OFFSET, PER_AGREEMENT, PER_DEVIATION, evidence, relevances
 
 PICTOGRAMS = Path(__file__).parents[1] / "datasets" / "pictograms"
-RESULTS = Path(__file__).parent / "results" / "search_relevance.json"
 SPLITS = {
     "test": str(PICTOGRAMS / "test-*.tar"),
     "test_style": str(PICTOGRAMS / "test_style-*.tar"),
@@ -43,9 +41,9 @@ MEASURED, FITTED = 1, 2
 class Split:
     """Embeddings, captions and labels of a split's drawings."""
 
-    def __init__(self, model: ImageTextModel, path: str) -> None:
+    def __init__(self, model: ImageTextModel, path: str, every: int = 1) -> None:
         source = open_source(in_cache(path))
-        pairs = [source[index] for index in range(len(source))]
+        pairs = [source[index] for index in range(0, len(source), every)]
         preprocess = model.checkpoint.preprocess
         described = model.describe_many([preprocess.square(preprocess.decode(p.image, p.name)) for p in pairs])
         self.labels = np.array([pair.captions[0] for pair in pairs])
@@ -76,13 +74,13 @@ def trials(size: int | None) -> int:
     return 20 if size == SIZES[0] else 5
 
 
-def measured(splits: dict[str, Split]) -> dict[str, object]:
+def measured(splits: dict[str, Split], smoke: bool) -> dict[str, object]:
     """How often the answer to "is it there" is right, and the share of right hits by their relevance."""
     random = np.random.default_rng(MEASURED)
     rows, hits = [], []
     for (name, split), size in itertools.product(splits.items(), SIZES):
         verdicts = []
-        for _ in range(trials(size)):
+        for _ in range(1 if smoke else trials(size)):
             for is_there, is_right, arguments in split.queries(size, random):
                 found = relevances(evidence(*arguments))
                 verdicts.append((is_there, bool((found >= MIN_RELEVANCE).any())))
@@ -120,16 +118,19 @@ def fitted(splits: dict[str, Split]) -> list[float]:
 
 def main() -> None:
     """Measure, and write the results; or fit."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--fit", action="store_true", help="print the numbers of the curve that fit best")
-    is_fit = parser.parse_args().fit
+    options = parse(parser)
     model = grr_coca.load(DEFAULT)
-    splits = {name: Split(model, path) for name, path in SPLITS.items()}
-    if is_fit:
+    if options.smoke:
+        splits = {"test": Split(model, SPLITS["test"], every=20)}
+    else:
+        splits = {name: Split(model, path) for name, path in SPLITS.items()}
+    if options.fit:
         print("PER_DEVIATION, PER_AGREEMENT, OFFSET:", *fitted(splits))
         return
-    results = measured(splits)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results = measured(splits, bool(options.smoke))
+    (options.out / "search_relevance.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
 
 

@@ -20,6 +20,10 @@ CONTEXT = 77
 """open_clip puts its [CLS] behind 76 tokens; our context counts ours, so 77 holds the same captions."""
 
 
+SMALLEST = {"width": 64, "depth": 1, "image_size": 64}
+"""See `sized`: a model for the smallest form of a benchmark."""
+
+
 def training_recipe(precision: str, compiled: bool, gradient_checkpointing: float) -> Recipe:
     """`b32` with CLIP's vocabulary and AdamW."""
     return Recipe(

@@ -22,13 +22,16 @@ from typing import Any
 
 import ceilings
 from lengths import batch_lengths
-from machine import RESULTS, has_amx, machine
+from machine import has_amx, machine, parse, parser_of
 from plots import training_plot
+from sizes import SMALLEST
 from training_report import table
 from workers import Worker, WorkerError
 
 SCRIPT = "training_contestants.py"
 WITHOUT_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+SMOKE = "full-fp32,coca_pytorch-fp32,blip-bf16"
+"""Rows of the smallest form: one of each peer."""
 WARM_UP = 2
 """Steps before the measured ones. Ours compiles in the first; peers take their memory."""
 OTHER_QUANTILES = 0.3
@@ -137,7 +140,7 @@ class Benchmark:
     def measure(self, row: Row) -> None:
         """Fill in a row; a side that fails says so, and the other one goes on alone."""
         threads, limit = self.options.threads, self.options.limit
-        with ceilings.start(threads, row.environment) as probe:
+        with ceilings.start(threads, row.environment, bool(self.options.smoke)) as probe:
             row.gemm.append(probe.ask(limit, what="gemm", precision=row.precision))
             workers = {name: self._start(row, name) for name in (row.peer, "ours")}
             workers = {name: worker for name, worker in workers.items() if worker is not None}
@@ -147,13 +150,17 @@ class Benchmark:
 
     def _start(self, row: Row, name: str) -> Worker | None:
         side = row.sides.setdefault(name, Side())
+        if name != "ours" and self.options.peer_python is None:
+            return None
         setup = {
             "name": name,
             "threads": self.options.threads,
             "precision": row.precision,
-            "compile": True,
+            "compile": not self.options.smoke,
             "gradient_checkpointing": row.gradient_checkpointing,
         }
+        if self.options.smoke:
+            setup["size"] = SMALLEST
         environment = {
             "OMP_NUM_THREADS": str(self.options.threads),
             "TOKENIZERS_PARALLELISM": "false",
@@ -230,23 +237,23 @@ def write(report: dict[str, Any], out: Path) -> None:
 
 def main() -> None:
     """Measure all rows, or those asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", default=".venv-peers/bin/python", help="interpreter that has the peers")
+    parser = parser_of(__doc__, peers=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each side")
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a step is given up")
     parser.add_argument("--only", default="", help="rows to measure, e.g. full-fp32,coco-bf16")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
-
+    options = parse(parser)
+    if options.smoke:
+        options.batch, options.steps = 2, 1
     rows = all_rows(options.batch)
     unknown = set(filter(None, options.only.split(","))) - {row.name for row in rows}
     if unknown:
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(row.name for row in rows)}")
     order = [row.name for row in rows]
-    rows = [row for row in rows if not options.only or row.name in options.only.split(",")]
-    with ceilings.start(options.threads) as probe:
+    only = options.only or (SMOKE if options.smoke else "")
+    rows = [row for row in rows if not only or row.name in only.split(",")]
+    with ceilings.start(options.threads, smoke=bool(options.smoke)) as probe:
         memory = probe.ask(options.limit, what="memory")
     report: dict[str, Any] = {"machine": machine(), "threads": options.threads, "memory": memory}
     report["rows"] = previous(options.out / "training.json") if options.only else {}

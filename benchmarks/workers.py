@@ -106,6 +106,11 @@ def output_for_answers() -> Iterator[Callable[[Answer], None]]:
         sys.stdout = out
 
 
+def is_worker() -> bool:
+    """True if this process was started by `Worker`: its one argument is the setup."""
+    return len(sys.argv) == 2 and sys.argv[1].startswith("{")
+
+
 def serve(make: Callable[[Answer], Any], questions: tuple[str, ...]) -> None:
     """Be a worker: make something of the setup, then answer a question by its method of that name.
 

@@ -1,14 +1,50 @@
-"""What the benchmarks conclude, on inputs worked out by hand; what they measure needs a quiet machine."""
+"""What the benchmarks conclude, on inputs worked out by hand, and that each still runs; what they measure needs a quiet
+machine."""
 
+import json
+import os
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
+MEASURE_NOTHING = {"contestants", "search_contestant", "training_contestants", "publish", "run_clip_benchmark"}
+LONG = {"arms", "demo_step", "first_minutes"}
+"""Those whose smallest form is too long for continuous integration; `make test-slow` runs it."""
+PROGRAMS = {
+    path.stem
+    for path in (ROOT / "benchmarks").glob("*.py")
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+}
 
 
 @pytest.fixture(autouse=True)
 def _benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LONG else pytest.mark.ci)
+        for name in sorted(PROGRAMS - MEASURE_NOTHING)
+    ],
+)
+def test_a_benchmark_still_runs_in_its_smallest_form(name, tmp_path):
+    """Beside its peers too, where `make bench` has installed them."""
+    command = [sys.executable, f"benchmarks/{name}.py", "--smoke", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = list(tmp_path.glob("*.json"))
+    if name != "ceilings":  # which prints
+        assert results or "peers are not measured" in done.stderr
+    assert all(json.loads(path.read_text(encoding="utf-8")) for path in results)
+    if "peers are not measured" in done.stderr:
+        pytest.skip(f"ran without its peers: {done.stderr.strip()}")
 
 
 @pytest.mark.parametrize(("distribution", "mean_words"), [("coco", 10.5), ("cc12m", 20.2)])

@@ -3,6 +3,8 @@
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +60,12 @@ def write_study(folder: Path, content: dict[str, object], rows: Iterable[LedgerR
 
 def rows_of(arms: Iterable[str], seeds: Iterable[int], deviation: float = 0.008, **changes: object) -> list[LedgerRow]:
     """Rows of all stages of some arms and seeds; `deviation` of what is an arm's own in a seed."""
-    return [_row(arm, seed, stage, deviation, changes) for arm in arms for seed in seeds for stage in STAGES]
+    rows = [_row(arm, seed, stage, deviation) for arm in arms for seed in seeds for stage in STAGES]
+    return [replace(row, **changes) for row in rows] if changes else rows
 
 
-def _row(arm: str, seed: int, stage: str, deviation: float, changes: dict[str, object]) -> LedgerRow:
+@cache
+def _row(arm: str, seed: int, stage: str, deviation: float) -> LedgerRow:
     shared = np.random.default_rng([seed, STAGES.index(stage)])
     own = np.random.default_rng([1, seed, STAGES.index(stage), *arm.encode()])
     parts = PARTS_OF_PRESET.get(arm, frozenset())
@@ -88,7 +92,7 @@ def _row(arm: str, seed: int, stage: str, deviation: float, changes: dict[str, o
         "values": {"test": _values(stage, factors, own)},
         "captions": _captions(arm) if stage == "pictograms" else (),
     }
-    return LedgerRow(**{**values, **changes})
+    return LedgerRow(**values)
 
 
 def _metrics(stage: str, factors: np.ndarray, rng: np.random.Generator) -> dict[str, float]:

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from grr_coca.cli import main
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.errors import UserError
 from grr_coca.inference import ImageTextModel, load
 from grr_coca.registry import DEFAULT
-from processes import cli, launch, running
+from processes import running
 from support import encode_image, real_pairs, snapshot, write_tar
 
 
@@ -295,19 +296,19 @@ def test_odd_images_are_captioned_like_what_they_show(grr_coca, run, tmp_path):
     assert found["grey.png"]["log_prob"] != found["plain.png"]["log_prob"], "or the comparison could not fail"
 
 
-def test_a_name_that_is_not_utf8_comes_out_as_it_is(grr_coca, run, image_files, tmp_path):
+def test_a_name_that_is_not_utf8_comes_out_as_it_is(run, image_files, tmp_path, capfdbinary):
     path = Path(os.fsdecode(os.fsencode(image_files[0].parent) + b"/caf\xe9.webp"))
     image_files[0].rename(path)
-    # In a process of its own: pytest's capture is no stream of bytes.
-    launched = launch(tmp_path / "said", cli, "caption", "-c", run.folder, path)
-    launched.finish()
-    assert launched.said[0].read_bytes().startswith(os.fsencode(path) + b"\t")
-    record = json.loads(grr_coca("caption", "-c", run.folder, path, "--json").out)
-    assert record["image"] == str(path)
+
+    def said(*options):
+        assert main(["caption", "-c", str(run.folder), str(path), *options]) == 0
+        return capfdbinary.readouterr()
+
+    assert said().out.startswith(os.fsencode(path) + b"\t")
+    assert json.loads(said("--json").out)["image"] == str(path)
     for out in (tmp_path / "out.jsonl", tmp_path / "out.csv"):
-        assert grr_coca("caption", "-c", run.folder, path, "--out", out).code == 0
-        again = grr_coca("caption", "-c", run.folder, path, "--out", out)
-        assert "1 of 1 images have captions already" in again.err
+        said("--out", str(out))
+        assert b"1 of 1 images have captions already" in said("--out", str(out)).err
     assert os.fsencode(path) + b"," in (tmp_path / "out.csv").read_bytes()
 
 

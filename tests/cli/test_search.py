@@ -152,7 +152,7 @@ def test_wrong_use_is_told_in_one_line(refused, drawings, tmp_path, monkeypatch,
 def test_a_killed_index_goes_on_where_it_was(grr_coca, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for number in range(60):
+    for number in range(40):
         Image.new("RGB", (40, 40), (number * 4, 0, 255 - number)).save(folder / f"{number}.png")
     code = """if True:
         import sys
@@ -170,11 +170,11 @@ def test_a_killed_index_goes_on_where_it_was(grr_coca, tmp_path):
     assert process.returncode == -signal.SIGKILL
     with package.Index.open(tmp_path / "index") as index:
         before = len(index)
-    assert 0 < before < 60
+    assert 0 < before < 40
     said = grr_coca(*arguments)
-    assert f"60 images ({60 - before} new)" in said.out
+    assert f"40 images ({40 - before} new)" in said.out
     with package.Index.open(tmp_path / "index") as index:
-        assert sorted(entry.title for entry, _ in index.store.everything()) == sorted(map(str, range(60)))
+        assert sorted(entry.title for entry, _ in index.store.everything()) == sorted(map(str, range(40)))
 
 
 def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):

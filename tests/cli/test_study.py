@@ -11,6 +11,7 @@ from grr_coca.study.ledger import LEDGER_FILE, LedgerWriter
 from grr_coca.study.running import expectation as pace
 from grr_coca.train.recipe import save_recipe
 from support import disk_of, finetuning, real_pairs, tiny_recipe, write_shard
+from workers_here import work_here
 
 PLAN = """
 arms: [baseline_coca, grr_coca]
@@ -91,6 +92,7 @@ def test_a_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, mo
     assert sorted(plan.parent.rglob("*")) == before
 
 
+@pytest.mark.ci
 def test_a_disk_that_is_full_ends_a_study_until_there_is_room(plan, tmp_path, capfd):
     plan.write_text(PLAN.replace("tuning:", "# tuning:").replace("[0, 1]", "[0]").replace("[more.yaml]", "[]"))
     with disk_of(200_000, tmp_path / "disk") as disk:
@@ -105,7 +107,8 @@ def test_a_disk_that_is_full_ends_a_study_until_there_is_room(plan, tmp_path, ca
     assert len((plan.parent / LEDGER_FILE).read_text().splitlines()) == 1
 
 
-def test_a_study_runs_in_processes_and_its_status_tells_what_is_there(plan, capfd):
+def test_a_study_is_run_and_its_status_tells_what_is_there(plan, capfd, monkeypatch):
+    work_here(monkeypatch)
     plan.write_text(PLAN.replace("tuning:", "# tuning:").replace("[0, 1]", "[0]"))
     assert main(["study", "run", str(plan), "--only", "grr_coca"]) == 0
     assert "run: grr_coca, seed 0, more" in capfd.readouterr().err

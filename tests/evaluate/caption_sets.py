@@ -80,9 +80,8 @@ def made_sets() -> list[CaptionSet]:
     return [CaptionSet(s.references[0], s.references) if i % 3 == 0 else s for i, s in enumerate(sets)]
 
 
-def all_sets() -> dict[str, list[CaptionSet]]:
-    """The sets by name, each a corpus."""
-    return {"real": real_sets(), "made": made_sets()}
+SETS = {"real": real_sets, "made": made_sets}
+"""What makes the sets, each a corpus, by name."""
 
 
 def java_table() -> list[tuple[str, list[str]]]:

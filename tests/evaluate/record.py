@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from caption_sets import JAVA_TABLE, SCORES, all_sets, java_table, reference_scores
+from caption_sets import JAVA_TABLE, SCORES, SETS, java_table, reference_scores
 
 
 def java_tokens(captions: Sequence[str], between: str = "x") -> list[str]:
@@ -37,8 +37,7 @@ if __name__ == "__main__":
     inputs = [text for text, _ in java_table()]
     rows = [f"{text}\t{said}\n" for text, said in zip(inputs, java_tokens(inputs), strict=True)]
     JAVA_TABLE.write_text("".join(rows), encoding="utf-8")
-    recorded = {
-        f"{name}_{key}": value for name, sets in all_sets().items() for key, value in reference_scores(sets).items()
-    }
+    sets = {name: make() for name, make in SETS.items()}
+    recorded = {f"{name}_{key}": value for name in sets for key, value in reference_scores(sets[name]).items()}
     np.savez_compressed(SCORES, **recorded)
-    print(f"{len(inputs)} captions tokenized, {sum(map(len, all_sets().values()))} sets scored")
+    print(f"{len(inputs)} captions tokenized, {sum(map(len, sets.values()))} sets scored")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from caption_sets import SCORES, CaptionSet, all_sets, reference_scores
+from caption_sets import SCORES, SETS, CaptionSet, reference_scores
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -38,10 +38,10 @@ def per_caption(scores: CaptionScores) -> np.ndarray:
 # --- Against pycocoevalcap
 
 
-@pytest.mark.parametrize("name", ["real", "made"])
+@pytest.mark.parametrize("name", [pytest.param("real", marks=pytest.mark.ci), "made"])
 def test_recorded_scores_of_2500_sets_are_met(name):
     recorded = np.load(SCORES)
-    scores = scored(all_sets()[name])
+    scores = scored(SETS[name]())
     assert list(scores.corpus()) == NAMES
     assert np.abs(per_caption(scores) - recorded[f"{name}_captions"]).max() < 1e-6
     assert np.abs(np.array(list(scores.corpus().values())) - recorded[f"{name}_corpus"]).max() < 1e-6

@@ -53,16 +53,15 @@ def _assert_equal(cached: Tensor, uncached: Tensor) -> None:
     torch.testing.assert_close(cached, uncached, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("pack", [True, False])
-@pytest.mark.parametrize("num_reads", [FEW, MANY])
+@pytest.mark.parametrize(("num_reads", "pack"), [(FEW, True), (MANY, True), (MANY, False)])
 def test_cached_logits_are_those_of_the_whole_caption(
     model: CoCa, image_tokens: Tensor, num_reads: int, pack: bool
 ) -> None:
-    decoder = CachedDecoder(fast_copy(model) if pack else model, image_tokens, 37, 1 + num_reads, num_reads)
-    ids = _ids(NUM_IMAGES, 37)
+    decoder = CachedDecoder(fast_copy(model) if pack else model, image_tokens, 20, 1 + num_reads, num_reads)
+    ids = _ids(NUM_IMAGES, 20)
     whole = next_token_logits(model, ids, image_tokens)
     _assert_equal(decoder.step(ids[:, :3]), whole[:, 2])
-    for position in range(3, 37):
+    for position in range(3, 20):
         _assert_equal(decoder.step(ids[:, position : position + 1]), whole[:, position])
 
 

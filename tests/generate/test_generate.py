@@ -54,7 +54,7 @@ def _ids(generated: Generated) -> list[list[tuple[int, ...]]]:
 
 
 def test_greedy_is_the_loop_that_anybody_would_write(model: CoCa, tokenizer: Tokenizer, images: Tensor) -> None:
-    for image, (ids,) in zip(images, _ids(generate(model, tokenizer, images)), strict=True):
+    for image, (ids,) in zip(images[:2], _ids(generate(model, tokenizer, images[:2])), strict=True):
         tokens = model.encode_image(image[None]).tokens
         row = [tokenizer.bos_id]
         while len(row) < CONTEXT - 2 and row[-1] != tokenizer.eos_id:
@@ -68,8 +68,8 @@ def test_log_probs_are_those_of_the_model_reading_the_caption(
 ) -> None:
     prompt = "a photo"
     before = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    encoded = model.encode_image(images[:4])
-    captions = generate(model, tokenizer, images[:4], GenerationOptions(**way), prompt).captions
+    encoded = model.encode_image(images[:2])
+    captions = generate(model, tokenizer, images[:2], GenerationOptions(**way), prompt).captions
     for i, image in enumerate(captions):
         for caption in image:
             row = torch.tensor([[*before, *caption.token_ids]])
@@ -94,8 +94,8 @@ def test_a_key_that_is_no_utf8_has_draws_of_its_own() -> None:
 def test_a_batch_gives_what_single_calls_give(model: CoCa, tokenizer: Tokenizer, images: Tensor, way: dict) -> None:
     options = GenerationOptions(max_length=12, **way)
     together = _ids(generate(model, tokenizer, images, options))
-    alone = [generate(model, tokenizer, images[i : i + 1], options, keys=[i]) for i in range(NUM_IMAGES)]
-    assert together == [_ids(one)[0] for one in alone]
+    alone = [generate(model, tokenizer, images[i : i + 1], options, keys=[i]) for i in range(3)]
+    assert together[:3] == [_ids(one)[0] for one in alone]
     lengths = {len(ids) for captions in together for ids in captions}
     assert min(lengths) < max(lengths), "captions of one length cannot show rows that end early"
 

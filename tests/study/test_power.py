@@ -18,7 +18,7 @@ from grr_coca.study.statistics import (
 STUDIES = 4000
 
 
-@pytest.mark.parametrize(("num_seeds", "num_endpoints"), [(6, 1), (8, 1), (8, 6), (12, 6), (15, 2)])
+@pytest.mark.parametrize(("num_seeds", "num_endpoints"), [(6, 1), (8, 6), (15, 2)])
 def test_the_smallest_effect_is_called_better_or_worse_in_four_of_five_studies(num_seeds, num_endpoints):
     effect = 0.011 * smallest_detectable_effect(num_seeds, num_endpoints)
     drawn = np.random.default_rng(3).normal(effect, 0.011, size=(400, num_seeds))

@@ -123,6 +123,7 @@ def _compared(folder: Path, *arguments: object) -> dict[str, Any]:
     return json.loads((folder / "compared.json").read_text())
 
 
+@pytest.mark.ci
 def test_compiled_blocks_are_traced_once_for_all_lengths_give_the_same_gradients_and_keep_less(
     tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], tmp_path: Path
 ) -> None:

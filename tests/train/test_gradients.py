@@ -44,7 +44,7 @@ def error_of(gradients: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("case", CASES)
 def test_micro_batches_give_the_gradients_of_the_whole_batch(case):
     wanted, wanted_losses = reference(CASES[case], torch.float64)
-    for size in (1, 3, 8):
+    for size in (1, 3, 8) if case == "grr_coca" else (3,):
         gradients, losses = computed(CASES[case], torch.float64, size)
         assert error_of(gradients, wanted) <= BOUNDS[torch.float64]
         assert {name: losses[name] for name in wanted_losses} == pytest.approx(wanted_losses, rel=1e-12)

@@ -12,7 +12,7 @@ from grr_coca.cli import main
 from grr_coca.study.demo.arms import OUTCOME, make_folder
 from grr_coca.study.ledger import CaptionedExample, CurvePoint, read_ledger
 from grr_coca.study.plan import DemoPlan, Plan, read_plan
-from grr_coca.study.report.figures import LateChange, _interaction, late_change
+from grr_coca.study.report.figures import LateChange, StudyFigures, _interaction, late_change
 from grr_coca.study.report.page import write_study_report
 from grr_coca.study.report.tables import Table, as_markdown
 from synthetic_study import plan, rows_of, write_study
@@ -63,6 +63,13 @@ def reported(tmp_path_factory):
     said = write_study_report(folder, folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted([*before, *FILES])
     return folder, said
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Drawing takes seconds, and other tests look at what is drawn."""
+    nothing = StudyFigures(primary="", secondary="", dots="", effects={}, interaction="", curves=())
+    monkeypatch.setattr("grr_coca.study.report.page.study_figures", lambda *_: nothing)
 
 
 def test_the_page_begins_with_the_answer(reported):
@@ -130,6 +137,7 @@ def test_tables_are_markdown(reported):
     assert made == "| arm   | change |\n| ----- | -----: |\n| one   |   −1.0 |\n| three |  +10.0 |\n"
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_command_reports_on_half_a_study(tmp_path, capsys):
     pair = ARMS[:2]
     folder = write_study(tmp_path / "half", plan(pair), rows_of(pair, range(2)))
@@ -145,6 +153,7 @@ def test_the_command_reports_on_half_a_study(tmp_path, capsys):
     assert "the last line is torn" in text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_report_may_compare_with_another_arm_than_the_plans_baseline(tmp_path, capsys):
     pair = ARMS[:2]
     folder = write_study(tmp_path, plan(pair), rows_of(pair, range(8)))
@@ -159,6 +168,7 @@ def test_a_report_may_compare_with_another_arm_than_the_plans_baseline(tmp_path,
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_an_image_whose_name_is_not_utf_8_is_on_the_page(tmp_path):
     shown = (CaptionedExample("caf\udce9", ("a cup",), "a cup"),)
     rows = rows_of(ARMS[:2], [0], captions=shown)
@@ -181,6 +191,7 @@ def test_a_demos_folder_is_a_study_of_one_seed(tmp_path, capsys):
     assert "rows of 1 seed" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_report_on_a_demo_replaces_nothing_of_the_demo(tmp_path, capsys):
     demo = plan(ARMS[:2], 1, queries=["snowman"], num_hits=4)
     folder = write_study(tmp_path, demo, rows_of(ARMS[:2], [0]))

@@ -163,7 +163,7 @@ def test_an_unknown_key_names_file_and_nearest_key(refused, recipe_file, tmp_pat
 def test_missing_data_lists_what_is_there(refused, recipe_file, tmp_path):
     message = refused("pretrain", recipe_file(), "--data", tmp_path / "data" / "pears.tar")
     assert "pears.tar: no such file or folder" in message
-    assert "holds pairs.tar" in message
+    assert "has pairs.tar" in message
 
 
 def test_a_run_folder_that_holds_a_run_is_not_written_over(refused, recipe_file, run):

@@ -80,7 +80,7 @@ lock:
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers $(JOBS)
 
 coverage: $(VENV)/.dev
 	$(PYTEST) $(WORKERS) -m "not slow" -p pytest_cov --cov --cov-report term-missing

@@ -45,7 +45,7 @@ def run() -> NoReturn:
 
 
 def _run_and_flush(main: Callable[[], int]) -> str | int | None:
-    """The exit code, after all output has been written."""
+    """Call `main`, write all buffered output, and return the exit code."""
     code: str | int | None
     try:
         code = main()

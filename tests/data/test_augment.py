@@ -43,7 +43,7 @@ def dataset_of(source, **options) -> PairDataset:
 
 
 def test_a_draw_is_what_its_seed_always_gave():
-    ref, numbers = SampleRef(epoch=2, sample=7), {"CAPTION": 101, "PATCHES": 1000, "MIX": 1001, "STAND_IN": 1}
+    ref, numbers = SampleRef(epoch=2, sample=7), {"CAPTION": 101, "PATCHES": 1000, "MIX": 1001, "REPLACEMENT": 1}
     assert {stream.name: stream.value for stream in Stream} == numbers
     assert sample_rng(3, ref).random() == np.random.default_rng((3, 2, 7)).random()
     for stream, number in zip(Stream, sorted(numbers.values()), strict=True):
@@ -51,7 +51,7 @@ def test_a_draw_is_what_its_seed_always_gave():
 
 
 def test_no_two_draws_of_a_sample_have_the_same_numbers():
-    attempts = [Stream.STAND_IN + attempt for attempt in range(MAX_REPLACEMENTS)]
+    attempts = [Stream.REPLACEMENT + attempt for attempt in range(MAX_REPLACEMENTS)]
     streams = [None, *attempts, Stream.CAPTION, Stream.PATCHES, Stream.MIX]
     assert len({sample_rng(0, SampleRef(0, 0), stream).random() for stream in streams}) == len(streams)
 

@@ -24,14 +24,15 @@ MAX_REPLACEMENTS = 100
 
 
 class Stream(IntEnum):
-    """The random choices for a sample. Each has its own seed, which ends with its number here.
+    """Numbers of the random streams of a sample: the last part of the seed of each random choice.
 
-    So no choice changes another. The numbers must stay the same, or runs could not be repeated.
+    Each choice has a stream of its own, so no choice changes another. The numbers must stay the same, or runs could not
+    be repeated.
     """
 
-    STAND_IN = 1
+    REPLACEMENT = 1
     """The first sample to try in place of a bad one. The next ones have the numbers up to `MAX_REPLACEMENTS`."""
-    CAPTION = STAND_IN + MAX_REPLACEMENTS
+    CAPTION = REPLACEMENT + MAX_REPLACEMENTS
     """The caption, for an image with several."""
     PATCHES = 1000
     """The patches to keep."""
@@ -40,7 +41,7 @@ class Stream(IntEnum):
 
 
 def sample_rng(seed: int, ref: SampleRef, stream: int | None = None) -> np.random.Generator:
-    """The random numbers for one visit of a sample.
+    """Create the random generator for one visit of a sample.
 
     Args:
         seed: the seed of the run.
@@ -62,7 +63,8 @@ def mix_images(
     other: UInt8[Tensor, "3 S S"],
     rng: np.random.Generator,
 ) -> UInt8[Tensor, "3 S S"]:
-    """Mix two images of the same size at random, with the probability of the augmentation. Else the first image."""
+    """Mix the second image into the first at random, with the probabilities `blend` and `swap`; else return the
+    first."""
     draw = rng.uniform()
     if draw < augmentation.blend:
         return torch.lerp(image.float(), other.float(), rng.uniform(0, 0.5)).round_().byte()
@@ -97,7 +99,9 @@ def _coarse(image: Float[Tensor, "3 S S"], side: int) -> Float[Tensor, "3 S S"]:
 
 
 def _affine_grid(inverse: Float[Tensor, "B 2 3"], size: int) -> Float[Tensor, "B S S 2"]:
-    """`affine_grid` of PyTorch for squares, in a third of the time: the sum of a term for columns and one for rows."""
+    """The grid of torch's `affine_grid` for square images, computed in a third of the time.
+
+    It is the sum of a term for columns and a term for rows."""
     centres = (torch.arange(size) * 2 + 1).div(size).sub_(1)[:, None]  # of pixels, -1 … 1
     columns, rows, shift = (part[:, None] for part in inverse.unbind(-1))  # B 1 2
     return (centres * columns)[:, None] + (centres * rows + shift)[:, :, None]

@@ -116,7 +116,7 @@ class Augmentation:
     def _ground(
         self, rng: np.random.Generator, colour: Float[np.ndarray, "3 3"], offset: Float[np.ndarray, "3"]
     ) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
-        """Recolour or tint at random: the map of colours, which may stay as it is."""
+        """Recolour or tint an image at random. Returns the new colour matrix and offset, or the given ones."""
         draw = rng.uniform()
         if draw < self.recolour:
             ink, ground = _two_colours(rng)

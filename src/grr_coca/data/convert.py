@@ -196,7 +196,7 @@ def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image
 
 
 def _image_file(pair: RawPair, image_size: int | None) -> tuple[bytes, str]:
-    """The unchanged file, or a smaller JPEG if its shorter side is longer than `image_size`. Also the suffix."""
+    """Bytes and suffix of the image to write: the file itself, or a JPEG scaled down to `image_size` (shorter side)."""
     header = open_header(pair.image, pair.name)
     if image_size is None or min(header.size) <= image_size:
         kind = str(header.format)

@@ -115,7 +115,7 @@ class PairDataset(Dataset[Sample]):
 
     def _stand_in(self, ref: SampleRef, first: BadSample) -> Sample:
         for attempt in range(MAX_REPLACEMENTS):
-            rng = sample_rng(self.seed, ref, Stream.STAND_IN + attempt)
+            rng = sample_rng(self.seed, ref, Stream.REPLACEMENT + attempt)
             try:
                 return self._sample(SampleRef(ref.epoch, int(rng.integers(len(self.source)))))
             except BadSample:

@@ -140,7 +140,7 @@ def _too_large(name: str, width: int = 0, height: int = 0) -> BadSample:
 
 
 def open_rgb(image: Image.Image, opening: Opening = "upright_on_white") -> Image.Image:
-    """Convert an image that Pillow has opened to RGB, as `decode_image` does for a file."""
+    """Convert an opened Pillow image to RGB, in the same way as `decode_image`."""
     return _to_rgb(_upright(image) if opening == "upright_on_white" else image, opening)
 
 

@@ -45,7 +45,7 @@ class Shuffle:
 
     def __init__(self, num_samples: int, seed: int) -> None:
         if num_samples < 1:
-            raise ValueError("there is no sample to put in order")
+            raise ValueError("there are no samples")
         self.num_samples = num_samples
         self.seed = seed
         self._epoch = -1
@@ -84,7 +84,7 @@ class Shuffle:
 
 
 def mixture_shares(mix: Mapping[str, float]) -> list[float]:
-    """The shares of all sources: the rest for the first source, then the share of each further source in `mix`."""
+    """The shares of all sources, which sum to 1: the main source first, then the sources in `mix`."""
     return [1 - sum(mix.values()), *mix.values()]
 
 
@@ -220,7 +220,7 @@ class EvaluationOrder:
 
     @property
     def num_batches(self) -> int:
-        """The number of batches of all ranks, without repeated ones."""
+        """The number of distinct batches over all ranks. Batches that are repeated at the end do not count."""
         return -(-self.num_samples // self.batch_size)
 
     def __len__(self) -> int:

@@ -64,7 +64,7 @@ class Preprocess:
 
 
 def _centre(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
-    """The square of this side in the middle of an image: left, upper, right and lower edge."""
+    """The box of a square in the middle of an image, with sides of `side` pixels: left, upper, right, lower."""
     left, top = (round((length - side) / 2) for length in size)
     return left, top, left + side, top + side
 

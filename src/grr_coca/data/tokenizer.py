@@ -48,7 +48,7 @@ class Tokenizer:
 
     @property
     def largest_id(self) -> int:
-        """The largest id: the number of ids minus one, unless ids are left out."""
+        """The largest id. It is `vocab_size` minus one, unless the vocabulary has gaps between its ids."""
         return max(self._backend.get_vocab().values())
 
     def encode(self, caption: str) -> list[int]:
@@ -145,7 +145,9 @@ def clip_bpe(cleaning: Cleaning = "none") -> Tokenizer:
 
 
 def _clip_alphabet() -> list[str]:
-    """The 256 bytes as printable letters in the order of CLIP: printable bytes, then the others, shifted by 256."""
+    """The letters that represent the 256 bytes in CLIP's vocabulary: printable bytes first, then the others.
+
+    A printable byte is its own letter. The others are the letters from code 256 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]

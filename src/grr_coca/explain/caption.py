@@ -61,7 +61,7 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
     """The relevance of each patch to each token but the first, on the CPU. The relevances for a token sum to 1."""
     model = copy_modules(model).eval()  # hooks change its attention: other threads must not see them
     ids = torch.tensor([[*token_ids, CLS_SLOT]], device=model.device)
-    # The last token stands in for the end token, which predicts nothing.
+    # The last token has the role of the end token, which predicts nothing.
     text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]], device=model.device))
     readers = _readers_of_patches(model)
     with torch.no_grad():
@@ -85,7 +85,7 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
 
 
 def _readers_of_patches(model: CoCa) -> list[CrossAttention]:
-    """The attention layers that read patches: that of the captioning pooler, or without one those of the decoder."""
+    """The attention layers that attend to patches: the captioning pooler's, or the decoder's if there is no pooler."""
     if isinstance(model.captioning_pooler, AttentionalPooler):
         return [model.captioning_pooler.attn]
     return [block.cross_attn for block in model.multimodal_decoder.blocks]  # type: ignore[misc]

@@ -77,7 +77,8 @@ def patch_shares(model: CoCa, patches: Float[Tensor, "1 P D"], wanted: Float[Ten
 
 
 def _embed(model: CoCa, patches: Float[Tensor, "1 P D"]) -> Float[Tensor, "1 E"]:
-    """The image embedding from the patches on. Attention weights and norm statistics are constants for its gradient."""
+    """Compute the image embedding from patches, so that gradients treat attention weights and norm statistics as
+    constants."""
     captioning, contrastive = (partial(_pool, pooler) for pooler in (model.captioning_pooler, model.contrastive_pooler))
     embedding = at_least_fp32(model.image_proj(model.arrange(captioning, contrastive, patches).contrastive[:, 0]))
     return embedding / embedding.detach().norm(dim=-1, keepdim=True)

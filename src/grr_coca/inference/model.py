@@ -244,7 +244,7 @@ class ImageTextModel:
         return ranked[0] if is_single else ranked
 
     def classifier(self, labels: Sequence[str], templates: Sequence[str] = NAME_ALONE) -> ZeroShotClassifier:
-        """The classifier of `classify`. Build it once to call `rank_labels` many times.
+        """The zero-shot classifier for these labels, for repeated calls of `rank_labels`.
 
         Raises:
             UserError: labels are repeated or too few, or a template has no `{}`.
@@ -265,12 +265,14 @@ class ImageTextModel:
 
     @property
     def _model(self) -> CoCa:
-        """The fast copy; under autocast, which the copy does not follow, the model itself."""
+        """The model to run: the fast copy, or under autocast, which the copy does not support, the original."""
         return self.checkpoint.model if torch.is_autocast_enabled("cpu") else self._fast
 
     @contextmanager
     def _evaluated(self) -> Iterator[CoCa]:
-        """The model in eval mode. The copy always is; checking all its modules would take a tenth of a query's time."""
+        """A context that gives the model in eval mode. The fast copy is always in eval mode, and is not checked.
+
+        Checking all its modules would take a tenth of a query's time."""
         model = self._model
         with evaluating(model) if model is self.checkpoint.model else nullcontext():
             yield model
@@ -299,7 +301,7 @@ class ImageTextModel:
         return preprocess(to_rgb(image, f"image {number}", preprocess.opening))
 
     def _stack(self, rows: list[Tensor]) -> Float[Tensor, "N E"]:
-        """The rows as one normal tensor (they are inference tensors), which the caller may change and train on."""
+        """Stack rows to a normal tensor, which the caller may change and train on (the rows are inference tensors)."""
         return torch.stack(rows) if rows else torch.empty(0, self.checkpoint.config.embed_dim)
 
 

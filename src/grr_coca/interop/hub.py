@@ -108,7 +108,8 @@ def gather_facts(
 
 
 def read_figures(path: Path) -> Figures:
-    """Read measured numbers that `grr-coca evaluate --json` wrote. Paths of splits are shortened to ends that differ.
+    """Read the metrics that `grr-coca evaluate --json` wrote. Splits are named by the shortest distinct ends of their
+    paths.
 
     Raises:
         UserError: the file holds something else.
@@ -131,7 +132,7 @@ def model_card(facts: CardFacts) -> str:
 
 
 def check_hub_id(hub_id: str) -> None:
-    """Raise an error if a name cannot be that of a repository.
+    """Raise an error if a name is not a valid name of a repository on the hub, OWNER/NAME.
 
     Raises:
         UserError: it cannot.
@@ -141,7 +142,7 @@ def check_hub_id(hub_id: str) -> None:
 
 
 def files_to_push(folder: Path) -> dict[str, Path]:
-    """The files to upload, by their names on the hub: those of a checkpoint, or of the newest one of a run folder.
+    """The files of a checkpoint to upload, by their names on the hub. For a run folder: of its newest checkpoint.
 
     Recipe, logs and training state are not uploaded.
 
@@ -302,7 +303,7 @@ def _http_message(hub_id: str, status: int, error: Exception) -> str:
             f"{hub_id}: no permission to write to '{owner}' on the Hugging Face hub; log in by `hf auth login`, or set "
             "HF_TOKEN to a token that may write there"
         )
-    return f"{hub_id}: the Hugging Face hub refused it ({_line(error)})"
+    return f"{hub_id}: the Hugging Face hub refused the request ({_line(error)})"
 
 
 def _line(error: Exception) -> str:

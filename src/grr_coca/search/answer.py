@@ -1,4 +1,4 @@
-"""A search: from a query to a ranking of images, near-duplicates folded, each with its relevance.
+"""Search: rank the images of a store for a query, group near-duplicates, and compute the relevance of each hit.
 
 Shapes: N images of the sample, E embedding width.
 """
@@ -50,7 +50,7 @@ class Query:
 
     @property
     def words(self) -> str | None:
-        """All texts, for the full-text index; None if the query has other parts, which this index cannot answer."""
+        """The text for the full-text index; None if the query has parts that this index does not support."""
         return None if self.images or self.without or self.weights else " ".join(self.texts)
 
 
@@ -104,7 +104,7 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def is_likely(self) -> bool:
-        """False if none of the first hits looks like what the query asked for. True if that cannot be told."""
+        """False if none of the first hits looks like what the query asked for. True if relevances are not valid."""
         return not self.can_tell or any(hit.relevance >= MIN_RELEVANCE for hit in self.hits[:_NUM_DECISIVE_HITS])
 
     def shown_relevance(self, hit: Hit) -> str:

@@ -80,13 +80,13 @@ def folded(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
 
 
 def _first_of_equal(digests: np.ndarray) -> np.ndarray:
-    """For each digest, the position of the first equal one: N."""
+    """For each of N digests, the index of the first digest that is equal to it: N."""
     _, firsts, kinds = np.unique(digests, return_index=True, return_inverse=True)
     return firsts[kinds]
 
 
 def _alike(hashes: np.ndarray, parents: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs of positions whose hashes differ in few bits, and which are not in one group yet, in arrays P 2.
+    """Pairs of images in different groups whose hashes differ in few bits, as arrays of positions P 2.
 
     Of positions that are in one group at the start, only one is compared. Sorted by some bands, hashes with equal bands
     are neighbours, and only neighbours are compared. For N random hashes, this makes a few times N comparisons, as long
@@ -112,7 +112,7 @@ def _alike(hashes: np.ndarray, parents: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _bands(hashes: np.ndarray) -> list[np.ndarray]:
-    """The bits of N hashes in disjoint bands of seven or eight bits: N numbers for each band."""
+    """Split N 64-bit hashes into disjoint bands of seven or eight bits. Returns N numbers for each band."""
     ends = [64 * band // BANDS for band in range(BANDS + 1)]
     bits = hashes.view(np.uint64)
     return [
@@ -122,7 +122,8 @@ def _bands(hashes: np.ndarray) -> list[np.ndarray]:
 
 
 def _neighbours(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of positions with equal keys in a sorted array: first each with the next, then with the one after it."""
+    """Pairs of positions with equal keys in a sorted array: adjacent positions first, then those two apart, and so
+    on."""
     first = np.arange(len(keys))
     for distance in range(1, MAX_BUCKET):
         first = first[: np.searchsorted(first, len(keys) - distance)]

@@ -96,19 +96,19 @@ class Entry:
 
 
 class ImagePlace(NamedTuple):
-    """The name of an image, and the shard that holds it. Outside of shards, `file` is the name again."""
+    """The name of an image, and the file that contains it: a shard, or the image file itself."""
 
     name: str
     file: str
 
     @classmethod
     def of(cls, name: str, file: str, offset: int | None) -> "ImagePlace":
-        """The place of an image by the values of its `Entry`."""
+        """The place of an image, from the values `name`, `file` and `offset` of its `Entry`."""
         return cls(name, name if offset is None else file)
 
     @classmethod
     def of_name(cls, name: str) -> "ImagePlace":
-        """The place of an image that could not be read. Nothing but its name is known."""
+        """The place of an image that could not be read, from its name alone."""
         return cls(name, shard_of_name(name) or name)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Found(NamedTuple):
-    """An image that the argument `root` has found. `stamp`: see `stamp_of`."""
+    """An image that was found through the argument `root`. `stamp`: see `stamp_of`."""
 
     file: ImageFile
     root: str
@@ -172,7 +172,7 @@ class IndexModel:
         return vectors
 
     def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
-        """`embed_captions` for the sample of a library. Queries have the same sample, so the last result is kept."""
+        """`embed_captions` with a cache of the last result, as successive queries have the same sample of a library."""
         if captions != self._sampled[0]:
             self._sampled = (captions, self.embed_captions(captions))
         return self._sampled[1]

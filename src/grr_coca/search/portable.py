@@ -1,4 +1,4 @@
-"""Export and import of an index as a Parquet file, from which it can be made again anywhere without the model.
+"""Export an index to a Parquet file, and create an index from such a file. This needs no model.
 
 A row is an image: the values of its `Entry`, its embedding in half precision, and its fields as JSON. The header and
 the images that could not be read are in the metadata of the file.

@@ -159,11 +159,11 @@ class Store(Protocol):
         ...
 
     def roots(self) -> list[str]:
-        """The arguments that have found images or failures."""
+        """The arguments (files, folders, patterns) through which images or failures were found."""
         ...
 
     def places(self, root: str) -> Iterator[ImagePlace]:
-        """The places of the images and failures that an argument has found."""
+        """The places of the images and failures that were found through an argument."""
         ...
 
     # --- Writing

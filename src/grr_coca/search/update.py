@@ -210,7 +210,7 @@ class _Run:
         return (found for found, is_known in self._once_each() if not is_known)
 
     def _once_each(self) -> Iterator[tuple[Found, bool]]:
-        """Every image once, even if several arguments find it. True if its entry in the index is up to date."""
+        """Yield every found image exactly once, with True if its entry in the index is up to date."""
         met = _Seen()
         for chunk in chunks(self._found(), _LOOKUP_SIZE):
             once = {found.file.name: found for found in chunk}
@@ -311,14 +311,15 @@ class _Run:
                     yield name
 
     def brings(self, failure: Failure) -> bool:
-        """True if an argument of this run gives an image that cannot be read, even if another one found it first."""
+        """True if an argument of this run contains an image that could not be read, even if another argument found
+        it."""
         if failure.root in self._among:
             return True
         file = ImagePlace.of_name(failure.name).file
         return failure.name in self._among or file in self._among or _is_below(file, self._among)
 
     def _places(self, root: str) -> Iterator[ImagePlace]:
-        """The places of a root. If the root is wider than the arguments, only the places inside these."""
+        """The places of the images of a root that are inside the arguments of this run."""
         is_whole = root in self._among or _is_below(root, self._among)
         for place in self._store.places(root):
             if is_whole or place.name in self._among or _is_below(place.name, self._among):
@@ -329,7 +330,7 @@ class _Run:
         return place.file in self._unreadable or _is_below(place.file, self._unreadable) or is_forbidden(place.file)
 
     def _is_left(self, place: ImagePlace) -> bool:
-        """True if the file of an image exists, but no argument has looked there."""
+        """True if the file of an image still exists, although this run has not found the image."""
         if os.path.lexists(place.name):  # also an image that is not a member, but has a name like one
             return True
         return place.file not in self._shards and os.path.lexists(place.file)
@@ -345,7 +346,7 @@ def _holds_something(folder: Path) -> bool:
 
 
 def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:
-    """The roots that share images with the arguments: folders above an argument, and what is below it."""
+    """Roots of the index that may share images with the arguments: folders above an argument, and roots inside one."""
     among, above = set(arguments), {folder for argument in arguments for folder in _folders_above(argument)}
     for root in roots:
         is_table = Path(root.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES

@@ -95,7 +95,7 @@ class BadSample(UserError):  # noqa: N818 (it is the sample that is bad)
 
 
 def locate(ends: np.ndarray, index: int) -> tuple[int, int]:
-    """The part of a source that a pair is in, and the index of the pair within this part.
+    """Convert the index of a pair in a source of several parts to the index of its part, and its index there.
 
     Args:
         ends: for each part, the number of pairs up to its end.
@@ -167,7 +167,7 @@ def find_columns(names: Sequence[str], listing: str, needs_captions: bool = True
 
 
 def first_column(names: Sequence[str], usual: Sequence[str]) -> int | None:
-    """The index of the column with the surest of the usual names; None if there is none."""
+    """The index of the first column that has one of the usual names; None if no column has. Earlier names win."""
     plain = [_plain(name) for name in names]
     return next((plain.index(name) for name in usual if name in plain), None)
 

@@ -44,7 +44,7 @@ class ListedRows(Protocol):
         ...
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The other columns of a row, by name, if the listing has any."""
+        """The columns of a row other than path and captions, by name, if the listing has any."""
         ...
 
 
@@ -73,7 +73,7 @@ class StoredRows:
         return ListedRow(self._paths[index], captions)
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The other columns of a row, by name; the caption if the format has no others."""
+        """The columns of a row other than path and captions, by name; the caption if the format has no others."""
         if self._fields is not None:
             return json.loads(self._fields[index])
         captions = self[index].captions
@@ -87,7 +87,7 @@ class ImageFiles(NamedTuple):
     suffix: str = ""
 
     def name(self, written: str) -> str:
-        """The full path of a file as text, the same for all ways to write it. It is neither checked nor opened."""
+        """The full path as text, normalized: `a/../b.jpg` and `b.jpg` give the same. The file is not opened."""
         # pathlib is several times slower, and a run may ask for the names of millions of rows.
         return os.path.normpath(os.path.join(self.folder, written + self.suffix))  # noqa: PTH118
 

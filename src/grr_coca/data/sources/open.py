@@ -209,7 +209,9 @@ def _coco_rows(content: dict[str, Any]) -> list[ListedRow]:
 
 
 def _coco_folders(path: Path) -> list[Path]:
-    """`captions_train2017.json` is in `annotations/`, and its images are in `train2017/` beside that folder."""
+    """Folders that may hold the images of an annotation file of COCO.
+
+    The images of `annotations/captions_train2017.json` are in `train2017/`, beside `annotations/`."""
     part = path.stem.removeprefix("captions_")
     bases = [path.parent, path.parent.parent] if path.parent.name == "annotations" else [path.parent]
     return [base / inner for base in bases for inner in (part, f"images/{part}", "images", "")]
@@ -246,7 +248,9 @@ def _sentences(image: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _karpathy_folders(path: Path) -> list[Path]:
-    """COCO's images are in `train2014/` and `val2014/`, as `filepath` says; Flickr's are in `flickr30k-images/`."""
+    """Folders that may hold the images of a JSON file of Karpathy's splits, for COCO and Flickr30K.
+
+    COCO's images are in `train2014/` and `val2014/`, as `filepath` says; Flickr's are in `flickr30k-images/`."""
     inner = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "coco", "mscoco")
     return [base / name for base in (path.parent, path.parent.parent) for name in inner]
 

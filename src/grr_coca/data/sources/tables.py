@@ -146,7 +146,7 @@ class _LineRows:
         return self._parsed(index, self._parse)
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The other columns of a row, by name."""
+        """The columns of a row other than path and captions, by name."""
         return self._parsed(index, self._parse_fields)
 
     def _parsed(self, index: int, parse: Callable[[str], Parsed]) -> Parsed:
@@ -171,7 +171,9 @@ class _LineRows:
 
 @cache
 def _open_tables() -> Recent[tuple[int, Path], int]:
-    """The open tables of this process. A key has the number of the reader, as the file at a path may be replaced."""
+    """The cache of open table files of this process, by number of the reader and path.
+
+    The number tells old and new files apart, as the file at a path may be replaced."""
     return Recent(
         lambda table: os.open(table[1], os.O_RDONLY), os.close, min(_MAX_OPEN_TABLES, allow_open_files() // 8)
     )
@@ -328,7 +330,7 @@ def _delimiter(header: str, path: Path) -> str:
 
 
 def _find_table_images(path: Path, rows: _LineRows) -> ImageFiles:
-    """Find images beside the table, in `images`, or (ROCO v2 has `train_captions.csv`) in `train_images`."""
+    """Find a table's images: beside it, in `images/`, or as in ROCO v2: `train_images/` for `train_captions.csv`."""
     root, part = path.parent, path.stem.removesuffix("_captions")
     folders = [root, root / "images", root / part, root / f"{part}_images", root / f"{part}_images" / part]
     return locate_images(path, first_paths(rows), [*folders, root / "images" / part])
@@ -351,7 +353,7 @@ def _mark_size(path: Path) -> int:
 
 
 class _ParquetRows:
-    """Rows of two Arrow columns, or of the paths alone. Other columns are read at first use."""
+    """Rows of a Parquet table: a path and captions, or a path alone. Other columns are read at first use."""
 
     def __init__(self, path: Path, images: Any, captions: Any, others: Sequence[str]) -> None:
         self._path = path
@@ -373,7 +375,8 @@ class _ParquetRows:
         return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The other columns of a row by name, without cells that have no value in Python."""
+        """The columns of a row other than path and captions, by name. Cells that Python cannot represent are left
+        out."""
         cells = ((name, _value(column[index])) for name, column in self._columns.items())
         return {name: value for name, value in cells if value is not None}
 
@@ -386,7 +389,8 @@ class _ParquetRows:
 
 
 def _value(cell: Any) -> object:
-    """The value of a cell; None if Python has none: a date in the year 100,000, or text that is not UTF-8."""
+    """The value of a cell; None if Python cannot represent it (a date in the year 100,000, or text that is not
+    UTF-8)."""
     import pyarrow
 
     try:

@@ -26,7 +26,7 @@ class Link(NamedTuple):
 
 
 def links(config: CoCaConfig) -> list[Link]:
-    """The links of all tensors of a model; each tensor is in exactly one."""
+    """The links of a model. They contain each of its tensors exactly once."""
     return [*_image_encoder(config), *_pooler(config), *_text_decoder(config), *_multimodal_decoder(config)]
 
 
@@ -136,7 +136,7 @@ def _mlp(theirs: str, ours: str) -> Iterator[Link]:
 
 
 def _affine(theirs: str, ours: str) -> Iterator[Link]:
-    """Weight and bias of a linear layer or a norm."""
+    """The links of weight and bias of a linear layer or a norm."""
     yield _same(f"{theirs}.weight", f"{ours}.weight")
     yield _same(f"{theirs}.bias", f"{ours}.bias")
 
@@ -150,7 +150,7 @@ def _transposed(theirs: str, ours: str) -> Link:
 
 
 def _joined(theirs: str, ours: str, kind: str) -> Link:
-    """Theirs has query, key and value in one tensor; ours has the query, and key and value."""
+    """The link of an attention projection that open_clip stores as one tensor (qkv), and we as two (q, kv)."""
 
     def split(tensor: Tensor) -> tuple[Tensor, ...]:
         return tensor.tensor_split([len(tensor) // 3])
@@ -162,7 +162,7 @@ def _joined(theirs: str, ours: str, kind: str) -> Link:
 
 
 def _apart(theirs: str, ours: str) -> Link:
-    """Theirs has query, key and value in three tensors, because the widths of image and query differ."""
+    """The link of an attention projection that open_clip stores as three tensors (q, k, v), and we as two (q, kv)."""
 
     def join(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         return q, torch.cat([k, v])

@@ -132,7 +132,7 @@ def remove_database(folder: Path) -> None:
 
 
 def holds_nothing_else(folder: Path) -> bool:
-    """True if a folder is empty, apart from what a process left that was killed while it created an index."""
+    """True if a folder is empty, or holds only files that an interrupted creation of an index has left."""
     return all(path.name == _LOCK or path.name.startswith(_PARTIAL) for path in folder.iterdir())
 
 
@@ -209,7 +209,7 @@ def as_bytes(text: str) -> str | bytes:
 
 
 def to_row(entry: Entry) -> tuple[object, ...]:
-    """The values of `ADD`, except for the id."""
+    """Convert an entry to the parameters of the statement `ADD`, except for the id."""
     texts = (as_bytes(text) for text in (entry.name, entry.title, entry.root, entry.file))
     return (
         *texts,
@@ -228,7 +228,7 @@ def to_row(entry: Entry) -> tuple[object, ...]:
 
 
 def from_row(row: tuple) -> Entry:
-    """The entry of a row of `READ`."""
+    """Convert a row of the query `READ` to an entry."""
     _, name, root, file, offset, size, mtime_ns, digest, phash, width, height, caption, fields = row
     return Entry(
         name=name,

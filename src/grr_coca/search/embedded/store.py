@@ -208,13 +208,13 @@ class EmbeddedStore:
         return found
 
     def roots(self) -> list[str]:
-        """The arguments that have found images or failures."""
+        """The arguments (files, folders, patterns) through which images or failures were found."""
         with self.snapshot():
             statement = "SELECT root FROM pictures UNION SELECT root FROM failures ORDER BY 1"
             return [root for (root,) in self._database.execute(statement)]
 
     def places(self, root: str) -> Iterator[ImagePlace]:
-        """The places of the images and failures that an argument has found."""
+        """The places of the images and failures that were found through an argument."""
         yield from (ImagePlace.of(*row) for *row, _ in self._pages(IMAGES_OF, root, 0))
         yield from (ImagePlace.of_name(name) for name, _ in self._pages(FAILURES_OF, root, b""))
 
@@ -312,7 +312,7 @@ def _comparison(field: str, operator: str, value: FieldValue, values: list[Field
 
 
 def _is_one_of(field: str, of_a_kind: Sequence[FieldValue], values: list[FieldValue]) -> str:
-    """One test for all values. A chain of thousands of `OR` is too deep for SQLite."""
+    """The SQL test that a field has one of several values: a single `IN`, as SQLite limits the depth of `OR` chains."""
     column = _column(field, values)
     values += of_a_kind
     return _of_kind(f"{column} IN ({', '.join(map(_parameter, of_a_kind))})", field, of_a_kind[0], values)
@@ -323,7 +323,8 @@ def _parameter(value: FieldValue) -> str:
 
 
 def _of_kind(test: str, field: str, value: FieldValue, values: list[FieldValue]) -> str:
-    """The test, made false (not NULL) for an image that lacks the field, or has a value of the other kind there."""
+    """Extend a SQL test to give false, not NULL, for images whose field is missing or of the other kind (text or
+    number)."""
     if field in OWN_FIELDS:
         return f"({test})"
     kinds = "'text'" if isinstance(value, str) else "'integer', 'real'"

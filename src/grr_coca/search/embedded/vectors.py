@@ -125,7 +125,7 @@ def read_state(database: sqlite3.Connection, folder: Path) -> tuple[int, int, in
 
 
 class State:
-    """The committed state of an index as one process knows it. `vectors`: rows × E; `live`: True for rows of images.
+    """A cached copy of the committed state of an index. `vectors`: rows × E; `live`: True for rows of images.
 
     `refresh` reads only what has changed since the last time, so a search in a large index does not read all of it.
     """
@@ -141,7 +141,7 @@ class State:
         self.count = 0
 
     def refresh(self, database: sqlite3.Connection) -> None:
-        """Go to the state that the transaction of `database` sees.
+        """Bring the copy up to date with the state that the transaction of `database` sees.
 
         Raises:
             FileNotFoundError: the file of vectors was rewritten after the transaction began.

@@ -1,4 +1,4 @@
-"""The writer of an index in a folder. It writes the vectors, then the transaction of SQLite that makes them count.
+"""The writer of an index in a folder. It writes the vectors first, then commits their rows in SQLite.
 
 Whatever happens in between, the state is that of the last transaction. Vectors that belong to no transaction are cut
 off by the next commit.

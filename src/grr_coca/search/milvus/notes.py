@@ -150,7 +150,7 @@ class Reads:
                 self.forget()
 
     def forget(self) -> None:
-        """After a write: the next read of each collection waits again."""
+        """Called after a write: the next read of each collection waits until it sees that write."""
         self._seen.clear()
 
     def query(self, name: str, **options: Any) -> list[dict[str, Any]]:

@@ -85,14 +85,14 @@ _BACK = {moved: code for code, moved in _MOVED.items()}
 
 
 def as_utf8(text: str) -> str:
-    """A text as valid UTF-8. Other lone surrogates, which no file name has, become escapes."""
+    """Convert a text to valid UTF-8. `from_utf8` restores it, if it is a file name or valid already."""
     if text.isascii():
         return text
     return text.translate(_MOVED).encode("utf-8", "backslashreplace").decode()
 
 
 def from_utf8(text: str) -> str:
-    """The text that `as_utf8` was given."""
+    """Restore a text that `as_utf8` has converted."""
     return text if text.isascii() else text.translate(_BACK)
 
 
@@ -139,7 +139,7 @@ def _comparison(field: str, operator: str, value: FieldValue) -> str:
 
 
 def _same_kind(field: str, value: FieldValue) -> str:
-    """A test that an image has a field of the same kind as a value. The column `kinds` has the kind of each field."""
+    """The expression that is true if an image has the field, with the same kind (text or number) as a value."""
     kind = "text" if isinstance(value, str) else "number"
     return f'kinds[{quoted(field)}] == "{kind}"'
 

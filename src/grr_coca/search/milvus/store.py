@@ -162,13 +162,13 @@ class MilvusStore:
         return found
 
     def roots(self) -> list[str]:
-        """The arguments that have found images or failures."""
+        """The arguments (files, folders, patterns) through which images or failures were found."""
         with self.snapshot():
             rows = all_rows(self._client, self._name, ALWAYS, ["root"])
             return sorted({from_utf8(row["root"]) for row in rows} | self._notes.roots())
 
     def places(self, root: str) -> Iterator[ImagePlace]:
-        """The places of the images and failures that an argument has found."""
+        """The places of the images and failures that were found through an argument."""
         with self.snapshot():
             for row in all_rows(self._client, self._name, f"root == {quoted(root)}", ["name", "file", "offset"]):
                 yield place_of_record(row)

@@ -37,8 +37,8 @@ def test_developers_get_every_extra():
 CALLS = [
     ("train", "tensorboard", "pretrain {recipe}"),
     ("train", "tensorboard", "finetune {recipe} --checkpoint {run}"),
-    ("train", "yaml", "demo"),
-    ("report", "jinja2", "demo"),
+    ("train", "yaml", "demo {plan}"),
+    ("report", "jinja2", "demo {plan}"),
     ("report", "matplotlib", "explain {image} -c {run}"),
     ("report", "matplotlib", "search index cat --out page.html --explain"),
     ("train", "yaml", "study status {run}"),
@@ -62,6 +62,7 @@ def test_a_missing_package_is_one_line_with_the_command_that_brings_it(
     table = tmp_path / "pairs.parquet"
     table.touch()
     places = {"recipe": run.folder / "recipe.yaml", "run": run.folder, "image": image_files[0], "table": table}
+    places["plan"] = ROOT / "recipes" / "demo.yaml"
     monkeypatch.setitem(sys.modules, module, None)
     message = refused(*(word.format(**places) for word in call.split()))
     assert f"needs {PACKAGES[extra][module]}; pip install 'grr-coca[{extra}]'" in message

@@ -24,7 +24,7 @@ class Attended(NamedTuple):
 
 @contextmanager
 def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Module, Attended]]:
-    """Within the context, modules compute attention with explicit weights, which are collected by module.
+    """A context in which modules compute explicit attention weights. It gives the weights of each module's last pass.
 
     Fused attention never forms the weights. Outputs are the same up to rounding, and are computed from the collected
     weights, so gradients with respect to the weights exist. Only the last pass through each module is kept.

@@ -85,7 +85,7 @@ def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
 
 @dataclass(frozen=True)
 class _Sealed:
-    """A list that Ray Data passes on unchanged, instead of making it a column."""
+    """A list in a wrapper, so that Ray Data passes it on unchanged instead of making it a column."""
 
     items: list[Any]
 

@@ -173,7 +173,7 @@ def first_column(names: Sequence[str], usual: Sequence[str]) -> int | None:
 
 
 def as_captions(value: object) -> tuple[str, ...]:
-    """The captions in a cell: a text, the texts of a list, or none for other values."""
+    """Convert a cell of a table to captions: a text, or a list of texts. Other values give no captions."""
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list):

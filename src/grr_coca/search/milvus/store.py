@@ -62,7 +62,7 @@ class MilvusStore:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Reads see the state at its beginning or a later one, because a server has no snapshots."""
+        """A context for reads. They see the state at its beginning or a later one, as servers have no snapshots."""
         with _server_errors(self.location), self._reads.snapshot():
             yield
 

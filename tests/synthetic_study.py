@@ -1,4 +1,4 @@
-"""Folders of studies that nobody ran: numbers are drawn at random around a truth that a test knows."""
+"""Studies that nobody ran: numbers are drawn at random around a truth that a test knows, or none are trained."""
 
 import json
 import math
@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from grr_coca.errors import DivergedError
 from grr_coca.structure import to_dict
 from grr_coca.study.ledger import CaptionedExample, CurvePoint, Digests, LedgerRow, write_digests
 from grr_coca.study.report.numbers import PARTS_OF_PRESET
+from grr_coca.study.running.agenda import Task
 
 STAGES = ("pictograms", "health", "clipart", "glyphs")
 STEPS = (600, 60, 60, 100)
@@ -30,6 +32,20 @@ SECONDARY = tuple(
 )
 CAPTIONS = (("snowman", "snowman", "snow"), ("red heart", "heart suit", "red heart"), ("cat", "dog", "cat"))
 """What people say, and what Baseline CoCa and the other arms say."""
+
+PRETRAINING = {"primary": ["pretraining/coca_loss"]}
+TUNED = {
+    "seeds": [0],
+    "finetune": ["health.yaml"],
+    "tuning": {
+        "seed": 9,
+        "steps": 2,
+        "pretrain": {"optimizer.lr": [0.001, 0.01]},
+        "finetune": {"optimizer.lr": [0.001, 0.01]},
+    },
+    "endpoints": {"primary": ["pretraining/coca_loss"], "secondary": ["pretraining/CIDEr-D"]},
+}
+"""Changes of the plan of the fixture `write_study`: without fine-tunings, and with tuning."""
 
 
 def plan(arms: Iterable[str] = tuple(PARTS_OF_PRESET), num_seeds: int = 8, **changes: object) -> dict[str, object]:
@@ -129,3 +145,33 @@ def _point(stage: str, step: int, steps: int, factors: np.ndarray, rng: np.rando
 def _captions(arm: str) -> tuple[CaptionedExample, ...]:
     said = 1 if arm == "baseline_coca" else 2
     return tuple(CaptionedExample(f"{row[0]}.png", (row[0],), row[said]) for row in CAPTIONS)
+
+
+def pretended_row(task: Task) -> LedgerRow:
+    """The row of a task that was not trained."""
+    return LedgerRow(
+        kind=task.kind,
+        arm=task.arm,
+        seed=task.seed,
+        stage=task.stage,
+        recipe_digest=task.recipe_digest,
+        data_digest=task.data_digest,
+        start_data_digest=task.start_data_digest,
+        commit="abc",
+        machine="none",
+        precision="fp32",
+        settings=task.settings,
+        steps=task.recipe.schedule.steps,
+        seconds=1.0,
+        parameters=2,
+        image_encoder_parameters=1,
+        flops_per_pair=3,
+        metrics={"val": {"coca_loss": 1.0}},
+    )
+
+
+def diverged(recipe, start, folder, *rest):
+    """Stands in for `train`, and gives up as it does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").touch()
+    raise DivergedError("step 7: loss or gradient were not finite")

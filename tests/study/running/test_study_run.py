@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import shutil
 from dataclasses import replace
 
@@ -10,31 +9,17 @@ import pytest
 from PIL import Image
 
 from grr_coca.cli.study import print_status
-from grr_coca.errors import DivergedError, UserError
+from grr_coca.errors import UserError
 from grr_coca.study.ledger import LEDGER_FILE, Ledger, LedgerRow, LedgerWriter, read_digests, read_ledger, read_rows
 from grr_coca.study.plan import Plan, read_plan
 from grr_coca.study.running import run as running
 from grr_coca.study.running.agenda import FINISHED, Agenda, StudyPart, Task
 from grr_coca.study.running.run import Place, Study, Watch, write_plan
 from grr_coca.study.running.stage import run_stage
-from grr_coca.study.stages import stage_recipe
 from grr_coca.study.thumbnails import thumbnail_path
 from grr_coca.train.loop import train
-from grr_coca.train.step import Trainer
 from support import CPU, real_pairs, warnings_of, write_shard
-
-PRETRAINING = {"primary": ["pretraining/coca_loss"]}
-TUNED = {
-    "seeds": [0],
-    "finetune": ["health.yaml"],
-    "tuning": {
-        "seed": 9,
-        "steps": 2,
-        "pretrain": {"optimizer.lr": [0.001, 0.01]},
-        "finetune": {"optimizer.lr": [0.001, 0.01]},
-    },
-    "endpoints": {"primary": ["pretraining/coca_loss"], "secondary": ["pretraining/CIDEr-D"]},
-}
+from synthetic_study import PRETRAINING, TUNED, diverged, pretended_row
 
 
 class Here:
@@ -97,35 +82,6 @@ class Pretending(Here):
         task.folder.mkdir(parents=True)
         (task.folder / FINISHED).touch()
         return Done(pretended_row(task))
-
-
-def pretended_row(task: Task) -> LedgerRow:
-    return LedgerRow(
-        kind=task.kind,
-        arm=task.arm,
-        seed=task.seed,
-        stage=task.stage,
-        recipe_digest=task.recipe_digest,
-        data_digest=task.data_digest,
-        start_data_digest=task.start_data_digest,
-        commit="abc",
-        machine="none",
-        precision="fp32",
-        settings=task.settings,
-        steps=task.recipe.schedule.steps,
-        seconds=1.0,
-        parameters=2,
-        image_encoder_parameters=1,
-        flops_per_pair=3,
-        metrics={"val": {"coca_loss": 1.0}},
-    )
-
-
-def diverged(recipe, start, folder, *rest):
-    """Stands in for `train`, and gives up as it does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.jsonl").touch()
-    raise DivergedError("step 7: loss or gradient were not finite")
 
 
 class Notes(Watch):
@@ -227,21 +183,6 @@ def test_a_model_that_was_lost_is_trained_again_and_its_row_stays(write_study, t
     ]
     assert len(read_ledger(out).rows) == 4
     assert read_ledger(out).notes == ()
-
-
-def test_a_trial_whose_model_was_lost_counts_as_work_left(write_study, tmp_path):
-    plan = read_plan(write_study(**TUNED), Plan)
-    part = StudyPart(("baseline_coca",))
-    agenda = Agenda(plan, part, lambda *names: tmp_path.joinpath(*map(str, names)), ())
-    trials = agenda.open_tasks()
-    for task in trials:
-        agenda.add(pretended_row(task))
-    (lost,) = (task for task in agenda.open_tasks() if task.kind == "trial")
-    assert lost.stage == "pictograms", "it is trained again"
-    assert agenda.lacking()["trial", "baseline_coca", "pictograms"] == 1
-    lost.folder.mkdir(parents=True)
-    (lost.folder / FINISHED).touch()
-    assert agenda.lacking()["trial", "baseline_coca", "pictograms"] == 0
 
 
 def test_a_trial_that_is_done_again_does_not_outvote_its_row(write_study, tmp_path):
@@ -384,106 +325,6 @@ def test_trials_that_all_diverge_ask_for_lower_rates(write_study, tmp_path, monk
         run(write_study(**TUNED), tmp_path / "out", Here(), part=StudyPart(("grr_coca",)))
 
 
-def test_settings_that_are_shared_are_those_that_are_best_on_average(write_study, tmp_path):
-    """One arm is tried at each setting as another is, and an arm that is not tried has the settings of both."""
-    tuning = {"seed": 9, "arms": ["baseline_coca", "grr_coca"], "pretrain": {"optimizer.lr": [0.1, 0.2, 0.3]}}
-    arms = ["baseline_coca", "grr_coca", "coca"]
-    plan = read_plan(write_study(arms=arms, seeds=[0], finetune=[], endpoints=PRETRAINING, tuning=tuning), Plan)
-    agenda = Agenda(plan, StudyPart(tuple(arms)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
-    losses = {"baseline_coca": [1.0, 2.0, 8.0], "grr_coca": [9.0, 2.0, 1.0]}
-    trials = agenda.open_tasks()
-    assert [task.arm for task in trials] == ["baseline_coca"] * 3 + ["grr_coca"] * 3
-    assert agenda.lacking()["run", "coca", "pictograms"] == 1
-    for task, loss in zip(trials, losses["baseline_coca"] + losses["grr_coca"], strict=True):
-        assert agenda.lacking_choices() == [], "each arm waits for the other"
-        row = replace(pretended_row(task), metrics={"val": {"coca_loss": loss}})
-        agenda.add(row)
-        assert agenda.spent_folders(row) == ([] if task != trials[-1] else [trial.folder for trial in trials])
-    assert [(row.arm, row.settings["optimizer.lr"]) for row in agenda.lacking_choices()] == [
-        ("baseline_coca", 0.2),
-        ("grr_coca", 0.2),
-    ]
-    assert {task.arm: task.settings["optimizer.lr"] for task in agenda.open_tasks()} == dict.fromkeys(arms, 0.2)
-    assert agenda.digests.recipes.keys() == set(arms)
-
-
-def test_a_trial_with_a_loss_of_zero_is_the_best(write_study, tmp_path):
-    tuning = {"seed": 9, "pretrain": {"optimizer.lr": [0.1, 0.2]}, "score": "contrastive_loss"}
-    plan = read_plan(write_study(seeds=[0], finetune=[], endpoints=PRETRAINING, tuning=tuning), Plan)
-    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
-    for task, loss in zip(agenda.open_tasks(), (1e-3, 0.0), strict=True):
-        agenda.add(replace(pretended_row(task), metrics={"val": {"contrastive_loss": loss}}))
-    assert [row.settings for row in agenda.lacking_choices()] == [{"optimizer.lr": 0.2}]
-
-
-def test_what_is_left_is_not_worked_out_anew_with_every_row(write_study, tmp_path, monkeypatch):
-    """The process that feeds the workers has no core of its own."""
-    plan = read_plan(write_study(**TUNED), Plan)
-    part = StudyPart(tuple(arm.name for arm in plan.arms))
-    agenda = Agenda(plan, part, lambda *names: tmp_path.joinpath(*map(str, names)), ())
-    asked: list[str] = []
-
-    def counted(*arguments, **named):
-        asked.append(f"{arguments} {named}")
-        return stage_recipe(*arguments, **named)
-
-    monkeypatch.setattr("grr_coca.study.running.agenda.stage_recipe", counted)
-    while tasks := agenda.open_tasks():
-        tasks[0].folder.mkdir(parents=True)
-        (tasks[0].folder / FINISHED).touch()
-        agenda.add(pretended_row(tasks[0]))
-        assert agenda.digests.recipes.keys() <= set(part.arms)
-    assert not agenda.lacking()
-    assert len(asked) == len(set(asked)) == 2 * (4 + 2)
-
-
-def test_a_trial_that_diverged_is_the_worst_and_no_error(write_study, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.study.running.stage.train", diverged)
-    plan = read_plan(write_study(**TUNED), Plan)
-    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
-    first, second = agenda.open_tasks()
-    row = run_stage(first, CPU, lambda _: None)
-    assert (row.metrics, row.values) == ({}, {})
-    agenda.add(row)
-    fine = replace(
-        row, settings=second.settings, recipe_digest=second.recipe_digest, metrics={"val": {"coca_loss": 9.0}}
-    )
-    agenda.add(fine)
-    assert [choice.settings for choice in agenda.lacking_choices()] == [second.settings]
-
-
-def test_a_run_whose_steps_were_all_skipped_has_a_row(write_study, tmp_path, monkeypatch):
-    step = Trainer.step
-    monkeypatch.setattr(Trainer, "step", lambda *arguments: step(*arguments) | {"contrastive": math.nan})
-    plan = read_plan(write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), Plan)
-    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
-    row = run_stage(agenda.open_tasks()[0], CPU, lambda _: None)
-    assert [(point.step, point.train) for point in row.curve] == [(6, {})]
-
-
-def test_a_run_whose_checkpoint_cannot_be_read_begins_anew(write_study, tmp_path):
-    plan = read_plan(write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), Plan)
-    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
-    task = agenda.open_tasks()[0]
-    torn = task.folder / "checkpoints" / "step-000000003"
-    torn.mkdir(parents=True)
-    with warnings_of("grr_coca.study.running.stage") as warned:
-        assert run_stage(task, CPU, lambda _: None).steps == 6
-    assert "no checkpoint can be read" in warned[0]
-    assert not torn.exists()
-
-
-def test_a_broken_validation_image_is_left_out_after_training_as_during_it(write_study, tmp_path):
-    plan = read_plan(write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), Plan)
-    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda *names: tmp_path.joinpath(*map(str, names)), ())
-    task = agenda.open_tasks()[0]
-    sound = real_pairs(16)
-    val = write_shard(tmp_path / "val.tar", [*sound, replace(sound[0], key="broken", image=b"no image")])
-    task = replace(task, recipe=replace(task.recipe, data=replace(task.recipe.data, val=str(val))))
-    with warnings_of("grr_coca.train.setup"):
-        assert run_stage(task, CPU, lambda _: None).metrics["val"]["num_pairs"] == 16
-
-
 def test_rows_of_an_earlier_recipe_are_named_and_run_again(write_study, tmp_path):
     path, out = write_study(seeds=[0], finetune=[]), tmp_path / "out"
     plan = {"endpoints": {"primary": ["pretraining/coca_loss"]}, "seeds": [0], "finetune": []}
@@ -535,19 +376,6 @@ def test_trials_of_an_earlier_grid_choose_nothing(write_study, tmp_path):
     assert named.startswith("grr_coca, pictograms, trial of optimizer.lr 0.1: not counted: another recipe")
     assert len([note for note in second.notes if "trial of" in note]) == 2 * 3
     assert tuned(0.1, 0.2).choices == first.choices, "the newer choices are of the other grid"
-
-
-def test_shards_do_each_run_once(write_study, tmp_path):
-    plan = read_plan(write_study(), Plan)
-    names = []
-    for shard in (1, 2, 3):
-        part = StudyPart(("baseline_coca", "grr_coca"), shard, 3)
-        agenda = Agenda(plan, part, lambda *_: tmp_path / "nowhere", ())
-        names += [task.name for task in agenda.open_tasks()]
-        assert sum(agenda.lacking().values()) == 3 * len(agenda.open_tasks())
-    assert sorted(names) == sorted(
-        f"{arm}, pictograms, seed {seed}" for arm in ("baseline_coca", "grr_coca") for seed in (0, 1)
-    )
 
 
 def test_shards_that_overlap_are_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""How fast a model trains is measured by training it."""
+"""The pace of a machine, measured by training."""
 
 from grr_coca.study.running import expectation as pace_module
 from grr_coca.study.running.expectation import MIN_STEPS, WARM_UP, measure_pace

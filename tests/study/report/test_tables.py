@@ -1,4 +1,4 @@
-"""The table of settings that were tried."""
+"""Tables of a study."""
 
 from dataclasses import replace
 

@@ -14,12 +14,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import torch
 
 from grr_coca.checkpoint import from_pretrained
 from grr_coca.cli import main
 from grr_coca.cli.demo import _closing_words
-from grr_coca.data.dataset import PairDataset
 from grr_coca.errors import UserError
 from grr_coca.study.demo import arms as comparison
 from grr_coca.study.demo.arms import begin, demo_place, make_folder
@@ -219,50 +217,6 @@ def arm_of(plan, arm, out):
     agenda = Agenda(plan, StudyPart((arm,)), demo_place(out).folder_of, ())
     while tasks := agenda.open_tasks():
         agenda.add(run_stage(tasks[0], CPU, lambda _: None))
-
-
-def measured_nothing(*_):
-    """In place of the measures after a training, which read the validation split."""
-    raise KeyboardInterrupt
-
-
-def test_both_arms_see_the_same_images_in_the_same_order(write_plan, tmp_path, monkeypatch):
-    plan = load_demo(write_plan(finetune=["health.yaml"]))
-    read, original = [], PairDataset.__getitems__
-
-    def watched(dataset, refs):
-        samples = original(dataset, refs)
-        for sample, ref in zip(samples, refs, strict=True):
-            read.append((sample.key, ref, sample.image.sum().item(), tuple(sample.token_ids)))
-        return samples
-
-    monkeypatch.setattr(PairDataset, "__getitems__", watched)
-    monkeypatch.setattr("grr_coca.study.running.stage._findings", measured_nothing)
-    seen = []
-    for preset in PRESETS:
-        with pytest.raises(KeyboardInterrupt):
-            arm_of(plan, preset, tmp_path / preset)
-        seen.append(tuple(read))
-        read.clear()
-    assert seen[0] == seen[1]
-    assert len({ref.epoch for _, ref, _, _ in seen[0]}) == 2
-
-
-def test_what_both_models_share_starts_from_the_same_weights(write_plan, tmp_path, monkeypatch):
-    started = {}
-
-    def stop(recipe, start, *rest):
-        started[start.preset] = {name: tensor.clone() for name, tensor in start.model.state_dict().items()}
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("grr_coca.study.running.stage.train", stop)
-    plan = load_demo(write_plan())
-    for preset in PRESETS:
-        with pytest.raises(KeyboardInterrupt):
-            arm_of(plan, preset, tmp_path / preset)
-    first, second = started.values()
-    for name in (name for name in first if not name.startswith("image_encoder.")):
-        assert torch.equal(first[name], second[name]), name
 
 
 # --- Wrong plans are found before anything is trained

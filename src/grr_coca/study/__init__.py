@@ -1,1 +1,1 @@
-"""Comparisons of models: what each part costs, and what it is worth."""
+"""Studies: compare models over several seeds. Also the anatomy of a model, and the demo."""

@@ -1,4 +1,4 @@
-"""The recipe of each stage of a study, and the digests by which runs are told apart.
+"""The recipe of each stage of a study, and the digests that identify runs.
 
 A stage's recipe combines a recipe file with the plan, the arm, the seed and the tuned settings. Its digest is the same
 on every machine, and differs if anything differs that changes the result.

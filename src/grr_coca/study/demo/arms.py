@@ -151,7 +151,7 @@ Show = Callable[[str, int, str], None]
 
 
 def decide_precisions(plan: DemoPlan, workers: Workers) -> DemoPlan:
-    """The plan with `auto` replaced by what is faster in a worker process, as the arms run there."""
+    """The plan with `auto` replaced by the faster precision in a worker process, where the arms run."""
     return workers.all([workers.submit(_precisions, plan)])[0]
 
 

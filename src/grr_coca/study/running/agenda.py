@@ -99,7 +99,7 @@ class StudyPart(NamedTuple):
 
 
 class Agenda:
-    """The missing trials and runs of a part of a study. `add` tells it of the rows that the ledger has."""
+    """The missing trials and runs of a part of a study. `add` counts a row of the ledger."""
 
     def __init__(self, plan: Plan, part: StudyPart, folder_of: FolderOf, rows: Iterable[LedgerRow]) -> None:
         self._plan = plan

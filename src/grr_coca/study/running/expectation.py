@@ -1,4 +1,4 @@
-"""Estimates what a study still takes on this machine: runs, core-hours and disk space.
+"""Estimates the remaining runs, core-hours and disk space of a study on this machine.
 
 The pace is measured: the baseline is trained and evaluated for some seconds.
 """
@@ -57,7 +57,7 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """The estimate of what a study still takes.
+    """The remaining work of a study.
 
     - `wants`: number of missing trials and runs
     - `hours`: core-hours by arm

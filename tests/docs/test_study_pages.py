@@ -110,6 +110,7 @@ def test_a_study_may_ask_about_several_pairs_of_arms(script, monkeypatch, tmp_pa
     assert "## The answer" not in text
 
 
+@pytest.mark.ci
 def test_models_at_several_rates_are_compared_at_their_best(script, tmp_path):
     arms = [
         {"name": f"{preset}_{rate}", "title": f"{title}, {rate}", "preset": preset, "overrides": {"optimizer.lr": rate}}
@@ -159,6 +160,7 @@ def test_half_a_study_says_how_many_seeds_it_has(script, tmp_path):
     assert "not enough seeds to decide" in text
 
 
+@pytest.mark.ci
 def test_a_finished_study_has_its_tables_and_figures(script, tmp_path):
     folder = study(tmp_path / "s", PAIR, rows_of(PAIR, range(8)))
     text = script.with_report(f"# A study\n\n{GENERATED}old\n", folder)

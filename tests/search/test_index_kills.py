@@ -80,7 +80,11 @@ def require_whole(location: str, before: dict, images: Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("kills", "count"), [(3, 40), pytest.param(20, 400, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+    ("kills", "count"),
+    [
+        pytest.param(3, 40, marks=pytest.mark.ci),
+        pytest.param(20, 400, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+    ],
 )
 def test_an_index_command_that_is_killed_loses_nothing_and_has_nothing_twice(location, tmp_path, kills, count):
     random, images = np.random.default_rng(0), tmp_path / "pictures"

@@ -158,3 +158,9 @@ def test_progress_sends_no_control_codes_to_what_is_no_terminal(capsys, monkeypa
     said = capsys.readouterr().err
     assert ESCAPE not in said
     assert said.splitlines()[-1].startswith("captions: 90%, about ")
+
+
+def test_the_demo_needs_no_scipy():
+    """The extra `[report]` brings matplotlib and jinja2; scipy comes with `[study]` alone."""
+    code = 'import sys; sys.modules["scipy"] = None; import grr_coca.study.demo.arms, grr_coca.study.demo.report'
+    subprocess.run([sys.executable, "-c", code], check=True)

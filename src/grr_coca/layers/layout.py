@@ -104,13 +104,22 @@ class Packed(NamedTuple):
 
 
 def pack_lengths(lengths: Int[Tensor, " B"], longest: int) -> Packed:
-    """The packed layout of sequences of these lengths, none of them longer than `longest`."""
+    """The packed layout of sequences of these lengths, none of them longer than `longest`.
+
+    An exported model keeps the padding, because the number of its tokens must follow from shapes alone.
+    """
     steps = torch.arange(longest, device=lengths.device)
-    unpad_index = (steps < lengths[:, None]).flatten().nonzero()[:, 0]
+    last = lengths[:, None] - 1
+    if torch.compiler.is_exporting():
+        unpad_index = torch.arange(lengths.shape[0] * longest, device=lengths.device)
+        first = torch.arange(lengths.shape[0], device=lengths.device)[:, None] * longest
+        # Padding has the position of its sequence's last token, so that every position has a row in the tables.
+        return Packed(unpad_index, first + steps.minimum(last), steps.minimum(last).flatten(), unpad_index.shape[0])
+    unpad_index = (steps <= last).flatten().nonzero()[:, 0]
     num_tokens = unpad_index.shape[0]
     unpad_index = F.pad(unpad_index, (0, -num_tokens % ROUND_TO))
     first = lengths.cumsum(0) - lengths
-    pad_index = first[:, None] + steps.minimum(lengths[:, None] - 1)
+    pad_index = first[:, None] + steps.minimum(last)
     return Packed(unpad_index, pad_index, unpad_index % longest, num_tokens)
 
 
@@ -120,7 +129,7 @@ class Cached(NamedTuple):
     cache each new token attends to, after the new tokens were written into it."""
 
     cache: KeyValueCache
-    positions: slice
+    positions: Positions
     mask: Mask
 
     def attention_inputs(self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"]) -> AttentionInputs:

@@ -172,7 +172,9 @@ class ClsLastTextDecoder(TextDecoder):
         This padding token is kept here, and all other padding is dropped. A word with id 0 hides the token after it in
         the same way (as in open_clip 3).
         """
-        longest = min(token_ids.shape[1] + 1, self.context_length)
+        longest = token_ids.shape[1] + 1
+        if not torch.compiler.is_exporting():  # an exported model has no `min` of shapes; no token sees the column more
+            longest = min(longest, self.context_length)
         steps = torch.arange(longest, device=token_ids.device)
         token_ids = F.pad(token_ids, (0, 1))[:, :longest].masked_fill(steps >= lengths[:, None] - 1, PADDING)
         layout = pack_lengths((lengths + 1).clamp(max=self.context_length), longest)

@@ -204,7 +204,7 @@ def test_no_image_no_caption(model: CoCa, tokenizer: Tokenizer, images: Tensor) 
 @pytest.mark.parametrize(
     ("options", "prompt", "keys", "message"),
     [
-        ({}, "x " * 60, None, "the prompt has .* tokens, at most 36"),
+        ({}, "x " * 60, None, "the prompt has .* tokens; give 36 at most"),
         ({"max_length": CONTEXT}, "", None, "max_length 40 is more than the 37 .* context of 40"),
         ({"max_length": 37}, "a", None, "max_length 37 is more than .* prompt of [1-9]"),
         ({"min_length": 38}, "", None, "min_length 38 is more than the 37"),

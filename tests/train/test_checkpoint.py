@@ -368,7 +368,7 @@ def test_another_folder_with_a_manifest_is_not_replaced(saved, tmp_path):
 
 def test_a_file_is_not_replaced(saved, tmp_path):
     (tmp_path / "notes").write_text("precious")
-    with pytest.raises(UserError, match=f"^{tmp_path / 'notes'}: is a file, and a checkpoint is a folder"):
+    with pytest.raises(UserError, match=f"^{tmp_path / 'notes'}: is a file, but a checkpoint is a folder"):
         save_checkpoint(from_pretrained(saved), tmp_path / "notes")
     assert (tmp_path / "notes").read_text() == "precious"
 

@@ -95,7 +95,7 @@ class FastLinear(nn.Module):
         return row_product(self.weight.detach(), is_intel())
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state without the reordered weights, which cannot be copied or pickled. A copy makes them again."""
+        """The state without the reordered weights, which cannot be copied or serialized. A copy makes them again."""
         layouts = ("blocked_weight", "row_product")
         return {name: value for name, value in super().__getstate__().items() if name not in layouts}
 

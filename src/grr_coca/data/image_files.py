@@ -244,7 +244,7 @@ def _of_table(argument: str) -> Iterator[ImageFile]:
 
 
 class _Table:
-    """A table of images. It is pickled as its name alone, so each worker process opens the table itself."""
+    """A table of images. It is serialized as its name alone, so each worker process opens the table itself."""
 
     def __init__(self, argument: str) -> None:
         from grr_coca.data.sources.open import open_source  # late: most images are separate files

@@ -65,6 +65,7 @@ def compute_gradients(
             # The exchange averages gradients over the ranks, but their sum is needed.
             (ranks.size * losses.total).backward()
         shares.append(torch.stack(losses).detach())
+        del losses  # what is left of its graph would take memory beside that of the next micro-batch
     return Losses(*ranks.sum(torch.stack(shares).sum(dim=0)))
 
 

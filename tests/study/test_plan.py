@@ -46,8 +46,11 @@ PRIMARY = STUDIES / "primary"
         ({"seeds": []}, "seeds: give one or more"),
         ({"seeds": [-1]}, "each 0 or more"),
         ({"num_captions": -3}, "num_captions: -3 is out of range; give 0 or more"),
-        ({"arms": ["baseline_coca", {"name": "../up", "preset": "grr_coca"}]}, "'../up' is no name of a folder"),
-        ({"arms": ["baseline_coca", {"name": "", "preset": "grr_coca"}]}, "'' is no name of a folder"),
+        (
+            {"arms": ["baseline_coca", {"name": "../up", "preset": "grr_coca"}]},
+            "'../up' is not a valid name of a folder",
+        ),
+        ({"arms": ["baseline_coca", {"name": "", "preset": "grr_coca"}]}, "'' is not a valid name of a folder"),
         ({"tuning": {"seed": -1}}, "tuning: seed: -1 is out of range; give 0 or more"),
         ({"tuning": {"seed": 9, "steps": 0}}, "tuning: steps: 0 is out of range; give 1 or more"),
         ({"endpoints": {"primary": ["pretraining/coca_los"]}}, "did you mean 'pretraining/coca_loss'?"),

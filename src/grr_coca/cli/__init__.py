@@ -108,7 +108,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _split(argv: list[str]) -> tuple[str, list[str]]:
-    """The verb, and the arguments after it. If the second word of a verb is missing, or asks for help, its first word.
+    """Split arguments into a verb and its arguments. If the second word of a verb is missing: the first word alone.
 
     Raises:
         UserError: there is no such verb; the message names the nearest.

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decoding(GenerationOptions):
-    """The options as flags. Checked after parsing, because the parser would print a conflict in its own style."""
+    """Decoding options as flags. `checked` validates them after parsing, so that this program reports errors."""
 
     def __post_init__(self) -> None: ...
 
     def checked(self) -> GenerationOptions:
-        """The options.
+        """The options, validated.
 
         Raises:
             UserError: a value is out of range, or two options contradict each other.
@@ -189,7 +189,7 @@ class _StandardOutput(_NothingToClose):
 
 
 class _RowOutput:
-    """Rows of a JSON lines or CSV file; an interrupted job continues with it."""
+    """Appends captions to a JSON lines or CSV file. An interrupted job continues the file."""
 
     def __init__(self, path: Path, num_captions: int, images: Sequence[ImageFile]) -> None:
         self._file = _RowFile(path, num_captions, [image.name for image in images])
@@ -277,7 +277,7 @@ class _RowFile:
                 self._file.close()
 
     def _opened(self) -> TextIO:
-        """The file, open to append. Called with the first new row, so a file stays as it is if there is none."""
+        """Open the file to append the first new row. If no row is new, the file stays unchanged."""
         if self.path.exists() and (self._incomplete or _is_torn(self.path)):
             write_output(self.path, self._write_complete)
         file = self.path.open("a", encoding="utf-8", errors="surrogateescape", newline="")

@@ -111,8 +111,10 @@ def _check(action: Check) -> int:
 
 
 def _sheet(action: Check, source: PairSource) -> Path | None:
-    """The file for the contact sheet; None: none was asked for, and the usual one cannot be written or would be counted
-    as an image."""
+    """The file for the contact sheet; None for no sheet.
+
+    Without `--sheet`, none is drawn if the usual file cannot be written, or would be counted as an image.
+    """
     sheet = action.sheet or _SHEET
     if action.sheet is None and not os.access(Path.cwd(), os.W_OK):
         return None

@@ -126,7 +126,7 @@ def _embed_texts(lines: list[str], checkpoint: Path, batch_size: int) -> "tuple[
 
 
 def _check_format(path: Path) -> None:
-    """Raise an error if `_write_vectors` cannot write this file. Called before the work begins, as the next two are.
+    """Raise an error if `_write_vectors` cannot write this file. All three checks are made before the work begins.
 
     Raises:
         UserError: the suffix names no format, or a package for the format is missing.

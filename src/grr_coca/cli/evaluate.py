@@ -275,7 +275,7 @@ def _as_json(content: object) -> str:
 
 
 def _finite(content: object) -> object:
-    """The same with null in place of NaN and infinity, which JSON does not have."""
+    """A copy of a report with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(content, dict):
         return {key: _finite(value) for key, value in content.items()}
     return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -21,7 +21,7 @@ def import_open_clip(
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     as_stored: Flag = False,
 ) -> None:
-    """Convert a CoCa checkpoint of open_clip. Every verb takes the result.
+    """Convert a CoCa checkpoint of open_clip to one that every verb accepts.
 
     Args:
         path: folder in the hub's layout, or a file of weights: .safetensors or .bin. No code in it is run.
@@ -89,7 +89,7 @@ def export_index(
     index: IndexArgument,
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.parquet")],
 ) -> None:
-    """Write an index into a Parquet file, from which `import index` makes it again without the model.
+    """Write an index to a Parquet file, from which `import index` restores it without the model.
 
     Args:
         index: folder, or http://HOST:PORT/NAME of a Milvus server.

@@ -24,7 +24,7 @@ def say(line: str) -> None:
 
 
 def say_raw(text: str, end: str) -> None:
-    """Print a text and its end, as `say` does a line."""
+    """Print a text, then `end`. Bytes of a file name that are not UTF-8 are printed unchanged."""
     try:
         sys.stdout.flush()
         sys.stdout.buffer.write(f"{text}{end}".encode("utf-8", "surrogateescape"))
@@ -45,7 +45,7 @@ def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]]) -> st
 
 
 def called_as() -> list[str]:
-    """The first words of a command that calls this program as the user did."""
+    """The words that start this program, as the user typed them: for commands to show."""
     program = sys.argv[0]
     return [sys.executable, "-m", "grr_coca"] if Path(program).name == "__main__.py" else [program]
 
@@ -87,7 +87,7 @@ def require_writable(path: Path) -> None:
 
 
 def _require_replaceable(path: Path) -> None:
-    """Check that a path is that of a regular file, or of nothing: writing would replace a device by a file.
+    """Check that a path is a regular file or does not exist. A device must not be replaced by a file.
 
     Raises:
         UserError: it is not.

@@ -92,7 +92,7 @@ def _sixel(image: Image.Image) -> str:
 
 
 def _blocks(image: Image.Image) -> Iterator[str]:
-    """Two pixels per character: an upper half block in the colour of the upper pixel, on that of the lower one."""
+    """Half blocks, two pixels per character: the upper in the foreground colour, the lower in the background."""
     width = min(_BLOCK_COLUMNS, image.width)
     height = max(2, round(image.height * width / image.width / 2) * 2)
     pixels = np.asarray(image.resize((width, height)))

@@ -80,7 +80,7 @@ def flops_of_pairs(
 
 @lru_cache(maxsize=64)
 def _count_flops(config: CoCaConfig, lengths: tuple[int, ...], kept_patches: tuple[int, ...] | None) -> int:
-    """Cached: a study asks for the same batch once for each of its runs."""
+    """Count the FLOPs of a forward pass. The result is cached: a study asks for the same batch in each of its runs."""
     model, side = _on_meta_device(config), config.image_encoder.image_size
     batch, longest = len(lengths), max(lengths)
     images = torch.empty(batch, 3, side, side, device="meta")
@@ -146,7 +146,7 @@ def parts(model: CoCa) -> list[Part]:
 
 
 def share_that_differs(first: CoCa, second: CoCa) -> float:
-    """Share of the first model's parameters in leaves that have another class or size in the second model."""
+    """Share of the first model's parameters in leaf modules whose class or size differs in the second model."""
     a, b = ({part.path: (part.kind, part.num_parameters) for part in parts(m) if part.is_leaf} for m in (first, second))
     differing = sum(leaf[1] for path, leaf in a.items() if b.get(path) != leaf)
     return differing / count_parameters(first)

@@ -56,7 +56,7 @@ class Forecast:
     mfu_in_fp32: Mfu
 
     def seconds_at(self, mfu_in_fp32: float) -> float:
-        """Seconds of a step for an MFU in fp32: matrix products, and the rest, which takes as long as in fp32."""
+        """Seconds of a step for an MFU in fp32. All work but matrix products takes as long as in fp32."""
         return self.flops / self.rate + (1 / mfu_in_fp32 - 1) * self.flops / self.fp32_rate
 
     @property
@@ -100,8 +100,10 @@ def forecast(
 
 
 def memory(config: CoCaConfig, batch: int, precision: Precision, text_length: int | None = None) -> dict[str, int]:
-    """Memory of a training step in bytes, by content. Activations are those of the whole batch at once; micro-batches
-    and activation checkpointing need less."""
+    """Memory of a training step in bytes, by content.
+
+    Activations are those of the whole batch at once; micro-batches and activation checkpointing need less.
+    """
     parameters = num_parameters(config)
     held = {name: size * parameters for name, size in _BYTES_PER_PARAMETER.items()}
     saved = batch * saved_bytes_per_pair(config, text_length)

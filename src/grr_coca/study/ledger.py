@@ -120,7 +120,7 @@ def finite(numbers: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Digests:
-    """The digests that rows must have to count.
+    """The valid digests of recipes and data. Rows with other digests do not count.
 
     - `recipes`: by arm and stage; arms whose tuning has not ended are missing
     - `data`: by stage, pretraining first
@@ -160,7 +160,7 @@ class Digests:
         return None
 
     def data_fault(self, row: LedgerRow) -> str | None:
-        """The reason why the data of a row do not count; None if they are the plan's."""
+        """The reason why a row does not count because of its data; None if its data are those of the plan."""
         if row.stage not in self.data:
             return f"{DIGESTS_FILE} has no digest of its data; `grr-coca study run` writes it again"
         if row.data_digest != self.data[row.stage]:
@@ -197,7 +197,7 @@ def write_digests(folder: Path, digests: Digests) -> None:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The rows of a study that count, by kind.
+    """The valid rows of a study, by kind, and notes for the user.
 
     - `choices`: one for each arm and stage, that of the runs; without runs, the newest
     - `notes`: a sentence for each row that does not count, and for each fact about the others that a reader should know
@@ -225,7 +225,7 @@ def read_ledger(folder: Path, digests: Digests | None = None, seeds: Collection[
     rows = read_rows(folder, notes)
     if not rows and not ledger_files(folder):
         raise UserError(
-            f"{folder}: is no study: {LEDGER_FILE} is missing; give the folder that `grr-coca study run` writes to"
+            f"{folder}: is not a study: {LEDGER_FILE} is missing; give the folder that `grr-coca study run` writes to"
         )
     digests = digests or read_digests(folder)
     runs = _counted([row for row in rows if row.kind == "run"], digests, seeds, notes)
@@ -257,7 +257,7 @@ def read_rows(folder: Path, notes: list[str]) -> list[LedgerRow]:
 
 
 def ledger_files(folder: Path) -> list[Path]:
-    """The ledgers in a folder; that of the whole study comes last, since it is continued after the shards."""
+    """The ledgers in a folder: those of the shards, then that of the whole study, which is written after them."""
     shards = sorted(path for path in folder.glob("runs-*.jsonl") if SHARD_FILE.fullmatch(path.name))
     whole = folder / LEDGER_FILE
     return [*shards, whole] if whole.exists() else shards
@@ -301,9 +301,12 @@ def _counted(
 
 
 def _unpaired(runs: Iterable[LedgerRow]) -> Iterator[str]:
-    """A sentence for each run that is not paired with the first of its seed and stage: a parameter of equal name and
-    shape has another initial value, or the training pairs another order. Rows without hashes, which old versions wrote,
-    are not compared, nor are the orders of runs of different length."""
+    """A sentence for each run that is not paired with the first run of its seed and stage.
+
+    Runs are paired if parameters of equal name and shape have the same initial values, and the training pairs the same
+    order. Rows without hashes, which old versions wrote, are not compared, nor are the orders of runs of different
+    length.
+    """
     firsts: dict[tuple[int, str], LedgerRow] = {}
     for row in runs:
         if row.data_order is None:
@@ -324,7 +327,7 @@ def _num_metrics(row: LedgerRow) -> int:
 
 
 def _counted_trials(rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> list[LedgerRow]:
-    """The trials and choices that count. The notes name the other trials, but not their choices as well."""
+    """The valid trials and choices. Adds a note on each invalid trial, but not on its choice as well."""
     counted = []
     for row in rows:
         fault = digests.trial_fault(row)
@@ -337,7 +340,7 @@ def _counted_trials(rows: Iterable[LedgerRow], digests: Digests, notes: list[str
 
 
 def _counted_choices(choices: Iterable[LedgerRow], runs: Iterable[LedgerRow]) -> tuple[LedgerRow, ...]:
-    """One choice for each arm and stage: that of the runs, or else the newest. Rows of two ledgers have no order."""
+    """One choice for each arm and stage: the one that the runs used, or else the last one."""
     used = {(run.arm, run.stage): run.settings for run in runs}
     found: dict[tuple[str, str], LedgerRow] = {}
     for row in choices:

@@ -176,8 +176,9 @@ def arm_named(plan: Plan, name: str) -> Arm:
 
 
 def compared_with(plan: Plan, baseline: str | None) -> Plan:
-    """The plan with another arm as the baseline; None: the plan itself. The plan's own baseline goes to the end of the
-    arms, since a report is about the first arm that is not the baseline.
+    """The plan with another arm as the baseline. None: the plan itself.
+
+    The plan's own baseline goes to the end of the arms, since a report is about the first arm that is not the baseline.
 
     Raises:
         UserError: the plan has no such arm.
@@ -200,8 +201,11 @@ def scores_captions(plan: Plan) -> bool:
 
 
 def lacking_scores(plan: Plan, row: LedgerRow) -> list[str]:
-    """Caption scores that the plan's endpoints need and a run lacks. A row that was copied from another study has only
-    the scores that that study needed. All other metrics are always measured."""
+    """Caption scores that the plan's endpoints need and a run lacks.
+
+    A row that was copied from another study has only the scores that that study needed. All other metrics are always
+    measured.
+    """
     phase = PHASES[0] if row.stage == stage_names(plan)[0] else PHASES[1]
     needed = [metric for where, metric in map(split_endpoint, plan.endpoints.all) if where == phase]
     measured = row.metrics.get(plan.endpoints.split, {})
@@ -289,7 +293,9 @@ def _check(plan: Plan, path: Path) -> None:
         raise UserError(f"{path}: arms: a comparison needs two or more")
     for name in names:
         if name in ("", ".", "..") or "/" in name:
-            raise UserError(f"{path}: arms: '{name}' is no name of a folder, which each arm gets; give another name")
+            raise UserError(
+                f"{path}: arms: '{name}' is not a valid name of a folder, which each arm gets; give another name"
+            )
     for arm in plan.arms:
         try:
             get_preset(arm.preset_name, "tiny")
@@ -363,5 +369,5 @@ def _require_study(folder: Path) -> None:
         raise UserError(f"{folder}: no such folder; give the one that `grr-coca study run` writes to")
     if not (folder / PLAN_FILE).exists():
         raise UserError(
-            f"{folder}: is no study: {PLAN_FILE} is missing; give the folder that `grr-coca study run` writes to"
+            f"{folder}: is not a study: {PLAN_FILE} is missing; give the folder that `grr-coca study run` writes to"
         )

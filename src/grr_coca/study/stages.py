@@ -156,7 +156,7 @@ def _check_stage(plan: Plan, arm: Arm, recipe: Recipe, is_pretraining: bool, fil
 
 
 def _require_comparable(recipes: Mapping[str, Recipe]) -> None:
-    """Raise a UserError if recipes, by the place that errors name, differ in a key that all arms must share."""
+    """Raise a UserError if recipes, given by file, differ in a key that all arms must share."""
     (first, wanted), *others = ((where, _common(recipe)) for where, recipe in recipes.items())
     for where, found in others:
         for key, value in wanted.items():
@@ -193,7 +193,7 @@ def _with_steps(recipe: Recipe, steps: int | None) -> Recipe:
 
 
 def _share_of_own(plan: Plan, arm: Arm, steps: int | None) -> int | None:
-    """Scale steps of the plan's pretraining to that of an arm with recipes of its own."""
+    """Scale a number of steps from the plan's pretraining recipe to the arm's own recipe, if it has one."""
     if steps is None or arm.recipes is None:
         return steps
     own = _recipe_of_file(recipe_path(plan, arm, stage_names(plan)[0]))
@@ -294,7 +294,7 @@ def _described(path: str) -> Iterator[list[str | int]]:
 
 
 def _parts(path: Path) -> list[Path]:
-    """The data files in a folder, sorted; a file is its own only part."""
+    """The data files of a path, sorted: those in the folder, or the file itself."""
     if not path.is_dir():
         return [path]
     files = (Path(folder, name) for folder, _, names in walk_visible(path) for name in names)

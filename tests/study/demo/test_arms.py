@@ -331,7 +331,7 @@ def test_a_missing_test_split_is_refused_before_anything_is_trained(write_plan, 
 def test_a_folder_that_holds_something_else_is_left_alone(refused, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    assert "thesis.tex, which is no file of a demo" in refused()
+    assert "thesis.tex, which does not belong to a demo" in refused()
     assert snapshot(tmp_path / "out") == {"thesis.tex": b"years of work"}
 
 

@@ -34,7 +34,7 @@ from grr_coca.study.plan import REPORT_FOLDER, DemoPlan, arm_named, read_plan, s
 from grr_coca.study.running.agenda import Agenda, StudyPart, Task
 from grr_coca.study.running.expectation import Pace, measure_pace
 from grr_coca.study.running.run import Place, Study, Watch, taken_ledger, write_plan
-from grr_coca.study.running.workers import Workers, go_on, usable_device
+from grr_coca.study.running.workers import Workers, raise_if_stopped, usable_device
 from grr_coca.study.stages import stage_recipe
 from grr_coca.study.thumbnails import SHOWCASE_FOLDER
 from grr_coca.train.setup import new_checkpoint
@@ -62,7 +62,7 @@ def begun_in(out: Path, plan: DemoPlan) -> DemoPlan | None:
 
 
 def make_folder(out: Path, plan: DemoPlan) -> None:
-    """Create the folder of a demo, or check that it has nothing else than a demo.
+    """Create the folder of a demo, or check that it contains only files of a demo.
 
     Raises:
         UserError: it has other files, or cannot be written to.
@@ -74,7 +74,7 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
         strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
         holds_study = _holds_study(out)
     if strange:
-        raise UserError(f"{out}: has {strange[0]}, which is no file of a demo; give another --out")
+        raise UserError(f"{out}: has {strange[0]}, which does not belong to a demo; give another --out")
     if holds_study:
         raise UserError(f"{out}: has a study, which is not a demo; give another --out")
     if not os.access(out, os.W_OK):
@@ -121,7 +121,7 @@ def finish(plan: DemoPlan, arms: tuple[ArmResult, ArmResult], out: Path) -> str:
 
 
 class DemoPlace(Place):
-    """The folders of a demo, with runs under names that a person finds."""
+    """The folders of a demo. Runs are in folders with readable names: `ARM/STAGE`."""
 
     def folder_of(self, arm: str, seed: int, stage: str, digest: str) -> Path:  # noqa: ARG002
         """Folder of a run."""
@@ -213,4 +213,4 @@ def _precisions(plan: DemoPlan) -> DemoPlan:
 def _pace(plan: DemoPlan, name: str) -> Pace:
     device = usable_device()
     recipe = stage_recipe(plan, arm_named(plan, name), stage_names(plan)[0], plan.seeds[0], {})
-    return measure_pace(recipe, new_checkpoint(recipe, Ranks.here(device)), device, go_on)
+    return measure_pace(recipe, new_checkpoint(recipe, Ranks.here(device)), device, raise_if_stopped)

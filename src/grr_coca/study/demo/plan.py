@@ -49,7 +49,7 @@ def demo_recipes(plan: DemoPlan) -> dict[str, Recipe]:
 
 
 def with_precisions(plan: DemoPlan, device: torch.device) -> DemoPlan:
-    """The plan with `auto` replaced for both arms together, which on a busy machine might decide differently."""
+    """Replace `auto` in the plan by one precision for both arms. Each arm alone might choose another one."""
     pretrain = next(iter(demo_recipes(plan).values()))
     assert pretrain.model is not None, "the plan was checked"
     assert pretrain.tokenizer is not None, "the plan was checked"

@@ -57,7 +57,7 @@ def answer(plan: Plan, results: StudyResults) -> Answer:
 
 
 def headline_endpoint(plan: Plan, phase: str) -> Endpoint | None:
-    """The primary endpoint that stands for a phase: the CoCa loss, which is trained, or else the first."""
+    """The primary endpoint for the headline of a phase: the CoCa loss, which is trained, or else the first one."""
     found = [endpoint for endpoint in map(Endpoint, plan.endpoints.primary) if endpoint.phase == phase]
     return next((endpoint for endpoint in found if endpoint.metric == "coca_loss"), found[0] if found else None)
 
@@ -105,18 +105,18 @@ def _amount(result: EndpointResult, names: _Names) -> str:
     change = change_in_words(effect.change)
     than = "as" if change == "the same" else "than"
     begins = "" if effect.low is None else "95 % interval: "
-    told = f"{begins}{interval_in_words(effect)}"
-    return f"{names[0]}'s {Endpoint(result.endpoint).full_title} is {change} {than} {names[1]}'s ({told})."
+    words = f"{begins}{interval_in_words(effect)}"
+    return f"{names[0]}'s {Endpoint(result.endpoint).full_title} is {change} {than} {names[1]}'s ({words})."
 
 
 def _lost(results: StudyResults, main: ArmResults) -> str:
     """A sentence on the seeds in which a run of the two arms diverged; empty if none did."""
     if not results.num_lost_seeds:
         return ""
-    told = [line for line in results.lost if line.startswith((f"{main.arm}:", f"{results.baseline}:"))]
+    lost = [line for line in results.lost if line.startswith((f"{main.arm}:", f"{results.baseline}:"))]
     return (
         f"Of {_counted(results.num_planned_seeds, 'seed')}, {results.num_lost_seeds} cannot be compared, because a run "
-        f"diverged ({'; '.join(told)}). An arm that diverged is worse than what its other seeds show."
+        f"diverged ({'; '.join(lost)}). An arm that diverged is worse than what its other seeds show."
     )
 
 
@@ -125,9 +125,9 @@ def _left_out(results: StudyResults, main: ArmResults) -> str:
     lacking = [r for r in _primary(main) if r.effect and r.effect.num_seeds < results.num_seeds]
     if not lacking:
         return ""
-    told = [f"{Endpoint(r.endpoint).full_title} ({r.effect.num_seeds})" for r in lacking if r.effect]
+    partial = [f"{Endpoint(r.endpoint).full_title} ({r.effect.num_seeds})" for r in lacking if r.effect]
     return (
-        f"Not all {results.num_seeds} seeds are in {listed(told)}: a loss that is NaN or infinite, or a recall of "
+        f"Not all {results.num_seeds} seeds are in {listed(partial)}: a loss that is NaN or infinite, or a recall of "
         "zero, has no ratio. The missing seeds may be the worst, so these changes cannot be trusted."
     )
 
@@ -260,8 +260,10 @@ def agreement(effect: Effect, reported: float, num_endpoints: int) -> Agreement 
 
 
 def _paper(results: StudyResults, main: ArmResults) -> str:
-    """The comparison with the gains that the paper reports; empty until all seeds are finished. Endpoints that lack
-    seeds are left out, since the missing seeds may be the worst."""
+    """The comparison with the gains that the paper reports; empty until all seeds are finished.
+
+    Endpoints that lack seeds are left out, since the missing seeds may be the worst.
+    """
     if results.num_seeds < results.num_planned_seeds:
         return ""
     reported = [(result, reported_change(result.endpoint, main.arm, results.baseline)) for result in main.endpoints]
@@ -291,15 +293,17 @@ def _main_effects(results: StudyResults, endpoint: Endpoint | None) -> str:
         return ""
     effects = [(found.factors[0], found.effects[endpoint.name]) for found in _single_factors(results)]
     effects.sort(key=lambda named: named[1].change)
-    told = [f"{name} {change_in_words(effect.change)} ({interval_in_words(effect)})" for name, effect in effects]
+    changes = [f"{name} {change_in_words(effect.change)} ({interval_in_words(effect)})" for name, effect in effects]
     seeds, planned = _num_seeds(results, endpoint.name), results.num_planned_seeds
     of_seeds = "" if seeds == planned else f", with {seeds} of {planned} seeds"
-    return f"Main effects on {endpoint.full_title}{of_seeds}: {listed(told)}."
+    return f"Main effects on {endpoint.full_title}{of_seeds}: {listed(changes)}."
 
 
 def _significant_effects(results: StudyResults) -> str:
-    """A sentence on the significant main effects; empty until the study is complete. Endpoints that lack seeds are left
-    out, since the missing seeds may be the worst."""
+    """A sentence on the significant main effects; empty until the study is complete.
+
+    Endpoints that lack seeds are left out, since the missing seeds may be the worst.
+    """
     if not results.factorial or not results.is_complete or results.num_planned_seeds < 2:
         return ""
     effects = results.factorial[0].effects  # all effects on an endpoint have the same seeds
@@ -312,11 +316,13 @@ def _significant_effects(results: StudyResults) -> str:
 
 
 def _shown(results: StudyResults) -> str:
-    told = [clause for found in _single_factors(results) for clause in _part_clauses(found, results.num_planned_seeds)]
+    clauses = [
+        clause for found in _single_factors(results) for clause in _part_clauses(found, results.num_planned_seeds)
+    ]
     level = f"t test at the {100 * SIGNIFICANCE_LEVEL:g} % level"
     counted = f"{level}, corrected for the {len(results.factorial)} main effects and interactions on an endpoint, "
     counted += "but not for several endpoints"
-    return f"Significant main effects ({counted}): {'; '.join(told) or 'none'}."
+    return f"Significant main effects ({counted}): {'; '.join(clauses) or 'none'}."
 
 
 def _num_seeds(results: StudyResults, endpoint: str) -> int:
@@ -341,8 +347,8 @@ def _part_clauses(found: FactorResults, num_seeds: int) -> list[str]:
     for (phase, title), (verb, sign) in product(PHASE_TITLES.items(), (("lowers", -1), ("raises", 1))):
         moved = [(e.title, change) for e, change in shown.items() if e.phase == phase and change * sign > 0]
         if moved:
-            told = listed([f"{metric} by {abs(change):.1f} %" for metric, change in moved])
-            clauses.append(f"{found.factors[0]} {verb} {told} {title}")
+            moves = listed([f"{metric} by {abs(change):.1f} %" for metric, change in moved])
+            clauses.append(f"{found.factors[0]} {verb} {moves} {title}")
     return clauses
 
 
@@ -396,10 +402,10 @@ def endpoints_in_words(endpoints: Sequence[Endpoint]) -> str:
     metrics: dict[str, list[str]] = {}
     for endpoint in endpoints:
         metrics.setdefault(PHASE_TITLES[endpoint.phase], []).append(endpoint.title)
-    told = {phase: listed(titles) for phase, titles in metrics.items()}
-    if told and len(set(told.values())) == 1:
-        return f"{next(iter(told.values()))} {listed(list(told))}"
-    return ", and ".join(f"{titles} {phase}" for phase, titles in told.items())
+    listed_by_phase = {phase: listed(titles) for phase, titles in metrics.items()}
+    if listed_by_phase and len(set(listed_by_phase.values())) == 1:
+        return f"{next(iter(listed_by_phase.values()))} {listed(list(listed_by_phase))}"
+    return ", and ".join(f"{titles} {phase}" for phase, titles in listed_by_phase.items())
 
 
 def interval_in_signs(effect: Effect | None) -> str:

@@ -273,7 +273,8 @@ def _draw_pair(axes: Axes, changes: Mapping[Cell, np.ndarray], first: str, secon
 
 
 def _mean_of(changes: Mapping[Cell, np.ndarray], wanted: Mapping[str, bool]) -> np.ndarray:
-    """Mean over the corners that have the factors in `wanted` that are True, and lack the others; a value a seed."""
+    """Mean over the corners that have the factors marked True in `wanted`, and lack those marked False; a value per
+    seed."""
     chosen: Sequence[np.ndarray] = [
         values for cell, values in changes.items() if all((factor in cell) is has for factor, has in wanted.items())
     ]
@@ -291,8 +292,11 @@ class LateChange(NamedTuple):
 
 
 def late_change(rows: Sequence[LedgerRow], arm: str) -> LateChange | None:
-    """The change of an arm's mean CoCa loss on `val` over the last quarter of the steps, from the nearest validation.
-    It shows if the curve has become flat. None with fewer than two validations."""
+    """The change of an arm's mean CoCa loss on `val` over about the last quarter of the steps.
+
+    It begins at the nearest validation, and shows if the curve has become flat. None with fewer than two
+    validations.
+    """
     steps, curves = _curves(rows, arm, "coca_loss")
     if len(steps) < 2:
         return None
@@ -331,7 +335,7 @@ def _rows_with_curves(ledger: Ledger, stage: str) -> list[LedgerRow]:
 
 
 def _validation_curves(rows: Sequence[LedgerRow], shown: Sequence[str], titles: Mapping[str, str]) -> str:
-    """Validation losses of a stage by step, as means over seeds; of the arms in `shown` with the range of all seeds.
+    """Draw validation losses of a stage by step: means over seeds, with their range for the arms in `shown`.
 
     Args:
         rows: rows of one stage, of all arms and seeds.

@@ -1,4 +1,4 @@
-"""The results of a study in numbers, from its plan and its ledger: `study_results`, at the end.
+"""The results of a study in numbers, computed from its plan and its ledger: `study_results`.
 
 Its parts come first: endpoints and their values, effects over seeds, the factorial, costs, intervals over images.
 
@@ -96,7 +96,7 @@ def _stages_of(plan: Plan, endpoint: Endpoint) -> tuple[str, ...]:
 
 
 def _endpoint_value(rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seed: int) -> float | None:
-    """Value of an endpoint for one arm and seed: of fine-tuning, the geometric mean, so that all stages weigh the same.
+    """Value of an endpoint for one arm and seed. For fine-tuning, it is the geometric mean over the stages.
 
     The log ratio of two such values is the mean of the stages' log ratios.
 
@@ -408,7 +408,7 @@ def interval_over_images(
 def _contributions(
     rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seeds: Sequence[int], stage: str
 ) -> np.ndarray | None:
-    """Contributions of each image to numerator and denominator, N × S × 2; None if a row lacks the values."""
+    """What each image adds to numerator and denominator of a metric, N × S × 2; None if a row lacks the values."""
     found = [rows[arm, seed, stage].values.get(plan.endpoints.split, {}) for seed in seeds]
     try:
         statistics = [np.stack(STATISTICS[endpoint.metric](values), axis=1) for values in found]
@@ -594,17 +594,19 @@ def _lost(ledger: Ledger, rows: Rows, stages: Sequence[str]) -> set[Run]:
     return lost - rows.keys()
 
 
-def _by_arm(plan: Plan, is_told: Callable[[Run], bool]) -> tuple[str, ...]:
-    """The planned stages for which `is_told` is true, in words: a line for each arm and set of stages."""
+def _by_arm(plan: Plan, is_listed: Callable[[Run], bool]) -> tuple[str, ...]:
+    """List the planned stages for which `is_listed` is true, in words: a line for each arm and set of stages."""
     lines = []
     for arm in plan.arms:
-        told_stages = {s: [t for t in stage_names(plan) if is_told((arm.name, s, t))] for s in plan.seeds}
+        listed_stages = {s: [t for t in stage_names(plan) if is_listed((arm.name, s, t))] for s in plan.seeds}
         groups: dict[str, list[str]] = {}
-        for seed, stages in told_stages.items():
+        for seed, stages in listed_stages.items():
             if stages:
-                told = "all stages" if len(stages) == len(stage_names(plan)) else ", ".join(stages)
-                groups.setdefault(told, []).append(str(seed))
-        lines += [f"{arm.name}: {told} of {_seeds_in_words(seeds, len(plan.seeds))}" for told, seeds in groups.items()]
+                names = "all stages" if len(stages) == len(stage_names(plan)) else ", ".join(stages)
+                groups.setdefault(names, []).append(str(seed))
+        lines += [
+            f"{arm.name}: {names} of {_seeds_in_words(seeds, len(plan.seeds))}" for names, seeds in groups.items()
+        ]
     return tuple(lines)
 
 

@@ -42,7 +42,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
         The answer and the table of primary endpoints, for a terminal.
 
     Raises:
-        UserError: the folder is no study, its plan or ledger is invalid, or the plan has no arm `over`.
+        UserError: the folder is not a study, its plan or ledger is invalid, or the plan has no arm `over`.
     """
     planned = plan_of_folder(folder)
     plan = compared_with(planned, over)
@@ -142,8 +142,11 @@ class _ExampleGrid:
 
 
 def _example_captions(plan: Plan, rows: Sequence[LedgerRow], arms: Sequence[str], folder: Path) -> list[_ExampleGrid]:
-    """The captions to show for each stage, of the first seed for which most of `arms` have some. Thumbnails are read
-    from the study's folder, if it has them."""
+    """The captions to show for each stage, all of one seed.
+
+    It is the first seed for which most of `arms` have some. Thumbnails are read from the study's folder, if it has
+    them.
+    """
     grids = []
     for stage in stage_names(plan):
         found = {(row.arm, row.seed): row.captions for row in rows if row.captions and row.stage == stage}

@@ -1,4 +1,4 @@
-"""Models at several learning rates, each at its own best rate, best against best.
+"""Compare models that were trained at several learning rates, each at its own best rate.
 
 A plan says arm × rate by arms of one preset that override `optimizer.lr`. A model's rate is chosen by its CoCa loss
 on `val`, and the choice is repeated in each draw of the bootstrap: an interval at rates that were chosen once would be
@@ -50,7 +50,7 @@ class RateCurve:
 
     @property
     def is_best_at_edge(self) -> bool:
-        """Whether the best rate is the lowest or the highest: a better one may lie beyond."""
+        """True if the best rate is the lowest or the highest. A better one may then lie beyond."""
         return self.best in (0, len(self.rates) - 1)
 
 
@@ -121,7 +121,7 @@ def rate_results(plan: Plan, ledger: Ledger) -> list[RateResults]:
 
 
 def best_against_best(model: RateCurve, baseline: RateCurve, seeds: Sequence[int]) -> BestAgainstBest:
-    """A model at its best rate over the baseline at its own. Draws take the same seeds of both, so pairs stay pairs.
+    """Compare a model at its best rate with the baseline at its best rate. The bootstrap resamples seeds, in pairs.
 
     Args:
         model: with losses of the seeds.
@@ -167,8 +167,11 @@ def rate_tables(results: RateResults) -> list[Table]:
 
 
 def rate_figure(results: RateResults) -> str:
-    """Loss against rate on both splits, a curve for each model with the range of its seeds, its best rate ringed; and
-    the change at each rate beside that of best against best, with intervals."""
+    """Draw the loss by learning rate on both splits, and the change against the baseline.
+
+    A curve for each model has the range of its seeds, and its best rate is ringed. The changes are those at each rate
+    and that of best against best, with intervals.
+    """
     figure = new_figure(3.2)
     val, test, change = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
     for axes, split in ((val, "val"), (test, "test")):
@@ -184,13 +187,13 @@ def rate_figure(results: RateResults) -> str:
 
 
 def _model_of(arm: Arm) -> tuple[str, str | None, str]:
-    """What arms have in common that differ in the rate alone."""
+    """A key that is equal for arms that differ in the learning rate alone."""
     others = {key: value for key, value in arm.overrides.items() if key != RATE}
     return arm.preset_name, arm.variant, repr(sorted(others.items()))
 
 
 def _arms_by_model(plan: Plan) -> dict[tuple[str, str | None, str], dict[float, Arm]]:
-    """The arms that name a rate, by model and rate."""
+    """The arms by model, then by learning rate in ascending order."""
     models: dict[tuple[str, str | None, str], dict[float, Arm]] = {}
     for arm in plan.arms:
         rate = arm.overrides.get(RATE)
@@ -230,14 +233,14 @@ def _effect(log_ratios: np.ndarray, seeds: Sequence[int]) -> Effect:
 def _at_best_of_draws(
     curve: RateCurve, draws: np.ndarray
 ) -> tuple[Float[np.ndarray, " draws"], Bool[np.ndarray, " draws"]]:
-    """Mean logarithm of the endpoint of each draw, at the rate that the draw chose, and whether all seeds choose it."""
+    """The mean log of the endpoint at each draw's best rate, and whether that is the best rate of all seeds."""
     val, test = (np.log(losses)[:, draws].mean(axis=-1) for losses in (curve.val, curve.test))
     chosen = val.argmin(axis=0)
     return test[chosen, np.arange(len(chosen))], chosen == curve.best
 
 
 def _log_ratios(model: RateCurve, baseline: RateCurve) -> dict[float, Float[np.ndarray, " S"]]:
-    """By the rates that both have, model over baseline with each seed."""
+    """Log of model over baseline for each seed, by learning rate, for rates that both have."""
     shared = [rate for rate in model.rates if rate in baseline.rates]
     ratios = {
         rate: np.log(model.test[model.rates.index(rate)]) - np.log(baseline.test[baseline.rates.index(rate)])

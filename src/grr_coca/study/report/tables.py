@@ -237,7 +237,7 @@ def _seed_range(results: Sequence[EndpointResult]) -> str:
 
 
 def _counts(counts: Collection[int]) -> str:
-    """`8`, or `2 to 8`."""
+    """The range of some counts as text, such as `8` or `2 to 8`."""
     low, high = min(counts, default=0), max(counts, default=0)
     return str(low) if low == high else f"{low} to {high}"
 
@@ -268,5 +268,5 @@ def _settings(settings: dict[str, object]) -> str:
 
 
 def _short(key: str) -> str:
-    """`optimizer.lr` as `lr`."""
+    """The last part of a recipe key: `lr` for `optimizer.lr`."""
     return key.rpartition(".")[2]

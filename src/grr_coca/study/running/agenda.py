@@ -166,8 +166,10 @@ class Agenda:
         return tasks
 
     def lacking(self) -> Counter[Want]:
-        """Number of missing trials and runs of this part, by kind, arm and stage. A pretraining with a row counts too,
-        if its model was lost and others start from it."""
+        """The number of missing trials and runs of this part, by kind, arm and stage.
+
+        A pretraining with a row counts too, if its model was lost and others start from it.
+        """
         counts: Counter[Want] = Counter()
         for index, arm in enumerate(self._plan.arms):
             for stage in self._stages if arm in self._arms else ():
@@ -210,7 +212,10 @@ class Agenda:
         return sum(row is None for _, row in points)
 
     def _points(self, arm: Arm, stage: str) -> list[tuple[Task, LedgerRow | None]] | None:
-        """The trials of a stage with their rows; empty if nothing is tuned, None if their start has not been chosen."""
+        """The trials of a stage with their rows; empty if the stage is not tuned.
+
+        None if the pretrained model from which the trials start has not been chosen.
+        """
         grid = grid_of(self._plan, stage)
         if len(grid) == 1 or arm.name not in (self._tuning.arms or [arm.name]):
             return []
@@ -226,7 +231,7 @@ class Agenda:
         return self._plan.tuning
 
     def _trial_digests(self, arm: Arm) -> dict[str, tuple[str, ...]]:
-        """Recipe digests of all trials by stage, without stages whose start has not been chosen."""
+        """Recipe digests of all trials by stage, without stages whose pretrained model has not been chosen."""
         points = {stage: self._points(arm, stage) for stage in self._stages}
         return {
             stage: tuple(task.recipe_digest for task, _ in found)
@@ -242,7 +247,7 @@ class Agenda:
         return [missing_start] if missing_start is not None else tasks
 
     def _lacking_trials(self, arm: Arm) -> list[Task]:
-        """Missing trials that are known by now; those of fine-tuning follow when their start has been chosen."""
+        """The missing trials. Those of fine-tuning are unknown until the pretrained model has been chosen."""
         return [task for stage in self._stages for task, row in self._points(arm, stage) or () if row is None]
 
     def _lost_start(self, tasks: Sequence[Task]) -> Task | None:
@@ -281,7 +286,7 @@ class Agenda:
         return None if settings is None else self._task(kind, arm, seed, self._stages[0], settings, None)
 
     def _is_done(self, arm: Arm, seed: int, stage: str) -> bool:
-        """True if a run was measured, or never can be, since it or its pretraining diverged."""
+        """True if a run was measured, or will never be, because it or its pretraining diverged."""
         stages = (self._stages[0], stage)
         return self._has("run", arm, seed, stage) or any(self._has_diverged(arm, seed, each) for each in stages)
 
@@ -299,8 +304,11 @@ class Agenda:
         return self._choices[arm.name, stage]
 
     def _best_of_grid(self, arm: Arm, stage: str) -> Settings | None:
-        """The settings that are best on average over the arms that are tried, or for the arm itself; the first of
-        equals."""
+        """The best settings of a stage's grid; None if trials are missing.
+
+        They are best on average over the arms that are tuned together, or for the arm alone. Among equals, the
+        first.
+        """
         grid = grid_of(self._plan, stage)
         if len(grid) == 1:
             return grid[0]
@@ -317,8 +325,11 @@ class Agenda:
         return grid[sums.index(min(sums))]
 
     def _costs(self, arm: Arm, stage: str) -> list[float] | None:
-        """Costs of a grid's trials: the log of the loss, so that all arms weigh the same, or the negated recall. A
-        trial that diverged has the highest cost. None if a trial is missing."""
+        """The cost of each trial of a grid, the lowest for the best; None if a trial is missing.
+
+        It is the log of the loss, so that all arms weigh the same, or the negated recall. A trial that diverged has the
+        highest cost.
+        """
         score = self._tuning.metric
         found = []
         for _, row in self._points(arm, stage) or ():

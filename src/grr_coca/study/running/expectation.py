@@ -47,8 +47,11 @@ _BYTES_PER_ROW = 20_000
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a training step on images that were read before (`step`), of reading a pair for the first time
-    (`reading`) and of evaluating a pair (`evaluation`)."""
+    """How fast a model trains, reads and is evaluated, in seconds.
+
+    `step`: a training step on images that were read before; `reading`: a pair that is read for the first time;
+    `evaluation`: evaluating a pair.
+    """
 
     step: float
     reading: float
@@ -107,17 +110,17 @@ def expect_study(plan: Plan, wants: Counter[Want], runs: Path, jobs: int, device
     )
 
 
-def measure_pace(recipe: Recipe, start: Checkpoint, device: torch.device, go_on: Callable[[], None]) -> Pace:
+def measure_pace(recipe: Recipe, start: Checkpoint, device: torch.device, before_step: Callable[[], None]) -> Pace:
     """Measure the pace by training some steps and evaluating some pairs.
 
     Args:
         recipe: without `auto`.
         start: the initial model, which is trained in place.
         device: the device on which it trains.
-        go_on: called before each step; may raise to end the measurement.
+        before_step: called before each step; it may raise an error to end the measurement.
     """
-    reading, step = _training_seconds(recipe, start, device, go_on)
-    go_on()
+    reading, step = _training_seconds(recipe, start, device, before_step)
+    before_step()
     return Pace(step, reading, _evaluation_seconds(recipe, start))
 
 
@@ -162,7 +165,7 @@ def _trials_kept(wants: Counter[Want]) -> int:
 
 
 def _training_seconds(
-    recipe: Recipe, start: Checkpoint, device: torch.device, go_on: Callable[[], None]
+    recipe: Recipe, start: Checkpoint, device: torch.device, before_step: Callable[[], None]
 ) -> tuple[float, float]:
     """Seconds of reading a pair for the first time, and of a step. The pairs of the warm-up are repeated."""
     ranks = Ranks.here(device)
@@ -174,7 +177,7 @@ def _training_seconds(
     readings: list[float] = []
     steps: list[float] = []
     for number, micro_batches in enumerate(_timed(training_batches(endless, start, pairs, ranks), readings)):
-        go_on()
+        before_step()
         began = time.perf_counter()
         trainer.step(micro_batches, count_tokens(micro_batches), number)
         if number >= WARM_UP:

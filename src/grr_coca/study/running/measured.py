@@ -37,7 +37,7 @@ Values = dict[str, list]
 
 
 def row_metrics(evaluation: Evaluation) -> Numbers:
-    """The metrics of a split by their keys in a ledger, in which a recall without a prefix is text to image."""
+    """The metrics of a split, named as in a ledger: `R@1` for `text_to_image/R@1`."""
     numbers = {name.removeprefix("text_to_image/"): value for name, value in evaluation.flat().items()}
     return finite({name: value for name, value in numbers.items() if not name.startswith("median_rank")})
 
@@ -101,7 +101,7 @@ def drawn_examples(source: PairSource, count: int) -> list[int]:
 
 
 def without_words(source: PairSource, words: tuple[str, ...]) -> Subset:
-    """The pairs of images that have none of some words in any caption."""
+    """The pairs of all images whose captions contain none of some words."""
     captions = {tuple(pairs): [text for i in pairs for text in source.captions(i)] for pairs in images_of(source)}
     kept = [pairs for pairs, texts in captions.items() if not any(word in text for word in words for text in texts)]
     return Subset(source, sorted(i for pairs in kept for i in pairs))

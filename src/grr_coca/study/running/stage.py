@@ -141,7 +141,7 @@ class _Measured:
 
 
 def _measure(task: Task, trained: Checkpoint) -> _Measured:
-    """Measure a trained model; of a trial, on `val` alone."""
+    """Measure a trained model on `val`, and unless it is a trial also on the test splits."""
     val = sound_validation(training_sources(task.recipe)[1], Ranks.here(trained.model.device))
     on_val, refitted = measure_validation(trained, val, task.recipe)
     found = _Measured({"val": on_val}, training_flops=run_flops(task.recipe, trained, val))

@@ -46,8 +46,11 @@ class Workers:
         self.count = count
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Start a call. The processes are created here, and inherit that Ctrl-C is ignored: a terminal sends it to all
-        processes, and the parent stops the others itself."""
+        """Start a call in a worker process.
+
+        Workers ignore Ctrl-C, which a terminal sends to all processes: the parent stops them itself. They inherit this
+        when they are created here.
+        """
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             future = self._pool.submit(_work, function, *arguments)
@@ -126,8 +129,10 @@ def usable_device() -> torch.device:
 
 
 def tell_progress(name: str, done: int) -> None:
-    """Report the progress of a task from its process. If the parent asks to stop, raise SIGTERM: the run then saves and
-    ends."""
+    """Report the progress of a task to the parent.
+
+    If the parent has asked to stop, raise SIGTERM: the run then saves and ends.
+    """
     assert _channel is not None, "in a worker process"
     progress, stop = _channel
     if stop.is_set():
@@ -135,7 +140,7 @@ def tell_progress(name: str, done: int) -> None:
     progress.put((name, done))
 
 
-def go_on() -> None:
+def raise_if_stopped() -> None:
     """Raise a UserError if the parent has asked this worker process to stop."""
     assert _channel is not None, "in a worker process"
     if _channel[1].is_set():
@@ -147,8 +152,11 @@ def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """Ignore SIGTERM. The end of a service sends it to all processes at once. A process that died of it would break the
-    pool, which then sends SIGTERM to the others again while they are saving."""
+    """Ignore SIGTERM.
+
+    The end of a service sends it to all processes at once. A process that died of it would break the pool, which then
+    sends SIGTERM to the others again while they are saving.
+    """
 
 
 def _work(function: Callable[..., T], *arguments: Any) -> T:

@@ -191,7 +191,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def is_image_name(name: str) -> bool:
-    """True if the name of a file or member is that of an image: not hidden, and with a suffix in `IMAGE_SUFFIXES`."""
+    """True if a file or member has the name of an image: not hidden, and with a suffix in `IMAGE_SUFFIXES`."""
     return has_image_suffix(name) and not is_hidden(name)
 
 

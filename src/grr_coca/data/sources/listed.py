@@ -180,7 +180,7 @@ class ListedPairs:
             return None
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The columns of a row by name, without that of the image.
+        """The columns of a row by name, without the column of image paths.
 
         Raises:
             BadSample: the row is broken.
@@ -287,7 +287,7 @@ def _opened(path: Path, name: str) -> int:
 
 
 def without_suffix(written: str) -> str:
-    """A path without its suffix if it is that of an image."""
+    """Remove the suffix of a path if it is a suffix of images."""
     return written.rpartition(".")[0] if has_image_suffix(written) else written
 
 

@@ -129,7 +129,7 @@ class Agenda:
 
     @property
     def digests(self) -> Digests:
-        """The digests that rows must have to count, without what still depends on tuning."""
+        """The digests of valid rows, without those that still depend on tuning."""
         recipes: dict[str, dict[str, str]] = {}
         for arm in self._plan.arms:
             digests = {stage: self._digest(arm, stage) for stage in self._stages}

@@ -8,7 +8,7 @@ from typing import Literal
 
 from grr_coca.errors import UserError
 
-Extra = Literal["train", "report", "study", "hub", "parquet", "milvus", "ray", "probe", "open-clip", "icons"]
+Extra = Literal["train", "report", "study", "hub", "parquet", "milvus", "ray", "probe", "open-clip", "icons", "export"]
 
 PACKAGES: dict[Extra, dict[str, str]] = {
     "train": {"tensorboard": "tensorboard", "yaml": "pyyaml"},
@@ -21,6 +21,7 @@ PACKAGES: dict[Extra, dict[str, str]] = {
     "probe": {"sklearn": "scikit-learn"},
     "open-clip": {"ftfy": "ftfy"},
     "icons": {"resvg_py": "resvg-py"},
+    "export": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
 }
 """The packages of each extra: import name → name to install."""
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -91,10 +91,11 @@ def behind_link(path: Path) -> Path:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Iterator[Path]:
     """A temporary folder to fill. When the context ends, it replaces `folder` (or the target of a symbolic link).
 
-    A manifest of sizes and hashes is added. If the context ends with an exception, `folder` stays as it was.
+    A manifest of sizes and hashes is added, which begins with `facts`. If the context ends with an exception, `folder`
+    stays as it was.
 
     Raises:
         UserError: the path has no name, such as `.`, so it cannot be replaced.
@@ -107,7 +108,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
-        _write_manifest(partial)
+        _write_manifest(partial, facts or {})
         for path in (*partial.rglob("*"), partial):
             _sync(path)
         _put_in_place(partial, folder)
@@ -159,13 +160,13 @@ def listed_files(folder: Path) -> dict[str, tuple[int, str]]:
     return listed
 
 
-def _write_manifest(folder: Path) -> None:
+def _write_manifest(folder: Path, facts: Mapping[str, object]) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in paths
     }
-    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2), encoding="utf-8")
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:

@@ -51,6 +51,7 @@ CALLS = [
     ("ray", "ray", "index {image} --out index --on ray"),
     ("ray", "ray", "embed {image} -c {run} --out vectors.npy --on ray"),
     ("ray", "ray", "caption {image} -c {run} --on ray"),
+    ("export", "onnxscript", "export onnx -c {run} --out graphs"),
     ("probe", "sklearn", "evaluate {run} --data {image} --task probe --train {image}"),
 ]
 

@@ -115,6 +115,7 @@ MISSING = [
     "import open_clip nowhere --out new",
     "import open_clip nowhere.bin --out new",
     "export open_clip -c nowhere --out new",
+    "export onnx -c nowhere --out new",
     "push nowhere me/mine",
 ]
 

@@ -52,6 +52,7 @@ VERBS = {
     "import index": Verb("exchange.import_index", "make an index from a Parquet file that export index wrote"),
     "export index": Verb("exchange.export_index", "write an index into a Parquet file"),
     "export open_clip": Verb("exchange.export_open_clip", "write a checkpoint that open_clip loads"),
+    "export onnx": Verb("exchange.export_onnx", "write a checkpoint as ONNX graphs, which need no PyTorch"),
     "push": Verb("exchange.push", "upload a checkpoint to the Hugging Face hub, with a model card"),
 }
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -66,6 +66,30 @@ def export_open_clip(
 
     write_open_clip(from_pretrained(folder), out)
     print(f"open_clip loads it: open_clip.create_model_and_transforms('local-dir:{out}')")
+
+
+def export_onnx(
+    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")],
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")],
+    precision: Literal["fp32", "fp16", "int8"] = "fp32",
+) -> None:
+    """Write a checkpoint as ONNX graphs, which caption and embed without PyTorch. FOLDER/README.md shows how.
+
+    Args:
+        checkpoint: checkpoint or run folder, name of a shipped model, or OWNER/NAME on the Hugging Face hub.
+        out: new folder for the graphs, weights, tokenizer and preprocessing.
+        precision: of the weights. fp32 keeps them as they are stored, fp16 rounds them to half the size. int8 is
+            smallest and fastest, and changes results slightly.
+    """
+    folder = locate_checkpoint(checkpoint)
+    require_free(out)
+    require_extra("export", "exporting to ONNX")
+
+    from grr_coca.interop.onnx.write import write_onnx  # late: imports torch
+
+    write_onnx(folder, out, precision)
+    size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
+    print(f"{size:.1f} MB, {precision}, are in {out}; {out / 'README.md'} shows how to use them")
 
 
 def import_index(

@@ -1,0 +1,1 @@
+"""Checkpoints as ONNX graphs, which run without PyTorch. `docs/deploy.md` shows how to use them."""

@@ -1,0 +1,359 @@
+"""`grr-coca export onnx`: the graphs give what PyTorch gives, for any number of images, captions and tokens."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jaxtyping
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnxscript import ir
+
+import grr_coca
+from grr_coca.checkpoint import Checkpoint, from_pretrained, save_checkpoint
+from grr_coca.checkpoint_files import fingerprint
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tokenizer import train_bpe
+from grr_coca.errors import UserError
+from grr_coca.files import listed_files, verify_folder
+from grr_coca.generate.decoder import CachedDecoder
+from grr_coca.interop.onnx.graphs import GRAPHS, trace
+from grr_coca.interop.onnx.write import write_onnx
+from grr_coca.interop.open_clip.read import read_open_clip
+from grr_coca.model import build
+from grr_coca.presets import PRESETS
+from grr_coca.registry import shipped_folder
+from model_configs import SET_BY_RECIPES
+from open_clip_files import random_checkpoint, write_hub_folder
+
+DRAWINGS = sorted((Path(__file__).parents[2] / "docs" / "drawings").glob("*.webp"))
+SHIPPED = ["icons", "pictograms"]
+
+
+def write_unchecked(*arguments):
+    """`write_onnx` without the tests' checks of shapes, which would ask for the sizes that are to vary."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        write_onnx(*arguments)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint and its graphs."""
+
+    checkpoint: Checkpoint
+    source: Path
+    folder: Path
+
+    def run(self, name, **inputs):
+        """The outputs of a graph by name."""
+        graph = session(self.folder / f"{name}.onnx")
+        values = graph.run(None, {given.name: inputs[given.name] for given in graph.get_inputs()})
+        return dict(zip((output.name for output in graph.get_outputs()), values, strict=True))
+
+    def empty_past(self, rows):
+        given = session(self.folder / "step.onnx").get_inputs()
+        return {i.name: np.zeros((rows, i.shape[1], 0, i.shape[3]), np.float32) for i in given if "past" in i.name}
+
+
+def session(path):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options)
+
+
+def as_past(outputs):
+    return {name.replace("present", "past"): value for name, value in outputs.items() if "present" in name}
+
+
+@pytest.fixture(scope="module")
+def export(tiny_config, tmp_path_factory):
+    """Exports a model by name, once."""
+    done, traced, patched = {}, {}, pytest.MonkeyPatch()
+
+    def run(name, precision="fp32"):
+        key = (name, precision)
+        if key not in done:
+            folder = tmp_path_factory.mktemp("onnx")
+            source = SHIPPED_FOLDER[name] if name in SHIPPED else make_checkpoint(name, folder, tiny_config)
+
+            def trace_once(model, config, preprocess, graph):
+                """Weights are the same in fp32 and int8, and tracing takes most of the time."""
+                key = (name, precision == "fp16", graph)
+                if key not in traced:
+                    traced[key] = ir.to_proto(trace(model, config, preprocess, graph))
+                return ir.from_proto(traced[key])
+
+            patched.setattr("grr_coca.interop.onnx.write.trace", trace_once)
+            write_unchecked(source, folder / "graphs", precision)
+            done[key] = Exported(from_pretrained(source), source, folder / "graphs")
+        return done[key]
+
+    yield run
+    patched.undo()
+
+
+SHIPPED_FOLDER = {name: shipped_folder(name) for name in SHIPPED}
+
+
+def make_checkpoint(name, folder, tiny_config):
+    """A checkpoint with random weights and one layer in each stack."""
+    source = folder / "checkpoint"
+    if name == "imported":  # a checkpoint of open_clip, with CLIP's vocabulary
+        checkpoint = read_open_clip(write_hub_folder(random_checkpoint(), folder / "hub"), None)
+    else:
+        config = tiny_config(name, num_queries=None if "plus" in name else 5)
+        stacks = {
+            stack: replace(
+                getattr(config, stack),
+                transformer=replace(getattr(config, stack).transformer, num_layers=1),
+            )
+            for stack in ("image_encoder", "text_decoder", "multimodal_decoder")
+        }
+        stacks["text_decoder"] = replace(stacks["text_decoder"], vocab_size=270)
+        config = replace(config, **stacks)
+        model = build(config)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        checkpoint = Checkpoint(
+            model=model,
+            config=config,
+            preset=name,
+            tokenizer=train_bpe(["a red heart", "a red house"], 270),
+            preprocess=Preprocess(config.image_encoder.image_size, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)),
+            step=0,
+        )
+    save_checkpoint(checkpoint, source)
+    return source
+
+
+# The parts that graphs may differ in: norms, feed-forwards, positions, poolers, and all of open_clip's.
+QUICK = ["grr_coca", "imported"]
+OTHERS = [name for name in (*PRESETS, *SET_BY_RECIPES) if name not in QUICK]
+MODELS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in (*OTHERS, *SHIPPED))]
+
+
+def random_pixels(checkpoint, count):
+    side = checkpoint.config.image_encoder.image_size
+    return np.random.default_rng(count).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def encode(checkpoint, pixels):
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return checkpoint.model.encode_image(checkpoint.preprocess.normalize(images))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_images_have_the_embeddings_of_pytorch(export, name):
+    exported = export(name)
+    for count in (1, 3):
+        pixels = random_pixels(exported.checkpoint, count)
+        embedding = encode(exported.checkpoint, pixels).embedding
+        assert np.abs(exported.run("image", pixels=pixels)["image_embedding"] - embedding.numpy()).max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_texts_have_the_embeddings_of_pytorch(export, name):
+    exported = export(name)
+    config, random = exported.checkpoint.config.text_decoder, np.random.default_rng(0)
+    for count, longest in ((1, 3), (1, 4), (3, 4), (3, 9), (1, config.context_length - 1), (3, config.context_length)):
+        lengths = random.integers(3, longest + 1, count)
+        lengths[0] = longest
+        token_ids = random.integers(0, config.vocab_size, (count, longest))
+        token_ids[np.arange(longest) >= lengths[:, None] - 1] = 0
+        embedding = exported.checkpoint.model.encode_text(torch.from_numpy(token_ids), torch.from_numpy(lengths))
+        found = exported.run("text", token_ids=token_ids, lengths=lengths)["text_embedding"]
+        assert np.abs(found - embedding.numpy()).max() <= 1e-5, (count, longest)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("count", "num_captions"), [(1, 1), (3, 1), (1, 5), (3, 5)])
+@torch.no_grad()
+def test_a_step_has_the_logits_of_pytorch_with_and_without_a_cache(export, name, count, num_captions):
+    """Several captions of an image, as in beam search, share its keys and values."""
+    exported = export(name)
+    config, pixels = exported.checkpoint.config.text_decoder, random_pixels(exported.checkpoint, count)
+    length, rows = config.context_length - 2, count * num_captions
+    token_ids = np.random.default_rng(rows).integers(3, config.vocab_size, (rows, length))
+    tokens = encode(exported.checkpoint, pixels).tokens.repeat_interleave(num_captions, dim=0)
+    decoder = CachedDecoder(exported.checkpoint.model, tokens, length, 1, length)
+    wanted = torch.stack([decoder.step(torch.from_numpy(token_ids[:, [t]])) for t in range(length)], dim=1).numpy()
+
+    image = exported.run("image", pixels=pixels)
+    whole = exported.run("step", token_ids=token_ids, **image, **exported.empty_past(rows))["logits"]
+    assert whole.shape == wanted.shape
+    assert np.abs(whole - wanted).max() <= 1e-4
+
+    past, start = exported.empty_past(rows), 0
+    for end in (2, 3, 4, 8, length):
+        outputs = exported.run("step", token_ids=np.ascontiguousarray(token_ids[:, start:end]), **image, **past)
+        assert np.abs(outputs["logits"] - wanted[:, start:end]).max() <= 1e-4, (start, end)
+        past, start = as_past(outputs), end
+
+
+def greedy(exported, pixels):
+    """The token ids of each caption, and how far its two likeliest tokens lay from each other at each step."""
+    checkpoint = exported.checkpoint
+    image, rows = exported.run("image", pixels=pixels), len(pixels)
+    past, new = exported.empty_past(rows), np.full((rows, 1), checkpoint.tokenizer.bos_id)
+    ids, gaps = [], []
+    for _ in range(checkpoint.config.text_decoder.context_length - 3):
+        outputs = exported.run("step", token_ids=new, **image, **past)
+        logits, past = outputs["logits"][:, -1], as_past(outputs)
+        new = logits.argmax(axis=-1)[:, None]
+        best = np.sort(logits, axis=-1)[:, -2:]
+        ids.append(new[:, 0])
+        gaps.append(best[:, 1] - best[:, 0])
+    return np.stack(ids, axis=1), np.stack(gaps, axis=1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_captions_are_those_of_pytorch(export, name):
+    exported = export(name)
+    images = DRAWINGS if name in SHIPPED else DRAWINGS[:6]
+    model = grr_coca.load(exported.source, device="cpu")
+    pixels = [np.asarray(model.checkpoint.preprocess.square(grr_coca_open(path))) for path in images]
+    ids, gaps = greedy(exported, np.stack(pixels))
+    for found, gap, description in zip(ids, gaps, model.describe(list(images)), strict=True):
+        wanted = description.captions[0].token_ids
+        differing = np.flatnonzero(found[: len(wanted)] != wanted)
+        assert differing.size == 0 or gap[differing[0]] < 1e-4
+
+
+def grr_coca_open(path):
+    return Preprocess(64).decode(path.read_bytes(), path.name)
+
+
+@torch.no_grad()
+def test_a_batch_size_that_is_held_for_a_constant_is_an_error(tiny_config):
+    """The exporter by itself would write a graph for this batch size alone."""
+    config = tiny_config("grr_coca")
+    model = build(config).eval()
+    norm = model.image_encoder.norm
+
+    class Fixed(torch.nn.Module):
+        def forward(self, x):
+            return norm(x) * torch.ones(len(x), 1, 1)
+
+    model.image_encoder.norm = Fixed()
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(Exception, match=r"Constraints violated \(B\)"):
+            trace(model, config, Preprocess(16), "image")
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_has_standard_operators_and_no_trace_of_where_it_was_made(export, name):
+    path = export("grr_coca").folder / f"{name}.onnx"
+    model = ir.load(path)
+    assert {node.domain for node in model.graph} == {""}
+    content = path.read_bytes()
+    assert b"site-packages" not in content
+    assert str(Path(__file__).parents[2]).encode() not in content
+
+
+@pytest.mark.parametrize(("name", "precision"), [*((name, "fp32") for name in QUICK), ("grr_coca", "int8")])
+def test_weights_are_written_once(export, name, precision):
+    """All graphs read one file, and hold small tensors alone."""
+    exported = export(name, precision)
+    weights = "weights.safetensors" if precision == "int8" else "model.safetensors"
+    if precision == "fp32":
+        assert (exported.folder / weights).read_bytes() == (exported.source / weights).read_bytes()
+    used = set()
+    for graph in GRAPHS:
+        for value in ir.load(exported.folder / f"{graph}.onnx").graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                assert tensor.location == weights
+                used.add((tensor.offset, tensor.length))
+            else:
+                assert tensor.nbytes < 8192, value.name
+    assert sum(length for _, length in used) <= (exported.folder / weights).stat().st_size
+    assert used
+
+
+def test_the_folder_is_complete_and_says_what_it_is(export):
+    exported = export("grr_coca")
+    verify_folder(exported.folder)
+    listed = listed_files(exported.folder)
+    assert {path.name for path in exported.folder.iterdir()} == {*listed, "manifest.json"}
+    manifest = json.loads((exported.folder / "manifest.json").read_text())
+    assert manifest["precision"] == "fp32"
+    assert manifest["checkpoint"] == fingerprint(exported.source) == fingerprint(exported.folder)
+    assert manifest["model"]["context_length"] == exported.checkpoint.config.text_decoder.context_length
+    assert manifest["model"]["logit_scale"] == pytest.approx(exported.checkpoint.model.logit_scale.exp().item())
+    for name in ("tokenizer.json", "preprocess.json", "config.json"):
+        assert (exported.folder / name).read_bytes() == (exported.source / name).read_bytes()
+    again = from_pretrained(exported.folder)
+    assert again.config == exported.checkpoint.config
+
+
+def test_a_file_of_weights_that_is_cut_short_or_missing_is_an_error(export, tmp_path):
+    shutil.copytree(export("grr_coca").folder, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(Exception, match=r"out of bounds|model\.safetensors"):
+        session(tmp_path / "cut" / "step.onnx")
+    weights.unlink()
+    with pytest.raises(Exception, match=r"model\.safetensors"):
+        session(tmp_path / "cut" / "step.onnx")
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_half_precision_halves_the_weights_and_computes_in_fp32(export):
+    full, half = export("grr_coca"), export("grr_coca", "fp16")
+    sizes = [(exported.folder / "model.safetensors").stat().st_size for exported in (full, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    rounded = from_pretrained(half.folder)
+    pixels = random_pixels(rounded, 2)
+    wanted = encode(rounded, pixels).embedding.numpy()
+    assert np.abs(half.run("image", pixels=pixels)["image_embedding"] - wanted).max() <= 1e-5
+    assert np.abs(full.run("image", pixels=pixels)["image_embedding"] - wanted).max() > 1e-5
+
+
+def test_int8_is_smaller_and_close(export):
+    full, quantized = export("grr_coca"), export("grr_coca", "int8")
+    pixels = random_pixels(full.checkpoint, 3)
+    embeddings = [exported.run("image", pixels=pixels)["image_embedding"] for exported in (full, quantized)]
+    cosines = (embeddings[0] * embeddings[1]).sum(axis=-1)
+    assert 0.99 < cosines.min() < 1 - 1e-6
+    assert not (quantized.folder / "model.safetensors").exists(), "the folder is no checkpoint"
+    with pytest.raises(UserError, match=r"not a checkpoint: model\.safetensors missing"):
+        from_pretrained(quantized.folder)
+    for name in GRAPHS:
+        for node in ir.load(quantized.folder / f"{name}.onnx").graph:
+            if node.op_type == "MatMulInteger":
+                matrix = node.inputs[1].const_value.numpy()
+                assert matrix.dtype == np.int8
+                assert np.abs(matrix).max() <= 64, "a sum of two products must fit into 16 bits on AVX2"
+
+
+@pytest.mark.parametrize("name", ["imported", pytest.param("icons", marks=pytest.mark.slow)])
+def test_the_program_of_the_readme_runs_without_pytorch(export, tmp_path, name):
+    exported = export(name)
+    image = DRAWINGS[0]
+    page = (exported.folder / "README.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    program = "import sys\nsys.modules['torch'] = sys.modules['grr_coca'] = None\n" + program
+    command = [sys.executable, "-c", program, str(image)]
+    done = subprocess.run(command, cwd=exported.folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    caption, cosine = done.stdout.splitlines()
+    model = grr_coca.load(exported.source, device="cpu")
+    assert caption == model.caption(image)
+    assert float(cosine) == pytest.approx(model.similarity(image, "a red heart").item(), abs=1e-5)

@@ -213,17 +213,6 @@ def lacking_scores(plan: Plan, row: LedgerRow) -> list[str]:
     return lacking if row.kind == "run" else []
 
 
-def min_seeds(num_endpoints: int) -> int:
-    """Minimum number of seeds with which a result can be significant.
-
-    The smallest p of the exact test is 2 / 2^seeds, and must pass Holm's correction for all primary endpoints.
-    """
-    seeds = 2
-    while num_endpoints * 2.0 ** (1 - seeds) > SIGNIFICANCE_LEVEL:
-        seeds += 1
-    return seeds
-
-
 # --- Reading a plan
 
 

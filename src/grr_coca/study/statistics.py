@@ -8,13 +8,13 @@ Shapes: S seeds, E endpoints. Leading dimensions, if any, are studies that are c
 
 from collections.abc import Mapping
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, count
 
 import numpy as np
 from jaxtyping import Float
 from scipy import optimize, stats
 
-from grr_coca.study.plan import SIGNIFICANCE_LEVEL, min_seeds
+from grr_coca.study.plan import SIGNIFICANCE_LEVEL
 
 LEVEL = 0.95
 """Confidence level of all intervals."""
@@ -27,12 +27,13 @@ Numbers = Float[np.ndarray, "*studies"] | float
 """One number for each study; numpy returns a plain number for a single study."""
 
 _POWER = 0.8
+_LARGE_EFFECT = 2.0
+"""Standard deviations over seeds."""
+_NUM_QUANTILES = 4000
 _NUM_SIMULATED = 2000
-"""Studies that are simulated to find power and coverage."""
+"""Studies that are simulated to find the coverage of the bootstrap."""
 _MAX_FLIPS = 2**16
 """Sign patterns of an exact test, enough for all patterns of 16 seeds; of more seeds, so many are drawn at random."""
-_MAX_SIMULATED_FLIPS = 4096
-"""The same in simulated studies, enough for 13 seeds."""
 _ROUNDING = 1e-12
 """An effect below this share of the largest value is rounding error, and set to zero."""
 
@@ -124,7 +125,8 @@ def sign_flip_p(values: Samples) -> Numbers:
 
     If the arms do not differ, each seed's difference is as likely to have the other sign. p is the share of all 2^S
     sign patterns whose mean is at least as far from zero as the observed mean. The test assumes that the distribution
-    is symmetric, and nothing else. The smallest possible p of S seeds is 2 / 2^S.
+    is symmetric, and nothing else. The smallest possible p of S seeds is 2 / 2^S. No verdict uses it: it is a second
+    reading.
     """
     if values.shape[-1] < 2:  # scipy refuses these; both patterns are equally far from zero
         return np.ones(values.shape[:-1])
@@ -142,7 +144,10 @@ def sign_flip_p(values: Samples) -> Numbers:
 
 
 def t_test_p(values: Samples) -> Numbers:
-    """Two-sided p of the one-sample t test (Student, Biometrika 6, 1908); NaN for a single seed, 1 if all are zero."""
+    """Two-sided p of the one-sample t test (Student, Biometrika 6, 1908), by which verdicts are given.
+
+    NaN for a single seed, 1 if all values are zero.
+    """
     mean, error = values.mean(axis=-1), standard_error(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * stats.t.sf(np.abs(mean / error), max(values.shape[-1] - 1, 1))
@@ -172,40 +177,40 @@ def holm(p_values: Float[np.ndarray, "*studies E"]) -> Float[np.ndarray, "*studi
 def smallest_detectable_effect(num_seeds: int, num_endpoints: int) -> float:
     """The smallest true mean that a study detects with a power of 80 %, in standard deviations over seeds.
 
-    An effect is detected as in the verdicts: by the exact sign-flip test with Holm's correction. It is assumed that no
-    other endpoint is significant, so that the level is divided by the number of endpoints; otherwise, a smaller effect
-    suffices. The power is simulated with normal differences.
+    An effect is detected as in the verdicts: by the t test with Holm's correction. It is assumed that no other endpoint
+    is significant, so that the level is divided by the number of endpoints; otherwise, a smaller effect suffices.
+    Differences are normal.
 
     Args:
-        num_seeds: number of seeds.
+        num_seeds: number of seeds; one alone has no t test, and detects nothing.
         num_endpoints: number of primary endpoints.
-
-    Returns:
-        Infinity if no effect can be significant with so few seeds.
     """
-    if num_seeds < min_seeds(num_endpoints):
+    if num_seeds < 2:
         return float("inf")
-    rng = np.random.default_rng(0)
-    drawn, signs = rng.standard_normal((_NUM_SIMULATED, num_seeds)), _sign_patterns(num_seeds, rng)
-    flipped = drawn @ signs.T
-
-    def lacking_power(effect: float) -> float:
-        sums = np.abs(flipped + effect * signs.sum(axis=1))
-        found = np.abs(drawn.sum(axis=1) + effect * num_seeds)
-        p = np.mean(sums >= found[:, np.newaxis] * (1 - 1e-9), axis=1)
-        return float(np.mean(p <= SIGNIFICANCE_LEVEL / num_endpoints)) - _POWER
-
-    return float(optimize.bisect(lacking_power, 0.0, 10.0, xtol=1e-3))
+    critical = stats.t.isf(SIGNIFICANCE_LEVEL / num_endpoints / 2, num_seeds - 1)
+    return float(optimize.brentq(lambda effect: _t_power(effect, num_seeds, critical) - _POWER, 0.0, 1000.0))
 
 
-def _sign_patterns(num_seeds: int, rng: np.random.Generator) -> np.ndarray:
-    """Sign patterns, the one without a flip first: half of all (the others are their opposites), or a sample."""
-    count = 2 ** (num_seeds - 1)
-    if count > _MAX_SIMULATED_FLIPS:
-        drawn = rng.choice((1, -1), (_MAX_SIMULATED_FLIPS, num_seeds))
-        drawn[0] = 1
-        return drawn
-    return 1 - 2 * ((np.arange(count)[:, np.newaxis] >> np.arange(num_seeds)) & 1)
+def _t_power(effect: float, num_seeds: int, critical: float) -> float:
+    """Probability that |t| exceeds its critical value, if the true mean is `effect` standard deviations.
+
+    t is a normal number over the sample deviation, which is independent of it: the mean over the deviation's quantiles.
+    """
+    quantiles = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
+    widths = critical * np.sqrt(stats.chi2.ppf(quantiles, num_seeds - 1) / (num_seeds - 1))
+    centre = effect * np.sqrt(num_seeds)
+    return float(np.mean(stats.norm.sf(widths - centre) + stats.norm.cdf(-widths - centre)))
+
+
+@lru_cache
+def min_seeds(num_endpoints: int) -> int:
+    """Fewest seeds with which a difference is called better or worse.
+
+    With so many, a true mean of two standard deviations over seeds is detected with a power of 80 %. The t test itself
+    takes two seeds. But with so few it finds only enormous effects, and stands on a deviation that is hardly known: a
+    recall that differs by the same hit in both seeds would have p = 0.
+    """
+    return next(seeds for seeds in count(2) if smallest_detectable_effect(seeds, num_endpoints) <= _LARGE_EFFECT)
 
 
 # --- Factorial

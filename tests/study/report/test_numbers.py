@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from grr_coca.presets import get_preset
 from grr_coca.structure import differences, to_dict
 from grr_coca.study.ledger import read_ledger
-from grr_coca.study.plan import Plan, read_plan
+from grr_coca.study.plan import METRICS, Plan, read_plan
+from grr_coca.study.report.answer import verdict
 from grr_coca.study.report.numbers import (
     PARTS,
     PARTS_OF_PRESET,
@@ -125,8 +127,28 @@ def test_what_could_have_been_shown_is_told_of_primary_endpoints(whole, tmp_path
     deviations = smallest_detectable_effect(8, 6)
     assert math.log1p(-found.smallest_shown / 100) == pytest.approx(-deviations * found.effect.deviation / 100)
     assert endpoint(whole, "grr_coca", "pretraining/R@1").smallest_shown is None
-    few = results_of(tmp_path, plan(PAIR, 7), rows_of(PAIR, range(7)))
-    assert endpoint(few, "grr_coca", "pretraining/coca_loss").smallest_shown is None
+    few = endpoint(results_of(tmp_path, plan(PAIR, 6), rows_of(PAIR, range(6))), "grr_coca", "pretraining/coca_loss")
+    assert few.effect.p_t < 0.001, "however small p is, six seeds decide nothing of six endpoints"
+    assert (few.p_holm, few.smallest_shown) == (None, None)
+
+
+def test_the_t_test_decides_where_a_seed_disagrees(tmp_path):
+    """Seven seeds of eight fall by 3 to 5 %, one rises: too few for the exact test, enough for the t test."""
+    ratios = [0.95, 0.96, 0.97, 0.95, 0.96, 0.97, 0.96, 1.005]
+    rows = [replace(row, metrics={"test": dict.fromkeys(METRICS, 2.0)}) for row in rows_of(PAIR, range(8))]
+    rows = [
+        replace(row, metrics={"test": {**row.metrics["test"], "coca_loss": 2.0 * ratios[row.seed]}})
+        if row.arm == "grr_coca"
+        else row
+        for row in rows
+    ]
+    found = endpoint(results_of(tmp_path, plan(PAIR), rows), "grr_coca", "pretraining/coca_loss")
+    logs = np.log(ratios)
+    t = logs.mean() / (logs.std(ddof=1) / math.sqrt(8))
+    assert found.effect.p_t == pytest.approx(2 * stats.t.sf(-t, 7))
+    assert found.p_holm == pytest.approx(6 * found.effect.p_t), "of six endpoints, the others do not differ at all"
+    assert found.effect.p_sign_flip == pytest.approx(4 / 256)
+    assert (verdict(found), 6 * found.effect.p_sign_flip > 0.05) == ("better", True)
 
 
 def test_all_of_it_is_json(whole):

@@ -17,7 +17,7 @@ from grr_coca.study.demo.outcome import ArmResult
 from grr_coca.study.demo.plan import arm_names, demo_recipes
 from grr_coca.study.demo.table import LOSSES, Row, average_row, row, short_names
 from grr_coca.study.drawing import COLOURS, new_figure, render_page, style_axes, svg_text
-from grr_coca.study.plan import DemoPlan, min_seeds
+from grr_coca.study.plan import DemoPlan
 from grr_coca.study.thumbnails import as_webp, data_address, thumbnail
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.recipe import Recipe
@@ -68,7 +68,6 @@ def write_report(plan: DemoPlan, arms: Arms, runs: tuple[Path, Path], machine: s
         rows=rows,
         losses=LOSSES,
         machine=machine,
-        seeds_needed=min_seeds(len(plan.endpoints.primary)),
         curves={name: _curves(names, runs, name) for name in recipes},
         bars=_improvement_bars([_short(r) for r in rows if _WITHOUT not in r.name], names),
         caption_grids={name: _caption_cards(plan, recipes[name], name, arms) for name in recipes},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from grr_coca.study.plan import SIGNIFICANCE_LEVEL, Plan, min_seeds
+from grr_coca.study.plan import SIGNIFICANCE_LEVEL, Plan
 from grr_coca.study.report.numbers import (
     PARTS,
     PARTS_OF_PRESET,
@@ -20,6 +20,7 @@ from grr_coca.study.report.numbers import (
     FactorResults,
     StudyResults,
 )
+from grr_coca.study.statistics import min_seeds
 
 _Names = tuple[str, str]
 """Display names of the first arm and the baseline."""
@@ -141,15 +142,15 @@ def _too_early(results: StudyResults, main: ArmResults) -> str:
 
 
 def _too_few_seeds(main: ArmResults) -> str:
-    """A sentence if no endpoint has enough seeds for a significant result; else empty."""
+    """A sentence if no endpoint has enough seeds for a verdict; else empty."""
     primary = _primary(main)
     needed = min_seeds(len(primary))
     seeds = max((result.effect.num_seeds for result in primary if result.effect), default=0)
     if not 0 < seeds < needed:
         return ""
     return (
-        f"With {_counted(seeds, 'seed')}, nothing can be significant: the exact test needs {needed} to pass the "
-        f"correction for {_counted(len(primary), 'endpoint')}."
+        f"With {_counted(seeds, 'seed')}, nothing is called better or worse: of {_counted(len(primary), 'endpoint')}, "
+        f"this takes {needed} seeds, which detect a true change of two standard deviations in four studies of five."
     )
 
 
@@ -177,8 +178,8 @@ _DECISIONS: dict[Verdict, str] = {
 def verdict(result: EndpointResult) -> Verdict:
     """The verdict on an endpoint.
 
-    Better or worse: the exact test passes Holm's correction. Secondary endpoints, which the correction does not cover,
-    are never called so. Equal: it does not pass, and the interval lies within ± 2 %. Missing: no seed can be compared,
+    Better or worse: the t test passes Holm's correction. Secondary endpoints, which the correction does not cover, are
+    never called so. Equal: it does not pass, and the interval lies within ± 2 %. Missing: no seed can be compared,
     since a value is missing or not above zero. Open: none of these.
     """
     effect = result.effect

@@ -27,6 +27,7 @@ from grr_coca.study.statistics import (
     holm,
     is_equivalent,
     log_ratios,
+    min_seeds,
     sign_flip_p,
     smallest_detectable_effect,
     t_interval,
@@ -128,7 +129,8 @@ class Effect:
 
     - `changes`: of each of the `seeds`; `change`: from the mean of their log ratios
     - `low`, `high`: 95 % t interval; `bootstrap_low`, `bootstrap_high`: for comparison only
-    - `p_sign_flip`, `p_t`: two-sided, without correction for several endpoints
+    - `p_t`: two-sided p of the t test, which decides; not corrected for several endpoints. `p_sign_flip`: of the exact
+      sign-flip test, a second reading that decides nothing
     - `deviation`: standard deviation over seeds
     - `is_equivalent`: the interval lies within ± 2 %
     """
@@ -238,8 +240,8 @@ Factors = tuple[str, ...]
 class FactorResults:
     """A main effect (one factor) or an interaction (several) on each primary endpoint.
 
-    `effects`: by endpoint. `p_holm`: by endpoint, of the t test with Holm's correction for all effects on it; empty for
-    a single seed.
+    `effects`: by endpoint. `p_holm`: by endpoint, of the t test with Holm's correction for all effects on it; without
+    endpoints that have too few seeds for a verdict.
     """
 
     factors: Factors
@@ -281,9 +283,16 @@ def _effects(logs: Mapping[Cell, Mapping[int, float]]) -> dict[Factors, Effect]:
 
 
 def _corrected(effects: Mapping[Factors, Effect]) -> dict[Factors, float]:
-    p_values = [effect.p_t for effect in effects.values()]
-    known = [p for p in p_values if p is not None]
-    return dict(zip(effects, holm(np.array(known)).tolist(), strict=True)) if len(known) == len(p_values) else {}
+    """p of each effect with Holm's correction; empty with too few seeds, which all effects on an endpoint share."""
+    p_values = holm(np.array([_deciding_p(effect, len(effects)) for effect in effects.values()]))
+    return {factors: p for factors, p in zip(effects, p_values.tolist(), strict=True) if np.isfinite(p)}
+
+
+def _deciding_p(effect: Effect | None, num_tests: int) -> float:
+    """p of the test that decides, not corrected; NaN without enough seeds for a verdict in one of `num_tests` tests."""
+    if effect is None or effect.p_t is None or effect.num_seeds < min_seeds(num_tests):
+        return math.nan
+    return effect.p_t
 
 
 # --- Cost
@@ -444,9 +453,10 @@ class EndpointResult:
     - `arm_value`, `baseline_value`: geometric means over seeds
     - `effect`: None if no seed has both values
     - `over_images`: 95 % interval in per cent over images of the test split; None if the ledger lacks the values
-    - `p_holm`: of the sign-flip test with Holm's correction for all primary endpoints; None for secondary ones
+    - `p_holm`: of the t test with Holm's correction for all primary endpoints; None for secondary ones, and with too
+      few seeds for a verdict
     - `smallest_shown`: smallest detectable effect in per cent (80 % power), with as many seeds and this deviation; None
-      for secondary endpoints, and if no effect can be significant with so few seeds
+      as for `p_holm`
     """
 
     endpoint: str
@@ -552,7 +562,7 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
 
 def _endpoints(rows: Rows, plan: Plan, arm: str) -> tuple[EndpointResult, ...]:
     primary = [_endpoint(rows, plan, arm, name, is_primary=True) for name in plan.endpoints.primary]
-    found = [result.effect.p_sign_flip if result.effect else np.nan for result in primary]
+    found = [_deciding_p(result.effect, len(primary)) for result in primary]
     adjusted = holm(np.array(found))
     corrected = [
         replace(result, p_holm=_number(p), smallest_shown=_smallest_detectable(result.effect, len(primary)))
@@ -578,11 +588,9 @@ def _endpoint(rows: Rows, plan: Plan, arm: str, name: str, *, is_primary: bool) 
 
 
 def _smallest_detectable(effect: Effect | None, num_endpoints: int) -> float | None:
-    if effect is None or effect.deviation is None:
+    if effect is None or effect.deviation is None or effect.num_seeds < min_seeds(num_endpoints):
         return None
     deviations = smallest_detectable_effect(effect.num_seeds, num_endpoints)
-    if not np.isfinite(deviations):
-        return None
     # As a decrease; the equivalent increase is a larger percentage.
     return float(-as_percent(-deviations * effect.deviation / 100))
 

@@ -49,8 +49,8 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
     main, titles = results.arms[0], arm_titles(plan)
     chosen = [result for result in main.endpoints if result.is_primary is primary]
     heads = ["endpoint", titles[main.arm], titles[results.baseline], "change, %", "95 % interval", "over images"]
-    heads += ["seeds", "p, exact"]
-    rows = [[Endpoint(r.endpoint).full_title, *_values(r), *_change(r), _seeds(r), _p_exact(r)] for r in chosen]
+    heads += ["seeds", "p"]
+    rows = [[Endpoint(r.endpoint).full_title, *_values(r), *_change(r), _seeds(r), _p(r)] for r in chosen]
     if primary:
         heads += ["p, corrected", "verdict", "detectable, %"]
         rows = [
@@ -67,7 +67,7 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
         "narrow for contrastive losses of few batches. "
     )
     if primary:
-        note += f"p, exact: sign-flip test; corrected: by Holm for all primary endpoints of the plan. {_DETECTABLE}"
+        note += f"p: t test over seeds; corrected: by Holm for all primary endpoints of the plan. {_DETECTABLE}"
     else:
         note += "They have no verdict, since no correction covers them."
     return Table("Primary endpoints" if primary else "Secondary endpoints", tuple(heads), _tuples(rows), note)
@@ -77,7 +77,7 @@ def arms_tables(plan: Plan, results: StudyResults) -> list[Table]:
     """All arms against the baseline on the primary endpoints, a table for each phase."""
     titles = arm_titles(plan)
     note = (
-        f"Change over {titles[results.baseline]} in %, with 95 % interval. Star: the exact test passes Holm's "
+        f"Change over {titles[results.baseline]} in %, with 95 % interval. Star: the t test passes Holm's "
         "correction for the primary endpoints of this arm."
     )
     tables = []
@@ -216,8 +216,8 @@ def _seeds(result: EndpointResult) -> str:
     return str(result.effect.num_seeds) if result.effect else "0"
 
 
-def _p_exact(result: EndpointResult) -> str:
-    return p_in_words(result.effect.p_sign_flip if result.effect else None)
+def _p(result: EndpointResult) -> str:
+    return p_in_words(result.effect.p_t if result.effect else None)
 
 
 def _detectable(result: EndpointResult) -> str:

@@ -22,9 +22,10 @@ from grr_coca.losses import LossWeights, coca_loss
 from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
 from grr_coca.study.ledger import DIGESTS_FILE, PLAN_FILE, Ledger, LedgerRow, ledger_files, read_ledger
 from grr_coca.study.plan import Plan, arm_named, compared_with, plan_of_folder, stage_names
-from grr_coca.study.report.answer import REPORTED, answer, arm_titles, verdict
+from grr_coca.study.report.answer import REPORTED, answer, arm_titles, near_chance_in_words, verdict
 from grr_coca.study.report.figures import late_changes, study_figures
 from grr_coca.study.report.numbers import (
+    PARTS_OF_PRESET,
     PHASE_TITLES,
     Effect,
     Endpoint,
@@ -102,9 +103,30 @@ PAIRS = {
         Pair("grr_coca_input_rope", "grr_coca"),
         Pair("grr_coca_mixed_rope", "grr_coca"),
         Pair("grr_coca_mixed_rope", "baseline_rms_geglu"),
+        Pair("grr_coca_input_rope", "baseline_coca"),
+        Pair("grr_coca_mixed_rope", "baseline_coca"),
     )
 }
 """Studies that ask about several arms, each against an arm of its own. Their first arm is not the question."""
+
+
+class Plateau(NamedTuple):
+    """What a model reaches that has not begun to learn what a study is about.
+
+    - `metric`: in the rows
+    - `guessing`: its value for such a model
+    - `part`: the part that is asked about
+    """
+
+    metric: str
+    guessing: float
+    part: str
+
+
+PLATEAUS = {"position": Plateau("R@1", 1 / 8, "RoPE")}
+"""Studies whose runs have two modes. They are counted: a mean and its interval would tell of no run."""
+LEFT = 1.5
+"""A run has left the plateau if its metric is above so many times that of guessing."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +180,8 @@ def report(folder: Path) -> str:
     elif rates := rate_results(study.plan, study.ledger):
         sections = [_rates(found) for found in rates]
     else:
-        sections = [_answer(study), _splits(study)] if study.plan.seeds else []
+        asked = [_counts(study, PLATEAUS[name]), _endpoints(study)] if name in PLATEAUS else [_answer(study)]
+        sections = [*asked, _splits(study)] if study.plan.seeds else []
     sections += [_arms(study)]
     for over in OTHER_BASELINES.get(name, ()):
         second = open_study(folder, over)
@@ -340,11 +363,48 @@ def _answer(study: Study, over: str = "") -> str:
     lines = [f"## The answer{over}\n\n**{found.headline}.** {_progress(study.results)}\n"]
     if not _is_begun(study):
         return lines[0]
-    lines += ["\n", *(f"- {sentence}\n" for sentence in found.sentences), "\n"]
-    lines += [_figure(study, "endpoints", "Change of each primary endpoint with its interval")]
+    lines += ["\n", *(f"- {sentence}\n" for sentence in found.sentences), "\n", _endpoints(study)]
+    return "".join(lines)
+
+
+def _endpoints(study: Study) -> str:
+    """The endpoints of the first arm and their figures."""
+    lines = [_figure(study, "endpoints", "Change of each primary endpoint with its interval")]
     lines += [_figure(study, "seeds", "Change of each primary endpoint, seed by seed")]
     tables = [endpoint_table(study.plan, study.results, primary=primary) for primary in (True, False)]
     return "".join(lines) + "\n".join(_shown(table) for table in tables if table.rows)
+
+
+def _counts(study: Study, plateau: Plateau) -> str:
+    """How many runs with and without a part have left the plateau."""
+    plan = study.plan
+    endpoint = Endpoint(f"pretraining/{plateau.metric}")
+    values = {arm.name: endpoint_values(rows_by_run(study.ledger.rows), plan, endpoint, arm.name) for arm in plan.arms}
+    has_part = {arm.name: plateau.part in PARTS_OF_PRESET[arm.preset_name] for arm in plan.arms}
+    bound = LEFT * plateau.guessing
+    told = []
+    for side in (True, False):
+        found = [value for name, by_seed in values.items() if has_part[name] is side for value in by_seed.values()]
+        told.append(f"{sum(value > bound for value in found)} of {len(found)} {'models with' if side else 'without'}")
+    titles, rows = arm_titles(plan), []
+    for name, by_seed in values.items():
+        left = sorted(value for value in by_seed.values() if value > bound)
+        stayed = sorted(value for value in by_seed.values() if value <= bound)
+        rows.append((titles[name], f"{len(left)} of {len(by_seed)}", _range(left), _range(stayed)))
+    heads = ("arm", "left the plateau", f"{endpoint.title}, of these, %", "of the others, %")
+    lines = [
+        f"## The answer\n\n**{told[0]} {plateau.part} left the plateau, and {told[1]}.** ",
+        f"{_progress(study.results)}\n\n",
+        f"On {plan.endpoints.split}, a model that guesses has {endpoint.title} {100 * plateau.guessing:g} %. ",
+        f"One above {100 * bound:g} % has left this plateau. The runs of an arm have these two modes, so the means ",
+        f"and intervals of the tables below describe no single run.\n\n{as_markdown(Table('', heads, tuple(rows)))}\n",
+    ]
+    return "".join(lines)
+
+
+def _range(shares: list[float]) -> str:
+    """Shares in per cent, from the lowest to the highest."""
+    return " to ".join(dict.fromkeys(f"{100 * share:.1f}" for share in (shares[:1] + shares[-1:]))) or "–"
 
 
 def _splits(study: Study) -> str:
@@ -372,16 +432,19 @@ def _with_count(effect: Effect | None) -> str:
 
 def _pairs(folder: Path, pairs: Sequence[Pair]) -> str:
     """A row for each pair of arms, a column for each primary endpoint."""
-    rows, endpoints = [], plan_of_folder(folder).endpoints.primary
+    rows, compared, endpoints = [], [], plan_of_folder(folder).endpoints.primary
     for pair in pairs:
         study = open_study(folder, pair.over, pair.arm)
         assert study is not None
         titles = arm_titles(study.plan)
+        compared.append(study.results)
         found = {result.endpoint: result for result in study.results.arms[0].endpoints}
         cells = [_starred(found[name]) for name in endpoints]
         rows.append((f"{titles[pair.arm]} over {titles[pair.over]}", *cells))
     heads = ("", *(Endpoint(name).full_title for name in endpoints))
-    return _shown(Table("Each form against its plain form", heads, tuple(rows)), "##")
+    warnings = dict.fromkeys(near_chance_in_words(found) for found in compared)
+    table = Table("Each form against its plain form, and the best two against Baseline CoCa", heads, tuple(rows))
+    return _shown(table, "##") + "".join(f"\n{warning}\n" for warning in warnings if warning)
 
 
 def _rates(found: RateResults) -> str:

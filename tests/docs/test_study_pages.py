@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,26 @@ def test_a_second_baseline_has_a_section_and_figures_of_its_own(script, monkeypa
     assert "## The answer over GRR-CoCa" in text
     assert "**Baseline CoCa is worse than GRR-CoCa in all 6 primary endpoints.** 8 seeds." in text
     assert "(figures/over-grr_coca-endpoints.svg)" in text
+
+
+def test_runs_of_two_modes_are_counted(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "PLATEAUS", {"s": script.Plateau("R@1", 0.125, "RoPE")})
+
+    def with_recall(row):
+        left = row.arm == "grr_coca" and row.seed != 5
+        test = {**row.metrics["test"], "R@1": 0.5 + 0.01 * row.seed if left else 0.125 + 0.005 * row.seed}
+        return replace(row, metrics={**row.metrics, "test": test})
+
+    text = script.report(study(tmp_path / "s", PAIR, map(with_recall, rows_of(PAIR, range(8)))))
+    assert "**7 of 8 models with RoPE left the plateau, and 0 of 8 without.** 8 seeds." in text
+    assert "guesses has R@1, text to image 12.5 %. One above 18.75 % has left this plateau" in text
+    table = text.partition("left the plateau |")[2].partition("![")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    cells = {name: told for name, *told in lines}
+    assert cells["GRR-CoCa"] == ["7 of 8", "50.0 to 57.0", "15.0"]
+    assert cells["Baseline CoCa"] == ["0 of 8", "–", "12.5 to 16.0"]
+    assert "is better than" not in text, "no verdict from means"
+    assert "CoCa loss after pretraining" in text, "the tables stay"
 
 
 def test_a_study_may_ask_about_several_pairs_of_arms(script, monkeypatch, tmp_path):

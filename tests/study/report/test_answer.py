@@ -131,7 +131,9 @@ def test_a_gain_is_told_as_a_person_would(tmp_path):
     )
     assert found.sentences[0].endswith(" % lower).")
     assert any(
-        "as the paper reports is excluded at this scale for contrastive loss" in line for line in found.sentences
+        "excluded at this scale, by an interval over seeds that is corrected for the 6 endpoints, for contrastive loss"
+        in line
+        for line in found.sentences
     )
 
 
@@ -324,3 +326,31 @@ def test_parts_are_not_said_to_do_nothing_where_a_corner_diverged(tmp_path):
     (half_lost,) = told("health")
     assert "RoPE lowers contrastive loss by 2.2 %, " in half_lost
     assert "main effects on contrastive loss, perplexity and CoCa loss after fine-tuning are unknown" in half_lost
+
+
+@pytest.mark.parametrize(("factor", "is_near"), [(0.94, False), (0.96, True), (1.1, True)])
+def test_contrastive_losses_that_are_no_better_than_guessing_exclude_nothing(tmp_path, factor, is_near):
+    """Of 32 pairs, a model that guesses has a loss of ln 32 = 3.47; from 95 % of it on, a loss says nothing."""
+
+    def lifted(row):
+        if row.stage != "health":
+            return row
+        loss = factor * math.log(32) * (1.01 if row.seed % 2 else 1 / 1.01)  # the geometric mean over seeds is exact
+        test = {**row.metrics["test"], "contrastive_loss": loss, "contrastive_batch_size": 32.0}
+        return replace(row, metrics={**row.metrics, "test": test})
+
+    found = said(tmp_path, plan(PAIR), map(lifted, rows_of(PAIR, range(8))))
+    warned = [
+        sentence for sentence in found.sentences if sentence.startswith("After health, contrastive losses on test")
+    ]
+    assert len(warned) == is_near
+    if is_near:
+        assert "guessing (3.47, the logarithm of the 32 pairs of a batch)" in warned[0]
+        assert warned[0].endswith("Look at the loss with a refitted temperature, and at R@1.")
+    (paper,) = (sentence for sentence in found.sentences if "the paper" in sentence)
+    told = (
+        "contrastive loss and CoCa loss after pretraining and after",
+        "contrastive loss and CoCa loss after pretraining, ",
+    )
+    assert told[is_near] in paper.partition(";")[0]
+    assert told[not is_near] not in paper

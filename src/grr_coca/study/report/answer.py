@@ -49,6 +49,7 @@ def answer(plan: Plan, results: StudyResults) -> Answer:
         _main_effects(results, headline_endpoint(plan, "pretraining")),
         _significant_effects(results),
         _paper(results, main),
+        near_chance_in_words(results),
         _lost(results, main),
         _left_out(results, main),
         _too_few_seeds(main),
@@ -119,6 +120,26 @@ def _lost(results: StudyResults, main: ArmResults) -> str:
         f"Of {_counted(results.num_planned_seeds, 'seed')}, {results.num_lost_seeds} cannot be compared, because a run "
         f"diverged ({'; '.join(lost)}). An arm that diverged is worse than what its other seeds show."
     )
+
+
+def near_chance_in_words(results: StudyResults) -> str:
+    """A warning that some contrastive losses are no better than guessing; empty if none is."""
+    if not results.near_chance:
+        return ""
+    first = results.near_chance[0]
+    stages = listed([found.stage for found in results.near_chance])
+    guessing = f"{first.chance:.2f}, the logarithm of the {first.batch_size} pairs of a batch"
+    return (
+        f"After {stages}, contrastive losses on {results.split} are about as high as by guessing ({guessing}). Nothing "
+        "follows from them, and the CoCa loss contains them. Look at the loss with a refitted temperature, and at R@1."
+    )
+
+
+def _says_nothing(results: StudyResults, endpoint: Endpoint) -> bool:
+    """True for a contrastive loss that is near chance in some stage of its phase."""
+    pretraining = results.stages[0]
+    phases = {"pretraining" if found.stage == pretraining else "finetuning" for found in results.near_chance}
+    return endpoint.metric == "contrastive_loss" and endpoint.phase in phases
 
 
 def _left_out(results: StudyResults, main: ArmResults) -> str:
@@ -220,7 +241,8 @@ _ARMS = ("grr_coca", "baseline_coca")
 Agreement = Literal["excluded", "doubtful", "within", "exceeded"]
 
 _AGREEMENTS: dict[Agreement, str] = {
-    "excluded": "as large a gain as the paper reports is excluded at this scale for {endpoints}",
+    "excluded": "as large a gain as the paper reports is excluded at this scale, by an interval over seeds that is "
+    "corrected for the {count}, for {endpoints}",
     "doubtful": "a gain like the paper's lies outside the 95 % interval, but within one that is corrected for the "
     "{count}, for {endpoints}",
     "within": "a gain like the paper's lies within the interval for {endpoints}",
@@ -263,7 +285,8 @@ def agreement(effect: Effect, reported: float, num_endpoints: int) -> Agreement 
 def _paper(results: StudyResults, main: ArmResults) -> str:
     """The comparison with the gains that the paper reports; empty until all seeds are finished.
 
-    Endpoints that lack seeds are left out, since the missing seeds may be the worst.
+    Endpoints that lack seeds are left out, since the missing seeds may be the worst, and so are
+    contrastive losses near chance, which exclude nothing.
     """
     if results.num_seeds < results.num_planned_seeds:
         return ""
@@ -276,7 +299,7 @@ def _paper(results: StudyResults, main: ArmResults) -> str:
     agreeing: dict[Agreement, list[EndpointResult]] = {}
     for result, effect, gain in compared:
         found = agreement(effect, gain, len(compared))
-        if found is not None:
+        if found is not None and not _says_nothing(results, Endpoint(result.endpoint)):
             agreeing.setdefault(found, []).append(result)
     return _clauses(
         template.format(endpoints=_in_words(agreeing[kind]), count=_counted(len(compared), "endpoint"))

@@ -442,6 +442,9 @@ def _resampled_log_ratios(endpoint: Endpoint, arm: np.ndarray, baseline: np.ndar
 
 # --- Results
 
+_NEAR_CHANCE = 0.95
+"""A contrastive loss above this share of that of guessing says nothing."""
+
 Run = tuple[str, int, str]
 """Arm, seed and stage."""
 
@@ -478,6 +481,19 @@ class ArmResults:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NearChance:
+    """A stage after which the contrastive loss of the first arm or of the baseline says nothing.
+
+    It is at least 95 % of `chance`, the loss of a model that guesses, as the geometric mean over seeds. `chance` is the
+    logarithm of the number of pairs in a batch.
+    """
+
+    stage: str
+    batch_size: int
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyResults:
     """All results of a study in numbers; the content of `results.json`.
 
@@ -488,6 +504,7 @@ class StudyResults:
     - `lost`: stages that diverged, or whose pretraining did. `num_lost_seeds`: seeds with a lost stage of the first arm
       or of the baseline
     - `factorial`: effects over the seeds that have every corner; empty if the plan has no factorial
+    - `near_chance`: stages whose contrastive loss is hardly better than guessing
     - `bootstrap_coverage`: coverage of the bootstrap's 95 % intervals with so many seeds
     - `notes`: sentences on rows that do not count, and on values that are missing
     """
@@ -504,6 +521,7 @@ class StudyResults:
     lost: tuple[str, ...]
     arms: tuple[ArmResults, ...]
     factorial: tuple[FactorResults, ...]
+    near_chance: tuple[NearChance, ...]
     costs: tuple[ArmCost, ...]
     machines: tuple[str, ...]
     precisions: tuple[str, ...]
@@ -551,6 +569,7 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
         lost=lost_in_words,
         arms=tuple(ArmResults(arm=arm, endpoints=_endpoints(rows, plan, arm)) for arm in others),
         factorial=_factor_results(rows, plan),
+        near_chance=_near_chance(rows, plan, (others[0], plan.baseline)),
         costs=_arm_costs(plan, ledger.rows),
         machines=_distinct(row.machine for row in ledger.rows),
         precisions=_distinct(row.precision for row in ledger.rows),
@@ -593,6 +612,21 @@ def _smallest_detectable(effect: Effect | None, num_endpoints: int) -> float | N
     deviations = smallest_detectable_effect(effect.num_seeds, num_endpoints)
     # As a decrease; the equivalent increase is a larger percentage.
     return float(-as_percent(-deviations * effect.deviation / 100))
+
+
+def _near_chance(rows: Rows, plan: Plan, arms: Sequence[str]) -> tuple[NearChance, ...]:
+    found = []
+    for stage in stage_names(plan):
+        for arm in arms:
+            metrics = [
+                rows[key].metrics.get(plan.endpoints.split, {}) for s in plan.seeds if (key := (arm, s, stage)) in rows
+            ]
+            losses = [m["contrastive_loss"] for m in metrics if 0 < m.get("contrastive_loss", 0.0) < math.inf]
+            size = int(next((m["contrastive_batch_size"] for m in metrics if "contrastive_batch_size" in m), 0))
+            if losses and size > 1 and np.log(losses).mean() >= np.log(_NEAR_CHANCE * math.log(size)):
+                found.append(NearChance(stage=stage, batch_size=size, chance=math.log(size)))
+                break
+    return tuple(found)
 
 
 def _lost(ledger: Ledger, rows: Rows, stages: Sequence[str]) -> set[Run]:

@@ -96,7 +96,7 @@ def _coca(weights: LossWeights, summed: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Measured:
-    """The metrics of a split, as plain numbers and as `Measure`s, which give intervals and paired differences.
+    """The metrics of a split, as plain numbers and as `Measure` objects, which give intervals and paired differences.
 
     `num_tokens`: the tokens of all captions that were predicted; a caption is cut to the context of the model.
     """

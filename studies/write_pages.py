@@ -57,6 +57,8 @@ RESULTS_FIGURE = ROOT / "docs" / "results.svg"
 GENERATED = "<!-- Everything below is written by studies/write_pages.py. -->\n"
 PLACE = re.compile(r"(?P<begin><!-- studies (?P<name>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 COMMENT = re.compile(rb"^ *#.*\n", re.MULTILINE)
+TOGETHER = "taken as one"
+"""Stands among the splits: validation, test, and the unseen style."""
 TRAINING = "training"
 """Stands among the splits: means over the last steps of training, on augmented images."""
 
@@ -239,12 +241,12 @@ def settings_table(studies: Path) -> str:
     after, tuned = Endpoint("pretraining/coca_loss"), Endpoint("finetuning/coca_loss")
     rows = []
     for setting, study in _settings(studies).items():
-        effects = [_effect(study, after, split) for split in ("test", "val", "test_style", TRAINING)]
+        effects = [_effect(study, after, split) for split in ("test", "val", "test_style", TOGETHER, TRAINING)]
         starred = [_is_shown(study, endpoint) for endpoint in (after, tuned)]
         cells = [effect_cell(effects[0], starred[0]), *map(effect_cell, effects[1:])]
         cells += [effect_cell(_effect(study, tuned, study.plan.endpoints.split), starred[1])]
         rows.append((setting, _rate(study), *cells))
-    heads = ("setting", "rate", "test", "val", "unseen style", "training", "fine-tuned, test")
+    heads = ("setting", "rate", "test", "val", "unseen style", "taken as one", "training", "fine-tuned, test")
     return as_markdown(Table("", heads, tuple(rows)))
 
 
@@ -339,9 +341,23 @@ def _is_shown(study: Study, endpoint: Endpoint) -> bool:
 def _effect(study: Study, endpoint: Endpoint, split: str) -> Effect | None:
     """The change of an endpoint on a split, or in training; None if the split is not in all rows."""
     plan = replace(study.plan, endpoints=replace(study.plan.endpoints, split=split))
-    rows = rows_by_run([_with_training(row) for row in study.ledger.rows])
+    rows = rows_by_run([_with_training(_with_together(row)) for row in study.ledger.rows])
     arm, over = (endpoint_values(rows, plan, endpoint, name) for name in (study.results.arms[0].arm, plan.baseline))
     return effect_of({seed: math.log(arm[seed] / over[seed]) for seed in arm if seed in over})
+
+
+def _with_together(row: LedgerRow) -> LedgerRow:
+    """A row with its validation and test splits, but not that of other concepts, taken as one, weighted by pairs."""
+    splits = [row.metrics[split] for split in ("val", "test", "test_style") if split in row.metrics]
+    if len(splits) < 2 or any("num_pairs" not in found for found in splits):
+        return row
+    pairs = sum(found["num_pairs"] for found in splits)
+    losses = {
+        name: sum(found["num_pairs"] * found[name] for found in splits) / pairs
+        for name in ("contrastive_loss", "captioning_loss", "coca_loss")
+    }
+    together = {**losses, "perplexity": math.exp(losses["captioning_loss"])}
+    return replace(row, metrics={**row.metrics, TOGETHER: together})
 
 
 def _with_training(row: LedgerRow) -> LedgerRow:
@@ -415,7 +431,7 @@ def _splits(study: Study) -> str:
     for phase, title in PHASE_TITLES.items():
         endpoints = [e for e in map(Endpoint, study.plan.endpoints.primary) if e.phase == phase]
         splits = dict.fromkeys(split for row in study.ledger.rows for split in row.metrics)
-        for split in (*splits, TRAINING):
+        for split in (*splits, TOGETHER, TRAINING):
             effects = [_effect(study, endpoint, split) for endpoint in endpoints]
             if any(effects):
                 rows.append((f"{title}, {split}", *map(_with_count, effects)))

@@ -1,5 +1,6 @@
 """Reports on studies and the page of results hold what the ledgers say, whatever state a study is in."""
 
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -102,6 +103,18 @@ def test_a_second_baseline_has_a_section_and_figures_of_its_own(script, monkeypa
     assert "(figures/over-grr_coca-endpoints.svg)" in text
 
 
+def test_splits_are_taken_as_one_by_their_pairs(script):
+    (row,) = rows_of(["grr_coca"], [0])[:1]
+    losses = {"contrastive_loss": 1.0, "captioning_loss": 2.0, "coca_loss": 5.0}
+    double = {name: 2 * value for name, value in losses.items()}
+    metrics = {"test": losses | {"num_pairs": 300.0}, "val": double | {"num_pairs": 100.0}, "test_concept": {}}
+    together = script._with_together(replace(row, metrics=metrics)).metrics[script.TOGETHER]
+    expected = {"contrastive_loss": 1.25, "captioning_loss": 2.5, "coca_loss": 6.25, "perplexity": math.exp(2.5)}
+    assert together == pytest.approx(expected)
+    alone = replace(row, metrics={"test": metrics["test"]})
+    assert script._with_together(alone) == alone
+
+
 def test_runs_of_two_modes_are_counted(script, monkeypatch, tmp_path):
     monkeypatch.setattr(script, "PLATEAUS", {"s": script.Plateau("R@1", 0.125, "RoPE")})
 
@@ -158,6 +171,7 @@ def test_studies_stand_side_by_side_with_stars_where_a_difference_is_shown(scrip
         "test",
         "val",
         "unseen style",
+        "taken as one",
         "training",
         "fine-tuned, test",
     ]

@@ -328,6 +328,21 @@ def test_parts_are_not_said_to_do_nothing_where_a_corner_diverged(tmp_path):
     assert "main effects on contrastive loss, perplexity and CoCa loss after fine-tuning are unknown" in half_lost
 
 
+@pytest.mark.parametrize(("change", "is_small"), [(-1.6, True), (-2.1, False), (1.6, True), (2.1, False)])
+def test_a_change_within_half_of_the_papers_gain_is_told(tmp_path, change, is_small):
+    """Perplexity after pretraining: the paper has −3.71 %, half of it is 1.855 %. Seeds are 0.1 % around `change`."""
+
+    def shifted(row):
+        around = 1 + change / 100 + (0.001 if row.seed % 2 else -0.001)
+        perplexity = 4.0 * (around if row.arm == "grr_coca" else 1.0)
+        return replace(row, metrics={**row.metrics, "test": {**row.metrics["test"], "perplexity": perplexity}})
+
+    only = plan(PAIR, endpoints={"primary": ["pretraining/perplexity"]})
+    (paper,) = (s for s in said(tmp_path, only, map(shifted, rows_of(PAIR, range(8)))).sentences if "paper" in s)
+    told = "the 95 % interval lies within half of the paper's gain, up and down, for perplexity after pretraining."
+    assert paper.endswith(told) is is_small
+
+
 @pytest.mark.parametrize(("factor", "is_near"), [(0.94, False), (0.96, True), (1.1, True)])
 def test_contrastive_losses_that_are_no_better_than_guessing_exclude_nothing(tmp_path, factor, is_near):
     """Of 32 pairs, a model that guesses has a loss of ln 32 = 3.47; from 95 % of it on, a loss says nothing."""

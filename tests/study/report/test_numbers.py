@@ -20,7 +20,7 @@ from grr_coca.study.report.numbers import (
     Endpoint,
     effect_of,
     factorial_corners,
-    interval_over_images,
+    image_intervals,
     rows_by_run,
     study_results,
 )
@@ -282,6 +282,11 @@ def test_counted_training_is_shown_where_all_arms_have_it(tmp_path):
 NUM_IMAGES = 200
 
 
+def interval_over_images(*asked):
+    found = image_intervals(*asked)
+    return found and found.over_images
+
+
 def values_of(shift: float, rng: np.random.Generator, shared: np.ndarray) -> dict[str, list]:
     """Values of a split; images differ widely and alike for both arms, and an arm adds `shift` to each."""
     nats = shared * np.exp(shift + rng.normal(0, 0.02, NUM_IMAGES))
@@ -395,3 +400,57 @@ def test_without_values_or_seeds_there_is_no_interval(studied):
         assert interval_over_images(torn, made, endpoint, "grr_coca", (0, 1)) is None
     assert "coca_loss" not in STATISTICS
     assert interval_over_images(rows, made, Endpoint("pretraining/coca_loss"), "grr_coca", (0, 1)) is None
+
+
+# --- Intervals over seeds and images
+
+
+def with_nats(rows, nats_of):
+    """Rows whose images have these nats, by arm and seed; each image has one token."""
+    return {
+        key: replace(row, values={"test": {"nll": nats_of(*key[:2]).tolist(), "tokens": [1] * NUM_IMAGES}})
+        for key, row in rows.items()
+    }
+
+
+def test_crossed_intervals_with_one_kind_of_noise_are_those_of_this_kind(studied):
+    made, rows = studied
+    endpoint = Endpoint("pretraining/perplexity")
+    noise = np.random.default_rng(1).normal(0, 0.1, NUM_IMAGES)
+    images = image_intervals(
+        with_nats(rows, lambda arm, _: 3 + noise * (arm == "grr_coca")), made, endpoint, "grr_coca", (0, 1)
+    )
+    assert images.over_both == pytest.approx(images.over_images), "models that do not differ by seed"
+    of_seed = {("grr_coca", 0): 3.02, ("grr_coca", 1): 2.98}
+    seeds = image_intervals(
+        with_nats(rows, lambda *run: np.full(NUM_IMAGES, of_seed.get(run, 3.0))), made, endpoint, "grr_coca", (0, 1)
+    )
+    assert seeds.over_images == pytest.approx((0, 0), abs=1e-9), "images that do not differ"
+    # Of two seeds, a quarter of the draws has the first alone, and a quarter the second alone.
+    assert seeds.over_both == pytest.approx((100 * np.expm1(-0.02), 100 * np.expm1(0.02)))
+    assert image_intervals(rows, made, endpoint, "grr_coca", (0,)).over_both is None, "one seed"
+
+
+def test_crossed_intervals_contain_the_truth_where_seeds_or_images_alone_do_not(studied):
+    """The mean of seeds and images, each with its own noise: the variances of both add up."""
+    made, rows = studied
+    rng = np.random.default_rng(2)
+    endpoint, seeds, hits = Endpoint("pretraining/perplexity"), tuple(range(8)), []
+    (row,) = (row for key, row in rows.items() if key == ("grr_coca", 0, "pictograms"))
+    for _ in range(40):
+        of_seed, of_image = rng.normal(0, 0.02, 8), rng.normal(0, 0.1, NUM_IMAGES)
+        nats = {("grr_coca", s): 3 + of_seed[s] + of_image for s in seeds}
+        many = {
+            (arm, s, "pictograms"): replace(
+                row,
+                values={
+                    "test": {"nll": nats.get((arm, s), np.full(NUM_IMAGES, 3.0)).tolist(), "tokens": [1] * NUM_IMAGES}
+                },
+            )
+            for arm in PAIR
+            for s in seeds
+        }
+        found = image_intervals(many, made, endpoint, "grr_coca", seeds)
+        hits.append([low < 0 < high for low, high in found])
+    over_images, over_both = np.mean(hits, axis=0)
+    assert over_images < 0.9 <= over_both

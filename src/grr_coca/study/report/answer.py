@@ -301,11 +301,26 @@ def _paper(results: StudyResults, main: ArmResults) -> str:
         found = agreement(effect, gain, len(compared))
         if found is not None and not _says_nothing(results, Endpoint(result.endpoint)):
             agreeing.setdefault(found, []).append(result)
-    return _clauses(
+    clauses = [
         template.format(endpoints=_in_words(agreeing[kind]), count=_counted(len(compared), "endpoint"))
         for kind, template in _AGREEMENTS.items()
         if kind in agreeing
-    )
+    ]
+    small = [result for result, effect, gain in compared if _is_small(effect, gain)]
+    small = [result for result in small if not _says_nothing(results, Endpoint(result.endpoint))]
+    if small:
+        clauses.append(f"the 95 % interval lies within half of the paper's gain, up and down, for {_in_words(small)}")
+    return _clauses(clauses)
+
+
+def _is_small(effect: Effect, reported: float) -> bool:
+    """True if the interval lies within half of the reported gain, below and above no change.
+
+    This is an equivalence test by two one-sided tests of 2.5 % each. A change within this margin is closer to none than
+    to what the paper reports.
+    """
+    margin = abs(reported) / 2
+    return effect.low is not None and effect.high is not None and -margin < effect.low and effect.high < margin
 
 
 # --- Effects of the parts

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
@@ -377,16 +378,27 @@ STATISTICS: dict[str, Callable[[Values], Statistics]] = {
 """Contributions to each metric from the values of a row. The CoCa loss has none, as it mixes batches and captions."""
 
 
-def interval_over_images(
-    rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seeds: Sequence[int]
-) -> tuple[float, float] | None:
-    """The 95 % interval of a change in per cent over images of the test split, for the same trained models.
+class ImageIntervals(NamedTuple):
+    """95 % intervals of a change in per cent: over images, and over seeds and images at once (None for one seed)."""
 
-    It is a paired bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13): images with all
-    their captions, or batches, are drawn with replacement, the same for both arms and all seeds, and the change is
-    computed again. Captions are not drawn one by one, since those of an image resemble each other, and the interval
-    would be too narrow. Fine-tunings are drawn independently. Log ratios are averaged over the seeds that have one: a
-    draw may have a recall of zero.
+    over_images: tuple[float, float]
+    over_both: tuple[float, float] | None
+
+
+def image_intervals(
+    rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seeds: Sequence[int]
+) -> ImageIntervals | None:
+    """Intervals of a change over images of the test split.
+
+    Over images is for the same trained models. It is a paired bootstrap (Efron and Tibshirani, An Introduction to the
+    Bootstrap, 1993, chapter 13): images with all their captions, or batches, are drawn with replacement, the same for
+    both arms and all seeds, and the change is computed again. Captions are not drawn one by one, since those of an
+    image resemble each other, and the interval would be too narrow. Fine-tunings are drawn independently. Log ratios
+    are averaged over the seeds that have one: a draw may have a recall of zero.
+
+    Over seeds and images speaks of other models and other images at once. It draws the seeds too, crossed with the
+    images (pigeonhole bootstrap: Owen, The Annals of Applied Statistics 1, 2007). It counts the noise of single images
+    with single seeds more than once, which makes it wider; percentiles over few seeds make it narrower.
 
     Args:
         rows: rows by arm, seed and stage.
@@ -396,7 +408,7 @@ def interval_over_images(
         seeds: the seeds that both arms have.
 
     Returns:
-        Low and high. None without seeds, without values in the rows, or if no seed has a log ratio in some draw.
+        None without seeds, without values in the rows, or if no seed has a log ratio in some draw.
     """
     if endpoint.metric not in STATISTICS or not seeds:
         return None
@@ -407,10 +419,24 @@ def interval_over_images(
         if sides[0] is None or sides[1] is None or len(sides[0]) != len(sides[1]):
             return None
         logs += _resampled_log_ratios(endpoint, sides[0], sides[1], place) / len(stages)
-    known = np.isfinite(logs)
-    if not known.any(axis=1).all():
+    if not np.isfinite(logs).any(axis=1).all():
         return None
-    low, high = np.quantile(logs.mean(axis=1, where=known), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    over_images = _quantiles(logs, np.ones(logs.shape))
+    assert over_images is not None
+    drawn = np.random.default_rng(0).multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=len(logs))
+    return ImageIntervals(over_images, _quantiles(logs, drawn) if len(seeds) > 1 else None)
+
+
+def _quantiles(logs: np.ndarray, drawn: np.ndarray) -> tuple[float, float] | None:
+    """Percentile interval in per cent of the mean log ratio over seeds, R × S, each counted as often as it was drawn.
+
+    None if some draw has no log ratio.
+    """
+    weights = np.where(np.isfinite(logs), drawn, 0)
+    if not weights.any(axis=1).all():
+        return None
+    means = np.sum(np.nan_to_num(logs) * weights, axis=1) / weights.sum(axis=1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(as_percent(low)), float(as_percent(high))
 
 
@@ -456,6 +482,7 @@ class EndpointResult:
     - `arm_value`, `baseline_value`: geometric means over seeds
     - `effect`: None if no seed has both values
     - `over_images`: 95 % interval in per cent over images of the test split; None if the ledger lacks the values
+    - `over_both`: the same over seeds and images at once; None for a single seed too
     - `p_holm`: of the t test with Holm's correction for all primary endpoints; None for secondary ones, and with too
       few seeds for a verdict
     - `smallest_shown`: smallest detectable effect in per cent (80 % power), with as many seeds and this deviation; None
@@ -468,6 +495,7 @@ class EndpointResult:
     baseline_value: float | None
     effect: Effect | None
     over_images: tuple[float, float] | None
+    over_both: tuple[float, float] | None = None
     p_holm: float | None = None
     smallest_shown: float | None = None
 
@@ -596,13 +624,15 @@ def _endpoint(rows: Rows, plan: Plan, arm: str, name: str, *, is_primary: bool) 
     seeds = [seed for seed in values if seed in baseline]
     sides = [np.array([side[seed] for seed in seeds]) for side in (values, baseline)]
     ratios = log_ratios(sides[0], sides[1])
+    intervals = image_intervals(rows, plan, Endpoint(name), arm, seeds)
     return EndpointResult(
         endpoint=name,
         is_primary=is_primary,
         arm_value=_geometric_mean(sides[0]),
         baseline_value=_geometric_mean(sides[1]),
         effect=effect_of(dict(zip(seeds, ratios.tolist(), strict=True))),
-        over_images=interval_over_images(rows, plan, Endpoint(name), arm, seeds),
+        over_images=intervals.over_images if intervals else None,
+        over_both=intervals.over_both if intervals else None,
     )
 
 

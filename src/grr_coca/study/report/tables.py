@@ -48,7 +48,15 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
     """The primary or the secondary endpoints of the first arm against the baseline."""
     main, titles = results.arms[0], arm_titles(plan)
     chosen = [result for result in main.endpoints if result.is_primary is primary]
-    heads = ["endpoint", titles[main.arm], titles[results.baseline], "change, %", "95 % interval", "over images"]
+    heads = [
+        "endpoint",
+        titles[main.arm],
+        titles[results.baseline],
+        "change, %",
+        "95 % interval",
+        "over images",
+        "over both",
+    ]
     heads += ["seeds", "p"]
     rows = [[Endpoint(r.endpoint).full_title, *_values(r), *_change(r), _seeds(r), _p(r)] for r in chosen]
     if primary:
@@ -64,7 +72,7 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
     note = (
         f"Values: geometric means over seeds, and over all fine-tunings, on the split {results.split}. 95 % interval: "
         "over seeds, for the same images. Over images: for the same trained models, by a bootstrap, which is too "
-        "narrow for contrastive losses of few batches. "
+        "narrow for contrastive losses of few batches. Over both: over seeds and images at once. "
     )
     if primary:
         note += f"p: t test over seeds; corrected: by Holm for all primary endpoints of the plan. {_DETECTABLE}"
@@ -204,11 +212,13 @@ def _values(result: EndpointResult) -> list[str]:
 
 
 def _change(result: EndpointResult) -> list[str]:
-    over_images = result.over_images
     return [
         signed(result.effect.change) if result.effect else "–",
         interval_in_signs(result.effect),
-        f"{signed(over_images[0])} to {signed(over_images[1])}" if over_images else "–",
+        *(
+            f"{signed(found[0])} to {signed(found[1])}" if found else "–"
+            for found in (result.over_images, result.over_both)
+        ),
     ]
 
 

@@ -140,7 +140,11 @@ def make_checkpoint(name, folder, tiny_config):
 # The parts that graphs may differ in: norms, feed-forwards, positions, poolers, and all of open_clip's.
 QUICK = ["grr_coca", "imported"]
 OTHERS = [name for name in (*PRESETS, *SET_BY_RECIPES) if name not in QUICK]
-MODELS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in (*OTHERS, *SHIPPED))]
+# Tracing a model takes half a minute.
+MODELS = [
+    *(pytest.param(name, marks=pytest.mark.ci) for name in QUICK),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in (*OTHERS, *SHIPPED)),
+]
 
 
 def random_pixels(checkpoint, count):
@@ -256,6 +260,7 @@ def test_a_batch_size_that_is_held_for_a_constant_is_an_error(tiny_config):
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_graph_has_standard_operators_and_no_trace_of_where_it_was_made(export, name):
     path = export("grr_coca").folder / f"{name}.onnx"
@@ -266,6 +271,7 @@ def test_a_graph_has_standard_operators_and_no_trace_of_where_it_was_made(export
     assert str(Path(__file__).parents[2]).encode() not in content
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("name", "precision"), [*((name, "fp32") for name in QUICK), ("grr_coca", "int8")])
 def test_weights_are_written_once(export, name, precision):
     """All graphs read one file, and hold small tensors alone."""
@@ -286,6 +292,7 @@ def test_weights_are_written_once(export, name, precision):
     assert used
 
 
+@pytest.mark.ci
 def test_the_folder_is_complete_and_says_what_it_is(export):
     exported = export("grr_coca")
     verify_folder(exported.folder)
@@ -302,6 +309,7 @@ def test_the_folder_is_complete_and_says_what_it_is(export):
     assert again.config == exported.checkpoint.config
 
 
+@pytest.mark.ci
 def test_a_file_of_weights_that_is_cut_short_or_missing_is_an_error(export, tmp_path):
     shutil.copytree(export("grr_coca").folder, tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
@@ -326,6 +334,7 @@ def test_half_precision_halves_the_weights_and_computes_in_fp32(export):
     assert np.abs(full.run("image", pixels=pixels)["image_embedding"] - wanted).max() > 1e-5
 
 
+@pytest.mark.ci
 def test_int8_is_smaller_and_close(export):
     full, quantized = export("grr_coca"), export("grr_coca", "int8")
     pixels = random_pixels(full.checkpoint, 3)
@@ -343,7 +352,9 @@ def test_int8_is_smaller_and_close(export):
                 assert np.abs(matrix).max() <= 64, "a sum of two products must fit into 16 bits on AVX2"
 
 
-@pytest.mark.parametrize("name", ["imported", pytest.param("icons", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [pytest.param("imported", marks=pytest.mark.ci), pytest.param("icons", marks=pytest.mark.slow)]
+)
 def test_the_program_of_the_readme_runs_without_pytorch(export, tmp_path, name):
     exported = export(name)
     image = DRAWINGS[0]

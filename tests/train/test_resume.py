@@ -100,7 +100,8 @@ def test_a_run_over_mixed_sources_goes_on_with_the_same_pairs(make_job, tmp_path
     assert differing_files(job.finish(), other.finish()) == []
 
 
-@pytest.mark.parametrize("kind", [pytest.param(DDP, marks=pytest.mark.ci), FSDP], ids=["ddp", "fsdp"])
+@pytest.mark.ci
+@pytest.mark.parametrize("kind", [DDP, FSDP], ids=["ddp", "fsdp"])
 def test_two_ranks_that_are_killed_end_in_the_same_bytes(make_job, undisturbed, kind):
     job = make_job(kind)
     launched = job.start()

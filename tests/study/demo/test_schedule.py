@@ -57,6 +57,7 @@ def test_steps_that_were_taken_keep_the_share_of_validations(write_plan):
     )
 
 
+@pytest.mark.ci  # it trains and evaluates both models to measure their pace
 def test_a_dry_run_tells_what_would_be_taken_and_leaves_nothing(write_plan, tmp_path, capfd):
     plan = write_plan(schedules={3: 0.25, 10**9: 0.9})
     assert main(["demo", str(plan), "--out", str(tmp_path / "out"), "--dry-run", "--json"]) == 0

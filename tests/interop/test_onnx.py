@@ -142,7 +142,8 @@ QUICK = ["grr_coca", "imported"]
 OTHERS = [name for name in (*PRESETS, *SET_BY_RECIPES) if name not in QUICK]
 # Tracing a model takes half a minute.
 MODELS = [
-    *(pytest.param(name, marks=pytest.mark.ci) for name in QUICK),
+    "grr_coca",
+    pytest.param("imported", marks=pytest.mark.ci),
     *(pytest.param(name, marks=pytest.mark.slow) for name in (*OTHERS, *SHIPPED)),
 ]
 
@@ -260,7 +261,6 @@ def test_a_batch_size_that_is_held_for_a_constant_is_an_error(tiny_config):
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_graph_has_standard_operators_and_no_trace_of_where_it_was_made(export, name):
     path = export("grr_coca").folder / f"{name}.onnx"
@@ -292,7 +292,6 @@ def test_weights_are_written_once(export, name, precision):
     assert used
 
 
-@pytest.mark.ci
 def test_the_folder_is_complete_and_says_what_it_is(export):
     exported = export("grr_coca")
     verify_folder(exported.folder)
@@ -309,7 +308,6 @@ def test_the_folder_is_complete_and_says_what_it_is(export):
     assert again.config == exported.checkpoint.config
 
 
-@pytest.mark.ci
 def test_a_file_of_weights_that_is_cut_short_or_missing_is_an_error(export, tmp_path):
     shutil.copytree(export("grr_coca").folder, tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"

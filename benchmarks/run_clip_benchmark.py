@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
+from grr_coca.batch import pad_rows
 from grr_coca.checkpoint import Checkpoint, from_pretrained
-from grr_coca.data.dataset import pad_rows
 from grr_coca.data.images import open_rgb
 from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError

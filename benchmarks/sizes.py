@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grr_coca.batch import Batch
+from grr_coca.batch import Batch, pad_rows
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.config import CoCaConfig
-from grr_coca.data.dataset import next_token_labels, pad_rows
+from grr_coca.data.dataset import next_token_labels
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import CLS_SLOT, clip_bpe
 from grr_coca.model import build

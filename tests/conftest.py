@@ -23,9 +23,9 @@ def modules_with_shapes() -> list[str]:
 # Before the first import of the package, or its annotations stay unchecked.
 jaxtyping.install_import_hook(modules_with_shapes(), "shape_check.check")
 
-from grr_coca.batch import Batch  # noqa: E402
+from grr_coca.batch import Batch, pad_rows  # noqa: E402
 from grr_coca.config import CoCaConfig, TransformerConfig  # noqa: E402
-from grr_coca.data.dataset import next_token_labels, pad_rows  # noqa: E402
+from grr_coca.data.dataset import next_token_labels  # noqa: E402
 from model_configs import model_config  # noqa: E402
 
 torch.set_num_threads(1)

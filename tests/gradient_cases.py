@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from grr_coca.batch import Batch
+from grr_coca.batch import Batch, pad_rows
 from grr_coca.config import CoCaConfig, TransformerConfig
-from grr_coca.data.dataset import next_token_labels, pad_rows
+from grr_coca.data.dataset import next_token_labels
 from grr_coca.losses import LossWeights
 from grr_coca.model import CoCa, build
 from grr_coca.presets import get_preset

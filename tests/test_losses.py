@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grr_coca import losses
-from grr_coca.batch import Batch
+from grr_coca.batch import Batch, pad_rows
 from grr_coca.config import CoCaConfig
-from grr_coca.data.dataset import next_token_labels, pad_rows
+from grr_coca.data.dataset import next_token_labels
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.evaluate.split import aggregate, concatenate, run_pairs, scaling_of
 from grr_coca.losses import (

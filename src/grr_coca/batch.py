@@ -1,6 +1,6 @@
 """Input and output of a training step: the batch that the model reads, and its output for the losses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -99,3 +99,12 @@ class Replacement(NamedTuple):
     place: str
     epoch: int
     sample: int
+
+
+def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
+    """Pad rows of token ids with id 0 to one tensor. Also returns their lengths."""
+    lengths = torch.tensor([len(row) for row in rows])
+    token_ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for padded, row in zip(token_ids, rows, strict=True):
+        padded[: len(row)] = torch.tensor(row)
+    return token_ids, lengths

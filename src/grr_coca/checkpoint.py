@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from grr_coca.batch import pad_rows
 from grr_coca.checkpoint_files import FILES, find_checkpoint, read_json
 from grr_coca.config import CoCaConfig
-from grr_coca.data.dataset import pad_rows
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import Cleaning, Tokenizer
 from grr_coca.errors import UserError

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scene_pairs import COLOURS, PATCH, SIDE, scene
 
-from grr_coca.batch import Batch
+from grr_coca.batch import Batch, pad_rows
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.dataset import next_token_labels, pad_rows
+from grr_coca.data.dataset import next_token_labels
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import CLS_SLOT, train_bpe
 from grr_coca.losses import batch_loss

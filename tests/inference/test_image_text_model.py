@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import grr_coca
-from grr_coca.data.dataset import pad_rows
+from grr_coca.batch import pad_rows
 from grr_coca.data.images import decode_image
 from grr_coca.errors import UserError
 from grr_coca.fast.linear import FastLinear

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from grr_coca.data.dataset import pad_rows
+from grr_coca.batch import pad_rows
 from grr_coca.data.tokenizer import CLS_SLOT
 from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate import GenerationOptions, generate

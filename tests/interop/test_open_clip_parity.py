@@ -21,9 +21,8 @@ from open_clip_cases import (
 from safetensors.torch import load_file
 from torch import Tensor
 
-from grr_coca.batch import CoCaOutput
+from grr_coca.batch import CoCaOutput, pad_rows
 from grr_coca.config import CoCaConfig
-from grr_coca.data.dataset import pad_rows
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import CLS_SLOT, clip_bpe
 from grr_coca.fast.model_copy import fast_copy

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from grr_coca.batch import Batch
+from grr_coca.batch import Batch, pad_rows
 from grr_coca.config import CoCaConfig
-from grr_coca.data.dataset import next_token_labels, pad_rows
+from grr_coca.data.dataset import next_token_labels
 from grr_coca.model import build
 from grr_coca.presets import get_preset
 from grr_coca.train.optimizer import Optimizers

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from grr_coca.batch import Batch
-from grr_coca.data.dataset import next_token_labels, pad_rows
+from grr_coca.batch import Batch, pad_rows
+from grr_coca.data.dataset import next_token_labels
 from grr_coca.losses import LossWeights
 from grr_coca.model import build
 from grr_coca.presets import get_preset

@@ -12,14 +12,14 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from grr_coca.batch import IGNORE_INDEX, Batch, Replacement
+from grr_coca.batch import IGNORE_INDEX, Batch, Replacement, pad_rows
 from grr_coca.data.augment import MAX_REPLACEMENTS, Siblings, Stream, change_images, mix_images, sample_rng
 from grr_coca.data.augmentation import Augmentation, Change
 from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess, to_bytes
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair, stable_id
 from grr_coca.data.text import clean_caption
-from grr_coca.data.tokenizer import CLS_SLOT, NUM_SPECIAL_TOKENS, Tokenizer
+from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 from grr_coca.errors import UserError
 
 _MAX_KEPT_PIXELS = 2**26
@@ -213,15 +213,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         cut_captions=sum(sample.is_cut for sample in samples),
         kept_patches=torch.stack(kept_patches) if kept_patches else None,
     )
-
-
-def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
-    """Pad rows of token ids to one tensor. Also returns their lengths."""
-    lengths = torch.tensor([len(row) for row in rows])
-    token_ids = torch.full((len(rows), int(lengths.max())), CLS_SLOT)
-    for padded, row in zip(token_ids, rows, strict=True):
-        padded[: len(row)] = torch.tensor(row)
-    return token_ids, lengths
 
 
 def next_token_labels(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Int[Tensor, "B T-2"]:

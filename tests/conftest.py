@@ -15,8 +15,10 @@ SRC = Path(__file__).parents[1] / "src"
 
 
 def modules_with_shapes() -> list[str]:
-    """The modules that declare shapes of tensors."""
-    files = [path for path in (SRC / "grr_coca").rglob("*.py") if "jaxtyping" in path.read_text(encoding="utf-8")]
+    """The modules that declare shapes of tensors or arrays."""
+    names = ("jaxtyping", "grr_coca.shapes")
+    texts = {path: path.read_text(encoding="utf-8") for path in (SRC / "grr_coca").rglob("*.py")}
+    files = [path for path, text in texts.items() if any(name in text for name in names)]
     return [".".join(path.relative_to(SRC).with_suffix("").parts) for path in files]
 
 

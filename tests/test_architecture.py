@@ -25,6 +25,7 @@ FLOORS = [
     ("model", "data"),  # 1
     ("losses", "checkpoint"),
     ("fast",),  # 2
+    ("engine",),
     ("generate",),
     ("evaluate",),  # 3
     ("train", "explain", "inference"),

@@ -1,0 +1,1 @@
+"""What computes a model: ONNX Runtime or PyTorch, behind one small interface. Only `engine.torch` imports PyTorch."""

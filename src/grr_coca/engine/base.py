@@ -1,0 +1,118 @@
+"""What captioning, search and classification need of a model, whoever computes it: images and texts to embeddings, and
+the next token of each caption.
+
+    engine = OnnxEngine(folder)  # or TorchEngine(model, preprocess)
+    images = engine.encode_images(pixels)
+    decoder = engine.decoder(images, num_prompt=1, max_tokens=20)
+    logits = decoder.step(begin_tokens)  # the prompt, one row for each image
+    values, ids = logits.largest(1)  # then one token for each row at every step
+
+All results are NumPy arrays. What may be large stays where the engine computed it: `EncodedImages.context`, the keys
+and values of a decoder, and on a GPU the logits.
+
+Shapes: B images or texts, S image size in pixels, E joint embedding width, R captions (rows; those of an image are
+neighbours), T tokens, N ids, K ids that are kept, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from grr_coca.shapes import Float, Int, UInt8
+
+EngineName = Literal["onnx", "torch"]
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images as an engine sees them. `embedding`: fp32, of unit length. `context`: what captions attend to, in a form
+    that only the engine itself reads."""
+
+    embedding: Float[np.ndarray, "B E"]
+    context: Any
+
+
+class Logits(Protocol):
+    """The distribution of the next token of each caption, where the engine computed it.
+
+    Log-probabilities are those of the model over the whole vocabulary. If the model computes NaN for a token of a row,
+    all of them are NaN in this row.
+    """
+
+    def largest(self, k: int) -> tuple[Float[np.ndarray, "R K"], Int[np.ndarray, "R K"]]:
+        """The k highest log-probabilities of each row, in descending order, and their token ids; all of them if k is
+        more than V."""
+
+    def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
+        """The log-probabilities of these tokens."""
+
+    def replaced(
+        self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
+    ) -> "Logits":
+        """A copy with other log-probabilities for some tokens; -inf rules a token out. The rest is not normalized
+        anew. No pair of a row and an id may occur twice."""
+
+    def total(self, temperature: float) -> Float[np.ndarray, " R"]:
+        """The logarithm of the sum of exp(log-probability / temperature) over the vocabulary."""
+
+    def draw(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
+        """One token for each row, sampled from the softmax of log-probability / temperature: the first token, in the
+        order of ids, at which the cumulative probability exceeds the row's uniform number in [0, 1)."""
+
+
+class Decoder(Protocol):
+    """Captions in progress, with their keys and values.
+
+    The first step reads the prompt, in one row for each image. `reorder` then gives each image its captions.
+    """
+
+    def step(self, token_ids: Int[np.ndarray, "R T"]) -> Logits:
+        """Read new tokens: the prompt at the first step, then one token of each caption at every step. Returns the
+        logits of the token that follows the last one."""
+
+    def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
+        """Replace the captions by these rows. A row may be repeated, dropped, or exchanged with others of its image.
+
+        Every image that has a row must have the same number of rows, side by side, and images stay in their order. An
+        image without rows is dropped.
+        """
+
+
+class Engine(Protocol):
+    """A model that is ready for use. It is always in evaluation mode, and may be sent to another process by pickle."""
+
+    name: EngineName
+    embed_dim: int
+    context_length: int
+    """The most tokens of a text, with [BOS], [EOS] and [CLS]."""
+    vocab_size: int
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by to give logits: the inverse of the learned temperature."""
+
+    @property
+    def logit_bias(self) -> float | None:
+        """What is added to these logits in a model that was trained with the sigmoid loss; else None."""
+
+    def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
+        """Encode RGB images. The engine normalizes their pixels itself."""
+
+    def encode_texts(
+        self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
+    ) -> Float[np.ndarray, "B E"]:
+        """Embeddings of texts, fp32, of unit length. `lengths` counts [BOS], [EOS] and [CLS] of each text too."""
+
+    def decoder(
+        self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
+    ) -> Decoder:
+        """A decoder with empty caches.
+
+        Args:
+            images: from this engine.
+            num_prompt: tokens of the prompt.
+            max_tokens: the most tokens that follow it in a caption. The last of them need not be read.
+            num_captions: captions of each image.
+            beams: captions of an image will be exchanged.
+        """

@@ -4,10 +4,16 @@
 
 writes `src/grr_coca/weights/NAME/`. The text of the card is `scripts/cards/NAME.yaml`. Its figures are measured here,
 on every split that the run's recipe names and on those that the card adds, with the weights that ship: rounded ones.
+The ONNX graphs beside the weights read the same file.
+
+    python scripts/ship_weights.py --graphs NAME
+
+exports the graphs of a model that ships anew, after a change of the exporter. Nothing else in the folder changes.
 """
 
 import argparse
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +27,9 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import caption_split
 from grr_coca.evaluate.checkpoint import measure_checkpoint
 from grr_coca.evaluate.intervals import Measure
-from grr_coca.files import CACHE, whole_folder
+from grr_coca.files import CACHE, listed_files, whole_folder
 from grr_coca.inference.model import ImageTextModel
+from grr_coca.interop.onnx.write import manifest_facts, write_graphs
 from grr_coca.losses import LossWeights
 from grr_coca.registry import FOLDER, Figure, ModelCard
 from grr_coca.structure import to_dict
@@ -43,9 +50,15 @@ ROOT = Path(__file__).parents[1]
 def main() -> None:
     """Write the folder of a shipped model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("run", type=Path, nargs="?", help="run folder")
     parser.add_argument("name", help="of the shipped model")
+    parser.add_argument("--graphs", action="store_true", help="export the graphs of this model anew")
     options = parser.parse_args()
+    if options.graphs == (options.run is not None):
+        parser.error("give RUN NAME, or --graphs NAME")
+    if options.graphs:
+        export_again(FOLDER / options.name)
+        return
     text = yaml.safe_load((ROOT / "scripts" / "cards" / f"{options.name}.yaml").read_text(encoding="utf-8"))
     recipe = load_recipe(options.run / "recipe.yaml")
     checkpoint = in_half_precision(from_pretrained(options.run))
@@ -65,11 +78,23 @@ def main() -> None:
         **{key: text[key] for key in ("summary", "data", "licence", "recipe")},
     )
     weights = {name: tensor.half() for name, tensor in checkpoint.model.state_dict().items()}
-    with whole_folder(FOLDER / options.name) as folder:
+    facts: dict[str, object] = {}
+    with whole_folder(FOLDER / options.name, facts) as folder:
         write_files(checkpoint, weights, folder)
+        write_graphs(checkpoint, folder)
+        facts |= manifest_facts(checkpoint, folder, "fp32")
         (folder / "card.json").write_text(json.dumps(to_dict(card), indent=1) + "\n", encoding="utf-8")
         (folder / "card.md").write_text(card_page(card, text), encoding="utf-8")
     print(f"{FOLDER / options.name}: {sum(path.stat().st_size for path in (FOLDER / options.name).iterdir()):,} bytes")
+
+
+def export_again(folder: Path) -> None:
+    """Replace the graphs of a model that ships. Its weights stay, and so does its fingerprint."""
+    checkpoint = from_pretrained(folder)
+    with whole_folder(folder, manifest_facts(checkpoint, folder, "fp32")) as partial:
+        for name in listed_files(folder):
+            shutil.copyfile(folder / name, partial / name)
+        write_graphs(checkpoint, partial)
 
 
 def in_half_precision(checkpoint: Checkpoint) -> Checkpoint:

@@ -1,14 +1,19 @@
 """The script that makes a run a shipped model."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
 from grr_coca.checkpoint import from_pretrained
-from grr_coca.registry import Figure, shipped_models
+from grr_coca.checkpoint_files import FILES, fingerprint
+from grr_coca.files import verify_folder
+from grr_coca.interop.onnx.graphs import GRAPHS
+from grr_coca.registry import Figure, shipped_folder, shipped_models
 from support import finished_run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "ship_weights.py"
@@ -35,9 +40,16 @@ def test_search_has_a_table_of_its_own():
     assert load_script().search_table({}) == []
 
 
+def write_names(checkpoint, folder):
+    """Instead of exporting, which takes a minute and has tests of its own."""
+    for name in GRAPHS:
+        (folder / f"{name}.onnx").write_text(f"{name} of {checkpoint.preset}")
+
+
 def test_a_run_becomes_a_model_with_a_card(tmp_path, monkeypatch):
     run = finished_run(tmp_path, steps=2)
     ship_weights = load_script()
+    monkeypatch.setattr(ship_weights, "write_graphs", write_names)
     (tmp_path / "scripts" / "cards").mkdir(parents=True)
     words = {**WORDS, "other_splits": {"elsewhere": "pairs.tar"}, "recipe": "a.yaml, b.yaml"}
     (tmp_path / "scripts" / "cards" / "mine.yaml").write_text(yaml.safe_dump(words))
@@ -54,3 +66,34 @@ def test_a_run_becomes_a_model_with_a_card(tmp_path, monkeypatch):
     assert "trains 2 steps by `a.yaml` and then `b.yaml`" in page
     shipped, trained = (from_pretrained(path).model.state_dict() for path in (tmp_path / "weights/mine", run.folder))
     assert all(torch.equal(shipped[name], tensor.half().float()) for name, tensor in trained.items())
+
+    folder = tmp_path / "weights" / "mine"
+    verify_folder(folder)
+    before = json.loads((folder / "manifest.json").read_text())
+    assert before["checkpoint"] == fingerprint(folder)
+    assert before["files"].keys() >= {"image.onnx", "text.onnx", "step.onnx", "card.json", *FILES}
+
+    monkeypatch.setattr(ship_weights, "write_graphs", lambda checkpoint, path: (path / "step.onnx").write_text("new"))
+    monkeypatch.setattr(sys, "argv", ["ship_weights.py", "--graphs", "mine"])
+    ship_weights.main()
+    verify_folder(folder)
+    after = json.loads((folder / "manifest.json").read_text())
+    assert after["checkpoint"] == before["checkpoint"] == fingerprint(folder), "an index of these weights stays valid"
+    assert {n for n, entry in after["files"].items() if entry != before["files"][n]} == {"step.onnx"}
+    assert after["files"].keys() == before["files"].keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("icons", "2ba7dae82b6cca6cf8c7a8a58bc9c4dc"), ("pictograms", "37eed30f590dede8f1278062dac51067")],
+)
+def test_indexes_of_the_models_that_ship_stay_valid(name, known):
+    """An index names the fingerprint of its model. Graphs are no part of it."""
+    assert fingerprint(shipped_folder(name)) == known
+
+
+@pytest.mark.parametrize("arguments", [["mine"], ["run", "mine", "--graphs"]])
+def test_a_run_or_graphs_is_asked_for(monkeypatch, arguments):
+    monkeypatch.setattr(sys, "argv", ["ship_weights.py", *arguments])
+    with pytest.raises(SystemExit):
+        load_script().main()

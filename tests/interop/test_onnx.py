@@ -24,16 +24,17 @@ from grr_coca.errors import UserError
 from grr_coca.files import listed_files, verify_folder
 from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.interop.onnx.graphs import GRAPHS, trace
+from grr_coca.interop.onnx.readme import readme
 from grr_coca.interop.onnx.write import write_onnx
 from grr_coca.interop.open_clip.read import read_open_clip
 from grr_coca.model import build
 from grr_coca.presets import PRESETS
-from grr_coca.registry import shipped_folder
+from grr_coca.registry import shipped_folder, shipped_models
 from model_configs import SET_BY_RECIPES
 from open_clip_files import random_checkpoint, write_hub_folder
 
 DRAWINGS = sorted((Path(__file__).parents[2] / "docs" / "drawings").glob("*.webp"))
-SHIPPED = ["icons", "pictograms"]
+SHIPPED = {name: shipped_folder(name) for name in shipped_models()}
 
 
 def write_unchecked(*arguments):
@@ -82,8 +83,11 @@ def export(tiny_config, tmp_path_factory):
     def run(name, precision="fp32"):
         key = (name, precision)
         if key not in done:
+            if name in SHIPPED and precision == "fp32":  # its graphs lie beside its weights
+                done[key] = Exported(from_pretrained(SHIPPED[name]), SHIPPED[name], SHIPPED[name])
+                return done[key]
             folder = tmp_path_factory.mktemp("onnx")
-            source = SHIPPED_FOLDER[name] if name in SHIPPED else make_checkpoint(name, folder, tiny_config)
+            source = SHIPPED[name] if name in SHIPPED else make_checkpoint(name, folder, tiny_config)
 
             def trace_once(model, config, preprocess, graph):
                 """Weights are the same in fp32 and int8, and tracing takes most of the time."""
@@ -99,9 +103,6 @@ def export(tiny_config, tmp_path_factory):
 
     yield run
     patched.undo()
-
-
-SHIPPED_FOLDER = {name: shipped_folder(name) for name in SHIPPED}
 
 
 def make_checkpoint(name, folder, tiny_config):
@@ -143,8 +144,9 @@ OTHERS = [name for name in (*PRESETS, *SET_BY_RECIPES) if name not in QUICK]
 # Tracing a model takes half a minute.
 MODELS = [
     "grr_coca",
+    *SHIPPED,
     pytest.param("imported", marks=pytest.mark.ci),
-    *(pytest.param(name, marks=pytest.mark.slow) for name in (*OTHERS, *SHIPPED)),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS),
 ]
 
 
@@ -297,6 +299,7 @@ def test_the_folder_is_complete_and_says_what_it_is(export):
     verify_folder(exported.folder)
     listed = listed_files(exported.folder)
     assert {path.name for path in exported.folder.iterdir()} == {*listed, "manifest.json"}
+    assert (exported.folder / "README.md").read_text() == readme(exported.checkpoint, "fp32", "model.safetensors")
     manifest = json.loads((exported.folder / "manifest.json").read_text())
     assert manifest["precision"] == "fp32"
     assert manifest["checkpoint"] == fingerprint(exported.source) == fingerprint(exported.folder)
@@ -350,13 +353,21 @@ def test_int8_is_smaller_and_close(export):
                 assert np.abs(matrix).max() <= 64, "a sum of two products must fit into 16 bits on AVX2"
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("imported", marks=pytest.mark.ci), pytest.param("icons", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_graphs_that_ship_belong_to_the_weights_that_ship(name):
+    manifest = json.loads((SHIPPED[name] / "manifest.json").read_text())
+    verify_folder(SHIPPED[name])
+    assert manifest["files"].keys() >= {"image.onnx", "text.onnx", "step.onnx"}
+    assert manifest["checkpoint"] == fingerprint(SHIPPED[name])
+    for graph in GRAPHS:
+        assert (SHIPPED[name] / f"{graph}.onnx").stat().st_size < 100_000, "weights are read from model.safetensors"
+
+
+@pytest.mark.parametrize("name", ["icons", pytest.param("imported", marks=pytest.mark.ci)])
 def test_the_program_of_the_readme_runs_without_pytorch(export, tmp_path, name):
     exported = export(name)
     image = DRAWINGS[0]
-    page = (exported.folder / "README.md").read_text(encoding="utf-8")
+    page = readme(exported.checkpoint, "fp32", "model.safetensors")
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     program = "import sys\nsys.modules['torch'] = sys.modules['grr_coca'] = None\n" + program
     command = [sys.executable, "-c", program, str(image)]

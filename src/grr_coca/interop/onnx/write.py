@@ -16,7 +16,7 @@ from grr_coca.checkpoint import Checkpoint, from_pretrained, save_tensors
 from grr_coca.checkpoint_files import fingerprint
 from grr_coca.errors import UserError
 from grr_coca.files import whole_folder
-from grr_coca.interop.onnx.graphs import GRAPHS, OPSET, quiet, trace
+from grr_coca.interop.onnx.graphs import GRAPHS, OPSET, GraphName, quiet, trace
 from grr_coca.interop.onnx.readme import readme
 from grr_coca.interop.onnx.weights import refer_to, write_shared
 
@@ -41,31 +41,54 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
         UserError: the checkpoint is damaged, or the disk is full or cannot be written to.
     """
     checkpoint = from_pretrained(source)
-    model = checkpoint.model
+    facts = manifest_facts(checkpoint, source, precision)
     if precision == "fp16":
-        model.half().float()
+        checkpoint.model.half().float()
     try:
-        with whole_folder(out, facts=_facts(checkpoint, source, precision)) as partial:
+        with whole_folder(out, facts) as partial:
             for name in ("config.json", "tokenizer.json", "preprocess.json"):
                 shutil.copyfile(source / name, partial / name)
-            graphs = {name: trace(model, checkpoint.config, checkpoint.preprocess, name) for name in GRAPHS}
-            if precision == "int8":
-                graphs = {name: _quantized(graph, partial / "quantized") for name, graph in graphs.items()}
-                write_shared(graphs.values(), partial / QUANTIZED)
-                refer_to(graphs.values(), partial / QUANTIZED)
-            else:
-                if precision == "fp32":
+            match precision:
+                case "fp32":
                     shutil.copyfile(source / WEIGHTS, partial / WEIGHTS)
-                else:
-                    halves = {name: tensor.half() for name, tensor in model.state_dict().items()}
+                    write_graphs(checkpoint, partial)
+                case "fp16":
+                    halves = {name: tensor.half() for name, tensor in checkpoint.model.state_dict().items()}
                     save_tensors(halves, partial / WEIGHTS)
-                refer_to(graphs.values(), partial / WEIGHTS)
-            for name, graph in graphs.items():
-                ir.save(graph, partial / f"{name}.onnx")
+                    write_graphs(checkpoint, partial)
+                case "int8":
+                    _write_quantized(checkpoint, partial)
             weights = QUANTIZED if precision == "int8" else WEIGHTS
             (partial / "README.md").write_text(readme(checkpoint, precision, weights), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
+
+
+def write_graphs(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the graphs of a checkpoint into a folder whose `model.safetensors` holds its weights. They read that file.
+
+    Raises:
+        OSError: the disk is full or cannot be written to.
+    """
+    graphs = _traced(checkpoint)
+    refer_to(graphs.values(), folder / WEIGHTS)
+    _save(graphs, folder)
+
+
+def _write_quantized(checkpoint: Checkpoint, folder: Path) -> None:
+    graphs = {name: _quantized(graph, folder / "quantized") for name, graph in _traced(checkpoint).items()}
+    write_shared(graphs.values(), folder / QUANTIZED)
+    refer_to(graphs.values(), folder / QUANTIZED)
+    _save(graphs, folder)
+
+
+def _traced(checkpoint: Checkpoint) -> dict[GraphName, ir.Model]:
+    return {name: trace(checkpoint.model, checkpoint.config, checkpoint.preprocess, name) for name in GRAPHS}
+
+
+def _save(graphs: Mapping[GraphName, ir.Model], folder: Path) -> None:
+    for name, graph in graphs.items():
+        ir.save(graph, folder / f"{name}.onnx")
 
 
 def _quantized(model: ir.Model, scratch: Path) -> ir.Model:
@@ -88,8 +111,9 @@ def _quantized(model: ir.Model, scratch: Path) -> ir.Model:
     return quantized
 
 
-def _facts(checkpoint: Checkpoint, source: Path, precision: Precision) -> Mapping[str, object]:
-    """What the manifest says beside the files: all that a program needs to know without `config.json`."""
+def manifest_facts(checkpoint: Checkpoint, source: Path, precision: Precision) -> Mapping[str, object]:
+    """What the manifest of a folder of graphs says beside the files: all that a program needs to know without
+    `config.json`. `source`: the folder of the checkpoint."""
     config, tokenizer, model = checkpoint.config, checkpoint.tokenizer, checkpoint.model
     return {
         "precision": precision,

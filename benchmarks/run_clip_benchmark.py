@@ -73,7 +73,7 @@ def make_transform(checkpoint: Checkpoint) -> Transform:
     """The transform from an image of any mode to the model's input, as in training."""
 
     def transform(image: Image.Image) -> Tensor:
-        return checkpoint.preprocess(open_rgb(image, checkpoint.preprocess.opening))
+        return checkpoint.pixels(open_rgb(image, checkpoint.preprocess.opening))
 
     return transform
 

@@ -23,7 +23,8 @@ FLOORS = [
     ("checkpoint_files",),
     ("presets", "registry"),
     ("model", "data"),  # 1
-    ("losses", "checkpoint"),
+    ("losses", "read_checkpoint"),
+    ("checkpoint",),
     ("fast",),  # 2
     ("engine",),
     ("generate",),

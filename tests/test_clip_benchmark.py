@@ -81,7 +81,7 @@ def wds_loader(root, transform):
 
 
 def embedded_images(checkpoint):
-    pixels = [checkpoint.preprocess(decode_image(pair.image, pair.name)) for pair in real_pairs(NUM_IMAGES)]
+    pixels = [checkpoint.pixels(decode_image(pair.image, pair.name)) for pair in real_pairs(NUM_IMAGES)]
     with torch.inference_mode():
         return checkpoint.model.encode_image(torch.stack(pixels)).embedding
 

@@ -10,60 +10,37 @@
 | `training/` | what a run needs to continue; see `grr_coca.train.checkpoints` |
 """
 
-import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_IMODE
-from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from grr_coca.batch import pad_rows
-from grr_coca.checkpoint_files import FILES, find_checkpoint, read_json
+from grr_coca.checkpoint_files import FILES, find_checkpoint
 from grr_coca.config import CoCaConfig
-from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.tokenizer import Cleaning, Tokenizer
+from grr_coca.data.tensors import to_input
 from grr_coca.errors import UserError
-from grr_coca.files import MANIFEST, listed_files, verify_folder, whole_folder
+from grr_coca.files import MANIFEST, listed_files, whole_folder
 from grr_coca.model import CoCa, build_without_weights
-from grr_coca.structure import from_dict, to_dict
+from grr_coca.read_checkpoint import CheckpointFiles, read_files, write_beside_weights
 from grr_coca.torch_private import not_compiled
 
 ChangeModel = Callable[[CoCa, CoCaConfig], None]
 """A function that replaces modules of a model, in place."""
 
 
-@dataclass(frozen=True)
-class _Header:
-    """The content of `config.json`."""
-
-    preset: str
-    step: int
-    model: dict[str, object]
-    text_cleaning: Cleaning = "none"
-    caution: str = ""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A model with everything that is needed to use it.
-
-    `caution`: why its embeddings may be unfit for search and zero-shot classification; empty if no reason is known.
-    """
+class Checkpoint(CheckpointFiles):
+    """A model in PyTorch with everything that is needed to use it."""
 
     model: CoCa
-    config: CoCaConfig
-    preset: str
-    tokenizer: Tokenizer
-    preprocess: Preprocess
-    step: int
-    caution: str = ""
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
         """Token ids of texts, and the length of each row, on the device of the model.
@@ -73,6 +50,10 @@ class Checkpoint:
         context_length = self.config.text_decoder.context_length
         token_ids, lengths = pad_rows([self.tokenizer.encode_row(text, context_length) for text in texts])
         return token_ids.to(self.model.device), lengths.to(self.model.device)
+
+    def pixels(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
+        """The input of the model for an RGB image of any size, cut, resized and normalized. S: image size in pixels."""
+        return to_input(image, self.preprocess)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
@@ -139,76 +120,8 @@ def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: P
     Raises:
         OSError: the disk is full or cannot be written to.
     """
-    header = _Header(
-        checkpoint.preset,
-        checkpoint.step,
-        saved_config(checkpoint.config),
-        checkpoint.tokenizer.cleaning,
-        checkpoint.caution,
-    )
     save_tensors(weights, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(to_dict(header), indent=2), encoding="utf-8")
-    (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
-    (folder / "preprocess.json").write_text(json.dumps(to_dict(checkpoint.preprocess), indent=2), encoding="utf-8")
-
-
-_OPEN_CLIP_KEYS = {
-    ("image_encoder", "transformer", "attention_bias"): ("none", "all"),
-    ("image_encoder", "class_token"): ("none", "kept"),
-    ("image_encoder", "pre_norm"): ("none", "before_blocks"),
-    ("text_decoder", "transformer", "attention_bias"): ("none", "all"),
-    ("text_decoder", "cls"): ("after_caption", "last_position"),
-    ("multimodal_decoder", "transformer", "attention_bias"): ("none", "all"),
-    ("multimodal_decoder", "layer"): ("one_feed_forward", "two_feed_forwards"),
-    ("multimodal_decoder", "image_tokens"): ("as_given", "normalized"),
-    ("poolers", "queries"): ("free", "normalized"),
-    ("poolers", "attention_bias"): ("none", "all"),
-}
-"""Keys of `config.json` that together hold `CoCaConfig.architecture`: the value of each for `coca` and for
-`open_clip`."""
-
-
-def saved_config(config: CoCaConfig) -> dict[str, object]:
-    """The config of a model as `config.json` holds it."""
-    saved = to_dict(config)
-    is_open_clip = saved.pop("architecture") == "open_clip"
-    for path, values in _OPEN_CLIP_KEYS.items():
-        _section(saved, path)[path[-1]] = values[is_open_clip]
-    return saved
-
-
-def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
-    """The config of a model from the content of `config.json`. `where`: name of the file in messages.
-
-    Raises:
-        UserError: a key is unknown or missing, a value is not a choice, or the values do not fit one another.
-    """
-    if "architecture" in saved:
-        raise UserError(f"{where}: unknown key 'architecture'")
-    config = copy.deepcopy(dict(saved))
-    is_open_clip = {}
-    for path, (ours, theirs) in _OPEN_CLIP_KEYS.items():
-        key, value = ".".join(path), _section(config, path).pop(path[-1], ours)  # older files do not have the key
-        if value not in (ours, theirs):
-            raise UserError(f"{where}: {key}: {value!r} is not a choice; use '{ours}' or '{theirs}'")
-        is_open_clip[key] = value == theirs
-    if len(set(is_open_clip.values())) > 1:
-        theirs, ours = (next(key for key, found in is_open_clip.items() if found is wanted) for wanted in (True, False))
-        raise UserError(
-            f"{where}: {theirs} has open_clip's value, but {ours} has not; a model has all parts of open_clip's CoCa, "
-            "or none"
-        )
-    config["architecture"] = "open_clip" if any(is_open_clip.values()) else "coca"
-    return from_dict(CoCaConfig, config, where)
-
-
-def _section(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """The mapping that holds the last key of a path; empty if there is none, which `from_dict` then reports."""
-    for name in path[:-1]:
-        config = config.get(name, {})
-        if not isinstance(config, dict):
-            return {}
-    return config
+    write_beside_weights(checkpoint, folder)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -257,40 +170,12 @@ def from_pretrained(
         UserError: there is no checkpoint, a file is missing or damaged, or the weights do not fit the config.
     """
     folder = find_checkpoint(Path(path))
-    if (folder / MANIFEST).exists():  # a checkpoint that was put together by hand may have none
-        verify_folder(folder)
-    header = from_dict(_Header, read_json(folder / "config.json"), str(folder / "config.json"))
-    config = read_config(header.model, f"{folder / 'config.json'}: model")
-    model = build_without_weights(config)
+    files = read_files(folder)
+    model = build_without_weights(files.config)
     if change is not None:
-        change(model, config)
+        change(model, files.config)
     _load_weights(model, folder / "model.safetensors")
-    return Checkpoint(
-        model=model.to(device).eval(),
-        config=config,
-        preset=header.preset,
-        tokenizer=_read_tokenizer(folder / "tokenizer.json", header.text_cleaning, config.text_decoder.vocab_size),
-        preprocess=_read_preprocess(folder / "preprocess.json", config.image_encoder.image_size),
-        step=header.step,
-        caution=header.caution,
-    )
-
-
-def _read_tokenizer(path: Path, cleaning: Cleaning, known: int) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_json(path.read_text(encoding="utf-8"), cleaning)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: the tokenizer is damaged ({error})") from error
-    if tokenizer.largest_id >= known:
-        raise UserError(f"{path}: has the id {tokenizer.largest_id:,}, but the ids of the model are below {known:,}")
-    return tokenizer
-
-
-def _read_preprocess(path: Path, side: int) -> Preprocess:
-    preprocess = from_dict(Preprocess, read_json(path), str(path))
-    if preprocess.image_size != side:
-        raise UserError(f"{path}: image_size is {preprocess.image_size}, but the model takes images of {side} pixels")
-    return preprocess
+    return Checkpoint(model=model.to(device).eval(), **vars(files))
 
 
 def _load_weights(model: CoCa, path: Path) -> None:

@@ -25,7 +25,7 @@ from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
 from grr_coca.data.loader import make_loader
 from grr_coca.data.order import GlobalBatches, SampleRef, Shuffle, TrainingOrder
-from grr_coca.data.preprocess import Preprocess, to_bytes, to_pixels
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.errors import UserError
@@ -74,6 +74,14 @@ def visit():
         return dataset_of(PairsInMemory(PAIRS[:4]), augmentation=STRONG, seed=seed)[SampleRef(epoch, sample)].image
 
     return make
+
+
+def to_bytes(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    return to_bytes(image).float() / 255
 
 
 def augmented(augmentation: Augmentation, image: Image.Image, seed: int) -> torch.Tensor:

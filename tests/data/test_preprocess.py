@@ -1,4 +1,4 @@
-"""From an image to the tensor that the model sees."""
+"""From an image to the pixels that a model sees, and to the tensor that PyTorch takes."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from grr_coca.data.images import decode_image
-from grr_coca.data.preprocess import Preprocess, to_pixels
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tensors import normalize, to_bytes, to_input
 from support import real_pairs
 
 
@@ -19,7 +20,7 @@ def image():
 
 @pytest.mark.parametrize("size", [(1, 1), (64, 64), (100, 37), (37, 100), (1, 10_000), (10_000, 1), (3, 2)])
 def test_every_size_becomes_a_square_between_minus_one_and_one(size):
-    pixels = Preprocess(32)(Image.effect_noise(size, 90).convert("RGB"))
+    pixels = to_input(Image.effect_noise(size, 90).convert("RGB"), Preprocess(32))
     assert pixels.shape == (3, 32, 32)
     assert pixels.dtype == torch.float32
     assert pixels.is_contiguous()
@@ -29,20 +30,29 @@ def test_every_size_becomes_a_square_between_minus_one_and_one(size):
 def test_white_is_one_and_black_is_minus_one():
     image = Image.new("RGB", (8, 8), "white")
     image.paste((0, 0, 0), (0, 0, 8, 4))
-    pixels = Preprocess(8)(image)
+    pixels = to_input(image, Preprocess(8))
     assert pixels[:, :4].eq(-1).all()
     assert pixels[:, 4:].eq(1).all()
 
 
 def test_channels_are_red_green_blue_with_their_own_mean_and_deviation():
     preprocess = Preprocess(4, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
-    pixels = preprocess(Image.new("RGB", (4, 4), (255, 0, 255)))
+    pixels = to_input(Image.new("RGB", (4, 4), (255, 0, 255)), preprocess)
     torch.testing.assert_close(pixels[:, 0, 0], torch.tensor([1.0, -1.0, 0.5]))
 
 
 def test_an_image_of_the_right_size_keeps_every_pixel(image):
-    restored = (Preprocess(64)(image) * 0.5 + 0.5) * 255
-    np.testing.assert_array_equal(restored.round().byte().permute(1, 2, 0), np.asarray(image))
+    pixels = Preprocess(64)(image)
+    assert (pixels.shape, pixels.dtype) == ((64, 64, 3), np.uint8)
+    np.testing.assert_array_equal(pixels, np.asarray(image))
+    np.testing.assert_array_equal(to_bytes(image, Preprocess(64)).permute(1, 2, 0), pixels)
+    restored = (to_input(image, Preprocess(64)) * 0.5 + 0.5) * 255
+    np.testing.assert_array_equal(restored.round().byte().permute(1, 2, 0), pixels)
+
+
+def test_pixels_can_be_changed(image):
+    """They are no view of Pillow's memory, which is read-only."""
+    Preprocess(64)(image)[:] = 0
 
 
 def test_the_centre_is_kept():
@@ -63,17 +73,17 @@ def test_the_square_is_torchvisions_bit_by_bit(size, image_size):
 
 
 def test_equal_images_give_equal_tensors(image):
-    assert torch.equal(Preprocess(32)(image), Preprocess(32)(image.copy()))
+    assert torch.equal(to_input(image, Preprocess(32)), to_input(image.copy(), Preprocess(32)))
 
 
 def test_what_was_set_when_the_first_image_came_does_not_stay(image):
     preprocess = Preprocess(image_size=16, mean=(0.5, 0.4, 0.3))
     with torch.inference_mode():
-        expected = preprocess(image)
+        expected = to_input(image, preprocess)
     torch.set_default_dtype(torch.float64)
     try:
-        assert torch.equal(preprocess(image), expected)
+        assert torch.equal(to_input(image, preprocess), expected)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert preprocess(image).dtype == torch.float32
-    assert preprocess.normalize(to_pixels(image).requires_grad_()).requires_grad
+    assert to_input(image, preprocess).dtype == torch.float32
+    assert normalize(torch.rand(3, 16, 16, requires_grad=True), preprocess).requires_grad

@@ -62,7 +62,7 @@ def use(library: Path | None, checkpoint: Path, shard: Path, out: Path) -> None:
     preprocess = model.checkpoint.preprocess
     images = [preprocess.decode(file, "an image") for file in files]
     labels = ["a red circle", "a cat", "the flag of France"]
-    pixels, words = preprocess(images[0]), [5, 9, 7, 30]
+    pixels, words = model.checkpoint.pixels(images[0]), [5, 9, 7, 30]
     labelled = LabelledImages(lambda index: (files[index], str(index)), (0, 1, 2) * 5, tuple(labels))
     measured = measure_checkpoint(model.checkpoint, open_source(str(shard)), 8, LossWeights())
     probe = measure_probe(model.checkpoint, labelled, labelled, 4, AttentionProbeOptions(epochs=2))

@@ -32,7 +32,7 @@ def overfitted(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(overfitted):
-    return torch.stack([overfitted.preprocess(decode_image(pair.image, pair.name)) for pair in PAIRS])
+    return torch.stack([overfitted.pixels(decode_image(pair.image, pair.name)) for pair in PAIRS])
 
 
 def captions_of(checkpoint, images) -> list[str]:

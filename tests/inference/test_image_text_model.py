@@ -22,7 +22,7 @@ from support import real_pairs, warnings_of
 
 @pytest.fixture(scope="module")
 def pixels(model):
-    return torch.stack([model.checkpoint.preprocess(decode_image(p.image, p.name)) for p in real_pairs(5)])
+    return torch.stack([model.checkpoint.pixels(decode_image(p.image, p.name)) for p in real_pairs(5)])
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import grr_coca
 from grr_coca.checkpoint import Checkpoint, from_pretrained, save_checkpoint
 from grr_coca.checkpoint_files import fingerprint
 from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tensors import normalize
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.errors import UserError
 from grr_coca.files import listed_files, verify_folder
@@ -157,7 +158,7 @@ def random_pixels(checkpoint, count):
 
 def encode(checkpoint, pixels):
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    return checkpoint.model.encode_image(checkpoint.preprocess.normalize(images))
+    return checkpoint.model.encode_image(normalize(images, checkpoint.preprocess))
 
 
 @pytest.mark.parametrize("name", MODELS)

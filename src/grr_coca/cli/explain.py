@@ -40,7 +40,7 @@ def run(
 
     model = grr_coca.load(folder)
     opened = model.checkpoint.preprocess.decode(data, str(image))
-    pixels = model.checkpoint.preprocess(opened)
+    pixels = model.checkpoint.pixels(opened)
     if text is None:
         (described,) = model.describe_many([opened])
         caption = described.captions[0]

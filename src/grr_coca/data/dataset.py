@@ -16,8 +16,9 @@ from grr_coca.batch import IGNORE_INDEX, Batch, Replacement, pad_rows
 from grr_coca.data.augment import MAX_REPLACEMENTS, Siblings, Stream, change_images, mix_images, sample_rng
 from grr_coca.data.augmentation import Augmentation, Change
 from grr_coca.data.order import SampleRef
-from grr_coca.data.preprocess import Preprocess, to_bytes
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair, stable_id
+from grr_coca.data.tensors import normalize, to_bytes, to_input
 from grr_coca.data.text import clean_caption
 from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 from grr_coca.errors import UserError
@@ -100,7 +101,7 @@ class PairDataset(Dataset[Sample]):
         changes = [sample.change for sample in samples if sample.change is not None]
         if not changes:
             return samples
-        images = self.preprocess.normalize(change_images(torch.stack([sample.image for sample in samples]), changes))
+        images = normalize(change_images(torch.stack([sample.image for sample in samples]), changes), self.preprocess)
         return [replace(sample, image=image, change=None) for sample, image in zip(samples, images, strict=True)]
 
     def _sound_sample(self, ref: SampleRef) -> Sample:
@@ -169,7 +170,8 @@ class PairDataset(Dataset[Sample]):
     def _evaluated(self, pair: RawPair) -> Float[Tensor, "3 S S"]:
         # The captions of an image are consecutive, so it is decoded only for the first of them.
         if self._last is None or self._last[0] != pair.image:
-            self._last = pair.image, self.preprocess(self.preprocess.decode(pair.image, pair.name))
+            image = self.preprocess.decode(pair.image, pair.name)
+            self._last = pair.image, to_input(image, self.preprocess)
         return self._last[1]
 
     def _change(self, ref: SampleRef) -> Change | None:
@@ -181,7 +183,7 @@ class PairDataset(Dataset[Sample]):
         square = self._squares.get(sample)
         if square is None:
             pair = pair or self.source[sample]
-            square = to_bytes(self.preprocess.square(self.preprocess.decode(pair.image, pair.name)))
+            square = to_bytes(self.preprocess.decode(pair.image, pair.name), self.preprocess)
         if self._keeps_all:
             self._squares[sample] = square
         return square

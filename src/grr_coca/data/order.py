@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
 
 from grr_coca.errors import UserError
+from grr_coca.shapes import Int
 
 PLAIN_SHUFFLE = 65_536
 """Up to this many samples, an epoch is one random permutation."""

@@ -1,18 +1,16 @@
-"""Preprocessing: from an image to the input tensor of the model.
+"""Preprocessing: from an image to the pixels that a model sees. This needs no PyTorch.
 
-Shapes: B images, S image size in pixels.
+Shapes: S image size in pixels.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
 
 from grr_coca.data.images import Opening, decode_image
+from grr_coca.shapes import UInt8
 
 Order = Literal["crop_then_resize", "resize_then_crop"]
 
@@ -22,10 +20,11 @@ _MAX_RESIZED_PIXELS = 10_000_000
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Crop the centre square, resize it, and normalize pixels by mean and standard deviation (0.5 by default).
+    """Crop the centre square and resize it. The model then normalizes pixels by mean and standard deviation.
 
-    Every checkpoint stores it, because a model needs the preprocessing of its training. `order`: open_clip resizes
-    before it crops, which gives other pixels at the edges of the square. `opening`: how image files are opened.
+    Every checkpoint stores it, because a model needs the preprocessing of its training. `mean`, `std`: of each channel,
+    for pixel values 0 … 1. `order`: open_clip resizes before it crops, which gives other pixels at the edges of the
+    square. `opening`: how image files are opened.
     """
 
     image_size: int
@@ -34,9 +33,9 @@ class Preprocess:
     order: Order = "crop_then_resize"
     opening: Opening = "upright_on_white"
 
-    def __call__(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
-        """The input tensor for an RGB image of any size. Its values are in -1 … 1 by default."""
-        return self.normalize(to_pixels(self.square(image)))
+    def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "S S 3"]:
+        """The pixels of an RGB image of any size, as an engine takes them. `data.tensors` makes a tensor of them."""
+        return np.array(self.square(image))
 
     def decode(self, data: bytes, name: str) -> Image.Image:
         """Decode the bytes of an image file, see `decode_image`. `name`: the name of the file in messages.
@@ -58,10 +57,6 @@ class Preprocess:
         square, size = _centre(image.size, min(image.size)), (self.image_size, self.image_size)
         return image.crop(square).resize(size, Image.Resampling.BICUBIC)
 
-    def normalize(self, pixels: Float[Tensor, "*B 3 S S"]) -> Float[Tensor, "*B 3 S S"]:
-        """Normalize pixel values 0 … 1: subtract the mean of the channel, and divide by its standard deviation."""
-        return (pixels - _by_channel(self.mean)).div_(_by_channel(self.std))
-
 
 def _centre(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
     """The box of a square in the middle of an image, with sides of `side` pixels: left, upper, right, lower."""
@@ -79,17 +74,3 @@ def _resize_then_crop(image: Image.Image, side: int) -> Image.Image:
     left, top, right, bottom = square
     box = (left * across, top * down, right * across, bottom * down)
     return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
-
-
-def to_bytes(image: Image.Image) -> UInt8[Tensor, "3 S S"]:
-    """Pixel values 0 … 255 of an RGB image."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def to_pixels(image: Image.Image) -> Float[Tensor, "3 S S"]:
-    """Pixel values 0 … 1 of an RGB image."""
-    return to_bytes(image).float().div_(255)
-
-
-def _by_channel(values: tuple[float, float, float]) -> Float[Tensor, "3 1 1"]:
-    return torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None]

@@ -80,7 +80,7 @@ class Decoder(Protocol):
 
 
 class Engine(Protocol):
-    """A model that is ready for use. It is always in evaluation mode, and may be sent to another process by pickle."""
+    """A model that is ready for use. It is always in evaluation mode, and may be sent to another process."""
 
     name: EngineName
     embed_dim: int

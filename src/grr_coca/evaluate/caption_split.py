@@ -61,8 +61,8 @@ def caption_split(
     hypotheses: list[str] = []
     for start in range(0, len(images), batch_size):
         files = [source[pairs[0]] for pairs in images[start : start + batch_size]]
-        preprocess = checkpoint.preprocess
-        pixels = torch.stack([preprocess(preprocess.decode(file.image, file.name)) for file in files])
+        decode = checkpoint.preprocess.decode
+        pixels = torch.stack([checkpoint.pixels(decode(file.image, file.name)) for file in files])
         found = generate(model, checkpoint.tokenizer, pixels, GREEDY)
         hypotheses += [best.text for best, *_ in found.captions]
     warn_if_repeated(hypotheses)

@@ -297,8 +297,7 @@ class ImageTextModel:
 
     def _preprocess(self, numbered: tuple[int, ImageInput]) -> Float[Tensor, "3 S S"]:
         number, image = numbered
-        preprocess = self.checkpoint.preprocess
-        return preprocess(to_rgb(image, f"image {number}", preprocess.opening))
+        return self.checkpoint.pixels(to_rgb(image, f"image {number}", self.checkpoint.preprocess.opening))
 
     def _stack(self, rows: list[Tensor]) -> Float[Tensor, "N E"]:
         """Stack rows to a normal tensor, which the caller may change and train on (the rows are inference tensors)."""

@@ -110,7 +110,7 @@ def _why(hit: Hit, vector: np.ndarray, model: "IndexModel") -> Image.Image:
 
     checkpoint = model.loaded.checkpoint
     image = checkpoint.preprocess.decode(hit.entry.span.read(), hit.path)
-    heat = embedding_map(checkpoint, checkpoint.preprocess(image), torch.from_numpy(vector)).heat.numpy()
+    heat = embedding_map(checkpoint, checkpoint.pixels(image), torch.from_numpy(vector)).heat.numpy()
     strength = heat / max(float(np.abs(heat).max()), 1e-12)
     colours = np.where(strength[..., None] > 0, np.array(_FOR), np.array(_AGAINST)).astype(np.uint8)
     alpha = (np.abs(strength) * _OPACITY * 255).astype(np.uint8)

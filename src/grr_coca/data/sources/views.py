@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Int
 
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair, locate, stable_id
@@ -14,6 +13,7 @@ from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.listed import ListedPairs
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.text import clean_caption
+from grr_coca.shapes import Int
 
 
 class View(ABC):

@@ -29,6 +29,7 @@ from torch.export import Dim
 
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tensors import normalize
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.layout import Cached
 from grr_coca.layers.scaled_attention import KeyValueCache, KeyValues
@@ -50,7 +51,7 @@ class _ImageGraph(nn.Module):
 
     def forward(self, pixels: UInt8[Tensor, "B S S 3"]) -> tuple[Tensor, ...]:
         decoder = self.model.multimodal_decoder
-        image = self.model.encode_image(self.preprocess.normalize(pixels.permute(0, 3, 1, 2).float() / 255))
+        image = self.model.encode_image(normalize(pixels.permute(0, 3, 1, 2).float() / 255, self.preprocess))
         context = decoder.context(image.tokens)
         projected = [cast(CrossAttention, block.cross_attn).project(context) for block in decoder.blocks]
         return image.embedding, *(t for k, v in projected for t in (k.permute(0, 2, 3, 1), v.transpose(1, 2)))

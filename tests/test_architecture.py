@@ -31,6 +31,7 @@ FLOORS = [
     ("evaluate",),  # 3
     ("train", "explain", "inference"),
     ("study", "interop", "search"),  # 4
+    ("page",),
     ("",),
     ("cli",),  # 5
     ("__main__",),

@@ -95,6 +95,7 @@ FLAGS = {
     },
     "export open_clip": {"checkpoint": ..., "out": ...},
     "export onnx": {"checkpoint": ..., "out": ..., "precision": "fp32"},
+    "export web": {"out": ..., "checkpoint": None, "index": None, "title": None, "runtime": None},
     "import index": {"path": ..., "out": ...},
     "export index": {"index": ..., "out": ...},
     "import open_clip": {"path": ..., "out": ..., "model": None, "as_stored": False},

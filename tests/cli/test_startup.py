@@ -116,6 +116,8 @@ MISSING = [
     "import open_clip nowhere.bin --out new",
     "export open_clip -c nowhere --out new",
     "export onnx -c nowhere --out new",
+    "export web -c nowhere --out new",
+    "export web --index nowhere --out new",
     "push nowhere me/mine",
 ]
 

@@ -53,6 +53,7 @@ VERBS = {
     "export index": Verb("exchange.export_index", "write an index into a Parquet file"),
     "export open_clip": Verb("exchange.export_open_clip", "write a checkpoint that open_clip loads"),
     "export onnx": Verb("exchange.export_onnx", "write a checkpoint as ONNX graphs, which need no PyTorch"),
+    "export web": Verb("exchange.export_web", "write a site that captions and searches images in the browser"),
     "push": Verb("exchange.push", "upload a checkpoint to the Hugging Face hub, with a model card"),
 }
 

@@ -8,11 +8,13 @@ import tyro
 
 from grr_coca.cli.flags import CheckpointFlag, Flag, IndexArgument
 from grr_coca.cli.output import require_free, require_suffix, require_writable, say, write_output
+from grr_coca.cli.progress import bars
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.interop import hub
 from grr_coca.interop.open_clip import find_weights
+from grr_coca.registry import DEFAULT
 
 
 def import_open_clip(
@@ -90,6 +92,57 @@ def export_onnx(
     write_onnx(folder, out, precision)
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(f"{size:.1f} MB, {precision}, are in {out}; {out / 'README.md'} shows how to use them")
+
+
+def export_web(
+    out: Annotated[Path, tyro.conf.arg(metavar="SITE")],
+    checkpoint: Annotated[str | None, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = None,
+    index: Annotated[str | None, tyro.conf.arg(metavar="INDEX")] = None,
+    title: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
+    runtime: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+) -> None:
+    """Write a folder of static files for any web host: a page that captions and searches images in the browser.
+
+    Nothing is sent to a server, and the page works offline once it is loaded. Images of the index come with it, scaled
+    down; their paths are written relative to the folder that all of them are in.
+
+    Args:
+        out: new folder for the site.
+        checkpoint: checkpoint or run folder, name of a shipped model, OWNER/NAME on the hub, or a folder that
+            export onnx wrote, also in int8; if not given, the model of the index, or icons.
+        index: the images that can be searched; if not given, the page captions images only.
+        title: name of the site; if not given, that of the index.
+        runtime: archive of the npm package onnxruntime-web; if not given, npm fetches it once.
+    """
+    from grr_coca.page import site  # late, as below: other verbs need none of this
+    from grr_coca.search.index import open_store
+    from grr_coca.search.model import IndexModel
+
+    require_free(out)
+    store = None if index is None else open_store(index)
+    try:
+        named = checkpoint or (DEFAULT if store is None else store.header.model)
+        folder = locate_checkpoint(named)
+        if store is not None:
+            IndexModel(named).require(store.header, store.location)
+        files = site.find_runtime(runtime)
+        library = None if store is None else site.read_library(store)
+    finally:
+        if store is not None:
+            store.close()
+    images = 0 if library is None else len(library.entries)
+    with site.graphs_of(folder) as graphs, bars({"images": images}) as shown:
+        site.write_site(
+            graphs,
+            out,
+            files,
+            library,
+            title=title or (Path(named).name if index is None else Path(index.rstrip("/")).stem),
+            model=Path(named).name,
+            on_progress=lambda done, _: shown.update("images", done, ""),
+        )
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
+    print(f"{size:.1f} MB, {images:,} images, are in {out}; try it: python -m http.server --directory {out}")
 
 
 def import_index(

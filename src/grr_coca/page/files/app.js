@@ -1,0 +1,583 @@
+// The page: a field, what the model sees in a picture, filters, and a grid of pictures. What answers is a backend:
+// `graphs.js` in an exported site, `http.js` on a server. Both have the methods
+//   info() → {title, about, pictures (number, or null without an index), model, engine, can: [search, caption, explain], ready}
+//   search({texts, without, like, unlike, image, filters, offset, limit}, signal) → {hits, more, is_likely, can_tell}
+//   pictures(filters, offset, limit, signal) → {total, pictures};  duplicates(offset, limit, signal) → {total, groups}
+//   facets() → {facets};  caption(file, onToken, signal) → text;  explain({file | entry}, signal) → {caption, words}
+//   opened(file) → file that the others accept;  image(entry, side) → address;  svg(entry) → text, if hasDrawings
+
+import { Detail, drawHeat, wordsOf } from "./detail.js";
+import { Filters } from "./filters.js";
+import { Graphs } from "./graphs.js";
+import { Grid } from "./grid.js";
+import { Http } from "./http.js";
+
+const PAGE = 60; // hits that are asked for at a time
+const MAX_WAIT = 120; // ms before a search is said to take long
+const one = (selector, root = document) => root.querySelector(selector);
+const numbers = new Intl.NumberFormat("en");
+const count = (number, noun) => `${numbers.format(number)} ${noun}${number === 1 ? "" : "s"}`;
+
+const isExported = document.documentElement.dataset.backend === "graphs";
+const backend = isExported ? new Graphs(showProgress) : new Http();
+const query = { text: "", like: [], unlike: [], file: null, filters: {} };
+let info = { can: [], pictures: null };
+let running = null; // the AbortController of the newest search
+let result = null; // what the newest search found, for further pages
+let preview = null; // the address of the dropped picture
+
+const grid = new Grid(one("#pictures"), {
+  image: (entry) => backend.image(entry),
+  describe,
+  open: (index) => detail.open(index),
+  leave: () => one("#query").focus(),
+  end: () => loadMore(),
+  error: showError,
+});
+const filters = new Filters(one("#filters"), (chosen) => {
+  query.filters = chosen;
+  changed();
+});
+const detail = new Detail(one("#detail"), {
+  backend,
+  grid,
+  isExplaining: () => info.can.includes("explain"),
+  isAsking,
+  like: (entry) => add("like", entry),
+  unlike: (entry) => add("unlike", entry),
+  error: showError,
+});
+
+// --- Start
+
+async function start() {
+  backend.askForKey = askForKey;
+  try {
+    info = await backend.info();
+  } catch (error) {
+    document.body.dataset.state = "broken";
+    showError(error);
+    return;
+  }
+  one("#home").textContent = info.title;
+  document.title = `${info.title}: search pictures by what they show`;
+  document.body.classList.toggle("drawings", backend.hasDrawings);
+  const canSearch = info.can.includes("search") && info.pictures !== 0;
+  one("#search").classList.toggle("off", !canSearch && !info.can.includes("caption"));
+  one("#query").disabled = !canSearch;
+  one("#query").placeholder = canSearch ? info.placeholder ?? "red bicycle −helmet" : "Drop or paste a picture";
+  one("#choose").hidden = !info.can.includes("caption");
+  one("#show-duplicates").hidden = !canSearch;
+  readAddress();
+  info.ready.then(whenReady, showError);
+  await update();
+  if (canSearch) backend.facets().then(({ facets }) => filters.show(facets, query.filters), showError);
+  if (canSearch && matchMedia("(hover: hover)").matches) one("#query").focus();
+}
+
+function whenReady({ files }) {
+  one("#progress").hidden = true;
+  document.body.dataset.state = "ready";
+  update(true);
+  backend.prepare().catch(showError);
+  if (isExported && "serviceWorker" in navigator && isSecureContext) keepOffline(files ?? []);
+}
+
+/** Keep the files of the site in this browser, so that it works without a network. */
+async function keepOffline(files) {
+  const wasKept = Boolean(navigator.serviceWorker.controller);
+  navigator.serviceWorker.addEventListener("controllerchange", () => wasKept && showMessage("This site has changed. Reload the page."));
+  await navigator.serviceWorker.register("offline.js", { type: "module" });
+  const registration = await navigator.serviceWorker.ready;
+  const own = performance.getEntriesByType("resource").map(({ name }) => name);
+  registration.active.postMessage({ keep: [...new Set([location.href.split("#")[0], ...own, ...files])] });
+}
+
+function showProgress(state) {
+  const bar = one("#progress");
+  if (state.isReady || document.body.dataset.state === "ready") return;
+  const share = Math.min(1, state.bytes / Math.max(1, state.total));
+  bar.hidden = false;
+  bar.firstElementChild.style.scale = `${share} 1`;
+  document.body.dataset.state = "loading";
+  const isNew = state.rows > 0 && grid.count < Math.min(state.rows, 200) && !isAsking();
+  if (isNew) update();
+  else if (!isAsking() && grid.count) browseCount(state.rows);
+  const megabytes = (bytes) => (bytes / 1e6).toFixed(0);
+  setStatus(`Loading the model and the index: ${megabytes(state.bytes)} of ${megabytes(state.total)} MB`);
+}
+
+function browseCount(rows) {
+  if (!Object.keys(query.filters).length && rows > grid.count) grid.grow(rows);
+}
+
+/** The key of a server, which the user types; null if they do not. */
+function askForKey() {
+  const dialog = document.createElement("dialog");
+  dialog.id = "key";
+  dialog.setAttribute("aria-labelledby", "key-title");
+  dialog.innerHTML = `<form method="dialog">
+    <h2 id="key-title">This server asks for a key</h2>
+    <label>API key <input type="password" autocomplete="current-password" required /></label>
+    <p class="actions"><button value="ok" class="primary">Continue</button></p>
+  </form>`;
+  document.body.append(dialog);
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      resolve(dialog.returnValue === "ok" ? one("input", dialog).value : null);
+      dialog.remove();
+    });
+    dialog.showModal();
+  });
+}
+
+// --- The query
+
+/** The words to look for, and those after a minus to avoid. */
+function parts() {
+  const without = [];
+  const text = query.text.replace(/(?:^|\s)[-−]\s?("([^"]+)"|\S+)/g, (_, word, quoted) => {
+    without.push(quoted ?? word);
+    return " ";
+  });
+  const clean = text.trim().split(/\s+/).join(" ");
+  return { texts: clean ? [clean] : [], without };
+}
+
+/** True if something is looked for, and not everything shown. */
+function isAsking() {
+  const { texts } = parts();
+  return texts.length > 0 || query.like.length > 0 || query.file !== null;
+}
+
+function changed(isStep = false) {
+  writeAddress(isStep);
+  showParts();
+  scrollTo({ top: 0, behavior: "instant" });
+  update();
+}
+
+/** Ask for what the query now says, and show it. */
+async function update(keepsPlace = false) {
+  if (!one("#duplicates").hidden) return;
+  running?.abort();
+  const { signal } = (running = new AbortController());
+  showMessage("");
+  const slow = setTimeout(() => document.body.classList.add("slow"), MAX_WAIT);
+  try {
+    if (info.pictures === null || info.pictures === 0) showEmpty();
+    else if (isAsking()) await showHits(signal, keepsPlace);
+    else await showAll(signal, keepsPlace);
+  } catch (error) {
+    if (!signal.aborted) showError(error);
+  } finally {
+    clearTimeout(slow);
+    if (running.signal === signal) document.body.classList.remove("slow");
+  }
+}
+
+async function showAll(signal, keepsPlace) {
+  result = null;
+  const { total, pictures } = await backend.pictures(query.filters, 0, 100, signal);
+  if (signal.aborted) return;
+  one("#empty").hidden = true;
+  const more = async (from, to) => (await backend.pictures(query.filters, from, to - from)).pictures;
+  // Small pictures would be blurred in large tiles.
+  if (pictures.length) document.body.classList.toggle("small", pictures.every(({ width, height }) => Math.max(width, height) <= 128));
+  grid.show({ count: total, entries: pictures, more }, keepsPlace);
+  const isFiltered = Object.keys(query.filters).length > 0;
+  const noun = backend.hasDrawings ? "icon" : "picture";
+  if (isFiltered) setStatus(total ? `${count(total, noun)} of ${numbers.format(info.pictures)}` : `No ${noun} matches the filters.`);
+  else if (document.body.dataset.state === "loading") return;
+  else setStatus(info.about ?? `${count(total, noun)}. Find them by what they show: everything runs on your own machine.`);
+}
+
+async function showHits(signal, keepsPlace) {
+  const asked = { ...parts(), like: ids(query.like), unlike: ids(query.unlike), image: query.file, filters: query.filters };
+  const found = await backend.search({ ...asked, offset: 0, limit: PAGE }, signal);
+  if (signal.aborted) return;
+  one("#empty").hidden = true;
+  result = { asked, more: found.more, isLoading: false, hits: found.hits };
+  grid.show({ count: found.hits.length, entries: found.hits, more: async () => [] }, keepsPlace);
+  if (!found.hits.length) setStatus("No picture matches the filters.");
+  else if (!found.can_tell) setStatus("Too few different pictures to tell how likely a hit is. The nearest:");
+  else if (!found.is_likely) setStatus("Nothing here looks like that. The nearest:");
+  else setStatus(`The nearest of ${numbers.format(found.searched)}, best first.`);
+  document.body.classList.toggle("unlikely", !found.is_likely);
+}
+
+/** Further hits, when the page is scrolled to the end. */
+async function loadMore() {
+  if (!result?.more || result.isLoading) return;
+  const before = result;
+  before.isLoading = true;
+  try {
+    const found = await backend.search({ ...before.asked, offset: before.hits.length, limit: PAGE });
+    if (result !== before) return;
+    const hits = [...before.hits, ...found.hits];
+    result = { ...before, hits, more: found.more && found.hits.length > 0, isLoading: false };
+    grid.show({ count: hits.length, entries: hits, more: async () => [] }, true);
+  } catch (error) {
+    before.isLoading = false;
+    before.more = false;
+    showError(error);
+  }
+}
+
+const ids = (entries) => entries.map(({ id }) => id);
+
+function describe(entry) {
+  const relevance = entry.relevance === undefined || entry.relevance === null ? "" : percent(entry.relevance);
+  const alike = entry.copies?.length ? `+${entry.copies.length}` : "";
+  const shown = entry.caption;
+  const label = [shown || "no caption", relevance && `${relevance} likely`, alike && `${entry.copies.length} more that look the same`];
+  return { caption: shown, note: relevance, alike, label: label.filter(Boolean).join(", ") };
+}
+
+const percent = (share) => (share < 0.01 ? "<1%" : `${Math.round(share * 100)}%`);
+
+// --- Parts of the query beside the words: pictures that are like it, or not
+
+function add(kind, entry) {
+  const other = kind === "like" ? "unlike" : "like";
+  query[other] = query[other].filter(({ id }) => id !== entry.id);
+  if (!ids(query[kind]).includes(entry.id)) query[kind].push({ id: entry.id, caption: entry.caption, entry });
+  leaveDuplicates();
+  changed(true);
+}
+
+function showParts() {
+  const list = one("#parts");
+  const chips = [
+    ...query.like.map((part) => ["like", part]),
+    ...query.unlike.map((part) => ["unlike", part]),
+  ];
+  list.replaceChildren(
+    ...chips.map(([kind, part]) => {
+      const item = document.createElement("li");
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = `chip ${kind}`;
+      const image = document.createElement("img");
+      image.alt = "";
+      if (part.entry) backend.image(part.entry).then((address) => (image.src = address), () => {});
+      const words = kind === "like" ? "like this" : "without this";
+      button.append(...(part.entry ? [image] : []), words);
+      button.setAttribute("aria-label", `${words}: ${part.caption}. Remove`);
+      button.title = "Remove";
+      button.addEventListener("click", () => {
+        query[kind] = query[kind].filter((other) => other !== part);
+        changed(true);
+        one("#query").focus();
+      });
+      item.append(button);
+      return item;
+    }),
+  );
+  list.hidden = !chips.length;
+}
+
+// --- A picture from outside
+
+async function take(file) {
+  showMessage("");
+  let opened;
+  try {
+    opened = await backend.opened(file);
+  } catch (error) {
+    showError(error);
+    return;
+  }
+  leaveDuplicates();
+  if (preview) URL.revokeObjectURL(preview);
+  preview = URL.createObjectURL(file);
+  query.file = opened;
+  query.text = one("#query").value = "";
+  query.like = [];
+  query.unlike = [];
+  const panel = one("#dropped");
+  panel.hidden = false;
+  one("canvas", panel)?.remove();
+  one("img", panel).src = preview;
+  one(".hint", panel).textContent = "";
+  const said = one(".caption", panel);
+  said.textContent = "";
+  said.classList.add("running");
+  one("#empty").hidden = true;
+  changed();
+  try {
+    const caption = await backend.caption(opened, (text) => query.file === opened && (said.textContent = text));
+    if (query.file !== opened) return;
+    said.textContent = caption || "nothing that it has a word for";
+    said.classList.remove("running");
+    if (info.can.includes("explain") && caption) explainDropped(opened, said, panel);
+  } catch (error) {
+    said.classList.remove("running");
+    if (query.file === opened) {
+      removePicture();
+      showError(error);
+    }
+  }
+}
+
+/** Make the words of the caption buttons, which show where the model looks. */
+function explainDropped(file, said, panel) {
+  const maps = once(() => backend.explain({ file }));
+  one(".hint", panel).textContent = "Choose a word to see where the model looks.";
+  wordsOf(said, async (index) => drawHeat(one(".frame", panel), (await maps()).words[index]?.heat), showError);
+}
+
+function once(work) {
+  let found = null;
+  return () => (found ??= work());
+}
+
+function removePicture() {
+  query.file = null;
+  one("#dropped").hidden = true;
+  if (preview) URL.revokeObjectURL(preview);
+  preview = null;
+  changed();
+}
+
+// --- Duplicates
+
+async function showDuplicates() {
+  const place = one("#duplicates");
+  const button = one("#show-duplicates");
+  if (!place.hidden) {
+    leaveDuplicates();
+    update();
+    return;
+  }
+  running?.abort();
+  result = null;
+  button.setAttribute("aria-pressed", "true");
+  grid.show({ count: 0, entries: [], more: async () => [] });
+  one("#dropped").hidden = one("#filters").hidden = one("#empty").hidden = true;
+  place.replaceChildren();
+  place.hidden = false;
+  setStatus("Looking for pictures that look the same.");
+  await moreDuplicates(place, 0);
+}
+
+async function moreDuplicates(place, offset) {
+  try {
+    const { total, groups } = await backend.duplicates(offset, 50);
+    if (place.hidden) return;
+    setStatus(total ? `${count(total, "group")} of pictures that look the same, the largest group first.` : "No two pictures look the same.");
+    place.append(...groups.map(groupOf));
+    const shown = offset + groups.length;
+    if (shown >= total || !groups.length) return;
+    const watcher = new IntersectionObserver(([{ isIntersecting }]) => {
+      if (!isIntersecting) return;
+      watcher.disconnect();
+      moreDuplicates(place, shown);
+    }, { rootMargin: "600px" });
+    watcher.observe(place.lastElementChild);
+  } catch (error) {
+    showError(error);
+  }
+}
+
+function groupOf(entries) {
+  const section = document.createElement("section");
+  const title = document.createElement("h2");
+  title.textContent = `${numbers.format(entries.length)} alike: ${entries[0].caption}`;
+  const list = document.createElement("ul");
+  for (const entry of entries.slice(0, 60)) {
+    const item = document.createElement("li");
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "tile";
+    button.setAttribute("aria-label", entry.name);
+    button.title = `${entry.name} · ${entry.width} × ${entry.height}`;
+    const frame = document.createElement("span");
+    frame.className = "frame";
+    const image = document.createElement("img");
+    image.alt = "";
+    image.loading = "lazy";
+    image.addEventListener("error", () => item.classList.add("gone"));
+    backend.image(entry).then((address) => (image.src = address), () => item.classList.add("gone"));
+    frame.append(image);
+    const line = document.createElement("span");
+    line.className = "line";
+    line.textContent = entry.name.split("/").pop();
+    button.append(frame, line);
+    button.addEventListener("click", () => detail.openEntry(entry));
+    item.append(button);
+    list.append(item);
+  }
+  section.append(title, list);
+  return section;
+}
+
+function leaveDuplicates() {
+  if (one("#duplicates").hidden) return;
+  one("#duplicates").hidden = true;
+  one("#duplicates").replaceChildren();
+  one("#show-duplicates").setAttribute("aria-pressed", "false");
+  one("#dropped").hidden = !query.file;
+  one("#filters").hidden = filters.isEmpty;
+}
+
+// --- Messages
+
+function setStatus(text) {
+  document.body.classList.remove("unlikely");
+  if (one("#status").textContent !== text) one("#status").textContent = text;
+}
+
+function showMessage(text) {
+  const place = one("#message");
+  place.hidden = !text;
+  place.textContent = text;
+}
+
+function showError(error) {
+  if (error?.name === "AbortError") return;
+  showMessage(error?.message ?? String(error));
+}
+
+function showEmpty() {
+  result = null;
+  grid.show({ count: 0, entries: [], more: async () => [] });
+  setStatus("");
+  if (query.file) return;
+  const place = one("#empty");
+  place.hidden = false;
+  one("h2", place).textContent = "Drop a picture here";
+  one("p", place).textContent = "or paste one, and read what the model sees in it, word by word.";
+  const hasIndex = info.pictures === 0;
+  const command = one(".command", place);
+  command.replaceChildren(hasIndex ? "This index is empty. Fill it: " : "To search your own pictures: ", codeOf("grr-coca index PICTURES --out INDEX"));
+  command.hidden = isExported && !hasIndex;
+}
+
+function codeOf(text) {
+  const code = document.createElement("code");
+  code.textContent = text;
+  return code;
+}
+
+// --- The address: a search can be kept as a link
+
+function writeAddress(isStep) {
+  const given = new URLSearchParams();
+  if (query.text.trim()) given.set("q", query.text.trim());
+  for (const { id } of query.like) given.append("like", id);
+  for (const { id } of query.unlike) given.append("unlike", id);
+  if (Object.keys(query.filters).length) given.set("filters", JSON.stringify(query.filters));
+  const address = `#${given}`;
+  if (address === (location.hash || "#")) return;
+  if (isStep) history.pushState(null, "", address);
+  else history.replaceState(null, "", address);
+}
+
+function readAddress() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  query.text = one("#query").value = given.get("q") ?? "";
+  const known = new Map([...query.like, ...query.unlike].map((part) => [part.id, part]));
+  for (const kind of ["like", "unlike"]) {
+    query[kind] = given.getAll(kind).map((id) => known.get(id) ?? { id, caption: "a picture" });
+  }
+  try {
+    const chosen = JSON.parse(given.get("filters") ?? "{}");
+    query.filters = chosen && typeof chosen === "object" && !Array.isArray(chosen) ? chosen : {};
+  } catch {
+    query.filters = {};
+  }
+  filters.choose(query.filters);
+  showParts();
+}
+
+// --- Events
+
+one("#query").addEventListener("input", ({ target }) => {
+  query.text = target.value;
+  leaveDuplicates();
+  changed();
+});
+one("#search").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (matchMedia("(pointer: coarse)").matches) one("#query").blur(); // the keyboard would cover the hits
+});
+one("#query").addEventListener("keydown", (event) => {
+  if (event.key === "ArrowDown") {
+    event.preventDefault();
+    grid.focus(0);
+  } else if (event.key === "Escape" && (query.text || query.like.length || query.unlike.length)) {
+    event.preventDefault();
+    query.text = event.target.value = "";
+    query.like = [];
+    query.unlike = [];
+    changed();
+  }
+});
+one("#home").addEventListener("click", (event) => {
+  event.preventDefault();
+  query.text = one("#query").value = "";
+  query.like = [];
+  query.unlike = [];
+  query.filters = {};
+  filters.choose({});
+  leaveDuplicates();
+  if (query.file) removePicture();
+  else changed(true);
+});
+one("#choose").addEventListener("click", () => one("#file").click());
+one("#empty .primary").addEventListener("click", () => one("#file").click());
+one("#file").addEventListener("change", ({ target }) => {
+  if (target.files[0]) take(target.files[0]);
+  target.value = "";
+});
+one("#dropped .close").addEventListener("click", () => {
+  removePicture();
+  one("#query").focus();
+});
+one("#show-duplicates").addEventListener("click", showDuplicates);
+addEventListener("hashchange", () => {
+  readAddress();
+  update();
+});
+addEventListener("keydown", (event) => {
+  const isTyping = event.target.closest?.("input, textarea, select, dialog[open]");
+  if (event.key === "/" && !isTyping && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    event.preventDefault();
+    one("#query").focus();
+    one("#query").select();
+  }
+});
+addEventListener("paste", (event) => {
+  const file = [...event.clipboardData.files].find(({ type }) => type.startsWith("image/")) ?? event.clipboardData.files[0];
+  if (!file || !info.can.includes("caption")) return;
+  event.preventDefault();
+  take(file);
+});
+
+let depth = 0;
+const hasFiles = (event) => event.dataTransfer?.types.includes("Files") && info.can.includes("caption");
+addEventListener("dragenter", (event) => {
+  if (!hasFiles(event)) return;
+  depth++;
+  one("#drop").hidden = false;
+});
+addEventListener("dragleave", (event) => {
+  if (!hasFiles(event)) return;
+  depth = Math.max(0, depth - 1);
+  one("#drop").hidden = depth > 0;
+  one("#drop").hidden = depth === 0;
+});
+addEventListener("dragover", (event) => {
+  if (hasFiles(event)) event.preventDefault();
+});
+addEventListener("drop", (event) => {
+  depth = 0;
+  one("#drop").hidden = true;
+  if (!hasFiles(event)) return;
+  event.preventDefault();
+  if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => backend.hasDrawings && grid.redraw());
+
+start();

@@ -1,0 +1,232 @@
+// One picture, large: its caption, where it lies, what its table says, and what can be done with it.
+
+const MAX_ENLARGED = 4;
+const numbers = new Intl.NumberFormat("en");
+
+export class Detail {
+  #dialog;
+  #index = null;
+
+  /** @param {HTMLDialogElement} dialog */
+  constructor(dialog, on) {
+    this.#dialog = dialog;
+    this.on = on;
+    dialog.addEventListener("click", ({ target }) => target === dialog && dialog.close()); // beside it
+    dialog.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!step || this.#index === null || event.target.closest("input")) return;
+      event.preventDefault();
+      this.#go(step);
+    });
+    dialog.addEventListener("close", () => {
+      if (this.#index !== null && !this.isLeaving) on.grid.focus(this.#index);
+      this.isLeaving = false;
+    });
+  }
+
+  /** Open the picture at an index of the grid. */
+  async open(index) {
+    const entry = await this.on.grid.entryAt(index);
+    if (!entry) return;
+    this.#index = index;
+    this.#show(entry);
+  }
+
+  /** Open a picture that is not in the grid. */
+  openEntry(entry) {
+    this.#index = null;
+    this.#show(entry);
+  }
+
+  async #go(step) {
+    const index = this.#index + step;
+    if (index < 0 || index >= this.on.grid.count) return;
+    await this.open(index);
+  }
+
+  #leave(then) {
+    this.isLeaving = true;
+    this.#dialog.close();
+    then();
+  }
+
+  #show(entry) {
+    const { backend } = this.on;
+    const frame = element("div", { className: "frame" });
+    const image = element("img", { alt: entry.caption });
+    // A small picture stays small: enlarged more than this, it would be a blur.
+    if (!backend.hasDrawings) image.addEventListener("load", () => {
+      image.style.maxWidth = `${MAX_ENLARGED * image.naturalWidth}px`;
+      image.style.maxHeight = `${MAX_ENLARGED * image.naturalHeight}px`;
+    });
+    image.addEventListener("error", () => image.hasAttribute("src") && frame.classList.add("gone"));
+    backend.image(entry, 1024).then((address) => (image.src = address), () => frame.classList.add("gone"));
+    frame.append(image);
+
+    const caption = element("h2", { id: "detail-caption", textContent: entry.caption });
+    const hint = element("p", { className: "hint" });
+    if (this.on.isExplaining() && entry.caption && entry.is_there) {
+      hint.textContent = "Choose a word to see where the model looks.";
+      let maps = null;
+      const find = () => (maps ??= backend.explain({ entry }));
+      wordsOf(caption, async (index) => drawHeat(frame, (await find()).words[index]?.heat), this.on.error);
+    }
+    const close = element("button", { type: "button", className: "quiet close" });
+    close.setAttribute("aria-label", "Close");
+    close.append(glyph("m6 6 12 12M18 6 6 18"));
+    close.addEventListener("click", () => this.#dialog.close());
+
+    const text = element("div", { className: "text" });
+    text.append(caption, hint, this.#actions(entry), facts(entry));
+    if (entry.copies?.length) text.append(this.#copies(entry.copies));
+    const stage = element("div", { className: "stage" });
+    stage.append(frame);
+    if (this.#index !== null) stage.append(this.#arrow(-1), this.#arrow(1));
+    this.#dialog.replaceChildren(stage, text, close);
+    if (!this.#dialog.open) this.#dialog.showModal();
+  }
+
+  #arrow(step) {
+    const isPast = this.#index + step < 0 || this.#index + step >= this.on.grid.count;
+    const button = element("button", { type: "button", className: `quiet arrow ${step < 0 ? "back" : "on"}`, disabled: isPast });
+    button.setAttribute("aria-label", step < 0 ? "The picture before" : "The next picture");
+    button.append(glyph(step < 0 ? "m14 6-6 6 6 6" : "m10 6 6 6-6 6"));
+    button.addEventListener("click", async () => {
+      await this.#go(step);
+      this.#dialog.querySelector(step < 0 ? ".back" : ".on")?.focus();
+    });
+    return button;
+  }
+
+  #actions(entry) {
+    const { backend } = this.on;
+    const place = element("p", { className: "actions" });
+    const act = (label, work, className = "") => {
+      const button = element("button", { type: "button", textContent: label, className });
+      button.addEventListener("click", () => work(button));
+      place.append(button);
+    };
+    if (backend.hasDrawings) {
+      act("Copy SVG", (button) => copy(button, () => backend.svg(entry)), "primary");
+      act("Copy name", (button) => copy(button, async () => entry.name));
+    }
+    act("More like this", () => this.#leave(() => this.on.like(entry)), backend.hasDrawings ? "" : "primary");
+    if (this.on.isAsking()) act("Without this", () => this.#leave(() => this.on.unlike(entry)));
+    if (!backend.hasDrawings) act("Copy path", (button) => copy(button, async () => entry.name));
+    return place;
+  }
+
+  #copies(copies) {
+    const part = element("section", { className: "copies" });
+    part.append(element("h3", { textContent: `${copies.length} more that look the same` }));
+    const list = element("ul");
+    for (const copy of copies.slice(0, 24)) {
+      const item = element("li");
+      const button = element("button", { type: "button", title: copy.name });
+      button.setAttribute("aria-label", copy.name);
+      const image = element("img", { alt: "" });
+      this.on.backend.image(copy).then((address) => (image.src = address), () => {});
+      button.append(image);
+      button.addEventListener("click", () => this.#show(copy));
+      item.append(button);
+      list.append(item);
+    }
+    part.append(list);
+    return part;
+  }
+}
+
+/** What is known of a picture, as a list of terms. */
+function facts(entry) {
+  const list = element("dl");
+  const say = (term, value) => {
+    if (value === undefined || value === null || value === "") return;
+    const text = element("dd");
+    const isAddress = typeof value === "string" && /^https:\/\/[^\s]+$/.test(value);
+    text.append(isAddress ? element("a", { href: value, textContent: value.replace(/^https:\/\//, ""), rel: "noreferrer", target: "_blank" }) : String(value));
+    list.append(element("dt", { textContent: term }), text);
+  };
+  if (typeof entry.relevance === "number") say("Relevance", `${Math.round(entry.relevance * 100)}%`);
+  say(entry.drawing ? "Name" : "Path", entry.name);
+  if (!entry.drawing) {
+    say("Changed", entry.date?.slice(0, 10));
+    say("Size", entry.width && `${numbers.format(entry.width)} × ${numbers.format(entry.height)} pixels, ${bytes(entry.size)}`);
+  }
+  for (const [name, value] of Object.entries(entry.fields ?? {})) {
+    say(name[0].toUpperCase() + name.slice(1).replaceAll("_", " "), value);
+  }
+  return list;
+}
+
+export function bytes(number) {
+  if (number < 1e6) return `${Math.max(1, Math.round(number / 1e3))} KB`;
+  return `${(number / 1e6).toFixed(1)} MB`;
+}
+
+async function copy(button, make) {
+  const label = button.textContent;
+  try {
+    await navigator.clipboard.writeText(await make());
+    button.textContent = "Copied";
+  } catch {
+    button.textContent = "The browser forbids copying";
+  }
+  setTimeout(() => (button.textContent = label), 1500);
+}
+
+/** Turn the words of a caption into buttons. `choose` is called with the number of a word. */
+export function wordsOf(place, choose, onError) {
+  const buttons = place.textContent.split(/\s+/).filter(Boolean).map((word, index) => {
+    const button = element("button", { type: "button", className: "word", textContent: word });
+    button.setAttribute("aria-pressed", "false");
+    button.addEventListener("click", async () => {
+      const isOn = button.getAttribute("aria-pressed") === "true";
+      for (const other of buttons) other.setAttribute("aria-pressed", "false");
+      if (isOn) {
+        await choose(-1).catch(onError);
+        return;
+      }
+      button.setAttribute("aria-pressed", "true");
+      place.classList.add("running");
+      await choose(index).catch(onError);
+      place.classList.remove("running");
+    });
+    return button;
+  });
+  place.replaceChildren(...buttons.flatMap((button, i) => (i ? [" ", button] : [button])));
+}
+
+/** Lay a heat map over the centre square of a picture. Without a map, the picture is bare again. */
+export function drawHeat(frame, heat) {
+  frame.querySelector("canvas")?.remove();
+  frame.classList.toggle("explained", Boolean(heat));
+  if (!heat) return;
+  const image = frame.querySelector("img");
+  const side = heat.length;
+  const canvas = element("canvas", { width: side, height: side });
+  const context = canvas.getContext("2d");
+  const pixels = context.createImageData(side, side);
+  heat.flat().forEach((value, i) => pixels.data.set([214, 64, 20, Math.round(220 * Math.min(1, Math.max(0, value)))], i * 4));
+  context.putImageData(pixels, 0, 0);
+  // The map is of the middle of the picture, which fills the frame as far as its sides allow.
+  const [width, height] = [image.naturalWidth || 1, image.naturalHeight || 1];
+  const scale = Math.min(image.clientWidth / width, image.clientHeight / height);
+  const length = Math.min(width, height) * scale;
+  canvas.style.width = canvas.style.height = `${length}px`;
+  frame.append(canvas);
+}
+
+function element(name, properties = {}) {
+  return Object.assign(document.createElement(name), properties);
+}
+
+function glyph(path) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("viewBox", "0 0 24 24");
+  svg.setAttribute("class", "glyph");
+  svg.setAttribute("aria-hidden", "true");
+  const line = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  line.setAttribute("d", path);
+  svg.append(line);
+  return svg;
+}

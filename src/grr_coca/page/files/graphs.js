@@ -1,0 +1,140 @@
+// The backend of an exported site: model and index are files of the site, and everything runs in this browser.
+
+import { drawSvg, isSvg, requirePicture } from "./picture.js";
+
+// The smallest module with a vector instruction, `i8x16.splat`.
+const SIMD = Uint8Array.of(
+  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11,
+);
+
+export class Graphs {
+  #worker;
+  #calls = new Map();
+  #next = 0;
+  #site;
+  #packs = new Map();
+  #urls = new Map();
+
+  /** @param {(state: object) => void} onState called while the site loads */
+  constructor(onState) {
+    this.onState = onState;
+    this.latest = null;
+  }
+
+  async info() {
+    if (!globalThis.WebAssembly?.validate?.(SIMD)) {
+      throw new Error("This page needs a browser with WebAssembly SIMD: Chrome 91, Firefox 89, Safari 16.4, or newer.");
+    }
+    const response = await fetch("site.json");
+    if (!response.ok) throw new Error(`site.json: the host answers ${response.status}. Copy the whole folder to the host.`);
+    this.#site = await response.json();
+    this.#worker = new Worker("worker.js", { type: "module" });
+    this.#worker.onmessage = ({ data }) => this.#take(data);
+    this.#worker.onerror = (event) => this.#fail(event.message || "the worker could not be loaded");
+    this.ready = this.#call("ready", {});
+    this.ready.catch(() => {});
+    const { title, about, placeholder, count, can, model } = this.#site;
+    return { title, about, placeholder, pictures: count, can, model: model.name, engine: this.#site.engine, ready: this.ready };
+  }
+
+  /** Load what a dropped picture needs. */
+  prepare() {
+    return this.#call("prepare", {});
+  }
+
+  search(query, signal) {
+    return this.#call("search", query, { signal });
+  }
+
+  pictures(filters, offset, limit, signal) {
+    return this.#call("pictures", { filters, offset, limit }, { signal });
+  }
+
+  facets() {
+    return this.#call("facets", {});
+  }
+
+  duplicates(offset, limit, signal) {
+    return this.#call("duplicates", { offset, limit }, { signal });
+  }
+
+  caption(image, onToken, signal) {
+    return this.#call("caption", { image }, { onToken, signal });
+  }
+
+  /** A picture file that the other methods accept. @throws if it is none, or too large */
+  async opened(file) {
+    const bytes = await requirePicture(file);
+    return isSvg(bytes) ? drawSvg(bytes, file.name || "the picture") : file;
+  }
+
+  /** The address of a thumbnail, which an `<img>` shows. */
+  async image(entry) {
+    const { thumbnails } = this.#site;
+    if (thumbnails.kind === "files") {
+      if (!entry.is_there) throw new Error("there was no picture when the site was made");
+      return `${thumbnails.folder}/${Math.floor(entry.id / 1000)}/${entry.id}.webp`;
+    }
+    const svg = await this.svg(entry, matchMedia("(prefers-color-scheme: dark)").matches ? "#eceae6" : "#1b1b1a");
+    const key = `${entry.id} ${svg.length}`;
+    if (!this.#urls.has(key)) this.#urls.set(key, URL.createObjectURL(new Blob([svg], { type: "image/svg+xml" })));
+    return this.#urls.get(key);
+  }
+
+  get hasDrawings() {
+    return this.#site?.thumbnails.kind === "svg";
+  }
+
+  /** The SVG source of an entry, drawn in a colour if it has none of its own. */
+  async svg(entry, colour = null) {
+    const [pack, place] = entry.drawing;
+    if (!this.#packs.has(pack)) {
+      const path = `${this.#site.thumbnails.folder}/${pack}.json`;
+      this.#packs.set(pack, fetch(path).then((response) => response.json()));
+      this.#packs.get(pack).catch(() => this.#packs.delete(pack));
+    }
+    const { box, body } = (await this.#packs.get(pack))[place];
+    const ink = colour ? ` color="${colour}"` : "";
+    const names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"';
+    return `<svg ${names} viewBox="${box.join(" ")}" width="${box[2]}" height="${box[3]}"${ink}>${body}</svg>`;
+  }
+
+  // --- Calls to the worker
+
+  #call(call, args, { signal, onToken } = {}) {
+    return new Promise((resolve, reject) => {
+      if (this.#broken) return reject(new Error(this.#broken));
+      if (signal?.aborted) return reject(signal.reason);
+      const id = this.#next++;
+      this.#calls.set(id, { resolve, reject, onToken: (token) => signal?.aborted || onToken?.(token) });
+      signal?.addEventListener("abort", () => reject(signal.reason), { once: true });
+      const message = { id, call, args };
+      if (this.#isListening) this.#worker.postMessage(message);
+      else this.#waiting.push(message);
+    });
+  }
+
+  #isListening = false;
+  #waiting = [];
+  #broken = null;
+
+  #take({ id, result, token, error, state, isListening }) {
+    if (isListening) {
+      this.#isListening = true;
+      for (const message of this.#waiting.splice(0)) this.#worker.postMessage(message);
+    } else if (state) this.onState(state);
+    else if (token !== undefined) this.#calls.get(id)?.onToken(token);
+    else {
+      const call = this.#calls.get(id);
+      this.#calls.delete(id);
+      if (error === undefined) call.resolve(result);
+      else call.reject(new Error(error));
+    }
+  }
+
+  #fail(message) {
+    this.#broken = `The model could not be loaded (${message}). Reload the page.`;
+    for (const { reject } of this.#calls.values()) reject(new Error(this.#broken));
+    this.#calls.clear();
+  }
+}

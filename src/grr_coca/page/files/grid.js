@@ -1,0 +1,299 @@
+// A grid of pictures that scrolls with the page. Only the tiles near the window exist, so that 260,000 pictures are
+// as light as 60.
+
+const SPARE_ROWS = 2; // above and below the window
+const MAX_HEIGHT = 12_000_000; // pixels; browsers cannot make elements much higher
+const CHUNK = 100; // pictures that are asked for at a time
+
+export class Grid {
+  #list;
+  #tiles = new Map(); // by index
+  #free = [];
+  #source = null;
+  #count = 0;
+  #columns = 1;
+  #row = 1;
+  #width = 0;
+  #gap = 0;
+  #focused = 0;
+  #generation = 0;
+  #asked = new Set();
+  #entries = [];
+  #due = false;
+
+  /**
+   * @param {HTMLElement} list
+   * @param {object} on
+   * @param {(entry: object) => Promise<string>} on.image the address of a thumbnail
+   * @param {(entry: object) => {label: string, note: string, alike: number}} on.describe the texts of a tile
+   * @param {(index: number) => void} on.open
+   * @param {() => void} on.leave the first row is left upwards, or Escape pressed
+   */
+  constructor(list, on) {
+    this.#list = list;
+    this.on = on;
+    addEventListener("scroll", () => this.#later(), { passive: true });
+    new ResizeObserver(() => this.#measure()).observe(list.parentElement);
+    list.addEventListener("keydown", (event) => this.#key(event));
+    list.addEventListener("click", (event) => {
+      const tile = event.target.closest("button.tile");
+      if (tile) this.on.open(Number(tile.dataset.index));
+    });
+  }
+
+  /**
+   * Show other pictures.
+   * @param {{count: number, entries: object[], more: (start: number, end: number) => Promise<object[]>}} source
+   *   `entries`: those that are known, from the first on
+   * @param {boolean} keepsPlace stay at this place of the page
+   */
+  show(source, keepsPlace = false) {
+    this.#generation++;
+    this.#source = source;
+    this.#count = source.count;
+    this.#entries = [...source.entries];
+    this.#asked.clear();
+    this.#focused = keepsPlace ? Math.min(this.#focused, Math.max(0, this.#count - 1)) : 0;
+    for (const index of [...this.#tiles.keys()]) this.#release(index);
+    this.#measure();
+  }
+
+  /** The number of pictures has become known, or grown. */
+  grow(count) {
+    this.#count = count;
+    this.#resize();
+    this.#render();
+  }
+
+  get count() {
+    return this.#count;
+  }
+
+  entry(index) {
+    return this.#entries[index];
+  }
+
+  /** The entry at an index, asked for if it is not known. */
+  async entryAt(index) {
+    if (!this.#entries[index]) await this.#ask(index);
+    return this.#entries[index];
+  }
+
+  focus(index = this.#focused) {
+    if (!this.#count) return;
+    this.#focused = Math.max(0, Math.min(this.#count - 1, index));
+    this.#reveal(this.#focused);
+    this.#render();
+    for (const [at, tile] of this.#tiles) tile.button.tabIndex = at === this.#focused ? 0 : -1;
+    this.#tiles.get(this.#focused)?.button.focus({ preventScroll: true });
+  }
+
+  /** Draw all tiles again, as after a change of colours. */
+  redraw() {
+    for (const index of [...this.#tiles.keys()]) this.#release(index);
+    this.#render();
+  }
+
+  // --- Places
+
+  #measure() {
+    const style = getComputedStyle(this.#list);
+    const width = this.#list.clientWidth;
+    const wanted = parseFloat(style.getPropertyValue("--tile"));
+    this.#gap = parseFloat(style.getPropertyValue("--gap"));
+    const under = parseFloat(style.getPropertyValue("--under"));
+    const columns = Math.max(2, Math.floor((width + this.#gap) / (wanted + this.#gap)));
+    const first = this.#firstVisible();
+    this.#columns = columns;
+    this.#width = (width - this.#gap * (columns - 1)) / columns;
+    const row = this.#width + under + this.#gap;
+    const isOther = Math.abs(row - this.#row) > 0.01;
+    this.#row = row;
+    this.#resize();
+    if (isOther && first > 0) this.#reveal(first, true);
+    for (const [index, tile] of this.#tiles) this.#place(tile, index);
+    this.#render();
+  }
+
+  get #height() {
+    return Math.max(0, Math.ceil(this.#count / this.#columns) * this.#row - this.#gap);
+  }
+
+  #resize() {
+    this.#list.style.height = `${Math.min(MAX_HEIGHT, this.#height)}px`;
+  }
+
+  /** How far the whole grid is scrolled. A grid that is too high for an element scrolls faster than the page. */
+  #scrolled() {
+    const top = -this.#list.getBoundingClientRect().top;
+    const height = this.#height;
+    if (height <= MAX_HEIGHT) return { top, shift: 0 };
+    const share = Math.max(0, Math.min(1, top / (MAX_HEIGHT - innerHeight)));
+    const real = top < 0 ? top : share * (height - innerHeight);
+    return { top: real, shift: top - real };
+  }
+
+  #firstVisible() {
+    const { top } = this.#scrolled();
+    return Math.max(0, Math.floor(top / this.#row)) * this.#columns;
+  }
+
+  #reveal(index, isAtTop = false) {
+    const { top } = this.#scrolled();
+    const place = Math.floor(index / this.#columns) * this.#row;
+    const header = parseFloat(getComputedStyle(document.documentElement).scrollPaddingTop) || 0;
+    let by = 0;
+    if (isAtTop || place < top + header) by = place - top - header;
+    else if (place + this.#row > top + innerHeight) by = place + this.#row - top - innerHeight;
+    if (!by) return;
+    const height = this.#height;
+    scrollBy({ top: height <= MAX_HEIGHT ? by : (by * (MAX_HEIGHT - innerHeight)) / (height - innerHeight), behavior: "instant" });
+  }
+
+  // --- Tiles
+
+  #later() {
+    if (this.#due) return;
+    this.#due = true;
+    requestAnimationFrame(() => {
+      this.#due = false;
+      this.#render();
+    });
+  }
+
+  #render() {
+    if (!this.#source) return;
+    const { top, shift } = this.#scrolled();
+    const firstRow = Math.max(0, Math.floor(top / this.#row) - SPARE_ROWS);
+    const lastRow = Math.ceil((top + innerHeight) / this.#row) + SPARE_ROWS;
+    const start = Math.min(this.#count, firstRow * this.#columns);
+    const end = Math.max(start, Math.min(this.#count, lastRow * this.#columns));
+    this.#list.style.setProperty("--shift", `${shift}px`);
+    for (const index of [...this.#tiles.keys()]) {
+      const isKept = index >= start && index < end;
+      if (!isKept) this.#release(index);
+    }
+    for (let index = end - 1; index >= start; index--) if (!this.#tiles.has(index)) this.#make(index);
+    for (let index = start; index < end; index++) if (!this.#entries[index]) this.#ask(index);
+    if (end === this.#count && this.#count) this.on.end?.();
+  }
+
+  #make(index) {
+    const tile = this.#free.pop() ?? newTile();
+    this.#tiles.set(index, tile);
+    tile.button.dataset.index = index;
+    tile.button.tabIndex = index === this.#focused ? 0 : -1;
+    tile.item.setAttribute("aria-posinset", index + 1);
+    tile.item.setAttribute("aria-setsize", this.#count);
+    this.#place(tile, index);
+    this.#fill(tile, index);
+    this.#list.insertBefore(tile.item, this.#tiles.get(index + 1)?.item ?? null); // read aloud in this order
+  }
+
+  #place(tile, index) {
+    const [x, y] = [index % this.#columns, Math.floor(index / this.#columns)];
+    tile.item.style.width = `${this.#width}px`;
+    tile.item.style.translate = `${x * (this.#width + this.#gap)}px calc(${y * this.#row}px + var(--shift))`;
+  }
+
+  #fill(tile, index) {
+    const entry = this.#entries[index];
+    tile.item.classList.toggle("waiting", !entry);
+    tile.item.classList.remove("gone");
+    tile.image.removeAttribute("src");
+    if (!entry) {
+      tile.caption.textContent = tile.note.textContent = tile.alike.textContent = "";
+      return;
+    }
+    const { caption, note, alike, label } = this.on.describe(entry);
+    tile.caption.textContent = caption;
+    tile.note.textContent = note;
+    tile.alike.textContent = alike;
+    tile.button.setAttribute("aria-label", label);
+    const generation = (tile.generation = {});
+    this.on.image(entry).then(
+      (address) => {
+        if (tile.generation === generation) tile.image.src = address;
+      },
+      () => tile.item.classList.add("gone"),
+    );
+  }
+
+  #release(index) {
+    const tile = this.#tiles.get(index);
+    this.#tiles.delete(index);
+    if (tile.button === document.activeElement) this.#list.focus({ preventScroll: true });
+    tile.item.remove();
+    tile.generation = null;
+    if (this.#free.length < 200) this.#free.push(tile);
+  }
+
+  /** Ask for the pictures around an index. */
+  async #ask(index) {
+    const start = index - (index % CHUNK);
+    if (this.#asked.has(start)) return;
+    this.#asked.add(start);
+    const generation = this.#generation;
+    try {
+      const entries = await this.#source.more(start, Math.min(this.#count, start + CHUNK));
+      if (generation !== this.#generation) return;
+      entries.forEach((entry, i) => (this.#entries[start + i] = entry));
+      for (const [at, tile] of this.#tiles) if (at >= start && at < start + entries.length) this.#fill(tile, at);
+    } catch (error) {
+      if (generation !== this.#generation) return;
+      this.#asked.delete(start);
+      this.on.error?.(error);
+    }
+  }
+
+  // --- Keys
+
+  #key(event) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
+    const page = Math.max(1, Math.floor((innerHeight * 0.8) / this.#row)) * this.#columns;
+    const steps = {
+      ArrowLeft: -1,
+      ArrowRight: 1,
+      ArrowUp: -this.#columns,
+      ArrowDown: this.#columns,
+      PageUp: -page,
+      PageDown: page,
+      Home: -Infinity,
+      End: Infinity,
+    };
+    if (event.key === "Escape" || (event.key === "ArrowUp" && this.#focused < this.#columns)) {
+      event.preventDefault();
+      this.on.leave();
+    } else if (event.key in steps) {
+      event.preventDefault();
+      this.focus(this.#focused + steps[event.key]);
+    }
+  }
+}
+
+function newTile() {
+  const item = document.createElement("li");
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "tile";
+  const frame = document.createElement("span");
+  frame.className = "frame";
+  const image = document.createElement("img");
+  image.alt = "";
+  image.decoding = "async";
+  image.draggable = false;
+  image.addEventListener("error", () => image.hasAttribute("src") && item.classList.add("gone"));
+  const alike = document.createElement("span");
+  alike.className = "alike";
+  frame.append(image, alike);
+  const line = document.createElement("span");
+  line.className = "line";
+  const caption = document.createElement("span");
+  caption.className = "caption";
+  const note = document.createElement("span");
+  note.className = "note";
+  line.append(caption, note);
+  button.append(frame, line);
+  item.append(button);
+  return { item, button, image, caption, note, alike };
+}

@@ -1,0 +1,151 @@
+// The backend of `grr-coca serve`: model and index are on a server, and the page asks for them over HTTP.
+
+import { requirePicture } from "./picture.js";
+
+export class Http {
+  async info() {
+    const info = await this.#json("info");
+    return { ...info, ready: Promise.resolve({ count: info.pictures }) };
+  }
+
+  async prepare() {}
+
+  async search({ image, filters, ...query }, signal) {
+    const body = { ...query, ...(image && { image: await dataUrl(image) }), ...where(filters) };
+    return this.#json("search", { method: "POST", body: JSON.stringify(body), headers: JSON_TYPE, signal }, true);
+  }
+
+  pictures(filters, offset, limit, signal) {
+    return this.#json(`pictures?${new URLSearchParams({ offset, limit, ...where(filters) })}`, { signal });
+  }
+
+  facets() {
+    return this.#json("facets");
+  }
+
+  duplicates(offset, limit, signal) {
+    return this.#json(`duplicates?${new URLSearchParams({ offset, limit })}`, { signal });
+  }
+
+  /** A caption; `onToken` gets the text so far. */
+  async caption(image, onToken, signal) {
+    const headers = { "Content-Type": image.type || "application/octet-stream", Accept: "text/event-stream" };
+    const response = await this.#fetch("caption", { method: "POST", body: image, headers, signal });
+    let text = "";
+    for await (const { event, data } of events(response.body)) {
+      if (event === "error") throw new Error(data.error.message);
+      text = data.text;
+      if (event !== "done") onToken(text);
+    }
+    return text;
+  }
+
+  /** Where the model looks for each word: for a file, or for an entry of the index. */
+  explain({ file, entry }, signal) {
+    if (entry) return this.#json(`explain?${new URLSearchParams({ id: entry.id })}`, { method: "POST", signal });
+    const headers = { "Content-Type": file.type || "application/octet-stream" };
+    return this.#json("explain", { method: "POST", body: file, headers, signal });
+  }
+
+  async opened(file) {
+    await requirePicture(file);
+    return file;
+  }
+
+  async image(entry, side = 320) {
+    return `image/${encodeURIComponent(entry.id)}?side=${side}`;
+  }
+
+  hasDrawings = false;
+
+  async #json(path, options, isRepeated = false) {
+    return (await this.#fetch(path, options, isRepeated)).json();
+  }
+
+  /** A request that succeeds, or an error with a sentence of the server. */
+  async #fetch(path, options = {}, isRepeated = false) {
+    let response;
+    try {
+      response = await fetch(path, { credentials: "same-origin", ...options });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Error("The server does not answer. Is it still running?");
+    }
+    if (response.ok) return response;
+    if (response.status === 401 && path !== "session" && (await this.#askForKey())) return this.#fetch(path, options, isRepeated);
+    if (isRepeated && [429, 503].includes(response.status)) {
+      await new Promise((resolve) => setTimeout(resolve, 1000 * (Number(response.headers.get("Retry-After")) || 1)));
+      return this.#fetch(path, options);
+    }
+    throw new Error(await reason(response));
+  }
+
+  /** True if the server accepts a key that the page asks for. Set by the page. */
+  askForKey = null;
+  #asking = null;
+
+  async #askForKey() {
+    this.#asking ??= (async () => {
+      const key = await this.askForKey?.();
+      if (!key) return false;
+      const response = await fetch("session", { method: "POST", body: JSON.stringify({ key }), headers: JSON_TYPE });
+      return response.ok;
+    })().finally(() => (this.#asking = null));
+    return this.#asking;
+  }
+}
+
+const JSON_TYPE = { "Content-Type": "application/json" };
+
+async function reason(response) {
+  try {
+    const { message } = (await response.json()).error;
+    if (message) return message;
+  } catch {
+    // not JSON: a proxy answers
+  }
+  return `The server answers ${response.status} ${response.statusText}.`;
+}
+
+/** The events of a stream of server-sent events, with their data parsed. */
+async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    rest += (value ?? "").replaceAll("\r\n", "\n");
+    const blocks = rest.split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const lines = block.split("\n").map((line) => /^(\w+): ?(.*)$/.exec(line)).filter(Boolean);
+      const data = lines.filter(([, name]) => name === "data").map(([, , text]) => text);
+      const event = lines.find(([, name]) => name === "event")?.[2] ?? "message";
+      if (data.length) yield { event, data: JSON.parse(data.join("\n")) };
+    }
+    if (done) return;
+  }
+}
+
+function dataUrl(blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error("The picture cannot be read."));
+    reader.readAsDataURL(blob);
+  });
+}
+
+/** The filters of the page in the filter language of the index. */
+function where(filters) {
+  const tests = Object.entries(filters).flatMap(([field, test]) => {
+    if (test.in) return [`${field} in (${test.in.map(quoted).join(", ")})`];
+    const from = test.from === undefined ? [] : [`${field} >= ${quoted(test.from)}`];
+    const to = test.to === undefined ? [] : [`${field} <= ${quoted(test.to)}`];
+    return [...from, ...to];
+  });
+  return tests.length ? { where: tests.join(" and ") } : {};
+}
+
+function quoted(value) {
+  return typeof value === "number" ? String(value) : `'${String(value).replaceAll("'", "''")}'`;
+}

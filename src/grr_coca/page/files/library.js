@@ -1,0 +1,317 @@
+// The exported index: rows and 8-bit embeddings in memory, searched exactly. Runs in a worker.
+// Ranking, folding and relevance follow `grr_coca.search` (answer, duplicates, relevance).
+
+import { WordIndex } from "./words.js";
+
+export const MAX_HITS = 600;
+const QUERY_LEVELS = 2047; // of an integer query: sums of up to 8,000 products fit into 32 bits
+const NUM_DECISIVE_HITS = 10;
+const MIN_RELEVANCE = 0.15;
+const [PER_DEVIATION, PER_AGREEMENT, OFFSET] = [0.77, 4.87, -7.7];
+const PRIOR_IMAGES = 5;
+const [MAX_IMAGE_COSINE, MAX_CAPTION_COSINE] = [0.85, 0.9];
+const MIN_DIFFERENT = 5;
+const [MAX_BITS, MIN_COSINE] = [6, 0.95];
+const WITHOUT_WEIGHT = 0.5;
+const MIN_DEVIATION = 1e-3;
+const FUSION_CONSTANT = 60;
+
+export class Library {
+  /** @param {object} about `library.json`: count, width, rows per chunk, sample, facets, groups */
+  constructor(about) {
+    this.about = about;
+    this.size = 0; // rows that are loaded
+    this.width = about.width;
+    this.vectors = new Int8Array(about.count * about.width);
+    this.scales = new Float32Array(about.count);
+    this.hashes = new Uint32Array(about.count * 2);
+    this.chunks = [];
+    this.words = new WordIndex();
+    this.masks = new Map();
+  }
+
+  /** Add the next chunk: the columns of its rows, and their vectors (scales of 32 bits, then the 8-bit integers). */
+  add(packed, buffer) {
+    const columns = unpacked(packed);
+    const count = columns.name.length;
+    this.scales.set(new Float32Array(buffer, 0, count), this.size);
+    this.vectors.set(new Int8Array(buffer, count * 4, count * this.width), this.size * this.width);
+    for (let i = 0; i < count; i++) {
+      const at = (this.size + i) * 2;
+      this.hashes[at] = parseInt(columns.phash[i].slice(0, 8), 16);
+      this.hashes[at + 1] = parseInt(columns.phash[i].slice(8), 16);
+      this.words.add(`${columns.title[i]} ${columns.caption[i]}`);
+    }
+    this.chunks.push(columns);
+    this.size += count;
+    this.masks.clear();
+  }
+
+  /** All that is known of a row. */
+  entry(row) {
+    const columns = this.chunks[Math.floor(row / this.about.chunk)];
+    const at = row % this.about.chunk;
+    const entry = { id: String(row), fields: {} };
+    for (const [name, values] of Object.entries(columns)) {
+      if (name === "fields") continue;
+      entry[name] = values[at];
+    }
+    for (const [name, values] of Object.entries(columns.fields)) {
+      if (values[at] !== null) entry.fields[name] = values[at];
+    }
+    return entry;
+  }
+
+  vector(row) {
+    const out = new Float32Array(this.width);
+    const start = row * this.width;
+    for (let i = 0; i < this.width; i++) out[i] = this.vectors[start + i] * this.scales[row];
+    return out;
+  }
+
+  // --- Filters
+
+  /** For each row 1 if it matches the filters, else 0; null if there are none. */
+  mask(filters) {
+    if (!Object.keys(filters).length) return null;
+    const key = JSON.stringify(filters);
+    const known = this.masks.get(key);
+    if (known) return known;
+    const mask = new Uint8Array(this.size).fill(1);
+    for (const [field, test] of Object.entries(filters)) {
+      const matches = tester(test);
+      let row = 0;
+      for (const columns of this.chunks) {
+        const values = columns[field] ?? columns.fields[field];
+        for (let i = 0; i < columns.name.length; i++, row++) if (!values || !matches(values[i])) mask[row] = 0;
+      }
+    }
+    if (this.masks.size > 20) this.masks.clear();
+    this.masks.set(key, mask);
+    return mask;
+  }
+
+  /** Rows in the order of the library. */
+  browse(filters, offset, limit) {
+    const mask = this.mask(filters);
+    if (!mask) {
+      const end = Math.min(this.size, offset + limit);
+      const rows = Array.from({ length: Math.max(0, end - offset) }, (_, i) => offset + i);
+      return { total: this.size, rows };
+    }
+    const rows = [];
+    let total = 0;
+    for (let row = 0; row < mask.length; row++) {
+      if (!mask[row]) continue;
+      if (total >= offset && rows.length < limit) rows.push(row);
+      total++;
+    }
+    return { total, rows };
+  }
+
+  // --- Ranking
+
+  /** Dot products of all rows with a vector. */
+  scores(vector) {
+    const { vectors, width, size, scales } = this;
+    const largest = vector.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-12);
+    const query = Int32Array.from(vector, (value) => Math.round((value / largest) * QUERY_LEVELS));
+    const unit = largest / QUERY_LEVELS;
+    const scores = new Float32Array(size);
+    const whole = width - (width % 4);
+    for (let row = 0, at = 0; row < size; row++) {
+      let [a, b, c, d] = [0, 0, 0, 0];
+      let i = 0;
+      for (; i < whole; i += 4, at += 4) {
+        a = (a + query[i] * vectors[at]) | 0;
+        b = (b + query[i + 1] * vectors[at + 1]) | 0;
+        c = (c + query[i + 2] * vectors[at + 2]) | 0;
+        d = (d + query[i + 3] * vectors[at + 3]) | 0;
+      }
+      for (; i < width; i++, at++) a = (a + query[i] * vectors[at]) | 0;
+      scores[row] = (a + b + c + d) * unit * scales[row];
+    }
+    return scores;
+  }
+
+  /**
+   * Groups of near-duplicate rows, the best group first; the first row of a group is its best.
+   * @param {Float32Array} scores of all rows
+   * @param {string | null} words for the full-text index, or null for a ranking by embeddings alone
+   */
+  rank(scores, words, filters) {
+    const mask = this.mask(filters);
+    const isAllowed = mask ? (row) => mask[row] === 1 : () => true;
+    const nearest = best(scores, MAX_HITS, mask);
+    const rows = words === null ? nearest : fused([nearest, this.words.search(words, MAX_HITS, isAllowed)]).slice(0, MAX_HITS);
+    return this.folded(rows);
+  }
+
+  /** Rows, grouped by near-duplicates. */
+  folded(rows) {
+    const groups = [];
+    const firsts = [];
+    for (const row of rows) {
+      let vector = null;
+      const home = firsts.findIndex((first) => {
+        if (this.#differingBits(row, first.row) > MAX_BITS) return false;
+        vector ??= this.vector(row);
+        return dot(vector, (first.vector ??= this.vector(first.row))) >= MIN_COSINE;
+      });
+      if (home >= 0) groups[home].push(row);
+      else {
+        firsts.push({ row, vector });
+        groups.push([row]);
+      }
+    }
+    return groups;
+  }
+
+  #differingBits(one, other) {
+    return (
+      bits(this.hashes[one * 2] ^ this.hashes[other * 2]) + bits(this.hashes[one * 2 + 1] ^ this.hashes[other * 2 + 1])
+    );
+  }
+
+  // --- The vector of a query
+
+  /** Embeddings of a random sample of the library. */
+  sample() {
+    const drawn = this.about.sample.filter((row) => row < this.size);
+    if (this.sampled?.length !== drawn.length) this.sampled = drawn.map((row) => this.vector(row));
+    return this.sampled;
+  }
+
+  /**
+   * The unit vector of a weighted sum of embeddings, each divided by its deviation over the library.
+   * @param {[number, Float32Array][]} parts
+   * @returns {Float32Array | null} null if the parts cancel each other
+   */
+  combined(parts) {
+    if (parts.length === 1) return parts[0][1];
+    const sample = this.sample();
+    const total = new Float32Array(this.width);
+    for (const [weight, embedding] of parts) {
+      const spread = sample.length > 1 ? deviation(sample.map((vector) => dot(vector, embedding))) : 1;
+      const factor = weight / Math.max(spread, MIN_DEVIATION);
+      embedding.forEach((value, i) => (total[i] += factor * value));
+    }
+    const length = Math.sqrt(dot(total, total));
+    return length < 1e-6 ? null : total.map((value) => value / length);
+  }
+
+  // --- Relevance
+
+  /**
+   * What hits of a query are compared with.
+   * @param {Float32Array[]} asked embeddings of the texts of the query
+   * @param {Float32Array[]} others embeddings of captions of some pictures of the library
+   */
+  background(vector, asked, others, bestRow) {
+    const sample = this.sample();
+    const products = sample.map((one) => dot(one, vector));
+    const middle = median(products);
+    const lower = products.filter((value) => value <= middle);
+    const squares = lower.reduce((sum, value) => sum + (value - middle) ** 2, 0);
+    const spread = Math.sqrt((squares + PRIOR_IMAGES / this.width) / (lower.length + PRIOR_IMAGES));
+    const usual = others.length ? median(others.flatMap((other) => asked.map((text) => dot(other, text)))) : 0;
+    const canTell = bestRow !== undefined && this.#canTell(this.vector(bestRow), usual);
+    return { middle, spread, usual: Math.min(usual, MAX_CAPTION_COSINE), asked, canTell };
+  }
+
+  #canTell(top, usual) {
+    const sample = this.sample();
+    if (median(sample.map((one) => dot(one, top))) > MAX_IMAGE_COSINE || usual > MAX_CAPTION_COSINE) return false;
+    let left = sample;
+    for (let i = 1; i < MIN_DIFFERENT; i++) {
+      left = left.filter((one) => dot(one, left[0]) < MIN_COSINE);
+      if (!left.length) return false;
+    }
+    return true;
+  }
+}
+
+/** The probability that a hit is what the query asked for. `caption`: the embedding of its caption, or null. */
+export function relevance({ middle, spread, usual, asked }, score, caption) {
+  const closest = caption ? Math.max(...asked.map((text) => dot(caption, text))) : 0;
+  const agreement = (closest - usual) / (1 - usual);
+  return 1 / (1 + Math.exp(-(PER_DEVIATION * ((score - middle) / spread) + PER_AGREEMENT * agreement + OFFSET)));
+}
+
+/** False if none of the first hits looks like what the query asked for. */
+export function isLikely(relevances) {
+  return relevances.slice(0, NUM_DECISIVE_HITS).some((value) => value >= MIN_RELEVANCE);
+}
+
+export const AVOIDED = -WITHOUT_WEIGHT;
+
+/** Columns, whose repeated values may be written as places in a list. */
+function unpacked(columns) {
+  const one = (column) => (column.of ? column.at.map((place) => column.of[place]) : column);
+  const named = (group) => Object.fromEntries(Object.entries(group).map(([name, column]) => [name, one(column)]));
+  return { ...named({ ...columns, fields: [] }), fields: named(columns.fields) };
+}
+
+/** Whether a value passes a filter: one of several values, or a range. */
+function tester(test) {
+  if (test.in) {
+    const wanted = new Set(test.in);
+    return (value) => wanted.has(value);
+  }
+  return (value) =>
+    value !== null && value !== undefined && !(test.from !== undefined && value < test.from) && !(test.to !== undefined && value > test.to);
+}
+
+/** The rows of the largest scores, largest first. A histogram finds those that can be among them. */
+function best(scores, count, mask) {
+  let [low, high] = [Infinity, -Infinity];
+  for (let row = 0; row < scores.length; row++) {
+    if (mask && !mask[row]) continue;
+    if (scores[row] < low) low = scores[row];
+    if (scores[row] > high) high = scores[row];
+  }
+  const numBins = 4096;
+  const bins = new Uint32Array(numBins);
+  const scale = (numBins - 1) / Math.max(high - low, 1e-9);
+  for (let row = 0; row < scores.length; row++) if (!mask || mask[row]) bins[((scores[row] - low) * scale) | 0]++;
+  let lowest = numBins - 1;
+  for (let kept = 0; lowest > 0; lowest--) if ((kept += bins[lowest]) >= count) break;
+  const rows = [];
+  for (let row = 0; row < scores.length; row++) {
+    if ((!mask || mask[row]) && ((scores[row] - low) * scale | 0) >= lowest) rows.push(row);
+  }
+  return rows.sort((a, b) => scores[b] - scores[a] || a - b).slice(0, count);
+}
+
+/** Reciprocal rank fusion. */
+function fused(rankings) {
+  const sums = new Map();
+  for (const ranking of rankings) {
+    ranking.forEach((row, i) => sums.set(row, (sums.get(row) ?? 0) + 1 / (FUSION_CONSTANT + i + 1)));
+  }
+  return [...sums].sort((a, b) => b[1] - a[1]).map(([row]) => row);
+}
+
+function dot(a, b) {
+  let sum = 0;
+  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
+  return sum;
+}
+
+function bits(value) {
+  value -= (value >>> 1) & 0x55555555;
+  value = (value & 0x33333333) + ((value >>> 2) & 0x33333333);
+  return Math.imul((value + (value >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
+}
+
+function median(values) {
+  if (!values.length) return 0;
+  const sorted = Float64Array.from(values).sort();
+  const half = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+}
+
+function deviation(values) {
+  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+  return Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / values.length);
+}

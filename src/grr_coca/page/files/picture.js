@@ -1,0 +1,282 @@
+// From the bytes of a picture file to the pixels that a model takes, equal to Pillow's (`grr_coca.data.preprocess`).
+
+export const MAX_PIXELS = 100_000_000;
+const MAX_BYTES = 2 ** 28;
+const MAX_RESIZED_PIXELS = 10_000_000;
+const SVG_SIDE = 256;
+const STRIP = 256; // rows that are read from the canvas at a time
+
+/** An error whose message is a sentence for a person. */
+export class PictureError extends Error {}
+
+// --- What a file is, by its first bytes
+
+/** Width and height in pixels, or null if the file is of no format that browsers show. Nothing is decoded. */
+export function sizeOf(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const text = (at, length) => String.fromCharCode(...bytes.subarray(at, at + length));
+  if (bytes.length < 16) return null;
+  if (text(1, 3) === "PNG") return bytes.length < 24 ? null : [view.getUint32(16), view.getUint32(20)];
+  if (text(0, 4) === "GIF8") return [view.getUint16(6, true), view.getUint16(8, true)];
+  if (text(0, 2) === "BM" && bytes.length >= 26) return [view.getInt32(18, true), Math.abs(view.getInt32(22, true))];
+  if (text(0, 4) === "RIFF" && text(8, 4) === "WEBP" && bytes.length >= 30) return sizeOfWebp(view, text(12, 4));
+  if (bytes[0] === 0xff && bytes[1] === 0xd8) return sizeOfJpeg(view);
+  if (text(4, 4) === "ftyp") return sizeOfAvif(bytes, view);
+  return null;
+}
+
+function sizeOfWebp(view, kind) {
+  if (kind === "VP8 ") return [view.getUint16(26, true) & 0x3fff, view.getUint16(28, true) & 0x3fff];
+  const bits = view.getUint32(21, true);
+  if (kind === "VP8L") return [(bits & 0x3fff) + 1, ((bits >> 14) & 0x3fff) + 1];
+  const long = (at) => view.getUint16(at, true) + (view.getUint8(at + 2) << 16) + 1;
+  return kind === "VP8X" ? [long(24), long(27)] : null;
+}
+
+function sizeOfJpeg(view) {
+  let at = 2;
+  while (at + 9 < view.byteLength) {
+    if (view.getUint8(at) !== 0xff) return null;
+    const marker = view.getUint8(at + 1);
+    if (marker === 0xff) at += 1;
+    else if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) {
+      return [view.getUint16(at + 7), view.getUint16(at + 5)];
+    } else if (marker === 0x01 || (marker >= 0xd0 && marker <= 0xd8)) at += 2;
+    else at += 2 + view.getUint16(at + 2);
+  }
+  return null;
+}
+
+function sizeOfAvif(bytes, view) {
+  const end = Math.min(bytes.length - 16, 65536);
+  for (let at = 8; at < end; at++) {
+    const isSize = bytes[at] === 0x69 && bytes[at + 1] === 0x73 && bytes[at + 2] === 0x70 && bytes[at + 3] === 0x65;
+    if (isSize) return [view.getUint32(at + 8), view.getUint32(at + 12)]; // the box `ispe`
+  }
+  return null;
+}
+
+/** True if the bytes of a file are SVG. */
+export function isSvg(bytes) {
+  const head = new TextDecoder().decode(bytes.subarray(0, 4096)).trimStart();
+  return head.startsWith("<svg") || ((head.startsWith("<?xml") || head.startsWith("<!")) && head.includes("<svg"));
+}
+
+/**
+ * Raise an error if a file is too large, or is no picture that can be shown.
+ * @returns {Promise<Uint8Array>} its bytes
+ * @throws {PictureError}
+ */
+export async function requirePicture(blob) {
+  const name = blob.name || "the picture";
+  if (blob.size > MAX_BYTES) throw new PictureError(`${name}: too large a file: ${megabytes(blob.size)} (limit ${megabytes(MAX_BYTES)}).`);
+  if (!blob.size) throw new PictureError(`${name}: the file is empty.`);
+  const bytes = new Uint8Array(await blob.arrayBuffer());
+  if (isSvg(bytes)) return bytes;
+  const size = sizeOf(bytes);
+  if (!size) throw new PictureError(`${name}: not a picture in a format that this browser reads.`);
+  if (size[0] * size[1] > MAX_PIXELS) {
+    const count = (size[0] * size[1]).toLocaleString("en");
+    throw new PictureError(`${name}: too many pixels: ${count} (limit ${MAX_PIXELS.toLocaleString("en")}). Scale it down first.`);
+  }
+  return bytes;
+}
+
+const megabytes = (bytes) => `${Math.round(bytes / 1e6)} MB`;
+
+/**
+ * An SVG file as a PNG of 256 pixels a side, oblong drawings in the middle. Only a document can draw SVG, no worker.
+ * The browser runs no script of a picture, and loads nothing that it names.
+ */
+export async function drawSvg(bytes, name) {
+  const source = new TextDecoder().decode(bytes);
+  const root = new DOMParser().parseFromString(source, "image/svg+xml").documentElement;
+  if (root.localName !== "svg") throw new PictureError(`${name}: an SVG file that cannot be drawn.`);
+  const box = (root.getAttribute("viewBox") ?? "").split(/[\s,]+/).map(Number);
+  const sides = [parseFloat(root.getAttribute("width")) || box[2] || 1, parseFloat(root.getAttribute("height")) || box[3] || 1];
+  if (!root.hasAttribute("viewBox")) root.setAttribute("viewBox", `0 0 ${sides[0]} ${sides[1]}`);
+  const scale = SVG_SIDE / Math.max(...sides);
+  const [width, height] = sides.map((side) => Math.max(1, Math.round(side * scale)));
+  root.setAttribute("width", width);
+  root.setAttribute("height", height);
+  const url = URL.createObjectURL(new Blob([new XMLSerializer().serializeToString(root)], { type: "image/svg+xml" }));
+  try {
+    const image = new Image();
+    image.src = url;
+    await image.decode();
+    const canvas = new OffscreenCanvas(SVG_SIDE, SVG_SIDE);
+    canvas.getContext("2d").drawImage(image, (SVG_SIDE - width) >> 1, (SVG_SIDE - height) >> 1, width, height);
+    return await canvas.convertToBlob();
+  } catch {
+    throw new PictureError(`${name}: an SVG file that cannot be drawn.`);
+  } finally {
+    URL.revokeObjectURL(url);
+  }
+}
+
+// --- Pixels
+
+/**
+ * The square that a model sees.
+ * @param {Blob} blob a picture that `requirePicture` accepts, but no SVG
+ * @param {{image_size: number, order: string, opening: string}} preprocess of the checkpoint
+ * @returns {Promise<Uint8Array>} RGB, S S 3
+ * @throws {PictureError} it cannot be decoded
+ */
+export async function pixelsOf(blob, preprocess) {
+  const upright = preprocess.opening === "upright_on_white";
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(blob, {
+      imageOrientation: upright ? "from-image" : "none",
+      colorSpaceConversion: "none", // Pillow ignores colour profiles
+      premultiplyAlpha: "none",
+    });
+  } catch {
+    throw new PictureError(`${blob.name || "the picture"}: broken, or not a picture that this browser reads.`);
+  }
+  try {
+    return square(bitmap, preprocess, upright);
+  } finally {
+    bitmap.close();
+  }
+}
+
+function square(bitmap, { image_size: side, order }, onWhite) {
+  const { width, height } = bitmap;
+  if (width === side && height === side) return resized(bitmap, [0, 0, side, side], [side, side], onWhite);
+  if (order !== "resize_then_crop") {
+    const shorter = Math.min(width, height);
+    const [left, top] = [width, height].map((length) => roundEven((length - shorter) / 2));
+    return resized(bitmap, [left, top, left + shorter, top + shorter], [side, side], onWhite, true);
+  }
+  const size = [width, height].map((length) => Math.trunc((side * length) / Math.min(width, height)));
+  const [left, top] = size.map((length) => roundEven((length - side) / 2));
+  if (size[0] * size[1] <= MAX_RESIZED_PIXELS) {
+    return cropped(resized(bitmap, [0, 0, width, height], size, onWhite), size[0], left, top, side);
+  }
+  const [across, down] = [width / size[0], height / size[1]];
+  const box = [left * across, top * down, (left + side) * across, (top + side) * down];
+  return resized(bitmap, box, [side, side], onWhite);
+}
+
+/** Python's `round`: halves go to the even neighbour. */
+function roundEven(value) {
+  const below = Math.floor(value);
+  const rest = value - below;
+  return rest === 0.5 ? below + (below % 2) : Math.round(value);
+}
+
+/**
+ * Bicubic resizing as in Pillow: two passes of 8-bit results, each wide enough for what is scaled down.
+ * @param {number[]} box left, upper, right, lower, which may be fractions
+ * @param {boolean} isCrop pixels outside of the box do not count, as after `crop`
+ */
+function resized(bitmap, box, size, onWhite, isCrop = false) {
+  let [left, top, right, bottom] = box;
+  let [fromX, fromY, width, height] = [0, 0, bitmap.width, bitmap.height];
+  if (isCrop) {
+    [fromX, fromY, width, height] = [left, top, right - left, bottom - top];
+    [left, top, right, bottom] = [0, 0, width, height];
+  }
+  const across = coefficients(width, left, right, size[0]);
+  const down = coefficients(height, top, bottom, size[1]);
+  const first = down.starts[0];
+  const last = down.starts[size[1] - 1] + down.counts[size[1] - 1];
+  const wide = new Uint8Array((last - first) * size[0] * 3);
+  const canvas = new OffscreenCanvas(width, Math.min(STRIP, last - first));
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingEnabled = false;
+  for (let y = first; y < last; y += STRIP) {
+    const rows = Math.min(STRIP, last - y);
+    if (onWhite) {
+      context.fillStyle = "#fff";
+      context.fillRect(0, 0, width, rows);
+    } else context.clearRect(0, 0, width, rows);
+    context.drawImage(bitmap, fromX, fromY + y, width, rows, 0, 0, width, rows);
+    const { data } = context.getImageData(0, 0, width, rows);
+    for (let row = 0; row < rows; row++) {
+      weigh(data, row * width * 4, 4, wide, (y - first + row) * size[0] * 3, 3, across, size[0]);
+    }
+  }
+  const out = new Uint8Array(size[0] * size[1] * 3);
+  const offset = { ...down, starts: down.starts.map((start) => start - first) };
+  const stride = size[0] * 3;
+  for (let x = 0; x < size[0]; x++) weigh(wide, x * 3, stride, out, x * 3, stride, offset, size[1]);
+  return out;
+}
+
+/** One line of pixels, resized: three channels from `source[start]` on, `step` apart. */
+function weigh(source, start, step, out, to, outStep, { starts, counts, weights, most }, length) {
+  for (let i = 0; i < length; i++) {
+    let [red, green, blue] = [HALF, HALF, HALF];
+    let at = start + starts[i] * step;
+    for (let k = i * most; k < i * most + counts[i]; k++, at += step) {
+      const weight = weights[k];
+      red += source[at] * weight;
+      green += source[at + 1] * weight;
+      blue += source[at + 2] * weight;
+    }
+    out[to] = clip(red);
+    out[to + 1] = clip(green);
+    out[to + 2] = clip(blue);
+    to += outStep;
+  }
+}
+
+const PRECISION = 2 ** 22; // Pillow's fixed-point numbers have 22 bits after the point
+const HALF = PRECISION / 2;
+const clip = (sum) => Math.max(0, Math.min(255, Math.floor(sum / PRECISION)));
+
+/** Pillow's `precompute_coeffs` for the bicubic filter, from `inLength` pixels to `length`. */
+function coefficients(inLength, from, to, length) {
+  if (from === 0 && to === inLength && length === inLength) return unchanged(length);
+  const scale = (to - from) / length;
+  const filterScale = Math.max(1, scale);
+  const support = 2 * filterScale;
+  const most = Math.ceil(support) * 2 + 1;
+  const starts = new Int32Array(length);
+  const counts = new Int32Array(length);
+  const weights = new Int32Array(length * most);
+  const line = new Float64Array(most);
+  for (let i = 0; i < length; i++) {
+    const centre = from + (i + 0.5) * scale;
+    const start = Math.max(0, Math.trunc(centre - support + 0.5));
+    const count = Math.min(inLength, Math.trunc(centre + support + 0.5)) - start;
+    let total = 0;
+    for (let k = 0; k < count; k++) total += line[k] = bicubic((k + start - centre + 0.5) * (1 / filterScale));
+    for (let k = 0; k < count; k++) {
+      const weight = (total ? line[k] / total : line[k]) * PRECISION;
+      weights[i * most + k] = Math.trunc(weight < 0 ? weight - 0.5 : weight + 0.5);
+    }
+    starts[i] = start;
+    counts[i] = count;
+  }
+  return { starts, counts, weights, most };
+}
+
+/** Each pixel alone, for a side that keeps its length. */
+function unchanged(length) {
+  return {
+    starts: Int32Array.from({ length }, (_, i) => i),
+    counts: new Int32Array(length).fill(1),
+    weights: new Int32Array(length).fill(PRECISION),
+    most: 1,
+  };
+}
+
+function bicubic(x) {
+  const a = -0.5;
+  x = Math.abs(x);
+  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+  return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
+}
+
+function cropped(pixels, width, left, top, side) {
+  const out = new Uint8Array(side * side * 3);
+  for (let y = 0; y < side; y++) {
+    const from = ((top + y) * width + left) * 3;
+    out.set(pixels.subarray(from, from + side * 3), y * side * 3);
+  }
+  return out;
+}

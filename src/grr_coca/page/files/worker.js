@@ -1,0 +1,262 @@
+// The model and the index of an exported site, in a worker: the page itself never waits for them.
+// Messages in: {id, call, args}. Messages out: {id, result}, {id, token}, {id, error}, and {state} while it loads.
+
+import { Engine } from "./engine.js";
+import { AVOIDED, Library, isLikely, relevance } from "./library.js";
+import { pixelsOf } from "./picture.js";
+import { Tokenizer } from "./tokenizer.js";
+
+const site = await (await fetch("site.json")).json();
+const ort = await import(new URL(site.runtime.module, self.location.href).href);
+ort.env.wasm.numThreads = 1; // more would need headers that not every host sends
+ort.env.wasm.wasmPaths = { wasm: new URL(site.runtime.wasm, self.location.href).href };
+ort.env.logLevel = "error";
+
+const state = { bytes: 0, total: site.bytes, rows: 0, count: 0, isReady: false };
+let told = 0;
+
+/** Tell the page how far loading is; at most ten times a second. */
+function tell(isDue = true) {
+  if (!isDue && performance.now() - told < 100) return;
+  told = performance.now();
+  self.postMessage({ state });
+}
+
+/** The bytes of a file of the site. */
+async function fetchBytes(path) {
+  const response = await fetch(path);
+  if (!response.ok) throw new Error(`${path}: the host answers ${response.status}`);
+  if (!response.body) return new Uint8Array(await response.arrayBuffer());
+  const parts = [];
+  const reader = response.body.getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    parts.push(value);
+    state.bytes += value.length;
+    tell(false);
+  }
+  const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return whole;
+}
+
+// --- Loading: the text graph and the index first, so that words find something soon
+
+const weights = fetchBytes(site.weights).then((bytes) => ({ name: site.weights.split("/").pop(), bytes }));
+const graphs = Object.fromEntries(Object.entries(site.graphs).map(([name, path]) => [name, fetchBytes(path)]));
+
+const engine = (async () => {
+  // Fetched here, and not by the runtime, so that its progress is seen.
+  ort.env.wasm.wasmBinary = (await fetchBytes(site.runtime.wasm)).buffer;
+  const tokenizer = new Tokenizer(JSON.parse(new TextDecoder().decode(await fetchBytes(site.tokenizer))));
+  return new Engine(ort, site.model, tokenizer);
+})();
+
+let turn = engine; // the runtime makes one session at a time
+const loaded = {};
+
+/** The engine, once it has a graph. */
+function withGraph(name) {
+  return (loaded[name] ??= turn = turn.then(async () => {
+    const one = await engine;
+    await one.load(name, await graphs[name], await weights);
+    return one;
+  }));
+}
+
+let library = null;
+
+const indexed = (async () => {
+  if (!site.library) return;
+  const about = await (await fetch(site.library)).json();
+  const folder = site.library.slice(0, site.library.lastIndexOf("/") + 1);
+  library = new Library(about);
+  state.count = about.count;
+  for (let start = 0; start < about.chunks.length; start += 4) {
+    const few = about.chunks.slice(start, start + 4).map(async ({ rows, vectors }) => [
+      JSON.parse(new TextDecoder().decode(await fetchBytes(folder + rows))),
+      (await fetchBytes(folder + vectors)).buffer,
+    ]);
+    for (const chunk of few) {
+      library.add(...(await chunk));
+      state.rows = library.size;
+      queries.clear();
+      tell();
+    }
+  }
+})();
+
+// --- Texts
+
+const MAX_CACHED = 20_000;
+const embedded = new Map();
+
+/** Embeddings of texts, each computed once. */
+async function embedTexts(texts) {
+  const missing = [...new Set(texts.filter((text) => !embedded.has(text)))];
+  if (missing.length) {
+    if (embedded.size > MAX_CACHED) embedded.clear();
+    const found = await (await withGraph("text")).encodeTexts(missing);
+    missing.forEach((text, i) => embedded.set(text, found[i]));
+  }
+  return texts.map((text) => embedded.get(text));
+}
+
+// --- Pictures: each that is dropped is encoded and captioned once
+
+let last = null; // the last dropped picture: {digest, image, caption}
+
+async function encoded(blob) {
+  const digest = new Uint8Array(await digestOf(new Uint8Array(await blob.arrayBuffer()))).join();
+  if (last?.digest !== digest) {
+    const image = (async () => (await withGraph("image")).encodeImage(await pixelsOf(blob, site.preprocess)))();
+    last = { digest, image, caption: null, listeners: new Set(), text: "" };
+  }
+  return last;
+}
+
+/** A digest of bytes. Hosts without HTTPS have no `crypto.subtle`. */
+async function digestOf(bytes) {
+  if (self.crypto?.subtle) return crypto.subtle.digest("SHA-256", bytes);
+  let [a, b] = [0x811c9dc5, bytes.length];
+  for (const byte of bytes) {
+    a = Math.imul(a ^ byte, 0x01000193);
+    b = (Math.imul(b, 31) + byte) | 0;
+  }
+  return Int32Array.of(a, b).buffer;
+}
+
+async function captionOf(blob, onToken = () => {}) {
+  const picture = await encoded(blob);
+  if (picture.text) onToken(picture.text);
+  picture.listeners.add(onToken);
+  picture.caption ??= (async () => {
+    const { cross } = await picture.image;
+    return (await withGraph("step")).caption(cross, (text) => {
+      picture.text = text;
+      for (const tellToken of picture.listeners) tellToken(text);
+    });
+  })();
+  return picture.caption;
+}
+
+// --- Search
+
+const queries = new Map(); // the last rankings, for further pages of the same query
+
+async function ranked(query) {
+  const { texts, without, like, unlike, image, filters } = query;
+  const key = image ? null : JSON.stringify([texts, without, like, unlike, filters, library.size]);
+  if (key && queries.has(key)) return queries.get(key);
+  const found = (async () => {
+    const vectors = await embedTexts([...texts, ...without]);
+    const parts = vectors.map((vector, i) => [i < texts.length ? 1 : AVOIDED, vector]);
+    for (const id of like) parts.push([1, library.vector(Number(id))]);
+    for (const id of unlike) parts.push([AVOIDED, library.vector(Number(id))]);
+    if (image) parts.push([1, (await (await encoded(image)).image).embedding]);
+    const vector = library.combined(parts);
+    if (!vector) throw new Error("The query excludes what it asks for. Nothing is left to look for.");
+    const scores = library.scores(vector);
+    const words = like.length || unlike.length || image || without.length ? null : texts.join(" ");
+    const groups = library.rank(scores, words, filters);
+    const captions = texts.length ? texts : like.map((id) => library.entry(Number(id)).caption);
+    if (!texts.length && image) captions.push(await captionOf(image));
+    const asked = await embedTexts(captions.filter((caption) => caption.trim()));
+    const others = await embedTexts(library.about.captions.filter((caption) => caption.trim()));
+    const background = library.background(vector, asked, others, groups[0]?.[0]);
+    return { scores, groups, background };
+  })();
+  if (key) {
+    if (queries.size > 8) queries.delete(queries.keys().next().value);
+    queries.set(key, found);
+    found.catch(() => queries.delete(key));
+  }
+  return found;
+}
+
+async function relevances({ scores, groups, background }, start, end) {
+  const rows = groups.slice(start, end).map(([row]) => row);
+  const captions = rows.map((row) => library.entry(row).caption);
+  const vectors = await embedTexts(captions.filter((caption) => caption.trim()));
+  let next = 0;
+  return rows.map((row, i) => relevance(background, scores[row], captions[i].trim() ? vectors[next++] : null));
+}
+
+const calls = {
+  async ready() {
+    await Promise.all([withGraph("text"), indexed]);
+    if (library) await embedTexts(library.about.captions.filter((caption) => caption.trim()));
+    state.isReady = true;
+    tell();
+    const files = performance.getEntriesByType("resource").map(({ name }) => name);
+    return { count: library?.size ?? null, files };
+  },
+
+  /** Load what a dropped picture needs, before one is dropped. */
+  async prepare() {
+    await withGraph("image");
+    await withGraph("step");
+  },
+
+  async search(query) {
+    if (!library) throw new Error("This site has no pictures to search.");
+    const { offset, limit } = query;
+    const found = await ranked(query);
+    const end = Math.min(found.groups.length, offset + limit);
+    const likely = await relevances(found, offset, end);
+    const first = offset ? await relevances(found, 0, 10) : likely;
+    const { canTell } = found.background;
+    const hits = found.groups.slice(offset, end).map(([row, ...copies], i) => ({
+      ...library.entry(row),
+      score: found.scores[row],
+      relevance: canTell ? likely[i] : null,
+      copies: copies.map((copy) => library.entry(copy)),
+    }));
+    return {
+      hits,
+      more: end < found.groups.length,
+      searched: library.size,
+      is_likely: !canTell || isLikely(first),
+      can_tell: canTell,
+    };
+  },
+
+  async pictures({ filters, offset, limit }) {
+    const { total, rows } = library.browse(filters, offset, limit);
+    return { total, pictures: rows.map((row) => library.entry(row)) };
+  },
+
+  async duplicates({ offset, limit }) {
+    await indexed;
+    const groups = library.about.groups;
+    return {
+      total: groups.length,
+      groups: groups.slice(offset, offset + limit).map((rows) => rows.map((row) => library.entry(row))),
+    };
+  },
+
+  async facets() {
+    await indexed;
+    return { facets: library?.about.facets ?? [] };
+  },
+
+  async caption({ image }, onToken) {
+    return captionOf(image, onToken);
+  },
+};
+
+self.onmessage = async ({ data: { id, call, args } }) => {
+  try {
+    const result = await calls[call](args, (token) => self.postMessage({ id, token }));
+    self.postMessage({ id, result });
+  } catch (error) {
+    self.postMessage({ id, error: error.message || String(error) });
+  }
+};
+tell();
+self.postMessage({ isListening: true });

@@ -8,7 +8,9 @@ from typing import Literal
 
 from grr_coca.errors import UserError
 
-Extra = Literal["train", "report", "study", "hub", "parquet", "milvus", "ray", "probe", "open-clip", "icons", "export"]
+Extra = Literal[
+    "train", "report", "study", "hub", "parquet", "milvus", "ray", "probe", "open-clip", "icons", "photos", "export"
+]
 
 PACKAGES: dict[Extra, dict[str, str]] = {
     "train": {"tensorboard": "tensorboard", "yaml": "pyyaml"},
@@ -21,6 +23,7 @@ PACKAGES: dict[Extra, dict[str, str]] = {
     "probe": {"sklearn": "scikit-learn"},
     "open-clip": {"ftfy": "ftfy"},
     "icons": {"resvg_py": "resvg-py"},
+    "photos": {"pillow_heif": "pillow-heif"},
     "export": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
 }
 """The packages of each extra: import name → name to install."""

@@ -50,7 +50,7 @@ def thumbnail_kind(environment: Mapping[str, str] | None = None, is_terminal: bo
 def thumbnail_lines(span: Span, name: str, kind: Kind) -> Iterator[str]:
     """The lines that show an image; none if it can no longer be read."""
     try:
-        image = decode_image(span.read(), name)
+        image = decode_image(span.read(), name, to_srgb=True)
     except UserError:
         return
     image.thumbnail((_SIDE, _SIDE))

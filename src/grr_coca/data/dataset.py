@@ -170,7 +170,7 @@ class PairDataset(Dataset[Sample]):
     def _evaluated(self, pair: RawPair) -> Float[Tensor, "3 S S"]:
         # The captions of an image are consecutive, so it is decoded only for the first of them.
         if self._last is None or self._last[0] != pair.image:
-            image = self.preprocess.decode(pair.image, pair.name)
+            image = self.preprocess.decode(pair.image, pair.name, to_srgb=False)
             self._last = pair.image, to_input(image, self.preprocess)
         return self._last[1]
 
@@ -183,7 +183,7 @@ class PairDataset(Dataset[Sample]):
         square = self._squares.get(sample)
         if square is None:
             pair = pair or self.source[sample]
-            square = to_bytes(self.preprocess.decode(pair.image, pair.name), self.preprocess)
+            square = to_bytes(self.preprocess.decode(pair.image, pair.name, to_srgb=False), self.preprocess)
         if self._keeps_all:
             self._squares[sample] = square
         return square

@@ -1,6 +1,6 @@
 """Decodes image files into RGB images, with errors that say what is wrong, and recognizes image files by their names.
 
-SVG files are drawn by resvg, which the extra `[icons]` installs.
+SVG files are drawn by resvg, which the extra `[icons]` installs. HEIC files are decoded by pillow-heif, of `[photos]`.
 """
 
 import io
@@ -9,10 +9,11 @@ import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from posixpath import basename
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 from xml.parsers import expat
 
 import numpy as np
@@ -21,7 +22,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from grr_coca.data.sources.base import BadSample, Cause
 
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "svg"})
+if TYPE_CHECKING:
+    from PIL import ImageCms
+
+IMAGE_SUFFIXES = frozenset(
+    {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "svg", "avif", "heic", "heif", "hif"}
+)
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused after reading the header, before any pixel is decoded."""
@@ -30,7 +36,10 @@ MAX_BYTES = 2**28
 """Larger files are refused before they are read."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-"""Accepted image formats. Pillow reads more, but it runs Ghostscript for some of them."""
+"""Accepted image formats besides SVG, AVIF and HEIC. Pillow reads more, but it runs Ghostscript for some of them."""
+
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 Opening = Literal["upright_on_white", "as_stored"]
 """How an image is opened: rotated as its EXIF data say and with transparent parts over white, or with its pixels as
@@ -39,8 +48,8 @@ they are stored, as open_clip does."""
 _OF_PILLOW = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
 """The warning filter that ignores warnings of Pillow, in the form of `warnings.filters`."""
 
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error)
-"""The exceptions of Pillow for broken files."""
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error)
+"""The exceptions of Pillow and pillow-heif for broken files."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,27 +65,35 @@ _TURNS = {
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"))
 
 
-def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white") -> Image.Image:
-    """Decode the bytes of an image file into an RGB image: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or SVG.
+def decode_image(
+    data: bytes, name: str, opening: Opening = "upright_on_white", *, to_srgb: bool = False
+) -> Image.Image:
+    """Decode the bytes of an image file into an RGB image.
 
-    The suffix of the file does not matter. An animation gives its first frame. EXIF rotation is applied. Transparent
-    parts are composited over white. Grey with 16 bits or floating-point values is scaled to 8 bits.
+    The formats are JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000, SVG, AVIF and HEIC. The suffix of the file does not
+    matter. A file of several frames or pages gives the first, see `has_more_frames`. EXIF rotation is applied.
+    Transparent parts are composited over white. Grey with 16 bits or floating-point values is scaled to 8 bits.
 
     Args:
         data: the content of the file.
         name: the name of the file in messages.
-        opening: `as_stored` ignores EXIF rotation and transparency.
+        opening: `as_stored` ignores EXIF rotation, transparency and colour profiles.
+        to_srgb: convert the colours of an embedded ICC profile to sRGB. Inference does; training reads the pixels as
+            they are stored.
 
     Raises:
-        BadSample: the file is not an image, is truncated, or has more than `MAX_PIXELS`.
+        BadSample: the file is not an image, is truncated, or has more than `MAX_PIXELS`, or its format needs a package
+            that is not installed.
     """
     if not data:
         raise BadSample(f"{name}: not an image: the file is empty", Cause.EMPTY_FILE)
     _ignore_warnings_of_pillow()
     try:
-        image = open_header(data, name)
-        image.load()
-        image = open_rgb(image, opening)
+        opened = open_header(data, name)
+        opened.load()
+        image = open_rgb(opened, opening, to_srgb=to_srgb)
+        if _is_first_of_several(opened):
+            image.info[_FIRST_OF_SEVERAL] = True
     except BadSample:
         raise
     except Image.DecompressionBombError as error:
@@ -107,15 +124,70 @@ def open_header(data: bytes, name: str) -> Image.Image:
     """
     if is_svg(data):
         return _draw_svg(data, name)
+    kind = _container_kind(data)
+    if kind == "HEIC":
+        image = _open_heic(data, name)
+        _require_size(*image.size, name)
+        return image
     # The WebP decoder allocates its whole canvas when it is opened, so the size is checked before.
     _require_size(*_webp_size(data), name)
-    likely = tuple(kind for magic, kind in _MAGIC if data.startswith(magic))
+    likely = (kind,) if kind else tuple(known for magic, known in _MAGIC if data.startswith(magic))
     try:
         image = Image.open(io.BytesIO(data), formats=likely or _FORMATS)
     except Image.DecompressionBombError as error:
         raise _too_large(name) from error
     _require_size(*image.size, name)
     return image
+
+
+def _container_kind(data: bytes) -> Literal["AVIF", "HEIC"] | None:
+    """The format of a file in the container of ISO 14496-12, by the brands in its first box; None for other files."""
+    if data[4:8] != b"ftyp":
+        return None
+    end = min(int.from_bytes(data[:4], "big"), _HEAD_BYTES)
+    brands = {data[8:12], *(data[start : start + 4] for start in range(16, end, 4))}
+    if brands & _AVIF_BRANDS:
+        from PIL import AvifImagePlugin  # noqa: F401 (late: its library is large)
+
+        return "AVIF"
+    return "HEIC" if brands & _HEIF_BRANDS else None
+
+
+def _open_heic(data: bytes, name: str) -> Image.Image:
+    """Open a HEIC file and read its header. libheif turns the pixels upright itself, and removes that from EXIF.
+
+    Raises:
+        BadSample: pillow-heif is not installed.
+    """
+    if find_spec("pillow_heif") is None:
+        message = f"{name}: a HEIC file, which needs pillow-heif; pip install 'grr-coca[photos]'"
+        raise BadSample(message, Cause.NOT_INSTALLED)
+    from pillow_heif import HeifImageFile  # late: it needs an extra
+
+    return HeifImageFile(io.BytesIO(data))
+
+
+_FIRST_OF_SEVERAL = "first_of_several"
+"""Key of `Image.info`. Cropping and scaling keep it."""
+
+
+def has_more_frames(image: Image.Image) -> bool:
+    """True if `decode_image` has read an image from the first of several frames or pages."""
+    return _FIRST_OF_SEVERAL in image.info
+
+
+def _is_first_of_several(opened: Image.Image) -> bool:
+    """True for animations and files of several pages.
+
+    A JPEG may hold other pictures behind its own, such as a preview or what a screen needs for high contrast (MPO).
+    These are no frames.
+    """
+    if opened.format == "MPO":
+        return False
+    try:
+        return bool(getattr(opened, "is_animated", False))
+    except Exception:  # a damaged second frame does not affect the first
+        return False
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -139,14 +211,17 @@ def _too_large(name: str, width: int = 0, height: int = 0) -> BadSample:
     return BadSample(message, Cause.TOO_LARGE)
 
 
-def open_rgb(image: Image.Image, opening: Opening = "upright_on_white") -> Image.Image:
+def open_rgb(image: Image.Image, opening: Opening = "upright_on_white", *, to_srgb: bool = False) -> Image.Image:
     """Convert an opened Pillow image to RGB, in the same way as `decode_image`."""
-    return _to_rgb(_upright(image) if opening == "upright_on_white" else image, opening)
+    return _to_rgb(_upright(image) if opening == "upright_on_white" else image, opening, to_srgb)
 
 
-def _to_rgb(image: Image.Image, opening: Opening) -> Image.Image:
+def _to_rgb(image: Image.Image, opening: Opening, to_srgb: bool) -> Image.Image:
+    profile = image.info.get("icc_profile") if to_srgb and opening == "upright_on_white" else None
     if image.mode.startswith(("I", "F")):
         image = _to_eight_bits(image)
+    if profile:
+        image = _in_srgb(image, profile)
     if image.has_transparency_data and opening == "upright_on_white":
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
@@ -183,8 +258,65 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
     upright = image.transpose(turn)
     # Without EXIF data, which would turn it again if it is opened again.
-    upright.info = {key: value for key, value in image.info.items() if key == "transparency"}
+    upright.info = {key: value for key, value in image.info.items() if key in ("transparency", "icc_profile")}
     return upright
+
+
+# --- Colour profiles
+
+_IDENTITY_TOLERANCE = 2
+"""A profile that changes no value of 0 … 255 by more than this is taken as sRGB."""
+_GRID = np.linspace(0, 255, 9).astype(np.uint8)
+"""Values of each channel at which a profile is compared with sRGB."""
+
+
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert the colours of an ICC profile to sRGB. A profile that is damaged, or of other channels, is ignored.
+
+    Returns:
+        An image without the profile, so that opening it again does not convert it again.
+    """
+    from PIL import ImageCms  # late: few images need it
+
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    mode = {"CMYK": "CMYK", "L": "L", "LA": "L", "1": "L"}.get(image.mode, "RGB")
+    try:
+        transform = _transform_to_srgb(profile, mode)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        transform = None
+    if transform is None:
+        image = image.copy()
+    else:
+        image = cast(Image.Image, ImageCms.applyTransform(image.convert(mode), transform))
+        if alpha is not None:
+            image.putalpha(alpha)
+    image.info.pop("icc_profile", None)
+    return image
+
+
+@lru_cache(maxsize=16)
+def _transform_to_srgb(profile: bytes, mode: str) -> "ImageCms.ImageCmsTransform | None":
+    """The conversion of a profile to sRGB; None if it is sRGB already.
+
+    Raises:
+        PyCMSError: the profile is damaged, or is not of this mode.
+    """
+    from PIL import ImageCms
+
+    transform = ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+        ImageCms.createProfile("sRGB"),
+        mode,
+        "RGB",
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    if mode == "CMYK":
+        return transform
+    values = np.stack(np.meshgrid(_GRID, _GRID, _GRID), axis=-1).reshape(1, -1, 3) if mode == "RGB" else _GRID[None]
+    grid = Image.fromarray(values)
+    shift = np.asarray(ImageCms.applyTransform(grid, transform), np.int64) - np.asarray(grid.convert("RGB"), np.int64)
+    return None if np.abs(shift).max() <= _IDENTITY_TOLERANCE else transform
 
 
 # --- Names

@@ -37,13 +37,13 @@ class Preprocess:
         """The pixels of an RGB image of any size, as an engine takes them. `data.tensors` makes a tensor of them."""
         return np.array(self.square(image))
 
-    def decode(self, data: bytes, name: str) -> Image.Image:
+    def decode(self, data: bytes, name: str, *, to_srgb: bool = True) -> Image.Image:
         """Decode the bytes of an image file, see `decode_image`. `name`: the name of the file in messages.
 
         Raises:
             BadSample: the file cannot be decoded.
         """
-        return decode_image(data, name, self.opening)
+        return decode_image(data, name, self.opening, to_srgb=to_srgb)
 
     def square(self, image: Image.Image) -> Image.Image:
         """Crop and resize an image to a square of `image_size` pixels.

@@ -90,7 +90,7 @@ def _items(answer: SearchResult, model: "IndexModel | None") -> Iterator[str]:
 
 def _images(hit: Hit, vector: np.ndarray, model: "IndexModel | None") -> str:
     try:
-        image = decode_image(hit.entry.span.read(), hit.path)
+        image = decode_image(hit.entry.span.read(), hit.path, to_srgb=True)
     except UserError:
         return '<div class="gone">gone since it was indexed</div>'
     name = html.escape(hit.caption)

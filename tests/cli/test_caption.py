@@ -283,7 +283,7 @@ def test_odd_images_are_captioned_like_what_they_show(grr_coca, run, tmp_path):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     said = grr_coca("caption", "-c", run.folder, tmp_path, "--json")
-    assert said.err == ""
+    assert said.err == "1 file has several frames or pages; only the first was used\n"
     found = {Path(record["image"]).name: record for record in map(json.loads, said.out.splitlines())}
     for odd, same in (
         ("frames.gif", "plain.png"),

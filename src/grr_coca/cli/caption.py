@@ -17,10 +17,16 @@ from typing import IO, TYPE_CHECKING, Annotated, NamedTuple, Protocol, Self, Tex
 import tyro
 
 import grr_coca
-from grr_coca.cli.flags import CheckpointFlag, Flag, ImageArguments
-from grr_coca.cli.image_work import describe_on_ray, report_if_none_exists, shows_progress, work_through
+from grr_coca.cli.flags import CheckpointFlag, ExcludeFlag, Flag, ImageArguments
+from grr_coca.cli.image_work import (
+    describe_on_ray,
+    report_if_none_exists,
+    search_for_images,
+    shows_progress,
+    work_through,
+)
 from grr_coca.cli.output import disk_errors, require_suffix, require_writable, say, to_json, write_output
-from grr_coca.data.image_files import ImageFile, find_images
+from grr_coca.data.image_files import ImageFile
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.extras import require_extra
 from grr_coca.generate.options import GenerationOptions
@@ -55,6 +61,7 @@ def run(
     sidecar: Flag = False,
     json: Flag = False,
     prompt: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
+    exclude: ExcludeFlag = (),
     batch_size: int = 32,
     on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
     decoding: Annotated[Decoding, tyro.conf.OmitArgPrefixes] = Decoding(),
@@ -70,6 +77,7 @@ def run(
         sidecar: write NAME.txt beside each image that does not have one.
         json: print JSON lines.
         prompt: text that every caption begins with.
+        exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif"; may be given again.
         batch_size: images per batch.
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
         decoding: Greedy by default. Lengths are in tokens, without the prompt.
@@ -79,7 +87,7 @@ def run(
         raise UserError(f"--batch-size {batch_size}: give 1 or more")
     if on == "ray":
         require_extra("ray", "--on ray")
-    found = find_images(images)
+    found = search_for_images(images, exclude)
     folder = locate_checkpoint(checkpoint)
     code = report_if_none_exists(found)
     if code is not None:

@@ -6,10 +6,10 @@ from typing import Annotated
 import tyro
 
 import grr_coca
-from grr_coca.cli.flags import CheckpointFlag, Flag, ImageArguments, Lists, joined
-from grr_coca.cli.image_work import report_if_none_exists, shows_progress, work_through
+from grr_coca.cli.flags import CheckpointFlag, ExcludeFlag, Flag, ImageArguments, Lists, joined
+from grr_coca.cli.image_work import report_if_none_exists, search_for_images, shows_progress, work_through
 from grr_coca.cli.output import say, to_json
-from grr_coca.data.image_files import ImageFile, find_images
+from grr_coca.data.image_files import ImageFile
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.evaluate.class_names import NAME_ALONE, check_class_names, read_class_names
 from grr_coca.inference.locate import locate_checkpoint
@@ -23,6 +23,7 @@ def run(
     templates: Annotated[Lists[str], tyro.conf.arg(metavar="TEXT")] = (),
     top: int = 5,
     json: Flag = False,
+    exclude: ExcludeFlag = (),
     batch_size: int = 32,
 ) -> int:
     """Say which labels fit images best. Any labels work: the model need not have been trained on them (zero-shot).
@@ -37,6 +38,7 @@ def run(
             If none is given, the label alone.
         top: number of labels to show for each image, likeliest first.
         json: print JSON lines.
+        exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif"; may be given again.
         batch_size: images per batch.
     """
     if top < 1:
@@ -44,7 +46,7 @@ def run(
     names = _class_names(labels)
     if not images and templates:
         raise UserError("no images; --templates takes all that follows it, so give the images before it")
-    found = find_images(images)
+    found = search_for_images(images, exclude)
     folder = locate_checkpoint(checkpoint)
     code = report_if_none_exists(found)
     if code is not None:

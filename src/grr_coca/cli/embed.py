@@ -12,11 +12,17 @@ import numpy as np
 import tyro
 
 import grr_coca
-from grr_coca.cli.flags import CheckpointFlag, ImageArguments
-from grr_coca.cli.image_work import describe_on_ray, report_if_none_exists, shows_progress, work_through
+from grr_coca.cli.flags import CheckpointFlag, ExcludeFlag, ImageArguments
+from grr_coca.cli.image_work import (
+    describe_on_ray,
+    report_if_none_exists,
+    search_for_images,
+    shows_progress,
+    work_through,
+)
 from grr_coca.cli.output import require_other, require_suffix, require_writable, write_output
 from grr_coca.cli.progress import bars
-from grr_coca.data.image_files import ImageFile, find_images
+from grr_coca.data.image_files import ImageFile
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.files import read_lines
@@ -39,6 +45,7 @@ def run(
     checkpoint: CheckpointFlag = DEFAULT,
     images: ImageArguments = (),
     texts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    exclude: ExcludeFlag = (),
     batch_size: int = 32,
     on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
 ) -> int:
@@ -51,6 +58,7 @@ def run(
         out: file to write: .safetensors or .parquet with keys inside, or .npy with keys in NAME.keys.txt beside it.
         images: image files, folders, patterns, .tar shards, or tables of images.
         texts: text file with one text per line, to embed texts instead of images.
+        exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif"; may be given again.
         batch_size: images or texts per batch.
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
     """
@@ -60,7 +68,7 @@ def run(
         raise UserError("give either images or --texts FILE" + (", not both" if texts else " to embed"))
     _check_format(out)
     if texts is None:
-        found = find_images(images)
+        found = search_for_images(images, exclude)
         folder = locate_checkpoint(checkpoint)
         code = report_if_none_exists(found)
         if code is not None:

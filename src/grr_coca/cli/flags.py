@@ -16,6 +16,8 @@ OptionalCheckpointFlag = Annotated[str | None, tyro.conf.arg(aliases=["-c"], met
 
 ImageArguments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
 
+ExcludeFlag = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATTERN")]
+
 IndexArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
 
 Lists = Annotated[tuple[tuple[T, ...], ...], tyro.conf.UseAppendAction]

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image
 
+from grr_coca.cli.output import failure_lines
 from grr_coca.cli.progress import bars
-from grr_coca.data.image_files import ImageFile, decoded
-from grr_coca.errors import UserError, on_one_line
+from grr_coca.data.image_files import ImageFile, decoded, find_images
+from grr_coca.data.images import has_more_frames
+from grr_coca.data.walk import LeftOut
+from grr_coca.errors import UserError
 from grr_coca.generate.options import GenerationOptions
 from grr_coca.inference.on_ray import map_on_ray
 
@@ -25,6 +28,27 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Work = Callable[[list[ImageFile], list[Result]], None]
 """Takes a batch of files, and the opened image or the description of each."""
+
+
+def search_for_images(arguments: Sequence[str], exclude: Sequence[str]) -> list[ImageFile]:
+    """Find the images of several arguments, and say on standard error what was left out.
+
+    Raises:
+        UserError: there is no argument, one gives no image, or a pattern is invalid.
+    """
+    left_out = LeftOut(exclude)
+    found = find_images(arguments, left_out)
+    report_left_out(left_out)
+    return found
+
+
+def report_left_out(left_out: LeftOut, num_first_frames: int = 0) -> None:
+    """Say what a search has left out, and how many images are the first of several frames."""
+    if str(left_out):
+        print(left_out, file=sys.stderr)
+    if num_first_frames:
+        files = "1 file has" if num_first_frames == 1 else f"{num_first_frames:,} files have"
+        print(f"{files} several frames or pages; only the first was used", file=sys.stderr)
 
 
 def work_through(
@@ -44,7 +68,16 @@ def work_through(
         UserError: the batch size is below 1, or the work itself fails.
     """
     _require_batch_size(batch_size)
-    return _work_on(decoded(files, preprocess, batch_size), len(files), label, work, show_progress)
+    num_first_frames = 0
+
+    def count_and_work(batch: list[ImageFile], images: list[Image.Image]) -> None:
+        nonlocal num_first_frames
+        num_first_frames += sum(map(has_more_frames, images))
+        work(batch, images)
+
+    code = _work_on(decoded(files, preprocess, batch_size), len(files), label, count_and_work, show_progress)
+    report_left_out(LeftOut(), num_first_frames)
+    return code
 
 
 def describe_on_ray(
@@ -137,8 +170,8 @@ def _report_failures(failures: Sequence[UserError], total: int) -> int:
     sys.stdout.flush()
     if failures:
         print(f"{len(failures)} of {total} images failed:", file=sys.stderr)
-        for failure in failures:
-            print(f"  {on_one_line(str(failure))}", file=sys.stderr)
+        for line in failure_lines(map(str, failures)):
+            print(f"  {line}", file=sys.stderr)
     return 1 if failures and len(failures) == total else 0
 
 

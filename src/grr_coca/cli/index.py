@@ -8,9 +8,11 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.cli.flags import Flag, ImageArguments, OptionalCheckpointFlag
+from grr_coca.cli.flags import ExcludeFlag, Flag, ImageArguments, OptionalCheckpointFlag
+from grr_coca.cli.image_work import report_left_out
+from grr_coca.cli.output import failure_lines
 from grr_coca.cli.progress import JobProgress, bars
-from grr_coca.errors import UserError, on_one_line
+from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.inference.on_ray import Machines
 from grr_coca.registry import DEFAULT
@@ -28,6 +30,7 @@ def run(
     images: ImageArguments = (),
     checkpoint: OptionalCheckpointFlag = None,
     forget: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = (),
+    exclude: ExcludeFlag = (),
     watch: Flag = False,
     batch_size: int = 32,
     on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
@@ -45,6 +48,8 @@ def run(
             not given, the model of the index, or for a new index the shipped model.
         forget: remove the images of this argument, or below this folder, from the index. Without images, nothing else
             is done.
+        exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif"; may be given again. The
+            index remembers its patterns until others are given; "" removes them.
         watch: keep the index up to date until Ctrl-C.
         batch_size: images per batch.
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
@@ -60,7 +65,8 @@ def run(
                 return 0
         began = time.monotonic()
         with _bars() as on_progress:
-            update = index.add(images or index.store.roots(), on_progress, on)
+            update = index.add(images or index.store.roots(), on_progress, on, exclude or None)
+        report_left_out(update.left_out, update.first_frames)
         _report(update, index, time.monotonic() - began)
         while watch:
             _wait(time.monotonic() - began)
@@ -113,10 +119,11 @@ def _report(update: Update, index: Index, seconds: float) -> None:
     print(f"{index.store.location}: {len(index):,} images ({changes}) in {seconds:.1f} s", flush=True)
     if update.failures:
         print(f"{len(update.failures):,} of {update.found:,} images cannot be read:", file=sys.stderr)
-        for failure in update.failures[:_MAX_FAILURES_SHOWN]:
-            print(f"  {on_one_line(failure.message)}", file=sys.stderr)
-        if len(update.failures) > _MAX_FAILURES_SHOWN:
-            print(f"  … and {len(update.failures) - _MAX_FAILURES_SHOWN:,} more", file=sys.stderr)
+        lines = failure_lines(failure.message for failure in update.failures)
+        for line in lines[:_MAX_FAILURES_SHOWN]:
+            print(f"  {line}", file=sys.stderr)
+        if len(lines) > _MAX_FAILURES_SHOWN:
+            print(f"  … and {len(lines) - _MAX_FAILURES_SHOWN:,} more", file=sys.stderr)
 
 
 def _wait(took: float, sleep: Callable[[float], None] = time.sleep) -> None:

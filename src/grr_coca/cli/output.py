@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from grr_coca.errors import UserError, nearest
+from grr_coca.errors import UserError, nearest, on_one_line
 from grr_coca.files import behind_link, fill_whole
 
 
@@ -42,6 +42,15 @@ def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]]) -> st
     except UnicodeEncodeError:
         return json.dumps(record)  # a file name that is not UTF-8; Python's `os.fsencode` restores its bytes
     return line
+
+
+def failure_lines(messages: Iterable[str]) -> list[str]:
+    """One line for each failure. If many files need the same package, one line stands for all of them."""
+    lines: dict[str, list[str]] = {}
+    for message in messages:
+        reason = message[message.rfind(": ") + 2 :] if "; pip install" in message else message
+        lines.setdefault(reason, []).append(on_one_line(message))
+    return [first if not others else f"{first} (and {len(others):,} more)" for first, *others in lines.values()]
 
 
 def called_as() -> list[str]:

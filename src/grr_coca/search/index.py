@@ -88,6 +88,7 @@ class Index:
         images: str | Path | Iterable[str | Path],
         on_progress: OnProgress = lambda *_: None,
         on: Machines = "this",
+        exclude: Sequence[str] | None = None,
     ) -> Update:
         """Add images, and bring images that were added before up to date.
 
@@ -98,12 +99,16 @@ class Index:
             images: files, folders, patterns, tar shards, or tables of pairs; see `grr-coca index`.
             on_progress: called with the numbers of finished, all, and failed images.
             on: `this` describes images on this machine, `ray` on the machines of a Ray cluster.
+            exclude: patterns as in .gitignore of what to leave out. The index remembers them; None: those that it
+                remembers.
 
         Raises:
-            UserError: an argument does not exist or has no image, another process writes, or the disk is full.
+            UserError: an argument does not exist or has no image, a pattern is invalid, another process writes, or the
+                disk is full.
         """
         named = [str(image) for image in ([images] if isinstance(images, str | Path) else images)]
-        return update_store(self.store, named, partial(self._describer, on), self.model.batch_size, on_progress)
+        make_describer = partial(self._describer, on)
+        return update_store(self.store, named, make_describer, self.model.batch_size, on_progress, exclude)
 
     def _describer(self, on: Machines) -> Describer:
         if on == "this":

@@ -61,6 +61,7 @@ def import_parquet(path: Path, location: str) -> int:
         metadata = json.loads((file.schema_arrow.metadata or {})[_METADATA])
         header = from_dict(Header, metadata["header"], f"{path}: header")
         failures = [_failure(*failure) for failure in metadata["failures"]]
+        exclude = [str(pattern) for pattern in metadata.get("exclude", ())]
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: a Parquet file, but not an index from `grr-coca export index`") from error
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -76,6 +77,7 @@ def import_parquet(path: Path, location: str) -> int:
     with closing(make_store(location, header)) as store:
         store.claim()
         try:
+            store.exclude(exclude)
             store.commit(Changes(failed=failures))
             for images in _read_images(file, header.embed_dim, path):
                 store.commit(Changes(added=images))
@@ -102,7 +104,7 @@ def _schema(store: Store) -> Any:
 
     header = store.header
     failures = [(f.name, f.root, f.stamp, f.message) for f in store.failures()]
-    metadata = json.dumps({"header": vars(header), "failures": failures})
+    metadata = json.dumps({"header": vars(header), "failures": failures, "exclude": store.excluded()})
     texts = [pyarrow.field(name, pyarrow.string()) for name in _TEXTS]
     numbers = [pyarrow.field(name, pyarrow.int64()) for name in (*_NUMBERS, "offset")]
     vector = pyarrow.field("embedding", pyarrow.list_(pyarrow.float16(), header.embed_dim))

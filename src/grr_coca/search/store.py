@@ -166,6 +166,10 @@ class Store(Protocol):
         """The places of the images and failures that were found through an argument."""
         ...
 
+    def excluded(self) -> tuple[str, ...]:
+        """The patterns of what updates leave out."""
+        ...
+
     # --- Writing
 
     def claim(self) -> None:
@@ -173,6 +177,14 @@ class Store(Protocol):
 
         Raises:
             UserError: another process writes; the message names it.
+        """
+        ...
+
+    def exclude(self, patterns: Sequence[str]) -> None:
+        """Remember the patterns of what updates leave out, in place of earlier ones.
+
+        Raises:
+            UserError: as in `commit`.
         """
         ...
 

@@ -4,8 +4,8 @@ An update has three steps. First it finds all images, and compares name, size an
 new and changed ones: images whose bytes the index already knows under another name keep their caption and embedding,
 and the others go through the model. Work is committed every few seconds, so an interruption loses only the work since
 the last commit. At the end it removes images that an argument found before and does not find now. Images that another
-argument found are removed only if their file is gone, because a walk skips hidden files, links to folders, and files
-without an image suffix. Images in a folder or shard that could not be read are kept.
+argument found are removed only if their file is gone, because a walk skips hidden and excluded files, second links, and
+files without an image suffix. Images in a folder or shard that could not be read are kept.
 """
 
 import os
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from grr_coca.data.image_files import TABLE_SUFFIXES, is_forbidden, iterate_images, require_name
+from grr_coca.data.images import has_more_frames
+from grr_coca.data.walk import LeftOut
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Failure, ImagePlace, chunks, name_id, plain_fields, stamp_of
 from grr_coca.search.model import DecodedImage, Found, make_entry
@@ -49,7 +51,11 @@ class Describer(Protocol):
 
 @dataclass(kw_only=True)
 class Update:
-    """Numbers of images of an update. `failures`: images that cannot be read, old ones included."""
+    """Numbers of images of an update.
+
+    `first_frames`: images that were read from the first of several frames or pages; `failures`: images that cannot be
+    read, old ones included; `left_out`: what the search for images has left out.
+    """
 
     found: int = 0
     new: int = 0
@@ -57,7 +63,9 @@ class Update:
     moved: int = 0
     removed: int = 0
     unchanged: int = 0
+    first_frames: int = 0
     failures: list[Failure] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def update_store(
@@ -66,6 +74,7 @@ def update_store(
     make_describer: Callable[[], Describer],
     batch_size: int = 32,
     on_progress: OnProgress = lambda *_: None,
+    exclude: Sequence[str] | None = None,
 ) -> Update:
     """Bring a store up to date with its files.
 
@@ -76,15 +85,20 @@ def update_store(
         make_describer: loads the model. Called only if there is an image to describe.
         batch_size: number of images in one forward pass.
         on_progress: called after each batch.
+        exclude: patterns of what to leave out, which the store remembers; None: those that it remembers.
 
     Raises:
-        UserError: an argument does not exist or has no images, or the store cannot be written to. What was committed
-            before stays.
+        UserError: an argument does not exist or has no images, a pattern is invalid, or the store cannot be written to.
+            What was committed before stays.
     """
-    run = _Run(store, absolute_arguments(arguments), on_progress)
+    remembered = store.excluded()
+    left_out = LeftOut(remembered if exclude is None else [pattern for pattern in exclude if pattern])
+    run = _Run(store, absolute_arguments(arguments), on_progress, left_out)
     try:
         run.require_there()
         store.claim()
+        if left_out.patterns != remembered:
+            store.exclude(left_out.patterns)
         todo = run.survey()
         if todo:
             run.describe(todo, make_describer(), batch_size)
@@ -154,7 +168,7 @@ def is_there(argument: str) -> bool:
 class _Run:
     """One update: `survey` finds images, `describe` adds new and changed ones, `sweep` removes those that are gone."""
 
-    def __init__(self, store: Store, arguments: Sequence[str], on_progress: OnProgress) -> None:
+    def __init__(self, store: Store, arguments: Sequence[str], on_progress: OnProgress, left_out: LeftOut) -> None:
         self._store = store
         self._arguments, self._among = arguments, set(arguments)
         self._walked: list[str] = []
@@ -164,7 +178,7 @@ class _Run:
         self._unreadable: set[str] = set()  # folders and shards that could not be read
         self._pending = Changes()
         self._committed = time.monotonic()
-        self.update = Update()
+        self.update = Update(left_out=left_out)
         self.roots = set(_roots_within(store.roots(), arguments)) | set(arguments)
 
     def close(self) -> None:
@@ -197,7 +211,7 @@ class _Run:
     def survey(self) -> int:
         """Find all images and remember their names. Returns the number of images to describe."""
         todo = 0
-        for chunk in chunks(self._once_each(), _LOOKUP_SIZE):
+        for chunk in chunks(self._once_each(self.update.left_out), _LOOKUP_SIZE):
             self._seen.add(found.file.name for found, _ in chunk)
             known = sum(is_known for _, is_known in chunk)
             self.update.found += len(chunk)
@@ -207,12 +221,13 @@ class _Run:
 
     def _outdated(self) -> Iterator[Found]:
         """New and changed images."""
-        return (found for found, is_known in self._once_each() if not is_known)
+        left_out = LeftOut(self.update.left_out.patterns)  # of its own: everything has been counted
+        return (found for found, is_known in self._once_each(left_out) if not is_known)
 
-    def _once_each(self) -> Iterator[tuple[Found, bool]]:
+    def _once_each(self, left_out: LeftOut) -> Iterator[tuple[Found, bool]]:
         """Yield every found image exactly once, with True if its entry in the index is up to date."""
         met = _Seen()
-        for chunk in chunks(self._found(), _LOOKUP_SIZE):
+        for chunk in chunks(self._found(left_out), _LOOKUP_SIZE):
             once = {found.file.name: found for found in chunk}
             new = set(met.missing(once))
             met.add(new)
@@ -222,9 +237,9 @@ class _Run:
                 yield found, before is not None and before.stamp == found.stamp and not _is_edited(found, before)
         met.close()
 
-    def _found(self) -> Iterator[Found]:
+    def _found(self, left_out: LeftOut) -> Iterator[Found]:
         for argument in self._walked:
-            for file in iterate_images(argument):
+            for file in iterate_images(argument, left_out):
                 if file.span is not None and file.span.offset is not None:
                     self._shards.add(str(file.span.file))
                 if file.hides_others:
@@ -260,6 +275,7 @@ class _Run:
         fresh = []
         for one, name in zip(decoded, names, strict=True):
             assert one.found.stamp is not None
+            self.update.first_frames += one.square is not None and has_more_frames(one.square)
             if name in known and known[name].digest == one.digest and not _is_edited(one.found, known[name]):
                 span = one.found.file.span
                 self._pending.touched.append(Touch(name, one.found.stamp, None if span is None else span.offset))

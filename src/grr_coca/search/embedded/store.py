@@ -3,6 +3,7 @@
 Shapes: N images, E embedding width.
 """
 
+import json
 import re
 import sqlite3
 import threading
@@ -229,6 +230,12 @@ class EmbeddedStore:
             yield from rows
             last = rows[-1][-1]
 
+    def excluded(self) -> tuple[str, ...]:
+        """The patterns of what updates leave out."""
+        with self.snapshot():
+            row = self._database.execute("SELECT value FROM header WHERE key = 'exclude'").fetchone()
+            return tuple(json.loads(row[0])) if row else ()
+
     # --- Writing
 
     def claim(self) -> None:
@@ -240,6 +247,12 @@ class EmbeddedStore:
         """Write changes, and wait until they are on the disk."""
         with self._lock, database_errors(self._folder):
             self._claimed().commit(changes)
+
+    def exclude(self, patterns: Sequence[str]) -> None:
+        """Remember patterns."""
+        with self._lock, database_errors(self._folder):
+            self._claimed()
+            self._database.execute("INSERT OR REPLACE INTO header VALUES ('exclude', ?)", (json.dumps(list(patterns)),))
 
     def compact(self) -> bool:
         """Rewrite the file of vectors if more than half of its rows are of removed images."""

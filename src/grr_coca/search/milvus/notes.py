@@ -1,4 +1,4 @@
-"""The notes of an index on a server: its header, the names of fields from tables, and images that could not be read."""
+"""The notes of an index on a server: header, names of fields from tables, unreadable images, and excluded patterns."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ from grr_coca.search.milvus.rows import as_utf8, from_utf8, quoted
 
 NOTES = {"key", "kind", "root", "value", "nothing"}
 """Columns of the collection of notes."""
-_Kind = Literal["header", "column", "failure"]
+_Kind = Literal["header", "column", "failure", "exclude"]
 _MAX_MESSAGE_LENGTH = 16_000
 """Longer messages are cut to this number of characters."""
 _CHUNK_SIZE = 500
@@ -95,6 +95,14 @@ class Notes:
         for chunk in chunks(names, _CHUNK_SIZE):
             keys = ", ".join(quoted(f"failure:{name}") for name in chunk)
             self._client.delete(self._name, filter=f"key in [{keys}]")
+
+    def excluded(self) -> tuple[str, ...]:
+        """The patterns of what updates leave out."""
+        return tuple(pattern for row in self._read("exclude") for pattern in json.loads(row["value"]))
+
+    def exclude(self, patterns: Sequence[str]) -> None:
+        """Replace these patterns."""
+        self._write([("exclude", "", "", json.dumps(list(patterns)))])
 
     def roots(self) -> set[str]:
         """The arguments that have found failures."""

@@ -174,6 +174,11 @@ class MilvusStore:
                 yield place_of_record(row)
             yield from (ImagePlace.of_name(failure.name) for failure in self._notes.failures() if failure.root == root)
 
+    def excluded(self) -> tuple[str, ...]:
+        """The patterns of what updates leave out."""
+        with self.snapshot():
+            return self._notes.excluded()
+
     def _rows_in_order(self, ids: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
         found = {row["id"]: row for row in self._rows(ids, columns)}
         if missing := set(ids).difference(found):
@@ -205,6 +210,12 @@ class MilvusStore:
             for ids in chunks([name_id(name) for name in (*changes.removed, *failed)], _CHUNK_SIZE):
                 self._client.delete(self._name, ids=ids)
             self._notes.add_failures(failed.values())
+            self._reads.forget()
+
+    def exclude(self, patterns: Sequence[str]) -> None:
+        """Remember patterns."""
+        with self.snapshot():
+            self._notes.exclude(patterns)
             self._reads.forget()
 
     def compact(self) -> bool:

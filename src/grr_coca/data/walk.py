@@ -1,0 +1,206 @@
+"""Walks through the folders of a library of images: what is left out, and links that are followed once."""
+
+import errno
+import os
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from grr_coca.data.images import has_image_suffix, is_hidden
+from grr_coca.errors import UserError, on_one_line
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
+
+_TRASH = frozenset({"$recycle.bin", "recycler", "#recycle", "@recycle", "@eadir", "#snapshot", "lost+found"})
+"""Folders of deleted files, previews and old versions that systems and network drives make, in lower case. All others
+of the kind, such as `.Trash-1000`, are hidden."""
+
+_MAX_EXAMPLES = 3
+
+
+class LeftOut:
+    """Rules of what a search for images leaves out, and the numbers of what it has left out.
+
+    Hidden files and folders and folders of `_TRASH` are always left out, unless they are an argument themselves.
+
+    Args:
+        patterns: as in .gitignore, for files and folders below an argument. Of a file that is an argument, they see the
+            name alone.
+
+    Raises:
+        UserError: a pattern is invalid.
+    """
+
+    def __init__(self, patterns: Sequence[str] = ()) -> None:
+        self.patterns = tuple(patterns)
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, list[str]] = {}
+        if self.patterns:
+            _ = self._spec  # at once: a mistake must be reported before the work begins
+
+    @cached_property
+    def _spec(self) -> "GitIgnoreSpec":
+        from pathspec import GitIgnoreSpec  # late: few searches need it
+
+        try:
+            return GitIgnoreSpec.from_lines(self.patterns)
+        except ValueError as error:
+            raise UserError(f"--exclude: not a pattern as in .gitignore ({error})") from error
+
+    def has_folder(self, name: str, path: str) -> bool:
+        """True if a folder is left out. `path`: from the argument to the folder."""
+        if is_hidden(name):
+            return self._note("hidden folders", name)
+        if name.lower() in _TRASH:
+            return self._note("trash folders", name)
+        return self._matches(f"{path}/") and self._note("excluded folders", name)
+
+    def has_file(self, name: str, path: str, *, keep_hidden: bool = False) -> bool:
+        """True if an image or shard is left out. `path`: from the argument to the file."""
+        if is_hidden(name) and not keep_hidden:
+            return self._note("hidden files", name)
+        return self._matches(path) and self._note("excluded files", name)
+
+    def hides(self, path: str) -> bool:
+        """True if a file, or a folder above it, is left out. Nothing is counted."""
+        *folders, name = path.split("/")
+        return (
+            is_hidden(name)
+            or any(is_hidden(folder) or folder.lower() in _TRASH for folder in folders)
+            or self._matches(path)
+        )
+
+    def __str__(self) -> str:
+        """One line such as `left out: 2 hidden folders (.cache, .git)`; empty if nothing was left out."""
+        parts = []
+        for kind, count in self._counts.items():
+            examples = self._examples[kind]
+            more = ", …" if count > len(examples) else ""
+            parts.append(f"{count:,} {kind if count > 1 else kind[:-1]} ({on_one_line(', '.join(examples))}{more})")
+        return f"left out: {', '.join(parts)}" if parts else ""
+
+    def _matches(self, path: str) -> bool:
+        return bool(self.patterns) and self._spec.match_file(path)
+
+    def _note(self, kind: str, name: str) -> bool:
+        self._counts[kind] += 1
+        examples = self._examples.setdefault(kind, [])
+        if len(examples) < _MAX_EXAMPLES and name not in examples:
+            examples.append(name)
+        return True
+
+
+class Listing(NamedTuple):
+    """A folder, and the sorted names of the images and shards in it, hidden ones included."""
+
+    folder: str
+    files: list[str]
+
+
+class Walk:
+    """Iterates over a folder and its subfolders in the order of their names.
+
+    Links to folders are followed, except to a folder above the link. No folder is entered twice: it keeps the name
+    without links, or that of the first link to it. In the same way a link to a file is left out if the file itself, or
+    another link to it, is found. Memory grows with the number of folders and with the number of files in one folder.
+
+    `refused`: folders that could not be read completely, which the caller may take away.
+
+    Args:
+        root: the folder.
+        left_out: decides which folders are not entered.
+    """
+
+    def __init__(self, root: str, left_out: LeftOut) -> None:
+        self.refused: list[OSError] = []
+        self._root = "" if root == "." else root
+        self._left_out = left_out
+        self._places = [os.path.realpath(root)]  # of the root, and of the links that were followed
+        self._entered: set[tuple[int, int]] = set()
+        self._linked: set[tuple[int, int]] = set()  # files that links lead to
+        self._links: deque[str] = deque()  # to folders; they are entered last
+
+    def __iter__(self) -> Iterator[Listing]:
+        yield from self._below(self._root)
+        while self._links:
+            link = self._links.popleft()
+            target, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link) or ".")  # noqa: PTH120
+            if not _is_within(here, target):
+                self._places.append(target)
+                yield from self._below(link)
+
+    def path(self, folder: str, name: str) -> str:
+        """The path from the root to an entry of a folder."""
+        return os.path.join(folder, name)[len(os.path.join(self._root, "")) :]  # noqa: PTH118
+
+    def _below(self, top: str) -> Iterator[Listing]:
+        waiting = [top]
+        while waiting:
+            folder = waiting.pop()
+            listing, folders = Listing(folder, []), list[str]()
+            try:
+                if not self._enter(folder):
+                    continue
+                self._read(listing, folders)
+            except OSError as error:  # also of a network drive that vanishes in between
+                error.filename = folder or "."
+                self.refused.append(error)
+            listing.files.sort()
+            waiting += (os.path.join(folder, name) for name in sorted(folders, reverse=True))  # noqa: PTH118
+            yield listing
+
+    def _enter(self, folder: str) -> bool:
+        """Remember a folder. Returns False if it was entered before."""
+        status = os.stat(folder or ".")  # noqa: PTH116
+        identity = (status.st_dev, status.st_ino)
+        if identity in self._entered and status.st_ino:  # some network drives do not number their files
+            return False
+        self._entered.add(identity)
+        return True
+
+    def _read(self, listing: Listing, folders: list[str]) -> None:
+        if not os.access(listing.folder or ".", os.X_OK):  # the names of its files can be read, but not the files
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with os.scandir(listing.folder or ".") as entries:
+            for entry in entries:
+                try:
+                    self._sort_in(entry, listing, folders)
+                except OSError as error:
+                    error.filename = entry.path.removeprefix("./")
+                    self.refused.append(error)
+
+    def _sort_in(self, entry: "os.DirEntry[str]", listing: Listing, folders: list[str]) -> None:
+        is_link = entry.is_symlink()
+        if entry.is_dir():
+            if self._left_out.has_folder(entry.name, self.path(listing.folder, entry.name)):
+                return
+            if is_link:
+                self._links.append(os.path.join(listing.folder, entry.name))  # noqa: PTH118
+            else:
+                folders.append(entry.name)
+        elif has_wanted_suffix(entry.name) and entry.is_file() and not (is_link and self._is_found_by_itself(entry)):
+            listing.files.append(entry.name)
+
+    def _is_found_by_itself(self, link: "os.DirEntry[str]") -> bool:
+        """True if this walk finds the target of a link without it, or has found it by another link."""
+        status = link.stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in self._linked and status.st_ino:
+            return True
+        self._linked.add(identity)
+        target = os.path.realpath(link.path)
+        for place in self._places:
+            if _is_within(target, place) and has_wanted_suffix(target):
+                return not self._left_out.hides(target[len(os.path.join(place, "")) :])  # noqa: PTH118
+        return False
+
+
+def has_wanted_suffix(name: str) -> bool:
+    """True for the names of images and shards."""
+    return has_image_suffix(name) or name.lower().endswith(".tar")
+
+
+def _is_within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))  # noqa: PTH118

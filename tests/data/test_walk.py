@@ -1,0 +1,202 @@
+"""What a search for images leaves out, and links that are followed once."""
+
+import errno
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from grr_coca.data.image_files import find_images, iterate_images
+from grr_coca.data.walk import LeftOut
+from grr_coca.errors import UserError
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A folder of images, and one beside it."""
+    for name in ("photos/a.jpg", "photos/raw/b.jpg", "photos/raw/keep.jpg", "photos/2024/c.jpg", "beside/d.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"
+
+
+def names(*arguments: str, left_out: LeftOut | None = None) -> list[str]:
+    return [image.name for image in find_images(arguments, left_out)]
+
+
+EVERYTHING = ["photos/a.jpg", "photos/2024/c.jpg", "photos/raw/b.jpg", "photos/raw/keep.jpg"]
+
+
+# --- Left out
+
+
+def test_hidden_and_trash_folders_are_left_out_and_said(library):
+    hidden = (".cache/x.jpg", ".Trash-1000/x.jpg", "$RECYCLE.BIN/x.jpg", "2024/@eaDir/x.jpg", "2024/._c.jpg")
+    for name in hidden:
+        (library / name).parent.mkdir(exist_ok=True)
+        (library / name).touch()
+    left_out = LeftOut()
+    assert names("photos", left_out=left_out) == EVERYTHING
+    said = str(left_out)
+    assert said.startswith("left out: ")
+    assert "2 hidden folders (" in said
+    assert "2 trash folders (" in said
+    assert "1 hidden file (._c.jpg)" in said
+    assert names("photos/$RECYCLE.BIN", "photos/.cache") == ["photos/$RECYCLE.BIN/x.jpg", "photos/.cache/x.jpg"]
+
+
+def test_nothing_left_out_is_not_said(library):
+    left_out = LeftOut(["nowhere/"])
+    assert names("photos", left_out=left_out) == EVERYTHING
+    assert str(left_out) == ""
+
+
+@pytest.mark.parametrize(
+    ("patterns", "kept"),
+    [
+        (["raw/"], ["photos/a.jpg", "photos/2024/c.jpg"]),
+        (["*.jpg", "!keep.jpg"], ["photos/raw/keep.jpg"]),
+        (["/a.jpg"], EVERYTHING[1:]),
+        (["raw/*", "!raw/keep.jpg"], ["photos/a.jpg", "photos/2024/c.jpg", "photos/raw/keep.jpg"]),
+        (["raw/", "!raw/keep.jpg"], ["photos/a.jpg", "photos/2024/c.jpg"]),  # as git: nothing comes back from a folder
+        (["20??"], ["photos/a.jpg", "photos/raw/b.jpg", "photos/raw/keep.jpg"]),
+        (["photos/"], EVERYTHING),  # patterns begin below the argument
+        (["# a comment", ""], EVERYTHING),
+    ],
+)
+def test_patterns_are_those_of_gitignore(library, patterns, kept):
+    assert names("photos", left_out=LeftOut(patterns)) == kept
+    assert sorted(names("photos/**", left_out=LeftOut(patterns))) == sorted(kept)
+
+
+def test_what_patterns_leave_out_is_said(library):
+    left_out = LeftOut(["raw/", "a.*"])
+    names("photos", left_out=left_out)
+    assert str(left_out) == "left out: 1 excluded folder (raw), 1 excluded file (a.jpg)"
+
+
+def test_the_pattern_of_a_file_sees_its_name_alone(library):
+    assert names("photos/a.jpg", "photos/raw/b.jpg", left_out=LeftOut(["photos/", "b.*"])) == ["photos/a.jpg"]
+
+
+def test_an_error_names_what_was_left_out(library):
+    for argument in ("photos", "photos/a.jpg", "photos/*.jpg"):
+        with pytest.raises(UserError, match=r"no image.*; left out: .*\(a\.jpg"):
+            names(argument, left_out=LeftOut(["*.jpg"]))
+
+
+def test_an_invalid_pattern_is_an_error_before_anything_is_searched():
+    with pytest.raises(UserError, match=r"^--exclude: not a pattern as in \.gitignore"):
+        LeftOut(["!"])
+
+
+# --- Links
+
+
+def test_a_link_to_a_folder_is_followed_once(library):
+    (library / "0").symlink_to("../beside")
+    (library / "1").symlink_to("../beside")
+    assert names("photos") == [*EVERYTHING, "photos/0/d.jpg"]
+
+
+def test_a_folder_keeps_its_name_without_links(library):
+    (library / "0").symlink_to("raw")  # sorted before it
+    assert names("photos") == EVERYTHING
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "2024/.."])
+def test_a_link_upwards_is_not_followed(library, target):
+    (library / "2024" / "up").symlink_to(target)
+    (library / "up").symlink_to(target)
+    assert names("photos") == EVERYTHING
+
+
+def test_links_in_a_circle_end(library):
+    (library / "out").symlink_to("../beside")
+    (library.parent / "beside" / "back").symlink_to("../photos")
+    assert names("photos") == [*EVERYTHING, "photos/out/d.jpg"]
+
+
+def test_a_link_to_a_file_that_is_found_anyway_is_left_out(library):
+    (library / "again.jpg").symlink_to("raw/b.jpg")
+    (library / "first.jpg").symlink_to("../beside/d.jpg")
+    (library / "second.jpg").symlink_to("first.jpg")
+    found = names("photos")
+    assert [name for name in found if name not in EVERYTHING] in (["photos/first.jpg"], ["photos/second.jpg"])
+
+
+@pytest.mark.parametrize("folder", [".git/annex", "$RECYCLE.BIN", "private"])
+def test_a_link_to_a_file_in_a_folder_that_is_left_out_is_an_image(library, folder):
+    """As in git-annex, where every image is a link into a hidden folder."""
+    (library / folder).mkdir(parents=True)
+    (library / folder / "x.jpg").touch()
+    (library / "x.jpg").symlink_to(f"{folder}/x.jpg")
+    assert names("photos", left_out=LeftOut(["private/"])) == ["photos/a.jpg", "photos/x.jpg", *EVERYTHING[1:]]
+
+
+def test_broken_links_are_no_images(library):
+    (library / "gone.jpg").symlink_to("nowhere.jpg")
+    (library / "gone").symlink_to("nowhere")
+    assert names("photos") == EVERYTHING
+
+
+# --- Drives that vanish, and many files
+
+
+@pytest.mark.parametrize("number", [errno.EHOSTDOWN, errno.ESTALE, errno.EIO])
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_folder_on_a_drive_that_vanishes_is_an_image_that_fails(library, monkeypatch, number, after):
+    (library / "raw" / "c.jpg").touch()
+    scan = os.scandir
+
+    class Vanishing:
+        def __init__(self, path):
+            self._entries = scan(path)
+            self._left = after if path.endswith("raw") else 99
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._entries.close()
+
+        def __iter__(self):
+            for entry in self._entries:
+                if not self._left:
+                    raise OSError(number, os.strerror(number))
+                self._left -= 1
+                yield entry
+
+    monkeypatch.setattr(os, "scandir", Vanishing)
+    found = find_images(["photos"])
+    (failed,) = (image for image in found if image.hides_others)
+    assert failed.name == "photos/raw"
+    assert len(found) == 3 + after
+    with pytest.raises(UserError, match=r"^photos/raw: cannot be read"):
+        failed.read()
+
+
+def test_many_files_in_one_folder_take_little_memory(tmp_path):
+    count = 4000
+    for number in range(count):
+        (tmp_path / f"IMG_{number:06}.jpg").touch()
+    next(iterate_images(str(tmp_path)))  # what is imported late
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in iterate_images(str(tmp_path))) == count
+        streamed = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        found = find_images([str(tmp_path)])
+        listed = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert streamed < 120 * count, "the names of one folder"
+    assert listed < 450 * count + 2 * len(found[0].name) * count
+
+
+def test_an_image_of_a_walk_reads_its_file(library):
+    image = find_images(["photos"])[0]
+    assert (image.path, image.read()) == (Path("photos/a.jpg"), b"photos/a.jpg")
+    assert image.span.read() == image.read()

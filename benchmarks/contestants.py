@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 NUM_BEAMS, NUM_GROUPS = 6, 3
@@ -49,14 +50,15 @@ class Ours:
         self.model = build(shallow(config) if sys.argv[-1] == SMALL else config).eval()
 
     @cached_property
-    def fast(self) -> Any:
-        """The copy that serves all cells, made when the model has its precision."""
-        from grr_coca.fast.model_copy import fast_copy
+    def engine(self) -> Any:
+        """The engine that serves all cells, made when the model has its precision."""
+        from grr_coca.data.preprocess import Preprocess
+        from grr_coca.engine.torch import TorchEngine
 
-        return fast_copy(self.model)
+        return TorchEngine(self.model, Preprocess(224))
 
     def run(self, cell: Cell, images: torch.Tensor) -> int:
-        """Caption the images; the number of new tokens of each."""
+        """Caption as many images; the number of new tokens of each. An engine takes bytes, and normalizes them."""
         from grr_coca.generate import GenerationOptions, generate
 
         how: dict[str, Any] = {
@@ -66,25 +68,21 @@ class Ours:
             "greedy": {},
         }[cell["method"]]
         options = GenerationOptions(max_length=cell["tokens"], min_length=cell["tokens"], **how)
-        captions = generate(self.fast, self.tokenizer, images, options).captions
+        pixels = np.random.default_rng(0).integers(0, 256, (len(images), 224, 224, 3), dtype=np.uint8)
+        captions = generate(self.engine, self.tokenizer, pixels, options).captions
         (length,) = {len(caption.token_ids) for image in captions for caption in image}
         return length
 
     def steps(self, batch: int, num_steps: int) -> list[float]:
         """Milliseconds of each step of decoding one caption of each image."""
-        from grr_coca.generate.decoder import CachedDecoder
-
-        with torch.inference_mode():
-            model = self.fast
-            dtype = next(model.parameters()).dtype
-            tokens = model.encode_image(torch.zeros(batch, 3, 224, 224, dtype=dtype)).tokens
-            decoder = CachedDecoder(model, tokens, num_steps, num_captions=1, num_reads=num_steps)
-            ids = torch.full((batch, 1), self.tokenizer.bos_id)
-            times = []
-            for _ in range(num_steps):
-                start = time.perf_counter()
-                decoder.step(ids)
-                times.append((time.perf_counter() - start) * 1e3)
+        images = self.engine.encode_images(np.zeros((batch, 224, 224, 3), dtype=np.uint8))
+        decoder = self.engine.decoder(images, num_prompt=1, max_tokens=num_steps)
+        ids = np.full((batch, 1), self.tokenizer.bos_id)
+        times = []
+        for _ in range(num_steps):
+            start = time.perf_counter()
+            decoder.step(ids)
+            times.append((time.perf_counter() - start) * 1e3)
         return times
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from grr_coca.batch import Batch, CoCaOutput
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.base import RawPair
 from grr_coca.data.sources.shards import TarShards
+from grr_coca.engine.torch import TorchDecoder
 from grr_coca.evaluate.retrieval import QueryRanks, rank_of_first_hit
 from grr_coca.losses import LossWeights, batch_loss
 from grr_coca.model import CoCa
@@ -178,6 +180,14 @@ def next_token_logits(model: CoCa, token_ids: Tensor, image_tokens: Tensor) -> T
     text = model.text_decoder.pack(F.pad(token_ids, (0, 2)), torch.full((num_captions,), num_tokens + 2))
     states = model.multimodal_decoder(model.text_decoder(text).tokens, image_tokens, text.predicting_layout)
     return model.multimodal_decoder.lm_head(states).unflatten(0, token_ids.shape)
+
+
+def log_probs_token_by_token(model: CoCa, token_ids: Tensor, image_tokens: Tensor) -> Tensor:
+    """Log-probabilities after each token of captions, decoded with a cache, one token at every step: R T V."""
+    num_captions, num_tokens = token_ids.shape
+    decoder = TorchDecoder(model, image_tokens, num_prompt=1, max_tokens=num_tokens)
+    every = np.arange(len(model.text_decoder.tok_embeddings.weight))[None].repeat(num_captions, axis=0)
+    return torch.stack([torch.from_numpy(decoder.step(ids[:, None].numpy()).of(every)) for ids in token_ids.T], dim=1)
 
 
 def make_trainer(model: CoCa, optimizers: Optimizers, weights: LossWeights | None = None) -> Trainer:

@@ -5,13 +5,12 @@ import math
 import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
+from grr_coca.engine.base import ArrayLogits
 from grr_coca.errors import UserError
 from grr_coca.generate.beams import BeamSearch
-from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.generate.options import GenerationOptions
 
 BOS, EOS, VOCAB = 0, 1, 5
@@ -19,47 +18,42 @@ Past = tuple[int, ...]
 Found = list[tuple[Past, float]]
 
 
-def log_probs_after(image: int, past: Past, vocab: int = VOCAB) -> Tensor:
+def log_probs_after(image: int, past: Past, vocab: int = VOCAB) -> np.ndarray:
     """A distribution that is a function of image and past alone."""
     chance = random.Random(repr((image, past)))
-    return torch.tensor([chance.gauss(0, 1.5) for _ in range(vocab)]).log_softmax(dim=-1)
+    logits = np.array([chance.gauss(0, 1.5) for _ in range(vocab)])
+    return (logits - np.log(np.exp(logits).sum())).astype(np.float32)
 
 
-class TableDecoder(CachedDecoder):
-    """Knows of the past what the mask lets it see, as the model does."""
+class TableDecoder:
+    """Knows of each row its image and its past."""
 
     def __init__(self, images: list[int], vocab: int = VOCAB) -> None:
         self.images, self.vocab = images, vocab
-        self.slots: list[list[int]] = [[] for _ in images]
+        self.pasts: list[Past] = [()] * len(images)
         self.num_steps = 0
 
-    @property
-    def num_images(self) -> int:
-        return len(self.images)
-
-    def step(self, token_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def step(self, token_ids: np.ndarray) -> ArrayLogits:
         self.num_steps += 1
-        rows = token_ids.unflatten(0, (self.num_images, -1))
-        for slots, row in zip(self.slots, rows, strict=True):
-            slots += row.flatten().tolist()
-        logits = []
-        for i in range(self.num_images):
-            for j in range(rows.shape[1]):
-                seen = self.slots[i] if mask is None else itertools.compress(self.slots[i], mask[i, 0, j].tolist())
-                logits.append(log_probs_after(self.images[i], tuple(seen), self.vocab) + 3.0)
-        return torch.stack(logits)
+        self.pasts = [(*past, *new) for past, new in zip(self.pasts, token_ids.tolist(), strict=True)]
+        rows = zip(self.images, self.pasts, strict=True)
+        return ArrayLogits(np.stack([log_probs_after(image, past, self.vocab) for image, past in rows]) + 3)
 
-    def keep(self, images: Tensor, lines: Tensor) -> None:
-        self.images = [self.images[i] for i in images.tolist()]
-        self.slots = [self.slots[i] for i in lines.tolist()]
+    def reorder(self, rows: np.ndarray) -> None:
+        images = [self.images[row] for row in rows]
+        assert images == sorted(images), "the rows of an image stay side by side, and images in their order"
+        self.images, self.pasts = images, [self.pasts[row] for row in rows]
 
 
 def search(images: list[int], max_length: int, vocab: int = VOCAB, **options: object) -> list[Found]:
     options = {"num_captions": options.get("num_beams"), **options}
     decoder = TableDecoder(images, vocab)
-    prompt = torch.tensor([BOS, 3])
-    found = BeamSearch(decoder, prompt, GenerationOptions(**options), max_length, EOS).run()
+    found = BeamSearch(decoder, prompts(images), GenerationOptions(**options), max_length, EOS).run()
     return [[(h.token_ids, h.score) for h in hypotheses] for hypotheses in found]
+
+
+def prompts(images: list[int]) -> np.ndarray:
+    return np.array([[BOS, 3]] * len(images))
 
 
 def reference(image: int, max_length: int, options: GenerationOptions, stop: bool = True) -> Found:
@@ -152,16 +146,17 @@ def test_with_beams_for_all_captions_the_best_of_all_is_found() -> None:
 
 
 def test_images_stop_when_nothing_can_improve_and_the_others_go_on() -> None:
-    decoder = TableDecoder(list(range(12)))
+    images = list(range(12))
+    decoder = TableDecoder(images)
     options = GenerationOptions(num_beams=2, length_penalty=0.0)
-    BeamSearch(decoder, torch.tensor([BOS, 3]), options, 30, EOS).run()
+    BeamSearch(decoder, prompts(images), options, 30, EOS).run()
     assert decoder.num_steps < 30
-    assert decoder.num_images < 12
+    assert len(decoder.images) < 12 * 2
 
 
 def test_beams_keep_the_log_probabilities_of_the_model_whatever_the_rules() -> None:
     options = GenerationOptions(num_beams=3, num_captions=3, repetition_penalty=1.5, min_length=4)
-    found = BeamSearch(TableDecoder([4]), torch.tensor([BOS, 3]), options, 6, EOS).run()
+    found = BeamSearch(TableDecoder([4]), prompts([4]), options, 6, EOS).run()
     for ids, log_probs, _ in found[0]:
         expected = [float(log_probs_after(4, (BOS, 3, *ids[:i]))[token]) for i, token in enumerate(ids)]
         assert list(log_probs) == pytest.approx(expected, abs=1e-5)

@@ -1,11 +1,12 @@
 """Captioning: what one image gets does not depend on its neighbours, and nothing is left changed."""
 
+import numpy as np
 import pytest
 import torch
 
 from grr_coca.data.images import decode_image
+from grr_coca.engine.torch import TorchDecoder, TorchEngine
 from grr_coca.generate import GenerationOptions, generate, warn_if_repeated
-from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.model import CoCa
 from grr_coca.train.recipe import EvaluationRecipe, ModelRecipe, OptimizerRecipe, ScheduleRecipe
 from support import BATCH_SIZE, pretrain, real_pairs, tiny_recipe, warnings_of, write_shard
@@ -32,11 +33,17 @@ def overfitted(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(overfitted):
-    return torch.stack([overfitted.pixels(decode_image(pair.image, pair.name)) for pair in PAIRS])
+    return np.stack([overfitted.preprocess(decode_image(pair.image, pair.name)) for pair in PAIRS])
 
 
-def captions_of(checkpoint, images) -> list[str]:
-    return [caption.text for (caption,) in generate(checkpoint.model, checkpoint.tokenizer, images).captions]
+def captions_of(checkpoint, images, **options):
+    engine = TorchEngine(checkpoint.model, checkpoint.preprocess)
+    found = generate(engine, checkpoint.tokenizer, images, GenerationOptions(**options)).captions
+    return [caption for (caption,) in found]
+
+
+def texts_of(checkpoint, images):
+    return [caption.text for caption in captions_of(checkpoint, images)]
 
 
 @pytest.fixture
@@ -44,8 +51,7 @@ def generated(overfitted):
     """The token ids of images, greedily."""
 
     def run(images, **options):
-        found = generate(overfitted.model, overfitted.tokenizer, images, GenerationOptions(**options)).captions
-        return [caption.token_ids for (caption,) in found]
+        return [caption.token_ids for caption in captions_of(overfitted, images, **options)]
 
     return run
 
@@ -53,28 +59,28 @@ def generated(overfitted):
 @pytest.fixture
 def calls(monkeypatch):
     """The number of rows at each step of decoding."""
-    original, steps = CachedDecoder.step, []
+    original, steps = TorchDecoder.step, []
 
-    def counted(self, token_ids, *mask):
+    def counted(self, token_ids):
         steps.append(len(token_ids))
-        return original(self, token_ids, *mask)
+        return original(self, token_ids)
 
-    monkeypatch.setattr(CachedDecoder, "step", counted)
+    monkeypatch.setattr(TorchDecoder, "step", counted)
     return steps
 
 
 def test_a_model_that_knows_its_pairs_by_heart_captions_them_exactly(overfitted, images):
-    assert captions_of(overfitted, images) == [pair.caption for pair in PAIRS]
+    assert texts_of(overfitted, images) == [pair.caption for pair in PAIRS]
 
 
 def test_a_batch_gives_what_single_calls_give(overfitted, images):
-    alone = [captions_of(overfitted, image[None])[0] for image in images]
-    assert captions_of(overfitted, images) == alone
+    alone = [texts_of(overfitted, image[None])[0] for image in images]
+    assert texts_of(overfitted, images) == alone
     assert len(set(alone)) == len(alone)
 
 
 def test_the_order_within_a_batch_makes_no_difference(overfitted, images):
-    assert captions_of(overfitted, images.flip(0)) == captions_of(overfitted, images)[::-1]
+    assert texts_of(overfitted, images[::-1]) == texts_of(overfitted, images)[::-1]
 
 
 def test_a_caption_stops_with_its_end_token_and_decoding_when_all_have_ended(overfitted, images, generated, calls):
@@ -101,41 +107,25 @@ def test_a_caption_may_fill_the_context_and_not_more(overfitted, images, generat
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_of_the_model_is_as_it_was(overfitted, images, training):
-    overfitted.model.train(training)
-    captions_of(overfitted, images)
-    assert overfitted.model.training is training
-    assert overfitted.model.image_encoder.training is training
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_the_mode_of_the_model_is_as_it_was_even_after_an_exception(overfitted, images, training, monkeypatch):
-    def fail(*args):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(CachedDecoder, "step", fail)
-    overfitted.model.train(training)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        captions_of(overfitted, images)
-    assert overfitted.model.training is training
-
-
-def test_images_are_encoded_once_in_evaluation_mode_without_gradients(overfitted, images, monkeypatch):
+def test_images_are_encoded_once_in_evaluation_mode_whatever_the_mode_of_the_model(
+    overfitted, images, monkeypatch, training
+):
     original, seen = CoCa.encode_image, []
 
     def watched(model, images):
-        seen.append((overfitted.model.training or model.training, torch.is_grad_enabled()))
+        seen.append((any(module.training for module in model.modules()), torch.is_grad_enabled()))
         return original(model, images)
 
     monkeypatch.setattr(CoCa, "encode_image", watched)
-    overfitted.model.train()
-    captions_of(overfitted, images)
+    overfitted.model.train(training)
+    texts_of(overfitted, images)
     assert seen == [(False, False)]
+    assert {module.training for module in overfitted.model.modules()} == {training}
 
 
 def test_captioning_changes_no_weight(overfitted, images):
     before = {name: tensor.clone() for name, tensor in overfitted.model.state_dict().items()}
-    captions_of(overfitted, images)
+    texts_of(overfitted, images)
     assert all(torch.equal(tensor, before[name]) for name, tensor in overfitted.model.state_dict().items())
 
 

@@ -4,18 +4,26 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from grr_coca.config import CoCaConfig
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tensors import to_input
 from grr_coca.data.tokenizer import Tokenizer, train_bpe
+from grr_coca.engine.base import ArrayLogits
+from grr_coca.engine.torch import TorchDecoder, TorchEngine
 from grr_coca.errors import UserError
-from grr_coca.generate import Generated, GenerationOptions, generate
+from grr_coca.generate import Generated, GenerationOptions, generate, stream_captions
 from grr_coca.generate.sampling import uniform_draws
 from grr_coca.model import CoCa, build
 from support import next_token_logits
 
+PREPROCESS = Preprocess(16, std=(0.25, 0.25, 0.25))
+"""Pixels differ as much as normal noise, so that captions do."""
 NUM_IMAGES = 6
 CONTEXT = 40
 WAYS = {
@@ -45,17 +53,32 @@ def model(tiny_config: Callable[..., CoCaConfig], tokenizer: Tokenizer) -> CoCa:
 
 
 @pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.randn(NUM_IMAGES, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+def engine(model: CoCa) -> TorchEngine:
+    return TorchEngine(model, PREPROCESS)
+
+
+def random_images(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return random_images(NUM_IMAGES)
+
+
+def _as_input(images: np.ndarray) -> Tensor:
+    return torch.stack([to_input(Image.fromarray(image), PREPROCESS) for image in images])
 
 
 def _ids(generated: Generated) -> list[list[tuple[int, ...]]]:
     return [[caption.token_ids for caption in captions] for captions in generated.captions]
 
 
-def test_greedy_is_the_loop_that_anybody_would_write(model: CoCa, tokenizer: Tokenizer, images: Tensor) -> None:
-    for image, (ids,) in zip(images[:2], _ids(generate(model, tokenizer, images[:2])), strict=True):
-        tokens = model.encode_image(image[None]).tokens
+def test_greedy_is_the_loop_that_anybody_would_write(
+    engine: TorchEngine, model: CoCa, tokenizer: Tokenizer, images: np.ndarray
+) -> None:
+    for image, (ids,) in zip(images[:2], _ids(generate(engine, tokenizer, images[:2])), strict=True):
+        tokens = model.encode_image(_as_input(image[None])).tokens
         row = [tokenizer.bos_id]
         while len(row) < CONTEXT - 2 and row[-1] != tokenizer.eos_id:
             row.append(int(next_token_logits(model, torch.tensor([row]), tokens)[0, -1].argmax()))
@@ -64,12 +87,12 @@ def test_greedy_is_the_loop_that_anybody_would_write(model: CoCa, tokenizer: Tok
 
 @ways
 def test_log_probs_are_those_of_the_model_reading_the_caption(
-    model: CoCa, tokenizer: Tokenizer, images: Tensor, way: dict
+    engine: TorchEngine, model: CoCa, tokenizer: Tokenizer, images: np.ndarray, way: dict
 ) -> None:
     prompt = "a photo"
     before = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    encoded = model.encode_image(images[:2])
-    captions = generate(model, tokenizer, images[:2], GenerationOptions(**way), prompt).captions
+    encoded = model.encode_image(_as_input(images[:2]))
+    captions = generate(engine, tokenizer, images[:2], GenerationOptions(**way), prompt).captions
     for i, image in enumerate(captions):
         for caption in image:
             row = torch.tensor([[*before, *caption.token_ids]])
@@ -79,9 +102,9 @@ def test_log_probs_are_those_of_the_model_reading_the_caption(
             torch.testing.assert_close(torch.tensor(caption.log_probs), expected, rtol=0, atol=1e-4)
 
 
-def test_a_prompt_that_utf8_cannot_hold_is_told(model: CoCa, tokenizer: Tokenizer, images: Tensor) -> None:
+def test_a_prompt_that_utf8_cannot_hold_is_told(engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray) -> None:
     with pytest.raises(UserError, match="the prompt is not UTF-8 text"):
-        generate(model, tokenizer, images, prompt="caf\udce9")
+        generate(engine, tokenizer, images, prompt="caf\udce9")
 
 
 def test_a_key_that_is_no_utf8_has_draws_of_its_own() -> None:
@@ -91,10 +114,12 @@ def test_a_key_that_is_no_utf8_has_draws_of_its_own() -> None:
 
 
 @ways
-def test_a_batch_gives_what_single_calls_give(model: CoCa, tokenizer: Tokenizer, images: Tensor, way: dict) -> None:
+def test_a_batch_gives_what_single_calls_give(
+    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray, way: dict
+) -> None:
     options = GenerationOptions(max_length=12, **way)
-    together = _ids(generate(model, tokenizer, images, options))
-    alone = [generate(model, tokenizer, images[i : i + 1], options, keys=[i]) for i in range(3)]
+    together = _ids(generate(engine, tokenizer, images, options))
+    alone = [generate(engine, tokenizer, images[i : i + 1], options, keys=[i]) for i in range(3)]
     assert together[:3] == [_ids(one)[0] for one in alone]
     lengths = {len(ids) for captions in together for ids in captions}
     assert min(lengths) < max(lengths), "captions of one length cannot show rows that end early"
@@ -102,9 +127,9 @@ def test_a_batch_gives_what_single_calls_give(model: CoCa, tokenizer: Tokenizer,
 
 @ways
 def test_captions_are_as_many_and_as_ordered_as_promised(
-    model: CoCa, tokenizer: Tokenizer, images: Tensor, way: dict
+    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray, way: dict
 ) -> None:
-    generated = generate(model, tokenizer, images, GenerationOptions(**way))
+    generated = generate(engine, tokenizer, images, GenerationOptions(**way))
     assert len(generated.captions) == NUM_IMAGES
     for captions in generated.captions:
         assert len(captions) == way.get("num_captions", 1)
@@ -115,12 +140,12 @@ def test_captions_are_as_many_and_as_ordered_as_promised(
             assert len(caption.token_ids) <= CONTEXT - 3
 
 
-def test_draws_depend_on_the_seed_and_the_key(model: CoCa, tokenizer: Tokenizer, images: Tensor) -> None:
-    same = images[:1].expand(3, -1, -1, -1)
+def test_draws_depend_on_the_seed_and_the_key(engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray) -> None:
+    same = images[:1].repeat(3, axis=0)
 
     def ids(seed: int, keys: list[str]) -> list[list[tuple[int, ...]]]:
         options = GenerationOptions(temperature=1.0, seed=seed, max_length=12)
-        return _ids(generate(model, tokenizer, same, options, keys=keys))
+        return _ids(generate(engine, tokenizer, same, options, keys=keys))
 
     first = ids(0, ["a", "b", "c"])
     assert first == ids(0, ["a", "b", "c"])
@@ -130,22 +155,24 @@ def test_draws_depend_on_the_seed_and_the_key(model: CoCa, tokenizer: Tokenizer,
 
 
 def test_several_draws_of_an_image_differ_and_the_first_is_the_single_one(
-    model: CoCa, tokenizer: Tokenizer, images: Tensor
+    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray
 ) -> None:
-    many = generate(model, tokenizer, images[:2], GenerationOptions(temperature=1.0, num_captions=4))
-    single = generate(model, tokenizer, images[:2], GenerationOptions(temperature=1.0))
+    many = generate(engine, tokenizer, images[:2], GenerationOptions(temperature=1.0, num_captions=4))
+    single = generate(engine, tokenizer, images[:2], GenerationOptions(temperature=1.0))
     for captions, (one,) in zip(_ids(many), _ids(single), strict=True):
         assert len(set(captions)) == 4
         assert one in captions
 
 
 @pytest.mark.parametrize("min_length", [0, 6])
-def test_lengths_count_new_tokens_and_not_the_prompt(model: CoCa, tokenizer: Tokenizer, min_length: int) -> None:
+def test_lengths_count_new_tokens_and_not_the_prompt(
+    engine: TorchEngine, tokenizer: Tokenizer, min_length: int
+) -> None:
     prompt = "a photo of a"
-    images = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = random_images(16)
     for way in ({}, {"temperature": 1.0}, {"num_beams": 3}):
         options = GenerationOptions(min_length=min_length, max_length=16, **way)
-        captions = [caption for (caption,) in generate(model, tokenizer, images, options, prompt).captions]
+        captions = [caption for (caption,) in generate(engine, tokenizer, images, options, prompt).captions]
         lengths = {len(caption.token_ids) for caption in captions}
         ended = {caption.token_ids[-1] for caption in captions}
         assert max(lengths) <= 16
@@ -153,52 +180,52 @@ def test_lengths_count_new_tokens_and_not_the_prompt(model: CoCa, tokenizer: Tok
         if min_length:
             assert min(lengths) > min_length, "the end token comes behind min_length others"
         else:
-            assert min(lengths) < 6
+            assert min(lengths) <= 6
 
 
 def test_a_caption_begins_with_its_prompt_and_goes_on_from_it(
-    model: CoCa, tokenizer: Tokenizer, images: Tensor
+    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray
 ) -> None:
     options = GenerationOptions(max_length=6)
-    for (caption,) in generate(model, tokenizer, images, options, "a photo of").captions:
+    for (caption,) in generate(engine, tokenizer, images, options, "a photo of").captions:
         assert caption.text.startswith("a photo of")
         assert caption.text == tokenizer.decode([*tokenizer.encode("a photo of"), *caption.token_ids])
-    assert _ids(generate(model, tokenizer, images, options, "a photo of")) != _ids(
-        generate(model, tokenizer, images, options)
+    assert _ids(generate(engine, tokenizer, images, options, "a photo of")) != _ids(
+        generate(engine, tokenizer, images, options)
     )
 
 
 @pytest.mark.parametrize("prompt", ["a photo of ", " a photo of", "a  photo\tof\n"])
 def test_spaces_around_the_words_of_a_prompt_change_nothing(
-    model: CoCa, tokenizer: Tokenizer, images: Tensor, prompt: str
+    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray, prompt: str
 ) -> None:
     options = GenerationOptions(max_length=6)
-    expected = generate(model, tokenizer, images, options, prompt="a photo of").captions
-    assert generate(model, tokenizer, images, options, prompt=prompt).captions == expected
+    expected = generate(engine, tokenizer, images, options, prompt="a photo of").captions
+    assert generate(engine, tokenizer, images, options, prompt=prompt).captions == expected
 
 
 def test_one_pass_gives_captions_and_embeddings(
-    model: CoCa, tokenizer: Tokenizer, images: Tensor, monkeypatch: pytest.MonkeyPatch
+    engine: TorchEngine, model: CoCa, tokenizer: Tokenizer, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded = model.encode_image(images)
+    encoded = model.encode_image(_as_input(images))
     original, passes = CoCa.encode_image, []
     monkeypatch.setattr(CoCa, "encode_image", lambda *args: passes.append(1) or original(*args))
-    generated = generate(model, tokenizer, images)
+    generated = generate(engine, tokenizer, images)
     assert len(passes) == 1
-    torch.testing.assert_close(generated.image_embedding, encoded.embedding, rtol=0, atol=1e-5)
-    assert not generated.image_embedding.is_inference()
+    assert np.abs(generated.image_embedding - encoded.embedding.detach().numpy()).max() <= 1e-5
 
 
-def test_images_take_the_precision_of_the_model(model: CoCa, tokenizer: Tokenizer, images: Tensor) -> None:
-    rounded = copy.deepcopy(model).bfloat16()
-    options = GenerationOptions(max_length=3)
-    expected = generate(rounded, tokenizer, images.bfloat16(), options)
-    assert generate(rounded, tokenizer, images, options).captions == expected.captions
+def test_images_take_the_precision_of_the_model(model: CoCa, tokenizer: Tokenizer, images: np.ndarray) -> None:
+    rounded = TorchEngine(copy.deepcopy(model).bfloat16(), PREPROCESS)
+    whole = TorchEngine(copy.deepcopy(model).double(), PREPROCESS)
+    assert rounded.encode_images(images).embedding.dtype == whole.encode_images(images).embedding.dtype == np.float32
+    for engine in (rounded, whole):
+        assert len(generate(engine, tokenizer, images, GenerationOptions(max_length=3)).captions) == NUM_IMAGES
 
 
-def test_no_image_no_caption(model: CoCa, tokenizer: Tokenizer, images: Tensor) -> None:
+def test_no_image_no_caption(engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray) -> None:
     with pytest.raises(UserError, match="no image"):
-        generate(model, tokenizer, images[:0])
+        generate(engine, tokenizer, images[:0])
 
 
 @pytest.mark.parametrize(
@@ -212,15 +239,100 @@ def test_no_image_no_caption(model: CoCa, tokenizer: Tokenizer, images: Tensor) 
     ],
 )
 def test_what_does_not_fit_is_named(
-    model: CoCa, tokenizer: Tokenizer, images: Tensor, options: dict, prompt: str, keys: list | None, message: str
+    engine: TorchEngine,
+    tokenizer: Tokenizer,
+    images: np.ndarray,
+    options: dict,
+    prompt: str,
+    keys: list | None,
+    message: str,
 ) -> None:
     with pytest.raises(UserError, match=message):
-        generate(model, tokenizer, images, GenerationOptions(**options), prompt, keys)
+        generate(engine, tokenizer, images, GenerationOptions(**options), prompt, keys)
 
 
-def test_the_longest_prompt_leaves_room_for_one_token(model: CoCa, tokenizer: Tokenizer, images: Tensor) -> None:
+def test_the_longest_prompt_leaves_room_for_one_token(
+    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray
+) -> None:
     prompt = "x" * (CONTEXT - 4 - (len(tokenizer.encode("x")) - 1))
     assert len(tokenizer.encode(prompt)) == CONTEXT - 4
     for options in (GenerationOptions(), GenerationOptions(num_beams=2)):
-        generated = generate(model, tokenizer, images, options, prompt)
+        generated = generate(engine, tokenizer, images, options, prompt)
         assert {len(caption.token_ids) for (caption,) in generated.captions} == {1}
+
+
+# --- Captions that come word by word
+
+
+@pytest.mark.parametrize("way", ["greedy", "sampling", "rules"])
+def test_the_pieces_of_a_stream_are_the_caption(
+    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray, way: str
+) -> None:
+    arguments = (engine, tokenizer, images, GenerationOptions(**WAYS[way]), "a photo")
+    expected = generate(*arguments)
+    stream, pieces = stream_captions(*arguments), []
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as end:
+            generated = end.value
+            break
+    assert generated.captions == expected.captions
+    assert np.array_equal(generated.image_embedding, expected.image_embedding)
+    assert ["".join(parts) for parts in zip(*pieces, strict=True)] == [one.text for (one,) in expected.captions]
+    assert len(pieces) == max(len(caption.token_ids) for (caption,) in expected.captions)
+    assert all(piece.startswith("a photo") for piece in pieces[0])
+    assert sum(bool(piece) for parts in pieces for piece in parts) > 3 * NUM_IMAGES, "not all words at the end"
+
+
+def test_a_stream_gives_its_first_words_before_the_last_step(
+    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, steps = TorchDecoder.step, []
+    monkeypatch.setattr(TorchDecoder, "step", lambda *args: steps.append(1) or original(*args))
+    stream = stream_captions(engine, tokenizer, images)
+    next(stream)
+    assert len(steps) == 1
+    next(stream)
+    assert len(steps) == 2
+    stream.close()
+
+
+def test_a_character_of_several_tokens_comes_whole(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = train_bpe(["a photo"] * 3, 270)
+    said = [*tokenizer.encode("é€"), *tokenizer.encode(" 🐈 x"), tokenizer.eos_id]
+    assert len(said) > 9
+    says(monkeypatch, said)
+    pieces = [piece for (piece,) in stream_captions(engine, tokenizer, random_images(1))]
+    assert "".join(pieces) == "é€ 🐈 x"
+    assert "�" not in "".join(pieces)
+
+
+def test_bytes_that_are_no_character_come_at_the_end(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = train_bpe(["a photo"] * 3, 270)
+    euro = tokenizer.encode("€")
+    says(monkeypatch, [*tokenizer.encode("a"), *euro[:-1], tokenizer.eos_id])
+    pieces = [piece for (piece,) in stream_captions(engine, tokenizer, random_images(1))]
+    (expected,) = generate(engine, tokenizer, random_images(1)).captions[0]
+    assert "".join(pieces) == expected.text
+    assert expected.text.startswith("a")
+    assert expected.text.endswith("�")
+
+
+def says(monkeypatch: pytest.MonkeyPatch, token_ids: list[int]) -> None:
+    """Every caption is this one."""
+
+    def step(decoder: TorchDecoder, ids: np.ndarray) -> ArrayLogits:
+        position = decoder.position
+        decoder.position += 1
+        return ArrayLogits(np.eye(300, dtype=np.float32)[[token_ids[position]] * len(ids)])
+
+    monkeypatch.setattr(TorchDecoder, "step", step)
+
+
+@pytest.mark.parametrize("way", ["draws", "beams"])
+def test_what_is_ranked_at_the_end_cannot_be_streamed(
+    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray, way: str
+) -> None:
+    with pytest.raises(UserError, match="stream one caption without beams"):
+        next(stream_captions(engine, tokenizer, images, GenerationOptions(**WAYS[way])))

@@ -26,6 +26,11 @@ def pixels(model):
 
 
 @pytest.fixture(scope="module")
+def arrays(model):
+    return np.stack([model.checkpoint.preprocess(decode_image(p.image, p.name)) for p in real_pairs(5)])
+
+
+@pytest.fixture(scope="module")
 def expected(model, pixels):
     """What the model itself gives."""
     with torch.inference_mode():
@@ -66,8 +71,8 @@ def test_a_device_that_is_not_here_is_named(run, device):
 # --- Captions
 
 
-def test_captions_are_those_of_the_model(model, files, pixels):
-    generated = generate(model.checkpoint.model, model.checkpoint.tokenizer, pixels)
+def test_captions_are_those_of_the_model(model, files, arrays):
+    generated = generate(model.engine, model.checkpoint.tokenizer, arrays)
     assert model.caption(files) == [caption.text for (caption,) in generated.captions]
 
 
@@ -105,13 +110,13 @@ def test_keywords_change_the_options_that_are_given(model, files):
     assert len(model.describe(files[0], options=options).captions[0].token_ids) <= 2
 
 
-def test_one_pass_gives_captions_and_embedding(model, files, pixels, expected, monkeypatch):
+def test_one_pass_gives_captions_and_embedding(model, files, arrays, expected, monkeypatch):
     passes = []
     original = CoCa.encode_image
     monkeypatch.setattr(CoCa, "encode_image", lambda self, x: passes.append(len(x)) or original(self, x))
     described = model.describe(files)
     assert passes == [5]
-    generated = generate(model.checkpoint.model, model.checkpoint.tokenizer, pixels)
+    generated = generate(model.engine, model.checkpoint.tokenizer, arrays)
     for description, captions, embedding in zip(described, generated.captions, expected, strict=True):
         assert [caption.token_ids for caption in description.captions] == [caption.token_ids for caption in captions]
         assert unequal(description.embedding, embedding) < 1e-5

@@ -23,7 +23,6 @@ from grr_coca.data.tensors import normalize
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.errors import UserError
 from grr_coca.files import listed_files, verify_folder
-from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.interop.onnx.graphs import GRAPHS, trace
 from grr_coca.interop.onnx.readme import readme
 from grr_coca.interop.onnx.write import write_onnx
@@ -33,6 +32,7 @@ from grr_coca.presets import PRESETS
 from grr_coca.registry import shipped_folder, shipped_models
 from model_configs import SET_BY_RECIPES
 from open_clip_files import random_checkpoint, write_hub_folder
+from support import next_token_logits
 
 DRAWINGS = sorted((Path(__file__).parents[2] / "docs" / "drawings").glob("*.webp"))
 SHIPPED = {name: shipped_folder(name) for name in shipped_models()}
@@ -196,8 +196,7 @@ def test_a_step_has_the_logits_of_pytorch_with_and_without_a_cache(export, name,
     length, rows = config.context_length - 2, count * num_captions
     token_ids = np.random.default_rng(rows).integers(3, config.vocab_size, (rows, length))
     tokens = encode(exported.checkpoint, pixels).tokens.repeat_interleave(num_captions, dim=0)
-    decoder = CachedDecoder(exported.checkpoint.model, tokens, length, 1, length)
-    wanted = torch.stack([decoder.step(torch.from_numpy(token_ids[:, [t]])) for t in range(length)], dim=1).numpy()
+    wanted = next_token_logits(exported.checkpoint.model, torch.from_numpy(token_ids), tokens).numpy()
 
     image = exported.run("image", pixels=pixels)
     whole = exported.run("step", token_ids=token_ids, **image, **exported.empty_past(rows))["logits"]

@@ -6,6 +6,7 @@ PYTHONPATH=src .venv-peers/bin/python -m pytest -m slow -s tests/interop/test_op
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,14 @@ from torch import Tensor
 
 from grr_coca.batch import pad_rows
 from grr_coca.data.tokenizer import CLS_SLOT
+from grr_coca.engine.torch import TorchDecoder
 from grr_coca.fast.model_copy import fast_copy
-from grr_coca.generate import GenerationOptions, generate
-from grr_coca.generate.decoder import CachedDecoder
+from grr_coca.generate import GREEDY
+from grr_coca.generate.sampling import decode_independently
 from grr_coca.interop.open_clip.read import read_open_clip
 from grr_coca.interop.open_clip.write import write_open_clip
+from grr_coca.model import CoCa
+from support import log_probs_token_by_token
 
 open_clip = pytest.importorskip("open_clip")
 pytestmark = pytest.mark.slow
@@ -95,11 +99,13 @@ def test_embeddings_and_logits(both: SimpleNamespace) -> None:
     for batch in (1, 8):
         fast = fast_copy(model)
         tokens = fast.encode_image(pixels[:batch]).tokens
-        prefix = CachedDecoder(fast, tokens, length, 1, length).step(words[:batch])
-        report(both, f"logits, prefix, batch {batch}", prefix, expected[:batch, -1], 5e-5)
-        decoder = CachedDecoder(fast, tokens, length, 1, length)
-        steps = torch.stack([decoder.step(words[:batch, i : i + 1]) for i in range(length)], dim=1)
-        report(both, f"logits, token by token, batch {batch}", steps, expected[:batch], 5e-5)
+        log_probs = expected[:batch].log_softmax(dim=-1)
+        best, likeliest = log_probs[:, -1].topk(9)
+        prefix = TorchDecoder(fast, tokens, num_prompt=length, max_tokens=1).step(words[:batch].numpy())
+        found = torch.from_numpy(prefix.of(likeliest.numpy()))
+        report(both, f"log-probabilities, prefix, batch {batch}", found, best, 5e-5)
+        steps = log_probs_token_by_token(fast, words[:batch], tokens)
+        report(both, f"log-probabilities, token by token, batch {batch}", steps, log_probs, 5e-5)
 
 
 def their_greedy(model: Any, pixels: Tensor, tokens: int) -> list[list[int]]:
@@ -108,17 +114,20 @@ def their_greedy(model: Any, pixels: Tensor, tokens: int) -> list[list[int]]:
     return [ids.tolist()[1:] for ids in found]
 
 
+def our_greedy(model: CoCa, pixels: Tensor, max_length: int) -> list[list[int]]:
+    """Token ids after the begin token."""
+    fast = fast_copy(model)
+    decoder = TorchDecoder(fast, fast.encode_image(pixels).tokens, num_prompt=1, max_tokens=max_length)
+    *_, captions = decode_independently(decoder, np.full((len(pixels), 1), SOT), GREEDY, max_length, EOT, None)
+    return [list(best.token_ids) for best, *_ in captions.hypotheses(1)]
+
+
 @torch.inference_mode()
 def test_greedy_captions(both: SimpleNamespace) -> None:
     pixels, tokens = images(12), 16
     expected = their_greedy(both.theirs, pixels, tokens)
-    options = GenerationOptions(max_length=tokens)
-    generated = generate(both.ours.model, both.ours.tokenizer, pixels, options).captions
-    together = [list(image[0].token_ids) for image in generated]
-    alone = [
-        list(generate(both.ours.model, both.ours.tokenizer, pixels[i : i + 1], options).captions[0][0].token_ids)
-        for i in range(len(pixels))
-    ]
+    together = our_greedy(both.ours.model, pixels, tokens)
+    alone = [our_greedy(both.ours.model, pixels[i : i + 1], tokens)[0] for i in range(len(pixels))]
     equal = 0
     for i, ids in enumerate(expected):
         ids = ids[: ids.index(EOT)] if EOT in ids else ids

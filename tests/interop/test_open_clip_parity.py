@@ -24,13 +24,14 @@ from torch import Tensor
 from grr_coca.batch import CoCaOutput, pad_rows
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tensors import to_input
 from grr_coca.data.tokenizer import CLS_SLOT, clip_bpe
 from grr_coca.fast.model_copy import fast_copy
-from grr_coca.generate.decoder import CachedDecoder
 from grr_coca.interop.open_clip.architecture import Heads, infer_config
 from grr_coca.interop.open_clip.names import links, to_ours, to_theirs
 from grr_coca.interop.open_clip.settings import MEAN, STD
 from grr_coca.model import CoCa, build
+from support import log_probs_token_by_token
 
 RECORDED = Path(__file__).parent / "recorded"
 NAMES = json.loads((RECORDED / "names.json").read_text())
@@ -120,8 +121,8 @@ def test_the_fast_decoder_writes_what_the_whole_caption_predicts(name: str, num_
     with torch.inference_mode():
         expected = named(model, model(images, F.pad(ids, (0, 2)), torch.full((len(ids),), longest + 2)))["logits"]
         fast = fast_copy(model.float())
-        decoder = CachedDecoder(fast, fast.encode_image(images.float()).tokens, longest, 1, longest)
-        steps = torch.stack([decoder.step(ids[:, i : i + 1]) for i in range(longest)], dim=1)
+        steps = log_probs_token_by_token(fast, ids, fast.encode_image(images.float()).tokens)
+    expected = expected.log_softmax(dim=-1)
     torch.testing.assert_close(steps.flatten(0, 1).double(), expected, rtol=0, atol=5e-5)
 
 
@@ -152,10 +153,10 @@ def test_the_bias_of_patches_goes_into_the_positions() -> None:
 @pytest.mark.parametrize("size", SHAPES_OF_IMAGES)
 def test_pixels_are_open_clips(size: tuple[int, int]) -> None:
     theirs = load_file(RECORDED / "pixels.safetensors")["{}x{}".format(*size)]
-    ours = Preprocess(32, MEAN, STD, order="resize_then_crop")(noise_image(size))
+    ours = to_input(noise_image(size), Preprocess(32, MEAN, STD, order="resize_then_crop"))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     if size != (32, 32) and max(size) % min(size):
-        assert not torch.allclose(Preprocess(32, MEAN, STD)(noise_image(size)), theirs, atol=0.1)
+        assert not torch.allclose(to_input(noise_image(size), Preprocess(32, MEAN, STD)), theirs, atol=0.1)
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -9,6 +9,7 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo
@@ -17,7 +18,9 @@ from torch._dynamo.utils import counters
 
 from grr_coca.batch import Batch
 from grr_coca.config import CoCaConfig
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import train_bpe
+from grr_coca.engine.torch import TorchEngine
 from grr_coca.errors import UserError
 from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate import generate
@@ -76,15 +79,13 @@ def test_copies_of_a_model_with_checkpointed_blocks_run_their_own_blocks(
     assert sum("forward" in vars(module) for module in model.modules()) == 6
 
 
-def test_captioning_takes_no_notice_of_checkpointed_blocks(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]
-) -> None:
-    config = tiny_config()
-    model, images = build(config), make_batch(config).images
+def test_captioning_takes_no_notice_of_checkpointed_blocks(tiny_config: Callable[..., CoCaConfig]) -> None:
+    model = build(tiny_config())
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     tokenizer = train_bpe(["a red square"] * 2, 258)
-    expected = generate(model, tokenizer, images).captions
+    expected = generate(TorchEngine(model, Preprocess(16)), tokenizer, pixels).captions
     checkpoint_blocks(model)
-    found = generate(model, tokenizer, images).captions
+    found = generate(TorchEngine(model, Preprocess(16)), tokenizer, pixels).captions
     assert [best.token_ids for best, *_ in found] == [best.token_ids for best, *_ in expected]
 
 

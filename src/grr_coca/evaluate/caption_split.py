@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.text import clean_caption
+from grr_coca.engine.torch import TorchEngine
 from grr_coca.errors import UserError
 from grr_coca.evaluate.captions import CaptionScores, score_captions
-from grr_coca.fast.model_copy import fast_copy
 from grr_coca.files import behind_link, write_whole
 from grr_coca.generate import GREEDY, generate, warn_if_repeated
 
@@ -42,7 +42,7 @@ def caption_split(
     """Caption every image of a split once, by greedy decoding, in the order of the source.
 
     Args:
-        checkpoint: the model. Its training mode is restored.
+        checkpoint: the model.
         source: the split. Pairs of the same image become one image with several references.
         batch_size: images at once.
         max_images: caption only this many images, evenly spread over the split; None: all.
@@ -57,13 +57,13 @@ def caption_split(
         raise UserError("an empty split: there is no image to caption")
     if max_images is not None and max_images < len(images):
         images = [images[index * len(images) // max_images] for index in range(max_images)]
-    model = fast_copy(checkpoint.model)
+    engine = TorchEngine(checkpoint.model, checkpoint.preprocess)
     hypotheses: list[str] = []
     for start in range(0, len(images), batch_size):
         files = [source[pairs[0]] for pairs in images[start : start + batch_size]]
         decode = checkpoint.preprocess.decode
-        pixels = torch.stack([checkpoint.pixels(decode(file.image, file.name)) for file in files])
-        found = generate(model, checkpoint.tokenizer, pixels, GREEDY)
+        pixels = np.stack([checkpoint.preprocess(decode(file.image, file.name)) for file in files])
+        found = generate(engine, checkpoint.tokenizer, pixels, GREEDY)
         hypotheses += [best.text for best, *_ in found.captions]
     warn_if_repeated(hypotheses)
     return Captioned(

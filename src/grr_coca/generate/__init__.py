@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         Caption,
         Generated,
         generate,
+        stream_captions,
         warn_if_repeated,
     )
 
@@ -19,12 +20,13 @@ __all__ = [
     "Generated",
     "GenerationOptions",
     "generate",
+    "stream_captions",
     "warn_if_repeated",
 ]
 
 
 def __getattr__(name: str) -> object:
-    """Import a name of `__all__` when it is first used: all names but those of options need torch."""
+    """Import a name of `__all__` when it is first used: all names but those of options need NumPy."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.captions"), name)

@@ -1,20 +1,19 @@
 """Beam search, also in groups that avoid each other's tokens (diverse beam search, arXiv 1610.02424).
 
-Shapes: B images, K beams of an image (G groups of N neighbouring beams), T new tokens so far, P prompt tokens, S slots
-of the caches, C candidates, V vocabulary, R = B · K rows.
+Shapes: B images, K beams of an image (G groups of N neighbouring beams), T new tokens so far, P prompt tokens, C
+candidates, R = B · K rows.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+import numpy as np
 
+from grr_coca.engine.base import Decoder
 from grr_coca.errors import UserError
-from grr_coca.generate.decoder import CachedDecoder, Hypothesis
 from grr_coca.generate.options import GenerationOptions
-from grr_coca.generate.sampling import NAN_RESULTS, NOTHING_LEFT, apply_rules, largest
+from grr_coca.generate.sampling import NAN_RESULTS, NOTHING_LEFT, Hypothesis, apply_rules
+from grr_coca.shapes import Float, Int
 
 
 class _Pool:
@@ -49,23 +48,23 @@ class _Pool:
 class Beams(NamedTuple):
     """Captions that have not ended. `scores`: sums of log-probabilities after the rules; -inf marks an unused beam."""
 
-    token_ids: Int[Tensor, "B K T"]
-    log_probs: Float[Tensor, "B K T"]
-    scores: Float[Tensor, "B K"]
-    visible: Bool[Tensor, "B K S"]
-    """Which slots of the image's line in the caches hold the earlier tokens of each beam."""
+    token_ids: Int[np.ndarray, "B K T"]
+    log_probs: Float[np.ndarray, "B K T"]
+    scores: Float[np.ndarray, "B K"]
 
 
 class Choice(NamedTuple):
-    """The best continuations of a group, best first: the beam that is continued, the token, and the new score."""
+    """Continuations of beams, best first: the beam that is continued, the token, its log-probability in the model's own
+    distribution, and the new score."""
 
-    parents: Int[Tensor, "B C"]
-    token_ids: Int[Tensor, "B C"]
-    scores: Float[Tensor, "B C"]
+    parents: Int[np.ndarray, "B C"]
+    token_ids: Int[np.ndarray, "B C"]
+    log_probs: Float[np.ndarray, "B C"]
+    scores: Float[np.ndarray, "B C"]
 
-    def take(self, columns: Int[Tensor, "B N"]) -> "Choice":
+    def take(self, columns: Int[np.ndarray, "B N"]) -> "Choice":
         """The continuations at these columns."""
-        return Choice(*(field.gather(1, columns) for field in self))
+        return Choice(*(np.take_along_axis(field, columns, axis=1) for field in self))
 
 
 class BeamSearch:
@@ -73,8 +72,8 @@ class BeamSearch:
 
     def __init__(
         self,
-        decoder: CachedDecoder,
-        prompt_ids: Int[Tensor, " P"],
+        decoder: Decoder,
+        prompt_ids: Int[np.ndarray, "B P"],
         options: GenerationOptions,
         max_length: int,
         eos_id: int,
@@ -82,20 +81,22 @@ class BeamSearch:
         self.decoder, self.options, self.max_length, self.eos_id = decoder, options, max_length, eos_id
         self.num_beams, self.num_groups = options.num_beams, options.num_beam_groups
         self.group_size = self.num_beams // self.num_groups
-        num_images, device = decoder.num_images, prompt_ids.device
-        self.logits = decoder.step(prompt_ids.expand(num_images, -1)).repeat_interleave(self.num_beams, dim=0)
+        num_images = len(prompt_ids)
+        self.logits = decoder.step(prompt_ids).repeated(self.num_beams)
+        self.rows = np.arange(num_images).repeat(self.num_beams)
+        """For each beam, the row of the decoder that holds its tokens but the last."""
         # All beams are equal at the start, so one beam of each group is enough.
-        first = torch.arange(self.num_beams, device=device) % self.group_size == 0
+        first = np.arange(self.num_beams) % self.group_size == 0
         self.beams = Beams(
-            token_ids=torch.zeros(num_images, self.num_beams, 0, dtype=torch.long, device=device),
-            log_probs=torch.zeros(num_images, self.num_beams, 0, device=device),
-            scores=torch.where(first, 0.0, -torch.inf).expand(num_images, -1),
-            visible=torch.ones(num_images, self.num_beams, len(prompt_ids), dtype=torch.bool, device=device),
+            token_ids=np.zeros((num_images, self.num_beams, 0), dtype=np.int64),
+            log_probs=np.zeros((num_images, self.num_beams, 0), dtype=np.float32),
+            scores=np.where(first, np.float32(0), np.float32(-np.inf))[None].repeat(num_images, axis=0),
         )
         self.pools = [
             [_Pool(self.group_size, options.length_penalty) for _ in range(self.num_groups)] for _ in range(num_images)
         ]
         self.running = list(range(num_images))
+        self.has_nan = False
 
     def run(self) -> list[list[Hypothesis]]:
         """The best `num_captions` captions of each image, best first."""
@@ -106,102 +107,106 @@ class BeamSearch:
             self._stop_groups()
             if not self.running:
                 break
-            self.logits = self.decoder.step(self.beams.token_ids[..., -1].reshape(-1, 1), self.beams.visible[:, None])
+            self.decoder.reorder(self.rows)
+            self.rows = np.arange(len(self.rows))
+            self.logits = self.decoder.step(self.beams.token_ids[..., -1].reshape(-1, 1))
         return [self._best(pools) for pools in self.pools]
 
     def _advance(self, last: bool) -> None:
         """Choose the next tokens, group by group. Captions that end go to the pools. At the last step all captions
         do."""
-        beams, num_vocab = self.beams, self.logits.shape[-1]
-        log_probs = self.logits.log_softmax(dim=-1)
-        allowed = apply_rules(log_probs, beams.token_ids.flatten(0, 1), self.options, self.eos_id)
-        # The penalty can spoil at most as many tokens as there are beams. With that many more candidates, the best
-        # continuations are certainly among them.
-        scores, ids = largest(allowed, min(2 * self.group_size + self.num_beams, num_vocab))
-        scores = scores.unflatten(0, (-1, self.num_beams)) + beams.scores[..., None]  # B K C
-        ids = ids.view_as(scores)
-        taken = scores.new_zeros(len(scores), num_vocab)  # how many beams of earlier groups took each token
-        chosen = []
+        candidates = self._candidates()
+        chosen: list[Choice] = []
         for group in range(self.num_groups):
-            choice = self._best_of_group(scores, ids, taken, group)
-            self._collect(choice, log_probs, group)
-            going_on = (choice.token_ids == self.eos_id).int().argsort(dim=1, stable=True)[:, : self.group_size]
-            choice = choice.take(going_on)
-            taken.scatter_add_(1, choice.token_ids, choice.scores.isfinite().type_as(taken))
-            chosen.append(choice)
-        self._extend(Choice(*(torch.cat(parts, dim=1) for parts in zip(*chosen, strict=True))), log_probs)
+            choice = self._best_of_group(candidates, chosen, group)
+            self._collect(choice, group)
+            going_on = (choice.token_ids == self.eos_id).argsort(axis=1, kind="stable")[:, : self.group_size]
+            chosen.append(choice.take(going_on))
+        self._extend(Choice(*(np.concatenate(parts, axis=1) for parts in zip(*chosen, strict=True))))
         if last:
             self._collect_unfinished()
 
-    def _best_of_group(
-        self, scores: Float[Tensor, "B K C"], ids: Int[Tensor, "B K C"], taken: Float[Tensor, "B V"], group: int
-    ) -> Choice:
+    def _candidates(self) -> Choice:
+        """The likeliest continuations of each beam, beam by beam.
+
+        The penalty can spoil at most as many tokens as there are beams. With that many more candidates, the best
+        continuations are certainly among them.
+        """
+        beams = self.beams
+        token_ids = np.concatenate(beams.token_ids)  # R T
+        allowed = apply_rules(self.logits, token_ids, self.options, self.eos_id)
+        after_rules, ids = allowed.largest(2 * self.group_size + self.num_beams)  # R C
+        own = after_rules if allowed is self.logits else self.logits.of(ids)
+        self.has_nan = bool(np.isnan(own).any())
+        num_images = len(beams.scores)
+        scores = after_rules.reshape(num_images, self.num_beams, -1) + beams.scores[..., None]  # B K C
+        parents = np.arange(self.num_beams).repeat(ids.shape[1])[None].repeat(num_images, axis=0)
+        return Choice(parents, *(field.reshape(num_images, -1) for field in (ids, own, scores)))
+
+    def _best_of_group(self, candidates: Choice, chosen: Sequence[Choice], group: int) -> Choice:
         """The 2 N best continuations of a group of N beams. At most one of each beam ends its caption, so at least N do
-        not."""
-        start, num_candidates = group * self.group_size, scores.shape[-1]
-        scores, ids = (field[:, start : start + self.group_size].flatten(1) for field in (scores, ids))
-        ranked = scores
-        if self.options.diversity_penalty and group:
-            ranked = scores - self.options.diversity_penalty * taken.gather(1, ids)
-        best = ranked.topk(min(2 * self.group_size, ranked.shape[1])).indices
-        return Choice(best // num_candidates + start, ids.gather(1, best), scores.gather(1, best))
+        not. `chosen`: those of the earlier groups."""
+        per_beam = candidates.scores.shape[1] // self.num_beams
+        columns = slice(group * self.group_size * per_beam, (group + 1) * self.group_size * per_beam)
+        of_group = Choice(*(field[:, columns] for field in candidates))
+        ranked = of_group.scores
+        if self.options.diversity_penalty:
+            for earlier in chosen:
+                taken = of_group.token_ids[..., None] == earlier.token_ids[:, None]  # B C N
+                count = (taken & np.isfinite(earlier.scores)[:, None]).sum(axis=2, dtype=np.float32)
+                ranked = ranked - np.float32(self.options.diversity_penalty) * count
+        return of_group.take((-ranked).argsort(axis=1, kind="stable")[:, : 2 * self.group_size])
 
-    def _collect(self, choice: Choice, log_probs: Float[Tensor, "R V"], group: int) -> None:
+    def _collect(self, choice: Choice, group: int) -> None:
         """Add those of the N best continuations that end their caption to the pool of the group."""
-        ends = (choice.token_ids == self.eos_id) & choice.scores.isfinite()
-        for image, rank in ends[:, : self.group_size].nonzero().tolist():
-            parent = int(choice.parents[image, rank])
+        ends = (choice.token_ids == self.eos_id) & np.isfinite(choice.scores)
+        for image, rank in np.argwhere(ends[:, : self.group_size]).tolist():
+            parent = choice.parents[image, rank]
             ids = [*self.beams.token_ids[image, parent].tolist(), self.eos_id]
-            end = float(log_probs[image * self.num_beams + parent, self.eos_id])
-            probs = [*self.beams.log_probs[image, parent].tolist(), end]
-            self.pools[self.running[image]][group].add(ids, probs, float(choice.scores[image, rank]))
+            log_probs = [*self.beams.log_probs[image, parent].tolist(), float(choice.log_probs[image, rank])]
+            self.pools[self.running[image]][group].add(ids, log_probs, float(choice.scores[image, rank]))
 
-    def _extend(self, choice: Choice, log_probs: Float[Tensor, "R V"]) -> None:
-        """Replace each beam by its parent with one more token. Keys and values stay where they are."""
-        beams, parents = self.beams, choice.parents
-        images = torch.arange(len(parents), device=parents.device)[:, None]
-        own = log_probs.unflatten(0, (-1, self.num_beams))[images, parents, choice.token_ids]
-        new_slots = torch.eye(self.num_beams, dtype=torch.bool, device=parents.device).expand(len(parents), -1, -1)
+    def _extend(self, choice: Choice) -> None:
+        """Replace each beam by its parent with one more token."""
+        beams, images = self.beams, np.arange(len(choice.parents))[:, None]
+        parents = images, choice.parents
         self.beams = Beams(
-            token_ids=torch.cat([beams.token_ids[images, parents], choice.token_ids[..., None]], dim=2),
-            log_probs=torch.cat([beams.log_probs[images, parents], own[..., None]], dim=2),
+            token_ids=np.concatenate([beams.token_ids[parents], choice.token_ids[..., None]], axis=2),
+            log_probs=np.concatenate([beams.log_probs[parents], choice.log_probs[..., None]], axis=2),
             scores=choice.scores,
-            visible=torch.cat([beams.visible[images, parents], new_slots], dim=2),
         )
+        self.rows = self.rows.reshape(-1, self.num_beams)[parents].ravel()
 
     def _collect_unfinished(self) -> None:
         """Add the captions that have not ended to the pools, because they have reached the maximum length."""
-        for image, beam in self.beams.scores.isfinite().nonzero().tolist():
-            ids, log_probs, scores, _ = (field[image, beam] for field in self.beams)
+        for image, beam in np.argwhere(np.isfinite(self.beams.scores)).tolist():
+            ids, log_probs, scores = (field[image, beam] for field in self.beams)
             pool = self.pools[self.running[image]][beam // self.group_size]
             pool.add(ids.tolist(), log_probs.tolist(), float(scores))
 
     def _stop_groups(self) -> None:
         """Stop the groups whose pool cannot improve. An image leaves the batch when all of its groups have stopped."""
-        scores = self.beams.scores.unflatten(1, (self.num_groups, -1))  # B G N
+        scores = self.beams.scores.reshape(len(self.running), self.num_groups, -1)  # B G N
         length = self.beams.token_ids.shape[2]
-        best_of = scores.amax(dim=2).tolist()  # waits for the device once
         can_improve = [
             [pool.can_improve(best, length + 1, self.max_length) for pool, best in zip(pools, row, strict=True)]
-            for pools, row in zip((self.pools[image] for image in self.running), best_of, strict=True)
+            for pools, row in zip(
+                (self.pools[image] for image in self.running), scores.max(axis=2).tolist(), strict=True
+            )
         ]
-        scores = scores.where(torch.tensor(can_improve, device=scores.device)[..., None], -torch.inf)
-        self.beams = self.beams._replace(scores=scores.flatten(1))
-        going_on = scores.isfinite().flatten(1).any(dim=1)
-        if going_on.all():
-            return
-        stay = going_on.nonzero()[:, 0]
-        self.running = [self.running[i] for i in stay.tolist()]
-        self.beams = Beams(*(field[stay] for field in self.beams))
-        if self.running:
-            self.decoder.keep(stay, stay)
+        scores = np.where(np.array(can_improve)[..., None], scores, np.float32(-np.inf))
+        self.beams = self.beams._replace(scores=scores.reshape(len(scores), -1))
+        going_on = np.isfinite(self.beams.scores).any(axis=1)
+        self.running = [image for image, goes_on in zip(self.running, going_on, strict=True) if goes_on]
+        self.beams = Beams(*(field[going_on] for field in self.beams))
+        self.rows = self.rows.reshape(-1, self.num_beams)[going_on].ravel()
 
     def _best(self, pools: list[_Pool]) -> list[Hypothesis]:
         """The best captions of all groups. A caption that several groups found is repeated only if there are too few
         others."""
         found = sorted((h for pool in pools for h in pool.hypotheses), key=lambda hypothesis: -hypothesis.score)
         if len(found) < self.options.num_captions:
-            raise UserError(NAN_RESULTS if self.logits.isnan().any() else NOTHING_LEFT)
+            raise UserError(NAN_RESULTS if self.has_nan else NOTHING_LEFT)
         first: dict[tuple[int, ...], Hypothesis] = {}
         repeats = [h for h in found if first.setdefault(h.token_ids, h) is not h]
         best = [*first.values(), *repeats][: self.options.num_captions]

@@ -1,28 +1,30 @@
 """From images to captions.
 
-Shapes: B images, S image size in pixels, E joint embedding width.
+Shapes: B images, S image size in pixels, E joint embedding width, R captions (rows), P prompt tokens.
 """
 
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
 
 from grr_coca.data.text import clean_prompt
 from grr_coca.data.tokenizer import Tokenizer
+from grr_coca.engine.base import EncodedImages, Engine
 from grr_coca.errors import UserError
-from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate.beams import BeamSearch
-from grr_coca.generate.decoder import CachedDecoder, Hypothesis
 from grr_coca.generate.options import GREEDY, GenerationOptions
-from grr_coca.generate.sampling import NAN_RESULTS, decode_independently, uniform_draws
-from grr_coca.model import CoCa
-from grr_coca.model.coca import EncodedImage, evaluating
+from grr_coca.generate.sampling import (
+    NAN_RESULTS,
+    CaptionsInProgress,
+    Hypothesis,
+    decode_independently,
+    uniform_draws,
+)
+from grr_coca.shapes import Float, Int, UInt8
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class Generated(NamedTuple):
     """
 
     captions: list[list[Caption]]
-    image_embedding: Float[Tensor, "B E"]
+    image_embedding: Float[np.ndarray, "B E"]
 
     def require_numbers(self) -> None:
         """Raise an error if a log-probability is NaN. Validation during training does not call this, so that the run
@@ -57,76 +59,141 @@ class Generated(NamedTuple):
 
 
 def generate(
-    model: CoCa,
+    engine: Engine,
     tokenizer: Tokenizer,
-    images: Float[Tensor, "B 3 S S"],
+    pixels: UInt8[np.ndarray, "B S S 3"],
     options: GenerationOptions = GREEDY,
     prompt: str = "",
     keys: Sequence[object] | None = None,
 ) -> Generated:
-    """Caption preprocessed images, in eval mode. The model's mode is restored.
+    """Caption images.
 
     Args:
-        model: any CoCa. On a CPU, a fast copy of it is made for this call. A caller with many batches makes the copy
-            once, and passes it in place of the model (`grr_coca.fast.model_copy.fast_copy`).
+        engine: the model.
         tokenizer: the tokenizer that the model was trained with.
-        images: on any device, in any precision.
+        pixels: RGB images, cropped and resized to squares of the model's size (`Preprocess`).
         options: how to decode.
         prompt: the words that every caption begins with.
-        keys: a name for each image, which seeds its random numbers; None: its index in `images`. With keys, sampled
+        keys: a name for each image, which seeds its random numbers; None: its index in `pixels`. With keys, sampled
             captions do not depend on how the images were put into batches.
 
     Raises:
         UserError: the prompt or `max_length` does not fit the context, the rules leave no token, or there is no image.
     """
-    if len(images) == 0:
-        raise UserError("there is no image to caption")
-    with torch.inference_mode(), evaluating(model):
-        fast = fast_copy(model)
-        image = fast.encode_image(images.to(model.device, model.logit_scale.dtype))
-        captions = _caption_encoded(fast, tokenizer, image, options, prompt, keys)
-    # A clone is not an inference tensor, so the caller may train with it.
-    return Generated(captions, image.embedding.clone())
-
-
-def _caption_encoded(
-    model: CoCa,
-    tokenizer: Tokenizer,
-    image: EncodedImage,
-    options: GenerationOptions,
-    prompt: str,
-    keys: Sequence[object] | None,
-) -> list[list[Caption]]:
-    prompt_ids = [tokenizer.bos_id, *tokenizer.encode(clean_prompt(prompt))]
-    max_length = _max_length(options, model.text_decoder.context_length, len(prompt_ids))
-    num_images = len(image.tokens)
-    keys = range(num_images) if keys is None else keys
-    if len(keys) != num_images:
-        raise UserError(f"{len(keys)} keys for {num_images} images; give one for each")
-    found = _search(model, image, torch.tensor(prompt_ids), options, max_length, tokenizer.eos_id, keys)
-    return [[_caption(tokenizer, prompt_ids, hypothesis) for hypothesis in hypotheses] for hypotheses in found]
-
-
-def _search(
-    model: CoCa,
-    image: EncodedImage,
-    prompt_ids: Tensor,
-    options: GenerationOptions,
-    max_length: int,
-    eos_id: int,
-    keys: Sequence[object],
-) -> list[list[Hypothesis]]:
-    prompt_ids = prompt_ids.to(image.tokens.device)
-    num_slots = len(prompt_ids) + options.num_beams * (max_length - 1)
-    num_captions = max(options.num_beams, options.num_captions)
-    num_reads = len(prompt_ids) + num_captions * (max_length - 1)
-    decoder = CachedDecoder(model, image.tokens, num_slots, num_captions, num_reads)
+    captioning = _Captioning(engine, tokenizer, options, prompt, _keys(keys, len(pixels)))
+    images = engine.encode_images(pixels)
     if options.num_beams > 1:
-        return BeamSearch(decoder, prompt_ids, options, max_length, eos_id).run()
-    uniforms = None
-    if options.temperature is not None:
-        uniforms = uniform_draws(options.seed, keys, options.num_captions, max_length)
-    return decode_independently(decoder, prompt_ids, options, max_length, eos_id, uniforms)
+        found = captioning.search(images)
+    else:
+        *_, captions = captioning.decode(images)
+        found = captions.hypotheses(options.num_captions)
+    return captioning.generated(images, found)
+
+
+def stream_captions(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    pixels: UInt8[np.ndarray, "B S S 3"],
+    options: GenerationOptions = GREEDY,
+    prompt: str = "",
+    keys: Sequence[object] | None = None,
+) -> Generator[list[str], None, Generated]:
+    """Caption images as `generate` does, and yield the new text of each caption after each step of decoding.
+
+    The pieces of a caption, one after the other, are its text. The first one begins with the prompt. A piece may be
+    empty: the caption has ended, or a character is not complete yet. The generator returns what `generate` returns.
+
+    Args:
+        engine: see `generate`, as for the other arguments.
+        tokenizer: the tokenizer that the model was trained with.
+        pixels: RGB images, cropped and resized to squares of the model's size.
+        options: greedy decoding, or sampling of a single caption for each image.
+        prompt: the words that every caption begins with.
+        keys: a name for each image, which seeds its random numbers.
+
+    Raises:
+        UserError: as for `generate`; or captions of these options are known only when all have ended.
+    """
+    if options.num_beams > 1 or options.num_captions > 1:
+        raise UserError(
+            "beams, and several captions of an image, are ranked when all have ended: stream one caption without beams"
+        )
+    captioning = _Captioning(engine, tokenizer, options, prompt, _keys(keys, len(pixels)))
+    images = engine.encode_images(pixels)
+    told = [""] * len(pixels)
+    for captions in captioning.decode(images):
+        texts = captioning.texts_so_far(captions)
+        yield [text[len(before) :] for text, before in zip(texts, told, strict=True)]
+        told = texts
+    return captioning.generated(images, captions.hypotheses(1))
+
+
+def _keys(keys: Sequence[object] | None, num_images: int) -> Sequence[object]:
+    """A key for each image."""
+    if num_images == 0:
+        raise UserError("there is no image to caption")
+    if keys is not None and len(keys) != num_images:
+        raise UserError(f"{len(keys)} keys for {num_images} images; give one for each")
+    return range(num_images) if keys is None else keys
+
+
+class _Captioning:
+    """One call: what it was asked, and its use of the engine."""
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, options: GenerationOptions, prompt: str, keys: Sequence[object]
+    ) -> None:
+        self.engine, self.tokenizer, self.options, self.keys = engine, tokenizer, options, keys
+        self.prompt_ids = [tokenizer.bos_id, *tokenizer.encode(clean_prompt(prompt))]
+        self.max_length = _max_length(options, engine.context_length, len(self.prompt_ids))
+
+    def search(self, images: EncodedImages) -> list[list[Hypothesis]]:
+        """Beam search."""
+        decoder = self.engine.decoder(
+            images,
+            num_prompt=len(self.prompt_ids),
+            max_tokens=self.max_length,
+            num_captions=self.options.num_beams,
+            beams=True,
+        )
+        return BeamSearch(decoder, self._prompts(), self.options, self.max_length, self.tokenizer.eos_id).run()
+
+    def decode(self, images: EncodedImages) -> Iterator[CaptionsInProgress]:
+        """Greedy decoding or sampling, step by step."""
+        options, max_length, uniforms = self.options, self.max_length, None
+        if options.temperature is not None:
+            uniforms = uniform_draws(options.seed, self.keys, options.num_captions, max_length)
+        decoder = self.engine.decoder(
+            images, num_prompt=len(self.prompt_ids), max_tokens=max_length, num_captions=options.num_captions
+        )
+        return decode_independently(decoder, self._prompts(), options, max_length, self.tokenizer.eos_id, uniforms)
+
+    def generated(self, images: EncodedImages, found: list[list[Hypothesis]]) -> Generated:
+        """The result, with the texts of the captions."""
+        captions = [
+            [Caption(self.text(ids), ids, log_probs) for ids, log_probs, _ in hypotheses] for hypotheses in found
+        ]
+        return Generated(captions, images.embedding)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of new tokens, after the prompt."""
+        return self.tokenizer.decode([*self.prompt_ids, *token_ids])
+
+    def texts_so_far(self, captions: CaptionsInProgress) -> list[str]:
+        """The text of each caption, as far as it cannot change: without bytes that may begin a character."""
+        texts = []
+        for ids, length in zip(captions.token_ids.tolist(), captions.lengths.tolist(), strict=True):
+            is_whole = length == self.max_length or ids[length - 1] == self.tokenizer.eos_id
+            text = self.text(ids[:length])
+            texts.append(text if is_whole else text.rstrip(_INCOMPLETE))
+        return texts
+
+    def _prompts(self) -> Int[np.ndarray, "B P"]:
+        return np.array([self.prompt_ids] * len(self.keys), dtype=np.int64)
+
+
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What decoding gives for bytes that are no character, such as the first bytes of one."""
 
 
 def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids: int) -> int:
@@ -142,11 +209,6 @@ def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids:
     if options.min_length > room:
         raise UserError(f"min_length {options.min_length} is more than the {room} tokens that the context holds")
     return options.max_length or room
-
-
-def _caption(tokenizer: Tokenizer, prompt_ids: Sequence[int], hypothesis: Hypothesis) -> Caption:
-    text = tokenizer.decode([*prompt_ids, *hypothesis.token_ids])
-    return Caption(text, hypothesis.token_ids, hypothesis.log_probs)
 
 
 def warn_if_repeated(captions: Sequence[str]) -> None:

@@ -4,29 +4,27 @@ Shapes: N images, M texts, E joint embedding width, S image size, B images of a 
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.data.text import clean_query
+from grr_coca.engine.torch import TorchEngine
 from grr_coca.errors import UserError, nearest
 from grr_coca.evaluate.class_names import NAME_ALONE
 from grr_coca.evaluate.zeroshot import ZeroShotClassifier, make_classifier
-from grr_coca.fast.model_copy import fast_copy
 from grr_coca.generate import GREEDY, Caption, GenerationOptions, generate, warn_if_repeated
 from grr_coca.inference.batches import Batches, OnProgress
 from grr_coca.inference.images import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.inference.locate import locate_checkpoint
-from grr_coca.model import CoCa
-from grr_coca.model.coca import evaluating
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +79,11 @@ class ImageTextModel:
         self.checkpoint = checkpoint
         self._batches = Batches()
         self._has_warned = False
-        self.refresh()
+        self.engine = TorchEngine(checkpoint.model, checkpoint.preprocess)
 
     def refresh(self) -> None:
         """Use the current weights of `checkpoint.model`. Until this is called, results mix old and new weights."""
-        self._fast = fast_copy(self.checkpoint.model)
+        self.engine.refresh()
 
     @property
     def device(self) -> torch.device:
@@ -166,12 +164,10 @@ class ImageTextModel:
 
         def work(batch: _Numbered) -> list[Description]:
             names = [number if keys is None else keys[number - 1] for number, _ in batch]
-            pixels, tokenizer = self._pixels(batch), self.checkpoint.tokenizer
-            generated = generate(self._model, tokenizer, pixels, options, prompt, names)
+            generated = generate(self.engine, self.checkpoint.tokenizer, self._pixels(batch), options, prompt, names)
             generated.require_numbers()
-            embeddings = generated.image_embedding.float().cpu()
-            # Cloned, so that a row that is kept or sent to another process does not take its batch along.
-            rows = [row.clone() for row in embeddings]
+            # Copied, so that a row that is kept or sent to another process does not take its batch along.
+            rows = [torch.from_numpy(row.copy()) for row in generated.image_embedding]
             return [Description(*row) for row in zip(generated.captions, rows, strict=True)]
 
         return self._batches.run("captioning", _numbered(images), batch_size, work, on_progress)
@@ -255,7 +251,7 @@ class ImageTextModel:
         self, classifier: ZeroShotClassifier, embeddings: Float[Tensor, "N E"]
     ) -> list[list[LabelProbability]]:
         """All labels with their probabilities for each embedded image, the likeliest first."""
-        scale = self.checkpoint.model.logit_scale.detach().float().exp().cpu()
+        scale = torch.tensor(self.engine.logit_scale)
         shares, order = classifier.probabilities(embeddings, scale).sort(dim=-1, descending=True, stable=True)
         names = classifier.class_names
         return [
@@ -263,44 +259,26 @@ class ImageTextModel:
             for row in zip(order.tolist(), shares.tolist(), strict=True)
         ]
 
-    @property
-    def _model(self) -> CoCa:
-        """The model to run: the fast copy, or under autocast, which the copy does not support, the original."""
-        return self.checkpoint.model if torch.is_autocast_enabled("cpu") else self._fast
-
-    @contextmanager
-    def _evaluated(self) -> Iterator[CoCa]:
-        """A context that gives the model in eval mode. The fast copy is always in eval mode, and is not checked.
-
-        Checking all its modules would take a tenth of a query's time."""
-        model = self._model
-        with evaluating(model) if model is self.checkpoint.model else nullcontext():
-            yield model
-
-    @torch.inference_mode()
     def _image_rows(self, images: _Numbered) -> list[Tensor]:
-        with self._evaluated() as model:
-            return list(model.encode_image(self._pixels(images)).embedding.float().cpu())
+        return list(torch.from_numpy(self.engine.encode_images(self._pixels(images)).embedding))
 
-    @torch.inference_mode()
     def _text_rows(self, texts: Sequence[str]) -> list[Tensor]:
-        token_ids, lengths = self.checkpoint.tokenize(texts)
-        with self._evaluated() as model:
-            return list(model.encode_text(token_ids, lengths).float().cpu())
+        token_ids, lengths = (tensor.cpu().numpy() for tensor in self.checkpoint.tokenize(texts))
+        return list(torch.from_numpy(self.engine.encode_texts(token_ids, lengths)))
 
-    def _pixels(self, images: _Numbered) -> Float[Tensor, "B 3 S S"]:
+    def _pixels(self, images: _Numbered) -> UInt8[np.ndarray, "B S S 3"]:
         each = {id(image): (number, image) for number, image in images}  # once: Pillow is not thread-safe
         with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter's lock
             rows = dict(zip(each, pool.map(self._preprocess, each.values()), strict=True))
-        pixels = torch.stack([rows[id(image)] for _, image in images])
-        return pixels.to(self.device, self.checkpoint.model.logit_scale.dtype)
+        return np.stack([rows[id(image)] for _, image in images])
 
-    def _preprocess(self, numbered: tuple[int, ImageInput]) -> Float[Tensor, "3 S S"]:
+    def _preprocess(self, numbered: tuple[int, ImageInput]) -> UInt8[np.ndarray, "S S 3"]:
         number, image = numbered
-        return self.checkpoint.pixels(to_rgb(image, f"image {number}", self.checkpoint.preprocess.opening))
+        preprocess = self.checkpoint.preprocess
+        return preprocess(to_rgb(image, f"image {number}", preprocess.opening))
 
     def _stack(self, rows: list[Tensor]) -> Float[Tensor, "N E"]:
-        """Stack rows to a normal tensor, which the caller may change and train on (the rows are inference tensors)."""
+        """Stack rows to a tensor of their own."""
         return torch.stack(rows) if rows else torch.empty(0, self.checkpoint.config.embed_dim)
 
 

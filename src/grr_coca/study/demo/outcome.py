@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
@@ -11,7 +12,7 @@ from grr_coca.data.loader import make_loader
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.views import Subset
+from grr_coca.engine.torch import TorchEngine
 from grr_coca.evaluate.checkpoint import as_dataset
 from grr_coca.explain import caption_maps
 from grr_coca.generate import generate
@@ -121,14 +122,15 @@ def search(checkpoint: Checkpoint, source: PairSource, queries: Sequence[str], c
 def _explain_some(checkpoint: Checkpoint, source: PairSource, count: int) -> list[ExplainedImage]:
     """Heat maps for the captions of `count` images that the report captions too."""
     drawn = drawn_examples(source, count)
-    dataset = as_dataset(checkpoint, Subset(source, drawn))
+    decode = checkpoint.preprocess.decode
+    images = [decode(source[index].image, source.name(index)) for index in drawn]
+    pixels = np.stack([checkpoint.preprocess(image) for image in images])
+    generated = generate(TorchEngine(checkpoint.model, checkpoint.preprocess), checkpoint.tokenizer, pixels)
     explained: list[ExplainedImage] = []
-    for batch in make_loader(dataset, EvaluationOrder(len(drawn), _BATCH_SIZE), num_workers=0):
-        generated = generate(checkpoint.model, checkpoint.tokenizer, batch.images)
-        for pixels, (caption, *_) in zip(batch.images, generated.captions, strict=True):
-            maps = caption_maps(checkpoint, pixels, caption.token_ids)
-            heat = [word_map.heat.tolist() for word_map in maps]
-            explained.append(ExplainedImage(drawn[len(explained)], [word_map.word for word_map in maps], heat))
+    for index, image, (caption, *_) in zip(drawn, images, generated.captions, strict=True):
+        maps = caption_maps(checkpoint, checkpoint.pixels(image), caption.token_ids)
+        heat = [word_map.heat.tolist() for word_map in maps]
+        explained.append(ExplainedImage(index, [word_map.word for word_map in maps], heat))
     return explained
 
 

@@ -329,6 +329,7 @@ def test_half_precision_halves_the_weights_and_computes_in_fp32(export):
     sizes = [(exported.folder / "model.safetensors").stat().st_size for exported in (full, half)]
     assert sizes[1] < 0.6 * sizes[0]
     rounded = from_pretrained(half.folder)
+    assert json.loads((half.folder / "manifest.json").read_text())["checkpoint"] == fingerprint(half.folder)
     pixels = random_pixels(rounded, 2)
     wanted = encode(rounded, pixels).embedding.numpy()
     assert np.abs(half.run("image", pixels=pixels)["image_embedding"] - wanted).max() <= 1e-5

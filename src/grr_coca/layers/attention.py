@@ -40,7 +40,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Float[Tensor, "R T D"], layout: Layout) -> Float[Tensor, "R T D"]:
         """Let the tokens of each sequence attend to each other."""
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1))  # R T 3 H Dh
-        qk, v = self.qk_norm(qkv[:, :, :2]), qkv[:, :, 2]
+        qk, v = qkv.split([2, 1], dim=2)
+        qk, v = self.qk_norm(qk), v[:, :, 0]
         if self.rotary is not None:
             qk = self.rotary(qk, layout.positions)
         return self.attend(qk, v, layout)

@@ -96,10 +96,14 @@ class Packed(NamedTuple):
 
     def pad(self, packed: Shaped[Tensor, "1 N *x"]) -> Shaped[Tensor, "B T *x"]:
         """Pad the sequences to the longest."""
+        if torch.compiler.is_exporting():  # they are padded already, see `pack_lengths`
+            return packed[0].unflatten(0, self.pad_index.shape)
         return packed[0].index_select(0, self.pad_index.flatten()).unflatten(0, self.pad_index.shape)
 
     def unpad(self, padded: Shaped[Tensor, "B T *x"]) -> Shaped[Tensor, "1 N *x"]:
         """Drop the padding."""
+        if torch.compiler.is_exporting():
+            return padded.flatten(0, 1)[None]
         return padded.flatten(0, 1).index_select(0, self.unpad_index)[None]
 
 

@@ -25,7 +25,4 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """Normalize each vector of the last dimension. Shape and dtype stay the same."""
         precise, weight = at_least_fp32(x), at_least_fp32(self.weight)
-        if torch.compiler.is_exporting():  # ONNX Runtime computes this form in one kernel, and `x * rsqrt(…)` in five
-            rms = (precise.square().mean(-1, keepdim=True) + self.eps).sqrt()
-            return (precise / rms * weight).type_as(x)
         return F.rms_norm(precise, weight.shape, weight, self.eps).type_as(x)

@@ -27,7 +27,7 @@ def scaled_attention(
     q: Float[Tensor, "B H L Dh"], k: Float[Tensor, "B H S Dh"], v: Float[Tensor, "B H S Dh"], mask: Mask
 ) -> Float[Tensor, "B H L Dh"]:
     """For every query, the mean of the values that it attends to, weighted by the softmax of q · k / √Dh."""
-    if torch.compiler.is_exporting() or (q.device.type == "cpu" and q.dtype == torch.bfloat16):
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return _as_products(q, k, v, mask)
     attn_mask = mask if isinstance(mask, Tensor) else None
     return F.scaled_dot_product_attention(
@@ -39,8 +39,7 @@ def _as_products(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Attention as plain matrix products, with scores in the precision of the queries.
 
     For CoCa's short sequences in bf16 on a CPU, the forward pass takes about two thirds of the time of PyTorch's fused
-    kernel, and the backward pass a tenth to a half (`benchmarks/LOG.md`). In fp32 both take the same time. Exported
-    models take this form too: ONNX would have the keys scaled anew at each step of decoding.
+    kernel, and the backward pass a tenth to a half (`benchmarks/LOG.md`). In fp32 both take the same time.
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if isinstance(mask, Tensor):

@@ -2,7 +2,7 @@
 
 | graph | inputs | outputs |
 |---|---|---|
-| image | `pixels` B S S 3, uint8 | `image_embedding` B E; `cross_key.i` B H Dh Q and `cross_value.i` B H Q Dh |
+| image | `pixels` B S S 3, uint8 | `image_embedding` B E; `cross_key.i` and `cross_value.i` B H Q Dh |
 | text | `token_ids` B T, `lengths` B | `text_embedding` B E |
 | step | `token_ids` R T, `cross_key.i`, `cross_value.i`, `past_key.j` and `past_value.j` R H P Dh | `logits` R T V, \
 `present_key.j` and `present_value.j` R H P+T Dh |
@@ -37,8 +37,8 @@ from grr_coca.model import CoCa
 
 GraphName = Literal["image", "text", "step"]
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
-OPSET = 20
-"""The version of ONNX's operators. It is the first that has GELU."""
+OPSET = 23
+"""The version of ONNX's operators. It is the first that has attention, rotary positions and RMSNorm."""
 
 
 class _ImageGraph(nn.Module):
@@ -54,7 +54,7 @@ class _ImageGraph(nn.Module):
         image = self.model.encode_image(normalize(pixels.permute(0, 3, 1, 2).float() / 255, self.preprocess))
         context = decoder.context(image.tokens)
         projected = [cast(CrossAttention, block.cross_attn).project(context) for block in decoder.blocks]
-        return image.embedding, *(t for k, v in projected for t in (k.permute(0, 2, 3, 1), v.transpose(1, 2)))
+        return image.embedding, *(t.transpose(1, 2) for key_values in projected for t in key_values)
 
 
 class _TextGraph(nn.Module):
@@ -100,7 +100,7 @@ class _StepGraph(nn.Module):
         mask = (torch.arange(num_past + num_new) <= positions[:, None])[None, None]  # 1 1 T P+T
         caches = [_GrowingCache(keys, values) for keys, values in zip(past[0::2], past[1::2], strict=True)]
         contexts = [
-            KeyValues(keys.permute(0, 3, 1, 2), values.transpose(1, 2))
+            KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
             for keys, values in zip(cross[0::2], cross[1::2], strict=True)
         ]
         num_text = len(text.blocks)
@@ -204,8 +204,7 @@ def _cross(config: CoCaConfig) -> dict[str, Shape]:
         num_tokens -= 1  # the first query gives the embedding
     shapes: dict[str, Shape] = {}
     for i in range(t.num_layers):
-        shapes[f"cross_key.{i}"] = ("B", t.num_heads, t.head_dim, num_tokens)
-        shapes[f"cross_value.{i}"] = ("B", t.num_heads, num_tokens, t.head_dim)
+        shapes |= dict.fromkeys((f"cross_key.{i}", f"cross_value.{i}"), ("B", t.num_heads, num_tokens, t.head_dim))
     return shapes
 
 

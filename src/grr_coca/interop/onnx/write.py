@@ -41,7 +41,7 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
         UserError: the checkpoint is damaged, or the disk is full or cannot be written to.
     """
     checkpoint = from_pretrained(source)
-    facts = manifest_facts(checkpoint, source, precision)
+    facts: dict[str, object] = {}
     if precision == "fp16":
         checkpoint.model.half().float()
     try:
@@ -58,6 +58,7 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
                     write_graphs(checkpoint, partial)
                 case "int8":
                     _write_quantized(checkpoint, partial)
+            facts |= manifest_facts(checkpoint, source if precision == "int8" else partial, precision)
             weights = QUANTIZED if precision == "int8" else WEIGHTS
             (partial / "README.md").write_text(readme(checkpoint, precision, weights), encoding="utf-8")
     except OSError as error:
@@ -113,7 +114,7 @@ def _quantized(model: ir.Model, scratch: Path) -> ir.Model:
 
 def manifest_facts(checkpoint: Checkpoint, source: Path, precision: Precision) -> Mapping[str, object]:
     """What the manifest of a folder of graphs says beside the files: all that a program needs to know without
-    `config.json`. `source`: the folder of the checkpoint."""
+    `config.json`. `source`: the folder of the weights that the graphs hold, or were quantized from."""
     config, tokenizer, model = checkpoint.config, checkpoint.tokenizer, checkpoint.model
     return {
         "precision": precision,

@@ -6,7 +6,7 @@ Shapes: N images of the sample, E embedding width.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple, Protocol, overload
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from grr_coca.errors import UserError
 from grr_coca.search.duplicates import folded
 from grr_coca.search.entry import Entry
 from grr_coca.search.filters import Filter, parse_filter
-from grr_coca.search.model import IndexModel
 from grr_coca.search.relevance import MIN_RELEVANCE, can_tell, evidence, relevances
 from grr_coca.search.store import Store
 
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
 class Query:
     """Texts and images to look for, and texts to avoid.
 
-    `weights`: one for each text, or none (each text then has weight 1). An image has weight 1.
+    `weights`: one for each text, or none (each text then has weight 1). An image has weight 1. `like`, `unlike`: images
+    of the index to look for and to avoid, by their `Entry.draw`.
 
     Raises:
         UserError: there is nothing to look for, a text is empty, or there are not as many weights as texts.
@@ -36,9 +36,11 @@ class Query:
     images: "tuple[str | Path | Image.Image, ...]" = ()
     without: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    like: tuple[int, ...] = ()
+    unlike: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.texts and not self.images:
+        if not self.texts and not self.images and not self.like:
             raise UserError("the query is empty; give words to look for, or an image by --image")
         for text in (*self.texts, *self.without):
             if not text.strip():
@@ -51,7 +53,8 @@ class Query:
     @property
     def words(self) -> str | None:
         """The text for the full-text index; None if the query has parts that this index does not support."""
-        return None if self.images or self.without or self.weights else " ".join(self.texts)
+        has_others = self.images or self.without or self.weights or self.like or self.unlike
+        return None if has_others else " ".join(self.texts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,28 +129,90 @@ class SearchResult(Sequence[Hit]):
         return iter(self.hits)
 
 
-def search_store(query: Query, store: Store, model: IndexModel, options: SearchOptions) -> SearchResult:
+class QueryModel(Protocol):
+    """What a search needs of the model of the index. `grr_coca.search.model.IndexModel` documents the methods."""
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of texts, M E."""
+
+    def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
+        """Embeddings of captions, M E."""
+
+    def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
+        """Embeddings of the captions of a sample, M E."""
+
+    def describe_images(self, images: "Sequence[Image.Image | Path | str]") -> list[tuple[str, np.ndarray]]:
+        """Caption and embedding of each image."""
+
+    def embed_images(self, images: "Sequence[Image.Image | Path | str]") -> np.ndarray:
+        """Embeddings of images, M E."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """The images that answer a query, best first. `hits_of` compares some of them with the words of the query.
+
+    `groups`: each image, followed by its near-duplicates; `scores`: cosines of the images with the query, N; `best`:
+    embedding of the first image; `vector`: that of the query; `asked`: embeddings of the texts of the query, or else of
+    the captions of its images; `sample`, `others`: embeddings of images and captions of the library; `searched`: number
+    of images in the index.
+    """
+
+    groups: list[list[Entry]]
+    scores: np.ndarray
+    best: np.ndarray
+    vector: np.ndarray
+    asked: np.ndarray
+    sample: np.ndarray
+    others: np.ndarray
+    searched: int
+
+
+def search_store(query: Query, store: Store, model: QueryModel, options: SearchOptions) -> SearchResult:
     """Search a store.
 
     Raises:
-        UserError: the filter is invalid, an image of the query cannot be read, or the store cannot be read.
+        UserError: the filter is invalid, an image of the query cannot be read or is not in the index, or the store
+            cannot be read.
+    """
+    return hits_of(rank_images(query, store, model, options), model)
+
+
+def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOptions) -> Ranking:
+    """Rank the images of a store.
+
+    Raises:
+        UserError: see `search_store`.
     """
     tree = None if options.where is None else parse_filter(options.where, store.columns())
-    asked_for = _captions_of_query(query, model)
+    embedded = model.embed_texts([*query.texts, *query.without]) if query.texts or query.without else np.empty((0, 0))
+    captions, wanted = _images_of_query(query, model)
     with store.snapshot():
         sample = store.sample()
-        vector = _query_vector(query, model, sample.vectors)
+        like, unlike = (_images_of_index(draws, store) for draws in (query.like, query.unlike))
+        vector = _query_vector(query, embedded, wanted + like.vectors, unlike.vectors, sample.vectors)
         groups, vectors = _groups(query, vector, store, tree, options)
-        entries = [store.entries(group) for group in groups]
         searched = len(store)
-    scores = vectors @ vector
-    texts = [group[0].caption for group in entries]
-    if not texts:
-        return SearchResult(hits=(), vector=vector, searched=searched)
-    embedded = model.embed_captions([*asked_for, *texts])
-    asked, captions = embedded[: len(asked_for)], embedded[len(asked_for) :]
-    others = model.embed_sample(sample.captions)
-    found = evidence(vector, scores, sample.vectors, asked=asked, captions=captions, others=others)
+    return Ranking(
+        groups=groups,
+        scores=vectors @ vector,
+        best=vectors[0] if len(vectors) else vector,
+        vector=vector,
+        asked=embedded[: len(query.texts)] if query.texts else model.embed_captions(captions + like.captions),
+        sample=sample.vectors,
+        others=model.embed_sample(sample.captions),
+        searched=searched,
+    )
+
+
+def hits_of(ranking: Ranking, model: QueryModel, first: int = 0, last: int | None = None) -> SearchResult:
+    """The hits of a ranking with their relevances: all, or those from `first` up to and without `last`."""
+    groups, scores = ranking.groups[first:last], ranking.scores[first:last]
+    if not groups:
+        return SearchResult(hits=(), vector=ranking.vector, searched=ranking.searched)
+    captions = model.embed_captions([best.caption for best, *_ in groups])
+    library = {"asked": ranking.asked, "captions": captions, "others": ranking.others}
+    found = evidence(ranking.vector, scores, ranking.sample, **library)
     hits = tuple(
         Hit(
             path=best.name,
@@ -158,36 +223,57 @@ def search_store(query: Query, store: Store, model: IndexModel, options: SearchO
             is_there=best.is_there,
             entry=best,
         )
-        for (best, *copies), score, relevance in zip(entries, scores, relevances(found), strict=True)
+        for (best, *copies), score, relevance in zip(groups, scores, relevances(found), strict=True)
     )
     return SearchResult(
         hits=hits,
-        vector=vector,
-        searched=searched,
-        can_tell=can_tell(vectors[0], sample.vectors, asked, others),
+        vector=ranking.vector,
+        searched=ranking.searched,
+        can_tell=can_tell(ranking.best, ranking.sample, ranking.asked, ranking.others),
     )
 
 
-def _captions_of_query(query: Query, model: IndexModel) -> list[str]:
-    """The texts that captions of hits are compared with: those of the query, or else captions of its images."""
-    return list(query.texts) or [caption for caption, _ in model.describe_images(list(query.images))]
+class _Known(NamedTuple):
+    captions: list[str]
+    vectors: list[np.ndarray]
+
+
+def _images_of_query(query: Query, model: QueryModel) -> _Known:
+    """Embeddings of the images to look for, and their captions if the query has no text."""
+    images = list(query.images)
+    if query.texts or not images:
+        return _Known([], list(model.embed_images(images)) if images else [])
+    described = model.describe_images(images)
+    return _Known([caption for caption, _ in described], [vector for _, vector in described])
+
+
+def _images_of_index(draws: Sequence[int], store: Store) -> _Known:
+    """Captions and embeddings of images by their `Entry.draw`.
+
+    Raises:
+        UserError: an image is not in the index.
+    """
+    ids = store.ids_of(draws)
+    if not ids.keys() >= set(draws):
+        raise UserError("a picture of the query is not in the index any more")
+    places = [ids[draw] for draw in draws]
+    return _Known([entry.caption for entry in store.entries(places)], list(store.vectors(places)))
 
 
 def _groups(
     query: Query, vector: np.ndarray, store: Store, tree: Filter | None, options: SearchOptions
-) -> tuple[list[list[int]], np.ndarray]:
-    """Ids of the hits, each followed by its near-duplicates, and the embeddings of the hits."""
+) -> tuple[list[list[Entry]], np.ndarray]:
+    """The hits, each followed by its near-duplicates, and the embeddings of the hits."""
     count = options.n
     while True:
         ids = _ranked(query, vector, store, tree, options, count)
-        vectors = store.vectors(ids)
+        vectors, entries = store.vectors(ids), store.entries(ids)
         if not options.fold:
-            return [[identity] for identity in ids[: options.n]], vectors[: options.n]
-        entries = store.entries(ids)
+            return [[entry] for entry in entries[: options.n]], vectors[: options.n]
         places = folded(vectors, np.array([entry.phash for entry in entries], np.int64))
         if len(places) > options.n or len(ids) < count:
             places = [_existing_first(group, entries) for group in places[: options.n]]
-            return [[ids[place] for place in group] for group in places], vectors[[group[0] for group in places]]
+            return [[entries[place] for place in group] for group in places], vectors[[group[0] for group in places]]
         count *= 2  # many near-duplicates: too few groups for `n` hits
 
 
@@ -231,24 +317,24 @@ _WITHOUT_WEIGHT = 0.5
 """Weight of a text after `--without`, to be subtracted. Other parts have weight 1 by default."""
 
 
-def _query_vector(query: Query, model: IndexModel, sample: np.ndarray) -> np.ndarray:
+def _query_vector(
+    query: Query, texts: np.ndarray, wanted: Sequence[np.ndarray], unwanted: Sequence[np.ndarray], sample: np.ndarray
+) -> np.ndarray:
     """The unit vector whose nearest images answer a query.
 
     Args:
         query: the query.
-        model: the model of the index.
+        texts: embeddings of its texts to look for, and then of those to avoid.
+        wanted: embeddings of images to look for.
+        unwanted: embeddings of images to avoid.
         sample: embeddings of some images of the library, N E.
 
     Raises:
-        UserError: an image of the query cannot be read, or the parts of the query cancel each other.
+        UserError: the parts of the query cancel each other.
     """
-    parts: list[tuple[float, np.ndarray]] = []
-    if query.texts or query.without:
-        embedded = model.embed_texts([*query.texts, *query.without])
-        weights = [*(query.weights or (1.0,) * len(query.texts)), *(-_WITHOUT_WEIGHT,) * len(query.without)]
-        parts += zip(weights, embedded, strict=True)
-    if query.images:
-        parts += ((1.0, embedding) for embedding in model.embed_images(list(query.images)))
+    weights = [*(query.weights or (1.0,) * len(query.texts)), *(-_WITHOUT_WEIGHT,) * len(query.without)]
+    parts = [*zip(weights, texts, strict=True)]
+    parts += [(1.0, vector) for vector in wanted] + [(-_WITHOUT_WEIGHT, vector) for vector in unwanted]
     return _combined(parts, sample)
 
 

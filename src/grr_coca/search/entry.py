@@ -84,6 +84,13 @@ class Entry:
         """The place of the bytes."""
         return Span(Path(self.file), self.offset, None if self.offset is None else self.stamp.size)
 
+    def value_of(self, field: str) -> "FieldValue | None":
+        """The value of a field: one of `OWN_FIELDS`, or a column of its table. None if the image lacks it."""
+        if field not in OWN_FIELDS:
+            return self.fields.get(field)
+        owned: dict[str, FieldValue] = {"path": self.name, "size": self.stamp.size}
+        return owned[field] if field in owned else getattr(self, field)
+
     @property
     def is_there(self) -> bool:
         """True if the file that holds the image still exists."""

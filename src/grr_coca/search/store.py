@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from grr_coca.search.entry import Entry, Failure, FieldValue, Header, ImagePlace, Stamp
+from grr_coca.search.entry import Entry, Failure, FieldValue, Header, ImagePlace, Kind, Stamp
 from grr_coca.search.filters import Filter
 
 SAMPLE = 4096
@@ -47,6 +47,22 @@ class LibrarySample(NamedTuple):
 
     vectors: np.ndarray
     captions: tuple[str, ...]
+
+
+class FieldSummary(NamedTuple):
+    """The values of a field over all images.
+
+    `kind`: `text` if any value is a text; `values`: the most frequent values with the number of images of each;
+    `num_images`: images that have the field; `num_different`: number of different values; `low`, `high`: the smallest
+    and the largest value (None if no image has the field).
+    """
+
+    kind: Kind
+    values: list[tuple[FieldValue, int]]
+    num_images: int
+    num_different: int
+    low: FieldValue | None
+    high: FieldValue | None
 
 
 class Described(NamedTuple):
@@ -136,6 +152,23 @@ class Store(Protocol):
 
     def matching(self, where: Filter) -> Iterator[Entry]:
         """All images that match a filter."""
+        ...
+
+    def revision(self) -> str:
+        """A text that is another one after each commit. On a server, this also holds if only the number of images has
+        changed."""
+        ...
+
+    def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
+        """The ids of images in this snapshot, by their `Entry.draw`. Images that are not in the index are left out."""
+        ...
+
+    def newest_first(self, where: Filter | None = None) -> np.ndarray:
+        """The ids of all images that match a filter: the newest date first, and by name within one date."""
+        ...
+
+    def summary(self, field: str, count: int) -> FieldSummary:
+        """The values of a field; `count`: how many of the most frequent ones to return."""
         ...
 
     def hashes(self) -> np.ndarray:

@@ -28,7 +28,7 @@ from grr_coca.search.embedded.vectors import State, best_rows, products, rows_of
 from grr_coca.search.embedded.writer import Writer
 from grr_coca.search.entry import OWN_FIELDS, Entry, Failure, FieldValue, ImagePlace, Stamp, chunks
 from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
-from grr_coca.search.store import HASHED, Changes, Described, Known, LibrarySample, Match
+from grr_coca.search.store import HASHED, Changes, Described, FieldSummary, Known, LibrarySample, Match
 
 _MAX_PARAMETERS = 500
 """Largest number of parameters of one statement. Older versions of SQLite take 999."""
@@ -161,6 +161,46 @@ class EmbeddedStore:
         with self.snapshot():
             for row in self._database.execute(f"{READ} WHERE {condition} ORDER BY id", _bound(values)):
                 yield from_row(row)
+
+    def revision(self) -> str:
+        """The number of commits, and how often the vectors were rewritten."""
+        with self.snapshot():
+            return self._state.revision
+
+    def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
+        """The ids of images, by their `Entry.draw`."""
+        found: dict[int, int] = {}
+        with self.snapshot():
+            for chunk in chunks(draws, _MAX_PARAMETERS):
+                statement = f"SELECT draw, id FROM pictures WHERE draw IN ({_marks(chunk)})"
+                found |= dict(self._database.execute(statement, chunk))
+        return found
+
+    def newest_first(self, where: Filter | None = None) -> np.ndarray:
+        """The ids of all images that match a filter, the newest first."""
+        condition, values = ("1", []) if where is None else to_sql(where)
+        statement = f"SELECT id FROM pictures WHERE {condition} ORDER BY date DESC, name"
+        with self.snapshot():
+            rows = self._database.execute(statement, _bound(values))
+            return np.fromiter((identity for (identity,) in rows), np.int64)
+
+    def summary(self, field: str, count: int) -> FieldSummary:
+        """The values of a field."""
+        names: list[FieldValue] = []
+        column = _column(field, names)
+        found = f"(SELECT {column} AS value FROM pictures)"
+        with self.snapshot():
+            (number, different, low, high, texts) = self._database.execute(
+                "SELECT COUNT(value), COUNT(DISTINCT value), MIN(value), MAX(value), SUM(typeof(value) = 'text') "
+                f"FROM {found}",
+                names,
+            ).fetchone()
+            most = self._database.execute(
+                f"SELECT value, COUNT(*) FROM {found} WHERE value IS NOT NULL "
+                "GROUP BY value ORDER BY 2 DESC, 1 LIMIT ?",
+                [*names, count],
+            ).fetchall()
+        return FieldSummary("text" if texts else "number", most, number, different, low, high)
 
     def hashes(self) -> np.ndarray:
         """Ids, perceptual hashes and digests of all images."""

@@ -161,6 +161,11 @@ class State:
         self.live[np.asarray(gone, np.int64) - 1] = False
         self._revision, self._generation, self.count, self._sample = revision, generation, live, None
 
+    @property
+    def revision(self) -> str:
+        """A text that is another one after each commit."""
+        return f"{self._generation}.{self._revision}"
+
     def sample(self, database: sqlite3.Connection) -> LibrarySample:
         """A random sample of the images. See `Entry.draw`."""
         if self._sample is None:

@@ -4,6 +4,7 @@ Shapes: N images, E embedding width.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ import numpy as np
 
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
-from grr_coca.search.entry import VERSION, Entry, Failure, Header, ImagePlace, chunks, name_id
+from grr_coca.search.entry import VERSION, Entry, Failure, Header, ImagePlace, Kind, chunks, name_id
 from grr_coca.search.filters import Filter
 from grr_coca.search.milvus.notes import NOTES, Notes, all_rows, noted_header, notes_of
 from grr_coca.search.milvus.rows import (
@@ -32,7 +33,17 @@ from grr_coca.search.milvus.rows import (
     to_expression,
     to_record,
 )
-from grr_coca.search.store import HASHED, SAMPLE, SAMPLE_CAPTIONS, Changes, Described, Known, LibrarySample, Match
+from grr_coca.search.store import (
+    HASHED,
+    SAMPLE,
+    SAMPLE_CAPTIONS,
+    Changes,
+    Described,
+    FieldSummary,
+    Known,
+    LibrarySample,
+    Match,
+)
 
 _CHUNK_SIZE = 500
 _MAX_HITS = 16_384
@@ -124,6 +135,35 @@ class MilvusStore:
         with self.snapshot():
             for row in all_rows(self._client, self._name, to_expression(where), READ):
                 yield from_record(row)
+
+    def revision(self) -> str:
+        """The number of images. A server keeps no number of commits."""
+        return str(len(self))
+
+    def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
+        """The ids of images, by their `Entry.draw`, which is the id."""
+        return {row["id"]: row["id"] for row in self._rows(draws, ["id"])}
+
+    def newest_first(self, where: Filter | None = None) -> np.ndarray:
+        """The ids of all images that match a filter, the newest first."""
+        expression = ALWAYS if where is None else to_expression(where)
+        with self.snapshot():
+            rows = list(all_rows(self._client, self._name, expression, ["id", "date", "name"]))
+        rows.sort(key=lambda row: row["name"])
+        rows.sort(key=lambda row: row["date"], reverse=True)
+        return np.array([row["id"] for row in rows], np.int64)
+
+    def summary(self, field: str, count: int) -> FieldSummary:
+        """The values of a field. All rows are read."""
+        with self.snapshot():
+            entries = map(from_record, all_rows(self._client, self._name, ALWAYS, READ))
+            counts = Counter(value for entry in entries if (value := entry.value_of(field)) is not None)
+        kind: Kind = "text" if any(isinstance(value, str) for value in counts) else "number"
+        # As in SQL, numbers come before texts.
+        ordered = sorted(counts, key=lambda value: (isinstance(value, str), value))
+        most = sorted(ordered, key=lambda value: -counts[value])[:count]
+        low, high = (ordered[0], ordered[-1]) if ordered else (None, None)
+        return FieldSummary(kind, [(value, counts[value]) for value in most], counts.total(), len(counts), low, high)
 
     def hashes(self) -> np.ndarray:
         """Ids, perceptual hashes and digests of all images."""

@@ -1,0 +1,211 @@
+"""The engine that computes with ONNX Runtime, from a folder of graphs that `grr-coca export onnx` wrote. It needs no
+PyTorch.
+
+Names of inputs and outputs are those of `grr_coca.interop.onnx.graphs`.
+
+Shapes: B images or texts, S image size in pixels, E joint embedding width, R captions (rows; R / B neighbouring rows
+belong to one image), T tokens.
+"""
+
+import ctypes
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from grr_coca.checkpoint_files import read_json
+from grr_coca.engine.base import ArrayLogits, EncodedImages, EngineName
+from grr_coca.errors import UserError
+from grr_coca.files import MANIFEST, file_sha256, listed_files
+from grr_coca.shapes import Float, Int, UInt8
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, OrtValue
+
+GraphName = Literal["image", "text", "step"]
+_Values = Mapping[str, "OrtValue"]
+"""Tensors of ONNX Runtime by the name of the input that takes them."""
+
+
+class OnnxEngine:
+    """An `Engine` of a folder of graphs.
+
+    Each graph is opened at its first use, so that a text query does not load the image encoder. The folder was compared
+    with its manifest by whoever loads a model (`grr_coca.read_checkpoint`); here, each graph is, and the size of the
+    weights.
+
+    Args:
+        folder: with `image.onnx`, `text.onnx`, `step.onnx`, their weights and `manifest.json`.
+        threads: that compute together; None: `OMP_NUM_THREADS`; else one for a small model, and for others as many as
+            this process has cores.
+
+    Raises:
+        UserError: the folder has no graphs, or its manifest is damaged. When a graph is opened: it is not the one that
+            was exported with the weights beside it, a file is missing or damaged, or ONNX Runtime is too old for it.
+    """
+
+    name: EngineName = "onnx"
+
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
+        self.folder = Path(folder)
+        self._sessions: dict[GraphName, InferenceSession] = {}
+        self._files = listed_files(self.folder)
+        num_bytes = sum(size for name, (size, _) in self._files.items() if name.endswith(".safetensors"))
+        self.threads = threads or _default_threads(num_bytes)
+        manifest = read_json(self.folder / MANIFEST)
+        try:
+            model = manifest["model"]
+            self.precision = str(manifest["precision"])
+            self.embed_dim, self.context_length, self.vocab_size = (
+                int(model[name]) for name in ("embed_dim", "context_length", "vocab_size")
+            )
+            self.logit_scale = float(model["logit_scale"])
+            self.logit_bias = None if model["logit_bias"] is None else float(model["logit_bias"])
+        except KeyError as error:
+            raise UserError(f"{self.folder}: has no ONNX graphs ({error} missing in {MANIFEST}); {_EXPORT}") from error
+
+    def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
+        """As in `Engine`. The context is the keys and values of the cross-attention, which are computed here once."""
+        embedding, context = self.run("image", {"pixels": _as_value(pixels)})
+        return EncodedImages(_as_array(embedding).copy(), context)
+
+    def encode_texts(
+        self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
+    ) -> Float[np.ndarray, "B E"]:
+        """As in `Engine`."""
+        embedding, _ = self.run("text", {"token_ids": _as_value(token_ids), "lengths": _as_value(lengths)})
+        return _as_array(embedding).copy()
+
+    def decoder(
+        self,
+        images: EncodedImages,
+        *,
+        num_prompt: int,  # noqa: ARG002
+        max_tokens: int,  # noqa: ARG002
+        num_captions: int = 1,  # noqa: ARG002
+        beams: bool = False,  # noqa: ARG002
+    ) -> "OnnxDecoder":
+        """As in `Engine`. Caches grow by themselves, so nothing needs to be known beforehand."""
+        return OnnxDecoder(self, images.context)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without open graphs, which another process opens again."""
+        return {**vars(self), "_sessions": {}}
+
+    def run(self, graph: GraphName, inputs: _Values) -> tuple["OrtValue", _Values]:
+        """Run a graph. Returns its first output, and the others by the name of the input of `step` that takes them."""
+        session = self.session(graph)
+        first, *others = (output.name for output in session.get_outputs())
+        result, *values = session.run_with_ort_values([first, *others], inputs)
+        return result, {name.replace("present", "past"): value for name, value in zip(others, values, strict=True)}
+
+    def session(self, graph: GraphName) -> "InferenceSession":
+        """The open graph."""
+        if graph not in self._sessions:
+            self._sessions[graph] = self._opened(f"{graph}.onnx")
+        return self._sessions[graph]
+
+    def _opened(self, name: str) -> "InferenceSession":
+        import onnxruntime  # late: the import takes a tenth of a second
+
+        if name not in self._files:
+            raise UserError(f"{self.folder}: has no {name} in its {MANIFEST}; {_EXPORT}")
+        for other, (size, sha256) in self._files.items():
+            if other == name or other.endswith(".safetensors"):
+                path = self.folder / other
+                if not path.is_file():
+                    raise UserError(f"{path}: the file is missing; {_EXPORT}")
+                if path.stat().st_size != size or (other == name and file_sha256(path) != sha256):
+                    raise UserError(f"{path}: damaged, or of another model: it differs from {MANIFEST}; {_EXPORT}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 4  # errors are raised, and need not be printed too
+        # A thread that waits would keep its core busy, which slows down everything else that runs there, us included.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = self.folder / name
+        try:
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its classes have no common one
+            reason = " ".join(str(error).split())
+            if "opset" in reason or "IR version" in reason:
+                raise UserError(
+                    f"{path}: needs a newer ONNX Runtime than {onnxruntime.__version__}; pip install -U onnxruntime"
+                ) from error
+            raise UserError(f"{path}: cannot be opened ({reason}); {_EXPORT}") from error
+
+
+_EXPORT = "write the folder again with `grr-coca export onnx`"
+_SMALL = 32_000_000
+"""Bytes of weights. A model of fewer, such as those that ship, is no faster with two threads: they gave 0.9 to 1.1
+times the speed of one."""
+
+
+def _default_threads(num_bytes: int) -> int:
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    if num_bytes < _SMALL:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class OnnxDecoder:
+    """A `Decoder` whose keys and values are tensors of ONNX Runtime. A step takes those of the earlier tokens, and
+    gives them back with its own behind. The captions of an image share its keys and values of the cross-attention."""
+
+    def __init__(self, engine: OnnxEngine, cross: _Values) -> None:
+        self.engine = engine
+        self.cross = cross
+        self.past: _Values | None = None
+        self.rows_per_image = 1
+
+    def step(self, token_ids: Int[np.ndarray, "R T"]) -> ArrayLogits:
+        """As in `Decoder`."""
+        past = self._empty(len(token_ids)) if self.past is None else self.past
+        logits, self.past = self.engine.run("step", {"token_ids": _as_value(token_ids), **self.cross, **past})
+        return ArrayLogits(_as_array(logits)[:, -1])
+
+    def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
+        """As in `Decoder`. Rows of the cache are copied, unless all stay where they are."""
+        assert self.past is not None
+        images, counts = np.unique(rows // self.rows_per_image, return_counts=True)
+        assert (counts == counts[0]).all()
+        self.past = _taken(self.past, rows)
+        self.cross = _taken(self.cross, images)
+        self.rows_per_image = int(counts[0])
+
+    def _empty(self, num_rows: int) -> _Values:
+        """Keys and values of no tokens."""
+        return {
+            given.name: _as_value(np.zeros((num_rows, given.shape[1], 0, given.shape[3]), dtype=np.float32))
+            for given in self.engine.session("step").get_inputs()
+            if given.name.startswith("past_")
+        }
+
+
+def _taken(values: _Values, rows: Int[np.ndarray, " _"]) -> _Values:
+    """Rows of all tensors."""
+    num_rows = next(iter(values.values())).shape()[0]
+    if np.array_equal(rows, np.arange(num_rows)):
+        return values
+    return {name: _as_value(_as_array(value).take(rows, axis=0)) for name, value in values.items()}
+
+
+def _as_value(array: np.ndarray) -> "OrtValue":
+    """An array as ONNX Runtime takes it, without a copy if it is contiguous."""
+    from onnxruntime import OrtValue  # late: the import takes a tenth of a second
+
+    return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _as_array(value: "OrtValue") -> Float[np.ndarray, "..."]:
+    """The memory of a tensor of ONNX Runtime in fp32, without a copy. `OrtValue.numpy` would copy all keys and
+    values."""
+    assert value.data_type() == "tensor(float)"
+    if 0 in value.shape():
+        return np.zeros(value.shape(), dtype=np.float32)
+    memory = (ctypes.c_float * (value.tensor_size_in_bytes() // 4)).from_address(value.data_ptr())
+    memory.owner = value  # type: ignore[attr-defined]  # keeps it alive as long as the array
+    return np.ctypeslib.as_array(memory).reshape(value.shape())

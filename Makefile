@@ -29,7 +29,7 @@ BENCHMARKS := training scaling parts arms demo captioning imported loader order 
 
 .PHONY: try demo test test-slow test-ci test-milvus test-ray servers-milvus servers-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs datasets icons scenes docs notebook weights clean
 
-# A caption of each drawing by the model that comes with the code.
+# A caption of each drawing by the model that comes with the code; without PyTorch.
 try: $(VENV)/.use
 	$(BIN)/grr-coca caption docs/drawings
 
@@ -164,7 +164,7 @@ $(VENV)/.use: $(VENV)/.python pyproject.toml constraints.txt
 
 $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/$(INSTALL) $(LOCKED) -e ".[train,report]"
-	touch $@
+	touch $@ $(VENV)/.use
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/$(INSTALL) $(LOCKED) -e ".[dev]"

@@ -184,7 +184,7 @@ def measured(
                 {
                     "index": seconds(lambda: index.add(folder)),  # noqa: B023
                     **(_by_open_clip(peer, files) if peer else {}),
-                    "embed": seconds(lambda: rows.append(model.embed_images(files).numpy())),  # noqa: B023
+                    "embed": seconds(lambda: rows.append(model.embed_images(files))),  # noqa: B023
                     "caption": seconds(lambda: model.caption(files)),  # noqa: B023
                 }
             )
@@ -238,7 +238,7 @@ def queries(
     index: grr_coca.Index, model: Any, matrix: np.ndarray, paths: list[Path], peer: Peer | None, rounds: int
 ) -> dict[str, float]:
     """Milliseconds of a query: of an embedding, of words to paths, and the whole search with all that a hit has."""
-    vector = model.embed_texts(QUERY).numpy()
+    vector = model.embed_texts(QUERY)
 
     def by_hand() -> None:
         scored = ((float(row @ vector), path) for row, path in zip(matrix, paths, strict=True))
@@ -246,7 +246,7 @@ def queries(
 
     def words() -> None:
         with index.store.snapshot():
-            nearest = index.store.nearest(model.embed_texts(QUERY).numpy(), 20)
+            nearest = index.store.nearest(model.embed_texts(QUERY), 20)
             index.store.entries([match.id for match in nearest])
 
     return medians(

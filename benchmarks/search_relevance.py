@@ -44,14 +44,12 @@ class Split:
     def __init__(self, model: ImageTextModel, path: str, every: int = 1) -> None:
         source = open_source(in_cache(path))
         pairs = [source[index] for index in range(0, len(source), every)]
-        preprocess = model.checkpoint.preprocess
+        preprocess = model.preprocess
         described = model.describe_many([preprocess.square(preprocess.decode(p.image, p.name)) for p in pairs])
         self.labels = np.array([pair.captions[0] for pair in pairs])
-        self.vectors = np.stack([one.embedding.numpy() for one in described]).astype(np.float16).astype(np.float32)
-        self.captions = model.embed_texts([one.captions[0].text or "nothing" for one in described]).numpy()
-        self.texts = dict(
-            zip(sorted(set(self.labels)), model.embed_texts(sorted(set(self.labels))).numpy(), strict=True)
-        )
+        self.vectors = np.stack([one.embedding for one in described]).astype(np.float16).astype(np.float32)
+        self.captions = model.embed_texts([one.captions[0].text or "nothing" for one in described])
+        self.texts = dict(zip(sorted(set(self.labels)), model.embed_texts(sorted(set(self.labels))), strict=True))
 
     def queries(self, size: int | None, random: np.random.Generator) -> Iterator[tuple[bool, np.ndarray, tuple]]:
         """Queries of a library of some size: whether it holds what is asked for, which hits are right, and the

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Build the wheel, install it in a new environment outside of the tree, without extras, and use it there: help, and a
-# caption of an image by the model that comes with the code.
-# Usage: scripts/check_wheel.sh IMAGE
+# Build the wheel, install it in a new environment outside of the tree, without extras and so without PyTorch, and use it
+# there: every verb that needs no more, Python, and the messages of those that do.
+# Usage: scripts/check_wheel.sh FOLDER_OF_IMAGES
 set -euo pipefail
 cd "$(dirname "$0")/.."
-image=$(realpath "$1")
+images=$(realpath "$1")
 constraints=$(realpath constraints.txt)
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
@@ -15,7 +15,38 @@ pip=("$place/venv/bin/pip" --quiet --disable-pip-version-check)
 "${pip[@]}" wheel --no-deps --wheel-dir "$place" .
 cd "$place"
 "${pip[@]}" install -c "$constraints" grr_coca-*.whl
-venv/bin/grr-coca --help
-venv/bin/grr-coca caption --help > caption-help.txt
+if venv/bin/python -c "import torch" 2> /dev/null; then
+    echo "the wheel brings PyTorch, which inference does without" >&2
+    exit 1
+fi
+size=$(du --summarize --megabytes venv | cut -f 1)
+echo "installed: $size MB, pip included; the wheel: $(du --megabytes grr_coca-*.whl | cut -f 1) MB"
+[ "$size" -le 300 ]
+
+grr-coca() { "$place/venv/bin/grr-coca" "$@"; }
+first=$(find "$images" -name "*.webp" | sort | head -n 1)
+grr-coca --help
+grr-coca caption --help > caption-help.txt
 grep -q "usage: grr-coca caption" caption-help.txt
-venv/bin/grr-coca caption "$image"
+grr-coca caption "$images"
+grr-coca embed "$images" --out vectors.npy
+grr-coca classify "$images" --labels guitar,airplane
+grr-coca index "$images" --out index
+grr-coca search index "a guitar"
+grr-coca search index --image "$first"
+grr-coca duplicates index
+grr-coca models
+venv/bin/python -c 'import sys, grr_coca; print(grr_coca.load("icons").caption(sys.argv[1]))' "$first"
+
+# One line that says how to install what is missing, and exit code 2.
+refused() {
+    code=0
+    grr-coca "$@" 2> message.txt || code=$?
+    cat message.txt
+    [ "$code" -eq 2 ]
+    [ "$(wc -l < message.txt)" -eq 1 ]
+    grep -q "pip install 'grr-coca\[torch\]'" message.txt
+}
+refused explain "$first"
+refused evaluate icons --data "$images"
+refused caption "$first" --engine torch

@@ -13,8 +13,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageOps
-from torch import Tensor
 
 from grr_coca import load
 from grr_coca.data.survey import Font, label_font
@@ -49,7 +49,7 @@ def main() -> None:
     library = [icon for family in FAMILIES for icon in icons[family]]
     vectors = model.embed_images([icon.image for icon in library])
     for name, queries in (("found", THINGS), ("missed", HARD)):
-        best = (model.embed_texts(list(queries)) @ vectors.T).topk(HITS, dim=1).indices.tolist()
+        best = (model.embed_texts(list(queries)) @ vectors.T).argsort(axis=1)[:, : -HITS - 1 : -1].tolist()
         rows = [[hit(library[number], query) for number in row] for query, row in zip(queries, best, strict=True)]
         save(sheet(rows, queries), options.out / f"icons-{name}.webp")
     save(chosen_searches(model, library, vectors), options.out / "search.webp")
@@ -61,9 +61,9 @@ def main() -> None:
     save(sheet(rows, titles), options.out / "icons-captions.webp")
 
 
-def chosen_searches(model: ImageTextModel, library: Sequence[Icon], vectors: Tensor) -> Image.Image:
+def chosen_searches(model: ImageTextModel, library: Sequence[Icon], vectors: np.ndarray) -> Image.Image:
     """The best hits for the chosen queries, each with the model's own caption of it."""
-    best = (model.embed_texts(list(CHOSEN)) @ vectors.T).topk(HITS, dim=1).indices.tolist()
+    best = (model.embed_texts(list(CHOSEN)) @ vectors.T).argsort(axis=1)[:, : -HITS - 1 : -1].tolist()
     pictures = [[library[number].image for number in row] for row in best]
     captions = [model.caption(row) for row in pictures]
     font, side, top = label_font(), 64, 12

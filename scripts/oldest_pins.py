@@ -8,7 +8,8 @@ import re
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("train", "report", "study", "hub", "parquet", "probe", "open-clip", "test")
+EXTRAS = ("torch", "train", "report", "study", "hub", "parquet", "probe", "open-clip", "test")
+OWN = "grr-coca[torch]"
 AT_HAND = {"torch", "torchvision"}
 BOUND = re.compile(r"([\w-]+)>=([\w.]+)")
 
@@ -16,7 +17,7 @@ BOUND = re.compile(r"([\w-]+)>=([\w.]+)")
 def pins(project: dict) -> list[str]:
     """`name==version` of each requirement at its lower bound."""
     optional = project["optional-dependencies"]
-    requirements = project["dependencies"] + [line for extra in EXTRAS for line in optional[extra]]
+    requirements = project["dependencies"] + [line for extra in EXTRAS for line in optional[extra] if line != OWN]
     bounds = [BOUND.fullmatch(requirement) for requirement in requirements]
     unbounded = [line for line, bound in zip(requirements, bounds, strict=True) if bound is None]
     if unbounded:

@@ -1,15 +1,18 @@
 """Small real data and small runs, for the tests of the upper floors."""
 
 import io
+import json
 import logging
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +24,12 @@ from torch import Tensor
 
 from grr_coca.batch import Batch, CoCaOutput
 from grr_coca.checkpoint import Checkpoint
+from grr_coca.checkpoint_files import GRAPH_FILES, QUANTIZED_WEIGHTS, WEIGHTS
 from grr_coca.data.sources.base import RawPair
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.engine.torch import TorchDecoder
 from grr_coca.evaluate.retrieval import QueryRanks, rank_of_first_hit
+from grr_coca.files import MANIFEST, file_sha256
 from grr_coca.losses import LossWeights, batch_loss
 from grr_coca.model import CoCa
 from grr_coca.ranks import Ranks
@@ -53,6 +58,33 @@ def real_pairs(count: int, corpus: str = "pictograms", split: str = "train") -> 
     """The first pairs of a corpus that comes with the code."""
     shard = _shard(corpus, split)
     return tuple(shard[i] for i in range(count))
+
+
+def hide_packages(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Make packages look as if they were not installed. `None` in `sys.modules` would not do: tyro looks there."""
+    find = PathFinder.find_spec
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(PathFinder, "find_spec", lambda name, *more: None if name in names else find(name, *more))
+
+
+def as_if_quantized(folder: Path) -> Path:
+    """Make a copy of a shipped model a folder in the form of int8: its graphs have weights of their own."""
+    import onnx
+
+    (folder / WEIGHTS).rename(folder / QUANTIZED_WEIGHTS)
+    for name in GRAPH_FILES:
+        graph = onnx.load(folder / name, load_external_data=False)
+        for tensor in graph.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = QUANTIZED_WEIGHTS
+        (folder / name).write_bytes(graph.SerializeToString())
+    manifest = json.loads((folder / MANIFEST).read_text())
+    paths = [path for path in folder.iterdir() if path.name != MANIFEST]
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths}
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "precision": "int8", "files": files}))
+    return folder
 
 
 @cache

@@ -9,7 +9,7 @@ SRC = Path(__file__).parents[1] / "src"
 FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = [
-    ("errors", "shapes"),  # 0, the ground
+    ("errors", "shapes", "threads"),  # 0, the ground
     (
         "config",
         "structure",

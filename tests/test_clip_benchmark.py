@@ -2,7 +2,6 @@
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +15,7 @@ from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.images import decode_image
 from grr_coca.errors import UserError
 from grr_coca.evaluate.retrieval import make_gallery, retrieve
-from grr_coca.evaluate.zeroshot import embed_texts, make_classifier
+from grr_coca.evaluate.zeroshot import classifier_of, classify_labelled, embed_texts
 from support import finished_run, real_pairs, write_tar
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -100,8 +99,8 @@ def test_their_zero_shot_accuracy_is_ours(loaded, checkpoint, sets):
     )
     templates = [template.replace("{c}", "{}") for template in TEMPLATES]
     targets = [number % len(CLASSES) for number in range(NUM_IMAGES)]
-    classifier = make_classifier(partial(embed_texts, checkpoint), CLASSES, templates)
-    found = classifier.classify(embedded_images(checkpoint), targets).measures()
+    classifier = classifier_of(checkpoint, CLASSES, templates)
+    found = classify_labelled(classifier, embedded_images(checkpoint), targets).measures()
     assert metrics["acc1"] == pytest.approx(found["top-1"].value())
     assert metrics["acc5"] == pytest.approx(found["top-5"].value())
     assert metrics["mean_per_class_recall"] == pytest.approx(found["mean_per_class"].value())

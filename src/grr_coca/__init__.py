@@ -22,28 +22,41 @@ _OPEN_CLIP = "open_clip"
 """Prefix of the names of open_clip's checkpoints: `open_clip:PATH`."""
 
 
-def load(name: str | Path, device: "str | torch.device | None" = None) -> "ImageTextModel":
-    """Load a checkpoint to caption, embed, classify and compare images with; see `grr_coca.inference`.
+def load(name: str | Path, device: "str | torch.device | None" = None, engine: str = "auto") -> "ImageTextModel":
+    """Load a model to caption, embed, classify and compare images with; see `grr_coca.inference`.
 
     Args:
-        name: a checkpoint or run folder, the name of a shipped model such as `icons`, or `owner/name` on the
-            Hugging Face hub, or `owner/name@revision`; `open_clip:PATH` is a CoCa checkpoint of open_clip, see
-            `grr_coca.interop.open_clip`.
+        name: a checkpoint or run folder, a folder of ONNX graphs, the name of a shipped model such as `icons`, or
+            `owner/name` or `owner/name@revision` on the Hugging Face hub; `open_clip:PATH` is a CoCa checkpoint of
+            open_clip, see `grr_coca.interop.open_clip`.
         device: where to run; None: CUDA, else Apple's MPS, else the CPU.
+        engine: what computes the model: `onnx` (ONNX Runtime, on a CPU) or `torch`; `auto` takes the faster one, by a
+            fixed rule.
 
     Raises:
-        UserError: there is no such checkpoint, a file is missing or damaged, or there is no such device.
+        UserError: there is no such model, a file is missing or damaged, there is no such device, or the engine cannot
+            compute this model here.
     """
-    from grr_coca.inference.model import ImageTextModel  # late: `import grr_coca` stays fast
-    from grr_coca.inference.model import load as load_model
-
     scheme, _, path = str(name).partition(":")
-    if scheme != _OPEN_CLIP:
-        return load_model(name, device)
-    from grr_coca.inference.model import choose_device
+    if scheme == _OPEN_CLIP:
+        return _load_open_clip(Path(path), device, engine)
+    from grr_coca.inference.model import load as load_model  # late: `import grr_coca` stays fast
+
+    return load_model(name, device, engine)
+
+
+def _load_open_clip(path: Path, device: "str | torch.device | None", engine: str) -> "ImageTextModel":
+    from grr_coca.errors import UserError
+    from grr_coca.extras import require_extra
+
+    if engine not in ("auto", "torch"):
+        raise UserError(f"{_OPEN_CLIP}:{path}: engine '{engine}' cannot compute it; leave the engine out, or import it")
+    require_extra("open-clip", f"{_OPEN_CLIP}:{path}")
+    from grr_coca.inference.choose import choose_device
+    from grr_coca.inference.model import ImageTextModel
     from grr_coca.interop.open_clip.read import read_open_clip
 
-    return ImageTextModel(read_open_clip(Path(path), device=choose_device(device)))
+    return ImageTextModel(read_open_clip(path, device=choose_device(device)))
 
 
 def __getattr__(name: str) -> object:

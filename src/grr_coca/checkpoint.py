@@ -22,8 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from grr_coca.batch import pad_rows
-from grr_coca.checkpoint_files import FILES, find_checkpoint
+from grr_coca.checkpoint_files import FILES, WEIGHTS, find_checkpoint
 from grr_coca.config import CoCaConfig
 from grr_coca.data.tensors import to_input
 from grr_coca.errors import UserError
@@ -48,8 +47,8 @@ class Checkpoint(CheckpointFiles):
         Rows are padded to the longest (T tokens). Texts longer than the model's context are cut.
         """
         context_length = self.config.text_decoder.context_length
-        token_ids, lengths = pad_rows([self.tokenizer.encode_row(text, context_length) for text in texts])
-        return token_ids.to(self.model.device), lengths.to(self.model.device)
+        token_ids, lengths = self.tokenizer.encode_rows(texts, context_length)
+        return torch.from_numpy(token_ids).to(self.model.device), torch.from_numpy(lengths).to(self.model.device)
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
         """The input of the model for an RGB image of any size, cut, resized and normalized. S: image size in pixels."""
@@ -120,7 +119,7 @@ def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: P
     Raises:
         OSError: the disk is full or cannot be written to.
     """
-    save_tensors(weights, folder / "model.safetensors")
+    save_tensors(weights, folder / WEIGHTS)
     write_beside_weights(checkpoint, folder)
 
 
@@ -170,11 +169,21 @@ def from_pretrained(
         UserError: there is no checkpoint, a file is missing or damaged, or the weights do not fit the config.
     """
     folder = find_checkpoint(Path(path))
-    files = read_files(folder)
+    return with_weights(read_files(folder), folder, device, change)
+
+
+def with_weights(
+    files: CheckpointFiles, folder: Path, device: str | torch.device = "cpu", change: ChangeModel | None = None
+) -> Checkpoint:
+    """Load the weights of a checkpoint whose other files have been read. The arguments are those of `from_pretrained`.
+
+    Raises:
+        UserError: the weights are missing or damaged, or do not fit the config.
+    """
     model = build_without_weights(files.config)
     if change is not None:
         change(model, files.config)
-    _load_weights(model, folder / "model.safetensors")
+    _load_weights(model, folder / WEIGHTS)
     return Checkpoint(model=model.to(device).eval(), **vars(files))
 
 

@@ -1,4 +1,8 @@
-"""Find checkpoints and their files, without importing torch. `grr_coca.checkpoint` loads them."""
+"""Find checkpoints and their files, without importing torch.
+
+A checkpoint is a folder with `FILES`. It may hold ONNX graphs too, which read the same weights. A model in int8 has
+graphs and weights of their own, and is no checkpoint: ONNX Runtime alone can run it.
+"""
 
 import hashlib
 import json
@@ -10,7 +14,11 @@ from typing import Any
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, file_sha256, listed_files
 
-FILES = ("model.safetensors", "config.json", "tokenizer.json", "preprocess.json")
+WEIGHTS = "model.safetensors"
+FILES = (WEIGHTS, "config.json", "tokenizer.json", "preprocess.json")
+GRAPH_FILES = ("image.onnx", "text.onnx", "step.onnx")
+QUANTIZED_WEIGHTS = "weights.safetensors"
+_QUANTIZED_FILES = (QUANTIZED_WEIGHTS, *FILES[1:], *GRAPH_FILES)
 _STEP_FOLDER = re.compile(r"step-([0-9]+)")
 
 
@@ -32,8 +40,8 @@ def checkpoints_by_step(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in named if match))
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The newest checkpoint in `path/checkpoints/`, or, without that, the folder itself.
+def find_model(path: Path) -> Path:
+    """The newest checkpoint in `path/checkpoints/`, or, without that, the folder itself, which may be a model in int8.
 
     Raises:
         UserError: there is no checkpoint; the message says what is missing.
@@ -42,21 +50,51 @@ def find_checkpoint(path: Path) -> Path:
         raise UserError(f"{path}: no such folder; a checkpoint is a folder that holds {', '.join(FILES)}")
     steps = list(checkpoints_by_step(path / "checkpoints").values())
     folder = steps[-1] if steps else path
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
+    missing = _missing(folder, FILES)
+    if missing and not is_quantized(folder):
         raise UserError(f"{folder}: not a checkpoint: {', '.join(missing)} missing")
     return folder
 
 
+def find_checkpoint(path: Path) -> Path:
+    """As `find_model`, for what needs the weights in PyTorch.
+
+    Raises:
+        UserError: there is no checkpoint, or it is a model in int8.
+    """
+    folder = find_model(path)
+    if is_quantized(folder):
+        raise UserError(
+            f"{folder}: a model in int8, which runs in ONNX Runtime alone; give the checkpoint that it was made from"
+        )
+    return folder
+
+
+def is_quantized(folder: Path) -> bool:
+    """True for a model in int8."""
+    return not (folder / WEIGHTS).is_file() and not _missing(folder, _QUANTIZED_FILES)
+
+
+def has_graphs(folder: Path) -> bool:
+    """True if a checkpoint or a model in int8 holds its ONNX graphs."""
+    return not _missing(folder, GRAPH_FILES)
+
+
+def _missing(folder: Path, names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if not (folder / name).is_file()]
+
+
 def fingerprint(folder: Path) -> str:
-    """A hash that identifies a checkpoint. It is computed from the hashes in the manifest, as far as there are any.
+    """A hash that identifies a model: equal for a checkpoint with and without graphs, and another one for int8.
+
+    It is computed from the hashes in the manifest, as far as there are any.
 
     Raises:
         UserError: a file cannot be read, or the manifest is damaged.
     """
     listed = listed_files(folder) if (folder / MANIFEST).is_file() else {}
     digest = hashlib.sha256()
-    for name in FILES:
+    for name in _QUANTIZED_FILES if is_quantized(folder) else FILES:
         try:
             content = listed[name][1] if name in listed else file_sha256(folder / name)
         except OSError as error:

@@ -1,6 +1,7 @@
 """Packages that only some uses need, and the commands that install them.
 
-`pip install grr-coca` installs what captioning, embedding and classification need. Extras install the other packages.
+`pip install grr-coca` installs what captioning, embedding, classification and search need. Extras install the other
+packages, such as PyTorch.
 """
 
 from importlib.util import find_spec
@@ -9,22 +10,36 @@ from typing import Literal
 from grr_coca.errors import UserError
 
 Extra = Literal[
-    "train", "report", "study", "hub", "parquet", "milvus", "ray", "probe", "open-clip", "icons", "photos", "export"
+    "torch",
+    "train",
+    "report",
+    "study",
+    "hub",
+    "parquet",
+    "milvus",
+    "ray",
+    "probe",
+    "open-clip",
+    "icons",
+    "photos",
+    "export",
 ]
 
+_TORCH = {"torch": "torch", "jaxtyping": "jaxtyping"}
 PACKAGES: dict[Extra, dict[str, str]] = {
-    "train": {"tensorboard": "tensorboard", "yaml": "pyyaml"},
+    "torch": _TORCH,
+    "train": {**_TORCH, "tensorboard": "tensorboard", "yaml": "pyyaml"},
     "report": {"matplotlib": "matplotlib", "jinja2": "jinja2"},
-    "study": {"scipy": "scipy", "matplotlib": "matplotlib", "jinja2": "jinja2", "yaml": "pyyaml"},
+    "study": {**_TORCH, "scipy": "scipy", "matplotlib": "matplotlib", "jinja2": "jinja2", "yaml": "pyyaml"},
     "hub": {"huggingface_hub": "huggingface-hub"},
     "parquet": {"pyarrow": "pyarrow"},
     "milvus": {"pymilvus": "pymilvus"},
     "ray": {"ray": "ray"},
-    "probe": {"sklearn": "scikit-learn"},
-    "open-clip": {"ftfy": "ftfy"},
+    "probe": {**_TORCH, "sklearn": "scikit-learn"},
+    "open-clip": {**_TORCH, "ftfy": "ftfy"},
     "icons": {"resvg_py": "resvg-py"},
     "photos": {"pillow_heif": "pillow-heif"},
-    "export": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+    "export": {**_TORCH, "onnx": "onnx", "onnxscript": "onnxscript"},
 }
 """The packages of each extra: import name → name to install."""
 

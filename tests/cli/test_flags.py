@@ -23,6 +23,7 @@ FLAGS = {
         "exclude": (),
         "batch_size": 32,
         "on": "this",
+        "engine": "auto",
         "decoding": str(GenerationOptions()).replace("GenerationOptions", "Decoding"),
     },
     "classify": {
@@ -34,6 +35,7 @@ FLAGS = {
         "json": False,
         "exclude": (),
         "batch_size": 32,
+        "engine": "auto",
     },
     "duplicates": {"index": ..., "json": False},
     "index": {
@@ -45,6 +47,7 @@ FLAGS = {
         "watch": False,
         "batch_size": 32,
         "on": "this",
+        "engine": "auto",
     },
     "search": {
         "index": ...,
@@ -60,6 +63,7 @@ FLAGS = {
         "out": None,
         "explain": False,
         "checkpoint": None,
+        "engine": "auto",
     },
     "compare": {"checkpoint": ..., "baseline": ..., "data": (), "batch_size": 64},
     "data": {"action": ...},
@@ -81,6 +85,7 @@ FLAGS = {
         "exclude": (),
         "batch_size": 32,
         "on": "this",
+        "engine": "auto",
     },
     "evaluate": {
         "checkpoint": ...,

@@ -202,7 +202,7 @@ def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
 
 def test_words_find_the_picture_that_is_meant(search):
     hits = search("guitar", "-n", 3)
-    assert hits[0].keys() == {"path", "score", "relevance", "caption", "copies", "is_there"}
+    assert hits[0].keys() == {"path", "score", "relevance", "caption", "copies", "is_there", "engine"}
     assert Path(hits[0]["path"]).stem.startswith("guitar")
     assert hits[0]["relevance"] > 0.3 > hits[1]["relevance"]
     assert len(hits) == 3

@@ -1,4 +1,4 @@
-"""The command line answers at once: what needs no model is said without torch."""
+"""The command line answers at once: help and mistakes in flags are told before NumPy or an engine is imported."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ def answer(arguments):
             code = main(arguments)
         except SystemExit as stop:
             code = stop.code
-    return code, said.getvalue(), "torch" in sys.modules
+    return code, said.getvalue(), sorted({"torch", "onnxruntime", "jaxtyping", "numpy", "PIL"} & sys.modules.keys())
 
 print(json.dumps([answer(arguments) for arguments in json.loads(sys.argv[1])]))
 """
@@ -38,8 +38,8 @@ tokenizer: {kind: bpe}
 """
 
 
-def answers(commands: list[list[str]], cwd) -> list[tuple[int, str, bool]]:
-    """Exit code, output, and whether torch has been imported by then, of commands run one after the other."""
+def answers(commands: list[list[str]], cwd) -> list[tuple[int, str, list[str]]]:
+    """Exit code, output, and the slow packages imported by then, of commands run one after the other."""
     command = [sys.executable, "-c", ANSWER, json.dumps(commands)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=True)
     return [tuple(row) for row in json.loads(done.stdout)]
@@ -57,19 +57,19 @@ def there(tmp_path):
     return tmp_path
 
 
-def test_help_of_every_verb_is_given_without_torch(tmp_path):
+def test_help_of_every_verb_is_given_without_slow_packages(tmp_path):
     commands = [["--help"], [], *([*verb.split(), "--help"] for verb in VERBS)]
-    for arguments, (code, said, has_torch) in zip(commands, answers(commands, tmp_path), strict=True):
-        assert not has_torch, arguments
+    for arguments, (code, said, imported) in zip(commands, answers(commands, tmp_path), strict=True):
+        assert imported == [], arguments
         assert code == (0 if arguments else 2), arguments
         assert "usage: grr-coca" in said, arguments
         assert ESCAPE not in said, arguments
 
 
-def test_wrong_flags_of_every_verb_are_refused_without_torch(tmp_path):
+def test_wrong_flags_of_every_verb_are_refused_without_slow_packages(tmp_path):
     commands = [["captoin"], *([*verb.split(), "--no-such-flag"] for verb in VERBS)]
-    for arguments, (code, said, has_torch) in zip(commands, answers(commands, tmp_path), strict=True):
-        assert (code, has_torch) == (2, False), arguments
+    for arguments, (code, said, imported) in zip(commands, answers(commands, tmp_path), strict=True):
+        assert (code, imported) == (2, []), arguments
         assert ESCAPE not in said, arguments
 
 
@@ -122,32 +122,33 @@ MISSING = [
 ]
 
 
-def test_what_is_not_there_is_named_without_torch(there):
+def test_what_is_not_there_is_named_without_an_engine(there):
     assert {line.split()[0] for line in MISSING} == {verb.split()[0] for verb in VERBS} - {"models"}, "it takes no name"
     before = sorted(path.name for path in there.iterdir())
     found = answers([line.split() for line in MISSING], there)
-    for line, (code, said, has_torch) in zip(MISSING, found, strict=True):
-        assert not has_torch, line
+    for line, (code, said, imported) in zip(MISSING, found, strict=True):
+        assert not {"torch", "onnxruntime", "jaxtyping"} & set(imported), line
         assert code == (1 if "nowhere.png" in line and "explain" not in line else 2), (line, said)
         assert "nowhere" in said, line
         assert "Traceback" not in said, line
     assert sorted(path.name for path in there.iterdir()) == before
 
 
-def test_a_caption_imports_only_what_it_needs(run, image_files, tmp_path):
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_a_caption_imports_only_what_it_needs(image_files, tmp_path, engine):
     code = """if True:
         import sys
         from grr_coca.cli import main
         assert main(sys.argv[1:]) == 0
         print(*sys.modules)
     """
-    command = [sys.executable, "-c", code, "caption", str(image_files[0]), "-c", str(run.folder)]
+    command = [sys.executable, "-c", code, "caption", str(image_files[0]), "--engine", engine]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
     caption, modules = done.stdout.splitlines()
     assert caption.startswith(str(image_files[0]))
     imported = set(modules.split())
-    assert "torch" in imported
-    assert imported & (UNUSED | HEAVY) == set()
+    unused = {"torch", "jaxtyping"} if engine == "onnx" else {"onnxruntime"}
+    assert imported & (UNUSED | HEAVY | unused) == set()
     assert [name for name in imported if name.startswith(("grr_coca.train", "grr_coca.study"))] == []
 
 

@@ -167,7 +167,7 @@ def test_the_training_loop_of_the_training_page_works(make_batch, tmp_path: Path
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {}
     exec(example, names)
-    before = grr_coca.load("icons").checkpoint
+    before = grr_coca.load("icons", engine="torch").checkpoint
     batches = [make_batch(before.config, num_words=[1, 3], seed=seed) for seed in range(2)]
     names["train"](batches, tmp_path / "trained")
     after = grr_coca.load(tmp_path / "trained").checkpoint

@@ -57,7 +57,7 @@ def use(library: Path | None, checkpoint: Path, shard: Path, out: Path) -> None:
     device = torch.device("cpu") if library is None else add_device(library)
     before_all = 0 if library is None else waits()
     model = load(checkpoint, device)
-    assert model.device == device
+    assert model.device == str(device)
     files = [pair.image for pair in real_pairs(15)]
     preprocess = model.checkpoint.preprocess
     images = [preprocess.decode(file, "an image") for file in files]

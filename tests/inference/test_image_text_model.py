@@ -22,29 +22,25 @@ from support import real_pairs, warnings_of
 
 @pytest.fixture(scope="module")
 def pixels(model):
-    return torch.stack([model.checkpoint.pixels(decode_image(p.image, p.name)) for p in real_pairs(5)])
+    return np.stack([model.preprocess(decode_image(p.image, p.name)) for p in real_pairs(5)])
 
 
 @pytest.fixture(scope="module")
-def arrays(model):
-    return np.stack([model.checkpoint.preprocess(decode_image(p.image, p.name)) for p in real_pairs(5)])
-
-
-@pytest.fixture(scope="module")
-def expected(model, pixels):
+def expected(model):
     """What the model itself gives."""
+    inputs = torch.stack([model.checkpoint.pixels(decode_image(p.image, p.name)) for p in real_pairs(5)])
     with torch.inference_mode():
-        return model.checkpoint.model.encode_image(pixels).embedding
+        return model.checkpoint.model.encode_image(inputs).embedding.numpy()
 
 
 def unequal(first, second):
-    return (first - second).abs().max().item()
+    return np.abs(first - second).max()
 
 
 def embed_text(model, text):
-    row = model.checkpoint.tokenizer.encode_row(text, model.checkpoint.config.text_decoder.context_length)
+    row = model.tokenizer.encode_row(text, model.config.text_decoder.context_length)
     with torch.inference_mode():
-        return model.checkpoint.model.encode_text(*pad_rows([row]))[0]
+        return model.checkpoint.model.encode_text(*pad_rows([row]))[0].numpy()
 
 
 # --- Loading
@@ -71,8 +67,8 @@ def test_a_device_that_is_not_here_is_named(run, device):
 # --- Captions
 
 
-def test_captions_are_those_of_the_model(model, files, arrays):
-    generated = generate(model.engine, model.checkpoint.tokenizer, arrays)
+def test_captions_are_those_of_the_model(model, files, pixels):
+    generated = generate(model.engine, model.tokenizer, pixels)
     assert model.caption(files) == [caption.text for (caption,) in generated.captions]
 
 
@@ -110,13 +106,13 @@ def test_keywords_change_the_options_that_are_given(model, files):
     assert len(model.describe(files[0], options=options).captions[0].token_ids) <= 2
 
 
-def test_one_pass_gives_captions_and_embedding(model, files, arrays, expected, monkeypatch):
+def test_one_pass_gives_captions_and_embedding(model, files, pixels, expected, monkeypatch):
     passes = []
     original = CoCa.encode_image
     monkeypatch.setattr(CoCa, "encode_image", lambda self, x: passes.append(len(x)) or original(self, x))
     described = model.describe(files)
     assert passes == [5]
-    generated = generate(model.engine, model.checkpoint.tokenizer, arrays)
+    generated = generate(model.engine, model.tokenizer, pixels)
     for description, captions, embedding in zip(described, generated.captions, expected, strict=True):
         assert [caption.token_ids for caption in description.captions] == [caption.token_ids for caption in captions]
         assert unequal(description.embedding, embedding) < 1e-5
@@ -157,11 +153,11 @@ def test_one_caption_for_most_images_is_warned_of(model, files):
 # --- Embeddings
 
 
-def test_image_embeddings_are_those_of_the_model_on_the_cpu_of_unit_length(model, files, expected):
+def test_image_embeddings_are_those_of_the_model_as_arrays_of_unit_length(model, files, expected):
     embeddings = model.embed_images(files, batch_size=2)
     assert unequal(embeddings, expected) < 1e-5
-    assert unequal(embeddings.norm(dim=1), torch.ones(5)) < 1e-5
-    assert embeddings.device.type == "cpu"
+    assert unequal(np.linalg.norm(embeddings, axis=1), np.ones(5)) < 1e-5
+    assert (type(embeddings), embeddings.dtype) == (np.ndarray, np.float32)
     assert unequal(model.embed_images(files[3]), expected[3]) < 1e-5
 
 
@@ -174,7 +170,7 @@ def test_text_embeddings_do_not_depend_on_the_other_texts(model):
 
 
 def test_nothing_gives_nothing_of_the_right_width(model):
-    width = model.checkpoint.config.embed_dim
+    width = model.config.embed_dim
     assert model.embed_images([]).shape == model.embed_texts([]).shape == (0, width)
 
 
@@ -187,7 +183,7 @@ def test_similarity_is_a_table_of_cosines(model, files, expected):
     texts = ["cat", "red heart"]
     table = model.similarity(files, texts)
     rows = [[float(image @ embed_text(model, text)) for text in texts] for image in expected]
-    assert unequal(table, torch.tensor(rows)) < 1e-5
+    assert unequal(table, np.array(rows)) < 1e-5
     assert model.similarity(files[0], "cat").shape == (1, 1)
 
 
@@ -219,15 +215,16 @@ def test_images_of_any_size_and_form_go_together(model, files):
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
-def test_embeddings_can_be_trained_on_and_changed(model, files, many):
+def test_embeddings_can_be_changed_and_made_a_tensor_to_train_on(model, files, many):
     images, texts = (files[:2], ["cat", "dog"]) if many else (files[0], "cat")
     for embeddings in (model.embed_images(images), model.embed_texts(texts)):
-        weight = torch.ones(embeddings.shape[-1], requires_grad=True)
-        (embeddings @ weight).sum().backward()
-        assert weight.grad is not None
-        assert torch.allclose(weight.grad, embeddings.reshape(-1, len(weight)).sum(dim=0))
-        before = embeddings.clone()
-        assert torch.equal(embeddings.mul_(2), 2 * before)
+        tensor = torch.from_numpy(embeddings)
+        weight = torch.ones(tensor.shape[-1], requires_grad=True)
+        (tensor @ weight).sum().backward()
+        assert torch.allclose(weight.grad, tensor.reshape(-1, len(weight)).sum(dim=0))
+        before = embeddings.copy()
+        embeddings *= 2
+        assert np.array_equal(embeddings, 2 * before)
 
 
 def test_an_image_that_is_not_loaded_yet_may_be_given_often(model, files, tmp_path):
@@ -242,7 +239,7 @@ def test_an_image_that_is_not_loaded_yet_may_be_given_often(model, files, tmp_pa
 
 def test_probabilities_are_the_softmax_of_scaled_cosines_likeliest_first(model, files, expected):
     labels = ["cat", "red heart", "dog"]
-    cosines = torch.stack([expected[0] @ embed_text(model, label) for label in labels])
+    cosines = torch.tensor([float(expected[0] @ embed_text(model, label)) for label in labels])
     scale = model.checkpoint.model.logit_scale.exp().item()
     shares = (scale * cosines).softmax(dim=0).tolist()
     answer = model.classify(files[0], labels)
@@ -261,7 +258,7 @@ def test_templates_are_averaged_and_made_of_unit_length_again(model):
     templates = ("a drawing of a {}", "{}")
     (cat, _) = model.classifier(["cat", "dog {0}"], templates).embedding
     mean = (embed_text(model, "a drawing of a cat") + embed_text(model, "cat")) / 2
-    assert unequal(cat, mean / mean.norm()) < 1e-5
+    assert unequal(cat, mean / np.linalg.norm(mean)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -329,7 +326,7 @@ def test_after_a_change_of_weights_refresh_takes_the_new_ones(run, files):
     expected = ImageTextModel(model.checkpoint).describe_many(files)
     for old, new, fresh in zip(before, model.describe_many(files), expected, strict=True):
         assert new.captions == fresh.captions
-        assert torch.equal(new.embedding, fresh.embedding)
+        assert np.array_equal(new.embedding, fresh.embedding)
         assert unequal(new.embedding, old.embedding) > 1e-3
 
 
@@ -354,13 +351,12 @@ def test_a_used_model_can_be_sent_to_another_process(model, files):
     sent = pickle.loads(pickle.dumps(model))
     for found, wanted in zip(sent.describe_many(files), expected, strict=True):
         assert found.captions == wanted.captions
-        assert torch.equal(found.embedding, wanted.embedding)
+        assert np.array_equal(found.embedding, wanted.embedding)
 
 
 def test_an_embedding_does_not_take_its_batch_along(model, files):
     for described in model.describe_many(files):
-        embedding = described.embedding
-        assert embedding.untyped_storage().nbytes() == embedding.numel() * embedding.element_size()
+        assert described.embedding.base is None
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"temperature": 1.0}])

@@ -59,7 +59,7 @@ def test_a_shipped_model_is_small_and_its_card_is_complete(name):
     for split, figures in card.figures.items():
         assert f"| {split} |" in page
         assert all(figure.low <= figure.value <= figure.high for figure in figures.values())
-    model = grr_coca.load(name)
+    model = grr_coca.load(name, engine="torch")
     assert sum(parameter.numel() for parameter in model.checkpoint.model.parameters()) == card.parameters
     assert model.checkpoint.step == card.steps
     assert json.loads((folder / "config.json").read_text())["preset"] == card.preset
@@ -94,9 +94,14 @@ def test_a_hub_name_is_fetched_and_loaded(hub, run):
     assert repo_id == "someone/emoji-captioner"
     assert sorted(options["allow_patterns"]) == [
         "config.json",
+        "image.onnx",
+        "manifest.json",
         "model.safetensors",
         "preprocess.json",
+        "step.onnx",
+        "text.onnx",
         "tokenizer.json",
+        "weights.safetensors",
     ]
 
 

@@ -14,7 +14,9 @@ from grr_coca.search.model import IndexModel
 def loads(monkeypatch):
     """The folders of the models that were loaded."""
     folders = []
-    monkeypatch.setattr("grr_coca.inference.model.load", lambda folder: folders.append(folder) or load(folder))
+    monkeypatch.setattr(
+        "grr_coca.inference.model.load", lambda folder, **options: folders.append(folder) or load(folder, **options)
+    )
     return folders
 
 

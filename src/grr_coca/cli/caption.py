@@ -17,16 +17,8 @@ from typing import IO, TYPE_CHECKING, Annotated, NamedTuple, Protocol, Self, Tex
 import tyro
 
 import grr_coca
-from grr_coca.cli.flags import CheckpointFlag, ExcludeFlag, Flag, ImageArguments
-from grr_coca.cli.image_work import (
-    describe_on_ray,
-    report_if_none_exists,
-    search_for_images,
-    shows_progress,
-    work_through,
-)
+from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, Flag, ImageArguments
 from grr_coca.cli.output import disk_errors, require_suffix, require_writable, say, to_json, write_output
-from grr_coca.data.image_files import ImageFile
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.extras import require_extra
 from grr_coca.generate.options import GenerationOptions
@@ -35,6 +27,7 @@ from grr_coca.inference.on_ray import Machines
 from grr_coca.registry import DEFAULT
 
 if TYPE_CHECKING:
+    from grr_coca.data.image_files import ImageFile
     from grr_coca.generate import Caption
     from grr_coca.inference import Description
 
@@ -64,6 +57,7 @@ def run(
     exclude: ExcludeFlag = (),
     batch_size: int = 32,
     on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
+    engine: EngineFlag = "auto",
     decoding: Annotated[Decoding, tyro.conf.OmitArgPrefixes] = Decoding(),
 ) -> int:
     """Caption images. Each output line is: image, tab, caption.
@@ -80,6 +74,7 @@ def run(
         exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif"; may be given again.
         batch_size: images per batch.
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
+        engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
         decoding: Greedy by default. Lengths are in tokens, without the prompt.
     """
     options = decoding.checked()
@@ -87,12 +82,20 @@ def run(
         raise UserError(f"--batch-size {batch_size}: give 1 or more")
     if on == "ray":
         require_extra("ray", "--on ray")
+    from grr_coca.cli.image_work import (  # late: imports NumPy and Pillow
+        describe_on_ray,
+        report_if_none_exists,
+        search_for_images,
+        shows_progress,
+        work_through,
+    )
+
     found = search_for_images(images, exclude)
     folder = locate_checkpoint(checkpoint)
     code = report_if_none_exists(found)
     if code is not None:
         return code
-    with _open_output(out, sidecar, json, found, options.num_captions) as output:
+    with _open_output(out, sidecar, json, found, options.num_captions, engine) as output:
         wanted = [image for image in found if image.name not in output.done]
         if len(wanted) < len(found):
             print(f"{len(found) - len(wanted)} of {len(found)} images have captions already", file=sys.stderr)
@@ -100,7 +103,7 @@ def run(
             return 0
         best: list[str] = []
 
-        def write(files: list[ImageFile], described: "list[Description]") -> None:
+        def write(files: "list[ImageFile]", described: "list[Description]") -> None:
             for file, description in zip(files, described, strict=True):
                 output.write(file, description.captions)
                 best.append(description.captions[0].text)
@@ -110,6 +113,7 @@ def run(
             code = describe_on_ray(
                 wanted,
                 folder,
+                engine,
                 captioning=(prompt, options),
                 batch_size=batch_size,
                 label="captions",
@@ -117,14 +121,16 @@ def run(
                 show_progress=shown,
             )
         else:
-            model = grr_coca.load(folder)
+            model = grr_coca.load(folder, engine=engine)
+            if isinstance(output, _StandardOutput):
+                output.engine = model.engine.name
 
-            def caption(files: list[ImageFile], opened: list) -> None:
+            def caption(files: "list[ImageFile]", opened: list) -> None:
                 names = [file.name for file in files]
                 write(files, model.describe_many(opened, prompt, options, batch_size, keys=names))
 
-            code = work_through(wanted, model.checkpoint.preprocess, batch_size, "captions", caption, shown)
-    from grr_coca.generate import warn_if_repeated  # late: imports torch
+            code = work_through(wanted, model.preprocess, batch_size, "captions", caption, shown)
+    from grr_coca.generate import warn_if_repeated
 
     warn_if_repeated(best)
     return code if len(wanted) == len(found) else 0
@@ -146,7 +152,7 @@ class _Output(Protocol):
         """Names of the images that already have captions."""
         ...
 
-    def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:
+    def write(self, image: "ImageFile", captions: "Sequence[Caption]") -> None:
         """Write the captions of an image."""
         ...
 
@@ -158,7 +164,7 @@ class _Output(Protocol):
 
 
 def _open_output(
-    out: Path | None, sidecar: bool, json: bool, images: Sequence[ImageFile], num_captions: int
+    out: Path | None, sidecar: bool, json: bool, images: "Sequence[ImageFile]", num_captions: int, engine: str
 ) -> _Output:
     """The output that the flags ask for.
 
@@ -170,7 +176,7 @@ def _open_output(
         raise UserError(f"{' and '.join(asked)} name different outputs; give one of them")
     if out is not None:
         return _RowOutput(out, num_captions, images)
-    return _Sidecars(images) if sidecar else _StandardOutput(json)
+    return _Sidecars(images) if sidecar else _StandardOutput(json, engine)
 
 
 class _NothingToClose:
@@ -183,27 +189,29 @@ class _NothingToClose:
 
 
 class _StandardOutput(_NothingToClose):
-    """One line for each caption on standard output: image, tab, caption; or JSON."""
+    """One line for each caption on standard output: image, tab, caption; or JSON, which says what `engine` computed."""
 
     done = frozenset[str]()
 
-    def __init__(self, json: bool) -> None:
+    def __init__(self, json: bool, engine: str) -> None:
         self._json = json
+        self.engine = engine
 
-    def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:
+    def write(self, image: "ImageFile", captions: "Sequence[Caption]") -> None:
         """Print the captions of an image."""
         for row in _rows(image, captions):
-            say(to_json(row._asdict()) if self._json else f"{on_one_line(row.image)}\t{row.caption}")
+            record = {**row._asdict(), "engine": self.engine}
+            say(to_json(record) if self._json else f"{on_one_line(row.image)}\t{row.caption}")
 
 
 class _RowOutput:
     """Appends captions to a JSON lines or CSV file. An interrupted job continues the file."""
 
-    def __init__(self, path: Path, num_captions: int, images: Sequence[ImageFile]) -> None:
+    def __init__(self, path: Path, num_captions: int, images: "Sequence[ImageFile]") -> None:
         self._file = _RowFile(path, num_captions, [image.name for image in images])
         self.done = self._file.done
 
-    def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:
+    def write(self, image: "ImageFile", captions: "Sequence[Caption]") -> None:
         """Append the captions of an image."""
         self._file.append(_rows(image, captions))
 
@@ -223,7 +231,7 @@ class _Sidecars(_NothingToClose):
         UserError: an image is not a separate file, or two images would share a text file.
     """
 
-    def __init__(self, images: Sequence[ImageFile]) -> None:
+    def __init__(self, images: "Sequence[ImageFile]") -> None:
         self.done: set[str] = set()
         owners: dict[Path, ImageFile] = {}
         for image in images:
@@ -238,14 +246,14 @@ class _Sidecars(_NothingToClose):
             if text.exists() or text.is_symlink():  # a link without a target is left alone, too
                 self.done.add(image.name)
 
-    def write(self, image: ImageFile, captions: "Sequence[Caption]") -> None:
+    def write(self, image: "ImageFile", captions: "Sequence[Caption]") -> None:
         """Write the captions of an image beside it."""
         assert image.path is not None
         text = "".join(f"{row.caption}\n" for row in _rows(image, captions))
         write_output(image.path.with_suffix(".txt"), lambda file: file.write(text.encode()))
 
 
-def _rows(image: ImageFile, captions: "Sequence[Caption]") -> list[_Row]:
+def _rows(image: "ImageFile", captions: "Sequence[Caption]") -> list[_Row]:
     # A model may write a line end, but a caption must stay on one line.
     return [_Row(image.name, " ".join(c.text.split()), round(sum(c.log_probs), 4)) for c in captions]
 

@@ -1,19 +1,20 @@
 """`grr-coca classify`: the labels that fit images best."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 import grr_coca
-from grr_coca.cli.flags import CheckpointFlag, ExcludeFlag, Flag, ImageArguments, Lists, joined
-from grr_coca.cli.image_work import report_if_none_exists, search_for_images, shows_progress, work_through
+from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, Flag, ImageArguments, Lists, joined
 from grr_coca.cli.output import say, to_json
-from grr_coca.data.image_files import ImageFile
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.evaluate.class_names import NAME_ALONE, check_class_names, read_class_names
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.registry import DEFAULT
+
+if TYPE_CHECKING:
+    from grr_coca.data.image_files import ImageFile
 
 
 def run(
@@ -25,6 +26,7 @@ def run(
     json: Flag = False,
     exclude: ExcludeFlag = (),
     batch_size: int = 32,
+    engine: EngineFlag = "auto",
 ) -> int:
     """Say which labels fit images best. Any labels work: the model need not have been trained on them (zero-shot).
 
@@ -40,31 +42,38 @@ def run(
         json: print JSON lines.
         exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif"; may be given again.
         batch_size: images per batch.
+        engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
     if top < 1:
         raise UserError(f"--top {top}: give 1 or more")
     names = _class_names(labels)
     if not images and templates:
         raise UserError("no images; --templates takes all that follows it, so give the images before it")
+    from grr_coca.cli.image_work import (  # late: imports NumPy and Pillow
+        report_if_none_exists,
+        search_for_images,
+        shows_progress,
+        work_through,
+    )
+
     found = search_for_images(images, exclude)
     folder = locate_checkpoint(checkpoint)
     code = report_if_none_exists(found)
     if code is not None:
         return code
-    model = grr_coca.load(folder)
+    model = grr_coca.load(folder, engine=engine)
     classifier = model.classifier(names, joined(templates) or NAME_ALONE)
 
-    def classify(files: list[ImageFile], opened: list) -> None:
+    def classify(files: "list[ImageFile]", opened: list) -> None:
         ranked = model.rank_labels(classifier, model.embed_images(opened, batch_size=batch_size))
         for file, all_labels in zip(files, ranked, strict=True):
             best = all_labels[:top]
             shown = "   ".join(f"{share:.1%} {label}" for label, share in best)
-            record = {"image": file.name, "labels": [choice._asdict() for choice in best]}
+            choices = [choice._asdict() for choice in best]
+            record = {"image": file.name, "labels": choices, "engine": model.engine.name}
             say(to_json(record) if json else f"{on_one_line(file.name)}\t{shown}")
 
-    return work_through(
-        found, model.checkpoint.preprocess, batch_size, "classified", classify, shows_progress(prints=True)
-    )
+    return work_through(found, model.preprocess, batch_size, "classified", classify, shows_progress(prints=True))
 
 
 def _class_names(argument: str) -> tuple[str, ...]:

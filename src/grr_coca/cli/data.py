@@ -4,19 +4,17 @@ import json as json_format
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from grr_coca.cli.output import require_other, require_suffix, require_writable, write_output
 from grr_coca.cli.progress import bars
-from grr_coca.data.convert import Conversion, convert, source_state
-from grr_coca.data.sources.base import PairSource
-from grr_coca.data.sources.folder import ImageFolder
-from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.views import ByImage
-from grr_coca.data.survey import Survey, check_source, contact_sheet, sample_source
 from grr_coca.errors import UserError, on_one_line
+
+if TYPE_CHECKING:
+    from grr_coca.data.sources.base import PairSource
+    from grr_coca.data.survey import Survey
 
 _NUM_SIZES_SHOWN = 5
 _SHEET = Path("contact-sheet.png")
@@ -90,12 +88,18 @@ def run(
         return _check(action)
     if isinstance(action, Convert):
         return _convert(action)
+    from grr_coca.data.sources.open import open_source  # late: imports NumPy and Pillow
+    from grr_coca.data.survey import sample_source
+
     survey = sample_source(open_source(action.path))
     print(_as_json(survey) if action.json else _describe(survey))
     return 0
 
 
 def _check(action: Check) -> int:
+    from grr_coca.data.sources.open import open_source
+    from grr_coca.data.survey import check_source, contact_sheet
+
     source = open_source(action.path)
     sheet = _sheet(action, source)
     with bars({"check": len(source)}) as shown:
@@ -110,11 +114,13 @@ def _check(action: Check) -> int:
     return int(survey.broken.total() == survey.num_images)
 
 
-def _sheet(action: Check, source: PairSource) -> Path | None:
+def _sheet(action: Check, source: "PairSource") -> Path | None:
     """The file for the contact sheet; None for no sheet.
 
     Without `--sheet`, none is drawn if the usual file cannot be written, or would be counted as an image.
     """
+    from grr_coca.data.sources.folder import ImageFolder
+
     sheet = action.sheet or _SHEET
     if action.sheet is None and not os.access(Path.cwd(), os.W_OK):
         return None
@@ -137,6 +143,10 @@ def _convert(action: Convert) -> int:
         value: int | None = getattr(action, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+    from grr_coca.data.convert import Conversion, convert, source_state
+    from grr_coca.data.sources.open import open_source
+    from grr_coca.data.sources.views import ByImage
+
     source = open_source(action.path)
     images = ByImage(source)
     size, changed = source_state(source)
@@ -156,7 +166,7 @@ def _convert(action: Convert) -> int:
     return int(not written)
 
 
-def _describe(survey: Survey) -> str:
+def _describe(survey: "Survey") -> str:
     """A survey as text for people."""
     lines = [f"images            {survey.num_images:,}" + _sampled(survey)]
     lines.append(f"captions          {survey.num_captions:,}")
@@ -181,11 +191,11 @@ def _describe(survey: Survey) -> str:
     return "\n".join(lines)
 
 
-def _sampled(survey: Survey) -> str:
+def _sampled(survey: "Survey") -> str:
     return "" if survey.num_read == survey.num_images else f", {survey.num_read:,} of them looked at"
 
 
-def _as_json(survey: Survey) -> str:
+def _as_json(survey: "Survey") -> str:
     content = asdict(survey)
     content["broken"] = dict(survey.broken)  # `asdict` spoils a Counter
     content["caption_words"] = survey.word_histogram()

@@ -226,7 +226,7 @@ def _captions(model: "ImageTextModel", source: "PairSource") -> Iterator[str]:
 
 def _searches(model: "ImageTextModel", source: "PairSource", queries: tuple[str, ...]) -> Iterator[str]:
     cosines = model.similarity([_image(source, index) for index in range(len(source))], queries)  # N M
-    best = cosines.topk(min(_NUM_OPENING_HITS, len(source)), dim=0).indices.T.tolist()
+    best = (-cosines).argsort(axis=0, kind="stable")[:_NUM_OPENING_HITS].T.tolist()
     for query, hits in zip(queries, best, strict=True):
         yield f"  {query}: {'  '.join(_symbol(source[index].key) for index in hits)}"
 

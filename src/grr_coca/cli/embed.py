@@ -8,21 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import tyro
 
 import grr_coca
-from grr_coca.cli.flags import CheckpointFlag, ExcludeFlag, ImageArguments
-from grr_coca.cli.image_work import (
-    describe_on_ray,
-    report_if_none_exists,
-    search_for_images,
-    shows_progress,
-    work_through,
-)
+from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, ImageArguments
 from grr_coca.cli.output import require_other, require_suffix, require_writable, write_output
 from grr_coca.cli.progress import bars
-from grr_coca.data.image_files import ImageFile
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.files import read_lines
@@ -31,8 +22,9 @@ from grr_coca.inference.on_ray import Machines
 from grr_coca.registry import DEFAULT
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
 
+    from grr_coca.data.image_files import ImageFile
     from grr_coca.inference import Description
 
 _SUFFIXES = (".safetensors", ".npy", ".parquet")
@@ -48,6 +40,7 @@ def run(
     exclude: ExcludeFlag = (),
     batch_size: int = 32,
     on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
+    engine: EngineFlag = "auto",
 ) -> int:
     """Embed images or texts as vectors of unit length. The dot product of two vectors is their similarity.
 
@@ -61,6 +54,7 @@ def run(
         exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif"; may be given again.
         batch_size: images or texts per batch.
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
+        engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
     if on == "ray":
         require_extra("ray", "--on ray")
@@ -68,6 +62,8 @@ def run(
         raise UserError("give either images or --texts FILE" + (", not both" if texts else " to embed"))
     _check_format(out)
     if texts is None:
+        from grr_coca.cli.image_work import report_if_none_exists, search_for_images  # late: imports NumPy and Pillow
+
         found = search_for_images(images, exclude)
         folder = locate_checkpoint(checkpoint)
         code = report_if_none_exists(found)
@@ -75,57 +71,66 @@ def run(
             return code
         _check_keys(out, [file.name for file in found])
         _check_places(out, images)
-        keys, vectors, code = (_embed_on_ray if on == "ray" else _embed_images)(found, folder, batch_size)
+        keys, vectors, code = (_embed_on_ray if on == "ray" else _embed_images)(found, folder, engine, batch_size)
     else:
         lines, folder = list(read_lines(texts).values()), locate_checkpoint(checkpoint)
         _check_keys(out, lines)
         _check_places(out, [texts])
-        keys, vectors, code = *_embed_texts(lines, folder, batch_size), 0
+        keys, vectors, code = *_embed_texts(lines, folder, engine, batch_size), 0
     if keys:
         _write_vectors(out, keys, vectors)
         print(f"{len(vectors)} embeddings of {vectors.shape[1]} numbers are in {out}")
     return code
 
 
-def _embed_images(found: list[ImageFile], checkpoint: Path, batch_size: int) -> "tuple[list[str], Tensor, int]":
-    import torch  # late: mistakes are reported without it
+def _embed_images(
+    found: "list[ImageFile]", checkpoint: Path, engine: str, batch_size: int
+) -> "tuple[list[str], np.ndarray, int]":
+    import numpy as np
 
-    model = grr_coca.load(checkpoint)
+    from grr_coca.cli.image_work import shows_progress, work_through
+
+    model = grr_coca.load(checkpoint, engine=engine)
     keys: list[str] = []
-    rows: list[Tensor] = []
+    rows: list[np.ndarray] = []
 
-    def embed(files: list[ImageFile], opened: list) -> None:
+    def embed(files: "list[ImageFile]", opened: list) -> None:
         rows.append(model.embed_images(opened, batch_size=batch_size))
         keys.extend(file.name for file in files)
 
-    code = work_through(found, model.checkpoint.preprocess, batch_size, "embedded", embed, shows_progress(prints=False))
-    return keys, torch.cat(rows) if rows else torch.empty(0, 0), code
+    code = work_through(found, model.preprocess, batch_size, "embedded", embed, shows_progress(prints=False))
+    return keys, np.concatenate(rows) if rows else np.empty((0, 0), np.float32), code
 
 
-def _embed_on_ray(found: list[ImageFile], checkpoint: Path, batch_size: int) -> "tuple[list[str], Tensor, int]":
-    import torch
+def _embed_on_ray(
+    found: "list[ImageFile]", checkpoint: Path, engine: str, batch_size: int
+) -> "tuple[list[str], np.ndarray, int]":
+    import numpy as np
+
+    from grr_coca.cli.image_work import describe_on_ray, shows_progress
 
     keys: list[str] = []
-    rows: list[Tensor] = []
+    rows: list[np.ndarray] = []
 
-    def take(files: list[ImageFile], described: "list[Description]") -> None:
+    def take(files: "list[ImageFile]", described: "list[Description]") -> None:
         keys.extend(file.name for file in files)
         rows.extend(one.embedding for one in described)
 
     code = describe_on_ray(
         found,
         checkpoint,
+        engine,
         captioning=None,
         batch_size=batch_size,
         label="embedded",
         take=take,
         show_progress=shows_progress(prints=False),
     )
-    return keys, torch.stack(rows) if rows else torch.empty(0, 0), code
+    return keys, np.stack(rows) if rows else np.empty((0, 0), np.float32), code
 
 
-def _embed_texts(lines: list[str], checkpoint: Path, batch_size: int) -> "tuple[list[str], Tensor]":
-    model = grr_coca.load(checkpoint)
+def _embed_texts(lines: list[str], checkpoint: Path, engine: str, batch_size: int) -> "tuple[list[str], np.ndarray]":
+    model = grr_coca.load(checkpoint, engine=engine)
     with bars({"embedded": len(lines)}) as shown:
         vectors = model.embed_texts(
             lines, batch_size=batch_size, on_progress=lambda done, _: shown.update("embedded", done, "")
@@ -175,7 +180,7 @@ def _as_header(keys: Sequence[str]) -> str:
     return json.dumps(list(keys))  # ASCII: a file name that is not UTF-8 is escaped
 
 
-def _write_vectors(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
+def _write_vectors(path: Path, keys: Sequence[str], vectors: "np.ndarray") -> None:
     """Write N vectors of width E in 32-bit floating point, each with its key.
 
     | suffix | vectors | keys |
@@ -193,28 +198,30 @@ def _write_vectors(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
     elif suffix == ".npy":
         # Bytes of a file name that are not UTF-8 stay unchanged. A line end in a key is escaped.
         lines = "".join(key.replace("\n", "\\n") + "\n" for key in keys).encode("utf-8", "surrogateescape")
+        import numpy as np
+
         write_output(_keys_file(path), lambda file: file.write(lines))
-        write_output(path, lambda file: np.save(file, vectors.numpy()))
+        write_output(path, lambda file: np.save(file, vectors))
     else:
         _write_parquet(path, keys, vectors)
 
 
-def _write_safetensors(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
-    from safetensors.torch import save
+def _write_safetensors(path: Path, keys: Sequence[str], vectors: "np.ndarray") -> None:
+    from safetensors.numpy import save
 
     _check_keys(path, keys)
-    content = save({"embeddings": vectors.contiguous()}, metadata={"keys": _as_header(keys)})
+    content = save({"embeddings": vectors}, metadata={"keys": _as_header(keys)})
     write_output(path, lambda file: file.write(content))
 
 
-def _write_parquet(path: Path, keys: Sequence[str], vectors: "Tensor") -> None:
+def _write_parquet(path: Path, keys: Sequence[str], vectors: "np.ndarray") -> None:
     import pyarrow
     import pyarrow.parquet
 
     def write(file: IO[bytes]) -> Any:
         # Parquet's strings are UTF-8: other bytes of a file name are written as \udc… escapes.
         names = [key.encode("utf-8", "backslashreplace").decode() for key in keys]
-        flat = pyarrow.array(vectors.numpy().reshape(-1))
+        flat = pyarrow.array(vectors.reshape(-1))
         rows = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         pyarrow.parquet.write_table(pyarrow.table({"key": names, "embedding": rows}), file)
 

@@ -13,7 +13,6 @@ import tyro
 
 from grr_coca.cli.flags import Lists, joined
 from grr_coca.cli.output import require_other, require_writable
-from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.errors import UserError
 from grr_coca.evaluate.class_names import TEMPLATES, read_class_names, read_templates
 from grr_coca.extras import require_extra
@@ -70,6 +69,8 @@ def evaluate_splits(
     if folds is not None and folds < 1:
         raise UserError(f"--folds {folds}: a split is cut into 1 part or more")
     if train is not None:
+        from grr_coca.data.sources.open import require_there  # late: imports NumPy and Pillow
+
         require_there(train)
     folder = locate_checkpoint(checkpoint)
     class_names = None if labels is None else read_class_names(labels)
@@ -77,6 +78,7 @@ def evaluate_splits(
     if out is not None:  # checked now, not after all images were captioned
         require_other(out, paths)
         require_writable(out)
+    require_extra("torch", "evaluating")
     model = _load(folder)
     if task == "loss":
         _print_losses(_measure_losses(model, paths, batch_size), json)
@@ -104,6 +106,7 @@ def compare_checkpoints(
     paths = joined(data)
     _require_paths(paths)
     folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))
+    require_extra("torch", "comparing checkpoints")
 
     from grr_coca.study.demo.table import average_row, format_table, row  # late: imports torch
     from grr_coca.study.running.measured import row_metrics
@@ -149,6 +152,8 @@ def _require_paths(paths: tuple[str, ...]) -> None:
     """
     if not paths:
         raise UserError("nothing to evaluate on; give --data PATH [PATH …]: shards, a folder or another file of pairs")
+    from grr_coca.data.sources.open import require_there  # late: imports NumPy and Pillow
+
     for path in paths:
         require_there(path)
 
@@ -182,6 +187,7 @@ def _load(folder: Path) -> "Checkpoint":
 
 def _measure_losses(checkpoint: "Checkpoint", paths: tuple[str, ...], batch_size: int) -> "dict[str, Measured]":
     """Losses and retrieval of each split, by its path, with the paper's loss weights."""
+    from grr_coca.data.sources.open import open_source
     from grr_coca.evaluate.checkpoint import measure_checkpoint
     from grr_coca.losses import LossWeights
 
@@ -194,6 +200,7 @@ def _measure(task: Task, checkpoint: "Checkpoint", path: str, options: _TaskOpti
     Raises:
         UserError: the split cannot be read, or does not fit the task.
     """
+    from grr_coca.data.sources.open import open_source
     from grr_coca.evaluate.caption_split import caption_split, write_captions
     from grr_coca.evaluate.labelled import open_labelled
     from grr_coca.evaluate.probes import AttentionProbeOptions

@@ -34,6 +34,7 @@ def import_open_clip(
     """
     find_weights(path)
     require_free(out)
+    require_extra("open-clip", "converting a checkpoint of open_clip")
 
     from grr_coca.checkpoint import save_checkpoint  # late: imports torch
     from grr_coca.interop.open_clip.read import read_open_clip
@@ -62,6 +63,7 @@ def export_open_clip(
     """
     folder = locate_checkpoint(checkpoint)
     require_free(out)
+    require_extra("torch", "exporting to open_clip")
 
     from grr_coca.checkpoint import from_pretrained  # late: imports torch
     from grr_coca.interop.open_clip.write import write_open_clip

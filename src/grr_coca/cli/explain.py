@@ -31,6 +31,7 @@ def run(
     out = out or Path(f"{image.stem}-explained.png")
     require_suffix(out, (".png",))
     require_other(out, [image])
+    require_extra("torch", "finding where a model looks")
     require_extra("report", "drawing heat maps")
     data = read_whole(image)
     folder = locate_checkpoint(checkpoint)
@@ -38,8 +39,8 @@ def run(
 
     from grr_coca.explain import caption_maps, caption_picture, text_map, text_picture  # late: imports torch
 
-    model = grr_coca.load(folder)
-    opened = model.checkpoint.preprocess.decode(data, str(image))
+    model = grr_coca.load(folder, engine="torch")
+    opened = model.preprocess.decode(data, str(image))
     pixels = model.checkpoint.pixels(opened)
     if text is None:
         (described,) = model.describe_many([opened])

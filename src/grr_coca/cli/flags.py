@@ -1,7 +1,7 @@
 """Types of the flags and arguments that several verbs share."""
 
 from itertools import chain
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
@@ -13,6 +13,9 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 CheckpointFlag = Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")]
 
 OptionalCheckpointFlag = Annotated[str | None, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")]
+
+EngineFlag = Annotated[Literal["auto", "onnx", "torch"], tyro.conf.arg(metavar="auto|onnx|torch")]
+"""What computes the model; see `grr_coca.inference.choose`."""
 
 ImageArguments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
 

@@ -83,6 +83,7 @@ def work_through(
 def describe_on_ray(
     files: Sequence[ImageFile],
     folder: Path,
+    engine: str,
     *,
     captioning: tuple[str, GenerationOptions] | None,
     batch_size: int,
@@ -95,6 +96,7 @@ def describe_on_ray(
     Args:
         files: the images, which every machine must see.
         folder: the checkpoint, which every machine must see.
+        engine: what computes the model, as in `grr_coca.load`.
         captioning: prompt and options of the captions; None: embed only.
         batch_size: images per batch.
         label: what the progress bar says.
@@ -111,7 +113,7 @@ def describe_on_ray(
 
     def described() -> "Iterator[list[tuple[ImageFile, Description | UserError]]]":
         done = 0
-        for results in map_on_ray(files, partial(_worker, folder, captioning), batch_size):
+        for results in map_on_ray(files, partial(_worker, folder, engine, captioning), batch_size):
             yield list(zip(files[done : done + len(results)], results, strict=True))
             done += len(results)
 
@@ -176,21 +178,21 @@ def _report_failures(failures: Sequence[UserError], total: int) -> int:
 
 
 def _worker(
-    folder: Path, captioning: tuple[str, GenerationOptions] | None
+    folder: Path, engine: str, captioning: tuple[str, GenerationOptions] | None
 ) -> "Callable[[Sequence[ImageFile]], list[Description | UserError]]":
     """The work of one process of the cluster."""
     from grr_coca.inference.model import Description, load
 
-    model = load(folder)
+    model = load(folder, engine=engine)
 
     def work(files: Sequence[ImageFile]) -> "list[Description | UserError]":
-        (batch,) = decoded(files, model.checkpoint.preprocess, len(files))
+        (batch,) = decoded(files, model.preprocess, len(files))
         opened = [(file, image) for file, image in batch if not isinstance(image, UserError)]
         images, names = [image for _, image in opened], [file.name for file, _ in opened]
         descriptions: list[Description] = []
         if images and captioning is None:
             rows = model.embed_images(images, batch_size=len(files))
-            descriptions = [Description([], row.clone()) for row in rows]  # a row alone would take its batch along
+            descriptions = [Description([], row.copy()) for row in rows]  # a row alone would take its batch along
         elif images and captioning is not None:
             descriptions = model.describe_many(images, *captioning, len(files), keys=names)
         described = iter(descriptions)

@@ -4,20 +4,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.cli.flags import ExcludeFlag, Flag, ImageArguments, OptionalCheckpointFlag
-from grr_coca.cli.image_work import report_left_out
+from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag, ImageArguments, OptionalCheckpointFlag
 from grr_coca.cli.output import failure_lines
 from grr_coca.cli.progress import JobProgress, bars
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.inference.on_ray import Machines
 from grr_coca.registry import DEFAULT
-from grr_coca.search.index import Index, open_store
-from grr_coca.search.update import OnProgress, Update, absolute_arguments, is_there, require_arguments
+
+if TYPE_CHECKING:
+    from grr_coca.search.index import Index
+    from grr_coca.search.update import OnProgress, Update
 
 _MIN_SECONDS_BETWEEN_SCANS = 2.0
 _PAUSE_PER_SCAN = 10
@@ -34,6 +35,7 @@ def run(
     watch: Flag = False,
     batch_size: int = 32,
     on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
+    engine: EngineFlag = "auto",
 ) -> int:
     """Index images for search, or bring an index up to date. Each image is captioned and embedded in one pass.
 
@@ -53,12 +55,13 @@ def run(
         watch: keep the index up to date until Ctrl-C.
         batch_size: images per batch.
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
+        engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: give 1 or more")
     if on == "ray":
         require_extra("ray", "--on ray")
-    with _opened(out, images, checkpoint, batch_size) as index:
+    with _opened(out, images, checkpoint, batch_size, engine) as index:
         if forget:
             print(f"{index.store.location}: {index.forget(forget):,} images forgotten", flush=True)
             if not images and not watch:
@@ -66,6 +69,8 @@ def run(
         began = time.monotonic()
         with _bars() as on_progress:
             update = index.add(images or index.store.roots(), on_progress, on, exclude or None)
+        from grr_coca.cli.image_work import report_left_out  # late: imports NumPy and Pillow
+
         report_left_out(update.left_out, update.first_frames)
         _report(update, index, time.monotonic() - began)
         while watch:
@@ -78,7 +83,10 @@ def run(
 
 
 @contextmanager
-def _opened(out: str, images: Sequence[str], checkpoint: str | None, batch_size: int) -> Iterator[Index]:
+def _opened(out: str, images: Sequence[str], checkpoint: str | None, batch_size: int, engine: str) -> "Iterator[Index]":
+    from grr_coca.search.index import Index, open_store  # late: imports NumPy and Pillow
+    from grr_coca.search.update import require_arguments
+
     store = open_store(out, is_optional=True)
     if store is None:
         if not images:
@@ -87,12 +95,12 @@ def _opened(out: str, images: Sequence[str], checkpoint: str | None, batch_size:
     else:
         store.close()
     model = checkpoint or (DEFAULT if store is None else None)
-    with Index.open(out, model, create=True, batch_size=batch_size) as index:
+    with Index.open(out, model, create=True, batch_size=batch_size, engine=engine) as index:
         yield index
 
 
 @contextmanager
-def _bars() -> Iterator[OnProgress]:
+def _bars() -> "Iterator[OnProgress]":
     """A progress bar that appears with the first image."""
     with ExitStack() as stack:
         shown: list[JobProgress] = []
@@ -105,15 +113,17 @@ def _bars() -> Iterator[OnProgress]:
         yield on_progress
 
 
-def _there_or_known(index: Index, images: Sequence[str]) -> Sequence[str]:
+def _there_or_known(index: "Index", images: Sequence[str]) -> Sequence[str]:
     """The arguments to scan while watching: a file that was removed is left out until it is back."""
+    from grr_coca.search.update import absolute_arguments, is_there
+
     roots = index.store.roots()
     if not images:
         return roots
     return [image for image in images if is_there(image) or absolute_arguments([image])[0] in roots]
 
 
-def _report(update: Update, index: Index, seconds: float) -> None:
+def _report(update: "Update", index: "Index", seconds: float) -> None:
     counts = ((name, getattr(update, name)) for name in ("new", "changed", "moved", "removed"))
     changes = ", ".join(f"{count:,} {name}" for name, count in counts if count) or "nothing new"
     print(f"{index.store.location}: {len(index):,} images ({changes}) in {seconds:.1f} s", flush=True)

@@ -5,13 +5,16 @@ from typing import Annotated
 
 import tyro
 
+from grr_coca.checkpoint_files import read_json
 from grr_coca.cli.flags import Flag
 from grr_coca.config import CoCaConfig
 from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
 from grr_coca.presets import get_preset
 from grr_coca.registry import DEFAULT, FOLDER, ModelCard, shipped_models
 from grr_coca.structure import to_dict
 
+_ENGINES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
 _MIN_LENGTH = 4
 """Tokens of the shortest caption: one word, and the begin, end and class tokens."""
 _SHOWN_FIGURES = {"text_to_image/R@1": "R@1", "exact_captions": "captions exactly right"}
@@ -39,6 +42,7 @@ def describe_preset(
     context = config.text_decoder.context_length
     lengths = [context] if text_length in (None, context) else [context, text_length]
 
+    require_extra("torch", "counting parameters and FLOPs of a preset")
     from grr_coca.cli.anatomy import print_differences, print_tree, step_forecast  # late: imports torch
 
     if other is not None and other_config is not None:
@@ -50,17 +54,26 @@ def describe_preset(
 
 
 def list_models(json: Flag = False) -> None:
-    """List the models that come with the code, with their size, data and figures.
+    """List the models that come with the code, with their size, data and figures, and what computes them here.
 
     Args:
         json: print one JSON object, with all figures and their intervals.
     """
     cards = shipped_models()
+    engines = {name: _engine_here(name) for name in cards}
     if json:
-        print(json_format.dumps({name: to_dict(card) for name, card in cards.items()}))
+        print(json_format.dumps({name: {**to_dict(card), "engine": engines[name]} for name, card in cards.items()}))
         return
-    for card in cards.values():
-        print(_described(card))
+    for name, card in cards.items():
+        print(_described(card, _ENGINES[engines[name]]))
+
+
+def _engine_here(name: str) -> str:
+    from grr_coca.inference.choose import choose_engine  # late: imports NumPy
+    from grr_coca.read_checkpoint import read_config
+
+    folder = FOLDER / name
+    return choose_engine(folder, read_config(read_json(folder / "config.json")["model"], name))
 
 
 def _check(config: CoCaConfig, other: str | None, batch: int | None, text_length: int | None) -> None:
@@ -73,12 +86,12 @@ def _check(config: CoCaConfig, other: str | None, batch: int | None, text_length
         raise UserError(f"--text-length {text_length} is out of range; give {_MIN_LENGTH} to {context}")
 
 
-def _described(card: ModelCard) -> str:
+def _described(card: ModelCard, engine: str) -> str:
     megabytes = sum(path.stat().st_size for path in (FOLDER / card.name).iterdir()) / 1e6
     mark = " (the default)" if card.name == DEFAULT else ""
     lines = [
         f"{card.name}{mark}: {card.summary}",
-        f"  {card.preset}, {card.parameters:,} parameters, {megabytes:.1f} MB; {card.licence}",
+        f"  {card.preset}, {card.parameters:,} parameters, {megabytes:.1f} MB; {card.licence}; runs here in {engine}",
         f"  trained on {card.data}",
     ]
     for split, figures in card.figures.items():

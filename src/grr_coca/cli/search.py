@@ -4,18 +4,18 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.cli.flags import Flag, IndexArgument, Lists, OptionalCheckpointFlag, joined
+from grr_coca.cli.flags import EngineFlag, Flag, IndexArgument, Lists, OptionalCheckpointFlag, joined
 from grr_coca.cli.output import require_suffix, require_writable, say, say_raw, to_json, write_output
-from grr_coca.cli.thumbnails import thumbnail_kind, thumbnail_lines
-from grr_coca.data.image_files import is_forbidden
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.extras import require_extra
-from grr_coca.search.answer import Hit, Query, SearchResult
-from grr_coca.search.index import Index, open_store
+
+if TYPE_CHECKING:
+    from grr_coca.search.answer import Hit, Query, SearchResult
+    from grr_coca.search.index import Index
 
 _MAX_CAPTION = 40
 """Characters of a caption in a line of hits."""
@@ -35,6 +35,7 @@ def search_index(
     out: Annotated[Path | None, tyro.conf.arg(metavar="PAGE.html")] = None,
     explain: Flag = False,
     checkpoint: OptionalCheckpointFlag = None,
+    engine: EngineFlag = "auto",
 ) -> None:
     """Find images of an index by text, by image, or by both. Each line is: rank, relevance, caption, path.
 
@@ -57,12 +58,16 @@ def search_index(
         out: also write a page with the images.
         explain: on the page, show which parts of each image support the query (red) or speak against it (blue).
         checkpoint: the model, if it was moved since the index was made.
+        engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
+    from grr_coca.search.answer import Query  # late: imports NumPy and Pillow
+    from grr_coca.search.index import Index
+
     _check(json, null, out, explain)
     images, excluded = joined(image), joined(without)
     _check_taken(texts, images, excluded)
     query = Query(texts=texts, images=images, without=excluded, weights=joined(weights))
-    with Index.open(index, checkpoint) as opened:
+    with Index.open(index, checkpoint, engine=engine) as opened:
         if out is not None:
             require_writable(out)
         answer = opened.search(
@@ -76,7 +81,8 @@ def search_index(
         )
         if out is not None:
             _write_page(out, answer, opened, query, explain)
-    _print(answer, json, null)
+        runs_in = opened.model.loaded.engine.name if json else ""
+    _print(answer, json, null, runs_in)
 
 
 def list_duplicates(
@@ -89,7 +95,8 @@ def list_duplicates(
         index: folder, or http://HOST:PORT/NAME of a Milvus server.
         json: print JSON lines, each with the paths of a group.
     """
-    from grr_coca.search.duplicates import duplicate_groups  # late: only this verb needs it
+    from grr_coca.search.duplicates import duplicate_groups  # late: imports NumPy and Pillow
+    from grr_coca.search.index import open_store
 
     store = open_store(index)
     assert store is not None
@@ -116,6 +123,7 @@ def _check(json: bool, null: bool, out: Path | None, explain: bool) -> None:
         raise UserError("--explain draws heat maps on a page; give it a name by --out PAGE.html")
     if explain:
         require_extra("report", "--explain")
+        require_extra("torch", "--explain")
     if out is not None:
         require_suffix(out, (".html",))
 
@@ -123,12 +131,14 @@ def _check(json: bool, null: bool, out: Path | None, explain: bool) -> None:
 def _check_taken(texts: tuple[str, ...], images: tuple[Path, ...], without: tuple[str, ...]) -> None:
     if without and not texts and not images:
         raise UserError("the query is empty; --without takes all that follows it, so give the texts before it")
+    from grr_coca.data.image_files import is_forbidden
+
     for image in images[1:]:
         if not is_forbidden(str(image)) and not image.exists():
             raise UserError(f"{image}: no such file; --image takes all that follows it, so give the texts before it")
 
 
-def _write_page(out: Path, answer: SearchResult, index: Index, query: Query, explain: bool) -> None:
+def _write_page(out: Path, answer: "SearchResult", index: "Index", query: "Query", explain: bool) -> None:
     from grr_coca.search.page import answer_page  # late: only this option needs it
 
     page = answer_page(answer, query, index.model if explain else None)
@@ -136,9 +146,9 @@ def _write_page(out: Path, answer: SearchResult, index: Index, query: Query, exp
     print(f"{len(answer)} images are in {out}", file=sys.stderr)
 
 
-def _print(answer: SearchResult, json: bool, null: bool) -> None:
+def _print(answer: "SearchResult", json: bool, null: bool, engine: str) -> None:
     if json:
-        say(to_json([_record(hit, answer.can_tell) for hit in answer]))
+        say(to_json([{**_record(hit, answer.can_tell), "engine": engine} for hit in answer]))
     elif null:
         for hit in answer:
             say_raw(hit.path, "\0")
@@ -146,6 +156,8 @@ def _print(answer: SearchResult, json: bool, null: bool) -> None:
         opening = _opening_line(answer)
         if opening is not None:
             print(opening, file=sys.stderr)
+        from grr_coca.cli.thumbnails import thumbnail_kind, thumbnail_lines
+
         kind = thumbnail_kind()
         for hit, line in zip(answer, hit_lines(answer), strict=True):
             say(line)
@@ -154,7 +166,7 @@ def _print(answer: SearchResult, json: bool, null: bool) -> None:
                     say(row)
 
 
-def _record(hit: Hit, can_tell: bool) -> dict[str, object]:
+def _record(hit: "Hit", can_tell: bool) -> dict[str, object]:
     return {
         "path": hit.path,
         "score": hit.score,
@@ -171,7 +183,7 @@ def _shown_path(name: str) -> str:
     return on_one_line(name.removeprefix(here))
 
 
-def hit_lines(answer: SearchResult) -> Iterator[str]:
+def hit_lines(answer: "SearchResult") -> Iterator[str]:
     """A line for each hit: rank, relevance, caption, path. The demo prints them, too."""
     width = min(_MAX_CAPTION, max((len(hit.caption) for hit in answer), default=0))
     for rank, hit in enumerate(answer, 1):
@@ -179,7 +191,7 @@ def hit_lines(answer: SearchResult) -> Iterator[str]:
         yield f"{rank:>3}  {answer.shown_relevance(hit):>4}  {caption}  {_shown_path(hit.path)}{_notes(hit)}"
 
 
-def _opening_line(answer: SearchResult) -> str | None:
+def _opening_line(answer: "SearchResult") -> str | None:
     """A remark before the hits; None if they need none."""
     if not answer.hits:
         return f"no hit among {answer.searched:,} images"
@@ -190,7 +202,7 @@ def _opening_line(answer: SearchResult) -> str | None:
     return None
 
 
-def _notes(hit: Hit) -> str:
+def _notes(hit: "Hit") -> str:
     notes = []
     if hit.copies:
         notes.append(f"{len(hit.copies)} more that look the same")

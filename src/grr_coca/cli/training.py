@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.data.sources.open import require_there
 from grr_coca.errors import DiskError, UserError
 from grr_coca.extras import require_extra
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.presets import get_preset
-from grr_coca.train.recipe import Recipe, absolute_data, load_recipe
 
 if TYPE_CHECKING:
     from grr_coca.checkpoint import Checkpoint
     from grr_coca.ranks import Ranks
     from grr_coca.train.checkpoints import Origin
+    from grr_coca.train.recipe import Recipe
 
 
 def pretrain(
@@ -97,13 +96,16 @@ def finetune(
     _run(resolved, lambda _: start, out, resume, dry_run, origin_of(folder))
 
 
-def _read_recipe(path: Path, data: str | None, seed: int | None) -> Recipe:
+def _read_recipe(path: Path, data: str | None, seed: int | None) -> "Recipe":
     """Read a recipe, and replace what the command line gives.
 
     Raises:
         UserError: the recipe cannot be read, its pairs do not exist, or a package for training is missing.
     """
     require_extra("train", "training")
+    from grr_coca.data.sources.open import require_there  # late: imports NumPy and Pillow
+    from grr_coca.train.recipe import absolute_data, load_recipe
+
     recipe = load_recipe(path)
     if data is not None:
         train = absolute_data(Path.cwd(), data)
@@ -119,7 +121,7 @@ def _default_out(recipe: Path, preset: str) -> Path:
 
 
 def _run(
-    recipe: Recipe,
+    recipe: "Recipe",
     make_start: "Callable[[Ranks], Checkpoint]",
     out: Path,
     resume: bool,
@@ -168,7 +170,7 @@ def _run(
         print(f"checkpoint, log and recipe are in {out}")
 
 
-def _resume_from(out: Path, recipe: Recipe, resume: bool, origin: "Origin | None") -> Path | None:
+def _resume_from(out: Path, recipe: "Recipe", resume: bool, origin: "Origin | None") -> Path | None:
     """The checkpoint that a run in `out` continues from; None: a new run begins."""
     from grr_coca.train.checkpoints import resume_point
 

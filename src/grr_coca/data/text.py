@@ -1,10 +1,10 @@
 """Cleaning of texts: captions from files, queries, prompts, and texts for models of open_clip."""
 
 import html
+from importlib.util import find_spec
 
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.errors import UserError
-from grr_coca.extras import require_extra
 
 
 def clean_caption(caption: str, name: str) -> str:
@@ -82,7 +82,10 @@ def mend_text(text: str) -> str:
     """
     if not text:
         return text
-    require_extra("open-clip", "cleaning texts as open_clip does")
+    if (
+        find_spec("ftfy") is None
+    ):  # alone: the extra `open-clip` brings PyTorch too, which an exported model does without
+        raise UserError("cleaning texts as open_clip does needs ftfy; pip install ftfy")
     import ftfy  # late: only models of open_clip need it
 
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()

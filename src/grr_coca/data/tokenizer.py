@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Literal
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from grr_coca.data.text import mend_text
 from grr_coca.errors import UserError
+from grr_coca.shapes import Int
 
 Cleaning = Literal["none", "ftfy"]
 """How a text is cleaned before tokenization: not at all, or as in open_clip (see `mend_text`)."""
@@ -63,6 +65,17 @@ class Tokenizer:
     def row(self, words: Sequence[int], context_length: int) -> list[int]:
         """The row of an encoded caption, see `encode_row`."""
         return [self.bos_id, *words[: context_length - NUM_SPECIAL_TOKENS], self.eos_id, CLS_SLOT]
+
+    def encode_rows(
+        self, captions: Sequence[str], context_length: int
+    ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, " B"]]:
+        """The rows of captions, padded with id 0 to the longest (T tokens), and their lengths. See `encode_row`."""
+        rows = [self.encode_row(caption, context_length) for caption in captions]
+        lengths = np.array([len(row) for row in rows])
+        token_ids = np.zeros((len(rows), max(lengths)), np.int64)
+        for padded, row in zip(token_ids, rows, strict=True):
+            padded[: len(row)] = row
+        return token_ids, lengths
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids before the first end token."""

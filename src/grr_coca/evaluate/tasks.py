@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.evaluate.probes import AttentionProbeOptions, attention_probe, linear_probe, patch_tokens
 from grr_coca.evaluate.retrieval import Gallery, QueryRanks, Retrieval, RightAnswers, folds, retrieve
 from grr_coca.evaluate.split import RECALLS
-from grr_coca.evaluate.zeroshot import embed_labelled, embed_texts, make_classifier
+from grr_coca.evaluate.zeroshot import classifier_of, classify_labelled, embed_labelled
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,8 @@ def measure_zeroshot(
     checkpoint: Checkpoint, images: LabelledImages, templates: Sequence[str], batch_size: int
 ) -> Report:
     """Zero-shot accuracy: how often the nearest class name is the right one."""
-    classifier = make_classifier(partial(embed_texts, checkpoint), images.class_names, templates)
-    found = classifier.classify(embed_labelled(checkpoint, images, batch_size), images.targets)
+    classifier = classifier_of(checkpoint, images.class_names, templates)
+    found = classify_labelled(classifier, embed_labelled(checkpoint, images, batch_size), images.targets)
     return Report(
         task="zeroshot",
         depends_on={"images": len(images), "classes": len(images.class_names), "templates": len(templates)},

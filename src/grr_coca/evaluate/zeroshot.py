@@ -1,9 +1,9 @@
-"""Zero-shot classification: an image gets the class whose name is nearest to it (arXiv 2103.00020, section 3.1).
+"""Accuracy of zero-shot classification on labelled images. `grr_coca.evaluate.classifier` classifies.
 
-Shapes: N images, C classes, E embedding width.
+Shapes: N images or texts, E embedding width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,16 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.evaluate.class_names import check_class_names, fill_templates
+from grr_coca.evaluate.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.evaluate.retrieval import rank_of_first_hit
 from grr_coca.model.coca import evaluating
 
 TEXTS_AT_ONCE = 512
-
-EmbedTexts = Callable[[list[str]], Tensor]
-"""A function from N texts to their embeddings, N E, each of unit length."""
 
 
 @dataclass(frozen=True)
@@ -42,42 +39,23 @@ class Classification:
         return {**hits, "mean_per_class": Measure(statistics, _mean_per_class)}
 
 
-@dataclass(frozen=True)
-class ZeroShotClassifier:
-    """Compares images with the names of classes. The model need not have been trained on these classes.
-
-    `embedding`: the unit-length embedding of each class.
-    """
-
-    class_names: tuple[str, ...]
-    embedding: Float[Tensor, "C E"]
-
-    def probabilities(self, images: Float[Tensor, "N E"], scale: Float[Tensor, ""]) -> Float[Tensor, "N C"]:
-        """The softmax over classes of the cosines times `scale`, the model's inverse temperature."""
-        return (scale * (images @ self.embedding.T)).softmax(dim=-1)
-
-    def classify(self, images: Float[Tensor, "N E"], targets: Sequence[int]) -> Classification:
-        """Classify embedded images. `targets`: the right class of each, by index. A tie counts against the right
-        class."""
-        target = torch.tensor(targets)
-        rank = rank_of_first_hit(images @ self.embedding.T, F.one_hot(target, len(self.class_names)).bool())
-        return Classification(rank, target, len(self.class_names))
-
-
-def make_classifier(embed: EmbedTexts, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
-    """Build a classifier. The embedding of a class is the mean over templates, scaled to unit length again.
-
-    Args:
-        embed: embeds sentences.
-        class_names: two or more, without repetition.
-        templates: sentences in which `{}` stands for the name of the class.
+def classifier_of(checkpoint: Checkpoint, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
+    """The classifier of a checkpoint for classes; see `make_classifier`.
 
     Raises:
         UserError: names are repeated or too few, or a template has no `{}`.
     """
-    names = check_class_names(class_names, "labels")
-    embedded = embed(fill_templates(names, templates)).unflatten(0, (len(names), len(templates)))
-    return ZeroShotClassifier(names, F.normalize(embedded.mean(dim=1), dim=-1))
+    return make_classifier(lambda texts: embed_texts(checkpoint, texts).numpy(), class_names, templates)
+
+
+def classify_labelled(
+    classifier: ZeroShotClassifier, images: Float[Tensor, "N E"], targets: Sequence[int]
+) -> Classification:
+    """Classify embedded images. `targets`: the right class of each, by index. A tie counts against the right class."""
+    target, num_classes = torch.tensor(targets), len(classifier.class_names)
+    similarity = images @ torch.from_numpy(classifier.embedding).to(images.dtype).T
+    rank = rank_of_first_hit(similarity, F.one_hot(target, num_classes).bool())
+    return Classification(rank, target, num_classes)
 
 
 @torch.inference_mode()

@@ -1,10 +1,9 @@
 """Run work in batches that fit into memory."""
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
-
-import torch
 
 from grr_coca.errors import UserError
 
@@ -15,8 +14,16 @@ Result = TypeVar("Result")
 OnProgress = Callable[[int, int], None]
 """Called after each batch with the number of items done and the number of all items."""
 
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
-"""Parts of messages of allocators that raise a plain `RuntimeError`: those of CPUs and Apple's GPUs."""
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to allocate memory",
+    "bad_alloc",
+)
+"""Parts of the messages of allocators: those of PyTorch for GPUs and CPUs, and of ONNX Runtime. They have no exception
+in common."""
 
 
 class Batches:
@@ -66,7 +73,8 @@ class Batches:
 
     def _halve(self, kind: str, size: int) -> None:
         # The exception of the failed attempt is gone now, and with it the tensors that its frames held.
-        if torch.cuda.is_available():
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:
             raise UserError(f"{kind}: out of memory with one item; use a machine with more memory, or a smaller model")
@@ -78,9 +86,9 @@ def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence
     """The results of the work, or None if it did not fit into memory."""
     try:
         return work(batch)
-    except (torch.OutOfMemoryError, MemoryError):
+    except MemoryError:
         return None
-    except RuntimeError as error:
+    except Exception as error:
         if any(words in str(error).lower() for words in _OUT_OF_MEMORY):
             return None
         raise

@@ -3,17 +3,22 @@
 Shapes: H height, W width, C channels: 1 grey, 3 RGB, 4 RGB and alpha.
 """
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from grr_coca.data.images import BROKEN, Opening, decode_image, open_rgb
 from grr_coca.errors import UserError
 from grr_coca.files import read_whole
+
+if TYPE_CHECKING or sys.modules.get("torch"):
+    from torch import Tensor
+else:  # without PyTorch, nobody has a tensor to give
+    Tensor = np.ndarray
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 """One image: a path, a Pillow image, an array H W or H W C, a tensor H W or C H W; uint8, or floating point 0 … 1."""
@@ -25,7 +30,7 @@ _CHANNELS = (1, 3, 4)
 
 def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
     """The images as a list, and whether the input was a single image."""
-    if isinstance(images, np.ndarray | Tensor):
+    if isinstance(images, np.ndarray) or _is_tensor(images):
         return (list(images), False) if images.ndim == 4 else ([images], True)
     if isinstance(images, str | Path | Image.Image):
         return [images], True
@@ -50,11 +55,16 @@ def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") 
         return _from_pillow(image, name, opening)
     if isinstance(image, np.ndarray):
         return _from_array(image, name)
-    if isinstance(image, Tensor):
+    if _is_tensor(image):
         return _from_tensor(image, name)
     raise UserError(
         f"{name}: of type {type(image).__name__}; give a path, a Pillow image, a NumPy array or a torch tensor"
     )
+
+
+def _is_tensor(image: object) -> TypeGuard[Tensor]:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(image, torch.Tensor)
 
 
 def _from_pillow(image: Image.Image, name: str, opening: Opening) -> Image.Image:
@@ -66,7 +76,7 @@ def _from_pillow(image: Image.Image, name: str, opening: Opening) -> Image.Image
 
 def _from_tensor(image: Tensor, name: str) -> Image.Image:
     image = image.detach().cpu()
-    if image.dtype == torch.bfloat16:
+    if str(image.dtype) == "torch.bfloat16":
         image = image.float()  # NumPy has no bfloat16
     if image.ndim == 3 and image.shape[0] not in _CHANNELS:
         raise UserError(f"{name}: a tensor is C H W with 1, 3 or 4 channels; this one is {_size(image.shape)}")

@@ -1,12 +1,13 @@
-"""Find a checkpoint by name: a folder, a shipped model, or one on the Hugging Face hub. This needs no torch."""
+"""Find a model by name: a folder, a shipped model, or one on the Hugging Face hub. This needs no torch."""
 
 import logging
 import re
 from pathlib import Path
 
-from grr_coca.checkpoint_files import FILES, find_checkpoint
+from grr_coca.checkpoint_files import FILES, GRAPH_FILES, QUANTIZED_WEIGHTS, find_model
 from grr_coca.errors import UserError, nearest
 from grr_coca.extras import require_extra
+from grr_coca.files import MANIFEST
 from grr_coca.registry import shipped_folder, shipped_models
 
 log = logging.getLogger(__name__)
@@ -17,6 +18,9 @@ _HUB_NAME = re.compile(rf"(?P<id>{HUB_ID.pattern})(?:@(?P<revision>[\w][\w./-]*)
 """`owner/name`, or `owner/name@revision`: a branch, a tag or a commit."""
 
 
+_FETCHED = [*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, MANIFEST]
+
+
 def locate_checkpoint(named: str | Path) -> Path:
     """The folder with the files of a checkpoint. No weights are loaded.
 
@@ -24,8 +28,8 @@ def locate_checkpoint(named: str | Path) -> Path:
     preferred to one on the Hugging Face hub.
 
     Args:
-        named: a checkpoint or run folder, the name of a shipped model, or `owner/name` or `owner/name@revision` on the
-            Hugging Face hub.
+        named: a checkpoint or run folder, a folder of ONNX graphs, the name of a shipped model, or `owner/name` or
+            `owner/name@revision` on the Hugging Face hub.
 
     Raises:
         UserError: there is no such checkpoint; the message says what is missing, or names the nearest.
@@ -39,16 +43,16 @@ def locate_checkpoint(named: str | Path) -> Path:
     if shipped is not None:
         log.warning("%s: this folder is used, not the shipped model of the same name", path)
     if path.exists() or len(Path(name.partition("@")[0]).parts) > 2:
-        return find_checkpoint(path)
+        return find_model(path)
     if _HUB_NAME.fullmatch(name):
-        return find_checkpoint(_fetch(name))
+        return find_model(_fetch(name))
     raise UserError(f"{name}: no such folder, and no model of this name; {nearest(name, shipped_models())}")
 
 
 def _fetch(hub_id: str) -> Path:
     """Download a checkpoint from the hub by its `_HUB_NAME`, and return its local folder.
 
-    Only the files of a checkpoint are downloaded: safetensors and JSON, which cannot run code.
+    Only the files of a model are downloaded: safetensors, JSON and ONNX graphs, which cannot run code.
 
     Raises:
         UserError: the repository cannot be downloaded.
@@ -60,7 +64,7 @@ def _fetch(hub_id: str) -> Path:
     repository, _, at = hub_id.partition("@")
     revision = at or None
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_FETCHED))
     except HFValidationError as error:
         raise UserError(f"{hub_id}: no such folder, and not a name that the Hugging Face hub accepts") from error
     except (HfHubHTTPError, OSError) as error:
@@ -70,7 +74,7 @@ def _fetch(hub_id: str) -> Path:
 
 def _holds_checkpoint(path: Path) -> bool:
     try:
-        find_checkpoint(path)
+        find_model(path)
     except UserError:
         return False
     return True

@@ -7,24 +7,34 @@ import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
-from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.checkpoint_files import fingerprint
+from grr_coca.config import CoCaConfig
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.text import clean_query
-from grr_coca.engine.torch import TorchEngine
+from grr_coca.data.tokenizer import Tokenizer
+from grr_coca.engine.base import Engine
 from grr_coca.errors import UserError, nearest
 from grr_coca.evaluate.class_names import NAME_ALONE
-from grr_coca.evaluate.zeroshot import ZeroShotClassifier, make_classifier
+from grr_coca.evaluate.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.generate import GREEDY, Caption, GenerationOptions, generate, warn_if_repeated
 from grr_coca.inference.batches import Batches, OnProgress
+from grr_coca.inference.choose import choose_device, choose_engine
 from grr_coca.inference.images import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.inference.locate import locate_checkpoint
+from grr_coca.read_checkpoint import CheckpointFiles, read_files
+from grr_coca.shapes import Float, UInt8
+
+if TYPE_CHECKING:
+    import torch
+
+    from grr_coca.checkpoint import Checkpoint
+    from grr_coca.engine.torch import TorchEngine
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +49,7 @@ class Description:
     """Captions (best first) and the unit-length embedding of an image, from one forward pass."""
 
     captions: list[Caption]
-    embedding: Float[Tensor, " E"]
+    embedding: Float[np.ndarray, " E"]
 
 
 class LabelProbability(NamedTuple):
@@ -49,46 +59,118 @@ class LabelProbability(NamedTuple):
     probability: float
 
 
-def load(name: str | Path, device: str | torch.device | None = None) -> "ImageTextModel":
-    """Load a checkpoint for use.
+def load(name: str | Path, device: "str | torch.device | None" = None, engine: str = "auto") -> "ImageTextModel":
+    """Load a model for use.
 
     Args:
-        name: a checkpoint or run folder, the name of a shipped model such as `icons`, or `owner/name` on the
-            Hugging Face hub.
+        name: a checkpoint or run folder, a folder of ONNX graphs, the name of a shipped model such as `icons`, or
+            `owner/name` on the Hugging Face hub.
         device: where to run; None: CUDA, else Apple's MPS, else the CPU.
+        engine: `onnx`, `torch`, or `auto`; see `grr_coca.inference.choose`.
 
     Raises:
-        UserError: there is no such checkpoint, a file is missing or damaged, or there is no such device.
+        UserError: there is no such model, a file is missing or damaged, there is no such device, or the engine cannot
+            compute this model here.
     """
-    return ImageTextModel(from_pretrained(locate_checkpoint(name), choose_device(device)))
+    folder = locate_checkpoint(name)
+    files = read_files(folder)
+    if choose_engine(folder, files.config, engine, device) == "onnx":
+        from grr_coca.engine.onnx import OnnxEngine  # late, like PyTorch: one of them is enough
+
+        return ImageTextModel(files, OnnxEngine(folder), folder)
+    from grr_coca.checkpoint import with_weights
+
+    return ImageTextModel(with_weights(files, folder, choose_device(device)), folder=folder)
 
 
 class ImageTextModel:
     """Captions, embeds, classifies and compares images and texts.
 
-    Images are paths, Pillow images, arrays (H W or H W C) or tensors (C H W), of any size; see
-    `grr_coca.inference.images`. One image or text gives one result, a list gives a list. Batches have `batch_size`
-    items, or fewer if these do not fit into memory. If an image cannot be read, every method raises a `UserError` that
-    names it.
+    Images are paths, Pillow images, arrays (H W or H W C) or PyTorch tensors (C H W), of any size; see
+    `grr_coca.inference.images`. One image or text gives one result, a list gives a list. Results are NumPy arrays.
+    Batches have `batch_size` items, or fewer if these do not fit into memory. If an image cannot be read, every method
+    raises a `UserError` that names it.
 
-    On a CPU, a faster copy of the model does the work. After changes of the weights of `checkpoint.model`, call
-    `refresh`.
+    `engine` computes the model: `engine.name` is `onnx` or `torch`. With PyTorch, `checkpoint` holds the model; after
+    changes of its weights, call `refresh`.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: CheckpointFiles, engine: Engine | None = None, folder: Path | None = None) -> None:
+        """Combine what is needed to use a model.
+
+        Args:
+            checkpoint: a `grr_coca.checkpoint.Checkpoint`, or for another engine than PyTorch all but the weights.
+            engine: None: PyTorch computes the model of the checkpoint.
+            folder: where the model was loaded from.
+        """
+        if engine is None:
+            from grr_coca.engine.torch import TorchEngine
+
+            engine = TorchEngine(cast("Checkpoint", checkpoint).model, checkpoint.preprocess)
+        self.engine = engine
+        self.folder = folder
+        self._files = checkpoint
         self._batches = Batches()
         self._has_warned = False
-        self.engine = TorchEngine(checkpoint.model, checkpoint.preprocess)
+
+    @property
+    def checkpoint(self) -> "Checkpoint":
+        """The model in PyTorch.
+
+        Raises:
+            UserError: another engine computes it.
+        """
+        if self.engine.name != "torch":
+            raise UserError(
+                "this model runs in ONNX Runtime and has no weights in PyTorch; load it with engine='torch'"
+            )
+        return cast("Checkpoint", self._files)
 
     def refresh(self) -> None:
         """Use the current weights of `checkpoint.model`. Until this is called, results mix old and new weights."""
-        self.engine.refresh()
+        assert self.checkpoint
+        cast("TorchEngine", self.engine).refresh()
 
     @property
-    def device(self) -> torch.device:
-        """The device of the model."""
-        return self.checkpoint.model.device
+    def device(self) -> str:
+        """The device that the model runs on, such as `cpu` or `cuda:0`."""
+        return str(cast("TorchEngine", self.engine).device) if self.engine.name == "torch" else "cpu"
+
+    @property
+    def config(self) -> CoCaConfig:
+        """The architecture."""
+        return self._files.config
+
+    @property
+    def preset(self) -> str:
+        """The name of the preset that the architecture comes from."""
+        return self._files.preset
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Encodes texts, and decodes captions."""
+        return self._files.tokenizer
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Decodes, cuts and resizes images."""
+        return self._files.preprocess
+
+    @property
+    def caution(self) -> str:
+        """Why embeddings may be unfit for search and zero-shot classification; empty if no reason is known."""
+        return self._files.caution
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash that identifies the model's files. Models with different fingerprints have different embeddings.
+
+        Raises:
+            UserError: the model was not loaded from a folder.
+        """
+        if self.folder is None:
+            raise UserError("a model that was not loaded from a folder has no fingerprint; save it, and load it")
+        return fingerprint(self.folder)
 
     def caption(
         self,
@@ -164,24 +246,24 @@ class ImageTextModel:
 
         def work(batch: _Numbered) -> list[Description]:
             names = [number if keys is None else keys[number - 1] for number, _ in batch]
-            generated = generate(self.engine, self.checkpoint.tokenizer, self._pixels(batch), options, prompt, names)
+            generated = generate(self.engine, self.tokenizer, self._pixels(batch), options, prompt, names)
             generated.require_numbers()
             # Copied, so that a row that is kept or sent to another process does not take its batch along.
-            rows = [torch.from_numpy(row.copy()) for row in generated.image_embedding]
+            rows = [row.copy() for row in generated.image_embedding]
             return [Description(*row) for row in zip(generated.captions, rows, strict=True)]
 
         return self._batches.run("captioning", _numbered(images), batch_size, work, on_progress)
 
     def warn_if_unfit(self) -> None:
         """Warn once if the checkpoint says that its embeddings are unfit for search and labels."""
-        if self.checkpoint.caution and not self._has_warned:
+        if self.caution and not self._has_warned:
             self._has_warned = True
-            log.warning("%s", self.checkpoint.caution)
+            log.warning("%s", self.caution)
 
     def embed_images(
         self, images: ImagesInput, *, batch_size: int = _BATCH_SIZE, on_progress: OnProgress | None = None
-    ) -> Float[Tensor, "*N E"]:
-        """Embed images: vectors of unit length on the CPU. Shape N E, or E for a single image."""
+    ) -> Float[np.ndarray, "*N E"]:
+        """Embed images: vectors of unit length. Shape N E, or E for a single image."""
         self.warn_if_unfit()
         many, is_single = as_list(images)
         rows = self._batches.run("embedding images", _numbered(many), batch_size, self._image_rows, on_progress)
@@ -189,8 +271,8 @@ class ImageTextModel:
 
     def embed_texts(
         self, texts: str | Iterable[str], *, batch_size: int = _BATCH_SIZE, on_progress: OnProgress | None = None
-    ) -> Float[Tensor, "*M E"]:
-        """Embed texts: vectors of unit length on the CPU. Shape M E, or E for a single text.
+    ) -> Float[np.ndarray, "*M E"]:
+        """Embed texts: vectors of unit length. Shape M E, or E for a single text.
 
         Raises:
             UserError: a text is empty.
@@ -204,7 +286,7 @@ class ImageTextModel:
 
     def similarity(
         self, images: ImagesInput, texts: str | Iterable[str], *, batch_size: int = _BATCH_SIZE
-    ) -> Float[Tensor, "N M"]:
+    ) -> Float[np.ndarray, "N M"]:
         """The cosine similarity of every image and every text. The shape is N M, also for a single image or text."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         image_rows = self.embed_images(as_list(images)[0], batch_size=batch_size)
@@ -248,23 +330,22 @@ class ImageTextModel:
         return make_classifier(self.embed_texts, labels, templates)
 
     def rank_labels(
-        self, classifier: ZeroShotClassifier, embeddings: Float[Tensor, "N E"]
+        self, classifier: ZeroShotClassifier, embeddings: Float[np.ndarray, "N E"]
     ) -> list[list[LabelProbability]]:
         """All labels with their probabilities for each embedded image, the likeliest first."""
-        scale = torch.tensor(self.engine.logit_scale)
-        shares, order = classifier.probabilities(embeddings, scale).sort(dim=-1, descending=True, stable=True)
+        shares = classifier.probabilities(embeddings, self.engine.logit_scale)
+        order = np.argsort(-shares, axis=1, kind="stable")
         names = classifier.class_names
         return [
-            [LabelProbability(names[index], share) for index, share in zip(*row, strict=True)]
-            for row in zip(order.tolist(), shares.tolist(), strict=True)
+            [LabelProbability(names[index], share[index]) for index in best]
+            for best, share in zip(order.tolist(), shares.tolist(), strict=True)
         ]
 
-    def _image_rows(self, images: _Numbered) -> list[Tensor]:
-        return list(torch.from_numpy(self.engine.encode_images(self._pixels(images)).embedding))
+    def _image_rows(self, images: _Numbered) -> list[np.ndarray]:
+        return list(self.engine.encode_images(self._pixels(images)).embedding)
 
-    def _text_rows(self, texts: Sequence[str]) -> list[Tensor]:
-        token_ids, lengths = (tensor.cpu().numpy() for tensor in self.checkpoint.tokenize(texts))
-        return list(torch.from_numpy(self.engine.encode_texts(token_ids, lengths)))
+    def _text_rows(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return list(self.engine.encode_texts(*self.tokenizer.encode_rows(texts, self.engine.context_length)))
 
     def _pixels(self, images: _Numbered) -> UInt8[np.ndarray, "B S S 3"]:
         each = {id(image): (number, image) for number, image in images}  # once: Pillow is not thread-safe
@@ -274,38 +355,14 @@ class ImageTextModel:
 
     def _preprocess(self, numbered: tuple[int, ImageInput]) -> UInt8[np.ndarray, "S S 3"]:
         number, image = numbered
-        preprocess = self.checkpoint.preprocess
-        return preprocess(to_rgb(image, f"image {number}", preprocess.opening))
+        return self.preprocess(to_rgb(image, f"image {number}", self.preprocess.opening))
 
-    def _stack(self, rows: list[Tensor]) -> Float[Tensor, "N E"]:
-        """Stack rows to a tensor of their own."""
-        return torch.stack(rows) if rows else torch.empty(0, self.checkpoint.config.embed_dim)
+    def _stack(self, rows: list[np.ndarray]) -> Float[np.ndarray, "N E"]:
+        return np.stack(rows) if rows else np.empty((0, self.engine.embed_dim), np.float32)
 
 
 def _numbered(images: Sequence[ImageInput]) -> _Numbered:
     return list(enumerate(images, 1))
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The named device. None: CUDA if available, else Apple's MPS, else the CPU.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    if device is None:
-        return torch.device(_best())
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen).item()  # fails for "meta", which holds no numbers
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise UserError(f"device '{device}' cannot be used here; the best available one is '{_best()}'") from error
-    return chosen
-
-
-def _best() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _with_changes(options: GenerationOptions, changes: dict[str, object]) -> GenerationOptions:

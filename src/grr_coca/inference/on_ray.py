@@ -94,9 +94,7 @@ class _Worker:
     """A process of the cluster."""
 
     def __init__(self, make_work: Callable[[], Callable[[Sequence[Any]], Sequence[Any]]]) -> None:
-        import torch
-
-        torch.set_num_threads(1)  # one worker a core
+        os.environ["OMP_NUM_THREADS"] = "1"  # one worker a core; both engines follow it
         self._work = make_work()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

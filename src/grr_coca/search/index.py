@@ -38,7 +38,13 @@ class Index:
 
     @classmethod
     def open(
-        cls, location: str | Path, model: str | Path | None = None, *, create: bool = False, batch_size: int = 32
+        cls,
+        location: str | Path,
+        model: str | Path | None = None,
+        *,
+        create: bool = False,
+        batch_size: int = 32,
+        engine: str = "auto",
     ) -> Self:
         """Open an index.
 
@@ -48,6 +54,7 @@ class Index:
                 the index, or for a new index the default model.
             create: create it if it does not exist.
             batch_size: number of images in one forward pass.
+            engine: what computes the model, as in `grr_coca.load`.
 
         Raises:
             UserError: there is no index, another model or a newer version made it, or `batch_size` is below 1.
@@ -56,11 +63,14 @@ class Index:
             raise UserError(f"batch_size {batch_size}: give 1 or more")
         store, chosen = open_store(str(location), is_optional=create), None
         if store is None:
-            chosen = IndexModel(str(DEFAULT if model is None else model), batch_size)
+            chosen = IndexModel(str(DEFAULT if model is None else model), batch_size, engine)
             store = make_store(str(location), chosen.header)
         try:
             if chosen is None:
-                chosen = _model_of(store, batch_size) if model is None else IndexModel(str(model), batch_size)
+                if model is None:
+                    chosen = _model_of(store, batch_size, engine)
+                else:
+                    chosen = IndexModel(str(model), batch_size, engine)
             chosen.require(store.header, store.location)  # also for a new index: another process may have made it first
         except BaseException:
             store.close()
@@ -115,7 +125,7 @@ class Index:
             return self.model
         from grr_coca.search.model import RayDescriber  # late: it needs an extra
 
-        return RayDescriber(self.model.folder)
+        return RayDescriber(self.model.folder, self.model.engine)
 
     def refresh(self, on_progress: OnProgress = lambda *_: None, on: Machines = "this") -> Update:
         """Call `add` for everything that was added before."""
@@ -194,9 +204,9 @@ class Index:
         return duplicate_groups(self.store)
 
 
-def _model_of(store: Store, batch_size: int) -> IndexModel:
+def _model_of(store: Store, batch_size: int, engine: str) -> IndexModel:
     try:
-        return IndexModel(store.header.model, batch_size)
+        return IndexModel(store.header.model, batch_size, engine)
     except UserError as error:
         raise UserError(
             f"{store.location}: made with the model '{store.header.model}', which does not exist any more; if it was "

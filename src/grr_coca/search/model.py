@@ -17,6 +17,7 @@ from grr_coca.data.image_files import ImageFile, done_ahead
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.text import writable
 from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.inference.on_ray import map_on_ray
 from grr_coca.registry import shipped_folder
@@ -24,6 +25,7 @@ from grr_coca.search.duplicates import perceptual_hash
 from grr_coca.search.entry import Entry, Failure, Header, Stamp, digest_of, plain_fields, stamp_of
 
 if TYPE_CHECKING:
+    from grr_coca.checkpoint import Checkpoint
     from grr_coca.data.preprocess import Preprocess
     from grr_coca.inference import ImageTextModel
 
@@ -108,23 +110,29 @@ def make_entry(decoded: DecodedImage, caption: str) -> Entry:
 def _describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) -> list[tuple[str, np.ndarray]]:
     """Caption and embedding of each square, from one forward pass."""
     described = model.describe_many(list(squares), batch_size=max(1, len(squares)))
-    return [(" ".join(one.captions[0].text.split()), one.embedding.numpy()) for one in described]
+    return [(" ".join(one.captions[0].text.split()), one.embedding) for one in described]
 
 
 class IndexModel:
-    """The model of an index: a checkpoint, found by its name and loaded at first use.
+    """The model of an index, found by its name and loaded at first use.
+
+    Args:
+        name: as in `grr_coca.load`.
+        batch_size: images in one forward pass.
+        engine: as in `grr_coca.load`.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: there is no such model.
     """
 
-    def __init__(self, name: str, batch_size: int = 32) -> None:
+    def __init__(self, name: str, batch_size: int = 32, engine: str = "auto") -> None:
         self.folder = locate_checkpoint(name)
         # A name by which other processes find it too: that of a shipped model, or an absolute path. For a run, the path
         # of its newest checkpoint, because later checkpoints have other embeddings.
         is_name = shipped_folder(name) == self.folder or not Path(name).exists()
         self.name = name if is_name else str(self.folder.resolve())
         self.batch_size = batch_size
+        self.engine = engine
         self._sampled: tuple[tuple[str, ...], np.ndarray] = ((), np.empty((0, 0), np.float32))
 
     @cached_property
@@ -135,20 +143,32 @@ class IndexModel:
     @cached_property
     def loaded(self) -> "ImageTextModel":
         """The loaded model."""
-        from grr_coca.inference.model import load  # late: it imports torch
+        from grr_coca.inference.model import load  # late: it imports an engine
 
-        model = load(self.folder)
+        model = load(self.folder, engine=self.engine)
         model.warn_if_unfit()  # an index uses both its embeddings and its captions
         return model
+
+    @cached_property
+    def checkpoint(self) -> "Checkpoint":
+        """The model in PyTorch, for heat maps.
+
+        Raises:
+            UserError: PyTorch is not installed, or the model is one in int8.
+        """
+        require_extra("torch", "a heat map")
+        from grr_coca.checkpoint import from_pretrained
+
+        return from_pretrained(self.folder)
 
     @property
     def header(self) -> Header:
         """The header of an index of this model."""
-        return Header(self.name, self.fingerprint, self.loaded.checkpoint.config.embed_dim)
+        return Header(self.name, self.fingerprint, self.loaded.engine.embed_dim)
 
     def read(self, found: Iterator[Found], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
         """Read and decode images in the background."""
-        preprocess = self.loaded.checkpoint.preprocess
+        preprocess = self.loaded.preprocess
         return done_ahead(found, lambda one: decode_found(one, preprocess), batch_size)
 
     def describe(self, decoded: Sequence[DecodedImage]) -> list[tuple[str, np.ndarray]]:
@@ -161,11 +181,11 @@ class IndexModel:
         Raises:
             UserError: a text is empty.
         """
-        return self.loaded.embed_texts(list(texts)).numpy()
+        return self.loaded.embed_texts(list(texts))
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
         """Embeddings of captions, M E. An empty caption gives zeros."""
-        vectors = np.zeros((len(captions), self.loaded.checkpoint.config.embed_dim), np.float32)
+        vectors = np.zeros((len(captions), self.loaded.engine.embed_dim), np.float32)
         places = [place for place, caption in enumerate(captions) if caption.strip()]
         if places:
             vectors[places] = self.embed_texts([captions[place] for place in places])
@@ -184,7 +204,7 @@ class IndexModel:
             UserError: an image cannot be read.
         """
         described = self.loaded.describe_many(list(images))
-        return [(one.captions[0].text, one.embedding.numpy()) for one in described]
+        return [(one.captions[0].text, one.embedding) for one in described]
 
     def embed_images(self, images: Sequence[Image.Image | Path | str]) -> np.ndarray:
         """Embeddings of images, M E.
@@ -192,7 +212,7 @@ class IndexModel:
         Raises:
             UserError: an image cannot be read.
         """
-        return self.loaded.embed_images(list(images)).numpy()
+        return self.loaded.embed_images(list(images))
 
     def require(self, header: Header, location: str) -> None:
         """Raise an error if an index was made with another model.
@@ -213,25 +233,27 @@ class RayDescriber:
 
     Args:
         folder: the checkpoint, a folder that every machine can read.
+        engine: as in `grr_coca.load`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, engine: str = "auto") -> None:
         self._folder = folder
+        self._engine = engine
 
     def read(self, found: Iterator[Found], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
         """Read, decode and describe images on the workers."""
-        return map_on_ray(found, partial(_worker, self._folder), batch_size)
+        return map_on_ray(found, partial(_worker, self._folder, self._engine), batch_size)
 
     def describe(self, decoded: Sequence[DecodedImage]) -> list[tuple[str, np.ndarray]]:
         """The captions and embeddings, which the workers have already computed."""
         return [one.described for one in decoded if one.described is not None]
 
 
-def _worker(folder: Path) -> Callable[[Sequence[Found]], list[DecodedImage | Failure]]:
+def _worker(folder: Path, engine: str) -> Callable[[Sequence[Found]], list[DecodedImage | Failure]]:
     from grr_coca.inference.model import load
 
-    model = load(folder)
-    preprocess = model.checkpoint.preprocess
+    model = load(folder, engine=engine)
+    preprocess = model.preprocess
 
     def work(batch: Sequence[Found]) -> list[DecodedImage | Failure]:
         read = [decode_found(found, preprocess) for found in batch]

@@ -108,7 +108,7 @@ def _why(hit: Hit, vector: np.ndarray, model: "IndexModel") -> Image.Image:
 
     from grr_coca.explain.text import embedding_map  # late, like torch
 
-    checkpoint = model.loaded.checkpoint
+    checkpoint = model.checkpoint
     image = checkpoint.preprocess.decode(hit.entry.span.read(), hit.path)
     heat = embedding_map(checkpoint, checkpoint.pixels(image), torch.from_numpy(vector)).heat.numpy()
     strength = heat / max(float(np.abs(heat).max()), 1e-12)

@@ -6,15 +6,22 @@ Shapes: N rows, E embedding width, Q queries.
 import os
 import sqlite3
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from grr_coca.errors import UserError
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, LibrarySample
+from grr_coca.threads import num_threads
 
-_CHUNK_BYTES = 2**20
+_CHUNK_BYTES = 2**19
 """Bytes of a chunk of vectors as float32, which stays in the processor's cache while it is multiplied."""
+_CHUNKS_PER_THREAD = 16
+"""Fewer chunks are not worth a thread."""
+_SIGN_AND_FRACTION = np.int32(-0x70000001)  # 0x8fffffff
+_HALF_TO_SINGLE = np.float32(2.0**112)
+"""Ratio of the exponents' biases, 2 ** (127 - 15)."""
 
 
 def vectors_file(folder: Path, generation: int) -> Path:
@@ -32,20 +39,7 @@ def map_rows(path: Path, rows: int, width: int) -> np.ndarray:
     if rows == 0:
         return np.empty((0, width), np.float16)
     _require_size(path, path.stat().st_size, rows * width * 2)
-    return np.asarray(_Unwarned(np.memmap(path, np.float16, "r", shape=(rows, width))))
-
-
-class _Unwarned:
-    """A read-only array that claims to be writable, because torch warns about read-only ones. Nothing writes to it.
-
-    A mapping that is really writable, even a private one, counts as memory, and the system refuses one that is larger
-    than its memory.
-    """
-
-    def __init__(self, mapped: np.ndarray) -> None:
-        self._mapped = mapped  # keeps the mapping open
-        place, _ = mapped.__array_interface__["data"]
-        self.__array_interface__ = {**mapped.__array_interface__, "data": (place, False)}
+    return np.asarray(np.memmap(path, np.float16, "r", shape=(rows, width)))
 
 
 def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
@@ -85,16 +79,35 @@ def _require_size(path: Path, size: int, committed: int) -> None:
 
 def products(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Dot products of all rows with all queries, as float32: N Q from N E and Q E."""
-    import torch  # late; it converts half precision many times as fast as NumPy
+    scores = np.empty((len(vectors), len(queries)), np.float32)
+    scaled = np.ascontiguousarray(queries.T, np.float32) * _HALF_TO_SINGLE
+    step = max(1, _CHUNK_BYTES // (4 * max(1, vectors.shape[1])))
+    threads = max(1, min(num_threads(), len(vectors) // (step * _CHUNKS_PER_THREAD)))
+    share = -(-len(vectors) // threads) or 1
 
-    with torch.inference_mode():
-        transposed = torch.from_numpy(np.ascontiguousarray(queries, np.float32)).T.contiguous()
-        scores = torch.empty(len(vectors), len(queries))
-        step = max(1, _CHUNK_BYTES // (4 * max(1, vectors.shape[1])))
-        for start in range(0, len(vectors), step):
-            block = torch.from_numpy(vectors[start : start + step])
-            torch.matmul(block.float(), transposed, out=scores[start : start + step])
-    return scores.numpy()
+    def multiply(first: int) -> None:
+        buffer = np.empty((step, vectors.shape[1]), np.int32)
+        for start in range(first, min(first + share, len(vectors)), step):
+            part = slice(start, min(start + step, first + share, len(vectors)))
+            np.matmul(_unscaled(vectors[part], buffer), scaled, out=scores[part])
+
+    if threads == 1:
+        multiply(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:  # NumPy releases the interpreter's lock
+            list(pool.map(multiply, range(0, len(vectors), share)))
+    return scores
+
+
+def _unscaled(vectors: np.ndarray, buffer: np.ndarray) -> np.ndarray:
+    """Half precision as float32, divided by `_HALF_TO_SINGLE`: the bits are moved to their places.
+
+    This takes half the time of NumPy's own conversion, which uses no vector instructions. Embeddings are finite.
+    """
+    bits = buffer[: len(vectors)]
+    np.left_shift(vectors.view(np.int16), 13, out=bits, dtype=np.int32)
+    np.bitwise_and(bits, _SIGN_AND_FRACTION, out=bits)
+    return bits.view(np.float32)
 
 
 def best_rows(scores: np.ndarray, count: int) -> np.ndarray:

@@ -226,7 +226,10 @@ class DeviceLogits:
 
     def largest(self, k: int) -> tuple[Float[np.ndarray, "R K"], Int[np.ndarray, "R K"]]:
         """As in `Logits`."""
-        values, ids = self._log_probs.topk(min(k, self._log_probs.shape[1]))
+        if k == 1:
+            values, ids = self._log_probs.max(dim=1, keepdim=True)
+        else:
+            values, ids = self._log_probs.topk(min(k, self._log_probs.shape[1]))
         return _as_array(values), _as_array(ids)
 
     def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:

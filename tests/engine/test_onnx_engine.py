@@ -207,9 +207,7 @@ for options in ({{}}, dict(num_beams=2), dict(temperature=1.0, top_p=0.9)):
     assert len(done.stdout.splitlines()) == 3
 
 
-@pytest.mark.parametrize(
-    ("given", "variable", "threads"), [(None, None, 1), (None, "2", 2), (3, "2", 3), (None, "x", 1)]
-)
+@pytest.mark.parametrize(("given", "variable", "threads"), [(None, None, 1), (None, "2", 2), (3, "2", 3)])
 def test_threads_are_few_and_do_not_spin(
     given: int | None, variable: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +218,13 @@ def test_threads_are_few_and_do_not_spin(
     options = OnnxEngine(shipped_folder("icons"), given).session("text").get_session_options()
     assert options.intra_op_num_threads == threads
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_a_large_model_takes_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("grr_coca.engine.onnx.num_threads", lambda: 5)
+    monkeypatch.setattr("grr_coca.engine.onnx._SMALL", 1000)
+    assert OnnxEngine(shipped_folder("icons")).threads == 5
 
 
 def test_an_engine_that_was_used_can_be_sent_to_another_process() -> None:
@@ -307,6 +312,14 @@ def test_a_checkpoint_without_graphs_is_told_how_to_get_them(folder: Path) -> No
     (folder / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"has no text\.onnx in its manifest\.json; .*grr-coca export onnx"):
         OnnxEngine(folder).session("text")
+
+
+@pytest.mark.parametrize("model", [[], {"embed_dim": "wide", "context_length": 48, "vocab_size": 4096}])
+def test_a_manifest_that_is_damaged_is_named(folder: Path, model: object) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "model": model}))
+    with pytest.raises(UserError, match=r"manifest\.json: damaged"):
+        OnnxEngine(folder)
 
 
 def test_links_to_files_of_one_folder_are_followed(folder: Path, tmp_path: Path) -> None:

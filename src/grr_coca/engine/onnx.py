@@ -20,6 +20,7 @@ from grr_coca.engine.base import ArrayLogits, EncodedImages, EngineName
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, file_sha256, listed_files
 from grr_coca.shapes import Float, Int, UInt8
+from grr_coca.threads import num_threads
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
@@ -65,6 +66,8 @@ class OnnxEngine:
             self.logit_bias = None if model["logit_bias"] is None else float(model["logit_bias"])
         except KeyError as error:
             raise UserError(f"{self.folder}: has no ONNX graphs ({error} missing in {MANIFEST}); {_EXPORT}") from error
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.folder / MANIFEST}: damaged ({error}); {_EXPORT}") from error
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """As in `Engine`. The context is the keys and values of the cross-attention, which are computed here once."""
@@ -143,12 +146,8 @@ times the speed of one."""
 
 
 def _default_threads(num_bytes: int) -> int:
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdecimal() and int(given) > 0:
-        return int(given)
-    if num_bytes < _SMALL:
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    is_small = num_bytes < _SMALL and "OMP_NUM_THREADS" not in os.environ
+    return 1 if is_small else num_threads()
 
 
 class OnnxDecoder:

@@ -179,10 +179,10 @@ def test_logits_outlive_their_decoder() -> None:
 def test_a_text_opens_its_graph_alone_and_a_caption_the_two_others() -> None:
     engine = OnnxEngine(shipped_folder("icons"))
     engine.encode_texts(np.array([[0, 5, 1, 0]]), np.array([4]))
-    assert set(engine._sessions) == {"text"}
+    assert set(engine._graphs) == {"text"}
     other = OnnxEngine(shipped_folder("icons"))
     generate(other, checkpoint_of("icons").tokenizer, pixels_of("icons")[:1])
-    assert set(other._sessions) == {"image", "step"}
+    assert set(other._graphs) == {"image", "step"}
 
 
 def test_captions_need_no_pytorch() -> None:
@@ -255,9 +255,9 @@ def take_from_another(path: Path) -> None:
     [
         ("text.onnx", cut, r"text\.onnx: damaged, or of another model"),
         ("text.onnx", take_from_another, r"text\.onnx: damaged, or of another model"),
-        ("text.onnx", Path.unlink, r"text\.onnx: the file is missing"),
+        ("text.onnx", Path.unlink, r"text\.onnx: missing, or cannot be read"),
         ("model.safetensors", cut, r"model\.safetensors: damaged, or of another model"),
-        ("model.safetensors", Path.unlink, r"model\.safetensors: the file is missing"),
+        ("model.safetensors", Path.unlink, r"model\.safetensors: missing, or cannot be read"),
     ],
 )
 def test_a_file_that_is_damaged_missing_or_exchanged_is_named(

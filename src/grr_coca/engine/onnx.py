@@ -11,7 +11,7 @@ import ctypes
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 GraphName = Literal["image", "text", "step"]
 _Values = Mapping[str, "OrtValue"]
 """Tensors of ONNX Runtime by the name of the input that takes them."""
+
+
+class _Graph(NamedTuple):
+    """An open graph, the names of its outputs, and those of the inputs of `step` that take all but the first."""
+
+    session: "InferenceSession"
+    outputs: list[str]
+    given_on: list[str]
 
 
 class OnnxEngine:
@@ -51,7 +59,7 @@ class OnnxEngine:
 
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         self.folder = Path(folder)
-        self._sessions: dict[GraphName, InferenceSession] = {}
+        self._graphs: dict[GraphName, _Graph] = {}
         self._files = listed_files(self.folder)
         num_bytes = sum(size for name, (size, _) in self._files.items() if name.endswith(".safetensors"))
         self.threads = threads or _default_threads(num_bytes)
@@ -95,33 +103,29 @@ class OnnxEngine:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without open graphs, which another process opens again."""
-        return {**vars(self), "_sessions": {}}
+        return {**vars(self), "_graphs": {}}
 
-    def run(self, graph: GraphName, inputs: _Values) -> tuple["OrtValue", _Values]:
+    def run(self, name: GraphName, inputs: _Values) -> tuple["OrtValue", _Values]:
         """Run a graph. Returns its first output, and the others by the name of the input of `step` that takes them."""
-        session = self.session(graph)
-        first, *others = (output.name for output in session.get_outputs())
-        result, *values = session.run_with_ort_values([first, *others], inputs)
-        return result, {name.replace("present", "past"): value for name, value in zip(others, values, strict=True)}
+        graph = self._graph(name)
+        first, *others = graph.session.run_with_ort_values(graph.outputs, inputs)
+        return first, dict(zip(graph.given_on, others, strict=True))
 
-    def session(self, graph: GraphName) -> "InferenceSession":
+    def session(self, name: GraphName) -> "InferenceSession":
         """The open graph."""
-        if graph not in self._sessions:
-            self._sessions[graph] = self._opened(f"{graph}.onnx")
-        return self._sessions[graph]
+        return self._graph(name).session
+
+    def _graph(self, name: GraphName) -> "_Graph":
+        if name not in self._graphs:
+            session = self._opened(f"{name}.onnx")
+            outputs = [output.name for output in session.get_outputs()]
+            self._graphs[name] = _Graph(session, outputs, [given.replace("present", "past") for given in outputs[1:]])
+        return self._graphs[name]
 
     def _opened(self, name: str) -> "InferenceSession":
         import onnxruntime  # late: the import takes a tenth of a second
 
-        if name not in self._files:
-            raise UserError(f"{self.folder}: has no {name} in its {MANIFEST}; {_EXPORT}")
-        for other, (size, sha256) in self._files.items():
-            if other == name or other.endswith(".safetensors"):
-                path = self.folder / other
-                if not path.is_file():
-                    raise UserError(f"{path}: the file is missing; {_EXPORT}")
-                if path.stat().st_size != size or (other == name and file_sha256(path) != sha256):
-                    raise UserError(f"{path}: damaged, or of another model: it differs from {MANIFEST}; {_EXPORT}")
+        self._require_listed(name)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 4  # errors are raised, and need not be printed too
@@ -137,6 +141,21 @@ class OnnxEngine:
                     f"{path}: needs a newer ONNX Runtime than {onnxruntime.__version__}; pip install -U onnxruntime"
                 ) from error
             raise UserError(f"{path}: cannot be opened ({reason}); {_EXPORT}") from error
+
+    def _require_listed(self, name: str) -> None:
+        """Raise an error if a graph, or the size of the weights, differs from the manifest."""
+        if name not in self._files:
+            raise UserError(f"{self.folder}: has no {name} in its {MANIFEST}; {_EXPORT}")
+        for other, (size, sha256) in self._files.items():
+            if other != name and not other.endswith(".safetensors"):
+                continue
+            path = self.folder / other
+            try:
+                is_listed = path.stat().st_size == size and (other != name or file_sha256(path) == sha256)
+            except OSError as error:
+                raise UserError(f"{path}: missing, or cannot be read ({error.strerror}); {_EXPORT}") from error
+            if not is_listed:
+                raise UserError(f"{path}: damaged, or of another model: it differs from {MANIFEST}; {_EXPORT}")
 
 
 _EXPORT = "write the folder again with `grr-coca export onnx`"

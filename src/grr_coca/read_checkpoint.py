@@ -3,14 +3,11 @@
 `grr_coca.checkpoint` adds the weights as a PyTorch model, `grr_coca.engine` as ONNX graphs.
 """
 
-import copy
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from grr_coca.checkpoint_files import read_json
+from grr_coca.checkpoint_files import read_config, read_json, saved_config
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import Cleaning, Tokenizer
@@ -92,62 +89,3 @@ def _read_preprocess(path: Path, side: int) -> Preprocess:
     if preprocess.image_size != side:
         raise UserError(f"{path}: image_size is {preprocess.image_size}, but the model takes images of {side} pixels")
     return preprocess
-
-
-_OPEN_CLIP_KEYS = {
-    ("image_encoder", "transformer", "attention_bias"): ("none", "all"),
-    ("image_encoder", "class_token"): ("none", "kept"),
-    ("image_encoder", "pre_norm"): ("none", "before_blocks"),
-    ("text_decoder", "transformer", "attention_bias"): ("none", "all"),
-    ("text_decoder", "cls"): ("after_caption", "last_position"),
-    ("multimodal_decoder", "transformer", "attention_bias"): ("none", "all"),
-    ("multimodal_decoder", "layer"): ("one_feed_forward", "two_feed_forwards"),
-    ("multimodal_decoder", "image_tokens"): ("as_given", "normalized"),
-    ("poolers", "queries"): ("free", "normalized"),
-    ("poolers", "attention_bias"): ("none", "all"),
-}
-"""Keys of `config.json` that together hold `CoCaConfig.architecture`: the value of each for `coca` and for
-`open_clip`."""
-
-
-def saved_config(config: CoCaConfig) -> dict[str, object]:
-    """The config of a model as `config.json` holds it."""
-    saved = to_dict(config)
-    is_open_clip = saved.pop("architecture") == "open_clip"
-    for path, values in _OPEN_CLIP_KEYS.items():
-        _section(saved, path)[path[-1]] = values[is_open_clip]
-    return saved
-
-
-def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
-    """The config of a model from the content of `config.json`. `where`: name of the file in messages.
-
-    Raises:
-        UserError: a key is unknown or missing, a value is not a choice, or the values do not fit one another.
-    """
-    if "architecture" in saved:
-        raise UserError(f"{where}: unknown key 'architecture'")
-    config = copy.deepcopy(dict(saved))
-    is_open_clip = {}
-    for path, (ours, theirs) in _OPEN_CLIP_KEYS.items():
-        key, value = ".".join(path), _section(config, path).pop(path[-1], ours)  # older files do not have the key
-        if value not in (ours, theirs):
-            raise UserError(f"{where}: {key}: {value!r} is not a choice; use '{ours}' or '{theirs}'")
-        is_open_clip[key] = value == theirs
-    if len(set(is_open_clip.values())) > 1:
-        theirs, ours = (next(key for key, found in is_open_clip.items() if found is wanted) for wanted in (True, False))
-        raise UserError(
-            f"{where}: {theirs} has open_clip's value, but {ours} has not; a model has all parts of open_clip's CoCa, "
-            "or none"
-        )
-    config["architecture"] = "open_clip" if any(is_open_clip.values()) else "coca"
-    return from_dict(CoCaConfig, config, where)
-
-
-def _section(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """The mapping that holds the last key of a path; empty if there is none, which `from_dict` then reports."""
-    for name in path[:-1]:
-        config = config.get(name, {})
-        if not isinstance(config, dict):
-            return {}
-    return config

@@ -14,12 +14,11 @@ from safetensors.torch import load_file, save_file
 
 import grr_coca
 from grr_coca.checkpoint import from_pretrained, load_tensors, save_checkpoint
-from grr_coca.checkpoint_files import FILES
+from grr_coca.checkpoint_files import FILES, read_config, saved_config
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, whole_folder
 from grr_coca.model import build_without_weights
 from grr_coca.presets import get_preset
-from grr_coca.read_checkpoint import read_config, saved_config
 from grr_coca.registry import FOLDER as WEIGHTS
 from processes import launch
 from support import differing, disk_of, finished_run, real_pairs, snapshot, weights

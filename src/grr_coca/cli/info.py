@@ -5,11 +5,12 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.checkpoint_files import read_json
+from grr_coca.checkpoint_files import read_config, read_json
 from grr_coca.cli.flags import Flag
 from grr_coca.config import CoCaConfig
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
+from grr_coca.inference.choose import choose_engine
 from grr_coca.presets import get_preset
 from grr_coca.registry import DEFAULT, FOLDER, ModelCard, shipped_models
 from grr_coca.structure import to_dict
@@ -69,9 +70,6 @@ def list_models(json: Flag = False) -> None:
 
 
 def _engine_here(name: str) -> str:
-    from grr_coca.inference.choose import choose_engine  # late: imports NumPy
-    from grr_coca.read_checkpoint import read_config
-
     folder = FOLDER / name
     return choose_engine(folder, read_config(read_json(folder / "config.json")["model"], name))
 

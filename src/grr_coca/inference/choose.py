@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from grr_coca.checkpoint_files import find_checkpoint, fingerprint, has_graphs, is_quantized, read_json
 from grr_coca.config import CoCaConfig
-from grr_coca.engine.base import EngineName
 from grr_coca.errors import UserError, nearest
 from grr_coca.extras import require_extra
 from grr_coca.files import MANIFEST
 
 if TYPE_CHECKING:
     import torch
+
+    from grr_coca.engine.base import EngineName
 
 EngineChoice = Literal["auto", "onnx", "torch"]
 """An engine, or the one that the rule chooses."""
@@ -28,7 +29,7 @@ _MAX_ONNX_WIDTH = 256
 
 def choose_engine(
     folder: Path, config: CoCaConfig, engine: str = "auto", device: "str | torch.device | None" = None
-) -> EngineName:
+) -> "EngineName":
     """The engine that computes the model in a folder.
 
     Args:
@@ -98,7 +99,7 @@ def _may_have_gpu() -> bool:
     return sys.platform != "darwin" or platform.machine() == "arm64"
 
 
-def _onnx(folder: Path) -> EngineName:
+def _onnx(folder: Path) -> "EngineName":
     if find_spec("onnxruntime") is None:
         raise UserError("onnxruntime is not installed, and comes with grr-coca; pip install onnxruntime")
     if not has_graphs(folder):
@@ -112,7 +113,7 @@ def _onnx(folder: Path) -> EngineName:
     return "onnx"
 
 
-def _torch(folder: Path, what: str) -> EngineName:
+def _torch(folder: Path, what: str) -> "EngineName":
     require_extra("torch", what)
     find_checkpoint(folder)
     return "torch"

@@ -47,7 +47,7 @@ def can_tell(best: np.ndarray, sample: np.ndarray, asked: np.ndarray, others: np
         best: embedding of the best hit, E.
         sample: as in `evidence`, like `asked` and `others`.
     """
-    if float(np.median(sample @ best)) > _MAX_IMAGE_COSINE or _usual_cosine(asked, others) > _MAX_CAPTION_COSINE:
+    if _median(sample @ best) > _MAX_IMAGE_COSINE or _usual_cosine(asked, others) > _MAX_CAPTION_COSINE:
         return False
     left = sample
     for _ in range(_MIN_DIFFERENT - 1):
@@ -76,7 +76,7 @@ def evidence(
         others: embeddings of captions of some images of the library.
     """
     background = sample @ vector
-    middle = float(np.median(background))
+    middle = _median(background)
     # Only the lower half counts: in a small library, right answers may be a large part of the upper half.
     lower = background[background <= middle] - middle
     # The deviation of a few images is uncertain, so it is drawn towards that of random directions, 1 / sqrt(E).
@@ -90,4 +90,10 @@ def evidence(
 
 def _usual_cosine(asked: np.ndarray, others: np.ndarray) -> float:
     """The median cosine of the captions of other images with the query."""
-    return float(np.median(others @ asked.T))
+    return _median(others @ asked.T)
+
+
+def _median(values: np.ndarray) -> float:
+    """As `numpy.median`, which imports another module: a tenth of the time that a first search takes."""
+    middle = np.sort(values, axis=None)[(values.size - 1) // 2 : values.size // 2 + 1]
+    return float(middle.mean())

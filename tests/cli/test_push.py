@@ -1,5 +1,6 @@
 """`grr-coca push`, and loading what was pushed, against a hub of our own."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,7 +12,8 @@ import pytest
 from huggingface_hub import constants
 
 from fake_hub import OWNER, TOKEN, fake_hub
-from grr_coca.checkpoint_files import FILES
+from grr_coca.checkpoint_files import FILES, GRAPH_FILES
+from grr_coca.files import MANIFEST
 from grr_coca.registry import FOLDER
 from support import warnings_of
 
@@ -46,17 +48,21 @@ def test_what_was_pushed_is_loaded_at_every_revision(hub, push, image_files, tmp
     assert first.code == 0, first.err
     assert f'grr_coca.load("{OWNER}/emoji") loads it' in first.out
     (files,) = hub.repositories[f"{OWNER}/emoji"]
-    assert sorted(files) == sorted([*FILES, "README.md"])
-    for name in FILES:
+    assert sorted(files) == sorted([*FILES, *GRAPH_FILES, MANIFEST, "README.md"])
+    for name in (*FILES, *GRAPH_FILES):
         assert files[name] == (PICTOGRAMS / name).read_bytes()
     old, config = hub.revision(f"{OWNER}/emoji", 0), json.loads(files["config.json"])
-    hub.commit(f"{OWNER}/emoji", {"config.json": json.dumps({**config, "step": 77}).encode()})
+    later, manifest = json.dumps({**config, "step": 77}).encode(), json.loads(files[MANIFEST])
+    assert sorted(manifest["files"]) == sorted([*FILES, *GRAPH_FILES])
+    manifest["files"]["config.json"] = {"bytes": len(later), "sha256": hashlib.sha256(later).hexdigest()}
+    hub.commit(f"{OWNER}/emoji", {"config.json": later, MANIFEST: json.dumps(manifest).encode()})
     code = """if True:
         import sys, grr_coca
         from grr_coca.cli import main
         for name in sys.argv[2:]:
-            model = grr_coca.load(name, "cpu")
+            model = grr_coca.load(name, "cpu", engine="torch")
             print(model.checkpoint.step, model.caption(sys.argv[1]))
+        print(grr_coca.load(f"{sys.argv[2]}@{sys.argv[3].partition('@')[2]}", "cpu").engine.name)
         print("code", main(["caption", sys.argv[1], "-c", sys.argv[2] + "@v9"]))
     """
     names = [f"{OWNER}/emoji", f"{OWNER}/emoji@{old}", f"{OWNER}/emoji@main"]
@@ -66,7 +72,8 @@ def test_what_was_pushed_is_loaded_at_every_revision(hub, push, image_files, tmp
     command = [sys.executable, "-c", code, str(image_files[0]), *names]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    *loaded, unknown = done.stdout.splitlines()
+    *loaded, engine, unknown = done.stdout.splitlines()
+    assert engine == "onnx", "the graphs are downloaded, too"
     assert [line.split()[0] for line in loaded] == ["77", str(config["step"]), "77"]
     assert len({line.partition(" ")[2] for line in loaded}) == 1
     assert unknown == "code 2"

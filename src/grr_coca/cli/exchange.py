@@ -220,7 +220,10 @@ def push(
     facts = hub.gather_facts(folder, hub_id, data, licence, None if figures is None else hub.read_figures(figures))
     card = hub.model_card(facts)
     if dry_run:
-        sizes = {**{name: path.stat().st_size for name, path in files.items()}, hub.README: len(card.encode())}
+        sizes = {
+            name: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for name, content in {**files, hub.README: card.encode()}.items()
+        }
         say(card)
         for name, size in sizes.items():
             say(f"{name:<20} {size:>15,} bytes")

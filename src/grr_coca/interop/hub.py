@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from grr_coca.checkpoint_files import FILES, find_checkpoint, read_json
+from grr_coca.checkpoint_files import FILES, GRAPH_FILES, find_checkpoint, has_graphs, read_json
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.files import MANIFEST, verify_folder
@@ -141,10 +141,10 @@ def check_hub_id(hub_id: str) -> None:
         raise UserError(f"'{hub_id}' is not a name on the Hugging Face hub; give OWNER/NAME")
 
 
-def files_to_push(folder: Path) -> dict[str, Path]:
+def files_to_push(folder: Path) -> dict[str, bytes | Path]:
     """The files of a checkpoint to upload, by their names on the hub. For a run folder: of its newest checkpoint.
 
-    Recipe, logs and training state are not uploaded.
+    Recipe, logs and training state are not uploaded. ONNX graphs are, with a manifest of what is uploaded.
 
     Raises:
         UserError: there is no checkpoint, or its files differ from its manifest.
@@ -152,10 +152,14 @@ def files_to_push(folder: Path) -> dict[str, Path]:
     checkpoint = find_checkpoint(folder)
     if (checkpoint / MANIFEST).exists():
         verify_folder(checkpoint)
-    return {name: checkpoint / name for name in FILES}
+    if not has_graphs(checkpoint):
+        return {name: checkpoint / name for name in FILES}
+    names, manifest = (*FILES, *GRAPH_FILES), read_json(checkpoint / MANIFEST)
+    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name in names}
+    return {**{name: checkpoint / name for name in names}, MANIFEST: json.dumps(manifest, indent=2).encode()}
 
 
-def push_files(files: dict[str, Path], card: str, hub_id: str, *, private: bool, update: bool) -> str:
+def push_files(files: Mapping[str, bytes | Path], card: str, hub_id: str, *, private: bool, update: bool) -> str:
     """Upload all files in one commit to a new repository, or to an existing one.
 
     Args:
@@ -174,7 +178,7 @@ def push_files(files: dict[str, Path], card: str, hub_id: str, *, private: bool,
     require_extra("hub", "pushing to the Hugging Face hub")
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    api, additions = HfApi(), [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+    api, additions = HfApi(), [CommitOperationAdd(name, content) for name, content in files.items()]
     additions.append(CommitOperationAdd(README, card.encode()))
     with _hub_errors(hub_id):
         _require_valid(card, hub_id)

@@ -126,7 +126,7 @@ study-docs: $(VENV)/.dev
 # The model that ships under a name: trained by its recipe, further by a second and a third if it has them, measured, and
 # written into the package with its card.
 weights: export OMP_NUM_THREADS := 1
-weights: $(VENV)/.demo
+weights: $(VENV)/.dev
 	$(BIN)/grr-coca pretrain recipes/weights/$(NAME).yaml --out runs/weights-$(NAME) --resume
 	set -e; run=runs/weights-$(NAME); \
 	for stretch in second third; do \

@@ -77,7 +77,7 @@ def run(
             _wait(time.monotonic() - began)
             began = time.monotonic()
             update = index.add(_there_or_known(index, images), on=on)
-            if update.new or update.changed or update.moved or update.removed:
+            if update.new or update.changed or update.moved or update.removed or update.noted:
                 _report(update, index, time.monotonic() - began)
     return 1 if update.failures and len(update.failures) >= update.found else 0
 
@@ -125,7 +125,9 @@ def _there_or_known(index: "Index", images: Sequence[str]) -> Sequence[str]:
 
 def _report(update: "Update", index: "Index", seconds: float) -> None:
     counts = ((name, getattr(update, name)) for name in ("new", "changed", "moved", "removed"))
-    changes = ", ".join(f"{count:,} {name}" for name, count in counts if count) or "nothing new"
+    parts = [f"{count:,} {name}" for name, count in counts if count]
+    parts += [f"metadata of {update.noted:,} read"] if update.noted else []
+    changes = ", ".join(parts) or "nothing new"
     print(f"{index.store.location}: {len(index):,} images ({changes}) in {seconds:.1f} s", flush=True)
     if update.failures:
         print(f"{len(update.failures):,} of {update.found:,} images cannot be read:", file=sys.stderr)

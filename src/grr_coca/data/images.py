@@ -87,7 +87,7 @@ def decode_image(
     """
     if not data:
         raise BadSample(f"{name}: not an image: the file is empty", Cause.EMPTY_FILE)
-    _ignore_warnings_of_pillow()
+    ignore_warnings_of_pillow()
     try:
         opened = open_header(data, name)
         opened.load()
@@ -105,7 +105,7 @@ def decode_image(
     return image
 
 
-def _ignore_warnings_of_pillow() -> None:
+def ignore_warnings_of_pillow() -> None:
     """Ignore warnings of Pillow about large images and odd metadata. They do not name the file.
 
     The filter is for Pillow alone, and stays. `catch_warnings` would not work: images are decoded in several threads,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from grr_coca.data.image_files import ImageFile, Span, member_of_name, shard_of_name
+from grr_coca.data.photo import Photo
 from grr_coca.errors import UserError
 
 VERSION = 1
@@ -43,7 +44,8 @@ class Entry:
 
     `name`: its absolute path, or its place in a shard or table; `root`: the argument that it was found by; `file`,
     `offset`: where its bytes are, `offset` None if they are the whole file; `digest`: of its bytes; `phash`: see
-    `perceptual_hash`; `fields`: the columns of its table.
+    `perceptual_hash`; `fields`: the columns of its table; `photo`: what its camera and people wrote, None if that was
+    not read yet.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Entry:
     height: int
     caption: str
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
+    photo: Photo | None = None
 
     @property
     def title(self) -> str:
@@ -84,10 +87,15 @@ class Entry:
         """The place of the bytes."""
         return Span(Path(self.file), self.offset, None if self.offset is None else self.stamp.size)
 
+    @property
+    def all_fields(self) -> dict[str, FieldValue]:
+        """The columns of its table, and `PHOTO_FIELDS`. If a table has a column of such a name, it counts."""
+        return {**(self.photo.fields if self.photo else {}), **self.fields}
+
     def value_of(self, field: str) -> "FieldValue | None":
-        """The value of a field: one of `OWN_FIELDS`, or a column of its table. None if the image lacks it."""
+        """The value of a field: one of `OWN_FIELDS`, or of `all_fields`. None if the image lacks it."""
         if field not in OWN_FIELDS:
-            return self.fields.get(field)
+            return self.all_fields.get(field)
         owned: dict[str, FieldValue] = {"path": self.name, "size": self.stamp.size}
         return owned[field] if field in owned else getattr(self, field)
 

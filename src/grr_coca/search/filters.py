@@ -11,12 +11,13 @@ A comparison is false for an image that lacks the field, or has a value of the o
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
+from grr_coca.data.photo import PHOTO_FIELDS
 from grr_coca.errors import UserError, nearest
-from grr_coca.search.entry import FILTER_WORDS, OWN_FIELDS, FieldValue
+from grr_coca.search.entry import FILTER_WORDS, OWN_FIELDS, FieldValue, Kind
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 
@@ -75,18 +76,20 @@ def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
 
     Args:
         text: the filter, as a user wrote it.
-        columns: the fields of this index besides `OWN_FIELDS`.
+        columns: the fields of this index besides `OWN_FIELDS` and `PHOTO_FIELDS`.
 
     Raises:
         UserError: the filter is invalid, or names a field that no image has. The message gives the place of the error,
             or the nearest field.
     """
     tree = _Parser(text).parse()
-    valid = {*OWN_FIELDS, *columns}
+    kinds: dict[str, Kind] = {**PHOTO_FIELDS, **OWN_FIELDS}
+    of_tables = set(columns)  # a column with the name of a photo's field may hold anything
+    valid = {*kinds, *of_tables}
     for name in sorted(_fields_of(tree)):
         if name not in valid:
             raise UserError(f"--where: there is no field '{name}'; {nearest(name, valid)}")
-    _require_kinds(tree)
+    _require_kinds(tree, {name: kind for name, kind in kinds.items() if name not in of_tables})
     return tree
 
 
@@ -237,21 +240,21 @@ def _tokens(text: str) -> Iterable[_Token]:
         place = match.end()
 
 
-def _require_kinds(tree: Filter) -> None:
+def _require_kinds(tree: Filter, kinds: Mapping[str, Kind]) -> None:
     if isinstance(tree, And | Or):
         for part in tree.parts:
-            _require_kinds(part)
+            _require_kinds(part, kinds)
     elif isinstance(tree, Not):
-        _require_kinds(tree.inner)
+        _require_kinds(tree.inner, kinds)
     else:
         values = {Comparison: "value", OneOf: "values", Like: "prefix"}[type(tree)]
         value = getattr(tree, values)
         for one in value if isinstance(value, tuple) else (value,):
-            _require_kind(tree.field, one)
+            _require_kind(tree.field, one, kinds)
 
 
-def _require_kind(field: str, value: FieldValue) -> None:
-    kind = OWN_FIELDS.get(field)
+def _require_kind(field: str, value: FieldValue, kinds: Mapping[str, Kind]) -> None:
+    kind = kinds.get(field)
     if kind is not None and (kind == "text") != isinstance(value, str):
         example = f"{field} > 64" if kind == "number" else f"{field} = '{value}'"
         raise UserError(f"--where: '{field}' is a {kind}, and {value!r} is not; write {example}")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from grr_coca.checkpoint_files import fingerprint
 from grr_coca.data.image_files import ImageFile, done_ahead
+from grr_coca.data.photo import Photo, read_photo
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.text import writable
 from grr_coca.errors import UserError
@@ -40,7 +41,8 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedImage:
-    """A decoded image: the digest of its bytes, its size, its perceptual hash, and `square`, the input of the model.
+    """A decoded image: the digest of its bytes, its size, its perceptual hash, what its camera and people wrote, and
+    `square`, the input of the model.
 
     If another machine has decoded and described it, `described` has its caption and embedding, and `square` is None.
     """
@@ -50,6 +52,7 @@ class DecodedImage:
     width: int
     height: int
     phash: int
+    photo: Photo
     square: Image.Image | None
     described: tuple[str, np.ndarray] | None = None
 
@@ -80,6 +83,7 @@ def decode_found(found: Found, preprocess: "Preprocess") -> DecodedImage | Failu
         width=image.width,
         height=image.height,
         phash=perceptual_hash(image),
+        photo=read_photo(found.file, content),
         square=preprocess.square(image),
     )
 
@@ -104,6 +108,7 @@ def make_entry(decoded: DecodedImage, caption: str) -> Entry:
         height=decoded.height,
         caption=caption,
         fields=plain_fields(file.fields()),
+        photo=decoded.photo,
     )
 
 

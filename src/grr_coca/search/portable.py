@@ -1,7 +1,7 @@
 """Export an index to a Parquet file, and create an index from such a file. This needs no model.
 
-A row is an image: the values of its `Entry`, its embedding in half precision, and its fields as JSON. The header and
-the images that could not be read are in the metadata of the file.
+A row is an image: the values of its `Entry`, its embedding in half precision, its fields as JSON, and what its camera
+and people wrote. The header and the images that could not be read are in the metadata of the file.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from grr_coca.data.photo import PHOTO_FIELDS, Photo
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.search.entry import VERSION, Entry, Failure, Header, Stamp, chunks
@@ -38,7 +39,7 @@ def export_parquet(store: Store, file: IO[bytes]) -> int:
     with store.snapshot():
         schema = _schema(store)
         count = 0
-        with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+        with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
             for chunk in chunks(store.everything(), _ROWS_PER_READ):
                 writer.write_table(pyarrow.table(_columns(chunk, store.header.embed_dim), schema=schema))
                 count += len(chunk)
@@ -57,7 +58,7 @@ def import_parquet(path: Path, location: str) -> int:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
         metadata = json.loads((file.schema_arrow.metadata or {})[_METADATA])
         header = from_dict(Header, metadata["header"], f"{path}: header")
         failures = [_failure(*failure) for failure in metadata["failures"]]
@@ -107,8 +108,14 @@ def _schema(store: Store) -> Any:
     metadata = json.dumps({"header": vars(header), "failures": failures, "exclude": store.excluded()})
     texts = [pyarrow.field(name, pyarrow.string()) for name in _TEXTS]
     numbers = [pyarrow.field(name, pyarrow.int64()) for name in (*_NUMBERS, "offset")]
+    photos = [
+        pyarrow.field(name, pyarrow.string() if kind == "text" else pyarrow.float64())
+        for name, kind in PHOTO_FIELDS.items()
+    ]
+    photos.append(pyarrow.field("keywords", pyarrow.list_(pyarrow.string())))
     vector = pyarrow.field("embedding", pyarrow.list_(pyarrow.float16(), header.embed_dim))
-    fields = [*texts, *numbers, pyarrow.field("fields", pyarrow.string()), vector]
+    written = [pyarrow.field(name, pyarrow.string()) for name in ("fields", "photo")]
+    fields = [*texts, *numbers, *written, *photos, vector]
     return pyarrow.schema(fields, metadata={_METADATA: metadata})
 
 
@@ -118,6 +125,10 @@ def _columns(images: list[tuple[Entry, np.ndarray]], width: int) -> dict[str, An
     columns: dict[str, Any] = {name: [_written(getattr(entry, name)) for entry, _ in images] for name in _TEXTS}
     columns |= {name: [_number(entry, name) for entry, _ in images] for name in (*_NUMBERS, "offset")}
     columns["fields"] = [json.dumps(dict(entry.fields)) for entry, _ in images]
+    # Once complete, to be read back, and once as columns, for other programs.
+    columns["photo"] = [None if entry.photo is None else json.dumps(entry.photo.to_dict()) for entry, _ in images]
+    columns |= {name: [getattr(entry.photo, name, None) for entry, _ in images] for name in PHOTO_FIELDS}
+    columns["keywords"] = [None if entry.photo is None else list(entry.photo.keywords) for entry, _ in images]
     flat = np.stack([np.asarray(vector, np.float16) for _, vector in images]).reshape(-1)
     columns["embedding"] = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat, pyarrow.float16()), width)
     return columns
@@ -135,10 +146,14 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
             raise ValueError(f"an embedding of shape {vector.shape} instead of {width} numbers")
         texts: dict[str, Any] = {name: _read(row.pop(name)) for name in _TEXTS}
         fields = json.loads(row.pop("fields"))
+        photo = row.pop("photo", None)  # missing in files of an older version
+        for name in (*PHOTO_FIELDS, "keywords"):
+            row.pop(name, None)
         if not isinstance(fields, dict) or not all(isinstance(n, int | None) for n in row.values()):
             raise ValueError("a cell of the wrong type")
         stamp = Stamp(row.pop("size"), row.pop("mtime_ns"))
-        yield Entry(**texts, stamp=stamp, fields=fields, **row), vector
+        noted = None if photo is None else Photo.from_dict(json.loads(photo))
+        yield Entry(**texts, stamp=stamp, fields=fields, photo=noted, **row), vector
 
 
 def _failure(name: str, root: str, stamp: list[int] | None, message: str) -> Failure:

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from grr_coca.data.photo import Photo
 from grr_coca.search.entry import Entry, Failure, FieldValue, Header, ImagePlace, Kind, Stamp
 from grr_coca.search.filters import Filter
 
@@ -23,12 +24,14 @@ SAMPLE_CAPTIONS = 64
 class Known(NamedTuple):
     """The state of an image when it was indexed, to find out whether it has changed.
 
-    `digest`: of its bytes, empty if it could not be read; `fields`: the columns of its table.
+    `digest`: of its bytes, empty if it could not be read; `fields`: the columns of its table; `sidecars`: that of its
+    `Photo`, None if that was not read yet.
     """
 
     stamp: Stamp
     digest: str
     fields: Mapping[str, FieldValue] = MappingProxyType({})
+    sidecars: int | None = None
 
 
 class Match(NamedTuple):
@@ -83,21 +86,30 @@ class Touch(NamedTuple):
     offset: int | None
 
 
+class Noted(NamedTuple):
+    """What the camera and people wrote into an image of the index, read again."""
+
+    name: str
+    photo: Photo
+
+
 @dataclass
 class Changes:
     """The changes of one commit.
 
     `added`: images with their embeddings; they replace those with the same names. `touched`: images with unchanged
-    bytes. `removed`: names of images or failures. `failed`: images that could not be read.
+    bytes. `noted`: what cameras and people wrote, in place of what was known. `removed`: names of images or failures.
+    `failed`: images that could not be read.
     """
 
     added: list[tuple[Entry, np.ndarray]] = field(default_factory=list)
     touched: list[Touch] = field(default_factory=list)
+    noted: list[Noted] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.added) + len(self.touched) + len(self.removed) + len(self.failed)
+        return len(self.added) + len(self.touched) + len(self.noted) + len(self.removed) + len(self.failed)
 
 
 class Store(Protocol):
@@ -128,7 +140,7 @@ class Store(Protocol):
         ...
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
-        """The images whose captions or titles contain words of a text, best first (BM25).
+        """The images whose captions, file names, titles or keywords contain words of a text, best first (BM25).
 
         The list is empty if this store has no full-text index.
         """

@@ -1,11 +1,12 @@
 """Updates of an index: bring it up to date with files, folders, patterns, shards and tables, or forget their images.
 
-An update has three steps. First it finds all images, and compares name, size and time with the index. Then it reads the
-new and changed ones: images whose bytes the index already knows under another name keep their caption and embedding,
-and the others go through the model. Work is committed every few seconds, so an interruption loses only the work since
-the last commit. At the end it removes images that an argument found before and does not find now. Images that another
-argument found are removed only if their file is gone, because a walk skips hidden and excluded files, second links, and
-files without an image suffix. Images in a folder or shard that could not be read are kept.
+An update has four steps. First it finds all images, and compares name, size and time with the index. Then it reads
+again what cameras and people wrote, of images whose XMP file has changed or that an older version has indexed. Then it
+reads the new and changed ones: images whose bytes the index already knows under another name keep their caption and
+embedding, and the others go through the model. Work is committed every few seconds, so an interruption loses only the
+work since the last commit. At the end it removes images that an argument found before and does not find now. Images
+that another argument found are removed only if their file is gone, because a walk skips hidden and excluded files,
+second links, and files without an image suffix. Images in a folder or shard that could not be read are kept.
 """
 
 import os
@@ -17,15 +18,16 @@ from dataclasses import dataclass, field
 from glob import has_magic
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from grr_coca.data.image_files import TABLE_SUFFIXES, is_forbidden, iterate_images, require_name
+from grr_coca.data.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, iterate_images, require_name
 from grr_coca.data.images import has_more_frames
+from grr_coca.data.photo import read_photo, sidecar_state
 from grr_coca.data.walk import LeftOut
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Failure, ImagePlace, chunks, name_id, plain_fields, stamp_of
 from grr_coca.search.model import DecodedImage, Found, make_entry
-from grr_coca.search.store import Changes, Known, Store, Touch
+from grr_coca.search.store import Changes, Known, Noted, Store, Touch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 _LOOKUP_SIZE = 1000
 SECONDS_BETWEEN_COMMITS = 5.0
 _MAX_UNCOMMITTED = 2000
+_NOTED_AT_ONCE = 256
+_State = Literal["current", "unnoted", "outdated"]
+"""Whether an entry of the index is up to date, or lacks only what the camera and people wrote, or must be made anew."""
 OnProgress = Callable[[int, int, int], None]
 """Called with the number of finished images, of all images to do, and of failed ones."""
 
@@ -53,8 +58,9 @@ class Describer(Protocol):
 class Update:
     """Numbers of images of an update.
 
-    `first_frames`: images that were read from the first of several frames or pages; `failures`: images that cannot be
-    read, old ones included; `left_out`: what the search for images has left out.
+    `noted`: images of which only what their camera and people wrote was read again; `first_frames`: images that were
+    read from the first of several frames or pages; `failures`: images that cannot be read, old ones included;
+    `left_out`: what the search for images has left out.
     """
 
     found: int = 0
@@ -63,6 +69,7 @@ class Update:
     moved: int = 0
     removed: int = 0
     unchanged: int = 0
+    noted: int = 0
     first_frames: int = 0
     failures: list[Failure] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
@@ -100,6 +107,7 @@ def update_store(
         if left_out.patterns != remembered:
             store.exclude(left_out.patterns)
         todo = run.survey()
+        run.note()
         if todo:
             run.describe(todo, make_describer(), batch_size)
         run.sweep()
@@ -177,6 +185,7 @@ class _Run:
         self._shards: set[str] = set()  # that were read to the end
         self._unreadable: set[str] = set()  # folders and shards that could not be read
         self._pending = Changes()
+        self._to_note = 0
         self._committed = time.monotonic()
         self.update = Update(left_out=left_out)
         self.roots = set(_roots_within(store.roots(), arguments)) | set(arguments)
@@ -213,7 +222,8 @@ class _Run:
         todo = 0
         for chunk in chunks(self._once_each(self.update.left_out), _LOOKUP_SIZE):
             self._seen.add(found.file.name for found, _ in chunk)
-            known = sum(is_known for _, is_known in chunk)
+            known = sum(state != "outdated" for _, state in chunk)
+            self._to_note += sum(state == "unnoted" for _, state in chunk)
             self.update.found += len(chunk)
             self.update.unchanged += known
             todo += len(chunk) - known
@@ -221,11 +231,14 @@ class _Run:
 
     def _outdated(self) -> Iterator[Found]:
         """New and changed images."""
-        left_out = LeftOut(self.update.left_out.patterns)  # of its own: everything has been counted
-        return (found for found, is_known in self._once_each(left_out) if not is_known)
+        return self._in_state("outdated")
 
-    def _once_each(self, left_out: LeftOut) -> Iterator[tuple[Found, bool]]:
-        """Yield every found image exactly once, with True if its entry in the index is up to date."""
+    def _in_state(self, wanted: _State) -> Iterator[Found]:
+        left_out = LeftOut(self.update.left_out.patterns)  # of its own: everything has been counted
+        return (found for found, state in self._once_each(left_out) if state == wanted)
+
+    def _once_each(self, left_out: LeftOut) -> Iterator[tuple[Found, _State]]:
+        """Yield every found image exactly once, with the state of its entry in the index."""
         met = _Seen()
         for chunk in chunks(self._found(left_out), _LOOKUP_SIZE):
             once = {found.file.name: found for found in chunk}
@@ -233,8 +246,7 @@ class _Run:
             met.add(new)
             known = self._store.known(list(once))
             for name in (name for name in once if name in new):
-                found, before = once[name], known.get(name)
-                yield found, before is not None and before.stamp == found.stamp and not _is_edited(found, before)
+                yield once[name], _state(once[name], known.get(name))
         met.close()
 
     def _found(self, left_out: LeftOut) -> Iterator[Found]:
@@ -245,6 +257,17 @@ class _Run:
                 if file.hides_others:
                     self._unreadable.add(file.name)
                 yield Found(file, argument, stamp_of(file))
+
+    def note(self) -> None:
+        """Read again what cameras and people wrote, of known images of which it has changed or was not read yet."""
+        if not self._to_note:
+            return
+        for batch in done_ahead(self._in_state("unnoted"), _noted, _NOTED_AT_ONCE):
+            self._pending.noted.extend(noted for noted in batch if noted is not None)
+            self.update.noted += sum(noted is not None for noted in batch)
+            if self._is_due():
+                self._commit()
+        self._commit()
 
     def describe(self, todo: int, describer: Describer, batch_size: int) -> None:
         """Read, describe and commit new and changed images."""
@@ -279,6 +302,7 @@ class _Run:
             if name in known and known[name].digest == one.digest and not _is_edited(one.found, known[name]):
                 span = one.found.file.span
                 self._pending.touched.append(Touch(name, one.found.stamp, None if span is None else span.offset))
+                self._pending.noted.append(Noted(name, one.photo))
                 self.update.unchanged += 1
                 continue
             is_known = name in known and bool(known[name].digest)
@@ -350,6 +374,21 @@ class _Run:
         if os.path.lexists(place.name):  # also an image that is not a member, but has a name like one
             return True
         return place.file not in self._shards and os.path.lexists(place.file)
+
+
+def _state(found: Found, before: Known | None) -> _State:
+    if before is None or before.stamp != found.stamp or _is_edited(found, before):
+        return "outdated"
+    is_noted = not before.digest or before.sidecars == sidecar_state(found.file)
+    return "current" if is_noted else "unnoted"
+
+
+def _noted(found: Found) -> Noted | None:
+    """What the camera and people wrote; None if the file cannot be read now."""
+    try:
+        return Noted(found.file.name, read_photo(found.file))
+    except UserError:
+        return None
 
 
 def _is_edited(found: Found, known: Known) -> bool:

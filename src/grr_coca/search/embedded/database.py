@@ -2,7 +2,7 @@
 
 The id of an image is 1 + its row in the file of vectors. An image that is embedded again gets a new row, and the table
 `gone` keeps the old id with the revision, so that readers of an earlier state notice. `words` is the full-text index of
-titles and captions.
+file names, captions, and what people wrote.
 """
 
 import errno
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from grr_coca.data.photo import Photo
 from grr_coca.errors import UserError
 from grr_coca.search.entry import VERSION, Entry, FieldValue, Header, Stamp, os_bytes
 
@@ -55,7 +56,9 @@ CREATE TABLE pictures (
     height INTEGER NOT NULL,
     caption TEXT NOT NULL,
     draw INTEGER NOT NULL,
-    fields TEXT
+    fields TEXT,
+    photo TEXT,                       -- what the camera and people wrote, as JSON; NULL if it was not read yet
+    keywords TEXT NOT NULL DEFAULT '' -- the words of that
 );
 CREATE INDEX pictures_digest ON pictures (digest);
 CREATE INDEX pictures_root ON pictures (root);
@@ -65,28 +68,54 @@ CREATE TABLE failures (
     name TEXT PRIMARY KEY, root TEXT NOT NULL, size INTEGER, mtime_ns INTEGER, message TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE columns (name TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE VIRTUAL TABLE words USING fts5(
-    title, caption, content='pictures', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2'
-);
-CREATE TRIGGER pictures_added AFTER INSERT ON pictures BEGIN
-    INSERT INTO words (rowid, title, caption) VALUES (new.id, new.title, new.caption);
-END;
-CREATE TRIGGER pictures_removed AFTER DELETE ON pictures BEGIN
-    INSERT INTO words (words, rowid, title, caption) VALUES ('delete', old.id, old.title, old.caption);
-END;
 INSERT INTO state VALUES (1, 0, 0, 0, 0);
 """
 
+_WORDS = """
+CREATE VIRTUAL TABLE words USING fts5(
+    title, caption, keywords, content='pictures', content_rowid='id',
+    tokenize='porter unicode61 remove_diacritics 2'
+);
+CREATE TRIGGER pictures_added AFTER INSERT ON pictures BEGIN
+    INSERT INTO words (rowid, title, caption, keywords) VALUES (new.id, new.title, new.caption, new.keywords);
+END;
+CREATE TRIGGER pictures_removed AFTER DELETE ON pictures BEGIN
+    INSERT INTO words (words, rowid, title, caption, keywords)
+    VALUES ('delete', old.id, old.title, old.caption, old.keywords);
+END;
+CREATE TRIGGER pictures_noted AFTER UPDATE OF keywords ON pictures BEGIN
+    INSERT INTO words (words, rowid, title, caption, keywords)
+    VALUES ('delete', old.id, old.title, old.caption, old.keywords);
+    INSERT INTO words (rowid, title, caption, keywords) VALUES (new.id, new.title, new.caption, new.keywords);
+END;
+"""
+
+_UPGRADE = f"""
+BEGIN IMMEDIATE;
+ALTER TABLE pictures ADD COLUMN photo TEXT;
+ALTER TABLE pictures ADD COLUMN keywords TEXT NOT NULL DEFAULT '';
+DROP TRIGGER pictures_added;
+DROP TRIGGER pictures_removed;
+DROP TABLE words;
+{_WORDS}
+INSERT INTO words (words) VALUES ('rebuild');
+COMMIT;
+"""
+"""Adds the columns of photos to an index from before them."""
+_LACKING = "CREATE TEMP VIEW pictures AS SELECT *, NULL AS photo, '' AS keywords FROM main.pictures"
+"""Stands in for these columns until a writer upgrades the index. A name of a temporary view comes before a table's."""
+
 ADD = """
 INSERT INTO pictures (id, name, title, root, file, "offset", size, mtime_ns, date, folder, digest, phash, width, height,
-    caption, draw, fields)
+    caption, draw, fields, photo, keywords)
 VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?,
-    CAST(? AS TEXT), ?, ?)
+    CAST(? AS TEXT), ?, ?, ?, ?)
 """
 """Insert an image: the id, then the values of `to_row`. Texts are bound as bytes, as file names need not be UTF-8."""
 
 READ = """
-SELECT id, name, root, file, "offset", size, mtime_ns, digest, phash, width, height, caption, fields FROM pictures
+SELECT id, name, root, file, "offset", size, mtime_ns, digest, phash, width, height, caption, fields, photo
+FROM pictures
 """
 
 IMAGES_OF = """
@@ -142,7 +171,7 @@ def _create(folder: Path, header: Header) -> None:
     partial = folder / _PARTIAL
     database = _connected(partial)
     try:
-        database.executescript(f"PRAGMA journal_mode = DELETE; BEGIN; {_SCHEMA}")
+        database.executescript(f"PRAGMA journal_mode = DELETE; BEGIN; {_SCHEMA} {_WORDS}")
         database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         database.execute(f"PRAGMA user_version = {header.version}")
         values = {"model": header.model, "fingerprint": header.fingerprint, "embed_dim": str(header.embed_dim)}
@@ -168,10 +197,31 @@ def open_database(folder: Path) -> sqlite3.Connection:
         database = _connected(path) if os.access(folder, os.W_OK) else _connected_to_read(path)
         try:
             _check(database, folder)
+            if not _has_photos(database):
+                database.execute(_LACKING)
         except BaseException:
             database.close()
             raise
     return database
+
+
+def upgrade(database: sqlite3.Connection) -> None:
+    """Add the columns of photos to an index that lacks them, completely or not at all. Only the writer may do it."""
+    if _has_photos(database):
+        return
+    database.execute("DROP VIEW IF EXISTS temp.pictures")
+    try:
+        database.executescript(_UPGRADE)
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        database.execute(_LACKING)
+        raise
+
+
+def _has_photos(database: sqlite3.Connection) -> bool:
+    columns = database.execute("SELECT name FROM pragma_table_info('pictures', 'main')")
+    return ("photo",) in columns.fetchall()
 
 
 def read_header(database: sqlite3.Connection) -> Header:
@@ -224,12 +274,18 @@ def to_row(entry: Entry) -> tuple[object, ...]:
         as_bytes(entry.caption),
         entry.draw,
         json.dumps(dict(entry.fields)) if entry.fields else None,
+        *photo_columns(entry.photo),
     )
+
+
+def photo_columns(photo: Photo | None) -> tuple[str | None, str]:
+    """The values of the columns `photo` and `keywords`."""
+    return (json.dumps(photo.to_dict()), photo.words) if photo is not None else (None, "")
 
 
 def from_row(row: tuple) -> Entry:
     """Convert a row of the query `READ` to an entry."""
-    _, name, root, file, offset, size, mtime_ns, digest, phash, width, height, caption, fields = row
+    _, name, root, file, offset, size, mtime_ns, digest, phash, width, height, caption, fields, photo = row
     return Entry(
         name=name,
         root=root,
@@ -242,6 +298,7 @@ def from_row(row: tuple) -> Entry:
         height=height,
         caption=caption,
         fields=fields_of_row(fields),
+        photo=Photo.from_dict(json.loads(photo)) if photo else None,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from grr_coca.data.photo import PHOTO_FIELDS
 from grr_coca.search.embedded.database import (
     FAILURES_OF,
     IMAGES_OF,
@@ -226,7 +227,10 @@ class EmbeddedStore:
         found: dict[str, Known] = {}
         with self.snapshot():
             for chunk in chunks(map(as_bytes, names), _MAX_PARAMETERS):
-                for table, described in (("failures", "'', NULL"), ("pictures", "digest, fields")):
+                for table, described in (
+                    ("failures", "'', NULL, NULL"),
+                    ("pictures", "digest, fields, json_extract(photo, '$.sidecars')"),
+                ):
                     rows = self._database.execute(
                         f"SELECT name, size, mtime_ns, {described} FROM {table} "
                         f"WHERE name IN ({_marks(chunk, 'CAST(? AS TEXT)')}) AND size IS NOT NULL",
@@ -313,8 +317,8 @@ def _marks(items: Sequence[object], mark: str = "?") -> str:
     return ", ".join([mark] * len(items))
 
 
-def _known(size: int, mtime_ns: int, digest: str, fields: str | None) -> Known:
-    return Known(Stamp(size, mtime_ns), digest, fields_of_row(fields))
+def _known(size: int, mtime_ns: int, digest: str, fields: str | None, sidecars: int | None) -> Known:
+    return Known(Stamp(size, mtime_ns), digest, fields_of_row(fields), sidecars)
 
 
 def _failure(row: sqlite3.Row | tuple) -> Failure:
@@ -390,4 +394,7 @@ def _column(field: str, values: list[FieldValue]) -> str:
         return f"pictures.{_COLUMNS.get(field, field)}"
     # The name of a field is a parameter too: nothing that a user has written becomes part of the statement.
     values.append(f"$.{field}")
-    return "json_extract(pictures.fields, ?)"
+    if field not in PHOTO_FIELDS:
+        return "json_extract(pictures.fields, ?)"
+    values.append(f"$.{field}")
+    return "COALESCE(json_extract(pictures.fields, ?), json_extract(pictures.photo, ?))"

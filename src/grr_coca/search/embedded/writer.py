@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.search.embedded.database import ADD, WriterLock, as_bytes, to_row
+from grr_coca.search.embedded.database import ADD, WriterLock, as_bytes, photo_columns, to_row, upgrade
 from grr_coca.search.embedded.vectors import append_rows, map_rows, read_state, vectors_file
 from grr_coca.search.entry import Entry
 from grr_coca.search.store import Changes
@@ -41,7 +41,12 @@ class Writer:
         self._database = database
         self._width = width
         self._lock = WriterLock(folder)
-        self._tidy()
+        try:
+            upgrade(database)
+            self._tidy()
+        except BaseException:
+            self._lock.release()
+            raise
 
     def release(self) -> None:
         """Release the lock."""
@@ -61,6 +66,10 @@ class Writer:
             removed = self._remove(names + [as_bytes(failure.name) for failure in changes.failed], revision)
             self._touch(changes)
             first = before.rows + 1
+            self._database.executemany(
+                "UPDATE pictures SET photo = ?, keywords = ? WHERE name = CAST(? AS TEXT)",
+                ((*photo_columns(noted.photo), as_bytes(noted.name)) for noted in changes.noted),
+            )
             self._add([entry for entry, _ in added], first)
             self._database.executemany(
                 "INSERT INTO failures VALUES (CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, CAST(? AS TEXT))",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from grr_coca.data.photo import Photo
 from grr_coca.search.entry import OWN_FIELDS, Entry, FieldValue, ImagePlace, Stamp
 from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 
@@ -22,14 +23,20 @@ TEXTS = {
 """Columns of text, each with its largest number of characters. Milvus counts bytes, up to four per character."""
 NUMBERS = ("offset", "size", "mtime_ns", "phash", "width", "height")
 COLUMNS = {"id", *TEXTS, *NUMBERS, "fields", "kinds", "vector"}
-READ = ["name", "root", "file", "digest", "caption", *NUMBERS, "fields"]
+READ = ["name", "root", "file", "digest", "caption", *NUMBERS, "fields", "kinds"]
 _NO_OFFSET = -1
+_PHOTO = ""
+"""Key in `kinds` of what a camera and people wrote, which no field has as its name. The column `fields` holds what
+filters can ask for of it, too; `columns` are the fields that come from a table."""
 
 
 def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
     """The row of an image. Its id is a hash of its name, so a collection has only one row per name."""
     texts = {name: as_utf8(getattr(entry, name))[:length] for name, length in TEXTS.items()}
-    kinds = {name: "text" if isinstance(value, str) else "number" for name, value in entry.fields.items()}
+    fields = entry.all_fields
+    kinds: dict[str, Any] = {name: "text" if isinstance(value, str) else "number" for name, value in fields.items()}
+    if entry.photo is not None:
+        kinds[_PHOTO] = {"photo": entry.photo.to_dict(), "columns": list(entry.fields)}
     return {
         **texts,
         "id": entry.draw,
@@ -39,7 +46,7 @@ def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
         "phash": entry.phash,
         "width": entry.width,
         "height": entry.height,
-        "fields": dict(entry.fields),
+        "fields": fields,
         "kinds": kinds,
         "vector": as_kept(vector).tolist(),
     }
@@ -47,6 +54,8 @@ def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
 
 def from_record(record: dict[str, Any]) -> Entry:
     """The entry of a row."""
+    noted = (record["kinds"] or {}).get(_PHOTO)
+    fields = record["fields"] or {}
     return Entry(
         name=from_utf8(record["name"]),
         root=from_utf8(record["root"]),
@@ -58,7 +67,8 @@ def from_record(record: dict[str, Any]) -> Entry:
         width=record["width"],
         height=record["height"],
         caption=record["caption"],
-        fields=dict(record["fields"] or {}),
+        fields=dict(fields) if noted is None else {name: fields[name] for name in noted["columns"]},
+        photo=None if noted is None else Photo.from_dict(noted["photo"]),
     )
 
 

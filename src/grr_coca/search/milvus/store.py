@@ -187,7 +187,7 @@ class MilvusStore:
         with self.snapshot():
             found = {f.name: Known(f.stamp, "") for f in self._notes.failures(names) if f.stamp is not None}
             entries = map(from_record, self._rows([name_id(name) for name in names], READ))
-            return found | {entry.name: Known(entry.stamp, entry.digest, entry.fields) for entry in entries}
+            return found | {entry.name: _known(entry) for entry in entries}
 
     def twins(self, digests: Sequence[str]) -> dict[str, Described]:
         """Caption and embedding of images with these digests, by digest."""
@@ -245,7 +245,7 @@ class MilvusStore:
             self._notes.add_columns({name for entry, _ in added.values() for name in entry.fields})
             self._notes.remove_failures([*changes.removed, *added])
             records = [to_record(entry, as_kept(vector)) for entry, vector in added.values()]
-            for chunk in chunks([*records, *self._touched(changes)], _CHUNK_SIZE):
+            for chunk in chunks([*records, *self._touched_and_noted(changes)], _CHUNK_SIZE):
                 self._client.upsert(self._name, chunk)
             for ids in chunks([name_id(name) for name in (*changes.removed, *failed)], _CHUNK_SIZE):
                 self._client.delete(self._name, ids=ids)
@@ -262,14 +262,22 @@ class MilvusStore:
         """Do nothing: the server frees space itself."""
         return False
 
-    def _touched(self, changes: Changes) -> list[dict[str, Any]]:
+    def _touched_and_noted(self, changes: Changes) -> list[dict[str, Any]]:
         touches = {name_id(touch.name): touch for touch in changes.touched}
+        photos = {name_id(noted.name): noted.photo for noted in changes.noted}
         records = []
-        for row in self._rows(list(touches), [*READ, "vector"]):
-            touch = touches[row["id"]]
-            entry = replace(from_record(row), stamp=touch.stamp, offset=touch.offset)
+        for row in self._rows(list({**touches, **photos}), [*READ, "vector"]):
+            entry = from_record(row)
+            if row["id"] in touches:
+                entry = replace(entry, stamp=touches[row["id"]].stamp, offset=touches[row["id"]].offset)
+            if row["id"] in photos:
+                entry = replace(entry, photo=photos[row["id"]])
             records.append(to_record(entry, np.array(row["vector"])))
         return records
+
+
+def _known(entry: Entry) -> Known:
+    return Known(entry.stamp, entry.digest, entry.fields, None if entry.photo is None else entry.photo.sidecars)
 
 
 # --- Opening, creating and removing an index

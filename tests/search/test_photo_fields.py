@@ -1,0 +1,303 @@
+"""What cameras and people wrote, in an index: fields, filters, words, old indexes, XMP files that change."""
+
+import io
+import json
+import shutil
+import sqlite3
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from library import COLOURS, HEADER, ColourModel, make_vectors
+from library import make_entry as some_entry
+from PIL import ExifTags, Image
+
+from grr_coca.data.photo import Photo
+from grr_coca.errors import UserError
+from grr_coca.search.entry import Entry
+from grr_coca.search.filters import parse_filter
+from grr_coca.search.index import make_store, open_store
+from grr_coca.search.milvus.rows import from_record, to_expression, to_record
+from grr_coca.search.portable import export_parquet, import_parquet
+from grr_coca.search.store import Changes, Noted
+from grr_coca.search.update import update_store
+from support import snapshot
+
+needs_xml = pytest.mark.skipif(find_spec("defusedxml") is None, reason="XMP needs defusedxml")
+
+XMP = (
+    "<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:RDF xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'>"
+    "<rdf:Description rdf:about='' xmlns:dc='http://purl.org/dc/elements/1.1/'><dc:subject><rdf:Bag>"
+    "<rdf:li>KEYWORD</rdf:li></rdf:Bag></dc:subject></rdf:Description></rdf:RDF></x:xmpmeta>"
+)
+
+
+def take(path: Path, colour: str, taken: str, camera: str = "Canon EOS R5", xmp: str = "") -> Path:
+    """A photograph of one colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Model] = camera
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = taken
+    place = {ExifTags.GPS.GPSLatitude: (48, 8, 14), ExifTags.GPS.GPSLatitudeRef: "N"}
+    place |= {ExifTags.GPS.GPSLongitude: (11, 34, 32), ExifTags.GPS.GPSLongitudeRef: "E"}
+    exif.get_ifd(ExifTags.IFD.GPSInfo).update(place)
+    options = {"xmp": XMP.replace("KEYWORD", xmp).encode()} if xmp else {}
+    Image.new("RGB", (16, 16), COLOURS[colour]).save(path, "JPEG", exif=exif, **options)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three photographs."""
+    take(tmp_path / "photos" / "a.jpg", "red", "2023:05:01 12:00:00", xmp="aardvark")
+    take(tmp_path / "photos" / "b.jpg", "green", "2024:05:01 12:00:00", xmp="aardvark")
+    take(tmp_path / "photos" / "c.jpg", "blue", "2024:06:01 12:00:00", camera="X100V")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def model():
+    return ColourModel()
+
+
+def update(store, model, *arguments):
+    return update_store(store, list(map(str, arguments)), lambda: model)
+
+
+def matching(store, text):
+    return sorted(entry.title for entry in store.matching(parse_filter(text, store.columns())))
+
+
+def with_words(store, text):
+    return sorted(entry.title for entry in store.entries([match.id for match in store.word_matches(text, 9)]))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("taken > '2024'", ["b", "c"]),
+        ("taken like '2024-05%'", ["b"]),
+        ("camera = 'X100V'", ["c"]),
+        ("camera in ('X100V', 'Canon EOS R5') and taken < '2024'", ["a"]),
+        ("lat > 48 and lat < 49 and lon > 11.5", ["a", "b", "c"]),
+        ("not lat > 0", []),
+        ("lens = 'none'", []),
+        ("date > '2024' and taken < '2024'", ["a"]),
+    ],
+)
+def test_filters_know_time_camera_and_place(store, model, photos, text, found):
+    update(store, model, photos)
+    assert matching(store, text) == found
+
+
+def test_a_filter_of_the_wrong_kind_is_refused_also_in_an_empty_index():
+    assert parse_filter("taken > '2024' and lat > 1")
+    for text in ("taken > 2024", "lat = 'north'"):
+        with pytest.raises(UserError, match=r"is a (text|number)"):
+            parse_filter(text)
+
+
+def test_a_column_of_a_table_counts_more_and_may_hold_anything(store):
+    photo = Photo(lat=48.0, lon=11.0)
+    rows = [some_entry(0, fields={"lat": "north"}, photo=photo), some_entry(1, fields={}, photo=photo)]
+    store.commit(Changes(added=list(zip(rows, make_vectors(2), strict=True))))
+    assert matching(store, "lat = 'north'") == ["00000"]
+    assert matching(store, "lat = 48") == ["00001"]
+    assert [entry.all_fields["lat"] for entry, _ in store.everything()] == ["north", 48.0]
+
+
+@needs_xml
+def test_keywords_are_found_as_words(store, model, photos):
+    update(store, model, photos)
+    assert with_words(store, "aardvarks") == ["a", "b"]
+    (photos / "a.jpg").unlink()
+    update(store, model, photos)
+    assert with_words(store, "aardvark") == ["b"]
+
+
+@needs_xml
+def test_a_changed_xmp_file_is_read_without_the_model(store, photos, model):
+    update(store, model, photos)
+    assert update(store, model, photos).noted == 0
+    for content, found in (("zebra", ["c"]), ("giraffe", []), (None, [])):
+        if content is None:
+            (photos / "c.jpg.xmp").unlink()
+        else:
+            (photos / "c.jpg.xmp").write_text(XMP.replace("KEYWORD", content) + " " * len(found))
+        done = update(store, model, photos)
+        assert (done.noted, done.unchanged, done.changed) == (1, 3, 0)
+        assert with_words(store, "zebra") == found
+    assert model.described == 3
+
+
+def test_a_new_time_of_a_file_keeps_its_caption_and_reads_its_data_again(store, model, photos):
+    update(store, model, photos)
+    store.commit(Changes(noted=[Noted(str(photos / "a.jpg"), Photo(camera="wrong"))]))
+    (photos / "a.jpg").touch()
+    assert update(store, model, photos).unchanged == 3
+    assert model.described == 3
+    assert matching(store, "camera = 'wrong'") == []
+
+
+def test_an_index_changes_no_file_of_the_library(store, model, photos):
+    (photos / "a.jpg.xmp").write_text("broken")
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in photos.iterdir()}, snapshot(photos)
+    update(store, model, photos)
+    update(store, model, photos)
+    assert before == (
+        {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in photos.iterdir()},
+        snapshot(photos),
+    )
+
+
+def test_everything_goes_through_parquet_with_columns_for_other_programs(store, model, photos, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    update(store, model, photos)
+    store.commit(Changes(added=[(some_entry(1), make_vectors(1)[0])]))
+    buffer = io.BytesIO()
+    export_parquet(store, buffer)
+    (tmp_path / "a.parquet").write_bytes(buffer.getvalue())
+    rows = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert [row["taken"] for row in rows] == ["2023-05-01T12:00:00", "2024-05-01T12:00:00", "2024-06-01T12:00:00", None]
+    assert rows[0]["lat"] == pytest.approx(48.137222)
+    import_parquet(tmp_path / "a.parquet", str(tmp_path / "other"))
+    other = open_store(str(tmp_path / "other"))
+    assert [entry for entry, _ in other.everything()] == [entry for entry, _ in store.everything()]
+    other.close()
+
+
+def test_a_parquet_file_of_an_older_version_is_imported(store, model, photos, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    update(store, model, photos)
+    buffer = io.BytesIO()
+    export_parquet(store, buffer)
+    table = parquet.read_table(io.BytesIO(buffer.getvalue()))
+    older = table.drop(["photo", "taken", "camera", "lens", "lat", "lon", "keywords"])
+    metadata = json.loads(older.schema.metadata[b"grr_coca.index"])
+    del metadata["exclude"]
+    parquet.write_table(
+        older.replace_schema_metadata({b"grr_coca.index": json.dumps(metadata)}), tmp_path / "a.parquet"
+    )
+    assert import_parquet(tmp_path / "a.parquet", str(tmp_path / "other")) == 3
+    other = open_store(str(tmp_path / "other"))
+    assert [entry.photo for entry, _ in other.everything()] == [None] * 3
+    assert update(other, model, photos).noted == 3
+    other.close()
+
+
+@pytest.mark.parametrize("photo", [None, Photo(), Photo(taken="2024", lat=1.5, keywords=("ä", "b"), sidecars=2**55)])
+@pytest.mark.parametrize("fields", [{}, {"price": 5, "taken": "by hand"}])
+def test_a_row_on_a_server_holds_everything(photo, fields):
+    entry = some_entry(0, photo=photo, fields=fields)
+    record = to_record(entry, make_vectors(1)[0])
+    assert from_record(json.loads(json.dumps(record))) == entry
+    if photo is not None and photo.lat:
+        assert record["fields"]["lat"] == 1.5
+        assert record["kinds"]["taken"] == "text"
+    assert from_record({**record, "kinds": {}, "fields": fields, "photo": None}).fields == fields
+
+
+def test_a_filter_on_a_server_asks_for_the_kind():
+    assert to_expression(parse_filter("lat > 48")) == '(kinds["lat"] == "number" and fields["lat"] > 48)'
+
+
+# --- Indexes of an older version
+
+OLD_WORDS = """
+DROP TRIGGER pictures_added; DROP TRIGGER pictures_removed; DROP TRIGGER pictures_noted; DROP TABLE words;
+ALTER TABLE pictures DROP COLUMN photo;
+ALTER TABLE pictures DROP COLUMN keywords;
+CREATE VIRTUAL TABLE words USING fts5(
+    title, caption, content='pictures', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2'
+);
+CREATE TRIGGER pictures_added AFTER INSERT ON pictures BEGIN
+    INSERT INTO words (rowid, title, caption) VALUES (new.id, new.title, new.caption);
+END;
+CREATE TRIGGER pictures_removed AFTER DELETE ON pictures BEGIN
+    INSERT INTO words (words, rowid, title, caption) VALUES ('delete', old.id, old.title, old.caption);
+END;
+INSERT INTO words (words) VALUES ('rebuild');
+"""
+"""Turns a new index into one of the version before photos."""
+
+
+@pytest.fixture
+def old(tmp_path, model, photos):
+    """The folder of an index of an older version."""
+    store = make_store(str(tmp_path / "old"), HEADER)
+    update(store, model, photos)
+    store.close()
+    database = sqlite3.connect(tmp_path / "old" / "index.sqlite")
+    database.executescript(OLD_WORDS)
+    database.close()
+    return tmp_path / "old"
+
+
+def content(store) -> list[Entry]:
+    return [entry for entry, _ in store.everything()]
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_an_older_index_is_searched_as_it_is(old, is_writable):
+    before = snapshot(old)
+    if not is_writable:
+        old.chmod(0o500)
+    try:
+        store = open_store(str(old))
+        assert [entry.photo for entry in content(store)] == [None] * 3
+        assert with_words(store, "red") == ["a"]
+        assert matching(store, "caption = 'a red square'") == ["a"]
+        assert matching(store, "taken > '2000'") == []
+        assert len(store.nearest(make_vectors(1)[0], 5)) == 3
+        store.close()
+    finally:
+        old.chmod(0o700)
+    assert snapshot(old)["index.sqlite"] == before["index.sqlite"]
+
+
+@needs_xml
+def test_an_older_index_gains_everything_at_its_next_update_without_captioning_anew(old, model, photos):
+    reader, store = open_store(str(old)), open_store(str(old))
+    captions, described = [entry.caption for entry in content(store)], model.described
+    done = update(store, model, photos)
+    assert (done.noted, done.unchanged, done.new) == (3, 3, 0)
+    assert model.described == described
+    assert [entry.caption for entry in content(store)] == captions
+    for one in (store, reader):
+        assert matching(one, "taken > '2024'") == ["b", "c"]
+        assert with_words(one, "aardvark") == ["a", "b"]
+        assert with_words(one, "green") == ["b"]
+    assert update(store, model, photos).noted == 0
+    reader.close()
+    store.close()
+
+
+def test_an_interrupted_upgrade_leaves_the_older_index(old, monkeypatch):
+    from grr_coca.search.embedded import database
+
+    monkeypatch.setattr(database, "_UPGRADE", database._UPGRADE.replace("COMMIT;", "INSERT INTO nowhere VALUES (1);"))
+    store = open_store(str(old))
+    with pytest.raises(UserError):
+        store.claim()
+    assert with_words(store, "red") == ["a"]
+    store.close()
+    monkeypatch.undo()
+    again = open_store(str(old))
+    again.claim()
+    assert with_words(again, "red") == ["a"]
+    again.close()
+
+
+def test_images_of_shards_have_photos_too(store, model, photos, tmp_path):
+    from support import write_tar
+
+    members = {path.name: path.read_bytes() for path in sorted(photos.iterdir())}
+    update(store, model, write_tar(tmp_path / "a.tar", members))
+    assert matching(store, "taken > '2024'") == ["b", "c"]
+
+
+def test_a_moved_image_keeps_what_was_written(store, model, photos, tmp_path):
+    update(store, model, photos)
+    shutil.move(photos / "c.jpg", photos / "d.jpg")
+    assert update(store, model, photos).moved == 1
+    assert matching(store, "camera = 'X100V'") == ["d"]

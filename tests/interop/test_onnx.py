@@ -230,7 +230,7 @@ def greedy(exported, pixels):
 def test_greedy_captions_are_those_of_pytorch(export, name):
     exported = export(name)
     images = DRAWINGS if name in SHIPPED else DRAWINGS[:6]
-    model = grr_coca.load(exported.source, device="cpu")
+    model = grr_coca.load(exported.source, device="cpu", engine="torch")
     pixels = [np.asarray(model.checkpoint.preprocess.square(grr_coca_open(path))) for path in images]
     ids, gaps = greedy(exported, np.stack(pixels))
     for found, gap, description in zip(ids, gaps, model.describe(list(images)), strict=True):
@@ -375,6 +375,6 @@ def test_the_program_of_the_readme_runs_without_pytorch(export, tmp_path, name):
     done = subprocess.run(command, cwd=exported.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     caption, cosine = done.stdout.splitlines()
-    model = grr_coca.load(exported.source, device="cpu")
+    model = grr_coca.load(exported.source, device="cpu", engine="torch")
     assert caption == model.caption(image)
     assert float(cosine) == pytest.approx(model.similarity(image, "a red heart").item(), abs=1e-5)

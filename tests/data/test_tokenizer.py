@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from grr_coca.data.tokenizer import CLS_SLOT, Tokenizer, clip_bpe, train_bpe
 from grr_coca.errors import UserError
-from support import real_pairs
+from support import hide_packages, real_pairs
 
 CAPTIONS = [pair.caption for pair in real_pairs(60)]
 PRINTABLE = st.characters(exclude_categories=("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
@@ -171,3 +171,19 @@ def test_a_tokenizer_without_an_end_token_is_refused(bpe):
 def test_a_damaged_tokenizer_file_is_a_user_error(text):
     with pytest.raises(UserError, match="tokenizer"):
         Tokenizer.from_json(text)
+
+
+def test_cleaning_as_open_clip_needs_ftfy_and_no_torch(monkeypatch):
+    hide_packages(monkeypatch, "ftfy", "torch", "jaxtyping")
+    with pytest.raises(UserError, match="cleaning texts as open_clip does needs ftfy; pip install ftfy$"):
+        clip_bpe("ftfy").encode("a cat")
+
+
+def test_rows_are_padded_to_the_longest_and_cut_at_the_context(tokenizer):
+    token_ids, lengths = tokenizer.encode_rows(["a cat", "a red heart " * 30, ""], 12)
+    assert (token_ids.shape, token_ids.dtype.kind, lengths[1]) == ((3, 12), "i", 12)
+    for row, length, caption in zip(
+        token_ids.tolist(), lengths.tolist(), ["a cat", "a red heart " * 30, ""], strict=True
+    ):
+        assert row[:length] == tokenizer.encode_row(caption, 12)
+        assert set(row[length:]) <= {CLS_SLOT}

@@ -12,6 +12,10 @@ from support import warnings_of
 LOGGER = "grr_coca.inference.batches"
 
 
+class OfOnnxRuntime(Exception):  # noqa: N818 (its own is called RuntimeException)
+    """Its exceptions derive from `Exception` alone."""
+
+
 def short(error):
     """Work that fails on more than `bears` items."""
 
@@ -37,8 +41,11 @@ gpu = short(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 G
         RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB)"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to …"),
         MemoryError(),
+        OfOnnxRuntime(
+            "BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 5120000000"
+        ),
     ],
-    ids=["CUDA", "MPS", "CPU", "Python"],
+    ids=["CUDA", "MPS", "CPU", "Python", "ONNX Runtime"],
 )
 def test_the_batch_is_halved_until_it_fits_and_it_is_said(error):
     sizes = []

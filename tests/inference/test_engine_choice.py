@@ -109,6 +109,11 @@ def test_what_cannot_be_meant_is_named(engine, device, said):
         grr_coca.load("icons", device, engine)
 
 
+def test_a_checkpoint_of_open_clip_runs_in_torch_alone():
+    with pytest.raises(UserError, match="open_clip:a.bin: engine 'onnx' cannot compute it"):
+        grr_coca.load("open_clip:a.bin", engine="onnx")
+
+
 def test_a_checkpoint_without_graphs_needs_torch_in_one_line(folder, without_torch, capsys):
     without_graphs(folder)
     assert main(["caption", str(DRAWING), "-c", str(folder)]) == 2

@@ -175,15 +175,14 @@ def test_a_damaged_tokenizer_file_is_a_user_error(text):
 
 def test_cleaning_as_open_clip_needs_ftfy_and_no_torch(monkeypatch):
     hide_packages(monkeypatch, "ftfy", "torch", "jaxtyping")
-    with pytest.raises(UserError, match="cleaning texts as open_clip does needs ftfy; pip install ftfy$"):
+    with pytest.raises(UserError, match=r"cleaning texts as open_clip does needs ftfy; pip install ftfy$"):
         clip_bpe("ftfy").encode("a cat")
 
 
 def test_rows_are_padded_to_the_longest_and_cut_at_the_context(tokenizer):
-    token_ids, lengths = tokenizer.encode_rows(["a cat", "a red heart " * 30, ""], 12)
+    captions = ["a cat", "a red heart " * 30, ""]
+    token_ids, lengths = tokenizer.encode_rows(captions, 12)
     assert (token_ids.shape, token_ids.dtype.kind, lengths[1]) == ((3, 12), "i", 12)
-    for row, length, caption in zip(
-        token_ids.tolist(), lengths.tolist(), ["a cat", "a red heart " * 30, ""], strict=True
-    ):
+    for row, length, caption in zip(token_ids.tolist(), lengths.tolist(), captions, strict=True):
         assert row[:length] == tokenizer.encode_row(caption, 12)
         assert set(row[length:]) <= {CLS_SLOT}

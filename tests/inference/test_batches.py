@@ -41,9 +41,7 @@ gpu = short(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 G
         RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB)"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to …"),
         MemoryError(),
-        OfOnnxRuntime(
-            "BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 5120000000"
-        ),
+        OfOnnxRuntime("BFCArena::AllocateRaw Failed to allocate memory for requested buffer of size 5120000000"),
     ],
     ids=["CUDA", "MPS", "CPU", "Python", "ONNX Runtime"],
 )

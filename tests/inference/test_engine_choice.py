@@ -110,7 +110,7 @@ def test_what_cannot_be_meant_is_named(engine, device, said):
 
 
 def test_a_checkpoint_of_open_clip_runs_in_torch_alone():
-    with pytest.raises(UserError, match="open_clip:a.bin: engine 'onnx' cannot compute it"):
+    with pytest.raises(UserError, match=r"open_clip:a\.bin: engine 'onnx' cannot compute it"):
         grr_coca.load("open_clip:a.bin", engine="onnx")
 
 

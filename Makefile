@@ -22,7 +22,7 @@ ONLY :=
 
 # What we are measured against, which needs other versions of what we need.
 PEERS := .venv-peers
-BENCHMARKS := training scaling parts arms demo captioning imported loader order search
+BENCHMARKS := training scaling parts arms demo captioning imported engines precision busy footprint loader order search
 
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
@@ -105,6 +105,10 @@ bench-captioning bench-imported: bench-%: $(VENV)/.demo $(PEERS)/.installed
 
 bench-scaling bench-parts bench-loader bench-order: bench-%: $(VENV)/.demo
 	$(BIN)/python benchmarks/$*.py
+
+# Those of ONNX graphs, which are exported first.
+bench-engines bench-precision bench-busy bench-footprint: bench-%: $(VENV)/.dev
+	$(SINGLE) $(BIN)/python benchmarks/$*.py
 
 bench-arms: $(VENV)/.dev
 	$(BIN)/python benchmarks/arms.py

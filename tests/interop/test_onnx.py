@@ -1,5 +1,6 @@
 """`grr-coca export onnx`: the graphs give what PyTorch gives, for any number of images, captions and tokens."""
 
+import importlib
 import json
 import re
 import shutil
@@ -19,10 +20,14 @@ import grr_coca
 from grr_coca.checkpoint import Checkpoint, from_pretrained, save_checkpoint
 from grr_coca.checkpoint_files import fingerprint
 from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.sources.open import open_source
 from grr_coca.data.tensors import normalize
 from grr_coca.data.tokenizer import train_bpe
+from grr_coca.engine.onnx import OnnxEngine
+from grr_coca.engine.torch import TorchEngine
 from grr_coca.errors import UserError
 from grr_coca.files import listed_files, verify_folder
+from grr_coca.generate import generate
 from grr_coca.interop.onnx.graphs import GRAPHS, trace
 from grr_coca.interop.onnx.readme import readme
 from grr_coca.interop.onnx.write import write_onnx
@@ -378,3 +383,79 @@ def test_the_program_of_the_readme_runs_without_pytorch(export, tmp_path, name):
     model = grr_coca.load(exported.source, device="cpu", engine="torch")
     assert caption == model.caption(image)
     assert float(cosine) == pytest.approx(model.similarity(image, "a red heart").item(), abs=1e-5)
+
+
+TEST_STYLE = str(Path(__file__).parents[2] / "datasets" / "pictograms" / "test_style-*.tar")
+
+
+@pytest.fixture
+def precision(monkeypatch):
+    """The benchmark that measures what int8 changes."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module("precision")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_int8_describes_drawings_as_well(export, precision, name):
+    """895 drawings in styles that no model has seen. In fp32, all captions are those of PyTorch."""
+    checkpoint = from_pretrained(SHIPPED[name])
+    split = precision.read(open_source(TEST_STYLE), checkpoint)
+    engines = {
+        "torch": TorchEngine(checkpoint.model, checkpoint.preprocess),
+        "fp32": OnnxEngine(SHIPPED[name], threads=1),
+        "int8": OnnxEngine(export(name, "int8").folder, threads=1),
+    }
+    said = {side: precision.describe(engine, checkpoint, split, 64) for side, engine in engines.items()}
+    assert said["fp32"].token_ids == said["torch"].token_ids
+    full, quantized = (precision.figures(said[side], split) for side in ("fp32", "int8"))
+    assert quantized["exact"] == pytest.approx(full["exact"], abs=0.01)
+    assert quantized["R@1"] == pytest.approx(full["R@1"], abs=0.01)
+    assert quantized["CIDEr-D"] == pytest.approx(full["CIDEr-D"], abs=full["CIDEr-D"] / 100)
+    assert precision.same(said["int8"].token_ids, said["fp32"].token_ids) >= 0.88
+
+
+ON_AVX2 = """\
+import json
+import sys
+from pathlib import Path
+
+sys.modules["torch"] = None
+import numpy as np
+
+from grr_coca.engine.onnx import OnnxEngine
+from grr_coca.generate import generate
+from grr_coca.read_checkpoint import read_files
+
+found = " ".join(np.__config__.show(mode="dicts")["SIMD Extensions"]["found"])
+assert "V4" not in found and "AVX512" not in found, "this is no Haswell"
+folder = Path(sys.argv[1])
+said = generate(OnnxEngine(folder, threads=1), read_files(folder).tokenizer, np.load(sys.argv[2]))
+print(json.dumps([[best.token_ids for best, *_ in said.captions], said.image_embedding.tolist()]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-x86_64, of Debian's package qemu-user")
+@pytest.mark.parametrize("precision_name", ["fp32", "int8"])
+def test_int8_is_as_good_on_a_processor_with_avx2_alone(export, precision, tmp_path, precision_name):
+    """It adds two products in 16 bits. Without `reduce_range`, sums saturate there, unseen on any other processor."""
+    checkpoint = from_pretrained(SHIPPED["icons"])
+    split = precision.read(open_source(TEST_STYLE), checkpoint, 64)
+    np.save(tmp_path / "pixels.npy", split.pixels)
+    folder = export("icons", precision_name).folder
+    command = [sys.executable, "-c", ON_AVX2, str(folder), str(tmp_path / "pixels.npy")]
+    emulated = subprocess.run(
+        ["qemu-x86_64", "-cpu", "Haswell", *command], capture_output=True, text=True, check=False, timeout=3000
+    )
+    assert emulated.returncode == 0, emulated.stderr
+    ids, embeddings = json.loads(emulated.stdout)
+    native = generate(OnnxEngine(SHIPPED["icons"], threads=1), checkpoint.tokenizer, split.pixels)
+    wanted = [list(best.token_ids) for best, *_ in native.captions]
+    cosines = (np.array(embeddings) * native.image_embedding).sum(axis=1)
+    if precision_name == "fp32":
+        assert ids == wanted
+        assert cosines.min() > 1 - 1e-5
+    else:
+        assert precision.same(ids, wanted) >= 0.88
+        assert cosines.min() > 0.99

@@ -1,0 +1,170 @@
+"""ONNX Runtime beside PyTorch: how fast each captions and embeds, by the size of the model and by the batch.
+
+    python benchmarks/engines.py --models FOLDER
+
+Takes `icons`, which ships, and models of larger sizes with random weights, exported in fp32 and in int8. The folder
+keeps them, for another run: exporting the largest takes minutes. One thread. In each cell the engines take turns, and
+what is compared are seconds of CPU time, so other work on the machine counts less. A caption has 20 new tokens, a text
+15. Writes `results/engines.json`, anew after each model. The rule of `engine="auto"` follows from it
+(`grr_coca.inference.choose`, `tests/inference/test_choose.py`).
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from machine import parse, parser_of, report
+
+from grr_coca.checkpoint import Checkpoint, from_pretrained, save_checkpoint
+from grr_coca.config import CoCaConfig
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tokenizer import clip_bpe
+from grr_coca.engine.base import Engine
+from grr_coca.engine.onnx import OnnxEngine
+from grr_coca.engine.torch import TorchEngine
+from grr_coca.generate import GenerationOptions, generate
+from grr_coca.interop.onnx.write import write_onnx
+from grr_coca.model import build
+from grr_coca.presets import get_preset
+from grr_coca.registry import DEFAULT, shipped_folder
+
+MODELS = (DEFAULT, "small", "b32", "open_clip_b32")
+"""A model that ships, and sizes of presets. The last has the parts of open_clip's `coca_ViT-B-32`."""
+PRECISIONS = ("fp32", "int8")
+BATCHES = (1, 8, 32)
+TASKS = ("caption", "image", "text")
+NEW_TOKENS = 20
+TEXT_TOKENS = 15
+ROUNDS = (3, 41)
+SECONDS = 20.0
+"""A cell has the least number of rounds at least, and then as many, up to the most, as fit into this time."""
+
+
+def main() -> None:
+    """Measure all models, or those asked for, and write the report."""
+    options = _options()
+    torch.set_num_threads(1)
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        models = options.models or Path(temporary)
+        for name in options.only.split(",") if options.only else MODELS[:1] if options.smoke else MODELS:
+            rows += _rows(name, models, smoke=options.smoke is not None)
+            report("engines", rows, options.out)
+
+
+def _options() -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    parser.add_argument("--models", type=Path, help="folder that keeps the models")
+    parser.add_argument("--only", default="", help="models to measure, such as icons,b32")
+    return parse(parser)
+
+
+def _rows(name: str, models: Path, *, smoke: bool) -> list[dict[str, object]]:
+    """A row for each precision, task and batch."""
+    precisions, batches = (PRECISIONS[:1], BATCHES[:1]) if smoke else (PRECISIONS, BATCHES)
+    source = shipped_folder(name) or _random_checkpoint(name, models)
+    checkpoint = from_pretrained(source)
+    engines: dict[str, Engine] = {"torch": TorchEngine(checkpoint.model, checkpoint.preprocess)}
+    for precision in precisions:
+        engines[precision] = OnnxEngine(_graphs(source, precision, models / f"{name}-{precision}"), threads=1)
+    config, rows = checkpoint.config, []
+    for task in TASKS:
+        for batch in batches:
+            work = {side: _work(task, engine, checkpoint, batch) for side, engine in engines.items()}
+            seconds = in_turn(work, (1, 1) if smoke else ROUNDS)
+            medians = {side: statistics.median(found) for side, found in seconds.items()}
+            rows += [
+                {
+                    "model": name,
+                    "width": width(config),
+                    "precision": precision,
+                    "task": task,
+                    "batch": batch,
+                    "torch_ms": round(1e3 * medians["torch"] / batch, 3),
+                    "onnx_ms": round(1e3 * medians[precision] / batch, 3),
+                    "times_as_fast": round(ratio(seconds["torch"], seconds[precision]), 2),
+                    "rounds": len(seconds["torch"]),
+                }
+                for precision in precisions
+            ]
+    return rows
+
+
+def width(config: CoCaConfig) -> int:
+    """The width of the widest transformer."""
+    parts = (config.image_encoder, config.text_decoder, config.multimodal_decoder)
+    return max(part.transformer.embed_dim for part in parts)
+
+
+def _random_checkpoint(name: str, models: Path) -> Path:
+    """The checkpoint of a size, written if it is not there."""
+    folder = models / name
+    if not folder.exists():
+        preset = "open_clip_coca" if name.startswith("open_clip_") else "grr_coca"
+        config = get_preset(preset, name.removeprefix("open_clip_"))
+        checkpoint = Checkpoint(
+            model=build(config),
+            config=config,
+            preset=preset,
+            tokenizer=clip_bpe(),
+            preprocess=Preprocess(config.image_encoder.image_size),
+            step=0,
+        )
+        save_checkpoint(checkpoint, folder)
+    return folder
+
+
+def _graphs(source: Path, precision: str, folder: Path) -> Path:
+    """The folder of a checkpoint's graphs, written if it is not there."""
+    if precision == "fp32" and (source / "step.onnx").exists():
+        return source
+    if not folder.exists():
+        write_onnx(source, folder, precision)  # type: ignore[arg-type]
+    return folder
+
+
+def _work(task: str, engine: Engine, checkpoint: Checkpoint, batch: int) -> Callable[[], object]:
+    """What is timed. Inputs are random, and the same for all engines."""
+    random, config = np.random.default_rng(0), checkpoint.config
+    if task == "text":
+        ids = random.integers(3, config.text_decoder.vocab_size, (batch, TEXT_TOKENS))
+        ids[:, -1] = 0
+        return lambda: engine.encode_texts(ids, np.full(batch, TEXT_TOKENS))
+    side = config.image_encoder.image_size
+    pixels = random.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+    if task == "image":
+        return lambda: engine.encode_images(pixels)
+    options = GenerationOptions(max_length=NEW_TOKENS, min_length=NEW_TOKENS)
+    return lambda: generate(engine, checkpoint.tokenizer, pixels, options)
+
+
+def in_turn(work: dict[str, Callable[[], object]], rounds: tuple[int, int]) -> dict[str, list[float]]:
+    """Seconds of CPU time of each side, round after round. A first round is not counted, if there are several."""
+    fewest, most = rounds
+    seconds: dict[str, list[float]] = {side: [] for side in work}
+    if most > 1:
+        for act in work.values():
+            act()
+    began = time.perf_counter()
+    for number in range(most):
+        if number >= fewest and time.perf_counter() - began > SECONDS:
+            break
+        for side, act in work.items():
+            start = time.process_time()
+            act()
+            seconds[side].append(time.process_time() - start)
+    return seconds
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """How many times as fast: the median of the ratios of each round, whose sides had the same neighbours."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -33,6 +33,7 @@ FLOORS = [
     ("study", "interop", "search"),  # 4
     ("page",),
     ("",),
+    ("serve",),
     ("cli",),  # 5
     ("__main__",),
 ]

@@ -22,6 +22,7 @@ Extra = Literal[
     "open-clip",
     "icons",
     "photos",
+    "serve",
     "export",
 ]
 
@@ -40,6 +41,12 @@ PACKAGES: dict[Extra, dict[str, str]] = {
     "icons": {"resvg_py": "resvg-py"},
     "photos": {"pillow_heif": "pillow-heif"},
     "export": {**_TORCH, "onnx": "onnx", "onnxscript": "onnxscript"},
+    "serve": {
+        "fastapi": "fastapi",
+        "uvicorn": "uvicorn",
+        "python_multipart": "python-multipart",
+        "prometheus_client": "prometheus-client",
+    },
 }
 """The packages of each extra: import name → name to install."""
 

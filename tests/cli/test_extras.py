@@ -64,6 +64,7 @@ CALLS = [
     ("ray", "ray", "index {image} --out index --on ray"),
     ("ray", "ray", "embed {image} -c {run} --out vectors.npy --on ray"),
     ("ray", "ray", "caption {image} -c {run} --on ray"),
+    ("serve", "uvicorn", "serve"),
     ("export", "onnxscript", "export onnx -c {run} --out graphs"),
     ("probe", "sklearn", "evaluate {run} --data {image} --task probe --train {image}"),
 ]

@@ -13,6 +13,18 @@ from grr_coca.generate import GenerationOptions
 
 FLAGS = {
     "models": {"json": False},
+    "serve": {
+        "index": None,
+        "checkpoint": None,
+        "host": "127.0.0.1",
+        "port": 8000,
+        "open": False,
+        "engine": "auto",
+        "queue": 128,
+        "seconds": 30,
+        "max_megabytes": 20,
+        "max_megapixels": 50,
+    },
     "caption": {
         "checkpoint": "icons",
         "images": (),

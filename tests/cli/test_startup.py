@@ -104,6 +104,8 @@ MISSING = [
     "index nowhere --out index -c checkpoint",
     "index pairs.tar --out index -c nowhere",
     "search nowhere cat",
+    "serve nowhere --port 0",
+    "serve -c nowhere --port 0",
     "duplicates nowhere",
     "data check nowhere",
     "data stats nowhere",

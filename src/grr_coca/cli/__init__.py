@@ -45,6 +45,7 @@ VERBS = {
     "index": Verb("index.run", "index images for search, or bring an index up to date"),
     "search": Verb("search.search_index", "find images of an index by text or by image"),
     "duplicates": Verb("search.list_duplicates", "list the images of an index that look the same"),
+    "serve": Verb("serve.run", "serve captions, embeddings and search over HTTP, with a page to search pictures"),
     "models": Verb("info.list_models", "list the models that come with the code"),
     "data": Verb("data.run", "check image-text pairs, count them, or convert them to shards"),
     "info": Verb("info.describe_preset", "parts, parameters and FLOPs of a preset, or what two presets differ in"),

@@ -6,7 +6,7 @@ Shapes: N images of the sample, E embedding width.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class Query:
     """
 
     texts: tuple[str, ...] = ()
-    images: "tuple[str | Path | Image.Image, ...]" = ()
+    images: "tuple[str | Path | Image.Image | np.ndarray, ...]" = ()
     without: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     like: tuple[int, ...] = ()
@@ -141,10 +141,10 @@ class QueryModel(Protocol):
     def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
         """Embeddings of the captions of a sample, M E."""
 
-    def describe_images(self, images: "Sequence[Image.Image | Path | str]") -> list[tuple[str, np.ndarray]]:
+    def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
         """Caption and embedding of each image."""
 
-    def embed_images(self, images: "Sequence[Image.Image | Path | str]") -> np.ndarray:
+    def embed_images(self, images: Sequence[Any]) -> np.ndarray:
         """Embeddings of images, M E."""
 
 

@@ -56,14 +56,13 @@ class FieldSummary(NamedTuple):
     """The values of a field over all images.
 
     `kind`: `text` if any value is a text; `values`: the most frequent values with the number of images of each;
-    `num_images`: images that have the field; `num_different`: number of different values; `low`, `high`: the smallest
-    and the largest value (None if no image has the field).
+    `all_differ`: True if no two images have the same; `low`, `high`: the smallest and the largest value, None if no
+    image has the field.
     """
 
     kind: Kind
     values: list[tuple[FieldValue, int]]
-    num_images: int
-    num_different: int
+    all_differ: bool
     low: FieldValue | None
     high: FieldValue | None
 

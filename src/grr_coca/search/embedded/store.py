@@ -201,7 +201,7 @@ class EmbeddedStore:
                 "GROUP BY value ORDER BY 2 DESC, 1 LIMIT ?",
                 [*names, count],
             ).fetchall()
-        return FieldSummary("text" if texts else "number", most, number, different, low, high)
+        return FieldSummary("text" if texts else "number", most, number == different, low, high)
 
     def hashes(self) -> np.ndarray:
         """Ids, perceptual hashes and digests of all images."""

@@ -163,7 +163,8 @@ class MilvusStore:
         ordered = sorted(counts, key=lambda value: (isinstance(value, str), value))
         most = sorted(ordered, key=lambda value: -counts[value])[:count]
         low, high = (ordered[0], ordered[-1]) if ordered else (None, None)
-        return FieldSummary(kind, [(value, counts[value]) for value in most], counts.total(), len(counts), low, high)
+        values = [(value, counts[value]) for value in most]
+        return FieldSummary(kind, values, counts.total() == len(counts), low, high)
 
     def hashes(self) -> np.ndarray:
         """Ids, perceptual hashes and digests of all images."""

@@ -1,0 +1,68 @@
+"""`grr-coca serve`: the HTTP face and the page."""
+
+from typing import Annotated
+
+import tyro
+
+import grr_coca
+from grr_coca.cli.flags import EngineFlag, Flag, OptionalCheckpointFlag
+from grr_coca.cli.output import say
+from grr_coca.errors import UserError
+from grr_coca.extras import require_extra
+
+
+def run(
+    index: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")] = None,
+    checkpoint: OptionalCheckpointFlag = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    open: Flag = False,
+    engine: EngineFlag = "auto",
+    queue: int = 128,
+    seconds: float = 30,
+    max_megabytes: int = 20,
+    max_megapixels: int = 50,
+) -> None:
+    """Serve captions, embeddings and search over HTTP, with a page for people and endpoints for clients of OpenAI.
+
+    Ctrl-C or SIGTERM stops the server after the requests that it has accepted. If GRR_COCA_API_KEY is set, requests
+    must have it, as "Authorization: Bearer KEY".
+
+    Args:
+        index: folder of an index, or http://HOST:PORT/NAME of a Milvus server, to search and to show.
+        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; if not
+            given, the model of the index, or icons.
+        host: address to listen at; 0.0.0.0 lets other machines in.
+        port: port to listen at; 0 for a free one.
+        open: open the page in a browser.
+        engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
+        queue: number of requests that may wait; more are refused (429).
+        seconds: time for an answer; what takes longer is refused (504).
+        max_megabytes: size of a request.
+        max_megapixels: size of a picture.
+    """
+    for name, value in (("queue", queue), ("seconds", seconds), ("max-megabytes", max_megabytes)):
+        if not value > 0:
+            raise UserError(f"--{name} {value}: give more than 0")
+    require_extra("serve", "serving")
+    from grr_coca.serve.guard import Limits
+    from grr_coca.serve.server import RunningServer, ServeOptions
+
+    limits = Limits(
+        max_bytes=max_megabytes * 2**20,
+        max_pixels=max_megapixels * 1_000_000,
+        seconds=seconds,
+        max_held_bytes=max(Limits.max_held_bytes, 4 * max_megabytes * 2**20),
+    )
+    options = ServeOptions(
+        index=index,
+        model=checkpoint,
+        load=lambda folder, engine: grr_coca.load(folder, engine=engine),
+        engine=engine,
+        host=host,
+        port=port,
+        opens=open,
+        capacity=queue,
+        limits=limits,
+    )
+    RunningServer(options, say).run()

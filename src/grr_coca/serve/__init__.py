@@ -1,0 +1,1 @@
+"""The HTTP face: captions, embeddings and search for programs and for the page."""

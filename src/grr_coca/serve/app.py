@@ -1,0 +1,78 @@
+"""The application: endpoints, the page, and the OpenAPI document, behind the guard."""
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+import grr_coca
+from grr_coca.errors import UserError
+from grr_coca.page import FILES, POLICY
+from grr_coca.serve.guard import Guard
+from grr_coca.serve.openai import openai_endpoints
+from grr_coca.serve.own import own_endpoints
+from grr_coca.serve.pictures import invalid
+from grr_coca.serve.refusal import Refusal, json_bytes, refusal_of
+from grr_coca.serve.service import Service
+
+_PATHS = frozenset({"/", *(f"/{path.relative_to(FILES).as_posix()}" for path in FILES.rglob("*") if path.is_file())})
+"""The paths of the page, which need no key."""
+_HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def make_app(service: Service, *, is_local: bool) -> Guard:
+    """The ASGI application of a server.
+
+    Args:
+        service: what the endpoints share.
+        is_local: True if only this machine can reach the server.
+    """
+    # FastAPI's own /docs and /redoc load scripts from elsewhere.
+    app = FastAPI(title="GRR-CoCa", version=grr_coca.__version__, docs_url=None, redoc_url=None)
+    app.include_router(own_endpoints(service))
+    app.include_router(openai_endpoints(service))
+    page = _Page(directory=FILES)
+    for path in _PATHS:
+        app.add_route(path, page.answer, include_in_schema=False)
+    app.add_exception_handler(Exception, _told)
+    app.add_exception_handler(HTTPException, _told)
+    app.add_exception_handler(RequestValidationError, _told)
+    for kind in (Refusal, UserError, MemoryError):
+        app.add_exception_handler(kind, _told)
+    return Guard(app, limits=service.limits, metrics=service.metrics, key=service.key, page=_PATHS, is_local=is_local)
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    refusal = _refusal_of(request, error)
+    return Response(json_bytes(refusal.content), refusal.status, headers=refusal.headers, media_type="application/json")
+
+
+def _refusal_of(request: Request, error: Exception) -> Refusal:
+    if isinstance(error, RequestValidationError):
+        refusal = invalid(error)
+        if request.url.path.startswith("/v1/"):  # as clients of OpenAI expect it
+            return Refusal(400, refusal.message, param=refusal.param)
+        return refusal
+    if isinstance(error, HTTPException):
+        messages = {
+            404: f"there is no {request.method} {request.url.path[:200]} here",
+            405: f"{request.url.path[:200]} does not take {request.method}",
+        }
+        return Refusal(error.status_code, messages.get(error.status_code, str(error.detail)))
+    return refusal_of(error)
+
+
+class _Page(StaticFiles):
+    """The files of the page, which may load nothing from elsewhere."""
+
+    async def answer(self, request: Request) -> Response:
+        """A file with the headers of the page."""
+        name = request.url.path.lstrip("/") or "index.html"
+        response = await self.get_response(name, request.scope)
+        response.headers.update(_HEADERS)
+        return response

@@ -1,0 +1,89 @@
+"""Heat maps of captions for the page. They need PyTorch, and a model of its own, which is loaded at first use."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from grr_coca.errors import UserError
+from grr_coca.serve.refusal import Refusal
+
+if TYPE_CHECKING:
+    from grr_coca.inference import ImageTextModel
+
+_MAX_WAITING = 8
+"""Pictures that may wait for their maps. One takes tens of milliseconds."""
+_DIGITS = 4
+
+
+class Explainer:
+    """Explains pictures, one after the other, in a thread of its own.
+
+    Args:
+        load: loads the model with PyTorch; called in the thread.
+    """
+
+    is_installed = find_spec("torch") is not None
+    """True if PyTorch is installed."""
+
+    def __init__(self, load: "Callable[[], ImageTextModel]") -> None:
+        self._load = load
+        self._model: ImageTextModel | None = None
+        self._thread = ThreadPoolExecutor(1, "explain")
+        self._waiting = 0
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def require(self) -> None:
+        """Raise an error if PyTorch is not installed.
+
+        Raises:
+            Refusal: with the command that installs it.
+        """
+        if not self.is_installed:
+            raise Refusal(501, "heat maps need PyTorch, which is not installed: pip install 'grr-coca[torch]'")
+
+    async def explain(self, data: bytes) -> dict[str, Any]:
+        """The caption of a picture, and a map for each of its words.
+
+        Raises:
+            Refusal: PyTorch is not installed, or too many pictures wait.
+            UserError: the picture cannot be read.
+        """
+        self.require()
+        if self._waiting >= _MAX_WAITING:
+            raise Refusal(429, "too many pictures wait for heat maps; try again in a moment", retry_after=2)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._explained, data)
+        finally:
+            self._waiting -= 1
+
+    def _explained(self, data: bytes) -> dict[str, Any]:
+        from grr_coca.explain import caption_maps  # late: it imports torch
+
+        if self._model is None:
+            try:
+                self._model = self._load()
+            except UserError as error:  # such as a model in int8
+                raise Refusal(501, f"no heat maps of this model: {error}") from error
+        checkpoint = self._model.checkpoint
+        image = checkpoint.preprocess.decode(data, "the picture")
+        (described,) = self._model.describe_many([image])
+        caption = described.captions[0]
+        maps = caption_maps(checkpoint, checkpoint.pixels(image), caption.token_ids)
+        return {
+            "caption": caption.text,
+            "words": [{"word": word, "heat": _scaled(heat.numpy())} for word, heat in maps],
+        }
+
+
+def _scaled(heat: np.ndarray) -> list[list[float]]:
+    """The rows of a map, with 1 for its largest value."""
+    largest = max(float(heat.max()), 1e-30)
+    return (heat.astype(np.float64) / largest).round(_DIGITS).tolist()

@@ -1,0 +1,367 @@
+"""The index of the server: searched page by page, browsed, and opened again if another one has taken its place.
+
+All methods run in threads. An index that grows while it is served shows its new images at once, as every read sees the
+newest state.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from grr_coca.data.photo import PHOTO_FIELDS
+from grr_coca.data.text import clean_query
+from grr_coca.errors import UserError
+from grr_coca.search.answer import Hit, Query, Ranking, SearchOptions, hits_of, rank_images
+from grr_coca.search.duplicates import duplicate_groups
+from grr_coca.search.embedded.database import FILE
+from grr_coca.search.entry import Entry, name_id
+from grr_coca.search.filters import parse_filter
+from grr_coca.search.index import open_store
+from grr_coca.search.store import Store
+from grr_coca.serve.queue import ModelQueue, too_late
+from grr_coca.serve.refusal import Refusal
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+MAX_RANKED = 1000
+"""Hits that are ranked for one query. The page asks for some of them at a time."""
+_MAX_VALUES = 100
+"""Values of a field that are offered as a filter."""
+_FACETS = ("folder", "date", "size", "width", "height")
+_DATES = ("date", "taken")
+_SECONDS_OF_FACETS = 10.0
+"""Facets are counted at most this often while an index grows."""
+
+
+def picture_id(name: str) -> str:
+    """The id of an image: valid as long as the index has it."""
+    return f"{name_id(name):016x}"
+
+
+def draw_of(identity: str) -> int:
+    """The `Entry.draw` of an id.
+
+    Raises:
+        Refusal: it is no id.
+    """
+    if len(identity) != 16 or not set(identity) <= set("0123456789abcdef"):
+        raise _unknown()
+    return int(identity, 16)
+
+
+def _unknown() -> Refusal:
+    return Refusal(404, "the index has no picture with this id")
+
+
+def picture(entry: Entry) -> dict[str, Any]:
+    """An image of the index, for JSON."""
+    return {
+        "id": picture_id(entry.name),
+        "name": entry.name,
+        "caption": entry.caption,
+        "folder": entry.folder,
+        "date": entry.date,
+        "size": entry.stamp.size,
+        "width": entry.width,
+        "height": entry.height,
+        "fields": entry.all_fields,
+        "is_there": entry.is_there,
+    }
+
+
+class ServedIndex:
+    """An index that is served.
+
+    Args:
+        location: its folder, or `http://HOST:PORT/NAME` of a Milvus server.
+        fingerprint: of the model that embeds queries; an index of another model is refused.
+        model: the queue of this model.
+    """
+
+    def __init__(self, location: str, fingerprint: str, model: ModelQueue) -> None:
+        self.location = location
+        self._model = model
+        self._captions = Newest[str, np.ndarray](50_000)
+        self._rankings = Newest[Hashable, Ranking](32)
+        self._orders = Newest[Hashable, np.ndarray](8)
+        # One store answers searches, and one browses: a search does not wait until a long list is sorted.
+        self._searched = _OpenStore(location, fingerprint)
+        self._browsed = _OpenStore(location, fingerprint)
+        self._facets: tuple[str, float, list[dict[str, Any]]] = ("", 0.0, [])
+        self._groups: tuple[str, list[list[int]]] = ("", [])
+        self._grouping = threading.Lock()
+
+    def close(self) -> None:
+        """Close the index."""
+        self._searched.close()
+        self._browsed.close()
+
+    def state(self) -> tuple[int, str]:
+        """The number of images, and a text that changes when the index does."""
+        with self._browsed.use() as store, store.snapshot():
+            return len(store), self._browsed.revision(store)
+
+    # --- Search
+
+    def search(self, query: Query, *, where: str | None, offset: int, limit: int, expires: float) -> dict[str, Any]:
+        """Some hits of a query, best first.
+
+        Raises:
+            UserError: the filter or the query is invalid.
+            Refusal: the time is over.
+        """
+        model = _QueryModel(self._model, self._captions, expires)
+        with self._searched.use() as store:
+            revision = self._searched.revision(store)
+            # Images of the query are not compared: they are arrays, and are asked for once.
+            key = None if query.images else (revision, query, where)
+            ranking = self._rankings.get(key)
+        if ranking is None:
+            options = SearchOptions(n=MAX_RANKED, where=where, hybrid=True, fold=True)
+            with self._searched.use() as store:
+                ranking = rank_images(query, store, model, options)
+            if key is not None:
+                self._rankings.put(key, ranking)
+        found = hits_of(ranking, model, offset, offset + limit)
+        first = found if offset == 0 else hits_of(ranking, model, 0, min(offset, 10))
+        return {
+            "hits": [
+                _hit(hit, copies, found.can_tell)
+                for hit, (_, *copies) in zip(found, ranking.groups[offset : offset + limit], strict=True)
+            ],
+            "more": len(ranking.groups) > offset + limit,
+            "searched": ranking.searched,
+            "is_likely": first.is_likely,
+            "can_tell": found.can_tell,
+        }
+
+    # --- Browsing
+
+    def pictures(self, where: str | None, offset: int, limit: int) -> dict[str, Any]:
+        """Some images of the index, the newest first.
+
+        Raises:
+            UserError: the filter is invalid.
+        """
+        with self._browsed.use() as store, store.snapshot():
+            key = (self._browsed.revision(store), where)
+            order = self._orders.get(key)
+            if order is None:
+                tree = None if where is None else parse_filter(where, store.columns())
+                order = store.newest_first(tree)
+                self._orders.put(key, order)
+            chosen = order[offset : offset + limit].tolist()
+            return {"total": len(order), "pictures": [picture(entry) for entry in store.entries(chosen)]}
+
+    def entry(self, identity: str) -> Entry:
+        """An image by its id.
+
+        Raises:
+            Refusal: the index does not have it.
+        """
+        draw = draw_of(identity)
+        with self._browsed.use() as store, store.snapshot():
+            ids = store.ids_of([draw])
+            if not ids:
+                raise _unknown()
+            return store.entries([ids[draw]])[0]
+
+    def facets(self) -> list[dict[str, Any]]:
+        """The fields by which images can be filtered, with their values."""
+        with self._browsed.use() as store, store.snapshot():
+            revision, now = self._browsed.revision(store), time.monotonic()
+            known, counted, facets = self._facets
+            if known != revision and now - counted > _SECONDS_OF_FACETS:
+                names = dict.fromkeys([*_FACETS, *PHOTO_FIELDS, *sorted(store.columns())])
+                facets = [facet for name in names if (facet := _facet(name, store)) is not None]
+                self._facets = (revision, now, facets)
+            return facets
+
+    def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
+        """Some groups of images that look the same, the largest group first."""
+        with self._browsed.use() as store:
+            revision = self._browsed.revision(store)
+        with self._grouping:
+            if self._groups[0] != revision:
+                store = self._browsed.opened()  # a store of its own: this may take long
+                try:
+                    groups = [[entry.draw for entry in group.entries] for group in duplicate_groups(store)]
+                finally:
+                    store.close()
+                self._groups = (revision, groups)
+            groups = self._groups[1]
+        with self._browsed.use() as store, store.snapshot():
+            ids = store.ids_of([draw for group in groups[offset : offset + limit] for draw in group])
+            found = [
+                store.entries([ids[draw] for draw in group if draw in ids]) for group in groups[offset : offset + limit]
+            ]
+        return {"total": len(groups), "groups": [[picture(entry) for entry in group] for group in found]}
+
+
+def _hit(hit: Hit, copies: Sequence[Entry], can_tell: bool) -> dict[str, Any]:
+    """A hit and its near-duplicates, for JSON."""
+    relevance = hit.relevance if can_tell else None
+    return {**picture(hit.entry), "score": hit.score, "relevance": relevance, "copies": [*map(picture, copies)]}
+
+
+def _facet(name: str, store: Store) -> dict[str, Any] | None:
+    """What can be chosen of a field; None if that is not worth it."""
+    found = store.summary(name, _MAX_VALUES)
+    if found.low is None:
+        return None
+    if found.kind == "number" or name in _DATES:
+        return {"field": name, "kind": "date" if name in _DATES else "number", "min": found.low, "max": found.high}
+    if found.all_differ:
+        return None
+    return {"field": name, "kind": "text", "values": [list(pair) for pair in found.values]}
+
+
+class _OpenStore:
+    """A store that is opened when it is first used, and again when its index was replaced by another one."""
+
+    def __init__(self, location: str, fingerprint: str) -> None:
+        self._location = location
+        self._fingerprint = fingerprint
+        self._lock = threading.Lock()
+        self._store: Store | None = None
+        self._identity: tuple[int, int] | None = None
+        self._num_opened = 0
+
+    def revision(self, store: Store) -> str:
+        """A text that changes when the index does, and when another one has taken its place."""
+        return f"{self._num_opened}.{store.revision()}"
+
+    @contextmanager
+    def use(self) -> Iterator[Store]:
+        """The store.
+
+        Raises:
+            Refusal: the index was deleted or cannot be read. Errors of the query itself stay `UserError`.
+        """
+        try:
+            yield self._current()
+        except KeyError as error:  # an image was removed between two reads
+            raise Refusal(503, "the index changed meanwhile; try again", retry_after=1) from error
+        except UserError as error:
+            if error.__cause__ is None:
+                raise
+            raise Refusal(503, f"the index cannot be read now: {error}", retry_after=5) from error
+
+    def _current(self) -> Store:
+        with self._lock:
+            identity = self._on_disk()
+            if self._store is not None and identity != self._identity:
+                self._store.close()
+                self._store = None
+            if self._store is None:
+                try:
+                    self._store, self._identity = self.opened(), identity
+                    self._num_opened += 1
+                except UserError as error:
+                    raise Refusal(503, f"there is no index now: {error}", retry_after=5) from error
+            return self._store
+
+    def opened(self) -> Store:
+        """A new store of the index.
+
+        Raises:
+            UserError: there is no index, or another model has made it.
+        """
+        store = open_store(self._location)
+        assert store is not None
+        if store.header.fingerprint != self._fingerprint:
+            store.close()
+            raise UserError(f"{self._location}: an index of the model '{store.header.model}', which is not served here")
+        return store
+
+    def close(self) -> None:
+        """Close the store."""
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+
+    def _on_disk(self) -> tuple[int, int] | None:
+        """What tells the file of an index from another one in its place; None if there is no file, as on a server."""
+        with suppress(OSError):
+            status = (Path(self._location) / FILE).stat()
+            return status.st_dev, status.st_ino
+        return None
+
+
+class Newest(Generic[Key, Value]):
+    """The values that were used last, by key; for any thread."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Key) -> Value | None:
+        """The value of a key, if it is still there."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
+    def put(self, key: Key, value: Value) -> None:
+        """Keep a value, and drop the oldest one if there are too many."""
+        with self._lock:
+            self._values[key] = value
+            if len(self._values) > self._count:
+                self._values.popitem(last=False)
+
+
+class _QueryModel:
+    """The model of one search, by way of the queue. Embeddings of captions are kept, as hits come again."""
+
+    def __init__(self, model: ModelQueue, captions: Newest[str, np.ndarray], expires: float) -> None:
+        self._model = model
+        self._captions = captions
+        self._expires = expires
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of texts, M E."""
+        cleaned = [clean_query(text, "a text of the query") for text in texts]
+        return np.stack(self._results(self._model.embed_texts(cleaned, self._expires)))
+
+    def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
+        """Embeddings of captions, M E. An empty caption gives zeros."""
+        found = {caption: self._captions.get(caption) for caption in captions}
+        missing = [caption for caption, vector in found.items() if vector is None and caption.strip()]
+        if missing:
+            for caption, vector in zip(missing, self.embed_texts(missing), strict=True):
+                found[caption] = vector
+                self._captions.put(caption, vector)
+        nothing = np.zeros(self._model.ready().engine.embed_dim, np.float32)
+        vectors = [nothing if (vector := found[caption]) is None else vector for caption in captions]
+        return np.array(vectors, np.float32).reshape(len(captions), len(nothing))
+
+    def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
+        """Embeddings of captions, M E."""
+        return self.embed_captions(captions)
+
+    def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
+        """Caption and embedding of each image, given as pixels."""
+        described = self._results([self._model.caption(image, self._expires) for image in images])
+        return [(one.captions[0].text, one.embedding) for one in described]
+
+    def embed_images(self, images: Sequence[Any]) -> np.ndarray:
+        """Embeddings of images, given as pixels, M E."""
+        return np.stack(self._results(self._model.embed_images(images, self._expires)))
+
+    def _results(self, futures: "Sequence[Future[Any]]") -> list[Any]:
+        try:
+            return [future.result(max(0.0, self._expires - time.monotonic())) for future in futures]
+        except TimeoutError as error:
+            for future in futures:
+                future.cancel()
+            raise too_late() from error

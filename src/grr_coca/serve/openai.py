@@ -1,0 +1,377 @@
+"""The endpoints that clients of OpenAI know: chat completions (captions), embeddings and models.
+
+A chat completion is the caption of the last picture. Instructions are not read, since the model only captions; a last
+message of the assistant is the beginning of the caption. Keys that cannot be followed and would change the answer are
+refused; others are ignored, as clients send many of them by default.
+"""
+
+import base64
+import secrets
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from grr_coca.generate import GenerationOptions
+from grr_coca.inference.model import Description
+from grr_coca.serve.own import event_stream, json_response
+from grr_coca.serve.pictures import from_data_uri, is_picture
+from grr_coca.serve.queue import begun, caption_pieces, result_of
+from grr_coca.serve.refusal import Refusal, refusal_of, server_sent
+from grr_coca.serve.schemas import HEART, MAX_TEXTS, Text, Words, answers
+from grr_coca.serve.service import Service, deadline_of
+
+_CREATED = int(time.time())
+
+
+_CHAT: dict[str, Any] = {
+    "model": "icons",
+    "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": HEART}}]}],
+}
+"""The example of a request."""
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class ImageUrl(_Lenient):
+    """`url`: a picture as `data:image/…;base64,…`."""
+
+    url: str
+
+
+class TextPart(_Lenient):
+    """A text, which is not read."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ImagePart(_Lenient):
+    """A picture."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(_Lenient):
+    """A message of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[Part], Field(max_length=100)] | None = None
+
+
+class StreamOptions(_Lenient):
+    """`include_usage`: whether a last chunk counts the tokens."""
+
+    include_usage: bool | None = None
+
+
+class ChatInput(_Lenient):
+    """A request for a caption."""
+
+    model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [_CHAT]})
+
+    model: Text
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=8)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: int | None = None
+    stop: Text | Annotated[list[Words], Field(max_length=4)] | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+
+
+class EmbeddingsInput(_Lenient):
+    """Texts and pictures (as data URIs) to embed."""
+
+    model_config = ConfigDict(
+        extra="ignore", json_schema_extra={"examples": [{"model": "icons", "input": ["a red heart", HEART]}]}
+    )
+
+    model: Text
+    input: Words | Annotated[list[Words] | list[int] | list[list[int]], Field(min_length=1, max_length=MAX_TEXTS)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+
+
+class ServedModel(BaseModel):
+    """A model of the server."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    """The models of the server."""
+
+    object: Literal["list"]
+    data: list[ServedModel]
+
+
+class Usage(BaseModel):
+    """Numbers of tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    total_tokens: int
+
+
+class EmbeddingRow(BaseModel):
+    """A vector of unit length: numbers, or base64 of 32-bit floats."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsAnswer(BaseModel):
+    """Embeddings, in the order of the inputs."""
+
+    object: Literal["list"]
+    data: list[EmbeddingRow]
+    model: str
+    usage: Usage
+
+
+class ChatAnswer(BaseModel):
+    """A caption as the message of an assistant."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[dict[str, Any]]
+    usage: Usage
+
+
+def openai_endpoints(service: Service) -> APIRouter:
+    """The endpoints below `/v1`, for one server."""
+    router = APIRouter(prefix="/v1")
+
+    @router.get("/models", responses=answers(ModelList))
+    async def models() -> Response:
+        """The model of this server."""
+        return json_response({"object": "list", "data": [_model(service)]})
+
+    @router.get("/models/{name:path}", responses=answers(ServedModel, 404))
+    async def model(name: str) -> Response:
+        """The model of this name."""
+        _require_model(name, service)
+        return json_response(_model(service))
+
+    @router.post("/embeddings", responses=answers(EmbeddingsAnswer, 404, 415, 422))
+    async def embeddings(given: EmbeddingsInput, request: Request) -> Response:
+        """Embed texts, and pictures as data URIs."""
+        _require_model(given.model, service)
+        given_inputs = [given.input] if isinstance(given.input, str) else given.input
+        inputs = [one for one in given_inputs if isinstance(one, str)]
+        if len(inputs) < len(given_inputs):
+            raise Refusal(
+                400,
+                "input: token ids of another model's tokenizer mean nothing here; send texts. In langchain: "
+                "OpenAIEmbeddings(check_embedding_ctx_length=False)",
+                param="input",
+            )
+        width = service.queue.ready().engine.embed_dim
+        if given.dimensions not in (None, width):
+            raise Refusal(400, f"dimensions: this model has {width}", param="dimensions")
+        decoded = [from_data_uri(one, "input") if is_picture(one) else one for one in inputs]
+        service.admit(request, sum(isinstance(one, bytes) for one in decoded))
+        vectors = await service.embedded(decoded, deadline_of(request))
+        data = [
+            {"object": "embedding", "index": number, "embedding": _encoded(row, given.encoding_format)}
+            for number, row in enumerate(vectors)
+        ]
+        num_tokens = sum(service.num_tokens(one) for one in decoded if isinstance(one, str))
+        usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+        return json_response({"object": "list", "data": data, "model": service.model_name, "usage": usage})
+
+    @router.post("/chat/completions", responses=answers(ChatAnswer, 404, 415, 422, streams=True))
+    async def chat(given: ChatInput, request: Request) -> Response:
+        """Caption the picture of a conversation."""
+        _require_model(given.model, service)
+        _require_followed(given)
+        data, prompt = _picture_of(given.messages), _prompt_of(given.messages)
+        options, expires = _options(given, service, prompt), deadline_of(request)
+        service.admit(request)
+        pixels = await service.square(data)
+        start = partial(service.queue.caption, pixels, expires, prompt, options)
+        answer = _Answer(given, service, prompt)
+        if given.stream:
+            return event_stream(answer.events(await begun(caption_pieces(start))))
+        return json_response(answer.whole(await result_of(start())))
+
+    return router
+
+
+def _model(service: Service) -> dict[str, Any]:
+    return {"id": service.model_name, "object": "model", "created": _CREATED, "owned_by": "grr-coca"}
+
+
+def _require_model(name: str, service: Service) -> None:
+    if name != service.model_name:
+        message = f"the model '{name[:200]}' is not served here; the model of this server is '{service.model_name}'"
+        raise Refusal(404, message, param="model")
+
+
+def _encoded(vector: np.ndarray, encoding: str) -> list[float] | str:
+    if encoding == "float":
+        return vector.tolist()
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+# --- Chat completions
+
+
+def _require_followed(given: ChatInput) -> None:
+    """Raise an error for keys that this model cannot follow.
+
+    Raises:
+        Refusal: names the key.
+    """
+    if given.response_format is not None and given.response_format.get("type") != "text":
+        raise Refusal(400, "response_format: captions are plain text", param="response_format")
+    if given.tools and given.tool_choice not in (None, "auto", "none"):
+        raise Refusal(400, "tool_choice: this model calls no tools", param="tool_choice")
+
+
+def _picture_of(messages: list[Message]) -> bytes:
+    """The last picture of the conversation.
+
+    Raises:
+        Refusal: there is none, or it is not sent along.
+    """
+    for message in reversed(messages):
+        for part in reversed(message.content if isinstance(message.content, list) else []):
+            if isinstance(part, ImagePart):
+                return from_data_uri(part.image_url.url, "image_url")
+    raise Refusal(
+        400,
+        "no picture: this model captions pictures, so send one in a message, as "
+        '{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}',
+        param="messages",
+    )
+
+
+def _prompt_of(messages: list[Message]) -> str:
+    """The beginning of the caption: a last message of the assistant."""
+    last = messages[-1]
+    if last.role != "assistant" or last.content is None:
+        return ""
+    if isinstance(last.content, str):
+        return last.content
+    return " ".join(part.text for part in last.content if isinstance(part, TextPart))
+
+
+def _options(given: ChatInput, service: Service, prompt: str) -> GenerationOptions:
+    """Greedy decoding, unless a temperature above 0 is asked for. More tokens than the model has room for are cut."""
+    limit = given.max_completion_tokens or given.max_tokens
+    max_length = None if limit is None else min(limit, service.room_after(prompt))
+    count = given.n or 1
+    if not given.temperature:
+        return GenerationOptions(max_length=max_length, num_beams=count, num_captions=count)
+    return GenerationOptions(
+        max_length=max_length,
+        num_captions=count,
+        temperature=max(given.temperature, 1e-3),
+        top_p=given.top_p or None,
+        seed=secrets.randbelow(2**31) if given.seed is None else given.seed % 2**63,
+    )
+
+
+class _Answer:
+    """Writes the answer to one request."""
+
+    def __init__(self, given: ChatInput, service: Service, prompt: str) -> None:
+        self._given, self._service = given, service
+        self._num_prompt = service.num_tokens(prompt)
+        self._prompt = prompt
+        self._stops = [given.stop] if isinstance(given.stop, str) and given.stop else list(given.stop or [])
+        self._head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": service.model_name,
+        }
+
+    def whole(self, found: Description) -> dict[str, Any]:
+        """The answer in one piece."""
+        choices = [
+            {
+                "index": number,
+                "message": {"role": "assistant", "content": self._cut(caption.text), "refusal": None},
+                "logprobs": None,
+                "finish_reason": self._reason(caption.token_ids),
+            }
+            for number, caption in enumerate(found.captions)
+        ]
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": self._usage(found)}
+
+    async def events(self, pieces: AsyncIterator[str | Description]) -> AsyncIterator[bytes]:
+        """The answer in chunks, as the caption comes."""
+        sent: dict[int, str] = {}
+        try:
+            yield self._chunk({"role": "assistant", "content": ""})
+            text = ""
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    text += piece
+                    # A piece that may be the beginning of a stop text waits for the next one.
+                    whole = self._cut(text)
+                    if (not self._stops or len(whole) < len(text)) and (more := self._more(whole, 0, sent)):
+                        yield more
+                    continue
+                for number, caption in enumerate(piece.captions):
+                    if more := self._more(self._cut(caption.text), number, sent):
+                        yield more
+                    yield self._chunk({}, number, self._reason(caption.token_ids))
+                if self._given.stream_options and self._given.stream_options.include_usage:
+                    yield server_sent({**self._chunk_head(), "choices": [], "usage": self._usage(piece)})
+        except Exception as error:
+            yield server_sent(refusal_of(error).content)
+        yield server_sent("[DONE]")
+
+    def _more(self, text: str, number: int, sent: dict[int, str]) -> bytes:
+        """A chunk with what a text has more than was sent of it; nothing if it has no more."""
+        more = text[len(sent.get(number, "")) :]
+        sent[number] = text
+        return self._chunk({"content": more}, number) if more else b""
+
+    def _chunk(self, delta: dict[str, str], number: int = 0, reason: str | None = None) -> bytes:
+        choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return server_sent({**self._chunk_head(), "choices": [choice]})
+
+    def _chunk_head(self) -> dict[str, Any]:
+        return {**self._head, "object": "chat.completion.chunk"}
+
+    def _cut(self, text: str) -> str:
+        """A text up to the first stop."""
+        ends = [place for stop in self._stops if (place := text.find(stop, len(self._prompt))) >= 0]
+        return text[: min(ends)] if ends else text
+
+    def _reason(self, token_ids: tuple[int, ...]) -> str:
+        return "stop" if token_ids and token_ids[-1] == self._service.queue.ready().tokenizer.eos_id else "length"
+
+    def _usage(self, found: Description) -> dict[str, int]:
+        count = sum(len(caption.token_ids) for caption in found.captions)
+        return {
+            "prompt_tokens": self._num_prompt,
+            "completion_tokens": count,
+            "total_tokens": self._num_prompt + count,
+        }

@@ -1,0 +1,369 @@
+"""The bounded queue in front of the model, and the one thread that runs it.
+
+Work that waits is done in batches: when the thread is free, it takes the oldest job and all others of the same kind, up
+to the largest batch that was worth it when the model was loaded (`_best_batch`). Nothing waits for a batch to fill. The
+number of requests that may wait is bounded (`admitted`), so memory and waiting times are, too.
+
+Shapes: S image size in pixels, N images or texts, E embedding width.
+"""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from grr_coca.errors import UserError
+from grr_coca.generate import GREEDY, GenerationOptions, generate, stream_captions
+from grr_coca.inference.model import Description, ImageTextModel
+from grr_coca.serve.metrics import Metrics
+from grr_coca.serve.refusal import Refusal
+from grr_coca.shapes import UInt8
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Pixels = UInt8[np.ndarray, "S S 3"]
+
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_NEARLY = 1.1
+"""A batch that takes this much longer for an image than the best one is as good: its images wait less."""
+_MAX_BATCH_SECONDS = 1.0
+"""Batches that take longer are not tried."""
+_MAX_MEASURING_SECONDS = 5.0
+"""No larger batch is tried after this time."""
+_SHARE_OF_NEWEST = 0.1
+"""Share of the newest batch in the mean time of an item."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Jobs of equal kinds can share a batch."""
+
+    work: str
+    prompt: str = ""
+    options: GenerationOptions = GREEDY
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """Work on one image or text. `expires`: when nobody waits for the result any more, by the monotonic clock;
+    `on_text`: called from the model's thread with each new piece of a caption."""
+
+    kind: _Kind
+    item: Any
+    expires: float
+    future: Future
+    on_text: Callable[[str], None] | None = None
+
+
+class ModelQueue:
+    """A model that many requests use at once.
+
+    The methods `caption`, `embed_images` and `embed_texts` can be called from any thread. They return at once, with a
+    future for each image or text. A future that is cancelled before its batch begins costs nothing.
+
+    Args:
+        load: loads the model; called in the thread.
+        capacity: how many requests may wait or be worked on at a time.
+        metrics: where batches are counted.
+        on_failure: called in the thread if the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], ImageTextModel],
+        capacity: int,
+        metrics: Metrics,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self.capacity = capacity
+        self.in_use = 0
+        self.max_batch = 1
+        self.model: ImageTextModel | None = None
+        self._load = load
+        self._metrics = metrics
+        self._on_failure = on_failure
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._seconds_per_item = 0.0
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    def start(self) -> None:
+        """Load the model in the background. `model` is None until it is ready."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread after its present batch. Jobs that wait fail."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def ready(self) -> ImageTextModel:
+        """The loaded model.
+
+        Raises:
+            Refusal: it is still being loaded.
+        """
+        if self.model is None:
+            raise Refusal(503, "the model is being loaded; try again in a moment", retry_after=1)
+        return self.model
+
+    # --- Admission
+
+    @contextmanager
+    def admitted(self, weight: int = 1) -> Iterator[None]:
+        """A place in the queue for one request with some images. Called from the event loop alone.
+
+        Raises:
+            Refusal: the model is not ready, or the queue is full.
+        """
+        self.ready()
+        weight = min(max(1, weight), self.capacity)
+        self.require_room(weight)
+        self.in_use += weight
+        try:
+            yield
+        finally:
+            self.in_use -= weight
+
+    def require_room(self, weight: int = 1) -> None:
+        """Raise an error if the queue has no room.
+
+        Raises:
+            Refusal: it is full; the message says when to try again.
+        """
+        if self.in_use + weight > self.capacity:
+            seconds = max(1, math.ceil(self.in_use * self._seconds_per_item))
+            raise Refusal(
+                429,
+                f"too many requests at once: {self.in_use} are waiting, and {self.capacity} may; "
+                f"try again in {seconds} s",
+                retry_after=seconds,
+            )
+
+    # --- Jobs
+
+    def caption(
+        self,
+        pixels: Pixels,
+        expires: float,
+        prompt: str = "",
+        options: GenerationOptions = GREEDY,
+        on_text: Callable[[str], None] | None = None,
+    ) -> "Future[Description]":
+        """Caption and embed an image. Beams, and several captions of an image, are told at the end alone."""
+        if options.num_beams > 1 or options.num_captions > 1:
+            on_text = None
+        return self._put([_Job(_Kind("caption", prompt, options), pixels, expires, Future(), on_text)])[0]
+
+    def embed_images(self, images: Sequence[Pixels], expires: float) -> "list[Future[np.ndarray]]":
+        """Embed images."""
+        kind = _Kind("embed_images")
+        return self._put([_Job(kind, pixels, expires, Future()) for pixels in images])
+
+    def embed_texts(self, texts: Sequence[str], expires: float) -> "list[Future[np.ndarray]]":
+        """Embed texts, which are not empty."""
+        kind = _Kind("embed_texts")
+        return self._put([_Job(kind, text, expires, Future()) for text in texts])
+
+    def call(self, work: "Callable[[ImageTextModel], Any]", expires: float) -> "Future[Any]":
+        """Call a function with the model."""
+        return self._put([_Job(_Kind("call"), work, expires, Future())])[0]
+
+    def _put(self, jobs: list[_Job]) -> list[Future]:
+        with self._changed:
+            if self._is_closed:
+                raise Refusal(503, "the server is stopping")
+            self._jobs.extend(jobs)
+            self._changed.notify()
+        return [job.future for job in jobs]
+
+    # --- The thread of the model
+
+    def _run(self) -> None:
+        try:
+            model = self._load()
+            self.max_batch, self._seconds_per_item = _best_batch(model)
+        except BaseException as error:
+            self._on_failure(error)
+            return
+        self.model = model
+        while batch := self._next_batch():
+            self._do(batch)
+
+    def _next_batch(self) -> list[_Job]:
+        """The next jobs to do together; none if the queue is closed. Waits for jobs."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._jobs or self._is_closed)
+                if self._is_closed:
+                    for job in self._jobs:
+                        _fail(job, Refusal(503, "the server is stopping"))
+                    return []
+                if batch := self._take(self._jobs[0].kind):
+                    return batch
+
+    def _take(self, kind: _Kind) -> list[_Job]:
+        """Take the oldest jobs of a kind. Those that nobody waits for any more are dropped."""
+        batch: list[_Job] = []
+        left: deque[_Job] = deque()
+        now = time.monotonic()
+        for job in self._jobs:
+            if job.future.cancelled():
+                continue
+            if job.expires <= now:
+                _fail(job, too_late())
+            elif job.kind == kind and len(batch) < (1 if kind.work == "call" else self.max_batch):
+                batch.append(job)
+            else:
+                left.append(job)
+        self._jobs = left
+        return [job for job in batch if job.future.set_running_or_notify_cancel()]
+
+    def _do(self, batch: list[_Job]) -> None:
+        """Do the jobs of a batch. Whatever happens, each gets a result or an error."""
+        began = time.perf_counter()
+        try:
+            for job, result in zip(batch, self._results(batch), strict=True):
+                job.future.set_result(result)
+        except (UserError, Refusal, MemoryError) as error:
+            for job in batch:
+                _fail(job, error)
+        except Exception as error:
+            log.exception("a batch of %d failed (%s)", len(batch), batch[0].kind.work)
+            for job in batch:
+                _fail(job, error)
+        seconds = time.perf_counter() - began
+        work = batch[0].kind.work
+        self._metrics.model_seconds.labels(work).observe(seconds)
+        self._metrics.batch_size.labels(work).observe(len(batch))
+        if work == "caption":
+            newest = seconds / len(batch) - self._seconds_per_item
+            self._seconds_per_item += _SHARE_OF_NEWEST * newest
+
+    def _results(self, batch: list[_Job]) -> Iterable[object]:
+        assert self.model is not None
+        kind, items = batch[0].kind, [job.item for job in batch]
+        if kind.work == "call":
+            return [items[0](self.model)]
+        if kind.work == "embed_texts":
+            return self.model.embed_texts(items, batch_size=len(items))
+        if kind.work == "embed_images":
+            return self.model.engine.encode_images(np.stack(items)).embedding
+        return self._captions(batch)
+
+    def _captions(self, batch: list[_Job]) -> list[Description]:
+        assert self.model is not None
+        kind = batch[0].kind
+        arguments = (self.model.engine, self.model.tokenizer, np.stack([job.item for job in batch]), kind.options)
+        keys = [0] * len(batch)  # the same picture and seed give the same caption, whatever else is in the batch
+        if any(job.on_text for job in batch):
+            stream = stream_captions(*arguments, kind.prompt, keys)
+            while True:
+                try:
+                    pieces = next(stream)
+                except StopIteration as end:
+                    generated = end.value
+                    break
+                for job, piece in zip(batch, pieces, strict=True):
+                    if job.on_text is not None and piece:
+                        job.on_text(piece)
+        else:
+            generated = generate(*arguments, kind.prompt, keys)
+        generated.require_numbers()
+        return [Description(*row) for row in zip(generated.captions, generated.image_embedding, strict=True)]
+
+
+def too_late() -> Refusal:
+    """The answer to a request whose time is over."""
+    return Refusal(504, "the server is too busy to answer in time; try again later, or with fewer requests at once")
+
+
+def _fail(job: _Job, error: BaseException) -> None:
+    if not job.future.done():
+        job.future.set_exception(error)
+
+
+def _best_batch(model: ImageTextModel) -> tuple[int, float]:
+    """The smallest batch that does nearly as much in a second as the best one, and its seconds per image, both as
+    measured now."""
+    side = model.preprocess.image_size
+    random = np.random.default_rng(0)
+    options = GenerationOptions(max_length=min(8, model.engine.context_length - 3))
+    measured: dict[int, float] = {}
+    began = time.perf_counter()
+    for size in _BATCH_SIZES:
+        pixels = random.integers(0, 256, (size, side, side, 3), np.uint8)
+        work = partial(generate, model.engine, model.tokenizer, pixels, options)
+        work()  # prepares the engine for this size
+        measured[size] = min(_seconds(work), _seconds(work)) / size
+        if 2 * size * measured[size] > _MAX_BATCH_SECONDS or time.perf_counter() - began > _MAX_MEASURING_SECONDS:
+            break
+    enough = _NEARLY * min(measured.values())
+    return next((size, seconds) for size, seconds in measured.items() if seconds <= enough)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+# --- For requests
+
+
+async def result_of(future: "Future[Any]") -> Any:
+    """Wait for a job. If the request is cancelled, the job is, too."""
+    return await asyncio.wrap_future(future)
+
+
+async def results_of(futures: "Sequence[Future[Any]]") -> list[Any]:
+    """Wait for several jobs. If the request is cancelled, those that have not begun are, too."""
+    try:
+        return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+
+
+async def caption_pieces(start: "Callable[..., Future[Description]]") -> AsyncIterator[str | Description]:
+    """The pieces of a caption as they come, and at last the result.
+
+    Args:
+        start: starts the job, given `on_text`.
+    """
+    loop = asyncio.get_running_loop()
+    pieces: asyncio.Queue[str | None] = asyncio.Queue()
+    future = start(on_text=lambda piece: loop.call_soon_threadsafe(pieces.put_nowait, piece))
+    future.add_done_callback(lambda _: loop.call_soon_threadsafe(pieces.put_nowait, None))
+    try:
+        while (piece := await pieces.get()) is not None:
+            yield piece
+        yield future.result()
+    finally:
+        future.cancel()
+
+
+async def begun(items: AsyncIterator[Item]) -> AsyncIterator[Item]:
+    """The same items, after the first one has come: an error before that can still get a status."""
+    first = await anext(items)
+
+    async def again() -> AsyncIterator[Item]:
+        yield first
+        async for item in items:
+            yield item
+
+    return again()

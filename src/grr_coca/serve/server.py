@@ -1,0 +1,273 @@
+"""The process: the port, the start and the end of a server."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+import webbrowser
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from grr_coca.errors import UserError
+from grr_coca.registry import DEFAULT
+from grr_coca.search.index import open_store
+from grr_coca.search.model import IndexModel
+from grr_coca.serve.app import make_app
+from grr_coca.serve.explainer import Explainer
+from grr_coca.serve.guard import KEY_VARIABLE, Guard, Key, Limits
+from grr_coca.serve.library import ServedIndex
+from grr_coca.serve.metrics import Metrics
+from grr_coca.serve.pictures import PictureReader
+from grr_coca.serve.queue import ModelQueue
+from grr_coca.serve.refusal import Refusal, json_bytes
+from grr_coca.serve.service import Service
+
+if TYPE_CHECKING:
+    from grr_coca.inference import ImageTextModel
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_SECONDS_TO_STOP = 60.0
+"""How long a stop waits for requests that were accepted."""
+_SECONDS_OF_HEADERS = 15.0
+"""How long a connection may take for the headers of a request."""
+_INDEX_THREADS = 4
+_DECODE_THREADS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What to serve, and where.
+
+    `index`: location of an index, or None; `model`: name or folder of the model, None for the index's own or the
+    default; `load`: loads a model by name with an engine; `capacity`: requests that may wait; `opens`: open the page in
+    a browser.
+    """
+
+    index: str | None
+    model: str | None
+    load: "Callable[[Path, str], ImageTextModel]"
+    engine: str
+    host: str
+    port: int
+    opens: bool
+    capacity: int
+    limits: Limits
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        UserError: the port is in use, or the host is none of this machine.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        hint = "; another server may run there: give another --port" if "use" in str(reason) else ""
+        raise UserError(f"{host}:{port}: cannot listen there ({reason}){hint}") from error
+
+
+def _model_of(options: ServeOptions) -> IndexModel:
+    """The model to serve, which is not loaded yet.
+
+    Raises:
+        UserError: there is no such model or index, or another model has made the index.
+    """
+    if options.index is None:
+        return IndexModel(options.model or DEFAULT)
+    store = open_store(options.index)
+    assert store is not None
+    try:
+        model = IndexModel(options.model or store.header.model)
+        model.require(store.header, options.index)
+    finally:
+        store.close()
+    return model
+
+
+class RunningServer:
+    """A server from its start, which takes the port, to its end.
+
+    Args:
+        options: what to serve.
+        say: prints a line.
+
+    Raises:
+        UserError: the port is in use, there is no such model or index, or another model has made the index.
+    """
+
+    def __init__(self, options: ServeOptions, say: Callable[[str], None]) -> None:
+        self._say, self._opens = say, options.opens
+        self._failure: BaseException | None = None
+        self._listening = _listening(options.host, options.port)
+        try:
+            self._prepare(options, _model_of(options))
+        except BaseException:
+            self._listening.close()
+            raise
+
+    def _prepare(self, options: ServeOptions, model: IndexModel) -> None:
+        metrics = Metrics()
+        queue = ModelQueue(lambda: options.load(model.folder, options.engine), options.capacity, metrics, self._fail)
+        key = os.environ.get(KEY_VARIABLE)
+        library = None if options.index is None else ServedIndex(options.index, model.fingerprint, queue)
+        self.service = Service(
+            model_name=Path(model.name).name or model.name,
+            title=Path(options.index or "").name,
+            queue=queue,
+            reader=PictureReader(options.limits.max_pixels, _DECODE_THREADS),
+            explainer=Explainer(lambda: options.load(model.folder, "torch")),
+            library=library,
+            metrics=metrics,
+            limits=options.limits,
+            key=Key(key) if key else None,
+            threads=ThreadPoolExecutor(_INDEX_THREADS, "index"),
+        )
+        metrics.show("grr_coca_queue_requests", "Requests that wait or are worked on", lambda: queue.in_use)
+        metrics.show("grr_coca_queue_capacity", "Requests that may wait", lambda: queue.capacity)
+        metrics.show("grr_coca_max_batch", "The largest batch", lambda: queue.max_batch)
+        self._is_local = options.host in _LOCAL
+        self._guard = make_app(self.service, is_local=self._is_local)
+        config = uvicorn.Config(
+            self._guard,
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(_SECONDS_TO_STOP),
+            timeout_keep_alive=30,
+        )
+        self._server = _Server(config, self._guard)
+
+    @property
+    def address(self) -> str:
+        """The address of the page."""
+        host, port = self._listening.getsockname()[:2]
+        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+        return f"http://{shown}:{port}/"
+
+    def stop(self) -> None:
+        """Begin to stop, as on a signal. Called a second time, it stops at once."""
+        self._server.handle_exit(signal.SIGTERM, None)
+
+    def run(self) -> None:
+        """Serve until SIGTERM or Ctrl-C. Requests that were accepted are answered first.
+
+        Raises:
+            UserError: the model cannot be loaded.
+        """
+        service = self.service
+        service.queue.start()
+        self._say(f"serving {self._what()} at {self.address} (Ctrl-C stops)")
+        if not self._is_local and service.key is None:
+            self._say(f"anyone who can reach this machine can use it; set {KEY_VARIABLE} to ask for a key")
+        if self._opens:
+            webbrowser.open(self.address)
+        try:
+            self._server.run(sockets=[self._listening])
+        finally:
+            service.threads.shutdown(cancel_futures=True)
+            service.explainer.close()
+            service.reader.close()
+            service.queue.close()
+            if service.library is not None:
+                service.library.close()
+        if self._failure is not None:
+            raise self._failure
+        self._say("stopped")
+
+    def _what(self) -> str:
+        name, library = self.service.model_name, self.service.library
+        return name if library is None else f"{library.location} with {name}"
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """A server that answers what it has accepted before it stops; new requests get 503 meanwhile."""
+
+    def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
+        super().__init__(config)
+        self._guard = guard
+        self._stopping_since = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Begin to stop; a second signal stops at once."""
+        if self._guard.is_draining:
+            self.should_exit = self.force_exit = True
+        self._guard.is_draining = True
+        self._stopping_since = time.monotonic()
+
+    async def on_tick(self, counter: int) -> bool:
+        """True if the server shall exit. Called ten times a second."""
+        if self._guard.is_draining:
+            is_late = time.monotonic() - self._stopping_since > _SECONDS_TO_STOP
+            self.should_exit = self.should_exit or is_late or self._guard.in_flight == 0
+        return await super().on_tick(counter)
+
+
+class _Protocol(H11Protocol):
+    """HTTP of uvicorn, with a limit of time for headers, and refusals in JSON."""
+
+    _headers_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for headers."""
+        super().connection_made(transport)
+        self._wait_for_headers()
+
+    def data_received(self, data: bytes) -> None:
+        """Read headers or a body."""
+        is_first = self._headers_timer is None and self.conn.their_state is h11.IDLE
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif is_first:
+            self._wait_for_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection has ended."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """A response was sent. If its request still sends a body, that is not read for ever."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            self._wait_for_headers()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, such as headers that are too large."""
+        content = json_bytes(Refusal(400, f"not a valid HTTP request, or its headers are too large ({msg})").content)
+        headers = [("content-type", "application/json"), ("content-length", str(len(content))), ("connection", "close")]
+        with contextlib.suppress(h11.LocalProtocolError):
+            self.transport.write(self.conn.send(h11.Response(status_code=400, headers=headers, reason=b"Bad Request")))
+            self.transport.write(self.conn.send(h11.Data(data=content)))
+            self.transport.write(self.conn.send(h11.EndOfMessage()))
+        self.transport.close()
+
+    def _wait_for_headers(self) -> None:
+        self._stop_waiting()
+        self._headers_timer = self.loop.call_later(_SECONDS_OF_HEADERS, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._headers_timer is not None:
+            self._headers_timer.cancel()
+            self._headers_timer = None

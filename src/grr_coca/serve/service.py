@@ -1,0 +1,114 @@
+"""What all endpoints share: the model behind its queue, the index, and the reader of pictures."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from fastapi import Request
+
+from grr_coca.data.text import clean_query
+from grr_coca.serve.explainer import Explainer
+from grr_coca.serve.guard import DEADLINE, EXITS, Key, Limits
+from grr_coca.serve.library import Newest, ServedIndex
+from grr_coca.serve.metrics import Metrics
+from grr_coca.serve.pictures import PictureReader
+from grr_coca.serve.queue import ModelQueue, result_of, results_of
+from grr_coca.serve.refusal import Refusal
+from grr_coca.shapes import Float, UInt8
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """One server. `model_name`: the name under which clients ask for the model; `library`: None without an index;
+    `title`: the name of the index."""
+
+    model_name: str
+    queue: ModelQueue
+    reader: PictureReader
+    explainer: Explainer
+    library: ServedIndex | None
+    metrics: Metrics
+    limits: Limits
+    key: Key | None
+    threads: ThreadPoolExecutor
+    title: str
+    classifiers: Newest[tuple, Any] = field(default_factory=partial(Newest, 64))
+
+    def admit(self, request: Request, weight: int = 1) -> None:
+        """Take a place in the queue for a request, until its response is sent.
+
+        Raises:
+            Refusal: the queue is full.
+        """
+        request.scope["state"][EXITS].enter_context(self.queue.admitted(weight))
+
+    def index(self) -> ServedIndex:
+        """The index.
+
+        Raises:
+            Refusal: the server has none.
+        """
+        if self.library is None:
+            raise Refusal(404, "this server has no index; start it with one: grr-coca serve INDEX")
+        return self.library
+
+    async def in_thread(self, work: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
+        """Run work on the index in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, partial(work, *arguments, **named))
+
+    async def square(self, data: bytes) -> UInt8[np.ndarray, "S S 3"]:
+        """The pixels of a picture, as the model takes them.
+
+        Raises:
+            Refusal: it is no picture, or too large.
+        """
+        return await self.reader.square(data, self.queue.ready().preprocess)
+
+    def num_tokens(self, text: str) -> int:
+        """The number of tokens of a text."""
+        return len(self.queue.ready().tokenizer.encode(text)) if text else 0
+
+    def room_after(self, prompt: str) -> int:
+        """How many tokens a caption may have after its beginning: the context also holds [BOS], [EOS] and [CLS]."""
+        return max(1, self.queue.ready().engine.context_length - self.num_tokens(prompt) - 3)
+
+    async def classifier(self, labels: list[str], templates: list[str], expires: float) -> Any:
+        """The zero-shot classifier of some labels. The newest ones are kept, as the same labels are asked for again.
+
+        Raises:
+            UserError: labels are repeated, or a template has no `{}`.
+        """
+        key = (tuple(labels), tuple(templates))
+        known = self.classifiers.get(key)
+        if known is None:
+            work = lambda model: model.classifier(labels, templates=templates)  # noqa: E731
+            known = await result_of(self.queue.call(work, expires))
+            self.classifiers.put(key, known)
+        return known
+
+    async def embedded(self, inputs: "list[str | bytes]", expires: float) -> Float[np.ndarray, "N E"]:
+        """Embeddings of texts and of pictures (their bytes), in order.
+
+        Raises:
+            Refusal: a picture cannot be read.
+            UserError: a text is empty.
+        """
+        texts = [clean_query(one, f"input {n}") for n, one in enumerate(inputs) if isinstance(one, str)]
+        squares = [await self.square(one) for one in inputs if isinstance(one, bytes)]
+        futures = [*self.queue.embed_texts(texts, expires), *self.queue.embed_images(squares, expires)]
+        rows = iter(await results_of(futures))
+        of_text = [next(rows) for _ in texts]
+        of_picture = list(rows)
+        return np.stack([(of_text if isinstance(one, str) else of_picture).pop(0) for one in inputs])
+
+
+def deadline_of(request: Request) -> float:
+    """When the answer to a request must have begun, by the monotonic clock."""
+    return request.scope.get("state", {}).get(DEADLINE, time.monotonic() + Limits().seconds)

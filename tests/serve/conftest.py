@@ -1,0 +1,43 @@
+"""Servers of the model that ships, with an index of the drawings that come with the code."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from serving import DRAWINGS, Client, serving
+
+import grr_coca
+
+
+@pytest.fixture(scope="session")
+def icons():
+    """The model that ships, by itself: what a server must answer."""
+    return grr_coca.load("icons")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """A folder with the drawings, and a copy of one in another size."""
+    folder = tmp_path_factory.mktemp("pictures")
+    shutil.copytree(DRAWINGS, folder / "drawings")
+    with Image.open(DRAWINGS / "guitar.webp") as image:
+        image.convert("RGB").resize((300, 300)).save(folder / "large-guitar.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def index(tmp_path_factory, pictures) -> Path:
+    """An index of these pictures."""
+    location = tmp_path_factory.mktemp("index") / "drawings.index"
+    with grr_coca.Index.open(location, "icons", create=True) as made:
+        made.add(pictures)
+    return location
+
+
+@pytest.fixture(scope="session")
+def served(index) -> Iterator[Client]:
+    """A server with this index."""
+    with serving(index) as client:
+        yield client

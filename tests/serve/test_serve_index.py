@@ -1,0 +1,256 @@
+"""The index behind the server: it is searched and browsed while it grows, is replaced or goes away."""
+
+import http.client
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from serving import DRAWINGS, JSON, OPTIONS, serving
+
+import grr_coca
+from grr_coca.errors import UserError
+from grr_coca.serve.library import picture_id
+from grr_coca.serve.server import RunningServer
+
+
+def names(answer) -> list[str]:
+    found = answer.json()
+    return [Path(one["name"]).stem for one in found.get("hits", found.get("pictures", []))]
+
+
+def test_hits_are_those_of_the_index(served, index):
+    with grr_coca.Index.open(index) as opened:
+        expected = opened.search("red fruit", 3)
+    found = served.post("/search", {"texts": ["red fruit"], "limit": 3}).json()
+    assert [one["name"] for one in found["hits"]] == [hit.path for hit in expected]
+    assert [one["score"] for one in found["hits"]] == pytest.approx([hit.score for hit in expected], abs=1e-4)
+    assert [one["relevance"] for one in found["hits"]] == pytest.approx([hit.relevance for hit in expected], abs=1e-3)
+    assert (found["searched"], found["more"]) == (7, True)
+    assert (found["is_likely"], found["can_tell"]) == (expected.is_likely, expected.can_tell)
+
+
+def test_pages_of_hits_are_the_hits_in_order(served):
+    whole = served.post("/search", {"texts": ["a boat"]}).json()
+    pages = [served.post("/search", {"texts": ["a boat"], "offset": n, "limit": 2}).json() for n in (0, 2, 4)]
+    assert [hit for page in pages for hit in page["hits"]] == whole["hits"]
+    assert [page["more"] for page in pages] == [True, True, False]
+    assert len({page["is_likely"] for page in pages}) == 1
+    assert served.post("/search", {"texts": ["a boat"], "offset": 900}).json()["hits"] == []
+
+
+def test_near_duplicates_are_one_hit_and_a_group(served):
+    (hit, *_) = served.post("/search", {"texts": ["guitar"]}).json()["hits"]
+    found = {Path(one["name"]).stem for one in (hit, *hit["copies"])}
+    assert found == {"guitar", "large-guitar"}
+    groups = served.get("/duplicates").json()
+    assert groups["total"] == 1
+    assert [Path(one["name"]).stem for one in groups["groups"][0]] == ["large-guitar", "guitar"]
+    assert served.get("/duplicates?offset=1").json() == {"total": 1, "groups": []}
+
+
+def test_pictures_are_searched_by_others_and_without_others(served):
+    pictures = {Path(one["name"]).stem: one["id"] for one in served.get("/pictures").json()["pictures"]}
+    assert names(served.post("/search", {"like": [pictures["snowman"]]}))[0] == "snowman"
+    for answer in (
+        served.post("/similar", (DRAWINGS / "snowman.webp").read_bytes()),
+        served.ask("POST", f"/similar?id={pictures['snowman']}&limit=1"),
+    ):
+        assert names(answer)[0] == "snowman"
+    with_it, without_it = (
+        served.post("/search", {"texts": ["fruit"], **changes}).json()["hits"]
+        for changes in ({}, {"unlike": [pictures["red-apple"]]})
+    )
+    scores = [{one["id"]: one["score"] for one in hits}[pictures["red-apple"]] for hits in (with_it, without_it)]
+    assert scores[1] < scores[0]
+    assert names(served.post("/search", {"texts": ["red apple"], "without": ["fruit"], "weights": [2]}))
+
+
+def test_filters_select_hits_and_pictures(served):
+    assert names(served.post("/search", {"texts": ["guitar"], "where": "width > 64"})) == ["large-guitar"]
+    assert names(served.get("/pictures?where=width+%3E+64")) == ["large-guitar"]
+    assert served.get("/pictures?where=width+%3E+640").json() == {"total": 0, "pictures": []}
+    facets = {one["field"]: one for one in served.get("/facets").json()["facets"]}
+    assert facets["folder"]["values"] == [["drawings", 6], [next(iter(facets["folder"]["values"][1:]))[0], 1]]
+    assert (facets["width"]["min"], facets["width"]["max"]) == (64, 300)
+    assert facets["date"]["min"] <= facets["date"]["max"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "reason"),
+    [
+        ({}, 422, "the query is empty"),
+        ({"texts": [" "]}, 422, "empty"),
+        ({"without": ["a"]}, 422, "the query is empty"),
+        ({"texts": ["a"], "where": "wdth > 3"}, 422, "did you mean 'width'?"),
+        ({"texts": ["a"], "where": "width >"}, 422, "expected a number"),
+        ({"texts": ["a"], "weights": [1, 2]}, 422, "2 weights for 1 texts"),
+        ({"texts": ["a"], "limit": 0}, 422, "limit"),
+        ({"texts": ["a"], "offset": 2000}, 422, "offset"),
+        ({"texts": ["a"], "txets": 1}, 422, "txets"),
+        ({"like": ["0" * 16]}, 422, "not in the index"),
+        ({"like": ["../../etc"]}, 404, "no picture with this id"),
+        ({"image": "https://example.com/a.png"}, 400, "never fetched"),
+        ({"image": "data:image/png;base64,AAAA"}, 415, "not an image"),
+        ({"texts": "a"}, 422, "texts"),
+    ],
+)
+def test_wrong_queries_are_refused_in_a_sentence(served, asked, status, reason):
+    answer = served.post("/search", asked)
+    assert answer.status == status, answer.body
+    assert reason in answer.reason()
+
+
+# --- Pictures
+
+
+def test_thumbnails_are_of_indexed_pictures_alone(served):
+    large = served.post("/search", {"texts": ["guitar"], "where": "width > 64"}).json()["hits"][0]["id"]
+    answer = served.get(f"/image/{large}?side=100")
+    with Image.open(io.BytesIO(answer.body)) as image:
+        assert (image.format, image.size) == ("WEBP", (100, 100))
+    assert answer.headers["cache-control"] == "private, max-age=86400"
+    assert served.get(f"/image/{large}?side=5").status == 422
+    other = picture_id("/etc/passwd")
+    for identity in (other, "..", "%2e%2e%2fetc%2fpasswd", "..%2f..%2fetc%2fpasswd", "0", "%C3%A9", "a" * 5000):
+        answer = served.get(f"/image/{identity}")
+        assert answer.status == 404, identity
+        assert answer.reason()
+
+
+@pytest.fixture
+def own(tmp_path) -> tuple[Path, Path]:
+    """A folder of pictures and its index, to change while they are served."""
+    folder = tmp_path / "pictures"
+    shutil.copytree(DRAWINGS, folder)
+    location = tmp_path / "own.index"
+    with grr_coca.Index.open(location, "icons", create=True) as made:
+        made.add(folder)
+    return folder, location
+
+
+def test_an_index_that_grows_shows_its_new_pictures_without_a_restart(own):
+    folder, location = own
+    with serving(location) as client:
+        before = client.get("/info").json()
+        assert names(client.post("/search", {"texts": ["heart"], "limit": 100})).count("heart") == 0
+        client.get("/pictures"), client.get("/facets"), client.get("/duplicates")
+        heart = Image.new("RGB", (64, 64), "red")
+        heart.save(folder / "heart.png")
+        shutil.copy(folder / "guitar.webp", folder / "again.webp")
+        with grr_coca.Index.open(location) as writing:
+            writing.add(folder)
+            after = client.get("/info").json()  # while the writer holds its lock
+        assert (before["pictures"], after["pictures"]) == (6, 8)
+        assert before["revision"] != after["revision"]
+        assert "heart" in names(client.post("/search", {"texts": ["heart"], "limit": 100}))
+        assert client.get("/pictures").json()["total"] == 8
+        assert client.get("/duplicates").json()["total"] == 1
+
+
+def test_a_picture_that_is_gone_is_a_placeholder_and_no_error(own):
+    folder, location = own
+    with serving(location) as client:
+        found = {Path(one["name"]).stem: one["id"] for one in client.get("/pictures").json()["pictures"]}
+        (folder / "snowman.webp").unlink()
+        (folder / "guitar.webp").write_bytes(b"no picture any more")
+        for name in ("snowman", "guitar"):
+            answer = client.get(f"/image/{found[name]}")
+            assert answer.status == 200
+            assert answer.headers["x-missing"] == "1"
+            assert answer.headers["content-type"] == "image/svg+xml"
+            assert client.ask("POST", f"/explain?id={found[name]}").status in (415, 422)
+        (hit,) = client.post("/search", {"texts": ["snowman"], "limit": 1}).json()["hits"]
+        assert (Path(hit["name"]).stem, hit["is_there"]) == ("snowman", False)
+        assert client.ask("POST", f"/similar?id={found['snowman']}").status == 200
+
+
+def test_an_index_that_is_deleted_is_503_until_there_is_one_again(own):
+    folder, location = own
+    with serving(location) as client:
+        assert client.get("/pictures").json()["total"] == 6
+        away = location.with_name("away.index")
+        location.rename(away)
+        for answer in (client.get("/pictures"), client.post("/search", {"texts": ["a"]}), client.get("/info")):
+            assert answer.status == 503
+            assert "no index now" in answer.reason()
+            assert answer.headers["retry-after"] == "5"
+        assert client.get("/ready").status == 503
+        assert client.get("/health").status == 200
+        assert client.post("/caption", (DRAWINGS / "guitar.webp").read_bytes()).status == 200
+        (folder / "guitar.webp").unlink()
+        with grr_coca.Index.open(location, "icons", create=True) as made:
+            made.add(folder)
+        assert client.get("/pictures").json()["total"] == 5, "another index at the same place"
+        assert client.get("/ready").status == 200
+
+
+def test_an_index_of_another_model_is_refused_at_the_start_and_later(own):
+    folder, location = own
+    with pytest.raises(UserError, match="an index of the model 'icons'"):
+        RunningServer(replace(OPTIONS, index=str(location), model="pictograms"), print)
+    with serving(location) as client:
+        shutil.rmtree(location)
+        with grr_coca.Index.open(location, "pictograms", create=True) as made:
+            made.add(folder / "guitar.webp")
+        answer = client.post("/search", {"texts": ["a"]})
+        assert answer.status == 503
+        assert "'pictograms'" in answer.reason()
+
+
+def test_an_index_that_is_damaged_while_served_is_503(own):
+    _, location = own
+    with serving(location) as client:
+        for path in location.iterdir():
+            path.write_bytes(b"\xff" * 5000)
+        answer = client.get("/pictures")
+        assert answer.status == 503, answer.body
+        assert "index" in answer.reason()
+
+
+def test_an_empty_index_has_no_hits(tmp_path):
+    location = tmp_path / "empty.index"
+    grr_coca.Index.open(location, "icons", create=True).close()
+    with serving(location) as client:
+        assert client.get("/pictures").json() == {"total": 0, "pictures": []}
+        assert client.get("/facets").json() == {"facets": []}
+        assert client.get("/duplicates").json() == {"total": 0, "groups": []}
+        found = client.post("/search", {"texts": ["cat"]})
+        assert found.status == 200, found.body
+        assert (found.json()["hits"], found.json()["searched"]) == ([], 0)
+
+
+def test_columns_of_a_table_can_be_filtered_by(tmp_path):
+    shutil.copytree(DRAWINGS, tmp_path / "drawings")
+    rows = [
+        {
+            "image": f"drawings/{path.name}",
+            "caption": "x",
+            "Artist": "Ann" if n % 2 else "Ben",
+            "Year": 1990 + n,
+            "code": f"c{n}",
+        }
+        for n, path in enumerate(sorted((tmp_path / "drawings").iterdir()))
+    ]
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    location = tmp_path / "table.index"
+    with grr_coca.Index.open(location, "icons", create=True) as made:
+        made.add(tmp_path / "table.jsonl")
+    with serving(location) as client:
+        facets = {one["field"]: one for one in client.get("/facets").json()["facets"]}
+        assert facets["artist"] == {"field": "artist", "kind": "text", "values": [["Ann", 3], ["Ben", 3]]}
+        assert facets["year"] == {"field": "year", "kind": "number", "min": 1990, "max": 1995}
+        assert "code" not in facets, "all values differ"
+        found = client.post("/search", {"texts": ["a"], "where": "artist = 'Ann' and year > 1992"}).json()["hits"]
+        assert {one["fields"]["year"] for one in found} == {1993, 1995}
+
+
+def test_the_connection_is_kept_for_the_next_request(served):
+    connection = http.client.HTTPConnection(*served.place, timeout=20)
+    for _ in range(3):
+        connection.request("POST", "/search", json.dumps({"texts": ["a"]}), JSON)
+        assert connection.getresponse().read()
+    connection.close()

@@ -1,0 +1,158 @@
+"""What clients of OpenAI send, and what they must get back."""
+
+import base64
+
+import numpy as np
+import pytest
+from serving import DRAWINGS
+
+from grr_coca.serve.schemas import HEART
+
+
+def uri(name: str) -> str:
+    return f"data:image/webp;base64,{base64.b64encode((DRAWINGS / f'{name}.webp').read_bytes()).decode()}"
+
+
+def chat(*urls: str, **keys: object) -> dict[str, object]:
+    parts = [{"type": "image_url", "image_url": {"url": url, "detail": "auto"}} for url in urls]
+    content = [{"type": "text", "text": "What is this?"}, *parts]
+    return {"model": "icons", "messages": [{"role": "user", "content": content}], **keys}
+
+
+def test_a_chat_completion_is_the_caption_of_the_last_picture(served, icons):
+    answer = served.post("/v1/chat/completions", chat(uri("guitar"), uri("red-apple"), temperature=0, max_tokens=4096))
+    assert answer.status == 200, answer.body
+    found = answer.json()
+    (choice,) = found["choices"]
+    assert choice["message"]["content"] == icons.caption(DRAWINGS / "red-apple.webp")
+    assert (choice["finish_reason"], choice["message"]["role"]) == ("stop", "assistant")
+    assert found["usage"]["completion_tokens"] > 1
+    assert (found["object"], found["model"]) == ("chat.completion", "icons")
+
+
+def test_a_stream_is_the_same_text_in_pieces(served, icons):
+    answer = served.post(
+        "/v1/chat/completions", chat(uri("red-apple"), stream=True, stream_options={"include_usage": True})
+    )
+    *chunks, (_, last), (_, done) = answer.events()
+    assert done == "[DONE]"
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] > 1
+    deltas = [chunk["choices"][0]["delta"] for _, chunk in chunks]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    said = [delta["content"] for delta in deltas[1:] if delta]
+    assert "".join(said) == icons.caption(DRAWINGS / "red-apple.webp")
+    assert len(said) > 1
+    assert all(said), "no empty piece"
+    assert [chunk["choices"][0]["finish_reason"] for _, chunk in chunks][-1] == "stop"
+    assert {chunk["object"] for _, chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for _, chunk in chunks}) == 1
+
+
+def test_several_choices_are_beams_or_samples(served, icons):
+    found = served.post("/v1/chat/completions", chat(uri("guitar"), n=3)).json()
+    said = [choice["message"]["content"] for choice in found["choices"]]
+    assert said == icons.caption(DRAWINGS / "guitar.webp", num_beams=3, num_captions=3)
+    for stream in (True, False):
+        answer = served.post("/v1/chat/completions", chat(uri("guitar"), n=2, temperature=1.5, seed=3, stream=stream))
+        assert answer.status == 200, answer.body
+
+
+def test_a_message_of_the_assistant_begins_the_caption(served, icons):
+    asked = chat(uri("red-apple"))
+    asked["messages"].append({"role": "assistant", "content": "green"})
+    for stream in (False, True):
+        answer = served.post("/v1/chat/completions", {**asked, "stream": stream})
+        expected = icons.caption(DRAWINGS / "red-apple.webp", prompt="green")
+        if stream:
+            said = "".join(
+                one["choices"][0]["delta"].get("content", "") for _, one in answer.events() if isinstance(one, dict)
+            )
+        else:
+            said = answer.json()["choices"][0]["message"]["content"]
+        assert said == expected
+        assert said.startswith("green")
+
+
+def test_few_tokens_end_by_length_and_a_stop_ends_the_text(served):
+    (choice,) = served.post("/v1/chat/completions", chat(uri("red-apple"), max_completion_tokens=1)).json()["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("red", "length")
+    for stop in (" apple", ["zzz", " ap"]):
+        (choice,) = served.post("/v1/chat/completions", chat(uri("red-apple"), stop=stop)).json()["choices"]
+        assert choice["message"]["content"] == "red"
+        events = served.post("/v1/chat/completions", chat(uri("red-apple"), stop=stop, stream=True)).events()
+        pieces = [one["choices"][0]["delta"].get("content", "") for _, one in events if isinstance(one, dict)]
+        assert "".join(pieces) == "red"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("asked", "status", "reason"),
+    [
+        (chat("https://example.com/a.png"), 400, "never fetched"),
+        (chat("data:image/png;base64,AAAA"), 415, "not an image"),
+        (chat("data:image/png;base64,A"), 400, "base64"),
+        (chat(), 400, "no picture"),
+        ({"model": "icons", "messages": [{"role": "user", "content": "hello"}]}, 400, "no picture"),
+        ({"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}, 404, "'icons'"),
+        ({"model": "icons", "messages": []}, 400, "messages"),
+        ({"model": "icons"}, 400, "messages"),
+        ({"model": "icons", "messages": [{"role": "user", "content": [{"type": "audio"}]}]}, 400, "audio"),
+        (chat(HEART, temperature=9), 400, "temperature"),
+        (chat(HEART, n=100), 400, "n: "),
+        (chat(HEART, response_format={"type": "json_object"}), 400, "response_format"),
+        (chat(HEART, tools=[{}], tool_choice="required"), 400, "tool_choice"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_in_a_sentence(served, asked, status, reason, stream):
+    answer = served.post("/v1/chat/completions", {**asked, "stream": stream})
+    assert answer.status == status, answer.body
+    assert reason in answer.reason()
+
+
+def test_embeddings_as_numbers_and_as_bytes(served, icons):
+    expected = np.stack([icons.embed_texts("a cat"), icons.embed_images(DRAWINGS / "guitar.webp")])
+    asked = {"model": "icons", "input": ["a cat", uri("guitar")]}
+    numbers = served.post("/v1/embeddings", asked).json()
+    found = np.array([one["embedding"] for one in numbers["data"]])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert [one["index"] for one in numbers["data"]] == [0, 1]
+    assert numbers["usage"]["prompt_tokens"] == len(icons.tokenizer.encode("a cat"))
+    coded = served.post("/v1/embeddings", {**asked, "encoding_format": "base64"}).json()
+    found = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in coded["data"]]
+    np.testing.assert_allclose(np.stack(found), expected, atol=1e-5)
+    assert served.post("/v1/embeddings", {**asked, "dimensions": 128}).status == 200
+
+
+def test_many_texts_at_once_are_embedded_in_order(served, icons):
+    texts = [f"{number} cats" for number in range(1500)]
+    answer = served.post("/v1/embeddings", {"model": "icons", "input": texts})
+    assert answer.status == 200
+    found = np.array([one["embedding"] for one in answer.json()["data"]])
+    np.testing.assert_allclose(found[[0, 700, 1499]], icons.embed_texts([texts[0], texts[700], texts[1499]]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "reason"),
+    [
+        ({"input": [1, 2, 3]}, 400, "check_embedding_ctx_length=False"),
+        ({"input": [[1, 2], [3]]}, 400, "check_embedding_ctx_length=False"),
+        ({"input": []}, 400, "input"),
+        ({"input": ""}, 400, "input"),
+        ({"input": "data:image/png;base64,AAAA"}, 415, "not an image"),
+        ({"dimensions": 7}, 400, "dimensions: this model has 128"),
+        ({"encoding_format": "hex"}, 400, "encoding_format"),
+        ({"model": "text-embedding-3-small"}, 404, "'icons'"),
+    ],
+)
+def test_what_cannot_be_embedded_is_refused_in_a_sentence(served, changes, status, reason):
+    answer = served.post("/v1/embeddings", {"model": "icons", "input": "a", **changes})
+    assert answer.status == status, answer.body
+    assert reason in answer.reason()
+
+
+def test_the_model_is_listed(served):
+    (model,) = served.get("/v1/models").json()["data"]
+    assert model == served.get("/v1/models/icons").json()
+    assert (model["id"], model["object"]) == ("icons", "model")
+    assert "'icons'" in served.get("/v1/models/no/such").reason()

@@ -1,0 +1,295 @@
+"""The endpoints of grr-coca: each answers what the library does, and refuses what is wrong in a sentence."""
+
+import base64
+import io
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from PIL import Image
+from serving import DRAWINGS, EVENTS, JSON, serving
+
+from grr_coca.serve.explainer import Explainer
+from grr_coca.serve.schemas import HEART
+
+HEART_BYTES = base64.b64decode(HEART.partition(",")[2])
+
+
+def drawing(name: str) -> bytes:
+    return (DRAWINGS / f"{name}.webp").read_bytes()
+
+
+def form(content: bytes, **fields: str) -> tuple[bytes, dict[str, str]]:
+    parts = [f'--b\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode() for k, v in fields.items()]
+    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    return b"".join([*parts, head, content, b"\r\n--b--\r\n"]), {"Content-Type": "multipart/form-data; boundary=b"}
+
+
+# --- Captions
+
+
+@pytest.mark.parametrize("name", ["guitar", "red-apple", "snowman"])
+def test_a_caption_is_that_of_the_library_however_the_picture_is_sent(served, icons, name):
+    expected = icons.caption(DRAWINGS / f"{name}.webp")
+    uri = f"data:image/webp;base64,{base64.b64encode(drawing(name)).decode()}"
+    for answer in (
+        served.post("/caption", drawing(name)),
+        served.post("/caption", drawing(name), {"Content-Type": "application/x-www-form-urlencoded"}),  # curl's default
+        served.post("/caption", *form(drawing(name))),
+        served.post("/caption", {"image": uri}),
+    ):
+        assert answer.status == 200, answer.body
+        assert answer.json()["caption"] == expected
+        assert answer.json()["model"] == "icons"
+
+
+def test_options_stand_in_the_query_in_a_form_or_in_json(served, icons):
+    options = {"num_beams": 3, "num_captions": 3, "prompt": "a"}
+    expected = icons.caption(DRAWINGS / "guitar.webp", **options)
+    query = "&".join(f"{key}={value}" for key, value in options.items())
+    written = {key: str(value) for key, value in options.items()}
+    uri = f"data:image/webp;base64,{base64.b64encode(drawing('guitar')).decode()}"
+    for answer in (
+        served.post(f"/caption?{query}", drawing("guitar")),
+        served.post("/caption", *form(drawing("guitar"), **written)),
+        served.post("/caption", {"image": uri, **options}),
+    ):
+        captions = answer.json()["captions"]
+        assert [caption["text"] for caption in captions] == expected
+        assert all(caption["log_prob"] < 0 for caption in captions)
+
+
+def test_a_caption_streams_token_by_token(served, icons):
+    answer = served.post("/caption", drawing("red-apple"), EVENTS)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *texts, (last, whole) = answer.events()
+    assert last == "done"
+    assert whole["text"] == icons.caption(DRAWINGS / "red-apple.webp")
+    said = [data["text"] for name, data in texts if name == "message"]
+    assert len(said) > 1
+    assert all(longer.startswith(shorter) for shorter, longer in pairwise(said))
+    assert whole["text"] == said[-1]
+
+
+def test_beams_are_told_at_the_end_of_a_stream(served, icons):
+    answer = served.post("/caption?num_beams=2", drawing("guitar"), EVENTS)
+    assert answer.events() == [("done", {"text": icons.caption(DRAWINGS / "guitar.webp", num_beams=2)})]
+
+
+def test_sampled_captions_depend_on_the_seed_alone(served):
+    def sampled(seed: int) -> str:
+        return served.post(f"/caption?temperature=2&seed={seed}", drawing("guitar")).json()["caption"]
+
+    assert sampled(1) == sampled(1)
+    assert len({sampled(seed) for seed in range(6)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "reason"),
+    [
+        ("/caption?num_captoins=2", 422, "did you mean 'num_captions'?"),
+        ("/caption?num_beams=many", 422, "num_beams: "),
+        ("/caption?num_beams=9", 422, "num_beams: "),
+        ("/caption?num_beams=2&num_beams=3", 422, "num_beams: given twice"),
+        ("/caption?num_captions=2", 422, "set num_beams as high"),
+        ("/caption?max_length=1000", 422, "max_length 1000 is more than"),
+        ("/caption?temperature=nan", 422, "temperature"),
+        ("/caption?temperature=0", 422, "temperature"),
+        ("/classify?labels=heart", 422, "labels: "),
+        ("/classify?labels=heart&labels=heart", 422, "more than once"),
+        ("/classify?labels=heart&labels=star&templates=a", 422, "has no {}"),
+        ("/classify", 422, "labels: "),
+    ],
+)
+def test_wrong_options_are_named(served, path, status, reason):
+    for headers in ({}, EVENTS):
+        answer = served.post(path, HEART_BYTES, headers)
+        assert answer.status == status, answer.body
+        assert reason in answer.reason()
+
+
+def png(size: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("1", size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "reason"),
+    [
+        (b"", 422, "there is no picture"),
+        (b"hello", 415, "not an image"),
+        (HEART_BYTES[:100], 415, "truncated"),
+        (HEART_BYTES[:33] + b"\0" * 50, 415, "the picture: "),
+        (png((8000, 7000)), 413, "too many pixels: 56,000,000 (limit 50,000,000)"),
+        (b"<svg><image href='/etc/passwd'/></svg>", 415, "another image file"),
+        (b"GIF89a" + b"\xff" * 40, 415, "the picture: "),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "not an image"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/caption", "/classify?labels=a&labels=b", "/similar", "/explain"])
+def test_what_is_no_picture_is_refused_in_a_sentence(served, path, content, status, reason):
+    answer = served.post(path, content)
+    assert answer.status == status, answer.body
+    assert reason in answer.reason()
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "reason"),
+    [
+        (b"{", JSON, 422, "not JSON"),
+        (b"[" * 100_000, JSON, 422, "not JSON"),
+        (b"[1]", JSON, 422, "not a JSON object"),
+        (b'{"image": 7}', JSON, 422, "image: not a text"),
+        (b'{"image": "https://example.com/a.png"}', JSON, 400, "never fetched"),
+        (b'{"image": "file:///etc/passwd"}', JSON, 400, "never fetched"),
+        (b'{"image": "data:text/plain;base64,aGVsbG8="}', JSON, 400, "not a picture"),
+        (b'{"image": "data:image/png;base64,%%%"}', JSON, 400, "not valid base64"),
+        (b'{"image": "' + HEART.encode() + b'", "prompt": "\\ud83d"}', JSON, 422, "prompt: "),
+        (b'{"image": "' + HEART.encode() + b'", "seed": 1e999}', JSON, 422, "seed"),
+        (b"--b\r\n", {"Content-Type": "multipart/form-data; boundary=b"}, 422, "there is no picture"),
+        (b"nothing", {"Content-Type": "multipart/form-data"}, 400, "boundary"),
+    ],
+)
+def test_broken_bodies_are_refused_in_a_sentence(served, body, headers, status, reason):
+    answer = served.post("/caption", body, headers)
+    assert answer.status == status, answer.body
+    assert reason in answer.reason()
+
+
+# --- Embeddings and labels
+
+
+def test_embeddings_are_those_of_the_library(served, icons):
+    texts = ["a cat", "two dogs", "a cat"]
+    uri = f"data:image/webp;base64,{base64.b64encode(drawing('guitar')).decode()}"
+    found = np.array(served.post("/embed", {"inputs": [texts[0], uri, *texts[1:]]}).json())
+    np.testing.assert_allclose(found[[0, 2, 3]], icons.embed_texts(texts), atol=1e-5)
+    np.testing.assert_allclose(found[1], icons.embed_images(DRAWINGS / "guitar.webp"), atol=1e-5)
+    assert np.array(served.post("/embed", {"inputs": "a cat"}).json()).shape == (1, 128)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"inputs": []}, "inputs"),
+        ({"inputs": ["a", " "]}, "input 1 is empty"),
+        ({"inputs": ["x"] * 2049}, "inputs"),
+        ({"inputs": [7]}, "inputs"),
+        ({}, "inputs"),
+        ({"inputs": "a", "normalize": False}, "normalize"),
+        ({"inputs": "a", "model": "x"}, "model"),
+    ],
+)
+def test_what_cannot_be_embedded_is_named(served, given, reason):
+    answer = served.post("/embed", given)
+    assert answer.status == 422, answer.body
+    assert reason in answer.reason()
+
+
+def test_labels_are_those_of_the_library(served, icons):
+    labels = ["guitar", "boat", "apple"]
+    expected = icons.classify(DRAWINGS / "sailboat.webp", labels, templates=["a {}", "{}"])
+    query = "labels=guitar&labels=boat&labels=apple&templates=a+%7B%7D&templates=%7B%7D&top=2"
+    for _ in range(2):  # the second time, the embeddings of the labels are kept
+        found = served.post(f"/classify?{query}", drawing("sailboat")).json()["labels"]
+        assert [one["label"] for one in found] == [one.label for one in expected[:2]]
+        assert [one["probability"] for one in found] == pytest.approx(
+            [one.probability for one in expected[:2]], abs=1e-4
+        )
+
+
+# --- Heat maps
+
+
+def test_a_heat_map_lies_over_the_patches_for_each_word(served, icons):
+    found = served.post("/explain", drawing("red-apple")).json()
+    assert found["caption"] == icons.caption(DRAWINGS / "red-apple.webp")
+    assert [one["word"] for one in found["words"]] == found["caption"].split()
+    for one in found["words"]:
+        heat = np.array(one["heat"])
+        assert heat.shape == (8, 8)
+        assert heat.min() >= 0
+        assert heat.max() == 1
+
+
+def test_without_torch_heat_maps_name_the_command(served, monkeypatch):
+    monkeypatch.setattr(Explainer, "is_installed", False)
+    answer = served.post("/explain", drawing("guitar"))
+    assert answer.status == 501
+    assert "pip install 'grr-coca[torch]'" in answer.reason()
+    assert served.get("/info").json()["can"] == ["search", "caption"]
+
+
+# --- The document
+
+
+def test_the_page_and_the_document_are_served_and_nothing_from_elsewhere(served):
+    page = served.get("/")
+    assert page.status == 200
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["referrer-policy"] == "no-referrer"
+    assert served.get("/app.js").headers["content-type"].startswith("text/javascript")
+    assert served.get("/docs").status == served.get("/redoc").status == 404
+    assert served.get("/openapi.json").json()["openapi"].startswith("3.")
+
+
+def examples(document: dict) -> list[tuple[str, str, dict]]:
+    """Each operation with a body in JSON: its method, path and example."""
+    found = []
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            if content is None or path == "/session":
+                continue
+            shown = content.get("examples", {})
+            schema = content["schema"].get("$ref", "").rpartition("/")[2]
+            values = [one["value"] for one in shown.values()] or document["components"]["schemas"][schema]["examples"]
+            found += [(method.upper(), path, value) for value in values]
+    return found
+
+
+def test_each_example_of_the_document_works_and_each_answer_is_as_written(served):
+    document = served.get("/openapi.json").json()
+    sent = examples(document)
+    assert {path for _, path, _ in sent} == {
+        "/caption",
+        "/embed",
+        "/classify",
+        "/explain",
+        "/search",
+        "/similar",
+        "/v1/embeddings",
+        "/v1/chat/completions",
+    }
+    asked = [(method, path, served.post(path, value)) for method, path, value in sent]
+    paths = ["/pictures", "/facets", "/duplicates", "/info", "/health", "/ready", "/v1/models"]
+    asked += [("GET", path, served.get(path)) for path in paths]
+    for method, path, answer in asked:
+        assert answer.status == 200, (path, answer.body)
+        schema = document["paths"][path][method.lower()]["responses"]["200"]["content"]["application/json"]["schema"]
+        jsonschema.validate(answer.json(), {**schema, "components": document["components"]})
+    captioned = next(answer for _, path, answer in asked if path == "/caption")
+    assert captioned.json()["caption"] == "red heart"
+
+
+def test_a_server_without_an_index_captions_and_says_that_it_has_none(icons):
+    with serving() as client:
+        info = client.get("/info").json()
+        assert (info["pictures"], info["can"][0], "search" in info["can"]) == (None, "caption", False)
+        assert client.post("/caption", drawing("guitar")).json()["caption"] == icons.caption(DRAWINGS / "guitar.webp")
+        for answer in (client.get("/pictures"), client.post("/search", {"texts": ["a"]}), client.get("/image/0")):
+            assert answer.status == 404
+            assert "no index" in answer.reason()
+
+
+def test_the_answers_are_valid_json_whatever_a_file_is_called(served):
+    # half of a character, as in a file name that is not UTF-8
+    answer = served.post("/search", json.dumps({"texts": ["x"], "where": "path = '\udc80'"}).encode(), JSON)
+    assert answer.status == 422
+    assert "where: " in answer.reason()
+    assert Path(served.get("/pictures").json()["pictures"][0]["name"]).is_absolute()

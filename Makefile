@@ -27,7 +27,7 @@ BENCHMARKS := training scaling parts arms demo captioning imported engines preci
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
 
-.PHONY: try demo test test-slow test-ci test-milvus test-ray servers-milvus servers-ray test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs datasets icons scenes docs notebook weights clean
+.PHONY: try demo test test-slow test-ci test-milvus test-ray test-browser servers-milvus servers-ray servers-browser test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs datasets icons icon-site scenes docs notebook weights clean
 
 # A caption of each drawing by the model that comes with the code; without PyTorch.
 try: $(VENV)/.use
@@ -57,6 +57,14 @@ test-ray: $(VENV)/.ray
 	scripts/own_network.sh GRR_COCA_TEST_RAY=1 RAY_USAGE_STATS_ENABLED=0 $(PYTEST) -m "$(SLOW)" -k "$(ONLY)" -W ignore --timeout 3600 \
 		tests/search/test_ray.py
 
+# The page in Chromium, which must be installed: `apt-get install chromium`. npm fetches ONNX Runtime Web and axe-core once.
+test-browser: $(VENV)/.browser
+	GRR_COCA_TEST_BROWSER=1 $(PYTEST) -m "$(SLOW)" -k "$(ONLY)" --timeout 3600 tests/page
+
+servers-browser: $(VENV)/.browser
+	(command -v chromium && command -v npm) > /dev/null || apt-get install --yes --quiet --no-install-recommends chromium npm
+	$(BIN)/python -c "from grr_coca.page.site import find_runtime; find_runtime()"
+
 # What these two need, for continuous integration to try.
 servers-milvus servers-ray: servers-%: $(VENV)/.%
 	scripts/own_network.sh
@@ -71,7 +79,7 @@ test-oldest:
 # By hand: the newest versions of everything, written into constraints.txt.
 lock:
 	$(PYTHON) -m venv --clear --upgrade-deps $(LOCK)
-	$(LOCK)/bin/$(INSTALL) -e ".[dev,docs,milvus,ray]"
+	$(LOCK)/bin/$(INSTALL) -e ".[dev,docs,milvus,ray,browser]"
 	grep -E "^(#|torch)" constraints.txt > $(LOCK)/constraints.txt
 	$(LOCK)/bin/pip freeze --all --exclude-editable --exclude pip --exclude torch --exclude torchvision \
 		| tr A-Z a-z | grep -v -E "^(nvidia-|cuda-|triton=)" | sort >> $(LOCK)/constraints.txt
@@ -145,6 +153,10 @@ icons: $(VENV)/.dev
 	$(BIN)/python scripts/build_datasets icons
 	$(MAKE) weights NAME=icons
 
+# A site that searches open icon sets by meaning. ALL=--all takes all sets: 30 MB more to load.
+icon-site: $(VENV)/.dev
+	$(SINGLE) $(BIN)/python scripts/build_datasets/icon_site.py --out icon-site $(ALL)
+
 # The corpus `scenes`, in the user's cache.
 scenes: $(VENV)/.dev
 	$(BIN)/python scripts/build_datasets scenes
@@ -182,6 +194,10 @@ $(VENV)/.milvus: $(VENV)/.dev
 	$(BIN)/$(INSTALL) $(LOCKED) -e ".[milvus]"
 	$(PYTHON) -m venv $(MILVUS)
 	$(MILVUS)/bin/$(INSTALL) milvus==2.3.5
+	touch $@
+
+$(VENV)/.browser: $(VENV)/.dev
+	$(BIN)/$(INSTALL) $(LOCKED) -e ".[browser]"
 	touch $@
 
 $(VENV)/.ray: $(VENV)/.dev

@@ -151,7 +151,8 @@ class Library:
 
     `entries`, `vectors`: the images in the order in which the page shows them, N E. `groups`: positions of
     near-duplicates. `drawings`: for each image the SVG file that the page shows and copies, as (box, body); None: the
-    page shows thumbnails. The drawings of neighbours in `drawn_order` are loaded together.
+    page shows thumbnails. The drawings of neighbours in `drawn_order` are loaded together. `words`: by which each image
+    is found, besides its caption; None: its file name.
     """
 
     entries: Sequence[Entry]
@@ -160,6 +161,7 @@ class Library:
     groups: Sequence[Sequence[int]] = ()
     drawings: Sequence[tuple[Sequence[float], str]] | None = None
     drawn_order: Sequence[int] | None = None
+    words: Sequence[str] | None = None
 
 
 def read_library(store: Store) -> Library:
@@ -207,12 +209,13 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
         places = _write_drawings(library, site / "drawings")
         thumbnails = {"kind": "svg", "folder": "drawings"}
     root = _common_folder(library.entries) if library.drawings is None else ""
-    chunks = []
+    chunks, words = [], library.words
     for number, start in enumerate(range(0, count, CHUNK)):
         rows = slice(start, start + CHUNK)
         columns = _columns(library.entries[rows], root, there[rows])
         if places is not None:
             columns["drawing"] = places[rows]
+        columns["words"] = [entry.title for entry in library.entries[rows]] if words is None else words[rows]
         levels, scales = quantized(library.vectors[rows].astype(np.float32))
         names = {"rows": f"{number:04}.json", "vectors": f"{number:04}.bin"}
         (folder / names["rows"]).write_text(_json({key: _packed(column) for key, column in columns.items()}), "utf-8")
@@ -237,7 +240,6 @@ def _columns(entries: Sequence[Entry], root: str, there: Sequence[bool]) -> dict
     fields = sorted({field for entry in entries for field in entry.fields})
     return {
         "name": [entry.name.removeprefix(root) for entry in entries],
-        "title": [entry.title for entry in entries],
         "caption": [entry.caption for entry in entries],
         "folder": [entry.folder for entry in entries],
         "date": [entry.date for entry in entries],
@@ -344,6 +346,7 @@ def write_site(
     title: str,
     about: Mapping[str, str] | None = None,
     model: str,
+    more: Mapping[str, bytes] | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> None:
     """Write a site, completely or not at all.
@@ -356,6 +359,7 @@ def write_site(
         title: name of the site.
         about: more for `site.json`: `about`, a line that says what the site is, and `placeholder` of the field.
         model: name of the model.
+        more: further files, by name.
         on_progress: called while thumbnails are written.
 
     Raises:
@@ -370,12 +374,15 @@ def write_site(
     try:
         with whole_folder(out) as site:
             _write_page(site)
-            for name, content in runtime.items():
-                _write_bytes(site / "runtime" / name, content)
+            for name, content in {
+                **{f"runtime/{name}": content for name, content in runtime.items()},
+                **(more or {}),
+            }.items():
+                _write_bytes(site / name, content)
             (site / "model").mkdir()
             for name in (*(f"{graph}.onnx" for graph in GRAPHS), weights, "tokenizer.json"):
                 shutil.copyfile(graphs / name, site / "model" / name)
-            can = ["caption"] if library is None else ["caption", "search"]
+            can = ["caption", *(["search"] if library else []), *(["duplicates"] if library and library.groups else [])]
             facts: dict[str, object] = {
                 "title": title,
                 **(about or {}),

@@ -1,6 +1,7 @@
 // The page: a field, what the model sees in a picture, filters, and a grid of pictures. What answers is a backend:
 // `graphs.js` in an exported site, `http.js` on a server. Both have the methods
-//   info() → {title, about, pictures (number, or null without an index), model, engine, can: [search, caption, explain], ready}
+//   info() → {title, about, pictures (number, or null without an index), model, engine, can, ready}, where
+//     can is a list of search, duplicates, caption, explain
 //   search({texts, without, like, unlike, image, filters, offset, limit}, signal) → {hits, more, is_likely, can_tell}
 //   pictures(filters, offset, limit, signal) → {total, pictures};  duplicates(offset, limit, signal) → {total, groups}
 //   facets() → {facets};  caption(file, onToken, signal) → text;  explain({file | entry}, signal) → {caption, words}
@@ -19,7 +20,7 @@ const numbers = new Intl.NumberFormat("en");
 const count = (number, noun) => `${numbers.format(number)} ${noun}${number === 1 ? "" : "s"}`;
 
 const isExported = document.documentElement.dataset.backend === "graphs";
-const backend = isExported ? new Graphs(showProgress) : new Http();
+export const backend = isExported ? new Graphs(showProgress) : new Http();
 const query = { text: "", like: [], unlike: [], file: null, filters: {} };
 let info = { can: [], pictures: null };
 let running = null; // the AbortController of the newest search
@@ -67,7 +68,7 @@ async function start() {
   one("#query").disabled = !canSearch;
   one("#query").placeholder = canSearch ? info.placeholder ?? "red bicycle −helmet" : "Drop or paste a picture";
   one("#choose").hidden = !info.can.includes("caption");
-  one("#show-duplicates").hidden = !canSearch;
+  one("#show-duplicates").hidden = !canSearch || !info.can.includes("duplicates");
   readAddress();
   info.ready.then(whenReady, showError);
   await update();
@@ -78,6 +79,7 @@ async function start() {
 function whenReady({ files }) {
   one("#progress").hidden = true;
   document.body.dataset.state = "ready";
+  setStatus(isAsking() ? "Searching" : "");
   update(true);
   backend.prepare().catch(showError);
   if (isExported && "serviceWorker" in navigator && isSecureContext) keepOffline(files ?? []);
@@ -90,6 +92,9 @@ async function keepOffline(files) {
   await navigator.serviceWorker.register("offline.js", { type: "module" });
   const registration = await navigator.serviceWorker.ready;
   const own = performance.getEntriesByType("resource").map(({ name }) => name);
+  navigator.serviceWorker.addEventListener("message", ({ data }) => {
+    if (data.kept) document.documentElement.dataset.kept = "";
+  });
   registration.active.postMessage({ keep: [...new Set([location.href.split("#")[0], ...own, ...files])] });
 }
 
@@ -164,6 +169,7 @@ async function update(keepsPlace = false) {
   const { signal } = (running = new AbortController());
   showMessage("");
   const slow = setTimeout(() => document.body.classList.add("slow"), MAX_WAIT);
+  document.body.classList.add("busy");
   try {
     if (info.pictures === null || info.pictures === 0) showEmpty();
     else if (isAsking()) await showHits(signal, keepsPlace);
@@ -172,7 +178,7 @@ async function update(keepsPlace = false) {
     if (!signal.aborted) showError(error);
   } finally {
     clearTimeout(slow);
-    if (running.signal === signal) document.body.classList.remove("slow");
+    if (running.signal === signal) document.body.classList.remove("slow", "busy");
   }
 }
 
@@ -197,7 +203,7 @@ async function showHits(signal, keepsPlace) {
   const found = await backend.search({ ...asked, offset: 0, limit: PAGE }, signal);
   if (signal.aborted) return;
   one("#empty").hidden = true;
-  result = { asked, more: found.more, isLoading: false, hits: found.hits };
+  result = { asked, more: found.more, isLoading: false };
   grid.show({ count: found.hits.length, entries: found.hits, more: async () => [] }, keepsPlace);
   if (!found.hits.length) setStatus("No picture matches the filters.");
   else if (!found.can_tell) setStatus("Too few different pictures to tell how likely a hit is. The nearest:");
@@ -212,11 +218,10 @@ async function loadMore() {
   const before = result;
   before.isLoading = true;
   try {
-    const found = await backend.search({ ...before.asked, offset: before.hits.length, limit: PAGE });
+    const found = await backend.search({ ...before.asked, offset: grid.count, limit: PAGE });
     if (result !== before) return;
-    const hits = [...before.hits, ...found.hits];
-    result = { ...before, hits, more: found.more && found.hits.length > 0, isLoading: false };
-    grid.show({ count: hits.length, entries: hits, more: async () => [] }, true);
+    result = { ...before, more: found.more && found.hits.length > 0, isLoading: false };
+    grid.extend(found.hits);
   } catch (error) {
     before.isLoading = false;
     before.more = false;
@@ -227,11 +232,12 @@ async function loadMore() {
 const ids = (entries) => entries.map(({ id }) => id);
 
 function describe(entry) {
-  const relevance = entry.relevance === undefined || entry.relevance === null ? "" : percent(entry.relevance);
-  const alike = entry.copies?.length ? `+${entry.copies.length}` : "";
-  const shown = entry.caption;
-  const label = [shown || "no caption", relevance && `${relevance} likely`, alike && `${entry.copies.length} more that look the same`];
-  return { caption: shown, note: relevance, alike, label: label.filter(Boolean).join(", ") };
+  const hasRelevance = entry.relevance !== undefined && entry.relevance !== null;
+  return {
+    caption: entry.caption || "no caption",
+    relevance: hasRelevance ? percent(entry.relevance) : "",
+    alike: entry.copies?.length ? `+${entry.copies.length}` : "",
+  };
 }
 
 const percent = (share) => (share < 0.01 ? "<1%" : `${Math.round(share * 100)}%`);
@@ -390,7 +396,6 @@ function groupOf(entries) {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "tile";
-    button.setAttribute("aria-label", entry.name);
     button.title = `${entry.name} · ${entry.width} × ${entry.height}`;
     const frame = document.createElement("span");
     frame.className = "frame";

@@ -25,7 +25,7 @@ export class Grid {
    * @param {HTMLElement} list
    * @param {object} on
    * @param {(entry: object) => Promise<string>} on.image the address of a thumbnail
-   * @param {(entry: object) => {label: string, note: string, alike: number}} on.describe the texts of a tile
+   * @param {(entry: object) => {caption: string, relevance: string, alike: string}} on.describe the texts of a tile
    * @param {(index: number) => void} on.open
    * @param {() => void} on.leave the first row is left upwards, or Escape pressed
    */
@@ -63,6 +63,13 @@ export class Grid {
     this.#count = count;
     this.#resize();
     this.#render();
+  }
+
+  /** Further pictures have been found. */
+  extend(entries) {
+    this.#entries.push(...entries);
+    this.grow(this.#entries.length);
+    for (const { item } of this.#tiles.values()) item.setAttribute("aria-setsize", this.#count);
   }
 
   get count() {
@@ -205,11 +212,10 @@ export class Grid {
       tile.caption.textContent = tile.note.textContent = tile.alike.textContent = "";
       return;
     }
-    const { caption, note, alike, label } = this.on.describe(entry);
+    const { caption, relevance, alike } = this.on.describe(entry);
     tile.caption.textContent = caption;
-    tile.note.textContent = note;
-    tile.alike.textContent = alike;
-    tile.button.setAttribute("aria-label", label);
+    say(tile.note, relevance, "likely");
+    say(tile.alike, alike, "more that look the same");
     const generation = (tile.generation = {});
     this.on.image(entry).then(
       (address) => {
@@ -271,6 +277,16 @@ export class Grid {
   }
 }
 
+/** A short text, with what only screen readers say after it. */
+function say(place, text, more) {
+  place.textContent = text;
+  if (!text) return;
+  const hidden = document.createElement("span");
+  hidden.className = "unseen";
+  hidden.textContent = ` ${more}`;
+  place.append(hidden);
+}
+
 function newTile() {
   const item = document.createElement("li");
   const button = document.createElement("button");
@@ -285,7 +301,7 @@ function newTile() {
   image.addEventListener("error", () => image.hasAttribute("src") && item.classList.add("gone"));
   const alike = document.createElement("span");
   alike.className = "alike";
-  frame.append(image, alike);
+  frame.append(image);
   const line = document.createElement("span");
   line.className = "line";
   const caption = document.createElement("span");
@@ -293,7 +309,7 @@ function newTile() {
   const note = document.createElement("span");
   note.className = "note";
   line.append(caption, note);
-  button.append(frame, line);
+  button.append(frame, line, alike);
   item.append(button);
   return { item, button, image, caption, note, alike };
 }

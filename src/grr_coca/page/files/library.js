@@ -40,7 +40,7 @@ export class Library {
       const at = (this.size + i) * 2;
       this.hashes[at] = parseInt(columns.phash[i].slice(0, 8), 16);
       this.hashes[at + 1] = parseInt(columns.phash[i].slice(8), 16);
-      this.words.add(`${columns.title[i]} ${columns.caption[i]}`);
+      this.words.add(`${columns.words[i]} ${columns.caption[i]}`);
     }
     this.chunks.push(columns);
     this.size += count;
@@ -53,7 +53,7 @@ export class Library {
     const at = row % this.about.chunk;
     const entry = { id: String(row), fields: {} };
     for (const [name, values] of Object.entries(columns)) {
-      if (name === "fields") continue;
+      if (name === "fields" || name === "words") continue;
       entry[name] = values[at];
     }
     for (const [name, values] of Object.entries(columns.fields)) {

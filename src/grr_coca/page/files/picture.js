@@ -90,16 +90,18 @@ const megabytes = (bytes) => `${Math.round(bytes / 1e6)} MB`;
  */
 export async function drawSvg(bytes, name) {
   const source = new TextDecoder().decode(bytes);
-  const root = new DOMParser().parseFromString(source, "image/svg+xml").documentElement;
-  if (root.localName !== "svg") throw new PictureError(`${name}: an SVG file that cannot be drawn.`);
-  const box = (root.getAttribute("viewBox") ?? "").split(/[\s,]+/).map(Number);
-  const sides = [parseFloat(root.getAttribute("width")) || box[2] || 1, parseFloat(root.getAttribute("height")) || box[3] || 1];
-  if (!root.hasAttribute("viewBox")) root.setAttribute("viewBox", `0 0 ${sides[0]} ${sides[1]}`);
+  const tag = /<svg(?=[\s/>])(?:"[^"]*"|'[^']*'|[^>"'])*>/.exec(source)?.[0];
+  const value = (attribute) => new RegExp(`\\s${attribute}\\s*=\\s*["']([^"']*)["']`).exec(tag ?? "")?.[1];
+  const box = (value("viewBox") ?? "").trim().split(/[\s,]+/).map(Number);
+  const sides = [parseFloat(value("width")) || box[2] || 300, parseFloat(value("height")) || box[3] || 150];
   const scale = SVG_SIDE / Math.max(...sides);
   const [width, height] = sides.map((side) => Math.max(1, Math.round(side * scale)));
-  root.setAttribute("width", width);
-  root.setAttribute("height", height);
-  const url = URL.createObjectURL(new Blob([new XMLSerializer().serializeToString(root)], { type: "image/svg+xml" }));
+  // An attribute that stands twice would make the file invalid.
+  const bare = (tag ?? "").replace(/\s(?:width|height)\s*=\s*(?:"[^"]*"|'[^']*')/g, "");
+  const view = value("viewBox") === undefined ? ` viewBox="0 0 ${sides[0]} ${sides[1]}"` : "";
+  const sized = bare.replace("<svg", `<svg width="${width}" height="${height}"${view}`);
+  const file = new Blob([source.replace(tag ?? "", () => sized)], { type: "image/svg+xml" });
+  const url = URL.createObjectURL(file);
   try {
     const image = new Image();
     image.src = url;
@@ -125,21 +127,44 @@ export async function drawSvg(bytes, name) {
  */
 export async function pixelsOf(blob, preprocess) {
   const upright = preprocess.opening === "upright_on_white";
+  const name = blob.name || "the picture";
+  if (!upright) blob = new Blob([asStored(new Uint8Array(await blob.arrayBuffer()))], { type: blob.type });
   let bitmap;
   try {
     bitmap = await createImageBitmap(blob, {
-      imageOrientation: upright ? "from-image" : "none",
       colorSpaceConversion: "none", // Pillow ignores colour profiles
       premultiplyAlpha: "none",
     });
   } catch {
-    throw new PictureError(`${blob.name || "the picture"}: broken, or not a picture that this browser reads.`);
+    throw new PictureError(`${name}: broken, or not a picture that this browser reads.`);
   }
   try {
     return square(bitmap, preprocess, upright);
   } finally {
     bitmap.close();
   }
+}
+
+const ORIENTATION = 0x0112;
+
+/** The bytes of a file whose EXIF data turn nothing. Browsers turn a picture even if they are asked not to. */
+function asStored(bytes) {
+  const view = new DataView(bytes.buffer);
+  const end = Math.min(bytes.length - 16, 2 ** 20);
+  for (let at = 0; at < end; at++) {
+    // A TIFF header: the order of bytes, 42, and where the first table begins.
+    const isLittle = bytes[at] === 0x49 && bytes[at + 1] === 0x49;
+    if (!isLittle && !(bytes[at] === 0x4d && bytes[at + 1] === 0x4d)) continue;
+    if (view.getUint16(at + 2, isLittle) !== 42) continue;
+    const table = at + view.getUint32(at + 4, isLittle);
+    if (table + 2 > bytes.length) continue;
+    const count = view.getUint16(table, isLittle);
+    for (let entry = table + 2; entry < table + 2 + count * 12 && entry + 12 <= bytes.length; entry += 12) {
+      if (view.getUint16(entry, isLittle) === ORIENTATION) view.setUint16(entry + 8, 1, isLittle);
+    }
+    break;
+  }
+  return bytes;
 }
 
 function square(bitmap, { image_size: side, order }, onWhite) {

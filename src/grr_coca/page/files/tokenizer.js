@@ -4,6 +4,7 @@
 const SPACES = "\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000"; // `\s` of JavaScript differs
 // The words of GPT-2, which `ByteLevel` cuts a text into.
 const GPT2_WORDS = `'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+`;
+const ENDS = new RegExp(`^[\\x1c-\\x1f${SPACES}]+|[\\x1c-\\x1f${SPACES}]+$`, "gu"); // what `strip` of Python removes
 const MAX_CACHED = 10_000;
 
 /** A regular expression of Oniguruma as one of JavaScript, for those that `tokenizer.json` files hold. */
@@ -58,7 +59,7 @@ export class Tokenizer {
       .join("");
     const marked = this.endMark ? joined.replaceAll(this.endMark, "Ġ") : joined;
     const bytes = Uint8Array.from([...marked].flatMap((letter) => BYTES.get(letter) ?? []));
-    return new TextDecoder().decode(bytes).trim();
+    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes).replace(ENDS, "");
   }
 
   /** The ids of one word, whose pairs are merged in the order of their ranks. */

@@ -71,12 +71,17 @@ function withGraph(name) {
 
 let library = null;
 
-const indexed = (async () => {
+const opened = (async () => {
   if (!site.library) return;
-  const about = await (await fetch(site.library)).json();
+  library = new Library(JSON.parse(new TextDecoder().decode(await fetchBytes(site.library))));
+  state.count = library.about.count;
+})();
+
+const indexed = (async () => {
+  await opened;
+  if (!library) return;
+  const { about } = library;
   const folder = site.library.slice(0, site.library.lastIndexOf("/") + 1);
-  library = new Library(about);
-  state.count = about.count;
   for (let start = 0; start < about.chunks.length; start += 4) {
     const few = about.chunks.slice(start, start + 4).map(async ({ rows, vectors }) => [
       JSON.parse(new TextDecoder().decode(await fetchBytes(folder + rows))),
@@ -204,6 +209,7 @@ const calls = {
   },
 
   async search(query) {
+    await opened;
     if (!library) throw new Error("This site has no pictures to search.");
     const { offset, limit } = query;
     const found = await ranked(query);
@@ -227,6 +233,7 @@ const calls = {
   },
 
   async pictures({ filters, offset, limit }) {
+    await opened;
     const { total, rows } = library.browse(filters, offset, limit);
     return { total, pictures: rows.map((row) => library.entry(row)) };
   },
@@ -241,7 +248,7 @@ const calls = {
   },
 
   async facets() {
-    await indexed;
+    await opened;
     return { facets: library?.about.facets ?? [] };
   },
 

@@ -1,0 +1,260 @@
+"""A site that searches open icon sets by meaning: `python scripts/build_datasets/icon_site.py --out SITE`.
+
+The icons are those of the corpus `icons`: permissive licences, no emoji, no logos. Of the drawings that a set has of one
+thing, the site shows the first. Their SVG can be copied with the name, the set, the author and the licence. An icon is
+embedded as the model saw icons in training; what is embedded is kept in the user's cache, so that a stopped build goes on.
+
+Shapes: N icons, E embedding width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from icon_captions import brand_captions, caption_of, further_caption, is_logo, style_words
+from icon_drawings import draw_icon, icon_svg, read_logo_names
+from icon_sources import Archives, IconSet, Words, kept_sets, read_tags
+from PIL import Image
+
+from grr_coca.errors import UserError
+from grr_coca.files import user_cache, write_whole
+from grr_coca.page.site import Library, find_runtime, graphs_of, write_site
+from grr_coca.search.duplicates import perceptual_hash
+from grr_coca.search.entry import Entry, Stamp, chunks, name_id
+from grr_coca.search.facets import facets
+
+KNOWN = """
+tabler lucide ph mdi material-symbols bi heroicons carbon ri iconoir octicon radix-icons fa7-solid ion solar
+flat-color-icons fluent-color game-icons meteocons
+"""
+"""Sets of the small choice, which most people know."""
+
+MODEL = "icons"
+BATCH = 64
+ABOUT = "{count:,} free icons of {sets} sets. Find them by what they show, not by what they are called."
+SITE_OF_SETS = "https://icon-sets.iconify.design"
+
+
+@dataclass(frozen=True)
+class Icon:
+    """An icon: its name in its set, its caption, further words for it, its box and its SVG without the outer tag."""
+
+    name: str
+    caption: str
+    words: tuple[str, ...]
+    box: tuple[float, float, float, float]
+    body: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The drawn icons of a set that show something: their positions N, embeddings N E and perceptual hashes N."""
+
+    places: np.ndarray
+    vectors: np.ndarray
+    hashes: np.ndarray
+
+
+def icons_of(about: Mapping[str, Any], brands: frozenset[str], tags: Words) -> list[Icon]:
+    """The icons of a set, the first of each caption, without logos.
+
+    Args:
+        about: the set's file in Iconify.
+        brands: captions that mean a logo.
+        tags: further words, by name.
+    """
+    names = [name for name, icon in about["icons"].items() if not icon.get("hidden")]
+    styles = style_words(names, [word for key in ("suffixes", "prefixes") for word in about.get(key, {}) if word])
+    own = {caption_of(name, styles): further for name, further in tags.items()}
+    aliases: dict[str, list[str]] = {}
+    for alias, entry in about.get("aliases", {}).items():
+        if set(entry) <= {"parent", "hidden"}:
+            aliases.setdefault(entry["parent"], []).append(alias)
+    found: dict[str, Icon] = {}
+    for name in names:
+        caption = caption_of(name, styles)
+        if caption in found or is_logo(name, caption, brands):
+            continue
+        icon = about["icons"][name]
+        further = (further_caption(alias) for alias in aliases.get(name, []))
+        words = tuple(dict.fromkeys(word for word in (*further, *own.get(caption, ())) if word and word != caption))
+        sides = {"left": 0, "top": 0, "width": 16, "height": 16}
+        left, top, width, height = (icon.get(key, about.get(key, value)) for key, value in sides.items())
+        svg = icon_svg(icon, about)
+        found[caption] = Icon(name, caption, words, (left, top, width, height), icon["body"], svg)
+    return list(found.values())
+
+
+def embed(icons: Sequence[Icon], model: Any, kept: Path) -> Embedded:
+    """Draw and embed icons, or read what was embedded before. Icons that cannot be drawn are left out.
+
+    Args:
+        icons: of one set.
+        model: as `grr_coca.load` returns it.
+        kept: file in which the embeddings are kept.
+    """
+    if not kept.exists():
+        places: list[int] = []
+        vectors: list[np.ndarray] = []
+        hashes: list[int] = []
+        for batch in chunks(_drawn(icons), BATCH):
+            images = [image for _, image in batch]
+            places += [place for place, _ in batch]
+            vectors.append(np.asarray(model.embed_images(images), np.float16))
+            hashes += [perceptual_hash(image) for image in images]
+        width = vectors[0].shape[1] if vectors else 0
+        file = io.BytesIO()
+        np.savez(
+            file,
+            places=np.array(places, np.int64),
+            vectors=np.concatenate(vectors) if vectors else np.empty((0, width), np.float16),
+            hashes=np.array(hashes, np.int64),
+        )
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, file.getvalue())
+    with np.load(kept, allow_pickle=False) as arrays:
+        return Embedded(arrays["places"], arrays["vectors"], arrays["hashes"])
+
+
+def _drawn(icons: Sequence[Icon]) -> Iterator[tuple[int, Image.Image]]:
+    for place, icon in enumerate(icons):
+        try:
+            drawing = draw_icon(icon.svg)
+        except ValueError:
+            continue
+        if drawing is not None:
+            yield place, Image.open(io.BytesIO(drawing.webp)).convert("RGB")
+
+
+def build(out: Path, prefixes: Sequence[str], runtime: Path | None, on_set: Callable[[str, int], None]) -> int:
+    """Build the site. Returns the number of icons.
+
+    Args:
+        out: new folder.
+        prefixes: the sets to show; empty: all of the corpus.
+        runtime: archive of ONNX Runtime Web; None: npm fetches it once.
+        on_set: called after each set with its prefix and the number of icons so far.
+
+    Raises:
+        UserError: a package cannot be had, or there is no such set.
+    """
+    import grr_coca
+    from grr_coca.inference.locate import locate_checkpoint
+
+    files = find_runtime(runtime)
+    archives = Archives(user_cache() / "packages")
+    archives.fetch(lambda _: None)
+    sets = kept_sets(archives.json("iconify", "collections.json"))
+    unknown = set(prefixes) - set(sets)
+    if unknown:
+        raise UserError(f"--sets: no such set, or not one with a permissive licence: {', '.join(sorted(unknown))}")
+    wanted = {prefix: sets[prefix] for prefix in prefixes or sets}
+    brands, tags = brand_captions(read_logo_names(archives)), read_tags(archives)
+    model = grr_coca.load(MODEL)
+    rows: list[tuple[Entry, np.ndarray, Icon]] = []
+    paths = {f"json/{prefix}.json" for prefix in wanted}
+    for path, content in archives.files("iconify", paths.__contains__):
+        prefix = Path(path).stem
+        icons = icons_of(json.loads(content), brands, tags.get(prefix, {}))
+        digest = hashlib.sha256("\n".join(icon.svg for icon in icons).encode()).hexdigest()[:16]
+        found = embed(icons, model, user_cache() / "icon-site" / f"{prefix}-{digest}.npz")
+        for place, vector, phash in zip(found.places, found.vectors, found.hashes, strict=True):
+            icon = icons[place]
+            rows.append((_entry(wanted[prefix], icon, int(phash)), vector, icon))
+        on_set(prefix, len(rows))
+    rows.sort(key=lambda row: name_id(row[0].name))  # a mixture of all sets
+    entries = [entry for entry, _, _ in rows]
+    order = sorted(range(len(rows)), key=lambda row: (entries[row].caption, entries[row].name))
+    library = Library(
+        entries=entries,
+        vectors=np.array([vector for _, vector, _ in rows]),
+        facets=[facet for facet in facets(entries) if facet["field"] in ("set", "licence", "colours")],
+        drawings=[(icon.box, icon.body) for _, _, icon in rows],
+        drawn_order=order,
+        words=[" ".join((entry.name, *icon.words)) for entry, _, icon in rows],
+    )
+    counts = Counter(str(entry.fields["set"]) for entry in entries)
+    about = {
+        "about": ABOUT.format(count=len(entries), sets=len(counts)),
+        "placeholder": "something to drink",
+    }
+    with graphs_of(locate_checkpoint(MODEL)) as graphs:
+        write_site(
+            graphs,
+            out,
+            files,
+            library,
+            title="Icons",
+            about=about,
+            model=MODEL,
+            more={"NOTICE.txt": _notice(wanted.values(), counts).encode()},
+        )
+    return len(entries)
+
+
+def _entry(about: IconSet, icon: Icon, phash: int) -> Entry:
+    fields: dict[str, str | int | float] = {
+        "set": about.title,
+        "licence": about.licence,
+        "author": about.author,
+        "colours": "one" if "currentColor" in icon.body else "its own",
+        "page": f"{SITE_OF_SETS}/{about.prefix}/{icon.name}/",
+    }
+    return Entry(
+        name=f"{about.prefix}:{icon.name}",
+        root="",
+        file="",
+        offset=None,
+        stamp=Stamp(len(icon.svg), 0),
+        digest="",
+        phash=phash,
+        width=round(icon.box[2]),
+        height=round(icon.box[3]),
+        caption=icon.caption,
+        fields=fields,
+    )
+
+
+def _notice(sets: Sequence[IconSet] | Any, counts: Mapping[str, int]) -> str:
+    """The sets with their authors and licences, which some of the licences ask for."""
+    lines = ["The icons of this site, by set. Each is under the licence of its set.", ""]
+    for about in sorted(sets, key=lambda one: one.title.lower()):
+        if counts.get(about.title):
+            lines.append(
+                f"{about.title}: {counts[about.title]:,} icons by {about.author}, {about.licence}. {about.url}"
+            )
+    return "\n".join([*lines, ""])
+
+
+def main() -> int:
+    """Parse the flags, build, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="icon_site", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="new folder for the site")
+    parser.add_argument("--sets", nargs="+", help="prefixes of sets in Iconify; if not given, well-known ones")
+    parser.add_argument("--all", action="store_true", help="all sets of the corpus")
+    parser.add_argument("--runtime", type=Path, help="archive of the npm package onnxruntime-web")
+    args = parser.parse_args()
+    prefixes = [] if args.all else args.sets or KNOWN.split()
+    try:
+        count = build(args.out, prefixes, args.runtime, lambda prefix, done: print(f"{prefix}: {done:,}", flush=True))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file()) / 1e6
+    print(f"{count:,} icons, {size:.0f} MB, are in {args.out}; try it: python -m http.server --directory {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -127,13 +127,15 @@ def require_own_name(folder: Path) -> None:
         raise UserError(f"{folder}: has no name of its own; give a new folder")
 
 
-def verify_folder(folder: Path) -> None:
-    """Compare all files of a folder with its manifest.
+def verify_folder(folder: Path, only: Collection[str] | None = None) -> None:
+    """Compare the files of a folder with its manifest: all that this lists, or those of some names.
 
     Raises:
         UserError: there is no manifest, or a file is missing or differs by a single bit.
     """
     for name, (size, sha256) in listed_files(folder).items():
+        if only is not None and name not in only:
+            continue
         path = folder / name
         try:
             is_whole = path.is_file() and path.stat().st_size == size and file_sha256(path) == sha256

@@ -7,12 +7,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from grr_coca.checkpoint_files import read_config, read_json, saved_config
+from grr_coca.checkpoint_files import MODEL_FILES, read_config, read_json, saved_config
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import Cleaning, Tokenizer
 from grr_coca.errors import UserError
-from grr_coca.files import MANIFEST, verify_folder
+from grr_coca.files import MANIFEST, listed_files, verify_folder
 from grr_coca.structure import from_dict, to_dict
 
 
@@ -43,13 +43,16 @@ class _Header:
 
 
 def read_files(folder: Path) -> CheckpointFiles:
-    """Read a checkpoint folder, or a folder of ONNX graphs. All files are compared with its manifest, if it has one.
+    """Read a checkpoint folder, or a folder of ONNX graphs. Its files are compared with its manifest, if it has one.
 
     Raises:
         UserError: a file is missing or damaged, or the files do not fit one another.
     """
     if (folder / MANIFEST).exists():  # a checkpoint that was put together by hand may have none
-        verify_folder(folder)
+        # A download lacks what only a run needs, though the manifest of a run lists it.
+        verify_folder(
+            folder, [name for name in listed_files(folder) if name in MODEL_FILES or (folder / name).exists()]
+        )
     header = from_dict(_Header, read_json(folder / "config.json"), str(folder / "config.json"))
     config = read_config(header.model, f"{folder / 'config.json'}: model")
     return CheckpointFiles(

@@ -10,7 +10,9 @@ import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
 import grr_coca
+from grr_coca.checkpoint_files import FILES
 from grr_coca.errors import UserError
+from grr_coca.files import MANIFEST, listed_files
 from grr_coca.inference import load
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.registry import DEFAULT, FOLDER, shipped_models
@@ -103,6 +105,15 @@ def test_a_hub_name_is_fetched_and_loaded(hub, run):
         "tokenizer.json",
         "weights.safetensors",
     ]
+
+
+def test_a_manifest_on_the_hub_may_list_what_is_not_fetched(hub, run, tmp_path):
+    """As that of a checkpoint of a run, whose folder was uploaded as it is."""
+    for name in (*FILES, MANIFEST):
+        shutil.copyfile(run.checkpoint / name, tmp_path / name)
+    assert len(listed_files(tmp_path)) > len(FILES)
+    hub(tmp_path)
+    assert load("someone/emoji-captioner", "cpu").checkpoint.step == 3
 
 
 def test_a_folder_of_the_same_name_is_nearer_than_the_hub(hub, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import logging
 import re
 from pathlib import Path
 
-from grr_coca.checkpoint_files import FILES, GRAPH_FILES, QUANTIZED_WEIGHTS, find_model
+from grr_coca.checkpoint_files import MODEL_FILES, find_model
 from grr_coca.errors import UserError, nearest
 from grr_coca.extras import require_extra
 from grr_coca.files import MANIFEST
@@ -16,9 +16,6 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 """`owner/name`."""
 _HUB_NAME = re.compile(rf"(?P<id>{HUB_ID.pattern})(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
 """`owner/name`, or `owner/name@revision`: a branch, a tag or a commit."""
-
-
-_FETCHED = [*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, MANIFEST]
 
 
 def locate_checkpoint(named: str | Path) -> Path:
@@ -64,7 +61,7 @@ def _fetch(hub_id: str) -> Path:
     repository, _, at = hub_id.partition("@")
     revision = at or None
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_FETCHED))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[*MODEL_FILES, MANIFEST]))
     except HFValidationError as error:
         raise UserError(f"{hub_id}: no such folder, and not a name that the Hugging Face hub accepts") from error
     except (HfHubHTTPError, OSError) as error:

@@ -20,11 +20,14 @@ from grr_coca.losses import (
     CaptioningLoss,
     EmbeddedPairs,
     LossWeights,
+    Teaching,
     batch_loss,
     captioning_loss,
     coca_loss,
     contrastive_loss,
     same_pair,
+    soft_targets,
+    teacher_loss,
     token_losses,
 )
 from grr_coca.model import build
@@ -106,6 +109,87 @@ def test_an_equal_caption_is_pushed_away_from_no_image() -> None:
     assert images.grad.isfinite().all()
     assert images.grad[0, 2] == 0
     assert images.grad[0, 1] > 0 > images.grad[0, 0]
+
+
+# --- Text teacher ---
+
+SAME = torch.eye(3, dtype=torch.bool)
+
+
+def test_the_teacher_loss_is_the_divergence_of_similarities_to_the_other_texts() -> None:
+    ours = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    taught = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])
+    # Of the first text: the teacher has (0.8, 0) / 0.5, we have (0, 0.6) / 0.5; and so on.
+    by_hand = 0.0
+    for wanted, found in (((0.8, 0.0), (0.0, 0.6)), ((0.8, 0.0), (0.0, 0.8)), ((0.0, 0.0), (0.6, 0.8))):
+        p, q = ([math.exp(2 * x) / sum(math.exp(2 * y) for y in row) for x in row] for row in (wanted, found))
+        by_hand += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) / 3
+    loss = teacher_loss(ours, ours, taught, taught, SAME, 0.5)
+    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+    assert by_hand > 0.3
+    parts = [teacher_loss(ours[i : i + 1], ours, taught[i : i + 1], taught, SAME[i : i + 1], 0.5) for i in range(3)]
+    assert sum(parts).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_the_teacher_loss_is_zero_for_the_teachers_similarities_in_any_space() -> None:
+    taught = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1)
+    turned = F.pad(taught, (0, 3)) @ torch.linalg.qr(torch.randn(7, 7, dtype=torch.float64)).Q
+    loss = teacher_loss(turned, turned, taught, taught, torch.eye(6, dtype=torch.bool), 0.1)
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_equal_texts_are_not_compared_and_a_text_without_others_costs_nothing() -> None:
+    ours = F.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(1)), dim=1).requires_grad_()
+    taught = torch.eye(3)
+    everything = torch.ones(3, 3, dtype=torch.bool)
+    loss = teacher_loss(ours, ours, taught, taught, everything, 0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert ours.grad is not None
+    assert torch.equal(ours.grad, torch.zeros(3, 4))
+    same = SAME.clone()
+    same[0, 2] = same[2, 0] = True
+    one_other = teacher_loss(ours, ours, taught, taught, same, 0.1)
+    middle = teacher_loss(ours[1:2], ours, taught[1:2], taught, same[1:2], 0.1)
+    assert one_other.item() == pytest.approx(middle.item()), "texts 0 and 2 have one other each, so nothing to choose"
+
+
+def test_soft_targets_share_with_near_texts_and_give_nothing_to_equal_ones() -> None:
+    taught = torch.tensor([[1.0, 0.0], [0.8, 0.6], [1.0, 0.0]])
+    same = same_pair(torch.tensor([7, 8, 7]), torch.tensor([1, 2, 3]))
+    targets = soft_targets(taught, taught, same, 0, Teaching(soft_targets=0.4, temperature=0.5))
+    near = math.exp(2 * 0.8) / (math.exp(2) + math.exp(2 * 0.8))  # of the second text, for the first image
+    assert targets[0].tolist() == pytest.approx([1 - 0.4 * near, 0.4 * near, 0.0])
+    assert targets.sum(1).tolist() == pytest.approx([1.0, 1.0, 1.0])
+    hard = soft_targets(taught, taught, same, 0, Teaching(soft_targets=0.0))
+    assert torch.equal(hard, torch.eye(3))
+    last = soft_targets(taught[2:], taught, same[2:], 2, Teaching(soft_targets=0.4, temperature=0.5))
+    assert torch.equal(last, targets[2:])
+
+
+@pytest.mark.parametrize("bias", [None, torch.tensor(-1.5)], ids=["softmax", "sigmoid"])
+def test_hard_targets_are_the_contrastive_loss_itself(bias: Tensor | None) -> None:
+    pairs, same = EmbeddedPairs(torch.tensor(IMAGES), torch.eye(3)), same_pair(torch.tensor([7, 8, 7]), torch.arange(3))
+    scale = torch.tensor(math.log(SCALE))
+    plain = contrastive_loss(pairs, pairs, scale, bias, same, 0)
+    assert contrastive_loss(pairs, pairs, scale, bias, same, 0, torch.eye(3)).item() == pytest.approx(plain.item())
+
+
+@pytest.mark.parametrize("bias", [None, torch.tensor(-1.5, dtype=torch.float64)], ids=["softmax", "sigmoid"])
+def test_gradients_with_a_teacher_are_those_of_finite_differences(bias: Tensor | None) -> None:
+    generator = torch.Generator().manual_seed(2)
+    raw = [torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    taught = F.normalize(torch.randn(4, 5, generator=generator, dtype=torch.float64), dim=1)
+    same = same_pair(torch.tensor([7, 8, 7, 9]), torch.arange(4))
+    targets = soft_targets(taught, taught, same, 0, Teaching(soft_targets=0.3, temperature=0.5))
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+
+    def both(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        pairs = EmbeddedPairs(F.normalize(image, dim=1), F.normalize(text, dim=1))
+        contrastive = contrastive_loss(pairs, pairs, scale, bias, same, 0, targets)
+        return contrastive + teacher_loss(pairs.text, pairs.text, taught, taught, same, 0.5)
+
+    assert torch.autograd.gradcheck(both, (*raw, scale))
 
 
 # --- Captioning ---

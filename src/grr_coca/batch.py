@@ -13,6 +13,25 @@ IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True, kw_only=True)
+class Words:
+    """Words and phrases that no image has, and the text teacher's embeddings of them.
+
+    Shapes: W words, T text positions, K width of the teacher's embeddings.
+
+    `token_ids` and `lengths` are those of a `Batch`. `ids` are compared with the `caption_ids` of a batch: equal texts
+    have equal ids.
+    """
+
+    token_ids: Int[Tensor, "W T"]
+    lengths: Int[Tensor, " W"]
+    ids: Int[Tensor, " W"]
+    teacher: Float[Tensor, "W K"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Image-text pairs, padded to the longest caption.
 
@@ -36,6 +55,10 @@ class Batch:
     cut_captions: int = 0
     kept_patches: Int[Tensor, "B K"] | None = None
     """Indices of the K patches of each image that patch dropout keeps; None: all patches are kept."""
+    teacher: Float[Tensor, "B E"] | None = None
+    """Embeddings of the captions by a text teacher, of unit length; None: training without a teacher."""
+    words: Words | None = None
+    """Further texts for the teacher; None: there are none."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -71,6 +94,8 @@ class Batch:
             caption_ids=move(self.caption_ids),
             image_ids=move(self.image_ids),
             kept_patches=None if self.kept_patches is None else move(self.kept_patches),
+            teacher=None if self.teacher is None else move(self.teacher),
+            words=None if self.words is None else Words(**{name: move(x) for name, x in vars(self.words).items()}),
         )
 
 

@@ -1,10 +1,11 @@
-"""CoCa's losses (arXiv 2205.01917, section 3). `batch_loss` puts them together.
+"""CoCa's losses (arXiv 2205.01917, section 3), and what a text teacher adds to them. `batch_loss` puts them together.
 
-Shapes: B pairs of the global batch, b pairs of this rank, E embedding width; M tokens to predict, m tokens of a chunk
-of them, D width of the states that predict them, V vocabulary.
+Shapes: B pairs of the global batch, b pairs of this rank, E embedding width; C texts of the global batch, c texts of
+this rank, W words, K width of the teacher's embeddings; M tokens to predict, m tokens of a chunk of them, D width of
+the states that predict them, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -50,6 +51,7 @@ def contrastive_loss(
     logit_bias: Float[Tensor, ""] | None,
     same: Bool[Tensor, "b B"],
     first_row: int,
+    targets: Float[Tensor, "b B"] | None = None,
 ) -> Float[Tensor, ""]:
     """The part of b pairs in the mean contrastive loss over a batch of B pairs, in nats. The parts add up to that mean.
 
@@ -64,6 +66,8 @@ def contrastive_loss(
         logit_bias: bias of the sigmoid loss; None: the softmax loss.
         same: pairs with the same caption or image, see `same_pair`. They are left out of the comparison.
         first_row: index of the first row among the columns.
+        targets: how much each text belongs to each image, see `soft_targets`; None: text i belongs to image i alone.
+            Its lowest value is then not 0, but the entropy of the targets.
     """
     B = same.shape[1]
     target = torch.arange(first_row, first_row + same.shape[0], device=same.device)
@@ -72,12 +76,90 @@ def contrastive_loss(
     # bf16 would round a similarity of 1 at temperature 0.01 by half a nat.
     with torch.autocast(same.device.type, enabled=False):
         by_image = logit_scale.exp() * rows.image @ columns.text.T  # b B
+        if logit_bias is not None and targets is not None:
+            nlls = F.binary_cross_entropy_with_logits(by_image + logit_bias, targets, reduction="none")
+            return nlls.masked_fill(others, 0.0).sum() / B
         if logit_bias is not None:
             logits = torch.where(itself, 1, -1) * (by_image + logit_bias)
             return -F.logsigmoid(logits).masked_fill(others, 0.0).sum() / B
         by_text = rows.text @ (logit_scale.exp() * columns.image).T  # b B
+        if targets is not None:
+            log_probs = [x.masked_fill(others, -torch.inf).log_softmax(1) for x in (by_image, by_text)]
+            return -(targets * (log_probs[0] + log_probs[1]).masked_fill(others, 0.0)).sum() / (2 * B)
     nll = [F.cross_entropy(x.masked_fill(others, -torch.inf), target, reduction="sum") for x in (by_image, by_text)]
     return (nll[0] + nll[1]) / (2 * B)
+
+
+# --- Text teacher: which texts mean nearly the same
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How the losses use the embeddings of a text teacher.
+
+    - `weight`: weight of `teacher_loss`
+    - `soft_targets`: share of the contrastive targets that follows the teacher, see `soft_targets`
+    - `temperature`: both divide the teacher's cosines by it
+    """
+
+    weight: float = 1.0
+    soft_targets: float = 0.0
+    temperature: float = 0.1
+
+
+def teacher_loss(
+    rows: Float[Tensor, "c E"],
+    columns: Float[Tensor, "C E"],
+    teacher_rows: Float[Tensor, "c K"],
+    teacher_columns: Float[Tensor, "C K"],
+    same: Bool[Tensor, "c C"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """The part of c texts in the mean teacher loss over C texts, in nats. The parts add up to that mean.
+
+    For each text, the softmax over its similarities to all other texts is to be that of the teacher: the loss is the
+    Kullback-Leibler divergence of ours from the teacher's, 0 if both agree (relational distillation, arXiv 1904.05068;
+    as a softmax, arXiv 2101.04731). The teacher may have any width.
+
+    Args:
+        rows: our embeddings of the texts whose share is computed, of unit length.
+        columns: those of all texts. The rows are compared with them.
+        teacher_rows: the teacher's embeddings of the rows, of unit length.
+        teacher_columns: those of the columns.
+        same: pairs of equal texts, each text with itself included. They are left out of the comparison.
+        temperature: the similarities of both are divided by it.
+    """
+    with torch.autocast(same.device.type, enabled=False):
+        ours = _log_softmax_over_others(rows @ columns.T, same, temperature)
+        wanted = _log_softmax_over_others(teacher_rows @ teacher_columns.T, same, temperature)
+    return F.kl_div(ours, wanted, reduction="sum", log_target=True) / same.shape[1]
+
+
+def _log_softmax_over_others(
+    similarity: Float[Tensor, "c C"], same: Bool[Tensor, "c C"], temperature: float
+) -> Float[Tensor, "c C"]:
+    # A finite number instead of -inf: a text that has no others gets a uniform softmax on both sides, so a loss of 0.
+    return (similarity / temperature).masked_fill(same, -1e4).log_softmax(1)
+
+
+def soft_targets(
+    teacher_rows: Float[Tensor, "b K"],
+    teacher_columns: Float[Tensor, "B K"],
+    same: Bool[Tensor, "b B"],
+    first_row: int,
+    teaching: Teaching,
+) -> Float[Tensor, "b B"]:
+    """Contrastive targets: the text of an image, and to a share also texts that mean nearly the same.
+
+    The share `teaching.soft_targets` goes to all texts by the softmax of the teacher's similarities, the rest to the
+    text of the image. The rows sum to 1. Arguments: see `contrastive_loss` and `teacher_loss`.
+    """
+    b, B = same.shape
+    itself = torch.arange(first_row, first_row + b, device=same.device)[:, None] == torch.arange(B, device=same.device)
+    with torch.autocast(same.device.type, enabled=False):
+        similarity = (teacher_rows @ teacher_columns.T) / teaching.temperature
+    near = similarity.masked_fill(same & ~itself, -torch.inf).softmax(1)
+    return torch.lerp(itself.type_as(near), near, teaching.soft_targets)
 
 
 # --- Captioning: the next token, the end token included
@@ -198,11 +280,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 @dataclass(frozen=True)
 class LossWeights:
     """λ_con, λ_cap and the weight of the z-loss (see `captioning_loss`). The defaults are the paper's. A z-loss needs a
-    captioning weight above 0."""
+    captioning weight above 0. `teaching`: how a text teacher is used; None: there is no teacher."""
 
     contrastive: float = 1.0
     captioning: float = 2.0
     z: float = 0.0
+    teaching: Teaching | None = None
 
     @property
     def z_per_captioning(self) -> float:
@@ -210,19 +293,123 @@ class LossWeights:
         return self.z and self.z / self.captioning
 
 
+# --- The losses that compare: each pair and each text with all others of the global batch
+
+
+class Embedded(NamedTuple):
+    """Our embeddings of a batch, of unit length. W is 0 if the batch has no words."""
+
+    image: Float[Tensor, "B E"]
+    text: Float[Tensor, "B E"]
+    words: Float[Tensor, "W E"]
+
+    @property
+    def pairs(self) -> EmbeddedPairs:
+        """Images and captions."""
+        return EmbeddedPairs(self.image, self.text)
+
+    @property
+    def texts(self) -> Float[Tensor, "C E"]:
+        """Captions and words."""
+        return torch.cat([self.text, self.words])
+
+
+class Known(NamedTuple):
+    """What is known of the pairs and words of a batch: their ids, and the teacher's embeddings of the texts.
+
+    K is 0 without a teacher.
+    """
+
+    caption_ids: Int[Tensor, " B"]
+    image_ids: Int[Tensor, " B"]
+    word_ids: Int[Tensor, " W"]
+    text: Float[Tensor, "B K"]
+    words: Float[Tensor, "W K"]
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> "Known":
+        """What is known of some batches together."""
+        caption_ids, image_ids = (
+            torch.cat([getattr(b, name) for b in batches]) for name in ("caption_ids", "image_ids")
+        )
+        words = [batch.words for batch in batches if batch.words is not None]
+        taught = [batch.teacher for batch in batches if batch.teacher is not None]
+        text = torch.cat(taught) if taught else torch.zeros(len(caption_ids), 0, device=caption_ids.device)
+        return cls(
+            caption_ids=caption_ids,
+            image_ids=image_ids,
+            word_ids=torch.cat([caption_ids[:0], *(w.ids for w in words)]),
+            text=text,
+            words=torch.cat([text[:0], *(w.teacher for w in words)]),
+        )
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Known":
+        """The same with a function of each tensor."""
+        return Known(*map(function, self))
+
+
+class Compared(NamedTuple):
+    """The losses of `compared_losses`, in nats. `teacher` is 0 without a teacher."""
+
+    contrastive: Float[Tensor, ""]
+    teacher: Float[Tensor, ""]
+
+
+Compare = Callable[[Embedded], Compared]
+"""The losses that compare, as a function of the embeddings of one batch."""
+
+
+def compared_losses(
+    model: CoCa,
+    rows: Embedded,
+    columns: Embedded,
+    known_rows: Known,
+    known_columns: Known,
+    first_row: int,
+    teaching: Teaching | None,
+) -> Compared:
+    """The parts of some pairs and words in the contrastive loss and in the teacher loss of the global batch.
+
+    Args:
+        model: for its temperature, and for the bias of the sigmoid loss.
+        rows: our embeddings of the pairs and words whose part is computed.
+        columns: our embeddings of the global batch.
+        known_rows: what is known of the rows.
+        known_columns: what is known of the global batch.
+        first_row: index of the first pair of the rows in the global batch.
+        teaching: how the teacher is used; None: there is none.
+    """
+    ours, all_of_them = known_rows, known_columns
+    same = same_pair(ours.caption_ids, ours.image_ids, columns=(all_of_them.caption_ids, all_of_them.image_ids))
+    targets = None
+    if teaching is not None and teaching.soft_targets:
+        targets = soft_targets(ours.text, all_of_them.text, same, first_row, teaching).type_as(rows.image)
+    contrastive = contrastive_loss(
+        rows.pairs, columns.pairs, model.logit_scale, model.logit_bias, same, first_row, targets
+    )
+    if teaching is None:
+        return Compared(contrastive, torch.zeros_like(contrastive))
+    ids, all_ids = (torch.cat([known.caption_ids, known.word_ids]) for known in (ours, all_of_them))
+    taught, all_taught = (torch.cat([known.text, known.words]).type_as(rows.text) for known in (ours, all_of_them))
+    same_text = ids[:, None] == all_ids
+    return Compared(
+        contrastive, teacher_loss(rows.texts, columns.texts, taught, all_taught, same_text, teaching.temperature)
+    )
+
+
+# --- All of them
+
+
 class Losses(NamedTuple):
-    """The losses of one batch, in nats. Differentiate `total`, which is `coca` plus the weighted z-loss. The others are
-    for the log."""
+    """The losses of one batch, in nats. Differentiate `total`, which is `coca` plus the weighted losses `z` and
+    `teacher`. The others are for the log. `teacher` is 0 without a teacher."""
 
     total: Float[Tensor, ""]
     contrastive: Float[Tensor, ""]
     captioning: Float[Tensor, ""]
     coca: Float[Tensor, ""]
     z: Float[Tensor, ""]
-
-
-Contrast = Callable[[EmbeddedPairs], Float[Tensor, ""]]
-"""The contrastive loss as a function of the embeddings of one batch."""
+    teacher: Float[Tensor, ""]
 
 
 def batch_loss(
@@ -231,31 +418,40 @@ def batch_loss(
     weights: LossWeights = LossWeights(),
     *,
     num_tokens: Int[Tensor, ""] | None = None,
-    contrast: Contrast | None = None,
+    compare: Compare | None = None,
 ) -> Losses:
     """CoCa's loss of one batch: L = λ_con · L_con + λ_cap · L_cap. Differentiate its `total`.
 
     Training calls it for each micro-batch of each rank (`grr_coca.train.step`). With `num_tokens` and
-    `contrast`, the result is the share of a micro-batch. The shares add up to the losses of the global batch.
+    `compare`, the result is the share of a micro-batch. The shares add up to the losses of the global batch.
 
     Args:
         model: the model in training mode.
         batch: pairs on the model's device.
         weights: weights of the parts.
         num_tokens: tokens to predict in the global batch; None: the tokens of this batch.
-        contrast: the contrastive loss of the global batch as a function of these embeddings; None: this batch is the
-            global one.
+        compare: the losses of the global batch that compare, as a function of these embeddings; None: this batch is
+            the global one.
     """
     output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
+    embedded = Embedded(output.image_embedding, output.text_embedding, embed_words(model, batch))
 
-    pairs = EmbeddedPairs(output.image_embedding, output.text_embedding)
-    contrastive = (contrast or _contrast_within(model, batch))(pairs)
+    contrastive, teacher = (compare or _compare_within(model, batch, weights))(embedded)
     lm_head = model.multimodal_decoder.lm_head.weight
     captions = captioning_loss(output.states, lm_head, batch.next_tokens, num_tokens, weights.z_per_captioning)
 
     total = coca_loss(contrastive, captions.total, weights)
+    if weights.teaching is not None:
+        total = total + weights.teaching.weight * teacher
     coca = coca_loss(contrastive.detach(), captions.captioning, weights)
-    return Losses(total, contrastive.detach(), captions.captioning, coca, captions.z)
+    return Losses(total, contrastive.detach(), captions.captioning, coca, captions.z, teacher.detach())
+
+
+def embed_words(model: CoCa, batch: Batch) -> Float[Tensor, "W E"]:
+    """Our embeddings of the words of a batch, of unit length."""
+    if batch.words is None:
+        return batch.images.new_zeros(0, model.text_proj.out_features)
+    return model.encode_text(batch.words.token_ids, batch.words.lengths)
 
 
 def coca_loss(contrastive: Scalar, captioning: Scalar, weights: LossWeights) -> Scalar:
@@ -263,6 +459,6 @@ def coca_loss(contrastive: Scalar, captioning: Scalar, weights: LossWeights) -> 
     return weights.contrastive * contrastive + weights.captioning * captioning
 
 
-def _contrast_within(model: CoCa, batch: Batch) -> Contrast:
-    same = same_pair(batch.caption_ids, batch.image_ids)
-    return lambda pairs: contrastive_loss(pairs, pairs, model.logit_scale, model.logit_bias, same, first_row=0)
+def _compare_within(model: CoCa, batch: Batch, weights: LossWeights) -> Compare:
+    known = Known.of([batch])
+    return lambda embedded: compared_losses(model, embedded, embedded, known, known, 0, weights.teaching)

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from grr_coca.batch import Batch
-from grr_coca.losses import Contrast, EmbeddedPairs, Losses, LossWeights, batch_loss
+from grr_coca.losses import Compare, Embedded, Losses, LossWeights, batch_loss, embed_words
 from grr_coca.model import CoCa
 from grr_coca.ranks import Ranks
 from grr_coca.train.recipe import Parallelism
@@ -76,15 +76,16 @@ class TrainedCoCa(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, weights: LossWeights, num_tokens: Int[Tensor, ""], contrast: Contrast) -> Losses:
+    def forward(self, batch: Batch, weights: LossWeights, num_tokens: Int[Tensor, ""], compare: Compare) -> Losses:
         """The losses of some pairs of the global batch; see `batch_loss`."""
-        return batch_loss(self.model, batch, weights, num_tokens=num_tokens, contrast=contrast)
+        return batch_loss(self.model, batch, weights, num_tokens=num_tokens, compare=compare)
 
     @torch.no_grad()
-    def embed(self, batch: Batch) -> EmbeddedPairs:
-        """Both embeddings, without a graph. The multimodal decoder does not run."""
+    def embed(self, batch: Batch) -> Embedded:
+        """All embeddings, without a graph. The multimodal decoder does not run."""
         image = self.model.encode_image(batch.images, batch.kept_patches).embedding
-        return EmbeddedPairs(image, self.model.encode_text(batch.token_ids, batch.lengths))
+        text = self.model.encode_text(batch.token_ids, batch.lengths)
+        return Embedded(image, text, embed_words(self.model, batch))
 
 
 class ParallelModel:
@@ -105,12 +106,12 @@ class ParallelModel:
         elif ranks.size > 1:
             self._forward = _replicate(self._trained)
 
-    def __call__(self, batch: Batch, weights: LossWeights, num_tokens: Int[Tensor, ""], contrast: Contrast) -> Losses:
+    def __call__(self, batch: Batch, weights: LossWeights, num_tokens: Int[Tensor, ""], compare: Compare) -> Losses:
         """The losses of some of this rank's pairs; see `batch_loss`."""
-        return self._forward(batch, weights, num_tokens, contrast)
+        return self._forward(batch, weights, num_tokens, compare)
 
-    def embed(self, batch: Batch) -> EmbeddedPairs:
-        """Both embeddings, without a graph. The multimodal decoder does not run."""
+    def embed(self, batch: Batch) -> Embedded:
+        """All embeddings, without a graph. The multimodal decoder does not run."""
         return self._trained.embed(batch)
 
     def forget_gathered(self) -> None:

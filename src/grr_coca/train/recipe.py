@@ -21,7 +21,7 @@ from grr_coca.structure import from_dict, read_yaml, to_dict
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
-    from grr_coca.losses import LossWeights
+    from grr_coca.losses import LossWeights, Teaching
 
 FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimodal_decoder"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -231,6 +231,46 @@ class LossRecipe:
         return LossWeights(self.contrastive_weight, self.captioning_weight, self.z_loss_weight)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeacherRecipe:
+    """A text teacher: a larger model that knows which texts mean nearly the same. It is needed in training only.
+
+    - `path`: folder of its embeddings of all training captions, and of words and phrases that no image has.
+      `scripts/text_teacher.py` writes it. A path that begins with `cache:` lies in the user's cache
+    - `weight`: weight of the teacher loss (see `teacher_loss`), which gives our text embeddings the similarities of the
+      teacher's. It is part of the loss that training minimizes, and logged as `teacher`
+    - `words`: number of words and phrases of each step, over all processes
+    - `soft_targets`: share of the contrastive targets that goes to captions that mean nearly the same (see
+      `soft_targets`). Training then logs a higher contrastive loss; validation measures the usual one
+    - `temperature`: the lower, the fewer texts count as near
+    """
+
+    path: str
+    weight: float = 1.0
+    words: int = 128
+    soft_targets: float = 0.0
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require_at_least(0.0, weight=self.weight)
+        _require_at_least(0, words=self.words)
+        _require_finite(weight=self.weight, temperature=self.temperature)
+        _require_share(soft_targets=self.soft_targets)
+        if not self.temperature > 0:
+            raise UserError(f"temperature {self.temperature} is out of range; give more than 0")
+        if not self.weight and not self.soft_targets:
+            raise UserError("weight and soft_targets are both 0, so that the teacher teaches nothing; set one")
+        if self.words and not self.weight:
+            raise UserError(f"words {self.words} are of no use with weight 0; set words to 0 too")
+
+    @property
+    def teaching(self) -> "Teaching":
+        """The numbers in the form that `grr_coca.losses` takes."""
+        from grr_coca.losses import Teaching  # late: a recipe can be read without torch
+
+        return Teaching(self.weight, self.soft_targets, self.temperature)
+
+
 @dataclass(frozen=True)
 class EvaluationRecipe:
     """Validation every `interval` steps.
@@ -287,6 +327,7 @@ class HealthRecipe:
 class Recipe:
     """A run. Pretraining needs `model` and `tokenizer`. Fine-tuning takes both from its checkpoint.
 
+    - `teacher`: a text teacher; None: there is none
     - `freeze`: parts whose weights do not change
     - `precision`: of the forward and backward passes. `auto`: bf16 if this machine is faster in it, else fp32
     - `parallelism`: `ddp` copies the model to every process, `fsdp` shards it
@@ -309,6 +350,7 @@ class Recipe:
     tokenizer: TokenizerRecipe | None = None
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     losses: LossRecipe = field(default_factory=LossRecipe)
+    teacher: TeacherRecipe | None = None
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     checkpoints: CheckpointRecipe = field(default_factory=CheckpointRecipe)
     health: HealthRecipe = field(default_factory=HealthRecipe)
@@ -331,6 +373,11 @@ class Recipe:
                 f"checkpoints: keep_best {self.checkpoints.keep_best} scores captions, and there are none: "
                 "set evaluation: num_captions"
             )
+
+    @property
+    def loss_weights(self) -> "LossWeights":
+        """All that the training step needs to know of the losses."""
+        return replace(self.losses.weights, teaching=None if self.teacher is None else self.teacher.teaching)
 
     def _check_gradient_checkpointing(self) -> None:
         share = self.gradient_checkpointing
@@ -359,11 +406,12 @@ def load_recipe(path: Path) -> Recipe:
         val=None if data.val is None else absolute(data.val),
         test={name: absolute(split) for name, split in data.test.items()},
     )
-    return replace(recipe, data=data)
+    teacher = None if recipe.teacher is None else replace(recipe.teacher, path=absolute(recipe.teacher.path))
+    return replace(recipe, data=data, teacher=teacher)
 
 
 def absolute_data(folder: Path, path: str) -> str:
-    """The absolute, normalized path of pairs. A resumed run compares it with the path in its recipe.
+    """The absolute, normalized path of pairs or of a teacher. A resumed run compares it with the path in its recipe.
 
     Args:
         folder: what relative paths are relative to.

@@ -40,8 +40,9 @@ from grr_coca.model.text_decoder import PADDING
 from grr_coca.ranks import Ranks
 from grr_coca.structure import differences
 from grr_coca.train.numerics import decide
-from grr_coca.train.recipe import Recipe, TokenizerRecipe
+from grr_coca.train.recipe import Recipe, TeacherRecipe, TokenizerRecipe
 from grr_coca.train.step import build_trainer, count_tokens
+from grr_coca.train.teacher import Teacher, TeacherTexts
 
 # --- State of the data
 
@@ -59,17 +60,24 @@ class DataState:
     """Fingerprint of the data of a run; a resumed run must have the same.
 
     Number and names of the pairs decide the order, and which pairs are kept for validation. `sources`: by `train`,
-    `mix 1` and so on, `val`.
+    `mix 1` and so on, `val`; and `teacher`, with the number of its texts, if there is one.
     """
 
     sources: dict[str, SourceState]
 
 
 def data_state(recipe: Recipe, pairs: PairSource, val: PairSource) -> DataState:
-    """The fingerprint of the pairs that `training_sources` opened for a recipe."""
+    """The fingerprint of the pairs that `training_sources` opened for a recipe, and of its teacher.
+
+    Raises:
+        UserError: the teacher's folder is missing or damaged, or is of other captions.
+    """
     parts = pairs.sources if recipe.data.mix and isinstance(pairs, Chain) else [pairs]
-    named = zip(_paths(recipe), [*parts, val], strict=True)
-    return DataState({name: SourceState(len(source), source_digest(source)) for name, source in named})
+    states = [SourceState(len(source), source_digest(source)) for source in (*parts, val)]
+    if recipe.teacher is not None:
+        texts = teacher_texts(recipe.teacher, pairs)
+        states.append(SourceState(len(texts), texts.digest))
+    return DataState(dict(zip(_paths(recipe), states, strict=True)))
 
 
 def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Path) -> None:
@@ -89,7 +97,9 @@ def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Pa
         if before is None or found == before:
             continue
         changed = "the names or sizes of its files, or the pairs that are taken from it, have changed since"
-        if found.pairs != before.pairs:
+        if name == "teacher":
+            changed = "its texts or embeddings have changed since"
+        elif found.pairs != before.pairs:
             changed = f"{found.pairs:,} pairs are taken from it now, and {before.pairs:,} were when"
         raise UserError(
             f"{path}: data: {name} of the run: {changed} {point} was written; restore the old data, or start another "
@@ -101,7 +111,8 @@ def _paths(recipe: Recipe) -> dict[str, str]:
     """The path of each source. Without `val`, validation pairs are kept from `train`."""
     data = recipe.data
     mixed = {f"mix {number}": path for number, path in enumerate(data.mix, start=1)}
-    return {"train": data.train, **mixed, "val": data.val or data.train}
+    teacher = {} if recipe.teacher is None else {"teacher": recipe.teacher.path}
+    return {"train": data.train, **mixed, "val": data.val or data.train, **teacher}
 
 
 # --- Model and pairs
@@ -181,6 +192,17 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
     return pairs, every_caption(val)
 
 
+def teacher_texts(teacher: TeacherRecipe, pairs: PairSource) -> TeacherTexts:
+    """The texts of a teacher, which must have embedded the captions of these pairs.
+
+    Raises:
+        UserError: its folder is missing or damaged, or is of other captions.
+    """
+    texts = TeacherTexts.read(teacher.path)
+    texts.require_captions(pairs)
+    return texts
+
+
 def _held_out(pairs: PairSource) -> Bool[np.ndarray, " N"]:
     """Mask of the pairs that are kept for validation. It is chosen by image, so all captions of an image are on one
     side."""
@@ -229,11 +251,20 @@ def training_batches(
     order = TrainingOrder(
         training_visits(recipe, pairs), global_batches, Share(ranks.rank, ranks.size), data.micro_batch_size
     )
+    teacher = None if recipe.teacher is None else _open_teacher(recipe.teacher, start, recipe.seed, ranks)
     share = data.batch_size // ranks.size
     num_micro_batches = -(-share // (data.micro_batch_size or share))
     batches = iter(make_loader(dataset, order, data.num_workers))
-    while micro_batches := list(islice(batches, num_micro_batches)):
-        yield micro_batches
+    for step in itertools.count(first_step):
+        micro_batches = list(islice(batches, num_micro_batches))
+        if not micro_batches:
+            return
+        yield micro_batches if teacher is None else teacher.teach(micro_batches, step)
+
+
+def _open_teacher(teacher: TeacherRecipe, start: Checkpoint, seed: int, ranks: Ranks) -> Teacher:
+    context_length = start.config.text_decoder.context_length
+    return Teacher(TeacherTexts.read(teacher.path), teacher.words, start.tokenizer, context_length, seed, ranks)
 
 
 def training_visits(recipe: Recipe, pairs: PairSource) -> Visits:
@@ -280,6 +311,8 @@ def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
     device = ranks.device
     pairs, val = training_sources(recipe)
     require_pairs(val, recipe.evaluation.batch_size)
+    if (teacher := recipe.teacher) is not None:
+        ranks.on_first(lambda: len(teacher_texts(teacher, pairs)))
     recipe = ranks.on_first(lambda: decide(recipe, start.model, device)).for_autos_of(recipe)
     trainer = build_trainer(recipe, start, ranks)
     losses = []

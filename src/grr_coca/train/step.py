@@ -2,15 +2,15 @@
 
 The gradients are the exact ones of CoCa's loss over the global batch, in any number of micro-batches and on any number
 of ranks. Each micro-batch differentiates `grr_coca.losses.batch_loss`. The captioning loss is a sum over tokens, so the
-gradients of the micro-batches add up. The contrastive loss compares every pair with every other, so it is cut at the
-embeddings (Gao et al., arXiv 2101.06983):
+gradients of the micro-batches add up. The contrastive loss compares every pair with every other, and the loss of a text
+teacher every text with every other, so they are cut at the embeddings (Gao et al., arXiv 2101.06983):
 
 1. Compute the embeddings of all micro-batches.
-2. Compute the contrastive loss, and its gradient with respect to the embeddings.
-3. In each micro-batch, a linear function of the embeddings with this gradient replaces the contrastive loss. So the
-   gradient with respect to the weights is the same.
+2. Compute the two losses, and their gradients with respect to the embeddings.
+3. In each micro-batch, linear functions of the embeddings with these gradients replace the losses. So the gradient with
+   respect to the weights is the same.
 
-Shapes: b pairs of this rank, B pairs of the global batch, E embedding width.
+Shapes: b pairs and w words of this rank, B pairs of the global batch, E embedding width.
 """
 
 import math
@@ -26,7 +26,7 @@ from torch import Tensor
 from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.evaluate.split import Scaling
-from grr_coca.losses import Contrast, EmbeddedPairs, Losses, LossWeights, contrastive_loss, same_pair
+from grr_coca.losses import Compare, Compared, Embedded, Known, Losses, LossWeights, compared_losses
 from grr_coca.model import CoCa
 from grr_coca.ranks import Ranks
 from grr_coca.train.blocks import checkpoint_blocks, compile_blocks
@@ -58,10 +58,10 @@ def compute_gradients(
     ranks = model.ranks
     tokens = torch.tensor(num_tokens, device=ranks.device)
     shares = []
-    for batch, contrast in zip(micro_batches, _contrasts(model, micro_batches, weights, precision), strict=True):
+    for batch, compare in zip(micro_batches, _comparisons(model, micro_batches, weights, precision), strict=True):
         with model.exchange(gradients=batch is micro_batches[-1]):
             with precision:
-                losses = model(batch.to(ranks.device), weights, tokens, contrast)
+                losses = model(batch.to(ranks.device), weights, tokens, compare)
             # The exchange averages gradients over the ranks, but their sum is needed.
             (ranks.size * losses.total).backward()
         shares.append(torch.stack(losses).detach())
@@ -69,64 +69,87 @@ def compute_gradients(
     return Losses(*ranks.sum(torch.stack(shares).sum(dim=0)))
 
 
-class ContrastiveGradient(NamedTuple):
-    """This rank's share of the contrastive loss of the global batch, and the gradient of the whole loss with respect to
-    this rank's embeddings."""
+class CutLoss(NamedTuple):
+    """A loss of the global batch, cut at the embeddings: this rank's share of it, and the gradient of the whole loss
+    with respect to this rank's embeddings of images, captions and words. None: it does not depend on them."""
 
     share: Float[Tensor, ""]
-    image: Float[Tensor, "b E"]
-    text: Float[Tensor, "b E"]
+    image: Float[Tensor, "b E"] | None = None
+    text: Float[Tensor, "b E"] | None = None
+    words: Float[Tensor, "w E"] | None = None
 
-    def split(self, sizes: Sequence[int]) -> "list[ContrastiveGradient]":
-        """Split the gradient into one for each micro-batch. The first one has the whole share of the loss, so that
-        their sum is right."""
-        shares = (self.share, *[torch.zeros_like(self.share)] * (len(sizes) - 1))
-        return list(map(ContrastiveGradient, shares, self.image.split(sizes), self.text.split(sizes)))
+    def split(self, num_pairs: Sequence[int], num_words: Sequence[int]) -> "list[CutLoss]":
+        """Split it into one for each micro-batch. The first one has the whole share, so that their sum is right."""
+        shares = (self.share, *[torch.zeros_like(self.share)] * (len(num_pairs) - 1))
+        columns = [
+            [None] * len(sizes) if gradient is None else gradient.split(sizes)
+            for gradient, sizes in ((self.image, num_pairs), (self.text, num_pairs), (self.words, num_words))
+        ]
+        return list(map(CutLoss, shares, *columns))
 
-    def contrast(self, pairs: EmbeddedPairs) -> Float[Tensor, ""]:
-        """A linear function of the embeddings that replaces the contrastive loss: it has the same value (`share`) and
-        gradient."""
-        linear = (pairs.image * self.image).sum() + (pairs.text * self.text).sum()
+    def at(self, embedded: Embedded) -> Float[Tensor, ""]:
+        """A linear function of the embeddings that replaces the loss: it has the same value (`share`) and gradient."""
+        linear = torch.zeros_like(self.share)
+        for embedding, gradient in zip(embedded, self[1:], strict=True):
+            if gradient is not None:
+                linear = linear + (embedding * gradient).sum()
         return self.share + linear - linear.detach()
 
 
-def contrastive_gradient(
-    model: CoCa, local: EmbeddedPairs, batches: Sequence[Batch], weight: float, ranks: Ranks
-) -> ContrastiveGradient:
-    """The gradient of the global batch's contrastive loss with respect to this rank's embeddings. The gradients of
-    temperature and bias, times `weight`, are written to their parameters.
+def cut_losses(
+    model: CoCa, local: Embedded, batches: Sequence[Batch], weights: LossWeights, ranks: Ranks
+) -> tuple[CutLoss, CutLoss]:
+    """The contrastive loss and the teacher loss of the global batch. The gradients of temperature and bias, times the
+    weight of the contrastive loss, are written to their parameters.
 
     Each rank compares its own pairs with those of all ranks, which makes b · B similarities. The embeddings are
     gathered once. On the way back, their gradients are summed over the ranks.
     """
-    num_local, first_row = len(local.image), ranks.rank * len(local.image)
-    columns = EmbeddedPairs(*(ranks.gather(embedding.detach()).requires_grad_() for embedding in local))
-    rows = EmbeddedPairs(*(embedding[first_row : first_row + num_local] for embedding in columns))
-    ids = [torch.cat([getattr(b, name) for b in batches]).to(ranks.device) for name in ("caption_ids", "image_ids")]
-    same = same_pair(ids[0], ids[1], columns=(ranks.gather(ids[0]), ranks.gather(ids[1])))
-    share = contrastive_loss(rows, columns, model.logit_scale, model.logit_bias, same, first_row)
+
+    def gather(tensor: Tensor) -> Tensor:
+        return ranks.gather(tensor) if tensor.numel() else tensor
+
+    def scatter_sum(gradient: Tensor | None) -> Tensor | None:
+        return gradient if gradient is None or not gradient.numel() else ranks.scatter_sum(gradient)
+
+    columns = Embedded(*(gather(embedding.detach()).requires_grad_() for embedding in local))
+    first = [ranks.rank * len(embedding) for embedding in local]
+    rows = Embedded(*(x[i : i + len(mine)] for x, i, mine in zip(columns, first, local, strict=True)))
+    known = Known.of(batches).map(lambda tensor: tensor.to(ranks.device))
+    losses = compared_losses(model, rows, columns, known, known.map(gather), first[0], weights.teaching)
 
     scalars = [scalar for scalar in scalar_parameters(model) if scalar.requires_grad]
-    image, text, *by_scalar = torch.autograd.grad(share, [*columns, *scalars])
+    image, text, *by_scalar = torch.autograd.grad(
+        losses.contrastive, [columns.image, columns.text, *scalars], retain_graph=weights.teaching is not None
+    )
     for scalar, gradient in zip(scalars, by_scalar, strict=True):
-        scalar.grad = weight * ranks.sum(gradient)
-    return ContrastiveGradient(share.detach(), ranks.scatter_sum(image), ranks.scatter_sum(text))
+        scalar.grad = weights.contrastive * ranks.sum(gradient)
+    contrastive = CutLoss(losses.contrastive.detach(), scatter_sum(image), scatter_sum(text))
+    if weights.teaching is None:
+        return contrastive, CutLoss(losses.teacher)
+    text, words = torch.autograd.grad(losses.teacher, [columns.text, columns.words])
+    return contrastive, CutLoss(losses.teacher.detach(), None, scatter_sum(text), scatter_sum(words))
 
 
-def _contrasts(
+def _comparisons(
     model: ParallelModel, micro_batches: Sequence[Batch], weights: LossWeights, precision: AbstractContextManager
-) -> list[Contrast]:
-    """For each micro-batch, a function from its embeddings to its part of the global batch's contrastive loss."""
+) -> list[Compare]:
+    """For each micro-batch, a function from its embeddings to its part of the losses that compare."""
 
-    def gradient_at(local: EmbeddedPairs) -> ContrastiveGradient:
-        return contrastive_gradient(model.raw, local, micro_batches, weights.contrastive, model.ranks)
+    def cut_at(local: Embedded) -> tuple[CutLoss, CutLoss]:
+        return cut_losses(model.raw, local, micro_batches, weights, model.ranks)
 
     if len(micro_batches) == 1:
-        return [lambda pairs: gradient_at(pairs).contrast(pairs)]
+        return [lambda embedded: _compare_by(*cut_at(embedded))(embedded)]
     with precision:
-        embedded = [model.embed(batch.to(model.ranks.device)) for batch in micro_batches]
-    gradient = gradient_at(EmbeddedPairs(*(torch.cat(column) for column in zip(*embedded, strict=True))))
-    return [part.contrast for part in gradient.split([len(batch) for batch in micro_batches])]
+        parts = [model.embed(batch.to(model.ranks.device)) for batch in micro_batches]
+    losses = cut_at(Embedded(*(torch.cat(column) for column in zip(*parts, strict=True))))
+    sizes = [[len(part.image) for part in parts], [len(part.words) for part in parts]]
+    return [_compare_by(*cut) for cut in zip(*(loss.split(*sizes) for loss in losses), strict=True)]
+
+
+def _compare_by(contrastive: CutLoss, teacher: CutLoss) -> Compare:
+    return lambda embedded: Compared(contrastive.at(embedded), teacher.at(embedded))
 
 
 @dataclass(frozen=True)
@@ -158,6 +181,8 @@ class Trainer:
             "z": losses.z,
             "grad_norm": grad_norm,
         }
+        if self.losses.teaching is not None:
+            metrics["teacher"] = losses.teacher
         values = torch.stack([value.double() for value in metrics.values()]).tolist()  # waits for the device once
         if all(map(math.isfinite, values)):
             self.optimizers.update(step)
@@ -206,7 +231,7 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
     # After the model is sharded, so that the state of a parameter is sharded as the parameter is.
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
     ema = None if recipe.ema is None else Ema(model, recipe.ema)
-    return Trainer(parallel, optimizers, recipe.losses.weights, autocast(recipe.precision, ranks.device), ema)
+    return Trainer(parallel, optimizers, recipe.loss_weights, autocast(recipe.precision, ranks.device), ema)
 
 
 def count_tokens(batches: Sequence[Batch]) -> int:

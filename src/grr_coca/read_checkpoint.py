@@ -49,10 +49,9 @@ def read_files(folder: Path) -> CheckpointFiles:
         UserError: a file is missing or damaged, or the files do not fit one another.
     """
     if (folder / MANIFEST).exists():  # a checkpoint that was put together by hand may have none
-        # A download lacks what only a run needs, though the manifest of a run lists it.
-        verify_folder(
-            folder, [name for name in listed_files(folder) if name in MODEL_FILES or (folder / name).exists()]
-        )
+        # A download has only the files of the model, though the manifest may list those of a run or a card, too.
+        is_download = not any((folder / name).exists() for name in listed_files(folder).keys() - set(MODEL_FILES))
+        verify_folder(folder, MODEL_FILES if is_download else None)
     header = from_dict(_Header, read_json(folder / "config.json"), str(folder / "config.json"))
     config = read_config(header.model, f"{folder / 'config.json'}: model")
     return CheckpointFiles(

@@ -1,8 +1,9 @@
 """A site that searches open icon sets by meaning: `python scripts/build_datasets/icon_site.py --out SITE`.
 
-The icons are those of the corpus `icons`: permissive licences, no emoji, no logos. Of the drawings that a set has of one
-thing, the site shows the first. Their SVG can be copied with the name, the set, the author and the licence. An icon is
-embedded as the model saw icons in training; what is embedded is kept in the user's cache, so that a stopped build goes on.
+The icons are those of the corpus `icons`: permissive licences, no emoji, no logos. Of the drawings that a set has of
+one thing, the site shows the first. Their SVG can be copied with the name, the set, the author and the licence. An
+icon is embedded as the model saw icons in training. Embeddings are kept in the user's cache, so that a stopped build
+goes on.
 
 Shapes: N icons, E embedding width.
 """
@@ -182,6 +183,7 @@ def build(out: Path, prefixes: Sequence[str], runtime: Path | None, on_set: Call
         facets=[facet for facet in facets(entries) if facet["field"] in ("set", "licence", "colours")],
         drawings=[(icon.box, icon.body) for _, _, icon in rows],
         drawn_order=order,
+        has_relevances=False,  # captions are names
         words=[" ".join((entry.name, *icon.words)) for entry, _, icon in rows],
     )
     counts = Counter(str(entry.fields["set"]) for entry in entries)
@@ -208,7 +210,7 @@ def _entry(about: IconSet, icon: Icon, phash: int) -> Entry:
         "set": about.title,
         "licence": about.licence,
         "author": about.author,
-        "colours": "one" if "currentColor" in icon.body else "its own",
+        "colours": "one" if "currentColor" in icon.body else "several",
         "page": f"{SITE_OF_SETS}/{about.prefix}/{icon.name}/",
     }
     return Entry(

@@ -152,7 +152,8 @@ class Library:
     `entries`, `vectors`: the images in the order in which the page shows them, N E. `groups`: positions of
     near-duplicates. `drawings`: for each image the SVG file that the page shows and copies, as (box, body); None: the
     page shows thumbnails. The drawings of neighbours in `drawn_order` are loaded together. `words`: by which each image
-    is found, besides its caption; None: its file name.
+    is found, besides its caption; None: its file name. `has_relevances`: whether captions are the model's, for which
+    relevances are calibrated.
     """
 
     entries: Sequence[Entry]
@@ -162,6 +163,7 @@ class Library:
     drawings: Sequence[tuple[Sequence[float], str]] | None = None
     drawn_order: Sequence[int] | None = None
     words: Sequence[str] | None = None
+    has_relevances: bool = True
 
 
 def read_library(store: Store) -> Library:
@@ -227,6 +229,7 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
         "width": width,
         "chunk": CHUNK,
         "chunks": chunks,
+        "has_relevances": library.has_relevances,
         "sample": drawn,
         "captions": [library.entries[row].caption for row in drawn[:SAMPLE_CAPTIONS]],
         "facets": list(library.facets),
@@ -394,7 +397,7 @@ def write_site(
                 "graphs": {name: f"model/{name}.onnx" for name in GRAPHS},
                 "weights": f"model/{weights}",
                 "tokenizer": "model/tokenizer.json",
-                "runtime": {"module": "runtime/ort.js", "wasm": "runtime/ort.wasm"},
+                "runtime": {"module": "runtime/ort.js", "wasm": "runtime/ort.wasm", "bytes": len(runtime["ort.wasm"])},
                 "library": None,
                 "thumbnails": {"kind": "files", "folder": "thumbnails"},
                 "version": version("grr-coca"),

@@ -12,7 +12,7 @@ ort.env.wasm.numThreads = 1; // more would need headers that not every host send
 ort.env.wasm.wasmPaths = { wasm: new URL(site.runtime.wasm, self.location.href).href };
 ort.env.logLevel = "error";
 
-const state = { bytes: 0, total: site.bytes, rows: 0, count: 0, isReady: false };
+const state = { bytes: 0, total: site.bytes, rows: 0, count: 0, hasRuntime: false, isReady: false };
 let told = 0;
 
 /** Tell the page how far loading is; at most ten times a second. */
@@ -51,8 +51,6 @@ const weights = fetchBytes(site.weights).then((bytes) => ({ name: site.weights.s
 const graphs = Object.fromEntries(Object.entries(site.graphs).map(([name, path]) => [name, fetchBytes(path)]));
 
 const engine = (async () => {
-  // Fetched here, and not by the runtime, so that its progress is seen.
-  ort.env.wasm.wasmBinary = (await fetchBytes(site.runtime.wasm)).buffer;
   const tokenizer = new Tokenizer(JSON.parse(new TextDecoder().decode(await fetchBytes(site.tokenizer))));
   return new Engine(ort, site.model, tokenizer);
 })();
@@ -60,11 +58,14 @@ const engine = (async () => {
 let turn = engine; // the runtime makes one session at a time
 const loaded = {};
 
-/** The engine, once it has a graph. */
+/** The engine, once it has a graph. The first one makes the runtime load itself. */
 function withGraph(name) {
   return (loaded[name] ??= turn = turn.then(async () => {
     const one = await engine;
     await one.load(name, await graphs[name], await weights);
+    if (!state.hasRuntime) state.bytes += site.runtime.bytes;
+    state.hasRuntime = true;
+    tell();
     return one;
   }));
 }
@@ -169,6 +170,7 @@ async function ranked(query) {
     const scores = library.scores(vector);
     const words = like.length || unlike.length || image || without.length ? null : texts.join(" ");
     const groups = library.rank(scores, words, filters);
+    if (!library.about.has_relevances) return { scores, groups, background: null };
     const captions = texts.length ? texts : like.map((id) => library.entry(Number(id)).caption);
     if (!texts.length && image) captions.push(await captionOf(image));
     const asked = await embedTexts(captions.filter((caption) => caption.trim()));
@@ -185,6 +187,7 @@ async function ranked(query) {
 }
 
 async function relevances({ scores, groups, background }, start, end) {
+  if (!background) return [];
   const rows = groups.slice(start, end).map(([row]) => row);
   const captions = rows.map((row) => library.entry(row).caption);
   const vectors = await embedTexts(captions.filter((caption) => caption.trim()));
@@ -195,7 +198,7 @@ async function relevances({ scores, groups, background }, start, end) {
 const calls = {
   async ready() {
     await Promise.all([withGraph("text"), indexed]);
-    if (library) await embedTexts(library.about.captions.filter((caption) => caption.trim()));
+    if (library?.about.has_relevances) await embedTexts(library.about.captions.filter((caption) => caption.trim()));
     state.isReady = true;
     tell();
     const files = performance.getEntriesByType("resource").map(({ name }) => name);
@@ -216,19 +219,19 @@ const calls = {
     const end = Math.min(found.groups.length, offset + limit);
     const likely = await relevances(found, offset, end);
     const first = offset ? await relevances(found, 0, 10) : likely;
-    const { canTell } = found.background;
+    const isKnown = found.background?.canTell ?? false;
     const hits = found.groups.slice(offset, end).map(([row, ...copies], i) => ({
       ...library.entry(row),
       score: found.scores[row],
-      relevance: canTell ? likely[i] : null,
+      relevance: isKnown ? likely[i] : null,
       copies: copies.map((copy) => library.entry(copy)),
     }));
     return {
       hits,
       more: end < found.groups.length,
       searched: library.size,
-      is_likely: !canTell || isLikely(first),
-      can_tell: canTell,
+      is_likely: !isKnown || isLikely(first),
+      can_tell: isKnown || !found.background,
     };
   },
 

@@ -87,7 +87,7 @@ def test_side_cars_lie_beside_the_images_and_are_never_written_over(grr_coca, ru
     image_files[1].with_suffix(".txt").write_text("written by hand")
     (image_files[0].parent / "other.png").write_bytes(image_files[0].read_bytes())
     (image_files[0].parent / "other.txt").symlink_to("nowhere")
-    said = grr_coca("caption", "-c", run.folder, image_files[0].parent, "--sidecar")
+    said = grr_coca("caption", "-c", run.folder, image_files[0].parent, "--sidecar", "txt")
     (image_files[0].parent / "other.png").unlink()
     (image_files[0].parent / "other.txt").unlink()
     assert (said.code, said.out) == (0, "")
@@ -96,6 +96,55 @@ def test_side_cars_lie_beside_the_images_and_are_never_written_over(grr_coca, ru
     assert written[1] == "written by hand"
     assert [written[0], written[2]] == [f"{captions[str(image_files[i])]}\n" for i in (0, 2)]
     assert len(list(image_files[0].parent.iterdir())) == 6
+
+
+def test_existing_side_cars_are_replaced_on_demand(grr_coca, run, image_files, captions):
+    for path in image_files[:2]:
+        path.with_suffix(".txt").write_text("written by hand")
+    image_files[2].with_suffix(".txt").symlink_to(image_files[2].name)
+    before = snapshot(image_files[0].parent)
+    said = grr_coca("caption", "-c", run.folder, image_files[0].parent, "--sidecar", "txt", "--overwrite")
+    assert "1 of 3 images have captions already" in said.err, "a link may lead to an image"
+    written = {f"{i}.txt": f"{captions[str(image_files[i])]}\n".encode() for i in (0, 1)}
+    assert snapshot(image_files[0].parent) == before | written
+
+
+def test_captions_go_into_xmp_files_in_which_everything_else_stays(grr_coca, run, image_files, captions):
+    folder, notes = image_files[0].parent, {}
+    spaces = "xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#' xmlns:x='adobe:ns:meta/'"
+    whole = f"<x:xmpmeta {spaces}><rdf:RDF><rdf:Description rdf:about=''>NOTE</rdf:Description></rdf:RDF></x:xmpmeta>"
+    notes["0.xmp"] = whole.replace("NOTE", "<a xmlns='urn:a'>mine</a>")
+    notes["1.webp.xmp"] = "no XML"
+    for name, content in notes.items():
+        (folder / name).write_text(content)
+    before = snapshot(folder)
+    said = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "xmp")
+    assert said.code == 0, said.err
+    assert "1 of 3 images have captions already" in said.err
+    assert "1 XMP files cannot be changed:\n" in said.err
+    assert f"{folder / '1.webp.xmp'}: not an XMP file" in said.err
+    after = snapshot(folder)
+    assert after.keys() - before.keys() == {"2.webp.xmp"}
+    assert {name for name in before if after[name] != before[name]} == {"0.xmp"}
+    assert "<a xmlns='urn:a'>mine</a>" in (folder / "0.xmp").read_text()
+    for number, name in ((0, "0.xmp"), (2, "2.webp.xmp")):
+        assert f'xml:lang="x-default">{captions[str(image_files[number])]}</rdf:li>' in (folder / name).read_text()
+    said = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "xmp")
+    assert "3 of 3 images have captions already" in said.err
+    assert snapshot(folder) == after
+
+
+def test_a_caption_is_never_written_into_an_image(refused, run, image_files, monkeypatch):
+    """Also if the image has the name of a text file, or is meant by two names."""
+    image_files[0].rename(image_files[0].with_suffix(".txt"))
+    before = snapshot(image_files[0].parent)
+    monkeypatch.chdir(image_files[0].parent)
+    (image_files[0].parent / "0.png").symlink_to("1.webp")
+    for images in (["0.txt"], ["0.png", image_files[0].with_suffix(".txt")]):
+        message = refused("caption", "-c", run.folder, *images, "--sidecar", "txt", "--overwrite")
+        assert "an image, into which" in message or "would share" in message
+    (image_files[0].parent / "0.png").unlink()
+    assert snapshot(image_files[0].parent) == before
 
 
 def test_without_a_checkpoint_the_shipped_model_is_used(grr_coca, image_files):
@@ -368,7 +417,8 @@ def test_a_missing_checkpoint_is_named(refused, tmp_path, image_files):
         (["--prompt", "word " * 50], "the prompt has"),
         (["--num-captions", "2"], "num_captions 2 is more than num_beams 1"),
         (["--batch-size", "0"], "--batch-size 0: give 1 or more"),
-        (["--json", "--sidecar"], "--sidecar and --json name different outputs"),
+        (["--overwrite"], "--overwrite replaces captions beside images"),
+        (["--json", "--sidecar", "txt"], "--sidecar and --json name different outputs"),
         (["--json", "--out", "a.csv"], "--out and --json name different outputs"),
         (["--out", "a.txt"], "a.txt: '.txt' is not the suffix"),
         (["--out", "a.jsnol"], "did you mean '.jsonl'?"),
@@ -384,7 +434,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line(refused, run, image_files, 
 
 def test_side_cars_that_two_images_would_share_are_refused(refused, run, image_files):
     image_files[0].with_suffix(".png").write_bytes(image_files[0].read_bytes())
-    message = refused("caption", "-c", run.folder, image_files[0].parent, "--sidecar")
+    message = refused("caption", "-c", run.folder, image_files[0].parent, "--sidecar", "txt")
     assert "0.png and" in message
     assert "would share 0.txt" in message
     assert not list(image_files[0].parent.glob("*.txt"))
@@ -392,7 +442,7 @@ def test_side_cars_that_two_images_would_share_are_refused(refused, run, image_f
 
 def test_side_cars_of_a_shard_are_refused(refused, run, tmp_path):
     shard = write_tar(tmp_path / "a.tar", {"1.webp": real_pairs(1)[0].image})
-    assert "use --out FILE" in refused("caption", "-c", run.folder, shard, "--sidecar")
+    assert "use --out FILE" in refused("caption", "-c", run.folder, shard, "--sidecar", "xmp")
 
 
 def test_a_full_disk_is_told_in_one_line(refused, run, image_files):

@@ -8,17 +8,18 @@ import io
 import json as json_format
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Annotated, NamedTuple, Protocol, Self, TextIO
+from typing import IO, TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol, Self, TextIO
 
 import tyro
 
 import grr_coca
 from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, Flag, ImageArguments
-from grr_coca.cli.output import disk_errors, require_suffix, require_writable, say, to_json, write_output
+from grr_coca.cli.output import disk_errors, failure_lines, require_suffix, require_writable, say, to_json, write_output
+from grr_coca.data.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.extras import require_extra
 from grr_coca.generate.options import GenerationOptions
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from grr_coca.data.image_files import ImageFile
     from grr_coca.generate import Caption
     from grr_coca.inference import Description
+
+
+SidecarKind = Literal["txt", "xmp"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ def run(
     checkpoint: CheckpointFlag = DEFAULT,
     images: ImageArguments = (),
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
-    sidecar: Flag = False,
+    sidecar: Annotated[SidecarKind | None, tyro.conf.arg(metavar="txt|xmp")] = None,
+    overwrite: Flag = False,
     json: Flag = False,
     prompt: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
     exclude: ExcludeFlag = (),
@@ -68,7 +73,9 @@ def run(
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
         images: image files, folders, patterns, .tar shards, or tables of images.
         out: write rows to this .jsonl or .csv file; images that are in it already are not captioned again.
-        sidecar: write NAME.txt beside each image that does not have one.
+        sidecar: write a caption beside each image that has none: into NAME.txt, or into NAME.jpg.xmp, which photo
+            managers read; what else is in such a file stays.
+        overwrite: with --sidecar, also replace captions that are there.
         json: print JSON lines.
         prompt: text that every caption begins with.
         exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif"; may be given again.
@@ -95,7 +102,7 @@ def run(
     code = report_if_none_exists(found)
     if code is not None:
         return code
-    with _open_output(out, sidecar, json, found, options.num_captions, engine) as output:
+    with _open_output(out, sidecar, overwrite, json, found, options.num_captions, engine) as output:
         wanted = [image for image in found if image.name not in output.done]
         if len(wanted) < len(found):
             print(f"{len(found) - len(wanted)} of {len(found)} images have captions already", file=sys.stderr)
@@ -108,7 +115,7 @@ def run(
                 output.write(file, description.captions)
                 best.append(description.captions[0].text)
 
-        shown = shows_progress(prints=out is None and not sidecar)
+        shown = shows_progress(prints=out is None and sidecar is None)
         if on == "ray":
             code = describe_on_ray(
                 wanted,
@@ -164,7 +171,13 @@ class _Output(Protocol):
 
 
 def _open_output(
-    out: Path | None, sidecar: bool, json: bool, images: "Sequence[ImageFile]", num_captions: int, engine: str
+    out: Path | None,
+    sidecar: SidecarKind | None,
+    overwrite: bool,
+    json: bool,
+    images: "Sequence[ImageFile]",
+    num_captions: int,
+    engine: str,
 ) -> _Output:
     """The output that the flags ask for.
 
@@ -174,9 +187,13 @@ def _open_output(
     asked = [name for name, is_asked in (("--out", out), ("--sidecar", sidecar), ("--json", json)) if is_asked]
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)} name different outputs; give one of them")
+    if overwrite and sidecar is None:
+        raise UserError("--overwrite replaces captions beside images; give --sidecar txt or --sidecar xmp too")
     if out is not None:
         return _RowOutput(out, num_captions, images)
-    return _Sidecars(images) if sidecar else _StandardOutput(json, engine)
+    if sidecar is not None:
+        return _TextFiles(images, overwrite) if sidecar == "txt" else _XmpFiles(images, overwrite)
+    return _StandardOutput(json, engine)
 
 
 class _NothingToClose:
@@ -224,33 +241,95 @@ class _RowOutput:
         self._file.close()
 
 
-class _Sidecars(_NothingToClose):
-    """`NAME.txt` beside each image, with one caption per line. A file that exists is never overwritten.
+class _TextFiles(_NothingToClose):
+    """`NAME.txt` beside each image, with one caption per line.
 
     Raises:
         UserError: an image is not a separate file, or two images would share a text file.
     """
 
-    def __init__(self, images: "Sequence[ImageFile]") -> None:
+    def __init__(self, images: "Sequence[ImageFile]", overwrite: bool) -> None:
         self.done: set[str] = set()
-        owners: dict[Path, ImageFile] = {}
-        for image in images:
-            if image.path is None:
-                raise UserError(
-                    f"{image.name}: part of a shard or table, so --sidecar cannot write beside it; use --out FILE"
-                )
-            text = image.path.with_suffix(".txt")
-            if text in owners:
-                raise UserError(f"{owners[text].name} and {image.name} would share {text.name}; use --out FILE")
-            owners[text] = image
-            if text.exists() or text.is_symlink():  # a link without a target is left alone, too
-                self.done.add(image.name)
+        for name, text in _places_beside(images, lambda path: path.with_suffix(".txt")).items():
+            # A link is left alone, also without a target: it may lead to the image itself.
+            if text.is_symlink() or (text.exists() and not overwrite):
+                self.done.add(name)
 
     def write(self, image: "ImageFile", captions: "Sequence[Caption]") -> None:
         """Write the captions of an image beside it."""
         assert image.path is not None
         text = "".join(f"{row.caption}\n" for row in _rows(image, captions))
         write_output(image.path.with_suffix(".txt"), lambda file: file.write(text.encode()))
+
+
+class _XmpFiles:
+    """The best caption of each image in an XMP file beside it. What else is in that file stays.
+
+    A file that cannot be changed is left as it is, and listed at the end.
+
+    Raises:
+        UserError: an image is not a separate file, or two images would share an XMP file.
+    """
+
+    def __init__(self, images: "Sequence[ImageFile]", overwrite: bool) -> None:
+        self.done: set[str] = set()
+        self._overwrite = overwrite
+        self._failures: list[str] = []
+        stems = Counter(image.path.with_suffix("") for image in images if image.path is not None)
+        self._places = _places_beside(
+            images, lambda path: sidecar_to_write(path, is_alone=stems[path.with_suffix("")] == 1)
+        )
+        for name, sidecar in self._places.items():
+            try:
+                if has_caption(sidecar) and not overwrite:
+                    self.done.add(name)
+            except XmpError as error:
+                self.done.add(name)
+                self._failures.append(str(error))
+
+    def write(self, image: "ImageFile", captions: "Sequence[Caption]") -> None:
+        """Write the best caption of an image."""
+        sidecar, caption = self._places[image.name], _rows(image, captions)[0].caption
+        try:
+            with disk_errors(sidecar):
+                write_sidecar(sidecar, caption, overwrite=self._overwrite)
+        except XmpError as error:
+            self._failures.append(str(error))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._failures:
+            print(f"{len(self._failures)} XMP files cannot be changed:", file=sys.stderr)
+            for line in failure_lines(self._failures):
+                print(f"  {line}", file=sys.stderr)
+
+
+def _places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path]) -> dict[str, Path]:
+    """The file to write beside each image, by the name of the image.
+
+    Raises:
+        UserError: an image is not a separate file, two images would share a file, or the file is an image.
+    """
+    places: dict[str, Path] = {}
+    owners: dict[Path, str] = {}  # names of images, by the file in a folder without links
+    for image in images:
+        if image.path is None:
+            raise UserError(
+                f"{image.name}: part of a shard or table, so --sidecar cannot write beside it; use --out FILE"
+            )
+        place = places[image.name] = place_of(image.path)
+        other = owners.setdefault(place.parent.resolve() / place.name, image.name)
+        if other != image.name:
+            raise UserError(f"{other} and {image.name} would share {place.name}; use --out FILE")
+    for image in images:
+        path = Path(image.name)
+        if path.resolve() in owners or path.parent.resolve() / path.name in owners:
+            raise UserError(f"{image.name}: an image, into which a caption would be written; use --out FILE")
+    return places
 
 
 def _rows(image: "ImageFile", captions: "Sequence[Caption]") -> list[_Row]:

@@ -16,7 +16,9 @@ TOKEN, OWNER = "hf_writes_for_me", "me"
 class FakeHub:
     """Repositories by name, each a list of commits, of which each holds its files; `requests`: what was asked for.
 
-    It takes cards of the licences `licences`, and no commit while it is `full`.
+    It takes cards of the licences `licences`, and no commit while it is `full`. `fetched`: names of the files that were
+    asked for, and from which byte on. The next `cuts` downloads break off half-way. While it `damages`, files have
+    other bytes than their checksums say.
     """
 
     def __init__(self) -> None:
@@ -27,6 +29,9 @@ class FakeHub:
         self.address = ""
         self.licences = {"apache-2.0", "mit", "other"}
         self.full = False
+        self.fetched: list[tuple[str, int]] = []
+        self.cuts = 0
+        self.damages = False
 
     def commit(self, repository: str, files: dict[str, bytes]) -> str:
         """Add a commit; the revision."""
@@ -181,7 +186,17 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in files:
             return self._answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
         etag = hashlib.sha256(files[path]).hexdigest()
-        return self._send(200, files[path], {"ETag": f'"{etag}"', "X-Repo-Commit": name})
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": name, "Accept-Ranges": "bytes"}
+        content = files[path]
+        if self.command == "HEAD":
+            return self._send(200, content, headers)
+        begin = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0, 0])[1])
+        self.hub.fetched.append((path, begin))
+        if self.hub.damages:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        if begin:
+            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+        return self._send(206 if begin else 200, content[begin:], headers)
 
     def _found(self, repository: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         if repository not in self.hub.repositories:
@@ -218,5 +233,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+        if self.command == "HEAD":
+            return
+        if self.hub.cuts and len(content) > 1000:
+            self.hub.cuts -= 1
+            content = content[: len(content) // 2]
+            self.close_connection = True
+        self.wfile.write(content)

@@ -28,9 +28,9 @@ FLOORS = [
     ("fast",),  # 2
     ("engine",),
     ("generate",),
-    ("evaluate",),  # 3
+    ("evaluate", "interop"),  # 3
     ("train", "explain", "inference"),
-    ("study", "interop", "search"),  # 4
+    ("study", "search"),  # 4
     ("page",),
     ("",),
     ("serve",),

@@ -4,6 +4,7 @@
 packages, such as PyTorch.
 """
 
+from collections.abc import Collection
 from importlib.util import find_spec
 from typing import Literal
 
@@ -39,7 +40,6 @@ PACKAGES: dict[Extra, dict[str, str]] = {
     "probe": {**_TORCH, "sklearn": "scikit-learn"},
     "open-clip": {**_TORCH, "ftfy": "ftfy"},
     "icons": {"resvg_py": "resvg-py"},
-    "photos": {"pillow_heif": "pillow-heif"},
     "export": {**_TORCH, "onnx": "onnx", "onnxscript": "onnxscript"},
     "serve": {
         "fastapi": "fastapi",
@@ -47,20 +47,30 @@ PACKAGES: dict[Extra, dict[str, str]] = {
         "python_multipart": "python-multipart",
         "prometheus_client": "prometheus-client",
     },
+    "photos": {
+        **_TORCH,
+        "onnx": "onnx",
+        "onnxscript": "onnxscript",
+        "huggingface_hub": "huggingface-hub",
+        "filelock": "filelock",
+        "ftfy": "ftfy",
+        "pillow_heif": "pillow-heif",
+    },
 }
 """The packages of each extra: import name → name to install."""
 
 
-def require_extra(extra: Extra, purpose: str) -> None:
+def require_extra(extra: Extra, purpose: str, unneeded: Collection[str] = ()) -> None:
     """Raise an error if packages of an extra are not installed. Nothing is imported.
 
     Args:
         extra: the name of the extra.
         purpose: what needs the extra, as the subject of the message, such as "training".
+        unneeded: modules of the extra that this purpose does without.
 
     Raises:
         UserError: a package is missing; the message names it and the command that installs it.
     """
-    missing = [name for module, name in PACKAGES[extra].items() if find_spec(module) is None]
+    missing = [name for module, name in PACKAGES[extra].items() if module not in unneeded and find_spec(module) is None]
     if missing:
         raise UserError(f"{purpose} needs {' and '.join(missing)}; pip install 'grr-coca[{extra}]'")

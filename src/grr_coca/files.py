@@ -22,6 +22,11 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grr-coca"
 
 
+def models_cache() -> Path:
+    """The folder of the models that were fetched and imported."""
+    return user_cache() / "models"
+
+
 def in_cache(path: str) -> str:
     """Replace the prefix `cache:` by the user's cache folder; other paths stay unchanged."""
     return str(user_cache() / path.removeprefix(CACHE)) if path.startswith(CACHE) else path

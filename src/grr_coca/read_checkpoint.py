@@ -12,7 +12,7 @@ from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import Cleaning, Tokenizer
 from grr_coca.errors import UserError
-from grr_coca.files import MANIFEST, listed_files, verify_folder
+from grr_coca.files import MANIFEST, listed_files, models_cache, verify_folder
 from grr_coca.structure import from_dict, to_dict
 
 
@@ -49,9 +49,7 @@ def read_files(folder: Path) -> CheckpointFiles:
         UserError: a file is missing or damaged, or the files do not fit one another.
     """
     if (folder / MANIFEST).exists():  # a checkpoint that was put together by hand may have none
-        # A download has only the files of the model, though the manifest may list those of a run or a card, too.
-        is_download = not any((folder / name).exists() for name in listed_files(folder).keys() - set(MODEL_FILES))
-        verify_folder(folder, MODEL_FILES if is_download else None)
+        _verify(folder)
     header = from_dict(_Header, read_json(folder / "config.json"), str(folder / "config.json"))
     config = read_config(header.model, f"{folder / 'config.json'}: model")
     return CheckpointFiles(
@@ -74,6 +72,17 @@ def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(to_dict(header), indent=2), encoding="utf-8")
     (folder / "tokenizer.json").write_text(files.tokenizer.to_json(), encoding="utf-8")
     (folder / "preprocess.json").write_text(json.dumps(to_dict(files.preprocess), indent=2), encoding="utf-8")
+
+
+def _verify(folder: Path) -> None:
+    # A download has only the files of the model, though the manifest may list those of a run or a card, too.
+    is_download = not any((folder / name).exists() for name in listed_files(folder).keys() - set(MODEL_FILES))
+    try:
+        verify_folder(folder, MODEL_FILES if is_download else None)
+    except UserError as error:
+        if folder.parent == models_cache():
+            raise UserError(f"{error}; delete {folder}, and it is imported again") from error
+        raise
 
 
 def _read_tokenizer(path: Path, cleaning: Cleaning, known: int) -> Tokenizer:

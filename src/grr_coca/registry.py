@@ -4,6 +4,7 @@ Each lies in `weights/NAME/`: a checkpoint in half precision with a manifest, `c
 people. `scripts/ship_weights.py` writes them.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from grr_coca.structure import from_dict
 FOLDER = Path(__file__).parent / "weights"
 DEFAULT = "icons"
 """The model that is used if none is given."""
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
+"""`owner/name` on the Hugging Face hub."""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ CALLS = [
     ("train", "yaml", "study status {run}"),
     ("study", "scipy", "study report {run}"),
     ("hub", "huggingface_hub", "caption {image} -c someone/somewhere"),
+    ("photos", "onnxscript", "caption {image} -c coca-b32@v1"),
     ("parquet", "pyarrow", "embed {image} -c {run} --out vectors.parquet"),
     ("parquet", "pyarrow", "data stats {table}"),
     ("parquet", "pyarrow", "import index {table} --out index"),

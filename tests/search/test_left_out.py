@@ -102,6 +102,6 @@ def test_a_missing_package_is_named_once_and_other_images_are_done(photos, tmp_p
     for command in (["caption", str(photos)], ["index", str(photos), "--out", str(tmp_path / "index")]):
         assert main(command) == 0
         shown = capsys.readouterr()
-        assert shown.err.count("pip install 'grr-coca[photos]'") == 1
+        assert shown.err.count("pip install pillow-heif") == 1
         assert f"{photos / '0.heic'}: a HEIC file, which needs pillow-heif" in shown.err
         assert "(and 2 more)" in shown.err

@@ -46,7 +46,7 @@ VERBS = {
     "search": Verb("search.search_index", "find images of an index by text or by image"),
     "duplicates": Verb("search.list_duplicates", "list the images of an index that look the same"),
     "serve": Verb("serve.run", "serve captions, embeddings and search over HTTP, with a page to search pictures"),
-    "models": Verb("info.list_models", "list the models that come with the code"),
+    "models": Verb("info.list_models", "list the models that can be used by name"),
     "data": Verb("data.run", "check image-text pairs, count them, or convert them to shards"),
     "info": Verb("info.describe_preset", "parts, parameters and FLOPs of a preset, or what two presets differ in"),
     "import open_clip": Verb("exchange.import_open_clip", "convert a CoCa checkpoint of open_clip"),
@@ -59,6 +59,9 @@ VERBS = {
 }
 
 
+_OFFLINE = "--offline"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb, and return the exit code.
 
@@ -67,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     print_warnings()
+    if _OFFLINE in argv:
+        argv.remove(_OFFLINE)
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read by `huggingface_hub`, too
     try:
         return _dispatch(argv)
     except UserError as error:
@@ -135,4 +141,5 @@ def _usage(first: str = "") -> str:
     verbs = {verb: summary for verb, (_, summary) in VERBS.items() if not first or verb.startswith(f"{first} ")}
     width = max(map(len, verbs))
     lines = [f"  {verb:<{width}}  {summary}" for verb, summary in verbs.items()]
-    return "\n".join(["usage: grr-coca VERB [options]    (grr-coca VERB --help lists its options)", "", *lines])
+    usage = "usage: grr-coca VERB [options]    (grr-coca VERB --help lists its options)"
+    return "\n".join([usage, "", *lines, "", f"With any verb, {_OFFLINE} uses only models that are on this machine."])

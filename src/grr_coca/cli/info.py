@@ -1,6 +1,7 @@
-"""`grr-coca info` and `models`: describe presets, and list the models that come with the code."""
+"""`grr-coca info` and `models`: describe presets, and list the models that can be used by name."""
 
 import json as json_format
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -11,6 +12,7 @@ from grr_coca.config import CoCaConfig
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.inference.choose import choose_engine
+from grr_coca.interop.open_clip.published import PUBLISHED, PublishedModel, is_here, published_folder
 from grr_coca.presets import get_preset
 from grr_coca.registry import DEFAULT, FOLDER, ModelCard, shipped_models
 from grr_coca.structure import to_dict
@@ -55,23 +57,45 @@ def describe_preset(
 
 
 def list_models(json: Flag = False) -> None:
-    """List the models that come with the code, with their size, data and figures, and what computes them here.
+    """List the models that can be used by name, with their size, data and figures, and what computes them here.
+
+    Some come with the code. Others, for photographs, are fetched from the Hugging Face hub at first use.
 
     Args:
         json: print one JSON object, with all figures and their intervals.
     """
     cards = shipped_models()
-    engines = {name: _engine_here(name) for name in cards}
+    engines = {name: _engine_here(FOLDER / name) for name in cards}
+    places = {name: published_folder(name) if is_here(name) else None for name in PUBLISHED}
     if json:
-        print(json_format.dumps({name: {**to_dict(card), "engine": engines[name]} for name, card in cards.items()}))
+        shipped = {name: {**to_dict(card), "engine": engines[name]} for name, card in cards.items()}
+        published = {name: _published_row(model, places[name]) for name, model in PUBLISHED.items()}
+        print(json_format.dumps({**shipped, **published}))
         return
     for name, card in cards.items():
         print(_described(card, _ENGINES[engines[name]]))
+    print("\nfor photographs, published by open_clip; pip install 'grr-coca[photos]' lets the first use fetch them:")
+    for name, model in PUBLISHED.items():
+        print(_published_lines(model, places[name]))
 
 
-def _engine_here(name: str) -> str:
-    folder = FOLDER / name
-    return choose_engine(folder, read_config(read_json(folder / "config.json")["model"], name))
+def _published_row(model: PublishedModel, place: Path | None) -> dict[str, object]:
+    row = {**to_dict(model), "bytes": model.bytes, "is_here": place is not None}
+    return row if place is None else {**row, "folder": str(place), "engine": _engine_here(place)}
+
+
+def _published_lines(model: PublishedModel, place: Path | None) -> str:
+    here = "not fetched yet" if place is None else f"on this machine; runs here in {_ENGINES[_engine_here(place)]}"
+    return (
+        f"{model.name}: {model.good_for}\n"
+        f"  {model.repository}, {model.parameters / 1e6:.0f} M parameters, {model.bytes / 1e9:.2f} GB; "
+        f"{model.licence}; {here}\n"
+        f"  trained on {model.data}; ImageNet, zero-shot {model.imagenet:.1%}"
+    )
+
+
+def _engine_here(folder: Path) -> str:
+    return choose_engine(folder, read_config(read_json(folder / "config.json")["model"], str(folder)))
 
 
 def _check(config: CoCaConfig, other: str | None, batch: int | None, text_length: int | None) -> None:

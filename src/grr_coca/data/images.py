@@ -1,6 +1,6 @@
 """Decodes image files into RGB images, with errors that say what is wrong, and recognizes image files by their names.
 
-SVG files are drawn by resvg, which the extra `[icons]` installs. HEIC files are decoded by pillow-heif, of `[photos]`.
+SVG files are drawn by resvg, which the extra `[icons]` installs. HEIC files are decoded by pillow-heif.
 """
 
 import io
@@ -160,7 +160,7 @@ def _open_heic(data: bytes, name: str) -> Image.Image:
         BadSample: pillow-heif is not installed.
     """
     if find_spec("pillow_heif") is None:
-        message = f"{name}: a HEIC file, which needs pillow-heif; pip install 'grr-coca[photos]'"
+        message = f"{name}: a HEIC file, which needs pillow-heif; pip install pillow-heif"
         raise BadSample(message, Cause.NOT_INSTALLED)
     from pillow_heif import HeifImageFile  # late: it needs an extra
 

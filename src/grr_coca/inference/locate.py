@@ -1,4 +1,4 @@
-"""Find a model by name: a folder, a shipped model, or one on the Hugging Face hub. This needs no torch."""
+"""Find a model by name: a folder, a shipped or published model, or one on the Hugging Face hub. This needs no torch."""
 
 import logging
 import re
@@ -8,12 +8,11 @@ from grr_coca.checkpoint_files import MODEL_FILES, find_model
 from grr_coca.errors import UserError, nearest
 from grr_coca.extras import require_extra
 from grr_coca.files import MANIFEST
-from grr_coca.registry import shipped_folder, shipped_models
+from grr_coca.interop.open_clip.published import PUBLISHED, find_published, published_folder
+from grr_coca.registry import HUB_ID, shipped_folder, shipped_models
 
 log = logging.getLogger(__name__)
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
-"""`owner/name`."""
 _HUB_NAME = re.compile(rf"(?P<id>{HUB_ID.pattern})(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
 """`owner/name`, or `owner/name@revision`: a branch, a tag or a commit."""
 
@@ -21,12 +20,12 @@ _HUB_NAME = re.compile(rf"(?P<id>{HUB_ID.pattern})(?:@(?P<revision>[\w][\w./-]*)
 def locate_checkpoint(named: str | Path) -> Path:
     """The folder with the files of a checkpoint. No weights are loaded.
 
-    A folder with a checkpoint is preferred to a shipped model of the same name, with a warning. A shipped model is
-    preferred to one on the Hugging Face hub.
+    A folder with a checkpoint is preferred to a shipped or published model of the same name, with a warning. These are
+    preferred to models on the Hugging Face hub. A published model is fetched and imported at first use.
 
     Args:
-        named: a checkpoint or run folder, a folder of ONNX graphs, the name of a shipped model, or `owner/name` or
-            `owner/name@revision` on the Hugging Face hub.
+        named: a checkpoint or run folder, a folder of ONNX graphs, the name of a shipped or published model, or
+            `owner/name` on the Hugging Face hub; the last two also with `@revision`.
 
     Raises:
         UserError: there is no such checkpoint; the message says what is missing, or names the nearest.
@@ -34,16 +33,19 @@ def locate_checkpoint(named: str | Path) -> Path:
     path, name = Path(named), str(named)
     if name.startswith("open_clip:") and not path.exists():
         raise UserError(f"{name}: first convert it: grr-coca import {name.replace(':', ' ', 1)} --out DIR")
-    shipped = shipped_folder(name)
-    if shipped is not None and not _holds_checkpoint(path):
-        return shipped
-    if shipped is not None:
-        log.warning("%s: this folder is used, not the shipped model of the same name", path)
+    shipped, published = shipped_folder(name), find_published(name)
+    if shipped is not None or published is not None:
+        if not _holds_checkpoint(path):
+            return shipped or published_folder(name)
+        kind = "shipped" if shipped is not None else "published"
+        log.warning("%s: this folder is used, not the %s model of the same name", path, kind)
     if path.exists() or len(Path(name.partition("@")[0]).parts) > 2:
         return find_model(path)
     if _HUB_NAME.fullmatch(name):
         return find_model(_fetch(name))
-    raise UserError(f"{name}: no such folder, and no model of this name; {nearest(name, shipped_models())}")
+    raise UserError(
+        f"{name}: no such folder, and no model of this name; {nearest(name, [*shipped_models(), *PUBLISHED])}"
+    )
 
 
 def _fetch(hub_id: str) -> Path:

@@ -21,8 +21,7 @@ from grr_coca.checkpoint_files import FILES, GRAPH_FILES, find_checkpoint, has_g
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.files import MANIFEST, verify_folder
-from grr_coca.inference.locate import HUB_ID
-from grr_coca.registry import Figure, ModelCard
+from grr_coca.registry import HUB_ID, Figure, ModelCard
 from grr_coca.structure import from_dict
 
 README = "README.md"

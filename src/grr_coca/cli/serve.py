@@ -44,6 +44,8 @@ def run(
     for name, value in (("queue", queue), ("seconds", seconds), ("max-megabytes", max_megabytes)):
         if not value > 0:
             raise UserError(f"--{name} {value}: give more than 0")
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port {port}: give a number from 0 to 65535")
     require_extra("serve", "serving")
     from grr_coca.serve.guard import Limits
     from grr_coca.serve.server import RunningServer, ServeOptions

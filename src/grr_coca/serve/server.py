@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import h11
 import uvicorn
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _SECONDS_TO_STOP = 60.0
 """How long a stop waits for requests that were accepted."""
-_SECONDS_OF_HEADERS = 15.0
-"""How long a connection may take for the headers of a request."""
+_SECONDS_TO_WAIT = 15.0
+"""How long a connection may take for the headers of a request, or for the rest of a body that was refused."""
 _INDEX_THREADS = 4
 _DECODE_THREADS = 4
 
@@ -224,34 +224,36 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP of uvicorn, with a limit of time for headers, and refusals in JSON."""
+    """HTTP of uvicorn, with limits of time for headers and for bodies that nobody reads, and refusals in JSON."""
 
-    _headers_timer: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _waits_for: Literal["headers", "end of a refused body"] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for headers."""
+        """A connection begins."""
         super().connection_made(transport)
-        self._wait_for_headers()
+        self._wait_for("headers")
 
     def data_received(self, data: bytes) -> None:
-        """Read headers or a body."""
-        is_first = self._headers_timer is None and self.conn.their_state is h11.IDLE
+        """A part of a request has come."""
+        is_new = self.conn.their_state is h11.IDLE and self._waits_for is None
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._stop_waiting()
-        elif is_first:
-            self._wait_for_headers()
+        is_between = self.conn.their_state is h11.IDLE
+        if is_new and is_between:
+            self._wait_for("headers")
+        elif self._waits_for == ("end of a refused body" if is_between else "headers"):
+            self._wait_for(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
-        self._stop_waiting()
+        self._wait_for(None)
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """A response was sent. If its request still sends a body, that is not read for ever."""
+        """A response was sent."""
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
-            self._wait_for_headers()
+            self._wait_for("end of a refused body")
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP, such as headers that are too large."""
@@ -263,11 +265,9 @@ class _Protocol(H11Protocol):
             self.transport.write(self.conn.send(h11.EndOfMessage()))
         self.transport.close()
 
-    def _wait_for_headers(self) -> None:
-        self._stop_waiting()
-        self._headers_timer = self.loop.call_later(_SECONDS_OF_HEADERS, self.transport.close)
-
-    def _stop_waiting(self) -> None:
-        if self._headers_timer is not None:
-            self._headers_timer.cancel()
-            self._headers_timer = None
+    def _wait_for(self, what: Literal["headers", "end of a refused body"] | None) -> None:
+        """Close the connection if something does not come in time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._waits_for = what
+        self._timer = None if what is None else self.loop.call_later(_SECONDS_TO_WAIT, self.transport.close)

@@ -1,0 +1,386 @@
+"""What the gate and the queue keep out: too much, too slow, too many, the wrong name, and what comes while stopping."""
+
+import io
+import json
+import re
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+from serving import DRAWINGS, EVENTS, OPTIONS, Client, serving, wait_until
+
+from grr_coca.errors import UserError
+from grr_coca.serve.guard import KEY_VARIABLE, Limits
+from grr_coca.serve.queue import ModelQueue
+from grr_coca.serve.server import RunningServer
+
+GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
+
+
+class Gate:
+    """Holds every batch of the queue until it is opened."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.sizes: list[int] = []
+        self._is_open = threading.Event()
+        work = ModelQueue._results
+
+        def gated(queue, batch):
+            self.sizes.append(len(batch))
+            assert self._is_open.wait(30)
+            return work(queue, batch)
+
+        monkeypatch.setattr(ModelQueue, "_results", gated)
+        monkeypatch.setattr("grr_coca.serve.queue._best_batch", lambda model: (4, 0.5))
+
+    def open(self) -> None:
+        self._is_open.set()
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    made = Gate(monkeypatch)
+    yield made
+    made.open()
+
+
+def at_once(
+    client: Client, count: int, path: str = "/caption", body: bytes = GUITAR
+) -> tuple[ThreadPoolExecutor, list]:
+    pool = ThreadPoolExecutor(count)
+    return pool, [pool.submit(client.post, path, body) for _ in range(count)]
+
+
+# --- The queue
+
+
+def test_requests_that_wait_share_a_batch(gate):
+    with serving() as client:
+        pool, futures = at_once(client, 10)
+        wait_until(lambda: client.metric("grr_coca_queue_requests") == 10)
+        gate.open()
+        captions = {future.result().json()["caption"] for future in futures}
+        pool.shutdown()
+        assert len(captions) == 1
+        assert gate.sizes[0] >= 1, "the first does not wait for others"
+        assert max(gate.sizes[1:]) == 4, "and those that wait for it share batches"
+        assert sum(gate.sizes) == 10
+        wait_until(lambda: client.metric("grr_coca_queue_requests") == 0)
+        assert client.metric('grr_coca_batch_size_sum{work="caption"}') == 10
+
+
+def test_kinds_of_work_do_not_share_a_batch_and_none_waits_for_ever(gate):
+    with serving() as client:
+        paths = ["/caption", "/caption?num_beams=2", "/caption?prompt=a", "/classify?labels=a&labels=b"] * 2
+        with ThreadPoolExecutor(8) as pool:
+            futures = [pool.submit(client.post, path, GUITAR) for path in paths]
+            wait_until(lambda: client.metric("grr_coca_queue_requests") == 8)
+            gate.open()
+            assert [future.result().status for future in futures] == [200] * 8
+
+
+def test_a_full_queue_answers_429_and_says_when_to_come_again(gate):
+    with serving(capacity=3) as client:
+        pool, futures = at_once(client, 3)
+        wait_until(lambda: client.metric("grr_coca_queue_requests") == 3)
+        for path in ("/caption", "/similar", "/classify?labels=a&labels=b"):
+            answer = client.post(path, GUITAR)
+            assert answer.status in (404, 429)
+        answer = client.post("/caption", GUITAR)
+        assert answer.status == 429
+        assert "3 are waiting" in answer.reason()
+        assert answer.headers["retry-after"] == "2", "three times half a second"
+        assert client.get("/health").status == client.get("/info").status == 200, "what needs no model"
+        gate.open()
+        assert [future.result().status for future in futures] == [200] * 3
+        pool.shutdown()
+        assert client.post("/caption", GUITAR).status == 200
+
+
+def test_what_takes_too_long_is_504_and_costs_nothing_later(gate):
+    with serving(limits=Limits(seconds=0.5)) as client:
+        pool, futures = at_once(client, 6)
+        assert {future.result().status for future in futures} == {504}
+        assert "too busy" in futures[0].result().reason()
+        pool.shutdown()
+        gate.open()
+        wait_until(lambda: client.metric("grr_coca_queue_requests") == 0)
+        assert client.post("/caption", GUITAR).status == 200
+        assert sum(gate.sizes) <= 1 + 4 + 1, "what was given up was not begun"
+
+
+def test_a_stream_that_takes_too_long_ends_without_an_answer_or_with_an_error(gate):
+    with serving(limits=Limits(seconds=0.5)) as client:
+        answer = client.post("/caption", GUITAR, EVENTS)
+        assert answer.status == 504
+
+
+def test_a_client_that_goes_away_ends_its_request(gate):
+    with serving() as client:
+        head = f"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(GUITAR)}\r\n\r\n".encode()
+        first = socket.create_connection(client.place)
+        first.sendall(head + GUITAR)
+        wait_until(lambda: gate.sizes == [1])  # one batch is being worked on, so others wait
+        others = [socket.create_connection(client.place) for _ in range(5)]
+        for other in others:
+            other.sendall(head + GUITAR)
+        wait_until(lambda: client.metric("grr_coca_queue_requests") == 6)
+        for connection in (first, *others):
+            connection.close()
+        wait_until(lambda: client.metric("grr_coca_queue_requests") == 0)
+        gate.open()
+        assert client.post("/caption", GUITAR).status == 200
+        assert gate.sizes == [1, 1], "none of the five was begun"
+        assert client.metric('grr_coca_requests_total{route="/caption",status="499"}') == 6
+
+
+def test_a_stream_that_is_dropped_ends_its_request(served):
+    headers = f"Host: localhost\r\nAccept: text/event-stream\r\nContent-Length: {len(GUITAR)}\r\n\r\n"
+    for _ in range(20):
+        with socket.create_connection(served.place) as connection:
+            connection.sendall(f"POST /caption HTTP/1.1\r\n{headers}".encode() + GUITAR)
+            connection.recv(200)
+    wait_until(lambda: served.metric("grr_coca_queue_requests") == 0)
+    assert served.post("/caption", GUITAR).status == 200
+
+
+def test_a_failure_of_the_model_is_500_without_a_traceback_and_the_next_one_works(served, monkeypatch, caplog):
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret of the server")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(ModelQueue, "_captions", broken)
+        answer = served.post("/caption", GUITAR)
+    assert answer.status == 500
+    assert "secret" not in answer.reason()
+    assert "secret of the server" in caplog.text
+    assert served.post("/caption", GUITAR).status == 200
+
+
+def test_a_model_that_runs_out_of_memory_is_503(served, monkeypatch):
+    def hungry(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patches:
+        patches.setattr(ModelQueue, "_captions", hungry)
+        answer = served.post("/caption", GUITAR)
+    assert answer.status == 503
+    assert "out of memory" in answer.reason()
+
+
+# --- Bytes and times
+
+
+@pytest.fixture(scope="module")
+def strict():
+    """A server with small limits."""
+    with serving(limits=Limits(max_bytes=50_000, body_seconds=1, max_pixels=10_000, max_held_bytes=120_000)) as client:
+        yield client
+
+
+def test_too_many_bytes_are_refused_before_they_are_sent(strict):
+    head = b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n"
+    said = strict.raw(head, seconds=1)
+    assert said.startswith(b"HTTP/1.1 413")
+    assert b"100 Continue" not in said
+    assert b"the limit of a request" in said
+
+
+def test_too_many_bytes_in_chunks_are_refused_when_they_are_too_many(strict, monkeypatch):
+    def never(*_: object) -> None:
+        raise AssertionError("a file was opened for a body")
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", never)
+    chunk = b"2710\r\n" + b"x" * 10_000 + b"\r\n"
+    head = b"POST /caption HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert strict.raw(head + 9 * chunk, seconds=1).startswith(b"HTTP/1.1 413")
+    form = (
+        b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + b"x" * 60_000 + b"\r\n--b--\r\n"
+    )
+    assert strict.post("/caption", form, {"Content-Type": "multipart/form-data; boundary=b"}).status == 413
+
+
+def test_a_body_that_comes_too_slowly_is_408(strict):
+    with socket.create_connection(strict.place, timeout=5) as connection:
+        connection.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
+        began = time.monotonic()
+        for _ in range(4):
+            connection.sendall(b"x")
+            time.sleep(0.3)
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - began < 3
+
+
+def test_bodies_of_all_requests_together_are_bounded(strict):
+    head = b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 45000\r\n\r\n"
+    slow = [socket.create_connection(strict.place, timeout=5) for _ in range(2)]
+    for connection in slow:
+        connection.sendall(head + b"x" * 44_000)
+    wait_until(lambda: strict.metric("grr_coca_body_bytes") >= 88_000)
+    answer = strict.post("/caption", b"x" * 45_000)
+    assert answer.status == 429
+    assert answer.headers["retry-after"]
+    for connection in slow:
+        connection.close()
+    wait_until(lambda: strict.metric("grr_coca_body_bytes") == 0)
+    assert strict.post("/caption", b"x" * 45_000).status == 415
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(strict, monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("1", (101, 100)).save(buffer, "PNG")
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    answer = strict.post("/caption", buffer.getvalue())
+    assert answer.status == 413
+    assert "10,100 (limit 10,000)" in answer.reason()
+
+
+def test_headers_that_are_too_large_or_never_end_are_refused(strict, monkeypatch):
+    said = strict.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000, seconds=2)
+    assert said.startswith(b"HTTP/1.1 400")
+    assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["message"]
+    said = strict.raw(b"hello\r\n\r\n", seconds=2)
+    assert said.startswith(b"HTTP/1.1 400")
+    monkeypatch.setattr("grr_coca.serve.server._SECONDS_TO_WAIT", 0.3)
+    with socket.create_connection(strict.place, timeout=5) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHos")
+        assert connection.recv(100) == b"", "closed"
+
+
+def test_a_body_that_never_ends_is_not_read_for_ever(strict, monkeypatch):
+    monkeypatch.setattr("grr_coca.serve.server._SECONDS_TO_WAIT", 0.3)
+    with socket.create_connection(strict.place, timeout=5) as connection:
+        connection.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n")
+        assert connection.recv(5000).startswith(b"HTTP/1.1 413")
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            for _ in range(100):
+                connection.sendall(b"x" * 10_000)
+                time.sleep(0.02)
+
+
+# --- Who may ask
+
+
+@pytest.fixture(scope="module")
+def locked(index):
+    """A server that asks for a key."""
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patches:
+            patches.setenv(KEY_VARIABLE, "open sesame")
+            client = stack.enter_context(serving(index))
+        yield client
+
+
+def test_a_key_opens_everything_but_the_page_and_health(locked):
+    for path in ("/", "/app.js", "/health", "/ready"):
+        assert locked.get(path).status == 200, path
+    for path in ("/info", "/pictures", "/metrics", "/image/0", "/openapi.json", "/v1/models", "/nothing"):
+        answer = locked.get(path)
+        assert answer.status == 401, path
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert KEY_VARIABLE in answer.reason()
+    assert locked.post("/caption", GUITAR).status == 401
+    for given in ("open", "open sesame ", "Bearer", ""):
+        expected = 200 if given.strip() == "open sesame" else 401
+        assert locked.get("/info", Authorization=f"Bearer {given}").status == expected
+    assert locked.get("/info", Authorization="bearer open sesame").status == 200
+    assert locked.get("/info", Authorization="Basic open sesame").status == 401
+    assert locked.get("/info", Authorization="Bearer \xe9").status == 401
+
+
+def test_a_page_gets_a_cookie_for_the_key(locked):
+    assert locked.post("/session", {"key": "wrong"}).status == 401
+    answer = locked.post("/session", {"key": "open sesame"})
+    assert (answer.status, answer.body) == (204, b"")
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "samesite=strict" in cookie.lower()
+    assert "sesame" not in cookie
+    assert "expires" not in cookie.lower()
+    value = cookie.partition(";")[0]
+    assert locked.get("/info", Cookie=value).status == 200
+    assert locked.get("/info", Cookie=f"other=1; {value}").status == 200
+    for wrong in (value[:-1], value + "a", "grr_coca_session=", "grr_coca_session=é".encode().decode("latin-1"), "=;="):
+        assert locked.get("/info", Cookie=wrong).status == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("localhost:8000", 200),
+        ("127.0.0.1:99", 200),
+        ("[::1]:8000", 200),
+        ("evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1.evil.example:8000", 403),
+        ("192.168.0.7", 403),
+        ("", 200),
+    ],
+)
+def test_a_local_server_without_a_key_answers_under_its_own_names_alone(served, host, status):
+    said = served.raw(f"GET /info HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    assert said.startswith(f"HTTP/1.1 {status}".encode())
+
+
+def test_a_server_with_a_key_answers_under_every_name(locked):
+    headers = b"Host: pictures.example\r\nAuthorization: Bearer open sesame\r\nConnection: close\r\n\r\n"
+    assert locked.raw(b"GET /info HTTP/1.1\r\n" + headers).startswith(b"HTTP/1.1 200")
+
+
+# --- Methods and paths
+
+
+def test_what_is_not_there_is_404_and_a_wrong_method_405(served):
+    assert served.get("/nothing").status == 404
+    assert served.get("/../../../etc/passwd").status == 404
+    assert served.get("/%2e%2e/%2e%2e/etc/passwd").status == 404
+    assert served.get("//etc/passwd").status == 404
+    assert served.get("/app.js/").status in (404, 307)
+    for method, path in (("GET", "/caption"), ("DELETE", "/pictures"), ("PUT", "/"), ("POST", "/info")):
+        answer = served.ask(method, path)
+        assert answer.status == 405, path
+        assert method in answer.reason()
+    assert served.ask("HEAD", "/").status == 200
+
+
+def test_metrics_have_a_label_for_each_endpoint_and_none_for_each_path(served):
+    for number in range(5):
+        served.get(f"/image/{number}")
+        served.get(f"/nothing/{number}")
+    routes = set(re.findall(r'route="([^"]*)"', served.get("/metrics").body.decode()))
+    assert "/image/{identity}" in routes
+    assert "other" in routes
+    assert not [route for route in routes if re.search(r"\d$", route)]
+
+
+# --- The end
+
+
+def test_accepted_requests_are_answered_and_new_ones_refused_while_stopping(gate):
+    with serving() as client:
+        pool, futures = at_once(client, 8)
+        wait_until(lambda: client.metric("grr_coca_queue_requests") == 8)
+        client.server.stop()
+        answer = client.post("/caption", GUITAR)
+        assert answer.status == 503
+        assert "stopping" in answer.reason()
+        assert answer.headers["connection"] == "close"
+        assert client.get("/ready").status == 503
+        assert client.get("/health").status == 200
+        gate.open()
+        assert [future.result().status for future in futures] == [200] * 8
+        pool.shutdown()
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(tmp_path):
+    def fail(*_: object) -> None:
+        raise UserError("no such engine")
+
+    with pytest.raises(UserError, match="no such engine"):
+        RunningServer(replace(OPTIONS, load=fail), print).run()

@@ -1,0 +1,181 @@
+"""`grr-coca serve` as a process: how it starts, and how it ends, whatever is going on."""
+
+import http.client
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from serving import DRAWINGS, Client, wait_until
+
+import grr_coca
+from processes import running, take_interrupts
+
+GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
+
+
+@contextmanager
+def process(*arguments: object, is_ready: bool = True) -> Iterator[tuple[subprocess.Popen, Client]]:
+    """A server in a process of its own, and a client of it."""
+    command = [sys.executable, "-m", "grr_coca", "serve", "--port", "0", *arguments]
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        line = first_line(server)
+        address = re.search(r"http://\S+", line)
+        assert address, line
+        client = Client(address[0])
+        if is_ready:
+            wait_until(lambda: client.get("/ready").status == 200)
+        yield server, client
+
+
+def first_line(server: subprocess.Popen) -> str:
+    ready, _, _ = select.select([server.stdout], [], [], 60)
+    assert ready, "nothing was printed"
+    return server.stdout.readline()
+
+
+def refused(*arguments: object) -> str:
+    """The one line of a start that is refused."""
+    command = [sys.executable, "-m", "grr_coca", "serve", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=take_interrupts)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_a_port_in_use_is_named_before_the_model_is_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = refused("--port", port)
+    assert f"127.0.0.1:{port}: cannot listen there" in message
+    assert "give another --port" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--host", "192.0.2.1"], "192.0.2.1:8000: cannot listen there"),
+        (["--host", "no.such.host.invalid"], "cannot listen there"),
+        (["--port", "99999"], "99999"),
+        (["--queue", "0"], "--queue 0: give more than 0"),
+        (["--seconds", "nan"], "--seconds nan"),
+        (["--max-megabytes", "-1"], "--max-megabytes -1"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_one_line(arguments, reason):
+    assert reason in refused(*arguments)
+
+
+def test_an_index_of_another_model_is_refused_in_one_line(index):
+    assert "an index of the model 'icons'" in refused(index, "-c", "pictograms", "--port", "0")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_under_load_loses_no_accepted_request(index, number):
+    """What was sent before the signal is answered; what is sent later gets 503 or finds the port closed."""
+    with process(index) as (server, client):
+        answers: list[tuple[float, int]] = []
+        is_over = threading.Event()
+
+        def load() -> None:
+            while not is_over.is_set():
+                began, status = time.monotonic(), 0
+                with suppress(OSError, http.client.HTTPException):
+                    status = client.post("/caption", GUITAR).status
+                answers.append((began, status))
+
+        threads = [threading.Thread(target=load) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(answers) > 50)
+        stopped = time.monotonic()
+        server.send_signal(number)
+        assert server.wait(30) == 0
+        is_over.set()
+        for thread in threads:
+            thread.join(10)
+        before = [status for began, status in answers if began < stopped - 0.02]
+        assert len(before) > 50
+        assert set(before) == {200}
+        assert {status for _, status in answers} <= {200, 503, 0}
+        assert "stopped" in server.stdout.read()
+
+
+def test_a_second_signal_stops_at_once(index):
+    with process(index) as (server, client), socket.create_connection(client.place) as connection:
+        connection.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
+        time.sleep(0.3)
+        server.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert server.poll() is None, "it waits for the request"
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(10) == 0
+
+
+def test_a_server_that_is_killed_while_an_index_is_written_starts_again(tmp_path):
+    """The index is whole, the writer goes on, and a new server shows what was committed."""
+    folder, location = tmp_path / "pictures", tmp_path / "own.index"
+    shutil.copytree(DRAWINGS, folder)
+    with grr_coca.Index.open(location, "icons", create=True) as made:
+        made.add(folder)
+    for number in range(500):
+        shutil.copy(folder / "guitar.webp", folder / f"copy-{number}.webp")
+        with Path(folder / f"copy-{number}.webp").open("ab") as file:
+            file.write(number.to_bytes(2))  # other bytes, so that each is described anew
+    index = [sys.executable, "-m", "grr_coca", "index", folder, "--out", location, "--batch-size", "4"]
+    writing = running(index, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with process(location) as (server, client), writing as writer:
+        wait_until(lambda: client.get("/info").json()["pictures"] > 6)
+        is_writing = writer.poll() is None
+        server.kill()
+        server.wait()
+        with process(location) as (second, other):
+            assert other.post("/search", {"texts": ["guitar"]}).status == 200
+            assert writer.wait(120) == 0
+            assert other.get("/info").json()["pictures"] == 506
+            assert other.get("/pictures").json()["total"] == 506
+            second.terminate()
+            assert second.wait(30) == 0
+    assert is_writing, "the server was killed while the index was written"
+
+
+def test_the_server_runs_without_torch_jaxtyping_and_matplotlib(index):
+    code = """if True:
+        import sys
+        from importlib.machinery import PathFinder
+        missing, find = ("torch", "jaxtyping", "matplotlib", "scipy", "pandas"), PathFinder.find_spec
+        PathFinder.find_spec = lambda name, *more: None if name.partition(".")[0] in missing else find(name, *more)
+        from grr_coca.cli import main
+        main(["serve", sys.argv[1], "--port", "0"])
+    """
+    with running([sys.executable, "-c", code, index], stdout=subprocess.PIPE, text=True) as server:
+        client = Client(re.search(r"http://\S+", first_line(server))[0])
+        wait_until(lambda: client.get("/ready").status == 200)
+        assert client.post("/caption", GUITAR).json()["caption"] == "guitar"
+        assert client.post("/search", {"texts": ["guitar"]}).json()["hits"]
+        assert client.post("/classify?labels=guitar&labels=boat", GUITAR).status == 200
+        info = client.get("/info").json()
+        assert info["engine"].startswith("onnx")
+        assert info["can"] == ["search", "caption"]
+        assert client.post("/explain", GUITAR).status == 501
+        server.terminate()
+        assert server.wait(30) == 0
+
+
+def test_a_server_for_others_without_a_key_says_so():
+    with process("--host", "0.0.0.0", is_ready=False) as (server, client):
+        assert client.place[0] == "127.0.0.1"
+        assert "GRR_COCA_API_KEY" in server.stdout.readline()
+        wait_until(lambda: client.get("/ready").status == 200)
+        assert client.get("/info", Host="pictures.example").status == 200

@@ -50,7 +50,7 @@ FLAGS = {
         "batch_size": 32,
         "engine": "auto",
     },
-    "duplicates": {"index": ..., "json": False},
+    "duplicates": {"index": ..., "max_distance": 6, "min_cosine": "0.95", "json": False},
     "index": {
         "out": ...,
         "images": (),
@@ -70,6 +70,7 @@ FLAGS = {
         "without": (),
         "weights": (),
         "where": None,
+        "min_relevance": "0.0",
         "hybrid": True,
         "json": False,
         "null": False,

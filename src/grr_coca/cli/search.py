@@ -29,6 +29,7 @@ def search_index(
     without: Annotated[Lists[str], tyro.conf.arg(metavar="TEXT")] = (),
     weights: Annotated[Lists[float], tyro.conf.arg(metavar="NUMBER")] = (),
     where: Annotated[str | None, tyro.conf.arg(metavar="FILTER")] = None,
+    min_relevance: Annotated[float, tyro.conf.arg(metavar="0…1")] = 0.0,
     hybrid: bool = True,
     json: Flag = False,
     null: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-0"])] = False,
@@ -50,7 +51,8 @@ def search_index(
         without: what the images must not show.
         weights: weight of each text, as many as there are texts.
         where: only images that match this filter, such as "folder = 'logos' and width > 64". Fields are path, folder,
-            title, caption, date, size, width, height, and the columns of tables.
+            title, caption, date, size, width, height, taken, camera, lens, lat, lon, and the columns of tables.
+        min_relevance: only hits with at least this relevance; none if relevances cannot be told.
         hybrid: also search captions and file names for the words of the query, and fuse both rankings; only for
             queries of text alone, and not on Milvus.
         json: print a list of objects with path, score, relevance, caption and copies.
@@ -78,22 +80,35 @@ def search_index(
             weights=query.weights,
             where=where,
             hybrid=hybrid,
+            min_relevance=min_relevance,
         )
         if out is not None:
             _write_page(out, answer, opened, query, explain)
         runs_in = opened.model.loaded.engine.name if json else ""
+    if min_relevance > 0 and not answer.hits:
+        print(_why_none(answer, min_relevance), file=sys.stderr)
+        if json:
+            say("[]")
+        return
     _print(answer, json, null, runs_in)
 
 
 def list_duplicates(
     index: IndexArgument,
+    max_distance: Annotated[int, tyro.conf.arg(metavar="BITS")] = 6,
+    min_cosine: Annotated[float, tyro.conf.arg(metavar="0…1")] = 0.95,
     json: Flag = False,
 ) -> None:
-    """List the images of an index that look the same. In each group, the largest image comes first.
+    """List the images of an index that look the same, and which of them are exact copies.
+
+    In each group, the largest image comes first. Images are similar if both conditions hold; files with equal bytes are
+    exact copies.
 
     Args:
         index: folder, or http://HOST:PORT/NAME of a Milvus server.
-        json: print JSON lines, each with the paths of a group.
+        max_distance: at most this many of the 64 bits of their perceptual hashes differ; up to 16, and slower above 6.
+        min_cosine: the cosine of their embeddings is at least this.
+        json: print JSON lines, each with the paths of a group, and the exact copies in it with their originals.
     """
     from grr_coca.search.duplicates import duplicate_groups  # late: imports NumPy and Pillow
     from grr_coca.search.index import open_store
@@ -101,19 +116,25 @@ def list_duplicates(
     store = open_store(index)
     assert store is not None
     try:
-        groups = duplicate_groups(store)
+        groups = duplicate_groups(store, max_distance, min_cosine)
     finally:
         store.close()
     for group in groups:
-        paths = [entry.name for entry in group.entries]
+        paths, exact = [entry.name for entry in group.entries], group.exact_copies
         if json:
-            say(to_json({"paths": paths}))
-        else:
-            best, *others = (_shown_path(entry.name) for entry in group.entries)
-            say("\n".join([best, *(f"    {path}" for path in others)]))
+            say(to_json({"paths": paths, "exact_copies": exact}))
+            continue
+        lines = [_shown_path(paths[0])]
+        for path in paths[1:]:
+            original = exact.get(path)
+            of = "" if original == paths[0] or original is None else f" of {_shown_path(original)}"
+            lines.append(f"    {_shown_path(path)}" + ("" if original is None else f"  (exact copy{of})"))
+        say("\n".join(lines))
     if not json:
         spare = sum(len(group.entries) - 1 for group in groups)
-        say(f"{len(groups):,} groups, {spare:,} surplus images in {Path(index).name or index}")
+        num_exact = sum(len(group.exact_copies) for group in groups)
+        exactly = f", {num_exact:,} of them exact copies" if num_exact else ""
+        say(f"{len(groups):,} groups, {spare:,} surplus images in {Path(index).name or index}{exactly}")
 
 
 def _check(json: bool, null: bool, out: Path | None, explain: bool) -> None:
@@ -196,10 +217,16 @@ def _opening_line(answer: "SearchResult") -> str | None:
     if not answer.hits:
         return f"no hit among {answer.searched:,} images"
     if not answer.can_tell:
-        return f"too few different images to tell how likely a hit is; the nearest of {answer.searched:,}:"
+        return f"{answer.why_unknown}; the nearest of {answer.searched:,}:"
     if not answer.is_likely:
         return f"nothing here looks like that; the nearest of {answer.searched:,} images:"
     return None
+
+
+def _why_none(answer: "SearchResult", min_relevance: float) -> str:
+    if not answer.can_tell:
+        return f"{answer.why_unknown}, so no hit is said to reach {min_relevance:.0%}"
+    return f"no hit reaches {min_relevance:.0%} among {answer.searched:,} images"
 
 
 def _notes(hit: "Hit") -> str:

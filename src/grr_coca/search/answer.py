@@ -4,7 +4,7 @@ Shapes: N images of the sample, E embedding width.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
@@ -62,13 +62,15 @@ class SearchOptions:
     """The options of a search.
 
     `n`: the largest number of hits; `where`: a filter that hits must match; `hybrid`: if the query is texts alone, use
-    the full-text index too; `fold`: make one hit of near-duplicates.
+    the full-text index too; `fold`: make one hit of near-duplicates; `min_relevance`: hits with a smaller relevance are
+    left out, and all hits if relevances are not valid.
     """
 
     n: int
     where: str | None
     hybrid: bool
     fold: bool
+    min_relevance: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +98,29 @@ _NUM_DECISIVE_HITS = 10
 class SearchResult(Sequence[Hit]):
     """The hits of a query, best first.
 
-    `vector`: embedding of the query; `searched`: number of images in the index; `can_tell`: True if they differ enough
-    for relevances to be valid.
+    `vector`: embedding of the query; `searched`: number of images in the index; `can_tell`: True if relevances are
+    valid: the images differ enough, and relevances were fitted to models like this one (`is_fitted`).
     """
 
     hits: tuple[Hit, ...]
     vector: np.ndarray
     searched: int
     can_tell: bool = True
+    is_fitted: bool = True
+
+    @property
+    def why_unknown(self) -> str:
+        """Why relevances are not valid; empty if they are."""
+        if self.can_tell:
+            return ""
+        if not self.is_fitted:
+            return "how likely a hit is was never measured for a model like this one"
+        return "too few different images to tell how likely a hit is"
+
+    def at_least(self, min_relevance: float) -> "SearchResult":
+        """The result without the hits of smaller relevance. If relevances are not valid, no hit is left."""
+        kept = tuple(hit for hit in self.hits if hit.relevance >= min_relevance) if self.can_tell else ()
+        return replace(self, hits=kept)
 
     @property
     def is_likely(self) -> bool:
@@ -131,6 +148,10 @@ class SearchResult(Sequence[Hit]):
 
 class QueryModel(Protocol):
     """What a search needs of the model of the index. `grr_coca.search.model.IndexModel` documents the methods."""
+
+    @property
+    def has_relevance(self) -> bool:
+        """True if relevances are valid for this model."""
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts, M E."""
@@ -175,7 +196,8 @@ def search_store(query: Query, store: Store, model: QueryModel, options: SearchO
         UserError: the filter is invalid, an image of the query cannot be read or is not in the index, or the store
             cannot be read.
     """
-    return hits_of(rank_images(query, store, model, options), model)
+    found = hits_of(rank_images(query, store, model, options), model)
+    return found.at_least(options.min_relevance) if options.min_relevance > 0 else found
 
 
 def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOptions) -> Ranking:
@@ -229,7 +251,8 @@ def hits_of(ranking: Ranking, model: QueryModel, first: int = 0, last: int | Non
         hits=hits,
         vector=ranking.vector,
         searched=ranking.searched,
-        can_tell=can_tell(ranking.best, ranking.sample, ranking.asked, ranking.others),
+        can_tell=model.has_relevance and can_tell(ranking.best, ranking.sample, ranking.asked, ranking.others),
+        is_fitted=model.has_relevance,
     )
 
 

@@ -14,6 +14,7 @@ from itertools import combinations, pairwise
 import numpy as np
 from PIL import Image
 
+from grr_coca.errors import UserError
 from grr_coca.search.entry import Entry, chunks
 from grr_coca.search.store import Store
 
@@ -21,10 +22,13 @@ MAX_BITS = 6
 """Near-duplicates differ in at most this many of the 64 bits of their hashes."""
 MIN_COSINE = 0.95
 """The embeddings of near-duplicates have at least this cosine."""
+LIMIT_OF_BITS = 16
+"""The largest number of differing bits that can be asked for. Hashes of unrelated images differ in 32 bits on average,
+and hardly ever in fewer than 18."""
 EQUAL_BANDS = 3
 BANDS = MAX_BITS + EQUAL_BANDS
 """Number of bands that a hash is cut into. If two hashes differ in at most `MAX_BITS` bits, at least `EQUAL_BANDS` of
-their bands are equal."""
+their bands are equal. If more bits may differ, there are as many more bands."""
 MAX_BUCKET = 2000
 """Up to this many images with equal bands are all compared with each other. If there are more, such as blank images,
 each is compared with this many."""
@@ -36,17 +40,39 @@ class Group:
 
     entries: list[Entry]
 
+    @property
+    def exact_copies(self) -> dict[str, str]:
+        """Images whose files have the same bytes as that of an image before them, which is the value, by name."""
+        firsts: dict[str, str] = {}
+        for entry in self.entries:
+            firsts.setdefault(entry.digest, entry.name)
+        return {entry.name: firsts[entry.digest] for entry in self.entries if firsts[entry.digest] != entry.name}
 
-def duplicate_groups(store: Store) -> list[Group]:
-    """All groups of near-duplicates in a store, the largest group first."""
+
+def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: float = MIN_COSINE) -> list[Group]:
+    """All groups of near-duplicates in a store, the largest group first. Images with equal bytes are always in one.
+
+    Args:
+        store: the store.
+        max_distance: number of the 64 bits of their hashes in which two images may differ. The larger it is, the
+            longer it takes.
+        min_cosine: smallest cosine of their embeddings.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    if not 0 <= max_distance <= LIMIT_OF_BITS:
+        raise UserError(f"--max-distance {max_distance}: give a number of bits from 0 to {LIMIT_OF_BITS}")
+    if not 0 <= min_cosine <= 1:
+        raise UserError(f"--min-cosine {min_cosine:g}: give a number from 0 to 1")
     with store.snapshot():
         hashed = store.hashes()
         ids = hashed["id"]
         parents = _first_of_equal(hashed["digest"])
-        for pairs in _alike(hashed["phash"], parents):
+        for pairs in _alike(hashed["phash"], parents, max_distance):
             for a, b in (np.array(chunk).T for chunk in chunks(pairs.tolist(), 4096)):
                 cosines = (store.vectors(ids[a].tolist()) * store.vectors(ids[b].tolist())).sum(axis=1)
-                for one, other in zip(a[cosines >= MIN_COSINE], b[cosines >= MIN_COSINE], strict=True):
+                for one, other in zip(a[cosines >= min_cosine], b[cosines >= min_cosine], strict=True):
                     _join(parents, int(one), int(other))
         groups: dict[int, list[int]] = {}
         for place in range(len(ids)):
@@ -85,8 +111,8 @@ def _first_of_equal(digests: np.ndarray) -> np.ndarray:
     return firsts[kinds]
 
 
-def _alike(hashes: np.ndarray, parents: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs of images in different groups whose hashes differ in few bits, as arrays of positions P 2.
+def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[np.ndarray]:
+    """Pairs of images in different groups whose hashes differ in at most `max_bits` bits, as arrays of positions P 2.
 
     Of positions that are in one group at the start, only one is compared. Sorted by some bands, hashes with equal bands
     are neighbours, and only neighbours are compared. For N random hashes, this makes a few times N comparisons, as long
@@ -95,8 +121,9 @@ def _alike(hashes: np.ndarray, parents: np.ndarray) -> Iterator[np.ndarray]:
     places = np.unique(parents)
     places = places[np.argsort(hashes[places], kind="stable")]  # among equal keys, equal hashes come first
     hashes = hashes[places]
-    bands = _bands(hashes)
-    for chosen in combinations(range(BANDS), EQUAL_BANDS):
+    count = max(BANDS, max_bits + EQUAL_BANDS)
+    bands = _bands(hashes, count)
+    for chosen in combinations(range(count), EQUAL_BANDS):
         keys = np.zeros(len(places), np.uint32)
         for band in chosen:
             keys = keys << 8 | bands[band]
@@ -105,15 +132,15 @@ def _alike(hashes: np.ndarray, parents: np.ndarray) -> Iterator[np.ndarray]:
             pairs = np.stack([order[a], order[b]], axis=1)
             for band in set(range(chosen[-1])).difference(chosen):  # otherwise this band has given the pair before
                 pairs = pairs[bands[band][pairs[:, 0]] != bands[band][pairs[:, 1]]]
-            pairs = places[pairs[_differing_bits(hashes[pairs[:, 0]], hashes[pairs[:, 1]]) <= MAX_BITS]]
+            pairs = places[pairs[_differing_bits(hashes[pairs[:, 0]], hashes[pairs[:, 1]]) <= max_bits]]
             pairs = pairs[_roots(parents, pairs[:, 0]) != _roots(parents, pairs[:, 1])]
             if len(pairs):
                 yield pairs
 
 
-def _bands(hashes: np.ndarray) -> list[np.ndarray]:
-    """Split N 64-bit hashes into disjoint bands of seven or eight bits. Returns N numbers for each band."""
-    ends = [64 * band // BANDS for band in range(BANDS + 1)]
+def _bands(hashes: np.ndarray, count: int) -> list[np.ndarray]:
+    """Split N 64-bit hashes into disjoint bands of at most eight bits. Returns N numbers for each band."""
+    ends = [64 * band // count for band in range(count + 1)]
     bits = hashes.view(np.uint64)
     return [
         (bits >> np.uint64(start) & np.uint64(2 ** (end - start) - 1)).astype(np.uint32)

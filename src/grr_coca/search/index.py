@@ -10,7 +10,7 @@ from grr_coca.errors import UserError
 from grr_coca.inference.on_ray import Machines
 from grr_coca.registry import DEFAULT
 from grr_coca.search.answer import Query, SearchOptions, SearchResult, search_store
-from grr_coca.search.duplicates import Group, duplicate_groups
+from grr_coca.search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_groups
 from grr_coca.search.embedded.database import FILE, create_database, holds_nothing_else, remove_database
 from grr_coca.search.embedded.store import EmbeddedStore
 from grr_coca.search.entry import Header, chunks
@@ -176,6 +176,7 @@ class Index:
         where: str | None = None,
         hybrid: bool = True,
         fold: bool = True,
+        min_relevance: float = 0.0,
     ) -> SearchResult:
         """Find images.
 
@@ -189,19 +190,27 @@ class Index:
             hybrid: if the query is only texts, fuse the ranking by embeddings with a full-text ranking by captions and
                 file names. An index on Milvus has no full-text index.
             fold: make one hit of near-duplicates.
+            min_relevance: leave out hits with a smaller relevance, from 0 to 1. If relevances are not valid (`can_tell`
+                of the result is False), no hit is left.
 
         Raises:
-            UserError: the query is empty, the filter is invalid, or an image cannot be read.
+            UserError: the query is empty, a number is out of range, the filter is invalid, or an image cannot be read.
         """
+        if not 0 <= min_relevance <= 1:
+            raise UserError(f"--min-relevance {min_relevance:g}: give a number from 0 to 1")
         if not 1 <= n <= _MAX_HITS:
             raise UserError(f"{n} hits: give a number from 1 to {_MAX_HITS:,}")
         query = Query(texts=_many(texts), images=_many(image), without=_many(without), weights=tuple(weights))
-        options = SearchOptions(n=n, where=where, hybrid=hybrid, fold=fold)
+        options = SearchOptions(n=n, where=where, hybrid=hybrid, fold=fold, min_relevance=min_relevance)
         return search_store(query, self.store, self.model, options)
 
-    def duplicates(self) -> list[Group]:
-        """Groups of images that look the same, the largest group first."""
-        return duplicate_groups(self.store)
+    def duplicates(self, *, max_distance: int = MAX_BITS, min_cosine: float = MIN_COSINE) -> list[Group]:
+        """Groups of images that look the same, the largest group first. See `duplicate_groups`.
+
+        Raises:
+            UserError: a number is out of range.
+        """
+        return duplicate_groups(self.store, max_distance, min_cosine)
 
 
 def _model_of(store: Store, batch_size: int, engine: str) -> IndexModel:

@@ -24,6 +24,7 @@ from grr_coca.inference.on_ray import map_on_ray
 from grr_coca.registry import shipped_folder
 from grr_coca.search.duplicates import perceptual_hash
 from grr_coca.search.entry import Entry, Failure, Header, Stamp, digest_of, plain_fields, stamp_of
+from grr_coca.search.relevance import is_fitted_to
 
 if TYPE_CHECKING:
     from grr_coca.checkpoint import Checkpoint
@@ -170,6 +171,11 @@ class IndexModel:
     def header(self) -> Header:
         """The header of an index of this model."""
         return Header(self.name, self.fingerprint, self.loaded.engine.embed_dim)
+
+    @property
+    def has_relevance(self) -> bool:
+        """True if relevances are valid for this model."""
+        return is_fitted_to(self.loaded.config)
 
     def read(self, found: Iterator[Found], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
         """Read and decode images in the background."""

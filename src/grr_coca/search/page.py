@@ -63,7 +63,8 @@ def answer_page(answer: SearchResult, query: Query, model: "IndexModel | None" =
     """
     summary = f"{len(answer):,} of {answer.searched:,} images."
     if not answer.can_tell:
-        summary = f"Too few different images to tell how likely a hit is. The nearest: {summary}"
+        why = answer.why_unknown
+        summary = f"{why[0].upper()}{why[1:]}. The nearest: {summary}"
     if not answer.is_likely:
         summary = f"Nothing here looks like that. The nearest: {summary}"
     if model is not None:

@@ -10,9 +10,14 @@ of one thing, nothing can stand out, and the probabilities mean nothing (`can_te
 Shapes: H hits, S images of the sample, E embedding width.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from grr_coca.search.duplicates import MIN_COSINE
+
+if TYPE_CHECKING:
+    from grr_coca.config import CoCaConfig
 
 PER_DEVIATION = 0.77
 PER_AGREEMENT = 4.87
@@ -32,6 +37,14 @@ _MAX_CAPTION_COSINE = 0.9
 """If the median cosine of captions with the query is above this, they are taken as captions of one thing."""
 _MAX_LOGIT = 500.0
 """Bound of the logits, which keeps the exponential finite."""
+
+
+def is_fitted_to(config: "CoCaConfig") -> bool:
+    """True for models whose cosines the curve was fitted to: those of our architectures and training.
+
+    Models imported from open_clip have other cosines, and no library with known answers was measured with them.
+    """
+    return config.architecture != "open_clip"
 
 
 def relevances(found: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from grr_coca.search.embedded.database import FILE
 from grr_coca.search.entry import Entry, name_id
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import open_store
+from grr_coca.search.relevance import is_fitted_to
 from grr_coca.search.store import Store
 from grr_coca.serve.queue import ModelQueue, too_late
 from grr_coca.serve.refusal import Refusal
@@ -327,6 +328,11 @@ class _QueryModel:
         self._model = model
         self._captions = captions
         self._expires = expires
+
+    @property
+    def has_relevance(self) -> bool:
+        """True if relevances are valid for this model."""
+        return is_fitted_to(self._model.ready().config)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts, M E."""

@@ -1,0 +1,164 @@
+"""Relevance and duplicates as the user asks for them, and models for which relevance was never fitted."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from library import fill, make_entry, make_vectors
+
+from grr_coca.cli import main
+from grr_coca.cli.search import list_duplicates
+from grr_coca.config import CoCaConfig
+from grr_coca.errors import UserError
+from grr_coca.presets import get_preset
+from grr_coca.search.answer import Query, SearchOptions, search_store
+from grr_coca.search.duplicates import LIMIT_OF_BITS, MAX_BITS, MIN_COSINE, duplicate_groups
+from grr_coca.search.index import Index
+from grr_coca.search.relevance import is_fitted_to
+from grr_coca.search.store import Changes
+
+DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"
+PLAIN = {"where": None, "hybrid": False, "fold": False}
+
+
+class VectorModel:
+    """Embeds a text as the vector whose number it is."""
+
+    def __init__(self, vectors: np.ndarray, has_relevance: bool = True) -> None:
+        self.vectors = vectors
+        self.has_relevance = has_relevance
+
+    def embed_texts(self, texts):
+        return np.stack([self.vectors[int(text)] for text in texts])
+
+    def embed_captions(self, captions):
+        return make_vectors(len(captions), seed=len(captions) + 7)
+
+    embed_sample = embed_captions
+
+
+# --- Relevance
+
+
+@pytest.fixture
+def drawings(tmp_path):
+    """An index of six drawings by a model that names all of them right."""
+    shutil.copytree(DRAWINGS, tmp_path / "drawings")
+    with Index.open(tmp_path / "index", "pictograms", create=True) as index:
+        index.add(tmp_path / "drawings")
+        yield index
+
+
+def test_hits_of_less_relevance_are_left_out(drawings):
+    everything = drawings.search("guitar")
+    wanted = [hit.path for hit in everything if hit.relevance >= 0.5]
+    assert 0 < len(wanted) < len(everything)
+    assert [hit.path for hit in drawings.search("guitar", min_relevance=0.5)] == wanted
+    assert len(drawings.search("guitar", min_relevance=1.0)) == 0
+    for out_of_range in (-0.1, 1.5, 50.0, float("nan")):
+        with pytest.raises(UserError, match=r"--min-relevance .*: give a number from 0 to 1"):
+            drawings.search("guitar", min_relevance=out_of_range)
+
+
+def test_the_verb_says_why_no_hit_is_left(drawings, capsys):
+    place = drawings.store.location
+    assert main(["search", place, "guitar", "--min-relevance", "0.5"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("\n") == 1
+    assert main(["search", place, "guitar", "--min-relevance", "1"]) == 0
+    assert capsys.readouterr().err == "no hit reaches 100% among 6 images\n"
+    assert main(["search", place, "guitar", "--min-relevance", "1", "--json"]) == 0
+    assert capsys.readouterr().out == "[]\n"
+    assert main(["search", place, "guitar", "--min-relevance", "1", "-0"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_without_a_relevance_no_hit_passes(store):
+    """A script that removes the hits must not get those of which nothing is known."""
+    entries, vectors = fill(store, 40)
+    for model, told in ((VectorModel(vectors), True), (VectorModel(vectors, has_relevance=False), False)):
+        query = Query(texts=("3",))
+        found = search_store(query, store, model, SearchOptions(n=5, **PLAIN))
+        assert (found.can_tell, found.is_fitted) == (told, told)
+        assert found[0].path == entries[3].name
+        assert found.shown_relevance(found[0]) != "?" if told else found.shown_relevance(found[0]) == "?"
+        assert found.is_likely or told
+        least = search_store(query, store, model, SearchOptions(n=5, min_relevance=1e-9, **PLAIN))
+        assert bool(least) is told
+    assert found.why_unknown == "how likely a hit is was never measured for a model like this one"
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "fitted"), [("grr_coca", "tiny", True), ("coca", "tiny", True), ("open_clip_coca", "b32", False)]
+)
+def test_relevance_was_fitted_to_our_models_alone(preset, size, fitted):
+    config: CoCaConfig = get_preset(preset, size)
+    assert is_fitted_to(config) is fitted
+
+
+# --- Duplicates
+
+
+def test_the_verb_has_the_limits_that_searches_have():
+    assert list_duplicates.__defaults__[:2] == (MAX_BITS, MIN_COSINE)
+
+
+@pytest.mark.parametrize("max_distance", [0, 2, 6, 9, LIMIT_OF_BITS])
+@pytest.mark.parametrize("min_cosine", [0.0, 0.9, 0.99])
+def test_groups_are_those_of_all_pairs_within_both_limits(store, max_distance, min_cosine):
+    random = np.random.default_rng(max_distance)
+    kinds = random.integers(0, 12, 80)
+    flips = (1 << random.integers(0, 62, (9, 80))) * (random.random((9, 80)) < 0.5)
+    hashes = random.integers(-(2**63), 2**63, 12)[kinds] ^ np.bitwise_or.reduce(flips, axis=0)
+    vectors = make_vectors(12)[kinds] + 0.03 * random.standard_normal((80, 32)) * random.random((80, 1))
+    vectors = np.float32(np.float16(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)))
+    entries = [make_entry(number, phash=int(phash)) for number, phash in enumerate(hashes)]
+    store.commit(Changes(added=list(zip(entries, vectors, strict=True))))
+    names = list(range(80))
+    for a, b in zip(*np.triu_indices(80, 1), strict=True):
+        bits = (int(hashes[a]) ^ int(hashes[b])) & (2**64 - 1)
+        if bits.bit_count() <= max_distance and (vectors[a] * vectors[b]).sum() >= min_cosine:
+            names = [names[a] if name == names[b] else name for name in names]
+    expected = {frozenset(n for n in range(80) if names[n] == name) for name in names}
+    groups = duplicate_groups(store, max_distance, min_cosine)
+    found = {frozenset(int(entry.title) for entry in group.entries) for group in groups}
+    assert found == {group for group in expected if len(group) > 1}
+
+
+@pytest.mark.parametrize("limits", [(-1, 0.9), (LIMIT_OF_BITS + 1, 0.9), (6, -0.1), (6, 1.1), (6, float("nan"))])
+def test_limits_out_of_range_are_refused(store, limits):
+    with pytest.raises(UserError, match="give a number"):
+        duplicate_groups(store, *limits)
+
+
+def test_exact_copies_are_told_from_similar_images(store, capsys):
+    """Two files with the same bytes, another two of their own, and one that only looks the same."""
+    digests = ["a" * 32, "a" * 32, "b" * 32, "b" * 32, "c" * 32]
+    entries = [
+        make_entry(number, phash=7, digest=digest, width=200 - number, name=f"/photos/{number}.png")
+        for number, digest in enumerate(digests)
+    ]
+    store.commit(Changes(added=[(entry, make_vectors(1)[0]) for entry in entries]))
+    (group,) = duplicate_groups(store)
+    copies = {"/photos/1.png": "/photos/0.png", "/photos/3.png": "/photos/2.png"}
+    assert group.exact_copies == copies
+    main(["duplicates", store.location])
+    assert capsys.readouterr().out == (
+        "/photos/0.png\n"
+        "    /photos/1.png  (exact copy)\n"
+        "    /photos/2.png\n"
+        "    /photos/3.png  (exact copy of /photos/2.png)\n"
+        "    /photos/4.png\n"
+        f"1 groups, 4 surplus images in {Path(store.location).name}, 2 of them exact copies\n"
+    )
+    main(["duplicates", store.location, "--json"])
+    record = json.loads(capsys.readouterr().out)
+    assert record == {"paths": [f"/photos/{number}.png" for number in range(5)], "exact_copies": copies}
+
+
+def test_exact_copies_are_found_whatever_the_limits(store):
+    entries = [make_entry(number, digest="a" * 32) for number in range(2)]
+    store.commit(Changes(added=list(zip(entries, make_vectors(2), strict=True))))
+    assert len(duplicate_groups(store, 0, 1.0)) == 1

@@ -41,6 +41,34 @@ class Size:
     multimodal_mlp_ratio: int = 4
     """Width of the multimodal decoder's GELU feed-forward, in units of `text_dim`."""
 
+    def changed(
+        self,
+        *,
+        image_layers: int | None = None,
+        image_dim: int | None = None,
+        text_layers: int | None = None,
+        text_dim: int | None = None,
+    ) -> "Size":
+        """The size with other depths and widths. Attention heads keep their width, so their number changes.
+
+        Raises:
+            UserError: a width is no multiple of that of a head.
+        """
+        widths = {
+            "image": (image_dim, self.image_dim, self.image_heads),
+            "text": (text_dim, self.text_dim, self.text_heads),
+        }
+        changes: dict[str, int] = {}
+        for name, (dim, default, heads) in widths.items():
+            if dim is not None and dim % (default // heads):
+                raise UserError(
+                    f"{name}_dim {dim} is no multiple of {default // heads}, the width of an attention head"
+                )
+            if dim is not None:
+                changes |= {f"{name}_dim": dim, f"{name}_heads": dim // (default // heads)}
+        layers = {"image_layers": image_layers, "text_layers": text_layers}
+        return replace(self, **changes, **{name: count for name, count in layers.items() if count is not None})
+
 
 SIZES = {
     # Minutes on a CPU core.
@@ -148,9 +176,9 @@ def geglu_hidden_dim(embed_dim: int, mlp_ratio: int = 4) -> int:
     return max(multiple, round(2 * mlp_ratio * embed_dim / 3 / multiple) * multiple)
 
 
-def coca(size: str) -> CoCaConfig:
+def coca(size: str | Size) -> CoCaConfig:
     """CoCa's original parts everywhere: LayerNorm, GELU feed-forwards, learned positions."""
-    s = _size(size)
+    s = size_of(size)
     image = _original_parts(s.image_layers, s.image_dim, s.image_heads)
     text = _original_parts(s.text_layers, s.text_dim, s.text_heads)
     multimodal = replace(text, hidden_dim=s.multimodal_mlp_ratio * s.text_dim)
@@ -163,9 +191,9 @@ def coca(size: str) -> CoCaConfig:
     )
 
 
-def baseline_coca(size: str) -> CoCaConfig:
+def baseline_coca(size: str | Size) -> CoCaConfig:
     """Baseline CoCa: GRR text decoders and poolers, CoCa's original image encoder."""
-    s, config = _size(size), coca(size)
+    s, config = size_of(size), coca(size)
     text = replace(
         config.text_decoder.transformer,
         norm="rms",
@@ -182,70 +210,70 @@ def baseline_coca(size: str) -> CoCaConfig:
     )
 
 
-def baseline_rms(size: str) -> CoCaConfig:
+def baseline_rms(size: str | Size) -> CoCaConfig:
     """Baseline CoCa with RMSNorm in the image encoder."""
     return _with_image_parts(baseline_coca(size), norm="rms")
 
 
-def baseline_geglu(size: str) -> CoCaConfig:
+def baseline_geglu(size: str | Size) -> CoCaConfig:
     """Baseline CoCa with GEGLU in the image encoder, at matched parameters."""
     config = baseline_coca(size)
     hidden_dim = geglu_hidden_dim(config.image_encoder.transformer.embed_dim)
     return _with_image_parts(config, feed_forward="geglu", hidden_dim=hidden_dim)
 
 
-def baseline_geglu_4x(size: str) -> CoCaConfig:
+def baseline_geglu_4x(size: str | Size) -> CoCaConfig:
     """Baseline CoCa with GEGLU in the image encoder, hidden width 4 x width: a third more parameters there."""
     return _with_image_parts(baseline_coca(size), feed_forward="geglu")
 
 
-def baseline_rope_1d(size: str) -> CoCaConfig:
+def baseline_rope_1d(size: str | Size) -> CoCaConfig:
     """Baseline CoCa with RoPE over the patches' raster order in the image encoder."""
     return _with_image_parts(baseline_coca(size), position="rope_1d")
 
 
-def baseline_rope_2d(size: str) -> CoCaConfig:
+def baseline_rope_2d(size: str | Size) -> CoCaConfig:
     """Baseline CoCa with axial RoPE (rows and columns) in the image encoder."""
     return _with_image_parts(baseline_coca(size), position="rope_2d")
 
 
-def baseline_rms_geglu(size: str) -> CoCaConfig:
+def baseline_rms_geglu(size: str | Size) -> CoCaConfig:
     """Baseline CoCa with RMSNorm and GEGLU in the image encoder: GRR-CoCa except for the positions."""
     return _with_image_parts(baseline_geglu(size), norm="rms")
 
 
-def baseline_rms_rope_2d(size: str) -> CoCaConfig:
+def baseline_rms_rope_2d(size: str | Size) -> CoCaConfig:
     """Baseline CoCa with RMSNorm and axial RoPE in the image encoder: GRR-CoCa except for the feed-forwards."""
     return _with_image_parts(baseline_coca(size), norm="rms", position="rope_2d")
 
 
-def baseline_geglu_rope_2d(size: str) -> CoCaConfig:
+def baseline_geglu_rope_2d(size: str | Size) -> CoCaConfig:
     """Baseline CoCa with GEGLU and axial RoPE in the image encoder: GRR-CoCa except for the norms."""
     return _with_image_parts(baseline_geglu(size), position="rope_2d")
 
 
-def grr_coca(size: str) -> CoCaConfig:
+def grr_coca(size: str | Size) -> CoCaConfig:
     """GRR-CoCa: GEGLU at matched parameters, RMSNorm and axial RoPE in the image encoder too."""
     return _with_image_parts(baseline_geglu(size), norm="rms", position="rope_2d")
 
 
-def grr_coca_geglu_4x(size: str) -> CoCaConfig:
+def grr_coca_geglu_4x(size: str | Size) -> CoCaConfig:
     """GRR-CoCa with GEGLU's hidden width at 4 x width in the image encoder."""
     return _with_image_parts(baseline_geglu_4x(size), norm="rms", position="rope_2d")
 
 
-def grr_coca_rope_1d(size: str) -> CoCaConfig:
+def grr_coca_rope_1d(size: str | Size) -> CoCaConfig:
     """GRR-CoCa with RoPE over the patches' raster order."""
     return _with_image_parts(grr_coca(size), position="rope_1d")
 
 
-def grr_coca_parallel(size: str) -> CoCaConfig:
+def grr_coca_parallel(size: str | Size) -> CoCaConfig:
     """GRR-CoCa whose contrastive pooler reads the patch tokens, in parallel with the captioning pooler."""
     config = grr_coca(size)
     return replace(config, poolers=replace(config.poolers, arrangement="parallel"))
 
 
-def grr_coca_plus(size: str) -> CoCaConfig:
+def grr_coca_plus(size: str | Size) -> CoCaConfig:
     """GRR-CoCa whose captions attend to the patch tokens: the model of our own recipe, `studies/plus/pictograms.yaml`.
 
     No other part that was tried improved it.
@@ -254,12 +282,12 @@ def grr_coca_plus(size: str) -> CoCaConfig:
     return replace(config, poolers=replace(config.poolers, num_queries=None))
 
 
-def open_clip_coca(size: str) -> CoCaConfig:
+def open_clip_coca(size: str | Size) -> CoCaConfig:
     """open_clip's CoCa, for its checkpoints: `b32` is its `coca_ViT-B-32`, `l14` its `coca_ViT-L-14`.
 
     Where it differs from `coca` is in `docs/open-clip.md`. Its context counts no [CLS], so ours is one longer.
     """
-    s, config = _size(size), coca(size)
+    s, config = size_of(size), coca(size)
     image, text = config.image_encoder, config.text_decoder
     text_parts = replace(text.transformer, norm="layer_1e-5")
     return replace(
@@ -277,7 +305,7 @@ def open_clip_coca(size: str) -> CoCaConfig:
     )
 
 
-PRESETS: dict[str, Callable[[str], CoCaConfig]] = {
+PRESETS: dict[str, Callable[[str | Size], CoCaConfig]] = {
     preset.__name__: preset
     for preset in (
         grr_coca,
@@ -300,8 +328,8 @@ PRESETS: dict[str, Callable[[str], CoCaConfig]] = {
 }
 
 
-def get_preset(name: str, size: str) -> CoCaConfig:
-    """The config of a preset by name.
+def get_preset(name: str, size: str | Size) -> CoCaConfig:
+    """The config of a preset by name, in a size by name or in one of your own.
 
     Raises:
         UserError: the preset or the size does not exist; the message names the nearest.
@@ -322,17 +350,24 @@ def with_qk_norm(config: CoCaConfig, qk_norm: QKNorm) -> CoCaConfig:
     )
 
 
-def with_captions_from(config: CoCaConfig, captions_from: CaptionsFrom, size: str) -> CoCaConfig:
+def with_captions_from(config: CoCaConfig, captions_from: CaptionsFrom, size: str | Size) -> CoCaConfig:
     """The config whose captions attend to the captioning pooler (as many queries as the size has) or to the patch
     tokens."""
-    num_queries = _size(size).num_queries if captions_from == "queries" else None
+    num_queries = size_of(size).num_queries if captions_from == "queries" else None
     return replace(config, poolers=replace(config.poolers, num_queries=num_queries))
 
 
-def _size(name: str) -> Size:
-    if name not in SIZES:
-        raise UserError(f"there is no size '{name}'; {nearest(name, SIZES)}")
-    return SIZES[name]
+def size_of(size: str | Size) -> Size:
+    """A size by name; one that is given as it is stays so.
+
+    Raises:
+        UserError: there is no size of that name; the message names the nearest.
+    """
+    if isinstance(size, Size):
+        return size
+    if size not in SIZES:
+        raise UserError(f"there is no size '{size}'; {nearest(size, SIZES)}")
+    return SIZES[size]
 
 
 def _with_image_parts(config: CoCaConfig, **parts: object) -> CoCaConfig:

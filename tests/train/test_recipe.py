@@ -353,6 +353,26 @@ def test_a_recipe_switches_the_models_options_on_and_off():
     assert ModelRecipe("grr_coca", "tiny", **off).config(plain.text_decoder.vocab_size) == plain
 
 
+def test_depths_and_widths_may_differ_from_those_of_the_size():
+    plain = ModelRecipe("grr_coca", "tiny").config(300)
+    keys = {"image_layers": 6, "image_dim": 192, "text_layers": 3, "text_dim": 96}
+    config = ModelRecipe("grr_coca", "tiny", captions_from="queries", **keys).config(300)
+    image, text = config.image_encoder.transformer, config.text_decoder.transformer
+    assert (image.num_layers, image.embed_dim, image.num_heads, image.hidden_dim) == (6, 192, 6, 512)
+    assert (text.num_layers, text.embed_dim, text.num_heads) == (3, 96, 3)
+    assert config.multimodal_decoder.transformer == text
+    assert (config.embed_dim, config.poolers.num_heads) == (plain.embed_dim, 3)
+    assert image.head_dim == plain.image_encoder.transformer.head_dim
+    as_it_is = ModelRecipe("grr_coca", "tiny", image_layers=4, image_dim=128, text_layers=2, text_dim=128)
+    assert as_it_is.config(300) == plain
+
+
+@pytest.mark.parametrize(("key", "width"), [("image_dim", 100), ("text_dim", 130)])
+def test_a_width_that_heads_do_not_divide_is_an_error_with_the_key(key, width):
+    with pytest.raises(UserError, match=rf"{key} {width} is no multiple of 32, the width of an attention head"):
+        ModelRecipe("grr_coca", "tiny", **{key: width}).config(300)
+
+
 def test_captions_of_any_preset_can_attend_to_the_patches():
     preset = get_preset("grr_coca_plus", "tiny")
     vocab_size = preset.text_decoder.vocab_size
@@ -376,6 +396,8 @@ def test_pixels_are_scaled_as_the_recipe_says():
     ("key", "value"),
     [
         ("num_registers", -1),
+        ("image_layers", 0),
+        ("text_dim", 1.5),
         ("qk_norm", "layer"),
         ("contrastive", "hinge"),
         ("num_registers", 1.5),

@@ -16,7 +16,7 @@ from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.order import PERIOD, mixture_shares, visits_in_period
 from grr_coca.errors import UserError
 from grr_coca.files import in_cache, write_whole
-from grr_coca.presets import get_preset, with_captions_from, with_qk_norm
+from grr_coca.presets import get_preset, size_of, with_captions_from, with_qk_norm
 from grr_coca.structure import from_dict, read_yaml, to_dict
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ Score = Literal[
 class ModelRecipe:
     """A preset and a size. A key that is None keeps the value of preset and size.
 
+    - `image_layers`, `image_dim`, `text_layers`, `text_dim`: depth and width of the image encoder, and of each half of
+      the text decoder; attention heads keep the width that they have in the size
     - `patch_size`: pixels along a side of a patch; half of it gives four times as many patch tokens
     - `num_registers`: learned tokens beside the patches; arXiv 2309.16588 uses 4
     - `qk_norm`: `rms` normalizes queries and keys in the self-attention of all three stacks, which keeps training
@@ -58,6 +60,10 @@ class ModelRecipe:
     preset: str
     size: str
     _: KW_ONLY
+    image_layers: int | None = None
+    image_dim: int | None = None
+    text_layers: int | None = None
+    text_dim: int | None = None
     image_size: int | None = None
     patch_size: int | None = None
     context_length: int | None = None
@@ -69,7 +75,16 @@ class ModelRecipe:
     pixel_std: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, bound in (("image_size", 1), ("patch_size", 1), ("context_length", 1), ("num_registers", 0)):
+        positive = (
+            "image_layers",
+            "image_dim",
+            "text_layers",
+            "text_dim",
+            "image_size",
+            "patch_size",
+            "context_length",
+        )
+        for name, bound in (*((name, 1) for name in positive), ("num_registers", 0)):
             if getattr(self, name) is not None:
                 _require_at_least(bound, **{name: getattr(self, name)})
         _require_finite(pixel_mean=self.pixel_mean, pixel_std=self.pixel_std)
@@ -78,9 +93,15 @@ class ModelRecipe:
 
     def config(self, vocab_size: int) -> CoCaConfig:
         """The full config of the model with a vocabulary of this size."""
-        config = get_preset(self.preset, self.size)
+        size = size_of(self.size).changed(
+            image_layers=self.image_layers,
+            image_dim=self.image_dim,
+            text_layers=self.text_layers,
+            text_dim=self.text_dim,
+        )
+        config = get_preset(self.preset, size)
         if self.captions_from is not None:
-            config = with_captions_from(config, self.captions_from, self.size)
+            config = with_captions_from(config, self.captions_from, size)
         image, text = config.image_encoder, config.text_decoder
         config = replace(
             config,

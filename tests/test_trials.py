@@ -1,0 +1,110 @@
+"""Trials at equal CPU time: which go on, what each trains, and that a stopped one goes on."""
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+
+import trials
+from grr_coca.errors import UserError
+from grr_coca.structure import to_dict
+from grr_coca.train.recipe import save_recipe
+from support import real_pairs, tiny_recipe, write_shard
+from trials import Plan, Row, candidates, changed, read_rows, work
+
+PLAN = Plan(recipe="r.yaml", rungs=(1.0, 2.0, 4.0), trials={name: {} for name in "abcde"})
+
+
+def row(trial: str, rung: float, score: float, name: str = "text_to_image/R@1") -> Row:
+    return Row(trial=trial, rung=rung, steps=3, parameters=5, cpu_seconds=rung, scores={name: score})
+
+
+def test_the_better_half_goes_on():
+    first = [row(name, 1.0, score) for name, score in zip("abcde", (0.1, 0.5, 0.2, 0.4, 0.3), strict=True)]
+    assert candidates(PLAN, 1.0, []) == list("abcde")
+    assert candidates(PLAN, 2.0, first) == ["b", "d", "e"]
+    second = [row(name, 2.0, score) for name, score in (("b", 0.1), ("d", 0.2), ("e", 0.3))]
+    assert candidates(PLAN, 4.0, first + second) == ["d", "e"]
+
+
+def test_the_lower_half_of_losses_goes_on():
+    plan = replace(PLAN, score="contrastive_loss", trials={name: {} for name in "abc"})
+    rows = [row(name, 1.0, score, "contrastive_loss") for name, score in zip("abc", (3.0, 1.0, 2.0), strict=True)]
+    assert candidates(plan, 2.0, rows) == ["b", "c"]
+
+
+@pytest.mark.parametrize("rungs", [(), (2.0, 1.0), (0.0, 1.0), (1.0, 1.0)])
+def test_rungs_that_do_not_increase_are_refused(rungs):
+    with pytest.raises(UserError, match="must be CPU seconds in increasing order"):
+        replace(PLAN, rungs=rungs)
+
+
+@pytest.fixture
+def plan_file(tmp_path):
+    """A plan of two trials over a small recipe."""
+    recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(24)))
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    path = tmp_path / "plan.yaml"
+    keys = {"model.image_dim": 64, "optimizer.lr": 0.002}
+    content = {"recipe": "recipe.yaml", "rungs": [0.5, 1.0], "trials": {"plain": {}, "narrow": keys}}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def test_a_trial_changes_its_keys_alone(plan_file):
+    plan = replace(PLAN, recipe="recipe.yaml", trials={"narrow": {"model.image_dim": 64, "optimizer.lr": 0.002}})
+    plain = changed(plan_file, replace(plan, trials={"plain": {}}), "plain")
+    narrow = changed(plan_file, plan, "narrow")
+    assert narrow == replace(
+        plain, model=replace(plain.model, image_dim=64), optimizer=replace(plain.optimizer, lr=0.002)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.image_width": 64}, "unknown key 'image_width'"),
+        ({"modell.image_dim": 64}, "the recipe has no section 'modell'"),
+        ({"model.image_dim": "wide"}, "image_dim: expected int, found 'wide'"),
+        ([1], "expected keys of the recipe and their values"),
+    ],
+)
+def test_a_key_that_does_not_exist_is_named(plan_file, changes, said):
+    with pytest.raises(UserError, match=rf"plan\.yaml: trials: x: .*{said}"):
+        changed(plan_file, replace(PLAN, recipe="recipe.yaml", trials={"x": changes}), "x")
+
+
+def test_what_is_done_is_not_done_again_and_the_time_is_kept(plan_file, monkeypatch, tmp_path):
+    ran = []
+
+    def run(trial, recipe, rung, out, deadline):
+        ran.append((trial, rung))
+        return row(trial, rung, {"plain": 0.2, "narrow": 0.3}[trial])
+
+    monkeypatch.setattr(trials, "run", run)
+    assert not work(plan_file, tmp_path / "runs", deadline=0.0)
+    assert ran == []
+    assert work(plan_file, tmp_path / "runs", time.monotonic() + 60)
+    assert ran == [("plain", 0.5), ("narrow", 0.5), ("narrow", 1.0)]
+    assert [to_dict(found) for found in read_rows(plan_file.with_suffix(".jsonl"))] == [
+        json.loads(line) for line in plan_file.with_suffix(".jsonl").read_text().splitlines()
+    ]
+    assert work(plan_file, tmp_path / "runs", time.monotonic() + 60)
+    assert len(ran) == 3
+
+
+@pytest.mark.ci
+def test_a_plan_is_trained_to_its_end_over_a_stop(plan_file, tmp_path):
+    assert not work(plan_file, tmp_path / "runs", time.monotonic() + 4)
+    assert work(plan_file, tmp_path / "runs", time.monotonic() + 200)
+    rows = read_rows(plan_file.with_suffix(".jsonl"))
+    assert [found.rung for found in rows] == [0.5, 0.5, 1.0]
+    assert {found.trial for found in rows} == {"plain", "narrow"}
+    assert rows[0].parameters > rows[1].parameters
+    assert all(found.steps >= 1 and "text_to_image/R@1" in found.scores for found in rows)

@@ -6,6 +6,7 @@ import shutil
 import struct
 import time
 import zlib
+from contextlib import suppress
 
 import pytest
 from browsing import StaticHost, hosted, static
@@ -282,8 +283,7 @@ def test_a_host_that_lacks_a_file_is_told(site, tmp_path, tab):
         one = tab(address)
         one.page.locator("#message:not([hidden])").wait_for()
         assert "model/text.onnx: the host answers 404" in one.page.locator("#message").inner_text()
-        assert one.errors
-        one.errors.clear()  # the browser itself notes the missing file
+        one.errors.clear()  # the browser itself may note the missing file
 
 
 def test_a_site_that_was_loaded_works_without_its_host(site, tab):
@@ -344,7 +344,8 @@ class Server(StaticHost):
         if status == 204:
             self.send_header("Set-Cookie", "key=good")
         self.end_headers()
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # the page has asked for something else
+            self.wfile.write(body)
 
     def refuse(self, status: int, message: str) -> None:
         self.answer({"error": {"message": message, "type": "refused"}}, status)

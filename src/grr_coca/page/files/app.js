@@ -21,6 +21,7 @@ const count = (number, noun) => `${numbers.format(number)} ${noun}${number === 1
 
 const isExported = document.documentElement.dataset.backend === "graphs";
 export const backend = isExported ? new Graphs(showProgress) : new Http();
+const WHERE = isExported ? "All runs in this browser: nothing is sent." : "The model runs on this server: nothing goes elsewhere.";
 const query = { text: "", like: [], unlike: [], file: null, filters: {} };
 let info = { can: [], pictures: null };
 let running = null; // the AbortController of the newest search
@@ -70,8 +71,13 @@ async function start() {
   one("#choose").hidden = !info.can.includes("caption");
   one("#show-duplicates").hidden = !canSearch || !info.can.includes("duplicates");
   readAddress();
-  info.ready.then(whenReady, showError);
   await update();
+  info.ready.then(whenReady, (error) => {
+    document.body.dataset.state = "broken";
+    one("#progress").hidden = true;
+    setStatus("");
+    showError(error);
+  });
   if (canSearch) backend.facets().then(({ facets }) => filters.show(facets, query.filters), showError);
   if (canSearch && matchMedia("(hover: hover)").matches) one("#query").focus();
 }
@@ -100,7 +106,7 @@ async function keepOffline(files) {
 
 function showProgress(state) {
   const bar = one("#progress");
-  if (state.isReady || document.body.dataset.state === "ready") return;
+  if (state.isReady || ["ready", "broken"].includes(document.body.dataset.state)) return;
   const share = Math.min(1, state.bytes / Math.max(1, state.total));
   bar.hidden = false;
   bar.firstElementChild.style.scale = `${share} 1`;
@@ -167,7 +173,7 @@ async function update(keepsPlace = false) {
   if (!one("#duplicates").hidden) return;
   running?.abort();
   const { signal } = (running = new AbortController());
-  showMessage("");
+  if (document.body.dataset.state !== "broken") showMessage("");
   const slow = setTimeout(() => document.body.classList.add("slow"), MAX_WAIT);
   document.body.classList.add("busy");
   try {
@@ -195,7 +201,7 @@ async function showAll(signal, keepsPlace) {
   const noun = backend.hasDrawings ? "icon" : "picture";
   if (isFiltered) setStatus(total ? `${count(total, noun)} of ${numbers.format(info.pictures)}` : `No ${noun} matches the filters.`);
   else if (document.body.dataset.state === "loading") return;
-  else setStatus(info.about ?? `${count(total, noun)}. Find them by what they show: everything runs on your own machine.`);
+  else setStatus(info.about ?? `${count(total, noun)}. Find them by what they show. ${WHERE}`);
 }
 
 async function showHits(signal, keepsPlace) {

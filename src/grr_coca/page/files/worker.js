@@ -12,7 +12,7 @@ ort.env.wasm.numThreads = 1; // more would need headers that not every host send
 ort.env.wasm.wasmPaths = { wasm: new URL(site.runtime.wasm, self.location.href).href };
 ort.env.logLevel = "error";
 
-const state = { bytes: 0, total: site.bytes, rows: 0, count: 0, hasRuntime: false, isReady: false };
+const state = { bytes: 0, total: site.bytes, rows: 0, count: 0, isReady: false };
 let told = 0;
 
 /** Tell the page how far loading is; at most ten times a second. */
@@ -45,49 +45,70 @@ async function fetchBytes(path) {
   return whole;
 }
 
+/** A promise whose failure is told where it is awaited, even if that is later. */
+function awaitedLater(promise) {
+  promise.catch(() => {});
+  return promise;
+}
+
 // --- Loading: the text graph and the index first, so that words find something soon
 
-const weights = fetchBytes(site.weights).then((bytes) => ({ name: site.weights.split("/").pop(), bytes }));
-const graphs = Object.fromEntries(Object.entries(site.graphs).map(([name, path]) => [name, fetchBytes(path)]));
+const name = site.weights.split("/").pop();
+const weights = awaitedLater(fetchBytes(site.weights).then((bytes) => ({ name, bytes })));
+const graphs = {};
+for (const [name, path] of Object.entries(site.graphs)) graphs[name] = awaitedLater(fetchBytes(path));
 
-const engine = (async () => {
+// The graph y = x. Its session makes the runtime load and compile itself, beside the other files.
+const IDENTITY = Uint8Array.of(
+  8, 8, 58, 55, 10, 16, 10, 1, 120, 18, 1, 121, 34, 8, 73, 100, 101, 110, 116, 105, 116, 121, 18, 1, 103, 90,
+  15, 10, 1, 120, 18, 10, 10, 8, 8, 1, 18, 4, 10, 2, 8, 1, 98, 15, 10, 1, 121, 18, 10, 10, 8, 8, 1, 18, 4, 10,
+  2, 8, 1, 66, 4, 10, 0, 16, 13,
+);
+
+const runtime = awaitedLater(
+  ort.InferenceSession.create(IDENTITY, { executionProviders: ["wasm"] }).then(() => {
+    state.bytes += site.runtime.bytes;
+    tell();
+  }),
+);
+
+const engine = awaitedLater((async () => {
   const tokenizer = new Tokenizer(JSON.parse(new TextDecoder().decode(await fetchBytes(site.tokenizer))));
+  await runtime;
   return new Engine(ort, site.model, tokenizer);
-})();
+})());
 
 let turn = engine; // the runtime makes one session at a time
 const loaded = {};
 
-/** The engine, once it has a graph. The first one makes the runtime load itself. */
+/** The engine, once it has a graph. */
 function withGraph(name) {
-  return (loaded[name] ??= turn = turn.then(async () => {
+  return (loaded[name] ??= turn = awaitedLater(turn.then(async () => {
     const one = await engine;
     await one.load(name, await graphs[name], await weights);
-    if (!state.hasRuntime) state.bytes += site.runtime.bytes;
-    state.hasRuntime = true;
-    tell();
     return one;
-  }));
+  })));
 }
 
 let library = null;
 
-const opened = (async () => {
+const opened = awaitedLater((async () => {
   if (!site.library) return;
   library = new Library(JSON.parse(new TextDecoder().decode(await fetchBytes(site.library))));
   state.count = library.about.count;
-})();
+})());
 
-const indexed = (async () => {
+const indexed = awaitedLater((async () => {
   await opened;
   if (!library) return;
   const { about } = library;
   const folder = site.library.slice(0, site.library.lastIndexOf("/") + 1);
   for (let start = 0; start < about.chunks.length; start += 4) {
-    const few = about.chunks.slice(start, start + 4).map(async ({ rows, vectors }) => [
-      JSON.parse(new TextDecoder().decode(await fetchBytes(folder + rows))),
-      (await fetchBytes(folder + vectors)).buffer,
-    ]);
+    const few = about.chunks.slice(start, start + 4).map(async (names) => {
+      const [rows, vectors] = await Promise.all([fetchBytes(folder + names.rows), fetchBytes(folder + names.vectors)]);
+      return [JSON.parse(new TextDecoder().decode(rows)), vectors.buffer];
+    });
+    few.forEach(awaitedLater);
     for (const chunk of few) {
       library.add(...(await chunk));
       state.rows = library.size;
@@ -95,7 +116,7 @@ const indexed = (async () => {
       tell();
     }
   }
-})();
+})());
 
 // --- Texts
 

@@ -51,7 +51,8 @@ test-slow: $(VENV)/.docs
 # ONLY= the tests of some names.
 test-milvus: $(VENV)/.milvus
 	scripts/with_milvus.sh $(MILVUS)/bin/milvus-server $(PYTEST) -m "$(SLOW)" -k "$(ONLY)" -W ignore --timeout 3600 \
-		$(addprefix tests/search/test_,index_store.py update.py portable.py milvus.py index_kills.py)
+		$(addprefix tests/search/test_,index_store.py update.py portable.py milvus.py index_kills.py \
+		photo_fields.py left_out.py)
 
 test-ray: $(VENV)/.ray
 	scripts/own_network.sh GRR_COCA_TEST_RAY=1 RAY_USAGE_STATS_ENABLED=0 $(PYTEST) -m "$(SLOW)" -k "$(ONLY)" -W ignore --timeout 3600 \

@@ -4,6 +4,7 @@ Nothing is written. What is damaged or out of range is left out, and never an er
 """
 
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -97,30 +98,31 @@ def read_photo(file: ImageFile, content: bytes | None = None) -> Photo:
 # --- Sidecars
 
 
-def sidecar_paths(file: ImageFile) -> list[Path]:
+def sidecar_paths(file: ImageFile) -> list[str]:
     """The places of XMP files of an image that is a separate file: `NAME.xmp`, then `NAME.jpg.xmp`, which counts more.
 
     Lightroom and Adobe Bridge write the first; darktable and digiKam write the second.
     """
-    return [] if file.path is None else [file.path.with_suffix(".xmp"), file.path.with_name(f"{file.path.name}.xmp")]
+    return [] if file.source is not None else [f"{os.path.splitext(file.name)[0]}.xmp", f"{file.name}.xmp"]  # noqa: PTH122
 
 
 def sidecar_state(file: ImageFile) -> int:
     """A number that changes when an XMP file of an image is made, changed or removed; 0 if there is none."""
     found = []
-    for path in sidecar_paths(file):
+    for place, path in enumerate(sidecar_paths(file)):
         try:
-            status = path.stat()
+            status = os.stat(path)  # noqa: PTH116 (each update does this for each image)
         except (OSError, ValueError):
             continue
-        found.append((path.name, status.st_size, status.st_mtime_ns))
-    return (
-        int.from_bytes(blake2b(repr(found).encode("utf-8", "surrogateescape"), digest_size=7).digest()) if found else 0
-    )
+        found.append((place, status.st_size, status.st_mtime_ns))
+    if not found:
+        return 0
+    return int.from_bytes(blake2b(repr(found).encode(), digest_size=7).digest())
 
 
-def _with_sidecar(photo: Photo, path: Path) -> Photo:
+def _with_sidecar(photo: Photo, sidecar: str) -> Photo:
     """What an XMP file says counts more than what is in the image. Keywords of both are kept."""
+    path = Path(sidecar)
     try:
         if path.stat().st_size > _MAX_METADATA_BYTES:
             return photo

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import grr_coca
 from grr_coca.errors import Stopped, UserError, nearest, print_warnings, printable
+from grr_coca.threads import wait_passively
 
 
 class Verb(NamedTuple):
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     print_warnings()
+    wait_passively()
     if _OFFLINE in argv:
         argv.remove(_OFFLINE)
         os.environ["HF_HUB_OFFLINE"] = "1"  # read by `huggingface_hub`, too

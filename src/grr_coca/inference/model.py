@@ -29,6 +29,7 @@ from grr_coca.inference.images import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.read_checkpoint import CheckpointFiles, read_files
 from grr_coca.shapes import Float, UInt8
+from grr_coca.threads import wait_passively
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
         UserError: there is no such model, a file is missing or damaged, there is no such device, or the engine cannot
             compute this model here.
     """
+    wait_passively()
     folder = locate_checkpoint(name)
     files = read_files(folder)
     if choose_engine(folder, files.config, engine, device) == "onnx":

@@ -349,10 +349,12 @@ def test_int8_is_smaller_and_close(export):
     cosines = (embeddings[0] * embeddings[1]).sum(axis=-1)
     assert 0.99 < cosines.min() < 1 - 1e-6
     assert not (quantized.folder / "model.safetensors").exists(), "the folder is no checkpoint"
-    with pytest.raises(UserError, match=r"not a checkpoint: model\.safetensors missing"):
+    with pytest.raises(UserError, match="a model in int8, which runs in ONNX Runtime alone"):
         from_pretrained(quantized.folder)
-    for name in GRAPHS:
-        for node in ir.load(quantized.folder / f"{name}.onnx").graph:
+    for name, num_down_proj in {"image": 1, "text": 1, "step": 2}.items():
+        graph = ir.load(quantized.folder / f"{name}.onnx").graph
+        assert [node.op_type for node in graph].count("ReduceMax") == num_down_proj, "each token has its own scale"
+        for node in graph:
             if node.op_type == "MatMulInteger":
                 matrix = node.inputs[1].const_value.numpy()
                 assert matrix.dtype == np.int8
@@ -383,6 +385,17 @@ def test_the_program_of_the_readme_runs_without_pytorch(export, tmp_path, name):
     model = grr_coca.load(exported.source, device="cpu", engine="torch")
     assert caption == model.caption(image)
     assert float(cosine) == pytest.approx(model.similarity(image, "a red heart").item(), abs=1e-5)
+
+
+def test_the_readme_of_int8_says_what_was_measured(export):
+    """`make bench-precision` measures it."""
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "precision.json"
+    row = json.loads(path.read_text())["rows"][0]
+    assert (row["model"], row["images"]) == ("icons", 895)
+    page = " ".join(readme(from_pretrained(SHIPPED["icons"]), "int8", "weights.safetensors").split())
+    assert f"{row['int8_alone_as_in_a_batch']:.0%} are the same in batches of 1 and of 64".replace("%", " %") in page
+    assert f"{row['int8_as_fp32']:.0%} are those of fp32".replace("%", " %") in page
+    assert min(row["int8_cosine"], row["int8_alone_cosine"]) >= 0.999
 
 
 TEST_STYLE = str(Path(__file__).parents[2] / "datasets" / "pictograms" / "test_style-*.tar")

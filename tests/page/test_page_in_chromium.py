@@ -445,14 +445,6 @@ def test_a_server_with_a_key_asks_for_it_once(tab):
         one.errors.clear()  # the browser notes the status
 
 
-LONG_TASKS = """() => {
-    window.longest = 0;
-    new PerformanceObserver((list) => {
-        for (const { duration } of list.getEntries()) window.longest = Math.max(window.longest, duration);
-    }).observe({ type: "longtask" });
-}"""
-
-
 def test_very_many_pictures_scroll(tab):
     with hosted(server()) as address:
         one = tab(address).ready()
@@ -464,15 +456,44 @@ def test_very_many_pictures_scroll(tab):
         assert one.page.locator("#pictures li").count() < 200
 
 
-@pytest.mark.ci
-def test_no_task_takes_longer_than_a_tenth_of_a_second_while_very_many_pictures_scroll(tab):
+def longest_task(trace: bytes) -> float:
+    """Milliseconds of processor time of the longest task of a page. On a busy machine, tasks last longer."""
+    events = json.loads(trace)["traceEvents"]
+    threads = {
+        (event["pid"], event["tid"]): event["args"]["name"] for event in events if event["name"] == "thread_name"
+    }
+    tasks = [
+        event["tdur"] / 1000
+        for event in events
+        if "RunTask" in event["name"]
+        and threads.get((event["pid"], event["tid"])) == "CrRendererMain"
+        and "tdur" in event
+    ]
+    assert len(tasks) > 100
+    return max(tasks)
+
+
+def test_no_task_takes_longer_than_a_tenth_of_a_second_while_very_many_pictures_scroll(browser, tab):
     with hosted(server()) as address:
         one = tab(address).ready()
-        one.page.evaluate(LONG_TASKS)
-        for _ in range(60):
+        browser.start_tracing(page=one.page, categories=["toplevel", "devtools.timeline"])
+        for _ in range(40):
             one.page.mouse.wheel(0, 3000)
             one.page.wait_for_timeout(30)
         for share in (0.2, 0.4, 0.6, 0.8):
             one.page.evaluate("(share) => scrollTo(0, share * document.documentElement.scrollHeight)", share)
             one.page.wait_for_timeout(200)
-        assert one.page.evaluate("window.longest") <= 100
+        assert longest_task(browser.stop_tracing()) <= 100
+
+
+def test_no_task_takes_longer_than_a_tenth_of_a_second_while_a_site_loads_and_searches(host, browser, drawings, tab):
+    one = tab()
+    browser.start_tracing(page=one.page, categories=["toplevel", "devtools.timeline"])
+    one.page.goto(host)
+    one.ready()
+    for words in ("clock", "red heart", "face"):
+        one.ask(words)
+    one.page.set_input_files("#file", next((drawings / "things").glob("*.webp")))
+    one.page.wait_for_selector("#dropped .caption:not(.running)")
+    one.settled()
+    assert longest_task(browser.stop_tracing()) <= 100

@@ -1,10 +1,12 @@
 """`grr-coca classify`."""
 
 import json
+import re
 
 import pytest
 
 from grr_coca.inference import load
+from support import snapshot
 
 LABELS = ["cat", "red heart", "dog", "flag"]
 
@@ -36,6 +38,31 @@ def test_lines_for_people_hold_the_same(grr_coca, run, image_files):
         assert path == record["image"]
         assert shown.split("   ") == [f"{c['probability']:.1%} {c['label']}" for c in record["labels"]]
         assert len(record["labels"]) == 4
+
+
+def test_likely_labels_are_added_as_keywords_to_xmp_files(grr_coca, run, image_files):
+    options = ["classify", *image_files, "-c", run.folder, "--labels", ",".join(LABELS), "--top", 4]
+    plain = [json.loads(line) for line in grr_coca(*options, "--json").out.splitlines()]
+    limit = sorted(choice["probability"] for record in plain for choice in record["labels"])[-2]
+    image_files[2].with_name("2.webp.xmp").write_text("no XML")
+    before = snapshot(image_files[0].parent)
+    said = grr_coca(*options, "--json", "--sidecar", "xmp", "--min-probability", limit * (1 - 1e-6))
+    assert said.code == 0, said.err
+    assert [json.loads(line) for line in said.out.splitlines()] == plain
+    assert "1 XMP files cannot be changed:\n" in said.err
+    after = snapshot(image_files[0].parent)
+    assert {name: after[name] for name in before} == before
+    for record, path in list(zip(plain, image_files, strict=True))[:2]:
+        keywords = [c["label"] for c in record["labels"] if c["probability"] >= limit * (1 - 1e-6)]
+        written = after.get(f"{path.name}.xmp", b"").decode()
+        assert re.findall("<rdf:li>(.*?)</rdf:li>", written) == keywords
+        assert "dc:description" not in written
+
+
+@pytest.mark.parametrize("number", [-1, 2, "nan"])
+def test_a_probability_out_of_range_is_refused(refused, run, image_files, number):
+    options = ["classify", image_files[0], "-c", run.folder, "--labels", "cat,dog", "--sidecar", "xmp"]
+    assert "--min-probability" in refused(*options, "--min-probability", number)
 
 
 def test_templates_change_the_answer(grr_coca, run, image_files):

@@ -45,6 +45,8 @@ FLAGS = {
         "images": (),
         "templates": (),
         "top": 5,
+        "sidecar": None,
+        "min_probability": "0.5",
         "json": False,
         "exclude": (),
         "batch_size": 32,

@@ -8,7 +8,7 @@ import io
 import json as json_format
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +18,8 @@ import tyro
 
 import grr_coca
 from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, Flag, ImageArguments
-from grr_coca.cli.output import disk_errors, failure_lines, require_suffix, require_writable, say, to_json, write_output
-from grr_coca.data.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
+from grr_coca.cli.output import disk_errors, require_suffix, require_writable, say, to_json, write_output
+from grr_coca.cli.sidecars import XmpFiles, places_beside
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.extras import require_extra
 from grr_coca.generate.options import GenerationOptions
@@ -192,7 +192,7 @@ def _open_output(
     if out is not None:
         return _RowOutput(out, num_captions, images)
     if sidecar is not None:
-        return _TextFiles(images, overwrite) if sidecar == "txt" else _XmpFiles(images, overwrite)
+        return _TextFiles(images, overwrite) if sidecar == "txt" else _XmpCaptions(images, overwrite)
     return _StandardOutput(json, engine)
 
 
@@ -250,7 +250,7 @@ class _TextFiles(_NothingToClose):
 
     def __init__(self, images: "Sequence[ImageFile]", overwrite: bool) -> None:
         self.done: set[str] = set()
-        for name, text in _places_beside(images, lambda path: path.with_suffix(".txt")).items():
+        for name, text in places_beside(images, lambda path: path.with_suffix(".txt")).items():
             # A link is left alone, also without a target: it may lead to the image itself.
             if text.is_symlink() or (text.exists() and not overwrite):
                 self.done.add(name)
@@ -262,39 +262,17 @@ class _TextFiles(_NothingToClose):
         write_output(image.path.with_suffix(".txt"), lambda file: file.write(text.encode()))
 
 
-class _XmpFiles:
-    """The best caption of each image in an XMP file beside it. What else is in that file stays.
-
-    A file that cannot be changed is left as it is, and listed at the end.
-
-    Raises:
-        UserError: an image is not a separate file, or two images would share an XMP file.
-    """
+class _XmpCaptions:
+    """The best caption of each image in an XMP file beside it. What else is in that file stays."""
 
     def __init__(self, images: "Sequence[ImageFile]", overwrite: bool) -> None:
-        self.done: set[str] = set()
+        self._files = XmpFiles(images)
         self._overwrite = overwrite
-        self._failures: list[str] = []
-        stems = Counter(image.path.with_suffix("") for image in images if image.path is not None)
-        self._places = _places_beside(
-            images, lambda path: sidecar_to_write(path, is_alone=stems[path.with_suffix("")] == 1)
-        )
-        for name, sidecar in self._places.items():
-            try:
-                if has_caption(sidecar) and not overwrite:
-                    self.done.add(name)
-            except XmpError as error:
-                self.done.add(name)
-                self._failures.append(str(error))
+        self.done = self._files.unusable | (set() if overwrite else self._files.captioned)
 
     def write(self, image: "ImageFile", captions: "Sequence[Caption]") -> None:
         """Write the best caption of an image."""
-        sidecar, caption = self._places[image.name], _rows(image, captions)[0].caption
-        try:
-            with disk_errors(sidecar):
-                write_sidecar(sidecar, caption, overwrite=self._overwrite)
-        except XmpError as error:
-            self._failures.append(str(error))
+        self._files.write(image, _rows(image, captions)[0].caption, overwrite=self._overwrite)
 
     def __enter__(self) -> Self:
         return self
@@ -302,34 +280,7 @@ class _XmpFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._failures:
-            print(f"{len(self._failures)} XMP files cannot be changed:", file=sys.stderr)
-            for line in failure_lines(self._failures):
-                print(f"  {line}", file=sys.stderr)
-
-
-def _places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path]) -> dict[str, Path]:
-    """The file to write beside each image, by the name of the image.
-
-    Raises:
-        UserError: an image is not a separate file, two images would share a file, or the file is an image.
-    """
-    places: dict[str, Path] = {}
-    owners: dict[Path, str] = {}  # names of images, by the file in a folder without links
-    for image in images:
-        if image.path is None:
-            raise UserError(
-                f"{image.name}: part of a shard or table, so --sidecar cannot write beside it; use --out FILE"
-            )
-        place = places[image.name] = place_of(image.path)
-        other = owners.setdefault(place.parent.resolve() / place.name, image.name)
-        if other != image.name:
-            raise UserError(f"{other} and {image.name} would share {place.name}; use --out FILE")
-    for image in images:
-        path = Path(image.name)
-        if path.resolve() in owners or path.parent.resolve() / path.name in owners:
-            raise UserError(f"{image.name}: an image, into which a caption would be written; use --out FILE")
-    return places
+        self._files.report()
 
 
 def _rows(image: "ImageFile", captions: "Sequence[Caption]") -> list[_Row]:

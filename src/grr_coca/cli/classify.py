@@ -1,13 +1,14 @@
 """`grr-coca classify`: the labels that fit images best."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 import grr_coca
 from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, Flag, ImageArguments, Lists, joined
 from grr_coca.cli.output import say, to_json
+from grr_coca.cli.sidecars import XmpFiles
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.evaluate.class_names import NAME_ALONE, check_class_names, read_class_names
 from grr_coca.inference.locate import locate_checkpoint
@@ -23,6 +24,8 @@ def run(
     images: ImageArguments = (),
     templates: Annotated[Lists[str], tyro.conf.arg(metavar="TEXT")] = (),
     top: int = 5,
+    sidecar: Annotated[Literal["xmp"] | None, tyro.conf.arg(metavar="xmp")] = None,
+    min_probability: Annotated[float, tyro.conf.arg(metavar="0…1")] = 0.5,
     json: Flag = False,
     exclude: ExcludeFlag = (),
     batch_size: int = 32,
@@ -39,6 +42,8 @@ def run(
         templates: texts in which {} stands for the label, such as "a drawing of a {}"; their embeddings are averaged.
             If none is given, the label alone.
         top: number of labels to show for each image, likeliest first.
+        sidecar: also add labels as keywords to the XMP file beside each image, which photo managers read.
+        min_probability: with --sidecar, a label is added if it has at least this probability.
         json: print JSON lines.
         exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif"; may be given again.
         batch_size: images per batch.
@@ -46,6 +51,8 @@ def run(
     """
     if top < 1:
         raise UserError(f"--top {top}: give 1 or more")
+    if not 0 <= min_probability <= 1:
+        raise UserError(f"--min-probability {min_probability:g}: give a number from 0 to 1")
     names = _class_names(labels)
     if not images and templates:
         raise UserError("no images; --templates takes all that follows it, so give the images before it")
@@ -61,6 +68,7 @@ def run(
     code = report_if_none_exists(found)
     if code is not None:
         return code
+    sidecars = XmpFiles(found) if sidecar == "xmp" else None
     model = grr_coca.load(folder, engine=engine)
     classifier = model.classifier(names, joined(templates) or NAME_ALONE)
 
@@ -72,8 +80,14 @@ def run(
             choices = [choice._asdict() for choice in best]
             record = {"image": file.name, "labels": choices, "engine": model.engine.name}
             say(to_json(record) if json else f"{on_one_line(file.name)}\t{shown}")
+            keywords = [label for label, share in all_labels if share >= min_probability]
+            if sidecars is not None and keywords:
+                sidecars.write(file, None, keywords)
 
-    return work_through(found, model.preprocess, batch_size, "classified", classify, shows_progress(prints=True))
+    code = work_through(found, model.preprocess, batch_size, "classified", classify, shows_progress(prints=True))
+    if sidecars is not None:
+        sidecars.report()
+    return code
 
 
 def _class_names(argument: str) -> tuple[str, ...]:

@@ -1,0 +1,84 @@
+"""Files beside images that `caption` and `classify` write: where they lie, and XMP files."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grr_coca.cli.output import disk_errors, failure_lines
+from grr_coca.data.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
+from grr_coca.errors import UserError
+
+if TYPE_CHECKING:
+    from grr_coca.data.image_files import ImageFile
+
+
+def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path]) -> dict[str, Path]:
+    """The file to write beside each image, by the name of the image.
+
+    Raises:
+        UserError: an image is not a separate file, two images would share a file, or the file is an image.
+    """
+    places: dict[str, Path] = {}
+    owners: dict[Path, str] = {}  # names of images, by the file in a folder without links
+    for image in images:
+        if image.path is None:
+            raise UserError(
+                f"{image.name}: part of a shard or table, so --sidecar cannot write beside it; use --out FILE"
+            )
+        place = places[image.name] = place_of(image.path)
+        other = owners.setdefault(place.parent.resolve() / place.name, image.name)
+        if other != image.name:
+            raise UserError(f"{other} and {image.name} would share {place.name}; use --out FILE")
+    for image in images:
+        path = Path(image.name)
+        if path.resolve() in owners or path.parent.resolve() / path.name in owners:
+            raise UserError(f"{image.name}: an image, into which a caption would be written; use --out FILE")
+    return places
+
+
+class XmpFiles:
+    """XMP files beside images. One that cannot be changed is left as it is, and listed by `report`.
+
+    `captioned`, `unusable`: names of the images whose file has a caption already, or cannot be changed.
+
+    Raises:
+        UserError: an image is not a separate file, or is an XMP file itself.
+    """
+
+    def __init__(self, images: "Sequence[ImageFile]") -> None:
+        self.captioned: set[str] = set()
+        self.unusable: set[str] = set()
+        self._failures: list[str] = []
+        stems = Counter(image.path.with_suffix("") for image in images if image.path is not None)
+        self._places = places_beside(
+            images, lambda path: sidecar_to_write(path, is_alone=stems[path.with_suffix("")] == 1)
+        )
+        for name, sidecar in self._places.items():
+            try:
+                if has_caption(sidecar):
+                    self.captioned.add(name)
+            except XmpError as error:
+                self.unusable.add(name)
+                self._failures.append(str(error))
+
+    def write(
+        self, image: "ImageFile", caption: str | None, keywords: Sequence[str] = (), *, overwrite: bool = False
+    ) -> None:
+        """Write a caption and keywords into the file of an image. See `write_sidecar`."""
+        if image.name in self.unusable:
+            return
+        sidecar = self._places[image.name]
+        try:
+            with disk_errors(sidecar):
+                write_sidecar(sidecar, caption, keywords, overwrite=overwrite)
+        except XmpError as error:
+            self._failures.append(str(error))
+
+    def report(self) -> None:
+        """List the files that could not be changed on standard error."""
+        if self._failures:
+            print(f"{len(self._failures)} XMP files cannot be changed:", file=sys.stderr)
+            for line in failure_lines(self._failures):
+                print(f"  {line}", file=sys.stderr)

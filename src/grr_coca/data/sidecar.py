@@ -163,7 +163,7 @@ def _plain(text: str) -> str:
 # --- Places in the bytes
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Places:
     """Where the bytes of an XMP file can be extended. None: there is no such place.
 

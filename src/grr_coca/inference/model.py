@@ -351,6 +351,8 @@ class ImageTextModel:
 
     def _pixels(self, images: _Numbered) -> UInt8[np.ndarray, "B S S 3"]:
         each = {id(image): (number, image) for number, image in images}  # once: Pillow is not thread-safe
+        if len(each) == 1:  # starting a thread would take as long as the image
+            return np.stack([self._preprocess(images[0])] * len(images))
         with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter's lock
             rows = dict(zip(each, pool.map(self._preprocess, each.values()), strict=True))
         return np.stack([rows[id(image)] for _, image in images])

@@ -17,17 +17,18 @@ LOCKED := -c constraints.txt
 OLDEST := .venv-oldest
 LOCK := .venv-lock
 MILVUS := .venv-milvus
+CLIENTS := .venv-clients
 SLOW := not slow
 ONLY :=
 
 # What we are measured against, which needs other versions of what we need.
 PEERS := .venv-peers
-BENCHMARKS := training scaling parts arms demo captioning imported engines precision busy footprint loader order search
+BENCHMARKS := training scaling parts arms demo captioning imported engines precision busy footprint loader order search serving
 
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
 
-.PHONY: try demo test test-slow test-ci test-milvus test-ray test-browser servers-milvus servers-ray servers-browser test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs datasets icons icon-site scenes docs notebook weights clean
+.PHONY: try demo page test test-slow test-ci test-milvus test-ray test-browser test-clients servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs datasets icons icon-site scenes docs notebook weights clean
 
 # A caption of each drawing by the model that comes with the code; without PyTorch.
 try: $(VENV)/.use
@@ -35,6 +36,11 @@ try: $(VENV)/.use
 
 demo: $(VENV)/.demo
 	$(BIN)/grr-coca demo
+
+# The drawings that come with the code, on the page.
+page: $(VENV)/.page
+	$(BIN)/grr-coca index docs/drawings --out runs/drawings.index
+	$(BIN)/grr-coca serve runs/drawings.index --open
 
 test: $(VENV)/.dev lint
 	$(PYTEST) $(WORKERS) -m "not slow"
@@ -65,6 +71,13 @@ test-browser: $(VENV)/.browser
 servers-browser: $(VENV)/.browser
 	(command -v chromium && command -v npm) > /dev/null || apt-get install --yes --quiet --no-install-recommends chromium npm
 	$(BIN)/python -c "from grr_coca.page.site import find_runtime; find_runtime()"
+
+# Clients of other projects against `grr-coca serve`: openai, litellm, langchain-openai, huggingface_hub, curl.
+test-clients: $(VENV)/.dev $(CLIENTS)/.installed
+	GRR_COCA_TEST_CLIENTS=$(CLIENTS)/bin/python $(PYTEST) -k "$(ONLY)" tests/serve/test_serve_clients.py
+
+servers-clients: $(CLIENTS)/.installed
+	command -v curl > /dev/null || apt-get install --yes --quiet --no-install-recommends curl
 
 # What these two need, for continuous integration to try.
 servers-milvus servers-ray: servers-%: $(VENV)/.%
@@ -111,6 +124,9 @@ bench-training: $(VENV)/.demo $(PEERS)/.installed
 
 bench-captioning bench-imported: bench-%: $(VENV)/.demo $(PEERS)/.installed
 	$(BIN)/python benchmarks/$*.py --peer-python $(PEERS)/bin/python
+
+bench-serving: $(VENV)/.dev
+	$(BIN)/python benchmarks/serving.py
 
 bench-scaling bench-parts bench-loader bench-order: bench-%: $(VENV)/.demo
 	$(BIN)/python benchmarks/$*.py
@@ -168,7 +184,7 @@ datasets: $(VENV)/.dev
 
 # Everything that can be made again; `runs`, with what was trained, stays.
 clean:
-	rm -rf $(VENV) $(MILVUS) $(PEERS) $(OLDEST) $(LOCK) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MILVUS) $(CLIENTS) $(PEERS) $(OLDEST) $(LOCK) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("%s is Python %s, and 3.11 or newer is needed: make PYTHON=python3.12, for example" % (sys.executable, sys.version.split()[0]))'
@@ -183,9 +199,13 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/$(INSTALL) $(LOCKED) -e ".[train,report]"
 	touch $@ $(VENV)/.use
 
+$(VENV)/.page: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/$(INSTALL) $(LOCKED) -e ".[serve]"
+	touch $@
+
 $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/$(INSTALL) $(LOCKED) -e ".[dev]"
-	touch $@ $(VENV)/.demo $(VENV)/.use
+	touch $@ $(VENV)/.demo $(VENV)/.use $(VENV)/.page
 
 $(VENV)/.docs: $(VENV)/.dev
 	$(BIN)/$(INSTALL) $(LOCKED) -e ".[dev,docs]"
@@ -203,6 +223,11 @@ $(VENV)/.browser: $(VENV)/.dev
 
 $(VENV)/.ray: $(VENV)/.dev
 	$(BIN)/$(INSTALL) $(LOCKED) -e ".[ray]"
+	touch $@
+
+$(CLIENTS)/.installed: tests/serve/clients.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/$(INSTALL) -r tests/serve/clients.txt
 	touch $@
 
 $(PEERS)/.installed: $(VENV)/.demo benchmarks/peers.txt

@@ -26,9 +26,10 @@ def test_a_drawing_is_shown_as_its_emoji_where_the_terminal_can():
 def test_a_demo_ends_with_a_search_over_its_pictures_and_names_the_commands(grr_coca, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["grr-coca"])
     plan = replace(load_demo(PLAN), showcase="test")
-    index, search, *hits = closing_lines(plan, Path("pictograms"), tmp_path)
+    index, search, *hits, serve = closing_lines(plan, Path("pictograms"), tmp_path)
     assert hits[0].split()[:4] == ["1", hits[0].split()[1], "red", "heart"]
     assert len(hits) == 3
+    assert serve.endswith(f"grr-coca serve {tmp_path}/index --open")
     assert re.fullmatch(rf"grr-coca index \S+ --checkpoint pictograms --out {tmp_path}/index", index)
     assert grr_coca(*shlex.split(search)[1:]).out.splitlines() == hits
     assert grr_coca(*shlex.split(index)[1:]).out.count("nothing new") == 1

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -214,6 +216,11 @@ def test_a_heat_map_lies_over_the_patches_for_each_word(served, icons):
         assert heat.shape == (8, 8)
         assert heat.min() >= 0
         assert heat.max() == 1
+
+
+def test_heat_maps_need_no_matplotlib():
+    code = "import sys; from grr_coca.explain import caption_maps; assert 'matplotlib' not in sys.modules, caption_maps"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_torch_heat_maps_name_the_command(served, monkeypatch):

@@ -67,11 +67,11 @@ def _options() -> argparse.Namespace:
 def _rows(name: str, models: Path, *, smoke: bool) -> list[dict[str, object]]:
     """A row for each precision, task and batch."""
     precisions, batches = (PRECISIONS[:1], BATCHES[:1]) if smoke else (PRECISIONS, BATCHES)
-    source = shipped_folder(name) or _random_checkpoint(name, models)
+    source = shipped_folder(name) or random_checkpoint(name, models)
     checkpoint = from_pretrained(source)
     engines: dict[str, Engine] = {"torch": TorchEngine(checkpoint.model, checkpoint.preprocess)}
     for precision in precisions:
-        engines[precision] = OnnxEngine(_graphs(source, precision, models / f"{name}-{precision}"), threads=1)
+        engines[precision] = OnnxEngine(graphs_of(source, precision, models / f"{name}-{precision}"), threads=1)
     config, rows = checkpoint.config, []
     for task in TASKS:
         for batch in batches:
@@ -101,7 +101,7 @@ def width(config: CoCaConfig) -> int:
     return max(part.transformer.embed_dim for part in parts)
 
 
-def _random_checkpoint(name: str, models: Path) -> Path:
+def random_checkpoint(name: str, models: Path) -> Path:
     """The checkpoint of a size, written if it is not there."""
     folder = models / name
     if not folder.exists():
@@ -119,7 +119,7 @@ def _random_checkpoint(name: str, models: Path) -> Path:
     return folder
 
 
-def _graphs(source: Path, precision: str, folder: Path) -> Path:
+def graphs_of(source: Path, precision: str, folder: Path) -> Path:
     """The folder of a checkpoint's graphs, written if it is not there."""
     if precision == "fp32" and (source / "step.onnx").exists():
         return source

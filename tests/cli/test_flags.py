@@ -20,7 +20,7 @@ FLAGS = {
         "port": 8000,
         "open": False,
         "engine": "auto",
-        "queue": 128,
+        "queue": 64,
         "seconds": 30,
         "max_megabytes": 20,
         "max_megapixels": 50,

@@ -27,7 +27,7 @@ OPTIONS = ServeOptions(
     host="127.0.0.1",
     port=0,
     opens=False,
-    capacity=128,
+    capacity=64,
     limits=Limits(),
 )
 

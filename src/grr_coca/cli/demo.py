@@ -249,7 +249,7 @@ def _symbol(key: str) -> str:
 
 
 def closing_lines(plan: "DemoPlan", checkpoint: Path, out: Path) -> Iterator[str]:
-    """Index the showcase with the trained model, search for the plan's first query, and show the commands for that and for the page.
+    """Index the showcase with the trained model, search for the plan's first query, and show the commands.
 
     Args:
         plan: names the showcase and the queries.
@@ -270,4 +270,5 @@ def closing_lines(plan: "DemoPlan", checkpoint: Path, out: Path) -> Iterator[str
     yield shlex.join([*called_as(), "index", images, "--checkpoint", str(checkpoint), "--out", str(folder)])
     yield shlex.join([*called_as(), "search", str(folder), query, "-n", str(_NUM_HITS)])
     yield from hit_lines(found)
-    yield f"as a page, with pip install 'grr-coca[serve]':  {shlex.join([*called_as(), 'serve', str(folder), '--open'])}"
+    serve = shlex.join([*called_as(), "serve", str(folder), "--open"])
+    yield f"as a page, with pip install 'grr-coca[serve]':  {serve}"

@@ -18,7 +18,7 @@ def run(
     port: int = 8000,
     open: Flag = False,
     engine: EngineFlag = "auto",
-    queue: int = 128,
+    queue: int = 64,
     seconds: float = 30,
     max_megabytes: int = 20,
     max_megapixels: int = 50,

@@ -236,12 +236,15 @@ class Guard:
             return {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
+            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if is_last:  # before the client can send its next request
+                exits.close()
             if message["type"] == "http.response.start":
                 exchange.has_begun, exchange.status = True, message["status"]
                 if self.is_draining:
                     message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
             await exchange.send(message)
-            exchange.is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+            exchange.is_complete = is_last
 
         async def watch() -> None:
             while (await exchange.receive())["type"] != "http.disconnect":

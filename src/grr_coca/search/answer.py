@@ -90,6 +90,8 @@ class Hit:
     entry: Entry
 
 
+_MIN_SPARE = 8
+"""So many more images than hits, or a quarter more, are ranked at first, as some may be near-duplicates of others."""
 _NUM_DECISIVE_HITS = 10
 """Number of first hits that decide if anything looks like what the query asked for."""
 
@@ -287,7 +289,7 @@ def _groups(
     query: Query, vector: np.ndarray, store: Store, tree: Filter | None, options: SearchOptions
 ) -> tuple[list[list[Entry]], np.ndarray]:
     """The hits, each followed by its near-duplicates, and the embeddings of the hits."""
-    count = options.n
+    count = options.n + max(_MIN_SPARE, options.n // 4) if options.fold else options.n
     while True:
         ids = _ranked(query, vector, store, tree, options, count)
         vectors, entries = store.vectors(ids), store.entries(ids)

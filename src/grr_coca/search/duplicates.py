@@ -34,6 +34,10 @@ MAX_BUCKET = 2000
 each is compared with this many."""
 
 
+_CHUNK = 256
+"""Hashes that are compared with all others at a time."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Images that look the same, the largest in pixels first."""
@@ -89,17 +93,29 @@ def folded(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
         hashes: their perceptual hashes, N.
     """
     groups: list[list[int]] = []
-    firsts = np.empty(len(hashes), np.int64)  # position of the best hit of each group
-    for place in range(len(hashes)):
-        bests = firsts[: len(groups)]
-        near = np.flatnonzero(_differing_bits(hashes[bests], hashes[place]) <= MAX_BITS)
-        alike = near[vectors[bests[near]] @ vectors[place] >= MIN_COSINE]
-        if len(alike):
-            groups[alike[0]].append(place)
-        else:
-            firsts[len(groups)] = place
+    group_of: dict[int, int] = {}  # the group of the best hit of each group
+    for place, earlier in _earlier_with_like_hashes(hashes):
+        near = [other for other in earlier if other in group_of]
+        alike = (other for other in near if vectors[other] @ vectors[place] >= MIN_COSINE)
+        first = next(alike, None)
+        if first is None:
+            group_of[place] = len(groups)
             groups.append([place])
+        else:
+            groups[group_of[first]].append(place)
     return groups
+
+
+def _earlier_with_like_hashes(hashes: np.ndarray) -> Iterator[tuple[int, list[int]]]:
+    """For each of N hashes, the earlier ones that differ in few bits: their positions in ascending order."""
+    for start in range(0, len(hashes), _CHUNK):
+        chunk = hashes[start : start + _CHUNK]
+        rows, columns = np.nonzero(_differing_bits(chunk[:, None], hashes[None, : start + len(chunk)]) <= MAX_BITS)
+        earlier: dict[int, list[int]] = {}
+        for row, column in zip((rows + start).tolist(), columns.tolist(), strict=True):
+            if column < row:
+                earlier.setdefault(row, []).append(column)
+        yield from ((place, earlier.get(place, [])) for place in range(start, start + len(chunk)))
 
 
 # --- All near-duplicates of a store

@@ -33,7 +33,9 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 MAX_RANKED = 1000
-"""Hits that are ranked for one query. The page asks for some of them at a time."""
+"""The most hits of one query. The page asks for some of them at a time."""
+_FIRST_RANKED = 100
+"""Hits that are ranked for the first page: while somebody types, nobody asks for more."""
 _MAX_VALUES = 100
 """Values of a field that are offered as a filter."""
 _FACETS = ("folder", "date", "size", "width", "height")
@@ -123,10 +125,11 @@ class ServedIndex:
         with self._searched.use() as store:
             revision = self._searched.revision(store)
             # Images of the query are not compared: they are arrays, and are asked for once.
-            key = None if query.images else (revision, query, where)
+            count = _FIRST_RANKED if offset + limit < _FIRST_RANKED else MAX_RANKED
+            key = None if query.images else (revision, query, where, count)
             ranking = self._rankings.get(key)
         if ranking is None:
-            options = SearchOptions(n=MAX_RANKED, where=where, hybrid=True, fold=True)
+            options = SearchOptions(n=count, where=where, hybrid=True, fold=True)
             with self._searched.use() as store:
                 ranking = rank_images(query, store, model, options)
             if key is not None:

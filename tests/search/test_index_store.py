@@ -1,5 +1,7 @@
 """What every store does: exact search, filters, changes. `make test-milvus` runs the same on a server."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from library import fill, make_entry, make_vectors
@@ -250,3 +252,48 @@ def test_ten_thousand_queries_with_filters_and_deletes(store):
         for number, query in enumerate(make_vectors(10_000, seed=4)):
             tree, keep = cases[number % len(cases)]
             same_hits(found(store, query, 10, tree), expected(entries, vectors, query, 10, keep))
+
+
+# --- Browsing
+
+
+def test_images_are_found_by_the_hash_of_their_name(filled):
+    store, entries, _ = filled
+    with store.snapshot():
+        ids = store.ids_of([entry.draw for entry in entries[:7]] + [12345])
+        assert ids.keys() == {entry.draw for entry in entries[:7]}
+        assert store.entries([ids[entry.draw] for entry in entries[:7]]) == entries[:7]
+        assert store.ids_of([]) == {}
+
+
+@pytest.mark.parametrize("text", [None, "folder = 'logos'", "price > 40", "width > 9999"])
+def test_the_newest_images_come_first_and_equal_dates_by_name(filled, text):
+    store, entries, _ = filled
+    kept = [entry for entry in entries if text is None or FILTERS.get(text, lambda _: False)(entry)]
+    expected_names = [entry.name for entry in sorted(kept, key=lambda e: (-e.stamp.mtime_ns, e.name))]
+    with store.snapshot():
+        where = None if text is None else parse_filter(text, store.columns())
+        ids = store.newest_first(where).tolist()
+        assert [entry.name for entry in store.entries(ids)] == expected_names
+
+
+@pytest.mark.parametrize("field", ["folder", "width", "date", "price", "brand", "path", "caption", "nothing"])
+def test_the_summary_of_a_field_is_that_of_python(filled, field):
+    store, entries, _ = filled
+    values = [value for entry in entries if (value := entry.value_of(field)) is not None]
+    counts = Counter(values)
+    summary = store.summary(field, 5)
+    assert summary.all_differ == (len(counts) == len(values))
+    assert summary.values == sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
+    if values:
+        assert summary.kind == ("text" if isinstance(values[0], str) else "number")
+        assert (summary.low, summary.high) == (min(values), max(values))
+    else:
+        assert (summary.low, summary.high) == (None, None)
+
+
+def test_the_revision_is_another_one_after_a_commit(store):
+    before = store.revision()
+    assert store.revision() == before
+    fill(store, 3)
+    assert store.revision() != before

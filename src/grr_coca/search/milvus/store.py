@@ -4,6 +4,7 @@ Shapes: N images, E embedding width.
 """
 
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ class MilvusStore:
         self._name = name
         self._notes = notes
         self._reads = notes.reads
+        self._lock = threading.RLock()
 
     def close(self) -> None:
         """Close the connection."""
@@ -73,8 +75,11 @@ class MilvusStore:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """A context for reads. They see the state at its beginning or a later one, as servers have no snapshots."""
-        with _server_errors(self.location), self._reads.snapshot():
+        """A context for reads. They see the state at its beginning or a later one, as servers have no snapshots.
+
+        Threads of one process take turns.
+        """
+        with self._lock, _server_errors(self.location), self._reads.snapshot():
             yield
 
     def __len__(self) -> int:

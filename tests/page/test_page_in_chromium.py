@@ -361,7 +361,7 @@ class Server(StaticHost):
         ):
             return self.refuse(401, "This server asks for a key.")
         if path == "/info":
-            can = ["search", "caption", "explain", "duplicates"]
+            can = ["search", "caption", "explain"]
             facts = {"title": "Photos", "pictures": COUNT, "model": "b32", "engine": "onnx", "can": can}
             return self.answer(facts)
         if path == "/pictures":

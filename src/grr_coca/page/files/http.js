@@ -5,6 +5,7 @@ import { requirePicture } from "./picture.js";
 export class Http {
   async info() {
     const info = await this.#json("info");
+    if (info.can.includes("search")) info.can.push("duplicates");
     return { ...info, ready: Promise.resolve({ count: info.pictures }) };
   }
 

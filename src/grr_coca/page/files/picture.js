@@ -234,7 +234,9 @@ function resized(bitmap, box, size, onWhite, isCrop = false) {
 /** One line of pixels, resized: three channels from `source[start]` on, `step` apart. */
 function weigh(source, start, step, out, to, outStep, { starts, counts, weights, most }, length) {
   for (let i = 0; i < length; i++) {
-    let [red, green, blue] = [HALF, HALF, HALF];
+    let red = HALF;
+    let green = HALF;
+    let blue = HALF;
     let at = start + starts[i] * step;
     for (let k = i * most; k < i * most + counts[i]; k++, at += step) {
       const weight = weights[k];

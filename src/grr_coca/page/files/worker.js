@@ -90,6 +90,7 @@ function withGraph(name) {
   })));
 }
 
+const AT_ONCE = 3; // chunks of the index that are fetched at the same time
 let library = null;
 
 const opened = awaitedLater((async () => {
@@ -103,8 +104,8 @@ const indexed = awaitedLater((async () => {
   if (!library) return;
   const { about } = library;
   const folder = site.library.slice(0, site.library.lastIndexOf("/") + 1);
-  for (let start = 0; start < about.chunks.length; start += 4) {
-    const few = about.chunks.slice(start, start + 4).map(async (names) => {
+  for (let start = 0; start < about.chunks.length; start += AT_ONCE) {
+    const few = about.chunks.slice(start, start + AT_ONCE).map(async (names) => {
       const [rows, vectors] = await Promise.all([fetchBytes(folder + names.rows), fetchBytes(folder + names.vectors)]);
       return [JSON.parse(new TextDecoder().decode(rows)), vectors.buffer];
     });
@@ -115,6 +116,8 @@ const indexed = awaitedLater((async () => {
       queries.clear();
       tell();
     }
+    // The first pictures can be searched before the others arrive, if the model need not share the line with these.
+    await Promise.all([runtime, weights, graphs.text]);
   }
 })());
 

@@ -252,8 +252,8 @@ class _Run:
     def _found(self, left_out: LeftOut) -> Iterator[Found]:
         for argument in self._walked:
             for file in iterate_images(argument, left_out):
-                if file.span is not None and file.span.offset is not None:
-                    self._shards.add(str(file.span.file))
+                if file.part is not None and file.part.offset is not None:
+                    self._shards.add(str(file.part.file))
                 if file.hides_others:
                     self._unreadable.add(file.name)
                 yield Found(file, argument, stamp_of(file))

@@ -22,9 +22,14 @@ INKS = np.array([[(181, 71, 63), (43, 114, 102)], [(63, 78, 123), (233, 231, 224
 """The colours of the inks of the CMYK profile, as ImageMagick converts them."""
 GREY = np.array([[67, 127], [64, 239]])[..., None].repeat(3, axis=-1)
 OVER_WHITE = (COLOURS + 255) / 2
+LUMA = np.array([[82, 113], [68, 238]])[..., None].repeat(3, axis=-1)
+SPREAD = np.array([[4, 92], [0, 255]])[..., None].repeat(3, axis=-1)
+"""From black to white, as floating-point values are read."""
+RED_IS_CLEAR = np.where(COLOURS[0, 0] == COLOURS, 255, COLOURS)
 
 FILES = {
     "libjpeg.jpg": COLOURS,
+    "libjpeg-grey.jpg": LUMA,
     "imagemagick-progressive.jpg": COLOURS,
     "imagemagick-cmyk.jpg": COLOURS,
     "imagemagick-cmyk-profile.jpg": INKS,
@@ -33,14 +38,21 @@ FILES = {
     "exiftool-turned.jpg": TURNED,
     "imagemagick-16bit.png": COLOURS,
     "imagemagick-16bit-grey.png": GREY,
+    "imagemagick-palette.png": COLOURS,
+    "imagemagick-alpha.png": OVER_WHITE,
     "ffmpeg-animated.png": COLOURS,
     "darktable-display-p3.png": COLOURS,
     "exiftool-turned.png": TURNED,
     "libwebp.webp": COLOURS,
     "libwebp-animated.webp": COLOURS,
     "imagemagick-alpha.webp": OVER_WHITE,
+    "libwebp-adobe-rgb.webp": COLOURS,
     "exiftool-turned.webp": TURNED,
     "imagemagick-animated.gif": COLOURS,
+    "imagemagick-alpha.gif": RED_IS_CLEAR,
+    "imagemagick-grey.tif": GREY,
+    "imagemagick-16bit-grey.tif": GREY,
+    "imagemagick-32bit-grey.tif": SPREAD,
     "imagemagick-16bit.tif": COLOURS,
     "imagemagick-16bit-planar.tif": COLOURS,
     "imagemagick-cmyk.tif": COLOURS,
@@ -49,16 +61,26 @@ FILES = {
     "libtiff-pages.tif": COLOURS,
     "libavif.avif": COLOURS,
     "libavif-10bit.avif": COLOURS,
+    "libavif-12bit.avif": COLOURS,
+    "libavif-grey.avif": LUMA,
+    "libavif-alpha.avif": OVER_WHITE,
+    "libavif-adobe-rgb.avif": COLOURS,
     "libavif-animated.avif": COLOURS,
     "libavif-turned.avif": np.rot90(COLOURS),
     "libheif.avif": COLOURS,
     "ffmpeg.avif": COLOURS,
     "libheif.heic": COLOURS,
     "libheif-10bit.heic": COLOURS,
+    "libheif-grey.heic": LUMA,
+    "libheif-alpha.heic": OVER_WHITE,
+    "libheif-adobe-rgb.heic": COLOURS,
     "libheif-turned.heic": TURNED,
     "imagemagick.bmp": COLOURS,
+    "imagemagick-palette.bmp": COLOURS,
     "imagemagick-16bit.ppm": COLOURS,
+    "imagemagick-grey.ppm": GREY,
     "imagemagick.jp2": COLOURS,
+    "imagemagick-grey.jp2": GREY,
     "imagemagick-16bit.jp2": COLOURS,
 }
 SEVERAL = {name for name in FILES if "animated" in name or "pages" in name}

@@ -115,6 +115,13 @@ def test_a_column_of_a_table_counts_more_and_may_hold_anything(store):
     }
 
 
+def test_fields_are_summarized_as_those_of_tables_are(store, model, photos):
+    update(store, model, photos)
+    assert store.summary("camera", 5).values == [("Canon EOS R5", 2), ("X100V", 1)]
+    assert store.summary("lens", 5).values == []
+    assert store.summary("lat", 5).low == pytest.approx(48.137222)
+
+
 @needs_xml
 @needs_words
 def test_keywords_are_found_as_words(store, model, photos):

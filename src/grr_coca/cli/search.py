@@ -53,8 +53,8 @@ def search_index(
         where: only images that match this filter, such as "folder = 'logos' and width > 64". Fields are path, folder,
             title, caption, date, size, width, height, taken, camera, lens, lat, lon, and the columns of tables.
         min_relevance: only hits with at least this relevance; none if relevances cannot be told.
-        hybrid: also search captions and file names for the words of the query, and fuse both rankings; only for
-            queries of text alone, and not on Milvus.
+        hybrid: also search captions, file names and keywords for the words of the query, and fuse both rankings; only
+            for queries of text alone, and not on Milvus.
         json: print a list of objects with path, score, relevance, caption and copies.
         null: print only paths, each followed by a null byte, for `xargs -0`.
         out: also write a page with the images.

@@ -138,7 +138,13 @@ def _drawn(icons: Sequence[Icon]) -> Iterator[tuple[int, Image.Image]]:
             yield place, Image.open(io.BytesIO(drawing.webp)).convert("RGB")
 
 
-def build(out: Path, prefixes: Sequence[str], runtime: Path | None, on_set: Callable[[str, int], None]) -> int:
+def build(
+    out: Path,
+    prefixes: Sequence[str],
+    runtime: Path | None,
+    on_set: Callable[[str, int], None],
+    archives: Archives | None = None,
+) -> int:
     """Build the site. Returns the number of icons.
 
     Args:
@@ -146,6 +152,7 @@ def build(out: Path, prefixes: Sequence[str], runtime: Path | None, on_set: Call
         prefixes: the sets to show; empty: all of the corpus.
         runtime: archive of ONNX Runtime Web; None: npm fetches it once.
         on_set: called after each set with its prefix and the number of icons so far.
+        archives: the packages; None: in the user's cache.
 
     Raises:
         UserError: a package cannot be had, or there is no such set.
@@ -154,7 +161,7 @@ def build(out: Path, prefixes: Sequence[str], runtime: Path | None, on_set: Call
     from grr_coca.inference.locate import locate_checkpoint
 
     files = find_runtime(runtime)
-    archives = Archives(user_cache() / "packages")
+    archives = archives or Archives(user_cache() / "packages")
     archives.fetch(lambda _: None)
     sets = kept_sets(archives.json("iconify", "collections.json"))
     unknown = set(prefixes) - set(sets)

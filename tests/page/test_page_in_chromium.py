@@ -1,6 +1,7 @@
 """The page in a real headless Chromium: search, pictures from outside, keyboard, screen readers, odd files."""
 
 import base64
+import functools
 import json
 import shutil
 import struct
@@ -408,7 +409,7 @@ class Server(StaticHost):
 
 
 def server(**values: object):
-    return static(FILES).__class__(type("Server", (Server,), values), directory=str(FILES))
+    return functools.partial(type("Server", (Server,), values), directory=str(FILES))
 
 
 def test_a_server_answers_the_page_and_a_word_shows_where_the_model_looks(drawings, tab):

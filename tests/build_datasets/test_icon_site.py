@@ -1,0 +1,77 @@
+"""The site of icons, built from a sample of 400 icons that is laid out as the real packages are."""
+
+import hashlib
+import io
+import json
+import tarfile
+
+import icon_site
+import pytest
+from icon_sources import LICENCES
+from test_icons import SAMPLE, archives_in
+
+from grr_coca.errors import UserError
+from grr_coca.page import site
+
+pytest.importorskip("resvg_py")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The folder of a site of all sets in the sample, and what it says of each row."""
+    folder = tmp_path_factory.mktemp("icons")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"):
+            tar.addfile(tarfile.TarInfo(f"package/dist/{name}"), io.BytesIO())
+    (folder / "runtime.tgz").write_bytes(packed.getvalue())
+    patches = pytest.MonkeyPatch()
+    sha256 = hashlib.sha256(packed.getvalue()).hexdigest()
+    patches.setattr(site, "RUNTIME", site.Archive("runtime", "1.0.0", sha256))
+    patches.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    try:
+        count = icon_site.build(folder / "site", [], folder / "runtime.tgz", lambda *_: None, archives_in(SAMPLE))
+    finally:
+        patches.undo()
+    library = json.loads((folder / "site" / "library" / "library.json").read_text(encoding="utf-8"))
+    assert library["count"] == count > 100
+    [chunk] = library["chunks"]
+    return folder / "site", json.loads((folder / "site" / "library" / chunk["rows"]).read_text(encoding="utf-8"))
+
+
+def values(column) -> list:
+    return [column["of"][place] for place in column["at"]] if isinstance(column, dict) else column
+
+
+def test_each_icon_has_its_drawing_its_set_and_a_permissive_licence(built):
+    folder, rows = built
+    names, captions = values(rows["name"]), values(rows["caption"])
+    for name, caption, (file, place) in zip(names, captions, rows["drawing"], strict=True):
+        drawing = json.loads((folder / "drawings" / f"{file}.json").read_text(encoding="utf-8"))[place]
+        assert drawing["box"][2] > 0
+        assert "<" in drawing["body"]
+        assert all(word in name for word in caption.split()), (name, caption)
+    assert set(values(rows["fields"]["licence"])) <= LICENCES
+    notice = (folder / "NOTICE.txt").read_text(encoding="utf-8")
+    assert all(title in notice for title in values(rows["fields"]["set"]))
+
+
+def test_a_set_shows_each_thing_once_and_no_logo(built):
+    _, rows = built
+    sets = [name.partition(":")[0] for name in values(rows["name"])]
+    things = list(zip(sets, values(rows["caption"]), strict=True))
+    assert len(set(things)) == len(things)
+    assert not {"brand github", "logo github", "github"} & set(values(rows["caption"]))
+
+
+def test_drawings_of_like_names_are_loaded_together(built):
+    _, rows = built
+    by_place = sorted(zip(rows["drawing"], values(rows["caption"]), strict=True))
+    captions = [caption for _, caption in by_place]
+    assert captions == sorted(captions)
+
+
+def test_a_set_that_is_not_free_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(icon_site, "find_runtime", lambda _: {})
+    with pytest.raises(UserError, match=r"no such set.* emojione"):
+        icon_site.build(tmp_path / "site", ["emojione"], None, lambda *_: None, archives_in(SAMPLE))

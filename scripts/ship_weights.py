@@ -85,6 +85,10 @@ def main() -> None:
         facts |= manifest_facts(checkpoint, folder, "fp32")
         (folder / "card.json").write_text(json.dumps(to_dict(card), indent=1) + "\n", encoding="utf-8")
         (folder / "card.md").write_text(card_page(card, text), encoding="utf-8")
+    if "confidence" in text:
+        from fit_confidence import fit_and_measure  # late: beside this script, for the models whose card asks for it
+
+        fit_and_measure(FOLDER / options.name, text)
     print(f"{FOLDER / options.name}: {sum(path.stat().st_size for path in (FOLDER / options.name).iterdir()):,} bytes")
 
 

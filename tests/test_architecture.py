@@ -23,7 +23,7 @@ FLOORS = [
     ("checkpoint_files",),
     ("presets", "registry"),
     ("model", "data"),  # 1
-    ("losses", "read_checkpoint"),
+    ("losses", "read_checkpoint", "calibration"),
     ("checkpoint",),
     ("fast",),  # 2
     ("engine",),

@@ -22,7 +22,9 @@ WEIGHTS = "model.safetensors"
 FILES = (WEIGHTS, "config.json", "tokenizer.json", "preprocess.json")
 GRAPH_FILES = ("image.onnx", "text.onnx", "step.onnx")
 QUANTIZED_WEIGHTS = "weights.safetensors"
-MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES)
+CONFIDENCE = "confidence.json"
+"""What the model knows of its own answers, if that was fitted; see `grr_coca.calibration`."""
+MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, CONFIDENCE)
 """All files that a model may be loaded from. A checkpoint of a run has others, to continue training."""
 _QUANTIZED_FILES = (QUANTIZED_WEIGHTS, *FILES[1:], *GRAPH_FILES)
 _STEP_FOLDER = re.compile(r"step-([0-9]+)")

@@ -95,6 +95,7 @@ def test_a_hub_name_is_fetched_and_loaded(hub, run):
     ((repo_id, options),) = calls
     assert repo_id == "someone/emoji-captioner"
     assert sorted(options["allow_patterns"]) == [
+        "confidence.json",
         "config.json",
         "image.onnx",
         "manifest.json",

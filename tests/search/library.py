@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from grr_coca.calibration import Certainty
 from grr_coca.data.image_files import done_ahead
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.search.entry import Entry, Header, Stamp
-from grr_coca.search.model import DecodedImage, decode_found
+from grr_coca.search.model import DecodedImage, Said, decode_found
 from grr_coca.search.store import Changes, Store
 
 WIDTH = 32
@@ -63,15 +64,15 @@ class ColourModel:
     def read(self, found, batch_size: int):
         return done_ahead(found, lambda one: decode_found(one, self.preprocess), batch_size)
 
-    def describe(self, decoded: Sequence[DecodedImage]) -> list[tuple[str, np.ndarray]]:
+    def describe(self, decoded: Sequence[DecodedImage]) -> list[Said]:
         self.described += len(decoded)
         return [self._one(np.asarray(one.square).reshape(-1, 3).mean(axis=0)) for one in decoded]
 
-    def _one(self, mean: np.ndarray) -> tuple[str, np.ndarray]:
+    def _one(self, mean: np.ndarray) -> Said:
         name = min(COLOURS, key=lambda colour: float(np.abs(mean - COLOURS[colour]).sum()))
         vector = np.zeros(WIDTH, np.float32)
         vector[:3] = mean / np.linalg.norm(mean)
-        return f"a {name} square", vector
+        return Said(f"a {name} square", vector, Certainty(0.75, name == "grey"))
 
 
 def paint(path: Path, colour: str, side: int = 12, seconds: int | None = None) -> Path:

@@ -76,7 +76,8 @@ def run(
         sidecar: write a caption beside each image that has none: into NAME.txt, or into NAME.jpg.xmp, which photo
             managers read; what else is in such a file stays.
         overwrite: with --sidecar, also replace captions that are there.
-        json: print JSON lines.
+        json: print JSON lines, also with the probability that a caption is exactly right (confidence), and whether the
+            image is unlike those that the model was trained on (unfamiliar); null: unknown.
         prompt: text that every caption begins with.
         exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif"; may be given again.
         batch_size: images per batch.
@@ -109,10 +110,12 @@ def run(
         if not wanted:
             return 0
         best: list[str] = []
+        unfamiliar: list[bool | None] = []
 
         def write(files: "list[ImageFile]", described: "list[Description]") -> None:
             for file, description in zip(files, described, strict=True):
-                output.write(file, description.captions)
+                output.write(file, description)
+                unfamiliar.append(description.unfamiliar)
                 best.append(description.captions[0].text)
 
         shown = shows_progress(prints=out is None and sidecar is None)
@@ -138,8 +141,10 @@ def run(
 
             code = work_through(wanted, model.preprocess, batch_size, "captions", caption, shown)
     from grr_coca.generate import warn_if_repeated
+    from grr_coca.inference.model import warn_if_unfamiliar
 
     warn_if_repeated(best)
+    warn_if_unfamiliar(unfamiliar)
     return code if len(wanted) == len(found) else 0
 
 
@@ -159,7 +164,7 @@ class _Output(Protocol):
         """Names of the images that already have captions."""
         ...
 
-    def write(self, image: "ImageFile", captions: "Sequence[Caption]") -> None:
+    def write(self, image: "ImageFile", description: "Description") -> None:
         """Write the captions of an image."""
         ...
 
@@ -214,10 +219,13 @@ class _StandardOutput(_NothingToClose):
         self._json = json
         self.engine = engine
 
-    def write(self, image: "ImageFile", captions: "Sequence[Caption]") -> None:
+    def write(self, image: "ImageFile", description: "Description") -> None:
         """Print the captions of an image."""
-        for row in _rows(image, captions):
-            record = {**row._asdict(), "engine": self.engine}
+        for row, (confidence, unfamiliar) in zip(
+            _rows(image, description.captions), description.certainties, strict=True
+        ):
+            shown = None if confidence is None else round(confidence, 4)
+            record = {**row._asdict(), "confidence": shown, "unfamiliar": unfamiliar, "engine": self.engine}
             say(to_json(record) if self._json else f"{on_one_line(row.image)}\t{row.caption}")
 
 
@@ -228,9 +236,9 @@ class _RowOutput:
         self._file = _RowFile(path, num_captions, [image.name for image in images])
         self.done = self._file.done
 
-    def write(self, image: "ImageFile", captions: "Sequence[Caption]") -> None:
+    def write(self, image: "ImageFile", description: "Description") -> None:
         """Append the captions of an image."""
-        self._file.append(_rows(image, captions))
+        self._file.append(_rows(image, description.captions))
 
     def __enter__(self) -> Self:
         return self
@@ -255,10 +263,10 @@ class _TextFiles(_NothingToClose):
             if text.is_symlink() or (text.exists() and not overwrite):
                 self.done.add(name)
 
-    def write(self, image: "ImageFile", captions: "Sequence[Caption]") -> None:
+    def write(self, image: "ImageFile", description: "Description") -> None:
         """Write the captions of an image beside it."""
         assert image.path is not None
-        text = "".join(f"{row.caption}\n" for row in _rows(image, captions))
+        text = "".join(f"{row.caption}\n" for row in _rows(image, description.captions))
         write_output(image.path.with_suffix(".txt"), lambda file: file.write(text.encode()))
 
 
@@ -270,9 +278,9 @@ class _XmpCaptions:
         self._overwrite = overwrite
         self.done = self._files.unusable | (set() if overwrite else self._files.captioned)
 
-    def write(self, image: "ImageFile", captions: "Sequence[Caption]") -> None:
+    def write(self, image: "ImageFile", description: "Description") -> None:
         """Write the best caption of an image."""
-        self._files.write(image, _rows(image, captions)[0].caption, overwrite=self._overwrite)
+        self._files.write(image, _rows(image, description.captions)[0].caption, overwrite=self._overwrite)
 
     def __enter__(self) -> Self:
         return self

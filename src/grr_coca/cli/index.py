@@ -72,6 +72,10 @@ def run(
         from grr_coca.cli.image_work import report_left_out  # late: imports NumPy and Pillow
 
         report_left_out(update.left_out, update.first_frames)
+        if update.unfamiliar:
+            from grr_coca.inference.model import warn_if_unfamiliar
+
+            warn_if_unfamiliar(update.unfamiliar)
         _report(update, index, time.monotonic() - began)
         while watch:
             _wait(time.monotonic() - began)

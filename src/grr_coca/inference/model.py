@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
+from grr_coca.calibration import FOR_PHOTOGRAPHS, Calibration, Certainty, read_calibration
 from grr_coca.checkpoint_files import fingerprint
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
@@ -47,10 +48,24 @@ _Numbered = Sequence[tuple[int, ImageInput]]
 
 @dataclass(frozen=True)
 class Description:
-    """Captions (best first) and the unit-length embedding of an image, from one forward pass."""
+    """Captions (best first) and the unit-length embedding of an image, from one forward pass.
+
+    `certainties`: what the model knows of each caption; see `grr_coca.calibration`.
+    """
 
     captions: list[Caption]
     embedding: Float[np.ndarray, " E"]
+    certainties: tuple[Certainty, ...] = ()
+
+    @property
+    def confidence(self) -> float | None:
+        """The probability that the first caption is exactly right; None if the model cannot tell."""
+        return self.certainties[0].confidence if self.certainties else None
+
+    @property
+    def unfamiliar(self) -> bool | None:
+        """True if the image is unlike those that the model was trained on; None if the model cannot tell."""
+        return self.certainties[0].unfamiliar if self.certainties else None
 
 
 class LabelProbability(NamedTuple):
@@ -132,6 +147,7 @@ class ImageTextModel:
         """Use the current weights of `checkpoint.model`. Until this is called, results mix old and new weights."""
         assert self.checkpoint
         cast("TorchEngine", self.engine).refresh()
+        self.calibration = None  # it was of the old weights
 
     @property
     def device(self) -> str:
@@ -201,6 +217,7 @@ class ImageTextModel:
         options = _with_changes(options, changes)
         described = self.describe_many(many, prompt, options, batch_size, on_progress)
         warn_if_repeated([description.captions[0].text for description in described])
+        warn_if_unfamiliar([description.unfamiliar for description in described])
         captions = [[caption.text for caption in description.captions] for description in described]
         if options.num_captions > 1:
             return captions[0] if is_single else captions
@@ -248,13 +265,41 @@ class ImageTextModel:
 
         def work(batch: _Numbered) -> list[Description]:
             names = [number if keys is None else keys[number - 1] for number, _ in batch]
-            generated = generate(self.engine, self.tokenizer, self._pixels(batch), options, prompt, names)
+            pixels = self._pixels(batch)
+            generated = generate(self.engine, self.tokenizer, pixels, options, prompt, names)
             generated.require_numbers()
             # Copied, so that a row that is kept or sent to another process does not take its batch along.
             rows = [row.copy() for row in generated.image_embedding]
-            return [Description(*row) for row in zip(generated.captions, rows, strict=True)]
+            certainties = self.certainties(pixels, generated.captions, prompt)
+            return [Description(*row) for row in zip(generated.captions, rows, certainties, strict=True)]
 
         return self._batches.run("captioning", _numbered(images), batch_size, work, on_progress)
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """By which the model knows how sure it is; None if that was not fitted for it."""
+        return None if self.folder is None else read_calibration(self.folder)
+
+    def certainties(
+        self, pixels: UInt8[np.ndarray, "B S S 3"], captions: Sequence[Sequence[Caption]], prompt: str = ""
+    ) -> list[tuple[Certainty, ...]]:
+        """What the model knows of each caption of some images.
+
+        Args:
+            pixels: the images, as the engine takes them.
+            captions: of each image.
+            prompt: what they begin with. With one, the confidence is unknown: it was fitted without.
+        """
+        fitted = self.calibration
+        if fitted is None:
+            return [(Certainty(),) * len(found) for found in captions]
+        return [
+            tuple(
+                Certainty(None if unfamiliar or prompt else fitted.confidence(caption.log_probs), unfamiliar)
+                for caption in found
+            )
+            for found, unfamiliar in zip(captions, fitted.are_unfamiliar(pixels), strict=True)
+        ]
 
     def warn_if_unfit(self) -> None:
         """Warn once if the checkpoint says that its embeddings are unfit for search and labels."""
@@ -363,6 +408,18 @@ class ImageTextModel:
 
     def _stack(self, rows: list[np.ndarray]) -> Float[np.ndarray, "N E"]:
         return np.stack(rows) if rows else np.empty((0, self.engine.embed_dim), np.float32)
+
+
+def warn_if_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
+    """Warn if most images are unlike those that the model was trained on; None: unknown."""
+    count = sum(map(bool, unfamiliar))
+    if 2 * count > len(unfamiliar):
+        of_images = f"{count:,} of {len(unfamiliar):,} images are" if len(unfamiliar) > 1 else "the image is"
+        log.warning(
+            "%s unlike those that this model was trained on; for photographs, add -c %s",
+            of_images,
+            FOR_PHOTOGRAPHS,
+        )
 
 
 def _numbered(images: Sequence[ImageInput]) -> _Numbered:

@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from grr_coca.checkpoint_files import FILES, GRAPH_FILES, find_checkpoint, has_graphs, read_json
+from grr_coca.checkpoint_files import CONFIDENCE, FILES, GRAPH_FILES, find_checkpoint, has_graphs, read_json
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.files import MANIFEST, verify_folder
@@ -151,9 +151,10 @@ def files_to_push(folder: Path) -> dict[str, bytes | Path]:
     checkpoint = find_checkpoint(folder)
     if (checkpoint / MANIFEST).exists():
         verify_folder(checkpoint)
+    fitted = [CONFIDENCE] if (checkpoint / CONFIDENCE).exists() else []
     if not has_graphs(checkpoint):
-        return {name: checkpoint / name for name in FILES}
-    names, manifest = (*FILES, *GRAPH_FILES), read_json(checkpoint / MANIFEST)
+        return {name: checkpoint / name for name in (*FILES, *fitted)}
+    names, manifest = (*FILES, *GRAPH_FILES, *fitted), read_json(checkpoint / MANIFEST)
     manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name in names}
     return {**{name: checkpoint / name for name in names}, MANIFEST: json.dumps(manifest, indent=2).encode()}
 

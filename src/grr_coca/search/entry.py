@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
+from grr_coca.calibration import UNKNOWN, Certainty
 from grr_coca.data.image_files import ImageFile, Span, member_of_name, shard_of_name
 from grr_coca.data.photo import Photo
 from grr_coca.errors import UserError
@@ -46,7 +47,7 @@ class Entry:
     `name`: its absolute path, or its place in a shard or table; `root`: the argument that it was found by; `file`,
     `offset`: where its bytes are, `offset` None if they are the whole file; `digest`: of its bytes; `phash`: see
     `perceptual_hash`; `fields`: the columns of its table; `photo`: what its camera and people wrote, None if that was
-    not read yet.
+    not read yet; `certainty`: what the model knows of its caption.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Entry:
     caption: str
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     photo: Photo | None = None
+    certainty: Certainty = UNKNOWN
 
     @property
     def title(self) -> str:
@@ -90,8 +92,9 @@ class Entry:
 
     @property
     def all_fields(self) -> dict[str, FieldValue]:
-        """The columns of its table, and `PHOTO_FIELDS`. If a table has a column of such a name, it counts."""
-        return {**(self.photo.fields if self.photo else {}), **self.fields}
+        """The columns of its table, `PHOTO_FIELDS` and `CERTAINTY_FIELDS`. If a table has a column of such a name, it
+        counts."""
+        return {**certainty_fields(self.certainty), **(self.photo.fields if self.photo else {}), **self.fields}
 
     def value_of(self, field: str) -> "FieldValue | None":
         """The value of a field: one of `OWN_FIELDS`, or of `all_fields`. None if the image lacks it."""
@@ -194,6 +197,28 @@ OWN_FIELDS: dict[str, Kind] = {
 """The fields of every image, by which filters can select. `path`: absolute, or its place in a shard or table; `folder`:
 the name of its folder; `title`: its file name without the suffix; `date`: when it was changed, as `2026-03-01T12:00:00`
 in UTC; `size`: in bytes; `width`, `height`: in pixels, after EXIF rotation."""
+
+CERTAINTY_FIELDS: dict[str, Kind] = {"confidence": "number", "unfamiliar": "text"}
+"""What the model knows of its caption: the probability that it is exactly right, and `yes` or `no`."""
+
+
+def certainty_fields(certainty: Certainty) -> dict[str, FieldValue]:
+    """A certainty as `CERTAINTY_FIELDS`. What is unknown is left out."""
+    found: dict[str, FieldValue] = {}
+    if certainty.confidence is not None:
+        found["confidence"] = certainty.confidence
+    if certainty.unfamiliar is not None:
+        found["unfamiliar"] = "yes" if certainty.unfamiliar else "no"
+    return found
+
+
+def certainty_of(fields: Mapping[str, FieldValue]) -> Certainty:
+    """The certainty that `certainty_fields` wrote."""
+    confidence, unfamiliar = fields.get("confidence"), fields.get("unfamiliar")
+    return Certainty(
+        None if confidence is None else float(confidence), None if unfamiliar is None else unfamiliar == "yes"
+    )
+
 
 FILTER_WORDS = frozenset({"and", "or", "not", "in", "like"})
 """Keywords of the filter language. No field has such a name."""

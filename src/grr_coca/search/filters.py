@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, cast
 
 from grr_coca.data.photo import PHOTO_FIELDS
 from grr_coca.errors import UserError, nearest
-from grr_coca.search.entry import FILTER_WORDS, OWN_FIELDS, FieldValue, Kind
+from grr_coca.search.entry import CERTAINTY_FIELDS, FILTER_WORDS, OWN_FIELDS, FieldValue, Kind
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 
@@ -76,14 +76,14 @@ def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
 
     Args:
         text: the filter, as a user wrote it.
-        columns: the fields of this index besides `OWN_FIELDS` and `PHOTO_FIELDS`.
+        columns: the fields of this index besides `OWN_FIELDS`, `PHOTO_FIELDS` and `CERTAINTY_FIELDS`.
 
     Raises:
         UserError: the filter is invalid, or names a field that no image has. The message gives the place of the error,
             or the nearest field.
     """
     tree = _Parser(text).parse()
-    kinds: dict[str, Kind] = {**PHOTO_FIELDS, **OWN_FIELDS}
+    kinds: dict[str, Kind] = {**CERTAINTY_FIELDS, **PHOTO_FIELDS, **OWN_FIELDS}
     of_tables = set(columns)  # a column with the name of a photo's field may hold anything
     valid = {*kinds, *of_tables}
     for name in sorted(_fields_of(tree)):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
+from grr_coca.calibration import Certainty
 from grr_coca.checkpoint_files import fingerprint
 from grr_coca.data.image_files import ImageFile, done_ahead
 from grr_coca.data.photo import Photo, read_photo
@@ -40,6 +41,14 @@ class Found(NamedTuple):
     stamp: Stamp | None
 
 
+class Said(NamedTuple):
+    """Caption and embedding of an image, and what the model knows of the caption."""
+
+    caption: str
+    embedding: np.ndarray
+    certainty: Certainty = Certainty()
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecodedImage:
     """A decoded image: the digest of its bytes, its size, its perceptual hash, what its camera and people wrote, and
@@ -55,7 +64,7 @@ class DecodedImage:
     phash: int
     photo: Photo
     square: Image.Image | None
-    described: tuple[str, np.ndarray] | None = None
+    described: Said | None = None
 
 
 def decode_found(found: Found, preprocess: "Preprocess") -> DecodedImage | Failure:
@@ -89,7 +98,7 @@ def decode_found(found: Found, preprocess: "Preprocess") -> DecodedImage | Failu
     )
 
 
-def make_entry(decoded: DecodedImage, caption: str) -> Entry:
+def make_entry(decoded: DecodedImage, caption: str, certainty: Certainty) -> Entry:
     """The entry of a decoded image.
 
     Raises:
@@ -110,13 +119,14 @@ def make_entry(decoded: DecodedImage, caption: str) -> Entry:
         caption=caption,
         fields=plain_fields(file.fields()),
         photo=decoded.photo,
+        certainty=certainty,
     )
 
 
-def _describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) -> list[tuple[str, np.ndarray]]:
+def _describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) -> list[Said]:
     """Caption and embedding of each square, from one forward pass."""
     described = model.describe_many(list(squares), batch_size=max(1, len(squares)))
-    return [(" ".join(one.captions[0].text.split()), one.embedding) for one in described]
+    return [Said(" ".join(one.captions[0].text.split()), one.embedding, one.certainties[0]) for one in described]
 
 
 class IndexModel:
@@ -182,7 +192,7 @@ class IndexModel:
         preprocess = self.loaded.preprocess
         return done_ahead(found, lambda one: decode_found(one, preprocess), batch_size)
 
-    def describe(self, decoded: Sequence[DecodedImage]) -> list[tuple[str, np.ndarray]]:
+    def describe(self, decoded: Sequence[DecodedImage]) -> list[Said]:
         """Caption and embedding of each image, from one forward pass."""
         return _describe_squares(self.loaded, [one.square for one in decoded if one.square is not None])
 
@@ -255,7 +265,7 @@ class RayDescriber:
         """Read, decode and describe images on the workers."""
         return map_on_ray(found, partial(_worker, self._folder, self._engine), batch_size)
 
-    def describe(self, decoded: Sequence[DecodedImage]) -> list[tuple[str, np.ndarray]]:
+    def describe(self, decoded: Sequence[DecodedImage]) -> list[Said]:
         """The captions and embeddings, which the workers have already computed."""
         return [one.described for one in decoded if one.described is not None]
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from grr_coca.calibration import Certainty
 from grr_coca.data.photo import PHOTO_FIELDS, Photo
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
@@ -113,6 +114,7 @@ def _schema(store: Store) -> Any:
         for name, kind in PHOTO_FIELDS.items()
     ]
     photos.append(pyarrow.field("keywords", pyarrow.list_(pyarrow.string())))
+    photos += [pyarrow.field("confidence", pyarrow.float64()), pyarrow.field("unfamiliar", pyarrow.bool_())]
     vector = pyarrow.field("embedding", pyarrow.list_(pyarrow.float16(), header.embed_dim))
     written = [pyarrow.field(name, pyarrow.string()) for name in ("fields", "photo")]
     fields = [*texts, *numbers, *written, *photos, vector]
@@ -129,6 +131,8 @@ def _columns(images: list[tuple[Entry, np.ndarray]], width: int) -> dict[str, An
     columns["photo"] = [None if entry.photo is None else json.dumps(entry.photo.to_dict()) for entry, _ in images]
     columns |= {name: [getattr(entry.photo, name, None) for entry, _ in images] for name in PHOTO_FIELDS}
     columns["keywords"] = [None if entry.photo is None else list(entry.photo.keywords) for entry, _ in images]
+    for name in Certainty._fields:
+        columns[name] = [getattr(entry.certainty, name) for entry, _ in images]
     flat = np.stack([np.asarray(vector, np.float16) for _, vector in images]).reshape(-1)
     columns["embedding"] = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat, pyarrow.float16()), width)
     return columns
@@ -149,11 +153,12 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
         photo = row.pop("photo", None)  # missing in files of an older version
         for name in (*PHOTO_FIELDS, "keywords"):
             row.pop(name, None)
+        certainty = Certainty(*(row.pop(name, None) for name in Certainty._fields))
         if not isinstance(fields, dict) or not all(isinstance(n, int | None) for n in row.values()):
             raise ValueError("a cell of the wrong type")
         stamp = Stamp(row.pop("size"), row.pop("mtime_ns"))
         noted = None if photo is None else Photo.from_dict(json.loads(photo))
-        yield Entry(**texts, stamp=stamp, fields=fields, photo=noted, **row), vector
+        yield Entry(**texts, stamp=stamp, fields=fields, photo=noted, certainty=certainty, **row), vector
 
 
 def _failure(name: str, root: str, stamp: list[int] | None, message: str) -> Failure:

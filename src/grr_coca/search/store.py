@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from grr_coca.calibration import Certainty
 from grr_coca.data.photo import Photo
 from grr_coca.search.entry import Entry, Failure, FieldValue, Header, ImagePlace, Kind, Stamp
 from grr_coca.search.filters import Filter
@@ -67,14 +68,16 @@ class FieldSummary(NamedTuple):
     high: FieldValue | None
 
 
-class Described(NamedTuple):
-    """Caption, embedding, perceptual hash and size of an image."""
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """Caption, embedding, perceptual hash and size of an image, and what the model knows of the caption."""
 
     caption: str
     embedding: np.ndarray
     phash: int
     width: int
     height: int
+    certainty: Certainty
 
 
 class Touch(NamedTuple):

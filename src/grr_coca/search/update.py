@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from glob import has_magic
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from grr_coca.data.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, iterate_images, require_name
 from grr_coca.data.images import has_more_frames
@@ -26,11 +26,8 @@ from grr_coca.data.photo import read_photo, sidecar_state
 from grr_coca.data.walk import LeftOut
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Failure, ImagePlace, chunks, name_id, plain_fields, stamp_of
-from grr_coca.search.model import DecodedImage, Found, make_entry
+from grr_coca.search.model import DecodedImage, Found, Said, make_entry
 from grr_coca.search.store import Changes, Known, Noted, Store, Touch
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _LOOKUP_SIZE = 1000
 SECONDS_BETWEEN_COMMITS = 5.0
@@ -49,7 +46,7 @@ class Describer(Protocol):
         """Read and decode images, in batches. An image that cannot be read becomes a `Failure`."""
         ...
 
-    def describe(self, decoded: Sequence[DecodedImage]) -> list[tuple[str, "np.ndarray"]]:
+    def describe(self, decoded: Sequence[DecodedImage]) -> list[Said]:
         """Caption and embedding of each image."""
         ...
 
@@ -59,8 +56,9 @@ class Update:
     """Numbers of images of an update.
 
     `noted`: images of which only what their camera and people wrote was read again; `first_frames`: images that were
-    read from the first of several frames or pages; `failures`: images that cannot be read, old ones included;
-    `left_out`: what the search for images has left out.
+    read from the first of several frames or pages; `unfamiliar`: for each image that the model has described, whether
+    it is unlike the training; `failures`: images that cannot be read, old ones included; `left_out`: what the search
+    for images has left out.
     """
 
     found: int = 0
@@ -71,6 +69,7 @@ class Update:
     unchanged: int = 0
     noted: int = 0
     first_frames: int = 0
+    unfamiliar: list[bool | None] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
 
@@ -311,13 +310,13 @@ class _Run:
             if one.digest in twins:
                 self._copied.add([one.digest] if not is_known else [])
                 twin = twins[one.digest]
-                self._pending.added.append((make_entry(one, twin.caption), twin.embedding))
+                self._pending.added.append((make_entry(one, twin.caption, twin.certainty), twin.embedding))
             else:
                 fresh.append(one)
         if fresh:
-            described = describer.describe(fresh)
-            for one, (caption, embedding) in zip(fresh, described, strict=True):
-                self._pending.added.append((make_entry(one, caption), embedding))
+            for one, said in zip(fresh, describer.describe(fresh), strict=True):
+                self._pending.added.append((make_entry(one, said.caption, said.certainty), said.embedding))
+                self.update.unfamiliar.append(said.certainty.unfamiliar)
 
     def _is_due(self) -> bool:
         late = time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS

@@ -60,7 +60,9 @@ def own_endpoints(service: Service) -> APIRouter:
         if "text/event-stream" not in request.headers.get("accept", ""):
             found: Description = await result_of(queue.caption(pixels, expires, options.prompt, generation))
             captions = [{"text": one.text, "log_prob": float(np.sum(one.log_probs))} for one in found.captions]
-            return json_response({"caption": captions[0]["text"], "captions": captions, "model": service.model_name})
+            certainty = {"confidence": found.confidence, "unfamiliar": found.unfamiliar}
+            answer = {"caption": captions[0]["text"], "captions": captions, **certainty, "model": service.model_name}
+            return json_response(answer)
         pieces = caption_pieces(partial(queue.caption, pixels, expires, options.prompt, generation))
         return event_stream(_caption_events(await begun(pieces)))
 

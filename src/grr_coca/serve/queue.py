@@ -267,7 +267,8 @@ class ModelQueue:
     def _captions(self, batch: list[_Job]) -> list[Description]:
         assert self.model is not None
         kind = batch[0].kind
-        arguments = (self.model.engine, self.model.tokenizer, np.stack([job.item for job in batch]), kind.options)
+        pixels = np.stack([job.item for job in batch])
+        arguments = (self.model.engine, self.model.tokenizer, pixels, kind.options)
         keys = [0] * len(batch)  # the same picture and seed give the same caption, whatever else is in the batch
         if any(job.on_text for job in batch):
             stream = stream_captions(*arguments, kind.prompt, keys)
@@ -283,7 +284,9 @@ class ModelQueue:
         else:
             generated = generate(*arguments, kind.prompt, keys)
         generated.require_numbers()
-        return [Description(*row) for row in zip(generated.captions, generated.image_embedding, strict=True)]
+        certainties = self.model.certainties(pixels, generated.captions, kind.prompt)
+        rows = zip(generated.captions, generated.image_embedding, certainties, strict=True)
+        return [Description(*row) for row in rows]
 
 
 def too_late() -> Refusal:

@@ -147,10 +147,13 @@ class CaptionText(BaseModel):
 
 
 class CaptionAnswer(BaseModel):
-    """Captions, the best first. `caption`: the best one."""
+    """Captions, the best first. `caption`: the best one. `confidence`: the probability that it is exactly right.
+    `unfamiliar`: whether the picture is unlike those that the model was trained on. null: unknown."""
 
     caption: str
     captions: list[CaptionText]
+    confidence: float | None
+    unfamiliar: bool | None
     model: str
 
 

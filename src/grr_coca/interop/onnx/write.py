@@ -13,7 +13,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxscript import ir
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained, save_tensors
-from grr_coca.checkpoint_files import fingerprint
+from grr_coca.checkpoint_files import CONFIDENCE, fingerprint
 from grr_coca.errors import UserError
 from grr_coca.files import whole_folder
 from grr_coca.interop.onnx.graphs import GRAPHS, OPSET, GraphName, quiet, trace
@@ -46,8 +46,9 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
         checkpoint.model.half().float()
     try:
         with whole_folder(out, facts) as partial:
-            for name in ("config.json", "tokenizer.json", "preprocess.json"):
-                shutil.copyfile(source / name, partial / name)
+            for name in ("config.json", "tokenizer.json", "preprocess.json", CONFIDENCE):
+                if name != CONFIDENCE or (source / name).exists():
+                    shutil.copyfile(source / name, partial / name)
             match precision:
                 case "fp32":
                     shutil.copyfile(source / WEIGHTS, partial / WEIGHTS)

@@ -15,9 +15,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from grr_coca.calibration import Certainty
 from grr_coca.data.photo import Photo
 from grr_coca.errors import UserError
-from grr_coca.search.entry import VERSION, Entry, FieldValue, Header, Stamp, os_bytes
+from grr_coca.search.entry import (
+    VERSION,
+    Entry,
+    FieldValue,
+    Header,
+    Stamp,
+    certainty_fields,
+    certainty_of,
+    os_bytes,
+)
 
 FILE = "index.sqlite"
 _LOCK = "writer.lock"
@@ -26,6 +36,9 @@ _PARTIAL = f".{FILE}.partial"
 _SECONDS_TO_WAIT = 30.0
 """How long to wait for the commit of another process, which takes milliseconds."""
 _SIGNS_OF_DAMAGE = ("malformed", "not a database", "no such table", "no such column")
+
+OF_MODEL = "of model"
+"""Key in the column `fields` of what the model knows of its caption. No field has a name with a space."""
 
 _APPLICATION_ID = 0x67726369
 """Marks the file as an index: `grci`."""
@@ -273,9 +286,16 @@ def to_row(entry: Entry) -> tuple[object, ...]:
         entry.height,
         as_bytes(entry.caption),
         entry.draw,
-        json.dumps(dict(entry.fields)) if entry.fields else None,
+        _fields_column(entry),
         *photo_columns(entry.photo),
     )
+
+
+def _fields_column(entry: Entry) -> str | None:
+    written: dict[str, object] = dict(entry.fields)
+    if certain := certainty_fields(entry.certainty):
+        written[OF_MODEL] = certain
+    return json.dumps(written) if written else None
 
 
 def photo_columns(photo: Photo | None) -> tuple[str | None, str]:
@@ -298,13 +318,19 @@ def from_row(row: tuple) -> Entry:
         height=height,
         caption=caption,
         fields=fields_of_row(fields),
+        certainty=certainty_of_row(fields),
         photo=Photo.from_dict(json.loads(photo)) if photo else None,
     )
 
 
 def fields_of_row(written: str | None) -> dict[str, FieldValue]:
-    """The fields in the column `fields`; an empty dictionary if there are none."""
-    return json.loads(written) if written else {}
+    """The fields of a table in the column `fields`; an empty dictionary if there are none."""
+    return {name: value for name, value in json.loads(written).items() if name != OF_MODEL} if written else {}
+
+
+def certainty_of_row(written: str | None) -> Certainty:
+    """What the model knows of its caption, from the column `fields`."""
+    return certainty_of(json.loads(written).get(OF_MODEL, {})) if written else Certainty()
 
 
 def _connected_to_read(path: Path) -> sqlite3.Connection:

@@ -17,8 +17,10 @@ from grr_coca.data.photo import PHOTO_FIELDS
 from grr_coca.search.embedded.database import (
     FAILURES_OF,
     IMAGES_OF,
+    OF_MODEL,
     READ,
     as_bytes,
+    certainty_of_row,
     database_errors,
     fields_of_row,
     from_row,
@@ -27,7 +29,7 @@ from grr_coca.search.embedded.database import (
 )
 from grr_coca.search.embedded.vectors import State, best_rows, products, rows_of
 from grr_coca.search.embedded.writer import Writer
-from grr_coca.search.entry import OWN_FIELDS, Entry, Failure, FieldValue, ImagePlace, Stamp, chunks
+from grr_coca.search.entry import CERTAINTY_FIELDS, OWN_FIELDS, Entry, Failure, FieldValue, ImagePlace, Stamp, chunks
 from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 from grr_coca.search.store import HASHED, Changes, Described, FieldSummary, Known, LibrarySample, Match
 
@@ -245,11 +247,19 @@ class EmbeddedStore:
         with self.snapshot():
             for chunk in chunks(digests, _MAX_PARAMETERS):
                 rows = self._database.execute(
-                    f"SELECT id, digest, caption, phash, width, height FROM pictures WHERE digest IN ({_marks(chunk)})",
+                    "SELECT id, digest, caption, fields, phash, width, height FROM pictures "
+                    f"WHERE digest IN ({_marks(chunk)})",
                     chunk,
                 )
-                for identity, digest, caption, *measured in rows:
-                    found[digest] = Described(caption, np.array(self._state.vectors[identity - 1]), *measured)
+                for identity, digest, caption, fields, phash, width, height in rows:
+                    found[digest] = Described(
+                        caption=caption,
+                        embedding=np.array(self._state.vectors[identity - 1]),
+                        phash=phash,
+                        width=width,
+                        height=height,
+                        certainty=certainty_of_row(fields),
+                    )
         return found
 
     def roots(self) -> list[str]:
@@ -394,6 +404,9 @@ def _column(field: str, values: list[FieldValue]) -> str:
         return f"pictures.{_COLUMNS.get(field, field)}"
     # The name of a field is a parameter too: nothing that a user has written becomes part of the statement.
     values.append(f"$.{field}")
+    if field in CERTAINTY_FIELDS:
+        values.append(f'$."{OF_MODEL}".{field}')
+        return "COALESCE(json_extract(pictures.fields, ?), json_extract(pictures.fields, ?))"
     if field not in PHOTO_FIELDS:
         return "json_extract(pictures.fields, ?)"
     values.append(f"$.{field}")

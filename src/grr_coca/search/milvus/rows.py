@@ -6,8 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from grr_coca.calibration import Certainty
 from grr_coca.data.photo import Photo
-from grr_coca.search.entry import OWN_FIELDS, Entry, FieldValue, ImagePlace, Stamp
+from grr_coca.search.entry import (
+    OWN_FIELDS,
+    Entry,
+    FieldValue,
+    ImagePlace,
+    Stamp,
+    certainty_fields,
+    certainty_of,
+)
 from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 
 TEXTS = {
@@ -26,8 +35,8 @@ COLUMNS = {"id", *TEXTS, *NUMBERS, "fields", "kinds", "vector"}
 READ = ["name", "root", "file", "digest", "caption", *NUMBERS, "fields", "kinds"]
 _NO_OFFSET = -1
 _PHOTO = ""
-"""Key in `kinds` of what a camera and people wrote, which no field has as its name. The column `fields` holds what
-filters can ask for of it, too; `columns` are the fields that come from a table."""
+"""Key in `kinds` of what a camera, people and the model wrote, which no field has as its name. The column `fields`
+holds what filters can ask for of it, too; `columns` are the fields that come from a table."""
 
 
 def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
@@ -35,8 +44,10 @@ def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
     texts = {name: as_utf8(getattr(entry, name))[:length] for name, length in TEXTS.items()}
     fields = entry.all_fields
     kinds: dict[str, Any] = {name: "text" if isinstance(value, str) else "number" for name, value in fields.items()}
-    if entry.photo is not None:
-        kinds[_PHOTO] = {"photo": entry.photo.to_dict(), "columns": list(entry.fields)}
+    certain = certainty_fields(entry.certainty)
+    if entry.photo is not None or certain:
+        photo = None if entry.photo is None else entry.photo.to_dict()
+        kinds[_PHOTO] = {"photo": photo, "certainty": certain, "columns": list(entry.fields)}
     return {
         **texts,
         "id": entry.draw,
@@ -68,8 +79,14 @@ def from_record(record: dict[str, Any]) -> Entry:
         height=record["height"],
         caption=record["caption"],
         fields=dict(fields) if noted is None else {name: fields[name] for name in noted["columns"]},
-        photo=None if noted is None else Photo.from_dict(noted["photo"]),
+        photo=None if noted is None or noted["photo"] is None else Photo.from_dict(noted["photo"]),
+        certainty=certainty_of_record(record),
     )
+
+
+def certainty_of_record(record: dict[str, Any]) -> Certainty:
+    """What the model knows of its caption, from the column `kinds`."""
+    return certainty_of(((record["kinds"] or {}).get(_PHOTO) or {}).get("certainty", {}))
 
 
 def place_of_record(record: dict[str, Any]) -> ImagePlace:

@@ -27,6 +27,7 @@ from grr_coca.search.milvus.rows import (
     READ,
     TEXTS,
     as_kept,
+    certainty_of_record,
     from_record,
     from_utf8,
     place_of_record,
@@ -201,10 +202,16 @@ class MilvusStore:
         with self.snapshot():
             for chunk in chunks(digests, _CHUNK_SIZE):
                 expression = f"digest in [{', '.join(map(quoted, chunk))}]"
-                columns = ["digest", "caption", "vector", "phash", "width", "height"]
+                columns = ["digest", "caption", "vector", "phash", "width", "height", "kinds"]
                 for row in all_rows(self._client, self._name, expression, columns):
-                    measured = (row["phash"], row["width"], row["height"])
-                    found[row["digest"]] = Described(row["caption"], np.array(row["vector"], np.float16), *measured)
+                    found[row["digest"]] = Described(
+                        caption=row["caption"],
+                        embedding=np.array(row["vector"], np.float16),
+                        phash=row["phash"],
+                        width=row["width"],
+                        height=row["height"],
+                        certainty=certainty_of_record(row),
+                    )
         return found
 
     def roots(self) -> list[str]:

@@ -1,0 +1,335 @@
+"""Fit what a shipped model knows of its own answers, and measure it: `grr_coca.calibration` explains the numbers.
+
+    python scripts/fit_confidence.py NAME [--photographs DIR]
+
+writes `confidence.json` into `src/grr_coca/weights/NAME/`, and figures into its card. `scripts/cards/NAME.yaml` names
+the images under `confidence`: those of training, whose statistics are familiar; those of the fit, which training never
+saw; and those of the measurement, which no fit saw (`related`: of the model's own kind of drawing). Splits that are not
+on this machine are left out, with a line.
+
+`scripts/photographs.txt` names photographs, and how DIR holds them. Without DIR, their figures stay as they are. For a
+model with a page, a picture of the reliability and of the captions that are kept is drawn too.
+
+Shapes: N images, S image size in pixels.
+"""
+
+import argparse
+import json
+import math
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from grr_coca.calibration import Calibration, statistics
+from grr_coca.checkpoint_files import CONFIDENCE, read_json
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.text import clean_caption
+from grr_coca.evaluate.caption_split import images_of
+from grr_coca.files import CACHE, MANIFEST, in_cache, listed_files, whole_folder
+from grr_coca.generate import GREEDY, generate
+from grr_coca.inference.model import ImageTextModel, load
+from grr_coca.registry import FOLDER, Figure, ModelCard
+from grr_coca.structure import from_dict, to_dict
+
+ROOT = Path(__file__).parents[1]
+PHOTOGRAPHS = ROOT / "scripts" / "photographs.txt"
+PICTURE = ROOT / "docs" / "{name}-confidence.webp"
+MAX_IMAGES = 2000
+"""Most images of a split."""
+FAMILIAR = 0.98
+"""Share of the images of the fit that count as familiar."""
+RIDGE = 1e-3
+"""Added to the covariance, as a few training images are uniform in a statistic."""
+BINS = 10
+RESAMPLES = 1000
+Z = 1.96
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Images of a split, N S S 3, the log-probabilities of the model's captions, and which of these are right."""
+
+    pixels: np.ndarray
+    log_probs: np.ndarray
+    right: np.ndarray
+
+
+def main() -> None:
+    """Fit a shipped model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the shipped model")
+    parser.add_argument("--photographs", type=Path, metavar="DIR", help="folder with the photographs")
+    options = parser.parse_args()
+    text = yaml.safe_load((ROOT / "scripts" / "cards" / f"{options.name}.yaml").read_text(encoding="utf-8"))
+    fit_and_measure(FOLDER / options.name, text, options.photographs)
+
+
+def fit_and_measure(folder: Path, text: dict, photographs: Path | None = None) -> None:
+    """Write `confidence.json` and the figures of the card into the folder of a shipped model."""
+    named = text["confidence"]
+    model = load(folder, engine="onnx")
+    card = from_dict(ModelCard, read_json(folder / "card.json"), str(folder / "card.json"))
+    fitted_on = {name: answers(model, path) for name, path in _there(named["fit"]).items()}
+    fitted = fit(training_pixels(model, _there(named["training"])), fitted_on)
+    measured = {name: answers(model, path) for name, path in _there(named["measure"]).items()}
+    figures = {name: dict(found) for name, found in card.figures.items()}
+    for name, found in measured.items():
+        figures.setdefault(name, {}).update(split_figures(fitted, found))
+    related = [measured[name] for name in named["related"] if name in measured]
+    confidence = np.concatenate([confidences(fitted, found) for found in related])
+    right = np.concatenate([found.right for found in related])
+    figures["confidence"] = reliability(confidence, right)
+    if photographs is not None:
+        figures |= {name: photograph_figures(fitted, model, files) for name, files in _listed(photographs).items()}
+    card = replace(card, figures=figures)
+    facts = {key: value for key, value in read_json(folder / MANIFEST).items() if key != "files"}
+    with whole_folder(folder, facts) as partial:
+        for name in listed_files(folder):
+            shutil.copyfile(folder / name, partial / name)
+        (partial / CONFIDENCE).write_text(json.dumps(to_dict(fitted), indent=1) + "\n", encoding="utf-8")
+        (partial / "card.json").write_text(json.dumps(to_dict(card), indent=1) + "\n", encoding="utf-8")
+        page = (folder / "card.md").read_text(encoding="utf-8")
+        (partial / "card.md").write_text(with_section(page, card), encoding="utf-8")
+    if named.get("picture"):
+        draw(confidence, right, figures["confidence"], Path(str(PICTURE).format(name=card.name)))
+
+
+# --- Images and captions
+
+
+def answers(model: ImageTextModel, path: str) -> Answers:
+    """The greedy captions of a split, of at most `MAX_IMAGES` images."""
+    source = open_source(path)
+    images = images_of(source)
+    chosen = [images[number] for number in _spread(len(images))]
+    pixels, log_probs, right = [], [], []
+    for start in range(0, len(chosen), 64):
+        pairs = [source[found[0]] for found in chosen[start : start + 64]]
+        decode = model.preprocess.decode
+        batch = np.stack([model.preprocess(decode(pair.image, pair.name)) for pair in pairs])
+        for found, (best, *_) in zip(
+            chosen[start : start + 64], generate(model.engine, model.tokenizer, batch, GREEDY).captions, strict=True
+        ):
+            truths = {clean_caption(caption, source.name(pair)) for pair in found for caption in source.captions(pair)}
+            log_probs.append(math.fsum(best.log_probs))
+            right.append(best.text in truths)
+        pixels.append(batch)
+    return Answers(np.concatenate(pixels), np.array(log_probs), np.array(right, float))
+
+
+def training_pixels(model: ImageTextModel, paths: dict[str, str]) -> np.ndarray:
+    """Images of the training splits, as many of each, N S S 3."""
+    pixels = []
+    for path in paths.values():
+        source = open_source(path)
+        for number in _spread(len(source)):
+            pair = source[number]
+            pixels.append(model.preprocess(model.preprocess.decode(pair.image, pair.name)))
+    return np.stack(pixels)
+
+
+def _spread(count: int) -> list[int]:
+    most = min(count, MAX_IMAGES)
+    return [number * count // most for number in range(most)]
+
+
+def _there(paths: dict[str, str]) -> dict[str, str]:
+    """The splits that are on this machine."""
+    found = {}
+    for name, path in paths.items():
+        place = in_cache(path) if path.startswith(CACHE) else str(ROOT / path)
+        if any(Path(place).parent.glob(Path(place).name)):
+            found[name] = place
+        else:
+            print(f"{name}: left out: {place} is not there")
+    return found
+
+
+# --- The fit
+
+
+def fit(training: np.ndarray, held_out: dict[str, Answers]) -> Calibration:
+    """Fit the statistics of training images, the limit of familiar ones, and the curve of the confidence.
+
+    Each held-out split has the same weight.
+    """
+    found = statistics(training)
+    precision = np.linalg.inv(np.cov(found.T) + RIDGE * np.eye(found.shape[1]))
+    log_probs, right, weights = (
+        np.concatenate(parts)
+        for parts in zip(
+            *((one.log_probs, one.right, np.full(len(one.right), 1 / len(one.right))) for one in held_out.values()),
+            strict=True,
+        )
+    )
+    slope, offset = logistic(log_probs, right, weights)
+    fitted = Calibration(
+        slope=slope,
+        offset=offset,
+        mean=tuple(found.mean(axis=0).tolist()),
+        precision=tuple(map(tuple, precision.tolist())),
+        max_distance=math.inf,
+        fitted_on=", ".join(f"{len(one.right):,} images of {name}" for name, one in held_out.items()),
+    )
+    limits = [np.quantile(fitted.distances(one.pixels), FAMILIAR) for one in held_out.values()]
+    return replace(fitted, max_distance=float(np.mean(limits)))
+
+
+def logistic(values: np.ndarray, right: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Slope and offset of the likeliest logistic curve (Platt, 1999), by Newton's method."""
+    inputs, found = np.stack([values, np.ones_like(values)], axis=1), np.zeros(2)
+    for _ in range(50):
+        shares = 1 / (1 + np.exp(-inputs @ found))
+        gradient = inputs.T @ (weights * (right - shares))
+        curvature = (inputs * (weights * shares * (1 - shares))[:, None]).T @ inputs
+        found = found + np.linalg.solve(curvature + 1e-9 * np.eye(2), gradient)
+    return float(found[0]), float(found[1])
+
+
+# --- What is measured
+
+
+def confidences(fitted: Calibration, found: Answers) -> np.ndarray:
+    """The confidence of each caption."""
+    return np.array([fitted.confidence([log_prob]) for log_prob in found.log_probs])
+
+
+def split_figures(fitted: Calibration, found: Answers) -> dict[str, Figure]:
+    """Calibration error, and the share of images that are called unfamiliar."""
+    confidence, rng = confidences(fitted, found), np.random.default_rng(0)
+    drawn = rng.integers(len(confidence), size=(RESAMPLES, len(confidence)))
+    errors = [calibration_error(confidence[rows], found.right[rows]) for rows in drawn]
+    low, high = np.quantile(errors, [0.025, 0.975])
+    error = Figure(calibration_error(confidence, found.right), float(low), float(high))
+    return {"calibration_error": error, "unfamiliar": share(np.array(fitted.are_unfamiliar(found.pixels)))}
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """The expected calibration error: the mean distance of confidence and share of right captions, over bins."""
+    number = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    counts = np.bincount(number, minlength=BINS)
+    away = np.bincount(number, confidence, BINS) - np.bincount(number, right, BINS)
+    return float(np.abs(away).sum() / counts.sum())
+
+
+def share(flags: np.ndarray) -> Figure:
+    """A share with its 95 % interval (Wilson, 1927)."""
+    count, value = len(flags), float(flags.mean())
+    middle, half = value + Z**2 / (2 * count), Z * math.sqrt(value * (1 - value) / count + Z**2 / (4 * count**2))
+    scale = 1 + Z**2 / count
+    return Figure(value, max(0.0, min((middle - half) / scale, value)), min(1.0, max((middle + half) / scale, value)))
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray) -> dict[str, Figure]:
+    """The share of right captions in each bin of confidence, and the calibration error."""
+    number = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    figures = {"calibration_error": _exactly(calibration_error(confidence, right)), "captions": _exactly(len(right))}
+    for one in range(BINS):
+        if (number == one).any():
+            figures[f"{one * 100 // BINS} to {(one + 1) * 100 // BINS} %"] = share(right[number == one])
+    for kept in (0.1, 0.25, 0.5):
+        best = np.argsort(-confidence, kind="stable")[: max(1, round(kept * len(right)))]
+        figures[f"surest {kept:.0%}".replace("%", " %")] = share(right[best])
+    return figures
+
+
+def _exactly(value: float) -> Figure:
+    return Figure(value, value, value)
+
+
+def photograph_figures(fitted: Calibration, model: ImageTextModel, files: list[Path]) -> dict[str, Figure]:
+    """The share of photographs that are called unfamiliar."""
+    pixels = np.stack([model.preprocess(model.preprocess.decode(path.read_bytes(), path.name)) for path in files])
+    return {"unfamiliar": share(np.array(fitted.are_unfamiliar(pixels))), "images": _exactly(len(files))}
+
+
+def _listed(folder: Path) -> dict[str, list[Path]]:
+    """The photographs of each list."""
+    lists: dict[str, list[Path]] = {}
+    for line in PHOTOGRAPHS.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# photographs"):
+            found = lists.setdefault(line.removeprefix("# ").partition(":")[0], [])
+        elif not line.startswith("#"):
+            found.append(folder / line)
+    return lists
+
+
+# --- The card
+
+_TITLE = "## What it knows of its answers"
+_NEXT = "## Training"
+
+
+def _percent(figure: Figure) -> str:
+    return f"{100 * figure.value:.1f} % ({100 * figure.low:.1f} to {100 * figure.high:.1f})"
+
+
+def with_section(page: str, card: ModelCard) -> str:
+    """A card's page with the section on what the model knows of its answers, before that on training."""
+    before, _, after = page.partition(f"{_TITLE if _TITLE in page else _NEXT}\n")
+    if _TITLE in page:
+        after = after.partition(f"{_NEXT}\n")[2]
+    return "\n".join([before.rstrip("\n"), "", *confidence_section(card), _NEXT, after])
+
+
+def confidence_section(card: ModelCard) -> list[str]:
+    """How well the model knows what it does not know."""
+    bins = card.figures["confidence"]
+    rows = {split: found for split, found in card.figures.items() if "unfamiliar" in found}
+    lines = ["## What it knows of its answers", ""]
+    lines += [
+        "Confidence is the probability that a caption is exactly right. For drawings that neither training nor the fit",
+        f"saw, {bins['captions'].value:,.0f} of them, it is off by {bins['calibration_error'].value:.3f} on average",
+        "(expected calibration error, ten bins). An unfamiliar image is unlike those of training. No photograph took",
+        "part in the fit; `photographs, other` were first measured when all choices were made.",
+        "",
+        "| confidence | exactly right |",
+        "|---|---|",
+    ]
+    lines += [f"| {name} | {_percent(figure)} |" for name, figure in bins.items() if name.endswith("%")]
+    lines += ["", "| | images | called unfamiliar | calibration error |", "|---|---|---|---|"]
+    for split, found in rows.items():
+        count = f"{found['images'].value:.0f}" if "images" in found else ""
+        error = found.get("calibration_error")
+        shown = "" if error is None else f"{error.value:.3f} ({error.low:.3f} to {error.high:.3f})"
+        lines.append(f"| {split} | {count} | {_percent(found['unfamiliar'])} | {shown} |")
+    return [*lines, ""]
+
+
+# --- The picture
+
+
+def draw(confidence: np.ndarray, right: np.ndarray, bins: dict[str, Figure], path: Path) -> None:
+    """Draw how often captions of a confidence are right, and how many are right among those that are kept."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, other) = pyplot.subplots(1, 2, figsize=(8, 3.2), dpi=110)
+    rows = [(one, bins[name]) for one in range(BINS) if (name := f"{one * 10} to {one * 10 + 10} %") in bins]
+    middles = [(one + 0.5) / BINS for one, _ in rows]
+    spread = [[f.value - f.low for _, f in rows], [f.high - f.value for _, f in rows]]
+    left.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    left.errorbar(middles, [f.value for _, f in rows], spread, fmt="o", color="tab:blue", capsize=3)
+    left.set(xlabel="confidence", ylabel="exactly right", xlim=(0, 1), ylim=(0, 1))
+    order = np.argsort(-confidence, kind="stable")
+    kept = np.arange(1, len(order) + 1)
+    start = max(10, len(order) // 100)
+    other.plot(kept[start:] / len(order), (right[order].cumsum() / kept)[start:], color="tab:blue")
+    other.set(xlabel="share kept, the surest first", ylabel="exactly right among them", xlim=(0, 1), ylim=(0, 1))
+    for axes in (left, other):
+        axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.canvas.draw()
+    Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB").save(path, quality=80, method=6)
+
+
+if __name__ == "__main__":
+    main()

@@ -77,7 +77,7 @@ def _fuzz_operation(operation, mode: GenerationMode, examples: int, statuses: Co
         suppress_health_check=list(HealthCheck),
     )
     def send(case) -> None:
-        response = case.call()
+        response = case.call(timeout=60)
         statuses[response.status_code] += 1
         case.validate_response(response, checks=CHECKS)
 

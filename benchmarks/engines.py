@@ -6,7 +6,7 @@ Takes `icons`, which ships, and models of larger sizes with random weights, expo
 keeps them, for another run: exporting the largest takes minutes. One thread. In each cell the engines take turns, and
 what is compared are seconds of CPU time, so other work on the machine counts less. A caption has 20 new tokens, a text
 15. Writes `results/engines.json`, anew after each model. The rule of `engine="auto"` follows from it
-(`grr_coca.inference.choose`, `tests/inference/test_choose.py`).
+(`grr_coca.inference.choose`, `tests/test_benchmarks.py`).
 """
 
 import argparse
@@ -40,7 +40,7 @@ BATCHES = (1, 8, 32)
 TASKS = ("caption", "image", "text")
 NEW_TOKENS = 20
 TEXT_TOKENS = 15
-ROUNDS = (3, 41)
+ROUNDS = (2, 41)
 SECONDS = 20.0
 """A cell has the least number of rounds at least, and then as many, up to the most, as fit into this time."""
 

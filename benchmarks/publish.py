@@ -69,6 +69,37 @@ def imported_table() -> str:
     return _markdown(lines)
 
 
+def engines_table() -> str:
+    """PyTorch's time for an item, and how many times as fast ONNX Runtime is, for batches of 1, 8 and 32."""
+    rows = _results("", "engines")["rows"]
+    lines = [("model", "width", "task", "PyTorch, ms", "ONNX, times as fast", "in int8")]
+    for model, width, task in dict.fromkeys((row["model"], row["width"], row["task"]) for row in rows):
+        mine = [row for row in rows if (row["model"], row["task"]) == (model, task)]
+        full, quantized = ([row for row in mine if row["precision"] == name] for name in ("fp32", "int8"))
+        times = (f"{row['torch_ms']:.3g}" for row in full)
+        ratios = (" / ".join(f"{row['times_as_fast']:.1f}" for row in found) for found in (full, quantized))
+        lines.append((model.replace("_", " "), str(width), task, " / ".join(times), *ratios))
+    return _markdown(lines)
+
+
+def precision_table() -> str:
+    """What int8 changes, over all drawings of the test splits."""
+    rows = _results("", "precision")["rows"]
+    lines = [("model", "drawings", "exactly right", "R@1", "same as fp32", "same alone as in a batch", "lowest cosine")]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in rows if row["model"] == model]
+        count = sum(row["images"] for row in mine)
+
+        def share(key: str, mine: list[dict[str, Any]] = mine, count: int = count) -> str:
+            return f"{sum(row[key] * row['images'] for row in mine) / count:.1%}"
+
+        pairs = (f"{share(f'{key}_fp32')}, {share(f'{key}_int8')}" for key in ("exact", "R@1"))
+        same = (share("int8_as_fp32"), share("int8_alone_as_in_a_batch"))
+        lowest = min(row[key] for row in mine for key in ("int8_cosine", "int8_alone_cosine"))
+        lines.append((model, str(count), *pairs, *same, f"{lowest:.4f}"))
+    return _markdown(lines)
+
+
 def data_table() -> str:
     """Loader, order and index."""
     lines = [("what", "measured", "aim")]
@@ -103,6 +134,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "training": training_table,
     "captioning": captioning_table,
     "imported": imported_table,
+    "engines": engines_table,
+    "precision": precision_table,
     "data": data_table,
 }
 

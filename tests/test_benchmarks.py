@@ -142,3 +142,23 @@ def test_rows_become_a_table():
     import arms
 
     assert arms.as_table([{"arm": "a", "s": 1}]) == "| arm | s |\n| --- | ---: |\n| a | 1 |\n"
+
+
+def test_the_rule_of_engines_is_that_of_the_table():
+    """`engine="auto"` takes ONNX Runtime up to the width at which it was never behind."""
+    from grr_coca.inference.choose import MAX_ONNX_WIDTH
+
+    rows = json.loads((ROOT / "benchmarks" / "results" / "engines.json").read_text())["rows"]
+    behind = [row["width"] for row in rows if row["precision"] == "fp32" and row["times_as_fast"] < 1]
+    never_behind = [row["width"] for row in rows if row["width"] < min(behind, default=10**9)]
+    assert max(never_behind) == MAX_ONNX_WIDTH
+
+
+def test_engines_take_turns():
+    from engines import in_turn, ratio
+
+    order = []
+    seconds = in_turn({side: (lambda side=side: order.append(side)) for side in ("torch", "fp32")}, (2, 2))
+    assert order == ["torch", "fp32"] * 3
+    assert {side: len(found) for side, found in seconds.items()} == {"torch": 2, "fp32": 2}
+    assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2

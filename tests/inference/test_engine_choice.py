@@ -74,7 +74,7 @@ def test_a_model_with_graphs_runs_in_torch_where_that_finds_a_gpu(monkeypatch):
 
 
 def test_a_wide_model_runs_in_torch_if_that_is_installed(monkeypatch):
-    monkeypatch.setattr(choose, "_MAX_ONNX_WIDTH", 1)
+    monkeypatch.setattr(choose, "MAX_ONNX_WIDTH", 1)
     assert chosen(ICONS, device="cpu") == "torch"
     hide_packages(monkeypatch, "torch")
     assert chosen(ICONS, device="cpu") == "onnx"

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 EngineChoice = Literal["auto", "onnx", "torch"]
 """An engine, or the one that the rule chooses."""
-_MAX_ONNX_WIDTH = 256
-"""Widest transformer for which ONNX Runtime was never behind PyTorch on a CPU, at any batch size."""
+MAX_ONNX_WIDTH = 128
+"""Widest transformer for which ONNX Runtime was never behind PyTorch on a CPU, at any batch size
+(`benchmarks/results/engines.json`)."""
 
 
 def choose_engine(
@@ -55,7 +56,7 @@ def choose_engine(
         return _torch(folder, f"{folder}: has no ONNX graphs (grr-coca export onnx writes them), so it")
     if find_spec("torch") is None:
         return _onnx(folder)
-    is_narrow = max(transformer.embed_dim for transformer in _transformers(config)) <= _MAX_ONNX_WIDTH
+    is_narrow = max(transformer.embed_dim for transformer in _transformers(config)) <= MAX_ONNX_WIDTH
     if is_narrow and (device is not None or best_device() == "cpu"):
         return _onnx(folder)
     return "torch"

@@ -206,7 +206,7 @@ def certainty_fields(certainty: Certainty) -> dict[str, FieldValue]:
     """A certainty as `CERTAINTY_FIELDS`. What is unknown is left out."""
     found: dict[str, FieldValue] = {}
     if certainty.confidence is not None:
-        found["confidence"] = certainty.confidence
+        found["confidence"] = round(certainty.confidence, 4)
     if certainty.unfamiliar is not None:
         found["unfamiliar"] = "yes" if certainty.unfamiliar else "no"
     return found

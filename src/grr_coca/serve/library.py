@@ -21,7 +21,7 @@ from grr_coca.errors import UserError
 from grr_coca.search.answer import Hit, Query, Ranking, SearchOptions, hits_of, rank_images
 from grr_coca.search.duplicates import duplicate_groups
 from grr_coca.search.embedded.database import FILE
-from grr_coca.search.entry import Entry, name_id
+from grr_coca.search.entry import CERTAINTY_FIELDS, Entry, name_id
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import open_store
 from grr_coca.search.relevance import is_fitted_to
@@ -184,7 +184,7 @@ class ServedIndex:
             revision, now = self._browsed.revision(store), time.monotonic()
             known, counted, facets = self._facets
             if known != revision and now - counted > _SECONDS_OF_FACETS:
-                names = dict.fromkeys([*_FACETS, *PHOTO_FIELDS, *sorted(store.columns())])
+                names = dict.fromkeys([*_FACETS, *PHOTO_FIELDS, *CERTAINTY_FIELDS, *sorted(store.columns())])
                 facets = [facet for name in names if (facet := _facet(name, store)) is not None]
                 self._facets = (revision, now, facets)
             return facets

@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -38,8 +37,6 @@ from grr_coca.train.setup import new_checkpoint, training_batches, training_sour
 from grr_coca.train.step import build_trainer, count_tokens
 
 WARM_STEPS, TIMED_STEPS = 2, 8
-SECONDS_TO_SAVE = 120
-"""How long a run may take to save after its signal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +85,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
     print("all is done" if is_done else "the time is over; the same command goes on")
     return 0
 
@@ -179,6 +179,8 @@ def run(trial: str, recipe: Recipe, rung: float, out: Path, deadline: float) -> 
         checkpoints = replace(recipe.checkpoints, minutes=5.0, keep_last=1)
         timed.parent.mkdir(parents=True, exist_ok=True)
         save_recipe(replace(recipe, schedule=schedule, evaluation=evaluation, checkpoints=checkpoints), timed)
+    if time.monotonic() >= deadline:
+        return None
     recipe = load_recipe(timed)
     seconds = _train(timed, out, deadline)
     spent = out.with_name(f"{out.name}.seconds")
@@ -207,12 +209,13 @@ def seconds_per_step(recipe: Recipe) -> float:
     """
     if recipe.data.num_workers:
         raise UserError(f"data: num_workers {recipe.data.num_workers}: the time of workers is not counted; set it to 0")
+    recipe = replace(recipe, schedule=replace(recipe.schedule, steps=WARM_STEPS + TIMED_STEPS))
     ranks = Ranks.here(torch.device("cpu"))
     start = new_checkpoint(recipe, ranks)
     pairs, _ = training_sources(recipe)
     trainer = build_trainer(decide(recipe, start.model, ranks.device).for_autos_of(recipe), start, ranks)
     began = 0.0
-    for step, batches in enumerate(islice(training_batches(recipe, start, pairs, ranks), WARM_STEPS + TIMED_STEPS)):
+    for step, batches in enumerate(training_batches(recipe, start, pairs, ranks)):
         trainer.step(batches, count_tokens(batches), step)
         if step == WARM_STEPS - 1:
             began = time.process_time()
@@ -232,11 +235,12 @@ def _train(recipe: Path, out: Path, deadline: float) -> float:
         process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
-        process.wait(SECONDS_TO_SAVE)
+        process.wait()
     except KeyboardInterrupt:
-        process.wait(SECONDS_TO_SAVE)  # it got the signal too, and saves
+        process.wait()  # it got the signal too, and saves
         raise
-    if process.returncode not in (0, 128 + signal.SIGTERM):
+    # Minus the signal's number: it was not listening yet, and there was nothing to save.
+    if process.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
         raise UserError(f"{out}: the training ended with exit code {process.returncode}; its message is above")
     return _children_seconds() - before
 

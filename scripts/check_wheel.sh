@@ -39,15 +39,18 @@ grr-coca duplicates index
 grr-coca models
 venv/bin/python -c 'import sys, grr_coca; print(grr_coca.load("icons").caption(sys.argv[1]))' "$first"
 
-# One line that says how to install what is missing, and exit code 2.
+# One line that says which extra installs what is missing, and exit code 2.
 refused() {
+    extra=$1
+    shift
     code=0
     grr-coca "$@" 2> message.txt || code=$?
     cat message.txt
     [ "$code" -eq 2 ]
     [ "$(wc -l < message.txt)" -eq 1 ]
-    grep -q "pip install 'grr-coca\[torch\]'" message.txt
+    grep -q "pip install 'grr-coca\[$extra\]'" message.txt
 }
-refused explain "$first"
-refused evaluate icons --data "$images"
-refused caption "$first" --engine torch
+refused torch explain "$first"
+refused torch evaluate icons --data "$images"
+refused torch caption "$first" --engine torch
+refused serve serve index

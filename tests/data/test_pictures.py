@@ -11,6 +11,7 @@ from PIL import Image, ImageCms
 from grr_coca.data.images import decode_image, has_more_frames, open_header
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample, Cause
+from grr_coca.inference.images import to_rgb
 from support import encode_image
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -177,11 +178,30 @@ def test_display_p3_is_converted_as_its_matrix_says():
 
 
 def test_training_and_imported_models_read_the_pixels_as_they_are_stored():
-    stored = np.array([[(180, 90, 60), (60, 150, 90)]], np.uint8)
+    stored = np.full((8, 8, 3), (180, 90, 60), np.uint8)
     data = encode_image(Image.fromarray(stored), "png", icc_profile=P3)
     for preprocess, to_srgb in ((Preprocess(8), False), (Preprocess(8, opening="as_stored"), True)):
-        np.testing.assert_array_equal(np.asarray(preprocess.decode(data, "a.png", to_srgb=to_srgb)), stored)
-    assert np.abs(np.asarray(Preprocess(8).decode(data, "a.png")).astype(int) - stored).max() > 10
+        np.testing.assert_array_equal(preprocess(preprocess.decode(data, "a.png", to_srgb=to_srgb)), stored)
+    assert np.abs(Preprocess(8)(Preprocess(8).decode(data, "a.png")).astype(int) - stored).max() > 10
+
+
+def test_a_large_image_is_converted_after_scaling_with_nearly_the_same_colours():
+    levels = np.linspace(0, 1, 200)
+    waves = np.stack([*np.meshgrid(60 + 120 * levels, 60 + 120 * levels[::-1]), np.full((200, 200), 90)], axis=-1)
+    data = encode_image(Image.fromarray(waves.astype(np.uint8)), "png", icc_profile=P3)
+    preprocess = Preprocess(16)
+    later = preprocess.square(preprocess.decode(data, "a.png"))
+    before = preprocess.square(decode_image(data, "a.png", to_srgb=True))
+    assert np.abs(np.asarray(later).astype(int) - np.asarray(before)).max() <= 4  # at the edge of sRGB
+    assert np.abs(np.asarray(later).astype(int) - preprocess(decode_image(data, "a.png"))).max() > 10
+    np.testing.assert_array_equal(np.asarray(preprocess.square(later)), np.asarray(later), "it is not converted twice")
+
+
+def test_a_pillow_image_with_a_profile_is_converted_too():
+    data = encode_image(Image.new("RGB", (8, 8), (180, 90, 60)), "png", icc_profile=P3)
+    with Image.open(io.BytesIO(data)) as image:
+        given = Preprocess(8)(to_rgb(image, "image"))
+    np.testing.assert_array_equal(given, Preprocess(8)(Preprocess(8).decode(data, "a.png")))
 
 
 def test_srgb_itself_changes_no_pixel():

@@ -66,7 +66,7 @@ _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"))
 
 
 def decode_image(
-    data: bytes, name: str, opening: Opening = "upright_on_white", *, to_srgb: bool = False
+    data: bytes, name: str, opening: Opening = "upright_on_white", *, to_srgb: bool = False, is_scaled: bool = False
 ) -> Image.Image:
     """Decode the bytes of an image file into an RGB image.
 
@@ -80,6 +80,8 @@ def decode_image(
         opening: `as_stored` ignores EXIF rotation, transparency and colour profiles.
         to_srgb: convert the colours of an embedded ICC profile to sRGB. Inference does; training reads the pixels as
             they are stored.
+        is_scaled: the caller will scale the image down, and then call `with_srgb_colours`. Large images are not
+            converted before, which would take several times as long as decoding.
 
     Raises:
         BadSample: the file is not an image, is truncated, or has more than `MAX_PIXELS`, or its format needs a package
@@ -91,7 +93,7 @@ def decode_image(
     try:
         opened = open_header(data, name)
         opened.load()
-        image = open_rgb(opened, opening, to_srgb=to_srgb)
+        image = open_rgb(opened, opening, to_srgb=to_srgb, is_scaled=is_scaled)
         if _is_first_of_several(opened):
             image.info[_FIRST_OF_SEVERAL] = True
     except BadSample:
@@ -211,17 +213,28 @@ def _too_large(name: str, width: int = 0, height: int = 0) -> BadSample:
     return BadSample(message, Cause.TOO_LARGE)
 
 
-def open_rgb(image: Image.Image, opening: Opening = "upright_on_white", *, to_srgb: bool = False) -> Image.Image:
+def open_rgb(
+    image: Image.Image, opening: Opening = "upright_on_white", *, to_srgb: bool = False, is_scaled: bool = False
+) -> Image.Image:
     """Convert an opened Pillow image to RGB, in the same way as `decode_image`."""
-    return _to_rgb(_upright(image) if opening == "upright_on_white" else image, opening, to_srgb)
-
-
-def _to_rgb(image: Image.Image, opening: Opening, to_srgb: bool) -> Image.Image:
-    profile = image.info.get("icc_profile") if to_srgb and opening == "upright_on_white" else None
+    if opening == "as_stored":
+        return _to_rgb(image, opening)
+    image = _upright(image)
+    profile = image.info.get("icc_profile") if to_srgb else None
+    if not profile:
+        return _to_rgb(image, opening)
+    if is_scaled and image.mode == "RGB" and not image.has_transparency_data:
+        image = _to_rgb(image, opening)
+        image.info[_PROFILE] = image.info.pop("icc_profile", profile)
+        return image
     if image.mode.startswith(("I", "F")):
         image = _to_eight_bits(image)
-    if profile:
-        image = _in_srgb(image, profile)
+    return _to_rgb(_in_srgb(image, profile), opening)
+
+
+def _to_rgb(image: Image.Image, opening: Opening) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        image = _to_eight_bits(image)
     if image.has_transparency_data and opening == "upright_on_white":
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
@@ -268,6 +281,21 @@ _IDENTITY_TOLERANCE = 2
 """A profile that changes no value of 0 … 255 by more than this is taken as sRGB."""
 _GRID = np.linspace(0, 255, 9).astype(np.uint8)
 """Values of each channel at which a profile is compared with sRGB."""
+
+
+_PROFILE = "profile_to_convert"
+"""Key of `Image.info`: the profile of an image that is converted after scaling. Cropping and scaling keep it."""
+
+
+def with_srgb_colours(image: Image.Image) -> Image.Image:
+    """Convert an RGB image whose conversion `decode_image` has put off; any other image unchanged."""
+    profile = image.info.get(_PROFILE)
+    if profile is None:
+        return image
+    is_first_of_several = has_more_frames(image)
+    image = _in_srgb(image, profile)
+    image.info = {_FIRST_OF_SEVERAL: True} if is_first_of_several else {}
+    return image
 
 
 def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:

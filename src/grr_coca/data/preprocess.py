@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from grr_coca.data.images import Opening, decode_image
+from grr_coca.data.images import Opening, decode_image, with_srgb_colours
 from grr_coca.shapes import UInt8
 
 Order = Literal["crop_then_resize", "resize_then_crop"]
@@ -43,13 +43,16 @@ class Preprocess:
         Raises:
             BadSample: the file cannot be decoded.
         """
-        return decode_image(data, name, self.opening, to_srgb=to_srgb)
+        return decode_image(data, name, self.opening, to_srgb=to_srgb, is_scaled=True)
 
     def square(self, image: Image.Image) -> Image.Image:
-        """Crop and resize an image to a square of `image_size` pixels.
+        """Crop and resize an image to a square of `image_size` pixels, and convert its colours if that was put off.
 
         It is cropped first: otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
         """
+        return with_srgb_colours(self._scaled(image))
+
+    def _scaled(self, image: Image.Image) -> Image.Image:
         if image.size == (self.image_size, self.image_size):
             return image
         if self.order == "resize_then_crop":

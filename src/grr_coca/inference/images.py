@@ -50,7 +50,7 @@ def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") 
         UserError: a file is missing or broken, or an array has a wrong shape, type or range.
     """
     if isinstance(image, str | Path):
-        return decode_image(read_whole(image), str(image), opening, to_srgb=True)
+        return decode_image(read_whole(image), str(image), opening, to_srgb=True, is_scaled=True)
     if isinstance(image, Image.Image):
         return _from_pillow(image, name, opening)
     if isinstance(image, np.ndarray):
@@ -69,7 +69,7 @@ def _is_tensor(image: object) -> TypeGuard[Tensor]:
 
 def _from_pillow(image: Image.Image, name: str, opening: Opening) -> Image.Image:
     try:
-        return open_rgb(image, opening, to_srgb=True)
+        return open_rgb(image, opening, to_srgb=True, is_scaled=True)
     except BROKEN as error:  # opened lazily, and the file is truncated or closed
         raise UserError(f"{name}: broken, truncated or closed image ({error})") from error
 

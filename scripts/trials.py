@@ -32,7 +32,7 @@ from grr_coca.ranks import Ranks
 from grr_coca.structure import from_dict, read_yaml, to_dict
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.numerics import decide
-from grr_coca.train.recipe import Recipe, Score, load_recipe, save_recipe
+from grr_coca.train.recipe import Recipe, Score, load_recipe, save_recipe, with_absolute_paths
 from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
 from grr_coca.train.step import build_trainer, count_tokens
 
@@ -137,7 +137,7 @@ def changed(path: Path, plan: Plan, trial: str) -> Recipe:
             if not isinstance(section, dict):
                 raise UserError(f"{path}: trials: {trial}: the recipe has no section '{parent}' for '{key}'")
         section[last] = value
-    return from_dict(Recipe, tree, f"{path}: trials: {trial}")
+    return with_absolute_paths(from_dict(Recipe, tree, f"{path}: trials: {trial}"), path.resolve().parent)
 
 
 def candidates(plan: Plan, rung: float, rows: Sequence[Row]) -> list[str]:

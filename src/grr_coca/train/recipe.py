@@ -417,9 +417,12 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         UserError: there is no such file, it is not YAML, or it has a key or a value that is not valid.
     """
-    recipe = from_dict(Recipe, read_yaml(path, "recipe"), str(path))
-    data = recipe.data
-    absolute = partial(absolute_data, path.resolve().parent)
+    return with_absolute_paths(from_dict(Recipe, read_yaml(path, "recipe"), str(path)), path.resolve().parent)
+
+
+def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with absolute paths. Relative ones are relative to `folder`."""
+    absolute, data, teacher = partial(absolute_data, folder), recipe.data, recipe.teacher
     data = replace(
         data,
         train=absolute(data.train),
@@ -427,7 +430,7 @@ def load_recipe(path: Path) -> Recipe:
         val=None if data.val is None else absolute(data.val),
         test={name: absolute(split) for name, split in data.test.items()},
     )
-    teacher = None if recipe.teacher is None else replace(recipe.teacher, path=absolute(recipe.teacher.path))
+    teacher = None if teacher is None else replace(teacher, path=absolute(teacher.path))
     return replace(recipe, data=data, teacher=teacher)
 
 

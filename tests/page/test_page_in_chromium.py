@@ -116,9 +116,8 @@ def test_a_picture_is_captioned_word_by_word_and_searched_by(kind, host, drawing
         }"""
     )
     hand_over(one, path.read_bytes(), path.name, kind)
-    one.settled()
-    one.page.wait_for_selector("#dropped .caption:not(.running)")
-    caption = one.page.locator("#dropped .caption").inner_text()
+    one.page.wait_for_selector("#dropped .caption:not(.running):not(:empty)")
+    caption = one.settled().page.locator("#dropped .caption").inner_text()
     said = [text for text in one.page.evaluate("window.said") if text]
     assert said[-1] == caption
     assert all(caption.startswith(text) for text in said)
@@ -136,7 +135,7 @@ def test_an_svg_is_drawn_and_captioned(host, tab):
         b'<path fill="#d22" d="M12 21C5 15 2 12 2 8a5 5 0 0 1 10-2 5 5 0 0 1 10 2c0 4-3 7-10 13z"/></svg>'
     )
     hand_over(one, svg, "heart.svg", media="image/svg+xml")
-    one.page.wait_for_selector("#dropped .caption:not(.running)")
+    one.page.wait_for_selector("#dropped .caption:not(.running):not(:empty)")
     assert "heart" in one.settled().page.locator("#dropped .caption").inner_text()
     assert one.page.title() != "run"
 
@@ -220,7 +219,7 @@ def test_axe_finds_nothing(scheme, host, drawings, axe, tab):
     assert found() == []
     one.page.keyboard.press("Escape")
     hand_over(one, next((drawings / "things").glob("*.webp")).read_bytes(), "a.webp")
-    one.page.wait_for_selector("#dropped .caption:not(.running)")
+    one.page.wait_for_selector("#dropped .caption:not(.running):not(:empty)")
     assert found() == []
     one.settled().page.locator("#show-duplicates").click()
     one.page.locator("#duplicates section").first.wait_for()
@@ -263,7 +262,7 @@ def test_without_an_index_a_picture_is_asked_for_and_captioned(captions_only, dr
         one.page.evaluate(axe)
         assert one.page.evaluate(AXE_RUN) == []
         one.page.set_input_files("#file", next((drawings / "things").glob("*.webp")))
-        one.page.wait_for_selector("#dropped .caption:not(.running)")
+        one.page.wait_for_selector("#dropped .caption:not(.running):not(:empty)")
         assert one.page.locator("#dropped .caption").inner_text()
         assert one.page.locator("#empty").is_hidden()
 
@@ -495,6 +494,6 @@ def test_no_task_takes_longer_than_a_tenth_of_a_second_while_a_site_loads_and_se
     for words in ("clock", "red heart", "face"):
         one.ask(words)
     one.page.set_input_files("#file", next((drawings / "things").glob("*.webp")))
-    one.page.wait_for_selector("#dropped .caption:not(.running)")
+    one.page.wait_for_selector("#dropped .caption:not(.running):not(:empty)")
     one.settled()
     assert longest_task(browser.stop_tracing()) <= 100

@@ -314,8 +314,8 @@ class Embedded(NamedTuple):
         return torch.cat([self.text, self.words])
 
 
-class Known(NamedTuple):
-    """What is known of the pairs and words of a batch: their ids, and the teacher's embeddings of the texts.
+class Labels(NamedTuple):
+    """What the losses that compare aim at: the ids of the pairs and words of a batch, and the teacher's embeddings.
 
     K is 0 without a teacher.
     """
@@ -327,8 +327,8 @@ class Known(NamedTuple):
     words: Float[Tensor, "W K"]
 
     @classmethod
-    def of(cls, batches: Sequence[Batch]) -> "Known":
-        """What is known of some batches together."""
+    def of(cls, batches: Sequence[Batch]) -> "Labels":
+        """Of some batches together."""
         caption_ids, image_ids = (
             torch.cat([getattr(b, name) for b in batches]) for name in ("caption_ids", "image_ids")
         )
@@ -343,9 +343,9 @@ class Known(NamedTuple):
             words=torch.cat([text[:0], *(w.teacher for w in words)]),
         )
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Known":
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Labels":
         """The same with a function of each tensor."""
-        return Known(*map(function, self))
+        return Labels(*map(function, self))
 
 
 class Compared(NamedTuple):
@@ -363,8 +363,8 @@ def compared_losses(
     model: CoCa,
     rows: Embedded,
     columns: Embedded,
-    known_rows: Known,
-    known_columns: Known,
+    row_labels: Labels,
+    column_labels: Labels,
     first_row: int,
     teaching: Teaching | None,
 ) -> Compared:
@@ -374,12 +374,12 @@ def compared_losses(
         model: for its temperature, and for the bias of the sigmoid loss.
         rows: our embeddings of the pairs and words whose part is computed.
         columns: our embeddings of the global batch.
-        known_rows: what is known of the rows.
-        known_columns: what is known of the global batch.
+        row_labels: of the rows.
+        column_labels: of the global batch.
         first_row: index of the first pair of the rows in the global batch.
         teaching: how the teacher is used; None: there is none.
     """
-    ours, all_of_them = known_rows, known_columns
+    ours, all_of_them = row_labels, column_labels
     same = same_pair(ours.caption_ids, ours.image_ids, columns=(all_of_them.caption_ids, all_of_them.image_ids))
     targets = None
     if teaching is not None and teaching.soft_targets:
@@ -389,8 +389,8 @@ def compared_losses(
     )
     if teaching is None:
         return Compared(contrastive, torch.zeros_like(contrastive))
-    ids, all_ids = (torch.cat([known.caption_ids, known.word_ids]) for known in (ours, all_of_them))
-    taught, all_taught = (torch.cat([known.text, known.words]).type_as(rows.text) for known in (ours, all_of_them))
+    ids, all_ids = (torch.cat([labels.caption_ids, labels.word_ids]) for labels in (ours, all_of_them))
+    taught, all_taught = (torch.cat([labels.text, labels.words]).type_as(rows.text) for labels in (ours, all_of_them))
     same_text = ids[:, None] == all_ids
     return Compared(
         contrastive, teacher_loss(rows.texts, columns.texts, taught, all_taught, same_text, teaching.temperature)
@@ -460,5 +460,5 @@ def coca_loss(contrastive: Scalar, captioning: Scalar, weights: LossWeights) -> 
 
 
 def _compare_within(model: CoCa, batch: Batch, weights: LossWeights) -> Compare:
-    known = Known.of([batch])
-    return lambda embedded: compared_losses(model, embedded, embedded, known, known, 0, weights.teaching)
+    labels = Labels.of([batch])
+    return lambda embedded: compared_losses(model, embedded, embedded, labels, labels, 0, weights.teaching)

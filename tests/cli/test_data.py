@@ -6,7 +6,6 @@ import tarfile
 import pytest
 from PIL import Image
 
-from grr_coca.cli import data as pairs
 from grr_coca.data import convert as convert_module
 from grr_coca.data.convert import Conversion, convert
 from grr_coca.data.images import decode_image
@@ -91,7 +90,7 @@ def test_a_sheet_takes_the_place_of_no_data_and_of_nothing_but_a_picture(
 ):
     table = tmp_path / "pairs.png"
     table.write_bytes(spoiled.read_bytes())
-    monkeypatch.setattr("grr_coca.cli.data.open_source", lambda _: open_source(str(spoiled)))
+    monkeypatch.setattr("grr_coca.data.sources.open.open_source", lambda _: open_source(str(spoiled)))
     assert "is an input, and would be overwritten" in refused("data", "check", table, "--sheet", table)
     assert "'.csv' is not the suffix" in refused("data", "check", spoiled, "--sheet", tmp_path / "pairs.csv")
 
@@ -338,7 +337,7 @@ def test_a_file_without_permission_is_told_in_one_line(refused, monkeypatch):
     def deny(path):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(pairs, "open_source", deny)
+    monkeypatch.setattr("grr_coca.data.sources.open.open_source", deny)
     for action in ("check", "stats"):
         assert refused("data", action, "a.csv") == "error: a.csv: cannot be read or written (Permission denied)\n"
 
@@ -347,6 +346,6 @@ def test_an_error_that_names_no_file_is_a_bug_and_keeps_its_traceback(grr_coca, 
     def fail(path):
         raise OSError(9, "Bad file descriptor")
 
-    monkeypatch.setattr(pairs, "open_source", fail)
+    monkeypatch.setattr("grr_coca.data.sources.open.open_source", fail)
     with pytest.raises(OSError, match="Bad file descriptor"):
         grr_coca("data", "stats", "a.csv")

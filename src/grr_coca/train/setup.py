@@ -264,7 +264,9 @@ def training_batches(
 
 def _open_teacher(teacher: TeacherRecipe, start: Checkpoint, seed: int, ranks: Ranks) -> Teacher:
     context_length = start.config.text_decoder.context_length
-    return Teacher(TeacherTexts.read(teacher.path), teacher.words, start.tokenizer, context_length, seed, ranks)
+    return Teacher(
+        TeacherTexts.read(teacher.path), teacher.words, start.tokenizer, context_length, seed=seed, ranks=ranks
+    )
 
 
 def training_visits(recipe: Recipe, pairs: PairSource) -> Visits:

@@ -26,7 +26,7 @@ from torch import Tensor
 from grr_coca.batch import Batch
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.evaluate.split import Scaling
-from grr_coca.losses import Compare, Compared, Embedded, Known, Losses, LossWeights, compared_losses
+from grr_coca.losses import Compare, Compared, Embedded, Labels, Losses, LossWeights, compared_losses
 from grr_coca.model import CoCa
 from grr_coca.ranks import Ranks
 from grr_coca.train.blocks import checkpoint_blocks, compile_blocks
@@ -115,8 +115,8 @@ def cut_losses(
     columns = Embedded(*(gather(embedding.detach()).requires_grad_() for embedding in local))
     first = [ranks.rank * len(embedding) for embedding in local]
     rows = Embedded(*(x[i : i + len(mine)] for x, i, mine in zip(columns, first, local, strict=True)))
-    known = Known.of(batches).map(lambda tensor: tensor.to(ranks.device))
-    losses = compared_losses(model, rows, columns, known, known.map(gather), first[0], weights.teaching)
+    labels = Labels.of(batches).map(lambda tensor: tensor.to(ranks.device))
+    losses = compared_losses(model, rows, columns, labels, labels.map(gather), first[0], weights.teaching)
 
     scalars = [scalar for scalar in scalar_parameters(model) if scalar.requires_grad]
     image, text, *by_scalar = torch.autograd.grad(

@@ -36,7 +36,7 @@ CAPTIONS, WORDS, EMBEDDINGS = "captions.txt", "words.txt", "embeddings.safetenso
 _AGAIN = "write the folder anew with `python scripts/text_teacher.py RECIPE`"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeacherTexts:
     """The content of a teacher's folder. `ids`: of the captions, sorted; `rows`: row of each in `captions`."""
 
@@ -69,7 +69,7 @@ class TeacherTexts:
             )
         ids = np.array([stable_id(caption.lower()) for caption in texts[CAPTIONS]], np.int64)
         rows = ids.argsort()
-        return cls(folder, ids[rows], rows, captions, texts[WORDS], words)
+        return cls(folder=folder, ids=ids[rows], rows=rows, captions=captions, word_list=texts[WORDS], words=words)
 
     @property
     def digest(self) -> str:
@@ -175,7 +175,14 @@ class Teacher:
     """
 
     def __init__(
-        self, texts: TeacherTexts, num_words: int, tokenizer: Tokenizer, context_length: int, seed: int, ranks: Ranks
+        self,
+        texts: TeacherTexts,
+        num_words: int,
+        tokenizer: Tokenizer,
+        context_length: int,
+        *,
+        seed: int,
+        ranks: Ranks,
     ) -> None:
         if num_words % ranks.size:
             raise UserError(

@@ -135,7 +135,7 @@ class _Connection:
 
     async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Status and body of the answer."""
-        if self._streams is None:
+        if self._streams is None or self._streams[0].at_eof():  # the server closes those that were idle
             self._streams = await asyncio.open_connection(*self._place)
         reader, writer = self._streams
         writer.write(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n".encode())

@@ -450,13 +450,12 @@ print(json.dumps([[best.token_ids for best, *_ in said.captions], said.image_emb
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-x86_64, of Debian's package qemu-user")
-@pytest.mark.parametrize("precision_name", ["fp32", "int8"])
-def test_int8_is_as_good_on_a_processor_with_avx2_alone(export, precision, tmp_path, precision_name):
+def test_int8_is_as_good_on_a_processor_with_avx2_alone(export, precision, tmp_path):
     """It adds two products in 16 bits. Without `reduce_range`, sums saturate there, unseen on any other processor."""
     checkpoint = from_pretrained(SHIPPED["icons"])
     split = precision.read(open_source(TEST_STYLE), checkpoint, 64)
     np.save(tmp_path / "pixels.npy", split.pixels)
-    folder = export("icons", precision_name).folder
+    folder = export("icons", "int8").folder
     command = [sys.executable, "-c", ON_AVX2, str(folder), str(tmp_path / "pixels.npy")]
     emulated = subprocess.run(
         ["qemu-x86_64", "-cpu", "Haswell", *command], capture_output=True, text=True, check=False, timeout=3000
@@ -466,9 +465,5 @@ def test_int8_is_as_good_on_a_processor_with_avx2_alone(export, precision, tmp_p
     native = generate(OnnxEngine(SHIPPED["icons"], threads=1), checkpoint.tokenizer, split.pixels)
     wanted = [list(best.token_ids) for best, *_ in native.captions]
     cosines = (np.array(embeddings) * native.image_embedding).sum(axis=1)
-    if precision_name == "fp32":
-        assert ids == wanted
-        assert cosines.min() > 1 - 1e-5
-    else:
-        assert precision.same(ids, wanted) >= 0.88
-        assert cosines.min() > 0.99
+    assert precision.same(ids, wanted) >= 0.88
+    assert cosines.min() > 0.99

@@ -18,6 +18,7 @@ import pytest
 from serving import DRAWINGS, Client, wait_until
 
 import grr_coca
+from grr_coca.serve.server import listen
 from processes import running, take_interrupts
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
@@ -60,6 +61,15 @@ def test_a_port_in_use_is_named_before_the_model_is_loaded():
         message = refused("--port", port)
     assert f"127.0.0.1:{port}: cannot listen there" in message
     assert "give another --port" in message
+
+
+def test_the_second_part_of_an_answer_does_not_wait_for_the_client():
+    with (
+        listen("127.0.0.1", 0) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize(

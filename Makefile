@@ -39,7 +39,7 @@ demo: $(VENV)/.demo
 
 # The drawings that come with the code, on the page.
 page: $(VENV)/.page
-	$(BIN)/grr-coca index docs/drawings --out runs/drawings.index
+	$(BIN)/grr-coca index docs/drawings datasets/pictograms/test_style-00000.tar --out runs/drawings.index
 	$(BIN)/grr-coca serve runs/drawings.index --open
 
 test: $(VENV)/.dev lint

@@ -10,9 +10,8 @@ import torch
 import yaml
 
 from grr_coca.checkpoint import from_pretrained
-from grr_coca.checkpoint_files import FILES, fingerprint
+from grr_coca.checkpoint_files import FILES, GRAPHS, fingerprint
 from grr_coca.files import verify_folder
-from grr_coca.interop.onnx.graphs import GRAPHS
 from grr_coca.registry import Figure, shipped_folder, shipped_models
 from support import finished_run
 

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from grr_coca.config import CoCaConfig
 from grr_coca.errors import UserError
@@ -20,7 +20,9 @@ from grr_coca.structure import from_dict, to_dict
 
 WEIGHTS = "model.safetensors"
 FILES = (WEIGHTS, "config.json", "tokenizer.json", "preprocess.json")
-GRAPH_FILES = ("image.onnx", "text.onnx", "step.onnx")
+GraphName = Literal["image", "text", "step"]
+GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
+GRAPH_FILES = tuple(f"{name}.onnx" for name in GRAPHS)
 QUANTIZED_WEIGHTS = "weights.safetensors"
 CONFIDENCE = "confidence.json"
 """What the model knows of its own answers, if that was fitted; see `grr_coca.calibration`."""

@@ -18,7 +18,7 @@ from onnxscript import ir
 
 import grr_coca
 from grr_coca.checkpoint import Checkpoint, from_pretrained, save_checkpoint
-from grr_coca.checkpoint_files import fingerprint
+from grr_coca.checkpoint_files import GRAPHS, fingerprint
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.tensors import normalize
@@ -28,7 +28,7 @@ from grr_coca.engine.torch import TorchEngine
 from grr_coca.errors import UserError
 from grr_coca.files import listed_files, verify_folder
 from grr_coca.generate import generate
-from grr_coca.interop.onnx.graphs import GRAPHS, trace
+from grr_coca.interop.onnx.graphs import trace
 from grr_coca.interop.onnx.readme import readme
 from grr_coca.interop.onnx.write import write_onnx
 from grr_coca.interop.open_clip.read import read_open_clip

@@ -11,11 +11,11 @@ import ctypes
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from grr_coca.checkpoint_files import read_json
+from grr_coca.checkpoint_files import GraphName, read_json
 from grr_coca.engine.base import ArrayLogits, EncodedImages, EngineName
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, file_sha256, listed_files
@@ -25,7 +25,6 @@ from grr_coca.threads import num_threads
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
 
-GraphName = Literal["image", "text", "step"]
 _Values = Mapping[str, "OrtValue"]
 """Tensors of ONNX Runtime by the name of the input that takes them."""
 
@@ -115,7 +114,7 @@ class OnnxEngine:
         """The open graph."""
         return self._graph(name).session
 
-    def _graph(self, name: GraphName) -> "_Graph":
+    def _graph(self, name: GraphName) -> _Graph:
         if name not in self._graphs:
             session = self._opened(f"{name}.onnx")
             outputs = [output.name for output in session.get_outputs()]

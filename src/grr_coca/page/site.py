@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from grr_coca.checkpoint_files import read_json
+from grr_coca.checkpoint_files import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, has_graphs, read_json
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.files import MANIFEST, user_cache, verify_folder, whole_folder
@@ -41,7 +41,6 @@ from grr_coca.search.entry import Entry, name_id
 from grr_coca.search.facets import Facet, facets
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Store
 
-GRAPHS = ("image", "text", "step")
 CHUNK = 8192
 """Rows of a file of the library."""
 THUMBNAIL_SIDE = 400
@@ -329,7 +328,7 @@ def graphs_of(checkpoint: Path) -> Iterator[Path]:
     Raises:
         UserError: it has no graphs, and what exports it is not installed.
     """
-    if all((checkpoint / f"{name}.onnx").is_file() for name in GRAPHS):
+    if has_graphs(checkpoint):
         yield checkpoint
         return
     require_extra("export", f"{checkpoint}: a checkpoint without graphs, and exporting it to ONNX")
@@ -373,7 +372,7 @@ def write_site(
     tokenizer = read_json(graphs / "tokenizer.json")
     if tokenizer.get("model", {}).get("type") != "BPE":
         raise UserError(f"{graphs / 'tokenizer.json'}: not a BPE, which alone the page supports")
-    weights = "weights.safetensors" if manifest["precision"] == "int8" else "model.safetensors"
+    weights = QUANTIZED_WEIGHTS if manifest["precision"] == "int8" else WEIGHTS
     try:
         with whole_folder(out) as site:
             _write_page(site)
@@ -383,7 +382,7 @@ def write_site(
             }.items():
                 _write_bytes(site / name, content)
             (site / "model").mkdir()
-            for name in (*(f"{graph}.onnx" for graph in GRAPHS), weights, "tokenizer.json"):
+            for name in (*GRAPH_FILES, weights, "tokenizer.json"):
                 shutil.copyfile(graphs / name, site / "model" / name)
             can = ["caption", *(["search"] if library else []), *(["duplicates"] if library and library.groups else [])]
             facts: dict[str, object] = {

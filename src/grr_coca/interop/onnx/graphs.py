@@ -18,7 +18,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from onnxscript import ir
 from torch import Tensor, nn
 from torch.export import Dim
 
+from grr_coca.checkpoint_files import GraphName
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tensors import normalize
@@ -35,8 +36,6 @@ from grr_coca.layers.layout import Cached
 from grr_coca.layers.scaled_attention import KeyValueCache, KeyValues
 from grr_coca.model import CoCa
 
-GraphName = Literal["image", "text", "step"]
-GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 OPSET = 23
 """The version of ONNX's operators. It is the first that has attention, rotary positions and RMSNorm."""
 

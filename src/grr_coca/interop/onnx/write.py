@@ -13,19 +13,15 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxscript import ir
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained, save_tensors
-from grr_coca.checkpoint_files import CONFIDENCE, fingerprint
+from grr_coca.checkpoint_files import CONFIDENCE, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, GraphName, fingerprint
 from grr_coca.errors import UserError
 from grr_coca.files import whole_folder
-from grr_coca.interop.onnx.graphs import GRAPHS, OPSET, GraphName, quiet, trace
+from grr_coca.interop.onnx.graphs import OPSET, quiet, trace
 from grr_coca.interop.onnx.readme import readme
 from grr_coca.interop.onnx.weights import refer_to, write_shared
 
 Precision = Literal["fp32", "fp16", "int8"]
 """Of the weights in the folder. Sums are always computed in fp32."""
-
-WEIGHTS = "model.safetensors"
-QUANTIZED = "weights.safetensors"
-"""Weights of int8 graphs. They have another name, because the folder is no checkpoint."""
 
 
 def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
@@ -60,7 +56,7 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
                 case "int8":
                     _write_quantized(checkpoint, partial)
             facts |= manifest_facts(checkpoint, source if precision == "int8" else partial, precision)
-            weights = QUANTIZED if precision == "int8" else WEIGHTS
+            weights = QUANTIZED_WEIGHTS if precision == "int8" else WEIGHTS
             (partial / "README.md").write_text(readme(checkpoint, precision, weights), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
@@ -79,8 +75,8 @@ def write_graphs(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _write_quantized(checkpoint: Checkpoint, folder: Path) -> None:
     graphs = {name: _quantized(name, graph, folder / "quantized") for name, graph in _traced(checkpoint).items()}
-    write_shared(graphs.values(), folder / QUANTIZED)
-    refer_to(graphs.values(), folder / QUANTIZED)
+    write_shared(graphs.values(), folder / QUANTIZED_WEIGHTS)
+    refer_to(graphs.values(), folder / QUANTIZED_WEIGHTS)
     _save(graphs, folder)
 
 

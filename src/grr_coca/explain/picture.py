@@ -1,17 +1,20 @@
-"""Draw heat maps over images, as PNG."""
+"""Draw heat maps over images, as PNG. Only this needs matplotlib, which is imported when a picture is drawn."""
 
 import io
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.explain.caption import WordMap
 from grr_coca.explain.text import TextMap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _SIDE = 224
 """Size in pixels of the image in each panel."""
@@ -40,8 +43,10 @@ def text_picture(image: Image.Image, text: str, text_map: TextMap, dpi: int = 11
     return _png(figure)
 
 
-def _panels(image: Image.Image, count: int, dpi: int) -> tuple[Figure, list[Axes]]:
+def _panels(image: Image.Image, count: int, dpi: int) -> tuple["Figure", "list[Axes]"]:
     """Axes that show the image, the first in colour, the others in grey."""
+    from matplotlib.figure import Figure
+
     columns = min(count, _MAX_COLUMNS)
     rows = -(-count // columns)
     figure = Figure(figsize=(columns * _INCHES, rows * (_INCHES + 0.3)), dpi=dpi, layout="constrained")
@@ -55,16 +60,16 @@ def _panels(image: Image.Image, count: int, dpi: int) -> tuple[Figure, list[Axes
     return figure, all_axes[:count]
 
 
-def _overlay(axes: Axes, heat: np.ndarray, colours: str, low: float, high: float) -> None:
+def _overlay(axes: "Axes", heat: np.ndarray, colours: str, low: float, high: float) -> None:
     # One square per patch, without blurring: the map says nothing about pixels within a patch.
     axes.imshow(heat, cmap=colours, vmin=low, vmax=high, alpha=_OPACITY, extent=(0, 1, 0, 1), interpolation="nearest")
 
 
-def _title(axes: Axes, text: str) -> None:
+def _title(axes: "Axes", text: str) -> None:
     axes.set_title(text, fontsize=10, parse_math=False, wrap=True)
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the font lacks a script: boxes are drawn

@@ -60,9 +60,12 @@ def find_model(path: Path) -> Path:
         raise UserError(f"{path}: no such folder; a checkpoint is a folder that holds {', '.join(FILES)}")
     steps = list(checkpoints_by_step(path / "checkpoints").values())
     folder = steps[-1] if steps else path
-    missing = _missing(folder, FILES)
-    if missing and not is_quantized(folder):
-        raise UserError(f"{folder}: not a checkpoint: {', '.join(missing)} missing")
+    is_int8 = is_quantized(folder)
+    missing = ", ".join(_missing(folder, _QUANTIZED_FILES if is_int8 else FILES))
+    if missing and is_int8:
+        raise UserError(f"{folder}: a model in int8 without {missing}; write it again: grr-coca export onnx")
+    if missing:
+        raise UserError(f"{folder}: not a checkpoint: {missing} missing")
     return folder
 
 
@@ -81,8 +84,14 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def is_quantized(folder: Path) -> bool:
-    """True for a model in int8."""
-    return not (folder / WEIGHTS).is_file() and not _missing(folder, _QUANTIZED_FILES)
+    """True for a model in int8, complete or not."""
+    if (folder / WEIGHTS).is_file():
+        return False
+    try:
+        listed = listed_files(folder)
+    except UserError:  # it has no manifest, or that of something else
+        listed = {}
+    return QUANTIZED_WEIGHTS in listed or (folder / QUANTIZED_WEIGHTS).is_file()
 
 
 def has_graphs(folder: Path) -> bool:

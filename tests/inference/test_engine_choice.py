@@ -12,7 +12,7 @@ import pytest
 
 import grr_coca
 from grr_coca.checkpoint import from_pretrained
-from grr_coca.checkpoint_files import FILES, GRAPH_FILES, fingerprint
+from grr_coca.checkpoint_files import FILES, GRAPH_FILES, QUANTIZED_WEIGHTS, fingerprint
 from grr_coca.cli import main
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, file_sha256
@@ -149,10 +149,11 @@ def test_a_file_of_another_model_is_named(folder, name):
         grr_coca.load(folder)
 
 
-def test_graphs_of_another_checkpoint_are_refused(folder):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_graphs_of_another_checkpoint_are_refused(folder, precision):
     """As after a training whose weights were copied over those that the graphs were made of."""
     shutil.copyfile(FOLDER / "pictograms" / "model.safetensors", folder / "model.safetensors")
-    rewrite_manifest(folder)
+    rewrite_manifest(folder, precision=precision)
     with pytest.raises(UserError, match="another checkpoint"):
         grr_coca.load(folder).caption(DRAWING)
 
@@ -196,6 +197,13 @@ def test_a_model_in_int8_runs_in_onnx_runtime_alone(folder):
             use()
     with pytest.raises(UserError, match="device 'cuda': a model in int8 runs on the CPU alone"):
         grr_coca.load(folder, "cuda")
+
+
+@pytest.mark.parametrize("name", [QUANTIZED_WEIGHTS, "config.json", "step.onnx"])
+def test_a_missing_file_of_a_model_in_int8_is_named(folder, name):
+    (as_if_quantized(folder) / name).unlink()
+    with pytest.raises(UserError, match=f"a model in int8 without {name}; write it again: grr-coca export onnx"):
+        grr_coca.load(folder)
 
 
 def test_a_model_in_int8_has_another_fingerprint(folder):

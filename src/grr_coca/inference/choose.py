@@ -105,8 +105,8 @@ def _onnx(folder: Path) -> "EngineName":
         raise UserError("onnxruntime is not installed, and comes with grr-coca; pip install onnxruntime")
     if not has_graphs(folder):
         raise UserError(f"{folder}: has no ONNX graphs; write them: grr-coca export onnx -c {folder} --out FOLDER")
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("precision") == "fp32" and manifest.get("checkpoint") != fingerprint(folder):
+    # Those in int8 name the checkpoint that they were made from, which is not there.
+    if not is_quantized(folder) and read_json(folder / MANIFEST).get("checkpoint") != fingerprint(folder):
         raise UserError(
             f"{folder}: the ONNX graphs are those of another checkpoint; write them again: grr-coca export onnx "
             f"-c {folder} --out FOLDER"

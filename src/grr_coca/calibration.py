@@ -31,8 +31,9 @@ FOR_PHOTOGRAPHS = "coca-l14-captions"
 class Certainty(NamedTuple):
     """What a model knows of its caption of an image; None: it cannot tell.
 
-    `confidence`: the probability that the caption is exactly right; None for an unfamiliar image too. `unfamiliar`:
-    True if the image is unlike those that the model was trained on.
+    `confidence`: the probability that the caption is exactly right. It is None also for an unfamiliar image, for a
+    caption that follows a prompt, and for one that `max_length` cut off. `unfamiliar`: True if the image is unlike
+    those that the model was trained on.
     """
 
     confidence: float | None = None
@@ -58,7 +59,7 @@ class Calibration:
     fitted_on: str
 
     def __post_init__(self) -> None:
-        if len(self.mean) != NUM_STATISTICS or np.shape(self.precision) != (NUM_STATISTICS, NUM_STATISTICS):
+        if {len(row) for row in (self.mean, self.precision, *self.precision)} != {NUM_STATISTICS}:
             raise UserError(f"'mean' and 'precision' are not those of {NUM_STATISTICS} statistics")
 
     def confidence(self, log_probs: Sequence[float]) -> float:

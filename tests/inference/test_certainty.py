@@ -110,6 +110,13 @@ def test_with_a_prompt_and_for_other_captions(icons):
     assert several.certainties[0].confidence == several.confidence != several.certainties[1].confidence
 
 
+def test_of_a_caption_that_was_cut_off_it_is_not_known_how_sure_it_is(icons):
+    for length, is_known in ((1, False), (20, True)):
+        described = icons.describe(DRAWINGS[0], max_length=length)
+        assert (described.confidence is not None) is is_known
+        assert described.unfamiliar is False
+
+
 def test_a_model_without_a_fit_cannot_tell(model, files):
     described = model.describe(files)
     assert [(one.confidence, one.unfamiliar) for one in described] == [UNKNOWN] * len(files)
@@ -122,10 +129,22 @@ def test_new_weights_have_no_fit(icons):
     assert model.describe(DRAWINGS[0]).unfamiliar is None
 
 
-@pytest.mark.parametrize("change", ["", '{"slope": 1}', "mean"])
-def test_a_damaged_fit_names_its_file(tmp_path, change):
-    content = json.loads((FOLDER / DEFAULT / CONFIDENCE).read_text())
-    (tmp_path / CONFIDENCE).write_text(json.dumps({**content, "mean": [1.0]}) if change == "mean" else change)
+FIT = json.loads((FOLDER / DEFAULT / CONFIDENCE).read_text())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"slope": 1}',
+        json.dumps({**FIT, "mean": [1.0]}),
+        json.dumps({**FIT, "precision": [*FIT["precision"][1:], [1.0]]}),
+        json.dumps({**FIT, "precision": FIT["precision"][1:]}),
+    ],
+    ids=["empty", "keys", "mean", "ragged", "rows"],
+)
+def test_a_damaged_fit_names_its_file(tmp_path, content):
+    (tmp_path / CONFIDENCE).write_text(content)
     with pytest.raises(UserError, match=CONFIDENCE):
         read_calibration(tmp_path)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
-from grr_coca.calibration import FOR_PHOTOGRAPHS, Calibration, Certainty, read_calibration
+from grr_coca.calibration import FOR_PHOTOGRAPHS, UNKNOWN, Calibration, Certainty, read_calibration
 from grr_coca.checkpoint_files import fingerprint
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
@@ -292,12 +292,14 @@ class ImageTextModel:
         """
         fitted = self.calibration
         if fitted is None:
-            return [(Certainty(),) * len(found) for found in captions]
+            return [(UNKNOWN,) * len(found) for found in captions]
+
+        def confidence(caption: Caption) -> float | None:
+            is_whole = caption.token_ids[-1] == self.tokenizer.eos_id
+            return fitted.confidence(caption.log_probs) if is_whole and not prompt else None
+
         return [
-            tuple(
-                Certainty(None if unfamiliar or prompt else fitted.confidence(caption.log_probs), unfamiliar)
-                for caption in found
-            )
+            tuple(Certainty(None if unfamiliar else confidence(caption), unfamiliar) for caption in found)
             for found, unfamiliar in zip(captions, fitted.are_unfamiliar(pixels), strict=True)
         ]
 

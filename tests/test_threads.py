@@ -5,14 +5,33 @@ import sys
 
 import pytest
 
-SAID = "import os; from grr_coca.cli import main; main(['models', '--json']); print(os.environ.get('OMP_WAIT_POLICY'))"
+SAID = """
+import contextlib, os
+import grr_coca
+from grr_coca.cli import main
+from grr_coca.errors import UserError
+
+with contextlib.suppress(UserError):
+    {use}
+print(os.environ.get("OMP_WAIT_POLICY"))
+"""
+VERB, LOAD = "main(['models', '--json'])", "grr_coca.load('nowhere')"
+OPEN_CLIP = "grr_coca.load('open_clip:nowhere')"
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({"GOMP_SPINCOUNT": "9"}, "None")])
-def test_threads_of_pytorch_sleep_while_they_wait(monkeypatch, given, expected):
+@pytest.mark.parametrize(
+    ("use", "given", "expected"),
+    [
+        (VERB, {}, "PASSIVE"),
+        (LOAD, {}, "PASSIVE"),
+        (OPEN_CLIP, {}, "PASSIVE"),
+        (VERB, {"GOMP_SPINCOUNT": "9"}, "None"),
+    ],
+)
+def test_threads_of_pytorch_sleep_while_they_wait(monkeypatch, use, given, expected):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    done = subprocess.run([sys.executable, "-c", SAID], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", SAID.format(use=use)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == expected

@@ -76,7 +76,7 @@ def engines_table() -> str:
     for model, width, task in dict.fromkeys((row["model"], row["width"], row["task"]) for row in rows):
         mine = [row for row in rows if (row["model"], row["task"]) == (model, task)]
         full, quantized = ([row for row in mine if row["precision"] == name] for name in ("fp32", "int8"))
-        times = (f"{row['torch_ms']:.3g}" for row in full)
+        times = (f"{ms:,.0f}" if ms >= 1000 else f"{ms:.3g}" for ms in (row["torch_ms"] for row in full))
         ratios = (" / ".join(f"{row['times_as_fast']:.1f}" for row in found) for found in (full, quantized))
         lines.append((model.replace("_", " "), str(width), task, " / ".join(times), *ratios))
     return _markdown(lines)

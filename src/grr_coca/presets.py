@@ -358,7 +358,7 @@ def with_captions_from(config: CoCaConfig, captions_from: CaptionsFrom, size: st
 
 
 def size_of(size: str | Size) -> Size:
-    """A size by name; one that is given as it is stays so.
+    """The size of a name. A `Size` is returned as it is.
 
     Raises:
         UserError: there is no size of that name; the message names the nearest.

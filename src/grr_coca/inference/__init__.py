@@ -11,7 +11,7 @@ __all__ = ["Description", "ImageInput", "ImageTextModel", "ImagesInput", "LabelP
 
 
 def __getattr__(name: str) -> object:
-    """A name of `__all__`, imported when it is first used, because it needs torch."""
+    """A name of `__all__`, imported when it is first used: all of them need NumPy and Pillow."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.model"), name)

@@ -55,8 +55,8 @@ class Batch:
     cut_captions: int = 0
     kept_patches: Int[Tensor, "B K"] | None = None
     """Indices of the K patches of each image that patch dropout keeps; None: all patches are kept."""
-    teacher: Float[Tensor, "B E"] | None = None
-    """Embeddings of the captions by a text teacher, of unit length; None: training without a teacher."""
+    teacher: Float[Tensor, "B _"] | None = None
+    """Embeddings of the captions by a text teacher, of unit length and any width; None: training without a teacher."""
     words: Words | None = None
     """Further texts for the teacher; None: there are none."""
 

@@ -158,7 +158,13 @@ def read_rows(log: Path) -> list[Row]:
     """
     if not log.exists():
         return []
-    return [from_dict(Row, json.loads(line), str(log)) for line in log.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(from_dict(Row, json.loads(line), f"{log}: line {number}"))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{log}: line {number} is not JSON ({error}); remove the line") from error
+    return rows
 
 
 # --- A run

@@ -99,6 +99,14 @@ def test_what_is_done_is_not_done_again_and_the_time_is_kept(plan_file, monkeypa
     assert len(ran) == 3
 
 
+def test_a_line_that_was_cut_off_is_named(tmp_path):
+    log = tmp_path / "plan.jsonl"
+    lines = [json.dumps(to_dict(row("a", 1.0, 0.5))) for _ in range(2)]
+    log.write_text(f"{lines[0]}\n{lines[1][:20]}")
+    with pytest.raises(UserError, match=r"plan\.jsonl: line 2 is not JSON .*; remove the line"):
+        read_rows(log)
+
+
 @pytest.mark.ci
 def test_a_plan_is_trained_to_its_end_over_a_stop(plan_file, tmp_path):
     assert not work(plan_file, tmp_path / "runs", time.monotonic() + 4)

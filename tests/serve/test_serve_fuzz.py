@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import product
-from pathlib import Path
 
 import pytest
 import schemathesis
@@ -41,7 +40,7 @@ CHECKS = [
 def opened(index, pictures) -> Iterator[set[str]]:
     """The files that this process opens from now on, but for its own code, its model and the index."""
     found: set[str] = set()
-    allowed = tuple(map(str, (index, pictures, *map(Path, sys.path), sys.prefix, sys.base_prefix)))
+    allowed = tuple(map(os.path.realpath, (index, pictures, *sys.path, sys.prefix, sys.base_prefix)))
 
     def see(event: str, arguments: tuple) -> None:
         if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):

@@ -186,7 +186,7 @@ class Guard:
 
     async def _read(self, scope: Message, exchange: _Exchange) -> bytes | None:
         """The whole body; None if the client went away before its end. Its bytes are held then (`_hold`)."""
-        chunks: list[bytes] = []
+        body = bytearray()
         try:
             declared = dict(scope["headers"]).get(b"content-length", b"")
             self._require_bytes(int(declared) if declared.isdigit() else 0, 0)
@@ -194,16 +194,16 @@ class Guard:
                 while True:
                     message = await exchange.receive()
                     if message["type"] == "http.disconnect":
-                        self._hold(-sum(map(len, chunks)))
+                        self._hold(-len(body))
                         return None
                     chunk = message.get("body", b"")
-                    self._require_bytes(sum(map(len, chunks)) + len(chunk), len(chunk))
+                    self._require_bytes(len(body) + len(chunk), len(chunk))
                     self._hold(len(chunk))
-                    chunks.append(chunk)
+                    body += chunk
                     if not message.get("more_body", False):
-                        return b"".join(chunks)
+                        return bytes(body)
         except BaseException as error:
-            self._hold(-sum(map(len, chunks)))
+            self._hold(-len(body))
             if isinstance(error, TimeoutError):
                 reason = f"the body did not arrive within {self._limits.body_seconds:g} s"
                 raise Refusal(408, reason) from error

@@ -4,15 +4,18 @@ import http.client
 import io
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from serving import DRAWINGS, JSON, OPTIONS, serving
+from serving import DRAWINGS, JSON, OPTIONS, serving, wait_until
 
 import grr_coca
 from grr_coca.errors import UserError
+from grr_coca.search.duplicates import duplicate_groups
 from grr_coca.serve.library import picture_id
 from grr_coca.serve.server import RunningServer
 
@@ -50,6 +53,24 @@ def test_near_duplicates_are_one_hit_and_a_group(served):
     assert groups["total"] == 1
     assert [Path(one["name"]).stem for one in groups["groups"][0]] == ["large-guitar", "guitar"]
     assert served.get("/duplicates?offset=1").json() == {"total": 1, "groups": []}
+
+
+def test_searches_do_not_wait_until_duplicates_are_found(index, monkeypatch):
+    may_end = threading.Event()
+
+    def slow(store):
+        assert may_end.wait(30)
+        return duplicate_groups(store)
+
+    monkeypatch.setattr("grr_coca.serve.library.duplicate_groups", slow)
+    with serving(index) as client, ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(client.get, "/duplicates") for _ in range(8)]
+        wait_until(lambda: client.server._guard.in_flight == 8)
+        assert client.post("/search", {"texts": ["guitar"]}).status == 200
+        assert client.get("/pictures").status == 200
+        assert not any(future.done() for future in asked)
+        may_end.set()
+        assert [future.result().json()["total"] for future in asked] == [1] * 8
 
 
 def test_pictures_are_searched_by_others_and_without_others(served):

@@ -84,6 +84,14 @@ def test_kinds_of_work_do_not_share_a_batch_and_none_waits_for_ever(gate):
             assert [future.result().status for future in futures] == [200] * 8
 
 
+def test_many_labels_share_the_queue_with_others(gate):
+    gate.open()
+    with serving() as client:
+        query = "&".join(f"labels=thing+{number}" for number in range(9))
+        assert client.post(f"/classify?{query}", GUITAR).status == 200
+        assert sorted(gate.sizes) == [1, 1, 4, 4], "nine labels and a picture, at most four at a time"
+
+
 def test_a_full_queue_answers_429_and_says_when_to_come_again(gate):
     with serving(capacity=3) as client:
         pool, futures = at_once(client, 3)

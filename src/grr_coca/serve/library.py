@@ -100,7 +100,6 @@ class ServedIndex:
         self._browsed = _OpenStore(location, fingerprint)
         self._facets: tuple[str, float, list[dict[str, Any]]] = ("", 0.0, [])
         self._groups: tuple[str, list[list[int]]] = ("", [])
-        self._grouping = threading.Lock()
 
     def close(self) -> None:
         """Close the index."""
@@ -190,18 +189,17 @@ class ServedIndex:
             return facets
 
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
-        """Some groups of images that look the same, the largest group first."""
+        """Some groups of images that look the same, the largest group first. To be called from one thread alone."""
         with self._browsed.use() as store:
             revision = self._browsed.revision(store)
-        with self._grouping:
-            if self._groups[0] != revision:
-                store = self._browsed.opened()  # a store of its own: this may take long
-                try:
-                    groups = [[entry.draw for entry in group.entries] for group in duplicate_groups(store)]
-                finally:
-                    store.close()
-                self._groups = (revision, groups)
-            groups = self._groups[1]
+        if self._groups[0] != revision:
+            store = self._browsed.opened()  # a store of its own: this may take long
+            try:
+                groups = [[entry.draw for entry in group.entries] for group in duplicate_groups(store)]
+            finally:
+                store.close()
+            self._groups = (revision, groups)
+        groups = self._groups[1]
         with self._browsed.use() as store, store.snapshot():
             ids = store.ids_of([draw for group in groups[offset : offset + limit] for draw in group])
             found = [

@@ -162,7 +162,7 @@ def own_endpoints(service: Service) -> APIRouter:
         offset: Annotated[int, Query(ge=0, lt=2**53)] = 0, limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50
     ) -> Response:
         """Groups of pictures that look the same, the largest group first."""
-        return json_response(await service.in_thread(service.index().duplicates, offset, limit))
+        return json_response(await service.duplicates(offset, limit))
 
     @router.get(
         "/image/{identity}",

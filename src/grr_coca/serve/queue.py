@@ -178,10 +178,6 @@ class ModelQueue:
         kind = _Kind("embed_texts")
         return self._put([_Job(kind, text, expires, Future()) for text in texts])
 
-    def call(self, work: "Callable[[ImageTextModel], Any]", expires: float) -> "Future[Any]":
-        """Call a function with the model."""
-        return self._put([_Job(_Kind("call"), work, expires, Future())])[0]
-
     def _put(self, jobs: list[_Job]) -> list[Future]:
         with self._changed:
             if self._is_closed:
@@ -225,7 +221,7 @@ class ModelQueue:
                 continue
             if job.expires <= now:
                 _fail(job, too_late())
-            elif job.kind == kind and len(batch) < (1 if kind.work == "call" else self.max_batch):
+            elif job.kind == kind and len(batch) < self.max_batch:
                 batch.append(job)
             else:
                 left.append(job)
@@ -256,8 +252,6 @@ class ModelQueue:
     def _results(self, batch: list[_Job]) -> Iterable[object]:
         assert self.model is not None
         kind, items = batch[0].kind, [job.item for job in batch]
-        if kind.work == "call":
-            return [items[0](self.model)]
         if kind.work == "embed_texts":
             return self.model.embed_texts(items, batch_size=len(items))
         if kind.work == "embed_images":

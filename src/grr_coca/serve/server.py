@@ -138,6 +138,7 @@ class RunningServer:
             limits=options.limits,
             key=Key(key) if key else None,
             threads=ThreadPoolExecutor(_INDEX_THREADS, "index"),
+            grouping=ThreadPoolExecutor(1, "duplicates"),
         )
         metrics.show("grr_coca_queue_requests", "Requests that wait or are worked on", lambda: queue.in_use)
         metrics.show("grr_coca_queue_capacity", "Requests that may wait", lambda: queue.capacity)
@@ -186,6 +187,7 @@ class RunningServer:
             self._server.run(sockets=[self._listening])
         finally:
             service.threads.shutdown(cancel_futures=True)
+            service.grouping.shutdown(cancel_futures=True)
             service.explainer.close()
             service.reader.close()
             service.queue.close()

@@ -12,12 +12,14 @@ import numpy as np
 from fastapi import Request
 
 from grr_coca.data.text import clean_query
+from grr_coca.evaluate.class_names import check_class_names, fill_templates
+from grr_coca.evaluate.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.serve.explainer import Explainer
 from grr_coca.serve.guard import DEADLINE, EXITS, Key, Limits
 from grr_coca.serve.library import Newest, ServedIndex
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.pictures import PictureReader
-from grr_coca.serve.queue import ModelQueue, result_of, results_of
+from grr_coca.serve.queue import ModelQueue, results_of
 from grr_coca.serve.refusal import Refusal
 from grr_coca.shapes import Float, UInt8
 
@@ -27,7 +29,7 @@ Result = TypeVar("Result")
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """One server. `model_name`: the name under which clients ask for the model; `library`: None without an index;
-    `title`: the name of the index."""
+    `title`: the name of the index; `threads`: for its reads; `grouping`: the one thread that looks for duplicates."""
 
     model_name: str
     queue: ModelQueue
@@ -38,8 +40,9 @@ class Service:
     limits: Limits
     key: Key | None
     threads: ThreadPoolExecutor
+    grouping: ThreadPoolExecutor
     title: str
-    classifiers: Newest[tuple, Any] = field(default_factory=partial(Newest, 64))
+    classifiers: Newest[tuple, ZeroShotClassifier] = field(default_factory=partial(Newest, 64))
 
     def admit(self, request: Request, weight: int = 1) -> None:
         """Take a place in the queue for a request, until its response is sent.
@@ -63,6 +66,14 @@ class Service:
         """Run work on the index in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, partial(work, *arguments, **named))
 
+    async def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
+        """Some groups of duplicates. While they are looked for, which may take long, searches have their threads.
+
+        Raises:
+            Refusal: the server has no index.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self.grouping, self.index().duplicates, offset, limit)
+
     async def square(self, data: bytes) -> UInt8[np.ndarray, "S S 3"]:
         """The pixels of a picture, as the model takes them.
 
@@ -79,7 +90,7 @@ class Service:
         """How many tokens a caption may have after its beginning: the context also holds [BOS], [EOS] and [CLS]."""
         return max(1, self.queue.ready().engine.context_length - self.num_tokens(prompt) - 3)
 
-    async def classifier(self, labels: list[str], templates: list[str], expires: float) -> Any:
+    async def classifier(self, labels: list[str], templates: list[str], expires: float) -> ZeroShotClassifier:
         """The zero-shot classifier of some labels. The newest ones are kept, as the same labels are asked for again.
 
         Raises:
@@ -88,8 +99,10 @@ class Service:
         key = (tuple(labels), tuple(templates))
         known = self.classifiers.get(key)
         if known is None:
-            work = lambda model: model.classifier(labels, templates=templates)  # noqa: E731
-            known = await result_of(self.queue.call(work, expires))
+            # Through the queue, text by text: thousands of labels share the model with other requests.
+            texts = fill_templates(check_class_names(labels, "labels"), templates)
+            embedded = np.stack(await results_of(self.queue.embed_texts(texts, expires)))
+            known = make_classifier(lambda _: embedded, labels, templates)
             self.classifiers.put(key, known)
         return known
 

@@ -174,9 +174,24 @@ def test_embeddings_are_those_of_the_library(served, icons):
     assert np.array(served.post("/embed", {"inputs": "a cat"}).json()).shape == (1, 128)
 
 
+@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings"])
+def test_a_picture_of_a_camera_is_embedded_however_long_its_uri_is(served, icons, path):
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    assert len(uri) > 300_000
+    for given in (uri, [uri]):
+        answer = served.post(path, {"inputs": given} if path == "/embed" else {"model": "icons", "input": given})
+        assert answer.status == 200, answer.body
+        (found,) = answer.json() if path == "/embed" else [answer.json()["data"][0]["embedding"]]
+        np.testing.assert_allclose(found, icons.embed_images(pixels), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
+        ({"inputs": ["a", "x" * 10_001]}, "inputs.1: a text of 10,001 characters (limit 10,000)"),
         ({"inputs": []}, "inputs"),
         ({"inputs": ["a", " "]}, "input 1 is empty"),
         ({"inputs": ["x"] * 2049}, "inputs"),

@@ -22,7 +22,7 @@ from grr_coca.serve.own import event_stream, json_response
 from grr_coca.serve.pictures import from_data_uri, is_picture
 from grr_coca.serve.queue import begun, caption_pieces, result_of
 from grr_coca.serve.refusal import Refusal, refusal_of, server_sent
-from grr_coca.serve.schemas import HEART, MAX_TEXTS, Text, Words, answers
+from grr_coca.serve.schemas import HEART, MAX_TEXTS, Text, Words, WordsOrPicture, answers
 from grr_coca.serve.service import Service, deadline_of
 
 _CREATED = int(time.time())
@@ -104,7 +104,10 @@ class EmbeddingsInput(_Lenient):
     )
 
     model: Text
-    input: Words | Annotated[list[Words] | list[int] | list[list[int]], Field(min_length=1, max_length=MAX_TEXTS)]
+    input: (
+        WordsOrPicture
+        | Annotated[list[WordsOrPicture] | list[int] | list[list[int]], Field(min_length=1, max_length=MAX_TEXTS)]
+    )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
 
@@ -199,7 +202,8 @@ def openai_endpoints(service: Service) -> APIRouter:
             {"object": "embedding", "index": number, "embedding": _encoded(row, given.encoding_format)}
             for number, row in enumerate(vectors)
         ]
-        num_tokens = sum(service.num_tokens(one) for one in decoded if isinstance(one, str))
+        texts = [one for one in decoded if isinstance(one, str)]
+        num_tokens = await service.in_thread(lambda: sum(map(service.num_tokens, texts)))
         usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
         return json_response({"object": "list", "data": data, "model": service.model_name, "usage": usage})
 

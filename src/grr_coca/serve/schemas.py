@@ -6,11 +6,12 @@ Answers are written as plain dictionaries; tests hold them to the models here.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from grr_coca.evaluate.class_names import NAME_ALONE
 from grr_coca.generate import GenerationOptions
 from grr_coca.serve.library import MAX_RANKED
+from grr_coca.serve.pictures import is_picture
 
 HEART = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgAQMAAABJtOi3AAAABlBMVEX////cHigwpYgPAAAAWklEQVR42m3OsQ0CMQDF0HdfSNBx"
@@ -22,8 +23,19 @@ MAX_LIMIT = 200
 """Hits or pictures that one request may ask for."""
 
 
-Text = Annotated[str, Field(max_length=10_000)]
-Words = Annotated[str, Field(min_length=1, max_length=10_000)]
+_MAX_LENGTH = 10_000
+
+
+def _require_short(text: str) -> str:
+    if len(text) > _MAX_LENGTH and not is_picture(text):
+        raise ValueError(f"a text of {len(text):,} characters (limit {_MAX_LENGTH:,})")
+    return text
+
+
+Text = Annotated[str, Field(max_length=_MAX_LENGTH)]
+Words = Annotated[str, Field(min_length=1, max_length=_MAX_LENGTH)]
+WordsOrPicture = Annotated[str, Field(min_length=1), AfterValidator(_require_short)]
+"""A text, or a picture as a data URI, which only the size of the request limits."""
 Where = Annotated[Text | None, Field(description="a filter, such as `folder = 'logos' and width > 64`")]
 Offset = Annotated[int, Field(ge=0, le=MAX_RANKED, description="hits to skip")]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description="hits to return")]
@@ -92,7 +104,7 @@ class EmbedInput(Strict):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["a red heart", HEART]}]})
 
-    inputs: Words | Annotated[list[Words], Field(min_length=1, max_length=MAX_TEXTS)]
+    inputs: WordsOrPicture | Annotated[list[WordsOrPicture], Field(min_length=1, max_length=MAX_TEXTS)]
     normalize: Literal[True] = True
     truncate: bool = True
 

@@ -1,7 +1,7 @@
 """`Index.open`: the model of an index, and the store that it fits."""
 
 import pytest
-from library import HEADER
+from library import HEADER, paint
 
 from grr_coca.checkpoint_files import FILES
 from grr_coca.errors import UserError
@@ -56,3 +56,11 @@ def test_an_index_of_a_run_keeps_the_checkpoint_that_it_was_made_with(tmp_path):
 def test_a_batch_of_nothing_is_refused(location, batch_size):
     with pytest.raises(UserError, match=f"^batch_size {batch_size}: give 1 or more$"):
         Index.open(location, create=True, batch_size=batch_size)
+
+
+def test_one_pattern_may_be_given_without_a_list(location, tmp_path):
+    for name in ("a.png", "b.png"):
+        paint(tmp_path / "photos" / name, "red")
+    with Index.open(location, create=True) as index:
+        assert index.add(tmp_path / "photos", exclude="b.*").new == 1
+        assert index.store.excluded() == ("b.*",)

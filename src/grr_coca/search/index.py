@@ -98,7 +98,7 @@ class Index:
         images: str | Path | Iterable[str | Path],
         on_progress: OnProgress = lambda *_: None,
         on: Machines = "this",
-        exclude: Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
     ) -> Update:
         """Add images, and bring images that were added before up to date.
 
@@ -109,8 +109,8 @@ class Index:
             images: files, folders, patterns, tar shards, or tables of pairs; see `grr-coca index`.
             on_progress: called with the numbers of finished, all, and failed images.
             on: `this` describes images on this machine, `ray` on the machines of a Ray cluster.
-            exclude: patterns as in .gitignore of what to leave out. The index remembers them; None: those that it
-                remembers.
+            exclude: what to leave out: a pattern as in .gitignore, or several. The index remembers them; None: those
+                that it remembers.
 
         Raises:
             UserError: an argument does not exist or has no image, a pattern is invalid, another process writes, or the
@@ -118,7 +118,8 @@ class Index:
         """
         named = [str(image) for image in ([images] if isinstance(images, str | Path) else images)]
         make_describer = partial(self._describer, on)
-        return update_store(self.store, named, make_describer, self.model.batch_size, on_progress, exclude)
+        patterns = [exclude] if isinstance(exclude, str) else exclude
+        return update_store(self.store, named, make_describer, self.model.batch_size, on_progress, patterns)
 
     def _describer(self, on: Machines) -> Describer:
         if on == "this":

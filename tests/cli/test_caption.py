@@ -121,7 +121,7 @@ def test_captions_go_into_xmp_files_in_which_everything_else_stays(grr_coca, run
     said = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "xmp")
     assert said.code == 0, said.err
     assert "1 of 3 images have captions already" in said.err
-    assert "1 XMP files cannot be changed:\n" in said.err
+    assert "1 XMP file cannot be changed:\n" in said.err
     assert f"{folder / '1.webp.xmp'}: not an XMP file" in said.err
     after = snapshot(folder)
     assert after.keys() - before.keys() == {"2.webp.xmp"}

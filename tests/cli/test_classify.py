@@ -6,7 +6,7 @@ import re
 import pytest
 
 from grr_coca.inference import load
-from support import snapshot
+from support import real_pairs, snapshot, write_tar
 
 LABELS = ["cat", "red heart", "dog", "flag"]
 
@@ -49,7 +49,7 @@ def test_likely_labels_are_added_as_keywords_to_xmp_files(grr_coca, run, image_f
     said = grr_coca(*options, "--json", "--sidecar", "xmp", "--min-probability", limit * (1 - 1e-6))
     assert said.code == 0, said.err
     assert [json.loads(line) for line in said.out.splitlines()] == plain
-    assert "1 XMP files cannot be changed:\n" in said.err
+    assert "1 XMP file cannot be changed:\n" in said.err
     after = snapshot(image_files[0].parent)
     assert {name: after[name] for name in before} == before
     for record, path in list(zip(plain, image_files, strict=True))[:2]:
@@ -63,6 +63,12 @@ def test_likely_labels_are_added_as_keywords_to_xmp_files(grr_coca, run, image_f
 def test_a_probability_out_of_range_is_refused(refused, run, image_files, number):
     options = ["classify", image_files[0], "-c", run.folder, "--labels", "cat,dog", "--sidecar", "xmp"]
     assert "--min-probability" in refused(*options, "--min-probability", number)
+
+
+def test_keywords_cannot_be_written_beside_a_shard(refused, run, tmp_path):
+    shard = write_tar(tmp_path / "a.tar", {"1.webp": real_pairs(1)[0].image})
+    options = ["classify", shard, "-c", run.folder, "--labels", "cat,dog", "--sidecar", "xmp"]
+    assert "part of a shard or table, so --sidecar cannot write beside it; use --json" in refused(*options)
 
 
 def test_templates_change_the_answer(grr_coca, run, image_files):

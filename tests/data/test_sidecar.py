@@ -20,7 +20,7 @@ ODD = "a <red> & \"green\" 'größe' ✓ 𝄞"
 RDF = "xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'"
 DC = "xmlns:dc='http://purl.org/dc/elements/1.1/'"
 
-# As the manual of darktable shows it: its prefixes, attributes, escaped newlines, history and a comment.
+# Written for this test with the prefixes and attributes of darktable, escaped newlines, a history and a comment.
 DARKTABLE = """<?xml version="1.0" encoding="UTF-8"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="XMP Core 4.4.0-Exiv2">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">

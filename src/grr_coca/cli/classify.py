@@ -68,7 +68,7 @@ def run(
     code = report_if_none_exists(found)
     if code is not None:
         return code
-    sidecars = XmpFiles(found) if sidecar == "xmp" else None
+    sidecars = XmpFiles(found, instead="--json") if sidecar == "xmp" else None
     model = grr_coca.load(folder, engine=engine)
     classifier = model.classifier(names, joined(templates) or NAME_ALONE)
 

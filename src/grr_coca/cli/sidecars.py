@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from grr_coca.data.image_files import ImageFile
 
 
-def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path]) -> dict[str, Path]:
-    """The file to write beside each image, by the name of the image.
+def places_beside(
+    images: "Sequence[ImageFile]", place_of: Callable[[Path], Path], *, instead: str = "--out FILE"
+) -> dict[str, Path]:
+    """The file to write beside each image, by the name of the image. `instead`: the flag that error messages advise.
 
     Raises:
         UserError: an image is not a separate file, two images would share a file, or the file is an image.
@@ -25,21 +27,23 @@ def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path
     for image in images:
         if image.path is None:
             raise UserError(
-                f"{image.name}: part of a shard or table, so --sidecar cannot write beside it; use --out FILE"
+                f"{image.name}: part of a shard or table, so --sidecar cannot write beside it; use {instead}"
             )
         place = places[image.name] = place_of(image.path)
         other = owners.setdefault(place.parent.resolve() / place.name, image.name)
         if other != image.name:
-            raise UserError(f"{other} and {image.name} would share {place.name}; use --out FILE")
+            raise UserError(f"{other} and {image.name} would share {place.name}; use {instead}")
     for image in images:
         path = Path(image.name)
         if path.resolve() in owners or path.parent.resolve() / path.name in owners:
-            raise UserError(f"{image.name}: an image, into which a caption would be written; use --out FILE")
+            raise UserError(f"{image.name}: an image, into which --sidecar would write; use {instead}")
     return places
 
 
 class XmpFiles:
     """XMP files beside images. One that cannot be changed is left as it is, and listed by `report`.
+
+    `instead`: see `places_beside`.
 
     `captioned`, `unusable`: names of the images whose file has a caption already, or cannot be changed.
 
@@ -47,13 +51,15 @@ class XmpFiles:
         UserError: an image is not a separate file, or is an XMP file itself.
     """
 
-    def __init__(self, images: "Sequence[ImageFile]") -> None:
+    def __init__(self, images: "Sequence[ImageFile]", *, instead: str = "--out FILE") -> None:
         self.captioned: set[str] = set()
         self.unusable: set[str] = set()
         self._failures: list[str] = []
         stems = Counter(image.path.with_suffix("") for image in images if image.path is not None)
         self._places = places_beside(
-            images, lambda path: sidecar_to_write(path, is_alone=stems[path.with_suffix("")] == 1)
+            images,
+            lambda path: sidecar_to_write(path, is_alone=stems[path.with_suffix("")] == 1),
+            instead=instead,
         )
         for name, sidecar in self._places.items():
             try:
@@ -79,6 +85,7 @@ class XmpFiles:
     def report(self) -> None:
         """List the files that could not be changed on standard error."""
         if self._failures:
-            print(f"{len(self._failures)} XMP files cannot be changed:", file=sys.stderr)
+            files = "1 XMP file" if len(self._failures) == 1 else f"{len(self._failures)} XMP files"
+            print(f"{files} cannot be changed:", file=sys.stderr)
             for line in failure_lines(self._failures):
                 print(f"  {line}", file=sys.stderr)

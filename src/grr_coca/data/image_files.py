@@ -114,7 +114,7 @@ def find_images(arguments: Sequence[str], left_out: LeftOut | None = None) -> li
     images = (image for argument in arguments for image in iterate_images(argument, left_out))
     found = list({image.name: image for image in images}.values())
     if not found:
-        raise UserError(f"no images; {left_out}")
+        raise UserError(f"no images; {left_out}" if str(left_out) else f"{', '.join(arguments)}: no images")
     return found
 
 

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +22,12 @@ from grr_coca.data.tokenizer import Tokenizer, clip_bpe
 from grr_coca.page import FILES
 from grr_coca.page.site import find_runtime, graphs_of, write_site
 from grr_coca.registry import shipped_folder
+from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import Index
 from support import DATASETS
 
 ICONS = shipped_folder("icons")
+PICTURES = Path(__file__).parents[1] / "data" / "pictures"
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +122,7 @@ def test_pixels_are_those_of_pillow_to_the_bit(order, modules, tab):
     page = tab(modules).page
     for size in SIZES:
         if order == "resize_then_crop" and size == (1200, 63):
-            size = (640_000, 60)  # so wide that only the part inside the crop is resized
-            size = (60_000, 60)
+            size = (60_000, 60)  # so wide that only the part inside the crop is resized
         content = png(random_image(*size))
         preprocess = Preprocess(64, order=order)
         expected = np.asarray(preprocess.square(decode_image(content, "image.png")))
@@ -142,6 +144,16 @@ def test_transparent_parts_are_white_and_pictures_stand_upright(modules, tab):
     stored = Preprocess(64, opening="as_stored")
     expected = np.asarray(stored.square(decode_image(turned, "image.png", "as_stored")))
     assert (pixels_in_browser(page, turned, stored) == expected).all()
+
+
+@pytest.mark.parametrize("name", ["darktable-display-p3.jpg", "darktable-display-p3.png", "libwebp-adobe-rgb.webp"])
+def test_colour_profiles_are_converted_as_in_python(name, modules, tab):
+    content = (PICTURES / name).read_bytes()
+    page, upright, stored = tab(modules).page, Preprocess(32), Preprocess(32, opening="as_stored")
+    for preprocess, other in ((upright, stored), (stored, upright)):
+        pixels = pixels_in_browser(page, content, preprocess).astype(int)
+        assert np.abs(pixels - preprocess(preprocess.decode(content, name))).max() <= 4
+        assert np.abs(pixels - other(other.decode(content, name))).max() > 10
 
 
 def test_stems_are_those_of_the_full_text_index_of_sqlite(modules, tab):
@@ -300,8 +312,6 @@ def test_filters_select_what_they_select_in_python(host, drawings_index, tab):
     with Index.open(drawings_index) as index:
         for filters, where in cases:
             found = page.evaluate("(filters) => backend.pictures(filters, 0, 200)", filters)
-            from grr_coca.search.filters import parse_filter
-
             expected = {entry.name for entry in index.store.matching(parse_filter(where))}
             assert found["total"] == len(expected)
             assert {path.rpartition("/")[2] for path in expected} == {

@@ -212,7 +212,7 @@ async function showHits(signal, keepsPlace) {
   result = { asked, more: found.more, isLoading: false };
   grid.show({ count: found.hits.length, entries: found.hits, more: async () => [] }, keepsPlace);
   if (!found.hits.length) setStatus("No picture matches the filters.");
-  else if (!found.can_tell) setStatus("Too few different pictures to tell how likely a hit is. The nearest:");
+  else if (!found.can_tell) setStatus("How likely a hit is cannot be told here. The nearest:");
   else if (!found.is_likely) setStatus("Nothing here looks like that. The nearest:");
   else setStatus(`The nearest of ${numbers.format(found.searched)}, best first.`);
   document.body.classList.toggle("unlikely", !found.is_likely);
@@ -576,7 +576,6 @@ addEventListener("dragenter", (event) => {
 addEventListener("dragleave", (event) => {
   if (!hasFiles(event)) return;
   depth = Math.max(0, depth - 1);
-  one("#drop").hidden = depth > 0;
   one("#drop").hidden = depth === 0;
 });
 addEventListener("dragover", (event) => {

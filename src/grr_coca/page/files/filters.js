@@ -121,7 +121,7 @@ export class Filters {
     });
     const read = (input, isEnd) => {
       if (!input.value) return undefined;
-      if (isDate) return input.value + (isEnd ? "T23:59:59" : "T00:00:00");
+      if (isDate) return input.value + (isEnd ? "T23:59:59" : ""); // a photograph may have a day without a time
       return Number(input.value) * factor;
     };
     for (const input of ends) {

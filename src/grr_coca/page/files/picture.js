@@ -132,7 +132,7 @@ export async function pixelsOf(blob, preprocess) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(blob, {
-      colorSpaceConversion: "none", // Pillow ignores colour profiles
+      colorSpaceConversion: upright ? "default" : "none", // a profile is converted to sRGB, as in Python
       premultiplyAlpha: "none",
     });
   } catch {

@@ -16,7 +16,7 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ from icon_drawings import draw_icon, icon_svg, read_logo_names
 from icon_sources import Archives, IconSet, Words, kept_sets, read_tags
 from PIL import Image
 
+from grr_coca.checkpoint_files import fingerprint
 from grr_coca.errors import UserError
 from grr_coca.files import user_cache, write_whole
 from grr_coca.page.site import Library, find_runtime, graphs_of, write_site
 from grr_coca.search.duplicates import perceptual_hash
 from grr_coca.search.entry import Entry, Stamp, chunks, name_id
-from grr_coca.search.facets import facets
+from grr_coca.search.facets import facets_of
 
 KNOWN = """
 tabler lucide ph mdi material-symbols bi heroicons carbon ri iconoir octicon radix-icons fa7-solid ion solar
@@ -168,6 +169,8 @@ def build(
     if unknown:
         raise UserError(f"--sets: no such set, or not one with a permissive licence: {', '.join(sorted(unknown))}")
     wanted = {prefix: sets[prefix] for prefix in prefixes or sets}
+    checkpoint = locate_checkpoint(MODEL)
+    model_id = fingerprint(checkpoint)
     brands, tags = brand_captions(read_logo_names(archives)), read_tags(archives)
     model = grr_coca.load(MODEL)
     rows: list[tuple[Entry, np.ndarray, Icon]] = []
@@ -175,7 +178,7 @@ def build(
     for path, content in archives.files("iconify", paths.__contains__):
         prefix = Path(path).stem
         icons = icons_of(json.loads(content), brands, tags.get(prefix, {}))
-        digest = hashlib.sha256("\n".join(icon.svg for icon in icons).encode()).hexdigest()[:16]
+        digest = hashlib.sha256("\n".join((model_id, *(icon.svg for icon in icons))).encode()).hexdigest()[:16]
         found = embed(icons, model, user_cache() / "icon-site" / f"{prefix}-{digest}.npz")
         for place, vector, phash in zip(found.places, found.vectors, found.hashes, strict=True):
             icon = icons[place]
@@ -187,7 +190,7 @@ def build(
     library = Library(
         entries=entries,
         vectors=np.array([vector for _, vector, _ in rows]),
-        facets=[facet for facet in facets(entries) if facet["field"] in ("set", "licence", "colours")],
+        facets=facets_of(entries, ("set", "licence", "colours")),
         drawings=[(icon.box, icon.body) for _, _, icon in rows],
         drawn_order=order,
         has_relevances=False,  # captions are names
@@ -198,7 +201,7 @@ def build(
         "about": ABOUT.format(count=len(entries), sets=len(counts)),
         "placeholder": "something to drink",
     }
-    with graphs_of(locate_checkpoint(MODEL)) as graphs:
+    with graphs_of(checkpoint) as graphs:
         write_site(
             graphs,
             out,
@@ -235,7 +238,7 @@ def _entry(about: IconSet, icon: Icon, phash: int) -> Entry:
     )
 
 
-def _notice(sets: Sequence[IconSet] | Any, counts: Mapping[str, int]) -> str:
+def _notice(sets: Iterable[IconSet], counts: Mapping[str, int]) -> str:
     """The sets with their authors and licences, which some of the licences ask for."""
     lines = ["The icons of this site, by set. Each is under the licence of its set.", ""]
     for about in sorted(sets, key=lambda one: one.title.lower()):

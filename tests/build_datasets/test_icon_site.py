@@ -6,10 +6,14 @@ import json
 import tarfile
 
 import icon_site
+import numpy as np
 import pytest
+from icon_drawings import draw_icon, icon_svg
 from icon_sources import LICENCES
+from PIL import Image
 from test_icons import SAMPLE, archives_in
 
+import grr_coca
 from grr_coca.errors import UserError
 from grr_coca.page import site
 
@@ -54,6 +58,24 @@ def test_each_icon_has_its_drawing_its_set_and_a_permissive_licence(built):
     assert set(values(rows["fields"]["licence"])) <= LICENCES
     notice = (folder / "NOTICE.txt").read_text(encoding="utf-8")
     assert all(title in notice for title in values(rows["fields"]["set"]))
+
+
+def test_each_icon_has_the_embedding_of_its_own_drawing(built):
+    folder, rows = built
+    library = json.loads((folder / "library" / "library.json").read_text(encoding="utf-8"))
+    content = (folder / "library" / library["chunks"][0]["vectors"]).read_bytes()
+    count = library["count"]
+    scales, levels = np.frombuffer(content, "<f4", count), np.frombuffer(content, np.int8, offset=4 * count)
+    vectors = levels.reshape(count, library["width"]) * scales[:, None]
+    model = grr_coca.load(icon_site.MODEL)
+    for row in (0, count // 2, count - 1):
+        file, place = rows["drawing"][row]
+        drawing = json.loads((folder / "drawings" / f"{file}.json").read_text(encoding="utf-8"))[place]
+        box = dict(zip(("left", "top", "width", "height"), drawing["box"], strict=True))
+        drawn = draw_icon(icon_svg({"body": drawing["body"]}, box))
+        cosines = vectors @ model.embed_images(Image.open(io.BytesIO(drawn.webp)).convert("RGB"))
+        assert cosines[row] > 0.999
+        assert np.median(cosines) < 0.9
 
 
 def test_a_set_shows_each_thing_once_and_no_logo(built):

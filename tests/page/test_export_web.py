@@ -12,12 +12,11 @@ import pytest
 from grr_coca.cli import main
 from grr_coca.page import POLICY, site
 from grr_coca.registry import shipped_folder
-from grr_coca.search.entry import Entry, Stamp
-from grr_coca.search.facets import facets
 from grr_coca.search.index import Index
 from support import DATASETS
 
 DRAWINGS = DATASETS.parent / "docs" / "drawings"
+PHOTOS = DATASETS.parent / "tests" / "data" / "photos"
 
 
 def archive(**files: bytes) -> bytes:
@@ -134,19 +133,30 @@ def test_an_index_without_images_is_refused(runtime, tmp_path, capsys):
     assert "has no images" in refused(capsys, "export", "web", *arguments)
 
 
-def entry(number: int, **fields: object) -> Entry:
-    name = f"/pictures/{'ab'[number % 2]}/{number}.png"
-    stamp = Stamp(100 * number, number * 86_400 * 10**9)
-    values = {"digest": "", "phash": 0, "width": 64, "height": 10 + number, "caption": "", "fields": fields}
-    return Entry(name=name, root="/pictures", file=name, offset=None, stamp=stamp, **values)
+def test_a_site_tells_what_a_camera_and_people_wrote_but_not_the_place(runtime, tmp_path):
+    pytest.importorskip("defusedxml", reason="XMP needs defusedxml")
+    (tmp_path / "photos").mkdir()
+    for name in ("exiftool.jpg", "exiv2.jpg"):
+        shutil.copy(PHOTOS / name, tmp_path / "photos")
+    with Index.open(tmp_path / "photos.index", create=True) as made:
+        made.add(tmp_path / "photos")
+        assert next(made.store.everything())[0].photo.lat is not None
+    out = tmp_path / "site"
+    main(["export", "web", "--index", str(tmp_path / "photos.index"), "--out", str(out), "--runtime", str(runtime)])
+    written = {path.name: path.read_text(encoding="utf-8") for path in (out / "library").glob("*.json")}
+    rows, library = json.loads(written["0000.json"]), json.loads(written["library.json"])
+    place = rows["name"].index("exiftool.jpg")
+    assert rows["fields"]["camera"][place] == "FUJIFILM X100V"
+    assert set(rows["fields"]["unfamiliar"]["of"]) <= {"yes", "no"}
+    assert "zebra" in rows["words"][place].split()
+    facets = {facet["field"]: facet for facet in library["facets"]}
+    assert (facets["taken"]["kind"], facets["taken"]["min"]) == ("date", "2024-05-01T12:34:56")
+    assert not {"lat", "lon"} & {*rows["fields"], *facets}
 
 
-def test_facets_are_the_fields_that_tell_images_apart():
-    entries = [entry(number, price=number / 2, brand=f"maker {number % 2}", code=f"x{number}") for number in range(4)]
-    found = {facet["field"]: facet for facet in facets(entries)}
-    assert found["folder"]["values"] == [["a", 2], ["b", 2]]
-    assert found["brand"]["values"] == [["maker 0", 2], ["maker 1", 2]]
-    assert (found["size"]["min"], found["size"]["max"]) == (0, 300)
-    assert (found["price"]["min"], found["price"]["max"]) == (0, 1.5)
-    assert found["date"]["max"] == "1970-01-04T00:00:00"
-    assert "code" not in found
+@pytest.mark.parametrize("is_fitted", [True, False])
+def test_a_site_has_relevances_only_if_they_were_fitted_to_its_model(index, runtime, tmp_path, monkeypatch, is_fitted):
+    monkeypatch.setattr("grr_coca.search.relevance.is_fitted_to", lambda config: is_fitted)
+    main(["export", "web", "--index", str(index), "--out", str(tmp_path / "site"), "--runtime", str(runtime)])
+    library = json.loads((tmp_path / "site" / "library" / "library.json").read_text(encoding="utf-8"))
+    assert library["has_relevances"] is is_fitted

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from library import fill, make_entry, make_vectors
 
+from grr_coca.data.photo import Photo
 from grr_coca.search.entry import Failure, Stamp
+from grr_coca.search.facets import facet_fields, facets, facets_of
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.store import SAMPLE_CAPTIONS, Changes, Known, Touch
 
@@ -290,6 +292,40 @@ def test_the_summary_of_a_field_is_that_of_python(filled, field):
         assert (summary.low, summary.high) == (min(values), max(values))
     else:
         assert (summary.low, summary.high) == (None, None)
+
+
+def test_facets_are_the_fields_that_tell_images_apart(store):
+    fields = ({"price": n / 2, "brand": f"maker {n % 2}", "code": f"x{n}", "taken": n} for n in range(4))
+    photo = Photo(taken="2024-05-01", camera="Canon EOS R5")
+    names = [f"/pictures/{'ab'[n % 2]}/{n}.png" for n in range(5)]
+    entries = [
+        make_entry(n, name=names[n], file=names[n], stamp=Stamp(100 * n, n * 86_400 * 10**9), fields=own)
+        for n, own in enumerate(fields)
+    ]
+    entries.append(make_entry(4, name=names[4], file=names[4], stamp=Stamp(50, 0), fields={}, photo=photo))
+    store.commit(Changes(added=list(zip(entries, make_vectors(5), strict=True))))
+    columns = store.columns()
+    assert facets(store) == facets_of(entries, facet_fields(columns))
+    found = {facet["field"]: facet for facet in facets(store)}
+    assert list(found)[:3] == ["folder", "date", "size"]
+    assert found["folder"]["values"] == [["a", 3], ["b", 2]]
+    assert found["brand"]["values"] == [["maker 0", 2], ["maker 1", 2]]
+    assert (found["size"]["min"], found["size"]["max"]) == (0, 300)
+    assert (found["price"]["min"], found["price"]["max"]) == (0, 1.5)
+    assert (found["date"]["kind"], found["date"]["max"]) == ("date", "1970-01-04T00:00:00")
+    assert not {"code", "lens", "camera"} & set(found), "they differ in all images, or no image has them"
+    assert "taken" not in found, "numbers of a table and times of photographs"
+
+
+def test_a_time_of_photographs_is_a_date_and_a_column_of_numbers_is_not(store):
+    photos = [make_entry(n, fields={}, photo=Photo(taken=f"202{n}-05-01T00:00:00")) for n in range(3)]
+    store.commit(Changes(added=list(zip(photos, make_vectors(3), strict=True))))
+    assert {"field": "taken", "kind": "date", "min": photos[0].photo.taken, "max": photos[2].photo.taken} in facets(
+        store
+    )
+    tables = [make_entry(n, fields={"taken": n}) for n in range(3)]
+    store.commit(Changes(added=list(zip(tables, make_vectors(3), strict=True))))
+    assert {"field": "taken", "kind": "number", "min": 0, "max": 2} in facets(store)
 
 
 def test_the_revision_is_another_one_after_a_commit(store):

@@ -117,8 +117,10 @@ def export_web(
         runtime: archive of the npm package onnxruntime-web; if not given, npm fetches it once.
     """
     from grr_coca.page import site  # late, as below: other verbs need none of this
+    from grr_coca.read_checkpoint import read_files
     from grr_coca.search.index import open_store
     from grr_coca.search.model import IndexModel
+    from grr_coca.search.relevance import is_fitted_to
 
     require_free(out)
     store = None if index is None else open_store(index)
@@ -128,7 +130,8 @@ def export_web(
         if store is not None:
             IndexModel(named).require(store.header, store.location)
         files = site.find_runtime(runtime)
-        library = None if store is None else site.read_library(store)
+        is_fitted = is_fitted_to(read_files(folder).config)
+        library = None if store is None else site.read_library(store, is_fitted)
     finally:
         if store is not None:
             store.close()

@@ -23,7 +23,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,7 +38,7 @@ from grr_coca.files import MANIFEST, user_cache, verify_folder, whole_folder
 from grr_coca.page import FILES, POLICY
 from grr_coca.search.duplicates import duplicate_groups
 from grr_coca.search.entry import Entry, name_id
-from grr_coca.search.facets import Facet, facets
+from grr_coca.search.facets import Facet, facet_fields, facets_of
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Store
 
 CHUNK = 8192
@@ -151,8 +151,8 @@ class Library:
     `entries`, `vectors`: the images in the order in which the page shows them, N E. `groups`: positions of
     near-duplicates. `drawings`: for each image the SVG file that the page shows and copies, as (box, body); None: the
     page shows thumbnails. The drawings of neighbours in `drawn_order` are loaded together. `words`: by which each image
-    is found, besides its caption; None: its file name. `has_relevances`: whether captions are the model's, for which
-    relevances are calibrated.
+    is found, besides its caption; None: its file name and keywords. `has_relevances`: False if relevances were not
+    fitted to the model, or captions are not the model's.
     """
 
     entries: Sequence[Entry]
@@ -165,8 +165,12 @@ class Library:
     has_relevances: bool = True
 
 
-def read_library(store: Store) -> Library:
-    """Read an index, the newest images first.
+def read_library(store: Store, has_relevances: bool = True) -> Library:
+    """Read an index, the newest images first. Where photographs were taken is left out, as a site may be public.
+
+    Args:
+        store: the index.
+        has_relevances: see `Library`.
 
     Raises:
         UserError: it has no images, or cannot be read.
@@ -178,14 +182,19 @@ def read_library(store: Store) -> Library:
         raise UserError(f"{store.location}: has no images; add some: grr-coca index IMAGES… --out {store.location}")
     everything.sort(key=lambda pair: pair[0].name)
     everything.sort(key=lambda pair: pair[0].date, reverse=True)
-    entries = [entry for entry, _ in everything]
+    entries = [_without_place(entry) for entry, _ in everything]
     rows = {entry.name: row for row, entry in enumerate(entries)}
     return Library(
         entries=entries,
         vectors=np.array([vector for _, vector in everything]),
-        facets=facets(entries),
+        facets=facets_of(entries, facet_fields({field for entry in entries for field in entry.fields})),
         groups=[[rows[entry.name] for entry in group.entries] for group in groups],
+        has_relevances=has_relevances,
     )
+
+
+def _without_place(entry: Entry) -> Entry:
+    return entry if entry.photo is None else replace(entry, photo=replace(entry.photo, lat=None, lon=None))
 
 
 def quantized(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -216,7 +225,7 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
         columns = _columns(library.entries[rows], root, there[rows])
         if places is not None:
             columns["drawing"] = places[rows]
-        columns["words"] = [entry.title for entry in library.entries[rows]] if words is None else words[rows]
+        columns["words"] = list(map(_words, library.entries[rows])) if words is None else words[rows]
         levels, scales = quantized(library.vectors[rows].astype(np.float32))
         names = {"rows": f"{number:04}.json", "vectors": f"{number:04}.bin"}
         (folder / names["rows"]).write_text(_json({key: _packed(column) for key, column in columns.items()}), "utf-8")
@@ -238,8 +247,13 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
     return thumbnails
 
 
+def _words(entry: Entry) -> str:
+    return entry.title if entry.photo is None else f"{entry.title}\n{entry.photo.words}".strip()
+
+
 def _columns(entries: Sequence[Entry], root: str, there: Sequence[bool]) -> dict[str, Any]:
-    fields = sorted({field for entry in entries for field in entry.fields})
+    known = [entry.all_fields for entry in entries]
+    fields = sorted({field for values in known for field in values})
     return {
         "name": [entry.name.removeprefix(root) for entry in entries],
         "caption": [entry.caption for entry in entries],
@@ -250,7 +264,7 @@ def _columns(entries: Sequence[Entry], root: str, there: Sequence[bool]) -> dict
         "height": [entry.height for entry in entries],
         "phash": [f"{entry.phash & (2**64 - 1):016x}" for entry in entries],
         "is_there": list(there),
-        "fields": {field: [entry.fields.get(field) for entry in entries] for field in fields},
+        "fields": {field: [values.get(field) for values in known] for field in fields},
     }
 
 

@@ -1,47 +1,54 @@
 """Facets: by which fields the images of an index can be filtered, and which values these have."""
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from grr_coca.search.entry import Entry, FieldValue
+from grr_coca.data.photo import PHOTO_FIELDS
+from grr_coca.search.entry import CERTAINTY_FIELDS, Entry
+from grr_coca.search.store import FieldSummary, Store
 
-MAX_VALUES = 100
+_MAX_VALUES = 100
 """Most values of a field that are listed, the most frequent ones."""
-_MAX_COUNTED = 10_000
-"""A field with more values than these is not a facet, unless they are numbers."""
-_OWN = ("folder", "date", "size", "width", "height")
-_KINDS = {"folder": "text", "date": "date"}
+_DATES = ("date", "taken")
 
 Facet = dict[str, object]
 """`field`, and `kind`: `text` with `values` (value and number of images), `number` or `date` with `min` and `max`."""
 
 
-def facets(entries: Iterable[Entry]) -> list[Facet]:
-    """The facets of some images: their folder, date and size, and the columns of their tables.
+def facet_fields(columns: Iterable[str]) -> list[str]:
+    """The fields that may be facets, in the order in which they are shown. `columns`: those of tables."""
+    own = ("folder", "date", "size", "width", "height")
+    return list(dict.fromkeys([*own, *PHOTO_FIELDS, *CERTAINTY_FIELDS, *sorted(columns)]))
 
-    A text that differs in every image is left out, such as a title or an address.
+
+def facets(store: Store) -> list[Facet]:
+    """The facets of an index.
+
+    Raises:
+        UserError: the index cannot be read.
     """
-    counts: dict[str, Counter[FieldValue]] = {field: Counter() for field in _OWN}
-    closed: set[str] = set()
-    for entry in entries:
-        own = {field: getattr(entry, field) for field in ("folder", "date", "width", "height")}
-        for field, value in {**own, "size": entry.stamp.size, **entry.fields}.items():
-            counted = counts.setdefault(field, Counter())
-            if len(counted) < _MAX_COUNTED or value in counted or not isinstance(value, str) or field == "date":
-                counted[value] += 1
-            else:
-                closed.add(field)
-    found = (_facet(field, counted) for field, counted in counts.items() if counted and field not in closed)
+    return _facets((field, store.summary(field, _MAX_VALUES)) for field in facet_fields(store.columns()))
+
+
+def facets_of(entries: Sequence[Entry], fields: Iterable[str]) -> list[Facet]:
+    """The facets of some images among these fields."""
+    return _facets(
+        (field, FieldSummary.of((entry.value_of(field) for entry in entries), _MAX_VALUES)) for field in fields
+    )
+
+
+def _facets(summaries: Iterable[tuple[str, FieldSummary]]) -> list[Facet]:
+    found = (_facet(field, summary) for field, summary in summaries)
     return [facet for facet in found if facet is not None]
 
 
-def _facet(field: str, counted: Counter[FieldValue]) -> Facet | None:
-    texts = [value for value in counted if isinstance(value, str)]
-    kind = _KINDS.get(field, "text" if texts else "number")
-    if kind != "text":
-        values = texts if kind == "date" else [value for value in counted if not isinstance(value, str)]
-        return {"field": field, "kind": kind, "min": min(values), "max": max(values)}  # type: ignore[type-var]
-    if len(counted) > 1 and max(counted.values()) == 1:
+def _facet(field: str, found: FieldSummary) -> Facet | None:
+    """The facet of a field. None if no image has the field, or if it is a text that differs in all images, such as a
+    title."""
+    if found.low is None:
         return None
-    values_by_count = sorted(counted.items(), key=lambda item: (-item[1], str(item[0])))
-    return {"field": field, "kind": kind, "values": [list(item) for item in values_by_count[:MAX_VALUES]]}
+    is_date = field in _DATES and isinstance(found.low, str)  # false for a column `taken` of a table with numbers
+    if is_date or found.kind == "number":
+        return {"field": field, "kind": "date" if is_date else "number", "min": found.low, "max": found.high}
+    if found.all_differ:
+        return None
+    return {"field": field, "kind": "text", "values": [list(pair) for pair in found.values]}

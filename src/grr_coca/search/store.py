@@ -3,7 +3,8 @@
 Shapes: N images, E embedding width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -66,6 +67,21 @@ class FieldSummary(NamedTuple):
     all_differ: bool
     low: FieldValue | None
     high: FieldValue | None
+
+    @classmethod
+    def of(cls, found: Iterable[FieldValue | None], count: int) -> "FieldSummary":
+        """The summary of the values of all images, None for one that lacks the field. `count`: see `Store.summary`."""
+        counts = Counter(value for value in found if value is not None)
+        # As in SQL, numbers come before texts.
+        ordered = sorted(counts, key=lambda value: (isinstance(value, str), value))
+        most = sorted(ordered, key=lambda value: -counts[value])[:count]
+        return cls(
+            kind="text" if any(isinstance(value, str) for value in counts) else "number",
+            values=[(value, counts[value]) for value in most],
+            all_differ=counts.total() == len(counts),
+            low=ordered[0] if ordered else None,
+            high=ordered[-1] if ordered else None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,13 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from grr_coca.data.photo import PHOTO_FIELDS
 from grr_coca.data.text import clean_query
 from grr_coca.errors import UserError
 from grr_coca.search.answer import Hit, Query, Ranking, SearchOptions, hits_of, rank_images
 from grr_coca.search.duplicates import duplicate_groups
 from grr_coca.search.embedded.database import FILE
-from grr_coca.search.entry import CERTAINTY_FIELDS, Entry, name_id
+from grr_coca.search.entry import Entry, name_id
+from grr_coca.search.facets import Facet, facets
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import open_store
 from grr_coca.search.relevance import is_fitted_to
@@ -36,10 +36,6 @@ MAX_RANKED = 1000
 """The most hits of one query. The page asks for some of them at a time."""
 _FIRST_RANKED = 100
 """Hits that are ranked for the first page: while somebody types, nobody asks for more."""
-_MAX_VALUES = 100
-"""Values of a field that are offered as a filter."""
-_FACETS = ("folder", "date", "size", "width", "height")
-_DATES = ("date", "taken")
 _SECONDS_OF_FACETS = 10.0
 """Facets are counted at most this often while an index grows."""
 
@@ -98,7 +94,7 @@ class ServedIndex:
         # One store answers searches, and one browses: a search does not wait until a long list is sorted.
         self._searched = _OpenStore(location, fingerprint)
         self._browsed = _OpenStore(location, fingerprint)
-        self._facets: tuple[str, float, list[dict[str, Any]]] = ("", 0.0, [])
+        self._facets: tuple[str, float, list[Facet]] = ("", 0.0, [])
         self._groups: tuple[str, list[list[int]]] = ("", [])
 
     def close(self) -> None:
@@ -177,16 +173,15 @@ class ServedIndex:
                 raise _unknown()
             return store.entries([ids[draw]])[0]
 
-    def facets(self) -> list[dict[str, Any]]:
+    def facets(self) -> list[Facet]:
         """The fields by which images can be filtered, with their values."""
         with self._browsed.use() as store, store.snapshot():
             revision, now = self._browsed.revision(store), time.monotonic()
-            known, counted, facets = self._facets
+            known, counted, found = self._facets
             if known != revision and now - counted > _SECONDS_OF_FACETS:
-                names = dict.fromkeys([*_FACETS, *PHOTO_FIELDS, *CERTAINTY_FIELDS, *sorted(store.columns())])
-                facets = [facet for name in names if (facet := _facet(name, store)) is not None]
-                self._facets = (revision, now, facets)
-            return facets
+                found = facets(store)
+                self._facets = (revision, now, found)
+            return found
 
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
         """Some groups of images that look the same, the largest group first. To be called from one thread alone."""
@@ -212,18 +207,6 @@ def _hit(hit: Hit, copies: Sequence[Entry], can_tell: bool) -> dict[str, Any]:
     """A hit and its near-duplicates, for JSON."""
     relevance = hit.relevance if can_tell else None
     return {**picture(hit.entry), "score": hit.score, "relevance": relevance, "copies": [*map(picture, copies)]}
-
-
-def _facet(name: str, store: Store) -> dict[str, Any] | None:
-    """What can be chosen of a field; None if that is not worth it."""
-    found = store.summary(name, _MAX_VALUES)
-    if found.low is None:
-        return None
-    if found.kind == "number" or name in _DATES:
-        return {"field": name, "kind": "date" if name in _DATES else "number", "min": found.low, "max": found.high}
-    if found.all_differ:
-        return None
-    return {"field": name, "kind": "text", "values": [list(pair) for pair in found.values]}
 
 
 class _OpenStore:

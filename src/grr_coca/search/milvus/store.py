@@ -5,7 +5,6 @@ Shapes: N images, E embedding width.
 
 import re
 import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ import numpy as np
 
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
-from grr_coca.search.entry import VERSION, Entry, Failure, Header, ImagePlace, Kind, chunks, name_id
+from grr_coca.search.entry import VERSION, Entry, Failure, Header, ImagePlace, chunks, name_id
 from grr_coca.search.filters import Filter
 from grr_coca.search.milvus.notes import NOTES, Notes, all_rows, noted_header, notes_of
 from grr_coca.search.milvus.rows import (
@@ -163,14 +162,7 @@ class MilvusStore:
         """The values of a field. All rows are read."""
         with self.snapshot():
             entries = map(from_record, all_rows(self._client, self._name, ALWAYS, READ))
-            counts = Counter(value for entry in entries if (value := entry.value_of(field)) is not None)
-        kind: Kind = "text" if any(isinstance(value, str) for value in counts) else "number"
-        # As in SQL, numbers come before texts.
-        ordered = sorted(counts, key=lambda value: (isinstance(value, str), value))
-        most = sorted(ordered, key=lambda value: -counts[value])[:count]
-        low, high = (ordered[0], ordered[-1]) if ordered else (None, None)
-        values = [(value, counts[value]) for value in most]
-        return FieldSummary(kind, values, counts.total() == len(counts), low, high)
+            return FieldSummary.of((entry.value_of(field) for entry in entries), count)
 
     def hashes(self) -> np.ndarray:
         """Ids, perceptual hashes and digests of all images."""

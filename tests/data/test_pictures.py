@@ -1,7 +1,9 @@
 """The matrix of formats in the docs: each cell is a file that a real program wrote (see pictures/README.md)."""
 
 import io
+import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -122,14 +124,11 @@ def test_only_files_of_several_frames_or_pages_are_said_to_have_them(name):
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith((".avif", ".heic"))])
 def test_half_a_file_or_a_damaged_one_is_an_error_that_names_it(name):
     whole = content(name)
-    for data in (whole[: len(whole) // 2], whole[:40], whole[:-40] + bytes(40), whole[:32] + bytes(len(whole) - 32)):
-        try:
+    for data in (whole[: len(whole) // 2], whole[:40], whole[:32] + bytes(len(whole) - 32)):
+        with pytest.raises(BadSample, match=f"^{re.escape(name)}: "):
             decode_image(data, name)
-        except BadSample as error:
-            message = str(error)
-        else:
-            message = f"{name}: it has lost nothing that decoding needs"
-        assert message.startswith(f"{name}: ")
+    with suppress(BadSample):  # some files have nothing there that decoding needs
+        decode_image(whole[:-40] + bytes(40), name)
 
 
 @pytest.mark.parametrize("name", ["libavif.avif", "libheif.heic"])

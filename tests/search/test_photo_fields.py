@@ -195,7 +195,7 @@ def test_a_parquet_file_of_an_older_version_is_imported(store, model, photos, tm
     buffer = io.BytesIO()
     export_parquet(store, buffer)
     table = parquet.read_table(io.BytesIO(buffer.getvalue()))
-    older = table.drop(["photo", "taken", "camera", "lens", "lat", "lon", "keywords"])
+    older = table.drop(["photo", "taken", "camera", "lens", "lat", "lon", "keywords", "confidence", "unfamiliar"])
     metadata = json.loads(older.schema.metadata[b"grr_coca.index"])
     del metadata["exclude"]
     parquet.write_table(

@@ -13,7 +13,7 @@ from grr_coca.errors import UserError
 
 with contextlib.suppress(UserError):
     {use}
-print(os.environ.get("OMP_WAIT_POLICY"))
+print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("OPENBLAS_NUM_THREADS"))
 """
 VERB, LOAD = "main(['models', '--json'])", "grr_coca.load('nowhere')"
 OPEN_CLIP = "grr_coca.load('open_clip:nowhere')"
@@ -22,14 +22,16 @@ OPEN_CLIP = "grr_coca.load('open_clip:nowhere')"
 @pytest.mark.parametrize(
     ("use", "given", "expected"),
     [
-        (VERB, {}, "PASSIVE"),
-        (LOAD, {}, "PASSIVE"),
-        (OPEN_CLIP, {}, "PASSIVE"),
-        (VERB, {"GOMP_SPINCOUNT": "9"}, "None"),
+        (VERB, {}, "PASSIVE 1"),
+        (LOAD, {}, "PASSIVE 1"),
+        (OPEN_CLIP, {}, "PASSIVE 1"),
+        (VERB, {"GOMP_SPINCOUNT": "9"}, "None 1"),
+        (VERB, {"OPENBLAS_NUM_THREADS": "3"}, "PASSIVE 3"),
+        (VERB, {"OMP_NUM_THREADS": "2"}, "PASSIVE None"),
     ],
 )
-def test_threads_of_pytorch_sleep_while_they_wait(monkeypatch, use, given, expected):
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+def test_threads_sleep_while_they_wait(monkeypatch, use, given, expected):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)

@@ -304,6 +304,8 @@ def _groups(
 
 def _existing_first(group: list[int], entries: Sequence[Entry]) -> list[int]:
     """The group with an existing file first. After a folder was renamed, old paths must not hide the new ones."""
+    if len(group) == 1:
+        return group
     best = next((place for place in group if entries[place].is_there), group[0])
     return [best, *(place for place in group if place != best)]
 

@@ -106,7 +106,7 @@ class Entry:
     @property
     def is_there(self) -> bool:
         """True if the file that holds the image still exists."""
-        return bool(self.file) and Path(self.file).exists()
+        return bool(self.file) and os.path.exists(self.file)  # noqa: PTH110 (`Path.exists` takes three times as long)
 
     @property
     def _inner(self) -> str:

@@ -62,12 +62,13 @@ def can_tell(best: np.ndarray, sample: np.ndarray, asked: np.ndarray, others: np
     """
     if _median(sample @ best) > _MAX_IMAGE_COSINE or _usual_cosine(asked, others) > _MAX_CAPTION_COSINE:
         return False
-    left = sample
-    for _ in range(_MIN_DIFFERENT - 1):
-        left = left[left @ left[0] < MIN_COSINE]
-        if not len(left):
-            return False
-    return True
+    different = np.empty((0, sample.shape[1]), sample.dtype)
+    for vector in sample:
+        if (different @ vector < MIN_COSINE).all():
+            different = np.concatenate([different, vector[None]])
+            if len(different) == _MIN_DIFFERENT:
+                return True
+    return False
 
 
 def evidence(

@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -91,12 +92,18 @@ def products(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
             part = slice(start, min(start + step, first + share, len(vectors)))
             np.matmul(_unscaled(vectors[part], buffer), scaled, out=scores[part])
 
-    if threads == 1:
-        multiply(0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:  # NumPy releases the interpreter's lock
-            list(pool.map(multiply, range(0, len(vectors), share)))
+    # NumPy releases the interpreter's lock. One share is of this thread.
+    others = [_helpers(threads - 1).submit(multiply, first) for first in range(share, len(vectors), share)]
+    multiply(0)
+    for other in others:
+        other.result()
     return scores
+
+
+@cache
+def _helpers(count: int) -> ThreadPoolExecutor:
+    """Threads that are kept: to start some for each search took a quarter of its time."""
+    return ThreadPoolExecutor(count, "products")
 
 
 def _unscaled(vectors: np.ndarray, buffer: np.ndarray) -> np.ndarray:

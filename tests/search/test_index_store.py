@@ -328,8 +328,13 @@ def test_a_time_of_photographs_is_a_date_and_a_column_of_numbers_is_not(store):
     assert {"field": "taken", "kind": "number", "min": 0, "max": 2} in facets(store)
 
 
-def test_the_revision_is_another_one_after_a_commit(store):
+def test_the_revision_is_another_one_after_a_commit(store, reopened):
     before = store.revision()
     assert store.revision() == before
-    fill(store, 3)
-    assert store.revision() != before
+    entries, _ = fill(store, 3)
+    filled = store.revision()
+    assert filled != before
+    store.commit(Changes(touched=[Touch(entries[0].name, Stamp(1, 2), None)]))
+    touched = store.revision()
+    assert touched != filled, "the number of images is the same"
+    assert reopened().revision() == touched

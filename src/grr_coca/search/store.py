@@ -185,8 +185,7 @@ class Store(Protocol):
         ...
 
     def revision(self) -> str:
-        """A text that is another one after each commit. On a server, this also holds if only the number of images has
-        changed."""
+        """A text that is another one after each commit."""
         ...
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:

@@ -1,16 +1,18 @@
-"""The notes of an index on a server: header, names of fields from tables, unreadable images, and excluded patterns."""
+"""The notes of an index on a server: header, revision, names of fields from tables, unreadable images, and excluded
+patterns."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self
+from uuid import uuid4
 
 from grr_coca.search.entry import Failure, Header, Stamp, chunks
 from grr_coca.search.milvus.rows import as_utf8, from_utf8, quoted
 
 NOTES = {"key", "kind", "root", "value", "nothing"}
 """Columns of the collection of notes."""
-_Kind = Literal["header", "column", "failure", "exclude"]
+_Kind = Literal["header", "revision", "column", "failure", "exclude"]
 _MAX_MESSAGE_LENGTH = 16_000
 """Longer messages are cut to this number of characters."""
 _CHUNK_SIZE = 500
@@ -61,6 +63,15 @@ class Notes:
     def write_header(self, header: Header) -> None:
         """Write the header."""
         self._write([("header", "", "", json.dumps(vars(header)))])
+
+    def revision(self) -> str:
+        """What `renew_revision` wrote last; empty before."""
+        rows = self.reads.query(self._name, filter='key == "revision:"', output_fields=["value"], limit=1)
+        return rows[0]["value"] if rows else ""
+
+    def renew_revision(self) -> None:
+        """Write another revision. It is random, because several writers could count to the same number."""
+        self._write([("revision", "", "", uuid4().hex)])
 
     def columns(self) -> frozenset[str]:
         """The names of all fields that come from tables."""

@@ -142,8 +142,9 @@ class MilvusStore:
                 yield from_record(row)
 
     def revision(self) -> str:
-        """The number of images. A server keeps no number of commits."""
-        return str(len(self))
+        """A random text, which each commit replaces at its end."""
+        with self.snapshot():
+            return self._notes.revision()
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
         """The ids of images, by their `Entry.draw`, which is the id."""
@@ -255,6 +256,7 @@ class MilvusStore:
             for ids in chunks([name_id(name) for name in (*changes.removed, *failed)], _CHUNK_SIZE):
                 self._client.delete(self._name, ids=ids)
             self._notes.add_failures(failed.values())
+            self._notes.renew_revision()  # last: who sees it also sees the change
             self._reads.forget()
 
     def exclude(self, patterns: Sequence[str]) -> None:

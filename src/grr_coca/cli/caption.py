@@ -79,7 +79,7 @@ def run(
         json: print JSON lines, also with the probability that a caption is exactly right (confidence), and whether the
             image is unlike those that the model was trained on (unfamiliar); null: unknown.
         prompt: text that every caption begins with.
-        exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif"; may be given again.
+        exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif".
         batch_size: images per batch.
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.

@@ -45,7 +45,7 @@ def run(
         sidecar: also add labels as keywords to the XMP file beside each image, which photo managers read.
         min_probability: with --sidecar, a label is added if it has at least this probability.
         json: print JSON lines.
-        exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif"; may be given again.
+        exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif".
         batch_size: images per batch.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """

@@ -32,7 +32,7 @@ class Check:
         json: print JSON.
     """
 
-    path: tyro.conf.Positional[str]
+    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PAIRS")]
     sheet: Path | None = None
     json: bool = False
 
@@ -47,7 +47,7 @@ class Stats:
         json: print JSON.
     """
 
-    path: tyro.conf.Positional[str]
+    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PAIRS")]
     json: bool = False
 
 
@@ -65,7 +65,7 @@ class Convert:
         image_size: scale larger images down to this shorter side, as JPEG; if not given, images are not changed.
     """
 
-    path: tyro.conf.Positional[str]
+    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PAIRS")]
     out: tyro.conf.Positional[Path]
     pairs_per_shard: int = 10_000
     image_size: int | None = None

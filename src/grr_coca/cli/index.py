@@ -50,7 +50,7 @@ def run(
             not given, the model of the index, or for a new index the shipped model.
         forget: remove the images of this argument, or below this folder, from the index. Without images, nothing else
             is done.
-        exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif"; may be given again. The
+        exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif". The
             index remembers its patterns until others are given; "" removes them.
         watch: keep the index up to date until Ctrl-C.
         batch_size: images per batch.

@@ -23,6 +23,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -36,7 +37,7 @@ from grr_coca.train.recipe import Recipe, Score, load_recipe, save_recipe, with_
 from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
 from grr_coca.train.step import build_trainer, count_tokens
 
-WARM_STEPS, TIMED_STEPS = 2, 8
+WARM_STEPS, TIMED_STEPS = 4, 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Plan:
     recipe: str
     rungs: tuple[float, ...]
     trials: dict[str, object]
-    score: Score = "text_to_image/R@1"
+    score: Literal[Score, "text_to_image/R@10"] = "text_to_image/R@1"
 
     def __post_init__(self) -> None:
         if not self.rungs or list(self.rungs) != sorted(set(self.rungs)) or not self.rungs[0] > 0:

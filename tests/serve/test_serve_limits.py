@@ -110,6 +110,25 @@ def test_a_full_queue_answers_429_and_says_when_to_come_again(gate):
         assert client.post("/caption", GUITAR).status == 200
 
 
+def test_a_full_queue_refuses_whatever_needs_the_model_before_its_body(gate, index):
+    with serving(index, capacity=1) as client:
+        pool, (future,) = at_once(client, 1)
+        wait_until(lambda: client.metric("grr_coca_queue_requests") == 1)
+        paths = client.get("/openapi.json").json()["paths"]
+        asked = {path for path, methods in paths.items() if "post" in methods} - {
+            "/explain",
+            "/session",
+        }  # which do not use the queue
+        assert {"/caption", "/search", "/v1/embeddings"} <= asked
+        for path in sorted(asked):
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+            assert client.raw(head.encode(), seconds=0.5).startswith(b"HTTP/1.1 429 "), path
+            assert client.metric(f'grr_coca_requests_total{{route="{path}",status="429"}}') == 1
+        gate.open()
+        assert future.result().status == 200
+        pool.shutdown()
+
+
 def test_what_takes_too_long_is_504_and_costs_nothing_later(gate):
     with serving(limits=Limits(seconds=0.5)) as client:
         pool, futures = at_once(client, 6)

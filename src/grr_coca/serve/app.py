@@ -17,6 +17,10 @@ from grr_coca.serve.service import Service
 
 _PATHS = frozenset({"/", *(f"/{path.relative_to(FILES).as_posix()}" for path in FILES.rglob("*") if path.is_file())})
 """The paths of the page, which need no key."""
+_OF_MODEL = frozenset(
+    ("/caption", "/embed", "/classify", "/search", "/similar", "/v1/chat/completions", "/v1/embeddings")
+)
+"""The endpoints that use the model by way of its queue."""
 _HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -44,7 +48,16 @@ def make_app(service: Service, *, is_local: bool) -> Guard:
     app.add_exception_handler(RequestValidationError, _told)
     for kind in (Refusal, UserError, MemoryError):
         app.add_exception_handler(kind, _told)
-    return Guard(app, limits=service.limits, metrics=service.metrics, key=service.key, page=_PATHS, is_local=is_local)
+    return Guard(
+        app,
+        limits=service.limits,
+        metrics=service.metrics,
+        key=service.key,
+        page=_PATHS,
+        of_model=_OF_MODEL,
+        require_room=service.queue.require_room,
+        is_local=is_local,
+    )
 
 
 async def _told(request: Request, error: Exception) -> Response:

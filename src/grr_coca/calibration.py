@@ -21,7 +21,7 @@ import numpy as np
 
 from grr_coca.checkpoint_files import CONFIDENCE, read_json
 from grr_coca.errors import UserError
-from grr_coca.shapes import Float, UInt8
+from grr_coca.shapes import Bool, Float, Int, UInt8
 from grr_coca.structure import from_dict
 
 FOR_PHOTOGRAPHS = "coca-l14-captions"
@@ -106,23 +106,33 @@ def statistics(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 6"]
     5. The logarithm of the mean difference between neighbours.
     6. The standard deviation of the border.
     """
-    values = pixels.astype(np.int16)
-    across, down = (np.abs(np.diff(values, axis=axis)).max(axis=3) for axis in (2, 1))
-    same = ((across <= _SAME).mean(axis=(1, 2)) + (down <= _SAME).mean(axis=(1, 2))) / 2
-    border = np.concatenate([values[:, 0], values[:, -1], values[:, 1:-1, 0], values[:, 1:-1, -1]], axis=1)
-    background = np.median(border, axis=1, keepdims=True)
-    on_border = (np.abs(border - background).max(axis=2) <= _NEAR).mean(axis=1)
-    everywhere = (np.abs(values - background[:, None]).max(axis=3) <= _NEAR).mean(axis=(1, 2))
+    planes = np.ascontiguousarray(np.moveaxis(pixels, 3, 1)).astype(np.int16)  # B 3 S S
+    across, down = (np.abs(np.diff(planes, axis=axis)).max(axis=1) for axis in (3, 2))
+    same = (_share(across <= _SAME) + _share(down <= _SAME)) / 2
+    border = np.concatenate([planes[:, :, 0], planes[:, :, -1], planes[:, :, 1:-1, 0], planes[:, :, 1:-1, -1]], axis=2)
+    middle = border.shape[2] // 2
+    twice_background = np.partition(border, (middle - 1, middle), axis=2)[:, :, middle - 1 : middle + 1].sum(axis=2)
+
+    def is_background(values: np.ndarray) -> np.ndarray:
+        around = twice_background.reshape(*twice_background.shape, *[1] * (values.ndim - 2))
+        return (np.abs(2 * values - around) <= 2 * _NEAR).all(axis=1)
+
     roughness = np.log1p(across.mean(axis=(1, 2)) + down.mean(axis=(1, 2)))
-    spread = border.std(axis=1).mean(axis=1) / 64
-    return np.stack([same, _entropies(pixels), on_border, everywhere, roughness, spread], axis=1)
+    spread = border.std(axis=2).mean(axis=1) / 64
+    on_border, everywhere = _share(is_background(border)), _share(is_background(planes))
+    return np.stack([same, _entropies(planes), on_border, everywhere, roughness, spread], axis=1)
 
 
-def _entropies(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, " B"]:
-    red, green, blue = np.moveaxis(pixels.astype(np.int32) >> _SHIFT, 3, 0)
+def _share(flags: Bool[np.ndarray, "B *x"]) -> Float[np.ndarray, " B"]:
+    """The share of each image that is True."""
+    return np.count_nonzero(flags, axis=tuple(range(1, flags.ndim))) / flags[0].size
+
+
+def _entropies(planes: Int[np.ndarray, "B 3 S S"]) -> Float[np.ndarray, " B"]:
+    red, green, blue = np.moveaxis(planes >> _SHIFT, 1, 0)
     bits = 8 - _SHIFT
-    colours = ((red << bits | green) << bits | blue).reshape(len(pixels), -1)
-    found = np.zeros(len(pixels))
+    colours = ((red << bits | green) << bits | blue).reshape(len(planes), -1)
+    found = np.zeros(len(planes))
     for number, image in enumerate(colours):
         counts = np.bincount(image)
         shares = counts[counts > 0] / image.size

@@ -148,7 +148,7 @@ def test_rows_that_move_leave_and_multiply_keep_their_past() -> None:
 
 def test_neither_keys_of_images_nor_caches_are_copied_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, _ = decoders(num_captions=2)
-    places = {name: value.data_ptr() for name, value in decoder.cross.items()}
+    places = {name: value.ctypes.data for name, value in decoder.cross.items()}
     decoder.step(np.zeros((4, 2), dtype=np.int64))
     decoder.reorder(np.arange(4).repeat(2))
     decoder.step(np.zeros((8, 1), dtype=np.int64))

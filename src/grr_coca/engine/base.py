@@ -139,7 +139,7 @@ class ArrayLogits:
 
     def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
         """As in `Logits`."""
-        return (np.take_along_axis(self._logits, ids, axis=1) - self._normalizer).astype(self._logits.dtype)
+        return (self._logits[np.arange(len(ids))[:, None], ids] - self._normalizer).astype(self._logits.dtype)
 
     def replaced(
         self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]

@@ -7,7 +7,6 @@ Shapes: B images or texts, S image size in pixels, E joint embedding width, R ca
 belong to one image), T tokens.
 """
 
-import ctypes
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,10 +22,11 @@ from grr_coca.shapes import Float, Int, UInt8
 from grr_coca.threads import num_threads
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, OrtValue
+    from onnxruntime import InferenceSession
 
-_Values = Mapping[str, "OrtValue"]
-"""Tensors of ONNX Runtime by the name of the input that takes them."""
+_Values = Mapping[str, np.ndarray]
+"""Tensors by the name of the input that takes them. ONNX Runtime reads arrays where they are, and what it returns
+lies in its own memory: nothing is copied."""
 
 
 class _Graph(NamedTuple):
@@ -78,15 +78,15 @@ class OnnxEngine:
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """As in `Engine`. The context is the keys and values of the cross-attention, which are computed here once."""
-        embedding, context = self.run("image", {"pixels": _as_value(pixels)})
-        return EncodedImages(_as_array(embedding).copy(), context)
+        embedding, context = self.run("image", {"pixels": pixels})
+        return EncodedImages(embedding, context)
 
     def encode_texts(
         self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
     ) -> Float[np.ndarray, "B E"]:
         """As in `Engine`."""
-        embedding, _ = self.run("text", {"token_ids": _as_value(token_ids), "lengths": _as_value(lengths)})
-        return _as_array(embedding).copy()
+        embedding, _ = self.run("text", {"token_ids": token_ids, "lengths": lengths})
+        return embedding
 
     def decoder(
         self,
@@ -104,10 +104,10 @@ class OnnxEngine:
         """The state without open graphs, which another process opens again."""
         return {**vars(self), "_graphs": {}}
 
-    def run(self, name: GraphName, inputs: _Values) -> tuple["OrtValue", _Values]:
+    def run(self, name: GraphName, inputs: _Values) -> tuple[np.ndarray, _Values]:
         """Run a graph. Returns its first output, and the others by the name of the input of `step` that takes them."""
         graph = self._graph(name)
-        first, *others = graph.session.run_with_ort_values(graph.outputs, inputs)
+        first, *others = graph.session.run(graph.outputs, inputs)
         return first, dict(zip(graph.given_on, others, strict=True))
 
     def session(self, name: GraphName) -> "InferenceSession":
@@ -169,7 +169,7 @@ def _default_threads(num_bytes: int) -> int:
 
 
 class OnnxDecoder:
-    """A `Decoder` whose keys and values are tensors of ONNX Runtime. A step takes those of the earlier tokens, and
+    """A `Decoder` whose keys and values are outputs of the graphs. A step takes those of the earlier tokens, and
     gives them back with its own behind. The captions of an image share its keys and values of the cross-attention."""
 
     def __init__(self, engine: OnnxEngine, cross: _Values) -> None:
@@ -181,8 +181,8 @@ class OnnxDecoder:
     def step(self, token_ids: Int[np.ndarray, "R T"]) -> ArrayLogits:
         """As in `Decoder`."""
         past = self._empty(len(token_ids)) if self.past is None else self.past
-        logits, self.past = self.engine.run("step", {"token_ids": _as_value(token_ids), **self.cross, **past})
-        return ArrayLogits(_as_array(logits)[:, -1])
+        logits, self.past = self.engine.run("step", {"token_ids": token_ids, **self.cross, **past})
+        return ArrayLogits(logits[:, -1])
 
     def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
         """As in `Decoder`. Rows of the cache are copied, unless all stay where they are."""
@@ -196,7 +196,7 @@ class OnnxDecoder:
     def _empty(self, num_rows: int) -> _Values:
         """Keys and values of no tokens."""
         return {
-            given.name: _as_value(np.zeros((num_rows, given.shape[1], 0, given.shape[3]), dtype=np.float32))
+            given.name: np.zeros((num_rows, given.shape[1], 0, given.shape[3]), dtype=np.float32)
             for given in self.engine.session("step").get_inputs()
             if given.name.startswith("past_")
         }
@@ -204,25 +204,7 @@ class OnnxDecoder:
 
 def _taken(values: _Values, rows: Int[np.ndarray, " _"]) -> _Values:
     """Rows of all tensors."""
-    num_rows = next(iter(values.values())).shape()[0]
+    num_rows = len(next(iter(values.values())))
     if np.array_equal(rows, np.arange(num_rows)):
         return values
-    return {name: _as_value(_as_array(value).take(rows, axis=0)) for name, value in values.items()}
-
-
-def _as_value(array: np.ndarray) -> "OrtValue":
-    """An array as ONNX Runtime takes it, without a copy if it is contiguous."""
-    from onnxruntime import OrtValue  # late: the import takes a tenth of a second
-
-    return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-
-
-def _as_array(value: "OrtValue") -> Float[np.ndarray, "..."]:
-    """The memory of a tensor of ONNX Runtime in fp32, without a copy. `OrtValue.numpy` would copy all keys and
-    values."""
-    assert value.data_type() == "tensor(float)"
-    if 0 in value.shape():
-        return np.zeros(value.shape(), dtype=np.float32)
-    memory = (ctypes.c_float * (value.tensor_size_in_bytes() // 4)).from_address(value.data_ptr())
-    memory.owner = value  # type: ignore[attr-defined]  # keeps it alive as long as the array
-    return np.ctypeslib.as_array(memory).reshape(value.shape())
+    return {name: value.take(rows, axis=0) for name, value in values.items()}

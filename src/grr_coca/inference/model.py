@@ -438,4 +438,4 @@ def _with_changes(options: GenerationOptions, changes: dict[str, object]) -> Gen
     for name in changes:
         if name not in names:
             raise UserError(f"captioning has no option '{name}'; {nearest(name, names)}")
-    return replace(options, **changes)  # type: ignore[arg-type]
+    return replace(options, **changes) if changes else options  # type: ignore[arg-type]

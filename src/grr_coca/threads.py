@@ -2,17 +2,37 @@
 
 import os
 import sys
+from pathlib import Path
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables by which a user says how threads of OpenMP wait."""
 
 
 def num_threads() -> int:
-    """`OMP_NUM_THREADS`, which PyTorch follows too, or else the number of cores that this process may use."""
+    """`OMP_NUM_THREADS`, which PyTorch follows too, or else the number of cores that this process may use: by its
+    affinity, and by the limit of its container."""
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = _container_limit(Path("/sys/fs/cgroup"))
+    return cores if limit is None else min(cores, max(1, round(limit)))
+
+
+def _container_limit(groups: Path) -> float | None:
+    """The cores whose time a container may use (`docker run --cpus`), by version 2 or 1 of control groups; None: all.
+
+    Args:
+        groups: the folder of control groups.
+    """
+    try:
+        if (groups / "cpu.max").exists():
+            quota, period = (groups / "cpu.max").read_text().split()
+        else:
+            quota, period = ((groups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return float(quota) / float(period) if float(quota) > 0 else None  # no limit: "max", or -1
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
 
 
 def wait_passively() -> None:

@@ -208,15 +208,22 @@ for options in ({{}}, dict(num_beams=2), dict(temperature=1.0, top_p=0.9)):
     assert len(done.stdout.splitlines()) == 3
 
 
-@pytest.mark.parametrize(("given", "variable", "threads"), [(None, None, 1), (None, "2", 2), (3, "2", 3)])
+@pytest.mark.parametrize(
+    ("given", "variable", "threads", "workers"),
+    [(None, None, 1, 5), (None, "2", 1, 2), (None, "99", 1, 8), (3, "2", 3, 1)],
+)
 def test_threads_are_few_and_do_not_spin(
-    given: int | None, variable: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+    given: int | None, variable: str | None, threads: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A small model is no faster with two. A thread that spins slows down whatever shares its core."""
+    """A small model is no faster with two, but does two batches at the same time. Its workers have one thread each.
+    A thread that spins slows down whatever shares its core."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(5))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    options = OnnxEngine(shipped_folder("icons"), given).session("text").get_session_options()
+    engine = OnnxEngine(shipped_folder("icons"), given)
+    assert engine.workers == workers
+    options = engine.session("text").get_session_options()
     assert options.intra_op_num_threads == threads
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
@@ -224,8 +231,9 @@ def test_threads_are_few_and_do_not_spin(
 def test_a_large_model_takes_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("grr_coca.engine.onnx.num_threads", lambda: 5)
-    monkeypatch.setattr("grr_coca.engine.onnx._SMALL", 1000)
-    assert OnnxEngine(shipped_folder("icons")).threads == 5
+    monkeypatch.setattr("grr_coca.engine.onnx.SMALL_MODEL", 1000)
+    engine = OnnxEngine(shipped_folder("icons"))
+    assert (engine.threads, engine.workers) == (5, 1)
 
 
 def test_an_engine_that_was_used_can_be_sent_to_another_process() -> None:

@@ -1,7 +1,7 @@
 """Pictures for tests of the search: entries out of nothing, files of plain colours, and a model that tells colours."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from grr_coca.calibration import Certainty
 from grr_coca.data.image_files import done_ahead
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.search.entry import Entry, Header, Stamp
-from grr_coca.search.model import DecodedImage, Said, decode_found
+from grr_coca.search.model import DecodedImage, Said, Take, decode_found
 from grr_coca.search.store import Changes, Store
 
 WIDTH = 32
@@ -64,9 +64,10 @@ class ColourModel:
     def read(self, found, batch_size: int):
         return done_ahead(found, lambda one: decode_found(one, self.preprocess), batch_size)
 
-    def describe(self, decoded: Sequence[DecodedImage]) -> list[Said]:
-        self.described += len(decoded)
-        return [self._one(np.asarray(one.square).reshape(-1, 3).mean(axis=0)) for one in decoded]
+    def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
+        for batch in batches:
+            self.described += len(batch)
+            take(batch, [self._one(np.asarray(one.square).reshape(-1, 3).mean(axis=0)) for one in batch])
 
     def _one(self, mean: np.ndarray) -> Said:
         name = min(COLOURS, key=lambda colour: float(np.abs(mean - COLOURS[colour]).sum()))

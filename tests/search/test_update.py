@@ -384,18 +384,19 @@ def test_names_that_are_not_utf8_are_kept(store, look, photos):
 
 def test_what_was_done_before_an_interruption_stays(store, photos, model, monkeypatch):
     monkeypatch.setattr("grr_coca.search.update.SECONDS_BETWEEN_COMMITS", 0.0)
-    described = model.describe
+    read = model.read
 
-    def interrupted(squares):
-        if model.described >= 2:
-            raise KeyboardInterrupt
-        return described(squares)
+    def interrupted(*arguments):
+        for batch in read(*arguments):
+            if model.described >= 2:
+                raise KeyboardInterrupt
+            yield batch
 
-    monkeypatch.setattr(model, "describe", interrupted)
+    monkeypatch.setattr(model, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         update_store(store, [str(photos)], lambda: model, batch_size=2)
     assert len(store) == 2
-    model.describe = described
+    model.read = read
     assert update_store(store, [str(photos)], lambda: model).new == 2
     assert len(store) == 4
 

@@ -135,11 +135,11 @@ def run(
             if isinstance(output, _StandardOutput):
                 output.engine = model.engine.name
 
-            def caption(files: "list[ImageFile]", opened: list) -> None:
+            def caption(files: "list[ImageFile]", opened: list) -> "list[Description]":
                 names = [file.name for file in files]
-                write(files, model.describe_many(opened, prompt, options, batch_size, keys=names))
+                return model.describe_many(opened, prompt, options, batch_size, keys=names)
 
-            code = work_through(wanted, model.preprocess, batch_size, "captions", caption, shown)
+            code = work_through(wanted, model, batch_size, "captions", caption, write, shown)
     from grr_coca.generate import warn_if_repeated
     from grr_coca.inference.model import warn_if_unfamiliar
 

@@ -16,6 +16,7 @@ from grr_coca.registry import DEFAULT
 
 if TYPE_CHECKING:
     from grr_coca.data.image_files import ImageFile
+    from grr_coca.inference.model import LabelProbability
 
 
 def run(
@@ -72,8 +73,10 @@ def run(
     model = grr_coca.load(folder, engine=engine)
     classifier = model.classifier(names, joined(templates) or NAME_ALONE)
 
-    def classify(files: "list[ImageFile]", opened: list) -> None:
-        ranked = model.rank_labels(classifier, model.embed_images(opened, batch_size=batch_size))
+    def classify(_: "list[ImageFile]", opened: list) -> "list[list[LabelProbability]]":
+        return model.rank_labels(classifier, model.embed_images(opened, batch_size=batch_size))
+
+    def write(files: "list[ImageFile]", ranked: "list[list[LabelProbability]]") -> None:
         for file, all_labels in zip(files, ranked, strict=True):
             best = all_labels[:top]
             shown = "   ".join(f"{share:.1%} {label}" for label, share in best)
@@ -84,7 +87,7 @@ def run(
             if sidecars is not None and keywords:
                 sidecars.write(file, None, keywords)
 
-    code = work_through(found, model.preprocess, batch_size, "classified", classify, shows_progress(prints=True))
+    code = work_through(found, model, batch_size, "classified", classify, write, shows_progress(prints=True))
     if sidecars is not None:
         sidecars.report()
     return code

@@ -94,12 +94,16 @@ def _embed_images(
     keys: list[str] = []
     rows: list[np.ndarray] = []
 
-    def embed(files: "list[ImageFile]", opened: list) -> None:
-        rows.append(model.embed_images(opened, batch_size=batch_size))
+    def embed(_: "list[ImageFile]", opened: list) -> list[np.ndarray]:
+        return list(model.embed_images(opened, batch_size=batch_size))
+
+    def take(files: "list[ImageFile]", embeddings: list[np.ndarray]) -> None:
+        rows.extend(embeddings)
         keys.extend(file.name for file in files)
 
-    code = work_through(found, model.preprocess, batch_size, "embedded", embed, shows_progress(prints=False))
-    return keys, np.concatenate(rows) if rows else np.empty((0, 0), np.float32), code
+    model.warn_if_unfit()
+    code = work_through(found, model, batch_size, "embedded", embed, take, shows_progress(prints=False))
+    return keys, np.stack(rows) if rows else np.empty((0, 0), np.float32), code
 
 
 def _embed_on_ray(

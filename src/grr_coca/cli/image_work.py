@@ -4,7 +4,7 @@ Images are decoded in the background. Those that cannot be read are skipped, and
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,14 @@ from grr_coca.generate.options import GenerationOptions
 from grr_coca.inference.on_ray import map_on_ray
 
 if TYPE_CHECKING:
-    from grr_coca.data.preprocess import Preprocess
-    from grr_coca.inference import Description
+    from grr_coca.inference import Description, ImageTextModel
 
 Result = TypeVar("Result")
-Work = Callable[[list[ImageFile], list[Result]], None]
-"""Takes a batch of files, and the opened image or the description of each."""
+Done = TypeVar("Done")
+Take = Callable[[list[ImageFile], list[Result]], None]
+"""Takes a batch of files, and the result of each."""
+_Batch = list[tuple[ImageFile, Result | UserError]]
+"""Files with the opened image, the result, or the error of each."""
 
 
 def search_for_images(arguments: Sequence[str], exclude: Sequence[str]) -> list[ImageFile]:
@@ -53,13 +55,23 @@ def report_left_out(left_out: LeftOut, num_first_frames: int = 0) -> None:
 
 def work_through(
     files: Sequence[ImageFile],
-    preprocess: "Preprocess",
+    model: "ImageTextModel",
     batch_size: int,
     label: str,
-    work: Work[Image.Image],
+    work: Callable[[list[ImageFile], list[Image.Image]], Sequence[Done]],
+    take: Take[Done],
     show_progress: bool,
 ) -> int:
-    """Open all images, and do the work on them batch by batch.
+    """Open all images, do the work on them batch by batch, and take the results.
+
+    Args:
+        files: the images.
+        model: what the work is done with. A small one works on several batches at the same time.
+        batch_size: images per batch.
+        label: what the progress bar says.
+        work: takes a batch of files and their opened images, and returns a result for each. Called in threads.
+        take: receives files and their results, batch by batch and in order.
+        show_progress: whether there is a bar.
 
     Returns:
         The exit code: 1 if no image could be read, else 0.
@@ -70,12 +82,20 @@ def work_through(
     _require_batch_size(batch_size)
     num_first_frames = 0
 
-    def count_and_work(batch: list[ImageFile], images: list[Image.Image]) -> None:
+    def opened() -> Iterator[_Batch[Image.Image]]:
         nonlocal num_first_frames
-        num_first_frames += sum(map(has_more_frames, images))
-        work(batch, images)
+        for batch in decoded(files, model.preprocess, batch_size):
+            num_first_frames += sum(has_more_frames(image) for _, image in batch if isinstance(image, Image.Image))
+            yield batch
 
-    code = _work_on(decoded(files, preprocess, batch_size), len(files), label, count_and_work, show_progress)
+    def work_on(batch: _Batch[Image.Image]) -> _Batch[Done]:
+        readable = [(file, image) for file, image in batch if isinstance(image, Image.Image)]
+        results = iter(work([file for file, _ in readable], [image for _, image in readable]) if readable else ())
+        return [(file, image if isinstance(image, UserError) else next(results)) for file, image in batch]
+
+    code = _work_on(
+        lambda take_batch: model.map_batches(opened(), work_on, take_batch), len(files), label, take, show_progress
+    )
     report_left_out(LeftOut(), num_first_frames)
     return code
 
@@ -88,7 +108,7 @@ def describe_on_ray(
     captioning: tuple[str, GenerationOptions] | None,
     batch_size: int,
     label: str,
-    take: "Work[Description]",
+    take: "Take[Description]",
     show_progress: bool,
 ) -> int:
     """Caption and embed all images on a Ray cluster.
@@ -111,13 +131,13 @@ def describe_on_ray(
     """
     _require_batch_size(batch_size)
 
-    def described() -> "Iterator[list[tuple[ImageFile, Description | UserError]]]":
+    def run(take_batch: "Callable[[_Batch[Description]], None]") -> None:
         done = 0
         for results in map_on_ray(files, partial(_worker, folder, engine, captioning), batch_size):
-            yield list(zip(files[done : done + len(results)], results, strict=True))
+            take_batch(list(zip(files[done : done + len(results)], results, strict=True)))
             done += len(results)
 
-    return _work_on(described(), len(files), label, take, show_progress)
+    return _work_on(run, len(files), label, take, show_progress)
 
 
 def _require_batch_size(batch_size: int) -> None:
@@ -126,23 +146,29 @@ def _require_batch_size(batch_size: int) -> None:
 
 
 def _work_on(
-    batches: Iterable[list[tuple[ImageFile, Result | UserError]]],
+    run: Callable[[Callable[[_Batch[Result]], None]], None],
     total: int,
     label: str,
-    work: Work[Result],
+    take: Take[Result],
     show_progress: bool,
 ) -> int:
+    """Show the progress of some work, and report images that could not be read. `run` calls its argument with each
+    batch of results. Returns the exit code."""
     failures: list[UserError] = []
     done = 0
     with bars({label: total}) if total and show_progress else nullcontext() as shown:
-        for batch in batches:
-            failures += [result for _, result in batch if isinstance(result, UserError)]
+
+        def take_batch(batch: _Batch[Result]) -> None:
+            nonlocal done
+            failures.extend(result for _, result in batch if isinstance(result, UserError))
             results = [(file, result) for file, result in batch if not isinstance(result, UserError)]
             if results:
-                work([file for file, _ in results], [result for _, result in results])
+                take([file for file, _ in results], [result for _, result in results])
             done += len(batch)
             if shown is not None:
                 shown.update(label, done, f"{len(failures)} failed" if failures else "")
+
+        run(take_batch)
     return _report_failures(failures, total)
 
 

@@ -7,15 +7,16 @@ Shapes: B images or texts, S image size in pixels, E joint embedding width, R ca
 belong to one image), T tokens.
 """
 
-import os
+import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from grr_coca.checkpoint_files import GraphName, read_json
-from grr_coca.engine.base import ArrayLogits, EncodedImages, EngineName
+from grr_coca.engine.base import MAX_WORKERS, SMALL_MODEL, ArrayLogits, EncodedImages, EngineName
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, file_sha256, listed_files
 from grr_coca.shapes import Float, Int, UInt8
@@ -46,8 +47,8 @@ class OnnxEngine:
 
     Args:
         folder: with `image.onnx`, `text.onnx`, `step.onnx`, their weights and `manifest.json`.
-        threads: that compute together; None: `OMP_NUM_THREADS`; else one for a small model, and for others as many as
-            this process has cores.
+        threads: that compute a batch together; None: one for a small model, which computes several batches at the same
+            time instead, and else `num_threads()`.
 
     Raises:
         UserError: the folder has no graphs, or its manifest is damaged. When a graph is opened: it is not the one that
@@ -61,7 +62,9 @@ class OnnxEngine:
         self._graphs: dict[GraphName, _Graph] = {}
         self._files = listed_files(self.folder)
         num_bytes = sum(size for name, (size, _) in self._files.items() if name.endswith(".safetensors"))
-        self.threads = threads or _default_threads(num_bytes)
+        is_small = threads is None and num_bytes < SMALL_MODEL
+        self.threads = threads or (1 if is_small else num_threads())
+        self.workers = min(num_threads(), MAX_WORKERS) if is_small else 1
         manifest = read_json(self.folder / MANIFEST)
         try:
             model = manifest["model"]
@@ -100,6 +103,10 @@ class OnnxEngine:
         """As in `Engine`. Caches grow by themselves, so nothing needs to be known beforehand."""
         return OnnxDecoder(self, images.context)
 
+    def one_thread_each(self) -> AbstractContextManager:
+        """As in `Engine`. The threads of a batch were chosen when the graphs were opened."""
+        return nullcontext()
+
     def __getstate__(self) -> dict[str, Any]:
         """The state without open graphs, which another process opens again."""
         return {**vars(self), "_graphs": {}}
@@ -115,10 +122,12 @@ class OnnxEngine:
         return self._graph(name).session
 
     def _graph(self, name: GraphName) -> _Graph:
-        if name not in self._graphs:
-            session = self._opened(f"{name}.onnx")
-            outputs = [output.name for output in session.get_outputs()]
-            self._graphs[name] = _Graph(session, outputs, [given.replace("present", "past") for given in outputs[1:]])
+        with _OPENING:
+            if name not in self._graphs:
+                session = self._opened(f"{name}.onnx")
+                outputs = [output.name for output in session.get_outputs()]
+                given_on = [given.replace("present", "past") for given in outputs[1:]]
+                self._graphs[name] = _Graph(session, outputs, given_on)
         return self._graphs[name]
 
     def _opened(self, name: str) -> "InferenceSession":
@@ -158,14 +167,8 @@ class OnnxEngine:
 
 
 _EXPORT = "write the folder again with `grr-coca export onnx`"
-_SMALL = 32_000_000
-"""Bytes of weights. A model of fewer, such as those that ship, is no faster with two threads: they gave 0.9 to 1.1
-times the speed of one."""
-
-
-def _default_threads(num_bytes: int) -> int:
-    is_small = num_bytes < _SMALL and "OMP_NUM_THREADS" not in os.environ
-    return 1 if is_small else num_threads()
+_OPENING = threading.Lock()
+"""Held while a graph is opened, so that of several threads one opens it."""
 
 
 class OnnxDecoder:

@@ -5,6 +5,8 @@ R / B neighbouring rows belong to one image), T new tokens, L slots of the cache
 vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tensors import normalize
-from grr_coca.engine.base import ArrayLogits, EncodedImages, EngineName, Logits
+from grr_coca.engine.base import MAX_WORKERS, SMALL_MODEL, ArrayLogits, EncodedImages, EngineName, Logits
 from grr_coca.fast.layers import AbsorbedCrossAttention
 from grr_coca.fast.model_copy import fast_copy
 from grr_coca.layers.attention import CrossAttention
@@ -41,6 +43,8 @@ class TorchEngine:
         self.embed_dim = len(model.text_proj.weight)
         self.context_length = model.text_decoder.context_length
         self.vocab_size = len(model.text_decoder.tok_embeddings.weight)
+        num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        self._is_small = num_bytes < SMALL_MODEL
         self.refresh()
 
     def refresh(self) -> None:
@@ -57,6 +61,22 @@ class TorchEngine:
     def device(self) -> torch.device:
         """The device of the model."""
         return self._original.device
+
+    @property
+    def workers(self) -> int:
+        """As in `Engine`. Under autocast 1, since that holds for the present thread alone."""
+        is_split = self._is_small and self.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        return min(torch.get_num_threads(), MAX_WORKERS) if is_split else 1
+
+    @contextmanager
+    def one_thread_each(self) -> Iterator[None]:
+        """As in `Engine`. A new thread of PyTorch takes the number that the last thread set."""
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(num_threads)
 
     @property
     def logit_scale(self) -> float:

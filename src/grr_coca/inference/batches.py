@@ -1,16 +1,22 @@
-"""Run work in batches that fit into memory."""
+"""Run work in batches that fit into memory, several of them at the same time."""
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from grr_coca.engine.base import Engine
 from grr_coca.errors import UserError
 
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Batch = TypeVar("Batch")
+Done = TypeVar("Done")
 OnProgress = Callable[[int, int], None]
 """Called after each batch with the number of items done and the number of all items."""
 
@@ -26,14 +32,72 @@ _OUT_OF_MEMORY = (
 in common."""
 
 
-class Batches:
-    """Runs work in batches. If a batch does not fit into memory, a warning is given, and the batch size is halved.
+_THREAD = threading.local()
 
-    The reduced size is kept for later calls with the same kind of work.
+
+def in_worker() -> bool:
+    """True in a thread that does a batch while others do theirs. It needs no threads of its own."""
+    return getattr(_THREAD, "is_worker", False)
+
+
+class Batches:
+    """Runs work in batches. If a batch does not fit into memory, a warning is given, and the batch size is halved. The
+    reduced size is kept for later calls with the same kind of work.
+
+    Batches of a small model are done at the same time, each by one thread (`Engine.workers`). Their items and results
+    are the same as one after the other, and so is the order of results.
+
+    Args:
+        engine: what the work is done with; None: one batch at a time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine | None = None) -> None:
+        self._engine = engine
         self._limits: dict[str, int] = {}
+
+    def map(
+        self,
+        batches: Iterable[Batch],
+        work: Callable[[Batch], Done],
+        take: Callable[[Done], None],
+        *,
+        in_threads: bool = True,
+    ) -> None:
+        """Do the work on each batch, and take each result, in order.
+
+        Args:
+            batches: read as needed, by the calling thread. At most one batch more than there are workers is read whose
+                result is not taken yet.
+            work: done in threads. If it raises an error, results of earlier batches are taken, and those of later ones
+                are dropped.
+            take: called in the calling thread.
+            in_threads: False: do all work in the calling thread.
+        """
+        if self._engine is None or self._engine.workers == 1 or not in_threads or in_worker():
+            for batch in batches:
+                take(work(batch))
+        else:
+            with self._engine.one_thread_each():
+                self._map_in_threads(batches, work, take, self._engine.workers)
+
+    def _map_in_threads(
+        self, batches: Iterable[Batch], work: Callable[[Batch], Done], take: Callable[[Done], None], workers: int
+    ) -> None:
+        waiting: deque[Future[Done]] = deque()
+        pool = ThreadPoolExecutor(workers, "batch", initializer=setattr, initargs=(_THREAD, "is_worker", True))
+        waits = True
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(work, batch))
+                if len(waiting) > workers:
+                    take(waiting.popleft().result())
+            while waiting:
+                take(waiting.popleft().result())
+        except KeyboardInterrupt:
+            waits = False  # the batches that threads are doing may take seconds
+            raise
+        finally:
+            pool.shutdown(wait=waits, cancel_futures=True)
 
     def run(
         self,
@@ -42,6 +106,8 @@ class Batches:
         batch_size: int,
         work: Callable[[Sequence[Item]], Sequence[Result]],
         on_progress: OnProgress | None = None,
+        *,
+        in_threads: bool = True,
     ) -> list[Result]:
         """Return the results of all items, in order.
 
@@ -49,8 +115,9 @@ class Batches:
             kind: name of the work in messages, such as "captioning".
             items: the items to work on.
             batch_size: maximum number of items per batch.
-            work: returns one result for each item of a batch.
+            work: returns one result for each item of a batch. It is done in threads, see `map`.
             on_progress: called after each batch.
+            in_threads: see `map`. A single batch is always done in the calling thread.
 
         Raises:
             UserError: the batch size is below 1, or a single item does not fit into memory.
@@ -58,17 +125,38 @@ class Batches:
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: give 1 or more")
         results: list[Result] = []
-        while len(results) < len(items):
-            size = min(batch_size, self._limits.get(kind, batch_size))
-            batch = items[len(results) : len(results) + size]
-            done = _attempt(work, batch)
-            if done is None:
-                self._halve(kind, len(batch))
-                continue
-            assert len(done) == len(batch)
-            results += done
+
+        def batches() -> Iterable[Sequence[Item]]:
+            start = 0
+            while start < len(items):
+                size = min(batch_size, self._limits.get(kind, batch_size))
+                yield items[start : start + size]
+                start += size
+
+        def take(batch_results: list[Result]) -> None:
+            results.extend(batch_results)
             if on_progress is not None:
                 on_progress(len(results), len(items))
+
+        def done(batch: Sequence[Item]) -> list[Result]:
+            return self._in_parts(kind, batch, work)
+
+        self.map(batches(), done, take, in_threads=in_threads and len(items) > batch_size)
+        return results
+
+    def _in_parts(
+        self, kind: str, batch: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
+    ) -> list[Result]:
+        """The results of a batch, in as many parts as the memory needs."""
+        results: list[Result] = []
+        while len(results) < len(batch):
+            part = batch[len(results) : len(results) + self._limits.get(kind, len(batch))]
+            done = _attempt(work, part)
+            if done is None:
+                self._halve(kind, len(part))
+                continue
+            assert len(done) == len(part)
+            results += done
         return results
 
     def _halve(self, kind: str, size: int) -> None:
@@ -78,8 +166,9 @@ class Batches:
             torch.cuda.empty_cache()
         if size == 1:
             raise UserError(f"{kind}: out of memory with one item; use a machine with more memory, or a smaller model")
-        self._limits[kind] = size // 2
-        log.warning("%s: out of memory with a batch of %d; continuing with batches of %d", kind, size, size // 2)
+        if size // 2 < self._limits.get(kind, size):  # else another thread has done it
+            self._limits[kind] = size // 2
+            log.warning("%s: out of memory with a batch of %d; continuing with batches of %d", kind, size, size // 2)
 
 
 def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:

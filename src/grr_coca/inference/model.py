@@ -4,12 +4,12 @@ Shapes: N images, M texts, E joint embedding width, S image size, B images of a 
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from grr_coca.errors import UserError, nearest
 from grr_coca.evaluate.class_names import NAME_ALONE
 from grr_coca.evaluate.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.generate import GREEDY, Caption, GenerationOptions, generate, warn_if_repeated
-from grr_coca.inference.batches import Batches, OnProgress
+from grr_coca.inference.batches import Batches, OnProgress, in_worker
 from grr_coca.inference.choose import choose_device, choose_engine
 from grr_coca.inference.images import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.inference.locate import locate_checkpoint
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Batch = TypeVar("Batch")
+Done = TypeVar("Done")
 _BATCH_SIZE = 32
 
 _Numbered = Sequence[tuple[int, ImageInput]]
@@ -105,8 +107,8 @@ class ImageTextModel:
 
     Images are paths, Pillow images, arrays (H W or H W C) or PyTorch tensors (C H W), of any size; see
     `grr_coca.inference.images`. One image or text gives one result, a list gives a list. Results are NumPy arrays.
-    Batches have `batch_size` items, or fewer if these do not fit into memory. If an image cannot be read, every method
-    raises a `UserError` that names it.
+    Batches have `batch_size` items, or fewer if these do not fit into memory; a small model does one on each core. If
+    an image cannot be read, every method raises a `UserError` that names it.
 
     `engine` computes the model: `engine.name` is `onnx` or `torch`. With PyTorch, `checkpoint` holds the model; after
     changes of its weights, call `refresh`.
@@ -127,7 +129,7 @@ class ImageTextModel:
         self.engine = engine
         self.folder = folder
         self._files = checkpoint
-        self._batches = Batches()
+        self._batches = Batches(engine)
         self._has_warned = False
 
     @property
@@ -273,7 +275,19 @@ class ImageTextModel:
             certainties = self.certainties(pixels, generated.captions, prompt)
             return [Description(*row) for row in zip(generated.captions, rows, certainties, strict=True)]
 
-        return self._batches.run("captioning", _numbered(images), batch_size, work, on_progress)
+        return self._run("captioning", images, batch_size, work, on_progress)
+
+    def map_batches(
+        self, batches: Iterable[Batch], work: Callable[[Batch], Done], take: Callable[[Done], None]
+    ) -> None:
+        """Do some work with this model on each batch, and take each result, in order.
+
+        Args:
+            batches: read as needed.
+            work: done in threads, on several batches at the same time if the model is small.
+            take: called in the calling thread.
+        """
+        self._batches.map(batches, work, take)
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -315,7 +329,7 @@ class ImageTextModel:
         """Embed images: vectors of unit length. Shape N E, or E for a single image."""
         self.warn_if_unfit()
         many, is_single = as_list(images)
-        rows = self._batches.run("embedding images", _numbered(many), batch_size, self._image_rows, on_progress)
+        rows = self._run("embedding images", many, batch_size, self._image_rows, on_progress)
         return self._stack(rows)[0] if is_single else self._stack(rows)
 
     def embed_texts(
@@ -390,6 +404,20 @@ class ImageTextModel:
             for best, share in zip(order.tolist(), shares.tolist(), strict=True)
         ]
 
+    def _run(
+        self,
+        kind: str,
+        images: Sequence[ImageInput],
+        batch_size: int,
+        work: Callable[[_Numbered], Sequence[Done]],
+        on_progress: OnProgress | None,
+    ) -> list[Done]:
+        """The results of some work on images, in batches."""
+        # Else batches would share an image, and Pillow is not thread-safe.
+        is_each_once = len(set(map(id, images))) == len(images)
+        numbered = list(enumerate(images, 1))
+        return self._batches.run(kind, numbered, batch_size, work, on_progress, in_threads=is_each_once)
+
     def _image_rows(self, images: _Numbered) -> list[np.ndarray]:
         return list(self.engine.encode_images(self._pixels(images)).embedding)
 
@@ -398,10 +426,11 @@ class ImageTextModel:
 
     def _pixels(self, images: _Numbered) -> UInt8[np.ndarray, "B S S 3"]:
         each = {id(image): (number, image) for number, image in images}  # once: Pillow is not thread-safe
-        if len(each) == 1:  # starting a thread would take as long as the image
-            return np.stack([self._preprocess(images[0])] * len(images))
-        with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter's lock
-            rows = dict(zip(each, pool.map(self._preprocess, each.values()), strict=True))
+        if len(each) == 1 or in_worker():  # starting a thread would take as long as an image
+            rows = {identity: self._preprocess(image) for identity, image in each.items()}
+        else:
+            with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter's lock
+                rows = dict(zip(each, pool.map(self._preprocess, each.values()), strict=True))
         return np.stack([rows[id(image)] for _, image in images])
 
     def _preprocess(self, numbered: tuple[int, ImageInput]) -> UInt8[np.ndarray, "S S 3"]:
@@ -422,10 +451,6 @@ def warn_if_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
             of_images,
             FOR_PHOTOGRAPHS,
         )
-
-
-def _numbered(images: Sequence[ImageInput]) -> _Numbered:
-    return list(enumerate(images, 1))
 
 
 def _with_changes(options: GenerationOptions, changes: dict[str, object]) -> GenerationOptions:

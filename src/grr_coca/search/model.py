@@ -3,7 +3,7 @@
 Shapes: M texts or images, E embedding width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -65,6 +65,10 @@ class DecodedImage:
     photo: Photo
     square: Image.Image | None
     described: Said | None = None
+
+
+Take = Callable[[Sequence[DecodedImage], list[Said]], None]
+"""Takes a batch of images, and the caption and embedding of each."""
 
 
 def decode_found(found: Found, preprocess: "Preprocess") -> DecodedImage | Failure:
@@ -192,9 +196,15 @@ class IndexModel:
         preprocess = self.loaded.preprocess
         return done_ahead(found, lambda one: decode_found(one, preprocess), batch_size)
 
-    def describe(self, decoded: Sequence[DecodedImage]) -> list[Said]:
+    def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
         """Caption and embedding of each image, from one forward pass."""
-        return _describe_squares(self.loaded, [one.square for one in decoded if one.square is not None])
+        model = self.loaded
+
+        def work(batch: Sequence[DecodedImage]) -> tuple[Sequence[DecodedImage], list[Said]]:
+            squares = [one.square for one in batch if one.square is not None]
+            return batch, _describe_squares(model, squares) if squares else []
+
+        model.map_batches(batches, work, lambda done: take(*done))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts, M E.
@@ -265,9 +275,10 @@ class RayDescriber:
         """Read, decode and describe images on the workers."""
         return map_on_ray(found, partial(_worker, self._folder, self._engine), batch_size)
 
-    def describe(self, decoded: Sequence[DecodedImage]) -> list[Said]:
+    def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
         """The captions and embeddings, which the workers have already computed."""
-        return [one.described for one in decoded if one.described is not None]
+        for batch in batches:
+            take(batch, [one.described for one in batch if one.described is not None])
 
 
 def _worker(folder: Path, engine: str) -> Callable[[Sequence[Found]], list[DecodedImage | Failure]]:

@@ -13,6 +13,7 @@ import os
 import shlex
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import has_magic
@@ -26,7 +27,7 @@ from grr_coca.data.photo import read_photo, sidecar_state
 from grr_coca.data.walk import LeftOut
 from grr_coca.errors import UserError
 from grr_coca.search.entry import Failure, ImagePlace, chunks, name_id, plain_fields, stamp_of
-from grr_coca.search.model import DecodedImage, Found, Said, make_entry
+from grr_coca.search.model import DecodedImage, Found, Said, Take, make_entry
 from grr_coca.search.store import Changes, Known, Noted, Store, Touch
 
 _LOOKUP_SIZE = 1000
@@ -46,8 +47,9 @@ class Describer(Protocol):
         """Read and decode images, in batches. An image that cannot be read becomes a `Failure`."""
         ...
 
-    def describe(self, decoded: Sequence[DecodedImage]) -> list[Said]:
-        """Caption and embedding of each image."""
+    def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
+        """Give `take` each batch, in order, with caption and embedding of each image. A batch may be empty. Batches are
+        read, and `take` is called, in the calling thread."""
         ...
 
 
@@ -271,16 +273,29 @@ class _Run:
     def describe(self, todo: int, describer: Describer, batch_size: int) -> None:
         """Read, describe and commit new and changed images."""
         done = failed = 0
-        try:
+        sizes: deque[tuple[int, int]] = deque()  # of each batch that is being described: all images, and failures
+
+        def undescribed() -> Iterator[list[DecodedImage]]:
             for batch in describer.read(self._outdated(), batch_size):
                 failures = [one for one in batch if isinstance(one, Failure)]
                 self._note_arrivals([one.name if isinstance(one, Failure) else one.found.file.name for one in batch])
                 self._pending.failed.extend(failures)
-                self._add([one for one in batch if isinstance(one, DecodedImage)], describer)
-                done, failed = done + len(batch), failed + len(failures)
-                if self._is_due():
-                    self._commit()
-                self._on_progress(done, max(todo, done), failed)
+                sizes.append((len(batch), len(failures)))
+                yield self._add_known([one for one in batch if isinstance(one, DecodedImage)])
+
+        def take(batch: Sequence[DecodedImage], described: list[Said]) -> None:
+            nonlocal done, failed
+            for one, said in zip(batch, described, strict=True):
+                self._pending.added.append((make_entry(one, said.caption, said.certainty), said.embedding))
+                self.update.unfamiliar.append(said.certainty.unfamiliar)
+            size, num_failures = sizes.popleft()
+            done, failed = done + size, failed + num_failures
+            if self._is_due():
+                self._commit()
+            self._on_progress(done, max(todo, done), failed)
+
+        try:
+            describer.describe(undescribed(), take)
         finally:
             self._commit()
 
@@ -290,7 +305,8 @@ class _Run:
         self._seen.add(arrived)
         self.update.found += len(arrived)
 
-    def _add(self, decoded: Sequence[DecodedImage], describer: Describer) -> None:
+    def _add_known(self, decoded: Sequence[DecodedImage]) -> list[DecodedImage]:
+        """Add images whose bytes the index knows, and return the others."""
         names = [one.found.file.name for one in decoded]
         known = self._store.known(names)
         twins = self._store.twins(list({one.digest for one in decoded}))
@@ -313,10 +329,7 @@ class _Run:
                 self._pending.added.append((make_entry(one, twin.caption, twin.certainty), twin.embedding))
             else:
                 fresh.append(one)
-        if fresh:
-            for one, said in zip(fresh, describer.describe(fresh), strict=True):
-                self._pending.added.append((make_entry(one, said.caption, said.certainty), said.embedding))
-                self.update.unfamiliar.append(said.certainty.unfamiliar)
+        return fresh
 
     def _is_due(self) -> bool:
         late = time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS

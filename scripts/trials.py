@@ -4,8 +4,10 @@
 
 A plan names a recipe, trials that each change some of its keys, and rungs: CPU seconds of training, the shortest first.
 Every trial is trained for the first rung. Those with the better half of the scores on `val` are trained for the
-second, from the start, since a schedule is made for its length; and so on. How many steps a rung holds is measured
-for each trial before its first step. Validation does not count.
+second, from the start, since a schedule is made for its length; and so on. Validation does not count.
+
+How many steps a rung holds is measured for all of its trials, one after another, before the first of them is trained.
+Let nothing else run meanwhile: a step takes more CPU seconds beside other programs, which share caches and memory.
 
 Each finished run is a row of `PLAN.jsonl` beside the plan. After `--minutes` the run in progress is saved; the same
 command goes on. Use one thread: with OMP_NUM_THREADS=1, CPU seconds are those of one core.
@@ -104,12 +106,17 @@ def work(path: Path, runs: Path, deadline: float) -> bool:
     log = path.with_suffix(".jsonl")
     for rung in plan.rungs:
         rows = read_rows(log)
-        for trial in candidates(plan, rung, rows):
-            if any(row.trial == trial and row.rung == rung for row in rows):
-                continue
+        lacking = [
+            (trial, runs / path.stem / f"{trial} {rung:g}")
+            for trial in candidates(plan, rung, rows)
+            if not any(row.trial == trial and row.rung == rung for row in rows)
+        ]
+        for trial, out in lacking:
             if time.monotonic() >= deadline:
                 return False
-            row = run(trial, recipes[trial], rung, runs / path.stem / f"{trial} {rung:g}", deadline)
+            prepare(recipes[trial], rung, out)
+        for trial, out in lacking:
+            row = run(trial, rung, out, deadline)
             if row is None:
                 return False
             with log.open("a", encoding="utf-8") as file:
@@ -171,25 +178,35 @@ def read_rows(log: Path) -> list[Row]:
 # --- A run
 
 
-def run(trial: str, recipe: Recipe, rung: float, out: Path, deadline: float) -> Row | None:
-    """Train a trial for a rung, or go on with it; None if the time was over before.
+def prepare(recipe: Recipe, rung: float, out: Path) -> None:
+    """Measure how many steps of a recipe a rung holds, and write the recipe of the run beside its folder `out`. What is
+    there already stays.
+
+    Raises:
+        UserError: see `seconds_per_step`.
+    """
+    timed = _timed(out)
+    if timed.exists():
+        return
+    steps = max(1, round(rung / seconds_per_step(recipe)))
+    print(f"{out.name}: {steps:,} steps", flush=True)
+    schedule = replace(recipe.schedule, steps=steps, warmup_steps=min(recipe.schedule.warmup_steps, steps))
+    evaluation = replace(recipe.evaluation, interval=steps)
+    checkpoints = replace(recipe.checkpoints, minutes=5.0, keep_last=1)
+    timed.parent.mkdir(parents=True, exist_ok=True)
+    save_recipe(replace(recipe, schedule=schedule, evaluation=evaluation, checkpoints=checkpoints), timed)
+
+
+def run(trial: str, rung: float, out: Path, deadline: float) -> Row | None:
+    """Train a prepared trial, or go on with it; None if the time was over before.
 
     Raises:
         UserError: the training failed.
     """
-    timed = out.with_name(f"{out.name}.yaml")
-    if not timed.exists():
-        print(f"{rung:g} s, {trial}: measuring", flush=True)
-        steps = max(1, round(rung / seconds_per_step(recipe)))
-        schedule = replace(recipe.schedule, steps=steps, warmup_steps=min(recipe.schedule.warmup_steps, steps))
-        evaluation = replace(recipe.evaluation, interval=steps)
-        checkpoints = replace(recipe.checkpoints, minutes=5.0, keep_last=1)
-        timed.parent.mkdir(parents=True, exist_ok=True)
-        save_recipe(replace(recipe, schedule=schedule, evaluation=evaluation, checkpoints=checkpoints), timed)
     if time.monotonic() >= deadline:
         return None
-    recipe = load_recipe(timed)
-    seconds = _train(timed, out, deadline)
+    recipe = load_recipe(_timed(out))
+    seconds = _train(_timed(out), out, deadline)
     spent = out.with_name(f"{out.name}.seconds")
     total = seconds + (float(spent.read_text()) if spent.exists() else 0.0)
     spent.write_text(f"{total}")
@@ -206,6 +223,11 @@ def run(trial: str, recipe: Recipe, rung: float, out: Path, deadline: float) -> 
         cpu_seconds=round(total, 1),
         scores=scores,
     )
+
+
+def _timed(out: Path) -> Path:
+    """The recipe of a run, with the steps that its rung holds."""
+    return out.with_name(f"{out.name}.yaml")
 
 
 def seconds_per_step(recipe: Recipe) -> float:

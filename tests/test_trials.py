@@ -82,8 +82,9 @@ def test_a_key_that_does_not_exist_is_named(plan_file, changes, said):
 
 def test_what_is_done_is_not_done_again_and_the_time_is_kept(plan_file, monkeypatch, tmp_path):
     ran = []
+    monkeypatch.setattr(trials, "prepare", lambda recipe, rung, out: ran.append(("steps", rung)))
 
-    def run(trial, recipe, rung, out, deadline):
+    def run(trial, rung, out, deadline):
         ran.append((trial, rung))
         return row(trial, rung, {"plain": 0.2, "narrow": 0.3}[trial])
 
@@ -91,12 +92,13 @@ def test_what_is_done_is_not_done_again_and_the_time_is_kept(plan_file, monkeypa
     assert not work(plan_file, tmp_path / "runs", deadline=0.0)
     assert ran == []
     assert work(plan_file, tmp_path / "runs", time.monotonic() + 60)
-    assert ran == [("plain", 0.5), ("narrow", 0.5), ("narrow", 1.0)]
+    first = [("steps", 0.5), ("steps", 0.5), ("plain", 0.5), ("narrow", 0.5)]
+    assert ran == [*first, ("steps", 1.0), ("narrow", 1.0)]
     assert [to_dict(found) for found in read_rows(plan_file.with_suffix(".jsonl"))] == [
         json.loads(line) for line in plan_file.with_suffix(".jsonl").read_text().splitlines()
     ]
     assert work(plan_file, tmp_path / "runs", time.monotonic() + 60)
-    assert len(ran) == 3
+    assert len(ran) == 6
 
 
 def test_a_line_that_was_cut_off_is_named(tmp_path):

@@ -9,8 +9,8 @@ Four parts, each with a server in a process of its own, and a client in another 
 - a search as somebody types, in an index of 260,000 pictures with random embeddings and captions of the corpus;
 - for a minute, twice as many requests as the server can answer.
 
-The machine must be idle otherwise. `b32` is a preset of that size with random weights: its captions are long, and its
-speed is that of a trained one. Writes `results/serving.json`. A quarter of an hour on two cores.
+The machine must be idle otherwise. `b32` is a preset of that size with random weights: its captions have 20 tokens, and
+its speed is that of a trained one. Writes `results/serving.json`. A quarter of an hour on two cores.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
@@ -29,11 +29,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
-from engines import graphs_of, random_checkpoint
+from engines import random_checkpoint
 from machine import parse, parser_of, report
 from search_index import of_code
 
 import grr_coca
+from grr_coca.generate import GenerationOptions
 from grr_coca.registry import DEFAULT, shipped_folder
 from grr_coca.search.entry import Entry, Stamp
 from grr_coca.search.index import make_store
@@ -43,6 +44,8 @@ from grr_coca.search.store import Changes
 CLIENTS = 64
 FILES = {DEFAULT: 3000, "b32": 200}
 ALONE = {DEFAULT: 200, "b32": 20}
+MAX_LENGTH = 20
+"""Tokens of a caption. With random weights, captions do not end before."""
 INDEXED = 260_000
 TYPED = ("red heart", "a cat on a sofa", "blue car", "mountain", "birthday cake", "two dogs", "airplane", "green leaf")
 OVERLOAD_SECONDS = 60.0
@@ -68,7 +71,7 @@ def _row(model: str, what: str, value: float, goal: str) -> dict[str, object]:
 
 
 def _of_model(name: str, place: Path, *, smoke: bool) -> Iterator[dict[str, object]]:
-    folder = shipped_folder(name) or graphs_of(random_checkpoint(name, place), "fp32", place / f"{name}-graphs")
+    folder = shipped_folder(name) or random_checkpoint(name, place)
     count, clients = (SMOKE["files"], SMOKE["clients"]) if smoke else (FILES[name], CLIENTS)
     pictures = place / f"{name}-pictures"
     pictures.mkdir()
@@ -113,7 +116,18 @@ def _captions_per_second(folder: Path, pictures: Path, count: int) -> float:
 
     def seconds(of: Path) -> float:
         began = time.perf_counter()
-        command = [sys.executable, "-m", "grr_coca", "caption", str(of), "-c", str(folder), "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "grr_coca",
+            "caption",
+            str(of),
+            "-c",
+            str(folder),
+            "--json",
+            "--max-length",
+            str(MAX_LENGTH),
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return time.perf_counter() - began
 
@@ -172,7 +186,7 @@ async def _closed_loop(address: str, contents: Sequence[bytes], clients: int) ->
         connection = _Connection(address)
         for content in waiting:
             began = time.perf_counter()
-            status, _ = await connection.post("/caption", content)
+            status, _ = await connection.post(f"/caption?max_length={MAX_LENGTH}", content)
             seconds.append(time.perf_counter() - began)
             statuses[status] += 1
         connection.close()
@@ -184,18 +198,18 @@ async def _closed_loop(address: str, contents: Sequence[bytes], clients: int) ->
 
 def _overhead(address: str, folder: Path, contents: Sequence[bytes]) -> float:
     """Milliseconds of a caption over HTTP, less those of decoding and captioning here; medians, in turns."""
-    model = grr_coca.load(folder)
+    model, options = grr_coca.load(folder), GenerationOptions(max_length=MAX_LENGTH)
     with_http, without = [], []
 
     async def turns() -> None:
         connection = _Connection(address)
         for content in contents:
             began = time.perf_counter()
-            status, _ = await connection.post("/caption", content)
+            status, _ = await connection.post(f"/caption?max_length={MAX_LENGTH}", content)
             with_http.append(time.perf_counter() - began)
             assert status == 200
             began = time.perf_counter()
-            model.describe_many([model.preprocess.decode(content, "a picture")])
+            model.describe_many([model.preprocess.decode(content, "a picture")], options=options)
             without.append(time.perf_counter() - began)
 
     asyncio.run(turns())
@@ -212,12 +226,18 @@ def _overload(
     before, peak = _megabytes(pid), 0.0
     accepted: list[float] = []
     statuses: Counter = Counter()
-    free: list[_Connection] = []
+    free: deque[_Connection] = deque()
 
     async def one(content: bytes) -> None:
-        connection = free.pop() if free else _Connection(address)
+        # The one that was idle for longest, or the server might close it while this sends.
+        connection = free.popleft() if free else _Connection(address)
         began = time.perf_counter()
-        status, _ = await connection.post("/caption", content)
+        try:
+            status, _ = await connection.post(f"/caption?max_length={MAX_LENGTH}", content)
+        except (EOFError, OSError):
+            statuses["none"] += 1
+            connection.close()
+            return
         statuses[status] += 1
         if status == 200:
             accepted.append(time.perf_counter() - began)

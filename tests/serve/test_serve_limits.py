@@ -129,7 +129,20 @@ def test_a_full_queue_refuses_whatever_needs_the_model_before_its_body(gate, ind
         pool.shutdown()
 
 
-def test_what_takes_too_long_is_504_and_costs_nothing_later(gate):
+def test_no_more_are_admitted_than_can_be_answered_in_time(gate):
+    with serving(limits=Limits(seconds=2)) as client:
+        pool, futures = at_once(client, 5)
+        wait_until(lambda: client.metric("grr_coca_queue_requests") == 5)
+        answer = client.post("/caption", GUITAR)
+        assert answer.status == 429
+        assert "5 are waiting, of 64 that may, for about 3 s" in answer.reason()
+        gate.open()
+        assert {future.result().status for future in futures} == {200}
+        pool.shutdown()
+
+
+def test_what_takes_too_long_is_504_and_costs_nothing_later(gate, monkeypatch):
+    monkeypatch.setattr("grr_coca.serve.queue._best_batch", lambda model: (4, 0.01))  # as far as the queue knows
     with serving(limits=Limits(seconds=0.5)) as client:
         pool, futures = at_once(client, 6)
         assert {future.result().status for future in futures} == {504}

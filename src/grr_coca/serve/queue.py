@@ -37,10 +37,12 @@ Pixels = UInt8[np.ndarray, "S S 3"]
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _NEARLY = 1.1
 """A batch that takes this much longer for an image than the best one is as good: its images wait less."""
-_MAX_BATCH_SECONDS = 1.0
+_MAX_BATCH_SECONDS = 2.0
 """Batches that take longer are not tried."""
 _MAX_MEASURING_SECONDS = 5.0
 """No larger batch is tried after this time."""
+_REPEATS, _SECONDS_OF_REPEATS = 3, 0.3
+"""Each size is measured so many times, or until this time has passed."""
 _SHARE_OF_NEWEST = 0.1
 """Share of the newest batch in the mean time of an item."""
 
@@ -75,6 +77,7 @@ class ModelQueue:
     Args:
         load: loads the model; called in the thread.
         capacity: how many requests may wait or be worked on at a time.
+        seconds: how long a request may wait. Fewer than `capacity` are admitted if more could not be done in this time.
         metrics: where batches are counted.
         on_failure: called in the thread if the model cannot be loaded.
     """
@@ -83,10 +86,12 @@ class ModelQueue:
         self,
         load: Callable[[], ImageTextModel],
         capacity: int,
+        seconds: float,
         metrics: Metrics,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self.capacity = capacity
+        self._seconds = seconds
         self.in_use = 0
         self.max_batch = 1
         self.model: ImageTextModel | None = None
@@ -142,14 +147,15 @@ class ModelQueue:
         """Raise an error if the queue has no room.
 
         Raises:
-            Refusal: it is full; the message says when to try again.
+            Refusal: it is full, or what waits takes as long as a request may wait; the message says when to try again.
         """
-        if self.in_use + weight > self.capacity:
-            seconds = max(1, math.ceil(self.in_use * self._seconds_per_item))
+        wait = self.in_use * self._seconds_per_item
+        if self.in_use + weight > self.capacity or wait > self._seconds:
+            seconds = max(1, math.ceil(wait))
             raise Refusal(
                 429,
-                f"too many requests at once: {self.in_use} are waiting, and {self.capacity} may; "
-                f"try again in {seconds} s",
+                f"too many requests at once: {self.in_use} are waiting, of {self.capacity} that may, for about "
+                f"{seconds} s; try again in {seconds} s",
                 retry_after=seconds,
             )
 
@@ -299,25 +305,28 @@ def _best_batch(model: ImageTextModel) -> tuple[int, float]:
     side = model.preprocess.image_size
     random = np.random.default_rng(0)
     options = GenerationOptions(max_length=min(8, model.engine.context_length - 3))
-    # On a CPU, what others do there at the same time must not count.
-    clock = time.process_time if model.device == "cpu" else time.perf_counter
+    # On a CPU, what others do there at the same time must not count. Other threads compute as long as this one.
+    clock = time.thread_time if model.device == "cpu" else time.perf_counter
     measured: dict[int, float] = {}
     began = clock()
     for size in _BATCH_SIZES:
         pixels = random.integers(0, 256, (size, side, side, 3), np.uint8)
         work = partial(generate, model.engine, model.tokenizer, pixels, options)
         work()  # prepares the engine for this size
-        measured[size] = min(_seconds(work, clock) for _ in range(3)) / size
+        measured[size] = min(_seconds(work, clock)) / size
         if 2 * size * measured[size] > _MAX_BATCH_SECONDS or clock() - began > _MAX_MEASURING_SECONDS:
             break
     enough = _NEARLY * min(measured.values())
     return next((size, seconds) for size, seconds in measured.items() if seconds <= enough)
 
 
-def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
-    began = clock()
-    work()
-    return clock() - began
+def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> list[float]:
+    seconds: list[float] = []
+    while len(seconds) < _REPEATS and sum(seconds) < _SECONDS_OF_REPEATS:
+        began = clock()
+        work()
+        seconds.append(clock() - began)
+    return seconds
 
 
 # --- For requests

@@ -124,7 +124,13 @@ class RunningServer:
 
     def _prepare(self, options: ServeOptions, model: IndexModel) -> None:
         metrics = Metrics()
-        queue = ModelQueue(lambda: options.load(model.folder, options.engine), options.capacity, metrics, self._fail)
+        queue = ModelQueue(
+            lambda: options.load(model.folder, options.engine),
+            capacity=options.capacity,
+            seconds=options.limits.seconds,
+            metrics=metrics,
+            on_failure=self._fail,
+        )
         key = os.environ.get(KEY_VARIABLE)
         library = None if options.index is None else ServedIndex(options.index, model.fingerprint, queue)
         self.service = Service(

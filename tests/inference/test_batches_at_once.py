@@ -227,6 +227,7 @@ def test_a_broken_image_is_named(monkeypatch, images):
 
 
 def test_torch_computes_each_batch_on_one_thread_and_is_left_as_it_was(monkeypatch, images):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     torch.set_num_threads(2)
     try:
         model = grr_coca.load("icons", "cpu", engine="torch")
@@ -251,6 +252,7 @@ def test_torch_computes_each_batch_on_one_thread_and_is_left_as_it_was(monkeypat
 
 def test_a_wide_model_of_torch_does_one_batch_at_a_time(monkeypatch):
     monkeypatch.setattr("grr_coca.engine.torch.SMALL_MODEL", 1000)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     checkpoint = grr_coca.load("icons", "cpu", engine="torch").checkpoint
     assert TorchEngine(checkpoint.model, checkpoint.preprocess).workers == 1

@@ -24,6 +24,7 @@ from grr_coca.layers.layout import Cached
 from grr_coca.layers.norm import at_least_fp32
 from grr_coca.layers.scaled_attention import KeyValueCache, KeyValues, Mask
 from grr_coca.model import CoCa
+from grr_coca.threads import num_threads
 from grr_coca.torch_private import copy_modules
 
 
@@ -66,7 +67,7 @@ class TorchEngine:
     def workers(self) -> int:
         """As in `Engine`. Under autocast 1, since that holds for the present thread alone."""
         is_split = self._is_small and self.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        return min(torch.get_num_threads(), MAX_WORKERS) if is_split else 1
+        return min(torch.get_num_threads(), num_threads(), MAX_WORKERS) if is_split else 1
 
     @contextmanager
     def one_thread_each(self) -> Iterator[None]:

@@ -109,12 +109,13 @@ def make_entry(decoded: DecodedImage, caption: str, certainty: Certainty) -> Ent
         UserError: two columns of its table get the same name.
     """
     file, root, stamp = decoded.found
+    span = file.span
     assert stamp is not None
     return Entry(
         name=file.name,
         root=root,
-        file="" if file.span is None else str(file.span.file),
-        offset=None if file.span is None else file.span.offset,
+        file="" if span is None else str(span.file),
+        offset=None if span is None else span.offset,
         stamp=stamp,
         digest=decoded.digest,
         phash=decoded.phash,

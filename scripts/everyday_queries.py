@@ -1,13 +1,13 @@
 """Whether icons are found by an everyday word that is not their name: nDCG@10 of 300 queries.
 
     python scripts/everyday_queries.py MODEL                  # on the pictures of the six test families
-    python scripts/everyday_queries.py MODEL --split val      # 79 queries on `val`, to choose by
-    python scripts/everyday_queries.py --make                 # how the queries were made
+    python scripts/everyday_queries.py MODEL --split val      # 78 queries on `val`, to choose by
+    python scripts/everyday_queries.py --make                 # how the queries are made
 
 The queries lie in `everyday_queries.jsonl`. They were chosen by this script before any result was seen: a query is a
 WordNet synonym of a name. Right are the pictures with such a name. A picture whose name only contains it ("car crash"
 for "car") counts neither as right nor as wrong. `text_teacher.py` keeps the synsets of the queries from the teacher's
-words.
+words. If the corpus changes, `--make` keeps the queries that are still possible, so that figures can be compared.
 """
 
 import argparse
@@ -65,16 +65,18 @@ def read_queries(path: Path) -> list[EverydayQuery]:
 
 
 def make() -> None:
-    """Choose the queries of both splits from the corpus, and write them."""
+    """Choose the queries of both splits from the corpus, those of the list first, and write them."""
     from grr_coca.data.sources.open import open_source
     from grr_coca.files import user_cache
 
     wordnet = WordNet.from_package(user_cache() / "packages")
+    listed = {(query.text, query.synset) for query in read_queries(QUERIES)} if QUERIES.exists() else set()
     chosen: list[EverydayQuery] = []
     for split, path in PICTURES.items():
         source = open_source(path)
         names = {source.caption(index) for index in range(len(source))}
         found = choose(split, names, wordnet, {query.synset for query in chosen})
+        found.sort(key=lambda query: (query.text, query.synset) not in listed)
         print(f"{split}: {len(names):,} names, {len(found)} possible queries, {MAX_QUERIES[split]} wanted at most")
         chosen += found[: MAX_QUERIES[split]]
     chosen.sort(key=lambda query: (query.split, query.text))

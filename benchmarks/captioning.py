@@ -13,7 +13,8 @@ Writes `captioning.json`, `.md` and `.png` in `benchmarks/results/`, anew after 
 loses nothing; with --only, cells that the same machine measured before stay. On a quiet machine of two cores it takes
 about 20 minutes, most of it open_clip's: a run of it that lasts longer than `--limit` seconds is stopped, which bounds
 the ratio from below. `--precision bf16` casts the weights and images of every contestant, and writes
-`captioning-bf16.*`.
+`captioning-bf16.*`. `--precision int8` measures ours in ONNX Runtime and in int8 against the peers in fp32, and writes
+`captioning-int8.*`; it makes the model in the folder `--models`, which takes minutes, and finds it there later.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from typing import Any
 
 from captioning_report import Cell, plot, row, table
 from contestants import SMALL
+from engines import graphs_of, random_checkpoint
 from machine import parse, parser_of
 
 HERE = Path(__file__).parent
@@ -54,14 +56,29 @@ def all_cells() -> list[Cell]:
     ]
 
 
+def int8_cells() -> list[Cell]:
+    """Those of int8, with aims of their own."""
+    return [
+        *(Cell("greedy", batch, 20, "blip", 2.5) for batch in (1, 8)),
+        Cell("sampling", 1, 20, "open_clip", 8),
+        Cell("sampling", 8, 20, "open_clip", 12),
+        Cell("sampling", 32, 20, "open_clip", 15),
+        Cell("sampling", 1, 60, "open_clip", 12),
+        Cell("sampling", 8, 60, "open_clip", 20),
+        Cell("beam", 8, 20, "open_clip", 35),
+        Cell("sampling", 32, 60, "open_clip", 30),
+    ]
+
+
 class Contestant:
     """A process that answers."""
 
     def __init__(self, name: str, python: str, threads: int, precision: str, *more: str) -> None:
         self.name = name
+        program = "quantized" if precision == "int8" else name
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
-            [python, str(HERE / "contestants.py"), name, str(threads), precision, *more],
+            [python, str(HERE / "contestants.py"), program, str(threads), precision, *more],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -151,13 +168,18 @@ def machine(threads: int, precision: str) -> dict[str, Any]:
 def main() -> None:
     """Measure all cells, or those asked for, and write the report."""
     options = _options()
-    cells = smallest_cells() if options.smoke else all_cells()
+    is_int8 = options.precision == "int8"
+    cells = smallest_cells() if options.smoke else int8_cells() if is_int8 else all_cells()
     runs = 1 if options.smoke else RUNS
     asked = [cell for cell in cells if not options.only or _name(cell) in options.only.split(",")]
     pythons = {"ours": sys.executable, "open_clip": options.peer_python, "blip": options.peer_python}
 
+    graphs = _graphs(options.models) if is_int8 else None
+
     def start(name: str) -> Contestant:
-        return Contestant(name, pythons[name], options.threads, options.precision, *([SMALL] if options.smoke else []))
+        more = [str(graphs)] if graphs and name == "ours" else [SMALL] if options.smoke else []
+        precision = "fp32" if is_int8 and name != "ours" else options.precision
+        return Contestant(name, pythons[name], options.threads, precision, *more)
 
     peers = dict.fromkeys(cell.peer for cell in asked) if options.peer_python else ()
     contestants = {name: start(name) for name in ("ours", *peers)}
@@ -194,10 +216,20 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = parser_of(__doc__, peers=True)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of all contestants")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="of all contestants; int8: of ours alone"
+    )
+    parser.add_argument("--models", type=Path, help="folder of the model in int8")
     parser.add_argument("--limit", type=float, default=400, help="seconds after which a peer's run is stopped")
     parser.add_argument("--only", default="", help="cells to run, e.g. sampling-8-20,beam-8-20")
     return parse(parser)
+
+
+def _graphs(models: Path | None) -> Path:
+    """The graphs of `b32` in int8, written if they are not there."""
+    if models is None:
+        sys.exit("--precision int8 needs --models FOLDER, which keeps the model")
+    return graphs_of(random_checkpoint("b32", models), "int8", models / "b32-int8")
 
 
 def _take_previous(

@@ -86,6 +86,23 @@ class Ours:
         return times
 
 
+class Quantized(Ours):
+    """The same size in int8, computed by ONNX Runtime. The folder that is named last holds the graphs."""
+
+    packages = ("grr-coca", "onnxruntime")
+
+    def __init__(self) -> None:
+        with torch.device("meta"):  # parameters that can be counted, and take no memory
+            super().__init__()
+
+    @cached_property
+    def engine(self) -> Any:
+        """The graphs, on as many threads as the others have."""
+        from grr_coca.engine.onnx import OnnxEngine
+
+        return OnnxEngine(sys.argv[-1], threads=torch.get_num_threads())
+
+
 class Imported(Ours):
     """open_clip's own weights in our engine, read from `open_clip-b32.safetensors` in the folder that is named last."""
 
@@ -172,6 +189,7 @@ class Exported(OpenClip):
 
 CONTESTANTS: dict[str, Callable[[], Any]] = {
     "ours": Ours,
+    "quantized": Quantized,
     "open_clip": OpenClip,
     "blip": Blip,
     "imported": Imported,
@@ -189,7 +207,7 @@ def standard_output_for_answers() -> Iterator[Callable[[dict[str, Any]], None]]:
         sys.stdout = out
 
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
 def main(name: str, num_threads: int, precision: str) -> None:

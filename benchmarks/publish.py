@@ -60,6 +60,18 @@ def captioning_table() -> str:
     return _markdown(lines)
 
 
+def int8_table() -> str:
+    """Ours in int8 beside the peers in fp32."""
+    lines = [("decoding", "new tokens", "images", "peer", "ours, captions/s", "its", "times as fast")]
+    for cell in _results("", "captioning-int8")["cells"]:
+        if cell["ratio"] is not None:
+            seconds = [statistics.median(cell["seconds"][side]) for side in ("ours", cell["peer"])]
+            speeds = (f"{cell['batch'] / s:.3g}" for s in seconds)
+            place = (cell["method"], str(cell["tokens"]), str(cell["batch"]), PEERS[cell["peer"]])
+            lines.append((*place, *speeds, f"{cell['ratio']:.1f}"))
+    return _markdown(lines)
+
+
 def imported_table() -> str:
     """CPU seconds of captions by open_clip's own architecture, here and there."""
     lines = [("decoding", "images", "ours, s", "open_clip, s", "times as fast")]
@@ -133,6 +145,7 @@ DATA_ROWS = (
 TABLES: dict[str, Callable[[], str]] = {
     "training": training_table,
     "captioning": captioning_table,
+    "int8": int8_table,
     "imported": imported_table,
     "engines": engines_table,
     "precision": precision_table,

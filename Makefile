@@ -126,7 +126,7 @@ bench-captioning bench-imported: bench-%: $(VENV)/.demo $(PEERS)/.installed
 	$(BIN)/python benchmarks/$*.py --peer-python $(PEERS)/bin/python
 
 bench-serving: $(VENV)/.dev
-	$(BIN)/python benchmarks/serving.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/serving.py
 
 bench-scaling bench-parts bench-loader bench-order: bench-%: $(VENV)/.demo
 	$(BIN)/python benchmarks/$*.py

@@ -143,7 +143,7 @@ def verify_folder(folder: Path, only: Collection[str] | None = None) -> None:
             continue
         path = folder / name
         try:
-            is_whole = path.is_file() and path.stat().st_size == size and file_sha256(path) == sha256
+            is_whole = path.stat().st_size == size and file_sha256(path) == sha256
         except OSError as error:
             raise UserError(f"{path}: missing, or cannot be read ({error.strerror})") from error
         if not is_whole:

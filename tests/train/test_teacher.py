@@ -105,7 +105,7 @@ def test_a_damaged_or_missing_file_is_named(recipe, tmp_path, name):
     with pytest.raises(UserError, match=rf"{name}: damaged: its checksum differs"):
         TeacherTexts.read(str(folder))
     (folder / name).unlink()
-    with pytest.raises(UserError, match=rf"{name}: damaged|{name}: missing"):
+    with pytest.raises(UserError, match=rf"{name}: missing"):
         TeacherTexts.read(str(folder))
     (folder / MANIFEST).unlink()
     with pytest.raises(UserError, match=r"manifest\.json: missing or damaged"):

@@ -9,7 +9,7 @@ Four parts, each with a server in a process of its own, and a client in another 
 - a search as somebody types, in an index of 260,000 pictures with random embeddings and captions of the corpus;
 - for a minute, twice as many requests as the server can answer.
 
-The machine must be idle otherwise. Run it by `make bench-serving`: with OMP_WAIT_POLICY=PASSIVE, threads of PyTorch wait
+The machine must be idle otherwise. Run it by `make bench-serving`: with OMP_WAIT_POLICY=PASSIVE threads of PyTorch wait
 here as they do in the server. `b32` is a preset of that size with random weights: its captions have 20 tokens, and its
 speed is that of a trained one. Writes `results/serving.json`. A quarter of an hour on two cores.
 """

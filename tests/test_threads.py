@@ -23,8 +23,8 @@ OPEN_CLIP = "grr_coca.load('open_clip:nowhere')"
     ("use", "given", "expected"),
     [
         (VERB, {}, "PASSIVE 1"),
-        (LOAD, {}, "PASSIVE 1"),
-        (OPEN_CLIP, {}, "PASSIVE 1"),
+        (LOAD, {}, "PASSIVE None"),
+        (OPEN_CLIP, {}, "PASSIVE None"),
         (VERB, {"GOMP_SPINCOUNT": "9"}, "None 1"),
         (VERB, {"OPENBLAS_NUM_THREADS": "3"}, "PASSIVE 3"),
         (VERB, {"OMP_NUM_THREADS": "2"}, "PASSIVE None"),

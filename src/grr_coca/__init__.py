@@ -37,9 +37,6 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
         UserError: there is no such model, a file is missing or damaged, there is no such device, or the engine cannot
             compute this model here.
     """
-    from grr_coca.threads import wait_passively
-
-    wait_passively()
     scheme, _, path = str(name).partition(":")
     if scheme == _OPEN_CLIP:
         return _load_open_clip(Path(path), device, engine)
@@ -51,10 +48,12 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
 def _load_open_clip(path: Path, device: "str | torch.device | None", engine: str) -> "ImageTextModel":
     from grr_coca.errors import UserError
     from grr_coca.extras import require_extra
+    from grr_coca.threads import wait_passively
 
     if engine not in ("auto", "torch"):
         raise UserError(f"{_OPEN_CLIP}:{path}: engine '{engine}' cannot compute it; leave the engine out, or import it")
     require_extra("open-clip", f"{_OPEN_CLIP}:{path}")
+    wait_passively()
     from grr_coca.inference.choose import choose_device
     from grr_coca.inference.model import ImageTextModel
     from grr_coca.interop.open_clip.read import read_open_clip

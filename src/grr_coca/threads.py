@@ -36,13 +36,20 @@ def _container_limit(groups: Path) -> float | None:
 
 
 def wait_passively() -> None:
-    """Let no thread keep a core busy while it waits. Call this before PyTorch and NumPy are imported.
+    """Let the threads of PyTorch sleep while they wait for each other. Call this before PyTorch is imported.
 
-    The threads of PyTorch then sleep while they wait for each other. Beside another program, captions of 200 drawings
-    otherwise took four times as much processor time, and four times as long. NumPy multiplies on one thread: a search
-    has threads of its own, and those of OpenBLAS beside them made it wait. A user's own settings stay.
+    By default they keep their cores busy. Beside another program, captions of 200 drawings then took four times as much
+    processor time, and four times as long. A user's own setting stays.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def multiply_on_one_thread() -> None:
+    """Let NumPy multiply on the thread that asks it to. Call this before NumPy is imported.
+
+    A search has threads of its own, which otherwise wait for those of OpenBLAS. For the command line alone: in a
+    program of somebody else, this would slow down that program's own products. A user's own setting stays.
+    """
     if "numpy" not in sys.modules and "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import grr_coca
 from grr_coca.errors import Stopped, UserError, nearest, print_warnings, printable
-from grr_coca.threads import wait_passively
+from grr_coca.threads import multiply_on_one_thread, wait_passively
 
 
 class Verb(NamedTuple):
@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     print_warnings()
     wait_passively()
+    multiply_on_one_thread()
     if _OFFLINE in argv:
         argv.remove(_OFFLINE)
         os.environ["HF_HUB_OFFLINE"] = "1"  # read by `huggingface_hub`, too

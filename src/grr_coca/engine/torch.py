@@ -72,12 +72,12 @@ class TorchEngine:
     @contextmanager
     def one_thread_each(self) -> Iterator[None]:
         """As in `Engine`. A new thread of PyTorch takes the number that the last thread set."""
-        num_threads = torch.get_num_threads()
+        before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             yield
         finally:
-            torch.set_num_threads(num_threads)
+            torch.set_num_threads(before)
 
     @property
     def logit_scale(self) -> float:

@@ -1,5 +1,6 @@
 """Loss against rate, and best against best: on rows whose answer was worked out by hand."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -10,7 +11,14 @@ from grr_coca.structure import to_dict
 from grr_coca.study.ledger import Ledger, LedgerRow
 from grr_coca.study.plan import Arm, Endpoints, Plan
 from grr_coca.study.report.page import write_study_report
-from grr_coca.study.report.rates import RateCurve, best_against_best, rate_figure, rate_results, rate_tables
+from grr_coca.study.report.rates import (
+    RateCurve,
+    best_against_best,
+    rate_figure,
+    rate_results,
+    rate_tables,
+    rates_answer,
+)
 from grr_coca.study.statistics import as_percent
 from synthetic_study import write_study
 
@@ -159,3 +167,47 @@ def test_a_report_shows_each_model_at_its_best_rate(tmp_path):
     for text in (page, tables):
         assert "best against best: GRR-CoCa at 0.006 and Baseline CoCa at 0.012" in text
     assert "Each model at its best learning rate" in page
+    found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["learning_rates"]
+    assert [each["model"]["best_rate"] for each in found] == [0.006]
+
+
+def eight_seeds(best_on_test: list[float]) -> tuple[Plan, Ledger]:
+    """The model's best rate is 0.006 and the baseline's 0.012; there the baseline's log loss on `test` is 0.3."""
+    flat = {rate: [level] * 8 for rate, level in zip(RATES, (0.3, 0.1, 0.2), strict=True)}
+    val = {"grr_coca": list(flat.values()), "baseline_coca": [[0.5] * 8, [0.3] * 8, [0.1] * 8]}
+    test = {"grr_coca": [[0.5] * 8, best_on_test, [0.4] * 8], "baseline_coca": [[0.6] * 8, [0.4] * 8, [0.3] * 8]}
+    return plan(8), ledger(val, test)
+
+
+@pytest.mark.parametrize(
+    ("on_test", "headline"),
+    [
+        ([0.2, 0.21, 0.19, 0.2, 0.22, 0.2, 0.18, 0.2], "GRR-CoCa is better than Baseline CoCa, each at its best rate"),
+        ([0.4, 0.41, 0.39, 0.4, 0.42, 0.4, 0.38, 0.4], "GRR-CoCa is worse than Baseline CoCa, each at its best rate"),
+        (
+            [0.2, 0.41, 0.29, 0.3, 0.32, 0.3, 0.28, 0.31],
+            "No difference between GRR-CoCa and Baseline CoCa is shown, each at its best rate",
+        ),
+    ],
+)
+def test_the_answer_compares_best_with_best(on_test, headline):
+    asked, rows = eight_seeds(on_test)
+    found = rates_answer(asked, rate_results(asked, rows))
+    assert (found.question, found.headline) == (
+        "Is GRR-CoCa better than Baseline CoCa, each at its best learning rate?",
+        headline,
+    )
+    text = " ".join(found.sentences)
+    assert "GRR-CoCa is best at 0.006 and Baseline CoCa at 0.012" in text
+    assert "−9.5 at 0.003" in text  # e^(0.5 - 0.6)
+    assert "Baseline CoCa: the best rate is the lowest or the highest tried" in text
+
+
+def test_an_answer_of_few_seeds_decides_nothing():
+    two = rates_answer(plan(2), rate_results(plan(2), ledger(VAL, TEST)))
+    assert two.headline.startswith("Not enough seeds to decide")
+    asked, rows = eight_seeds([0.2] * 7 + [0.21])
+    begun = replace(rows, rows=tuple(row for row in rows.rows if row.seed < 6))
+    found = rates_answer(asked, rate_results(asked, begun))
+    assert found.headline.startswith("So far, with 6 of 8 seeds complete: GRR-CoCa is better")
+    assert found.sentences[-1].startswith("Wait for all seeds")

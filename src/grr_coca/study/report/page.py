@@ -10,10 +10,17 @@ from grr_coca.structure import to_dict
 from grr_coca.study.drawing import render_page
 from grr_coca.study.ledger import CaptionedExample, Ledger, LedgerRow, read_ledger
 from grr_coca.study.plan import Plan, compared_with, plan_of_folder, showcase_of, stage_names
-from grr_coca.study.report.answer import answer, arm_titles
+from grr_coca.study.report.answer import Answer, answer, arm_titles
 from grr_coca.study.report.figures import main_and_baseline, study_figures
 from grr_coca.study.report.numbers import StudyResults, study_results
-from grr_coca.study.report.rates import rate_figure, rate_results, rate_tables
+from grr_coca.study.report.rates import (
+    RateResults,
+    rate_figure,
+    rate_results,
+    rate_tables,
+    rates_answer,
+    rates_as_plain,
+)
 from grr_coca.study.report.tables import (
     Table,
     arms_tables,
@@ -54,40 +61,49 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
             "for the endpoints of one comparison, not for several comparisons"
         )
         results = replace(results, notes=(*results.notes, note))
-    content = json.dumps(to_dict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    rates = rate_results(plan, ledger)
+    plain = to_dict(results) | ({"learning_rates": [rates_as_plain(found) for found in rates]} if rates else {})
+    content = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(out / _RESULTS_FILE, _encoded(content))
-    write_whole(out / _TABLE_FILE, _encoded(_study_tables(plan, ledger, results)))
-    write_whole(out / PAGE_FILE, _encoded(_study_page(plan, ledger, results, folder)))
-    return _for_terminal(plan, results)
+    write_whole(out / _TABLE_FILE, _encoded(_study_tables(plan, results, rates)))
+    write_whole(out / PAGE_FILE, _encoded(_study_page(plan, ledger, results, rates, folder)))
+    return _for_terminal(plan, results, rates)
 
 
-def _study_page(plan: Plan, ledger: Ledger, results: StudyResults, folder: Path) -> str:
+def _answer(plan: Plan, results: StudyResults, rates: Sequence[RateResults]) -> Answer:
+    """Of a study of rates: each model at its best one. Its first arm over the baseline answers no question."""
+    return rates_answer(plan, rates) if rates else answer(plan, results)
+
+
+def _study_page(plan: Plan, ledger: Ledger, results: StudyResults, rates: Sequence[RateResults], folder: Path) -> str:
     """The HTML of a report, which loads nothing else. Thumbnails are read from the study's folder."""
     return render_page(
         "grr_coca.study.report",
         "study.html.j2",
         plan=plan,
         results=results,
-        answer=answer(plan, results),
+        answer=_answer(plan, results, rates),
         titles=arm_titles(plan),
         primary=endpoint_table(plan, results, primary=True),
         secondary=endpoint_table(plan, results, primary=False),
         figures=study_figures(plan, ledger, results),
         arms=arms_tables(plan, results) if len(results.begun_arms) > 1 else [],
         factorial=factorial_tables(plan, results),
-        rates=[(rate_figure(found), rate_tables(found)) for found in rate_results(plan, ledger)],
+        rates=[(rate_figure(found), rate_tables(found)) for found in rates],
         cost=cost_table(plan, results) if results.costs else None,
         tuning=tuning_table(plan, ledger) if ledger.trials else None,
         examples=_example_captions(plan, ledger.rows, main_and_baseline(results), folder),
     )
 
 
-def _study_tables(plan: Plan, ledger: Ledger, results: StudyResults) -> str:
+def _study_tables(plan: Plan, results: StudyResults, rates: Sequence[RateResults]) -> str:
     """The answer and all tables of a study as Markdown."""
-    found = answer(plan, results)
-    tables = [endpoint_table(plan, results, primary=True), endpoint_table(plan, results, primary=False)]
+    found = _answer(plan, results, rates)
+    if rates:
+        tables = [table for of_model in rates for table in rate_tables(of_model)]
+    else:
+        tables = [endpoint_table(plan, results, primary=True), endpoint_table(plan, results, primary=False)]
     tables += arms_tables(plan, results) if len(results.begun_arms) > 1 else []
-    tables += [table for rates in rate_results(plan, ledger) for table in rate_tables(rates)]
     tables += [*factorial_tables(plan, results), cost_table(plan, results)]
     answered = "\n".join(f"- {sentence}" for sentence in found.sentences)
     sections = [f"# {found.question}\n\n**{found.headline}.**\n\n{answered}\n", *map(_section, tables)]
@@ -107,10 +123,11 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _for_terminal(plan: Plan, results: StudyResults) -> str:
-    found = answer(plan, results)
+def _for_terminal(plan: Plan, results: StudyResults, rates: Sequence[RateResults]) -> str:
+    found = _answer(plan, results, rates)
     lines = [found.question, f"{found.headline}.", "", *found.sentences, ""]
-    lines.append(as_markdown(endpoint_table(plan, results, primary=True)))
+    tables = [rate_tables(of_model)[0] for of_model in rates] or [endpoint_table(plan, results, primary=True)]
+    lines += map(as_markdown, tables)
     if not results.is_complete:
         lines.append(f"not finished: {results.num_rows} of {results.num_planned_rows} stages are done; missing:")
         lines += [f"  {line}" for line in results.missing]

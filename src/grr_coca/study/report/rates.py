@@ -8,18 +8,20 @@ too narrow, since other seeds might have chosen others.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 
+from grr_coca.structure import to_dict
 from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
 from grr_coca.study.ledger import Ledger, LedgerRow
-from grr_coca.study.plan import Arm, Plan, arm_named, stage_names
-from grr_coca.study.report.answer import arm_titles, signed
+from grr_coca.study.plan import SIGNIFICANCE_LEVEL, Arm, Plan, arm_named, stage_names
+from grr_coca.study.report.answer import Answer, arm_titles, change_in_words, interval_in_words, listed, signed
 from grr_coca.study.report.numbers import Effect, Endpoint, effect_of
 from grr_coca.study.report.tables import Table, effect_cell
-from grr_coca.study.statistics import LEVEL, RESAMPLES, as_percent
+from grr_coca.study.statistics import LEVEL, RESAMPLES, as_percent, min_seeds
 
 RATE = "optimizer.lr"
 CHOSEN_BY = "coca_loss"
@@ -37,6 +39,11 @@ class RateCurve:
     rates: tuple[float, ...]
     val: Float[np.ndarray, "R S"]
     test: Float[np.ndarray, "R S"]
+
+    @property
+    def losses(self) -> dict[str, Float[np.ndarray, "R S"]]:
+        """The two tables by name."""
+        return {"val": self.val, "test": self.test}
 
     @property
     def best(self) -> int:
@@ -139,6 +146,93 @@ def best_against_best(model: RateCurve, baseline: RateCurve, seeds: Sequence[int
     return BestAgainstBest(effect, float(as_percent(low)), float(as_percent(high)), kept)
 
 
+def rates_answer(plan: Plan, found: Sequence[RateResults]) -> Answer:
+    """The answer of a study of rates: its first model against the baseline's, each at its best rate.
+
+    Better or worse is said only of this comparison, and only if the t test over seeds at the rates as chosen passes at
+    5 %, and the interval with the choice drawn excludes zero. Other models are described.
+    """
+    main = found[0]
+    names = main.model.title, main.baseline.title
+    begins, missing = "", len(plan.seeds) - len(main.seeds)
+    if missing:
+        begins = f"So far, with {len(main.seeds)} of {len(plan.seeds)} seeds complete: "
+    headline = (
+        begins
+        + {
+            "few": f"not enough seeds to decide whether {names[0]} is better than {names[1]}, each at its best rate",
+            "open": f"no difference between {names[0]} and {names[1]} is shown, each at its best rate",
+            "better": f"{names[0]} is better than {names[1]}, each at its best rate",
+            "worse": f"{names[0]} is worse than {names[1]}, each at its best rate",
+        }[_verdict(main)]
+    )
+    sentences = [sentence for results in found for sentence in _sentences(results)]
+    if _verdict(main) == "few":
+        sentences.append(f"Nothing is called better or worse with fewer than {min_seeds(1)} seeds.")
+    if missing and _verdict(main) in ("better", "worse"):
+        sentences.append("Wait for all seeds: stopping at the first difference finds differences that do not exist.")
+    question = f"Is {names[0]} better than {names[1]}, each at its best learning rate?"
+    return Answer(question, headline[0].upper() + headline[1:], tuple(sentences))
+
+
+def _verdict(results: RateResults) -> Literal["few", "open", "better", "worse"]:
+    best, effect = results.best, results.best.effect
+    if effect.num_seeds < min_seeds(1) or effect.p_t is None or best.low is None or best.high is None:
+        return "few"
+    if effect.p_t > SIGNIFICANCE_LEVEL or best.low * best.high <= 0:
+        return "open"
+    return "better" if (effect.change < 0) == results.endpoint.lower_is_better else "worse"
+
+
+def _sentences(results: RateResults) -> list[str]:
+    """Best against best, the differences at shared rates, and what may lie beyond the rates of the plan."""
+    best, effect = results.best, results.best.effect
+    names, title = (results.model.title, results.baseline.title), results.endpoint.full_title
+    drawn = (
+        ""
+        if best.low is None
+        else f"; {signed(best.low)} to {signed(best.high)} if each draw of seeds chooses its rates"
+    )
+    sentences = [
+        f"{names[0]} is best at {results.model.best_rate:g} and {names[1]} at {results.baseline.best_rate:g}. There, "
+        f"{names[0]}'s {title} is {change_in_words(effect.change)} ({interval_in_words(effect)}{drawn})."
+    ]
+    if len(results.at_rates) > 1:
+        changes = [f"{signed(found.change)} at {rate:g}" for rate, found in results.at_rates.items()]
+        sentences.append(f"At one rate for both, the difference in % is {listed(changes)}.")
+    if results.interaction is not None and results.interaction.low is not None:
+        slope = results.interaction
+        depends = "depends on the rate" if slope.excludes_zero else "is not shown to depend on the rate"
+        interval = f"{signed(slope.low)} to {signed(slope.high)}"
+        sentences.append(
+            f"The difference {depends}: doubling the rate changes it by {signed(slope.change)} % ({interval})."
+        )
+    edges = [curve.title for curve in (results.model, results.baseline) if curve.is_best_at_edge]
+    if edges:
+        sentences.append(
+            f"{listed(edges)}: the best rate is the lowest or the highest tried; a better one may lie beyond."
+        )
+    return sentences
+
+
+def rates_as_plain(results: RateResults) -> dict[str, object]:
+    """The results with lists for arrays, for JSON. A loss of a run that diverged is null."""
+
+    def curve(found: RateCurve) -> dict[str, object]:
+        losses = {split: np.where(np.isfinite(table), table, None).tolist() for split, table in found.losses.items()}
+        return {"title": found.title, "rates": list(found.rates), "best_rate": found.best_rate, **losses}
+
+    return {
+        "endpoint": results.endpoint.name,
+        "seeds": list(results.seeds),
+        "model": curve(results.model),
+        "baseline": curve(results.baseline),
+        "best": to_dict(results.best),
+        "at_rates": {f"{rate:g}": to_dict(effect) for rate, effect in results.at_rates.items()},
+        "interaction": None if results.interaction is None else to_dict(results.interaction),
+    }
+
+
 def rate_tables(results: RateResults) -> list[Table]:
     """The answer, and the losses at each rate."""
     model, baseline = results.model, results.baseline
@@ -153,7 +247,7 @@ def rate_tables(results: RateResults) -> list[Table]:
     edges = [curve.title for curve in (model, baseline) if curve.is_best_at_edge]
     note = (
         f"{model.title} over {baseline.title} in {name} on the test split, in %, {count}. The best rate has the lowest "
-        "CoCa loss on `val`. First interval: Student's t over seeds, with the rates as chosen. Second: a bootstrap of "
+        "CoCa loss on val. First interval: Student's t over seeds, with the rates as chosen. Second: a bootstrap of "
         f"the seeds in which each draw chooses its rates; {100 * best.kept:.0f} % of the draws chose these. Over few "
         "seeds it is too narrow."
     )
@@ -163,7 +257,7 @@ def rate_tables(results: RateResults) -> list[Table]:
     heads = ("rate", *(f"{curve.title}, {split}" for curve in (baseline, model) for split in ("val", "test")))
     rates = sorted({*model.rates, *baseline.rates})
     losses = tuple((f"{rate:g}", *_loss_cells(baseline, rate), *_loss_cells(model, rate)) for rate in rates)
-    return [answer, Table("Losses by rate", heads, losses, "Geometric means over the seeds; star: the best on `val`.")]
+    return [answer, Table("Losses by rate", heads, losses, "Geometric means over the seeds; star: the best on val.")]
 
 
 def rate_figure(results: RateResults) -> str:
@@ -176,7 +270,7 @@ def rate_figure(results: RateResults) -> str:
     val, test, change = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
     for axes, split in ((val, "val"), (test, "test")):
         for curve, colour, marker in zip((results.model, results.baseline), COLOURS, ("o", "s"), strict=True):
-            _draw_curve(axes, curve, getattr(curve, split), colour, marker)
+            _draw_curve(axes, curve, curve.losses[split], colour, marker)
         style_axes(axes, f"{'CoCa loss' if split == 'val' else results.endpoint.title} on {split}")
         axes.set_xlabel("learning rate; ringed: best on val", fontsize=8)
         _rate_ticks(axes, sorted({*results.model.rates, *results.baseline.rates}))

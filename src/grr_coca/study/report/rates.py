@@ -219,7 +219,10 @@ def rates_as_plain(results: RateResults) -> dict[str, object]:
     """The results with lists for arrays, for JSON. A loss of a run that diverged is null."""
 
     def curve(found: RateCurve) -> dict[str, object]:
-        losses = {split: np.where(np.isfinite(table), table, None).tolist() for split, table in found.losses.items()}
+        losses = {
+            split: [[loss if math.isfinite(loss) else None for loss in row] for row in table.tolist()]
+            for split, table in found.losses.items()
+        }
         return {"title": found.title, "rates": list(found.rates), "best_rate": found.best_rate, **losses}
 
     return {

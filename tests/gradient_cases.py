@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from grr_coca.batch import Batch, Words, pad_rows
-from grr_coca.config import CoCaConfig, TransformerConfig
+from grr_coca.config import CoCaConfig, Stem, TransformerConfig
 from grr_coca.data.dataset import next_token_labels
 from grr_coca.losses import LossWeights, Teaching
 from grr_coca.model import CoCa, build
@@ -52,6 +52,7 @@ class Case:
     preset: str = "grr_coca"
     losses: LossWeights = field(default_factory=LossWeights)
     contrastive: str = "softmax"
+    stem: Stem = "patchify"
     patch_dropout: bool = False
     checkpointing: bool = False
     frozen: tuple[FrozenPart, ...] = ()
@@ -64,6 +65,7 @@ CASES = {
     "z-loss": Case(losses=LossWeights(1.0, 2.0, 0.1)),
     "sigmoid": Case(contrastive="sigmoid"),
     "patch dropout": Case(patch_dropout=True),
+    "convolutional stem": Case(stem="convolutional", patch_dropout=True, checkpointing=True),
     "checkpointed blocks": Case(checkpointing=True),
     "teacher": Case(losses=LossWeights(1.0, 2.0, 0.0, Teaching(0.7, 0.0, 0.3))),
     "teacher, soft targets": Case("coca", losses=LossWeights(0.5, 2.0, 0.0, Teaching(0.7, 0.4, 0.3))),
@@ -292,10 +294,11 @@ def _meet(ranks: Ranks) -> None:
 def _config(case: Case) -> CoCaConfig:
     config = get_preset(case.preset, "tiny")
     image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
+    transformer = _shrunk(image.transformer, 2, 48)
     return replace(
         config,
         embed_dim=24,
-        image_encoder=replace(image, image_size=16, patch_size=4, transformer=_shrunk(image.transformer, 2, 48)),
+        image_encoder=replace(image, image_size=16, patch_size=4, transformer=transformer, stem=case.stem),
         text_decoder=replace(text, vocab_size=60, context_length=40, transformer=_shrunk(text.transformer, 1, 32)),
         multimodal_decoder=replace(multimodal, transformer=_shrunk(multimodal.transformer, 1, 32)),
         poolers=replace(config.poolers, num_queries=5, num_heads=2),

@@ -6,6 +6,7 @@ from grr_coca.train.recipe import ModelRecipe
 
 SET_BY_RECIPES: dict[str, dict[str, object]] = {
     "grr_coca+registers": {"num_registers": 4},
+    "grr_coca+stem": {"stem": "convolutional"},
     "grr_coca+qk_norm": {"qk_norm": "rms"},
     "grr_coca+sigmoid": {"contrastive": "sigmoid"},
 }

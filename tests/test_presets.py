@@ -17,6 +17,7 @@ from grr_coca.config import (
     Norm,
     Position,
     QKNorm,
+    Stem,
 )
 from grr_coca.errors import UserError
 from grr_coca.model import CoCa, build
@@ -92,6 +93,7 @@ OTHER_POOLERS = ("grr_coca_parallel", "grr_coca_plus")
     ("preset", "differing"),
     [
         ("grr_coca+registers", {"image_encoder.num_registers": 4}),
+        ("grr_coca+stem", {"image_encoder.stem": "convolutional"}),
         (
             "grr_coca+qk_norm",
             {f"{s}.transformer.qk_norm": "rms" for s in ("image_encoder", "text_decoder", "multimodal_decoder")},
@@ -101,7 +103,7 @@ OTHER_POOLERS = ("grr_coca_parallel", "grr_coca_plus")
     ],
 )
 def test_an_arm_differs_from_grr_in_what_it_is_named_after_alone(preset: str, differing: dict[str, object]) -> None:
-    arm, grr = model_config(preset, "base"), get_preset("grr_coca", "base")
+    arm, grr = model_config(preset, "small"), get_preset("grr_coca", "small")
     assert {key: value for key, value, _ in differences(arm, grr)} == differing
 
 
@@ -203,6 +205,7 @@ def test_open_clips_models_have_their_numbers_of_parameters(
         (Arrangement, lambda c: {c.poolers.arrangement}),
         (bool, lambda c: {c.poolers.num_queries is None}),
         (bool, lambda c: {c.image_encoder.num_registers > 0}),
+        (Stem, lambda c: {c.image_encoder.stem}),
         (QKNorm, lambda c: {c.image_encoder.transformer.qk_norm}),
         (Contrastive, lambda c: {c.contrastive}),
         (Architecture, lambda c: {c.architecture}),
@@ -214,6 +217,7 @@ def test_open_clips_models_have_their_numbers_of_parameters(
         "arrangement",
         "captioning pooler or none",
         "registers or none",
+        "stem",
         "qk_norm",
         "contrastive",
         "architecture",

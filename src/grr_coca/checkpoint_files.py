@@ -158,6 +158,9 @@ _OPEN_CLIP_KEYS = {
 def saved_config(config: CoCaConfig) -> dict[str, object]:
     """The config of a model as `config.json` holds it."""
     saved = to_dict(config)
+    image_encoder = _section(saved, ("image_encoder", "stem"))
+    if image_encoder["stem"] == "patchify":  # older files do not have the key, and must keep their hash
+        del image_encoder["stem"]
     is_open_clip = saved.pop("architecture") == "open_clip"
     for path, values in _OPEN_CLIP_KEYS.items():
         _section(saved, path)[path[-1]] = values[is_open_clip]

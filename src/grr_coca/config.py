@@ -12,6 +12,7 @@ Norm = Literal["rms", "layer", "layer_1e-5"]
 FeedForward = Literal["geglu", "gelu"]
 Position = Literal["rope_2d", "rope_1d", "learned"]
 Arrangement = Literal["cascade", "parallel", "shared"]
+Stem = Literal["patchify", "convolutional"]
 QKNorm = Literal["none", "rms"]
 Contrastive = Literal["softmax", "sigmoid"]
 CaptionsFrom = Literal["queries", "patches"]
@@ -70,16 +71,21 @@ class TransformerConfig:
 class ImageEncoderConfig:
     """A vision transformer, from pixels to patch tokens.
 
-    `num_registers`: learned tokens that go through the blocks with the patches, and are dropped after the last block.
+    - `num_registers`: learned tokens that go through the blocks with the patches, and are dropped after the last block
+    - `stem`: what comes before the linear map to the width of the encoder: images are cut into patches, or convolutions
+      halve height and width until one position is left for each patch (arXiv 2106.14881)
     """
 
     image_size: int
     patch_size: int
     transformer: TransformerConfig
     num_registers: int = 0
+    stem: Stem = "patchify"
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "patch_size")
+        if self.stem == "convolutional":
+            self._require_power_of_two()
         _require(self.num_registers >= 0, f"num_registers {self.num_registers} must be 0 or more")
         if self.image_size % self.patch_size:
             lower = self.image_size // self.patch_size * self.patch_size
@@ -87,6 +93,16 @@ class ImageEncoderConfig:
                 f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}; "
                 f"the nearest sizes that are: {lower or self.patch_size} and {lower + self.patch_size}"
             )
+
+    def _require_power_of_two(self) -> None:
+        """A convolutional stem halves the sides of an image at least once."""
+        lower = 1 << (max(2, self.patch_size).bit_length() - 1)
+        nearest = f"{lower} and {2 * lower}" if self.patch_size > lower else f"{lower}"
+        _require(
+            self.patch_size == lower,
+            f"stem 'convolutional' halves the sides of an image one or more times, so it needs a patch_size that is a "
+            f"power of two, not {self.patch_size}; the nearest: {nearest}",
+        )
 
     @property
     def grid_size(self) -> int:
@@ -193,7 +209,7 @@ class CoCaConfig:
             "qk_norm": "none",
         }
         required: list[tuple[object, dict[str, object]]] = [
-            (self.image_encoder, {"num_registers": 0}),
+            (self.image_encoder, {"num_registers": 0, "stem": "patchify"}),
             (self.image_encoder.transformer, parts),
             (self.text_decoder.transformer, parts),
             (self.multimodal_decoder.transformer, parts),

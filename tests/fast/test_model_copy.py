@@ -125,6 +125,17 @@ def test_few_queries_leave_the_context_unprojected() -> None:
     assert projected
 
 
+def test_a_copy_with_a_convolutional_stem_has_the_embeddings_of_its_model(
+    tiny_config: Callable[..., CoCaConfig],
+) -> None:
+    model, images = build(tiny_config("grr_coca+stem"), seed=2).eval(), _x(3, 3, 16, 16)
+    copied = fast_copy(model)
+    assert type(copied.image_encoder.stem.stages[0].norm) is FastRMSNorm
+    with torch.inference_mode():
+        expected = model.encode_image(images).embedding
+        torch.testing.assert_close(copied.encode_image(images).embedding, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_copy_is_the_function_of_its_model(model: CoCa) -> None:
     ids, images = torch.tensor([[1, 2, 3]]), _x(1, 3, 16, 16)
     with torch.inference_mode():

@@ -279,7 +279,14 @@ def test_a_graph_has_standard_operators_and_no_trace_of_where_it_was_made(export
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize(("name", "precision"), [*((name, "fp32") for name in QUICK), ("grr_coca", "int8")])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        *((name, "fp32") for name in QUICK),
+        ("grr_coca", "int8"),
+        *(pytest.param("grr_coca+stem", precision, marks=pytest.mark.slow) for precision in ("fp32", "int8")),
+    ],
+)
 def test_weights_are_written_once(export, name, precision):
     """All graphs read one file, and hold small tensors alone."""
     exported = export(name, precision)
@@ -328,9 +335,10 @@ def test_a_file_of_weights_that_is_cut_short_or_missing_is_an_error(export, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["grr_coca", "grr_coca+stem"])
 @torch.no_grad()
-def test_half_precision_halves_the_weights_and_computes_in_fp32(export):
-    full, half = export("grr_coca"), export("grr_coca", "fp16")
+def test_half_precision_halves_the_weights_and_computes_in_fp32(export, name):
+    full, half = export(name), export(name, "fp16")
     sizes = [(exported.folder / "model.safetensors").stat().st_size for exported in (full, half)]
     assert sizes[1] < 0.6 * sizes[0]
     rounded = from_pretrained(half.folder)
@@ -359,6 +367,17 @@ def test_int8_is_smaller_and_close(export):
                 matrix = node.inputs[1].const_value.numpy()
                 assert matrix.dtype == np.int8
                 assert np.abs(matrix).max() <= 64, "a sum of two products must fit into 16 bits on AVX2"
+
+
+@pytest.mark.slow
+def test_int8_leaves_convolutions_as_they_are(export):
+    full, quantized = export("grr_coca+stem"), export("grr_coca+stem", "int8")
+    pixels = random_pixels(full.checkpoint, 3)
+    embeddings = [exported.run("image", pixels=pixels)["image_embedding"] for exported in (full, quantized)]
+    assert 0.99 < (embeddings[0] * embeddings[1]).sum(axis=-1).min() < 1 - 1e-6
+    graphs = [ir.load(exported.folder / "image.onnx").graph for exported in (full, quantized)]
+    assert [[node.op_type for node in graph].count("Conv") for graph in graphs] == [2, 2]
+    assert "MatMulInteger" in {node.op_type for node in graphs[1]}
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -164,10 +164,11 @@ def test_the_sign_of_a_zero_comes_back(theirs: SimpleNamespace, write: Write, tm
     assert torch.signbit(load_file(tmp_path / "back" / "open_clip_model.safetensors")[name][1:3]).all()
 
 
+@pytest.mark.parametrize("name", ["grr_coca", "grr_coca+stem"])
 def test_a_model_of_ours_that_open_clip_has_not_is_refused(
-    write: Write, tiny_config: Callable[..., CoCaConfig], tmp_path: Path
+    write: Write, tiny_config: Callable[..., CoCaConfig], tmp_path: Path, name: str
 ) -> None:
-    ours = replace(read_open_clip(write()), config=tiny_config(), preset="grr_coca")
+    ours = replace(read_open_clip(write()), config=tiny_config(name), preset="grr_coca")
     with pytest.raises(UserError, match=r"open_clip does not support this 'grr_coca': .* is rms, and in its CoCa"):
         write_open_clip(ours, tmp_path / "back")
     assert not (tmp_path / "back").exists()

@@ -15,14 +15,14 @@ from grr_coca.batch import Batch, pad_rows
 from grr_coca.config import CoCaConfig
 from grr_coca.data.dataset import next_token_labels
 from grr_coca.model import build
-from grr_coca.presets import get_preset
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
 from grr_coca.train.step import count_tokens
+from model_configs import model_config
 from support import make_trainer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-PRESETS = ("grr_coca", "baseline_coca")
+PRESETS = ("grr_coca", "baseline_coca", "grr_coca+stem")
 STEPS, BATCH_SIZE, MAX_WORDS = 20, 8, 12
 BOS, EOS, CLS_SLOT = 1, 2, 0
 
@@ -47,7 +47,7 @@ def random_batch(config: CoCaConfig, generator: torch.Generator) -> Batch:
 
 def train(preset: str) -> dict[str, list[float]]:
     """Losses of the first steps of a run on the CPU in fp32."""
-    config = get_preset(preset, "tiny")
+    config = model_config(preset, "tiny")
     model = build(config, seed=0)
     optimizers = Optimizers(model, OptimizerRecipe(lr=3e-4), ScheduleRecipe(steps=STEPS, warmup_steps=4))
     trainer = make_trainer(model, optimizers)

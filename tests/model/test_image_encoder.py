@@ -6,27 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from grr_coca.batch import Batch
-from grr_coca.config import CoCaConfig
+from grr_coca.config import CoCaConfig, Stem
 from grr_coca.losses import batch_loss
 from grr_coca.model import build
-from grr_coca.model.image_encoder import ImageEncoder, patchify
-
-
-@pytest.mark.parametrize(("height", "width"), [(12, 12), (8, 16)])
-def test_patchify_and_a_linear_map_are_a_convolution(height: int, width: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, height, width, generator=generator)
-    weight = torch.randn(10, 3, 4, 4, generator=generator)
-    convolved = F.conv2d(images, weight, stride=4).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(patchify(images, 4) @ weight.flatten(1).T, convolved, rtol=1e-5, atol=1e-5)
-
-
-def test_patches_come_in_raster_order_and_keep_channel_row_column() -> None:
-    image = torch.arange(3 * 4 * 4).reshape(1, 3, 4, 4).float()
-    patches = patchify(image, 2)
-    assert patches.shape == (1, 4, 12)
-    assert patches[0, 1].tolist() == [2, 3, 6, 7, 18, 19, 22, 23, 34, 35, 38, 39]  # upper right
-    assert patches[0, 2, :4].tolist() == [8, 9, 12, 13]  # lower left
+from grr_coca.model.image_encoder import ImageEncoder
 
 
 @pytest.mark.parametrize("preset", ["grr_coca", "grr_coca_rope_1d", "baseline_coca"])
@@ -42,10 +25,11 @@ def test_every_kind_of_position_tells_patches_apart(tiny_config: Callable[..., C
 
 
 POSITIONS = ["grr_coca", "grr_coca_rope_1d", "baseline_coca"]
+STEMS = ["patchify", "convolutional"]
 
 
-def _encoder(config: CoCaConfig, num_registers: int = 0) -> ImageEncoder:
-    config = replace(config, image_encoder=replace(config.image_encoder, num_registers=num_registers))
+def _encoder(config: CoCaConfig, num_registers: int = 0, stem: Stem = "patchify") -> ImageEncoder:
+    config = replace(config, image_encoder=replace(config.image_encoder, num_registers=num_registers, stem=stem))
     return build(config).image_encoder.eval()
 
 
@@ -105,12 +89,14 @@ def _kept(*rows: list[int]) -> torch.Tensor:
     return torch.tensor(rows)
 
 
+@pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("num_registers", [0, 2])
 @pytest.mark.parametrize("preset", POSITIONS)
 def test_kept_patches_keep_their_places_and_see_nothing_of_the_others(
-    tiny_config: Callable[..., CoCaConfig], preset: str, num_registers: int
+    tiny_config: Callable[..., CoCaConfig], preset: str, num_registers: int, stem: Stem
 ) -> None:
-    encoder, images = _encoder(tiny_config(preset), num_registers), _images()
+    """The others are dropped after the stem, so a convolutional one has read pixels of theirs."""
+    encoder, images = _encoder(tiny_config(preset), num_registers, stem), _images()
     kept = _kept([1, 4, 9, 15], [0, 2, 3, 8])
     encoded = encoder(images, kept)
     assert encoded.shape == (2, 4, 48)
@@ -127,18 +113,22 @@ def test_kept_patches_keep_their_places_and_see_nothing_of_the_others(
     torch.testing.assert_close(encoded, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("num_registers", [0, 2])
-def test_keeping_all_patches_is_dropping_none(tiny_config: Callable[..., CoCaConfig], num_registers: int) -> None:
-    encoder, images = _encoder(tiny_config(), num_registers), _images()
+def test_keeping_all_patches_is_dropping_none(
+    tiny_config: Callable[..., CoCaConfig], num_registers: int, stem: Stem
+) -> None:
+    encoder, images = _encoder(tiny_config(), num_registers, stem), _images()
     everything = torch.arange(16).expand(2, -1)
     torch.testing.assert_close(encoder(images, everything), encoder(images), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem"])
 @pytest.mark.parametrize("poolers", [{}, {"num_queries": None}, {"arrangement": "parallel"}], ids=str)
 def test_the_whole_model_trains_on_kept_patches(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], poolers: dict[str, object]
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], poolers: dict[str, object], preset: str
 ) -> None:
-    config = tiny_config(**poolers)
+    config = tiny_config(preset, **poolers)
     model, batch = build(config), make_batch(config, num_words=(3, 7))
     whole, part, again = (
         batch_loss(model, replace(batch, kept_patches=kept)).total
@@ -150,7 +140,7 @@ def test_the_whole_model_trains_on_kept_patches(
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-@pytest.mark.parametrize("preset", ["grr_coca", "baseline_rope_2d", "baseline_rms", "baseline_coca"])
+@pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem", "baseline_rope_2d", "baseline_rms", "baseline_coca"])
 def test_all_models_add_up_in_fp32_under_autocast(tiny_config: Callable[..., CoCaConfig], preset: str) -> None:
     """Models that are compared must not be rounded differently."""
     encoder = build(tiny_config(preset)).image_encoder

@@ -25,7 +25,11 @@ def model() -> CoCa:
 
 @pytest.mark.parametrize(
     ("preset", "poolers"),
-    [*((preset, {}) for preset in PRESETS), ("coca", {"num_queries": None}), ("coca", {"arrangement": "parallel"})],
+    [
+        *((preset, {}) for preset in (*PRESETS, "grr_coca+stem")),
+        ("coca", {"num_queries": None}),
+        ("coca", {"arrangement": "parallel"}),
+    ],
     ids=str,
 )
 def test_no_parameter_keeps_what_was_in_its_memory(
@@ -45,7 +49,7 @@ def test_torch_draws_no_weights_of_its_own_before(
     tiny_config: Callable[..., CoCaConfig], filled_with_nan: None
 ) -> None:
     before = torch.get_rng_state()
-    for preset in PRESETS:
+    for preset in (*PRESETS, "grr_coca+stem"):
         model = build(tiny_config(preset))
         assert not any(tensor.isnan().any() for tensor in (*model.parameters(), *model.buffers()))
         assert build_without_weights(tiny_config(preset)).image_proj.weight.isnan().all()
@@ -152,7 +156,16 @@ def test_an_option_leaves_every_other_weight_as_it_is(preset: str) -> None:
     assert changed == ({"logit_scale"} if preset == "grr_coca+sigmoid" else set())
 
 
-@pytest.mark.parametrize("preset", ["grr_coca", "coca", "grr_coca+qk_norm", "grr_coca+registers"])
+def test_convolutions_are_drawn_as_matrices_and_patches_are() -> None:
+    stem = build(model_config("grr_coca+stem", "tiny")).image_encoder.stem
+    for stage in stem.stages:
+        weight, bias = stage.conv.weight, stage.conv.bias
+        assert weight.std().item() == pytest.approx(weight.shape[1] ** -0.5, rel=4 / math.sqrt(2 * weight.numel()))
+        assert bias.std().item() == pytest.approx(0.02, rel=4 / math.sqrt(2 * bias.numel()))
+        assert torch.equal(stage.norm.weight, torch.ones_like(stage.norm.weight))
+
+
+@pytest.mark.parametrize("preset", ["grr_coca", "coca", "grr_coca+qk_norm", "grr_coca+registers", "grr_coca+stem"])
 def test_blank_images_have_gradients_like_others(preset: str, make_batch: Callable[..., Batch]) -> None:
     """Were their patches zero vectors, each norm would make the gradient a thousand times as large: 1e25 in all."""
     config = model_config(preset, "tiny")

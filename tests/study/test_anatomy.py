@@ -82,7 +82,9 @@ def test_flops_grow_with_the_text_and_a_third_with_geglu_at_full_width():
     assert flops_per_pair(config) < flops_per_pair(get_preset("grr_coca_geglu_4x", "tiny"))
 
 
-@pytest.mark.parametrize("preset", ["baseline_coca", "grr_coca_plus", "grr_coca+registers", "open_clip_coca"])
+@pytest.mark.parametrize(
+    "preset", ["baseline_coca", "grr_coca_plus", "grr_coca+registers", "grr_coca+stem", "open_clip_coca"]
+)
 def test_flops_are_those_of_a_real_pass(preset):
     config, lengths, kept = model_config(preset, "tiny"), torch.tensor([4, 9, 12, 5, 7]), torch.arange(6)
     side = config.image_encoder.image_size

@@ -31,7 +31,7 @@ from grr_coca.train.blocks import CPP_COMPILERS, checkpoint_blocks, compile_bloc
 from processes import launch
 from support import saved_bytes
 
-PRESETS = ["grr_coca", "coca", "grr_coca+registers", "grr_coca+qk_norm"]
+PRESETS = ["grr_coca", "coca", "grr_coca+registers", "grr_coca+qk_norm", "grr_coca+stem"]
 
 
 def _gradients(model: CoCa, batch: Batch) -> dict[str, torch.Tensor]:
@@ -136,12 +136,13 @@ def test_compiled_blocks_are_traced_once_for_all_lengths_give_the_same_gradients
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("preset", ["grr_coca+registers", "grr_coca+stem"])
 def test_compiled_blocks_are_the_same_in_machine_code_with_fewer_patches_and_in_evaluation(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], tmp_path: Path
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], tmp_path: Path, preset: str
 ) -> None:
     if not any(map(shutil.which, CPP_COMPILERS)):
         pytest.skip("there is no C++ compiler")
-    config = tiny_config("grr_coca+registers")
+    config = tiny_config(preset)
     batches = [make_batch(config, words) for words in ((3, 7, 1, 5), (2, 9, 4, 1), (12, 1, 1, 6), (5, 5, 4, 2))]
     batches.append(replace(batches[0], kept_patches=torch.tensor([[0, 3, 4, 9]] * 4)))
     evaluated = [make_batch(config, words) for words in ((3, 7, 1, 5), (3, 7, 1))]  # the last of a split is smaller
@@ -150,13 +151,17 @@ def test_compiled_blocks_are_the_same_in_machine_code_with_fewer_patches_and_in_
     assert "complex operators" not in said
 
 
-def test_every_block_is_compiled(tiny_config: Callable[..., CoCaConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem"])
+def test_every_block_is_compiled(
+    tiny_config: Callable[..., CoCaConfig], monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
     monkeypatch.setenv("CXX", sys.executable)  # no compiler is needed before the first step
-    model = build(tiny_config())
+    model = build(tiny_config(preset))
     compile_blocks(model)
     compiled = {name for name, module in model.named_modules() if module._compiled_call_impl is not None}
     stacks = ("image_encoder", "text_decoder", "multimodal_decoder")
-    assert compiled == {f"{stack}.blocks.{i}" for stack in stacks for i in range(2)}
+    stem = {"image_encoder.stem"} if preset == "grr_coca+stem" else set()
+    assert compiled == stem | {f"{stack}.blocks.{i}" for stack in stacks for i in range(2)}
 
 
 def test_a_missing_compiler_is_told_before_the_first_step(

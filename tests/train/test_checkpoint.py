@@ -20,6 +20,7 @@ from grr_coca.files import MANIFEST, whole_folder
 from grr_coca.model import build_without_weights
 from grr_coca.presets import get_preset
 from grr_coca.registry import FOLDER as WEIGHTS
+from model_configs import model_config
 from processes import launch
 from support import differing, disk_of, finished_run, real_pairs, snapshot, weights
 
@@ -206,6 +207,14 @@ def test_a_config_is_saved_as_in_checkpoints_of_before():
     header = json.loads((WEIGHTS / "icons" / "config.json").read_text())
     config = read_config(header["model"], "model")
     assert json.dumps(saved_config(config)) == json.dumps(header["model"])
+
+
+def test_a_stem_is_saved_where_it_is_not_that_of_checkpoints_of_before():
+    for name, stem in (("grr_coca", None), ("grr_coca+stem", "convolutional")):
+        config = model_config(name, "tiny")
+        saved = json.loads(json.dumps(saved_config(config)))
+        assert saved["image_encoder"].get("stem") == stem
+        assert read_config(saved, "model") == config
 
 
 OPEN_CLIP = {

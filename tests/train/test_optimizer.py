@@ -69,12 +69,17 @@ def test_every_trainable_parameter_is_of_exactly_one_kind(
     assert set(sorted_out) == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
 
 
-def test_hidden_matrices_are_all_but_the_heads(tiny_config: Callable[..., CoCaConfig]) -> None:
-    model = build(tiny_config())
+@pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem"])
+def test_hidden_matrices_are_all_but_the_heads(tiny_config: Callable[..., CoCaConfig], preset: str) -> None:
+    """Convolutions among them: Muon takes their kernels as matrices."""
+    model = build(tiny_config(preset))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     hidden, outer, rest = ({names[id(parameter)] for parameter in kind} for kind in parameter_kinds(model))
     assert outer == {"multimodal_decoder.lm_head.weight"}
     assert hidden == _linear_weights(model) - outer
+    convolutions = {f"image_encoder.stem.stages.{i}.conv.weight" for i in range(2)}
+    assert convolutions & hidden == (convolutions if preset == "grr_coca+stem" else set())
+    assert all(matrix.ndim == 2 for matrix in parameter_kinds(model).hidden)
     assert rest >= {
         "logit_scale",
         "text_decoder.tok_embeddings.weight",
@@ -113,11 +118,12 @@ def test_freezing_everything_is_an_error(tiny_config: Callable[..., CoCaConfig])
         freeze(build(tiny_config()), ["image_encoder", "text_decoder", "multimodal_decoder"])
 
 
+@pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem"])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_step_moves_every_parameter_and_clears_the_gradients(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], name: str
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], name: str, preset: str
 ) -> None:
-    config = tiny_config()
+    config = tiny_config(preset)
     model = build(config)
     before = _copy(model)
     optimizers = Optimizers(model, OptimizerRecipe(name=name, muon_precision="fp32"), CONSTANT)
@@ -254,13 +260,13 @@ def test_depth_counts_the_layers_to_the_nearest_head(tiny_config: Callable[..., 
     assert {name: layer_depth(model, name) for name in names & expected.keys()} == expected
 
 
-@pytest.mark.parametrize("preset", ["grr_coca+registers", "coca"])
-def test_positions_and_registers_are_as_deep_as_the_embeddings(
+@pytest.mark.parametrize("preset", ["grr_coca+registers", "grr_coca+stem", "coca"])
+def test_positions_registers_and_a_stem_are_as_deep_as_the_embeddings(
     tiny_config: Callable[..., CoCaConfig], preset: str
 ) -> None:
     model = build(tiny_config(preset))
     for name, _ in model.named_parameters():
-        if name.endswith(("position.embedding", "registers")):
+        if name.endswith(("position.embedding", "registers")) or ".stem." in name:
             assert layer_depth(model, name) == (4 if name.startswith("image_encoder") else 3)
 
 

@@ -401,6 +401,7 @@ def test_pixels_are_scaled_as_the_recipe_says():
         ("qk_norm", "layer"),
         ("contrastive", "hinge"),
         ("num_registers", 1.5),
+        ("stem", "conv"),
         ("pixel_std", 0.0),
         ("pixel_std", "inf"),
         ("pixel_mean", "nan"),
@@ -414,6 +415,28 @@ def test_a_wrong_option_of_the_model_is_an_error_with_the_key(load, key, value):
 def test_a_resolution_that_the_patch_does_not_divide_names_the_nearest_ones():
     with pytest.raises(UserError, match=r"image_size 60 is not divisible by patch_size 16; .* 48 and 64"):
         ModelRecipe("grr_coca", "tiny", image_size=60).config(300)
+
+
+def test_a_stem_that_does_not_exist_names_those_that_do(load):
+    with pytest.raises(UserError, match=r"model: stem: 'conv' is not a choice; valid names: convolutional, patchify"):
+        load(changed("model", value={"preset": "grr_coca", "size": "tiny", "stem": "conv"}))
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "nearest"),
+    [("base", {}, "not 18; the nearest: 16 and 32"), ("l14", {}, "not 14; the nearest: 8 and 16")]
+    + [("tiny", {"patch_size": n}, f"not {n}; the nearest: {near}") for n, near in ((1, "2$"), (3, "2 and 4"))],
+)
+def test_a_patch_that_halving_does_not_reach_names_the_nearest(size, changes, nearest):
+    with pytest.raises(
+        UserError, match=f"stem 'convolutional' .* needs a patch_size that is a power of two, {nearest}"
+    ):
+        ModelRecipe("grr_coca", size, stem="convolutional", **changes).config(300)
+
+
+def test_open_clips_model_has_no_convolutional_stem():
+    with pytest.raises(UserError, match=r"architecture 'open_clip' has stem 'patchify', not 'convolutional'"):
+        ModelRecipe("open_clip_coca", "b32", stem="convolutional").config(49408)
 
 
 @pytest.mark.parametrize(("image_size", "context_length"), [(0, None), (-8, None), (None, 0), (None, 3)])

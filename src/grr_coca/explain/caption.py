@@ -79,7 +79,7 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
         gradients = torch.autograd.grad(logit, weights, retain_graph=True)
         shares = [(w * g).clamp(min=0).sum(dim=(0, 1, 2)) for w, g in zip(weights, gradients, strict=True)]
         rows.append(torch.stack(shares).sum(dim=0))
-    num_patches = (pixels.shape[-1] // model.image_encoder.patch_size) ** 2  # a class token may follow them
+    num_patches = (pixels.shape[-1] // model.image_encoder.stem.patch_size) ** 2  # a class token may follow them
     relevance = torch.stack(rows)[:, :num_patches].detach().float().cpu()
     return relevance / relevance.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 

@@ -1,6 +1,7 @@
 """Builds a model from its config. Parts are chosen here and nowhere else."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from grr_coca.layers.feed_forward import GEGLU, MLP
 from grr_coca.layers.norm import RMSNorm
 from grr_coca.layers.pooler import AttentionalPooler, cascade, parallel
 from grr_coca.layers.position import LearnedPosition, NoPosition, Rotary, grid_angles, line_angles
+from grr_coca.layers.stem import ConvStem, Patchify
 from grr_coca.model.coca import CoCa
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.init import init_weights
@@ -80,15 +82,24 @@ def _coca(config: CoCaConfig) -> CoCa:
 
 
 def _image_encoder(config: ImageEncoderConfig) -> ImageEncoder:
-    t, rotary = config.transformer, _image_rotary(config)
+    t, rotary, stem = config.transformer, _image_rotary(config), _stem(config)
     return ImageEncoder(
-        patch_size=config.patch_size,
-        patch_embed=nn.Linear(3 * config.patch_size**2, t.embed_dim),
+        stem=stem,
+        patch_embed=nn.Linear(stem.num_features, t.embed_dim),
         position=_position(t, config.num_patches),
         num_registers=config.num_registers,
         blocks=nn.ModuleList(_block(t, rotary) for _ in range(t.num_layers)),
         norm=_norm(t.norm, t.embed_dim),
     )
+
+
+def _stem(config: ImageEncoderConfig) -> Patchify | ConvStem:
+    t = config.transformer
+    match config.stem:
+        case "patchify":
+            return Patchify(config.patch_size)
+        case "convolutional":
+            return ConvStem(config.patch_size, t.embed_dim, partial(_norm, t.norm))
 
 
 def _text_decoder(config: TextDecoderConfig) -> TextDecoder:

@@ -9,10 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grr_coca.layers.layout import PLAIN, Plain
+from grr_coca.layers.stem import ConvStem, Patchify
 
 
 class ImageEncoder(nn.Module):
-    """Pixels to patch tokens: embed the patches, add positions (or leave them to RoPE), blocks, final norm.
+    """Pixels to patch tokens: stem and patch embedding, positions (or leave them to RoPE), blocks, final norm.
 
     Registers (arXiv 2309.16588) are learned tokens without a position. They go through the blocks with the patches, and
     are dropped after the last block.
@@ -21,7 +22,7 @@ class ImageEncoder(nn.Module):
     def __init__(
         self,
         *,
-        patch_size: int,
+        stem: Patchify | ConvStem,
         patch_embed: nn.Linear,
         position: nn.Module,
         num_registers: int,
@@ -29,7 +30,7 @@ class ImageEncoder(nn.Module):
         norm: nn.Module,
     ) -> None:
         super().__init__()
-        self.patch_size = patch_size
+        self.stem = stem
         self.patch_embed = patch_embed
         self.position = position
         self.registers = nn.Parameter(torch.zeros(num_registers, patch_embed.out_features)) if num_registers else None
@@ -43,7 +44,7 @@ class ImageEncoder(nn.Module):
         arXiv 2212.00794)."""
         # Under autocast the patch embedding is in bf16. Learned positions in fp32 would promote the sum, and RoPE would
         # not. Cast it back, so that the residual stream of every model is in fp32.
-        patches = self.patch_embed(patchify(images, self.patch_size)).type_as(images)
+        patches = self.patch_embed(self.stem(images)).type_as(images)
         x = self.position(patches, PLAIN.positions)  # B P D
         if kept_patches is not None:
             x = x.take_along_dim(kept_patches[..., None], dim=1)  # B K D
@@ -58,9 +59,3 @@ class ImageEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, layout)
         return self.norm(x[:, :num_patches])
-
-
-def patchify(images: Float[Tensor, "B 3 H W"], patch_size: int) -> Float[Tensor, "B P K"]:
-    """Cut images into square patches, in raster order. Each has K = 3 · patch_size² values: channel, row, column."""
-    rows = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # B 3 Gh p Gw p
-    return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

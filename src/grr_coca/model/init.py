@@ -7,7 +7,7 @@
 | token and [CLS] embeddings | N(0, 1 / width) |
 | learned queries | N(0, 1): as long as the normalized tokens that they attend to. Short ones would all attend alike |
 | learned positions, registers, class token | N(0, 0.02²), as in ViT |
-| bias of patches | the same. A blank patch must not become a zero vector |
+| biases of patches and of convolutions | the same. What is blank must not become a zero vector |
 | norms; other biases | weight 1; 0 |
 | `logit_scale`, `logit_bias` | softmax: CoCa's log(1 / 0.07), no bias; sigmoid: SigLIP's log 10 and -10 |
 
@@ -31,6 +31,7 @@ INITIAL_LOGIT_BIAS = -10.0
 def init_weights(model: CoCa, seed: int) -> None:
     """Give all weights of the model their first values, in place."""
     branches = _residual_branches(model)
+    small = ("position.embedding", "registers", "patch_embed.bias", "conv.bias")
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     for name, parameter in model.named_parameters():
         if id(parameter) in matrices:
@@ -45,7 +46,7 @@ def init_weights(model: CoCa, seed: int) -> None:
             draw_normal(parameter, parameter.shape[-1] ** -0.5, name, seed)
         elif name.endswith("queries"):
             draw_normal(parameter, 1.0, name, seed)
-        elif name.endswith(("position.embedding", "registers", "patch_embed.bias")) or ".class_token." in name:
+        elif name.endswith(small) or ".class_token." in name:
             draw_normal(parameter, POSITION_STD, name, seed)
         elif name.endswith(("norm.weight", "affine.weight")):
             parameter.fill_(1.0)

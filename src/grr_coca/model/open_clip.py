@@ -23,8 +23,9 @@ from grr_coca.layers.layout import PLAIN, Layout, pack_lengths
 from grr_coca.layers.pooler import AttentionalPooler, Pooled, Pooler
 from grr_coca.layers.position import LearnedPosition
 from grr_coca.layers.scaled_attention import KeyValues
+from grr_coca.layers.stem import Patchify
 from grr_coca.model.coca import CoCa
-from grr_coca.model.image_encoder import ImageEncoder, patchify
+from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.text_decoder import PADDING, MultimodalDecoder, PackedText, TextDecoder
 
 
@@ -32,12 +33,12 @@ def build_open_clip(config: CoCaConfig) -> CoCa:
     """The model of a config whose architecture is `open_clip`."""
     image, text = config.image_encoder.transformer, config.text_decoder.transformer
     multimodal, poolers = config.multimodal_decoder.transformer, config.poolers
-    patch_size, context_length = config.image_encoder.patch_size, config.text_decoder.context_length
+    stem, context_length = Patchify(config.image_encoder.patch_size), config.text_decoder.context_length
     assert poolers.num_queries is not None, "the config refuses this"
     return CoCa(
         image_encoder=OpenClipImageEncoder(
-            patch_size=patch_size,
-            patch_embed=nn.Linear(3 * patch_size**2, image.embed_dim),
+            stem=stem,
+            patch_embed=nn.Linear(stem.num_features, image.embed_dim),
             position=LearnedPosition(config.image_encoder.num_patches, image.embed_dim),
             class_token=ClassToken(image.embed_dim),
             pre_norm=_norm(image.embed_dim),
@@ -114,7 +115,7 @@ class OpenClipImageEncoder(ImageEncoder):
         self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B P D"]:
         """Encode images as `ImageEncoder` does. The class token comes last."""
-        patches = self.patch_embed(patchify(images, self.patch_size)).type_as(images)
+        patches = self.patch_embed(self.stem(images)).type_as(images)
         x = self.position(patches, PLAIN.positions)
         if kept_patches is not None:
             x = x.take_along_dim(kept_patches[..., None], dim=1)  # B K D

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from grr_coca.errors import UserError
+from grr_coca.layers.stem import ConvStem
 from grr_coca.model import CoCa
 from grr_coca.torch_private import allow_recompiles, keep_for_backward
 
@@ -26,16 +27,17 @@ CPP_COMPILERS = ("g++", "clang++", "c++")
 
 
 def checkpoint_blocks(model: CoCa) -> None:
-    """Keep only the inputs of blocks for the backward pass, and compute everything else again there.
+    """Keep only the inputs of blocks and of a convolutional stem for the backward pass, and compute everything else
+    again there.
 
     Call it before the model is sharded. For compiled blocks, use only `compile_blocks`.
     """
-    for block in _blocks(model):
+    for block in (*_stem(model), *_blocks(model)):
         block.forward = _checkpointed(block.forward)  # type: ignore[method-assign]
 
 
 def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
-    """Let each block be compiled when it first runs. Call it before the model is sharded.
+    """Let each block, and a convolutional stem, be compiled when it first runs. Call it before the model is sharded.
 
     The lengths of captions change from batch to batch, so blocks of the text decoders are compiled for any shape.
 
@@ -53,11 +55,17 @@ def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
     keep_for_backward(1 - recomputed)
     # The complex product of RoPE is not compiled. That is intended: the gain comes from the rest of the block.
     warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex operators")
-    for block in model.image_encoder.blocks:
+    for block in (*_stem(model), *model.image_encoder.blocks):
         block.compile()
     for decoder in (model.text_decoder, model.multimodal_decoder):
         for block in decoder.blocks:
             block.compile(dynamic=True)
+
+
+def _stem(model: CoCa) -> list[nn.Module]:
+    """The convolutional stem of the image encoder, if it has one."""
+    stem = model.image_encoder.stem
+    return [stem] if isinstance(stem, ConvStem) else []
 
 
 def _blocks(model: CoCa) -> Iterator[nn.Module]:

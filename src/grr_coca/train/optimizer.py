@@ -97,9 +97,10 @@ class ParameterKinds(NamedTuple):
     """The trainable parameters of a model, grouped by how they are updated.
 
     Matrices are the weights of linear maps. They have weight decay; the rest (embeddings, queries, norms, biases and
-    the temperature) does not. The hidden matrices are all but the head's, and Muon updates them. The patch embedding is
-    one of them: its inputs are neighbouring pixels, which are so similar that AdamW, with a step of about the same size
-    for each weight, would move them all in the same way.
+    the temperature) does not. The hidden matrices are all but the head's, and Muon updates them. The patch embedding
+    and the kernels of a convolutional stem, which are kept as matrices, are among them: their inputs are neighbouring
+    pixels, which are so similar that AdamW, with a step of about the same size for each weight, would move them all in
+    the same way.
     """
 
     hidden: list[nn.Parameter]

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from grr_coca.config import CaptionsFrom, CoCaConfig, Contrastive, QKNorm
+from grr_coca.config import CaptionsFrom, CoCaConfig, Contrastive, QKNorm, Stem
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.order import PERIOD, mixture_shares, visits_in_period
 from grr_coca.errors import UserError
@@ -47,6 +47,8 @@ class ModelRecipe:
     - `image_layers`, `image_dim`, `text_layers`, `text_dim`: depth and width of the image encoder, and of each half of
       the text decoder; attention heads keep the width that they have in the size
     - `patch_size`: pixels along a side of a patch; half of it gives four times as many patch tokens
+    - `stem`: `patchify` maps the pixels of each patch by one matrix; `convolutional` has convolutions before it (arXiv
+      2106.14881), and needs a `patch_size` that is a power of two
     - `num_registers`: learned tokens beside the patches; arXiv 2309.16588 uses 4
     - `qk_norm`: `rms` normalizes queries and keys in the self-attention of all three stacks, which keeps training
       stable at high learning rates
@@ -66,6 +68,7 @@ class ModelRecipe:
     text_dim: int | None = None
     image_size: int | None = None
     patch_size: int | None = None
+    stem: Stem | None = None
     context_length: int | None = None
     num_registers: int | None = None
     qk_norm: QKNorm | None = None
@@ -109,6 +112,7 @@ class ModelRecipe:
                 image,
                 image_size=self.image_size or image.image_size,
                 patch_size=self.patch_size or image.patch_size,
+                stem=self.stem or image.stem,
                 num_registers=image.num_registers if self.num_registers is None else self.num_registers,
             ),
             text_decoder=replace(

@@ -73,23 +73,27 @@ def write_shared(graphs: Iterable[ir.Model], path: Path) -> None:
 
 
 def _places(path: Path) -> dict[bytes, _Place]:
-    """The tensors of a safetensors file by content: as they are, converted to fp32, and transposed."""
+    """The tensors of a safetensors file by content, converted to fp32: as they are, transposed, and as 3x3 kernels."""
     tensors = load_tensors(path)
     places: dict[bytes, _Place] = {}
     for name, (start, entry) in _header(path).items():
         first, last = entry["data_offsets"]
         tensor = tensors[name].float() if tensors[name].is_floating_point() else tensors[name]
-        for is_transposed in (False, True) if tensor.ndim == 2 else (False,):
-            content = _content((tensor.mT if is_transposed else tensor).numpy())
+        forms = [(tensor, False)]
+        if tensor.ndim == 2:
+            forms.append((tensor.mT, True))
+        if tensor.ndim == 2 and tensor.shape[1] % 9 == 0:  # the exporter reshapes the small ones of a convolution
+            forms.append((tensor.unflatten(1, (-1, 3, 3)), False))
+        for form, is_transposed in forms:
             place = _Place(
                 name=name,
                 offset=start + first,
                 length=last - first,
                 dtype=_DTYPES[entry["dtype"]],
-                shape=entry["shape"],
+                shape=entry["shape"] if is_transposed else list(form.shape),
                 is_transposed=is_transposed,
             )
-            places.setdefault(content, place)
+            places.setdefault(_content(form.numpy()), place)
     return places
 
 

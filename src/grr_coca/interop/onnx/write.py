@@ -31,7 +31,8 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
         source: folder of the checkpoint.
         out: new folder.
         precision: `fp32` keeps the weights as the checkpoint stores them. `fp16` rounds them to half precision.
-            `int8` quantizes the matrices by channel, and the inputs of each product when it is computed.
+            `int8` quantizes the matrices by channel, and the inputs of each product when it is computed. Convolutions
+            and the patch embedding stay in fp32.
 
     Raises:
         UserError: the checkpoint is damaged, or the disk is full or cannot be written to.
@@ -100,7 +101,8 @@ def _quantized(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
             scratch / "fp32.onnx",
             scratch / "int8.onnx",
             op_types_to_quantize=["MatMul"],
-            # Pixels are of one size in a picture of one colour and in all of a photograph, and this product is cheap.
+            # The patch embedding is cheap, and reads pixels: they are of one size in a picture of one colour and in all
+            # of a photograph. Convolutions before it are no `MatMul`, and stay in fp32, too.
             nodes_to_exclude=[str(products[0].name)] if name == "image" else [],
             per_channel=True,
             weight_type=QuantType.QInt8,

@@ -1,6 +1,7 @@
 """The engine that computes with ONNX Runtime, with the graphs of the models that ship, against the one of PyTorch."""
 
 import json
+import lzma
 import pickle
 import shutil
 import subprocess
@@ -284,6 +285,21 @@ def relist(folder: Path, name: str) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"][name] = {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
     (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_a_folder_that_was_exported_before_still_runs(tmp_path: Path) -> None:
+    """Its graph appends to caches by operators beside attention. Inputs, outputs and results are the same."""
+    folder = Path(shutil.copytree(shipped_folder("pictograms"), tmp_path / "pictograms"))
+    before = Path(__file__).parent / "recorded" / "pictograms-step.onnx.xz"
+    (folder / "step.onnx").write_bytes(lzma.decompress(before.read_bytes()))
+    relist(folder, "step.onnx")
+    found, wanted = (
+        generate(engine, checkpoint_of("pictograms").tokenizer, pixels_of("pictograms"), GenerationOptions(num_beams=3))
+        for engine in (OnnxEngine(folder), onnx_engine("pictograms"))
+    )
+    for (caption, *_), (expected, *_) in zip(found.captions, wanted.captions, strict=True):
+        assert caption.token_ids == expected.token_ids
+        assert np.abs(np.array(caption.log_probs) - expected.log_probs).max() <= 1e-5
 
 
 @pytest.mark.parametrize("version", ["opset", "ir"])

@@ -278,6 +278,26 @@ def test_a_graph_has_standard_operators_and_no_trace_of_where_it_was_made(export
     assert str(Path(__file__).parents[2]).encode() not in content
 
 
+@pytest.mark.parametrize("name", ["grr_coca", *SHIPPED])
+def test_self_attention_takes_projections_as_they_are_and_appends_to_its_cache(export, name):
+    """Each operator more, even one that copies nothing, takes as long as attention in a step of a small model."""
+    exported = export(name)
+    graph = ir.load(exported.folder / "step.onnx").graph
+    layers = [value.producer() for value in graph.outputs if value.name.startswith("present_key.")]
+    config = exported.checkpoint.config
+    stacks = (config.text_decoder, config.multimodal_decoder)
+    assert len(layers) == sum(stack.transformer.num_layers for stack in stacks)
+    for j, layer in enumerate(layers):
+        assert layer.op_type == "Attention"
+        assert [value.name for value in layer.inputs[4:]] == [f"past_key.{j}", f"past_value.{j}"]
+        assert [value.name for value in layer.outputs[1:]] == [f"present_key.{j}", f"present_value.{j}"]
+        before = [layer.inputs[0].producer()]
+        while before[-1].op_type != "MatMul":
+            before.append(before[-1].inputs[0].producer())
+        assert [node.op_type for node in before] == ["Split", "RotaryEmbedding", "Split", "MatMul"]
+    assert all(value.is_graph_output() or value.uses() for node in graph for value in node.outputs[:1])
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize(
     ("name", "precision"),

@@ -5,7 +5,7 @@ import torch
 
 from grr_coca.layers.layout import Cached
 from grr_coca.layers.position import Rotary, line_angles
-from grr_coca.layers.scaled_attention import KeyValueCache
+from grr_coca.layers.scaled_attention import GrowingCache, KeyValueCache
 from grr_coca.model import build
 from grr_coca.presets import PRESETS
 from model_configs import SET_BY_RECIPES
@@ -63,12 +63,17 @@ def test_padding_changes_no_embedding(exporting, tiny_config, make_batch, name):
     )
 
 
-def test_cached_attention_is_the_same(exporting, tiny_config):
+@pytest.mark.parametrize("ends", [[4], [2, 3, 4], [1, 4]], ids=str)
+@torch.no_grad()
+def test_cached_attention_is_the_same(exporting, tiny_config, ends):
+    """A cache that grows, of one operator, gives what a cache of slots gives, for any number of tokens at once."""
     block = build(tiny_config("grr_coca")).text_decoder.blocks[0].eval()
-    x = torch.randn(2, 4, 32)
-    past = (torch.arange(4) <= torch.arange(4)[:, None])[None, None]
-    with torch.no_grad():
-        outputs = [
-            call(block, x, Cached(KeyValueCache(4), slice(4), past)) for call in (exporting, lambda f, *a: f(*a))
-        ]
-    torch.testing.assert_close(*outputs, atol=1e-6, rtol=1e-6)
+    x, slots, growing = torch.randn(2, 4, 32), KeyValueCache(4), GrowingCache(*torch.empty(2, 2, 2, 0, 16))
+    start = 0
+    for end in ends:
+        mask = (torch.arange(end) <= torch.arange(start, end)[:, None])[None, None]
+        found = exporting(block, x[:, start:end], Cached(growing, slice(start, end), mask))
+        wanted = block(x[:, start:end], Cached(slots, slice(start, end), mask))
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+        assert growing.keys.shape == growing.values.shape == (2, 2, end, 16)
+        start = end

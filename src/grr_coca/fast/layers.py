@@ -24,7 +24,7 @@ from grr_coca.layers.attention import CrossAttention, SelfAttention
 from grr_coca.layers.feed_forward import GEGLU
 from grr_coca.layers.layout import PLAIN, Cached, Layout, Packed
 from grr_coca.layers.norm import RMSNorm
-from grr_coca.layers.scaled_attention import KeyValues, scaled_attention
+from grr_coca.layers.scaled_attention import KeyValueCache, KeyValues, scaled_attention
 from grr_coca.model.open_clip import AffineCrossAttention
 
 
@@ -81,6 +81,7 @@ class FastSelfAttention(nn.Module):
         if self.turns is not None:
             pairs = torch.view_as_complex(qkv.view(*qkv.shape[:-1], -1, 2))  # R T 3 H C
             pairs[:, :, :2].mul_(self.turns[layout.positions])
+        assert isinstance(layout.cache, KeyValueCache)
         keys, values = layout.cache.write(qkv[:, :, 1:])  # B H S Dh
         q = qkv[:, :, 0].reshape(len(keys), -1, *qkv.shape[3:]).transpose(1, 2)  # B H L Dh
         mixed = scaled_attention(q, keys, values, layout.mask)

@@ -6,12 +6,13 @@ The projections have no biases unless `bias` asks for them, so that the models o
 that they are named after.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.layers.layout import PLAIN, AttentionInputs, Layout
+from grr_coca.layers.layout import PLAIN, AttentionInputs, Cached, Layout
 from grr_coca.layers.position import Rotary
-from grr_coca.layers.scaled_attention import KeyValues, scaled_attention
+from grr_coca.layers.scaled_attention import KeyValueCache, KeyValues, scaled_attention
 
 
 class SelfAttention(nn.Module):
@@ -39,9 +40,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "R T D"], layout: Layout) -> Float[Tensor, "R T D"]:
         """Let the tokens of each sequence attend to each other."""
-        qkv = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1))  # R T 3 H Dh
-        qk, v = qkv.split([2, 1], dim=2)
-        qk, v = self.qk_norm(qk), v[:, :, 0]
+        qk, v = self.qkv_proj(x).split([2 * x.shape[-1], x.shape[-1]], dim=-1)  # R T 2D, R T D
+        qk = self.qk_norm(qk.unflatten(-1, (2, self.num_heads, -1)))
+        v = v.unflatten(-1, (self.num_heads, -1))
         if self.rotary is not None:
             qk = self.rotary(qk, layout.positions)
         return self.attend(qk, v, layout)
@@ -50,7 +51,9 @@ class SelfAttention(nn.Module):
         self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"], layout: Layout
     ) -> Float[Tensor, "R T D"]:
         """Attention from given queries, keys and values, then the output projection."""
-        return self.out_proj(layout.unpad(_mix(layout.attention_inputs(qk, v))))
+        exporting = torch.compiler.is_exporting()
+        mixed = _exported(qk, v, layout) if exporting else _mix(layout.attention_inputs(qk, v))
+        return self.out_proj(layout.unpad(mixed))
 
 
 class CrossAttention(nn.Module):
@@ -87,3 +90,26 @@ def _mix(inputs: AttentionInputs) -> Float[Tensor, "R T D"]:
     q_, k, v = (projected.transpose(1, 2) for projected in (queries, *key_values))  # B H · Dh
     mixed = scaled_attention(q_, k, v, mask)
     return mixed.transpose(1, 2).reshape(*q.shape[:2], -1)
+
+
+def _exported(qk: Float[Tensor, "R N 2 H Dh"], v: Float[Tensor, "R N H Dh"], layout: Layout) -> Float[Tensor, "B T D"]:
+    """Self-attention as one operator of ONNX. It takes the heads side by side, and appends to the cache by itself. With
+    operators for that, a step of a small model would take a third longer."""
+    from torch.onnx.ops import attention  # late: only who exports has it
+
+    q, k = layout.pad(qk).flatten(2).chunk(2, dim=-1)  # B T D each
+    cache = layout.cache if isinstance(layout, Cached) else None
+    assert not isinstance(cache, KeyValueCache), "the caches of an exported model grow"
+    mixed, keys, values, _ = attention(
+        q,
+        k,
+        layout.pad(v).flatten(2),
+        layout.mask if isinstance(layout.mask, Tensor) else None,
+        *(() if cache is None else (cache.keys, cache.values)),
+        is_causal=not isinstance(layout.mask, Tensor) and layout.mask == "causal",
+        q_num_heads=v.shape[2],
+        kv_num_heads=v.shape[2],
+    )
+    if cache is not None:
+        cache.keys, cache.values = keys, values
+    return mixed

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from grr_coca.layers.scaled_attention import KeyValueCache, KeyValues, Mask
+from grr_coca.layers.scaled_attention import GrowingCache, KeyValueCache, KeyValues, Mask
 
 ROUND_TO = 16
 """The number of tokens of a packed row is a multiple of this."""
@@ -43,13 +43,14 @@ class Plain(NamedTuple):
     """Sequences of one length side by side. Every token attends to its whole sequence."""
 
     positions: Positions
+    mask: Mask = "all"
 
     def attention_inputs(self, qk: Float[Tensor, "B T 2 H Dh"], v: Float[Tensor, "B T H Dh"]) -> AttentionInputs:
         """Separate queries and keys, which come in one tensor. No padding is needed."""
         queries, keys = qk.unbind(2)
-        return AttentionInputs(queries, KeyValues(keys, v), "all")
+        return AttentionInputs(queries, KeyValues(keys, v), self.mask)
 
-    def pad(self, q: Float[Tensor, "B T H Dh"]) -> Float[Tensor, "B T H Dh"]:
+    def pad(self, q: Shaped[Tensor, "B T *x"]) -> Shaped[Tensor, "B T *x"]:
         """Return the queries unchanged: sequences of one length need no padding."""
         return q
 
@@ -97,13 +98,13 @@ class Packed(NamedTuple):
     def pad(self, packed: Shaped[Tensor, "1 N *x"]) -> Shaped[Tensor, "B T *x"]:
         """Pad the sequences to the longest."""
         if torch.compiler.is_exporting():  # they are padded already, see `pack_lengths`
-            return packed[0].unflatten(0, self.pad_index.shape)
+            return packed.flatten(0, 1).unflatten(0, self.pad_index.shape)
         return packed[0].index_select(0, self.pad_index.flatten()).unflatten(0, self.pad_index.shape)
 
     def unpad(self, padded: Shaped[Tensor, "B T *x"]) -> Shaped[Tensor, "1 N *x"]:
         """Drop the padding."""
         if torch.compiler.is_exporting():
-            return padded.flatten(0, 1)[None]
+            return padded.flatten(0, 1).unflatten(0, (1, -1))
         return padded.flatten(0, 1).index_select(0, self.unpad_index)[None]
 
 
@@ -132,16 +133,17 @@ class Cached(NamedTuple):
     """The next tokens of sequences whose earlier tokens are in the cache of this layer. `mask`: which slots of the
     cache each new token attends to, after the new tokens were written into it."""
 
-    cache: KeyValueCache
+    cache: KeyValueCache | GrowingCache
     positions: Positions
     mask: Mask
 
     def attention_inputs(self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"]) -> AttentionInputs:
         """Write the new keys and values into the cache. The new queries may attend to everything in it."""
+        assert isinstance(self.cache, KeyValueCache)
         queries, keys = qk.unbind(2)
         return AttentionInputs(queries, self.cache.extend(KeyValues(keys, v)), self.mask)
 
-    def pad(self, q: Float[Tensor, "R T H Dh"]) -> Float[Tensor, "R T H Dh"]:
+    def pad(self, q: Shaped[Tensor, "R T *x"]) -> Shaped[Tensor, "R T *x"]:
         """Return the queries unchanged: every caption has the same number of new tokens."""
         return q
 

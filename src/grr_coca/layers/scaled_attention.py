@@ -4,6 +4,7 @@ Shapes: B batch (or lines of slots of a cache), R rows of captions, T new tokens
 slots), Dh width of a head.
 """
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -87,3 +88,11 @@ class KeyValueCache:
             old = self._buffer
             self._buffer = old.new_empty(2, lines.shape[0], *old.shape[2:])
             self._buffer[:, :, :, : self.filled] = old[:, :, :, : self.filled].index_select(1, lines)
+
+
+@dataclass
+class GrowingCache:
+    """Keys and values of one attention layer in an exported model, where a step replaces them by longer tensors."""
+
+    keys: Float[Tensor, "R H P Dh"]
+    values: Float[Tensor, "R H P Dh"]

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from onnxscript import ir
+from onnxscript.ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -33,7 +34,7 @@ from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tensors import normalize
 from grr_coca.layers.attention import CrossAttention
 from grr_coca.layers.layout import Cached
-from grr_coca.layers.scaled_attention import KeyValueCache, KeyValues
+from grr_coca.layers.scaled_attention import GrowingCache, KeyValues
 from grr_coca.model import CoCa
 
 OPSET = 23
@@ -68,18 +69,6 @@ class _TextGraph(nn.Module):
         return self.model.encode_text(F.pad(token_ids, (0, 1)), lengths)
 
 
-class _GrowingCache(KeyValueCache):
-    """The keys and values of earlier tokens, which came in as tensors, and the new ones after them."""
-
-    def __init__(self, keys: Float[Tensor, "R H P Dh"], values: Float[Tensor, "R H P Dh"]) -> None:
-        self.keys, self.values = keys, values
-
-    def extend(self, new: KeyValues) -> KeyValues:
-        self.keys = torch.cat([self.keys, new.keys.transpose(1, 2)], dim=2)
-        self.values = torch.cat([self.values, new.values.transpose(1, 2)], dim=2)
-        return KeyValues(self.keys.transpose(1, 2), self.values.transpose(1, 2))
-
-
 class _StepGraph(nn.Module):
     """New tokens to the logits of the tokens that follow each of them.
 
@@ -97,7 +86,7 @@ class _StepGraph(nn.Module):
         num_past, num_new = past[0].shape[2], token_ids.shape[1]
         positions = torch.arange(num_new) + num_past
         mask = (torch.arange(num_past + num_new) <= positions[:, None])[None, None]  # 1 1 T P+T
-        caches = [_GrowingCache(keys, values) for keys, values in zip(past[0::2], past[1::2], strict=True)]
+        caches = [GrowingCache(keys, values) for keys, values in zip(past[0::2], past[1::2], strict=True)]
         contexts = [
             KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
             for keys, values in zip(cross[0::2], cross[1::2], strict=True)
@@ -166,6 +155,7 @@ def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphNa
             verbose=False,
         )
     assert exported is not None
+    _join_reshapes(exported.model)
     _tidy(exported.model.graph, {**form.inputs, **form.outputs})
     if name == "step":
         _take_rows(exported.model.graph)
@@ -234,6 +224,22 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def _join_reshapes(model: ir.Model) -> None:
+    """Drop reshapes that a later one undoes. Layers keep heads apart, and operators take them side by side. A reshape
+    takes about as long as an operator in a step of a small model."""
+    for node in model.graph:
+        if node.op_type != "Reshape":
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        assert source is not None
+        while (earlier := source.producer()) is not None and earlier.op_type == "Reshape":
+            source = cast(ir.Value, earlier.inputs[0])
+        node.replace_input_with(0, source)
+        if source.shape == result.shape:
+            ir.convenience.replace_all_uses_with(result, source)
+    RemoveUnusedNodesPass()(model)
 
 
 def _tidy(graph: ir.Graph, shapes: Mapping[str, Shape]) -> None:

@@ -10,6 +10,7 @@ Each figure ends with the digest of the ledgers that it was drawn from. Tests ho
 import hashlib
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -36,7 +37,7 @@ from grr_coca.study.report.numbers import (
     rows_by_run,
     study_results,
 )
-from grr_coca.study.report.rates import RateResults, rate_figure, rate_results, rate_tables
+from grr_coca.study.report.rates import RateResults, rate_figure, rate_results, rate_tables, rates_answer
 from grr_coca.study.report.tables import (
     Table,
     arms_tables,
@@ -76,8 +77,10 @@ SETTINGS = {
     "tokens16/1200": "emoji, 16 patches, 1,200 steps",
     "tokens16/4000": "emoji, 16 patches, 4,000 steps",
     "icons": "icons, 64 patches, 2,000 steps",
+    "rate_curves/best": "emoji, 16 patches, 600 steps, each at its best rate",
 }
-"""The studies of GRR-CoCa over Baseline CoCa. Models, batches, optimizer and endpoints are alike."""
+"""The studies of GRR-CoCa over Baseline CoCa. Models, batches, optimizer and endpoints are alike. In all but the last,
+both models have one learning rate."""
 MODELS = Pair("grr_coca", "baseline_coca")
 MARKS = (
     ("test", "pretraining/coca_loss", "test", COLOURS[0], "o"),
@@ -92,6 +95,8 @@ RATE_TRIALS = {
     "tokens16/rates": MODELS,
 }
 """Studies that tried both models at several learning rates with 16 patches, in 300, 1,000 and 1,200 steps."""
+RATE_CURVE, CURVE_STEPS = "rate_curves/600", 600
+"""The study that trained both models at several rates with several seeds."""
 DECAY = 0.5
 """The weight decay of these trials."""
 OTHER_BASELINES = {"plus": ("baseline_plus",), "variants": ("grr_coca",)}
@@ -180,7 +185,9 @@ def report(folder: Path) -> str:
     if name in PAIRS:
         sections = [_pairs(folder, PAIRS[name])]
     elif rates := rate_results(study.plan, study.ledger):
-        sections = [_rates(found) for found in rates]
+        found = rates_answer(study.plan, rates)
+        told = "".join(f"- {sentence}\n" for sentence in found.sentences)
+        sections = [f"## The answer\n\n**{found.headline}.**\n\n{told}", *map(_rates, rates)]
     else:
         asked = [_counts(study, PLATEAUS[name]), _endpoints(study)] if name in PLATEAUS else [_answer(study)]
         sections = [*asked, _splits(study)] if study.plan.seeds else []
@@ -232,8 +239,8 @@ def with_results(text: str, studies: Path = STUDIES) -> str:
 
 
 def settings_folders(studies: Path = STUDIES) -> list[Path]:
-    """The studies of GRR-CoCa over Baseline CoCa that have rows."""
-    return [studies / name for name in SETTINGS if ledger_files(studies / name)]
+    """The studies of GRR-CoCa over Baseline CoCa that have rows, and that of the rates."""
+    return [studies / name for name in (*SETTINGS, RATE_CURVE) if ledger_files(studies / name)]
 
 
 def settings_table(studies: Path) -> str:
@@ -252,10 +259,10 @@ def settings_table(studies: Path) -> str:
 
 def results_figure(studies: Path) -> str:
     """The CoCa loss in each setting by split, and by learning rate in the trials, as SVG text."""
-    figure = new_figure(3.6)
+    figure = new_figure(4.0)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     _draw_settings(left, _settings(studies))
-    _draw_rates(right, _rate_changes(studies))
+    _draw_rates(right, _rate_changes(studies), _rate_curve(studies))
     return svg_text(figure)
 
 
@@ -269,26 +276,42 @@ def _draw_settings(axes: Axes, opened: Mapping[str, Study]) -> None:
         axes.plot([e.change for _, e in known], heights, marker, color=colour, markersize=5, label=title)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(REPORTED[MARKS[0][1]], color=FAINT, linewidth=1, linestyle="--", label="paper, after pretraining")
-    axes.set_yticks(range(len(opened)), [f"{title},\nrate {_rate(study)}" for title, study in opened.items()])
+    titles = [title if "rate" in title else f"{title}, rate {_rate(study)}" for title, study in opened.items()]
+    axes.set_yticks(range(len(opened)), [textwrap.fill(title, 30) for title in titles])
     axes.set_ylim(len(opened) - 0.5, -0.5)
     style_axes(axes, "CoCa loss of GRR-CoCa over Baseline CoCa, %")
     axes.grid(visible=False)
-    axes.legend(frameon=False, fontsize=7, loc="lower right", bbox_to_anchor=(1.0, -0.02))
+    axes.legend(frameon=False, fontsize=7, loc="upper right")
 
 
-def _draw_rates(axes: Axes, changes: Mapping[str, Mapping[float, float]]) -> None:
-    """A line for each length of training."""
+def _draw_rates(axes: Axes, changes: Mapping[str, Mapping[float, float]], curve: Mapping[float, Effect]) -> None:
+    """A line for each length of training: of trials with one seed, and of a study with intervals over its seeds."""
     for (steps, by_rate), colour, marker in zip(changes.items(), (FAINT, *COLOURS), "s^o", strict=True):
         rates = sorted(by_rate)
         percent = [100 * math.expm1(by_rate[rate]) for rate in rates]
-        axes.plot(rates, percent, marker=marker, color=colour, linewidth=1.4, markersize=5, label=f"{steps} steps")
+        axes.plot(
+            rates,
+            percent,
+            marker=marker,
+            color=colour,
+            linewidth=1.4,
+            markersize=5,
+            label=f"{steps} steps, one seed, val",
+        )
+    if curve:
+        effects = list(curve.values())
+        axes.vlines(list(curve), [e.low for e in effects], [e.high for e in effects], color="black", linewidth=1.2)
+        label = f"{CURVE_STEPS} steps, {effects[0].num_seeds} seeds, test"
+        axes.plot(
+            list(curve), [e.change for e in effects], "D-", color="black", linewidth=1.4, markersize=4, label=label
+        )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xscale("log", base=2)
-    ticks = sorted({rate for by_rate in changes.values() for rate in by_rate})
+    ticks = sorted({rate for by_rate in changes.values() for rate in by_rate} | set(curve))
     axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks], rotation=45)
     axes.minorticks_off()
     axes.set_xlabel("learning rate of both models", fontsize=8)
-    style_axes(axes, "val, one seed, 16 patches")
+    style_axes(axes, "By learning rate, 16 patches")
     axes.legend(frameon=False, fontsize=7, loc="upper left")
 
 
@@ -318,19 +341,37 @@ def _rate_changes(studies: Path) -> dict[str, dict[float, float]]:
     return changes
 
 
+def _rate_curve(studies: Path) -> dict[float, Effect]:
+    """By learning rate: GRR-CoCa over Baseline CoCa on `test`, over the seeds of the study of rates."""
+    study = open_study(studies / RATE_CURVE)
+    found = rate_results(study.plan, study.ledger) if study else []
+    return found[0].at_rates if found else {}
+
+
 TABLES: dict[str, Callable[[Path], str]] = {"settings": settings_table, "rates": rates_table}
 
 
 def _settings(studies: Path) -> dict[str, Study]:
-    opened = {title: open_study(studies / name, arm=MODELS.arm) for name, title in SETTINGS.items()}
+    opened = {title: _setting(studies / name) for name, title in SETTINGS.items()}
     return {title: study for title, study in opened.items() if study is not None}
 
 
+def _setting(folder: Path) -> Study | None:
+    """The two models of a study; of one with several rates, each at its best."""
+    study = open_study(folder)
+    if study is None or not (rates := rate_results(study.plan, study.ledger)):
+        return open_study(folder, arm=MODELS.arm)
+    model, baseline = rates[0].model, rates[0].baseline
+    return open_study(folder, over=baseline.arms[baseline.best], arm=model.arms[model.best])
+
+
 def _rate(study: Study) -> str:
-    """The learning rate of pretraining, which all arms of these studies share."""
+    """The learning rate of pretraining: of both models, or of GRR-CoCa and of Baseline CoCa."""
     stage = stage_names(study.plan)[0]
-    rates = {row.settings["optimizer.lr"] for row in study.ledger.rows if row.stage == stage}
-    return " / ".join(f"{rate:g}" for rate in sorted(map(float, map(str, rates))))
+    chosen = {row.arm: row.settings for row in study.ledger.rows if row.stage == stage}
+    settings = (arm.overrides | chosen[arm.name] for arm in study.plan.arms)
+    rates = dict.fromkeys(float(str(found["optimizer.lr"])) for found in settings)
+    return " / ".join(f"{rate:g}" for rate in rates)
 
 
 def _is_shown(study: Study, endpoint: Endpoint) -> bool:
@@ -339,7 +380,10 @@ def _is_shown(study: Study, endpoint: Endpoint) -> bool:
 
 
 def _effect(study: Study, endpoint: Endpoint, split: str) -> Effect | None:
-    """The change of an endpoint on a split, or in training; None if the split is not in all rows."""
+    """The change of an endpoint on a split, or in training; None if the split is not in all rows, or the study has no
+    such phase."""
+    if endpoint.phase == "finetuning" and not study.plan.finetune:
+        return None
     plan = replace(study.plan, endpoints=replace(study.plan.endpoints, split=split))
     rows = rows_by_run([_with_training(_with_together(row)) for row in study.ledger.rows])
     arm, over = (endpoint_values(rows, plan, endpoint, name) for name in (study.results.arms[0].arm, plan.baseline))

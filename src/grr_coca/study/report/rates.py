@@ -31,11 +31,12 @@ CHOSEN_BY = "coca_loss"
 class RateCurve:
     """Losses of a model by learning rate, the rates in ascending order.
 
-    Shapes: R rates, S seeds. `val`: the CoCa loss on the validation split, by which rates are chosen; infinite where a
-    run diverged. `test`: the endpoint; NaN there.
+    Shapes: R rates, S seeds. `arms`: their names, by rate. `val`: the CoCa loss on the validation split, by which rates
+    are chosen; infinite where a run diverged. `test`: the endpoint; NaN there.
     """
 
     title: str
+    arms: tuple[str, ...]
     rates: tuple[float, ...]
     val: Float[np.ndarray, "R S"]
     test: Float[np.ndarray, "R S"]
@@ -315,6 +316,7 @@ def _curve(
     rate, arm = next(iter(arms.items()))
     return RateCurve(
         title=arm_titles(plan)[arm.name].removesuffix(f", {rate}"),
+        arms=tuple(arm.name for arm in arms.values()),
         rates=tuple(arms),
         val=losses("val", CHOSEN_BY, math.inf),
         test=losses(plan.endpoints.split, endpoint.metric, math.nan),

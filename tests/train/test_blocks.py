@@ -125,10 +125,11 @@ def _compared(folder: Path, *arguments: object) -> dict[str, Any]:
 
 
 @pytest.mark.ci
+@pytest.mark.parametrize("preset", ["grr_coca+registers", "grr_coca+stem"])
 def test_compiled_blocks_are_traced_once_for_all_lengths_give_the_same_gradients_and_keep_less(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], tmp_path: Path
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], tmp_path: Path, preset: str
 ) -> None:
-    config = tiny_config("grr_coca+registers")
+    config = tiny_config(preset)
     batches = [make_batch(config, words) for words in ((3, 7, 1, 5), (12, 1, 1, 6), (5, 5, 4, 2))]
     found = _compared(tmp_path, "aot_eager", 0.75, config, batches, [])
     assert len(set(found["graphs"])) == 1, "captions of another length are compiled anew"
@@ -136,13 +137,12 @@ def test_compiled_blocks_are_traced_once_for_all_lengths_give_the_same_gradients
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["grr_coca+registers", "grr_coca+stem"])
 def test_compiled_blocks_are_the_same_in_machine_code_with_fewer_patches_and_in_evaluation(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], tmp_path: Path, preset: str
+    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], tmp_path: Path
 ) -> None:
     if not any(map(shutil.which, CPP_COMPILERS)):
         pytest.skip("there is no C++ compiler")
-    config = tiny_config(preset)
+    config = tiny_config("grr_coca+registers")
     batches = [make_batch(config, words) for words in ((3, 7, 1, 5), (2, 9, 4, 1), (12, 1, 1, 6), (5, 5, 4, 2))]
     batches.append(replace(batches[0], kept_patches=torch.tensor([[0, 3, 4, 9]] * 4)))
     evaluated = [make_batch(config, words) for words in ((3, 7, 1, 5), (3, 7, 1))]  # the last of a split is smaller

@@ -125,7 +125,7 @@ def make_checkpoint(name, folder, tiny_config):
             )
             for stack in ("image_encoder", "text_decoder", "multimodal_decoder")
         }
-        stacks["text_decoder"] = replace(stacks["text_decoder"], vocab_size=270)
+        stacks["text_decoder"] = replace(stacks["text_decoder"], vocab_size=270, context_length=130)
         config = replace(config, **stacks)
         model = build(config)
         generator = torch.Generator().manual_seed(1)
@@ -296,6 +296,8 @@ def test_self_attention_takes_projections_as_they_are_and_appends_to_its_cache(e
             before.append(before[-1].inputs[0].producer())
         assert [node.op_type for node in before] == ["Split", "RotaryEmbedding", "Split", "MatMul"]
     assert all(value.is_graph_output() or value.uses() for node in graph for value in node.outputs[:1])
+    rotations = [node for node in graph if node.op_type == "RotaryEmbedding"]
+    assert len({tuple(value.name for value in node.inputs[1:]) for node in rotations}) == 1, "layers share their angles"
 
 
 @pytest.mark.ci

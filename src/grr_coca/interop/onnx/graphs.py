@@ -23,8 +23,12 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
+from onnx_ir.passes.common import (
+    CommonSubexpressionEliminationPass,
+    DeduplicateInitializersPass,
+    RemoveUnusedNodesPass,
+)
 from onnxscript import ir
-from onnxscript.ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -155,6 +159,7 @@ def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphNa
             verbose=False,
         )
     assert exported is not None
+    _share_tables(exported.model)
     _join_reshapes(exported.model)
     _tidy(exported.model.graph, {**form.inputs, **form.outputs})
     if name == "step":
@@ -224,6 +229,16 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+_MAX_TABLE = 2**16
+"""Numbers of a table. The largest have the angles of all patches of an image."""
+
+
+def _share_tables(model: ir.Model) -> None:
+    """Let the layers of a stack share the tables of their positions, and what is looked up there."""
+    DeduplicateInitializersPass(size_limit=_MAX_TABLE)(model)
+    CommonSubexpressionEliminationPass()(model)
 
 
 def _join_reshapes(model: ir.Model) -> None:

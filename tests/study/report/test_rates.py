@@ -105,8 +105,10 @@ def test_the_difference_at_each_rate_and_its_growth_with_the_rate():
 def test_a_draw_of_seeds_chooses_its_own_rate():
     """The first seed is for the first rate, the second for the second by a little less, so both together are for the
     first. Only draws of the second seed alone choose another rate, where the endpoint is much better."""
-    model = RateCurve("A", (1.0, 2.0), np.exp([[0.0, 0.4], [0.5, 0.1]]), np.exp([[0.2, 0.2], [9.0, -1.0]]))
-    baseline = RateCurve("B", (1.0,), np.ones((1, 2)), np.ones((1, 2)))
+    model = RateCurve(
+        "A", ("low", "high"), (1.0, 2.0), np.exp([[0.0, 0.4], [0.5, 0.1]]), np.exp([[0.2, 0.2], [9.0, -1.0]])
+    )
+    baseline = RateCurve("B", ("only",), (1.0,), np.ones((1, 2)), np.ones((1, 2)))
     found = best_against_best(model, baseline, (0, 1))
     assert model.best == 0
     assert found.effect.change == pytest.approx(as_percent(0.2))
@@ -187,6 +189,10 @@ def eight_seeds(best_on_test: list[float]) -> tuple[Plan, Ledger]:
         (
             [0.2, 0.41, 0.29, 0.3, 0.32, 0.3, 0.28, 0.31],
             "No difference between GRR-CoCa and Baseline CoCa is shown, each at its best rate",
+        ),
+        (
+            [0.3, 0.31, 0.29, 0.3, 0.302, 0.3, 0.298, 0.3],
+            "GRR-CoCa and Baseline CoCa are equal within ±2 %, each at its best rate",
         ),
     ],
 )

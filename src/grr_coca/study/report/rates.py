@@ -21,7 +21,7 @@ from grr_coca.study.plan import SIGNIFICANCE_LEVEL, Arm, Plan, arm_named, stage_
 from grr_coca.study.report.answer import Answer, arm_titles, change_in_words, interval_in_words, listed, signed
 from grr_coca.study.report.numbers import Effect, Endpoint, effect_of
 from grr_coca.study.report.tables import Table, effect_cell
-from grr_coca.study.statistics import LEVEL, RESAMPLES, as_percent, min_seeds
+from grr_coca.study.statistics import LEVEL, MARGIN, RESAMPLES, as_percent, min_seeds
 
 RATE = "optimizer.lr"
 CHOSEN_BY = "coca_loss"
@@ -151,7 +151,8 @@ def rates_answer(plan: Plan, found: Sequence[RateResults]) -> Answer:
     """The answer of a study of rates: its first model against the baseline's, each at its best rate.
 
     Better or worse is said only of this comparison, and only if the t test over seeds at the rates as chosen passes at
-    5 %, and the interval with the choice drawn excludes zero. Other models are described.
+    5 %, and the interval with the choice drawn excludes zero. Equal: both intervals lie within ± 2 %. Other models are
+    described.
     """
     main = found[0]
     names = main.model.title, main.baseline.title
@@ -163,6 +164,7 @@ def rates_answer(plan: Plan, found: Sequence[RateResults]) -> Answer:
         + {
             "few": f"not enough seeds to decide whether {names[0]} is better than {names[1]}, each at its best rate",
             "open": f"no difference between {names[0]} and {names[1]} is shown, each at its best rate",
+            "equal": f"{names[0]} and {names[1]} are equal within ±2 %, each at its best rate",
             "better": f"{names[0]} is better than {names[1]}, each at its best rate",
             "worse": f"{names[0]} is worse than {names[1]}, each at its best rate",
         }[_verdict(main)]
@@ -176,12 +178,13 @@ def rates_answer(plan: Plan, found: Sequence[RateResults]) -> Answer:
     return Answer(question, headline[0].upper() + headline[1:], tuple(sentences))
 
 
-def _verdict(results: RateResults) -> Literal["few", "open", "better", "worse"]:
+def _verdict(results: RateResults) -> Literal["few", "open", "equal", "better", "worse"]:
     best, effect = results.best, results.best.effect
     if effect.num_seeds < min_seeds(1) or effect.p_t is None or best.low is None or best.high is None:
         return "few"
     if effect.p_t > SIGNIFICANCE_LEVEL or best.low * best.high <= 0:
-        return "open"
+        is_equal = effect.is_equivalent and max(-best.low, best.high) < MARGIN
+        return "equal" if is_equal else "open"
     return "better" if (effect.change < 0) == results.endpoint.lower_is_better else "worse"
 
 

@@ -124,6 +124,15 @@ class Launch:
             raise AssertionError(f"{len(late)} of {len(self.processes)} did not end in {timeout} s: {self.text()}")
         return [process.exitcode for process in self.processes]
 
+    def wait_or_crash(self) -> bool:
+        """Wait for the end, and tell whether a process crashed in native code.
+
+        In some hundreds of runs of two processes, gloo did so twice: malloc found its memory damaged, once in a thread
+        of gloo's own, once while shards were gathered. The cause is not known: 130 runs as the first, and 12 with
+        malloc's own checks, did not show it again. A test of something else may try once more.
+        """
+        return not {-signal.SIGSEGV, -signal.SIGABRT}.isdisjoint(self.wait())
+
     def wait_until(self, happened: Callable[[], bool], timeout: float = 60) -> None:
         """Wait for something that these processes do."""
         deadline = time.monotonic() + timeout

@@ -6,7 +6,6 @@ no attention). In fp32, where one pass is itself 1e-6 away from fp64, it is that
 """
 
 import json
-import signal
 
 import pytest
 import torch
@@ -93,9 +92,7 @@ def on_two_ranks(tmp_path_factory):
     """The folder of the gradients of two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     launched = launch(folder, on_a_rank, TASKS, folder, ranks=2)
-    if -signal.SIGSEGV in launched.wait():
-        # gloo's own thread died in malloc once. The cause is not known: 130 runs as that one was, 12 with malloc's own
-        # checks and 40 since ranks leave together did not show it again. What is tested here are gradients.
+    if launched.wait_or_crash():
         launched = launch(folder, on_a_rank, TASKS, folder, ranks=2)
     launched.finish()
     return folder

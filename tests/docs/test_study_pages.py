@@ -158,7 +158,7 @@ def test_models_at_several_rates_are_compared_at_their_best(script, tmp_path):
     assert "in which each draw chooses its rates" in text, "these notes tell of this study alone"
     assert "(figures/rates-grr-coca.svg)" in text
     assert "rates-grr-coca.svg" in script.figures(folder)
-    assert "## The answer" not in text
+    assert "enough seeds to decide whether GRR-CoCa is better than Baseline CoCa, each at its best rate" in text
 
 
 def test_studies_stand_side_by_side_with_stars_where_a_difference_is_shown(script, monkeypatch, tmp_path):

@@ -127,6 +127,13 @@ def test_a_rate_at_which_a_run_diverged_is_never_the_best():
     assert [line[3] for line in rate_tables(found)[1].rows] == ["1.4191", "diverged", "1.2840*"]
 
 
+def test_a_model_that_diverged_at_every_rate_has_no_best():
+    whole = ledger(VAL, TEST)
+    gone = tuple(replace(row, metrics={}) for row in whole.rows if row.arm.startswith("grr_coca"))
+    left = tuple(row for row in whole.rows if not row.arm.startswith("grr_coca"))
+    assert rate_results(plan(2), replace(whole, rows=left, diverged=gone)) == []
+
+
 def test_seeds_that_lack_a_rate_are_left_out():
     whole = ledger(VAL, TEST)
     partial = replace(whole, rows=tuple(r for r in whole.rows if (r.arm, r.seed) != ("baseline_coca_0.003", 1)))

@@ -99,7 +99,7 @@ def rate_results(plan: Plan, ledger: Ledger) -> list[RateResults]:
     """Every model of the plan against the model of its baseline, on the first primary endpoint.
 
     Returns:
-        Nothing if no model has two rates, or no seed has all of them.
+        Nothing if no model has two rates, or no seed has all of them. A model that diverged at every rate is left out.
     """
     endpoint = Endpoint(plan.endpoints.primary[0])
     models = _arms_by_model(plan)
@@ -113,6 +113,8 @@ def rate_results(plan: Plan, ledger: Ledger) -> list[RateResults]:
         seeds = tuple(seed for seed in plan.seeds if all((arm.name, seed) in rows for arm in arms))
         if model != baseline and seeds:
             ours, theirs = (_curve(plan, endpoint, models[each], rows, seeds) for each in (model, baseline))
+            if not all(np.isfinite(curve.test[curve.best]).all() for curve in (ours, theirs)):
+                continue
             at_rates = _log_ratios(ours, theirs)
             found.append(
                 RateResults(

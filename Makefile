@@ -5,14 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One job per core: two jobs of two threads each on two cores slow each other tenfold.
 SINGLE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-# No plugins but those of pyproject.toml, whose sources pytest would rewrite; and each module is compiled once for all
-# processes. Each worker goes through its half of the tests in order, so that what a module shares is made once.
-PYTEST := $(SINGLE) PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+# No plugins but those of pyproject.toml, whose sources pytest would rewrite. Each worker goes through its half of the
+# tests in order, so that what a module shares is made once.
+PYTEST := $(SINGLE) PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest
 JOBS ?= 2
 WORKERS := -n $(JOBS) --dist worksteal
 
 # Versions that were tried; see constraints.txt.
-INSTALL := pip install --quiet --disable-pip-version-check
+# A module is compiled when it is first imported, and then kept, even where the environment says otherwise, as many
+# containers do. To compile all of them at once would make the installation twice as long.
+INSTALL := pip install --quiet --disable-pip-version-check --no-compile
+export PYTHONDONTWRITEBYTECODE :=
 LOCKED := -c constraints.txt
 OLDEST := .venv-oldest
 LOCK := .venv-lock

@@ -6,6 +6,7 @@ from library import HEADER, paint
 from grr_coca.checkpoint_files import FILES
 from grr_coca.errors import UserError
 from grr_coca.inference.model import load
+from grr_coca.search.entry import Header
 from grr_coca.search.index import Index, make_store
 from grr_coca.search.model import IndexModel
 
@@ -39,6 +40,16 @@ def test_an_index_that_another_process_has_made_of_another_model_meanwhile_is_re
     monkeypatch.setattr("grr_coca.search.index.make_store", lambda where, _: make_store(where, HEADER))
     with pytest.raises(UserError, match=r"an index of the model 'pictograms' \(ffffffff\), and not of"):
         Index.open(location, create=True)
+
+
+@pytest.mark.parametrize(("name", "end"), [("icons", ""), ("pictograms", " -c pictograms")])
+def test_an_index_of_another_version_of_its_model_says_how_to_make_it_anew(name, end):
+    """As after an upgrade with a new model of the same name: there is no "own model" to search it with."""
+    with pytest.raises(UserError) as refused:
+        IndexModel(name).require(Header(name, "f" * 32, 128), "x.index")
+    said = str(refused.value)
+    assert f"x.index: made with another version of the model '{name}' (ffffffff, now " in said
+    assert said.endswith(f"make it anew: delete it, then `grr-coca index IMAGES --out x.index{end}`")
 
 
 def test_an_index_of_a_run_keeps_the_checkpoint_that_it_was_made_with(tmp_path):

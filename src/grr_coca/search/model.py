@@ -22,7 +22,7 @@ from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.inference.on_ray import map_on_ray
-from grr_coca.registry import shipped_folder
+from grr_coca.registry import DEFAULT, shipped_folder
 from grr_coca.search.duplicates import perceptual_hash
 from grr_coca.search.entry import Entry, Failure, Header, Stamp, digest_of, plain_fields, stamp_of
 from grr_coca.search.relevance import is_fitted_to
@@ -247,17 +247,25 @@ class IndexModel:
         return self.loaded.embed_images(list(images))
 
     def require(self, header: Header, location: str) -> None:
-        """Raise an error if an index was made with another model.
+        """Raise an error if an index was made with another model, or with another version of this one.
 
         Raises:
-            UserError: the message names both models.
+            UserError: the message names both models, or says how to make the index anew.
         """
-        if header.fingerprint != self.fingerprint:
+        if header.fingerprint == self.fingerprint:
+            return
+        if header.model == self.name:
+            named = "" if self.name == DEFAULT else f" -c {self.name}"
             raise UserError(
-                f"{location}: an index of the model '{header.model}' ({header.fingerprint[:8]}), and not of "
-                f"'{self.name}' ({self.fingerprint[:8]}), whose embeddings are not comparable; search it with its own "
-                "model, or make another index with --out"
+                f"{location}: made with another version of the model '{self.name}' ({header.fingerprint[:8]}, now "
+                f"{self.fingerprint[:8]}), whose embeddings are not comparable; make it anew: delete it, then "
+                f"`grr-coca index IMAGES --out {location}{named}`"
             )
+        raise UserError(
+            f"{location}: an index of the model '{header.model}' ({header.fingerprint[:8]}), and not of "
+            f"'{self.name}' ({self.fingerprint[:8]}), whose embeddings are not comparable; search it with its own "
+            "model, or make another index with --out"
+        )
 
 
 class RayDescriber:

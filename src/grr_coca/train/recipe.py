@@ -265,8 +265,9 @@ class TeacherRecipe:
     - `weight`: weight of the teacher loss (see `teacher_loss`), which gives our text embeddings the similarities of the
       teacher's. It is part of the loss that training minimizes, and logged as `teacher`
     - `words`: number of words and phrases of each step, over all processes
-    - `soft_targets`: share of the contrastive targets that goes to captions that mean nearly the same (see
-      `soft_targets`). Training then logs a higher contrastive loss; validation measures the usual one
+    - `soft_targets`: share of the contrastive targets that follows the teacher (see `soft_targets`). A caption is most
+      similar to itself, so most of this share stays with it, and captions that mean nearly the same get the rest: 4 %
+      of it among 128 captions of icons. Training then logs a higher contrastive loss; validation measures the usual one
     - `temperature`: the lower, the fewer texts count as near
     """
 

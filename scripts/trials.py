@@ -83,6 +83,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="stop after this time")
     parser.add_argument("--runs", type=Path, default=Path("runs/trials"), help="folder of the runs")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _interrupt)  # else the training in progress would go on, without its trial
     try:
         is_done = work(options.plan, options.runs, time.monotonic() + 60 * options.minutes)
     except UserError as error:
@@ -206,10 +207,13 @@ def run(trial: str, rung: float, out: Path, deadline: float) -> Row | None:
     if time.monotonic() >= deadline:
         return None
     recipe = load_recipe(_timed(out))
-    seconds = _train(_timed(out), out, deadline)
     spent = out.with_name(f"{out.name}.seconds")
-    total = seconds + (float(spent.read_text()) if spent.exists() else 0.0)
-    spent.write_text(f"{total}")
+    before = _children_seconds() - (float(spent.read_text()) if spent.exists() else 0.0)
+    try:
+        _train(_timed(out), out, deadline)
+    finally:  # also if it is interrupted
+        total = _children_seconds() - before
+        spent.write_text(f"{total}")
     rows = read_metrics(out, "val") if (out / "metrics.jsonl").exists() else []
     if not rows or rows[-1]["step"] != recipe.schedule.steps:
         return None
@@ -251,13 +255,12 @@ def seconds_per_step(recipe: Recipe) -> float:
     return (time.process_time() - began) / TIMED_STEPS
 
 
-def _train(recipe: Path, out: Path, deadline: float) -> float:
-    """Run `grr-coca pretrain` until it ends or the time is over; then it saves. Returns its CPU seconds.
+def _train(recipe: Path, out: Path, deadline: float) -> None:
+    """Run `grr-coca pretrain` until it ends or the time is over; then it saves.
 
     Raises:
         UserError: it failed.
     """
-    before = _children_seconds()
     command = [sys.executable, "-m", "grr_coca", "pretrain", str(recipe), "--out", str(out), "--resume"]
     process = subprocess.Popen(command, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
     try:
@@ -266,12 +269,17 @@ def _train(recipe: Path, out: Path, deadline: float) -> float:
         process.send_signal(signal.SIGTERM)
         process.wait()
     except KeyboardInterrupt:
-        process.wait()  # it got the signal too, and saves
+        # It saves now. Two signals of one kind would end it at once, and it may have got Ctrl-C or SIGTERM itself.
+        process.send_signal(signal.SIGUSR1)
+        process.wait()
         raise
     # Minus the signal's number: it was not listening yet, and there was nothing to save.
     if process.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
         raise UserError(f"{out}: the training ended with exit code {process.returncode}; its message is above")
-    return _children_seconds() - before
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _children_seconds() -> float:

@@ -1,7 +1,10 @@
 """Trials at equal CPU time: which go on, what each trains, and that a stopped one goes on."""
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +110,51 @@ def test_a_line_that_was_cut_off_is_named(tmp_path):
     log.write_text(f"{lines[0]}\n{lines[1][:20]}")
     with pytest.raises(UserError, match=r"plan\.jsonl: line 2 is not JSON .*; remove the line"):
         read_rows(log)
+
+
+STUB = """#!{python}
+import pathlib, signal, sys, time
+def save(*_):
+    pathlib.Path({folder!r}, "saved").touch()
+    sys.exit(1)
+signal.signal(signal.SIGUSR1, save)
+pathlib.Path({folder!r}, "trains").touch()
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def handlers():
+    """The handler of SIGTERM is the same again afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_training_does_not_outlive_its_trial(plan_file, tmp_path, monkeypatch, capsys):
+    """SIGTERM to this process alone, as a time limit sends it."""
+    stub = tmp_path / "stub"
+    stub.write_text(STUB.format(python=sys.executable, folder=str(tmp_path)))
+    stub.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stub))
+    monkeypatch.setattr(sys, "argv", ["trials.py", str(plan_file), "--runs", str(tmp_path / "runs")])
+
+    def prepare(recipe, rung, out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, out.with_name(f"{out.name}.yaml"))
+
+    def end():
+        while not (tmp_path / "trains").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(trials, "prepare", prepare)
+    threading.Thread(target=end, daemon=True).start()
+    assert trials.main() == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert (tmp_path / "saved").exists()
+    assert float((tmp_path / "runs" / "plan" / "plain 0.5.seconds").read_text()) > 0
 
 
 @pytest.mark.ci

@@ -3,16 +3,21 @@
 import json
 import re
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from grr_coca.cli import main
+from grr_coca.cli.study_run import power_in_words
 from grr_coca.study.ledger import LEDGER_FILE, LedgerWriter
+from grr_coca.study.plan import Plan, read_plan
 from grr_coca.study.running import expectation as pace
 from grr_coca.train.recipe import save_recipe
 from support import disk_of, finetuning, real_pairs, tiny_recipe, write_shard
 from workers_here import work_here
 
+STUDIES = Path(__file__).parents[2] / "studies"
 PLAN = """
 arms: [baseline_coca, grr_coca]
 baseline: baseline_coca
@@ -88,8 +93,18 @@ def test_a_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, mo
     assert re.search(r"a step of emoji: \d+\.\d\d s \(baseline_coca, one core\)", said)
     assert re.search(r"in all \d+\.\d core-hours: \d+\.\d hours with --jobs 2", said)
     assert re.search(r"up to \d+\.\d GB in .*runs, where \d+ GB are free", said)
+    assert "power: with 2 seeds and 1 primary endpoint, nothing is called better or worse: that takes 5 seeds" in said
     assert "TOO SMALL" not in said
     assert sorted(plan.parent.rglob("*")) == before
+
+
+def test_a_dry_run_tells_what_a_plan_can_find():
+    plan = read_plan(STUDIES / "rate_curves" / "best.yaml", Plan)
+    assert power_in_words(plan) == [
+        "power: with 8 seeds and 1 primary endpoint, a true change of 1.2 standard deviations over seeds is called "
+        "better or worse in four studies of five"
+    ]
+    assert power_in_words(replace(plan, seeds=())) == []
 
 
 @pytest.mark.ci

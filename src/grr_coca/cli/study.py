@@ -31,7 +31,7 @@ class RunStudy:
         shard: do only part I of N, given as I/N, to divide the work between machines.
         only: do only this arm.
         keep_models: keep the models in --runs after they have been measured.
-        dry_run: print the work that is left, its core-hours and disk space, and end.
+        dry_run: print the work that is left, its core-hours and disk space, and what the plan can find, and end.
     """
 
     plan: tyro.conf.Positional[Path]

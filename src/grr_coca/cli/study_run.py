@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 from grr_coca.cli.progress import JobProgress, bars
 from grr_coca.errors import Stopped
@@ -100,9 +101,29 @@ def _forecast(plan: Plan, place: Place, num_jobs: int, expected: Expectation) ->
         f"disk: up to {expected.run_bytes / 1e9:.1f} GB in {place.runs}, where {expected.free / 1e9:.0f} GB are free, "
         f"and about {expected.ledger_bytes / 1e6:.1f} MB for the ledger"
     )
+    lines += power_in_words(plan)
     if expected.run_bytes > expected.free:
         lines.append(f"THE DISK IS TOO SMALL: give --runs a folder with {expected.run_bytes / 1e9:.1f} GB")
     return "\n".join(lines)
+
+
+def power_in_words(plan: Plan) -> list[str]:
+    """A line on the differences that a plan can find; none without seeds, or without scipy of the extra `study`."""
+    if not plan.seeds or find_spec("scipy") is None:
+        return []
+    from grr_coca.study.statistics import min_seeds, smallest_detectable_effect  # late: imports scipy
+
+    num_seeds, num_endpoints = len(plan.seeds), len(plan.endpoints.primary)
+    counts = f"{num_seeds} seed{'' if num_seeds == 1 else 's'} and {num_endpoints} primary endpoint"
+    counts += "" if num_endpoints == 1 else "s"
+    needed = min_seeds(num_endpoints)
+    if num_seeds < needed:
+        return [f"power: with {counts}, nothing is called better or worse: that takes {needed} seeds"]
+    smallest = smallest_detectable_effect(num_seeds, num_endpoints)
+    return [
+        f"power: with {counts}, a true change of {smallest:.1f} standard deviations over seeds is called better or "
+        "worse in four studies of five"
+    ]
 
 
 def _count(expected: Expectation, kind: str, arm: str) -> int:

@@ -66,6 +66,7 @@ def assert_tells_what_was_measured(out: Path) -> None:
         assert line.replace("│", " ").split()[1:4] == [f"{first:.3f}", f"{second:.3f}", f"{first / second - 1:+.2%}"]
     assert "average of 2 domains" in table
     report = (out / "report.html").read_text()
+    assert "A model that guesses has" in report, "contrastive losses at chance say nothing"
     for arm in arms:
         assert f"{arm['parameters']:,}" in report
         assert list(arm["seconds"]) == list(STAGES)

@@ -1,6 +1,7 @@
 """Writes the report of a demo: an HTML page that loads nothing else."""
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,7 @@ def write_report(plan: DemoPlan, arms: Arms, runs: tuple[Path, Path], machine: s
         recipes=recipes,
         rows=rows,
         losses=LOSSES,
+        guessing=math.log(pretrain.evaluation.batch_size),
         machine=machine,
         curves={name: _curves(names, runs, name) for name in recipes},
         bars=_improvement_bars([_short(r) for r in rows if _WITHOUT not in r.name], names),

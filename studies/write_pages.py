@@ -187,7 +187,7 @@ def report(folder: Path) -> str:
     elif rates := rate_results(study.plan, study.ledger):
         found = rates_answer(study.plan, rates)
         told = "".join(f"- {sentence}\n" for sentence in found.sentences)
-        sections = [f"## The answer\n\n**{found.headline}.**\n\n{told}", *map(_rates, rates)]
+        sections = [f"## The answer\n\n**{found.headline}.**\n\n{told}", *(_rates(folder, each) for each in rates)]
     else:
         asked = [_counts(study, PLATEAUS[name]), _endpoints(study)] if name in PLATEAUS else [_answer(study)]
         sections = [*asked, _splits(study)] if study.plan.seeds else []
@@ -197,7 +197,7 @@ def report(folder: Path) -> str:
         assert second is not None
         title = arm_titles(second.plan)[over]
         sections += [_arms(second, f", over {title}") if name in PAIRS else _answer(second, f" over {title}")]
-    sections += [_stages(study), _curves(study), _cost(study), _tuning(study)]
+    sections += [_stages(study), _curves(study), _cost(study), _tuning(study), _notes(study)]
     return "".join(f"\n{section}" for section in sections if section)
 
 
@@ -281,7 +281,7 @@ def _draw_settings(axes: Axes, opened: Mapping[str, Study]) -> None:
     axes.set_ylim(len(opened) - 0.5, -0.5)
     style_axes(axes, "CoCa loss of GRR-CoCa over Baseline CoCa, %")
     axes.grid(visible=False)
-    axes.legend(frameon=False, fontsize=7, loc="upper right")
+    axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.4, -0.06), ncols=3)  # covers nothing
 
 
 def _draw_rates(axes: Axes, changes: Mapping[str, Mapping[float, float]], curve: Mapping[float, Effect]) -> None:
@@ -467,7 +467,7 @@ def _range(shares: list[float]) -> str:
     return " to ".join(dict.fromkeys(f"{100 * share:.1f}" for share in (shares[:1] + shares[-1:]))) or "–"
 
 
-def _splits(study: Study) -> str:
+def _splits(study: Study, level: str = "##") -> str:
     """The primary endpoints on every split that the rows have, and in training."""
     if not _is_begun(study):
         return ""
@@ -480,7 +480,7 @@ def _splits(study: Study) -> str:
             if any(effects):
                 rows.append((f"{title}, {split}", *map(_with_count, effects)))
     heads = ("", *dict.fromkeys(Endpoint(name).title for name in study.plan.endpoints.primary))
-    return _shown(Table("The same on every split, and in training", heads, tuple(rows)), "##")
+    return _shown(Table("The same on every split, and in training", heads, tuple(rows)), level)
 
 
 def _with_count(effect: Effect | None) -> str:
@@ -507,11 +507,14 @@ def _pairs(folder: Path, pairs: Sequence[Pair]) -> str:
     return _shown(table, "##") + "".join(f"\n{warning}\n" for warning in warnings if warning)
 
 
-def _rates(found: RateResults) -> str:
+def _rates(folder: Path, found: RateResults) -> str:
     """A model against the baseline's, at each rate and each at its best."""
     shown = f"![Loss by learning rate, and best against best](figures/{_rates_name(found)}.svg)\n\n"
     tables = [f"{_shown(table)}\n{table.note}\n" for table in rate_tables(found)]
-    return f"## Learning rates, {found.model.title}\n\n{shown}" + "\n".join(tables)
+    model, baseline = (curve.arms[curve.best] for curve in (found.model, found.baseline))
+    best = open_study(folder, over=baseline, arm=model)
+    assert best is not None
+    return f"## Learning rates, {found.model.title}\n\n{shown}" + "\n".join([*tables, _splits(best, "###")])
 
 
 def _rates_name(found: RateResults) -> str:
@@ -570,6 +573,13 @@ def _tuning(study: Study) -> str:
     at_end = "; ".join(ends_of_grids(study.plan, study.ledger))
     note = f"\nTaken at an end of the grid, so that a better value may lie beyond it: {at_end}.\n" if at_end else ""
     return _shown(tuning_table(study.plan, study.ledger), "##") + note
+
+
+def _notes(study: Study) -> str:
+    """Rows that do not count, rows of several versions of the code, and values that are missing."""
+    if not study.results.notes:
+        return ""
+    return "## Notes on the ledger\n\n" + "".join(f"- {note}\n" for note in study.results.notes)
 
 
 def _is_begun(study: Study) -> bool:

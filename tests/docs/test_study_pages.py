@@ -94,6 +94,19 @@ def test_the_numbers_of_the_results_stand_in_the_tables_that_they_link_to(script
     assert counted > 10
 
 
+def test_the_results_are_one_short_page_and_the_answer_a_few_sentences():
+    text = RESULTS.read_text(encoding="utf-8")
+    assert len(text.split()) <= 1500
+    assert len(text.partition("**The answer.**")[2].partition("<!-- studies")[0].split()) <= 78
+
+
+def test_rows_of_several_versions_are_named_on_the_page(script, tmp_path):
+    rows = rows_of(PAIR, range(8))
+    text = script.report(study(tmp_path / "s", PAIR, [replace(rows[0], commit="older"), *rows[1:]]))
+    assert "## Notes on the ledger\n\n- rows come from 2 commits: 63 of " in text
+    assert "Notes on the ledger" not in script.report(study(tmp_path / "t", PAIR, rows))
+
+
 def test_a_second_baseline_has_a_section_and_figures_of_its_own(script, monkeypatch, tmp_path):
     monkeypatch.setattr(script, "OTHER_BASELINES", {"s": ("grr_coca",)})
     folder = study(tmp_path / "s", PAIR, rows_of(PAIR, range(8)))
@@ -157,6 +170,7 @@ def test_models_at_several_rates_are_compared_at_their_best(script, tmp_path):
     assert "best against best: GRR-CoCa at 0.00" in text
     assert "in which each draw chooses its rates" in text, "these notes tell of this study alone"
     assert "(figures/rates-grr-coca.svg)" in text
+    assert "### The same on every split, and in training\n" in text, "of best against best"
     assert "rates-grr-coca.svg" in script.figures(folder)
     assert "enough seeds to decide whether GRR-CoCa is better than Baseline CoCa, each at its best rate" in text
 

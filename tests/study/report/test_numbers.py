@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from grr_coca.evaluate.split import contrastive_batches
 from grr_coca.presets import get_preset
 from grr_coca.structure import differences, to_dict
 from grr_coca.study.ledger import read_ledger
@@ -398,7 +399,46 @@ def test_without_values_or_seeds_there_is_no_interval(studied):
         values = {"test": {**rows["grr_coca", 0, "pictograms"].values["test"], "nll": damaged}}
         torn = {key: replace(row, values=values) if key[1:] == (0, "pictograms") else row for key, row in rows.items()}
         assert interval_over_images(torn, made, endpoint, "grr_coca", (0, 1)) is None
-    assert "coca_loss" not in STATISTICS
+    without_losses = {key: replace(row, metrics={}) for key, row in rows.items()}
+    assert interval_over_images(without_losses, made, Endpoint("pretraining/coca_loss"), "grr_coca", (0, 1)) is None
+
+
+def with_coca_loss(row, captioning_weight=2.0):
+    """A row whose CoCa loss is that of its values: 200 captions make six batches of 32, and one that is filled up."""
+    values = {**row.values["test"], "contrastive_batches": row.values["test"]["contrastive_batches"][:7]}
+    contrastive, captioning = np.mean(values["contrastive_batches"]), sum(values["nll"]) / sum(values["tokens"])
+    losses = {"contrastive_loss": contrastive, "captioning_loss": captioning, "contrastive_batch_size": 32.0}
+    losses["coca_loss"] = contrastive + captioning_weight * captioning
+    return replace(row, metrics={"test": losses}, values={"test": values})
+
+
+def test_the_coca_loss_is_drawn_by_batches_with_their_captions(studied):
+    made, rows = studied
+    rows = {key: with_coca_loss(row) for key, row in rows.items()}
+    for row in rows.values():
+        columns = [part.sum() for part in STATISTICS["coca_loss"](row.values["test"], row.metrics["test"])]
+        assert columns[0] / columns[1] + columns[2] / columns[3] == pytest.approx(row.metrics["test"]["coca_loss"])
+    endpoint = Endpoint("pretraining/coca_loss")
+    low, high = interval_over_images(rows, made, endpoint, "grr_coca", (0, 1))
+    losses = {key: row.metrics["test"]["coca_loss"] for key, row in rows.items()}
+    ratios = [np.log(losses["grr_coca", s, "pictograms"] / losses["baseline_coca", s, "pictograms"]) for s in (0, 1)]
+    assert low < 100 * np.expm1(np.mean(ratios)) < high < 0
+    assert image_intervals(rows, made, endpoint, "grr_coca", (0, 1)).over_both is not None
+
+
+def test_the_captions_of_a_batch_are_those_that_its_contrastive_loss_is_of(studied):
+    _, rows = studied
+    row = with_coca_loss(rows["grr_coca", 0, "pictograms"])
+    _, _, nats, tokens = STATISTICS["coca_loss"](row.values["test"], row.metrics["test"])
+    batches = contrastive_batches(NUM_IMAGES, 32)
+    nll = np.array(row.values["test"]["nll"])
+    assert nats[:6] == pytest.approx([2 * nll[batch.numpy()].sum() for batch in batches[:6]])
+    assert tokens.tolist() == [5 * 32] * 6 + [5 * 8], "captions that fill up the last batch count once"
+
+
+def test_a_coca_loss_with_other_weights_has_no_interval_over_images(studied):
+    made, rows = studied
+    rows = {key: with_coca_loss(row, captioning_weight=1.0) for key, row in rows.items()}
     assert interval_over_images(rows, made, Endpoint("pretraining/coca_loss"), "grr_coca", (0, 1)) is None
 
 

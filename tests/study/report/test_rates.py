@@ -155,9 +155,27 @@ def test_the_tables_say_what_was_chosen_and_what_may_lie_beyond():
     answer, losses = rate_tables(found)
     assert answer.rows[0][0] == "best against best: GRR-CoCa at 0.006 and Baseline CoCa at 0.012"
     assert answer.rows[0][1].startswith("−5.4")
-    assert answer.rows[0][2] == "−5.8 to −4.9"
+    assert answer.rows[0][2:] == ("–", "−5.8 to −4.9"), "rows without values of images"
     assert "The best rate of Baseline CoCa is at the edge" in answer.note
     assert losses.rows[1] == ("0.006", "1.3499", "1.5068", "1.1618*", "1.3634")
+
+
+def test_intervals_over_both_draw_seeds_and_images_at_each_rate():
+    """Each of eight images has the loss of its split, so that seeds alone differ: those of two are drawn."""
+
+    def with_images(row: LedgerRow) -> LedgerRow:
+        loss = row.metrics["test"]["coca_loss"]
+        return replace(
+            row,
+            metrics={**row.metrics, "test": {"captioning_loss": loss}},
+            values={"test": {"nll": 8 * [loss], "tokens": 8 * [1]}},
+        )
+
+    asked = replace(plan(2), endpoints=Endpoints(primary=("pretraining/captioning_loss",)))
+    (found,) = rate_results(asked, Ledger(tuple(map(with_images, ledger(VAL, TEST).rows)), (), (), ()))
+    assert found.best_over_both == pytest.approx((as_percent(-0.06), as_percent(-0.05))), "0.006 over 0.012"
+    assert found.at_rates_over_both[0.012] == pytest.approx((as_percent(-0.38), as_percent(-0.35)))
+    assert rate_tables(found)[0].rows[0][2] == "−5.8 to −4.9"
 
 
 def test_the_figure_shows_both_models_and_every_rate():

@@ -2,7 +2,7 @@
 
 Its parts come first: endpoints and their values, effects over seeds, the factorial, costs, intervals over images.
 
-Shapes: N images, S seeds, R resamples.
+Shapes: N images, S seeds, R resamples, Q quotients that a metric is the sum of.
 """
 
 import math
@@ -343,19 +343,21 @@ def _cost(plan: Plan, arm: str, rows: Sequence[LedgerRow]) -> ArmCost:
 _RESAMPLES = 2000
 
 Values = dict[str, list]
-Statistics = tuple[np.ndarray, np.ndarray]
-"""Contributions of each image to the numerator and to the denominator of a metric: N each."""
+Metrics = Mapping[str, float]
+Statistics = tuple[np.ndarray, ...]
+"""Contributions of each image, or batch, to the numerator and to the denominator of a metric: N each. The CoCa loss is
+a sum of two quotients, and has two such pairs."""
 
 
-def _per_batch(name: str) -> Callable[[Values], Statistics]:
-    return lambda values: (np.array(values[name]), np.ones(len(values[name])))
+def _per_batch(name: str) -> Callable[[Values, Metrics], Statistics]:
+    return lambda values, _: (np.array(values[name]), np.ones(len(values[name])))
 
 
-def _hits(values: Values) -> Statistics:
+def _hits(values: Values, _: Metrics) -> Statistics:
     return _of_images(values, (np.array(values["rank"]) == 0).astype(float), np.ones(len(values["rank"])))
 
 
-def _nats(values: Values) -> Statistics:
+def _nats(values: Values, _: Metrics) -> Statistics:
     return _of_images(values, np.array(values["nll"]), np.array(values["tokens"], dtype=float))
 
 
@@ -367,15 +369,47 @@ def _of_images(values: Values, numerator: np.ndarray, denominator: np.ndarray) -
     return by_image(numerator, images), by_image(denominator, images)
 
 
-STATISTICS: dict[str, Callable[[Values], Statistics]] = {
+def _both_losses(values: Values, metrics: Metrics) -> Statistics:
+    """The contrastive loss of each batch, and the nats and tokens of its captions, each weighted as in the CoCa loss.
+
+    The last batch is filled up with captions of the one before, which do not count again.
+
+    Raises:
+        ValueError: the CoCa loss of the row has other weights.
+    """
+    from grr_coca.evaluate.split import contrastive_batches  # late: torch
+    from grr_coca.losses import LossWeights, coca_loss
+
+    weights = LossWeights()
+    if not math.isclose(
+        metrics["coca_loss"],
+        coca_loss(metrics["contrastive_loss"], metrics["captioning_loss"], weights),
+        rel_tol=1e-6,
+    ):
+        raise ValueError("the weights of the losses are not the defaults")
+    contrastive, nll = np.array(values["contrastive_batches"]), np.array(values["nll"])
+    batch_of = np.empty(len(nll), dtype=int)
+    batches = contrastive_batches(len(nll), int(metrics["contrastive_batch_size"]))
+    for number, captions in reversed(list(enumerate(batches))):
+        batch_of[captions.numpy()] = number
+    return (
+        weights.contrastive * contrastive,
+        np.ones(len(contrastive)),
+        weights.captioning * by_image(nll, batch_of),
+        by_image(np.array(values["tokens"], dtype=float), batch_of),
+    )
+
+
+STATISTICS: dict[str, Callable[[Values, Metrics], Statistics]] = {
     "contrastive_loss": _per_batch("contrastive_batches"),
     "contrastive_loss_refitted": _per_batch("contrastive_batches_refitted"),
     "captioning_loss": _nats,
     "perplexity": _nats,
+    "coca_loss": _both_losses,
     "R@1": _hits,
     "CIDEr-D": _per_batch("cider_d"),
 }
-"""Contributions to each metric from the values of a row. The CoCa loss has none, as it mixes batches and captions."""
+"""Contributions to each metric from the values and metrics of a row."""
 
 
 class ImageIntervals(NamedTuple):
@@ -393,8 +427,9 @@ def image_intervals(
     Over images is for the same trained models. It is a paired bootstrap (Efron and Tibshirani, An Introduction to the
     Bootstrap, 1993, chapter 13): images with all their captions, or batches, are drawn with replacement, the same for
     both arms and all seeds, and the change is computed again. Captions are not drawn one by one, since those of an
-    image resemble each other, and the interval would be too narrow. Fine-tunings are drawn independently. Log ratios
-    are averaged over the seeds that have one: a draw may have a recall of zero.
+    image resemble each other, and the interval would be too narrow. For the CoCa loss, batches are drawn with their
+    captions. Fine-tunings are drawn independently. Log ratios are averaged over the seeds that have one: a draw may
+    have a recall of zero.
 
     Over seeds and images speaks of other models and other images at once. It draws the seeds too, crossed with the
     images (pigeonhole bootstrap: Owen, The Annals of Applied Statistics 1, 2007). It counts the noise of single images
@@ -443,10 +478,11 @@ def _quantiles(logs: np.ndarray, drawn: np.ndarray) -> tuple[float, float] | Non
 def _contributions(
     rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seeds: Sequence[int], stage: str
 ) -> np.ndarray | None:
-    """What each image adds to numerator and denominator of a metric, N × S × 2; None if a row lacks the values."""
-    found = [rows[arm, seed, stage].values.get(plan.endpoints.split, {}) for seed in seeds]
+    """What each image adds to numerators and denominators of a metric, N × S × 2Q; None if a row lacks the values."""
+    split, found = plan.endpoints.split, [rows[arm, seed, stage] for seed in seeds]
+    measured = [(row.values.get(split, {}), row.metrics.get(split, {})) for row in found]
     try:
-        statistics = [np.stack(STATISTICS[endpoint.metric](values), axis=1) for values in found]
+        statistics = [np.stack(STATISTICS[endpoint.metric](*row), axis=1) for row in measured]
     except (KeyError, ValueError):  # values are missing, or differ in number
         return None
     if len({len(of_seed) for of_seed in statistics}) != 1 or not all(np.isfinite(found).all() for found in statistics):
@@ -456,10 +492,10 @@ def _contributions(
 
 def _resampled_log_ratios(endpoint: Endpoint, arm: np.ndarray, baseline: np.ndarray, draw: int) -> np.ndarray:
     """Log of arm over baseline for each draw and seed, R × S; NaN if it is undefined."""
-    sides = np.stack([arm, baseline], axis=1)  # N × 2 × S × 2
+    sides = np.stack([arm, baseline], axis=1)  # N × 2 × S × 2Q
     columns = sides.reshape(len(sides), -1)
     sums = np.concatenate([drawn @ columns for drawn in draws(len(columns), _RESAMPLES, draw)])
-    quotients = (sums[:, 0::2] / sums[:, 1::2]).reshape(_RESAMPLES, 2, -1)  # R × 2 × S
+    quotients = (sums[:, 0::2] / sums[:, 1::2]).reshape(_RESAMPLES, *sides.shape[1:3], -1).sum(axis=-1)  # R × 2 × S
     if endpoint.metric == "perplexity":  # exp(nats per token)
         return quotients[:, 0] - quotients[:, 1]
     logs = np.log(quotients, where=quotients > 0, out=np.full_like(quotients, np.nan))

@@ -7,7 +7,7 @@ too narrow, since other seeds might have chosen others.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_t
 from grr_coca.study.ledger import Ledger, LedgerRow
 from grr_coca.study.plan import SIGNIFICANCE_LEVEL, Arm, Plan, arm_named, stage_names
 from grr_coca.study.report.answer import Answer, arm_titles, change_in_words, interval_in_words, listed, signed
-from grr_coca.study.report.numbers import Effect, Endpoint, effect_of
+from grr_coca.study.report.numbers import Effect, Endpoint, effect_of, image_intervals, rows_by_run
 from grr_coca.study.report.tables import Table, effect_cell
 from grr_coca.study.statistics import LEVEL, MARGIN, RESAMPLES, as_percent, min_seeds
 
@@ -81,9 +81,11 @@ class BestAgainstBest:
 class RateResults:
     """A model and the baseline over the seeds that have every rate of both.
 
-    `at_rates`: the model over the baseline at each rate that both have; without rates at which a run diverged.
-    `interaction`: by how much this change grows when the rate is doubled, from a line through the seed's changes by the
-    logarithm of the rate; None where fewer than two rates can be compared.
+    - `at_rates`: the model over the baseline at each rate that both have; without rates at which a run diverged
+    - `best_over_both`, `at_rates_over_both`: 95 % intervals in per cent over seeds and images at once, with the rates
+      as they were chosen; None for a single seed, or if the ledger lacks the values
+    - `interaction`: by how much this change grows when the rate is doubled, from a line through the seed's changes by
+      the logarithm of the rate; None where fewer than two rates can be compared
     """
 
     endpoint: Endpoint
@@ -92,6 +94,8 @@ class RateResults:
     baseline: RateCurve
     best: BestAgainstBest
     at_rates: dict[float, Effect]
+    best_over_both: tuple[float, float] | None
+    at_rates_over_both: dict[float, tuple[float, float] | None]
     interaction: Effect | None
 
 
@@ -124,6 +128,10 @@ def rate_results(plan: Plan, ledger: Ledger) -> list[RateResults]:
                     baseline=theirs,
                     best=best_against_best(ours, theirs, seeds),
                     at_rates={rate: _effect(ratios, seeds) for rate, ratios in at_rates.items()},
+                    best_over_both=_over_both(plan, ledger, (ours, ours.best_rate), (theirs, theirs.best_rate), seeds),
+                    at_rates_over_both={
+                        rate: _over_both(plan, ledger, (ours, rate), (theirs, rate), seeds) for rate in at_rates
+                    },
                     interaction=_interaction(at_rates, seeds),
                 )
             )
@@ -237,7 +245,9 @@ def rates_as_plain(results: RateResults) -> dict[str, object]:
         "model": curve(results.model),
         "baseline": curve(results.baseline),
         "best": to_dict(results.best),
+        "best_over_both": results.best_over_both,
         "at_rates": {f"{rate:g}": to_dict(effect) for rate, effect in results.at_rates.items()},
+        "at_rates_over_both": {f"{rate:g}": found for rate, found in results.at_rates_over_both.items()},
         "interaction": None if results.interaction is None else to_dict(results.interaction),
     }
 
@@ -247,22 +257,29 @@ def rate_tables(results: RateResults) -> list[Table]:
     model, baseline = results.model, results.baseline
     name, count = results.endpoint.title, f"{len(results.seeds)} seed{'' if len(results.seeds) == 1 else 's'}"
     best, effect = results.best, results.best.effect
-    with_choice = "–" if best.low is None else f"{signed(best.low)} to {signed(best.high)}"
+    with_choice = _ends(None if best.low is None or best.high is None else (best.low, best.high))
+    at_best = f"best against best: {_rate(model)} and {_rate(baseline)}"
     lines = [
-        (f"best against best: {_rate(model)} and {_rate(baseline)}", effect_cell(effect), with_choice),
-        *((f"both at {rate:g}", effect_cell(found), "–") for rate, found in results.at_rates.items()),
-        ("more for each doubling of the rate", effect_cell(results.interaction), "–"),
+        (at_best, effect_cell(effect), _ends(results.best_over_both), with_choice),
+        *(
+            (f"both at {rate:g}", effect_cell(found), _ends(results.at_rates_over_both[rate]), "–")
+            for rate, found in results.at_rates.items()
+        ),
+        ("more for each doubling of the rate", effect_cell(results.interaction), "–", "–"),
     ]
     edges = [curve.title for curve in (model, baseline) if curve.is_best_at_edge]
     note = (
         f"{model.title} over {baseline.title} in {name} on the test split, in %, {count}. The best rate has the lowest "
-        "CoCa loss on val. First interval: Student's t over seeds, with the rates as chosen. Second: a bootstrap of "
-        f"the seeds in which each draw chooses its rates; {100 * best.kept:.0f} % of the draws chose these. Over few "
-        "seeds it is too narrow."
+        "CoCa loss on val. First interval: Student's t over seeds, with the rates as chosen. Over both: a bootstrap of "
+        "seeds and images at once, with the rates as chosen. With the choice drawn: a bootstrap of the seeds in which "
+        f"each draw chooses its rates; {100 * best.kept:.0f} % of the draws chose these. Over few seeds it is too "
+        "narrow."
     )
     if edges:
         note += f" The best rate of {' and of '.join(edges)} is at the edge of the grid: a better one may lie beyond."
-    answer = Table("Best against best", ("rates", "change, %", "with the choice drawn"), tuple(lines), note)
+    answer = Table(
+        "Best against best", ("rates", "change, %", "over both", "with the choice drawn"), tuple(lines), note
+    )
     heads = ("rate", *(f"{curve.title}, {split}" for curve in (baseline, model) for split in ("val", "test")))
     rates = sorted({*model.rates, *baseline.rates})
     losses = tuple((f"{rate:g}", *_loss_cells(baseline, rate), *_loss_cells(model, rate)) for rate in rates)
@@ -334,6 +351,16 @@ def _effect(log_ratios: np.ndarray, seeds: Sequence[int]) -> Effect:
     return effect
 
 
+def _over_both(
+    plan: Plan, ledger: Ledger, model: tuple[RateCurve, float], baseline: tuple[RateCurve, float], seeds: Sequence[int]
+) -> tuple[float, float] | None:
+    """Interval over seeds and images of a model at a rate over the baseline at a rate."""
+    arm, over = (curve.arms[curve.rates.index(rate)] for curve, rate in (model, baseline))
+    endpoint = Endpoint(plan.endpoints.primary[0])
+    found = image_intervals(rows_by_run(ledger.rows), replace(plan, baseline=over), endpoint, arm, seeds)
+    return found.over_both if found else None
+
+
 def _at_best_of_draws(
     curve: RateCurve, draws: np.ndarray
 ) -> tuple[Float[np.ndarray, " draws"], Bool[np.ndarray, " draws"]]:
@@ -359,6 +386,10 @@ def _interaction(log_ratios: Mapping[float, np.ndarray], seeds: Sequence[int]) -
     doublings = np.log2(list(log_ratios))
     slopes = np.polyfit(doublings, np.array(list(log_ratios.values())), 1)[0]
     return _effect(slopes, seeds)
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return "–" if interval is None else f"{signed(interval[0])} to {signed(interval[1])}"
 
 
 def _rate(curve: RateCurve) -> str:

@@ -72,7 +72,7 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
     note = (
         f"Values: geometric means over seeds, and over all fine-tunings, on the split {results.split}. 95 % interval: "
         "over seeds, for the same images. Over images: for the same trained models, by a bootstrap, which is too "
-        "narrow for contrastive losses of few batches. Over both: over seeds and images at once. "
+        "narrow for contrastive and CoCa losses of few batches. Over both: over seeds and images at once. "
     )
     if primary:
         note += f"p: t test over seeds; corrected: by Holm for all primary endpoints of the plan. {_DETECTABLE}"

@@ -7,7 +7,8 @@ Every trial is trained for the first rung. Those with the better half of the sco
 second, from the start, since a schedule is made for its length; and so on. Validation does not count.
 
 How many steps a rung holds is measured for all of its trials, one after another, before the first of them is trained.
-Let nothing else run meanwhile: a step takes more CPU seconds beside other programs, which share caches and memory.
+Let nothing else run meanwhile: a step takes more CPU seconds beside other programs, which share caches and memory. On
+another machine, a plan goes on with the seconds of the first: the newest trial is timed again to compare the two.
 
 Each finished run is a row of `PLAN.jsonl` beside the plan. After `--minutes` the run in progress is saved; the same
 command goes on. Use one thread: with OMP_NUM_THREADS=1, CPU seconds are those of one core.
@@ -112,10 +113,13 @@ def work(path: Path, runs: Path, deadline: float) -> bool:
             for trial in candidates(plan, rung, rows)
             if not any(row.trial == trial and row.rung == rung for row in rows)
         ]
+        slowness = 1.0
+        if not all(_timed(out).exists() for _, out in lacking):
+            slowness = seconds_over_rows(recipes, rows)
         for trial, out in lacking:
             if time.monotonic() >= deadline:
                 return False
-            prepare(recipes[trial], rung, out)
+            prepare(recipes[trial], slowness * rung, out)
         for trial, out in lacking:
             row = run(trial, rung, out, deadline)
             if row is None:
@@ -179,9 +183,19 @@ def read_rows(log: Path) -> list[Row]:
 # --- A run
 
 
-def prepare(recipe: Recipe, rung: float, out: Path) -> None:
-    """Measure how many steps of a recipe a rung holds, and write the recipe of the run beside its folder `out`. What is
-    there already stays.
+def seconds_over_rows(recipes: Mapping[str, Recipe], rows: Sequence[Row]) -> float:
+    """How many times as long a step takes here as where the rows are from; 1 without rows.
+
+    Raises:
+        UserError: see `seconds_per_step`.
+    """
+    known = [row for row in rows if row.trial in recipes]
+    return seconds_per_step(recipes[known[-1].trial]) * known[-1].steps / known[-1].rung if known else 1.0
+
+
+def prepare(recipe: Recipe, seconds: float, out: Path) -> None:
+    """Measure how many steps of a recipe these CPU seconds hold, and write the recipe of the run beside its folder
+    `out`. What is there already stays.
 
     Raises:
         UserError: see `seconds_per_step`.
@@ -189,7 +203,7 @@ def prepare(recipe: Recipe, rung: float, out: Path) -> None:
     timed = _timed(out)
     if timed.exists():
         return
-    steps = max(1, round(rung / seconds_per_step(recipe)))
+    steps = max(1, round(seconds / seconds_per_step(recipe)))
     print(f"{out.name}: {steps:,} steps", flush=True)
     schedule = replace(recipe.schedule, steps=steps, warmup_steps=min(recipe.schedule.warmup_steps, steps))
     evaluation = replace(recipe.evaluation, interval=steps)

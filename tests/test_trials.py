@@ -85,7 +85,8 @@ def test_a_key_that_does_not_exist_is_named(plan_file, changes, said):
 
 def test_what_is_done_is_not_done_again_and_the_time_is_kept(plan_file, monkeypatch, tmp_path):
     ran = []
-    monkeypatch.setattr(trials, "prepare", lambda recipe, rung, out: ran.append(("steps", rung)))
+    monkeypatch.setattr(trials, "prepare", lambda recipe, seconds, out: ran.append(("steps", seconds)))
+    monkeypatch.setattr(trials, "seconds_per_step", lambda recipe: 0.5 / 3)  # as where the rows are from
 
     def run(trial, rung, out, deadline):
         ran.append((trial, rung))
@@ -102,6 +103,14 @@ def test_what_is_done_is_not_done_again_and_the_time_is_kept(plan_file, monkeypa
     ]
     assert work(plan_file, tmp_path / "runs", time.monotonic() + 60)
     assert len(ran) == 6
+
+
+def test_a_rung_holds_as_many_steps_on_a_slower_machine():
+    rows = [row("gone", 1.0, 0.1), row("a", 6.0, 0.2)]  # 2 seconds a step
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trials, "seconds_per_step", lambda recipe: 5.0)
+        assert trials.seconds_over_rows({"a": object()}, rows) == 2.5
+        assert trials.seconds_over_rows({"b": object()}, rows) == 1.0
 
 
 def test_a_line_that_was_cut_off_is_named(tmp_path):

@@ -49,7 +49,7 @@ from grr_coca.study.report.tables import (
     factorial_tables,
     tuning_table,
 )
-from grr_coca.train.recipe import load_recipe
+from grr_coca.study.stages import stage_recipe
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "studies"
@@ -78,9 +78,10 @@ SETTINGS = {
     "tokens16/4000": "emoji, 16 patches, 4,000 steps",
     "icons": "icons, 64 patches, 2,000 steps",
     "rate_curves/best": "emoji, 16 patches, 600 steps, each at its best rate",
+    "adamw/best": "the same with AdamW, each at its best rate",
 }
-"""The studies of GRR-CoCa over Baseline CoCa. Models, batches, optimizer and endpoints are alike. In all but the last,
-both models have one learning rate."""
+"""The studies of GRR-CoCa over Baseline CoCa. Models, batches and endpoints are alike. In all but the last two, both
+models have one learning rate; in all but the last, the optimizer is Muon."""
 MODELS = Pair("grr_coca", "baseline_coca")
 MARKS = (
     ("test", "pretraining/coca_loss", "test", COLOURS[0], "o"),
@@ -359,7 +360,9 @@ def _settings(studies: Path) -> dict[str, Study]:
 def _setting(folder: Path) -> Study | None:
     """The two models of a study; of one with several rates, each at its best."""
     study = open_study(folder)
-    if study is None or not (rates := rate_results(study.plan, study.ledger)):
+    if study is None or len(study.plan.arms) == 2:
+        return study
+    if not (rates := rate_results(study.plan, study.ledger)):
         return open_study(folder, arm=MODELS.arm)
     model, baseline = rates[0].model, rates[0].baseline
     return open_study(folder, over=baseline.arms[baseline.best], arm=model.arms[model.best])
@@ -540,13 +543,16 @@ def _arms(study: Study, over: str = "") -> str:
 
 
 def _stages(study: Study) -> str:
-    """Stages with their steps, read from the recipes, and the settings that were taken."""
+    """Stages with what the recipes of all arms say of them, and how many arms and seeds there are."""
     plan = study.plan
     rows = []
-    for stage, path in zip(stage_names(plan), (plan.pretrain, *plan.finetune), strict=True):
-        recipe = load_recipe(Path(path))
-        steps = plan.steps if plan.steps and path == plan.pretrain else recipe.schedule.steps
-        rows.append((stage, f"{steps:,}", str(recipe.data.batch_size), recipe.optimizer.name, recipe.precision))
+    for stage in stage_names(plan):
+        recipes = [stage_recipe(plan, arm, stage, 0, {}) for arm in plan.arms]
+        told = [
+            (f"{each.schedule.steps:,}", str(each.data.batch_size), each.optimizer.name, each.precision)
+            for each in recipes
+        ]
+        rows.append((stage, *(" / ".join(dict.fromkeys(column)) for column in zip(*told, strict=True))))
     heads = ("stage", "steps", "pairs a step", "optimizer", "precision")
     counts = f"{len(plan.arms)} arms, {len(plan.seeds)} seeds.\n\n" if plan.seeds else ""
     return f"## How it was run\n\n{counts}{as_markdown(Table('', heads, tuple(rows)))}"

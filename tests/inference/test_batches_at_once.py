@@ -200,9 +200,10 @@ def int8(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_captions_are_the_same_with_one_worker_and_with_two(monkeypatch, images, precision, int8):
-    models = [loaded(monkeypatch, workers, "icons" if precision == "fp32" else int8) for workers in (1, 2)]
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])  # half a minute to export
+def test_captions_are_the_same_with_one_worker_and_with_two(monkeypatch, images, precision, request):
+    name = "icons" if precision == "fp32" else request.getfixturevalue(precision)
+    models = [loaded(monkeypatch, workers, name) for workers in (1, 2)]
     for options in OPTIONS.values():
         alone, together = (model.describe(images, batch_size=2, **options) for model in models)
         assert [one.captions for one in together] == [one.captions for one in alone]

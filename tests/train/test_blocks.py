@@ -124,8 +124,13 @@ def _compared(folder: Path, *arguments: object) -> dict[str, Any]:
     return json.loads((folder / "compared.json").read_text())
 
 
-@pytest.mark.ci
-@pytest.mark.parametrize("preset", ["grr_coca+registers", "grr_coca+stem"])
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param("grr_coca+registers", marks=pytest.mark.ci),
+        pytest.param("grr_coca+stem", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_blocks_are_traced_once_for_all_lengths_give_the_same_gradients_and_keep_less(
     tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], tmp_path: Path, preset: str
 ) -> None:

@@ -8,15 +8,24 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 from serving import DRAWINGS, JSON, OPTIONS, serving, wait_until
 
 import grr_coca
+from grr_coca.data.image_files import Span
+from grr_coca.data.images import decode_image
 from grr_coca.errors import UserError
+from grr_coca.page.site import _write_thumbnails
 from grr_coca.search.duplicates import duplicate_groups
-from grr_coca.serve.library import picture_id
+from grr_coca.search.entry import Entry, Stamp
+from grr_coca.search.index import open_store
+from grr_coca.search.store import Changes
+from grr_coca.serve.library import ServedIndex, picture_id
+from grr_coca.serve.pictures import PictureReader
 from grr_coca.serve.server import RunningServer
 
 
@@ -43,6 +52,61 @@ def test_pages_of_hits_are_the_hits_in_order(served):
     assert [page["more"] for page in pages] == [True, True, False]
     assert len({page["is_likely"] for page in pages}) == 1
     assert served.post("/search", {"texts": ["a boat"], "offset": 900}).json()["hits"] == []
+
+
+def test_further_pages_repeat_no_hit_and_leave_none_out(tmp_path):
+    location = tmp_path / "many.index"
+    vectors = np.random.default_rng(0).standard_normal((300, 128)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    entries = [
+        Entry(
+            name=f"/{number}.png",
+            root="/",
+            file=f"/{number}.png",
+            offset=None,
+            stamp=Stamp(1, number),
+            digest=f"{number:032x}",
+            phash=number * 0x1E3779B97F4A7C15 % 2**63,
+            width=9,
+            height=9,
+            caption="red heart " * (1 + number % 7) + "of paper " * (number % 11),
+        )
+        for number in range(300)
+    ]
+    with grr_coca.Index.open(location, "icons", create=True) as made:
+        made.store.commit(Changes(added=list(zip(entries, vectors, strict=True))))
+    with serving(location) as client:
+        pages = [
+            client.post("/search", {"texts": ["red heart"], "offset": n}).json()["hits"] for n in range(0, 300, 60)
+        ]
+    found = [hit["name"] for page in pages for hit in page]
+    assert sorted(found) == sorted(entry.name for entry in entries)
+
+
+def test_fields_are_counted_however_short_the_machine_runs(index, monkeypatch):
+    store = open_store(str(index))
+    monkeypatch.setattr("grr_coca.serve.library.time", SimpleNamespace(monotonic=lambda: 3.0))
+    opened = ServedIndex(str(index), store.header.fingerprint, None)
+    assert opened.facets()
+    opened.close()
+    store.close()
+
+
+def test_thumbnails_have_the_colours_of_the_profile(tmp_path):
+    with Image.open(Path(__file__).parents[1] / "data" / "pictures" / "darktable-display-p3.jpg") as photo:
+        profile = photo.info["icc_profile"]
+    path = tmp_path / "p3.png"
+    Image.new("RGB", (80, 80), (60, 150, 90)).save(path, icc_profile=profile)
+    shown = decode_image(path.read_bytes(), "p3.png", to_srgb=True).getpixel((9, 9))
+    entry = SimpleNamespace(name="p3.png", span=Span(path, None, None), is_there=True)
+    _write_thumbnails([entry], tmp_path / "site", lambda *_: None)
+    for thumbnail in (
+        PictureReader(10_000, 1)._thumbnail(entry, 64),
+        (tmp_path / "site" / "0" / "0.webp").read_bytes(),
+    ):
+        with Image.open(io.BytesIO(thumbnail)) as image:
+            assert image.convert("RGB").getpixel((9, 9)) == pytest.approx(shown, abs=4)
+    assert max(abs(a - b) for a, b in zip(shown, (60, 150, 90), strict=True)) > 10
 
 
 def test_near_duplicates_are_one_hit_and_a_group(served):
@@ -140,6 +204,8 @@ def test_thumbnails_are_of_indexed_pictures_alone(served):
         answer = served.get(f"/image/{identity}")
         assert answer.status == 404, identity
         assert answer.reason()
+    for path in (f"/image/{'f' * 16}", f"/similar?id={'f' * 16}"):
+        assert served.ask("GET" if "image" in path else "POST", path).status == 404, "no id is so large"
 
 
 @pytest.fixture

@@ -6,16 +6,18 @@ import re
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 from PIL import Image
 from serving import DRAWINGS, EVENTS, OPTIONS, Client, serving, wait_until
+from starlette.responses import Response
 
 from grr_coca.errors import UserError
 from grr_coca.serve.guard import KEY_VARIABLE, Limits
+from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.queue import ModelQueue
 from grr_coca.serve.server import RunningServer
 
@@ -152,6 +154,22 @@ def test_what_takes_too_long_is_504_and_costs_nothing_later(gate, monkeypatch):
         wait_until(lambda: client.metric("grr_coca_queue_requests") == 0)
         assert client.post("/caption", GUITAR).status == 200
         assert sum(gate.sizes) <= 1 + 4 + 1, "what was given up was not begun"
+
+
+def test_a_job_that_is_cancelled_while_it_is_refused_does_not_end_the_thread(monkeypatch):
+    class Cancelled(Future):
+        def set_exception(self, error):  # the event loop comes in between
+            self.cancel()
+            super().set_exception(error)
+
+    monkeypatch.setattr("grr_coca.serve.queue.Future", Cancelled)
+    monkeypatch.setattr("grr_coca.serve.queue._best_batch", lambda model: (4, 0.5))
+    queue = ModelQueue(object, 4, 1.0, Metrics(), pytest.fail)
+    queue.start()
+    for _ in range(2):
+        (job,) = queue.embed_texts(["too late"], expires=0.0)
+        wait_until(job.cancelled, seconds=10)
+    queue.close()
 
 
 def test_a_stream_that_takes_too_long_ends_without_an_answer_or_with_an_error(gate):
@@ -304,6 +322,16 @@ def test_a_body_that_never_ends_is_not_read_for_ever(strict, monkeypatch):
                 time.sleep(0.02)
 
 
+def test_an_answer_that_is_never_read_is_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr("grr_coca.serve.server.SECONDS_TO_SEND", 0.3)
+    with serving() as client:
+        client.server._guard._app.add_route("/large", lambda request: Response(bytes(20_000_000)))
+        with socket.create_connection(client.place) as connection:
+            connection.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(15) == b"HTTP/1.1 200 OK"
+            wait_until(lambda: not client.server._server.server_state.connections, seconds=10)
+
+
 # --- Who may ask
 
 
@@ -345,7 +373,8 @@ def test_a_page_gets_a_cookie_for_the_key(locked):
     assert "expires" not in cookie.lower()
     value = cookie.partition(";")[0]
     assert locked.get("/info", Cookie=value).status == 200
-    assert locked.get("/info", Cookie=f"other=1; {value}").status == 200
+    for other in ("other=1", 'look={"theme": "dark"}', "version=1", "flag", "list[]=a b", "a@b=é"):
+        assert locked.get("/info", Cookie=f"{other}; {value}".encode().decode("latin-1")).status == 200, other
     for wrong in (value[:-1], value + "a", "grr_coca_session=", "grr_coca_session=é".encode().decode("latin-1"), "=;="):
         assert locked.get("/info", Cookie=wrong).status == 401
 

@@ -86,6 +86,29 @@ def test_few_tokens_end_by_length_and_a_stop_ends_the_text(served):
 
 
 @pytest.mark.parametrize("stream", [True, False])
+def test_a_text_that_a_stop_has_ended_is_whole_and_few_tokens_do_not_matter(served, stream):
+    asked = chat(uri("red-apple"), stop="r", max_tokens=1, stream=stream)
+    answer = served.post("/v1/chat/completions", asked)
+    choices = [one["choices"][0] for _, one in answer.events()[:-1]] if stream else answer.json()["choices"]
+    assert choices[-1]["finish_reason"] == "stop"
+    assert not choices[-1].get("message", {}).get("content")
+
+
+def test_a_stop_is_looked_for_behind_the_beginning_without_its_spaces(served):
+    asked = chat(uri("red-apple"), stop=" ")
+    asked["messages"].append({"role": "assistant", "content": "  green   "})
+    (choice,) = served.post("/v1/chat/completions", asked).json()["choices"]
+    assert choice["message"]["content"] == "green"
+
+
+def test_a_top_p_of_0_is_the_likeliest_caption(served, icons):
+    for seed in range(3):
+        asked = chat(uri("red-apple"), temperature=2, top_p=0, seed=seed)
+        (choice,) = served.post("/v1/chat/completions", asked).json()["choices"]
+        assert choice["message"]["content"] == icons.caption(DRAWINGS / "red-apple.webp")
+
+
+@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(
     ("asked", "status", "reason"),
     [

@@ -1,6 +1,7 @@
 """The endpoints of grr-coca: each answers what the library does, and refuses what is wrong in a sentence."""
 
 import base64
+import errno
 import io
 import json
 import subprocess
@@ -46,6 +47,18 @@ def test_a_caption_is_that_of_the_library_however_the_picture_is_sent(served, ic
         assert answer.status == 200, answer.body
         assert answer.json()["caption"] == expected
         assert answer.json()["model"] == "icons"
+
+
+def test_a_form_needs_no_disk(served, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", full)
+    picture = io.BytesIO()
+    Image.effect_noise((1200, 1000), 90).save(picture, "PNG")
+    assert len(picture.getvalue()) > 2**20
+    answer = served.post("/caption", *form(picture.getvalue()))
+    assert answer.status == 200, answer.body
 
 
 def test_options_stand_in_the_query_in_a_form_or_in_json(served, icons):

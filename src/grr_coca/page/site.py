@@ -295,12 +295,14 @@ def _write_thumbnails(entries: Sequence[Entry], folder: Path, on_progress: OnPro
     """Write an image for each entry whose file still exists. Returns which ones do."""
     from PIL import Image
 
-    from grr_coca.data.images import decode_image
+    from grr_coca.data.images import decode_image, with_srgb_colours
 
     there = []
     for row, entry in enumerate(entries):
         try:
-            image = decode_image(entry.span.read(), entry.name) if entry.is_there else None
+            image = None
+            if entry.is_there:
+                image = decode_image(entry.span.read(), entry.name, to_srgb=True, is_scaled=True)
         except UserError:
             image = None
         there.append(image is not None)
@@ -308,7 +310,7 @@ def _write_thumbnails(entries: Sequence[Entry], folder: Path, on_progress: OnPro
             image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS, reducing_gap=3)
             path = folder / str(row // 1000) / f"{row}.webp"
             path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path, "WEBP", quality=82)
+            with_srgb_colours(image).save(path, "WEBP", quality=82)
         on_progress(row + 1, len(entries))
     return there
 

@@ -3,8 +3,10 @@
 Shapes: N images of the sample, E embedding width.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
@@ -63,7 +65,8 @@ class SearchOptions:
 
     `n`: the largest number of hits; `where`: a filter that hits must match; `hybrid`: if the query is texts alone, use
     the full-text index too; `fold`: make one hit of near-duplicates; `min_relevance`: hits with a smaller relevance are
-    left out, and all hits if relevances are not valid.
+    left out, and all hits if relevances are not valid; `depth`: both rankings are fused so many images at a time, so
+    that fewer hits are the first ones of more hits. None: at once.
     """
 
     n: int
@@ -71,6 +74,7 @@ class SearchOptions:
     hybrid: bool
     fold: bool
     min_relevance: float = 0.0
+    depth: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,11 +317,16 @@ def _existing_first(group: list[int], entries: Sequence[Entry]) -> list[int]:
 def _ranked(
     query: Query, vector: np.ndarray, store: Store, tree: Filter | None, options: SearchOptions, count: int
 ) -> list[int]:
-    nearest = [match.id for match in store.nearest(vector, count, tree)]
     if not options.hybrid or query.words is None:
-        return nearest
-    by_words = [match.id for match in store.word_matches(query.words, count, tree)]
-    return _fused([nearest, by_words])[:count]
+        return [match.id for match in store.nearest(vector, count, tree)]
+    depth = options.depth or count
+    reach = math.ceil(count / depth) * depth
+    nearest = [match.id for match in store.nearest(vector, reach, tree)]
+    by_words = [match.id for match in store.word_matches(query.words, reach, tree)]
+    parts = (
+        _fused([nearest[start : start + depth], by_words[start : start + depth]]) for start in range(0, reach, depth)
+    )
+    return list(dict.fromkeys(chain.from_iterable(parts)))[:count]
 
 
 _FUSION_CONSTANT = 60

@@ -12,8 +12,9 @@ import ipaddress
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
+
+from starlette.requests import cookie_parser
 
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.queue import too_late
@@ -34,7 +35,7 @@ EXITS = "exits"
 
 _PUBLIC = frozenset({"/health", "/ready", "/session"})
 """Paths that need no key, beside the files of the page."""
-_SECONDS_TO_SEND = 300.0
+SECONDS_TO_SEND = 300.0
 """A response that is not read by then is cut off."""
 _GONE = 499
 """The status, in the metrics alone, of a request whose client went away."""
@@ -74,11 +75,9 @@ class Key:
         scheme, _, given = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if scheme.lower() == "bearer":
             return self.opens(given.strip())
-        try:
-            cookie = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(SESSION)
-        except CookieError:
-            return False
-        return cookie is not None and hmac.compare_digest(cookie.value.encode(), self.session.encode())
+        # Browsers send the cookies of all servers of a host. `http.cookies` gives up at the first that it cannot read.
+        cookie = cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(SESSION, "")
+        return hmac.compare_digest(cookie.encode(), self.session.encode())
 
 
 def _digest(content: bytes) -> bytes:
@@ -284,9 +283,9 @@ class Guard:
         both = {running, watching}
         await asyncio.wait(both, timeout=self._limits.seconds, return_when=asyncio.FIRST_COMPLETED)
         if exchange.has_begun and not running.done() and not watching.done():
-            await asyncio.wait(both, timeout=_SECONDS_TO_SEND, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(both, timeout=SECONDS_TO_SEND, return_when=asyncio.FIRST_COMPLETED)
         if exchange.is_complete:  # the client has all, and may be gone; the application ends by itself
-            await asyncio.wait({running}, timeout=_SECONDS_TO_SEND)
+            await asyncio.wait({running}, timeout=SECONDS_TO_SEND)
 
 
 async def _cancelled(task: asyncio.Future) -> None:

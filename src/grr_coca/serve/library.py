@@ -4,6 +4,7 @@ All methods run in threads. An index that grows while it is served shows its new
 newest state.
 """
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -53,7 +54,10 @@ def draw_of(identity: str) -> int:
     """
     if len(identity) != 16 or not set(identity) <= set("0123456789abcdef"):
         raise _unknown()
-    return int(identity, 16)
+    draw = int(identity, 16)
+    if draw >= 2**63:  # see `name_id`; SQLite has no larger numbers
+        raise _unknown()
+    return draw
 
 
 def _unknown() -> Refusal:
@@ -94,7 +98,7 @@ class ServedIndex:
         # One store answers searches, and one browses: a search does not wait until a long list is sorted.
         self._searched = _OpenStore(location, fingerprint)
         self._browsed = _OpenStore(location, fingerprint)
-        self._facets: tuple[str, float, list[Facet]] = ("", 0.0, [])
+        self._facets: tuple[str, float, list[Facet]] = ("", -math.inf, [])
         self._groups: tuple[str, list[list[int]]] = ("", [])
 
     def close(self) -> None:
@@ -124,7 +128,7 @@ class ServedIndex:
             key = None if query.images else (revision, query, where, count)
             ranking = self._rankings.get(key)
         if ranking is None:
-            options = SearchOptions(n=count, where=where, hybrid=True, fold=True)
+            options = SearchOptions(n=count, where=where, hybrid=True, fold=True, depth=_FIRST_RANKED)
             with self._searched.use() as store:
                 ranking = rank_images(query, store, model, options)
             if key is not None:

@@ -16,7 +16,8 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from grr_coca.generate import GenerationOptions
+from grr_coca.data.text import clean_prompt
+from grr_coca.generate import Caption, GenerationOptions
 from grr_coca.inference.model import Description
 from grr_coca.serve.own import event_stream, json_response
 from grr_coca.serve.pictures import from_data_uri, is_picture
@@ -280,8 +281,8 @@ def _prompt_of(messages: list[Message]) -> str:
     if last.role != "assistant" or last.content is None:
         return ""
     if isinstance(last.content, str):
-        return last.content
-    return " ".join(part.text for part in last.content if isinstance(part, TextPart))
+        return clean_prompt(last.content)
+    return clean_prompt(" ".join(part.text for part in last.content if isinstance(part, TextPart)))
 
 
 def _options(given: ChatInput, service: Service, prompt: str) -> GenerationOptions:
@@ -295,7 +296,7 @@ def _options(given: ChatInput, service: Service, prompt: str) -> GenerationOptio
         max_length=max_length,
         num_captions=count,
         temperature=max(given.temperature, 1e-3),
-        top_p=given.top_p or None,
+        top_p=None if given.top_p is None else max(given.top_p, 1e-6),
         seed=secrets.randbelow(2**31) if given.seed is None else given.seed % 2**63,
     )
 
@@ -321,7 +322,7 @@ class _Answer:
                 "index": number,
                 "message": {"role": "assistant", "content": self._cut(caption.text), "refusal": None},
                 "logprobs": None,
-                "finish_reason": self._reason(caption.token_ids),
+                "finish_reason": self._reason(caption),
             }
             for number, caption in enumerate(found.captions)
         ]
@@ -344,7 +345,7 @@ class _Answer:
                 for number, caption in enumerate(piece.captions):
                     if more := self._more(self._cut(caption.text), number, sent):
                         yield more
-                    yield self._chunk({}, number, self._reason(caption.token_ids))
+                    yield self._chunk({}, number, self._reason(caption))
                 if self._given.stream_options and self._given.stream_options.include_usage:
                     yield server_sent({**self._chunk_head(), "choices": [], "usage": self._usage(piece)})
         except Exception as error:
@@ -369,8 +370,9 @@ class _Answer:
         ends = [place for stop in self._stops if (place := text.find(stop, len(self._prompt))) >= 0]
         return text[: min(ends)] if ends else text
 
-    def _reason(self, token_ids: tuple[int, ...]) -> str:
-        return "stop" if token_ids and token_ids[-1] == self._service.queue.ready().tokenizer.eos_id else "length"
+    def _reason(self, caption: Caption) -> str:
+        is_whole = caption.token_ids[-1:] == (self._service.queue.ready().tokenizer.eos_id,)
+        return "stop" if is_whole or self._cut(caption.text) != caption.text else "length"
 
     def _usage(self, found: Description) -> dict[str, int]:
         count = sum(len(caption.token_ids) for caption in found.captions)

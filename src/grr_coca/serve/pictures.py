@@ -18,8 +18,9 @@ import numpy as np
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
-from grr_coca.data.images import BROKEN, decode_image, is_svg, open_header
+from grr_coca.data.images import BROKEN, decode_image, is_svg, open_header, with_srgb_colours
 from grr_coca.data.sources.base import BadSample
 from grr_coca.errors import UserError, nearest
 from grr_coca.serve.refusal import Refusal
@@ -82,7 +83,11 @@ async def picture_and_options(request: Request, model: type[Options]) -> tuple[b
         picture = from_data_uri(written, "image") if written else b""
         given |= content
     elif kind == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=100) as form:
+        try:
+            form = await _FormInMemory(request.headers, request.stream(), max_files=1, max_fields=100).parse()
+        except MultiPartException as error:
+            raise Refusal(400, error.message) from error
+        try:
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile) and name == "image":
                     picture = await value.read()
@@ -90,9 +95,17 @@ async def picture_and_options(request: Request, model: type[Options]) -> tuple[b
                     raise Refusal(422, f"the form has a file '{name}'; call it 'image'", param=name)
                 else:
                     _add(given, name, value, model)
+        finally:
+            await form.close()
     else:
         picture = await request.body()
     return picture, parsed(model, given)
+
+
+class _FormInMemory(MultiPartParser):
+    """Writes no file to the disk, which may be full: memory holds the whole body anyway."""
+
+    spool_max_size = 0
 
 
 def parsed(model: type[Options], given: Mapping[str, Any]) -> Options:
@@ -206,12 +219,12 @@ class PictureReader:
 
     def _thumbnail(self, entry: "Entry", side: int) -> bytes | None:
         try:
-            image = decode_image(entry.span.read(), entry.name)
+            image = decode_image(entry.span.read(), entry.name, to_srgb=True, is_scaled=True)
         except UserError:
             return None
         image.thumbnail((side, side))
         buffer = io.BytesIO()
-        image.save(buffer, "WEBP", quality=80, method=2)
+        with_srgb_colours(image).save(buffer, "WEBP", quality=80, method=2)
         return buffer.getvalue()
 
 

@@ -14,8 +14,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -295,7 +295,8 @@ def too_late() -> Refusal:
 
 
 def _fail(job: _Job, error: BaseException) -> None:
-    if not job.future.done():
+    # It may have its result already, and at any time the event loop may cancel it.
+    with suppress(InvalidStateError):
         job.future.set_exception(error)
 
 

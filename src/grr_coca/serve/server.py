@@ -24,7 +24,7 @@ from grr_coca.search.index import open_store
 from grr_coca.search.model import IndexModel
 from grr_coca.serve.app import make_app
 from grr_coca.serve.explainer import Explainer
-from grr_coca.serve.guard import KEY_VARIABLE, Guard, Key, Limits
+from grr_coca.serve.guard import KEY_VARIABLE, SECONDS_TO_SEND, Guard, Key, Limits
 from grr_coca.serve.library import ServedIndex
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.pictures import PictureReader
@@ -240,6 +240,7 @@ class _Protocol(H11Protocol):
 
     _timer: asyncio.TimerHandle | None = None
     _waits_for: Literal["headers", "end of a refused body"] | None = None
+    _sending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A connection begins."""
@@ -259,7 +260,23 @@ class _Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
         self._wait_for(None)
+        self._stop_sending_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """So much waits to be sent that the client does not read: it has some time. `close` would wait for it."""
+        super().pause_writing()
+        self._sending = self.loop.call_later(SECONDS_TO_SEND, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads."""
+        super().resume_writing()
+        self._stop_sending_timer()
+
+    def _stop_sending_timer(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
 
     def on_response_complete(self) -> None:
         """A response was sent."""

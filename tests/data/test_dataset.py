@@ -12,7 +12,7 @@ from grr_coca.data.loader import make_loader
 from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.tokenizer import CLS_SLOT, train_bpe
+from grr_coca.data.tokenizer import CLS_SLOT, clip_bpe, train_bpe
 from grr_coca.errors import UserError
 from support import PairsInMemory, real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar
 
@@ -124,6 +124,20 @@ def test_equal_captions_get_equal_ids_whatever_their_case_and_spaces():
     dataset = dataset_of(captions("Red heart", "red  heart\n", "red hearts"))
     ids = [dataset[SampleRef(0, i)].caption_id for i in range(3)]
     assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param("Un caf\u00e9", "un cafe\u0301", id="accents"),
+        pytest.param("a \u201ccat\u2019s\u201d hat", 'a "cat\'s" hat', id="quotes"),
+    ],
+)
+def test_captions_that_a_tokenizer_reads_alike_get_equal_ids(one, other):
+    dataset = PairDataset(captions(one, other), clip_bpe(), Preprocess(16), 40)
+    samples = [dataset[SampleRef(0, i)] for i in range(2)]
+    assert samples[0].token_ids == samples[1].token_ids
+    assert samples[0].caption_id == samples[1].caption_id
 
 
 def test_images_have_ids_of_their_own(shard):

@@ -78,6 +78,13 @@ def test_each_caption_finds_its_embedding_in_any_case(recipe):
     texts.require_captions(PairsInMemory([pair]))
 
 
+def test_a_caption_finds_its_embedding_in_any_form_of_its_accents(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    pairs = [replace(pair, caption=composed) for pair in real_pairs(1)]
+    write_teacher(tmp_path / "teacher", [decomposed], ["hat"], embeddings([decomposed]), embeddings(["hat"]))
+    TeacherTexts.read(str(tmp_path / "teacher")).require_captions(PairsInMemory(pairs))
+
+
 def test_every_caption_that_training_may_draw_counts_each_once():
     first, second = real_pairs(2)
     pairs = [

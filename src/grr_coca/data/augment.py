@@ -14,8 +14,8 @@ from torch.nn.functional import grid_sample, interpolate
 
 from grr_coca.data.augmentation import Augmentation, Change
 from grr_coca.data.order import SampleRef
-from grr_coca.data.sources.base import BadSample, PairSource, stable_id
-from grr_coca.data.text import clean_caption
+from grr_coca.data.sources.base import BadSample, PairSource
+from grr_coca.data.text import caption_id, clean_caption
 
 # --- Streams of random numbers
 
@@ -136,7 +136,7 @@ class Siblings:
 
 def _caption_id(source: PairSource, index: int) -> int:
     try:
-        return stable_id(clean_caption(source.caption(index), source.name(index)).lower())
+        return caption_id(clean_caption(source.caption(index), source.name(index)))
     except BadSample:
         return -1  # the error is raised again when the pair is read
 

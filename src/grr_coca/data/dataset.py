@@ -19,7 +19,7 @@ from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair, stable_id
 from grr_coca.data.tensors import normalize, to_bytes, to_input
-from grr_coca.data.text import clean_caption
+from grr_coca.data.text import caption_id, clean_caption
 from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 from grr_coca.errors import UserError
 
@@ -137,7 +137,7 @@ class PairDataset(Dataset[Sample]):
             image=image,
             change=self._change(ref),
             token_ids=self.tokenizer.row(words, self.context_length),
-            caption_id=stable_id(caption.lower()),
+            caption_id=caption_id(caption),
             image_id=stable_id(pair.image_name or pair.name),
             is_cut=len(words) + NUM_SPECIAL_TOKENS > self.context_length,
             kept_patches=self._kept_patches(ref),

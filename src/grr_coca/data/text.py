@@ -1,9 +1,10 @@
 """Cleaning of texts: captions from files, queries, prompts, and texts for models of open_clip."""
 
 import html
+import unicodedata
 from importlib.util import find_spec
 
-from grr_coca.data.sources.base import BadSample, Cause
+from grr_coca.data.sources.base import BadSample, Cause, stable_id
 from grr_coca.errors import UserError
 
 
@@ -21,6 +22,15 @@ def clean_caption(caption: str, name: str) -> str:
     if not caption:
         raise BadSample(f"{name}: the caption is empty; give it a word or remove the pair", Cause.EMPTY_CAPTION)
     return caption
+
+
+def caption_id(caption: str) -> int:
+    """The id of a cleaned caption. Captions that differ only in case, in the form of their accents (`é` is one or two
+    characters) or in that of their quotes have the same id: a tokenizer may read them alike, see `clip_bpe`."""
+    return stable_id(unicodedata.normalize("NFC", caption.lower()).translate(_STRAIGHT))
+
+
+_STRAIGHT = str.maketrans("‘’“”", "''\"\"")
 
 
 def clean_query(text: str, name: str) -> str:

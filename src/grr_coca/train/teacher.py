@@ -25,8 +25,8 @@ from torch import Tensor
 from grr_coca.batch import Batch, Words, pad_rows
 from grr_coca.checkpoint import load_tensors, save_tensors
 from grr_coca.data.order import Shuffle
-from grr_coca.data.sources.base import BadSample, PairSource, stable_id
-from grr_coca.data.text import clean_caption
+from grr_coca.data.sources.base import BadSample, PairSource
+from grr_coca.data.text import caption_id, clean_caption
 from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, file_sha256, verify_folder, whole_folder
@@ -67,7 +67,7 @@ class TeacherTexts:
                 f"{folder / EMBEDDINGS}: the captions' embeddings have {captions.shape[1]} numbers, those of the words "
                 f"{words.shape[1]}; both must be of one teacher; {_AGAIN}"
             )
-        ids = np.array([stable_id(caption.lower()) for caption in texts[CAPTIONS]], np.int64)
+        ids = np.array([caption_id(caption) for caption in texts[CAPTIONS]], np.int64)
         rows = ids.argsort()
         return cls(folder=folder, ids=ids[rows], rows=rows, captions=captions, word_list=texts[WORDS], words=words)
 
@@ -86,7 +86,7 @@ class TeacherTexts:
             UserError: it has not; the message names the first and says how many there are.
         """
         captions = training_captions(pairs)
-        is_known = self._find(np.array([stable_id(caption) for caption in captions], np.int64))[1]
+        is_known = self._find(np.array([caption_id(caption) for caption in captions], np.int64))[1]
         unknown = [captions[number] for number in np.flatnonzero(~is_known)]
         if unknown:
             raise UserError(
@@ -219,7 +219,7 @@ class Teacher:
     def _words(self, numbers: Int[np.ndarray, " w"]) -> Words:
         words = [self._texts.word_list[number] for number in numbers]
         token_ids, lengths = pad_rows([self._tokenizer.encode_row(word, self._context_length) for word in words])
-        ids = torch.tensor([stable_id(word.lower()) for word in words])
+        ids = torch.tensor([caption_id(word) for word in words])
         return Words(token_ids=token_ids, lengths=lengths, ids=ids, teacher=self._texts.words[numbers].float())
 
 

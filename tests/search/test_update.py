@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from library import ColourModel, paint
+from PIL import Image
 
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.errors import UserError
-from grr_coca.search.entry import plain_fields
+from grr_coca.search.entry import digest_of, plain_fields
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.update import forget_arguments, update_store
 from support import real_pairs, shard_members, write_tar
@@ -271,6 +272,37 @@ def test_members_that_have_moved_within_their_shard_are_found_where_they_are(sto
     assert {Path(entry.name).name: entry.span.read() for entry in kept(store).values()} == {
         f"some.tar: {name}": members[name] for name in names
     }
+
+
+def test_a_shard_that_another_one_replaces_while_it_is_read_is_read_again(store, look, tmp_path):
+    """Members of equal size lie where others were: their bytes are those of the wrong image, and nothing fails."""
+    shard = tmp_path / "some.tar"
+
+    def write(numbers, seconds):
+        for number in numbers:
+            Image.new("RGB", (12, 12), (number * 20, 200, 100)).save(tmp_path / f"{number}.bmp")
+        members = {f"{number}.bmp": (tmp_path / f"{number}.bmp").read_bytes() for number in numbers}
+        new = write_tar(tmp_path / "new", members)
+        os.utime(new, (seconds, seconds))
+        new.replace(shard)
+
+    class Late(ColourModel):
+        def describe(self, batches, take):
+            def replaced():
+                for place, batch in enumerate(batches):
+                    yield batch
+                    if place == 0:
+                        write(range(9), 2000)
+
+            super().describe(replaced(), take)
+
+    write(range(1, 9), 1000)
+    update_store(store, [str(shard)], Late, batch_size=1)
+    look(shard)
+    for entry in kept(store).values():
+        content = (tmp_path / f"{entry.title}.bmp").read_bytes()
+        assert (entry.digest, entry.span.read()) == (digest_of(content), content)
+    assert len(store) == 9
 
 
 def test_images_that_arrive_while_others_are_described_stay(store, photos, model):

@@ -72,11 +72,13 @@ Take = Callable[[Sequence[DecodedImage], list[Said]], None]
 
 
 def decode_found(found: Found, preprocess: "Preprocess") -> DecodedImage | Failure:
-    """Read and decode an image. Its stamp is read again, as the file may have changed since it was found.
+    """Read and decode an image. The stamp of a separate file is read again, as it may have changed since it was found.
+    A member of a shard keeps that of the shard that was opened, as another one in its place has other offsets.
 
     A failure of the system (a permission, a disk, a missing package) has no stamp, so the next update tries it again.
     """
-    stamp = stamp_of(found.file)
+    part = found.file.part
+    stamp = stamp_of(found.file) if part is None or part.offset is None else found.stamp
     # A failure keeps the stamp from before reading: a file that was still being written then counts as changed.
     try:
         content = found.file.read()

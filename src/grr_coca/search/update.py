@@ -26,7 +26,7 @@ from grr_coca.data.images import has_more_frames
 from grr_coca.data.photo import read_photo, sidecar_state
 from grr_coca.data.walk import LeftOut
 from grr_coca.errors import UserError
-from grr_coca.search.entry import Failure, ImagePlace, chunks, name_id, plain_fields, stamp_of
+from grr_coca.search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
 from grr_coca.search.model import DecodedImage, Found, Said, Take, make_entry
 from grr_coca.search.store import Changes, Known, Noted, Store, Touch
 
@@ -252,12 +252,19 @@ class _Run:
 
     def _found(self, left_out: LeftOut) -> Iterator[Found]:
         for argument in self._walked:
+            shard, opened = "", None
             for file in iterate_images(argument, left_out):
+                stamp = stamp_of(file)
                 if file.part is not None and file.part.offset is not None:
-                    self._shards.add(str(file.part.file))
+                    if str(file.part.file) != shard:
+                        shard, opened = str(file.part.file), stamp
+                        self._shards.add(shard)
+                    # The offsets are of the shard that was opened. If another one takes its place meanwhile, all that
+                    # is read there must count as outdated.
+                    stamp = None if opened is None else Stamp(file.part.size or 0, opened.mtime_ns)
                 if file.hides_others:
                     self._unreadable.add(file.name)
-                yield Found(file, argument, stamp_of(file))
+                yield Found(file, argument, stamp)
 
     def note(self) -> None:
         """Read again what cameras and people wrote, of known images of which it has changed or was not read yet."""

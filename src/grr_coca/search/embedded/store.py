@@ -402,8 +402,9 @@ def _of_kind(test: str, field: str, value: FieldValue, values: list[FieldValue])
 def _column(field: str, values: list[FieldValue]) -> str:
     if field in OWN_FIELDS:
         return f"pictures.{_COLUMNS.get(field, field)}"
-    # The name of a field is a parameter too: nothing that a user has written becomes part of the statement.
-    values.append(f"$.{field}")
+    # The name of a field is a parameter too: nothing that a user has written becomes part of the statement. SQLite
+    # before 3.45 compares it with the JSON as it is written, with letters of other scripts escaped.
+    values.append(f"$.{json.dumps(field)}")
     if field in CERTAINTY_FIELDS:
         values.append(f'$."{OF_MODEL}".{field}')
         return "COALESCE(json_extract(pictures.fields, ?), json_extract(pictures.fields, ?))"

@@ -9,6 +9,7 @@ import scipy.fft
 from library import make_entry, make_vectors
 from PIL import Image
 
+from grr_coca.search import duplicates
 from grr_coca.search.duplicates import (
     BANDS,
     EQUAL_BANDS,
@@ -50,6 +51,17 @@ def test_hits_join_the_first_group_whose_best_they_look_like(seed):
 
 def test_no_hit_makes_no_group():
     assert folded(np.empty((0, 4)), np.empty(0, np.int64)) == []
+
+
+def test_hits_that_all_look_the_same_are_compared_with_the_best_of_them_alone(monkeypatch):
+    compared = []
+    bits_of = duplicates._differing_bits
+    monkeypatch.setattr(
+        duplicates, "_differing_bits", lambda a, b: compared.append(np.broadcast(a, b).size) or bits_of(a, b)
+    )
+    count = 4000
+    assert folded(np.ones((count, 1)), np.zeros(count, np.int64)) == [list(range(count))]
+    assert sum(compared) < 300 * count
 
 
 def groups_of(store) -> list[list[int]]:
@@ -98,6 +110,16 @@ def test_equal_hashes_are_found_among_more_than_are_held_against_each_other(stor
         hashes[number] = sum(1 << bit for band in others for bit in range(*ends[band : band + 2]))
     add(store, hashes.view(np.int64), make_vectors(len(hashes)) * 0 + make_vectors(1))
     assert [0, len(hashes) - 1] in groups_of(store)
+
+
+def test_a_pair_in_a_crowd_is_found_by_bands_that_few_have(store, monkeypatch):
+    """Many images agree in the first bands. A pair of them that also agrees elsewhere is compared there."""
+    monkeypatch.setattr("grr_coca.search.duplicates.MAX_BUCKET", 3)
+    random = np.random.default_rng(0)
+    hashes = random.integers(-(2**63), 2**63, 60) & ~np.int64(2**21 - 1)
+    hashes[30:] = hashes[:30] ^ (np.int64(1) << np.int64(62))
+    add(store, hashes, make_vectors(1).repeat(60, axis=0))
+    assert groups_of(store) == [[number, number + 30] for number in range(30)]
 
 
 # --- Perceptual hash

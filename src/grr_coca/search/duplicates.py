@@ -94,28 +94,20 @@ def folded(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
     """
     groups: list[list[int]] = []
     group_of: dict[int, int] = {}  # the group of the best hit of each group
-    for place, earlier in _earlier_with_like_hashes(hashes):
-        near = [other for other in earlier if other in group_of]
-        alike = (other for other in near if vectors[other] @ vectors[place] >= MIN_COSINE)
-        first = next(alike, None)
-        if first is None:
-            group_of[place] = len(groups)
-            groups.append([place])
-        else:
-            groups[group_of[first]].append(place)
-    return groups
-
-
-def _earlier_with_like_hashes(hashes: np.ndarray) -> Iterator[tuple[int, list[int]]]:
-    """For each of N hashes, the earlier ones that differ in few bits: their positions in ascending order."""
     for start in range(0, len(hashes), _CHUNK):
-        chunk = hashes[start : start + _CHUNK]
-        rows, columns = np.nonzero(_differing_bits(chunk[:, None], hashes[None, : start + len(chunk)]) <= MAX_BITS)
-        earlier: dict[int, list[int]] = {}
-        for row, column in zip((rows + start).tolist(), columns.tolist(), strict=True):
-            if column < row:
-                earlier.setdefault(row, []).append(column)
-        yield from ((place, earlier.get(place, [])) for place in range(start, start + len(chunk)))
+        chunk = np.arange(start, min(start + _CHUNK, len(hashes)))
+        # Only the best hits of groups are compared with, as thousands of hits may look the same.
+        earlier = np.concatenate([np.array(list(group_of), np.int64), chunk])
+        near = _differing_bits(hashes[chunk, None], hashes[None, earlier]) <= MAX_BITS
+        for place, row in zip(chunk.tolist(), near, strict=True):
+            others = (other for other in earlier[row].tolist() if other in group_of)
+            first = next((other for other in others if vectors[other] @ vectors[place] >= MIN_COSINE), None)
+            if first is None:
+                group_of[place] = len(groups)
+                groups.append([place])
+            else:
+                groups[group_of[first]].append(place)
+    return groups
 
 
 # --- All near-duplicates of a store
@@ -139,19 +131,24 @@ def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[n
     hashes = hashes[places]
     count = max(BANDS, max_bits + EQUAL_BANDS)
     bands = _bands(hashes, count)
+    crowded = np.zeros(len(places), bool)  # images that had more equal ones than they were compared with
     for chosen in combinations(range(count), EQUAL_BANDS):
         keys = np.zeros(len(places), np.uint32)
         for band in chosen:
             keys = keys << 8 | bands[band]
         order = np.argsort(keys, kind="stable")
+        is_crowd = _are_in_crowds(keys[order])
         for a, b in _neighbours(keys[order]):
             pairs = np.stack([order[a], order[b]], axis=1)
+            may_be_new = crowded[order[a]] & ~is_crowd[a]
             for band in set(range(chosen[-1])).difference(chosen):  # otherwise this band has given the pair before
-                pairs = pairs[bands[band][pairs[:, 0]] != bands[band][pairs[:, 1]]]
+                kept = may_be_new | (bands[band][pairs[:, 0]] != bands[band][pairs[:, 1]])
+                pairs, may_be_new = pairs[kept], may_be_new[kept]
             pairs = places[pairs[_differing_bits(hashes[pairs[:, 0]], hashes[pairs[:, 1]]) <= max_bits]]
             pairs = pairs[_roots(parents, pairs[:, 0]) != _roots(parents, pairs[:, 1])]
             if len(pairs):
                 yield pairs
+        crowded[order[is_crowd]] = True
 
 
 def _bands(hashes: np.ndarray, count: int) -> list[np.ndarray]:
@@ -162,6 +159,13 @@ def _bands(hashes: np.ndarray, count: int) -> list[np.ndarray]:
         (bits >> np.uint64(start) & np.uint64(2 ** (end - start) - 1)).astype(np.uint32)
         for start, end in pairwise(ends)
     ]
+
+
+def _are_in_crowds(keys: np.ndarray) -> np.ndarray:
+    """Which of N sorted keys are equal to more than `MAX_BUCKET` of them: N."""
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.empty(0, np.int64)
+    sizes = np.diff(starts, append=len(keys))
+    return np.repeat(sizes > MAX_BUCKET, sizes)
 
 
 def _neighbours(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

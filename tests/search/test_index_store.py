@@ -84,6 +84,19 @@ def test_filters_mean_what_python_means(filled, text):
     assert sorted(e.name for e in store.matching(tree)) == sorted(e.name for e in entries if FILTERS[text](e))
 
 
+def test_a_prefix_is_a_text_and_no_pattern(store):
+    titles = ["a_b", "a_c", "a-b", "aXb", "a", "ab", "a\\b", "A_b", "ünï"]
+    entries = [
+        make_entry(n, name=f"/{title}.png", file=f"/{title}.png", fields={"brand": title})
+        for n, title in enumerate(titles)
+    ]
+    store.commit(Changes(added=list(zip(entries, make_vectors(len(titles)), strict=True))))
+    for field in ("title", "brand"):
+        for prefix in ("a_", "a_b", "a", "", "a\\", "ün"):
+            found = store.matching(parse_filter(f"{field} like '{prefix}%'", ["brand"]))
+            assert sorted(entry.title for entry in found) == sorted(t for t in titles if t.startswith(prefix)), prefix
+
+
 def test_values_of_a_filter_are_values_whatever_they_hold(store):
     odd = ["it's", 'a "quote"', "back\\slash", "%", "'; DROP TABLE pictures; --", "ünï"]
     entries = [make_entry(number, fields={"brand": text}) for number, text in enumerate(odd)]

@@ -33,8 +33,9 @@ needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reas
     ("text", "expression"),
     [
         ("folder = 'logos' and width > 64", '((folder == "logos") and (width > 64))'),
-        ("not path like '/a/%'", '(not (name like "/a/%"))'),
-        ("price like '1%'", '(kinds["price"] == "text" and fields["price"] like "1%")'),
+        ("not path like '/a_b/%'", '(not (name >= "/a_b/" and name < "/a_b/\U0010ffff"))'),
+        ("price like '1%'",
+         '(kinds["price"] == "text" and fields["price"] >= "1" and fields["price"] < "1\U0010ffff")'),
         ("size > 10.5", "(size > 10)"),
         ("size < 10.5", "(size < 11)"),
         ("size = 10.5 or size != 10.5", "((id < 0) or (id >= 0))"),

@@ -127,6 +127,8 @@ def from_utf8(text: str) -> str:
 
 _FIELD_COLUMNS = {"path": "name"}
 """The column of each field whose name differs from it."""
+_LAST = "\U0010ffff"
+"""The last character of Unicode, which no text holds."""
 _NEVER, ALWAYS = "id < 0", "id >= 0"
 """Conditions that no row meets, and that every row meets: ids are not negative."""
 
@@ -143,7 +145,9 @@ def to_expression(tree: Filter) -> str:
     if isinstance(tree, OneOf):
         return "(" + " or ".join(_comparison(tree.field, "=", value) for value in tree.values) + ")"
     assert isinstance(tree, Like)
-    test = f"{_column(tree.field)} like {quoted(tree.prefix + '%')}"
+    # `like` takes `_` for any character, and not all versions can escape it.
+    column = _column(tree.field)
+    test = f"{column} >= {quoted(tree.prefix)} and {column} < {quoted(tree.prefix + _LAST)}"
     return f"({test})" if tree.field in OWN_FIELDS else f"({_same_kind(tree.field, tree.prefix)} and {test})"
 
 

@@ -90,6 +90,18 @@ def test_without_a_relevance_no_hit_passes(store):
     assert found.why_unknown == "how likely a hit is was never measured for a model like this one"
 
 
+def test_the_first_hits_are_the_same_however_many_are_asked_for(store):
+    """Else the pages of a result overlap, and the best hit of a short list is another than that of a long one."""
+    random = np.random.default_rng(0)
+    vectors = make_vectors(300)
+    entries = [make_entry(n, caption=" ".join(random.choice(["red", "green", "blue", "7"], 3))) for n in range(300)]
+    store.commit(Changes(added=list(zip(entries, vectors, strict=True))))
+    options = {n: SearchOptions(n=n, where=None, hybrid=True, fold=True) for n in (1, 2, 5, 20, 100)}
+    found = {n: search_store(Query(texts=("7",)), store, VectorModel(vectors), one) for n, one in options.items()}
+    for n, hits in found.items():
+        assert [hit.path for hit in hits] == [hit.path for hit in found[100][:n]], n
+
+
 @pytest.mark.parametrize(
     ("preset", "size", "fitted"), [("grr_coca", "tiny", True), ("coca", "tiny", True), ("open_clip_coca", "b32", False)]
 )

@@ -3,10 +3,8 @@
 Shapes: N images of the sample, E embedding width.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
@@ -65,8 +63,7 @@ class SearchOptions:
 
     `n`: the largest number of hits; `where`: a filter that hits must match; `hybrid`: if the query is texts alone, use
     the full-text index too; `fold`: make one hit of near-duplicates; `min_relevance`: hits with a smaller relevance are
-    left out, and all hits if relevances are not valid; `depth`: both rankings are fused so many images at a time, so
-    that fewer hits are the first ones of more hits. None: at once.
+    left out, and all hits if relevances are not valid.
     """
 
     n: int
@@ -74,7 +71,6 @@ class SearchOptions:
     hybrid: bool
     fold: bool
     min_relevance: float = 0.0
-    depth: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,30 +315,33 @@ def _ranked(
 ) -> list[int]:
     if not options.hybrid or query.words is None:
         return [match.id for match in store.nearest(vector, count, tree)]
-    depth = options.depth or count
-    reach = math.ceil(count / depth) * depth
-    nearest = [match.id for match in store.nearest(vector, reach, tree)]
-    by_words = [match.id for match in store.word_matches(query.words, reach, tree)]
-    parts = (
-        _fused([nearest[start : start + depth], by_words[start : start + depth]]) for start in range(0, reach, depth)
-    )
-    return list(dict.fromkeys(chain.from_iterable(parts)))[:count]
+    depth = -(-count // _FUSED_AT_ONCE) * _FUSED_AT_ONCE
+    nearest = [match.id for match in store.nearest(vector, depth, tree)]
+    by_words = [match.id for match in store.word_matches(query.words, depth, tree)]
+    return _fused([nearest, by_words])[:count]
 
 
 _FUSION_CONSTANT = 60
 """The constant of the paper. The larger it is, the less the first ranks differ from the next ones."""
+_FUSED_AT_ONCE = 10
+"""Ranks of each ranking that are fused at a time. If all were, an image far down in both would come before the best of
+one, and the first hits would depend on how many are asked for."""
 
 
 def _fused(rankings: Sequence[Sequence[int]]) -> list[int]:
-    """Reciprocal rank fusion (Cormack et al., SIGIR 2009): sort ids by their sum of 1 / (60 + rank), highest first.
+    """Reciprocal rank fusion (Cormack et al., SIGIR 2009) of the first ten ranks, then of the next ten, and so on: ids
+    by their sum of 1 / (60 + rank), highest first.
 
     Ids with equal sums keep their order.
     """
-    sums: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, identity in enumerate(ranking, 1):
-            sums[identity] = sums.get(identity, 0.0) + 1 / (_FUSION_CONSTANT + rank)
-    return sorted(sums, key=lambda identity: -sums[identity])
+    found: dict[int, None] = {}
+    for start in range(0, max(map(len, rankings)), _FUSED_AT_ONCE):
+        sums: dict[int, float] = {}
+        for ranking in rankings:
+            for rank, identity in enumerate(ranking[start : start + _FUSED_AT_ONCE], start + 1):
+                sums[identity] = sums.get(identity, 0.0) + 1 / (_FUSION_CONSTANT + rank)
+        found |= dict.fromkeys(sorted(sums, key=lambda identity: -sums[identity]))
+    return list(found)
 
 
 # --- The vector of a query

@@ -128,7 +128,7 @@ class ServedIndex:
             key = None if query.images else (revision, query, where, count)
             ranking = self._rankings.get(key)
         if ranking is None:
-            options = SearchOptions(n=count, where=where, hybrid=True, fold=True, depth=_FIRST_RANKED)
+            options = SearchOptions(n=count, where=where, hybrid=True, fold=True)
             with self._searched.use() as store:
                 ranking = rank_images(query, store, model, options)
             if key is not None:

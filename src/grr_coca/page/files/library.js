@@ -15,6 +15,7 @@ const [MAX_BITS, MIN_COSINE] = [6, 0.95];
 const WITHOUT_WEIGHT = 0.5;
 const MIN_DEVIATION = 1e-3;
 const FUSION_CONSTANT = 60;
+const FUSED_AT_ONCE = 10;
 
 export class Library {
   /** @param {object} about `library.json`: count, width, rows per chunk, sample, facets, groups */
@@ -294,13 +295,20 @@ function multiply(vectors, query, products) {
   }
 }
 
-/** Reciprocal rank fusion. */
-function fused(rankings) {
-  const sums = new Map();
-  for (const ranking of rankings) {
-    ranking.forEach((row, i) => sums.set(row, (sums.get(row) ?? 0) + 1 / (FUSION_CONSTANT + i + 1)));
+/** Reciprocal rank fusion of the first ten ranks, then of the next ten, and so on. */
+export function fused(rankings) {
+  const found = new Set();
+  const length = Math.max(...rankings.map((ranking) => ranking.length));
+  for (let start = 0; start < length; start += FUSED_AT_ONCE) {
+    const sums = new Map();
+    for (const ranking of rankings) {
+      ranking.slice(start, start + FUSED_AT_ONCE).forEach((row, i) => {
+        sums.set(row, (sums.get(row) ?? 0) + 1 / (FUSION_CONSTANT + start + i + 1));
+      });
+    }
+    for (const [row] of [...sums].sort((a, b) => b[1] - a[1])) found.add(row);
   }
-  return [...sums].sort((a, b) => b[1] - a[1]).map(([row]) => row);
+  return [...found];
 }
 
 function dot(a, b) {

@@ -1,6 +1,7 @@
 """Near-duplicates, and the perceptual hash: an index keeps it, so it must stay the same."""
 
 import io
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -19,7 +20,7 @@ from grr_coca.search.duplicates import (
     folded,
     perceptual_hash,
 )
-from grr_coca.search.store import Changes
+from grr_coca.search.store import HASHED, Changes
 
 
 def one_by_one(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
@@ -110,6 +111,20 @@ def test_equal_hashes_are_found_among_more_than_are_held_against_each_other(stor
         hashes[number] = sum(1 << bit for band in others for bit in range(*ends[band : band + 2]))
     add(store, hashes.view(np.int64), make_vectors(len(hashes)) * 0 + make_vectors(1))
     assert [0, len(hashes) - 1] in groups_of(store)
+
+
+def test_single_images_take_the_memory_of_arrays(store, monkeypatch):
+    count = 20_000
+    hashed = np.zeros(count, HASHED)
+    hashed["id"], hashed["digest"] = np.arange(1, count + 1), np.arange(count).astype("S32")
+    monkeypatch.setattr(store, "hashes", lambda: hashed)
+    monkeypatch.setattr(duplicates, "_alike", lambda *_: [])
+    tracemalloc.start()
+    try:
+        assert duplicate_groups(store) == []
+        assert tracemalloc.get_traced_memory()[1] < 170 * count
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_pair_in_a_crowd_is_found_by_bands_that_few_have(store, monkeypatch):

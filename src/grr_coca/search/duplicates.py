@@ -78,11 +78,13 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
                 cosines = (store.vectors(ids[a].tolist()) * store.vectors(ids[b].tolist())).sum(axis=1)
                 for one, other in zip(a[cosines >= min_cosine], b[cosines >= min_cosine], strict=True):
                     _join(parents, int(one), int(other))
-        groups: dict[int, list[int]] = {}
-        for place in range(len(ids)):
-            groups.setdefault(_root(parents, place), []).append(int(ids[place]))
-        several = sorted((group for group in groups.values() if len(group) > 1), key=len, reverse=True)
-        return [Group(_largest_first(store.entries(group))) for group in several]
+        roots = _roots(parents, np.arange(len(ids)))
+        order = np.argsort(roots, kind="stable")
+        _, starts, sizes = np.unique(roots[order], return_index=True, return_counts=True)
+        several = sizes > 1  # a list for each of millions of single images would take gigabytes
+        bounds = zip(starts[several].tolist(), sizes[several].tolist(), strict=True)
+        groups = sorted((ids[order[start : start + size]] for start, size in bounds), key=len, reverse=True)
+        return [Group(_largest_first(store.entries(group.tolist()))) for group in groups]
 
 
 def folded(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:

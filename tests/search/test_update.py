@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -455,6 +456,30 @@ def test_a_wider_folder_sees_that_a_shard_has_lost_a_member(store, look, photos)
     look("photos")
     write_tar(shard, dict(list(members.items())[:2]))
     assert look("photos")["removed"] == 1
+
+
+@pytest.mark.parametrize("root", ["photos/[2020]", "photos/deep/*.png"])
+def test_a_wider_folder_sees_what_is_gone_of_a_pattern_or_a_folder_that_looks_like_one(store, look, photos, root):
+    named = paint(photos / "[2020]" / "4.png", "blue") if root.endswith("]") else photos / "deep" / "3.png"
+    look(root)
+    named.unlink()
+    assert look("photos") == {"new": 3 + root.endswith("]"), "removed": 1}
+
+
+def test_a_full_folder_for_temporary_files_is_named(look, photos, monkeypatch):
+    connect = sqlite3.connect
+
+    def connect_on_a_full_disk(name, **options):
+        database = connect(name, **options)
+        if not name:
+            database.execute("PRAGMA max_page_count = 2")
+        return database
+
+    for number in range(600):
+        (photos / f"bad{number}.png").touch()
+    monkeypatch.setattr("sqlite3.connect", connect_on_a_full_disk)
+    with pytest.raises(UserError, match=r"temporary files cannot be written to .*full.*SQLITE_TMPDIR"):
+        look("photos")
 
 
 def test_an_image_that_was_named_by_itself_and_is_gone_is_removed(store, look, photos):

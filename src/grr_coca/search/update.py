@@ -96,8 +96,8 @@ def update_store(
         exclude: patterns of what to leave out, which the store remembers; None: those that it remembers.
 
     Raises:
-        UserError: an argument does not exist or has no images, a pattern is invalid, or the store cannot be written to.
-            What was committed before stays.
+        UserError: an argument does not exist or has no images, a pattern is invalid, or the store or the folder for
+            temporary files cannot be written to. What was committed before stays.
     """
     remembered = store.excluded()
     left_out = LeftOut(remembered if exclude is None else [pattern for pattern in exclude if pattern])
@@ -113,6 +113,11 @@ def update_store(
             run.describe(todo, make_describer(), batch_size)
         run.sweep()
         store.compact()
+    except sqlite3.OperationalError as error:  # of `_Seen`; a store turns its own into others
+        raise UserError(
+            f"the folder for temporary files cannot be written to ({error}); give another one by SQLITE_TMPDIR=FOLDER; "
+            "what was committed before is kept"
+        ) from error
     finally:
         run.close()
     run.update.failures = [failure for failure in store.failures() if run.brings(failure)]
@@ -424,7 +429,7 @@ def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[st
     among, above = set(arguments), {folder for argument in arguments for folder in _folders_above(argument)}
     for root in roots:
         is_table = Path(root.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES
-        if root in above or (_is_below(root, among) and not is_table and not has_magic(root)):
+        if root in above or (_is_below(root, among) and not is_table):
             yield root
 
 

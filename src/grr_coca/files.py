@@ -42,6 +42,8 @@ def read_whole(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder; give a file") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:  # a null byte in a path

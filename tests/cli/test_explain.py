@@ -55,6 +55,10 @@ def test_what_cannot_be_drawn_is_refused(refused, run, image_files, options, tol
     assert snapshot(tmp_path) == before
 
 
+def test_a_folder_is_no_image_to_explain(refused, tmp_path):
+    assert f"{tmp_path}: is a folder; give a file" in refused("explain", tmp_path, "--out", tmp_path / "a.png")
+
+
 def test_the_picture_itself_is_no_place_for_its_heat_maps(refused, run, image_files, tmp_path):
     picture = tmp_path / "picture.png"
     picture.symlink_to(image_files[0])

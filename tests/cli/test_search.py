@@ -260,7 +260,9 @@ def test_a_hit_for_people_has_rank_relevance_caption_and_path(grr_coca, drawings
 def test_it_is_said_if_nothing_looks_like_that(grr_coca, drawings):
     said = grr_coca("search", drawings / "index", "tax return form")
     assert said.err == "nothing here looks like that; the nearest of 8 images:\n"
-    assert grr_coca("search", drawings / "index", "guitar", "--where", "width > 9999").err.startswith("no hit among 8")
+    wide = ("search", drawings / "index", "guitar", "--where", "width > 9999")
+    assert grr_coca(*wide).err == "none of 8 images matches --where\n"
+    assert grr_coca(*wide, "--min-relevance", 0.5).err.endswith("or none of them matches --where\n")
 
 
 def test_of_one_picture_nothing_is_said_that_cannot_be_known(grr_coca, tmp_path):

@@ -68,6 +68,8 @@ def test_a_folder_that_is_not_there_or_no_index_is_named(tmp_path):
     with pytest.raises(UserError, match=r"not an index: it holds no index\.sqlite"):
         open_store(str(tmp_path))
     (tmp_path / "photo.png").touch()
+    with pytest.raises(UserError, match=r"not an index: .* --out INDEX$"):
+        open_store(str(tmp_path))
     with pytest.raises(UserError, match="has other files, and is not an index"):
         open_store(str(tmp_path), is_optional=True)
 

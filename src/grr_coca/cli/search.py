@@ -51,7 +51,8 @@ def search_index(
         without: what the images must not show.
         weights: weight of each text, as many as there are texts.
         where: only images that match this filter, such as "folder = 'logos' and width > 64". Fields are path, folder,
-            title, caption, date, size, width, height, taken, camera, lens, lat, lon, and the columns of tables.
+            title, caption, date, size, width, height, taken, camera, lens, lat, lon, confidence,
+            unfamiliar, and the columns of tables.
         min_relevance: only hits with at least this relevance; none if relevances cannot be told.
         hybrid: also search captions, file names and keywords for the words of the query, and fuse both rankings; only
             for queries of text alone, and not on Milvus.
@@ -86,9 +87,12 @@ def search_index(
             _write_page(out, answer, opened, query, explain)
         runs_in = opened.model.loaded.engine.name if json else ""
     if min_relevance > 0 and not answer.hits:
-        print(_why_none(answer, min_relevance), file=sys.stderr)
+        print(_why_none(answer, min_relevance, where), file=sys.stderr)
         if json:
             say("[]")
+        return
+    if where is not None and not answer.hits and not json and not null:
+        print(f"none of {answer.searched:,} images matches --where", file=sys.stderr)
         return
     _print(answer, json, null, runs_in)
 
@@ -223,10 +227,11 @@ def _opening_line(answer: "SearchResult") -> str | None:
     return None
 
 
-def _why_none(answer: "SearchResult", min_relevance: float) -> str:
+def _why_none(answer: "SearchResult", min_relevance: float, where: str | None) -> str:
     if not answer.can_tell:
         return f"{answer.why_unknown}, so no hit is said to reach {min_relevance:.0%}"
-    return f"no hit reaches {min_relevance:.0%} among {answer.searched:,} images"
+    matching = "" if where is None else ", or none of them matches --where"
+    return f"no hit reaches {min_relevance:.0%} among {answer.searched:,} images{matching}"
 
 
 def _notes(hit: "Hit") -> str:

@@ -194,5 +194,5 @@ def require_pairs(source: PairSource, batch_size: int) -> None:
         where = f"{source.name(0)} and the pairs beside it"
         raise UserError(
             f"{where}: a contrastive loss at batch size {batch_size} needs as many pairs, and there are {count}; "
-            f"use a batch size (in a recipe evaluation: batch_size) of {count} or less"
+            f"give more pairs, or a batch size (in a recipe evaluation: batch_size) of {count} or less"
         )

@@ -205,7 +205,8 @@ def open_database(folder: Path) -> sqlite3.Connection:
     path = folder / FILE
     if not path.is_file():
         why = "no such folder" if not folder.exists() else f"not an index: it holds no {FILE}"
-        raise UserError(f"{folder}: {why}; make one by grr-coca index IMAGES… --out {folder}")
+        out = "INDEX" if folder.is_dir() and any(folder.iterdir()) else folder  # an index needs an empty or new folder
+        raise UserError(f"{folder}: {why}; make one by grr-coca index IMAGES… --out {out}")
     with database_errors(folder):
         database = _connected(path) if os.access(folder, os.W_OK) else _connected_to_read(path)
         try:

@@ -5,6 +5,7 @@ import functools
 import json
 import shutil
 import struct
+import threading
 import time
 import zlib
 from contextlib import suppress
@@ -68,6 +69,31 @@ def test_pictures_can_be_asked_for_like_another_and_without_another(host, tab):
     one.page.go_back()
     one.settled()
     assert "like=" not in one.page.url
+
+
+def test_going_back_leaves_the_duplicates(host, tab):
+    one = tab(host).ready()
+    one.page.locator("#pictures .tile").first.click()
+    one.page.get_by_role("button", name="More like this").click()
+    one.settled().page.locator("#show-duplicates").click()
+    one.page.locator("#duplicates section").first.wait_for()
+    one.page.go_back()
+    one.page.locator("#duplicates").wait_for(state="hidden")
+    assert "151 pictures" in one.settled().status
+
+
+def test_a_full_cache_of_texts_loses_none_of_a_search(site, tmp_path, tab):
+    small = tmp_path / "site"
+    shutil.copytree(site, small)
+    worker = small / "worker.js"
+    code = worker.read_text()
+    assert "MAX_CACHED = 20_000" in code
+    worker.write_text(code.replace("MAX_CACHED = 20_000", "MAX_CACHED = 70"))
+    with hosted(static(small)) as address:
+        one = tab(address).ready()
+        for words in ("clock", "face", "clock on a face"):
+            assert "best first" in one.ask(words).status or "nearest" in one.status
+            assert one.page.locator("#message").is_hidden()
 
 
 def test_words_after_a_minus_are_avoided(host, tab):
@@ -185,6 +211,11 @@ def test_all_can_be_done_with_the_keyboard(host, tab):
     keyboard.press("Enter")
     page.locator("#detail[open]").wait_for()
     first = page.locator("#detail h2").inner_text()
+    is_taken = """(altKey) => {
+        const event = new KeyboardEvent("keydown", { key: "ArrowLeft", altKey, bubbles: true, cancelable: true });
+        return !document.querySelector("#detail h2").dispatchEvent(event);
+    }"""
+    assert not page.evaluate(is_taken, True), "the browser goes back"
     keyboard.press("ArrowRight")
     page.locator("#detail h2").filter(has_not_text=first).wait_for()
     keyboard.press("Escape")
@@ -331,6 +362,11 @@ class Server(StaticHost):
     """Answers as `grr-coca serve` does, from nothing."""
 
     key: str | None = None
+    loading = 0
+    """So many times, the server says that it is not ready."""
+    busy = 0
+    """So many times, there is no map."""
+    may_explain: threading.Event | None = None
 
     def end_headers(self) -> None:
         self.send_header("Content-Security-Policy", POLICY)
@@ -361,6 +397,9 @@ class Server(StaticHost):
         ):
             return self.refuse(401, "This server asks for a key.")
         if path == "/info":
+            if self.loading > 0:
+                type(self).loading -= 1
+                return self.refuse(503, "the model is being loaded")
             can = ["search", "caption", "explain"]
             facts = {"title": "Photos", "pictures": COUNT, "model": "b32", "engine": "onnx", "can": can}
             return self.answer(facts)
@@ -401,6 +440,11 @@ class Server(StaticHost):
             )
             return self.answer(stream.encode(), kind="text/event-stream")
         if self.path.startswith("/explain"):
+            if self.may_explain is not None:
+                assert self.may_explain.wait(30)
+            if self.busy > 0:
+                type(self).busy -= 1
+                return self.refuse(429, "too many pictures wait")
             heat = [[float(x == y) for x in range(4)] for y in range(4)]
             words = [{"word": word, "heat": heat} for word in ("red", "heart")]
             return self.answer({"caption": "red heart", "words": words})
@@ -443,6 +487,43 @@ def test_a_server_with_a_key_asks_for_it_once(tab):
         one.page.get_by_role("button", name="Continue").click()
         assert one.ready().ask("red heart").captions(1) == ["red heart 0"]
         one.errors.clear()  # the browser notes the status
+
+
+def test_a_page_that_is_opened_before_the_model_is_loaded_waits_for_it(tab):
+    with hosted(server(loading=2)) as address:
+        one = tab(address)
+        one.page.locator("#status", has_text="the model is being loaded").wait_for()
+        assert one.ready().ask("red heart").captions(1) == ["red heart 0"]
+        one.errors.clear()  # the browser notes the status
+
+
+def test_a_map_that_was_refused_can_be_asked_for_again(tab):
+    with hosted(server(busy=1)) as address:
+        one = tab(address).ready().ask("red heart")
+        one.page.locator("#pictures .tile").first.click()
+        word = one.page.locator("#detail .word").first
+        word.click()
+        one.page.locator("#message", has_text="too many pictures wait").wait_for(state="attached")
+        word.click()
+        word.click()
+        one.page.locator("#detail canvas").wait_for()
+        one.errors.clear()  # the browser notes the status
+
+
+def test_a_map_does_not_lie_over_the_next_picture(drawings, tab):
+    may_explain = threading.Event()
+    first, second, *_ = sorted((drawings / "things").glob("*.webp"))
+    with hosted(server(may_explain=may_explain)) as address:
+        one = tab(address).ready()
+        one.page.set_input_files("#file", first)
+        one.page.get_by_role("button", name="heart", exact=True).click()
+        with one.page.expect_response("**/caption"):
+            one.page.set_input_files("#file", second)
+        one.page.locator("#dropped .word").first.wait_for()
+        with one.page.expect_response("**/explain"):
+            may_explain.set()
+        one.page.wait_for_timeout(200)
+        assert one.page.locator("#dropped canvas").count() == 0
 
 
 def test_very_many_pictures_scroll(tab):
@@ -497,3 +578,90 @@ def test_no_task_takes_longer_than_a_tenth_of_a_second_while_a_site_loads_and_se
     one.page.wait_for_selector("#dropped .caption:not(.running):not(:empty)")
     one.settled()
     assert longest_task(browser.stop_tracing()) <= 100
+
+
+# --- Modules by themselves
+
+
+@pytest.fixture
+def blank(tab, tmp_path):
+    """An empty page beside our files and those of a site with one drawing, without a worker."""
+    folder = tmp_path / "files"
+    shutil.copytree(FILES, folder)
+    (folder / "worker.js").write_text("")
+    (folder / "drawings").mkdir()
+    (folder / "drawings" / "0.json").write_text('[{"box": [0, 0, 9, 9], "body": "<path/>"}]')
+    facts = {"title": "a", "can": [], "model": {"name": "a"}, "thumbnails": {"kind": "svg", "folder": "drawings"}}
+    (folder / "site.json").write_text(json.dumps(facts))
+    with hosted(static(folder)) as address:
+        yield tab(f"{address}blank.html").page
+
+
+def test_drawings_change_their_colour_with_the_scheme(blank):
+    draw = """async () => {
+        window.graphs ??= new (await import("./graphs.js")).Graphs(() => {});
+        if (!graphs.ready) await graphs.info();
+        return (await fetch(await graphs.image({ id: "0", drawing: [0, 0] }))).text();
+    }"""
+    blank.emulate_media(color_scheme="light")
+    assert "#1b1b1a" in blank.evaluate(draw)
+    blank.emulate_media(color_scheme="dark")
+    assert "#eceae6" in blank.evaluate(draw)
+
+
+def test_a_file_that_has_changed_has_another_thumbnail(blank):
+    addresses = blank.evaluate(
+        """async () => {
+            const http = new (await import("./http.js")).Http();
+            const [id, date, size] = ["0123456789abcdef", "2026-03-01T12:00:00", 5];
+            const entries = [{ id, date, size }, { id, date, size: 6 }, { id, date: "2026-03-02T12:00:00", size }];
+            return Promise.all([...entries, entries[0]].map((entry) => http.image(entry)));
+        }"""
+    )
+    assert len(set(addresses)) == 3
+    assert addresses[0] == addresses[3]
+
+
+def test_a_picture_that_is_not_found_late_does_not_hide_another(blank):
+    gone = blank.evaluate(
+        """async () => {
+            const { Grid } = await import("./grid.js");
+            document.body.innerHTML = `<main><ul style="--tile: 100px; --gap: 5px; --under: 5px"></ul></main>`;
+            let fail;
+            const image = ({ id }) => (id ? Promise.resolve("data:,") : new Promise((_, reject) => (fail = reject)));
+            const describe = () => ({ caption: "a", relevance: "", alike: "" });
+            const list = document.querySelector("ul");
+            const grid = new Grid(list, { image, describe });
+            const show = (id) => grid.show({ count: 1, entries: [{ id }], more: async () => [] });
+            show(0);
+            const late = fail;
+            show(1);
+            list.querySelector("img").src = "data:image/gif;base64,R0lGODlhAQABAAAAACw=";
+            late(new Error("not found"));
+            await new Promise((resolve) => setTimeout(resolve));
+            return list.querySelectorAll(".gone").length;
+        }"""
+    )
+    assert gone == 0
+
+
+def test_a_file_that_cannot_be_kept_is_shown(blank):
+    shown = blank.evaluate(
+        """async () => {
+            const code = await (await fetch("offline.js")).text();
+            const listeners = {};
+            const put = () => Promise.reject(new DOMException("full", "QuotaExceededError"));
+            const full = { match: async () => undefined, put };
+            new Function("addEventListener", "caches", "registration", "fetch", code)(
+                (kind, listener) => (listeners[kind] = listener),
+                { open: async () => full },
+                { scope: "http://a/" },
+                async () => new Response("a picture"),
+            );
+            let answer;
+            const request = { method: "GET", url: "http://a/1.webp" };
+            listeners.fetch({ request, respondWith: (given) => (answer = given) });
+            return (await answer).text();
+        }"""
+    )
+    assert shown == "a picture"

@@ -7,7 +7,7 @@
 //   facets() → {facets};  caption(file, onToken, signal) → text;  explain({file | entry}, signal) → {caption, words}
 //   opened(file) → file that the others accept;  image(entry, side) → address;  svg(entry) → text, if hasDrawings
 
-import { Detail, drawHeat, wordsOf } from "./detail.js";
+import { Detail, drawHeat, once, wordsOf } from "./detail.js";
 import { Filters } from "./filters.js";
 import { Graphs } from "./graphs.js";
 import { Grid } from "./grid.js";
@@ -54,10 +54,12 @@ const detail = new Detail(one("#detail"), {
 
 async function start() {
   backend.askForKey = askForKey;
+  backend.onWait = setStatus;
   try {
     info = await backend.info();
   } catch (error) {
     document.body.dataset.state = "broken";
+    setStatus("");
     showError(error);
     return;
   }
@@ -336,12 +338,11 @@ async function take(file) {
 function explainDropped(file, said, panel) {
   const maps = once(() => backend.explain({ file }));
   one(".hint", panel).textContent = "Choose a word to see where the model looks.";
-  wordsOf(said, async (index) => drawHeat(one(".frame", panel), (await maps()).words[index]?.heat), showError);
-}
-
-function once(work) {
-  let found = null;
-  return () => (found ??= work());
+  const choose = async (index) => {
+    const { words } = await maps();
+    if (query.file === file) drawHeat(one(".frame", panel), words[index]?.heat); // else there is another picture now
+  };
+  wordsOf(said, choose, showError);
 }
 
 function removePicture() {
@@ -548,6 +549,7 @@ one("#dropped .close").addEventListener("click", () => {
 });
 one("#show-duplicates").addEventListener("click", showDuplicates);
 addEventListener("hashchange", () => {
+  leaveDuplicates();
   readAddress();
   update();
 });

@@ -13,6 +13,7 @@ export class Detail {
     this.on = on;
     dialog.addEventListener("click", ({ target }) => target === dialog && dialog.close()); // beside it
     dialog.addEventListener("keydown", (event) => {
+      if (event.altKey || event.ctrlKey || event.metaKey) return; // keys of the browser
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (!step || this.#index === null || event.target.closest("input")) return;
       event.preventDefault();
@@ -67,9 +68,8 @@ export class Detail {
     const hint = element("p", { className: "hint" });
     if (this.on.isExplaining() && entry.caption && entry.is_there) {
       hint.textContent = "Choose a word to see where the model looks.";
-      let maps = null;
-      const find = () => (maps ??= backend.explain({ entry }));
-      wordsOf(caption, async (index) => drawHeat(frame, (await find()).words[index]?.heat), this.on.error);
+      const maps = once(() => backend.explain({ entry }));
+      wordsOf(caption, async (index) => drawHeat(frame, (await maps()).words[index]?.heat), this.on.error);
     }
     const close = element("button", { type: "button", className: "quiet close" });
     close.setAttribute("aria-label", "Close");
@@ -172,6 +172,15 @@ async function copy(button, make) {
     button.textContent = "The browser forbids copying";
   }
   setTimeout(() => (button.textContent = label), 1500);
+}
+
+/** A function that does some work when it is first called, and again if that has failed. */
+export function once(work) {
+  let found = null;
+  return () => (found ??= work().catch((error) => {
+    found = null;
+    throw error;
+  }));
 }
 
 /** Turn the words of a caption into buttons. `choose` is called with the number of a word. */

@@ -75,8 +75,9 @@ export class Graphs {
       if (!entry.is_there) throw new Error("there was no picture when the site was made");
       return `${thumbnails.folder}/${Math.floor(entry.id / 1000)}/${entry.id}.webp`;
     }
-    const svg = await this.svg(entry, matchMedia("(prefers-color-scheme: dark)").matches ? "#eceae6" : "#1b1b1a");
-    const key = `${entry.id} ${svg.length}`;
+    const colour = matchMedia("(prefers-color-scheme: dark)").matches ? "#eceae6" : "#1b1b1a";
+    const svg = await this.svg(entry, colour);
+    const key = `${entry.id} ${colour}`;
     if (!this.#urls.has(key)) this.#urls.set(key, URL.createObjectURL(new Blob([svg], { type: "image/svg+xml" })));
     return this.#urls.get(key);
   }

@@ -221,7 +221,9 @@ export class Grid {
       (address) => {
         if (tile.generation === generation) tile.image.src = address;
       },
-      () => tile.item.classList.add("gone"),
+      () => {
+        if (tile.generation === generation) tile.item.classList.add("gone");
+      },
     );
   }
 

@@ -3,8 +3,18 @@
 import { requirePicture } from "./picture.js";
 
 export class Http {
+  /** What the server is. While it loads its model, and while there is no index, it is asked again. */
   async info() {
-    const info = await this.#json("info");
+    let info = null;
+    while (!info) {
+      try {
+        info = await this.#json("info");
+      } catch (error) {
+        if (error.status !== 503) throw error;
+        this.onWait?.(error.message);
+        await new Promise((resolve) => setTimeout(resolve, 1000));
+      }
+    }
     if (info.can.includes("search")) info.can.push("duplicates");
     return { ...info, ready: Promise.resolve({ count: info.pictures }) };
   }
@@ -54,7 +64,8 @@ export class Http {
   }
 
   async image(entry, side = 320) {
-    return `image/${encodeURIComponent(entry.id)}?side=${side}`;
+    // The browser keeps a thumbnail for a day, but not longer than its file is the same.
+    return `image/${encodeURIComponent(entry.id)}?${new URLSearchParams({ side, of: `${entry.date} ${entry.size}` })}`;
   }
 
   hasDrawings = false;
@@ -78,8 +89,11 @@ export class Http {
       await new Promise((resolve) => setTimeout(resolve, 1000 * (Number(response.headers.get("Retry-After")) || 1)));
       return this.#fetch(path, options);
     }
-    throw new Error(await reason(response));
+    throw Object.assign(new Error(await reason(response)), { status: response.status });
   }
+
+  /** Called with what the server waits for. Set by the page. */
+  onWait = null;
 
   /** True if the server accepts a key that the page asks for. Set by the page. */
   askForKey = null;

@@ -47,6 +47,7 @@ async function answer(request) {
   const kept = await cache.match(request);
   if (kept) return kept;
   const response = await fetch(request);
-  if (response.status === 200) await cache.put(request, response.clone());
+  // What cannot be kept, as on a full disk, is shown all the same.
+  if (response.status === 200) await cache.put(request, response.clone()).catch(() => {});
   return response;
 }

@@ -128,13 +128,17 @@ const embedded = new Map();
 
 /** Embeddings of texts, each computed once. */
 async function embedTexts(texts) {
-  const missing = [...new Set(texts.filter((text) => !embedded.has(text)))];
+  const vectors = new Map(texts.map((text) => [text, embedded.get(text)]));
+  const missing = [...vectors.keys()].filter((text) => !vectors.get(text));
   if (missing.length) {
-    if (embedded.size > MAX_CACHED) embedded.clear();
     const found = await (await withGraph("text")).encodeTexts(missing);
-    missing.forEach((text, i) => embedded.set(text, found[i]));
+    if (embedded.size > MAX_CACHED) embedded.clear();
+    missing.forEach((text, i) => {
+      vectors.set(text, found[i]);
+      embedded.set(text, found[i]);
+    });
   }
-  return texts.map((text) => embedded.get(text));
+  return texts.map((text) => vectors.get(text));
 }
 
 // --- Pictures: each that is dropped is encoded and captioned once

@@ -189,10 +189,11 @@ def _dots(plan: Plan, results: StudyResults) -> str:
 
 def _seed_dots(titles: Sequence[str], effects: Sequence[Effect | None], baseline: str) -> str:
     """The change of each seed in a panel for each endpoint, with the mean and its interval below."""
-    rows = -(-len(titles) // _COLUMNS)
+    columns = min(_COLUMNS, len(titles))
+    rows = -(-len(titles) // columns)
     max_seeds = max((effect.num_seeds for effect in effects if effect is not None), default=1)
     figure = new_figure(rows * (0.9 + 0.16 * max_seeds) + 0.2)
-    panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, title, effect in zip(panels, titles, effects, strict=False):
         style_axes(axes, title)
         axes.axvline(0, color="black", linewidth=0.8)

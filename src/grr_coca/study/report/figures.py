@@ -3,6 +3,7 @@
 Its plots follow: forest plots, the change of each seed, interaction plots, learning curves.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -150,7 +151,7 @@ def _forest_plot(labels: Sequence[str], panels: Sequence[_ForestPanel], change: 
     all_axes[0].set_ylim(len(labels) - 0.5, -0.5)
     told = "in colour where 0 lies outside of it (not corrected for several tests)"
     axis = f"{change} in %, with 95 % interval, {told}; band: within ±{MARGIN:g} %"
-    figure.supxlabel(axis, fontsize=8)
+    figure.supxlabel(textwrap.fill(axis, 150), fontsize=8)
     return svg_text(figure)
 
 

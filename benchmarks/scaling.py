@@ -50,7 +50,7 @@ AXES: dict[str, tuple[int, ...]] = {
 
 
 SMOKE_POINT = Point(batch=2, width=64, depth=1, text_length=8, image_size=64)
-SMOKE_AXES: dict[str, tuple[int, ...]] = {"batch": (1, 2, 4)}
+SMOKE_AXES: dict[str, tuple[int, ...]] = {"batch": (1, 4)}
 
 
 @dataclass(frozen=True)

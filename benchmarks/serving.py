@@ -80,7 +80,7 @@ def _of_model(name: str, place: Path, *, smoke: bool) -> Iterator[dict[str, obje
     for number, content in enumerate(contents):
         (pictures / f"{number:05}.webp").write_bytes(content)
     goal = name == DEFAULT
-    by_hand = _captions_per_second(folder, pictures, count)
+    by_hand = _captions_per_second(folder, pictures, count, repeats=1 if smoke else 3)
     with _server("-c", folder, "--queue", CLIENTS) as (address, pid):
         seconds, statuses, took = asyncio.run(_closed_loop(address, contents, clients))
         assert set(statuses) == {200}, statuses
@@ -114,7 +114,7 @@ def _server(*arguments: object) -> Iterator[tuple[str, int]]:
             server.terminate()
 
 
-def _captions_per_second(folder: Path, pictures: Path, count: int) -> float:
+def _captions_per_second(folder: Path, pictures: Path, count: int, repeats: int) -> float:
     """Captions a second of `grr-coca caption`, without its start."""
 
     def seconds(of: Path) -> float:
@@ -135,8 +135,8 @@ def _captions_per_second(folder: Path, pictures: Path, count: int) -> float:
         return time.perf_counter() - began
 
     first = next(iter(sorted(pictures.iterdir())))
-    start = statistics.median(seconds(first) for _ in range(3))
-    whole = statistics.median(seconds(pictures) for _ in range(3 if count < 1000 else 1))
+    start = statistics.median(seconds(first) for _ in range(repeats))
+    whole = statistics.median(seconds(pictures) for _ in range(repeats if count < 1000 else 1))
     return (count - 1) / (whole - start)
 
 

@@ -31,7 +31,7 @@ from workers import Worker, WorkerError
 SCRIPT = "training_contestants.py"
 WITHOUT_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 SMOKE = "full-fp32,coca_pytorch-fp32,blip-bf16"
-"""Rows of the smallest form: one of each peer."""
+"""Rows of the smallest form: one of each peer; without the peers, the first alone."""
 WARM_UP = 2
 """Steps before the measured ones. Ours compiles in the first; peers take their memory."""
 OTHER_QUANTILES = 0.3
@@ -251,7 +251,8 @@ def main() -> None:
     if unknown:
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(row.name for row in rows)}")
     order = [row.name for row in rows]
-    only = options.only or (SMOKE if options.smoke else "")
+    smallest = SMOKE if options.peer_python else SMOKE.partition(",")[0]
+    only = options.only or (smallest if options.smoke else "")
     rows = [row for row in rows if not only or row.name in only.split(",")]
     with ceilings.start(options.threads, smoke=bool(options.smoke)) as probe:
         memory = probe.ask(options.limit, what="memory")

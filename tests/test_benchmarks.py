@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MEASURE_NOTHING = {"contestants", "search_contestant", "training_contestants", "publish", "run_clip_benchmark"}
-LONG = {"arms", "demo_step", "first_minutes"}
-"""Those whose smallest form is too long for continuous integration; `make test-slow` runs it."""
+LONG = {"arms", "ceilings", "demo_step", "first_minutes"}
+"""Their smallest form is left to `make test-slow`: it is long, or others run what it measures (`ceilings`)."""
 PROGRAMS = {
     path.stem
     for path in (ROOT / "benchmarks").glob("*.py")

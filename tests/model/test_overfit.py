@@ -17,7 +17,7 @@ STEPS = 80
 
 
 @pytest.mark.parametrize(
-    ("preset", "name"), [("grr_coca", "adamw"), pytest.param("baseline_coca", "muon", marks=pytest.mark.ci)]
+    ("preset", "name"), [("grr_coca", "adamw"), pytest.param("baseline_coca", "muon", marks=pytest.mark.slow)]
 )
 def test_one_batch_is_learned_by_heart(
     tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], preset: str, name: str

@@ -11,6 +11,14 @@ from serving import DRAWINGS, Client, serving
 import grr_coca
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _batches() -> Iterator[None]:
+    """Servers in this process do not measure which batches are best, for seconds at each start. Others do."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr("grr_coca.serve.queue._best_batch", lambda model: (16, 0.01))
+        yield
+
+
 @pytest.fixture(scope="session")
 def icons():
     """The model that ships, by itself: what a server must answer."""

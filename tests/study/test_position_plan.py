@@ -66,7 +66,8 @@ def test_the_arms_are_a_factorial_of_rope_and_the_rest():
 
 @pytest.mark.ci
 def test_a_study_without_fine_tuning_can_be_tried_dry(plan, capsys, monkeypatch):
-    monkeypatch.setattr(pace, "SECONDS", 0.1)
+    for name, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
+        monkeypatch.setattr(pace, name, value)
     assert main(["study", "run", str(plan), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"^grr_coca +0 +8 ", said, re.MULTILINE), "no trials, eight runs"

@@ -66,7 +66,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step_with_nothing_lost(m
 
 
 @pytest.mark.parametrize(
-    ("kind", "gradient"), [("ddp", 6), pytest.param("fsdp", None, marks=pytest.mark.ci)], ids=["ddp", "fsdp"]
+    ("kind", "gradient"), [("ddp", 6), pytest.param("fsdp", None, marks=pytest.mark.slow)], ids=["ddp", "fsdp"]
 )
 def test_what_is_not_a_number_on_one_rank_reaches_no_weight_on_any(make_job, kind, gradient):
     spoiled = {1, 3, *([] if gradient is None else [gradient])}

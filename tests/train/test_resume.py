@@ -100,8 +100,11 @@ def test_a_run_over_mixed_sources_goes_on_with_the_same_pairs(make_job, tmp_path
     assert differing_files(job.finish(), other.finish()) == []
 
 
-@pytest.mark.ci
-@pytest.mark.parametrize("kind", [DDP, FSDP], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(DDP, marks=pytest.mark.slow), pytest.param(FSDP, marks=pytest.mark.ci)],
+    ids=["ddp", "fsdp"],
+)
 def test_two_ranks_that_are_killed_end_in_the_same_bytes(make_job, undisturbed, kind):
     job = make_job(kind)
     launched = job.start()
@@ -126,7 +129,7 @@ def test_killed_at_random_moments_a_run_ends_in_the_same_bytes_each_time(make_jo
     assert equal == times
 
 
-@pytest.mark.parametrize("kind", [ONE, FSDP], ids=["alone", "fsdp"])
+@pytest.mark.parametrize("kind", [ONE, pytest.param(FSDP, marks=pytest.mark.ci)], ids=["alone", "fsdp"])
 def test_what_a_run_with_a_running_average_keeps_is_the_average(undisturbed, kind):
     files = undisturbed(kind)[0]
     kept, weights, average = (

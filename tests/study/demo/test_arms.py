@@ -181,7 +181,7 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
     assert_runs_are_complete(other, steps=[60, 63])
 
 
-@pytest.mark.ci
+@pytest.mark.slow  # its small form is in study/running/test_workers.py
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's list of processes")
 def test_a_terminated_demo_saves_and_a_dead_arm_ends_it_with_a_word(write_plan, tmp_path):
     plan, out = write_plan(), tmp_path / "out"

@@ -290,7 +290,7 @@ def test_the_pictures_of_the_showcase_lie_beside_the_ledger(write_study, tmp_pat
             assert (image.format, image.size) == ("WEBP", (64, 64))
     kept = picture.read_bytes()
     picture.unlink()
-    run(tmp_path / "study.yaml", out, Here())
+    assert run(tmp_path / "study.yaml", out, Here(), part=StudyPart(("grr_coca",))).done == []
     assert picture.read_bytes() == kept, "what is missing is put there when the study goes on"
 
 

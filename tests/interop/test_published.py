@@ -11,11 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save
 
+import grr_coca
 from fake_hub import FakeHub, fake_hub
 from grr_coca.cli import main
 from grr_coca.errors import UserError
@@ -106,6 +108,11 @@ def test_two_processes_at_once_fetch_once_and_later_loads_need_neither_a_network
     record = json.loads((models_cache() / "coca-b32.json").read_text())
     assert (record["repository"], record["revision"]) == (BASE, hub.revision(BASE, 0))
     assert json.loads((models_cache() / "coca-b32" / MANIFEST).read_text())["source"] == record
+    torch_engine, onnx_engine = (grr_coca.load("coca-b32", "cpu", engine=engine) for engine in ("torch", "onnx"))
+    for embed, items in (("embed_images", [IMAGE, IMAGE.with_name("snowman.webp")]), ("embed_texts", ["guitar", "a"])):
+        ours, graphs = (getattr(model, embed)(items) for model in (torch_engine, onnx_engine))
+        np.testing.assert_allclose(graphs, ours, atol=1e-5)
+    assert torch_engine.caption(IMAGE) == onnx_engine.caption(IMAGE)
     environment["HF_ENDPOINT"] = "http://127.0.0.1:1"
     shutil.rmtree(tmp_path / "home")
     code = """if True:

@@ -286,6 +286,14 @@ def test_a_tag_of_another_type_than_it_should_have_spoils_no_picture(kind, odd):
     assert open_rgb(Image.open(io.BytesIO(data))).size == (20, 30)
 
 
+def test_a_place_of_pixels_that_is_no_number_is_an_error_that_names_the_file():
+    """So is a damaged TIFF: Pillow raises a TypeError."""
+    file = bytearray(encode_image(pictogram(), "tiff"))
+    entry = file.index(struct.pack("<H", 273), int.from_bytes(file[4:8], "little"))  # StripOffsets
+    file[entry + 2 : entry + 4] = struct.pack("<H", 7)  # of the type UNDEFINED
+    assert rgb_or_error_with_the_name(bytes(file)) is None
+
+
 def test_every_orientation_is_turned_as_pillow_turns_it():
     image = pictogram()
     for orientation in range(10):

@@ -341,6 +341,8 @@ def decoded(files: Iterable[ImageFile], preprocess: "Preprocess", batch_size: in
             return file, preprocess.square(preprocess.decode(file.read(), file.name))
         except UserError as error:
             return file, error
+        except MemoryError:  # the other images may be smaller
+            return file, UserError(f"{file.name}: decoding it takes more memory than is free")
 
     return done_ahead(files, decode, batch_size)
 

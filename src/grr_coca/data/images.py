@@ -48,8 +48,19 @@ they are stored, as open_clip does."""
 _OF_PILLOW = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
 """The warning filter that ignores warnings of Pillow, in the form of `warnings.filters`."""
 
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error)
-"""The exceptions of Pillow and pillow-heif for broken files."""
+BROKEN = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+"""The exceptions of Pillow and pillow-heif for broken files: a damaged header may have a value of any type."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -76,6 +76,12 @@ def test_other_errors_come_through():
         Batches().run("captioning", [1, 2], 2, short(RuntimeError("shape mismatch"))(0, []))
 
 
+def test_an_image_that_cannot_be_read_is_named_whatever_the_words_of_its_path():
+    error = UserError("Out of Memory/1.jpg: broken or truncated image")
+    with pytest.raises(UserError, match=r"1\.jpg: broken"):
+        Batches().run("captioning", [1, 2], 2, short(error)(0, []))
+
+
 @given(st.lists(st.integers(), max_size=40), st.integers(1, 50), st.integers(1, 50))
 def test_every_item_is_done_once_and_in_order(items, batch_size, bears):
     done, sizes = [], []

@@ -175,6 +175,8 @@ def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence
     """The results of the work, or None if it did not fit into memory."""
     try:
         return work(batch)
+    except UserError:  # it may quote a decoder of images, or a path
+        raise
     except MemoryError:
         return None
     except Exception as error:

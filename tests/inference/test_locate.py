@@ -139,8 +139,12 @@ ANSWER = SimpleNamespace(headers={}, request=None)
 
 @pytest.mark.parametrize(
     "error",
-    [RepositoryNotFoundError("404 Client Error.\nTry again.", response=ANSWER), ConnectionError("no route to host")],
-    ids=["unknown", "offline"],
+    [
+        RepositoryNotFoundError("404 Client Error.\nTry again.", response=ANSWER),
+        ConnectionError("no route to host"),
+        Exception("peer closed connection"),
+    ],
+    ids=["unknown", "offline", "cut off"],
 )
 def test_what_the_hub_does_not_give_is_told_in_one_line(hub, error):
     hub(error)

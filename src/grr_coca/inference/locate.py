@@ -58,7 +58,7 @@ def _fetch(hub_id: str) -> Path:
     """
     require_extra("hub", f"{hub_id}: no such folder, and downloading it from the Hugging Face hub")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     repository, _, at = hub_id.partition("@")
     revision = at or None
@@ -66,7 +66,7 @@ def _fetch(hub_id: str) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[*MODEL_FILES, MANIFEST]))
     except HFValidationError as error:
         raise UserError(f"{hub_id}: no such folder, and not a name that the Hugging Face hub accepts") from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # without a connection, its type depends on the version of the client
         cause = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{hub_id}: no such folder, and no download from the Hugging Face hub ({cause[0]})") from error
 

@@ -163,6 +163,19 @@ def test_beams_keep_the_log_probabilities_of_the_model_whatever_the_rules() -> N
         assert EOS not in ids[:4]
 
 
+def test_nan_of_one_image_is_not_taken_for_rules_that_leave_nothing() -> None:
+    class Diverged(TableDecoder):
+        def step(self, token_ids: np.ndarray) -> ArrayLogits:
+            values, ids = super().step(token_ids).largest(VOCAB)
+            logits = np.take_along_axis(values, ids.argsort(axis=1), axis=1)
+            logits[np.array(self.images) == 1] = np.nan
+            return ArrayLogits(logits)
+
+    options = GenerationOptions(num_beams=2, num_captions=2, min_length=4)
+    with pytest.raises(UserError, match="computes NaN"):
+        BeamSearch(Diverged([0, 1, 2]), prompts([0, 1, 2]), options, 6, EOS).run()
+
+
 def test_rules_that_leave_nothing_are_named() -> None:
     with pytest.raises(UserError, match="no_repeat_ngram"):
         search([0], 9, vocab=3, num_beams=2, no_repeat_ngram=1, min_length=9)

@@ -137,7 +137,7 @@ class BeamSearch:
         allowed = apply_rules(self.logits, token_ids, self.options, self.eos_id)
         after_rules, ids = allowed.largest(2 * self.group_size + self.num_beams)  # R C
         own = after_rules if allowed is self.logits else self.logits.of(ids)
-        self.has_nan = bool(np.isnan(own).any())
+        self.has_nan |= bool(np.isnan(own).any())  # an image of which all is NaN leaves the batch
         num_images = len(beams.scores)
         scores = after_rules.reshape(num_images, self.num_beams, -1) + beams.scores[..., None]  # B K C
         parents = np.arange(self.num_beams).repeat(ids.shape[1])[None].repeat(num_images, axis=0)

@@ -2,11 +2,14 @@
 
 import json
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 
+from grr_coca.cli.embed import Collected
+from grr_coca.data.image_files import ImageFile
 from grr_coca.inference import load
 from support import snapshot
 
@@ -70,6 +73,19 @@ def test_bad_images_leave_no_row(grr_coca, run, image_files, tmp_path):
     keys, vectors = read(tmp_path / "v.npy")
     assert keys == [str(image_files[0]), str(image_files[2])]
     assert len(vectors) == 2
+
+
+def test_vectors_are_in_memory_once():
+    files = [ImageFile(str(number)) for number in range(32)]
+    tracemalloc.start()
+    collected = Collected(100_000)
+    for batch in range(200):
+        collected.add(files, list(np.full((32, 128), batch, np.float32)))
+    taken = tracemalloc.get_traced_memory()[1] - 100_000 * 128 * 4
+    tracemalloc.stop()
+    assert collected.vectors.shape == (200 * 32, 128)
+    assert collected.vectors[::32, 0].tolist() == list(range(200))
+    assert taken < 1_000_000
 
 
 def test_when_all_fail_nothing_is_written(grr_coca, run, tmp_path):

@@ -83,42 +83,57 @@ def run(
     return code
 
 
+class Collected:
+    """Keys and vectors of images that come batch by batch. The array has a row for each image that may come: a list of
+    rows would take more than twice the memory."""
+
+    def __init__(self, num_images: int) -> None:
+        self.keys: list[str] = []
+        self._num_images = num_images
+        self._rows: np.ndarray | None = None
+
+    def add(self, files: "list[ImageFile]", embeddings: "list[np.ndarray]") -> None:
+        """Add the embeddings of some images."""
+        import numpy as np
+
+        if self._rows is None:
+            self._rows = np.empty((self._num_images, len(embeddings[0])), np.float32)
+        self._rows[len(self.keys) : len(self.keys) + len(embeddings)] = embeddings
+        self.keys.extend(file.name for file in files)
+
+    @property
+    def vectors(self) -> "np.ndarray":
+        """The embeddings of the images that came, N E."""
+        import numpy as np
+
+        return np.empty((0, 0), np.float32) if self._rows is None else self._rows[: len(self.keys)]
+
+
 def _embed_images(
     found: "list[ImageFile]", checkpoint: Path, engine: str, batch_size: int
 ) -> "tuple[list[str], np.ndarray, int]":
-    import numpy as np
-
     from grr_coca.cli.image_work import shows_progress, work_through
 
     model = grr_coca.load(checkpoint, engine=engine)
-    keys: list[str] = []
-    rows: list[np.ndarray] = []
+    collected = Collected(len(found))
 
-    def embed(_: "list[ImageFile]", opened: list) -> list[np.ndarray]:
+    def embed(_: "list[ImageFile]", opened: list) -> "list[np.ndarray]":
         return list(model.embed_images(opened, batch_size=batch_size))
 
-    def take(files: "list[ImageFile]", embeddings: list[np.ndarray]) -> None:
-        rows.extend(embeddings)
-        keys.extend(file.name for file in files)
-
     model.warn_if_unfit()
-    code = work_through(found, model, batch_size, "embedded", embed, take, shows_progress(prints=False))
-    return keys, np.stack(rows) if rows else np.empty((0, 0), np.float32), code
+    code = work_through(found, model, batch_size, "embedded", embed, collected.add, shows_progress(prints=False))
+    return collected.keys, collected.vectors, code
 
 
 def _embed_on_ray(
     found: "list[ImageFile]", checkpoint: Path, engine: str, batch_size: int
 ) -> "tuple[list[str], np.ndarray, int]":
-    import numpy as np
-
     from grr_coca.cli.image_work import describe_on_ray, shows_progress
 
-    keys: list[str] = []
-    rows: list[np.ndarray] = []
+    collected = Collected(len(found))
 
     def take(files: "list[ImageFile]", described: "list[Description]") -> None:
-        keys.extend(file.name for file in files)
-        rows.extend(one.embedding for one in described)
+        collected.add(files, [one.embedding for one in described])
 
     code = describe_on_ray(
         found,
@@ -130,7 +145,7 @@ def _embed_on_ray(
         take=take,
         show_progress=shows_progress(prints=False),
     )
-    return keys, np.stack(rows) if rows else np.empty((0, 0), np.float32), code
+    return collected.keys, collected.vectors, code
 
 
 def _embed_texts(lines: list[str], checkpoint: Path, engine: str, batch_size: int) -> "tuple[list[str], np.ndarray]":

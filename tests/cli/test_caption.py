@@ -267,12 +267,44 @@ def test_a_name_with_a_line_end_in_it_has_its_captions(grr_coca, run, image_file
         ("out.csv", "a,b\n1,2\n"),
         ("out.csv", "name,text\n"),
         ("out.csv", "caption,image,log_prob\n"),
+        pytest.param("out.csv", "x" * 200_000 + "\n", id="a long line"),
+        pytest.param("out.csv", 'image,caption,log_prob\n"' + "x" * 200_000 + "\n", id="an open quote"),
     ],
 )
 def test_a_file_that_holds_something_else_is_left_as_it_is(refused, run, image_files, tmp_path, name, content):
     (tmp_path / name).write_text(content)
     assert str(tmp_path / name) in refused("caption", "-c", run.folder, *image_files, "--out", tmp_path / name)
     assert (tmp_path / name).read_text() == content
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["goes on", "begins"])
+def test_two_jobs_at_once_do_not_write_into_one_file(grr_coca, run, image_files, tmp_path, monkeypatch, is_there):
+    out = tmp_path / "out.csv"
+    command = ["caption", "-c", run.folder, "--out", out, "--max-length", 4]
+    if is_there:
+        grr_coca(*command, image_files[0])
+    describe, others = ImageTextModel.describe_many, []
+
+    def meanwhile(self, *args, **kwargs):
+        if not others:
+            others.append(None)
+            others.append(grr_coca(*command, *image_files))
+        return describe(self, *args, **kwargs)
+
+    monkeypatch.setattr(ImageTextModel, "describe_many", meanwhile)
+    said = [grr_coca(*command, *image_files), others[1]]
+    assert sorted(one.code for one in said) == [0, 2]
+    assert f"{out}: another process writes to it; wait" in said[0].err + said[1].err
+    with out.open(newline="") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == list(map(str, image_files))
+
+
+def test_rows_are_not_added_to_the_table_of_images(refused, run, image_files, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text(json.dumps({"image": str(image_files[0]), "caption": "a", "log_prob": -1.0}) + "\n")
+    before = out.read_bytes()
+    assert f"{out}: is an input" in refused("caption", "-c", run.folder, out, "--out", out)
+    assert out.read_bytes() == before
 
 
 def test_a_folder_in_place_of_the_file_of_rows_is_named(refused, run, image_files, tmp_path):
@@ -302,6 +334,21 @@ def test_a_bad_image_is_listed_at_the_end_and_the_rest_goes_on(grr_coca, run, im
     assert told[0] == "1 of 3 images failed:"
     assert told[1].startswith(f"  {image_files[1]}: ")
     assert len(told) == 2
+
+
+def test_an_image_for_which_the_memory_is_short_is_listed_and_the_rest_goes_on(grr_coca, run, image_files, monkeypatch):
+    original = Preprocess.decode
+
+    def decode(preprocess, data, name):
+        if name == str(image_files[1]):
+            raise MemoryError
+        return original(preprocess, data, name)
+
+    monkeypatch.setattr(Preprocess, "decode", decode)
+    said = grr_coca("caption", "-c", run.folder, *image_files)
+    assert said.code == 0
+    assert set(lines_of(said.out)) == {str(image_files[0]), str(image_files[2])}
+    assert f"{image_files[1]}: decoding it takes more memory than is free" in said.err
 
 
 def test_when_all_fail_the_exit_code_says_so(grr_coca, run, tmp_path):

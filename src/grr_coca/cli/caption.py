@@ -4,6 +4,7 @@ A file of rows grows row by row, so an interrupted job can continue.
 """
 
 import csv
+import fcntl
 import io
 import json as json_format
 import sys
@@ -18,10 +19,19 @@ import tyro
 
 import grr_coca
 from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, Flag, ImageArguments
-from grr_coca.cli.output import disk_errors, require_suffix, require_writable, say, to_json, write_output
+from grr_coca.cli.output import (
+    disk_errors,
+    require_other,
+    require_suffix,
+    require_writable,
+    say,
+    to_json,
+    write_output,
+)
 from grr_coca.cli.sidecars import XmpFiles, places_beside
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.extras import require_extra
+from grr_coca.files import behind_link
 from grr_coca.generate.options import GenerationOptions
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.inference.on_ray import Machines
@@ -88,6 +98,8 @@ def run(
     options = decoding.checked()
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: give 1 or more")
+    if out is not None:
+        require_other(out, images)
     if on == "ray":
         require_extra("ray", "--on ray")
     from grr_coca.cli.image_work import (  # late: imports NumPy and Pillow
@@ -300,10 +312,12 @@ class _RowFile:
     """A file of `_Row`s: JSON lines or CSV, by its suffix.
 
     `done`: the images that have all their captions in the file. Before the first new row is written, a last line that
-    was cut off is removed, and so are the rows of those `images` that lack captions. Rows of other images stay.
+    was cut off is removed, and so are the rows of those `images` that lack captions. Rows of other images stay. Until
+    it is closed, no other process adds rows.
 
     Raises:
-        UserError: the suffix names no format, the file holds something else, or it cannot be written to.
+        UserError: the suffix names no format, the file holds something else, or it cannot be written to, as another
+            process does.
     """
 
     def __init__(self, path: Path, rows_per_image: int, images: Collection[str]) -> None:
@@ -311,16 +325,25 @@ class _RowFile:
         self._is_csv = require_suffix(path, (".jsonl", ".csv")) == ".csv"
         require_writable(path)
         self._file: TextIO | None = None
-        with disk_errors(path):
-            counts = Counter(row.image for row in self._rows()) if path.exists() else Counter()
-            self.done = {image for image, count in counts.items() if count >= rows_per_image}
-            self._incomplete = (counts.keys() - self.done) & set(images)
+        self._is_begun = False
+        try:
+            with disk_errors(path):
+                if path.exists():
+                    self._file = self._opened("a")
+                counts = Counter() if self._file is None else Counter(row.image for row in self._rows())
+        except UserError:
+            self.close()
+            raise
+        self.done = {image for image, count in counts.items() if count >= rows_per_image}
+        self._incomplete = (counts.keys() - self.done) & set(images)
 
     def append(self, rows: Sequence[_Row]) -> None:
         """Add rows, and flush them at once."""
         with disk_errors(self.path):
-            if self._file is None:
-                self._file = self._opened()
+            if not self._is_begun:
+                self._file = self._begun()
+                self._is_begun = True
+            assert self._file is not None
             self._file.write("".join(self._line(row) for row in rows))
             self._file.flush()
 
@@ -330,14 +353,35 @@ class _RowFile:
             if self._file is not None:
                 self._file.close()
 
-    def _opened(self) -> TextIO:
-        """Open the file to append the first new row. If no row is new, the file stays unchanged."""
-        if self.path.exists() and (self._incomplete or _is_torn(self.path)):
+    def _begun(self) -> TextIO:
+        """The file, ready for the first new row. If no row is new, the file stays unchanged."""
+        file = self._file
+        if file is None:
+            file = self._opened("x")
+        elif self._incomplete or _is_torn(self.path):
             write_output(self.path, self._write_complete)
-        file = self.path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
+            file.close()
+            file = self._opened("a")
         if self._is_csv and self.path.stat().st_size == 0:
             file.write(_csv_line(_Row._fields))
         return file
+
+    def _opened(self, mode: Literal["a", "x"]) -> TextIO:
+        """Open the file, and keep other processes from it. `x`: there was none when this job began."""
+        try:
+            file = behind_link(self.path).open(mode, encoding="utf-8", errors="surrogateescape", newline="")
+        except FileExistsError as error:
+            raise self._busy() from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):  # else the file system has no locks
+                file.close()
+                raise self._busy() from error
+        return file
+
+    def _busy(self) -> UserError:
+        return UserError(f"{self.path}: another process writes to it; wait until it is done, or use another file")
 
     def _line(self, row: _Row) -> str:
         return _csv_line(row) if self._is_csv else to_json(row._asdict()) + "\n"
@@ -362,9 +406,12 @@ class _RowFile:
     def _records(self, lines: Iterable[str]) -> Iterator[dict[str, object]]:
         if self._is_csv:
             reader = csv.DictReader(lines)
-            if reader.fieldnames is not None and tuple(reader.fieldnames) != _Row._fields:
-                raise self._not_ours("its first line")
-            yield from reader
+            try:
+                if reader.fieldnames is not None and tuple(reader.fieldnames) != _Row._fields:
+                    raise self._not_ours("its first line")
+                yield from reader
+            except csv.Error as error:  # a quote that is never closed
+                raise self._not_ours(f"line {reader.line_num}") from error
             return
         for number, line in enumerate(lines, 1):
             try:

@@ -74,8 +74,9 @@ def write_whole(path: Path, content: bytes) -> None:
 def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name, flush it to disk, and only then rename it to `path`.
 
-    A symbolic link is replaced: in a foreign folder it may lead anywhere. For a path that the user gave, pass
-    `behind_link(path)`. If several processes write the same file, the last one wins.
+    A file that is replaced keeps its permissions. A symbolic link is replaced: in a foreign folder it may lead
+    anywhere. For a path that the user gave, pass `behind_link(path)`. If several processes write the same file, the
+    last one wins.
 
     Raises:
         OSError: the disk is full, or the folder is not writable. No partial file is left.
@@ -83,6 +84,8 @@ def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
     try:
         with partial.open("wb") as file:
+            if path.is_file() and not path.is_symlink():
+                os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
             write(file)
         _sync(partial)
         partial.replace(path)

@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from grr_coca.cli.embed import Collected
+from grr_coca.cli.output import write_output
 from grr_coca.data.image_files import ImageFile
 from grr_coca.inference import load
 from support import snapshot
@@ -119,6 +120,13 @@ def test_of_a_link_the_file_behind_it_is_written(grr_coca, run, image_files, tmp
     assert grr_coca("embed", image_files[0], "-c", run.folder, "--out", link).code == 0
     assert link.is_symlink()
     assert np.load(target).shape[0] == 1
+
+
+def test_a_file_that_is_written_anew_keeps_its_permissions(tmp_path):
+    path = tmp_path / "private.npy"
+    path.touch(0o600)
+    write_output(path, lambda file: file.write(b"vectors"))
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"vectors", 0o600)
 
 
 def test_a_pipe_is_not_replaced_by_a_file(refused, run, image_files, tmp_path, monkeypatch):

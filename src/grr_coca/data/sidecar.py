@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import IO
 from xml.parsers import expat
 
 from grr_coca.errors import UserError
-from grr_coca.files import fill_whole, read_whole
+from grr_coca.files import read_whole, write_whole
 
 _DC = "http://purl.org/dc/elements/1.1/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -68,20 +67,11 @@ def write_sidecar(sidecar: Path, caption: str | None, keywords: Sequence[str] = 
         XmpError: the file exists and is not an XMP file that can be changed, or is a link. It stays as it is.
         OSError: the disk is full or cannot be written to. The file stays as it is.
     """
-    mode = None
-    content = _NEW.encode()
-    if os.path.lexists(sidecar):
-        content, mode = _read(sidecar), sidecar.stat().st_mode & 0o777
+    is_there = os.path.lexists(sidecar)
+    content = _read(sidecar) if is_there else _NEW.encode()
     changed = _inserted(content, sidecar, caption, keywords, overwrite)
-    if changed == content and mode is not None:
-        return
-
-    def write(file: IO[bytes]) -> None:
-        file.write(changed)
-        if mode is not None:
-            os.fchmod(file.fileno(), mode)
-
-    fill_whole(sidecar, write)
+    if changed != content or not is_there:
+        write_whole(sidecar, changed)
 
 
 def _read(sidecar: Path) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from grr_coca.cli.embed import Collected
+from grr_coca.cli.embed import Collected, write_vectors
 from grr_coca.cli.output import write_output
 from grr_coca.data.image_files import ImageFile
 from grr_coca.inference import load
@@ -120,6 +120,11 @@ def test_of_a_link_the_file_behind_it_is_written(grr_coca, run, image_files, tmp
     assert grr_coca("embed", image_files[0], "-c", run.folder, "--out", link).code == 0
     assert link.is_symlink()
     assert np.load(target).shape[0] == 1
+
+
+def test_each_key_has_one_line_whatever_line_ends_it_has(tmp_path):
+    write_vectors(tmp_path / "a.npy", ["a\rb.png", "c\u2028d.png", "e\nf.png"], np.zeros((3, 2), np.float32))
+    assert read(tmp_path / "a.npy")[0] == [r"a\rb.png", r"c\u2028d.png", r"e\nf.png"]
 
 
 def test_a_file_that_is_written_anew_keeps_its_permissions(tmp_path):

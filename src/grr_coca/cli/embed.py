@@ -14,7 +14,7 @@ import grr_coca
 from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, ImageArguments
 from grr_coca.cli.output import require_other, require_suffix, require_writable, write_output
 from grr_coca.cli.progress import bars
-from grr_coca.errors import UserError
+from grr_coca.errors import UserError, on_one_line
 from grr_coca.extras import require_extra
 from grr_coca.files import read_lines
 from grr_coca.inference.locate import locate_checkpoint
@@ -78,7 +78,7 @@ def run(
         _check_places(out, [texts])
         keys, vectors, code = *_embed_texts(lines, folder, engine, batch_size), 0
     if keys:
-        _write_vectors(out, keys, vectors)
+        write_vectors(out, keys, vectors)
         print(f"{len(vectors)} embeddings of {vectors.shape[1]} numbers are in {out}")
     return code
 
@@ -158,7 +158,7 @@ def _embed_texts(lines: list[str], checkpoint: Path, engine: str, batch_size: in
 
 
 def _check_format(path: Path) -> None:
-    """Raise an error if `_write_vectors` cannot write this file. All three checks are made before the work begins.
+    """Raise an error if `write_vectors` cannot write this file. All three checks are made before the work begins.
 
     Raises:
         UserError: the suffix names no format, or a package for the format is missing.
@@ -199,7 +199,7 @@ def _as_header(keys: Sequence[str]) -> str:
     return json.dumps(list(keys))  # ASCII: a file name that is not UTF-8 is escaped
 
 
-def _write_vectors(path: Path, keys: Sequence[str], vectors: "np.ndarray") -> None:
+def write_vectors(path: Path, keys: Sequence[str], vectors: "np.ndarray") -> None:
     """Write N vectors of width E in 32-bit floating point, each with its key.
 
     | suffix | vectors | keys |
@@ -215,8 +215,8 @@ def _write_vectors(path: Path, keys: Sequence[str], vectors: "np.ndarray") -> No
     if suffix == ".safetensors":
         _write_safetensors(path, keys, vectors)
     elif suffix == ".npy":
-        # Bytes of a file name that are not UTF-8 stay unchanged. A line end in a key is escaped.
-        lines = "".join(key.replace("\n", "\\n") + "\n" for key in keys).encode("utf-8", "surrogateescape")
+        # Bytes of a file name that are not UTF-8 stay unchanged. Line ends of any kind in a key are escaped.
+        lines = "".join(on_one_line(key) + "\n" for key in keys).encode("utf-8", "surrogateescape")
         import numpy as np
 
         write_output(_keys_file(path), lambda file: file.write(lines))

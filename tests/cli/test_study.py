@@ -83,7 +83,8 @@ def test_a_folder_that_cannot_be_written_to_is_named(refused, plan):
 
 
 def test_a_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, monkeypatch):
-    monkeypatch.setattr(pace, "SECONDS", 0.1)
+    for name, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
+        monkeypatch.setattr(pace, name, value)
     before = sorted(plan.parent.rglob("*"))
     assert main(["study", "run", str(plan), "--dry-run", "--jobs", "2"]) == 0
     said = capsys.readouterr().out

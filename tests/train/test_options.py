@@ -120,9 +120,7 @@ def test_ema_keeps_and_evaluates_the_average_and_trains_as_without(plain, tmp_pa
     assert differing(nothing, expected) == []
 
 
-@pytest.mark.parametrize(
-    "others", [{}, {"ema": 0.5}, {"model.contrastive": "sigmoid"}], ids=["plain", "ema", "sigmoid"]
-)
+@pytest.mark.parametrize("others", [{}, {"ema": 0.5, "model.contrastive": "sigmoid"}], ids=["plain", "ema, sigmoid"])
 def test_a_refitted_temperature_suits_the_validation_pairs_and_is_all_that_changes(plain, tmp_path, others):
     recipe = with_key(plain[0], "evaluation.interval", 2)
     for key, value in others.items():

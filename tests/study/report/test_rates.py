@@ -18,6 +18,7 @@ from grr_coca.study.report.rates import (
     rate_results,
     rate_tables,
     rates_answer,
+    rates_as_plain,
 )
 from grr_coca.study.statistics import as_percent
 from synthetic_study import write_study
@@ -140,8 +141,111 @@ def test_seeds_that_lack_a_rate_are_left_out():
     (found,) = rate_results(plan(2), partial)
     assert found.seeds == (0,)
     assert found.best.effect.change == pytest.approx(as_percent(-0.05))
-    assert (found.best.low, found.best.effect.low) == (None, None)
+    assert (found.best.low, found.best.effect.low, found.best.kept) == (None, None, None)
+    assert "draws chose these" not in rate_tables(found)[0].note, "nothing was drawn"
     assert rate_results(plan(2), replace(whole, rows=())) == []
+
+
+def test_rates_may_be_written_as_yaml_reads_them():
+    """YAML reads `6e-3` as a string, with which the recipe is fine."""
+    asked = plan(2)
+    arms = tuple(
+        replace(arm, title=None, overrides={"optimizer.lr": f"{1000 * arm.overrides['optimizer.lr']:g}e-3"})
+        for arm in asked.arms
+    )
+    (found,) = rate_results(replace(asked, arms=arms), ledger(VAL, TEST))
+    assert found.model.rates == RATES
+    assert found.model.title == "grr_coca", "the name of its first arm, grr_coca_0.003, without the rate"
+
+
+def test_arms_without_a_rate_of_their_own_are_in_no_curve_and_named():
+    whole = ledger(VAL, TEST)
+    others = (
+        Arm(name="plain", title="Plain", preset="grr_coca"),
+        Arm(name="twice", title="Twice", preset="grr_coca", overrides={"optimizer.lr": 0.006}),
+        Arm(name="longer", title="Longer", preset="grr_coca", overrides={"optimizer.lr": 0.006}, recipes="own"),
+    )
+    added = tuple(row(arm.name, seed, 0.1, 0.1) for arm in others for seed in (0, 1))
+    asked = replace(plan(2), arms=(*others, *plan(2).arms))
+    found = rate_results(asked, replace(whole, rows=(*whole.rows, *added)))
+    assert [(each.model.title, each.model.rates) for each in found] == [
+        ("GRR-CoCa", RATES),
+        ("Longer", (0.006,)),  # another model, since its recipes differ
+    ]
+    assert found[0].model.arms[1] == "twice", "the first arm with this rate"
+    json.dumps([rates_as_plain(each) for each in found], allow_nan=False)
+    told = (
+        "Without Plain and GRR-CoCa, 0.006: an arm needs a rate of its own (overrides: optimizer.lr) that no other arm "
+        "of its model has."
+    )
+    assert rates_answer(asked, found).sentences[-1] == told
+    assert rates_answer(asked, found[1:]).sentences[-1] == (
+        "Without GRR-CoCa: no seed has every rate, or a run diverged at each."
+    )
+    rated = (arm for arm in plan(2).arms if arm.preset == "grr_coca")
+    bare = replace(plan(2), arms=(Arm(name="baseline_coca"), *rated), baseline="baseline_coca")
+    rows = (*whole.rows, *(row("baseline_coca", seed, 0.1, 0.1) for seed in (0, 1)))
+    assert rate_results(bare, replace(whole, rows=rows)) == [], "the baseline has no rate"
+
+
+def test_an_endpoint_of_fine_tuning_is_measured_after_fine_tuning():
+    """The rate is chosen after pretraining all the same. Of two fine-tunings it is the geometric mean."""
+    whole = ledger(VAL, TEST)
+    asked = replace(
+        plan(2),
+        finetune=("health.yaml", "glyphs.yaml"),
+        endpoints=Endpoints(primary=("finetuning/coca_loss", "finetuning/perplexity")),
+    )
+    tuned = [
+        replace(each, stage=stage, metrics={"test": {"coca_loss": each.metrics["test"]["coca_loss"] * factor}})
+        for stage, factor in (("health", 4.0), ("glyphs", 9.0))
+        for each in whole.rows
+    ]
+    pretrained = [
+        replace(each, metrics={"val": each.metrics["val"], "test": {"coca_loss": 77.0}}) for each in whole.rows
+    ]
+    (found,) = rate_results(asked, replace(whole, rows=(*pretrained, *tuned)))
+    assert found.model.test[1] == pytest.approx([6 * E**0.3, 6 * E**0.32])
+    assert found.best.effect.change == pytest.approx(as_percent(-0.055))
+    assert rate_results(asked, replace(whole, rows=tuple(pretrained))) == [], "no seed is fine-tuned yet"
+    answer, losses = rate_tables(found)
+    assert "CoCa loss after fine-tuning on the test split" in answer.note
+    assert losses.note.endswith("On val: CoCa loss after pretraining; on test: CoCa loss after fine-tuning.")
+    assert (
+        "Nothing is decided on perplexity after fine-tuning: only the first primary endpoint is."
+        in rates_answer(asked, [found]).sentences
+    )
+
+
+def test_a_rate_whose_recall_is_zero_is_not_chosen_in_a_draw():
+    """It has no logarithm. On `val`, draws of the second seed alone are for it."""
+    found = rate_results(*with_recalls([[0.1, 0.1], [0.2, 0.2], [0.3, 0.0]]))[0]
+    assert found.model.best_rate == 0.006
+    assert found.best.low is not None
+    assert math.isfinite(found.best.low)
+    assert list(found.at_rates) == [0.003, 0.006]
+    assert rate_tables(found)[1].rows[2][3:] == ("diverged or 0", "–")
+    assert rate_results(*with_recalls([[0.0, 0.1]] * 3)) == [], "no rate can be compared"
+
+
+def with_recalls(of_model: list[list[float]]) -> tuple[Plan, Ledger]:
+    """A plan of R@1 on the split `test_style`, and its rows: of the model by rate and seed, 0.1 of the baseline."""
+    val = {"grr_coca": [[0.3, 0.3], [0.1, 0.2], [0.4, 0.1]], "baseline_coca": VAL["baseline_coca"]}
+    asked = replace(plan(2), endpoints=Endpoints(primary=("pretraining/R@1",), split="test_style"))
+    recalls = {f"grr_coca_{rate}": found for rate, found in zip(RATES, of_model, strict=True)}
+    rows = tuple(
+        replace(r, metrics={"val": r.metrics["val"], "test_style": {"R@1": recalls.get(r.arm, [0.1, 0.1])[r.seed]}})
+        for r in ledger(val, TEST).rows
+    )
+    return asked, Ledger(rows, (), (), ())
+
+
+def test_the_split_is_named():
+    found = rate_results(*with_recalls([[0.1, 0.1], [0.2, 0.2], [0.3, 0.3]]))[0]
+    answer, losses = rate_tables(found)
+    assert "in R@1, text to image on the test_style split" in answer.note
+    assert losses.heads[1:3] == ("Baseline CoCa, val", "Baseline CoCa, test_style")
+    assert "R@1, text to image on test_style" in rate_figure(found)
 
 
 def test_a_plan_whose_arms_differ_in_more_than_the_rate_has_no_rate_curves():
@@ -188,11 +292,16 @@ def test_the_figure_shows_both_models_and_every_rate():
 
 def test_a_report_shows_each_model_at_its_best_rate(tmp_path):
     whole = ledger(VAL, TEST)
-    write_study(tmp_path, to_dict(plan(2)), whole.rows)
+    with_recall = (replace(r, metrics={**r.metrics, "test": {**r.metrics["test"], "R@1": 0.25}}) for r in whole.rows)
+    endpoints = Endpoints(primary=("pretraining/coca_loss",), secondary=("pretraining/R@1",))
+    write_study(tmp_path, to_dict(replace(plan(2), endpoints=endpoints)), with_recall)
     write_study_report(tmp_path, tmp_path)
     page, tables = ((tmp_path / name).read_text(encoding="utf-8") for name in ("report.html", "table.md"))
     for text in (page, tables):
         assert "best against best: GRR-CoCa at 0.006 and Baseline CoCa at 0.012" in text
+        assert "Secondary endpoints, each at its best rate" in text
+        assert "A percentile bootstrap" not in text, "it is that of another comparison"
+    assert "| GRR-CoCa, 0.006 | Baseline CoCa, 0.012 |" in tables
     assert "Each model at its best learning rate" in page
     found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["learning_rates"]
     assert [each["model"]["best_rate"] for each in found] == [0.006]

@@ -91,7 +91,7 @@ def rows_by_run(rows: Sequence[LedgerRow]) -> dict[tuple[str, int, str], LedgerR
     return {(row.arm, row.seed, row.stage): row for row in rows}
 
 
-def _stages_of(plan: Plan, endpoint: Endpoint) -> tuple[str, ...]:
+def stages_of(plan: Plan, endpoint: Endpoint) -> tuple[str, ...]:
     """The stages on which an endpoint is measured."""
     pretraining, *finetunings = stage_names(plan)
     return (pretraining,) if endpoint.phase == "pretraining" else tuple(finetunings)
@@ -106,7 +106,7 @@ def _endpoint_value(rows: Rows, plan: Plan, endpoint: Endpoint, arm: str, seed: 
         None if a stage is missing, or a value is NaN, infinite or not above zero, and so has no log ratio.
     """
     logs = []
-    for stage in _stages_of(plan, endpoint):
+    for stage in stages_of(plan, endpoint):
         row = rows.get((arm, seed, stage))
         value = row.metrics.get(plan.endpoints.split, {}).get(endpoint.metric, 0.0) if row else 0.0
         if not 0 < value < math.inf:
@@ -448,7 +448,7 @@ def image_intervals(
     if endpoint.metric not in STATISTICS or not seeds:
         return None
     logs = np.zeros((_RESAMPLES, len(seeds)))
-    stages = _stages_of(plan, endpoint)
+    stages = stages_of(plan, endpoint)
     for place, stage in enumerate(stages):
         sides = [_contributions(rows, plan, endpoint, side, seeds, stage) for side in (arm, plan.baseline)]
         if sides[0] is None or sides[1] is None or len(sides[0]) != len(sides[1]):
@@ -615,7 +615,7 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
     others = [arm.name for arm in plan.arms if arm.name != plan.baseline]
     stages = stage_names(plan)
     whole = {key: row for key, row in rows.items() if not lacking_scores(plan, row)}
-    lost = _lost(ledger, rows, stages)
+    lost = lost_runs(ledger, rows, stages)
     lost_in_words = _by_arm(plan, lambda key: key in lost)
     planned = [(arm.name, seed, stage) for arm in plan.arms for seed in plan.seeds for stage in stages]
     compared = {seed: [(arm, seed, t) for arm in (others[0], plan.baseline) for t in stages] for seed in plan.seeds}
@@ -695,7 +695,7 @@ def _near_chance(rows: Rows, plan: Plan, arms: Sequence[str]) -> tuple[NearChanc
     return tuple(found)
 
 
-def _lost(ledger: Ledger, rows: Rows, stages: Sequence[str]) -> set[Run]:
+def lost_runs(ledger: Ledger, rows: Rows, stages: Sequence[str]) -> set[Run]:
     """Runs that diverged, and the fine-tunings that would have started from them."""
     lost = {(row.arm, row.seed, row.stage) for row in ledger.diverged}
     lost |= {(arm, seed, t) for arm, seed, stage in lost if stage == stages[0] for t in stages}
@@ -731,7 +731,7 @@ def _without_ratio(rows: Rows, plan: Plan) -> list[str]:
         endpoint = Endpoint(name)
         for arm in plan.arms:
             values = endpoint_values(rows, plan, endpoint, arm.name)
-            phase = _stages_of(plan, endpoint)
+            phase = stages_of(plan, endpoint)
             done = [seed for seed in plan.seeds if all((arm.name, seed, stage) in rows for stage in phase)]
             unmeasured = [s for s in done if any(_is_unmeasured(rows[arm.name, s, t], plan, endpoint) for t in phase)]
             zero = [seed for seed in done if seed not in values and seed not in unmeasured]

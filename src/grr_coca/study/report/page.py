@@ -15,6 +15,7 @@ from grr_coca.study.report.figures import main_and_baseline, study_figures
 from grr_coca.study.report.numbers import StudyResults, study_results
 from grr_coca.study.report.rates import (
     RateResults,
+    at_best_rates,
     rate_figure,
     rate_results,
     rate_tables,
@@ -65,7 +66,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
     plain = to_dict(results) | ({"learning_rates": [rates_as_plain(found) for found in rates]} if rates else {})
     content = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(out / _RESULTS_FILE, _encoded(content))
-    write_whole(out / _TABLE_FILE, _encoded(_study_tables(plan, results, rates)))
+    write_whole(out / _TABLE_FILE, _encoded(_study_tables(plan, ledger, results, rates)))
     write_whole(out / PAGE_FILE, _encoded(_study_page(plan, ledger, results, rates, folder)))
     return _for_terminal(plan, results, rates)
 
@@ -89,18 +90,26 @@ def _study_page(plan: Plan, ledger: Ledger, results: StudyResults, rates: Sequen
         figures=study_figures(plan, ledger, results),
         arms=arms_tables(plan, results) if len(results.begun_arms) > 1 else [],
         factorial=factorial_tables(plan, results),
-        rates=[(rate_figure(found), rate_tables(found)) for found in rates],
+        rates=[(rate_figure(found), _rate_tables(plan, ledger, found)) for found in rates],
         cost=cost_table(plan, results) if results.costs else None,
         tuning=tuning_table(plan, ledger) if ledger.trials else None,
         examples=_example_captions(plan, ledger.rows, main_and_baseline(results), folder),
     )
 
 
-def _study_tables(plan: Plan, results: StudyResults, rates: Sequence[RateResults]) -> str:
+def _rate_tables(plan: Plan, ledger: Ledger, found: RateResults) -> list[Table]:
+    """The tables of a model at its best rate: the answer, the losses by rate, and the secondary endpoints."""
+    best = at_best_rates(plan, found)
+    secondary = endpoint_table(best, study_results(best, ledger), primary=False)
+    named = replace(secondary, title=f"{secondary.title}, each at its best rate")
+    return [*rate_tables(found), *([named] if named.rows else [])]
+
+
+def _study_tables(plan: Plan, ledger: Ledger, results: StudyResults, rates: Sequence[RateResults]) -> str:
     """The answer and all tables of a study as Markdown."""
     found = _answer(plan, results, rates)
     if rates:
-        tables = [table for of_model in rates for table in rate_tables(of_model)]
+        tables = [table for of_model in rates for table in _rate_tables(plan, ledger, of_model)]
     else:
         tables = [endpoint_table(plan, results, primary=True), endpoint_table(plan, results, primary=False)]
     tables += arms_tables(plan, results) if len(results.begun_arms) > 1 else []

@@ -17,23 +17,42 @@ from matplotlib.axes import Axes
 
 from grr_coca.structure import to_dict
 from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
-from grr_coca.study.ledger import Ledger, LedgerRow
+from grr_coca.study.ledger import Ledger
 from grr_coca.study.plan import SIGNIFICANCE_LEVEL, Arm, Plan, arm_named, stage_names
-from grr_coca.study.report.answer import Answer, arm_titles, change_in_words, interval_in_words, listed, signed
-from grr_coca.study.report.numbers import Effect, Endpoint, effect_of, image_intervals, rows_by_run
+from grr_coca.study.report.answer import (
+    Answer,
+    arm_titles,
+    change_in_words,
+    endpoints_in_words,
+    interval_in_words,
+    listed,
+    signed,
+)
+from grr_coca.study.report.numbers import (
+    Effect,
+    Endpoint,
+    Rows,
+    effect_of,
+    endpoint_values,
+    image_intervals,
+    lost_runs,
+    rows_by_run,
+    stages_of,
+)
 from grr_coca.study.report.tables import Table, effect_cell
 from grr_coca.study.statistics import LEVEL, MARGIN, RESAMPLES, as_percent, min_seeds
 
 RATE = "optimizer.lr"
-CHOSEN_BY = "coca_loss"
+CHOSEN_ON_VAL = "pretraining/coca_loss"
 
 
 @dataclass(frozen=True)
 class RateCurve:
     """Losses of a model by learning rate, the rates in ascending order.
 
-    Shapes: R rates, S seeds. `arms`: their names, by rate. `val`: the CoCa loss on the validation split, by which rates
-    are chosen; infinite where a run diverged. `test`: the endpoint; NaN there.
+    Shapes: R rates, S seeds. `arms`: their names, by rate. `val`: the CoCa loss on the validation split after
+    pretraining, by which rates are chosen; infinite where a run diverged, or has no value of the endpoint. `test`: the
+    endpoint; NaN there.
     """
 
     title: str
@@ -68,20 +87,21 @@ class BestAgainstBest:
     """A model over the baseline, each at its best rate.
 
     `effect`: over seeds, with the rates as they were chosen. `low`, `high`: ends in per cent of the percentile
-    bootstrap's interval over seeds, with the rates chosen anew in each draw; None for a single seed. `kept`: the share
-    of draws that chose the same two rates.
+    bootstrap's interval over seeds, with the rates chosen anew in each draw; `kept`: the share of draws that chose the
+    same two rates. All three are None for a single seed.
     """
 
     effect: Effect
     low: float | None
     high: float | None
-    kept: float
+    kept: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateResults:
     """A model and the baseline over the seeds that have every rate of both.
 
+    - `split`: the test split of the endpoint
     - `at_rates`: the model over the baseline at each rate that both have; without rates at which a run diverged
     - `best_over_both`, `at_rates_over_both`: 95 % intervals in per cent over seeds and images at once, with the rates
       as they were chosen; None for a single seed, or if the ledger lacks the values
@@ -90,6 +110,7 @@ class RateResults:
     """
 
     endpoint: Endpoint
+    split: str
     seeds: tuple[int, ...]
     model: RateCurve
     baseline: RateCurve
@@ -104,18 +125,20 @@ def rate_results(plan: Plan, ledger: Ledger) -> list[RateResults]:
     """Every model of the plan against the model of its baseline, on the first primary endpoint.
 
     Returns:
-        Nothing if no model has two rates, or no seed has all of them. A model that diverged at every rate is left out.
+        Nothing if no model has two rates, the baseline has none, or no seed has all of them. A model that diverged at
+        every rate is left out.
     """
     endpoint = Endpoint(plan.endpoints.primary[0])
-    models = _arms_by_model(plan)
-    if all(len(arms) == 1 for arms in models.values()):
+    models, baseline = _arms_by_model(plan), _model_of(arm_named(plan, plan.baseline))
+    if baseline not in models or all(len(arms) == 1 for arms in models.values()):
         return []
-    rows = {(row.arm, row.seed): row for row in (*ledger.diverged, *ledger.rows) if row.stage == stage_names(plan)[0]}
-    baseline = _model_of(arm_named(plan, plan.baseline))
+    rows, needed = rows_by_run(ledger.rows), {stage_names(plan)[0], *stages_of(plan, endpoint)}
+    lost = lost_runs(ledger, rows, stage_names(plan))
     found = []
     for model in models:
         arms = [*models[model].values(), *models[baseline].values()]
-        seeds = tuple(seed for seed in plan.seeds if all((arm.name, seed) in rows for arm in arms))
+        runs = {seed: {(arm.name, seed, stage) for arm in arms for stage in needed} for seed in plan.seeds}
+        seeds = tuple(seed for seed in plan.seeds if runs[seed] <= rows.keys() | lost)
         if model != baseline and seeds:
             ours, theirs = (_curve(plan, endpoint, models[each], rows, seeds) for each in (model, baseline))
             if not all(np.isfinite(curve.test[curve.best]).all() for curve in (ours, theirs)):
@@ -124,14 +147,15 @@ def rate_results(plan: Plan, ledger: Ledger) -> list[RateResults]:
             found.append(
                 RateResults(
                     endpoint=endpoint,
+                    split=plan.endpoints.split,
                     seeds=seeds,
                     model=ours,
                     baseline=theirs,
                     best=best_against_best(ours, theirs, seeds),
                     at_rates={rate: _effect(ratios, seeds) for rate, ratios in at_rates.items()},
-                    best_over_both=_over_both(plan, ledger, (ours, ours.best_rate), (theirs, theirs.best_rate), seeds),
+                    best_over_both=_over_both(plan, rows, (ours, ours.best_rate), (theirs, theirs.best_rate), seeds),
                     at_rates_over_both={
-                        rate: _over_both(plan, ledger, (ours, rate), (theirs, rate), seeds) for rate in at_rates
+                        rate: _over_both(plan, rows, (ours, rate), (theirs, rate), seeds) for rate in at_rates
                     },
                     interaction=_interaction(at_rates, seeds),
                 )
@@ -150,7 +174,7 @@ def best_against_best(model: RateCurve, baseline: RateCurve, seeds: Sequence[int
     ratios = np.log(model.test[model.best]) - np.log(baseline.test[baseline.best])
     effect = _effect(ratios, seeds)
     if len(seeds) == 1:
-        return BestAgainstBest(effect, None, None, 1.0)
+        return BestAgainstBest(effect, None, None, None)
     draws = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLES, len(seeds)))
     (ours, has_our_rate), (theirs, has_their_rate) = (_at_best_of_draws(curve, draws) for curve in (model, baseline))
     low, high = np.quantile(ours - theirs, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -183,6 +207,10 @@ def rates_answer(plan: Plan, found: Sequence[RateResults]) -> Answer:
     sentences = [sentence for results in found for sentence in _sentences(results)]
     if _verdict(main) == "few":
         sentences.append(f"Nothing is called better or worse with fewer than {min_seeds(1)} seeds.")
+    others = [Endpoint(name) for name in plan.endpoints.primary[1:]]
+    if others:
+        sentences.append(f"Nothing is decided on {endpoints_in_words(others)}: only the first primary endpoint is.")
+    sentences += _left_out(plan, found)
     if missing and _verdict(main) in ("better", "worse"):
         sentences.append("Wait for all seeds: stopping at the first difference finds differences that do not exist.")
     question = f"Is {names[0]} better than {names[1]}, each at its best learning rate?"
@@ -242,6 +270,7 @@ def rates_as_plain(results: RateResults) -> dict[str, object]:
 
     return {
         "endpoint": results.endpoint.name,
+        "split": results.split,
         "seeds": list(results.seeds),
         "model": curve(results.model),
         "baseline": curve(results.baseline),
@@ -256,7 +285,7 @@ def rates_as_plain(results: RateResults) -> dict[str, object]:
 def rate_tables(results: RateResults) -> list[Table]:
     """The answer, and the losses at each rate."""
     model, baseline = results.model, results.baseline
-    name, count = results.endpoint.title, f"{len(results.seeds)} seed{'' if len(results.seeds) == 1 else 's'}"
+    name, count = _endpoint_title(results), f"{len(results.seeds)} seed{'' if len(results.seeds) == 1 else 's'}"
     best, effect = results.best, results.best.effect
     with_choice = _ends(None if best.low is None or best.high is None else (best.low, best.high))
     at_best = f"best against best: {_rate(model)} and {_rate(baseline)}"
@@ -270,21 +299,36 @@ def rate_tables(results: RateResults) -> list[Table]:
     ]
     edges = [curve.title for curve in (model, baseline) if curve.is_best_at_edge]
     note = (
-        f"{model.title} over {baseline.title} in {name} on the test split, in %, {count}. The best rate has the lowest "
-        "CoCa loss on val. First interval: Student's t over seeds, with the rates as chosen. Over both: a bootstrap of "
-        "seeds and images at once, with the rates as chosen. With the choice drawn: a bootstrap of the seeds in which "
-        f"each draw chooses its rates; {100 * best.kept:.0f} % of the draws chose these. Over few seeds it is too "
-        "narrow."
+        f"{model.title} over {baseline.title} in {name} on the {results.split} split, in %, {count}. The best rate has "
+        "the lowest CoCa loss on val. First interval: Student's t over seeds, with the rates as chosen. Over both: a "
+        "bootstrap of seeds and images at once, with the rates as chosen. With the choice drawn: a bootstrap of the "
+        "seeds in which each draw chooses its rates"
     )
+    if best.kept is not None:
+        note += f"; {100 * best.kept:.0f} % of the draws chose these. Over few seeds it is too narrow"
+    note += "."
     if edges:
         note += f" The best rate of {' and of '.join(edges)} is at the edge of the grid: a better one may lie beyond."
     answer = Table(
         "Best against best", ("rates", "change, %", "over both", "with the choice drawn"), tuple(lines), note
     )
-    heads = ("rate", *(f"{curve.title}, {split}" for curve in (baseline, model) for split in ("val", "test")))
+    heads = ("rate", *(f"{curve.title}, {split}" for curve in (baseline, model) for split in ("val", results.split)))
     rates = sorted({*model.rates, *baseline.rates})
-    losses = tuple((f"{rate:g}", *_loss_cells(baseline, rate), *_loss_cells(model, rate)) for rate in rates)
-    return [answer, Table("Losses by rate", heads, losses, "Geometric means over the seeds; star: the best on val.")]
+    why_none = "diverged" if results.endpoint.lower_is_better else "diverged or 0"
+    losses = tuple(
+        (f"{rate:g}", *(cell for curve in (baseline, model) for cell in _loss_cells(curve, rate, why_none)))
+        for rate in rates
+    )
+    told = "Geometric means over the seeds; star: the best on val."
+    if results.endpoint.name != CHOSEN_ON_VAL:
+        told += f" On val: {Endpoint(CHOSEN_ON_VAL).full_title}; on {results.split}: {results.endpoint.full_title}."
+    return [answer, Table("Losses by rate", heads, losses, told)]
+
+
+def at_best_rates(plan: Plan, results: RateResults) -> Plan:
+    """The plan with two arms alone: the model and the baseline, each at its best rate."""
+    arm, over = (arm_named(plan, curve.arms[curve.best]) for curve in (results.model, results.baseline))
+    return replace(plan, arms=(arm, over), baseline=over.name)
 
 
 def rate_figure(results: RateResults) -> str:
@@ -295,10 +339,11 @@ def rate_figure(results: RateResults) -> str:
     """
     figure = new_figure(3.2)
     val, test, change = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
+    titles = {"val": "CoCa loss on val", "test": f"{_endpoint_title(results)} on {results.split}"}
     for axes, split in ((val, "val"), (test, "test")):
         for curve, colour, marker in zip((results.model, results.baseline), COLOURS, ("o", "s"), strict=True):
             _draw_curve(axes, curve, curve.losses[split], colour, marker)
-        style_axes(axes, f"{'CoCa loss' if split == 'val' else results.endpoint.title} on {split}")
+        style_axes(axes, titles[split])
         axes.set_xlabel("learning rate; ringed: best on val", fontsize=8)
         _rate_ticks(axes, sorted({*results.model.rates, *results.baseline.rates}))
     _draw_changes(change, results)
@@ -307,43 +352,73 @@ def rate_figure(results: RateResults) -> str:
     return svg_text(figure)
 
 
-def _model_of(arm: Arm) -> tuple[str, str | None, str]:
-    """A key that is equal for arms that differ in the learning rate alone."""
+Model = tuple[str, str | None, str | None, str]
+"""A key that is equal for arms that differ in the learning rate alone."""
+
+
+def _model_of(arm: Arm) -> Model:
     others = {key: value for key, value in arm.overrides.items() if key != RATE}
-    return arm.preset_name, arm.variant, repr(sorted(others.items()))
+    return arm.preset_name, arm.variant, arm.recipes, repr(sorted(others.items()))
 
 
-def _arms_by_model(plan: Plan) -> dict[tuple[str, str | None, str], dict[float, Arm]]:
-    """The arms by model, then by learning rate in ascending order."""
-    models: dict[tuple[str, str | None, str], dict[float, Arm]] = {}
+def _rate_of(arm: Arm) -> float | None:
+    """The learning rate that an arm overrides; None: that of its recipe, which a report does not read."""
+    rate = arm.overrides.get(RATE)
+    return None if rate is None else float(str(rate))  # YAML reads `1e-3` as a string
+
+
+def _arms_by_model(plan: Plan) -> dict[Model, dict[float, Arm]]:
+    """The arms that have a learning rate of their own by model, then by rate in ascending order."""
+    models: dict[Model, dict[float, Arm]] = {}
     for arm in plan.arms:
-        rate = arm.overrides.get(RATE)
-        models.setdefault(_model_of(arm), {})[float(rate) if isinstance(rate, int | float) else math.nan] = arm
+        if (rate := _rate_of(arm)) is not None:
+            models.setdefault(_model_of(arm), {}).setdefault(rate, arm)
     return {model: dict(sorted(arms.items())) for model, arms in models.items()}
 
 
-def _curve(
-    plan: Plan,
-    endpoint: Endpoint,
-    arms: Mapping[float, Arm],
-    rows: Mapping[tuple[str, int], LedgerRow],
-    seeds: Sequence[int],
-) -> RateCurve:
-    def losses(split: str, metric: str, lacking: float) -> np.ndarray:
-        found = [
-            [rows[arm.name, seed].metrics.get(split, {}).get(metric, lacking) for seed in seeds]
-            for arm in arms.values()
-        ]
-        return np.array(found)
+def _left_out(plan: Plan, found: Sequence[RateResults]) -> list[str]:
+    """Sentences on arms that are in no curve, and on models that have a curve but no results."""
+    titles, models = arm_titles(plan), _arms_by_model(plan)
+    shown = {name for results in found for curve in (results.model, results.baseline) for name in curve.arms}
+    drawn = {arm.name for arms in models.values() for arm in arms.values()}
+    arms = [titles[arm.name] for arm in plan.arms if arm.name not in drawn]
+    unknown = [_model_title(plan, of) for of in models.values() if not any(arm.name in shown for arm in of.values())]
+    reasons = {
+        f"an arm needs a rate of its own (overrides: {RATE}) that no other arm of its model has": arms,
+        "no seed has every rate, or a run diverged at each": unknown,
+    }
+    return [f"Without {listed(names)}: {reason}." for reason, names in reasons.items() if names]
 
-    rate, arm = next(iter(arms.items()))
+
+def _endpoint_title(results: RateResults) -> str:
+    endpoint = results.endpoint
+    return endpoint.title if endpoint.phase == "pretraining" else endpoint.full_title
+
+
+def _curve(plan: Plan, endpoint: Endpoint, arms: Mapping[float, Arm], rows: Rows, seeds: Sequence[int]) -> RateCurve:
+    pretraining, chosen_by = stage_names(plan)[0], Endpoint(CHOSEN_ON_VAL).metric
+    values = {arm.name: endpoint_values(rows, plan, endpoint, arm.name) for arm in arms.values()}
+
+    def val(arm: str, seed: int) -> float:
+        row = rows.get((arm, seed, pretraining)) if seed in values[arm] else None
+        return row.metrics.get("val", {}).get(chosen_by, math.inf) if row else math.inf
+
     return RateCurve(
-        title=arm_titles(plan)[arm.name].removesuffix(f", {rate}"),
-        arms=tuple(arm.name for arm in arms.values()),
+        title=_model_title(plan, arms),
+        arms=tuple(values),
         rates=tuple(arms),
-        val=losses("val", CHOSEN_BY, math.inf),
-        test=losses(plan.endpoints.split, endpoint.metric, math.nan),
+        val=np.array([[val(arm, seed) for seed in seeds] for arm in values]),
+        test=np.array([[of_arm.get(seed, math.nan) for seed in seeds] for of_arm in values.values()]),
     )
+
+
+def _model_title(plan: Plan, arms: Mapping[float, Arm]) -> str:
+    """The title of a model's first arm without the rate at its end, such as `GRR-CoCa, 0.006`."""
+    rate, arm = next(iter(arms.items()))
+    title = arm_titles(plan)[arm.name]
+    for written in (str(arm.overrides[RATE]), f"{rate:g}"):
+        title = title.removesuffix(written).rstrip(" ,_-") or title
+    return title
 
 
 def _effect(log_ratios: np.ndarray, seeds: Sequence[int]) -> Effect:
@@ -353,12 +428,12 @@ def _effect(log_ratios: np.ndarray, seeds: Sequence[int]) -> Effect:
 
 
 def _over_both(
-    plan: Plan, ledger: Ledger, model: tuple[RateCurve, float], baseline: tuple[RateCurve, float], seeds: Sequence[int]
+    plan: Plan, rows: Rows, model: tuple[RateCurve, float], baseline: tuple[RateCurve, float], seeds: Sequence[int]
 ) -> tuple[float, float] | None:
     """Interval over seeds and images of a model at a rate over the baseline at a rate."""
     arm, over = (curve.arms[curve.rates.index(rate)] for curve, rate in (model, baseline))
     endpoint = Endpoint(plan.endpoints.primary[0])
-    found = image_intervals(rows_by_run(ledger.rows), replace(plan, baseline=over), endpoint, arm, seeds)
+    found = image_intervals(rows, replace(plan, baseline=over), endpoint, arm, seeds)
     return found.over_both if found else None
 
 
@@ -397,13 +472,13 @@ def _rate(curve: RateCurve) -> str:
     return f"{curve.title} at {curve.best_rate:g}"
 
 
-def _loss_cells(curve: RateCurve, rate: float) -> tuple[str, str]:
+def _loss_cells(curve: RateCurve, rate: float, why_none: str) -> tuple[str, str]:
     if rate not in curve.rates:
         return "–", "–"
     index = curve.rates.index(rate)
     val, test = (float(np.exp(np.log(losses[index]).mean())) for losses in (curve.val, curve.test))
     star = "*" if index == curve.best else ""
-    return (f"{val:.4f}{star}", f"{test:.4f}") if math.isfinite(val) else ("diverged", "–")
+    return (f"{val:.4f}{star}", f"{test:.4f}") if math.isfinite(val) else (why_none, "–")
 
 
 def _draw_curve(axes: Axes, curve: RateCurve, losses: np.ndarray, colour: str, marker: str) -> None:
@@ -430,7 +505,7 @@ def _draw_changes(axes: Axes, results: RateResults) -> None:
     best, place = results.best, len(places) + 0.5
     axes.plot([place] * best.effect.num_seeds, best.effect.changes, ".", color=FAINT, markersize=4)
     _draw_interval(axes, place, best.effect.change, best.low, best.high, "D")
-    style_axes(axes, textwrap.fill(f"{results.model.title} over {results.baseline.title}, % on test", 42))
+    style_axes(axes, textwrap.fill(f"{results.model.title} over {results.baseline.title}, % on {results.split}", 42))
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks([*places, place], [*(f"{rate:g}" for rate in results.at_rates), "best"], fontsize=7)
     axes.set_xlabel("both at this rate; best: each at its own", fontsize=8)

@@ -59,6 +59,7 @@ def result(name: str, p_holm: float | None, *percents: float) -> EndpointResult:
         ("pretraining/coca_loss", 0.06, (-0.3, 0.1, 0.2), "equal"),
         ("pretraining/coca_loss", 0.04, (-0.3, -0.2, -0.25), "better"),
         ("pretraining/R@1", None, (30, 31, 32), "open"),
+        ("pretraining/R@1", None, (0.0, 0.0), "open"),  # the same hits with two seeds, which are too few
     ],
 )
 def test_verdicts(name, p_holm, percents, expected):
@@ -162,8 +163,8 @@ def test_few_seeds_cannot_decide(tmp_path):
         "So far, with 3 of 8 seeds complete: not enough seeds to decide whether GRR-CoCa is better than Baseline CoCa"
     )
     assert found.sentences[-1] == (
-        "With 3 seeds, nothing is called better or worse: of 6 endpoints, this takes 7 seeds, which detect a true "
-        "change of two standard deviations in four studies of five."
+        "With 3 seeds, nothing is called better, worse or equal: of 6 endpoints, this takes 7 seeds, which detect a "
+        "true change of two standard deviations in four studies of five."
     )
 
 

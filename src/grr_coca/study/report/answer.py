@@ -170,8 +170,9 @@ def _too_few_seeds(main: ArmResults) -> str:
     if not 0 < seeds < needed:
         return ""
     return (
-        f"With {_counted(seeds, 'seed')}, nothing is called better or worse: of {_counted(len(primary), 'endpoint')}, "
-        f"this takes {needed} seeds, which detect a true change of two standard deviations in four studies of five."
+        f"With {_counted(seeds, 'seed')}, nothing is called better, worse or equal: "
+        f"of {_counted(len(primary), 'endpoint')}, this takes {needed} seeds, which detect a true change of two "
+        "standard deviations in four studies of five."
     )
 
 
@@ -200,13 +201,15 @@ def verdict(result: EndpointResult) -> Verdict:
     """The verdict on an endpoint.
 
     Better or worse: the t test passes Holm's correction. Secondary endpoints, which the correction does not cover, are
-    never called so. Equal: it does not pass, and the interval lies within ± 2 %. Missing: no seed can be compared,
-    since a value is missing or not above zero. Open: none of these.
+    never called so. Equal: it does not pass with seeds enough for a verdict, and the interval lies within ± 2 %.
+    Missing: no seed can be compared, since a value is missing or not above zero. Open: none of these.
     """
     effect = result.effect
     if effect is None:
         return "missing"
-    if result.p_holm is not None and result.p_holm <= SIGNIFICANCE_LEVEL:
+    if result.p_holm is None:
+        return "open"
+    if result.p_holm <= SIGNIFICANCE_LEVEL:
         is_lower = effect.change < 0
         return "better" if is_lower == Endpoint(result.endpoint).lower_is_better else "worse"
     return "equal" if effect.is_equivalent else "open"

@@ -80,7 +80,12 @@ def test_rows_without_hashes_of_their_beginning_still_count(folder):
     path.write_text(json.dumps(old) + "\n" + json.dumps(new) + "\n")
     ledger = read_ledger(folder)
     assert [(row.arm, row.data_order) for row in ledger.rows] == [("grr_coca", None), ("baseline_coca", "o")]
-    assert ledger.notes == ()
+    assert ledger.notes == (
+        "1 row of an old version without hashes: whether initial weights and data order are those of other rows of the "
+        "seed is not checked",
+    )
+    path.write_text(json.dumps(old) + "\n")
+    assert read_ledger(folder).notes == (), "there is nothing to compare with"
 
 
 def test_runs_of_a_seed_that_do_not_begin_alike_are_named(folder):

@@ -304,12 +304,14 @@ def _unpaired(runs: Iterable[LedgerRow]) -> Iterator[str]:
     """A sentence for each run that is not paired with the first run of its seed and stage.
 
     Runs are paired if parameters of equal name and shape have the same initial values, and the training pairs the same
-    order. Rows without hashes, which old versions wrote, are not compared, nor are the orders of runs of different
-    length.
+    order. The orders of runs of different length are not compared, nor are rows without hashes, which old versions
+    wrote; a last sentence counts those that stand beside rows with hashes.
     """
     firsts: dict[tuple[int, str], LedgerRow] = {}
+    unknown: list[tuple[int, str]] = []
     for row in runs:
         if row.data_order is None:
+            unknown.append((row.seed, row.stage))
             continue
         first = firsts.setdefault((row.seed, row.stage), row)
         shared = row.initial_weights.keys() & first.initial_weights.keys()
@@ -320,6 +322,11 @@ def _unpaired(runs: Iterable[LedgerRow]) -> Iterator[str]:
             yield f"{name}: {count} have other initial values than in {first.arm}, such as {differing[0]}"
         if row.data_order != first.data_order and row.steps == first.steps:
             yield f"{name}: was not trained on the same pairs in the same order as {first.arm}"
+    if num_unknown := sum(run in firsts for run in unknown):
+        yield (
+            f"{num_unknown} row{'' if num_unknown == 1 else 's'} of an old version without hashes: whether initial "
+            "weights and data order are those of other rows of the seed is not checked"
+        )
 
 
 def _num_metrics(row: LedgerRow) -> int:

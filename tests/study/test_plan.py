@@ -77,6 +77,16 @@ PRIMARY = STUDIES / "primary"
             "arms: a: overrides: optimizer.lr is tuned too",
         ),
         ({"tuning": {"seed": 9, "pretrain": {"optimizer.rl": [1]}}}, "did you mean 'lr'?"),
+        ({"tuning": {"seed": 9, "finetune": {"seed": [1, 2]}}}, "tuning: finetune: seed is given by"),
+        (
+            {"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overrides": {"seed": 5}}]},
+            "arms: a: overrides: seed is given by the plan's 'seeds'; remove it here",
+        ),
+        (
+            {"arms": ["baseline_coca", {"name": "grr_coca", "overrides": {"model.preset": "baseline_coca"}}]},
+            "arms: grr_coca: overrides: model.preset is given by an arm's 'preset'; remove it here",
+        ),
+        ({"steps": 0}, "study.yaml: steps: 0 is out of range; give 1 or more"),
         ({"tuning": {"seed": 9, "score": "CIDEr-D"}}, "not measured in trials"),
         ({"sedes": [0]}, "did you mean 'seeds'?"),
     ],

@@ -294,11 +294,25 @@ def _check(plan: Plan, path: Path) -> None:
         raise UserError(f"{path}: baseline: the plan has no arm '{plan.baseline}'; {nearest(plan.baseline, names)}")
     if min(plan.seeds, default=0) < 0 or not (plan.seeds or plan.tuning):
         raise UserError(f"{path}: seeds: give one or more, each 0 or more")
+    if plan.steps is not None and plan.steps < 1:
+        raise UserError(f"{path}: steps: {plan.steps} is out of range; give 1 or more")
+    _check_keys(plan, path)
     if plan.num_captions < 0:
         raise UserError(f"{path}: num_captions: {plan.num_captions} is out of range; give 0 or more")
     _check_endpoints(plan, path)
     if plan.tuning is not None:
         _check_tuning(plan, plan.tuning, path)
+
+
+def _check_keys(plan: Plan, path: Path) -> None:
+    """Raise a UserError if an arm or tuning sets a key of the recipe that other keys of the plan decide."""
+    given = {f"arms: {arm.name}: overrides": arm.overrides.keys() for arm in plan.arms}
+    if plan.tuning is not None:
+        given |= {"tuning: pretrain": plan.tuning.pretrain.keys(), "tuning: finetune": plan.tuning.finetune.keys()}
+    for where, keys in given.items():
+        for key, decided_by in (("seed", "the plan's 'seeds'"), ("model.preset", "an arm's 'preset'")):
+            if key in keys:
+                raise UserError(f"{path}: {where}: {key} is given by {decided_by}; remove it here")
 
 
 def _check_endpoints(plan: Plan, path: Path) -> None:

@@ -19,7 +19,7 @@ from grr_coca.generate import generate
 from grr_coca.model.coca import evaluating
 from grr_coca.study.demo.plan import arm_names, demo_recipes
 from grr_coca.study.ledger import LedgerRow
-from grr_coca.study.plan import DemoPlan
+from grr_coca.study.plan import DemoPlan, showcase_of
 from grr_coca.study.running.measured import drawn_examples
 
 _BATCH_SIZE = 64
@@ -154,8 +154,7 @@ def _arm_result(plan: DemoPlan, rows: Sequence[LedgerRow], shown: Exhibits) -> A
 
 
 def _captions(plan: DemoPlan, row: LedgerRow) -> list[CaptionedImage]:
-    tests = demo_recipes(plan)[row.stage].data.test
-    source = open_source(tests.get(plan.showcase) or tests[plan.endpoints.split])
+    source = open_source(demo_recipes(plan)[row.stage].data.test[showcase_of(plan, row.stage)[0]])
     drawn = drawn_examples(source, len(row.captions))
     return [
         CaptionedImage(index, example.references[0], example.caption)

@@ -31,6 +31,8 @@ def load_demo(path: Path) -> DemoPlan:
         raise UserError(f"{path}: endpoints: split: a demo's is 'test', not '{plan.endpoints.split}'")
     if any(steps < 1 for steps in plan.schedules) or list(plan.schedules) != sorted(set(plan.schedules)):
         raise UserError(f"{path}: schedules: give numbers of steps, 1 or more, in ascending order")
+    if plan.num_hits < 1:
+        raise UserError(f"{path}: num_hits: {plan.num_hits} is out of range; give 1 or more")
     if not plan.queries:
         raise UserError(f"{path}: queries: give one or more")
     check_recipes(plan, path)

@@ -18,7 +18,7 @@ from grr_coca.study.demo.outcome import ArmResult
 from grr_coca.study.demo.plan import arm_names, demo_recipes
 from grr_coca.study.demo.table import LOSSES, Row, average_row, row, short_names
 from grr_coca.study.drawing import COLOURS, new_figure, render_page, style_axes, svg_text
-from grr_coca.study.plan import DemoPlan
+from grr_coca.study.plan import DemoPlan, showcase_of
 from grr_coca.study.thumbnails import as_webp, data_address, thumbnail
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.recipe import Recipe
@@ -166,8 +166,7 @@ class _SearchStrip:
 
 
 def _caption_cards(plan: DemoPlan, recipe: Recipe, stage: str, arms: Arms) -> list[_CaptionCard]:
-    split = plan.showcase if plan.showcase in recipe.data.test else "test"
-    source = open_source(recipe.data.test[split])
+    source = open_source(recipe.data.test[showcase_of(plan, stage)[0]])
     pairs = zip(arms[0].captions[stage], arms[1].captions[stage], strict=True)
     return [
         _CaptionCard(_data_address(source, first.index), first.truth, (first.caption, second.caption))

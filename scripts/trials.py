@@ -36,7 +36,14 @@ from grr_coca.ranks import Ranks
 from grr_coca.structure import from_dict, read_yaml, to_dict
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.numerics import decide
-from grr_coca.train.recipe import Recipe, Score, load_recipe, save_recipe, with_absolute_paths
+from grr_coca.train.recipe import (
+    CAPTION_SCORES,
+    Recipe,
+    Score,
+    load_recipe,
+    save_recipe,
+    with_absolute_paths,
+)
 from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
 from grr_coca.train.step import build_trainer, count_tokens
 
@@ -105,6 +112,11 @@ def work(path: Path, runs: Path, deadline: float) -> bool:
     """
     plan = from_dict(Plan, read_yaml(path, "plan"), str(path))
     recipes = {name: changed(path, plan, name) for name in plan.trials}
+    for name, recipe in recipes.items():
+        if plan.score in CAPTION_SCORES and not recipe.evaluation.num_captions:
+            raise UserError(
+                f"{path}: score {plan.score} scores captions, and trial '{name}' has none: set evaluation: num_captions"
+            )
     log = path.with_suffix(".jsonl")
     for rung in plan.rungs:
         rows = read_rows(log)

@@ -83,6 +83,13 @@ def test_a_key_that_does_not_exist_is_named(plan_file, changes, said):
         changed(plan_file, replace(PLAN, recipe="recipe.yaml", trials={"x": changes}), "x")
 
 
+def test_a_score_that_validation_does_not_measure_is_refused_before_hours_of_training(plan_file, tmp_path):
+    content = yaml.safe_load(plan_file.read_text())
+    plan_file.write_text(yaml.safe_dump({**content, "score": "CIDEr"}, sort_keys=False))
+    with pytest.raises(UserError, match="score CIDEr scores captions, and trial 'plain' has none"):
+        work(plan_file, tmp_path / "runs", deadline=0.0)
+
+
 def test_what_is_done_is_not_done_again_and_the_time_is_kept(plan_file, monkeypatch, tmp_path):
     ran = []
     monkeypatch.setattr(trials, "prepare", lambda recipe, seconds, out: ran.append(("steps", seconds)))

@@ -1,5 +1,6 @@
 """The index of a shard: built once, reused, rebuilt where it is stale or damaged, and never trusted blindly."""
 
+import errno
 import gc
 import io
 import itertools
@@ -263,6 +264,24 @@ def test_blocks_of_a_large_source_are_read_ahead_as_a_whole(shard, monkeypatch):
     rows = scan_shard(shard).rows
     starts, sizes = rows["image_block"].astype(int) * 512, rows["image_size"].astype(int)
     assert advised == [(starts[4], starts[7] + sizes[7] - starts[4]), (0 + starts[0], starts[3] + sizes[3] - starts[0])]
+
+
+def test_where_blocks_cannot_be_read_ahead_pairs_are_read_all_the_same(shard, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(shards, "PLAIN_SHUFFLE", 5)
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    assert pairs_of(shard) == EXPECTED
+
+
+def test_a_shard_that_vanishes_under_the_run_gives_bad_samples(shard, monkeypatch):
+    monkeypatch.setattr(shards, "PLAIN_SHUFFLE", 5)
+    source = TarShards([shard])
+    source.name(0)  # its index is open, and the shard is not
+    shard.unlink()
+    with pytest.raises(BadSample, match=r"a\.tar: .*: cannot be read \(No such file"):
+        source[0]
 
 
 def test_what_a_link_beside_a_shard_leads_to_is_left_alone(tmp_path):

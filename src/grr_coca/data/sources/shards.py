@@ -173,7 +173,8 @@ class TarShards:
         start = int(rows[first]["image_block"]) * tarfile.BLOCKSIZE
         end = int(rows[last]["image_block"]) * tarfile.BLOCKSIZE + int(rows[last]["image_size"])
         if end > start:
-            os.posix_fadvise(self._files[shard], start, end - start, os.POSIX_FADV_WILLNEED)
+            with contextlib.suppress(OSError):  # not every file system can, and reading says what is wrong with a shard
+                os.posix_fadvise(self._files[shard], start, end - start, os.POSIX_FADV_WILLNEED)
 
 
 # --- The index of a shard, in a file

@@ -132,6 +132,17 @@ def test_a_coco_image_without_annotation_is_a_bad_sample(tmp_path):
     assert caught.value.cause is Cause.NO_CAPTION
 
 
+def test_a_caption_that_is_null_is_none(tmp_path):
+    lay(tmp_path, ["1.jpg"])
+    images = [{"id": 1, "file_name": "1.jpg"}]
+    annotations = [{"image_id": 1, "caption": None}, {"image_id": 1, "caption": "a cat"}]
+    path = write(tmp_path / "coco.json", json.dumps({"images": images, "annotations": annotations}))
+    assert open_source(str(path))[0].captions == ("a cat",)
+    image = {"filename": "1.jpg", "split": "train", "sentences": [{"raw": None}, {"raw": "a dog"}]}
+    path = write(tmp_path / "karpathy.json", json.dumps({"images": [image]}))
+    assert open_source(str(path))[0].captions == ("a dog",)
+
+
 # --- Karpathy
 
 
@@ -289,6 +300,34 @@ def test_a_table_without_column_names_is_read_where_the_first_column_is_of_image
     assert_pairs(source, ["a cat", "a dog"], JPEGS[:2])
 
 
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.tsv"])
+def test_a_carriage_return_does_not_cut_a_caption_off(tmp_path, name):
+    lay(tmp_path, ["0.jpg", "1.jpg"])
+    rows = ["image,caption", "0.jpg,a cat\rand a dog", "1.jpg,a bird\r"]
+    text = "\r\n".join(rows).replace(",", "," if name == "pairs.csv" else "\t")
+    source = open_source(str(write(tmp_path / name, text)))
+    assert_pairs(source, ["a cat and a dog", "a bird "], JPEGS[:2])
+
+
+@pytest.mark.parametrize(("delimiter", "hint"), [(",", "put cells with ',' in quotes"), ("\t", "a tab in a caption")])
+def test_a_caption_with_a_delimiter_out_of_quotes_is_a_bad_sample(tmp_path, delimiter, hint):
+    lay(tmp_path, ["0.jpg", "1.jpg"])
+    rows = ["image,caption", "0.jpg,a cat, a dog", "1.jpg,a bird,"]
+    path = write(tmp_path / "pairs.csv", "\n".join(rows).replace(",", delimiter))
+    with pytest.raises(BadSample, match=f"row 1: .*3 cells in 2 columns; {hint}") as caught:
+        open_source(str(path))[0]
+    assert caught.value.cause is Cause.BAD_RECORD
+    assert open_source(str(path))[1].caption == "a bird"
+    assert open_source(str(path), needs_captions=False).image(0) == JPEGS[0]
+
+
+def test_rows_of_one_letter_are_rows(tmp_path):
+    lay(tmp_path, ["1.jpg", "2.jpg"])
+    for text in ("id\n1\n\n2\n", "id\r\n1\r\n\r\n2", "id\n1\n \n2"):
+        source = open_source(str(write(tmp_path / "pairs.csv", text)), needs_captions=False)
+        assert [source.image(i) for i in range(len(source))] == JPEGS[:2]
+
+
 def test_json_lines_hold_one_caption_or_several(tmp_path):
     lay(tmp_path, [f"{i}.jpg" for i in range(NUM)])
     captions = [*ODD[:3], *FIVE[3:]]
@@ -348,6 +387,29 @@ def test_a_parquet_table_that_holds_the_images_themselves_says_so(tmp_path):
             open_source(str(tmp_path / "a.parquet"))
 
 
+@pytest.mark.parametrize("cell", [b"a cat", 7, [{"raw": "a cat"}], [["a cat"]]])
+def test_a_parquet_column_of_captions_that_has_no_text_is_told(tmp_path, cell):
+    lay(tmp_path, ["0.jpg"])
+    pyarrow.parquet.write_table(pyarrow.table({"image": ["0.jpg"], "caption": [cell]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: 'caption' has .*, not text; make it a column of text"):
+        open_source(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary", "list", "large_list"])
+def test_parquet_captions_may_be_of_any_type_of_text(tmp_path, kind):
+    lay(tmp_path, ["0.jpg", "1.jpg"])
+    text = pyarrow.string()
+    types = {"dictionary": pyarrow.dictionary(pyarrow.int32(), text), "list": pyarrow.list_(text)}
+    cells = [["a cat", "a pet"], None] if "list" in kind else ["a cat", None]
+    type_ = types.get(kind) or (pyarrow.large_list(text) if kind == "large_list" else getattr(pyarrow, kind)())
+    columns = {"image": ["0.jpg", "1.jpg"], "caption": pyarrow.array(cells, type_)}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet", row_group_size=1)
+    source = open_source(tmp_path / "a.parquet")
+    assert source[0].captions == (("a cat", "a pet") if "list" in kind else ("a cat",))
+    with pytest.raises(BadSample, match=r"row 2, 1\.jpg: an image without a caption"):
+        source[1]
+
+
 def test_a_broken_parquet_file_is_an_error_that_names_it(tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else")
@@ -373,6 +435,7 @@ def test_rows_of_one_image_have_one_image_id(tmp_path):
         ("a.jsonl", "no json\n", "no column of the image's path; found none"),
         ("a.csv", "", "no column"),
         ("a.csv", "image,caption\n", "no pairs"),
+        ("a.csv", "image,caption,caption\n", "has several columns 'caption'; rename all but one"),
         ("a.jsonl", '{"image_id": 7, "caption": "a"}\n', "none of its first rows has the path of an image"),
         (
             "a.csv",

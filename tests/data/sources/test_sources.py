@@ -295,6 +295,12 @@ def test_a_pattern_opens_all_shards_that_match_in_sorted_order(tmp_path):
     assert [source[i].key for i in range(len(source))] == [pair.key for pair in PAIRS[:3]]
 
 
+def test_shards_may_have_their_suffix_in_capitals(tmp_path):
+    path = write_shard(tmp_path / "A.TAR", PAIRS)
+    for asked in (path, tmp_path):
+        assert contents(open_source(str(asked))) == {(p.key, p.image, p.caption) for p in PAIRS}
+
+
 def test_a_folder_of_shards_opens_the_shards(tmp_path):
     write_shard(tmp_path / "0.tar", PAIRS[:2])
     write_shard(tmp_path / "1.tar", PAIRS[2:4])

@@ -149,15 +149,18 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "description",
 def find_columns(names: Sequence[str], listing: str, needs_captions: bool = True) -> tuple[str, str | None]:
     """Find the column of image paths and the column of captions of a table, by their names.
 
-    The second is None if there is none, and `needs_captions` is False.
+    The second is None if `needs_captions` is False.
 
     Raises:
-        UserError: a column is missing; the message lists the columns of the table.
+        UserError: a column is missing (the message lists the columns of the table), or is there twice.
     """
     plain = {_plain(name): name for name in reversed(names)}
     image = next((plain[name] for name in IMAGE_COLUMNS if name in plain), None)
-    caption = next((plain[name] for name in CAPTION_COLUMNS if name in plain), None)
+    caption = next((plain[name] for name in CAPTION_COLUMNS if name in plain), None) if needs_captions else None
     if image is not None and (caption is not None or not needs_captions):
+        for name in filter(None, (image, caption)):
+            if names.count(name) > 1:
+                raise UserError(f"{listing}: has several columns '{name}'; rename all but one")
         return image, caption
     if image is None and "url" in plain:
         raise UserError(f"{listing}: has URLs, and nothing is downloaded; make shards of it with img2dataset first")

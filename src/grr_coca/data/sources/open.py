@@ -64,7 +64,7 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
     """
     path = str(path)
     files, split = find_files(path)
-    if split is None and all(file.suffix == ".tar" and not file.is_dir() for file in files):
+    if split is None and all(file.suffix.lower() == ".tar" and not file.is_dir() for file in files):
         return TarShards(files)
     sources = [_open_one(file, split, needs_captions) for file in files]
     return sources[0] if len(sources) == 1 else Chain(sources)
@@ -94,7 +94,7 @@ def find_files(path: str) -> tuple[list[Path], str | None]:
 
 def shards_of(folder: Path) -> list[Path]:
     """The tar shards of a folder in sorted order, without hidden ones."""
-    return sorted(path for path in folder.glob("*.tar") if not is_hidden(path.name))
+    return sorted(path for path in folder.glob("*.[tT][aA][rR]") if not is_hidden(path.name))
 
 
 def _files(path: str) -> tuple[list[Path], str | None]:
@@ -202,9 +202,9 @@ def _read(path: Path) -> object:
 
 
 def _coco_rows(content: dict[str, Any]) -> list[ListedRow]:
-    captions = defaultdict(list)
+    captions: dict[object, list[str]] = defaultdict(list)
     for annotation in content["annotations"]:
-        captions[annotation["image_id"]].append(str(annotation["caption"]))
+        captions[annotation["image_id"]] += as_captions(annotation["caption"])
     return [ListedRow(str(image["file_name"]), tuple(captions[image["id"]])) for image in content["images"]]
 
 
@@ -244,7 +244,7 @@ def _wanted_splits(path: Path, split: str | None, splits: list[str]) -> set[str]
 
 
 def _sentences(image: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(sentence["raw"]) for sentence in image["sentences"])
+    return tuple(caption for sentence in image["sentences"] for caption in as_captions(sentence["raw"]))
 
 
 def _karpathy_folders(path: Path) -> list[Path]:

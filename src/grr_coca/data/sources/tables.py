@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ csv.field_size_limit(
 )  # the default is 131,072 characters; the limit is for the whole process
 
 _DELIMITERS = (",", "\t", ";", "|")
+_RETURN_IN_LINE = re.compile(r"\r(?!\n)")
+"""A carriage return within a line, which captions from the web contain. `csv` would end the row there."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -97,13 +100,13 @@ def open_parquet(path: Path, needs_captions: bool = True) -> ListedPairs:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         names = Counter(file.schema_arrow.names)
-        image, caption = find_columns(list(names), str(path), needs_captions)
-        for name in filter(None, (image, caption)):
-            if names[name] > 1:
-                raise UserError(f"{path}: has several columns '{name}'; rename all but one")
+        image, caption = find_columns(file.schema_arrow.names, str(path), needs_captions)
         kind = file.schema_arrow.field(image).type
         if pyarrow.types.is_struct(kind) or pyarrow.types.is_binary(kind):  # as in datasets of Hugging Face
             raise UserError(f"{path}: '{image}' has images, not paths; save them as files, and list their paths")
+        if caption is not None and not _holds_text(file.schema_arrow.field(caption).type):
+            kind = file.schema_arrow.field(caption).type
+            raise UserError(f"{path}: '{caption}' has {kind}, not text; make it a column of text or of lists of text")
         table = file.read([image] if caption is None else [image, caption])
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error
@@ -243,6 +246,11 @@ class _DelimitedParser:
         cells = self._cells(text)
         if len(cells) <= max(self._image, self._caption or 0):
             raise ValueError(f"{len(cells)} cells")
+        if self._caption is not None and any(cells[len(self._names) :]):  # the caption would end at its first comma
+            way_out = (
+                "a tab in a caption" if self._delimiter == "\t" else f"put cells with '{self._delimiter}' in quotes"
+            )
+            raise ValueError(f"{len(cells)} cells in {len(self._names)} columns; {way_out}")
         return ListedRow(cells[self._image].strip(), () if self._caption is None else (cells[self._caption],))
 
     def fields(self, text: str) -> Mapping[str, object]:
@@ -251,7 +259,7 @@ class _DelimitedParser:
         return {name: cell for column, (name, cell) in enumerate(named) if column != self._image}
 
     def _cells(self, text: str) -> list[str]:
-        lines = io.StringIO(text, newline="")
+        lines = io.StringIO(_RETURN_IN_LINE.sub(" ", text), newline="")
         return next(csv.reader(lines, delimiter=self._delimiter, quoting=self._quoting), [])
 
 
@@ -265,9 +273,14 @@ def _line_starts(path: Path, start: int) -> np.ndarray:
             found = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
             pieces.append(found + offset + 1)
             offset += len(chunk)
-    starts = np.concatenate(pieces)
-    starts = starts if starts[-1] == offset else np.append(starts, offset)
-    return np.append(starts[:-1][np.diff(starts) > len(b"\r\n")], starts[-1])
+        starts = np.concatenate(pieces)
+        starts = starts if starts[-1] == offset else np.append(starts, offset)
+        lengths = np.diff(starts)
+        is_row = lengths > len(b"\r\n")
+        for line in np.flatnonzero(~is_row):  # empty, or a name of one letter
+            file.seek(starts[line])
+            is_row[line] = bool(file.read(lengths[line]).strip())
+    return np.append(starts[:-1][is_row], starts[-1])
 
 
 def _csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
@@ -350,6 +363,17 @@ def _mark_size(path: Path) -> int:
 
 
 # --- Rows of a Parquet file
+
+
+def _holds_text(kind: Any) -> bool:
+    """True if the cells of a column of this type are texts or lists of texts."""
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
 class _ParquetRows:

@@ -2,12 +2,13 @@
 
 import json
 import tarfile
+import tracemalloc
 
 import pytest
 from PIL import Image
 
 from grr_coca.data import convert as convert_module
-from grr_coca.data.convert import Conversion, convert
+from grr_coca.data.convert import Conversion, convert, source_state
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import ByImage
@@ -299,6 +300,27 @@ def test_a_conversion_does_not_go_on_when_the_source_has_changed(grr_coca, refus
         assert grr_coca("data", "convert", source, tmp_path / "out").code == 0
     captions.write_text(text.format("another drawing"))
     assert "has a conversion of an older" in refused("data", "convert", source, tmp_path / "out")
+
+
+def test_to_look_at_the_files_of_millions_of_captions_takes_no_memory_for_each(tmp_path):
+    class Source:
+        def __len__(self):
+            return 20_000
+
+        def place(self, _):
+            return str(tmp_path)
+
+        def image_name(self, index):
+            return str(tmp_path / f"{index}.jpg")
+
+    (tmp_path / "7.txt").write_text("a cat")
+    (tmp_path / "9.TXT").write_text("a dog")
+    tracemalloc.start()
+    size, _ = source_state(Source())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size == len("a cat") + len("a dog")
+    assert peak < 1_000_000
 
 
 def test_a_conversion_that_an_older_version_began_goes_on(grr_coca, spoiled, tmp_path):

@@ -15,9 +15,8 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, asdict, dataclass, replace
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from PIL import Image
 from grr_coca.checkpoint_files import read_json
 from grr_coca.data.images import decode_image, open_header
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair
+from grr_coca.data.sources.folder import caption_file
 from grr_coca.data.sources.views import ByImage, num_captions, read_sound, sound_captions
 from grr_coca.errors import UserError
 from grr_coca.files import write_whole
@@ -59,13 +59,23 @@ _OF_THE_SOURCE = {"num_images", "source_bytes", "source_changed_ns"}
 
 def source_state(source: PairSource) -> tuple[int, int]:
     """Total size and last change of the files with the captions: shards, a listing, or a text file for each image."""
-    is_file = cache(lambda place: Path(place).is_file())
-    files = set()
+    size = changed = 0
+    for path in _caption_files(source):
+        status = path.stat()
+        size, changed = size + status.st_size, max(changed, status.st_mtime_ns)
+    return size, changed
+
+
+def _caption_files(source: PairSource) -> Iterator[Path]:
+    is_file: dict[str, bool] = {}  # by place; a folder may have millions of pairs
     for index in range(len(source)):
         place = source.place(index)
-        files.add(Path(place) if is_file(place) else Path(source.image_name(index)).with_suffix(".txt"))
-    found = [path.stat() for path in files if path.is_file()]
-    return sum(status.st_size for status in found), max((status.st_mtime_ns for status in found), default=0)
+        if place not in is_file:
+            is_file[place] = Path(place).is_file()
+            if is_file[place]:
+                yield Path(place)
+        if not is_file[place] and (path := caption_file(Path(source.image_name(index)))) is not None:
+            yield path
 
 
 def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callable[[int], None]) -> Counter[str]:

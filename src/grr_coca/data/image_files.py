@@ -18,7 +18,7 @@ from PIL import Image
 
 from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES, is_image_name
 from grr_coca.data.sources.base import BadSample, Cause
-from grr_coca.data.sources.tar import next_member
+from grr_coca.data.sources.tar import block_at_end, next_member
 from grr_coca.data.text import writable
 from grr_coca.data.walk import LeftOut, Walk, has_wanted_suffix
 from grr_coca.errors import UserError
@@ -249,8 +249,8 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
                         raise tarfile.ReadError(f"it ends within {member.name}")
                     span = Span(path, member.offset_data, member.size)
                     yield ImageFile(_name_of_member(path, member.name), span.read, span)
-            if 0 < path.stat().st_size - tar.offset < tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("it ends within a header")  # tarfile takes this as the end
+            if block_at_end(tar).strip(b"\0"):
+                raise tarfile.ReadError("a header is damaged or cut off")  # tarfile takes this as the end
     except (tarfile.TarError, OSError) as error:
         read = partial(_refuse, f"{path}: not a whole uncompressed tar file ({error})", error)
         yield ImageFile(f"{path}", read, hides_others=True)

@@ -4,14 +4,11 @@ SVG files are drawn by resvg, which the extra `[icons]` installs. HEIC files are
 """
 
 import io
-import os
 import re
 import struct
 import warnings
-from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
 from posixpath import basename
 from typing import TYPE_CHECKING, Literal, cast
 from xml.parsers import expat
@@ -375,18 +372,6 @@ def has_image_suffix(name: str) -> bool:
 def is_hidden(name: str) -> bool:
     """True for hidden files and folders, such as the `._NAME.jpg` that macOS writes beside NAME.jpg."""
     return basename(name).startswith(".")
-
-
-def walk_visible(
-    root: Path, on_error: Callable[[OSError], object] | None = None
-) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk` in sorted order, without hidden files and folders (`.ipynb_checkpoints`, `.thumbnails`).
-
-    The caller can remove folders from the second list. They are not entered then.
-    """
-    for folder, folders, files in os.walk(root, onerror=on_error):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        yield folder, folders, sorted(name for name in files if not is_hidden(name))
 
 
 # --- SVG

@@ -1,10 +1,11 @@
-"""Walks through the folders of a library of images: what is left out, and links that are followed once."""
+"""Walks through folders of images and of pairs: what is left out, and links that are followed once."""
 
 import errno
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from grr_coca.data.images import has_image_suffix, is_hidden
@@ -126,9 +127,8 @@ class Walk:
         yield from self._below(self._root)
         while self._links:
             link = self._links.popleft()
-            target, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link) or ".")  # noqa: PTH120
-            if not _is_within(here, target):
-                self._places.append(target)
+            if not _leads_up(link):
+                self._places.append(os.path.realpath(link))
                 yield from self._below(link)
 
     def path(self, folder: str, name: str) -> str:
@@ -195,6 +195,35 @@ class Walk:
             if _is_within(target, place) and has_wanted_suffix(target):
                 return not self._left_out.hides(target[len(os.path.join(place, "")) :])  # noqa: PTH118
         return False
+
+
+def walk_visible(
+    root: Path, on_error: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` in sorted order, without hidden files and folders (`.ipynb_checkpoints`, `.thumbnails`) and `_TRASH`.
+
+    Links to folders are followed after all other folders, except to a folder above the link. No folder is entered
+    twice. The caller can remove folders from the second list. They are not entered then.
+    """
+    entered: set[tuple[int, int]] = set()
+    tops = deque([str(root)])
+    while tops:
+        for folder, folders, files in os.walk(tops.popleft(), onerror=on_error):
+            status = os.stat(folder)  # noqa: PTH116
+            identity = (status.st_dev, status.st_ino)
+            if identity in entered and status.st_ino:  # some network drives do not number their files
+                folders.clear()
+                continue
+            entered.add(identity)
+            folders[:] = sorted(name for name in folders if not is_hidden(name) and name.lower() not in _TRASH)
+            yield folder, folders, sorted(name for name in files if not is_hidden(name))
+            paths = (os.path.join(folder, name) for name in folders)  # noqa: PTH118
+            tops += (link for link in filter(os.path.islink, paths) if not _leads_up(link))
+
+
+def _leads_up(link: str) -> bool:
+    """True if a link leads to the folder that it lies in, or to one above that."""
+    return _is_within(os.path.realpath(os.path.dirname(link) or "."), os.path.realpath(link))  # noqa: PTH120
 
 
 def has_wanted_suffix(name: str) -> bool:

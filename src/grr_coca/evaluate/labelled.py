@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grr_coca.checkpoint import Checkpoint
-from grr_coca.data.images import has_image_suffix, is_hidden, is_image_name, walk_visible
+from grr_coca.data.images import has_image_suffix, is_hidden, is_image_name
 from grr_coca.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, first_column
 from grr_coca.data.sources.open import open_source
+from grr_coca.data.walk import walk_visible
 from grr_coca.errors import UserError
 from grr_coca.evaluate.class_names import check_class_names, find_class
 from grr_coca.files import read_whole
@@ -186,12 +187,12 @@ def _class_folders(root: Path) -> list[Path]:
 def _holds_pairs(root: Path) -> bool:
     """True if a folder holds image-text pairs: a shard, a text file named like an image, or ROCO's `captions.txt`."""
     for _, folders, files in walk_visible(root):
-        if any(name.endswith(".tar") for name in files):
+        if any(name.lower().endswith(".tar") for name in files):
             return True
-        texts = {name for name in files if name.endswith(".txt")}
-        if "captions.txt" in texts and "images" in folders:
+        if "captions.txt" in files and "images" in folders:
             return True
-        if any(f"{Path(name).stem}.txt" in texts for name in files if has_image_suffix(name)):
+        texts = {Path(name).stem for name in files if name.endswith((".txt", ".TXT"))}
+        if any(Path(name).stem in texts for name in files if has_image_suffix(name)):
             return True
     return False
 

@@ -4,9 +4,11 @@ import gzip
 import os
 import pickle
 import tarfile
+import tracemalloc
 
 import pytest
 
+from grr_coca.data.image_files import iterate_images
 from grr_coca.data.sources.base import BadSample, Cause, RawPair, stable_id
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
@@ -226,6 +228,31 @@ def test_a_whole_shard_is_not_called_truncated(tmp_path):
     assert messages == []
 
 
+def test_tar_files_one_after_another_are_read_to_the_end(tmp_path):
+    parts = [write_shard(tmp_path / f"{i}.part", PAIRS[4 * i : 4 * i + 4]).read_bytes() for i in range(3)]
+    path = tmp_path / "a.tar"
+    path.write_bytes(parts[0] + bytes(2**20) + parts[1] + parts[2])
+    with warnings_of("grr_coca.data.sources.shards") as messages:
+        assert contents(TarShards([path])) == {(p.key, p.image, p.caption) for p in PAIRS}
+    assert [image.read() for image in iterate_images(str(path))] == [pair.image for pair in PAIRS]
+    assert messages == []
+
+
+def test_a_shard_with_a_hole_is_named(tmp_path):
+    path = write_shard(tmp_path / "a.tar", PAIRS)
+    with tarfile.open(path) as tar:
+        fifth, tenth = (tar.getmembers()[2 * i].offset for i in (5, 10))
+    content = path.read_bytes()
+    path.write_bytes(content[:fifth] + bytes(tenth - fifth + 512) + content[tenth + 512 :])  # as of a broken download
+    with warnings_of("grr_coca.data.sources.shards") as messages:
+        assert len(TarShards([path])) == 5
+    assert messages == [f"{path}: truncated; the 5 complete pairs are used; copy or download it again"]
+    *images, last = iterate_images(str(path))
+    assert [image.read() for image in images] == [pair.image for pair in PAIRS[:5]]
+    with pytest.raises(UserError, match=r"a\.tar: not a whole uncompressed tar .*\(a header is damaged or cut off\)"):
+        last.read()
+
+
 def test_a_folder_in_a_shard_whose_name_looks_like_an_image_is_no_pair(tmp_path):
     path = write_shard(tmp_path / "a.tar", PAIRS[:1])
     with tarfile.open(path, "a") as tar:
@@ -246,6 +273,18 @@ def test_a_folder_is_read_with_the_folders_in_it_in_sorted_order(tmp_path):
     assert [source[i].key for i in range(3)] == ["a/2", "b/1", "c"]
 
 
+def test_the_names_of_many_images_are_sorted_in_little_memory(tmp_path, monkeypatch):
+    names = [f"{i:06}.jpg" for i in range(10_000)]
+    listed = [(str(tmp_path), [], ["b.jpg"]), (f"{tmp_path}/a.b", [], names), (f"{tmp_path}/a", [], names[:1])]
+    monkeypatch.setattr("grr_coca.data.sources.folder.walk_visible", lambda *_: listed)
+    tracemalloc.start()
+    source = ImageFolder(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [source.names[i] for i in (0, 1, 2, 10_001)] == ["a/000000.jpg", "a.b/000000.jpg", "a.b/000001.jpg", "b.jpg"]
+    assert peak < 200 * len(names)
+
+
 def test_a_folder_that_cannot_be_listed_is_named_and_not_left_out(tmp_path, lock):
     folder = as_folder(tmp_path / "set", PAIRS[:2])
     unlock = lock(as_folder(folder / "more", PAIRS[2:4]))
@@ -261,6 +300,42 @@ def test_hidden_folders_and_files_are_no_pairs(tmp_path):
     as_folder(folder / "more" / ".thumbnails" / "small", PAIRS[2:3])
     (folder / f"._{PAIRS[0].key}.webp").write_bytes(b"of the Finder")
     assert {ImageFolder(folder)[index].key for index in range(len(ImageFolder(folder)))} == {p.key for p in PAIRS[:2]}
+
+
+def test_folders_of_deleted_files_and_previews_are_no_pairs(tmp_path, lock):
+    folder = as_folder(tmp_path, PAIRS[:2])
+    as_folder(folder / "@eaDir", PAIRS[2:4])
+    lock(as_folder(folder / "lost+found", PAIRS[2:4]))
+    assert len(ImageFolder(folder)) == 2
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    folder, disk = as_folder(tmp_path / "set", PAIRS[:2]), as_folder(tmp_path / "disk", PAIRS[2:4])
+    as_folder(folder / "b", PAIRS[4:6])
+    as_folder(disk / "deep", PAIRS[6:8])
+    for name, target in {"a": folder / "b", "d": disk, "e": disk / "deep", "up": tmp_path, "f": disk}.items():
+        (folder / name).symlink_to(target)
+    (disk / "back").symlink_to(folder)
+    (folder / "gone").symlink_to(tmp_path / "nowhere")
+    places = {"": PAIRS[:2], "b/": PAIRS[4:6], "d/": PAIRS[2:4], "d/deep/": PAIRS[6:8]}
+    source = ImageFolder(folder)
+    assert {source[i].key for i in range(len(source))} == {f"{at}{p.key}" for at, ps in places.items() for p in ps}
+    assert len(source) == 8
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".TXT"])
+def test_the_suffix_of_a_caption_may_be_in_capitals(tmp_path, suffix):
+    (tmp_path / "IMG.JPG").write_bytes(PAIRS[0].image)
+    (tmp_path / f"IMG{suffix}").write_text("a cat")
+    assert ImageFolder(tmp_path)[0].caption == "a cat"
+
+
+def test_a_text_file_that_is_too_large_for_a_caption_is_a_bad_sample(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(PAIRS[0].image)
+    (tmp_path / "a.txt").write_bytes(b"log " * 2**18 + b".")
+    with pytest.raises(BadSample, match=r"a\.txt: too many bytes: 1,048,577 \(limit 1,048,576\)") as caught:
+        ImageFolder(tmp_path).caption(0)
+    assert caught.value.cause is Cause.TOO_LARGE
 
 
 def test_an_image_file_without_a_caption_is_a_bad_sample_that_names_both(tmp_path):

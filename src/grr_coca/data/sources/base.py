@@ -1,6 +1,7 @@
 """What all sources share: a pair, the protocol of a source, bad pairs and their causes, and the columns of tables."""
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
@@ -9,6 +10,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from grr_coca.errors import UserError
+
+MAX_TEXT = 2**20
+"""Largest number of bytes of a caption in a file or shard, or of all captions of an image."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Strings:
     """A fixed list of strings in little memory: one block of UTF-8 with offsets, not one object for each string."""
 
     def __init__(self, strings: Iterable[str]) -> None:
-        content, ends = bytearray(), []
+        content, ends = bytearray(), array("Q")
         for string in strings:
             content += string.encode("utf-8", "surrogatepass")
             ends.append(len(content))

@@ -4,19 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from grr_coca.data.images import has_image_suffix, walk_visible
-from grr_coca.data.sources.base import BadSample, Cause, RawPair, Strings
+from grr_coca.data.images import has_image_suffix
+from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, RawPair, Strings
 from grr_coca.data.sources.listed import read_image_file
 from grr_coca.data.text import decode_text
+from grr_coca.data.walk import walk_visible
 from grr_coca.errors import UserError
 
 
 class ImageFolder:
-    """The pairs `NAME.jpg` and `NAME.txt` of a folder and its visible subfolders, sorted by path."""
+    """The pairs `NAME.jpg` and `NAME.txt` of a folder and its subfolders, sorted by path. See `walk_visible`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.names = Strings(sorted(_image_names(root), key=lambda name: name.split("/")))
+        self.names = Strings(sorted(_image_names(root), key=lambda name: name.replace("/", "\0")))
         if not len(self.names):
             raise UserError(
                 f"{root}: no images; expected NAME.jpg (or .png, .webp …) beside NAME.txt, or .tar shards, or a table "
@@ -35,11 +36,11 @@ class ImageFolder:
     def caption(self, index: int) -> str:
         """Read the caption of a pair."""
         image = self._path(index)
-        path = image.with_suffix(".txt")
-        if not path.is_file():
-            message = f"{image}: no caption; expected it in {path.name} beside it"
+        path = caption_file(image)
+        if path is None:
+            message = f"{image}: no caption; expected it in {image.with_suffix('.txt').name} beside it"
             raise BadSample(message, Cause.NO_CAPTION)
-        return decode_text(read_image_file(path, str(path)), str(path))
+        return decode_text(read_image_file(path, str(path), MAX_TEXT), str(path))
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Read the caption of a pair."""
@@ -63,10 +64,16 @@ class ImageFolder:
         return self.root / self.names[index]
 
 
+def caption_file(image: Path) -> Path | None:
+    """The text file with the caption of an image; None if there is none."""
+    return next((path for path in map(image.with_suffix, (".txt", ".TXT")) if path.is_file()), None)
+
+
 def _image_names(root: Path) -> Iterator[str]:
     for folder, _, files in walk_visible(root, _refuse):
-        for name in filter(has_image_suffix, files):
-            yield Path(folder, name).relative_to(root).as_posix()
+        inner = Path(folder).relative_to(root).as_posix()
+        prefix = "" if inner == "." else f"{inner}/"
+        yield from (prefix + name for name in files if has_image_suffix(name))
 
 
 def _refuse(error: OSError) -> NoReturn:

@@ -254,7 +254,7 @@ def locate_images(listing: Path, written: Iterable[str], folders: Sequence[Path]
     raise UserError(f"{listing}: the images do not exist, such as {first}; looked in {looked}")
 
 
-def read_image_file(path: Path, name: str) -> bytes:
+def read_image_file(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes:
     """Read the bytes of a file.
 
     Raises:
@@ -266,8 +266,8 @@ def read_image_file(path: Path, name: str) -> bytes:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise BadSample(f"{name}: not a file", Cause.UNREADABLE)
-            if status.st_size > MAX_BYTES:
-                raise BadSample(f"{name}: too many bytes: {status.st_size:,} (limit {MAX_BYTES:,})", Cause.TOO_LARGE)
+            if status.st_size > max_bytes:
+                raise BadSample(f"{name}: too many bytes: {status.st_size:,} (limit {max_bytes:,})", Cause.TOO_LARGE)
             with open(descriptor, "rb", closefd=False) as file:
                 return file.read()
         finally:

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE
-from grr_coca.data.sources.base import BadSample, Cause, RawPair, locate
+from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, RawPair, locate
 from grr_coca.data.sources.tar import CAUSES, ROW, ShardIndex, scan_shard
 from grr_coca.data.text import decode_text
 from grr_coca.files import user_cache, write_whole
@@ -34,9 +34,6 @@ training order has as many blocks."""
 
 _OPEN_FILES = 8192
 """Number of open files to request. Many systems allow 256 or 1,024 by default, and more on request."""
-
-_MAX_TEXT = 2**20
-"""Largest number of bytes of a caption, or of all captions of an image."""
 
 _MESSAGES = {
     Cause.NO_IMAGE: "a caption without an image; expected a member {key}.jpg (or .png, .webp …)",
@@ -149,9 +146,9 @@ class TarShards:
     def _read(self, shard: int, row: int, part: str) -> bytes:
         entry = self._indices[shard].rows[row]
         offset, size = int(entry[f"{part}_block"]) * tarfile.BLOCKSIZE, int(entry[f"{part}_size"])
-        if part != "image" and size > _MAX_TEXT:
+        if part != "image" and size > MAX_TEXT:
             raise BadSample(
-                f"{self._name(shard, row)}: too many bytes in a caption: {size:,} (limit {_MAX_TEXT:,})",
+                f"{self._name(shard, row)}: too many bytes in a caption: {size:,} (limit {MAX_TEXT:,})",
                 Cause.TOO_LARGE,
             )
         try:

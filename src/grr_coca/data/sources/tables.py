@@ -247,10 +247,8 @@ class _DelimitedParser:
         if len(cells) <= max(self._image, self._caption or 0):
             raise ValueError(f"{len(cells)} cells")
         if self._caption is not None and any(cells[len(self._names) :]):  # the caption would end at its first comma
-            way_out = (
-                "a tab in a caption" if self._delimiter == "\t" else f"put cells with '{self._delimiter}' in quotes"
-            )
-            raise ValueError(f"{len(cells)} cells in {len(self._names)} columns; {way_out}")
+            hint = "a tab in a caption" if self._delimiter == "\t" else f"put cells with '{self._delimiter}' in quotes"
+            raise ValueError(f"{len(cells)} cells in {len(self._names)} columns; {hint}")
         return ListedRow(cells[self._image].strip(), () if self._caption is None else (cells[self._caption],))
 
     def fields(self, text: str) -> Mapping[str, object]:

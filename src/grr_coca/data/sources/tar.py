@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -22,6 +22,8 @@ ROW = np.dtype(
 the end of its key in the string of all keys. `cause`: 0 for a sound pair, else 1 + the index in `CAUSES`."""
 
 CAUSES = tuple(Cause)
+
+_CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,7 @@ def scan_shard(path: Path) -> ShardIndex:
             size = path.stat().st_size
             for member in _members(tar):
                 _add(entries, member, size)
-            file.seek(tar.offset)
-            is_whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+            is_whole = block_at_end(tar) == bytes(tarfile.BLOCKSIZE)
             if not _has_several_captions(entries, file):
                 for entry in entries.values():
                     entry.parts.pop("json", None)
@@ -70,6 +71,8 @@ def scan_shard(path: Path) -> ShardIndex:
 def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     """Read the next member; None at the end. Unlike `TarFile.next`, it does not keep all members in memory.
 
+    The file may be several tar files one after another, as `cat a.tar b.tar` writes them.
+
     Raises:
         tarfile.ReadError: the previous member is cut off.
         tarfile.HeaderError: the header is invalid. Extensions of tar allow negative sizes, after which the same members
@@ -77,12 +80,35 @@ def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     """
     try:
         member = tar.next()
+        if member is None and _pass_end_mark(tar):
+            member = tar.next()
     except ValueError as error:
         raise tarfile.HeaderError(f"a header cannot be read ({error})") from error
     tar.members = []  # type: ignore[attr-defined]
     if member is not None and (member.size < 0 or member.issparse()):
         raise tarfile.HeaderError(f"the header of {member.name} is invalid")
     return member
+
+
+def _pass_end_mark(tar: tarfile.TarFile) -> bool:
+    """Move to the first block after the zeros that end a tar file. False: nothing follows, or there are no zeros."""
+    file, offset = cast(BinaryIO, tar.fileobj), tar.offset
+    file.seek(offset)
+    while chunk := file.read(_CHUNK_BYTES):
+        num_zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+        if num_zeros < len(chunk):
+            start = offset + num_zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+            has_passed, tar.offset = start > tar.offset, start
+            return has_passed
+        offset += len(chunk)
+    return False
+
+
+def block_at_end(tar: tarfile.TarFile) -> bytes:
+    """The block behind the last member: zeros if the file is whole, and anything else if it is cut off or damaged."""
+    file = cast(BinaryIO, tar.fileobj)
+    file.seek(tar.offset)
+    return file.read(tarfile.BLOCKSIZE)
 
 
 class _Span(NamedTuple):

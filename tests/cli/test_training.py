@@ -150,6 +150,12 @@ def test_a_wrong_preset_names_the_nearest(refused, recipe_file):
     assert "did you mean 'grr_coca'?" in refused("pretrain", recipe_file(), "--preset", "grr_cocoa")
 
 
+def test_sizes_that_do_not_fit_are_told_with_the_recipe_before_its_pairs_are_read(refused, recipe_file, monkeypatch):
+    monkeypatch.setattr("grr_coca.train.setup.training_sources", lambda _: pytest.fail("pairs were read"))
+    path = recipe_file(edit=lambda recipe: replace(recipe, model=replace(recipe.model, image_size=20)))
+    assert f"{path}: model: image_size 20 is not divisible by patch_size 16; the nearest" in refused("pretrain", path)
+
+
 def test_an_unknown_key_names_file_and_nearest_key(refused, recipe_file, tmp_path):
     path = recipe_file()
     content = yaml.safe_load(path.read_text())

@@ -1,6 +1,7 @@
 """What cameras and people wrote into image files, and beside them."""
 
 import io
+import os
 import shutil
 import struct
 import tracemalloc
@@ -281,9 +282,10 @@ def test_xmp_that_is_damaged_or_hostile_says_nothing(tmp_path, name):
     assert photo.sidecars
 
 
-def test_an_xmp_file_of_another_kind_or_size_is_passed_by(tmp_path):
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_an_xmp_file_of_another_kind_or_size_is_passed_by(tmp_path, make):
     (tmp_path / "a.jpg").write_bytes(encode_image(COLOURS, "jpeg"))
-    (tmp_path / "a.xmp").mkdir()
+    make(tmp_path / "a.xmp")
     with (tmp_path / "a.jpg.xmp").open("wb") as file:
         file.truncate(2**30)
     assert read(tmp_path / "a.jpg").keywords == ()

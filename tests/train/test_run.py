@@ -293,6 +293,16 @@ def test_a_warm_up_that_is_longer_than_the_run_is_warned_of(shard, tmp_path):
     assert message.startswith("schedule: 2 warmup_steps are more than the 1 steps")
 
 
+def test_cut_captions_are_reported_at_the_first_validation_alone(shard, tmp_path):
+    pairs = [with_caption(pair, "violin " * 30) for pair in real_pairs(8)]
+    recipe = tiny_recipe(shard, steps=3, evaluation=EvaluationRecipe(interval=1, batch_size=8))
+    recipe = replace(recipe, data=replace(recipe.data, val=str(write_shard(tmp_path / "val.tar", pairs))))
+    with warnings_of("grr_coca.data.loader") as messages:
+        pretrain(recipe, tmp_path / "run")
+    (message,) = (message for message in messages if pairs[0].key in message)
+    assert message.startswith("8 of 8 captions, such as that of ")
+
+
 def test_a_broken_validation_pair_is_left_out_and_the_run_goes_on(shard, tmp_path):
     members = shard_members(real_pairs(9))
     key = real_pairs(9)[3].key

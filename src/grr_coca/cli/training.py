@@ -51,6 +51,10 @@ def pretrain(
     if preset is not None:
         model = replace(model, preset=preset)
     get_preset(model.preset, model.size)
+    try:
+        model.config(vocab_size=1)  # before a tokenizer is trained on millions of captions
+    except UserError as error:
+        raise UserError(f"{recipe}: model: {error}") from error
     resolved = replace(resolved, model=model)
 
     from grr_coca.train.setup import new_checkpoint  # late: imports torch

@@ -28,12 +28,13 @@ _RAISED = re.compile(r"^grr_coca\.[\w.]+: ", re.MULTILINE)
 class _Loader(DataLoader[Batch]):
     """A `DataLoader` that warns once about cut captions, and raises errors of its workers without a traceback."""
 
+    has_warned = False
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        has_warned = False
         try:
             for batch in super().__iter__():
-                if batch.cut_captions and not has_warned:
-                    has_warned = True
+                if batch.cut_captions and not self.has_warned:
+                    self.has_warned = True
                     self._warn_of_cut_captions(batch)
                 yield batch
         except UserError as error:
@@ -51,12 +52,15 @@ class _Loader(DataLoader[Batch]):
         )
 
 
-def make_loader(dataset: PairDataset, order: Sequence[list[SampleRef]] | object, num_workers: int) -> DataLoader[Batch]:
+def make_loader(
+    dataset: PairDataset, order: Sequence[list[SampleRef]] | object, num_workers: int, *, warns: bool = True
+) -> DataLoader[Batch]:
     """Create a loader of batches in a given order, see `grr_coca.data.order`.
 
-    Workers ignore the signals that stop a run, so the parent can still finish and save.
+    Workers ignore the signals that stop a run, so the parent can still finish and save. `warns`: False: cut captions
+    have been reported before.
     """
-    return _Loader(
+    loader = _Loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=order,  # type: ignore[arg-type]
         collate_fn=collate,  # type: ignore[arg-type]
@@ -65,6 +69,8 @@ def make_loader(dataset: PairDataset, order: Sequence[list[SampleRef]] | object,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_leave_signals_to_parent,
     )
+    loader.has_warned = not warns
+    return loader
 
 
 def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001 (torch passes it)

@@ -124,7 +124,7 @@ def _with_sidecar(photo: Photo, sidecar: str) -> Photo:
     """What an XMP file says counts more than what is in the image. Keywords of both are kept."""
     path = Path(sidecar)
     try:
-        if path.stat().st_size > _MAX_METADATA_BYTES:
+        if not path.is_file() or path.stat().st_size > _MAX_METADATA_BYTES:  # a named pipe would be waited for
             return photo
         content = path.read_bytes()
     except (OSError, ValueError):

@@ -144,7 +144,13 @@ def measure_checkpoint(
 
 
 def pair_results(
-    checkpoint: Checkpoint, pairs: PairSource, batch_size: int, ranks: Ranks | None = None, num_workers: int = 0
+    checkpoint: Checkpoint,
+    pairs: PairSource,
+    batch_size: int,
+    ranks: Ranks | None = None,
+    num_workers: int = 0,
+    *,
+    warns: bool = True,
 ) -> PairResults:
     """Run a checkpoint's model on all pairs.
 
@@ -155,11 +161,12 @@ def pair_results(
         batch_size: pairs at a time.
         ranks: ranks that share the work.
         num_workers: processes that read the pairs; 0: this one does.
+        warns: report captions that are longer than the context. A run does so at its first validation.
     """
     dataset = as_dataset(checkpoint, pairs)
     share = ALL if ranks is None else Share(ranks.rank, ranks.size)
     order = EvaluationOrder(len(dataset), batch_size, share)
-    mine = run_pairs(checkpoint.model, make_loader(dataset, order, num_workers))
+    mine = run_pairs(checkpoint.model, make_loader(dataset, order, num_workers, warns=warns))
     if ranks is None:
         return concatenate(mine)
     in_turn = [part for turn in zip(*ranks.gather_objects(mine), strict=True) for part in turn]

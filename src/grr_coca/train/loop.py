@@ -69,6 +69,7 @@ class Validation:
         self._val = val
         self._trainer = trainer
         self._ranks = trainer.model.ranks
+        self._is_first_time = True
 
     def run(self, checkpoint: Checkpoint) -> Validated:
         """Evaluate the trainer's model, with the running average of its weights if there is one. Every rank must call
@@ -79,7 +80,15 @@ class Validation:
         """
         batch_size = self._recipe.evaluation.batch_size
         with self._trainer.averaged():
-            results = pair_results(checkpoint, self._val, batch_size, self._ranks, self._recipe.data.num_workers)
+            results = pair_results(
+                checkpoint,
+                self._val,
+                batch_size,
+                self._ranks,
+                self._recipe.data.num_workers,
+                warns=self._is_first_time,
+            )
+            self._is_first_time = False
             scaling = self._scaling(results.embeddings)
             # Rank 0 decides for all: other processors may round differently, and then choose another best checkpoint.
             scores = self._ranks.on_first(

@@ -426,12 +426,21 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with absolute paths. Relative ones are relative to `folder`."""
+    """The recipe with absolute paths. Relative ones are relative to `folder`.
+
+    Raises:
+        UserError: two paths of `mix` are the same.
+    """
     absolute, data, teacher = partial(absolute_data, folder), recipe.data, recipe.teacher
+    mix: dict[str, float] = {}
+    for source, share in data.mix.items():
+        if absolute(source) in mix:
+            raise UserError(f"data: mix: {source} is given twice, in two spellings; keep one, with the whole share")
+        mix[absolute(source)] = share
     data = replace(
         data,
         train=absolute(data.train),
-        mix={absolute(source): share for source, share in data.mix.items()},
+        mix=mix,
         val=None if data.val is None else absolute(data.val),
         test={name: absolute(split) for name, split in data.test.items()},
     )

@@ -87,8 +87,8 @@ def test_sources_that_are_mixed_in_have_paths_like_all_others(load, tmp_path):
 
 
 def test_a_source_that_is_mixed_in_twice_is_told(load):
-    with pytest.raises(UserError, match=r"mine\.yaml: data: mix: \./b\.tar is given twice, in two spellings"):
-        load(changed("data", "mix", value={"b.tar": 0.25, "./b.tar": 0.5}))
+    with pytest.raises(UserError, match=r"mine\.yaml: data: mix: b\.tar is given twice, in two spellings"):
+        load(changed("data", "mix", value={"./b.tar": 0.25, "b.tar": 0.5}))
 
 
 def test_a_path_in_the_cache_lies_where_corpora_are_fetched_to(load, monkeypatch):

@@ -422,7 +422,11 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         UserError: there is no such file, it is not YAML, or it has a key or a value that is not valid.
     """
-    return with_absolute_paths(from_dict(Recipe, read_yaml(path, "recipe"), str(path)), path.resolve().parent)
+    recipe = from_dict(Recipe, read_yaml(path, "recipe"), str(path))
+    try:
+        return with_absolute_paths(recipe, path.resolve().parent)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:

@@ -32,6 +32,16 @@ def in_cache(path: str) -> str:
     return str(user_cache() / path.removeprefix(CACHE)) if path.startswith(CACHE) else path
 
 
+def require_path(path: str) -> None:
+    """Raise an error if a path is empty, like an unset variable of a shell. The system would take it as `.`.
+
+    Raises:
+        UserError: it is empty.
+    """
+    if not path:
+        raise UserError("an empty path; give files or folders, `.` for this folder")
+
+
 def read_whole(path: str | Path) -> bytes:
     """The bytes of a file.
 

@@ -61,8 +61,11 @@ class Size:
         changes: dict[str, int] = {}
         for name, (dim, default, heads) in widths.items():
             if dim is not None and dim % (default // heads):
+                width = default // heads
+                lower = dim // width * width
                 raise UserError(
-                    f"{name}_dim {dim} is no multiple of {default // heads}, the width of an attention head"
+                    f"{name}_dim {dim} is no multiple of {width}, the width of an attention head; the nearest: "
+                    f"{lower or width} and {lower + width}"
                 )
             if dim is not None:
                 changes |= {f"{name}_dim": dim, f"{name}_heads": dim // (default // heads)}

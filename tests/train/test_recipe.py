@@ -254,6 +254,8 @@ def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, val
         (("losses", "captioning_weight"), "inf"),
         (("seed",), -1),
         (("data", "augmentation", "scale"), [0.0, 1.0]),
+        (("data", "augmentation", "scale"), [1.0, "inf"]),
+        (("data", "augmentation", "jitter"), "nan"),
         (("data", "patch_dropout"), 1.0),
         (("data", "first_caption"), 1.0),
         (("data", "mix"), {"mix.tar": 1.0}),
@@ -280,6 +282,40 @@ def test_a_value_of_the_wrong_kind_is_an_error_with_file_and_key(load, path, val
 def test_a_number_out_of_range_is_an_error_with_the_key(load, path, value):
     with pytest.raises(UserError, match=rf"mine\.yaml: {': '.join(path)}.* is out of range"):
         load(changed(*path, value=value))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rotate": 200.0}, r"rotate 200\.0 is out of range; give 0 to 180"),
+        ({"crop": -0.5}, r"crop -0\.5 is out of range; give 0 to 1"),
+        (
+            {"scale": (2.0, 1.0)},
+            "scale .* is out of range; give two numbers above 0, the smaller one first",
+        ),
+        ({"blend": 0.5, "swap": 0.6}, "blend and swap are 1.1 together"),
+        ({"recolour": 0.5, "tint": 0.6}, "recolour and tint are 1.1 together"),
+    ],
+)
+def test_an_augmentation_that_is_out_of_range_says_what_is_not(values, message):
+    with pytest.raises(UserError, match=message):
+        Augmentation(**values)
+
+
+def test_shares_of_an_augmentation_may_add_up_to_one():
+    assert Augmentation(blend=0.9, swap=0.1, recolour=0.9, tint=0.1).mixes
+
+
+@pytest.mark.parametrize("change", [{"train": ""}, {"val": ""}, {"mix": {"": 0.5}}])
+def test_an_empty_path_is_not_the_folder_of_the_recipe(load, change):
+    with pytest.raises(UserError, match=r"mine\.yaml: an empty path; give files or folders, `\.` for this folder"):
+        load(yaml.safe_dump(yaml.safe_load(MINIMAL) | {"data": {"train": "a.tar"} | change}))
+
+
+def test_captions_from_patches_do_not_fit_a_model_with_one_pooler():
+    model = ModelRecipe("open_clip_coca", "b32", captions_from="patches")
+    with pytest.raises(UserError, match=r"captions_from 'patches' does not fit preset 'open_clip_coca', .* remove"):
+        model.config(1)
 
 
 def test_gradients_that_are_never_clipped_are_asked_for_by_an_infinite_norm(load, tmp_path):
@@ -374,7 +410,7 @@ def test_depths_and_widths_may_differ_from_those_of_the_size():
 
 @pytest.mark.parametrize(("key", "width"), [("image_dim", 100), ("text_dim", 130)])
 def test_a_width_that_heads_do_not_divide_is_an_error_with_the_key(key, width):
-    with pytest.raises(UserError, match=rf"{key} {width} is no multiple of 32, the width of an attention head"):
+    with pytest.raises(UserError, match=rf"{key} {width} is no multiple of 32, .* the nearest: \d+ and \d+"):
         ModelRecipe("grr_coca", "tiny", **{key: width}).config(300)
 
 

@@ -77,21 +77,16 @@ class Augmentation:
     coarse: float = 0.0
 
     def __post_init__(self) -> None:
-        valid = {
-            "scale": 0 < self.scale[0] <= self.scale[1],
-            "crop": 0 <= self.crop <= 1,
-            "shift": 0 <= self.shift <= 1,
-            "rotate": 0 <= self.rotate <= 180,
-            "jitter": 0 <= self.jitter <= 1,
-            "grey": 0 <= self.grey <= 1,
-            "blend": 0 <= self.blend <= 1,
-            "swap": 0 <= self.swap <= 1 - self.blend,
-            "recolour": 0 <= self.recolour <= 1,
-            "tint": 0 <= self.tint <= 1 - self.recolour,
-            "coarse": 0 <= self.coarse <= 1,
-        }
-        for key in (key for key, is_valid in valid.items() if not is_valid):
-            raise UserError(f"{key} {getattr(self, key)} is out of range")
+        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise UserError(f"scale {self.scale} is out of range; give two numbers above 0, the smaller one first")
+        for key in ("crop", "shift", "rotate", "jitter", "grey", "blend", "swap", "recolour", "tint", "coarse"):
+            value, limit = getattr(self, key), 180 if key == "rotate" else 1
+            if not 0 <= value <= limit:
+                raise UserError(f"{key} {value} is out of range; give 0 to {limit}")
+        for one, other in (("blend", "swap"), ("recolour", "tint")):
+            share = getattr(self, one) + getattr(self, other)
+            if share > 1:
+                raise UserError(f"{one} and {other} are {share:g} together, which is out of range; give 1 or less")
 
     def draw(self, rng: np.random.Generator) -> Change:
         """Draw a random change."""

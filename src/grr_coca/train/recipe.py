@@ -15,7 +15,7 @@ from grr_coca.config import CaptionsFrom, CoCaConfig, Contrastive, QKNorm, Stem
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.order import PERIOD, mixture_shares, visits_in_period
 from grr_coca.errors import UserError
-from grr_coca.files import in_cache, write_whole
+from grr_coca.files import in_cache, require_path, write_whole
 from grr_coca.presets import get_preset, size_of, with_captions_from, with_qk_norm
 from grr_coca.structure import from_dict, read_yaml, to_dict
 
@@ -103,6 +103,11 @@ class ModelRecipe:
             text_dim=self.text_dim,
         )
         config = get_preset(self.preset, size)
+        if self.captions_from == "patches" and config.poolers.arrangement == "shared":
+            raise UserError(
+                f"captions_from 'patches' does not fit preset '{self.preset}', whose one pooler gives captions and "
+                "embeddings; remove captions_from"
+            )
         if self.captions_from is not None:
             config = with_captions_from(config, self.captions_from, size)
         image, text = config.image_encoder, config.text_decoder
@@ -458,7 +463,11 @@ def absolute_data(folder: Path, path: str) -> str:
     Args:
         folder: what relative paths are relative to.
         path: the path in the recipe; `cache:` stands for the user's cache.
+
+    Raises:
+        UserError: the path is empty.
     """
+    require_path(path)
     return os.path.normpath(folder / in_cache(path))
 
 

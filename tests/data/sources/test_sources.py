@@ -389,6 +389,13 @@ def test_a_missing_path_is_an_error_that_lists_what_is_there(tmp_path):
         open_source(str(tmp_path / "tran.tar"))
 
 
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(as_folder(tmp_path, PAIRS[:2]))
+    assert len(open_source(".")) == 2
+    with pytest.raises(UserError, match="an empty path"):
+        open_source("")
+
+
 def test_a_missing_path_in_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
         open_source(str(tmp_path / "no" / "such" / "*.tar"))

@@ -17,7 +17,7 @@ from grr_coca.data.sources.tables import open_delimited, open_json_lines, open_p
 from grr_coca.data.sources.views import Chain
 from grr_coca.data.text import decode_text
 from grr_coca.errors import UserError, nearest
-from grr_coca.files import in_cache, user_cache
+from grr_coca.files import in_cache, require_path, user_cache
 
 _READERS = {
     ".csv": open_delimited,
@@ -83,8 +83,9 @@ def find_files(path: str) -> tuple[list[Path], str | None]:
     """The files or the folder that `open_source` opens for a path, and the split after `#`.
 
     Raises:
-        UserError: nothing exists at the path.
+        UserError: nothing exists at the path, or it is empty.
     """
+    require_path(path)
     files, split = _files(path)
     if not files:
         where = Path(in_cache(path))

@@ -300,11 +300,12 @@ def test_a_table_without_column_names_is_read_where_the_first_column_is_of_image
     assert_pairs(source, ["a cat", "a dog"], JPEGS[:2])
 
 
-@pytest.mark.parametrize("name", ["pairs.csv", "pairs.tsv"])
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.tsv", "quoted.csv"])
 def test_a_carriage_return_does_not_cut_a_caption_off(tmp_path, name):
     lay(tmp_path, ["0.jpg", "1.jpg"])
     rows = ["image,caption", "0.jpg,a cat\rand a dog", "1.jpg,a bird\r"]
-    text = "\r\n".join(rows).replace(",", "," if name == "pairs.csv" else "\t")
+    text = "\r\n".join(rows).replace(",", "\t" if name == "pairs.tsv" else ",")
+    text = text.replace("0.jpg", '"0.jpg"') if name == "quoted.csv" else text
     source = open_source(str(write(tmp_path / name, text)))
     assert_pairs(source, ["a cat and a dog", "a bird "], JPEGS[:2])
 
@@ -444,7 +445,6 @@ def test_rows_of_one_image_have_one_image_id(tmp_path):
         ),
         ("a.csv", 'image,caption\na.jpg,"a ""cat"""\nb.jpg,"a dog\nc.jpg,a bird\n', "row 2: a quote is not closed"),
         ("a.csv", 'image,caption\na.jpg,"a cat\n\n', "row 1: a quote is not closed"),
-        ("a.csv", 'image,caption\na.jpg,"a"\nb\r.jpg,b\n', "row 2: cannot be split into cells (new-line character"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_an_error_that_says_what_was_found(tmp_path, name, text, message):

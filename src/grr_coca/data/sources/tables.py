@@ -285,7 +285,7 @@ def _csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
     """Offsets of the rows of a CSV file. A quoted cell may contain line ends.
 
     Raises:
-        UserError: a quote is not closed, or a row cannot be split into cells.
+        UserError: a quote is not closed, or a cell is too long.
     """
     if not _has_quotes(path):
         return _line_starts(path, start)
@@ -297,7 +297,7 @@ def _csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
             file.seek(start)
             for line in file:
                 offset += len(line)
-                yield line.decode("latin-1")  # any encoding works: only quotes and delimiters matter here
+                yield _plain(line)
 
     starts = array("q", [start])
     try:
@@ -307,12 +307,15 @@ def _csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
             else:
                 starts[-1] = offset
     except csv.Error as error:
-        reason = f"cannot be split into cells ({error})"
-        if "field larger than" in str(error):
-            reason = f"a cell of more than {_MAX_ROW:,} characters; make it shorter, or close its quote"
+        reason = f"a cell of more than {_MAX_ROW:,} characters; make it shorter, or close its quote"
         raise UserError(f"{path}: row {len(starts)}: {reason}") from error
     _require_closed_quote(path, starts, delimiter)
     return np.array(starts, dtype=np.int64)
+
+
+def _plain(line: bytes) -> str:
+    """A line in any encoding as `csv` can split it: only quotes and delimiters matter."""
+    return _RETURN_IN_LINE.sub(" ", line.decode("latin-1"))
 
 
 def _require_closed_quote(path: Path, starts: Sequence[int], delimiter: str) -> None:
@@ -321,7 +324,7 @@ def _require_closed_quote(path: Path, starts: Sequence[int], delimiter: str) -> 
     with path.open("rb") as file:
         file.seek(starts[row - 1])
         try:
-            for _ in csv.reader((line.decode("latin-1") for line in file), delimiter=delimiter, strict=True):
+            for _ in csv.reader(map(_plain, file), delimiter=delimiter, strict=True):
                 pass
         except csv.Error as error:
             if "unexpected end of data" in str(error):

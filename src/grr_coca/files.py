@@ -95,7 +95,9 @@ def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     try:
         with partial.open("wb") as file:
             if path.is_file() and not path.is_symlink():
-                os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
+                mode = path.stat().st_mode & 0o777
+                if mode != os.fstat(file.fileno()).st_mode & 0o777:  # some drives refuse every chmod
+                    os.fchmod(file.fileno(), mode)
             write(file)
         _sync(partial)
         partial.replace(path)

@@ -9,7 +9,6 @@ import pytest
 from safetensors import safe_open
 
 from grr_coca.cli.embed import Collected, write_vectors
-from grr_coca.cli.output import write_output
 from grr_coca.data.image_files import ImageFile
 from grr_coca.inference import load
 from support import snapshot
@@ -125,13 +124,6 @@ def test_of_a_link_the_file_behind_it_is_written(grr_coca, run, image_files, tmp
 def test_each_key_has_one_line_whatever_line_ends_it_has(tmp_path):
     write_vectors(tmp_path / "a.npy", ["a\rb.png", "c\u2028d.png", "e\nf.png"], np.zeros((3, 2), np.float32))
     assert read(tmp_path / "a.npy")[0] == [r"a\rb.png", r"c\u2028d.png", r"e\nf.png"]
-
-
-def test_a_file_that_is_written_anew_keeps_its_permissions(tmp_path):
-    path = tmp_path / "private.npy"
-    path.touch(0o600)
-    write_output(path, lambda file: file.write(b"vectors"))
-    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"vectors", 0o600)
 
 
 def test_a_pipe_is_not_replaced_by_a_file(refused, run, image_files, tmp_path, monkeypatch):

@@ -118,8 +118,8 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, t
         (["index", "none-*.png", "--out", "new"], "no image matches this pattern"),
         (["index", ".", "nowhere", "--out", "new"], "nowhere: no such file or folder"),
         (["index", "a.png", "--out", "a.png"], "a.png: a file, but an index is a folder; give another name"),
-        (["index", "", "--out", "{index}"], "an empty name of an image"),
-        (["index", "--out", "{index}", "--forget", ""], "an empty name of an image"),
+        (["index", "", "--out", "{index}"], "an empty path"),
+        (["index", "--out", "{index}", "--forget", ""], "an empty path"),
         (
             ["index", "--out", "{index}", "--forget", "nowhere"],
             "nowhere: the index has no images of it; it has images of",

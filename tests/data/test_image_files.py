@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_looked_through_is_an_image_that_fails(tree, loc
 
 
 def test_an_empty_name_is_not_this_folder(tree):
-    with pytest.raises(UserError, match="an empty name of an image"):
+    with pytest.raises(UserError, match="an empty path"):
         find_images(["b.png", ""])
 
 

@@ -22,7 +22,7 @@ from grr_coca.data.sources.tar import block_at_end, next_member
 from grr_coca.data.text import writable
 from grr_coca.data.walk import LeftOut, Walk, has_wanted_suffix
 from grr_coca.errors import UserError
-from grr_coca.files import read_whole
+from grr_coca.files import read_whole, require_path
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
@@ -130,7 +130,7 @@ def iterate_images(argument: str, left_out: LeftOut | None = None) -> Iterator[I
         UserError: the argument is empty, gives no image, or is a table or folder that cannot be read.
     """
     left_out = left_out or LeftOut()
-    require_name(argument)
+    require_path(argument)
     path = Path(argument)
     if is_forbidden(argument):
         raise UserError(f"{argument}: cannot be read ({os.strerror(errno.EACCES)})")
@@ -143,16 +143,6 @@ def iterate_images(argument: str, left_out: LeftOut | None = None) -> Iterator[I
         yield from _of_table(argument)
     elif not left_out.has_file(path.name, path.name, keep_hidden=True):
         yield from _open(str(path))
-
-
-def require_name(argument: str) -> None:
-    """Raise an error if an argument is empty, like an unset variable of a shell. The system would take it as `.`.
-
-    Raises:
-        UserError: it is empty.
-    """
-    if not argument:
-        raise UserError("an empty name of an image; give files or folders, `.` for this folder")
 
 
 def is_forbidden(path: str) -> bool:

@@ -21,11 +21,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol
 
-from grr_coca.data.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, iterate_images, require_name
+from grr_coca.data.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, iterate_images
 from grr_coca.data.images import has_more_frames
 from grr_coca.data.photo import read_photo, sidecar_state
 from grr_coca.data.walk import LeftOut
 from grr_coca.errors import UserError
+from grr_coca.files import require_path
 from grr_coca.search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
 from grr_coca.search.model import DecodedImage, Found, Said, Take, make_entry
 from grr_coca.search.store import Changes, Known, Noted, Store, Touch
@@ -153,7 +154,7 @@ def absolute_arguments(arguments: Sequence[str]) -> list[str]:
         UserError: one is empty.
     """
     for argument in arguments:
-        require_name(argument)
+        require_path(argument)
     return list(dict.fromkeys(os.path.abspath(argument) for argument in arguments))  # noqa: PTH100 (a pattern)
 
 

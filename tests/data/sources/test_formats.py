@@ -731,5 +731,7 @@ def test_a_column_that_is_there_twice_is_told_or_left_out(tmp_path, twice, found
 
 def test_lines_that_end_as_on_an_old_mac_are_told(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"image,caption\ra.png,a\r")
-    with pytest.raises(UserError, match=r"a\.csv: its first line cannot be read"):
+    with pytest.raises(
+        UserError, match=r"a\.csv: its first line cannot be read \(lines end with a carriage return alone; save it"
+    ):
         open_source(tmp_path / "a.csv")

@@ -72,8 +72,9 @@ def open_delimited(path: Path, needs_captions: bool = True) -> ListedPairs:
     quoting: _Quoting = csv.QUOTE_NONE if delimiter == "\t" and not text.startswith('"') else csv.QUOTE_MINIMAL
     try:
         cells = next(csv.reader([text], delimiter=delimiter, quoting=quoting), [])
-    except csv.Error as error:  # for example, lines end with a carriage return alone
-        raise UserError(f"{path}: its first line cannot be read ({error})") from error
+    except csv.Error as error:
+        reason = "lines end with a carriage return alone; save it with line feeds" if "\r" in text else str(error)
+        raise UserError(f"{path}: its first line cannot be read ({reason})") from error
     if len(cells) == 2 and without_suffix(cells[0]) != cells[0]:
         names, start = ["image", "caption"], _mark_size(path)
     else:

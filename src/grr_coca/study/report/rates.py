@@ -352,11 +352,11 @@ def rate_figure(results: RateResults) -> str:
     return svg_text(figure)
 
 
-Model = tuple[str, str | None, str | None, str]
+_Model = tuple[str, str | None, str | None, str]
 """A key that is equal for arms that differ in the learning rate alone."""
 
 
-def _model_of(arm: Arm) -> Model:
+def _model_of(arm: Arm) -> _Model:
     others = {key: value for key, value in arm.overrides.items() if key != RATE}
     return arm.preset_name, arm.variant, arm.recipes, repr(sorted(others.items()))
 
@@ -367,9 +367,9 @@ def _rate_of(arm: Arm) -> float | None:
     return None if rate is None else float(str(rate))  # YAML reads `1e-3` as a string
 
 
-def _arms_by_model(plan: Plan) -> dict[Model, dict[float, Arm]]:
+def _arms_by_model(plan: Plan) -> dict[_Model, dict[float, Arm]]:
     """The arms that have a learning rate of their own by model, then by rate in ascending order."""
-    models: dict[Model, dict[float, Arm]] = {}
+    models: dict[_Model, dict[float, Arm]] = {}
     for arm in plan.arms:
         if (rate := _rate_of(arm)) is not None:
             models.setdefault(_model_of(arm), {}).setdefault(rate, arm)

@@ -4,11 +4,13 @@
 
 A plan names a recipe, trials that each change some of its keys, and rungs: CPU seconds of training, the shortest first.
 Every trial is trained for the first rung. Those with the better half of the scores on `val` are trained for the
-second, from the start, since a schedule is made for its length; and so on. Validation does not count.
+second, from the start, since a schedule is made for its length; and so on. Validation does not count. A trial that
+diverges does not go on.
 
-How many steps a rung holds is measured for all of its trials, one after another, before the first of them is trained.
-Let nothing else run meanwhile: a step takes more CPU seconds beside other programs, which share caches and memory. On
-another machine, a plan goes on with the seconds of the first: the newest trial is timed again to compare the two.
+How many steps a rung holds is measured before the first of its trials is trained. A step takes more CPU seconds beside
+other programs, which share caches and memory. So the trials take turns of a few steps, and all are slowed alike. A plan
+goes on with the seconds of its first rows, on another machine too: trials that have rows are timed beside the others,
+to compare the two.
 
 Each finished run is a row of `PLAN.jsonl` beside the plan. After `--minutes` the run in progress is saved; the same
 command goes on. Use one thread: with OMP_NUM_THREADS=1, CPU seconds are those of one core.
@@ -17,24 +19,30 @@ command goes on. Use one thread: with OMP_NUM_THREADS=1, CPU seconds are those o
 import argparse
 import json
 import logging
+import math
 import os
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
-from grr_coca.checkpoint import from_pretrained
+from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.data.sources.base import PairSource
+from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
 from grr_coca.ranks import Ranks
 from grr_coca.structure import from_dict, read_yaml, to_dict
-from grr_coca.train.logs import read_metrics
+from grr_coca.train.logs import LOG_FILE, read_metrics
 from grr_coca.train.numerics import decide
 from grr_coca.train.recipe import (
     CAPTION_SCORES,
@@ -47,7 +55,8 @@ from grr_coca.train.recipe import (
 from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
 from grr_coca.train.step import build_trainer, count_tokens
 
-WARM_STEPS, TIMED_STEPS = 4, 40
+ROUNDS, STEPS_A_TURN = 10, 4
+"""All trials are timed in turns of this many steps, in this many rounds; a round before them warms up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +83,10 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A finished run. `cpu_seconds`: of all that the run did, validation and reading included."""
+    """A finished run. `cpu_seconds`: of all that the run did, validation and reading included. A run that `diverged`,
+    since its losses were not finite, has no scores."""
 
+    kind: Literal["run", "diverged"] = "run"
     trial: str
     rung: float
     steps: int
@@ -120,27 +131,22 @@ def work(path: Path, runs: Path, deadline: float) -> bool:
     log = path.with_suffix(".jsonl")
     for rung in plan.rungs:
         rows = read_rows(log)
-        lacking = [
-            (trial, runs / path.stem / f"{trial} {rung:g}")
-            for trial in candidates(plan, rung, rows)
-            if not any(row.trial == trial and row.rung == rung for row in rows)
-        ]
-        slowness = 1.0
-        if not all(_timed(out).exists() for _, out in lacking):
-            slowness = seconds_over_rows(recipes, rows)
-        for trial, out in lacking:
-            if time.monotonic() >= deadline:
-                return False
-            prepare(recipes[trial], slowness * rung, out)
-        for trial, out in lacking:
+        trials = candidates(plan, rung, rows)
+        if not trials:
+            raise UserError(f"{path}: all trials diverged; give them a lower optimizer.lr")
+        done = {row.trial for row in rows if row.rung == rung}
+        lacking = {trial: runs / path.stem / f"{trial} {rung:g}" for trial in trials if trial not in done}
+        if lacking and time.monotonic() >= deadline:
+            return False
+        prepare(recipes, lacking, rung, rows)
+        for trial, out in lacking.items():
             row = run(trial, rung, out, deadline)
             if row is None:
                 return False
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(to_dict(row)) + "\n")
-            print(
-                f"{rung:g} s, {trial}: {plan.score} {row.scores[plan.score]:.4f} after {row.steps:,} steps", flush=True
-            )
+            result = "diverged" if row.kind == "diverged" else f"{plan.score} {row.scores[plan.score]:.4f}"
+            print(f"{rung:g} s, {trial}: {result} after {row.steps:,} steps", flush=True)
     return True
 
 
@@ -166,10 +172,12 @@ def changed(path: Path, plan: Plan, trial: str) -> Recipe:
 
 
 def candidates(plan: Plan, rung: float, rows: Sequence[Row]) -> list[str]:
-    """The trials of a rung: all of the first one; then the better half of those of the rung before, rounded up."""
+    """The trials of a rung: all of the first one; then the better half of those of the rung before, rounded up, without
+    any that diverged."""
     trials = list(plan.trials)
     for before in plan.rungs[: plan.rungs.index(rung)]:
-        scores = {row.trial: plan.sign * row.scores[plan.score] for row in rows if row.rung == before}
+        measured = [row for row in rows if row.rung == before and row.kind == "run"]
+        scores = {row.trial: plan.sign * row.scores[plan.score] for row in measured}
         best = sorted((trial for trial in trials if trial in scores), key=lambda trial: -scores[trial])
         trials = [trial for trial in trials if trial in best[: -(-len(trials) // 2)]]
     return trials
@@ -195,40 +203,42 @@ def read_rows(log: Path) -> list[Row]:
 # --- A run
 
 
-def seconds_over_rows(recipes: Mapping[str, Recipe], rows: Sequence[Row]) -> float:
-    """How many times as long a step takes here as where the rows are from; 1 without rows.
+def prepare(recipes: Mapping[str, Recipe], lacking: Mapping[str, Path], rung: float, rows: Sequence[Row]) -> None:
+    """Measure how many steps of each trial a rung holds, and write the recipe of each run beside its folder. What is
+    there already stays.
+
+    Args:
+        recipes: of all trials.
+        lacking: by trial, the folders of the runs that are to be trained.
+        rung: CPU seconds, where the rows are from.
+        rows: the finished runs. Where their steps take twice the seconds, a rung has twice the seconds.
 
     Raises:
         UserError: see `seconds_per_step`.
     """
-    known = [row for row in rows if row.trial in recipes]
-    return seconds_per_step(recipes[known[-1].trial]) * known[-1].steps / known[-1].rung if known else 1.0
-
-
-def prepare(recipe: Recipe, seconds: float, out: Path) -> None:
-    """Measure how many steps of a recipe these CPU seconds hold, and write the recipe of the run beside its folder
-    `out`. What is there already stays.
-
-    Raises:
-        UserError: see `seconds_per_step`.
-    """
-    timed = _timed(out)
-    if timed.exists():
+    new = [trial for trial, out in lacking.items() if not _timed(out).exists()]
+    if not new:
         return
-    steps = max(1, round(seconds / seconds_per_step(recipe)))
-    print(f"{out.name}: {steps:,} steps", flush=True)
-    schedule = replace(recipe.schedule, steps=steps, warmup_steps=min(recipe.schedule.warmup_steps, steps))
-    evaluation = replace(recipe.evaluation, interval=steps)
-    checkpoints = replace(recipe.checkpoints, minutes=5.0, keep_last=1)
-    timed.parent.mkdir(parents=True, exist_ok=True)
-    save_recipe(replace(recipe, schedule=schedule, evaluation=evaluation, checkpoints=checkpoints), timed)
+    known = {row.trial: row for row in rows if row.trial in recipes}
+    newest = [row.trial for row in rows if row.trial in known][-1:]
+    seconds = seconds_per_step({trial: recipes[trial] for trial in dict.fromkeys([*new, *newest])})
+    slowness = [seconds[trial] * row.steps / row.rung for trial, row in known.items() if trial in seconds] or [1.0]
+    for trial in new:
+        recipe, out = recipes[trial], lacking[trial]
+        steps = max(1, round(statistics.median(slowness) * rung / seconds[trial]))
+        print(f"{out.name}: {steps:,} steps", flush=True)
+        schedule = replace(recipe.schedule, steps=steps, warmup_steps=min(recipe.schedule.warmup_steps, steps))
+        evaluation = replace(recipe.evaluation, interval=steps)
+        checkpoints = replace(recipe.checkpoints, minutes=5.0, keep_last=1)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_recipe(replace(recipe, schedule=schedule, evaluation=evaluation, checkpoints=checkpoints), _timed(out))
 
 
 def run(trial: str, rung: float, out: Path, deadline: float) -> Row | None:
     """Train a prepared trial, or go on with it; None if the time was over before.
 
     Raises:
-        UserError: the training failed.
+        UserError: the training failed, and did not diverge.
     """
     if time.monotonic() >= deadline:
         return None
@@ -236,23 +246,38 @@ def run(trial: str, rung: float, out: Path, deadline: float) -> Row | None:
     spent = out.with_name(f"{out.name}.seconds")
     before = _children_seconds() - (float(spent.read_text()) if spent.exists() else 0.0)
     try:
-        _train(_timed(out), out, deadline)
+        code = _train(_timed(out), out, deadline)
     finally:  # also if it is interrupted
         total = _children_seconds() - before
         spent.write_text(f"{total}")
-    rows = read_metrics(out, "val") if (out / "metrics.jsonl").exists() else []
-    if not rows or rows[-1]["step"] != recipe.schedule.steps:
+    # Minus the signal's number: it was not listening yet, and there was nothing to save.
+    has_failed = code not in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
+    if has_failed and not _gave_up(out, recipe):
+        raise UserError(f"{out}: the training ended with exit code {code}; its message is above")
+    last = read_metrics(out, "val")[-1:] if (out / LOG_FILE).exists() else []
+    if not has_failed and (not last or last[0]["step"] != recipe.schedule.steps):
         return None
-    parameters = sum(parameter.numel() for parameter in from_pretrained(out).model.parameters())
-    scores = {name: value for name, value in rows[-1].items() if isinstance(value, float)}
+    scores = {name: value for line in last for name, value in line.items() if isinstance(value, float)}
+    has_diverged = has_failed or not all(map(math.isfinite, scores.values()))
+    ranks = Ranks.here(torch.device("cpu"))
+    model = (new_checkpoint(recipe, ranks) if has_diverged else from_pretrained(out)).model
     return Row(
+        kind="diverged" if has_diverged else "run",
         trial=trial,
         rung=rung,
         steps=recipe.schedule.steps,
-        parameters=parameters,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
         cpu_seconds=round(total, 1),
-        scores=scores,
+        scores={} if has_diverged else scores,
     )
+
+
+def _gave_up(out: Path, recipe: Recipe) -> bool:
+    """True if the log of a run ends with as many skipped steps in a row as end a training: it diverged."""
+    limit = recipe.health.max_skipped
+    events = read_metrics(out, "events")[-limit:] if (out / LOG_FILE).exists() else []
+    skipped = [event["step"] for event in events if event["event"] == "not finite"]
+    return len(skipped) == limit and skipped[-1] - skipped[0] == limit - 1
 
 
 def _timed(out: Path) -> Path:
@@ -260,33 +285,54 @@ def _timed(out: Path) -> Path:
     return out.with_name(f"{out.name}.yaml")
 
 
-def seconds_per_step(recipe: Recipe) -> float:
-    """CPU seconds of a step, reading included: of this process, which must be the only one that works for it.
+def seconds_per_step(recipes: Mapping[str, Recipe]) -> dict[str, float]:
+    """CPU seconds of a step of each trial, reading included: of this process, which must be the only one that works for
+    it. The speed of a machine changes from minute to minute, so trials are compared within each round.
 
     Raises:
-        UserError: the recipe reads in worker processes, whose time would not count.
+        UserError: a trial reads in worker processes, whose time would not count.
     """
-    if recipe.data.num_workers:
-        raise UserError(f"data: num_workers {recipe.data.num_workers}: the time of workers is not counted; set it to 0")
-    recipe = replace(recipe, schedule=replace(recipe.schedule, steps=WARM_STEPS + TIMED_STEPS))
+    for trial, recipe in recipes.items():
+        if recipe.data.num_workers:
+            raise UserError(
+                f"trial '{trial}': data: num_workers {recipe.data.num_workers}: the time of workers is not counted; "
+                "set it to 0"
+            )
+    turns = [_turns(recipe, *started) for recipe, started in zip(recipes.values(), _started(recipes), strict=True)]
+    seconds = np.array([[next(turn) for turn in turns] for _ in range(1 + ROUNDS)])[1:] / STEPS_A_TURN
+    levels = seconds.mean(axis=1, keepdims=True)
+    return dict(zip(recipes, (np.median(levels) * np.median(seconds / levels, axis=0)).tolist(), strict=True))
+
+
+def _started(recipes: Mapping[str, Recipe]) -> Iterator[tuple[Checkpoint, PairSource]]:
+    """A new model of each trial, and its pairs. Equal pairs and tokenizers are made once, since there may be 100,000s
+    of captions."""
+    pairs: dict[object, PairSource] = {}
+    tokenizers: dict[object, Tokenizer] = {}
+    for recipe in recipes.values():
+        paths = (recipe.data.train, recipe.data.val, *recipe.data.mix)
+        start = new_checkpoint(recipe, Ranks.here(torch.device("cpu")), tokenizers.get((paths, recipe.tokenizer)))
+        tokenizers[paths, recipe.tokenizer] = start.tokenizer
+        if paths not in pairs:
+            pairs[paths], _ = training_sources(recipe)
+        yield start, pairs[paths]
+
+
+def _turns(recipe: Recipe, start: Checkpoint, pairs: PairSource) -> Iterator[float]:
+    """Train, and yield the CPU seconds of each turn of `STEPS_A_TURN` steps."""
+    recipe = replace(recipe, schedule=replace(recipe.schedule, steps=STEPS_A_TURN * (1 + ROUNDS)))
     ranks = Ranks.here(torch.device("cpu"))
-    start = new_checkpoint(recipe, ranks)
-    pairs, _ = training_sources(recipe)
     trainer = build_trainer(decide(recipe, start.model, ranks.device).for_autos_of(recipe), start, ranks)
-    began = 0.0
-    for step, batches in enumerate(training_batches(recipe, start, pairs, ranks)):
-        trainer.step(batches, count_tokens(batches), step)
-        if step == WARM_STEPS - 1:
-            began = time.process_time()
-    return (time.process_time() - began) / TIMED_STEPS
+    all_batches = enumerate(training_batches(recipe, start, pairs, ranks))
+    for _ in range(1 + ROUNDS):
+        began = time.process_time()
+        for step, batches in islice(all_batches, STEPS_A_TURN):
+            trainer.step(batches, count_tokens(batches), step)
+        yield time.process_time() - began
 
 
-def _train(recipe: Path, out: Path, deadline: float) -> None:
-    """Run `grr-coca pretrain` until it ends or the time is over; then it saves.
-
-    Raises:
-        UserError: it failed.
-    """
+def _train(recipe: Path, out: Path, deadline: float) -> int:
+    """Run `grr-coca pretrain` until it ends or the time is over; then it saves. Returns its exit code."""
     command = [sys.executable, "-m", "grr_coca", "pretrain", str(recipe), "--out", str(out), "--resume"]
     process = subprocess.Popen(command, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
     try:
@@ -299,9 +345,7 @@ def _train(recipe: Path, out: Path, deadline: float) -> None:
         process.send_signal(signal.SIGUSR1)
         process.wait()
         raise
-    # Minus the signal's number: it was not listening yet, and there was nothing to save.
-    if process.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
-        raise UserError(f"{out}: the training ended with exit code {process.returncode}; its message is above")
+    return process.returncode
 
 
 def _interrupt(*_: object) -> None:

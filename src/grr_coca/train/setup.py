@@ -127,15 +127,21 @@ MAX_TOKENIZER_IMAGES = 1_000_000
 """The tokenizer is trained on the captions of at most this many images, evenly spread over the source."""
 
 
-def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
+def new_checkpoint(recipe: Recipe, ranks: Ranks, tokenizer: Tokenizer | None = None) -> Checkpoint:
     """A new model and its tokenizer for a pretraining recipe.
+
+    Args:
+        recipe: the recipe.
+        ranks: this process among those of the run.
+        tokenizer: that of another run with the same pairs and the same key `tokenizer`; None: it is trained.
 
     Raises:
         UserError: the recipe has no model or no tokenizer, or a tokenizer that does not fit the model.
     """
     if recipe.model is None or recipe.tokenizer is None:
         raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is one for fine-tuning")
-    tokenizer = Tokenizer.from_json(ranks.on_first(lambda: _new_tokenizer(recipe).to_json()))
+    if tokenizer is None:
+        tokenizer = Tokenizer.from_json(ranks.on_first(lambda: _new_tokenizer(recipe).to_json()))
     config = recipe.model.config(tokenizer.vocab_size)
     if config.architecture == "open_clip" and tokenizer.bos_id == PADDING:
         raise UserError(

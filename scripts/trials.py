@@ -214,9 +214,16 @@ def prepare(recipes: Mapping[str, Recipe], lacking: Mapping[str, Path], rung: fl
         rows: the finished runs. Where their steps take twice the seconds, a rung has twice the seconds.
 
     Raises:
-        UserError: see `seconds_per_step`.
+        UserError: a run was prepared with other keys of its trial; see also `seconds_per_step`.
     """
     new = [trial for trial, out in lacking.items() if not _timed(out).exists()]
+    for trial, out in lacking.items():
+        prepared = None if trial in new else load_recipe(_timed(out))
+        if prepared is not None and prepared != _of_steps(recipes[trial], prepared.schedule.steps):
+            raise UserError(
+                f"{_timed(out)}: is of other keys than those of trial '{trial}' now; give the trial another name, or "
+                f"remove this file and {out}"
+            )
     if not new:
         return
     known = {row.trial: row for row in rows if row.trial in recipes}
@@ -224,14 +231,21 @@ def prepare(recipes: Mapping[str, Recipe], lacking: Mapping[str, Path], rung: fl
     seconds = seconds_per_step({trial: recipes[trial] for trial in dict.fromkeys([*new, *newest])})
     slowness = [seconds[trial] * row.steps / row.rung for trial, row in known.items() if trial in seconds] or [1.0]
     for trial in new:
-        recipe, out = recipes[trial], lacking[trial]
+        out = lacking[trial]
         steps = max(1, round(statistics.median(slowness) * rung / seconds[trial]))
         print(f"{out.name}: {steps:,} steps", flush=True)
-        schedule = replace(recipe.schedule, steps=steps, warmup_steps=min(recipe.schedule.warmup_steps, steps))
-        evaluation = replace(recipe.evaluation, interval=steps)
-        checkpoints = replace(recipe.checkpoints, minutes=5.0, keep_last=1)
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_recipe(replace(recipe, schedule=schedule, evaluation=evaluation, checkpoints=checkpoints), _timed(out))
+        save_recipe(_of_steps(recipes[trial], steps), _timed(out))
+
+
+def _of_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe of a run of so many steps, with one validation at its end."""
+    return replace(
+        recipe,
+        schedule=replace(recipe.schedule, steps=steps, warmup_steps=min(recipe.schedule.warmup_steps, steps)),
+        evaluation=replace(recipe.evaluation, interval=steps),
+        checkpoints=replace(recipe.checkpoints, minutes=5.0, keep_last=1),
+    )
 
 
 def run(trial: str, rung: float, out: Path, deadline: float) -> Row | None:

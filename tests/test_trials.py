@@ -161,6 +161,15 @@ def test_a_rung_holds_as_many_steps_on_a_slower_machine(plan_file, tmp_path, mon
     assert slower == ({"plain": 9, "narrow": 36}, ["plain", "narrow", "other"])
 
 
+def test_a_run_that_was_prepared_with_other_keys_is_refused(plan_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "seconds_per_step", lambda recipes: dict.fromkeys(recipes, 1.0))
+    plan = replace(PLAN, recipe="recipe.yaml", trials={"x": {"optimizer.lr": 0.002}})
+    prepare({"x": changed(plan_file, plan, "x")}, {"x": tmp_path / "x 3"}, 3.0, [])
+    other = {"x": changed(plan_file, replace(plan, trials={"x": {"optimizer.lr": 0.004}}), "x")}
+    with pytest.raises(UserError, match=r"x 3\.yaml: is of other keys than those of trial 'x' now"):
+        prepare(other, {"x": tmp_path / "x 3"}, 3.0, [])
+
+
 def test_the_speeds_of_two_machines_are_compared_on_all_trials_that_have_rows(plan_file, tmp_path, monkeypatch):
     seconds = {"plain": 4.0, "narrow": 2.0, "other": 6.0}
     rows = [row("plain", 6.0, 0.2), row("narrow", 3.0, 0.2), row("other", 3.0, 0.2)]  # 2, 1 and 1 seconds a step

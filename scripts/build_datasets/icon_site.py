@@ -29,7 +29,7 @@ from PIL import Image
 
 from grr_coca.checkpoint_files import fingerprint
 from grr_coca.errors import UserError
-from grr_coca.files import user_cache, write_whole
+from grr_coca.files import require_own_name, user_cache, write_whole
 from grr_coca.page.site import Library, find_runtime, graphs_of, write_site
 from grr_coca.search.duplicates import perceptual_hash
 from grr_coca.search.entry import Entry, Stamp, chunks, name_id
@@ -149,18 +149,21 @@ def build(
     """Build the site. Returns the number of icons.
 
     Args:
-        out: new folder.
+        out: new folder, or that of an earlier site, which is replaced.
         prefixes: the sets to show; empty: all of the corpus.
         runtime: archive of ONNX Runtime Web; None: npm fetches it once.
         on_set: called after each set with its prefix and the number of icons so far.
         archives: the packages; None: in the user's cache.
 
     Raises:
-        UserError: a package cannot be had, or there is no such set.
+        UserError: a package cannot be had, there is no such set, or `out` holds something else.
     """
     import grr_coca
     from grr_coca.inference.locate import locate_checkpoint
 
+    require_own_name(out)
+    if out.exists() and not (out / "site.json").exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: holds something else; give a new folder")
     files = find_runtime(runtime)
     archives = archives or Archives(user_cache() / "packages")
     archives.fetch(lambda _: None)
@@ -252,7 +255,7 @@ def _notice(sets: Iterable[IconSet], counts: Mapping[str, int]) -> str:
 def main() -> int:
     """Parse the flags, build, and return the exit code."""
     parser = argparse.ArgumentParser(prog="icon_site", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="new folder for the site")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the site")
     parser.add_argument("--sets", nargs="+", help="prefixes of sets in Iconify; if not given, well-known ones")
     parser.add_argument("--all", action="store_true", help="all sets of the corpus")
     parser.add_argument("--runtime", type=Path, help="archive of the npm package onnxruntime-web")

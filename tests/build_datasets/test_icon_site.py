@@ -93,6 +93,22 @@ def test_drawings_of_like_names_are_loaded_together(built):
     assert captions == sorted(captions)
 
 
+def test_a_folder_of_something_else_is_refused_and_stays(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
+    for place in (tmp_path / "mine", tmp_path / "mine" / "letter.txt"):
+        with pytest.raises(UserError, match="holds something else; give a new folder"):
+            icon_site.build(place, [], None, lambda *_: None, archives_in(SAMPLE))
+    assert (tmp_path / "mine" / "letter.txt").read_text(encoding="utf-8") == "dear"
+
+
+def test_an_earlier_site_may_be_built_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(icon_site, "find_runtime", lambda _: {})
+    (tmp_path / "site.json").touch()
+    with pytest.raises(UserError, match="no such set"):  # so the folder is no obstacle
+        icon_site.build(tmp_path, ["emojione"], None, lambda *_: None, archives_in(SAMPLE))
+
+
 def test_a_set_that_is_not_free_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(icon_site, "find_runtime", lambda _: {})
     with pytest.raises(UserError, match=r"no such set.* emojione"):

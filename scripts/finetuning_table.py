@@ -1,6 +1,6 @@
 """What fine-tuning gains from where it starts: a model that ships, or nothing.
 
-    python scripts/finetuning_table.py RUNS.jsonl pictograms icons --seeds 0 1 2 3
+    python scripts/finetuning_table.py RUNS.jsonl icons pictograms --seeds 0 1 2 3
 
 fine-tunes each model by the recipes of the three domains, and trains the first model's size from scratch on the same
 pairs, for FROM_SCRATCH times as many steps. It appends a line a run to RUNS.jsonl, does only what is not there yet, and

@@ -1,8 +1,8 @@
 """Whether `search --hybrid` finds icons better than `search` does: nDCG@10 on tags, by the index itself.
 
-    python scripts/icon_hybrid.py MODEL [--shards cache:icons/test_family_tabler-*.tar] [--queries 1000]
+    python scripts/icon_hybrid.py MODEL
 
-The pictures of a split become files that are called what they are called there, and an index is made of them. Queries
+The pictures of Tabler become files that are called what they are called there, and an index is made of them. Queries
 are tags, as in `icon_search.py`. Three searches answer each: by embeddings, by the words of captions and file names
 (BM25), and both fused. Intervals are of 95 %; the last line is the mean of the difference that fusing makes to each
 query, which tells whether it should be the default.
@@ -27,16 +27,14 @@ def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a name or a folder")
-    parser.add_argument("--shards", default=TABLER, help="of `icons`, with tags")
-    parser.add_argument("--queries", type=int, default=1000, help="of each kind, at most")
     options = parser.parse_args()
-    icons = read_icons(in_cache(options.shards))
+    icons = read_icons(in_cache(TABLER))
     with tempfile.TemporaryDirectory() as place, Index.open(f"{place}/index", options.model, create=True) as index:
         index.add(save(icons, Path(place) / "icons"))
         tables = {"tags with no word of the name": hidden_queries(icons), "all tags": all_queries(icons)}
         for title, queries in tables.items():
-            print(f"{title}, {len(queries[: options.queries])} queries among {len(icons)} pictures, nDCG@{TOP}:")
-            scores = searched(index, queries[: options.queries])
+            print(f"{title}, {len(queries)} queries among {len(icons)} pictures, nDCG@{TOP}:")
+            scores = searched(index, queries)
             scores["difference by fusing"] = scores["--hybrid"] - scores["embeddings"]
             for name, values in scores.items():
                 value, low, high = Measure.mean(values).interval()

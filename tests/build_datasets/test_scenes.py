@@ -210,3 +210,13 @@ def test_the_command_tells_a_mistake_in_one_line(tmp_path):
     assert result.stderr.endswith(
         "--check, --packages and --only are of the four corpora of datasets/, not of scenes\n"
     )
+
+
+def test_a_missing_archive_is_told_in_one_line(tmp_path):
+    pytest.importorskip("resvg_py")
+    command = [sys.executable, str(Path(scenes.__file__).parent), "--out", str(tmp_path / "out"), "--only", "health"]
+    result = subprocess.run([*command, "--packages", str(tmp_path)], capture_output=True, text=True, check=False)
+    missing = tmp_path / "healthicons-2.0.0.tgz"
+    said = f"error: {missing} is missing: run without --packages to fetch it\n"
+    assert (result.returncode, result.stderr) == (2, said)
+    assert list(tmp_path.iterdir()) == []

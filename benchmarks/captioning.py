@@ -171,6 +171,10 @@ def main() -> None:
     is_int8 = options.precision == "int8"
     cells = smallest_cells() if options.smoke else int8_cells() if is_int8 else all_cells()
     runs = 1 if options.smoke else RUNS
+    if unknown := set(filter(None, options.only.split(","))) - set(map(_name, cells)):
+        sys.exit(
+            f"--only: no cell {', '.join(sorted(unknown))}; there are {', '.join(dict.fromkeys(map(_name, cells)))}"
+        )
     asked = [cell for cell in cells if not options.only or _name(cell) in options.only.split(",")]
     pythons = {"ours": sys.executable, "open_clip": options.peer_python, "blip": options.peer_python}
 

@@ -145,8 +145,10 @@ def work(path: Path, runs: Path, deadline: float) -> bool:
                 return False
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(to_dict(row)) + "\n")
-            result = "diverged" if row.kind == "diverged" else f"{plan.score} {row.scores[plan.score]:.4f}"
-            print(f"{rung:g} s, {trial}: {result} after {row.steps:,} steps", flush=True)
+            result = (
+                f"{plan.score} {row.scores[plan.score]:.4f} after {row.steps:,} steps" if row.scores else "diverged"
+            )
+            print(f"{rung:g} s, {trial}: {result}", flush=True)
     return True
 
 

@@ -47,11 +47,17 @@ def icon_svg(icon: Mapping, defaults: Mapping) -> str:
         icon: its body, and the sides of its box that differ from those of the set.
         defaults: the sides of the box for the whole set.
     """
-    box = {"left": 0, "top": 0, "width": 16, "height": 16}
-    left, top, width, height = (icon.get(key, defaults.get(key, value)) for key, value in box.items())
+    left, top, width, height = icon_box(icon, defaults)
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     view = f'viewBox="{left} {top} {width} {height}" width="{width}" height="{height}"'
     return f"<svg {names} {view}>{icon['body']}</svg>"
+
+
+def icon_box(icon: Mapping, defaults: Mapping) -> tuple[float, float, float, float]:
+    """Left, top, width and height of an icon's box; see `icon_svg`."""
+    box = {"left": 0, "top": 0, "width": 16, "height": 16}
+    left, top, width, height = (icon.get(key, defaults.get(key, value)) for key, value in box.items())
+    return left, top, width, height
 
 
 def draw_icon(svg: str) -> Drawing | None:
@@ -178,21 +184,30 @@ def _draw_set(about: dict, on_icon: Callable[[int], None]) -> DrawnSet:
             continue
         names.append(name)
         drawings.append(drawing)
-    aliases: dict[str, list[str]] = {}
-    for alias, entry in sorted(about.get("aliases", {}).items()):
-        if set(entry) <= {"parent", "hidden"}:  # not one that is turned or mirrored
-            aliases.setdefault(entry["parent"], []).append(alias)
-    styles = [word for key in ("suffixes", "prefixes") for word in about.get(key, {}) if word]
     return DrawnSet(
         names=names,
-        aliases=aliases,
-        styles=styles,
+        aliases=aliases_of(about),
+        styles=declared_styles(about),
         left_out=dict(left_out),
         digests=np.frombuffer(b"".join(drawing.digest for drawing in drawings), np.uint8).reshape(-1, 16),
         signatures=np.array([drawing.signature.ravel() for drawing in drawings], np.uint8).reshape(-1, 256),
         ends=np.cumsum([len(drawing.webp) for drawing in drawings], dtype=np.int64),
         webp=b"".join(drawing.webp for drawing in drawings),
     )
+
+
+def aliases_of(about: Mapping) -> dict[str, list[str]]:
+    """Further names of the icons of a set, by icon."""
+    aliases: dict[str, list[str]] = {}
+    for alias, entry in sorted(about.get("aliases", {}).items()):
+        if set(entry) <= {"parent", "hidden"}:  # not one that is turned or mirrored
+            aliases.setdefault(entry["parent"], []).append(alias)
+    return aliases
+
+
+def declared_styles(about: Mapping) -> list[str]:
+    """Words of drawing style that a set declares as endings or beginnings of names."""
+    return [word for key in ("suffixes", "prefixes") for word in about.get(key, {}) if word]
 
 
 def _write(path: Path, drawn: DrawnSet) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from icon_captions import brand_captions, caption_of, further_caption, is_logo, style_words
-from icon_drawings import draw_icon, icon_svg, read_logo_names
+from icon_drawings import aliases_of, declared_styles, draw_icon, icon_box, icon_svg, read_logo_names
 from icon_sources import Archives, IconSet, Words, kept_sets, read_tags
 from PIL import Image
 
@@ -77,12 +77,9 @@ def icons_of(about: Mapping[str, Any], brands: frozenset[str], tags: Words) -> l
         tags: further words, by name.
     """
     names = [name for name, icon in about["icons"].items() if not icon.get("hidden")]
-    styles = style_words(names, [word for key in ("suffixes", "prefixes") for word in about.get(key, {}) if word])
+    styles = style_words(names, declared_styles(about))
     own = {caption_of(name, styles): further for name, further in tags.items()}
-    aliases: dict[str, list[str]] = {}
-    for alias, entry in about.get("aliases", {}).items():
-        if set(entry) <= {"parent", "hidden"}:
-            aliases.setdefault(entry["parent"], []).append(alias)
+    aliases = aliases_of(about)
     found: dict[str, Icon] = {}
     for name in names:
         caption = caption_of(name, styles)
@@ -91,10 +88,7 @@ def icons_of(about: Mapping[str, Any], brands: frozenset[str], tags: Words) -> l
         icon = about["icons"][name]
         further = (further_caption(alias) for alias in aliases.get(name, []))
         words = tuple(dict.fromkeys(word for word in (*further, *own.get(caption, ())) if word and word != caption))
-        sides = {"left": 0, "top": 0, "width": 16, "height": 16}
-        left, top, width, height = (icon.get(key, about.get(key, value)) for key, value in sides.items())
-        svg = icon_svg(icon, about)
-        found[caption] = Icon(name, caption, words, (left, top, width, height), icon["body"], svg)
+        found[caption] = Icon(name, caption, words, icon_box(icon, about), icon["body"], icon_svg(icon, about))
     return list(found.values())
 
 

@@ -106,6 +106,13 @@ def test_an_empty_text_is_refused(finder):
         text_map(finder.checkpoint, scene(0, "red"), " ")
 
 
+def test_a_model_that_computes_nan_has_no_map(finder):
+    broken = replace(finder.checkpoint, model=copy.deepcopy(finder.checkpoint.model))
+    broken.model.image_proj.weight.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="computes NaN"):
+        text_map(broken, scene(0, "red"), "a red spot")
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_texts_and_embeddings_are_mapped_within_every_mode_of_gradients(finder, mode):
     image, text = scene(5, "green"), "a green spot"

@@ -346,6 +346,23 @@ def test_a_model_whose_numbers_are_none_says_no_words(run, files, options):
         broken.caption(files[0], **options)
 
 
+def test_embeddings_that_are_no_numbers_are_refused(run, files):
+    broken = load(run.folder, "cpu")
+    with torch.no_grad():
+        broken.checkpoint.model.image_proj.weight.fill_(torch.nan)
+        broken.checkpoint.model.text_proj.weight[0].fill_(torch.nan)
+    broken.refresh()
+    uses = (
+        lambda: broken.embed_images(files[0]),
+        lambda: broken.embed_texts("a heart"),
+        lambda: broken.classify(files[0], ["cat", "dog"]),
+        lambda: broken.describe(files[0]),
+    )
+    for use in uses:
+        with pytest.raises(UserError, match="computes NaN"):
+            use()
+
+
 def test_a_used_model_can_be_sent_to_another_process(model, files):
     expected = model.describe_many(files)
     sent = pickle.loads(pickle.dumps(model))

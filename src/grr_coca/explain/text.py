@@ -16,6 +16,7 @@ between patches.
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.text import clean_query
 from grr_coca.explain.attention import Attended, attention_weights, mix_values
+from grr_coca.generate.sampling import require_numbers
 from grr_coca.layers.norm import RMSNorm, at_least_fp32
 from grr_coca.layers.pooler import AttentionalPooler
 from grr_coca.model import CoCa
@@ -45,7 +47,7 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
     """The heat map of a preprocessed image for a text.
 
     Raises:
-        UserError: the text is empty.
+        UserError: the text is empty, or the model computes NaN.
     """
     model = checkpoint.model
     token_ids, lengths = checkpoint.tokenize([clean_query(text, "the text")])
@@ -56,12 +58,17 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
 
 @torch.inference_mode(False)
 def embedding_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], wanted: Float[Tensor, " E"]) -> TextMap:
-    """The heat map of a preprocessed image for any unit-length embedding `wanted`: of a text, an image or both."""
+    """The heat map of a preprocessed image for any unit-length embedding `wanted`: of a text, an image or both.
+
+    Raises:
+        UserError: the model computes NaN.
+    """
     model, side = checkpoint.model, checkpoint.config.image_encoder.grid_size
     wanted = wanted[None].to(model.device).clone()  # a normal tensor: embeddings are inference tensors
     with evaluating(model), torch.no_grad():
         patches = model.image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
         similarity = (_embed(model, patches) * wanted).sum().item()
+    require_numbers(np.array(similarity))
     shares = patch_shares(model, patches, wanted)[: side**2]
     return TextMap(shares.unflatten(0, (side, side)).float().cpu(), similarity)
 

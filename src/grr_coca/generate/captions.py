@@ -4,7 +4,6 @@ Shapes: B images, S image size in pixels, E joint embedding width, R captions (r
 """
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
@@ -18,10 +17,10 @@ from grr_coca.errors import UserError
 from grr_coca.generate.beams import BeamSearch
 from grr_coca.generate.options import GREEDY, GenerationOptions
 from grr_coca.generate.sampling import (
-    NAN_RESULTS,
     CaptionsInProgress,
     Hypothesis,
     decode_independently,
+    require_numbers,
     uniform_draws,
 )
 from grr_coca.shapes import Float, Int, UInt8
@@ -48,14 +47,16 @@ class Generated(NamedTuple):
     image_embedding: Float[np.ndarray, "B E"]
 
     def require_numbers(self) -> None:
-        """Raise an error if a log-probability is NaN. Validation during training does not call this, so that the run
-        continues.
+        """Raise an error if a log-probability or an embedding is NaN. Validation during training does not call this, so
+        that the run continues.
 
         Raises:
-            UserError: a log-probability is NaN.
+            UserError: one of them is NaN.
         """
-        if any(math.isnan(number) for image in self.captions for caption in image for number in caption.log_probs):
-            raise UserError(NAN_RESULTS)
+        require_numbers(self.image_embedding)
+        for image in self.captions:
+            for caption in image:
+                require_numbers(np.array(caption.log_probs))
 
 
 def generate(

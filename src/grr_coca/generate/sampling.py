@@ -36,6 +36,17 @@ NAN_RESULTS = "the model computes NaN: its weights are damaged, or its training 
 NOTHING_LEFT = "the rules leave no token to continue with: lower min_length, or raise no_repeat_ngram or set it to 0"
 
 
+def require_numbers(values: Float[np.ndarray, "*x"]) -> Float[np.ndarray, "*x"]:
+    """Return embeddings or log-probabilities unchanged.
+
+    Raises:
+        UserError: one of them is NaN.
+    """
+    if np.isnan(values).any():
+        raise UserError(NAN_RESULTS)
+    return values
+
+
 class _Change(NamedTuple):
     """Log-probabilities that a rule replaces, by row and token id. An id may occur twice in a row."""
 

@@ -24,6 +24,7 @@ from grr_coca.errors import UserError, nearest
 from grr_coca.evaluate.class_names import NAME_ALONE
 from grr_coca.evaluate.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.generate import GREEDY, Caption, GenerationOptions, generate, warn_if_repeated
+from grr_coca.generate.sampling import require_numbers
 from grr_coca.inference.batches import Batches, OnProgress, in_worker
 from grr_coca.inference.choose import choose_device, choose_engine
 from grr_coca.inference.images import ImageInput, ImagesInput, as_list, to_rgb
@@ -419,10 +420,11 @@ class ImageTextModel:
         return self._batches.run(kind, numbered, batch_size, work, on_progress, in_threads=is_each_once)
 
     def _image_rows(self, images: _Numbered) -> list[np.ndarray]:
-        return list(self.engine.encode_images(self._pixels(images)).embedding)
+        return list(require_numbers(self.engine.encode_images(self._pixels(images)).embedding))
 
     def _text_rows(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return list(self.engine.encode_texts(*self.tokenizer.encode_rows(texts, self.engine.context_length)))
+        rows = self.tokenizer.encode_rows(texts, self.engine.context_length)
+        return list(require_numbers(self.engine.encode_texts(*rows)))
 
     def _pixels(self, images: _Numbered) -> UInt8[np.ndarray, "B S S 3"]:
         each = {id(image): (number, image) for number, image in images}  # once: Pillow is not thread-safe

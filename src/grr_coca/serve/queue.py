@@ -24,6 +24,7 @@ import numpy as np
 
 from grr_coca.errors import UserError
 from grr_coca.generate import GREEDY, GenerationOptions, generate, stream_captions
+from grr_coca.generate.sampling import require_numbers
 from grr_coca.inference.model import Description, ImageTextModel
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.refusal import Refusal
@@ -261,7 +262,7 @@ class ModelQueue:
         if kind.work == "embed_texts":
             return self.model.embed_texts(items, batch_size=len(items))
         if kind.work == "embed_images":
-            return self.model.engine.encode_images(np.stack(items)).embedding
+            return require_numbers(self.model.engine.encode_images(np.stack(items)).embedding)
         return self._captions(batch)
 
     def _captions(self, batch: list[_Job]) -> list[Description]:

@@ -28,7 +28,7 @@ from grr_coca.data.tensors import to_input
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, listed_files, whole_folder
 from grr_coca.model import CoCa, build_without_weights
-from grr_coca.read_checkpoint import CheckpointFiles, read_files, write_beside_weights
+from grr_coca.read_checkpoint import CheckpointFiles, read_files, require_fitting, write_beside_weights
 from grr_coca.torch_private import not_compiled
 
 ChangeModel = Callable[[CoCa, CoCaConfig], None]
@@ -61,11 +61,12 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     A checkpoint in the folder is replaced. For a model from `torch.compile`, the original module is written.
 
     Raises:
-        UserError: the folder holds anything but a checkpoint, the disk is full or cannot be written to, or the weights
-            do not fit the checkpoint's config.
+        UserError: the folder holds anything but a checkpoint, the disk is full or cannot be written to, or the weights,
+            the tokenizer or the preprocessing do not fit the checkpoint's config.
     """
     folder = Path(folder)
     _require_replaceable(folder)
+    require_fitting(checkpoint, folder)
     weights = not_compiled(checkpoint.model).state_dict()
     _require_weights_of(checkpoint.config, weights)
     try:
@@ -178,9 +179,13 @@ def with_weights(
     """Load the weights of a checkpoint whose other files have been read. The arguments are those of `from_pretrained`.
 
     Raises:
-        UserError: the weights are missing or damaged, or do not fit the config.
+        UserError: the weights are missing or damaged, do not fit the config, or do not fit into memory.
     """
-    model = build_without_weights(files.config)
+    try:
+        model = build_without_weights(files.config)
+    except (MemoryError, RuntimeError) as error:  # PyTorch raises the second
+        cause = str(error).split("\n", 1)[0]
+        raise UserError(f"{folder}: a model of the sizes in config.json does not fit into memory ({cause})") from error
     if change is not None:
         change(model, files.config)
     _load_weights(model, folder / WEIGHTS)

@@ -5,6 +5,7 @@ graphs and weights of their own, and is no checkpoint: ONNX Runtime alone can ru
 """
 
 import copy
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from grr_coca.config import CoCaConfig
-from grr_coca.errors import UserError
+from grr_coca.errors import UserError, nearest
 from grr_coca.files import MANIFEST, file_sha256, listed_files
 from grr_coca.structure import from_dict, to_dict
 
@@ -130,6 +131,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: the file is missing") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file that can be read ({error})") from error
     if not isinstance(content, dict):
@@ -173,8 +176,10 @@ def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
     Raises:
         UserError: a key is unknown or missing, a value is not a choice, or the values do not fit one another.
     """
-    if "architecture" in saved:
-        raise UserError(f"{where}: unknown key 'architecture'")
+    names = {field.name for field in dataclasses.fields(CoCaConfig)} - {"architecture"}
+    for name in saved:
+        if name not in names:
+            raise UserError(f"{where}: unknown key '{name}'; {nearest(str(name), names)}")
     config = copy.deepcopy(dict(saved))
     is_open_clip = {}
     for path, (ours, theirs) in _OPEN_CLIP_KEYS.items():

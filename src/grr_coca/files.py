@@ -176,9 +176,11 @@ def listed_files(folder: Path) -> dict[str, tuple[int, str]]:
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{folder / MANIFEST}: missing or damaged ({error})") from error
     for name in listed:
+        if "\0" in name:
+            raise UserError(f"{folder / MANIFEST}: damaged: {name!r} is not a file name")
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"{folder / MANIFEST}: lists {name}, which is outside of its folder")
     return listed

@@ -52,14 +52,32 @@ def read_files(folder: Path) -> CheckpointFiles:
         _verify(folder)
     header = from_dict(_Header, read_json(folder / "config.json"), str(folder / "config.json"))
     config = read_config(header.model, f"{folder / 'config.json'}: model")
-    return CheckpointFiles(
+    files = CheckpointFiles(
         config=config,
         preset=header.preset,
-        tokenizer=_read_tokenizer(folder / "tokenizer.json", header.text_cleaning, config.text_decoder.vocab_size),
-        preprocess=_read_preprocess(folder / "preprocess.json", config.image_encoder.image_size),
+        tokenizer=_read_tokenizer(folder / "tokenizer.json", header.text_cleaning),
+        preprocess=from_dict(Preprocess, read_json(folder / "preprocess.json"), str(folder / "preprocess.json")),
         step=header.step,
         caution=header.caution,
     )
+    require_fitting(files, folder)
+    return files
+
+
+def require_fitting(files: CheckpointFiles, folder: Path) -> None:
+    """Raise an error if the tokenizer or the preprocessing does not fit the config. `folder` names them in messages.
+
+    Raises:
+        UserError: one does not fit.
+    """
+    known, side = files.config.text_decoder.vocab_size, files.config.image_encoder.image_size
+    largest_id, image_size = files.tokenizer.largest_id, files.preprocess.image_size
+    if largest_id >= known:
+        path = folder / "tokenizer.json"
+        raise UserError(f"{path}: has the id {largest_id:,}, but the ids of the model are below {known:,}")
+    if image_size != side:
+        path = folder / "preprocess.json"
+        raise UserError(f"{path}: image_size is {image_size}, but the model takes images of {side} pixels")
 
 
 def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
@@ -85,18 +103,8 @@ def _verify(folder: Path) -> None:
         raise
 
 
-def _read_tokenizer(path: Path, cleaning: Cleaning, known: int) -> Tokenizer:
+def _read_tokenizer(path: Path, cleaning: Cleaning) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_json(path.read_text(encoding="utf-8"), cleaning)
+        return Tokenizer.from_json(path.read_text(encoding="utf-8"), cleaning)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the tokenizer is damaged ({error})") from error
-    if tokenizer.largest_id >= known:
-        raise UserError(f"{path}: has the id {tokenizer.largest_id:,}, but the ids of the model are below {known:,}")
-    return tokenizer
-
-
-def _read_preprocess(path: Path, side: int) -> Preprocess:
-    preprocess = from_dict(Preprocess, read_json(path), str(path))
-    if preprocess.image_size != side:
-        raise UserError(f"{path}: image_size is {preprocess.image_size}, but the model takes images of {side} pixels")
-    return preprocess

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import grr_coca
 from grr_coca.checkpoint import from_pretrained, load_tensors, save_checkpoint
-from grr_coca.checkpoint_files import FILES, read_config, saved_config
+from grr_coca.checkpoint_files import FILES, read_config, read_json, saved_config
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tokenizer import clip_bpe
 from grr_coca.errors import UserError
 from grr_coca.files import MANIFEST, whole_folder
 from grr_coca.model import build_without_weights
@@ -287,6 +289,20 @@ def test_an_unknown_key_in_the_config_is_named(folder, path):
         from_pretrained(folder)
 
 
+def test_the_name_that_is_near_to_an_unknown_key_is_one_that_the_config_takes():
+    saved = saved_config(get_preset("grr_coca", "tiny"))
+    with pytest.raises(UserError, match=r"unknown key 'architectur'; valid names: contrastive, embed_dim, image"):
+        read_config({**saved, "architectur": "coca"}, "model")
+
+
+def test_a_config_of_a_model_that_no_memory_holds_is_told(folder):
+    header = json.loads((folder / "config.json").read_text())
+    header["model"]["text_decoder"]["vocab_size"] = 10**15
+    (folder / "config.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match=r"sizes in config\.json does not fit into memory \(.*allocate"):
+        from_pretrained(folder)
+
+
 # --- A disk that is full
 
 
@@ -433,6 +449,18 @@ def test_weights_that_could_not_be_loaded_again_are_not_saved(saved, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
+def test_a_tokenizer_or_an_image_size_of_another_model_is_not_saved(saved, tmp_path):
+    checkpoint = from_pretrained(saved)
+    strange = {
+        r"preprocess\.json: image_size is 32, but": replace(checkpoint, preprocess=Preprocess(32)),
+        r"tokenizer\.json: has the id 49,407, but": replace(checkpoint, tokenizer=clip_bpe()),
+    }
+    for message, other in strange.items():
+        with pytest.raises(UserError, match=message):
+            save_checkpoint(other, tmp_path / "again")
+        assert not (tmp_path / "again").exists()
+
+
 def test_padding_and_cutting_of_a_tokenizer_file_do_not_count(folder):
     path = folder / "tokenizer.json"
     before = from_pretrained(folder).tokenizer.encode("a red heart")
@@ -450,6 +478,14 @@ def test_an_image_size_of_another_model_is_told(folder):
     path = folder / "preprocess.json"
     path.write_text(path.read_text().replace('"image_size": 16', '"image_size": 0'))
     with pytest.raises(UserError, match=r"preprocess\.json: image_size is 0, but the model takes images of 16 pixels"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize(("key", "value"), [("std", [0.5, 0, 0.5]), ("mean", [0.5, "nan", 0.5])])
+def test_colours_that_would_be_no_numbers_are_told(folder, key, value):
+    path = folder / "preprocess.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(UserError, match=r"preprocess\.json: mean .* give finite numbers"):
         from_pretrained(folder)
 
 
@@ -472,3 +508,15 @@ def test_a_manifest_lists_nothing_outside_of_its_folder(saved, tmp_path):
         with pytest.raises(UserError, match=f"lists {name}, which is outside of its folder"):
             from_pretrained(folder)
         shutil.copy(saved / MANIFEST, folder)
+
+
+@pytest.mark.parametrize(("name", "size"), [("a\0b", "1"), ("a", "1e999")])
+def test_a_manifest_of_what_no_file_has_is_damaged(folder, name, size):
+    (folder / MANIFEST).write_text(f'{{"files": {{{json.dumps(name)}: {{"bytes": {size}, "sha256": ""}}}}}}')
+    with pytest.raises(UserError, match=r"manifest\.json: (missing or )?damaged"):
+        from_pretrained(folder)
+
+
+def test_a_file_that_is_missing_is_not_called_unreadable(tmp_path):
+    with pytest.raises(UserError, match=r"manifest\.json: the file is missing$"):
+        read_json(tmp_path / MANIFEST)

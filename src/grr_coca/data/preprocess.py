@@ -3,6 +3,7 @@
 Shapes: S image size in pixels.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.data.images import Opening, decode_image, with_srgb_colours
+from grr_coca.errors import UserError
 from grr_coca.shapes import UInt8
 
 Order = Literal["crop_then_resize", "resize_then_crop"]
@@ -32,6 +34,10 @@ class Preprocess:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     order: Order = "crop_then_resize"
     opening: Opening = "upright_on_white"
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise UserError(f"mean {self.mean} and std {self.std}: give finite numbers, and a std above 0")
 
     def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "S S 3"]:
         """The pixels of an RGB image of any size, as an engine takes them. `data.tensors` makes a tensor of them."""

@@ -6,7 +6,7 @@ Widths are in channels, image sizes in pixels. A parent never repeats a field of
 from dataclasses import dataclass
 from typing import Literal
 
-from grr_coca.errors import UserError
+from grr_coca.errors import UserError, nearest_multiples
 
 Norm = Literal["rms", "layer", "layer_1e-5"]
 FeedForward = Literal["geglu", "gelu"]
@@ -88,10 +88,9 @@ class ImageEncoderConfig:
             self._require_power_of_two()
         _require(self.num_registers >= 0, f"num_registers {self.num_registers} must be 0 or more")
         if self.image_size % self.patch_size:
-            lower = self.image_size // self.patch_size * self.patch_size
             raise UserError(
                 f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}; "
-                f"the nearest sizes that are: {lower or self.patch_size} and {lower + self.patch_size}"
+                f"the nearest that are: {nearest_multiples(self.image_size, self.patch_size)}"
             )
 
     def _require_power_of_two(self) -> None:
@@ -129,6 +128,7 @@ class TextDecoderConfig:
 
     def __post_init__(self) -> None:
         _require_text_position(self.transformer)
+        _require_positive(self, "vocab_size")
         _require(self.context_length >= 4, f"context_length {self.context_length} holds no word; use 4 or more")
 
 
@@ -187,6 +187,7 @@ class CoCaConfig:
     architecture: Architecture = "coca"
 
     def __post_init__(self) -> None:
+        _require_positive(self, "embed_dim")
         text, multimodal = self.text_decoder.transformer, self.multimodal_decoder.transformer
         _require(
             text.embed_dim == multimodal.embed_dim,

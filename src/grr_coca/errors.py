@@ -44,6 +44,12 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return "valid names: " + ", ".join(valid)
 
 
+def nearest_multiples(number: int, factor: int) -> str:
+    """A hint for a number that is no multiple of a factor: the multiples on both sides, none of them below 1."""
+    lower = number // factor * factor
+    return f"{lower} and {lower + factor}" if lower > 0 else f"{factor}"
+
+
 def on_one_line(text: str) -> str:
     """Escape line ends and control characters, which an untrusted file name may hold."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

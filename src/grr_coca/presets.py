@@ -18,7 +18,7 @@ from grr_coca.config import (
     TextDecoderConfig,
     TransformerConfig,
 )
-from grr_coca.errors import UserError, nearest
+from grr_coca.errors import UserError, nearest, nearest_multiples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +62,9 @@ class Size:
         for name, (dim, default, heads) in widths.items():
             if dim is not None and dim % (default // heads):
                 width = default // heads
-                lower = dim // width * width
                 raise UserError(
                     f"{name}_dim {dim} is no multiple of {width}, the width of an attention head; the nearest: "
-                    f"{lower or width} and {lower + width}"
+                    f"{nearest_multiples(dim, width)}"
                 )
             if dim is not None:
                 changes |= {f"{name}_dim": dim, f"{name}_heads": dim // (default // heads)}

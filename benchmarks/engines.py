@@ -23,7 +23,7 @@ from machine import parse, parser_of, report
 from grr_coca.checkpoint import Checkpoint, from_pretrained, save_checkpoint
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.tokenizer import clip_bpe
+from grr_coca.data.tokenizer import clip_bpe, train_bpe
 from grr_coca.engine.base import Engine
 from grr_coca.engine.onnx import OnnxEngine
 from grr_coca.engine.torch import TorchEngine
@@ -106,12 +106,14 @@ def random_checkpoint(name: str, models: Path) -> Path:
     folder = models / name
     if not folder.exists():
         preset = "open_clip_coca" if name.startswith("open_clip_") else "grr_coca"
-        config = get_preset(preset, name.removeprefix("open_clip_"))
+        config, tokenizer = get_preset(preset, name.removeprefix("open_clip_")), clip_bpe()
+        if tokenizer.vocab_size > config.text_decoder.vocab_size:  # any that fits: what is timed does not depend on it
+            tokenizer = train_bpe([], 258)
         checkpoint = Checkpoint(
             model=build(config),
             config=config,
             preset=preset,
-            tokenizer=clip_bpe(),
+            tokenizer=tokenizer,
             preprocess=Preprocess(config.image_encoder.image_size),
             step=0,
         )

@@ -78,13 +78,12 @@ def test_the_compilers_settings_are_there() -> None:
 
 
 def test_attention_on_a_cpu_is_the_operator_that_is_counted() -> None:
-    q = _random(1, 2, 3, 8).requires_grad_()
+    q = _random(1, 2, 3, 8)
     with torch.profiler.profile() as profiler:
-        F.scaled_dot_product_attention(q, q, q).sum().backward()
+        F.scaled_dot_product_attention(q, q, q)
     run = {event.key for event in profiler.key_averages()}
-    for operator in (torch_private.flash_attention_of_cpu(), torch_private.flash_attention_of_cpu_backward()):
-        name = str(operator).replace(".", "::", 1)
-        assert name in run, CHANGED.format(name)
+    name = str(torch_private.flash_attention_of_cpu()).replace(".", "::", 1)
+    assert name in run, CHANGED.format(name)
 
 
 def test_a_copy_has_other_children_and_shares_the_rest() -> None:

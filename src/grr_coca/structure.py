@@ -26,7 +26,7 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
     """Build the dataclass `cls` from a mapping, its nested dataclasses included.
 
     Args:
-        cls: a dataclass type whose fields are scalars, Literals, tuples, dataclasses or `X | None`.
+        cls: a dataclass type whose fields are scalars, Literals, tuples, dicts, dataclasses or `X | None`.
         data: the mapping, as read from YAML or JSON.
         where: name of the mapping in messages, such as its file.
 

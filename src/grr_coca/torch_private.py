@@ -57,11 +57,6 @@ def flash_attention_of_cpu() -> object:
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-def flash_attention_of_cpu_backward() -> object:
-    """The operator that computes the gradients of `flash_attention_of_cpu`."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
 def allow_recompiles(limit: int) -> None:
     """Raise to `limit` the number of input kinds for which the compiler compiles one function."""
     import torch._dynamo  # late: the import takes a second

@@ -7,7 +7,7 @@
                     └──────────────────── multimodal_decoder ─ states ─ lm_head ─── next tokens
 
 Shapes: B pairs, I images, P patch tokens, T text positions, Q captioning tokens, D width, E joint embedding width, M
-tokens of all captions that have a next token.
+tokens of all captions that have a next token, L: M rounded up.
 """
 
 import math
@@ -90,7 +90,7 @@ class CoCa(nn.Module):
             image_tokens, image_embedding = image_tokens[image_of], image_embedding[image_of]  # B Q D, B E
 
         text = self.text_decoder.pack(token_ids, lengths)
-        cls, text_tokens = self.text_decoder(text)  # B D, 1 M D
+        cls, text_tokens = self.text_decoder(text)  # B D, 1 L D
         text_embedding = _unit(self.text_proj(cls))  # B E
 
         states = self.multimodal_decoder(text_tokens, image_tokens, text.predicting_layout)  # M D

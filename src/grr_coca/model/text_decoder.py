@@ -2,8 +2,8 @@
 and attends to the image. Both run on the captions of a batch without their padding.
 
 Shapes: B captions, T positions of the longest caption, N tokens of all captions, M tokens that have a next token (all
-but [EOS] and [CLS] of each caption), L = M, D width, Q image tokens of width C, V vocabulary. N and L are rounded up,
-see `grr_coca.layers.layout.Packed`.
+but [EOS] and [CLS] of each caption), L: M rounded up, D width, Q image tokens of width C, V vocabulary. N is rounded up
+too, see `grr_coca.layers.layout.Packed`.
 """
 
 from typing import NamedTuple
@@ -24,14 +24,14 @@ class PackedText(NamedTuple):
     - `token_ids`: `[BOS] caption [EOS] [CLS]` of each caption
     - `layout`: the layout of these N tokens, for the unimodal half
     - `cls`: the index of each caption's [CLS] among the N tokens
-    - `predicting`: the indices of the M tokens that have a next token. The multimodal half continues with them
-    - `predicting_layout`: the layout of these M tokens
+    - `predicting`: the indices of the tokens that have a next token. The multimodal half continues with them
+    - `predicting_layout`: the layout of these tokens
     """
 
     token_ids: Int[Tensor, "1 N"]
     layout: Packed
     cls: Int[Tensor, " B"]
-    predicting: Int[Tensor, " M"]
+    predicting: Int[Tensor, " L"]
     predicting_layout: Packed
 
     @classmethod
@@ -47,7 +47,7 @@ class TextDecoderOutput(NamedTuple):
     a next token. The multimodal half continues from it."""
 
     cls: Float[Tensor, "B D"]
-    tokens: Float[Tensor, "1 M D"]
+    tokens: Float[Tensor, "1 L D"]
 
 
 class TextDecoder(nn.Module):

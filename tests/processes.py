@@ -5,6 +5,7 @@ import atexit
 import functools
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -80,6 +81,13 @@ def cli(*arguments: object, driver: Callable[[], None] | None = None) -> int:
         run()
     except SystemExit as end:
         return int(end.code or 0)
+
+
+def script(path: Path, *arguments: object) -> None:
+    """`python PATH ARGUMENTS`."""
+    sys.path.insert(0, str(path.parent))
+    sys.argv = [str(path), *map(str, arguments)]
+    runpy.run_path(str(path), run_name="__main__")
 
 
 class Launch:

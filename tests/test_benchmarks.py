@@ -2,13 +2,12 @@
 machine."""
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from processes import launch, script
 
 ROOT = Path(__file__).parents[1]
 MEASURE_NOTHING = {"contestants", "search_contestant", "training_contestants", "publish", "run_clip_benchmark"}
@@ -35,16 +34,15 @@ def _benchmarks(monkeypatch):
 )
 def test_a_benchmark_still_runs_in_its_smallest_form(name, tmp_path):
     """Beside its peers too, where `make bench` has installed them."""
-    command = [sys.executable, f"benchmarks/{name}.py", "--smoke", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    results = list(tmp_path.glob("*.json"))
+    out = tmp_path / "results"
+    launched = launch(tmp_path, script, ROOT / "benchmarks" / f"{name}.py", "--smoke", out)
+    launched.finish(timeout=300)
+    results = list(out.glob("*.json"))
     if name != "ceilings":  # which prints
-        assert results or "peers are not measured" in done.stderr
+        assert results or "peers are not measured" in launched.text()
     assert all(json.loads(path.read_text(encoding="utf-8")) for path in results)
-    if "peers are not measured" in done.stderr:
-        pytest.skip(f"ran without its peers: {done.stderr.strip()}")
+    if "peers are not measured" in launched.text():
+        pytest.skip(f"ran without its peers: {launched.text().strip()}")
 
 
 @pytest.mark.parametrize(("distribution", "mean_words"), [("coco", 10.5), ("cc12m", 20.2)])

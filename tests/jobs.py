@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, Recipe, save_recipe
+from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, ModelRecipe, Recipe, save_recipe
 from processes import Launch, cli, launch
 from support import BATCH_SIZE, real_pairs, snapshot, tiny_recipe, write_shard
 
@@ -51,6 +51,7 @@ def small_recipe(folder: Path, **changes: object) -> Recipe:
     recipe = tiny_recipe(
         shard,
         STEPS,
+        model=ModelRecipe("grr_coca", "tiny", image_size=16, context_length=24),
         checkpoints=CheckpointRecipe(interval=INTERVAL),
         evaluation=EvaluationRecipe(interval=5, batch_size=BATCH_SIZE),
         ema=0.9,

@@ -158,11 +158,20 @@ def encode_image(image: Image.Image, kind: str = "png", **options: object) -> by
 
 
 def tiny_recipe(train_shard: Path, steps: int = 6, **changes: object) -> Recipe:
-    """A run of a second: four patches, short captions, a validation split equal to the training split."""
+    """A run of a second: one patch, short captions, a validation split equal to the training split."""
     recipe = Recipe(
         data=DataRecipe(train=str(train_shard), val=str(train_shard), batch_size=BATCH_SIZE),
         schedule=ScheduleRecipe(steps=steps, warmup_steps=1),
-        model=ModelRecipe("grr_coca", "tiny", image_size=16, context_length=24),
+        model=ModelRecipe(
+            "grr_coca",
+            "tiny",
+            image_layers=2,
+            image_dim=64,
+            text_layers=1,
+            text_dim=64,
+            image_size=16,
+            context_length=24,
+        ),
         tokenizer=TokenizerRecipe("bpe", 320),
         evaluation=EvaluationRecipe(interval=100, batch_size=BATCH_SIZE),
         precision="fp32",

@@ -68,18 +68,18 @@ def plan_file(tmp_path):
     recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(24)))
     save_recipe(recipe, tmp_path / "recipe.yaml")
     path = tmp_path / "plan.yaml"
-    keys = {"model.image_dim": 64, "optimizer.lr": 0.002}
+    keys = {"model.image_dim": 32, "optimizer.lr": 0.002}
     content = {"recipe": "recipe.yaml", "rungs": [0.5, 1.0], "trials": {"plain": {}, "narrow": keys}}
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
 def test_a_trial_changes_its_keys_alone(plan_file):
-    plan = replace(PLAN, recipe="recipe.yaml", trials={"narrow": {"model.image_dim": 64, "optimizer.lr": 0.002}})
+    plan = replace(PLAN, recipe="recipe.yaml", trials={"narrow": {"model.image_dim": 32, "optimizer.lr": 0.002}})
     plain = changed(plan_file, replace(plan, trials={"plain": {}}), "plain")
     narrow = changed(plan_file, plan, "narrow")
     assert narrow == replace(
-        plain, model=replace(plain.model, image_dim=64), optimizer=replace(plain.optimizer, lr=0.002)
+        plain, model=replace(plain.model, image_dim=32), optimizer=replace(plain.optimizer, lr=0.002)
     )
 
 

@@ -430,8 +430,8 @@ def test_errors_and_warnings_do_not_steer_the_terminal(grr_coca, image_files, tm
     assert done.stderr == "WARNING: one\n" + r"\x1b[2Jtwo" + "\n"
 
 
-def test_a_reader_that_has_seen_enough_ends_the_job_quietly(run, image_files):
-    command = [sys.executable, "-m", "grr_coca", "caption", "-c", str(run.folder), str(image_files[0].parent)]
+def test_a_reader_that_has_seen_enough_ends_the_job_quietly(image_files):
+    command = [sys.executable, "-m", "grr_coca", "caption", str(image_files[0].parent)]
     with running([*command, "--batch-size", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""

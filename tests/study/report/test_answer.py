@@ -26,6 +26,12 @@ from synthetic_study import plan, rows_of, write_study
 PAIR = ("baseline_coca", "grr_coca")
 
 
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch):
+    """Intervals over images are in no sentence, and take half of the time."""
+    monkeypatch.setattr("grr_coca.study.report.numbers._RESAMPLES", 20)
+
+
 def effect(*percents: float):
     return effect_of({seed: math.log1p(percent / 100) for seed, percent in enumerate(percents)})
 

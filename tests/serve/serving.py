@@ -144,7 +144,7 @@ def serving(index: object = None, **changes: Any) -> Iterator[Client]:
         assert not thread.is_alive()
 
 
-def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(happened: Callable[[], bool], seconds: float = 200) -> None:
     """Wait for something that others do."""
     deadline = time.monotonic() + seconds
     while not happened():

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import select
 import socket
 import threading
 import time
@@ -99,8 +100,7 @@ def test_a_full_queue_answers_429_and_says_when_to_come_again(gate):
         pool, futures = at_once(client, 3)
         wait_until(lambda: client.metric("grr_coca_queue_requests") == 3)
         for path in ("/caption", "/similar", "/classify?labels=a&labels=b"):
-            answer = client.post(path, GUITAR)
-            assert answer.status in (404, 429)
+            assert client.post(path, GUITAR).status == 429, path
         answer = client.post("/caption", GUITAR)
         assert answer.status == 429
         assert "3 are waiting" in answer.reason()
@@ -123,8 +123,8 @@ def test_a_full_queue_refuses_whatever_needs_the_model_before_its_body(gate, ind
         }  # which do not use the queue
         assert {"/caption", "/search", "/v1/embeddings"} <= asked
         for path in sorted(asked):
-            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
-            assert client.raw(head.encode(), seconds=0.5).startswith(b"HTTP/1.1 429 "), path
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n"
+            assert client.raw(head.encode()).startswith(b"HTTP/1.1 429 "), path
             assert client.metric(f'grr_coca_requests_total{{route="{path}",status="429"}}') == 1
         gate.open()
         assert future.result().status == 200
@@ -264,15 +264,16 @@ def test_too_many_bytes_in_chunks_are_refused_when_they_are_too_many(strict, mon
     assert strict.post("/caption", form, {"Content-Type": "multipart/form-data; boundary=b"}).status == 413
 
 
-def test_a_body_that_comes_too_slowly_is_408(strict):
+def test_a_body_that_comes_too_slowly_is_408_however_often_a_byte_comes(strict):
     with socket.create_connection(strict.place, timeout=5) as connection:
         connection.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
-        began = time.monotonic()
-        for _ in range(4):
+        for _ in range(100):
+            if select.select([connection], [], [], 0.2)[0]:
+                break
             connection.sendall(b"x")
-            time.sleep(0.3)
+        else:
+            pytest.fail("it was waited for, though it would take minutes")
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
-        assert time.monotonic() - began < 3
 
 
 def test_bodies_of_all_requests_together_are_bounded(strict):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,8 +18,9 @@ import pytest
 from serving import DRAWINGS, Client, wait_until
 
 import grr_coca
+from grr_coca.cli import main
 from grr_coca.serve.server import listen
-from processes import running, take_interrupts
+from processes import running
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
 
@@ -39,23 +40,27 @@ def process(*arguments: object, is_ready: bool = True) -> Iterator[tuple[subproc
 
 
 def first_line(server: subprocess.Popen) -> str:
-    ready, _, _ = select.select([server.stdout], [], [], 60)
+    ready, _, _ = select.select([server.stdout], [], [], 200)
     assert ready, "nothing was printed"
     return server.stdout.readline()
 
 
-def refused(*arguments: object) -> str:
-    """The one line of a start that is refused."""
-    command = [sys.executable, "-m", "grr_coca", "serve", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=take_interrupts)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert "Traceback" not in done.stderr
-    return done.stderr
+@pytest.fixture
+def refused(capsys) -> Callable[..., str]:
+    """Start a server that is refused, in this process; returns the one line that is said."""
+
+    def start(*arguments: object) -> str:
+        assert main(["serve", *map(str, arguments)]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("error: ")
+        assert said.err.count("\n") == 1
+        return said.err
+
+    return start
 
 
-def test_a_port_in_use_is_named_before_the_model_is_loaded():
+def test_a_port_in_use_is_named_before_the_model_is_loaded(refused):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         message = refused("--port", port)
@@ -83,11 +88,11 @@ def test_the_second_part_of_an_answer_does_not_wait_for_the_client():
         (["--max-megabytes", "-1"], "--max-megabytes -1"),
     ],
 )
-def test_what_cannot_be_served_is_refused_in_one_line(arguments, reason):
+def test_what_cannot_be_served_is_refused_in_one_line(refused, arguments, reason):
     assert reason in refused(*arguments)
 
 
-def test_an_index_of_another_model_is_refused_in_one_line(index):
+def test_an_index_of_another_model_is_refused_in_one_line(refused, index):
     assert "an index of the model 'icons'" in refused(index, "-c", "pictograms", "--port", "0")
 
 
@@ -124,7 +129,7 @@ def test_a_signal_under_load_loses_no_accepted_request(index):
 def test_a_second_signal_stops_at_once(index):
     with process(index) as (server, client), socket.create_connection(client.place) as connection:
         connection.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
-        time.sleep(0.3)
+        wait_until(lambda: client.metric("grr_coca_body_bytes") == 1)
         server.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         assert server.poll() is None, "it waits for the request"

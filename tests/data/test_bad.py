@@ -213,7 +213,6 @@ def test_every_caption_and_chain_pass_bad_samples_on(spoiled):
     assert chain[3] == source[1]
 
 
-@pytest.mark.timeout(20)
 def test_where_nothing_is_good_training_stops_with_the_first_bad_one(tmp_path):
     members = {name: b"" if name.endswith("webp") else b"a cat" for name in shard_members(PAIRS[:5])}
     source = open_source(str(write_tar(tmp_path / "a.tar", members)))
@@ -287,7 +286,7 @@ def test_workers_leave_signals_to_their_parent(spoiled):
         subprocess.run(["sh", "-c", f"kill -{name} {' '.join(map(str, children))}"], check=True)
     keys += [batch.keys for batch in loader]
     assert keys == [batch.keys for batch in make_loader(training(source), order, 0)]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while worker_pids() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert worker_pids() == []

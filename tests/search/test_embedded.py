@@ -10,6 +10,7 @@ import time
 import warnings
 from collections import deque
 from contextlib import closing
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -350,7 +351,7 @@ def test_words_are_found_in_captions_and_titles_whatever_the_query_language_make
 # --- Kills, and readers beside a writer
 
 
-def write_for_ever(location: str) -> None:
+def write_for_ever(location: str, begun: Event | None = None) -> None:
     """Add, replace and remove, each commit a state that can be told by its captions."""
     store = open_store(location)
     number = 0
@@ -359,6 +360,8 @@ def write_for_ever(location: str) -> None:
         vectors = make_vectors(20, seed=number)
         added = [make_entry(n, caption=f"state {number}") for n in range(20)]
         store.commit(Changes(added=list(zip(added, vectors, strict=True)), removed=[]))
+        if begun is not None:
+            begun.set()
         if number % 60 == 0:
             store.compact()
 
@@ -388,9 +391,11 @@ def test_a_writer_that_is_killed_leaves_a_state_that_was_committed(store, reopen
     random = np.random.default_rng(0)
     before = 0
     for _ in range(kills):
-        writer = context.Process(target=write_for_ever, args=(store.location,))
+        begun = context.Event()
+        writer = context.Process(target=write_for_ever, args=(store.location, begun))
         writer.start()
-        time.sleep(0.1 + 0.3 * random.random())
+        assert begun.wait(60)
+        time.sleep(0.3 * random.random())
         writer.kill()
         writer.join()
         reader = reopened()

@@ -327,7 +327,6 @@ def test_a_validation_split_of_broken_pairs_alone_says_so(shard, tmp_path):
 
 
 @pytest.mark.parametrize("num_pairs", [1, 2])
-@pytest.mark.timeout(20)
 def test_too_few_pairs_for_a_validation_split_is_an_error_and_not_an_endless_loop(tmp_path, num_pairs):
     shard = write_shard(tmp_path / "pairs.tar", real_pairs(num_pairs))
     recipe = tiny_recipe(shard)

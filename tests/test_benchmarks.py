@@ -3,6 +3,7 @@ machine."""
 
 import json
 import statistics
+import sys
 from pathlib import Path
 
 import pytest

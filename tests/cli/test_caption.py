@@ -120,7 +120,7 @@ def test_captions_go_into_xmp_files_in_which_everything_else_stays(grr_coca, run
     before = snapshot(folder)
     said = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "xmp")
     assert said.code == 0, said.err
-    assert "1 of 3 images have captions already" in said.err
+    assert "have captions already" not in said.err
     assert "1 XMP file cannot be changed:\n" in said.err
     assert f"{folder / '1.webp.xmp'}: not an XMP file" in said.err
     after = snapshot(folder)
@@ -130,8 +130,40 @@ def test_captions_go_into_xmp_files_in_which_everything_else_stays(grr_coca, run
     for number, name in ((0, "0.xmp"), (2, "2.webp.xmp")):
         assert f'xml:lang="x-default">{captions[str(image_files[number])]}</rdf:li>' in (folder / name).read_text()
     said = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "xmp")
-    assert "3 of 3 images have captions already" in said.err
+    assert (said.code, "2 of 3 images have captions already" in said.err) == (0, True)
     assert snapshot(folder) == after
+    as_attribute = whole.replace("rdf:about=''", "xmlns:dc='http://purl.org/dc/elements/1.1/' dc:description='mine'")
+    for content, options in (("no XML", []), (as_attribute, ["--overwrite"])):
+        (folder / "1.webp.xmp").write_text(content)
+        said = grr_coca("caption", "-c", run.folder, image_files[1], "--sidecar", "xmp", *options)
+        assert (said.code, "have captions already" in said.err) == (1, False), "none of the images has one now"
+        assert "1 XMP file cannot be changed:\n" in said.err
+
+
+def test_side_cars_in_capitals_are_side_cars(grr_coca, run, image_files, captions):
+    folder = image_files[0].parent
+    for number in (0, 1):
+        (folder / f"{number}.TXT").write_text("written by hand")
+    said = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "txt")
+    assert "2 of 3 images have captions already" in said.err
+    assert sorted(path.name for path in folder.glob("*.[tT]*")) == ["0.TXT", "1.TXT", "2.txt"]
+    assert (folder / "0.TXT").read_text() == "written by hand"
+    grr_coca("caption", "-c", run.folder, image_files[0], "--sidecar", "txt", "--overwrite")
+    assert sorted(path.name for path in folder.glob("0.*")) == ["0.TXT", "0.webp"]
+    assert (folder / "0.TXT").read_text() == f"{captions[str(image_files[0])]}\n"
+
+
+def test_json_says_which_engine_ran_also_on_a_cluster(grr_coca, run, image_files, monkeypatch):
+    def map_here(items, make_work, batch_size):
+        work = make_work()
+        for start in range(0, len(items), batch_size):
+            yield work(items[start : start + batch_size])
+
+    monkeypatch.setattr("grr_coca.cli.image_work.map_on_ray", map_here)
+    monkeypatch.setattr("grr_coca.cli.caption.require_extra", lambda *_: None)
+    for options in ([], ["--on", "ray", "--batch-size", 2]):
+        said = grr_coca("caption", "-c", run.folder, *image_files, "--json", *options)
+        assert [json.loads(line)["engine"] for line in said.out.splitlines()] == ["torch"] * 3, said.err
 
 
 def test_a_caption_is_never_written_into_an_image(refused, run, image_files, monkeypatch):
@@ -264,6 +296,10 @@ def test_a_name_with_a_line_end_in_it_has_its_captions(grr_coca, run, image_file
         ("out.jsonl", "some notes\n"),
         ("out.jsonl", '{"path": "a"}\n'),
         ("out.jsonl", "[1]\n"),
+        pytest.param("out.jsonl", "[" * 100_000 + "\n", id="deeply nested"),
+        pytest.param(
+            "out.jsonl", f'{{"image": "a", "caption": "b", "log_prob": 1{"0" * 400}}}\n', id="a number too large"
+        ),
         ("out.csv", "a,b\n1,2\n"),
         ("out.csv", "name,text\n"),
         ("out.csv", "caption,image,log_prob\n"),

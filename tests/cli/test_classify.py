@@ -1,7 +1,9 @@
 """`grr-coca classify`."""
 
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +82,23 @@ def test_templates_change_the_answer(grr_coca, run, image_files):
     assert found != json.loads(grr_coca(*options).out)["labels"]
 
 
+def test_there_may_be_more_labels_than_the_name_of_a_file_holds(grr_coca, run, image_files):
+    labels = [f"label {number}" for number in range(60)]
+    said = grr_coca("classify", image_files[0], "-c", run.folder, "--labels", ",".join(labels), "--json", "--top", 60)
+    assert said.code == 0, said.err
+    assert {choice["label"] for choice in json.loads(said.out)["labels"]} == set(labels)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no paths of pipes")
+def test_labels_may_come_from_a_pipe(grr_coca, run, image_files):
+    read, write = os.pipe()
+    os.write(write, b"cat\ndog\n")
+    os.close(write)
+    said = grr_coca("classify", image_files[0], "-c", run.folder, "--labels", f"/dev/fd/{read}", "--json")
+    os.close(read)
+    assert {choice["label"] for choice in json.loads(said.out)["labels"]} == {"cat", "dog"}, said.err
+
+
 def test_a_file_of_labels_may_have_a_comma_in_its_name(grr_coca, run, image_files, tmp_path):
     (tmp_path / "a,b.txt").write_text("cat\ndog\n")
     said = grr_coca("classify", image_files[0], "-c", run.folder, "--labels", tmp_path / "a,b.txt", "--json")
@@ -120,7 +139,13 @@ def test_a_file_with_duplicates_is_named_with_them(refused, run, image_files, la
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "told"), [("--top", 0, "give 1 or more"), ("--templates", "a photo", "has no {}")]
+    ("option", "value", "told"),
+    [
+        ("--top", 0, "give 1 or more"),
+        ("--templates", "a photo", "has no {}"),
+        ("--batch-size", 0, "--batch-size 0: give 1 or more"),
+        ("--min-probability", 0.9, "--min-probability is about the keywords in XMP files; give --sidecar xmp too"),
+    ],
 )
 def test_other_options_are_checked(refused, run, image_files, option, value, told):
     assert told in refused("classify", *image_files, "-c", run.folder, "--labels", "cat,dog", option, value)

@@ -173,6 +173,9 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
         (["--texts", "empty.txt", "--out", "v.npy"], "empty.txt: holds no text"),
         (["--texts", "latin.txt", "--out", "v.npy"], "latin.txt: not UTF-8"),
         (["--texts", "nowhere.txt", "--out", "v.npy"], "nowhere.txt: no such file"),
+        (["--texts", "t.txt", "--out", "v.npy", "--exclude", "*.gif"], "--exclude is about images; leave it out"),
+        (["--texts", "t.txt", "--out", "v.npy", "--on", "ray"], "--on ray is about images; leave it out"),
+        (["--texts", "t.txt", "--out", "v.npy", "--batch-size", "0"], "--batch-size 0: give 1 or more"),
     ],
     ids=lambda value: "",
 )

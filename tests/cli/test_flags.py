@@ -46,7 +46,7 @@ FLAGS = {
         "templates": (),
         "top": 5,
         "sidecar": None,
-        "min_probability": "0.5",
+        "min_probability": None,
         "json": False,
         "exclude": (),
         "batch_size": 32,

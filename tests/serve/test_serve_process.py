@@ -86,6 +86,7 @@ def test_the_second_part_of_an_answer_does_not_wait_for_the_client():
         (["--queue", "0"], "--queue 0: give more than 0"),
         (["--seconds", "nan"], "--seconds nan"),
         (["--max-megabytes", "-1"], "--max-megabytes -1"),
+        (["--max-megapixels", "0"], "--max-megapixels 0: give more than 0"),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_one_line(refused, arguments, reason):

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol, 
 import tyro
 
 import grr_coca
-from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, Flag, ImageArguments
+from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, Flag, ImageArguments, require_batch_size
 from grr_coca.cli.output import (
     disk_errors,
     require_other,
@@ -96,8 +96,7 @@ def run(
         decoding: Greedy by default. Lengths are in tokens, without the prompt.
     """
     options = decoding.checked()
-    if batch_size < 1:
-        raise UserError(f"--batch-size {batch_size}: give 1 or more")
+    require_batch_size(batch_size)
     if out is not None:
         require_other(out, images)
     if on == "ray":
@@ -115,24 +114,27 @@ def run(
     code = report_if_none_exists(found)
     if code is not None:
         return code
-    with _open_output(out, sidecar, overwrite, json, found, options.num_captions, engine) as output:
-        wanted = [image for image in found if image.name not in output.done]
-        if len(wanted) < len(found):
-            print(f"{len(found) - len(wanted)} of {len(found)} images have captions already", file=sys.stderr)
+    with _open_output(out, sidecar, overwrite, json, found, options.num_captions) as output:
+        num_captioned = sum(image.name in output.done for image in found)
+        if num_captioned:
+            print(f"{num_captioned} of {len(found)} images have captions already", file=sys.stderr)
+        wanted = [image for image in found if image.name not in output.done and image.name not in output.unusable]
         if not wanted:
-            return 0
+            return int(not num_captioned)
         best: list[str] = []
         unfamiliar: list[bool | None] = []
 
         def write(files: "list[ImageFile]", described: "list[Description]") -> None:
+            nonlocal num_captioned
             for file, description in zip(files, described, strict=True):
                 output.write(file, description)
+                num_captioned += file.name not in output.unusable
                 unfamiliar.append(description.unfamiliar)
                 best.append(description.captions[0].text)
 
         shown = shows_progress(prints=out is None and sidecar is None)
         if on == "ray":
-            code = describe_on_ray(
+            describe_on_ray(
                 wanted,
                 folder,
                 engine,
@@ -144,20 +146,18 @@ def run(
             )
         else:
             model = grr_coca.load(folder, engine=engine)
-            if isinstance(output, _StandardOutput):
-                output.engine = model.engine.name
 
             def caption(files: "list[ImageFile]", opened: list) -> "list[Description]":
                 names = [file.name for file in files]
                 return model.describe_many(opened, prompt, options, batch_size, keys=names)
 
-            code = work_through(wanted, model, batch_size, "captions", caption, write, shown)
+            work_through(wanted, model, batch_size, "captions", caption, write, shown)
     from grr_coca.generate import warn_if_repeated
     from grr_coca.inference.model import warn_if_unfamiliar
 
     warn_if_repeated(best)
     warn_if_unfamiliar(unfamiliar)
-    return code if len(wanted) == len(found) else 0
+    return int(not num_captioned)
 
 
 class _Row(NamedTuple):
@@ -174,6 +174,11 @@ class _Output(Protocol):
     @property
     def done(self) -> Collection[str]:
         """Names of the images that already have captions."""
+        ...
+
+    @property
+    def unusable(self) -> Collection[str]:
+        """Names of the images whose captions cannot be written."""
         ...
 
     def write(self, image: "ImageFile", description: "Description") -> None:
@@ -194,7 +199,6 @@ def _open_output(
     json: bool,
     images: "Sequence[ImageFile]",
     num_captions: int,
-    engine: str,
 ) -> _Output:
     """The output that the flags ask for.
 
@@ -210,10 +214,12 @@ def _open_output(
         return _RowOutput(out, num_captions, images)
     if sidecar is not None:
         return _TextFiles(images, overwrite) if sidecar == "txt" else _XmpCaptions(images, overwrite)
-    return _StandardOutput(json, engine)
+    return _StandardOutput(json)
 
 
 class _NothingToClose:
+    unusable = frozenset[str]()
+
     def __enter__(self) -> Self:
         return self
 
@@ -223,13 +229,12 @@ class _NothingToClose:
 
 
 class _StandardOutput(_NothingToClose):
-    """One line for each caption on standard output: image, tab, caption; or JSON, which says what `engine` computed."""
+    """One line for each caption on standard output: image, tab, caption; or JSON."""
 
     done = frozenset[str]()
 
-    def __init__(self, json: bool, engine: str) -> None:
+    def __init__(self, json: bool) -> None:
         self._json = json
-        self.engine = engine
 
     def write(self, image: "ImageFile", description: "Description") -> None:
         """Print the captions of an image."""
@@ -237,12 +242,14 @@ class _StandardOutput(_NothingToClose):
             _rows(image, description.captions), description.certainties, strict=True
         ):
             shown = None if confidence is None else round(confidence, 4)
-            record = {**row._asdict(), "confidence": shown, "unfamiliar": unfamiliar, "engine": self.engine}
+            record = {**row._asdict(), "confidence": shown, "unfamiliar": unfamiliar, "engine": description.engine}
             say(to_json(record) if self._json else f"{on_one_line(row.image)}\t{row.caption}")
 
 
 class _RowOutput:
     """Appends captions to a JSON lines or CSV file. An interrupted job continues the file."""
+
+    unusable = frozenset[str]()
 
     def __init__(self, path: Path, num_captions: int, images: "Sequence[ImageFile]") -> None:
         self._file = _RowFile(path, num_captions, [image.name for image in images])
@@ -262,24 +269,26 @@ class _RowOutput:
 
 
 class _TextFiles(_NothingToClose):
-    """`NAME.txt` beside each image, with one caption per line.
+    """`NAME.txt` beside each image, or the `NAME.TXT` that is there, with one caption per line.
 
     Raises:
         UserError: an image is not a separate file, or two images would share a text file.
     """
 
     def __init__(self, images: "Sequence[ImageFile]", overwrite: bool) -> None:
+        from grr_coca.data.sources.folder import caption_file  # late: imports NumPy
+
         self.done: set[str] = set()
-        for name, text in places_beside(images, lambda path: path.with_suffix(".txt")).items():
+        self._places = places_beside(images, lambda path: caption_file(path) or path.with_suffix(".txt"))
+        for name, text in self._places.items():
             # A link is left alone, also without a target: it may lead to the image itself.
             if text.is_symlink() or (text.exists() and not overwrite):
                 self.done.add(name)
 
     def write(self, image: "ImageFile", description: "Description") -> None:
         """Write the captions of an image beside it."""
-        assert image.path is not None
         text = "".join(f"{row.caption}\n" for row in _rows(image, description.captions))
-        write_output(image.path.with_suffix(".txt"), lambda file: file.write(text.encode()))
+        write_output(self._places[image.name], lambda file: file.write(text.encode()))
 
 
 class _XmpCaptions:
@@ -288,7 +297,8 @@ class _XmpCaptions:
     def __init__(self, images: "Sequence[ImageFile]", overwrite: bool) -> None:
         self._files = XmpFiles(images)
         self._overwrite = overwrite
-        self.done = self._files.unusable | (set() if overwrite else self._files.captioned)
+        self.done = set[str]() if overwrite else self._files.captioned
+        self.unusable = self._files.unusable
 
     def write(self, image: "ImageFile", description: "Description") -> None:
         """Write the best caption of an image."""
@@ -400,7 +410,7 @@ class _RowFile:
             for number, record in enumerate(self._records(whole), 1):
                 try:
                     yield _Row(str(record["image"]), str(record["caption"]), float(record["log_prob"]))  # type: ignore[arg-type]
-                except (KeyError, TypeError, ValueError) as error:
+                except (KeyError, TypeError, ValueError, OverflowError) as error:
                     raise self._not_ours(f"row {number}") from error
 
     def _records(self, lines: Iterable[str]) -> Iterator[dict[str, object]]:
@@ -416,7 +426,7 @@ class _RowFile:
         for number, line in enumerate(lines, 1):
             try:
                 yield json_format.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise self._not_ours(f"row {number}") from error
 
     def _not_ours(self, place: str) -> UserError:

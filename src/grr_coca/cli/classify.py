@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 import grr_coca
-from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, Flag, ImageArguments, Lists, joined
+from grr_coca.cli.flags import (
+    CheckpointFlag,
+    EngineFlag,
+    ExcludeFlag,
+    Flag,
+    ImageArguments,
+    Lists,
+    joined,
+    require_batch_size,
+)
 from grr_coca.cli.output import say, to_json
 from grr_coca.cli.sidecars import XmpFiles
 from grr_coca.errors import UserError, on_one_line
@@ -18,6 +27,9 @@ if TYPE_CHECKING:
     from grr_coca.data.image_files import ImageFile
     from grr_coca.inference.model import LabelProbability
 
+_MIN_PROBABILITY = 0.5
+"""The smallest probability of a label that is added as a keyword, if none is given."""
+
 
 def run(
     labels: Annotated[str, tyro.conf.arg(metavar="A,B,…|FILE")],
@@ -26,7 +38,7 @@ def run(
     templates: Annotated[Lists[str], tyro.conf.arg(metavar="TEXT")] = (),
     top: int = 5,
     sidecar: Annotated[Literal["xmp"] | None, tyro.conf.arg(metavar="xmp")] = None,
-    min_probability: Annotated[float, tyro.conf.arg(metavar="0…1")] = 0.5,
+    min_probability: Annotated[float | None, tyro.conf.arg(metavar="0…1")] = None,
     json: Flag = False,
     exclude: ExcludeFlag = (),
     batch_size: int = 32,
@@ -44,7 +56,7 @@ def run(
             If none is given, the label alone.
         top: number of labels to show for each image, likeliest first.
         sidecar: also add labels as keywords to the XMP file beside each image, which photo managers read.
-        min_probability: with --sidecar, a label is added if it has at least this probability.
+        min_probability: with --sidecar, a label is added if it has at least this probability; if not given, 0.5.
         json: print JSON lines.
         exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif".
         batch_size: images per batch.
@@ -52,8 +64,12 @@ def run(
     """
     if top < 1:
         raise UserError(f"--top {top}: give 1 or more")
-    if not 0 <= min_probability <= 1:
-        raise UserError(f"--min-probability {min_probability:g}: give a number from 0 to 1")
+    if min_probability is not None and sidecar is None:
+        raise UserError("--min-probability is about the keywords in XMP files; give --sidecar xmp too")
+    min_share = _MIN_PROBABILITY if min_probability is None else min_probability
+    if not 0 <= min_share <= 1:
+        raise UserError(f"--min-probability {min_share:g}: give a number from 0 to 1")
+    require_batch_size(batch_size)
     names = _class_names(labels)
     if not images and templates:
         raise UserError("no images; --templates takes all that follows it, so give the images before it")
@@ -83,7 +99,7 @@ def run(
             choices = [choice._asdict() for choice in best]
             record = {"image": file.name, "labels": choices, "engine": model.engine.name}
             say(to_json(record) if json else f"{on_one_line(file.name)}\t{shown}")
-            keywords = [label for label, share in all_labels if share >= min_probability]
+            keywords = [label for label, share in all_labels if share >= min_share]
             if sidecars is not None and keywords:
                 sidecars.write(file, None, keywords)
 
@@ -95,9 +111,15 @@ def run(
 
 def _class_names(argument: str) -> tuple[str, ...]:
     path = Path(argument)
-    if path.is_file():
-        return read_class_names(path)
     names = [name.strip() for name in argument.split(",") if name.strip()]
+    try:
+        is_file = path.exists() and not path.is_dir()  # also a pipe, as of `<(command)`
+    except OSError:
+        if len(names) < 2:
+            raise
+        is_file = False  # a list that is longer than the name of a file may be
+    if is_file:
+        return read_class_names(path)
     if len(names) < 2:
         raise UserError(f"--labels '{argument}': neither a file nor two or more labels separated by commas")
     return check_class_names(names, "--labels")

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import tyro
 
 import grr_coca
-from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, ImageArguments
+from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, ImageArguments, require_batch_size
 from grr_coca.cli.output import require_other, require_suffix, require_writable, write_output
 from grr_coca.cli.progress import bars
 from grr_coca.errors import UserError, on_one_line
@@ -56,10 +56,14 @@ def run(
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
-    if on == "ray":
-        require_extra("ray", "--on ray")
     if bool(images) == bool(texts):
         raise UserError("give either images or --texts FILE" + (", not both" if texts else " to embed"))
+    for flag, is_given in (("--exclude", bool(exclude)), ("--on ray", on == "ray")):
+        if is_given and texts is not None:
+            raise UserError(f"{flag} is about images; leave it out to embed --texts")
+    require_batch_size(batch_size)
+    if on == "ray":
+        require_extra("ray", "--on ray")
     _check_format(out)
     if texts is None:
         from grr_coca.cli.image_work import report_if_none_exists, search_for_images  # late: imports NumPy and Pillow

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from grr_coca.cli.flags import Lists, joined
+from grr_coca.cli.flags import Lists, joined, require_batch_size
 from grr_coca.cli.output import require_other, require_writable
 from grr_coca.errors import UserError
 from grr_coca.evaluate.class_names import TEMPLATES, read_class_names, read_templates
@@ -131,8 +131,7 @@ def compare_checkpoints(
 
 def _check(task: Task, data: tuple[str, ...], batch_size: int, given: set[str]) -> None:
     _require_paths(data)
-    if batch_size < 1:
-        raise UserError(f"--batch-size {batch_size}: give 1 or more")
+    require_batch_size(batch_size)
     wrong = [name for name in _TASK_OF if name in given and _TASK_OF[name] != task]
     if wrong:
         raise UserError(f"--{wrong[0]} belongs to --task {_TASK_OF[wrong[0]]}, not to --task {task}")

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
+from grr_coca.errors import UserError
+
 T = TypeVar("T")
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -28,6 +30,16 @@ Lists = Annotated[tuple[tuple[T, ...], ...], tyro.conf.UseAppendAction]
 
 It holds the values of each occurrence; see `joined`. With a plain tuple, the last occurrence would win.
 """
+
+
+def require_batch_size(batch_size: int) -> None:
+    """Check a batch size before anything is loaded.
+
+    Raises:
+        UserError: it is below 1.
+    """
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: give 1 or more")
 
 
 def joined(lists: tuple[tuple[T, ...], ...]) -> tuple[T, ...]:

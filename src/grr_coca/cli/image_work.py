@@ -77,9 +77,8 @@ def work_through(
         The exit code: 1 if no image could be read, else 0.
 
     Raises:
-        UserError: the batch size is below 1, or the work itself fails.
+        UserError: the work itself fails.
     """
-    _require_batch_size(batch_size)
     num_first_frames = 0
 
     def opened() -> Iterator[_Batch[Image.Image]]:
@@ -127,9 +126,8 @@ def describe_on_ray(
         The exit code: 1 if no image could be read, else 0.
 
     Raises:
-        UserError: the batch size is below 1, Ray is not installed, or its cluster cannot be reached.
+        UserError: Ray is not installed, or its cluster cannot be reached.
     """
-    _require_batch_size(batch_size)
 
     def run(take_batch: "Callable[[_Batch[Description]], None]") -> None:
         done = 0
@@ -138,11 +136,6 @@ def describe_on_ray(
             done += len(results)
 
     return _work_on(run, len(files), label, take, show_progress)
-
-
-def _require_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise UserError(f"batch size {batch_size}: give 1 or more")
 
 
 def _work_on(
@@ -218,7 +211,8 @@ def _worker(
         descriptions: list[Description] = []
         if images and captioning is None:
             rows = model.embed_images(images, batch_size=len(files))
-            descriptions = [Description([], row.copy()) for row in rows]  # a row alone would take its batch along
+            # Copied, because a row alone would take its batch along.
+            descriptions = [Description([], row.copy(), engine=model.engine.name) for row in rows]
         elif images and captioning is not None:
             descriptions = model.describe_many(images, *captioning, len(files), keys=names)
         described = iter(descriptions)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag, ImageArguments, OptionalCheckpointFlag
+from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag, ImageArguments, OptionalCheckpointFlag, require_batch_size
 from grr_coca.cli.output import failure_lines
 from grr_coca.cli.progress import JobProgress, bars
 from grr_coca.errors import UserError
@@ -57,8 +57,9 @@ def run(
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
-    if batch_size < 1:
-        raise UserError(f"--batch-size {batch_size}: give 1 or more")
+    require_batch_size(batch_size)
+    if exclude and forget and not images and not watch:
+        raise UserError("--forget without images does nothing else, so --exclude would be lost; give images, too")
     if on == "ray":
         require_extra("ray", "--on ray")
     with _opened(out, images, checkpoint, batch_size, engine) as index:

@@ -41,7 +41,8 @@ def run(
         max_megabytes: size of a request.
         max_megapixels: size of a picture.
     """
-    for name, value in (("queue", queue), ("seconds", seconds), ("max-megabytes", max_megabytes)):
+    limited = {"queue": queue, "seconds": seconds, "max-megabytes": max_megabytes, "max-megapixels": max_megapixels}
+    for name, value in limited.items():
         if not value > 0:
             raise UserError(f"--{name} {value}: give more than 0")
     if not 0 <= port < 2**16:

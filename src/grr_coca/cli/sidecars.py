@@ -80,6 +80,7 @@ class XmpFiles:
             with disk_errors(sidecar):
                 write_sidecar(sidecar, caption, keywords, overwrite=overwrite)
         except XmpError as error:
+            self.unusable.add(image.name)
             self._failures.append(str(error))
 
     def report(self) -> None:

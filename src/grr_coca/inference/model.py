@@ -53,12 +53,14 @@ _Numbered = Sequence[tuple[int, ImageInput]]
 class Description:
     """Captions (best first) and the unit-length embedding of an image, from one forward pass.
 
-    `certainties`: what the model knows of each caption; see `grr_coca.calibration`.
+    `certainties`: what the model knows of each caption; see `grr_coca.calibration`. `engine`: what computed them,
+    `onnx` or `torch`.
     """
 
     captions: list[Caption]
     embedding: Float[np.ndarray, " E"]
     certainties: tuple[Certainty, ...] = ()
+    engine: str = ""
 
     @property
     def confidence(self) -> float | None:
@@ -274,7 +276,10 @@ class ImageTextModel:
             # Copied, so that a row that is kept or sent to another process does not take its batch along.
             rows = [row.copy() for row in generated.image_embedding]
             certainties = self.certainties(pixels, generated.captions, prompt)
-            return [Description(*row) for row in zip(generated.captions, rows, certainties, strict=True)]
+            return [
+                Description(*row, engine=self.engine.name)
+                for row in zip(generated.captions, rows, certainties, strict=True)
+            ]
 
         return self._run("captioning", images, batch_size, work, on_progress)
 

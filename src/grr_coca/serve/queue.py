@@ -287,7 +287,7 @@ class ModelQueue:
         generated.require_numbers()
         certainties = self.model.certainties(pixels, generated.captions, kind.prompt)
         rows = zip(generated.captions, generated.image_embedding, certainties, strict=True)
-        return [Description(*row) for row in rows]
+        return [Description(*row, engine=self.model.engine.name) for row in rows]
 
 
 def too_late() -> Refusal:

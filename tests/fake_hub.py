@@ -175,7 +175,16 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(200, tree)
         siblings = [{"rfilename": path} for path in files]
         return self._answer(
-            200, {"_id": "1", "id": repository, "modelId": repository, "sha": name, "siblings": siblings, "tags": []}
+            200,
+            {
+                "_id": "1",
+                "id": repository,
+                "modelId": repository,
+                "private": self.hub.private.get(repository, False),
+                "sha": name,
+                "siblings": siblings,
+                "tags": [],
+            },
         )
 
     def _file(self, repository: str, revision: str, path: str) -> None:

@@ -1,8 +1,10 @@
 """`grr-coca data`: what it says about pairs, and the shards that it writes."""
 
 import json
+import os
 import tarfile
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -35,7 +37,7 @@ def spoiled(tmp_path):
 def test_check_counts_what_is_broken_and_what_is_there_twice(grr_coca, spoiled, tmp_path):
     sheet = tmp_path / "sheet.png"
     said = grr_coca("data", "check", spoiled, "--sheet", sheet, "--json")
-    assert said.code == 0
+    assert (said.code, said.err) == (0, f"contact sheet     {sheet}\n")
     report = json.loads(said.out)
     assert report["num_images"] == report["num_read"] == 20
     assert report["num_captions"] == 18
@@ -166,6 +168,19 @@ def test_stats_pass_over_an_image_with_too_many_pixels(grr_coca, tmp_path):
 
 
 # --- convert
+
+
+def test_pairs_in_a_folder_whose_name_is_not_utf8_are_checked_and_converted(grr_coca, tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    for number, caption in enumerate(("a drawing", " ")):
+        (folder / f"{number}.webp").write_bytes(PAIRS[number].image)
+        (folder / f"{number}.txt").write_text(caption)
+    report = json.loads(grr_coca("data", "check", folder, "--sheet", tmp_path / "sheet.png", "--json").out)
+    assert report["examples"]["empty caption"][0].startswith(f"{folder / '1.webp'}: ")
+    for _ in range(2):
+        said = grr_coca("data", "convert", folder, tmp_path / "out")
+        assert (said.code, said.err) == (0, "")
 
 
 def read_all(path):

@@ -111,6 +111,10 @@ def test_a_name_that_is_taken_is_told_and_taken_if_meant(hub, push):
     )
     assert len(hub.repositories[f"{OWNER}/taken"]) == 1
     assert push(PICTOGRAMS, f"{OWNER}/taken", "--update").code == 0
+    before = len(hub.repositories[f"{OWNER}/taken"])
+    said = push(PICTOGRAMS, f"{OWNER}/taken", "--update", "--private")
+    assert (said.code, len(hub.repositories[f"{OWNER}/taken"])) == (2, before)
+    assert "me/taken: is public, so nothing was uploaded" in said.err
     assert len(hub.repositories[f"{OWNER}/taken"]) == 2
 
 

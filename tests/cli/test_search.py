@@ -56,6 +56,14 @@ def stems(hits):
 # --- index
 
 
+def test_a_folder_that_is_gone_is_told_in_one_line(drawings, tmp_path):
+    command = [sys.executable, "-m", "grr_coca", "search", str(drawings / "index"), "guitar"]
+    gone = ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh", *command]
+    done = subprocess.run(gone, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: the current folder does not exist any more; change to another\n"
+
+
 def test_an_index_is_made_and_brought_up_to_date(grr_coca, tmp_path, drawings):
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -120,6 +128,7 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, t
         (["index", "a.png", "--out", "a.png"], "a.png: a file, but an index is a folder; give another name"),
         (["index", "", "--out", "{index}"], "an empty path"),
         (["index", "--out", "{index}", "--forget", ""], "an empty path"),
+        (["index", "--out", "{index}", "--forget", "a", "--exclude", "b"], "so --exclude would be lost; give images"),
         (
             ["index", "--out", "{index}", "--forget", "nowhere"],
             "nowhere: the index has no images of it; it has images of",

@@ -1,6 +1,7 @@
 """The command line answers at once: help and mistakes in flags are told before NumPy or an engine is imported."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -71,6 +72,39 @@ def test_wrong_flags_of_every_verb_are_refused_without_slow_packages(tmp_path):
     for arguments, (code, said, imported) in zip(commands, answers(commands, tmp_path), strict=True):
         assert (code, imported) == (2, []), arguments
         assert ESCAPE not in said, arguments
+
+
+def test_offline_may_be_said_twice(grr_coca, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    assert grr_coca("--offline", "--version", "--offline").code == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="terminals are those of POSIX")
+@pytest.mark.parametrize(
+    ("arguments", "environment", "is_err_terminal", "is_plain"),
+    [
+        (["models", "--help"], {}, True, False),
+        (["models", "--help"], {"NO_COLOR": "1"}, True, True),
+        (["models", "--no-such-flag"], {}, False, True),
+    ],
+    ids=["colours", "none are wanted", "errors go into a file"],
+)
+def test_what_tyro_says_has_colours_where_they_are_wanted_alone(
+    tmp_path, arguments, environment, is_err_terminal, is_plain
+):
+    reader, terminal = os.openpty()
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "grr_coca", *arguments]
+    inherited = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "PYTHON_TYRO_ANSI_CODES")}
+    environment = {**inherited, "TERM": "xterm", **environment}
+    with log.open("w") as file:
+        err = terminal if is_err_terminal else file
+        subprocess.run(command, stdout=terminal, stderr=err, env=environment, timeout=60)
+    os.close(terminal)
+    said = log.read_text() or os.read(reader, 2**16).decode()
+    os.close(reader)
+    assert "models" in said
+    assert (ESCAPE not in said) == is_plain
 
 
 MISSING = [

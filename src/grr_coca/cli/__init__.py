@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wait_passively()
     multiply_on_one_thread()
     if _OFFLINE in argv:
-        argv.remove(_OFFLINE)
+        argv = [word for word in argv if word != _OFFLINE]
         os.environ["HF_HUB_OFFLINE"] = "1"  # read by `huggingface_hub`, too
     try:
         return _dispatch(argv)
@@ -97,9 +97,20 @@ def _message(error: OSError) -> str | None:
     """The message for an error that no verb has handled; None if it names no file."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{str(error.filename or error)[:80]}…: too long for the name of a file"
+    if error.filename is None and not _has_folder():
+        return "the current folder does not exist any more; change to another"
     if not isinstance(error.filename, str | bytes):
         return None
     return f"{os.fsdecode(error.filename)}: cannot be read or written ({error.strerror or error})"
+
+
+def _has_folder() -> bool:
+    """False if the current folder was removed."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -113,6 +124,8 @@ def _dispatch(argv: list[str]) -> int:
     if verb not in VERBS:  # the first of two words
         print(_usage(verb))
         return 0 if rest else 2
+    if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
+        os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")  # its import reads this; it knows neither
     import tyro
 
     code: int | None = tyro.cli(VERBS[verb].load(), args=rest, prog=f"grr-coca {verb}", description=VERBS[verb].summary)

@@ -1,14 +1,14 @@
 """`grr-coca data`: check pairs, count them, or convert them to shards."""
 
-import json as json_format
 import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.cli.output import require_other, require_suffix, require_writable, write_output
+from grr_coca.cli.output import require_other, require_suffix, require_writable, say, to_json, write_output
 from grr_coca.cli.progress import bars
 from grr_coca.errors import UserError, on_one_line
 
@@ -92,7 +92,7 @@ def run(
     from grr_coca.data.survey import sample_source
 
     survey = sample_source(open_source(action.path))
-    print(_as_json(survey) if action.json else _describe(survey))
+    say(_as_json(survey) if action.json else _describe(survey))
     return 0
 
 
@@ -104,13 +104,12 @@ def _check(action: Check) -> int:
     sheet = _sheet(action, source)
     with bars({"check": len(source)}) as shown:
         survey = check_source(source, lambda done: shown.update("check", done, ""))
-    print(_as_json(survey) if action.json else _describe(survey))
+    say(_as_json(survey) if action.json else _describe(survey))
     if sheet is not None:
         drawn = contact_sheet(source)
         write_output(sheet, lambda file: drawn.save(file, "PNG"))
-    if not action.json:
-        none = "none: this folder holds the images, or cannot be written to; give --sheet FILE"
-        print(f"contact sheet     {sheet or none}")
+    none = "none: this folder holds the images, or cannot be written to; give --sheet FILE"
+    print(f"contact sheet     {sheet or none}", file=sys.stderr if action.json else sys.stdout)
     return int(survey.broken.total() == survey.num_images)
 
 
@@ -200,4 +199,4 @@ def _as_json(survey: "Survey") -> str:
     content["broken"] = dict(survey.broken)  # `asdict` spoils a Counter
     content["caption_words"] = survey.word_histogram()
     content["image_sizes"] = {f"{w}x{h}": number for (w, h), number in survey.image_sizes.most_common()}
-    return json_format.dumps(content, indent=2, ensure_ascii=False)
+    return to_json(content, indent=2)

@@ -213,7 +213,7 @@ def push(
         licence: licence of the weights, such as apache-2.0.
         data: what the model was trained on, for the card.
         figures: measured numbers for the card, a file that evaluate --json wrote.
-        private: make a new repository private.
+        private: make a new repository private, and refuse to update a public one.
         update: add a commit to an existing repository.
         dry_run: print the card and the files, and upload nothing.
     """

@@ -34,14 +34,16 @@ def say_raw(text: str, end: str) -> None:
         raise SystemExit(128 + signal.SIGPIPE) from error
 
 
-def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]]) -> str:
-    """A record, or a list of records, as one line of JSON. Characters that UTF-8 cannot encode are escaped."""
-    line = json.dumps(record, ensure_ascii=False)
+def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]], indent: int | None = None) -> str:
+    """A record, or a list of records, as JSON: one line if there is no `indent`. Characters that UTF-8 cannot encode
+    are escaped."""
+    text = json.dumps(record, ensure_ascii=False, indent=indent)
     try:
-        line.encode()
+        text.encode()
     except UnicodeEncodeError:
-        return json.dumps(record)  # a file name that is not UTF-8; Python's `os.fsencode` restores its bytes
-    return line
+        # A file name that is not UTF-8; Python's `os.fsencode` restores its bytes.
+        return json.dumps(record, indent=indent)
+    return text
 
 
 def failure_lines(messages: Iterable[str]) -> list[str]:

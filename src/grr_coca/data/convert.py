@@ -114,7 +114,7 @@ def _open_folder(out: Path, conversion: Conversion) -> None:
     out.mkdir(parents=True, exist_ok=True)
     there = sorted(path.name for path in out.iterdir() if not _UNFINISHED.fullmatch(path.name))
     if not there:
-        write_whole(out / _CONVERSION_NAME, json.dumps(wanted, indent=2, ensure_ascii=False).encode())
+        write_whole(out / _CONVERSION_NAME, json.dumps(wanted, indent=2).encode())
     elif _CONVERSION_NAME not in there:
         raise UserError(f"{out}: is not empty, it has {there[0]}; give a new folder")
     else:

@@ -166,7 +166,7 @@ def push_files(files: Mapping[str, bytes | Path], card: str, hub_id: str, *, pri
         files: the files by their names on the hub.
         card: content of `README.md`.
         hub_id: `owner/name`.
-        private: make a new repository private.
+        private: make a new repository private, and refuse one that others can see.
         update: allow an existing repository.
 
     Returns:
@@ -182,6 +182,8 @@ def push_files(files: Mapping[str, bytes | Path], card: str, hub_id: str, *, pri
     additions.append(CommitOperationAdd(README, card.encode()))
     with _hub_errors(hub_id):
         _require_valid(card, hub_id)
+        if private and update and api.repo_exists(hub_id) and not api.repo_info(hub_id).private:
+            raise UserError(f"{hub_id}: is public, so nothing was uploaded; make it private there, or omit --private")
         api.create_repo(hub_id, private=private, exist_ok=update)
     with _hub_errors(hub_id, "" if update else "; the repository now exists, and is empty: retry with --update"):
         return str(api.create_commit(hub_id, additions, commit_message="A checkpoint of grr-coca").commit_url)

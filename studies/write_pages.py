@@ -77,12 +77,13 @@ SETTINGS = {
     "tokens16/1200": "emoji, 16 patches, 1,200 steps",
     "tokens16/4000": "emoji, 16 patches, 4,000 steps",
     "icons": "icons, 64 patches, 2,000 steps",
+    "rate_curves/3000": "emoji, our own recipe, 3,000 steps, each at its best rate",
     "rate_curves/best": "emoji, 16 patches, 600 steps, each at its best rate",
     "adamw/best": "the same with AdamW, each at its best rate",
     "adamw/pooler": "the same with AdamW and a captioning pooler",
 }
 """The studies of GRR-CoCa over Baseline CoCa. Models, batches and endpoints are alike, but for the pooler of the last.
-In all but the two of best rates, both models have one learning rate; in all but the last two, the optimizer is Muon."""
+In all but those of best rates, both models have one learning rate; in all but the last two, the optimizer is Muon."""
 MODELS = Pair("grr_coca", "baseline_coca")
 MARKS = (
     ("test", "pretraining/coca_loss", "test", COLOURS[0], "o"),

@@ -505,7 +505,7 @@ def _draw_changes(axes: Axes, results: RateResults) -> None:
     best, place = results.best, len(places) + 0.5
     axes.plot([place] * best.effect.num_seeds, best.effect.changes, ".", color=FAINT, markersize=4)
     _draw_interval(axes, place, best.effect.change, best.low, best.high, "D")
-    style_axes(axes, textwrap.fill(f"{results.model.title} over {results.baseline.title}, % on {results.split}", 42))
+    style_axes(axes, textwrap.fill(f"{results.model.title} over {results.baseline.title}, % on {results.split}", 39))
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks([*places, place], [*(f"{rate:g}" for rate in results.at_rates), "best"], fontsize=7)
     axes.set_xlabel("both at this rate; best: each at its own", fontsize=8)

@@ -16,8 +16,9 @@ import grr_coca
 from grr_coca.cli import main
 from grr_coca.cli.image_work import _worker
 from grr_coca.data.image_files import find_images
+from grr_coca.errors import UserError
 from grr_coca.inference.locate import locate_checkpoint
-from grr_coca.inference.on_ray import workers_of
+from grr_coca.inference.on_ray import _Sealed, _Worker, workers_of
 from grr_coca.registry import DEFAULT
 
 needs_cluster = pytest.mark.skipif("GRR_COCA_TEST_RAY" not in os.environ, reason="runs by `make test-ray`")
@@ -109,6 +110,28 @@ def test_what_a_worker_sends_is_one_embedding_for_each_image_without_its_batch(i
     folder = locate_checkpoint(DEFAULT)
     sent = _worker(folder, "auto", None)(find_images([str(images / f"{number}.png") for number in range(8)]))
     assert [description.embedding.base for description in sent] == [None] * 8
+
+
+def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
+    sent = _Worker(lambda: list, tmp_path / "elsewhere")({"batch": _Sealed([1])})["results"].items
+    with pytest.raises(UserError, match=r"elsewhere: a machine of the cluster cannot open this folder .* must see"):
+        raise sent
+
+
+@needs_cluster
+def test_relative_paths_and_mistakes_are_as_on_this_machine(cluster, images, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()  # the cluster was started in another folder
+    Image.new("RGB", (40, 40), (9, 90, 200)).save(tmp_path / "here" / "one.png")
+    monkeypatch.chdir(tmp_path)
+    assert main(["embed", "here", "--out", "one.npy", "--on", "ray"]) == 0
+    assert Path("one.keys.txt").read_text() == f"here{os.sep}one.png\n"
+    capsys.readouterr()
+    mistakes = []
+    for machines in ("this", "ray"):
+        assert main(["caption", "here", "--prompt", "many " * 500, "--on", machines]) == 2
+        mistakes.append(capsys.readouterr().err.splitlines()[-1])
+    assert mistakes[0].startswith("error: the prompt has 1000 tokens")
+    assert mistakes[0] == mistakes[1]
 
 
 @needs_cluster

@@ -126,7 +126,7 @@ def describe_on_ray(
         The exit code: 1 if no image could be read, else 0.
 
     Raises:
-        UserError: Ray is not installed, or its cluster cannot be reached.
+        UserError: Ray is not installed, its cluster cannot be reached, or the work itself fails.
     """
 
     def run(take_batch: "Callable[[_Batch[Description]], None]") -> None:

@@ -1,14 +1,16 @@
 """Run work on the machines of a Ray cluster, with Ray Data (the extra `ray`).
 
-Each machine reads the images itself, so paths must be the same on all of them. If a worker dies, another one repeats
-its batch; each result is returned once.
+Each machine reads the images itself, so paths must be the same on all of them; relative ones start at the caller's
+folder. If a worker dies, another one repeats its batch; each result is returned once.
 """
 
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from grr_coca.errors import UserError
@@ -35,7 +37,7 @@ def map_on_ray(
         batch_size: items per batch.
 
     Raises:
-        UserError: Ray is not installed, or the cluster cannot be reached.
+        UserError: Ray is not installed, the cluster cannot be reached, or the work raised this error.
     """
     require_extra("ray", "--on ray")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs each restart of a worker as an error
@@ -68,9 +70,12 @@ def _wave(batches: list[list[Any]], make_work: Callable[[], Any]) -> Iterator[li
     rows = [{"batch": _Sealed(batch)} for batch in batches]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     pool = ray.data.ActorPoolStrategy(size=min(count, len(batches)))
-    done = dataset.map(_Worker, fn_constructor_args=(make_work,), compute=pool, **needs)
+    done = dataset.map(_Worker, fn_constructor_args=(make_work, Path.cwd()), compute=pool, **needs)
     for row in done.iter_rows():
-        yield row["results"].items
+        results = row["results"].items
+        if isinstance(results, UserError):
+            raise results
+        yield results
 
 
 def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
@@ -85,21 +90,38 @@ def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
 
 @dataclass(frozen=True)
 class _Sealed:
-    """A list in a wrapper, so that Ray Data passes it on unchanged instead of making it a column."""
+    """A list or an error in a wrapper, so that Ray Data passes it on unchanged. It would make a column of a list, and
+    its own error with a traceback of an error that is raised."""
 
-    items: list[Any]
+    items: Any
 
 
 class _Worker:
-    """A process of the cluster."""
+    """A process of the cluster. `folder`: where relative paths start."""
 
-    def __init__(self, make_work: Callable[[], Callable[[Sequence[Any]], Sequence[Any]]]) -> None:
+    def __init__(self, make_work: Callable[[], Callable[[Sequence[Any]], Sequence[Any]]], folder: Path) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # one worker a core; both engines follow it
-        self._work = make_work()
+        self._start = partial(_start, make_work, folder)
+        self._work: Callable[[Sequence[Any]], Sequence[Any]] | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The results of one batch."""
-        return {"results": _Sealed(list(self._work(row["batch"].items)))}
+        """The results of one batch, or the user's mistake that prevents them."""
+        try:
+            self._work = self._work or self._start()
+            return {"results": _Sealed(list(self._work(row["batch"].items)))}
+        except UserError as error:
+            return {"results": _Sealed(error)}
+
+
+def _start(make_work: Callable[[], Result], folder: Path) -> Result:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise UserError(
+            f"--on ray: {folder}: a machine of the cluster cannot open this folder ({error.strerror}); all machines "
+            "must see the same files"
+        ) from error
+    return make_work()
 
 
 def _batches(source: Iterator[Item], size: int) -> Iterator[list[Item]]:

@@ -3,7 +3,7 @@
 Shapes: B images, S image size in pixels, N samples of a source, K kept patches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -60,18 +60,18 @@ _SWAP_CELLS = 4
 def mix_images(
     augmentation: Augmentation,
     image: UInt8[Tensor, "3 S S"],
-    other: UInt8[Tensor, "3 S S"],
+    read_other: Callable[[], UInt8[Tensor, "3 S S"]],
     rng: np.random.Generator,
 ) -> UInt8[Tensor, "3 S S"]:
-    """Mix the second image into the first at random, with the probabilities `blend` and `swap`; else return the
-    first."""
+    """Mix another image into an image at random, with the probabilities `blend` and `swap`; else return the image. Only
+    an image that is needed is read."""
     draw = rng.uniform()
     if draw < augmentation.blend:
-        return torch.lerp(image.float(), other.float(), rng.uniform(0, 0.5)).round_().byte()
+        return torch.lerp(image.float(), read_other().float(), rng.uniform(0, 0.5)).round_().byte()
     if draw < augmentation.blend + augmentation.swap:
         cell = torch.arange(image.shape[-1]) * _SWAP_CELLS // image.shape[-1]
         is_swapped = torch.from_numpy(rng.integers(0, 2, (_SWAP_CELLS, _SWAP_CELLS))).bool()
-        return torch.where(is_swapped[cell][:, cell], other, image)
+        return torch.where(is_swapped[cell][:, cell], read_other(), image)
     return image
 
 

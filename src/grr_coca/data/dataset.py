@@ -5,6 +5,7 @@ Shapes: B samples, T positions, S image size in pixels, K kept patches.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -193,8 +194,10 @@ class PairDataset(Dataset[Sample]):
             return image
         rng = sample_rng(self.seed, ref, Stream.MIX)
         sibling = self._siblings.draw(ref.sample, rng)
+        if sibling is None:
+            return image
         try:
-            return image if sibling is None else mix_images(self.augmentation, image, self._square(sibling), rng)
+            return mix_images(self.augmentation, image, partial(self._square, sibling), rng)
         except BadSample:  # the other image is reported when it is read itself
             return image
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copyfile
 
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def test_captions_go_into_xmp_files_in_which_everything_else_stays(grr_coca, run
     said = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "xmp")
     assert said.code == 0, said.err
     assert "have captions already" not in said.err
-    assert "1 XMP file cannot be changed:\n" in said.err
+    assert "1 XMP file cannot be written:\n" in said.err
     assert f"{folder / '1.webp.xmp'}: not an XMP file" in said.err
     after = snapshot(folder)
     assert after.keys() - before.keys() == {"2.webp.xmp"}
@@ -137,7 +138,23 @@ def test_captions_go_into_xmp_files_in_which_everything_else_stays(grr_coca, run
         (folder / "1.webp.xmp").write_text(content)
         said = grr_coca("caption", "-c", run.folder, image_files[1], "--sidecar", "xmp", *options)
         assert (said.code, "have captions already" in said.err) == (1, False), "none of the images has one now"
-        assert "1 XMP file cannot be changed:\n" in said.err
+        assert "1 XMP file cannot be written:\n" in said.err
+
+
+@pytest.mark.parametrize("kind", ["txt", "xmp"])
+def test_a_read_only_folder_does_not_hold_up_the_others(grr_coca, run, image_files, tmp_path, monkeypatch, kind):
+    open_folder, closed = image_files[0].parent, tmp_path / "closed"
+    closed.mkdir()
+    copyfile(image_files[0], closed / image_files[0].name)
+    # Root may write everywhere.
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != closed or not mode & os.W_OK)
+    for arguments, code in (([open_folder, closed], 0), ([closed], 1)):
+        said = grr_coca("caption", "-c", run.folder, *arguments, "--sidecar", kind)
+        assert said.code == code
+        assert f"1 {'text' if kind == 'txt' else 'XMP'} file cannot be written:\n" in said.err
+        assert ": the folder is read-only" in said.err
+    assert [path.name for path in closed.iterdir()] == [image_files[0].name]
+    assert len(list(open_folder.glob(f"*.{kind}"))) == 3
 
 
 def test_side_cars_in_capitals_are_side_cars(grr_coca, run, image_files, captions):

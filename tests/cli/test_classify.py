@@ -51,7 +51,7 @@ def test_likely_labels_are_added_as_keywords_to_xmp_files(grr_coca, run, image_f
     said = grr_coca(*options, "--json", "--sidecar", "xmp", "--min-probability", limit * (1 - 1e-6))
     assert said.code == 0, said.err
     assert [json.loads(line) for line in said.out.splitlines()] == plain
-    assert "1 XMP file cannot be changed:\n" in said.err
+    assert "1 XMP file cannot be written:\n" in said.err
     after = snapshot(image_files[0].parent)
     assert {name: after[name] for name in before} == before
     for record, path in list(zip(plain, image_files, strict=True))[:2]:

@@ -28,7 +28,7 @@ from grr_coca.cli.output import (
     to_json,
     write_output,
 )
-from grr_coca.cli.sidecars import XmpFiles, places_beside
+from grr_coca.cli.sidecars import XmpFiles, in_closed_folders, places_beside, report_unwritten
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.extras import require_extra
 from grr_coca.files import behind_link
@@ -217,21 +217,11 @@ def _open_output(
     return _StandardOutput(json)
 
 
-class _NothingToClose:
-    unusable = frozenset[str]()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class _StandardOutput(_NothingToClose):
+class _StandardOutput:
     """One line for each caption on standard output: image, tab, caption; or JSON."""
 
     done = frozenset[str]()
+    unusable = frozenset[str]()
 
     def __init__(self, json: bool) -> None:
         self._json = json
@@ -244,6 +234,13 @@ class _StandardOutput(_NothingToClose):
             shown = None if confidence is None else round(confidence, 4)
             record = {**row._asdict(), "confidence": shown, "unfamiliar": unfamiliar, "engine": description.engine}
             say(to_json(record) if self._json else f"{on_one_line(row.image)}\t{row.caption}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class _RowOutput:
@@ -268,8 +265,9 @@ class _RowOutput:
         self._file.close()
 
 
-class _TextFiles(_NothingToClose):
-    """`NAME.txt` beside each image, or the `NAME.TXT` that is there, with one caption per line.
+class _TextFiles:
+    """`NAME.txt` beside each image, or the `NAME.TXT` that is there, with one caption per line. Those in folders that
+    are read-only are listed at the end.
 
     Raises:
         UserError: an image is not a separate file, or two images would share a text file.
@@ -284,11 +282,22 @@ class _TextFiles(_NothingToClose):
             # A link is left alone, also without a target: it may lead to the image itself.
             if text.is_symlink() or (text.exists() and not overwrite):
                 self.done.add(name)
+        closed = in_closed_folders(self._places)
+        self.unusable = closed.keys() - self.done
+        self._failures = [closed[name] for name in self._places if name in self.unusable]
 
     def write(self, image: "ImageFile", description: "Description") -> None:
         """Write the captions of an image beside it."""
         text = "".join(f"{row.caption}\n" for row in _rows(image, description.captions))
         write_output(self._places[image.name], lambda file: file.write(text.encode()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        report_unwritten(self._failures, "text file")
 
 
 class _XmpCaptions:

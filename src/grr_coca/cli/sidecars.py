@@ -1,8 +1,9 @@
 """Files beside images that `caption` and `classify` write: where they lie, and XMP files."""
 
+import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,22 @@ def places_beside(
     return places
 
 
+def in_closed_folders(places: Mapping[str, Path]) -> dict[str, str]:
+    """Images beside which nothing can be written, since the folder is read-only: by name, a message. They are known
+    before any work is done for them, and the others are not held up."""
+    folders = {place.parent for place in places.values()}
+    closed = {folder for folder in folders if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)}
+    return {name: f"{place}: the folder is read-only" for name, place in places.items() if place.parent in closed}
+
+
+def report_unwritten(failures: Sequence[str], kind: str) -> None:
+    """List the files that could not be written on standard error. `kind`: what they are, such as "XMP file"."""
+    if failures:
+        print(f"{len(failures)} {kind}{'s'[: len(failures) > 1]} cannot be written:", file=sys.stderr)
+        for line in failure_lines(failures):
+            print(f"  {line}", file=sys.stderr)
+
+
 class XmpFiles:
     """XMP files beside images. One that cannot be changed is left as it is, and listed by `report`.
 
@@ -61,10 +78,13 @@ class XmpFiles:
             lambda path: sidecar_to_write(path, is_alone=stems[path.with_suffix("")] == 1),
             instead=instead,
         )
+        self._closed = in_closed_folders(self._places)
         for name, sidecar in self._places.items():
             try:
                 if has_caption(sidecar):
                     self.captioned.add(name)
+                elif name in self._closed:
+                    raise XmpError(self._closed[name])
             except XmpError as error:
                 self.unusable.add(name)
                 self._failures.append(str(error))
@@ -77,6 +97,8 @@ class XmpFiles:
             return
         sidecar = self._places[image.name]
         try:
+            if image.name in self._closed:
+                raise XmpError(self._closed[image.name])
             with disk_errors(sidecar):
                 write_sidecar(sidecar, caption, keywords, overwrite=overwrite)
         except XmpError as error:
@@ -85,8 +107,4 @@ class XmpFiles:
 
     def report(self) -> None:
         """List the files that could not be changed on standard error."""
-        if self._failures:
-            files = "1 XMP file" if len(self._failures) == 1 else f"{len(self._failures)} XMP files"
-            print(f"{files} cannot be changed:", file=sys.stderr)
-            for line in failure_lines(self._failures):
-                print(f"  {line}", file=sys.stderr)
+        report_unwritten(self._failures, "XMP file")

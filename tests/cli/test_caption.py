@@ -171,7 +171,7 @@ def test_side_cars_in_capitals_are_side_cars(grr_coca, run, image_files, caption
 
 
 def test_json_says_which_engine_ran_also_on_a_cluster(grr_coca, run, image_files, monkeypatch):
-    def map_here(items, make_work, batch_size):
+    def map_here(items, name_of, make_work, batch_size):
         work = make_work()
         for start in range(0, len(items), batch_size):
             yield work(items[start : start + batch_size])

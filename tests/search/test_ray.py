@@ -112,10 +112,12 @@ def test_what_a_worker_sends_is_one_embedding_for_each_image_without_its_batch(i
     assert [description.embedding.base for description in sent] == [None] * 8
 
 
-def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
-    sent = _Worker(lambda: list, tmp_path / "elsewhere")({"batch": _Sealed([1])})["results"].items
-    with pytest.raises(UserError, match=r"elsewhere: a machine of the cluster cannot open this folder .* must see"):
-        raise sent
+def test_a_machine_without_the_callers_folder_works_on_absolute_paths_alone(tmp_path):
+    worker = _Worker(str, lambda: list, tmp_path / "elsewhere")
+    absolute, relative = (worker({"batch": _Sealed([name])})["results"].items for name in ("/one.png", "one.png"))
+    assert absolute == ["/one.png"]
+    with pytest.raises(UserError, match=r"elsewhere: a machine of the cluster cannot open this folder .* absolute"):
+        raise relative
 
 
 @needs_cluster

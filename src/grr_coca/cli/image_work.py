@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -131,7 +132,9 @@ def describe_on_ray(
 
     def run(take_batch: "Callable[[_Batch[Description]], None]") -> None:
         done = 0
-        for results in map_on_ray(files, partial(_worker, folder, engine, captioning), batch_size):
+        for results in map_on_ray(
+            files, attrgetter("name"), partial(_worker, folder.absolute(), engine, captioning), batch_size
+        ):
             take_batch(list(zip(files[done : done + len(results)], results, strict=True)))
             done += len(results)
 

@@ -42,8 +42,8 @@ def places_beside(
 
 
 def in_closed_folders(places: Mapping[str, Path]) -> dict[str, str]:
-    """Images beside which nothing can be written, since the folder is read-only: by name, a message. They are known
-    before any work is done for them, and the others are not held up."""
+    """Images beside which nothing can be written, since the folder is read-only: by name, a message. So they are known
+    before a model works on them, and do not end the work on the others."""
     folders = {place.parent for place in places.values()}
     closed = {folder for folder in folders if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)}
     return {name: f"{place}: the folder is read-only" for name, place in places.items() if place.parent in closed}
@@ -52,7 +52,8 @@ def in_closed_folders(places: Mapping[str, Path]) -> dict[str, str]:
 def report_unwritten(failures: Sequence[str], kind: str) -> None:
     """List the files that could not be written on standard error. `kind`: what they are, such as "XMP file"."""
     if failures:
-        print(f"{len(failures)} {kind}{'s'[: len(failures) > 1]} cannot be written:", file=sys.stderr)
+        files = f"1 {kind}" if len(failures) == 1 else f"{len(failures)} {kind}s"
+        print(f"{files} cannot be written:", file=sys.stderr)
         for line in failure_lines(failures):
             print(f"  {line}", file=sys.stderr)
 

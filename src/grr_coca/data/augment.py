@@ -63,8 +63,8 @@ def mix_images(
     read_other: Callable[[], UInt8[Tensor, "3 S S"]],
     rng: np.random.Generator,
 ) -> UInt8[Tensor, "3 S S"]:
-    """Mix another image into an image at random, with the probabilities `blend` and `swap`; else return the image. Only
-    an image that is needed is read."""
+    """Mix another image into an image at random, with the probabilities `blend` and `swap`; else return the image. The
+    other one is read only if it is mixed in."""
     draw = rng.uniform()
     if draw < augmentation.blend:
         return torch.lerp(image.float(), read_other().float(), rng.uniform(0, 0.5)).round_().byte()

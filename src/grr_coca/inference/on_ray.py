@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -26,6 +25,7 @@ _MAX_BATCHES = 512
 
 def map_on_ray(
     items: Iterable[Item],
+    name_of: Callable[[Item], str],
     make_work: Callable[[], Callable[[Sequence[Item]], Sequence[Result]]],
     batch_size: int,
 ) -> Iterator[list[Result]]:
@@ -33,6 +33,7 @@ def map_on_ray(
 
     Args:
         items: the items to work on, read as needed.
+        name_of: the name of an item, which begins with a path; relative ones start at this process's folder.
         make_work: called once in each worker, where it loads the model; returns the work on a batch.
         batch_size: items per batch.
 
@@ -57,20 +58,20 @@ def map_on_ray(
     source = iter(items)
     try:
         while batches := list(islice(_batches(source, batch_size), _MAX_BATCHES)):
-            yield from _wave(batches, make_work)
+            yield from _wave(batches, name_of, make_work)
     finally:
         if not was_there:
             ray.shutdown()
 
 
-def _wave(batches: list[list[Any]], make_work: Callable[[], Any]) -> Iterator[list[Any]]:
+def _wave(batches: list[list[Any]], name_of: Callable[[Any], str], make_work: Callable[[], Any]) -> Iterator[list[Any]]:
     import ray
 
     count, needs = workers_of(ray.cluster_resources())
     rows = [{"batch": _Sealed(batch)} for batch in batches]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     pool = ray.data.ActorPoolStrategy(size=min(count, len(batches)))
-    done = dataset.map(_Worker, fn_constructor_args=(make_work, Path.cwd()), compute=pool, **needs)
+    done = dataset.map(_Worker, fn_constructor_args=(name_of, make_work, Path.cwd()), compute=pool, **needs)
     for row in done.iter_rows():
         results = row["results"].items
         if isinstance(results, UserError):
@@ -97,31 +98,40 @@ class _Sealed:
 
 
 class _Worker:
-    """A process of the cluster. `folder`: where relative paths start."""
+    """A process of the cluster. `folder`: where relative paths start. A machine that lacks it can still do work whose
+    paths are absolute."""
 
-    def __init__(self, make_work: Callable[[], Callable[[Sequence[Any]], Sequence[Any]]], folder: Path) -> None:
+    def __init__(
+        self,
+        name_of: Callable[[Any], str],
+        make_work: Callable[[], Callable[[Sequence[Any]], Sequence[Any]]],
+        folder: Path,
+    ) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # one worker a core; both engines follow it
-        self._start = partial(_start, make_work, folder)
+        self._name_of = name_of
+        self._make_work = make_work
         self._work: Callable[[Sequence[Any]], Sequence[Any]] | None = None
+        self._lacks: UserError | None = None
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            self._lacks = UserError(
+                f"--on ray: {folder}: a machine of the cluster cannot open this folder ({error.strerror}), where "
+                "relative paths start; give absolute paths that all machines see"
+            )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The results of one batch, or the user's mistake that prevents them."""
         try:
-            self._work = self._work or self._start()
-            return {"results": _Sealed(list(self._work(row["batch"].items)))}
+            return {"results": _Sealed(self._results(row["batch"].items))}
         except UserError as error:
             return {"results": _Sealed(error)}
 
-
-def _start(make_work: Callable[[], Result], folder: Path) -> Result:
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        raise UserError(
-            f"--on ray: {folder}: a machine of the cluster cannot open this folder ({error.strerror}); all machines "
-            "must see the same files"
-        ) from error
-    return make_work()
+    def _results(self, items: list[Any]) -> list[Any]:
+        if self._lacks is not None and not all(Path(self._name_of(item)).is_absolute() for item in items):
+            raise self._lacks
+        self._work = self._work or self._make_work()
+        return list(self._work(items))
 
 
 def _batches(source: Iterator[Item], size: int) -> Iterator[list[Item]]:

@@ -6,6 +6,7 @@ Shapes: M texts or images, E embedding width.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -284,7 +285,9 @@ class RayDescriber:
 
     def read(self, found: Iterator[Found], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
         """Read, decode and describe images on the workers."""
-        return map_on_ray(found, partial(_worker, self._folder, self._engine), batch_size)
+        return map_on_ray(
+            found, attrgetter("file.name"), partial(_worker, self._folder.absolute(), self._engine), batch_size
+        )
 
     def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
         """The captions and embeddings, which the workers have already computed."""

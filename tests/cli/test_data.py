@@ -65,6 +65,14 @@ def test_check_for_people_names_the_broken_and_the_truncated(grr_coca, spoiled, 
     assert "contact sheet" in said.out
 
 
+def test_half_a_surrogate_pair_in_the_name_of_a_broken_pair_is_escaped(grr_coca, tmp_path):
+    (tmp_path / "a.png").write_bytes(encode_image(Image.new("RGB", (8, 8))))
+    rows = [{"image": "a.png", "caption": "a cat"}, {"image": "\ud83d.png", "caption": "a dog"}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    said = grr_coca("data", "check", tmp_path / "pairs.jsonl", "--sheet", tmp_path / "sheet.png")
+    assert (said.code, r"\ud83d.png" in said.out) == (0, True)
+
+
 def test_the_contact_sheet_shows_the_images(grr_coca, tmp_path):
     red = encode_image(Image.new("RGB", (50, 100), "red"))
     path = write_tar(tmp_path / "a.tar", {"0.png": red, "0.txt": b"red"})

@@ -169,6 +169,10 @@ def test_captions_do_not_take_the_place_of_their_split(refused, run, tmp_path):
     options = ["--task", "captioning", "--data", table, "--out", table]
     assert "is an input, and would be overwritten" in refused("evaluate", run.folder, *options)
     assert table.read_text().startswith("image,caption")
+    captions = tmp_path / "dataset_coco.json"
+    captions.write_text("{}")
+    options = ["--task", "captioning", "--data", f"{captions}#val", "--out", captions]
+    assert "is an input, and would be overwritten" in refused("evaluate", run.folder, *options)
 
 
 def test_splits_may_be_given_one_after_the_other(grr_coca, run, split):

@@ -212,10 +212,10 @@ def test_the_first_row_of_a_table_counts_if_its_image_has_no_suffix(tmp_path):
     assert open_labelled(str(tmp_path / "all.csv")).targets == (0, 1)
 
 
-def test_columns_are_found_by_their_names(tmp_path):
+def test_columns_are_found_by_their_names_whatever_the_case_of_the_suffix(tmp_path):
     lay_out(tmp_path)
-    (tmp_path / "all.csv").write_text("id,Label,set,file name\n7,cat,test,cat/0.webp\n8,heart,test,red_heart/1.webp\n")
-    images = open_labelled(str(tmp_path / "all.csv"))
+    (tmp_path / "all.CSV").write_text("id,Label,set,file name\n7,cat,test,cat/0.webp\n8,heart,test,red_heart/1.webp\n")
+    images = open_labelled(str(tmp_path / "all.CSV"))
     assert (images.class_names, images.targets) == (("cat", "heart"), (0, 1))
     assert images.read(1)[0] == real_pairs(4)[1].image
 

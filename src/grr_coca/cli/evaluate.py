@@ -76,7 +76,9 @@ def evaluate_splits(
     class_names = None if labels is None else read_class_names(labels)
     sentences = TEMPLATES if templates is None else read_templates(templates)
     if out is not None:  # checked now, not after all images were captioned
-        require_other(out, paths)
+        from grr_coca.data.sources.open import find_files
+
+        require_other(out, [file for path in paths for file in find_files(path)[0]])
         require_writable(out)
     require_extra("torch", "evaluating")
     model = _load(folder)

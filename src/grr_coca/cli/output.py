@@ -10,24 +10,24 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from grr_coca.errors import UserError, nearest, on_one_line
+from grr_coca.errors import Stopped, UserError, nearest, on_one_line
 from grr_coca.files import behind_link, fill_whole
 
 
-def say(line: str) -> None:
-    """Print a line. Bytes of a file name that are not UTF-8 are printed unchanged.
+def say(text: str, end: str = "\n") -> None:
+    """Print a text, then `end`. Bytes of a file name that are not UTF-8 are printed unchanged.
 
     Raises:
         SystemExit: the reader of the output has closed it, as in `… | head`.
     """
-    say_raw(line, "\n")
-
-
-def say_raw(text: str, end: str) -> None:
-    """Print a text, then `end`. Bytes of a file name that are not UTF-8 are printed unchanged."""
+    text += end
+    try:
+        content = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON may hold
+        content = text.encode("utf-8", "backslashreplace")
     try:
         sys.stdout.flush()
-        sys.stdout.buffer.write(f"{text}{end}".encode("utf-8", "surrogateescape"))
+        sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails again
@@ -59,6 +59,13 @@ def called_as() -> list[str]:
     """The words that start this program, as the user typed them: for commands to show."""
     program = sys.argv[0]
     return [sys.executable, "-m", "grr_coca"] if Path(program).name == "__main__.py" else [program]
+
+
+def report_stop(stop: KeyboardInterrupt | Stopped) -> int:
+    """Say that a signal stopped a demo or a study, and return the exit code."""
+    number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+    print(f"{signal.Signals(number).name}: what was trained is saved, and the same command continues", file=sys.stderr)
+    return 128 + number
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from grr_coca.cli.flags import EngineFlag, Flag, IndexArgument, Lists, OptionalCheckpointFlag, joined
-from grr_coca.cli.output import require_suffix, require_writable, say, say_raw, to_json, write_output
+from grr_coca.cli.output import require_suffix, require_writable, say, to_json, write_output
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.extras import require_extra
 
@@ -32,7 +32,7 @@ def search_index(
     min_relevance: Annotated[float, tyro.conf.arg(metavar="0…1")] = 0.0,
     hybrid: bool = True,
     json: Flag = False,
-    null: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-0"])] = False,
+    null: Annotated[Flag, tyro.conf.arg(aliases=["-0"])] = False,
     out: Annotated[Path | None, tyro.conf.arg(metavar="PAGE.html")] = None,
     explain: Flag = False,
     checkpoint: OptionalCheckpointFlag = None,
@@ -176,7 +176,7 @@ def _print(answer: "SearchResult", json: bool, null: bool, engine: str) -> None:
         say(to_json([{**_record(hit, answer.can_tell), "engine": engine} for hit in answer]))
     elif null:
         for hit in answer:
-            say_raw(hit.path, "\0")
+            say(hit.path, "\0")
     else:
         opening = _opening_line(answer)
         if opening is not None:

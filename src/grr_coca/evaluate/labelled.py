@@ -133,7 +133,7 @@ def open_labelled(path: str, class_names: Sequence[str] | None = None) -> Labell
             label of an image is not one of the classes.
     """
     root = Path(path)
-    if root.suffix == ".csv":
+    if root.suffix.lower() == ".csv":
         return _from_files(_read_label_table(root), class_names, path)
     folders = _class_folders(root)
     if folders:

@@ -10,10 +10,10 @@ import json as json_format
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol, Self, TextIO
+from typing import IO, TYPE_CHECKING, Annotated, Literal, NamedTuple, TextIO
 
 import tyro
 
@@ -114,7 +114,7 @@ def run(
     code = report_if_none_exists(found)
     if code is not None:
         return code
-    with _open_output(out, sidecar, overwrite, json, found, options.num_captions) as output:
+    with closing(_open_output(out, sidecar, overwrite, json, found, options.num_captions)) as output:
         num_captioned = sum(image.name in output.done for image in found)
         if num_captioned:
             print(f"{num_captioned} of {len(found)} images have captions already", file=sys.stderr)
@@ -168,28 +168,20 @@ class _Row(NamedTuple):
     log_prob: float
 
 
-class _Output(Protocol):
-    """Writes the captions of one image after the other."""
+class _Output:
+    """Writes the captions of one image after the other.
 
-    @property
-    def done(self) -> Collection[str]:
-        """Names of the images that already have captions."""
-        ...
+    `done`, `unusable`: names of the images that already have captions, or whose captions cannot be written.
+    """
 
-    @property
-    def unusable(self) -> Collection[str]:
-        """Names of the images whose captions cannot be written."""
-        ...
+    done: Collection[str] = frozenset()
+    unusable: Collection[str] = frozenset()
 
     def write(self, image: "ImageFile", description: "Description") -> None:
-        """Write the captions of an image."""
-        ...
+        raise NotImplementedError
 
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def close(self) -> None:
+        """Called at the end, also after an error."""
 
 
 def _open_output(
@@ -211,23 +203,19 @@ def _open_output(
     if overwrite and sidecar is None:
         raise UserError("--overwrite replaces captions beside images; give --sidecar txt or --sidecar xmp too")
     if out is not None:
-        return _RowOutput(out, num_captions, images)
+        return _RowFile(out, num_captions, [image.name for image in images])
     if sidecar is not None:
         return _TextFiles(images, overwrite) if sidecar == "txt" else _XmpCaptions(images, overwrite)
     return _StandardOutput(json)
 
 
-class _StandardOutput:
+class _StandardOutput(_Output):
     """One line for each caption on standard output: image, tab, caption; or JSON."""
-
-    done = frozenset[str]()
-    unusable = frozenset[str]()
 
     def __init__(self, json: bool) -> None:
         self._json = json
 
     def write(self, image: "ImageFile", description: "Description") -> None:
-        """Print the captions of an image."""
         for row, (confidence, unfamiliar) in zip(
             _rows(image, description.captions), description.certainties, strict=True
         ):
@@ -235,37 +223,8 @@ class _StandardOutput:
             record = {**row._asdict(), "confidence": shown, "unfamiliar": unfamiliar, "engine": description.engine}
             say(to_json(record) if self._json else f"{on_one_line(row.image)}\t{row.caption}")
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class _RowOutput:
-    """Appends captions to a JSON lines or CSV file. An interrupted job continues the file."""
-
-    unusable = frozenset[str]()
-
-    def __init__(self, path: Path, num_captions: int, images: "Sequence[ImageFile]") -> None:
-        self._file = _RowFile(path, num_captions, [image.name for image in images])
-        self.done = self._file.done
-
-    def write(self, image: "ImageFile", description: "Description") -> None:
-        """Append the captions of an image."""
-        self._file.append(_rows(image, description.captions))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-
-class _TextFiles:
+class _TextFiles(_Output):
     """`NAME.txt` beside each image, or the `NAME.TXT` that is there, with one caption per line. Those in folders that
     are read-only are listed at the end.
 
@@ -276,31 +235,26 @@ class _TextFiles:
     def __init__(self, images: "Sequence[ImageFile]", overwrite: bool) -> None:
         from grr_coca.data.sources.folder import caption_file  # late: imports NumPy
 
-        self.done: set[str] = set()
         self._places = places_beside(images, lambda path: caption_file(path) or path.with_suffix(".txt"))
-        for name, text in self._places.items():
+        self.done = {
+            name
+            for name, text in self._places.items()
             # A link is left alone, also without a target: it may lead to the image itself.
-            if text.is_symlink() or (text.exists() and not overwrite):
-                self.done.add(name)
+            if text.is_symlink() or (text.exists() and not overwrite)
+        }
         closed = in_closed_folders(self._places)
         self.unusable = closed.keys() - self.done
         self._failures = [closed[name] for name in self._places if name in self.unusable]
 
     def write(self, image: "ImageFile", description: "Description") -> None:
-        """Write the captions of an image beside it."""
         text = "".join(f"{row.caption}\n" for row in _rows(image, description.captions))
         write_output(self._places[image.name], lambda file: file.write(text.encode()))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         report_unwritten(self._failures, "text file")
 
 
-class _XmpCaptions:
+class _XmpCaptions(_Output):
     """The best caption of each image in an XMP file beside it. What else is in that file stays."""
 
     def __init__(self, images: "Sequence[ImageFile]", overwrite: bool) -> None:
@@ -310,15 +264,9 @@ class _XmpCaptions:
         self.unusable = self._files.unusable
 
     def write(self, image: "ImageFile", description: "Description") -> None:
-        """Write the best caption of an image."""
         self._files.write(image, _rows(image, description.captions)[0].caption, overwrite=self._overwrite)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._files.report()
 
 
@@ -327,8 +275,8 @@ def _rows(image: "ImageFile", captions: "Sequence[Caption]") -> list[_Row]:
     return [_Row(image.name, " ".join(c.text.split()), round(sum(c.log_probs), 4)) for c in captions]
 
 
-class _RowFile:
-    """A file of `_Row`s: JSON lines or CSV, by its suffix.
+class _RowFile(_Output):
+    """A file of `_Row`s: JSON lines or CSV, by its suffix. An interrupted job continues it.
 
     `done`: the images that have all their captions in the file. Before the first new row is written, a last line that
     was cut off is removed, and so are the rows of those `images` that lack captions. Rows of other images stay. Until
@@ -349,25 +297,24 @@ class _RowFile:
             with disk_errors(path):
                 if path.exists():
                     self._file = self._opened("a")
-                counts = Counter() if self._file is None else Counter(row.image for row in self._rows())
+                counts = Counter() if self._file is None else Counter(row.image for row in self._read())
         except UserError:
             self.close()
             raise
         self.done = {image for image, count in counts.items() if count >= rows_per_image}
         self._incomplete = (counts.keys() - self.done) & set(images)
 
-    def append(self, rows: Sequence[_Row]) -> None:
-        """Add rows, and flush them at once."""
+    def write(self, image: "ImageFile", description: "Description") -> None:
+        """Add the rows of an image, and flush them at once."""
         with disk_errors(self.path):
             if not self._is_begun:
                 self._file = self._begun()
                 self._is_begun = True
             assert self._file is not None
-            self._file.write("".join(self._line(row) for row in rows))
+            self._file.write("".join(self._line(row) for row in _rows(image, description.captions)))
             self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
         with disk_errors(self.path):
             if self._file is not None:
                 self._file.close()
@@ -408,11 +355,11 @@ class _RowFile:
     def _write_complete(self, file: IO[bytes]) -> None:
         if self._is_csv:
             file.write(_csv_line(_Row._fields).encode())
-        for row in self._rows():
+        for row in self._read():
             if row.image not in self._incomplete:
                 file.write(self._line(row).encode("utf-8", "surrogateescape"))
 
-    def _rows(self) -> Iterator[_Row]:
+    def _read(self) -> Iterator[_Row]:
         """The rows of the file. A last row that was cut off is left out."""
         with self.path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             whole = (line for line in file if line.endswith("\n"))

@@ -8,19 +8,18 @@ import math
 import os
 import shlex
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 import grr_coca
 from grr_coca.cli.flags import Flag
-from grr_coca.cli.output import called_as
+from grr_coca.cli.output import called_as, report_stop
 from grr_coca.errors import Stopped, UserError
 from grr_coca.extras import require_extra
 from grr_coca.registry import DEFAULT
@@ -79,17 +78,14 @@ def run(
         print("\n".join(opening_lines(asked)))
     try:
         with worker_processes(min(2, os.cpu_count() or 1)) as workers:
-            decided = begun or _decide(asked, workers, _Options(minutes, steps, dry_run, json, began))
+            decided = begun or _decide(asked, workers, minutes, steps, dry_run, json, began)
             if dry_run:
                 return 0
             if begun is None:
                 begin(decided, out)
             results = _train(workers, decided, out)
     except (KeyboardInterrupt, Stopped) as stop:
-        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-        name = signal.Signals(number).name
-        print(f"{name}: what was trained is saved, and the same command continues", file=sys.stderr)
-        return 128 + number
+        return report_stop(stop)
     print(f"\n{finish(decided, results, out)}\n\n{_closing_words(decided, plan, out)}\n", flush=True)
     for line in closing_lines(decided, _first_checkpoint(decided, out), out):
         print(line)
@@ -120,33 +116,25 @@ def _begun(begun: "DemoPlan | None", out: Path, steps: int | None) -> "DemoPlan 
     return begun
 
 
-class _Options(NamedTuple):
-    """Options of the command line, and the start time of the demo (monotonic clock)."""
-
-    minutes: float
-    steps: int | None
-    dry_run: bool
-    json: bool
-    began: float
-
-
-def _decide(plan: "DemoPlan", workers: "Workers", options: _Options) -> "DemoPlan":
-    """The plan with the number of steps and the precisions for this machine."""
+def _decide(
+    plan: "DemoPlan", workers: "Workers", minutes: float, steps: int | None, dry_run: bool, json: bool, began: float
+) -> "DemoPlan":
+    """The plan with the number of steps and the precisions for this machine. `began`: when the demo was started, by the
+    monotonic clock."""
     from grr_coca.study.demo.arms import arm_paces, decide_precisions
     from grr_coca.study.demo.plan import choose, timed_schedules
 
-    steps = options.steps
-    if not options.json:
+    if not json:
         print("Measuring the pace of this machine …", file=sys.stderr)
     plan = decide_precisions(plan, workers)
-    if steps is not None and not options.dry_run:
+    if steps is not None and not dry_run:
         return replace(plan, steps=steps)
     paces = arm_paces(plan, workers)
     timed = plan if steps is None else replace(plan, schedules={steps: plan.schedules.get(steps)})
-    minutes = options.minutes if steps is None else math.inf
-    schedules = timed_schedules(timed, paces, time.monotonic() - options.began)
+    minutes = minutes if steps is None else math.inf
+    schedules = timed_schedules(timed, paces, time.monotonic() - began)
     taken = choose(schedules, minutes)
-    if options.json:
+    if json:
         found = {"steps": taken.steps, "minutes": round(taken.minutes, 1)}
         print(json_format.dumps({**found, "precision": plan.precision, "muon_precision": plan.muon_precision}))
     else:

@@ -80,7 +80,7 @@ def run(
         lines, folder = list(read_lines(texts).values()), locate_checkpoint(checkpoint)
         _check_keys(out, lines)
         _check_places(out, [texts])
-        keys, vectors, code = *_embed_texts(lines, folder, engine, batch_size), 0
+        keys, vectors, code = lines, _embed_texts(lines, folder, engine, batch_size), 0
     if keys:
         write_vectors(out, keys, vectors)
         print(f"{len(vectors)} embeddings of {vectors.shape[1]} numbers are in {out}")
@@ -116,7 +116,7 @@ class Collected:
 def _embed_images(
     found: "list[ImageFile]", checkpoint: Path, engine: str, batch_size: int
 ) -> "tuple[list[str], np.ndarray, int]":
-    from grr_coca.cli.image_work import shows_progress, work_through
+    from grr_coca.cli.image_work import work_through
 
     model = grr_coca.load(checkpoint, engine=engine)
     collected = Collected(len(found))
@@ -125,14 +125,14 @@ def _embed_images(
         return list(model.embed_images(opened, batch_size=batch_size))
 
     model.warn_if_unfit()
-    code = work_through(found, model, batch_size, "embedded", embed, collected.add, shows_progress(prints=False))
+    code = work_through(found, model, batch_size, "embedded", embed, collected.add, show_progress=True)
     return collected.keys, collected.vectors, code
 
 
 def _embed_on_ray(
     found: "list[ImageFile]", checkpoint: Path, engine: str, batch_size: int
 ) -> "tuple[list[str], np.ndarray, int]":
-    from grr_coca.cli.image_work import describe_on_ray, shows_progress
+    from grr_coca.cli.image_work import describe_on_ray
 
     collected = Collected(len(found))
 
@@ -147,18 +147,17 @@ def _embed_on_ray(
         batch_size=batch_size,
         label="embedded",
         take=take,
-        show_progress=shows_progress(prints=False),
+        show_progress=True,
     )
     return collected.keys, collected.vectors, code
 
 
-def _embed_texts(lines: list[str], checkpoint: Path, engine: str, batch_size: int) -> "tuple[list[str], np.ndarray]":
+def _embed_texts(lines: list[str], checkpoint: Path, engine: str, batch_size: int) -> "np.ndarray":
     model = grr_coca.load(checkpoint, engine=engine)
     with bars({"embedded": len(lines)}) as shown:
-        vectors = model.embed_texts(
+        return model.embed_texts(
             lines, batch_size=batch_size, on_progress=lambda done, _: shown.update("embedded", done, "")
         )
-    return lines, vectors
 
 
 def _check_format(path: Path) -> None:

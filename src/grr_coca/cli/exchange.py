@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from grr_coca.cli.flags import CheckpointFlag, Flag, IndexArgument
+from grr_coca.cli.flags import CheckpointFlag, Flag, IndexArgument, OptionalCheckpointFlag
 from grr_coca.cli.output import require_free, require_suffix, require_writable, say, write_output
 from grr_coca.cli.progress import bars
 from grr_coca.errors import UserError
@@ -73,7 +73,7 @@ def export_open_clip(
 
 
 def export_onnx(
-    checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")],
+    checkpoint: CheckpointFlag,
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")],
     precision: Literal["fp32", "fp16", "int8"] = "fp32",
 ) -> None:
@@ -98,7 +98,7 @@ def export_onnx(
 
 def export_web(
     out: Annotated[Path, tyro.conf.arg(metavar="SITE")],
-    checkpoint: Annotated[str | None, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = None,
+    checkpoint: OptionalCheckpointFlag = None,
     index: Annotated[str | None, tyro.conf.arg(metavar="INDEX")] = None,
     title: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
     runtime: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,

@@ -45,12 +45,16 @@ def search_for_images(arguments: Sequence[str], exclude: Sequence[str]) -> list[
     return found
 
 
-def report_left_out(left_out: LeftOut, num_first_frames: int = 0) -> None:
-    """Say what a search has left out, and how many images are the first of several frames."""
+def report_left_out(left_out: LeftOut) -> None:
+    """Say what a search has left out."""
     if str(left_out):
         print(left_out, file=sys.stderr)
-    if num_first_frames:
-        files = "1 file has" if num_first_frames == 1 else f"{num_first_frames:,} files have"
+
+
+def report_first_frames(count: int) -> None:
+    """Say how many images are the first of several frames."""
+    if count:
+        files = "1 file has" if count == 1 else f"{count:,} files have"
         print(f"{files} several frames or pages; only the first was used", file=sys.stderr)
 
 
@@ -96,7 +100,7 @@ def work_through(
     code = _work_on(
         lambda take_batch: model.map_batches(opened(), work_on, take_batch), len(files), label, take, show_progress
     )
-    report_left_out(LeftOut(), num_first_frames)
+    report_first_frames(num_first_frames)
     return code
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,7 +62,7 @@ def run(
         raise UserError("--forget without images does nothing else, so --exclude would be lost; give images, too")
     if on == "ray":
         require_extra("ray", "--on ray")
-    with _opened(out, images, checkpoint, batch_size, engine) as index:
+    with _open(out, images, checkpoint, batch_size, engine) as index:
         if forget:
             print(f"{index.store.location}: {index.forget(forget):,} images forgotten", flush=True)
             if not images and not watch:
@@ -70,16 +70,17 @@ def run(
         began = time.monotonic()
         with _bars() as on_progress:
             update = index.add(images or index.store.roots(), on_progress, on, exclude or None)
-        from grr_coca.cli.image_work import report_left_out  # late: imports NumPy and Pillow
+        from grr_coca.cli.image_work import report_first_frames, report_left_out  # late: imports NumPy and Pillow
 
-        report_left_out(update.left_out, update.first_frames)
+        report_left_out(update.left_out)
+        report_first_frames(update.first_frames)
         if update.unfamiliar:
             from grr_coca.inference.model import warn_if_unfamiliar
 
             warn_if_unfamiliar(update.unfamiliar)
         _report(update, index, time.monotonic() - began)
         while watch:
-            _wait(time.monotonic() - began)
+            time.sleep(max(_MIN_SECONDS_BETWEEN_SCANS, _PAUSE_PER_SCAN * (time.monotonic() - began)))
             began = time.monotonic()
             update = index.add(_there_or_known(index, images), on=on)
             if update.new or update.changed or update.moved or update.removed or update.noted:
@@ -87,8 +88,7 @@ def run(
     return 1 if update.failures and len(update.failures) >= update.found else 0
 
 
-@contextmanager
-def _opened(out: str, images: Sequence[str], checkpoint: str | None, batch_size: int, engine: str) -> "Iterator[Index]":
+def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: int, engine: str) -> "Index":
     from grr_coca.search.index import Index, open_store  # late: imports NumPy and Pillow
     from grr_coca.search.update import require_arguments
 
@@ -100,8 +100,7 @@ def _opened(out: str, images: Sequence[str], checkpoint: str | None, batch_size:
     else:
         store.close()
     model = checkpoint or (DEFAULT if store is None else None)
-    with Index.open(out, model, create=True, batch_size=batch_size, engine=engine) as index:
-        yield index
+    return Index.open(out, model, create=True, batch_size=batch_size, engine=engine)
 
 
 @contextmanager
@@ -141,7 +140,3 @@ def _report(update: "Update", index: "Index", seconds: float) -> None:
             print(f"  {line}", file=sys.stderr)
         if len(lines) > _MAX_FAILURES_SHOWN:
             print(f"  … and {len(lines) - _MAX_FAILURES_SHOWN:,} more", file=sys.stderr)
-
-
-def _wait(took: float, sleep: Callable[[float], None] = time.sleep) -> None:
-    sleep(max(_MIN_SECONDS_BETWEEN_SCANS, _PAUSE_PER_SCAN * took))

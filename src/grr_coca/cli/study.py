@@ -1,7 +1,5 @@
 """`grr-coca study`: run a plan over several seeds, show its status, report what it found."""
 
-import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from grr_coca.cli.flags import Flag
-from grr_coca.cli.output import say
+from grr_coca.cli.output import report_stop, say
 from grr_coca.errors import Stopped, UserError
 from grr_coca.extras import require_extra
 from grr_coca.structure import read_yaml
@@ -117,10 +115,7 @@ def _run(action: RunStudy) -> int:
     try:
         run_with_progress(plan, place, part, action.jobs)
     except (KeyboardInterrupt, Stopped) as stop:
-        code = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-        name = signal.Signals(code).name
-        print(f"{name}: what was trained is saved, and the same command continues", file=sys.stderr)
-        return 128 + code
+        return report_stop(stop)
     return 0
 
 

@@ -67,6 +67,10 @@ PRIMARY = STUDIES / "primary"
         ({"tuning": {"seed": 9, "arms": ["grr_cocoa"]}}, "tuning: arms: the plan has no arm 'grr_cocoa'"),
         ({"tuning": {"seed": 9, "arms": ["grr_coca", "grr_coca"]}}, "tuning: arms: grr_coca is given twice"),
         ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": [0.1, 0.1]}}}, "0.1 is given twice"),
+        (
+            {"tuning": {"seed": 9, "pretrain": {"optimizer.lr": ["1e-1", 0.1]}}},
+            "tuning: {'optimizer.lr': 0.1} is given twice for pictograms; remove one",
+        ),
         ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": []}}}, "give one or more values"),
         ({"tuning": {"seed": 9, "pretrain": {"losses": [{"z": 1}]}}}, "losses is a group of keys; give one key"),
         (
@@ -221,6 +225,19 @@ def test_a_trial_may_be_shorter_than_a_run(write_study):
         stage_recipe(plan, plan.arms[0], "pictograms", 9, {}, is_trial).schedule.steps for is_trial in (True, False)
     ]
     assert steps == [2, 6]
+
+
+def test_a_recipe_that_is_edited_while_a_study_runs_does_not_change_the_study(write_study, tmp_path):
+    plan = read_plan(write_study(), Plan)
+    arm, recipe = plan.arms[0], load_recipe(tmp_path / "health.yaml")
+    for number in range(40):  # a study has as many, if its arms have recipes of their own
+        (tmp_path / str(number)).mkdir()
+        save_recipe(recipe, tmp_path / str(number) / "health.yaml")
+        own = replace(arm, recipes=str(tmp_path / str(number)))
+        assert stage_recipe(plan, arm, "health", 0, {}) == stage_recipe(plan, own, "health", 0, {})
+    save_recipe(with_settings(recipe, {"optimizer.lr": 0.5}, "here"), tmp_path / "0" / "health.yaml")
+    first = replace(arm, recipes=str(tmp_path / "0"))
+    assert stage_recipe(plan, first, "health", 0, {}) == stage_recipe(plan, arm, "health", 0, {})
 
 
 # --- Digests

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,9 @@ def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings
     path = recipe_path(plan, arm, stage)
     recipe = _recipe_of_file(path)
     if stage == stage_names(plan)[0]:
-        recipe = _with_steps(_of_preset(recipe, arm, path), _share_of_own(plan, arm, plan.steps))
+        assert recipe.model is not None, "the plan was checked"
+        recipe = replace(recipe, model=replace(recipe.model, preset=arm.preset_name))
+        recipe = _with_steps(recipe, _share_of_own(plan, arm, plan.steps))
         recipe = with_settings(recipe, arm.overrides, f"{path}: overrides of arm '{arm.name}'")
         if is_trial and plan.tuning is not None:
             recipe = _with_steps(recipe, _share_of_own(plan, arm, plan.tuning.steps))
@@ -69,7 +71,8 @@ def with_settings(recipe: Recipe, settings: Settings, where: str) -> Recipe:
         for parent in parents:
             branch = branch.get(parent)
             if not isinstance(branch, dict):
-                raise UserError(f"{where}: the recipe has no key '{key}'; {nearest(key, _keys(to_dict(recipe)))}")
+                known = dict(_leaves(to_dict(recipe)))
+                raise UserError(f"{where}: the recipe has no key '{key}'; {nearest(key, known)}")
         branch[leaf] = value
     return from_dict(Recipe, tree, where)
 
@@ -100,8 +103,12 @@ def check_recipes(plan: Plan, path: Path) -> None:
         raise UserError(f"{path}: showcase: no test split '{plan.showcase}'; {nearest(plan.showcase, tests)}")
     for arm in plan.arms:
         for stage in stage_names(plan):
+            tried: list[Recipe] = []
             for settings in grid_of(plan, stage):
                 recipe = stage_recipe(plan, arm, stage, 0, settings)
+                if recipe in tried:  # `1e-3`, which YAML reads as a string, and 0.001
+                    raise UserError(f"{path}: tuning: {settings} is given twice for {stage}; remove one")
+                tried.append(recipe)
                 if recipe.model is not None and recipe.tokenizer is not None:
                     recipe.model.config(recipe.tokenizer.vocab_size)
 
@@ -200,16 +207,10 @@ def _share_of_own(plan: Plan, arm: Arm, steps: int | None) -> int | None:
     return max(1, round(steps * own.schedule.steps / _recipe_of_file(Path(plan.pretrain)).schedule.steps))
 
 
-@lru_cache(maxsize=32)
+@cache
 def _recipe_of_file(path: Path) -> Recipe:
     """Read a recipe once, so that editing it during a study does not change the study."""
     return load_recipe(path)
-
-
-def _of_preset(recipe: Recipe, arm: Arm, path: Path) -> Recipe:
-    if recipe.model is None:
-        raise UserError(f"{path}: pretraining needs the keys 'model' and 'tokenizer'")
-    return replace(recipe, model=replace(recipe.model, preset=arm.preset_name))
 
 
 def _with_precisions(recipe: Recipe, plan: Plan) -> Recipe:
@@ -218,10 +219,6 @@ def _with_precisions(recipe: Recipe, plan: Plan) -> Recipe:
     if recipe.optimizer.muon_precision == "auto":
         recipe = replace(recipe, optimizer=replace(recipe.optimizer, muon_precision=plan.muon_precision))
     return recipe
-
-
-def _keys(tree: dict[str, Any]) -> list[str]:
-    return [key for key, _ in _leaves(tree)]
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -254,8 +251,8 @@ def recipe_digest(recipe: Recipe, start: str | None, variant: str | None = None)
         start: digest of the run that this one starts from; None: it starts from new weights.
         variant: the change of the model after it was built, if any.
     """
-    bare = dataclasses.replace(recipe, model=None, seed=0, checkpoints=type(recipe.checkpoints)())
-    content = _changed(dataclasses.replace(bare, health=type(recipe.health)(), parallelism="ddp"))
+    bare = replace(recipe, model=None, seed=0, checkpoints=type(recipe.checkpoints)())
+    content = _changed(replace(bare, health=type(recipe.health)(), parallelism="ddp"))
     data = content["data"]
     content["data"] = {key: data[key] for key in data if key not in _FREE_KEYS}
     if recipe.data.mix:

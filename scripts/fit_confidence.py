@@ -280,7 +280,7 @@ def confidence_section(card: ModelCard) -> list[str]:
     """How well the model knows what it does not know."""
     bins = card.figures["confidence"]
     rows = {split: found for split, found in card.figures.items() if "unfamiliar" in found}
-    lines = ["## What it knows of its answers", ""]
+    lines = [_TITLE, ""]
     lines += [
         "Confidence is the probability that a caption is exactly right. For drawings that neither training nor the fit",
         f"saw, {bins['captions'].value:,.0f} of them, it is off by {bins['calibration_error'].value:.3f} on average",

@@ -52,10 +52,10 @@ def search_figures(model: ImageTextModel, shards: str) -> dict[str, dict[str, Fi
     icons = read_icons(shards)
     vectors = model.embed_images([icon.image for icon in icons])
     tables = {"tags with no word of the name": hidden_queries(icons), "all tags": all_queries(icons)}
+    lexical = LexicalIndex([icon.name for icon in icons])
     found = {}
     for title, queries in tables.items():
         cosines = model.embed_texts([query.text for query in queries]) @ vectors.T
-        lexical = LexicalIndex([icon.name for icon in icons])
         ours = [np.argsort(-row, kind="stable").tolist() for row in cosines]
         theirs = [lexical.search(query.text) for query in queries]
         fused = [fuse(a, b) for a, b in zip(ours, theirs, strict=True)]

@@ -42,6 +42,7 @@ from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
 from grr_coca.ranks import Ranks
 from grr_coca.structure import from_dict, read_yaml, to_dict
+from grr_coca.study.stages import with_settings
 from grr_coca.train.logs import LOG_FILE, read_metrics
 from grr_coca.train.numerics import decide
 from grr_coca.train.recipe import (
@@ -66,7 +67,7 @@ class Plan:
 
     recipe: str
     rungs: tuple[float, ...]
-    trials: dict[str, object]
+    trials: dict[str, dict[str, object]]
     score: Literal[Score, "text_to_image/R@10"] = "text_to_image/R@1"
 
     def __post_init__(self) -> None:
@@ -158,19 +159,8 @@ def changed(path: Path, plan: Plan, trial: str) -> Recipe:
     Raises:
         UserError: a key does not exist, or a value is not valid.
     """
-    recipe = load_recipe(path.parent / plan.recipe)
-    tree, changes = to_dict(recipe), plan.trials[trial]
-    if not isinstance(changes, Mapping):
-        raise UserError(f"{path}: trials: {trial}: expected keys of the recipe and their values, found {changes!r}")
-    for key, value in changes.items():
-        *parents, last = str(key).split(".")
-        section = tree
-        for parent in parents:
-            section = section.get(parent)
-            if not isinstance(section, dict):
-                raise UserError(f"{path}: trials: {trial}: the recipe has no section '{parent}' for '{key}'")
-        section[last] = value
-    return with_absolute_paths(from_dict(Recipe, tree, f"{path}: trials: {trial}"), path.resolve().parent)
+    recipe = with_settings(load_recipe(path.parent / plan.recipe), plan.trials[trial], f"{path}: trials: {trial}")
+    return with_absolute_paths(recipe, path.resolve().parent)
 
 
 def candidates(plan: Plan, rung: float, rows: Sequence[Row]) -> list[str]:

@@ -109,12 +109,11 @@ def embed(icons: Sequence[Icon], model: Any, kept: Path) -> Embedded:
             places += [place for place, _ in batch]
             vectors.append(np.asarray(model.embed_images(images), np.float16))
             hashes += [perceptual_hash(image) for image in images]
-        width = vectors[0].shape[1] if vectors else 0
         file = io.BytesIO()
         np.savez(
             file,
             places=np.array(places, np.int64),
-            vectors=np.concatenate(vectors) if vectors else np.empty((0, width), np.float16),
+            vectors=np.concatenate(vectors) if vectors else np.empty((0, 0), np.float16),
             hashes=np.array(hashes, np.int64),
         )
         kept.parent.mkdir(parents=True, exist_ok=True)

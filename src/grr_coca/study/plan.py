@@ -247,8 +247,13 @@ def plan_of_folder(folder: Path) -> Plan:
     Raises:
         UserError: the folder has no plan, or the plan is invalid.
     """
-    _require_study(folder)
     path = folder / PLAN_FILE
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the one that `grr-coca study run` writes to")
+    if not path.exists():
+        raise UserError(
+            f"{folder}: is not a study: {PLAN_FILE} is missing; give the folder that `grr-coca study run` writes to"
+        )
     content = read_yaml(path, "plan")
     is_demo = isinstance(content, dict) and "queries" in content
     return read_plan(path, DemoPlan if is_demo else Plan)
@@ -364,13 +369,3 @@ def _require_once(items: Iterable[Any], where: str) -> None:
         if item in seen:
             raise UserError(f"{where}: {item} is given twice; remove one")
         seen.append(item)
-
-
-def _require_study(folder: Path) -> None:
-    """Raise a UserError if a folder is missing or has no plan."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the one that `grr-coca study run` writes to")
-    if not (folder / PLAN_FILE).exists():
-        raise UserError(
-            f"{folder}: is not a study: {PLAN_FILE} is missing; give the folder that `grr-coca study run` writes to"
-        )

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
-from grr_coca.study.ledger import CurvePoint, Ledger, LedgerRow
+from grr_coca.study.ledger import Ledger, LedgerRow
 from grr_coca.study.plan import Plan, stage_names
 from grr_coca.study.report.answer import arm_titles, headline_endpoint, listed, signed
 from grr_coca.study.report.numbers import (
@@ -369,13 +369,9 @@ def _draw_arm(axes: Axes, steps: np.ndarray, curves: np.ndarray, colour: str, ma
 def _curves(rows: Sequence[LedgerRow], arm: str, loss: str) -> tuple[np.ndarray, np.ndarray]:
     """The steps that all seeds have, and the curve of each seed."""
     curves = [
-        {point.step: point.val[loss] for point in row.curve if _has(point, loss)} for row in rows if row.arm == arm
+        {point.step: point.val[loss] for point in row.curve if loss in point.val} for row in rows if row.arm == arm
     ]
     steps = sorted(set.intersection(*map(set, curves))) if curves else []
     return np.array(steps), np.array([[curve[step] for step in steps] for curve in curves]).reshape(
         len(curves), len(steps)
     )
-
-
-def _has(point: CurvePoint, loss: str) -> bool:
-    return loss in point.val

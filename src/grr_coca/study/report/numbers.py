@@ -19,6 +19,7 @@ from grr_coca.study.ledger import Ledger, LedgerRow
 from grr_coca.study.plan import LOSS_METRICS, Plan, arm_named, lacking_scores, split_endpoint, stage_names
 from grr_coca.study.statistics import (
     LEVEL,
+    RESAMPLES,
     Cell,
     Numbers,
     as_percent,
@@ -340,8 +341,6 @@ def _cost(plan: Plan, arm: str, rows: Sequence[LedgerRow]) -> ArmCost:
 
 # --- Intervals over images
 
-_RESAMPLES = 2000
-
 Values = dict[str, list]
 Metrics = Mapping[str, float]
 Statistics = tuple[np.ndarray, ...]
@@ -447,7 +446,7 @@ def image_intervals(
     """
     if endpoint.metric not in STATISTICS or not seeds:
         return None
-    logs = np.zeros((_RESAMPLES, len(seeds)))
+    logs = np.zeros((RESAMPLES, len(seeds)))
     stages = stages_of(plan, endpoint)
     for place, stage in enumerate(stages):
         sides = [_contributions(rows, plan, endpoint, side, seeds, stage) for side in (arm, plan.baseline)]
@@ -494,8 +493,8 @@ def _resampled_log_ratios(endpoint: Endpoint, arm: np.ndarray, baseline: np.ndar
     """Log of arm over baseline for each draw and seed, R × S; NaN if it is undefined."""
     sides = np.stack([arm, baseline], axis=1)  # N × 2 × S × 2Q
     columns = sides.reshape(len(sides), -1)
-    sums = np.concatenate([drawn @ columns for drawn in draws(len(columns), _RESAMPLES, draw)])
-    quotients = (sums[:, 0::2] / sums[:, 1::2]).reshape(_RESAMPLES, *sides.shape[1:3], -1).sum(axis=-1)  # R × 2 × S
+    sums = np.concatenate([drawn @ columns for drawn in draws(len(columns), RESAMPLES, draw)])
+    quotients = (sums[:, 0::2] / sums[:, 1::2]).reshape(RESAMPLES, *sides.shape[1:3], -1).sum(axis=-1)  # R × 2 × S
     if endpoint.metric == "perplexity":  # exp(nats per token)
         return quotients[:, 0] - quotients[:, 1]
     logs = np.log(quotients, where=quotients > 0, out=np.full_like(quotients, np.nan))

@@ -37,6 +37,9 @@ _RESULTS_FILE = "results.json"
 _TABLE_FILE = "table.md"
 PAGE_FILE = "report.html"
 
+_OfRates = Sequence[tuple[RateResults, Sequence[Table]]]
+"""The results of each model at its best rate, with their tables; empty if the study is not one of rates."""
+
 
 def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
     """Report on a study from its plan and ledger alone.
@@ -66,31 +69,31 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
     plain = to_dict(results) | ({"learning_rates": [rates_as_plain(found) for found in rates]} if rates else {})
     content = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(out / _RESULTS_FILE, _encoded(content))
-    write_whole(out / _TABLE_FILE, _encoded(_study_tables(plan, ledger, results, rates)))
-    write_whole(out / PAGE_FILE, _encoded(_study_page(plan, ledger, results, rates, folder)))
-    return _for_terminal(plan, results, rates)
+    # Of a study of rates, the first arm over the baseline answers no question.
+    answered = rates_answer(plan, rates) if rates else answer(plan, results)
+    of_rates = [(found, _rate_tables(plan, ledger, found)) for found in rates]
+    write_whole(out / _TABLE_FILE, _encoded(_study_tables(plan, results, answered, of_rates)))
+    write_whole(out / PAGE_FILE, _encoded(_study_page(plan, ledger, results, answered, of_rates, folder)))
+    return _for_terminal(plan, results, answered, of_rates)
 
 
-def _answer(plan: Plan, results: StudyResults, rates: Sequence[RateResults]) -> Answer:
-    """Of a study of rates: each model at its best one. Its first arm over the baseline answers no question."""
-    return rates_answer(plan, rates) if rates else answer(plan, results)
-
-
-def _study_page(plan: Plan, ledger: Ledger, results: StudyResults, rates: Sequence[RateResults], folder: Path) -> str:
+def _study_page(
+    plan: Plan, ledger: Ledger, results: StudyResults, answered: Answer, of_rates: _OfRates, folder: Path
+) -> str:
     """The HTML of a report, which loads nothing else. Thumbnails are read from the study's folder."""
     return render_page(
         "grr_coca.study.report",
         "study.html.j2",
         plan=plan,
         results=results,
-        answer=_answer(plan, results, rates),
+        answer=answered,
         titles=arm_titles(plan),
         primary=endpoint_table(plan, results, primary=True),
         secondary=endpoint_table(plan, results, primary=False),
         figures=study_figures(plan, ledger, results),
         arms=arms_tables(plan, results) if len(results.begun_arms) > 1 else [],
         factorial=factorial_tables(plan, results),
-        rates=[(rate_figure(found), _rate_tables(plan, ledger, found)) for found in rates],
+        rates=[(rate_figure(found), tables) for found, tables in of_rates],
         cost=cost_table(plan, results) if results.costs else None,
         tuning=tuning_table(plan, ledger) if ledger.trials else None,
         examples=_example_captions(plan, ledger.rows, main_and_baseline(results), folder),
@@ -105,17 +108,15 @@ def _rate_tables(plan: Plan, ledger: Ledger, found: RateResults) -> list[Table]:
     return [*rate_tables(found), *([named] if named.rows else [])]
 
 
-def _study_tables(plan: Plan, ledger: Ledger, results: StudyResults, rates: Sequence[RateResults]) -> str:
+def _study_tables(plan: Plan, results: StudyResults, answered: Answer, of_rates: _OfRates) -> str:
     """The answer and all tables of a study as Markdown."""
-    found = _answer(plan, results, rates)
-    if rates:
-        tables = [table for of_model in rates for table in _rate_tables(plan, ledger, of_model)]
-    else:
+    tables = [table for _, of_model in of_rates for table in of_model]
+    if not tables:
         tables = [endpoint_table(plan, results, primary=True), endpoint_table(plan, results, primary=False)]
     tables += arms_tables(plan, results) if len(results.begun_arms) > 1 else []
     tables += [*factorial_tables(plan, results), cost_table(plan, results)]
-    answered = "\n".join(f"- {sentence}" for sentence in found.sentences)
-    sections = [f"# {found.question}\n\n**{found.headline}.**\n\n{answered}\n", *map(_section, tables)]
+    sentences = "\n".join(f"- {sentence}" for sentence in answered.sentences)
+    sections = [f"# {answered.question}\n\n**{answered.headline}.**\n\n{sentences}\n", *map(_section, tables)]
     if results.missing:
         sections.append("## Missing\n\n" + "\n".join(f"- {line}" for line in results.missing) + "\n")
     if results.notes:
@@ -132,10 +133,9 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _for_terminal(plan: Plan, results: StudyResults, rates: Sequence[RateResults]) -> str:
-    found = _answer(plan, results, rates)
-    lines = [found.question, f"{found.headline}.", "", *found.sentences, ""]
-    tables = [rate_tables(of_model)[0] for of_model in rates] or [endpoint_table(plan, results, primary=True)]
+def _for_terminal(plan: Plan, results: StudyResults, answered: Answer, of_rates: _OfRates) -> str:
+    lines = [answered.question, f"{answered.headline}.", "", *answered.sentences, ""]
+    tables = [of_model[0] for _, of_model in of_rates] or [endpoint_table(plan, results, primary=True)]
     lines += map(as_markdown, tables)
     if not results.is_complete:
         lines.append(f"not finished: {results.num_rows} of {results.num_planned_rows} stages are done; missing:")

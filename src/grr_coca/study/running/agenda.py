@@ -184,10 +184,8 @@ class Agenda:
         """Folders of runs that no later run needs, now that this row is in the ledger."""
         arm = arm_named(self._plan, row.arm)
         if row.kind == "trial":
-            tried = [arm_named(self._plan, name) for name in self._tuning.arms] or [
-                arm
-            ]  # the last trial ends the tuning of all
-            return [folder for each in tried for folder in self._spent_trials(each)]
+            # The last trial ends the tuning of all.
+            return [folder for each in self._tuned_with(arm) for folder in self._spent_trials(each)]
         if not all(self._is_done(arm, row.seed, stage) for stage in self._stages):
             is_start = row.stage == self._stages[0]
             return [] if is_start else [self._folder(arm, row.seed, row.stage, row.recipe_digest)]
@@ -217,7 +215,7 @@ class Agenda:
         None if the pretrained model from which the trials start has not been chosen.
         """
         grid = grid_of(self._plan, stage)
-        if len(grid) == 1 or arm.name not in (self._tuning.arms or [arm.name]):
+        if len(grid) == 1 or arm not in self._tuned_with(arm):
             return []
         start = None if stage == self._stages[0] else self._pretraining("trial", arm, self._tuning.seed)
         if stage != self._stages[0] and start is None:
@@ -229,6 +227,10 @@ class Agenda:
     def _tuning(self) -> Tuning:
         assert self._plan.tuning is not None, "only plans with tuning have trials"
         return self._plan.tuning
+
+    def _tuned_with(self, arm: Arm) -> list[Arm]:
+        """The arms whose trials choose the settings of an arm."""
+        return [arm_named(self._plan, name) for name in self._tuning.arms] or [arm]
 
     def _trial_digests(self, arm: Arm) -> dict[str, tuple[str, ...]]:
         """Recipe digests of all trials by stage, without stages whose pretrained model has not been chosen."""
@@ -312,7 +314,7 @@ class Agenda:
         grid = grid_of(self._plan, stage)
         if len(grid) == 1:
             return grid[0]
-        tried = [arm_named(self._plan, name) for name in self._tuning.arms] or [arm]
+        tried = self._tuned_with(arm)
         columns = [self._costs(each, stage) for each in tried]
         if any(column is None for column in columns):
             return None

@@ -99,7 +99,7 @@ def expect_study(plan: Plan, wants: Counter[Want], runs: Path, jobs: int, device
         recipe = stage_recipe(plan, arm_named(plan, arm), stage, 0, {}, is_trial=kind == "trial")
         pace = _pace_of(plan, arm_named(plan, arm), stage, paces[stage], start)
         hours[arm] += count * _seconds(recipe, pace, kind == "run", scores_captions(plan)) / 3600
-    largest = max(num_parameters(_config(plan, arm.name)) for arm in plan.arms)
+    largest = max(num_parameters(_config(plan, arm)) for arm in plan.arms)
     return Expectation(
         wants=wants,
         hours=hours,
@@ -134,7 +134,7 @@ def _pace_of(plan: Plan, arm: Arm, stage: str, measured: Pace, start: Checkpoint
     baseline = arm_named(plan, plan.baseline)
     recipe, known = (stage_recipe(plan, each, stage, 0, {}) for each in (arm, baseline))
     lengths = caption_lengths(start, open_source(known.data.val or known.data.train))
-    config, known_config = _config(plan, arm.name), _config(plan, baseline.name)
+    config, known_config = _config(plan, arm), _config(plan, baseline)
     return Pace(
         step=measured.step * step_flops(recipe, config, lengths) / step_flops(known, known_config, lengths),
         reading=measured.reading,
@@ -152,8 +152,8 @@ def _seconds(recipe: Recipe, pace: Pace, is_run: bool, captions: bool) -> float:
     return schedule.steps * pace.step + read * pace.reading + evaluated * pace.evaluation
 
 
-def _config(plan: Plan, arm: str) -> CoCaConfig:
-    recipe = stage_recipe(plan, arm_named(plan, arm), stage_names(plan)[0], 0, {})
+def _config(plan: Plan, arm: Arm) -> CoCaConfig:
+    recipe = stage_recipe(plan, arm, stage_names(plan)[0], 0, {})
     assert recipe.model is not None, "the plan was checked"
     assert recipe.tokenizer is not None, "the plan was checked"
     return recipe.model.config(recipe.tokenizer.vocab_size)

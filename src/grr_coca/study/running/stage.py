@@ -197,9 +197,8 @@ def _row(task: Task, kind: Kind, trained: Checkpoint, found: _Measured, seconds:
 def _curve(folder: Path) -> tuple[CurvePoint, ...]:
     """A point for each validation, with the mean of the training losses since the previous one."""
     points, since = [], 0.0
-    train_lines = [
-        row for row in read_metrics(folder, "train") if "contrastive" in row
-    ]  # without it, all steps were skipped
+    # A line without this loss is of steps that were all skipped.
+    train_lines = [row for row in read_metrics(folder, "train") if "contrastive" in row]
     for line in read_metrics(folder, "val"):
         step = line["step"]
         lines = [row for row in train_lines if since < row["step"] <= step]

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from training_report import LENGTHS, NAMES
+
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md")))
@@ -56,7 +58,7 @@ def captioning_table() -> str:
         cell, other = _entry(here, key), _entry(there, key)
         speeds = [f"{batch / statistics.median(cell['seconds'][side]):.3g}" for side in ("ours", cell["peer"])]
         ratios = (f"{found['ratio']:.1f}" for found in (cell, other))
-        lines.append((method, str(batch), str(tokens), speeds[0], PEERS[cell["peer"]], speeds[1], *ratios))
+        lines.append((method, str(batch), str(tokens), speeds[0], NAMES[cell["peer"]], speeds[1], *ratios))
     return _markdown(lines)
 
 
@@ -67,7 +69,7 @@ def int8_table() -> str:
         if cell["ratio"] is not None:
             seconds = [statistics.median(cell["seconds"][side]) for side in ("ours", cell["peer"])]
             speeds = (f"{cell['batch'] / s:.3g}" for s in seconds)
-            place = (cell["method"], str(cell["tokens"]), str(cell["batch"]), PEERS[cell["peer"]])
+            place = (cell["method"], str(cell["tokens"]), str(cell["batch"]), NAMES[cell["peer"]])
             lines.append((*place, *speeds, f"{cell['ratio']:.1f}"))
     return _markdown(lines)
 
@@ -122,9 +124,7 @@ def data_table() -> str:
     return _markdown(lines)
 
 
-LENGTHS = {"full": "all 76 tokens", "cc12m": "like CC12M", "coco": "like COCO"}
-TRAINING_ROWS = [f"{lengths}-{precision}" for lengths in LENGTHS for precision in ("fp32", "bf16")]
-PEERS = {"blip": "BLIP", "open_clip": "open_clip"}
+TRAINING_ROWS = [f"{lengths}-{precision}" for lengths in ("full", "cc12m", "coco") for precision in ("fp32", "bf16")]
 CAPTIONING_ROWS = (
     ("greedy", 1, 20),
     ("greedy", 8, 20),

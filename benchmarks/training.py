@@ -219,12 +219,12 @@ class Benchmark:
         side.flops = self.counted[key]
 
 
-def previous(path: Path) -> dict[str, Any]:
-    """Rows that this very machine measured before, by name."""
+def previous(path: Path, threads: int) -> dict[str, Any]:
+    """Rows that this very machine measured before with as many threads, by name."""
     if not path.exists():
         return {}
     report = json.loads(path.read_text())
-    return report["rows"] if report["machine"] == machine() else {}
+    return report["rows"] if (report["machine"], report["threads"]) == (machine(), threads) else {}
 
 
 def write(report: dict[str, Any], out: Path) -> None:
@@ -257,7 +257,7 @@ def main() -> None:
     with ceilings.start(options.threads, smoke=bool(options.smoke)) as probe:
         memory = probe.ask(options.limit, what="memory")
     report: dict[str, Any] = {"machine": machine(), "threads": options.threads, "memory": memory}
-    report["rows"] = previous(options.out / "training.json") if options.only else {}
+    report["rows"] = previous(options.out / "training.json", options.threads) if options.only else {}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as cache:
         benchmark = Benchmark(options, cache)

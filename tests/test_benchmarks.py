@@ -162,6 +162,15 @@ def test_a_cell_of_captions_that_does_not_exist_is_named(monkeypatch, tmp_path):
         captioning.main()
 
 
+def test_training_rows_of_another_machine_or_number_of_threads_do_not_stay(tmp_path):
+    from machine import machine
+    from training import previous
+
+    path = tmp_path / "training.json"
+    path.write_text(json.dumps({"machine": machine(), "threads": 2, "rows": {"full-fp32": {}}}))
+    assert (previous(path, 2), previous(path, 1)) == ({"full-fp32": {}}, {})
+
+
 def test_engines_take_turns():
     from engines import in_turn, ratio
 

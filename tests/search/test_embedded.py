@@ -22,6 +22,7 @@ from grr_coca.search.embedded.database import FAILURES_OF, IMAGES_OF
 from grr_coca.search.embedded.store import EmbeddedStore
 from grr_coca.search.embedded.vectors import append_rows, map_rows, products
 from grr_coca.search.entry import VERSION, Failure
+from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import make_store, open_store
 from grr_coca.search.store import Changes
 from grr_coca.search.update import update_store
@@ -52,6 +53,12 @@ def test_vectors_do_not_count_as_memory(tmp_path):
     assert line.split()[1] == "r--s"
     del mapped
     assert "vectors.f16" not in Path("/proc/self/maps").read_text(), "what is not used any more is let go"
+
+
+def test_the_longest_and_deepest_filter_is_not_too_deep_for_sqlite(store):
+    longest = " and ".join(["lat < 3"] * 900)
+    tree = parse_filter(f"{'not ' * 48}({longest})")
+    assert list(store.matching(tree)) == list(store.nearest(make_vectors(1)[0], 1, tree)) == []
 
 
 # --- Bad input

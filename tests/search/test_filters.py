@@ -1,5 +1,7 @@
 """The language of filters."""
 
+import time
+
 import pytest
 from library import make_entry
 
@@ -56,6 +58,7 @@ def test_a_filter_is_a_tree(text, tree):
         ("width = 1e400", "out of range"),
         (f"width = -{'9' * 5000}", "out of range"),
         ("not " * 60 + "width = 1", "more than 50 nested brackets"),
+        (" or ".join(["width = 1"] * 901), "901 comparisons (limit 900); 'in' takes many values of a field"),
     ],
 )
 def test_what_is_no_filter_is_told(text, message):
@@ -63,6 +66,14 @@ def test_what_is_no_filter_is_told(text, message):
         parse_filter(text, ["price"])
     assert str(error.value).startswith("--where: ")
     assert message in str(error.value)
+
+
+def test_a_long_number_is_read_in_no_time():
+    """A search for the right number holds the interpreter: a server would answer nobody meanwhile."""
+    began = time.thread_time()
+    with pytest.raises(UserError, match="is invalid, at character 9"):
+        parse_filter(f"width > {'1' * 10_000}a")
+    assert time.thread_time() - began < 1, "each digit was tried with each other one"
 
 
 @pytest.mark.parametrize(

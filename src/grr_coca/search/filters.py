@@ -11,7 +11,7 @@ A comparison is false for an image that lacks the field, or has a value of the o
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -79,28 +79,46 @@ def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
         columns: the fields of this index besides `OWN_FIELDS`, `PHOTO_FIELDS` and `CERTAINTY_FIELDS`.
 
     Raises:
-        UserError: the filter is invalid, or names a field that no image has. The message gives the place of the error,
-            or the nearest field.
+        UserError: the filter is invalid or too long, or names a field that no image has. The message gives the place
+            of the error, or the nearest field.
     """
     tree = _Parser(text).parse()
+    tests = list(_tests(tree))
+    if len(tests) > _MAX_TESTS:
+        raise UserError(f"--where: {len(tests):,} comparisons (limit {_MAX_TESTS}); 'in' takes many values of a field")
     kinds: dict[str, Kind] = {**CERTAINTY_FIELDS, **PHOTO_FIELDS, **OWN_FIELDS}
     of_tables = set(columns)  # a column with the name of a photo's field may hold anything
     valid = {*kinds, *of_tables}
-    for name in sorted(_fields_of(tree)):
+    for name in sorted({test.field for test in tests}):
         if name not in valid:
             raise UserError(f"--where: there is no field '{name}'; {nearest(name, valid)}")
-    _require_kinds(tree, {name: kind for name, kind in kinds.items() if name not in of_tables})
+    for test in tests:
+        if test.field not in of_tables:
+            _require_kind(test, kinds[test.field])
     return tree
 
 
-def _fields_of(tree: Filter) -> set[str]:
+def _tests(tree: Filter) -> Iterator[Comparison | OneOf | Like]:
+    """The tests of single fields."""
     if isinstance(tree, And | Or):
-        return set().union(*(_fields_of(part) for part in tree.parts))
-    return _fields_of(tree.inner) if isinstance(tree, Not) else {tree.field}
+        for part in tree.parts:
+            yield from _tests(part)
+    elif isinstance(tree, Not):
+        yield from _tests(tree.inner)
+    else:
+        yield tree
+
+
+def _require_kind(test: Comparison | OneOf | Like, kind: Kind) -> None:
+    values = test.values if isinstance(test, OneOf) else (test.prefix if isinstance(test, Like) else test.value,)
+    for value in values:
+        if (kind == "text") != isinstance(value, str):
+            example = f"{test.field} > 64" if kind == "number" else f"{test.field} = '{value}'"
+            raise UserError(f"--where: '{test.field}' is a {kind}, and {value!r} is not; write {example}")
 
 
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])
+    r"""\s*(?:(?P<number>-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])
     |(?P<text>'(?:[^']|'')*'|"(?:[^"]|"")*")
     |(?P<name>[^\W\d]\w*)
     |(?P<sign><=|>=|!=|<>|==|[=<>(),])
@@ -110,6 +128,8 @@ _TOKEN = re.compile(
 _SYNONYMS = {"==": "=", "<>": "!="}
 _COMPARISONS = ("=", "!=", "<", "<=", ">", ">=")
 _MAX_DEPTH = 50
+_MAX_TESTS = 900
+"""Largest number of tests of a filter: SQLite takes trees of depth 1000, and each `and` and `or` is one deeper."""
 _MAX_INTEGER_LENGTH = len(str(-(2**63)))
 """Largest number of characters of an integer. Longer ones are out of range, and `int` refuses thousands of digits."""
 
@@ -238,23 +258,3 @@ def _tokens(text: str) -> Iterable[_Token]:
         if kind == "end":
             return
         place = match.end()
-
-
-def _require_kinds(tree: Filter, kinds: Mapping[str, Kind]) -> None:
-    if isinstance(tree, And | Or):
-        for part in tree.parts:
-            _require_kinds(part, kinds)
-    elif isinstance(tree, Not):
-        _require_kinds(tree.inner, kinds)
-    else:
-        values = {Comparison: "value", OneOf: "values", Like: "prefix"}[type(tree)]
-        value = getattr(tree, values)
-        for one in value if isinstance(value, tuple) else (value,):
-            _require_kind(tree.field, one, kinds)
-
-
-def _require_kind(field: str, value: FieldValue, kinds: Mapping[str, Kind]) -> None:
-    kind = kinds.get(field)
-    if kind is not None and (kind == "text") != isinstance(value, str):
-        example = f"{field} > 64" if kind == "number" else f"{field} = '{value}'"
-        raise UserError(f"--where: '{field}' is a {kind}, and {value!r} is not; write {example}")

@@ -55,6 +55,11 @@ def on_one_line(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def printable(text: str) -> str:
     """Escape the control characters of a message of one or more lines; line ends stay."""
     return "\n".join(map(on_one_line, text.split("\n")))

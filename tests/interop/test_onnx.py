@@ -331,7 +331,7 @@ def test_the_folder_is_complete_and_says_what_it_is(export):
     verify_folder(exported.folder)
     listed = listed_files(exported.folder)
     assert {path.name for path in exported.folder.iterdir()} == {*listed, "manifest.json"}
-    assert (exported.folder / "README.md").read_text() == readme(exported.checkpoint, "fp32", "model.safetensors")
+    assert (exported.folder / "README.md").read_text() == readme(exported.checkpoint, "fp32")
     manifest = json.loads((exported.folder / "manifest.json").read_text())
     assert manifest["precision"] == "fp32"
     assert manifest["checkpoint"] == fingerprint(exported.source) == fingerprint(exported.folder)
@@ -413,7 +413,7 @@ def test_the_graphs_that_ship_belong_to_the_weights_that_ship(name):
 def test_the_program_of_the_readme_runs_without_pytorch(export, tmp_path, name):
     exported = export(name)
     image = DRAWINGS[0]
-    page = readme(exported.checkpoint, "fp32", "model.safetensors")
+    page = readme(exported.checkpoint, "fp32")
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     program = "import sys\nsys.modules['torch'] = sys.modules['grr_coca'] = None\n" + program
     command = [sys.executable, "-c", program, str(image)]
@@ -430,7 +430,7 @@ def test_the_readme_of_int8_says_what_was_measured(export):
     path = Path(__file__).parents[2] / "benchmarks" / "results" / "precision.json"
     row = json.loads(path.read_text())["rows"][0]
     assert (row["model"], row["images"]) == ("icons", 895)
-    page = " ".join(readme(from_pretrained(SHIPPED["icons"]), "int8", "weights.safetensors").split())
+    page = " ".join(readme(from_pretrained(SHIPPED["icons"]), "int8").split())
     assert f"{row['int8_alone_as_in_a_batch']:.0%} are the same in batches of 1 and of 64".replace("%", " %") in page
     assert f"{row['int8_as_fp32']:.0%} are those of fp32".replace("%", " %") in page
     assert min(row["int8_cosine"], row["int8_alone_cosine"]) >= 0.999

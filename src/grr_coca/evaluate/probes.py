@@ -8,7 +8,7 @@ Shapes: N images, B images of a batch, P patch tokens, W their width, E embeddin
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -121,16 +121,18 @@ def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed:
         UserError: scikit-learn is not installed, the training images have fewer than two classes, or no class has five
             of them.
     """
-    regression = _logistic_regression()
+    require_extra("probe", "a linear probe")
+    from sklearn.linear_model import LogisticRegression
+
     if len(np.unique(targets)) < 2:
         raise UserError("a probe needs training images of two classes or more")
     fit, held_out = split_for_validation(targets, seed)
     scores = {}
     for strength in STRENGTHS:
-        model = regression(C=strength, max_iter=MAX_ITERATIONS).fit(train[fit], targets[fit])
+        model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(train[fit], targets[fit])
         scores[strength] = float((model.predict(train[held_out]) == targets[held_out]).mean())
     best = max(STRENGTHS, key=lambda strength: (scores[strength], -strength))
-    model = regression(C=best, max_iter=MAX_ITERATIONS).fit(train, targets)
+    model = LogisticRegression(C=best, max_iter=MAX_ITERATIONS).fit(train, targets)
     return LinearProbe(model.predict(test), best)
 
 
@@ -150,10 +152,3 @@ def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np
     if not len(validation):
         raise UserError(f"no class has {VALIDATION_EVERY} training images or more, so none can be kept for validation")
     return np.setdiff1d(np.arange(len(targets)), validation), validation
-
-
-def _logistic_regression() -> Any:
-    require_extra("probe", "a linear probe")
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression

@@ -25,15 +25,6 @@ def rank_of_first_hit(
     return (~(similarity < best - tie) & ~relevant).sum(dim=1)
 
 
-def _chance_recall(num_right: Int[Tensor, " N"], num_candidates: int, k: int) -> float:
-    """The expected recall at k of a random order. `num_right`: the number of right answers of each query."""
-    wrong = num_candidates - num_right.double()
-    missed = torch.ones_like(wrong)
-    for drawn in range(min(k, num_candidates)):
-        missed *= (wrong - drawn).clamp(min=0) / (num_candidates - drawn)
-    return (1 - missed).mean().item()
-
-
 RightAnswers = Literal["own", "equal"]
 """own: the right answers are the image's own captions, as in the literature. equal: also captions with the same
 text."""
@@ -66,7 +57,11 @@ class QueryRanks(NamedTuple):
 
     def chance(self, k: int) -> float:
         """The expected recall at k of a random order."""
-        return _chance_recall(self.num_right, self.num_candidates, k)
+        wrong = self.num_candidates - self.num_right.double()
+        missed = torch.ones_like(wrong)
+        for drawn in range(min(k, self.num_candidates)):
+            missed *= (wrong - drawn).clamp(min=0) / (self.num_candidates - drawn)
+        return (1 - missed).mean().item()
 
     def median(self) -> float:
         """The median rank of the first right answer, counted from 1."""

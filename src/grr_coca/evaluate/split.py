@@ -8,7 +8,7 @@ Shapes: N pairs, E embedding width.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -80,7 +80,7 @@ class Evaluation:
     text_to_image: dict[str, float]
     image_to_text: dict[str, float]
     chance: dict[str, float]
-    median_rank: dict[str, float] = field(default_factory=dict)
+    median_rank: dict[str, float]
 
     def flat(self) -> dict[str, float]:
         """All numbers under one level of names, such as `text_to_image/R@1`."""

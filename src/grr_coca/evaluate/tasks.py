@@ -63,7 +63,7 @@ def measure_retrieval(
             "right answers": "an image's own captions" + (" and equal ones" if right == "equal" else " alone"),
         },
         metrics=intervals(retrieval_measures(found)),
-        plain={f"{name}/median_rank": _joined_ranks(ranks).median() for name, ranks in directions.items()}
+        plain={f"{name}/median_rank": getattr(found, name).median() for name in directions}
         | {f"{name}/chance/R@{k}": _chance(ranks, k) for name, ranks in directions.items() for k in RECALLS},
     )
 

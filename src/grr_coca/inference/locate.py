@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from grr_coca.checkpoint_files import MODEL_FILES, find_model
-from grr_coca.errors import UserError, nearest
+from grr_coca.errors import UserError, first_line, nearest
 from grr_coca.extras import require_extra
 from grr_coca.files import MANIFEST
 from grr_coca.interop.open_clip.published import PUBLISHED, find_published, published_folder
@@ -67,8 +67,8 @@ def _fetch(hub_id: str) -> Path:
     except HFValidationError as error:
         raise UserError(f"{hub_id}: no such folder, and not a name that the Hugging Face hub accepts") from error
     except Exception as error:  # without a connection, its type depends on the version of the client
-        cause = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{hub_id}: no such folder, and no download from the Hugging Face hub ({cause[0]})") from error
+        cause = first_line(error)
+        raise UserError(f"{hub_id}: no such folder, and no download from the Hugging Face hub ({cause})") from error
 
 
 def _holds_checkpoint(path: Path) -> bool:

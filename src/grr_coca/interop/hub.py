@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from grr_coca.checkpoint_files import CONFIDENCE, FILES, GRAPH_FILES, find_checkpoint, has_graphs, read_json
 from grr_coca.errors import UserError
@@ -134,7 +133,7 @@ def check_hub_id(hub_id: str) -> None:
     """Raise an error if a name is not a valid name of a repository on the hub, OWNER/NAME.
 
     Raises:
-        UserError: it cannot.
+        UserError: it is not.
     """
     if not HUB_ID.fullmatch(hub_id):
         raise UserError(f"'{hub_id}' is not a name on the Hugging Face hub; give OWNER/NAME")
@@ -190,9 +189,8 @@ def push_files(files: Mapping[str, bytes | Path], card: str, hub_id: str, *, pri
 
 
 def _shipped_card(folder: Path) -> ModelCard | None:
-    path: Path = folder / _CARD
-    content: dict[str, Any] | None = read_json(path) if path.exists() else None
-    return None if content is None else from_dict(ModelCard, content, str(path))
+    path = folder / _CARD
+    return from_dict(ModelCard, read_json(path), str(path)) if path.exists() else None
 
 
 def _count_in_header(path: Path) -> int:

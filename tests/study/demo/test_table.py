@@ -63,6 +63,7 @@ def test_a_row_takes_text_to_image_recall_and_its_chance():
             text_to_image={"R@1": 0.1 * scale, "R@5": 0.9, "R@10": 0.9},
             image_to_text={"R@1": 0.8, "R@5": 0.9, "R@10": 0.9},
             chance={"R@1": 0.05, "R@5": 0.2, "R@10": 0.5},
+            median_rank={},
         )
 
     made = row("test", row_metrics(evaluation(1.0)), row_metrics(evaluation(2.0)))

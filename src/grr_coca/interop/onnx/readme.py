@@ -1,6 +1,7 @@
 """The README.md of a folder of graphs: what the files are, and a program that uses them. A test runs it."""
 
 from grr_coca.checkpoint import Checkpoint
+from grr_coca.checkpoint_files import QUANTIZED_WEIGHTS, WEIGHTS
 
 _OPEN = {
     "as_stored": 'picture = Image.open(sys.argv[1]).convert("RGB")',
@@ -87,8 +88,8 @@ Before a text is encoded, clean it as open_clip does, with the package ftfy:
 """
 
 
-def readme(checkpoint: Checkpoint, precision: str, weights: str) -> str:
-    """The page for a model. `weights`: the name of the file that holds them."""
+def readme(checkpoint: Checkpoint, precision: str) -> str:
+    """The page for a model."""
     preprocess, tokenizer = checkpoint.preprocess, checkpoint.tokenizer
     context_length = checkpoint.config.text_decoder.context_length
     program = _PROGRAM.format(
@@ -104,6 +105,6 @@ def readme(checkpoint: Checkpoint, precision: str, weights: str) -> str:
         program=program,
         size=preprocess.image_size,
         context_length=context_length,
-        weights=weights,
+        weights=QUANTIZED_WEIGHTS if precision == "int8" else WEIGHTS,
         notes=(_INT8 if precision == "int8" else "") + (_FTFY if tokenizer.cleaning == "ftfy" else ""),
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grr_coca.checkpoint_files import read_json
-from grr_coca.errors import UserError
+from grr_coca.errors import UserError, first_line
 from grr_coca.extras import require_extra
 from grr_coca.files import MANIFEST, file_sha256, models_cache, whole_folder, write_whole
 from grr_coca.interop.open_clip import SETTINGS, WEIGHTS
@@ -246,10 +246,10 @@ def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
             if weights is not None:
                 find(SETTINGS, weights.parent.name, only_here=False)
     except HfHubHTTPError as error:
-        raise UserError(f"{name}: the Hugging Face hub does not give {size} ({_first_line(error)})") from error
+        raise UserError(f"{name}: the Hugging Face hub does not give {size} ({first_line(error)})") from error
     except Exception as error:  # without a connection, the type of the error depends on the version of the client
         raise UserError(
-            f"{name}: no download of {size} from the Hugging Face hub ({_first_line(error)}); try again"
+            f"{name}: no download of {size} from the Hugging Face hub ({first_line(error)}); try again"
         ) from error
     if weights is None:
         raise UserError(f"{name}: {model.repository} has none of {', '.join(WEIGHTS)}")
@@ -283,7 +283,3 @@ def _require_space(folder: Path, needed: int) -> None:
             f"{folder.parent}: {free / 1e9:.2f} GB are free, and importing takes {needed / 1e9:.2f} GB; free some, or "
             "set XDG_CACHE_HOME to a folder on another disk"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

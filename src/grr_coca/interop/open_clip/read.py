@@ -12,7 +12,7 @@ from torch import Tensor
 from grr_coca.checkpoint import Checkpoint
 from grr_coca.config import CoCaConfig
 from grr_coca.data.tokenizer import clip_bpe
-from grr_coca.errors import UserError
+from grr_coca.errors import UserError, first_line
 from grr_coca.interop.open_clip import SETTINGS, find_weights
 from grr_coca.interop.open_clip.architecture import Heads, infer_config
 from grr_coca.interop.open_clip.names import links, to_ours, to_theirs
@@ -159,7 +159,7 @@ def _read_pickled(path: Path) -> Mapping[str, object]:
     except pickle.UnpicklingError as error:  # its text advises to run the code of the file
         raise UserError(f"{path}: refused: it holds more than tensors, or no weights; no code of it was run") from error
     except Exception as error:  # damaged bytes can raise any exception
-        raise UserError(f"{path}: damaged, or its download was cut off ({_first_line(error)})") from error
+        raise UserError(f"{path}: damaged, or its download was cut off ({first_line(error)})") from error
     if not isinstance(found, Mapping):
         raise UserError(f"{path}: holds {type(found).__name__}, not tensors by name")
     return found
@@ -169,7 +169,3 @@ def _can_be_mapped(path: Path) -> bool:
     """True for a zip file, which PyTorch writes since 1.6."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

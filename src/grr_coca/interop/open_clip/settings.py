@@ -54,6 +54,8 @@ _UNSUPPORTED_MODELS = {
     "coca_roberta-ViT-B-32": "its text tower is one of Hugging Face",
 }
 
+_SWITCHES = {"vision_cfg": ("attentional_pool", "pooler"), "text_cfg": ("embed_cls", "class token")}
+"""Keys that must be set, and the part of a CoCa that each gives."""
 _SHAPES = {
     "vision_cfg": {"image_size", "layers", "width", "patch_size", "mlp_ratio", "attn_pooler_queries"},
     "text_cfg": {"context_length", "vocab_size", "width", "layers", "mlp_ratio"},
@@ -260,10 +262,9 @@ def read_settings(path: Path) -> Settings:
 
 
 def _refuse_unsupported(path: Path, part: str, said: Mapping[str, Any]) -> None:
-    if part in ("vision_cfg", "text_cfg") and not said.get("attentional_pool" if part == "vision_cfg" else "embed_cls"):
-        key, what = ("attentional_pool", "pooler") if part == "vision_cfg" else ("embed_cls", "class token")
-        if not any(said.get(other) for other in ("timm_model_name", "hf_model_name")):
-            raise UserError(f"{path}: {part}: {key} is not set; a CoCa without its {what} is not supported")
+    key, what = _SWITCHES.get(part, ("", ""))
+    if key and not any(said.get(given) for given in (key, "timm_model_name", "hf_model_name")):
+        raise UserError(f"{path}: {part}: {key} is not set; a CoCa without its {what} is not supported")
     fixed, heads = _FIXED[part], _HEADS.get(part, set())
     shapes = _SHAPES.get(part, set()) | heads
     for key, value in said.items():

@@ -24,9 +24,6 @@ from grr_coca.errors import UserError
 from grr_coca.shapes import Bool, Float, Int, UInt8
 from grr_coca.structure import from_dict
 
-FOR_PHOTOGRAPHS = "coca-l14-captions"
-"""The published model that captions photographs."""
-
 
 class Certainty(NamedTuple):
     """What a model knows of its caption of an image; None: it cannot tell.

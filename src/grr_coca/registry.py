@@ -14,6 +14,8 @@ from grr_coca.structure import from_dict
 FOLDER = Path(__file__).parent / "weights"
 DEFAULT = "icons"
 """The model that is used if none is given."""
+FOR_PHOTOGRAPHS = "coca-l14-captions"
+"""The published model that captions photographs."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 """`owner/name` on the Hugging Face hub."""

@@ -167,6 +167,21 @@ def test_rows_of_json_say_it_and_one_line_names_the_model_for_photographs(tmp_pa
     )
 
 
+@pytest.mark.parametrize(
+    "arguments", [["caption", "--sidecar", "txt"], ["caption", "--sidecar", "xmp"], ["classify", "--sidecar", "xmp"]]
+)
+def test_nothing_is_written_beside_images_unlike_those_of_the_training(tmp_path, capsys, arguments):
+    verb, *sidecar = arguments
+    labels = ["--labels", "guitar,boat", "--min-probability", "0"] if verb == "classify" else []
+    noise().save(tmp_path / "noise.png")
+    shutil.copy(DRAWINGS[0], tmp_path)
+    assert main([verb, str(tmp_path), *labels, *sidecar]) == 0
+    written = {path.name for path in tmp_path.iterdir()} - {"noise.png", DRAWINGS[0].name}
+    assert len(written) == 1
+    assert "noise" not in written.pop()
+    assert "1 of 2 images are unlike those that this model was trained on, so nothing was" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [[], [True, False], [False], [None, None]])
 def test_nothing_is_said_if_most_images_are_familiar(flags):
     with warnings_of("grr_coca.inference.model") as said:

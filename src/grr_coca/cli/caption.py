@@ -28,7 +28,13 @@ from grr_coca.cli.output import (
     to_json,
     write_output,
 )
-from grr_coca.cli.sidecars import XmpFiles, in_closed_folders, places_beside, report_unwritten
+from grr_coca.cli.sidecars import (
+    XmpFiles,
+    in_closed_folders,
+    places_beside,
+    report_unfamiliar,
+    report_unwritten,
+)
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.extras import require_extra
 from grr_coca.files import behind_link
@@ -84,7 +90,7 @@ def run(
         images: image files, folders, patterns, .tar shards, or tables of images.
         out: write rows to this .jsonl or .csv file; images that are in it already are not captioned again.
         sidecar: write a caption beside each image that has none: into NAME.txt, or into NAME.jpg.xmp, which photo
-            managers read; what else is in such a file stays.
+            managers read; what else is in such a file stays. Images that are unlike those of the training get none.
         overwrite: with --sidecar, also replace captions that are there.
         json: print JSON lines, also with the probability that a caption is exactly right (confidence), and whether the
             image is unlike those that the model was trained on (unfamiliar); null: unknown.
@@ -127,9 +133,11 @@ def run(
         def write(files: "list[ImageFile]", described: "list[Description]") -> None:
             nonlocal num_captioned
             for file, description in zip(files, described, strict=True):
+                unfamiliar.append(description.unfamiliar)
+                if sidecar is not None and description.unfamiliar:
+                    continue
                 output.write(file, description)
                 num_captioned += file.name not in output.unusable
-                unfamiliar.append(description.unfamiliar)
                 best.append(description.captions[0].text)
 
         shown = shows_progress(prints=out is None and sidecar is None)
@@ -156,7 +164,10 @@ def run(
     from grr_coca.inference.model import warn_if_unfamiliar
 
     warn_if_repeated(best)
-    warn_if_unfamiliar(unfamiliar)
+    if sidecar is None:
+        warn_if_unfamiliar(unfamiliar)
+    else:
+        report_unfamiliar(unfamiliar)
     return int(not num_captioned)
 
 

@@ -1,5 +1,6 @@
 """`grr-coca classify`: the labels that fit images best."""
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,7 +18,7 @@ from grr_coca.cli.flags import (
     require_batch_size,
 )
 from grr_coca.cli.output import say, to_json
-from grr_coca.cli.sidecars import XmpFiles
+from grr_coca.cli.sidecars import XmpFiles, report_unfamiliar
 from grr_coca.errors import UserError, on_one_line
 from grr_coca.evaluate.class_names import NAME_ALONE, check_class_names, read_class_names
 from grr_coca.inference.locate import locate_checkpoint
@@ -55,7 +56,8 @@ def run(
         templates: texts in which {} stands for the label, such as "a drawing of a {}"; their embeddings are averaged.
             If none is given, the label alone.
         top: number of labels to show for each image, likeliest first.
-        sidecar: also add labels as keywords to the XMP file beside each image, which photo managers read.
+        sidecar: also add labels as keywords to the XMP file beside each image, which photo managers read. Images that
+            are unlike those of the training get none.
         min_probability: with --sidecar, a label is added if it has at least this probability; if not given, 0.5.
         json: print JSON lines.
         exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif".
@@ -89,22 +91,28 @@ def run(
     model = grr_coca.load(folder, engine=engine)
     classifier = model.classifier(names, joined(templates) or NAME_ALONE)
 
-    def classify(_: "list[ImageFile]", opened: list) -> "list[list[LabelProbability]]":
-        return model.rank_labels(classifier, model.embed_images(opened, batch_size=batch_size))
+    unfamiliar: list[bool | None] = []
 
-    def write(files: "list[ImageFile]", ranked: "list[list[LabelProbability]]") -> None:
-        for file, all_labels in zip(files, ranked, strict=True):
+    def classify(_: "list[ImageFile]", opened: list) -> "list[tuple[list[LabelProbability], bool | None]]":
+        ranked = model.rank_labels(classifier, model.embed_images(opened, batch_size=batch_size))
+        asked = opened if sidecars is not None else []
+        return list(zip_longest(ranked, model.are_unfamiliar(asked, batch_size=batch_size)))
+
+    def write(files: "list[ImageFile]", ranked: "list[tuple[list[LabelProbability], bool | None]]") -> None:
+        for file, (all_labels, is_unfamiliar) in zip(files, ranked, strict=True):
+            unfamiliar.append(is_unfamiliar)
             best = all_labels[:top]
             shown = "   ".join(f"{share:.1%} {label}" for label, share in best)
             choices = [choice._asdict() for choice in best]
             record = {"image": file.name, "labels": choices, "engine": model.engine.name}
             say(to_json(record) if json else f"{on_one_line(file.name)}\t{shown}")
             keywords = [label for label, share in all_labels if share >= min_share]
-            if sidecars is not None and keywords:
+            if sidecars is not None and keywords and not is_unfamiliar:
                 sidecars.write(file, None, keywords)
 
     code = work_through(found, model, batch_size, "classified", classify, write, shows_progress(prints=True))
     if sidecars is not None:
+        report_unfamiliar(unfamiliar)
         sidecars.report()
     return code
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from grr_coca.cli.output import disk_errors, failure_lines
 from grr_coca.data.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
 from grr_coca.errors import UserError
+from grr_coca.registry import FOR_PHOTOGRAPHS
 
 if TYPE_CHECKING:
     from grr_coca.data.image_files import ImageFile
@@ -56,6 +57,20 @@ def report_unwritten(failures: Sequence[str], kind: str) -> None:
         print(f"{files} cannot be written:", file=sys.stderr)
         for line in failure_lines(failures):
             print(f"  {line}", file=sys.stderr)
+
+
+def report_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
+    """Say beside how many images nothing was written, as they are unlike those that the model was trained on.
+
+    A guess would stay there as if someone had meant it. None: unknown.
+    """
+    count = sum(map(bool, unfamiliar))
+    if count:
+        print(
+            f"{count:,} of {len(unfamiliar):,} images are unlike those that this model was trained on, so nothing was "
+            f"written beside them; for photographs, add -c {FOR_PHOTOGRAPHS}",
+            file=sys.stderr,
+        )
 
 
 class XmpFiles:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from grr_coca.calibration import FOR_PHOTOGRAPHS, UNKNOWN, Calibration, Certainty, read_calibration
+from grr_coca.calibration import UNKNOWN, Calibration, Certainty, read_calibration
 from grr_coca.checkpoint_files import fingerprint
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
@@ -30,6 +30,7 @@ from grr_coca.inference.choose import choose_device, choose_engine
 from grr_coca.inference.images import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.read_checkpoint import CheckpointFiles, read_files
+from grr_coca.registry import FOR_PHOTOGRAPHS
 from grr_coca.shapes import Float, UInt8
 from grr_coca.threads import wait_passively
 
@@ -322,6 +323,17 @@ class ImageTextModel:
             tuple(Certainty(None if unfamiliar else confidence(caption), unfamiliar) for caption in found)
             for found, unfamiliar in zip(captions, fitted.are_unfamiliar(pixels), strict=True)
         ]
+
+    def are_unfamiliar(self, images: Sequence[ImageInput], *, batch_size: int = _BATCH_SIZE) -> list[bool | None]:
+        """Whether each image is unlike those that the model was trained on; None: unknown."""
+        fitted = self.calibration
+        if fitted is None:
+            return [None] * len(images)
+
+        def work(batch: _Numbered) -> list[bool]:
+            return fitted.are_unfamiliar(self._pixels(batch))
+
+        return list(self._run("looking at images", images, batch_size, work, None))
 
     def warn_if_unfit(self) -> None:
         """Warn once if the checkpoint says that its embeddings are unfit for search and labels."""

@@ -291,6 +291,17 @@ def test_bodies_of_all_requests_together_are_bounded(strict):
     assert strict.post("/caption", b"x" * 45_000).status == 415
 
 
+def test_a_body_is_not_counted_twice_if_its_end_comes_by_itself(strict):
+    head = b"POST /caption HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    with ExitStack() as stack:
+        slow, ending = (stack.enter_context(socket.create_connection(strict.place, timeout=5)) for _ in range(2))
+        slow.sendall(head + b"Content-Length: 45000\r\n\r\n" + b"x" * 44_000)
+        ending.sendall(head + b"Transfer-Encoding: chunked\r\n\r\nafc8\r\n" + b"x" * 45_000 + b"\r\n")
+        wait_until(lambda: strict.metric("grr_coca_body_bytes") == 89_000)
+        ending.sendall(b"0\r\n\r\n")
+        assert ending.recv(100).startswith(b"HTTP/1.1 415 "), "89,000 bytes are held, and 120,000 may be"
+
+
 def test_too_many_pixels_are_refused_before_they_are_decoded(strict, monkeypatch):
     buffer = io.BytesIO()
     Image.new("1", (101, 100)).save(buffer, "PNG")

@@ -19,6 +19,8 @@ from serving import DRAWINGS, Client, wait_until
 
 import grr_coca
 from grr_coca.cli import main
+from grr_coca.search.entry import Header
+from grr_coca.search.index import make_store
 from grr_coca.serve.server import listen
 from processes import running
 
@@ -95,6 +97,14 @@ def test_what_cannot_be_served_is_refused_in_one_line(refused, arguments, reason
 
 def test_an_index_of_another_model_is_refused_in_one_line(refused, index):
     assert "an index of the model 'icons'" in refused(index, "-c", "pictograms", "--port", "0")
+
+
+def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, tmp_path):
+    location = tmp_path / "drawings.index"
+    make_store(str(location), Header("/gone/model", "f" * 32, 8)).close()
+    message = refused(location, "--port", "0")
+    assert f"{location}: made with the model '/gone/model', which does not exist any more" in message
+    assert "give its folder by -c" in message
 
 
 def test_a_signal_under_load_loses_no_accepted_request(index):

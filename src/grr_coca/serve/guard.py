@@ -196,7 +196,8 @@ class Guard:
         body = bytearray()
         try:
             declared = dict(scope["headers"]).get(b"content-length", b"")
-            self._require_bytes(int(declared) if declared.isdigit() else 0, 0)
+            size = int(declared) if declared.isdigit() else 0
+            self._require_bytes(size, size)
             async with asyncio.timeout(self._limits.body_seconds):
                 while True:
                     message = await exchange.receive()
@@ -217,9 +218,10 @@ class Guard:
             raise
 
     def _require_bytes(self, size: int, more: int) -> None:
+        """Raise an error if a body of this size, of which so many bytes are not held yet, is too large."""
         if size > self._limits.max_bytes:
             raise Refusal(413, f"too many bytes: more than {self._limits.max_bytes:,}, the limit of a request")
-        if self._held + (more or size) > self._limits.max_held_bytes:
+        if self._held + more > self._limits.max_held_bytes:
             raise Refusal(429, "too many large requests at once; try again in a moment", retry_after=2)
 
     def _hold(self, size: int) -> None:

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from grr_coca.errors import UserError
 from grr_coca.registry import DEFAULT
-from grr_coca.search.index import open_store
+from grr_coca.search.index import Index
 from grr_coca.search.model import IndexModel
 from grr_coca.serve.app import make_app
 from grr_coca.serve.explainer import Explainer
@@ -29,7 +29,7 @@ from grr_coca.serve.library import ServedIndex
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.pictures import PictureReader
 from grr_coca.serve.queue import ModelQueue
-from grr_coca.serve.refusal import Refusal, json_bytes
+from grr_coca.serve.refusal import Refusal, error_headers, json_bytes
 from grr_coca.serve.service import Service
 
 if TYPE_CHECKING:
@@ -91,14 +91,8 @@ def _model_of(options: ServeOptions) -> IndexModel:
     """
     if options.index is None:
         return IndexModel(options.model or DEFAULT)
-    store = open_store(options.index)
-    assert store is not None
-    try:
-        model = IndexModel(options.model or store.header.model)
-        model.require(store.header, options.index)
-    finally:
-        store.close()
-    return model
+    with Index.open(options.index, options.model) as index:
+        return index.model
 
 
 class RunningServer:
@@ -286,8 +280,9 @@ class _Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP, such as headers that are too large."""
-        content = json_bytes(Refusal(400, f"not a valid HTTP request, or its headers are too large ({msg})").content)
-        headers = [("content-type", "application/json"), ("content-length", str(len(content))), ("connection", "close")]
+        refusal = Refusal(400, f"not a valid HTTP request, or its headers are too large ({msg})")
+        content = json_bytes(refusal.content)
+        headers = [*error_headers(refusal, content), (b"connection", b"close")]
         with contextlib.suppress(h11.LocalProtocolError):
             self.transport.write(self.conn.send(h11.Response(status_code=400, headers=headers, reason=b"Bad Request")))
             self.transport.write(self.conn.send(h11.Data(data=content)))

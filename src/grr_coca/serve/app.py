@@ -43,10 +43,7 @@ def make_app(service: Service, *, is_local: bool) -> Guard:
     page = _Page(directory=FILES)
     for path in _PATHS:
         app.add_route(path, page.answer, include_in_schema=False)
-    app.add_exception_handler(Exception, _told)
-    app.add_exception_handler(HTTPException, _told)
-    app.add_exception_handler(RequestValidationError, _told)
-    for kind in (Refusal, UserError, MemoryError):
+    for kind in (Exception, HTTPException, RequestValidationError, Refusal, UserError, MemoryError):
         app.add_exception_handler(kind, _told)
     return Guard(
         app,

@@ -36,24 +36,20 @@ _CHAT: dict[str, Any] = {
 """The example of a request."""
 
 
-class _Lenient(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class ImageUrl(_Lenient):
+class ImageUrl(BaseModel):
     """`url`: a picture as `data:image/…;base64,…`."""
 
     url: str
 
 
-class TextPart(_Lenient):
+class TextPart(BaseModel):
     """A text, which is not read."""
 
     type: Literal["text"]
     text: Text
 
 
-class ImagePart(_Lenient):
+class ImagePart(BaseModel):
     """A picture."""
 
     type: Literal["image_url"]
@@ -63,23 +59,23 @@ class ImagePart(_Lenient):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class Message(_Lenient):
+class Message(BaseModel):
     """A message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[Part], Field(max_length=100)] | None = None
 
 
-class StreamOptions(_Lenient):
+class StreamOptions(BaseModel):
     """`include_usage`: whether a last chunk counts the tokens."""
 
     include_usage: bool | None = None
 
 
-class ChatInput(_Lenient):
+class ChatInput(BaseModel):
     """A request for a caption."""
 
-    model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [_CHAT]})
+    model_config = ConfigDict(json_schema_extra={"examples": [_CHAT]})
 
     model: Text
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
@@ -97,12 +93,10 @@ class ChatInput(_Lenient):
     tool_choice: Any = None
 
 
-class EmbeddingsInput(_Lenient):
+class EmbeddingsInput(BaseModel):
     """Texts and pictures (as data URIs) to embed."""
 
-    model_config = ConfigDict(
-        extra="ignore", json_schema_extra={"examples": [{"model": "icons", "input": ["a red heart", HEART]}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "icons", "input": ["a red heart", HEART]}]})
 
     model: Text
     input: (

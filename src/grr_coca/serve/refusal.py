@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Mapping
 from http import HTTPStatus
 
 from grr_coca.data.sources.base import BadSample, Cause
@@ -82,9 +81,5 @@ def server_sent(content: object, event: str | None = None) -> bytes:
 
 def error_headers(refusal: Refusal, content: bytes) -> list[tuple[bytes, bytes]]:
     """The headers of a response that the framework does not write."""
-    headers: Mapping[str, str] = {
-        "content-type": "application/json",
-        "content-length": str(len(content)),
-        **refusal.headers,
-    }
+    headers = {"content-type": "application/json", "content-length": str(len(content)), **refusal.headers}
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]

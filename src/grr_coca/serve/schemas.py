@@ -113,7 +113,7 @@ class SearchInput(Strict):
     """What pictures should show, and which hits to return. `like`, `unlike`: ids of pictures of the index."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"texts": ["red fruit"], "where": "width >= 16", "limit": 2}]}
+        json_schema_extra={"examples": [{"texts": ["red fruit"], "where": "width >= 16", "limit": 2}]}
     )
 
     texts: Annotated[list[Words], Field(max_length=16)] = []

@@ -1,7 +1,6 @@
 """What all endpoints share: the model behind its queue, the index, and the reader of pictures."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -124,4 +123,4 @@ class Service:
 
 def deadline_of(request: Request) -> float:
     """When the answer to a request must have begun, by the monotonic clock."""
-    return request.scope.get("state", {}).get(DEADLINE, time.monotonic() + Limits().seconds)
+    return request.scope["state"][DEADLINE]

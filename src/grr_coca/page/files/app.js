@@ -1,7 +1,7 @@
 // The page: a field, what the model sees in a picture, filters, and a grid of pictures. What answers is a backend:
 // `graphs.js` in an exported site, `http.js` on a server. Both have the methods
-//   info() → {title, about, pictures (number, or null without an index), model, engine, can, ready}, where
-//     can is a list of search, duplicates, caption, explain
+//   info() → {title, about, placeholder, pictures (number, or null without an index), can, ready}, where
+//     can is a list of search, duplicates, caption, explain, and ready is a promise of {files} to keep offline
 //   search({texts, without, like, unlike, image, filters, offset, limit}, signal) → {hits, more, is_likely, can_tell}
 //   pictures(filters, offset, limit, signal) → {total, pictures};  duplicates(offset, limit, signal) → {total, groups}
 //   facets() → {facets};  caption(file, onToken, signal) → text;  explain({file | entry}, signal) → {caption, words}

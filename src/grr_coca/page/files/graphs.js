@@ -18,7 +18,6 @@ export class Graphs {
   /** @param {(state: object) => void} onState called while the site loads */
   constructor(onState) {
     this.onState = onState;
-    this.latest = null;
   }
 
   async info() {
@@ -33,8 +32,8 @@ export class Graphs {
     this.#worker.onerror = (event) => this.#fail(event.message || "the worker could not be loaded");
     this.ready = this.#call("ready", {});
     this.ready.catch(() => {});
-    const { title, about, placeholder, count, can, model } = this.#site;
-    return { title, about, placeholder, pictures: count, can, model: model.name, engine: this.#site.engine, ready: this.ready };
+    const { title, about, placeholder, count, can } = this.#site;
+    return { title, about, placeholder, pictures: count, can, ready: this.ready };
   }
 
   /** Load what a dropped picture needs. */

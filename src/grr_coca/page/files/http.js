@@ -16,7 +16,7 @@ export class Http {
       }
     }
     if (info.can.includes("search")) info.can.push("duplicates");
-    return { ...info, ready: Promise.resolve({ count: info.pictures }) };
+    return { ...info, ready: Promise.resolve({}) };
   }
 
   async prepare() {}

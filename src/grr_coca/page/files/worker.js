@@ -230,7 +230,7 @@ const calls = {
     state.isReady = true;
     tell();
     const files = performance.getEntriesByType("resource").map(({ name }) => name);
-    return { count: library?.size ?? null, files };
+    return { files };
   },
 
   /** Load what a dropped picture needs, before one is dropped. */

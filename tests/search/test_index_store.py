@@ -219,7 +219,7 @@ def test_twins_are_found_by_their_bytes(store):
     twins = store.twins([entries[2].digest, "0" * 31 + "f"])
     assert twins.keys() == {entries[2].digest}
     twin = twins[entries[2].digest]
-    assert (twin.caption, twin.phash, twin.width) == (entries[2].caption, entries[2].phash, entries[2].width)
+    assert (twin.caption, twin.certainty) == (entries[2].caption, entries[2].certainty)
     assert np.array_equal(np.float32(twin.embedding), vectors[2])
 
 

@@ -56,7 +56,8 @@ def choose_engine(
         return _torch(folder, f"{folder}: has no ONNX graphs (grr-coca export onnx writes them), so it")
     if find_spec("torch") is None:
         return _onnx(folder)
-    is_narrow = max(transformer.embed_dim for transformer in _transformers(config)) <= MAX_ONNX_WIDTH
+    parts = (config.image_encoder, config.text_decoder, config.multimodal_decoder)
+    is_narrow = max(part.transformer.embed_dim for part in parts) <= MAX_ONNX_WIDTH
     if is_narrow and (device is not None or best_device() == "cpu"):
         return _onnx(folder)
     return "torch"
@@ -124,7 +125,3 @@ def _require_cpu(folder: Path, device: "str | torch.device | None") -> None:
     if device is not None and str(device) != "cpu":
         model = "a model in int8" if is_quantized(folder) else "the engine 'onnx'"
         raise UserError(f"device '{device}': {model} runs on the CPU alone; leave the device out")
-
-
-def _transformers(config: CoCaConfig) -> list:
-    return [part.transformer for part in (config.image_encoder, config.text_decoder, config.multimodal_decoder)]

@@ -265,10 +265,11 @@ class _Known(NamedTuple):
 
 def _images_of_query(query: Query, model: QueryModel) -> _Known:
     """Embeddings of the images to look for, and their captions if the query has no text."""
-    images = list(query.images)
-    if query.texts or not images:
-        return _Known([], list(model.embed_images(images)) if images else [])
-    described = model.describe_images(images)
+    if not query.images:
+        return _Known([], [])
+    if query.texts:
+        return _Known([], list(model.embed_images(query.images)))
+    described = model.describe_images(query.images)
     return _Known([caption for caption, _ in described], [vector for _, vector in described])
 
 

@@ -1,7 +1,6 @@
 """`grr_coca.Index`: the index of a library of images, in a folder or on a Milvus server."""
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -15,7 +14,7 @@ from grr_coca.search.embedded.database import FILE, create_database, holds_nothi
 from grr_coca.search.embedded.store import EmbeddedStore
 from grr_coca.search.entry import Header, chunks
 from grr_coca.search.filters import parse_filter
-from grr_coca.search.model import IndexModel
+from grr_coca.search.model import IndexModel, RayDescriber
 from grr_coca.search.store import Changes, Store
 from grr_coca.search.update import Describer, OnProgress, Update, absolute_arguments, forget_arguments, update_store
 
@@ -117,16 +116,12 @@ class Index:
                 disk is full.
         """
         named = [str(image) for image in ([images] if isinstance(images, str | Path) else images)]
-        make_describer = partial(self._describer, on)
         patterns = [exclude] if isinstance(exclude, str) else exclude
+
+        def make_describer() -> Describer:
+            return self.model if on == "this" else RayDescriber(self.model.folder, self.model.engine)
+
         return update_store(self.store, named, make_describer, self.model.batch_size, on_progress, patterns)
-
-    def _describer(self, on: Machines) -> Describer:
-        if on == "this":
-            return self.model
-        from grr_coca.search.model import RayDescriber  # late: it needs an extra
-
-        return RayDescriber(self.model.folder, self.model.engine)
 
     def refresh(self, on_progress: OnProgress = lambda *_: None, on: Machines = "this") -> Update:
         """Call `add` for everything that was added before."""

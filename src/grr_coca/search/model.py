@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from grr_coca.calibration import Certainty
 from grr_coca.checkpoint_files import fingerprint
 from grr_coca.data.image_files import ImageFile, done_ahead
 from grr_coca.data.photo import Photo, read_photo
@@ -27,6 +26,7 @@ from grr_coca.registry import DEFAULT, shipped_folder
 from grr_coca.search.duplicates import perceptual_hash
 from grr_coca.search.entry import Entry, Failure, Header, Stamp, digest_of, plain_fields, stamp_of
 from grr_coca.search.relevance import is_fitted_to
+from grr_coca.search.store import Described
 
 if TYPE_CHECKING:
     from grr_coca.checkpoint import Checkpoint
@@ -42,20 +42,12 @@ class Found(NamedTuple):
     stamp: Stamp | None
 
 
-class Said(NamedTuple):
-    """Caption and embedding of an image, and what the model knows of the caption."""
-
-    caption: str
-    embedding: np.ndarray
-    certainty: Certainty = Certainty()
-
-
 @dataclass(frozen=True, kw_only=True)
 class DecodedImage:
     """A decoded image: the digest of its bytes, its size, its perceptual hash, what its camera and people wrote, and
     `square`, the input of the model.
 
-    If another machine has decoded and described it, `described` has its caption and embedding, and `square` is None.
+    If another machine has decoded and described it, `described` says how, and `square` is None.
     """
 
     found: Found
@@ -65,11 +57,11 @@ class DecodedImage:
     phash: int
     photo: Photo
     square: Image.Image | None
-    described: Said | None = None
+    described: Described | None = None
 
 
-Take = Callable[[Sequence[DecodedImage], list[Said]], None]
-"""Takes a batch of images, and the caption and embedding of each."""
+Take = Callable[[Sequence[DecodedImage], list[Described]], None]
+"""Takes a batch of images, and what the model says of each."""
 
 
 def decode_found(found: Found, preprocess: "Preprocess") -> DecodedImage | Failure:
@@ -105,7 +97,7 @@ def decode_found(found: Found, preprocess: "Preprocess") -> DecodedImage | Failu
     )
 
 
-def make_entry(decoded: DecodedImage, caption: str, certainty: Certainty) -> Entry:
+def make_entry(decoded: DecodedImage, described: Described) -> Entry:
     """The entry of a decoded image.
 
     Raises:
@@ -124,17 +116,17 @@ def make_entry(decoded: DecodedImage, caption: str, certainty: Certainty) -> Ent
         phash=decoded.phash,
         width=decoded.width,
         height=decoded.height,
-        caption=caption,
+        caption=described.caption,
         fields=plain_fields(file.fields()),
         photo=decoded.photo,
-        certainty=certainty,
+        certainty=described.certainty,
     )
 
 
-def _describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) -> list[Said]:
+def _describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) -> list[Described]:
     """Caption and embedding of each square, from one forward pass."""
     described = model.describe_many(list(squares), batch_size=max(1, len(squares)))
-    return [Said(" ".join(one.captions[0].text.split()), one.embedding, one.certainties[0]) for one in described]
+    return [Described(" ".join(one.captions[0].text.split()), one.embedding, one.certainties[0]) for one in described]
 
 
 class IndexModel:
@@ -204,9 +196,9 @@ class IndexModel:
         """Caption and embedding of each image, from one forward pass."""
         model = self.loaded
 
-        def work(batch: Sequence[DecodedImage]) -> tuple[Sequence[DecodedImage], list[Said]]:
+        def work(batch: Sequence[DecodedImage]) -> tuple[Sequence[DecodedImage], list[Described]]:
             squares = [one.square for one in batch if one.square is not None]
-            return batch, _describe_squares(model, squares) if squares else []
+            return batch, _describe_squares(model, squares)
 
         model.map_batches(batches, work, lambda done: take(*done))
 
@@ -290,7 +282,7 @@ class RayDescriber:
         )
 
     def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
-        """The captions and embeddings, which the workers have already computed."""
+        """What the workers have already computed."""
         for batch in batches:
             take(batch, [one.described for one in batch if one.described is not None])
 
@@ -304,7 +296,7 @@ def _worker(folder: Path, engine: str) -> Callable[[Sequence[Found]], list[Decod
     def work(batch: Sequence[Found]) -> list[DecodedImage | Failure]:
         read = [decode_found(found, preprocess) for found in batch]
         squares = [one.square for one in read if isinstance(one, DecodedImage) and one.square is not None]
-        described = iter(_describe_squares(model, squares) if squares else [])
+        described = iter(_describe_squares(model, squares))
         return [
             one if isinstance(one, Failure) else replace(one, square=None, described=next(described)) for one in read
         ]

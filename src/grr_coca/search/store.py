@@ -84,15 +84,11 @@ class FieldSummary(NamedTuple):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Described:
-    """Caption, embedding, perceptual hash and size of an image, and what the model knows of the caption."""
+class Described(NamedTuple):
+    """Caption and embedding of an image, and what the model knows of the caption."""
 
     caption: str
     embedding: np.ndarray
-    phash: int
-    width: int
-    height: int
     certainty: Certainty
 
 
@@ -217,7 +213,7 @@ class Store(Protocol):
         ...
 
     def twins(self, digests: Sequence[str]) -> dict[str, Described]:
-        """Caption and embedding of images with these digests, by digest."""
+        """What is known of the images with these digests, by digest."""
         ...
 
     def roots(self) -> list[str]:

@@ -28,8 +28,8 @@ from grr_coca.data.walk import LeftOut
 from grr_coca.errors import UserError
 from grr_coca.files import require_path
 from grr_coca.search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
-from grr_coca.search.model import DecodedImage, Found, Said, Take, make_entry
-from grr_coca.search.store import Changes, Known, Noted, Store, Touch
+from grr_coca.search.model import DecodedImage, Found, Take, make_entry
+from grr_coca.search.store import Changes, Described, Known, Noted, Store, Touch
 
 _LOOKUP_SIZE = 1000
 SECONDS_BETWEEN_COMMITS = 5.0
@@ -236,10 +236,6 @@ class _Run:
             todo += len(chunk) - known
         return todo
 
-    def _outdated(self) -> Iterator[Found]:
-        """New and changed images."""
-        return self._in_state("outdated")
-
     def _in_state(self, wanted: _State) -> Iterator[Found]:
         left_out = LeftOut(self.update.left_out.patterns)  # of its own: everything has been counted
         return (found for found, state in self._once_each(left_out) if state == wanted)
@@ -289,17 +285,17 @@ class _Run:
         sizes: deque[tuple[int, int]] = deque()  # of each batch that is being described: all images, and failures
 
         def undescribed() -> Iterator[list[DecodedImage]]:
-            for batch in describer.read(self._outdated(), batch_size):
+            for batch in describer.read(self._in_state("outdated"), batch_size):
                 failures = [one for one in batch if isinstance(one, Failure)]
                 self._note_arrivals([one.name if isinstance(one, Failure) else one.found.file.name for one in batch])
                 self._pending.failed.extend(failures)
                 sizes.append((len(batch), len(failures)))
                 yield self._add_known([one for one in batch if isinstance(one, DecodedImage)])
 
-        def take(batch: Sequence[DecodedImage], described: list[Said]) -> None:
+        def take(batch: Sequence[DecodedImage], described: list[Described]) -> None:
             nonlocal done, failed
             for one, said in zip(batch, described, strict=True):
-                self._pending.added.append((make_entry(one, said.caption, said.certainty), said.embedding))
+                self._pending.added.append((make_entry(one, said), said.embedding))
                 self.update.unfamiliar.append(said.certainty.unfamiliar)
             size, num_failures = sizes.popleft()
             done, failed = done + size, failed + num_failures
@@ -339,7 +335,7 @@ class _Run:
             if one.digest in twins:
                 self._copied.add([one.digest] if not is_known else [])
                 twin = twins[one.digest]
-                self._pending.added.append((make_entry(one, twin.caption, twin.certainty), twin.embedding))
+                self._pending.added.append((make_entry(one, twin), twin.embedding))
             else:
                 fresh.append(one)
         return fresh

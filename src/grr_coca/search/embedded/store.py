@@ -5,7 +5,6 @@ Shapes: N images, E embedding width.
 
 import json
 import re
-import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -222,7 +221,10 @@ class EmbeddedStore:
         """The images that could not be read."""
         with self.snapshot():
             rows = self._database.execute("SELECT name, root, size, mtime_ns, message FROM failures ORDER BY name")
-            return [_failure(row) for row in rows]
+            return [
+                Failure(name, root, None if size is None else Stamp(size, mtime_ns), message)
+                for name, root, size, mtime_ns, message in rows
+            ]
 
     def known(self, names: Sequence[str]) -> dict[str, Known]:
         """The known state of these images, by name."""
@@ -238,7 +240,8 @@ class EmbeddedStore:
                         f"WHERE name IN ({_marks(chunk, 'CAST(? AS TEXT)')}) AND size IS NOT NULL",
                         chunk,
                     )
-                    found |= {name: _known(*rest) for name, *rest in rows}
+                    for name, size, mtime_ns, digest, fields, sidecars in rows:
+                        found[name] = Known(Stamp(size, mtime_ns), digest, fields_of_row(fields), sidecars)
         return found
 
     def twins(self, digests: Sequence[str]) -> dict[str, Described]:
@@ -247,19 +250,11 @@ class EmbeddedStore:
         with self.snapshot():
             for chunk in chunks(digests, _MAX_PARAMETERS):
                 rows = self._database.execute(
-                    "SELECT id, digest, caption, fields, phash, width, height FROM pictures "
-                    f"WHERE digest IN ({_marks(chunk)})",
-                    chunk,
+                    f"SELECT id, digest, caption, fields FROM pictures WHERE digest IN ({_marks(chunk)})", chunk
                 )
-                for identity, digest, caption, fields, phash, width, height in rows:
-                    found[digest] = Described(
-                        caption=caption,
-                        embedding=np.array(self._state.vectors[identity - 1]),
-                        phash=phash,
-                        width=width,
-                        height=height,
-                        certainty=certainty_of_row(fields),
-                    )
+                for identity, digest, caption, fields in rows:
+                    embedding = np.array(self._state.vectors[identity - 1])
+                    found[digest] = Described(caption, embedding, certainty_of_row(fields))
         return found
 
     def roots(self) -> list[str]:
@@ -325,15 +320,6 @@ def _bound(values: Sequence[object]) -> list[object]:
 
 def _marks(items: Sequence[object], mark: str = "?") -> str:
     return ", ".join([mark] * len(items))
-
-
-def _known(size: int, mtime_ns: int, digest: str, fields: str | None, sidecars: int | None) -> Known:
-    return Known(Stamp(size, mtime_ns), digest, fields_of_row(fields), sidecars)
-
-
-def _failure(row: sqlite3.Row | tuple) -> Failure:
-    name, root, size, mtime_ns, message = row
-    return Failure(name, root, None if size is None else Stamp(size, mtime_ns), message)
 
 
 def _words(text: str) -> list[str]:

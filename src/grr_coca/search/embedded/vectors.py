@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -132,8 +133,17 @@ def rows_of(vectors: np.ndarray, rows: Sequence[int] | np.ndarray) -> np.ndarray
     return np.asarray(vectors[np.asarray(rows, np.int64)], np.float32)
 
 
-def read_state(database: sqlite3.Connection, folder: Path) -> tuple[int, int, int, int]:
-    """Read the table `state`: revision, generation, rows of the file of vectors, and number of images.
+class Written(NamedTuple):
+    """The row of the table `state`. `rows`: of the file of vectors; `live`: images."""
+
+    revision: int
+    generation: int
+    rows: int
+    live: int
+
+
+def read_state(database: sqlite3.Connection, folder: Path) -> Written:
+    """Read the table `state`.
 
     Raises:
         UserError: a value is not a number. SQLite accepts any text in a column of numbers.
@@ -141,7 +151,7 @@ def read_state(database: sqlite3.Connection, folder: Path) -> tuple[int, int, in
     row = database.execute("SELECT revision, generation, rows, live FROM state").fetchone()
     if not all(isinstance(number, int) and number >= 0 for number in row):
         raise UserError(f"{folder}: damaged: its state is {row}; make the index again, or restore it from a copy")
-    return row
+    return Written(*row)
 
 
 class State:

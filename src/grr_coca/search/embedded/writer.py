@@ -7,7 +7,6 @@ off by the next commit.
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,15 +17,6 @@ from grr_coca.search.store import Changes
 
 MIN_GONE = 1000
 """The file of vectors is rewritten only if it has at least this many rows of removed images."""
-
-
-class _Written(NamedTuple):
-    """The row of the table `state`."""
-
-    revision: int
-    generation: int
-    rows: int
-    live: int
 
 
 class Writer:
@@ -54,7 +44,7 @@ class Writer:
 
     def commit(self, changes: Changes) -> None:
         """Write changes, and wait until they are on the disk."""
-        before = self._written()
+        before = read_state(self._database, self._folder)
         added = list({entry.name: (entry, vector) for entry, vector in changes.added}.values())
         if added:
             vectors = np.stack([vector for _, vector in added])
@@ -108,7 +98,7 @@ class Writer:
 
     def compact(self) -> bool:
         """Rewrite the file of vectors if more than half of its rows are of removed images. Returns True if it did."""
-        before = self._written()
+        before = read_state(self._database, self._folder)
         gone = before.rows - before.live
         if gone < MIN_GONE or gone <= before.rows // 2:
             return False
@@ -141,15 +131,12 @@ class Writer:
 
     def _tidy(self) -> None:
         """Remove what a killed writer has left: files of other generations, and rows that were not committed."""
-        written = self._written()
+        written = read_state(self._database, self._folder)
         current = vectors_file(self._folder, written.generation)
         for path in self._folder.glob("vectors*.f16"):
             if path != current:
                 path.unlink(missing_ok=True)
         append_rows(current, written.rows, np.empty((0, self._width), np.float16))
-
-    def _written(self) -> _Written:
-        return _Written(*read_state(self._database, self._folder))
 
     def _roll_back(self) -> None:
         if self._database.in_transaction:

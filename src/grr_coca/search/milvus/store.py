@@ -195,16 +195,10 @@ class MilvusStore:
         with self.snapshot():
             for chunk in chunks(digests, _CHUNK_SIZE):
                 expression = f"digest in [{', '.join(map(quoted, chunk))}]"
-                columns = ["digest", "caption", "vector", "phash", "width", "height", "kinds"]
+                columns = ["digest", "caption", "vector", "kinds"]
                 for row in all_rows(self._client, self._name, expression, columns):
-                    found[row["digest"]] = Described(
-                        caption=row["caption"],
-                        embedding=np.array(row["vector"], np.float16),
-                        phash=row["phash"],
-                        width=row["width"],
-                        height=row["height"],
-                        certainty=certainty_of_record(row),
-                    )
+                    vector = np.array(row["vector"], np.float16)
+                    found[row["digest"]] = Described(row["caption"], vector, certainty_of_record(row))
         return found
 
     def roots(self) -> list[str]:

@@ -175,6 +175,13 @@ def test_stats_pass_over_an_image_with_too_many_pixels(grr_coca, tmp_path):
     assert json.loads(grr_coca("data", "stats", path, "--json").out)["image_sizes"] == {"64x64": 1}
 
 
+def test_stats_pass_over_a_damaged_image_of_any_format(grr_coca, tmp_path):
+    """Pillow raises a RuntimeError for this AVIF."""
+    avif = encode_image(Image.new("RGB", (16, 16)), "AVIF").replace(b"pitm", b"xxxx")
+    path = write_tar(tmp_path / "a.tar", {"0.avif": avif, "0.txt": b"one", "1.webp": PAIRS[0].image, "1.txt": b"two"})
+    assert json.loads(grr_coca("data", "stats", path, "--json").out)["image_sizes"] == {"64x64": 1}
+
+
 # --- convert
 
 

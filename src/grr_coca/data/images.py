@@ -130,7 +130,7 @@ def open_header(data: bytes, name: str) -> Image.Image:
 
     Raises:
         BadSample: the image has more than `MAX_PIXELS`.
-        OSError, ValueError, SyntaxError, EOFError: raised by Pillow for broken files.
+        One of `BROKEN`: the file is broken.
     """
     if is_svg(data):
         return _draw_svg(data, name)

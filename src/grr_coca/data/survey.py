@@ -5,6 +5,7 @@ import textwrap
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from grr_coca.data.images import decode_image, open_header
+from grr_coca.data.images import BROKEN, decode_image, open_header
 from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.views import read_sound
@@ -110,11 +111,9 @@ def sample_source(source: PairSource) -> Survey:
         words.update(word for caption in captions for word in caption.lower().split())
     survey.vocabulary = len(words)
     for index in _spread(len(source), _NUM_HEADERS):
-        try:
+        with suppress(*BROKEN):  # a bad pair, or a broken header: `check_source` names it
             pair = source[index]
             survey.image_sizes[open_header(pair.image, pair.name).size] += 1
-        except (OSError, ValueError, SyntaxError, EOFError):
-            continue  # a bad pair, or a broken header: `check_source` names it
     return survey
 
 

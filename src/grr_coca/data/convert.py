@@ -138,7 +138,7 @@ def _write_shard(
     images: ByImage, numbers: range, conversion: Conversion, out: Path, shard: int, on_image: Callable[[int], None]
 ) -> Counter[str]:
     counts: Counter[str] = Counter()
-    has_several = any(_num_captions_of_image(images, number) > 1 for number in numbers)
+    has_several = any(sum(num_captions(images.source, index) for index in images[number]) > 1 for number in numbers)
     temporary = out / f".{shard:05d}.{os.getpid()}.tmp"
     try:
         with temporary.open("wb") as file:
@@ -160,10 +160,6 @@ def _write_shard(
     # Written after the shard, because this file means that the shard is complete.
     write_whole(out / f"{shard:05d}_stats.json", json.dumps(counts, indent=2).encode())
     return counts
-
-
-def _num_captions_of_image(images: ByImage, number: int) -> int:
-    return sum(num_captions(images.source, index) for index in images[number])
 
 
 def _read_image(images: ByImage, number: int, counts: Counter[str]) -> RawPair:

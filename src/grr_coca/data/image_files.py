@@ -26,7 +26,6 @@ from grr_coca.files import read_whole, require_path
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
-    from grr_coca.data.sources.base import PairSource
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token"})
 """Suffixes of tables that list images. They are read as sources of pairs."""
@@ -260,29 +259,25 @@ class _Table:
     """A table of images. It is serialized as its name alone, so each worker process opens the table itself."""
 
     def __init__(self, argument: str) -> None:
-        from grr_coca.data.sources.open import open_source  # late: most images are separate files
+        from grr_coca.data.sources.listed import ListedPairs  # late: most images are separate files
+        from grr_coca.data.sources.open import open_source
 
         self.argument = argument
-        self.source: PairSource = open_source(argument, needs_captions=False)
+        self.source = open_source(argument, needs_captions=False)
+        self._listed = self.source if isinstance(self.source, ListedPairs) else None
 
     def __reduce__(self) -> tuple[Callable[[str], "_Table"], tuple[str]]:
         return _opened, (self.argument,)
 
     def read(self, index: int) -> bytes:
-        from grr_coca.data.sources.listed import ListedPairs
-
-        return self.source.image(index) if isinstance(self.source, ListedPairs) else self.source[index].image
+        return self.source[index].image if self._listed is None else self._listed.image(index)
 
     def span(self, index: int) -> Span | None:
-        from grr_coca.data.sources.listed import ListedPairs
-
-        path = self.source.image_path(index) if isinstance(self.source, ListedPairs) else None
+        path = None if self._listed is None else self._listed.image_path(index)
         return Span(path) if path else None
 
     def fields(self, index: int) -> Mapping[str, object]:
-        from grr_coca.data.sources.listed import ListedPairs
-
-        return self.source.fields(index) if isinstance(self.source, ListedPairs) else {}
+        return {} if self._listed is None else self._listed.fields(index)
 
 
 @lru_cache(maxsize=4)

@@ -102,7 +102,6 @@ class ReplacementLog:
 
     def __init__(self, max_share: float, window: int = 10_000, counts: Mapping[str, int] | None = None) -> None:
         self.counts: Counter[str] = Counter(counts)
-        self.num_samples = 0
         self._max_share = max_share
         self._window = window
         self._recent: deque[tuple[int, tuple[str, ...]]] = deque()
@@ -123,7 +122,6 @@ class ReplacementLog:
         """
         places = tuple(replacement.place for replacement in replaced)
         self.counts.update(replacement.cause for replacement in replaced)
-        self.num_samples += num_samples
         self._recent.append((num_samples, places))
         self._recent_samples += num_samples
         self._recent_places.update(places)

@@ -141,7 +141,7 @@ class Walk:
             folder = waiting.pop()
             listing, folders = Listing(folder, []), list[str]()
             try:
-                if not self._enter(folder):
+                if not _is_new(os.stat(folder or "."), self._entered):  # noqa: PTH116
                     continue
                 self._read(listing, folders)
             except OSError as error:  # also of a network drive that vanishes in between
@@ -150,15 +150,6 @@ class Walk:
             listing.files.sort()
             waiting += (os.path.join(folder, name) for name in sorted(folders, reverse=True))  # noqa: PTH118
             yield listing
-
-    def _enter(self, folder: str) -> bool:
-        """Remember a folder. Returns False if it was entered before."""
-        status = os.stat(folder or ".")  # noqa: PTH116
-        identity = (status.st_dev, status.st_ino)
-        if identity in self._entered and status.st_ino:  # some network drives do not number their files
-            return False
-        self._entered.add(identity)
-        return True
 
     def _read(self, listing: Listing, folders: list[str]) -> None:
         if not os.access(listing.folder or ".", os.X_OK):  # the names of its files can be read, but not the files
@@ -185,11 +176,8 @@ class Walk:
 
     def _is_found_by_itself(self, link: "os.DirEntry[str]") -> bool:
         """True if this walk finds the target of a link without it, or has found it by another link."""
-        status = link.stat()
-        identity = (status.st_dev, status.st_ino)
-        if identity in self._linked and status.st_ino:
+        if not _is_new(link.stat(), self._linked):
             return True
-        self._linked.add(identity)
         target = os.path.realpath(link.path)
         for place in self._places:
             if _is_within(target, place) and has_wanted_suffix(target):
@@ -209,16 +197,21 @@ def walk_visible(
     tops = deque([str(root)])
     while tops:
         for folder, folders, files in os.walk(tops.popleft(), onerror=on_error):
-            status = os.stat(folder)  # noqa: PTH116
-            identity = (status.st_dev, status.st_ino)
-            if identity in entered and status.st_ino:  # some network drives do not number their files
+            if not _is_new(os.stat(folder), entered):  # noqa: PTH116
                 folders.clear()
                 continue
-            entered.add(identity)
             folders[:] = sorted(name for name in folders if not is_hidden(name) and name.lower() not in _TRASH)
             yield folder, folders, sorted(name for name in files if not is_hidden(name))
             paths = (os.path.join(folder, name) for name in folders)  # noqa: PTH118
             tops += (link for link in filter(os.path.islink, paths) if not _leads_up(link))
+
+
+def _is_new(status: os.stat_result, seen: set[tuple[int, int]]) -> bool:
+    """Remember a folder or file. Returns False if it was seen before."""
+    identity = (status.st_dev, status.st_ino)
+    is_new = identity not in seen or not status.st_ino  # some network drives do not number their files
+    seen.add(identity)
+    return is_new
 
 
 def _leads_up(link: str) -> bool:

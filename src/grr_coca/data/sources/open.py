@@ -121,7 +121,7 @@ def _open_one(path: Path, split: str | None, needs_captions: bool = True) -> Pai
     if suffix == ".json":
         return _open_json(path, split, needs_captions)
     if split is not None:
-        raise _no_splits(path, split)
+        raise UserError(f"{path}: has no splits to choose '{split}' from; only Karpathy's JSON files have")
     if path.name == "captions.txt":
         return _open_roco(path)
     if suffix == ".token":
@@ -143,10 +143,6 @@ def _open_folder(folder: Path) -> PairSource:
 def _is_listing(path: Path) -> bool:
     # `captions.txt` may also be the caption of an image `captions.jpg`.
     return path.is_file() and (path.name != "captions.txt" or (path.parent / "images").is_dir())
-
-
-def _no_splits(path: Path, split: str) -> UserError:
-    return UserError(f"{path}: has no splits to choose '{split}' from; only Karpathy's JSON files have")
 
 
 def _what_is_there(path: Path) -> str:

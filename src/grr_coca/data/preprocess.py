@@ -54,7 +54,7 @@ class Preprocess:
     def square(self, image: Image.Image) -> Image.Image:
         """Crop and resize an image to a square of `image_size` pixels, and convert its colours if that was put off.
 
-        It is cropped first: otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
+        By default it is cropped first: otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
         """
         return with_srgb_colours(self._scaled(image))
 

@@ -92,9 +92,8 @@ def mend_text(text: str) -> str:
     """
     if not text:
         return text
-    if (
-        find_spec("ftfy") is None
-    ):  # alone: the extra `open-clip` brings PyTorch too, which an exported model does without
+    if find_spec("ftfy") is None:
+        # ftfy alone: the extra `open-clip` brings PyTorch too, which an exported model does without.
         raise UserError("cleaning texts as open_clip does needs ftfy; pip install ftfy")
     import ftfy  # late: only models of open_clip need it
 

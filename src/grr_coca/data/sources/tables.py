@@ -39,9 +39,8 @@ _READING = Lock()
 _Quoting = Literal[0, 3]
 """`csv.QUOTE_MINIMAL`, or `csv.QUOTE_NONE` if quotes are ordinary characters."""
 
-csv.field_size_limit(
-    max(csv.field_size_limit(), _MAX_ROW)
-)  # the default is 131,072 characters; the limit is for the whole process
+# The default is 131,072 characters. The limit is for the whole process.
+csv.field_size_limit(max(csv.field_size_limit(), _MAX_ROW))
 
 _DELIMITERS = (",", "\t", ";", "|")
 _RETURN_IN_LINE = re.compile(r"\r(?!\n)")
@@ -165,12 +164,8 @@ class _LineRows:
             raise BadSample(f"{name}: not a row of the table ({error})", Cause.BAD_RECORD) from error
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _LineRows, (
-            self._path,
-            self._starts,
-            self._parse,
-            self._parse_fields,
-        )  # the other process gives it a number of its own
+        # Not `_table`: the other process gives it a number of its own.
+        return _LineRows, (self._path, self._starts, self._parse, self._parse_fields)
 
 
 @cache

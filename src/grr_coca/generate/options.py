@@ -88,17 +88,14 @@ class GenerationOptions:
         for name, (low, high) in _WITHIN.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise UserError(f"{name} {value} must be within {low:g} … {high:g}" + self._greedy_hint(name))
+                hint = "; leave it out for the likeliest caption" if name == "temperature" else ""
+                raise UserError(f"{name} {value} must be within {low:g} … {high:g}{hint}")
         for name in ("top_p", "min_p"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise UserError(f"{name} {value} must be above 0 and at most 1")
         if self.max_length is not None and self.min_length > self.max_length:
             raise UserError(f"min_length {self.min_length} is above max_length {self.max_length}")
-
-    @staticmethod
-    def _greedy_hint(name: str) -> str:
-        return "; leave it out for the likeliest caption" if name == "temperature" else ""
 
     def _check_conflicts(self) -> None:
         given = [name for name in ("temperature", *_ONLY_SAMPLING) if getattr(self, name) is not None]

@@ -87,9 +87,8 @@ class ModelRecipe:
             "patch_size",
             "context_length",
         )
-        for name, bound in (*((name, 1) for name in positive), ("num_registers", 0)):
-            if getattr(self, name) is not None:
-                _require_at_least(bound, **{name: getattr(self, name)})
+        _require_at_least(1, **{name: getattr(self, name) for name in positive})
+        _require_at_least(0, num_registers=self.num_registers)
         _require_finite(pixel_mean=self.pixel_mean, pixel_std=self.pixel_std)
         if not self.pixel_std > 0:
             raise UserError(f"pixel_std {self.pixel_std} is out of range; give more than 0")
@@ -178,9 +177,7 @@ class DataRecipe:
         _require_share(**{f"mix: {path}": share for path, share in self.mix.items()})
         _require_share(mix=sum(self.mix.values()))
         _require_visits(self.mix)
-        _require_at_least(1, batch_size=self.batch_size)
-        if self.micro_batch_size is not None:
-            _require_at_least(1, micro_batch_size=self.micro_batch_size)
+        _require_at_least(1, batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
         _require_at_least(0, num_workers=self.num_workers)
 
 
@@ -334,7 +331,7 @@ class CheckpointRecipe:
     keep_best: Score | None = None
 
     def __post_init__(self) -> None:
-        _require_at_least(1, interval=1 if self.interval is None else self.interval, keep_last=self.keep_last)
+        _require_at_least(1, interval=self.interval, keep_last=self.keep_last)
         _require_at_least(0.0, minutes=self.minutes)
 
 
@@ -481,10 +478,10 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 # --- Bounds of numbers. Each number is passed under the name of its key, which the error names.
 
 
-def _require_at_least(bound: float, **numbers: float) -> None:
-    """Refuse numbers below the bound, and NaN."""
+def _require_at_least(bound: float, **numbers: float | None) -> None:
+    """Refuse numbers below the bound, and NaN. None stands for a key that is not given."""
     for name, number in numbers.items():
-        if not number >= bound:
+        if number is not None and not number >= bound:
             raise UserError(f"{name} {number} is out of range; give {bound} or more")
 
 

@@ -85,18 +85,9 @@ class Batch:
         return self._with_each(Tensor.pin_memory)
 
     def _with_each(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        return replace(
-            self,
-            images=move(self.images),
-            token_ids=move(self.token_ids),
-            lengths=move(self.lengths),
-            labels=move(self.labels),
-            caption_ids=move(self.caption_ids),
-            image_ids=move(self.image_ids),
-            kept_patches=None if self.kept_patches is None else move(self.kept_patches),
-            teacher=None if self.teacher is None else move(self.teacher),
-            words=None if self.words is None else Words(**{name: move(x) for name, x in vars(self.words).items()}),
-        )
+        moved = {name: move(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        words = None if self.words is None else Words(**{name: move(x) for name, x in vars(self.words).items()})
+        return replace(self, words=words, **moved)  # type: ignore[arg-type]
 
 
 class CoCaOutput(NamedTuple):

@@ -380,19 +380,20 @@ def compared_losses(
         first_row: index of the first pair of the rows in the global batch.
         teaching: how the teacher is used; None: there is none.
     """
-    ours, all_of_them = row_labels, column_labels
-    same = same_pair(ours.caption_ids, ours.image_ids, columns=(all_of_them.caption_ids, all_of_them.image_ids))
+    all_ids = column_labels.caption_ids, column_labels.image_ids
+    same = same_pair(row_labels.caption_ids, row_labels.image_ids, columns=all_ids)
     targets = None
     if teaching is not None and teaching.soft_targets:
-        targets = soft_targets(ours.text, all_of_them.text, same, first_row, teaching).type_as(rows.image)
+        targets = soft_targets(row_labels.text, column_labels.text, same, first_row, teaching).type_as(rows.image)
     contrastive = contrastive_loss(
         rows.pairs, columns.pairs, model.logit_scale, model.logit_bias, same, first_row, targets
     )
     if teaching is None:
         return Compared(contrastive, torch.zeros_like(contrastive))
-    ids, all_ids = (torch.cat([labels.caption_ids, labels.word_ids]) for labels in (ours, all_of_them))
-    taught, all_taught = (torch.cat([labels.text, labels.words]).type_as(rows.text) for labels in (ours, all_of_them))
-    same_text = ids[:, None] == all_ids
+    both = row_labels, column_labels
+    row_ids, column_ids = (torch.cat([labels.caption_ids, labels.word_ids]) for labels in both)
+    taught, all_taught = (torch.cat([labels.text, labels.words]).type_as(rows.text) for labels in both)
+    same_text = row_ids[:, None] == column_ids
     return Compared(
         contrastive, teacher_loss(rows.texts, columns.texts, taught, all_taught, same_text, teaching.temperature)
     )

@@ -155,7 +155,7 @@ def _cross_block(t: TransformerConfig, context_dim: int, rotary: Rotary | None) 
 
 def _self_attention(t: TransformerConfig, rotary: Rotary | None) -> SelfAttention:
     # Queries and keys share one scale, because only the product of their scales has an effect.
-    qk_norm = RMSNorm(t.head_dim) if t.qk_norm == "rms" else nn.Identity()
+    qk_norm = RMSNorm(t.head_dim) if t.qk_norm == "rms" else None
     return SelfAttention(t.embed_dim, t.num_heads, rotary, qk_norm)
 
 

@@ -242,16 +242,6 @@ def restore(point: Path, trainer: Trainer) -> Progress:
     return from_dict(Progress, read_json(path), str(path))
 
 
-def _read_numerics(point: Path) -> Numerics:
-    """The precisions of the run that wrote a checkpoint.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    path = point / STATE_FOLDER / "numerics.json"
-    return from_dict(Numerics, read_json(path), str(path))
-
-
 def read_data_state(point: Path) -> DataState | None:
     """The data of the run that wrote a checkpoint; None in older checkpoints.
 
@@ -317,5 +307,10 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
 
 
 def with_numerics_of(recipe: Recipe, point: Path) -> Recipe:
-    """The recipe with the precisions of the run that wrote a checkpoint, in place of each `auto`."""
-    return _read_numerics(point).for_autos_of(recipe)
+    """The recipe with the precisions of the run that wrote a checkpoint, in place of each `auto`.
+
+    Raises:
+        UserError: the checkpoint's file of them is missing or damaged.
+    """
+    path = point / STATE_FOLDER / "numerics.json"
+    return from_dict(Numerics, read_json(path), str(path)).for_autos_of(recipe)

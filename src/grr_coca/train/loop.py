@@ -338,8 +338,7 @@ def _resolve(recipe: Recipe, start: Checkpoint, ranks: Ranks, resume_from: Path 
 def _checked_data(recipe: Recipe, pairs: PairSource, val: PairSource, resume_from: Path | None) -> DataState:
     """Fingerprint of the data; a resumed run must have the same."""
     now = data_state(recipe, pairs, val)
-    then = None if resume_from is None else read_data_state(resume_from)
-    if resume_from is not None and then is not None:
+    if resume_from is not None and (then := read_data_state(resume_from)) is not None:
         require_same_data(then, now, recipe, resume_from)
     return now
 

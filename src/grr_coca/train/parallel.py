@@ -80,13 +80,6 @@ class TrainedCoCa(nn.Module):
         """The losses of some pairs of the global batch; see `batch_loss`."""
         return batch_loss(self.model, batch, weights, num_tokens=num_tokens, compare=compare)
 
-    @torch.no_grad()
-    def embed(self, batch: Batch) -> Embedded:
-        """All embeddings, without a graph. The multimodal decoder does not run."""
-        image = self.model.encode_image(batch.images, batch.kept_patches).embedding
-        text = self.model.encode_text(batch.token_ids, batch.lengths)
-        return Embedded(image, text, embed_words(self.model, batch))
-
 
 class ParallelModel:
     """A model in training on all ranks. `raw` is the CoCa itself; weights are saved under its names.
@@ -99,20 +92,23 @@ class ParallelModel:
     def __init__(self, raw: CoCa, parallelism: Parallelism, ranks: Ranks) -> None:
         self.raw = raw
         self.ranks = ranks
-        self._trained = TrainedCoCa(raw)
-        self._forward: TrainedCoCa | DistributedDataParallel = self._trained
+        trained = TrainedCoCa(raw)
+        self._forward: TrainedCoCa | DistributedDataParallel = trained
         if ranks.size > 1 and parallelism == "fsdp":
             _shard(raw, ranks)
         elif ranks.size > 1:
-            self._forward = _replicate(self._trained)
+            self._forward = _replicate(trained)
 
     def __call__(self, batch: Batch, weights: LossWeights, num_tokens: Int[Tensor, ""], compare: Compare) -> Losses:
         """The losses of some of this rank's pairs; see `batch_loss`."""
         return self._forward(batch, weights, num_tokens, compare)
 
+    @torch.no_grad()
     def embed(self, batch: Batch) -> Embedded:
         """All embeddings, without a graph. The multimodal decoder does not run."""
-        return self._trained.embed(batch)
+        image = self.raw.encode_image(batch.images, batch.kept_patches).embedding
+        text = self.raw.encode_text(batch.token_ids, batch.lengths)
+        return Embedded(image, text, embed_words(self.raw, batch))
 
     def forget_gathered(self) -> None:
         """Make the next pass gather the weights again. Call it after anything but an optimizer has changed the weights.

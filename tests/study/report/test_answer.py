@@ -29,7 +29,7 @@ PAIR = ("baseline_coca", "grr_coca")
 @pytest.fixture(autouse=True)
 def _few_draws(monkeypatch):
     """Intervals over images are in no sentence, and take half of the time."""
-    monkeypatch.setattr("grr_coca.study.report.numbers._RESAMPLES", 20)
+    monkeypatch.setattr("grr_coca.study.report.numbers.RESAMPLES", 20)
 
 
 def effect(*percents: float):

@@ -1,7 +1,5 @@
 """The language of filters."""
 
-import time
-
 import pytest
 from library import make_entry
 
@@ -68,12 +66,11 @@ def test_what_is_no_filter_is_told(text, message):
     assert message in str(error.value)
 
 
-def test_a_long_number_is_read_in_no_time():
-    """A search for the right number holds the interpreter: a server would answer nobody meanwhile."""
-    began = time.thread_time()
+def test_a_long_number_is_read_once():
+    """A search holds the interpreter: a server would answer nobody meanwhile. This one would outlast a test, if each
+    digit were tried with each other one."""
     with pytest.raises(UserError, match="is invalid, at character 9"):
-        parse_filter(f"width > {'1' * 10_000}a")
-    assert time.thread_time() - began < 1, "each digit was tried with each other one"
+        parse_filter(f"width > {'1' * 200_000}a")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import fcntl
 import io
 import json as json_format
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -179,7 +180,7 @@ class _Row(NamedTuple):
     log_prob: float
 
 
-class _Output:
+class _Output(ABC):
     """Writes the captions of one image after the other.
 
     `done`, `unusable`: names of the images that already have captions, or whose captions cannot be written.
@@ -188,10 +189,11 @@ class _Output:
     done: Collection[str] = frozenset()
     unusable: Collection[str] = frozenset()
 
+    @abstractmethod
     def write(self, image: "ImageFile", description: "Description") -> None:
-        raise NotImplementedError
+        """Write the captions of an image."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (not all have something to close)
         """Called at the end, also after an error."""
 
 

@@ -30,6 +30,12 @@ def run() -> NoReturn:
         code = _run_and_flush(main)
     except KeyboardInterrupt:
         _end_interrupted()
+    except RuntimeError as error:
+        from grr_coca.errors import was_interrupted
+
+        if not was_interrupted(error):
+            raise
+        _end_interrupted()
     except BrokenPipeError:
         if _output_works():  # another pipe broke
             raise

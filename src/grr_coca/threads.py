@@ -1,8 +1,16 @@
-"""How many threads to compute with, and how they wait."""
+"""How many threads to compute with, how they wait, and a pool of them that Ctrl-C ends."""
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grr_coca.errors import was_interrupted
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables by which a user says how threads of OpenMP wait."""
@@ -33,6 +41,31 @@ def _container_limit(groups: Path) -> float | None:
         return float(quota) / float(period) if float(quota) > 0 else None  # no limit: "max", or -1
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+@contextmanager
+def thread_pool(
+    count: int | None = None, name: str = "", begin: Callable[[], None] | None = None
+) -> Iterator["ThreadPoolExecutor"]:
+    """A pool of threads for a block. At its end, work that has not begun is dropped, and the rest is waited for. Ctrl-C
+    does not wait: the rest may take seconds, or wait itself for a lock that the interrupt has left closed.
+
+    Args:
+        count: the number of threads; None: as many as `ThreadPoolExecutor` chooses.
+        name: begins their names.
+        begin: called in each thread before its first work.
+    """
+    from concurrent.futures import ThreadPoolExecutor  # late: most commands need none
+
+    pool = ThreadPoolExecutor(count, name, begin)
+    waits = True
+    try:
+        yield pool
+    except BaseException as error:
+        waits = not was_interrupted(error)
+        raise
+    finally:
+        pool.shutdown(wait=waits, cancel_futures=True)
 
 
 def wait_passively() -> None:

@@ -22,6 +22,19 @@ class Interrupt:
 sys.meta_path.insert(0, Interrupt())
 runpy.run_module("grr_coca", run_name="__main__")
 """
+INTERRUPTED_WITHIN_A_LOCK = """
+import os, runpy, signal, threading
+import grr_coca.cli
+
+def main():
+    lock = threading.Lock()
+    with lock:
+        lock.release()  # as while `threading.Condition` waits
+        os.kill(os.getpid(), signal.SIGINT)
+
+grr_coca.cli.main = main
+runpy.run_module("grr_coca", run_name="__main__")
+"""
 INTERRUPTED_AFTERWARDS = """
 import atexit, os, runpy, signal
 atexit.register(os.kill, os.getpid(), signal.SIGINT)
@@ -47,6 +60,11 @@ def test_programs_of_these_tests_take_interrupts_even_where_pytest_does_not(tmp_
 def test_an_interrupt_while_something_is_imported_is_one_line(run, image_files, tmp_path, module):
     arguments = ["caption", *image_files, "-c", run.folder]
     said = answer(INTERRUPTED_AT.format(module=module), arguments, tmp_path)
+    assert (said.returncode, said.stdout, said.stderr) == (130, "", "interrupted\n")
+
+
+def test_an_interrupt_within_a_lock_is_one_line(tmp_path):
+    said = answer(INTERRUPTED_WITHIN_A_LOCK, [], tmp_path)
     assert (said.returncode, said.stdout, said.stderr) == (130, "", "interrupted\n")
 
 

@@ -290,6 +290,26 @@ def test_a_verb_gives_the_same_with_one_worker_and_with_two(monkeypatch, images,
     assert len(results[0]) >= 10
 
 
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupt_within_a_lock_does_not_wait_for_batches_either(interrupt):
+    """Python's own locks can turn an interrupt into another error, and stay closed."""
+    closed = threading.Event()
+
+    def source():
+        yield from range(2)
+        try:
+            raise KeyboardInterrupt
+        finally:
+            if interrupt is RuntimeError:
+                threading.Lock().release()
+
+    try:
+        with pytest.raises(interrupt):
+            batches_of(2).map(source(), lambda _: closed.wait(), lambda _: None)
+    finally:
+        closed.set()
+
+
 SLOW = """
 import os, runpy, time
 from grr_coca.engine.onnx import OnnxEngine

@@ -6,7 +6,7 @@ import re
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache, partial
 from glob import escape, glob, has_magic
@@ -23,6 +23,7 @@ from grr_coca.data.text import writable
 from grr_coca.data.walk import LeftOut, Walk, has_wanted_suffix
 from grr_coca.errors import UserError
 from grr_coca.files import read_whole, require_path
+from grr_coca.threads import thread_pool
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
@@ -339,7 +340,7 @@ def done_ahead(items: Iterable[Item], work: Callable[[Item], Done], batch_size: 
     """
     waiting: deque[list[Future[Done]]] = deque()
     source = iter(items)
-    with ThreadPoolExecutor() as pool:
+    with thread_pool() as pool:
         while batch := list(islice(source, batch_size)):
             waiting.append([pool.submit(work, item) for item in batch])
             if len(waiting) > 1:

@@ -5,11 +5,13 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
 
 from grr_coca.engine.base import Engine
 from grr_coca.errors import UserError
+from grr_coca.threads import thread_pool
 
 log = logging.getLogger(__name__)
 
@@ -84,20 +86,13 @@ class Batches:
         self, batches: Iterable[Batch], work: Callable[[Batch], Done], take: Callable[[Done], None], workers: int
     ) -> None:
         waiting: deque[Future[Done]] = deque()
-        pool = ThreadPoolExecutor(workers, "batch", initializer=setattr, initargs=(_THREAD, "is_worker", True))
-        waits = True
-        try:
+        with thread_pool(workers, "batch", partial(setattr, _THREAD, "is_worker", True)) as pool:
             for batch in batches:
                 waiting.append(pool.submit(work, batch))
                 if len(waiting) > workers:
                     take(waiting.popleft().result())
             while waiting:
                 take(waiting.popleft().result())
-        except KeyboardInterrupt:
-            waits = False  # the batches that threads are doing may take seconds
-            raise
-        finally:
-            pool.shutdown(wait=waits, cancel_futures=True)
 
     def run(
         self,

@@ -5,7 +5,6 @@ Shapes: N images, M texts, E joint embedding width, S image size, B images of a 
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +31,7 @@ from grr_coca.inference.locate import locate_checkpoint
 from grr_coca.read_checkpoint import CheckpointFiles, read_files
 from grr_coca.registry import FOR_PHOTOGRAPHS
 from grr_coca.shapes import Float, UInt8
-from grr_coca.threads import wait_passively
+from grr_coca.threads import thread_pool, wait_passively
 
 if TYPE_CHECKING:
     import torch
@@ -448,7 +447,7 @@ class ImageTextModel:
         if len(each) == 1 or in_worker():  # starting a thread would take as long as an image
             rows = {identity: self._preprocess(image) for identity, image in each.items()}
         else:
-            with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter's lock
+            with thread_pool() as pool:  # decoding and resizing release the interpreter's lock
                 rows = dict(zip(each, pool.map(self._preprocess, each.values()), strict=True))
         return np.stack([rows[id(image)] for _, image in images])
 

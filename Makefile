@@ -156,21 +156,15 @@ bench-docs: $(VENV)/.demo
 study-docs: $(VENV)/.dev
 	$(SINGLE) $(BIN)/python studies/write_pages.py
 
-# The model that ships under a name: trained by its recipe, further by a second and a third if it has them, measured, and
-# written into the package with its card. A recipe with a text teacher gets its embeddings first.
+# The model that ships under a name: trained by its recipe, measured, and written into the package with its card. A recipe
+# with a text teacher gets its embeddings first.
 weights: export OMP_NUM_THREADS := 1
 weights: $(VENV)/.dev
-	for recipe in $$(grep -ls '^teacher:' recipes/weights/$(NAME).yaml recipes/weights/$(NAME)_*.yaml); do \
-		$(BIN)/python scripts/text_teacher.py $$recipe || exit; \
-	done
+	if grep -q '^teacher:' recipes/weights/$(NAME).yaml; then \
+		$(BIN)/python scripts/text_teacher.py recipes/weights/$(NAME).yaml; \
+	fi
 	$(BIN)/grr-coca pretrain recipes/weights/$(NAME).yaml --out runs/weights-$(NAME) --resume
-	set -e; run=runs/weights-$(NAME); \
-	for stretch in second third; do \
-		recipe=recipes/weights/$(NAME)_$$stretch.yaml; next=runs/weights-$(NAME)-$$stretch; \
-		[ -f $$recipe ] || continue; \
-		$(BIN)/grr-coca finetune $$recipe --checkpoint $$run --out $$next --resume; run=$$next; \
-	done; \
-	$(BIN)/python scripts/ship_weights.py $$run $(NAME)
+	$(BIN)/python scripts/ship_weights.py runs/weights-$(NAME) $(NAME)
 
 # The large corpus, in the user's cache, and the model `icons` trained on it.
 icons: $(VENV)/.dev

@@ -127,7 +127,6 @@ def card_page(card: ModelCard, text: dict[str, str]) -> str:
     """`card.md`."""
     searches = {title: found for title, found in card.figures.items() if "perplexity" not in found}
     splits = {split: found for split, found in card.figures.items() if split not in searches}
-    recipes = " and then ".join(f"`{path}`" for path in card.recipe.split(", "))
     return "\n".join(
         [
             f"# {card.name}",
@@ -158,7 +157,7 @@ def card_page(card: ModelCard, text: dict[str, str]) -> str:
             text["reproduce"],
             "```",
             "",
-            f"trains {card.steps:,} steps by {recipes} and writes this folder.",
+            f"trains {card.steps:,} steps by `{card.recipe}` and writes this folder.",
             "",
         ]
     )

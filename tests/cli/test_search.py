@@ -17,6 +17,7 @@ import grr_coca as package
 from grr_coca.cli import main
 from grr_coca.cli.thumbnails import thumbnail_kind, thumbnail_lines
 from grr_coca.data.image_files import Span
+from grr_coca.search.relevance import MIN_RELEVANCE
 from processes import running
 
 DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"
@@ -213,7 +214,7 @@ def test_words_find_the_picture_that_is_meant(search):
     hits = search("guitar", "-n", 3)
     assert hits[0].keys() == {"path", "score", "relevance", "caption", "copies", "is_there", "engine"}
     assert Path(hits[0]["path"]).stem.startswith("guitar")
-    assert hits[0]["relevance"] > 0.3 > hits[1]["relevance"]
+    assert hits[0]["relevance"] >= MIN_RELEVANCE > hits[1]["relevance"]
     assert len(hits) == 3
 
 

@@ -52,26 +52,26 @@ def drawings(tmp_path):
 
 
 def test_hits_of_less_relevance_are_left_out(drawings):
-    everything = drawings.search("guitar")
+    everything = drawings.search("snowman")
     wanted = [hit.path for hit in everything if hit.relevance >= 0.5]
     assert 0 < len(wanted) < len(everything)
-    assert [hit.path for hit in drawings.search("guitar", min_relevance=0.5)] == wanted
-    assert len(drawings.search("guitar", min_relevance=1.0)) == 0
+    assert [hit.path for hit in drawings.search("snowman", min_relevance=0.5)] == wanted
+    assert len(drawings.search("snowman", min_relevance=1.0)) == 0
     for out_of_range in (-0.1, 1.5, 50.0, float("nan")):
         with pytest.raises(UserError, match=r"--min-relevance .*: give a number from 0 to 1"):
-            drawings.search("guitar", min_relevance=out_of_range)
+            drawings.search("snowman", min_relevance=out_of_range)
 
 
 def test_the_verb_says_why_no_hit_is_left(drawings, capsys):
     place = drawings.store.location
-    assert main(["search", place, "guitar", "--min-relevance", "0.5"]) == 0
+    assert main(["search", place, "snowman", "--min-relevance", "0.5"]) == 0
     shown = capsys.readouterr()
     assert shown.out.count("\n") == 1
-    assert main(["search", place, "guitar", "--min-relevance", "1"]) == 0
+    assert main(["search", place, "snowman", "--min-relevance", "1"]) == 0
     assert capsys.readouterr().err == "no hit reaches 100% among 6 images\n"
-    assert main(["search", place, "guitar", "--min-relevance", "1", "--json"]) == 0
+    assert main(["search", place, "snowman", "--min-relevance", "1", "--json"]) == 0
     assert capsys.readouterr().out == "[]\n"
-    assert main(["search", place, "guitar", "--min-relevance", "1", "-0"]) == 0
+    assert main(["search", place, "snowman", "--min-relevance", "1", "-0"]) == 0
     assert capsys.readouterr().out == ""
 
 

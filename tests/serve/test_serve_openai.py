@@ -74,20 +74,21 @@ def test_a_message_of_the_assistant_begins_the_caption(served, icons):
         assert said.startswith("green")
 
 
-def test_few_tokens_end_by_length_and_a_stop_ends_the_text(served):
+def test_few_tokens_end_by_length_and_a_stop_ends_the_text(served, icons):
+    first, second = icons.caption(DRAWINGS / "red-apple.webp").split()
     (choice,) = served.post("/v1/chat/completions", chat(uri("red-apple"), max_completion_tokens=1)).json()["choices"]
-    assert (choice["message"]["content"], choice["finish_reason"]) == ("red", "length")
-    for stop in (" apple", ["zzz", " ap"]):
+    assert (choice["message"]["content"], choice["finish_reason"]) == (first, "length")
+    for stop in (f" {second}", ["zzz", f" {second[:2]}"]):
         (choice,) = served.post("/v1/chat/completions", chat(uri("red-apple"), stop=stop)).json()["choices"]
-        assert choice["message"]["content"] == "red"
+        assert choice["message"]["content"] == first
         events = served.post("/v1/chat/completions", chat(uri("red-apple"), stop=stop, stream=True)).events()
         pieces = [one["choices"][0]["delta"].get("content", "") for _, one in events if isinstance(one, dict)]
-        assert "".join(pieces) == "red"
+        assert "".join(pieces) == first
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_text_that_a_stop_has_ended_is_whole_and_few_tokens_do_not_matter(served, stream):
-    asked = chat(uri("red-apple"), stop="r", max_tokens=1, stream=stream)
+def test_a_text_that_a_stop_has_ended_is_whole_and_few_tokens_do_not_matter(served, icons, stream):
+    asked = chat(uri("red-apple"), stop=icons.caption(DRAWINGS / "red-apple.webp")[0], max_tokens=1, stream=stream)
     answer = served.post("/v1/chat/completions", asked)
     choices = [one["choices"][0] for _, one in answer.events()[:-1]] if stream else answer.json()["choices"]
     assert choices[-1]["finish_reason"] == "stop"

@@ -19,20 +19,20 @@ from grr_coca.search.duplicates import MIN_COSINE
 if TYPE_CHECKING:
     from grr_coca.config import CoCaConfig
 
-PER_DEVIATION = 0.77
-PER_AGREEMENT = 4.87
-OFFSET = -7.7
+PER_DEVIATION = 0.78
+PER_AGREEMENT = 2.85
+OFFSET = -6.83
 """The three numbers of the logistic curve."""
 _PRIOR_IMAGES = 5
 """The deviation of random directions counts as much as the measured deviation of this many images."""
-MIN_RELEVANCE = 0.15
+MIN_RELEVANCE = 0.1
 """If no hit has at least this relevance, nothing in the library looks like what the query asked for."""
 _MIN_DIFFERENT = 5
 """Relevances are valid if the library has at least this many different images. Among fewer, a right hit gets a high
 relevance less often: 42 times in 100 among two images, and never if it is the only one."""
-_MAX_IMAGE_COSINE = 0.85
+_MAX_IMAGE_COSINE = 0.75
 """If the median cosine of the sample with the best hit is above this, most images are taken as images of one thing.
-With `icons`, it is usually 0.3, and 0.92 for rotated copies."""
+With `icons`, it is usually 0.1, and 0.83 for rotated copies."""
 _MAX_CAPTION_COSINE = 0.9
 """If the median cosine of captions with the query is above this, they are taken as captions of one thing."""
 _MAX_LOGIT = 500.0

@@ -6,10 +6,10 @@ import { WordIndex } from "./words.js";
 export const MAX_HITS = 600;
 const QUERY_LEVELS = 2047; // of an integer query: sums of up to 8,000 products fit into 32 bits
 const NUM_DECISIVE_HITS = 10;
-const MIN_RELEVANCE = 0.15;
-const [PER_DEVIATION, PER_AGREEMENT, OFFSET] = [0.77, 4.87, -7.7];
+const MIN_RELEVANCE = 0.1;
+const [PER_DEVIATION, PER_AGREEMENT, OFFSET] = [0.78, 2.85, -6.83];
 const PRIOR_IMAGES = 5;
-const [MAX_IMAGE_COSINE, MAX_CAPTION_COSINE] = [0.85, 0.9];
+const [MAX_IMAGE_COSINE, MAX_CAPTION_COSINE] = [0.75, 0.9];
 const MIN_DIFFERENT = 5;
 const [MAX_BITS, MIN_COSINE] = [6, 0.95];
 const WITHOUT_WEIGHT = 0.5;

@@ -35,12 +35,6 @@ class Stopped(Exception):  # noqa: N818 (nothing went wrong)
         return self._message
 
 
-def was_interrupted(error: BaseException) -> bool:
-    """True if Ctrl-C raised an error. Within a lock of `threading`, an interrupt becomes a `RuntimeError` ("release
-    unlocked lock"), or leaves the lock closed for ever."""
-    return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
-
-
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for an unknown name: `did you mean 'x'?` with the most similar valid name, or all valid names."""
     valid = sorted(valid)

@@ -1,4 +1,4 @@
-"""How many threads to compute with, how they wait, and a pool of them that Ctrl-C ends."""
+"""How many threads to compute with, how they wait, and how Ctrl-C ends them."""
 
 import os
 import sys
@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from grr_coca.errors import was_interrupted
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +39,12 @@ def _container_limit(groups: Path) -> float | None:
         return float(quota) / float(period) if float(quota) > 0 else None  # no limit: "max", or -1
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """True if Ctrl-C raised an error. Within a lock of `threading`, an interrupt becomes a `RuntimeError` ("release
+    unlocked lock"), or leaves the lock closed for ever."""
+    return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from grr_coca.page import FILES
+from grr_coca.search import relevance
 from grr_coca.search.relevance import can_tell, evidence, relevances
 
 WIDTH = 128
@@ -69,3 +71,14 @@ def test_images_whose_captions_are_all_the_query_make_no_number_infinite():
     for captions in (one, -one):
         assert 0 <= relevances(evidence(one[0], np.ones(1), one, one, captions, one))[0] < 1
     assert relevances(np.array([[-1e4, 0.0], [1e4, 0.0]])).tolist() == pytest.approx([0, 1])
+
+
+def test_the_page_computes_with_the_same_numbers():
+    code = (FILES / "library.js").read_text(encoding="utf-8")
+    curve = [relevance.PER_DEVIATION, relevance.PER_AGREEMENT, relevance.OFFSET]
+    limits = [relevance._MAX_IMAGE_COSINE, relevance._MAX_CAPTION_COSINE]
+    assert f"const [PER_DEVIATION, PER_AGREEMENT, OFFSET] = {curve};" in code
+    assert f"const [MAX_IMAGE_COSINE, MAX_CAPTION_COSINE] = {limits};" in code
+    assert f"const MIN_RELEVANCE = {relevance.MIN_RELEVANCE};" in code
+    assert f"const PRIOR_IMAGES = {relevance._PRIOR_IMAGES};" in code
+    assert f"const MIN_DIFFERENT = {relevance._MIN_DIFFERENT};" in code

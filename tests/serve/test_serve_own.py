@@ -288,7 +288,7 @@ def examples(document: dict) -> list[tuple[str, str, dict]]:
     return found
 
 
-def test_each_example_of_the_document_works_and_each_answer_is_as_written(served):
+def test_each_example_of_the_document_works_and_each_answer_is_as_written(served, icons):
     document = served.get("/openapi.json").json()
     sent = examples(document)
     assert {path for _, path, _ in sent} == {
@@ -309,7 +309,9 @@ def test_each_example_of_the_document_works_and_each_answer_is_as_written(served
         schema = document["paths"][path][method.lower()]["responses"]["200"]["content"]["application/json"]["schema"]
         jsonschema.validate(answer.json(), {**schema, "components": document["components"]})
     captioned = next(answer for _, path, answer in asked if path == "/caption")
-    assert "heart" in captioned.json()["caption"].split()
+    with Image.open(io.BytesIO(base64.b64decode(HEART.partition(",")[2]))) as heart:
+        assert captioned.json()["caption"] == icons.caption(heart)
+    assert "heart" in captioned.json()["caption"]
 
 
 def test_a_server_without_an_index_captions_and_says_that_it_has_none(icons):

@@ -28,8 +28,7 @@ _PRIOR_IMAGES = 5
 MIN_RELEVANCE = 0.1
 """If no hit has at least this relevance, nothing in the library looks like what the query asked for."""
 _MIN_DIFFERENT = 5
-"""Relevances are valid if the library has at least this many different images. Among fewer, a right hit gets a high
-relevance less often: 42 times in 100 among two images, and never if it is the only one."""
+"""Relevances are valid if the library has at least this many different images: among fewer, nothing can stand out."""
 _MAX_IMAGE_COSINE = 0.75
 """If the median cosine of the sample with the best hit is above this, most images are taken as images of one thing.
 With `icons`, it is usually 0.1, and 0.83 for rotated copies."""

@@ -369,6 +369,8 @@ class Server(StaticHost):
     """So many times, the server says that it is not ready."""
     busy = 0
     """So many times, there is no map."""
+    breaks_off = False
+    """A caption ends before it is whole."""
     may_explain: threading.Event | None = None
 
     def end_headers(self) -> None:
@@ -438,9 +440,9 @@ class Server(StaticHost):
                 }
             )
         if self.path == "/caption":
-            stream = (
-                'data: {"text": "red"}\n\ndata: {"text": "red heart"}\n\nevent: done\ndata: {"text": "red heart"}\n\n'
-            )
+            stream = 'data: {"text": "red"}\n\ndata: {"text": "red heart"}\n\n'
+            if not self.breaks_off:
+                stream += 'event: done\ndata: {"text": "red heart"}\n\n'
             return self.answer(stream.encode(), kind="text/event-stream")
         if self.path.startswith("/explain"):
             if self.may_explain is not None:
@@ -481,6 +483,14 @@ def test_a_refusal_of_the_server_is_shown(tab):
         one.ask("red heart")
         assert one.page.locator("#message").is_hidden()
         one.errors.clear()  # the browser notes the status
+
+
+def test_a_caption_that_breaks_off_is_not_taken_for_the_whole(drawings, tab):
+    with hosted(server(breaks_off=True)) as address:
+        one = tab(address).ready()
+        one.page.set_input_files("#file", next((drawings / "things").glob("*.webp")))
+        one.page.locator("#message", has_text="The server broke off. Is it still running?").wait_for()
+        assert one.page.locator("#dropped").is_hidden()
 
 
 def test_a_server_with_a_key_asks_for_it_once(tab):

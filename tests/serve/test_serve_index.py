@@ -54,6 +54,16 @@ def test_pages_of_hits_are_the_hits_in_order(served):
     assert served.post("/search", {"texts": ["a boat"], "offset": 900}).json()["hits"] == []
 
 
+def test_a_page_behind_the_last_hit_says_what_the_first_page_says(tmp_path, pictures):
+    location = tmp_path / "few.index"
+    with grr_coca.Index.open(location, "icons", create=True) as index:
+        index.add(sorted((pictures / "drawings").glob("*.webp"))[:2])
+    with serving(location) as client:
+        first, behind = (client.post("/search", {"texts": ["a boat"], "offset": n}).json() for n in (0, 2))
+    assert (len(first["hits"]), behind["hits"]) == (2, [])
+    assert first["can_tell"] is behind["can_tell"] is False
+
+
 def test_further_pages_repeat_no_hit_and_leave_none_out(tmp_path):
     location = tmp_path / "many.index"
     vectors = np.random.default_rng(0).standard_normal((300, 128)).astype(np.float32)

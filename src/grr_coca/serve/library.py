@@ -143,7 +143,7 @@ class ServedIndex:
             "more": len(ranking.groups) > offset + limit,
             "searched": ranking.searched,
             "is_likely": first.is_likely,
-            "can_tell": found.can_tell,
+            "can_tell": first.can_tell,  # of a page behind the last hit, too
         }
 
     # --- Browsing

@@ -42,13 +42,14 @@ export class Http {
   async caption(image, onToken, signal) {
     const headers = { "Content-Type": image.type || "application/octet-stream", Accept: "text/event-stream" };
     const response = await this.#fetch("caption", { method: "POST", body: image, headers, signal });
-    let text = "";
+    let whole = null;
     for await (const { event, data } of events(response.body)) {
       if (event === "error") throw new Error(data.error.message);
-      text = data.text;
-      if (event !== "done") onToken(text);
+      if (event === "done") whole = data.text;
+      else onToken(data.text);
     }
-    return text;
+    if (whole === null) throw new Error(BROKEN_OFF);
+    return whole;
   }
 
   /** Where the model looks for each word: for a file, or for an entry of the index. */
@@ -111,6 +112,7 @@ export class Http {
 }
 
 const JSON_TYPE = { "Content-Type": "application/json" };
+const BROKEN_OFF = "The server broke off. Is it still running?";
 
 async function reason(response) {
   try {
@@ -122,12 +124,17 @@ async function reason(response) {
   return `The server answers ${response.status} ${response.statusText}.`;
 }
 
+function brokenOff(error) {
+  if (error.name === "AbortError") throw error;
+  throw new Error(BROKEN_OFF);
+}
+
 /** The events of a stream of server-sent events, with their data parsed. */
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch(brokenOff);
     rest += (value ?? "").replaceAll("\r\n", "\n");
     const blocks = rest.split("\n\n");
     rest = blocks.pop();

@@ -4,25 +4,30 @@
 
 The captions of a split are halved at random: the drawings of one half are the library, and the captions of both are
 queries. The splits are of `pictograms` and of `icons` (after `python scripts/build_datasets icons`); the model is the
-one that is used where none is named. Writes `results/search_relevance.json`. With `--fit`, it draws other halves and
-prints the three numbers of the curve that fit them best.
+one that is used where none is named. Writes `results/search_relevance.json`. With `--fit`, it draws other halves,
+writes the numbers of the curve that fit each model best into the folder of the model, and prints those that fit all
+models at once.
 """
 
 import itertools
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from machine import machine, parse, parser_of
 from scipy.optimize import minimize
 
 import grr_coca
+from grr_coca.checkpoint_files import RELEVANCE, read_json
 from grr_coca.data.sources.open import open_source
-from grr_coca.files import in_cache
+from grr_coca.files import MANIFEST, in_cache, listed_files, whole_folder
 from grr_coca.inference.model import ImageTextModel
-from grr_coca.registry import DEFAULT
-from grr_coca.search.relevance import MIN_RELEVANCE, OFFSET, PER_AGREEMENT, PER_DEVIATION, evidence, relevances
+from grr_coca.registry import DEFAULT, FOLDER
+from grr_coca.search.relevance import MIN_RELEVANCE, RelevanceCurve, curve_of, evidence
+from grr_coca.structure import to_dict
 
 PICTOGRAMS = Path(__file__).parents[1] / "datasets" / "pictograms"
 SPLITS = {
@@ -31,6 +36,8 @@ SPLITS = {
     "test_family_tabler": "cache:icons/test_family_tabler-*.tar",
     "test_family_carbon": "cache:icons/test_family_carbon-*.tar",
 }
+FITTED_ON = {"icons": tuple(SPLITS), "pictograms": ("test", "test_style")}
+"""Splits of each model: of drawings that it can name."""
 SIZES = (10, 50, None)
 BANDS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 1.0)
 QUERIES, LOOKED_AT, CAPTIONS, SAMPLE = 150, 10, 64, 4096
@@ -72,7 +79,7 @@ def trials(size: int | None) -> int:
     return 20 if size == SIZES[0] else 5
 
 
-def measured(splits: dict[str, Split], smoke: bool) -> dict[str, object]:
+def measured(splits: dict[str, Split], curve: RelevanceCurve, smoke: bool) -> dict[str, object]:
     """How often the answer to "is it there" is right, and the share of right hits by their relevance."""
     random = np.random.default_rng(MEASURED)
     rows, hits = [], []
@@ -80,7 +87,7 @@ def measured(splits: dict[str, Split], smoke: bool) -> dict[str, object]:
         verdicts = []
         for _ in range(1 if smoke else trials(size)):
             for is_there, is_right, arguments in split.queries(size, random):
-                found = relevances(evidence(*arguments))
+                found = curve.relevances(evidence(*arguments))
                 verdicts.append((is_there, bool((found >= MIN_RELEVANCE).any())))
                 hits += zip(found.tolist(), is_right.tolist(), strict=True)
         there = round(float(np.mean([said for is_there, said in verdicts if is_there])), 3)
@@ -96,38 +103,76 @@ def measured(splits: dict[str, Split], smoke: bool) -> dict[str, object]:
     return {"model": DEFAULT, "machine": machine(), "threshold": MIN_RELEVANCE, "is_it_there": rows, "relevance": bands}
 
 
-def fitted(splits: dict[str, Split]) -> list[float]:
-    """The numbers of the logistic curve under which the hits of all splits are likeliest."""
+class Evidence(NamedTuple):
+    """The columns of `evidence` for many hits, and whether each of them is right."""
+
+    columns: np.ndarray
+    is_right: np.ndarray
+
+
+def evidence_of(splits: Collection[Split]) -> Evidence:
+    """The evidence of the hits of all splits."""
     random = np.random.default_rng(FITTED)
     found, right = [], []
-    for split, size in itertools.product(splits.values(), SIZES):
+    for split, size in itertools.product(splits, SIZES):
         for _ in range(trials(size)):
             for _, is_right, arguments in split.queries(size, random):
                 found.append(evidence(*arguments))
                 right.append(is_right)
-    columns, is_right = np.concatenate(found), np.concatenate(right)
+    return Evidence(np.concatenate(found), np.concatenate(right))
+
+
+def fitted(columns: np.ndarray, is_right: np.ndarray) -> RelevanceCurve:
+    """The curve under which these hits are likeliest."""
 
     def surprise(numbers: np.ndarray) -> float:
-        logits = columns @ numbers[:2] + numbers[2]
+        logits = columns @ numbers[:-1] + numbers[-1]
         return float(np.logaddexp(0, np.where(is_right, -logits, logits)).mean())
 
-    return [round(float(number), 2) for number in minimize(surprise, (PER_DEVIATION, PER_AGREEMENT, OFFSET)).x]
+    numbers = minimize(surprise, np.zeros(columns.shape[1] + 1)).x
+    per_deviation, per_agreement, per_log_images, offset = (round(float(number), 2) for number in numbers)
+    return RelevanceCurve(
+        per_deviation=per_deviation, per_agreement=per_agreement, per_log_images=per_log_images, offset=offset
+    )
+
+
+def fit_all() -> None:
+    """Fit each model that ships, and all of them at once."""
+    everything = []
+    for name, splits in FITTED_ON.items():
+        model = grr_coca.load(name)
+        everything.append(evidence_of([Split(model, SPLITS[split]) for split in splits]))
+        curve = fitted(*everything[-1])
+        write_curve(FOLDER / name, curve)
+        print(f"{name}: {curve}", flush=True)
+    print(f"all: {fitted(*map(np.concatenate, zip(*everything, strict=True)))}")
+
+
+def write_curve(folder: Path, curve: RelevanceCurve) -> None:
+    """Write the numbers into the folder of a shipped model."""
+    facts = {key: value for key, value in read_json(folder / MANIFEST).items() if key != "files"}
+    with whole_folder(folder, facts) as partial:
+        for name in listed_files(folder):
+            shutil.copyfile(folder / name, partial / name)
+        (partial / RELEVANCE).write_text(json.dumps(to_dict(curve), indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Measure, and write the results; or fit."""
     parser = parser_of(__doc__)
-    parser.add_argument("--fit", action="store_true", help="print the numbers of the curve that fit best")
+    parser.add_argument("--fit", action="store_true", help="fit the curves of the models that ship")
     options = parse(parser)
+    if options.fit:
+        fit_all()
+        return
     model = grr_coca.load(DEFAULT)
+    curve = curve_of(FOLDER / DEFAULT, model.config)
+    assert curve is not None
     if options.smoke:
         splits = {"test": Split(model, SPLITS["test"], every=20)}
     else:
         splits = {name: Split(model, path) for name, path in SPLITS.items()}
-    if options.fit:
-        print("PER_DEVIATION, PER_AGREEMENT, OFFSET:", *fitted(splits))
-        return
-    results = measured(splits, bool(options.smoke))
+    results = measured(splits, curve, bool(options.smoke))
     (options.out / "search_relevance.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
 

@@ -189,7 +189,7 @@ def build(
         facets=facets_of(entries, ("set", "licence", "colours")),
         drawings=[(icon.box, icon.body) for _, _, icon in rows],
         drawn_order=order,
-        has_relevances=False,  # captions are names
+        curve=None,  # captions are names
         words=[" ".join((entry.name, *icon.words)) for entry, _, icon in rows],
     )
     counts = Counter(str(entry.fields["set"]) for entry in entries)

@@ -26,8 +26,11 @@ GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 GRAPH_FILES = tuple(f"{name}.onnx" for name in GRAPHS)
 QUANTIZED_WEIGHTS = "weights.safetensors"
 CONFIDENCE = "confidence.json"
-"""What the model knows of its own answers, if that was fitted; see `grr_coca.calibration`."""
-MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, CONFIDENCE)
+RELEVANCE = "relevance.json"
+FITTED_FILES = (CONFIDENCE, RELEVANCE)
+"""What the model knows of its captions and of its hits, if that was fitted; see `grr_coca.calibration` and
+`grr_coca.search.relevance`."""
+MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, *FITTED_FILES)
 """All files that a model may be loaded from. A checkpoint of a run has others, to continue training."""
 _QUANTIZED_FILES = (QUANTIZED_WEIGHTS, *FILES[1:], *GRAPH_FILES)
 _STEP_FOLDER = re.compile(r"step-([0-9]+)")

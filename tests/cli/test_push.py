@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from fake_hub import OWNER, TOKEN, fake_hub
-from grr_coca.checkpoint_files import CONFIDENCE, FILES, GRAPH_FILES
+from grr_coca.checkpoint_files import FILES, FITTED_FILES, GRAPH_FILES
 from grr_coca.files import MANIFEST
 from grr_coca.registry import FOLDER
 from support import warnings_of
@@ -48,12 +48,12 @@ def test_what_was_pushed_is_loaded_at_every_revision(hub, push, image_files, tmp
     assert first.code == 0, first.err
     assert f'grr_coca.load("{OWNER}/emoji") loads it' in first.out
     (files,) = hub.repositories[f"{OWNER}/emoji"]
-    assert sorted(files) == sorted([*FILES, *GRAPH_FILES, CONFIDENCE, MANIFEST, "README.md"])
-    for name in (*FILES, *GRAPH_FILES, CONFIDENCE):
+    assert sorted(files) == sorted([*FILES, *GRAPH_FILES, *FITTED_FILES, MANIFEST, "README.md"])
+    for name in (*FILES, *GRAPH_FILES, *FITTED_FILES):
         assert files[name] == (PICTOGRAMS / name).read_bytes()
     old, config = hub.revision(f"{OWNER}/emoji", 0), json.loads(files["config.json"])
     later, manifest = json.dumps({**config, "step": 77}).encode(), json.loads(files[MANIFEST])
-    assert sorted(manifest["files"]) == sorted([*FILES, *GRAPH_FILES, CONFIDENCE])
+    assert sorted(manifest["files"]) == sorted([*FILES, *GRAPH_FILES, *FITTED_FILES])
     manifest["files"]["config.json"] = {"bytes": len(later), "sha256": hashlib.sha256(later).hexdigest()}
     hub.commit(f"{OWNER}/emoji", {"config.json": later, MANIFEST: json.dumps(manifest).encode()})
     code = """if True:

@@ -101,6 +101,7 @@ def test_a_hub_name_is_fetched_and_loaded(hub, run):
         "manifest.json",
         "model.safetensors",
         "preprocess.json",
+        "relevance.json",
         "step.onnx",
         "text.onnx",
         "tokenizer.json",

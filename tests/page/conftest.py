@@ -106,7 +106,7 @@ def site(drawings_index, tmp_path_factory) -> Path:
     """A site of the model that ships, with the index of drawings."""
     folder = tmp_path_factory.mktemp("site") / "site"
     with Index.open(drawings_index) as index:
-        library = read_library(index.store)
+        library = read_library(index.store, index.model.curve)
     icons = shipped_folder("icons")
     assert icons is not None
     with graphs_of(icons) as graphs:

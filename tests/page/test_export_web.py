@@ -13,6 +13,7 @@ from grr_coca.cli import main
 from grr_coca.page import POLICY, site
 from grr_coca.registry import shipped_folder
 from grr_coca.search.index import Index
+from grr_coca.search.relevance import RelevanceCurve
 from support import DATASETS
 
 DRAWINGS = DATASETS.parent / "docs" / "drawings"
@@ -154,9 +155,13 @@ def test_a_site_tells_what_a_camera_and_people_wrote_but_not_the_place(runtime, 
     assert not {"lat", "lon"} & {*rows["fields"], *facets}
 
 
-@pytest.mark.parametrize("is_fitted", [True, False])
-def test_a_site_has_relevances_only_if_they_were_fitted_to_its_model(index, runtime, tmp_path, monkeypatch, is_fitted):
-    monkeypatch.setattr("grr_coca.search.relevance.is_fitted_to", lambda config: is_fitted)
+CURVE = {"per_deviation": 1.0, "per_agreement": 2.0, "per_log_images": -0.5, "offset": -3.0}
+
+
+@pytest.mark.parametrize("numbers", [None, CURVE])
+def test_a_site_has_the_curve_of_its_model(index, runtime, tmp_path, monkeypatch, numbers):
+    curve = None if numbers is None else RelevanceCurve(**numbers)
+    monkeypatch.setattr("grr_coca.search.relevance.curve_of", lambda folder, config: curve)
     main(["export", "web", "--index", str(index), "--out", str(tmp_path / "site"), "--runtime", str(runtime)])
     library = json.loads((tmp_path / "site" / "library" / "library.json").read_text(encoding="utf-8"))
-    assert library["has_relevances"] is is_fitted
+    assert library["curve"] == numbers

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from grr_coca.inference.model import load
 from grr_coca.page import FILES
+from grr_coca.registry import FOLDER, shipped_models
 from grr_coca.search import relevance
-from grr_coca.search.relevance import can_tell, evidence, relevances
+from grr_coca.search.relevance import RelevanceCurve, can_tell, curve_of, evidence
 
 WIDTH = 128
 
@@ -68,16 +70,29 @@ def test_how_far_a_hit_stands_out_is_measured_below_the_middle_of_the_library():
 @pytest.mark.filterwarnings("error")
 def test_images_whose_captions_are_all_the_query_make_no_number_infinite():
     one = np.eye(WIDTH, dtype=np.float32)[:1]
+    curve = RelevanceCurve(per_deviation=1, per_agreement=2, per_log_images=-0.5, offset=-5)
     for captions in (one, -one):
-        assert 0 <= relevances(evidence(one[0], np.ones(1), one, one, captions, one))[0] < 1
-    assert relevances(np.array([[-1e4, 0.0], [1e4, 0.0]])).tolist() == pytest.approx([0, 1])
+        assert 0 <= curve.relevances(evidence(one[0], np.ones(1), one, one, captions, one))[0] < 1
+    assert curve.relevances(np.array([[-1e4, 0.0, 0.0], [1e4, 0.0, 0.0]])).tolist() == pytest.approx([0, 1])
+
+
+def test_the_more_images_there_are_the_less_a_hit_that_stands_out_is_worth():
+    """The right hit among ten is as sure as one that stands out further among thousands."""
+    query, others = np.eye(WIDTH, dtype=np.float32)[0], np.eye(WIDTH, dtype=np.float32)[1:2]
+    found = [
+        evidence(query, np.array([0.5]), np.outer([0.1] * count, query), others, others, others) for count in (10, 4000)
+    ]
+    assert [row[0, 2] for row in found] == pytest.approx(np.log([10, 4000]))
+    for name in shipped_models():
+        curve = curve_of(FOLDER / name, load(name).config)
+        assert curve.per_log_images < 0
+        few, many = (curve.relevances(np.array([[6.0, 0.5, row[0, 2]]]))[0] for row in found)
+        assert few > many
 
 
 def test_the_page_computes_with_the_same_numbers():
     code = (FILES / "library.js").read_text(encoding="utf-8")
-    curve = [relevance.PER_DEVIATION, relevance.PER_AGREEMENT, relevance.OFFSET]
     limits = [relevance._MAX_IMAGE_COSINE, relevance._MAX_CAPTION_COSINE]
-    assert f"const [PER_DEVIATION, PER_AGREEMENT, OFFSET] = {curve};" in code
     assert f"const [MAX_IMAGE_COSINE, MAX_CAPTION_COSINE] = {limits};" in code
     assert f"const MIN_RELEVANCE = {relevance.MIN_RELEVANCE};" in code
     assert f"const PRIOR_IMAGES = {relevance._PRIOR_IMAGES};" in code

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from library import fill, make_entry, make_vectors
 
+from grr_coca.checkpoint_files import RELEVANCE
 from grr_coca.cli import main
 from grr_coca.cli.search import list_duplicates
 from grr_coca.config import CoCaConfig
@@ -16,19 +17,23 @@ from grr_coca.presets import get_preset
 from grr_coca.search.answer import Query, SearchOptions, search_store
 from grr_coca.search.duplicates import LIMIT_OF_BITS, MAX_BITS, MIN_COSINE, duplicate_groups
 from grr_coca.search.index import Index
-from grr_coca.search.relevance import is_fitted_to
+from grr_coca.search.relevance import RelevanceCurve, curve_of
 from grr_coca.search.store import Changes
+from grr_coca.structure import to_dict
 
 DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"
 PLAIN = {"where": None, "hybrid": False, "fold": False}
 
 
+CURVE = RelevanceCurve(per_deviation=1, per_agreement=2, per_log_images=-0.5, offset=-5)
+
+
 class VectorModel:
     """Embeds a text as the vector whose number it is."""
 
-    def __init__(self, vectors: np.ndarray, has_relevance: bool = True) -> None:
+    def __init__(self, vectors: np.ndarray, curve: RelevanceCurve | None = CURVE) -> None:
         self.vectors = vectors
-        self.has_relevance = has_relevance
+        self.curve = curve
 
     def embed_texts(self, texts):
         return np.stack([self.vectors[int(text)] for text in texts])
@@ -78,7 +83,7 @@ def test_the_verb_says_why_no_hit_is_left(drawings, capsys):
 def test_without_a_relevance_no_hit_passes(store):
     """A script that removes the hits must not get those of which nothing is known."""
     entries, vectors = fill(store, 40)
-    for model, told in ((VectorModel(vectors), True), (VectorModel(vectors, has_relevance=False), False)):
+    for model, told in ((VectorModel(vectors), True), (VectorModel(vectors, curve=None), False)):
         query = Query(texts=("3",))
         found = search_store(query, store, model, SearchOptions(n=5, **PLAIN))
         assert (found.can_tell, found.is_fitted) == (told, told)
@@ -105,9 +110,20 @@ def test_the_first_hits_are_the_same_however_many_are_asked_for(store):
 @pytest.mark.parametrize(
     ("preset", "size", "fitted"), [("grr_coca", "tiny", True), ("coca", "tiny", True), ("open_clip_coca", "b32", False)]
 )
-def test_relevance_was_fitted_to_our_models_alone(preset, size, fitted):
+def test_relevance_was_fitted_to_our_models_alone(preset, size, fitted, tmp_path):
     config: CoCaConfig = get_preset(preset, size)
-    assert is_fitted_to(config) is fitted
+    assert (curve_of(tmp_path, config) is not None) is fitted
+
+
+def test_a_model_has_the_curve_that_lies_beside_its_weights(tmp_path):
+    config = get_preset("open_clip_coca", "b32")
+    numbers = to_dict(CURVE)
+    (tmp_path / RELEVANCE).write_text(json.dumps(numbers))
+    assert curve_of(tmp_path, config) == CURVE
+    for damaged in ("", "{}", json.dumps({**numbers, "offset": "high"})):
+        (tmp_path / RELEVANCE).write_text(damaged)
+        with pytest.raises(UserError, match=RELEVANCE):
+            curve_of(tmp_path, config)
 
 
 # --- Duplicates

@@ -120,7 +120,7 @@ def export_web(
     from grr_coca.read_checkpoint import read_files
     from grr_coca.search.index import open_store
     from grr_coca.search.model import IndexModel
-    from grr_coca.search.relevance import is_fitted_to
+    from grr_coca.search.relevance import curve_of
 
     require_free(out)
     store = None if index is None else open_store(index)
@@ -130,8 +130,8 @@ def export_web(
         if store is not None:
             IndexModel(named).require(store.header, store.location)
         files = site.find_runtime(runtime)
-        is_fitted = is_fitted_to(read_files(folder).config)
-        library = None if store is None else site.read_library(store, is_fitted)
+        curve = curve_of(folder, read_files(folder).config)
+        library = None if store is None else site.read_library(store, curve)
     finally:
         if store is not None:
             store.close()

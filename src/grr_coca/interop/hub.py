@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from grr_coca.checkpoint_files import CONFIDENCE, FILES, GRAPH_FILES, find_checkpoint, has_graphs, read_json
+from grr_coca.checkpoint_files import FILES, FITTED_FILES, GRAPH_FILES, find_checkpoint, has_graphs, read_json
 from grr_coca.errors import UserError
 from grr_coca.extras import require_extra
 from grr_coca.files import MANIFEST, verify_folder
@@ -150,7 +150,7 @@ def files_to_push(folder: Path) -> dict[str, bytes | Path]:
     checkpoint = find_checkpoint(folder)
     if (checkpoint / MANIFEST).exists():
         verify_folder(checkpoint)
-    fitted = [CONFIDENCE] if (checkpoint / CONFIDENCE).exists() else []
+    fitted = [name for name in FITTED_FILES if (checkpoint / name).exists()]
     if not has_graphs(checkpoint):
         return {name: checkpoint / name for name in (*FILES, *fitted)}
     names, manifest = (*FILES, *GRAPH_FILES, *fitted), read_json(checkpoint / MANIFEST)

@@ -39,7 +39,9 @@ from grr_coca.page import FILES, POLICY
 from grr_coca.search.duplicates import duplicate_groups
 from grr_coca.search.entry import Entry, name_id
 from grr_coca.search.facets import Facet, facet_fields, facets_of
+from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Store
+from grr_coca.structure import to_dict
 
 CHUNK = 8192
 """Rows of a file of the library."""
@@ -151,8 +153,8 @@ class Library:
     `entries`, `vectors`: the images in the order in which the page shows them, N E. `groups`: positions of
     near-duplicates. `drawings`: for each image the SVG file that the page shows and copies, as (box, body); None: the
     page shows thumbnails. The drawings of neighbours in `drawn_order` are loaded together. `words`: by which each image
-    is found, besides its caption; None: its file name and keywords. `has_relevances`: False if relevances were not
-    fitted to the model, or captions are not the model's.
+    is found, besides its caption; None: its file name and keywords. `curve`: of the relevances; None: hits have none,
+    as nothing is known of such models, or captions are not the model's.
     """
 
     entries: Sequence[Entry]
@@ -162,15 +164,15 @@ class Library:
     drawings: Sequence[tuple[Sequence[float], str]] | None = None
     drawn_order: Sequence[int] | None = None
     words: Sequence[str] | None = None
-    has_relevances: bool = True
+    curve: RelevanceCurve | None = None
 
 
-def read_library(store: Store, has_relevances: bool = True) -> Library:
+def read_library(store: Store, curve: RelevanceCurve | None) -> Library:
     """Read an index, the newest images first. Where photographs were taken is left out, as a site may be public.
 
     Args:
         store: the index.
-        has_relevances: see `Library`.
+        curve: see `Library`.
 
     Raises:
         UserError: it has no images, or cannot be read.
@@ -189,7 +191,7 @@ def read_library(store: Store, has_relevances: bool = True) -> Library:
         vectors=np.array([vector for _, vector in everything]),
         facets=facets_of(entries, facet_fields({field for entry in entries for field in entry.fields})),
         groups=[[rows[entry.name] for entry in group.entries] for group in groups],
-        has_relevances=has_relevances,
+        curve=curve,
     )
 
 
@@ -237,7 +239,7 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
         "width": width,
         "chunk": CHUNK,
         "chunks": chunks,
-        "has_relevances": library.has_relevances,
+        "curve": None if library.curve is None else to_dict(library.curve),
         "sample": drawn,
         "captions": [library.entries[row].caption for row in drawn[:SAMPLE_CAPTIONS]],
         "facets": list(library.facets),

@@ -14,7 +14,7 @@ from grr_coca.errors import UserError
 from grr_coca.search.duplicates import folded
 from grr_coca.search.entry import Entry
 from grr_coca.search.filters import Filter, parse_filter
-from grr_coca.search.relevance import MIN_RELEVANCE, can_tell, evidence, relevances
+from grr_coca.search.relevance import MIN_RELEVANCE, RelevanceCurve, can_tell, evidence
 from grr_coca.search.store import Store
 
 if TYPE_CHECKING:
@@ -152,8 +152,8 @@ class QueryModel(Protocol):
     """What a search needs of the model of the index. `grr_coca.search.model.IndexModel` documents the methods."""
 
     @property
-    def has_relevance(self) -> bool:
-        """True if relevances are valid for this model."""
+    def curve(self) -> RelevanceCurve | None:
+        """The curve of its relevances; None if there is none."""
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts, M E."""
@@ -237,6 +237,8 @@ def hits_of(ranking: Ranking, model: QueryModel, first: int = 0, last: int | Non
     captions = model.embed_captions([best.caption for best, *_ in groups])
     library = {"asked": ranking.asked, "captions": captions, "others": ranking.others}
     found = evidence(ranking.vector, scores, ranking.sample, **library)
+    curve = model.curve
+    relevances = np.zeros(len(found)) if curve is None else curve.relevances(found)
     hits = tuple(
         Hit(
             path=best.name,
@@ -247,14 +249,14 @@ def hits_of(ranking: Ranking, model: QueryModel, first: int = 0, last: int | Non
             is_there=best.is_there,
             entry=best,
         )
-        for (best, *copies), score, relevance in zip(groups, scores, relevances(found), strict=True)
+        for (best, *copies), score, relevance in zip(groups, scores, relevances, strict=True)
     )
     return SearchResult(
         hits=hits,
         vector=ranking.vector,
         searched=ranking.searched,
-        can_tell=model.has_relevance and can_tell(ranking.best, ranking.sample, ranking.asked, ranking.others),
-        is_fitted=model.has_relevance,
+        can_tell=curve is not None and can_tell(ranking.best, ranking.sample, ranking.asked, ranking.others),
+        is_fitted=curve is not None,
     )
 
 

@@ -25,7 +25,7 @@ from grr_coca.inference.on_ray import map_on_ray
 from grr_coca.registry import DEFAULT, shipped_folder
 from grr_coca.search.duplicates import perceptual_hash
 from grr_coca.search.entry import Entry, Failure, Header, Stamp, digest_of, plain_fields, stamp_of
-from grr_coca.search.relevance import is_fitted_to
+from grr_coca.search.relevance import RelevanceCurve, curve_of
 from grr_coca.search.store import Described
 
 if TYPE_CHECKING:
@@ -182,10 +182,14 @@ class IndexModel:
         """The header of an index of this model."""
         return Header(self.name, self.fingerprint, self.loaded.engine.embed_dim)
 
-    @property
-    def has_relevance(self) -> bool:
-        """True if relevances are valid for this model."""
-        return is_fitted_to(self.loaded.config)
+    @cached_property
+    def curve(self) -> RelevanceCurve | None:
+        """The curve of its relevances; None if there is none.
+
+        Raises:
+            UserError: the file with its numbers is damaged.
+        """
+        return curve_of(self.folder, self.loaded.config)
 
     def read(self, found: Iterator[Found], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
         """Read and decode images in the background."""

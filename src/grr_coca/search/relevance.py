@@ -1,28 +1,29 @@
 """Relevance: the probability that a hit is what the query asked for.
 
-A cosine alone says little: its size depends on the model, the query and the library. Two measures say more. The first
-is how far the image stands out: its score, in deviations above the median of a sample of the library. The second is how
-close the image's own caption is to the query, compared with the captions of other images. A logistic curve turns the
-two into a probability. Its three numbers were fitted once, to queries with known answers
-(`benchmarks/search_relevance.py`, which also measures how often it is right). In a library of few images, or of images
-of one thing, nothing can stand out, and the probabilities mean nothing (`can_tell`).
+A cosine alone says little: its size depends on the model, the query and the library. Three measures say more. The
+first is how far the image stands out: its score, in deviations above the median of a sample of the library. The second
+is how close the image's own caption is to the query, compared with the captions of other images. The third is the size
+of the sample: among many images, more stand out by chance. A logistic curve turns them into a probability. Its numbers
+are those of the model, fitted to queries with known answers (`benchmarks/search_relevance.py`, which also measures how
+often it is right). In a library of few images, or of images of one thing, nothing can stand out, and the probabilities
+mean nothing (`can_tell`).
 
 Shapes: H hits, S images of the sample, E embedding width.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from grr_coca.checkpoint_files import RELEVANCE, read_json
 from grr_coca.search.duplicates import MIN_COSINE
+from grr_coca.structure import from_dict
 
 if TYPE_CHECKING:
     from grr_coca.config import CoCaConfig
 
-PER_DEVIATION = 0.78
-PER_AGREEMENT = 2.85
-OFFSET = -6.83
-"""The three numbers of the logistic curve."""
 _PRIOR_IMAGES = 5
 """The deviation of random directions counts as much as the measured deviation of this many images."""
 MIN_RELEVANCE = 0.1
@@ -38,18 +39,37 @@ _MAX_LOGIT = 500.0
 """Bound of the logits, which keeps the exponential finite."""
 
 
-def is_fitted_to(config: "CoCaConfig") -> bool:
-    """True for models whose cosines the curve was fitted to: those of our architectures and training.
+@dataclass(frozen=True, kw_only=True)
+class RelevanceCurve:
+    """The numbers of the logistic curve: a weight for each column of `evidence`, and the logit where all are 0."""
+
+    per_deviation: float
+    per_agreement: float
+    per_log_images: float
+    offset: float
+
+    def relevances(self, found: np.ndarray) -> np.ndarray:
+        """The probability that each hit is what the query asked for, H, from its `evidence`, H 3."""
+        logits = found @ (self.per_deviation, self.per_agreement, self.per_log_images) + self.offset
+        return 1 / (1 + np.exp(-np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)))
+
+
+_COMMON = RelevanceCurve(per_deviation=0.81, per_agreement=4.47, per_log_images=-0.37, offset=-5.85)
+"""Fitted to both models that ship at once, for models of the same architectures without numbers of their own."""
+
+
+def curve_of(folder: Path, config: "CoCaConfig") -> RelevanceCurve | None:
+    """The curve of the model in a folder. None: nothing is known of models like this one.
 
     Models imported from open_clip have other cosines, and no library with known answers was measured with them.
+
+    Raises:
+        UserError: the file with the numbers is damaged.
     """
-    return config.architecture != "open_clip"
-
-
-def relevances(found: np.ndarray) -> np.ndarray:
-    """The probability that each hit is what the query asked for, H, from its `evidence`, H 2."""
-    logits = found @ (PER_DEVIATION, PER_AGREEMENT) + OFFSET
-    return 1 / (1 + np.exp(-np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)))
+    path = folder / RELEVANCE
+    if path.exists():
+        return from_dict(RelevanceCurve, read_json(path), str(path))
+    return None if config.architecture == "open_clip" else _COMMON
 
 
 def can_tell(best: np.ndarray, sample: np.ndarray, asked: np.ndarray, others: np.ndarray) -> bool:
@@ -78,7 +98,8 @@ def evidence(
     captions: np.ndarray,
     others: np.ndarray,
 ) -> np.ndarray:
-    """How far each hit stands out from the library, and how close its caption is to the query, H 2.
+    """How far each hit stands out from the library, how close its caption is to the query, and the logarithm of the
+    number of images of the sample, H 3.
 
     Args:
         vector: the query, E.
@@ -98,7 +119,7 @@ def evidence(
     usual = min(_usual_cosine(asked, others), _MAX_CAPTION_COSINE)
     # 0: as close as captions of other images; 1: the same words.
     agreement = ((captions @ asked.T).max(axis=1) - usual) / (1 - usual)
-    return np.stack([stands_out, agreement], axis=1)
+    return np.stack([stands_out, agreement, np.full(len(scores), np.log(max(1, len(sample))))], axis=1)
 
 
 def _usual_cosine(asked: np.ndarray, others: np.ndarray) -> float:

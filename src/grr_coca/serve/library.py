@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -25,7 +26,7 @@ from grr_coca.search.entry import Entry, name_id
 from grr_coca.search.facets import Facet, facets
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import open_store
-from grr_coca.search.relevance import is_fitted_to
+from grr_coca.search.relevance import RelevanceCurve, curve_of
 from grr_coca.search.store import Store
 from grr_coca.serve.queue import ModelQueue, too_late
 from grr_coca.serve.refusal import Refusal
@@ -317,10 +318,12 @@ class _QueryModel:
         self._captions = captions
         self._expires = expires
 
-    @property
-    def has_relevance(self) -> bool:
-        """True if relevances are valid for this model."""
-        return is_fitted_to(self._model.ready().config)
+    @cached_property
+    def curve(self) -> RelevanceCurve | None:
+        """The curve of its relevances; None if there is none."""
+        model = self._model.ready()
+        assert model.folder is not None
+        return curve_of(model.folder, model.config)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts, M E."""

@@ -13,7 +13,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxscript import ir
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained, save_tensors
-from grr_coca.checkpoint_files import CONFIDENCE, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, GraphName, fingerprint
+from grr_coca.checkpoint_files import FITTED_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, GraphName, fingerprint
 from grr_coca.errors import UserError
 from grr_coca.files import whole_folder
 from grr_coca.interop.onnx.graphs import OPSET, quiet, trace
@@ -43,8 +43,8 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
         checkpoint.model.half().float()
     try:
         with whole_folder(out, facts) as partial:
-            for name in ("config.json", "tokenizer.json", "preprocess.json", CONFIDENCE):
-                if name != CONFIDENCE or (source / name).exists():
+            for name in ("config.json", "tokenizer.json", "preprocess.json", *FITTED_FILES):
+                if name not in FITTED_FILES or (source / name).exists():
                     shutil.copyfile(source / name, partial / name)
             match precision:
                 case "fp32":

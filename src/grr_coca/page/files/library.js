@@ -7,7 +7,6 @@ export const MAX_HITS = 600;
 const QUERY_LEVELS = 2047; // of an integer query: sums of up to 8,000 products fit into 32 bits
 const NUM_DECISIVE_HITS = 10;
 const MIN_RELEVANCE = 0.1;
-const [PER_DEVIATION, PER_AGREEMENT, OFFSET] = [0.78, 2.85, -6.83];
 const PRIOR_IMAGES = 5;
 const [MAX_IMAGE_COSINE, MAX_CAPTION_COSINE] = [0.75, 0.9];
 const MIN_DIFFERENT = 5;
@@ -18,7 +17,7 @@ const FUSION_CONSTANT = 60;
 const FUSED_AT_ONCE = 10;
 
 export class Library {
-  /** @param {object} about `library.json`: count, width, rows per chunk, sample, facets, groups */
+  /** @param {object} about `library.json`: count, width, rows per chunk, sample, curve of relevances, facets, groups */
   constructor(about) {
     this.about = about;
     this.size = 0; // rows that are loaded
@@ -206,7 +205,9 @@ export class Library {
     const spread = Math.sqrt((squares + PRIOR_IMAGES / this.width) / (lower.length + PRIOR_IMAGES));
     const usual = others.length ? median(others.flatMap((other) => asked.map((text) => dot(other, text)))) : 0;
     const canTell = bestRow !== undefined && this.#canTell(this.vector(bestRow), usual);
-    return { middle, spread, usual: Math.min(usual, MAX_CAPTION_COSINE), asked, canTell };
+    const { per_log_images, offset, ...weights } = this.about.curve;
+    const base = per_log_images * Math.log(sample.length) + offset;
+    return { middle, spread, usual: Math.min(usual, MAX_CAPTION_COSINE), asked, canTell, base, ...weights };
   }
 
   #canTell(top, usual) {
@@ -222,10 +223,10 @@ export class Library {
 }
 
 /** The probability that a hit is what the query asked for. `caption`: the embedding of its caption, or null. */
-export function relevance({ middle, spread, usual, asked }, score, caption) {
+export function relevance({ middle, spread, usual, asked, base, per_deviation, per_agreement }, score, caption) {
   const closest = caption ? Math.max(...asked.map((text) => dot(caption, text))) : 0;
   const agreement = (closest - usual) / (1 - usual);
-  return 1 / (1 + Math.exp(-(PER_DEVIATION * ((score - middle) / spread) + PER_AGREEMENT * agreement + OFFSET)));
+  return 1 / (1 + Math.exp(-(per_deviation * ((score - middle) / spread) + per_agreement * agreement + base)));
 }
 
 /** False if none of the first hits looks like what the query asked for. */

@@ -198,7 +198,7 @@ async function ranked(query) {
     const scores = library.scores(vector);
     const words = like.length || unlike.length || image || without.length ? null : texts.join(" ");
     const groups = library.rank(scores, words, filters);
-    if (!library.about.has_relevances) return { scores, groups, background: null };
+    if (!library.about.curve) return { scores, groups, background: null };
     const captions = texts.length ? texts : like.map((id) => library.entry(Number(id)).caption);
     if (!texts.length && image) captions.push(await captionOf(image));
     const asked = await embedTexts(captions.filter((caption) => caption.trim()));
@@ -226,7 +226,7 @@ async function relevances({ scores, groups, background }, start, end) {
 const calls = {
   async ready() {
     await Promise.all([withGraph("text"), indexed]);
-    if (library?.about.has_relevances) await embedTexts(library.about.captions.filter((caption) => caption.trim()));
+    if (library?.about.curve) await embedTexts(library.about.captions.filter((caption) => caption.trim()));
     state.isReady = true;
     tell();
     const files = performance.getEntriesByType("resource").map(({ name }) => name);

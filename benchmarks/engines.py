@@ -11,6 +11,7 @@ what is compared are seconds of CPU time, so other work on the machine counts le
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import torch
 from machine import parse, parser_of, report
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained, save_checkpoint
+from grr_coca.cli import exit_code
 from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import clip_bpe, train_bpe
@@ -169,4 +171,4 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -19,6 +19,7 @@ import torch
 from machine import machine, parse, parser_of
 
 from grr_coca.checkpoint import from_pretrained
+from grr_coca.cli import exit_code
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import caption_split
 from grr_coca.study.demo.plan import demo_recipes
@@ -85,4 +86,4 @@ def cold_caption_seconds(cold_starts: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

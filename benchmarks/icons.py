@@ -12,6 +12,7 @@ length of a caption is that of the model.
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -20,6 +21,7 @@ from pathlib import Path
 from machine import machine, parse, parser_of
 
 import grr_coca
+from grr_coca.cli import exit_code
 from grr_coca.data.image_files import find_images
 from grr_coca.data.images import decode_image
 from grr_coca.inference.model import ImageTextModel
@@ -79,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -7,6 +7,7 @@ Writes `results/parts.json` and `.md`; with --before, an earlier `parts.json`, t
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from sizes import SMALLEST
 from spans import PARTS, Spans
 from torch.profiler import ProfilerActivity, profile
 from training_contestants import Ours
+
+from grr_coca.cli import exit_code
 
 WARM_UP = 2
 TOP_OPERATIONS = 20
@@ -145,4 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from grr_coca.batch import pad_rows
 from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.cli import exit_code
 from grr_coca.data.images import open_rgb
 from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.errors import UserError
@@ -139,8 +140,4 @@ def _clip_benchmark_models() -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

@@ -12,6 +12,7 @@ models at once.
 import itertools
 import json
 import shutil
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,8 @@ from scipy.optimize import minimize
 
 import grr_coca
 from grr_coca.checkpoint_files import RELEVANCE, read_json
-from grr_coca.data.sources.open import open_source
+from grr_coca.cli import exit_code
+from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.files import MANIFEST, in_cache, listed_files, whole_folder
 from grr_coca.inference.model import ImageTextModel
 from grr_coca.registry import DEFAULT, FOLDER
@@ -162,6 +164,8 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--fit", action="store_true", help="fit the curves of the models that ship")
     options = parse(parser)
+    for path in () if options.smoke else SPLITS.values():
+        require_there(path)
     if options.fit:
         fit_all()
         return
@@ -178,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from grr_coca.cli import exit_code
 from wordnet import Synset, WordNet, is_common
 
 QUERIES = Path(__file__).with_suffix(".jsonl")
@@ -153,6 +154,7 @@ def pictures_of(query: EverydayQuery, names: Sequence[str]) -> tuple[frozenset[i
 def measure(model_name: str, split: str) -> None:
     """Print nDCG@10 with its interval, by kind of search."""
     import grr_coca
+    from grr_coca.errors import UserError
     from grr_coca.evaluate.intervals import Measure
     from grr_coca.files import in_cache
     from icon_search import TOP, LexicalIndex, Query, fuse, ndcg, read_icons
@@ -168,9 +170,7 @@ def measure(model_name: str, split: str) -> None:
     for query, text in zip(queries, texts, strict=True):
         wanted = Query(query.text, *pictures_of(query, names))
         if not wanted.right:
-            raise SystemExit(
-                f"error: no picture has a name of the query {query.text!r}; build the corpus as it is pinned"
-            )
+            raise UserError(f"no picture has a name of the query {query.text!r}; build the corpus as it is pinned")
         by_embedding = np.argsort(-(vectors @ text), kind="stable").tolist()
         by_words = lexical.search(query.text)
         rankings = (by_embedding, by_words, fuse(by_embedding, by_words))
@@ -183,4 +183,4 @@ def measure(model_name: str, split: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

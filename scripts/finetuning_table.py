@@ -9,6 +9,7 @@ prints a table: means over seeds with 95 % t intervals. To choose a start, read 
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ import torch
 from scipy import stats
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.cli import exit_code
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import every_caption
 from grr_coca.evaluate.checkpoint import pair_results
@@ -88,10 +90,11 @@ def run(domain: str, start: str, seed: int, size_of: str) -> Row:
 
 def from_scratch(recipe: Recipe, size_of: str) -> Recipe:
     """A domain's recipe, for a model that begins with random weights and makes its own vocabulary."""
-    shipped = load_recipe(RECIPES / "weights" / f"{size_of}.yaml")
+    own = Path(size_of) / "recipe.yaml"  # of a run's folder
+    first = load_recipe(own if own.is_file() else RECIPES / "weights" / f"{size_of}.yaml")
     optimizer = replace(recipe.optimizer, lr=2 * recipe.optimizer.lr)
     schedule = replace(recipe.schedule, steps=FROM_SCRATCH * recipe.schedule.steps)
-    return replace(recipe, model=shipped.model, tokenizer=shipped.tokenizer, optimizer=optimizer, schedule=schedule)
+    return replace(recipe, model=first.model, tokenizer=first.tokenizer, optimizer=optimizer, schedule=schedule)
 
 
 def measure(checkpoint: Checkpoint, path: str) -> dict[str, float]:
@@ -124,4 +127,4 @@ def cell(numbers: Sequence[float], is_share: bool) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

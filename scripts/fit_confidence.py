@@ -4,8 +4,8 @@
 
 writes `confidence.json` into `src/grr_coca/weights/NAME/`, and figures into its card. `scripts/cards/NAME.yaml` names
 the images under `confidence`: those of training, whose statistics are familiar; those of the fit, which training never
-saw; and those of the measurement, which no fit saw (`related`: of the model's own kind of drawing). Splits that are not
-on this machine are left out, with a line.
+saw; and those of the measurement, which no fit saw (`related`: of the model's own kind of drawing). Splits that are
+only measured, and are not on this machine, are left out, with a line.
 
 `scripts/photographs.txt` names photographs, and how DIR holds them. Without DIR, their figures stay as they are. For a
 model with a page, a picture of the reliability and of the captions that are kept is drawn too.
@@ -14,9 +14,12 @@ Shapes: N images, S image size in pixels.
 """
 
 import argparse
+import itertools
 import json
 import math
 import shutil
+import sys
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,8 +29,10 @@ from PIL import Image
 
 from grr_coca.calibration import Calibration, statistics
 from grr_coca.checkpoint_files import CONFIDENCE, read_json
-from grr_coca.data.sources.open import open_source
+from grr_coca.cli import exit_code
+from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.data.text import clean_caption
+from grr_coca.errors import UserError
 from grr_coca.evaluate.caption_split import images_of
 from grr_coca.files import CACHE, MANIFEST, in_cache, listed_files, whole_folder
 from grr_coca.generate import GREEDY, generate
@@ -71,20 +76,24 @@ def main() -> None:
 def fit_and_measure(folder: Path, text: dict, photographs: Path | None = None) -> None:
     """Write `confidence.json` and the figures of the card into the folder of a shipped model."""
     named = text["confidence"]
+    training, held_out = (_there(named[part], named[part]) for part in ("training", "fit"))
+    to_measure = _there(named["measure"], named["related"])
+    photographs_of = {} if photographs is None else _listed(photographs)
+    for path in itertools.chain(*photographs_of.values()):
+        if not path.is_file():
+            raise UserError(f"{path}: no such photograph; {PHOTOGRAPHS} says where they come from")
     model = load(folder, engine="onnx")
     card = from_dict(ModelCard, read_json(folder / "card.json"), str(folder / "card.json"))
-    fitted_on = {name: answers(model, path) for name, path in _there(named["fit"]).items()}
-    fitted = fit(training_pixels(model, _there(named["training"])), fitted_on)
-    measured = {name: answers(model, path) for name, path in _there(named["measure"]).items()}
+    fitted = fit(training_pixels(model, training), {name: answers(model, path) for name, path in held_out.items()})
+    measured = {name: answers(model, path) for name, path in to_measure.items()}
     figures = {name: dict(found) for name, found in card.figures.items()}
     for name, found in measured.items():
         figures.setdefault(name, {}).update(split_figures(fitted, found))
-    related = [measured[name] for name in named["related"] if name in measured]
+    related = [measured[name] for name in named["related"]]
     confidence = np.concatenate([confidences(fitted, found) for found in related])
     right = np.concatenate([found.right for found in related])
     figures["confidence"] = reliability(confidence, right)
-    if photographs is not None:
-        figures |= {name: photograph_figures(fitted, model, files) for name, files in _listed(photographs).items()}
+    figures |= {name: photograph_figures(fitted, model, files) for name, files in photographs_of.items()}
     card = replace(card, figures=figures)
     facts = {key: value for key, value in read_json(folder / MANIFEST).items() if key != "files"}
     with whole_folder(folder, facts) as partial:
@@ -137,11 +146,17 @@ def _spread(count: int) -> list[int]:
     return [number * count // most for number in range(most)]
 
 
-def _there(paths: dict[str, str]) -> dict[str, str]:
-    """The splits that are on this machine."""
+def _there(paths: dict[str, str], needed: Collection[str]) -> dict[str, str]:
+    """The splits that are on this machine.
+
+    Raises:
+        UserError: one that is needed is not.
+    """
     found = {}
     for name, path in paths.items():
         place = in_cache(path) if path.startswith(CACHE) else str(ROOT / path)
+        if name in needed:
+            require_there(place)
         if any(Path(place).parent.glob(Path(place).name)):
             found[name] = place
         else:
@@ -332,4 +347,4 @@ def draw(confidence: np.ndarray, right: np.ndarray, bins: dict[str, Figure], pat
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -1,20 +1,22 @@
-"""Whether `search --hybrid` finds icons better than `search` does: nDCG@10 on tags, by the index itself.
+"""Whether `search` finds icons better than `search --no-hybrid` does: nDCG@10 on tags, by the index itself.
 
     python scripts/icon_hybrid.py MODEL
 
 The pictures of Tabler become files that are called what they are called there, and an index is made of them. Queries
 are tags, as in `icon_search.py`. Three searches answer each: by embeddings, by the words of captions and file names
-(BM25), and both fused. Intervals are of 95 %; the last line is the mean of the difference that fusing makes to each
-query, which tells whether it should be the default.
+(BM25), and both fused, which is the default. Intervals are of 95 %; the last line is the mean of the difference that
+fusing makes to each query.
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from grr_coca import Index
+from grr_coca.cli import exit_code
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.files import in_cache
 from icon_search import TOP, Icon, Query, all_queries, hidden_queries, ndcg, read_icons
@@ -73,4 +75,4 @@ def by_words(index: Index, text: str, count: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

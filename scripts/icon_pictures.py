@@ -9,6 +9,7 @@ of the first two were written down before any result was seen. The captioned pic
 
 import argparse
 import hashlib
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from grr_coca import load
+from grr_coca.cli import exit_code
 from grr_coca.data.survey import Font, label_font
 from grr_coca.files import in_cache
 from grr_coca.inference.model import ImageTextModel
@@ -135,4 +137,4 @@ def save(page: Image.Image, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -14,6 +14,7 @@ exports the graphs of a model that ships anew, after a change of the exporter. N
 import argparse
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import torch
 import yaml
 
 from grr_coca.checkpoint import Checkpoint, from_pretrained, write_files
+from grr_coca.cli import exit_code
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import caption_split
@@ -216,4 +218,4 @@ SECTIONS = {
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

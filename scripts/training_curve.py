@@ -5,9 +5,12 @@ python scripts/training_curve.py LOG.jsonl OUT.svg
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+
+from grr_coca.cli import exit_code
 
 
 def main() -> None:
@@ -33,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

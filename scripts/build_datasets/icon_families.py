@@ -10,6 +10,7 @@ pictures they share, and `icon_transfer_tests.npz`, the signatures of all test p
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from icon_drawings import drawn_path, picture_signature, read_drawn
 from icon_pairs import FAMILIES, TRANSFER_TESTS, has_near
 from icon_sources import Archives, IconSet, kept_sets
 
+from grr_coca.cli import exit_code
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.open import open_source
 from grr_coca.files import user_cache
@@ -146,4 +148,4 @@ def test_signatures() -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

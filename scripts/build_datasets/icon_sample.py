@@ -10,12 +10,14 @@ import gzip
 import io
 import json
 import re
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from icon_sources import LOGO_SETS, Archives
 
+from grr_coca.cli import exit_code
 from grr_coca.files import user_cache
 
 ICONS = {
@@ -100,4 +102,4 @@ def _write(path: Path, files: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -28,6 +28,7 @@ from icon_sources import Archives, IconSet, Words, kept_sets, read_tags
 from PIL import Image
 
 from grr_coca.checkpoint_files import fingerprint
+from grr_coca.cli import exit_code
 from grr_coca.errors import UserError
 from grr_coca.files import require_own_name, user_cache, write_whole
 from grr_coca.page.site import Library, find_runtime, graphs_of, write_site
@@ -245,8 +246,8 @@ def _notice(sets: Iterable[IconSet], counts: Mapping[str, int]) -> str:
     return "\n".join([*lines, ""])
 
 
-def main() -> int:
-    """Parse the flags, build, and return the exit code."""
+def main() -> None:
+    """Parse the flags, and build."""
     parser = argparse.ArgumentParser(prog="icon_site", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the site")
     parser.add_argument("--sets", nargs="+", help="prefixes of sets in Iconify; if not given, well-known ones")
@@ -254,15 +255,10 @@ def main() -> int:
     parser.add_argument("--runtime", type=Path, help="archive of the npm package onnxruntime-web")
     args = parser.parse_args()
     prefixes = [] if args.all else args.sets or KNOWN.split()
-    try:
-        count = build(args.out, prefixes, args.runtime, lambda prefix, done: print(f"{prefix}: {done:,}", flush=True))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    count = build(args.out, prefixes, args.runtime, lambda prefix, done: print(f"{prefix}: {done:,}", flush=True))
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file()) / 1e6
     print(f"{count:,} icons, {size:.0f} MB, are in {args.out}; try it: python -m http.server --directory {args.out}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

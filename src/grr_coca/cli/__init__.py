@@ -76,8 +76,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if _OFFLINE in argv:
         argv = [word for word in argv if word != _OFFLINE]
         os.environ["HF_HUB_OFFLINE"] = "1"  # read by `huggingface_hub`, too
+    return exit_code(lambda: _dispatch(argv))
+
+
+def exit_code(work: Callable[[], int | None]) -> int:
+    """Do some work, and return its exit code. An error of the user, or of a file, is one message and no traceback.
+
+    The scripts and benchmarks of the repository end by it, too.
+    """
     try:
-        return _dispatch(argv)
+        return work() or 0
     except UserError as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2

@@ -1,0 +1,56 @@
+"""How scripts and benchmarks end where something that they read is missing, and scripts without a test of their own."""
+
+import os
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from grr_coca.train.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+BUILD = "python scripts/build_datasets icons"
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("scripts/everyday_queries.py icons", BUILD),
+        ("scripts/icon_pictures.py icons out", BUILD),
+        ("scripts/icon_hybrid.py icons", BUILD),
+        ("scripts/fit_confidence.py icons", BUILD),
+        ("scripts/fit_confidence.py pictograms --photographs nowhere", "nowhere/budgie-backgrounds/"),
+        pytest.param("scripts/finetuning_table.py runs.jsonl nowhere", "nowhere", marks=pytest.mark.ci),
+        ("scripts/ship_weights.py nowhere icons", "nowhere/recipe.yaml"),
+        ("scripts/training_curve.py nowhere.jsonl out.svg", "nowhere.jsonl"),
+        ("benchmarks/search_relevance.py --out . --fit", BUILD),
+        ("benchmarks/icons.py --out . --beside nowhere", "nowhere"),
+    ],
+)
+def test_what_is_missing_is_told_in_one_line_without_a_traceback(monkeypatch, tmp_path, capsys, command, told):
+    script, *arguments = command.split()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)  # of this process
+    monkeypatch.syspath_prepend((ROOT / script).parent)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said.splitlines()[-1].startswith("error: ")
+    assert told in said
+
+
+@pytest.mark.ci
+def test_from_scratch_has_the_size_of_a_run_that_is_named_by_its_folder(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from finetuning_table import from_scratch
+
+    named = ROOT / "recipes" / "weights" / "pictograms.yaml"
+    shutil.copy(named, tmp_path / "recipe.yaml")
+    domain = load_recipe(ROOT / "recipes" / "health.yaml")
+    assert from_scratch(domain, str(tmp_path)).model == load_recipe(named).model
+    assert from_scratch(domain, str(tmp_path)) == from_scratch(domain, "pictograms")

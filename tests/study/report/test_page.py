@@ -135,6 +135,7 @@ def test_tables_are_markdown(reported):
     assert any(line.startswith("| CoCa loss after pretraining") and "better" in line for line in tables)
     made = as_markdown(Table("", ("arm", "change"), (("one", "−1.0"), ("three", "+10.0"))))
     assert made == "| arm   | change |\n| ----- | -----: |\n| one   |   −1.0 |\n| three |  +10.0 |\n"
+    assert as_markdown(Table("", ("a|b",), (("c|d",),))) == "| a\\|b |\n| ---- |\n| c\\|d |\n", "a bar parts no cell"
 
 
 @pytest.mark.usefixtures("without_figures")

@@ -34,7 +34,7 @@ class Table:
 
 def as_markdown(table: Table) -> str:
     """The table as Markdown with aligned columns, numbers at the right."""
-    lines = [table.heads, *table.rows]
+    lines = [[cell.replace("|", r"\|") for cell in line] for line in (table.heads, *table.rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.heads))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     padded = [

@@ -19,12 +19,16 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from machine import parse, parser_of, report
 from search_index import of_code
 
+from grr_coca.train.recipe import Recipe, load_recipe, save_recipe
+
 ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "recipes" / "pictograms.yaml"
 PICTURES = 1000
 ROUNDS = {"onnx": 5, "torch": 3}
 STEPS = 40
@@ -55,9 +59,7 @@ def rows_of(verbs: Sequence[tuple[str, str]], *, smoke: bool) -> list[dict[str, 
             (folder / f"{number:04}.webp").write_bytes(content)
         shutil.copy(folder / "0000.webp", single)
         recipe = Path(place, "recipe.yaml")
-        text = (ROOT / "recipes" / "pictograms.yaml").read_text(encoding="utf-8")
-        text = text.replace("../datasets", str(ROOT / "datasets")).replace("steps: 4000", f"steps: {steps}")
-        recipe.write_text(text.replace("warmup_steps: 40", "warmup_steps: 1"), encoding="utf-8")
+        save_recipe(of_steps(load_recipe(RECIPE), steps), recipe)
         return [
             _row(
                 verb,
@@ -68,6 +70,11 @@ def rows_of(verbs: Sequence[tuple[str, str]], *, smoke: bool) -> list[dict[str, 
             )
             for verb, engine in verbs
         ]
+
+
+def of_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The same training for so many steps."""
+    return replace(recipe, schedule=replace(recipe.schedule, steps=steps, warmup_steps=1))
 
 
 def _commands(verb: str, engine: str, folder: Path, recipe: Path) -> Iterator[list[str]]:

@@ -4,6 +4,7 @@ machine."""
 import json
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,18 @@ def test_training_rows_of_another_machine_or_number_of_threads_do_not_stay(tmp_p
     path = tmp_path / "training.json"
     path.write_text(json.dumps({"machine": machine(), "threads": 2, "rows": {"full-fp32": {}}}))
     assert (previous(path, 2), previous(path, 1)) == ({"full-fp32": {}}, {})
+
+
+def test_a_training_is_shortened_and_nothing_else_changes(tmp_path):
+    from busy import RECIPE, of_steps
+
+    from grr_coca.train.recipe import load_recipe, save_recipe
+
+    whole = load_recipe(RECIPE)
+    save_recipe(of_steps(whole, 7), tmp_path / "recipe.yaml")
+    shortened = load_recipe(tmp_path / "recipe.yaml")
+    assert shortened.schedule.steps == 7
+    assert replace(shortened, schedule=whole.schedule) == whole
 
 
 def test_engines_take_turns():

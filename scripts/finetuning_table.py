@@ -5,6 +5,8 @@
 fine-tunes each model by the recipes of the three domains, and trains the first model's size from scratch on the same
 pairs, for FROM_SCRATCH times as many steps. It appends a line a run to RUNS.jsonl, does only what is not there yet, and
 prints a table: means over seeds with 95 % t intervals. To choose a start, read the column of `val`.
+
+A line names its start alone: when a model has new weights, remove its lines, or give another file.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import base64
 import functools
 import json
+import os
 import shutil
 import struct
 import threading
@@ -10,13 +11,15 @@ import time
 import zlib
 from contextlib import suppress
 
+import numpy as np
 import pytest
 from browsing import StaticHost, hosted, static
 
 from grr_coca.page import FILES, POLICY
 from grr_coca.page.site import find_runtime, graphs_of, write_site
 from grr_coca.registry import shipped_folder
-from grr_coca.search.relevance import MIN_RELEVANCE
+from grr_coca.search.relevance import MIN_RELEVANCE, RelevanceCurve, evidence
+from grr_coca.structure import to_dict
 
 DROP = """async ([data, name, type, kind]) => {
     const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
@@ -678,3 +681,47 @@ def test_a_file_that_cannot_be_kept_is_shown(blank):
         }"""
     )
     assert shown == "a picture"
+
+
+def test_a_new_version_of_a_site_keeps_no_file_of_the_old_one(blank, tmp_path):
+    def write(content, age):
+        for name in ("kept.txt", "shown.txt"):
+            path = tmp_path / "files" / name
+            path.write_text(content)
+            os.utime(path, (time.time() - age, time.time() - age))
+
+    write("old", 30 * 86400)  # browsers do not ask again soon for what has not changed for so long
+    read = """() => Promise.all(["kept.txt", "shown.txt"].map(async (name) => (await fetch(name)).text()))"""
+    assert blank.evaluate(read) == ["old", "old"]
+    write("new", 0)
+    blank.evaluate(
+        """async () => {
+            const { serviceWorker } = navigator;
+            await serviceWorker.register("offline.js", { type: "module" });
+            const { active } = await serviceWorker.ready;
+            const come = (kind) =>
+                new Promise((resolve) => serviceWorker.addEventListener(kind, resolve, { once: true }));
+            if (!serviceWorker.controller) await come("controllerchange");
+            const kept = come("message");
+            active.postMessage({ keep: [new URL("kept.txt", location).href] });
+            await kept;
+        }"""
+    )
+    assert blank.evaluate(read) == ["new", "new"]
+
+
+def test_hits_like_a_picture_without_a_caption_have_the_relevance_of_python(blank):
+    curve = RelevanceCurve(per_deviation=1, per_agreement=2, per_log_images=-0.5, offset=-1)
+    found = blank.evaluate(
+        """async (curve) => {
+            const { Library, relevance } = await import("./library.js");
+            const library = new Library({ count: 2, width: 2, sample: [0, 1], curve });
+            library.size = 2;
+            const [query, other] = [Float32Array.of(1, 0), Float32Array.of(0, 1)];
+            return relevance(library.background(query, [], [other], 0), 1, query);
+        }""",
+        to_dict(curve),
+    )
+    query, other, nothing = np.eye(2)[:1], np.eye(2)[1:], np.zeros((1, 2))
+    (expected,) = curve.relevances(evidence(query[0], np.ones(1), np.zeros((2, 2)), nothing, query, other))
+    assert found == pytest.approx(expected)

@@ -224,7 +224,8 @@ export class Library {
 
 /** The probability that a hit is what the query asked for. `caption`: the embedding of its caption, or null. */
 export function relevance({ middle, spread, usual, asked, base, per_deviation, per_agreement }, score, caption) {
-  const closest = caption ? Math.max(...asked.map((text) => dot(caption, text))) : 0;
+  // A picture to look for may have no caption, so nothing is asked for in words.
+  const closest = caption && asked.length ? Math.max(...asked.map((text) => dot(caption, text))) : 0;
   const agreement = (closest - usual) / (1 - usual);
   return 1 / (1 + Math.exp(-(per_deviation * ((score - middle) / spread) + per_agreement * agreement + base)));
 }

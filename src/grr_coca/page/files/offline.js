@@ -26,14 +26,21 @@ addEventListener("message", (event) => {
       const cache = await caches.open(nameOf());
       for (const address of keep) {
         if (!address.startsWith(registration.scope) || (await cache.match(address))) continue;
-        // From the browser's own cache where it still has the file, so that it is not loaded twice.
-        const response = await fetch(address, { cache: "force-cache" }).catch(() => null);
+        const response = await fetchNewest(address).catch(() => null);
         if (response?.ok) await cache.put(address, response);
       }
       event.source?.postMessage({ kept: true });
     })(),
   );
 });
+
+/**
+ * A file as the host has it now. The browser's own cache may have that of an earlier version, which would be kept with
+ * the files of this one. If the host says that it is the same, it is not loaded again.
+ */
+function fetchNewest(request) {
+  return fetch(request, { cache: "no-cache" });
+}
 
 addEventListener("fetch", (event) => {
   const { request } = event;
@@ -46,7 +53,7 @@ async function answer(request) {
   // All files of one version belong together, so none is taken from the network if it is kept.
   const kept = await cache.match(request);
   if (kept) return kept;
-  const response = await fetch(request);
+  const response = await fetchNewest(request);
   // What cannot be kept, as on a full disk, is shown all the same.
   if (response.status === 200) await cache.put(request, response.clone()).catch(() => {});
   return response;

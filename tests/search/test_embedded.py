@@ -19,7 +19,7 @@ from library import HEADER, WIDTH, ColourModel, fill, make_entry, make_vectors, 
 
 from grr_coca.errors import UserError
 from grr_coca.search.embedded.database import FAILURES_OF, IMAGES_OF
-from grr_coca.search.embedded.store import EmbeddedStore
+from grr_coca.search.embedded.store import MAX_WORDS, EmbeddedStore
 from grr_coca.search.embedded.vectors import append_rows, map_rows, products
 from grr_coca.search.entry import VERSION, Failure
 from grr_coca.search.filters import parse_filter
@@ -353,6 +353,15 @@ def test_words_are_found_in_captions_and_titles_whatever_the_query_language_make
     assert titles_of("?!") == titles_of("zebra") == []
     store.commit(Changes(removed=[entries[1].name]))
     assert titles_of("house") == []
+
+
+def test_of_a_long_text_the_first_words_are_looked_up(store):
+    """SQLite compares every image that has a word of the text with all of its words, and other searches wait."""
+    entry = make_entry(0, caption="a heart")
+    store.commit(Changes(added=[(entry, make_vectors(1)[0])]))
+    page = " ".join(f"word{n}" for n in range(MAX_WORDS))
+    assert store.word_matches(f"heart {page}", 9)
+    assert store.word_matches(f"{page} heart", 9) == []
 
 
 # --- Kills, and readers beside a writer

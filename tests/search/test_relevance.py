@@ -7,6 +7,7 @@ from grr_coca.inference.model import load
 from grr_coca.page import FILES
 from grr_coca.registry import FOLDER, shipped_models
 from grr_coca.search import relevance
+from grr_coca.search.embedded.store import MAX_WORDS
 from grr_coca.search.relevance import RelevanceCurve, can_tell, curve_of, evidence
 
 WIDTH = 128
@@ -96,4 +97,5 @@ def test_the_page_computes_with_the_same_numbers():
     assert f"const [MAX_IMAGE_COSINE, MAX_CAPTION_COSINE] = {limits};" in code
     assert f"const MIN_RELEVANCE = {relevance.MIN_RELEVANCE};" in code
     assert f"const PRIOR_IMAGES = {relevance._PRIOR_IMAGES};" in code
+    assert f"const MAX_WORDS = {MAX_WORDS};" in (FILES / "words.js").read_text(encoding="utf-8")
     assert f"const MIN_DIFFERENT = {relevance._MIN_DIFFERENT};" in code

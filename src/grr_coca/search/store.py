@@ -156,7 +156,7 @@ class Store(Protocol):
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
         """The images whose captions, file names, titles or keywords contain words of a text, best first (BM25).
 
-        The list is empty if this store has no full-text index.
+        Of a long text, the first words count. The list is empty if this store has no full-text index.
         """
         ...
 

@@ -3,6 +3,7 @@
 const K1 = 1.2;
 const B = 0.75;
 const MIN_IDF = 1e-6;
+const MAX_WORDS = 32; // of a text that are looked up, as in Python
 
 export class WordIndex {
   #postings = new Map(); // stem: a flat list of row, occurrences
@@ -36,7 +37,7 @@ export class WordIndex {
     const scores = new Map();
     const size = this.#lengths.length;
     const usual = this.#total / Math.max(1, size);
-    for (const stem of new Set(wordsOf(text).map((word) => this.#stem(word)))) {
+    for (const stem of new Set([...new Set(wordsOf(text))].slice(0, MAX_WORDS).map((word) => this.#stem(word)))) {
       const posting = this.#postings.get(stem) ?? [];
       const found = posting.length / 2;
       const idf = Math.max(MIN_IDF, Math.log((size - found + 0.5) / (found + 0.5)));

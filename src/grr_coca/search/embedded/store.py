@@ -35,6 +35,9 @@ from grr_coca.search.store import HASHED, Changes, Described, FieldSummary, Know
 _MAX_PARAMETERS = 500
 """Largest number of parameters of one statement. Older versions of SQLite take 999."""
 ROWS_PER_READ = 2048
+MAX_WORDS = 32
+"""Largest number of words of a text that are looked up. SQLite compares every image that has one of them with all of
+them, so a pasted page of text would take minutes in a large index, while no other search is answered."""
 
 
 class EmbeddedStore:
@@ -323,8 +326,8 @@ def _marks(items: Sequence[object], mark: str = "?") -> str:
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text in lower case, without repetition."""
-    return list(dict.fromkeys(re.findall(r"[^\W_]+", text.lower())))
+    """The first words of a text in lower case, without repetition."""
+    return list(dict.fromkeys(re.findall(r"[^\W_]+", text.lower())))[:MAX_WORDS]
 
 
 # --- Filters as SQL. Every value is a parameter of the statement.

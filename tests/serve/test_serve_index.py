@@ -16,14 +16,20 @@ from PIL import Image
 from serving import DRAWINGS, JSON, OPTIONS, serving, wait_until
 
 import grr_coca
+from grr_coca.checkpoint_files import RELEVANCE
 from grr_coca.data.image_files import Span
 from grr_coca.data.images import decode_image
 from grr_coca.errors import UserError
+from grr_coca.files import MANIFEST
 from grr_coca.page.site import _write_thumbnails
+from grr_coca.registry import shipped_folder
 from grr_coca.search.duplicates import duplicate_groups
+from grr_coca.search.embedded.store import EmbeddedStore
 from grr_coca.search.entry import Entry, Stamp
+from grr_coca.search.facets import facets
 from grr_coca.search.index import open_store
 from grr_coca.search.store import Changes
+from grr_coca.serve.guard import Limits
 from grr_coca.serve.library import ServedIndex, picture_id
 from grr_coca.serve.pictures import PictureReader
 from grr_coca.serve.server import RunningServer
@@ -96,7 +102,7 @@ def test_further_pages_repeat_no_hit_and_leave_none_out(tmp_path):
 def test_fields_are_counted_however_short_the_machine_runs(index, monkeypatch):
     store = open_store(str(index))
     monkeypatch.setattr("grr_coca.serve.library.time", SimpleNamespace(monotonic=lambda: 3.0))
-    opened = ServedIndex(str(index), store.header.fingerprint, None)
+    opened = ServedIndex(str(index), store.header.fingerprint, None, None)
     assert opened.facets()
     opened.close()
     store.close()
@@ -145,6 +151,51 @@ def test_searches_do_not_wait_until_duplicates_are_found(index, monkeypatch):
         assert not any(future.done() for future in asked)
         may_end.set()
         assert [future.result().json()["total"] for future in asked] == [1] * 8
+
+
+def test_searches_and_thumbnails_wait_neither_for_facets_nor_for_long_lists(index, monkeypatch):
+    may_end = threading.Event()
+
+    def slow(work):
+        def wait(*arguments):
+            assert may_end.wait(100)
+            return work(*arguments)
+
+        return wait
+
+    monkeypatch.setattr("grr_coca.serve.library.facets", slow(facets))
+    monkeypatch.setattr(EmbeddedStore, "newest_first", slow(EmbeddedStore.newest_first))
+    with serving(index) as client, ThreadPoolExecutor(12) as pool:
+        (hit,) = client.post("/search", {"texts": ["guitar"], "limit": 1}).json()["hits"]
+        asked = [pool.submit(client.get, path) for path in ("/facets", "/pictures") for _ in range(6)]
+        try:
+            wait_until(lambda: client.server._guard.in_flight == 12)
+            for path in (f"/image/{hit['id']}", "/info", "/ready"):
+                assert client.get(path).status == 200, path
+            assert client.post("/search", {"texts": ["red fruit"]}).status == 200
+            assert not any(future.done() for future in asked)
+        finally:
+            may_end.set()
+        assert [future.result().status for future in asked] == [200] * 12
+
+
+def test_a_stop_does_not_wait_until_duplicates_are_found(index, monkeypatch):
+    may_end = threading.Event()
+    monkeypatch.setattr("grr_coca.serve.library.duplicate_groups", lambda store: [] if may_end.wait(100) else None)
+    try:
+        with serving(index, limits=Limits(seconds=1)) as client:
+            assert client.get("/duplicates").status == 504
+    finally:
+        may_end.set()
+
+
+def test_a_damaged_curve_of_relevances_is_told_at_the_start(index, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(shipped_folder("icons"), folder)
+    (folder / MANIFEST).unlink()
+    (folder / RELEVANCE).write_text("{")
+    with pytest.raises(UserError, match=RELEVANCE):
+        RunningServer(replace(OPTIONS, index=str(index), model=str(folder)), print)
 
 
 def test_pictures_are_searched_by_others_and_without_others(served):

@@ -10,8 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from functools import cached_property
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -26,7 +25,7 @@ from grr_coca.search.entry import Entry, name_id
 from grr_coca.search.facets import Facet, facets
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import open_store
-from grr_coca.search.relevance import RelevanceCurve, curve_of
+from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import Store
 from grr_coca.serve.queue import ModelQueue, too_late
 from grr_coca.serve.refusal import Refusal
@@ -88,17 +87,21 @@ class ServedIndex:
         location: its folder, or `http://HOST:PORT/NAME` of a Milvus server.
         fingerprint: of the model that embeds queries; an index of another model is refused.
         model: the queue of this model.
+        curve: of its relevances; None if there is none.
     """
 
-    def __init__(self, location: str, fingerprint: str, model: ModelQueue) -> None:
+    def __init__(self, location: str, fingerprint: str, model: ModelQueue, curve: RelevanceCurve | None) -> None:
         self.location = location
         self._model = model
+        self._curve = curve
         self._captions = Newest[str, np.ndarray](50_000)
         self._rankings = Newest[Hashable, Ranking](32)
         self._orders = Newest[Hashable, np.ndarray](8)
-        # One store answers searches, and one browses: a search does not wait until a long list is sorted.
+        # One store answers searches, one browses, and one gives single images and the state of the index: neither a
+        # search nor a thumbnail waits until a long list is sorted.
         self._searched = _OpenStore(location, fingerprint)
         self._browsed = _OpenStore(location, fingerprint)
+        self._looked_up = _OpenStore(location, fingerprint)
         self._facets: tuple[str, float, list[Facet]] = ("", -math.inf, [])
         self._groups: tuple[str, list[list[int]]] = ("", [])
 
@@ -106,11 +109,12 @@ class ServedIndex:
         """Close the index."""
         self._searched.close()
         self._browsed.close()
+        self._looked_up.close()
 
     def state(self) -> tuple[int, str]:
         """The number of images, and a text that changes when the index does."""
-        with self._browsed.use() as store, store.snapshot():
-            return len(store), self._browsed.revision(store)
+        with self._looked_up.use() as store, store.snapshot():
+            return len(store), self._looked_up.revision(store)
 
     # --- Search
 
@@ -121,7 +125,7 @@ class ServedIndex:
             UserError: the filter or the query is invalid.
             Refusal: the time is over.
         """
-        model = _QueryModel(self._model, self._captions, expires)
+        model = _QueryModel(self._model, self._curve, self._captions, expires)
         with self._searched.use() as store:
             revision = self._searched.revision(store)
             # Images of the query are not compared: they are arrays, and are asked for once.
@@ -150,7 +154,7 @@ class ServedIndex:
     # --- Browsing
 
     def pictures(self, where: str | None, offset: int, limit: int) -> dict[str, Any]:
-        """Some images of the index, the newest first.
+        """Some images of the index, the newest first. To be called from one thread alone.
 
         Raises:
             UserError: the filter is invalid.
@@ -172,35 +176,34 @@ class ServedIndex:
             Refusal: the index does not have it.
         """
         draw = draw_of(identity)
-        with self._browsed.use() as store, store.snapshot():
+        with self._looked_up.use() as store, store.snapshot():
             ids = store.ids_of([draw])
             if not ids:
                 raise _unknown()
             return store.entries([ids[draw]])[0]
 
     def facets(self) -> list[Facet]:
-        """The fields by which images can be filtered, with their values."""
-        with self._browsed.use() as store, store.snapshot():
-            revision, now = self._browsed.revision(store), time.monotonic()
+        """The fields by which images can be filtered, with their values. To be called from one thread alone."""
+        with self._looked_up.use() as current:
+            revision = self._looked_up.revision(current)
             known, counted, found = self._facets
-            if known != revision and now - counted > _SECONDS_OF_FACETS:
-                found = facets(store)
-                self._facets = (revision, now, found)
+            if known != revision and time.monotonic() - counted > _SECONDS_OF_FACETS:
+                # A store of its own: among millions of images this takes minutes.
+                with closing(self._looked_up.opened()) as store, store.snapshot():
+                    found = facets(store)
+                self._facets = (revision, time.monotonic(), found)
             return found
 
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
         """Some groups of images that look the same, the largest group first. To be called from one thread alone."""
-        with self._browsed.use() as store:
-            revision = self._browsed.revision(store)
-        if self._groups[0] != revision:
-            store = self._browsed.opened()  # a store of its own: this may take long
-            try:
-                groups = [[entry.draw for entry in group.entries] for group in duplicate_groups(store)]
-            finally:
-                store.close()
-            self._groups = (revision, groups)
+        with self._looked_up.use() as current:
+            revision = self._looked_up.revision(current)
+            if self._groups[0] != revision:
+                with closing(self._looked_up.opened()) as store:  # of its own, as for `facets`
+                    groups = [[entry.draw for entry in group.entries] for group in duplicate_groups(store)]
+                self._groups = (revision, groups)
         groups = self._groups[1]
-        with self._browsed.use() as store, store.snapshot():
+        with self._looked_up.use() as store, store.snapshot():
             ids = store.ids_of([draw for group in groups[offset : offset + limit] for draw in group])
             found = [
                 store.entries([ids[draw] for draw in group if draw in ids]) for group in groups[offset : offset + limit]
@@ -313,17 +316,13 @@ class Newest(Generic[Key, Value]):
 class _QueryModel:
     """The model of one search, by way of the queue. Embeddings of captions are kept, as hits come again."""
 
-    def __init__(self, model: ModelQueue, captions: Newest[str, np.ndarray], expires: float) -> None:
+    def __init__(
+        self, model: ModelQueue, curve: RelevanceCurve | None, captions: Newest[str, np.ndarray], expires: float
+    ) -> None:
+        self.curve = curve
         self._model = model
         self._captions = captions
         self._expires = expires
-
-    @cached_property
-    def curve(self) -> RelevanceCurve | None:
-        """The curve of its relevances; None if there is none."""
-        model = self._model.ready()
-        assert model.folder is not None
-        return curve_of(model.folder, model.config)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts, M E."""

@@ -150,19 +150,19 @@ def own_endpoints(service: Service) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
     ) -> Response:
         """The pictures of the index, the newest first."""
-        return json_response(await service.in_thread(service.index().pictures, where, offset, limit))
+        return json_response(await service.browsing.do(service.index().pictures, where, offset, limit))
 
     @router.get("/facets", responses=answers(FacetsAnswer, 404))
     async def facets() -> Response:
         """The fields by which pictures can be filtered, with their values."""
-        return json_response({"facets": await service.in_thread(service.index().facets)})
+        return json_response({"facets": await service.counting.do(service.index().facets)})
 
     @router.get("/duplicates", responses=answers(GroupsAnswer, 404, 422))
     async def duplicates(
         offset: Annotated[int, Query(ge=0, lt=2**53)] = 0, limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50
     ) -> Response:
         """Groups of pictures that look the same, the largest group first."""
-        return json_response(await service.duplicates(offset, limit))
+        return json_response(await service.grouping.do(service.index().duplicates, offset, limit))
 
     @router.get(
         "/image/{identity}",

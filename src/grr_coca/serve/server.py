@@ -18,10 +18,12 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from grr_coca.checkpoint_files import read_config, read_json
 from grr_coca.errors import UserError
 from grr_coca.registry import DEFAULT
 from grr_coca.search.index import Index
 from grr_coca.search.model import IndexModel
+from grr_coca.search.relevance import curve_of
 from grr_coca.serve.app import make_app
 from grr_coca.serve.explainer import Explainer
 from grr_coca.serve.guard import KEY_VARIABLE, SECONDS_TO_SEND, Guard, Key, Limits
@@ -30,7 +32,7 @@ from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.pictures import PictureReader
 from grr_coca.serve.queue import ModelQueue
 from grr_coca.serve.refusal import Refusal, error_headers, json_bytes
-from grr_coca.serve.service import Service
+from grr_coca.serve.service import LongWork, Service
 
 if TYPE_CHECKING:
     from grr_coca.inference import ImageTextModel
@@ -126,7 +128,11 @@ class RunningServer:
             on_failure=self._fail,
         )
         key = os.environ.get(KEY_VARIABLE)
-        library = None if options.index is None else ServedIndex(options.index, model.fingerprint, queue)
+        library = None
+        if options.index is not None:
+            file = model.folder / "config.json"
+            curve = curve_of(model.folder, read_config(read_json(file).get("model", {}), str(file)))
+            library = ServedIndex(options.index, model.fingerprint, queue, curve)
         self.service = Service(
             model_name=Path(model.name).name or model.name,
             title=Path(options.index or "").name,
@@ -138,7 +144,9 @@ class RunningServer:
             limits=options.limits,
             key=Key(key) if key else None,
             threads=ThreadPoolExecutor(_INDEX_THREADS, "index"),
-            grouping=ThreadPoolExecutor(1, "duplicates"),
+            browsing=LongWork("pictures"),
+            counting=LongWork("facets"),
+            grouping=LongWork("duplicates"),
         )
         metrics.show("grr_coca_queue_requests", "Requests that wait or are worked on", lambda: queue.in_use)
         metrics.show("grr_coca_queue_capacity", "Requests that may wait", lambda: queue.capacity)
@@ -186,8 +194,9 @@ class RunningServer:
         try:
             self._server.run(sockets=[self._listening])
         finally:
+            for work in (service.browsing, service.counting, service.grouping):
+                work.close()
             service.threads.shutdown(cancel_futures=True)
-            service.grouping.shutdown(cancel_futures=True)
             service.explainer.close()
             service.reader.close()
             service.queue.close()

@@ -1,10 +1,12 @@
 """What all endpoints share: the model behind its queue, the index, and the reader of pictures."""
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,10 +27,39 @@ from grr_coca.shapes import Float, UInt8
 Result = TypeVar("Result")
 
 
+class LongWork:
+    """One thread for work that reads a whole index, which may take minutes. Short reads do not wait for it, and the end
+    of the process abandons it."""
+
+    def __init__(self, name: str) -> None:
+        self._waiting = SimpleQueue[tuple[Future, Callable[[], Any]] | None]()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    async def do(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Do some work after what waits already. If the request is cancelled before it begins, it is left out."""
+        future: Future[Result] = Future()
+        self._waiting.put((future, partial(work, *arguments)))
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """End the thread after its present work, without waiting for that."""
+        self._waiting.put(None)
+
+    def _run(self) -> None:
+        while (job := self._waiting.get()) is not None:
+            future, work = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """One server. `model_name`: the name under which clients ask for the model; `library`: None without an index;
-    `title`: the name of the index; `threads`: for its reads; `grouping`: the one thread that looks for duplicates."""
+    `title`: the name of the index; `threads`: for searches and short reads of it; `browsing`, `counting`, `grouping`:
+    for its lists, facets and duplicates."""
 
     model_name: str
     queue: ModelQueue
@@ -39,7 +70,9 @@ class Service:
     limits: Limits
     key: Key | None
     threads: ThreadPoolExecutor
-    grouping: ThreadPoolExecutor
+    browsing: LongWork
+    counting: LongWork
+    grouping: LongWork
     title: str
     classifiers: Newest[tuple, ZeroShotClassifier] = field(default_factory=partial(Newest, 64))
 
@@ -62,16 +95,8 @@ class Service:
         return self.library
 
     async def in_thread(self, work: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
-        """Run work on the index in a thread."""
+        """Run short work on the index in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, partial(work, *arguments, **named))
-
-    async def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
-        """Some groups of duplicates. While they are looked for, which may take long, searches have their threads.
-
-        Raises:
-            Refusal: the server has no index.
-        """
-        return await asyncio.get_running_loop().run_in_executor(self.grouping, self.index().duplicates, offset, limit)
 
     async def square(self, data: bytes) -> UInt8[np.ndarray, "S S 3"]:
         """The pixels of a picture, as the model takes them.

@@ -87,6 +87,8 @@ def test_without_a_relevance_no_hit_passes(store):
         query = Query(texts=("3",))
         found = search_store(query, store, model, SearchOptions(n=5, **PLAIN))
         assert (found.can_tell, found.is_fitted) == (told, told)
+        none = search_store(query, store, model, SearchOptions(n=5, **{**PLAIN, "where": "width > 9999"}))
+        assert (none.hits, none.can_tell, none.is_fitted) == ((), told, told)
         assert found[0].path == entries[3].name
         assert found.shown_relevance(found[0]) != "?" if told else found.shown_relevance(found[0]) == "?"
         assert found.is_likely or told

@@ -232,12 +232,15 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
 def hits_of(ranking: Ranking, model: QueryModel, first: int = 0, last: int | None = None) -> SearchResult:
     """The hits of a ranking with their relevances: all, or those from `first` up to and without `last`."""
     groups, scores = ranking.groups[first:last], ranking.scores[first:last]
+    curve = model.curve
+    is_fitted = curve is not None
     if not groups:
-        return SearchResult(hits=(), vector=ranking.vector, searched=ranking.searched)
+        return SearchResult(
+            hits=(), vector=ranking.vector, searched=ranking.searched, can_tell=is_fitted, is_fitted=is_fitted
+        )
     captions = model.embed_captions([best.caption for best, *_ in groups])
     library = {"asked": ranking.asked, "captions": captions, "others": ranking.others}
     found = evidence(ranking.vector, scores, ranking.sample, **library)
-    curve = model.curve
     relevances = np.zeros(len(found)) if curve is None else curve.relevances(found)
     hits = tuple(
         Hit(
@@ -255,8 +258,8 @@ def hits_of(ranking: Ranking, model: QueryModel, first: int = 0, last: int | Non
         hits=hits,
         vector=ranking.vector,
         searched=ranking.searched,
-        can_tell=curve is not None and can_tell(ranking.best, ranking.sample, ranking.asked, ranking.others),
-        is_fitted=curve is not None,
+        can_tell=is_fitted and can_tell(ranking.best, ranking.sample, ranking.asked, ranking.others),
+        is_fitted=is_fitted,
     )
 
 

@@ -697,7 +697,7 @@ def test_a_new_version_of_a_site_keeps_no_file_of_the_old_one(blank, tmp_path):
     blank.evaluate(
         """async () => {
             const { serviceWorker } = navigator;
-            await serviceWorker.register("offline.js", { type: "module" });
+            await serviceWorker.register("offline.js");
             const { active } = await serviceWorker.ready;
             const come = (kind) =>
                 new Promise((resolve) => serviceWorker.addEventListener(kind, resolve, { once: true }));

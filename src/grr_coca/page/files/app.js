@@ -97,7 +97,7 @@ function whenReady({ files }) {
 async function keepOffline(files) {
   const wasKept = Boolean(navigator.serviceWorker.controller);
   navigator.serviceWorker.addEventListener("controllerchange", () => wasKept && showMessage("This site has changed. Reload the page."));
-  await navigator.serviceWorker.register("offline.js", { type: "module" });
+  await navigator.serviceWorker.register("offline.js"); // no module: Firefox before 147 refuses that
   const registration = await navigator.serviceWorker.ready;
   const own = performance.getEntriesByType("resource").map(({ name }) => name);
   navigator.serviceWorker.addEventListener("message", ({ data }) => {

@@ -22,7 +22,7 @@ export class Graphs {
 
   async info() {
     if (!globalThis.WebAssembly?.validate?.(SIMD)) {
-      throw new Error("This page needs a browser with WebAssembly SIMD: Chrome 91, Firefox 89, Safari 16.4, or newer.");
+      throw new Error("This page needs a browser with WebAssembly SIMD: Chrome 104, Firefox 114, Safari 16.4, or newer.");
     }
     const response = await fetch("site.json");
     if (!response.ok) throw new Error(`site.json: the host answers ${response.status}. Copy the whole folder to the host.`);

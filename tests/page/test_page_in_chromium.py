@@ -638,6 +638,29 @@ def test_a_file_that_has_changed_has_another_thumbnail(blank):
     assert addresses[0] == addresses[3]
 
 
+def test_lists_of_a_large_index_are_asked_for_until_they_are_there(blank):
+    asked, said = blank.evaluate(
+        """async () => {
+            const { Http } = await import("./http.js");
+            const http = new Http();
+            const asked = [];
+            const late = () => Response.json({ error: { message: "too busy" } }, { status: 504 });
+            globalThis.fetch = async (path) => {
+                asked.push(path.split("?")[0]);
+                return asked.length % 3 ? late() : Response.json({ facets: [], total: 0 });
+            };
+            await http.facets();
+            await http.pictures({}, 0, 100);
+            await http.duplicates(0, 50);
+            globalThis.fetch = async () => late();
+            const said = await http.facets().catch((error) => error.message);
+            return [asked, said];
+        }"""
+    )
+    assert asked == [*["facets"] * 3, *["pictures"] * 3, *["duplicates"] * 3]
+    assert said == "too busy"
+
+
 def test_a_picture_that_is_not_found_late_does_not_hide_another(blank):
     gone = blank.evaluate(
         """async () => {

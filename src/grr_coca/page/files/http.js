@@ -27,15 +27,15 @@ export class Http {
   }
 
   pictures(filters, offset, limit, signal) {
-    return this.#json(`pictures?${new URLSearchParams({ offset, limit, ...where(filters) })}`, { signal });
+    return this.#longJson(`pictures?${new URLSearchParams({ offset, limit, ...where(filters) })}`, { signal });
   }
 
   facets() {
-    return this.#json("facets");
+    return this.#longJson("facets");
   }
 
   duplicates(offset, limit, signal) {
-    return this.#json(`duplicates?${new URLSearchParams({ offset, limit })}`, { signal });
+    return this.#longJson(`duplicates?${new URLSearchParams({ offset, limit })}`, { signal });
   }
 
   /** A caption; `onToken` gets the text so far. */
@@ -70,6 +70,17 @@ export class Http {
   }
 
   hasDrawings = false;
+
+  /** JSON that a large index may need longer for than one request may take. The server goes on, and is asked again. */
+  async #longJson(path, options) {
+    for (let left = MAX_REPEATS; ; left--) {
+      try {
+        return await this.#json(path, options);
+      } catch (error) {
+        if (error.status !== 504 || !left) throw error;
+      }
+    }
+  }
 
   async #json(path, options, isRepeated = false) {
     return (await this.#fetch(path, options, isRepeated)).json();
@@ -111,6 +122,7 @@ export class Http {
   }
 }
 
+const MAX_REPEATS = 20; // of requests that took too long: ten minutes
 const JSON_TYPE = { "Content-Type": "application/json" };
 const BROKEN_OFF = "The server broke off. Is it still running?";
 

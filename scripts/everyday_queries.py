@@ -157,6 +157,7 @@ def measure(model_name: str, split: str) -> None:
     from grr_coca.errors import UserError
     from grr_coca.evaluate.intervals import Measure
     from grr_coca.files import in_cache
+    from grr_coca.search.embedded.store import TITLE_WEIGHT
     from icon_search import TOP, LexicalIndex, Query, fuse, ndcg, read_icons
 
     queries = [query for query in read_queries(QUERIES) if query.split == split]
@@ -172,8 +173,8 @@ def measure(model_name: str, split: str) -> None:
         if not wanted.right:
             raise UserError(f"no picture has a name of the query {query.text!r}; build the corpus as it is pinned")
         by_embedding = np.argsort(-(vectors @ text), kind="stable").tolist()
-        by_words = lexical.search(query.text)
-        rankings = (by_embedding, by_words, fuse(by_embedding, by_words))
+        both = fuse(text, vectors, lexical.search(query.text, TITLE_WEIGHT))
+        rankings = (by_embedding, list(lexical.search(query.text)), both)
         for values, ranking in zip(scores.values(), rankings, strict=True):
             values.append(ndcg(ranking, wanted))
     print(f"{len(queries)} queries in everyday words among {len(icons):,} pictures of {split}, nDCG@{TOP}:")

@@ -2,7 +2,7 @@
 
 The pictures are a split of `icons` whose shards carry tags. A query is a tag; right are the pictures that have it.
 One of two tables takes only pictures whose name shares no word with the query. There, lexical search can find something
-by the stems of words alone (SQLite's Porter stemmer).
+by the stems of words alone (SQLite's Porter stemmer). Both are fused as `grr-coca search` does, but without captions.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import io
 import json
 import sqlite3
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +20,15 @@ from grr_coca.data.sources.open import find_files
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.inference.model import ImageTextModel
 from grr_coca.registry import Figure
+from grr_coca.search.answer import WORD_WEIGHT
+from grr_coca.search.embedded.store import TITLE_WEIGHT
+from grr_coca.search.relevance import deviations
 
 TOP = 10
 MAX_RIGHT = 20
 """Tags of more pictures than these say too little to search with."""
 
 NUM_QUERIES = 1_000
-FUSION = 60
-"""The constant of reciprocal rank fusion (Cormack, Clarke and Buettcher, 2009)."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,13 @@ def search_figures(model: ImageTextModel, shards: str) -> dict[str, dict[str, Fi
     lexical = LexicalIndex([icon.name for icon in icons])
     found = {}
     for title, queries in tables.items():
-        cosines = model.embed_texts([query.text for query in queries]) @ vectors.T
-        ours = [np.argsort(-row, kind="stable").tolist() for row in cosines]
-        theirs = [lexical.search(query.text) for query in queries]
-        fused = [fuse(a, b) for a, b in zip(ours, theirs, strict=True)]
+        texts = model.embed_texts([query.text for query in queries])
+        ours = [np.argsort(-row, kind="stable").tolist() for row in texts @ vectors.T]
+        theirs = [list(lexical.search(query.text)) for query in queries]
+        fused = [
+            fuse(text, vectors, lexical.search(query.text, TITLE_WEIGHT))
+            for text, query in zip(texts, queries, strict=True)
+        ]
         for name, rankings in (("ours", ours), ("BM25", theirs), ("fused", fused)):
             scores = np.array([ndcg(ranking, query) for ranking, query in zip(rankings, queries, strict=True)])
             figure = Figure(*Measure.mean(scores).interval())
@@ -116,22 +121,20 @@ class LexicalIndex:
         self._database.execute("CREATE VIRTUAL TABLE names USING fts5(name, tokenize = 'porter unicode61')")
         self._database.executemany("INSERT INTO names(rowid, name) VALUES (?, ?)", enumerate(names))
 
-    def search(self, text: str) -> list[int]:
-        """The names that share a stem with a text, best first."""
+    def search(self, text: str, weight: float = 1.0) -> dict[int, float]:
+        """The names that share a stem with a text, with their scores, best first. Each word counts `weight` times."""
         words = " OR ".join(f'"{word}"' for word in text.replace('"', " ").split())
         if not words:
-            return []
-        query = "SELECT rowid FROM names WHERE names MATCH ? ORDER BY bm25(names), rowid"
-        return [row for (row,) in self._database.execute(query, (words,))]
+            return {}
+        query = "SELECT rowid, -bm25(names, ?) AS score FROM names WHERE names MATCH ? ORDER BY score DESC, rowid"
+        return dict(self._database.execute(query, (weight, words)))
 
 
-def fuse(first: list[int], second: list[int]) -> list[int]:
-    """Both rankings as one, by the sum of reciprocal ranks."""
-    scores: dict[int, float] = {}
-    for ranking in (first, second):
-        for rank, number in enumerate(ranking, start=1):
-            scores[number] = scores.get(number, 0.0) + 1 / (FUSION + rank)
-    return sorted(scores, key=lambda number: (-scores[number], number))
+def fuse(query: np.ndarray, vectors: np.ndarray, by_words: Mapping[int, float]) -> list[int]:
+    """All pictures, by how far they stand out and by the scores of their names, together."""
+    scores = deviations(query, vectors @ query, vectors)
+    scores += WORD_WEIGHT * np.array([by_words.get(number, 0.0) for number in range(len(vectors))])
+    return np.argsort(-scores, kind="stable").tolist()
 
 
 def ndcg(ranking: list[int], query: Query) -> float:

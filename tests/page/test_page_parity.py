@@ -22,6 +22,7 @@ from grr_coca.data.tokenizer import Tokenizer, clip_bpe
 from grr_coca.page import FILES
 from grr_coca.page.site import find_runtime, graphs_of, write_site
 from grr_coca.registry import shipped_folder
+from grr_coca.search.embedded.store import CAPTION_WEIGHT, TITLE_WEIGHT
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import Index
 from support import DATASETS
@@ -225,6 +226,33 @@ def test_stems_are_those_of_the_full_text_index_of_sqlite(modules, tab):
         "async (words) => { const { stemOf } = await import('./words.js'); return words.map(stemOf); }", words
     )
     assert dict(zip(words, found, strict=True)) == {word: expected[number] for number, word in enumerate(words, 1)}
+
+
+def test_words_have_the_scores_of_sqlite(modules, tab):
+    random = np.random.default_rng(0)
+    names = ["red", "hearts", "heart", "running", "a", "b12", "Ångström", "zebra"]
+    rows = [[" ".join(random.choice(names, random.integers(0, most))) for most in (3, 6)] for _ in range(60)]
+    database = sqlite3.connect(":memory:")
+    database.execute(
+        "CREATE VIRTUAL TABLE t USING fts5(title, caption, tokenize='porter unicode61 remove_diacritics 2')"
+    )
+    database.executemany("INSERT INTO t VALUES (?, ?)", rows)
+    weights = [TITLE_WEIGHT, CAPTION_WEIGHT]
+    for words in (["heart"], ["zebra", "red"], ["angstrom", "a", "none"]):
+        found = tab(modules).page.evaluate(
+            """async ({ rows, weights, text }) => {
+                const { WordIndex } = await import("./words.js");
+                const index = new WordIndex();
+                for (const texts of rows) index.add(texts.map((text, i) => [text, weights[i]]));
+                return index.search(text, 100, () => true);
+            }""",
+            {"rows": rows, "weights": weights, "text": " ".join(words)},
+        )
+        scores = database.execute(
+            "SELECT rowid - 1, -bm25(t, ?, ?) FROM t WHERE t MATCH ?", (*weights, " OR ".join(words))
+        )
+        assert dict(found) == pytest.approx(dict(scores))
+        assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
 
 
 # --- A whole site

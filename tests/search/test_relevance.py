@@ -6,8 +6,8 @@ import pytest
 from grr_coca.inference.model import load
 from grr_coca.page import FILES
 from grr_coca.registry import FOLDER, shipped_models
-from grr_coca.search import relevance
-from grr_coca.search.embedded.store import MAX_WORDS
+from grr_coca.search import answer, relevance
+from grr_coca.search.embedded.store import CAPTION_WEIGHT, MAX_WORDS, TITLE_WEIGHT
 from grr_coca.search.relevance import RelevanceCurve, can_tell, curve_of, evidence
 
 WIDTH = 128
@@ -95,6 +95,10 @@ def test_the_page_computes_with_the_same_numbers():
     code = (FILES / "library.js").read_text(encoding="utf-8")
     limits = [relevance._MAX_IMAGE_COSINE, relevance._MAX_CAPTION_COSINE]
     assert f"const [MAX_IMAGE_COSINE, MAX_CAPTION_COSINE] = {limits};" in code
+    words = [TITLE_WEIGHT, CAPTION_WEIGHT, answer.WORD_WEIGHT]
+    assert f"const [TITLE_WEIGHT, CAPTION_WEIGHT, WORD_WEIGHT] = {words};".replace("5.0", "5") in code
+    for name in ("MIN_IMAGES", "FUSED_AT_ONCE", "SCORES_OF_WORDS"):
+        assert f"const {name} = {getattr(answer, f'_{name}')};" in code
     assert f"const MIN_RELEVANCE = {relevance.MIN_RELEVANCE};" in code
     assert f"const PRIOR_IMAGES = {relevance._PRIOR_IMAGES};" in code
     assert f"const MAX_WORDS = {MAX_WORDS};" in (FILES / "words.js").read_text(encoding="utf-8")

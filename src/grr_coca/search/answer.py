@@ -3,6 +3,7 @@
 Shapes: N images of the sample, E embedding width.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from grr_coca.errors import UserError
 from grr_coca.search.duplicates import folded
 from grr_coca.search.entry import Entry
 from grr_coca.search.filters import Filter, parse_filter
-from grr_coca.search.relevance import MIN_RELEVANCE, RelevanceCurve, can_tell, evidence
+from grr_coca.search.relevance import MIN_RELEVANCE, RelevanceCurve, can_tell, deviations, evidence
 from grr_coca.search.store import Store
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
         sample = store.sample()
         like, unlike = (_images_of_index(draws, store) for draws in (query.like, query.unlike))
         vector = _query_vector(query, embedded, wanted + like.vectors, unlike.vectors, sample.vectors)
-        groups, vectors = _groups(query, vector, store, tree, options)
+        groups, vectors = _groups(query, vector, store, tree, options, sample.vectors)
         searched = len(store)
     return Ranking(
         groups=groups,
@@ -292,12 +293,17 @@ def _images_of_index(draws: Sequence[int], store: Store) -> _Known:
 
 
 def _groups(
-    query: Query, vector: np.ndarray, store: Store, tree: Filter | None, options: SearchOptions
+    query: Query,
+    vector: np.ndarray,
+    store: Store,
+    tree: Filter | None,
+    options: SearchOptions,
+    sample: np.ndarray,
 ) -> tuple[list[list[Entry]], np.ndarray]:
     """The hits, each followed by its near-duplicates, and the embeddings of the hits."""
     count = options.n + max(_MIN_SPARE, options.n // 4) if options.fold else options.n
     while True:
-        ids = _ranked(query, vector, store, tree, options, count)
+        ids = _ranked(query, vector, store, tree, options, count, sample)
         vectors, entries = store.vectors(ids), store.entries(ids)
         if not options.fold:
             return [[entry] for entry in entries[: options.n]], vectors[: options.n]
@@ -317,37 +323,41 @@ def _existing_first(group: list[int], entries: Sequence[Entry]) -> list[int]:
 
 
 def _ranked(
-    query: Query, vector: np.ndarray, store: Store, tree: Filter | None, options: SearchOptions, count: int
+    query: Query,
+    vector: np.ndarray,
+    store: Store,
+    tree: Filter | None,
+    options: SearchOptions,
+    count: int,
+    sample: np.ndarray,
 ) -> list[int]:
     if not options.hybrid or query.words is None:
         return [match.id for match in store.nearest(vector, count, tree)]
     depth = -(-count // _FUSED_AT_ONCE) * _FUSED_AT_ONCE
     nearest = [match.id for match in store.nearest(vector, depth, tree)]
-    by_words = [match.id for match in store.word_matches(query.words, depth, tree)]
-    return _fused([nearest, by_words])[:count]
-
-
-_FUSION_CONSTANT = 60
-"""The constant of the paper. The larger it is, the less the first ranks differ from the next ones."""
-_FUSED_AT_ONCE = 10
-"""Ranks of each ranking that are fused at a time. If all were, an image far down in both would come before the best of
-one, and the first hits would depend on how many are asked for."""
-
-
-def _fused(rankings: Sequence[Sequence[int]]) -> list[int]:
-    """Reciprocal rank fusion (Cormack et al., SIGIR 2009) of the first ten ranks, then of the next ten, and so on: ids
-    by their sum of 1 / (60 + rank), highest first.
-
-    Ids with equal sums keep their order.
-    """
+    by_words = store.word_matches(query.words, _SCORES_OF_WORDS * depth, tree)
+    if not by_words:
+        return nearest[:count]
+    rarer = math.log(max(1.0, _MIN_IMAGES / max(1, len(store))))
     found: dict[int, None] = {}
-    for start in range(0, max(map(len, rankings)), _FUSED_AT_ONCE):
-        sums: dict[int, float] = {}
-        for ranking in rankings:
-            for rank, identity in enumerate(ranking[start : start + _FUSED_AT_ONCE], start + 1):
-                sums[identity] = sums.get(identity, 0.0) + 1 / (_FUSION_CONSTANT + rank)
-        found |= dict.fromkeys(sorted(sums, key=lambda identity: -sums[identity]))
-    return list(found)
+    for start in range(0, depth, _FUSED_AT_ONCE):
+        end = start + _FUSED_AT_ONCE
+        ids = sorted({*nearest[start:end], *(match.id for match in by_words[start:end])} - found.keys())
+        words = {match.id: match.score + rarer for match in by_words[: _SCORES_OF_WORDS * end]}
+        scores = deviations(vector, store.vectors(ids) @ vector, sample)
+        scores += WORD_WEIGHT * np.array([words.get(identity, 0.0) for identity in ids])
+        found |= dict.fromkeys(ids[place] for place in np.argsort(-scores, kind="stable"))
+    return list(found)[:count]
+
+
+WORD_WEIGHT = 0.25
+"""Weight of BM25 beside the deviations by which an image stands out; chosen on `val` (`benchmarks/search.md`)."""
+_MIN_IMAGES = 1000
+"""BM25, a logarithm of rarity, is raised to what it is among so many images. Of few, every word is in a large part."""
+_FUSED_AT_ONCE = 100
+"""Ranks of both rankings that are fused at a time: the first hits must not depend on how many are asked for."""
+_SCORES_OF_WORDS = 10
+"""The scores of so many times more word matches count. Else, of many images with a common word, some would get none."""
 
 
 # --- The vector of a query

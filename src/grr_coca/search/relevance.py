@@ -109,17 +109,27 @@ def evidence(
         captions: embeddings of the captions of the hits, H E.
         others: embeddings of captions of some images of the library.
     """
+    stands_out = deviations(vector, scores, sample)
+    usual = min(_usual_cosine(asked, others), _MAX_CAPTION_COSINE)
+    # 0: as close as captions of other images; 1: the same words.
+    agreement = ((captions @ asked.T).max(axis=1) - usual) / (1 - usual)
+    return np.stack([stands_out, agreement, np.full(len(scores), np.log(max(1, len(sample))))], axis=1)
+
+
+def deviations(vector: np.ndarray, scores: np.ndarray, sample: np.ndarray) -> np.ndarray:
+    """How far images stand out from the library: their scores, in deviations above the median of the sample.
+
+    Args:
+        vector: as in `evidence`, like `sample`.
+        scores: dot products of some images with it.
+    """
     background = sample @ vector
     middle = _median(background)
     # Only the lower half counts: in a small library, right answers may be a large part of the upper half.
     lower = background[background <= middle] - middle
     # The deviation of a few images is uncertain, so it is drawn towards that of random directions, 1 / sqrt(E).
     variance = (np.square(lower).sum() + _PRIOR_IMAGES / len(vector)) / (len(lower) + _PRIOR_IMAGES)
-    stands_out = (scores - middle) / float(np.sqrt(variance))
-    usual = min(_usual_cosine(asked, others), _MAX_CAPTION_COSINE)
-    # 0: as close as captions of other images; 1: the same words.
-    agreement = ((captions @ asked.T).max(axis=1) - usual) / (1 - usual)
-    return np.stack([stands_out, agreement, np.full(len(scores), np.log(max(1, len(sample))))], axis=1)
+    return (scores - middle) / float(np.sqrt(variance))
 
 
 def _usual_cosine(asked: np.ndarray, others: np.ndarray) -> float:

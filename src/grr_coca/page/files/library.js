@@ -13,8 +13,10 @@ const MIN_DIFFERENT = 5;
 const [MAX_BITS, MIN_COSINE] = [6, 0.95];
 const WITHOUT_WEIGHT = 0.5;
 const MIN_DEVIATION = 1e-3;
-const FUSION_CONSTANT = 60;
-const FUSED_AT_ONCE = 10;
+const [TITLE_WEIGHT, CAPTION_WEIGHT, WORD_WEIGHT] = [5, 0.3, 0.25];
+const MIN_IMAGES = 1000;
+const FUSED_AT_ONCE = 100;
+const SCORES_OF_WORDS = 10;
 
 export class Library {
   /** @param {object} about `library.json`: count, width, rows per chunk, sample, curve of relevances, facets, groups */
@@ -40,7 +42,7 @@ export class Library {
       const at = (this.size + i) * 2;
       this.hashes[at] = parseInt(columns.phash[i].slice(0, 8), 16);
       this.hashes[at + 1] = parseInt(columns.phash[i].slice(8), 16);
-      this.words.add(`${columns.words[i]} ${columns.caption[i]}`);
+      this.words.add([[columns.words[i], TITLE_WEIGHT], [columns.caption[i], CAPTION_WEIGHT]]);
     }
     this.chunks.push(columns);
     this.size += count;
@@ -125,15 +127,43 @@ export class Library {
 
   /**
    * Groups of near-duplicate rows, the best group first; the first row of a group is its best.
+   * @param {Float32Array} vector the query
    * @param {Float32Array} scores of all rows
    * @param {string | null} words for the full-text index, or null for a ranking by embeddings alone
    */
-  rank(scores, words, filters) {
+  rank(vector, scores, words, filters) {
     const mask = this.mask(filters);
     const isAllowed = mask ? (row) => mask[row] === 1 : () => true;
     const nearest = best(scores, MAX_HITS, mask);
-    const rows = words === null ? nearest : fused([nearest, this.words.search(words, MAX_HITS, isAllowed)]).slice(0, MAX_HITS);
-    return this.folded(rows);
+    const byWords = words === null ? [] : this.words.search(words, SCORES_OF_WORDS * MAX_HITS, isAllowed);
+    return this.folded(byWords.length ? this.#fused(vector, scores, nearest, byWords) : nearest);
+  }
+
+  /** Rows by how far they stand out and by their words, together. */
+  #fused(vector, scores, nearest, byWords) {
+    const { middle, spread } = this.#usual(vector);
+    const rarer = Math.log(Math.max(1, MIN_IMAGES / this.size));
+    const found = new Set();
+    for (let start = 0; start < MAX_HITS; start += FUSED_AT_ONCE) {
+      const end = start + FUSED_AT_ONCE;
+      const words = new Map(byWords.slice(0, SCORES_OF_WORDS * end));
+      const rows = new Set([...nearest.slice(start, end), ...byWords.slice(start, end).map(([row]) => row)]);
+      const ranked = [...rows]
+        .filter((row) => !found.has(row))
+        .map((row) => [row, (scores[row] - middle) / spread + (words.has(row) ? WORD_WEIGHT * (words.get(row) + rarer) : 0)])
+        .sort((a, b) => b[1] - a[1] || a[0] - b[0]);
+      for (const [row] of ranked) found.add(row);
+    }
+    return [...found].slice(0, MAX_HITS);
+  }
+
+  /** The median score of the sample with a query, and the deviation below it. */
+  #usual(vector) {
+    const products = this.sample().map((one) => dot(one, vector));
+    const middle = median(products);
+    const lower = products.filter((value) => value <= middle);
+    const squares = lower.reduce((sum, value) => sum + (value - middle) ** 2, 0);
+    return { middle, spread: Math.sqrt((squares + PRIOR_IMAGES / this.width) / (lower.length + PRIOR_IMAGES)) };
   }
 
   /** Rows, grouped by near-duplicates. */
@@ -197,16 +227,11 @@ export class Library {
    * @param {Float32Array[]} others embeddings of captions of some pictures of the library
    */
   background(vector, asked, others, bestRow) {
-    const sample = this.sample();
-    const products = sample.map((one) => dot(one, vector));
-    const middle = median(products);
-    const lower = products.filter((value) => value <= middle);
-    const squares = lower.reduce((sum, value) => sum + (value - middle) ** 2, 0);
-    const spread = Math.sqrt((squares + PRIOR_IMAGES / this.width) / (lower.length + PRIOR_IMAGES));
+    const { middle, spread } = this.#usual(vector);
     const usual = others.length ? median(others.flatMap((other) => asked.map((text) => dot(other, text)))) : 0;
     const canTell = bestRow !== undefined && this.#canTell(this.vector(bestRow), usual);
     const { per_log_images, offset, ...weights } = this.about.curve;
-    const base = per_log_images * Math.log(sample.length) + offset;
+    const base = per_log_images * Math.log(this.sample().length) + offset;
     return { middle, spread, usual: Math.min(usual, MAX_CAPTION_COSINE), asked, canTell, base, ...weights };
   }
 
@@ -295,22 +320,6 @@ function multiply(vectors, query, products) {
     for (; i < width; i++, at++) a = (a + Math.imul(query[i], vectors[at])) | 0;
     products[row] = a + b + c + d;
   }
-}
-
-/** Reciprocal rank fusion of the first ten ranks, then of the next ten, and so on. */
-export function fused(rankings) {
-  const found = new Set();
-  const length = Math.max(...rankings.map((ranking) => ranking.length));
-  for (let start = 0; start < length; start += FUSED_AT_ONCE) {
-    const sums = new Map();
-    for (const ranking of rankings) {
-      ranking.slice(start, start + FUSED_AT_ONCE).forEach((row, i) => {
-        sums.set(row, (sums.get(row) ?? 0) + 1 / (FUSION_CONSTANT + start + i + 1));
-      });
-    }
-    for (const [row] of [...sums].sort((a, b) => b[1] - a[1])) found.add(row);
-  }
-  return [...found];
 }
 
 function dot(a, b) {

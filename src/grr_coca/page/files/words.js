@@ -1,4 +1,4 @@
-// A full-text index of titles and captions: BM25 over stems, as in SQLite's FTS5 with `porter unicode61`.
+// A full-text index: BM25 over stems with weights of fields, as in SQLite's FTS5 with `porter unicode61`.
 
 const K1 = 1.2;
 const B = 0.75;
@@ -6,32 +6,40 @@ const MIN_IDF = 1e-6;
 const MAX_WORDS = 32; // of a text that are looked up, as in Python
 
 export class WordIndex {
-  #postings = new Map(); // stem: a flat list of row, occurrences
+  #postings = new Map(); // stem: a flat list of row, weighted occurrences
   #lengths = [];
   #total = 0;
   #stems = new Map();
 
-  /** Add the next row. */
-  add(text) {
+  /**
+   * Add the next row.
+   * @param {[string, number][]} fields texts, and what a word in each counts
+   */
+  add(fields) {
     const row = this.#lengths.length;
     const counts = new Map();
-    const words = wordsOf(text);
-    for (const word of words) {
-      const stem = this.#stem(word);
-      counts.set(stem, (counts.get(stem) ?? 0) + 1);
+    let length = 0;
+    for (const [text, weight] of fields) {
+      const words = wordsOf(text);
+      length += words.length;
+      for (const word of words) {
+        const stem = this.#stem(word);
+        counts.set(stem, (counts.get(stem) ?? 0) + weight);
+      }
     }
     for (const [stem, count] of counts) {
       const posting = this.#postings.get(stem);
       if (posting) posting.push(row, count);
       else this.#postings.set(stem, [row, count]);
     }
-    this.#lengths.push(words.length);
-    this.#total += words.length;
+    this.#lengths.push(length);
+    this.#total += length;
   }
 
   /**
-   * The rows that match the words of a text best, best first. They need not have all words.
+   * The rows that match the words of a text best, with their scores, best first. They need not have all words.
    * @param {(row: number) => boolean} isAllowed
+   * @returns {[number, number][]}
    */
   search(text, count, isAllowed) {
     const scores = new Map();
@@ -49,7 +57,7 @@ export class WordIndex {
       }
     }
     const ranked = [...scores].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
-    return ranked.slice(0, count).map(([row]) => row);
+    return ranked.slice(0, count);
   }
 
   #stem(word) {

@@ -197,7 +197,7 @@ async function ranked(query) {
     if (!vector) throw new Error("The query excludes what it asks for. Nothing is left to look for.");
     const scores = library.scores(vector);
     const words = like.length || unlike.length || image || without.length ? null : texts.join(" ");
-    const groups = library.rank(scores, words, filters);
+    const groups = library.rank(vector, scores, words, filters);
     if (!library.about.curve) return { scores, groups, background: null };
     const captions = texts.length ? texts : like.map((id) => library.entry(Number(id)).caption);
     if (!texts.length && image) captions.push(await captionOf(image));

@@ -34,6 +34,10 @@ from grr_coca.search.store import HASHED, Changes, Described, FieldSummary, Know
 
 _MAX_PARAMETERS = 500
 """Largest number of parameters of one statement. Older versions of SQLite take 999."""
+TITLE_WEIGHT, CAPTION_WEIGHT = 5.0, 0.3
+_BM25 = f"bm25({TITLE_WEIGHT}, {CAPTION_WEIGHT}, {TITLE_WEIGHT})"
+"""The weights of a word in the title, the caption and the keywords. The caption says little that the embedding does not
+say: one model made both."""
 ROWS_PER_READ = 2048
 MAX_WORDS = 32
 """Largest number of words of a text that are looked up. SQLite compares every image that has one of them with all of
@@ -131,9 +135,11 @@ class EmbeddedStore:
             join = f"JOIN pictures ON pictures.id = words.rowid AND {condition}"
         # In double quotes, FTS5 does not take a word for a keyword of its query language.
         query = " OR ".join(f'"{word}"' for word in words)
-        statement = f"SELECT words.rowid, -rank FROM words {join} WHERE words MATCH ? ORDER BY rank LIMIT ?"
+        statement = (
+            f"SELECT words.rowid, -rank FROM words {join} WHERE words MATCH ? AND rank MATCH ? ORDER BY rank LIMIT ?"
+        )
         with self.snapshot():
-            found = self._database.execute(statement, [*_bound(values), query, count])
+            found = self._database.execute(statement, [*_bound(values), query, _BM25, count])
             return [Match(identity, score) for identity, score in found]
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:

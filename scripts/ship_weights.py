@@ -1,6 +1,6 @@
 """Make a run's last checkpoint a model that ships with the package: half precision, measured, with a card.
 
-    python scripts/ship_weights.py RUN NAME
+    python scripts/ship_weights.py RUN NAME [--average OTHER SHARE]
 
 writes `src/grr_coca/weights/NAME/`. The text of the card is `scripts/cards/NAME.yaml`. Its figures are measured here,
 on every split that the run's recipe names and on those that the card adds, with the weights that ship: rounded ones.
@@ -58,6 +58,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="run folder")
     parser.add_argument("name", help="of the shipped model")
+    parser.add_argument(
+        "--average",
+        nargs=2,
+        metavar=("OTHER", "SHARE"),
+        help="ship a mean, in which the weights of OTHER have this share",
+    )
     parser.add_argument("--graphs", action="store_true", help="export the graphs of this model anew")
     options = parser.parse_args()
     if options.graphs == (options.run is not None):
@@ -67,7 +73,11 @@ def main() -> None:
         return
     text = yaml.safe_load((ROOT / "scripts" / "cards" / f"{options.name}.yaml").read_text(encoding="utf-8"))
     recipe = load_recipe(options.run / "recipe.yaml")
-    checkpoint = in_half_precision(from_pretrained(options.run))
+    checkpoint = from_pretrained(options.run)
+    if options.average is not None:
+        other, share = options.average
+        checkpoint = average(checkpoint, from_pretrained(Path(other)), float(share))
+    checkpoint = in_half_precision(checkpoint)
     splits = {"val": recipe.data.val or recipe.data.train, **recipe.data.test}
     splits |= {name: _path(path) for name, path in text.pop("other_splits").items()}
     found = {split: figures(checkpoint, open_source(path)) for split, path in splits.items()}
@@ -105,6 +115,15 @@ def export_again(folder: Path) -> None:
         for name in listed_files(folder):
             shutil.copyfile(folder / name, partial / name)
         write_graphs(checkpoint, partial)
+
+
+def average(checkpoint: Checkpoint, other: Checkpoint, share: float) -> Checkpoint:
+    """The checkpoint with a mean of both weights, in which those of the other have a share (arXiv 2203.05482)."""
+    others = other.model.state_dict()
+    with torch.no_grad():
+        for name, parameter in checkpoint.model.named_parameters():
+            parameter.lerp_(others[name], share)
+    return checkpoint
 
 
 def in_half_precision(checkpoint: Checkpoint) -> Checkpoint:

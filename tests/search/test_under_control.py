@@ -1,6 +1,7 @@
 """Relevance and duplicates as the user asks for them, and models for which relevance was never fitted."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def test_a_model_has_the_curve_that_lies_beside_its_weights(tmp_path):
     numbers = to_dict(CURVE)
     (tmp_path / RELEVANCE).write_text(json.dumps(numbers))
     assert curve_of(tmp_path, config) == CURVE
-    for damaged in ("", "{}", json.dumps({**numbers, "offset": "high"})):
+    for damaged in ("", "{}", json.dumps({**numbers, "offset": "high"}), json.dumps({**numbers, "offset": math.nan})):
         (tmp_path / RELEVANCE).write_text(damaged)
         with pytest.raises(UserError, match=RELEVANCE):
             curve_of(tmp_path, config)

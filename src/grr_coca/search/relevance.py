@@ -11,6 +11,7 @@ mean nothing (`can_tell`).
 Shapes: H hits, S images of the sample, E embedding width.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from grr_coca.checkpoint_files import RELEVANCE, read_json
+from grr_coca.errors import UserError
 from grr_coca.search.duplicates import MIN_COSINE
 from grr_coca.structure import from_dict
 
@@ -47,6 +49,11 @@ class RelevanceCurve:
     per_agreement: float
     per_log_images: float
     offset: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not math.isfinite(value):
+                raise UserError(f"'{name}': {value} is no finite number")
 
     def relevances(self, found: np.ndarray) -> np.ndarray:
         """The probability that each hit is what the query asked for, H, from its `evidence`, H 3."""

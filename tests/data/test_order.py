@@ -20,7 +20,6 @@ from grr_coca.data.order import (
     TrainingOrder,
     visits_in_period,
 )
-from grr_coca.errors import UserError
 
 SIZES = st.integers(1, 30)
 
@@ -181,14 +180,6 @@ def test_to_seek_is_to_skip(num_samples, batch_size, first):
 
     in_small_blocks(check)()
     check()
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "world_size", "fitting"), [(10, 4, "8 or 12"), (3, 4, "4"), (7, 2, "6 or 8"), (1, 8, "8")]
-)
-def test_a_batch_that_cannot_be_shared_evenly_is_an_error_with_sizes_that_can(batch_size, world_size, fitting):
-    with pytest.raises(UserError, match=rf"batch_size {batch_size} cannot be shared .* {world_size} .*give {fitting}$"):
-        TrainingOrder(Shuffle(100, seed=0), GlobalBatches(batch_size, 1), Share(0, world_size))
 
 
 # --- mixtures

@@ -110,6 +110,23 @@ def test_the_first_hits_are_the_same_however_many_are_asked_for(store):
         assert [hit.path for hit in hits] == [hit.path for hit in found[100][:n]], n
 
 
+def test_a_common_word_counts_for_a_near_image_however_many_have_it(store):
+    """More shorter captions match better than are fused at a time."""
+    vectors = make_vectors(301)
+    *images, query = vectors
+    images[:2] = query + 0.48 * images[0], query + 0.50 * images[0]
+    images[:2] = (image / np.linalg.norm(image) for image in images[:2])
+    captions = ["something else", "one of 300 small pictures", *["300"] * 298]
+    entries = [make_entry(n, caption=caption, fields={}) for n, caption in enumerate(captions)]
+    store.commit(Changes(added=list(zip(entries, images, strict=True))))
+    nearest, with_words = (
+        search_store(Query(texts=("300",)), store, VectorModel(vectors), SearchOptions(n=2, **{**PLAIN, "hybrid": on}))
+        for on in (False, True)
+    )
+    assert [hit.path for hit in nearest] == [entry.name for entry in entries[:2]]
+    assert [hit.path for hit in with_words] == [entry.name for entry in entries[1::-1]]
+
+
 @pytest.mark.parametrize(
     ("preset", "size", "fitted"), [("grr_coca", "tiny", True), ("coca", "tiny", True), ("open_clip_coca", "b32", False)]
 )

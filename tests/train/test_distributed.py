@@ -62,6 +62,20 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step_with_nothing_lost(m
     assert differing_files(job.finish(), undisturbed) == []
 
 
+# --- What all ranks refuse
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_by_both_before_anything_is_made(make_job):
+    job = make_job()
+    uneven = replace(job.recipe, data=replace(job.recipe.data, batch_size=7))
+    launched = job.start(partial(drivers.record_keys, job.folder), uneven)
+    assert launched.wait(60) == [2, 2]
+    for rank in range(2):
+        refused = r"error: data: batch_size 7 cannot be shared evenly among 2 processes; give 6 or 8\n"
+        assert re.fullmatch(refused, launched.text(rank))
+    assert not job.out.exists()
+
+
 # --- Numbers that are none
 
 

@@ -312,6 +312,17 @@ def test_an_empty_path_is_not_the_folder_of_the_recipe(load, change):
         load(yaml.safe_dump(yaml.safe_load(MINIMAL) | {"data": {"train": "a.tar"} | change}))
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "num_processes", "fitting"), [(10, 4, "8 or 12"), (3, 4, "4"), (7, 2, "6 or 8"), (1, 8, "8")]
+)
+def test_a_batch_that_cannot_be_shared_evenly_is_an_error_with_sizes_that_can(batch_size, num_processes, fitting):
+    recipe = tiny_recipe(Path("pairs.tar"))
+    recipe = replace(recipe, data=replace(recipe.data, batch_size=batch_size))
+    with pytest.raises(UserError, match=rf"batch_size {batch_size} cannot be .* {num_processes} .*give {fitting}$"):
+        recipe.require_even_shares(num_processes)
+    recipe.require_even_shares(batch_size)
+
+
 def test_captions_from_patches_do_not_fit_a_model_with_one_pooler():
     model = ModelRecipe("open_clip_coca", "b32", captions_from="patches")
     with pytest.raises(UserError, match=r"captions_from 'patches' does not fit preset 'open_clip_coca', .* remove"):

@@ -11,6 +11,7 @@ from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.loader import ReplacementLog
 from grr_coca.data.sources.open import open_source
 from grr_coca.errors import UserError
+from grr_coca.evaluate.caption_split import Captioned
 from grr_coca.evaluate.split import Evaluation
 from grr_coca.ranks import Ranks
 from grr_coca.train import loop
@@ -96,6 +97,20 @@ def test_the_log_names_every_loss_under_the_words_used_everywhere(run):
         if "image" not in field and field not in ("chance", "median_rank")
     } <= val.keys()
     assert {f"{way}/R@{k}" for way in ("text_to_image", "image_to_text", "chance") for k in (1, 5, 10)} <= val.keys()
+
+
+def test_a_bar_in_a_caption_parts_no_cell_of_the_table_in_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with MetricLog(tmp_path, Progress()) as log:
+        log.captions(1, Captioned(("folder/a|b.png",), ("said | so",), (("true", "too"),)))
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (table,) = (shown.tensor_proto.string_val[0].decode() for shown in board.Tensors("captions/text_summary"))
+    assert table.splitlines() == [
+        "| image | caption | reference |",
+        "|---|---|---|",
+        "| a\\|b.png | said \\| so | true |",
+    ]
 
 
 def test_training_makes_the_loss_fall(shard, tmp_path):

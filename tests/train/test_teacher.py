@@ -218,8 +218,9 @@ def test_ranks_pieces_and_resuming_change_nothing_of_the_words(recipe):
 
 def test_words_that_cannot_be_shared_or_are_too_few_are_refused(recipe):
     tokenizer, texts = train_bpe(WORDS, 300), TeacherTexts.read(recipe.teacher.path)
+    seven = replace(recipe, teacher=replace(recipe.teacher, words=7))
     with pytest.raises(UserError, match=r"teacher: words 7 cannot be shared evenly among 2 processes; give 6 or 8"):
-        Teacher(texts, 7, tokenizer, 24, seed=0, ranks=Ranks(0, 2, CPU))
+        seven.require_even_shares(2)
     with pytest.raises(UserError, match=r"words\.txt: has 16 words, fewer than teacher: words 17"):
         Teacher(texts, 17, tokenizer, 24, seed=0, ranks=ALONE)
 

@@ -149,6 +149,7 @@ def _run(
     from grr_coca.train.setup import dry_run as forecast
 
     with launched() as ranks:
+        recipe.require_even_shares(ranks.size)  # before a tokenizer is trained on the captions of millions of pairs
         if dry_run:
             text = forecast(recipe, make_start(ranks), ranks)
             if ranks.is_first:

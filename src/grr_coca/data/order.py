@@ -6,7 +6,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from grr_coca.errors import UserError
 from grr_coca.shapes import Int
 
 PLAIN_SHUFFLE = 65_536
@@ -166,12 +165,9 @@ class TrainingOrder:
 
     Args:
         visits: a `Shuffle` of one source, or a `Mixture` of several.
-        batches: the global batches.
+        batches: the global batches, of a size that can be shared evenly.
         share: the part of each batch to yield.
         micro_batch_size: samples of a micro-batch (the last one of a batch may be smaller); None for the whole share.
-
-    Raises:
-        UserError: the batch cannot be shared evenly among the ranks.
     """
 
     def __init__(
@@ -181,13 +177,7 @@ class TrainingOrder:
         share: Share = ALL,
         micro_batch_size: int | None = None,
     ) -> None:
-        if batches.size % share.world_size:
-            lower = batches.size // share.world_size * share.world_size
-            fitting = " or ".join(str(size) for size in (lower, lower + share.world_size) if size)
-            raise UserError(
-                f"data: batch_size {batches.size} cannot be shared evenly among {share.world_size} processes; "
-                f"give {fitting}"
-            )
+        assert batches.size % share.world_size == 0, "see Recipe.require_even_shares"
         assert 0 <= share.rank < share.world_size
         self.visits = visits
         self.batches = batches

@@ -148,9 +148,11 @@ def train(
         origin: the checkpoint that `start` of a new run was loaded from; it is written to `out`. None: it is not.
 
     Raises:
-        UserError: a problem with the data or the disk, or a loss that stays not finite. It is raised on every rank.
+        UserError: a batch that the ranks cannot share evenly, a problem with the data or the disk, or a loss that
+            stays not finite. It is raised on every rank.
         Stopped: a signal asked the run to stop. The run is saved.
     """
+    recipe.require_even_shares(ranks.size)
     recipe = _resolve(recipe, start, ranks, resume_from)
     if resume_from is None:
         ranks.on_first(lambda: _open_folder(out, recipe, origin))

@@ -407,6 +407,23 @@ class Recipe:
         """All that the training step needs to know of the losses."""
         return replace(self.losses.weights, teaching=None if self.teacher is None else self.teacher.teaching)
 
+    def require_even_shares(self, num_processes: int) -> None:
+        """Raise an error if a step cannot be shared evenly among so many processes.
+
+        Raises:
+            UserError: the batch, or the words of the teacher, cannot.
+        """
+        shared = {"data: batch_size": self.data.batch_size}
+        if self.teacher is not None:
+            shared["teacher: words"] = self.teacher.words
+        for key, count in shared.items():
+            if count % num_processes:
+                lower = count // num_processes * num_processes
+                fitting = " or ".join(str(size) for size in (lower, lower + num_processes) if size)
+                raise UserError(
+                    f"{key} {count} cannot be shared evenly among {num_processes} processes; give {fitting}"
+                )
+
     def _check_gradient_checkpointing(self) -> None:
         share = self.gradient_checkpointing
         if not 0 <= share <= 1:

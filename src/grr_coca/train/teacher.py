@@ -164,14 +164,14 @@ class Teacher:
 
     Args:
         texts: the folder's content.
-        num_words: words of a step, over all ranks.
+        num_words: words of a step, over all ranks, which share them evenly.
         tokenizer: of the model.
         context_length: of the model. Longer phrases lose their last words.
         seed: of the order of the words.
         ranks: this process among those of the run.
 
     Raises:
-        UserError: there are fewer words than a step takes, or they cannot be shared evenly among the ranks.
+        UserError: there are fewer words than a step takes.
     """
 
     def __init__(
@@ -184,11 +184,7 @@ class Teacher:
         seed: int,
         ranks: Ranks,
     ) -> None:
-        if num_words % ranks.size:
-            raise UserError(
-                f"teacher: words {num_words} cannot be shared evenly among {ranks.size} processes; "
-                f"give {num_words // ranks.size * ranks.size} or {(num_words // ranks.size + 1) * ranks.size}"
-            )
+        assert num_words % ranks.size == 0, "see Recipe.require_even_shares"
         if num_words > len(texts.word_list):
             raise UserError(
                 f"{texts.folder / WORDS}: has {len(texts.word_list)} words, fewer than teacher: words {num_words}"

@@ -69,7 +69,7 @@ def test_a_step_of_training_waits_for_its_device_no_more_often_than_it_says(libr
 
 
 def test_all_that_a_model_is_used_for_is_the_same_elsewhere(library, tmp_path):
-    run = finished_run(tmp_path / "trained", steps=30)
+    run = finished_run(tmp_path / "trained", steps=120)  # after 30, two captions are equally likely, and rounding decides
     outs = {None: tmp_path / "here.json", library: tmp_path / "elsewhere.json"}
     for process in [launch(tmp_path, use, place, run.checkpoint, run.shard, out) for place, out in outs.items()]:
         process.finish()
@@ -78,12 +78,9 @@ def test_all_that_a_model_is_used_for_is_the_same_elsewhere(library, tmp_path):
         numbers, others = (torch.tensor(_numbers(found[name])) for found in (here, elsewhere))
         assert numbers.numel(), name
         torch.testing.assert_close(others, numbers, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
-    captions, others = ({**found["captions"], "prompted": found["prompted"]} for found in (here, elsewhere))
-    assert captions.keys() == others.keys()
-    for name, expected in captions.items():
-        # Rounding decides between captions that are equally likely, as some are to a model of 30 steps.
-        num_differing = sum(one != other for one, other in zip(expected, others[name], strict=True))
-        assert num_differing <= 1 < len(expected), f"{name}: {others[name]} instead of {expected}"
+    assert {name: elsewhere[name] for name in ("captions", "prompted")} == {
+        name: here[name] for name in ("captions", "prompted")
+    }
 
 
 def _numbers(found: object) -> list[float]:

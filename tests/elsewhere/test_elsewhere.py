@@ -69,7 +69,7 @@ def test_a_step_of_training_waits_for_its_device_no_more_often_than_it_says(libr
 
 
 def test_all_that_a_model_is_used_for_is_the_same_elsewhere(library, tmp_path):
-    run = finished_run(tmp_path / "trained", steps=120)  # after 30, two captions are equally likely, and rounding decides
+    run = finished_run(tmp_path / "trained", steps=120)  # after 30, rounding decides between equally likely captions
     outs = {None: tmp_path / "here.json", library: tmp_path / "elsewhere.json"}
     for process in [launch(tmp_path, use, place, run.checkpoint, run.shard, out) for place, out in outs.items()]:
         process.finish()

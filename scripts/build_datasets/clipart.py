@@ -161,7 +161,7 @@ def draw(svg: bytes) -> Image.Image | None:
     """Draw, crop to the ink and bring to size; None where the file is unfit."""
     if len(svg) > MAX_FILE_BYTES or b"<image" in svg or b":image" in svg:
         return None
-    image = render_svg(svg.decode("utf-8", "replace"), DRAWN, DRAWN)
+    image = render_svg(svg.decode("utf-8", "replace"), DRAWN)
     if image is None:
         return None
     flat = on_white(image)

@@ -18,7 +18,7 @@ from icon_sources import LOGO_SETS, Archives, IconSet
 from jaxtyping import UInt8
 from PIL import Image
 
-from grr_coca.data.images import render_svg
+from grr_coca.data.svg import render_svg
 from grr_coca.files import write_whole
 
 SIZE = 64

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 
 import numpy as np
-import resvg_py
 from PIL import Image
+
+from grr_coca.data import svg as svg_files
 
 SIZE = 64
 DRAWN = 4 * SIZE  # pixels of the longest side before cropping
@@ -14,13 +15,12 @@ VISIBLE = 32  # opacity, of 255; what is below it are faint shadows
 Pixels = np.ndarray  # uint8, (SIZE, SIZE, 3)
 
 
-def render_svg(svg: str, width: int, height: int | None = None) -> Image.Image | None:
-    """Draw over transparency; None where resvg refuses. No system fonts: they differ by machine."""
+def render_svg(svg: str, side: int) -> Image.Image | None:
+    """Draw over a transparent square; None where resvg refuses. No system fonts: they differ by machine."""
     try:
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=width, height=height, dpi=96, skip_system_fonts=True)
+        return svg_files.render_svg(svg, side)
     except ValueError:
         return None
-    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -32,12 +32,10 @@ def on_white(image: Image.Image) -> Image.Image:
 
 def render_icon(svg: str) -> Image.Image | None:
     """Draw an icon into SIZE × SIZE on white, oblong ones in the middle; None where nothing is to be seen."""
-    image = render_svg(svg, SIZE, SIZE)
+    image = render_svg(svg, SIZE)
     if image is None or image.getchannel("A").getbbox() is None:
         return None
-    canvas = Image.new("RGBA", (SIZE, SIZE), (255, 255, 255, 0))
-    canvas.paste(image, ((SIZE - image.width) // 2, (SIZE - image.height) // 2))
-    return on_white(canvas)
+    return on_white(image)
 
 
 def render_cropped(svg: str) -> Image.Image | None:
@@ -45,7 +43,7 @@ def render_cropped(svg: str) -> Image.Image | None:
 
     Icon sets differ in their margins; cut, two drawings of a thing have their parts in the same places.
     """
-    image = render_svg(svg, DRAWN, DRAWN)
+    image = render_svg(svg, DRAWN)
     box = image and image.getchannel("A").point(lambda alpha: 255 * (alpha >= VISIBLE)).getbbox()
     return fit_square(on_white(image), box) if image and box else None
 

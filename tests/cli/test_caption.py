@@ -560,3 +560,18 @@ def test_svg_files_are_images_like_others(grr_coca, tmp_path):
     said = grr_coca("caption", tmp_path)
     assert said.code == 0
     assert len(said.out.splitlines()) == 3
+
+
+def test_an_svg_file_that_aborts_its_renderer_costs_one_line(grr_coca, tmp_path):
+    """A pattern of a height of 10¹¹ made the process end, with exit code 134 and an empty result."""
+    pytest.importorskip("resvg_py")
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    pattern = b'<pattern id="p" width="5" height="99999999999"><path d="M0 0h3v3z"/></pattern>'
+    attack = SQUARE.replace(b"<path", pattern + b'<path d="M0 0L9 90V0Z" fill="url(#p)"/><path')
+    (tmp_path / "attack.svg").write_bytes(attack)
+    said = grr_coca("caption", tmp_path, "--out", tmp_path / "captions.jsonl")
+    assert [json.loads(line)["image"] for line in (tmp_path / "captions.jsonl").read_text().splitlines()] == [
+        str(tmp_path / "good.png")
+    ]
+    (told,) = [line for line in said.err.splitlines() if "attack.svg" in line]
+    assert "it makes resvg crash: SIGABRT" in told

@@ -1,14 +1,23 @@
-"""SVG files are images like others."""
+"""SVG files are images like others, and none can end or stop the process that reads it."""
 
 import importlib.util
+import multiprocessing
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import svg_grammar
 from PIL import Image
 
-from grr_coca.data import images as svg_module
-from grr_coca.data.images import SVG_SIDE as SIDE
-from grr_coca.data.images import decode_image, is_svg, open_header
-from grr_coca.data.sources.base import BadSample
+from grr_coca.data import svg as svg_module
+from grr_coca.data.images import decode_image, open_header
+from grr_coca.data.sources.base import BadSample, Cause
+from grr_coca.data.svg import SVG_SIDE as SIDE
+from grr_coca.data.svg import draw_svg, is_svg, render_svg
 
 pytest.importorskip("resvg_py")
 
@@ -64,18 +73,6 @@ def test_what_many_drawings_have_is_drawn():
         (SQUARE.replace(b"<path", b'<image href="/etc/hostname.png"/><path'), "contains another image"),
         (SQUARE.replace(b"<path", b"<image\n/><path"), "contains another image"),
         (SQUARE.replace(b"<path", b'<feImage href="/etc/hostname.png"/><path'), "contains another image"),
-        (
-            SQUARE.replace(b"<path", b"<g>" * 100 + b"</g>" * 100 + b"<path"),
-            "more than 100 nested elements",
-        ),
-        (
-            filtered("<feTurbulence baseFrequency='0.1' numOctaves='2000000000'/>"),
-            "such as feTurbulence with 2000000000, would",
-        ),
-        (filtered("<feConvolveMatrix order='3 200'/>"), "such as feConvolveMatrix with 3 200, would"),
-        (filtered("<feMorphology radius='nan'/>"), "such as feMorphology with nan, would"),
-        (filtered("<feMorphology radius='1'/>" * 33), "such as feMorphology with 1, would"),
-        (filtered("<feMorphology radius='nothing'/>"), "cannot be drawn"),
         (SQUARE.replace(b"<path", '<s·é:image href="/etc/hostname.png"/><path'.encode()), "contains another image"),
     ],
 )
@@ -98,3 +95,199 @@ def test_without_resvg_the_command_that_installs_it_is_said(monkeypatch):
     with pytest.raises(BadSample, match=r"a\.svg: an SVG file, which needs resvg-py; pip install 'grr-coca\[icons\]'"):
         decode_image(SQUARE, "a.svg")
     assert importlib.util.find_spec("resvg_py") is not None
+
+
+# --- Drawings that attack
+
+PATTERN = (
+    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 99 99"><pattern id="p" width="5" height="99999999999">'
+    b'<rect width="3" height="3"/></pattern><path d="M0 0L9 90V0Z" fill="url(#p)"/></svg>'
+)
+PANIC = filtered('<feTurbulence baseFrequency="1e308"/>')
+ENDLESS = filtered(
+    "<s:feTurbulence xmlns:s='http://www.w3.org/2000/svg' baseFrequency='.1' s:numOctaves='2000000000'/>"
+)
+NESTED = SQUARE.replace(b"<path", b"<g>" * 100_000 + b"</g>" * 100_000 + b"<path")
+CHAIN = SQUARE.replace(
+    b"<path",
+    b"".join(b'<pattern id="p%d" width="9" height="9"><path d="M0 0h9v9z" fill="url(#p%d)"/></pattern>' % (n, n + 1)
+             for n in range(3000)) + b'<path d="M0 0h4v8z" fill="url(#p0)"/><path',
+)  # fmt: skip
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Drawings may take half a second of a processor."""
+    helpers = svg_module._Helpers(cpu_seconds=0.5)
+    monkeypatch.setattr(svg_module, "_helpers", helpers)
+    yield helpers
+    helpers.end()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (PATTERN, "it makes resvg crash: SIGABRT"),
+        (NESTED, "it makes resvg crash: SIGSEGV"),
+        (CHAIN, "it makes resvg crash: SIGSEGV"),
+        (PANIC, "cannot be drawn"),
+        (ENDLESS, r"it takes more than 0\.5 seconds of a processor"),
+    ],
+    ids=["abort", "nested", "chain", "panic", "endless"],
+)
+def test_a_drawing_that_attacks_costs_an_error_and_nothing_else(brief, data, says):
+    with pytest.raises(BadSample, match=rf"a\.svg: .*{says}") as refused:
+        decode_image(data, "a.svg")
+    assert refused.value.cause is Cause.BROKEN_IMAGE
+    assert decode_image(SQUARE, "b.svg").size == (SIDE, SIDE)
+
+
+def test_other_threads_work_while_a_drawing_takes_long(brief):
+    with ThreadPoolExecutor(1) as pool:
+        drawing = pool.submit(decode_image, ENDLESS, "a.svg")
+        counted = 0
+        while not drawing.done():  # half a second of a processor
+            time.sleep(0.01)
+            counted += 1
+        assert isinstance(drawing.exception(), BadSample)
+    assert counted > 10, "resvg holds Python's lock while it draws"
+
+
+def test_drawings_of_several_threads_do_not_mix():
+    colours = [f"#{number:02x}{255 - number:02x}00" for number in range(0, 256, 4)]
+    drawings = [OBLONG.replace(b"red", colour.encode()) for colour in colours]
+    with ThreadPoolExecutor(8) as pool:
+        drawn = list(pool.map(lambda data: decode_image(data, "a.svg").getpixel((SIDE // 2, SIDE // 2)), drawings))
+    assert ["#{:02x}{:02x}{:02x}".format(*pixel) for pixel in drawn] == colours
+
+
+def test_helpers_are_kept_and_one_that_somebody_ends_costs_nothing(brief):
+    render_svg(SQUARE.decode(), 8)
+    (helper,) = brief._idle
+    render_svg(SQUARE.decode(), 8)
+    assert brief._idle == [helper]
+    helper._process.kill()
+    helper._process.wait()
+    assert render_svg(SQUARE.decode(), 8).size == (8, 8)
+    assert brief._idle != [helper]
+
+
+def test_a_drawing_that_is_late_twice_is_no_broken_file(monkeypatch):
+    helpers = svg_module._Helpers(cpu_seconds=60, wall_seconds=0.2)
+    monkeypatch.setattr(svg_module, "_helpers", helpers)
+    with pytest.raises(BadSample, match=r"a\.svg: an SVG file that was not drawn .*try again") as refused:
+        decode_image(ENDLESS, "a.svg")
+    assert refused.value.cause is Cause.UNREADABLE
+    helpers.end()
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="limits are read as Linux shows them")
+def test_a_helper_can_open_no_file_and_its_memory_is_limited(brief):
+    render_svg(SQUARE.decode(), 8)
+    limits = Path(f"/proc/{brief._idle[0]._process.pid}/limits").read_text()
+    found = {line[:26].strip(): line[26:].split()[:2] for line in limits.splitlines()}
+    assert found["Max open files"] == ["0", "0"]
+    assert found["Max address space"] == [str(2**30)] * 2
+    assert found["Max core file size"] == ["0", "0"]
+
+
+def test_resvg_can_read_no_file_even_if_it_is_asked_to(tmp_path, brief):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    shown = SQUARE.replace(b"<path", f'<image width="8" height="8" href="{tmp_path}/red.png"/><path'.encode())
+    assert brief.draw(shown, 8) == brief.draw(SQUARE, 8)
+
+
+# --- Programs that draw
+
+
+SCRIPT = f"""
+from grr_coca.data.images import decode_image
+print(decode_image({SQUARE!r}, "a.svg").getpixel((10, 100)))
+"""
+
+
+def test_a_script_without_a_guard_draws(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    said = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=True)
+    assert (said.stdout, said.stderr) == ("(0, 0, 0)\n", "")
+
+
+def test_a_notebook_draws():
+    """Its `__main__` has no file, and its standard input is not ours."""
+    said = subprocess.run([sys.executable], input=SCRIPT, capture_output=True, text=True, check=True)
+    assert (said.stdout, said.stderr) == ("(0, 0, 0)\n", "")
+
+
+def test_files_of_the_current_folder_are_not_imported(tmp_path):
+    for name in ("resvg_py", "struct", "faulthandler", "signal"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
+    code = f"import sys; sys.path.remove(''); {SCRIPT.strip().replace(chr(10), '; ')}"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (said.stdout, said.stderr) == ("(0, 0, 0)\n", "")
+
+
+class Drawings:
+    """A dataset of drawings in eight colours."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return decode_image(OBLONG.replace(b"red", b"#%02x0000" % (32 * index)), "a.svg").getpixel((9, SIDE // 2))[0]
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_of_a_loader_draw(start):
+    torch_data = pytest.importorskip("torch.utils.data")
+    if start not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system cannot {start}")
+    assert render_svg(SQUARE.decode(), 8), "a helper that forked workers must not use"
+    loader = torch_data.DataLoader(Drawings(), num_workers=2, multiprocessing_context=start)
+    assert [int(value) for value in loader] == [32 * index for index in range(8)]
+    assert render_svg(SQUARE.decode(), 8)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are looked at as Linux shows them")
+def test_helpers_end_with_a_process_that_is_killed():
+    code = f"""
+import time
+from grr_coca.data import svg
+svg.render_svg({SQUARE.decode()!r}, 8)
+print(svg._helpers._idle[0]._process.pid, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        helper = int(process.stdout.readline())
+        assert Path(f"/proc/{helper}").exists()
+        process.send_signal(signal.SIGKILL)
+    while Path(f"/proc/{helper}/cmdline").exists():  # the time limit of tests ends this
+        time.sleep(0.01)
+
+
+# --- Drawings by grammar
+
+
+def draw_all(seeds):
+    """How many drawings of these seeds are drawn, and how many are refused. Nothing else may happen to them."""
+    counts = {"drawn": 0, "refused": 0}
+    for seed in seeds:
+        refused = None
+        try:
+            draw_svg(svg_grammar.drawing(seed), f"{seed}.svg")
+        except BadSample as error:
+            refused = error
+        counts["refused" if refused else "drawn"] += 1
+        assert refused is None or (refused.cause is Cause.BROKEN_IMAGE and len(str(refused)) < 1200), f"seed {seed}"
+    return counts
+
+
+def test_no_drawing_of_a_grammar_does_more_than_fail(brief):
+    counts = draw_all(range(150))
+    assert min(counts.values()) > 10, counts
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_no_drawing_of_a_grammar_does_more_than_fail_long(brief):
+    counts = draw_all(range(1000, 21_000))
+    assert min(counts.values()) > 1000, counts

@@ -219,15 +219,24 @@ def test_an_image_that_the_system_did_not_give_is_tried_again(store, look, photo
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
+    def busy(*_):
+        raise OSError("it was late")
+
     with monkeypatch.context() as patched:
         patched.setattr(Path, "read_bytes", refuse)
         patched.setattr("tarfile.open", refuse)
         assert look("photos") == {}
     with monkeypatch.context() as patched:
-        patched.setattr("grr_coca.data.images.find_spec", lambda _: None)
+        patched.setattr("grr_coca.data.svg.find_spec", lambda _: None)
         assert look("photos") == {"new": 5}
     (failure,) = store.failures()
     assert "needs resvg-py" in failure.message
+    assert store.known([failure.name]) == {}, "tried again"
+    with monkeypatch.context() as patched:
+        patched.setattr("grr_coca.data.svg.render_svg", busy)
+        look("photos")
+    (failure,) = store.failures()
+    assert "0.svg.png: an SVG file that was not drawn (it was late); try again" in failure.message
     assert store.known([failure.name]) == {}, "tried again"
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 from serving import DRAWINGS, EVENTS, JSON, serving
 
+from grr_coca.data import svg
 from grr_coca.serve.explainer import Explainer
 from grr_coca.serve.schemas import HEART
 
@@ -32,6 +34,29 @@ def form(content: bytes, **fields: str) -> tuple[bytes, dict[str, str]]:
 
 
 # --- Captions
+
+ATTACKS = {
+    "aborts": '<pattern id="p" width="5" height="99999999999"><rect width="3" height="3"/></pattern>'
+    '<path d="M0 0L9 90V0Z" fill="url(#p)"/>',
+    "takes hours": '<filter id="f"><s:feTurbulence baseFrequency=".1" s:numOctaves="2000000000"/></filter>'
+    '<rect width="99" height="99" filter="url(#f)"/>',
+    "panics": '<filter id="f"><feTurbulence baseFrequency="1e308"/></filter>'
+    '<rect width="99" height="99" filter="url(#f)"/>',
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_a_drawing_that_attacks_is_refused_and_the_server_answers_meanwhile(served, monkeypatch, attack):
+    pytest.importorskip("resvg_py")
+    monkeypatch.setattr(svg, "_helpers", svg._Helpers(cpu_seconds=1))
+    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:s="http://www.w3.org/2000/svg" viewBox="0 0 99 99">'
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(served.post, "/caption", f"{head}{attack}</svg>".encode())
+        while not answer.done():
+            assert served.ask("GET", "/health").status == 200
+    assert answer.result().status == 415
+    assert "an SVG file that cannot be drawn" in answer.result().reason()
+    svg._helpers.end()
 
 
 @pytest.mark.parametrize("name", ["guitar", "red-apple", "snowman"])

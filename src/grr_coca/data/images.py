@@ -1,6 +1,6 @@
 """Decodes image files into RGB images, with errors that say what is wrong, and recognizes image files by their names.
 
-SVG files are drawn by resvg, which the extra `[icons]` installs. HEIC files are decoded by pillow-heif.
+SVG files are drawn by `svg.py`. HEIC files are decoded by pillow-heif.
 """
 
 import io
@@ -11,13 +11,13 @@ from functools import lru_cache
 from importlib.util import find_spec
 from posixpath import basename
 from typing import TYPE_CHECKING, Literal, cast
-from xml.parsers import expat
 
 import numpy as np
 import PIL.WebPImagePlugin  # noqa: F401 (otherwise the first WebP file makes Pillow load all forty plugins)
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from grr_coca.data.sources.base import BadSample, Cause
+from grr_coca.data.svg import draw_svg, is_svg
 
 if TYPE_CHECKING:
     from PIL import ImageCms
@@ -37,6 +37,9 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+
+_MAX_BRANDS = 4096
+"""Bytes of the list of brands that are looked at."""
 
 Opening = Literal["upright_on_white", "as_stored"]
 """How an image is opened: rotated as its EXIF data say and with transparent parts over white, or with its pixels as
@@ -133,7 +136,7 @@ def open_header(data: bytes, name: str) -> Image.Image:
         One of `BROKEN`: the file is broken.
     """
     if is_svg(data):
-        return _draw_svg(data, name)
+        return draw_svg(data, name)
     kind = _container_kind(data)
     if kind == "HEIC":
         image = _open_heic(data, name)
@@ -154,7 +157,7 @@ def _container_kind(data: bytes) -> Literal["AVIF", "HEIC"] | None:
     """The format of a file in the container of ISO 14496-12, by the brands in its first box; None for other files."""
     if data[4:8] != b"ftyp":
         return None
-    end = min(int.from_bytes(data[:4], "big"), _HEAD_BYTES)
+    end = min(int.from_bytes(data[:4], "big"), _MAX_BRANDS)
     brands = {data[8:12], *(data[start : start + 4] for start in range(16, end, 4))}
     if brands & _AVIF_BRANDS:
         from PIL import AvifImagePlugin  # noqa: F401 (late: its library is large)
@@ -372,100 +375,3 @@ def has_image_suffix(name: str) -> bool:
 def is_hidden(name: str) -> bool:
     """True for hidden files and folders, such as the `._NAME.jpg` that macOS writes beside NAME.jpg."""
     return basename(name).startswith(".")
-
-
-# --- SVG
-
-SVG_SIDE = 256
-"""Side in pixels at which SVG files are drawn, since they have no size in pixels. Models see them scaled down."""
-
-_HEAD_BYTES = 4096
-"""The first tag of an SVG file must begin within this many bytes, after comments and declarations."""
-
-_FILE_TAGS = re.compile(r"<(?:[^\s<>/:]+:)?(?:image|feImage)(?![^\s<>/])")
-"""Elements by which resvg would read other files, with any namespace prefix. An entity cannot hide them: resvg takes
-`&#60;` and `&lt;` in an entity as text."""
-
-
-_MAX_LEVELS = 100
-"""Largest depth of nested elements. At a few hundred, resvg uses up its stack, and the process ends."""
-
-_COSTLY_FILTERS = {"feTurbulence": "numOctaves", "feConvolveMatrix": "order", "feMorphology": "radius"}
-"""Filters that can take hours to draw, and the attribute that determines how long."""
-
-_MAX_COST = 32.0
-"""Largest sum of these attributes in a drawing."""
-
-
-def is_svg(data: bytes) -> bool:
-    """True if the bytes of a file are SVG. Its name does not matter."""
-    head = data[:_HEAD_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip()
-    return head.startswith(b"<svg") or (head.startswith((b"<?xml", b"<!")) and b"<svg" in head)
-
-
-def _draw_svg(data: bytes, name: str) -> Image.Image:
-    """Draw an SVG file as a transparent square of `SVG_SIDE` pixels, with oblong drawings in the middle.
-
-    Nothing else is read: no fonts of the system, and no other image.
-
-    Raises:
-        BadSample: the file cannot be drawn, or resvg is not installed.
-    """
-    if find_spec("resvg_py") is None:
-        message = f"{name}: an SVG file, which needs resvg-py; pip install 'grr-coca[icons]'"
-        raise BadSample(message, Cause.NOT_INSTALLED)
-    try:
-        svg = data.decode("utf-8-sig")
-        _require_drawable(svg)
-        image = render_svg(svg, SVG_SIDE)
-    except (ValueError, expat.ExpatError) as error:
-        raise BadSample(f"{name}: an SVG file that cannot be drawn ({error})", Cause.BROKEN_IMAGE) from error
-    image.format = "SVG"
-    return image
-
-
-def _require_drawable(svg: str) -> None:
-    """Raise an error if drawing a file would take too long, or too much memory.
-
-    Raises:
-        ValueError: elements are nested too deeply, or a filter would take too long.
-        ExpatError: the file is not XML.
-    """
-    level, cost = 0, 0.0
-
-    def begin(name: str, attributes: dict[str, str]) -> None:
-        nonlocal level, cost
-        level += 1
-        if level > _MAX_LEVELS:
-            raise ValueError(f"more than {_MAX_LEVELS} nested elements")
-        written = attributes.get(_COSTLY_FILTERS.get(name.rpartition(":")[2], ""), "0")
-        cost += sum(map(float, re.split(r"[\s,]+", written.strip())))
-        if not cost <= _MAX_COST:  # false for NaN too
-            raise ValueError(f"its filters, such as {name} with {written}, would take too long")
-
-    def end(_: str) -> None:
-        nonlocal level
-        level -= 1
-
-    parser = expat.ParserCreate()
-    parser.StartElementHandler, parser.EndElementHandler = begin, end
-    parser.Parse(svg, True)
-
-
-def render_svg(svg: str, side: int) -> Image.Image:
-    """Draw an SVG as an RGBA square of `side` pixels, in the middle if it is oblong.
-
-    Raises:
-        ValueError: it cannot be drawn.
-    """
-    import resvg_py  # late: it needs an extra
-
-    if _FILE_TAGS.search(svg):
-        raise ValueError("it contains another image file; give that one")
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True)
-    drawn = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-    if drawn.size == (side, side):
-        return drawn
-    square = Image.new("RGBA", (side, side), (255, 255, 255, 0))
-    square.paste(drawn, ((side - drawn.width) // 2, (side - drawn.height) // 2))
-    return square

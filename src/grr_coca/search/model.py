@@ -68,7 +68,8 @@ def decode_found(found: Found, preprocess: "Preprocess") -> DecodedImage | Failu
     """Read and decode an image. The stamp of a separate file is read again, as it may have changed since it was found.
     A member of a shard keeps that of the shard that was opened, as another one in its place has other offsets.
 
-    A failure of the system (a permission, a disk, a missing package) has no stamp, so the next update tries it again.
+    A failure of the system (a permission, a disk, a missing package, a busy machine) has no stamp, so the next update
+    tries it again.
     """
     part = found.file.part
     stamp = stamp_of(found.file) if part is None or part.offset is None else found.stamp
@@ -81,8 +82,8 @@ def decode_found(found: Found, preprocess: "Preprocess") -> DecodedImage | Failu
     try:
         image = preprocess.decode(content, found.file.name)
     except BadSample as error:
-        is_missing_package = error.cause is Cause.NOT_INSTALLED
-        return Failure(found.file.name, found.root, None if is_missing_package else stamp, str(error))
+        is_of_system = error.cause in (Cause.NOT_INSTALLED, Cause.UNREADABLE)
+        return Failure(found.file.name, found.root, None if is_of_system else stamp, str(error))
     if stamp is None or stamp.size != len(content):
         stamp = Stamp(len(content), 0 if stamp is None else stamp.mtime_ns)
     found = found._replace(stamp=stamp)

@@ -20,8 +20,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from grr_coca.data.images import BROKEN, decode_image, is_svg, open_header, with_srgb_colours
+from grr_coca.data.images import BROKEN, decode_image, open_header, with_srgb_colours
 from grr_coca.data.sources.base import BadSample
+from grr_coca.data.svg import is_svg
 from grr_coca.errors import UserError, nearest
 from grr_coca.serve.refusal import Refusal
 from grr_coca.shapes import UInt8

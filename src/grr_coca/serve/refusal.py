@@ -59,6 +59,8 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, BadSample):
+        if error.cause is Cause.UNREADABLE:  # a drawing for which the server had no time
+            return Refusal(503, str(error), retry_after=5)
         return Refusal(413 if error.cause is Cause.TOO_LARGE else 415, str(error))
     if isinstance(error, UserError):
         return Refusal(422, str(error))
